@@ -1,0 +1,51 @@
+# `just` lists the recipes; `just check` is what CI runs.
+
+# Lists the recipes.
+default:
+    @just --list --unsorted
+
+# Everything a commit has to pass.
+check: fmt-check lint test deny
+
+# Formats the sources.
+fmt:
+    cargo fmt
+
+# Fails where `just fmt` would change something.
+fmt-check:
+    cargo fmt --check
+
+# Clippy, warnings being errors.
+lint:
+    cargo clippy --locked --all-targets -- -D warnings
+
+# All tests, or those that match; they bring their own Postgres up.
+test *args:
+    cargo test --locked {{ args }}
+
+# What the dependencies are: their licences, sources, versions.
+deny:
+    cargo deny --locked check --hide-inclusion-graph bans licenses sources
+
+# Not part of `check`: the list is fetched from the network, and it changes without a change of ours.
+#
+# Known vulnerabilities in the dependencies.
+advisories:
+    cargo deny --locked check advisories
+
+# With cargo-llvm-cov. Takes `LLVM_COV` and `LLVM_PROFDATA` where set, else Debian's LLVM 22 where installed, else
+# rustup's llvm-tools.
+#
+# Line coverage of the tests, at least 85 %.
+coverage *args:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    llvm=/usr/lib/llvm-22/bin
+    if [[ -x $llvm/llvm-cov && -x $llvm/llvm-profdata ]]; then
+        export LLVM_COV="${LLVM_COV:-$llvm/llvm-cov}" LLVM_PROFDATA="${LLVM_PROFDATA:-$llvm/llvm-profdata}"
+    fi
+    cargo llvm-cov --locked --fail-under-lines 85 {{ args }}
+
+# The service: `just run`, `just run export full --consumer me`.
+run *args:
+    cargo run --locked -- {{ args }}

@@ -1,0 +1,210 @@
+//! The environment, read once into a settings struct for each room. Nothing else reads it.
+//!
+//! Every variable is in `.env.example`. A value that can't be used stops the start with one line that names the variable.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::http::{self, Access};
+use crate::postgres::embedded;
+use crate::{telemetry, worker};
+
+/// A setting that can't be used, as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A variable's value.
+    #[error("{name}: {why}")]
+    Value {
+        /// The variable.
+        name: &'static str,
+        /// What is wrong with it, and what may be there.
+        why: String,
+    },
+    /// The file `.env`.
+    #[error(".env: {0}")]
+    File(#[source] dotenvy::Error),
+}
+
+/// All settings, for `main` to hand out.
+#[derive(Debug)]
+pub struct Config {
+    /// The database to use; `None`: a private one.
+    pub database: Option<PgConnectOptions>,
+    /// The private server.
+    pub embedded: embedded::Settings,
+    /// Where files go.
+    pub output_dir: PathBuf,
+    /// Users in an empty demo table.
+    pub seed_rows: u64,
+    /// The API.
+    pub http: http::Settings,
+    /// Connections for it.
+    pub api_connections: u32,
+    /// The exports.
+    pub worker: worker::Settings,
+    /// How often one is tried.
+    pub max_attempts: u32,
+    /// The logs.
+    pub telemetry: telemetry::Settings,
+    /// Faults for tests.
+    #[cfg(debug_assertions)]
+    pub failpoints: Option<String>,
+}
+
+impl Config {
+    /// Reads the process's environment, and `.env` for what that doesn't set.
+    ///
+    /// # Errors
+    /// At the first value that can't be used.
+    pub fn from_env() -> Result<Config, Error> {
+        let mut variables: HashMap<String, String> = match dotenvy::dotenv_iter() {
+            Ok(lines) => lines.collect::<Result<_, _>>().map_err(Error::File)?,
+            Err(error) if error.not_found() => HashMap::new(),
+            Err(error) => return Err(Error::File(error)),
+        };
+        // What isn't UTF-8 is none of our values.
+        #[expect(clippy::disallowed_methods, reason = "here and nowhere else")]
+        let environment = std::env::vars_os();
+        variables.extend(environment.filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))));
+        Config::from_variables(variables)
+    }
+
+    fn from_variables(variables: HashMap<String, String>) -> Result<Config, Error> {
+        let vars = Variables(variables);
+        let database = match vars.get("DATABASE_URL") {
+            None => None,
+            // The error would quote the URL, and with it the password.
+            Some(url) if !url.starts_with("postgres://") && !url.starts_with("postgresql://") => {
+                return Err(bad("DATABASE_URL", "not a postgres:// URL"));
+            }
+            Some(url) => Some(url.parse().map_err(|_| bad("DATABASE_URL", "not a postgres:// URL"))?),
+        };
+        let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
+        let host: IpAddr = match vars.get("HOST") {
+            Some("localhost") => IpAddr::from([127, 0, 0, 1]),
+            _ => vars.parsed("HOST", IpAddr::from([127, 0, 0, 1]), "an IP address to listen on")?,
+        };
+        let access = match vars.get("AUTH") {
+            None if host.is_loopback() => Access::LocalCallers,
+            None => {
+                return Err(bad(
+                    "AUTH",
+                    format!("unset, and HOST is {host}: AUTH=none opens the service to everybody there"),
+                ));
+            }
+            Some("none") => Access::Everybody,
+            Some(other) => return Err(bad("AUTH", format!("`{other}` is not none"))),
+        };
+        Ok(Config {
+            embedded: embedded::Settings {
+                data_dir_is_default: data_dir.is_none(),
+                data_dir: data_dir.unwrap_or_else(|| "./data".into()),
+                bin_dir: vars.get("PG_BIN_DIR").map(PathBuf::from),
+                search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),
+                runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
+            },
+            output_dir: vars.get("OUTPUT_DIR").unwrap_or("./output").into(),
+            // A database that somebody brings gets no demo rows unasked.
+            seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
+            database,
+            http: http::Settings { host, port: vars.number("PORT", 8080, 0..=65535)? as u16, access },
+            api_connections: vars.number("API_CONNECTIONS", 10, 1..=1000)? as u32,
+            worker: worker::Settings {
+                workers: vars.number("WORKERS", 2, 1..=64)? as u32,
+                lease: Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?),
+            },
+            max_attempts: vars.number("MAX_ATTEMPTS", 5, 1..=100)? as u32,
+            telemetry: telemetry::Settings {
+                level: vars.parsed("LOG_LEVEL", LevelFilter::INFO, "one of error, warn, info, debug, trace, off")?,
+                format: match vars.get("LOG_FORMAT") {
+                    None => telemetry::Format::for_stderr(),
+                    Some("json") => telemetry::Format::Json,
+                    Some("pretty") => telemetry::Format::Pretty,
+                    Some(other) => return Err(bad("LOG_FORMAT", format!("`{other}` is neither json nor pretty"))),
+                },
+            },
+            #[cfg(debug_assertions)]
+            failpoints: vars.get("FAILPOINTS").map(str::to_owned),
+        })
+    }
+}
+
+struct Variables(HashMap<String, String>);
+
+impl Variables {
+    /// A variable's value. An empty one is an unset one, as compose files and shells produce it.
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn parsed<T: FromStr>(&self, name: &'static str, default: T, expected: impl Display) -> Result<T, Error> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        value.parse().map_err(|_| bad(name, format!("`{value}` is not {expected}")))
+    }
+
+    fn number(&self, name: &'static str, default: u64, range: std::ops::RangeInclusive<u64>) -> Result<u64, Error> {
+        let expected = format!("a number from {} to {}", range.start(), range.end());
+        let number = self.parsed(name, default, &expected)?;
+        if range.contains(&number) { Ok(number) } else { Err(bad(name, format!("`{number}` is not {expected}"))) }
+    }
+}
+
+fn bad(name: &'static str, why: impl Into<String>) -> Error {
+    Error::Value { name, why: why.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
+        let variables = variables.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        Config::from_variables(variables).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults() {
+        let config = read(&[("DATABASE_URL", "")]).unwrap();
+        assert!(config.database.is_none() && config.embedded.data_dir_is_default);
+        assert_eq!((config.seed_rows, config.http.port, config.worker.workers), (100_000, 8080, 2));
+        assert_eq!(config.http.access, Access::LocalCallers);
+        let brought = read(&[("DATABASE_URL", "postgres://u:p@h/d")]).unwrap();
+        assert_eq!(brought.seed_rows, 0);
+    }
+
+    #[test]
+    fn a_bad_value_is_named() {
+        for (name, value) in [
+            ("PORT", "80a"),
+            ("PORT", "65536"),
+            ("WORKERS", "0"),
+            ("LEASE_SECONDS", "-1"),
+            ("MAX_ATTEMPTS", "many"),
+            ("API_CONNECTIONS", "0"),
+            ("SEED_ROWS", "1e6"),
+            ("HOST", "example"),
+            ("AUTH", "keyz"),
+            ("LOG_LEVEL", "loud"),
+            ("LOG_FORMAT", "xml"),
+            ("DATABASE_URL", "mysql://secret@h/d"),
+        ] {
+            let line = read(&[(name, value)]).unwrap_err();
+            assert!(line.starts_with(&format!("{name}: ")), "{line}");
+            assert!(!line.contains('\n') && !line.contains("secret"), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_open_door_must_be_asked_for() {
+        assert!(read(&[("HOST", "0.0.0.0")]).unwrap_err().starts_with("AUTH: "));
+        assert_eq!(read(&[("HOST", "0.0.0.0"), ("AUTH", "none")]).unwrap().http.access, Access::Everybody);
+        assert_eq!(read(&[("HOST", "localhost")]).unwrap().http.access, Access::LocalCallers);
+    }
+}

@@ -1,0 +1,72 @@
+//! What may be exported: a table's name and the columns of its files.
+//!
+//! Knows no SQL; `source` quotes the names, `encode` picks a formatter by kind.
+
+use crate::job::ExportType;
+
+/// How a column's values travel and are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `bigint`
+    Int8,
+    /// `boolean`
+    Bool,
+    /// `text`, `varchar`
+    Text,
+    /// `timestamptz`
+    Timestamptz,
+}
+
+/// A column of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Its name in the table and in the file's header.
+    pub name: &'static str,
+    /// Its values.
+    pub kind: Kind,
+}
+
+/// A table that may be exported, and how its changes show.
+#[derive(Clone, Copy, Debug)]
+pub struct Dataset {
+    /// Its name in requests and lists.
+    pub name: &'static str,
+    /// The table, found by the connection's `search_path`.
+    pub table: &'static str,
+    /// The columns of a file, in order.
+    pub columns: &'static [Column],
+    /// The column that says when a row was made.
+    pub created_at: &'static str,
+    /// The column that says when a row was last changed.
+    pub updated_at: &'static str,
+    /// The column that says whether a row is deleted.
+    pub deleted: &'static str,
+}
+
+impl Dataset {
+    /// The columns of an export's file, in order: a delta has the operation first.
+    pub fn file_columns(&self, export_type: ExportType) -> Vec<Column> {
+        let operation = (export_type == ExportType::Delta).then_some(OPERATION);
+        operation.into_iter().chain(self.columns.iter().copied()).collect()
+    }
+}
+
+/// The demo table, and any `users` of its shape.
+pub const USERS: Dataset = Dataset {
+    name: "users",
+    table: "users",
+    columns: &[
+        Column { name: "id", kind: Kind::Int8 },
+        Column { name: "name", kind: Kind::Text },
+        Column { name: "email", kind: Kind::Text },
+        Column { name: "created_at", kind: Kind::Timestamptz },
+        Column { name: "updated_at", kind: Kind::Timestamptz },
+        Column { name: "is_deleted", kind: Kind::Bool },
+    ],
+    created_at: "created_at",
+    updated_at: "updated_at",
+    deleted: "is_deleted",
+};
+
+/// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`.
+const OPERATION: Column = Column { name: "operation", kind: Kind::Text };

@@ -1,0 +1,99 @@
+//! Faults that a test asks for at a named place: `failpoint!("sink.fsync", Err(…))`.
+//!
+//! Compiled out of release builds, name and all. In others a place does nothing until `FAILPOINTS` names it:
+//! `FAILPOINTS=worker.publish=kill,sink.fsync=error@2` kills the process at the first hit of one and returns the given error
+//! at the second hit of the other. `sleep:MS` stops the thread for that long, as a paused virtual machine would.
+
+/// A place where a test may inject a fault. With a second argument, `error` makes the function return that value.
+#[macro_export]
+macro_rules! failpoint {
+    ($name:literal) => {
+        #[cfg(debug_assertions)]
+        let _ = $crate::failpoint::hit($name);
+    };
+    ($name:literal, $error:expr) => {
+        #[cfg(debug_assertions)]
+        if $crate::failpoint::hit($name) {
+            return $error;
+        }
+    };
+}
+
+/// Why a list of failpoints can't be read.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a failpoint: NAME=kill|error|sleep:MS, then @N for the Nth hit")]
+pub struct BadSpec(String);
+
+#[cfg(debug_assertions)]
+pub use armed::{arm, hit};
+
+#[cfg(debug_assertions)]
+mod armed {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use super::BadSpec;
+
+    enum Action {
+        Kill,
+        Error,
+        Sleep(Duration),
+    }
+
+    struct Failpoint {
+        name: String,
+        action: Action,
+        at: u64,
+        hits: AtomicU64,
+    }
+
+    static ARMED: OnceLock<Vec<Failpoint>> = OnceLock::new();
+
+    /// Arms the failpoints of a comma-separated list, once a process.
+    ///
+    /// # Errors
+    /// If the list doesn't have the form that this module's page shows.
+    pub fn arm(list: &str) -> Result<(), BadSpec> {
+        let points = list.split(',').map(|spec| parse(spec).ok_or_else(|| BadSpec(spec.to_owned())));
+        let points = points.collect::<Result<Vec<_>, _>>()?;
+        // A second list in one process has nobody who would expect it; the first one stays.
+        let _ = ARMED.set(points);
+        Ok(())
+    }
+
+    fn parse(spec: &str) -> Option<Failpoint> {
+        let (name, rest) = spec.split_once('=')?;
+        let (action, at) = rest.split_once('@').unwrap_or((rest, "1"));
+        let action = match action.split_once(':') {
+            None if action == "kill" => Action::Kill,
+            None if action == "error" => Action::Error,
+            Some(("sleep", millis)) => Action::Sleep(Duration::from_millis(millis.parse().ok()?)),
+            _ => return None,
+        };
+        Some(Failpoint { name: name.to_owned(), action, at: at.parse().ok()?, hits: AtomicU64::new(0) })
+    }
+
+    /// Counts a hit and does what was armed for it; true asks the place to return its error.
+    pub fn hit(name: &str) -> bool {
+        let Some(point) = ARMED.get().and_then(|points| points.iter().find(|point| point.name == name)) else {
+            return false;
+        };
+        if point.hits.fetch_add(1, Ordering::SeqCst) + 1 != point.at {
+            return false;
+        }
+        tracing::warn!(event = "failpoint", name);
+        match point.action {
+            Action::Kill => {
+                let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+                std::process::abort()
+            }
+            Action::Error => true,
+            Action::Sleep(time) => {
+                #[expect(clippy::disallowed_methods, reason = "a stopped thread is the fault")]
+                std::thread::sleep(time);
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The API: routes, layers and the loop that serves them.
+//!
+//! Knows `service` and the nouns; `problem` has the only status codes of errors. No SQL, no files, no environment.
+
+mod access;
+mod exports;
+mod input;
+mod ops;
+mod problem;
+mod users;
+mod watermarks;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::middleware;
+use axum::routing::{delete, get, post};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+use tower_http::set_header::SetResponseHeaderLayer;
+
+pub use access::Access;
+
+use crate::http::problem::Problem;
+use crate::service::Service;
+
+/// A client has this long to send a request's head, and as long to send its body.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Answers under way, downloads too, have this long after a stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+const MAX_URI_BYTES: usize = 8 * 1024;
+
+/// What an operator may set.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port; 0: any free one.
+    pub port: u16,
+    /// Who may call.
+    pub access: Access,
+}
+
+/// The API's routes with every layer, ready to be served.
+pub fn router(service: Service, access: Access) -> Router {
+    let request_id = HeaderName::from_static("x-request-id");
+    let routes = Router::new()
+        .route("/health", get(ops::health))
+        .route("/health/live", get(ops::live))
+        .route("/health/ready", get(ops::ready))
+        .route("/exports", post(exports::create))
+        .route("/exports/full", post(exports::full))
+        .route("/exports/incremental", post(exports::incremental))
+        .route("/exports/delta", post(exports::delta))
+        .route("/export/{consumer_id}", post(exports::incremental_of))
+        .route("/exports/watermark", get(watermarks::get))
+        .route("/exports/{job_id}", get(exports::get))
+        .route("/exports/{job_id}/cancel", post(exports::cancel))
+        .route("/exports/{job_id}/download", get(exports::download))
+        .route("/users/{id}", delete(users::soft_delete))
+        .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .fallback(async || Problem::not_found("there is nothing at this path"))
+        .with_state(service);
+    // From the inside out.
+    routes
+        .layer(middleware::from_fn_with_state(access, access::check))
+        .layer(middleware::from_fn(refuse_long_uris))
+        .layer(CatchPanicLayer::custom(problem::for_panic))
+        .layer(middleware::map_response(problem::for_foreign_errors))
+        .layer(SetResponseHeaderLayer::overriding(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
+        .layer(PropagateRequestIdLayer::new(request_id.clone()))
+        .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
+}
+
+async fn refuse_long_uris(request: Request, next: middleware::Next) -> Result<axum::response::Response, Problem> {
+    let path_and_query = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
+    if path_and_query > MAX_URI_BYTES {
+        return Err(Problem::uri_too_long());
+    }
+    Ok(next.run(request).await)
+}
+
+/// Opens the port.
+///
+/// # Errors
+/// If the address can't be listened on.
+pub async fn listen(settings: &Settings) -> std::io::Result<TcpListener> {
+    TcpListener::bind(SocketAddr::from((settings.host, settings.port))).await
+}
+
+/// Serves until `shutdown`, then lets answers under way finish.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
+    let graceful = GracefulShutdown::new();
+    let mut http1 = hyper::server::conn::http1::Builder::new();
+    http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
+    loop {
+        let accepted = tokio::select! { accepted = listener.accept() => accepted, () = shutdown.cancelled() => break };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: connections that end will free some.
+                tracing::warn!(event = "accept_failed", error = %error);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        // Without it the last bytes of an answer wait for the client's delayed acknowledgement.
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(router.clone());
+        let connection = graceful.watch(http1.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            // A client that goes away is its own business.
+            let _ = connection.await;
+        });
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await;
+}

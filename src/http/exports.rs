@@ -1,0 +1,283 @@
+//! `/exports`: ask for one, look at it, cancel it, fetch its file.
+
+use std::io::{Seek, SeekFrom};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, SecondsFormat, Utc};
+use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
+use serde::Serialize;
+use tokio::io::AsyncReadExt;
+use tokio_util::io::ReaderStream;
+
+use crate::http::input::{self, Consumer, MaybeConsumer, Members, PathParameter};
+use crate::http::problem::Problem;
+use crate::job::{ConsumerId, ExportType, Format, Job, Request};
+use crate::service::{OpenFile, Service};
+
+/// `POST /exports`: a consumer's export of any type, or, without a consumer, an ad-hoc full one.
+pub(crate) async fn create(
+    State(service): State<Service>,
+    MaybeConsumer(consumer): MaybeConsumer,
+    mut members: Members,
+) -> Result<Response, Problem> {
+    let export_type = members.take_word("exportType")?.unwrap_or(ExportType::Full);
+    members.refuse_others()?;
+    if consumer.is_none() && export_type != ExportType::Full {
+        let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
+        return Err(Problem::bad_input("consumer_required", "X-Consumer-ID", detail));
+    }
+    submit(&service, consumer, export_type, "pending").await
+}
+
+/// `POST /exports/full`
+pub(crate) async fn full(service: State<Service>, consumer: Consumer, members: Members) -> Result<Response, Problem> {
+    start(service, consumer, members, ExportType::Full).await
+}
+
+/// `POST /exports/incremental`
+pub(crate) async fn incremental(
+    service: State<Service>,
+    consumer: Consumer,
+    members: Members,
+) -> Result<Response, Problem> {
+    start(service, consumer, members, ExportType::Incremental).await
+}
+
+/// `POST /exports/delta`
+pub(crate) async fn delta(service: State<Service>, consumer: Consumer, members: Members) -> Result<Response, Problem> {
+    start(service, consumer, members, ExportType::Delta).await
+}
+
+/// `POST /export/{consumer_id}`: an incremental export of that consumer.
+pub(crate) async fn incremental_of(
+    service: State<Service>,
+    PathParameter(consumer): PathParameter,
+    members: Members,
+) -> Result<Response, Problem> {
+    let consumer = Consumer(input::consumer(&consumer)?);
+    start(service, consumer, members, ExportType::Incremental).await
+}
+
+async fn start(
+    State(service): State<Service>,
+    Consumer(consumer): Consumer,
+    members: Members,
+    export_type: ExportType,
+) -> Result<Response, Problem> {
+    members.refuse_others()?;
+    submit(&service, Some(consumer), export_type, "started").await
+}
+
+/// Submits a job and says so; `status` is the word that the call's answer has for it.
+async fn submit(
+    service: &Service,
+    consumer: Option<ConsumerId>,
+    export_type: ExportType,
+    status: &'static str,
+) -> Result<Response, Problem> {
+    let job = service.submit(&Request { consumer, export_type, format: Format::Csv }).await?;
+    let location = [(header::LOCATION, format!("/exports/{}", job.id))];
+    let answer = Submitted {
+        job_id: job.id.to_string(),
+        status,
+        export_type: job.export_type.as_str(),
+        output_filename: job.output_filename,
+    };
+    Ok((StatusCode::ACCEPTED, location, Json(answer)).into_response())
+}
+
+/// `GET /exports/{jobId}`
+pub(crate) async fn get(State(service): State<Service>, input::Job(id): input::Job) -> Result<Json<JobBody>, Problem> {
+    Ok(Json(service.job(id).await?.into()))
+}
+
+/// `POST /exports/{jobId}/cancel`
+pub(crate) async fn cancel(State(service): State<Service>, input::Job(id): input::Job) -> Result<Response, Problem> {
+    let (job, already) = service.cancel(id).await?;
+    let status = if already { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(JobBody::from(job))).into_response())
+}
+
+/// `GET /exports/{jobId}/download`, whole or one range of it. A set of several ranges is answered with the whole file, as
+/// RFC 9110 allows.
+pub(crate) async fn download(
+    State(service): State<Service>,
+    input::Job(id): input::Job,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let OpenFile { mut file, place } = service.open_file(id).await?;
+    let size = place.identity.size;
+    let etag = format!("\"{}\"", place.sha256);
+    let mut response_headers = HeaderMap::new();
+    let mut set = |name, value: String| {
+        let value = value.parse().expect("our names, hashes and numbers are valid header values");
+        response_headers.insert(name, value);
+    };
+    set(header::CONTENT_TYPE, place.format.media_type().to_owned());
+    set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", place.output_filename));
+    set(header::ETAG, etag.clone());
+    set(header::ACCEPT_RANGES, "bytes".to_owned());
+    set(header::LAST_MODIFIED, place.finished_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
+
+    if let Some(wanted) = text(&headers, header::IF_NONE_MATCH)
+        && wanted.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag || tag.trim() == "*")
+    {
+        return Ok((StatusCode::NOT_MODIFIED, response_headers).into_response());
+    }
+    // A range of an older file must not be glued to this one: the tag must be the very same.
+    let unchanged = text(&headers, header::IF_RANGE).is_none_or(|tag| tag == etag);
+    let range = text(&headers, header::RANGE).filter(|_| unchanged).map_or(Wanted::Whole, |range| wanted(range, size));
+    let (status, from, length) = match range {
+        Wanted::Whole => (StatusCode::OK, 0, size),
+        Wanted::PastTheEnd => return Ok(Problem::range_not_satisfiable(size)),
+        Wanted::Part { first, last } => {
+            set(header::CONTENT_RANGE, format!("bytes {first}-{last}/{size}"));
+            (StatusCode::PARTIAL_CONTENT, first, last - first + 1)
+        }
+    };
+    set(header::CONTENT_LENGTH, length.to_string());
+    // Only moves the offset: nothing is read here.
+    file.seek(SeekFrom::Start(from)).map_err(crate::sink::Error::from).map_err(crate::service::Error::from)?;
+    let body = ReaderStream::with_capacity(tokio::fs::File::from_std(file).take(length), 256 * 1024);
+    Ok((status, response_headers, Body::from_stream(body)).into_response())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    Whole,
+    Part { first: u64, last: u64 },
+    PastTheEnd,
+}
+
+/// What a `Range` asks for of `size` bytes. One that can't be read is ignored (RFC 9110, 14.2).
+fn wanted(range: &str, size: u64) -> Wanted {
+    let ranges = match parse_range_header(range) {
+        Ok(parsed) => parsed.ranges,
+        Err(RangeUnsatisfiableError::ZeroSuffix) => return Wanted::PastTheEnd,
+        Err(_) => return Wanted::Whole,
+    };
+    let [range] = ranges.as_slice() else { return Wanted::Whole };
+    let (first, last) = match (range.start, range.end) {
+        (StartPosition::FromLast(length), _) => (size.saturating_sub(length), size.saturating_sub(1)),
+        (StartPosition::Index(first), EndPosition::LastByte) => (first, size.saturating_sub(1)),
+        (StartPosition::Index(first), EndPosition::Index(last)) if first <= last => {
+            (first, last.min(size.saturating_sub(1)))
+        }
+        (StartPosition::Index(_), EndPosition::Index(_)) => return Wanted::Whole,
+    };
+    if first < size { Wanted::Part { first, last } } else { Wanted::PastTheEnd }
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// A time in JSON: RFC 3339, UTC, microseconds.
+pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Submitted {
+    job_id: String,
+    status: &'static str,
+    export_type: &'static str,
+    output_filename: String,
+}
+
+/// A job as JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct JobBody {
+    job_id: String,
+    consumer_id: Option<String>,
+    dataset: String,
+    export_type: &'static str,
+    status: &'static str,
+    progress: u8,
+    rows_exported: u64,
+    bytes_written: u64,
+    output_filename: String,
+    format: &'static str,
+    sha256: Option<String>,
+    attempt: u32,
+    error: Option<FailureBody>,
+    watermark_from: Option<String>,
+    watermark_to: Option<String>,
+    created_at: String,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    duration_seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct FailureBody {
+    code: &'static str,
+    detail: String,
+}
+
+impl From<Job> for JobBody {
+    fn from(job: Job) -> JobBody {
+        let duration = job.started_at.zip(job.finished_at).map(|(start, end)| (end - start).as_seconds_f64());
+        JobBody {
+            job_id: job.id.to_string(),
+            consumer_id: job.consumer.map(|consumer| consumer.to_string()),
+            dataset: job.dataset,
+            export_type: job.export_type.as_str(),
+            status: job.status.as_str(),
+            progress: job.progress,
+            rows_exported: job.rows_exported,
+            bytes_written: job.bytes_written,
+            output_filename: job.output_filename,
+            format: job.format.as_str(),
+            sha256: job.sha256,
+            attempt: job.attempt,
+            error: job.error.map(|failure| FailureBody { code: failure.code.as_str(), detail: failure.detail }),
+            watermark_from: job.watermark_from.map(rfc3339),
+            watermark_to: job.watermark_to.map(rfc3339),
+            created_at: rfc3339(job.created_at),
+            started_at: job.started_at.map(rfc3339),
+            finished_at: job.finished_at.map(rfc3339),
+            duration_seconds: duration,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ranges() {
+        for (range, expected) in [
+            ("bytes=0-3", Wanted::Part { first: 0, last: 3 }),
+            ("bytes=8-", Wanted::Part { first: 8, last: 9 }),
+            ("bytes=8-99", Wanted::Part { first: 8, last: 9 }),
+            ("bytes=-2", Wanted::Part { first: 8, last: 9 }),
+            ("bytes=-99", Wanted::Part { first: 0, last: 9 }),
+            ("bytes=10-", Wanted::PastTheEnd),
+            ("bytes=-0", Wanted::PastTheEnd),
+            ("bytes=5-4", Wanted::Whole),
+            ("bytes=0-1,3-4", Wanted::Whole),
+            ("rows=0-1", Wanted::Whole),
+            ("bytes", Wanted::Whole),
+        ] {
+            assert_eq!(wanted(range, 10), expected, "{range}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_is_inside_the_file(range in "bytes=[0-9,-]{0,24}|\\PC{0,40}", size in 1u64..) {
+            if let Wanted::Part { first, last } = wanted(&range, size) {
+                prop_assert!(first <= last && last < size);
+            }
+        }
+    }
+}

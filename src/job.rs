@@ -1,0 +1,434 @@
+//! A job: one export that a consumer asked for, from the request to its file.
+//!
+//! Knows the words and the transitions between them; must not know HTTP, SQL or files.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+/// A word that stands for none of the values it was read as.
+#[derive(Debug, thiserror::Error)]
+#[error("`{word}` is not {expected}")]
+pub struct UnknownWord {
+    word: String,
+    expected: &'static str,
+}
+
+/// An enum of words that are the same in SQL, JSON and logs, from one table.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident, $expected:literal { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// The word for it, the same in SQL, JSON and logs.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownWord;
+
+            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+                match word {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(UnknownWord { word: word.to_owned(), expected: $expected }),
+                }
+            }
+        }
+    };
+}
+
+/// Names a job for ever. Ids of later jobs sort after those of earlier ones (UUID version 7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct JobId(Uuid);
+
+impl JobId {
+    /// An id that nothing else has.
+    pub fn new() -> JobId {
+        JobId(Uuid::now_v7())
+    }
+
+    /// The id as SQL stores it.
+    pub fn as_uuid(self) -> Uuid {
+        self.0
+    }
+}
+
+impl Default for JobId {
+    fn default() -> JobId {
+        JobId::new()
+    }
+}
+
+impl From<Uuid> for JobId {
+    fn from(id: Uuid) -> JobId {
+        JobId(id)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The right to write one attempt of one job: random, fresh at every claim, so that a worker that lost its lease can't pass
+/// for the one that has it. (A sequence could be handed out again after a failover to a lagging standby.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeaseToken(Uuid);
+
+impl LeaseToken {
+    /// A token that nobody else has.
+    pub fn random() -> LeaseToken {
+        LeaseToken(Uuid::new_v4())
+    }
+
+    /// The token as SQL stores it.
+    pub fn as_uuid(self) -> Uuid {
+        self.0
+    }
+}
+
+impl From<Uuid> for LeaseToken {
+    fn from(token: Uuid) -> LeaseToken {
+        LeaseToken(token)
+    }
+}
+
+/// Why a text is no consumer id.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a consumer id has 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and begins with a letter or digit")]
+pub struct BadConsumerId;
+
+/// Who an export is for. 1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`, beginning with a letter or digit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ConsumerId(String);
+
+impl ConsumerId {
+    /// The id as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The id as part of a file name: `:` and `@`, which some file systems and shells treat specially, become `_`.
+    fn file_part(&self) -> String {
+        self.0.replace([':', '@'], "_")
+    }
+}
+
+impl FromStr for ConsumerId {
+    type Err = BadConsumerId;
+
+    fn from_str(text: &str) -> Result<ConsumerId, BadConsumerId> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._:@-".contains(c);
+        let begins_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if begins_well && text.len() <= 128 && text.chars().all(allowed) {
+            Ok(ConsumerId(text.to_owned()))
+        } else {
+            Err(BadConsumerId)
+        }
+    }
+}
+
+impl fmt::Display for ConsumerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+words! {
+    /// Which rows an export holds.
+    ExportType, "an export type: full, incremental, delta" {
+        /// Every live row.
+        Full = "full",
+        /// The live rows changed since the consumer's watermark.
+        Incremental = "incremental",
+        /// The rows changed since, deleted ones too, each with its operation.
+        Delta = "delta",
+    }
+}
+
+words! {
+    /// How a file's rows are written.
+    Format, "a format: csv" {
+        /// RFC 4180, as `COPY … FROM … CSV HEADER` reads it.
+        Csv = "csv",
+    }
+}
+
+impl Format {
+    /// The file name's ending, with its dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Format::Csv => ".csv",
+        }
+    }
+
+    /// The media type of a download.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Format::Csv => "text/csv; charset=utf-8; header=present",
+        }
+    }
+}
+
+words! {
+    /// Where a job stands. The transitions are [`Status::can_become`]; the table `exports` checks them again.
+    Status, "a status: pending, processing, completed, failed, cancelled" {
+        /// Waits for a worker, or for its turn in the lane.
+        Pending = "pending",
+        /// A worker holds its lease.
+        Processing = "processing",
+        /// Committed: the file is whole, the watermark moved with it.
+        Completed = "completed",
+        /// Ended without a file; the watermark is where it was.
+        Failed = "failed",
+        /// Ended on request; the watermark is where it was.
+        Cancelled = "cancelled",
+    }
+}
+
+impl Status {
+    /// The transition table.
+    pub fn can_become(self, next: Status) -> bool {
+        use Status::{Cancelled, Completed, Failed, Pending, Processing};
+        matches!(
+            (self, next),
+            (Pending, Processing | Cancelled) | (Processing, Pending | Completed | Failed | Cancelled)
+        )
+    }
+
+    /// Whether nothing follows it.
+    pub fn is_terminal(self) -> bool {
+        !self.can_become(Status::Cancelled)
+    }
+}
+
+words! {
+    /// Why a job failed, as a stable word. The texts beside it may change, these don't.
+    FailureCode, "a failure code" {
+        /// No room on the output folder's disk, or over a quota.
+        StorageFull = "storage_full",
+        /// The output folder can't be written.
+        StorageReadonly = "storage_readonly",
+        /// The output folder isn't there, or isn't a folder.
+        OutputMissing = "output_missing",
+        /// Postgres could not be reached, or broke off.
+        SourceUnavailable = "source_unavailable",
+        /// The table to export doesn't exist.
+        TableMissing = "table_missing",
+        /// The database role may not read the table.
+        PermissionDenied = "permission_denied",
+        /// A text that isn't UTF-8; the detail names the column.
+        InvalidText = "invalid_text",
+        /// Its workers vanished, each of the attempts it had.
+        AttemptsExhausted = "attempts_exhausted",
+        /// A defect of the service; its log has the cause.
+        Internal = "internal",
+    }
+}
+
+/// What somebody asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// `None`: an ad-hoc export, which reads and moves no watermark.
+    pub consumer: Option<ConsumerId>,
+    /// Which rows.
+    pub export_type: ExportType,
+    /// How they are written.
+    pub format: Format,
+}
+
+impl Request {
+    /// The name of its file up to the extension, for a request made at `now`:
+    /// `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc `export_{YYYYMMDDTHHMMSSZ}`.
+    ///
+    /// It always ends with the time, so that a `-2` behind it can't be part of another request's name.
+    pub fn file_stem(&self, now: DateTime<Utc>) -> String {
+        let time = now.format("%Y%m%dT%H%M%SZ");
+        match &self.consumer {
+            Some(consumer) => format!("{}_{}_{time}", self.export_type, consumer.file_part()),
+            None => format!("export_{time}"),
+        }
+    }
+}
+
+/// A job as everybody sees it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its name for ever.
+    pub id: JobId,
+    /// `None`: an ad-hoc export.
+    pub consumer: Option<ConsumerId>,
+    /// Which dataset's rows.
+    pub dataset: String,
+    /// Which rows of it.
+    pub export_type: ExportType,
+    /// How they are written.
+    pub format: Format,
+    /// Where it stands. [`Status::Processing`] also while a committed file waits for its name.
+    pub status: Status,
+    /// 0 to 100; 100 only when completed.
+    pub progress: u8,
+    /// Rows written so far, all of them once completed.
+    pub rows_exported: u64,
+    /// Bytes written so far, the file's size once completed.
+    pub bytes_written: u64,
+    /// The file's name in the output folder.
+    pub output_filename: String,
+    /// The file's SHA-256 in hexadecimal, once completed.
+    pub sha256: Option<String>,
+    /// How many times a worker took it.
+    pub attempt: u32,
+    /// Why it failed.
+    pub error: Option<Failure>,
+    /// The consumer's watermark that the export began at.
+    pub watermark_from: Option<DateTime<Utc>>,
+    /// The consumer's watermark that the export left.
+    pub watermark_to: Option<DateTime<Utc>>,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When a worker first took it.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// Why a job failed: a stable word for programs, a sentence for people.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The word.
+    pub code: FailureCode,
+    /// The sentence.
+    pub detail: String,
+}
+
+/// How far a running export is. The pipeline writes it, the heartbeat reads it.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Counters>);
+
+#[derive(Debug, Default)]
+struct Counters {
+    percent: AtomicU8,
+    rows: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Progress {
+    /// Says that `done` of `all` parts are read. Stays below 100, which belongs to completed jobs.
+    pub fn reach(&self, done: u64, all: u64) {
+        let percent = done.saturating_mul(100) / all.max(1);
+        self.0.percent.fetch_max(percent.min(99) as u8, Ordering::Relaxed);
+    }
+
+    /// Says how many rows and bytes are written by now.
+    pub fn written(&self, rows: u64, bytes: u64) {
+        self.0.rows.store(rows, Ordering::Relaxed);
+        self.0.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Percent, rows, bytes.
+    pub fn read(&self) -> (u8, u64, u64) {
+        (
+            self.0.percent.load(Ordering::Relaxed),
+            self.0.rows.load(Ordering::Relaxed),
+            self.0.bytes.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// What an attempt made: a file that is whole and on disk, still under its hidden name.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// Rows in the file, the header not among them.
+    pub rows: u64,
+    /// The latest finite `updated_at` among them.
+    pub last_updated_at: Option<DateTime<Utc>>,
+    /// The file.
+    pub file: StagedFile,
+}
+
+/// A staged file, and how to know it again under its final name.
+#[derive(Clone, Debug)]
+pub struct StagedFile {
+    /// The id of the folder that has it.
+    pub store: Uuid,
+    /// Its hidden name there.
+    pub name: String,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// What a file of another content can't share.
+    pub identity: FileIdentity,
+}
+
+/// How a file is known again: a renamed file keeps all three, a rewritten or copied one doesn't.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    /// Size in bytes.
+    pub size: u64,
+    /// Number of its inode.
+    pub inode: u64,
+    /// Last modification, nanoseconds since 1970.
+    pub modified_ns: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terminal_states_are_final() {
+        let all = [Status::Pending, Status::Processing, Status::Completed, Status::Failed, Status::Cancelled];
+        for from in all.into_iter().filter(|s| s.is_terminal()) {
+            assert!(all.iter().all(|to| !from.can_become(*to)), "{from}");
+        }
+        assert!(!Status::Pending.is_terminal() && !Status::Processing.is_terminal());
+        assert!(!Status::Pending.can_become(Status::Completed), "nothing completes without a lease");
+    }
+
+    #[test]
+    fn consumer_ids_are_checked() {
+        for good in ["a", "0", "Team.A_1:eu@x-y", &"x".repeat(128)] {
+            assert!(good.parse::<ConsumerId>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", ".a", "_a", "a b", "a/b", "ä", "a\n", "a'", &"x".repeat(129)] {
+            assert_eq!(bad.parse::<ConsumerId>(), Err(BadConsumerId), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn file_stem_has_type_consumer_and_time() {
+        let now = DateTime::from_timestamp_nanos(1_772_080_200_123_456_000);
+        let request = |consumer: Option<&str>| Request {
+            consumer: consumer.map(|c| c.parse().unwrap()),
+            export_type: ExportType::Delta,
+            format: Format::Csv,
+        };
+        assert_eq!(request(Some("a:b@c")).file_stem(now), "delta_a_b_c_20260226T043000Z");
+        assert_eq!(request(None).file_stem(now), "export_20260226T043000Z");
+    }
+
+    #[test]
+    fn progress_never_goes_back_and_stays_below_100() {
+        let progress = Progress::default();
+        progress.reach(50, 100);
+        progress.reach(10, 100);
+        assert_eq!(progress.read().0, 50);
+        progress.reach(100, 100);
+        progress.reach(0, 0);
+        assert_eq!(progress.read().0, 99);
+    }
+}

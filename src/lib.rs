@@ -1,0 +1,27 @@
+//! `cdc-export`: hands a table's rows to downstream consumers as files.
+//!
+//! The modules in reading order, from the words everybody uses to the edges; `docs/ARCHITECTURE.md` walks through them.
+
+// Nouns: plain values, no I/O.
+pub mod dataset;
+pub mod job;
+pub mod row;
+pub mod watermark;
+
+// The way of a request: from HTTP to a row in `exports`.
+pub mod config;
+pub mod http;
+pub mod service;
+pub mod store;
+
+// The way of an export: from a row in `exports` to a file.
+pub mod encode;
+pub mod pipeline;
+pub mod sink;
+pub mod source;
+pub mod worker;
+
+// The ground: the server, its schema, logs, and the faults that tests inject.
+pub mod failpoint;
+pub mod postgres;
+pub mod telemetry;

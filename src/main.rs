@@ -1,0 +1,136 @@
+//! The command line, and the wiring of the rooms. The only place that prints for people and the only user of anyhow.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use cdc_export::config::{self, Config};
+use cdc_export::postgres::{self, demo, embedded};
+use cdc_export::service::Service;
+use cdc_export::sink::Folder;
+use cdc_export::source::snapshot::Source;
+use cdc_export::store::Store;
+use cdc_export::worker::Worker;
+use cdc_export::{http, telemetry};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Hands a table's rows to downstream consumers as files, with nothing lost and nothing twice.
+///
+/// Settings come from the environment and from `.env`; `.env.example` lists them all.
+#[derive(Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the API and run exports (the default)
+    Serve,
+}
+
+fn main() -> ExitCode {
+    // Clap ends with 2 on bad usage by itself.
+    let CommandLine { command } = CommandLine::parse();
+    let config = match Config::from_env() {
+        Ok(config) => config,
+        Err(error) => return fail(2, &error.into()),
+    };
+    telemetry::start(&config.telemetry);
+    match run(command.unwrap_or(Command::Serve), config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(if error.is::<config::Error>() { 2 } else { 1 }, &error),
+    }
+}
+
+/// One line: what failed and why.
+fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
+    eprintln!("cdc-export: {error:#}");
+    ExitCode::from(code)
+}
+
+#[tokio::main]
+async fn run(command: Command, config: Config) -> anyhow::Result<()> {
+    #[cfg(debug_assertions)]
+    if let Some(list) = &config.failpoints {
+        cdc_export::failpoint::arm(list)?;
+    }
+    match command {
+        Command::Serve => serve(config).await,
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    // Before anything is started: a signal that comes meanwhile must stop it properly.
+    let shutdown = stop_on_signal()?;
+    // The port comes first: a second service on it shouldn't get as far as the database.
+    let listener = http::listen(&config.http).await;
+    let listener = listener.with_context(|| format!("can't listen on {}:{}", config.http.host, config.http.port))?;
+    let (server, database) = match &config.database {
+        Some(options) => (None, options.clone()),
+        None => {
+            let server = embedded::Server::start(&config.embedded).await?;
+            let options = server.connect_options();
+            (Some(server), options)
+        }
+    };
+    let served = serve_on(&config, listener, postgres::options(database), shutdown).await;
+    if let Some(server) = server {
+        server.stop().await;
+    }
+    served
+}
+
+async fn serve_on(
+    config: &Config,
+    listener: tokio::net::TcpListener,
+    database: sqlx::postgres::PgConnectOptions,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    postgres::migrate(&database).await?;
+    let api_pool = postgres::pool(&database, config.api_connections);
+    if config.seed_rows > 0 {
+        demo::seed(&api_pool, config.seed_rows).await?;
+    }
+
+    let folder = Arc::new(Folder::new(config.output_dir.clone()));
+    if let Err(error) = folder.prepare() {
+        // The service is of use without it: jobs fail with the reason until somebody mends the folder.
+        tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error = format!("{:#}", anyhow::Error::new(error)));
+    }
+    // One connection claims and settles, beside the one that listens; each running job brings its own.
+    let control = Store::new(postgres::pool(&database, 2));
+    let worker = Worker::new(config.worker.clone(), control, Source::new(database), Arc::clone(&folder));
+    let service = Service::new(Store::new(api_pool), folder, config.max_attempts);
+    let router = http::router(service, config.http.access);
+
+    let address = listener.local_addr()?;
+    tracing::info!(event = "listening", address = %format!("http://{address}"));
+    // The two end together: an API without workers would take jobs on that nobody does.
+    tokio::join!(http::serve(listener, router, shutdown.clone()), worker.run(shutdown));
+    tracing::info!(event = "stopped");
+    Ok(())
+}
+
+/// A token that SIGTERM or Ctrl-C cancels; a second signal ends the process at once.
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let token = CancellationToken::new();
+    let stop = token.clone();
+    tokio::spawn(async move {
+        let mut next = async || tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} };
+        next().await;
+        tracing::info!(event = "stopping");
+        stop.cancel();
+        next().await;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "who signals twice wants no destructors; Postgres follows by its death signal"
+        )]
+        std::process::exit(1);
+    });
+    Ok(token)
+}

@@ -1,0 +1,142 @@
+//! One export's rows from the source to a staged file: read, encode, hash, write.
+//!
+//! Knows no queue and no store. Reading goes on while the last frame is encoded and written on a thread that may block; memory
+//! is the frames in between.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::mpsc;
+
+use crate::dataset::{Column, Dataset};
+use crate::encode::{self, csv};
+use crate::job::{Exported, Job, Progress};
+use crate::row::Frame;
+use crate::sink::{self, Draft};
+use crate::source::{self, snapshot::Rows};
+
+/// Frames that wait between the reader and the writer.
+const FRAMES_AHEAD: usize = 2;
+
+/// Why there is no file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The rows could not be read.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// A row could not be written as the format wants it.
+    #[error(transparent)]
+    Encode(#[from] encode::Error),
+    /// The file could not be written.
+    #[error(transparent)]
+    Sink(#[from] sink::Error),
+    /// The writing thread panicked: a defect.
+    #[error("writing the file panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
+/// Writes the rows of a job's snapshot into `draft` and stages it.
+///
+/// # Errors
+/// If any step fails; the draft is removed then.
+pub async fn run(
+    rows: Rows<'_>,
+    job: &Job,
+    dataset: &'static Dataset,
+    draft: Draft,
+    progress: &Progress,
+) -> Result<Exported, Error> {
+    let (frames_in, frames_out) = mpsc::channel(FRAMES_AHEAD);
+    let writer = Writer::new(dataset.file_columns(job.export_type), dataset.updated_at, draft, progress.clone());
+    let (read, written) = tokio::join!(rows.read(job, progress, frames_in), write(writer, frames_out));
+    // When writing fails, reading fails for want of a taker: the first cause is the writer's.
+    let writer = written?;
+    read?;
+    blocking(move || writer.stage()).await
+}
+
+async fn write(mut writer: Writer, mut frames: mpsc::Receiver<Frame>) -> Result<Writer, Error> {
+    while let Some(frame) = frames.recv().await {
+        writer = blocking(move || writer.write(&frame)).await?;
+    }
+    Ok(writer)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::Panicked)?
+}
+
+/// The end of the line: rows become bytes, bytes become a file.
+struct Writer {
+    encoder: csv::Encoder,
+    draft: Draft,
+    buffer: Vec<u8>,
+    rows: u64,
+    updated_at: Option<usize>,
+    latest: Option<i64>,
+    progress: Progress,
+}
+
+impl Writer {
+    fn new(columns: Vec<Column>, updated_at: &str, draft: Draft, progress: Progress) -> Writer {
+        let updated_at = columns.iter().position(|column| column.name == updated_at);
+        let encoder = csv::Encoder::new(columns);
+        let mut buffer = Vec::new();
+        encoder.header(&mut buffer);
+        Writer { encoder, draft, buffer, rows: 0, updated_at, latest: None, progress }
+    }
+
+    fn write(mut self, frame: &Frame) -> Result<Writer, Error> {
+        let mut rows = frame.rows();
+        let mut fields = Vec::new();
+        while rows.next_into(&mut fields).map_err(encode::Error::from)? {
+            self.encoder.row(&fields, &mut self.buffer)?;
+            self.rows += 1;
+            let updated_at = self.updated_at.and_then(|i| finite_micros(fields[i]?));
+            self.latest = self.latest.max(updated_at);
+        }
+        self.flush()?;
+        Ok(self)
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.draft.write(&self.buffer)?;
+        self.buffer.clear();
+        self.progress.written(self.rows, self.draft.size());
+        Ok(())
+    }
+
+    fn stage(mut self) -> Result<Exported, Error> {
+        self.flush()?;
+        let file = self.draft.stage()?;
+        Ok(Exported { rows: self.rows, last_updated_at: self.latest.map(time), file })
+    }
+}
+
+/// Postgres counts from here.
+const POSTGRES_EPOCH: DateTime<Utc> = DateTime::from_timestamp(946_684_800, 0).expect("2000-01-01 is a time");
+
+/// A `timestamptz` that a watermark can be: neither infinity, nor from the year 200000 on, where our calendar ends (the table
+/// `watermarks` has the same bound).
+fn finite_micros(field: &[u8]) -> Option<i64> {
+    const YEAR_200000: i64 = 6_248_276_496_000_000_000;
+    let micros = i64::from_be_bytes(field.try_into().ok()?);
+    (micros > i64::MIN && micros < YEAR_200000).then_some(micros)
+}
+
+fn time(micros: i64) -> DateTime<Utc> {
+    POSTGRES_EPOCH + TimeDelta::microseconds(micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_no_watermark_can_be_are_passed_over() {
+        assert_eq!(finite_micros(&i64::MAX.to_be_bytes()), None);
+        assert_eq!(finite_micros(&i64::MIN.to_be_bytes()), None);
+        assert_eq!(finite_micros(&0i64.to_be_bytes()), Some(0));
+        assert_eq!(time(0).to_rfc3339(), "2000-01-01T00:00:00+00:00");
+        let last = finite_micros(&6_248_276_495_999_999_999i64.to_be_bytes()).unwrap();
+        assert_eq!(time(last).to_rfc3339(), "+199999-12-31T23:59:59.999999+00:00");
+    }
+}

@@ -1,0 +1,273 @@
+//! The private Postgres server: finds installed binaries, makes a data folder, runs `postgres` as long as this process lives, restarts it if it dies.
+//!
+//! It knows nothing of what the database is for: no schema, no pool, no environment variable.
+//!
+//! | module | its part |
+//! |---|---|
+//! | `account` | the system user that runs Postgres when we are root |
+//! | `binaries` | which installed Postgres to run |
+//! | `folder` | where everything lives, and the lock that makes one supervisor |
+//! | `cluster` | `initdb`, the database, the password |
+//! | `socket` | the folder of the Unix socket |
+//! | `pid_file` | what Postgres says of itself in `postmaster.pid` |
+//! | `leftovers` | processes of a server whose supervisor is gone |
+//! | `postmaster` | the thread that starts, watches and restarts the server |
+
+mod account;
+mod binaries;
+mod cluster;
+mod folder;
+mod leftovers;
+mod pid_file;
+mod postmaster;
+mod socket;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use tokio::sync::oneshot;
+
+use crate::postgres::embedded::binaries::Binaries;
+use crate::postgres::embedded::folder::{Folder, Place, SYSTEM_DATA_DIR};
+use crate::postgres::embedded::pid_file::PidFile;
+use crate::postgres::embedded::postmaster::{Control, Postmaster};
+use crate::postgres::embedded::socket::SocketFolder;
+
+/// The superuser of the private server, and the database made in it.
+const ROLE: &str = "cdc_export";
+
+/// Only the name of a socket here: the server listens on no network.
+const PORT: u16 = 5432;
+
+/// How a server is asked to end, and how long each request may take: roll back and checkpoint, drop everything (the next start recovers), the kernel's way.
+const ESCALATION: [(Signal, Duration); 3] = [
+    (Signal::SIGINT, Duration::from_secs(20)),
+    (Signal::SIGQUIT, Duration::from_secs(5)),
+    (Signal::SIGKILL, Duration::from_secs(5)),
+];
+
+/// Where the private server lives and where its binaries may be.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The folder of the server's data, log, password and lock.
+    pub data_dir: PathBuf,
+    /// Nobody chose `data_dir`, so root uses `/var/lib/cdc-export` where Postgres can't reach it.
+    pub data_dir_is_default: bool,
+    /// The folder of `postgres` and `initdb`; unset, installed ones are looked for.
+    pub bin_dir: Option<PathBuf>,
+    /// The folders of `PATH`.
+    pub search_path: Vec<PathBuf>,
+    /// `XDG_RUNTIME_DIR`: the preferred home of the socket.
+    pub runtime_dir: Option<PathBuf>,
+}
+
+/// Why there is no private server. Every message is one line that says what to do about it or where to look.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No Postgres on this machine.
+    #[error(
+        "no installed Postgres found: set DATABASE_URL, or install one (Debian, Ubuntu: `apt-get install postgresql`; Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql@17`)"
+    )]
+    NotInstalled,
+    /// The chosen folder of binaries has none.
+    #[error("PG_BIN_DIR: no `postgres` and `initdb` in {}", .0.display())]
+    NoBinaries(PathBuf),
+    /// A program can't be run, or answers nonsense.
+    #[error("can't run {}", .program.display())]
+    Program {
+        /// The program.
+        program: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The data was written by another major version than any that may run.
+    #[error(
+        "the data in {} is of Postgres {data}, the binaries found are of {binaries}: install Postgres {data} or set PG_BIN_DIR to it", .folder.display()
+    )]
+    VersionMismatch {
+        /// The folder of the data.
+        folder: PathBuf,
+        /// The major version that wrote it.
+        data: u32,
+        /// The major versions found, newest first.
+        binaries: String,
+    },
+    /// There is something in the data's place, but no data.
+    #[error("{} is not a Postgres data folder: it has no valid PG_VERSION", .0.display())]
+    NotData(PathBuf),
+    /// Another process supervises a server in this folder.
+    #[error("another process already runs the Postgres server in {}", .0.display())]
+    AlreadySupervised(PathBuf),
+    /// Root found no user to run Postgres as.
+    #[error(
+        "Postgres doesn't run as root, and there is neither a user `postgres` nor `nobody`: create one, or start as an ordinary user"
+    )]
+    NoAccount,
+    /// The user that runs Postgres can't enter the folder.
+    #[error(
+        "the user `{user}`, who runs Postgres, can't reach {}: choose another DATA_DIR or open the folders above it", .folder.display()
+    )]
+    Unreachable {
+        /// The folder nobody but root can reach.
+        folder: PathBuf,
+        /// The user's name or number.
+        user: String,
+    },
+    /// A file or folder of ours can't be read or written.
+    #[error("can't {action} {}", .path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No folder is private and short enough for a socket.
+    #[error("no private folder for the Postgres socket can be made under {}", .0.display())]
+    NoSocketFolder(PathBuf),
+    /// `initdb`, or the making of the database, failed.
+    #[error("can't make a Postgres data folder in {}: {detail}", .folder.display())]
+    Initialise {
+        /// The data folder.
+        folder: PathBuf,
+        /// The line that says why.
+        detail: String,
+    },
+    /// Postgres ended before it was ready.
+    #[error("Postgres did not start ({}): {detail}", .log.display())]
+    Start {
+        /// The server's log.
+        log: PathBuf,
+        /// The log's last error.
+        detail: String,
+    },
+    /// Processes of an earlier server outlive even SIGKILL.
+    #[error("processes of an earlier Postgres still use {} and can't be ended: {pids:?}", .folder.display())]
+    Leftovers {
+        /// The folder they use.
+        folder: PathBuf,
+        /// Their ids.
+        pids: Vec<i32>,
+    },
+    /// The supervisor's thread or task can't run or broke.
+    #[error("the supervisor of Postgres can't run")]
+    Supervisor(#[source] io::Error),
+}
+
+impl Error {
+    /// For `map_err` around one file operation.
+    fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::File { action, path, source }
+    }
+}
+
+/// A running private server. It is restarted when it dies, and ends with this value: at leisure through [`stop`](Server::stop), or signalled when dropped.
+pub struct Server {
+    options: PgConnectOptions,
+    control: Arc<Control>,
+    /// Closed by the supervising thread when the server is gone and the folder unlocked.
+    ended: oneshot::Receiver<()>,
+}
+
+impl Server {
+    /// Starts the server, making its data folder first where there is none. Returns once it accepts connections, however long a recovery takes; drop the future to give up.
+    pub async fn start(settings: &Settings) -> Result<Server, Error> {
+        let settings = settings.clone();
+        let (postmaster, options) = tokio::task::spawn_blocking(move || prepare(&settings))
+            .await
+            .map_err(|panic| Error::Supervisor(io::Error::other(panic)))??;
+        let (ready_sender, ready) = oneshot::channel();
+        let (ended_sender, ended) = oneshot::channel();
+        // Made before the first wait, so that a start that is given up stops the server too.
+        let server = Server { options, control: postmaster.control(), ended };
+        // Not a thread of the runtime: the kernel ends the server with the thread that started it.
+        std::thread::Builder::new()
+            .name("postgres".to_owned())
+            .spawn(move || {
+                postmaster.run(ready_sender);
+                drop(ended_sender);
+            })
+            .map_err(Error::Supervisor)?;
+        ready.await.map_err(|gone| Error::Supervisor(io::Error::other(gone)))??;
+        Ok(server)
+    }
+
+    /// How to connect; it stays true across restarts of the server.
+    pub fn connect_options(&self) -> PgConnectOptions {
+        self.options.clone()
+    }
+
+    /// Ends the server and returns when it is gone: 20 s to roll back and checkpoint, 5 s to drop everything, then SIGKILL.
+    pub async fn stop(mut self) {
+        for (signal, patience) in ESCALATION {
+            self.control.stop(signal);
+            if tokio::time::timeout(patience, &mut self.ended).await.is_ok() {
+                tracing::info!(event = "postgres_stopped", signal = %signal, "Postgres stopped");
+                return;
+            }
+            tracing::warn!(event = "postgres_stop_slow", signal = %signal, seconds = patience.as_secs(), "Postgres is still there");
+        }
+    }
+}
+
+/// Without the options: they print the password.
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Server {
+    /// Signals and doesn't wait: a destructor may run on the runtime. After `stop` there is nothing left to signal.
+    fn drop(&mut self) {
+        self.control.stop(Signal::SIGINT);
+    }
+}
+
+/// How to connect to the server that another process supervises in this data folder; `None` where there is none or it isn't ready.
+pub fn join(settings: &Settings) -> Result<Option<PgConnectOptions>, Error> {
+    let place = Place::find(settings)?;
+    if !place.is_supervised()? {
+        return Ok(None);
+    }
+    let data = place.data();
+    // The file of a killed server says `ready` until the supervisor comes to removing it.
+    let server =
+        PidFile::read(&data).filter(|server| server.ready && leftovers::processes_in(&data).contains(&server.pid));
+    let Some(server) = server else {
+        return Ok(None);
+    };
+    let password = cluster::read_password(&place)?;
+    Ok(Some(connect_options(&server.socket_folder, &password)))
+}
+
+/// All that blocks and may be refused, up to the moment of starting the server.
+fn prepare(settings: &Settings) -> Result<(Postmaster, PgConnectOptions), Error> {
+    let place = Place::find(settings)?;
+    let binaries = Binaries::find(settings, &place.data())?;
+    if settings.data_dir_is_default && place.path == Path::new(SYSTEM_DATA_DIR) {
+        tracing::info!(event = "data_dir_moved", data_dir = %place.path.display(), "the user that runs Postgres can't reach the default data folder, using this one");
+    }
+    let folder = Folder::open(place)?;
+    let password = cluster::ensure(&folder, &binaries)?;
+    let socket = SocketFolder::make(settings.runtime_dir.as_deref(), &folder)?;
+    let options = connect_options(&socket.path, &password);
+    Ok((Postmaster::new(folder, binaries, socket), options))
+}
+
+fn connect_options(socket_folder: &Path, password: &str) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .socket(socket_folder)
+        .port(PORT)
+        .username(ROLE)
+        .password(password)
+        .database(ROLE)
+        .ssl_mode(PgSslMode::Disable)
+}

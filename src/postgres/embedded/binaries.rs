@@ -1,0 +1,187 @@
+//! Which installed Postgres to run. It looks and asks for versions; it installs nothing.
+
+use std::cmp::Reverse;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::postgres::embedded::{Error, Settings};
+
+/// A folder with a `postgres` and its `initdb`, and their major version.
+#[derive(Debug)]
+pub(super) struct Binaries {
+    folder: PathBuf,
+    pub(super) major: u32,
+}
+
+impl Binaries {
+    /// The binaries for `data`: of its major version where it exists, else the first found. A `bin_dir` in the settings is the only candidate.
+    pub(super) fn find(settings: &Settings, data: &Path) -> Result<Binaries, Error> {
+        let wanted = major_of_data(data)?;
+        let installed = match &settings.bin_dir {
+            Some(folder) => {
+                vec![Binaries::in_folder(folder)?.ok_or_else(|| Error::NoBinaries(folder.clone()))?]
+            }
+            None => installed(&candidates(&settings.search_path)),
+        };
+        choose(installed, wanted, data)
+    }
+
+    pub(super) fn postgres(&self) -> PathBuf {
+        self.folder.join("postgres")
+    }
+
+    pub(super) fn initdb(&self) -> PathBuf {
+        self.folder.join("initdb")
+    }
+
+    /// `None` where the two programs aren't both there.
+    fn in_folder(folder: &Path) -> Result<Option<Binaries>, Error> {
+        // Absolute, since the programs are run in another working folder.
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        let binaries = Binaries { folder, major: 0 };
+        let postgres = binaries.postgres();
+        if !postgres.is_file() || !binaries.initdb().is_file() {
+            return Ok(None);
+        }
+        let major = major_of_program(&postgres).map_err(|source| Error::Program { program: postgres, source })?;
+        Ok(Some(Binaries { major, ..binaries }))
+    }
+}
+
+fn choose(mut installed: Vec<Binaries>, wanted: Option<u32>, data: &Path) -> Result<Binaries, Error> {
+    if installed.is_empty() {
+        return Err(Error::NotInstalled);
+    }
+    let Some(wanted) = wanted else {
+        return Ok(installed.swap_remove(0));
+    };
+    if let Some(at) = installed.iter().position(|found| found.major == wanted) {
+        return Ok(installed.swap_remove(at));
+    }
+    let mut majors: Vec<u32> = installed.iter().map(|found| found.major).collect();
+    majors.sort_unstable_by_key(|major| Reverse(*major));
+    majors.dedup();
+    let majors: Vec<String> = majors.iter().map(u32::to_string).collect();
+    Err(Error::VersionMismatch { folder: data.to_owned(), data: wanted, binaries: majors.join(", ") })
+}
+
+/// Every usable one of the folders, in their order. One that can't be asked for its version is passed over: another may do.
+fn installed(folders: &[PathBuf]) -> Vec<Binaries> {
+    folders
+        .iter()
+        .filter_map(|folder| match Binaries::in_folder(folder) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(event = "postgres_unusable", folder = %folder.display(), error = %error, "passed over an installed Postgres");
+                None
+            }
+        })
+        .collect()
+}
+
+/// Where Postgres is installed, in the order of preference: Debian's versions, `PATH`, Homebrew, PGDG on Fedora.
+fn candidates(search_path: &[PathBuf]) -> Vec<PathBuf> {
+    let mut folders = versioned("/usr/lib/postgresql", "");
+    // An entry of PATH that depends on the working folder could be anybody's.
+    folders.extend(search_path.iter().filter(|entry| entry.is_absolute()).cloned());
+    folders.extend(versioned("/opt/homebrew/opt", "postgresql@"));
+    folders.extend(versioned("/usr/local/opt", "postgresql@"));
+    folders.extend(versioned("/usr", "pgsql-"));
+    folders
+}
+
+/// `{parent}/{prefix}{number}/bin`, highest number first.
+fn versioned(parent: &str, prefix: &str) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return Vec::new();
+    };
+    let mut found: Vec<(f64, PathBuf)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            // A fraction, for the two-part majors of old: 9.6.
+            let version = name.to_str()?.strip_prefix(prefix)?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        })
+        .collect();
+    found.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    found.into_iter().map(|(_, folder)| folder).collect()
+}
+
+/// The major version in `PG_VERSION`; `None` where there is no data yet.
+fn major_of_data(data: &Path) -> Result<Option<u32>, Error> {
+    let path = data.join("PG_VERSION");
+    match fs::read_to_string(&path) {
+        Ok(version) => leading_number(&version).map(Some).ok_or_else(|| Error::NotData(data.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !data.exists() => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NotData(data.to_owned())),
+        Err(error) => Err(Error::file("read", &path)(error)),
+    }
+}
+
+/// `postgres (PostgreSQL) 17.2 (Debian …)` → 17; betas and builds of a branch read `18beta1`, `19devel`.
+fn major_of_program(postgres: &Path) -> io::Result<u32> {
+    let output = Command::new(postgres).arg("--version").stdin(Stdio::null()).output()?;
+    let line = String::from_utf8_lossy(&output.stdout);
+    line.split_once("(PostgreSQL) ")
+        .and_then(|(_, version)| leading_number(version))
+        .ok_or_else(|| io::Error::other(format!("it calls its version {:?}", line.trim_end())))
+}
+
+fn leading_number(text: &str) -> Option<u32> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    text[..end].parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn binaries(major: u32) -> Binaries {
+        Binaries { folder: PathBuf::from(format!("/pg/{major}")), major }
+    }
+
+    #[test]
+    fn nothing_installed_is_one_line_with_three_install_commands() {
+        let line = choose(Vec::new(), None, Path::new("/data")).unwrap_err().to_string();
+        assert_eq!(line.lines().count(), 1);
+        for command in ["apt-get install postgresql", "dnf install postgresql-server", "brew install postgresql@17"] {
+            assert!(line.contains(command), "{line}");
+        }
+    }
+
+    #[test]
+    fn existing_data_picks_its_own_major() {
+        let found = vec![binaries(18), binaries(15)];
+        assert_eq!(choose(found, Some(15), Path::new("/d")).unwrap().major, 15);
+        let found = vec![binaries(18), binaries(15)];
+        assert_eq!(choose(found, None, Path::new("/d")).unwrap().major, 18);
+    }
+
+    #[test]
+    fn a_mismatch_names_every_version() {
+        let line = choose(vec![binaries(9), binaries(18)], Some(15), Path::new("/d")).unwrap_err().to_string();
+        assert!(line.contains("Postgres 15") && line.contains("18, 9"), "{line}");
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["pg-9.6", "pg-10", "pg-17", "pg-x", "other"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        let folders = versioned(root.path().to_str().unwrap(), "pg-");
+        let expected = ["pg-17/bin", "pg-10/bin", "pg-9.6/bin"].map(|name| root.path().join(name));
+        assert_eq!(folders, expected);
+    }
+
+    #[test]
+    fn majors_are_read_from_releases_and_betas() {
+        assert_eq!(leading_number("17.2 (Debian 17.2-1)"), Some(17));
+        assert_eq!(leading_number("18beta1"), Some(18));
+        assert_eq!(leading_number("15\n"), Some(15));
+        assert_eq!(leading_number("devel"), None);
+    }
+}

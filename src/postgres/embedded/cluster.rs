@@ -1,0 +1,194 @@
+//! The database cluster in the data folder: made once, whole or not at all, and its password. It starts no server.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use crate::postgres::embedded::binaries::Binaries;
+use crate::postgres::embedded::folder::{Folder, Place};
+use crate::postgres::embedded::{Error, ROLE, leftovers};
+
+/// Where a cluster grows before it is renamed; what a crash leaves under such a name is swept at the next start.
+const SCRATCH: &str = "postgres.new-";
+
+/// Makes the cluster where there is none; the password of its superuser.
+pub(super) fn ensure(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
+    sweep(folder)?;
+    if !folder.place.data().exists() {
+        return initialise(folder, binaries);
+    }
+    match read_password(&folder.place) {
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            replace_password(folder, binaries)
+        }
+        found => found,
+    }
+}
+
+/// The password of the superuser, from its file.
+pub(super) fn read_password(place: &Place) -> Result<String, Error> {
+    let path = place.password();
+    let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// `initdb` and the database in a scratch folder, then its rename: a data folder is never seen half made.
+fn initialise(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
+    tracing::info!(event = "postgres_initialising", folder = %folder.place.data().display(), major = binaries.major, "making a Postgres data folder");
+    let password = new_password();
+    write_password(folder, &password)?;
+    let id = uuid::Uuid::new_v4().simple();
+    let scratch = folder.place.path.join(format!("{SCRATCH}{id}"));
+    folder.place.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
+    let initdb = binaries.initdb();
+    let output = folder
+        .place
+        .account
+        .command(&initdb, &scratch)
+        // The messages are searched for the error, so they must not be translated.
+        .env("LC_ALL", "C")
+        .env("TZ", "UTC")
+        .args(["--auth=scram-sha-256", "--data-checksums"])
+        .args(["--encoding=UTF8", "--locale=C", "--username", ROLE])
+        .arg("--pwfile")
+        .arg(folder.place.password())
+        .arg("--pgdata")
+        .arg(&scratch)
+        .output()
+        .map_err(|source| Error::Program { program: initdb, source })?;
+    require_success(folder, &output)?;
+    single_user(folder, binaries, &scratch, &format!("create database {ROLE}"))?;
+    let data = folder.place.data();
+    fs::rename(&scratch, &data).map_err(Error::file("rename a new cluster to", &data))?;
+    sync_folder(&folder.place.path)?;
+    Ok(password)
+}
+
+/// For a cluster whose password file was lost: whoever holds its folder may set another.
+fn replace_password(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
+    tracing::warn!(event = "postgres_password_replaced", file = %folder.place.password().display(), "the password file is gone, setting a new password");
+    leftovers::clear(&folder.place.data())?;
+    let password = new_password();
+    let statement = format!("alter role {ROLE} password '{password}'");
+    single_user(folder, binaries, &folder.place.data(), &statement)?;
+    // After the role: a crash between the two leaves no file, which brings us here again.
+    write_password(folder, &password)?;
+    Ok(password)
+}
+
+/// Runs one statement in the cluster without a server.
+fn single_user(folder: &Folder, binaries: &Binaries, data: &Path, statement: &str) -> Result<(), Error> {
+    let postgres = binaries.postgres();
+    let failed = |source| Error::Program { program: postgres.clone(), source };
+    let mut child = folder
+        .place
+        .account
+        .command(&postgres, data)
+        .env("LC_ALL", "C")
+        .args(["--single", "-D"])
+        .arg(data)
+        // The standard input, not an argument, carries the statement: it may hold the password.
+        .args(["-c", "exit_on_error=on"])
+        .args(["-c", "log_min_error_statement=panic"])
+        .args(["-c", "log_destination=stderr"])
+        .args(["-c", "logging_collector=off"])
+        .arg("postgres")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let written = match child.stdin.take() {
+        Some(mut stdin) => writeln!(stdin, "{statement}"),
+        None => Ok(()),
+    };
+    let output = child.wait_with_output().map_err(failed)?;
+    // First the status: a program that failed early explains itself better than the broken pipe.
+    require_success(folder, &output)?;
+    written.map_err(failed)
+}
+
+fn require_success(folder: &Folder, output: &Output) -> Result<(), Error> {
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Initialise {
+        folder: folder.place.data(),
+        detail: last_error(&text).unwrap_or_else(|| output.status.to_string()),
+    })
+}
+
+/// The line of a program's output that best says why it failed: the last error, else the last line.
+pub(super) fn last_error(text: &str) -> Option<String> {
+    let mut lines = text.lines().rev().filter(|line| !line.trim().is_empty());
+    let last = lines.clone().next()?;
+    let error =
+        lines.find(|line| ["FATAL:", "PANIC:", "ERROR:", "error:"].iter().any(|severity| line.contains(severity)));
+    Some(error.unwrap_or(last).trim().to_owned())
+}
+
+/// 244 random bits of the operating system, in letters and digits that no quoting can touch.
+fn new_password() -> String {
+    let half = || uuid::Uuid::new_v4().simple().to_string();
+    half() + &half()
+}
+
+/// Renamed into place, so that a crash leaves the whole password or none.
+fn write_password(folder: &Folder, password: &str) -> Result<(), Error> {
+    let path = folder.place.password();
+    let new = path.with_extension("password.new");
+    let write = || {
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = folder.place.account.open_file(&new)?;
+        writeln!(file, "{password}")?;
+        file.sync_all()?;
+        fs::rename(&new, &path)
+    };
+    write().map_err(Error::file("write", &path))?;
+    sync_folder(&folder.place.path)
+}
+
+fn sync_folder(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", path))
+}
+
+/// Removes what crashed attempts left, once nothing writes to it any more.
+fn sweep(folder: &Folder) -> Result<(), Error> {
+    let entries = fs::read_dir(&folder.place.path).map_err(Error::file("list", &folder.place.path))?;
+    for entry in entries.flatten() {
+        let is_scratch = entry.file_name().to_string_lossy().starts_with(SCRATCH);
+        if !is_scratch {
+            continue;
+        }
+        let path = entry.path();
+        leftovers::clear(&path)?;
+        match fs::remove_dir_all(&path) {
+            Ok(()) => {
+                tracing::info!(event = "postgres_scratch_removed", folder = %path.display(), "removed a half-made Postgres data folder");
+            }
+            // No new attempt takes this name, so the rest can wait for the next start.
+            Err(error) => {
+                tracing::warn!(event = "postgres_scratch_left", folder = %path.display(), error = %error, "can't remove a half-made Postgres data folder");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_error_is_quoted_before_the_last_line() {
+        let log = "LOG:  starting\nFATAL:  no room\nLOG:  database system is shut down\n\n";
+        assert_eq!(last_error(log).as_deref(), Some("FATAL:  no room"));
+        assert_eq!(last_error("libpq.so: missing\n").as_deref(), Some("libpq.so: missing"));
+        assert_eq!(last_error("\n"), None);
+    }
+}

@@ -1,0 +1,157 @@
+//! Where the private server lives: the choice of the folder, its parts by name, and the lock that admits one supervisor. It knows nothing of Postgres' own files.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::postgres::embedded::account::Account;
+use crate::postgres::embedded::{Error, Settings};
+
+/// Where root keeps the server when nobody chose a folder and the default is closed to the user that runs Postgres.
+pub(super) const SYSTEM_DATA_DIR: &str = "/var/lib/cdc-export";
+
+/// How long a supervisor waits for the lock: `join` holds it for a moment to see whether it is free.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A folder that the account of the server can reach, existing or not.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    pub(super) account: Account,
+}
+
+impl Place {
+    /// The folder of the settings, or the system's where the settings leave the choice. Makes nothing.
+    pub(super) fn find(settings: &Settings) -> Result<Place, Error> {
+        let path = std::path::absolute(&settings.data_dir).map_err(Error::file("find", &settings.data_dir))?;
+        match Place::at(path) {
+            Err(Error::Unreachable { .. }) if settings.data_dir_is_default && nix::unistd::geteuid().is_root() => {
+                Place::at(PathBuf::from(SYSTEM_DATA_DIR))
+            }
+            found => found,
+        }
+    }
+
+    fn at(path: PathBuf) -> Result<Place, Error> {
+        let account = Account::for_folders(&[&path.join("postgres"), &path])?;
+        let place = Place { path, account };
+        let existing = place.path.ancestors().find(|folder| folder.exists());
+        place.require_reach(existing.unwrap_or(Path::new("/")))?;
+        Ok(place)
+    }
+
+    /// The server's own folder.
+    pub(super) fn data(&self) -> PathBuf {
+        self.path.join("postgres")
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join("postgres.log")
+    }
+
+    pub(super) fn password(&self) -> PathBuf {
+        self.path.join("postgres.password")
+    }
+
+    fn lock(&self) -> PathBuf {
+        self.path.join("supervisor.lock")
+    }
+
+    /// Whether some process holds the supervisor's lock.
+    pub(super) fn is_supervised(&self) -> Result<bool, Error> {
+        let path = self.lock();
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file.map_err(Error::file("open", &path))?,
+        };
+        // Shared, so that two who only look don't see each other.
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(source)) => Err(Error::file("lock", &path)(source)),
+        }
+    }
+
+    fn require_reach(&self, folder: &Path) -> Result<(), Error> {
+        if self.account.reaches(folder)? {
+            return Ok(());
+        }
+        Err(Error::Unreachable { folder: self.path.clone(), user: self.account.name() })
+    }
+
+    fn make(&self) -> Result<(), Error> {
+        if !self.path.exists() {
+            if let Some(parent) = self.path.parent() {
+                fs::create_dir_all(parent).map_err(Error::file("make", parent))?;
+            }
+            match self.account.make_folder(&self.path) {
+                // Somebody else made it in this moment; the lock decides whose it is.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(Error::file("make", &self.path))?,
+            }
+        }
+        // Again: a strict umask may have closed the folders just made above it.
+        self.require_reach(&self.path)
+    }
+}
+
+/// A place that this process alone supervises, for as long as this value lives.
+#[derive(Debug)]
+pub(super) struct Folder {
+    pub(super) place: Place,
+    _lock: File,
+}
+
+impl Folder {
+    /// Makes the folder where there is none, and locks it.
+    pub(super) fn open(place: Place) -> Result<Folder, Error> {
+        place.make()?;
+        let path = place.lock();
+        let lock = place.account.open_file(&path).map_err(Error::file("open", &path))?;
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Folder { place, _lock: lock }),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(TryLockError::WouldBlock) => return Err(Error::AlreadySupervised(place.path)),
+                Err(TryLockError::Error(source)) => {
+                    return Err(Error::file("lock", &path)(source));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn settings(data_dir: PathBuf) -> Settings {
+        Settings { data_dir, data_dir_is_default: true, bin_dir: None, search_path: Vec::new(), runtime_dir: None }
+    }
+
+    #[test]
+    fn a_default_folder_closed_to_the_account_gives_way_to_the_systems() {
+        let closed = tempfile::tempdir().unwrap();
+        fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let folder = closed.path().join("data");
+        let place = Place::find(&settings(folder.clone())).unwrap();
+        // An ordinary user reaches his own folder and stays.
+        let expected = if nix::unistd::geteuid().is_root() { PathBuf::from(SYSTEM_DATA_DIR) } else { folder };
+        assert_eq!(place.path, expected);
+    }
+
+    #[test]
+    fn a_default_folder_open_to_the_account_stays() {
+        let open = tempfile::tempdir().unwrap();
+        fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let folder = open.path().join("data");
+        let place = Place::find(&settings(folder.clone())).unwrap();
+        assert_eq!(place.path, folder);
+    }
+}

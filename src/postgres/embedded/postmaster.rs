@@ -1,0 +1,290 @@
+//! The server process: started, watched and restarted by one thread that lives as long as it. Everybody else can only ask it to stop.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustix::process::{WaitId, WaitIdOptions};
+use tokio::sync::oneshot;
+
+use crate::postgres::embedded::binaries::Binaries;
+use crate::postgres::embedded::cluster::last_error;
+use crate::postgres::embedded::folder::Folder;
+use crate::postgres::embedded::pid_file::PidFile;
+use crate::postgres::embedded::socket::SocketFolder;
+use crate::postgres::embedded::{Error, PORT, leftovers};
+
+/// Before the first restart; doubled for each one that follows soon.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// No restart waits longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A server that lived this long died of something new.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// Between two looks at a server that isn't ready yet.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How often a long recovery is mentioned in the log.
+const PATIENCE_NOTE: Duration = Duration::from_secs(10);
+
+/// Past this size the server's log is set aside before a start, and the one set aside earlier is lost.
+const LOG_MAX_BYTES: u64 = 16 << 20;
+
+/// What the supervising thread shares with those who want the server gone.
+#[derive(Debug, Default)]
+pub(super) struct Control {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Set once, never unset: nothing is started from here on.
+    stopping: bool,
+    /// Taken out in the moment it is reaped, so that a signal never meets a process id that is another's by then.
+    child: Option<Child>,
+}
+
+impl Control {
+    /// Signals the server, if there is one, and has it not started again.
+    pub(super) fn stop(&self, signal: Signal) {
+        let mut state = self.lock();
+        state.stopping = true;
+        if let Some(child) = &state.child {
+            // The only failure is that it is gone.
+            let _ = kill(Pid::from_raw(child.id().cast_signed()), signal);
+        }
+        self.changed.notify_all();
+    }
+
+    /// `None` when stopping. Spawned under the lock, or a `stop` between spawn and store would signal nobody.
+    fn spawn(&self, command: &mut Command) -> io::Result<Option<i32>> {
+        let mut state = self.lock();
+        if state.stopping {
+            return Ok(None);
+        }
+        let child = command.spawn()?;
+        let pid = child.id().cast_signed();
+        state.child = Some(child);
+        Ok(Some(pid))
+    }
+
+    /// How the server ended; `None` while it lives.
+    fn try_reap(&self) -> io::Result<Option<ExitStatus>> {
+        let mut state = self.lock();
+        let Some(child) = &mut state.child else {
+            return Ok(None);
+        };
+        let status = child.try_wait()?;
+        if status.is_some() {
+            state.child = None;
+        }
+        Ok(status)
+    }
+
+    /// Blocks until the server ends. The lock is free meanwhile: `stop` needs it.
+    fn wait(&self) -> io::Result<ExitStatus> {
+        let id = self.lock().child.as_ref().map(Child::id);
+        let pid = id.and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+        let gone = || io::Error::other("there is no server to wait for");
+        let pid = pid.ok_or_else(gone)?;
+        // Leaves it a zombie, whose id nobody else can get.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), options))?;
+        self.lock().child.take().ok_or_else(gone)?.wait()
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.lock().stopping
+    }
+
+    /// Sleeps, but not past a `stop`.
+    fn pause(&self, length: Duration) {
+        let state = self.lock();
+        let _ = self.changed.wait_timeout_while(state, length, |state| !state.stopping);
+    }
+
+    /// The state is whole after every line, so a panic under the lock spoils nothing.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All that it takes to start the server, again and again.
+#[derive(Debug)]
+pub(super) struct Postmaster {
+    // In the order of their end: the lock on the folder goes last.
+    socket: SocketFolder,
+    binaries: Binaries,
+    folder: Folder,
+    control: Arc<Control>,
+}
+
+impl Postmaster {
+    pub(super) fn new(folder: Folder, binaries: Binaries, socket: SocketFolder) -> Postmaster {
+        Postmaster { socket, binaries, folder, control: Arc::default() }
+    }
+
+    pub(super) fn control(&self) -> Arc<Control> {
+        Arc::clone(&self.control)
+    }
+
+    /// Runs the server until it is stopped; `ready` hears of the first start only. The calling thread must do nothing else, the kernel ends the server with it.
+    pub(super) fn run(self, ready: oneshot::Sender<Result<(), Error>>) {
+        if let Err(error) = self.launch() {
+            // Unlocked first: whoever hears of the failure may try again at once.
+            drop(self);
+            let _ = ready.send(Err(error));
+            return;
+        }
+        // Nobody listens where the start was given up; then a stop is on its way.
+        let _ = ready.send(Ok(()));
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let started = Instant::now();
+            let ended = self.control.wait();
+            if self.control.is_stopping() {
+                break;
+            }
+            let status = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+            tracing::error!(event = "postgres_died", status, "Postgres ended unasked");
+            if started.elapsed() > STEADY {
+                pause = FIRST_PAUSE;
+            }
+            self.relaunch(&mut pause);
+        }
+        // A server ended by SIGKILL leaves backends; they must be gone before the lock is.
+        if let Err(error) = leftovers::clear(&self.folder.place.data()) {
+            tracing::warn!(event = "postgres_left", error = %error, "Postgres did not end cleanly");
+        }
+    }
+
+    /// Tries until the server runs again or is no longer wanted.
+    fn relaunch(&self, pause: &mut Duration) {
+        loop {
+            self.control.pause(*pause);
+            *pause = LONGEST_PAUSE.min(*pause * 2);
+            if self.control.is_stopping() {
+                return;
+            }
+            match self.launch() {
+                Ok(()) => {
+                    tracing::warn!(event = "postgres_restarted", "Postgres runs again");
+                    return;
+                }
+                // No failure: it was stopped while it started.
+                Err(_) if self.control.is_stopping() => return,
+                Err(error) => {
+                    tracing::error!(event = "postgres_restart_failed", error = %error, cause = ?std::error::Error::source(&error), "Postgres could not be restarted");
+                }
+            }
+        }
+    }
+
+    /// Starts the server and waits until it is ready, or has ended.
+    fn launch(&self) -> Result<(), Error> {
+        leftovers::clear(&self.folder.place.data())?;
+        self.socket.clear();
+        let path = self.folder.place.log();
+        let mut log = self.open_log().map_err(Error::file("open", &path))?;
+        let begin = log.seek(SeekFrom::End(0)).map_err(Error::file("read", &path))?;
+        let mut command = self.command(&log).map_err(Error::file("open", &path))?;
+        let spawned = self.control.spawn(&mut command);
+        let spawned = spawned.map_err(|source| Error::Program { program: self.binaries.postgres(), source })?;
+        let Some(pid) = spawned else {
+            return Err(self.not_started("it was stopped before".to_owned()));
+        };
+        let Some(status) = self.await_ready(pid)? else {
+            return Ok(());
+        };
+        let said = read_from(&mut log, begin).unwrap_or_default();
+        Err(self.not_started(last_error(&said).unwrap_or_else(|| status.to_string())))
+    }
+
+    /// `None` once the server is ready, else how it ended. A recovery may take any time, so there is no limit but the end of the process.
+    fn await_ready(&self, pid: i32) -> Result<Option<ExitStatus>, Error> {
+        let started = Instant::now();
+        let mut noted = started;
+        loop {
+            let ended = self.control.try_reap().map_err(Error::Supervisor)?;
+            if ended.is_some() {
+                return Ok(ended);
+            }
+            let ready =
+                PidFile::read(&self.folder.place.data()).is_some_and(|server| server.pid == pid && server.ready);
+            if ready {
+                tracing::info!(event = "postgres_ready", pid, major = self.binaries.major, data_dir = %self.folder.place.path.display(), "Postgres is ready");
+                return Ok(None);
+            }
+            if noted.elapsed() > PATIENCE_NOTE {
+                noted = Instant::now();
+                tracing::info!(event = "postgres_starting", pid, seconds = started.elapsed().as_secs(), log = %self.folder.place.log().display(), "Postgres isn't ready yet");
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// The settings that this service relies on are arguments, so that neither an edited file nor an `alter system` can undo them; all others are the cluster's own.
+    fn command(&self, log: &File) -> io::Result<Command> {
+        let data = self.folder.place.data();
+        let mut command = self.folder.place.account.command(&self.binaries.postgres(), &data);
+        let settings = [
+            "listen_addresses=".to_owned(),
+            format!("port={PORT}"),
+            format!("unix_socket_directories={}", self.socket.quoted()),
+            "unix_socket_permissions=0700".to_owned(),
+            "timezone=UTC".to_owned(),
+            "log_timezone=UTC".to_owned(),
+            // Our standard error is the log file, from the first line to the last.
+            "log_destination=stderr".to_owned(),
+            "logging_collector=off".to_owned(),
+            "log_checkpoints=off".to_owned(),
+            // Rows' values belong in no log: they are in statements and in the details of errors.
+            "log_min_error_statement=panic".to_owned(),
+            "log_error_verbosity=terse".to_owned(),
+        ];
+        command.arg("-D").arg(data);
+        for setting in settings {
+            command.arg("-c").arg(setting);
+        }
+        command
+            .stdout(log.try_clone()?)
+            .stderr(log.try_clone()?)
+            // The log is searched for errors, so they must not be translated.
+            .env("LC_ALL", "C")
+            // It would tell our service manager that this service is ready, and that it stops.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("PGDATESTYLE")
+            .env_remove("PGCLIENTENCODING");
+        Ok(command)
+    }
+
+    fn open_log(&self) -> io::Result<File> {
+        let path = self.folder.place.log();
+        let account = &self.folder.place.account;
+        let log = account.open_file(&path)?;
+        if log.metadata()?.len() <= LOG_MAX_BYTES {
+            return Ok(log);
+        }
+        fs::rename(&path, path.with_extension("log.1"))?;
+        account.open_file(&path)
+    }
+
+    fn not_started(&self, detail: String) -> Error {
+        Error::Start { log: self.folder.place.log(), detail }
+    }
+}
+
+/// A log need not be UTF-8.
+fn read_from(log: &mut File, begin: u64) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    log.seek(SeekFrom::Start(begin))?;
+    log.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,126 @@
+//! The folder of the server's Unix socket: closed to other users, and short enough for a socket's path. The data folder can't serve, its path may be of any length.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::postgres::embedded::folder::Folder;
+use crate::postgres::embedded::{Error, PORT};
+
+/// The longest path of a socket in bytes, without the final NUL.
+const LONGEST_PATH: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
+
+/// Used where the preferred folder can't be. Not the system's temporary folder by its variable: on macOS that path is half the length already.
+const FALLBACK: &str = "/tmp";
+
+/// A folder with the socket alone in it; removed when dropped.
+#[derive(Debug)]
+pub(super) struct SocketFolder {
+    pub(super) path: PathBuf,
+}
+
+impl SocketFolder {
+    /// Makes the folder in `preferred`, else in `/tmp`. Its name follows from the data folder, so that a start after a crash finds and reuses it; where somebody else sits on that name, a random one does.
+    pub(super) fn make(preferred: Option<&Path>, folder: &Folder) -> Result<SocketFolder, Error> {
+        let name = name_for(&folder.place.path);
+        let fallback = Path::new(FALLBACK);
+        let random = format!("cdc-export-{}", uuid::Uuid::new_v4().simple());
+        let candidates = preferred.map(|preferred| preferred.join(&name));
+        let candidates = candidates.into_iter().chain([fallback.join(&name), fallback.join(random)]);
+        for path in candidates.filter(|path| fits(path)) {
+            match make_private(&path, folder) {
+                Ok(true) => return Ok(SocketFolder { path }),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(event = "socket_folder_refused", folder = %path.display(), error = %error, "can't keep the socket here");
+                }
+            }
+        }
+        Err(Error::NoSocketFolder(fallback.to_owned()))
+    }
+
+    /// The folder in the syntax of `unix_socket_directories`, where a comma would begin another one.
+    pub(super) fn quoted(&self) -> String {
+        format!("\"{}\"", self.path.display().to_string().replace('"', "\"\""))
+    }
+
+    /// Removes the socket and its lock file that a killed server left. Only for the one who knows that no server runs: Postgres itself keeps off a lock file whose process id some other process has got meanwhile.
+    pub(super) fn clear(&self) {
+        for path in [socket(&self.path), lock(&self.path)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(event = "socket_left", path = %path.display(), error = %error, "can't remove a stale socket");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for SocketFolder {
+    fn drop(&mut self) {
+        self.clear();
+        // Best effort; the next start reuses the folder.
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// Makes the folder or takes over our own; `false` where it is another's or closed to the account.
+fn make_private(path: &Path, folder: &Folder) -> Result<bool, Error> {
+    let account = &folder.place.account;
+    // Root's own runtime folder is closed to the account; nothing is to be left there.
+    if let Some(parent) = path.parent()
+        && !account.reaches(parent)?
+    {
+        return Ok(false);
+    }
+    match account.make_folder(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.map_err(Error::file("make", path))?,
+    }
+    // Not `metadata`: in /tmp anybody may have planted a link to a folder of ours.
+    let found = fs::symlink_metadata(path).map_err(Error::file("read", path))?;
+    let private = found.is_dir() && found.uid() == account.uid() && found.mode() & 0o777 == 0o700;
+    Ok(private && account.reaches(path)?)
+}
+
+/// The same for the same data folder, and unlikely for another.
+fn name_for(data_dir: &Path) -> String {
+    let data_dir = data_dir.canonicalize().unwrap_or(data_dir.to_owned());
+    let digest = ring::digest::digest(&ring::digest::SHA256, data_dir.as_os_str().as_encoded_bytes());
+    let id = digest.as_ref()[..8].iter().fold(0_u64, |id, byte| id << 8 | u64::from(*byte));
+    format!("cdc-export-{id:016x}")
+}
+
+/// A path that isn't UTF-8 fits nowhere: the client takes text.
+fn fits(folder: &Path) -> bool {
+    folder.to_str().is_some() && socket(folder).as_os_str().len() <= LONGEST_PATH
+}
+
+fn socket(folder: &Path) -> PathBuf {
+    folder.join(format!(".s.PGSQL.{PORT}"))
+}
+
+fn lock(folder: &Path) -> PathBuf {
+    folder.join(format!(".s.PGSQL.{PORT}.lock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_fits_up_to_the_longest_socket_path() {
+        let room = LONGEST_PATH - "/.s.PGSQL.5432".len();
+        let longest = format!("/{}", "x".repeat(room - 1));
+        assert!(fits(Path::new(&longest)));
+        assert!(!fits(Path::new(&format!("{longest}x"))));
+    }
+
+    #[test]
+    fn a_comma_in_the_folder_stays_one_folder() {
+        let folder = SocketFolder { path: PathBuf::from("/run/a,b\"c") };
+        assert_eq!(folder.quoted(), "\"/run/a,b\"\"c\"");
+    }
+}

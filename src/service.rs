@@ -1,0 +1,186 @@
+//! What a client may do: ask for exports, look at them, stop them, fetch their files, see a watermark.
+//!
+//! HTTP is one way in and knows this room only. Knows no status codes and runs no export.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::dataset::USERS;
+use crate::job::{ConsumerId, Job, JobId, Request, Status};
+use crate::sink::{self, Folder};
+use crate::store::{
+    self, Store,
+    jobs::{Cancelled, FilePlace},
+    users::User,
+};
+use crate::watermark::Watermark;
+
+/// An export needs room for more than its name.
+const LEAST_ROOM_BYTES: u64 = 16 << 20;
+
+/// Why a request can't be met.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The output folder.
+    #[error(transparent)]
+    Sink(#[from] sink::Error),
+    /// There is no such job.
+    #[error("there is no export with this id")]
+    NoJob,
+    /// There is no such user in a demo table of ours.
+    #[error("there is no user with this id")]
+    NoUser,
+    /// The consumer has none yet.
+    #[error("No watermark for this consumer")]
+    NoWatermark,
+    /// The job has no file yet, and may never have one.
+    #[error("the export is {0}, so it has no file")]
+    NoFile(Status),
+    /// The file was removed, or is not the one that was exported.
+    #[error("the file of this export was removed or replaced")]
+    FileGone,
+    /// The file is in another host's folder.
+    #[error("the file of this export is on another host")]
+    FileOnOtherHost,
+    /// The job is being committed.
+    #[error("the export is being committed")]
+    Committing,
+    /// The job has ended.
+    #[error("the export is {0} already")]
+    Ended(Status),
+}
+
+/// The state of what the service stands on: `Err` says why not.
+#[derive(Debug)]
+pub struct Health {
+    /// Postgres answers.
+    pub postgres: Result<(), store::Error>,
+    /// The output folder can take a file.
+    pub output: Result<(), sink::Error>,
+}
+
+/// A committed file, open.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// The file itself, the very one that was exported.
+    pub file: File,
+    /// What is recorded of it.
+    pub place: FilePlace,
+}
+
+/// What clients may do.
+#[derive(Clone, Debug)]
+pub struct Service {
+    store: Store,
+    folder: Arc<Folder>,
+    max_attempts: u32,
+}
+
+impl Service {
+    /// Jobs submitted here may be tried `max_attempts` times.
+    pub fn new(store: Store, folder: Arc<Folder>, max_attempts: u32) -> Service {
+        Service { store, folder, max_attempts }
+    }
+
+    /// Takes a job on. It will be done, whatever happens to this process.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
+        // A broken folder is the worker's to report: the job fails with the reason.
+        let store = self.on_folder(|folder| folder.store()).await.ok();
+        Ok(self.store.submit(request, &USERS, store, self.max_attempts).await?)
+    }
+
+    /// A job.
+    ///
+    /// # Errors
+    /// If there is none of this id.
+    pub async fn job(&self, id: JobId) -> Result<Job, Error> {
+        self.store.job(id).await?.ok_or(Error::NoJob)
+    }
+
+    /// Cancels a job, or asks its worker to stop. True: it was cancelled before.
+    ///
+    /// # Errors
+    /// If it is too late, or there is no such job.
+    pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
+        match self.store.cancel(id).await? {
+            Cancelled::Asked(job) => Ok((job, false)),
+            Cancelled::Already(job) => Ok((job, true)),
+            Cancelled::Committing => Err(Error::Committing),
+            Cancelled::Ended(status) => Err(Error::Ended(status)),
+            Cancelled::Unknown => Err(Error::NoJob),
+        }
+    }
+
+    /// Opens the file of a completed job.
+    ///
+    /// # Errors
+    /// If it has none, or it is not what was exported, or not here.
+    pub async fn open_file(&self, id: JobId) -> Result<OpenFile, Error> {
+        let place = match self.store.file_place(id).await? {
+            Some(place) if place.is_published => place,
+            Some(_) => return Err(Error::NoFile(Status::Processing)),
+            None => return Err(Error::NoFile(self.job(id).await?.status)),
+        };
+        let wanted = place.clone();
+        let opened = self.on_folder(move |folder| {
+            if folder.store()? != wanted.store {
+                return Ok(Err(Error::FileOnOtherHost));
+            }
+            Ok(folder.open(&wanted.output_filename, &wanted.identity)?.ok_or(Error::FileGone))
+        });
+        Ok(OpenFile { file: opened.await??, place })
+    }
+
+    /// Where a consumer stands.
+    ///
+    /// # Errors
+    /// If it has no watermark.
+    pub async fn watermark(&self, consumer: &ConsumerId) -> Result<Watermark, Error> {
+        self.store.watermark(consumer, USERS.name).await?.ok_or(Error::NoWatermark)
+    }
+
+    /// Marks a user of the demo table as deleted.
+    ///
+    /// # Errors
+    /// If there is none of this id.
+    pub async fn soft_delete_user(&self, id: i64) -> Result<User, Error> {
+        self.store.soft_delete_user(id).await?.ok_or(Error::NoUser)
+    }
+
+    /// Whether Postgres answers.
+    pub async fn ping(&self) -> Result<(), store::Error> {
+        self.store.ping().await
+    }
+
+    /// Whether a job could start now.
+    pub async fn health(&self) -> Health {
+        let output = self.on_folder(|folder| match folder.room()? {
+            room if room < LEAST_ROOM_BYTES => Err(sink::Error::Full(std::io::ErrorKind::StorageFull.into())),
+            _ => Ok(()),
+        });
+        // A network file system may hang; a health check must not.
+        let output = tokio::time::timeout(Duration::from_secs(2), output);
+        let (postgres, output) = tokio::join!(self.store.ping(), output);
+        Health {
+            postgres,
+            output: output.unwrap_or_else(|_| Err(sink::Error::Io(std::io::ErrorKind::TimedOut.into()))),
+        }
+    }
+
+    /// File operations block; they have threads of their own.
+    async fn on_folder<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> Result<T, sink::Error> + Send + 'static,
+    ) -> Result<T, sink::Error> {
+        let folder = Arc::clone(&self.folder);
+        let done = tokio::task::spawn_blocking(move || work(&folder)).await;
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+}

@@ -1,0 +1,441 @@
+//! The output folder: files are written here under hidden names and appear under their final ones when they are committed.
+//!
+//! Durability: after [`Draft::stage`] the bytes are on disk, after [`Folder::publish`] the name is too. Every path is one name
+//! below the folder's own descriptor, and symbolic links are not followed. Blocking throughout. Knows no queue, no store and
+//! no format; what the names belong to is the caller's business.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use ring::digest;
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::failpoint;
+use crate::job::{FileIdentity, JobId, LeaseToken, StagedFile};
+
+/// Holds the folder's id, so that a process with another disk doesn't take its jobs for its own.
+const STORE_MARK: &str = ".cdc-export-store";
+const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
+
+/// What went wrong with the output folder. No text here has a path: callers show it to clients.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk is full, or a quota or size limit is reached.
+    #[error("the output folder has no room left")]
+    Full(#[source] io::Error),
+    /// No permission, or a read-only file system.
+    #[error("the output folder can't be written")]
+    ReadOnly(#[source] io::Error),
+    /// Not there, not a folder, or a link where none may be.
+    #[error("the output folder is missing")]
+    Missing(#[source] io::Error),
+    /// Anything else that the system reports.
+    #[error("the output folder failed")]
+    Io(#[source] io::Error),
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Error {
+        // No stable `ErrorKind` has this one.
+        if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
+            return Error::Missing(error);
+        }
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Error::Full(error)
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly(error),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::Missing(error),
+            _ => Error::Io(error),
+        }
+    }
+}
+
+impl From<Errno> for Error {
+    fn from(errno: Errno) -> Error {
+        io::Error::from(errno).into()
+    }
+}
+
+/// How a publication went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// The file stands under its final name, by this call or an earlier one.
+    Done,
+    /// Another file has that name.
+    Taken,
+    /// Neither the staged file nor the final one is there: somebody removed it.
+    Gone,
+}
+
+/// A folder for files, on a disk of this host.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    store: OnceLock<Uuid>,
+}
+
+impl Folder {
+    /// The folder at `path`; touches nothing yet.
+    pub fn new(path: PathBuf) -> Folder {
+        Folder { path, store: OnceLock::new() }
+    }
+
+    /// Makes the folder where there is none.
+    ///
+    /// # Errors
+    /// If it can't be made or used.
+    pub fn prepare(&self) -> Result<(), Error> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.path)?;
+        self.store().map(drop)
+    }
+
+    /// The folder's id, made at the first call and kept in a small file of the folder.
+    ///
+    /// # Errors
+    /// If there was none and it can't be written, or the file holds no id.
+    pub fn store(&self) -> Result<Uuid, Error> {
+        if let Some(id) = self.store.get() {
+            return Ok(*id);
+        }
+        let dir = self.open_dir()?;
+        let id = match read_mark(&dir)? {
+            Some(id) => id,
+            None => make_mark(&dir)?,
+        };
+        Ok(*self.store.get_or_init(|| id))
+    }
+
+    /// Begins the file of one attempt, under a hidden name that carries job and token.
+    ///
+    /// # Errors
+    /// If the folder can't be written.
+    pub fn create(&self, job: JobId, token: LeaseToken) -> Result<Draft, Error> {
+        failpoint!("sink.create", Err(Error::Full(Errno::NOSPC.into())));
+        let store = self.store()?;
+        let dir = self.open_dir()?;
+        let name = hidden_name(job, token);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&dir, &name, flags, FILE_MODE)?;
+        let draft = Draft {
+            store,
+            place: Some(HiddenPlace { dir, name }),
+            file: file.into(),
+            sha256: digest::Context::new(&digest::SHA256),
+            size: 0,
+        };
+        rustix::fs::fchmod(&draft.file, FILE_MODE)?;
+        Ok(draft)
+    }
+
+    /// Gives a staged file its final name and puts the name on disk. Never replaces a file. May be called again after a
+    /// crash at any point, by any process that sees the folder.
+    ///
+    /// # Errors
+    /// If the folder can't be written; nothing has changed then, or the file has its name but the name isn't yet safe on disk.
+    pub fn publish(&self, staged_name: &str, final_name: &str, recorded: &FileIdentity) -> Result<Published, Error> {
+        let dir = self.open_dir()?;
+        let published = match rename_without_replacing(&dir, staged_name, final_name) {
+            Ok(()) => Published::Done,
+            Err(Errno::EXIST | Errno::NOENT) if identity_at(&dir, final_name)? == Some(*recorded) => {
+                // Left by a `link` without its `unlink`, or not there.
+                remove_at(&dir, staged_name)?;
+                Published::Done
+            }
+            Err(Errno::EXIST) => Published::Taken,
+            Err(Errno::NOENT) => Published::Gone,
+            Err(errno) => return Err(errno.into()),
+        };
+        failpoint!("sink.publish.renamed", Err(Error::Io(Errno::IO.into())));
+        rustix::fs::fsync(&dir)?;
+        Ok(published)
+    }
+
+    /// Opens a published file if it is still the one that was recorded.
+    ///
+    /// # Errors
+    /// If the folder or the file can't be read.
+    pub fn open(&self, name: &str, recorded: &FileIdentity) -> Result<Option<File>, Error> {
+        let dir = self.open_dir()?;
+        // NONBLOCK: a pipe planted under the name must not hang the caller.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        Ok((identity(&file)? == *recorded).then_some(file))
+    }
+
+    /// Whose hidden files there are, of live attempts too.
+    ///
+    /// # Errors
+    /// If the folder can't be read.
+    pub fn hidden_files(&self) -> Result<Vec<(JobId, LeaseToken)>, Error> {
+        let mut found = Vec::new();
+        for entry in rustix::fs::Dir::new(self.open_dir()?)? {
+            found.extend(read_hidden_name(&entry?.file_name().to_string_lossy()));
+        }
+        Ok(found)
+    }
+
+    /// Removes the hidden file of an attempt; one that isn't there is fine.
+    ///
+    /// # Errors
+    /// If the folder can't be written.
+    pub fn remove_hidden(&self, job: JobId, token: LeaseToken) -> Result<(), Error> {
+        Ok(remove_at(&self.open_dir()?, &hidden_name(job, token))?)
+    }
+
+    /// Whether the folder can take a file now: the bytes that an ordinary user may still write there.
+    ///
+    /// # Errors
+    /// If it can't.
+    pub fn room(&self) -> Result<u64, Error> {
+        let dir = self.open_dir()?;
+        rustix::fs::accessat(&dir, ".", rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK, AtFlags::empty())?;
+        let disk = rustix::fs::fstatvfs(&dir)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    fn open_dir(&self) -> Result<OwnedFd, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&self.path, flags, Mode::empty())?)
+    }
+}
+
+/// A file that is being written. Dropped before it is staged, it is removed.
+pub struct Draft {
+    store: Uuid,
+    place: Option<HiddenPlace>,
+    file: File,
+    sha256: digest::Context,
+    size: u64,
+}
+
+struct HiddenPlace {
+    dir: OwnedFd,
+    name: String,
+}
+
+impl Draft {
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// If they can't all be written; the draft is then of no more use.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        failpoint!("sink.write", Err(Error::Full(Errno::NOSPC.into())));
+        self.file.write_all(bytes)?;
+        self.sha256.update(bytes);
+        self.size += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Bytes written so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Puts the bytes on disk. The file keeps its hidden name.
+    ///
+    /// # Errors
+    /// If the disk refuses. The file is removed then, never synced again: a second fsync may succeed although the first one
+    /// lost pages.
+    pub fn stage(mut self) -> Result<StagedFile, Error> {
+        failpoint!("sink.fsync", Err(Error::Io(Errno::IO.into())));
+        self.file.sync_all()?;
+        let identity = identity(&self.file)?;
+        if identity.size != self.size {
+            return Err(Error::Io(io::Error::other("the staged file has not the size that was written")));
+        }
+        let sha256 = std::mem::replace(&mut self.sha256, digest::Context::new(&digest::SHA256)).finish();
+        let hex = sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let place = self.place.take().expect("only `stage` takes the place, and it consumes the draft");
+        // The hidden name must survive a power cut as well: the commit that follows records it.
+        rustix::fs::fsync(&place.dir)?;
+        Ok(StagedFile { store: self.store, name: place.name, sha256: hex, identity })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let Some(place) = &self.place else { return };
+        if let Err(errno) = remove_at(&place.dir, &place.name) {
+            // The sweeper takes it later.
+            tracing::warn!(event = "draft_left_behind", file = place.name, error = %errno);
+        }
+    }
+}
+
+fn hidden_name(job: JobId, token: LeaseToken) -> String {
+    format!(".{job}.{}.part", token.as_uuid())
+}
+
+fn read_hidden_name(name: &str) -> Option<(JobId, LeaseToken)> {
+    let (job, token) = name.strip_prefix('.')?.strip_suffix(".part")?.split_once('.')?;
+    Some((job.parse::<Uuid>().ok()?.into(), token.parse::<Uuid>().ok()?.into()))
+}
+
+fn identity(file: &File) -> io::Result<FileIdentity> {
+    let found = file.metadata()?;
+    Ok(FileIdentity {
+        size: found.size(),
+        inode: found.ino(),
+        modified_ns: found.mtime() * 1_000_000_000 + found.mtime_nsec(),
+    })
+}
+
+fn identity_at(dir: &OwnedFd, name: &str) -> Result<Option<FileIdentity>, Error> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(file) => Ok(Some(identity(&file.into())?)),
+        // A file that may not even be read is none of ours.
+        Err(Errno::NOENT | Errno::LOOP | Errno::ACCESS) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn remove_at(dir: &OwnedFd, name: &str) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        removed => removed,
+    }
+}
+
+fn rename_without_replacing(dir: &OwnedFd, from: &str, to: &str) -> Result<(), Errno> {
+    match rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE) {
+        // The file system doesn't know the flag.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+            rustix::fs::linkat(dir, from, dir, to, AtFlags::empty())?;
+            rustix::fs::unlinkat(dir, from, AtFlags::empty())
+        }
+        renamed => renamed,
+    }
+}
+
+fn read_mark(dir: &OwnedFd) -> Result<Option<Uuid>, Error> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(dir, STORE_MARK, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    let text = io::read_to_string(file)?;
+    let id = text.trim().parse().map_err(|_| Error::Io(io::Error::other(format!("{STORE_MARK} holds no id"))))?;
+    Ok(Some(id))
+}
+
+/// Writes the mark whole and then names it, so that a replica that starts in the same moment reads all of it or none.
+fn make_mark(dir: &OwnedFd) -> Result<Uuid, Error> {
+    let id = Uuid::new_v4();
+    let name = format!("{STORE_MARK}.{id}");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(dir, &name, flags, FILE_MODE)?);
+    writeln!(file, "{id}")?;
+    file.sync_all()?;
+    match rename_without_replacing(dir, &name, STORE_MARK) {
+        Ok(()) => {
+            rustix::fs::fsync(dir)?;
+            Ok(id)
+        }
+        Err(Errno::EXIST) => {
+            remove_at(dir, &name)?;
+            read_mark(dir)?.ok_or_else(|| Error::Io(io::Error::other(format!("{STORE_MARK} came and went"))))
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path().to_owned());
+        folder.prepare().unwrap();
+        (dir, folder)
+    }
+
+    fn staged(folder: &Folder, content: &str) -> StagedFile {
+        let mut draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
+        draft.write(content.as_bytes()).unwrap();
+        draft.stage().unwrap()
+    }
+
+    fn visible(dir: &tempfile::TempDir) -> Vec<String> {
+        let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != STORE_MARK).collect()
+    }
+
+    #[test]
+    fn a_dropped_draft_leaves_nothing() {
+        let (dir, folder) = folder();
+        let mut draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
+        draft.write(b"half").unwrap();
+        assert_eq!(folder.hidden_files().unwrap().len(), 1);
+        drop(draft);
+        assert!(visible(&dir).is_empty());
+    }
+
+    #[test]
+    fn publishing_twice_is_publishing_once() {
+        let (dir, folder) = folder();
+        let file = staged(&folder, "abc");
+        assert_eq!(file.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        for _ in 0..2 {
+            assert_eq!(folder.publish(&file.name, "a.csv", &file.identity).unwrap(), Published::Done);
+        }
+        assert_eq!(visible(&dir), ["a.csv"]);
+        assert!(folder.open("a.csv", &file.identity).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_taken_name_is_not_replaced() {
+        let (dir, folder) = folder();
+        std::fs::write(dir.path().join("a.csv"), "theirs").unwrap();
+        let file = staged(&folder, "ours");
+        assert_eq!(folder.publish(&file.name, "a.csv", &file.identity).unwrap(), Published::Taken);
+        assert_eq!(std::fs::read_to_string(dir.path().join("a.csv")).unwrap(), "theirs");
+        assert_eq!(folder.publish(&file.name, "a-2.csv", &file.identity).unwrap(), Published::Done);
+    }
+
+    #[test]
+    fn a_removed_or_replaced_file_is_not_served() {
+        let (dir, folder) = folder();
+        let file = staged(&folder, "abc");
+        folder.publish(&file.name, "a.csv", &file.identity).unwrap();
+        std::fs::copy(dir.path().join("a.csv"), dir.path().join("copy")).unwrap();
+        std::fs::rename(dir.path().join("copy"), dir.path().join("a.csv")).unwrap();
+        assert!(folder.open("a.csv", &file.identity).unwrap().is_none(), "replaced by a copy");
+        std::fs::remove_file(dir.path().join("a.csv")).unwrap();
+        assert!(folder.open("a.csv", &file.identity).unwrap().is_none(), "removed");
+        assert_eq!(folder.publish(&file.name, "a.csv", &file.identity).unwrap(), Published::Gone);
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("a.csv")).unwrap();
+        assert!(folder.open("a.csv", &file.identity).unwrap().is_none(), "a link");
+    }
+
+    #[test]
+    fn the_store_id_stays() {
+        let (dir, folder) = folder();
+        let again = Folder::new(dir.path().to_owned());
+        assert_eq!(folder.store().unwrap(), again.store().unwrap());
+        assert_eq!(visible(&dir), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_missing_folder_is_named_so() {
+        let (dir, folder) = folder();
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        assert!(matches!(folder.create(JobId::new(), LeaseToken::random()), Err(Error::Missing(_))));
+        std::fs::write(dir.path(), "a file").unwrap();
+        assert!(matches!(folder.room(), Err(Error::Missing(_))));
+        std::fs::remove_file(dir.path()).unwrap();
+    }
+}

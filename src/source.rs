@@ -1,0 +1,89 @@
+//! The data plane: reads one snapshot of a table, from an open transaction to frames of rows.
+//!
+//! Never writes to a user's table and asks the queue nothing. The transaction that holds the snapshot is lent to the store for
+//! the commit, which is how the watermark moves with the very snapshot that was exported.
+
+mod copy;
+mod cursor;
+mod select;
+pub mod snapshot;
+
+use crate::row::Frame;
+
+/// Why reading failed. The texts name no SQL: callers show them to clients.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres can't be reached, went away or was told to stop.
+    #[error("the connection to Postgres was lost")]
+    Unavailable(#[source] sqlx::Error),
+    /// Somebody else's lock or transaction was in the way for too long.
+    #[error("another transaction was in the way")]
+    InTheWay(#[source] sqlx::Error),
+    /// No such table, or not with these columns.
+    #[error("the table `{table}` is missing, or a column of it")]
+    TableMissing {
+        /// Its name.
+        table: &'static str,
+        /// What Postgres said.
+        #[source]
+        cause: sqlx::Error,
+    },
+    /// The table is somebody's, and nobody told the service to export it.
+    #[error("the table `{0}` was not made by this service and is not exported")]
+    NotOurs(&'static str),
+    /// The role may not read it, or row-level security would hide rows.
+    #[error("the database role may not read the whole table `{table}`")]
+    Denied {
+        /// Its name.
+        table: &'static str,
+        /// What Postgres said.
+        #[source]
+        cause: sqlx::Error,
+    },
+    /// Anything else that Postgres reports.
+    #[error("Postgres refused to read the table")]
+    Sql(#[source] sqlx::Error),
+    /// The stream from Postgres isn't what the protocol promises.
+    #[error("Postgres sent something unexpected: {0}")]
+    Protocol(&'static str),
+    /// Nobody takes the frames any more; the other side says why.
+    #[error("nobody takes the rows")]
+    NotTaken,
+}
+
+impl Error {
+    /// Sorts an error by what can be done about it (SQLSTATEs: PostgreSQL documentation, appendix A).
+    fn of(table: &'static str) -> impl Fn(sqlx::Error) -> Error {
+        move |cause| {
+            let code = match &cause {
+                sqlx::Error::Database(e) => e.code().unwrap_or_default().into_owned(),
+                sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::Tls(_) => {
+                    return Error::Unavailable(cause);
+                }
+                _ => return Error::Sql(cause),
+            };
+            match code.as_str() {
+                "42P01" | "42703" => Error::TableMissing { table, cause },
+                "42501" => Error::Denied { table, cause },
+                "55P03" => Error::InTheWay(cause),
+                code if code.starts_with("40") => Error::InTheWay(cause),
+                code if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => Error::Unavailable(cause),
+                // The snapshot's transaction has ended under its readers.
+                "22023" => Error::Unavailable(cause),
+                _ => Error::Sql(cause),
+            }
+        }
+    }
+}
+
+/// Where a reader puts its frames. Bounded: a slow writer slows the reader.
+type Frames = tokio::sync::mpsc::Sender<Frame>;
+
+/// A frame is sent once it has this many bytes; a row of more makes a larger one.
+const FRAME_BYTES: usize = 128 * 1024;
+
+async fn send(frames: &Frames, rows: &mut bytes::BytesMut) -> Result<(), Error> {
+    let frame = Frame(rows.split().freeze());
+    rows.reserve(FRAME_BYTES);
+    frames.send(frame).await.map_err(|_| Error::NotTaken)
+}

@@ -1,0 +1,268 @@
+//! One export's snapshot: the leader's transaction holds it from the position's reading to the commit, a reader imports it.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::dataset::Dataset;
+use crate::job::{ExportType, Job, Progress};
+use crate::source::{Error, Frames, copy, cursor, select};
+use crate::watermark::Position;
+
+/// How long a lock on the table is waited for before the attempt is given up and made again.
+const LOCK_TIMEOUT: &str = "5s";
+
+/// How to reach the database that has the tables.
+#[derive(Clone, Debug)]
+pub struct Source {
+    options: PgConnectOptions,
+}
+
+impl Source {
+    /// Reads from this database.
+    pub fn new(options: PgConnectOptions) -> Source {
+        Source { options }
+    }
+
+    /// Opens the two connections that an export needs.
+    ///
+    /// # Errors
+    /// If Postgres refuses or can't be reached.
+    pub async fn permit(&self) -> Result<Permit, Error> {
+        let connect = || async {
+            let conn = PgConnection::connect_with(&self.options).await;
+            conn.map_err(Error::Unavailable)
+        };
+        Ok(Permit { leader: connect().await?, reader: connect().await? })
+    }
+}
+
+/// A worker's right to take a job: a leader and a reader, both connected. Leaders that hold snapshots while they wait for
+/// readers out of one pool would wait for ever.
+#[derive(Debug)]
+pub struct Permit {
+    leader: PgConnection,
+    reader: PgConnection,
+}
+
+impl Permit {
+    /// Whether both connections still answer.
+    ///
+    /// # Errors
+    /// If one doesn't; the permit is of no more use.
+    pub async fn check(&mut self) -> Result<(), Error> {
+        self.leader.ping().await.map_err(Error::Unavailable)?;
+        self.reader.ping().await.map_err(Error::Unavailable)
+    }
+
+    /// Takes the snapshot of a job's export: from now on the table can't be truncated, altered or dropped, and the consumer's
+    /// position is known as of the same moment.
+    ///
+    /// # Errors
+    /// If the table can't be read. The connections are closed then.
+    pub async fn open(self, job: &Job, dataset: &'static Dataset) -> Result<Snapshot, Error> {
+        let Permit { mut leader, mut reader } = self;
+        let failed = Error::of(dataset.table);
+        let version = leader.server_version_num().unwrap_or(0);
+        let table = select::quoted(dataset.table);
+        let never_time_out = never_time_out(version);
+        // The lock comes before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't MVCC).
+        // Read committed, and no row lock: neither takes a transaction id, which everybody's snapshots would carry for as long
+        // as the export runs.
+        let begin = format!(
+            "-- source.snapshot.begin
+             begin isolation level read committed read write;
+             {never_time_out}
+             set local lock_timeout = '{LOCK_TIMEOUT}';
+             lock table {table} in access share mode"
+        );
+        sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut leader).await.map_err(&failed)?;
+
+        let opened: Opened = sqlx::query_as(
+            "-- source.snapshot.open
+             select pg_export_snapshot() as name, w.version, w.last_exported_at,
+               exists (select from cdc_export.owned o where o.schema_name = n.nspname and o.table_name = t.relname) as ours,
+               case when t.relkind = 'r' then pg_relation_size(t.oid) / current_setting('block_size')::bigint end as blocks
+             from pg_class t
+             join pg_namespace n on n.oid = t.relnamespace
+             left join watermarks w on w.consumer_id = $2 and w.dataset = $3
+             where t.oid = to_regclass($1)",
+        )
+        .bind(&table)
+        .bind(job.consumer.as_ref().map(|c| c.as_str()))
+        .bind(dataset.name)
+        .fetch_one(&mut leader)
+        .await
+        .map_err(&failed)?;
+        if !opened.ours {
+            return Err(Error::NotOurs(dataset.table));
+        }
+
+        let notice_a_lost_client =
+            if version >= 140_000 { "set local client_connection_check_interval = '1s';" } else { "" };
+        // Not waiting for the lock: a reader that queues behind an ALTER which waits for the leader would wait for ever, and
+        // no deadlock detector sees a leader that waits for its reader outside of Postgres.
+        let import = format!(
+            "-- source.snapshot.import
+             begin isolation level repeatable read read only;
+             set transaction snapshot '{}';
+             {never_time_out}
+             {notice_a_lost_client}
+             set local row_security = off;
+             set local timezone = 'UTC';
+             set local datestyle = 'ISO';
+             set local intervalstyle = 'postgres';
+             set local extra_float_digits = 1;
+             set local bytea_output = 'hex';
+             set local jit = off;
+             set local synchronize_seqscans = off;
+             set local max_parallel_workers_per_gather = 0;
+             set local cursor_tuple_fraction = 1;
+             set local random_page_cost = 1.1;
+             lock table {table} in access share mode nowait",
+            opened.name
+        );
+        sqlx::raw_sql(AssertSqlSafe(import)).execute(&mut reader).await.map_err(&failed)?;
+        Ok(Snapshot {
+            leader,
+            reader,
+            dataset,
+            position: Position { version: opened.version, last_exported_at: opened.last_exported_at },
+            // Before 14 there is no scan of a ctid range: each one would read the whole table.
+            blocks: opened.blocks.filter(|_| version >= 140_000).map(i64::unsigned_abs),
+        })
+    }
+}
+
+/// Whatever the server or the role sets, an export may take as long as it takes.
+fn never_time_out(version: u32) -> &'static str {
+    if version >= 170_000 {
+        "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; set local transaction_timeout = 0;"
+    } else {
+        "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0;"
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct Opened {
+    name: String,
+    version: Option<i64>,
+    last_exported_at: Option<DateTime<Utc>>,
+    ours: bool,
+    blocks: Option<i64>,
+}
+
+/// An open snapshot. Dropped, it is given up: both connections close and their transactions end.
+#[derive(Debug)]
+pub struct Snapshot {
+    leader: PgConnection,
+    reader: PgConnection,
+    dataset: &'static Dataset,
+    position: Position,
+    blocks: Option<u64>,
+}
+
+impl Snapshot {
+    /// What the consumer had seen when the snapshot was taken.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// The leader, to be kept alive, and the rows, to be read meanwhile.
+    pub fn split(&mut self) -> (Leader<'_>, Rows<'_>) {
+        let rows = Rows {
+            reader: &mut self.reader,
+            dataset: self.dataset,
+            since: self.position.last_exported_at,
+            blocks: self.blocks,
+        };
+        (Leader { conn: &mut self.leader }, rows)
+    }
+
+    /// Ends the reading and makes the leader's transaction ready for the commit's writes; lends its connection.
+    ///
+    /// From here on the transaction holds locks that others wait for, so it doesn't live longer than a lease without a sign.
+    ///
+    /// # Errors
+    /// If a connection is lost.
+    pub async fn begin_commit(&mut self, lease: Duration) -> Result<&mut PgConnection, Error> {
+        let failed = Error::of(self.dataset.table);
+        sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(&mut self.reader).await.map_err(&failed)?;
+        let settings = format!(
+            "-- source.snapshot.begin_commit
+             set local lock_timeout = '5s';
+             set local idle_in_transaction_session_timeout = {};
+             set local synchronous_commit = on",
+            lease.as_millis()
+        );
+        sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut self.leader).await.map_err(&failed)?;
+        Ok(&mut self.leader)
+    }
+
+    /// Commits, and gives the connections back for the next job.
+    ///
+    /// # Errors
+    /// If the answer is lost, or Postgres refuses. Whether it committed is not known then: only the job's row tells.
+    pub async fn commit(mut self) -> Result<Permit, Error> {
+        let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit");
+        commit.execute(&mut self.leader).await.map_err(Error::of(self.dataset.table))?;
+        Ok(Permit { leader: self.leader, reader: self.reader })
+    }
+}
+
+/// The connection that holds the snapshot.
+#[derive(Debug)]
+pub struct Leader<'s> {
+    conn: &'s mut PgConnection,
+}
+
+impl Leader<'_> {
+    /// Pings the leader for ever; returns when it is lost. Nothing else would notice: it is idle, and TCP's own keepalive
+    /// takes hours.
+    pub async fn keep_alive(self, interval: Duration) -> Error {
+        loop {
+            tokio::time::sleep(interval).await;
+            match tokio::time::timeout(interval, self.conn.ping()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Error::Unavailable(error),
+                Err(_) => return Error::Unavailable(sqlx::Error::PoolTimedOut),
+            }
+        }
+    }
+}
+
+/// The rows of a snapshot.
+#[derive(Debug)]
+pub struct Rows<'s> {
+    reader: &'s mut PgConnection,
+    dataset: &'static Dataset,
+    since: Option<DateTime<Utc>>,
+    blocks: Option<u64>,
+}
+
+impl Rows<'_> {
+    /// Reads the rows of an export of this job and sends them, in frames.
+    ///
+    /// # Errors
+    /// If Postgres fails, or nobody takes the frames.
+    pub async fn read(self, job: &Job, progress: &Progress, frames: Frames) -> Result<(), Error> {
+        let (dataset, table) = (self.dataset, self.dataset.table);
+        match job.export_type {
+            ExportType::Full => {
+                let reading = copy::Reading { select: select::full(dataset), blocks: self.blocks, table, progress };
+                copy::read(self.reader, &reading, &frames).await
+            }
+            ExportType::Incremental => {
+                cursor::read(self.reader, table, &select::incremental(dataset), self.since, &frames).await
+            }
+            ExportType::Delta => {
+                for statement in select::delta(dataset) {
+                    cursor::read(self.reader, table, &statement, self.since, &frames).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! A job's row as clients see it: made, read, cancelled, completed, published.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::dataset::Dataset;
+use crate::job::{Exported, Failure, FileIdentity, Format, Job, JobId, Request, Status};
+use crate::store::queue::Lease;
+use crate::store::{CHANNEL, Error, Store, watermarks};
+use crate::watermark::Position;
+
+/// The columns of [`JobRow`], in every statement that returns one. A completed job whose file has no name yet is shown as it
+/// looks from outside: still processing.
+macro_rules! job_columns {
+    () => {
+        "e.id, e.consumer_id, e.dataset, e.export_type, e.format, e.attempt, e.rows_exported, e.bytes_written, e.output_filename,
+         case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as status,
+         case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
+         case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
+         e.watermark_from, e.watermark_to, e.created_at, e.started_at,
+         case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at"
+    };
+}
+pub(crate) use job_columns;
+
+/// The columns of [`PlaceRow`].
+macro_rules! place_columns {
+    () => {
+        "e.id, e.format, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256,
+         e.store_id, e.finished_at, e.published_at is not null as is_published, e.rows_exported"
+    };
+}
+
+#[derive(sqlx::FromRow)]
+pub(crate) struct JobRow {
+    id: Uuid,
+    consumer_id: Option<String>,
+    dataset: String,
+    export_type: String,
+    format: String,
+    status: String,
+    progress: i16,
+    attempt: i32,
+    rows_exported: i64,
+    bytes_written: i64,
+    output_filename: String,
+    sha256: Option<String>,
+    error_code: Option<String>,
+    error_detail: Option<String>,
+    watermark_from: Option<DateTime<Utc>>,
+    watermark_to: Option<DateTime<Utc>>,
+    created_at: DateTime<Utc>,
+    started_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
+}
+
+impl TryFrom<JobRow> for Job {
+    type Error = Error;
+
+    fn try_from(row: JobRow) -> Result<Job, Error> {
+        let error = row
+            .error_code
+            .map(|code| Ok::<_, Error>(Failure { code: code.parse()?, detail: row.error_detail.unwrap_or_default() }));
+        Ok(Job {
+            id: row.id.into(),
+            // Ids are checked before they are stored; one that somebody else put there is no consumer of ours.
+            consumer: row.consumer_id.and_then(|id| id.parse().ok()),
+            dataset: row.dataset,
+            export_type: row.export_type.parse()?,
+            format: row.format.parse()?,
+            status: row.status.parse()?,
+            progress: row.progress.clamp(0, 100) as u8,
+            rows_exported: row.rows_exported.unsigned_abs(),
+            bytes_written: row.bytes_written.unsigned_abs(),
+            output_filename: row.output_filename,
+            sha256: row.sha256,
+            attempt: row.attempt.unsigned_abs(),
+            error: error.transpose()?,
+            watermark_from: row.watermark_from,
+            watermark_to: row.watermark_to,
+            created_at: row.created_at,
+            started_at: row.started_at,
+            finished_at: row.finished_at,
+        })
+    }
+}
+
+/// How a request to cancel went.
+#[derive(Debug)]
+pub enum Cancelled {
+    /// It is cancelled, or its worker will stop.
+    Asked(Job),
+    /// It was before.
+    Already(Job),
+    /// Too late: its commit is under way, or done and the file about to get its name.
+    Committing,
+    /// Too late: it has ended.
+    Ended(Status),
+    /// There is no such job.
+    Unknown,
+}
+
+/// Where a completed job's file is, or shall be.
+#[derive(Clone, Debug)]
+pub struct FilePlace {
+    /// Whose file.
+    pub job: JobId,
+    /// How it is written.
+    pub format: Format,
+    /// Its hidden name, until it is published.
+    pub staged_name: String,
+    /// Its final name.
+    pub output_filename: String,
+    /// How to know it again.
+    pub identity: FileIdentity,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// The folder that has it.
+    pub store: Uuid,
+    /// When it was committed.
+    pub finished_at: DateTime<Utc>,
+    /// Whether it has its final name.
+    pub is_published: bool,
+    /// Rows in it.
+    pub rows: u64,
+}
+
+/// How a commit went. On all but `Done` the transaction must be rolled back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// Everything is written; only the `COMMIT` itself is missing.
+    Done,
+    /// The lease is somebody else's by now, or the job was cancelled.
+    NotOurs,
+    /// Somebody moved the consumer's watermark since the export began.
+    WatermarkChanged,
+}
+
+impl Store {
+    /// Makes a job: numbers it in its consumer's lane, names its file, and hints that it is there.
+    ///
+    /// # Errors
+    /// If the database fails; there is no job then.
+    pub async fn submit(
+        &self,
+        request: &Request,
+        dataset: &Dataset,
+        store: Option<Uuid>,
+        max_attempts: u32,
+    ) -> Result<Job, Error> {
+        let mut tx = self.pool.begin().await?;
+        let (now, lane_seq) = next_in_lane(&mut tx, request, dataset).await?;
+        let stem = request.file_stem(now);
+        let mut number = names_taken(&mut tx, &stem).await? + 1;
+        let job = loop {
+            let row: Option<JobRow> = sqlx::query_as(concat!(
+                "-- store.jobs.insert
+                 insert into exports as e
+                   (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, store_id, created_at)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                 on conflict (lower(output_filename)) do nothing
+                 returning ",
+                job_columns!()
+            ))
+            .bind(JobId::new().as_uuid())
+            .bind(request.consumer.as_ref().map(|c| c.as_str()))
+            .bind(dataset.name)
+            .bind(lane_seq)
+            .bind(request.export_type.as_str())
+            .bind(request.format.as_str())
+            .bind(max_attempts as i32)
+            .bind(numbered(&stem, number, request.format))
+            .bind(store)
+            .bind(now)
+            .fetch_optional(&mut *tx)
+            .await?;
+            match row {
+                Some(row) => break Job::try_from(row)?,
+                None => number += 1,
+            }
+        };
+        notify(&mut tx).await?;
+        tx.commit().await?;
+        Ok(job)
+    }
+
+    /// A job, if there is one of this id.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>, Error> {
+        let row: Option<JobRow> =
+            sqlx::query_as(concat!("-- store.jobs.get\n select ", job_columns!(), " from exports e where e.id = $1"))
+                .bind(id.as_uuid())
+                .fetch_optional(&self.pool)
+                .await?;
+        row.map(Job::try_from).transpose()
+    }
+
+    /// Cancels a pending job, asks the worker of a processing one to stop.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
+        let mut tx = self.pool.begin().await?;
+        // The commit of an export holds the row's lock: who waits for it would be told "too late" after it anyway.
+        sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
+        let updated: Result<Option<JobRow>, sqlx::Error> = sqlx::query_as(concat!(
+            "-- store.jobs.cancel
+             update exports e
+             set status = case e.status when 'pending' then 'cancelled' else e.status end,
+                 cancel_requested_at = coalesce(e.cancel_requested_at, clock_timestamp()),
+                 finished_at = case e.status when 'pending' then clock_timestamp() end
+             where e.id = $1 and e.status in ('pending', 'processing')
+             returning ",
+            job_columns!()
+        ))
+        .bind(id.as_uuid())
+        .fetch_optional(&mut *tx)
+        .await;
+        match updated {
+            Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("55P03") => return Ok(Cancelled::Committing),
+            Err(error) => return Err(error.into()),
+            Ok(Some(row)) => {
+                notify(&mut tx).await?;
+                tx.commit().await?;
+                return Ok(Cancelled::Asked(row.try_into()?));
+            }
+            Ok(None) => tx.rollback().await?,
+        }
+        Ok(match self.job(id).await? {
+            None => Cancelled::Unknown,
+            Some(job) => match job.status {
+                Status::Cancelled => Cancelled::Already(job),
+                // Completed, its file without a name yet.
+                Status::Processing | Status::Pending => Cancelled::Committing,
+                Status::Completed | Status::Failed => Cancelled::Ended(job.status),
+            },
+        })
+    }
+
+    /// The files of this folder that are committed and have no final name yet.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn unpublished(&self, store: Uuid) -> Result<Vec<FilePlace>, Error> {
+        let rows: Vec<PlaceRow> = sqlx::query_as(concat!(
+            "-- store.jobs.unpublished\n select ",
+            place_columns!(),
+            " from exports e where e.store_id = $1 and e.status = 'completed' and e.published_at is null limit 1000"
+        ))
+        .bind(store)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(FilePlace::try_from).collect()
+    }
+
+    /// Where the file of a completed job is.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn file_place(&self, id: JobId) -> Result<Option<FilePlace>, Error> {
+        let row: Option<PlaceRow> = sqlx::query_as(concat!(
+            "-- store.jobs.file_place\n select ",
+            place_columns!(),
+            " from exports e where e.id = $1 and e.status = 'completed'"
+        ))
+        .bind(id.as_uuid())
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(FilePlace::try_from).transpose()
+    }
+
+    /// Records that the file has its final name. Idempotent.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn published(&self, place: &FilePlace) -> Result<(), Error> {
+        sqlx::query(
+            "-- store.jobs.published
+             update exports set published_at = clock_timestamp()
+             where id = $1 and status = 'completed' and published_at is null and output_filename = $2",
+        )
+        .bind(place.job.as_uuid())
+        .bind(&place.output_filename)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Gives a committed file another final name, since that one is taken in the folder. Recorded before the file is renamed,
+    /// so that whoever goes on after a crash looks for it under the right name. Nothing happens if somebody else did it.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn rename_output(&self, place: &FilePlace) -> Result<(), Error> {
+        let mut tx = self.pool.begin().await?;
+        let stem = stem_of(&place.output_filename, place.format);
+        let mut number = names_taken(&mut tx, stem).await? + 1;
+        loop {
+            let name = numbered(stem, number, place.format);
+            let free: bool = sqlx::query_scalar(
+                "-- store.jobs.name_is_free
+                 select not exists (select from exports where lower(output_filename) = lower($1))",
+            )
+            .bind(&name)
+            .fetch_one(&mut *tx)
+            .await?;
+            if !free {
+                number += 1;
+                continue;
+            }
+            sqlx::query(
+                "-- store.jobs.rename_output
+                 update exports set output_filename = $3
+                 where id = $1 and output_filename = $2 and status = 'completed' and published_at is null",
+            )
+            .bind(place.job.as_uuid())
+            .bind(&place.output_filename)
+            .bind(name)
+            .execute(&mut *tx)
+            .await?;
+            return Ok(tx.commit().await?);
+        }
+    }
+}
+
+/// Completes a job and moves its consumer's watermark, in the transaction whose snapshot was exported.
+///
+/// Whether the lease has expired doesn't matter here, only whose it is: clocks decide when a job is taken over, never what is
+/// true.
+///
+/// # Errors
+/// If the database fails; the transaction is broken then.
+pub async fn commit(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    position: &Position,
+    exported: &Exported,
+) -> Result<Committed, Error> {
+    let job = &lease.job;
+    let file = &exported.file;
+    let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
+    let completed = sqlx::query(
+        "-- store.jobs.commit
+         update exports
+         set status = 'completed', progress = 100, finished_at = clock_timestamp(),
+             lease_token = null, lease_owner = null, lease_expires_at = null, error_code = null, error_detail = null,
+             rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
+             watermark_from = $9, watermark_to = $10, store_id = $11
+         where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null",
+    )
+    .bind(job.id.as_uuid())
+    .bind(lease.token().as_uuid())
+    .bind(exported.rows as i64)
+    .bind(file.identity.size as i64)
+    .bind(&file.sha256)
+    .bind(&file.name)
+    .bind(file.identity.inode as i64)
+    .bind(file.identity.modified_ns)
+    .bind(position.last_exported_at)
+    .bind(watermark_to)
+    .bind(file.store)
+    .execute(&mut *conn)
+    .await?;
+    if completed.rows_affected() == 0 {
+        return Ok(Committed::NotOurs);
+    }
+    let (Some(consumer), Some(to), true) = (&job.consumer, watermark_to, exported.rows > 0) else {
+        return Ok(Committed::Done);
+    };
+    let moved = watermarks::advance(conn, consumer, &job.dataset, position, to).await?;
+    Ok(if moved { Committed::Done } else { Committed::WatermarkChanged })
+}
+
+async fn next_in_lane(
+    conn: &mut PgConnection,
+    request: &Request,
+    dataset: &Dataset,
+) -> Result<(DateTime<Utc>, Option<i64>), Error> {
+    let Some(consumer) = &request.consumer else {
+        let now = sqlx::query_scalar("-- store.jobs.now\n select clock_timestamp()").fetch_one(conn).await?;
+        return Ok((now, None));
+    };
+    // The lane's row stays locked to the end of the transaction: the order of numbers is the order of commits.
+    let (seq, now): (i64, DateTime<Utc>) = sqlx::query_as(
+        "-- store.jobs.next_in_lane
+         insert into cdc_export.lanes as l (consumer_id, dataset, next_seq) values ($1, $2, 1)
+         on conflict (consumer_id, dataset) do update set next_seq = l.next_seq + 1
+         returning next_seq, clock_timestamp()",
+    )
+    .bind(consumer.as_str())
+    .bind(dataset.name)
+    .fetch_one(conn)
+    .await?;
+    Ok((now, Some(seq)))
+}
+
+/// How many files have this stem, in any case.
+async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i64, Error> {
+    // A name goes on after its stem with `-` or `.`, both below `~`.
+    let taken = sqlx::query_scalar(
+        "-- store.jobs.names_taken
+         select count(*) from exports where lower(output_filename) >= lower($1) and lower(output_filename) < lower($1) || '~'",
+    )
+    .bind(stem)
+    .fetch_one(conn)
+    .await?;
+    Ok(taken)
+}
+
+fn numbered(stem: &str, number: i64, format: Format) -> String {
+    match number {
+        1 => format!("{stem}{}", format.extension()),
+        n => format!("{stem}-{n}{}", format.extension()),
+    }
+}
+
+/// The inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number behind a `-` is none of it.
+fn stem_of(name: &str, format: Format) -> &str {
+    let name = name.strip_suffix(format.extension()).unwrap_or(name);
+    match name.rsplit_once('-') {
+        Some((stem, number)) if number.bytes().all(|b| b.is_ascii_digit()) => stem,
+        _ => name,
+    }
+}
+
+async fn notify(conn: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query("-- store.notify\n select pg_notify($1, '')").bind(CHANNEL).execute(conn).await?;
+    Ok(())
+}
+
+#[derive(sqlx::FromRow)]
+struct PlaceRow {
+    id: Uuid,
+    format: String,
+    staged_name: String,
+    output_filename: String,
+    bytes_written: i64,
+    file_inode: i64,
+    file_modified_ns: i64,
+    sha256: String,
+    store_id: Uuid,
+    finished_at: DateTime<Utc>,
+    is_published: bool,
+    rows_exported: i64,
+}
+
+impl TryFrom<PlaceRow> for FilePlace {
+    type Error = Error;
+
+    fn try_from(row: PlaceRow) -> Result<FilePlace, Error> {
+        Ok(FilePlace {
+            job: row.id.into(),
+            format: row.format.parse()?,
+            staged_name: row.staged_name,
+            output_filename: row.output_filename,
+            identity: FileIdentity {
+                size: row.bytes_written.unsigned_abs(),
+                inode: row.file_inode as u64,
+                modified_ns: row.file_modified_ns,
+            },
+            sha256: row.sha256,
+            store: row.store_id,
+            finished_at: row.finished_at,
+            is_published: row.is_published,
+            rows: row.rows_exported.unsigned_abs(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_and_come_back() {
+        for number in [1, 2, 37] {
+            let name = numbered("full_a-1_20260226T043000Z", number, Format::Csv);
+            assert_eq!(stem_of(&name, Format::Csv), "full_a-1_20260226T043000Z", "{name}");
+        }
+        assert_eq!(numbered("s", 2, Format::Csv), "s-2.csv");
+    }
+}

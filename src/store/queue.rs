@@ -1,0 +1,269 @@
+//! The queue: who may work on which job. `exports` is the queue; a lease with a random token is the right to one attempt.
+//!
+//! Every write after the claim names the token and counts its rows, so that a worker which lost its lease changes nothing.
+//! Time is the database's `clock_timestamp()` alone, and decides only when a job is taken over.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use crate::job::{Failure, FailureCode, Job, JobId, LeaseToken, Status};
+use crate::store::jobs::{JobRow, job_columns};
+use crate::store::{Error, Store};
+
+/// The right to one attempt of a job.
+#[derive(Debug)]
+pub struct Lease {
+    /// The job as it was claimed.
+    pub job: Job,
+    token: LeaseToken,
+}
+
+impl Lease {
+    /// What proves the right.
+    pub fn token(&self) -> LeaseToken {
+        self.token
+    }
+}
+
+/// What a heartbeat learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// The lease is extended.
+    Held,
+    /// The lease is extended, and somebody asked to cancel the job.
+    CancelAsked,
+    /// The lease is somebody else's, or the job has ended.
+    Lost,
+}
+
+/// The heartbeat of one attempt, over a connection of its own: the busiest pool doesn't starve it, and a connection that went
+/// silent is dropped with it. Connects at the first beat, which a short export never comes to.
+#[derive(Debug)]
+pub struct Pulse {
+    options: PgConnectOptions,
+    conn: Option<PgConnection>,
+}
+
+impl Pulse {
+    /// Extends a lease and records how far its export is: percent, rows, bytes.
+    ///
+    /// # Errors
+    /// If the database fails or doesn't answer within `patience`; whether the lease was extended is not known then.
+    pub async fn beat(
+        &mut self,
+        job: JobId,
+        token: LeaseToken,
+        lease: Duration,
+        progress: (u8, u64, u64),
+        patience: Duration,
+    ) -> Result<Beat, Error> {
+        // Taken out and put back only after an answer: a statement given up leaves no connection behind.
+        let conn = self.conn.take();
+        let beat = async {
+            let mut conn = match conn {
+                Some(conn) => conn,
+                None => PgConnection::connect_with(&self.options).await?,
+            };
+            let beat = beat(&mut conn, job, token, lease, progress).await?;
+            Ok::<_, Error>((conn, beat))
+        };
+        let answer = tokio::time::timeout(patience, beat).await;
+        let (conn, beat) = answer.map_err(|_| Error::Unavailable(sqlx::Error::PoolTimedOut))??;
+        self.conn = Some(conn);
+        Ok(beat)
+    }
+}
+
+async fn beat(
+    conn: &mut PgConnection,
+    job: JobId,
+    token: LeaseToken,
+    lease: Duration,
+    (percent, rows, bytes): (u8, u64, u64),
+) -> Result<Beat, Error> {
+    let cancel: Option<bool> = sqlx::query_scalar(
+        "-- store.queue.beat
+         update exports
+         set lease_expires_at = clock_timestamp() + make_interval(secs => $3),
+             progress = greatest(progress, $4), rows_exported = $5, bytes_written = $6
+         where id = $1 and lease_token = $2 and status = 'processing'
+         returning cancel_requested_at is not null",
+    )
+    .bind(job.as_uuid())
+    .bind(token.as_uuid())
+    .bind(lease.as_secs_f64())
+    .bind(i16::from(percent))
+    .bind(rows as i64)
+    .bind(bytes as i64)
+    .fetch_optional(conn)
+    .await?;
+    Ok(match cancel {
+        None => Beat::Lost,
+        Some(true) => Beat::CancelAsked,
+        Some(false) => Beat::Held,
+    })
+}
+
+/// How a worker leaves a job that it didn't complete.
+#[derive(Clone, Debug)]
+pub enum Settlement {
+    /// Try again after a while, unless the attempts are spent.
+    Retry(Failure),
+    /// Don't try again.
+    Fail(Failure),
+    /// Somebody else shall go on at once; the attempt doesn't count.
+    Release,
+}
+
+impl Store {
+    /// A heartbeat for one attempt.
+    pub fn pulse(&self) -> Pulse {
+        Pulse { options: (*self.pool.connect_options()).clone(), conn: None }
+    }
+
+    /// Extends a lease once more, before a commit that may take a while.
+    ///
+    /// # Errors
+    /// If the database fails; whether the lease was extended is not known then.
+    pub async fn extend(&self, lease: &Lease, time: Duration, progress: (u8, u64, u64)) -> Result<Beat, Error> {
+        let mut conn = self.pool.acquire().await?;
+        beat(&mut conn, lease.job.id, lease.token, time, progress).await
+    }
+
+    /// Takes the oldest ready job of a lane in which no earlier job is open, for a process that writes to the folder `store`.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn claim(&self, owner: &str, store: Option<Uuid>, lease: Duration) -> Result<Option<Lease>, Error> {
+        let token = LeaseToken::random();
+        let claimed: Result<Option<JobRow>, sqlx::Error> = sqlx::query_as(concat!(
+            "-- store.queue.claim
+             update exports e
+             set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
+                 lease_token = $1, lease_owner = $2, lease_expires_at = clock_timestamp() + make_interval(secs => $3),
+                 store_id = coalesce(e.store_id, $4), started_at = coalesce(e.started_at, clock_timestamp())
+             where e.id = (
+               select r.id from exports r
+               where r.status = 'pending' and r.run_at <= clock_timestamp() and (r.store_id is null or r.store_id = $4)
+                 and not exists (
+                   select from exports earlier
+                   where earlier.consumer_id = r.consumer_id and earlier.dataset = r.dataset
+                     and earlier.lane_seq < r.lane_seq and earlier.status in ('pending', 'processing'))
+               order by r.run_at, r.created_at
+               limit 1
+               for update skip locked)
+             returning ",
+            job_columns!()
+        ))
+        .bind(token.as_uuid())
+        .bind(owner)
+        .bind(lease.as_secs_f64())
+        .bind(store)
+        .fetch_optional(&self.pool)
+        .await;
+        match claimed {
+            Ok(row) => Ok(row.map(Job::try_from).transpose()?.map(|job| Lease { job, token })),
+            // Another job of the lane began to run in the same moment: nothing to claim here.
+            Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Leaves a job: it is pending, failed or cancelled then. `None`: it wasn't ours to leave.
+    ///
+    /// Waits for a commit of ours that is still under way, since that holds the row; so after `Some` such a commit can't
+    /// happen any more.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn settle(&self, lease: &Lease, settlement: &Settlement) -> Result<Option<Status>, Error> {
+        let (fatal, refund, failure) = match settlement {
+            Settlement::Retry(failure) => (false, 0, Some(failure)),
+            Settlement::Fail(failure) => (true, 0, Some(failure)),
+            Settlement::Release => (false, 1, None),
+        };
+        let status: Option<String> = sqlx::query_scalar(
+            "-- store.queue.settle
+             update exports e
+             set status = held.next, progress = 0,
+                 attempt = e.attempt - case held.next when 'pending' then $4 else 0 end,
+                 lease_token = null, lease_owner = null, lease_expires_at = null,
+                 finished_at = case when held.next <> 'pending' then clock_timestamp() end,
+                 run_at = case when $4 > 0 then clock_timestamp()
+                   else clock_timestamp() + least(600, 2 * 3 ^ (e.attempt - 1)) * (0.8 + 0.4 * random()) * interval '1 second' end,
+                 error_code = case when held.next = 'cancelled' then null else coalesce($5, e.error_code) end,
+                 error_detail = case when held.next = 'cancelled' then null else coalesce($6, e.error_detail) end
+             from (
+               select id, case when cancel_requested_at is not null then 'cancelled'
+                               when $3 or attempt - $4 >= max_attempts then 'failed' else 'pending' end as next
+               from exports where id = $1 and lease_token = $2 and status = 'processing'
+               for update) held
+             where e.id = held.id
+             returning e.status",
+        )
+        .bind(lease.job.id.as_uuid())
+        .bind(lease.token.as_uuid())
+        .bind(fatal)
+        .bind(refund)
+        .bind(failure.map(|f| f.code.as_str()))
+        .bind(failure.map(|f| f.detail.as_str()))
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(status.map(|s| s.parse()).transpose()?)
+    }
+
+    /// Takes the jobs whose workers vanished from them: ready again, or failed once their attempts are spent.
+    ///
+    /// Passes over a row that is locked: its worker may just be committing it.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn reap(&self) -> Result<Vec<(JobId, Status)>, Error> {
+        let rows: Vec<(Uuid, String)> = sqlx::query_as(
+            "-- store.queue.reap
+             update exports e
+             set status = lost.next, progress = 0, lease_token = null, lease_owner = null, lease_expires_at = null,
+                 run_at = clock_timestamp(),
+                 finished_at = case when lost.next <> 'pending' then clock_timestamp() end,
+                 error_code = case lost.next when 'failed' then $1 end,
+                 error_detail = case lost.next when 'failed' then 'its workers vanished, each of ' || e.attempt || ' attempts' end
+             from (
+               select id, case when cancel_requested_at is not null then 'cancelled'
+                               when attempt >= max_attempts then 'failed' else 'pending' end as next
+               from exports where status = 'processing' and lease_expires_at < clock_timestamp()
+               for update skip locked) lost
+             where e.id = lost.id
+             returning e.id, e.status",
+        )
+        .bind(FailureCode::AttemptsExhausted.as_str())
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(|(id, status)| Ok((id.into(), status.parse()?))).collect()
+    }
+
+    /// Which of these attempts still need their hidden file: those that run, and those whose job is completed.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn needing_their_file(
+        &self,
+        attempts: &[(JobId, LeaseToken)],
+    ) -> Result<Vec<(JobId, LeaseToken)>, Error> {
+        let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) = attempts.iter().map(|(j, t)| (j.as_uuid(), t.as_uuid())).unzip();
+        let needing: Vec<(Uuid, Uuid)> = sqlx::query_as(
+            "-- store.queue.needing_their_file
+             select a.id, a.token from unnest($1::uuid[], $2::uuid[]) as a (id, token)
+             join exports e on e.id = a.id
+             where e.status = 'processing' and e.lease_token = a.token
+                or e.status = 'completed' and e.staged_name like '%' || a.token || '%'",
+        )
+        .bind(ids)
+        .bind(tokens)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(needing.into_iter().map(|(id, token)| (id.into(), token.into())).collect())
+    }
+}

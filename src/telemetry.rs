@@ -1,0 +1,48 @@
+//! Logs: one line an event, on standard error. Never a row's values, a password or a key.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, filter::Targets, fmt};
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A JSON object, its `event` and fields at the top level.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+impl Format {
+    /// Pretty where a person sees it, JSON otherwise.
+    pub fn for_stderr() -> Format {
+        if std::io::stderr().is_terminal() { Format::Pretty } else { Format::Json }
+    }
+}
+
+/// What an operator may set.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The least severe level that is written.
+    pub level: LevelFilter,
+    /// How it looks.
+    pub format: Format,
+}
+
+/// Begins to log, once a process.
+pub fn start(settings: &Settings) {
+    // The libraries' own chatter would bury the events.
+    let targets = Targets::new()
+        .with_default(settings.level.min(LevelFilter::WARN))
+        .with_target("cdc_export", settings.level)
+        .with_target("tower_http", settings.level);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    let layer = match settings.format {
+        Format::Json => layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        Format::Pretty => layer.with_target(false).boxed(),
+    };
+    tracing_subscriber::registry().with(layer.with_filter(targets)).init();
+}

@@ -1,0 +1,373 @@
+//! The worker: claims jobs, runs their exports under a heartbeat, and settles them.
+//!
+//! One export reads top to bottom in [`Worker::attempt`]. What is tried again and what fails is one match,
+//! [`Error::settlement`]. Knows no HTTP; rows pass through the pipeline, never through here.
+
+mod heartbeat;
+mod upkeep;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::dataset::{Dataset, USERS};
+use crate::failpoint;
+use crate::job::{Exported, Failure, FailureCode, Job, Progress, Status};
+use crate::pipeline;
+use crate::sink::{self, Folder};
+use crate::source::{
+    self,
+    snapshot::{Permit, Snapshot, Source},
+};
+use crate::store::{
+    self, Store,
+    jobs::{self, Committed, FilePlace},
+    queue::{Beat, Lease, Settlement},
+};
+use crate::worker::heartbeat::{Heartbeat, Stop};
+
+/// How long an idle worker waits for a hint before it looks by itself, and how long it rests after the database failed.
+const POLL: Duration = Duration::from_secs(1);
+
+/// What an operator may set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Exports at once in this process.
+    pub workers: u32,
+    /// How long a job stays with a worker that gives no sign.
+    pub lease: Duration,
+}
+
+/// Runs exports until it is told to stop.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    settings: Settings,
+    /// Who this is, in `exports.lease_owner`: for people, not for the fencing.
+    owner: Arc<str>,
+    store: Store,
+    source: Source,
+    folder: Arc<Folder>,
+    /// Work may have come, or a job was asked to stop.
+    hint: Arc<Notify>,
+}
+
+/// Why an attempt ended without a file.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    #[error(transparent)]
+    Pipeline(#[from] pipeline::Error),
+    #[error(transparent)]
+    Sink(#[from] sink::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("the attempt was stopped: {0}")]
+    Stopped(Stop),
+    #[error("the consumer's watermark was changed while the export ran")]
+    WatermarkChanged,
+    #[error("the lease is somebody else's, or the job was cancelled")]
+    NotOurs,
+    #[error("the dataset `{0}` does not exist")]
+    NoDataset(String),
+}
+
+impl Error {
+    /// What becomes of the job. Transient is what may be gone next time: the database, locks, room on the disk.
+    fn settlement(&self) -> Settlement {
+        use pipeline::Error as Pipe;
+        let failure = |code| Failure { code, detail: self.to_string() };
+        match self {
+            Error::Stopped(Stop::Shutdown | Stop::CancelAsked | Stop::LeaseLost) | Error::NotOurs => {
+                Settlement::Release
+            }
+            Error::Stopped(Stop::Silence) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
+            Error::WatermarkChanged => Settlement::Retry(failure(FailureCode::Internal)),
+            Error::NoDataset(_) => Settlement::Fail(failure(FailureCode::TableMissing)),
+            Error::Store(store::Error::Unavailable(_)) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
+            Error::Store(store::Error::Sql(_) | store::Error::Unknown(_)) => {
+                Settlement::Fail(failure(FailureCode::Internal))
+            }
+            Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
+                source::Error::Unavailable(_) | source::Error::InTheWay(_) => {
+                    Settlement::Retry(failure(FailureCode::SourceUnavailable))
+                }
+                source::Error::TableMissing { .. } | source::Error::NotOurs(_) => {
+                    Settlement::Fail(failure(FailureCode::TableMissing))
+                }
+                source::Error::Denied { .. } => Settlement::Fail(failure(FailureCode::PermissionDenied)),
+                source::Error::Sql(_) | source::Error::Protocol(_) | source::Error::NotTaken => {
+                    Settlement::Fail(failure(FailureCode::Internal))
+                }
+            },
+            Error::Sink(cause) | Error::Pipeline(Pipe::Sink(cause)) => match cause {
+                sink::Error::Full(_) => Settlement::Retry(failure(FailureCode::StorageFull)),
+                sink::Error::ReadOnly(_) => Settlement::Fail(failure(FailureCode::StorageReadonly)),
+                sink::Error::Missing(_) => Settlement::Fail(failure(FailureCode::OutputMissing)),
+                // A disk that failed once gets another try, with a file written anew.
+                sink::Error::Io(_) => Settlement::Retry(failure(FailureCode::Internal)),
+            },
+            Error::Pipeline(Pipe::Encode(cause)) => match cause {
+                crate::encode::Error::InvalidText { .. } => Settlement::Fail(failure(FailureCode::InvalidText)),
+                crate::encode::Error::WrongType { .. }
+                | crate::encode::Error::WrongShape { .. }
+                | crate::encode::Error::CutShort(_) => Settlement::Fail(failure(FailureCode::Internal)),
+            },
+            Error::Pipeline(Pipe::Panicked(_)) => Settlement::Fail(failure(FailureCode::Internal)),
+        }
+    }
+}
+
+impl Worker {
+    /// A worker that claims over `store`'s pool, reads from `source` and writes to `folder`.
+    pub fn new(settings: Settings, store: Store, source: Source, folder: Arc<Folder>) -> Worker {
+        let owner = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4().simple());
+        Worker { settings, owner: owner.into(), store, source, folder, hint: Arc::new(Notify::new()) }
+    }
+
+    /// Works until `shutdown`, then gives running jobs back and returns.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), upkeep::listen));
+        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), upkeep::run));
+        for _ in 0..self.settings.workers {
+            tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), Worker::work));
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// One job after another, for as long as the connections of one permit last, then with the next permit.
+    async fn work(self, shutdown: CancellationToken) {
+        let mut permit: Option<Permit> = None;
+        while !shutdown.is_cancelled() {
+            let hint = self.hint.notified();
+            tokio::pin!(hint);
+            // From here on a hint isn't missed: it may come while the claim looks and finds nothing.
+            hint.as_mut().enable();
+            match self.claim(&mut permit).await {
+                Ok(Some((lease, taken))) => {
+                    permit = self.export(lease, taken, &shutdown).await;
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(event = "claim_failed", error = chain(&error));
+                    tokio::select! { () = shutdown.cancelled() => {}, () = tokio::time::sleep(POLL) => {} }
+                    continue;
+                }
+            }
+            tokio::select! { () = shutdown.cancelled() => {}, () = hint => {}, () = tokio::time::sleep(POLL) => {} }
+        }
+    }
+
+    /// A job, and the connections for it, which are there before it is claimed.
+    async fn claim(&self, permit: &mut Option<Permit>) -> Result<Option<(Lease, Permit)>, Error> {
+        let ready = match permit.take() {
+            Some(mut kept) => match kept.check().await {
+                Ok(()) => kept,
+                Err(_) => self.source.permit().await?,
+            },
+            None => self.source.permit().await?,
+        };
+        // Without a store id the folder is broken: the job is claimed all the same, to fail with the reason.
+        let store = self.on_folder(|folder| folder.store()).await.ok();
+        match self.store.claim(&self.owner, store, self.settings.lease).await? {
+            Some(lease) => Ok(Some((lease, ready))),
+            None => {
+                *permit = Some(ready);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Runs one attempt to its end. Gives the connections back if they are good for another job.
+    async fn export(&self, lease: Lease, permit: Permit, shutdown: &CancellationToken) -> Option<Permit> {
+        let job = &lease.job;
+        let begun = Instant::now();
+        tracing::info!(
+            event = "export_started",
+            jobId = %job.id,
+            consumerId = job.consumer.as_ref().map(|c| c.as_str()),
+            exportType = %job.export_type,
+            attempt = job.attempt,
+        );
+        let (permit, rows) = match self.attempt(&lease, permit, shutdown).await {
+            Ok((permit, exported)) => (Some(permit), Some(exported.rows)),
+            Err(error) => (None, self.settle(&lease, error).await),
+        };
+        if let Some(rows) = rows {
+            failpoint!("worker.committed", None);
+            match self.publish(job).await {
+                Ok(()) => {}
+                // It is committed: upkeep gives it its name as soon as that is possible.
+                Err(error) => tracing::error!(event = "publish_failed", jobId = %job.id, error = chain(&error)),
+            }
+            let seconds = begun.elapsed().as_secs_f64();
+            tracing::info!(event = "export_completed", jobId = %job.id, rowsExported = rows, durationSeconds = seconds);
+        }
+        permit
+    }
+
+    /// One attempt: open a snapshot, write its rows to a hidden file, make that durable, and commit it with the watermark.
+    async fn attempt(
+        &self,
+        lease: &Lease,
+        permit: Permit,
+        shutdown: &CancellationToken,
+    ) -> Result<(Permit, Exported), Error> {
+        let progress = Progress::default();
+        let mut heartbeat =
+            Heartbeat::start(&self.store, lease, progress.clone(), self.settings.lease, self.hint.clone());
+        let export = self.write_file(lease, permit, &progress);
+        let written = tokio::select! {
+            biased;
+            stop = heartbeat.stopped() => Err(Error::Stopped(stop)),
+            () = shutdown.cancelled() => Err(Error::Stopped(Stop::Shutdown)),
+            written = export => written,
+        };
+        // Joined before the commit: a beat would wait for the commit's row lock, and then take the finished job for lost.
+        heartbeat.end().await;
+        let (mut snapshot, exported) = written?;
+        failpoint!("worker.staged");
+        match self.store.extend(lease, self.settings.lease, progress.read()).await? {
+            Beat::Held => {}
+            Beat::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked)),
+            Beat::Lost => return Err(Error::Stopped(Stop::LeaseLost)),
+        }
+        let position = snapshot.position().clone();
+        let transaction = snapshot.begin_commit(self.settings.lease).await?;
+        match jobs::commit(transaction, lease, &position, &exported).await? {
+            Committed::Done => {}
+            Committed::NotOurs => return Err(Error::NotOurs),
+            Committed::WatermarkChanged => return Err(Error::WatermarkChanged),
+        }
+        failpoint!("worker.commit");
+        let permit = snapshot.commit().await?;
+        Ok((permit, exported))
+    }
+
+    async fn write_file(
+        &self,
+        lease: &Lease,
+        permit: Permit,
+        progress: &Progress,
+    ) -> Result<(Snapshot, Exported), Error> {
+        let job = &lease.job;
+        let dataset = dataset(&job.dataset)?;
+        let (id, token) = (job.id, lease.token());
+        let draft = self.on_folder(move |folder| folder.create(id, token)).await?;
+        let mut snapshot = permit.open(job, dataset).await?;
+        let (leader, rows) = snapshot.split();
+        let exported = tokio::select! {
+            lost = leader.keep_alive(heartbeat::interval(self.settings.lease)) => return Err(lost.into()),
+            exported = pipeline::run(rows, job, dataset, draft, progress) => exported?,
+        };
+        Ok((snapshot, exported))
+    }
+
+    /// Leaves a job after an attempt that ended with `error`. If it turns out to be committed all the same, because only the
+    /// commit's answer was lost: its rows.
+    async fn settle(&self, lease: &Lease, error: Error) -> Option<u64> {
+        let job = &lease.job;
+        let settlement = error.settlement();
+        let status = match self.insist(lease, || self.store.settle(lease, &settlement)).await {
+            Ok(status) => status,
+            Err(cause) => {
+                // The lease runs out, somebody takes the job over, the sweeper takes the file.
+                tracing::error!(event = "settle_failed", jobId = %job.id, error = chain(&error), cause = chain(&cause));
+                return None;
+            }
+        };
+        let Some(status) = status else {
+            return self.committed_after_all(lease).await;
+        };
+        // From here on this attempt can't be committed any more, so its file is nobody's.
+        let (id, token) = (job.id, lease.token());
+        if let Err(cause) = self.on_folder(move |folder| folder.remove_hidden(id, token)).await {
+            tracing::warn!(event = "draft_left_behind", jobId = %id, error = chain(&cause));
+        }
+        match (status, &settlement) {
+            (Status::Failed, _) => tracing::error!(event = "export_failed", jobId = %id, error = chain(&error)),
+            (Status::Cancelled, _) => tracing::info!(event = "export_cancelled", jobId = %id),
+            (_, Settlement::Release) => tracing::info!(event = "export_released", jobId = %id),
+            (_, _) => {
+                tracing::warn!(event = "export_retried", jobId = %id, attempt = job.attempt, error = chain(&error))
+            }
+        }
+        None
+    }
+
+    async fn committed_after_all(&self, lease: &Lease) -> Option<u64> {
+        let id = lease.job.id;
+        let ours = |place: &FilePlace| place.staged_name.contains(&lease.token().as_uuid().to_string());
+        let place = self.insist(lease, || self.store.file_place(id)).await.ok().flatten().filter(ours);
+        match place {
+            Some(place) => Some(place.rows),
+            None => {
+                tracing::warn!(event = "lease_lost", jobId = %id);
+                None
+            }
+        }
+    }
+
+    /// Tries for as long as a lease lasts: what has to be recorded outlives a restart of the database.
+    async fn insist<T, F>(&self, lease: &Lease, statement: impl Fn() -> F) -> Result<T, store::Error>
+    where
+        F: Future<Output = Result<T, store::Error>>,
+    {
+        let begun = Instant::now();
+        loop {
+            match statement().await {
+                Err(store::Error::Unavailable(cause)) if begun.elapsed() < self.settings.lease => {
+                    tracing::warn!(event = "database_unavailable", jobId = %lease.job.id, error = %cause);
+                    tokio::time::sleep(POLL).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn publish(&self, job: &Job) -> Result<(), Error> {
+        match self.store.file_place(job.id).await? {
+            Some(place) => upkeep::publish(self, place).await,
+            None => Ok(()),
+        }
+    }
+
+    /// File operations block; they have threads of their own.
+    async fn on_folder<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> Result<T, sink::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let folder = Arc::clone(&self.folder);
+        let done = tokio::task::spawn_blocking(move || work(&folder)).await;
+        Ok(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+    }
+}
+
+/// Runs a task again when it panics, which is a defect: its job is taken over when the lease ends, the others go on.
+async fn in_spite_of_panics<F: Future<Output = ()>>(
+    shutdown: CancellationToken,
+    worker: Worker,
+    task: impl Fn(Worker, CancellationToken) -> F,
+) {
+    while AssertUnwindSafe(task(worker.clone(), shutdown.clone())).catch_unwind().await.is_err() {
+        tracing::error!(event = "worker_panicked");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn dataset(name: &str) -> Result<&'static Dataset, Error> {
+    if name == USERS.name { Ok(&USERS) } else { Err(Error::NoDataset(name.to_owned())) }
+}
+
+/// An error and its causes in one line, for the log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}

@@ -1,0 +1,116 @@
+//! The sign of life of one attempt: extends its lease, records its progress, and learns that it must stop.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::job::Progress;
+use crate::store::{
+    Store,
+    queue::{Beat, Lease, Pulse},
+};
+
+/// Why an attempt must stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Somebody asked to cancel the job.
+    CancelAsked,
+    /// The lease is somebody else's.
+    LeaseLost,
+    /// No answer for two thirds of a lease: the job may soon be taken over.
+    Silence,
+    /// The process ends.
+    Shutdown,
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Stop::CancelAsked => "the job was cancelled",
+            Stop::LeaseLost => "its lease was lost",
+            Stop::Silence => "the database did not answer for too long",
+            Stop::Shutdown => "the service is shutting down",
+        })
+    }
+}
+
+/// How often a lease is extended.
+pub(crate) fn interval(lease: Duration) -> Duration {
+    Duration::from_secs(1).min(lease / 3)
+}
+
+/// A running heartbeat. Dropped, it ends.
+pub(crate) struct Heartbeat {
+    task: JoinHandle<Stop>,
+}
+
+impl Heartbeat {
+    /// Beats every second, or three times a lease, and at every hint: it may say that the job was cancelled.
+    pub(crate) fn start(
+        store: &Store,
+        lease: &Lease,
+        progress: Progress,
+        time: Duration,
+        hint: Arc<Notify>,
+    ) -> Heartbeat {
+        let (pulse, job, token) = (store.pulse(), lease.job.id, lease.token());
+        let beating = Beating { pulse, job, token, progress, time, hint };
+        Heartbeat { task: tokio::spawn(beating.run()) }
+    }
+
+    /// Waits until the attempt must stop.
+    pub(crate) async fn stopped(&mut self) -> Stop {
+        // A heartbeat that panicked is one that beats no more.
+        (&mut self.task).await.unwrap_or(Stop::Silence)
+    }
+
+    /// Ends the heartbeat and waits until no beat is under way.
+    pub(crate) async fn end(mut self) {
+        self.task.abort();
+        if !self.task.is_finished() {
+            let _ = (&mut self.task).await;
+        }
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Beating {
+    pulse: Pulse,
+    job: crate::job::JobId,
+    token: crate::job::LeaseToken,
+    progress: Progress,
+    time: Duration,
+    hint: Arc<Notify>,
+}
+
+impl Beating {
+    async fn run(mut self) -> Stop {
+        let begun = Instant::now();
+        let mut answered = begun;
+        loop {
+            // An export of more than a minute has shown its progress often enough.
+            let fast = begun.elapsed() < Duration::from_secs(60);
+            let pause = if fast { interval(self.time) } else { Duration::from_secs(5).min(self.time / 3) };
+            tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.hint.notified() => {} }
+
+            let sent = Instant::now();
+            let patience = interval(self.time);
+            match self.pulse.beat(self.job, self.token, self.time, self.progress.read(), patience).await {
+                Ok(Beat::Held) => answered = sent,
+                Ok(Beat::CancelAsked) => return Stop::CancelAsked,
+                Ok(Beat::Lost) => return Stop::LeaseLost,
+                Err(error) => tracing::warn!(event = "heartbeat_failed", jobId = %self.job, error = %error),
+            }
+            if answered.elapsed() > self.time * 2 / 3 {
+                return Stop::Silence;
+            }
+        }
+    }
+}
