@@ -1,6 +1,10 @@
 -- What belongs to the service is in the schema cdc_export, made before this runs. Three tables are where the connection's
 -- search_path puts them, normally public, because people read them: users (the demo's), watermarks, exports.
 
+-- A role may be called cdc_export too, and "$user" would then lead the search_path into our schema.
+select set_config('search_path', string_agg(quote_ident(name), ', ' order by place), true)
+from unnest(current_schemas(false)) with ordinality as schemas (name, place) where name <> 'cdc_export';
+
 -- The tables outside cdc_export that this service made. Whatever else is there belongs to somebody.
 create table cdc_export.owned (
   schema_name text not null,

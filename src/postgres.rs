@@ -20,7 +20,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No answer, or a refusal.
-    #[error("can't connect to Postgres: {0}")]
+    #[error("can't connect to Postgres")]
     Unreachable(#[source] sqlx::Error),
     /// Too old a server.
     #[error("Postgres {0} is too old: 13 or later is needed")]
@@ -31,13 +31,13 @@ pub enum Error {
     )]
     Foreign(String),
     /// The role may not make what is needed.
-    #[error("the database role may not create the service's tables: {0}")]
+    #[error("the database role may not create the service's tables")]
     Denied(#[source] sqlx::Error),
     /// A migration failed.
-    #[error("can't migrate the database: {0}")]
+    #[error("can't migrate the database")]
     Migrate(#[source] sqlx::migrate::MigrateError),
     /// Anything else that Postgres reports.
-    #[error("Postgres refused: {0}")]
+    #[error("Postgres refused a statement of the start")]
     Sql(#[source] sqlx::Error),
 }
 

@@ -44,5 +44,7 @@ pub fn start(settings: &Settings) {
         Format::Json => layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
         Format::Pretty => layer.with_target(false).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(targets)).init();
+    // The filter is for the whole registry: one for the layer alone loses the event that follows a library's question whether
+    // its own would be written (tracing's `enabled!`, which sqlx asks).
+    tracing_subscriber::registry().with(layer).with(targets).init();
 }

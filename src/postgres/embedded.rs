@@ -39,7 +39,9 @@ use crate::postgres::embedded::postmaster::{Control, Postmaster};
 use crate::postgres::embedded::socket::SocketFolder;
 
 /// The superuser of the private server, and the database made in it.
-const ROLE: &str = "cdc_export";
+const ROLE: &str = "postgres";
+/// Not the name of our schema for the role: `"$user"` in the search_path would lead into it.
+const DATABASE: &str = "cdc_export";
 
 /// Only the name of a socket here: the server listens on no network.
 const PORT: u16 = 5432;
@@ -268,6 +270,6 @@ fn connect_options(socket_folder: &Path, password: &str) -> PgConnectOptions {
         .port(PORT)
         .username(ROLE)
         .password(password)
-        .database(ROLE)
+        .database(DATABASE)
         .ssl_mode(PgSslMode::Disable)
 }

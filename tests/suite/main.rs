@@ -1,1 +1,8 @@
-//! x
+//! The tests of the whole: HTTP or command line in, files and rows out, on a real Postgres.
+
+#[cfg(test)]
+mod demo;
+#[cfg(test)]
+mod exports;
+#[cfg(test)]
+mod harness;

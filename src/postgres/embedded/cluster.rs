@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 
 use crate::postgres::embedded::binaries::Binaries;
 use crate::postgres::embedded::folder::{Folder, Place};
-use crate::postgres::embedded::{Error, ROLE, leftovers};
+use crate::postgres::embedded::{DATABASE, Error, ROLE, leftovers};
 
 /// Where a cluster grows before it is renamed; what a crash leaves under such a name is swept at the next start.
 const SCRATCH: &str = "postgres.new-";
@@ -58,7 +58,7 @@ fn initialise(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
         .output()
         .map_err(|source| Error::Program { program: initdb, source })?;
     require_success(folder, &output)?;
-    single_user(folder, binaries, &scratch, &format!("create database {ROLE}"))?;
+    single_user(folder, binaries, &scratch, &format!("create database {DATABASE}"))?;
     let data = folder.place.data();
     fs::rename(&scratch, &data).map_err(Error::file("rename a new cluster to", &data))?;
     sync_folder(&folder.place.path)?;

@@ -1,0 +1,249 @@
+//! What each export holds, and what it does to the watermark.
+
+use serde_json::{Value, json};
+use sqlx::postgres::PgPoolCopyExt;
+
+use crate::harness::{Csv, Database, Start};
+
+const HEADER: [&str; 6] = ["id", "name", "email", "created_at", "updated_at", "is_deleted"];
+
+#[tokio::test]
+async fn a_full_export_holds_every_live_row_and_sets_the_watermark() {
+    let database = Database::new().await;
+    database.add_users(1, 25).await;
+    let service = Start::on(&database).service().await;
+    assert_eq!(service.watermark("a").await, None);
+
+    let (job, file) = service.export("full", "a").await;
+    assert_eq!(file.header, HEADER);
+    assert_eq!(file.ids(), (1..=25).filter(|id| id % 10 != 0).collect::<Vec<_>>());
+    assert!(file.rows.contains(&vec![
+        "7".into(),
+        "User 7".into(),
+        "user7@example.com".into(),
+        "2026-01-01T00:07:00.000000Z".into(),
+        "2026-01-01T00:07:00.000000Z".into(),
+        "false".into(),
+    ]));
+    assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:25:00.000000Z"));
+    assert_eq!(job["rowsExported"], 23);
+    assert_eq!(job["progress"], 100);
+    assert_eq!(job["watermarkFrom"], Value::Null);
+    assert_eq!(job["watermarkTo"], "2026-01-01T00:25:00.000000Z");
+    assert_eq!(job["attempt"], 1);
+    assert_eq!(job["error"], Value::Null);
+    let content = std::fs::read(service.path(&job)).unwrap();
+    assert_eq!(job["bytesWritten"], content.len());
+    let sha256 = ring::digest::digest(&ring::digest::SHA256, &content);
+    let hex: String = sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(job["sha256"], hex);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn incremental_and_delta_hold_what_changed_since() {
+    let database = Database::new().await;
+    database.add_users(1, 20).await;
+    let service = Start::on(&database).service().await;
+    service.export("full", "a").await;
+    service.export("full", "b").await;
+
+    database.run("update users set name = 'Changed', updated_at = '2026-02-01' where id = 3").await;
+    database.run("update users set is_deleted = true, updated_at = '2026-02-02' where id = 4").await;
+    database.add_users(50_000, 50_001).await;
+
+    let (job, incremental) = service.export("incremental", "a").await;
+    assert_eq!(incremental.header, HEADER);
+    assert_eq!(incremental.ids(), [3, 50_001], "neither the deleted ones nor the unchanged");
+    assert_eq!(job["watermarkFrom"], "2026-01-01T00:19:00.000000Z");
+    assert_eq!(job["watermarkTo"], "2026-02-04T17:21:00.000000Z");
+
+    let (_, delta) = service.export("delta", "b").await;
+    assert_eq!(delta.header, [&["operation"], &HEADER[..]].concat());
+    let operations: Vec<_> = delta.rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect();
+    let (deleted, rest) = operations.split_at(2);
+    let sorted = |rows: &[(&'static str, &'static str)]| rows.to_vec();
+    let mut deleted = deleted.to_vec();
+    deleted.sort_unstable();
+    assert_eq!(deleted, sorted(&[("DELETE", "4"), ("DELETE", "50000")]), "deletions come first");
+    let mut rest = rest.to_vec();
+    rest.sort_unstable();
+    assert_eq!(rest, sorted(&[("INSERT", "50001"), ("UPDATE", "3")]));
+
+    let (job, nothing) = service.export("delta", "b").await;
+    assert!(nothing.rows.is_empty());
+    assert_eq!(nothing.header[0], "operation");
+    assert_eq!(job["rowsExported"], 0);
+    assert_eq!(job["watermarkTo"], job["watermarkFrom"], "an export of no rows leaves the watermark");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_watermark_changes_start_from_the_beginning() {
+    let database = Database::new().await;
+    database.add_users(1, 20).await;
+    let service = Start::on(&database).service().await;
+    let (_, incremental) = service.export("incremental", "a").await;
+    assert_eq!(incremental.rows.len(), 18);
+    let (_, delta) = service.export("delta", "b").await;
+    assert_eq!(delta.rows.len(), 20);
+    assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:19:00.000000Z"));
+    assert_eq!(service.watermark("b").await.as_deref(), Some("2026-01-01T00:20:00.000000Z"));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_empty_table_gives_a_header_and_no_watermark() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    for export_type in ["full", "incremental", "delta"] {
+        let (job, file) = service.export(export_type, "a").await;
+        assert_eq!((file.rows.len(), job["rowsExported"].as_i64()), (0, Some(0)));
+        assert!(std::fs::read_to_string(service.path(&job)).unwrap().ends_with("is_deleted\n"));
+    }
+    assert_eq!(service.watermark("a").await, None);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn consumers_do_not_see_each_other() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    service.export("full", "a").await;
+    database.add_users(6, 8).await;
+    service.export("incremental", "a").await;
+    assert_eq!(service.watermark("b").await, None);
+    let (_, file) = service.export("incremental", "b").await;
+    assert_eq!(file.rows.len(), 8);
+    assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:08:00.000000Z"));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_watermark_is_the_latest_finite_time_and_never_moves_back() {
+    let database = Database::new().await;
+    database.add_users(1, 3).await;
+    database.run("update users set updated_at = 'infinity' where id = 1").await;
+    database.run("update users set updated_at = '-infinity' where id = 2").await;
+    let service = Start::on(&database).service().await;
+    let (_, file) = service.export("full", "a").await;
+    assert_eq!(file.sorted("updated_at"), ["-infinity", "2026-01-01T00:03:00.000000Z", "infinity"]);
+    assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:03:00.000000Z"));
+
+    database.run("delete from users where id = 3; update users set updated_at = '2025-01-01' where id = 1").await;
+    service.export("full", "a").await;
+    assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:03:00.000000Z"));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_watermark_set_by_hand_is_obeyed() {
+    let database = Database::new().await;
+    database.add_users(1, 9).await;
+    database
+        .run("insert into watermarks (consumer_id, last_exported_at, updated_at) values ('a', '2026-01-01 00:05+00', now())")
+        .await;
+    let service = Start::on(&database).service().await;
+    let (_, file) = service.export("incremental", "a").await;
+    assert_eq!(file.ids(), [6, 7, 8, 9]);
+    database.run("update watermarks set last_exported_at = '2026-01-01 00:07+00' where consumer_id = 'a'").await;
+    let (_, file) = service.export("incremental", "a").await;
+    assert_eq!(file.ids(), [8, 9]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn hostile_values_are_restored_by_copy() {
+    let database = Database::new().await;
+    let values = [
+        "plain", "", " ", "a,b", "\"", "say \"hi\"", "line\nfeed", "carriage\r\nreturn", "\r", "tab\t", "\u{feff}first",
+        "=1+1", "@x", "\\N", "\\.", "a\n\\.\nb", "NULL", "'; drop table users; --", "👩‍🚀", "e\u{301}", "ü", "\u{1}", "$1",
+    ];
+    for (i, value) in values.iter().enumerate() {
+        let insert = "insert into users (name, email, created_at, updated_at) values ($1, $2, now(), 'infinity')";
+        sqlx::query(insert)
+            .bind(value)
+            .bind(format!("{i}{value}"))
+            .execute(&database.pool)
+            .await
+            .unwrap();
+    }
+    let times = ["0044-03-15 00:00:00.000001+00 BC", "12026-07-04 05:06:07.89+00", "-infinity", "1999-12-31 23:59:59.999999+00"];
+    for (i, time) in times.iter().enumerate() {
+        database
+            .run(&format!("insert into users (name, email, created_at, updated_at) values ('t', 't{i}', '{time}', '{time}')"))
+            .await;
+    }
+    let service = Start::on(&database).service().await;
+    for (export_type, columns) in [("full", ""), ("delta", "operation text, ")] {
+        let (job, _) = service.export(export_type, export_type).await;
+        database
+            .run(&format!(
+                "create table restored ({columns}id bigint, name text, email text, created_at timestamptz,
+                   updated_at timestamptz, is_deleted boolean)"
+            ))
+            .await;
+        let mut copy = database.pool.copy_in_raw("copy restored from stdin csv header").await.unwrap();
+        copy.send(std::fs::read(service.path(&job)).unwrap()).await.unwrap();
+        copy.finish().await.unwrap();
+        let differing: i64 = database
+            .one(
+                "select count(*) from users u full join restored r using (id) where
+                 (u.name, u.email, u.created_at, u.updated_at, u.is_deleted)
+                 is distinct from (r.name, r.email, r.created_at, r.updated_at, r.is_deleted)",
+            )
+            .await;
+        assert_eq!(differing, 0, "{export_type}");
+        database.run("drop table restored").await;
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn null_is_not_the_empty_string() {
+    let database = Database::new().await;
+    database.run("alter table users alter column name drop not null").await;
+    database.run("insert into users (name, email, created_at, updated_at) values (null, '', now(), now())").await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let text = std::fs::read_to_string(service.path(&job)).unwrap();
+    assert!(text.lines().nth(1).unwrap().starts_with("1,,\"\",20"), "{text}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_ad_hoc_export_has_no_consumer_and_moves_nothing() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let answer = service.call("POST", "/exports", &[]).await;
+    assert_eq!(answer.status(), 202);
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!((&body["status"], &body["exportType"]), (&json!("pending"), &json!("full")));
+    let name = body["outputFilename"].as_str().unwrap();
+    assert!(name.starts_with("export_20") && name.ends_with("Z.csv"), "{name}");
+    let job = service.ended(body["jobId"].as_str().unwrap()).await;
+    assert_eq!((&job["status"], &job["consumerId"]), (&json!("completed"), &Value::Null));
+    assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5);
+    assert_eq!(database.one::<i64>("select count(*) from watermarks").await, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_export_comes_in_many_frames_and_ranges() {
+    let database = Database::new().await;
+    database.add_users(1, 150_000).await;
+    assert!(database.one::<i64>("select pg_relation_size('users') / 8192").await > 3 * 256, "several ranges of blocks");
+    let service = Start::on(&database).service().await;
+    for export_type in ["full", "incremental"] {
+        let (job, file) = service.export(export_type, export_type).await;
+        assert_eq!(job["rowsExported"], 135_000);
+        assert_eq!(file.ids(), (1..=150_000).filter(|id| id % 10 != 0).collect::<Vec<_>>());
+    }
+    let (_, delta) = service.export("delta", "delta").await;
+    assert!(delta.rows[..15_000].iter().all(|row| row[0] == "DELETE"));
+    assert!(delta.rows[15_000..].iter().all(|row| row[0] == "INSERT"));
+    assert_eq!(delta.rows.len(), 150_000);
+    service.stop().await;
+}

@@ -1,0 +1,391 @@
+//! What every test stands on: one Postgres a run, a fresh database a test, and the real binary over HTTP.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use cdc_export::postgres::{self, embedded};
+use serde_json::Value;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::OnceCell;
+
+/// Nothing here takes this long unless it hangs.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` gives something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A folder that the user who runs Postgres can reach.
+pub fn reachable_folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// Settings for a private server in `data_dir`.
+pub fn embedded_settings(data_dir: &Path) -> embedded::Settings {
+    embedded::Settings {
+        data_dir: data_dir.to_owned(),
+        data_dir_is_default: false,
+        bin_dir: None,
+        search_path: std::env::split_paths(&option_env("PATH").unwrap()).collect(),
+        runtime_dir: None,
+    }
+}
+
+/// The run's server: `TEST_DATABASE_URL`, else a private one, started at the first call. With a migrated template database.
+async fn server() -> &'static PgConnectOptions {
+    static SERVER: OnceCell<PgConnectOptions> = OnceCell::const_new();
+    SERVER
+        .get_or_init(|| async {
+            let options = match option_env("TEST_DATABASE_URL") {
+                Some(url) => url.parse().unwrap(),
+                None => start_private_server().await,
+            };
+            let mut admin = PgConnection::connect_with(&options).await.unwrap();
+            // What earlier runs left; a run beside this one is connected to its own.
+            let left: Vec<String> = sqlx::query_scalar(
+                "select datname::text from pg_database d where datname like 'cdc_test_%'
+                 and not exists (select from pg_stat_activity a where a.datid = d.oid)",
+            )
+            .fetch_all(&mut admin)
+            .await
+            .unwrap();
+            for name in left {
+                let _ = admin.execute(AssertSqlSafe(format!("drop database if exists {name}"))).await;
+            }
+            let name = template();
+            let _ = admin.execute(AssertSqlSafe(format!("drop database if exists {name}"))).await;
+            admin.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
+            postgres::migrate(&options.clone().database(&name)).await.unwrap();
+            options
+        })
+        .await
+}
+
+#[expect(clippy::disallowed_methods, reason = "the tests' own switch")]
+fn option_env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn template() -> String {
+    format!("cdc_test_{}_template", std::process::id())
+}
+
+/// Starts a server that lives as long as this process: nothing runs at a test binary's end, but the server gets a signal when
+/// the process is gone. Its folder is kept for the next run; a run beside this one takes the next folder.
+async fn start_private_server() -> PgConnectOptions {
+    let (ready, options) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            for n in 0.. {
+                let folder = std::env::temp_dir().join(format!("cdc-export-tests-{}", nix::unistd::getuid())).join(n.to_string());
+                std::fs::create_dir_all(&folder).unwrap();
+                match embedded::Server::start(&embedded_settings(&folder)).await {
+                    Ok(server) => {
+                        ready.send(server.connect_options()).unwrap();
+                        return std::future::pending().await;
+                    }
+                    Err(embedded::Error::AlreadySupervised(_)) => {}
+                    Err(error) => panic!("no private server for the tests: {error}"),
+                }
+            }
+        });
+    });
+    options.await.unwrap()
+}
+
+/// A fresh, migrated database.
+pub struct Database {
+    pub options: PgConnectOptions,
+    pub pool: PgPool,
+}
+
+impl Database {
+    /// A clone of the migrated template.
+    pub async fn new() -> Database {
+        let server = server().await;
+        Database::create(server, &format!("template {}", template())).await
+    }
+
+    /// A database with nothing in it.
+    pub async fn empty() -> Database {
+        let server = server().await;
+        Database::create(server, "").await
+    }
+
+    async fn create(server: &PgConnectOptions, how: &str) -> Database {
+        let name = format!("cdc_test_{}_{}", std::process::id(), uuid::Uuid::new_v4().simple());
+        let mut admin = PgConnection::connect_with(server).await.unwrap();
+        admin.execute(AssertSqlSafe(format!("create database {name} {how}"))).await.unwrap();
+        let options = server.clone().database(&name);
+        let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options.clone());
+        Database { options, pool }
+    }
+
+    /// A URL that the binary can connect with.
+    pub fn url(&self) -> String {
+        self.options.to_url_lossy().to_string()
+    }
+
+    /// Runs statements.
+    pub async fn run(&self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.unwrap();
+    }
+
+    /// One value.
+    pub async fn one<T>(&self, sql: &str) -> T
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.unwrap()
+    }
+
+    /// Adds users `from..=to`, made and last changed at minute `id` of 2026-01-01, every tenth of them deleted.
+    pub async fn add_users(&self, from: i64, to: i64) {
+        self.run(&format!(
+            "insert into users (id, name, email, created_at, updated_at, is_deleted)
+             select n, 'User ' || n, 'user' || n || '@example.com', t, t, n % 10 = 0
+             from generate_series({from}, {to}) as n
+             cross join lateral (select timestamptz '2026-01-01 00:00:00+00' + n * interval '1 minute' as t) as times;
+             analyze users"
+        ))
+        .await;
+    }
+}
+
+/// The real binary, serving a database.
+pub struct Service {
+    child: Child,
+    pub address: String,
+    pub client: reqwest::Client,
+    output: Arc<TempDir>,
+    log: Arc<Mutex<Vec<Value>>>,
+    _work: TempDir,
+}
+
+/// How a service is started.
+pub struct Start {
+    variables: Vec<(String, String)>,
+    output: Arc<TempDir>,
+}
+
+impl Start {
+    /// On a database.
+    pub fn on(database: &Database) -> Start {
+        Start::plain().with("DATABASE_URL", database.url())
+    }
+
+    /// With nothing but a folder for its files.
+    pub fn plain() -> Start {
+        let output = Arc::new(tempfile::tempdir().unwrap());
+        Start { variables: Vec::new(), output }.with("PORT", "0").with("LOG_FORMAT", "json")
+    }
+
+    /// With a setting.
+    pub fn with(mut self, name: &str, value: impl ToString) -> Start {
+        self.variables.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// With another service's output folder.
+    pub fn sharing_output(mut self, other: &Service) -> Start {
+        self.output = Arc::clone(&other.output);
+        self
+    }
+
+    fn command(&self, work: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
+        command.env_clear().env("PATH", option_env("PATH").unwrap()).env("OUTPUT_DIR", self.output.path());
+        // So that coverage counts what the binary does.
+        command.envs(option_env("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.current_dir(work).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    /// Starts it and waits until it listens.
+    pub async fn service(self) -> Service {
+        let work = reachable_folder();
+        let mut child = self.command(work.path()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = Arc::new(Mutex::new(Vec::<Value>::new()));
+        let written = Arc::clone(&log);
+        let mut other = Vec::new();
+        let address = loop {
+            let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("the service starts").unwrap();
+            let line = line.unwrap_or_else(|| panic!("the service ended: {other:?} {:?}", log.lock().unwrap()));
+            match serde_json::from_str::<Value>(&line) {
+                Ok(event) => {
+                    let address = event["address"].as_str().map(str::to_owned);
+                    log.lock().unwrap().push(event);
+                    if let Some(address) = address {
+                        break address;
+                    }
+                }
+                Err(_) => other.push(line),
+            }
+        };
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                written.lock().unwrap().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
+            }
+        });
+        Service { child, address, client: reqwest::Client::new(), output: self.output, log, _work: work }
+    }
+
+    /// Starts it and waits until it ends by itself: exit code and standard error.
+    pub async fn until_it_ends(self) -> (i32, String) {
+        let work = reachable_folder();
+        let output = tokio::time::timeout(PATIENCE, self.command(work.path()).output()).await;
+        let output = output.expect("it ends by itself").unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+impl Service {
+    /// A request without a body.
+    pub async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        let mut request = self.client.request(method, format!("{}{path}", self.address));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await.unwrap()
+    }
+
+    /// A request with a JSON body.
+    pub async fn call_with(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> reqwest::Response {
+        let mut request = self.client.post(format!("{}{path}", self.address)).json(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await.unwrap()
+    }
+
+    /// Submits an export and gives its id.
+    pub async fn submit(&self, export_type: &str, consumer: &str) -> String {
+        let answer = self.call("POST", &format!("/exports/{export_type}"), &[("X-Consumer-ID", consumer)]).await;
+        assert_eq!(answer.status(), 202);
+        answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()
+    }
+
+    /// A job as it stands.
+    pub async fn job(&self, id: &str) -> Value {
+        let answer = self.call("GET", &format!("/exports/{id}"), &[]).await;
+        assert_eq!(answer.status(), 200);
+        answer.json().await.unwrap()
+    }
+
+    /// Waits until a job has ended, however.
+    pub async fn ended(&self, id: &str) -> Value {
+        let terminal = |job: &Value| matches!(job["status"].as_str(), Some("completed" | "failed" | "cancelled"));
+        eventually("a job ends", || async { Some(self.job(id).await).filter(terminal) }).await
+    }
+
+    /// An export that completes: its job and its file.
+    pub async fn export(&self, export_type: &str, consumer: &str) -> (Value, Csv) {
+        let id = self.submit(export_type, consumer).await;
+        let job = self.ended(&id).await;
+        assert_eq!(job["status"], "completed", "{job}");
+        let file = Csv::read(&self.path(&job));
+        (job, file)
+    }
+
+    /// A consumer's watermark, as the API tells it.
+    pub async fn watermark(&self, consumer: &str) -> Option<String> {
+        let answer = self.call("GET", "/exports/watermark", &[("X-Consumer-ID", consumer)]).await;
+        let body: Value = answer.json().await.unwrap();
+        body["lastExportedAt"].as_str().map(str::to_owned)
+    }
+
+    /// The output folder.
+    pub fn output(&self) -> &Path {
+        self.output.path()
+    }
+
+    /// A job's file.
+    pub fn path(&self, job: &Value) -> PathBuf {
+        self.output().join(job["outputFilename"].as_str().unwrap())
+    }
+
+    /// The names in the output folder, the folder's own mark left out.
+    pub fn files(&self) -> Vec<String> {
+        let names = std::fs::read_dir(self.output()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| name != ".cdc-export-store").collect();
+        names.sort();
+        names
+    }
+
+    /// The log's lines of one event.
+    pub fn events(&self, event: &str) -> Vec<Value> {
+        self.log.lock().unwrap().iter().filter(|line| line["event"] == event).cloned().collect()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(self.child.id().expect("it runs").cast_signed())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(self.pid(), signal).unwrap();
+    }
+
+    /// Waits until it has ended: its exit code, `None` after a signal.
+    pub async fn exit(&mut self) -> Option<i32> {
+        tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("the service ends").unwrap().code()
+    }
+
+    /// Stops it as an operator would.
+    pub async fn stop(mut self) {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        assert_eq!(self.exit().await, Some(0));
+    }
+}
+
+/// A CSV file, read by a reader that isn't ours.
+#[derive(Debug, PartialEq)]
+pub struct Csv {
+    pub header: Vec<String>,
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Csv {
+    pub fn read(path: &Path) -> Csv {
+        let mut reader = csv::Reader::from_path(path).unwrap();
+        let texts = |record: &csv::StringRecord| record.iter().map(str::to_owned).collect::<Vec<_>>();
+        let header = texts(reader.headers().unwrap());
+        Csv { header, rows: reader.records().map(|record| texts(&record.unwrap())).collect() }
+    }
+
+    /// A column's values, sorted.
+    pub fn sorted(&self, column: &str) -> Vec<&str> {
+        let at = self.header.iter().position(|name| name == column).unwrap();
+        let mut values: Vec<_> = self.rows.iter().map(|row| row[at].as_str()).collect();
+        values.sort_unstable();
+        values
+    }
+
+    /// The keys, sorted.
+    pub fn ids(&self) -> Vec<i64> {
+        let mut ids: Vec<i64> = self.sorted("id").into_iter().map(|id| id.parse().unwrap()).collect();
+        ids.sort_unstable();
+        ids
+    }
+}
