@@ -94,7 +94,9 @@ async fn start_private_server() -> PgConnectOptions {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             for n in 0.. {
-                let folder = std::env::temp_dir().join(format!("cdc-export-tests-{}", nix::unistd::getuid())).join(n.to_string());
+                let folder = std::env::temp_dir()
+                    .join(format!("cdc-export-tests-{}", nix::unistd::getuid()))
+                    .join(n.to_string());
                 std::fs::create_dir_all(&folder).unwrap();
                 match embedded::Server::start(&embedded_settings(&folder)).await {
                     Ok(server) => {
