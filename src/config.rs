@@ -9,11 +9,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::http::{self, Access};
-use crate::postgres::embedded;
+use crate::postgres::{Database, NotAUrl, embedded};
 use crate::{telemetry, worker};
 
 /// A setting that can't be used, as one line.
@@ -36,7 +35,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Config {
     /// The database to use; `None`: a private one.
-    pub database: Option<PgConnectOptions>,
+    pub database: Option<Database>,
     /// The private server.
     pub embedded: embedded::Settings,
     /// Where files go.
@@ -78,13 +77,9 @@ impl Config {
 
     fn from_variables(variables: HashMap<String, String>) -> Result<Config, Error> {
         let vars = Variables(variables);
-        let database = match vars.get("DATABASE_URL") {
+        let database: Option<Database> = match vars.get("DATABASE_URL") {
             None => None,
-            // The error would quote the URL, and with it the password.
-            Some(url) if !url.starts_with("postgres://") && !url.starts_with("postgresql://") => {
-                return Err(bad("DATABASE_URL", "not a postgres:// URL"));
-            }
-            Some(url) => Some(url.parse().map_err(|_| bad("DATABASE_URL", "not a postgres:// URL"))?),
+            Some(url) => Some(url.parse().map_err(|why: NotAUrl| bad("DATABASE_URL", why.to_string()))?),
         };
         let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
         let host: IpAddr = match vars.get("HOST") {

@@ -90,7 +90,6 @@ mod armed {
             }
             Action::Error => true,
             Action::Sleep(time) => {
-                #[expect(clippy::disallowed_methods, reason = "a stopped thread is the fault")]
                 std::thread::sleep(time);
                 false
             }

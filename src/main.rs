@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use cdc_export::config::{self, Config};
-use cdc_export::postgres::{self, demo, embedded};
+use cdc_export::postgres::{self, Database, demo, embedded};
 use cdc_export::service::Service;
 use cdc_export::sink::Folder;
 use cdc_export::source::snapshot::Source;
@@ -70,14 +70,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = http::listen(&config.http).await;
     let listener = listener.with_context(|| format!("can't listen on {}:{}", config.http.host, config.http.port))?;
     let (server, database) = match &config.database {
-        Some(options) => (None, options.clone()),
+        Some(database) => (None, database.clone()),
         None => {
             let server = embedded::Server::start(&config.embedded).await?;
-            let options = server.connect_options();
-            (Some(server), options)
+            let database = server.connect_options().into();
+            (Some(server), database)
         }
     };
-    let served = serve_on(&config, listener, postgres::options(database), shutdown).await;
+    let served = serve_on(&config, listener, database, shutdown).await;
     if let Some(server) = server {
         server.stop().await;
     }
@@ -87,11 +87,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 async fn serve_on(
     config: &Config,
     listener: tokio::net::TcpListener,
-    database: sqlx::postgres::PgConnectOptions,
+    database: Database,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     postgres::migrate(&database).await?;
-    let api_pool = postgres::pool(&database, config.api_connections);
+    let api_pool = database.pool(config.api_connections);
     if config.seed_rows > 0 {
         demo::seed(&api_pool, config.seed_rows).await?;
     }
@@ -102,8 +102,9 @@ async fn serve_on(
         tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error = format!("{:#}", anyhow::Error::new(error)));
     }
     // One connection claims and settles, beside the one that listens; each running job brings its own.
-    let control = Store::new(postgres::pool(&database, 2));
-    let worker = Worker::new(config.worker.clone(), control, Source::new(database), Arc::clone(&folder));
+    let control = Store::new(database.pool(2));
+    let worker =
+        Worker::new(config.worker.clone(), control, Source::new(database.options().clone()), Arc::clone(&folder));
     let service = Service::new(Store::new(api_pool), folder, config.max_attempts);
     let router = http::router(service, config.http.access);
 

@@ -22,15 +22,29 @@ pub enum Error {
     /// The rows could not be read.
     #[error(transparent)]
     Source(#[from] source::Error),
-    /// A row could not be written as the format wants it.
+    /// A text that no file may hold.
     #[error(transparent)]
-    Encode(#[from] encode::Error),
+    InvalidText(encode::Error),
+    /// A row isn't what the dataset says: a defect, or the table was changed under the service.
+    #[error(transparent)]
+    WrongRow(encode::Error),
     /// The file could not be written.
     #[error(transparent)]
     Sink(#[from] sink::Error),
     /// The writing thread panicked: a defect.
     #[error("writing the file panicked")]
     Panicked(#[source] tokio::task::JoinError),
+}
+
+impl From<encode::Error> for Error {
+    fn from(error: encode::Error) -> Error {
+        match error {
+            encode::Error::InvalidText { .. } => Error::InvalidText(error),
+            encode::Error::WrongType { .. } | encode::Error::WrongShape { .. } | encode::Error::CutShort(_) => {
+                Error::WrongRow(error)
+            }
+        }
+    }
 }
 
 /// Writes the rows of a job's snapshot into `draft` and stages it.

@@ -5,6 +5,7 @@
 pub mod demo;
 pub mod embedded;
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::migrate::Migrator;
@@ -41,18 +42,47 @@ pub enum Error {
     Sql(#[source] sqlx::Error),
 }
 
-/// How to reach a database, with what this service wants of every connection.
-pub fn options(options: PgConnectOptions) -> PgConnectOptions {
-    options.application_name("cdc-export").disable_statement_logging()
+/// How to reach a database.
+#[derive(Clone, Debug)]
+pub struct Database(PgConnectOptions);
+
+impl From<PgConnectOptions> for Database {
+    fn from(options: PgConnectOptions) -> Database {
+        Database(options.application_name("cdc-export").disable_statement_logging())
+    }
 }
 
-/// A pool of at most `connections`, none of them open yet. Waits 2 seconds at most for a free one: an API caller wants an
-/// answer, and who isn't one tries again anyway.
-pub fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(Duration::from_secs(2))
-        .connect_lazy_with(options.clone())
+impl FromStr for Database {
+    type Err = NotAUrl;
+
+    /// Reads a `postgres://` URL.
+    fn from_str(url: &str) -> Result<Database, NotAUrl> {
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(NotAUrl);
+        }
+        url.parse().map(|options: PgConnectOptions| options.into()).map_err(|_| NotAUrl)
+    }
+}
+
+/// A text that is no URL of a database. Doesn't quote it: it may hold a password.
+#[derive(Debug, thiserror::Error)]
+#[error("not a postgres:// URL")]
+pub struct NotAUrl;
+
+impl Database {
+    /// What each connection is made with.
+    pub fn options(&self) -> &PgConnectOptions {
+        &self.0
+    }
+
+    /// A pool of at most `connections`, none of them open yet. Waits 2 seconds at most for a free one: an API caller wants an
+    /// answer, and who isn't one tries again anyway.
+    pub fn pool(&self, connections: u32) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(Duration::from_secs(2))
+            .connect_lazy_with(self.0.clone())
+    }
 }
 
 /// Checks the server and brings the schema up to date. Safe at every start and from several replicas at once: the first one
@@ -60,8 +90,8 @@ pub fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
 ///
 /// # Errors
 /// If the database can't be reached or used, or holds a foreign `exports` or `watermarks`.
-pub async fn migrate(options: &PgConnectOptions) -> Result<(), Error> {
-    let mut conn = PgConnection::connect_with(options).await.map_err(Error::Unreachable)?;
+pub async fn migrate(database: &Database) -> Result<(), Error> {
+    let mut conn = PgConnection::connect_with(database.options()).await.map_err(Error::Unreachable)?;
     let (number, version): (i32, String) = sqlx::query_as(
         "-- postgres.version
          select current_setting('server_version_num')::int, current_setting('server_version')",

@@ -3,8 +3,11 @@
 //! HTTP is one way in and knows this room only. Knows no status codes and runs no export.
 
 use std::fs::File;
+use std::io::SeekFrom;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 
 use crate::dataset::USERS;
 use crate::job::{ConsumerId, Job, JobId, Request, Status};
@@ -22,12 +25,18 @@ const LEAST_ROOM_BYTES: u64 = 16 << 20;
 /// Why a request can't be met.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database.
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    /// The output folder.
-    #[error(transparent)]
-    Sink(#[from] sink::Error),
+    /// Postgres can't be reached now.
+    #[error("the database is not available")]
+    DatabaseUnavailable(#[source] store::Error),
+    /// Postgres refused what the service wants: a defect, or a schema that somebody changed.
+    #[error("the database refused a statement")]
+    Database(#[source] store::Error),
+    /// No room on the output folder's disk.
+    #[error("the output folder has no room left")]
+    OutputFull(#[source] sink::Error),
+    /// The output folder can't be used.
+    #[error("the output folder can't be used")]
+    Output(#[source] sink::Error),
     /// There is no such job.
     #[error("there is no export with this id")]
     NoJob,
@@ -54,22 +63,51 @@ pub enum Error {
     Ended(Status),
 }
 
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Error {
+        match error {
+            store::Error::Unavailable(_) => Error::DatabaseUnavailable(error),
+            store::Error::Sql(_) | store::Error::Unknown(_) => Error::Database(error),
+        }
+    }
+}
+
+impl From<sink::Error> for Error {
+    fn from(error: sink::Error) -> Error {
+        match error {
+            sink::Error::Full(_) => Error::OutputFull(error),
+            sink::Error::ReadOnly(_) | sink::Error::Missing(_) | sink::Error::Io(_) => Error::Output(error),
+        }
+    }
+}
+
 /// The state of what the service stands on: `Err` says why not.
 #[derive(Debug)]
 pub struct Health {
     /// Postgres answers.
-    pub postgres: Result<(), store::Error>,
+    pub postgres: Result<(), Error>,
     /// The output folder can take a file.
-    pub output: Result<(), sink::Error>,
+    pub output: Result<(), Error>,
 }
 
-/// A committed file, open.
+/// A committed file, open: the very one that was exported.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// The file itself, the very one that was exported.
-    pub file: File,
+    file: File,
     /// What is recorded of it.
     pub place: FilePlace,
+}
+
+impl OpenFile {
+    /// `length` bytes from `from` on.
+    ///
+    /// # Errors
+    /// If the file can't be read there.
+    pub async fn part(self, from: u64, length: u64) -> Result<impl AsyncRead, Error> {
+        let mut file = tokio::fs::File::from_std(self.file);
+        file.seek(SeekFrom::Start(from)).await.map_err(sink::Error::from)?;
+        Ok(file.take(length))
+    }
 }
 
 /// What clients may do.
@@ -155,8 +193,11 @@ impl Service {
     }
 
     /// Whether Postgres answers.
-    pub async fn ping(&self) -> Result<(), store::Error> {
-        self.store.ping().await
+    ///
+    /// # Errors
+    /// If it doesn't within 2 seconds.
+    pub async fn ping(&self) -> Result<(), Error> {
+        Ok(self.store.ping().await?)
     }
 
     /// Whether a job could start now.
@@ -167,11 +208,9 @@ impl Service {
         });
         // A network file system may hang; a health check must not.
         let output = tokio::time::timeout(Duration::from_secs(2), output);
-        let (postgres, output) = tokio::join!(self.store.ping(), output);
-        Health {
-            postgres,
-            output: output.unwrap_or_else(|_| Err(sink::Error::Io(std::io::ErrorKind::TimedOut.into()))),
-        }
+        let (postgres, output) = tokio::join!(self.ping(), output);
+        let output = output.unwrap_or_else(|_| Err(sink::Error::Io(std::io::ErrorKind::TimedOut.into())));
+        Health { postgres, output: output.map_err(Error::from) }
     }
 
     /// File operations block; they have threads of their own.

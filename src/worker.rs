@@ -112,12 +112,8 @@ impl Error {
                 // A disk that failed once gets another try, with a file written anew.
                 sink::Error::Io(_) => Settlement::Retry(failure(FailureCode::Internal)),
             },
-            Error::Pipeline(Pipe::Encode(cause)) => match cause {
-                crate::encode::Error::InvalidText { .. } => Settlement::Fail(failure(FailureCode::InvalidText)),
-                crate::encode::Error::WrongType { .. }
-                | crate::encode::Error::WrongShape { .. }
-                | crate::encode::Error::CutShort(_) => Settlement::Fail(failure(FailureCode::Internal)),
-            },
+            Error::Pipeline(Pipe::InvalidText(_)) => Settlement::Fail(failure(FailureCode::InvalidText)),
+            Error::Pipeline(Pipe::WrongRow(_)) => Settlement::Fail(failure(FailureCode::Internal)),
             Error::Pipeline(Pipe::Panicked(_)) => Settlement::Fail(failure(FailureCode::Internal)),
         }
     }

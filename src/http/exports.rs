@@ -1,7 +1,5 @@
 //! `/exports`: ask for one, look at it, cancel it, fetch its file.
 
-use std::io::{Seek, SeekFrom};
-
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -10,13 +8,12 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
 use serde::Serialize;
-use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
 use crate::http::input::{self, Consumer, MaybeConsumer, Members, PathParameter};
 use crate::http::problem::Problem;
 use crate::job::{ConsumerId, ExportType, Format, Job, Request};
-use crate::service::{OpenFile, Service};
+use crate::service::Service;
 
 /// `POST /exports`: a consumer's export of any type, or, without a consumer, an ad-hoc full one.
 pub(crate) async fn create(
@@ -109,7 +106,8 @@ pub(crate) async fn download(
     input::Job(id): input::Job,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let OpenFile { mut file, place } = service.open_file(id).await?;
+    let file = service.open_file(id).await?;
+    let place = &file.place;
     let size = place.identity.size;
     let etag = format!("\"{}\"", place.sha256);
     let mut response_headers = HeaderMap::new();
@@ -140,9 +138,7 @@ pub(crate) async fn download(
         }
     };
     set(header::CONTENT_LENGTH, length.to_string());
-    // Only moves the offset: nothing is read here.
-    file.seek(SeekFrom::Start(from)).map_err(crate::sink::Error::from).map_err(crate::service::Error::from)?;
-    let body = ReaderStream::with_capacity(tokio::fs::File::from_std(file).take(length), 256 * 1024);
+    let body = ReaderStream::with_capacity(file.part(from, length).await?, 256 * 1024);
     Ok((status, response_headers, Body::from_stream(body)).into_response())
 }
 

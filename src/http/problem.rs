@@ -10,7 +10,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::{service, sink, store};
+use crate::service;
 
 /// An error answer.
 #[derive(Debug, Serialize)]
@@ -121,26 +121,21 @@ impl From<service::Error> for Problem {
     fn from(error: service::Error) -> Problem {
         use service::Error;
         let detail = error.to_string();
-        match error {
-            Error::Store(store::Error::Unavailable(cause)) => {
-                tracing::warn!(event = "database_unavailable", error = %cause);
+        match &error {
+            Error::DatabaseUnavailable(cause) => {
+                tracing::warn!(event = "database_unavailable", error = cause.source());
                 Problem::unavailable("database_unavailable", detail)
             }
-            Error::Store(cause @ (store::Error::Sql(_) | store::Error::Unknown(_))) => {
-                tracing::error!(event = "request_failed", error = %cause, cause = cause.source());
+            Error::Database(cause) => {
+                tracing::error!(event = "request_failed", error = cause.source());
                 Problem::internal()
             }
-            Error::Sink(cause) => {
+            Error::OutputFull(_) => Problem::unavailable("storage_full", detail),
+            Error::Output(cause) => {
                 tracing::error!(event = "output_failed", error = %cause, cause = cause.source());
-                let code = match cause {
-                    sink::Error::Full(_) => "storage_full",
-                    sink::Error::ReadOnly(_) => "storage_readonly",
-                    sink::Error::Missing(_) => "output_missing",
-                    sink::Error::Io(_) => "storage_failed",
-                };
-                Problem::unavailable(code, detail)
+                Problem::unavailable("output_unavailable", detail)
             }
-            Error::NoJob | Error::NoUser => Problem::new(StatusCode::NOT_FOUND, "not_found", detail),
+            Error::NoJob | Error::NoUser => Problem::not_found(&detail),
             Error::NoWatermark => Problem::new(StatusCode::NOT_FOUND, "no_watermark", detail),
             Error::NoFile(_) => Problem::new(StatusCode::CONFLICT, "not_completed", detail),
             Error::FileGone => Problem::new(StatusCode::GONE, "file_gone", detail),

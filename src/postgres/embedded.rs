@@ -133,8 +133,8 @@ pub enum Error {
     /// No folder is private and short enough for a socket.
     #[error("no private folder for the Postgres socket can be made under {}", .0.display())]
     NoSocketFolder(PathBuf),
-    /// `initdb`, or the making of the database, failed.
-    #[error("can't make a Postgres data folder in {}: {detail}", .folder.display())]
+    /// `initdb`, or the making of the database or its password, failed.
+    #[error("can't prepare the Postgres data folder {}: {detail}", .folder.display())]
     Initialise {
         /// The data folder.
         folder: PathBuf,

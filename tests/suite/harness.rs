@@ -15,10 +15,10 @@ use tokio::process::{Child, Command};
 use tokio::sync::OnceCell;
 
 /// Nothing here takes this long unless it hangs.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` gives something.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = condition().await {
@@ -30,14 +30,14 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condit
 }
 
 /// A folder that the user who runs Postgres can reach.
-pub fn reachable_folder() -> TempDir {
+pub(crate) fn reachable_folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     folder
 }
 
 /// Settings for a private server in `data_dir`.
-pub fn embedded_settings(data_dir: &Path) -> embedded::Settings {
+pub(crate) fn embedded_settings(data_dir: &Path) -> embedded::Settings {
     embedded::Settings {
         data_dir: data_dir.to_owned(),
         data_dir_is_default: false,
@@ -71,7 +71,7 @@ async fn server() -> &'static PgConnectOptions {
             let name = template();
             let _ = admin.execute(AssertSqlSafe(format!("drop database if exists {name}"))).await;
             admin.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
-            postgres::migrate(&options.clone().database(&name)).await.unwrap();
+            postgres::migrate(&options.clone().database(&name).into()).await.unwrap();
             options
         })
         .await
@@ -113,20 +113,20 @@ async fn start_private_server() -> PgConnectOptions {
 }
 
 /// A fresh, migrated database.
-pub struct Database {
-    pub options: PgConnectOptions,
-    pub pool: PgPool,
+pub(crate) struct Database {
+    pub(crate) options: PgConnectOptions,
+    pub(crate) pool: PgPool,
 }
 
 impl Database {
     /// A clone of the migrated template.
-    pub async fn new() -> Database {
+    pub(crate) async fn new() -> Database {
         let server = server().await;
         Database::create(server, &format!("template {}", template())).await
     }
 
     /// A database with nothing in it.
-    pub async fn empty() -> Database {
+    pub(crate) async fn empty() -> Database {
         let server = server().await;
         Database::create(server, "").await
     }
@@ -141,17 +141,17 @@ impl Database {
     }
 
     /// A URL that the binary can connect with.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.options.to_url_lossy().to_string()
     }
 
     /// Runs statements.
-    pub async fn run(&self, sql: &str) {
+    pub(crate) async fn run(&self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.unwrap();
     }
 
     /// One value.
-    pub async fn one<T>(&self, sql: &str) -> T
+    pub(crate) async fn one<T>(&self, sql: &str) -> T
     where
         T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
@@ -159,7 +159,7 @@ impl Database {
     }
 
     /// Adds users `from..=to`, made and last changed at minute `id` of 2026-01-01, every tenth of them deleted.
-    pub async fn add_users(&self, from: i64, to: i64) {
+    pub(crate) async fn add_users(&self, from: i64, to: i64) {
         self.run(&format!(
             "insert into users (id, name, email, created_at, updated_at, is_deleted)
              select n, 'User ' || n, 'user' || n || '@example.com', t, t, n % 10 = 0
@@ -172,41 +172,41 @@ impl Database {
 }
 
 /// The real binary, serving a database.
-pub struct Service {
+pub(crate) struct Service {
     child: Child,
-    pub address: String,
-    pub client: reqwest::Client,
+    pub(crate) address: String,
+    pub(crate) client: reqwest::Client,
     output: Arc<TempDir>,
     log: Arc<Mutex<Vec<Value>>>,
     _work: TempDir,
 }
 
 /// How a service is started.
-pub struct Start {
+pub(crate) struct Start {
     variables: Vec<(String, String)>,
     output: Arc<TempDir>,
 }
 
 impl Start {
     /// On a database.
-    pub fn on(database: &Database) -> Start {
+    pub(crate) fn on(database: &Database) -> Start {
         Start::plain().with("DATABASE_URL", database.url())
     }
 
     /// With nothing but a folder for its files.
-    pub fn plain() -> Start {
+    pub(crate) fn plain() -> Start {
         let output = Arc::new(tempfile::tempdir().unwrap());
         Start { variables: Vec::new(), output }.with("PORT", "0").with("LOG_FORMAT", "json")
     }
 
     /// With a setting.
-    pub fn with(mut self, name: &str, value: impl ToString) -> Start {
+    pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Start {
         self.variables.push((name.to_owned(), value.to_string()));
         self
     }
 
     /// With another service's output folder.
-    pub fn sharing_output(mut self, other: &Service) -> Start {
+    pub(crate) fn sharing_output(mut self, other: &Service) -> Start {
         self.output = Arc::clone(&other.output);
         self
     }
@@ -222,7 +222,7 @@ impl Start {
     }
 
     /// Starts it and waits until it listens.
-    pub async fn service(self) -> Service {
+    pub(crate) async fn service(self) -> Service {
         let work = reachable_folder();
         let mut child = self.command(work.path()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -252,7 +252,7 @@ impl Start {
     }
 
     /// Starts it and waits until it ends by itself: exit code and standard error.
-    pub async fn until_it_ends(self) -> (i32, String) {
+    pub(crate) async fn until_it_ends(self) -> (i32, String) {
         let work = reachable_folder();
         let output = tokio::time::timeout(PATIENCE, self.command(work.path()).output()).await;
         let output = output.expect("it ends by itself").unwrap();
@@ -262,7 +262,7 @@ impl Start {
 
 impl Service {
     /// A request without a body.
-    pub async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
+    pub(crate) async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
         let mut request = self.client.request(method, format!("{}{path}", self.address));
         for (name, value) in headers {
@@ -272,7 +272,7 @@ impl Service {
     }
 
     /// A request with a JSON body.
-    pub async fn call_with(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> reqwest::Response {
+    pub(crate) async fn call_with(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> reqwest::Response {
         let mut request = self.client.post(format!("{}{path}", self.address)).json(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -281,27 +281,27 @@ impl Service {
     }
 
     /// Submits an export and gives its id.
-    pub async fn submit(&self, export_type: &str, consumer: &str) -> String {
+    pub(crate) async fn submit(&self, export_type: &str, consumer: &str) -> String {
         let answer = self.call("POST", &format!("/exports/{export_type}"), &[("X-Consumer-ID", consumer)]).await;
         assert_eq!(answer.status(), 202);
         answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()
     }
 
     /// A job as it stands.
-    pub async fn job(&self, id: &str) -> Value {
+    pub(crate) async fn job(&self, id: &str) -> Value {
         let answer = self.call("GET", &format!("/exports/{id}"), &[]).await;
         assert_eq!(answer.status(), 200);
         answer.json().await.unwrap()
     }
 
     /// Waits until a job has ended, however.
-    pub async fn ended(&self, id: &str) -> Value {
+    pub(crate) async fn ended(&self, id: &str) -> Value {
         let terminal = |job: &Value| matches!(job["status"].as_str(), Some("completed" | "failed" | "cancelled"));
         eventually("a job ends", || async { Some(self.job(id).await).filter(terminal) }).await
     }
 
     /// An export that completes: its job and its file.
-    pub async fn export(&self, export_type: &str, consumer: &str) -> (Value, Csv) {
+    pub(crate) async fn export(&self, export_type: &str, consumer: &str) -> (Value, Csv) {
         let id = self.submit(export_type, consumer).await;
         let job = self.ended(&id).await;
         assert_eq!(job["status"], "completed", "{job}");
@@ -310,24 +310,24 @@ impl Service {
     }
 
     /// A consumer's watermark, as the API tells it.
-    pub async fn watermark(&self, consumer: &str) -> Option<String> {
+    pub(crate) async fn watermark(&self, consumer: &str) -> Option<String> {
         let answer = self.call("GET", "/exports/watermark", &[("X-Consumer-ID", consumer)]).await;
         let body: Value = answer.json().await.unwrap();
         body["lastExportedAt"].as_str().map(str::to_owned)
     }
 
     /// The output folder.
-    pub fn output(&self) -> &Path {
+    pub(crate) fn output(&self) -> &Path {
         self.output.path()
     }
 
     /// A job's file.
-    pub fn path(&self, job: &Value) -> PathBuf {
+    pub(crate) fn path(&self, job: &Value) -> PathBuf {
         self.output().join(job["outputFilename"].as_str().unwrap())
     }
 
     /// The names in the output folder, the folder's own mark left out.
-    pub fn files(&self) -> Vec<String> {
+    pub(crate) fn files(&self) -> Vec<String> {
         let names = std::fs::read_dir(self.output()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.filter(|name| name != ".cdc-export-store").collect();
         names.sort();
@@ -335,27 +335,27 @@ impl Service {
     }
 
     /// The log's lines of one event.
-    pub fn events(&self, event: &str) -> Vec<Value> {
+    pub(crate) fn events(&self, event: &str) -> Vec<Value> {
         self.log.lock().unwrap().iter().filter(|line| line["event"] == event).cloned().collect()
     }
 
     /// Its process id.
-    pub fn pid(&self) -> nix::unistd::Pid {
+    pub(crate) fn pid(&self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(self.child.id().expect("it runs").cast_signed())
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         nix::sys::signal::kill(self.pid(), signal).unwrap();
     }
 
     /// Waits until it has ended: its exit code, `None` after a signal.
-    pub async fn exit(&mut self) -> Option<i32> {
+    pub(crate) async fn exit(&mut self) -> Option<i32> {
         tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("the service ends").unwrap().code()
     }
 
     /// Stops it as an operator would.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(self.exit().await, Some(0));
     }
@@ -363,13 +363,13 @@ impl Service {
 
 /// A CSV file, read by a reader that isn't ours.
 #[derive(Debug, PartialEq)]
-pub struct Csv {
-    pub header: Vec<String>,
-    pub rows: Vec<Vec<String>>,
+pub(crate) struct Csv {
+    pub(crate) header: Vec<String>,
+    pub(crate) rows: Vec<Vec<String>>,
 }
 
 impl Csv {
-    pub fn read(path: &Path) -> Csv {
+    pub(crate) fn read(path: &Path) -> Csv {
         let mut reader = csv::Reader::from_path(path).unwrap();
         let texts = |record: &csv::StringRecord| record.iter().map(str::to_owned).collect::<Vec<_>>();
         let header = texts(reader.headers().unwrap());
@@ -377,7 +377,7 @@ impl Csv {
     }
 
     /// A column's values, sorted.
-    pub fn sorted(&self, column: &str) -> Vec<&str> {
+    pub(crate) fn sorted(&self, column: &str) -> Vec<&str> {
         let at = self.header.iter().position(|name| name == column).unwrap();
         let mut values: Vec<_> = self.rows.iter().map(|row| row[at].as_str()).collect();
         values.sort_unstable();
@@ -385,7 +385,7 @@ impl Csv {
     }
 
     /// The keys, sorted.
-    pub fn ids(&self) -> Vec<i64> {
+    pub(crate) fn ids(&self) -> Vec<i64> {
         let mut ids: Vec<i64> = self.sorted("id").into_iter().map(|id| id.parse().unwrap()).collect();
         ids.sort_unstable();
         ids

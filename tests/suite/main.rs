@@ -3,6 +3,10 @@
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod embedded;
+#[cfg(test)]
 mod exports;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod house;

@@ -1,0 +1,558 @@
+//! The private server, run for real on the installed Postgres: started, joined, killed in every way, started again.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cdc_export::postgres::embedded::{Error, Server, Settings, join};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid, getpgid};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection};
+use tempfile::TempDir;
+
+/// Set for the process that [`supervise_until_killed`] turns into a supervisor.
+const DATA_DIR_OF_CHILD: &str = "CDC_EXPORT_TEST_SUPERVISE";
+
+/// Keeps a processor busy and looks neither at its client nor at the postmaster.
+const ENDLESS: &str = "do $$ begin loop end loop; end $$";
+
+/// A folder of a test that the user who runs Postgres can reach.
+struct Home {
+    folder: TempDir,
+}
+
+impl Home {
+    fn new() -> Home {
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        open_to_all(folder.path());
+        Home { folder }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.data_dir().join("postgres")
+    }
+
+    fn settings(&self) -> Settings {
+        settings_of(self.data_dir())
+    }
+
+    /// The process id that the server wrote down.
+    fn postmaster(&self) -> Option<i32> {
+        let text = fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
+        text.lines().next()?.parse().ok()
+    }
+}
+
+fn settings_of(data_dir: PathBuf) -> Settings {
+    let search_path = std::env::var_os("PATH").unwrap_or_default();
+    Settings {
+        data_dir,
+        data_dir_is_default: false,
+        bin_dir: None,
+        search_path: std::env::split_paths(&search_path).collect(),
+        runtime_dir: None,
+    }
+}
+
+fn open_to_all(folder: &Path) {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+async fn connect(options: &PgConnectOptions) -> PgConnection {
+    options.connect().await.unwrap()
+}
+
+async fn ask(options: &PgConnectOptions, question: &'static str) -> String {
+    let mut connection = connect(options).await;
+    let answer = sqlx::query_scalar(question).fetch_one(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    answer
+}
+
+async fn keep_a_row(options: &PgConnectOptions) {
+    sqlx::raw_sql("create table kept as select 'row' as word").execute(&mut connect(options).await).await.unwrap();
+}
+
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Living: a killed process that nobody has waited for yet doesn't count.
+fn lives(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    kill(Pid::from_raw(pid), None).is_ok() && !status.contains("State:\tZ")
+}
+
+async fn is_gone(pid: i32) {
+    until("the process is gone", async || !lives(pid)).await;
+}
+
+fn sigkill(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+/// A backend in an endless loop; its process id.
+async fn busy_backend(options: &PgConnectOptions) -> i32 {
+    let mut connection = connect(options).await;
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut connection).await.unwrap();
+    tokio::spawn(async move { sqlx::raw_sql(ENDLESS).execute(&mut connection).await });
+    let mut observer = connect(options).await;
+    until("the backend is busy", async || {
+        sqlx::query_scalar("select state = 'active' and query like 'do %' from pg_stat_activity where pid = $1")
+            .bind(pid)
+            .fetch_one(&mut observer)
+            .await
+            .unwrap()
+    })
+    .await;
+    pid
+}
+
+/// No test of its own: the body of a second process, which the tests below kill.
+#[tokio::test]
+async fn supervise_until_killed() {
+    let Some(data_dir) = std::env::var_os(DATA_DIR_OF_CHILD) else {
+        return;
+    };
+    let _server = Server::start(&settings_of(data_dir.into())).await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+/// A supervisor in a process of its own, killed with its value.
+struct Supervisor(Child);
+
+impl Supervisor {
+    /// Returns when its server is ready.
+    async fn start(home: &Home) -> (Supervisor, PgConnectOptions) {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["embedded::supervise_until_killed", "--exact"])
+            .env(DATA_DIR_OF_CHILD, home.data_dir())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let supervisor = Supervisor(child);
+        let mut options = None;
+        until("the other process' server is ready", async || {
+            options = join(&home.settings()).unwrap();
+            options.is_some()
+        })
+        .await;
+        (supervisor, options.unwrap())
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id().cast_signed())
+    }
+
+    fn sigkill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn starts_on_an_empty_folder_and_answers() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let options = server.connect_options();
+    let facts = ask(
+        &options,
+        "select concat_ws(' ', current_user, current_database(), current_setting('server_encoding'),
+            'checksums', current_setting('data_checksums'), 'tcp:' || current_setting('listen_addresses'),
+            'fsync', current_setting('fsync'), current_setting('TimeZone'))",
+    )
+    .await;
+    assert_eq!(facts, "postgres cdc_export UTF8 checksums on tcp: fsync on UTC");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn password_and_socket_are_closed_to_other_users() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let options = server.connect_options();
+    let socket = options.get_socket().unwrap().clone();
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!(mode(&home.data_dir().join("postgres.password")), 0o600);
+    assert_eq!(mode(&home.data_dir().join("postgres.log")), 0o600);
+    assert_eq!(mode(&socket), 0o700);
+    let refused = options.password("guessed").connect().await.unwrap_err();
+    assert!(refused.to_string().contains("password authentication failed"), "{refused}");
+    server.stop().await;
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn rows_outlive_a_stop() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    keep_a_row(&server.connect_options()).await;
+    server.stop().await;
+    assert_eq!(home.postmaster(), None);
+    let server = Server::start(&home.settings()).await.unwrap();
+    assert_eq!(ask(&server.connect_options(), "select word from kept").await, "row");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn second_supervisor_is_refused_by_the_folders_name() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let error = Server::start(&home.settings()).await.unwrap_err();
+    assert!(matches!(error, Error::AlreadySupervised(_)), "{error:?}");
+    assert!(error.to_string().contains(home.data_dir().to_str().unwrap()));
+    assert_eq!(ask(&server.connect_options(), "select 'unharmed'").await, "unharmed");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn join_finds_a_supervised_server_only() {
+    let home = Home::new();
+    assert!(join(&home.settings()).unwrap().is_none());
+    assert!(!home.data_dir().exists());
+    let server = Server::start(&home.settings()).await.unwrap();
+    let options = join(&home.settings()).unwrap().unwrap();
+    assert_eq!(ask(&options, "select 'joined'").await, "joined");
+    server.stop().await;
+    assert!(join(&home.settings()).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn join_wants_a_supervisor_besides_the_server() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let lock = home.data_dir().join("supervisor.lock");
+    fs::remove_file(&lock).unwrap();
+    fs::write(&lock, "").unwrap();
+    assert!(join(&home.settings()).unwrap().is_none());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn join_does_not_believe_the_file_of_a_killed_server() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let ready = fs::read_to_string(home.data().join("postmaster.pid")).unwrap();
+    server.stop().await;
+    fs::write(home.data().join("postmaster.pid"), ready).unwrap();
+    // Another supervisor, not yet at the point of removing the file.
+    let lock = fs::File::open(home.data_dir().join("supervisor.lock")).unwrap();
+    lock.try_lock().unwrap();
+    assert!(join(&home.settings()).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn server_has_a_process_group_of_its_own() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let postmaster = Pid::from_raw(home.postmaster().unwrap());
+    assert_eq!(getpgid(Some(postmaster)).unwrap(), postmaster);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn stop_ends_a_busy_server() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let backend = busy_backend(&server.connect_options()).await;
+    let postmaster = home.postmaster().unwrap();
+    server.stop().await;
+    assert!(!lives(backend) && !lives(postmaster));
+    let log = fs::read_to_string(home.data_dir().join("postgres.log")).unwrap();
+    assert!(log.contains("database system is shut down"), "{log}");
+}
+
+#[tokio::test]
+async fn dropped_server_ends_and_frees_the_folder() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let postmaster = home.postmaster().unwrap();
+    drop(server);
+    is_gone(postmaster).await;
+    Server::start(&home.settings()).await.unwrap().stop().await;
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_leaves_no_server() {
+    let home = Home::new();
+    let settings = home.settings();
+    let pid = tokio::select! {
+        biased;
+        pid = async {
+            until("the server has begun", async || home.postmaster().is_some()).await;
+            home.postmaster().unwrap()
+        } => pid,
+        _ = Server::start(&settings) => panic!("it was ready before it wrote its process id"),
+    };
+    is_gone(pid).await;
+    Server::start(&settings).await.unwrap().stop().await;
+}
+
+// Elsewhere backends can't be told from another server's, and Postgres waits for their end.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn killed_server_is_restarted_despite_its_busy_backends() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let options = server.connect_options();
+    let backend = busy_backend(&options).await;
+    let first = home.postmaster().unwrap();
+    sigkill(first);
+    until("another server answers", async || home.postmaster() != Some(first) && options.connect().await.is_ok()).await;
+    assert!(!lives(backend));
+    server.stop().await;
+}
+
+// Elsewhere no signal comes with a parent's death; the next start clears up.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn server_ends_with_a_killed_supervisor() {
+    let home = Home::new();
+    let (mut supervisor, options) = Supervisor::start(&home).await;
+    let postmaster = home.postmaster().unwrap();
+    keep_a_row(&options).await;
+    supervisor.sigkill();
+    is_gone(postmaster).await;
+    assert!(join(&home.settings()).unwrap().is_none());
+    let server = Server::start(&home.settings()).await.unwrap();
+    assert_eq!(ask(&server.connect_options(), "select word from kept").await, "row");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn start_waits_for_the_server_of_a_killed_supervisor() {
+    let home = Home::new();
+    let (mut supervisor, options) = Supervisor::start(&home).await;
+    let backend = busy_backend(&options).await;
+    // A stopped backend keeps its server from ending before we have looked.
+    let stopped = Pid::from_raw(backend);
+    kill(stopped, Signal::SIGSTOP).unwrap();
+    supervisor.sigkill();
+    let settings = home.settings();
+    let start = Server::start(&settings);
+    tokio::pin!(start);
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut start).await;
+    kill(stopped, Signal::SIGCONT).unwrap();
+    assert!(early.is_err(), "{early:?}");
+    let server = start.await.unwrap();
+    assert!(!lives(backend));
+    assert_eq!(ask(&server.connect_options(), "select 'here'").await, "here");
+    server.stop().await;
+}
+
+// Elsewhere backends can't be told from another server's, and Postgres waits for their end.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn start_ends_the_backends_of_a_killed_server() {
+    let home = Home::new();
+    let (mut supervisor, options) = Supervisor::start(&home).await;
+    let backend = busy_backend(&options).await;
+    let postmaster = home.postmaster().unwrap();
+    // Stopped, the supervisor doesn't restart it.
+    kill(supervisor.pid(), Signal::SIGSTOP).unwrap();
+    sigkill(postmaster);
+    supervisor.sigkill();
+    assert!(lives(backend), "it must be an orphan for this test");
+    let server = Server::start(&home.settings()).await.unwrap();
+    assert!(!lives(backend));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn stale_files_naming_a_foreign_process_are_no_obstacle() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let socket = server.connect_options().get_socket().unwrap().clone();
+    let pid_file = fs::read_to_string(home.data().join("postmaster.pid")).unwrap();
+    let postmaster = home.postmaster().unwrap().to_string();
+    server.stop().await;
+    // Postgres takes any living process of its own user for a server.
+    let owner = fs::metadata(home.data()).unwrap();
+    let mut sleep = Command::new("sleep");
+    sleep.arg("600");
+    if geteuid().is_root() {
+        sleep.uid(owner.uid()).gid(owner.gid());
+    }
+    let mut foreign = sleep.spawn().unwrap();
+    let stale = pid_file.replacen(&postmaster, &foreign.id().to_string(), 1);
+    let lock = socket.join(".s.PGSQL.5432.lock");
+    fs::create_dir(&socket).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o700)).unwrap();
+    for path in [&home.data().join("postmaster.pid"), &lock] {
+        fs::write(path, &stale).unwrap();
+    }
+    for path in [&home.data().join("postmaster.pid"), &lock, &socket] {
+        std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid())).unwrap();
+    }
+    let started = Server::start(&home.settings()).await;
+    let unharmed = foreign.try_wait().unwrap().is_none();
+    foreign.kill().unwrap();
+    foreign.wait().unwrap();
+    let server = started.unwrap();
+    assert!(unharmed);
+    assert_eq!(server.connect_options().get_socket(), Some(&socket));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn half_made_data_folder_is_swept() {
+    let home = Home::new();
+    let half_made = home.data_dir().join("postgres.new-1");
+    fs::create_dir_all(half_made.join("base")).unwrap();
+    open_to_all(&home.data_dir());
+    fs::write(half_made.join("PG_VERSION"), "15\n").unwrap();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let names: Vec<_> = fs::read_dir(home.data_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("postgres.new"))
+        .collect();
+    assert!(names.is_empty(), "{names:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn lost_password_is_replaced() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    server.stop().await;
+    let file = home.data_dir().join("postgres.password");
+    let lost = fs::read_to_string(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    let server = Server::start(&home.settings()).await.unwrap();
+    assert_eq!(ask(&server.connect_options(), "select 'in'").await, "in");
+    assert_ne!(fs::read_to_string(&file).unwrap(), lost);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn data_of_another_major_is_refused_by_both_versions() {
+    let home = Home::new();
+    Server::start(&home.settings()).await.unwrap().stop().await;
+    let file = home.data().join("PG_VERSION");
+    let ours = fs::read_to_string(&file).unwrap();
+    fs::write(&file, "7\n").unwrap();
+    let error = Server::start(&home.settings()).await.unwrap_err();
+    let line = error.to_string();
+    assert!(matches!(error, Error::VersionMismatch { .. }), "{line}");
+    assert!(line.contains("Postgres 7") && line.contains(ours.trim()), "{line}");
+}
+
+#[tokio::test]
+async fn folder_without_binaries_is_named() {
+    let home = Home::new();
+    let settings = Settings { bin_dir: Some(home.path().to_owned()), ..home.settings() };
+    let line = Server::start(&settings).await.unwrap_err().to_string();
+    assert!(line.contains("PG_BIN_DIR") && line.contains(home.path().to_str().unwrap()), "{line}");
+    assert!(!home.data_dir().exists());
+}
+
+#[tokio::test]
+async fn failed_start_quotes_the_servers_last_error() {
+    let home = Home::new();
+    Server::start(&home.settings()).await.unwrap().stop().await;
+    let configuration = home.data().join("postgresql.conf");
+    let good = fs::read_to_string(&configuration).unwrap();
+    fs::write(&configuration, format!("{good}\nmax_connections = many\n")).unwrap();
+    let error = Server::start(&home.settings()).await.unwrap_err();
+    let line = error.to_string();
+    assert!(matches!(error, Error::Start { .. }), "{line}");
+    assert!(line.contains("FATAL:") && line.contains("postgres.log"), "{line}");
+    // Nothing is left that would stand in the way of the next start.
+    fs::write(&configuration, good).unwrap();
+    Server::start(&home.settings()).await.unwrap().stop().await;
+}
+
+#[tokio::test]
+async fn socket_is_kept_in_the_runtime_folder() {
+    let home = Home::new();
+    let runtime_dir = home.path().join("run,time");
+    fs::create_dir(&runtime_dir).unwrap();
+    open_to_all(&runtime_dir);
+    let settings = Settings { runtime_dir: Some(runtime_dir.clone()), ..home.settings() };
+    let server = Server::start(&settings).await.unwrap();
+    let options = join(&settings).unwrap().unwrap();
+    assert!(options.get_socket().unwrap().starts_with(&runtime_dir));
+    assert_eq!(ask(&options, "select 'found'").await, "found");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn too_long_a_runtime_folder_gives_way_to_tmp() {
+    let home = Home::new();
+    let runtime_dir = home.path().join("r".repeat(90));
+    fs::create_dir(&runtime_dir).unwrap();
+    open_to_all(&runtime_dir);
+    let settings = Settings { runtime_dir: Some(runtime_dir.clone()), ..home.settings() };
+    let server = Server::start(&settings).await.unwrap();
+    let options = server.connect_options();
+    assert_eq!(options.get_socket().unwrap().parent(), Some(Path::new("/tmp")));
+    assert_eq!(ask(&options, "select 'short'").await, "short");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn socket_folder_planted_by_somebody_else_is_not_used() {
+    let home = Home::new();
+    let server = Server::start(&home.settings()).await.unwrap();
+    let expected = server.connect_options().get_socket().unwrap().clone();
+    server.stop().await;
+    let elsewhere = home.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    // Private and of the right user: nothing but the link itself is wrong.
+    fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o700)).unwrap();
+    let owner = fs::metadata(home.data()).unwrap();
+    std::os::unix::fs::chown(&elsewhere, Some(owner.uid()), Some(owner.gid())).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &expected).unwrap();
+    let started = Server::start(&home.settings()).await;
+    fs::remove_file(&expected).unwrap();
+    let server = started.unwrap();
+    assert_ne!(server.connect_options().get_socket(), Some(&expected));
+    assert_eq!(ask(&server.connect_options(), "select 'safe'").await, "safe");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn data_dir_that_is_a_file_is_named() {
+    let home = Home::new();
+    fs::write(home.data_dir(), "").unwrap();
+    let line = Server::start(&home.settings()).await.unwrap_err().to_string();
+    assert!(line.contains(home.data_dir().to_str().unwrap()), "{line}");
+}
+
+#[tokio::test]
+async fn chosen_folder_closed_to_the_servers_user_is_refused_by_name() {
+    if !geteuid().is_root() {
+        // Only root lends Postgres another user.
+        return;
+    }
+    let home = Home::new();
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let error = Server::start(&home.settings()).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    assert!(error.to_string().contains(home.data_dir().to_str().unwrap()));
+    assert!(!home.data_dir().exists());
+}

@@ -1,0 +1,140 @@
+//! The walls of the house: which room may use which, and what only one room may know. `docs/ARCHITECTURE.md` says why.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+const NOUNS: [&str; 4] = ["dataset", "job", "row", "watermark"];
+
+/// What a room may use, besides itself.
+fn allowed(room: &str) -> BTreeSet<&'static str> {
+    let own: &[&str] = match room {
+        "http" => &["service"],
+        "service" => &["store", "source", "sink"],
+        "worker" => &["pipeline", "store", "source", "sink"],
+        "pipeline" => &["source", "encode", "sink"],
+        "store" | "source" | "encode" | "sink" | "postgres" | "dataset" | "job" | "row" | "watermark" => &[],
+        // Their settings.
+        "config" => return BTreeSet::from(["http", "postgres", "telemetry", "worker"]),
+        "telemetry" | "failpoint" => return BTreeSet::new(),
+        other => panic!("src/{other} is a new room: say here and in docs/ARCHITECTURE.md whom it may use"),
+    };
+    let mut rooms: BTreeSet<_> = own.iter().copied().chain(NOUNS).collect();
+    if !NOUNS.contains(&room) {
+        rooms.insert("failpoint");
+        if room != "encode" {
+            rooms.insert("telemetry");
+        }
+    }
+    rooms
+}
+
+/// The code of each room, by file, without comments and tests.
+fn rooms() -> BTreeMap<String, Vec<(String, String)>> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut rooms = BTreeMap::<_, Vec<_>>::new();
+    let mut folders = vec![src.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+            let room = name.split('/').next().unwrap().trim_end_matches(".rs").to_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap();
+            let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+            rooms.entry(room).or_default().push((name, code.join("\n")));
+        }
+    }
+    rooms
+}
+
+/// The rooms that code names as `crate::room` or `crate::{room, …}`.
+fn used(code: &str) -> BTreeSet<String> {
+    let word =
+        |text: &str| text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut rooms = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            rooms.insert(word(rest));
+            continue;
+        };
+        // The names at the group's first level.
+        let (mut depth, mut name) = (0, String::new());
+        for c in group.chars() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    rooms.insert(word(&name));
+                    name.clear();
+                }
+                c if depth == 0 => name.push(c),
+                _ => {}
+            }
+        }
+        rooms.insert(word(&name));
+    }
+    rooms.remove("");
+    rooms
+}
+
+#[test]
+fn a_room_uses_only_whom_it_may() {
+    for (room, files) in rooms().iter().filter(|(room, _)| !matches!(room.as_str(), "main" | "lib")) {
+        let allowed = allowed(room);
+        for (file, code) in files {
+            for other in used(code).iter().filter(|other| *other != room) {
+                assert!(allowed.contains(other.as_str()), "src/{file} uses {other}, which {room} may not");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_reader_of_uses_sees_every_form() {
+    let code = "use crate::store::{self, jobs};\nuse crate::{sink, worker::{a, b}, http};\nfn f() { crate::row::x() }";
+    assert_eq!(used(code).into_iter().collect::<Vec<_>>(), ["http", "row", "sink", "store", "worker"]);
+}
+
+#[test]
+fn what_only_some_rooms_know() {
+    let rules: &[(&str, &[&str])] = &[
+        ("sqlx", &["store", "source", "postgres"]),
+        ("StatusCode", &["http"]),
+        ("std::env", &["config"]),
+        ("rustix::fs", &["sink", "postgres"]),
+        ("std::fs", &["sink", "postgres", "service"]),
+        ("anyhow", &["main"]),
+        ("println!", &["main"]),
+    ];
+    for (room, files) in rooms() {
+        for (file, code) in files {
+            for (word, knowing) in rules {
+                assert!(!code.contains(word) || knowing.contains(&room.as_str()), "src/{file} names {word}");
+            }
+            assert!(room != "encode" || !code.contains(".await"), "src/{file} awaits");
+        }
+    }
+}
+
+#[test]
+fn every_statement_is_headed_by_its_name() {
+    for (room, files) in rooms().iter().filter(|(room, _)| matches!(room.as_str(), "store" | "source")) {
+        for (file, code) in files {
+            // Where a statement is made, its text begins a few characters on.
+            for call in ["query(", "query_as(", "query_scalar(", "raw_sql("] {
+                for (at, _) in code.match_indices(call) {
+                    let text: String = code[at + call.len()..].chars().take(60).collect();
+                    let text = text.trim_start().trim_start_matches("concat!(").trim_start();
+                    let named = text.starts_with(&format!("\"-- {room}.")) || text.starts_with("AssertSqlSafe(");
+                    assert!(named, "src/{file}: {text}");
+                }
+            }
+        }
+    }
+}
