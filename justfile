@@ -46,6 +46,6 @@ coverage *args:
     fi
     cargo llvm-cov --locked --fail-under-lines 85 {{ args }}
 
-# The service: `just run`, `just run export full --consumer me`.
+# The service.
 run *args:
     cargo run --locked -- {{ args }}

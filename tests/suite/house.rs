@@ -138,3 +138,20 @@ fn every_statement_is_headed_by_its_name() {
         }
     }
 }
+
+#[test]
+fn every_setting_is_in_the_example() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let example = std::fs::read_to_string(root.join(".env.example")).unwrap();
+    let shown: BTreeSet<&str> =
+        example.lines().filter_map(|line| line.strip_prefix('#')?.split_once('=')).map(|(name, _)| name).collect();
+    let code = &rooms()["config"][0].1;
+    let upper = |c: char| c.is_ascii_uppercase() || c == '_';
+    let read: BTreeSet<&str> = code
+        .split("vars.")
+        .filter_map(|call| call.split_once("(\"")?.1.split_once('"'))
+        .map(|(name, _)| name)
+        .filter(|name| name.chars().all(upper) && !["PATH", "XDG_RUNTIME_DIR", "FAILPOINTS"].contains(name))
+        .collect();
+    assert_eq!(read, shown.into_iter().filter(|name| name.chars().all(upper)).collect());
+}
