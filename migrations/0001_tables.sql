@@ -69,6 +69,12 @@ create table cdc_export.lanes (
   primary key (consumer_id, dataset)
 );
 
+-- The output folders that some process uses, by the id that each folder holds.
+create table cdc_export.stores (
+  id uuid primary key,
+  seen_at timestamptz not null
+);
+
 create table exports (
   id uuid primary key,
   consumer_id text collate "C",

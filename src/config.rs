@@ -26,9 +26,9 @@ pub enum Error {
         /// What is wrong with it, and what may be there.
         why: String,
     },
-    /// The file `.env`.
+    /// The file `.env`. Its lines are not quoted: they may hold passwords.
     #[error(".env: {0}")]
-    File(#[source] dotenvy::Error),
+    File(String),
 }
 
 /// All settings, for `main` to hand out.
@@ -64,14 +64,14 @@ impl Config {
     /// At the first value that can't be used.
     pub fn from_env() -> Result<Config, Error> {
         let mut variables: HashMap<String, String> = match dotenvy::dotenv_iter() {
-            Ok(lines) => lines.collect::<Result<_, _>>().map_err(Error::File)?,
+            Ok(lines) => lines.collect::<Result<_, _>>().map_err(unreadable)?,
             Err(error) if error.not_found() => HashMap::new(),
-            Err(error) => return Err(Error::File(error)),
+            Err(error) => return Err(unreadable(error)),
         };
-        // What isn't UTF-8 is none of our values.
         #[expect(clippy::disallowed_methods, reason = "here and nowhere else")]
         let environment = std::env::vars_os();
-        variables.extend(environment.filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))));
+        variables
+            .extend(environment.map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())));
         Config::from_variables(variables)
     }
 
@@ -149,6 +149,17 @@ impl Variables {
         let number = self.parsed(name, default, &expected)?;
         if range.contains(&number) { Ok(number) } else { Err(bad(name, format!("`{number}` is not {expected}"))) }
     }
+}
+
+fn unreadable(error: dotenvy::Error) -> Error {
+    Error::File(match error {
+        dotenvy::Error::LineParse(line, _) => match line.split_once('=') {
+            Some((name, _)) => format!("the value of {name} can't be read: does it need quotes?"),
+            None => "a line has no `=`".to_owned(),
+        },
+        dotenvy::Error::Io(cause) => cause.to_string(),
+        _ => "it can't be read".to_owned(),
+    })
 }
 
 fn bad(name: &'static str, why: impl Into<String>) -> Error {

@@ -11,21 +11,25 @@ mod users;
 mod watermarks;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, header};
-use axum::middleware;
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use axum::routing::{delete, get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::set_header::SetResponseHeaderLayer;
+use tracing::Instrument;
 
 pub use access::Access;
 
@@ -37,6 +41,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Answers under way, downloads too, have this long after a stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_URI_BYTES: usize = 8 * 1024;
+const MAX_HEADERS: usize = 100;
+const MAX_HEADER_BYTES: usize = 32 * 1024;
+/// So many headers are read, so that who sends too many gets an answer of ours; beyond them hyper answers, with no body.
+const MAX_HEADERS_READ: usize = 1000;
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Each takes a descriptor, and the exports need some too. Further clients wait in the listener's backlog.
+const MAX_CONNECTIONS: usize = 500;
 
 /// What an operator may set.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +62,6 @@ pub struct Settings {
 
 /// The API's routes with every layer, ready to be served.
 pub fn router(service: Service, access: Access) -> Router {
-    let request_id = HeaderName::from_static("x-request-id");
     let routes = Router::new()
         .route("/health", get(ops::health))
         .route("/health/live", get(ops::live))
@@ -72,18 +82,42 @@ pub fn router(service: Service, access: Access) -> Router {
     // From the inside out.
     routes
         .layer(middleware::from_fn_with_state(access, access::check))
-        .layer(middleware::from_fn(refuse_long_uris))
+        .layer(middleware::from_fn(refuse_long_heads))
         .layer(CatchPanicLayer::custom(problem::for_panic))
         .layer(middleware::map_response(problem::for_foreign_errors))
         .layer(SetResponseHeaderLayer::overriding(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
-        .layer(PropagateRequestIdLayer::new(request_id.clone()))
-        .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
+        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        .layer(middleware::from_fn(log_with_its_id))
+        .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
+        .layer(middleware::from_fn(drop_odd_ids))
 }
 
-async fn refuse_long_uris(request: Request, next: middleware::Next) -> Result<axum::response::Response, Problem> {
+/// A client may choose a request's id, as long as it is one that a log line can hold.
+async fn drop_odd_ids(mut request: Request, next: Next) -> Response {
+    let good = |id: &HeaderValue| id.len() <= 128 && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    if !request.headers().get(REQUEST_ID).is_some_and(good) {
+        request.headers_mut().remove(REQUEST_ID);
+    }
+    next.run(request).await
+}
+
+/// What is logged while a request is answered has its id.
+async fn log_with_its_id(request: Request, next: Next) -> Response {
+    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
+    // At the level of an error, so that no log level takes it away.
+    let span = tracing::error_span!("request", requestId = id);
+    next.run(request).instrument(span).await
+}
+
+async fn refuse_long_heads(request: Request, next: Next) -> Result<Response, Problem> {
     let path_and_query = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
     if path_and_query > MAX_URI_BYTES {
         return Err(Problem::uri_too_long());
+    }
+    let headers = request.headers();
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
+        return Err(Problem::headers_too_large());
     }
     Ok(next.run(request).await)
 }
@@ -100,11 +134,16 @@ pub async fn listen(settings: &Settings) -> std::io::Result<TcpListener> {
 pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let graceful = GracefulShutdown::new();
     let mut http1 = hyper::server::conn::http1::Builder::new();
-    http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
+    http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).max_headers(MAX_HEADERS_READ);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let next = async || {
+        let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes the semaphore");
+        listener.accept().await.map(|(stream, _)| (stream, place))
+    };
     loop {
-        let accepted = tokio::select! { accepted = listener.accept() => accepted, () = shutdown.cancelled() => break };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let accepted = tokio::select! { accepted = next() => accepted, () = shutdown.cancelled() => break };
+        let (stream, place) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely: connections that end will free some.
                 tracing::warn!(event = "accept_failed", error = %error);
@@ -119,6 +158,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         tokio::spawn(async move {
             // A client that goes away is its own business.
             let _ = connection.await;
+            drop(place);
         });
     }
     drop(listener);

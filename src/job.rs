@@ -27,7 +27,7 @@ macro_rules! words {
 
         impl $name {
             /// The word for it, the same in SQL, JSON and logs.
-            pub fn as_str(self) -> &'static str {
+            pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
             }
         }
@@ -234,6 +234,8 @@ words! {
         PermissionDenied = "permission_denied",
         /// A text that isn't UTF-8; the detail names the column.
         InvalidText = "invalid_text",
+        /// Somebody changed the consumer's watermark while the export ran, each time.
+        WatermarkChanged = "watermark_changed",
         /// Its workers vanished, each of the attempts it had.
         AttemptsExhausted = "attempts_exhausted",
         /// A defect of the service; its log has the cause.

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use cdc_export::config::{self, Config};
@@ -32,6 +33,9 @@ enum Command {
     Serve,
 }
 
+/// After a signal the process ends within this time, whatever hangs. What it leaves is taken over when its leases end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(25);
+
 fn main() -> ExitCode {
     // Clap ends with 2 on bad usage by itself.
     let CommandLine { command } = CommandLine::parse();
@@ -52,15 +56,20 @@ fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code)
 }
 
-#[tokio::main]
-async fn run(command: Command, config: Config) -> anyhow::Result<()> {
+fn run(command: Command, config: Config) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
     if let Some(list) = &config.failpoints {
         cdc_export::failpoint::arm(list)?;
     }
-    match command {
-        Command::Serve => serve(config).await,
-    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        match command {
+            Command::Serve => serve(config).await,
+        }
+    });
+    // A thread that a dead disk holds up would hold up the end of the process.
+    runtime.shutdown_timeout(Duration::from_secs(3));
+    done
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
@@ -90,19 +99,24 @@ async fn serve_on(
     database: Database,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    postgres::migrate(&database).await?;
     let api_pool = database.pool(config.api_connections);
-    if config.seed_rows > 0 {
-        demo::seed(&api_pool, config.seed_rows).await?;
-    }
+    let prepare = async {
+        postgres::migrate(&database).await?;
+        if config.seed_rows > 0 {
+            demo::seed(&api_pool, config.seed_rows).await?;
+        }
+        anyhow::Ok(())
+    };
+    // Either may wait for another replica.
+    tokio::select! { prepared = prepare => prepared?, () = shutdown.cancelled() => return Ok(()) }
 
     let folder = Arc::new(Folder::new(config.output_dir.clone()));
     if let Err(error) = folder.prepare() {
         // The service is of use without it: jobs fail with the reason until somebody mends the folder.
         tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error = format!("{:#}", anyhow::Error::new(error)));
     }
-    // One connection claims and settles, beside the one that listens; each running job brings its own.
-    let control = Store::new(database.pool(2));
+    // To claim and settle a job at a time for each worker, to keep up, and to listen.
+    let control = Store::new(database.pool(config.worker.workers + 2));
     let worker =
         Worker::new(config.worker.clone(), control, Source::new(database.options().clone()), Arc::clone(&folder));
     let service = Service::new(Store::new(api_pool), folder, config.max_attempts);
@@ -111,13 +125,23 @@ async fn serve_on(
     let address = listener.local_addr()?;
     tracing::info!(event = "listening", address = %format!("http://{address}"));
     // The two end together: an API without workers would take jobs on that nobody does.
-    tokio::join!(http::serve(listener, router, shutdown.clone()), worker.run(shutdown));
-    tracing::info!(event = "stopped");
+    let both = async { tokio::join!(http::serve(listener, router, shutdown.clone()), worker.run(shutdown.clone())) };
+    let too_long = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(STOP_TIMEOUT).await;
+    };
+    tokio::select! {
+        _ = both => tracing::info!(event = "stopped"),
+        () = too_long => tracing::warn!(event = "stopped_halfway"),
+    }
     Ok(())
 }
 
 /// A token that SIGTERM or Ctrl-C cancels; a second signal ends the process at once.
 fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    // With a handler, however idle, a file past `ulimit -f` is an error of its write instead of the end of the process.
+    let mut file_too_large = signal(SignalKind::from_raw(nix::libc::SIGXFSZ))?;
+    tokio::spawn(async move { while file_too_large.recv().await.is_some() {} });
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let token = CancellationToken::new();
     let stop = token.clone();

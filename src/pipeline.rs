@@ -60,10 +60,9 @@ pub async fn run(
 ) -> Result<Exported, Error> {
     let (frames_in, frames_out) = mpsc::channel(FRAMES_AHEAD);
     let writer = Writer::new(dataset.file_columns(job.export_type), dataset.updated_at, draft, progress.clone());
-    let (read, written) = tokio::join!(rows.read(job, progress, frames_in), write(writer, frames_out));
-    // When writing fails, reading fails for want of a taker: the first cause is the writer's.
-    let writer = written?;
-    read?;
+    // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next frame.
+    let read = async { Ok(rows.read(job, progress, frames_in).await?) };
+    let ((), writer) = tokio::try_join!(read, write(writer, frames_out))?;
     blocking(move || writer.stage()).await
 }
 

@@ -48,6 +48,9 @@ pub struct Database(PgConnectOptions);
 
 impl From<PgConnectOptions> for Database {
     fn from(options: PgConnectOptions) -> Database {
+        // Whatever the server's or the role's defaults are: the statements are written for these.
+        let options = options
+            .options([("default_transaction_isolation", "read committed"), ("default_transaction_read_only", "off")]);
         Database(options.application_name("cdc-export").disable_statement_logging())
     }
 }
@@ -75,13 +78,16 @@ impl Database {
         &self.0
     }
 
-    /// A pool of at most `connections`, none of them open yet. Waits 2 seconds at most for a free one: an API caller wants an
-    /// answer, and who isn't one tries again anyway.
+    /// A pool of at most `connections` for short statements, none of them open yet. Waits 2 seconds at most for a free one: an
+    /// API caller wants an answer, and who isn't one tries again anyway. A statement that somebody's lock holds up ends by
+    /// itself, lest it holds up others in turn.
     pub fn pool(&self, connections: u32) -> PgPool {
+        let patience =
+            [("lock_timeout", "3s"), ("statement_timeout", "10s"), ("idle_in_transaction_session_timeout", "10s")];
         PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(2))
-            .connect_lazy_with(self.0.clone())
+            .connect_lazy_with(self.0.clone().options(patience))
     }
 }
 
@@ -103,6 +109,14 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
         return Err(Error::TooOld(version));
     }
 
+    // Another replica's migration may take long, and so may ours.
+    sqlx::raw_sql(
+        "-- postgres.migrate.patience
+         set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0",
+    )
+    .execute(&mut conn)
+    .await
+    .map_err(Error::Sql)?;
     // A session's lock: the migrations commit one by one under it. It goes with the connection, also if this future does.
     sqlx::query(
         "-- postgres.migrate.lock

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
+use tokio::sync::Mutex;
 
 use crate::dataset::USERS;
 use crate::job::{ConsumerId, Job, JobId, Request, Status};
@@ -34,6 +35,12 @@ pub enum Error {
     /// No room on the output folder's disk.
     #[error("the output folder has no room left")]
     OutputFull(#[source] sink::Error),
+    /// The output folder can only be read.
+    #[error("the output folder can't be written")]
+    OutputReadOnly(#[source] sink::Error),
+    /// The output folder isn't there, or another one is in its place.
+    #[error("the output folder is missing")]
+    OutputMissing(#[source] sink::Error),
     /// The output folder can't be used.
     #[error("the output folder can't be used")]
     Output(#[source] sink::Error),
@@ -66,7 +73,7 @@ pub enum Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Error {
         match error {
-            store::Error::Unavailable(_) => Error::DatabaseUnavailable(error),
+            store::Error::Unavailable(_) | store::Error::InTheWay(_) => Error::DatabaseUnavailable(error),
             store::Error::Sql(_) | store::Error::Unknown(_) => Error::Database(error),
         }
     }
@@ -76,7 +83,9 @@ impl From<sink::Error> for Error {
     fn from(error: sink::Error) -> Error {
         match error {
             sink::Error::Full(_) => Error::OutputFull(error),
-            sink::Error::ReadOnly(_) | sink::Error::Missing(_) | sink::Error::Io(_) => Error::Output(error),
+            sink::Error::ReadOnly(_) => Error::OutputReadOnly(error),
+            sink::Error::Missing(_) => Error::OutputMissing(error),
+            sink::Error::Io(_) => Error::Output(error),
         }
     }
 }
@@ -110,18 +119,25 @@ impl OpenFile {
     }
 }
 
+/// A client gets an answer, if only that there is none.
+async fn within<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
+    Ok(store::within(Duration::from_secs(5), call).await?)
+}
+
 /// What clients may do.
 #[derive(Clone, Debug)]
 pub struct Service {
     store: Store,
     folder: Arc<Folder>,
     max_attempts: u32,
+    /// One look at the folder at a time: a network file system may hang, and each look would keep a thread.
+    looking: Arc<Mutex<()>>,
 }
 
 impl Service {
     /// Jobs submitted here may be tried `max_attempts` times.
     pub fn new(store: Store, folder: Arc<Folder>, max_attempts: u32) -> Service {
-        Service { store, folder, max_attempts }
+        Service { store, folder, max_attempts, looking: Arc::default() }
     }
 
     /// Takes a job on. It will be done, whatever happens to this process.
@@ -131,7 +147,7 @@ impl Service {
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         // A broken folder is the worker's to report: the job fails with the reason.
         let store = self.on_folder(|folder| folder.store()).await.ok();
-        Ok(self.store.submit(request, &USERS, store, self.max_attempts).await?)
+        within(self.store.submit(request, &USERS, store, self.max_attempts)).await
     }
 
     /// A job.
@@ -139,7 +155,7 @@ impl Service {
     /// # Errors
     /// If there is none of this id.
     pub async fn job(&self, id: JobId) -> Result<Job, Error> {
-        self.store.job(id).await?.ok_or(Error::NoJob)
+        within(self.store.job(id)).await?.ok_or(Error::NoJob)
     }
 
     /// Cancels a job, or asks its worker to stop. True: it was cancelled before.
@@ -147,7 +163,7 @@ impl Service {
     /// # Errors
     /// If it is too late, or there is no such job.
     pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
-        match self.store.cancel(id).await? {
+        match within(self.store.cancel(id)).await? {
             Cancelled::Asked(job) => Ok((job, false)),
             Cancelled::Already(job) => Ok((job, true)),
             Cancelled::Committing => Err(Error::Committing),
@@ -161,7 +177,7 @@ impl Service {
     /// # Errors
     /// If it has none, or it is not what was exported, or not here.
     pub async fn open_file(&self, id: JobId) -> Result<OpenFile, Error> {
-        let place = match self.store.file_place(id).await? {
+        let place = match within(self.store.file_place(id)).await? {
             Some(place) if place.is_published => place,
             Some(_) => return Err(Error::NoFile(Status::Processing)),
             None => return Err(Error::NoFile(self.job(id).await?.status)),
@@ -181,7 +197,7 @@ impl Service {
     /// # Errors
     /// If it has no watermark.
     pub async fn watermark(&self, consumer: &ConsumerId) -> Result<Watermark, Error> {
-        self.store.watermark(consumer, USERS.name).await?.ok_or(Error::NoWatermark)
+        within(self.store.watermark(consumer, USERS.name)).await?.ok_or(Error::NoWatermark)
     }
 
     /// Marks a user of the demo table as deleted.
@@ -189,7 +205,7 @@ impl Service {
     /// # Errors
     /// If there is none of this id.
     pub async fn soft_delete_user(&self, id: i64) -> Result<User, Error> {
-        self.store.soft_delete_user(id).await?.ok_or(Error::NoUser)
+        within(self.store.soft_delete_user(id)).await?.ok_or(Error::NoUser)
     }
 
     /// Whether Postgres answers.
@@ -197,19 +213,26 @@ impl Service {
     /// # Errors
     /// If it doesn't within 2 seconds.
     pub async fn ping(&self) -> Result<(), Error> {
-        Ok(self.store.ping().await?)
+        Ok(store::within(Duration::from_secs(2), self.store.ping()).await?)
     }
 
     /// Whether a job could start now.
     pub async fn health(&self) -> Health {
-        let output = self.on_folder(|folder| match folder.room()? {
-            room if room < LEAST_ROOM_BYTES => Err(sink::Error::Full(std::io::ErrorKind::StorageFull.into())),
-            _ => Ok(()),
-        });
-        // A network file system may hang; a health check must not.
-        let output = tokio::time::timeout(Duration::from_secs(2), output);
+        let hangs = || sink::Error::Io(std::io::ErrorKind::TimedOut.into());
+        let look = async {
+            let looking = Arc::clone(&self.looking).try_lock_owned().map_err(|_| hangs())?;
+            let room = self.on_folder(move |folder| {
+                let _looking = looking;
+                folder.room()
+            });
+            match room.await? {
+                room if room < LEAST_ROOM_BYTES => Err(sink::Error::Full(std::io::ErrorKind::StorageFull.into())),
+                _ => Ok(()),
+            }
+        };
+        let output = tokio::time::timeout(Duration::from_secs(2), look);
         let (postgres, output) = tokio::join!(self.ping(), output);
-        let output = output.unwrap_or_else(|_| Err(sink::Error::Io(std::io::ErrorKind::TimedOut.into())));
+        let output = output.unwrap_or_else(|_| Err(hangs()));
         Health { postgres, output: output.map_err(Error::from) }
     }
 

@@ -99,17 +99,24 @@ impl Folder {
     /// The folder's id, made at the first call and kept in a small file of the folder.
     ///
     /// # Errors
-    /// If there was none and it can't be written, or the file holds no id.
+    /// If there was none and it can't be written, or the file holds no id or another one than before.
     pub fn store(&self) -> Result<Uuid, Error> {
-        if let Some(id) = self.store.get() {
-            return Ok(*id);
-        }
+        Ok(self.open_store()?.1)
+    }
+
+    /// The folder, and its id as it reads this very one: where a disk was unmounted, an empty folder answers to the same path,
+    /// and its emptiness says nothing of our files.
+    fn open_store(&self) -> Result<(OwnedFd, Uuid), Error> {
         let dir = self.open_dir()?;
-        let id = match read_mark(&dir)? {
-            Some(id) => id,
-            None => make_mark(&dir)?,
+        let found = match (read_mark(&dir)?, self.store.get()) {
+            (Some(id), _) => id,
+            (None, None) => make_mark(&dir)?,
+            (None, Some(_)) => return Err(Error::Missing(io::Error::other(format!("{STORE_MARK} is gone")))),
         };
-        Ok(*self.store.get_or_init(|| id))
+        if *self.store.get_or_init(|| found) != found {
+            return Err(Error::Missing(io::Error::other(format!("{STORE_MARK} is another folder's"))));
+        }
+        Ok((dir, found))
     }
 
     /// Begins the file of one attempt, under a hidden name that carries job and token.
@@ -118,8 +125,7 @@ impl Folder {
     /// If the folder can't be written.
     pub fn create(&self, job: JobId, token: LeaseToken) -> Result<Draft, Error> {
         failpoint!("sink.create", Err(Error::Full(Errno::NOSPC.into())));
-        let store = self.store()?;
-        let dir = self.open_dir()?;
+        let (dir, store) = self.open_store()?;
         let name = hidden_name(job, token);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&dir, &name, flags, FILE_MODE)?;
@@ -140,7 +146,7 @@ impl Folder {
     /// # Errors
     /// If the folder can't be written; nothing has changed then, or the file has its name but the name isn't yet safe on disk.
     pub fn publish(&self, staged_name: &str, final_name: &str, recorded: &FileIdentity) -> Result<Published, Error> {
-        let dir = self.open_dir()?;
+        let (dir, _) = self.open_store()?;
         let published = match rename_without_replacing(&dir, staged_name, final_name) {
             Ok(()) => Published::Done,
             Err(Errno::EXIST | Errno::NOENT) if identity_at(&dir, final_name)? == Some(*recorded) => {
@@ -162,7 +168,7 @@ impl Folder {
     /// # Errors
     /// If the folder or the file can't be read.
     pub fn open(&self, name: &str, recorded: &FileIdentity) -> Result<Option<File>, Error> {
-        let dir = self.open_dir()?;
+        let (dir, _) = self.open_store()?;
         // NONBLOCK: a pipe planted under the name must not hang the caller.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
@@ -179,7 +185,7 @@ impl Folder {
     /// If the folder can't be read.
     pub fn hidden_files(&self) -> Result<Vec<(JobId, LeaseToken)>, Error> {
         let mut found = Vec::new();
-        for entry in rustix::fs::Dir::new(self.open_dir()?)? {
+        for entry in rustix::fs::Dir::new(self.open_store()?.0)? {
             found.extend(read_hidden_name(&entry?.file_name().to_string_lossy()));
         }
         Ok(found)
@@ -190,7 +196,7 @@ impl Folder {
     /// # Errors
     /// If the folder can't be written.
     pub fn remove_hidden(&self, job: JobId, token: LeaseToken) -> Result<(), Error> {
-        Ok(remove_at(&self.open_dir()?, &hidden_name(job, token))?)
+        Ok(remove_at(&self.open_store()?.0, &hidden_name(job, token))?)
     }
 
     /// Whether the folder can take a file now: the bytes that an ordinary user may still write there.
@@ -251,12 +257,12 @@ impl Draft {
         failpoint!("sink.fsync", Err(Error::Io(Errno::IO.into())));
         self.file.sync_all()?;
         let identity = identity(&self.file)?;
-        if identity.size != self.size {
-            return Err(Error::Io(io::Error::other("the staged file has not the size that was written")));
+        let place = self.place.take().expect("only `stage` takes the place, and it consumes the draft");
+        if identity_at(&place.dir, &place.name)? != Some(identity) || identity.size != self.size {
+            return Err(Error::Io(io::Error::other("somebody removed or changed the staged file")));
         }
         let sha256 = std::mem::replace(&mut self.sha256, digest::Context::new(&digest::SHA256)).finish();
         let hex = sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        let place = self.place.take().expect("only `stage` takes the place, and it consumes the draft");
         // The hidden name must survive a power cut as well: the commit that follows records it.
         rustix::fs::fsync(&place.dir)?;
         Ok(StagedFile { store: self.store, name: place.name, sha256: hex, identity })

@@ -8,6 +8,10 @@ mod cursor;
 mod select;
 pub mod snapshot;
 
+use std::time::Duration;
+
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
 use crate::row::Frame;
 
 /// Why reading failed. The texts name no SQL: callers show them to clients.
@@ -40,6 +44,15 @@ pub enum Error {
         #[source]
         cause: sqlx::Error,
     },
+    /// A text that the server can't send as UTF-8.
+    #[error("the table `{table}` holds a text that is not UTF-8")]
+    InvalidText {
+        /// Its name.
+        table: &'static str,
+        /// What Postgres said.
+        #[source]
+        cause: sqlx::Error,
+    },
     /// Anything else that Postgres reports.
     #[error("Postgres refused to read the table")]
     Sql(#[source] sqlx::Error),
@@ -56,7 +69,13 @@ impl Error {
     fn of(table: &'static str) -> impl Fn(sqlx::Error) -> Error {
         move |cause| {
             let code = match &cause {
-                sqlx::Error::Database(e) => e.code().unwrap_or_default().into_owned(),
+                sqlx::Error::Database(e) => match e.try_downcast_ref::<PgDatabaseError>() {
+                    // A fatal error ends the connection, whatever its code.
+                    Some(e) if matches!(e.severity(), PgSeverity::Fatal | PgSeverity::Panic) => {
+                        return Error::Unavailable(cause);
+                    }
+                    _ => e.code().unwrap_or_default().into_owned(),
+                },
                 sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::Tls(_) => {
                     return Error::Unavailable(cause);
                 }
@@ -68,8 +87,7 @@ impl Error {
                 "55P03" => Error::InTheWay(cause),
                 code if code.starts_with("40") => Error::InTheWay(cause),
                 code if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => Error::Unavailable(cause),
-                // The snapshot's transaction has ended under its readers.
-                "22023" => Error::Unavailable(cause),
+                "22021" | "22P05" => Error::InvalidText { table, cause },
                 _ => Error::Sql(cause),
             }
         }
@@ -81,6 +99,11 @@ type Frames = tokio::sync::mpsc::Sender<Frame>;
 
 /// A frame is sent once it has this many bytes; a row of more makes a larger one.
 const FRAME_BYTES: usize = 128 * 1024;
+
+/// Gives up after `patience` what has no other end when the network swallows packets.
+async fn within<T>(patience: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(patience, call).await.unwrap_or(Err(Error::Unavailable(sqlx::Error::PoolTimedOut)))
+}
 
 async fn send(frames: &Frames, rows: &mut bytes::BytesMut) -> Result<(), Error> {
     let frame = Frame(rows.split().freeze());

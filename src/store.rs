@@ -10,12 +10,18 @@ pub mod watermarks;
 
 use std::time::Duration;
 
-use sqlx::PgPool;
-use sqlx::postgres::PgListener;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgDatabaseError, PgListener, PgSeverity};
+use sqlx::{PgConnection, PgPool, Postgres};
+
+use crate::job::JobId;
 
 /// The channel that says "look again": a job is new, or one was asked to stop. Only a hint; whoever misses it finds out by
 /// polling.
 const CHANNEL: &str = "cdc_export";
+
+/// After this long without a hint the listener asks whether its connection still lives.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +29,9 @@ pub enum Error {
     /// Postgres can't be reached, is starting or stopping, or has no free connection.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
+    /// Somebody else's lock or transaction was in the way.
+    #[error("another transaction was in the way")]
+    InTheWay(#[source] sqlx::Error),
     /// Postgres refused the statement.
     #[error("the database refused a statement")]
     Sql(#[source] sqlx::Error),
@@ -32,16 +41,32 @@ pub enum Error {
 }
 
 impl From<sqlx::Error> for Error {
+    /// Sorts an error by what can be done about it (SQLSTATEs: PostgreSQL documentation, appendix A).
     fn from(error: sqlx::Error) -> Error {
-        let unavailable = match &error {
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Protocol(_) => true,
-            // Connection exceptions, insufficient resources, operator intervention (PostgreSQL documentation, appendix A).
-            sqlx::Error::Database(e) => {
-                e.code().is_some_and(|code| ["08", "53", "57"].iter().any(|class| code.starts_with(class)))
-            }
-            _ => false,
+        let (severity, code) = match &error {
+            sqlx::Error::Database(e) => match e.try_downcast_ref::<PgDatabaseError>() {
+                Some(e) => (e.severity(), e.code().to_owned()),
+                None => return Error::Sql(error),
+            },
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed => return Error::Unavailable(error),
+            _ => return Error::Sql(error),
         };
-        if unavailable { Error::Unavailable(error) } else { Error::Sql(error) }
+        // A fatal error refuses or ends the connection, whatever its code. Else: connection exceptions, insufficient resources,
+        // operator intervention, and a server that is read-only for the moment.
+        let gone = matches!(severity, PgSeverity::Fatal | PgSeverity::Panic)
+            || ["08", "53", "57"].iter().any(|class| code.starts_with(class))
+            || code == "25006";
+        if gone {
+            Error::Unavailable(error)
+        } else if code == "55P03" || code.starts_with("40") {
+            Error::InTheWay(error)
+        } else {
+            Error::Sql(error)
+        }
     }
 }
 
@@ -57,19 +82,22 @@ impl Store {
         Store { pool }
     }
 
-    /// Whether Postgres answers within 2 seconds.
+    /// Whether Postgres answers.
     ///
     /// # Errors
     /// If it doesn't.
     pub async fn ping(&self) -> Result<(), Error> {
-        let ping = sqlx::query("-- store.ping\n select 1").execute(&self.pool);
-        match tokio::time::timeout(Duration::from_secs(2), ping).await {
-            Ok(done) => Ok(done.map(drop)?),
-            Err(_) => Err(Error::Unavailable(sqlx::Error::PoolTimedOut)),
-        }
+        let mut conn = self.connection().await?;
+        sqlx::query("-- store.ping\n select 1").execute(conn.get()).await?;
+        conn.give_back();
+        Ok(())
     }
 
-    /// Listens for hints on a connection of its own, which comes back by itself after a loss.
+    async fn connection(&self) -> Result<Connection, Error> {
+        Ok(Connection(Some(self.pool.acquire().await?)))
+    }
+
+    /// Listens for hints on a connection of its own.
     ///
     /// # Errors
     /// If Postgres can't be reached.
@@ -79,6 +107,43 @@ impl Store {
         listener.listen(CHANNEL).await?;
         Ok(Hints { listener })
     }
+}
+
+/// Gives up a call to the store after `patience`. Its connection goes with it, and whether it had an effect is not known.
+///
+/// # Errors
+/// If the call fails or takes too long: nothing else ends one when the network swallows packets.
+pub async fn within<T>(patience: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(patience, call).await.unwrap_or(Err(Error::Unavailable(sqlx::Error::PoolTimedOut)))
+}
+
+/// A connection that goes back to the pool only when it is given back. One whose call failed or was given up half-way is
+/// closed: the pool would ask it whether it still lives, and wait for the answer.
+struct Connection(Option<PoolConnection<Postgres>>);
+
+impl Connection {
+    fn get(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect("it is there until it is given back, which consumes it")
+    }
+
+    fn give_back(mut self) {
+        self.0.take();
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        drop(self.0.take().map(PoolConnection::detach));
+    }
+}
+
+/// What somebody hints at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// There may be work.
+    Work,
+    /// This job was asked to stop.
+    Cancel(JobId),
 }
 
 /// Hints that it is worth looking again.
@@ -91,9 +156,20 @@ impl Hints {
     /// Waits for the next one. A lost connection is a hint too: something may have been missed.
     ///
     /// # Errors
-    /// If the connection is lost and can't be made again.
-    pub async fn next(&mut self) -> Result<(), Error> {
-        self.listener.try_recv().await?;
-        Ok(())
+    /// If the connection is lost for good, or doesn't answer after half a minute's silence.
+    pub async fn next(&mut self) -> Result<Hint, Error> {
+        loop {
+            match tokio::time::timeout(SILENCE, self.listener.try_recv()).await {
+                Ok(received) => {
+                    let job = received?.and_then(|hint| hint.payload().parse::<uuid::Uuid>().ok());
+                    return Ok(job.map_or(Hint::Work, |job| Hint::Cancel(job.into())));
+                }
+                // Listening again changes nothing, but it is answered.
+                Err(_) => {
+                    let again = async { Ok(self.listener.listen(CHANNEL).await?) };
+                    within(Duration::from_secs(5), again).await?;
+                }
+            }
+        }
     }
 }

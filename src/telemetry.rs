@@ -41,7 +41,7 @@ pub fn start(settings: &Settings) {
         .with_target("tower_http", settings.level);
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = match settings.format {
-        Format::Json => layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        Format::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
         Format::Pretty => layer.with_target(false).boxed(),
     };
     // The filter is for the whole registry: one for the layer alone loses the event that follows a library's question whether

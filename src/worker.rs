@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataset::{Dataset, USERS};
 use crate::failpoint;
-use crate::job::{Exported, Failure, FailureCode, Job, Progress, Status};
+use crate::job::{Exported, Failure, FailureCode, Job, JobId, Progress, Status};
 use crate::pipeline;
 use crate::sink::{self, Folder};
 use crate::source::{
@@ -52,8 +52,10 @@ pub struct Worker {
     store: Store,
     source: Source,
     folder: Arc<Folder>,
-    /// Work may have come, or a job was asked to stop.
-    hint: Arc<Notify>,
+    /// Work may have come.
+    work_hint: Arc<Notify>,
+    /// Jobs that were asked to stop.
+    cancel_hints: broadcast::Sender<JobId>,
 }
 
 /// Why an attempt ended without a file.
@@ -77,6 +79,14 @@ enum Error {
     NoDataset(String),
 }
 
+/// How an attempt that failed left its job.
+enum Ended {
+    /// Committed after all.
+    Committed,
+    /// Somebody else's, or settled as pending, failed or cancelled.
+    Otherwise,
+}
+
 impl Error {
     /// What becomes of the job. Transient is what may be gone next time: the database, locks, room on the disk.
     fn settlement(&self) -> Settlement {
@@ -87,9 +97,11 @@ impl Error {
                 Settlement::Release
             }
             Error::Stopped(Stop::Silence) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
-            Error::WatermarkChanged => Settlement::Retry(failure(FailureCode::Internal)),
+            Error::WatermarkChanged => Settlement::Retry(failure(FailureCode::WatermarkChanged)),
             Error::NoDataset(_) => Settlement::Fail(failure(FailureCode::TableMissing)),
-            Error::Store(store::Error::Unavailable(_)) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
+            Error::Store(store::Error::Unavailable(_) | store::Error::InTheWay(_)) => {
+                Settlement::Retry(failure(FailureCode::SourceUnavailable))
+            }
             Error::Store(store::Error::Sql(_) | store::Error::Unknown(_)) => {
                 Settlement::Fail(failure(FailureCode::Internal))
             }
@@ -100,6 +112,7 @@ impl Error {
                 source::Error::TableMissing { .. } | source::Error::NotOurs(_) => {
                     Settlement::Fail(failure(FailureCode::TableMissing))
                 }
+                source::Error::InvalidText { .. } => Settlement::Fail(failure(FailureCode::InvalidText)),
                 source::Error::Denied { .. } => Settlement::Fail(failure(FailureCode::PermissionDenied)),
                 source::Error::Sql(_) | source::Error::Protocol(_) | source::Error::NotTaken => {
                     Settlement::Fail(failure(FailureCode::Internal))
@@ -123,7 +136,15 @@ impl Worker {
     /// A worker that claims over `store`'s pool, reads from `source` and writes to `folder`.
     pub fn new(settings: Settings, store: Store, source: Source, folder: Arc<Folder>) -> Worker {
         let owner = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4().simple());
-        Worker { settings, owner: owner.into(), store, source, folder, hint: Arc::new(Notify::new()) }
+        Worker {
+            settings,
+            owner: owner.into(),
+            store,
+            source,
+            folder,
+            work_hint: Arc::new(Notify::new()),
+            cancel_hints: broadcast::Sender::new(64),
+        }
     }
 
     /// Works until `shutdown`, then gives running jobs back and returns.
@@ -141,7 +162,7 @@ impl Worker {
     async fn work(self, shutdown: CancellationToken) {
         let mut permit: Option<Permit> = None;
         while !shutdown.is_cancelled() {
-            let hint = self.hint.notified();
+            let hint = self.work_hint.notified();
             tokio::pin!(hint);
             // From here on a hint isn't missed: it may come while the claim looks and finds nothing.
             hint.as_mut().enable();
@@ -163,16 +184,17 @@ impl Worker {
 
     /// A job, and the connections for it, which are there before it is claimed.
     async fn claim(&self, permit: &mut Option<Permit>) -> Result<Option<(Lease, Permit)>, Error> {
-        let ready = match permit.take() {
-            Some(mut kept) => match kept.check().await {
-                Ok(()) => kept,
-                Err(_) => self.source.permit().await?,
-            },
-            None => self.source.permit().await?,
+        let kept = match permit.take() {
+            Some(kept) => kept.checked(self.patience()).await,
+            None => None,
+        };
+        let ready = match kept {
+            Some(kept) => kept,
+            None => self.source.permit(self.patience()).await?,
         };
         // Without a store id the folder is broken: the job is claimed all the same, to fail with the reason.
         let store = self.on_folder(|folder| folder.store()).await.ok();
-        match self.store.claim(&self.owner, store, self.settings.lease).await? {
+        match self.within(self.store.claim(&self.owner, store, self.settings.lease)).await? {
             Some(lease) => Ok(Some((lease, ready))),
             None => {
                 *permit = Some(ready);
@@ -184,7 +206,6 @@ impl Worker {
     /// Runs one attempt to its end. Gives the connections back if they are good for another job.
     async fn export(&self, lease: Lease, permit: Permit, shutdown: &CancellationToken) -> Option<Permit> {
         let job = &lease.job;
-        let begun = Instant::now();
         tracing::info!(
             event = "export_started",
             jobId = %job.id,
@@ -192,19 +213,17 @@ impl Worker {
             exportType = %job.export_type,
             attempt = job.attempt,
         );
-        let (permit, rows) = match self.attempt(&lease, permit, shutdown).await {
-            Ok((permit, exported)) => (Some(permit), Some(exported.rows)),
-            Err(error) => (None, self.settle(&lease, error).await),
+        let permit = match self.attempt(&lease, permit, shutdown).await {
+            Ok(permit) => permit,
+            Err(error) => match self.settle(&lease, error, shutdown).await {
+                Ended::Committed => None,
+                Ended::Otherwise => return None,
+            },
         };
-        if let Some(rows) = rows {
-            failpoint!("worker.committed", None);
-            match self.publish(job).await {
-                Ok(()) => {}
-                // It is committed: upkeep gives it its name as soon as that is possible.
-                Err(error) => tracing::error!(event = "publish_failed", jobId = %job.id, error = chain(&error)),
-            }
-            let seconds = begun.elapsed().as_secs_f64();
-            tracing::info!(event = "export_completed", jobId = %job.id, rowsExported = rows, durationSeconds = seconds);
+        failpoint!("worker.committed", None);
+        if let Err(error) = self.publish(job).await {
+            // It is committed: upkeep gives it its name as soon as that is possible.
+            tracing::error!(event = "publish_failed", jobId = %job.id, error = chain(&error));
         }
         permit
     }
@@ -215,10 +234,10 @@ impl Worker {
         lease: &Lease,
         permit: Permit,
         shutdown: &CancellationToken,
-    ) -> Result<(Permit, Exported), Error> {
+    ) -> Result<Option<Permit>, Error> {
         let progress = Progress::default();
         let mut heartbeat =
-            Heartbeat::start(&self.store, lease, progress.clone(), self.settings.lease, self.hint.clone());
+            Heartbeat::start(&self.store, lease, progress.clone(), self.settings.lease, self.cancel_hints.subscribe());
         let export = self.write_file(lease, permit, &progress);
         let written = tokio::select! {
             biased;
@@ -230,21 +249,27 @@ impl Worker {
         heartbeat.end().await;
         let (mut snapshot, exported) = written?;
         failpoint!("worker.staged");
-        match self.store.extend(lease, self.settings.lease, progress.read()).await? {
+        let extend = || self.store.extend(lease, self.settings.lease, progress.read());
+        match self.insist(lease, shutdown, extend).await? {
             Beat::Held => {}
             Beat::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked)),
             Beat::Lost => return Err(Error::Stopped(Stop::LeaseLost)),
         }
+        // The lease covers a commit that waits for locks; one that gets no answer at all is given up with it.
+        let commit = self.commit(lease, &mut snapshot, &exported);
+        tokio::time::timeout(self.settings.lease, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
+        failpoint!("worker.commit");
+        Ok(snapshot.commit(self.settings.lease).await?)
+    }
+
+    async fn commit(&self, lease: &Lease, snapshot: &mut Snapshot, exported: &Exported) -> Result<(), Error> {
         let position = snapshot.position().clone();
         let transaction = snapshot.begin_commit(self.settings.lease).await?;
-        match jobs::commit(transaction, lease, &position, &exported).await? {
-            Committed::Done => {}
-            Committed::NotOurs => return Err(Error::NotOurs),
-            Committed::WatermarkChanged => return Err(Error::WatermarkChanged),
+        match jobs::commit(transaction, lease, &position, exported).await? {
+            Committed::Done => Ok(()),
+            Committed::NotOurs => Err(Error::NotOurs),
+            Committed::WatermarkChanged => Err(Error::WatermarkChanged),
         }
-        failpoint!("worker.commit");
-        let permit = snapshot.commit().await?;
-        Ok((permit, exported))
     }
 
     async fn write_file(
@@ -257,30 +282,30 @@ impl Worker {
         let dataset = dataset(&job.dataset)?;
         let (id, token) = (job.id, lease.token());
         let draft = self.on_folder(move |folder| folder.create(id, token)).await?;
-        let mut snapshot = permit.open(job, dataset).await?;
+        let mut snapshot = permit.open(job, dataset, self.settings.lease).await?;
         let (leader, rows) = snapshot.split();
         let exported = tokio::select! {
-            lost = leader.keep_alive(heartbeat::interval(self.settings.lease)) => return Err(lost.into()),
+            lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease * 2 / 3) => return Err(lost.into()),
             exported = pipeline::run(rows, job, dataset, draft, progress) => exported?,
         };
         Ok((snapshot, exported))
     }
 
-    /// Leaves a job after an attempt that ended with `error`. If it turns out to be committed all the same, because only the
-    /// commit's answer was lost: its rows.
-    async fn settle(&self, lease: &Lease, error: Error) -> Option<u64> {
+    /// Leaves a job after an attempt that ended with `error`. It may turn out to be committed all the same, if only the
+    /// commit's answer was lost.
+    async fn settle(&self, lease: &Lease, error: Error, shutdown: &CancellationToken) -> Ended {
         let job = &lease.job;
         let settlement = error.settlement();
-        let status = match self.insist(lease, || self.store.settle(lease, &settlement)).await {
+        let status = match self.insist(lease, shutdown, || self.store.settle(lease, &settlement)).await {
             Ok(status) => status,
             Err(cause) => {
                 // The lease runs out, somebody takes the job over, the sweeper takes the file.
                 tracing::error!(event = "settle_failed", jobId = %job.id, error = chain(&error), cause = chain(&cause));
-                return None;
+                return Ended::Otherwise;
             }
         };
         let Some(status) = status else {
-            return self.committed_after_all(lease).await;
+            return self.committed_after_all(lease, shutdown).await;
         };
         // From here on this attempt can't be committed any more, so its file is nobody's.
         let (id, token) = (job.id, lease.token());
@@ -295,41 +320,56 @@ impl Worker {
                 tracing::warn!(event = "export_retried", jobId = %id, attempt = job.attempt, error = chain(&error))
             }
         }
-        None
+        Ended::Otherwise
     }
 
-    async fn committed_after_all(&self, lease: &Lease) -> Option<u64> {
+    async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> Ended {
         let id = lease.job.id;
         let ours = |place: &FilePlace| place.staged_name.contains(&lease.token().as_uuid().to_string());
-        let place = self.insist(lease, || self.store.file_place(id)).await.ok().flatten().filter(ours);
-        match place {
-            Some(place) => Some(place.rows),
-            None => {
+        match self.insist(lease, shutdown, || self.store.file_place(id)).await {
+            Ok(place) if place.as_ref().is_some_and(ours) => Ended::Committed,
+            _ => {
                 tracing::warn!(event = "lease_lost", jobId = %id);
-                None
+                Ended::Otherwise
             }
         }
     }
 
-    /// Tries for as long as a lease lasts: what has to be recorded outlives a restart of the database.
-    async fn insist<T, F>(&self, lease: &Lease, statement: impl Fn() -> F) -> Result<T, store::Error>
+    /// Tries for as long as a lease lasts, and a few seconds at most once the process shall end: what has to be recorded
+    /// outlives a restart of the database.
+    async fn insist<T, F>(
+        &self,
+        lease: &Lease,
+        shutdown: &CancellationToken,
+        statement: impl Fn() -> F,
+    ) -> Result<T, store::Error>
     where
         F: Future<Output = Result<T, store::Error>>,
     {
         let begun = Instant::now();
         loop {
-            match statement().await {
-                Err(store::Error::Unavailable(cause)) if begun.elapsed() < self.settings.lease => {
+            let time = if shutdown.is_cancelled() { Duration::from_secs(5) } else { self.settings.lease };
+            match self.within(statement()).await {
+                Err(store::Error::Unavailable(cause) | store::Error::InTheWay(cause)) if begun.elapsed() < time => {
                     tracing::warn!(event = "database_unavailable", jobId = %lease.job.id, error = %cause);
-                    tokio::time::sleep(POLL).await;
+                    tokio::time::sleep(POLL.min(self.patience())).await;
                 }
                 done => return done,
             }
         }
     }
 
+    /// How long one statement may take without an answer: within a lease there is time for another try.
+    fn patience(&self) -> Duration {
+        (self.settings.lease / 3).min(Duration::from_secs(10))
+    }
+
+    async fn within<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
+        store::within(self.patience(), call).await
+    }
+
     async fn publish(&self, job: &Job) -> Result<(), Error> {
-        match self.store.file_place(job.id).await? {
+        match self.within(self.store.file_place(job.id)).await? {
             Some(place) => upkeep::publish(self, place).await,
             None => Ok(()),
         }

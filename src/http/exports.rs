@@ -3,14 +3,14 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
 use serde::Serialize;
 use tokio_util::io::ReaderStream;
 
-use crate::http::input::{self, Consumer, MaybeConsumer, Members, PathParameter};
+use crate::http::input::{self, Consumer, MaybeConsumer, Members, PathConsumer};
 use crate::http::problem::Problem;
 use crate::job::{ConsumerId, ExportType, Format, Job, Request};
 use crate::service::Service;
@@ -52,10 +52,10 @@ pub(crate) async fn delta(service: State<Service>, consumer: Consumer, members: 
 /// `POST /export/{consumer_id}`: an incremental export of that consumer.
 pub(crate) async fn incremental_of(
     service: State<Service>,
-    PathParameter(consumer): PathParameter,
+    PathConsumer(consumer): PathConsumer,
     members: Members,
 ) -> Result<Response, Problem> {
-    let consumer = Consumer(input::consumer(&consumer)?);
+    let consumer = Consumer(consumer);
     start(service, consumer, members, ExportType::Incremental).await
 }
 
@@ -104,6 +104,7 @@ pub(crate) async fn cancel(State(service): State<Service>, input::Job(id): input
 pub(crate) async fn download(
     State(service): State<Service>,
     input::Job(id): input::Job,
+    method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let file = service.open_file(id).await?;
@@ -128,7 +129,10 @@ pub(crate) async fn download(
     }
     // A range of an older file must not be glued to this one: the tag must be the very same.
     let unchanged = text(&headers, header::IF_RANGE).is_none_or(|tag| tag == etag);
-    let range = text(&headers, header::RANGE).filter(|_| unchanged).map_or(Wanted::Whole, |range| wanted(range, size));
+    // Only a GET has ranges (RFC 9110, 14.2).
+    let range = text(&headers, header::RANGE)
+        .filter(|_| unchanged && method == Method::GET)
+        .map_or(Wanted::Whole, |range| wanted(range, size));
     let (status, from, length) = match range {
         Wanted::Whole => (StatusCode::OK, 0, size),
         Wanted::PastTheEnd => return Ok(Problem::range_not_satisfiable(size)),

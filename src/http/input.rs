@@ -27,7 +27,7 @@ impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
         let mut values = parts.headers.get_all(CONSUMER_HEADER).iter();
         let consumer = match (values.next(), values.next()) {
             (None, _) => return Ok(MaybeConsumer(None)),
-            (Some(value), None) => consumer(value.to_str().unwrap_or_default())?,
+            (Some(value), None) => consumer(value.to_str().unwrap_or_default(), CONSUMER_HEADER)?,
             (Some(_), Some(_)) => {
                 return Err(Problem::bad_input("consumer_invalid", CONSUMER_HEADER, "X-Consumer-ID: given twice"));
             }
@@ -50,10 +50,21 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     }
 }
 
-/// Reads a consumer's id.
-pub(crate) fn consumer(text: &str) -> Result<ConsumerId, Problem> {
-    text.parse()
-        .map_err(|why| Problem::bad_input("consumer_invalid", CONSUMER_HEADER, format!("{CONSUMER_HEADER}: {why}")))
+/// The consumer that the path names.
+pub(crate) struct PathConsumer(pub(crate) ConsumerId);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<PathConsumer, Problem> {
+        // What can't be decoded is no consumer id either.
+        let text = PathParameter::from_request_parts(parts, state).await.map(|PathParameter(text)| text);
+        consumer(&text.unwrap_or_default(), "consumer_id").map(PathConsumer)
+    }
+}
+
+fn consumer(text: &str, field: &str) -> Result<ConsumerId, Problem> {
+    text.parse().map_err(|why| Problem::bad_input("consumer_invalid", field, format!("{field}: {why}")))
 }
 
 /// The one parameter of the path. What can't be decoded is the name of nothing.

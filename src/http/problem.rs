@@ -82,6 +82,11 @@ impl Problem {
         Problem::new(StatusCode::URI_TOO_LONG, "uri_too_long", "a path with its query has 8 KB at most")
     }
 
+    pub(crate) fn headers_too_large() -> Problem {
+        let detail = "a request has 100 headers and 32 KB of them at most";
+        Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", detail)
+    }
+
     pub(crate) fn not_json() -> Problem {
         let detail = "a body must be application/json, and say so";
         Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail).about("Content-Type")
@@ -127,13 +132,15 @@ impl From<service::Error> for Problem {
                 Problem::unavailable("database_unavailable", detail)
             }
             Error::Database(cause) => {
-                tracing::error!(event = "request_failed", error = cause.source());
+                tracing::error!(event = "request_failed", error = %cause, cause = cause.source());
                 Problem::internal()
             }
             Error::OutputFull(_) => Problem::unavailable("storage_full", detail),
+            Error::OutputReadOnly(_) => Problem::unavailable("storage_readonly", detail),
+            Error::OutputMissing(_) => Problem::unavailable("output_missing", detail),
             Error::Output(cause) => {
                 tracing::error!(event = "output_failed", error = %cause, cause = cause.source());
-                Problem::unavailable("output_unavailable", detail)
+                Problem::unavailable("output_failed", detail)
             }
             Error::NoJob | Error::NoUser => Problem::not_found(&detail),
             Error::NoWatermark => Problem::new(StatusCode::NOT_FOUND, "no_watermark", detail),

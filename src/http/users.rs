@@ -25,7 +25,9 @@ pub(crate) async fn soft_delete(
     State(service): State<Service>,
     PathParameter(id): PathParameter,
 ) -> Result<Json<UserBody>, Problem> {
-    let id = id.parse().map_err(|_| Problem::not_found("there is no user with this id"))?;
+    // `+3` and `003` are no ids, although they can be read as one.
+    let id = id.parse().ok().filter(|number: &i64| number.to_string() == id);
+    let id = id.ok_or_else(|| Problem::not_found("there is no user with this id"))?;
     let user = service.soft_delete_user(id).await?;
     Ok(Json(UserBody {
         id: user.id,

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::dataset::Dataset;
 use crate::job::{ExportType, Job, Progress};
-use crate::source::{Error, Frames, copy, cursor, select};
+use crate::source::{Error, Frames, copy, cursor, select, within};
 use crate::watermark::Position;
 
 /// How long a lock on the table is waited for before the attempt is given up and made again.
@@ -29,13 +29,10 @@ impl Source {
     /// Opens the two connections that an export needs.
     ///
     /// # Errors
-    /// If Postgres refuses or can't be reached.
-    pub async fn permit(&self) -> Result<Permit, Error> {
-        let connect = || async {
-            let conn = PgConnection::connect_with(&self.options).await;
-            conn.map_err(Error::Unavailable)
-        };
-        Ok(Permit { leader: connect().await?, reader: connect().await? })
+    /// If Postgres refuses or can't be reached within `patience`.
+    pub async fn permit(&self, patience: Duration) -> Result<Permit, Error> {
+        let connect = async || PgConnection::connect_with(&self.options).await.map_err(Error::Unavailable);
+        within(patience, async { Ok(Permit { leader: connect().await?, reader: connect().await? }) }).await
     }
 }
 
@@ -48,21 +45,21 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Whether both connections still answer.
-    ///
-    /// # Errors
-    /// If one doesn't; the permit is of no more use.
-    pub async fn check(&mut self) -> Result<(), Error> {
-        self.leader.ping().await.map_err(Error::Unavailable)?;
-        self.reader.ping().await.map_err(Error::Unavailable)
+    /// The permit, if both its connections still answer within `patience`.
+    pub async fn checked(mut self, patience: Duration) -> Option<Permit> {
+        let pings = async {
+            self.leader.ping().await.map_err(Error::Unavailable)?;
+            self.reader.ping().await.map_err(Error::Unavailable)
+        };
+        within(patience, pings).await.ok().map(|()| self)
     }
 
     /// Takes the snapshot of a job's export: from now on the table can't be truncated, altered or dropped, and the consumer's
-    /// position is known as of the same moment.
+    /// position is known as of the same moment. Without a sign from this process for `lease`, the server gives it up.
     ///
     /// # Errors
     /// If the table can't be read. The connections are closed then.
-    pub async fn open(self, job: &Job, dataset: &'static Dataset) -> Result<Snapshot, Error> {
+    pub async fn open(self, job: &Job, dataset: &'static Dataset, lease: Duration) -> Result<Snapshot, Error> {
         let Permit { mut leader, mut reader } = self;
         let failed = Error::of(dataset.table);
         let version = leader.server_version_num().unwrap_or(0);
@@ -75,14 +72,17 @@ impl Permit {
             "-- source.snapshot.begin
              begin isolation level read committed read write;
              {never_time_out}
+             -- Pinged all the time: only a host that vanished is silent, and its snapshot and lock would stay for hours.
+             set local idle_in_transaction_session_timeout = {};
              set local lock_timeout = '{LOCK_TIMEOUT}';
-             lock table {table} in access share mode"
+             lock table {table} in access share mode",
+            lease.as_millis()
         );
         sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut leader).await.map_err(&failed)?;
 
         let opened: Opened = sqlx::query_as(
             "-- source.snapshot.open
-             select pg_export_snapshot() as name, w.version, w.last_exported_at,
+             select pg_export_snapshot() as name, current_setting('server_encoding') as encoding, w.version, w.last_exported_at,
                exists (select from cdc_export.owned o where o.schema_name = n.nspname and o.table_name = t.relname) as ours,
                case when t.relkind = 'r' then pg_relation_size(t.oid) / current_setting('block_size')::bigint end as blocks
              from pg_class t
@@ -100,8 +100,8 @@ impl Permit {
             return Err(Error::NotOurs(dataset.table));
         }
 
-        let notice_a_lost_client =
-            if version >= 140_000 { "set local client_connection_check_interval = '1s';" } else { "" };
+        // Such a database promises nothing of its texts. Sent as they are, they are checked here, and the column is named.
+        let raw_texts = if opened.encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
         // Not waiting for the lock: a reader that queues behind an ALTER which waits for the leader would wait for ever, and
         // no deadlock detector sees a leader that waits for its reader outside of Postgres.
         let import = format!(
@@ -109,7 +109,8 @@ impl Permit {
              begin isolation level repeatable read read only;
              set transaction snapshot '{}';
              {never_time_out}
-             {notice_a_lost_client}
+             {NOTICE_A_LOST_CLIENT}
+             {raw_texts}
              set local row_security = off;
              set local timezone = 'UTC';
              set local datestyle = 'ISO';
@@ -118,13 +119,19 @@ impl Permit {
              set local bytea_output = 'hex';
              set local jit = off;
              set local synchronize_seqscans = off;
+             set local enable_tidscan = on;
              set local max_parallel_workers_per_gather = 0;
              set local cursor_tuple_fraction = 1;
              set local random_page_cost = 1.1;
              lock table {table} in access share mode nowait",
             opened.name
         );
-        sqlx::raw_sql(AssertSqlSafe(import)).execute(&mut reader).await.map_err(&failed)?;
+        let imported = sqlx::raw_sql(AssertSqlSafe(import)).execute(&mut reader).await;
+        imported.map_err(|cause| match cause.as_database_error().and_then(|e| e.code()).as_deref() {
+            // No such snapshot any more, or its transaction isn't running: the leader was lost in between.
+            Some("22023" | "42704" | "55000") => Error::Unavailable(cause),
+            _ => failed(cause),
+        })?;
         Ok(Snapshot {
             leader,
             reader,
@@ -132,9 +139,15 @@ impl Permit {
             position: Position { version: opened.version, last_exported_at: opened.last_exported_at },
             // Before 14 there is no scan of a ctid range: each one would read the whole table.
             blocks: opened.blocks.filter(|_| version >= 140_000).map(i64::unsigned_abs),
+            reader_is_good: true,
         })
     }
 }
+
+/// Ends a query whose client is gone, where the server's system can tell (Postgres 14 and later, not every platform).
+const NOTICE_A_LOST_CLIENT: &str = "do $$ begin
+    perform set_config('client_connection_check_interval', '1s', true);
+  exception when others then null; end $$;";
 
 /// Whatever the server or the role sets, an export may take as long as it takes.
 fn never_time_out(version: u32) -> &'static str {
@@ -148,6 +161,7 @@ fn never_time_out(version: u32) -> &'static str {
 #[derive(sqlx::FromRow)]
 struct Opened {
     name: String,
+    encoding: String,
     version: Option<i64>,
     last_exported_at: Option<DateTime<Utc>>,
     ours: bool,
@@ -162,6 +176,7 @@ pub struct Snapshot {
     dataset: &'static Dataset,
     position: Position,
     blocks: Option<u64>,
+    reader_is_good: bool,
 }
 
 impl Snapshot {
@@ -189,26 +204,31 @@ impl Snapshot {
     /// If a connection is lost.
     pub async fn begin_commit(&mut self, lease: Duration) -> Result<&mut PgConnection, Error> {
         let failed = Error::of(self.dataset.table);
-        sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(&mut self.reader).await.map_err(&failed)?;
+        // The rows are in the file: a reader that is lost now is no loss.
+        let ended = sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(&mut self.reader).await;
+        self.reader_is_good = ended.is_ok();
         let settings = format!(
             "-- source.snapshot.begin_commit
              set local lock_timeout = '5s';
              set local idle_in_transaction_session_timeout = {};
-             set local synchronous_commit = on",
+             select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off'",
             lease.as_millis()
         );
         sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut self.leader).await.map_err(&failed)?;
         Ok(&mut self.leader)
     }
 
-    /// Commits, and gives the connections back for the next job.
+    /// Commits, and gives the connections back for the next job if both are good.
     ///
     /// # Errors
-    /// If the answer is lost, or Postgres refuses. Whether it committed is not known then: only the job's row tells.
-    pub async fn commit(mut self) -> Result<Permit, Error> {
-        let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit");
-        commit.execute(&mut self.leader).await.map_err(Error::of(self.dataset.table))?;
-        Ok(Permit { leader: self.leader, reader: self.reader })
+    /// If the answer is lost or takes longer than `patience`, or Postgres refuses. Whether it committed is not known then: only
+    /// the job's row tells.
+    pub async fn commit(mut self, patience: Duration) -> Result<Option<Permit>, Error> {
+        let failed = Error::of(self.dataset.table);
+        let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit").execute(&mut self.leader);
+        within(patience, async { commit.await.map_err(failed) }).await?;
+        let permit = Permit { leader: self.leader, reader: self.reader };
+        Ok(self.reader_is_good.then_some(permit))
     }
 }
 
@@ -219,15 +239,14 @@ pub struct Leader<'s> {
 }
 
 impl Leader<'_> {
-    /// Pings the leader for ever; returns when it is lost. Nothing else would notice: it is idle, and TCP's own keepalive
-    /// takes hours.
-    pub async fn keep_alive(self, interval: Duration) -> Error {
+    /// Pings the leader for ever; returns when it is lost, or silent for longer than `patience`. Nothing else would notice: it
+    /// is idle, and TCP's own keepalive takes hours.
+    pub async fn keep_alive(self, interval: Duration, patience: Duration) -> Error {
         loop {
             tokio::time::sleep(interval).await;
-            match tokio::time::timeout(interval, self.conn.ping()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Error::Unavailable(error),
-                Err(_) => return Error::Unavailable(sqlx::Error::PoolTimedOut),
+            let ping = async { self.conn.ping().await.map_err(Error::Unavailable) };
+            if let Err(lost) = within(patience, ping).await {
+                return lost;
             }
         }
     }

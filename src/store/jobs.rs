@@ -1,7 +1,7 @@
 //! A job's row as clients see it: made, read, cancelled, completed, published.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::dataset::Dataset;
@@ -28,7 +28,8 @@ pub(crate) use job_columns;
 macro_rules! place_columns {
     () => {
         "e.id, e.format, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256,
-         e.store_id, e.finished_at, e.published_at is not null as is_published, e.rows_exported"
+         e.store_id, e.finished_at,
+         extract(epoch from e.finished_at - e.started_at)::float8 as seconds, e.published_at is not null as is_published, e.rows_exported"
     };
 }
 
@@ -120,6 +121,8 @@ pub struct FilePlace {
     pub store: Uuid,
     /// When it was committed.
     pub finished_at: DateTime<Utc>,
+    /// From the first attempt's start to the commit.
+    pub seconds: f64,
     /// Whether it has its final name.
     pub is_published: bool,
     /// Rows in it.
@@ -149,7 +152,8 @@ impl Store {
         store: Option<Uuid>,
         max_attempts: u32,
     ) -> Result<Job, Error> {
-        let mut tx = self.pool.begin().await?;
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
         let (now, lane_seq) = next_in_lane(&mut tx, request, dataset).await?;
         let stem = request.file_stem(now);
         let mut number = names_taken(&mut tx, &stem).await? + 1;
@@ -180,8 +184,9 @@ impl Store {
                 None => number += 1,
             }
         };
-        notify(&mut tx).await?;
+        notify(&mut tx, None).await?;
         tx.commit().await?;
+        conn.give_back();
         Ok(job)
     }
 
@@ -190,11 +195,13 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, Error> {
+        let mut conn = self.connection().await?;
         let row: Option<JobRow> =
             sqlx::query_as(concat!("-- store.jobs.get\n select ", job_columns!(), " from exports e where e.id = $1"))
                 .bind(id.as_uuid())
-                .fetch_optional(&self.pool)
+                .fetch_optional(conn.get())
                 .await?;
+        conn.give_back();
         row.map(Job::try_from).transpose()
     }
 
@@ -203,7 +210,8 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
-        let mut tx = self.pool.begin().await?;
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
         // The commit of an export holds the row's lock: who waits for it would be told "too late" after it anyway.
         sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
         let updated: Result<Option<JobRow>, sqlx::Error> = sqlx::query_as(concat!(
@@ -223,12 +231,14 @@ impl Store {
             Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("55P03") => return Ok(Cancelled::Committing),
             Err(error) => return Err(error.into()),
             Ok(Some(row)) => {
-                notify(&mut tx).await?;
+                notify(&mut tx, Some(id)).await?;
                 tx.commit().await?;
+                conn.give_back();
                 return Ok(Cancelled::Asked(row.try_into()?));
             }
             Ok(None) => tx.rollback().await?,
         }
+        conn.give_back();
         Ok(match self.job(id).await? {
             None => Cancelled::Unknown,
             Some(job) => match job.status {
@@ -245,14 +255,16 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn unpublished(&self, store: Uuid) -> Result<Vec<FilePlace>, Error> {
+        let mut conn = self.connection().await?;
         let rows: Vec<PlaceRow> = sqlx::query_as(concat!(
             "-- store.jobs.unpublished\n select ",
             place_columns!(),
-            " from exports e where e.store_id = $1 and e.status = 'completed' and e.published_at is null limit 1000"
+            " from exports e where e.store_id = $1 and e.status = 'completed' and e.published_at is null order by e.finished_at limit 1000"
         ))
         .bind(store)
-        .fetch_all(&self.pool)
+        .fetch_all(conn.get())
         .await?;
+        conn.give_back();
         rows.into_iter().map(FilePlace::try_from).collect()
     }
 
@@ -261,32 +273,36 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn file_place(&self, id: JobId) -> Result<Option<FilePlace>, Error> {
+        let mut conn = self.connection().await?;
         let row: Option<PlaceRow> = sqlx::query_as(concat!(
             "-- store.jobs.file_place\n select ",
             place_columns!(),
             " from exports e where e.id = $1 and e.status = 'completed'"
         ))
         .bind(id.as_uuid())
-        .fetch_optional(&self.pool)
+        .fetch_optional(conn.get())
         .await?;
+        conn.give_back();
         row.map(FilePlace::try_from).transpose()
     }
 
-    /// Records that the file has its final name. Idempotent.
+    /// Records that the file has its final name. False: somebody did before.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn published(&self, place: &FilePlace) -> Result<(), Error> {
-        sqlx::query(
+    pub async fn published(&self, place: &FilePlace) -> Result<bool, Error> {
+        let mut conn = self.connection().await?;
+        let published = sqlx::query(
             "-- store.jobs.published
              update exports set published_at = clock_timestamp()
              where id = $1 and status = 'completed' and published_at is null and output_filename = $2",
         )
         .bind(place.job.as_uuid())
         .bind(&place.output_filename)
-        .execute(&self.pool)
+        .execute(conn.get())
         .await?;
-        Ok(())
+        conn.give_back();
+        Ok(published.rows_affected() == 1)
     }
 
     /// Gives a committed file another final name, since that one is taken in the folder. Recorded before the file is renamed,
@@ -295,7 +311,8 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn rename_output(&self, place: &FilePlace) -> Result<(), Error> {
-        let mut tx = self.pool.begin().await?;
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
         let stem = stem_of(&place.output_filename, place.format);
         let mut number = names_taken(&mut tx, stem).await? + 1;
         loop {
@@ -321,7 +338,9 @@ impl Store {
             .bind(name)
             .execute(&mut *tx)
             .await?;
-            return Ok(tx.commit().await?);
+            tx.commit().await?;
+            conn.give_back();
+            return Ok(());
         }
     }
 }
@@ -329,11 +348,29 @@ impl Store {
 /// Completes a job and moves its consumer's watermark, in the transaction whose snapshot was exported.
 ///
 /// Whether the lease has expired doesn't matter here, only whose it is: clocks decide when a job is taken over, never what is
-/// true.
+/// true. A lock of somebody else's is waited for three times, since the export may have taken hours.
 ///
 /// # Errors
 /// If the database fails; the transaction is broken then.
 pub async fn commit(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    position: &Position,
+    exported: &Exported,
+) -> Result<Committed, Error> {
+    for _ in 0..2 {
+        sqlx::raw_sql("-- store.jobs.commit.savepoint\n savepoint writes").execute(&mut *conn).await?;
+        match commit_once(conn, lease, position, exported).await {
+            Err(Error::InTheWay(_)) => {
+                sqlx::raw_sql("-- store.jobs.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
+            }
+            done => return done,
+        }
+    }
+    commit_once(conn, lease, position, exported).await
+}
+
+async fn commit_once(
     conn: &mut PgConnection,
     lease: &Lease,
     position: &Position,
@@ -426,8 +463,10 @@ fn stem_of(name: &str, format: Format) -> &str {
     }
 }
 
-async fn notify(conn: &mut PgConnection) -> Result<(), Error> {
-    sqlx::query("-- store.notify\n select pg_notify($1, '')").bind(CHANNEL).execute(conn).await?;
+/// Hints that there may be work, or that this job was asked to stop.
+async fn notify(conn: &mut PgConnection, cancelled: Option<JobId>) -> Result<(), Error> {
+    let hint = cancelled.map(|job| job.to_string()).unwrap_or_default();
+    sqlx::query("-- store.notify\n select pg_notify($1, $2)").bind(CHANNEL).bind(hint).execute(conn).await?;
     Ok(())
 }
 
@@ -443,6 +482,7 @@ struct PlaceRow {
     sha256: String,
     store_id: Uuid,
     finished_at: DateTime<Utc>,
+    seconds: f64,
     is_published: bool,
     rows_exported: i64,
 }
@@ -464,6 +504,7 @@ impl TryFrom<PlaceRow> for FilePlace {
             sha256: row.sha256,
             store: row.store_id,
             finished_at: row.finished_at,
+            seconds: row.seconds,
             is_published: row.is_published,
             rows: row.rows_exported.unsigned_abs(),
         })

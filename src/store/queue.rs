@@ -9,9 +9,14 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::job::{Failure, FailureCode, Job, JobId, LeaseToken, Status};
+use crate::dataset::USERS;
+use crate::job::{Failure, FailureCode, Format, Job, JobId, LeaseToken, Status};
 use crate::store::jobs::{JobRow, job_columns};
 use crate::store::{Error, Store};
+
+/// What this version can work on.
+const FORMATS: &[&str] = &[Format::Csv.as_str()];
+const DATASETS: &[&str] = &[USERS.name];
 
 /// The right to one attempt of a job.
 #[derive(Debug)]
@@ -129,25 +134,41 @@ impl Store {
     /// # Errors
     /// If the database fails; whether the lease was extended is not known then.
     pub async fn extend(&self, lease: &Lease, time: Duration, progress: (u8, u64, u64)) -> Result<Beat, Error> {
-        let mut conn = self.pool.acquire().await?;
-        beat(&mut conn, lease.job.id, lease.token, time, progress).await
+        let mut conn = self.connection().await?;
+        let beat = beat(conn.get(), lease.job.id, lease.token, time, progress).await?;
+        conn.give_back();
+        Ok(beat)
     }
 
     /// Takes the oldest ready job of a lane in which no earlier job is open, for a process that writes to the folder `store`.
+    ///
+    /// A job belongs to the folder of the process that took it on, which will serve its file, for as long as some process
+    /// with that folder lives. What only a newer version knows is left to that.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn claim(&self, owner: &str, store: Option<Uuid>, lease: Duration) -> Result<Option<Lease>, Error> {
         let token = LeaseToken::random();
+        let mut conn = self.connection().await?;
         let claimed: Result<Option<JobRow>, sqlx::Error> = sqlx::query_as(concat!(
             "-- store.queue.claim
              update exports e
              set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
                  lease_token = $1, lease_owner = $2, lease_expires_at = clock_timestamp() + make_interval(secs => $3),
-                 store_id = coalesce(e.store_id, $4), started_at = coalesce(e.started_at, clock_timestamp())
+                 store_id = $4, started_at = coalesce(e.started_at, clock_timestamp())
              where e.id = (
                select r.id from exports r
-               where r.status = 'pending' and r.run_at <= clock_timestamp() and (r.store_id is null or r.store_id = $4)
+               where r.status = 'pending' and r.run_at <= clock_timestamp()
+                 and r.format = any($5) and r.dataset = any($6)
+                 and (r.store_id is null or r.store_id = $4
+                   or not exists (select from cdc_export.stores s
+                                  where s.id = r.store_id and s.seen_at > clock_timestamp() - interval '1 minute'))
+                 -- Says nothing that the next condition doesn't, but in one pass: a long lane behind a running job would
+                 -- else be probed job by job.
+                 and (r.consumer_id is null or (r.consumer_id, r.dataset) not in (
+                   select b.consumer_id, b.dataset from exports b
+                   where b.consumer_id is not null
+                     and (b.status = 'processing' or b.status = 'pending' and b.run_at > clock_timestamp())))
                  and not exists (
                    select from exports earlier
                    where earlier.consumer_id = r.consumer_id and earlier.dataset = r.dataset
@@ -162,8 +183,11 @@ impl Store {
         .bind(owner)
         .bind(lease.as_secs_f64())
         .bind(store)
-        .fetch_optional(&self.pool)
+        .bind(FORMATS)
+        .bind(DATASETS)
+        .fetch_optional(conn.get())
         .await;
+        conn.give_back();
         match claimed {
             Ok(row) => Ok(row.map(Job::try_from).transpose()?.map(|job| Lease { job, token })),
             // Another job of the lane began to run in the same moment: nothing to claim here.
@@ -185,6 +209,7 @@ impl Store {
             Settlement::Fail(failure) => (true, 0, Some(failure)),
             Settlement::Release => (false, 1, None),
         };
+        let mut conn = self.connection().await?;
         let status: Option<String> = sqlx::query_scalar(
             "-- store.queue.settle
              update exports e
@@ -210,8 +235,9 @@ impl Store {
         .bind(refund)
         .bind(failure.map(|f| f.code.as_str()))
         .bind(failure.map(|f| f.detail.as_str()))
-        .fetch_optional(&self.pool)
+        .fetch_optional(conn.get())
         .await?;
+        conn.give_back();
         Ok(status.map(|s| s.parse()).transpose()?)
     }
 
@@ -222,6 +248,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn reap(&self) -> Result<Vec<(JobId, Status)>, Error> {
+        let mut conn = self.connection().await?;
         let rows: Vec<(Uuid, String)> = sqlx::query_as(
             "-- store.queue.reap
              update exports e
@@ -239,31 +266,52 @@ impl Store {
              returning e.id, e.status",
         )
         .bind(FailureCode::AttemptsExhausted.as_str())
-        .fetch_all(&self.pool)
+        .fetch_all(conn.get())
         .await?;
+        conn.give_back();
         rows.into_iter().map(|(id, status)| Ok((id.into(), status.parse()?))).collect()
     }
 
-    /// Which of these attempts still need their hidden file: those that run, and those whose job is completed.
+    /// Which of these attempts have ended without completing their job, so that their hidden files are nobody's.
+    ///
+    /// An attempt of a job that isn't known here is none of them: the folder may be shared with another database's service.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn needing_their_file(
-        &self,
-        attempts: &[(JobId, LeaseToken)],
-    ) -> Result<Vec<(JobId, LeaseToken)>, Error> {
+    pub async fn ended_attempts(&self, attempts: &[(JobId, LeaseToken)]) -> Result<Vec<(JobId, LeaseToken)>, Error> {
         let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) = attempts.iter().map(|(j, t)| (j.as_uuid(), t.as_uuid())).unzip();
-        let needing: Vec<(Uuid, Uuid)> = sqlx::query_as(
-            "-- store.queue.needing_their_file
+        let mut conn = self.connection().await?;
+        let ended: Vec<(Uuid, Uuid)> = sqlx::query_as(
+            "-- store.queue.ended_attempts
              select a.id, a.token from unnest($1::uuid[], $2::uuid[]) as a (id, token)
              join exports e on e.id = a.id
-             where e.status = 'processing' and e.lease_token = a.token
-                or e.status = 'completed' and e.staged_name like '%' || a.token || '%'",
+             where e.lease_token is distinct from a.token
+               and (e.staged_name is null or e.staged_name not like '%' || a.token || '%')",
         )
         .bind(ids)
         .bind(tokens)
-        .fetch_all(&self.pool)
+        .fetch_all(conn.get())
         .await?;
-        Ok(needing.into_iter().map(|(id, token)| (id.into(), token.into())).collect())
+        conn.give_back();
+        Ok(ended.into_iter().map(|(id, token)| (id.into(), token.into())).collect())
+    }
+
+    /// Says that a process with this folder lives. Written once in ten seconds at most.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn seen(&self, store: Uuid) -> Result<(), Error> {
+        let mut conn = self.connection().await?;
+        sqlx::query(
+            "-- store.queue.seen
+             insert into cdc_export.stores as s (id, seen_at) values ($1, clock_timestamp())
+             on conflict (id) do update set seen_at = excluded.seen_at
+             where s.seen_at < clock_timestamp() - interval '10 seconds'",
+        )
+        .bind(store)
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(())
     }
 }

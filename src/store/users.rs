@@ -34,6 +34,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn soft_delete_user(&self, id: i64) -> Result<Option<User>, Error> {
+        let mut conn = self.connection().await?;
         let ours: bool = sqlx::query_scalar(
             "-- store.users.ours
              select exists (
@@ -42,9 +43,10 @@ impl Store {
                join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
                where c.oid = to_regclass('users'))",
         )
-        .fetch_one(&self.pool)
+        .fetch_one(conn.get())
         .await?;
         if !ours {
+            conn.give_back();
             return Ok(None);
         }
         let deleted: Option<User> = sqlx::query_as(concat!(
@@ -53,13 +55,16 @@ impl Store {
             user_columns!()
         ))
         .bind(id)
-        .fetch_optional(&self.pool)
+        .fetch_optional(conn.get())
         .await?;
         if deleted.is_some() {
+            conn.give_back();
             return Ok(deleted);
         }
         let user =
             sqlx::query_as(concat!("-- store.users.get\n select ", user_columns!(), " from users where id = $1"));
-        Ok(user.bind(id).fetch_optional(&self.pool).await?)
+        let user = user.bind(id).fetch_optional(conn.get()).await?;
+        conn.give_back();
+        Ok(user)
     }
 }

@@ -13,6 +13,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<Option<Watermark>, Error> {
+        let mut conn = self.connection().await?;
         let time: Option<DateTime<Utc>> = sqlx::query_scalar(
             "-- store.watermarks.get
              select last_exported_at from watermarks
@@ -20,8 +21,9 @@ impl Store {
         )
         .bind(consumer.as_str())
         .bind(dataset)
-        .fetch_optional(&self.pool)
+        .fetch_optional(conn.get())
         .await?;
+        conn.give_back();
         Ok(time.map(|last_exported_at| Watermark {
             consumer: consumer.clone(),
             dataset: dataset.to_owned(),

@@ -1,12 +1,11 @@
 //! The sign of life of one attempt: extends its lease, records its progress, and learns that it must stop.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
-use crate::job::Progress;
+use crate::job::{JobId, LeaseToken, Progress};
 use crate::store::{
     Store,
     queue::{Beat, Lease, Pulse},
@@ -47,16 +46,16 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Beats every second, or three times a lease, and at every hint: it may say that the job was cancelled.
+    /// Beats every second, or three times a lease, and when somebody hints that the job was cancelled.
     pub(crate) fn start(
         store: &Store,
         lease: &Lease,
         progress: Progress,
         time: Duration,
-        hint: Arc<Notify>,
+        cancel_hints: broadcast::Receiver<JobId>,
     ) -> Heartbeat {
         let (pulse, job, token) = (store.pulse(), lease.job.id, lease.token());
-        let beating = Beating { pulse, job, token, progress, time, hint };
+        let beating = Beating { pulse, job, token, progress, time, cancel_hints };
         Heartbeat { task: tokio::spawn(beating.run()) }
     }
 
@@ -66,7 +65,7 @@ impl Heartbeat {
         (&mut self.task).await.unwrap_or(Stop::Silence)
     }
 
-    /// Ends the heartbeat and waits until no beat is under way.
+    /// Ends the heartbeat. A beat that the server still works on changes nothing by then: nobody reads its answer.
     pub(crate) async fn end(mut self) {
         self.task.abort();
         if !self.task.is_finished() {
@@ -83,11 +82,11 @@ impl Drop for Heartbeat {
 
 struct Beating {
     pulse: Pulse,
-    job: crate::job::JobId,
-    token: crate::job::LeaseToken,
+    job: JobId,
+    token: LeaseToken,
     progress: Progress,
     time: Duration,
-    hint: Arc<Notify>,
+    cancel_hints: broadcast::Receiver<JobId>,
 }
 
 impl Beating {
@@ -98,10 +97,11 @@ impl Beating {
             // An export of more than a minute has shown its progress often enough.
             let fast = begun.elapsed() < Duration::from_secs(60);
             let pause = if fast { interval(self.time) } else { Duration::from_secs(5).min(self.time / 3) };
-            tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.hint.notified() => {} }
+            tokio::select! { () = tokio::time::sleep(pause) => {}, () = cancelled(&mut self.cancel_hints, self.job) => {} }
 
             let sent = Instant::now();
-            let patience = interval(self.time);
+            // The first beat connects, which takes several round trips.
+            let patience = self.time / 3;
             match self.pulse.beat(self.job, self.token, self.time, self.progress.read(), patience).await {
                 Ok(Beat::Held) => answered = sent,
                 Ok(Beat::CancelAsked) => return Stop::CancelAsked,
@@ -111,6 +111,18 @@ impl Beating {
             if answered.elapsed() > self.time * 2 / 3 {
                 return Stop::Silence;
             }
+        }
+    }
+}
+
+/// Waits for a hint that this job was cancelled. One that came during the last beat is still there.
+async fn cancelled(hints: &mut broadcast::Receiver<JobId>, job: JobId) {
+    loop {
+        match hints.recv().await {
+            Ok(hinted) if hinted != job => {}
+            // It may be among those that were missed.
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
     }
 }

@@ -1,26 +1,25 @@
 //! What somebody has to do whoever's job it was: give committed files their names, take over jobs of vanished workers, remove
 //! what they left in the folder. Every process does it; each step is safe to do twice.
 
-use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::job::{FailureCode, Status};
 use crate::sink::Published;
+use crate::store::Hint;
 use crate::store::jobs::FilePlace;
 use crate::worker::{Error, Worker, chain, heartbeat};
 
-/// Tells the workers of every hint, until `shutdown`. Without a connection it tries again; the workers poll meanwhile.
+/// Reading the whole folder costs more than the rest of a round, and what a crash left there is in nobody's way.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// Passes hints on, until `shutdown`. Without a connection it tries again; the workers poll meanwhile.
 pub(crate) async fn listen(worker: Worker, shutdown: CancellationToken) {
     let listening = async {
         loop {
-            match worker.store.listen().await {
-                Ok(mut hints) => {
-                    while hints.next().await.is_ok() {
-                        worker.hint.notify_waiters();
-                    }
-                }
-                Err(error) => tracing::warn!(event = "listen_failed", error = chain(&error)),
+            if let Err(error) = pass_hints_on(&worker).await {
+                tracing::warn!(event = "listen_failed", error = chain(&error));
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
@@ -28,12 +27,24 @@ pub(crate) async fn listen(worker: Worker, shutdown: CancellationToken) {
     tokio::select! { () = shutdown.cancelled() => {}, () = listening => {} }
 }
 
+async fn pass_hints_on(worker: &Worker) -> Result<(), Error> {
+    let mut hints = worker.within(worker.store.listen()).await?;
+    loop {
+        match hints.next().await? {
+            Hint::Work => worker.work_hint.notify_waiters(),
+            // Without a running export nobody listens.
+            Hint::Cancel(job) => drop(worker.cancel_hints.send(job)),
+        }
+    }
+}
+
 /// Does the rounds until `shutdown`.
 pub(crate) async fn run(worker: Worker, shutdown: CancellationToken) {
     let pause = heartbeat::interval(worker.settings.lease);
     let rounds = async {
+        let mut swept = None;
         loop {
-            if let Err(error) = round(&worker).await {
+            if let Err(error) = round(&worker, &mut swept).await {
                 tracing::warn!(event = "upkeep_failed", error = chain(&error));
             }
             tokio::time::sleep(pause).await;
@@ -42,19 +53,28 @@ pub(crate) async fn run(worker: Worker, shutdown: CancellationToken) {
     tokio::select! { () = shutdown.cancelled() => {}, () = rounds => {} }
 }
 
-async fn round(worker: &Worker) -> Result<(), Error> {
-    for (job, status) in worker.store.reap().await? {
+async fn round(worker: &Worker, swept: &mut Option<Instant>) -> Result<(), Error> {
+    for (job, status) in worker.within(worker.store.reap()).await? {
         tracing::warn!(event = "export_taken_over", jobId = %job, status = %status);
-        worker.hint.notify_waiters();
+        if status == Status::Failed {
+            tracing::error!(event = "export_failed", jobId = %job, error = %FailureCode::AttemptsExhausted);
+        }
+        worker.work_hint.notify_waiters();
+        *swept = None;
     }
     let store = worker.on_folder(|folder| folder.store()).await?;
-    for place in worker.store.unpublished(store).await? {
+    worker.within(worker.store.seen(store)).await?;
+    for place in worker.within(worker.store.unpublished(store)).await? {
         let job = place.job;
         if let Err(error) = publish(worker, place).await {
             tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error));
         }
     }
-    sweep(worker).await
+    if swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY) {
+        sweep(worker).await?;
+        *swept = Some(Instant::now());
+    }
+    Ok(())
 }
 
 /// Gives a committed file its final name and records that. Safe to be done by several processes at once and after a crash at
@@ -63,18 +83,32 @@ pub(crate) async fn publish(worker: &Worker, mut place: FilePlace) -> Result<(),
     loop {
         let (staged, name, identity) = (place.staged_name.clone(), place.output_filename.clone(), place.identity);
         match worker.on_folder(move |folder| folder.publish(&staged, &name, &identity)).await? {
-            Published::Done => return Ok(worker.store.published(&place).await?),
-            Published::Taken => worker.store.rename_output(&place).await?,
+            Published::Done => return record(worker, &place).await,
+            Published::Taken => worker.within(worker.store.rename_output(&place)).await?,
             Published::Gone => {}
         }
-        let now = worker.store.file_place(place.job).await?;
-        match now {
+        match worker.within(worker.store.file_place(place.job)).await? {
             Some(now) if now.output_filename != place.output_filename => place = now,
-            // Gone, and nobody gave it another name: it was removed. A download will say so.
-            Some(now) => return Ok(worker.store.published(&now).await?),
+            Some(now) => {
+                // Nobody gave it another name, so somebody removed it. A download will say so.
+                tracing::error!(event = "staged_file_gone", jobId = %now.job, file = now.staged_name);
+                return record(worker, &now).await;
+            }
             None => return Ok(()),
         }
     }
+}
+
+async fn record(worker: &Worker, place: &FilePlace) -> Result<(), Error> {
+    if worker.within(worker.store.published(place)).await? {
+        tracing::info!(
+            event = "export_completed",
+            jobId = %place.job,
+            rowsExported = place.rows,
+            durationSeconds = place.seconds,
+        );
+    }
+    Ok(())
 }
 
 /// Removes the hidden files of attempts that ended.
@@ -84,8 +118,7 @@ async fn sweep(worker: &Worker) -> Result<(), Error> {
     if attempts.is_empty() {
         return Ok(());
     }
-    let needed: HashSet<_> = worker.store.needing_their_file(&attempts).await?.into_iter().collect();
-    for (job, token) in attempts.into_iter().filter(|attempt| !needed.contains(attempt)) {
+    for (job, token) in worker.within(worker.store.ended_attempts(&attempts)).await? {
         tracing::info!(event = "draft_swept", jobId = %job);
         worker.on_folder(move |folder| folder.remove_hidden(job, token)).await?;
     }

@@ -14,6 +14,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
+use crate::harness::{embedded_settings, option_env};
+
 /// Set for the process that [`supervise_until_killed`] turns into a supervisor.
 const DATA_DIR_OF_CHILD: &str = "CDC_EXPORT_TEST_SUPERVISE";
 
@@ -45,24 +47,13 @@ impl Home {
     }
 
     fn settings(&self) -> Settings {
-        settings_of(self.data_dir())
+        embedded_settings(&self.data_dir())
     }
 
     /// The process id that the server wrote down.
     fn postmaster(&self) -> Option<i32> {
         let text = fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
         text.lines().next()?.parse().ok()
-    }
-}
-
-fn settings_of(data_dir: PathBuf) -> Settings {
-    let search_path = std::env::var_os("PATH").unwrap_or_default();
-    Settings {
-        data_dir,
-        data_dir_is_default: false,
-        bin_dir: None,
-        search_path: std::env::split_paths(&search_path).collect(),
-        runtime_dir: None,
     }
 }
 
@@ -127,10 +118,10 @@ async fn busy_backend(options: &PgConnectOptions) -> i32 {
 /// No test of its own: the body of a second process, which the tests below kill.
 #[tokio::test]
 async fn supervise_until_killed() {
-    let Some(data_dir) = std::env::var_os(DATA_DIR_OF_CHILD) else {
+    let Some(data_dir) = option_env(DATA_DIR_OF_CHILD) else {
         return;
     };
-    let _server = Server::start(&settings_of(data_dir.into())).await.unwrap();
+    let _server = Server::start(&embedded_settings(Path::new(&data_dir))).await.unwrap();
     std::future::pending::<()>().await;
 }
 

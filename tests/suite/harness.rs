@@ -78,7 +78,7 @@ async fn server() -> &'static PgConnectOptions {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the tests' own switch")]
-fn option_env(name: &str) -> Option<String> {
+pub(crate) fn option_env(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 

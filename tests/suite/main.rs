@@ -10,3 +10,5 @@ mod exports;
 mod harness;
 #[cfg(test)]
 mod house;
+#[cfg(test)]
+mod http;

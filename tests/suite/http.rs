@@ -1,0 +1,725 @@
+//! The HTTP contract: what is accepted, what is refused and how, and the shape of every answer.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use reqwest::header::{HeaderMap, HeaderValue};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Executor, PgPool};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{Database, PATIENCE, Service, Start, eventually};
+
+const CONSUMER: (&str, &str) = ("X-Consumer-ID", "a");
+const JSON: (&str, &str) = ("Content-Type", "application/json");
+const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
+
+/// An answer, read to its end.
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// Checks what every answer has.
+    async fn of(response: reqwest::Response) -> Answer {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let answer = Answer { status, headers, body: response.bytes().await.unwrap().to_vec() };
+        assert!(!answer.header("x-request-id").is_empty());
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        answer
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).unwrap_or_else(|| panic!("no {name}: {:?}", self.headers)).to_str().unwrap()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {:?}", self.text()))
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// The body of a success.
+    fn success(&self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.text());
+        assert_eq!(self.header("content-type"), "application/json");
+        self.json()
+    }
+
+    /// The detail of an error, which has the shape of RFC 9457 and ours.
+    fn problem(&self, status: u16, code: &str) -> String {
+        let mut body = self.json();
+        if let Some(members) = body.as_object_mut() {
+            members.remove("field");
+        }
+        assert_eq!((self.status, &body["code"]), (status, &json!(code)), "{body}");
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(members(&body), BTreeSet::from(["code", "detail", "status", "title", "type"]));
+        assert_eq!(body["status"], status);
+        for text in ["type", "title", "detail"] {
+            assert!(body[text].as_str().is_some_and(|text| !text.is_empty()), "{body}");
+        }
+        assert_eq!(self.headers.contains_key("retry-after"), status == 503, "{:?}", self.headers);
+        body["detail"].as_str().unwrap().to_owned()
+    }
+
+    /// The detail of an error that names its field.
+    fn problem_of(&self, status: u16, code: &str, field: &str) -> String {
+        assert_eq!(self.json()["field"], field, "{}", self.text());
+        self.problem(status, code)
+    }
+}
+
+async fn call(service: &Service, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    Answer::of(service.call(method, path, headers).await).await
+}
+
+async fn get(service: &Service, path: &str) -> Answer {
+    call(service, "GET", path, &[]).await
+}
+
+async fn post(service: &Service, path: &str, headers: &[(&str, &str)], body: impl Into<reqwest::Body>) -> Answer {
+    let mut request = service.client.post(format!("{}{path}", service.address)).body(body);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    Answer::of(request.send().await.unwrap()).await
+}
+
+fn members(object: &Value) -> BTreeSet<&str> {
+    object.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+fn text<'a>(object: &'a Value, member: &str) -> &'a str {
+    object[member].as_str().unwrap_or_else(|| panic!("{member} is no text: {object}"))
+}
+
+/// RFC 3339 in UTC with exactly six digits of a second.
+fn is_time(value: &Value) -> bool {
+    let text = value.as_str().unwrap_or_default();
+    text.len() == "2026-02-26T04:30:00.123456Z".len()
+        && text.ends_with('Z')
+        && chrono::DateTime::parse_from_rfc3339(text).is_ok()
+}
+
+fn download_of(job: &Value) -> String {
+    format!("/exports/{}/download", text(job, "jobId"))
+}
+
+async fn service() -> Service {
+    Start::on(&Database::new().await).service().await
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_refused() {
+    let service = service().await;
+    for path in ["/nowhere", "/exports/", "/export/", "/export", "//", "/exports/watermark/x", "/nowhere/%ff"] {
+        get(&service, path).await.problem(404, "not_found");
+    }
+    let good_uuid_twice = format!("{UNKNOWN_JOB}{UNKNOWN_JOB}");
+    for id in [UNKNOWN_JOB, "x", "0", "%ff", "%00", "%", "..%2f..%2fetc", "'", &good_uuid_twice] {
+        get(&service, &format!("/exports/{id}")).await.problem(404, "not_found");
+        get(&service, &format!("/exports/{id}/download")).await.problem(404, "not_found");
+        call(&service, "POST", &format!("/exports/{id}/cancel"), &[]).await.problem(404, "not_found");
+    }
+    for (method, path, allowed) in [
+        ("PUT", "/exports/full", "POST"),
+        ("GET", "/export/a", "POST"),
+        ("POST", "/exports/watermark", "GET,HEAD"),
+        ("PATCH", "/health", "GET,HEAD"),
+        ("GET", "/users/1", "DELETE"),
+        ("BREW", "/health", "GET,HEAD"),
+        ("POST", "/exports/x/download", "GET,HEAD"),
+    ] {
+        let answer = call(&service, method, path, &[]).await;
+        answer.problem(405, "method_not_allowed");
+        assert_eq!(answer.header("allow"), allowed, "{method} {path}");
+    }
+    let just_short_enough = format!("/health?{}", "x".repeat(8192 - "/health?".len()));
+    assert_eq!(get(&service, &just_short_enough).await.status, 200);
+    get(&service, &format!("{just_short_enough}x")).await.problem(414, "uri_too_long");
+    for (many, long, status) in [(90, 1, 200), (120, 1, 431), (1, 31 * 1024, 200), (1, 33 * 1024, 431)] {
+        let value = "x".repeat(long);
+        let answer = call(&service, "GET", "/health", &vec![("X", &*value); many]).await;
+        assert_eq!(answer.status, status, "{many} headers of {long} bytes");
+        if status == 431 {
+            answer.problem(431, "headers_too_large");
+        }
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn request_ids_tell_answers_apart() {
+    let service = service().await;
+    let (first, second) = (get(&service, "/health/live").await, get(&service, "/health/live").await);
+    assert_ne!(first.header("x-request-id"), second.header("x-request-id"));
+    let named = call(&service, "GET", "/nowhere", &[("X-Request-Id", "mine")]).await;
+    assert_eq!(named.header("x-request-id"), "mine", "a caller's own id is kept, on errors too");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_has_the_cause_of_an_inner_failure() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    database.run("alter table watermarks rename column last_exported_at to gone").await;
+    let answer = call(&service, "GET", "/exports/watermark", &[CONSUMER]).await;
+    let detail = answer.problem(500, "internal");
+    assert!(!answer.text().contains("last_exported_at") && detail.contains("X-Request-Id"), "{detail}");
+    let logged = || {
+        service.events("request_failed").into_iter().find(|e| e["span"]["requestId"] == answer.header("x-request-id"))
+    };
+    let line = eventually("the log has the request's id", async || logged()).await;
+    assert!(text(&line, "cause").contains("last_exported_at"), "{line}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn bodies_are_read_strictly() {
+    let service = service().await;
+    let largest = format!("{{{}}}", " ".repeat(999_998));
+    post(&service, "/exports", &[JSON], largest.clone()).await.success(202);
+    post(&service, "/exports", &[JSON], largest + " ").await.problem(413, "body_too_large");
+
+    for content_type in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""] {
+        let answer = post(&service, "/exports", &[("Content-Type", content_type)], "{}").await;
+        answer.problem_of(415, "unsupported_media_type", "Content-Type");
+        post(&service, "/exports", &[("Content-Type", content_type)], "").await.success(202);
+    }
+    post(&service, "/exports", &[], "{}").await.problem_of(415, "unsupported_media_type", "Content-Type");
+    for content_type in ["application/json", "APPLICATION/JSON", "application/json; charset=utf-8"] {
+        post(&service, "/exports", &[("Content-Type", content_type)], "{}").await.success(202);
+    }
+
+    for body in ["[]", "null", "1", "\"full\"", "{", "{}{}", "{'a':1}", "\0", "\u{feff}{}"] {
+        for path in ["/exports", "/exports/delta", "/export/a"] {
+            post(&service, path, &[JSON, CONSUMER], body).await.problem(400, "invalid_body");
+        }
+    }
+    let not_utf8 = post(&service, "/exports", &[JSON], &b"{\"exportType\":\"\xff\"}"[..]).await;
+    not_utf8.problem(400, "invalid_body");
+    let deep = post(&service, "/exports", &[JSON], "{\"a\":".repeat(100_000)).await;
+    deep.problem(400, "invalid_body");
+
+    let unknown = post(&service, "/exports", &[JSON], r#"{"exportType":"full","colour":"red"}"#).await;
+    assert!(unknown.problem_of(400, "member_unknown", "colour").contains("colour"));
+    for path in ["/exports/full", "/exports/incremental", "/exports/delta", "/export/a"] {
+        let answer = post(&service, path, &[JSON, CONSUMER], r#"{"exportType":"full"}"#).await;
+        assert!(answer.problem_of(400, "member_unknown", "exportType").contains("exportType"), "the path has said it");
+    }
+    for value in ["\"partial\"", "\"FULL\"", "\"\"", "1", "null", "[\"full\"]"] {
+        let answer = post(&service, "/exports", &[JSON], format!("{{\"exportType\":{value}}}")).await;
+        assert!(answer.problem_of(400, "member_invalid", "exportType").starts_with("exportType: "));
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn consumer_ids_are_checked() {
+    let service = service().await;
+    let needs_one = [
+        ("POST", "/exports/full"),
+        ("POST", "/exports/incremental"),
+        ("POST", "/exports/delta"),
+        ("GET", "/exports/watermark"),
+    ];
+    for (method, path) in needs_one {
+        let missing = call(&service, method, path, &[]).await;
+        assert!(missing.problem_of(400, "consumer_required", "X-Consumer-ID").contains("X-Consumer-ID"), "{path}");
+        let twice = call(&service, method, path, &[CONSUMER, CONSUMER]).await;
+        twice.problem_of(400, "consumer_invalid", "X-Consumer-ID");
+    }
+    let longest = format!("9{}", "x".repeat(127));
+    for id in ["", "-a", ".a", "_a", "a b", "a/b", "a'", "a;b", "a,b", &format!("{longest}x")] {
+        let answer = call(&service, "POST", "/exports/full", &[("X-Consumer-ID", id)]).await;
+        answer.problem_of(400, "consumer_invalid", "X-Consumer-ID");
+        call(&service, "POST", "/exports", &[("X-Consumer-ID", id)]).await.problem(400, "consumer_invalid");
+    }
+    let not_ascii = HeaderValue::from_bytes("aä".as_bytes()).unwrap();
+    let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", not_ascii);
+    Answer::of(request.send().await.unwrap()).await.problem(400, "consumer_invalid");
+    for id in ["%C3%A4", "a%20b", "-a", "%zz", &format!("{longest}x")] {
+        let answer = call(&service, "POST", &format!("/export/{id}"), &[]).await;
+        answer.problem_of(400, "consumer_invalid", "consumer_id");
+    }
+    for id in ["a", "0", "Team.A_1:eu@x-y", &longest] {
+        for path in ["/exports/full".to_owned(), format!("/export/{id}")] {
+            let job = call(&service, "POST", &path, &[("X-Consumer-ID", id)]).await.success(202);
+            assert_eq!(service.job(text(&job, "jobId")).await["consumerId"], id);
+        }
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn every_way_to_ask_for_an_export_answers_in_its_shape() {
+    let service = service().await;
+    let typed = |export_type: &str| json!({ "exportType": export_type }).to_string();
+    for (path, consumer, body, export_type, status, prefix) in [
+        ("/exports/full", Some("a"), String::new(), "full", "started", "full_a_"),
+        ("/exports/incremental", Some("a"), String::new(), "incremental", "started", "incremental_a_"),
+        ("/exports/delta", Some("a"), String::new(), "delta", "started", "delta_a_"),
+        ("/export/b%3A1", None, String::new(), "incremental", "started", "incremental_b_1_"),
+        ("/exports", Some("a"), String::new(), "full", "pending", "full_a_"),
+        ("/exports", Some("a"), typed("full"), "full", "pending", "full_a_"),
+        ("/exports", Some("a"), typed("incremental"), "incremental", "pending", "incremental_a_"),
+        ("/exports", Some("a"), typed("delta"), "delta", "pending", "delta_a_"),
+        ("/exports", None, String::new(), "full", "pending", "export_"),
+        ("/exports", None, typed("full"), "full", "pending", "export_"),
+    ] {
+        let headers: Vec<_> = consumer.map(|id| ("X-Consumer-ID", id)).into_iter().chain([JSON]).collect();
+        let answer = post(&service, path, &headers, body).await;
+        let submitted = answer.success(202);
+        assert_eq!(members(&submitted), BTreeSet::from(["exportType", "jobId", "outputFilename", "status"]));
+        assert_eq!((text(&submitted, "exportType"), text(&submitted, "status")), (export_type, status), "{path}");
+        assert!(text(&submitted, "outputFilename").starts_with(prefix), "{submitted}");
+        assert_eq!(answer.header("location"), format!("/exports/{}", text(&submitted, "jobId")));
+
+        let job = get(&service, answer.header("location")).await.success(200);
+        for member in ["jobId", "exportType", "outputFilename"] {
+            assert_eq!(job[member], submitted[member]);
+        }
+        let consumer = consumer.or(path.starts_with("/export/").then_some("b:1"));
+        assert_eq!(job["consumerId"], json!(consumer));
+    }
+    for export_type in ["incremental", "delta"] {
+        let answer = post(&service, "/exports", &[JSON], typed(export_type)).await;
+        let detail = answer.problem_of(400, "consumer_required", "X-Consumer-ID");
+        assert!(detail.contains("X-Consumer-ID") && detail.contains(export_type), "{detail}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_and_a_watermark_show_what_is_documented() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let missing = call(&service, "GET", "/exports/watermark", &[CONSUMER]).await;
+    assert_eq!(missing.problem(404, "no_watermark"), "No watermark for this consumer");
+
+    service.export("full", "a").await;
+    let (job, _) = service.export("delta", "a").await;
+    let documented = [
+        "attempt",
+        "bytesWritten",
+        "consumerId",
+        "createdAt",
+        "dataset",
+        "durationSeconds",
+        "error",
+        "exportType",
+        "finishedAt",
+        "format",
+        "jobId",
+        "outputFilename",
+        "progress",
+        "rowsExported",
+        "sha256",
+        "startedAt",
+        "status",
+        "watermarkFrom",
+        "watermarkTo",
+    ];
+    assert_eq!(members(&job), BTreeSet::from(documented));
+    for time in ["createdAt", "startedAt", "finishedAt", "watermarkFrom", "watermarkTo"] {
+        assert!(is_time(&job[time]), "{time}: {}", job[time]);
+    }
+    assert!(job["durationSeconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
+    assert_eq!((&job["dataset"], &job["format"]), (&json!("users"), &json!("csv")));
+
+    let watermark = call(&service, "GET", "/exports/watermark", &[CONSUMER]).await.success(200);
+    let expected = json!({ "consumerId": "a", "lastExportedAt": "2026-01-01T00:05:00.000000Z", "dataset": "users" });
+    assert_eq!(watermark, expected);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_user_is_soft_deleted_once() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let deleted = call(&service, "DELETE", "/users/3", &[]).await.success(200);
+    let documented = ["createdAt", "email", "id", "isDeleted", "name", "updatedAt"];
+    assert_eq!(members(&deleted), BTreeSet::from(documented));
+    assert_eq!((&deleted["id"], &deleted["isDeleted"]), (&json!(3), &json!(true)));
+    assert_eq!(deleted["createdAt"], "2026-01-01T00:03:00.000000Z");
+    assert!(is_time(&deleted["updatedAt"]) && text(&deleted, "updatedAt") > text(&deleted, "createdAt"));
+    let stored = "select is_deleted and updated_at = $1::timestamptz and updated_at > now() - interval '1 minute'
+                  from users where id = 3";
+    let stored: bool =
+        sqlx::query_scalar(stored).bind(text(&deleted, "updatedAt")).fetch_one(&database.pool).await.unwrap();
+    assert!(stored, "{deleted}");
+
+    assert_eq!(call(&service, "DELETE", "/users/3", &[]).await.success(200), deleted, "again: nothing changes");
+    for id in ["6", "0", "-1", "x", "3x", "3.0", "+3", "003", "%ff", "9223372036854775808", "99999999999999999999999"] {
+        call(&service, "DELETE", &format!("/users/{id}"), &[]).await.problem(404, "not_found");
+    }
+    assert_eq!(database.one::<i64>("select count(*) from users where is_deleted").await, 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn somebodys_users_are_neither_deleted_nor_exported() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    database.run("delete from cdc_export.owned where table_name = 'users'").await;
+    let service = Start::on(&database).service().await;
+    call(&service, "DELETE", "/users/3", &[]).await.problem(404, "not_found");
+    assert_eq!(database.one::<i64>("select count(*) from users where is_deleted").await, 0);
+
+    let job = service.ended(&service.submit("full", "a").await).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")));
+    assert_eq!(members(&job["error"]), BTreeSet::from(["code", "detail"]));
+    assert!(job["sha256"].is_null() && is_time(&job["finishedAt"]), "{job}");
+    assert!(get(&service, &download_of(&job)).await.problem(409, "not_completed").contains("failed"));
+    let cancel = format!("/exports/{}/cancel", text(&job, "jobId"));
+    assert!(call(&service, "POST", &cancel, &[]).await.problem(409, "already_ended").contains("failed"));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn web_pages_are_kept_out_unless_the_door_is_open() {
+    let database = Database::new().await;
+    let kept = Start::on(&database).service().await;
+    let open = Start::on(&database).with("AUTH", "none").service().await;
+    for host in ["evil.example", "127.0.0.1.evil.example", "10.0.0.1", "localhost.evil.example:80"] {
+        call(&kept, "GET", "/health", &[("Host", host)]).await.problem_of(403, "host_not_local", "Host");
+        get_as(&open, "Host", host).await.success(200);
+    }
+    for origin in ["http://evil.example", "http://localhost:1", "null", "http://127.0.0.1", ""] {
+        call(&kept, "POST", "/exports", &[("Origin", origin)]).await.problem_of(403, "origin_not_allowed", "Origin");
+        get_as(&open, "Origin", origin).await.success(200);
+    }
+    for host in ["localhost", "LOCALHOST:80", "127.0.0.1", "[::1]:8080"] {
+        get_as(&kept, "Host", host).await.success(200);
+    }
+    get_as(&kept, "Origin", &kept.address).await.success(200);
+    assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
+    kept.stop().await;
+    open.stop().await;
+}
+
+async fn get_as(service: &Service, name: &str, value: &str) -> Answer {
+    call(service, "GET", "/health", &[(name, value)]).await
+}
+
+#[tokio::test]
+async fn a_download_is_the_file_whole_or_a_range_of_it() {
+    let database = Database::new().await;
+    database.add_users(1, 25).await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a:b").await;
+    let file = std::fs::read(service.path(&job)).unwrap();
+    let (path, size) = (download_of(&job), file.len());
+
+    for method in ["GET", "HEAD"] {
+        let answer = call(&service, method, &path, &[]).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("content-type"), "text/csv; charset=utf-8; header=present");
+        let disposition = format!("attachment; filename=\"{}\"", text(&job, "outputFilename"));
+        assert_eq!(answer.header("content-disposition"), disposition);
+        assert_eq!(answer.header("content-length"), size.to_string());
+        assert_eq!(answer.header("etag"), format!("\"{}\"", text(&job, "sha256")));
+        assert_eq!(answer.header("accept-ranges"), "bytes");
+        assert_eq!(answer.body, if method == "GET" { &file[..] } else { &[] });
+    }
+
+    for (range, first, last) in [
+        ("bytes=0-3", 0, 3),
+        ("bytes=5-5", 5, 5),
+        ("bytes=7-", 7, size - 1),
+        ("bytes=-10", size - 10, size - 1),
+        ("bytes=3-999999999", 3, size - 1),
+        ("bytes=-999999999", 0, size - 1),
+    ] {
+        let answer = call(&service, "GET", &path, &[("Range", range)]).await;
+        assert_eq!(answer.status, 206, "{range}");
+        assert_eq!(answer.header("content-range"), format!("bytes {first}-{last}/{size}"));
+        assert_eq!(answer.header("content-length"), (last - first + 1).to_string());
+        assert_eq!(answer.body, file[first..=last], "{range}");
+    }
+    for range in [format!("bytes={size}-"), "bytes=999999999-".to_owned(), "bytes=-0".to_owned()] {
+        let answer = call(&service, "GET", &path, &[("Range", &range)]).await;
+        answer.problem_of(416, "range_not_satisfiable", "Range");
+        assert_eq!(answer.header("content-range"), format!("bytes */{size}"));
+    }
+    for range in ["bytes=0-1,4-5", "bytes=5-4", "bytes=a-b", "bytes", "rows=0-1", ""] {
+        let answer = call(&service, "GET", &path, &[("Range", range)]).await;
+        assert_eq!((answer.status, &answer.body), (200, &file), "{range}: the whole file");
+        assert!(!answer.headers.contains_key("content-range"));
+    }
+    let head = call(&service, "HEAD", &path, &[("Range", "bytes=0-3")]).await;
+    assert_eq!(head.status, 200, "only a GET has ranges (RFC 9110, 14.2)");
+    assert_eq!(head.header("content-length"), size.to_string());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_download_obeys_its_conditions() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let file = std::fs::read(service.path(&job)).unwrap();
+    let path = download_of(&job);
+    let whole = get(&service, &path).await;
+    let (etag, modified) = (whole.header("etag"), whole.header("last-modified"));
+
+    let matching = call(&service, "GET", &path, &[("Range", "bytes=1-2"), ("If-Range", etag)]).await;
+    assert_eq!((matching.status, &matching.body[..]), (206, &file[1..=2]));
+    for other in ["\"other\"", &format!("W/{etag}"), etag.trim_matches('"'), modified] {
+        let answer = call(&service, "GET", &path, &[("Range", "bytes=1-2"), ("If-Range", other)]).await;
+        assert_eq!((answer.status, &answer.body), (200, &file), "{other}");
+        let past_the_end = call(&service, "GET", &path, &[("Range", "bytes=999999-"), ("If-Range", other)]).await;
+        assert_eq!(past_the_end.status, 200, "{other}");
+    }
+
+    for tags in [etag, "*", &format!("\"other\", {etag}"), &format!("W/{etag}")] {
+        let answer = call(&service, "GET", &path, &[("If-None-Match", tags), ("Range", "bytes=0-1")]).await;
+        assert_eq!((answer.status, answer.body.len()), (304, 0), "{tags}");
+        assert_eq!(answer.header("etag"), etag);
+        assert!(answer.headers.get("content-length").is_none_or(|length| length == &file.len().to_string()));
+    }
+    let other = call(&service, "GET", &path, &[("If-None-Match", "\"other\"")]).await;
+    assert_eq!((other.status, &other.body), (200, &file));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_the_one_exported_is_gone() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    type Spoil = fn(&Path);
+    let spoils: [(&str, Spoil); 5] = [
+        ("removed", |path| std::fs::remove_file(path).unwrap()),
+        ("replaced by a copy as old as it", |path| {
+            let copy = path.with_extension("copy");
+            std::fs::copy(path, &copy).unwrap();
+            writable(&copy).set_modified(std::fs::metadata(path).unwrap().modified().unwrap()).unwrap();
+            std::fs::rename(&copy, path).unwrap();
+        }),
+        ("written again", |path| std::fs::write(path, std::fs::read(path).unwrap()).unwrap()),
+        ("truncated", |path| {
+            let modified = std::fs::metadata(path).unwrap().modified().unwrap();
+            writable(path).set_len(10).unwrap();
+            writable(path).set_modified(modified).unwrap();
+        }),
+        ("replaced by a folder", |path| {
+            std::fs::remove_file(path).unwrap();
+            std::fs::create_dir(path).unwrap();
+        }),
+    ];
+    for (how, spoil) in spoils {
+        let (job, _) = service.export("full", "a").await;
+        assert_eq!(get(&service, &download_of(&job)).await.status, 200);
+        spoil(&service.path(&job));
+        for headers in [&[][..], &[("Range", "bytes=0-1")], &[("If-None-Match", "*")]] {
+            let answer = call(&service, "GET", &download_of(&job), headers).await;
+            let detail = answer.problem(410, "file_gone");
+            assert!(!detail.contains(service.output().to_str().unwrap()), "{how}: {detail}");
+        }
+        assert_eq!(service.job(text(&job, "jobId")).await["status"], "completed", "{how}: the row stays");
+    }
+    service.stop().await;
+}
+
+fn writable(path: &Path) -> std::fs::File {
+    std::fs::File::options().write(true).open(path).unwrap()
+}
+
+#[tokio::test]
+async fn a_job_is_cancelled_while_it_is_open() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let mut lock = database.pool.begin().await.unwrap();
+    lock.execute("lock table users in access exclusive mode").await.unwrap();
+    let running = service.submit("full", "a").await;
+    let is_processing = |job: &Value| job["status"] == "processing";
+    eventually("a worker takes it", || async { Some(service.job(&running).await).filter(is_processing) }).await;
+    let waiting = service.submit("delta", "a").await;
+
+    let job = service.job(&waiting).await;
+    assert_eq!((&job["status"], &job["progress"], &job["attempt"]), (&json!("pending"), &json!(0), &json!(0)));
+    assert!(["startedAt", "finishedAt", "durationSeconds", "sha256", "error"].iter().all(|m| job[m].is_null()));
+    assert!(get(&service, &download_of(&job)).await.problem(409, "not_completed").contains("pending"));
+    let cancel = |id: &str| format!("/exports/{id}/cancel");
+    let cancelled = call(&service, "POST", &cancel(&waiting), &[]).await.success(202);
+    assert_eq!((&cancelled["status"], is_time(&cancelled["finishedAt"])), (&json!("cancelled"), true));
+    assert_eq!(call(&service, "POST", &cancel(&waiting), &[]).await.success(200), cancelled);
+    assert_eq!(service.job(&waiting).await, cancelled);
+    get(&service, &download_of(&cancelled)).await.problem(409, "not_completed");
+
+    call(&service, "POST", &cancel(&running), &[]).await.success(202);
+    let stopped = service.ended(&running).await;
+    assert_eq!(stopped["status"], "cancelled", "although its table is still locked: {stopped}");
+    assert_eq!(call(&service, "POST", &cancel(&running), &[]).await.success(200), stopped);
+    lock.rollback().await.unwrap();
+    assert_eq!(service.watermark("a").await, None);
+    eventually("no file is left", async || service.files().is_empty().then_some(())).await;
+
+    let (completed, _) = service.export("full", "a").await;
+    let too_late = call(&service, "POST", &cancel(text(&completed, "jobId")), &[]).await;
+    assert!(too_late.problem(409, "already_ended").contains("completed"));
+    call(&service, "POST", &cancel(UNKNOWN_JOB), &[]).await.problem(404, "not_found");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn health_tells_what_is_wrong() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    for (path, checks) in [
+        ("/health", json!({ "postgres": "ok" })),
+        ("/health/live", json!({})),
+        ("/health/ready", json!({ "postgres": "ok", "output": "ok" })),
+    ] {
+        let body = get(&service, path).await.success(200);
+        assert_eq!(members(&body), BTreeSet::from(["checks", "status", "timestamp"]));
+        assert_eq!((&body["status"], &body["checks"]), (&json!("ok"), &checks));
+        assert!(is_time(&body["timestamp"]));
+    }
+
+    let (job, _) = service.export("full", "a").await;
+    let elsewhere = service.output().with_extension("elsewhere");
+    std::fs::rename(service.output(), &elsewhere).unwrap();
+    let ready = get(&service, "/health/ready").await;
+    let body = ready.success(503);
+    assert_eq!(body["status"], "unavailable");
+    assert_eq!(body["checks"], json!({ "postgres": "ok", "output": "the output folder is missing" }));
+    assert!(!ready.header("retry-after").is_empty());
+    get(&service, &download_of(&job)).await.problem(503, "output_missing");
+    for path in ["/health", "/health/live"] {
+        get(&service, path).await.success(200);
+    }
+    std::fs::rename(&elsewhere, service.output()).unwrap();
+    get(&service, "/health/ready").await.success(200);
+    assert_eq!(get(&service, &download_of(&job)).await.status, 200);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn without_its_database_the_service_says_so_and_comes_back() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let admin = PgPool::connect_with(database.options.clone().database("postgres")).await.unwrap();
+    accept_connections(&admin, &database, false).await;
+
+    for (method, path) in [
+        ("GET", format!("/exports/{}", text(&job, "jobId"))),
+        ("GET", download_of(&job)),
+        ("GET", "/exports/watermark".to_owned()),
+        ("POST", "/exports/full".to_owned()),
+        ("POST", format!("/exports/{UNKNOWN_JOB}/cancel")),
+        ("DELETE", "/users/1".to_owned()),
+    ] {
+        let begun = Instant::now();
+        let detail = call(&service, method, &path, &[CONSUMER]).await.problem(503, "database_unavailable");
+        assert_eq!(detail, "the database is not available", "{method} {path}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{method} {path} took {:?}", begun.elapsed());
+    }
+    for path in ["/health", "/health/ready"] {
+        let answer = get(&service, path).await;
+        let body = answer.success(503);
+        assert_eq!(
+            (&body["status"], &body["checks"]["postgres"]),
+            (&json!("unavailable"), &json!("the database is not available"))
+        );
+        assert!(!answer.header("retry-after").is_empty());
+    }
+    get(&service, "/health/live").await.success(200);
+
+    accept_connections(&admin, &database, true).await;
+    eventually("the API answers again", || async { (get(&service, "/health").await.status == 200).then_some(()) })
+        .await;
+    service.export("full", "a").await;
+    service.stop().await;
+}
+
+/// Opens or closes a database to everybody, those who are connected too.
+async fn accept_connections(admin: &PgPool, database: &Database, allowed: bool) {
+    let name = database.options.get_database().unwrap();
+    let alter = format!("alter database {name} allow_connections {allowed}");
+    admin.execute(AssertSqlSafe(alter)).await.unwrap();
+    eventually("nobody is connected", async || {
+        let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = $1";
+        let ended: i64 = sqlx::query_scalar(end).bind(name).fetch_one(admin).await.unwrap();
+        (allowed || ended == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn slow_clients_are_cut_off_and_hold_up_nobody() {
+    let service = service().await;
+    let slow_head = connected(&service, "GET /health HTTP/1.1\r\nHost: localhost\r\n").await;
+    let head =
+        "POST /exports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n";
+    let slow_body = connected(&service, head).await;
+    let trickling = connected(&service, &format!("{head}{{")).await;
+    get(&service, "/health").await.success(200);
+    service.export("full", "a").await;
+
+    let (slow_head, slow_body, trickling) = tokio::join!(rest(slow_head), rest(slow_body), rest(trickling));
+    assert!(!slow_head.contains("HTTP/1.1 200"), "{slow_head}");
+    for answer in [slow_body, trickling] {
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        assert!(answer.contains("\"code\":\"request_timeout\"") && answer.contains("x-request-id: "), "{answer}");
+    }
+    service.stop().await;
+}
+
+/// A connection to the service on which something was sent.
+async fn connected(service: &Service, sent: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(service.address.trim_start_matches("http://")).await.unwrap();
+    stream.write_all(sent.as_bytes()).await.unwrap();
+    stream
+}
+
+/// What comes until the service closes the connection.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut text = String::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await;
+    read.expect("the service closes the connection").unwrap();
+    text
+}
+
+#[tokio::test]
+async fn files_of_one_second_have_names_of_their_own() {
+    let service = service().await;
+    for (first, second) in [("a", "a"), ("b:c", "b_c"), ("D", "d"), ("e@F", "E:f")] {
+        let (one, two) = submitted_within_a_second(&service, first, second).await;
+        let stem = text(&one, "outputFilename").strip_suffix(".csv").unwrap();
+        let expected = format!("{stem}-2.csv");
+        assert!(text(&two, "outputFilename").eq_ignore_ascii_case(&expected), "{one} {two}");
+        for job in [one, two] {
+            let job = service.ended(text(&job, "jobId")).await;
+            assert_eq!(get(&service, &download_of(&job)).await.status, 200, "{job}");
+        }
+    }
+    service.stop().await;
+}
+
+/// Two submissions whose file names have the same time. Each try has consumers of its own.
+async fn submitted_within_a_second(service: &Service, first: &str, second: &str) -> (Value, Value) {
+    for n in 0..20 {
+        let submit = async |consumer: &str| {
+            let headers = [("X-Consumer-ID", &*format!("{n}{consumer}"))];
+            call(service, "POST", "/exports/full", &headers).await.success(202)
+        };
+        let (one, two) = (submit(first).await, submit(second).await);
+        let time = |job: &Value| text(job, "outputFilename").rsplit_once('_').unwrap().1[..16].to_owned();
+        if time(&one) == time(&two) {
+            return (one, two);
+        }
+    }
+    panic!("no two submissions within a second");
+}
