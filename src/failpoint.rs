@@ -2,7 +2,8 @@
 //!
 //! Compiled out of release builds, name and all. In others a place does nothing until `FAILPOINTS` names it:
 //! `FAILPOINTS=worker.publish=kill,sink.fsync=error@2` kills the process at the first hit of one and returns the given error
-//! at the second hit of the other. `sleep:MS` stops the thread for that long, as a paused virtual machine would.
+//! at the second hit of the other. `sleep:MS` stops what comes to that place for so long, while the rest of the process goes on;
+//! a SIGSTOP meanwhile stops that too, as a paused virtual machine would.
 
 /// A place where a test may inject a fault. With a second argument, `error` makes the function return that value.
 #[macro_export]
@@ -90,7 +91,9 @@ mod armed {
             }
             Action::Error => true,
             Action::Sleep(time) => {
-                std::thread::sleep(time);
+                // In place, so that the runtime moves its other tasks to another thread: it might be this one that watches
+                // the sockets.
+                tokio::task::block_in_place(|| std::thread::sleep(time));
                 false
             }
         }

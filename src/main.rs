@@ -33,9 +33,6 @@ enum Command {
     Serve,
 }
 
-/// After a signal the process ends within this time, whatever hangs. What it leaves is taken over when its leases end.
-const STOP_TIMEOUT: Duration = Duration::from_secs(25);
-
 fn main() -> ExitCode {
     // Clap ends with 2 on bad usage by itself.
     let CommandLine { command } = CommandLine::parse();
@@ -81,7 +78,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (server, database) = match &config.database {
         Some(database) => (None, database.clone()),
         None => {
-            let server = embedded::Server::start(&config.embedded).await?;
+            let server = tokio::select! {
+                started = embedded::Server::start(&config.embedded) => started?,
+                () = shutdown.cancelled() => return Ok(()),
+            };
             let database = server.connect_options().into();
             (Some(server), database)
         }
@@ -119,21 +119,15 @@ async fn serve_on(
     let control = Store::new(database.pool(config.worker.workers + 2));
     let worker =
         Worker::new(config.worker.clone(), control, Source::new(database.options().clone()), Arc::clone(&folder));
+    worker.announce().await;
     let service = Service::new(Store::new(api_pool), folder, config.max_attempts);
     let router = http::router(service, config.http.access);
 
     let address = listener.local_addr()?;
     tracing::info!(event = "listening", address = %format!("http://{address}"));
     // The two end together: an API without workers would take jobs on that nobody does.
-    let both = async { tokio::join!(http::serve(listener, router, shutdown.clone()), worker.run(shutdown.clone())) };
-    let too_long = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(STOP_TIMEOUT).await;
-    };
-    tokio::select! {
-        _ = both => tracing::info!(event = "stopped"),
-        () = too_long => tracing::warn!(event = "stopped_halfway"),
-    }
+    tokio::join!(http::serve(listener, router, shutdown.clone()), worker.run(shutdown));
+    tracing::info!(event = "stopped");
     Ok(())
 }
 

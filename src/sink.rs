@@ -146,6 +146,7 @@ impl Folder {
     /// # Errors
     /// If the folder can't be written; nothing has changed then, or the file has its name but the name isn't yet safe on disk.
     pub fn publish(&self, staged_name: &str, final_name: &str, recorded: &FileIdentity) -> Result<Published, Error> {
+        failpoint!("sink.publish", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_store()?;
         let published = match rename_without_replacing(&dir, staged_name, final_name) {
             Ok(()) => Published::Done,

@@ -34,6 +34,9 @@ use crate::worker::heartbeat::{Heartbeat, Stop};
 /// How long an idle worker waits for a hint before it looks by itself, and how long it rests after the database failed.
 const POLL: Duration = Duration::from_secs(1);
 
+/// How long a shutdown waits for a database that doesn't answer. The jobs are taken over when their leases end.
+const FAREWELL: Duration = Duration::from_secs(10);
+
 /// What an operator may set.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -147,6 +150,14 @@ impl Worker {
         }
     }
 
+    /// Says that the jobs of this folder have a worker, before the first of them is submitted: a process with another folder
+    /// would else take it.
+    pub async fn announce(&self) {
+        if let Err(error) = upkeep::announce(self).await {
+            tracing::warn!(event = "announce_failed", error = chain(&error));
+        }
+    }
+
     /// Works until `shutdown`, then gives running jobs back and returns.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut tasks = JoinSet::new();
@@ -155,7 +166,13 @@ impl Worker {
         for _ in 0..self.settings.workers {
             tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), Worker::work));
         }
-        while tasks.join_next().await.is_some() {}
+        let done = async { while tasks.join_next().await.is_some() {} };
+        let patience = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(FAREWELL).await;
+        };
+        // Who doesn't come back in time is dropped with `tasks`.
+        tokio::select! { () = done => {}, () = patience => tracing::warn!(event = "workers_abandoned") }
     }
 
     /// One job after another, for as long as the connections of one permit last, then with the next permit.
@@ -235,6 +252,7 @@ impl Worker {
         permit: Permit,
         shutdown: &CancellationToken,
     ) -> Result<Option<Permit>, Error> {
+        failpoint!("worker.claimed");
         let progress = Progress::default();
         let mut heartbeat =
             Heartbeat::start(&self.store, lease, progress.clone(), self.settings.lease, self.cancel_hints.subscribe());
@@ -255,6 +273,7 @@ impl Worker {
             Beat::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked)),
             Beat::Lost => return Err(Error::Stopped(Stop::LeaseLost)),
         }
+        failpoint!("worker.extended");
         // The lease covers a commit that waits for locks; one that gets no answer at all is given up with it.
         let commit = self.commit(lease, &mut snapshot, &exported);
         tokio::time::timeout(self.settings.lease, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
@@ -283,6 +302,7 @@ impl Worker {
         let (id, token) = (job.id, lease.token());
         let draft = self.on_folder(move |folder| folder.create(id, token)).await?;
         let mut snapshot = permit.open(job, dataset, self.settings.lease).await?;
+        failpoint!("worker.opened");
         let (leader, rows) = snapshot.split();
         let exported = tokio::select! {
             lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease * 2 / 3) => return Err(lost.into()),

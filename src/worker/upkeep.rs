@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::job::{FailureCode, Status};
 use crate::sink::Published;
@@ -62,8 +63,7 @@ async fn round(worker: &Worker, swept: &mut Option<Instant>) -> Result<(), Error
         worker.work_hint.notify_waiters();
         *swept = None;
     }
-    let store = worker.on_folder(|folder| folder.store()).await?;
-    worker.within(worker.store.seen(store)).await?;
+    let store = announce(worker).await?;
     for place in worker.within(worker.store.unpublished(store)).await? {
         let job = place.job;
         if let Err(error) = publish(worker, place).await {
@@ -75,6 +75,13 @@ async fn round(worker: &Worker, swept: &mut Option<Instant>) -> Result<(), Error
         *swept = Some(Instant::now());
     }
     Ok(())
+}
+
+/// Says that a process with this folder lives; which it is.
+pub(crate) async fn announce(worker: &Worker) -> Result<Uuid, Error> {
+    let store = worker.on_folder(|folder| folder.store()).await?;
+    worker.within(worker.store.seen(store)).await?;
+    Ok(store)
 }
 
 /// Gives a committed file its final name and records that. Safe to be done by several processes at once and after a crash at

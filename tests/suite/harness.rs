@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cdc_export::postgres::{self, embedded};
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -158,6 +158,18 @@ impl Database {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.unwrap()
     }
 
+    /// A URL for another role of its server.
+    pub(crate) fn url_as(&self, role: &str, password: &str) -> String {
+        self.options.clone().username(role).password(password).to_url_lossy().to_string()
+    }
+
+    /// A lock that no export gets past: each waits for it before its snapshot, 5 seconds at most.
+    pub(crate) async fn hold_exports(&self) -> Transaction<'static, Postgres> {
+        let mut held = self.pool.begin().await.unwrap();
+        held.execute("lock table users in access exclusive mode").await.unwrap();
+        held
+    }
+
     /// Adds users `from..=to`, made and last changed at minute `id` of 2026-01-01, every tenth of them deleted.
     pub(crate) async fn add_users(&self, from: i64, to: i64) {
         self.run(&format!(
@@ -251,6 +263,12 @@ impl Start {
         Service { child, address, client: reqwest::Client::new(), output: self.output, log, _work: work }
     }
 
+    /// Starts it and waits for nothing; with the folder it runs in.
+    pub(crate) fn spawn(self) -> (Child, TempDir) {
+        let work = reachable_folder();
+        (self.command(work.path()).spawn().unwrap(), work)
+    }
+
     /// Starts it and waits until it ends by itself: exit code and standard error.
     pub(crate) async fn until_it_ends(self) -> (i32, String) {
         let work = reachable_folder();
@@ -265,15 +283,6 @@ impl Service {
     pub(crate) async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
         let mut request = self.client.request(method, format!("{}{path}", self.address));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        request.send().await.unwrap()
-    }
-
-    /// A request with a JSON body.
-    pub(crate) async fn call_with(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> reqwest::Response {
-        let mut request = self.client.post(format!("{}{path}", self.address)).json(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -339,6 +348,27 @@ impl Service {
         self.log.lock().unwrap().iter().filter(|line| line["event"] == event).cloned().collect()
     }
 
+    /// Waits until a failpoint is hit.
+    pub(crate) async fn reaches(&self, failpoint: &str) {
+        eventually(failpoint, || async { self.events("failpoint").into_iter().find(|line| line["name"] == failpoint) })
+            .await;
+    }
+
+    /// Waits until the log has an event of a job.
+    pub(crate) async fn says(&self, event: &str, job: &str) -> Value {
+        eventually(event, || async { self.events(event).into_iter().find(|line| line["jobId"] == job) }).await
+    }
+
+    /// The whole log, as one text.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    /// Waits until a job has a status.
+    pub(crate) async fn becomes(&self, id: &str, status: &str) -> Value {
+        eventually(status, || async { Some(self.job(id).await).filter(|job| job["status"] == status) }).await
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(self.child.id().expect("it runs").cast_signed())
@@ -352,6 +382,11 @@ impl Service {
     /// Waits until it has ended: its exit code, `None` after a signal.
     pub(crate) async fn exit(&mut self) -> Option<i32> {
         tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("the service ends").unwrap().code()
+    }
+
+    /// Waits until it has died of a failpoint.
+    pub(crate) async fn dies(&mut self) {
+        assert_eq!(self.exit().await, None, "killed, not ended");
     }
 
     /// Stops it as an operator would.

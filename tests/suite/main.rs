@@ -1,14 +1,22 @@
 //! The tests of the whole: HTTP or command line in, files and rows out, on a real Postgres.
 
 #[cfg(test)]
+mod crashes;
+#[cfg(test)]
 mod demo;
 #[cfg(test)]
 mod embedded;
 #[cfg(test)]
 mod exports;
 #[cfg(test)]
+mod failures;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod house;
 #[cfg(test)]
 mod http;
+#[cfg(test)]
+mod jobs;
+#[cfg(test)]
+mod startup;

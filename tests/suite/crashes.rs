@@ -1,0 +1,242 @@
+//! What is left of a job whose worker died, was stopped or lost its lease: everything of it or nothing.
+
+use futures_util::future::join_all;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Csv, Database, Service, Start, eventually};
+
+/// Where a job stands, from the table itself: while its services are stopped, no API answers.
+async fn status(database: &Database) -> String {
+    database.one("select status from exports").await
+}
+
+/// Submits an export that kills its service, and gives its id.
+async fn killed_by_an_export(database: &Database, service: &mut Service) -> String {
+    // The answer may die with it.
+    let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
+    let _ = request.send().await;
+    service.dies().await;
+    database.one("select id::text from exports").await
+}
+
+/// Everything in the folder is the file of this job, and the watermark is its.
+async fn holds_only(service: &Service, job: &Value) {
+    let name = job["outputFilename"].as_str().unwrap();
+    eventually("nothing else is in the folder", || async { (service.files() == [name]).then_some(()) }).await;
+    assert_eq!(Csv::read(&service.path(job)).rows.len() as u64, job["rowsExported"].as_u64().unwrap());
+    assert_eq!(std::fs::metadata(service.path(job)).unwrap().len(), job["bytesWritten"].as_u64().unwrap());
+    assert_eq!(service.watermark("a").await.as_deref(), job["watermarkTo"].as_str());
+}
+
+#[tokio::test]
+async fn a_crash_after_the_commit_loses_nothing() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let mut dead = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
+    let id = killed_by_an_export(&database, &mut dead).await;
+    assert_eq!(status(&database).await, "completed");
+    let hidden = dead.files();
+    assert!(hidden.len() == 1 && hidden[0].starts_with('.'), "{hidden:?}");
+
+    // Its publication can't be recorded while somebody holds the row.
+    let mut held = database.pool.begin().await.unwrap();
+    sqlx::query("select from exports for update").execute(&mut *held).await.unwrap();
+    let heir = Start::on(&database).sharing_output(&dead).service().await;
+    let named = || async { Some(heir.files()).filter(|files| !files[0].starts_with('.')) };
+    let files = eventually("the file has its name", named).await;
+    let job = heir.job(&id).await;
+    assert_eq!(
+        (&job["status"], &job["finishedAt"], &job["sha256"]),
+        (&json!("processing"), &Value::Null, &Value::Null)
+    );
+    assert_eq!(job["progress"], 99);
+    assert_eq!(files, [job["outputFilename"].as_str().unwrap()]);
+    assert_eq!(heir.call("GET", &format!("/exports/{id}/download"), &[]).await.status(), 409);
+    assert_eq!(heir.call("POST", &format!("/exports/{id}/cancel"), &[]).await.status(), 409);
+    held.rollback().await.unwrap();
+
+    let job = heir.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"], &job["rowsExported"]), (&json!("completed"), &json!(1), &json!(5)));
+    holds_only(&heir, &job).await;
+    heir.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_on_another_disk_is_not_taken_for_removed() {
+    let database = Database::new().await;
+    let mut dead = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
+    let id = killed_by_an_export(&database, &mut dead).await;
+    let elsewhere = Start::on(&database).service().await;
+    let (_, other) = elsewhere.export("full", "b").await;
+    assert_eq!(other.rows.len(), 0);
+    assert_eq!(elsewhere.job(&id).await["status"], "processing", "its file is out of reach");
+    let heir = Start::on(&database).sharing_output(&dead).service().await;
+    heir.becomes(&id, "completed").await;
+    let answer = elsewhere.call("GET", &format!("/exports/{id}/download"), &[]).await;
+    assert_eq!(
+        (answer.status().as_u16(), &answer.json::<Value>().await.unwrap()["code"]),
+        (503, &json!("file_on_other_host"))
+    );
+    elsewhere.stop().await;
+    heir.stop().await;
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_is_made_good() {
+    // Where it dies, and whether the attempt has to be made again.
+    let places = [
+        ("worker.claimed", 2),
+        ("sink.create", 2),
+        ("worker.opened", 2),
+        ("sink.write", 2),
+        ("sink.fsync", 2),
+        ("worker.staged", 2),
+        ("worker.extended", 2),
+        ("worker.commit", 2),
+        ("sink.publish", 1),
+        ("sink.publish.renamed", 1),
+    ];
+    for few in places.chunks(5) {
+        join_all(few.iter().map(|(place, attempts)| dies_at(place, *attempts))).await;
+    }
+}
+
+async fn dies_at(place: &str, attempts: u64) {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let fault = format!("{place}=kill");
+    let mut dead = Start::on(&database).with("FAILPOINTS", fault).with("LEASE_SECONDS", 1).service().await;
+    let id = killed_by_an_export(&database, &mut dead).await;
+    assert_eq!(status(&database).await, if attempts == 2 { "processing" } else { "completed" }, "{place}");
+    let moved: bool = database.one("select exists (select from watermarks)").await;
+    assert_eq!(moved, attempts == 1, "{place}: the watermark moves with the commit");
+
+    let heir = Start::on(&database).sharing_output(&dead).service().await;
+    let job = heir.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(attempts)), "{place}: {job}");
+    assert_eq!(job["rowsExported"], 5);
+    holds_only(&heir, &job).await;
+    let late: f64 = database.one("select extract(epoch from finished_at - started_at)::float8 from exports").await;
+    assert!(late < 10.0, "{place}: {late} s from the first claim to the end, with a lease of one");
+    heir.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_whose_workers_vanish_fails_in_the_end() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let doomed = || {
+        Start::on(&database).with("FAILPOINTS", "worker.staged=kill").with("LEASE_SECONDS", 1).with("MAX_ATTEMPTS", 2)
+    };
+    let mut first = doomed().service().await;
+    let id = killed_by_an_export(&database, &mut first).await;
+    let mut second = doomed().sharing_output(&first).service().await;
+    second.dies().await;
+    let heir = Start::on(&database).sharing_output(&first).service().await;
+    let next = heir.submit("full", "a").await;
+    let job = heir.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("failed"), &json!(2)), "{job}");
+    assert_eq!((&job["error"]["code"], &job["watermarkTo"]), (&json!("attempts_exhausted"), &Value::Null));
+    let next = heir.ended(&next).await;
+    assert_eq!((&next["status"], &next["watermarkFrom"]), (&json!("completed"), &Value::Null), "{next}");
+    holds_only(&heir, &next).await;
+    heir.stop().await;
+}
+
+/// A service that is stopped by SIGSTOP at a failpoint of its only job.
+async fn frozen_at(place: &str, start: Start) -> Service {
+    let service = start.with("FAILPOINTS", format!("{place}=sleep:2000")).with("WORKERS", 1).service().await;
+    service.reaches(place).await;
+    service.signal(Signal::SIGSTOP);
+    service
+}
+
+#[tokio::test]
+async fn stale_worker_cannot_commit() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    // Submitted by a service that is gone, so that the job is there when the next one starts.
+    let submitter = Start::on(&database).with("FAILPOINTS", "worker.claimed=kill").with("LEASE_SECONDS", 1);
+    let mut submitter = submitter.service().await;
+    let id = killed_by_an_export(&database, &mut submitter).await;
+
+    let on = || Start::on(&database).sharing_output(&submitter);
+    let stale = frozen_at("worker.extended", on().with("LEASE_SECONDS", 1)).await;
+    // The present owner stands at the same place: the job is processing, under another token.
+    let owner = frozen_at("worker.extended", on()).await;
+    let token = "select lease_token::text from exports";
+    let owned: String = database.one(token).await;
+
+    stale.signal(Signal::SIGCONT);
+    stale.says("lease_lost", &id).await;
+    assert_eq!(
+        (status(&database).await, database.one::<String>(token).await),
+        ("processing".to_owned(), owned.clone())
+    );
+    assert!(!database.one::<bool>("select exists (select from watermarks)").await);
+    let theirs = || async { Some(stale.files()).filter(|files| matches!(&files[..], [one] if one.contains(&owned))) };
+    eventually("the stale attempt's file is swept, the other's stays", theirs).await;
+
+    owner.signal(Signal::SIGCONT);
+    let job = owner.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(3)), "{job}");
+    holds_only(&owner, &job).await;
+    assert_eq!((stale.events("export_completed").len(), owner.events("export_completed").len()), (0, 1));
+    stale.stop().await;
+    owner.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_slept_through_its_lease_touches_nothing() {
+    for place in ["worker.staged", "worker.commit"] {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let stale = Start::on(&database)
+            .with("FAILPOINTS", format!("{place}=sleep:2000"))
+            .with("LEASE_SECONDS", 1)
+            .with("WORKERS", 1)
+            .service()
+            .await;
+        let id = stale.submit("full", "a").await;
+        stale.reaches(place).await;
+        stale.signal(Signal::SIGSTOP);
+        let other = Start::on(&database).sharing_output(&stale).service().await;
+        if place == "worker.commit" {
+            // It holds the job's row. Postgres ends it after a lease without a sign.
+            let leaders = "select count(*) from pg_stat_activity
+                           where datname = current_database() and state like 'idle in transaction%' and backend_xid is not null";
+            eventually("the stale leader's end", || async { (database.one::<i64>(leaders).await == 0).then_some(()) })
+                .await;
+        }
+        let job = other.ended(&id).await;
+        assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
+        let content = std::fs::read(other.path(&job)).unwrap();
+        stale.signal(Signal::SIGCONT);
+        stale.says("lease_lost", &id).await;
+        holds_only(&other, &job).await;
+        assert_eq!(std::fs::read(other.path(&job)).unwrap(), content);
+        assert_eq!(stale.job(&id).await, job, "not a word of it has changed");
+        assert_eq!(database.one::<i64>("select version from watermarks").await, 1, "moved once");
+        assert_eq!(stale.events("export_completed").len(), 0);
+        stale.stop().await;
+        other.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn services_on_two_databases_may_share_a_folder() {
+    let (database, another) = (Database::new().await, Database::new().await);
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).with("FAILPOINTS", "worker.staged=sleep:2000").service().await;
+    let id = service.submit("full", "a").await;
+    service.reaches("worker.staged").await;
+    let stranger = Start::on(&another).sharing_output(&service).with("LEASE_SECONDS", 1).service().await;
+    stranger.export("full", "b").await;
+    let job = service.ended(&id).await;
+    assert_eq!(job["status"], "completed");
+    assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5, "its file was nobody else's to sweep");
+    assert_eq!(service.files().len(), 2);
+    stranger.stop().await;
+    service.stop().await;
+}

@@ -1,0 +1,206 @@
+//! What an export meets: a disk, a folder, a table, a role, a timeout or a lock that isn't as it should be.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sqlx::Executor;
+
+use crate::harness::{Csv, Database, Start, eventually};
+
+#[tokio::test]
+async fn a_failed_disk_operation_is_tried_again_with_a_new_file() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    // One worker takes the jobs in their order, so each is hit by the next fault.
+    let faults = "sink.create=error,sink.write=error,sink.fsync=error,sink.publish=error,sink.publish.renamed=error";
+    let service = Start::on(&database).with("FAILPOINTS", faults).with("WORKERS", 1).service().await;
+    let mut ids = Vec::new();
+    for consumer in ["create", "write", "fsync", "publish"] {
+        ids.push(service.submit("full", consumer).await);
+    }
+    let next_in_lane = service.submit("incremental", "create").await;
+
+    for (id, code) in ids.iter().zip(["storage_full", "storage_full", "internal"]) {
+        let waiting = eventually("a retry", || async {
+            Some(service.job(id).await).filter(|job| job["status"] == "pending" && job["attempt"] == 1)
+        });
+        assert_eq!(waiting.await["error"]["code"], code);
+        service.says("export_retried", id).await;
+    }
+    assert_eq!(service.watermark("create").await, None);
+    assert_eq!(service.job(&next_in_lane).await["attempt"], 0, "a job that waits for its retry blocks its lane");
+
+    let mut names = Vec::new();
+    for (id, attempt) in ids.iter().chain([&next_in_lane]).zip([2, 2, 2, 1, 1]) {
+        let job = service.ended(id).await;
+        assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(attempt)), "{job}");
+        assert_eq!(job["error"], Value::Null);
+        assert!(service.watermark(job["consumerId"].as_str().unwrap()).await.is_some());
+        assert_eq!(Csv::read(&service.path(&job)).rows.len(), if *id == next_in_lane { 0 } else { 5 });
+        names.push(job["outputFilename"].as_str().unwrap().to_owned());
+    }
+    names.sort();
+    assert_eq!(service.files(), names, "nothing hidden is left");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn without_an_output_folder_a_job_fails_and_moves_nothing() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    service.export("full", "a").await;
+    let watermark = service.watermark("a").await;
+    database.add_users(6, 7).await;
+
+    let elsewhere = service.output().with_extension("elsewhere");
+    std::fs::rename(service.output(), &elsewhere).unwrap();
+    let mut failed = vec![service.submit("delta", "a").await];
+    service.ended(&failed[0]).await;
+    assert_eq!(service.call("GET", "/health/ready", &[]).await.status(), 503);
+    std::fs::write(service.output(), "a file").unwrap();
+    failed.push(service.submit("delta", "a").await);
+    service.ended(&failed[1]).await;
+    // As an unmounted disk leaves its mount point: what was written there would be hidden by the disk's return.
+    std::fs::remove_file(service.output()).unwrap();
+    std::fs::create_dir(service.output()).unwrap();
+    failed.push(service.submit("delta", "a").await);
+    for id in failed {
+        let job = service.ended(&id).await;
+        assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("output_missing")));
+        assert_eq!((&job["watermarkTo"], &job["sha256"]), (&Value::Null, &Value::Null));
+        assert!(!job["error"]["detail"].as_str().unwrap().contains('/'), "no path: {job}");
+        assert!(service.says("export_failed", &id).await["error"].is_string());
+    }
+    assert_eq!(service.watermark("a").await, watermark);
+
+    std::fs::remove_dir(service.output()).unwrap();
+    std::fs::rename(&elsewhere, service.output()).unwrap();
+    let (job, file) = service.export("incremental", "a").await;
+    assert_eq!(file.ids(), [6, 7]);
+    assert_eq!(job["watermarkFrom"].as_str(), watermark.as_deref());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_has_the_name_stays_and_the_export_takes_the_next() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let held = database.hold_exports().await;
+    let id = service.submit("full", "a").await;
+    let name = service.job(&id).await["outputFilename"].as_str().unwrap().to_owned();
+    let stem = name.strip_suffix(".csv").unwrap();
+    std::fs::write(service.output().join(&name), "somebody's").unwrap();
+    std::os::unix::fs::symlink("/nowhere", service.output().join(format!("{stem}-2.csv"))).unwrap();
+    held.rollback().await.unwrap();
+
+    let job = service.ended(&id).await;
+    assert_eq!((&job["status"], &job["outputFilename"]), (&json!("completed"), &json!(format!("{stem}-3.csv"))));
+    assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5);
+    assert_eq!(std::fs::read_to_string(service.output().join(&name)).unwrap(), "somebody's");
+    assert_eq!(std::fs::read_link(service.output().join(format!("{stem}-2.csv"))).unwrap(), Path::new("/nowhere"));
+    assert_eq!(service.files().len(), 3);
+    let download = service.call("GET", &format!("/exports/{id}/download"), &[]).await;
+    assert_eq!(download.bytes().await.unwrap(), std::fs::read(service.path(&job)).unwrap());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_that_is_gone_or_not_ours_is_missing() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    for change in ["delete from cdc_export.owned where table_name = 'users'", "drop table users"] {
+        database.run(change).await;
+        let job = service.ended(&service.submit("full", "a").await).await;
+        assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{change}");
+        assert_eq!(job["attempt"], 1, "no retry helps");
+    }
+    assert_eq!(service.watermark("a").await, None);
+    assert_eq!(service.files(), Vec::<String>::new());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_see_every_row_exports_none() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    database
+        .run(&format!(
+            "create role {role} login password 'secret-of-the-role';
+             grant usage, create on schema public, cdc_export to {role};
+             grant all on all tables in schema public, cdc_export to {role};
+             revoke all on users from {role}"
+        ))
+        .await;
+    let service = Start::plain().with("DATABASE_URL", database.url_as(&role, "secret-of-the-role")).service().await;
+    for change in [
+        "select".to_owned(),
+        format!(
+            "grant select on users to {role}; alter table users enable row level security;
+             create policy low on users using (id < 3)"
+        ),
+    ] {
+        database.run(&change).await;
+        for export_type in ["full", "delta"] {
+            let job = service.ended(&service.submit(export_type, "a").await).await;
+            assert_eq!(
+                (&job["status"], &job["error"]["code"]),
+                (&json!("failed"), &json!("permission_denied")),
+                "{job}"
+            );
+        }
+    }
+    assert_eq!(service.watermark("a").await, None);
+    assert!(!service.log().contains("secret-of-the-role"));
+    database.run("alter table users disable row level security").await;
+    assert_eq!(service.export("full", "a").await.1.rows.len(), 5);
+    service.stop().await;
+    database.run(&format!("drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn timeouts_of_the_server_do_not_end_an_export() {
+    let database = Database::new().await;
+    database.run("insert into users (name, email, created_at, updated_at) select repeat('x', 255), n, now(), now() from generate_series(1, 20000) n").await;
+    let name: String = database.one("select current_database()::text").await;
+    for setting in [
+        "statement_timeout = '1s'",
+        "lock_timeout = '1s'",
+        "idle_in_transaction_session_timeout = '1s'",
+        "default_transaction_isolation = 'serializable'",
+    ] {
+        database.run(&format!("alter database {name} set {setting}")).await;
+    }
+    // The first stops the COPY in the middle of its rows, the second leaves the leader's transaction without a sign.
+    let service =
+        Start::on(&database).with("FAILPOINTS", "sink.write=sleep:1500,worker.staged=sleep:1500").service().await;
+    let held = database.hold_exports().await;
+    let id = service.submit("full", "a").await;
+    service.becomes(&id, "processing").await;
+    let waiting = "select clock_timestamp() > started_at + interval '1.5 s' from exports";
+    eventually("longer than the timeouts", || async { database.one::<bool>(waiting).await.then_some(()) }).await;
+    held.rollback().await.unwrap();
+    let job = service.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
+    assert_eq!(job["rowsExported"], 20_000);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_lock_on_the_watermark_makes_the_commit_try_again() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    service.export("full", "a").await;
+    database.add_users(6, 8).await;
+    let mut held = database.pool.begin().await.unwrap();
+    held.execute("update watermarks set updated_at = now()").await.unwrap();
+    let id = service.submit("delta", "a").await;
+    service.says("export_retried", &id).await;
+    held.rollback().await.unwrap();
+    let job = service.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"], &job["rowsExported"]), (&json!("completed"), &json!(2), &json!(3)));
+    service.stop().await;
+}

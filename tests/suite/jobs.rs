@@ -1,0 +1,334 @@
+//! How a job waits, runs and ends: its lane, a cancel, a shutdown, the table that holds it, and what it costs and logs.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Csv, Database, Service, Start, eventually};
+
+/// The problem's code of a call that was refused, with its status.
+async fn refusal(answer: reqwest::Response) -> (u16, String) {
+    let status = answer.status().as_u16();
+    (status, answer.json::<Value>().await.unwrap()["code"].as_str().unwrap_or_default().to_owned())
+}
+
+async fn cancel(service: &Service, id: &str) -> reqwest::Response {
+    service.call("POST", &format!("/exports/{id}/cancel"), &[]).await
+}
+
+/// From the request to the end, the slowest of those that ran.
+async fn seconds_to_cancel(database: &Database) -> f64 {
+    let slowest =
+        "select max(extract(epoch from finished_at - cancel_requested_at))::float8 from exports where attempt > 0";
+    database.one(slowest).await
+}
+
+#[tokio::test]
+async fn a_lane_is_worked_in_order_and_others_overtake_it() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let held = database.hold_exports().await;
+    let (first, second) = (service.submit("full", "a").await, service.submit("delta", "a").await);
+    let other = service.submit("full", "b").await;
+
+    service.becomes(&other, "processing").await;
+    assert_eq!(service.job(&first).await["status"], "processing");
+    assert_eq!(service.job(&second).await["status"], "pending", "an earlier job of its lane is open");
+
+    held.rollback().await.unwrap();
+    let (first, second, other) =
+        (service.ended(&first).await, service.ended(&second).await, service.ended(&other).await);
+    for job in [&first, &second, &other] {
+        assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
+    }
+    assert!(first["finishedAt"].as_str().unwrap() < second["startedAt"].as_str().unwrap());
+    assert_eq!(second["watermarkFrom"], first["watermarkTo"]);
+    assert_eq!(second["rowsExported"], 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_accepted_cancel_never_completes() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    // A small export writes twice, so the third write is the second export's first. Each later place is reached by one export
+    // more than the one before it.
+    let failpoints =
+        "sink.write=sleep:1500@3,worker.staged=sleep:700@2,worker.extended=sleep:700@2,worker.commit=sleep:2000@2";
+    let service = Start::on(&database).with("FAILPOINTS", failpoints).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let (files, watermark) = (service.files(), service.watermark("a").await);
+    database.add_users(6, 8).await;
+
+    for place in ["sink.write", "worker.staged", "worker.extended"] {
+        let (running, waiting) = (service.submit("delta", "a").await, service.submit("full", "a").await);
+        service.reaches(place).await;
+        assert_eq!(cancel(&service, &waiting).await.status(), 202);
+        assert_eq!(service.job(&waiting).await["status"], "cancelled", "nobody has to be asked");
+        assert_eq!(cancel(&service, &running).await.status(), 202);
+        let job = service.ended(&running).await;
+        assert_eq!((&job["status"], &job["error"]), (&json!("cancelled"), &Value::Null), "at {place}");
+        assert_eq!(cancel(&service, &running).await.status(), 200, "it is cancelled already");
+        assert_eq!(service.job(&waiting).await["attempt"], 0);
+        if place == "sink.write" {
+            // At the other places the worker itself is stopped.
+            assert!(seconds_to_cancel(&database).await < 1.0);
+        }
+        eventually("no file is left", || async { (service.files() == files).then_some(()) }).await;
+        assert_eq!(service.watermark("a").await, watermark, "at {place}");
+    }
+    let last = service.submit("delta", "a").await;
+    service.reaches("worker.commit").await;
+    assert_eq!(refusal(cancel(&service, &last).await).await, (409, "committing".to_owned()));
+    let last = service.ended(&last).await;
+    assert_eq!((&last["status"], &last["rowsExported"]), (&json!("completed"), &json!(3)), "{last}");
+    assert_eq!(last["watermarkFrom"], job["watermarkTo"]);
+    assert_eq!(refusal(cancel(&service, last["jobId"].as_str().unwrap()).await).await.0, 409);
+    assert_eq!(service.files().len(), 2);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_that_waits_for_a_lock_is_cancelled_within_a_second() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let held = database.hold_exports().await;
+    let id = service.submit("full", "a").await;
+    service.becomes(&id, "processing").await;
+    let next = service.submit("full", "a").await;
+    assert_eq!(cancel(&service, &id).await.status(), 202);
+    let job = service.ended(&id).await;
+    assert_eq!(job["status"], "cancelled");
+    assert!(seconds_to_cancel(&database).await < 1.0);
+    held.rollback().await.unwrap();
+    assert_eq!(service.ended(&next).await["status"], "completed");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_watermark_changed_while_an_export_runs_is_obeyed() {
+    let database = Database::new().await;
+    database.add_users(1, 9).await;
+    let set = |consumer: &str, minute: u32| {
+        format!(
+            "insert into watermarks (consumer_id, last_exported_at, updated_at)
+             values ('{consumer}', '2026-01-01 00:0{minute}+00', now())
+             on conflict (consumer_id, dataset) do update set last_exported_at = excluded.last_exported_at"
+        )
+    };
+    for consumer in ["moved", "forgotten"] {
+        database.run(&set(consumer, 3)).await;
+    }
+    // Three places, one for each of three exports.
+    let pauses = "worker.opened=sleep:1000,worker.staged=sleep:1000@2,worker.extended=sleep:1000@3";
+    let service = Start::on(&database).with("FAILPOINTS", pauses).with("WORKERS", 3).service().await;
+    let mut ids = Vec::new();
+    for (consumer, place, change) in [
+        ("moved", "worker.opened", set("moved", 7)),
+        ("first", "worker.staged", set("first", 8)),
+        ("forgotten", "worker.extended", "delete from watermarks where consumer_id = 'forgotten'".to_owned()),
+    ] {
+        ids.push(service.submit("incremental", consumer).await);
+        service.reaches(place).await;
+        database.run(&change).await;
+        service.says("export_retried", ids.last().unwrap()).await;
+    }
+    for (id, rows, from) in [
+        (&ids[0], &[8, 9][..], json!("2026-01-01T00:07:00.000000Z")),
+        (&ids[1], &[9], json!("2026-01-01T00:08:00.000000Z")),
+        (&ids[2], &[1, 2, 3, 4, 5, 6, 7, 8, 9], Value::Null),
+    ] {
+        let job = service.ended(id).await;
+        assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
+        assert_eq!((Csv::read(&service.path(&job)).ids().as_slice(), &job["watermarkFrom"]), (rows, &from));
+    }
+    assert_eq!(service.files().len(), 3);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn sigterm_gives_a_running_job_back() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let mut service = Start::on(&database).service().await;
+    let held = database.hold_exports().await;
+    let id = service.submit("full", "a").await;
+    service.becomes(&id, "processing").await;
+    assert_eq!(service.job(&id).await["attempt"], 1);
+    service.signal(Signal::SIGTERM);
+    assert_eq!(tokio::time::timeout(Duration::from_secs(4), service.exit()).await.expect("at once"), Some(0));
+    let (status, attempt): (String, i32) =
+        sqlx::query_as("select status, attempt from exports").fetch_one(&database.pool).await.unwrap();
+    assert_eq!((status.as_str(), attempt), ("pending", 0));
+    assert_eq!(service.files(), Vec::<String>::new());
+    service.says("export_released", &id).await;
+
+    held.rollback().await.unwrap();
+    let successor = Start::on(&database).sharing_output(&service).service().await;
+    let job = successor.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)));
+    let mut idle = successor;
+    idle.signal(Signal::SIGTERM);
+    assert_eq!(tokio::time::timeout(Duration::from_secs(4), idle.exit()).await.expect("at once"), Some(0));
+}
+
+#[tokio::test]
+async fn the_table_of_jobs_defends_itself() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    service.stop().await;
+    let insert =
+        "insert into exports (id, dataset, export_type, format, max_attempts, output_filename, consumer_id, lane_seq";
+    let processing = "status, lease_token, lease_owner, lease_expires_at";
+    let id = "gen_random_uuid(), 'users', 'full', 'csv', 5";
+    let name = job["outputFilename"].as_str().unwrap().to_uppercase();
+    database.run(&format!("{insert}) values ({id}, 'one', 'b', 1)")).await;
+    database
+        .run(&format!(
+            "{insert}, {processing}) values ({id}, 'two', 'c', 1, 'processing', gen_random_uuid(), 'somebody', now())"
+        ))
+        .await;
+    database
+        .run(&format!(
+            "{insert}, status, finished_at, error_code) values
+               ({id}, 'three', 'd', 1, 'failed', now(), 'internal'), ({id}, 'four', 'd', 2, 'cancelled', now(), null)"
+        ))
+        .await;
+    for (fact, sql) in [
+        ("failed is final", "update exports set status = 'pending', finished_at = null where status = 'failed'"),
+        ("cancelled is final", "update exports set status = 'pending', finished_at = null where status = 'cancelled'"),
+        (
+            "none becomes another",
+            "update exports set status = 'failed', error_code = 'internal' where status = 'cancelled'",
+        ),
+        ("completed is final", "update exports set status = 'pending', finished_at = null where consumer_id = 'a'"),
+        (
+            "also without its file",
+            "update exports set status = 'failed', error_code = 'internal' where consumer_id = 'a'",
+        ),
+        ("no other words", "update exports set status = 'paused' where consumer_id = 'b'"),
+        ("processing has a lease", "update exports set status = 'processing' where consumer_id = 'b'"),
+        ("a lease is processing", "update exports set lease_token = gen_random_uuid() where consumer_id = 'b'"),
+        ("half a lease is none", "update exports set lease_token = null where consumer_id = 'c'"),
+        ("what ended has its time", "update exports set status = 'cancelled' where consumer_id = 'b'"),
+        ("what is open hasn't", "update exports set finished_at = now() where consumer_id = 'b'"),
+        ("failed has a code", "update exports set status = 'failed', finished_at = now() where consumer_id = 'b'"),
+        (
+            "completed has a file",
+            "update exports set status = 'completed', finished_at = now() where consumer_id = 'b'",
+        ),
+        ("published is completed", "update exports set published_at = now() where consumer_id = 'b'"),
+        ("progress is percent", "update exports set progress = 101 where consumer_id = 'b'"),
+        ("a name is one file's, in any case", &format!("{insert}) values ({id}, '{name}', 'b', 2)")),
+        ("a number is one job's", &format!("{insert}) values ({id}, 'five', 'b', 1)")),
+        ("a consumer has a lane", &format!("{insert}) values ({id}, 'five', 'b', null)")),
+        (
+            "one runs in a lane",
+            &format!(
+                "{insert}, {processing}) values ({id}, 'five', 'c', 2, 'processing', gen_random_uuid(), 'x', now())"
+            ),
+        ),
+        ("a watermark is finite", "update watermarks set last_exported_at = 'infinity'"),
+    ] {
+        let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&database.pool).await;
+        let code = refused.expect_err(fact).into_database_error().unwrap().code().unwrap().into_owned();
+        assert!(code.starts_with("23"), "{fact}: {code} is no integrity constraint");
+    }
+}
+
+#[tokio::test]
+async fn many_consumers_on_two_services_are_served_in_order() {
+    const CONSUMERS: usize = 8;
+    const EXPORTS: [&str; 5] = ["full", "delta", "incremental", "full", "delta"];
+    let database = Database::new().await;
+    database.add_users(1, 200).await;
+    // An owner may have set this for reasons of their own; it isn't what the queue's statements are written for.
+    let name: String = database.one("select current_database()::text").await;
+    database.run(&format!("alter database {name} set default_transaction_isolation = 'serializable'")).await;
+    let one = Start::on(&database).with("WORKERS", 3).service().await;
+    let two = Start::on(&database).with("WORKERS", 3).sharing_output(&one).service().await;
+    let mut jobs = vec![Vec::new(); CONSUMERS];
+    for (round, export_type) in EXPORTS.iter().enumerate() {
+        for (consumer, ids) in jobs.iter_mut().enumerate() {
+            let service = if (consumer + round) % 2 == 0 { &one } else { &two };
+            ids.push(service.submit(export_type, &format!("c{consumer}")).await);
+        }
+        let from = 201 + 10 * round as i64;
+        database.add_users(from, from + 9).await;
+    }
+    for ids in &jobs {
+        let mut before = json!({ "watermarkTo": null, "finishedAt": "" });
+        for id in ids {
+            let job = two.ended(id).await;
+            assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
+            assert_eq!(job["watermarkFrom"], before["watermarkTo"], "{job}");
+            assert!(job["startedAt"].as_str() >= before["finishedAt"].as_str(), "{job} began before {before} ended");
+            assert_eq!(Csv::read(&one.path(&job)).rows.len() as u64, job["rowsExported"].as_u64().unwrap());
+            before = job;
+        }
+    }
+    assert_eq!(one.files().len(), CONSUMERS * EXPORTS.len(), "nothing hidden is left");
+    let done = [&one, &two].map(|service| service.events("export_completed").len());
+    assert_eq!(done[0] + done[1], CONSUMERS * EXPORTS.len());
+    assert!(done.iter().all(|&done| done > 0), "both work: {done:?}");
+    one.stop().await;
+    two.stop().await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn memory_does_not_grow_with_the_table() {
+    let peak = |service: &Service| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    };
+    let database = Database::new().await;
+    database.run("alter table users disable trigger user").await;
+    let wide = |from, to| {
+        format!(
+            "insert into users (name, email, created_at, updated_at)
+             select repeat('x', 255), repeat('y', 200) || n, now(), now() from generate_series({from}, {to}) n"
+        )
+    };
+    database.run(&wide(1, 100)).await;
+    let service = Start::on(&database).service().await;
+    service.export("full", "small").await;
+    let idle = peak(&service);
+    database.run(&wide(101, 120_000)).await;
+    for export_type in ["full", "delta"] {
+        let job = service.ended(&service.submit(export_type, export_type).await).await;
+        assert!(job["bytesWritten"].as_u64() > Some(60 << 20), "much more than it may use: {job}");
+    }
+    let grown = peak(&service) - idle;
+    assert!(grown < 24, "{grown} MiB above {idle} MiB");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_tells_of_each_export_and_of_no_value() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let id = job["jobId"].as_str().unwrap();
+    let started = service.says("export_started", id).await;
+    assert_eq!((&started["consumerId"], &started["exportType"]), (&json!("a"), &json!("full")));
+    let completed = service.says("export_completed", id).await;
+    assert_eq!(completed["rowsExported"], 5);
+    assert!(completed["durationSeconds"].as_f64().unwrap() > 0.0);
+    database.run("alter table users drop column name").await;
+    let job = service.ended(&service.submit("full", "a").await).await;
+    let failed = service.says("export_failed", job["jobId"].as_str().unwrap()).await;
+    assert!(failed["error"].as_str().unwrap().contains("missing"), "{failed}");
+    let log = service.log();
+    assert!(log.lines().all(|line| line.starts_with('{')), "JSON lines only");
+    for secret in ["example.com", "User 1", &database.url()] {
+        assert!(!log.contains(secret), "{secret}");
+    }
+    service.stop().await;
+}

@@ -1,0 +1,295 @@
+//! How a service comes up, on which databases it refuses to, and what it leaves alone.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cdc_export::postgres::embedded;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde_json::json;
+use sqlx::ConnectOptions;
+
+use crate::harness::{Csv, Database, Start, embedded_settings, reachable_folder};
+
+/// A start that is refused says so in one line, nothing else.
+async fn refused(start: Start) -> (i32, String) {
+    let (code, errors) = start.until_it_ends().await;
+    let line = errors.strip_suffix('\n').unwrap();
+    assert!(line.starts_with("cdc-export: ") && !line.contains('\n'), "not one line: {errors}");
+    (code, line.to_owned())
+}
+
+/// What is in a database, ours or not, but for Postgres's own.
+async fn relations(database: &Database) -> Vec<String> {
+    sqlx::query_scalar(
+        "select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast') and c.relkind in ('r', 'v')
+         union all select nspname || '.*' from pg_namespace where nspname = 'cdc_export'
+         order by 1",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_foreign_exports_or_watermarks_stops_the_start() {
+    for table in ["exports", "watermarks"] {
+        let database = Database::empty().await;
+        database.run(&format!("create table {table} (id int); insert into {table} values (1)")).await;
+        let (code, line) = refused(Start::on(&database)).await;
+        assert_eq!(code, 1);
+        assert!(line.contains(&format!("`public.{table}`")), "{line}");
+        assert_eq!(relations(&database).await, [format!("public.{table}")], "nothing is made");
+    }
+    // Also one that comes first only since somebody changed the search_path.
+    let database = Database::new().await;
+    database.run("create schema theirs; create table theirs.exports (id int)").await;
+    let name: String = database.one("select current_database()::text").await;
+    database.run(&format!("alter database {name} set search_path = theirs, public")).await;
+    let (code, line) = refused(Start::on(&database)).await;
+    assert!(code == 1 && line.contains("`theirs.exports`"), "{line}");
+}
+
+#[tokio::test]
+async fn a_users_table_that_somebody_brought_is_left_alone() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create table users (id bigserial primary key, name varchar(255) not null, email varchar(255) not null unique,
+               created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false);
+             insert into users (name, email, created_at, updated_at) values ('Ada', 'ada@example.org', now(), now())",
+        )
+        .await;
+    // Every row of the catalogue about it, and its own rows with where and by whom they were written.
+    let look = || async {
+        database
+            .one::<String>(
+                "select jsonb_build_array(
+                   (select jsonb_agg(to_jsonb(u) || jsonb_build_object('at', u.ctid, 'by', u.xmin)) from users u),
+                   (select to_jsonb(c) - '{relpages,reltuples,relallvisible,relfrozenxid,relminmxid}'::text[]
+                    from pg_class c where oid = 'users'::regclass),
+                   (select jsonb_agg(to_jsonb(a) order by attnum) from pg_attribute a where attrelid = 'users'::regclass),
+                   (select jsonb_agg(to_jsonb(i) order by indexrelid) from pg_index i where indrelid = 'users'::regclass),
+                   (select jsonb_agg(to_jsonb(t) order by oid) from pg_trigger t where tgrelid = 'users'::regclass),
+                   (select jsonb_agg(to_jsonb(k) order by oid) from pg_constraint k where conrelid = 'users'::regclass)
+                 )::text",
+            )
+            .await
+    };
+    let before = look().await;
+    let service = Start::on(&database).with("SEED_ROWS", 1000).service().await;
+    for export_type in ["full", "incremental", "delta"] {
+        let job = service.ended(&service.submit(export_type, "a").await).await;
+        assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{job}");
+    }
+    assert_eq!(service.call("DELETE", "/users/1", &[]).await.status(), 404);
+    assert_eq!(look().await, before);
+    assert_eq!(service.files(), Vec::<String>::new());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn of_services_that_start_at_once_one_migrates_and_one_seeds() {
+    let database = Database::empty().await;
+    let start = || Start::on(&database).with("SEED_ROWS", 1000).service();
+    let (one, two, three) = tokio::join!(start(), start(), start());
+    assert_eq!(database.one::<i64>("select count(*) from users").await, 1000);
+    assert_eq!(database.one::<i64>("select count(*) from cdc_export.migrations").await, 1);
+    assert_eq!(database.one::<i64>("select count(*) from cdc_export.owned").await, 3);
+    let seeded = [&one, &two, &three].map(|service| service.events("demo_seeded").len());
+    assert_eq!(seeded.iter().sum::<usize>(), 1, "{seeded:?}");
+    for service in [&one, &two, &three] {
+        // Each has a folder of its own, and does the jobs that were submitted to it.
+        let (job, _) = service.export("full", "a").await;
+        assert!(job["rowsExported"].as_u64() > Some(900), "{job}");
+    }
+
+    let tables = relations(&database).await;
+    database.run("delete from users where id > 10").await;
+    let again = Start::on(&database).with("SEED_ROWS", 1000).service().await;
+    assert_eq!(relations(&database).await, tables);
+    assert_eq!(database.one::<i64>("select count(*) from users").await, 10, "it isn't empty, so it isn't filled");
+    assert!(again.watermark("a").await.is_some());
+    for service in [one, two, three, again] {
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_tables_are_where_the_search_path_puts_them() {
+    let database = Database::empty().await;
+    let name: String = database.one("select current_database()::text").await;
+    database.run(&format!("create schema app; alter database {name} set search_path = app, public")).await;
+    let service = Start::on(&database).with("SEED_ROWS", 100).service().await;
+    let (job, _) = service.export("full", "a").await;
+    assert_eq!(job["rowsExported"], 98);
+    service.stop().await;
+    let ours = relations(&database).await;
+    for table in ["app.exports", "app.users", "app.watermarks"] {
+        assert!(ours.iter().any(|relation| relation == table), "{ours:?}");
+    }
+    assert!(!ours.iter().any(|relation| relation.starts_with("public.")), "{ours:?}");
+
+    // A table that hides ours from now on is somebody's.
+    database.run("create schema theirs; create table theirs.users (like app.users including all)").await;
+    database.run(&format!("alter database {name} set search_path = theirs, app, public")).await;
+    let service = Start::on(&database).with("SEED_ROWS", 100).service().await;
+    let job = service.ended(&service.submit("full", "a").await).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{job}");
+    assert_eq!(database.one::<i64>("select count(*) from theirs.users").await, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_role_with_the_name_of_our_schema_gets_its_tables_in_public() {
+    let database = Database::empty().await;
+    // A run beside this one may have made it.
+    database
+        .run(
+            "do $$ begin create role cdc_export login; exception when duplicate_object then end $$;
+             alter role cdc_export password 'pass'; grant create on schema public to cdc_export",
+        )
+        .await;
+    let name: String = database.one("select current_database()::text").await;
+    database.run(&format!("grant create on database {name} to cdc_export")).await;
+    for run in ["first", "again"] {
+        let service = Start::plain()
+            .with("DATABASE_URL", database.url_as("cdc_export", "pass"))
+            .with("SEED_ROWS", 100)
+            .service()
+            .await;
+        let (job, _) = service.export("full", run).await;
+        assert_eq!(job["rowsExported"], 98);
+        service.stop().await;
+    }
+    let ours = relations(&database).await;
+    for table in ["public.exports", "public.users", "public.watermarks", "cdc_export.lanes", "cdc_export.owned"] {
+        assert!(ours.iter().any(|relation| relation == table), "{ours:?}");
+    }
+    database.run("drop owned by cdc_export cascade").await;
+    // Unless that run still uses it.
+    let _ = sqlx::query("drop role cdc_export").execute(&database.pool).await;
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_create_is_told_so() {
+    let database = Database::empty().await;
+    let role = format!("visitor_{}", uuid::Uuid::new_v4().simple());
+    database.run(&format!("create role {role} login password 'pass'")).await;
+    let (code, line) = refused(Start::plain().with("DATABASE_URL", database.url_as(&role, "pass"))).await;
+    assert!(code == 1 && line.contains("may not create"), "{line}");
+    assert_eq!(relations(&database).await, Vec::<String>::new());
+    database.run(&format!("drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn a_bad_setting_is_named_before_anything_is_touched() {
+    let database = Database::empty().await;
+    let work = reachable_folder();
+    let (data, output) = (work.path().join("data"), work.path().join("output"));
+    for (name, value) in [
+        ("PORT", "80a"),
+        ("LEASE_SECONDS", "0"),
+        ("WORKERS", "1000"),
+        ("SEED_ROWS", "-1"),
+        ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+        ("AUTH", "maybe"),
+        ("HOST", "here"),
+        ("DATABASE_URL", "mysql://root:secret@localhost/db"),
+    ] {
+        let start = Start::on(&database).with("DATA_DIR", data.display()).with("OUTPUT_DIR", output.display());
+        let (code, line) = refused(start.with(name, value)).await;
+        assert!(code == 2 && line.starts_with(&format!("cdc-export: {name}: ")), "{code} {line}");
+        assert!(!line.contains("secret"), "{line}");
+    }
+    let (code, line) = refused(Start::on(&database).with("HOST", "0.0.0.0")).await;
+    assert!(code == 2 && line.starts_with("cdc-export: AUTH: ") && line.contains("0.0.0.0"), "{code} {line}");
+    assert!(!data.exists() && !output.exists());
+    assert_eq!(relations(&database).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_is_missing_is_said_in_one_line() {
+    let database = Database::empty().await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = nobody.local_addr().unwrap().port();
+    let (code, line) = refused(Start::on(&database).with("PORT", port)).await;
+    assert!(code == 1 && line.contains(&format!("can't listen on 127.0.0.1:{port}")), "{line}");
+    assert_eq!(relations(&database).await, Vec::<String>::new(), "the port comes first");
+    drop(nobody);
+
+    let url = format!("postgres://somebody:secret@127.0.0.1:{port}/db");
+    let (code, line) = refused(Start::plain().with("DATABASE_URL", url)).await;
+    assert!(code == 1 && line.contains("can't connect to Postgres") && !line.contains("secret"), "{line}");
+    let url = database.options.clone().database("there_is_no_such_database");
+    let (code, line) = refused(Start::plain().with("DATABASE_URL", url.to_url_lossy())).await;
+    assert!(code == 1 && line.contains("there_is_no_such_database"), "{line}");
+
+    let work = reachable_folder();
+    let data = work.path().join("data");
+    let start = Start::plain().with("DATA_DIR", data.display()).with("PG_BIN_DIR", work.path().display());
+    let (code, line) = refused(start).await;
+    assert!(code == 1 && line.contains("PG_BIN_DIR") && line.contains("initdb"), "{line}");
+    assert!(!data.exists());
+}
+
+#[tokio::test]
+async fn a_signal_ends_a_start_that_waits() {
+    // It takes connections and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://somebody@127.0.0.1:{}/db", silent.local_addr().unwrap().port());
+    let (mut child, _work) = Start::plain().with("DATABASE_URL", url).spawn();
+    let _connection = silent.accept().await.unwrap();
+    let pid = Pid::from_raw(child.id().unwrap().cast_signed());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(5), child.wait()).await.expect("at once");
+    assert_eq!(ended.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_private_server_outlives_what_happens_to_services() {
+    let work = reachable_folder();
+    let data = work.path().join("data");
+    let start = || Start::plain().with("DATA_DIR", data.display()).with("SEED_ROWS", 100);
+    let mut first = start().service().await;
+    let (job, file) = first.export("full", "a").await;
+    assert_eq!(file.rows.len(), 98);
+    first.signal(Signal::SIGKILL);
+    first.dies().await;
+
+    let mut second = start().sharing_output(&first).service().await;
+    assert_eq!(second.watermark("a").await.as_deref(), job["watermarkTo"].as_str());
+    assert_eq!(Csv::read(&second.path(&second.job(job["jobId"].as_str().unwrap()).await)), file);
+    let (next, delta) = second.export("delta", "a").await;
+    assert_eq!((&next["watermarkFrom"], delta.header[0].as_str()), (&job["watermarkTo"], "operation"));
+
+    // A Postgres that is there and doesn't answer keeps nobody from ending.
+    let url = embedded::join(&embedded_settings(&data)).unwrap().unwrap().to_url_lossy();
+    let mut third = Start::plain().with("DATABASE_URL", url).service().await;
+    let postgres = processes_in(&data);
+    assert!(!postgres.is_empty() || cfg!(not(target_os = "linux")));
+    // One that has ended meanwhile needs no signal.
+    let all = |signal| {
+        for &pid in &postgres {
+            let _ = nix::sys::signal::kill(pid, signal);
+        }
+    };
+    all(Signal::SIGSTOP);
+    third.signal(Signal::SIGTERM);
+    assert_eq!(third.exit().await, Some(0));
+    all(Signal::SIGCONT);
+
+    second.signal(Signal::SIGTERM);
+    assert_eq!(second.exit().await, Some(0));
+    assert_eq!(processes_in(&data), [], "Postgres goes with the service");
+}
+
+/// The processes whose working folder is in this one.
+fn processes_in(folder: &Path) -> Vec<Pid> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let here = |path: &Path| std::fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
+    let paths = processes.flatten().map(|entry| entry.path()).filter(|path| here(path));
+    paths.filter_map(|path| Some(Pid::from_raw(path.file_name()?.to_str()?.parse().ok()?))).collect()
+}
