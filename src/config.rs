@@ -13,6 +13,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::http::{self, Access};
 use crate::postgres::{Database, NotAUrl, embedded};
+use crate::source::capture;
 use crate::{telemetry, worker};
 
 /// A setting that can't be used, as one line.
@@ -114,6 +115,16 @@ impl Config {
             worker: worker::Settings {
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
                 lease: Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?),
+                log_caps: capture::Caps {
+                    rows: vars.number("CHANGE_LOG_MAX_ROWS", 10_000_000, 1..=1_000_000_000_000)?,
+                    age: match vars.get("CHANGE_LOG_MAX_AGE").map(humantime::parse_duration) {
+                        None => Duration::from_secs(7 * 24 * 60 * 60),
+                        Some(Ok(age)) if age >= Duration::from_secs(1) => age,
+                        Some(_) => {
+                            return Err(bad("CHANGE_LOG_MAX_AGE", "not a time of 1s or more, such as 7d or 12h"));
+                        }
+                    },
+                },
             },
             max_attempts: vars.number("MAX_ATTEMPTS", 5, 1..=100)? as u32,
             telemetry: telemetry::Settings {
@@ -192,6 +203,8 @@ mod tests {
             ("PORT", "65536"),
             ("WORKERS", "0"),
             ("LEASE_SECONDS", "-1"),
+            ("CHANGE_LOG_MAX_ROWS", "0"),
+            ("CHANGE_LOG_MAX_AGE", "7 fortnights"),
             ("MAX_ATTEMPTS", "many"),
             ("API_CONNECTIONS", "0"),
             ("SEED_ROWS", "1e6"),

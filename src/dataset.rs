@@ -33,6 +33,8 @@ pub struct Dataset {
     pub name: &'static str,
     /// The table, found by the connection's `search_path`.
     pub table: &'static str,
+    /// The column that tells rows apart.
+    pub key: &'static str,
     /// The columns of a file, in order.
     pub columns: &'static [Column],
     /// The column that says when a row was made.
@@ -55,6 +57,7 @@ impl Dataset {
 pub const USERS: Dataset = Dataset {
     name: "users",
     table: "users",
+    key: "id",
     columns: &[
         Column { name: "id", kind: Kind::Int8 },
         Column { name: "name", kind: Kind::Text },

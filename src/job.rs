@@ -218,8 +218,68 @@ impl Status {
 }
 
 words! {
+    /// What stands between a consumer's last export and this one, if not just changes.
+    Continuity, "a word of continuity" {
+        /// Too much was logged since, or for too long: the log was given up.
+        LogExpired = "log_expired",
+        /// Somebody made the watermark by hand: by the timestamps alone, once.
+        NoSnapshot = "no_snapshot",
+        /// Somebody set the watermark forward: by the timestamps alone, once.
+        WatermarkEdited = "watermark_edited",
+        /// The table is another one than before.
+        TableRecreated = "table_recreated",
+        /// The database is another cluster's than before: transaction ids began anew.
+        OtherCluster = "other_cluster",
+        /// The database is an older state of itself.
+        XidWentBack = "xid_went_back",
+        /// A trigger isn't there, or is disabled.
+        TriggerMissing = "trigger_missing",
+        /// A trigger was disabled or gone in the meantime.
+        TriggerChanged = "trigger_changed",
+        /// A partition came or went with its rows.
+        PartitionsChanged = "partitions_changed",
+        /// Too much was logged since: which rows were deleted is not known.
+        DeletesExpired = "deletes_expired",
+        /// The table was truncated: which rows were in it is not known.
+        Truncated = "truncated",
+        /// Somebody set the watermark back: what it says, and what changed.
+        Rewound = "rewound",
+    }
+}
+
+impl Continuity {
+    /// Whether an export of this type is exact all the same. A full one always is.
+    pub fn allows(self, export_type: ExportType) -> bool {
+        use Continuity::{DeletesExpired, NoSnapshot, Rewound, Truncated, WatermarkEdited};
+        match export_type {
+            ExportType::Full => true,
+            ExportType::Incremental => {
+                matches!(self, NoSnapshot | WatermarkEdited | Rewound | Truncated | DeletesExpired)
+            }
+            ExportType::Delta => matches!(self, NoSnapshot | WatermarkEdited | Rewound),
+        }
+    }
+}
+
+/// What an export found when it took its snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// What stands between the last export and this one.
+    pub continuity: Option<Continuity>,
+    /// Transactions that were open, whose changes belong to the next export.
+    pub open_transactions: Option<u32>,
+    /// The age of the oldest of them in seconds, where the role may see it.
+    pub oldest_transaction_seconds: Option<f64>,
+    /// The table's rows were written anew since the last export, with the columns the same, as `VACUUM FULL` does. An `ALTER
+    /// TABLE` that changed values does it too, and no trigger sees that.
+    pub table_rewritten: bool,
+}
+
+words! {
     /// Why a job failed, as a stable word. The texts beside it may change, these don't.
     FailureCode, "a failure code" {
+        /// What changed since the last export is not known exactly; a full export heals it. `continuity` says why.
+        FullExportNeeded = "full_export_needed",
         /// No room on the output folder's disk, or over a quota.
         StorageFull = "storage_full",
         /// The output folder can't be written.
@@ -297,6 +357,10 @@ pub struct Job {
     pub attempt: u32,
     /// Why it failed.
     pub error: Option<Failure>,
+    /// What the export found when it began.
+    pub findings: Findings,
+    /// Rows that the timestamps alone would have missed: changed, but with a time up to the watermark, or gone.
+    pub late_rows: u64,
     /// The consumer's watermark that the export began at.
     pub watermark_from: Option<DateTime<Utc>>,
     /// The consumer's watermark that the export left.
@@ -312,6 +376,8 @@ pub struct Job {
 /// Why a job failed: a stable word for programs, a sentence for people.
 #[derive(Clone, Debug)]
 pub struct Failure {
+    /// What stood between the last export and this one, where that is why.
+    pub continuity: Option<Continuity>,
     /// The word.
     pub code: FailureCode,
     /// The sentence.
@@ -357,7 +423,9 @@ impl Progress {
 pub struct Exported {
     /// Rows in the file, the header not among them.
     pub rows: u64,
-    /// The latest finite `updated_at` among them.
+    /// Those among them that the timestamps alone would have missed.
+    pub late_rows: u64,
+    /// The latest finite `updated_at` among those that are in the table.
     pub last_updated_at: Option<DateTime<Utc>>,
     /// The file.
     pub file: StagedFile,

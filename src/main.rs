@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cdc_export::config::{self, Config};
+use cdc_export::dataset::{Dataset, USERS};
 use cdc_export::postgres::{self, Database, demo, embedded};
 use cdc_export::service::Service;
 use cdc_export::sink::Folder;
-use cdc_export::source::snapshot::Source;
+use cdc_export::source::{capture, snapshot::Source};
 use cdc_export::store::Store;
 use cdc_export::worker::Worker;
 use cdc_export::{http, telemetry};
@@ -31,6 +32,16 @@ struct CommandLine {
 enum Command {
     /// Serve the API and run exports (the default)
     Serve,
+    /// Capture the changes of a table that was there before, and let it be exported
+    Track {
+        /// The dataset whose table it is
+        dataset: String,
+    },
+    /// Remove what `track` installed; the table is exported no more
+    Untrack {
+        /// The dataset whose table it is
+        dataset: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -62,11 +73,36 @@ fn run(command: Command, config: Config) -> anyhow::Result<()> {
     let done = runtime.block_on(async {
         match command {
             Command::Serve => serve(config).await,
+            Command::Track { dataset } => {
+                let (pool, dataset) = (database_of(&config).await?.pool(1), dataset_of(&dataset)?);
+                Ok(capture::track(&pool, dataset).await?)
+            }
+            Command::Untrack { dataset } => {
+                let (pool, dataset) = (database_of(&config).await?.pool(1), dataset_of(&dataset)?);
+                Ok(capture::untrack(&pool, dataset).await?)
+            }
         }
     });
     // A thread that a dead disk holds up would hold up the end of the process.
     runtime.shutdown_timeout(Duration::from_secs(3));
     done
+}
+
+/// The database that was brought, or the private one while a service runs it. Migrated.
+async fn database_of(config: &Config) -> anyhow::Result<Database> {
+    let database = match &config.database {
+        Some(database) => database.clone(),
+        None => embedded::join(&config.embedded)?
+            .context("no service runs the private Postgres, and DATABASE_URL is unset")?
+            .into(),
+    };
+    postgres::migrate(&database).await?;
+    Ok(database)
+}
+
+fn dataset_of(name: &str) -> anyhow::Result<&'static Dataset> {
+    anyhow::ensure!(name == USERS.name, "there is no dataset `{name}`; there is: {}", USERS.name);
+    Ok(&USERS)
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
@@ -102,6 +138,7 @@ async fn serve_on(
     let api_pool = database.pool(config.api_connections);
     let prepare = async {
         postgres::migrate(&database).await?;
+        capture::restore(&api_pool, &USERS).await?;
         if config.seed_rows > 0 {
             demo::seed(&api_pool, config.seed_rows).await?;
         }
@@ -116,9 +153,9 @@ async fn serve_on(
         tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error = format!("{:#}", anyhow::Error::new(error)));
     }
     // To claim and settle a job at a time for each worker, to keep up, and to listen.
-    let control = Store::new(database.pool(config.worker.workers + 2));
-    let worker =
-        Worker::new(config.worker.clone(), control, Source::new(database.options().clone()), Arc::clone(&folder));
+    let control = database.pool(config.worker.workers + 2);
+    let source = Source::new(database.options().clone(), control.clone());
+    let worker = Worker::new(config.worker.clone(), Store::new(control.clone()), source, Arc::clone(&folder));
     worker.announce().await;
     let service = Service::new(Store::new(api_pool), folder, config.max_attempts);
     let router = http::router(service, config.http.access);

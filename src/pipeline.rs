@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::dataset::{Column, Dataset};
 use crate::encode::{self, csv};
-use crate::job::{Exported, Job, Progress};
+use crate::job::{ExportType, Exported, Job, Progress};
 use crate::row::Frame;
 use crate::sink::{self, Draft};
 use crate::source::{self, snapshot::Rows};
@@ -47,7 +47,7 @@ impl From<encode::Error> for Error {
     }
 }
 
-/// Writes the rows of a job's snapshot into `draft` and stages it.
+/// Writes the rows of a job's snapshot into `draft` and stages it. `since` is the watermark that the export began at.
 ///
 /// # Errors
 /// If any step fails; the draft is removed then.
@@ -56,10 +56,13 @@ pub async fn run(
     job: &Job,
     dataset: &'static Dataset,
     draft: Draft,
+    since: Option<DateTime<Utc>>,
     progress: &Progress,
 ) -> Result<Exported, Error> {
     let (frames_in, frames_out) = mpsc::channel(FRAMES_AHEAD);
-    let writer = Writer::new(dataset.file_columns(job.export_type), dataset.updated_at, draft, progress.clone());
+    // A full export finds no changes, late ones neither.
+    let since = since.filter(|_| job.export_type != ExportType::Full);
+    let writer = Writer::new(dataset.file_columns(job.export_type), dataset.updated_at, draft, since, progress.clone());
     // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next frame.
     let read = async { Ok(rows.read(job, progress, frames_in).await?) };
     let ((), writer) = tokio::try_join!(read, write(writer, frames_out))?;
@@ -83,31 +86,65 @@ struct Writer {
     draft: Draft,
     buffer: Vec<u8>,
     rows: u64,
+    columns: usize,
     updated_at: Option<usize>,
+    since: Option<i64>,
     latest: Option<i64>,
+    late_rows: u64,
     progress: Progress,
 }
 
 impl Writer {
-    fn new(columns: Vec<Column>, updated_at: &str, draft: Draft, progress: Progress) -> Writer {
+    fn new(
+        columns: Vec<Column>,
+        updated_at: &str,
+        draft: Draft,
+        since: Option<DateTime<Utc>>,
+        progress: Progress,
+    ) -> Writer {
+        let since = since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds());
+        let width = columns.len();
         let updated_at = columns.iter().position(|column| column.name == updated_at);
         let encoder = csv::Encoder::new(columns);
         let mut buffer = Vec::new();
         encoder.header(&mut buffer);
-        Writer { encoder, draft, buffer, rows: 0, updated_at, latest: None, progress }
+        Writer {
+            encoder,
+            draft,
+            buffer,
+            rows: 0,
+            columns: width,
+            updated_at,
+            since,
+            latest: None,
+            late_rows: 0,
+            progress,
+        }
     }
 
     fn write(mut self, frame: &Frame) -> Result<Writer, Error> {
         let mut rows = frame.rows();
         let mut fields = Vec::new();
         while rows.next_into(&mut fields).map_err(encode::Error::from)? {
+            // A row of changes says at its end whether it is gone from the table, which is not for the file.
+            let gone = fields.len() > self.columns && fields.pop() == Some(Some(&[1]));
             self.encoder.row(&fields, &mut self.buffer)?;
             self.rows += 1;
-            let updated_at = self.updated_at.and_then(|i| finite_micros(fields[i]?));
-            self.latest = self.latest.max(updated_at);
+            self.observe(&fields, gone);
         }
         self.flush()?;
         Ok(self)
+    }
+
+    /// A row that is gone has no time that could be a watermark, and the timestamps alone would never have found it.
+    fn observe(&mut self, fields: &[Option<&[u8]>], gone: bool) {
+        let updated_at = self.updated_at.and_then(|i| micros(fields[i]?));
+        if !gone {
+            self.latest = self.latest.max(updated_at.filter(|micros| is_watermark(*micros)));
+        }
+        let late = updated_at.zip(self.since).is_some_and(|(updated_at, since)| updated_at <= since);
+        // Without a watermark everything is new.
+        self.late_rows += u64::from(self.since.is_some() && (gone || late || updated_at.is_none()));
     }
 
     fn flush(&mut self) -> Result<(), Error> {
@@ -120,19 +157,23 @@ impl Writer {
     fn stage(mut self) -> Result<Exported, Error> {
         self.flush()?;
         let file = self.draft.stage()?;
-        Ok(Exported { rows: self.rows, last_updated_at: self.latest.map(time), file })
+        Ok(Exported { rows: self.rows, late_rows: self.late_rows, last_updated_at: self.latest.map(time), file })
     }
 }
 
 /// Postgres counts from here.
 const POSTGRES_EPOCH: DateTime<Utc> = DateTime::from_timestamp(946_684_800, 0).expect("2000-01-01 is a time");
 
-/// A `timestamptz` that a watermark can be: neither infinity, nor from the year 200000 on, where our calendar ends (the table
+/// Whether a time can be a watermark: neither infinity, nor from the year 200000 on, where our calendar ends (the table
 /// `watermarks` has the same bound).
-fn finite_micros(field: &[u8]) -> Option<i64> {
+fn is_watermark(micros: i64) -> bool {
     const YEAR_200000: i64 = 6_248_276_496_000_000_000;
-    let micros = i64::from_be_bytes(field.try_into().ok()?);
-    (micros > i64::MIN && micros < YEAR_200000).then_some(micros)
+    micros > i64::MIN && micros < YEAR_200000
+}
+
+/// A `timestamptz` in its binary form: microseconds since Postgres's epoch.
+fn micros(field: &[u8]) -> Option<i64> {
+    Some(i64::from_be_bytes(field.try_into().ok()?))
 }
 
 fn time(micros: i64) -> DateTime<Utc> {
@@ -145,11 +186,10 @@ mod tests {
 
     #[test]
     fn times_that_no_watermark_can_be_are_passed_over() {
-        assert_eq!(finite_micros(&i64::MAX.to_be_bytes()), None);
-        assert_eq!(finite_micros(&i64::MIN.to_be_bytes()), None);
-        assert_eq!(finite_micros(&0i64.to_be_bytes()), Some(0));
+        assert!(!is_watermark(i64::MAX) && !is_watermark(i64::MIN) && is_watermark(0));
         assert_eq!(time(0).to_rfc3339(), "2000-01-01T00:00:00+00:00");
-        let last = finite_micros(&6_248_276_495_999_999_999i64.to_be_bytes()).unwrap();
+        let last = 6_248_276_495_999_999_999;
+        assert!(is_watermark(last) && !is_watermark(last + 1));
         assert_eq!(time(last).to_rfc3339(), "+199999-12-31T23:59:59.999999+00:00");
     }
 }

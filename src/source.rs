@@ -3,8 +3,10 @@
 //! Never writes to a user's table and asks the queue nothing. The transaction that holds the snapshot is lent to the store for
 //! the commit, which is how the watermark moves with the very snapshot that was exported.
 
+pub mod capture;
 mod copy;
 mod cursor;
+mod guard;
 mod select;
 pub mod snapshot;
 
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
+use crate::job::Continuity;
 use crate::row::Frame;
 
 /// Why reading failed. The texts name no SQL: callers show them to clients.
@@ -33,8 +36,14 @@ pub enum Error {
         cause: sqlx::Error,
     },
     /// The table is somebody's, and nobody told the service to export it.
-    #[error("the table `{0}` was not made by this service and is not exported")]
-    NotOurs(&'static str),
+    #[error("the table `{0}` was not made by this service; `cdc-export track` lets it be exported")]
+    NotTracked(&'static str),
+    /// Exactness can't be kept: what changed is not known.
+    #[error("what changed since the last export is not known exactly ({0}): a full export is needed")]
+    FullExportNeeded(Continuity),
+    /// A standby's snapshots hide transactions that are in progress on its primary: rows would be lost.
+    #[error("this Postgres is a standby, whose changes can't be told exactly")]
+    Standby,
     /// The role may not read it, or row-level security would hide rows.
     #[error("the database role may not read the whole table `{table}`")]
     Denied {

@@ -24,6 +24,39 @@ pub struct Position {
     pub version: Option<i64>,
     /// The row's time. Compared beside the version, since an `UPDATE` by hand leaves the version alone.
     pub last_exported_at: Option<DateTime<Utc>>,
+    /// Live rows are delivered up to this snapshot; `None`: the time alone rules.
+    pub live: Option<Snapshot>,
+    /// Deletions are delivered up to this one, which is never newer.
+    pub deletions: Option<Snapshot>,
+}
+
+/// A `pg_snapshot` in Postgres's text form: which transactions were visible at a moment.
+pub type Snapshot = String;
+
+/// Where an export stands itself: what its commit saves as the consumer's new position.
+#[derive(Clone, Debug, Default)]
+pub struct Standpoint {
+    /// The exported snapshot.
+    pub snapshot: Snapshot,
+    /// The table, and how to notice that it is not the same any more.
+    pub table: Fingerprint,
+}
+
+/// What changes when a position can't be trusted any more. Opaque to all but the guard in `source`, which compares it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// The table's oid.
+    pub table_oid: u32,
+    /// The number of its file, if it has one.
+    pub relfilenode: Option<u32>,
+    /// Its columns.
+    pub columns_hash: String,
+    /// Its triggers of ours; `None`: there is none.
+    pub triggers_hash: Option<String>,
+    /// Its partitions; `None`: there is none.
+    pub partitions_hash: Option<String>,
+    /// The cluster's identifier.
+    pub cluster_id: i64,
 }
 
 impl Position {
@@ -40,7 +73,7 @@ mod tests {
     #[test]
     fn a_position_never_moves_back() {
         let (early, late) = (DateTime::from_timestamp_nanos(1), DateTime::from_timestamp_nanos(2));
-        let at = |last_exported_at| Position { version: Some(1), last_exported_at };
+        let at = |last_exported_at| Position { version: Some(1), last_exported_at, ..Position::default() };
         assert_eq!(at(Some(late)).advanced_to(Some(early)), Some(late));
         assert_eq!(at(Some(early)).advanced_to(Some(late)), Some(late));
         assert_eq!(at(Some(early)).advanced_to(None), Some(early));

@@ -21,12 +21,12 @@ use crate::job::{Exported, Failure, FailureCode, Job, JobId, Progress, Status};
 use crate::pipeline;
 use crate::sink::{self, Folder};
 use crate::source::{
-    self,
+    self, capture,
     snapshot::{Permit, Snapshot, Source},
 };
 use crate::store::{
     self, Store,
-    jobs::{self, Committed, FilePlace},
+    jobs::{self, Committed, FilePlace, Found},
     queue::{Beat, Lease, Settlement},
 };
 use crate::worker::heartbeat::{Heartbeat, Stop};
@@ -44,6 +44,8 @@ pub struct Settings {
     pub workers: u32,
     /// How long a job stays with a worker that gives no sign.
     pub lease: Duration,
+    /// How much of the change log a consumer that doesn't come may hold.
+    pub log_caps: capture::Caps,
 }
 
 /// Runs exports until it is told to stop.
@@ -94,7 +96,7 @@ impl Error {
     /// What becomes of the job. Transient is what may be gone next time: the database, locks, room on the disk.
     fn settlement(&self) -> Settlement {
         use pipeline::Error as Pipe;
-        let failure = |code| Failure { code, detail: self.to_string() };
+        let failure = |code| Failure { continuity: None, code, detail: self.to_string() };
         match self {
             Error::Stopped(Stop::Shutdown | Stop::CancelAsked | Stop::LeaseLost) | Error::NotOurs => {
                 Settlement::Release
@@ -112,7 +114,12 @@ impl Error {
                 source::Error::Unavailable(_) | source::Error::InTheWay(_) => {
                     Settlement::Retry(failure(FailureCode::SourceUnavailable))
                 }
-                source::Error::TableMissing { .. } | source::Error::NotOurs(_) => {
+                source::Error::Standby => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
+                source::Error::FullExportNeeded(why) => {
+                    let failure = failure(FailureCode::FullExportNeeded);
+                    Settlement::Fail(Failure { continuity: Some(*why), ..failure })
+                }
+                source::Error::TableMissing { .. } | source::Error::NotTracked(_) => {
                     Settlement::Fail(failure(FailureCode::TableMissing))
                 }
                 source::Error::InvalidText { .. } => Settlement::Fail(failure(FailureCode::InvalidText)),
@@ -163,6 +170,7 @@ impl Worker {
         let mut tasks = JoinSet::new();
         tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), upkeep::listen));
         tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), upkeep::run));
+        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), upkeep::purge));
         for _ in 0..self.settings.workers {
             tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), Worker::work));
         }
@@ -282,9 +290,13 @@ impl Worker {
     }
 
     async fn commit(&self, lease: &Lease, snapshot: &mut Snapshot, exported: &Exported) -> Result<(), Error> {
-        let position = snapshot.position().clone();
+        let found = Found {
+            position: snapshot.position().clone(),
+            standpoint: snapshot.standpoint().clone(),
+            findings: snapshot.findings().clone(),
+        };
         let transaction = snapshot.begin_commit(self.settings.lease).await?;
-        match jobs::commit(transaction, lease, &position, exported).await? {
+        match jobs::commit(transaction, lease, &found, exported).await? {
             Committed::Done => Ok(()),
             Committed::NotOurs => Err(Error::NotOurs),
             Committed::WatermarkChanged => Err(Error::WatermarkChanged),
@@ -303,10 +315,11 @@ impl Worker {
         let draft = self.on_folder(move |folder| folder.create(id, token)).await?;
         let mut snapshot = permit.open(job, dataset, self.settings.lease).await?;
         failpoint!("worker.opened");
+        let since = snapshot.position().last_exported_at;
         let (leader, rows) = snapshot.split();
         let exported = tokio::select! {
             lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease * 2 / 3) => return Err(lost.into()),
-            exported = pipeline::run(rows, job, dataset, draft, progress) => exported?,
+            exported = pipeline::run(rows, job, dataset, draft, since, progress) => exported?,
         };
         Ok((snapshot, exported))
     }

@@ -1,27 +1,39 @@
 //! Reads through a server-side cursor: takes parameters, and its memory is one batch on either side.
 
 use bytes::{BufMut, BytesMut};
-use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
-use sqlx::postgres::{PgRow, PgValueFormat};
+use sqlx::postgres::{PgRow, PgValueFormat, types::Oid};
 use sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef};
 
 use crate::source::{Error, FRAME_BYTES, Frames, send};
+use crate::watermark::Position;
 
 /// Rows of one FETCH. They stream through; what costs is the round trip.
 const BATCH_ROWS: u64 = 5_000;
 
-/// Reads one statement, whose `$1` is `since`, and sends its rows as frames.
+/// What the statements' parameters are.
+pub(crate) struct Since<'a> {
+    pub(crate) position: &'a Position,
+    pub(crate) table_oid: u32,
+}
+
+/// Reads one statement of changes and sends its rows as frames.
 pub(crate) async fn read(
     conn: &mut PgConnection,
     table: &'static str,
     select: &str,
-    since: Option<DateTime<Utc>>,
+    since: &Since<'_>,
     frames: &Frames,
 ) -> Result<(), Error> {
     let failed = Error::of(table);
     let declare = format!("-- source.cursor.declare\n declare export no scroll cursor for {select}");
-    sqlx::query(AssertSqlSafe(declare)).bind(since).persistent(false).execute(&mut *conn).await.map_err(&failed)?;
+    // Planned with the values bound here, so that the planner knows how much of the log lies behind the snapshot.
+    let declare = sqlx::query(AssertSqlSafe(declare))
+        .bind(since.position.last_exported_at)
+        .bind(Oid(since.table_oid))
+        .bind(&since.position.live)
+        .bind(&since.position.deletions);
+    declare.persistent(false).execute(&mut *conn).await.map_err(&failed)?;
     let mut out = BytesMut::with_capacity(FRAME_BYTES * 2);
     loop {
         let mut fetched = 0;

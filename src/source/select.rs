@@ -1,33 +1,91 @@
 //! The SQL of each export. Names come from a [`Dataset`] alone and are quoted here, in one place.
+//!
+//! The parameters of the changes: `$1` the watermark, null to begin from the beginning; `$2` the table's oid; `$3` and `$4` the
+//! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules. Their last column says
+//! whether the row is gone from the table.
 
 use crate::dataset::{Column, Dataset, Kind};
 
 /// Every live row. Without parameters, which COPY doesn't take.
 pub(crate) fn full(dataset: &Dataset) -> String {
-    let (table, columns, deleted) = (quoted(dataset.table), columns(dataset), quoted(dataset.deleted));
-    format!("select {columns} from {table} where not {deleted}")
+    let (table, columns, deleted) = (quoted(dataset.table), columns(dataset, "u"), quoted(dataset.deleted));
+    format!("select {columns} from {table} u where not u.{deleted}")
 }
 
-/// The live rows changed since `$1`; NULL: since the beginning.
+/// The live rows changed since.
 pub(crate) fn incremental(dataset: &Dataset) -> String {
-    format!("{} and {}", full(dataset), changed(dataset))
+    changed_live(dataset, "")
 }
 
-/// The rows changed since `$1`, deleted ones too, each with its operation: two statements to be read one after the other, so
-/// that the deletions come first without a sort of everything.
+/// The rows changed since, deleted ones too, each with its operation: two statements to be read one after the other, so that
+/// the deletions come first without a sort of everything.
 pub(crate) fn delta(dataset: &Dataset) -> [String; 2] {
-    let (table, columns, deleted) = (quoted(dataset.table), columns(dataset), quoted(dataset.deleted));
     let (created_at, updated_at) = (quoted(dataset.created_at), quoted(dataset.updated_at));
-    let changed = changed(dataset);
-    let operation = format!("case when {created_at} = {updated_at} then 'INSERT' else 'UPDATE' end");
-    [
-        format!("select 'DELETE'::text, {columns} from {table} where {deleted} and {changed}"),
-        format!("select {operation}, {columns} from {table} where not {deleted} and {changed}"),
-    ]
+    let operation = format!("case when u.{created_at} = u.{updated_at} then 'INSERT' else 'UPDATE' end, ");
+    [changed_deleted(dataset), changed_live(dataset, &operation)]
 }
 
-fn changed(dataset: &Dataset) -> String {
-    format!("($1::timestamptz is null or {} > $1)", quoted(dataset.updated_at))
+/// What the log knows and, beside it, what the stated rule says.
+fn changed_live(dataset: &Dataset, operation: &str) -> String {
+    let (table, key, deleted) = (quoted(dataset.table), quoted(dataset.key), quoted(dataset.deleted));
+    let columns = columns(dataset, "u");
+    let (logged, stated) = (logged("$3"), stated(dataset));
+    format!(
+        "with ch as materialized (select distinct pk::bigint as id from cdc_export.change_log where {logged})
+         select {operation}{columns}, false from ch join {table} u on u.{key} = ch.id where not u.{deleted}
+         union all
+         select {operation}{columns}, false from {table} u
+         where {stated} and not u.{deleted} and not exists (select from ch where ch.id = u.{key})"
+    )
+}
+
+/// A row that is gone is written as the log has it last.
+fn changed_deleted(dataset: &Dataset) -> String {
+    let (table, key, deleted) = (quoted(dataset.table), quoted(dataset.key), quoted(dataset.deleted));
+    let columns_of_all = columns(dataset, "u");
+    let (logged, stated) = (logged("$4"), stated(dataset));
+    let either = dataset.columns.iter().map(|column| {
+        let name = quoted(column.name);
+        // The log's image has no deleted flag set: the row was alive when it went.
+        let gone = if column.name == dataset.deleted {
+            "true".to_owned()
+        } else if column.name == dataset.key {
+            "ch.id".to_owned()
+        } else {
+            format!("o.{name}")
+        };
+        format!("case when u.{key} is null then {gone} else u.{name} end::{}", type_of(column))
+    });
+    let either = either.collect::<Vec<_>>().join(", ");
+    let image = dataset.columns.iter().map(|column| format!("{} {}", quoted(column.name), type_of(column)));
+    let image = image.collect::<Vec<_>>().join(", ");
+    format!(
+        "with ch as materialized (
+           select pk::bigint as id, (array_agg(old order by seq desc) filter (where op = 'D'))[1] as old
+           from cdc_export.change_log where {logged} group by pk)
+         select 'DELETE'::text, {either}, u.{key} is null
+         from ch
+         left join {table} u on u.{key} = ch.id
+         left join lateral jsonb_to_record(ch.old) as o ({image}) on u.{key} is null
+         where u.{key} is null or u.{deleted}
+         union all
+         select 'DELETE'::text, {columns_of_all}, false from {table} u
+         where {stated} and u.{deleted} and not exists (select from ch where ch.id = u.{key})"
+    )
+}
+
+/// Logged by a transaction that the snapshot could not see: an index range, and an exact test.
+fn logged(snapshot: &str) -> String {
+    let snapshot = format!("{snapshot}::text::pg_snapshot");
+    format!(
+        "tbl = $2::oid and pk is not null and xid >= pg_snapshot_xmin({snapshot}) and not pg_visible_in_snapshot(xid, {snapshot})"
+    )
+}
+
+/// The stated rule. A row at infinity is above every watermark: it would come each time, and its changes are in the log.
+fn stated(dataset: &Dataset) -> String {
+    let updated_at = quoted(dataset.updated_at);
+    format!("($1::timestamptz is null or u.{updated_at} > $1 and (u.{updated_at} < 'infinity' or $3::text is null))")
 }
 
 /// A name as an identifier.
@@ -36,17 +94,18 @@ pub(crate) fn quoted(name: &str) -> String {
 }
 
 /// Every column in the type whose binary form the encoder knows. A cast to the type a column has costs nothing.
-fn columns(dataset: &Dataset) -> String {
-    let cast = |column: &Column| {
-        let type_name = match column.kind {
-            Kind::Int8 => "int8",
-            Kind::Bool => "bool",
-            Kind::Text => "text",
-            Kind::Timestamptz => "timestamptz",
-        };
-        format!("{}::{type_name}", quoted(column.name))
-    };
+fn columns(dataset: &Dataset, of: &str) -> String {
+    let cast = |column: &Column| format!("{of}.{}::{}", quoted(column.name), type_of(column));
     dataset.columns.iter().map(cast).collect::<Vec<_>>().join(", ")
+}
+
+fn type_of(column: &Column) -> &'static str {
+    match column.kind {
+        Kind::Int8 => "int8",
+        Kind::Bool => "bool",
+        Kind::Text => "text",
+        Kind::Timestamptz => "timestamptz",
+    }
 }
 
 #[cfg(test)]
@@ -56,12 +115,5 @@ mod tests {
     #[test]
     fn names_are_quoted() {
         assert_eq!(quoted(r#"a"b"#), r#""a""b""#);
-    }
-
-    #[test]
-    fn a_delta_reads_its_deletions_first() {
-        let [deletions, live] = delta(&crate::dataset::USERS);
-        assert!(deletions.contains(r#"where "is_deleted""#) && deletions.starts_with("select 'DELETE'"));
-        assert!(live.contains(r#"where not "is_deleted""#));
     }
 }

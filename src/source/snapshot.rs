@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::postgres::{PgConnectOptions, types::Oid};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::dataset::Dataset;
-use crate::job::{ExportType, Job, Progress};
-use crate::source::{Error, Frames, copy, cursor, select, within};
-use crate::watermark::Position;
+use crate::job::{Continuity, ExportType, Findings, Job, Progress};
+use crate::source::guard::{continuity, here};
+use crate::source::{Error, Frames, capture, copy, cursor, select, within};
+use crate::watermark::{Fingerprint, Position, Standpoint};
 
 /// How long a lock on the table is waited for before the attempt is given up and made again.
 const LOCK_TIMEOUT: &str = "5s";
@@ -18,12 +19,21 @@ const LOCK_TIMEOUT: &str = "5s";
 #[derive(Clone, Debug)]
 pub struct Source {
     options: PgConnectOptions,
+    pool: PgPool,
 }
 
 impl Source {
-    /// Reads from this database.
-    pub fn new(options: PgConnectOptions) -> Source {
-        Source { options }
+    /// Reads over connections made with `options`, an export at a time; `pool` is for what is no export.
+    pub fn new(options: PgConnectOptions, pool: PgPool) -> Source {
+        Source { options, pool }
+    }
+
+    /// Removes what everybody has seen from the change log; see [`capture::purge`].
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn purge(&self, caps: &capture::Caps) -> Result<u64, Error> {
+        capture::purge(&self.pool, caps).await.map_err(Error::of("cdc_export.change_log"))
     }
 
     /// Opens the two connections that an export needs.
@@ -80,24 +90,47 @@ impl Permit {
         );
         sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut leader).await.map_err(&failed)?;
 
-        let opened: Opened = sqlx::query_as(
+        // In one statement, so that the position, the guard and the snapshot are of one moment.
+        let opened: Opened = sqlx::query_as(concat!(
             "-- source.snapshot.open
-             select pg_export_snapshot() as name, current_setting('server_encoding') as encoding, w.version, w.last_exported_at,
-               exists (select from cdc_export.owned o where o.schema_name = n.nspname and o.table_name = t.relname) as ours,
-               case when t.relkind = 'r' then pg_relation_size(t.oid) / current_setting('block_size')::bigint end as blocks
+             select pg_export_snapshot() as name, here.snapshot::text as snapshot, current_setting('server_encoding') as encoding,
+               pg_is_in_recovery() as standby, here.tracked,
+               case when t.relkind = 'r' then pg_relation_size(t.oid) / current_setting('block_size')::bigint end as blocks,
+               w.version, w.last_exported_at, w.snap_live::text, w.snap_del::text, ",
+            continuity!(),
+            " as continuity,
+               coalesce(w.table_oid = t.oid and w.columns_hash = here.columns_hash and w.relfilenode <> here.relfilenode, false)
+                 as table_rewritten,
+               (select count(*) from pg_snapshot_xip(here.snapshot))::integer as open_transactions,
+               (select max(extract(epoch from clock_timestamp() - a.xact_start))::float8 from pg_stat_activity a
+                where a.backend_xid is not null and a.datname = current_database()) as oldest_transaction_seconds,
+               t.oid as table_oid, here.relfilenode, here.columns_hash, here.triggers_hash, here.partitions_hash,
+               c.system_identifier as cluster_id
              from pg_class t
              join pg_namespace n on n.oid = t.relnamespace
+             cross join pg_control_system() c
+             cross join lateral ",
+            here!(),
+            " here
              left join watermarks w on w.consumer_id = $2 and w.dataset = $3
-             where t.oid = to_regclass($1)",
-        )
+             where t.oid = to_regclass($1)"
+        ))
         .bind(&table)
         .bind(job.consumer.as_ref().map(|c| c.as_str()))
         .bind(dataset.name)
         .fetch_one(&mut leader)
         .await
         .map_err(&failed)?;
-        if !opened.ours {
-            return Err(Error::NotOurs(dataset.table));
+        if opened.standby {
+            return Err(Error::Standby);
+        }
+        if !opened.tracked {
+            return Err(Error::NotTracked(dataset.table));
+        }
+        let continuity = opened.continuity()?;
+        // An ad-hoc export has no position, and is full.
+        if let Some(why) = continuity.filter(|why| !why.allows(job.export_type)) {
+            return Err(Error::FullExportNeeded(why));
         }
 
         // Such a database promises nothing of its texts. Sent as they are, they are checked here, and the column is named.
@@ -136,7 +169,19 @@ impl Permit {
             leader,
             reader,
             dataset,
-            position: Position { version: opened.version, last_exported_at: opened.last_exported_at },
+            position: opened.position(continuity),
+            findings: opened.findings(continuity),
+            standpoint: Standpoint {
+                snapshot: opened.snapshot,
+                table: Fingerprint {
+                    table_oid: opened.table_oid.0,
+                    relfilenode: opened.relfilenode.map(|oid| oid.0),
+                    columns_hash: opened.columns_hash,
+                    triggers_hash: opened.triggers_hash,
+                    partitions_hash: opened.partitions_hash,
+                    cluster_id: opened.cluster_id,
+                },
+            },
             // Before 14 there is no scan of a ctid range: each one would read the whole table.
             blocks: opened.blocks.filter(|_| version >= 140_000).map(i64::unsigned_abs),
             reader_is_good: true,
@@ -161,11 +206,52 @@ fn never_time_out(version: u32) -> &'static str {
 #[derive(sqlx::FromRow)]
 struct Opened {
     name: String,
+    snapshot: String,
     encoding: String,
+    standby: bool,
+    tracked: bool,
+    blocks: Option<i64>,
     version: Option<i64>,
     last_exported_at: Option<DateTime<Utc>>,
-    ours: bool,
-    blocks: Option<i64>,
+    snap_live: Option<String>,
+    snap_del: Option<String>,
+    continuity: Option<String>,
+    table_rewritten: bool,
+    open_transactions: i32,
+    oldest_transaction_seconds: Option<f64>,
+    table_oid: Oid,
+    relfilenode: Option<Oid>,
+    columns_hash: String,
+    triggers_hash: Option<String>,
+    partitions_hash: Option<String>,
+    cluster_id: i64,
+}
+
+impl Opened {
+    fn continuity(&self) -> Result<Option<Continuity>, Error> {
+        let word = self.continuity.as_deref().filter(|word| *word != "first");
+        word.map(|word| word.parse().map_err(|_| Error::Protocol("a word of continuity that nobody knows"))).transpose()
+    }
+
+    fn position(&self, continuity: Option<Continuity>) -> Position {
+        // A time that somebody set in place of ours rules alone, once.
+        let by_hand = matches!(continuity, Some(Continuity::NoSnapshot | Continuity::WatermarkEdited));
+        Position {
+            version: self.version,
+            last_exported_at: self.last_exported_at,
+            live: self.snap_live.clone().filter(|_| !by_hand),
+            deletions: self.snap_del.clone().filter(|_| !by_hand),
+        }
+    }
+
+    fn findings(&self, continuity: Option<Continuity>) -> Findings {
+        Findings {
+            continuity,
+            open_transactions: u32::try_from(self.open_transactions).ok(),
+            oldest_transaction_seconds: self.oldest_transaction_seconds,
+            table_rewritten: self.table_rewritten,
+        }
+    }
 }
 
 /// An open snapshot. Dropped, it is given up: both connections close and their transactions end.
@@ -175,6 +261,8 @@ pub struct Snapshot {
     reader: PgConnection,
     dataset: &'static Dataset,
     position: Position,
+    findings: Findings,
+    standpoint: Standpoint,
     blocks: Option<u64>,
     reader_is_good: bool,
 }
@@ -185,12 +273,23 @@ impl Snapshot {
         &self.position
     }
 
+    /// What was found beside it.
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// Where this export stands, to be its consumer's next position.
+    pub fn standpoint(&self) -> &Standpoint {
+        &self.standpoint
+    }
+
     /// The leader, to be kept alive, and the rows, to be read meanwhile.
     pub fn split(&mut self) -> (Leader<'_>, Rows<'_>) {
         let rows = Rows {
             reader: &mut self.reader,
             dataset: self.dataset,
-            since: self.position.last_exported_at,
+            position: &self.position,
+            table_oid: self.standpoint.table.table_oid,
             blocks: self.blocks,
         };
         (Leader { conn: &mut self.leader }, rows)
@@ -257,12 +356,14 @@ impl Leader<'_> {
 pub struct Rows<'s> {
     reader: &'s mut PgConnection,
     dataset: &'static Dataset,
-    since: Option<DateTime<Utc>>,
+    position: &'s Position,
+    table_oid: u32,
     blocks: Option<u64>,
 }
 
 impl Rows<'_> {
-    /// Reads the rows of an export of this job and sends them, in frames.
+    /// Reads the rows of an export of this job and sends them, in frames. A row of changes has one field more than the file:
+    /// whether it is gone from the table.
     ///
     /// # Errors
     /// If Postgres fails, or nobody takes the frames.
@@ -273,15 +374,16 @@ impl Rows<'_> {
                 let reading = copy::Reading { select: select::full(dataset), blocks: self.blocks, table, progress };
                 copy::read(self.reader, &reading, &frames).await
             }
-            ExportType::Incremental => {
-                cursor::read(self.reader, table, &select::incremental(dataset), self.since, &frames).await
-            }
-            ExportType::Delta => {
-                for statement in select::delta(dataset) {
-                    cursor::read(self.reader, table, &statement, self.since, &frames).await?;
-                }
-                Ok(())
-            }
+            ExportType::Incremental => self.changes(&[select::incremental(dataset)], &frames).await,
+            ExportType::Delta => self.changes(&select::delta(dataset), &frames).await,
         }
+    }
+
+    async fn changes(self, statements: &[String], frames: &Frames) -> Result<(), Error> {
+        let since = cursor::Since { position: self.position, table_oid: self.table_oid };
+        for statement in statements {
+            cursor::read(self.reader, self.dataset.table, statement, &since, frames).await?;
+        }
+        Ok(())
     }
 }

@@ -5,10 +5,10 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::dataset::Dataset;
-use crate::job::{Exported, Failure, FileIdentity, Format, Job, JobId, Request, Status};
+use crate::job::{Exported, Failure, FileIdentity, Findings, Format, Job, JobId, Request, Status};
 use crate::store::queue::Lease;
 use crate::store::{CHANNEL, Error, Store, watermarks};
-use crate::watermark::Position;
+use crate::watermark::{Position, Standpoint};
 
 /// The columns of [`JobRow`], in every statement that returns one. A completed job whose file has no name yet is shown as it
 /// looks from outside: still processing.
@@ -18,6 +18,7 @@ macro_rules! job_columns {
          case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as status,
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
          case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
+         e.continuity, e.late_rows, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
          e.watermark_from, e.watermark_to, e.created_at, e.started_at,
          case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at"
     };
@@ -49,6 +50,11 @@ pub(crate) struct JobRow {
     sha256: Option<String>,
     error_code: Option<String>,
     error_detail: Option<String>,
+    continuity: Option<String>,
+    late_rows: Option<i64>,
+    open_transactions: Option<i32>,
+    oldest_transaction_seconds: Option<f64>,
+    table_rewritten: Option<bool>,
     watermark_from: Option<DateTime<Utc>>,
     watermark_to: Option<DateTime<Utc>>,
     created_at: DateTime<Utc>,
@@ -60,9 +66,10 @@ impl TryFrom<JobRow> for Job {
     type Error = Error;
 
     fn try_from(row: JobRow) -> Result<Job, Error> {
-        let error = row
-            .error_code
-            .map(|code| Ok::<_, Error>(Failure { code: code.parse()?, detail: row.error_detail.unwrap_or_default() }));
+        let continuity = row.continuity.map(|word| word.parse()).transpose()?;
+        let error = row.error_code.map(|code| {
+            Ok::<_, Error>(Failure { continuity, code: code.parse()?, detail: row.error_detail.unwrap_or_default() })
+        });
         Ok(Job {
             id: row.id.into(),
             // Ids are checked before they are stored; one that somebody else put there is no consumer of ours.
@@ -78,6 +85,13 @@ impl TryFrom<JobRow> for Job {
             sha256: row.sha256,
             attempt: row.attempt.unsigned_abs(),
             error: error.transpose()?,
+            findings: Findings {
+                continuity,
+                open_transactions: row.open_transactions.and_then(|n| n.try_into().ok()),
+                oldest_transaction_seconds: row.oldest_transaction_seconds,
+                table_rewritten: row.table_rewritten.unwrap_or(false),
+            },
+            late_rows: row.late_rows.unwrap_or(0).unsigned_abs(),
             watermark_from: row.watermark_from,
             watermark_to: row.watermark_to,
             created_at: row.created_at,
@@ -127,6 +141,17 @@ pub struct FilePlace {
     pub is_published: bool,
     /// Rows in it.
     pub rows: u64,
+}
+
+/// What an export found when it took its snapshot.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Where the consumer stood.
+    pub position: Position,
+    /// Where it will stand.
+    pub standpoint: Standpoint,
+    /// What was found beside it.
+    pub findings: Findings,
 }
 
 /// How a commit went. On all but `Done` the transaction must be rolled back.
@@ -355,29 +380,30 @@ impl Store {
 pub async fn commit(
     conn: &mut PgConnection,
     lease: &Lease,
-    position: &Position,
+    found: &Found,
     exported: &Exported,
 ) -> Result<Committed, Error> {
     for _ in 0..2 {
         sqlx::raw_sql("-- store.jobs.commit.savepoint\n savepoint writes").execute(&mut *conn).await?;
-        match commit_once(conn, lease, position, exported).await {
+        match commit_once(conn, lease, found, exported).await {
             Err(Error::InTheWay(_)) => {
                 sqlx::raw_sql("-- store.jobs.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
             }
             done => return done,
         }
     }
-    commit_once(conn, lease, position, exported).await
+    commit_once(conn, lease, found, exported).await
 }
 
 async fn commit_once(
     conn: &mut PgConnection,
     lease: &Lease,
-    position: &Position,
+    found: &Found,
     exported: &Exported,
 ) -> Result<Committed, Error> {
     let job = &lease.job;
     let file = &exported.file;
+    let Found { position, standpoint, findings } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
     let completed = sqlx::query(
         "-- store.jobs.commit
@@ -385,7 +411,8 @@ async fn commit_once(
          set status = 'completed', progress = 100, finished_at = clock_timestamp(),
              lease_token = null, lease_owner = null, lease_expires_at = null, error_code = null, error_detail = null,
              rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
-             watermark_from = $9, watermark_to = $10, store_id = $11
+             watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
+             continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16
          where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null",
     )
     .bind(job.id.as_uuid())
@@ -399,15 +426,23 @@ async fn commit_once(
     .bind(position.last_exported_at)
     .bind(watermark_to)
     .bind(file.store)
+    .bind(findings.continuity.map(|why| why.as_str()))
+    .bind(exported.late_rows as i64)
+    .bind(findings.open_transactions.map(|n| n as i32))
+    .bind(findings.oldest_transaction_seconds)
+    .bind(findings.table_rewritten)
     .execute(&mut *conn)
     .await?;
     if completed.rows_affected() == 0 {
         return Ok(Committed::NotOurs);
     }
-    let (Some(consumer), Some(to), true) = (&job.consumer, watermark_to, exported.rows > 0) else {
+    let Some(consumer) = &job.consumer else { return Ok(Committed::Done) };
+    if position.version.is_none() && exported.rows == 0 {
+        // No position yet: the next export starts from the beginning as well, and nothing was missed.
         return Ok(Committed::Done);
-    };
-    let moved = watermarks::advance(conn, consumer, &job.dataset, position, to).await?;
+    }
+    let step = watermarks::Step { export_type: job.export_type, position, standpoint, to: watermark_to };
+    let moved = watermarks::advance(conn, consumer, &job.dataset, &step).await?;
     Ok(if moved { Committed::Done } else { Committed::WatermarkChanged })
 }
 

@@ -155,7 +155,7 @@ impl Store {
              update exports e
              set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
                  lease_token = $1, lease_owner = $2, lease_expires_at = clock_timestamp() + make_interval(secs => $3),
-                 store_id = $4, started_at = coalesce(e.started_at, clock_timestamp())
+                 store_id = $4, purge_hold = pg_current_snapshot(), continuity = null, started_at = coalesce(e.started_at, clock_timestamp())
              where e.id = (
                select r.id from exports r
                where r.status = 'pending' and r.run_at <= clock_timestamp()
@@ -219,6 +219,7 @@ impl Store {
                  finished_at = case when held.next <> 'pending' then clock_timestamp() end,
                  run_at = case when $4 > 0 then clock_timestamp()
                    else clock_timestamp() + least(600, 2 * 3 ^ (e.attempt - 1)) * (0.8 + 0.4 * random()) * interval '1 second' end,
+                 purge_hold = null, continuity = $7,
                  error_code = case when held.next = 'cancelled' then null else coalesce($5, e.error_code) end,
                  error_detail = case when held.next = 'cancelled' then null else coalesce($6, e.error_detail) end
              from (
@@ -235,6 +236,7 @@ impl Store {
         .bind(refund)
         .bind(failure.map(|f| f.code.as_str()))
         .bind(failure.map(|f| f.detail.as_str()))
+        .bind(failure.and_then(|f| f.continuity).map(|why| why.as_str()))
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
@@ -253,7 +255,7 @@ impl Store {
             "-- store.queue.reap
              update exports e
              set status = lost.next, progress = 0, lease_token = null, lease_owner = null, lease_expires_at = null,
-                 run_at = clock_timestamp(),
+                 run_at = clock_timestamp(), purge_hold = null,
                  finished_at = case when lost.next <> 'pending' then clock_timestamp() end,
                  error_code = case lost.next when 'failed' then $1 end,
                  error_detail = case lost.next when 'failed' then 'its workers vanished, each of ' || e.attempt || ' attempts' end

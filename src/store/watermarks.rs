@@ -2,10 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
+use sqlx::postgres::types::Oid;
 
-use crate::job::ConsumerId;
+use crate::job::{ConsumerId, ExportType};
 use crate::store::{Error, Store};
-use crate::watermark::{Position, Watermark};
+use crate::watermark::{Position, Standpoint, Watermark};
 
 impl Store {
     /// A consumer's watermark, if it has one.
@@ -32,34 +33,74 @@ impl Store {
     }
 }
 
-/// Moves a watermark, if it still is what the export found when it began: version and time. False: it isn't.
+/// The step that an export takes.
+pub(crate) struct Step<'a> {
+    pub(crate) export_type: ExportType,
+    /// From here,
+    pub(crate) position: &'a Position,
+    /// to here.
+    pub(crate) standpoint: &'a Standpoint,
+    /// The time that people read; `None`: no exported row had one that could be.
+    pub(crate) to: Option<DateTime<Utc>>,
+}
+
+/// Moves a consumer's position, if it still is what the export found when it began: version and time. False: it isn't.
 pub(crate) async fn advance(
     conn: &mut PgConnection,
     consumer: &ConsumerId,
     dataset: &str,
-    position: &Position,
-    to: DateTime<Utc>,
+    step: &Step<'_>,
 ) -> Result<bool, Error> {
-    let moved = match position.version {
+    let Step { export_type, position, standpoint, to } = step;
+    // An incremental export delivers no deletions: those since its last delta or full stay due.
+    let deletions = match (export_type, &position.deletions) {
+        (ExportType::Incremental, Some(due)) => due,
+        _ => &standpoint.snapshot,
+    };
+    let statement = match position.version {
         None => sqlx::query(
             "-- store.watermarks.first
-             insert into watermarks (consumer_id, dataset, last_exported_at, updated_at, version)
-             values ($1, $2, $3, clock_timestamp(), 1)
+             insert into watermarks
+               (consumer_id, dataset, last_exported_at, snap_wm, updated_at, version, snap_live, snap_del, table_oid, relfilenode,
+                columns_hash, triggers_hash, partitions_hash, cluster_id, saved_at, saved_seq)
+             select $1, $2, $3, $3, clock_timestamp(), 1, $6::text::pg_snapshot, $7::text::pg_snapshot, $8, $9, $10, $11, $12, $13,
+               clock_timestamp(), log.seq
+             from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
+                     as seq) log
              on conflict (consumer_id, dataset) do nothing",
-        )
-        .bind(consumer.as_str())
-        .bind(dataset)
-        .bind(to),
-        Some(version) => sqlx::query(
+        ),
+        Some(_) => sqlx::query(
             "-- store.watermarks.advance
-             update watermarks set last_exported_at = $3, updated_at = clock_timestamp(), version = version + 1
+             update watermarks
+             set last_exported_at = $3, snap_wm = $3, version = version + 1,
+                 updated_at = case when last_exported_at is distinct from $3 then clock_timestamp() else updated_at end,
+                 snap_live = $6::text::pg_snapshot,
+                 -- Deletions that were given up are due until a full export has made up for them.
+                 snap_del = case when log_lost is null or $14 = 'full' then $7::text::pg_snapshot end,
+                 log_lost = case when $14 <> 'full' then log_lost end,
+                 table_oid = $8, relfilenode = $9, columns_hash = $10, triggers_hash = $11, partitions_hash = $12,
+                 cluster_id = $13, saved_at = clock_timestamp(),
+                 saved_seq = coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
              where consumer_id = $1 and dataset = $2 and version = $4 and last_exported_at is not distinct from $5",
-        )
+        ),
+    };
+    let table = &standpoint.table;
+    let moved = statement
         .bind(consumer.as_str())
         .bind(dataset)
         .bind(to)
-        .bind(version)
-        .bind(position.last_exported_at),
-    };
-    Ok(moved.execute(conn).await?.rows_affected() == 1)
+        .bind(position.version)
+        .bind(position.last_exported_at)
+        .bind(&standpoint.snapshot)
+        .bind(deletions)
+        .bind(Oid(table.table_oid))
+        .bind(table.relfilenode.map(Oid))
+        .bind(&table.columns_hash)
+        .bind(&table.triggers_hash)
+        .bind(&table.partitions_hash)
+        .bind(table.cluster_id)
+        .bind(export_type.as_str())
+        .execute(conn)
+        .await?;
+    Ok(moved.rows_affected() == 1)
 }

@@ -8,12 +8,16 @@ use uuid::Uuid;
 
 use crate::job::{FailureCode, Status};
 use crate::sink::Published;
+use crate::source::capture::PURGE_ROWS;
 use crate::store::Hint;
 use crate::store::jobs::FilePlace;
 use crate::worker::{Error, Worker, chain, heartbeat};
 
 /// Reading the whole folder costs more than the rest of a round, and what a crash left there is in nobody's way.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// The log grows slowly beside what a purge takes away, and a statement in ten seconds is nothing.
+const PURGE_EVERY: Duration = Duration::from_secs(10);
 
 /// Passes hints on, until `shutdown`. Without a connection it tries again; the workers poll meanwhile.
 pub(crate) async fn listen(worker: Worker, shutdown: CancellationToken) {
@@ -52,6 +56,21 @@ pub(crate) async fn run(worker: Worker, shutdown: CancellationToken) {
         }
     };
     tokio::select! { () = shutdown.cancelled() => {}, () = rounds => {} }
+}
+
+/// Purges the change log until `shutdown`.
+pub(crate) async fn purge(worker: Worker, shutdown: CancellationToken) {
+    let purging = async {
+        loop {
+            match worker.source.purge(&worker.settings.log_caps).await {
+                Ok(rows) if rows >= PURGE_ROWS => continue,
+                Ok(_) => {}
+                Err(error) => tracing::warn!(event = "purge_failed", error = chain(&error)),
+            }
+            tokio::time::sleep(PURGE_EVERY).await;
+        }
+    };
+    tokio::select! { () = shutdown.cancelled() => {}, () = purging => {} }
 }
 
 async fn round(worker: &Worker, swept: &mut Option<Instant>) -> Result<(), Error> {

@@ -110,7 +110,7 @@ async fn a_file_that_has_the_name_stays_and_the_export_takes_the_next() {
 async fn a_table_that_is_gone_or_not_ours_is_missing() {
     let database = Database::new().await;
     let service = Start::on(&database).service().await;
-    for change in ["delete from cdc_export.owned where table_name = 'users'", "drop table users"] {
+    for change in ["delete from cdc_export.tracked", "drop table users"] {
         database.run(change).await;
         let job = service.ended(&service.submit("full", "a").await).await;
         assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{change}");
@@ -131,6 +131,7 @@ async fn a_role_that_may_not_see_every_row_exports_none() {
             "create role {role} login password 'secret-of-the-role';
              grant usage, create on schema public, cdc_export to {role};
              grant all on all tables in schema public, cdc_export to {role};
+             grant usage on all sequences in schema public, cdc_export to {role};
              revoke all on users from {role}"
         ))
         .await;

@@ -5,7 +5,9 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use cdc_export::dataset::USERS;
 use cdc_export::postgres::{self, embedded};
+use cdc_export::source::capture;
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
@@ -71,7 +73,12 @@ async fn server() -> &'static PgConnectOptions {
             let name = template();
             let _ = admin.execute(AssertSqlSafe(format!("drop database if exists {name}"))).await;
             admin.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
-            postgres::migrate(&options.clone().database(&name).into()).await.unwrap();
+            let template: postgres::Database = options.clone().database(&name).into();
+            postgres::migrate(&template).await.unwrap();
+            let pool = template.pool(1);
+            capture::restore(&pool, &USERS).await.unwrap();
+            // A database can't be cloned while somebody is connected to it.
+            pool.close().await;
             options
         })
         .await

@@ -311,6 +311,7 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
         "attempt",
         "bytesWritten",
         "consumerId",
+        "continuity",
         "createdAt",
         "dataset",
         "durationSeconds",
@@ -319,12 +320,16 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
         "finishedAt",
         "format",
         "jobId",
+        "lateRows",
+        "oldestTransactionSeconds",
+        "openTransactions",
         "outputFilename",
         "progress",
         "rowsExported",
         "sha256",
         "startedAt",
         "status",
+        "tableRewritten",
         "watermarkFrom",
         "watermarkTo",
     ];
@@ -370,7 +375,7 @@ async fn a_user_is_soft_deleted_once() {
 async fn somebodys_users_are_neither_deleted_nor_exported() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    database.run("delete from cdc_export.owned where table_name = 'users'").await;
+    database.run("delete from cdc_export.owned where table_name = 'users'; delete from cdc_export.tracked").await;
     let service = Start::on(&database).service().await;
     call(&service, "DELETE", "/users/3", &[]).await.problem(404, "not_found");
     assert_eq!(database.one::<i64>("select count(*) from users where is_deleted").await, 0);

@@ -1,6 +1,8 @@
 //! The tests of the whole: HTTP or command line in, files and rows out, on a real Postgres.
 
 #[cfg(test)]
+mod capture;
+#[cfg(test)]
 mod crashes;
 #[cfg(test)]
 mod demo;

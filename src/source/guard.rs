@@ -1,0 +1,51 @@
+//! The guard of continuity: whether what changed since a consumer's position can be told exactly, and if not, why.
+//!
+//! Two pieces of SQL that every statement about a position shares. They speak of `t`, the table's row of `pg_class`, `n`, its
+//! schema's, `c`, the row of `pg_control_system()`, and `w`, the consumer's row of `watermarks`, all null where it has none.
+
+/// As a lateral subquery: what there is to compare a position with.
+macro_rules! here {
+    () => {
+        concat!(
+            "(select pg_current_snapshot() as snapshot, pg_relation_filenode(t.oid) as relfilenode,
+               exists (select from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname) as tracked, ",
+            $crate::source::capture::captured!(),
+            " as captured,
+               (select md5(string_agg(format('%s %s %s', a.attname, a.atttypid, a.atttypmod), ',' order by a.attnum))
+                from pg_attribute a where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped) as columns_hash,
+               -- DISABLE and ENABLE leave a trigger's oid and change its row's xmin; a new trigger has another oid.
+               (select md5(string_agg(format('%s %s', x.oid, x.xmin), ',' order by x.oid))
+                from pg_trigger x where x.tgname like 'cdc\\_export\\_%'
+                  and (x.tgrelid = t.oid or x.tgrelid in (select relid from pg_partition_tree(t.oid)))) as triggers_hash,
+               (select md5(string_agg(p.relid::oid::text, ',' order by p.relid::oid))
+                from pg_partition_tree(t.oid) p where t.relkind = 'p') as partitions_hash)"
+        )
+    };
+}
+pub(crate) use here;
+
+/// The word for what stands between, `first` where there is no position yet, null where nothing does. The order is that of
+/// precedence. With `here` being the other piece.
+macro_rules! continuity {
+    () => {
+        "case
+           when w.consumer_id is null then 'first'
+           when w.log_lost = 'A' then 'log_expired'
+           when w.snap_live is null then 'no_snapshot'
+           when w.last_exported_at > w.snap_wm or w.snap_wm is null and w.last_exported_at is not null then 'watermark_edited'
+           when w.table_oid is distinct from t.oid then 'table_recreated'
+           when w.cluster_id is distinct from c.system_identifier then 'other_cluster'
+           when pg_snapshot_xmax(w.snap_live) > pg_snapshot_xmax(here.snapshot) then 'xid_went_back'
+           when not here.captured then 'trigger_missing'
+           when w.partitions_hash is distinct from here.partitions_hash then 'partitions_changed'
+           when w.triggers_hash is distinct from here.triggers_hash then 'trigger_changed'
+           when w.log_lost = 'D' then 'deletes_expired'
+           when exists (
+             select from cdc_export.change_log l
+             where l.tbl = t.oid and l.op = 'T' and l.xid >= pg_snapshot_xmin(w.snap_del)
+               and not pg_visible_in_snapshot(l.xid, w.snap_del)) then 'truncated'
+           when w.last_exported_at < w.snap_wm or w.last_exported_at is null and w.snap_wm is not null then 'rewound'
+         end"
+    };
+}
+pub(crate) use continuity;
