@@ -43,3 +43,6 @@ alter table exports
   add column open_transactions integer,
   add column oldest_transaction_seconds double precision,
   add column table_rewritten boolean;
+
+create index exports_newest on exports (created_at desc, id desc);
+create index exports_newest_of on exports (consumer_id, created_at desc, id desc);

@@ -50,7 +50,7 @@ values
     ('👩‍🚀 Ripley 🐈', 'emoji@example.com', now(), now()),
     (U&'\FEFFbyte order mark', 'bom@example.com', now(), now()),
     (repeat('long ', 51), 'long@example.com', now(), now()),
-    ('Made long ago', 'past@example.com', '0001-01-01 00:00:00+00', now())
+    ('Far in the past', 'past@example.com', '0001-01-01 00:00:00+00', '1969-12-31 23:59:59.999999+00')
 on conflict (email) do update
 set name = excluded.name, updated_at = now(), is_deleted = false;
 

@@ -31,13 +31,28 @@ where id in (
     select id from users where not is_deleted and created_at < now() order by random() limit 20
 );
 
+-- One is corrected by somebody who forgets updated_at: sent all the same.
+update users
+set name = left(name, 240) || ' (corrected)'
+where id in (
+    select id from users where not is_deleted and updated_at < now() order by random() limit 1
+);
+
 -- Five are soft deleted: DELETE in a delta, absent from an incremental export.
 update users
 set is_deleted = true, updated_at = now()
 where id in (
     select id from users
-    where not is_deleted and updated_at < now()
+    where not is_deleted and updated_at < now() and name not like '%(corrected)'
     order by random() limit 5
+);
+
+-- One is gone altogether: DELETE too.
+delete from users
+where id in (
+    select id from users
+    where not is_deleted and updated_at < now() and name not like '%(corrected)'
+    order by random() limit 1
 );
 
 commit;

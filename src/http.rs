@@ -3,9 +3,11 @@
 //! Knows `service` and the nouns; `problem` has the only status codes of errors. No SQL, no files, no environment.
 
 mod access;
+mod consumers;
 mod exports;
 mod input;
 mod ops;
+mod pages;
 mod problem;
 mod users;
 mod watermarks;
@@ -66,12 +68,13 @@ pub fn router(service: Service, access: Access) -> Router {
         .route("/health", get(ops::health))
         .route("/health/live", get(ops::live))
         .route("/health/ready", get(ops::ready))
-        .route("/exports", post(exports::create))
+        .route("/exports", post(exports::create).get(exports::list))
         .route("/exports/full", post(exports::full))
         .route("/exports/incremental", post(exports::incremental))
         .route("/exports/delta", post(exports::delta))
         .route("/export/{consumer_id}", post(exports::incremental_of))
-        .route("/exports/watermark", get(watermarks::get))
+        .route("/exports/watermark", get(watermarks::get).put(watermarks::put).delete(watermarks::delete))
+        .route("/consumers", get(consumers::list))
         .route("/exports/{job_id}", get(exports::get))
         .route("/exports/{job_id}/cancel", post(exports::cancel))
         .route("/exports/{job_id}/download", get(exports::download))

@@ -248,6 +248,14 @@ words! {
 }
 
 impl Continuity {
+    /// The guard's word. It has one more, `first`, for a consumer without a position, for which nothing can be amiss.
+    ///
+    /// # Errors
+    /// If the word is not known.
+    pub fn of_guard(word: Option<&str>) -> Result<Option<Continuity>, UnknownWord> {
+        word.filter(|word| *word != "first").map(str::parse).transpose()
+    }
+
     /// Whether an export of this type is exact all the same. A full one always is.
     pub fn allows(self, export_type: ExportType) -> bool {
         use Continuity::{DeletesExpired, NoSnapshot, Rewound, Truncated, WatermarkEdited};
@@ -382,6 +390,21 @@ pub struct Failure {
     pub code: FailureCode,
     /// The sentence.
     pub detail: String,
+}
+
+/// Which jobs to list. What is `None` lets everything through.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Of this consumer.
+    pub consumer: Option<ConsumerId>,
+    /// Of this dataset.
+    pub dataset: Option<String>,
+    /// Of this type.
+    pub export_type: Option<ExportType>,
+    /// That stand so, as clients see it.
+    pub status: Option<Status>,
+    /// Older than the job that was made at this time and has this id.
+    pub before: Option<(DateTime<Utc>, JobId)>,
 }
 
 /// How far a running export is. The pipeline writes it, the heartbeat reads it.

@@ -157,7 +157,12 @@ async fn serve_on(
     let source = Source::new(database.options().clone(), control.clone());
     let worker = Worker::new(config.worker.clone(), Store::new(control.clone()), source, Arc::clone(&folder));
     worker.announce().await;
-    let service = Service::new(Store::new(api_pool), folder, config.max_attempts);
+    let service = Service::new(
+        Store::new(api_pool.clone()),
+        Source::new(database.options().clone(), api_pool),
+        folder,
+        config.max_attempts,
+    );
     let router = http::router(service, config.http.access);
 
     let address = listener.local_addr()?;

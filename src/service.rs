@@ -7,18 +7,22 @@ use std::io::SeekFrom;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::dataset::USERS;
-use crate::job::{ConsumerId, Job, JobId, Request, Status};
+use crate::job::{ConsumerId, Filter, Job, JobId, Request, Status};
 use crate::sink::{self, Folder};
+use crate::source::{self, snapshot::Source};
 use crate::store::{
     self, Store,
     jobs::{Cancelled, FilePlace},
     users::User,
+    watermarks::Written,
 };
-use crate::watermark::Watermark;
+use crate::watermark::{Standing, Watermark};
 
 /// An export needs room for more than its name.
 const LEAST_ROOM_BYTES: u64 = 16 << 20;
@@ -32,6 +36,9 @@ pub enum Error {
     /// Postgres refused what the service wants: a defect, or a schema that somebody changed.
     #[error("the database refused a statement")]
     Database(#[source] store::Error),
+    /// The table didn't answer in time, or is gone, or may not be read.
+    #[error("the table can't be read now")]
+    Table(Option<source::Error>),
     /// No room on the output folder's disk.
     #[error("the output folder has no room left")]
     OutputFull(#[source] sink::Error),
@@ -119,15 +126,18 @@ impl OpenFile {
     }
 }
 
-/// A client gets an answer, if only that there is none.
+/// A client gets an answer within this time, if only that there is none.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 async fn within<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
-    Ok(store::within(Duration::from_secs(5), call).await?)
+    Ok(store::within(PATIENCE, call).await?)
 }
 
 /// What clients may do.
 #[derive(Clone, Debug)]
 pub struct Service {
     store: Store,
+    source: Source,
     folder: Arc<Folder>,
     max_attempts: u32,
     /// One look at the folder at a time: a network file system may hang, and each look would keep a thread.
@@ -136,8 +146,8 @@ pub struct Service {
 
 impl Service {
     /// Jobs submitted here may be tried `max_attempts` times.
-    pub fn new(store: Store, folder: Arc<Folder>, max_attempts: u32) -> Service {
-        Service { store, folder, max_attempts, looking: Arc::default() }
+    pub fn new(store: Store, source: Source, folder: Arc<Folder>, max_attempts: u32) -> Service {
+        Service { store, source, folder, max_attempts, looking: Arc::default() }
     }
 
     /// Takes a job on. It will be done, whatever happens to this process.
@@ -198,6 +208,71 @@ impl Service {
     /// If it has no watermark.
     pub async fn watermark(&self, consumer: &ConsumerId) -> Result<Watermark, Error> {
         within(self.store.watermark(consumer, USERS.name)).await?.ok_or(Error::NoWatermark)
+    }
+
+    /// A job, once it has ended or `patience` has passed.
+    ///
+    /// # Errors
+    /// If there is none of this id.
+    pub async fn ended_job(&self, id: JobId, patience: Duration) -> Result<Job, Error> {
+        let deadline = Instant::now() + patience;
+        let mut pause = Duration::from_millis(10);
+        loop {
+            let job = self.job(id).await?;
+            if job.status.is_terminal() || Instant::now() >= deadline {
+                return Ok(job);
+            }
+            tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// Jobs that a filter lets through, newest first.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
+        within(self.store.jobs(filter, limit)).await
+    }
+
+    /// The consumers after `after` in the order of their ids, each with its last job.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn consumers(&self, after: Option<&str>, limit: u32) -> Result<Vec<(Standing, Option<Job>)>, Error> {
+        let standings = tokio::time::timeout(PATIENCE, self.source.standings(&USERS, after, limit)).await;
+        let standings = standings.map_err(|_| Error::Table(None))?.map_err(|error| Error::Table(Some(error)))?;
+        let ids: Vec<&str> = standings.iter().map(|standing| standing.consumer.as_str()).collect();
+        let mut jobs = within(self.store.last_jobs(&ids, &USERS)).await?;
+        let with_job = |standing: Standing| {
+            let at = jobs.iter().position(|job| job.consumer.as_ref() == Some(&standing.consumer));
+            let job = at.map(|at| jobs.swap_remove(at));
+            (standing, job)
+        };
+        Ok(standings.into_iter().map(with_job).collect())
+    }
+
+    /// Sets a consumer's watermark by hand.
+    ///
+    /// # Errors
+    /// If an export of that consumer is being committed.
+    pub async fn set_watermark(&self, consumer: ConsumerId, time: DateTime<Utc>) -> Result<Watermark, Error> {
+        let watermark = Watermark { consumer, dataset: USERS.name.to_owned(), last_exported_at: time };
+        match within(self.store.set_watermark(&watermark)).await? {
+            Written::Done => Ok(watermark),
+            Written::Committing => Err(Error::Committing),
+        }
+    }
+
+    /// Forgets a consumer's watermark, if it has one.
+    ///
+    /// # Errors
+    /// If an export of that consumer is being committed.
+    pub async fn forget_watermark(&self, consumer: &ConsumerId) -> Result<(), Error> {
+        match within(self.store.forget_watermark(consumer, USERS.name)).await? {
+            Written::Done => Ok(()),
+            Written::Committing => Err(Error::Committing),
+        }
     }
 
     /// Marks a user of the demo table as deleted.

@@ -9,6 +9,7 @@ mod cursor;
 mod guard;
 mod select;
 pub mod snapshot;
+mod standing;
 
 use std::time::Duration;
 

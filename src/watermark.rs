@@ -4,7 +4,7 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::job::ConsumerId;
+use crate::job::{ConsumerId, Continuity};
 
 /// What a consumer may know of its place: everything up to this time it has, by the stated rule.
 #[derive(Clone, Debug)]
@@ -15,6 +15,22 @@ pub struct Watermark {
     pub dataset: String,
     /// The latest finite `updated_at` that was exported, or a time that somebody set by hand.
     pub last_exported_at: DateTime<Utc>,
+}
+
+/// So many waiting rows are counted, and no more.
+pub const COUNTED_ROWS: u64 = 10_000;
+
+/// Where a consumer stands in a dataset, seen from the table.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Who.
+    pub consumer: ConsumerId,
+    /// Its watermark, if it has one.
+    pub last_exported_at: Option<DateTime<Utc>>,
+    /// Rows that changed since its last export; `None`: more than [`COUNTED_ROWS`].
+    pub rows_waiting: Option<u64>,
+    /// What stands between its last export and the next.
+    pub continuity: Option<Continuity>,
 }
 
 /// What an export saw of its consumer's place when it began, and must find unchanged when it commits.

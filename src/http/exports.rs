@@ -1,19 +1,28 @@
 //! `/exports`: ask for one, look at it, cancel it, fetch its file.
 
+use std::fmt::Display;
+use std::str::FromStr;
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio_util::io::ReaderStream;
+use uuid::Uuid;
 
 use crate::http::input::{self, Consumer, MaybeConsumer, Members, PathConsumer};
+use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
-use crate::job::{ConsumerId, ExportType, Format, Job, Request};
+use crate::job::{ConsumerId, ExportType, Filter, Format, Job, JobId, Request};
 use crate::service::Service;
+
+/// A client waits for a job's end this long at most.
+const MOST_SECONDS: u64 = 60;
 
 /// `POST /exports`: a consumer's export of any type, or, without a consumer, an ad-hoc full one.
 pub(crate) async fn create(
@@ -87,9 +96,71 @@ async fn submit(
     Ok((StatusCode::ACCEPTED, location, Json(answer)).into_response())
 }
 
-/// `GET /exports/{jobId}`
-pub(crate) async fn get(State(service): State<Service>, input::Job(id): input::Job) -> Result<Json<JobBody>, Problem> {
-    Ok(Json(service.job(id).await?.into()))
+/// The query of `/exports/{jobId}`.
+#[derive(Deserialize)]
+pub(crate) struct Patience {
+    wait: Option<String>,
+}
+
+/// `GET /exports/{jobId}`; with `wait`, once the job has ended, or after that many seconds.
+pub(crate) async fn get(
+    State(service): State<Service>,
+    input::Job(id): input::Job,
+    Query(Patience { wait }): Query<Patience>,
+) -> Result<Json<JobBody>, Problem> {
+    let job = match wait.map(|seconds| seconds.parse::<u64>()) {
+        None => service.job(id).await?,
+        Some(Ok(seconds)) => service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS))).await?,
+        Some(Err(_)) => {
+            let detail = format!("wait: a number of seconds up to {MOST_SECONDS} is expected");
+            return Err(Problem::bad_input("parameter_invalid", "wait", detail));
+        }
+    };
+    Ok(Json(job.into()))
+}
+
+/// The query of `/exports`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Listed {
+    consumer: Option<String>,
+    status: Option<String>,
+    export_type: Option<String>,
+    dataset: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+/// `GET /exports`: jobs, newest first.
+pub(crate) async fn list(
+    State(service): State<Service>,
+    Query(listed): Query<Listed>,
+) -> Result<Json<Page<JobBody>>, Problem> {
+    let limit = pages::limit(listed.limit.as_deref())?;
+    let filter = Filter {
+        consumer: word("consumer", listed.consumer)?,
+        dataset: listed.dataset,
+        export_type: word("exportType", listed.export_type)?,
+        status: word("status", listed.status)?,
+        before: listed.cursor.map(|cursor| read_cursor(&cursor).ok_or_else(pages::bad_cursor)).transpose()?,
+    };
+    let jobs = service.jobs(&filter, limit + 1).await?;
+    Ok(Json(Page::new(jobs, limit, cursor_of, JobBody::from)))
+}
+
+fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<String>) -> Result<Option<T>, Problem> {
+    let bad = |why: T::Err| Problem::bad_input("parameter_invalid", name, format!("{name}: {why}"));
+    text.map(|text| text.parse().map_err(bad)).transpose()
+}
+
+/// A cursor is its job's time and id.
+fn cursor_of(job: &Job) -> String {
+    format!("{}_{}", job.created_at.timestamp_micros(), job.id)
+}
+
+fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
+    let (micros, id) = cursor.split_once('_')?;
+    Some((DateTime::from_timestamp_micros(micros.parse().ok()?)?, id.parse::<Uuid>().ok()?.into()))
 }
 
 /// `POST /exports/{jobId}/cancel`

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
+use chrono::{DateTime, Datelike, Utc};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -143,6 +144,17 @@ impl Members {
         let parsed =
             word.parse().map_err(|why| Problem::bad_input("member_invalid", name, format!("{name}: {why}")))?;
         Ok(Some(parsed))
+    }
+
+    /// Takes a member that is a time, RFC 3339.
+    pub(crate) fn take_time(&mut self, name: &str) -> Result<DateTime<Utc>, Problem> {
+        let time = match self.0.remove(name) {
+            Some(Value::String(time)) => DateTime::parse_from_rfc3339(&time).ok(),
+            _ => None,
+        };
+        // Postgres has no year 0; this type has.
+        let time = time.map(DateTime::<Utc>::from).filter(|time| time.year() > 0);
+        time.ok_or_else(|| Problem::bad_input("member_invalid", name, format!("{name}: an RFC 3339 time is expected")))
     }
 
     /// Refuses every member that nobody has taken.

@@ -135,6 +135,10 @@ impl From<service::Error> for Problem {
                 tracing::error!(event = "request_failed", error = %cause, cause = cause.source());
                 Problem::internal()
             }
+            Error::Table(cause) => {
+                tracing::error!(event = "table_unreadable", error = cause.as_ref().map(tracing::field::display));
+                Problem::unavailable("table_unreadable", detail)
+            }
             Error::OutputFull(_) => Problem::unavailable("storage_full", detail),
             Error::OutputReadOnly(_) => Problem::unavailable("storage_readonly", detail),
             Error::OutputMissing(_) => Problem::unavailable("output_missing", detail),

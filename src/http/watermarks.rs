@@ -2,13 +2,15 @@
 
 use axum::Json;
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::USERS;
 use crate::http::exports::rfc3339;
-use crate::http::input::Consumer;
+use crate::http::input::{Consumer, Members};
 use crate::http::problem::Problem;
 use crate::service::Service;
+use crate::watermark::Watermark;
 
 /// A watermark as JSON.
 #[derive(Serialize)]
@@ -31,13 +33,47 @@ pub(crate) async fn get(
     Consumer(consumer): Consumer,
     Query(Of { dataset }): Query<Of>,
 ) -> Result<Json<WatermarkBody>, Problem> {
-    if dataset.is_some_and(|name| name != USERS.name) {
-        return Err(Problem::not_found("there is no dataset of this name"));
+    check(dataset)?;
+    Ok(Json(service.watermark(&consumer).await?.into()))
+}
+
+/// `PUT /exports/watermark`: sets it by hand.
+pub(crate) async fn put(
+    State(service): State<Service>,
+    Consumer(consumer): Consumer,
+    Query(Of { dataset }): Query<Of>,
+    mut members: Members,
+) -> Result<Json<WatermarkBody>, Problem> {
+    check(dataset)?;
+    let time = members.take_time("lastExportedAt")?;
+    members.refuse_others()?;
+    Ok(Json(service.set_watermark(consumer, time).await?.into()))
+}
+
+/// `DELETE /exports/watermark`: forgets it.
+pub(crate) async fn delete(
+    State(service): State<Service>,
+    Consumer(consumer): Consumer,
+    Query(Of { dataset }): Query<Of>,
+) -> Result<StatusCode, Problem> {
+    check(dataset)?;
+    service.forget_watermark(&consumer).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn check(dataset: Option<String>) -> Result<(), Problem> {
+    match dataset {
+        Some(name) if name != USERS.name => Err(Problem::not_found("there is no dataset of this name")),
+        _ => Ok(()),
     }
-    let watermark = service.watermark(&consumer).await?;
-    Ok(Json(WatermarkBody {
-        consumer_id: watermark.consumer.to_string(),
-        last_exported_at: rfc3339(watermark.last_exported_at),
-        dataset: watermark.dataset,
-    }))
+}
+
+impl From<Watermark> for WatermarkBody {
+    fn from(watermark: Watermark) -> WatermarkBody {
+        WatermarkBody {
+            consumer_id: watermark.consumer.to_string(),
+            last_exported_at: rfc3339(watermark.last_exported_at),
+            dataset: watermark.dataset,
+        }
+    }
 }

@@ -28,6 +28,11 @@ impl Source {
         Source { options, pool }
     }
 
+    /// For what is no export.
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
     /// Removes what everybody has seen from the change log; see [`capture::purge`].
     ///
     /// # Errors
@@ -229,8 +234,8 @@ struct Opened {
 
 impl Opened {
     fn continuity(&self) -> Result<Option<Continuity>, Error> {
-        let word = self.continuity.as_deref().filter(|word| *word != "first");
-        word.map(|word| word.parse().map_err(|_| Error::Protocol("a word of continuity that nobody knows"))).transpose()
+        Continuity::of_guard(self.continuity.as_deref())
+            .map_err(|_| Error::Protocol("a word of continuity that nobody knows"))
     }
 
     fn position(&self, continuity: Option<Continuity>) -> Position {

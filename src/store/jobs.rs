@@ -5,7 +5,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::dataset::Dataset;
-use crate::job::{Exported, Failure, FileIdentity, Findings, Format, Job, JobId, Request, Status};
+use crate::job::{Exported, Failure, FileIdentity, Filter, Findings, Format, Job, JobId, Request, Status};
 use crate::store::queue::Lease;
 use crate::store::{CHANNEL, Error, Store, watermarks};
 use crate::watermark::{Position, Standpoint};
@@ -228,6 +228,58 @@ impl Store {
                 .await?;
         conn.give_back();
         row.map(Job::try_from).transpose()
+    }
+
+    /// Jobs that a filter lets through, newest first, `limit` of them at most.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
+        let mut conn = self.connection().await?;
+        let rows: Vec<JobRow> = sqlx::query_as(concat!(
+            "-- store.jobs.list
+             select * from (select ",
+            job_columns!(),
+            " from exports e
+              where ($1::text is null or e.consumer_id = $1) and ($2::text is null or e.dataset = $2)
+                and ($3::text is null or e.export_type = $3)
+                and ($4::timestamptz is null or (e.created_at, e.id) < ($4, $5))
+              order by e.created_at desc, e.id desc) e
+             where $6::text is null or e.status = $6
+             limit $7"
+        ))
+        .bind(filter.consumer.as_ref().map(|c| c.as_str()))
+        .bind(&filter.dataset)
+        .bind(filter.export_type.map(|t| t.as_str()))
+        .bind(filter.before.map(|(created_at, _)| created_at))
+        .bind(filter.before.map(|(_, id)| id.as_uuid()))
+        .bind(filter.status.map(|s| s.as_str()))
+        .bind(i64::from(limit))
+        .fetch_all(conn.get())
+        .await?;
+        conn.give_back();
+        rows.into_iter().map(Job::try_from).collect()
+    }
+
+    /// The last job of each of these consumers that has one.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn last_jobs(&self, consumers: &[&str], dataset: &Dataset) -> Result<Vec<Job>, Error> {
+        let mut conn = self.connection().await?;
+        let rows: Vec<JobRow> = sqlx::query_as(concat!(
+            "-- store.jobs.last
+             select e.* from unnest($1::text[]) as c (id)
+             cross join lateral (select ",
+            job_columns!(),
+            " from exports e where e.consumer_id = c.id and e.dataset = $2 order by e.lane_seq desc limit 1) e"
+        ))
+        .bind(consumers)
+        .bind(dataset.name)
+        .fetch_all(conn.get())
+        .await?;
+        conn.give_back();
+        rows.into_iter().map(Job::try_from).collect()
     }
 
     /// Cancels a pending job, asks the worker of a processing one to stop.

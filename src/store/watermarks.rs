@@ -1,8 +1,10 @@
 //! Watermarks: read for clients, moved by the commit of an export.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::postgres::PgArguments;
 use sqlx::postgres::types::Oid;
+use sqlx::query::Query;
+use sqlx::{Connection, PgConnection, Postgres};
 
 use crate::job::{ConsumerId, ExportType};
 use crate::store::{Error, Store};
@@ -30,6 +32,60 @@ impl Store {
             dataset: dataset.to_owned(),
             last_exported_at,
         }))
+    }
+}
+
+/// How a watermark was set by hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is.
+    Done,
+    /// It isn't: an export of that consumer is being committed.
+    Committing,
+}
+
+impl Store {
+    /// Sets a consumer's watermark by hand. An export of it that runs is done again from there.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn set_watermark(&self, watermark: &Watermark) -> Result<Written, Error> {
+        let statement = sqlx::query(
+            "-- store.watermarks.set
+             insert into watermarks (consumer_id, dataset, last_exported_at, updated_at) values ($1, $2, $3, clock_timestamp())
+             on conflict (consumer_id, dataset) do update
+             set last_exported_at = excluded.last_exported_at, updated_at = excluded.updated_at",
+        );
+        let statement = statement.bind(watermark.consumer.as_str()).bind(&watermark.dataset);
+        self.write_by_hand(statement.bind(watermark.last_exported_at)).await
+    }
+
+    /// Forgets a consumer's watermark, if it has one. Its next export starts from the beginning.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn forget_watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<Written, Error> {
+        let statement = sqlx::query(
+            "-- store.watermarks.forget
+             delete from watermarks where consumer_id = $1 and dataset = $2",
+        );
+        self.write_by_hand(statement.bind(consumer.as_str()).bind(dataset)).await
+    }
+
+    async fn write_by_hand(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<Written, Error> {
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
+        // The commit of an export holds the row's lock, and would be undone by a change under it.
+        sqlx::query("-- store.watermarks.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
+        match statement.execute(&mut *tx).await.map_err(Error::from) {
+            Ok(_) => {
+                tx.commit().await?;
+                conn.give_back();
+                Ok(Written::Done)
+            }
+            Err(Error::InTheWay(_)) => Ok(Written::Committing),
+            Err(error) => Err(error),
+        }
     }
 }
 

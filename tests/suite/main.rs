@@ -21,4 +21,6 @@ mod http;
 #[cfg(test)]
 mod jobs;
 #[cfg(test)]
+mod lists;
+#[cfg(test)]
 mod startup;

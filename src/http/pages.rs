@@ -1,0 +1,42 @@
+//! Lists in pages: `limit` rows, and a cursor that says where the next page begins. A cursor names the last row of its page, so
+//! that rows which come or go meanwhile neither repeat others nor hide them.
+
+use serde::Serialize;
+
+use crate::http::problem::Problem;
+
+/// Rows of a page, if the client doesn't say.
+const DEFAULT_ROWS: u32 = 50;
+/// Rows of a page at most.
+const MOST_ROWS: u32 = 200;
+
+/// Reads `limit`.
+pub(crate) fn limit(text: Option<&str>) -> Result<u32, Problem> {
+    let Some(text) = text else { return Ok(DEFAULT_ROWS) };
+    let limit = text.parse().ok().filter(|limit| (1..=MOST_ROWS).contains(limit));
+    limit.ok_or_else(|| {
+        Problem::bad_input("parameter_invalid", "limit", format!("limit: a number from 1 to {MOST_ROWS} is expected"))
+    })
+}
+
+/// A page as JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Page<T> {
+    items: Vec<T>,
+    next_cursor: Option<String>,
+}
+
+impl<T> Page<T> {
+    /// A page of `limit` rows out of `rows`, which are one more if there is a next page. `cursor` names a row.
+    pub(crate) fn new<R>(rows: Vec<R>, limit: u32, cursor: impl Fn(&R) -> String, body: impl Fn(R) -> T) -> Page<T> {
+        let limit = limit as usize;
+        let next_cursor = (rows.len() > limit).then(|| cursor(&rows[limit - 1]));
+        Page { items: rows.into_iter().take(limit).map(body).collect(), next_cursor }
+    }
+}
+
+/// A cursor that can't be read.
+pub(crate) fn bad_cursor() -> Problem {
+    Problem::bad_input("parameter_invalid", "cursor", "cursor: not one that a page gave")
+}

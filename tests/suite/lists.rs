@@ -1,0 +1,208 @@
+//! Lists and hands on watermarks: what an operator looks at and sets.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Database, Service, Start};
+
+async fn get(service: &Service, path: &str) -> Value {
+    let answer = service.call("GET", path, &[]).await;
+    assert_eq!(answer.status(), 200, "{path}");
+    answer.json().await.unwrap()
+}
+
+async fn refused(service: &Service, path: &str) -> String {
+    let answer = service.call("GET", path, &[]).await;
+    assert_eq!(answer.status(), 400, "{path}");
+    answer.json::<Value>().await.unwrap()["field"].as_str().unwrap().to_owned()
+}
+
+/// All items of a list, page by page.
+async fn pages(service: &Service, path: &str, limit: usize) -> Vec<Value> {
+    let (mut items, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page =
+            get(service, &format!("{path}{}limit={limit}{cursor}", if path.contains('?') { '&' } else { '?' })).await;
+        let rows = page["items"].as_array().unwrap();
+        items.extend(rows.iter().cloned());
+        match page["nextCursor"].as_str() {
+            Some(next) => {
+                assert_eq!(rows.len(), limit);
+                cursor = format!("&cursor={next}");
+            }
+            None => return items,
+        }
+    }
+}
+
+#[tokio::test]
+async fn jobs_are_listed_newest_first_in_pages() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let mut ids = Vec::new();
+    for (export_type, consumer) in [("full", "a"), ("delta", "a"), ("full", "b"), ("incremental", "a"), ("delta", "b")]
+    {
+        let (job, _) = service.export(export_type, consumer).await;
+        ids.push(job["jobId"].as_str().unwrap().to_owned());
+    }
+    ids.reverse();
+    for limit in [1, 2, 5, 200] {
+        let listed = pages(&service, "/exports", limit).await;
+        assert_eq!(listed.iter().map(|job| job["jobId"].as_str().unwrap()).collect::<Vec<_>>(), ids, "{limit}");
+    }
+    assert_eq!(get(&service, &format!("/exports/{}", ids[0])).await, pages(&service, "/exports", 1).await[0]);
+    for (filter, expected) in [
+        ("consumer=a", 3),
+        ("exportType=full", 2),
+        ("status=completed", 5),
+        ("status=failed", 0),
+        ("consumer=b&exportType=delta", 1),
+        ("dataset=users", 5),
+        ("dataset=others", 0),
+    ] {
+        assert_eq!(pages(&service, &format!("/exports?{filter}"), 2).await.len(), expected, "{filter}");
+    }
+    for (query, field) in [
+        ("limit=0", "limit"),
+        ("limit=201", "limit"),
+        ("limit=x", "limit"),
+        ("cursor=x", "cursor"),
+        ("cursor=1_x", "cursor"),
+        ("cursor=99999999999999999999_x", "cursor"),
+        ("status=done", "status"),
+        ("exportType=all", "exportType"),
+        ("consumer=-", "consumer"),
+    ] {
+        assert_eq!(refused(&service, &format!("/exports?{query}")).await, field);
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_may_wait_for_the_end() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let held = database.hold_exports().await;
+    let id = service.submit("full", "a").await;
+    let begun = Instant::now();
+    let job = get(&service, &format!("/exports/{id}?wait=1")).await;
+    assert!(job["finishedAt"].is_null() && begun.elapsed().as_secs_f64() >= 1.0, "{job}");
+    let wait = format!("/exports/{id}?wait=60");
+    let (job, ()) = tokio::join!(get(&service, &wait), async { held.rollback().await.unwrap() });
+    assert_eq!(job["status"], "completed");
+    assert_eq!(refused(&service, &format!("/exports/{id}?wait=soon")).await, "wait");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn consumers_are_listed_with_what_waits_for_them() {
+    let database = Database::new().await;
+    database.add_users(1, 10_019).await;
+    let service = Start::on(&database).service().await;
+    service.export("full", "b").await;
+    database.run("update users set name = name || '!' where id <= 7; delete from users where id = 8").await;
+    let (job, _) = service.export("full", "a").await;
+    database
+        .run("alter table users disable trigger cdc_export_u; alter table users enable always trigger cdc_export_u")
+        .await;
+    database
+        .run("insert into watermarks (consumer_id, last_exported_at, updated_at) values ('c', '2026-01-01', now())")
+        .await;
+
+    let listed = pages(&service, "/consumers", 2).await;
+    let of = |listed: &[Value], members: &[&str]| {
+        let values = listed.iter().map(|consumer| members.iter().map(|m| consumer[*m].clone()).collect::<Vec<_>>());
+        json!(values.collect::<Vec<_>>())
+    };
+    assert_eq!(
+        of(&listed, &["consumerId", "rowsWaiting", "continuity", "lastExportedAt"]),
+        json!([
+            ["a", 0, "trigger_changed", "2026-01-07T22:59:00.000000Z"],
+            ["b", 8, "trigger_changed", "2026-01-07T22:59:00.000000Z"],
+            ["c", "10000+", "no_snapshot", "2026-01-01T00:00:00.000000Z"],
+        ])
+    );
+    assert_eq!((&listed[0]["lastJob"], &listed[2]["lastJob"]), (&job, &Value::Null));
+    assert_eq!(refused(&service, "/consumers?cursor=%20").await, "cursor");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_watermark_is_set_and_forgotten_by_hand() {
+    const CONSUMER: (&str, &str) = ("X-Consumer-ID", "a");
+    let database = Database::new().await;
+    database.add_users(1, 9).await;
+    let service = Start::on(&database).service().await;
+    let put = async |body: Value| {
+        let url = format!("{}/exports/watermark", service.address);
+        service.client.put(url).header(CONSUMER.0, CONSUMER.1).json(&body).send().await.unwrap()
+    };
+    let answer = put(json!({ "lastExportedAt": "2026-01-01T01:05:00+01:00" })).await;
+    assert_eq!(answer.status(), 200);
+    let set = json!({ "consumerId": "a", "lastExportedAt": "2026-01-01T00:05:00.000000Z", "dataset": "users" });
+    assert_eq!(answer.json::<Value>().await.unwrap(), set);
+    let (job, file) = service.export("incremental", "a").await;
+    assert_eq!((file.ids(), &job["continuity"]), (vec![6, 7, 8, 9], &json!("no_snapshot")));
+
+    // Back, with a deletion and a change in between: what it says, and what changed.
+    database.run("delete from users where id = 1; update users set name = 'x' where id = 2").await;
+    assert_eq!(put(json!({ "lastExportedAt": "2026-01-01T00:07:30Z" })).await.status(), 200);
+    let (job, file) = service.export("delta", "a").await;
+    assert_eq!((file.ids(), &job["continuity"]), (vec![1, 2, 8, 9], &json!("rewound")));
+    // Forward: what it says alone, and from then on what changes.
+    database.run("update users set name = 'y' where id = 3").await;
+    assert_eq!(put(json!({ "lastExportedAt": "2026-06-01T00:00:00Z" })).await.status(), 200);
+    let (job, file) = service.export("delta", "a").await;
+    assert_eq!((file.ids(), &job["continuity"]), (vec![], &json!("watermark_edited")));
+    assert_eq!(service.watermark("a").await.as_deref(), Some("2026-06-01T00:00:00.000000Z"));
+    database.run("update users set name = 'z' where id = 4").await;
+    let (job, file) = service.export("delta", "a").await;
+    assert_eq!((file.ids(), &job["continuity"]), (vec![4], &Value::Null));
+
+    for bad in [
+        json!({}),
+        json!({ "lastExportedAt": "soon" }),
+        json!({ "lastExportedAt": 5 }),
+        json!({ "lastExportedAt": null }),
+    ] {
+        let answer = put(bad.clone()).await;
+        assert_eq!(answer.status(), 400, "{bad}");
+        assert_eq!(answer.json::<Value>().await.unwrap()["field"], "lastExportedAt");
+    }
+    assert_eq!(put(json!({ "lastExportedAt": "2026-01-01T00:00:00Z", "dataset": "x" })).await.status(), 400);
+
+    for _ in 0..2 {
+        assert_eq!(service.call("DELETE", "/exports/watermark", &[CONSUMER]).await.status(), 204);
+    }
+    assert_eq!(service.watermark("a").await, None);
+    let (_, file) = service.export("incremental", "a").await;
+    assert_eq!(file.rows.len(), 8, "from the beginning");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_watermark_is_not_set_under_a_commit() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).with("FAILPOINTS", "worker.commit=sleep:3000@2").service().await;
+    service.export("full", "a").await;
+    database.add_users(6, 7).await;
+    let id = service.submit("delta", "a").await;
+    service.reaches("worker.commit").await;
+    for (method, body) in [("PUT", Some(json!({ "lastExportedAt": "2026-01-01T00:00:00Z" }))), ("DELETE", None)] {
+        let request = service.client.request(method.parse().unwrap(), format!("{}/exports/watermark", service.address));
+        let request = request.header("X-Consumer-ID", "a");
+        let answer = body.into_iter().fold(request, |request, body| request.json(&body)).send().await.unwrap();
+        assert_eq!(answer.status(), 409, "{method}");
+        assert_eq!(answer.json::<Value>().await.unwrap()["code"], "committing");
+    }
+    let job = service.ended(&id).await;
+    assert_eq!(
+        (&job["status"], job["watermarkTo"].as_str()),
+        (&json!("completed"), service.watermark("a").await.as_deref())
+    );
+    service.stop().await;
+}
