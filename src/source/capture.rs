@@ -484,9 +484,12 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
     let purged = sqlx::query(
         "-- source.capture.purge
          with held as materialized (
-           select coalesce(snap_del, snap_live) as snap from watermarks where coalesce(snap_del, snap_live) is not null
-           union
-           select purge_hold from exports where status = 'processing' and purge_hold is not null),
+           -- As text, for a snapshot has no equality.
+           select snap::pg_snapshot as snap from (
+             select coalesce(snap_del, snap_live)::text from watermarks
+             union
+             select purge_hold::text from exports where status = 'processing') snapshots (snap)
+           where snap is not null),
          bounds as (
            select coalesce(min(pg_snapshot_xmax(snap)), pg_snapshot_xmin(pg_current_snapshot())) as below,
              coalesce(min(pg_snapshot_xmin(snap)), pg_snapshot_xmin(pg_current_snapshot())) as seen_by_all
