@@ -36,7 +36,9 @@ use tracing::Instrument;
 pub use access::Access;
 
 use crate::http::problem::Problem;
+use crate::job::Job;
 use crate::service::Service;
+use crate::watermark::Standing;
 
 /// A client has this long to send a request's head, and as long to send its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,6 +112,16 @@ async fn log_with_its_id(request: Request, next: Next) -> Response {
     // At the level of an error, so that no log level takes it away.
     let span = tracing::error_span!("request", requestId = id);
     next.run(request).instrument(span).await
+}
+
+/// A job as the API shows it, for the command line.
+pub fn job_as_json(job: Job) -> serde_json::Value {
+    serde_json::json!(exports::JobBody::from(job))
+}
+
+/// A consumer as the API shows it, for the command line.
+pub fn consumer_as_json(consumer: (Standing, Option<Job>)) -> serde_json::Value {
+    serde_json::json!(consumers::body(consumer))
 }
 
 async fn refuse_long_heads(request: Request, next: Next) -> Result<Response, Problem> {

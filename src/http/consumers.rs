@@ -51,7 +51,7 @@ pub(crate) async fn list(
     Ok(Json(Page::new(consumers, limit, |(standing, _)| standing.consumer.to_string(), body)))
 }
 
-fn body((standing, job): (Standing, Option<Job>)) -> ConsumerBody {
+pub(super) fn body((standing, job): (Standing, Option<Job>)) -> ConsumerBody {
     let rows_waiting = match standing.rows_waiting {
         Some(rows) => Rows::Exactly(rows),
         None => Rows::MoreThan(format!("{COUNTED_ROWS}+")),

@@ -39,6 +39,9 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// Why the demo table could not be seeded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The table is somebody's.
+    #[error("`users` is not the demo table: nothing was added")]
+    NotOurs,
     /// The database could not be asked whether the table is ours and empty.
     #[error("whether the demo table is ours and empty could not be read")]
     Inspect(#[source] sqlx::Error),
@@ -79,11 +82,42 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
     if !is_empty(&mut tx).await? {
         return Ok(0);
     }
-    let inserted = load(&mut tx, 1..=rows).await.map_err(filling)?;
+    let inserted = load(&mut tx, 1..=rows, &|_| {}).await.map_err(filling)?;
     analyze(&mut tx).await.map_err(filling)?;
     tx.commit().await.map_err(filling)?;
 
     tracing::info!(event = "demo_seeded", rows = inserted, seconds = begun.elapsed().as_secs_f64());
+    Ok(inserted)
+}
+
+/// Adds users to the demo table until it has `rows`, and returns how many. Tells `progress` how many it has added so far.
+///
+/// # Errors
+/// If the table isn't ours, or Postgres fails; nothing was added then.
+pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sync) -> Result<u64, Error> {
+    let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
+    if !is_ours(&mut tx).await? {
+        return Err(Error::NotOurs);
+    }
+    let filling = |source| Error::Fill { rows, source };
+    lock(&mut tx).await.map_err(filling)?;
+    let (there, last): (i64, i64) = sqlx::query_as(
+        "-- postgres.demo.count
+        select count(*), coalesce(max(substring(email from '\\.([0-9]{1,18})@example\\.(?:com|net|org)$')::bigint), 0)
+        from users",
+    )
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(filling)?;
+    let missing = rows.saturating_sub(there.unsigned_abs());
+    if missing == 0 {
+        return Ok(0);
+    }
+    // Above every number that was given out, also to users who are gone: an address may not come twice.
+    let first = last.unsigned_abs() + 1;
+    let inserted = load(&mut tx, first..=first + missing - 1, &progress).await.map_err(filling)?;
+    analyze(&mut tx).await.map_err(filling)?;
+    tx.commit().await.map_err(filling)?;
     Ok(inserted)
 }
 
@@ -133,7 +167,12 @@ async fn lock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
 }
 
 /// Writes the users of these numbers, without their ids: the sequence moves along, and later inserts don't collide.
-async fn load(connection: &mut PgConnection, numbers: RangeInclusive<u64>) -> Result<u64, sqlx::Error> {
+async fn load(
+    connection: &mut PgConnection,
+    numbers: RangeInclusive<u64>,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<u64, sqlx::Error> {
+    let first = *numbers.start();
     let now = now(connection).await?;
     let mut copy = connection
         .copy_in_raw(
@@ -149,6 +188,7 @@ async fn load(connection: &mut PgConnection, numbers: RangeInclusive<u64>) -> Re
         if chunk.len() >= CHUNK_BYTES {
             copy.send(chunk.as_slice()).await?;
             chunk.clear();
+            progress(number - first);
         }
     }
     chunk.extend_from_slice(COPY_TRAILER);

@@ -202,6 +202,7 @@ pub(crate) struct Service {
 
 /// How a service is started.
 pub(crate) struct Start {
+    arguments: Vec<String>,
     variables: Vec<(String, String)>,
     output: Arc<TempDir>,
 }
@@ -215,7 +216,13 @@ impl Start {
     /// With nothing but a folder for its files.
     pub(crate) fn plain() -> Start {
         let output = Arc::new(tempfile::tempdir().unwrap());
-        Start { variables: Vec::new(), output }.with("PORT", "0").with("LOG_FORMAT", "json")
+        Start { arguments: Vec::new(), variables: Vec::new(), output }.with("PORT", "0").with("LOG_FORMAT", "json")
+    }
+
+    /// With an argument of the command line.
+    pub(crate) fn argument(mut self, argument: &str) -> Start {
+        self.arguments.push(argument.to_owned());
+        self
     }
 
     /// With a setting.
@@ -232,7 +239,11 @@ impl Start {
 
     fn command(&self, work: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
-        command.env_clear().env("PATH", option_env("PATH").unwrap()).env("OUTPUT_DIR", self.output.path());
+        command
+            .args(&self.arguments)
+            .env_clear()
+            .env("PATH", option_env("PATH").unwrap())
+            .env("OUTPUT_DIR", self.output.path());
         // So that coverage counts what the binary does.
         command.envs(option_env("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));

@@ -85,7 +85,8 @@ fn used(code: &str) -> BTreeSet<String> {
 
 #[test]
 fn a_room_uses_only_whom_it_may() {
-    for (room, files) in rooms().iter().filter(|(room, _)| !matches!(room.as_str(), "main" | "lib")) {
+    // The commands wire the rooms, and are no room of the library themselves.
+    for (room, files) in rooms().iter().filter(|(room, _)| !matches!(room.as_str(), "main" | "command" | "lib")) {
         let allowed = allowed(room);
         for (file, code) in files {
             for other in used(code).iter().filter(|other| *other != room) {
@@ -109,8 +110,8 @@ fn what_only_some_rooms_know() {
         ("std::env", &["config"]),
         ("rustix::fs", &["sink", "postgres"]),
         ("std::fs", &["sink", "postgres", "service"]),
-        ("anyhow", &["main"]),
-        ("println!", &["main"]),
+        ("anyhow", &["main", "command"]),
+        ("println!", &["main", "command"]),
     ];
     for (room, files) in rooms() {
         for (file, code) in files {

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod capture;
 #[cfg(test)]
+mod command;
+#[cfg(test)]
 mod crashes;
 #[cfg(test)]
 mod demo;

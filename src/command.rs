@@ -1,0 +1,274 @@
+//! The commands, and the ground they stand on: a database that was brought, or the private one, joined or run.
+
+mod export;
+mod serve;
+mod status;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use cdc_export::config::Config;
+use cdc_export::dataset::{Dataset, USERS};
+use cdc_export::job::ExportType;
+use cdc_export::postgres::{self, Database, demo, embedded};
+use cdc_export::service::Service;
+use cdc_export::sink::Folder;
+use cdc_export::source::{capture, snapshot::Source};
+use cdc_export::store::Store;
+use cdc_export::telemetry;
+use cdc_export::worker::{self, Worker};
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
+
+/// What may be asked for.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Serve the API and run exports (the default)
+    Serve(Serve),
+    /// Run exports for services on the same database and output folder, without an API
+    Worker,
+    /// Bring the database's schema up to date
+    Migrate,
+    /// Top the demo table up with users
+    Seed {
+        /// How many there shall be
+        #[arg(long)]
+        rows: u64,
+    },
+    /// Export a consumer's rows to a file, and wait for it
+    Export(Export),
+    /// Show consumers and open jobs
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask the service on HOST and PORT whether it is ready
+    Healthcheck,
+    /// Capture the changes of a table that was there before, and let it be exported
+    Track {
+        /// The dataset whose table it is
+        dataset: String,
+    },
+    /// Remove what `track` installed; the table is exported no more
+    Untrack {
+        /// The dataset whose table it is
+        dataset: String,
+    },
+}
+
+/// How to serve.
+#[derive(Args, Default)]
+pub(crate) struct Serve {
+    /// Leave the exports to other processes
+    #[arg(long)]
+    no_workers: bool,
+}
+
+/// What to export.
+#[derive(Args)]
+pub(crate) struct Export {
+    /// Which rows
+    export_type: Type,
+    /// Whose export it is
+    #[arg(long)]
+    consumer: String,
+    /// Print the job as JSON at the end
+    #[arg(long)]
+    json: bool,
+}
+
+/// An export's type, as clap lists it.
+#[derive(Clone, Copy, ValueEnum)]
+enum Type {
+    Full,
+    Incremental,
+    Delta,
+}
+
+impl From<Type> for ExportType {
+    fn from(export_type: Type) -> ExportType {
+        match export_type {
+            Type::Full => ExportType::Full,
+            Type::Incremental => ExportType::Incremental,
+            Type::Delta => ExportType::Delta,
+        }
+    }
+}
+
+impl Default for Command {
+    fn default() -> Command {
+        Command::Serve(Serve::default())
+    }
+}
+
+impl Command {
+    /// What to log. A command that a person waits for shows what it does by itself: events below a warning stay away.
+    pub(crate) fn telemetry(&self, config: &Config) -> telemetry::Settings {
+        let settings = config.telemetry;
+        match self {
+            Command::Serve(_) | Command::Worker => settings,
+            _ => telemetry::Settings { level: settings.level.min(LevelFilter::WARN), ..settings },
+        }
+    }
+
+    /// Does it.
+    pub(crate) async fn run(self, config: Config) -> anyhow::Result<ExitCode> {
+        match self {
+            Command::Serve(how) => serve::serve(config, &how).await,
+            Command::Worker => serve::work(config).await,
+            Command::Healthcheck => status::healthcheck(&config).await,
+            Command::Export(what) => {
+                let ground = Ground::find(&config).await?;
+                let done = export::export(&config, &ground.database, &what).await;
+                ground.leave().await;
+                done
+            }
+            Command::Migrate => on_ground(&config, async |_| Ok(())).await,
+            Command::Seed { rows } => on_ground(&config, async |database| seed(database, rows).await).await,
+            Command::Status { json } => {
+                on_ground(&config, async |database| status::status(&config, database, json).await).await
+            }
+            Command::Track { dataset } => {
+                let dataset = dataset_of(&dataset)?;
+                on_ground(&config, async |database| Ok(capture::track(&database.pool(1), dataset).await?)).await
+            }
+            Command::Untrack { dataset } => {
+                let dataset = dataset_of(&dataset)?;
+                on_ground(&config, async |database| Ok(capture::untrack(&database.pool(1), dataset).await?)).await
+            }
+        }
+    }
+}
+
+/// Runs a short command on a migrated database.
+async fn on_ground(
+    config: &Config,
+    command: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let ground = Ground::find(config).await?;
+    let done = command(&ground.database).await;
+    ground.leave().await;
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn dataset_of(name: &str) -> anyhow::Result<&'static Dataset> {
+    anyhow::ensure!(name == USERS.name, "there is no dataset `{name}`; there is: {}", USERS.name);
+    Ok(&USERS)
+}
+
+/// A migrated database, and the private server under it if this process runs that.
+struct Ground {
+    database: Database,
+    server: Option<embedded::Server>,
+}
+
+impl Ground {
+    /// `DATABASE_URL`, else the private server that another process runs, else one that this process runs while it lasts.
+    async fn find(config: &Config) -> anyhow::Result<Ground> {
+        let ground = match &config.database {
+            Some(database) => Ground { database: database.clone(), server: None },
+            None => join_or_start(&config.embedded).await?,
+        };
+        if let Err(error) = prepare(&ground.database).await {
+            ground.leave().await;
+            return Err(error);
+        }
+        Ok(ground)
+    }
+
+    async fn leave(self) {
+        if let Some(server) = self.server {
+            server.stop().await;
+        }
+    }
+}
+
+/// Brings the schema up to date, with the triggers of the demo's own table.
+async fn prepare(database: &Database) -> anyhow::Result<()> {
+    postgres::migrate(database).await?;
+    Ok(capture::restore(&database.pool(1), &USERS).await?)
+}
+
+async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<Ground> {
+    // A process that just starts its server has the folder, but no server to join yet.
+    for _ in 0..30 {
+        if let Some(options) = embedded::join(settings)? {
+            return Ok(Ground { database: options.into(), server: None });
+        }
+        match embedded::Server::start(settings).await {
+            Ok(server) => return Ok(Ground { database: server.connect_options().into(), server: Some(server) }),
+            Err(embedded::Error::AlreadySupervised(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    embedded::join(settings)?
+        .map(|options| Ground { database: options.into(), server: None })
+        .context("the private Postgres of another process doesn't get ready")
+}
+
+/// What exports run on.
+struct Wired {
+    worker: Worker,
+    service: Service,
+}
+
+/// Wires service and worker over one database. Makes the output folder.
+fn wire(config: &Config, database: &Database, workers: u32) -> Wired {
+    let folder = Arc::new(Folder::new(config.output_dir.clone()));
+    if let Err(error) = folder.prepare() {
+        // The service is of use without it: jobs fail with the reason until somebody mends the folder.
+        let error = format!("{:#}", anyhow::Error::new(error));
+        tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error);
+    }
+    let source = |pool| Source::new(database.options().clone(), pool);
+    // To claim and settle a job at a time for each worker, to keep up, and to listen.
+    let control = database.pool(workers + 2);
+    let settings = worker::Settings { workers, ..config.worker.clone() };
+    let worker = Worker::new(settings, Store::new(control.clone()), source(control), Arc::clone(&folder));
+    let api = database.pool(config.api_connections);
+    let service = Service::new(Store::new(api.clone()), source(api), folder, config.max_attempts);
+    Wired { worker, service }
+}
+
+async fn seed(database: &Database, rows: u64) -> anyhow::Result<()> {
+    let bar = bar(rows);
+    let inserted = demo::top_up(&database.pool(1), rows, |inserted| bar.set_position(inserted)).await?;
+    bar.finish_and_clear();
+    println!("{inserted} users added.");
+    Ok(())
+}
+
+/// A bar on a terminal; nothing in a pipe.
+fn bar(length: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {human_pos} rows  {per_sec}  {eta} left  {msg}");
+    ProgressBar::new(length).with_style(style.expect("the template is a constant"))
+}
+
+/// A token that SIGTERM or Ctrl-C cancels; a second signal ends the process at once.
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    // With a handler, however idle, a file past `ulimit -f` is an error of its write instead of the end of the process.
+    let mut file_too_large = signal(SignalKind::from_raw(nix::libc::SIGXFSZ))?;
+    tokio::spawn(async move { while file_too_large.recv().await.is_some() {} });
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let token = CancellationToken::new();
+    let stop = token.clone();
+    tokio::spawn(async move {
+        let mut next = async || tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} };
+        next().await;
+        tracing::info!(event = "stopping");
+        stop.cancel();
+        next().await;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "who signals twice wants no destructors; Postgres follows by its death signal"
+        )]
+        std::process::exit(1);
+    });
+    Ok(token)
+}

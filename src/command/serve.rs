@@ -1,0 +1,87 @@
+//! `serve` and `worker`: what runs until it is told to stop.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use cdc_export::config::Config;
+use cdc_export::http;
+use cdc_export::postgres::{Database, demo};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::command::{Ground, Serve, join_or_start, prepare, stop_on_signal, wire};
+
+/// The API, and the exports unless others run them.
+pub(crate) async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
+    // Before anything is started: a signal that comes meanwhile must stop it properly.
+    let shutdown = stop_on_signal()?;
+    // The port comes first: a second service on it shouldn't get as far as the database.
+    let listener = http::listen(&config.http).await;
+    let listener = listener.with_context(|| format!("can't listen on {}:{}", config.http.host, config.http.port))?;
+    let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
+    let served = serve_on(&config, how, listener, &ground.database, shutdown).await;
+    ground.leave().await;
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve_on(
+    config: &Config,
+    how: &Serve,
+    listener: TcpListener,
+    database: &Database,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let prepared = async {
+        prepare(database).await?;
+        if config.seed_rows > 0 {
+            demo::seed(&database.pool(1), config.seed_rows).await?;
+        }
+        anyhow::Ok(())
+    };
+    // Either may wait for another replica.
+    tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) }
+    let wired = wire(config, database, config.worker.workers);
+    let router = http::router(wired.service, config.http.access);
+    let address = listener.local_addr()?;
+    let listening = || tracing::info!(event = "listening", address = %format!("http://{address}"));
+    if how.no_workers {
+        listening();
+        http::serve(listener, router, shutdown).await;
+    } else {
+        wired.worker.announce().await;
+        listening();
+        // The two end together: an API without workers would take jobs on that nobody does.
+        tokio::join!(http::serve(listener, router, shutdown.clone()), wired.worker.run(shutdown));
+    }
+    tracing::info!(event = "stopped");
+    Ok(())
+}
+
+/// The exports alone.
+pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
+    let shutdown = stop_on_signal()?;
+    let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
+    let worked = async {
+        tokio::select! { prepared = prepare(&ground.database) => prepared?, () = shutdown.cancelled() => return Ok(()) }
+        let wired = wire(&config, &ground.database, config.worker.workers);
+        wired.worker.announce().await;
+        tracing::info!(event = "working");
+        wired.worker.run(shutdown).await;
+        tracing::info!(event = "stopped");
+        anyhow::Ok(())
+    };
+    let worked = worked.await;
+    ground.leave().await;
+    worked.map(|()| ExitCode::SUCCESS)
+}
+
+/// A database, not yet migrated; `None` after a signal.
+async fn ground(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<Ground>> {
+    if let Some(database) = &config.database {
+        return Ok(Some(Ground { database: database.clone(), server: None }));
+    }
+    tokio::select! {
+        ground = join_or_start(&config.embedded) => ground.map(Some),
+        () = shutdown.cancelled() => Ok(None),
+    }
+}

@@ -1,0 +1,136 @@
+//! The command line: commands that end, on a database that was brought or on the private one.
+
+use std::process::{Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::harness::{Csv, Database, PATIENCE, Service, Start, eventually, option_env, reachable_folder};
+
+/// A command, with these settings.
+fn command(arguments: &[&str], settings: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
+    command.args(arguments).env_clear().env("PATH", option_env("PATH").unwrap()).envs(settings.iter().copied());
+    command.envs(option_env("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+async fn run(arguments: &[&str], settings: &[(&str, &str)]) -> (i32, String, String) {
+    let done = tokio::time::timeout(PATIENCE, command(arguments, settings).output()).await.expect("it ends");
+    let Output { status, stdout, stderr } = done.unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+fn settings_of<'a>(url: &'a str, output: &'a str) -> [(&'a str, &'a str); 2] {
+    [("DATABASE_URL", url), ("OUTPUT_DIR", output)]
+}
+
+fn folder_of(service: &Service) -> String {
+    service.output().to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn an_export_runs_by_itself_or_at_the_service() {
+    let database = Database::new().await;
+    database.add_users(1, 19).await;
+    let (url, folder) = (database.url(), reachable_folder());
+    let output = folder.path().to_str().unwrap();
+    let settings = settings_of(&url, output);
+
+    let (code, printed, said) = run(&["export", "full", "--consumer", "a"], &settings).await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    let (path, rows) = printed.trim().split_once("  ").unwrap();
+    assert_eq!((Csv::read(path.as_ref()).rows.len(), rows), (18, "18 rows"));
+
+    let service = Start::on(&database).service().await;
+    database.run("update users set name = 'x' where id = 3").await;
+    let output = folder_of(&service);
+    let settings = settings_of(&url, &output);
+    let (code, printed, _) = run(&["export", "delta", "--consumer", "a", "--json"], &settings).await;
+    let job: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((code, &job["status"], &job["rowsExported"]), (0, &"completed".into(), &1.into()));
+    assert_eq!(service.events("export_started").len(), 1, "the service ran it");
+    assert_eq!(Csv::read(&service.path(&job)).ids(), [3]);
+
+    let (code, printed, _) = run(&["status", "--json"], &settings).await;
+    let status: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((code, &status["consumers"][0]["lastJob"], &status["openJobs"]), (0, &job, &serde_json::json!([])));
+    let (code, printed, _) = run(&["status"], &settings).await;
+    assert!(
+        code == 0 && printed.lines().any(|line| line.starts_with("a ") && line.ends_with("delta completed")),
+        "{printed}"
+    );
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_or_interrupted_export_is_no_success() {
+    let database = Database::new().await;
+    let (url, folder) = (database.url(), reachable_folder());
+    let settings = settings_of(&url, folder.path().to_str().unwrap());
+    let held = database.hold_exports().await;
+    let child = command(&["export", "full", "--consumer", "a"], &settings).spawn().unwrap();
+    let pid = Pid::from_raw(child.id().unwrap().cast_signed());
+    let one = "select count(*) from exports where status = 'processing'";
+    eventually("it runs", || async { (database.one::<i64>(one).await == 1).then_some(()) }).await;
+    kill(pid, Signal::SIGINT).unwrap();
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("cancelled"));
+    assert_eq!(database.one::<String>("select status from exports").await, "cancelled");
+    held.rollback().await.unwrap();
+
+    database.run("drop table users").await;
+    let (code, printed, said) = run(&["export", "full", "--consumer", "a"], &settings).await;
+    assert_eq!((code, printed.as_str()), (1, ""));
+    assert!(said.contains("table_missing"), "{said}");
+    for bad in [&["export", "all", "--consumer", "a"][..], &["export", "full"], &["seed"], &["nothing"]] {
+        assert_eq!(run(bad, &settings).await.0, 2, "{bad:?}");
+    }
+    let (code, _, said) = run(&["export", "full", "--consumer", "a b"], &settings).await;
+    assert!(code == 1 && said.contains("--consumer: "), "{said}");
+}
+
+#[tokio::test]
+async fn workers_and_services_share_a_folder() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).argument("serve").argument("--no-workers").service().await;
+    let id = service.submit("full", "a").await;
+    assert_eq!(service.job(&id).await["status"], "pending");
+    let url = database.url();
+    let output = folder_of(&service);
+    let mut worker = command(&["worker"], &settings_of(&url, &output)).spawn().unwrap();
+    assert_eq!(service.ended(&id).await["status"], "completed");
+    assert_eq!(service.files().len(), 1);
+    kill(Pid::from_raw(worker.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
+    let ended = tokio::time::timeout(PATIENCE, worker.wait()).await.expect("it ends").unwrap();
+    assert_eq!(ended.code(), Some(0));
+
+    let port = service.address.rsplit_once(':').unwrap().1.to_owned();
+    assert_eq!(run(&["healthcheck"], &[("PORT", &port)]).await.0, 0);
+    service.stop().await;
+    let (code, _, said) = run(&["healthcheck"], &[("PORT", &port)]).await;
+    assert!(code == 1 && said.lines().count() == 1, "{said}");
+}
+
+#[tokio::test]
+async fn a_command_joins_the_private_server_or_runs_it() {
+    let data = reachable_folder();
+    let folder = data.path().join("data");
+    let (folder, output) = (folder.to_str().unwrap(), data.path().to_str().unwrap());
+    let settings = [("DATA_DIR", folder), ("OUTPUT_DIR", output)];
+    let (code, printed, said) = run(&["seed", "--rows", "300"], &settings).await;
+    assert_eq!((code, printed.as_str(), said.as_str()), (0, "300 users added.\n", ""));
+
+    let service = Start::plain().with("DATA_DIR", folder).with("SEED_ROWS", 10).service().await;
+    assert_eq!(run(&["seed", "--rows", "1000"], &settings).await.1, "700 users added.\n");
+    assert_eq!(run(&["seed", "--rows", "1000"], &settings).await.1, "0 users added.\n");
+    assert_eq!(run(&["migrate"], &settings).await.0, 0);
+    let (_, file) = service.export("delta", "a").await;
+    assert_eq!(file.rows.len(), 1000);
+    service.stop().await;
+}
