@@ -12,6 +12,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::http::{self, Access};
+use crate::job::Retention;
 use crate::postgres::{Database, NotAUrl, embedded};
 use crate::source::capture;
 use crate::{telemetry, worker};
@@ -115,6 +116,8 @@ impl Config {
             worker: worker::Settings {
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
                 lease: Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?),
+                retain_files: vars.retention("RETAIN_FILES")?,
+                retain_jobs: vars.retention("RETAIN_JOBS")?,
                 log_caps: capture::Caps {
                     rows: vars.number("CHANGE_LOG_MAX_ROWS", 10_000_000, 1..=1_000_000_000_000)?,
                     age: match vars.get("CHANGE_LOG_MAX_AGE").map(humantime::parse_duration) {
@@ -155,6 +158,24 @@ impl Variables {
         value.parse().map_err(|_| bad(name, format!("`{value}` is not {expected}")))
     }
 
+    /// `30d`, `500` or both, as `30d,500`.
+    fn retention(&self, name: &'static str) -> Result<Retention, Error> {
+        let mut retention = Retention::default();
+        for part in self.get(name).into_iter().flat_map(|value| value.split(',')) {
+            match (part.trim().parse(), humantime::parse_duration(part.trim())) {
+                (Ok(count), _) if retention.count.is_none() => retention.count = Some(count),
+                (Err(_), Ok(age)) if retention.age.is_none() => retention.age = Some(age),
+                _ => {
+                    return Err(bad(
+                        name,
+                        format!("`{part}` is neither an age as 30d nor a count as 500, or is given twice"),
+                    ));
+                }
+            }
+        }
+        Ok(retention)
+    }
+
     fn number(&self, name: &'static str, default: u64, range: std::ops::RangeInclusive<u64>) -> Result<u64, Error> {
         let expected = format!("a number from {} to {}", range.start(), range.end());
         let number = self.parsed(name, default, &expected)?;
@@ -192,6 +213,16 @@ mod tests {
         assert!(config.database.is_none() && config.embedded.data_dir_is_default);
         assert_eq!((config.seed_rows, config.http.port, config.worker.workers), (100_000, 8080, 2));
         assert_eq!(config.http.access, Access::LocalCallers);
+        assert_eq!(config.worker.retain_files, Retention::default());
+        let day = Duration::from_secs(24 * 60 * 60);
+        for (text, age, count) in [
+            ("30d, 500", Some(30 * day), Some(500)),
+            ("500,30d", Some(30 * day), Some(500)),
+            ("7", None, Some(7)),
+            ("1d", Some(day), None),
+        ] {
+            assert_eq!(read(&[("RETAIN_JOBS", text)]).unwrap().worker.retain_jobs, Retention { age, count });
+        }
         let brought = read(&[("DATABASE_URL", "postgres://u:p@h/d")]).unwrap();
         assert_eq!(brought.seed_rows, 0);
     }
@@ -208,6 +239,8 @@ mod tests {
             ("MAX_ATTEMPTS", "many"),
             ("API_CONNECTIONS", "0"),
             ("SEED_ROWS", "1e6"),
+            ("RETAIN_FILES", "30d,7d"),
+            ("RETAIN_JOBS", "long"),
             ("HOST", "example"),
             ("AUTH", "keyz"),
             ("LOG_LEVEL", "loud"),

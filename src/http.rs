@@ -77,7 +77,7 @@ pub fn router(service: Service, access: Access) -> Router {
         .route("/export/{consumer_id}", post(exports::incremental_of))
         .route("/exports/watermark", get(watermarks::get).put(watermarks::put).delete(watermarks::delete))
         .route("/consumers", get(consumers::list))
-        .route("/exports/{job_id}", get(exports::get))
+        .route("/exports/{job_id}", get(exports::get).delete(exports::delete))
         .route("/exports/{job_id}/cancel", post(exports::cancel))
         .route("/exports/{job_id}/download", get(exports::download))
         .route("/users/{id}", delete(users::soft_delete))

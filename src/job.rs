@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -405,6 +406,15 @@ pub struct Filter {
     pub status: Option<Status>,
     /// Older than the job that was made at this time and has this id.
     pub before: Option<(DateTime<Utc>, JobId)>,
+}
+
+/// How much is kept of what has ended. What is `None` keeps everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// What ended longer ago goes.
+    pub age: Option<Duration>,
+    /// Of each consumer, so many of the newest stay.
+    pub count: Option<u64>,
 }
 
 /// How far a running export is. The pipeline writes it, the heartbeat reads it.

@@ -72,6 +72,9 @@ pub enum Error {
     /// The job is being committed.
     #[error("the export is being committed")]
     Committing,
+    /// The job may yet make its file.
+    #[error("the export is {0}, so its file can't be removed yet")]
+    Open(Status),
     /// The job has ended.
     #[error("the export is {0} already")]
     Ended(Status),
@@ -200,6 +203,26 @@ impl Service {
             Ok(folder.open(&wanted.output_filename, &wanted.identity)?.ok_or(Error::FileGone))
         });
         Ok(OpenFile { file: opened.await??, place })
+    }
+
+    /// Removes the file of a job that has ended, if it has one. The job stays.
+    ///
+    /// # Errors
+    /// If the job is open, or its file on another host.
+    pub async fn remove_file(&self, id: JobId) -> Result<(), Error> {
+        let job = self.job(id).await?;
+        if !job.status.is_terminal() {
+            return Err(Error::Open(job.status));
+        }
+        let Some(place) = within(self.store.file_place(id)).await? else { return Ok(()) };
+        let removed = self.on_folder(move |folder| {
+            if folder.store()? != place.store {
+                return Ok(Err(Error::FileOnOtherHost));
+            }
+            Ok(Ok(folder.remove(&place.output_filename, &place.identity)?))
+        });
+        removed.await??;
+        within(self.store.file_removed(id)).await
     }
 
     /// Where a consumer stands.

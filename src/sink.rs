@@ -180,6 +180,19 @@ impl Folder {
         Ok((identity(&file)? == *recorded).then_some(file))
     }
 
+    /// Removes a published file if it is still the one that was recorded; what somebody put in its place stays.
+    ///
+    /// # Errors
+    /// If the folder can't be written.
+    pub fn remove(&self, name: &str, recorded: &FileIdentity) -> Result<(), Error> {
+        let (dir, _) = self.open_store()?;
+        if identity_at(&dir, name)? == Some(*recorded) {
+            remove_at(&dir, name)?;
+            rustix::fs::fsync(&dir)?;
+        }
+        Ok(())
+    }
+
     /// Whose hidden files there are, of live attempts too.
     ///
     /// # Errors
@@ -426,6 +439,19 @@ mod tests {
         assert_eq!(folder.publish(&file.name, "a.csv", &file.identity).unwrap(), Published::Gone);
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("a.csv")).unwrap();
         assert!(folder.open("a.csv", &file.identity).unwrap().is_none(), "a link");
+    }
+
+    #[test]
+    fn only_the_recorded_file_is_removed() {
+        let (dir, folder) = folder();
+        let file = staged(&folder, "abc");
+        folder.publish(&file.name, "a.csv", &file.identity).unwrap();
+        folder.remove("a.csv", &FileIdentity { inode: 0, ..file.identity }).unwrap();
+        assert_eq!(visible(&dir), ["a.csv"]);
+        for _ in 0..2 {
+            folder.remove("a.csv", &file.identity).unwrap();
+            assert!(visible(&dir).is_empty());
+        }
     }
 
     #[test]

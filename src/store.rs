@@ -5,6 +5,7 @@
 
 pub mod jobs;
 pub mod queue;
+pub mod retention;
 pub mod users;
 pub mod watermarks;
 

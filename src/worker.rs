@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dataset::{Dataset, USERS};
 use crate::failpoint;
-use crate::job::{Exported, Failure, FailureCode, Job, JobId, Progress, Status};
+use crate::job::{Exported, Failure, FailureCode, Job, JobId, Progress, Retention, Status};
 use crate::pipeline;
 use crate::sink::{self, Folder};
 use crate::source::{
@@ -46,6 +46,10 @@ pub struct Settings {
     pub lease: Duration,
     /// How much of the change log a consumer that doesn't come may hold.
     pub log_caps: capture::Caps,
+    /// Files that are kept.
+    pub retain_files: Retention,
+    /// Jobs that are kept; a job's file goes with it at the latest.
+    pub retain_jobs: Retention,
 }
 
 /// Runs exports until it is told to stop.

@@ -163,6 +163,12 @@ fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
     Some((DateTime::from_timestamp_micros(micros.parse().ok()?)?, id.parse::<Uuid>().ok()?.into()))
 }
 
+/// `DELETE /exports/{jobId}`: removes its file.
+pub(crate) async fn delete(State(service): State<Service>, input::Job(id): input::Job) -> Result<StatusCode, Problem> {
+    service.remove_file(id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// `POST /exports/{jobId}/cancel`
 pub(crate) async fn cancel(State(service): State<Service>, input::Job(id): input::Job) -> Result<Response, Problem> {
     let (job, already) = service.cancel(id).await?;

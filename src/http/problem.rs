@@ -152,6 +152,7 @@ impl From<service::Error> for Problem {
             Error::FileGone => Problem::new(StatusCode::GONE, "file_gone", detail),
             Error::FileOnOtherHost => Problem::unavailable("file_on_other_host", detail),
             Error::Committing => Problem::new(StatusCode::CONFLICT, "committing", detail),
+            Error::Open(_) => Problem::new(StatusCode::CONFLICT, "still_open", detail),
             Error::Ended(_) => Problem::new(StatusCode::CONFLICT, "already_ended", detail),
         }
     }

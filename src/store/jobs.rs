@@ -33,6 +33,7 @@ macro_rules! place_columns {
          extract(epoch from e.finished_at - e.started_at)::float8 as seconds, e.published_at is not null as is_published, e.rows_exported"
     };
 }
+pub(crate) use place_columns;
 
 #[derive(sqlx::FromRow)]
 pub(crate) struct JobRow {
@@ -558,7 +559,7 @@ async fn notify(conn: &mut PgConnection, cancelled: Option<JobId>) -> Result<(),
 }
 
 #[derive(sqlx::FromRow)]
-struct PlaceRow {
+pub(crate) struct PlaceRow {
     id: Uuid,
     format: String,
     staged_name: String,

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::job::{FailureCode, Status};
+use crate::job::{FailureCode, Retention, Status};
 use crate::sink::Published;
 use crate::source::capture::PURGE_ROWS;
 use crate::store::Hint;
 use crate::store::jobs::FilePlace;
-use crate::worker::{Error, Worker, chain, heartbeat};
+use crate::worker::{Error, Settings, Worker, chain, heartbeat};
 
 /// Reading the whole folder costs more than the rest of a round, and what a crash left there is in nobody's way.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
@@ -91,6 +91,7 @@ async fn round(worker: &Worker, swept: &mut Option<Instant>) -> Result<(), Error
     }
     if swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY) {
         sweep(worker).await?;
+        retain(worker, store).await?;
         *swept = Some(Instant::now());
     }
     Ok(())
@@ -133,6 +134,31 @@ async fn record(worker: &Worker, place: &FilePlace) -> Result<(), Error> {
             rowsExported = place.rows,
             durationSeconds = place.seconds,
         );
+    }
+    Ok(())
+}
+
+/// Removes files and forgets jobs past what an operator wants kept.
+async fn retain(worker: &Worker, store: Uuid) -> Result<(), Error> {
+    let Settings { retain_files, retain_jobs, .. } = &worker.settings;
+    let mut files = Vec::new();
+    if *retain_files != Retention::default() {
+        files.extend(worker.within(worker.store.files_past(retain_files, store)).await?);
+    }
+    if *retain_jobs != Retention::default() {
+        files.extend(worker.within(worker.store.files_of_jobs_past(retain_jobs, store)).await?);
+    }
+    for place in files {
+        let (job, name) = (place.job, place.output_filename.clone());
+        worker.on_folder(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
+        worker.within(worker.store.file_removed(job)).await?;
+        tracing::info!(event = "file_removed", jobId = %job, file = name);
+    }
+    if *retain_jobs != Retention::default() {
+        let jobs = worker.within(worker.store.forget_jobs_past(retain_jobs)).await?;
+        if jobs > 0 {
+            tracing::info!(event = "jobs_forgotten", jobs);
+        }
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ fn allowed(room: &str) -> BTreeSet<&'static str> {
         "pipeline" => &["source", "encode", "sink"],
         "store" | "source" | "encode" | "sink" | "postgres" | "dataset" | "job" | "row" | "watermark" => &[],
         // Their settings.
-        "config" => return BTreeSet::from(["http", "postgres", "source", "telemetry", "worker"]),
+        "config" => return ["http", "postgres", "source", "telemetry", "worker"].into_iter().chain(NOUNS).collect(),
         "telemetry" | "failpoint" => return BTreeSet::new(),
         other => panic!("src/{other} is a new room: say here and in docs/ARCHITECTURE.md whom it may use"),
     };

@@ -25,4 +25,6 @@ mod jobs;
 #[cfg(test)]
 mod lists;
 #[cfg(test)]
+mod retention;
+#[cfg(test)]
 mod startup;
