@@ -432,9 +432,9 @@ fn literal(text: &str) -> String {
 /// How much of the log a consumer that doesn't come may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
-    /// Rows since its last export.
+    /// Rows logged since.
     pub rows: u64,
-    /// Time since its last export.
+    /// Time since.
     pub age: Duration,
 }
 
@@ -444,8 +444,8 @@ pub const PURGE_ROWS: u64 = 10_000;
 /// Gives up the positions of consumers that hold too much of the log, then removes what every other one has seen. Returns the
 /// number of rows removed; call it again while there are some.
 ///
-/// A position loses its deletions first: its incremental exports stay exact, and its next delta asks for a full one. At twice
-/// the caps it loses the rest.
+/// A position loses its deletions first, counted from its last delta or full export: its incremental exports stay exact, and
+/// its next delta asks for a full one. At twice the caps, counted from its last export, it loses the rest.
 ///
 /// # Errors
 /// If the database fails.
@@ -463,14 +463,16 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
     let given_up: Vec<(String, String)> = sqlx::query_as(
         "-- source.capture.give_up
          update watermarks w
-         set snap_del = null, snap_live = case when held.factor >= 2 then null else snap_live end,
-             log_lost = case when held.factor >= 2 then 'A' else 'D' end::\"char\", version = version + 1
+         set snap_del = null, snap_live = case when held.live >= 2 then null else snap_live end,
+             log_lost = case when held.live >= 2 then 'A' else 'D' end::\"char\", version = version + 1
          from (
-           select id, greatest(
-             (coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0) - saved_seq)::float8 / $1,
-             extract(epoch from clock_timestamp() - saved_at)::float8 / $2) as factor
-           from watermarks where snap_live is not null) held
-         where w.id = held.id and held.factor >= 1 and (w.snap_del is not null or held.factor >= 2)
+           select id, greatest((log.seq - saved_seq) / $1, extract(epoch from clock_timestamp() - saved_at)::float8 / $2) as live,
+             greatest((log.seq - del_saved_seq) / $1, extract(epoch from clock_timestamp() - del_saved_at)::float8 / $2) as deletions
+           from watermarks
+           cross join (select coalesce(pg_sequence_last_value(
+               pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)::float8 as seq) log
+           where snap_live is not null) held
+         where w.id = held.id and (w.snap_del is not null and held.deletions >= 1 or held.live >= 2)
          returning w.consumer_id, w.log_lost::text",
     )
     .bind(caps.rows.max(1) as f64)
