@@ -275,7 +275,7 @@ impl Continuity {
 pub struct Findings {
     /// What stands between the last export and this one.
     pub continuity: Option<Continuity>,
-    /// Transactions that were open, whose changes belong to the next export.
+    /// Transactions in this database that had changed something and were open: their changes belong to the next export.
     pub open_transactions: Option<u32>,
     /// The age of the oldest of them in seconds, where the role may see it.
     pub oldest_transaction_seconds: Option<f64>,

@@ -106,9 +106,7 @@ impl Permit {
             " as continuity,
                coalesce(w.table_oid = t.oid and w.columns_hash = here.columns_hash and w.relfilenode <> here.relfilenode, false)
                  as table_rewritten,
-               (select count(*) from pg_snapshot_xip(here.snapshot))::integer as open_transactions,
-               (select max(extract(epoch from clock_timestamp() - a.xact_start))::float8 from pg_stat_activity a
-                where a.backend_xid is not null and a.datname = current_database()) as oldest_transaction_seconds,
+               writers.open_transactions, writers.oldest_transaction_seconds,
                t.oid as table_oid, here.relfilenode, here.columns_hash, here.triggers_hash, here.partitions_hash,
                c.system_identifier as cluster_id
              from pg_class t
@@ -117,6 +115,15 @@ impl Permit {
              cross join lateral ",
             here!(),
             " here
+             -- The snapshot has the whole cluster's transactions; of interest are those that may yet change this database's
+             -- tables, which our own don't.
+             cross join lateral (
+               select (count(distinct l.pid) + (select count(*) from pg_prepared_xacts p where p.database = current_database()))::int
+                   as open_transactions,
+                 max(extract(epoch from clock_timestamp() - a.xact_start))::float8 as oldest_transaction_seconds
+               from pg_locks l join pg_stat_activity a on a.pid = l.pid
+               where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
+                 and a.application_name is distinct from 'cdc-export') writers
              left join watermarks w on w.consumer_id = $2 and w.dataset = $3
              where t.oid = to_regclass($1)"
         ))
