@@ -33,10 +33,10 @@ alter table watermarks
   add column partitions_hash text,
   add column cluster_id bigint,
   add column log_lost "char" check (log_lost in ('D', 'A')), -- the log was given up: of deletions, of all
-  add column saved_at timestamptz, -- snap_live
-  add column saved_seq bigint, -- the log's then, to know how much of it the position holds
-  add column del_saved_at timestamptz, -- the same for snap_del, which consumers without deltas leave where it is
-  add column del_saved_seq bigint;
+  add column saved_at timestamptz,
+  add column saved_seq bigint, -- of the log, to know how much of it the position holds
+  add column deletions_saved_at timestamptz, -- the same of snap_del
+  add column deletions_saved_seq bigint;
 
 alter table exports
   add column purge_hold pg_snapshot, -- what this attempt may yet read of the log

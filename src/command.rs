@@ -108,12 +108,12 @@ impl Default for Command {
 }
 
 impl Command {
-    /// What to log. A command that a person waits for shows what it does by itself: events below a warning stay away.
+    /// What to log. A command that a person waits for says by itself what it does.
     pub(crate) fn telemetry(&self, config: &Config) -> telemetry::Settings {
         let settings = config.telemetry;
         match self {
             Command::Serve(_) | Command::Worker => settings,
-            _ => telemetry::Settings { level: settings.level.min(LevelFilter::WARN), ..settings },
+            _ => telemetry::Settings { level: settings.level.min(LevelFilter::ERROR), ..settings },
         }
     }
 

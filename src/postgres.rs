@@ -26,6 +26,9 @@ pub enum Error {
     /// Too old a server.
     #[error("Postgres {0} is too old: 13 or later is needed")]
     TooOld(String),
+    /// A standby: its snapshots hide transactions that are in progress on its primary, and nothing can be written to it.
+    #[error("this Postgres is a standby: give the service its primary")]
+    Standby,
     /// A table of ours would hide somebody's, or the other way round.
     #[error(
         "the database has a table `{0}` that this service did not make: give the service a database or a search_path of its own"
@@ -98,15 +101,18 @@ impl Database {
 /// If the database can't be reached or used, or holds a foreign `exports` or `watermarks`.
 pub async fn migrate(database: &Database) -> Result<(), Error> {
     let mut conn = PgConnection::connect_with(database.options()).await.map_err(Error::Unreachable)?;
-    let (number, version): (i32, String) = sqlx::query_as(
+    let (number, version, standby): (i32, String, bool) = sqlx::query_as(
         "-- postgres.version
-         select current_setting('server_version_num')::int, current_setting('server_version')",
+         select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()",
     )
     .fetch_one(&mut conn)
     .await
     .map_err(Error::Sql)?;
     if number < OLDEST {
         return Err(Error::TooOld(version));
+    }
+    if standby {
+        return Err(Error::Standby);
     }
 
     // Another replica's migration may take long, and so may ours.

@@ -34,9 +34,9 @@ pub struct Settings {
 
 /// Begins to log, once a process.
 pub fn start(settings: &Settings) {
-    // The libraries' own chatter would bury the events: one warns of every connection that a stopping server ends.
+    // The libraries' own chatter would bury the events.
     let targets = Targets::new()
-        .with_default(settings.level.min(LevelFilter::ERROR))
+        .with_default(settings.level.min(LevelFilter::WARN))
         .with_target("cdc_export", settings.level)
         .with_target("tower_http", settings.level);
     let layer = fmt::layer().with_writer(std::io::stderr);

@@ -84,6 +84,9 @@ struct Found {
     kind: String,
     parent: Option<String>,
     has_children: bool,
+    is_child: bool,
+    is_subscribed: bool,
+    is_unlogged: bool,
     key: Vec<String>,
     captured: bool,
 }
@@ -91,10 +94,14 @@ struct Found {
 /// Whether every trigger that a table `t` (of `pg_class`) needs is there, and fires whatever `session_replication_role` says.
 macro_rules! captured {
     () => {
-        "(select count(*) from pg_trigger x
+        "((select count(*) from pg_trigger x
           where x.tgname like 'cdc\\_export\\_%' and x.tgenabled = 'A'
             and (x.tgrelid = t.oid or x.tgrelid in (select relid from pg_partition_tree(t.oid))))
-         >= case t.relkind when 'p' then 2 * (select count(*) from pg_partition_tree(t.oid)) else 4 end"
+         >= case t.relkind when 'p' then 2 * (select count(*) from pg_partition_tree(t.oid)) else 4 end
+         -- Statement triggers see neither what comes through a parent or from a subscription, nor what a child has.
+         and (t.relkind = 'p'
+           or not exists (select from pg_inherits i where t.oid in (i.inhparent, i.inhrelid))
+             and not exists (select from pg_subscription_rel s where s.srrelid = t.oid)))"
     };
 }
 pub(crate) use captured;
@@ -195,6 +202,9 @@ async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<Found, Error
          select t.oid, n.nspname::text as schema_name, t.relname::text as table_name, t.relkind::text as kind,
            case when t.relispartition then pg_partition_root(t.oid)::text end as parent,
            t.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = t.oid) as has_children,
+           not t.relispartition and exists (select from pg_inherits i where i.inhrelid = t.oid) as is_child,
+           t.relkind = 'r' and exists (select from pg_subscription_rel s where s.srrelid = t.oid) as is_subscribed,
+           t.relpersistence <> 'p' as is_unlogged,
            array(select a.attname::text
                  from pg_index x
                  cross join lateral unnest(x.indkey) with ordinality as k (attnum, place)
@@ -215,6 +225,10 @@ async fn check(conn: &mut PgConnection, found: &Found, dataset: &Dataset) -> Res
     let table = dataset.table.to_owned();
     let kind = match found.kind.as_str() {
         "r" | "p" if found.has_children => "a table with children that inherit from it",
+        // What is written through its parent fires the triggers of the parent alone.
+        "r" | "p" if found.is_child => "a table that inherits from another",
+        "r" if found.is_subscribed => "a table that a subscription writes to",
+        "r" if found.is_unlogged => "an unlogged table, which a crash empties",
         "r" | "p" => "",
         "v" => "a view",
         "m" => "a materialized view",
@@ -233,7 +247,12 @@ async fn check(conn: &mut PgConnection, found: &Found, dataset: &Dataset) -> Res
     if found.key != [dataset.key] {
         return Err(Error::OtherKey { table, found: found.key.join(", "), expected: dataset.key.to_owned() });
     }
-    let rows = format!("-- source.capture.check\n {} limit 0", select::full(dataset));
+    // The casts of the columns accept texts as well; what the changes are found by is compared.
+    let (key, updated_at) = (select::quoted(dataset.key), select::quoted(dataset.updated_at));
+    let rows = format!(
+        "-- source.capture.check\n {} and u.{key} = 0::bigint and u.{updated_at} > now() limit 0",
+        select::full(dataset)
+    );
     let rows = sqlx::raw_sql(AssertSqlSafe(rows)).execute(conn).await;
     rows.map(drop).map_err(|cause| match denied_or_else(dataset.table, cause) {
         Error::Sql(cause) => Error::OtherColumns { table, cause },
@@ -254,7 +273,8 @@ async fn lock(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error> {
 
 fn denied_or_else(table: &str, cause: sqlx::Error) -> Error {
     match cause.as_database_error().and_then(|e| e.code()).as_deref() {
-        Some("55P03") => Error::Busy(table.to_owned()),
+        // A reader that goes on to write while its table is locked here.
+        Some("55P03" | "40P01") => Error::Busy(table.to_owned()),
         Some("42501") => Error::Denied { table: table.to_owned(), cause },
         _ => Error::Sql(cause),
     }
@@ -275,14 +295,16 @@ async fn relations(conn: &mut PgConnection, found: &Found) -> Result<Vec<String>
     Ok(names.iter().map(|(schema, name)| format!("{}.{}", select::quoted(schema), select::quoted(name))).collect())
 }
 
-/// Removes what is left of the triggers, with their functions.
+/// Removes what is left of the triggers, with their functions, and the functions whose triggers somebody dropped.
 async fn remove(conn: &mut PgConnection, found: &Found) -> Result<(), Error> {
     let functions: Vec<String> = sqlx::query_scalar(
         "-- source.capture.functions
-         select distinct format('cdc_export.%I', p.proname)
-         from pg_trigger x join pg_proc p on p.oid = x.tgfoid
-         where x.tgname like 'cdc\\_export\\_%' and p.pronamespace = to_regnamespace('cdc_export')
-           and (x.tgrelid = $1 or x.tgrelid in (select relid from pg_partition_tree($1)))",
+         select format('cdc_export.%I', p.proname)
+         from pg_proc p
+         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
+           and (not exists (select from pg_trigger x where x.tgfoid = p.oid)
+             or exists (select from pg_trigger x where x.tgfoid = p.oid
+                        and (x.tgrelid = $1 or x.tgrelid in (select relid from pg_partition_tree($1)))))",
     )
     .bind(found.oid)
     .fetch_all(&mut *conn)
@@ -403,7 +425,8 @@ fn by_row(found: &Found, relations: &[String], name: &dyn Fn(&str) -> String) ->
          end $f$;
          create trigger cdc_export_r after insert or update or delete on {table} for each row execute function {r}();
          create function {t}() {HEAD} as $f$ begin
-           {logged}) values (pg_catalog.pg_partition_root(tg_relid), 'T', null);
+           -- A partition that was detached keeps this trigger, and is no part of any tree.
+           {logged}) values (coalesce(pg_catalog.pg_partition_root(tg_relid), tg_relid), 'T', null);
            return null;
          end $f$"
     )];
@@ -466,45 +489,53 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
          set snap_del = null, snap_live = case when held.live >= 2 then null else snap_live end,
              log_lost = case when held.live >= 2 then 'A' else 'D' end::\"char\", version = version + 1
          from (
-           select id, greatest((log.seq - saved_seq) / $1, extract(epoch from clock_timestamp() - saved_at)::float8 / $2) as live,
-             greatest((log.seq - del_saved_seq) / $1, extract(epoch from clock_timestamp() - del_saved_at)::float8 / $2) as deletions
-           from watermarks
-           cross join (select coalesce(pg_sequence_last_value(
-               pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)::float8 as seq) log
-           where snap_live is not null) held
-         where w.id = held.id and (w.snap_del is not null and held.deletions >= 1 or held.live >= 2)
+           select p.id,
+             greatest((log.seq - p.saved_seq)::float8 / $1, extract(epoch from clock_timestamp() - p.saved_at)::float8 / $2) as live,
+             -- Incremental exports alone would hold the deletions, and the log with them, for ever.
+             greatest((log.seq - p.deletions_saved_seq)::float8 / $1,
+               extract(epoch from clock_timestamp() - p.deletions_saved_at)::float8 / $2) as deletions
+           from watermarks p
+           cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
+                         as seq) log
+           where p.snap_live is not null) held
+         where w.id = held.id and (held.live >= 2 or w.snap_del is not null and greatest(held.live, held.deletions) >= 1)
          returning w.consumer_id, w.log_lost::text",
     )
     .bind(caps.rows.max(1) as f64)
     .bind(caps.age.as_secs_f64().max(1.0))
     .fetch_all(&mut *tx)
     .await?;
-    for (consumer, lost) in given_up {
-        tracing::warn!(event = "position_given_up", consumerId = consumer, lost);
-    }
-    // Bounded by the smallest xmax of what is held, not by an xmin: one idle writer must not pin the log.
+    // Bounded by the smallest xmax of what is held, not by an xmin: one idle writer must not pin the log. Nobody needs what this
+    // statement sees and no hold shields: a hold that it doesn't see yet is of an export whose snapshot is still to be taken. A
+    // row that is seen can't come from the future but with a dump of another cluster, whose transactions were further on.
     let purged = sqlx::query(
         "-- source.capture.purge
          with held as materialized (
-           -- As text, for a snapshot has no equality.
-           select snap::pg_snapshot as snap from (
-             select coalesce(snap_del, snap_live)::text from watermarks
+           -- As texts, since snapshots can't be compared.
+           select snap::pg_snapshot as snap
+           from (
+             select coalesce(snap_del, snap_live)::text as snap from watermarks
              union
-             select purge_hold::text from exports where status = 'processing') snapshots (snap)
+             select purge_hold::text from exports where status = 'processing') texts
            where snap is not null),
          bounds as (
-           select coalesce(min(pg_snapshot_xmax(snap)), pg_snapshot_xmin(pg_current_snapshot())) as below,
-             coalesce(min(pg_snapshot_xmin(snap)), pg_snapshot_xmin(pg_current_snapshot())) as seen_by_all
-           from held)
+           select coalesce(min(pg_snapshot_xmax(snap)), here.xmax) as below, coalesce(min(pg_snapshot_xmin(snap)), here.xmax) as seen_by_all,
+             here.xmax as future
+           from (select pg_snapshot_xmax(pg_current_snapshot()) as xmax) here left join held on true
+           group by here.xmax)
          delete from cdc_export.change_log where ctid = any (array(
            select l.ctid from cdc_export.change_log l, bounds b
            where l.xid < b.below
-             and (l.xid < b.seen_by_all or not exists (select from held h where not pg_visible_in_snapshot(l.xid, h.snap)))
+               and (l.xid < b.seen_by_all or not exists (select from held h where not pg_visible_in_snapshot(l.xid, h.snap)))
+             or l.xid >= b.future
            limit $1))",
     )
     .bind(PURGE_ROWS as i64)
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;
+    for (consumer, lost) in given_up {
+        tracing::warn!(event = "position_given_up", consumerId = consumer, lost);
+    }
     Ok(purged.rows_affected())
 }

@@ -118,8 +118,7 @@ pub(crate) async fn advance(
             "-- store.watermarks.first
              insert into watermarks
                (consumer_id, dataset, last_exported_at, snap_wm, updated_at, version, snap_live, snap_del, table_oid, relfilenode,
-                columns_hash, triggers_hash, partitions_hash, cluster_id, saved_at, saved_seq, del_saved_at,
-                del_saved_seq)
+                columns_hash, triggers_hash, partitions_hash, cluster_id, saved_at, saved_seq, deletions_saved_at, deletions_saved_seq)
              select $1, $2, $3, $3, clock_timestamp(), 1, $6::text::pg_snapshot, $7::text::pg_snapshot, $8, $9, $10, $11, $12, $13,
                clock_timestamp(), log.seq, clock_timestamp(), log.seq
              from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
@@ -137,8 +136,8 @@ pub(crate) async fn advance(
                  log_lost = case when $14 <> 'full' then log_lost end,
                  table_oid = $8, relfilenode = $9, columns_hash = $10, triggers_hash = $11, partitions_hash = $12,
                  cluster_id = $13, saved_at = clock_timestamp(), saved_seq = log.seq,
-                 del_saved_at = case when $7 = $6 then clock_timestamp() else del_saved_at end,
-                 del_saved_seq = case when $7 = $6 then log.seq else del_saved_seq end
+                 deletions_saved_at = case when snap_del::text = $7 then deletions_saved_at else clock_timestamp() end,
+                 deletions_saved_seq = case when snap_del::text = $7 then deletions_saved_seq else log.seq end
              from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
                      as seq) log
              where consumer_id = $1 and dataset = $2 and version = $4 and last_exported_at is not distinct from $5",

@@ -98,7 +98,7 @@ async fn a_failed_or_interrupted_export_is_no_success() {
 async fn workers_and_services_share_a_folder() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    let service = Start::on(&database).argument("serve").argument("--no-workers").service().await;
+    let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
     let id = service.submit("full", "a").await;
     assert_eq!(service.job(&id).await["status"], "pending");
     let url = database.url();

@@ -142,7 +142,11 @@ impl Database {
         let name = format!("cdc_test_{}_{}", std::process::id(), uuid::Uuid::new_v4().simple());
         let mut admin = PgConnection::connect_with(server).await.unwrap();
         admin.execute(AssertSqlSafe(format!("create database {name} {how}"))).await.unwrap();
-        let options = server.clone().database(&name);
+        Database::at(server.clone().database(&name))
+    }
+
+    /// One that is there.
+    pub(crate) fn at(options: PgConnectOptions) -> Database {
         let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options.clone());
         Database { options, pool }
     }
@@ -219,15 +223,15 @@ impl Start {
         Start { arguments: Vec::new(), variables: Vec::new(), output }.with("PORT", "0").with("LOG_FORMAT", "json")
     }
 
-    /// With an argument of the command line.
-    pub(crate) fn argument(mut self, argument: &str) -> Start {
-        self.arguments.push(argument.to_owned());
-        self
-    }
-
     /// With a setting.
     pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Start {
         self.variables.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// With a command and its arguments; without, it serves.
+    pub(crate) fn arguments(mut self, arguments: &[&str]) -> Start {
+        self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         self
     }
 

@@ -15,6 +15,8 @@ mod exports;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod guard;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod house;

@@ -1,0 +1,834 @@
+//! The guard of continuity, the triggers and the purge: where exactness can't be kept an export says so, and loses nothing.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use cdc_export::postgres::embedded;
+use serde_json::{Value, json};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+
+use crate::harness::{Csv, Database, Service, Start, embedded_settings, eventually, reachable_folder};
+
+/// The whole row of a consumer's watermark, hidden columns too.
+async fn position(database: &Database, consumer: &str) -> Option<String> {
+    sqlx::query_scalar("select w::text from watermarks w where consumer_id = $1")
+        .bind(consumer)
+        .fetch_optional(&database.pool)
+        .await
+        .unwrap()
+}
+
+/// An export that the guard refuses: it names its word, and nothing moves.
+async fn refused(database: &Database, service: &Service, export_type: &str, consumer: &str, word: &str) {
+    let (before, files) = (position(database, consumer).await, service.files());
+    let job = service.ended(&service.submit(export_type, consumer).await).await;
+    assert_eq!(
+        (&job["status"], &job["error"]["code"], &job["continuity"], &job["attempt"]),
+        (&json!("failed"), &json!("full_export_needed"), &json!(word), &json!(1)),
+        "{export_type}: {job}"
+    );
+    assert_eq!(position(database, consumer).await, before, "{export_type} after {word}");
+    assert_eq!(service.files(), files);
+}
+
+/// An export that the guard lets pass, with its word; null for none.
+async fn passes(service: &Service, export_type: &str, consumer: &str, word: Option<&str>) -> (Value, Csv) {
+    let (job, file) = service.export(export_type, consumer).await;
+    assert_eq!(job["continuity"], json!(word), "{export_type}: {job}");
+    (job, file)
+}
+
+/// A full export passes with the word, and afterwards there is nothing to say and nothing due.
+async fn full_heals(database: &Database, service: &Service, consumer: &str, word: &str) {
+    let (_, full) = passes(service, "full", consumer, Some(word)).await;
+    let live: Vec<i64> = sqlx::query_scalar("select id from users where not is_deleted order by id")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(full.ids(), live);
+    for export_type in ["incremental", "delta"] {
+        let (_, file) = passes(service, export_type, consumer, None).await;
+        assert!(file.rows.is_empty(), "{export_type} after {word}: {file:?}");
+    }
+}
+
+/// Operation and key of a delta's rows, sorted.
+fn operations(delta: &Csv) -> Vec<(&str, &str)> {
+    let mut rows: Vec<_> = delta.rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect();
+    rows.sort_unstable();
+    rows
+}
+
+/// A command of the binary on a database: exit code and standard error.
+async fn command(database: &Database, command: &[&str]) -> (i32, String) {
+    Start::on(database).arguments(command).until_it_ends().await
+}
+
+async fn track(database: &Database) {
+    let (code, errors) = command(database, &["track", "users"]).await;
+    assert_eq!(code, 0, "{errors}");
+}
+
+/// How many rows the log has.
+async fn logged(database: &Database) -> i64 {
+    database.one("select count(*) from cdc_export.change_log").await
+}
+
+async fn log_becomes(database: &Database, rows: i64) {
+    eventually(&format!("the log has {rows} rows"), || async { (logged(database).await == rows).then_some(()) }).await;
+}
+
+/// Waits until somebody waits for a lock in a statement like this.
+async fn waits_for_a_lock(database: &Database, statement: &str) {
+    let waiting = format!(
+        "select count(*) from pg_stat_activity
+         where datname = current_database() and wait_event_type = 'Lock' and query ilike '%{statement}%'"
+    );
+    eventually(statement, || async { (database.one::<i64>(&waiting).await > 0).then_some(()) }).await;
+}
+
+async fn exported(users: i64, consumers: &[&str]) -> (Database, Service) {
+    let database = Database::new().await;
+    database.add_users(1, users).await;
+    let service = Start::on(&database).service().await;
+    for consumer in consumers {
+        passes(&service, "full", consumer, None).await;
+    }
+    (database, service)
+}
+
+#[tokio::test]
+async fn a_position_that_the_log_does_not_reach_back_to_needs_a_full_export() {
+    let (database, service) = exported(19, &["a"]).await;
+    let change =
+        "update users set name = name || '!' where id = 1; delete from users where id in (select max(id) from users)";
+    for (cause, word) in [
+        (
+            "alter table users disable trigger cdc_export_u; update users set name = 'unseen' where id = 2;
+             alter table users enable always trigger cdc_export_u",
+            "trigger_changed",
+        ),
+        // A trigger that doesn't fire for everybody isn't there.
+        ("alter table users disable trigger cdc_export_d", "trigger_missing"),
+        ("alter table users enable trigger cdc_export_d", "trigger_missing"),
+        ("alter table users enable always trigger cdc_export_d", "trigger_changed"),
+        ("update watermarks set cluster_id = cluster_id + 1", "other_cluster"),
+        ("update watermarks set cluster_id = null", "other_cluster"),
+        (
+            "update watermarks set snap_live = '9000000000:9000000000:', snap_del = '9000000000:9000000000:'",
+            "xid_went_back",
+        ),
+        // Somebody's partitions hash, or none where there is one now.
+        ("update watermarks set partitions_hash = 'x'", "partitions_changed"),
+        ("update watermarks set log_lost = 'A', snap_live = null, snap_del = null", "log_expired"),
+        // The first of several is named.
+        (
+            "update watermarks set table_oid = 1, cluster_id = 1, triggers_hash = '', log_lost = 'D', snap_del = null",
+            "table_recreated",
+        ),
+    ] {
+        database.run(&format!("{change}; {cause}; {change}")).await;
+        refused(&database, &service, "incremental", "a", word).await;
+        refused(&database, &service, "delta", "a", word).await;
+        if word == "trigger_missing" {
+            passes(&service, "full", "a", Some(word)).await;
+            refused(&database, &service, "incremental", "a", word).await;
+        } else {
+            full_heals(&database, &service, "a", word).await;
+        }
+    }
+
+    // Another table under the name, without triggers at first.
+    database
+        .run(
+            "alter sequence users_id_seq owned by none; alter table users rename to gone;
+             create table users (like gone including all); insert into users select * from gone where id < 5; drop table gone",
+        )
+        .await;
+    refused(&database, &service, "incremental", "a", "table_recreated").await;
+    passes(&service, "full", "a", Some("table_recreated")).await;
+    refused(&database, &service, "incremental", "a", "trigger_missing").await;
+    track(&database).await;
+    refused(&database, &service, "delta", "a", "trigger_changed").await;
+    full_heals(&database, &service, "a", "trigger_changed").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_start_puts_missing_triggers_back_on_our_own_table() {
+    let (database, service) = exported(19, &["a"]).await;
+    database.run("drop trigger cdc_export_u on users; update users set name = 'unseen' where id = 1").await;
+    refused(&database, &service, "incremental", "a", "trigger_missing").await;
+    service.stop().await;
+
+    let service = Start::on(&database).service().await;
+    assert_eq!(service.events("table_tracked").len(), 1);
+    refused(&database, &service, "incremental", "a", "trigger_changed").await;
+    refused(&database, &service, "delta", "a", "trigger_changed").await;
+    full_heals(&database, &service, "a", "trigger_changed").await;
+    database.run("update users set name = 'seen' where id = 1").await;
+    assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [1]);
+    assert_eq!(database.one::<i64>("select count(*) from pg_proc where pronamespace = 'cdc_export'::regnamespace and proname like 'capture%'").await, 4);
+    service.stop().await;
+
+    // What is in place is left in place.
+    let service = Start::on(&database).service().await;
+    assert_eq!(service.events("table_tracked").len(), 0);
+    passes(&service, "delta", "a", None).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_truncate_is_exact_for_an_incremental_and_refused_for_a_delta() {
+    let (database, service) = exported(19, &["a", "b"]).await;
+    database.run("truncate users; update users set name = 'nobody'").await;
+    database.add_users(3, 4).await;
+    for export in 1..=2 {
+        let (_, file) = passes(&service, "incremental", "a", Some("truncated")).await;
+        assert_eq!(file.ids(), if export == 1 { vec![3, 4] } else { vec![] }, "nothing twice");
+        refused(&database, &service, "delta", "a", "truncated").await;
+    }
+    refused(&database, &service, "delta", "b", "truncated").await;
+    full_heals(&database, &service, "a", "truncated").await;
+    assert_eq!(
+        passes(&service, "incremental", "b", Some("truncated")).await.1.ids(),
+        [3, 4],
+        "consumers don't see each other"
+    );
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_truncate_waits_for_an_export_that_has_its_snapshot() {
+    let database = Database::new().await;
+    database.add_users(1, 19).await;
+    let service = Start::on(&database).with("FAILPOINTS", "worker.opened=sleep:1500").service().await;
+    let job = service.submit("full", "a").await;
+    service.reaches("worker.opened").await;
+    let truncate = tokio::spawn({
+        let pool = database.pool.clone();
+        async move { pool.execute("truncate users").await.unwrap() }
+    });
+    waits_for_a_lock(&database, "truncate users").await;
+    assert_eq!(service.job(&job).await["status"], "processing");
+    truncate.await.unwrap();
+    assert_eq!(database.one::<String>("select status from exports").await, "completed", "it waited to the commit");
+    let job = service.ended(&job).await;
+    assert_eq!(Csv::read(&service.path(&job)).rows.len(), 18);
+    refused(&database, &service, "delta", "a", "truncated").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_time_set_by_hand_is_obeyed_once_and_the_log_from_then_on() {
+    let (database, service) = exported(19, &["forward", "forward-delta", "back", "back-delta"]).await;
+    database
+        .run(
+            "insert into watermarks (consumer_id, last_exported_at, updated_at) values
+               ('planted', '2026-01-01 00:15:00+00', now()), ('planted-delta', '2026-01-01 00:15:00+00', now());
+             update watermarks set last_exported_at = '2026-02-01' where consumer_id like 'forward%';
+             update watermarks set last_exported_at = '2026-01-01 00:16:00+00' where consumer_id like 'back%';
+             delete from users where id = 3;
+             update users set name = 'late' where id = 4;
+             update users set is_deleted = true where id = 5;
+             update users set updated_at = '2026-02-02' where id = 6;
+             update users set updated_at = 'infinity' where id = 7;
+             update users set is_deleted = true, updated_at = '2026-02-03' where id = 8",
+        )
+        .await;
+    // The stated rule alone: what is due by the log isn't looked at, and infinity is above every time.
+    for (consumer, word, live) in [
+        ("planted", "no_snapshot", vec![6, 7, 16, 17, 18, 19]),
+        ("forward", "watermark_edited", vec![6, 7]),
+        // What changed, and what the time says; no row of infinity but by the log.
+        ("back", "rewound", vec![4, 6, 7, 17, 18, 19]),
+    ] {
+        assert_eq!(passes(&service, "incremental", consumer, Some(word)).await.1.ids(), live, "{word}");
+    }
+    let sorted = |mut rows: Vec<(&'static str, &'static str)>| {
+        rows.sort_unstable();
+        rows
+    };
+    for (consumer, word, rows) in [
+        (
+            "planted-delta",
+            "no_snapshot",
+            vec![
+                ("DELETE", "8"),
+                ("UPDATE", "6"),
+                ("UPDATE", "7"),
+                ("INSERT", "16"),
+                ("INSERT", "17"),
+                ("INSERT", "18"),
+                ("INSERT", "19"),
+            ],
+        ),
+        ("forward-delta", "watermark_edited", vec![("DELETE", "8"), ("UPDATE", "6"), ("UPDATE", "7")]),
+        (
+            "back-delta",
+            "rewound",
+            vec![
+                ("DELETE", "3"),
+                ("DELETE", "5"),
+                ("DELETE", "8"),
+                ("INSERT", "4"),
+                ("UPDATE", "6"),
+                ("UPDATE", "7"),
+                ("INSERT", "17"),
+                ("INSERT", "18"),
+                ("INSERT", "19"),
+            ],
+        ),
+    ] {
+        assert_eq!(operations(&passes(&service, "delta", consumer, Some(word)).await.1), sorted(rows), "{word}");
+    }
+    // The deletions of an incremental export that was set back are still due; by hand they were waived.
+    let due = [
+        ("back", vec![("DELETE", "3"), ("DELETE", "5"), ("DELETE", "8")]),
+        ("forward", vec![("DELETE", "8")]),
+        ("planted", vec![("DELETE", "8")]),
+    ];
+    for (consumer, deletions) in due {
+        assert_eq!(operations(&passes(&service, "delta", consumer, None).await.1), deletions, "{consumer}");
+    }
+    database.run("update users set name = 'later' where id = 9; delete from users where id = 10").await;
+    for consumer in ["planted", "forward", "back"] {
+        assert_eq!(passes(&service, "incremental", consumer, None).await.1.ids(), [9], "{consumer}");
+        let (_, delta) = passes(&service, "delta", &format!("{consumer}-delta"), None).await;
+        assert_eq!(operations(&delta), [("DELETE", "10"), ("INSERT", "9")], "{consumer}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_position_without_a_time_is_one_all_the_same() {
+    let database = Database::new().await;
+    database.add_users(1, 3).await;
+    database.run("update users set updated_at = 'infinity'").await;
+    let service = Start::on(&database).service().await;
+    let (job, file) = passes(&service, "full", "a", None).await;
+    assert_eq!((file.ids(), &job["watermarkTo"]), (vec![1, 2, 3], &json!(null)));
+    assert_eq!(service.watermark("a").await, None);
+    assert!(position(&database, "a").await.is_some());
+    // A hard delete is found by nothing but the snapshot.
+    database.run("delete from users where id = 2").await;
+    let (_, delta) = passes(&service, "delta", "a", None).await;
+    assert!(operations(&delta).contains(&("DELETE", "2")), "{delta:?}");
+
+    database.run("update watermarks set last_exported_at = '2026-01-01 00:01:30+00'; update users set updated_at = '2026-01-01 00:01:00+00' where id = 1").await;
+    let (_, file) = passes(&service, "incremental", "a", Some("watermark_edited")).await;
+    assert_eq!(file.ids(), [3], "by the time alone");
+    database.run("update users set updated_at = '2026-01-01 00:01:10+00' where id = 1").await;
+    assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [1]);
+    // Taken away, it is set back as far as can be.
+    database.run("update watermarks set last_exported_at = null").await;
+    assert_eq!(passes(&service, "incremental", "a", Some("rewound")).await.1.ids(), [1, 3]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_past_its_cap_is_given_up_deletions_first() {
+    let (database, service) = exported(19, &["a", "b"]).await;
+    service.stop().await;
+    // At its start a service purges at once.
+    let start = || Start::on(&database).with("CHANGE_LOG_MAX_ROWS", 100);
+    database.run("delete from users where id = 3; update users set name = 'x' where id <= 11").await;
+    for _ in 0..10 {
+        database.run("update users set name = name || '!' where id <= 11").await;
+    }
+    let held = logged(&database).await;
+    assert!((101..200).contains(&held), "{held}");
+
+    let service = start().service().await;
+    eventually("the deletions are given up", || async {
+        (database.one::<i64>("select count(*) from watermarks where log_lost = 'D'").await == 2).then_some(())
+    })
+    .await;
+    eventually("the log says so", || async { (service.events("position_given_up").len() == 2).then_some(()) }).await;
+    refused(&database, &service, "delta", "a", "deletes_expired").await;
+    let changed = [1, 2, 4, 5, 6, 7, 8, 9, 11];
+    assert_eq!(passes(&service, "incremental", "a", Some("deletes_expired")).await.1.ids(), changed, "exact as ever");
+    assert!(passes(&service, "incremental", "a", Some("deletes_expired")).await.1.rows.is_empty());
+    refused(&database, &service, "delta", "a", "deletes_expired").await;
+    assert!(logged(&database).await >= held, "b still needs it");
+    service.stop().await;
+
+    for _ in 0..10 {
+        database.run("update users set name = name || '!' where id <= 11").await;
+    }
+    let service = start().service().await;
+    log_becomes(&database, 100).await;
+    refused(&database, &service, "incremental", "b", "log_expired").await;
+    refused(&database, &service, "delta", "b", "log_expired").await;
+    assert_eq!(passes(&service, "incremental", "a", Some("deletes_expired")).await.1.ids(), changed);
+    full_heals(&database, &service, "a", "deletes_expired").await;
+    full_heals(&database, &service, "b", "log_expired").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_consumer_that_never_takes_deletions_does_not_hold_the_log() {
+    let (database, service) = exported(19, &["a"]).await;
+    service.stop().await;
+    for round in 1..=3 {
+        let service = Start::on(&database).with("CHANGE_LOG_MAX_ROWS", 100).service().await;
+        for _ in 0..3 {
+            database.run("update users set name = name || '!'").await;
+        }
+        let (job, _) = service.export("incremental", "a").await;
+        assert_eq!(job["rowsExported"], 18, "round {round}: {job}");
+        service.stop().await;
+    }
+    let service = Start::on(&database).with("CHANGE_LOG_MAX_ROWS", 100).service().await;
+    log_becomes(&database, 0).await;
+    passes(&service, "incremental", "a", Some("deletes_expired")).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_rewritten_table_is_named_and_fails_nothing() {
+    let (database, service) = exported(19, &["a"]).await;
+    database.run("vacuum full users").await;
+    database.run("update users set name = 'x' where id = 1").await;
+    let (job, file) = passes(&service, "incremental", "a", None).await;
+    assert_eq!((&job["tableRewritten"], file.ids()), (&json!(true), vec![1]));
+    let (job, _) = passes(&service, "delta", "a", None).await;
+    assert_eq!(job["tableRewritten"], false, "once");
+    // A new column shows by itself, whether it rewrites the table or not.
+    database
+        .run("alter table users add column note text; alter table users add column code uuid default gen_random_uuid()")
+        .await;
+    let (job, _) = passes(&service, "incremental", "a", None).await;
+    assert_eq!(job["tableRewritten"], false);
+    service.stop().await;
+}
+
+/// How many triggers and functions capture changes.
+const OF_THE_CAPTURE: &str = "select count(*) from (select oid from pg_trigger where tgname like 'cdc%'
+  union all select oid from pg_proc where proname like 'capture%') x";
+
+/// A `users` that somebody brought.
+const BROUGHT: &str = "create table users (id bigserial primary key, name varchar(255) not null, email varchar(255) not null unique,
+    created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false, born date not null);
+  insert into users (name, email, created_at, updated_at, born)
+  select 'User ' || n, 'user' || n, '2026-01-01', '2026-01-02', '2000-01-01' from generate_series(1, 9) n";
+
+#[tokio::test]
+async fn a_table_that_somebody_brought_is_exported_from_track_to_untrack() {
+    let database = Database::empty().await;
+    database.run(BROUGHT).await;
+    track(&database).await;
+    track(&database).await;
+    let service = Start::on(&database).service().await;
+    passes(&service, "full", "a", None).await;
+    database
+        .run(
+            "begin; set local session_replication_role = replica; update users set name = 'x' where id = 1; commit;
+             delete from users where id = 2; update users set id = 30 where id = 3",
+        )
+        .await;
+    let (_, delta) = passes(&service, "delta", "a", None).await;
+    assert_eq!(operations(&delta), [("DELETE", "2"), ("DELETE", "3"), ("UPDATE", "1"), ("UPDATE", "30")]);
+    assert_eq!(service.call("DELETE", "/users/1", &[]).await.status(), 404);
+
+    let (code, errors) = command(&database, &["untrack", "users"]).await;
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(database.one::<i64>(OF_THE_CAPTURE).await, 0);
+    let job = service.ended(&service.submit("full", "a").await).await;
+    assert_eq!(job["error"]["code"], "table_missing", "{job}");
+    service.stop().await;
+    // A start leaves what isn't ours as it is; tracked again, the position is from before.
+    Start::on(&database).service().await.stop().await;
+    assert_eq!(database.one::<i64>(OF_THE_CAPTURE).await, 0);
+    track(&database).await;
+    let service = Start::on(&database).service().await;
+    refused(&database, &service, "incremental", "a", "trigger_changed").await;
+    full_heals(&database, &service, "a", "trigger_changed").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn track_refuses_in_one_line_what_it_cannot_capture() {
+    const COLUMNS: &str = "name text, email text, created_at timestamptz, updated_at timestamptz, is_deleted bool";
+    let table = |key: &str| format!("create table users ({key}, {COLUMNS})");
+    let database = Database::empty().await;
+    let name = database.options.get_database().unwrap();
+    let mut first = PgConnection::connect_with(&database.options).await.unwrap();
+    first.execute(AssertSqlSafe(format!("alter database {name} set search_path = s, public"))).await.unwrap();
+    // The service's own tables, and no `users`.
+    track(&database).await;
+    database.run("drop table users; truncate cdc_export.tracked").await;
+    for (made, says) in [
+        (String::new(), "no table `users`"),
+        (table("id bigint"), "no primary key"),
+        (table("id bigint, org bigint, primary key (org, id)"), "is (org, id), where (id) is expected"),
+        (table("uid bigint primary key, id bigint"), "is (uid), where (id) is expected"),
+        (table("id text primary key"), "has not the columns"),
+        ("create table users (id bigint primary key, name text)".to_owned(), "has not the columns"),
+        (
+            format!(
+                "{}; alter table users rename to base; create view users as select * from base",
+                table("id bigint primary key")
+            ),
+            "is a view",
+        ),
+        (
+            format!(
+                "{}; alter table users rename to base; create materialized view users as select * from base",
+                table("id bigint primary key")
+            ),
+            "is a materialized view",
+        ),
+        (
+            format!(
+                "create extension file_fdw; create server files foreign data wrapper file_fdw;
+                 create foreign table users (id bigint, {COLUMNS}) server files options (filename '/dev/null')"
+            ),
+            "is a foreign table",
+        ),
+        (
+            format!(
+                "create table whole (id bigint primary key, {COLUMNS}) partition by range (id);
+                 create table users partition of whole for values from (0) to (9)"
+            ),
+            "track `whole`",
+        ),
+        (
+            format!(
+                "{}; insert into pg_subscription_rel values (1, 'users'::regclass, 'r', null)",
+                table("id bigint primary key")
+            ),
+            "a subscription writes to",
+        ),
+        (table("id bigint primary key").replace("create table", "create unlogged table"), "is an unlogged table"),
+        (format!("{}; create table kid () inherits (users)", table("id bigint primary key")), "inherit"),
+        (
+            format!("create table base ({COLUMNS}); create table users (id bigint primary key) inherits (base)"),
+            "inherits",
+        ),
+    ] {
+        database.run(&format!("create schema s; {made}")).await;
+        let (code, errors) = command(&database, &["track", "users"]).await;
+        assert_eq!(code, 1, "{made}: {errors}");
+        let line = errors.strip_suffix('\n').unwrap();
+        assert!(line.starts_with("cdc-export: ") && !line.contains('\n') && line.contains(says), "{made}: {errors}");
+        assert_eq!(
+            database.one::<i64>("select count(*) from pg_trigger where tgname like 'cdc\\_export\\_%'").await,
+            0
+        );
+        assert_eq!(database.one::<i64>("select count(*) from cdc_export.tracked").await, 0);
+        database.run("delete from pg_subscription_rel").await;
+        database.run("drop schema s cascade; drop extension if exists file_fdw cascade").await;
+    }
+}
+
+#[tokio::test]
+async fn a_partitioned_table_is_exact_through_its_parent_and_directly() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create table users (id bigint primary key, name text, email text, created_at timestamptz default '2026-01-01',
+               updated_at timestamptz default '2026-01-02', is_deleted bool default false) partition by range (id);
+             create table low partition of users for values from (0) to (100);
+             create table high partition of users for values from (100) to (200) partition by range (id);
+             create table high_low partition of high for values from (100) to (150);
+             insert into users (id) select generate_series(1, 9)",
+        )
+        .await;
+    track(&database).await;
+    let service = Start::on(&database).service().await;
+    passes(&service, "full", "a", None).await;
+    database
+        .run(
+            "update users set name = 'parent' where id = 1; update low set name = 'direct' where id = 2;
+             delete from low where id = 3; delete from users where id = 4;
+             insert into high_low (id) values (101); insert into users (id) values (102); insert into high (id) values (103);
+             update users set id = 104 where id = 5; update users set id = 7 where id = 102 and false;
+             begin; set local session_replication_role = replica; update low set name = 'replica' where id = 6; commit",
+        )
+        .await;
+    let (_, delta) = passes(&service, "delta", "a", None).await;
+    let mut expected = vec![
+        ("UPDATE", "1"),
+        ("UPDATE", "2"),
+        ("DELETE", "3"),
+        ("DELETE", "4"),
+        ("DELETE", "5"),
+        ("UPDATE", "6"),
+        ("UPDATE", "101"),
+        ("UPDATE", "102"),
+        ("UPDATE", "103"),
+        ("UPDATE", "104"),
+    ];
+    expected.sort_unstable();
+    assert_eq!(operations(&delta), expected);
+
+    database.run("delete from users").await;
+    passes(&service, "delta", "a", None).await;
+    for partition in ["high_low", "high", "low", "users"] {
+        database.run(&format!("truncate {partition}; insert into users (id) values (1)")).await;
+        refused(&database, &service, "delta", "a", "truncated").await;
+        assert_eq!(passes(&service, "incremental", "a", Some("truncated")).await.1.ids(), [1], "{partition}");
+        full_heals(&database, &service, "a", "truncated").await;
+        database.run("delete from users").await;
+        passes(&service, "delta", "a", None).await;
+    }
+
+    // A new one is captured by row at once; its TRUNCATE only when tracked.
+    database
+        .run("create table more partition of users for values from (200) to (300); insert into more (id) values (201)")
+        .await;
+    refused(&database, &service, "incremental", "a", "trigger_missing").await;
+    track(&database).await;
+    refused(&database, &service, "incremental", "a", "partitions_changed").await;
+    refused(&database, &service, "delta", "a", "partitions_changed").await;
+    full_heals(&database, &service, "a", "partitions_changed").await;
+    database.run("update more set name = 'x'; truncate high").await;
+    assert_eq!(passes(&service, "incremental", "a", Some("truncated")).await.1.ids(), [201]);
+    passes(&service, "full", "a", Some("truncated")).await;
+
+    // One that left takes its rows along, and is nobody's business any more.
+    database.run("alter table users detach partition more").await;
+    refused(&database, &service, "incremental", "a", "partitions_changed").await;
+    database.run("insert into more (id) values (202); delete from more; truncate more; drop table more").await;
+    full_heals(&database, &service, "a", "partitions_changed").await;
+    let (code, errors) = command(&database, &["untrack", "users"]).await;
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(database.one::<i64>(OF_THE_CAPTURE).await, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn children_that_come_later_are_not_captured_and_said_to_be() {
+    let (database, service) = exported(9, &["a"]).await;
+    database.run("create table kid () inherits (users); insert into kid select * from users where id = 1").await;
+    refused(&database, &service, "incremental", "a", "trigger_missing").await;
+    database.run("alter table kid no inherit users").await;
+    passes(&service, "incremental", "a", None).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn installing_on_a_busy_table_keeps_no_writer_waiting() {
+    let database = Database::empty().await;
+    database.run(BROUGHT).await;
+    let mut long = database.pool.begin().await.unwrap();
+    long.execute("update users set name = 'long' where id = 1").await.unwrap();
+    let tracking = tokio::spawn(Start::on(&database).arguments(&["track", "users"]).until_it_ends());
+    for _ in 0..2 {
+        waits_for_a_lock(&database, "lock table").await;
+        let begun = Instant::now();
+        database.run("update users set name = 'short' where id = 2").await;
+        assert!(begun.elapsed() < Duration::from_millis(3500), "{:?}", begun.elapsed());
+    }
+    assert!(!tracking.is_finished());
+    long.commit().await.unwrap();
+    let (code, errors) = tracking.await.unwrap();
+    assert_eq!(code, 0, "{errors}");
+    database.run("update users set name = 'seen' where id = 3").await;
+    assert_eq!(logged(&database).await, 1);
+}
+
+#[tokio::test]
+async fn the_log_of_a_bulk_load_goes_when_nobody_needs_it() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    database.add_users(1, 30_000).await;
+    log_becomes(&database, 0).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_idle_writer_does_not_pin_the_log() {
+    let (database, service) = exported(19, &[]).await;
+    let mut idle = database.pool.begin().await.unwrap();
+    idle.execute("update users set name = 'idle' where id = 1").await.unwrap();
+    passes(&service, "full", "a", None).await;
+    for _ in 0..3 {
+        database.run("update users set name = name || '!' where id = 2; delete from users where id in (select max(id) from users)").await;
+    }
+    passes(&service, "delta", "a", None).await;
+    service.stop().await;
+
+    let service = Start::on(&database).service().await;
+    log_becomes(&database, 0).await;
+    database.run("update users set name = 'due' where id = 3").await;
+    idle.commit().await.unwrap();
+    assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [1, 3]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_is_kept_for_a_first_export_that_runs() {
+    let database = Database::new().await;
+    database.add_users(1, 19).await;
+    let service = Start::on(&database).with("FAILPOINTS", "worker.opened=sleep:3000").service().await;
+    let job = service.submit("full", "a").await;
+    service.reaches("worker.opened").await;
+    database.run("update users set name = 'after' where id in (1, 2); delete from users where id = 3").await;
+    // It purges what was before the export, and in the same statement leaves what came after.
+    let other = Start::on(&database).service().await;
+    log_becomes(&database, 3).await;
+    assert_eq!(service.job(&job).await["status"], "processing");
+    assert_eq!(service.ended(&job).await["rowsExported"], 18);
+    let (_, delta) = passes(&service, "delta", "a", None).await;
+    assert_eq!(operations(&delta), [("DELETE", "3"), ("INSERT", "1"), ("INSERT", "2")]);
+    other.stop().await;
+    service.stop().await;
+}
+
+/// One of Postgres's own programs, as the user who may: the owner of a folder.
+async fn program(server: &PgConnectOptions, name: &str, folder: &Path) -> tokio::process::Command {
+    let bin: String = Database::at(server.clone()).one("select setting from pg_config() where name = 'BINDIR'").await;
+    let mut program = std::process::Command::new(Path::new(&bin).join(name));
+    let owner = std::fs::metadata(folder).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        program.uid(owner.uid()).gid(owner.gid());
+    }
+    program.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(password) = server.to_url_lossy().password() {
+        program.env("PGPASSWORD", password);
+    }
+    let mut program = tokio::process::Command::from(program);
+    program.kill_on_drop(true);
+    program
+}
+
+fn connection(of: &PgConnectOptions) -> [String; 6] {
+    let host = of.get_socket().map_or(of.get_host().to_owned(), |socket| socket.to_str().unwrap().to_owned());
+    let [h, p, u] = ["-h", "-p", "-U"].map(str::to_owned);
+    [h, host, p, of.get_port().to_string(), u, of.get_username().to_owned()]
+}
+
+/// Runs a program to its end and gives what it wrote.
+async fn output(program: &mut tokio::process::Command) -> String {
+    let done = program.output().await.unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
+    let (database, service) = exported(19, &["a"]).await;
+    // So that the other cluster's transactions are behind the log's.
+    database.run("select pg_current_xact_id(); update users set name = 'x' where id = 1; truncate users").await;
+    database.add_users(1, 9).await;
+    service.stop().await;
+    let home = reachable_folder();
+    let other = embedded::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
+    let other_options = other.connect_options();
+
+    let name = database.options.get_database().unwrap();
+    let mut dump = program(&database.options, "pg_dump", home.path()).await;
+    let dump = output(dump.args(connection(&database.options)).args(["--no-owner", name])).await;
+    let script = home.path().join("dump.sql");
+    std::fs::write(&script, dump).unwrap();
+    let mut restore = program(&other_options, "psql", home.path()).await;
+    output(
+        restore
+            .args(connection(&other_options))
+            .args(["-qX", "-v", "ON_ERROR_STOP=1", "-f"])
+            .arg(&script)
+            .arg("cdc_export"),
+    )
+    .await;
+
+    let database = Database::at(other_options);
+    assert!(logged(&database).await > 0);
+    // What comes first of the two: the oid is the same only by chance.
+    let word = database.one::<bool>("select table_oid = 'users'::regclass from watermarks").await;
+    let word = if word { "other_cluster" } else { "table_recreated" };
+    let service = Start::on(&database).service().await;
+    refused(&database, &service, "incremental", "a", word).await;
+    refused(&database, &service, "delta", "a", word).await;
+    // Here it is the same.
+    database.run("update watermarks set table_oid = 'users'::regclass; update cdc_export.change_log set tbl = 'users'::regclass").await;
+    refused(&database, &service, "delta", "a", "other_cluster").await;
+    // The log of the old cluster, whose transactions would come for a long time yet, is nobody's here.
+    log_becomes(&database, 0).await;
+    full_heals(&database, &service, "a", "other_cluster").await;
+    database.run("update users set name = 'new' where id = 2").await;
+    assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [2]);
+    service.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn a_standby_is_refused_in_one_line() {
+    let home = reachable_folder();
+    let primary = embedded::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
+    let options = primary.connect_options();
+    let owned = home.path().join("data/postgres");
+    let copy = owned.parent().unwrap().join("standby");
+    // A migrated one, so that nothing but its being a standby is in the way.
+    Start::on(&Database::at(options.clone())).service().await.stop().await;
+    std::fs::create_dir(&copy).unwrap();
+    let owner = std::fs::metadata(&owned).unwrap();
+    std::os::unix::fs::chown(&copy, Some(owner.uid()), Some(owner.gid())).unwrap();
+    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o700)).unwrap();
+    let mut backup = program(&options, "pg_basebackup", &copy).await;
+    output(backup.args(connection(&options)).args(["-X", "fetch", "-c", "fast", "-D"]).arg(&copy)).await;
+    std::fs::write(copy.join("standby.signal"), "").unwrap();
+    let mut server = program(&options, "postgres", &copy).await;
+    let sockets = copy.to_str().unwrap();
+    let settings = format!("unix_socket_directories={sockets}");
+    server
+        .args(["-D", sockets, "-c", &settings, "-c", "listen_addresses="])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut server = server.spawn().unwrap();
+
+    let standby = Database::at(options.socket(&copy));
+    eventually("the standby answers", || async { PgConnection::connect_with(&standby.options).await.ok() }).await;
+    for arguments in [&[][..], &["track", "users"]] {
+        let (code, errors) = command(&standby, arguments).await;
+        assert_eq!(code, 1);
+        let line = errors.strip_suffix('\n').unwrap();
+        assert!(line.starts_with("cdc-export: this Postgres is a standby") && !line.contains('\n'), "{errors}");
+    }
+    let pid = nix::unistd::Pid::from_raw(server.id().unwrap().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    server.wait().await.unwrap();
+    primary.stop().await;
+}
+
+#[tokio::test]
+async fn few_changes_of_many_rows_are_found_by_indexes() {
+    let database = Database::new().await;
+    database.add_users(1, 200_000).await;
+    database.run("vacuum analyze users").await;
+    let service = Start::on(&database).service().await;
+    passes(&service, "full", "a", None).await;
+    service.stop().await;
+    database.run("update users set name = 'x', updated_at = '2026-07-01' where id % 20 = 1").await;
+    // The service's own statements, with the plans they ran by.
+    let name = database.options.get_database().unwrap();
+    database
+        .run(&format!(
+            "alter database {name} set session_preload_libraries = 'auto_explain';
+             alter database {name} set auto_explain.log_min_duration = 0;
+             alter database {name} set auto_explain.log_level = 'warning'"
+        ))
+        .await;
+    let service = Start::on(&database).service().await;
+    assert_eq!(passes(&service, "incremental", "a", None).await.1.rows.len(), 10_000);
+    database.run("delete from users where id % 20 = 1").await;
+    assert_eq!(passes(&service, "delta", "a", None).await.1.rows.len(), 10_000);
+    let log = service.log();
+    let plans: Vec<_> = log.lines().filter(|line| line.contains("-- source.cursor.declare")).collect();
+    assert_eq!(plans.len(), 3, "{log}");
+    for plan in plans {
+        for index in ["change_log_changes", "users_pkey", "idx_users_updated_at"] {
+            assert!(
+                plan.contains(&format!("Index Scan using {index}")) || plan.contains(&format!("Index Scan on {index}")),
+                "{plan}"
+            );
+        }
+        assert!(!plan.contains("Seq Scan on users"), "{plan}");
+    }
+    service.stop().await;
+}
