@@ -82,10 +82,13 @@ fn logged(snapshot: &str) -> String {
     )
 }
 
-/// The stated rule. A row at infinity is above every watermark: it would come each time, and its changes are in the log.
+/// The stated rule; without a watermark, everything, unless a position without a time says what is known. A row at infinity is above every watermark: it would come each time, and its changes are in the log.
 fn stated(dataset: &Dataset) -> String {
     let updated_at = quoted(dataset.updated_at);
-    format!("($1::timestamptz is null or u.{updated_at} > $1 and (u.{updated_at} < 'infinity' or $3::text is null))")
+    format!(
+        "($1::timestamptz is null and $3::text is null
+          or u.{updated_at} > $1 and (u.{updated_at} < 'infinity' or $3::text is null))"
+    )
 }
 
 /// A name as an identifier.

@@ -248,10 +248,12 @@ impl Opened {
     fn position(&self, continuity: Option<Continuity>) -> Position {
         // A time that somebody set in place of ours rules alone, once.
         let by_hand = matches!(continuity, Some(Continuity::NoSnapshot | Continuity::WatermarkEdited));
+        // Set back to nothing: every live row again, and the deletions that are due.
+        let anew = continuity == Some(Continuity::Rewound) && self.last_exported_at.is_none();
         Position {
             version: self.version,
             last_exported_at: self.last_exported_at,
-            live: self.snap_live.clone().filter(|_| !by_hand),
+            live: self.snap_live.clone().filter(|_| !by_hand && !anew),
             deletions: self.snap_del.clone().filter(|_| !by_hand),
         }
     }
