@@ -1,10 +1,19 @@
 //! The SQL of each export. Names come from a [`Dataset`] alone and are quoted here, in one place.
 //!
-//! The parameters of the changes: `$1` the watermark, null to begin from the beginning; `$2` the table's oid; `$3` and `$4` the
+//! The parameters of the changes: `$1` the watermark, null, with `$3`, to begin from the beginning; `$2` the table's oid; `$3` and `$4` the
 //! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules. Their last column says
 //! whether the row is gone from the table.
 
 use crate::dataset::{Column, Dataset, Kind};
+
+/// What tells that a live row has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// Its time is after the watermark: there is no snapshot to compare the log with.
+    TimeAlone,
+    /// That, or the log.
+    LogToo,
+}
 
 /// Every live row. Without parameters, which COPY doesn't take.
 pub(crate) fn full(dataset: &Dataset) -> String {
@@ -13,36 +22,39 @@ pub(crate) fn full(dataset: &Dataset) -> String {
 }
 
 /// The live rows changed since.
-pub(crate) fn incremental(dataset: &Dataset) -> String {
-    changed_live(dataset, "")
+pub(crate) fn incremental(dataset: &Dataset, rule: Rule) -> String {
+    changed_live(dataset, rule, "")
 }
 
 /// The rows changed since, deleted ones too, each with its operation: two statements to be read one after the other, so that
 /// the deletions come first without a sort of everything.
-pub(crate) fn delta(dataset: &Dataset) -> [String; 2] {
+pub(crate) fn delta(dataset: &Dataset, rule: Rule) -> [String; 2] {
     let (created_at, updated_at) = (quoted(dataset.created_at), quoted(dataset.updated_at));
     let operation = format!("case when u.{created_at} = u.{updated_at} then 'INSERT' else 'UPDATE' end, ");
-    [changed_deleted(dataset), changed_live(dataset, &operation)]
+    [changed_deleted(dataset), changed_live(dataset, rule, &operation)]
 }
 
-/// What the log knows and, beside it, what the stated rule says.
-fn changed_live(dataset: &Dataset, operation: &str) -> String {
+/// What the log knows and what the stated rule says, once. By a union, not an anti-join: the statistics don't know yet what was
+/// written since they were made, and for the few rows that the planner then expects it compares each with each.
+fn changed_live(dataset: &Dataset, rule: Rule, operation: &str) -> String {
     let (table, key, deleted) = (quoted(dataset.table), quoted(dataset.key), quoted(dataset.deleted));
     let columns = columns(dataset, "u");
     let (logged, stated) = (logged("$3"), stated(dataset));
+    if rule == Rule::TimeAlone {
+        return format!("select {operation}{columns}, false from {table} u where {stated} and not u.{deleted}");
+    }
     format!(
-        "with ch as materialized (select distinct pk::bigint as id from cdc_export.change_log where {logged})
-         select {operation}{columns}, false from ch join {table} u on u.{key} = ch.id where not u.{deleted}
-         union all
-         select {operation}{columns}, false from {table} u
-         where {stated} and not u.{deleted} and not exists (select from ch where ch.id = u.{key})"
+        "with ch as materialized (
+           select pk::bigint as id from cdc_export.change_log where {logged}
+           union
+           select u.{key} from {table} u where {stated} and not u.{deleted})
+         select {operation}{columns}, false from ch join {table} u on u.{key} = ch.id where not u.{deleted}"
     )
 }
 
 /// A row that is gone is written as the log has it last.
 fn changed_deleted(dataset: &Dataset) -> String {
     let (table, key, deleted) = (quoted(dataset.table), quoted(dataset.key), quoted(dataset.deleted));
-    let columns_of_all = columns(dataset, "u");
     let (logged, stated) = (logged("$4"), stated(dataset));
     let either = dataset.columns.iter().map(|column| {
         let name = quoted(column.name);
@@ -61,16 +73,17 @@ fn changed_deleted(dataset: &Dataset) -> String {
     let image = image.collect::<Vec<_>>().join(", ");
     format!(
         "with ch as materialized (
-           select pk::bigint as id, (array_agg(old order by seq desc) filter (where op = 'D'))[1] as old
-           from cdc_export.change_log where {logged} group by pk)
+           select id, (array_agg(old order by seq desc) filter (where op = 'D'))[1] as old
+           from (
+             select pk::bigint, seq, op, old from cdc_export.change_log where {logged}
+             union all
+             select u.{key}, null, null, null from {table} u where {stated} and u.{deleted}) as changes (id, seq, op, old)
+           group by id)
          select 'DELETE'::text, {either}, u.{key} is null
          from ch
          left join {table} u on u.{key} = ch.id
          left join lateral jsonb_to_record(ch.old) as o ({image}) on u.{key} is null
-         where u.{key} is null or u.{deleted}
-         union all
-         select 'DELETE'::text, {columns_of_all}, false from {table} u
-         where {stated} and u.{deleted} and not exists (select from ch where ch.id = u.{key})"
+         where u.{key} is null or u.{deleted}"
     )
 }
 
@@ -82,12 +95,14 @@ fn logged(snapshot: &str) -> String {
     )
 }
 
-/// The stated rule; without a watermark, everything, unless a position without a time says what is known. A row at infinity is above every watermark: it would come each time, and its changes are in the log.
+/// The stated rule. A row at infinity, or so far ahead that its time can't be a watermark, is above every one: it would come
+/// each time, and its changes are in the log. So it is with every row where there is a position and no watermark, since none
+/// that was exported had a time that could be.
 fn stated(dataset: &Dataset) -> String {
     let updated_at = quoted(dataset.updated_at);
     format!(
         "($1::timestamptz is null and $3::text is null
-          or u.{updated_at} > $1 and (u.{updated_at} < 'infinity' or $3::text is null))"
+            or u.{updated_at} > $1 and (u.{updated_at} < '200000-01-01 00:00:00+00' or $3::text is null))"
     )
 }
 

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use crate::dataset::Dataset;
 use crate::job::{Continuity, ExportType, Findings, Job, Progress};
 use crate::source::guard::{continuity, here};
+use crate::source::select::Rule;
 use crate::source::{Error, Frames, capture, copy, cursor, select, within};
 use crate::watermark::{Fingerprint, Position, Standpoint};
 
@@ -383,13 +384,14 @@ impl Rows<'_> {
     /// If Postgres fails, or nobody takes the frames.
     pub async fn read(self, job: &Job, progress: &Progress, frames: Frames) -> Result<(), Error> {
         let (dataset, table) = (self.dataset, self.dataset.table);
+        let rule = if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone };
         match job.export_type {
             ExportType::Full => {
                 let reading = copy::Reading { select: select::full(dataset), blocks: self.blocks, table, progress };
                 copy::read(self.reader, &reading, &frames).await
             }
-            ExportType::Incremental => self.changes(&[select::incremental(dataset)], &frames).await,
-            ExportType::Delta => self.changes(&select::delta(dataset), &frames).await,
+            ExportType::Incremental => self.changes(&[select::incremental(dataset, rule)], &frames).await,
+            ExportType::Delta => self.changes(&select::delta(dataset, rule), &frames).await,
         }
     }
 

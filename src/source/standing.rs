@@ -37,8 +37,8 @@ impl Source {
                   and not pg_visible_in_snapshot(xid, w.snap_live) limit $5)
                union
                (select u.{key}::text from {table} u
-                where w.last_exported_at is null
-                   or u.{updated_at} > w.last_exported_at and (u.{updated_at} < 'infinity' or w.snap_live is null)
+                where w.last_exported_at is null and w.snap_live is null
+                   or u.{updated_at} > w.last_exported_at and (u.{updated_at} < '200000-01-01 00:00:00+00' or w.snap_live is null)
                 limit $5)
                limit $5) changed) waiting
              order by k.consumer_id",

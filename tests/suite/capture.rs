@@ -1,5 +1,8 @@
 //! Exact change capture: what changed is told by the log, not by the clock.
 
+use std::time::Duration;
+
+use cdc_export::source::capture;
 use serde_json::json;
 
 use crate::harness::{Database, Service, Start};
@@ -80,5 +83,92 @@ async fn future_and_infinite_times_blind_nobody() {
     let (job, file) = service.export("incremental", "a").await;
     assert_eq!(file.ids(), [3, 4]);
     assert_eq!(job["lateRows"], 2);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn times_that_no_watermark_can_be_are_not_sent_again() {
+    for time in ["infinity", "-infinity", "250000-01-01"] {
+        let database = Database::new().await;
+        database.add_users(1, 9).await;
+        database.run(&format!("update users set updated_at = '{time}'")).await;
+        let service = Start::on(&database).service().await;
+        let (job, file) = service.export("full", "a").await;
+        assert_eq!((file.rows.len(), &job["watermarkTo"]), (9, &json!(null)));
+        for export_type in ["incremental", "delta"] {
+            let (_, file) = service.export(export_type, "a").await;
+            assert!(file.rows.is_empty(), "{time}: {export_type} sends unchanged rows: {:?}", file.ids());
+        }
+        database.run("update users set name = 'x' where id = 1").await;
+        let (_, file) = service.export("delta", "a").await;
+        assert_eq!(file.ids(), [1]);
+        database.run("update users set updated_at = '2026-01-01' where id = 2").await;
+        let (job, file) = service.export("delta", "a").await;
+        assert_eq!((file.ids(), &job["watermarkTo"]), (vec![2], &json!("2026-01-01T00:00:00.000000Z")));
+        let (_, file) = service.export("incremental", "a").await;
+        assert!(file.rows.is_empty(), "{time}: {:?}", file.ids());
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_log_keeps_what_somebody_has_yet_to_see() {
+    let (database, service) = after_a_full_export(20).await;
+    let purged = async |rows| {
+        let caps = capture::Caps { rows, age: Duration::from_secs(3600) };
+        capture::purge(&database.pool, &caps).await.unwrap();
+        database.one::<i64>("select count(*) from cdc_export.change_log").await
+    };
+    assert_eq!(purged(1000).await, 0, "everybody has seen the first rows");
+    // Its transaction is older than all that follows.
+    let mut idle = database.pool.begin().await.unwrap();
+    sqlx::query("select pg_current_xact_id()").execute(&mut *idle).await.unwrap();
+    database.run("update users set name = 'x' where id <= 3").await;
+    assert_eq!(purged(1000).await, 3);
+    service.export("full", "b").await;
+    service.export("incremental", "a").await;
+    assert_eq!(purged(1000).await, 3, "deletions are due to a");
+    service.export("delta", "a").await;
+    assert_eq!(purged(1000).await, 0, "one idle writer doesn't pin the log");
+    idle.commit().await.unwrap();
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn incremental_exports_alone_do_not_hold_the_log_for_ever() {
+    let (database, service) = after_a_full_export(19).await;
+    let caps = capture::Caps { rows: 25, age: Duration::from_secs(3600) };
+    for round in 1..=4 {
+        database.run("update users set name = name || 'x' where id <= 9").await;
+        let (_, file) = service.export("incremental", "a").await;
+        assert_eq!(file.rows.len(), 9, "exact all the time");
+        capture::purge(&database.pool, &caps).await.unwrap();
+        let left: i64 = database.one("select count(*) from cdc_export.change_log").await;
+        assert_eq!(left, if round < 3 { 9 * round } else { 0 });
+    }
+    let id = service.submit("delta", "a").await;
+    let job = service.ended(&id).await;
+    assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("deletes_expired")));
+    service.export("full", "a").await;
+    let (_, file) = service.export("delta", "a").await;
+    assert!(file.rows.is_empty());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
+    let database = Database::new().await;
+    database.add_users(1, 9).await;
+    // It has its snapshot, and no position yet.
+    let service = Start::on(&database).with("FAILPOINTS", "worker.staged=sleep:1000").service().await;
+    let id = service.submit("full", "a").await;
+    service.reaches("worker.staged").await;
+    database.run("update users set name = 'x', updated_at = '2001-01-01' where id = 3").await;
+    let caps = capture::Caps { rows: 1000, age: Duration::from_secs(3600) };
+    capture::purge(&database.pool, &caps).await.unwrap();
+    assert_eq!(service.job(&id).await["status"], "processing", "it was soon enough");
+    service.ended(&id).await;
+    let (_, delta) = service.export("delta", "a").await;
+    assert_eq!(delta.ids(), [3]);
     service.stop().await;
 }

@@ -30,3 +30,5 @@ mod lists;
 mod retention;
 #[cfg(test)]
 mod startup;
+#[cfg(test)]
+mod stress;
