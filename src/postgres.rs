@@ -5,10 +5,11 @@
 pub mod demo;
 pub mod embedded;
 
+use std::collections::HashMap;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
@@ -34,12 +35,24 @@ pub enum Error {
         "the database has a table `{0}` that this service did not make: give the service a database or a search_path of its own"
     )]
     Foreign(String),
-    /// The role may not make what is needed.
-    #[error("the database role may not create the service's tables")]
-    Denied(#[source] sqlx::Error),
+    /// The role lacks rights.
+    #[error("the database role `{role}` may not {deed}: {remedy}")]
+    Denied {
+        /// The role.
+        role: String,
+        /// What it may not.
+        deed: &'static str,
+        /// What lets it, or who may.
+        remedy: String,
+    },
+    /// The tables are there, and the connection doesn't find them.
+    #[error(
+        "the service's table `{0}` can't be found: the search_path must lead to its schema, and the role have USAGE on that"
+    )]
+    Hidden(String),
     /// A migration failed.
     #[error("can't migrate the database")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
+    Migrate(#[source] MigrateError),
     /// Anything else that Postgres reports.
     #[error("Postgres refused a statement of the start")]
     Sql(#[source] sqlx::Error),
@@ -116,9 +129,10 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     }
 
     // Another replica's migration may take long, and so may ours.
-    sqlx::raw_sql(
+    sqlx::query(
         "-- postgres.migrate.patience
-         set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0",
+         select set_config(name, '0', false) from pg_settings
+         where name in ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
     )
     .execute(&mut conn)
     .await
@@ -131,38 +145,130 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     .execute(&mut conn)
     .await
     .map_err(Error::Sql)?;
+    let rights = Rights::of(&mut conn).await.map_err(Error::Sql)?;
+    if rights.has_migrations {
+        rights.let_use()?
+    } else {
+        rights.let_create()?
+    }
     refuse_foreign_tables(&mut conn).await?;
-
-    let schema: bool = sqlx::query_scalar(
-        "-- postgres.migrate.schema
-         select to_regnamespace('cdc_export') is not null",
-    )
-    .fetch_one(&mut conn)
-    .await
-    .map_err(Error::Sql)?;
-    if !schema {
-        // Not `if not exists`, which wants the right to create one even where it exists.
+    // Not left to the migrator, which wants the right to create its table even where that exists: whoever runs the service
+    // needs no more than to use what another role has made.
+    if rights.has_migrations && is_current(&mut conn).await? {
+        return conn.close().await.map_err(Error::Sql);
+    }
+    rights.let_create()?;
+    if !rights.has_schema {
         let created =
             sqlx::query("-- postgres.migrate.create_schema\n create schema cdc_export").execute(&mut conn).await;
-        created.map_err(|e| denied_or_broken(e.into()))?;
+        created.map_err(Error::Sql)?;
     }
     // An older binary may start beside a newer one: it ignores migrations that it doesn't know.
     let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
     migrator.set_locking(false).set_ignore_missing(true);
     migrator.dangerous_set_table_name("cdc_export.migrations");
-    migrator.run(&mut conn).await.map_err(denied_or_broken)?;
+    migrator.run(&mut conn).await.map_err(Error::Migrate)?;
     conn.close().await.map_err(Error::Sql)
 }
 
-fn denied_or_broken(error: sqlx::migrate::MigrateError) -> Error {
-    use sqlx::migrate::MigrateError;
-    match error {
-        MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)
-            if cause.as_database_error().is_some_and(|e| e.code().as_deref() == Some("42501")) =>
-        {
-            Error::Denied(cause)
+/// Whether there is nothing to migrate.
+async fn is_current(conn: &mut PgConnection) -> Result<bool, Error> {
+    let recorded: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+        "-- postgres.migrate.recorded
+         select version, checksum from cdc_export.migrations where success",
+    )
+    .fetch_all(conn)
+    .await
+    .map_err(Error::Sql)?;
+    let recorded: HashMap<_, _> = recorded.into_iter().collect();
+    for migration in MIGRATIONS.iter() {
+        match recorded.get(&migration.version) {
+            None => return Ok(false),
+            Some(checksum) if *checksum != *migration.checksum => {
+                return Err(Error::Migrate(MigrateError::VersionMismatch(migration.version)));
+            }
+            Some(_) => {}
         }
-        other => Error::Migrate(other),
+    }
+    Ok(true)
+}
+
+/// What is there of the schema, and what the role may do with it. Asked first, so that nothing is half made.
+#[derive(sqlx::FromRow)]
+struct Rights {
+    role: String,
+    has_schema: bool,
+    has_migrations: bool,
+    /// Who made the tables, if the role may not act for him.
+    owner: Option<String>,
+    may_read: bool,
+    to_use: String,
+    /// Empty where nothing is lacking.
+    to_create: String,
+}
+
+impl Rights {
+    async fn of(conn: &mut PgConnection) -> Result<Rights, sqlx::Error> {
+        sqlx::query_as(
+            "-- postgres.migrate.rights
+             select role, s.oid is not null as has_schema, m.oid is not null as has_migrations,
+               case when not pg_has_role(m.relowner, 'usage') then pg_get_userbyid(m.relowner)::text end as owner,
+               coalesce(has_schema_privilege(s.oid, 'usage'), true)
+                 and coalesce(has_table_privilege(m.oid, 'select'), true)
+                 and coalesce(has_table_privilege(o.oid, 'select'), true) as may_read,
+               format('GRANT USAGE ON SCHEMA cdc_export, %2$I TO %1$I; '
+                 'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA cdc_export TO %1$I; '
+                 'GRANT USAGE ON ALL SEQUENCES IN SCHEMA cdc_export TO %1$I; '
+                 'GRANT SELECT, INSERT, UPDATE, DELETE ON %3$s TO %1$I', role,
+                 coalesce(made.place, here.place), coalesce(made.tables, '')) as to_use,
+               concat_ws('; ',
+                 case when s.oid is null and not has_database_privilege(current_database(), 'create')
+                   then format('GRANT CREATE ON DATABASE %I TO %I', current_database(), role) end,
+                 case when not (has_schema_privilege(s.oid, 'create') and has_schema_privilege(s.oid, 'usage'))
+                   then format('GRANT CREATE, USAGE ON SCHEMA cdc_export TO %I', role) end,
+                 case when not (has_schema_privilege(p.oid, 'create') and has_schema_privilege(p.oid, 'usage'))
+                   then format('GRANT CREATE, USAGE ON SCHEMA %I TO %I', here.place, role) end) as to_create
+             from (
+               -- current_schemas leaves out what the role may not use.
+               select current_user::text as role, coalesce((
+                 select name from unnest(current_schemas(false)) with ordinality as schemas (name, place)
+                 where name <> 'cdc_export' order by place limit 1), 'public') as place) here
+             left join pg_namespace p on p.nspname = here.place
+             left join pg_namespace s on s.nspname = 'cdc_export'
+             left join pg_class m on m.relnamespace = s.oid and m.relname = 'migrations'
+             left join pg_class o on o.relnamespace = s.oid and o.relname = 'owned'
+             left join lateral (
+               select n.nspname as place, (
+                 select string_agg(format('%I.%I', n.nspname, t.relname), ', ' order by t.relname) from pg_class t
+                 where t.relnamespace = n.oid and t.relname in ('exports', 'watermarks', 'users') and t.relkind in ('r', 'p'))
+                 as tables
+               from pg_class e join pg_namespace n on n.oid = e.relnamespace
+               where e.relname = 'exports' and e.relkind = 'r' and e.relowner = m.relowner
+               order by n.nspname = here.place desc limit 1) made on true",
+        )
+        .fetch_one(conn)
+        .await
+    }
+
+    fn let_use(&self) -> Result<(), Error> {
+        if self.may_read {
+            return Ok(());
+        }
+        Err(self.denied("use the service's tables", format!("run {}", self.to_use)))
+    }
+
+    fn let_create(&self) -> Result<(), Error> {
+        if let Some(owner) = &self.owner {
+            return Err(self.denied("migrate the service's tables", format!("run `cdc-export migrate` as `{owner}`")));
+        }
+        if self.to_create.is_empty() {
+            return Ok(());
+        }
+        Err(self.denied("create the service's tables", format!("run {}", self.to_create)))
+    }
+
+    fn denied(&self, deed: &'static str, remedy: String) -> Error {
+        Error::Denied { role: self.role.clone(), deed, remedy }
     }
 }
 
@@ -201,5 +307,17 @@ async fn refuse_foreign_tables(conn: &mut PgConnection) -> Result<(), Error> {
             return Err(Error::Foreign(format!("{schema}.{table}")));
         }
     }
-    Ok(())
+    if !known {
+        return Ok(());
+    }
+    let hidden: Option<String> = sqlx::query_scalar(
+        "-- postgres.migrate.hidden
+         select schema_name || '.' || table_name from cdc_export.owned
+         where table_name in ('exports', 'watermarks') and to_regclass(quote_ident(table_name)) is null
+         order by 1 limit 1",
+    )
+    .fetch_optional(conn)
+    .await
+    .map_err(Error::Sql)?;
+    hidden.map_or(Ok(()), |table| Err(Error::Hidden(table)))
 }

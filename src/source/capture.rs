@@ -521,10 +521,11 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
              select purge_hold::text from exports where status = 'processing') texts
            where snap is not null),
          bounds as (
-           select coalesce(min(pg_snapshot_xmax(snap)), here.xmax) as below, coalesce(min(pg_snapshot_xmin(snap)), here.xmax) as seen_by_all,
+           -- Not min(xid8), which Postgres has since 15.
+           select coalesce((select pg_snapshot_xmax(snap) as x from held order by x limit 1), here.xmax) as below,
+             coalesce((select pg_snapshot_xmin(snap) as x from held order by x limit 1), here.xmax) as seen_by_all,
              here.xmax as future
-           from (select pg_snapshot_xmax(pg_current_snapshot()) as xmax) here left join held on true
-           group by here.xmax)
+           from (select pg_snapshot_xmax(pg_current_snapshot()) as xmax) here)
          delete from cdc_export.change_log where ctid = any (array(
            select l.ctid from cdc_export.change_log l, bounds b
            where l.xid < b.below

@@ -124,7 +124,8 @@ impl Permit {
                  max(extract(epoch from clock_timestamp() - a.xact_start))::float8 as oldest_transaction_seconds
                from pg_locks l join pg_stat_activity a on a.pid = l.pid
                where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
-                 and a.application_name is distinct from 'cdc-export') writers
+                 and a.backend_type <> 'autovacuum worker'
+                 and a.application_name is distinct from current_setting('application_name')) writers
              left join watermarks w on w.consumer_id = $2 and w.dataset = $3
              where t.oid = to_regclass($1)"
         ))

@@ -7,12 +7,15 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::harness::{Csv, Database, PATIENCE, Service, Start, eventually, option_env, reachable_folder};
+use crate::harness::{
+    Csv, Database, PATIENCE, Service, Start, chosen_binaries, eventually, option_env, reachable_folder,
+};
 
 /// A command, with these settings.
 fn command(arguments: &[&str], settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
     command.args(arguments).env_clear().env("PATH", option_env("PATH").unwrap()).envs(settings.iter().copied());
+    command.envs(chosen_binaries().map(|folder| ("PG_BIN_DIR", folder)));
     command.envs(option_env("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command

@@ -43,10 +43,15 @@ pub(crate) fn embedded_settings(data_dir: &Path) -> embedded::Settings {
     embedded::Settings {
         data_dir: data_dir.to_owned(),
         data_dir_is_default: false,
-        bin_dir: None,
+        bin_dir: chosen_binaries(),
         search_path: std::env::split_paths(&option_env("PATH").unwrap()).collect(),
         runtime_dir: None,
     }
+}
+
+/// `TEST_PG_BIN_DIR`: the folder of another Postgres than the one that would be found.
+pub(crate) fn chosen_binaries() -> Option<PathBuf> {
+    option_env("TEST_PG_BIN_DIR").map(PathBuf::from)
 }
 
 /// The run's server: `TEST_DATABASE_URL`, else a private one, started at the first call. With a migrated template database.
@@ -94,15 +99,16 @@ fn template() -> String {
 }
 
 /// Starts a server that lives as long as this process: nothing runs at a test binary's end, but the server gets a signal when
-/// the process is gone. Its folder is kept for the next run; a run beside this one takes the next folder.
+/// the process is gone. Its folder is kept for the next run of the same Postgres; a run beside this one takes the next folder.
 async fn start_private_server() -> PgConnectOptions {
     let (ready, options) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
+            let binaries = option_env("TEST_PG_BIN_DIR").unwrap_or_default().replace('/', "-");
             for n in 0.. {
                 let folder = std::env::temp_dir()
-                    .join(format!("cdc-export-tests-{}", nix::unistd::getuid()))
+                    .join(format!("cdc-export-tests-{}{binaries}", nix::unistd::getuid()))
                     .join(n.to_string());
                 std::fs::create_dir_all(&folder).unwrap();
                 match embedded::Server::start(&embedded_settings(&folder)).await {
@@ -136,6 +142,12 @@ impl Database {
     pub(crate) async fn empty() -> Database {
         let server = server().await;
         Database::create(server, "").await
+    }
+
+    /// A database with nothing in it, in an encoding other than UTF-8.
+    pub(crate) async fn encoded(encoding: &str) -> Database {
+        let server = server().await;
+        Database::create(server, &format!("template template0 encoding '{encoding}' locale 'C'")).await
     }
 
     async fn create(server: &PgConnectOptions, how: &str) -> Database {
@@ -248,6 +260,7 @@ impl Start {
             .env_clear()
             .env("PATH", option_env("PATH").unwrap())
             .env("OUTPUT_DIR", self.output.path());
+        command.envs(chosen_binaries().map(|folder| ("PG_BIN_DIR", folder)));
         // So that coverage counts what the binary does.
         command.envs(option_env("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));

@@ -1,6 +1,8 @@
 //! The tests of the whole: HTTP or command line in, files and rows out, on a real Postgres.
 
 #[cfg(test)]
+mod brought;
+#[cfg(test)]
 mod capture;
 #[cfg(test)]
 mod command;
@@ -19,6 +21,8 @@ mod guard;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod hosts;
+#[cfg(test)]
 mod house;
 #[cfg(test)]
 mod http;
@@ -32,3 +36,5 @@ mod retention;
 mod startup;
 #[cfg(test)]
 mod stress;
+#[cfg(test)]
+mod tls;

@@ -85,10 +85,16 @@ impl Place {
             if let Some(parent) = self.path.parent() {
                 fs::create_dir_all(parent).map_err(Error::file("make", parent))?;
             }
-            match self.account.make_folder(&self.path) {
-                // Somebody else made it in this moment; the lock decides whose it is.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                made => made.map_err(Error::file("make", &self.path))?,
+            // Under another name until it is the account's: who looks for it in between would find a folder closed to that, and
+            // give up or go elsewhere.
+            let new = self.path.with_added_extension(format!("new-{}", uuid::Uuid::new_v4().simple()));
+            self.account.make_folder(&new).map_err(Error::file("make", &new))?;
+            if let Err(error) = fs::rename(&new, &self.path) {
+                fs::remove_dir(&new).map_err(Error::file("remove", &new))?;
+                // Somebody else made it in this moment, and uses it already; the lock decides whose it is.
+                if !self.path.is_dir() {
+                    return Err(Error::file("make", &self.path)(error));
+                }
             }
         }
         // Again: a strict umask may have closed the folders just made above it.

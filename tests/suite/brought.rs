@@ -1,0 +1,302 @@
+//! Somebody's database: his own migrations, a role with few rights, another encoding.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Database, Start, eventually};
+
+/// A role of a test, without any right but to connect.
+struct Role {
+    name: String,
+    url: String,
+}
+
+impl Role {
+    async fn new(database: &Database) -> Role {
+        let name = format!("visitor_{}", uuid::Uuid::new_v4().simple());
+        // Before Postgres 15 everybody may create in public.
+        let create = format!("create role {name} login password 'pass'; revoke all on schema public from public");
+        database.run(&create).await;
+        Role { url: database.url_as(&name, "pass"), name }
+    }
+
+    fn start(&self) -> Start {
+        Start::plain().with("DATABASE_URL", &self.url)
+    }
+
+    /// A start that is refused: its one line.
+    async fn refused(&self) -> String {
+        let (code, errors) = self.start().until_it_ends().await;
+        let line = errors.strip_suffix('\n').unwrap();
+        assert!(code == 1 && line.starts_with("cdc-export: ") && !line.contains('\n'), "{code} {errors}");
+        line.to_owned()
+    }
+
+    async fn drop(self, database: &Database) {
+        database.run(&format!("drop owned by {0} cascade; drop role {0}", self.name)).await;
+    }
+}
+
+/// What a line says to run.
+fn remedy(line: &str) -> &str {
+    line.split_once(": run ").unwrap_or_else(|| panic!("nothing to run: {line}")).1
+}
+
+#[tokio::test]
+async fn migrations_of_somebody_are_not_taken_for_ours() {
+    let database = Database::empty().await;
+    // His first migration failed, and none has a checksum of ours.
+    database
+        .run(
+            "create table _sqlx_migrations (version bigint primary key, description text not null,
+               installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null,
+               execution_time bigint not null);
+             insert into _sqlx_migrations values (1, 'his', now(), false, '\\x00', 1), (7, 'his', now(), true, '\\x07', 1)",
+        )
+        .await;
+    let look = "select jsonb_agg(to_jsonb(m) || jsonb_build_object('at', m.ctid, 'by', m.xmin) order by version)::text
+                from _sqlx_migrations m";
+    let before: String = database.one(look).await;
+    for run in ["first", "again"] {
+        let service = Start::on(&database).with("SEED_ROWS", 100).service().await;
+        assert_eq!(service.export("full", run).await.1.rows.len(), 98);
+        service.stop().await;
+    }
+    assert_eq!(database.one::<String>(look).await, before);
+}
+
+#[tokio::test]
+async fn what_a_role_may_not_create_is_named_with_the_grants_for_it() {
+    let database = Database::empty().await;
+    let role = Role::new(&database).await;
+    let (name, db) = (&role.name, database.one::<String>("select current_database()::text").await);
+    let both = format!("GRANT CREATE ON DATABASE {db} TO {name}; GRANT CREATE, USAGE ON SCHEMA public TO {name}");
+    let line = role.refused().await;
+    assert!(line.contains(&format!("the database role `{name}` may not create")), "{line}");
+    assert_eq!(remedy(&line), both);
+
+    // With half of it, the other half is asked for, and nothing is half made.
+    let (first, second) = both.split_once("; ").unwrap();
+    database.run(first).await;
+    assert_eq!(remedy(&role.refused().await), second);
+    assert!(!database.one::<bool>("select to_regnamespace('cdc_export') is not null").await);
+    database.run(second).await;
+    let service = role.start().with("SEED_ROWS", 100).service().await;
+    assert_eq!(service.export("full", "a").await.1.rows.len(), 98);
+    service.stop().await;
+
+    // A schema that an administrator made for it.
+    database
+        .run(&format!("drop owned by {name} cascade; create schema cdc_export; grant {name} to current_user"))
+        .await;
+    let (cdc_export, public) =
+        ("GRANT CREATE, USAGE ON SCHEMA cdc_export TO", "GRANT CREATE, USAGE ON SCHEMA public TO");
+    let line = role.refused().await;
+    assert_eq!(remedy(&line), format!("{cdc_export} {name}; {public} {name}"));
+    database.run(remedy(&line)).await;
+    role.start().service().await.stop().await;
+    role.drop(&database).await;
+}
+
+#[tokio::test]
+async fn a_role_that_may_create_nothing_exports_from_what_another_has_made() {
+    let database = Database::new().await;
+    database.add_users(1, 19).await;
+    let role = Role::new(&database).await;
+    let line = role.refused().await;
+    assert!(line.contains("may not use") && !line.contains("CREATE"), "{line}");
+    database.run(remedy(&line)).await;
+    assert!(!database.one::<bool>(&format!("select has_schema_privilege('{}', 'public', 'create')", role.name)).await);
+
+    let service = role.start().with("SEED_ROWS", 10).service().await;
+    assert_eq!(service.export("full", "a").await.1.rows.len(), 18);
+    database.run("delete from users where id = 3; update users set name = 'x' where id = 4").await;
+    let (_, delta) = service.export("delta", "a").await;
+    assert_eq!(delta.ids(), [3, 4]);
+    assert_eq!(service.export("incremental", "b").await.1.rows.len(), 17);
+    assert_eq!(service.call("DELETE", "/users/5", &[]).await.status(), 200);
+    assert_eq!(service.call("DELETE", "/exports/watermark", &[("X-Consumer-ID", "b")]).await.status(), 204);
+    assert_eq!(service.call("GET", "/consumers", &[]).await.status(), 200);
+    assert_eq!(service.call("GET", "/health/ready", &[]).await.status(), 200);
+    let log = service.log();
+    assert!(!log.contains("\"WARN\"") && !log.contains("\"ERROR\""), "{log}");
+    service.stop().await;
+
+    // A newer version has something to migrate, which is for the tables' owner.
+    database.run("update cdc_export.migrations set version = 999 where version = 1").await;
+    let line = role.refused().await;
+    assert!(line.ends_with("may not migrate the service's tables: run `cdc-export migrate` as `postgres`"), "{line}");
+    database.run("update cdc_export.migrations set version = 1 where version = 999").await;
+    // One that this version doesn't know is an older binary's lot.
+    database.run("insert into cdc_export.migrations values (999, 'newer', now(), true, '\\x00', 1)").await;
+    role.start().service().await.stop().await;
+    database.run("update cdc_export.migrations set checksum = '\\x00' where version = 2").await;
+    let line = role.refused().await;
+    assert!(line.contains("migration 2 ") && line.contains("modified"), "{line}");
+
+    database.run(&format!("revoke usage on schema public from {}", role.name)).await;
+    let line = role.refused().await;
+    assert!(line.contains("`public.exports` can't be found"), "{line}");
+    role.drop(&database).await;
+}
+
+#[tokio::test]
+async fn the_grants_are_for_the_schema_that_has_the_tables() {
+    let database = Database::empty().await;
+    let db: String = database.one("select current_database()::text").await;
+    database.run(&format!("create schema app; alter database {db} set search_path = app, public")).await;
+    Start::on(&database).with("SEED_ROWS", 100).service().await.stop().await;
+    let role = Role::new(&database).await;
+    let line = role.refused().await;
+    assert!(line.contains("app.exports, app.users, app.watermarks"), "{line}");
+    database.run(remedy(&line)).await;
+    let service = role.start().service().await;
+    assert_eq!(service.export("full", "a").await.1.rows.len(), 98);
+    service.stop().await;
+    role.drop(&database).await;
+}
+
+#[tokio::test]
+async fn a_transaction_timeout_of_the_server_ends_no_export() {
+    let database = Database::new().await;
+    let name: String = database.one("select current_database()::text").await;
+    // Postgres has it since 17.
+    if !database.one::<bool>("select exists (select from pg_settings where name = 'transaction_timeout')").await {
+        return;
+    }
+    database.run(&format!("alter database {name} set transaction_timeout = '1s'")).await;
+    let failpoints = "sink.write=sleep:1200,worker.staged=sleep:1200";
+    let service = Start::on(&database).with("FAILPOINTS", failpoints).service().await;
+    let (job, _) = service.export("full", "a").await;
+    assert!(job["attempt"] == 1 && job["durationSeconds"].as_f64() > Some(2.0), "{job}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn changes_in_every_partition_are_seen() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create table users (id bigint primary key, name text not null, email text not null,
+               created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false)
+               partition by range (id);
+             create table users_low partition of users for values from (0) to (100);
+             create table users_high partition of users for values from (100) to (200) partition by range (id);
+             create table users_high_all partition of users_high default;
+             insert into users select n, n, n, '2026-01-01', '2026-01-01' from generate_series(0, 190, 10) n",
+        )
+        .await;
+    let (code, errors) = Start::on(&database).arguments(&["track", "users"]).until_it_ends().await;
+    assert_eq!((code, errors.as_str()), (0, ""));
+    let service = Start::on(&database).service().await;
+    assert_eq!(service.export("full", "a").await.1.rows.len(), 20);
+
+    // Through the parent and past it, within a partition and across.
+    database
+        .run(
+            "update users set name = 'x' where id in (10, 110); delete from users_high_all where id = 120;
+             update users set id = 130 + 1 where id = 20;
+             insert into users_low values (1, 'n', 'n', '2026-01-02', '2026-01-02')",
+        )
+        .await;
+    let (_, delta) = service.export("delta", "a").await;
+    let mut rows: Vec<_> = delta.rows.iter().map(|row| (row[1].parse().unwrap(), row[0].as_str())).collect();
+    rows.sort_unstable();
+    // Nobody has touched updated_at, so each that lives reads as new.
+    let (gone, live) = ("DELETE", "INSERT");
+    let expected: [(i64, _); 6] = [(1, live), (10, live), (20, gone), (110, live), (120, gone), (131, live)];
+    assert_eq!(rows, expected);
+    assert!(service.export("delta", "a").await.1.rows.is_empty());
+
+    for (change, why) in [
+        ("truncate users_high_all", "truncated"),
+        ("alter table users_low disable trigger cdc_export_r", "trigger_missing"),
+    ] {
+        database.run(change).await;
+        let job = service.ended(&service.submit("delta", "a").await).await;
+        assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!(why)), "{job}");
+        let (_, full) = service.export("full", "a").await;
+        assert!(full.ids().iter().all(|id| *id < 100), "{full:?}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn writers_of_other_databases_are_not_in_the_way() {
+    let (database, other) = (Database::new().await, Database::new().await);
+    let mut writing = other.pool.begin().await.unwrap();
+    sqlx::query("select pg_current_xact_id()::text").execute(&mut *writing).await.unwrap();
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    assert_eq!((&job["openTransactions"], &job["oldestTransactionSeconds"]), (&json!(0), &Value::Null));
+    writing.rollback().await.unwrap();
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_of_what_everybody_has_seen_is_emptied() {
+    let database = Database::new().await;
+    database.add_users(1, 9).await;
+    let service = Start::on(&database).service().await;
+    database.run("update users set name = 'x' where id <> 3").await;
+    service.export("full", "a").await;
+    database.run("update users set name = 'x' where id = 3").await;
+    service.stop().await;
+    let logged = "select count(*) from cdc_export.change_log";
+    // Purges when it starts, and what the consumer hasn't seen stays.
+    let service = Start::on(&database).service().await;
+    eventually("a purge", || async { (database.one::<i64>(logged).await == 1).then_some(()) }).await;
+    assert_eq!(service.export("delta", "a").await.1.ids(), [3]);
+    assert_eq!(service.events("purge_failed"), Vec::<Value>::new());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn texts_of_an_unknown_encoding_are_exported_if_they_are_utf_8() {
+    let database = Database::encoded("SQL_ASCII").await;
+    let service = Start::on(&database).service().await;
+    database
+        .run(
+            "insert into users (id, name, email, created_at, updated_at) values
+               (1, 'Zoë 日本', 'zoe@example.org', '2026-01-01', '2026-01-01'), (2, 'b', 'b@example.org', '2026-01-01', '2026-01-01')",
+        )
+        .await;
+    let (job, file) = service.export("full", "a").await;
+    assert_eq!(file.sorted("name"), ["Zoë 日本", "b"]);
+
+    database.run("update users set name = E'Ren\\xe9' where id = 2").await;
+    for export_type in ["full", "incremental", "delta"] {
+        let job = service.ended(&service.submit(export_type, "a").await).await;
+        assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("invalid_text")), "{job}");
+        assert!(job["error"]["detail"].as_str().unwrap().contains("`name`"), "{job}");
+        assert!(!job.to_string().contains("Ren"), "no row's value: {job}");
+    }
+    assert_eq!(service.watermark("a").await.as_deref(), job["watermarkTo"].as_str(), "nothing has moved");
+    assert_eq!(service.files().len(), 1);
+
+    database.run("update users set name = 'René' where id = 2").await;
+    let (_, delta) = service.export("delta", "a").await;
+    assert_eq!(delta.sorted("name"), ["René"]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn texts_of_another_encoding_arrive_as_utf_8() {
+    let database = Database::encoded("LATIN1").await;
+    let service = Start::on(&database).service().await;
+    database
+        .run(
+            "insert into users (id, name, email, created_at, updated_at) values
+               (1, 'Zoë', 'zoé@example.org', '2026-01-01', '2026-01-01'), (2, 'b', 'b@example.org', '2026-01-01', '2026-01-01')",
+        )
+        .await;
+    let (_, file) = service.export("full", "a").await;
+    assert_eq!((file.sorted("name")[0], file.sorted("email")[1]), ("Zoë", "zoé@example.org"));
+    let bytes: i32 = database.one("select octet_length(name) from users where id = 1").await;
+    assert_eq!(bytes, 3, "one byte a letter there");
+
+    // By the cursor, and from the log's image of a row that is gone.
+    database.run("update users set name = 'Søren' where id = 2; delete from users where id = 1").await;
+    let (_, delta) = service.export("delta", "a").await;
+    assert_eq!(delta.sorted("name"), ["Søren", "Zoë"]);
+    service.stop().await;
+}

@@ -1,0 +1,183 @@
+//! TLS to Postgres: what each `sslmode` of `DATABASE_URL` asks of the server, and who may vouch for it.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use cdc_export::postgres::embedded::Server;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{ConnectOptions, Executor, PgConnection};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::harness::{Start, embedded_settings, eventually, option_env, reachable_folder};
+
+/// A Postgres on 127.0.0.1, with a certificate for that address alone. Two roles, both with the password `pass`: `either`, and
+/// `strict`, who gets in with TLS only.
+struct Postgres {
+    folder: TempDir,
+    port: u16,
+    _server: Child,
+}
+
+async fn openssl(folder: &Path, arguments: &str) {
+    let mut command = Command::new("openssl");
+    command.args(arguments.split(' ')).env_clear().env("PATH", option_env("PATH").unwrap()).current_dir(folder);
+    let output = command.stdin(Stdio::null()).output().await.unwrap();
+    assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// `{name}.crt` and `{name}.key`, who may vouch for others.
+async fn authority(folder: &Path, name: &str) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    openssl(folder, &format!("req -x509 {key} -keyout {name}.key -out {name}.crt -days 2 -subj /CN={name}")).await;
+}
+
+impl Postgres {
+    async fn start() -> Postgres {
+        let folder = reachable_folder();
+        let path = folder.path();
+        tokio::join!(authority(path, "ca"), authority(path, "other"));
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+        openssl(path, &format!("req {key} -keyout server.key -out server.csr -subj /CN=server")).await;
+        std::fs::write(path.join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
+        let signed = "-CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names";
+        openssl(path, &format!("x509 -req -in server.csr -out server.crt {signed}")).await;
+
+        // The private server makes the data; it listens on no network, so its data is served by another one.
+        let private = Server::start(&embedded_settings(&path.join("home"))).await.unwrap();
+        let mut superuser = private.connect_options().connect().await.unwrap();
+        for role in ["either", "strict"] {
+            let role = format!("create role {role} superuser login password 'pass'");
+            superuser.execute(sqlx::AssertSqlSafe(role)).await.unwrap();
+        }
+        let data = path.join("home/postgres");
+        let started_with = std::fs::read_to_string(data.join("postmaster.opts")).unwrap();
+        drop(superuser);
+        private.stop().await;
+
+        let owner = std::fs::metadata(&data).unwrap();
+        for file in ["server.crt", "server.key"] {
+            std::fs::copy(path.join(file), data.join(file)).unwrap();
+            std::fs::set_permissions(data.join(file), PermissionsExt::from_mode(0o600)).unwrap();
+            chown(data.join(file), Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+        let rules = "hostssl all strict 127.0.0.1/32 scram-sha-256\nhost all either 127.0.0.1/32 scram-sha-256\n";
+        std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = std::process::Command::new(PathBuf::from(started_with.split(' ').next().unwrap()));
+        command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
+        command.args(["-c", "unix_socket_directories=", "-c", "fsync=off"]).current_dir(&data);
+        if nix::unistd::geteuid().is_root() {
+            command.uid(owner.uid()).gid(owner.gid());
+        }
+        let mut command = Command::from(command);
+        let log = std::fs::File::create(path.join("log")).unwrap();
+        let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true).spawn().unwrap();
+        let postgres = Postgres { folder, port, _server: server };
+        postgres.alter("ssl = on").await;
+        postgres
+    }
+
+    async fn connect(&self) -> Option<PgConnection> {
+        let options =
+            PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(self.port).ssl_mode(PgSslMode::Prefer);
+        options.username("either").password("pass").database("cdc_export").connect().await.ok()
+    }
+
+    /// Sets a setting, and waits until new connections have it.
+    async fn alter(&self, setting: &str) {
+        let mut conn = eventually("it listens", || self.connect()).await;
+        let alter = format!("alter system set {setting}");
+        conn.execute(sqlx::AssertSqlSafe(alter)).await.unwrap();
+        conn.execute("select pg_reload_conf()").await.unwrap();
+        let (name, value) = setting.split_once(" = ").unwrap();
+        let shown = || async {
+            let mut conn = self.connect().await?;
+            let shown = format!("select current_setting('{name}') = '{value}'");
+            sqlx::query_scalar::<_, bool>(sqlx::AssertSqlSafe(shown)).fetch_one(&mut conn).await.ok()?.then_some(())
+        };
+        eventually(setting, shown).await;
+    }
+
+    fn url(&self, role: &str, host: &str, rest: &str) -> String {
+        format!("postgres://{role}:pass@{host}:{}/cdc_export{rest}", self.port)
+    }
+
+    /// `?sslmode=…&sslrootcert=…` with a certificate of this folder.
+    fn vouched(&self, mode: &str, by: &str) -> String {
+        format!("?sslmode={mode}&sslrootcert={}", self.folder.path().join(by).display())
+    }
+}
+
+/// Reaches the database, or says in one line why not.
+async fn reaches(start: Start) -> Result<(), String> {
+    let (code, errors) = start.arguments(&["migrate"]).until_it_ends().await;
+    if code == 0 {
+        assert_eq!(errors, "");
+        return Ok(());
+    }
+    let line = errors.strip_suffix('\n').unwrap();
+    assert!(
+        code == 1 && line.starts_with("cdc-export: can't connect to Postgres: ") && !line.contains('\n'),
+        "{errors}"
+    );
+    assert!(!line.contains("pass"), "{line}");
+    Err(line.to_owned())
+}
+
+fn on(url: String) -> Start {
+    Start::plain().with("DATABASE_URL", url)
+}
+
+#[tokio::test]
+async fn each_sslmode_asks_what_it_says() {
+    let postgres = Postgres::start().await;
+    let url = |role: &str, host: &str, rest: &str| postgres.url(role, host, rest);
+
+    // Every connection of a service: its API's, its workers', the listener.
+    for rest in ["?sslmode=require", ""] {
+        let service = on(url("strict", "127.0.0.1", rest)).with("SEED_ROWS", 100).service().await;
+        assert_eq!(service.export("full", "a").await.1.rows.len(), 98);
+        let mut conn = postgres.connect().await.unwrap();
+        let connections: (i64, i64) = sqlx::query_as(
+            "select count(*), count(*) filter (where s.ssl and s.version like 'TLSv1._')
+             from pg_stat_activity a join pg_stat_ssl s using (pid) where a.application_name = 'cdc-export'",
+        )
+        .fetch_one(&mut conn)
+        .await
+        .unwrap();
+        assert!(connections.0 >= 4 && connections.0 == connections.1, "{rest}: {connections:?}");
+        service.stop().await;
+    }
+    let plain = reaches(on(url("strict", "127.0.0.1", "?sslmode=disable"))).await.unwrap_err();
+    assert!(plain.contains("no encryption") || plain.contains("SSL off"), "{plain}");
+    reaches(on(url("either", "127.0.0.1", "?sslmode=disable"))).await.unwrap();
+
+    let (right, wrong) = (postgres.vouched("verify-full", "ca.crt"), postgres.vouched("verify-full", "other.crt"));
+    reaches(on(url("strict", "127.0.0.1", &right))).await.unwrap();
+    let line = reaches(on(url("strict", "127.0.0.1", &wrong))).await.unwrap_err();
+    assert!(line.contains("certificate"), "{line}");
+    let line = reaches(on(url("strict", "localhost", &right))).await.unwrap_err();
+    assert!(line.contains("not valid for name") && line.contains("localhost"), "{line}");
+    let line = reaches(on(url("strict", "127.0.0.1", &postgres.vouched("verify-full", "nothing.crt")))).await;
+    assert!(line.as_ref().is_err_and(|line| line.contains("No such file")), "{line:?}");
+    reaches(on(url("strict", "localhost", &postgres.vouched("verify-ca", "ca.crt")))).await.unwrap();
+    let line = reaches(on(url("strict", "localhost", &postgres.vouched("verify-ca", "other.crt")))).await.unwrap_err();
+    assert!(line.contains("certificate"), "{line}");
+
+    // The platform's authorities vouch where none is named.
+    let full = url("strict", "127.0.0.1", "?sslmode=verify-full");
+    reaches(on(full.clone())).await.unwrap_err();
+    reaches(on(full.clone()).with("SSL_CERT_FILE", postgres.folder.path().join("ca.crt").display())).await.unwrap();
+    reaches(on(full).with("SSL_CERT_FILE", postgres.folder.path().join("other.crt").display())).await.unwrap_err();
+
+    // A server without TLS, or somebody who pretends to be one.
+    postgres.alter("ssl = off").await;
+    for rest in ["?sslmode=require".to_owned(), right] {
+        let line = reaches(on(url("either", "127.0.0.1", &rest))).await.unwrap_err();
+        assert!(line.contains("does not support TLS"), "{line}");
+    }
+    reaches(on(url("either", "127.0.0.1", ""))).await.unwrap();
+}
