@@ -1,0 +1,49 @@
+# Stages: `runtime`, the service, and `test`, the suite with a Postgres to run it on. `docker build .` gives `runtime`.
+
+# The dependencies' list, and as much of a crate as cargo wants to see: what is compiled on top of this layer stays in the
+# cache until the list changes.
+FROM rust:1.95-bookworm AS manifest
+ENV CARGO_INCREMENTAL=0
+WORKDIR /src
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir -p src tests/suite \
+    && touch src/lib.rs \
+    && echo 'fn main() {}' | tee src/main.rs >tests/suite/main.rs
+
+FROM manifest AS build
+ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
+RUN cargo build --release --locked
+COPY migrations migrations
+COPY src src
+# Cargo goes by times, and a clone may be older than the layer above.
+RUN touch src/lib.rs src/main.rs && cargo build --release --locked
+COPY docker/cdc-export /out/bin/cdc-export
+RUN chmod 755 /out/bin/cdc-export && install -D target/release/cdc-export /out/libexec/cdc-export
+
+FROM debian:bookworm-slim AS runtime
+# For a DATABASE_URL with TLS.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /out /usr/local
+ENV OUTPUT_DIR=/output
+RUN mkdir /output
+EXPOSE 8080
+ENTRYPOINT ["cdc-export"]
+
+FROM manifest AS test
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql \
+    && rm -rf /var/lib/apt/lists/* /var/lib/postgresql/* \
+    && useradd --create-home tester \
+    && chown -R tester /src
+# Postgres doesn't run as root.
+USER tester
+ENV CARGO_HOME=/home/tester/.cargo
+RUN cargo test --locked --no-run
+COPY --chown=tester . .
+RUN touch src/lib.rs src/main.rs tests/suite/main.rs && cargo test --locked --no-run
+ENV CARGO_NET_OFFLINE=true
+ENTRYPOINT ["cargo", "test", "--locked"]
+
+# The last stage is the default. Builders without BuildKit make every stage on the way to the one that is asked for, hence
+# `test` after `runtime`, and `target: runtime` in docker-compose.yml.
+FROM runtime

@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# The containers for real, from the images' build to `down`: README's tour, restarts and a kill, workers beside the service,
+# who owns the files. CI doesn't run it: it needs a Docker engine and docker-compose, takes minutes, and publishes a port.
+#
+#   tests/docker.sh              in a copy of this clone that belongs to who runs it
+#   tests/docker.sh 1000:1000    in one that belongs to that uid and gid; only root can give files away
+#   SUITE=1 tests/docker.sh      and then the test suite in its container
+#   PORT=8090 tests/docker.sh    where 8080 is taken
+#   COMPOSE='docker compose' tests/docker.sh
+#
+# The copy, its containers, volume and image tags are gone afterwards; the layers stay in the engine's cache.
+set -euo pipefail
+owner=${1:-$(id -u):$(id -g)}
+export PORT=${PORT:-8080} COMPOSE_PROJECT_NAME=cdc-export-test-$$ SEED_ROWS=${SEED_ROWS:-100000}
+read -ra compose <<<"${COMPOSE:-docker-compose}"
+url=http://127.0.0.1:$PORT
+
+step() { printf '\n==> %s\n' "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+same() { [[ $2 == "$3" ]] || die "$1: $2, not $3"; }
+field() { grep -o "\"$1\":[^,}]*" | head -1 | cut -d: -f2- | tr -d '"'; }
+running() { "${compose[@]}" ps -q "$1"; }
+call() { curl -fsS "$@"; }
+
+# Prints the job's id.
+submit() { call -X POST -H "X-Consumer-ID: $2" "$url/exports/$1" | field jobId; }
+# Waits for the job's end, and prints it.
+ended() {
+    local job
+    job=$(call "$url/exports/$1?wait=60")
+    same "job $1" "$(field status <<<"$job")" completed
+    printf '%s\n' "$job"
+}
+# Waits until the service answers that it is ready.
+ready() {
+    for _ in $(seq 120); do
+        if call "$url/health/ready" >/dev/null 2>&1; then return; fi
+        sleep 0.5
+    done
+    "${compose[@]}" logs --tail 20 app
+    die 'the service does not get ready'
+}
+
+clone=$(mktemp -d)
+chmod 755 "$clone"
+clean_up() {
+    local code=$?
+    cd "$clone"
+    [[ $code == 0 ]] || "${compose[@]}" logs --tail 40 || true
+    "${compose[@]}" down -v --rmi local --remove-orphans --timeout 5 >/dev/null 2>&1 || true
+    cd / && rm -rf "$clone"
+}
+trap clean_up EXIT
+
+step "a copy of the clone, of $owner"
+cd "$(dirname "$0")/.."
+git ls-files -co --exclude-standard -z | tar -c --null -T - | tar -x -C "$clone"
+# Not the sources: to older builders another owner is another file, and they would build all of it again.
+if [[ $owner != "$(id -u):$(id -g)" ]]; then chown -R "$owner" "$clone/output"; fi
+cd "$clone"
+# A setting of the clone is not one of the containers.
+printf 'DATABASE_URL=postgres://nobody@127.0.0.1:1/nowhere\nOUTPUT_DIR=/nowhere\n' >.env
+
+step 'up --build'
+begun=$SECONDS
+"${compose[@]}" up --build -d
+ready
+echo "ready after $((SECONDS - begun)) s"
+same services "$("${compose[@]}" ps -q | wc -l)" 2
+docker image inspect -f 'image: {{.Size}} bytes' "$(docker inspect -f '{{.Image}}' "$(running app)")"
+
+step 'who runs'
+docker top "$(running app)" -eo pid,uid,args
+uid=${owner%:*}
+[[ $uid != 0 ]] || uid=65532
+same "the service's user" "$(docker top "$(running app)" -eo pid,uid,args | awk '$3 ~ /libexec.cdc-export$/ {print $2}')" "$uid"
+health() { docker inspect -f '{{.State.Health.Status}}' "$(running app)"; }
+for _ in $(seq 60); do [[ $(health) == starting ]] || break; sleep 1; done
+same 'health check' "$(health)" healthy
+
+step 'the tour'
+full=$(ended "$(submit full consumer-1)")
+echo "$full"
+file=output/$(field outputFilename <<<"$full")
+head -3 "$file"
+rows=$(field rowsExported <<<"$full")
+same lines "$(wc -l <"$file")" $((rows + 1))
+watermark=$(call -H 'X-Consumer-ID: consumer-1' "$url/exports/watermark")
+echo "$watermark"
+call -X DELETE "$url/users/42"
+delta=$(ended "$(submit delta consumer-1)")
+printf '\n%s\n' "$delta"
+cat "output/$(field outputFilename <<<"$delta")"
+same 'rows of the delta' "$(field rowsExported <<<"$delta")" 1
+call -OJ "$url/exports/$(field jobId <<<"$delta")/download"
+cmp "$(field outputFilename <<<"$delta")" "output/$(field outputFilename <<<"$delta")"
+
+step 'whose files'
+stat -c '%u:%g %A %n' output output/.cdc-export-store output/*.csv
+same "the folder's owner" "$(stat -c %u output)" "${owner%:*}"
+for written in output/.cdc-export-store output/*.csv; do
+    same "$written" "$(stat -c '%u %a' "$written")" "$uid 644"
+done
+"${compose[@]}" exec -T app cdc-export export full --consumer by-exec
+same 'a file by exec' "$(stat -c %u output/full_by-exec_*.csv)" "$uid"
+
+step 'restart'
+begun=$SECONDS
+"${compose[@]}" restart app
+echo "restarted in $((SECONDS - begun)) s"
+ready
+same 'the delta since' "$(ended "$(submit delta consumer-1)" | field rowsExported)" 0
+
+step 'kill -9 in the middle of an export'
+restarts() { docker inspect -f '{{.RestartCount}}' "$(running app)"; }
+before=$(restarts)
+"${compose[@]}" exec -T app sh -c '
+    echo waiting
+    until ls /output/.*.part >/dev/null 2>&1; do :; done
+    for process in /proc/[0-9]*; do
+        if [ "$(cat "$process/comm")" = cdc-export ]; then kill -9 "${process#/proc/}"; exit; fi
+    done' >killer &
+until grep -q waiting killer; do sleep 0.1; done
+jobs=()
+# The one that the kill meets may not get its answer.
+for n in 1 2 3 4; do jobs+=("$(submit full "killed-$n" || true)"); done
+while [[ $(restarts) == "$before" ]]; do sleep 0.2; done
+ready
+attempts=()
+for job in "${jobs[@]}"; do
+    [[ -n $job ]] || continue
+    again=$(ended "$job")
+    same "rows of $job" "$(field rowsExported <<<"$again")" $((rows - 1))
+    attempts+=("$(field attempt <<<"$again")")
+done
+echo "attempts: ${attempts[*]}"
+[[ ${attempts[*]} == *2* ]] || die 'the kill met no export'
+
+step 'two workers beside the service'
+"${compose[@]}" up -d --scale worker=2
+ready
+same workers "$(running worker | wc -l)" 2
+did() { docker logs "$1" 2>&1 | grep -c '"event":"export_completed"' || true; }
+workers_did() { local sum=0 id; for id in $(running worker); do sum=$((sum + $(did "$id"))); done; echo "$sum"; }
+for container in $(running worker); do
+    for _ in $(seq 60); do docker logs "$container" 2>&1 | grep -q '"event":"working"' && break; sleep 0.5; done
+done
+jobs=()
+for n in $(seq 24); do jobs+=("$(submit full "shared-$n")"); done
+for job in "${jobs[@]}"; do
+    same "rows of $job" "$(ended "$job" | field rowsExported)" $((rows - 1))
+done
+same 'contents' "$(sha256sum output/full_shared-*.csv | cut -d' ' -f1 | sort -u | wc -l)" 1
+same 'owners' "$(stat -c %u output/*.csv | sort -u)" "$uid"
+for container in $(running app) $(running worker); do
+    echo "$(docker inspect -f '{{.Name}}' "$container"): $(did "$container")"
+done
+[[ $(workers_did) -gt 0 ]] || die 'the workers did nothing'
+
+step 'stop'
+submit full stopped >/dev/null
+app=$(running app) begun=$SECONDS
+"${compose[@]}" stop app worker
+echo "stopped in $((SECONDS - begun)) s"
+same 'exit code' "$(docker inspect -f '{{.State.ExitCode}}' "$app")" 0
+
+step 'down, and up again: the data stay'
+"${compose[@]}" down
+"${compose[@]}" up -d
+ready
+same services "$("${compose[@]}" ps -q | wc -l)" 2
+call -H 'X-Consumer-ID: consumer-1' "$url/exports/watermark" >/dev/null
+ended "$("${compose[@]}" exec -T app cdc-export export delta --consumer consumer-1 --json | field jobId)" >/dev/null
+same 'hidden leftovers' "$(find output -name '.*.part' | wc -l)" 0
+
+if [[ -n ${SUITE:-} ]]; then
+    step 'the suite'
+    "${compose[@]}" run --rm test
+fi
+
+step 'All passed'
