@@ -47,7 +47,9 @@ fn changed_live(dataset: &Dataset, rule: Rule, operation: &str) -> String {
         "with ch as materialized (
            select pk::bigint as id from cdc_export.change_log where {logged}
            union
-           select u.{key} from {table} u where {stated} and not u.{deleted})
+           select u.{key} from {table} u where {stated} and not u.{deleted}
+           -- In their order they are found side by side in the index, and mostly in the table.
+           order by 1)
          select {operation}{columns}, false from ch join {table} u on u.{key} = ch.id where not u.{deleted}"
     )
 }
@@ -78,7 +80,8 @@ fn changed_deleted(dataset: &Dataset) -> String {
              select pk::bigint, seq, op, old from cdc_export.change_log where {logged}
              union all
              select u.{key}, null, null, null from {table} u where {stated} and u.{deleted}) as changes (id, seq, op, old)
-           group by id)
+           group by id
+           order by id)
          select 'DELETE'::text, {either}, u.{key} is null
          from ch
          left join {table} u on u.{key} = ch.id
