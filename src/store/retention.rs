@@ -9,12 +9,21 @@ use crate::store::{Error, Store};
 /// What one statement takes at most, so that the first clean-up of a year's jobs doesn't hold anybody up.
 const BATCH: i64 = 1_000;
 
+/// What a retention counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// The files that are there.
+    Files,
+    /// The jobs that have ended, with a file or without.
+    Jobs,
+}
+
 impl Store {
-    /// Files of this folder past the retention of files: too old, or too many newer ones of their consumer.
+    /// Files of this folder that are past a retention: too old, or with too many newer ones of their consumer.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn files_past(&self, retention: &Retention, store: Uuid) -> Result<Vec<FilePlace>, Error> {
+    pub async fn files_past(&self, retention: &Retention, of: Of, store: Uuid) -> Result<Vec<FilePlace>, Error> {
         let mut conn = self.connection().await?;
         let rows: Vec<PlaceRow> = sqlx::query_as(concat!(
             "-- store.retention.files_past
@@ -23,33 +32,8 @@ impl Store {
             " from (
                select f.*, row_number() over (partition by f.consumer_id order by f.finished_at desc, f.id desc) as newest
                from exports f
-               where f.status = 'completed' and f.published_at is not null and f.file_removed_at is null) e
-             where e.store_id = $1 and (e.newest > $2 or e.finished_at < clock_timestamp() - make_interval(secs => $3))
-             limit $4"
-        ))
-        .bind(store)
-        .bind(retention.count.map(|count| count as i64))
-        .bind(retention.age.map(|age| age.as_secs_f64()))
-        .bind(BATCH)
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
-        rows.into_iter().map(FilePlace::try_from).collect()
-    }
-
-    /// Files of this folder whose jobs are past the retention of jobs.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn files_of_jobs_past(&self, retention: &Retention, store: Uuid) -> Result<Vec<FilePlace>, Error> {
-        let mut conn = self.connection().await?;
-        let rows: Vec<PlaceRow> = sqlx::query_as(concat!(
-            "-- store.retention.files_of_jobs_past
-             select ",
-            place_columns!(),
-            " from (
-               select f.*, row_number() over (partition by f.consumer_id order by f.finished_at desc, f.id desc) as newest
-               from exports f where f.finished_at is not null) e
+               where f.finished_at is not null
+                 and ($5 or f.status = 'completed' and f.published_at is not null and f.file_removed_at is null)) e
              where e.store_id = $1 and e.status = 'completed' and e.published_at is not null and e.file_removed_at is null
                and (e.newest > $2 or e.finished_at < clock_timestamp() - make_interval(secs => $3))
              limit $4"
@@ -58,6 +42,7 @@ impl Store {
         .bind(retention.count.map(|count| count as i64))
         .bind(retention.age.map(|age| age.as_secs_f64()))
         .bind(BATCH)
+        .bind(of == Of::Jobs)
         .fetch_all(conn.get())
         .await?;
         conn.give_back();

@@ -11,6 +11,7 @@ use crate::sink::Published;
 use crate::source::capture::PURGE_ROWS;
 use crate::store::Hint;
 use crate::store::jobs::FilePlace;
+use crate::store::retention::Of;
 use crate::worker::{Error, Settings, Worker, chain, heartbeat};
 
 /// Reading the whole folder costs more than the rest of a round, and what a crash left there is in nobody's way.
@@ -142,11 +143,10 @@ async fn record(worker: &Worker, place: &FilePlace) -> Result<(), Error> {
 async fn retain(worker: &Worker, store: Uuid) -> Result<(), Error> {
     let Settings { retain_files, retain_jobs, .. } = &worker.settings;
     let mut files = Vec::new();
-    if *retain_files != Retention::default() {
-        files.extend(worker.within(worker.store.files_past(retain_files, store)).await?);
-    }
-    if *retain_jobs != Retention::default() {
-        files.extend(worker.within(worker.store.files_of_jobs_past(retain_jobs, store)).await?);
+    for (retention, of) in [(retain_files, Of::Files), (retain_jobs, Of::Jobs)] {
+        if *retention != Retention::default() {
+            files.extend(worker.within(worker.store.files_past(retention, of, store)).await?);
+        }
     }
     for place in files {
         let (job, name) = (place.job, place.output_filename.clone());
