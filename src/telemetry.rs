@@ -35,10 +35,8 @@ pub struct Settings {
 /// Begins to log, once a process.
 pub fn start(settings: &Settings) {
     // The libraries' own chatter would bury the events.
-    let targets = Targets::new()
-        .with_default(settings.level.min(LevelFilter::WARN))
-        .with_target("cdc_export", settings.level)
-        .with_target("tower_http", settings.level);
+    let targets =
+        Targets::new().with_default(settings.level.min(LevelFilter::WARN)).with_target("cdc_export", settings.level);
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = match settings.format {
         Format::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
