@@ -1,7 +1,7 @@
 //! Change capture: the triggers that write the keys of changed rows to the log, and the purge of that log.
 //!
-//! The bodies of the trigger functions are generated once, with the table's own names in them: a dynamic statement in a trigger
-//! costs more than half again. Knows no consumer but as a position that pins the log.
+//! The bodies of the trigger functions are generated once, with the table's own names in them: a dynamic statement would be
+//! planned at every call. Knows no consumer but as a position that pins the log.
 
 use std::time::Duration;
 
