@@ -13,7 +13,10 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::http::{self, Access};
 use crate::job::Retention;
-use crate::postgres::{Database, NotAUrl, embedded};
+use crate::postgres::{
+    Database, NotAUrl,
+    embedded::{self, Mirror, NotAMirror},
+};
 use crate::source::capture;
 use crate::{telemetry, worker};
 
@@ -104,6 +107,13 @@ impl Config {
                 data_dir_is_default: data_dir.is_none(),
                 data_dir: data_dir.unwrap_or_else(|| "./data".into()),
                 bin_dir: vars.get("PG_BIN_DIR").map(PathBuf::from),
+                download: match vars.get("PG_DOWNLOAD") {
+                    None => Some(Mirror::default()),
+                    Some("off") => None,
+                    Some(url) => Some(url.parse().map_err(|why: NotAMirror| {
+                        bad("PG_DOWNLOAD", format!("`{url}` is neither off nor the address of a mirror: {why}"))
+                    })?),
+                },
                 search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),
                 runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
             },
@@ -245,6 +255,8 @@ mod tests {
             ("AUTH", "keyz"),
             ("LOG_LEVEL", "loud"),
             ("LOG_FORMAT", "xml"),
+            ("PG_DOWNLOAD", "on"),
+            ("PG_DOWNLOAD", "ftp://mirror/"),
             ("DATABASE_URL", "mysql://secret@h/d"),
         ] {
             let line = read(&[(name, value)]).unwrap_err();

@@ -46,3 +46,9 @@ pub fn start(settings: &Settings) {
     // its own would be written (tracing's `enabled!`, which sqlx asks).
     tracing_subscriber::registry().with(layer).with(targets).init();
 }
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}

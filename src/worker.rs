@@ -29,6 +29,7 @@ use crate::store::{
     jobs::{self, Committed, FilePlace, Found},
     queue::{Beat, Lease, Settlement},
 };
+use crate::telemetry::chain;
 use crate::worker::heartbeat::{Heartbeat, Stop};
 
 /// How long an idle worker waits for a hint before it looks by itself, and how long it rests after the database failed.
@@ -437,10 +438,4 @@ async fn in_spite_of_panics<F: Future<Output = ()>>(
 
 fn dataset(name: &str) -> Result<&'static Dataset, Error> {
     if name == USERS.name { Ok(&USERS) } else { Err(Error::NoDataset(name.to_owned())) }
-}
-
-/// An error and its causes in one line, for the log.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }

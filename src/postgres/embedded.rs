@@ -1,11 +1,12 @@
-//! The private Postgres server: finds installed binaries, makes a data folder, runs `postgres` as long as this process lives, restarts it if it dies.
+//! The private Postgres server: finds installed binaries or downloads them, makes a data folder, runs `postgres` as long as this process lives, restarts it if it dies.
 //!
 //! It knows nothing of what the database is for: no schema, no pool, no environment variable.
 //!
 //! | module | its part |
 //! |---|---|
 //! | `account` | the system user that runs Postgres when we are root |
-//! | `binaries` | which installed Postgres to run |
+//! | `binaries` | which Postgres to run |
+//! | `download` | the programs of one, where none is installed |
 //! | `folder` | where everything lives, and the lock that makes one supervisor |
 //! | `cluster` | `initdb`, the database, the password |
 //! | `socket` | the folder of the Unix socket |
@@ -16,6 +17,7 @@
 mod account;
 mod binaries;
 mod cluster;
+mod download;
 mod folder;
 mod leftovers;
 mod pid_file;
@@ -25,6 +27,7 @@ mod socket;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,20 +65,64 @@ pub struct Settings {
     pub data_dir_is_default: bool,
     /// The folder of `postgres` and `initdb`; unset, installed ones are looked for.
     pub bin_dir: Option<PathBuf>,
+    /// Where to fetch the programs if there are none; `None`: nowhere.
+    pub download: Option<Mirror>,
     /// The folders of `PATH`.
     pub search_path: Vec<PathBuf>,
     /// `XDG_RUNTIME_DIR`: the preferred home of the socket.
     pub runtime_dir: Option<PathBuf>,
 }
 
+/// A web folder of Postgres' programs: `{version}/postgresql-{version}-{target}.tar.gz`, and the same with `.sha256`.
+#[derive(Clone, Debug)]
+pub struct Mirror(String);
+
+impl Default for Mirror {
+    /// The builds of the `postgresql-binaries` project.
+    fn default() -> Mirror {
+        Mirror("https://github.com/theseus-rs/postgresql-binaries/releases/download".to_owned())
+    }
+}
+
+/// A text that is no address of a web folder.
+#[derive(Debug, thiserror::Error)]
+#[error("not an http or https address")]
+pub struct NotAMirror;
+
+impl FromStr for Mirror {
+    type Err = NotAMirror;
+
+    fn from_str(text: &str) -> Result<Mirror, NotAMirror> {
+        let url: ureq::http::Uri = text.parse().map_err(|_| NotAMirror)?;
+        let usable = matches!(url.scheme_str(), Some("http" | "https")) && url.query().is_none();
+        if usable { Ok(Mirror(text.trim_end_matches('/').to_owned())) } else { Err(NotAMirror) }
+    }
+}
+
+/// What somebody may do who has no Postgres.
+const HOW_TO_INSTALL: &str = "set DATABASE_URL, or install one (Debian, Ubuntu: `apt-get install postgresql`; Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql@17`)";
+
+impl Settings {
+    /// Where to download from; a chosen folder of programs leaves nothing to download.
+    fn mirror(&self) -> Option<&Mirror> {
+        self.download.as_ref().filter(|_| self.bin_dir.is_none())
+    }
+}
+
 /// Why there is no private server. Every message is one line that says what to do about it or where to look.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No Postgres on this machine.
-    #[error(
-        "no installed Postgres found: set DATABASE_URL, or install one (Debian, Ubuntu: `apt-get install postgresql`; Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql@17`)"
-    )]
+    /// No Postgres on this machine, and none to be downloaded.
+    #[error("no installed Postgres found: {HOW_TO_INSTALL}")]
     NotInstalled,
+    /// No Postgres on this machine, and the download of one failed.
+    #[error("no installed Postgres found, and {url} can't be downloaded ({why}): {HOW_TO_INSTALL}")]
+    Download {
+        /// What was asked for.
+        url: String,
+        /// What went wrong with it.
+        why: String,
+    },
     /// The chosen folder of binaries has none.
     #[error("PG_BIN_DIR: no `postgres` and `initdb` in {}", .0.display())]
     NoBinaries(PathBuf),
@@ -253,11 +300,20 @@ pub fn join(settings: &Settings) -> Result<Option<PgConnectOptions>, Error> {
 /// All that blocks and may be refused, up to the moment of starting the server.
 fn prepare(settings: &Settings) -> Result<(Postmaster, PgConnectOptions), Error> {
     let place = Place::find(settings)?;
-    let binaries = Binaries::find(settings, &place.data())?;
-    if settings.data_dir_is_default && place.path == Path::new(SYSTEM_DATA_DIR) {
-        tracing::info!(event = "data_dir_moved", data_dir = %place.path.display(), "the user that runs Postgres can't reach the default data folder, using this one");
+    let (folder, binaries) = match (Binaries::find(settings, &place), settings.mirror()) {
+        (Ok(binaries), _) => (Folder::open(place)?, binaries),
+        (Err(Error::NotInstalled | Error::VersionMismatch { data: download::MAJOR, .. }), Some(mirror)) => {
+            // Locked first, so that of two processes one fetches.
+            let folder = Folder::open(place)?;
+            download::fetch(mirror, &folder)?;
+            let binaries = Binaries::find(settings, &folder.place)?;
+            (folder, binaries)
+        }
+        (Err(error), _) => return Err(error),
+    };
+    if settings.data_dir_is_default && folder.place.path == Path::new(SYSTEM_DATA_DIR) {
+        tracing::info!(event = "data_dir_moved", data_dir = %folder.place.path.display(), "the user that runs Postgres can't reach the default data folder, using this one");
     }
-    let folder = Folder::open(place)?;
     let password = cluster::ensure(&folder, &binaries)?;
     let socket = SocketFolder::make(settings.runtime_dir.as_deref(), &folder)?;
     let options = connect_options(&socket.path, &password);

@@ -12,7 +12,8 @@ use crate::source::capture::PURGE_ROWS;
 use crate::store::Hint;
 use crate::store::jobs::FilePlace;
 use crate::store::retention::Of;
-use crate::worker::{Error, Settings, Worker, chain, heartbeat};
+use crate::telemetry::chain;
+use crate::worker::{Error, Settings, Worker, heartbeat};
 
 /// Reading the whole folder costs more than the rest of a round, and what a crash left there is in nobody's way.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);

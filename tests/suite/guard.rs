@@ -683,8 +683,8 @@ async fn the_log_is_kept_for_a_first_export_that_runs() {
 
 /// One of Postgres's own programs, as the user who may: the owner of a folder.
 async fn program(server: &PgConnectOptions, name: &str, folder: &Path) -> tokio::process::Command {
-    let bin: String = Database::at(server.clone()).one("select setting from pg_config() where name = 'BINDIR'").await;
-    let mut program = std::process::Command::new(Path::new(&bin).join(name));
+    let programs = Database::at(server.clone()).programs().await;
+    let mut program = std::process::Command::new(programs.join(name));
     let owner = std::fs::metadata(folder).unwrap();
     if nix::unistd::geteuid().is_root() {
         program.uid(owner.uid()).gid(owner.gid());

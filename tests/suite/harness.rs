@@ -44,6 +44,7 @@ pub(crate) fn embedded_settings(data_dir: &Path) -> embedded::Settings {
         data_dir: data_dir.to_owned(),
         data_dir_is_default: false,
         bin_dir: chosen_binaries(),
+        download: None,
         search_path: std::env::split_paths(&option_env("PATH").unwrap()).collect(),
         runtime_dir: None,
     }
@@ -171,6 +172,11 @@ impl Database {
     /// Runs statements.
     pub(crate) async fn run(&self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.unwrap();
+    }
+
+    /// The folder of the server's programs.
+    pub(crate) async fn programs(&self) -> PathBuf {
+        self.one::<String>("select setting from pg_config() where name = 'BINDIR'").await.into()
     }
 
     /// One value.

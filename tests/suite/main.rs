@@ -11,6 +11,8 @@ mod crashes;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod download;
+#[cfg(test)]
 mod embedded;
 #[cfg(test)]
 mod exports;

@@ -1,12 +1,14 @@
-//! Which installed Postgres to run. It looks and asks for versions; it installs nothing.
+//! Which Postgres to run: one that is installed, or one that was downloaded. It looks and asks for versions; it fetches nothing.
 
 use std::cmp::Reverse;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use crate::postgres::embedded::{Error, Settings};
+use crate::failpoint;
+use crate::postgres::embedded::account::Account;
+use crate::postgres::embedded::folder::Place;
+use crate::postgres::embedded::{Error, Settings, download};
 
 /// A folder with a `postgres` and its `initdb`, and their major version.
 #[derive(Debug)]
@@ -16,16 +18,23 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
-    /// The binaries for `data`: of its major version where it exists, else the first found. A `bin_dir` in the settings is the only candidate.
-    pub(super) fn find(settings: &Settings, data: &Path) -> Result<Binaries, Error> {
-        let wanted = major_of_data(data)?;
+    /// The binaries for the place's data: of its major version where it exists, else the first found. A `bin_dir` in the
+    /// settings is the only candidate; a download is the last.
+    pub(super) fn find(settings: &Settings, place: &Place) -> Result<Binaries, Error> {
+        let data = place.data();
+        let wanted = major_of_data(&data)?;
         let installed = match &settings.bin_dir {
             Some(folder) => {
-                vec![Binaries::in_folder(folder)?.ok_or_else(|| Error::NoBinaries(folder.clone()))?]
+                let found = Binaries::in_folder(folder, &place.account)?;
+                vec![found.ok_or_else(|| Error::NoBinaries(folder.clone()))?]
             }
-            None => installed(&candidates(&settings.search_path)),
+            None => {
+                let mut folders = candidates(&settings.search_path);
+                folders.push(download::programs(place));
+                installed(&folders, &place.account)
+            }
         };
-        choose(installed, wanted, data)
+        choose(installed, wanted, &data)
     }
 
     pub(super) fn postgres(&self) -> PathBuf {
@@ -36,8 +45,9 @@ impl Binaries {
         self.folder.join("initdb")
     }
 
-    /// `None` where the two programs aren't both there.
-    fn in_folder(folder: &Path) -> Result<Option<Binaries>, Error> {
+    /// `None` where the two programs aren't both there. The account asks them for their version: what lies in its reach isn't
+    /// root's to run.
+    pub(super) fn in_folder(folder: &Path, account: &Account) -> Result<Option<Binaries>, Error> {
         // Absolute, since the programs are run in another working folder.
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         let binaries = Binaries { folder, major: 0 };
@@ -45,7 +55,8 @@ impl Binaries {
         if !postgres.is_file() || !binaries.initdb().is_file() {
             return Ok(None);
         }
-        let major = major_of_program(&postgres).map_err(|source| Error::Program { program: postgres, source })?;
+        let major =
+            major_of_program(&postgres, account).map_err(|source| Error::Program { program: postgres, source })?;
         Ok(Some(Binaries { major, ..binaries }))
     }
 }
@@ -68,10 +79,10 @@ fn choose(mut installed: Vec<Binaries>, wanted: Option<u32>, data: &Path) -> Res
 }
 
 /// Every usable one of the folders, in their order. One that can't be asked for its version is passed over: another may do.
-fn installed(folders: &[PathBuf]) -> Vec<Binaries> {
+fn installed(folders: &[PathBuf], account: &Account) -> Vec<Binaries> {
     folders
         .iter()
-        .filter_map(|folder| match Binaries::in_folder(folder) {
+        .filter_map(|folder| match Binaries::in_folder(folder, account) {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(event = "postgres_unusable", folder = %folder.display(), error = %error, "passed over an installed Postgres");
@@ -83,6 +94,7 @@ fn installed(folders: &[PathBuf]) -> Vec<Binaries> {
 
 /// Where Postgres is installed, in the order of preference: Debian's versions, `PATH`, Homebrew, PGDG on Fedora.
 fn candidates(search_path: &[PathBuf]) -> Vec<PathBuf> {
+    failpoint!("postgres.installed", Vec::new());
     let mut folders = versioned("/usr/lib/postgresql", "");
     // An entry of PATH that depends on the working folder could be anybody's.
     folders.extend(search_path.iter().filter(|entry| entry.is_absolute()).cloned());
@@ -122,8 +134,8 @@ fn major_of_data(data: &Path) -> Result<Option<u32>, Error> {
 }
 
 /// `postgres (PostgreSQL) 17.2 (Debian …)` → 17; betas and builds of a branch read `18beta1`, `19devel`.
-fn major_of_program(postgres: &Path) -> io::Result<u32> {
-    let output = Command::new(postgres).arg("--version").stdin(Stdio::null()).output()?;
+fn major_of_program(postgres: &Path, account: &Account) -> io::Result<u32> {
+    let output = account.command(postgres, Path::new("/")).arg("--version").output()?;
     let line = String::from_utf8_lossy(&output.stdout);
     line.split_once("(PostgreSQL) ")
         .and_then(|(_, version)| leading_number(version))

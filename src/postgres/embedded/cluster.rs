@@ -9,8 +9,8 @@ use crate::postgres::embedded::binaries::Binaries;
 use crate::postgres::embedded::folder::{Folder, Place};
 use crate::postgres::embedded::{DATABASE, Error, ROLE, leftovers};
 
-/// Where a cluster grows before it is renamed; what a crash leaves under such a name is swept at the next start.
-const SCRATCH: &str = "postgres.new-";
+/// Where a cluster grows, or a download, before it is renamed; what a crash leaves under such a name is swept at the next start.
+pub(super) const SCRATCH: &str = "postgres.new-";
 
 /// Makes the cluster where there is none; the password of its superuser.
 pub(super) fn ensure(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
@@ -153,7 +153,7 @@ fn write_password(folder: &Folder, password: &str) -> Result<(), Error> {
     sync_folder(&folder.place.path)
 }
 
-fn sync_folder(path: &Path) -> Result<(), Error> {
+pub(super) fn sync_folder(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", path))
 }
 

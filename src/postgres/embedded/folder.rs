@@ -138,7 +138,14 @@ mod tests {
     use super::*;
 
     fn settings(data_dir: PathBuf) -> Settings {
-        Settings { data_dir, data_dir_is_default: true, bin_dir: None, search_path: Vec::new(), runtime_dir: None }
+        Settings {
+            data_dir,
+            data_dir_is_default: true,
+            bin_dir: None,
+            download: None,
+            search_path: Vec::new(),
+            runtime_dir: None,
+        }
     }
 
     #[test]

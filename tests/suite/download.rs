@@ -1,0 +1,175 @@
+//! A machine without Postgres, played by a failpoint that hides what is installed, and a mirror that serves those very programs.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::http::{StatusCode, Uri};
+use flate2::{Compression, write::GzEncoder};
+use ring::digest::{SHA256, digest};
+
+use crate::harness::{Database, Start, eventually, reachable_folder};
+
+/// A web server that has what it is given under names that end so, and remembers what it was asked for.
+struct Mirror {
+    address: String,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Mirror {
+    async fn serving(files: Vec<(&'static str, Vec<u8>)>) -> Mirror {
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let record = Arc::clone(&asked);
+        let files = Arc::new(files);
+        let router = Router::new().fallback(move |uri: Uri| {
+            record.lock().unwrap().push(uri.path().to_owned());
+            let found = files.iter().find(|(end, _)| uri.path().ends_with(end)).map(|(_, body)| body.clone());
+            async move { found.ok_or(StatusCode::NOT_FOUND) }
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}/builds", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Mirror { address, asked }
+    }
+
+    async fn of(archive: Vec<u8>, checksum: &str) -> Mirror {
+        Mirror::serving(vec![(".tar.gz", archive), (".tar.gz.sha256", checksum.as_bytes().to_vec())]).await
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The installed programs with what they need, all in one folder as a mirror has them.
+async fn archive() -> Vec<u8> {
+    let programs = Database::empty().await.programs().await;
+    tokio::task::spawn_blocking(move || {
+        let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        for program in ["postgres", "initdb"] {
+            add(&mut archive, &programs.join(program), &format!("bin/{program}"));
+        }
+        let home = programs.parent().unwrap();
+        // Debian keeps `share` elsewhere, where the programs find it from any place.
+        for part in ["lib", "share"].into_iter().filter(|part| home.join(part).is_dir()) {
+            add_folder(&mut archive, &home.join(part), part);
+        }
+        archive.into_inner().unwrap().finish().unwrap()
+    })
+    .await
+    .unwrap()
+}
+
+fn add(archive: &mut tar::Builder<impl Write>, path: &Path, name: &str) {
+    archive.append_file(format!("postgresql-0-test/{name}"), &mut File::open(path).unwrap()).unwrap();
+}
+
+fn add_folder(archive: &mut tar::Builder<impl Write>, folder: &Path, name: &str) {
+    for entry in folder.read_dir().unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{name}/{}", entry.file_name().to_str().unwrap());
+        match entry.path() {
+            // Code for the optimiser, as large as all the rest.
+            folder if folder.ends_with("bitcode") => {}
+            folder if folder.is_dir() => add_folder(archive, &folder, &name),
+            file => add(archive, &file, &name),
+        }
+    }
+}
+
+/// A start on a machine without Postgres, with the private server in `data`.
+fn bare(data: &Path) -> Start {
+    Start::plain()
+        .with("FAILPOINTS", "postgres.installed=error@1")
+        .with("PG_BIN_DIR", "")
+        .with("DATA_DIR", data.display())
+        .with("SEED_ROWS", "10")
+}
+
+#[tokio::test]
+async fn a_machine_without_postgres_fetches_one_once() {
+    let archive = archive().await;
+    let checksum = format!("{}  postgresql.tar.gz\n", sha256(&archive));
+    let mirror = Mirror::of(archive, &checksum).await;
+    let home = reachable_folder();
+    let data = home.path().join("data");
+    let service = bare(&data).with("PG_DOWNLOAD", &mirror.address).service().await;
+    let (job, _) = service.export("full", "one").await;
+    assert_eq!((job["status"].as_str(), mirror.asked().len()), (Some("completed"), 2), "{job}");
+    let said = service.events("postgres_download");
+    assert_eq!(said.len(), 1);
+    assert!(said[0]["url"].as_str().unwrap().starts_with(&mirror.address), "{said:?}");
+    service.stop().await;
+
+    // What it downloaded is found again, and nothing of the download is left beside it.
+    let service = bare(&data).service().await;
+    assert_eq!((service.events("postgres_download").len(), mirror.asked().len()), (0, 2));
+    service.stop().await;
+    let left: Vec<PathBuf> = data.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!left.iter().any(|path| path.to_string_lossy().contains(".new-")), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_failed_download_ends_in_the_install_line() {
+    let home = reachable_folder();
+    let data = home.path().join("data");
+    let not_an_archive = b"not an archive".to_vec();
+    let checksum = sha256(&not_an_archive);
+    let none = Mirror::serving(Vec::new()).await;
+    let forged = Mirror::of(not_an_archive.clone(), &sha256(b"another")).await;
+    let unsigned = Mirror::of(not_an_archive.clone(), "").await;
+    let broken = Mirror::of(not_an_archive, &checksum).await;
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (address, why) in [
+        (none.address, "404"),
+        (forged.address, "sha256"),
+        (unsigned.address, "sha256"),
+        (broken.address, "can't be unpacked"),
+        (format!("http://{gone}"), "refused"),
+    ] {
+        let (code, log) = bare(&data).with("PG_DOWNLOAD", &address).until_it_ends().await;
+        let line = log.lines().last().unwrap();
+        assert_eq!(code, 1, "{line}");
+        assert!(line.contains(&address) && line.contains(why), "{line}");
+        assert!(
+            line.contains("apt-get install postgresql") && line.ends_with("`brew install postgresql@17`)"),
+            "{line}"
+        );
+        let left: Vec<PathBuf> = data.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.iter().all(|path| path.ends_with("supervisor.lock")), "{left:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_download_may_be_forbidden() {
+    let home = reachable_folder();
+    let data = home.path().join("data");
+    let (code, log) = bare(&data).with("PG_DOWNLOAD", "off").until_it_ends().await;
+    let line = log.lines().last().unwrap();
+    assert!(code == 1 && line.starts_with("cdc-export: no installed Postgres found: set DATABASE_URL"), "{line}");
+    assert!(!data.exists());
+}
+
+#[tokio::test]
+async fn a_signal_ends_a_download() {
+    // A mirror that takes the connection and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", silent.local_addr().unwrap());
+    let home = reachable_folder();
+    let (mut child, _work) = bare(&home.path().join("data")).with("PG_DOWNLOAD", address).spawn();
+    let (_held, _) = silent.accept().await.unwrap();
+    let id = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let status = eventually("it ends", || {
+        let ended = child.try_wait().unwrap();
+        async move { ended }
+    })
+    .await;
+    assert!(status.success());
+}
