@@ -16,12 +16,7 @@ use crate::dataset::USERS;
 use crate::job::{ConsumerId, Filter, Job, JobId, Request, Status};
 use crate::sink::{self, Folder};
 use crate::source::{self, snapshot::Source};
-use crate::store::{
-    self, Store,
-    jobs::{Cancelled, FilePlace},
-    users::User,
-    watermarks::Written,
-};
+use crate::store::{self, Store, files::FilePlace, jobs::Cancelled, users::User, watermarks::Written};
 use crate::watermark::{Standing, Watermark};
 
 /// An export needs room for more than its name.

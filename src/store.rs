@@ -3,6 +3,7 @@
 //! The only room that writes the tables the service owns. A statement is one named function here; what is transient, and what
 //! an HTTP client is told, is decided elsewhere.
 
+pub mod files;
 pub mod jobs;
 pub mod queue;
 pub mod retention;

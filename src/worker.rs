@@ -26,7 +26,8 @@ use crate::source::{
 };
 use crate::store::{
     self, Store,
-    jobs::{self, Committed, FilePlace, Found},
+    files::FilePlace,
+    jobs::{self, Committed, Found},
     queue::{Beat, Lease, Settlement},
 };
 use crate::telemetry::chain;

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use crate::job::{JobId, Retention};
-use crate::store::jobs::{FilePlace, PlaceRow, place_columns};
+use crate::store::files::{FilePlace, PlaceRow, place_columns};
 use crate::store::{Error, Store};
 
 /// What one statement takes at most, so that the first clean-up of a year's jobs doesn't hold anybody up.

@@ -10,7 +10,7 @@ use crate::job::{FailureCode, Retention, Status};
 use crate::sink::Published;
 use crate::source::capture::PURGE_ROWS;
 use crate::store::Hint;
-use crate::store::jobs::FilePlace;
+use crate::store::files::FilePlace;
 use crate::store::retention::Of;
 use crate::telemetry::chain;
 use crate::worker::{Error, Settings, Worker, heartbeat};

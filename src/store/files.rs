@@ -1,0 +1,225 @@
+//! A completed job's file: what is recorded of it, and its names, the hidden one and the final one.
+
+use chrono::{DateTime, Utc};
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use crate::job::{FileIdentity, Format, JobId};
+use crate::store::{Error, Store};
+
+/// The columns of [`PlaceRow`].
+macro_rules! place_columns {
+    () => {
+        "e.id, e.format, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256,
+         e.store_id, e.finished_at,
+         extract(epoch from e.finished_at - e.started_at)::float8 as seconds, e.published_at is not null as is_published, e.rows_exported"
+    };
+}
+pub(crate) use place_columns;
+
+/// Where a completed job's file is, or shall be.
+#[derive(Clone, Debug)]
+pub struct FilePlace {
+    /// Whose file.
+    pub job: JobId,
+    /// How it is written.
+    pub format: Format,
+    /// Its hidden name, until it is published.
+    pub staged_name: String,
+    /// Its final name.
+    pub output_filename: String,
+    /// How to know it again.
+    pub identity: FileIdentity,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// The folder that has it.
+    pub store: Uuid,
+    /// When it was committed.
+    pub finished_at: DateTime<Utc>,
+    /// From the first attempt's start to the commit.
+    pub seconds: f64,
+    /// Whether it has its final name.
+    pub is_published: bool,
+    /// Rows in it.
+    pub rows: u64,
+}
+
+impl Store {
+    /// The files of this folder that are committed and have no final name yet.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn unpublished(&self, store: Uuid) -> Result<Vec<FilePlace>, Error> {
+        let mut conn = self.connection().await?;
+        let rows: Vec<PlaceRow> = sqlx::query_as(concat!(
+            "-- store.files.unpublished\n select ",
+            place_columns!(),
+            " from exports e where e.store_id = $1 and e.status = 'completed' and e.published_at is null order by e.finished_at limit 1000"
+        ))
+        .bind(store)
+        .fetch_all(conn.get())
+        .await?;
+        conn.give_back();
+        rows.into_iter().map(FilePlace::try_from).collect()
+    }
+
+    /// Where the file of a completed job is.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn file_place(&self, id: JobId) -> Result<Option<FilePlace>, Error> {
+        let mut conn = self.connection().await?;
+        let row: Option<PlaceRow> = sqlx::query_as(concat!(
+            "-- store.files.place\n select ",
+            place_columns!(),
+            " from exports e where e.id = $1 and e.status = 'completed'"
+        ))
+        .bind(id.as_uuid())
+        .fetch_optional(conn.get())
+        .await?;
+        conn.give_back();
+        row.map(FilePlace::try_from).transpose()
+    }
+
+    /// Records that the file has its final name. False: somebody did before.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn published(&self, place: &FilePlace) -> Result<bool, Error> {
+        let mut conn = self.connection().await?;
+        let published = sqlx::query(
+            "-- store.files.published
+             update exports set published_at = clock_timestamp()
+             where id = $1 and status = 'completed' and published_at is null and output_filename = $2",
+        )
+        .bind(place.job.as_uuid())
+        .bind(&place.output_filename)
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(published.rows_affected() == 1)
+    }
+
+    /// Gives a committed file another final name, since that one is taken in the folder. Recorded before the file is renamed,
+    /// so that whoever goes on after a crash looks for it under the right name. Nothing happens if somebody else did it.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn rename_output(&self, place: &FilePlace) -> Result<(), Error> {
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
+        let stem = stem_of(&place.output_filename, place.format);
+        let mut number = names_taken(&mut tx, stem).await? + 1;
+        loop {
+            let name = numbered(stem, number, place.format);
+            let free: bool = sqlx::query_scalar(
+                "-- store.files.name_is_free
+                 select not exists (select from exports where lower(output_filename) = lower($1))",
+            )
+            .bind(&name)
+            .fetch_one(&mut *tx)
+            .await?;
+            if !free {
+                number += 1;
+                continue;
+            }
+            sqlx::query(
+                "-- store.files.rename_output
+                 update exports set output_filename = $3
+                 where id = $1 and output_filename = $2 and status = 'completed' and published_at is null",
+            )
+            .bind(place.job.as_uuid())
+            .bind(&place.output_filename)
+            .bind(name)
+            .execute(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            conn.give_back();
+            return Ok(());
+        }
+    }
+}
+
+/// How many files have this stem, in any case.
+pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i64, Error> {
+    // A name goes on after its stem with `-` or `.`, both below `~`.
+    let taken = sqlx::query_scalar(
+        "-- store.files.names_taken
+         select count(*) from exports where lower(output_filename) >= lower($1) and lower(output_filename) < lower($1) || '~'",
+    )
+    .bind(stem)
+    .fetch_one(conn)
+    .await?;
+    Ok(taken)
+}
+
+pub(crate) fn numbered(stem: &str, number: i64, format: Format) -> String {
+    match number {
+        1 => format!("{stem}{}", format.extension()),
+        n => format!("{stem}-{n}{}", format.extension()),
+    }
+}
+
+/// The inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number behind a `-` is none of it.
+fn stem_of(name: &str, format: Format) -> &str {
+    let name = name.strip_suffix(format.extension()).unwrap_or(name);
+    match name.rsplit_once('-') {
+        Some((stem, number)) if number.bytes().all(|b| b.is_ascii_digit()) => stem,
+        _ => name,
+    }
+}
+
+#[derive(sqlx::FromRow)]
+pub(crate) struct PlaceRow {
+    id: Uuid,
+    format: String,
+    staged_name: String,
+    output_filename: String,
+    bytes_written: i64,
+    file_inode: i64,
+    file_modified_ns: i64,
+    sha256: String,
+    store_id: Uuid,
+    finished_at: DateTime<Utc>,
+    seconds: f64,
+    is_published: bool,
+    rows_exported: i64,
+}
+
+impl TryFrom<PlaceRow> for FilePlace {
+    type Error = Error;
+
+    fn try_from(row: PlaceRow) -> Result<FilePlace, Error> {
+        Ok(FilePlace {
+            job: row.id.into(),
+            format: row.format.parse()?,
+            staged_name: row.staged_name,
+            output_filename: row.output_filename,
+            identity: FileIdentity {
+                size: row.bytes_written.unsigned_abs(),
+                inode: row.file_inode as u64,
+                modified_ns: row.file_modified_ns,
+            },
+            sha256: row.sha256,
+            store: row.store_id,
+            finished_at: row.finished_at,
+            seconds: row.seconds,
+            is_published: row.is_published,
+            rows: row.rows_exported.unsigned_abs(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_and_come_back() {
+        for number in [1, 2, 37] {
+            let name = numbered("full_a-1_20260226T043000Z", number, Format::Csv);
+            assert_eq!(stem_of(&name, Format::Csv), "full_a-1_20260226T043000Z", "{name}");
+        }
+        assert_eq!(numbered("s", 2, Format::Csv), "s-2.csv");
+    }
+}
