@@ -219,7 +219,7 @@ struct Wired {
 }
 
 /// Wires service and worker over one database. Makes the output folder.
-fn wire(config: &Config, database: &Database, workers: u32) -> Wired {
+fn wire(config: &Config, database: &Database, workers: u32, stopping: &CancellationToken) -> Wired {
     let folder = Arc::new(Folder::new(config.output_dir.clone()));
     if let Err(error) = folder.prepare() {
         // The service is of use without it: jobs fail with the reason until somebody mends the folder.
@@ -232,7 +232,7 @@ fn wire(config: &Config, database: &Database, workers: u32) -> Wired {
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let worker = Worker::new(settings, Store::new(control.clone()), source(control), Arc::clone(&folder));
     let api = database.pool(config.api_connections);
-    let service = Service::new(Store::new(api.clone()), source(api), folder, config.max_attempts);
+    let service = Service::new(Store::new(api.clone()), source(api), folder, config.max_attempts, stopping.clone());
     Wired { worker, service }
 }
 

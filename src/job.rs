@@ -321,9 +321,44 @@ pub struct Request {
     pub export_type: ExportType,
     /// How they are written.
     pub format: Format,
+    /// The job that this one is to be like.
+    pub retry_of: Option<JobId>,
+    /// The client's name for this request: sent again, it makes no second job.
+    pub key: Option<IdempotencyKey>,
+}
+
+/// A client's name for a request, 1 to 255 visible ASCII characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey(String);
+
+/// A text that is no idempotency key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not 1 to 255 visible ASCII characters")]
+pub struct BadIdempotencyKey;
+
+impl IdempotencyKey {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for IdempotencyKey {
+    type Err = BadIdempotencyKey;
+
+    fn from_str(text: &str) -> Result<IdempotencyKey, BadIdempotencyKey> {
+        let good = (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if good { Ok(IdempotencyKey(text.to_owned())) } else { Err(BadIdempotencyKey) }
+    }
 }
 
 impl Request {
+    /// Whether a job is what this request asks for.
+    pub fn made(&self, job: &Job) -> bool {
+        let Request { consumer, export_type, format, retry_of, key: _ } = self;
+        (consumer, *export_type, *format, *retry_of) == (&job.consumer, job.export_type, job.format, job.retry_of)
+    }
+
     /// The name of its file up to the extension, for a request made at `now`:
     /// `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc `export_{YYYYMMDDTHHMMSSZ}`.
     ///
@@ -374,6 +409,8 @@ pub struct Job {
     pub watermark_from: Option<DateTime<Utc>>,
     /// The consumer's watermark that the export left.
     pub watermark_to: Option<DateTime<Utc>>,
+    /// The job that this one was made after, on request.
+    pub retry_of: Option<JobId>,
     /// When it was asked for.
     pub created_at: DateTime<Utc>,
     /// When a worker first took it.
@@ -519,6 +556,8 @@ mod tests {
             consumer: consumer.map(|c| c.parse().unwrap()),
             export_type: ExportType::Delta,
             format: Format::Csv,
+            retry_of: None,
+            key: None,
         };
         assert_eq!(request(Some("a:b@c")).file_stem(now), "delta_a_b_c_20260226T043000Z");
         assert_eq!(request(None).file_stem(now), "export_20260226T043000Z");

@@ -8,15 +8,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::{Stream, StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::dataset::USERS;
-use crate::job::{ConsumerId, Filter, Job, JobId, Request, Status};
+use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::sink::{self, Folder};
 use crate::source::{self, snapshot::Source};
-use crate::store::{self, Store, files::FilePlace, jobs::Cancelled, users::User, watermarks::Written};
+use crate::store::{
+    self, Store,
+    files::FilePlace,
+    jobs::{Cancelled, Submitted},
+    users::User,
+    watermarks::Written,
+};
 use crate::watermark::{Standing, Watermark};
 
 /// An export needs room for more than its name.
@@ -73,6 +81,15 @@ pub enum Error {
     /// The job has ended.
     #[error("the export is {0} already")]
     Ended(Status),
+    /// The job has not failed, nor was it cancelled.
+    #[error("the export is {0}: only a failed or cancelled one is tried again")]
+    NotToRetry(Status),
+    /// The key was sent with another request.
+    #[error("this key was sent with another request, which made the export {0}")]
+    KeyTaken(JobId),
+    /// The consumer has too many open jobs.
+    #[error("{0} exports are open, which is as many as there may be: wait for some to end")]
+    TooManyOpen(i64),
 }
 
 impl From<store::Error> for Error {
@@ -138,24 +155,49 @@ pub struct Service {
     source: Source,
     folder: Arc<Folder>,
     max_attempts: u32,
+    /// Ends what only waits.
+    stopping: CancellationToken,
     /// One look at the folder at a time: a network file system may hang, and each look would keep a thread.
     looking: Arc<Mutex<()>>,
 }
 
 impl Service {
-    /// Jobs submitted here may be tried `max_attempts` times.
-    pub fn new(store: Store, source: Source, folder: Arc<Folder>, max_attempts: u32) -> Service {
-        Service { store, source, folder, max_attempts, looking: Arc::default() }
+    /// Jobs submitted here may be tried `max_attempts` times. Once it is `stopping`, it answers those who wait for a job.
+    pub fn new(
+        store: Store,
+        source: Source,
+        folder: Arc<Folder>,
+        max_attempts: u32,
+        stopping: CancellationToken,
+    ) -> Service {
+        Service { store, source, folder, max_attempts, stopping, looking: Arc::default() }
     }
 
-    /// Takes a job on. It will be done, whatever happens to this process.
+    /// Takes a job on. It will be done, whatever happens to this process. A request that was sent before, by its key, is the
+    /// job that it was then.
     ///
     /// # Errors
-    /// If the database fails.
+    /// If the key was sent with another request, too much is open, or the database fails.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         // A broken folder is the worker's to report: the job fails with the reason.
         let store = self.on_folder(|folder| folder.store()).await.ok();
-        within(self.store.submit(request, &USERS, store, self.max_attempts)).await
+        match within(self.store.submit(request, &USERS, store, self.max_attempts)).await? {
+            Submitted::Made(job) | Submitted::Before(job) => Ok(job),
+            Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
+            Submitted::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
+        }
+    }
+
+    /// Takes a job on that is like one which failed or was cancelled.
+    ///
+    /// # Errors
+    /// If there is no such job, or it ended otherwise, or not yet; and as [`submit`](Service::submit).
+    pub async fn retry(&self, id: JobId, key: Option<IdempotencyKey>) -> Result<Job, Error> {
+        let Job { consumer, export_type, format, status, .. } = self.job(id).await?;
+        if !matches!(status, Status::Failed | Status::Cancelled) {
+            return Err(Error::NotToRetry(status));
+        }
+        self.submit(&Request { consumer, export_type, format, retry_of: Some(id), key }).await
     }
 
     /// A job.
@@ -237,12 +279,48 @@ impl Service {
         let mut pause = Duration::from_millis(10);
         loop {
             let job = self.job(id).await?;
-            if job.status.is_terminal() || Instant::now() >= deadline {
+            if job.status.is_terminal() || Instant::now() >= deadline || self.stopping.is_cancelled() {
                 return Ok(job);
             }
-            tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
+            self.pause(pause.min(deadline - Instant::now())).await;
             pause = (pause * 2).min(Duration::from_millis(500));
         }
+    }
+
+    /// A job as it stands, then again each time that it was seen to have changed, up to its end.
+    ///
+    /// # Errors
+    /// If there is none of this id, or the database fails; later that ends the stream.
+    pub async fn follow(&self, id: JobId) -> Result<impl Stream<Item = Job> + use<>, Error> {
+        let first = self.job(id).await?;
+        let changes = stream::unfold((self.clone(), first.clone()), async |(service, last)| {
+            let next = service.changed_job(&last).await?;
+            Some((next.clone(), (service, next)))
+        });
+        Ok(stream::once(std::future::ready(first)).chain(changes))
+    }
+
+    /// The job once it stands differently; `None` if it never will, or nobody can tell.
+    async fn changed_job(&self, last: &Job) -> Option<Job> {
+        let standing = |job: &Job| (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt);
+        let mut pause = Duration::from_millis(50);
+        while !last.status.is_terminal() {
+            self.pause(pause).await;
+            if self.stopping.is_cancelled() {
+                return None;
+            }
+            let job = self.job(last.id).await.ok()?;
+            if standing(&job) != standing(last) {
+                return Some(job);
+            }
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+        None
+    }
+
+    /// Waits, or not any longer once the service stops.
+    async fn pause(&self, time: Duration) {
+        let _ = tokio::time::timeout(time, self.stopping.cancelled()).await;
     }
 
     /// Jobs that a filter lets through, newest first.

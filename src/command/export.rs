@@ -25,11 +25,12 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 pub(crate) async fn export(config: &Config, database: &Database, what: &Export) -> anyhow::Result<ExitCode> {
     let interrupted = stop_on_signal()?;
     let consumer = what.consumer.parse().map_err(|why| anyhow::anyhow!("--consumer: {why}"))?;
-    let request = Request { consumer: Some(consumer), export_type: what.export_type.into(), format: Format::Csv };
-    let Wired { worker, service } = wire(config, database, 1);
+    let export_type = what.export_type.into();
+    let request = Request { consumer: Some(consumer), export_type, format: Format::Csv, retry_of: None, key: None };
+    let done = CancellationToken::new();
+    let Wired { worker, service } = wire(config, database, 1, &done);
     let job = service.submit(&request).await?;
 
-    let done = CancellationToken::new();
     let run_here = async {
         let taken = tokio::time::timeout(NOBODY_TAKES_IT, taken(&service, job.id)).await;
         if taken.is_err() {

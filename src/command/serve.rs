@@ -40,7 +40,7 @@ async fn serve_on(
     };
     // Either may wait for another replica.
     tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) }
-    let wired = wire(config, database, config.worker.workers);
+    let wired = wire(config, database, config.worker.workers, &shutdown);
     let router = http::router(wired.service, config.http.access);
     let address = listener.local_addr()?;
     let listening = || tracing::info!(event = "listening", address = %format!("http://{address}"));
@@ -63,7 +63,7 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
     let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let worked = async {
         tokio::select! { prepared = prepare(&ground.database) => prepared?, () = shutdown.cancelled() => return Ok(()) }
-        let wired = wire(&config, &ground.database, config.worker.workers);
+        let wired = wire(&config, &ground.database, config.worker.workers, &shutdown);
         wired.worker.announce().await;
         tracing::info!(event = "working");
         wired.worker.run(shutdown).await;

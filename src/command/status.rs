@@ -14,6 +14,7 @@ use cdc_export::watermark::{COUNTED_ROWS, Standing};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::command::wire;
 
@@ -22,7 +23,7 @@ const SHOWN: u32 = 200;
 
 /// Prints where consumers stand, and the jobs that are open.
 pub(crate) async fn status(config: &Config, database: &Database, json: bool) -> anyhow::Result<()> {
-    let service = wire(config, database, 1).service;
+    let service = wire(config, database, 1, &CancellationToken::new()).service;
     let consumers = service.consumers(None, SHOWN).await?;
     let mut open = Vec::new();
     for status in [Status::Processing, Status::Pending] {

@@ -8,18 +8,23 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
+use futures_util::{StreamExt, stream};
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
 use serde::{Deserialize, Serialize};
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
-use crate::http::input::{self, Consumer, MaybeConsumer, Members, PathConsumer};
+use crate::http::input::{self, Consumer, Key, MaybeConsumer, Members, PathConsumer};
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
-use crate::job::{ConsumerId, ExportType, Filter, Format, Job, JobId, Request};
+use crate::job::{ExportType, Filter, Format, Job, JobId, Request};
 use crate::service::Service;
+
+/// A client whose events broke off asks again after this time.
+const RECONNECT: Duration = Duration::from_secs(2);
 
 /// A client waits for a job's end this long at most.
 const MOST_SECONDS: u64 = 60;
@@ -28,6 +33,7 @@ const MOST_SECONDS: u64 = 60;
 pub(crate) async fn create(
     State(service): State<Service>,
     MaybeConsumer(consumer): MaybeConsumer,
+    Key(key): Key,
     mut members: Members,
 ) -> Result<Response, Problem> {
     let export_type = members.take_word("exportType")?.unwrap_or(ExportType::Full);
@@ -36,56 +42,75 @@ pub(crate) async fn create(
         let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
         return Err(Problem::bad_input("consumer_required", "X-Consumer-ID", detail));
     }
-    submit(&service, consumer, export_type, "pending").await
+    let request = Request { consumer, export_type, format: Format::Csv, retry_of: None, key };
+    Ok(accepted(service.submit(&request).await?, "pending"))
 }
 
 /// `POST /exports/full`
-pub(crate) async fn full(service: State<Service>, consumer: Consumer, members: Members) -> Result<Response, Problem> {
-    start(service, consumer, members, ExportType::Full).await
+pub(crate) async fn full(
+    service: State<Service>,
+    consumer: Consumer,
+    key: Key,
+    members: Members,
+) -> Result<Response, Problem> {
+    start(service, consumer, key, members, ExportType::Full).await
 }
 
 /// `POST /exports/incremental`
 pub(crate) async fn incremental(
     service: State<Service>,
     consumer: Consumer,
+    key: Key,
     members: Members,
 ) -> Result<Response, Problem> {
-    start(service, consumer, members, ExportType::Incremental).await
+    start(service, consumer, key, members, ExportType::Incremental).await
 }
 
 /// `POST /exports/delta`
-pub(crate) async fn delta(service: State<Service>, consumer: Consumer, members: Members) -> Result<Response, Problem> {
-    start(service, consumer, members, ExportType::Delta).await
+pub(crate) async fn delta(
+    service: State<Service>,
+    consumer: Consumer,
+    key: Key,
+    members: Members,
+) -> Result<Response, Problem> {
+    start(service, consumer, key, members, ExportType::Delta).await
 }
 
 /// `POST /export/{consumer_id}`: an incremental export of that consumer.
 pub(crate) async fn incremental_of(
     service: State<Service>,
     PathConsumer(consumer): PathConsumer,
+    key: Key,
     members: Members,
 ) -> Result<Response, Problem> {
-    let consumer = Consumer(consumer);
-    start(service, consumer, members, ExportType::Incremental).await
+    start(service, Consumer(consumer), key, members, ExportType::Incremental).await
 }
 
 async fn start(
     State(service): State<Service>,
     Consumer(consumer): Consumer,
+    Key(key): Key,
     members: Members,
     export_type: ExportType,
 ) -> Result<Response, Problem> {
     members.refuse_others()?;
-    submit(&service, Some(consumer), export_type, "started").await
+    let request = Request { consumer: Some(consumer), export_type, format: Format::Csv, retry_of: None, key };
+    Ok(accepted(service.submit(&request).await?, "started"))
 }
 
-/// Submits a job and says so; `status` is the word that the call's answer has for it.
-async fn submit(
-    service: &Service,
-    consumer: Option<ConsumerId>,
-    export_type: ExportType,
-    status: &'static str,
+/// `POST /exports/{jobId}/retry`: a new job like a failed or cancelled one.
+pub(crate) async fn retry(
+    State(service): State<Service>,
+    input::Job(id): input::Job,
+    Key(key): Key,
+    members: Members,
 ) -> Result<Response, Problem> {
-    let job = service.submit(&Request { consumer, export_type, format: Format::Csv }).await?;
+    members.refuse_others()?;
+    Ok(accepted(service.retry(id, key).await?, "pending"))
+}
+
+/// A job was taken on; `status` is the word that the call's answer has for that.
+fn accepted(job: Job, status: &'static str) -> Response {
     let location = [(header::LOCATION, format!("/exports/{}", job.id))];
     let answer = Submitted {
         job_id: job.id.to_string(),
@@ -93,7 +118,7 @@ async fn submit(
         export_type: job.export_type.as_str(),
         output_filename: job.output_filename,
     };
-    Ok((StatusCode::ACCEPTED, location, Json(answer)).into_response())
+    (StatusCode::ACCEPTED, location, Json(answer)).into_response()
 }
 
 /// The query of `/exports/{jobId}`.
@@ -117,6 +142,25 @@ pub(crate) async fn get(
         }
     };
     Ok(Json(job.into()))
+}
+
+/// `GET /exports/{jobId}/events`: server-sent events, `job` as it stands, `progress` at each change, and its end by its status's
+/// word, which ends the stream too. A stream that ends without that is for the client to ask for again.
+pub(crate) async fn events(State(service): State<Service>, input::Job(id): input::Job) -> Result<Response, Problem> {
+    let jobs = service.follow(id).await?.enumerate();
+    let events = jobs.flat_map(|(number, job)| {
+        let first = (number == 0).then_some("job");
+        let end = job.status.is_terminal().then(|| job.status.as_str());
+        let then = if number == 0 { end } else { Some(end.unwrap_or("progress")) };
+        let body = JobBody::from(job);
+        let event = |name| Event::default().event(name).retry(RECONNECT).json_data(&body);
+        let events: Vec<_> = first.into_iter().chain(then).map(event).collect();
+        stream::iter(events)
+    });
+    let events = Sse::new(events).keep_alive(KeepAlive::default());
+    // A proxy that buffers would deliver it all at the end.
+    let headers = [(header::CACHE_CONTROL, "no-store"), (HeaderName::from_static("x-accel-buffering"), "no")];
+    Ok((headers, events).into_response())
 }
 
 /// The query of `/exports`.
@@ -291,6 +335,7 @@ pub(crate) struct JobBody {
     table_rewritten: bool,
     watermark_from: Option<String>,
     watermark_to: Option<String>,
+    retry_of: Option<String>,
     created_at: String,
     started_at: Option<String>,
     finished_at: Option<String>,
@@ -327,6 +372,7 @@ impl From<Job> for JobBody {
             table_rewritten: job.findings.table_rewritten,
             watermark_from: job.watermark_from.map(rfc3339),
             watermark_to: job.watermark_to.map(rfc3339),
+            retry_of: job.retry_of.map(|job| job.to_string()),
             created_at: rfc3339(job.created_at),
             started_at: job.started_at.map(rfc3339),
             finished_at: job.finished_at.map(rfc3339),

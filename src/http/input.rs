@@ -13,9 +13,10 @@ use uuid::Uuid;
 
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::problem::Problem;
-use crate::job::{ConsumerId, JobId};
+use crate::job::{BadIdempotencyKey, ConsumerId, IdempotencyKey, JobId};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
+const KEY_HEADER: &str = "Idempotency-Key";
 const MAX_BODY_BYTES: usize = 1_000_000;
 
 /// The consumer that the header names, if there is one.
@@ -48,6 +49,27 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
         consumer.map(Consumer).ok_or_else(|| {
             Problem::bad_input("consumer_required", CONSUMER_HEADER, "X-Consumer-ID: the header is missing")
         })
+    }
+}
+
+/// The client's name for its request, if it has one.
+pub(crate) struct Key(pub(crate) Option<IdempotencyKey>);
+
+impl<S: Sync> FromRequestParts<S> for Key {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Key, Problem> {
+        let bad =
+            |why: String| Problem::bad_input("idempotency_key_invalid", KEY_HEADER, format!("{KEY_HEADER}: {why}"));
+        let mut values = parts.headers.get_all(KEY_HEADER).iter();
+        match (values.next(), values.next()) {
+            (None, _) => Ok(Key(None)),
+            (Some(value), None) => {
+                let key = value.to_str().unwrap_or_default().parse();
+                key.map(|key| Key(Some(key))).map_err(|why: BadIdempotencyKey| bad(why.to_string()))
+            }
+            (Some(_), Some(_)) => Err(bad("given twice".to_owned())),
+        }
     }
 }
 

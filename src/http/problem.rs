@@ -115,7 +115,7 @@ impl IntoResponse for Problem {
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
         }
         response
@@ -154,6 +154,10 @@ impl From<service::Error> for Problem {
             Error::Committing => Problem::new(StatusCode::CONFLICT, "committing", detail),
             Error::Open(_) => Problem::new(StatusCode::CONFLICT, "still_open", detail),
             Error::Ended(_) => Problem::new(StatusCode::CONFLICT, "already_ended", detail),
+            Error::NotToRetry(_) => Problem::new(StatusCode::CONFLICT, "not_failed", detail),
+            Error::KeyTaken(_) => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
+                .about("Idempotency-Key"),
+            Error::TooManyOpen(_) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_open_jobs", detail),
         }
     }
 }

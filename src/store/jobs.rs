@@ -20,7 +20,7 @@ macro_rules! job_columns {
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
          case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
          e.continuity, e.late_rows, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
-         e.watermark_from, e.watermark_to, e.created_at, e.started_at,
+         e.watermark_from, e.watermark_to, e.retry_of, e.created_at, e.started_at,
          case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at"
     };
 }
@@ -49,6 +49,7 @@ pub(crate) struct JobRow {
     table_rewritten: Option<bool>,
     watermark_from: Option<DateTime<Utc>>,
     watermark_to: Option<DateTime<Utc>>,
+    retry_of: Option<Uuid>,
     created_at: DateTime<Utc>,
     started_at: Option<DateTime<Utc>>,
     finished_at: Option<DateTime<Utc>>,
@@ -86,11 +87,28 @@ impl TryFrom<JobRow> for Job {
             late_rows: row.late_rows.unwrap_or(0).unsigned_abs(),
             watermark_from: row.watermark_from,
             watermark_to: row.watermark_to,
+            retry_of: row.retry_of.map(JobId::from),
             created_at: row.created_at,
             started_at: row.started_at,
             finished_at: row.finished_at,
         })
     }
+}
+
+/// How many jobs of one lane may be open: enough for any client that waits for its exports, and an end to a loop that doesn't.
+const MOST_OPEN: i64 = 20;
+
+/// How a request for an export went.
+#[derive(Debug)]
+pub enum Submitted {
+    /// It is a job now.
+    Made(Job),
+    /// It was sent before, and is this job.
+    Before(Job),
+    /// Its key belongs to another request, which is this job.
+    KeyTaken(Job),
+    /// Its lane has as many open jobs as it may have, this many.
+    TooManyOpen(i64),
 }
 
 /// How a request to cancel went.
@@ -131,7 +149,8 @@ pub enum Committed {
 }
 
 impl Store {
-    /// Makes a job: numbers it in its consumer's lane, names its file, and hints that it is there.
+    /// Makes a job: numbers it in its consumer's lane, names its file, and hints that it is there. Unless its key was seen
+    /// before, or too much is open.
     ///
     /// # Errors
     /// If the database fails; there is no job then.
@@ -141,18 +160,33 @@ impl Store {
         dataset: &Dataset,
         store: Option<Uuid>,
         max_attempts: u32,
-    ) -> Result<Job, Error> {
+    ) -> Result<Submitted, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
+        // The lane stays locked to the end of the transaction: whoever sent the same key meanwhile is seen, or waits.
         let (now, lane_seq) = next_in_lane(&mut tx, request, dataset).await?;
+        let refused = match sent_before(&mut tx, request).await? {
+            Some(job) if request.made(&job) => Some(Submitted::Before(job)),
+            Some(job) => Some(Submitted::KeyTaken(job)),
+            None if open_in_lane(&mut tx, request, dataset).await? >= MOST_OPEN => {
+                Some(Submitted::TooManyOpen(MOST_OPEN))
+            }
+            None => None,
+        };
+        if let Some(refused) = refused {
+            tx.rollback().await?;
+            conn.give_back();
+            return Ok(refused);
+        }
         let stem = request.file_stem(now);
         let mut number = names_taken(&mut tx, &stem).await? + 1;
         let job = loop {
             let row: Option<JobRow> = sqlx::query_as(concat!(
                 "-- store.jobs.insert
                  insert into exports as e
-                   (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, store_id, created_at)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                   (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, store_id, created_at,
+                    retry_of, idempotency_key)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
                  on conflict (lower(output_filename)) do nothing
                  returning ",
                 job_columns!()
@@ -167,6 +201,8 @@ impl Store {
             .bind(numbered(&stem, number, request.format))
             .bind(store)
             .bind(now)
+            .bind(request.retry_of.map(JobId::as_uuid))
+            .bind(request.key.as_ref().map(|key| key.as_str()))
             .fetch_optional(&mut *tx)
             .await?;
             match row {
@@ -177,7 +213,7 @@ impl Store {
         notify(&mut tx, None).await?;
         tx.commit().await?;
         conn.give_back();
-        Ok(job)
+        Ok(Submitted::Made(job))
     }
 
     /// A job, if there is one of this id.
@@ -374,22 +410,52 @@ async fn next_in_lane(
     request: &Request,
     dataset: &Dataset,
 ) -> Result<(DateTime<Utc>, Option<i64>), Error> {
-    let Some(consumer) = &request.consumer else {
-        let now = sqlx::query_scalar("-- store.jobs.now\n select clock_timestamp()").fetch_one(conn).await?;
-        return Ok((now, None));
-    };
-    // The lane's row stays locked to the end of the transaction: the order of numbers is the order of commits.
+    // The lane's row stays locked to the end of the transaction: the order of numbers is the order of commits. Exports without
+    // a consumer are worked in no order; their row is a lock only.
     let (seq, now): (i64, DateTime<Utc>) = sqlx::query_as(
         "-- store.jobs.next_in_lane
          insert into cdc_export.lanes as l (consumer_id, dataset, next_seq) values ($1, $2, 1)
          on conflict (consumer_id, dataset) do update set next_seq = l.next_seq + 1
          returning next_seq, clock_timestamp()",
     )
-    .bind(consumer.as_str())
+    .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
     .bind(dataset.name)
     .fetch_one(conn)
     .await?;
-    Ok((now, Some(seq)))
+    Ok((now, request.consumer.as_ref().map(|_| seq)))
+}
+
+/// The job that the request's key made.
+async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Option<Job>, Error> {
+    let Some(key) = &request.key else { return Ok(None) };
+    let row: Option<JobRow> = sqlx::query_as(concat!(
+        "-- store.jobs.sent_before\n select ",
+        job_columns!(),
+        " from exports e where coalesce(e.consumer_id, '') = $1 and e.idempotency_key = $2"
+    ))
+    .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
+    .bind(key.as_str())
+    .fetch_optional(conn)
+    .await?;
+    row.map(Job::try_from).transpose()
+}
+
+/// How many jobs of the request's lane are open, counted no further than matters.
+async fn open_in_lane(conn: &mut PgConnection, request: &Request, dataset: &Dataset) -> Result<i64, Error> {
+    let open = sqlx::query_scalar(
+        "-- store.jobs.open_in_lane
+         select count(*) from (
+           select from exports
+           where (consumer_id = $1 or $1::text is null and consumer_id is null)
+             and dataset = $2 and status in ('pending', 'processing')
+           limit $3) open",
+    )
+    .bind(request.consumer.as_ref().map(|consumer| consumer.as_str()))
+    .bind(dataset.name)
+    .bind(MOST_OPEN)
+    .fetch_one(conn)
+    .await?;
+    Ok(open)
 }
 
 /// Hints that there may be work, or that this job was asked to stop.

@@ -437,6 +437,12 @@ impl Service {
     }
 }
 
+/// The status of a call that was refused, with the problem's code.
+pub(crate) async fn refusal(answer: reqwest::Response) -> (u16, String) {
+    let status = answer.status().as_u16();
+    (status, answer.json::<Value>().await.unwrap()["code"].as_str().unwrap_or_default().to_owned())
+}
+
 /// A CSV file, read by a reader that isn't ours.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Csv {

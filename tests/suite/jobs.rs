@@ -5,13 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually};
-
-/// The problem's code of a call that was refused, with its status.
-async fn refusal(answer: reqwest::Response) -> (u16, String) {
-    let status = answer.status().as_u16();
-    (status, answer.json::<Value>().await.unwrap()["code"].as_str().unwrap_or_default().to_owned())
-}
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
 
 async fn cancel(service: &Service, id: &str) -> reqwest::Response {
     service.call("POST", &format!("/exports/{id}/cancel"), &[]).await

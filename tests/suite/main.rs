@@ -15,6 +15,8 @@ mod download;
 #[cfg(test)]
 mod embedded;
 #[cfg(test)]
+mod events;
+#[cfg(test)]
 mod exports;
 #[cfg(test)]
 mod failures;
@@ -32,6 +34,8 @@ mod http;
 mod jobs;
 #[cfg(test)]
 mod lists;
+#[cfg(test)]
+mod requests;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]

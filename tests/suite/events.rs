@@ -1,0 +1,125 @@
+//! `GET /exports/{jobId}/events`, read by a client of a few lines.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::harness::{Database, Service, Start, refusal};
+
+/// The events that a client has read so far.
+struct Stream {
+    response: reqwest::Response,
+    text: String,
+}
+
+impl Stream {
+    async fn of(service: &Service, id: &str) -> Stream {
+        let response = service.call("GET", &format!("/exports/{id}/events"), &[]).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["Content-Type"], "text/event-stream");
+        Stream { response, text: String::new() }
+    }
+
+    /// The next event's name and data; `None` at the end of the stream.
+    async fn next(&mut self) -> Option<(String, Value)> {
+        loop {
+            if let Some((block, rest)) = self.text.split_once("\n\n") {
+                let field = |name: &str| {
+                    block.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
+                };
+                let event = field("event:").map(|name| (name, serde_json::from_str(&field("data:").unwrap()).unwrap()));
+                self.text = rest.to_owned();
+                match event {
+                    Some(event) => return Some(event),
+                    // A comment, which keeps proxies from closing a silent connection.
+                    None => continue,
+                }
+            }
+            let patience = Duration::from_secs(30);
+            let piece = tokio::time::timeout(patience, self.response.chunk()).await.expect("an event or the end");
+            self.text.push_str(std::str::from_utf8(&piece.unwrap()?).unwrap());
+        }
+    }
+
+    /// All that is left, up to the end of the stream.
+    async fn rest(mut self) -> Vec<(String, Value)> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next().await {
+            events.push(event);
+        }
+        events
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_followed_to_its_end() {
+    let database = Database::new().await;
+    database.add_users(1, 20_000).await;
+    let service =
+        Start::on(&database).with("FAILPOINTS", "sink.write=sleep:1500@2").with("LEASE_SECONDS", "1").service().await;
+    let held = database.hold_exports().await;
+    let id = service.submit("full", "one").await;
+    service.becomes(&id, "processing").await;
+    let mut stream = Stream::of(&service, &id).await;
+    let (name, job) = stream.next().await.unwrap();
+    assert_eq!((name.as_str(), &job["jobId"], &job["status"]), ("job", &Value::from(id.clone()), &"processing".into()));
+    held.rollback().await.unwrap();
+    let events = stream.rest().await;
+    let (last, before) = events.split_last().unwrap();
+    assert_eq!(last.0, "completed");
+    assert_eq!((&last.1["rowsExported"], &last.1["progress"]), (&18_000.into(), &100.into()));
+    assert!(!before.is_empty() && before.iter().all(|(name, _)| name == "progress"), "{events:?}");
+    let progress: Vec<u64> = events.iter().map(|(_, job)| job["progress"].as_u64().unwrap()).collect();
+    assert!(progress.is_sorted(), "{progress:?}");
+
+    // One that has ended is told and done with.
+    let names: Vec<String> = Stream::of(&service, &id).await.rest().await.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["job", "completed"]);
+    let answer = service.call("GET", "/exports/no-such-job/events", &[]).await;
+    assert_eq!(refusal(answer).await, (404, "not_found".to_owned()));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_and_a_failed_job_say_so() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let held = database.hold_exports().await;
+    let id = service.submit("full", "one").await;
+    let stream = Stream::of(&service, &id).await;
+    service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
+    assert_eq!(stream.rest().await.last().unwrap().0, "cancelled");
+    held.rollback().await.unwrap();
+
+    service.export("full", "two").await;
+    database.run("truncate users").await;
+    let id = service.submit("delta", "two").await;
+    let events = Stream::of(&service, &id).await.rest().await;
+    let (name, job) = events.last().unwrap();
+    assert_eq!((name.as_str(), job["error"]["code"].as_str()), ("failed", Some("full_export_needed")), "{events:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn who_waits_does_not_hold_up_a_stop() {
+    let database = Database::new().await;
+    let mut service = Start::on(&database).service().await;
+    let _held = database.hold_exports().await;
+    let id = service.submit("full", "one").await;
+    service.becomes(&id, "processing").await;
+    let stream = Stream::of(&service, &id).await;
+    let mut waiting = TcpStream::connect(service.address.trim_start_matches("http://")).await.unwrap();
+    let request = format!("GET /exports/{id}?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    waiting.write_all(request.as_bytes()).await.unwrap();
+    // Answered after that one was read.
+    service.call("GET", "/health", &[]).await;
+    let begun = Instant::now();
+    service.signal(Signal::SIGTERM);
+    let _ = stream.rest().await;
+    assert_eq!(service.exit().await, Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}

@@ -1,0 +1,156 @@
+//! Asking for an export: once by its key, again after a failure, and not more than a lane may hold.
+
+use std::collections::HashSet;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::harness::{Database, Service, Start, refusal};
+
+async fn ask(service: &Service, path: &str, consumer: &str, key: &str) -> reqwest::Response {
+    service.call("POST", path, &[("X-Consumer-ID", consumer), ("Idempotency-Key", key)]).await
+}
+
+#[tokio::test]
+async fn fifty_posts_with_one_key_are_one_job() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let services = [Start::on(&database).service().await, Start::on(&database).service().await];
+    let posts = (0..50).map(|n| ask(&services[n % 2], "/exports/full", "one", "key-1"));
+    let answers = join_all(posts).await;
+    let mut bodies = HashSet::new();
+    for answer in answers {
+        assert_eq!(answer.status(), 202);
+        bodies.insert(answer.text().await.unwrap());
+    }
+    assert_eq!(bodies.len(), 1, "each gets the first answer: {bodies:?}");
+    let jobs: i64 = database.one("select count(*) from exports").await;
+    assert_eq!(jobs, 1);
+
+    // As long as the job is kept, also when it has ended.
+    let id = serde_json::from_str::<Value>(bodies.iter().next().unwrap()).unwrap()["jobId"].clone();
+    services[0].ended(id.as_str().unwrap()).await;
+    let again = ask(&services[0], "/exports/full", "one", "key-1").await;
+    assert_eq!(again.json::<Value>().await.unwrap()["jobId"], id);
+    // A key is its consumer's own.
+    let other = ask(&services[0], "/exports/full", "two", "key-1").await;
+    assert_ne!(other.json::<Value>().await.unwrap()["jobId"], id);
+    for service in services {
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_names_one_request_only() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    assert_eq!(ask(&service, "/exports/full", "one", "k").await.status(), 202);
+    let other = ask(&service, "/exports/delta", "one", "k").await;
+    assert_eq!(refusal(other).await, (422, "idempotency_key_reused".to_owned()));
+    // The same request by another way in.
+    assert_eq!(ask(&service, "/exports", "one", "k").await.status(), 202);
+    assert_eq!(ask(&service, "/export/one", "one", "incremental").await.status(), 202);
+    assert_eq!(ask(&service, "/exports/incremental", "one", "incremental").await.status(), 202);
+
+    // Without a consumer keys are one family.
+    let ad_hoc = async |key: &str| service.call("POST", "/exports", &[("Idempotency-Key", key)]).await;
+    let first: Value = ad_hoc("k").await.json().await.unwrap();
+    let again: Value = ad_hoc("k").await.json().await.unwrap();
+    assert_eq!(first, again);
+    let jobs: i64 = database.one("select count(*) from exports").await;
+    assert_eq!(jobs, 3);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_has_1_to_255_visible_characters() {
+    let service = Start::on(&Database::new().await).service().await;
+    let longest = "x".repeat(255);
+    assert_eq!(ask(&service, "/exports/full", "one", &longest).await.status(), 202);
+    let longer = "x".repeat(256);
+    for key in ["", "a b", "k\u{e4}y", &longer] {
+        let answer = ask(&service, "/exports/full", "one", key).await;
+        assert_eq!(refusal(answer).await, (400, "idempotency_key_invalid".to_owned()), "{key:?}");
+    }
+    let twice = [("X-Consumer-ID", "one"), ("Idempotency-Key", "a"), ("Idempotency-Key", "b")];
+    let answer = service.call("POST", "/exports/full", &twice).await;
+    assert_eq!(refusal(answer).await, (400, "idempotency_key_invalid".to_owned()));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_lane_takes_twenty_open_jobs() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let held = database.hold_exports().await;
+    let posts = (0..40).map(|n| {
+        let key = format!("key-{n}");
+        let service = &service;
+        async move { (key.clone(), ask(service, "/exports/delta", "eager", &key).await) }
+    });
+    let mut taken = Vec::new();
+    for (key, answer) in join_all(posts).await {
+        if answer.status() == 202 {
+            taken.push(key);
+        } else {
+            assert_eq!(answer.headers()["Retry-After"], "2");
+            assert_eq!(refusal(answer).await, (429, "too_many_open_jobs".to_owned()));
+        }
+    }
+    assert_eq!(taken.len(), 20);
+    // A request that is a job already is none more; and the lanes of others are their own.
+    assert_eq!(ask(&service, "/exports/delta", "eager", &taken[0]).await.status(), 202);
+    let other = service.submit("delta", "modest").await;
+    let answers = join_all((0..25).map(|_| service.call("POST", "/exports", &[]))).await;
+    let accepted = answers.iter().filter(|answer| answer.status() == 202).count();
+    assert_eq!(accepted, 20, "exports without a consumer have a bound as well");
+
+    held.rollback().await.unwrap();
+    service.ended(&other).await;
+    let all: Vec<String> = database.one("select array_agg(id::text) from exports").await;
+    for id in &all {
+        assert_eq!(service.ended(id).await["status"], "completed");
+    }
+    assert_eq!(ask(&service, "/exports/delta", "eager", "key-later").await.status(), 202);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_or_cancelled_job_is_tried_again_as_a_new_one() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let retry = async |id: &str, key: &str| {
+        service.call("POST", &format!("/exports/{id}/retry"), &[("Idempotency-Key", key)]).await
+    };
+    let (done, _) = service.export("full", "one").await;
+    let answer = retry(done["jobId"].as_str().unwrap(), "a").await;
+    assert_eq!(refusal(answer).await, (409, "not_failed".to_owned()));
+
+    let held = database.hold_exports().await;
+    let cancelled = service.submit("delta", "one").await;
+    assert_eq!(refusal(retry(&cancelled, "b").await).await, (409, "not_failed".to_owned()));
+    service.call("POST", &format!("/exports/{cancelled}/cancel"), &[]).await;
+    service.becomes(&cancelled, "cancelled").await;
+    held.rollback().await.unwrap();
+    let (first, again) = (retry(&cancelled, "c").await, retry(&cancelled, "c").await);
+    assert_eq!(first.status(), 202);
+    let location = first.headers()["Location"].to_str().unwrap().to_owned();
+    let first: Value = first.json().await.unwrap();
+    assert_eq!((first["status"].as_str(), first["exportType"].as_str()), (Some("pending"), Some("delta")));
+    assert_eq!(first, again.json::<Value>().await.unwrap(), "once by its key");
+    let id = first["jobId"].as_str().unwrap();
+    assert_eq!(location, format!("/exports/{id}"));
+    let job = service.ended(id).await;
+    assert_eq!(
+        (&job["status"], &job["retryOf"], &job["consumerId"]),
+        (&json!("completed"), &json!(cancelled), &json!("one"))
+    );
+    assert_eq!(done["retryOf"], Value::Null);
+
+    let nobody = retry("00000000-0000-0000-0000-000000000000", "d").await;
+    assert_eq!(refusal(nobody).await, (404, "not_found".to_owned()));
+    service.stop().await;
+}
