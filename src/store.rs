@@ -10,8 +10,10 @@ pub mod retention;
 pub mod users;
 pub mod watermarks;
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgDatabaseError, PgListener, PgSeverity};
 use sqlx::{PgConnection, PgPool, Postgres};
@@ -72,16 +74,24 @@ impl From<sqlx::Error> for Error {
     }
 }
 
+/// Where in time the queue began when that was asked.
+#[derive(Clone, Copy, Debug)]
+struct Front {
+    at: DateTime<Utc>,
+    asked: Instant,
+}
+
 /// The control plane's statements over one pool of connections.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
+    front: Arc<Mutex<Option<Front>>>,
 }
 
 impl Store {
     /// Statements over this pool. Its acquire timeout bounds how long any of them waits for a connection.
     pub fn new(pool: PgPool) -> Store {
-        Store { pool }
+        Store { pool, front: Arc::default() }
     }
 
     /// Whether Postgres answers.

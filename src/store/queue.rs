@@ -3,8 +3,10 @@
 //! Every write after the claim names the token and counts its rows, so that a worker which lost its lease changes nothing.
 //! Time is the database's `clock_timestamp()` alone, and decides only when a job is taken over.
 
-use std::time::Duration;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -12,11 +14,14 @@ use uuid::Uuid;
 use crate::dataset::USERS;
 use crate::job::{Failure, FailureCode, Format, Job, JobId, LeaseToken, Status};
 use crate::store::jobs::{JobRow, job_columns};
-use crate::store::{Error, Store};
+use crate::store::{Error, Front, Store};
 
 /// What this version can work on.
 const FORMATS: &[&str] = &[Format::Csv.as_str()];
 const DATASETS: &[&str] = &[USERS.name];
+
+/// Who puts an old time into the table by hand waits for so long at most.
+const FRONT_EVERY: Duration = Duration::from_secs(5);
 
 /// The right to one attempt of a job.
 #[derive(Debug)]
@@ -150,6 +155,7 @@ impl Store {
     pub async fn claim(&self, owner: &str, store: Option<Uuid>, lease: Duration) -> Result<Option<Lease>, Error> {
         let token = LeaseToken::random();
         let mut conn = self.connection().await?;
+        let front = self.front(conn.get()).await?;
         let claimed: Result<Option<JobRow>, sqlx::Error> = sqlx::query_as(concat!(
             "-- store.queue.claim
              update exports e
@@ -158,7 +164,7 @@ impl Store {
                  store_id = $4, purge_hold = pg_current_snapshot(), continuity = null, started_at = coalesce(e.started_at, clock_timestamp())
              where e.id = (
                select r.id from exports r
-               where r.status = 'pending' and r.run_at <= clock_timestamp()
+               where r.status = 'pending' and r.run_at between $7 and statement_timestamp()
                  and r.format = any($5) and r.dataset = any($6)
                  and (r.store_id is null or r.store_id = $4
                    or not exists (select from cdc_export.stores s
@@ -167,8 +173,10 @@ impl Store {
                  -- else be probed job by job.
                  and (r.consumer_id is null or (r.consumer_id, r.dataset) not in (
                    select b.consumer_id, b.dataset from exports b
-                   where b.consumer_id is not null
-                     and (b.status = 'processing' or b.status = 'pending' and b.run_at > clock_timestamp())))
+                   where b.status = 'processing' and b.consumer_id is not null
+                   union all
+                   select b.consumer_id, b.dataset from exports b
+                   where b.status = 'pending' and b.run_at > statement_timestamp() and b.consumer_id is not null))
                  and not exists (
                    select from exports earlier
                    where earlier.consumer_id = r.consumer_id and earlier.dataset = r.dataset
@@ -185,6 +193,7 @@ impl Store {
         .bind(store)
         .bind(FORMATS)
         .bind(DATASETS)
+        .bind(front)
         .fetch_optional(conn.get())
         .await;
         conn.give_back();
@@ -194,6 +203,24 @@ impl Store {
             Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A time before which no job is ready, asked now and then. While some export holds an old snapshot, the index keeps an entry
+    /// for each job that has left the queue since, and a claim would read them all, each time.
+    async fn front(&self, conn: &mut PgConnection) -> Result<DateTime<Utc>, Error> {
+        let known = *self.front.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(front) = known.filter(|front| front.asked.elapsed() < FRONT_EVERY) {
+            return Ok(front.at);
+        }
+        // A job that is being submitted isn't seen yet, and may be as old as a client's patience.
+        let at = sqlx::query_scalar(
+            "-- store.queue.front
+             select coalesce(min(run_at), statement_timestamp()) - interval '1 minute' from exports where status = 'pending'",
+        )
+        .fetch_one(conn)
+        .await?;
+        *self.front.lock().unwrap_or_else(PoisonError::into_inner) = Some(Front { at, asked: Instant::now() });
+        Ok(at)
     }
 
     /// Leaves a job: it is pending, failed or cancelled then. `None`: it wasn't ours to leave.

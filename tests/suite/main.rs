@@ -33,6 +33,8 @@ mod http;
 #[cfg(test)]
 mod jobs;
 #[cfg(test)]
+mod lanes;
+#[cfg(test)]
 mod lists;
 #[cfg(test)]
 mod requests;
