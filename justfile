@@ -23,6 +23,11 @@ lint:
 test *args:
     cargo test --locked {{ args }}
 
+# A small disk that fills up, turns read-only and goes away. Needs root, or user namespaces.
+disk:
+    cargo build --locked --release
+    tests/disk.sh
+
 # What the dependencies are: their licences, sources, versions.
 deny:
     cargo deny --locked check --hide-inclusion-graph bans licenses sources

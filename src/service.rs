@@ -27,9 +27,6 @@ use crate::store::{
 };
 use crate::watermark::{Standing, Watermark};
 
-/// An export needs room for more than its name.
-const LEAST_ROOM_BYTES: u64 = 16 << 20;
-
 /// Why a request can't be met.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -394,12 +391,9 @@ impl Service {
             let looking = Arc::clone(&self.looking).try_lock_owned().map_err(|_| hangs())?;
             let room = self.on_folder(move |folder| {
                 let _looking = looking;
-                folder.room()
+                folder.require_room()
             });
-            match room.await? {
-                room if room < LEAST_ROOM_BYTES => Err(sink::Error::Full(std::io::ErrorKind::StorageFull.into())),
-                _ => Ok(()),
-            }
+            room.await
         };
         let output = tokio::time::timeout(Duration::from_secs(2), look);
         let (postgres, output) = tokio::join!(self.ping(), output);

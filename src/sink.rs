@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -22,6 +22,11 @@ use crate::job::{FileIdentity, JobId, LeaseToken, StagedFile};
 /// Holds the folder's id, so that a process with another disk doesn't take its jobs for its own.
 const STORE_MARK: &str = ".cdc-export-store";
 const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
+
+/// What an export leaves free on its disk, in bytes. Postgres may live there too, and stops when it can't write.
+const LEAST_ROOM: u64 = 32 << 20;
+/// So many bytes are written between two looks at what is free.
+const LOOK_EVERY: u64 = 8 << 20;
 
 /// What went wrong with the output folder. No text here has a path: callers show it to clients.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +131,7 @@ impl Folder {
     pub fn create(&self, job: JobId, token: LeaseToken) -> Result<Draft, Error> {
         failpoint!("sink.create", Err(Error::Full(Errno::NOSPC.into())));
         let (dir, store) = self.open_store()?;
+        require_room(&dir)?;
         let name = hidden_name(job, token);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&dir, &name, flags, FILE_MODE)?;
@@ -213,15 +219,14 @@ impl Folder {
         Ok(remove_at(&self.open_store()?.0, &hidden_name(job, token))?)
     }
 
-    /// Whether the folder can take a file now: the bytes that an ordinary user may still write there.
+    /// Whether the folder can take a file now.
     ///
     /// # Errors
     /// If it can't.
-    pub fn room(&self) -> Result<u64, Error> {
-        let dir = self.open_dir()?;
+    pub fn require_room(&self) -> Result<(), Error> {
+        let (dir, _) = self.open_store()?;
         rustix::fs::accessat(&dir, ".", rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK, AtFlags::empty())?;
-        let disk = rustix::fs::fstatvfs(&dir)?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+        require_room(&dir)
     }
 
     fn open_dir(&self) -> Result<OwnedFd, Error> {
@@ -248,13 +253,14 @@ impl Draft {
     /// Appends bytes.
     ///
     /// # Errors
-    /// If they can't all be written; the draft is then of no more use.
+    /// If they can't all be written, or leave too little room; the draft is then of no more use.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         failpoint!("sink.write", Err(Error::Full(Errno::NOSPC.into())));
         self.file.write_all(bytes)?;
         self.sha256.update(bytes);
+        let looked = self.size / LOOK_EVERY;
         self.size += bytes.len() as u64;
-        Ok(())
+        if self.size / LOOK_EVERY == looked { Ok(()) } else { require_room(&self.file) }
     }
 
     /// Bytes written so far.
@@ -291,6 +297,13 @@ impl Drop for Draft {
             tracing::warn!(event = "draft_left_behind", file = place.name, error = %errno);
         }
     }
+}
+
+/// Whether what an ordinary user may still write is more than what has to stay free.
+fn require_room(place: &impl AsFd) -> Result<(), Error> {
+    let disk = rustix::fs::fstatvfs(place)?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free < LEAST_ROOM { Err(Error::Full(Errno::NOSPC.into())) } else { Ok(()) }
 }
 
 fn hidden_name(job: JobId, token: LeaseToken) -> String {
@@ -468,7 +481,7 @@ mod tests {
         std::fs::remove_dir_all(dir.path()).unwrap();
         assert!(matches!(folder.create(JobId::new(), LeaseToken::random()), Err(Error::Missing(_))));
         std::fs::write(dir.path(), "a file").unwrap();
-        assert!(matches!(folder.room(), Err(Error::Missing(_))));
+        assert!(matches!(folder.require_room(), Err(Error::Missing(_))));
         std::fs::remove_file(dir.path()).unwrap();
     }
 }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use rustix::process::{Resource, Rlimit};
 use serde_json::{Value, json};
 use sqlx::Executor;
 
-use crate::harness::{Csv, Database, Start, eventually};
+use crate::harness::{Csv, Database, Service, Start, eventually};
 
 #[tokio::test]
 async fn a_failed_disk_operation_is_tried_again_with_a_new_file() {
@@ -41,6 +42,33 @@ async fn a_failed_disk_operation_is_tried_again_with_a_new_file() {
     }
     names.sort();
     assert_eq!(service.files(), names, "nothing hidden is left");
+    service.stop().await;
+}
+
+/// How large a file the service may write. As a quota, and unlike a full disk, anybody can set it.
+fn limit_files(service: &Service, bytes: u64) {
+    let pid = rustix::process::Pid::from_raw(service.pid().as_raw());
+    let limit = Rlimit { current: Some(bytes), maximum: None };
+    rustix::process::prlimit(pid, Resource::Fsize, limit).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_past_a_limit_is_tried_again_and_the_service_lives() {
+    let database = Database::new().await;
+    database.add_users(1, 20_000).await;
+    let service = Start::on(&database).service().await;
+    limit_files(&service, 500_000);
+    let id = service.submit("full", "one").await;
+    let waiting = eventually("a retry", || async {
+        Some(service.job(&id).await).filter(|job| job["status"] == "pending" && job["attempt"] == 1)
+    });
+    assert_eq!(waiting.await["error"]["code"], "storage_full");
+    assert!(service.files().is_empty(), "{:?}", service.files());
+    assert_eq!(service.call("GET", "/health", &[]).await.status(), 200);
+
+    limit_files(&service, u64::MAX);
+    let job = service.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
     service.stop().await;
 }
 

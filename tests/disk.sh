@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# A disk that fills up, is mounted read-only and goes away under a running service, as a small tmpfs in a mount namespace of this
+# script's own. Needs root, or a kernel that gives ordinary users namespaces. `cargo build --release` comes first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [[ -z ${IN_NAMESPACE:-} ]]; then
+    own=(unshare --mount)
+    [[ $(id -u) == 0 ]] || own=(unshare --user --mount --map-current-user --keep-caps)
+    IN_NAMESPACE=yes exec "${own[@]}" bash "$PWD/tests/disk.sh"
+fi
+
+binary=${BINARY:-$PWD/target/release/cdc-export}
+work=$(mktemp -d)
+chmod 755 "$work"
+mkdir "$work/output"
+service=
+trap '[[ -z $service ]] || kill "$service"; wait; umount --lazy "$work/output" 2>/dev/null || true; rm -rf "$work"' EXIT
+
+die() { printf 'error: %s\n' "$*" >&2; tail -5 "$work/log" >&2; exit 1; }
+member() { sed -n "s/.*\"$1\":\"\\{0,1\\}\\([^\",}]*\\).*/\\1/p"; }
+call() { curl -sS -m 70 "$@"; }
+# Submits an export and waits for its end: its status and error code.
+export_of() {
+    local id job
+    id=$(call -X POST -H "X-Consumer-ID: $1" "$api/exports/full" | member jobId)
+    job=$(call "$api/exports/$id?wait=60")
+    printf '%s %s' "$(member status <<<"$job")" "$(member code <<<"$job")"
+}
+expect() { [[ $2 == "$3" ]] || die "$1: $2, expected $3"; printf 'ok: %s: %s\n' "$1" "$2"; }
+ready() { call -o /dev/null -w '%{http_code}' "$api/health/ready"; }
+free() { stat --file-system --format '%a %S' "$work/output" | { read -r blocks size; echo $((blocks * size >> 20)); }; }
+
+mount -t tmpfs -o size=64m,mode=755 none "$work/output"
+(cd "$work" && exec env -i PATH="$PATH" HOME="$HOME" PORT=0 LOG_FORMAT=json MAX_ATTEMPTS=1 SEED_ROWS=400000 OUTPUT_DIR="$work/output" \
+    "$binary") 2>"$work/log" &
+service=$!
+for _ in {1..300}; do
+    api=$(member address <"$work/log" | tail -1)
+    [[ -z $api ]] || break
+    kill -0 "$service" || die 'the service ended'
+    sleep 0.1
+done
+
+expect 'an export larger than the disk' "$(export_of big)" 'failed storage_full'
+(($(free) >= 20)) || die "it left $(free) MiB"
+expect 'it left nothing behind' "$(find "$work/output" -name '*.part' | wc -l)" 0
+expect 'the service is ready again' "$(ready)" 200
+
+dd if=/dev/zero of="$work/output/somebody's" bs=1M count=40 status=none
+expect 'hardly any room is left' "$(ready)" 503
+expect 'an export then' "$(export_of big)" 'failed storage_full'
+rm "$work/output/somebody's"
+mount -o remount,size=256m "$work/output"
+expect 'the same on a larger disk' "$(export_of big)" 'completed '
+
+mount -o remount,ro "$work/output"
+expect 'a disk that can only be read' "$(ready)" 503
+expect 'an export to it' "$(export_of big)" 'failed storage_readonly'
+mount -o remount,rw "$work/output"
+umount --lazy "$work/output"
+expect 'no disk' "$(ready)" 503
+expect 'an export to none' "$(export_of big)" 'failed output_missing'
+expect 'the service lives' "$(call -o /dev/null -w '%{http_code}' "$api/health")" 200
