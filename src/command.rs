@@ -13,7 +13,7 @@ use cdc_export::config::Config;
 use cdc_export::dataset::{Dataset, USERS};
 use cdc_export::job::ExportType;
 use cdc_export::postgres::{self, Database, demo, embedded};
-use cdc_export::service::Service;
+use cdc_export::service::{Service, Stores};
 use cdc_export::sink::Folder;
 use cdc_export::source::{capture, snapshot::Source};
 use cdc_export::store::Store;
@@ -232,7 +232,8 @@ fn wire(config: &Config, database: &Database, workers: u32, stopping: &Cancellat
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let worker = Worker::new(settings, Store::new(control.clone()), source(control), Arc::clone(&folder));
     let api = database.pool(config.api_connections);
-    let service = Service::new(Store::new(api.clone()), source(api), folder, config.max_attempts, stopping.clone());
+    let stores = Stores { api: Store::new(api.clone()), probe: Store::new(database.pool(1)) };
+    let service = Service::new(stores, source(api), folder, config.max_attempts, stopping.clone());
     Wired { worker, service }
 }
 

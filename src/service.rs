@@ -138,17 +138,31 @@ impl OpenFile {
     }
 }
 
-/// A client gets an answer within this time, if only that there is none.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A client gets an answer within 2 seconds, if only that there is none.
+const PATIENCE: Duration = Duration::from_millis(1_900);
+
+/// How long the changes that wait for consumers may be counted.
+const COUNTING_PATIENCE: Duration = Duration::from_secs(5);
 
 async fn within<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
     Ok(store::within(PATIENCE, call).await?)
+}
+
+/// The database, twice.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    /// For what clients ask.
+    pub api: Store,
+    /// To ask whether it answers at all, with a pool that nobody else uses.
+    pub probe: Store,
 }
 
 /// What clients may do.
 #[derive(Clone, Debug)]
 pub struct Service {
     store: Store,
+    /// On a connection of its own: a busy API is not a database that is gone.
+    probe: Store,
     source: Source,
     folder: Arc<Folder>,
     max_attempts: u32,
@@ -161,13 +175,14 @@ pub struct Service {
 impl Service {
     /// Jobs submitted here may be tried `max_attempts` times. Once it is `stopping`, it answers those who wait for a job.
     pub fn new(
-        store: Store,
+        stores: Stores,
         source: Source,
         folder: Arc<Folder>,
         max_attempts: u32,
         stopping: CancellationToken,
     ) -> Service {
-        Service { store, source, folder, max_attempts, stopping, looking: Arc::default() }
+        let Stores { api, probe } = stores;
+        Service { store: api, probe, source, folder, max_attempts, stopping, looking: Arc::default() }
     }
 
     /// Takes a job on. It will be done, whatever happens to this process. A request that was sent before, by its key, is the
@@ -333,7 +348,7 @@ impl Service {
     /// # Errors
     /// If the database fails.
     pub async fn consumers(&self, after: Option<&str>, limit: u32) -> Result<Vec<(Standing, Option<Job>)>, Error> {
-        let standings = tokio::time::timeout(PATIENCE, self.source.standings(&USERS, after, limit)).await;
+        let standings = tokio::time::timeout(COUNTING_PATIENCE, self.source.standings(&USERS, after, limit)).await;
         let standings = standings.map_err(|_| Error::Table(None))?.map_err(|error| Error::Table(Some(error)))?;
         let ids: Vec<&str> = standings.iter().map(|standing| standing.consumer.as_str()).collect();
         let mut jobs = within(self.store.last_jobs(&ids, &USERS)).await?;
@@ -381,7 +396,7 @@ impl Service {
     /// # Errors
     /// If it doesn't within 2 seconds.
     pub async fn ping(&self) -> Result<(), Error> {
-        Ok(store::within(Duration::from_secs(2), self.store.ping()).await?)
+        within(self.probe.ping()).await
     }
 
     /// Whether a job could start now.
@@ -395,7 +410,7 @@ impl Service {
             });
             room.await
         };
-        let output = tokio::time::timeout(Duration::from_secs(2), look);
+        let output = tokio::time::timeout(PATIENCE, look);
         let (postgres, output) = tokio::join!(self.ping(), output);
         let output = output.unwrap_or_else(|_| Err(hangs()));
         Health { postgres, output: output.map_err(Error::from) }

@@ -37,6 +37,8 @@ mod lanes;
 #[cfg(test)]
 mod lists;
 #[cfg(test)]
+mod network;
+#[cfg(test)]
 mod requests;
 #[cfg(test)]
 mod retention;

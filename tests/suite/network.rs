@@ -1,0 +1,134 @@
+//! A Postgres that can't be reached although nothing says so, and an API whose connections are all taken.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::json;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Executor};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
+
+use crate::harness::{Database, Start, eventually, refusal};
+
+/// Stands between a service and its database. Closed, it takes what it is sent and passes nothing on, as a firewall does that
+/// lost its table.
+struct Proxy {
+    port: u16,
+    open: watch::Sender<bool>,
+}
+
+impl Proxy {
+    async fn to(server: &PgConnectOptions) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (open, gate) = watch::channel(true);
+        let server = server.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                match server.get_socket() {
+                    Some(folder) => {
+                        let path = folder.join(format!(".s.PGSQL.{}", server.get_port()));
+                        join(client, UnixStream::connect(path).await.unwrap(), &gate);
+                    }
+                    None => {
+                        let address = (server.get_host().to_owned(), server.get_port());
+                        join(client, TcpStream::connect(address).await.unwrap(), &gate);
+                    }
+                }
+            }
+        });
+        Proxy { port, open }
+    }
+}
+
+fn join(client: TcpStream, server: impl AsyncRead + AsyncWrite + Send + 'static, gate: &watch::Receiver<bool>) {
+    let (from_client, to_client) = split(client);
+    let (from_server, to_server) = split(server);
+    tokio::spawn(pass(from_client, to_server, gate.clone()));
+    tokio::spawn(pass(from_server, to_client, gate.clone()));
+}
+
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut gate: watch::Receiver<bool>) {
+    let mut bytes = [0; 16 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        if gate.wait_for(|open| *open).await.is_err() || to.write_all(&bytes[..length]).await.is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_database_behind_a_black_hole_is_unavailable_within_two_seconds() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let proxy = Proxy::to(&database.options).await;
+    let name = database.options.get_database().unwrap();
+    let direct = database.options.to_url_lossy();
+    let (user, password) = (direct.username(), direct.password().unwrap_or_default());
+    let url = format!("postgres://{user}:{password}@127.0.0.1:{}/{name}?sslmode=disable", proxy.port);
+    let service = Start::plain().with("DATABASE_URL", url).with("LEASE_SECONDS", 2).service().await;
+    let (job, _) = service.export("full", "one").await;
+
+    // A running export too: its rows stop, its heartbeat isn't answered.
+    let held = database.hold_exports().await;
+    let running = service.submit("delta", "one").await;
+    service.becomes(&running, "processing").await;
+    proxy.open.send_replace(false);
+    held.rollback().await.unwrap();
+    let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
+    for (method, path) in [("GET", &*path), ("POST", "/exports/full"), ("GET", "/health"), ("GET", "/health/ready")] {
+        let begun = Instant::now();
+        let answer = service.call(method, path, &[("X-Consumer-ID", "two")]).await;
+        let took = begun.elapsed();
+        assert!(answer.headers().contains_key("Retry-After"));
+        assert_eq!(answer.status(), 503, "{method} {path}");
+        assert!(took < Duration::from_millis(2_300), "{method} {path} took {took:?}");
+    }
+    assert_eq!(service.call("GET", "/health/live", &[]).await.status(), 200);
+
+    proxy.open.send_replace(true);
+    eventually("the API answers again", async || {
+        (service.call("GET", "/health", &[]).await.status() == 200).then_some(())
+    })
+    .await;
+    assert_eq!(service.ended(&running).await["status"], "completed");
+    service.export("delta", "one").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_api_without_a_free_connection_says_so_and_is_healthy() {
+    let database = Database::new().await;
+    let service = Start::on(&database).with("API_CONNECTIONS", 4).service().await;
+    let mut held = database.pool.begin().await.unwrap();
+    held.execute("lock table cdc_export.lanes in access exclusive mode").await.unwrap();
+    let consumers: Vec<String> = (0..500).map(|n| format!("c{n}")).collect();
+    let posts = consumers.iter().map(async |consumer| {
+        let begun = Instant::now();
+        let answer = service.call("POST", "/exports/full", &[("X-Consumer-ID", consumer)]).await;
+        (answer, begun.elapsed())
+    });
+    let health = async {
+        let begun = Instant::now();
+        let answer = service.call("GET", "/health", &[]).await;
+        (answer.status(), begun.elapsed())
+    };
+    let (answers, (health, took)) = tokio::join!(join_all(posts), health);
+    assert_eq!(health, 200);
+    assert!(took < Duration::from_secs(1), "health took {took:?}");
+    let mut slowest = Duration::ZERO;
+    for (answer, took) in answers {
+        assert!(answer.headers().contains_key("Retry-After"));
+        assert_eq!(refusal(answer).await, (503, "database_unavailable".to_owned()));
+        slowest = slowest.max(took);
+    }
+    // Two seconds, and what 500 answers take on a machine that runs other tests too.
+    assert!(slowest < Duration::from_secs(4), "{slowest:?}");
+    held.rollback().await.unwrap();
+    let (job, _) = service.export("full", "c0").await;
+    assert_eq!(job["status"], json!("completed"));
+    service.stop().await;
+}
