@@ -1,5 +1,7 @@
 //! What is left of a job whose worker died, was stopped or lost its lease: everything of it or nothing.
 
+use std::time::{Duration, Instant};
+
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -119,6 +121,29 @@ async fn dies_at(place: &str, attempts: u64) {
     holds_only(&heir, &job).await;
     let late: f64 = database.one("select extract(epoch from finished_at - started_at)::float8 from exports").await;
     assert!(late < 10.0, "{place}: {late} s from the first claim to the end, with a lease of one");
+    heir.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_workers_job_is_taken_over_within_its_lease_and_three_seconds() {
+    const LEASE: u64 = 4;
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let start = || Start::on(&database).with("LEASE_SECONDS", LEASE);
+    let mut doomed = start().with("FAILPOINTS", "worker.opened=sleep:60000").service().await;
+    let heir = start().sharing_output(&doomed).arguments(&["serve", "--no-workers"]).service().await;
+    let id = doomed.submit("full", "one").await;
+    doomed.reaches("worker.opened").await;
+    let worker = start().sharing_output(&heir).service().await;
+    doomed.signal(Signal::SIGKILL);
+    doomed.dies().await;
+    let killed = Instant::now();
+    let job = eventually("another attempt", async || Some(heir.job(&id).await).filter(|job| job["attempt"] == 2)).await;
+    let took = killed.elapsed();
+    println!("taken over {took:?} after the kill, with a lease of {LEASE} s: {job}");
+    assert!(took < Duration::from_secs(LEASE + 3), "{took:?}");
+    assert_eq!(heir.ended(&id).await["status"], "completed");
+    worker.stop().await;
     heir.stop().await;
 }
 

@@ -102,6 +102,26 @@ async fn a_job_that_waits_for_a_lock_is_cancelled_within_a_second() {
 }
 
 #[tokio::test]
+async fn a_large_export_is_cancelled_within_a_second_and_leaves_no_file() {
+    let database = Database::new().await;
+    database.run("alter table users disable trigger user").await;
+    let users = "insert into users (name, email, created_at, updated_at)
+                 select repeat('x', 200), 'user' || n, now(), now() from generate_series(1, 400000) n";
+    database.run(users).await;
+    let service = Start::on(&database).with("LEASE_SECONDS", 1).service().await;
+    let id = service.submit("full", "one").await;
+    let begun = |job: &Value| job["bytesWritten"].as_u64() > Some(0);
+    let running = eventually("it writes", async || Some(service.job(&id).await).filter(|job| begun(job))).await;
+    assert_eq!(running["status"], "processing", "too fast to be cancelled");
+    assert_eq!(cancel(&service, &id).await.status(), 202);
+    service.becomes(&id, "cancelled").await;
+    let seconds = seconds_to_cancel(&database).await;
+    assert!(seconds < 1.0, "{seconds}");
+    assert!(service.files().is_empty(), "{:?}", service.files());
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_watermark_changed_while_an_export_runs_is_obeyed() {
     let database = Database::new().await;
     database.add_users(1, 9).await;
@@ -236,8 +256,8 @@ async fn the_table_of_jobs_defends_itself() {
 
 #[tokio::test]
 async fn many_consumers_on_two_services_are_served_in_order() {
-    const CONSUMERS: usize = 8;
-    const EXPORTS: [&str; 5] = ["full", "delta", "incremental", "full", "delta"];
+    const CONSUMERS: usize = 24;
+    const EXPORTS: [&str; 4] = ["full", "delta", "incremental", "delta"];
     let database = Database::new().await;
     database.add_users(1, 200).await;
     // An owner may have set this for reasons of their own; it isn't what the queue's statements are written for.
@@ -273,14 +293,73 @@ async fn many_consumers_on_two_services_are_served_in_order() {
     two.stop().await;
 }
 
+/// What a process has of what it might forget to give back.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+struct Held {
+    resident_kib: u64,
+    descriptors: usize,
+    threads: usize,
+    connections: i64,
+}
+
+#[cfg(target_os = "linux")]
+impl Held {
+    async fn by(service: &Service, database: &Database) -> Held {
+        let entries = |folder: &str| std::fs::read_dir(format!("/proc/{}/{folder}", service.pid())).unwrap().count();
+        let connections = "select count(*) from pg_stat_activity where datname = current_database()";
+        Held {
+            resident_kib: in_status(service, "VmRSS:"),
+            descriptors: entries("fd"),
+            threads: entries("task"),
+            connections: database.one(connections).await,
+        }
+    }
+}
+
+/// A line of what the kernel says of a process, in KiB.
+#[cfg(target_os = "linux")]
+fn in_status(service: &Service, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
+    let line = status.lines().find(|found| found.starts_with(line)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_thousand_jobs_leave_nothing_behind() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    // Ten consumers, each with a client that waits for its export before it asks for the next.
+    let rounds = async |number: usize| {
+        let clients = (0..10).map(async |consumer| {
+            for _ in 0..number {
+                let id = service.submit("delta", &format!("c{consumer}")).await;
+                let answer = service.call("GET", &format!("/exports/{id}?wait=60"), &[]).await;
+                assert_eq!(answer.json::<Value>().await.unwrap()["status"], "completed");
+            }
+        });
+        futures_util::future::join_all(clients).await;
+    };
+    rounds(10).await;
+    let before = Held::by(&service, &database).await;
+    rounds(100).await;
+    let after = eventually("connections are given back", async || {
+        let held = Held::by(&service, &database).await;
+        (held.descriptors <= before.descriptors + 2 && held.connections <= before.connections).then_some(held)
+    })
+    .await;
+    println!("before {before:?}, after {after:?}");
+    assert!(after.resident_kib < before.resident_kib + 8 * 1024, "before {before:?}, after {after:?}");
+    assert!(after.threads <= before.threads + 10, "before {before:?}, after {after:?}");
+    service.stop().await;
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn memory_does_not_grow_with_the_table() {
-    let peak = |service: &Service| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap().to_owned();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
-    };
+    let peak = |service: &Service| in_status(service, "VmHWM:") / 1024;
     let database = Database::new().await;
     database.run("alter table users disable trigger user").await;
     let wide = |from, to| {
