@@ -66,8 +66,11 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
             timestamp::rfc3339(micros, out);
         }
         Kind::Text => {
-            std::str::from_utf8(field).map_err(|_| Error::InvalidText { column: column.name })?;
-            text(field, out);
+            let bytes = marks(field);
+            if bytes & NOT_ASCII != 0 {
+                std::str::from_utf8(field).map_err(|_| Error::InvalidText { column: column.name })?;
+            }
+            text_with(bytes, field, out);
         }
     }
     Ok(())
@@ -75,8 +78,12 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
 
 /// Writes a text, quoted only where a reader would else take it for something else.
 fn text(bytes: &[u8], out: &mut Vec<u8>) {
+    text_with(marks(bytes), bytes, out);
+}
+
+fn text_with(marks: u8, bytes: &[u8], out: &mut Vec<u8>) {
     // `\.` alone on a line ends the data of a `COPY … FROM` before Postgres 18.
-    let quoted = bytes.is_empty() || bytes == b"\\." || bytes.iter().any(|b| matches!(b, b'"' | b',' | b'\n' | b'\r'));
+    let quoted = marks & SPECIAL != 0 || bytes.is_empty() || bytes == b"\\.";
     if !quoted {
         out.extend_from_slice(bytes);
         return;
@@ -89,6 +96,29 @@ fn text(bytes: &[u8], out: &mut Vec<u8>) {
         }
     }
     out.push(b'"');
+}
+
+/// A byte that a reader takes for something else than text.
+const SPECIAL: u8 = 1;
+/// A byte beyond ASCII.
+const NOT_ASCII: u8 = 2;
+
+/// What there is among the bytes of a text, found in one pass: texts are short, and a search for each thing costs its start.
+fn marks(bytes: &[u8]) -> u8 {
+    const MARKS: [u8; 256] = {
+        let mut marks = [0; 256];
+        let mut byte = 128;
+        while byte < 256 {
+            marks[byte] = NOT_ASCII;
+            byte += 1;
+        }
+        marks[b'"' as usize] = SPECIAL;
+        marks[b',' as usize] = SPECIAL;
+        marks[b'\n' as usize] = SPECIAL;
+        marks[b'\r' as usize] = SPECIAL;
+        marks
+    };
+    bytes.iter().fold(0, |found, byte| found | MARKS[usize::from(*byte)])
 }
 
 #[cfg(test)]

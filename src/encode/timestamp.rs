@@ -6,6 +6,11 @@
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// Days from 0000-03-01, where the calendar's cycle begins, to 2000-01-01, Postgres's epoch.
 const EPOCH_DAYS: i64 = 730_425;
+/// The calendar repeats every 400 years.
+const DAYS_OF_CYCLE: i64 = 146_097;
+/// As many as lie before the first day there can be.
+const CYCLES: i64 = 1_000;
+const TEMPLATE: &[u8; 27] = b"0000-00-00T00:00:00.000000Z";
 
 /// Appends a time given in microseconds since 2000-01-01 UTC, Postgres's binary form.
 pub(crate) fn rfc3339(micros: i64, out: &mut Vec<u8>) {
@@ -16,26 +21,28 @@ pub(crate) fn rfc3339(micros: i64, out: &mut Vec<u8>) {
     }
     let (year, month, day) = civil(micros.div_euclid(MICROS_PER_DAY));
     let time = micros.rem_euclid(MICROS_PER_DAY) as u64;
-    let (seconds, fraction) = (time / 1_000_000, time % 1_000_000);
+    let (seconds, fraction) = ((time / 1_000_000) as u32, (time % 1_000_000) as u32);
+    let (minutes, hours) = (seconds / 60, seconds / 3600);
 
     let shown_year = if year > 0 { year } else { 1 - year } as u64;
     if shown_year > 9999 {
-        out.extend_from_slice(itoa::Buffer::new().format(shown_year).as_bytes());
-    } else {
-        digits::<4>(shown_year, out);
+        out.extend_from_slice(itoa::Buffer::new().format(shown_year / 10_000).as_bytes());
     }
-    let mut part = |mark: u8, value: u64| {
-        out.push(mark);
-        digits::<2>(value, out);
-    };
-    part(b'-', month);
-    part(b'-', day);
-    part(b'T', seconds / 3600);
-    part(b':', seconds / 60 % 60);
-    part(b':', seconds % 60);
-    out.push(b'.');
-    digits::<6>(fraction, out);
-    out.push(b'Z');
+    let last_four = (shown_year % 10_000) as u32;
+    // Filled in where it stands: a copy would have to wait for the many small writes.
+    out.extend_from_slice(TEMPLATE);
+    let text = out.last_chunk_mut::<{ TEMPLATE.len() }>().expect("it was just appended");
+    let mut put = |at: usize, number: u32| text[at..at + 2].copy_from_slice(two_digits(number));
+    put(0, last_four / 100);
+    put(2, last_four % 100);
+    put(5, month);
+    put(8, day);
+    put(11, hours);
+    put(14, minutes % 60);
+    put(17, seconds % 60);
+    put(20, fraction / 10_000);
+    put(22, fraction / 100 % 100);
+    put(24, fraction % 100);
     if year <= 0 {
         out.extend_from_slice(b" BC");
     }
@@ -43,27 +50,34 @@ pub(crate) fn rfc3339(micros: i64, out: &mut Vec<u8>) {
 
 /// Year, month and day of a day counted from 2000-01-01. Year 0 is 1 BC.
 ///
-/// Counts years from March, which puts the leap day last: 400 years are 146,097 days, and the months from March on repeat
-/// the lengths 31 30 31 30 31, which `153 days in 5 months` hits with integer division.
-fn civil(day: i64) -> (i64, u64, u64) {
-    let day = day + EPOCH_DAYS;
-    let era = day.div_euclid(146_097);
-    let of_era = day.rem_euclid(146_097) as u64;
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * of_year + 2) / 153;
-    let day_of_month = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era as i64 + i64::from(month <= 2), month, day_of_month)
+/// Counts years from March, which puts the leap day last. Where a quotient and its remainder are wanted, both come from one
+/// multiplication (C. Neri and L. Schneider, "Euclidean affine functions and their application to calendar algorithms", 2022):
+/// divisions one after the other were half the cost of a row.
+fn civil(day: i64) -> (i64, u32, u32) {
+    // A `timestamptz` has 107 million days at most on either side, so that nothing here is negative or overflows.
+    let day = (day + EPOCH_DAYS + CYCLES * DAYS_OF_CYCLE) as u32;
+    let (century, of_century) = ((4 * day + 3) / 146_097, (4 * day + 3) % 146_097 / 4);
+    let product = 2_939_745 * u64::from(4 * of_century + 3);
+    let (year_of_century, day_of_year) = ((product >> 32) as u32, (product as u32) / 2_939_745 / 4);
+    let product = 2_141 * day_of_year + 197_913;
+    let (month, day_of_month) = (product >> 16, (product & 0xffff) / 2_141 + 1);
+    let year = i64::from(100 * century + year_of_century) - 400 * CYCLES;
+    // January and February, the months 13 and 14.
+    if day_of_year >= 306 { (year + 1, month - 12, day_of_month) } else { (year, month, day_of_month) }
 }
 
-fn digits<const N: usize>(mut value: u64, out: &mut Vec<u8>) {
-    let mut text = [b'0'; N];
-    for digit in text.iter_mut().rev() {
-        *digit = b'0' + (value % 10) as u8;
-        value /= 10;
-    }
-    out.extend_from_slice(&text);
+/// A number below 100 in two digits.
+fn two_digits(number: u32) -> &'static [u8; 2] {
+    const PAIRS: [[u8; 2]; 100] = {
+        let mut pairs = [[0; 2]; 100];
+        let mut n = 0;
+        while n < 100 {
+            pairs[n] = [b'0' + n as u8 / 10, b'0' + n as u8 % 10];
+            n += 1;
+        }
+        pairs
+    };
+    &PAIRS[number as usize]
 }
 
 #[cfg(test)]
@@ -90,6 +104,12 @@ mod tests {
         // Year 10000, and the day before year 1.
         assert_eq!(written(2_921_940 * MICROS_PER_DAY), "10000-01-01T00:00:00.000000Z");
         assert_eq!(written(-730_120 * MICROS_PER_DAY), "0001-12-31T00:00:00.000000Z BC");
+        // The first and the last moment that Postgres has (`MIN_TIMESTAMP` and `END_TIMESTAMP` in its sources).
+        assert_eq!(written(-211_813_488_000_000_000), "4714-11-24T00:00:00.000000Z BC");
+        assert_eq!(written(9_223_371_331_200_000_000 - 1), "294276-12-31T23:59:59.999999Z");
+        // Nothing overflows beyond them.
+        assert_eq!(written(i64::MAX - 1), "294277-01-09T04:00:54.775806Z");
+        assert_eq!(written(i64::MIN + 1), "290279-12-22T19:59:05.224193Z BC");
     }
 
     proptest! {
