@@ -69,11 +69,11 @@ pub async fn run(
     blocking(move || writer.stage()).await
 }
 
-async fn write(mut writer: Writer, mut frames: mpsc::Receiver<Frame>) -> Result<Writer, Error> {
-    while let Some(frame) = frames.recv().await {
-        writer = blocking(move || writer.write(&frame)).await?;
-    }
-    Ok(writer)
+/// Writes on a thread of its own, from the first frame to the last.
+async fn write(writer: Writer, mut frames: mpsc::Receiver<Frame>) -> Result<Writer, Error> {
+    // The receiver comes back too: dropped over there, it would fail the reader before the cause is known here.
+    let (written, _frames) = blocking(move || Ok((writer.write_all(&mut frames), frames))).await?;
+    written
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
@@ -122,7 +122,14 @@ impl Writer {
         }
     }
 
-    fn write(mut self, frame: &Frame) -> Result<Writer, Error> {
+    fn write_all(mut self, frames: &mut mpsc::Receiver<Frame>) -> Result<Writer, Error> {
+        while let Some(frame) = frames.blocking_recv() {
+            self.write(&frame)?;
+        }
+        Ok(self)
+    }
+
+    fn write(&mut self, frame: &Frame) -> Result<(), Error> {
         let mut rows = frame.rows();
         let mut fields = Vec::new();
         while rows.next_into(&mut fields).map_err(encode::Error::from)? {
@@ -132,8 +139,7 @@ impl Writer {
             self.rows += 1;
             self.observe(&fields, gone);
         }
-        self.flush()?;
-        Ok(self)
+        self.flush()
     }
 
     /// A row that is gone has no time that could be a watermark, and the timestamps alone would never have found it.
