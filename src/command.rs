@@ -226,7 +226,7 @@ fn wire(config: &Config, database: &Database, workers: u32, stopping: &Cancellat
         let error = format!("{:#}", anyhow::Error::new(error));
         tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error);
     }
-    let source = |pool| Source::new(database.options().clone(), pool);
+    let source = |pool| Source::new(database.options().clone(), pool, config.readers);
     // To claim and settle a job at a time for each worker, to keep up, and to listen.
     let control = database.pool(workers + 2);
     let settings = worker::Settings { workers, ..config.worker.clone() };

@@ -53,6 +53,8 @@ pub struct Config {
     pub api_connections: u32,
     /// The exports.
     pub worker: worker::Settings,
+    /// Connections that read for a full export.
+    pub readers: u32,
     /// How often one is tried.
     pub max_attempts: u32,
     /// The logs.
@@ -139,6 +141,7 @@ impl Config {
                     },
                 },
             },
+            readers: vars.number("READERS", cores().min(2), 1..=16)? as u32,
             max_attempts: vars.number("MAX_ATTEMPTS", 5, 1..=100)? as u32,
             telemetry: telemetry::Settings {
                 level: vars.parsed("LOG_LEVEL", LevelFilter::INFO, "one of error, warn, info, debug, trace, off")?,
@@ -193,6 +196,11 @@ impl Variables {
     }
 }
 
+/// How many this process may use.
+fn cores() -> u64 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
+}
+
 fn unreadable(error: dotenvy::Error) -> Error {
     Error::File(match error {
         dotenvy::Error::LineParse(line, _) => match line.split_once('=') {
@@ -243,6 +251,8 @@ mod tests {
             ("PORT", "80a"),
             ("PORT", "65536"),
             ("WORKERS", "0"),
+            ("READERS", "0"),
+            ("READERS", "17"),
             ("LEASE_SECONDS", "-1"),
             ("CHANGE_LOG_MAX_ROWS", "0"),
             ("CHANGE_LOG_MAX_AGE", "7 fortnights"),

@@ -9,6 +9,7 @@ mod cursor;
 mod guard;
 mod select;
 pub mod snapshot;
+mod spare;
 mod standing;
 
 use std::time::Duration;
@@ -107,7 +108,7 @@ impl Error {
 /// Where a reader puts its frames. Bounded: a slow writer slows the reader.
 type Frames = tokio::sync::mpsc::Sender<Frame>;
 
-/// A frame is sent once it has this many bytes; a row of more makes a larger one.
+/// A frame has about this many bytes; a row of more makes a larger one.
 const FRAME_BYTES: usize = 128 * 1024;
 
 /// Gives up after `patience` what has no other end when the network swallows packets.

@@ -1,8 +1,12 @@
-//! Reads by `COPY … TO STDOUT (FORMAT BINARY)`: the fastest way out of Postgres, without parameters.
+//! Reads by `COPY … TO STDOUT (FORMAT BINARY)`: the fastest way out of Postgres, without parameters. Several readers of one
+//! snapshot share a table's ranges.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, BytesMut};
 use futures_util::TryStreamExt;
 use sqlx::PgConnection;
+use tokio_util::sync::CancellationToken;
 
 use crate::job::Progress;
 use crate::source::{Error, FRAME_BYTES, Frames, send};
@@ -16,51 +20,91 @@ const END: [u8; 2] = (-1i16).to_be_bytes();
 /// Heap blocks of one COPY: 2 MiB, so that its start costs little and progress shows.
 const RANGE_BLOCKS: u64 = 256;
 
-/// What to read of a table.
+/// With fewer ranges than this for each, a further reader's connection takes longer than what it saves.
+const RANGES_FOR_A_READER: u64 = 4;
+
+/// What to read of a table, for all who read it.
 pub(crate) struct Reading<'a> {
     /// A SELECT with a WHERE.
     pub(crate) select: String,
-    /// The table's blocks, to be read in ranges; `None`: all at once.
-    pub(crate) blocks: Option<u64>,
+    pub(crate) ranges: Ranges,
     pub(crate) table: &'static str,
     pub(crate) progress: &'a Progress,
 }
 
-/// Reads it all and sends it as frames.
-pub(crate) async fn read(conn: &mut PgConnection, reading: &Reading<'_>, frames: &Frames) -> Result<(), Error> {
-    let mut rows = BytesMut::with_capacity(FRAME_BYTES * 2);
-    let select = &reading.select;
-    match reading.blocks {
-        None => read_one(conn, reading.table, select, &mut rows, frames).await?,
-        Some(blocks) => {
-            let mut from = 0;
-            loop {
-                let to = from + RANGE_BLOCKS;
-                // The last range is open-ended: the table may have grown between its measure and the snapshot's readers.
-                let last = to >= blocks;
-                let below = if last { String::new() } else { format!(" and ctid < '({to},0)'") };
-                let range = format!("{select} and ctid >= '({from},0)'{below}");
-                read_one(conn, reading.table, &range, &mut rows, frames).await?;
-                reading.progress.reach(to, blocks);
-                if last {
-                    break;
-                }
-                from = to;
-            }
+/// The ranges of a table: each is taken once, by whoever comes next.
+pub(crate) struct Ranges {
+    /// `None`: the table can't be read in ranges, and is one.
+    blocks: Option<u64>,
+    taken: AtomicU64,
+    read: AtomicU64,
+    exhausted: CancellationToken,
+}
+
+impl Ranges {
+    /// Those of a table of so many blocks.
+    pub(crate) fn of(blocks: Option<u64>) -> Ranges {
+        let (taken, read, exhausted) = Default::default();
+        Ranges { blocks, taken, read, exhausted }
+    }
+
+    /// How many readers are of use.
+    pub(crate) fn readers(&self) -> usize {
+        usize::try_from(self.count() / RANGES_FOR_A_READER).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// Waits until the last one is taken.
+    pub(crate) async fn exhausted(&self) {
+        self.exhausted.cancelled().await;
+    }
+
+    fn count(&self) -> u64 {
+        self.blocks.map_or(1, |blocks| blocks.div_ceil(RANGE_BLOCKS).max(1))
+    }
+
+    /// The next one as a condition on its rows, to be put behind others.
+    fn take(&self) -> Option<String> {
+        let (n, last) = (self.taken.fetch_add(1, Ordering::Relaxed), self.count() - 1);
+        if n >= last {
+            self.exhausted.cancel();
+        }
+        let (from, to) = (n * RANGE_BLOCKS, (n + 1) * RANGE_BLOCKS);
+        match n {
+            _ if n > last => None,
+            0 if last == 0 => Some(String::new()),
+            // The last range is open-ended: the table may have grown between its measure and the snapshot's readers.
+            _ if n == last => Some(format!(" and ctid >= '({from},0)'")),
+            _ => Some(format!(" and ctid >= '({from},0)' and ctid < '({to},0)'")),
         }
     }
-    send(frames, &mut rows).await
+
+    fn finish_one(&self, progress: &Progress) {
+        progress.reach(self.read.fetch_add(1, Ordering::Relaxed) + 1, self.count());
+    }
+}
+
+/// Reads range after range until none is left, and sends the rows as frames. Returns how many ranges it read.
+pub(crate) async fn read(conn: &mut PgConnection, reading: &Reading<'_>, frames: &Frames) -> Result<u64, Error> {
+    let mut rows = BytesMut::with_capacity(FRAME_BYTES);
+    let mut ranges = 0;
+    while let Some(range) = reading.ranges.take() {
+        read_one(conn, reading, &range, &mut rows, frames).await?;
+        reading.ranges.finish_one(reading.progress);
+        ranges += 1;
+    }
+    send(frames, &mut rows).await?;
+    Ok(ranges)
 }
 
 async fn read_one(
     conn: &mut PgConnection,
-    table: &'static str,
-    select: &str,
+    reading: &Reading<'_>,
+    range: &str,
     rows: &mut BytesMut,
     frames: &Frames,
 ) -> Result<(), Error> {
-    let failed = Error::of(table);
-    let copy = format!("-- source.copy\n copy ({select}) to stdout (format binary)");
+    let failed = Error::of(reading.table);
+    let copy = format!("-- source.copy\n copy ({}{range}) to stdout (format binary)", reading.select);
     let mut messages = conn.copy_out_raw(&copy).await.map_err(&failed)?;
     let mut begun = false;
     let mut ended = false;
@@ -80,10 +124,54 @@ async fn read_one(
             ended = true;
             continue;
         }
-        rows.extend_from_slice(&message);
-        if rows.len() >= FRAME_BYTES {
+        if rows.len() + message.len() > FRAME_BYTES && !rows.is_empty() {
             send(frames, rows).await?;
         }
+        rows.extend_from_slice(&message);
     }
     if ended { Ok(()) } else { Err(Error::Protocol("a COPY without its end")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(blocks: Option<u64>) -> Vec<String> {
+        let ranges = Ranges::of(blocks);
+        std::iter::from_fn(|| ranges.take()).collect()
+    }
+
+    #[test]
+    fn the_ranges_are_the_whole_table_and_the_last_one_is_open() {
+        for blocks in [None, Some(0), Some(1), Some(256)] {
+            assert_eq!(taken(blocks), [""]);
+        }
+        assert_eq!(taken(Some(257)), [" and ctid >= '(0,0)' and ctid < '(256,0)'", " and ctid >= '(256,0)'"]);
+        assert_eq!(taken(Some(513))[1..], [" and ctid >= '(256,0)' and ctid < '(512,0)'", " and ctid >= '(512,0)'"]);
+    }
+
+    #[test]
+    fn the_last_range_is_known_as_soon_as_it_is_taken() {
+        let ranges = Ranges::of(Some(512));
+        ranges.take();
+        assert!(!ranges.exhausted.is_cancelled());
+        ranges.take();
+        assert!(ranges.exhausted.is_cancelled());
+    }
+
+    #[test]
+    fn a_small_table_has_use_for_one_reader() {
+        assert_eq!([None, Some(0), Some(7 * 256)].map(|blocks| Ranges::of(blocks).readers()), [1; 3]);
+        assert_eq!(Ranges::of(Some(8 * 256)).readers(), 2);
+    }
+
+    #[test]
+    fn progress_counts_what_is_read_in_whatever_order() {
+        let (ranges, progress) = (Ranges::of(Some(4 * 256)), Progress::default());
+        let reached = [(); 4].map(|()| {
+            ranges.finish_one(&progress);
+            progress.read().0
+        });
+        assert_eq!(reached, [25, 50, 75, 99]);
+    }
 }

@@ -1,8 +1,9 @@
-//! One export's snapshot: the leader's transaction holds it from the position's reading to the commit, a reader imports it.
+//! One export's snapshot: the leader's transaction holds it from the position's reading to the commit, readers import it.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::future::try_join_all;
 use sqlx::postgres::{PgConnectOptions, types::Oid};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
@@ -10,6 +11,7 @@ use crate::dataset::Dataset;
 use crate::job::{Continuity, ExportType, Findings, Job, Progress};
 use crate::source::guard::{continuity, here};
 use crate::source::select::Rule;
+use crate::source::spare::{Seat, Spare};
 use crate::source::{Error, Frames, capture, copy, cursor, select, within};
 use crate::watermark::{Fingerprint, Position, Standpoint};
 
@@ -21,12 +23,16 @@ const LOCK_TIMEOUT: &str = "5s";
 pub struct Source {
     options: PgConnectOptions,
     pool: PgPool,
+    spare: Spare,
 }
 
 impl Source {
-    /// Reads over connections made with `options`, an export at a time; `pool` is for what is no export.
-    pub fn new(options: PgConnectOptions, pool: PgPool) -> Source {
-        Source { options, pool }
+    /// Reads over connections made with `options`, `readers` at once for a full export if no other one has them; `pool` is for
+    /// what is no export.
+    pub fn new(options: PgConnectOptions, pool: PgPool, readers: u32) -> Source {
+        // One is the permit's.
+        let spare = Spare::new(options.clone(), readers.saturating_sub(1) as usize);
+        Source { options, pool, spare }
     }
 
     /// For what is no export.
@@ -48,7 +54,8 @@ impl Source {
     /// If Postgres refuses or can't be reached within `patience`.
     pub async fn permit(&self, patience: Duration) -> Result<Permit, Error> {
         let connect = async || PgConnection::connect_with(&self.options).await.map_err(Error::Unavailable);
-        within(patience, async { Ok(Permit { leader: connect().await?, reader: connect().await? }) }).await
+        let spare = self.spare.clone();
+        within(patience, async { Ok(Permit { leader: connect().await?, reader: connect().await?, spare }) }).await
     }
 }
 
@@ -58,6 +65,7 @@ impl Source {
 pub struct Permit {
     leader: PgConnection,
     reader: PgConnection,
+    spare: Spare,
 }
 
 impl Permit {
@@ -76,7 +84,7 @@ impl Permit {
     /// # Errors
     /// If the table can't be read. The connections are closed then.
     pub async fn open(self, job: &Job, dataset: &'static Dataset, lease: Duration) -> Result<Snapshot, Error> {
-        let Permit { mut leader, mut reader } = self;
+        let Permit { mut leader, mut reader, spare } = self;
         let failed = Error::of(dataset.table);
         let version = leader.server_version_num().unwrap_or(0);
         let table = select::quoted(dataset.table);
@@ -173,15 +181,12 @@ impl Permit {
              lock table {table} in access share mode nowait",
             opened.name
         );
-        let imported = sqlx::raw_sql(AssertSqlSafe(import)).execute(&mut reader).await;
-        imported.map_err(|cause| match cause.as_database_error().and_then(|e| e.code()).as_deref() {
-            // No such snapshot any more, or its transaction isn't running: the leader was lost in between.
-            Some("22023" | "42704" | "55000") => Error::Unavailable(cause),
-            _ => failed(cause),
-        })?;
+        join(&mut reader, &import, dataset.table).await?;
         Ok(Snapshot {
             leader,
             reader,
+            spare,
+            import,
             dataset,
             position: opened.position(continuity),
             findings: opened.findings(continuity),
@@ -201,6 +206,16 @@ impl Permit {
             reader_is_good: true,
         })
     }
+}
+
+/// Makes a connection a reader of the snapshot.
+async fn join(conn: &mut PgConnection, import: &str, table: &'static str) -> Result<(), Error> {
+    let imported = sqlx::raw_sql(AssertSqlSafe(import.to_owned())).execute(conn).await;
+    imported.map(drop).map_err(|cause| match cause.as_database_error().and_then(|e| e.code()).as_deref() {
+        // No such snapshot any more, or its transaction isn't running: the leader was lost in between.
+        Some("22023" | "42704" | "55000") => Error::Unavailable(cause),
+        _ => Error::of(table)(cause),
+    })
 }
 
 /// Ends a query whose client is gone, where the server's system can tell (Postgres 14 and later, not every platform).
@@ -275,6 +290,9 @@ impl Opened {
 pub struct Snapshot {
     leader: PgConnection,
     reader: PgConnection,
+    spare: Spare,
+    /// What makes a connection one of its readers.
+    import: String,
     dataset: &'static Dataset,
     position: Position,
     findings: Findings,
@@ -303,6 +321,8 @@ impl Snapshot {
     pub fn split(&mut self) -> (Leader<'_>, Rows<'_>) {
         let rows = Rows {
             reader: &mut self.reader,
+            spare: &self.spare,
+            import: &self.import,
             dataset: self.dataset,
             position: &self.position,
             table_oid: self.standpoint.table.table_oid,
@@ -342,7 +362,7 @@ impl Snapshot {
         let failed = Error::of(self.dataset.table);
         let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit").execute(&mut self.leader);
         within(patience, async { commit.await.map_err(failed) }).await?;
-        let permit = Permit { leader: self.leader, reader: self.reader };
+        let permit = Permit { leader: self.leader, reader: self.reader, spare: self.spare };
         Ok(self.reader_is_good.then_some(permit))
     }
 }
@@ -371,6 +391,8 @@ impl Leader<'_> {
 #[derive(Debug)]
 pub struct Rows<'s> {
     reader: &'s mut PgConnection,
+    spare: &'s Spare,
+    import: &'s str,
     dataset: &'static Dataset,
     position: &'s Position,
     table_oid: u32,
@@ -388,12 +410,24 @@ impl Rows<'_> {
         let rule = if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone };
         match job.export_type {
             ExportType::Full => {
-                let reading = copy::Reading { select: select::full(dataset), blocks: self.blocks, table, progress };
-                copy::read(self.reader, &reading, &frames).await
+                let ranges = copy::Ranges::of(self.blocks);
+                self.full(&copy::Reading { select: select::full(dataset), ranges, table, progress }, &frames).await
             }
             ExportType::Incremental => self.changes(&[select::incremental(dataset, rule)], &frames).await,
             ExportType::Delta => self.changes(&select::delta(dataset, rule), &frames).await,
         }
+    }
+
+    /// Each reader sends its rows as they come: a frame has whole rows, and their order is promised to nobody. To keep it, all
+    /// but one would have to hold what they read.
+    async fn full(self, reading: &copy::Reading<'_>, frames: &Frames) -> Result<(), Error> {
+        let further = self.spare.take(reading.ranges.readers() - 1);
+        let further = further.into_iter().map(|seat| read_too(seat, self.import, reading, frames));
+        let (own, further) = tokio::try_join!(copy::read(self.reader, reading, frames), try_join_all(further))?;
+        let readers = 1 + further.iter().filter(|ranges| **ranges > 0).count();
+        let ranges = own + further.iter().sum::<u64>();
+        tracing::debug!(event = "table_read", table = reading.table, readers, ranges);
+        Ok(())
     }
 
     async fn changes(self, statements: &[String], frames: &Frames) -> Result<(), Error> {
@@ -403,4 +437,28 @@ impl Rows<'_> {
         }
         Ok(())
     }
+}
+
+/// Reads beside the permit's reader; returns how many ranges. Who can't connect is done without, and nobody waits for it: the
+/// others read all there is.
+async fn read_too(seat: Seat, import: &str, reading: &copy::Reading<'_>, frames: &Frames) -> Result<u64, Error> {
+    let connected = tokio::select! {
+        connected = seat.connect() => connected,
+        () = reading.ranges.exhausted() => return Ok(0),
+    };
+    let mut reader = match connected {
+        Ok(reader) => reader,
+        Err(error) => {
+            tracing::warn!(event = "reader_missing", error = %error);
+            return Ok(0);
+        }
+    };
+    tokio::select! {
+        joined = join(&mut reader, import, reading.table) => joined?,
+        () = reading.ranges.exhausted() => return Ok(0),
+    }
+    let ranges = copy::read(&mut reader, reading, frames).await?;
+    // Its rows are on their way: one that is lost now is no loss.
+    let _ = reader.close().await;
+    Ok(ranges)
 }

@@ -39,6 +39,8 @@ mod lists;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
+mod readers;
+#[cfg(test)]
 mod requests;
 #[cfg(test)]
 mod retention;

@@ -1,0 +1,55 @@
+//! Connections beside those of the permits: a full export takes what is free of them as further readers, and never waits.
+
+use std::sync::Arc;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What all exports of a process have between them.
+#[derive(Clone, Debug)]
+pub(crate) struct Spare {
+    options: PgConnectOptions,
+    free: Arc<Semaphore>,
+}
+
+/// The right to one connection. Dropped, it is free again.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    options: PgConnectOptions,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Spare {
+    /// So many connections.
+    pub(crate) fn new(options: PgConnectOptions, connections: usize) -> Spare {
+        Spare { options, free: Arc::new(Semaphore::new(connections)) }
+    }
+
+    /// As many as are free now, `most` of them at most.
+    pub(crate) fn take(&self, most: usize) -> Vec<Seat> {
+        let permits = std::iter::repeat_with(|| Arc::clone(&self.free).try_acquire_owned().ok()).take(most);
+        permits.map_while(|permit| Some(Seat { options: self.options.clone(), _permit: permit? })).collect()
+    }
+}
+
+impl Seat {
+    /// Connects.
+    pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect_with(&self.options).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_takes_another_goes_without() {
+        let spare = Spare::new(PgConnectOptions::new_without_pgpass(), 3);
+        let two = spare.take(2);
+        assert_eq!((two.len(), spare.take(2).len()), (2, 1));
+        drop(two);
+        assert_eq!(spare.take(9).len(), 3);
+    }
+}
