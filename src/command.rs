@@ -212,6 +212,17 @@ async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<Ground> 
         .context("the private Postgres of another process doesn't get ready")
 }
 
+/// Connections that so many exports at once may have: a leader, a reader and a heartbeat each, the further readers that they
+/// share, and what claims and settles them.
+fn connections_of_exports(config: &Config, workers: u32) -> u32 {
+    3 * workers + (config.readers - 1) + control_connections(workers)
+}
+
+/// To claim and settle a job at a time for each worker, to keep up, and to listen.
+fn control_connections(workers: u32) -> u32 {
+    workers + 2
+}
+
 /// What exports run on.
 struct Wired {
     worker: Worker,
@@ -227,8 +238,7 @@ fn wire(config: &Config, database: &Database, workers: u32, stopping: &Cancellat
         tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error);
     }
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
-    // To claim and settle a job at a time for each worker, to keep up, and to listen.
-    let control = database.pool(workers + 2);
+    let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let worker = Worker::new(settings, Store::new(control.clone()), source(control), Arc::clone(&folder));
     let api = database.pool(config.api_connections);

@@ -50,6 +50,16 @@ pub enum Error {
         "the service's table `{0}` can't be found: the search_path must lead to its schema, and the role have USAGE on that"
     )]
     Hidden(String),
+    /// More connections than there can be.
+    #[error(
+        "this needs up to {needed} connections, and Postgres gives the role {most} at most: lower WORKERS, READERS or API_CONNECTIONS, or raise the server's max_connections or the limit of the role or database"
+    )]
+    TooFewConnections {
+        /// What the settings amount to.
+        needed: u32,
+        /// What the server, the role and the database allow.
+        most: i32,
+    },
     /// A migration failed.
     #[error("can't migrate the database")]
     Migrate(#[source] MigrateError),
@@ -169,6 +179,42 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     migrator.dangerous_set_table_name("cdc_export.migrations");
     migrator.run(&mut conn).await.map_err(Error::Migrate)?;
     conn.close().await.map_err(Error::Sql)
+}
+
+/// Checks that there can be so many connections at all. Where others have them now, it only says so: a service that is started
+/// again finds its last life's connections not yet closed.
+///
+/// # Errors
+/// If the server, the role or the database never allows so many.
+pub async fn require_connections(database: &Database, needed: u32) -> Result<(), Error> {
+    let mut conn = PgConnection::connect_with(database.options()).await.map_err(Error::Unreachable)?;
+    let (most, free): (i32, i64) = sqlx::query_as(
+        "-- postgres.connections
+         select case when r.rolsuper then s.total
+                     else least(s.total - s.reserved, nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1)) end,
+           s.total - s.reserved - (select count(*) from pg_stat_activity where backend_type = 'client backend')
+         from (select current_setting('max_connections')::int as total,
+                 current_setting('superuser_reserved_connections')::int
+                   + coalesce(current_setting('reserved_connections', true)::int, 0) as reserved) s,
+           pg_roles r, pg_database d
+         where r.rolname = current_user and d.datname = current_database()",
+    )
+    .fetch_one(&mut conn)
+    .await
+    .map_err(Error::Sql)?;
+    conn.close().await.map_err(Error::Sql)?;
+    if i64::from(needed) > i64::from(most) {
+        return Err(Error::TooFewConnections { needed, most });
+    }
+    if i64::from(needed) > free {
+        tracing::warn!(
+            event = "connections_scarce",
+            needed,
+            free,
+            "others have connections that this may come to need"
+        );
+    }
+    Ok(())
 }
 
 /// Whether there is nothing to migrate.

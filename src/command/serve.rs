@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use cdc_export::config::Config;
 use cdc_export::http;
-use cdc_export::postgres::{Database, demo};
+use cdc_export::postgres::{self, Database, demo};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::{Ground, Serve, join_or_start, prepare, stop_on_signal, wire};
+use crate::command::{Ground, Serve, connections_of_exports, join_or_start, prepare, stop_on_signal, wire};
 
 /// The API, and the exports unless others run them.
 pub(crate) async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
@@ -33,6 +33,9 @@ async fn serve_on(
 ) -> anyhow::Result<()> {
     let prepared = async {
         prepare(database).await?;
+        // One more asks whether Postgres is there.
+        let exports = if how.no_workers { 0 } else { connections_of_exports(config, config.worker.workers) };
+        postgres::require_connections(database, exports + config.api_connections + 1).await?;
         if config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
         }
@@ -62,7 +65,12 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
     let shutdown = stop_on_signal()?;
     let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let worked = async {
-        tokio::select! { prepared = prepare(&ground.database) => prepared?, () = shutdown.cancelled() => return Ok(()) }
+        let prepared = async {
+            prepare(&ground.database).await?;
+            let needed = connections_of_exports(&config, config.worker.workers);
+            anyhow::Ok(postgres::require_connections(&ground.database, needed).await?)
+        };
+        tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) }
         let wired = wire(&config, &ground.database, config.worker.workers, &shutdown);
         wired.worker.announce().await;
         tracing::info!(event = "working");

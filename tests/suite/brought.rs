@@ -42,6 +42,30 @@ fn remedy(line: &str) -> &str {
 }
 
 #[tokio::test]
+async fn a_start_that_can_never_have_its_connections_is_refused() {
+    let database = Database::new().await;
+    let role = Role::new(&database).await;
+    let name = database.options.get_database().unwrap();
+    let grants = format!(
+        "grant all on schema public, cdc_export to {role};
+         grant all on all tables in schema public, cdc_export to {role};
+         alter role {role} connection limit 20",
+        role = role.name
+    );
+    database.run(&grants).await;
+    let line = role.refused().await;
+    assert!(line.contains("up to 22 connections") && line.contains("20 at most") && line.contains("WORKERS"), "{line}");
+    // Enough for what is asked: 4 x 1 + 1 + 1 for the exports, 13 + 1 for the API.
+    let service = role.start().with("WORKERS", 1).with("READERS", 1).with("API_CONNECTIONS", 13).service().await;
+    service.stop().await;
+    database
+        .run(&format!("alter role {} connection limit -1; alter database {name} connection limit 21", role.name))
+        .await;
+    let line = role.refused().await;
+    assert!(line.contains("21 at most"), "{line}");
+}
+
+#[tokio::test]
 async fn migrations_of_somebody_are_not_taken_for_ours() {
     let database = Database::empty().await;
     // His first migration failed, and none has a checksum of ours.
