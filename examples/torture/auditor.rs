@@ -1,0 +1,177 @@
+//! The auditor: looks at the folder and at the tables twenty times a second, and keeps a copy of every file as it first saw it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Result;
+use sqlx::PgConnection;
+
+use crate::clients::sha256;
+use crate::report::locked;
+use crate::trial::World;
+
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Known files that are looked at again in each round, in turn: thousands would take all the time there is.
+const AGAIN: usize = 200;
+
+/// How to know a file again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    inode: u64,
+    pub(crate) size: u64,
+    modified_ns: i64,
+}
+
+/// A file as it was when it was first seen under its final name.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) identity: Identity,
+    pub(crate) sha256: String,
+    pub(crate) copy: PathBuf,
+    /// Whose file it is, once the database was asked.
+    job: Option<uuid::Uuid>,
+}
+
+/// Every file that was ever seen, by its final name.
+#[derive(Default)]
+pub(crate) struct Archive {
+    pub(crate) files: BTreeMap<String, Seen>,
+}
+
+impl Archive {
+    /// The jobs whose files are kept here.
+    pub(crate) fn jobs(&self) -> Vec<String> {
+        self.files.values().filter_map(|seen| seen.job.map(|job| job.to_string())).collect()
+    }
+}
+
+/// The folder's names: final ones, and hidden ones without the folder's own mark.
+pub(crate) fn names(output: &Path) -> Result<(Vec<String>, Vec<String>)> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(output)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.retain(|name| name != ".cdc-export-store");
+    Ok(names.into_iter().partition(|name| !name.starts_with('.')))
+}
+
+pub(crate) fn identity(path: &Path) -> Option<Identity> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    let modified_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
+    Some(Identity { inode: found.ino(), size: found.size(), modified_ns })
+}
+
+/// Looks until the auditor is told to stop. Returns how often it did.
+pub(crate) async fn audit(world: Arc<World>) -> usize {
+    let mut looks = 0;
+    let mut turn = 0;
+    let mut conn = None;
+    let mut rounds = tokio::time::interval(LOOK_EVERY);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while world.auditing.load(Ordering::SeqCst) {
+        rounds.tick().await;
+        if let Err(error) = look_at_folder(&world, &mut turn) {
+            world.report.red("5", format!("the folder can't be looked at: {error:#}"));
+        }
+        // Between a crash of Postgres and its recovery there is nothing to ask.
+        if conn.is_none() {
+            conn = world.cluster.connect().await.ok();
+        }
+        if let Some(asked) = &mut conn
+            && look_at_tables(&world, asked).await.is_err()
+        {
+            conn = None;
+        }
+        looks += 1;
+    }
+    looks
+}
+
+fn look_at_folder(world: &World, turn: &mut usize) -> Result<()> {
+    let (finals, _) = names(&world.output)?;
+    let mut archive = locked(&world.archive);
+    for name in &finals {
+        let path = world.output.join(name);
+        if archive.files.contains_key(name) {
+            continue;
+        }
+        let Some(identity) = identity(&path) else { continue };
+        let Ok(bytes) = std::fs::read(&path) else { continue };
+        let copy = world.folder.join("archive").join(name);
+        std::fs::write(&copy, &bytes)?;
+        archive.files.insert(name.clone(), Seen { identity, sha256: sha256(&bytes), copy, job: None });
+    }
+    for at in 0..finals.len().min(AGAIN) {
+        let name = &finals[(*turn + at) % finals.len()];
+        let (now, seen) = (identity(&world.output.join(name)), archive.files.get(name));
+        if let (Some(now), Some(seen)) = (now, seen)
+            && now != seen.identity
+        {
+            world.report.red("5", format!("{name} was {:?} and is {now:?} now", seen.identity));
+        }
+    }
+    *turn += AGAIN;
+    Ok(())
+}
+
+/// What must hold at every moment, each in one statement and so of one moment.
+const RULES: [(&str, &str, &str); 3] = [
+    (
+        "6",
+        "a lane with more than one running job",
+        "select consumer_id || ': ' || count(*) from exports where status = 'processing' group by consumer_id having count(*) > 1",
+    ),
+    (
+        "6",
+        "a job that overtook an earlier one",
+        "select e.consumer_id || ': ' || e.lane_seq || ' is ' || e.status || ', ' || o.lane_seq || ' is ' || o.status
+         from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_seq > o.lane_seq
+         where o.status in ('pending', 'processing') and e.status in ('processing', 'completed', 'failed')",
+    ),
+    (
+        "2",
+        "a watermark that isn't the last completed job's",
+        "select w.consumer_id || ': ' || coalesce(w.last_exported_at::text, 'null') || ', ' || coalesce(j.watermark_to::text, 'null')
+         from watermarks w
+         left join lateral (select watermark_to from exports e where e.consumer_id = w.consumer_id and e.status = 'completed'
+                            order by lane_seq desc limit 1) j on true
+         where w.last_exported_at is distinct from j.watermark_to",
+    ),
+];
+
+async fn look_at_tables(world: &World, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    for (invariant, what, sql) in RULES {
+        let found: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut *conn).await?;
+        for broken in found {
+            world.report.red(invariant, format!("{what}: {broken}"));
+        }
+    }
+    let unknown: HashMap<String, (Identity, String)> = {
+        let archive = locked(&world.archive);
+        let unknown = archive.files.iter().filter(|(_, seen)| seen.job.is_none());
+        unknown.map(|(name, seen)| (name.clone(), (seen.identity, seen.sha256.clone()))).collect()
+    };
+    for (name, (identity, sha256)) in unknown {
+        let job: Option<(uuid::Uuid, String, Option<String>, i64)> =
+            sqlx::query_as("select id, status, sha256, bytes_written from exports where output_filename = $1")
+                .bind(&name)
+                .fetch_optional(&mut *conn)
+                .await?;
+        match &job {
+            Some((_, status, hash, size)) if status == "completed" => {
+                if hash.as_deref() != Some(&sha256) || *size as u64 != identity.size {
+                    world.report.red("3", format!("{name} is not what its job has recorded: {size} bytes, {hash:?}"));
+                }
+            }
+            other => world.report.red("5", format!("{name} has its final name, and its job is {other:?}")),
+        }
+        if let Some(seen) = locked(&world.archive).files.get_mut(&name) {
+            seen.job = Some(job.map_or(uuid::Uuid::nil(), |(id, ..)| id));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! The service's binaries, as cargo builds them, and the failpoints that its source has.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::environment;
+
+const BINARY: &str = "cdc-export";
+
+/// The tree that this program was built from.
+pub(crate) fn tree() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// With failpoints.
+    Debug,
+    /// As it is shipped.
+    Release,
+}
+
+/// Builds the binary of the tree at `tree`, in `target` if not where cargo would.
+pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) -> Result<PathBuf> {
+    let mut cargo = Command::new(environment("CARGO").unwrap_or_else(|| "cargo".to_owned()));
+    cargo.args(["build", "--locked", "--bin", BINARY, "--message-format", "json-render-diagnostics"]);
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    if let Some(target) = target {
+        cargo.arg("--target-dir").arg(target);
+    }
+    let built = cargo.current_dir(tree).stderr(std::process::Stdio::inherit()).output().await?;
+    ensure!(built.status.success(), "cargo can't build {}", tree.display());
+    let messages = String::from_utf8(built.stdout)?;
+    let mut artifacts = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    artifacts
+        .find_map(|message| {
+            let ours = message["target"]["name"] == BINARY && message["executable"].is_string();
+            ours.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
+        })
+        .context("cargo names no executable")
+}
+
+/// The names of all failpoints in a tree: read, so that a new one can't be forgotten.
+pub(crate) fn failpoints(tree: &Path) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    let mut folders = vec![tree.join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path)?;
+                let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+                names.extend(named(&code.collect::<Vec<_>>().join("\n")));
+            }
+        }
+    }
+    ensure!(!names.is_empty(), "no failpoint was found in {}", tree.display());
+    Ok(names)
+}
+
+fn named(code: &str) -> Vec<String> {
+    let calls = code.split("failpoint!(").skip(1);
+    calls.filter_map(|call| Some(call.trim_start().strip_prefix('"')?.split_once('"')?.0.to_owned())).collect()
+}

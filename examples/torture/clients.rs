@@ -1,0 +1,198 @@
+//! The clients: they ask for exports, look at them, cancel some, fetch and remove files, and remember what they were told.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::ledger::LANES;
+use crate::random::Random;
+use crate::report::locked;
+use crate::trial::World;
+
+pub(crate) const CLIENTS: u64 = 6;
+/// Jobs of a lane that may be open at once, as far as the clients know: the drain is bounded by it.
+const MOST_OPEN: usize = 4;
+
+/// Asks until the clients are told to stop.
+pub(crate) async fn ask(world: Arc<World>, client: u64) {
+    let mut random = Random::new(world.seed, 200 + client);
+    while world.asking.load(Ordering::SeqCst) {
+        tokio::time::sleep(random.millis(20, 150)).await;
+        let listening: Vec<String> = world.replicas.iter().filter_map(|replica| replica.address()).collect();
+        let (Some(address), Some(lane)) = (random.pick(&listening), random.pick(&LANES)) else { continue };
+        let caller = Caller { world: &world, address };
+        match random.below(100) {
+            0..45 => {
+                if locked(&world.ledger).open(lane) < MOST_OPEN {
+                    caller.submit(kind(&mut random, lane), lane).await;
+                }
+            }
+            45..70 => caller.look(lane).await,
+            70..76 => caller.watermark(lane).await,
+            76..84 => {
+                let open = locked(&world.ledger).ids(|promise| promise.ended.is_none());
+                if let Some(job) = random.pick(&open) {
+                    caller.cancel(&job).await;
+                }
+            }
+            84..92 => caller.fetch(&mut random).await,
+            92..95 => caller.remove(&mut random).await,
+            _ => {
+                let any = locked(&world.ledger).ids(|_| true);
+                if let Some(job) = random.pick(&any) {
+                    caller.job(&job).await;
+                }
+            }
+        }
+    }
+}
+
+/// What a lane's consumer asks for, most of the time.
+fn kind(random: &mut Random, lane: &str) -> &'static str {
+    let (full, incremental) = match lane {
+        "full-only" => (85, 0),
+        "faithful" | "mirror" => (4, 0),
+        "live-first" => (0, 70),
+        _ => (10, 25),
+    };
+    match random.below(100) {
+        n if n < full => "full",
+        n if n < full + incremental => "incremental",
+        _ => "delta",
+    }
+}
+
+/// A client that speaks to one replica.
+pub(crate) struct Caller<'w> {
+    pub(crate) world: &'w World,
+    pub(crate) address: String,
+}
+
+impl Caller<'_> {
+    /// An answer that isn't an error of the network. What no answer may be is red here.
+    async fn call(&self, method: Method, path: &str, lane: Option<&str>) -> Option<(u16, reqwest::Response)> {
+        let mut request = self.world.http.request(method.clone(), format!("{}{path}", self.address));
+        if let Some(lane) = lane {
+            request = request.header("X-Consumer-ID", lane);
+        }
+        let answer = request.send().await.ok()?;
+        let status = answer.status().as_u16();
+        match status {
+            200..=299 | 404 | 409 | 410 => {}
+            503 if answer.headers().contains_key("Retry-After") => {}
+            _ => {
+                let text = answer.text().await.unwrap_or_default();
+                self.world.report.red("api", format!("{method} {path}: {status} {text}"));
+                return None;
+            }
+        }
+        Some((status, answer))
+    }
+
+    pub(crate) async fn submit(&self, kind: &str, lane: &'static str) -> Option<String> {
+        let (status, answer) = self.call(Method::POST, &format!("/exports/{kind}"), Some(lane)).await?;
+        if status != 202 {
+            return None;
+        }
+        // A body that was cut off is a 202 all the same, but of which job, nobody knows.
+        let job = answer.json::<Value>().await.ok()?["jobId"].as_str()?.to_owned();
+        locked(&self.world.ledger).promised(&job, lane);
+        Some(job)
+    }
+
+    /// The lane's newest jobs.
+    pub(crate) async fn look(&self, lane: &str) {
+        let asked = Instant::now();
+        // `:` and `@` may stand in a query as they are.
+        let Some((200, answer)) = self.call(Method::GET, &format!("/exports?consumer={lane}&limit=30"), None).await
+        else {
+            return;
+        };
+        let Ok(page) = answer.json::<Value>().await else { return };
+        let mut ledger = locked(&self.world.ledger);
+        for job in page["items"].as_array().into_iter().flatten() {
+            ledger.told(job, asked, &self.world.report);
+        }
+    }
+
+    pub(crate) async fn job(&self, id: &str) -> Option<Value> {
+        let asked = Instant::now();
+        let (status, answer) = self.call(Method::GET, &format!("/exports/{id}"), None).await?;
+        if status == 404 {
+            self.world.report.red("8", format!("job {id} was accepted, and there is none of that id"));
+        }
+        let job = answer.json::<Value>().await.ok().filter(|_| status == 200)?;
+        locked(&self.world.ledger).told(&job, asked, &self.world.report);
+        Some(job)
+    }
+
+    async fn watermark(&self, lane: &'static str) {
+        let before = locked(&self.world.ledger).watermark(lane);
+        let Some((status, answer)) = self.call(Method::GET, "/exports/watermark", Some(lane)).await else { return };
+        let Ok(body) = answer.json::<Value>().await else { return };
+        let told = match status {
+            200 => body["lastExportedAt"].as_str().map(str::to_owned),
+            404 => None,
+            _ => return,
+        };
+        locked(&self.world.ledger).told_watermark(lane, told, before, &self.world.report);
+    }
+
+    async fn cancel(&self, job: &str) {
+        let Some((202, _)) = self.call(Method::POST, &format!("/exports/{job}/cancel"), None).await else { return };
+        if let Some(promise) = locked(&self.world.ledger).promises.get_mut(job) {
+            promise.cancel_accepted = true;
+        }
+    }
+
+    /// Downloads a completed job's file: all of it or an error, never a part that looks like all.
+    async fn fetch(&self, random: &mut Random) {
+        let completed = |job: &Value| job["status"] == "completed";
+        let done = locked(&self.world.ledger).ids(|p| p.ended.as_ref().is_some_and(|(job, _)| completed(job)));
+        let Some(id) = random.pick(&done) else { return };
+        let Some((status, answer)) = self.call(Method::GET, &format!("/exports/{id}/download"), None).await else {
+            return;
+        };
+        let removed = || locked(&self.world.ledger).promises.get(&id).is_some_and(|promise| promise.removal_asked);
+        match status {
+            200 => {
+                let Ok(bytes) = answer.bytes().await else { return };
+                let ledger = locked(&self.world.ledger);
+                let Some((job, _)) = ledger.promises.get(&id).and_then(|promise| promise.ended.as_ref()) else {
+                    return;
+                };
+                if job["bytesWritten"] != bytes.len() || job["sha256"] != sha256(&bytes).as_str() {
+                    self.world.report.red("5", format!("a download of {} bytes is not the file of {job}", bytes.len()));
+                }
+            }
+            410 if removed() => {}
+            503 => {}
+            _ => self.world.report.red("3", format!("the file of {id}, which is completed, can't be had: {status}")),
+        }
+    }
+
+    /// Removes a file that the auditor has a copy of, for the oracle to replay.
+    async fn remove(&self, random: &mut Random) {
+        let kept = locked(&self.world.archive).jobs();
+        let Some(id) = random.pick(&kept) else { return };
+        match locked(&self.world.ledger).promises.get_mut(&id) {
+            Some(promise) => promise.removal_asked = true,
+            None => return,
+        }
+        self.call(Method::DELETE, &format!("/exports/{id}"), None).await;
+    }
+}
+
+/// In hexadecimal.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    let hash = ring::digest::digest(&ring::digest::SHA256, bytes);
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A client's patience: a replica may be stopped for longer than that.
+pub(crate) fn http() -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder().timeout(Duration::from_secs(6)).build()
+}

@@ -1,0 +1,182 @@
+//! A private Postgres that nobody else uses, so that it may be crashed.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::User;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
+use tokio::process::{Child, Command};
+use tokio::sync::Mutex;
+
+use crate::environment;
+
+pub(crate) const DATABASE: &str = "torture";
+/// The role of the replicas, which owns the database and is no superuser.
+pub(crate) const SERVICE: &str = "service";
+
+/// The commit's time of each change is what the oracle goes by.
+const SETTINGS: &[&str] = &[
+    "track_commit_timestamp=on",
+    "max_connections=200",
+    "listen_addresses=127.0.0.1",
+    "deadlock_timeout=100ms",
+    "log_line_prefix=%m [%p] %u ",
+    "restart_after_crash=on",
+];
+
+pub(crate) struct Cluster {
+    binaries: PathBuf,
+    folder: PathBuf,
+    account: Option<User>,
+    port: u16,
+    password: String,
+    server: Mutex<Option<Child>>,
+}
+
+impl Cluster {
+    /// Makes a cluster in `folder` and starts it.
+    pub(crate) async fn start(folder: &Path) -> Result<Cluster> {
+        // Postgres refuses to run as root.
+        let account = if nix::unistd::geteuid().is_root() {
+            Some(User::from_name("postgres")?.context("as root, a user `postgres` must be there to run Postgres")?)
+        } else {
+            None
+        };
+        let folder = folder.join("postgres");
+        std::fs::create_dir(&folder)?;
+        let cluster = Cluster {
+            binaries: binaries()?,
+            port: free_port()?,
+            password: uuid::Uuid::new_v4().simple().to_string(),
+            server: Mutex::new(None),
+            folder,
+            account,
+        };
+        cluster.initialise().await?;
+        cluster.launch().await?;
+        let mut admin = PgConnection::connect_with(&cluster.admin().database("postgres")).await?;
+        for statement in [
+            format!("create role {SERVICE} login password '{}'", cluster.password),
+            format!("create database {DATABASE} owner {SERVICE}"),
+        ] {
+            admin.execute(sqlx::AssertSqlSafe(statement)).await?;
+        }
+        let mut admin = cluster.connect().await?;
+        admin.execute(sqlx::AssertSqlSafe(format!("alter schema public owner to {SERVICE}"))).await?;
+        Ok(cluster)
+    }
+
+    /// The superuser, past the proxy.
+    pub(crate) fn admin(&self) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(self.port)
+            .username("postgres")
+            .password(&self.password)
+            .database(DATABASE)
+            .application_name("torture")
+            .disable_statement_logging()
+    }
+
+    pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect_with(&self.admin()).await
+    }
+
+    /// What a replica connects with, over a proxy's port.
+    pub(crate) fn service_url(&self, port: u16) -> String {
+        format!("postgres://{SERVICE}:{}@127.0.0.1:{port}/{DATABASE}", self.password)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A crash of the whole server and its recovery, as `pg_ctl restart -m immediate` makes it. The server stays our child, so
+    /// that it doesn't outlive us.
+    pub(crate) async fn crash(&self) -> Result<()> {
+        let stopped = self.command("pg_ctl").args(["stop", "-m", "immediate", "-w"]).output().await?;
+        ensure!(stopped.status.success(), "pg_ctl stop: {}", String::from_utf8_lossy(&stopped.stderr));
+        self.launch().await
+    }
+
+    pub(crate) async fn stop(&self) -> Result<()> {
+        let stopped = self.command("pg_ctl").args(["stop", "-m", "fast", "-w"]).output().await?;
+        ensure!(stopped.status.success(), "pg_ctl stop: {}", String::from_utf8_lossy(&stopped.stderr));
+        Ok(())
+    }
+
+    async fn initialise(&self) -> Result<()> {
+        let password_file = self.folder.join("password");
+        std::fs::write(&password_file, &self.password)?;
+        std::fs::set_permissions(&password_file, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        if let Some(account) = &self.account {
+            for path in [&self.folder, &password_file] {
+                std::os::unix::fs::chown(path, Some(account.uid.as_raw()), Some(account.gid.as_raw()))?;
+            }
+        }
+        let made = self
+            .command("initdb")
+            .args(["-U", "postgres", "-E", "UTF8", "--locale", "C", "-A", "scram-sha-256", "--pwfile"])
+            .arg(&password_file)
+            .output()
+            .await?;
+        ensure!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(())
+    }
+
+    async fn launch(&self) -> Result<()> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log"))?;
+        let mut command = self.command("postgres");
+        command.arg("-p").arg(self.port.to_string()).arg("-k").arg(&self.folder);
+        for setting in SETTINGS {
+            command.arg("-c").arg(setting);
+        }
+        let child = command.stdout(log.try_clone()?).stderr(log).kill_on_drop(true).spawn()?;
+        *self.server.lock().await = Some(child);
+        let begun = Instant::now();
+        loop {
+            match PgConnection::connect_with(&self.admin().database("postgres")).await {
+                Ok(connection) => return Ok(connection.close().await?),
+                Err(error) => {
+                    ensure!(begun.elapsed() < Duration::from_secs(60), "Postgres doesn't start: {error}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.binaries.join(program));
+        if let Some(account) = &self.account {
+            command.uid(account.uid.as_raw()).gid(account.gid.as_raw());
+        }
+        // A group of its own: Ctrl-C goes to us, who stop it last.
+        command.process_group(0).current_dir(&self.folder).stdin(Stdio::null());
+        command.env("PGDATA", self.folder.join("data")).env("LC_ALL", "C");
+        command
+    }
+}
+
+/// `PG_BIN_DIR`, else Debian's newest, else what is in the `PATH`.
+fn binaries() -> Result<PathBuf> {
+    if let Some(chosen) = environment("PG_BIN_DIR") {
+        return Ok(chosen.into());
+    }
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let installed = versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("postgres").exists());
+    let number = |bin: &PathBuf| bin.parent().and_then(|v| v.file_name()?.to_str()?.parse::<u32>().ok());
+    if let Some(newest) = installed.max_by_key(number) {
+        return Ok(newest);
+    }
+    let path = environment("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .find(|folder| folder.join("initdb").exists() && folder.join("postgres").exists())
+        .context("no Postgres found: set PG_BIN_DIR")
+}
+
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}

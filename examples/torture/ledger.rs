@@ -1,0 +1,88 @@
+//! What the clients remember: every job that they were promised, and what they were told of it.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::report::Report;
+
+/// The consumers, each a lane.
+pub(crate) const LANES: [&str; 8] =
+    ["faithful", "mirror", "mixed", "mixed-2", "live-first", "late.starter", "a:b@c", "full-only"];
+
+/// A job that a client got a 202 for.
+#[derive(Clone, Debug)]
+pub(crate) struct Promise {
+    pub(crate) lane: &'static str,
+    /// The job as it was when somebody first saw it ended, and when that answer came.
+    pub(crate) ended: Option<(Value, Instant)>,
+    /// A cancel was answered with 202.
+    pub(crate) cancel_accepted: bool,
+    /// Somebody asked to remove its file; whether that was done is not known if the answer was lost.
+    pub(crate) removal_asked: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Ledger {
+    pub(crate) promises: BTreeMap<String, Promise>,
+    /// The highest watermark that a client was told of, by lane. RFC 3339 in UTC with microseconds sorts as text.
+    watermarks: BTreeMap<&'static str, String>,
+}
+
+pub(crate) fn is_terminal(job: &Value) -> bool {
+    matches!(job["status"].as_str(), Some("completed" | "failed" | "cancelled"))
+}
+
+impl Ledger {
+    pub(crate) fn promised(&mut self, job: &str, lane: &'static str) {
+        let promise = Promise { lane, ended: None, cancel_accepted: false, removal_asked: false };
+        self.promises.insert(job.to_owned(), promise);
+    }
+
+    pub(crate) fn open(&self, lane: &str) -> usize {
+        self.promises.values().filter(|promise| promise.lane == lane && promise.ended.is_none()).count()
+    }
+
+    pub(crate) fn ids(&self, of: impl Fn(&Promise) -> bool) -> Vec<String> {
+        self.promises.iter().filter(|(_, promise)| of(promise)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Takes in what an answer says of a job. Terminal is final: two answers that say "ended" say the same, and none that was
+    /// asked for afterwards says less.
+    pub(crate) fn told(&mut self, job: &Value, asked: Instant, report: &Report) {
+        let Some(promise) = job["jobId"].as_str().and_then(|id| self.promises.get_mut(id)) else { return };
+        match (&promise.ended, is_terminal(job)) {
+            (None, true) => promise.ended = Some((job.clone(), Instant::now())),
+            (Some((before, _)), true) if *before != *job => {
+                report.red("7", format!("an ended job has changed: {before} is now {job}"));
+            }
+            (Some((before, known)), false) if asked > *known => {
+                report.red("7", format!("an ended job runs again: {before} is now {job}"));
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn watermark(&self, lane: &str) -> Option<String> {
+        self.watermarks.get(lane).cloned()
+    }
+
+    /// A watermark that a client was told of, which may not be below what somebody was told before it asked.
+    pub(crate) fn told_watermark(
+        &mut self,
+        lane: &'static str,
+        told: Option<String>,
+        before: Option<String>,
+        report: &Report,
+    ) {
+        if told < before {
+            report.red("2", format!("the watermark of {lane} went back from {before:?} to {told:?}"));
+        }
+        if let Some(told) = told
+            && self.watermarks.get(lane).is_none_or(|highest| *highest < told)
+        {
+            self.watermarks.insert(lane, told);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The torture: three replicas of the real binary on a Postgres of its own, users who write and ask all the time, and a nemesis
+//! that kills, stops and cuts off whatever runs. Afterwards an oracle that shares no code with the service says what was lost.
+//!
+//! `cargo run --release --example torture -- --seed 1 --secs 180`; docs/RELIABILITY.md says what it checks. `--controls` runs it
+//! against services that lack one protection each, and succeeds if every one is found out.
+
+mod auditor;
+mod builds;
+mod clients;
+mod cluster;
+mod controls;
+mod ledger;
+mod nemesis;
+mod oracle;
+mod proxy;
+mod random;
+mod recorder;
+mod replica;
+mod report;
+mod trial;
+mod writers;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Parser;
+use tempfile::TempDir;
+
+use crate::builds::Profile;
+use crate::nemesis::Plan;
+use crate::report::{Counts, Report};
+use crate::trial::Trial;
+
+/// Harms the service in every way it knows, and says what was lost.
+#[derive(Parser)]
+struct Arguments {
+    /// What all random numbers come from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How long the second phase lasts.
+    #[arg(long, default_value_t = 180)]
+    secs: u64,
+    /// Against a service that lacks this protection.
+    #[arg(long)]
+    control: Option<String>,
+    /// Against each service that lacks a protection.
+    #[arg(long)]
+    controls: bool,
+    /// Keep the run's folder.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[expect(clippy::disallowed_methods, reason = "the service's configuration is not for its torturer")]
+pub(crate) fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let all = async {
+        match (&arguments.control, arguments.controls) {
+            (Some(name), _) => controls::run(arguments.seed, Some(name)).await,
+            (None, true) => controls::run(arguments.seed, None).await,
+            (None, false) => torture(&arguments).await,
+        }
+    };
+    // Whoever interrupts it wants the processes gone: they end with what is dropped here.
+    let fine = tokio::select! { done = all => done?, _ = tokio::signal::ctrl_c() => false };
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn torture(arguments: &Arguments) -> Result<bool> {
+    let Arguments { seed, secs, keep, .. } = *arguments;
+    println!("seed {seed}, {secs} s");
+    let length = Duration::from_secs(secs);
+    let trial = Trial {
+        seed,
+        failpoints: builds::failpoints(builds::tree())?.into_iter().collect(),
+        debug: builds::build(builds::tree(), Profile::Debug, None).await?,
+        struck: builds::build(builds::tree(), Profile::Release, None).await?,
+        plan: Plan::new(seed, trial::REPLICAS, length),
+        armed: None,
+        ends_when_red: false,
+    };
+    let schedule = trial.plan.text();
+    let folder = reachable_folder()?;
+    let begun = Instant::now();
+    let (report, counts) = trial.run(folder.path()).await?;
+    print_counts(&counts, begun.elapsed());
+    let invalid = counts.invalid(secs);
+    for why in &invalid {
+        println!("not valid: {why}");
+    }
+    if report.is_red() {
+        print_violations(&report);
+        println!("the schedule, in seconds from the second phase's begin:\n{schedule}");
+    }
+    let fine = invalid.is_empty() && !report.is_red();
+    if keep || report.is_red() {
+        println!("logs and files: {}", folder.keep().display());
+    }
+    println!("seed {seed}: {}", if fine { "0 violations, and the run is valid" } else { "NOT PASSED" });
+    Ok(fine)
+}
+
+/// A folder that the user who runs Postgres can reach.
+fn reachable_folder() -> Result<TempDir> {
+    let folder = tempfile::Builder::new().prefix("torture-").tempdir()?;
+    open_to_others(folder.path())?;
+    Ok(folder)
+}
+
+fn open_to_others(folder: &Path) -> Result<()> {
+    Ok(std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?)
+}
+
+fn print_counts(counts: &Counts, time: Duration) {
+    println!(
+        "{} deaths ({} more with no fault near), {} zombies, {} answers to COMMIT lost
+{} jobs accepted; {} completed, {} failed, {} cancelled
+{} commits of writers, {} looks of the auditor, {} replays; {:.0} s in all",
+        counts.deaths,
+        counts.unexplained,
+        counts.zombies,
+        counts.answers_lost,
+        counts.accepted,
+        counts.completed,
+        counts.failed,
+        counts.cancelled,
+        counts.commits,
+        counts.looks,
+        counts.replays,
+        time.as_secs_f64(),
+    );
+}
+
+/// The first few of each invariant: what comes after is mostly the same again.
+fn print_violations(report: &Report) {
+    for (invariant, found) in report.violations() {
+        println!("RED {invariant}: {} times", found.len());
+        for line in found.iter().take(5) {
+            println!("  {}", line.chars().take(900).collect::<String>());
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! The nemesis: plans its faults from the seed, writes the plan down, and only then acts.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use chrono::Utc;
+use nix::sys::signal::Signal;
+use sqlx::Executor;
+
+use crate::cluster::SERVICE;
+use crate::proxy::Swallowing;
+use crate::random::Random;
+use crate::replica::{LEASE, Replica, Stopped};
+use crate::report::locked;
+use crate::trial::World;
+
+/// How long a failpoint may take to be hit, with the clients asking for exports all the time.
+const HIT: Duration = Duration::from_secs(30);
+/// How long a failpoint sleeps: the process is stopped within, and wakes behind it.
+const NAP: Duration = Duration::from_millis(1_200);
+/// From the death of a process until its jobs are somebody else's or ready: lease, reaping, a second (invariant 9), and as much
+/// again for a machine that does other things too.
+const TAKEN_OVER: Duration = Duration::from_millis(2 * (1_000 + 334 + 1_000));
+
+/// What is done to one replica.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    /// SIGKILL, and a new process.
+    Kill,
+    /// SIGSTOP, and SIGCONT after so long.
+    Stop(Duration),
+    /// Nothing gets through to Postgres and back for so long; it comes afterwards.
+    Hole(Duration),
+    /// Every piece takes so much longer, for two leases.
+    Slow(Duration),
+    /// Its connections are reset.
+    Reset,
+    /// The answer to a COMMIT is lost.
+    LoseAnswer,
+}
+
+/// What is done to all.
+#[derive(Clone, Copy, Debug)]
+enum Quake {
+    /// `pg_terminate_backend` for so many of a hundred of the service's backends.
+    Terminate(u64),
+    /// Every lease has run out, as after a jump of the database's clock: its workers live, and don't know.
+    Expire,
+    /// Postgres crashes and recovers.
+    Crash,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Planned<T> {
+    at: Duration,
+    what: T,
+}
+
+/// All faults of a run's second phase: a list for each replica, and one for what meets them all.
+pub(crate) struct Plan {
+    blows: Vec<Vec<Planned<Blow>>>,
+    quakes: Vec<Planned<Quake>>,
+}
+
+impl Plan {
+    pub(crate) fn new(seed: u64, replicas: usize, length: Duration) -> Plan {
+        let blows = (0..replicas).map(|replica| blows(&mut Random::new(seed, 300 + replica as u64), length));
+        Plan { blows: blows.collect(), quakes: quakes(&mut Random::new(seed, 400), length) }
+    }
+
+    /// For a directed scenario: leases run out all the time, and replicas die now and then.
+    pub(crate) fn of_lost_leases(replicas: usize, length: Duration) -> Plan {
+        let every = |pause: u64| {
+            let times = (1..).map(move |n| Duration::from_millis(n * pause));
+            times.take_while(move |at| *at < length)
+        };
+        let kills =
+            |replica: usize| every(2_500 + 300 * replica as u64).map(|at| Planned { at, what: Blow::Kill }).collect();
+        Plan {
+            blows: (0..replicas).map(kills).collect(),
+            quakes: every(350).map(|at| Planned { at, what: Quake::Expire }).collect(),
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let mut lines = Vec::new();
+        for (replica, blows) in self.blows.iter().enumerate() {
+            lines.extend(blows.iter().map(|blow| (blow.at, format!("replica {replica}: {:?}", blow.what))));
+        }
+        lines.extend(self.quakes.iter().map(|quake| (quake.at, format!("all: {:?}", quake.what))));
+        lines.sort();
+        lines.iter().map(|(at, line)| format!("{:8.3} {line}\n", at.as_secs_f64())).collect()
+    }
+}
+
+fn blows(random: &mut Random, length: Duration) -> Vec<Planned<Blow>> {
+    let mut planned = Vec::new();
+    let mut at = random.millis(500, 2_000);
+    while at < length {
+        let (what, lasts) = match random.below(100) {
+            0..50 => (Blow::Kill, Duration::from_millis(200)),
+            50..72 => {
+                let time = random.millis(1_500, 3 * LEASE.as_millis() as u64);
+                (Blow::Stop(time), time)
+            }
+            72..80 => {
+                let time = random.millis(400, 2_500);
+                (Blow::Hole(time), time)
+            }
+            80..86 => (Blow::Slow(random.millis(30, 150)), 2 * LEASE),
+            86..93 => (Blow::Reset, Duration::ZERO),
+            _ => (Blow::LoseAnswer, Duration::ZERO),
+        };
+        planned.push(Planned { at, what });
+        at += lasts + random.millis(500, 1_800);
+    }
+    planned
+}
+
+fn quakes(random: &mut Random, length: Duration) -> Vec<Planned<Quake>> {
+    let mut planned = Vec::new();
+    let mut at = random.millis(1_000, 4_000);
+    while at < length {
+        let what = match random.below(100) {
+            0..50 => Quake::Terminate(random.between(20, 100)),
+            50..88 => Quake::Expire,
+            _ => Quake::Crash,
+        };
+        planned.push(Planned { at, what });
+        at += random.millis(1_500, 5_000);
+    }
+    planned
+}
+
+/// The second phase: the plan, each replica's list beside the others.
+pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path, failpoints: Option<&str>) -> Result<()> {
+    let begun = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for (index, blows) in plan.blows.into_iter().enumerate() {
+        let (world, binary) = (Arc::clone(world), binary.to_owned());
+        let failpoints = failpoints.map(str::to_owned);
+        tasks.spawn(async move {
+            for blow in blows {
+                tokio::time::sleep(blow.at.saturating_sub(begun.elapsed())).await;
+                if world.is_over() {
+                    break;
+                }
+                hit(&world, index, blow.what, &binary, failpoints.as_deref()).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    let shaken = Arc::clone(world);
+    tasks.spawn(async move {
+        for quake in plan.quakes {
+            tokio::time::sleep(quake.at.saturating_sub(begun.elapsed())).await;
+            if shaken.is_over() {
+                break;
+            }
+            shake(&shaken, quake.what).await?;
+        }
+        anyhow::Ok(())
+    });
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path, failpoints: Option<&str>) -> Result<()> {
+    let (replica, report) = (&world.replicas[index], &world.report);
+    report.announce(&format!("replica {index}: {blow:?}"));
+    let from = Utc::now();
+    let what = match blow {
+        Blow::Kill => {
+            replica.kill(report).await?;
+            report.acted(Some(index), "kill", from);
+            replica.start(binary, failpoints, report).await?;
+            return Ok(());
+        }
+        Blow::Stop(time) => {
+            stop_for(world, replica, time).await?;
+            "stop"
+        }
+        Blow::Hole(time) => {
+            replica.link.swallow(Swallowing::Everything);
+            tokio::time::sleep(time).await;
+            replica.link.swallow(Swallowing::Nothing);
+            "hole"
+        }
+        Blow::Slow(by) => {
+            replica.link.slow_down(by);
+            tokio::time::sleep(2 * LEASE).await;
+            replica.link.slow_down(Duration::ZERO);
+            "slow"
+        }
+        Blow::Reset => {
+            replica.link.reset();
+            "reset"
+        }
+        Blow::LoseAnswer => {
+            let lost = replica.link.answers_lost();
+            replica.link.lose_an_answer();
+            // An act lasts until it is over, but not for ever if nobody commits.
+            let asked = Instant::now();
+            while replica.link.answers_lost() == lost && asked.elapsed() < 2 * LEASE {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            "lost answer"
+        }
+    };
+    report.acted(Some(index), what, from);
+    Ok(())
+}
+
+async fn stop_for(world: &World, replica: &Replica, time: Duration) -> Result<()> {
+    let from = Utc::now();
+    let Some(pid) = replica.signal(Signal::SIGSTOP).await? else { return Ok(()) };
+    tokio::time::sleep(time).await;
+    let to = Utc::now();
+    replica.signal(Signal::SIGCONT).await?;
+    world.report.stopped(Stopped { pid, from, to });
+    Ok(())
+}
+
+async fn shake(world: &World, quake: Quake) -> Result<()> {
+    world.report.announce(&format!("all: {quake:?}"));
+    let from = Utc::now();
+    let what = match quake {
+        Quake::Terminate(share) => {
+            let sql = format!(
+                "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{SERVICE}' and random() * 100 < {share}"
+            );
+            ask(world, &sql).await;
+            "terminate"
+        }
+        Quake::Expire => {
+            ask(
+                world,
+                "update exports set lease_expires_at = clock_timestamp() - interval '1 h' where status = 'processing'",
+            )
+            .await;
+            "expire"
+        }
+        Quake::Crash => {
+            world.cluster.crash().await?;
+            "crash"
+        }
+    };
+    world.report.acted(None, what, from);
+    Ok(())
+}
+
+async fn ask(world: &World, sql: &str) {
+    match world.cluster.connect().await {
+        // A job whose commit is under way is locked, and its lease of no importance any more.
+        Ok(mut conn) => {
+            let sql = format!("set statement_timeout = '1s'; {sql}");
+            if let Err(error) = conn.execute(sqlx::AssertSqlSafe(sql)).await {
+                world.report.announce(&format!("that went wrong: {error}"));
+            }
+        }
+        Err(error) => world.report.announce(&format!("that went wrong: {error}")),
+    }
+}
+
+/// What a failpoint does.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Kill,
+    Error,
+    /// Past the lease, as a process that is stopped there and wakes when its job is somebody else's.
+    Sleep,
+}
+
+/// The first phase: every failpoint with every fault, each replica working on one of them after the other. Returns how many
+/// there were.
+pub(crate) async fn visit(world: &Arc<World>, names: impl Iterator<Item = String>, binary: &Path) -> Result<usize> {
+    let mut visits: Vec<(String, Fault)> =
+        names.flat_map(|name| [Fault::Kill, Fault::Error, Fault::Sleep].map(|fault| (name.clone(), fault))).collect();
+    Random::new(world.seed, 500).shuffle(&mut visits);
+    let number = visits.len();
+    for (name, fault) in &visits {
+        world.report.announce(&format!("planned: {name} {fault:?}"));
+    }
+    let visits = Arc::new(Mutex::new(visits));
+    let mut tasks = tokio::task::JoinSet::new();
+    for index in 0..world.replicas.len() {
+        let (world, visits, binary) = (Arc::clone(world), Arc::clone(&visits), binary.to_owned());
+        tasks.spawn(async move {
+            loop {
+                let next = locked(&visits).pop();
+                let Some((name, fault)) = next else { break };
+                visit_one(&world, index, &name, fault, &binary).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(number)
+}
+
+async fn visit_one(world: &Arc<World>, index: usize, name: &str, fault: Fault, binary: &Path) -> Result<()> {
+    let (replica, report) = (&world.replicas[index], &world.report);
+    report.announce(&format!("replica {index}: {name} {fault:?}"));
+    let armed = match fault {
+        Fault::Kill => format!("{name}=kill"),
+        Fault::Error => format!("{name}=error"),
+        Fault::Sleep => format!("{name}=sleep:{}", NAP.as_millis()),
+    };
+    let from = Utc::now();
+    replica.kill(report).await?;
+    report.acted(Some(index), "kill", from);
+    replica.start(binary, Some(&armed), report).await?;
+    if !replica.hits(name, HIT).await {
+        report.red("coverage", format!("{name} ({fault:?}) was not hit within {HIT:?}"));
+        return Ok(());
+    }
+    let from = Utc::now();
+    match fault {
+        Fault::Kill => {
+            ensure!(replica.dies(Duration::from_secs(5)).await.is_some(), "{name}=kill didn't kill");
+            report.acted(Some(index), "failpoint", from);
+            replica.start(binary, None, report).await?;
+            wait_for_takeover(world, replica, name).await?;
+        }
+        Fault::Error => report.acted(Some(index), "failpoint", from),
+        Fault::Sleep => {
+            stop_for(world, replica, LEASE * 5 / 2).await?;
+            report.acted(Some(index), "failpoint", from);
+            // What it does after waking is what this is about.
+            tokio::time::sleep(LEASE / 2).await;
+        }
+    }
+    Ok(())
+}
+
+/// Invariant 9: what the dead process ran is ready or somebody else's in time. Its later life has another process id.
+async fn wait_for_takeover(world: &World, replica: &Replica, name: &str) -> Result<()> {
+    let begun = Instant::now();
+    let mut conn = world.cluster.connect().await?;
+    let lives = replica.lives();
+    let (_, dead) = lives.split_last().map_or((0, &[][..]), |(now, dead)| (*now, dead));
+    loop {
+        let owners: Vec<String> = sqlx::query_scalar("select lease_owner from exports where status = 'processing'")
+            .fetch_all(&mut conn)
+            .await?;
+        let left = owners.iter().any(|owner| dead.iter().any(|pid| Replica::owns(*pid, owner)));
+        if !left {
+            return Ok(());
+        }
+        if begun.elapsed() > TAKEN_OVER {
+            world.report.red("9", format!("after {name}=kill, a job was not taken over within {TAKEN_OVER:?}"));
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,159 @@
+//! The network between a replica and Postgres, which may be slow, swallow everything, break, or lose the answer to a COMMIT.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// How long each piece takes one way when nothing is wrong: attempts last long enough to be hit.
+const LATENCY: u64 = 6;
+/// Bytes a millisecond from Postgres, for the same reason.
+const RATE: usize = 600;
+
+/// One replica's way to Postgres.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(crate) port: u16,
+    state: Arc<State>,
+}
+
+struct State {
+    server: SocketAddr,
+    /// Nothing gets through; it comes later, as TCP would send it again.
+    hole: watch::Sender<bool>,
+    /// Connections of an earlier epoch are reset.
+    epoch: watch::Sender<u64>,
+    latency: AtomicU64,
+    /// How many answers to a COMMIT are to be lost.
+    to_lose: AtomicU32,
+    lost: AtomicU64,
+}
+
+impl Link {
+    pub(crate) async fn to(server: u16) -> Result<Link> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let state = Arc::new(State {
+            server: ([127, 0, 0, 1], server).into(),
+            hole: watch::Sender::new(false),
+            epoch: watch::Sender::new(0),
+            latency: AtomicU64::new(LATENCY),
+            to_lose: AtomicU32::new(0),
+            lost: AtomicU64::new(0),
+        });
+        let link = Link { port: listener.local_addr()?.port(), state: Arc::clone(&state) };
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(connect(Arc::clone(&state), client));
+            }
+        });
+        Ok(link)
+    }
+
+    pub(crate) fn swallow(&self, on: Swallowing) {
+        self.state.hole.send_replace(on == Swallowing::Everything);
+    }
+
+    /// How long each piece takes, beside its usual time.
+    pub(crate) fn slow_down(&self, by: Duration) {
+        self.state.latency.store(LATENCY + by.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn reset(&self) {
+        self.state.epoch.send_modify(|epoch| *epoch += 1);
+    }
+
+    /// Loses the answer to the next COMMIT, and the connection with it.
+    pub(crate) fn lose_an_answer(&self) {
+        self.state.to_lose.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn answers_lost(&self) -> u64 {
+        self.state.lost.load(Ordering::Relaxed)
+    }
+
+    /// As it is when nothing is wrong.
+    pub(crate) fn heal(&self) {
+        self.swallow(Swallowing::Nothing);
+        self.slow_down(Duration::ZERO);
+        self.state.to_lose.store(0, Ordering::Relaxed);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Swallowing {
+    Everything,
+    Nothing,
+}
+
+async fn connect(state: Arc<State>, mut client: TcpStream) {
+    // Without a server there is a refusal, as from a host whose Postgres is down.
+    let Ok(mut server) = TcpStream::connect(state.server).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let mut epoch = state.epoch.subscribe();
+    let ours = *epoch.borrow_and_update();
+    let deaf = AtomicBool::new(false);
+    let broken = {
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_server, mut to_server) = server.split();
+        let up = async {
+            let mut buffer = vec![0; 16 * 1024];
+            while let Ok(n @ 1..) = from_client.read(&mut buffer).await {
+                state.pass(n, usize::MAX).await;
+                if is_commit(&buffer[..n]) && state.take_answer() {
+                    deaf.store(true, Ordering::SeqCst);
+                }
+                if to_server.write_all(&buffer[..n]).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let down = async {
+            let mut buffer = vec![0; 16 * 1024];
+            while let Ok(n @ 1..) = from_server.read(&mut buffer).await {
+                if deaf.load(Ordering::SeqCst) {
+                    return true;
+                }
+                state.pass(n, RATE).await;
+                if to_client.write_all(&buffer[..n]).await.is_err() {
+                    break;
+                }
+            }
+            false
+        };
+        tokio::select! {
+            () = up => false,
+            broken = down => broken,
+            _ = epoch.wait_for(|now| *now != ours) => true,
+        }
+    };
+    if broken {
+        let _ = client.set_zero_linger();
+    }
+}
+
+impl State {
+    async fn pass(&self, bytes: usize, rate: usize) {
+        let latency = self.latency.load(Ordering::Relaxed) + (bytes / rate) as u64;
+        tokio::time::sleep(Duration::from_millis(latency)).await;
+        let mut hole = self.hole.subscribe();
+        // The sender lives as long as `self`.
+        let _ = hole.wait_for(|on| !on).await;
+    }
+
+    fn take_answer(&self) -> bool {
+        let taken = self.to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        self.lost.fetch_add(u64::from(taken), Ordering::Relaxed);
+        taken
+    }
+}
+
+/// A simple query that ends with the word. Which transaction it is, nobody here knows: one that submits a job, one that ends a
+/// reading, or one that completes an export.
+fn is_commit(bytes: &[u8]) -> bool {
+    bytes.len() > 7 && bytes[bytes.len() - 7..].eq_ignore_ascii_case(b"commit\0")
+}

@@ -1,0 +1,238 @@
+//! A replica of the service: the real binary, started again and again in one place.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use chrono::{DateTime, Utc};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::sync::watch;
+
+use crate::environment;
+use crate::proxy::Link;
+use crate::report::{Report, locked};
+
+pub(crate) const LEASE: Duration = Duration::from_secs(1);
+/// So that a job which meets one fault after the other ends, too.
+const MAX_ATTEMPTS: u32 = 4;
+const WORKERS: u32 = 3;
+/// A start waits for what an earlier fault did: the recovery of Postgres, another replica that was stopped in its own start.
+const START: Duration = Duration::from_secs(15);
+
+pub(crate) struct Replica {
+    pub(crate) index: usize,
+    pub(crate) link: Link,
+    url: String,
+    folder: PathBuf,
+    output: PathBuf,
+    life: tokio::sync::Mutex<Option<Life>>,
+    address: watch::Sender<Option<String>>,
+    pids: Mutex<Vec<i32>>,
+}
+
+struct Life {
+    child: Child,
+    pid: Pid,
+    hits: watch::Receiver<Vec<String>>,
+}
+
+/// What a life's log tells.
+struct Signs {
+    address: watch::Sender<Option<String>>,
+    hits: watch::Sender<Vec<String>>,
+}
+
+impl Replica {
+    pub(crate) fn new(index: usize, link: Link, url: String, folder: &Path, output: &Path) -> Replica {
+        Replica {
+            index,
+            link,
+            url,
+            folder: folder.to_owned(),
+            output: output.to_owned(),
+            life: tokio::sync::Mutex::new(None),
+            address: watch::Sender::new(None),
+            pids: Mutex::default(),
+        }
+    }
+
+    /// Where it listens, while it lives.
+    pub(crate) fn address(&self) -> Option<String> {
+        self.address.borrow().clone()
+    }
+
+    /// Whether this was one of its lives, of which a lease's owner carries the process id.
+    pub(crate) fn is(&self, owner: &str) -> bool {
+        locked(&self.pids).iter().any(|pid| Replica::owns(*pid, owner))
+    }
+
+    /// The process ids of all its lives, the present one last.
+    pub(crate) fn lives(&self) -> Vec<i32> {
+        locked(&self.pids).clone()
+    }
+
+    /// Whether a lease's owner is this process.
+    pub(crate) fn owns(pid: i32, owner: &str) -> bool {
+        owner.split([':', '@', '/']).any(|part| part.parse() == Ok(pid))
+    }
+
+    /// Starts it until it listens. One that ends meanwhile couldn't reach Postgres, and is started again.
+    pub(crate) async fn start(&self, binary: &Path, failpoints: Option<&str>, report: &Arc<Report>) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let (mut life, mut address) = self.spawn(binary, failpoints, report)?;
+            let listens = tokio::select! {
+                biased;
+                found = address.wait_for(Option::is_some) => found.ok().and_then(|found| found.clone()),
+                _ = life.child.wait() => None,
+                () = tokio::time::sleep(START) => None,
+            };
+            if let Some(listens) = listens {
+                self.address.send_replace(Some(listens));
+                *self.life.lock().await = Some(life);
+                return Ok(());
+            }
+            life.child.kill().await?;
+            ensure!(begun.elapsed() < 6 * START, "replica {} doesn't start; its log says why", self.index);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn spawn(
+        &self,
+        binary: &Path,
+        failpoints: Option<&str>,
+        report: &Arc<Report>,
+    ) -> Result<(Life, watch::Receiver<Option<String>>)> {
+        let mut command = Command::new(binary);
+        command
+            .env_clear()
+            .env("PATH", environment("PATH").unwrap_or_default())
+            .env("DATABASE_URL", &self.url)
+            .env("OUTPUT_DIR", &self.output)
+            .env("PORT", "0")
+            .env("LOG_FORMAT", "json")
+            .env("LEASE_SECONDS", LEASE.as_secs().to_string())
+            .env("MAX_ATTEMPTS", MAX_ATTEMPTS.to_string())
+            .env("WORKERS", WORKERS.to_string())
+            .envs(failpoints.map(|list| ("FAILPOINTS", list)))
+            .current_dir(&self.folder)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().with_context(|| format!("can't run {}", binary.display()))?;
+        let pid = child.id().context("a process that just began has an id")?.cast_signed();
+        locked(&self.pids).push(pid);
+        let signs = Signs { address: watch::Sender::new(None), hits: watch::Sender::default() };
+        let (address, hits) = (signs.address.subscribe(), signs.hits.subscribe());
+        let log = self.folder.join(format!("replica-{}.log", self.index));
+        let stderr = child.stderr.take().context("it is piped")?;
+        tokio::spawn(read_log(stderr, log, signs, Arc::clone(report)));
+        Ok((Life { child, pid: Pid::from_raw(pid), hits }, address))
+    }
+
+    /// Waits until it has come to a failpoint. False: it didn't in time.
+    pub(crate) async fn hits(&self, name: &str, patience: Duration) -> bool {
+        let Some(mut hits) = self.life.lock().await.as_ref().map(|life| life.hits.clone()) else { return false };
+        let hit = hits.wait_for(|names| names.iter().any(|hit| hit == name));
+        // An error: its log has ended, and it with it.
+        matches!(tokio::time::timeout(patience, hit).await, Ok(Ok(_)))
+    }
+
+    /// Waits for its end, which somebody else brought about.
+    pub(crate) async fn dies(&self, patience: Duration) -> Option<ExitStatus> {
+        let mut life = self.life.lock().await;
+        let ended = tokio::time::timeout(patience, life.as_mut()?.child.wait()).await.ok()?.ok()?;
+        *life = None;
+        self.address.send_replace(None);
+        Some(ended)
+    }
+
+    pub(crate) async fn signal(&self, signal: Signal) -> Result<Option<Pid>> {
+        let mut life = self.life.lock().await;
+        let Some(life) = life.as_mut() else { return Ok(None) };
+        if life.child.try_wait()?.is_some() {
+            return Ok(None);
+        }
+        kill(life.pid, signal)?;
+        Ok(Some(life.pid))
+    }
+
+    /// Kills it. It must have lived until then.
+    pub(crate) async fn kill(&self, report: &Report) -> Result<()> {
+        self.address.send_replace(None);
+        if let Some(mut life) = self.life.lock().await.take() {
+            if let Some(status) = life.child.try_wait()? {
+                report.red("10", format!("replica {} ended by itself: {status}", self.index));
+            }
+            life.child.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Asks it to end: exit code 0 within half a minute.
+    pub(crate) async fn stop(&self, report: &Report) -> Result<()> {
+        self.address.send_replace(None);
+        if self.signal(Signal::SIGTERM).await?.is_none() {
+            bail!("replica {} was not running at the end", self.index);
+        }
+        match self.dies(Duration::from_secs(30)).await {
+            Some(status) if status.success() => {}
+            other => report.red("10", format!("replica {} after SIGTERM: {other:?}", self.index)),
+        }
+        Ok(())
+    }
+
+    /// Open descriptors and resident memory in KiB, where the system tells.
+    pub(crate) async fn size(&self) -> Option<(usize, u64)> {
+        let pid = self.life.lock().await.as_ref()?.pid;
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        Some((descriptors, resident.trim().trim_end_matches("kB").trim().parse().ok()?))
+    }
+}
+
+async fn read_log(stderr: ChildStderr, file: PathBuf, signs: Signs, report: Arc<Report>) {
+    let mut log = std::fs::OpenOptions::new().create(true).append(true).open(file).ok();
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Some(log) = &mut log {
+            let _ = writeln!(log, "{line}");
+        }
+        let Ok(event) = serde_json::from_str::<Value>(&line) else {
+            if line.contains("panicked") {
+                report.red("defect", line);
+            }
+            continue;
+        };
+        if let Some(address) = event["address"].as_str() {
+            signs.address.send_replace(Some(address.to_owned()));
+        }
+        match event["event"].as_str() {
+            Some("failpoint") => {
+                let name = event["name"].as_str().unwrap_or_default().to_owned();
+                signs.hits.send_modify(|names| names.push(name));
+            }
+            Some("worker_panicked" | "panic") => report.red("defect", line),
+            _ => {}
+        }
+    }
+}
+
+/// A time that a process was stopped.
+#[derive(Clone, Copy)]
+pub(crate) struct Stopped {
+    pub(crate) pid: Pid,
+    pub(crate) from: DateTime<Utc>,
+    pub(crate) to: DateTime<Utc>,
+}

@@ -1,0 +1,121 @@
+//! What went red, and what was done to the service meanwhile.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::Result;
+use chrono::{DateTime, Utc};
+
+use crate::replica::Stopped;
+
+/// A lock that a panic elsewhere doesn't spoil: the numbers in it are of use all the same.
+pub(crate) fn locked<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One act of the nemesis, as it happened.
+#[derive(Clone)]
+pub(crate) struct Done {
+    /// Whom it met; `None`: all of them.
+    pub(crate) replica: Option<usize>,
+    pub(crate) what: &'static str,
+    pub(crate) from: DateTime<Utc>,
+    pub(crate) to: DateTime<Utc>,
+}
+
+/// Shared by everything that looks or acts.
+pub(crate) struct Report {
+    violations: Mutex<BTreeMap<&'static str, Vec<String>>>,
+    acts: Mutex<Vec<Done>>,
+    stops: Mutex<Vec<Stopped>>,
+    log: Mutex<std::fs::File>,
+}
+
+impl Report {
+    pub(crate) fn new(folder: &Path) -> Result<Report> {
+        Ok(Report {
+            violations: Mutex::default(),
+            acts: Mutex::default(),
+            stops: Mutex::default(),
+            log: Mutex::new(std::fs::File::create(folder.join("acts.log"))?),
+        })
+    }
+
+    /// Records that an invariant, by its number in docs/RELIABILITY.md, doesn't hold.
+    pub(crate) fn red(&self, invariant: &'static str, what: impl Into<String>) {
+        let what = what.into();
+        let now = Utc::now().format("%H:%M:%S%.3f");
+        let _ = writeln!(locked(&self.log), "{now} RED {invariant}: {what}");
+        locked(&self.violations).entry(invariant).or_default().push(format!("{now} {what}"));
+    }
+
+    /// Says what is about to be done.
+    pub(crate) fn announce(&self, act: &str) {
+        let _ = writeln!(locked(&self.log), "{} {act}", Utc::now().format("%H:%M:%S%.3f"));
+    }
+
+    pub(crate) fn acted(&self, replica: Option<usize>, what: &'static str, from: DateTime<Utc>) {
+        locked(&self.acts).push(Done { replica, what, from, to: Utc::now() });
+    }
+
+    pub(crate) fn stopped(&self, stop: Stopped) {
+        locked(&self.stops).push(stop);
+    }
+
+    pub(crate) fn acts(&self) -> Vec<Done> {
+        locked(&self.acts).clone()
+    }
+
+    pub(crate) fn stops(&self) -> Vec<Stopped> {
+        locked(&self.stops).clone()
+    }
+
+    pub(crate) fn violations(&self) -> BTreeMap<&'static str, Vec<String>> {
+        locked(&self.violations).clone()
+    }
+
+    pub(crate) fn is_red(&self) -> bool {
+        !locked(&self.violations).is_empty()
+    }
+}
+
+/// What a run was worth.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// Attempts that a fault ended: see [`crate::recorder::History::deaths`].
+    pub(crate) deaths: usize,
+    /// Attempts that ended without a file while no fault was near: a machine so busy that a lease ran out.
+    pub(crate) unexplained: usize,
+    /// Stops during which somebody else took over what the stopped process ran.
+    pub(crate) zombies: usize,
+    pub(crate) completed: usize,
+    pub(crate) failed: usize,
+    pub(crate) cancelled: usize,
+    pub(crate) accepted: usize,
+    pub(crate) answers_lost: u64,
+    pub(crate) commits: usize,
+    pub(crate) looks: usize,
+    /// Replays compared with the table's history.
+    pub(crate) replays: usize,
+}
+
+/// What makes a run of three minutes or more valid. A shorter one needs less, in proportion.
+const LEAST_DEATHS: usize = 200;
+const LEAST_ZOMBIES: usize = 20;
+const LEAST_COMPLETED: usize = 60;
+
+impl Counts {
+    /// Why a run of so many seconds proves nothing, if it doesn't.
+    pub(crate) fn invalid(&self, secs: u64) -> Vec<String> {
+        let share = |least: usize| (least as u64 * secs.min(180)).div_ceil(180) as usize;
+        let least = [
+            ("deaths", self.deaths, share(LEAST_DEATHS)),
+            ("zombies", self.zombies, share(LEAST_ZOMBIES)),
+            ("completed exports", self.completed, share(LEAST_COMPLETED)),
+        ];
+        let too_few = least.iter().filter(|(_, found, least)| found < least);
+        too_few.map(|(what, found, least)| format!("{found} {what}, of {least} at least")).collect()
+    }
+}

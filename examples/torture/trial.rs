@@ -1,0 +1,277 @@
+//! A trial: a service, those who use it, and those who harm it, from the first process to the oracle's word.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use chrono::Utc;
+use sqlx::PgConnection;
+
+use crate::auditor::{self, Archive, names};
+use crate::clients::{self, Caller};
+use crate::cluster::{Cluster, SERVICE};
+use crate::ledger::{LANES, Ledger, is_terminal};
+use crate::nemesis::{self, Plan};
+use crate::oracle::Oracle;
+use crate::proxy::Link;
+use crate::recorder;
+use crate::replica::Replica;
+use crate::report::{Counts, Report, locked};
+use crate::writers;
+
+pub(crate) const REPLICAS: usize = 3;
+/// From the last fault until every job has ended: the longest pause of a job that is tried for the fourth time (18 s and a fifth
+/// of it), the jobs behind it, and a busy machine.
+const DRAIN: Duration = Duration::from_secs(60);
+/// More than three workers, the API and the rest of a process need; less than a leak makes of it.
+const MOST_DESCRIPTORS: usize = 128;
+const MOST_RESIDENT_KIB: u64 = 256 * 1024;
+
+/// What all tasks of a trial share.
+pub(crate) struct World {
+    pub(crate) seed: u64,
+    pub(crate) folder: PathBuf,
+    pub(crate) output: PathBuf,
+    pub(crate) cluster: Cluster,
+    pub(crate) replicas: Vec<Replica>,
+    pub(crate) http: reqwest::Client,
+    pub(crate) report: Arc<Report>,
+    pub(crate) ledger: Mutex<Ledger>,
+    pub(crate) archive: Mutex<Archive>,
+    pub(crate) writing: AtomicBool,
+    pub(crate) asking: AtomicBool,
+    pub(crate) auditing: AtomicBool,
+    /// The first violation ends it, since that is what it is for.
+    ends_when_red: bool,
+}
+
+impl World {
+    /// Whether the faults may stop before their time.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ends_when_red && self.report.is_red()
+    }
+}
+
+/// How a trial is made.
+pub(crate) struct Trial {
+    pub(crate) seed: u64,
+    /// For the first phase; without, there is none.
+    pub(crate) failpoints: Vec<String>,
+    pub(crate) debug: PathBuf,
+    /// For the second phase.
+    pub(crate) struck: PathBuf,
+    pub(crate) plan: Plan,
+    /// What the second phase's processes are started with, where its binary has failpoints.
+    pub(crate) armed: Option<&'static str>,
+    pub(crate) ends_when_red: bool,
+}
+
+impl Trial {
+    /// Runs it in `folder`, which the user that runs Postgres must reach.
+    pub(crate) async fn run(self, folder: &Path) -> Result<(Arc<Report>, Counts)> {
+        let report = Arc::new(Report::new(folder)?);
+        std::fs::write(folder.join("schedule.log"), self.plan.text())?;
+        let world = self.prepare(folder, &report).await?;
+        let ran = self.run_in(&world).await;
+        // A trial that broke off leaves no process behind.
+        for replica in &world.replicas {
+            let _ = replica.kill(&report).await;
+        }
+        let stopped = world.cluster.stop().await;
+        let counts = ran?;
+        stopped.map(|()| (report, counts))
+    }
+
+    async fn prepare(&self, folder: &Path, report: &Arc<Report>) -> Result<Arc<World>> {
+        let output = folder.join("output");
+        for made in [&output, &folder.join("archive")] {
+            std::fs::create_dir(made)?;
+        }
+        let cluster = Cluster::start(folder).await?;
+        let mut replicas = Vec::new();
+        for index in 0..REPLICAS {
+            let link = Link::to(cluster.port()).await?;
+            let url = cluster.service_url(link.port);
+            replicas.push(Replica::new(index, link, url, folder, &output));
+        }
+        Ok(Arc::new(World {
+            seed: self.seed,
+            folder: folder.to_owned(),
+            output,
+            cluster,
+            replicas,
+            http: clients::http()?,
+            report: Arc::clone(report),
+            ledger: Mutex::default(),
+            archive: Mutex::default(),
+            writing: AtomicBool::new(true),
+            asking: AtomicBool::new(true),
+            auditing: AtomicBool::new(true),
+            ends_when_red: self.ends_when_red,
+        }))
+    }
+
+    async fn run_in(self, world: &Arc<World>) -> Result<Counts> {
+        let report = &world.report;
+        // All at once: one of them migrates.
+        let first = if self.failpoints.is_empty() { (&self.struck, self.armed) } else { (&self.debug, None) };
+        let starts = world.replicas.iter().map(|replica| replica.start(first.0, first.1, report));
+        futures_util::future::try_join_all(starts).await?;
+        let mut conn = world.cluster.connect().await?;
+        recorder::install(&mut conn).await?;
+        writers::fill(&mut conn).await?;
+
+        let writing: Vec<_> =
+            (0..writers::WRITERS).map(|n| tokio::spawn(writers::write(Arc::clone(world), n))).collect();
+        let asking: Vec<_> = (0..clients::CLIENTS).map(|n| tokio::spawn(clients::ask(Arc::clone(world), n))).collect();
+        let auditing = tokio::spawn(auditor::audit(Arc::clone(world)));
+
+        if !self.failpoints.is_empty() {
+            let begun = Instant::now();
+            let names = self.failpoints.len();
+            let visited = nemesis::visit(world, self.failpoints.into_iter(), &self.debug).await?;
+            println!("first phase: {names} failpoints, {visited} visits in {:.0} s", begun.elapsed().as_secs_f64());
+            restart(world, &self.struck, self.armed).await?;
+        }
+        let first_phase_ended = Utc::now();
+        nemesis::strike(world, self.plan, &self.struck, self.armed).await?;
+        for replica in &world.replicas {
+            replica.link.heal();
+        }
+
+        world.writing.store(false, Ordering::SeqCst);
+        world.asking.store(false, Ordering::SeqCst);
+        let mut commits = 0;
+        for writer in writing {
+            commits += writer.await?;
+        }
+        for client in asking {
+            client.await?;
+        }
+        if !world.is_over() {
+            settle(world).await?;
+            rest(world, &self.struck).await?;
+        }
+        world.auditing.store(false, Ordering::SeqCst);
+        let looks = auditing.await?;
+
+        let oracle = Oracle::new(world, first_phase_ended).await?;
+        let replays = if world.is_over() { 0 } else { oracle.check()? };
+        let (deaths, unexplained) = oracle.history.deaths(&world.replicas, report);
+        Ok(Counts {
+            deaths,
+            unexplained,
+            zombies: oracle.history.zombies(report),
+            completed: oracle.count("completed"),
+            failed: oracle.count("failed"),
+            cancelled: oracle.count("cancelled"),
+            accepted: locked(&world.ledger).promises.len(),
+            answers_lost: world.replicas.iter().map(|replica| replica.link.answers_lost()).sum(),
+            commits,
+            looks,
+            replays,
+        })
+    }
+}
+
+async fn restart(world: &World, binary: &Path, failpoints: Option<&str>) -> Result<()> {
+    for replica in &world.replicas {
+        let from = Utc::now();
+        replica.kill(&world.report).await?;
+        world.report.acted(Some(replica.index), "kill", from);
+        replica.start(binary, failpoints, &world.report).await?;
+    }
+    Ok(())
+}
+
+/// The queue drains, and each consumer gets a last delta of a table that nobody changes any more.
+async fn settle(world: &World) -> Result<()> {
+    let begun = Instant::now();
+    let mut conn = world.cluster.connect().await?;
+    while open(&mut conn).await? > 0 {
+        if begun.elapsed() > DRAIN {
+            let left = open(&mut conn).await?;
+            world.report.red("9", format!("{left} jobs are open {DRAIN:?} after the last fault"));
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("drained in {:.1} s", begun.elapsed().as_secs_f64());
+    let address = world.replicas[0].address().context("it runs")?;
+    let caller = Caller { world, address };
+    let mut last = Vec::new();
+    for lane in LANES {
+        last.push(caller.submit("delta", lane).await.with_context(|| format!("no last delta for {lane}"))?);
+    }
+    for id in last {
+        let begun = Instant::now();
+        loop {
+            let job = caller.job(&id).await.context("nothing is wrong any more")?;
+            if is_terminal(&job) {
+                if job["status"] != "completed" {
+                    world.report.red("9", format!("a last delta, with no faults about, ended so: {job}"));
+                }
+                break;
+            }
+            ensure!(begun.elapsed() < DRAIN, "a last delta takes too long: {job}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    Ok(())
+}
+
+/// Jobs that have not ended, or whose file has no name yet.
+async fn open(conn: &mut PgConnection) -> Result<i64> {
+    Ok(sqlx::query_scalar(
+        "select count(*) from exports
+         where status in ('pending', 'processing') or status = 'completed' and published_at is null",
+    )
+    .fetch_one(conn)
+    .await?)
+}
+
+/// 10: what is left when all have gone home.
+async fn rest(world: &Arc<World>, binary: &Path) -> Result<()> {
+    let mut conn = world.cluster.connect().await?;
+    let idle = format!("select count(*) from pg_stat_activity where usename = '{SERVICE}' and state like 'idle in%'");
+    if !eventually(Duration::from_secs(5), async || Ok(count(&mut conn, &idle).await? == 0)).await? {
+        world.report.red("10", "a transaction stands idle although nothing runs");
+    }
+    for replica in &world.replicas {
+        if let Some((descriptors, resident)) = replica.size().await
+            && (descriptors > MOST_DESCRIPTORS || resident > MOST_RESIDENT_KIB)
+        {
+            let size = format!("{descriptors} descriptors, {resident} KiB");
+            world.report.red("10", format!("replica {} is left with {size}", replica.index));
+        }
+    }
+    for replica in &world.replicas {
+        replica.stop(&world.report).await?;
+    }
+    let connected = format!("select count(*) from pg_stat_activity where usename = '{SERVICE}'");
+    if !eventually(Duration::from_secs(5), async || Ok(count(&mut conn, &connected).await? == 0)).await? {
+        world.report.red("10", "connections of the service are left although it is gone");
+    }
+    // What the killed left in the folder is swept at a start, if nobody came to it before.
+    world.replicas[0].start(binary, None, &world.report).await?;
+    let swept = async || Ok(names(&world.output)?.1.is_empty());
+    eventually(Duration::from_secs(10), swept).await?;
+    world.replicas[0].stop(&world.report).await
+}
+
+async fn count(conn: &mut PgConnection, sql: &str) -> Result<i64> {
+    Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(conn).await?)
+}
+
+async fn eventually(patience: Duration, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<bool> {
+    let begun = Instant::now();
+    while begun.elapsed() < patience {
+        if condition().await? {
+            return Ok(true);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(false)
+}

@@ -1,0 +1,120 @@
+//! The writers: what a table goes through, transactions held open and rolled back among it. They don't go through the proxy: the
+//! table isn't the service's, and its writers have no part in the service's faults but the crashes of Postgres.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Result;
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+use crate::random::Random;
+use crate::trial::World;
+
+pub(crate) const WRITERS: u64 = 2;
+/// Keys that the writers change; enough that a lost change is seldom hidden by the next one of its row.
+const KEYS: u64 = 2_400;
+
+/// Texts that a sloppy writer or reader of CSV gets wrong.
+const AWKWARD: [&str; 9] = ["", "\"", "a,b", "line\nline", "\r\n", "=1+1", "ü€😀", " end ", "\\N"];
+
+pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
+    let sql = format!(
+        "insert into users (id, name, email, created_at, updated_at, is_deleted)
+         select n, 'first-' || n, 'first-' || n || '@example.com', t, t, n % 20 = 0
+         from generate_series(1, {KEYS}) n cross join lateral (select now() - n * interval '1 minute' as t) times;
+         select setval(pg_get_serial_sequence('users', 'id'), 1000000)"
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await?;
+    Ok(())
+}
+
+/// Writes until the writers are told to stop. Returns how many transactions were committed, as far as is known.
+pub(crate) async fn write(world: Arc<World>, writer: u64) -> usize {
+    let mut random = Random::new(world.seed, 100 + writer);
+    let mut committed = 0;
+    let mut number = 0;
+    while world.writing.load(Ordering::SeqCst) {
+        // Postgres crashes now and then.
+        let Ok(mut conn) = world.cluster.connect().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let _ = conn.execute("set lock_timeout = '3s'").await;
+        while world.writing.load(Ordering::SeqCst) {
+            match transaction(&mut conn, &mut random, writer, &mut number).await {
+                Ok(whole) => committed += usize::from(whole),
+                Err(sqlx::Error::Database(_)) if conn.execute("rollback").await.is_ok() => {}
+                Err(_) => break,
+            }
+            tokio::time::sleep(random.millis(5, 40)).await;
+        }
+    }
+    committed
+}
+
+async fn transaction(
+    conn: &mut PgConnection,
+    random: &mut Random,
+    writer: u64,
+    number: &mut u64,
+) -> Result<bool, sqlx::Error> {
+    conn.execute("begin").await?;
+    for _ in 0..random.between(1, 3) {
+        *number += 1;
+        // No two versions of a row have one name.
+        let change = change(random, &format!("w{writer}-{number}"));
+        match random.below(10) {
+            0 => {
+                conn.execute(AssertSqlSafe(format!("savepoint s; {change}"))).await?;
+                conn.execute("rollback to s").await?;
+            }
+            1 => drop(conn.execute(AssertSqlSafe(format!("savepoint s; {change}; release s"))).await?),
+            _ => drop(conn.execute(AssertSqlSafe(change)).await?),
+        }
+    }
+    if random.percent(10) {
+        tokio::time::sleep(random.millis(200, 1_500)).await;
+    }
+    let whole = !random.percent(10);
+    conn.execute(if whole { "commit" } else { "rollback" }).await?;
+    Ok(whole)
+}
+
+/// One change of the table, as SQL.
+fn change(random: &mut Random, version: &str) -> String {
+    let (key, few) = (1 + random.below(KEYS), random.between(1, 8));
+    let time = match random.below(10) {
+        0..5 => "now()",
+        5 => "clock_timestamp()",
+        6 | 7 => "now() - interval '20 s'",
+        8 => "timestamptz '2001-02-03 04:05:06.7+00'",
+        _ => "now() + interval '300 ms'",
+    };
+    let updated = if random.percent(20) { "users.updated_at" } else { time };
+    let awkward = random.pick(&AWKWARD).unwrap_or_default();
+    let name = format!("'{version}' || '{awkward}'");
+    let columns = "(id, name, email, created_at, updated_at)";
+    let row = format!("{key}, {name}, '{version}@example.com', {time}, {time}");
+    match random.below(100) {
+        0..8 => format!(
+            "insert into users (name, email, created_at, updated_at) values ({name}, '{version}@example.com', {time}, {time})"
+        ),
+        8..22 => format!(
+            "insert into users {columns} values ({row}) on conflict (id) do update
+             set name = excluded.name, updated_at = {updated}, is_deleted = false"
+        ),
+        22..60 => {
+            format!("update users set name = {name}, updated_at = {updated}, is_deleted = false where id = {key}")
+        }
+        60..70 => format!(
+            "update users set name = {name} || id, updated_at = {updated} where id between {key} and {key} + {few}"
+        ),
+        70..82 => {
+            format!("update users set name = {name}, updated_at = {updated}, is_deleted = true where id = {key}")
+        }
+        82..92 => format!("delete from users where id = {key}"),
+        92..95 => format!("delete from users where id between {key} and {key} + {few}"),
+        _ => format!("delete from users where id = {key}; insert into users {columns} values ({row})"),
+    }
+}
