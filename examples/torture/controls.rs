@@ -1,5 +1,220 @@
-//! stub
-use anyhow::Result;
-pub(crate) async fn run(_seed: u64, _only: Option<&String>) -> Result<bool> {
-    Ok(false)
+//! The controls: services that lack one protection each. A torture that doesn't find them out proves nothing about the real one.
+//!
+//! The service has no switches for this. A control is the source tree with a few texts replaced, built in a folder of its own;
+//! where a text is not there exactly once, the control says that the source has moved, and it is time to look at both again.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::process::Command;
+
+use crate::builds::{self, Profile};
+use crate::nemesis::Plan;
+use crate::report::Counts;
+use crate::trial::{REPLICAS, Trial};
+use crate::{print_violations, reachable_folder};
+
+struct Control {
+    name: &'static str,
+    /// The invariant that must go red.
+    breaks: &'static str,
+    edits: &'static [Edit],
+    scenario: Scenario,
+}
+
+struct Edit {
+    file: &'static str,
+    text: &'static str,
+    instead: &'static str,
+}
+
+#[derive(Clone, Copy)]
+enum Scenario {
+    /// What the nemesis does anyway, for so many seconds.
+    Usual(u64),
+    /// Attempts stand before their commit while their leases run out.
+    LostLeases(u64),
+    /// The answers to COMMITs are lost.
+    LostAnswers(u64),
+}
+
+/// Leaves the job on doubt, and takes the file away with it.
+const REMOVE_ON_DOUBT: Edit = Edit {
+    file: "src/worker.rs",
+    text: "            return self.committed_after_all(lease, shutdown).await;\n",
+    instead: "            let (id, token) = (job.id, lease.token());
+            let _ = self.on_folder(move |folder| folder.remove_hidden(id, token)).await;
+            return self.committed_after_all(lease, shutdown).await;\n",
+};
+
+const CONTROLS: [Control; 6] = [
+    // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its idle
+    // transaction by then, a lease after its last sign; so the lease has to be lost while it lives, as to a clock that jumps.
+    Control {
+        name: "no-token",
+        breaks: "4",
+        edits: &[Edit {
+            file: "src/store/jobs.rs",
+            text: "where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null",
+            instead: "where id = $1 and $2::uuid is not null and status = 'processing' and cancel_requested_at is null",
+        }],
+        scenario: Scenario::LostLeases(20),
+    },
+    // A job that was taken over is ready later than those behind it.
+    Control {
+        name: "no-order",
+        breaks: "6",
+        edits: &[Edit {
+            file: "src/store/queue.rs",
+            text: "and earlier.lane_seq < r.lane_seq and earlier.status in ('pending', 'processing'))",
+            instead: "and earlier.lane_seq < r.lane_seq and false)",
+        }],
+        scenario: Scenario::Usual(20),
+    },
+    Control {
+        name: "publish-first",
+        breaks: "5",
+        edits: &[Edit {
+            file: "src/worker.rs",
+            text: "        failpoint!(\"worker.extended\");\n",
+            instead: "        let (staged, name) = (exported.file.name.clone(), lease.job.output_filename.clone());
+        let identity = exported.file.identity.clone();
+        self.on_folder(move |folder| folder.publish(&staged, &name, &identity)).await?;
+        failpoint!(\"worker.extended\");\n",
+        }],
+        scenario: Scenario::Usual(20),
+    },
+    // Late commits, back-dated rows and equal times are lost.
+    Control {
+        name: "time-alone",
+        breaks: "1",
+        edits: &[Edit {
+            file: "src/source/snapshot.rs",
+            text: "if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }",
+            instead: "Rule::TimeAlone",
+        }],
+        scenario: Scenario::Usual(10),
+    },
+    // A beat that waited for the commit's row lock finds no lease any more, and the finished job is taken for lost. Alone this
+    // is found harmless: a worker that is told so reads the job again, and finds its own file recorded. So the control takes
+    // that protection away too.
+    Control {
+        name: "heartbeat-not-joined",
+        breaks: "3",
+        edits: &[
+            Edit { file: "src/worker.rs", text: "        heartbeat.end().await;\n", instead: "" },
+            Edit {
+                file: "src/worker.rs",
+                text: "        Ok(snapshot.commit(self.settings.lease).await?)\n",
+                instead: "        tokio::select! {
+            biased;
+            stop = heartbeat.stopped() => Err(Error::Stopped(stop)),
+            done = snapshot.commit(self.settings.lease) => Ok(done?),
+        }\n",
+            },
+            REMOVE_ON_DOUBT,
+        ],
+        scenario: Scenario::Usual(20),
+    },
+    // The same protection where it is needed with every heartbeat joined: the commit was made and its answer lost.
+    Control { name: "remove-on-doubt", breaks: "3", edits: &[REMOVE_ON_DOUBT], scenario: Scenario::LostAnswers(20) },
+];
+
+/// Runs one control or all. False: one of them was not found out.
+pub(crate) async fn run(seed: u64, only: Option<&str>) -> Result<bool> {
+    let chosen: Vec<_> = CONTROLS.iter().filter(|control| only.is_none_or(|name| name == control.name)).collect();
+    if chosen.is_empty() {
+        let names: Vec<_> = CONTROLS.iter().map(|control| control.name).collect();
+        bail!("there is no such control; there are: {}", names.join(", "));
+    }
+    let mut all_found_out = true;
+    for control in chosen {
+        let begun = Instant::now();
+        let binary = build(control).await.with_context(|| control.name)?;
+        let built = begun.elapsed();
+        let folder = reachable_folder()?;
+        let (report, counts) = trial(control, seed, binary).run(folder.path()).await?;
+        let Counts { deaths, zombies, completed, .. } = counts;
+        let found: Vec<_> = report.violations().keys().copied().collect();
+        let found_out = found.contains(&control.breaks);
+        println!(
+            "control {}: {}; red: {found:?}; {deaths} deaths, {zombies} zombies, {completed} completed; {:.0} s, {:.0} of them to build",
+            control.name,
+            if found_out { "found out" } else { "NOT FOUND OUT" },
+            begun.elapsed().as_secs_f64(),
+            built.as_secs_f64(),
+        );
+        print_violations(&report, 1);
+        all_found_out &= found_out;
+    }
+    println!("{}", if all_found_out { "every control was found out" } else { "NOT PASSED" });
+    Ok(all_found_out)
+}
+
+fn trial(control: &Control, seed: u64, binary: PathBuf) -> Trial {
+    let (plan, armed) = match control.scenario {
+        Scenario::Usual(secs) => (Plan::new(seed, REPLICAS, Duration::from_secs(secs)), None),
+        Scenario::LostLeases(secs) => {
+            let plan = Plan::of_lost_leases(REPLICAS, Duration::from_secs(secs));
+            // Shorter than a lease, or Postgres would end the transaction that stands idle.
+            (plan, Some("worker.extended=sleep:700"))
+        }
+        Scenario::LostAnswers(secs) => (Plan::of_lost_answers(REPLICAS, Duration::from_secs(secs)), None),
+    };
+    Trial { seed, failpoints: Vec::new(), debug: binary.clone(), struck: binary, plan, armed, ends_when_red: true }
+}
+
+/// Builds the service without the control's protection. One folder for all of them, so that each compiles only what differs.
+async fn build(control: &Control) -> Result<PathBuf> {
+    let place = builds::tree().join("target/torture-controls");
+    let tree = place.join("tree");
+    copy_tree(builds::tree(), &tree, control.edits).await?;
+    let target = place.join("target");
+    if !target.exists() {
+        borrow_dependencies(&target).await?;
+    }
+    builds::build(&tree, Profile::Debug, Some(&target)).await
+}
+
+/// Copies what cargo compiled of the dependencies for the tree itself. To compile them again takes minutes.
+async fn borrow_dependencies(target: &Path) -> Result<()> {
+    let ours = builds::build(builds::tree(), Profile::Debug, None).await?;
+    let ours = ours.parent().context("a binary is in a folder")?;
+    let theirs = target.join("debug");
+    std::fs::create_dir_all(&theirs)?;
+    for part in ["build", "deps", ".fingerprint"] {
+        // With their times, by which cargo goes.
+        let copied = Command::new("cp").arg("-Rp").arg(ours.join(part)).arg(&theirs).output().await?;
+        ensure!(copied.status.success(), "cp: {}", String::from_utf8_lossy(&copied.stderr));
+    }
+    Ok(())
+}
+
+async fn copy_tree(from: &Path, to: &Path, edits: &[Edit]) -> Result<()> {
+    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(from).output().await?;
+    ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
+    let listed = String::from_utf8(listed.stdout)?;
+    for name in listed.split_terminator('\0') {
+        let Ok(mut content) = std::fs::read(from.join(name)) else { continue };
+        for edit in edits.iter().filter(|edit| edit.file == name) {
+            content = edited(String::from_utf8(content)?, edit)?.into_bytes();
+        }
+        // Cargo goes by times: what is the same keeps its own.
+        let copy = to.join(name);
+        if std::fs::read(&copy).ok().as_ref() != Some(&content) {
+            std::fs::create_dir_all(copy.parent().context("a file has a folder")?)?;
+            std::fs::write(&copy, content)?;
+        }
+    }
+    for edit in edits {
+        ensure!(listed.split('\0').any(|name| name == edit.file), "the source has moved: there is no {}", edit.file);
+    }
+    Ok(())
+}
+
+fn edited(content: String, edit: &Edit) -> Result<String> {
+    let found = content.matches(edit.text).count();
+    ensure!(found == 1, "the source has moved: {} has {found} times `{}`", edit.file, edit.text.trim());
+    Ok(content.replace(edit.text, edit.instead))
 }

@@ -63,7 +63,7 @@ async fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let all = async {
         match (&arguments.control, arguments.controls) {
-            (Some(name), _) => controls::run(arguments.seed, Some(name)).await,
+            (Some(name), _) => controls::run(arguments.seed, Some(name.as_str())).await,
             (None, true) => controls::run(arguments.seed, None).await,
             (None, false) => torture(&arguments).await,
         }
@@ -96,7 +96,7 @@ async fn torture(arguments: &Arguments) -> Result<bool> {
         println!("not valid: {why}");
     }
     if report.is_red() {
-        print_violations(&report);
+        print_violations(&report, 5);
         println!("the schedule, in seconds from the second phase's begin:\n{schedule}");
     }
     let fine = invalid.is_empty() && !report.is_red();
@@ -139,10 +139,10 @@ fn print_counts(counts: &Counts, time: Duration) {
 }
 
 /// The first few of each invariant: what comes after is mostly the same again.
-fn print_violations(report: &Report) {
+fn print_violations(report: &Report, most: usize) {
     for (invariant, found) in report.violations() {
         println!("RED {invariant}: {} times", found.len());
-        for line in found.iter().take(5) {
+        for line in found.iter().take(most) {
             println!("  {}", line.chars().take(900).collect::<String>());
         }
     }

@@ -35,6 +35,8 @@ enum Blow {
     Hole(Duration),
     /// Every piece takes so much longer, for two leases.
     Slow(Duration),
+    /// The same from now on.
+    Drag(Duration),
     /// Its connections are reset.
     Reset,
     /// The answer to a COMMIT is lost.
@@ -70,18 +72,21 @@ impl Plan {
         Plan { blows: blows.collect(), quakes: quakes(&mut Random::new(seed, 400), length) }
     }
 
-    /// For a directed scenario: leases run out all the time, and replicas die now and then.
+    /// For a directed scenario: leases run out all the time, attempts take long enough to be overtaken in, and replicas begin
+    /// anew, armed as they were.
     pub(crate) fn of_lost_leases(replicas: usize, length: Duration) -> Plan {
-        let every = |pause: u64| {
-            let times = (1..).map(move |n| Duration::from_millis(n * pause));
-            times.take_while(move |at| *at < length)
+        let blows = |replica| {
+            let kills = every(1_700 + 200 * replica as u64, Blow::Kill, length);
+            let drag = Planned { at: Duration::ZERO, what: Blow::Drag(Duration::from_millis(30)) };
+            std::iter::once(drag).chain(kills).collect()
         };
-        let kills =
-            |replica: usize| every(2_500 + 300 * replica as u64).map(|at| Planned { at, what: Blow::Kill }).collect();
-        Plan {
-            blows: (0..replicas).map(kills).collect(),
-            quakes: every(350).map(|at| Planned { at, what: Quake::Expire }).collect(),
-        }
+        Plan { blows: (0..replicas).map(blows).collect(), quakes: every(600, Quake::Expire, length) }
+    }
+
+    /// For a directed scenario: COMMITs go unanswered.
+    pub(crate) fn of_lost_answers(replicas: usize, length: Duration) -> Plan {
+        let losses = |replica| every(300 + 30 * replica as u64, Blow::LoseAnswer, length);
+        Plan { blows: (0..replicas).map(losses).collect(), quakes: Vec::new() }
     }
 
     pub(crate) fn text(&self) -> String {
@@ -93,6 +98,11 @@ impl Plan {
         lines.sort();
         lines.iter().map(|(at, line)| format!("{:8.3} {line}\n", at.as_secs_f64())).collect()
     }
+}
+
+fn every<T: Copy>(millis: u64, what: T, length: Duration) -> Vec<Planned<T>> {
+    let times = (1..).map(|n| Duration::from_millis(n * millis)).take_while(|at| *at < length);
+    times.map(|at| Planned { at, what }).collect()
 }
 
 fn blows(random: &mut Random, length: Duration) -> Vec<Planned<Blow>> {
@@ -173,32 +183,29 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path, failpo
     let (replica, report) = (&world.replicas[index], &world.report);
     report.announce(&format!("replica {index}: {blow:?}"));
     let from = Utc::now();
-    let what = match blow {
+    match blow {
         Blow::Kill => {
             replica.kill(report).await?;
-            report.acted(Some(index), "kill", from);
+            report.acted(Some(index), from);
             replica.start(binary, failpoints, report).await?;
             return Ok(());
         }
         Blow::Stop(time) => {
             stop_for(world, replica, time).await?;
-            "stop"
         }
         Blow::Hole(time) => {
             replica.link.swallow(Swallowing::Everything);
             tokio::time::sleep(time).await;
             replica.link.swallow(Swallowing::Nothing);
-            "hole"
         }
         Blow::Slow(by) => {
             replica.link.slow_down(by);
             tokio::time::sleep(2 * LEASE).await;
             replica.link.slow_down(Duration::ZERO);
-            "slow"
         }
+        Blow::Drag(by) => replica.link.slow_down(by),
         Blow::Reset => {
             replica.link.reset();
-            "reset"
         }
         Blow::LoseAnswer => {
             let lost = replica.link.answers_lost();
@@ -208,10 +215,9 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path, failpo
             while replica.link.answers_lost() == lost && asked.elapsed() < 2 * LEASE {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            "lost answer"
         }
-    };
-    report.acted(Some(index), what, from);
+    }
+    report.acted(Some(index), from);
     Ok(())
 }
 
@@ -228,13 +234,12 @@ async fn stop_for(world: &World, replica: &Replica, time: Duration) -> Result<()
 async fn shake(world: &World, quake: Quake) -> Result<()> {
     world.report.announce(&format!("all: {quake:?}"));
     let from = Utc::now();
-    let what = match quake {
+    match quake {
         Quake::Terminate(share) => {
             let sql = format!(
                 "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{SERVICE}' and random() * 100 < {share}"
             );
             ask(world, &sql).await;
-            "terminate"
         }
         Quake::Expire => {
             ask(
@@ -242,14 +247,12 @@ async fn shake(world: &World, quake: Quake) -> Result<()> {
                 "update exports set lease_expires_at = clock_timestamp() - interval '1 h' where status = 'processing'",
             )
             .await;
-            "expire"
         }
         Quake::Crash => {
             world.cluster.crash().await?;
-            "crash"
         }
-    };
-    world.report.acted(None, what, from);
+    }
+    world.report.acted(None, from);
     Ok(())
 }
 
@@ -314,7 +317,7 @@ async fn visit_one(world: &Arc<World>, index: usize, name: &str, fault: Fault, b
     };
     let from = Utc::now();
     replica.kill(report).await?;
-    report.acted(Some(index), "kill", from);
+    report.acted(Some(index), from);
     replica.start(binary, Some(&armed), report).await?;
     if !replica.hits(name, HIT).await {
         report.red("coverage", format!("{name} ({fault:?}) was not hit within {HIT:?}"));
@@ -324,14 +327,14 @@ async fn visit_one(world: &Arc<World>, index: usize, name: &str, fault: Fault, b
     match fault {
         Fault::Kill => {
             ensure!(replica.dies(Duration::from_secs(5)).await.is_some(), "{name}=kill didn't kill");
-            report.acted(Some(index), "failpoint", from);
+            report.acted(Some(index), from);
             replica.start(binary, None, report).await?;
             wait_for_takeover(world, replica, name).await?;
         }
-        Fault::Error => report.acted(Some(index), "failpoint", from),
+        Fault::Error => report.acted(Some(index), from),
         Fault::Sleep => {
             stop_for(world, replica, LEASE * 5 / 2).await?;
-            report.acted(Some(index), "failpoint", from);
+            report.acted(Some(index), from);
             // What it does after waking is what this is about.
             tokio::time::sleep(LEASE / 2).await;
         }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Executor, PgConnection};
 
-use crate::replica::{LEASE, Replica};
+use crate::replica::Replica;
 use crate::report::Report;
 
 /// Times are written as the service writes them: RFC 3339, UTC, microseconds.
@@ -159,11 +159,10 @@ impl History {
     /// A death is an attempt that began, that is a claim which was committed, and ended neither completed nor cancelled: its job
     /// went back to `pending` or on to `failed`. It counts only if between its claim and its end some act of the nemesis met
     /// the replica that ran it, or all of them. An act lasts until it is over: a stop until SIGCONT, a black hole until it is
-    /// lifted, and one lease more, since what it did is often seen only then. Killed processes that ran nothing count for
-    /// nothing, and so do attempts that came through their fault.
+    /// lifted. Killed processes that ran nothing count for nothing, and so do attempts that came through their fault. Two
+    /// faults that meet one attempt are one death.
     pub(crate) fn deaths(&self, replicas: &[Replica], report: &Report) -> (usize, usize) {
         let acts = report.acts();
-        let after = TimeDelta::from_std(LEASE).unwrap_or_default();
         let (mut deaths, mut unexplained) = (0, 0);
         for attempt in self.attempts.values() {
             let Some((ended, became)) = &attempt.ended else { continue };
@@ -172,7 +171,7 @@ impl History {
             }
             let met = acts.iter().any(|act| {
                 act.from <= *ended
-                    && act.to + after >= attempt.claimed
+                    && act.to >= attempt.claimed
                     && act.replica.is_none_or(|index| replicas[index].is(&attempt.owner))
             });
             *(if met { &mut deaths } else { &mut unexplained }) += 1;

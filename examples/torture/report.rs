@@ -20,7 +20,6 @@ pub(crate) fn locked<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Done {
     /// Whom it met; `None`: all of them.
     pub(crate) replica: Option<usize>,
-    pub(crate) what: &'static str,
     pub(crate) from: DateTime<Utc>,
     pub(crate) to: DateTime<Utc>,
 }
@@ -56,8 +55,8 @@ impl Report {
         let _ = writeln!(locked(&self.log), "{} {act}", Utc::now().format("%H:%M:%S%.3f"));
     }
 
-    pub(crate) fn acted(&self, replica: Option<usize>, what: &'static str, from: DateTime<Utc>) {
-        locked(&self.acts).push(Done { replica, what, from, to: Utc::now() });
+    pub(crate) fn acted(&self, replica: Option<usize>, from: DateTime<Utc>) {
+        locked(&self.acts).push(Done { replica, from, to: Utc::now() });
     }
 
     pub(crate) fn stopped(&self, stop: Stopped) {

@@ -180,7 +180,7 @@ async fn restart(world: &World, binary: &Path, failpoints: Option<&str>) -> Resu
     for replica in &world.replicas {
         let from = Utc::now();
         replica.kill(&world.report).await?;
-        world.report.acted(Some(replica.index), "kill", from);
+        world.report.acted(Some(replica.index), from);
         replica.start(binary, failpoints, &world.report).await?;
     }
     Ok(())
