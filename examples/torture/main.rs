@@ -31,7 +31,7 @@ use tempfile::TempDir;
 use crate::builds::Profile;
 use crate::nemesis::Plan;
 use crate::report::{Counts, Report};
-use crate::trial::Trial;
+use crate::trial::{Attack, Trial};
 
 /// Harms the service in every way it knows, and says what was lost.
 #[derive(Parser)]
@@ -77,16 +77,16 @@ async fn torture(arguments: &Arguments) -> Result<bool> {
     let Arguments { seed, secs, keep, .. } = *arguments;
     println!("seed {seed}, {secs} s");
     let length = Duration::from_secs(secs);
+    let plan = Plan::new(seed, trial::REPLICAS, length);
+    let schedule = plan.text();
     let trial = Trial {
         seed,
         failpoints: builds::failpoints(builds::tree())?.into_iter().collect(),
         debug: builds::build(builds::tree(), Profile::Debug, None).await?,
         struck: builds::build(builds::tree(), Profile::Release, None).await?,
-        plan: Plan::new(seed, trial::REPLICAS, length),
-        armed: None,
+        attack: Attack::Planned(plan),
         ends_when_red: false,
     };
-    let schedule = trial.plan.text();
     let folder = reachable_folder()?;
     let begun = Instant::now();
     let (report, counts) = trial.run(folder.path()).await?;

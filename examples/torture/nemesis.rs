@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use chrono::Utc;
 use nix::sys::signal::Signal;
 use sqlx::Executor;
@@ -35,8 +35,6 @@ enum Blow {
     Hole(Duration),
     /// Every piece takes so much longer, for two leases.
     Slow(Duration),
-    /// The same from now on.
-    Drag(Duration),
     /// Its connections are reset.
     Reset,
     /// The answer to a COMMIT is lost.
@@ -70,17 +68,6 @@ impl Plan {
     pub(crate) fn new(seed: u64, replicas: usize, length: Duration) -> Plan {
         let blows = (0..replicas).map(|replica| blows(&mut Random::new(seed, 300 + replica as u64), length));
         Plan { blows: blows.collect(), quakes: quakes(&mut Random::new(seed, 400), length) }
-    }
-
-    /// For a directed scenario: leases run out all the time, attempts take long enough to be overtaken in, and replicas begin
-    /// anew, armed as they were.
-    pub(crate) fn of_lost_leases(replicas: usize, length: Duration) -> Plan {
-        let blows = |replica| {
-            let kills = every(1_700 + 200 * replica as u64, Blow::Kill, length);
-            let drag = Planned { at: Duration::ZERO, what: Blow::Drag(Duration::from_millis(30)) };
-            std::iter::once(drag).chain(kills).collect()
-        };
-        Plan { blows: (0..replicas).map(blows).collect(), quakes: every(600, Quake::Expire, length) }
     }
 
     /// For a directed scenario: COMMITs go unanswered.
@@ -145,19 +132,18 @@ fn quakes(random: &mut Random, length: Duration) -> Vec<Planned<Quake>> {
 }
 
 /// The second phase: the plan, each replica's list beside the others.
-pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path, failpoints: Option<&str>) -> Result<()> {
+pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Result<()> {
     let begun = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for (index, blows) in plan.blows.into_iter().enumerate() {
         let (world, binary) = (Arc::clone(world), binary.to_owned());
-        let failpoints = failpoints.map(str::to_owned);
         tasks.spawn(async move {
             for blow in blows {
                 tokio::time::sleep(blow.at.saturating_sub(begun.elapsed())).await;
                 if world.is_over() {
                     break;
                 }
-                hit(&world, index, blow.what, &binary, failpoints.as_deref()).await?;
+                hit(&world, index, blow.what, &binary).await?;
             }
             anyhow::Ok(())
         });
@@ -179,7 +165,29 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path, failpo
     Ok(())
 }
 
-async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path, failpoints: Option<&str>) -> Result<()> {
+/// A directed scenario, for a control: a worker stands before its commit, its lease runs out, and whoever took the job over is
+/// stopped while the first one goes on. Again and again, since it may have been the same process that took it.
+pub(crate) async fn overtake(world: &Arc<World>, length: Duration, binary: &Path) -> Result<()> {
+    let begun = Instant::now();
+    let (first, others) = world.replicas.split_first().context("there are replicas")?;
+    while begun.elapsed() < length && !world.is_over() {
+        let from = Utc::now();
+        first.kill(&world.report).await?;
+        world.report.acted(Some(first.index), from);
+        // Shorter than a lease, or Postgres would end the transaction that stands idle.
+        first.start(binary, Some("worker.extended=sleep:500"), &world.report).await?;
+        if !first.hits("worker.extended", HIT).await {
+            continue;
+        }
+        shake(world, Quake::Expire).await?;
+        tokio::time::sleep(LEASE / 4).await;
+        let stops = others.iter().map(|replica| stop_for(world, replica, LEASE * 3 / 4));
+        futures_util::future::try_join_all(stops).await?;
+    }
+    Ok(())
+}
+
+async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path) -> Result<()> {
     let (replica, report) = (&world.replicas[index], &world.report);
     report.announce(&format!("replica {index}: {blow:?}"));
     let from = Utc::now();
@@ -187,7 +195,7 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path, failpo
         Blow::Kill => {
             replica.kill(report).await?;
             report.acted(Some(index), from);
-            replica.start(binary, failpoints, report).await?;
+            replica.start(binary, None, report).await?;
             return Ok(());
         }
         Blow::Stop(time) => {
@@ -203,7 +211,6 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path, failpo
             tokio::time::sleep(2 * LEASE).await;
             replica.link.slow_down(Duration::ZERO);
         }
-        Blow::Drag(by) => replica.link.slow_down(by),
         Blow::Reset => {
             replica.link.reset();
         }

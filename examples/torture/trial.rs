@@ -54,6 +54,13 @@ impl World {
     }
 }
 
+/// What the second phase is.
+pub(crate) enum Attack {
+    Planned(Plan),
+    /// See [`nemesis::overtake`], for so long; the binary must have failpoints.
+    Overtaking(Duration),
+}
+
 /// How a trial is made.
 pub(crate) struct Trial {
     pub(crate) seed: u64,
@@ -62,9 +69,7 @@ pub(crate) struct Trial {
     pub(crate) debug: PathBuf,
     /// For the second phase.
     pub(crate) struck: PathBuf,
-    pub(crate) plan: Plan,
-    /// What the second phase's processes are started with, where its binary has failpoints.
-    pub(crate) armed: Option<&'static str>,
+    pub(crate) attack: Attack,
     pub(crate) ends_when_red: bool,
 }
 
@@ -72,7 +77,9 @@ impl Trial {
     /// Runs it in `folder`, which the user that runs Postgres must reach.
     pub(crate) async fn run(self, folder: &Path) -> Result<(Arc<Report>, Counts)> {
         let report = Arc::new(Report::new(folder)?);
-        std::fs::write(folder.join("schedule.log"), self.plan.text())?;
+        if let Attack::Planned(plan) = &self.attack {
+            std::fs::write(folder.join("schedule.log"), plan.text())?;
+        }
         let world = self.prepare(folder, &report).await?;
         let ran = self.run_in(&world).await;
         // A trial that broke off leaves no process behind.
@@ -116,8 +123,8 @@ impl Trial {
     async fn run_in(self, world: &Arc<World>) -> Result<Counts> {
         let report = &world.report;
         // All at once: one of them migrates.
-        let first = if self.failpoints.is_empty() { (&self.struck, self.armed) } else { (&self.debug, None) };
-        let starts = world.replicas.iter().map(|replica| replica.start(first.0, first.1, report));
+        let first = if self.failpoints.is_empty() { &self.struck } else { &self.debug };
+        let starts = world.replicas.iter().map(|replica| replica.start(first, None, report));
         futures_util::future::try_join_all(starts).await?;
         let mut conn = world.cluster.connect().await?;
         recorder::install(&mut conn).await?;
@@ -133,10 +140,13 @@ impl Trial {
             let names = self.failpoints.len();
             let visited = nemesis::visit(world, self.failpoints.into_iter(), &self.debug).await?;
             println!("first phase: {names} failpoints, {visited} visits in {:.0} s", begun.elapsed().as_secs_f64());
-            restart(world, &self.struck, self.armed).await?;
+            restart(world, &self.struck).await?;
         }
         let first_phase_ended = Utc::now();
-        nemesis::strike(world, self.plan, &self.struck, self.armed).await?;
+        match self.attack {
+            Attack::Planned(plan) => nemesis::strike(world, plan, &self.struck).await?,
+            Attack::Overtaking(length) => nemesis::overtake(world, length, &self.struck).await?,
+        }
         for replica in &world.replicas {
             replica.link.heal();
         }
@@ -176,12 +186,12 @@ impl Trial {
     }
 }
 
-async fn restart(world: &World, binary: &Path, failpoints: Option<&str>) -> Result<()> {
+async fn restart(world: &World, binary: &Path) -> Result<()> {
     for replica in &world.replicas {
         let from = Utc::now();
         replica.kill(&world.report).await?;
         world.report.acted(Some(replica.index), from);
-        replica.start(binary, failpoints, &world.report).await?;
+        replica.start(binary, None, &world.report).await?;
     }
     Ok(())
 }
