@@ -51,6 +51,12 @@ coverage *args:
     fi
     cargo llvm-cov --locked --fail-under-lines 85 {{ args }}
 
+# For example `just torture --seed 7 --secs 600`, or `just torture --controls`; docs/RELIABILITY.md says what it does.
+#
+# Kills, stops and cuts off three replicas for three minutes, and looks for what was lost.
+torture *args:
+    cargo run --locked --release --example torture -- {{ args }}
+
 # The service.
 run *args:
     cargo run --locked -- {{ args }}

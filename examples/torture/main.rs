@@ -89,7 +89,16 @@ async fn torture(arguments: &Arguments) -> Result<bool> {
     };
     let folder = reachable_folder()?;
     let begun = Instant::now();
-    let (report, counts) = trial.run(folder.path()).await?;
+    let (report, counts) = match trial.run(folder.path()).await {
+        Ok(ran) => ran,
+        Err(error) => {
+            println!(
+                "seed {seed}: it broke off; the schedule:\n{schedule}\nlogs and files: {}",
+                folder.keep().display()
+            );
+            return Err(error);
+        }
+    };
     print_counts(&counts, begun.elapsed());
     let invalid = counts.invalid(secs);
     for why in &invalid {

@@ -325,12 +325,13 @@ async fn visit_one(world: &Arc<World>, index: usize, name: &str, fault: Fault, b
     let from = Utc::now();
     replica.kill(report).await?;
     report.acted(Some(index), from);
+    // It may be hit before we know that the process listens.
+    let from = Utc::now();
     replica.start(binary, Some(&armed), report).await?;
     if !replica.hits(name, HIT).await {
         report.red("coverage", format!("{name} ({fault:?}) was not hit within {HIT:?}"));
         return Ok(());
     }
-    let from = Utc::now();
     match fault {
         Fault::Kill => {
             ensure!(replica.dies(Duration::from_secs(5)).await.is_some(), "{name}=kill didn't kill");

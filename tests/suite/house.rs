@@ -156,3 +156,12 @@ fn every_setting_is_in_the_example() {
         .collect();
     assert_eq!(read, shown.into_iter().filter(|name| name.chars().all(upper)).collect());
 }
+
+#[test]
+fn the_torture_shares_no_code_with_the_service() {
+    let torture = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/torture");
+    for entry in std::fs::read_dir(torture).unwrap() {
+        let path = entry.unwrap().path();
+        assert!(!std::fs::read_to_string(&path).unwrap().contains("cdc_export::"), "{}", path.display());
+    }
+}
