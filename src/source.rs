@@ -87,9 +87,11 @@ impl Error {
                     }
                     _ => e.code().unwrap_or_default().into_owned(),
                 },
-                sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::Tls(_) => {
-                    return Error::Unavailable(cause);
-                }
+                sqlx::Error::Io(_)
+                | sqlx::Error::Protocol(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed => return Error::Unavailable(cause),
                 _ => return Error::Sql(cause),
             };
             match code.as_str() {
@@ -120,4 +122,15 @@ async fn send(frames: &Frames, rows: &mut bytes::BytesMut) -> Result<(), Error> 
     let frame = Frame(rows.split().freeze());
     rows.reserve(FRAME_BYTES);
     frames.send(frame).await.map_err(|_| Error::NotTaken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_without_a_free_connection_is_no_refusal() {
+        let busy = Error::of("users")(sqlx::Error::PoolTimedOut);
+        assert!(matches!(busy, Error::Unavailable(_)), "{busy}");
+    }
 }
