@@ -142,7 +142,8 @@ pub(crate) async fn run(seed: u64, only: Option<&str>) -> Result<bool> {
         let built = begun.elapsed();
         let folder = reachable_folder()?;
         let (report, counts) = trial(control, seed, binary).run(folder.path()).await?;
-        let Counts { deaths, zombies, completed, .. } = counts;
+        let Counts { zombies, completed, .. } = counts;
+        let deaths = counts.deaths.total();
         let found: Vec<_> = report.violations().keys().copied().collect();
         let found_out = control.breaks.map_or(found.is_empty(), |invariant| found.contains(&invariant));
         println!(

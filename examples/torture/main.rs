@@ -128,14 +128,18 @@ fn open_to_others(folder: &Path) -> Result<()> {
 }
 
 fn print_counts(counts: &Counts, time: Duration) {
+    let deaths = &counts.deaths;
     println!(
-        "{} deaths ({} more with no fault near), {} zombies, {} answers to COMMIT lost
+        "{} deaths {:?}, {} zombies, {} answers to COMMIT lost
+{} more attempts whose leases were ended early, {} that ended with no fault near
 {} jobs accepted; {} completed, {} failed, {} cancelled
 {} commits of writers, {} looks of the auditor, {} replays; {:.0} s in all",
-        counts.deaths,
-        counts.unexplained,
+        deaths.total(),
+        deaths.of,
         counts.zombies,
         counts.answers_lost,
+        deaths.leases_ended,
+        deaths.unexplained,
         counts.accepted,
         counts.completed,
         counts.failed,

@@ -13,7 +13,7 @@ use crate::cluster::SERVICE;
 use crate::proxy::Swallowing;
 use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
-use crate::report::locked;
+use crate::report::{EXPIRE, locked};
 use crate::trial::World;
 
 /// How long a failpoint may take to be hit, with the clients asking for exports all the time.
@@ -173,7 +173,7 @@ pub(crate) async fn overtake(world: &Arc<World>, length: Duration, binary: &Path
     while begun.elapsed() < length && !world.is_over() {
         let from = Utc::now();
         first.kill(&world.report).await?;
-        world.report.acted(Some(first.index), from);
+        world.report.acted(Some(first.index), "kill", from);
         // Shorter than a lease, or Postgres would end the transaction that stands idle.
         first.start(binary, Some("worker.extended=sleep:500"), &world.report).await?;
         if !first.hits("worker.extended", HIT).await {
@@ -191,28 +191,32 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path) -> Res
     let (replica, report) = (&world.replicas[index], &world.report);
     report.announce(&format!("replica {index}: {blow:?}"));
     let from = Utc::now();
-    match blow {
+    let what = match blow {
         Blow::Kill => {
             replica.kill(report).await?;
-            report.acted(Some(index), from);
+            report.acted(Some(index), "kill", from);
             replica.start(binary, None, report).await?;
             return Ok(());
         }
         Blow::Stop(time) => {
             stop_for(world, replica, time).await?;
+            "stop"
         }
         Blow::Hole(time) => {
             replica.link.swallow(Swallowing::Everything);
             tokio::time::sleep(time).await;
             replica.link.swallow(Swallowing::Nothing);
+            "black hole"
         }
         Blow::Slow(by) => {
             replica.link.slow_down(by);
             tokio::time::sleep(2 * LEASE).await;
             replica.link.slow_down(Duration::ZERO);
+            "slow link"
         }
         Blow::Reset => {
             replica.link.reset();
+            "reset"
         }
         Blow::LoseAnswer => {
             let lost = replica.link.answers_lost();
@@ -222,9 +226,10 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path) -> Res
             while replica.link.answers_lost() == lost && asked.elapsed() < 2 * LEASE {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
+            "lost answer"
         }
-    }
-    report.acted(Some(index), from);
+    };
+    report.acted(Some(index), what, from);
     Ok(())
 }
 
@@ -241,12 +246,13 @@ async fn stop_for(world: &World, replica: &Replica, time: Duration) -> Result<()
 async fn shake(world: &World, quake: Quake) -> Result<()> {
     world.report.announce(&format!("all: {quake:?}"));
     let from = Utc::now();
-    match quake {
+    let what = match quake {
         Quake::Terminate(share) => {
             let sql = format!(
                 "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{SERVICE}' and random() * 100 < {share}"
             );
             ask(world, &sql).await;
+            "termination"
         }
         Quake::Expire => {
             ask(
@@ -254,12 +260,14 @@ async fn shake(world: &World, quake: Quake) -> Result<()> {
                 "update exports set lease_expires_at = clock_timestamp() - interval '1 h' where status = 'processing'",
             )
             .await;
+            EXPIRE
         }
         Quake::Crash => {
             world.cluster.crash().await?;
+            "crash"
         }
-    }
-    world.report.acted(None, from);
+    };
+    world.report.acted(None, what, from);
     Ok(())
 }
 
@@ -324,7 +332,7 @@ async fn visit_one(world: &Arc<World>, index: usize, name: &str, fault: Fault, b
     };
     let from = Utc::now();
     replica.kill(report).await?;
-    report.acted(Some(index), from);
+    report.acted(Some(index), "kill", from);
     // It may be hit before we know that the process listens.
     let from = Utc::now();
     replica.start(binary, Some(&armed), report).await?;
@@ -335,14 +343,14 @@ async fn visit_one(world: &Arc<World>, index: usize, name: &str, fault: Fault, b
     match fault {
         Fault::Kill => {
             ensure!(replica.dies(Duration::from_secs(5)).await.is_some(), "{name}=kill didn't kill");
-            report.acted(Some(index), from);
+            report.acted(Some(index), "failpoint", from);
             replica.start(binary, None, report).await?;
             wait_for_takeover(world, replica, name).await?;
         }
-        Fault::Error => report.acted(Some(index), from),
+        Fault::Error => report.acted(Some(index), "failpoint", from),
         Fault::Sleep => {
             stop_for(world, replica, LEASE * 5 / 2).await?;
-            report.acted(Some(index), from);
+            report.acted(Some(index), "failpoint", from);
             // What it does after waking is what this is about.
             tokio::time::sleep(LEASE / 2).await;
         }

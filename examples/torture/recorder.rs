@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Executor, PgConnection};
 
 use crate::replica::Replica;
-use crate::report::Report;
+use crate::report::{Done, EXPIRE, Report};
 
 /// Times are written as the service writes them: RFC 3339, UTC, microseconds.
 const TIME: &str = r#"'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"#;
@@ -129,6 +129,22 @@ pub(crate) struct Attempt {
     pub(crate) ended: Option<(DateTime<Utc>, String)>,
 }
 
+/// Attempts that ended by a fault: see [`History::deaths`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Deaths {
+    pub(crate) of: BTreeMap<&'static str, usize>,
+    /// Of nothing but the early end of their leases.
+    pub(crate) leases_ended: usize,
+    /// While no fault was near: a machine so busy that a lease ran out.
+    pub(crate) unexplained: usize,
+}
+
+impl Deaths {
+    pub(crate) fn total(&self) -> usize {
+        self.of.values().sum()
+    }
+}
+
 pub(crate) struct History {
     pub(crate) steps: Vec<Step>,
     pub(crate) attempts: BTreeMap<uuid::Uuid, Attempt>,
@@ -154,29 +170,36 @@ impl History {
         Ok(History { steps, attempts })
     }
 
-    /// Deaths, and attempts that ended like one for no reason that is known.
+    /// Who died, and of what.
     ///
     /// A death is an attempt that began, that is a claim which was committed, and ended neither completed nor cancelled: its job
     /// went back to `pending` or on to `failed`. It counts only if between its claim and its end some act of the nemesis met
     /// the replica that ran it, or all of them. An act lasts until it is over: a stop until SIGCONT, a black hole until it is
     /// lifted. Killed processes that ran nothing count for nothing, and so do attempts that came through their fault. Two
-    /// faults that meet one attempt are one death.
-    pub(crate) fn deaths(&self, replicas: &[Replica], report: &Report) -> (usize, usize) {
+    /// faults that meet one attempt are one death, of the later one. An attempt that met nothing but the early end of its lease
+    /// has lost it, but harmed nobody's process or connection: it is told apart, and no death.
+    pub(crate) fn deaths(&self, replicas: &[Replica], report: &Report) -> Deaths {
         let acts = report.acts();
-        let (mut deaths, mut unexplained) = (0, 0);
+        let mut deaths = Deaths::default();
         for attempt in self.attempts.values() {
             let Some((ended, became)) = &attempt.ended else { continue };
             if became == "completed" || became == "cancelled" {
                 continue;
             }
-            let met = acts.iter().any(|act| {
+            let met = |act: &&Done| {
                 act.from <= *ended
                     && act.to >= attempt.claimed
                     && act.replica.is_none_or(|index| replicas[index].is(&attempt.owner))
-            });
-            *(if met { &mut deaths } else { &mut unexplained }) += 1;
+            };
+            let met: Vec<&Done> = acts.iter().filter(met).collect();
+            let harm = met.iter().filter(|act| act.what != EXPIRE).max_by_key(|act| act.from);
+            match (harm, met.is_empty()) {
+                (Some(act), _) => *deaths.of.entry(act.what).or_default() += 1,
+                (None, false) => deaths.leases_ended += 1,
+                (None, true) => deaths.unexplained += 1,
+            }
         }
-        (deaths, unexplained)
+        deaths
     }
 
     /// Stops during which an attempt of the stopped process was ended, which only somebody else can have done.

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 
+use crate::recorder::Deaths;
 use crate::replica::Stopped;
 
 /// A lock that a panic elsewhere doesn't spoil: the numbers in it are of use all the same.
@@ -15,11 +16,15 @@ pub(crate) fn locked<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The act that ends leases early.
+pub(crate) const EXPIRE: &str = "expiry";
+
 /// One act of the nemesis, as it happened.
 #[derive(Clone)]
 pub(crate) struct Done {
     /// Whom it met; `None`: all of them.
     pub(crate) replica: Option<usize>,
+    pub(crate) what: &'static str,
     pub(crate) from: DateTime<Utc>,
     pub(crate) to: DateTime<Utc>,
 }
@@ -55,8 +60,8 @@ impl Report {
         let _ = writeln!(locked(&self.log), "{} {act}", Utc::now().format("%H:%M:%S%.3f"));
     }
 
-    pub(crate) fn acted(&self, replica: Option<usize>, from: DateTime<Utc>) {
-        locked(&self.acts).push(Done { replica, from, to: Utc::now() });
+    pub(crate) fn acted(&self, replica: Option<usize>, what: &'static str, from: DateTime<Utc>) {
+        locked(&self.acts).push(Done { replica, what, from, to: Utc::now() });
     }
 
     pub(crate) fn stopped(&self, stop: Stopped) {
@@ -81,12 +86,9 @@ impl Report {
 }
 
 /// What a run was worth.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Counts {
-    /// Attempts that a fault ended: see [`crate::recorder::History::deaths`].
-    pub(crate) deaths: usize,
-    /// Attempts that ended without a file while no fault was near: a machine so busy that a lease ran out.
-    pub(crate) unexplained: usize,
+    pub(crate) deaths: Deaths,
     /// Stops during which somebody else took over what the stopped process ran.
     pub(crate) zombies: usize,
     pub(crate) completed: usize,
@@ -110,7 +112,7 @@ impl Counts {
     pub(crate) fn invalid(&self, secs: u64) -> Vec<String> {
         let share = |least: usize| (least as u64 * secs.min(180)).div_ceil(180) as usize;
         let least = [
-            ("deaths", self.deaths, share(LEAST_DEATHS)),
+            ("deaths", self.deaths.total(), share(LEAST_DEATHS)),
             ("zombies", self.zombies, share(LEAST_ZOMBIES)),
             ("completed exports", self.completed, share(LEAST_COMPLETED)),
         ];

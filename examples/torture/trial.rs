@@ -169,10 +169,8 @@ impl Trial {
 
         let oracle = Oracle::new(world, first_phase_ended).await?;
         let replays = if world.is_over() { 0 } else { oracle.check()? };
-        let (deaths, unexplained) = oracle.history.deaths(&world.replicas, report);
         Ok(Counts {
-            deaths,
-            unexplained,
+            deaths: oracle.history.deaths(&world.replicas, report),
             zombies: oracle.history.zombies(report),
             completed: oracle.count("completed"),
             failed: oracle.count("failed"),
@@ -190,7 +188,7 @@ async fn restart(world: &World, binary: &Path) -> Result<()> {
     for replica in &world.replicas {
         let from = Utc::now();
         replica.kill(&world.report).await?;
-        world.report.acted(Some(replica.index), from);
+        world.report.acted(Some(replica.index), "kill", from);
         replica.start(binary, None, &world.report).await?;
     }
     Ok(())
