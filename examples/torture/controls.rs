@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::process::Command;
 
 use crate::builds::{self, Profile};
+use crate::file_order;
 use crate::nemesis::Plan;
 use crate::report::Counts;
 use crate::trial::{Attack, REPLICAS, Trial};
@@ -48,6 +49,16 @@ const REMOVE_ON_DOUBT: Edit = Edit {
             return self.committed_after_all(lease, shutdown).await;\n",
 };
 
+/// Names the file before anything is committed.
+const PUBLISH_FIRST: Edit = Edit {
+    file: "src/worker.rs",
+    text: "        failpoint!(\"worker.extended\");\n",
+    instead: "        let (staged, name) = (exported.file.name.clone(), lease.job.output_filename.clone());
+        let identity = exported.file.identity.clone();
+        self.on_folder(move |folder| folder.publish(&staged, &name, &identity)).await?;
+        failpoint!(\"worker.extended\");\n",
+};
+
 const CONTROLS: [Control; 7] = [
     // What the directed scenario does by itself is no violation.
     Control { name: "nothing", breaks: None, edits: &[], scenario: Scenario::Overtaking(15) },
@@ -74,19 +85,7 @@ const CONTROLS: [Control; 7] = [
         }],
         scenario: Scenario::Usual(20),
     },
-    Control {
-        name: "publish-first",
-        breaks: Some("5"),
-        edits: &[Edit {
-            file: "src/worker.rs",
-            text: "        failpoint!(\"worker.extended\");\n",
-            instead: "        let (staged, name) = (exported.file.name.clone(), lease.job.output_filename.clone());
-        let identity = exported.file.identity.clone();
-        self.on_folder(move |folder| folder.publish(&staged, &name, &identity)).await?;
-        failpoint!(\"worker.extended\");\n",
-        }],
-        scenario: Scenario::Usual(20),
-    },
+    Control { name: "publish-first", breaks: Some("5"), edits: &[PUBLISH_FIRST], scenario: Scenario::Usual(20) },
     // Late commits, back-dated rows and equal times are lost.
     Control {
         name: "time-alone",
@@ -138,7 +137,7 @@ pub(crate) async fn run(seed: u64, only: Option<&str>) -> Result<bool> {
     let mut all_found_out = true;
     for control in chosen {
         let begun = Instant::now();
-        let binary = build(control).await.with_context(|| control.name)?;
+        let binary = build(control.edits).await.with_context(|| control.name)?;
         let built = begun.elapsed();
         let folder = reachable_folder()?;
         let (report, counts) = trial(control, seed, binary).run(folder.path()).await?;
@@ -172,11 +171,53 @@ fn trial(control: &Control, seed: u64, binary: PathBuf) -> Trial {
     Trial { seed, failpoints: Vec::new(), debug: binary.clone(), struck: binary, attack, ends_when_red: true }
 }
 
+/// Services whose file operations are in another order, each with the rule that it breaks.
+const MISORDERED: [(&str, &str, &[Edit]); 4] = [
+    (
+        "file-not-synced",
+        "the file is synced",
+        &[Edit { file: "src/sink.rs", text: "        self.file.sync_all()?;\n", instead: "" }],
+    ),
+    (
+        "hidden-name-not-synced",
+        "the hidden name is synced",
+        &[Edit { file: "src/sink.rs", text: "        rustix::fs::fsync(&place.dir)?;\n", instead: "" }],
+    ),
+    ("published-before-the-commit", "the file gets its name after the commit", &[PUBLISH_FIRST]),
+    (
+        "name-not-synced",
+        "the name is synced",
+        &[Edit {
+            file: "src/sink.rs",
+            text: "        rustix::fs::fsync(&dir)?;\n        Ok(published)\n",
+            instead: "        Ok(published)\n",
+        }],
+    ),
+];
+
+/// Looks at the order of file operations: the service's own, then those of services that have another. False: a rule is broken,
+/// or a service that breaks one isn't found out.
+pub(crate) async fn file_order() -> Result<bool> {
+    let ours = builds::build(builds::tree(), Profile::Debug, None).await?;
+    let broken = file_order::check(&ours, reachable_folder()?.path()).await?;
+    println!("file order: {}", if broken.is_empty() { "as it must be".to_owned() } else { broken.join("\n  ") });
+    let mut fine = broken.is_empty();
+    for (name, rule, edits) in MISORDERED {
+        let binary = build(edits).await.context(name)?;
+        let broken = file_order::check(&binary, reachable_folder()?.path()).await?;
+        let found_out = broken.iter().any(|line| line.contains(rule));
+        println!("control {name}: {}: {broken:?}", if found_out { "as it must be" } else { "NOT AS IT MUST BE" });
+        fine &= found_out;
+    }
+    println!("{}", if fine { "the order is kept, and every other one is found out" } else { "NOT PASSED" });
+    Ok(fine)
+}
+
 /// Builds the service without the control's protection. One folder for all of them, so that each compiles only what differs.
-async fn build(control: &Control) -> Result<PathBuf> {
+async fn build(edits: &[Edit]) -> Result<PathBuf> {
     let place = builds::tree().join("target/torture-controls");
     let tree = place.join("tree");
-    copy_tree(builds::tree(), &tree, control.edits).await?;
+    copy_tree(builds::tree(), &tree, edits).await?;
     let target = place.join("target");
     if !target.exists() {
         borrow_dependencies(&target).await?;

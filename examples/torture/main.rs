@@ -9,6 +9,7 @@ mod builds;
 mod clients;
 mod cluster;
 mod controls;
+mod file_order;
 mod ledger;
 mod nemesis;
 mod oracle;
@@ -48,6 +49,9 @@ struct Arguments {
     /// Against each service that lacks a protection.
     #[arg(long)]
     controls: bool,
+    /// Only the order of one export's file operations, as strace sees them; then against services that have another.
+    #[arg(long)]
+    file_order: bool,
     /// Keep the run's folder.
     #[arg(long)]
     keep: bool,
@@ -63,6 +67,7 @@ async fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let all = async {
         match (&arguments.control, arguments.controls) {
+            _ if arguments.file_order => controls::file_order().await,
             (Some(name), _) => controls::run(arguments.seed, Some(name.as_str())).await,
             (None, true) => controls::run(arguments.seed, None).await,
             (None, false) => torture(&arguments).await,

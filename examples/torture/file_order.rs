@@ -1,0 +1,199 @@
+//! The order of one export's file operations, as the kernel saw them. `kill -9` leaves the page cache alone and can't show that an
+//! fsync is missing; a power cut would. So the operations themselves are looked at: strace writes them down, in their order, and
+//! after every prefix of them what is recorded has to be whole, whichever of the unsynced writes reached the disk.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::cluster::Cluster;
+use crate::environment;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is looked at of the service: files, folders, and what it sends to Postgres.
+const CALLS: &str = "openat,write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,linkat,sendto,sendmsg";
+
+/// One operation that matters, in the order in which they took effect.
+#[derive(Debug, PartialEq, Eq)]
+enum Operation {
+    /// The hidden file was made.
+    Create,
+    Write,
+    /// The file's bytes are on disk.
+    SyncFile,
+    /// The names in the folder are on disk.
+    SyncFolder,
+    /// The COMMIT was sent.
+    Commit,
+    /// The file got its final name.
+    Name,
+    /// It is recorded that it has it.
+    Record,
+}
+
+/// Exports once under strace; what is out of order.
+pub(crate) async fn check(binary: &Path, folder: &Path) -> Result<Vec<String>> {
+    let cluster = Cluster::start(folder).await?;
+    let output = folder.join("output");
+    let mut service = Command::new(binary)
+        .env_clear()
+        .env("PATH", environment("PATH").unwrap_or_default())
+        .env("DATABASE_URL", cluster.service_url(cluster.port()))
+        .env("OUTPUT_DIR", &output)
+        .env("PORT", "0")
+        .env("LOG_FORMAT", "json")
+        .env("SEED_ROWS", "20000")
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let address = tokio::time::timeout(PATIENCE, address_of(&mut service)).await.context("it doesn't listen")??;
+    let trace = folder.join("strace.txt");
+    let pid = service.id().context("it runs")?;
+    let mut strace = trace_of(pid, &trace)?;
+    attached(pid, &mut strace).await?;
+    export(&address).await?;
+    // It lets the service go and ends.
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(strace.id().context("it runs")?.cast_signed()),
+        nix::sys::signal::Signal::SIGINT,
+    )?;
+    strace.wait().await?;
+    service.kill().await?;
+    cluster.stop().await?;
+    let operations = operations(&std::fs::read_to_string(&trace)?, &output);
+    Ok(violations(&operations))
+}
+
+async fn address_of(service: &mut Child) -> Result<String> {
+    let mut lines = BufReader::new(service.stderr.take().context("it is piped")?).lines();
+    while let Some(line) = lines.next_line().await? {
+        let event: Value = serde_json::from_str(&line).unwrap_or_default();
+        if let Some(address) = event["address"].as_str() {
+            // What else it says is of no interest, but has to go somewhere.
+            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+            return Ok(address.to_owned());
+        }
+    }
+    bail!("the service ended before it listened")
+}
+
+fn trace_of(pid: u32, file: &Path) -> Result<Child> {
+    // With paths for descriptors, and enough of each text to know a statement by its name.
+    let arguments = ["-f", "-qq", "-y", "-s", "400", "-e", &format!("trace={CALLS}"), "-e", "signal=none", "-o"];
+    let strace =
+        Command::new("strace").args(arguments).arg(file).arg("-p").arg(pid.to_string()).kill_on_drop(true).spawn();
+    strace.context("strace is needed (Debian: `apt-get install strace`)")
+}
+
+/// Waits until each thread of the service is traced.
+async fn attached(pid: u32, strace: &mut Child) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        ensure!(strace.try_wait()?.is_none(), "strace can't attach: does the system allow it?");
+        let mut all = true;
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let status = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+            all &= !status.contains("TracerPid:\t0\n");
+        }
+        if all {
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < PATIENCE, "strace doesn't attach");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn export(address: &str) -> Result<()> {
+    let http = reqwest::Client::new();
+    let post = http.post(format!("{address}/exports/full")).header("X-Consumer-ID", "order");
+    let job: Value = post.send().await?.error_for_status()?.json().await?;
+    let id = job["jobId"].as_str().context("a job has an id")?;
+    let ended: Value = http.get(format!("{address}/exports/{id}?wait=60")).send().await?.json().await?;
+    ensure!(ended["status"] == "completed", "the export did not complete: {ended}");
+    Ok(())
+}
+
+/// What strace wrote, as operations. A call that another thread's interrupted is written in two parts: what it does to the disk
+/// holds from its end on, what it sends may arrive from its beginning on.
+fn operations(trace: &str, output: &Path) -> Vec<Operation> {
+    let mut begun = std::collections::HashMap::new();
+    let mut operations = Vec::new();
+    for line in trace.lines() {
+        let Some((pid, call)) = line.trim_start().split_once(' ') else { continue };
+        let call = call.trim_start();
+        if let Some(start) = call.strip_suffix(" <unfinished ...>") {
+            if let found @ Some(Operation::Commit | Operation::Record | Operation::Name | Operation::Write) =
+                operation(start, output)
+            {
+                operations.extend(found);
+            } else {
+                begun.insert(pid, start.to_owned());
+            }
+        } else if call.starts_with("<... ") {
+            let ended_well = !call.contains(" = -1 ");
+            let start = begun.remove(pid).filter(|_| ended_well);
+            operations.extend(start.and_then(|start| operation(&start, output)));
+        } else if !call.contains(" = -1 ") {
+            operations.extend(operation(call, output));
+        }
+    }
+    operations
+}
+
+fn operation(call: &str, output: &Path) -> Option<Operation> {
+    let (name, arguments) = call.split_once('(')?;
+    let folder = output.to_str()?;
+    let on_hidden_file = arguments.split([',', ')']).next()?.ends_with(".part>");
+    let on_folder = arguments.split([',', ')']).next()?.ends_with(&format!("<{folder}>"));
+    match name {
+        "openat" if arguments.contains(".part\"") && arguments.contains("O_CREAT") => Some(Operation::Create),
+        "write" | "pwrite64" | "writev" if on_hidden_file => Some(Operation::Write),
+        "fsync" | "fdatasync" if on_hidden_file => Some(Operation::SyncFile),
+        "fsync" | "fdatasync" if on_folder => Some(Operation::SyncFolder),
+        "rename" | "renameat" | "renameat2" | "linkat" if arguments.contains(".part\"") => Some(Operation::Name),
+        "sendto" | "sendmsg" | "write" | "writev" if arguments.contains("source.snapshot.commit") => {
+            Some(Operation::Commit)
+        }
+        "sendto" | "sendmsg" | "write" | "writev" if arguments.contains("store.files.published") => {
+            Some(Operation::Record)
+        }
+        _ => None,
+    }
+}
+
+/// What a power cut could show: the file not whole although it is recorded, or under no name.
+fn violations(operations: &[Operation]) -> Vec<String> {
+    use Operation::{Commit, Create, Name, Record, SyncFile, SyncFolder, Write};
+    let first = |wanted: &Operation| operations.iter().position(|operation| operation == wanted);
+    let last = |wanted: &Operation| operations.iter().rposition(|operation| operation == wanted);
+    let between = |from: Option<usize>, to: Option<usize>, wanted: &Operation| match (from, to) {
+        (Some(from), Some(to)) if from < to => operations[from..to].contains(wanted),
+        _ => false,
+    };
+    let ordered = |before: Option<usize>, after: Option<usize>| matches!((before, after), (Some(a), Some(b)) if a < b);
+    let rules = [
+        (
+            "the export was written, committed, named and recorded",
+            [Create, Write, Commit, Name, Record].iter().all(|o| first(o).is_some()),
+        ),
+        (
+            "the file is synced after its last write and before the commit",
+            between(last(&Write), first(&Commit), &SyncFile),
+        ),
+        ("the hidden name is synced before the commit", between(first(&Create), first(&Commit), &SyncFolder)),
+        ("the file gets its name after the commit", ordered(last(&Commit), first(&Name))),
+        ("the name is synced before it is recorded", between(first(&Name), first(&Record), &SyncFolder)),
+    ];
+    let broken: Vec<String> =
+        rules.into_iter().filter(|(_, holds)| !holds).map(|(rule, _)| format!("not so: {rule}")).collect();
+    if broken.is_empty() { broken } else { broken.into_iter().chain([format!("{operations:?}")]).collect() }
+}
