@@ -8,8 +8,8 @@ use sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef};
 use crate::source::{Error, FRAME_BYTES, Frames, send};
 use crate::watermark::Position;
 
-/// Rows of one FETCH. They stream through; what costs is the round trip.
-const BATCH_ROWS: u64 = 5_000;
+/// Rows of one FETCH. They stream through; what costs is the round trip, in which the server does nothing.
+const BATCH_ROWS: u64 = 50_000;
 
 /// What the statements' parameters are.
 pub(crate) struct Since<'a> {
