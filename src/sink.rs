@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::thread::JoinHandle;
 
 use ring::digest;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
@@ -21,6 +22,8 @@ use crate::job::{FileIdentity, JobId, LeaseToken, StagedFile};
 
 /// Holds the folder's id, so that a process with another disk doesn't take its jobs for its own.
 const STORE_MARK: &str = ".cdc-export-store";
+/// So much is written before the disk is asked to take it. Left to the end, all of it would be waited for there.
+const AHEAD_BYTES: u64 = 16 << 20;
 const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
 
 /// What an export leaves free on its disk, in bytes. Postgres may live there too, and stops when it can't write.
@@ -141,6 +144,8 @@ impl Folder {
             file: file.into(),
             sha256: digest::Context::new(&digest::SHA256),
             size: 0,
+            asked: 0,
+            sync: None,
         };
         rustix::fs::fchmod(&draft.file, FILE_MODE)?;
         Ok(draft)
@@ -242,6 +247,9 @@ pub struct Draft {
     file: File,
     sha256: digest::Context,
     size: u64,
+    /// How much of it the disk was asked to take.
+    asked: u64,
+    sync: Option<JoinHandle<io::Result<()>>>,
 }
 
 struct HiddenPlace {
@@ -260,7 +268,28 @@ impl Draft {
         self.sha256.update(bytes);
         let looked = self.size / LOOK_EVERY;
         self.size += bytes.len() as u64;
+        if self.size - self.asked >= AHEAD_BYTES {
+            self.sync_ahead()?;
+        }
         if self.size / LOOK_EVERY == looked { Ok(()) } else { require_room(&self.file) }
+    }
+
+    /// Lets the disk take what is written by now, while more is written. One at a time: a slow disk isn't asked for more.
+    fn sync_ahead(&mut self) -> Result<(), Error> {
+        if self.sync.as_ref().is_some_and(|running| !running.is_finished()) {
+            return Ok(());
+        }
+        self.join_sync()?;
+        let file = self.file.try_clone()?;
+        self.sync = Some(std::thread::Builder::new().name("sync".to_owned()).spawn(move || file.sync_data())?);
+        self.asked = self.size;
+        Ok(())
+    }
+
+    /// A failure is told once, to whoever syncs next, so the one of that thread must not be lost.
+    fn join_sync(&mut self) -> Result<(), Error> {
+        let Some(running) = self.sync.take() else { return Ok(()) };
+        Ok(running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
     }
 
     /// Bytes written so far.
@@ -275,6 +304,7 @@ impl Draft {
     /// lost pages.
     pub fn stage(mut self) -> Result<StagedFile, Error> {
         failpoint!("sink.fsync", Err(Error::Io(Errno::IO.into())));
+        self.join_sync()?;
         self.file.sync_all()?;
         let identity = identity(&self.file)?;
         let place = self.place.take().expect("only `stage` takes the place, and it consumes the draft");
@@ -415,6 +445,27 @@ mod tests {
         assert_eq!(folder.hidden_files().unwrap().len(), 1);
         drop(draft);
         assert!(visible(&dir).is_empty());
+    }
+
+    #[test]
+    fn a_sync_that_failed_while_more_was_written_fails_the_draft() {
+        let (dir, folder) = folder();
+        let mut draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
+        draft.sync = Some(std::thread::spawn(|| Err(io::ErrorKind::StorageFull.into())));
+        assert!(matches!(draft.stage(), Err(Error::Full(_))));
+        assert!(visible(&dir).is_empty());
+    }
+
+    #[test]
+    fn a_large_draft_goes_to_the_disk_while_it_is_written() {
+        let (dir, folder) = folder();
+        let mut draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
+        for _ in 0..3 * (AHEAD_BYTES >> 20) {
+            draft.write(&[b'x'; 1 << 20]).unwrap();
+        }
+        assert!(draft.asked >= AHEAD_BYTES && draft.sync.is_some());
+        let file = draft.stage().unwrap();
+        assert_eq!(std::fs::metadata(dir.path().join(&file.name)).unwrap().len(), 3 * AHEAD_BYTES);
     }
 
     #[test]
