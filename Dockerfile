@@ -6,9 +6,9 @@ FROM rust:1.95-bookworm AS manifest
 ENV CARGO_INCREMENTAL=0
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/suite \
+RUN mkdir -p benches src tests/suite \
     && touch src/lib.rs \
-    && echo 'fn main() {}' | tee src/main.rs >tests/suite/main.rs
+    && echo 'fn main() {}' | tee src/main.rs benches/encode.rs >tests/suite/main.rs
 
 FROM manifest AS build
 ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
