@@ -73,8 +73,13 @@ async fn main() -> Result<ExitCode> {
             (None, false) => torture(&arguments).await,
         }
     };
-    // Whoever interrupts it wants the processes gone: they end with what is dropped here.
-    let fine = tokio::select! { done = all => done?, _ = tokio::signal::ctrl_c() => false };
+    // Whoever interrupts it wants the processes gone: they end with what is dropped here. `timeout` sends a SIGTERM.
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let fine = tokio::select! {
+        done = all => done?,
+        _ = tokio::signal::ctrl_c() => false,
+        _ = terminated.recv() => false,
+    };
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
