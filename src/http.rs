@@ -51,7 +51,9 @@ const MAX_HEADER_BYTES: usize = 32 * 1024;
 const MAX_HEADERS_READ: usize = 1000;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Each takes a descriptor, and the exports need some too. Further clients wait in the listener's backlog.
-const MAX_CONNECTIONS: usize = 500;
+const MAX_CONNECTIONS: usize = 1_000;
+/// With more connections than this a new one is for one request: idle ones would keep those out who wait.
+const MAX_KEPT_ALIVE: usize = 250;
 
 /// What an operator may set.
 #[derive(Clone, Copy, Debug)]
@@ -171,6 +173,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         // Without it the last bytes of an answer wait for the client's delayed acknowledgement.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
+        http1.keep_alive(MAX_CONNECTIONS - places.available_permits() <= MAX_KEPT_ALIVE);
         let connection = graceful.watch(http1.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             // A client that goes away is its own business.

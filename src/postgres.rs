@@ -7,7 +7,7 @@ pub mod embedded;
 
 use std::collections::HashMap;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -15,6 +15,9 @@ use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
 /// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
 const OLDEST: i32 = 130_000;
+
+/// How long a server that is starting is waited for.
+const STARTING_PATIENCE: Duration = Duration::from_secs(60);
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -123,7 +126,7 @@ impl Database {
 /// # Errors
 /// If the database can't be reached or used, or holds a foreign `exports` or `watermarks`.
 pub async fn migrate(database: &Database) -> Result<(), Error> {
-    let mut conn = PgConnection::connect_with(database.options()).await.map_err(Error::Unreachable)?;
+    let mut conn = connect(database).await?;
     let (number, version, standby): (i32, String, bool) = sqlx::query_as(
         "-- postgres.version
          select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()",
@@ -181,13 +184,31 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     conn.close().await.map_err(Error::Sql)
 }
 
+/// Connects. A server that is starting, or recovering from a crash, is waited for; both may begin with the same power.
+async fn connect(database: &Database) -> Result<PgConnection, Error> {
+    let begun = Instant::now();
+    loop {
+        let error = match PgConnection::connect_with(database.options()).await {
+            Ok(conn) => return Ok(conn),
+            Err(error) => error,
+        };
+        // cannot_connect_now
+        let starting = error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("57P03"));
+        if !starting || begun.elapsed() > STARTING_PATIENCE {
+            return Err(Error::Unreachable(error));
+        }
+        tracing::info!(event = "postgres_starting", "waiting for Postgres to accept connections");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// Checks that there can be so many connections at all. Where others have them now, it only says so: a service that is started
 /// again finds its last life's connections not yet closed.
 ///
 /// # Errors
 /// If the server, the role or the database never allows so many.
 pub async fn require_connections(database: &Database, needed: u32) -> Result<(), Error> {
-    let mut conn = PgConnection::connect_with(database.options()).await.map_err(Error::Unreachable)?;
+    let mut conn = connect(database).await?;
     let (most, free): (i32, i64) = sqlx::query_as(
         "-- postgres.connections
          select case when r.rolsuper then s.total

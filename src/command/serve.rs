@@ -6,6 +6,7 @@ use anyhow::Context;
 use cdc_export::config::Config;
 use cdc_export::http;
 use cdc_export::postgres::{self, Database, demo};
+use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +14,7 @@ use crate::command::{Ground, Serve, connections_of_exports, join_or_start, prepa
 
 /// The API, and the exports unless others run them.
 pub(crate) async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
+    allow_descriptors();
     // Before anything is started: a signal that comes meanwhile must stop it properly.
     let shutdown = stop_on_signal()?;
     // The port comes first: a second service on it shouldn't get as far as the database.
@@ -58,6 +60,13 @@ async fn serve_on(
     }
     tracing::info!(event = "stopped");
     Ok(())
+}
+
+/// Lets the process have as many descriptors as it may: what a shell gives is less than the connections of the API.
+fn allow_descriptors() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    // Where it is refused, connections wait for each other.
+    let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// The exports alone.
