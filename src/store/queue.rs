@@ -94,13 +94,14 @@ async fn beat(
     lease: Duration,
     (percent, rows, bytes): (u8, u64, u64),
 ) -> Result<Beat, Error> {
+    // Not waited for until it is on disk: a beat that a crash of Postgres takes back is one that came late.
     let cancel: Option<bool> = sqlx::query_scalar(
         "-- store.queue.beat
          update exports
          set lease_expires_at = clock_timestamp() + make_interval(secs => $3),
              progress = greatest(progress, $4), rows_exported = $5, bytes_written = $6
          where id = $1 and lease_token = $2 and status = 'processing'
-         returning cancel_requested_at is not null",
+         returning cancel_requested_at is not null, set_config('synchronous_commit', 'off', true)",
     )
     .bind(job.as_uuid())
     .bind(token.as_uuid())
