@@ -1,4 +1,4 @@
-//! How fast binary rows become CSV: bytes of CSV in a second, on one core.
+//! How fast binary rows become a file's: bytes of the file in a second, on one core.
 //!
 //! ```text
 //! cargo bench --bench encode
@@ -8,8 +8,8 @@ use std::hint::black_box;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use cdc_export::dataset::USERS;
-use cdc_export::encode::csv::Encoder;
-use cdc_export::job::ExportType;
+use cdc_export::encode::Encoder;
+use cdc_export::job::{ExportType, Format};
 use cdc_export::row::Frame;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -41,8 +41,16 @@ fn encode(encoder: &Encoder, frame: &Frame, out: &mut Vec<u8>) {
 }
 
 fn csv(c: &mut Criterion) {
-    let encoder = Encoder::new(USERS.file_columns(ExportType::Full));
-    let mut group = c.benchmark_group("csv");
+    measure(c, Format::Csv);
+}
+
+fn ndjson(c: &mut Criterion) {
+    measure(c, Format::Ndjson);
+}
+
+fn measure(c: &mut Criterion, format: Format) {
+    let encoder = Encoder::new(format, USERS.file_columns(ExportType::Full));
+    let mut group = c.benchmark_group(format.as_str());
     for (case, name) in [("plain", "Ada Lovelace"), ("quoted", "Lovelace, Ada \"A.\""), ("not ascii", "Ada Łóvelace")]
     {
         let (frame, mut out) = (frame(name), Vec::new());
@@ -58,5 +66,5 @@ fn csv(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, csv);
+criterion_group!(benches, csv, ndjson);
 criterion_main!(benches);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use cdc_export::config::Config;
 use cdc_export::dataset::{Dataset, USERS};
-use cdc_export::job::ExportType;
+use cdc_export::job::{self, ExportType};
 use cdc_export::postgres::{self, Database, demo, embedded};
 use cdc_export::service::{Service, Stores};
 use cdc_export::sink::Folder;
@@ -78,6 +78,9 @@ pub(crate) struct Export {
     /// Whose export it is
     #[arg(long)]
     consumer: String,
+    /// How its rows are written
+    #[arg(long, default_value = "csv")]
+    format: Format,
     /// Print the job as JSON at the end
     #[arg(long)]
     json: bool,
@@ -97,6 +100,22 @@ impl From<Type> for ExportType {
             Type::Full => ExportType::Full,
             Type::Incremental => ExportType::Incremental,
             Type::Delta => ExportType::Delta,
+        }
+    }
+}
+
+/// A format, as clap lists it.
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Csv,
+    Ndjson,
+}
+
+impl From<Format> for job::Format {
+    fn from(format: Format) -> job::Format {
+        match format {
+            Format::Csv => job::Format::Csv,
+            Format::Ndjson => job::Format::Ndjson,
         }
     }
 }

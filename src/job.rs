@@ -27,6 +27,9 @@ macro_rules! words {
         pub enum $name { $($(#[$variant_doc])* $variant,)+ }
 
         impl $name {
+            /// Each of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
             /// The word for it, the same in SQL, JSON and logs.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
@@ -164,9 +167,11 @@ words! {
 
 words! {
     /// How a file's rows are written.
-    Format, "a format: csv" {
+    Format, "a format: csv, ndjson" {
         /// RFC 4180, as `COPY … FROM … CSV HEADER` reads it.
         Csv = "csv",
+        /// A JSON object on each line.
+        Ndjson = "ndjson",
     }
 }
 
@@ -175,6 +180,7 @@ impl Format {
     pub fn extension(self) -> &'static str {
         match self {
             Format::Csv => ".csv",
+            Format::Ndjson => ".ndjson",
         }
     }
 
@@ -182,6 +188,7 @@ impl Format {
     pub fn media_type(self) -> &'static str {
         match self {
             Format::Csv => "text/csv; charset=utf-8; header=present",
+            Format::Ndjson => "application/x-ndjson",
         }
     }
 }

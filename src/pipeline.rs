@@ -7,8 +7,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::mpsc;
 
 use crate::dataset::{Column, Dataset};
-use crate::encode::{self, csv};
-use crate::job::{ExportType, Exported, Job, Progress};
+use crate::encode::{self, Encoder};
+use crate::job::{ExportType, Exported, Format, Job, Progress};
 use crate::row::Frame;
 use crate::sink::{self, Draft};
 use crate::source::{self, snapshot::Rows};
@@ -62,7 +62,8 @@ pub async fn run(
     let (frames_in, frames_out) = mpsc::channel(FRAMES_AHEAD);
     // A full export finds no changes, late ones neither.
     let since = since.filter(|_| job.export_type != ExportType::Full);
-    let writer = Writer::new(dataset.file_columns(job.export_type), dataset.updated_at, draft, since, progress.clone());
+    let columns = dataset.file_columns(job.export_type);
+    let writer = Writer::new(job.format, columns, dataset.updated_at, draft, since, progress.clone());
     // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next frame.
     let read = async { Ok(rows.read(job, progress, frames_in).await?) };
     let ((), writer) = tokio::try_join!(read, write(writer, frames_out))?;
@@ -82,7 +83,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
 
 /// The end of the line: rows become bytes, bytes become a file.
 struct Writer {
-    encoder: csv::Encoder,
+    encoder: Encoder,
     draft: Draft,
     buffer: Vec<u8>,
     rows: u64,
@@ -96,6 +97,7 @@ struct Writer {
 
 impl Writer {
     fn new(
+        format: Format,
         columns: Vec<Column>,
         updated_at: &str,
         draft: Draft,
@@ -105,9 +107,9 @@ impl Writer {
         let since = since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds());
         let width = columns.len();
         let updated_at = columns.iter().position(|column| column.name == updated_at);
-        let encoder = csv::Encoder::new(columns);
+        let encoder = Encoder::new(format, columns);
         let mut buffer = Vec::new();
-        encoder.header(&mut buffer);
+        encoder.begin(&mut buffer);
         Writer {
             encoder,
             draft,

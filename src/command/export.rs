@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cdc_export::config::Config;
 use cdc_export::http;
-use cdc_export::job::{Format, Job, JobId, Request, Status};
+use cdc_export::job::{Job, JobId, Request, Status};
 use cdc_export::postgres::Database;
 use cdc_export::service::Service;
 use indicatif::ProgressBar;
@@ -26,7 +26,8 @@ pub(crate) async fn export(config: &Config, database: &Database, what: &Export) 
     let interrupted = stop_on_signal()?;
     let consumer = what.consumer.parse().map_err(|why| anyhow::anyhow!("--consumer: {why}"))?;
     let export_type = what.export_type.into();
-    let request = Request { consumer: Some(consumer), export_type, format: Format::Csv, retry_of: None, key: None };
+    let request =
+        Request { consumer: Some(consumer), export_type, format: what.format.into(), retry_of: None, key: None };
     let done = CancellationToken::new();
     let Wired { worker, service } = wire(config, database, 1, &done);
     let job = service.submit(&request).await?;

@@ -4,7 +4,7 @@
 //! (PostgreSQL documentation, "COPY", "CSV Format").
 
 use crate::dataset::{Column, Kind};
-use crate::encode::{Error, timestamp};
+use crate::encode::{Error, value};
 
 /// Writes rows of fixed columns.
 #[derive(Clone, Debug)]
@@ -13,13 +13,12 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// For rows that have just these columns, in this order.
-    pub fn new(columns: Vec<Column>) -> Encoder {
+    pub(crate) fn new(columns: Vec<Column>) -> Encoder {
         Encoder { columns }
     }
 
     /// Appends the header line.
-    pub fn header(&self, out: &mut Vec<u8>) {
+    pub(crate) fn header(&self, out: &mut Vec<u8>) {
         for (i, column) in self.columns.iter().enumerate() {
             if i > 0 {
                 out.push(b',');
@@ -29,14 +28,9 @@ impl Encoder {
         out.push(b'\n');
     }
 
-    /// Appends a row, given as its fields' binary forms.
-    ///
-    /// # Errors
-    /// If a field doesn't fit its column; `out` then ends in half a row.
-    pub fn row(&self, fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error> {
-        if fields.len() != self.columns.len() {
-            return Err(Error::WrongShape { expected: self.columns.len(), found: fields.len() });
-        }
+    /// Appends a row.
+    pub(crate) fn row(&self, fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error> {
+        value::require_shape(&self.columns, fields)?;
         for (i, (column, field)) in self.columns.iter().zip(fields).enumerate() {
             if i > 0 {
                 out.push(b',');
@@ -51,29 +45,18 @@ impl Encoder {
 }
 
 fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-    let wrong_type = |_| Error::WrongType { column: column.name };
     match column.kind {
-        Kind::Int8 => {
-            let number = i64::from_be_bytes(field.try_into().map_err(wrong_type)?);
-            out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-        }
-        Kind::Bool => {
-            let [byte] = <[u8; 1]>::try_from(field).map_err(wrong_type)?;
-            out.extend_from_slice(if byte == 0 { b"false" } else { b"true" });
-        }
-        Kind::Timestamptz => {
-            let micros = i64::from_be_bytes(field.try_into().map_err(wrong_type)?);
-            timestamp::rfc3339(micros, out);
-        }
+        // None of these has a character that needs quotes.
+        Kind::Int8 | Kind::Bool | Kind::Timestamptz => value::plain(column, field, out),
         Kind::Text => {
             let bytes = marks(field);
             if bytes & NOT_ASCII != 0 {
-                std::str::from_utf8(field).map_err(|_| Error::InvalidText { column: column.name })?;
+                value::require_utf8(column, field)?;
             }
             text_with(bytes, field, out);
+            Ok(())
         }
     }
-    Ok(())
 }
 
 /// Writes a text, quoted only where a reader would else take it for something else.

@@ -37,12 +37,12 @@ pub(crate) async fn create(
     mut members: Members,
 ) -> Result<Response, Problem> {
     let export_type = members.take_word("exportType")?.unwrap_or(ExportType::Full);
-    members.refuse_others()?;
+    let format = format_of(members)?;
     if consumer.is_none() && export_type != ExportType::Full {
         let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
         return Err(Problem::bad_input("consumer_required", "X-Consumer-ID", detail));
     }
-    let request = Request { consumer, export_type, format: Format::Csv, retry_of: None, key };
+    let request = Request { consumer, export_type, format, retry_of: None, key };
     Ok(accepted(service.submit(&request).await?, "pending"))
 }
 
@@ -93,9 +93,15 @@ async fn start(
     members: Members,
     export_type: ExportType,
 ) -> Result<Response, Problem> {
-    members.refuse_others()?;
-    let request = Request { consumer: Some(consumer), export_type, format: Format::Csv, retry_of: None, key };
+    let request = Request { consumer: Some(consumer), export_type, format: format_of(members)?, retry_of: None, key };
     Ok(accepted(service.submit(&request).await?, "started"))
+}
+
+/// How the rows are to be written, from what is left of the body.
+fn format_of(mut members: Members) -> Result<Format, Problem> {
+    let format = members.take_word("format")?.unwrap_or(Format::Csv);
+    members.refuse_others()?;
+    Ok(format)
 }
 
 /// `POST /exports/{jobId}/retry`: a new job like a failed or cancelled one.

@@ -17,7 +17,7 @@ use crate::store::jobs::{JobRow, job_columns};
 use crate::store::{Error, Front, Store};
 
 /// What this version can work on.
-const FORMATS: &[&str] = &[Format::Csv.as_str()];
+const FORMATS: &[&str] = &[Format::Csv.as_str(), Format::Ndjson.as_str()];
 const DATASETS: &[&str] = &[USERS.name];
 
 /// Who puts an old time into the table by hand waits for so long at most.

@@ -48,6 +48,10 @@ async fn an_export_runs_by_itself_or_at_the_service() {
     let (path, rows) = printed.trim().split_once("  ").unwrap();
     assert_eq!((Csv::read(path.as_ref()).rows.len(), rows), (18, "18 rows"));
 
+    let (_, printed, _) = run(&["export", "full", "--consumer", "b", "--format", "ndjson"], &settings).await;
+    let (path, _) = printed.trim().split_once("  ").unwrap();
+    assert!(path.ends_with(".ndjson") && std::fs::read_to_string(path).unwrap().starts_with("{\"id\":1,"), "{path}");
+
     let service = Start::on(&database).service().await;
     database.run("update users set name = 'x' where id = 3").await;
     let output = folder_of(&service);
@@ -90,7 +94,13 @@ async fn a_failed_or_interrupted_export_is_no_success() {
     let (code, printed, said) = run(&["export", "full", "--consumer", "a"], &settings).await;
     assert_eq!((code, printed.as_str()), (1, ""));
     assert!(said.contains("table_missing"), "{said}");
-    for bad in [&["export", "all", "--consumer", "a"][..], &["export", "full"], &["seed"], &["nothing"]] {
+    for bad in [
+        &["export", "all", "--consumer", "a"][..],
+        &["export", "full"],
+        &["export", "full", "--consumer", "a", "--format", "xml"],
+        &["seed"],
+        &["nothing"],
+    ] {
         assert_eq!(run(bad, &settings).await.0, 2, "{bad:?}");
     }
     let (code, _, said) = run(&["export", "full", "--consumer", "a b"], &settings).await;

@@ -21,6 +21,8 @@ mod exports;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod formats;
+#[cfg(test)]
 mod guard;
 #[cfg(test)]
 mod harness;

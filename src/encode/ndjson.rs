@@ -1,0 +1,171 @@
+//! A JSON object on each line (RFC 8259), its members the columns in their order. No header: no rows, no bytes.
+//!
+//! Integers are JSON numbers in all their digits, which a reader that takes numbers for doubles rounds beyond 2^53.
+
+use crate::dataset::{Column, Kind};
+use crate::encode::{Error, value};
+
+/// Writes rows of fixed columns.
+#[derive(Clone, Debug)]
+pub struct Encoder {
+    columns: Vec<Column>,
+    /// What stands before each value: `{"id":`, `,"name":`, ….
+    names: Vec<Vec<u8>>,
+}
+
+impl Encoder {
+    pub(crate) fn new(columns: Vec<Column>) -> Encoder {
+        let names = columns.iter().enumerate().map(|(i, column)| {
+            let mut name = vec![if i == 0 { b'{' } else { b',' }];
+            string(column.name.as_bytes(), &mut name);
+            name.push(b':');
+            name
+        });
+        Encoder { names: names.collect(), columns }
+    }
+
+    /// Appends a row.
+    pub(crate) fn row(&self, fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error> {
+        value::require_shape(&self.columns, fields)?;
+        for ((column, name), field) in self.columns.iter().zip(&self.names).zip(fields) {
+            out.extend_from_slice(name);
+            match field {
+                Some(field) => value(column, field, out)?,
+                None => out.extend_from_slice(b"null"),
+            }
+        }
+        out.extend_from_slice(b"}\n");
+        Ok(())
+    }
+}
+
+fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    match column.kind {
+        Kind::Int8 | Kind::Bool => value::plain(column, field, out),
+        // Nothing in it needs an escape.
+        Kind::Timestamptz => {
+            out.push(b'"');
+            value::plain(column, field, out)?;
+            out.push(b'"');
+            Ok(())
+        }
+        Kind::Text => {
+            value::require_utf8(column, field)?;
+            string(field, out);
+            Ok(())
+        }
+    }
+}
+
+/// Writes a text in quotes, with escapes for what a JSON string may not hold (RFC 8259, section 7).
+fn string(text: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|byte| ESCAPES[usize::from(*byte)] != 0) {
+        let (as_it_is, from) = rest.split_at(at);
+        out.extend_from_slice(as_it_is);
+        match ESCAPES[usize::from(from[0])] {
+            b'u' => out.extend_from_slice(&[
+                b'\\',
+                b'u',
+                b'0',
+                b'0',
+                HEX[usize::from(from[0] >> 4)],
+                HEX[usize::from(from[0] & 15)],
+            ]),
+            escape => out.extend_from_slice(&[b'\\', escape]),
+        }
+        rest = &from[1..];
+    }
+    out.extend_from_slice(rest);
+    out.push(b'"');
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+/// What follows the backslash for a byte; 0: it stands for itself.
+const ESCAPES: [u8; 256] = {
+    let mut escapes = [0; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        escapes[byte] = b'u';
+        byte += 1;
+    }
+    escapes[0x08] = b'b';
+    escapes[b'\t' as usize] = b't';
+    escapes[b'\n' as usize] = b'n';
+    escapes[0x0c] = b'f';
+    escapes[b'\r' as usize] = b'r';
+    escapes[b'"' as usize] = b'"';
+    escapes[b'\\' as usize] = b'\\';
+    escapes
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Map, Value};
+
+    fn encoded(columns: &[Column], rows: &[Vec<Option<&[u8]>>]) -> Result<String, Error> {
+        let encoder = Encoder::new(columns.to_vec());
+        let mut out = Vec::new();
+        for row in rows {
+            encoder.row(row, &mut out)?;
+        }
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let columns = [
+            Column { name: "id", kind: Kind::Int8 },
+            Column { name: "na\"me", kind: Kind::Text },
+            Column { name: "at", kind: Kind::Timestamptz },
+            Column { name: "deleted", kind: Kind::Bool },
+        ];
+        let (least, ever) = (i64::MIN.to_be_bytes(), i64::MAX.to_be_bytes());
+        let rows = [
+            vec![
+                Some(&least[..]),
+                Some("a \"b\"\\\r\n\t\u{8}\u{c}\u{1}\u{1f}\u{7f}é/".as_bytes()),
+                Some(&[0; 8][..]),
+                Some(&[1][..]),
+            ],
+            vec![None, Some(&b""[..]), Some(&ever[..]), Some(&[0][..])],
+            vec![None, None, Some(&least[..]), None],
+        ];
+        let expected = concat!(
+            r#"{"id":-9223372036854775808,"na\"me":"a \"b\"\\\r\n\t\b\f\u0001\u001f"#,
+            "\u{7f}é/",
+            r#"","at":"2000-01-01T00:00:00.000000Z","deleted":true}"#,
+            "\n",
+            r#"{"id":null,"na\"me":"","at":"infinity","deleted":false}"#,
+            "\n",
+            r#"{"id":null,"na\"me":null,"at":"-infinity","deleted":null}"#,
+            "\n",
+        );
+        assert_eq!(encoded(&columns, &rows).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_field_that_does_not_fit_is_an_error_that_names_its_column() {
+        let columns = [Column { name: "n", kind: Kind::Int8 }];
+        assert!(matches!(encoded(&columns, &[vec![Some(&b"1"[..])]]), Err(Error::WrongType { column: "n" })));
+        assert!(matches!(encoded(&columns, &[vec![]]), Err(Error::WrongShape { expected: 1, found: 0 })));
+        let columns = [Column { name: "a", kind: Kind::Text }];
+        assert!(matches!(encoded(&columns, &[vec![Some(&b"\xff"[..])]]), Err(Error::InvalidText { column: "a" })));
+    }
+
+    proptest! {
+        #[test]
+        fn an_independent_reader_reads_the_same(rows in prop::collection::vec(any::<Option<String>>(), 0..8)) {
+            let columns = [Column { name: "a\n", kind: Kind::Text }];
+            let fields: Vec<_> = rows.iter().map(|text| vec![text.as_deref().map(str::as_bytes)]).collect();
+            let file = encoded(&columns, &fields).unwrap();
+            let read: Vec<Map<String, Value>> = file.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let expected: Vec<_> = rows.into_iter().map(|text| Map::from_iter([("a\n".to_owned(), text.into())])).collect();
+            prop_assert_eq!(read, expected);
+        }
+    }
+}

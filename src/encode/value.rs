@@ -1,0 +1,41 @@
+//! What all formats share of a value: its plain text, and the checks on what Postgres sent.
+
+use crate::dataset::{Column, Kind};
+use crate::encode::{Error, timestamp};
+
+/// Appends a value's text. Only of a [`Kind::Text`] may it hold a character that a format gives a meaning to.
+pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    match column.kind {
+        Kind::Int8 => {
+            let number = i64::from_be_bytes(sized(column, field)?);
+            out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        }
+        Kind::Bool => {
+            let [byte] = sized(column, field)?;
+            out.extend_from_slice(if byte == 0 { b"false" } else { b"true" });
+        }
+        Kind::Timestamptz => timestamp::rfc3339(i64::from_be_bytes(sized(column, field)?), out),
+        Kind::Text => {
+            require_utf8(column, field)?;
+            out.extend_from_slice(field);
+        }
+    }
+    Ok(())
+}
+
+/// A field of a type whose values all have this size.
+pub(crate) fn sized<const N: usize>(column: &Column, field: &[u8]) -> Result<[u8; N], Error> {
+    field.try_into().map_err(|_| Error::WrongType { column: column.name })
+}
+
+pub(crate) fn require_utf8(column: &Column, field: &[u8]) -> Result<(), Error> {
+    std::str::from_utf8(field).map(drop).map_err(|_| Error::InvalidText { column: column.name })
+}
+
+pub(crate) fn require_shape(columns: &[Column], fields: &[Option<&[u8]>]) -> Result<(), Error> {
+    if fields.len() == columns.len() {
+        Ok(())
+    } else {
+        Err(Error::WrongShape { expected: columns.len(), found: fields.len() })
+    }
+}

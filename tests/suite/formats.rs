@@ -1,0 +1,213 @@
+//! How a file is written: the formats a request may ask for, and that they hold the same values.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Csv, Database, Service, Start, refusal};
+
+const CALLS: [&str; 5] = ["/exports", "/exports/full", "/exports/incremental", "/exports/delta", "/export/a"];
+
+async fn ask(service: &Service, path: &str, body: &Value, headers: &[(&str, &str)]) -> reqwest::Response {
+    let mut request = service.client.post(format!("{}{path}", service.address)).json(body);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.send().await.unwrap()
+}
+
+/// A consumer's export that completes, with these options: its job.
+async fn export(service: &Service, export_type: &str, consumer: &str, options: &Value) -> Value {
+    let path = format!("/exports/{export_type}");
+    let answer = ask(service, &path, options, &[("X-Consumer-ID", consumer)]).await;
+    assert_eq!(answer.status(), 202);
+    let submitted: Value = answer.json().await.unwrap();
+    let job = service.ended(submitted["jobId"].as_str().unwrap()).await;
+    assert_eq!(job["status"], "completed", "{job}");
+    assert_eq!(job["outputFilename"], submitted["outputFilename"]);
+    job
+}
+
+#[tokio::test]
+async fn every_call_takes_the_options() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    for (options, ending, media_type) in [
+        (json!({}), ".csv", "text/csv; charset=utf-8; header=present"),
+        (json!({"format": "csv"}), ".csv", "text/csv; charset=utf-8; header=present"),
+        (json!({"format": "ndjson"}), ".ndjson", "application/x-ndjson"),
+    ] {
+        for path in CALLS {
+            let answer = ask(&service, path, &options, &[("X-Consumer-ID", "a")]).await;
+            assert_eq!(answer.status(), 202, "{path} {options}");
+            let job = answer.json::<Value>().await.unwrap();
+            let job = service.ended(job["jobId"].as_str().unwrap()).await;
+            assert_eq!(job["status"], "completed", "{job}");
+            assert_eq!(job["format"], *options.get("format").unwrap_or(&json!("csv")));
+            let name = job["outputFilename"].as_str().unwrap();
+            // Several within a second have a number behind the time.
+            let stem = name.strip_suffix(ending).unwrap_or_else(|| panic!("{name} ends with {ending}"));
+            assert!(!stem.contains('.'), "{name}");
+            let download = format!("/exports/{}/download", job["jobId"].as_str().unwrap());
+            let headers = service.call("GET", &download, &[]).await.headers().clone();
+            assert_eq!(headers["content-type"], media_type);
+            assert_eq!(headers["content-disposition"], format!("attachment; filename=\"{name}\""));
+        }
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_word_that_is_no_choice_is_refused_by_all_calls() {
+    let service = Start::on(&Database::new().await).service().await;
+    for (options, field, says) in [
+        (json!({"format": "xml"}), "format", "format: `xml` is not a format: csv, ndjson"),
+        (json!({"format": "CSV"}), "format", "format: `CSV` is not a format: csv, ndjson"),
+        (json!({"format": null}), "format", "format: a string is expected"),
+    ] {
+        for path in CALLS {
+            let answer = ask(&service, path, &options, &[("X-Consumer-ID", "a")]).await;
+            assert_eq!(answer.status(), 400, "{path} {options}");
+            let problem: Value = answer.json().await.unwrap();
+            assert_eq!((&problem["code"], &problem["field"]), (&json!("member_invalid"), &json!(field)));
+            assert!(problem["detail"].as_str().unwrap().starts_with(says), "{problem}");
+        }
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_options_are_part_of_the_request() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let held = database.hold_exports().await;
+    let keyed = [("X-Consumer-ID", "a"), ("Idempotency-Key", "k")];
+    let options = json!({"format": "ndjson"});
+    let first: Value = ask(&service, "/exports/delta", &options, &keyed).await.json().await.unwrap();
+    let again: Value = ask(&service, "/exports/delta", &options, &keyed).await.json().await.unwrap();
+    assert_eq!(first, again);
+    for other in [json!({}), json!({"format": "csv"})] {
+        let answer = ask(&service, "/exports/delta", &other, &keyed).await;
+        assert_eq!(refusal(answer).await, (422, "idempotency_key_reused".to_owned()), "{other}");
+    }
+    let id = first["jobId"].as_str().unwrap();
+    service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
+    service.becomes(id, "cancelled").await;
+    held.rollback().await.unwrap();
+    let retried = service.call("POST", &format!("/exports/{id}/retry"), &[]).await;
+    assert_eq!(retried.status(), 202);
+    let retried: Value = retried.json().await.unwrap();
+    let job = service.ended(retried["jobId"].as_str().unwrap()).await;
+    assert_eq!((&job["status"], &job["format"]), (&json!("completed"), &json!("ndjson")));
+    assert!(job["outputFilename"].as_str().unwrap().ends_with(".ndjson"), "{job}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_formats_hold_the_same_values() {
+    let database = Database::new().await;
+    hostile_users(&database).await;
+    let service = Start::on(&database).service().await;
+    for export_type in ["full", "delta"] {
+        let csv = export(&service, export_type, &format!("{export_type}-csv"), &json!({})).await;
+        let consumer = format!("{export_type}-ndjson");
+        let ndjson = export(&service, export_type, &consumer, &json!({"format": "ndjson"})).await;
+        assert_eq!(csv["rowsExported"], ndjson["rowsExported"]);
+        let header = Csv::read(&service.path(&csv)).header;
+        let expected = values_of_csv(&std::fs::read_to_string(service.path(&csv)).unwrap());
+        let text = std::fs::read_to_string(service.path(&ndjson)).unwrap();
+        let lines = text.strip_suffix('\n').unwrap().split('\n');
+        let found: Vec<Vec<Option<String>>> = lines.map(|line| values_of_json(&header, line)).collect();
+        assert_eq!(sorted(found), sorted(expected), "{export_type}");
+    }
+    service.stop().await;
+}
+
+fn sorted<T: Ord>(mut rows: Vec<T>) -> Vec<T> {
+    rows.sort();
+    rows
+}
+
+/// The values of a line, in the order of the columns, which must be that of the members.
+fn values_of_json(columns: &[String], line: &str) -> Vec<Option<String>> {
+    let object: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
+    assert_eq!(object.len(), columns.len());
+    let at = |name: &String| line.find(&format!("\"{name}\":")).unwrap();
+    assert!(columns.is_sorted_by_key(at), "{line}");
+    let value = |name: &String| match (name.as_str(), &object[name]) {
+        (_, Value::Null) => None,
+        ("id", Value::Number(number)) => Some(number.to_string()),
+        ("is_deleted", Value::Bool(flag)) => Some(flag.to_string()),
+        (name, Value::String(text)) if !["id", "is_deleted"].contains(&name) => Some(text.clone()),
+        (name, other) => panic!("{name} is {other}"),
+    };
+    columns.iter().map(value).collect()
+}
+
+/// The values of a CSV, NULL told from the empty text, which no ordinary reader does.
+fn values_of_csv(text: &str) -> Vec<Vec<Option<String>>> {
+    let (mut rows, mut row, mut field) = (Vec::new(), Vec::new(), None::<String>);
+    let mut quoted = false;
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                field.get_or_insert_default().push('"');
+            }
+            '"' => {
+                quoted = !quoted;
+                field.get_or_insert_default();
+            }
+            ',' if !quoted => row.push(field.take()),
+            '\n' if !quoted => {
+                row.push(field.take());
+                rows.push(std::mem::take(&mut row));
+            }
+            c => field.get_or_insert_default().push(c),
+        }
+    }
+    rows.split_off(1)
+}
+
+/// Users with every value that a format may stumble on.
+async fn hostile_users(database: &Database) {
+    database.run("alter table users alter column name drop not null").await;
+    database.add_users(1001, 1030).await;
+    let texts = [
+        "",
+        " ",
+        "a,b",
+        "\"",
+        "\\",
+        "\\N",
+        "line\nfeed",
+        "\r\n",
+        "\t\u{8}\u{c}\u{1}\u{1f}\u{7f}",
+        "\u{feff}x",
+        "null",
+        "👩‍🚀",
+        "\u{2028}",
+    ];
+    for (i, text) in texts.iter().enumerate() {
+        let insert = "insert into users (name, email, created_at, updated_at) values ($1, $2, now(), now())";
+        sqlx::query(insert).bind(text).bind(format!("{i}{text}")).execute(&database.pool).await.unwrap();
+    }
+    database
+        .run(
+            "insert into users (id, name, email, created_at, updated_at) values
+               (9223372036854775807, null, 'most', 'infinity', '-infinity'),
+               (-9223372036854775808, null, 'least', '0044-03-15 00:00:00.000001+00 BC', '12026-07-04 05:06:07.89+00')",
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn an_export_of_no_rows_is_a_file_of_its_format() {
+    let service = Start::on(&Database::new().await).service().await;
+    for export_type in ["full", "incremental", "delta"] {
+        let job = export(&service, export_type, "a", &json!({"format": "ndjson"})).await;
+        assert_eq!((&job["rowsExported"], &job["bytesWritten"]), (&json!(0), &json!(0)));
+        assert_eq!(std::fs::read(service.path(&job)).unwrap(), b"");
+    }
+    service.stop().await;
+}
