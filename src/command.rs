@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use cdc_export::config::Config;
 use cdc_export::dataset::{Dataset, USERS};
-use cdc_export::job::{self, ExportType};
+use cdc_export::job::{self, Encoding, ExportType};
 use cdc_export::postgres::{self, Database, demo, embedded};
 use cdc_export::service::{Service, Stores};
 use cdc_export::sink::Folder;
@@ -81,6 +81,9 @@ pub(crate) struct Export {
     /// How its rows are written
     #[arg(long, default_value = "csv")]
     format: Format,
+    /// What the file is compressed with
+    #[arg(long, default_value = "none")]
+    compression: Compression,
     /// Print the job as JSON at the end
     #[arg(long)]
     json: bool,
@@ -111,12 +114,26 @@ enum Format {
     Ndjson,
 }
 
-impl From<Format> for job::Format {
-    fn from(format: Format) -> job::Format {
-        match format {
+/// A compression, as clap lists it.
+#[derive(Clone, Copy, ValueEnum)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Export {
+    fn encoding(&self) -> Encoding {
+        let format = match self.format {
             Format::Csv => job::Format::Csv,
             Format::Ndjson => job::Format::Ndjson,
-        }
+        };
+        let compression = match self.compression {
+            Compression::None => job::Compression::None,
+            Compression::Gzip => job::Compression::Gzip,
+            Compression::Zstd => job::Compression::Zstd,
+        };
+        Encoding { format, compression }
     }
 }
 

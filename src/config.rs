@@ -128,6 +128,10 @@ impl Config {
             worker: worker::Settings {
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
                 lease: Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?),
+                compression_level: match vars.get("COMPRESSION_LEVEL") {
+                    None => None,
+                    Some(_) => Some(vars.number("COMPRESSION_LEVEL", 1, 1..=19)? as u8),
+                },
                 retain_files: vars.retention("RETAIN_FILES")?,
                 retain_jobs: vars.retention("RETAIN_JOBS")?,
                 log_caps: capture::Caps {
@@ -232,6 +236,8 @@ mod tests {
         assert_eq!((config.seed_rows, config.http.port, config.worker.workers), (100_000, 8080, 2));
         assert_eq!(config.http.access, Access::LocalCallers);
         assert_eq!(config.worker.retain_files, Retention::default());
+        assert_eq!(config.worker.compression_level, None);
+        assert_eq!(read(&[("COMPRESSION_LEVEL", "19")]).unwrap().worker.compression_level, Some(19));
         let day = Duration::from_secs(24 * 60 * 60);
         for (text, age, count) in [
             ("30d, 500", Some(30 * day), Some(500)),
@@ -257,6 +263,9 @@ mod tests {
             ("CHANGE_LOG_MAX_ROWS", "0"),
             ("CHANGE_LOG_MAX_AGE", "7 fortnights"),
             ("MAX_ATTEMPTS", "many"),
+            ("COMPRESSION_LEVEL", "0"),
+            ("COMPRESSION_LEVEL", "20"),
+            ("COMPRESSION_LEVEL", "fast"),
             ("API_CONNECTIONS", "0"),
             ("SEED_ROWS", "1e6"),
             ("RETAIN_FILES", "30d,7d"),

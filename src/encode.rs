@@ -1,5 +1,6 @@
 //! Rows to bytes of a file format. Synchronous, no I/O; knows nothing of queries, jobs or files.
 
+pub mod compress;
 mod csv;
 mod ndjson;
 mod timestamp;
@@ -70,6 +71,9 @@ pub enum Error {
         /// Fields of the row.
         found: usize,
     },
+    /// The compressor gave up, as for want of memory.
+    #[error("the file could not be compressed")]
+    Compressor(#[source] std::io::Error),
     /// A frame that ends inside a row.
     #[error(transparent)]
     CutShort(#[from] row::CutShort),

@@ -175,20 +175,49 @@ words! {
     }
 }
 
-impl Format {
-    /// The file name's ending, with its dot.
-    pub fn extension(self) -> &'static str {
-        match self {
+words! {
+    /// What a file is compressed with, as a whole.
+    Compression, "a compression: none, gzip, zstd" {
+        /// Nothing.
+        None = "none",
+        /// Members by RFC 1952.
+        Gzip = "gzip",
+        /// Frames by RFC 8878.
+        Zstd = "zstd",
+    }
+}
+
+/// How a file is written: its format, and what that is compressed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoding {
+    /// How its rows are written.
+    pub format: Format,
+    /// What that is compressed with.
+    pub compression: Compression,
+}
+
+impl Encoding {
+    /// The file name's ending, with its dots.
+    pub fn extension(self) -> String {
+        let format = match self.format {
             Format::Csv => ".csv",
             Format::Ndjson => ".ndjson",
-        }
+        };
+        let compression = match self.compression {
+            Compression::None => "",
+            Compression::Gzip => ".gz",
+            Compression::Zstd => ".zst",
+        };
+        format!("{format}{compression}")
     }
 
-    /// The media type of a download.
+    /// The media type of a download. What is compressed is sent as it is: a `Content-Encoding` would have clients unpack it.
     pub fn media_type(self) -> &'static str {
-        match self {
-            Format::Csv => "text/csv; charset=utf-8; header=present",
-            Format::Ndjson => "application/x-ndjson",
+        match (self.compression, self.format) {
+            (Compression::None, Format::Csv) => "text/csv; charset=utf-8; header=present",
+            (Compression::None, Format::Ndjson) => "application/x-ndjson",
+            (Compression::Gzip, _) => "application/gzip",
+            (Compression::Zstd, _) => "application/zstd",
         }
     }
 }
@@ -327,7 +356,7 @@ pub struct Request {
     /// Which rows.
     pub export_type: ExportType,
     /// How they are written.
-    pub format: Format,
+    pub encoding: Encoding,
     /// The job that this one is to be like.
     pub retry_of: Option<JobId>,
     /// The client's name for this request: sent again, it makes no second job.
@@ -362,8 +391,8 @@ impl FromStr for IdempotencyKey {
 impl Request {
     /// Whether a job is what this request asks for.
     pub fn made(&self, job: &Job) -> bool {
-        let Request { consumer, export_type, format, retry_of, key: _ } = self;
-        (consumer, *export_type, *format, *retry_of) == (&job.consumer, job.export_type, job.format, job.retry_of)
+        let Request { consumer, export_type, encoding, retry_of, key: _ } = self;
+        (consumer, *export_type, *encoding, *retry_of) == (&job.consumer, job.export_type, job.encoding, job.retry_of)
     }
 
     /// The name of its file up to the extension, for a request made at `now`:
@@ -391,7 +420,7 @@ pub struct Job {
     /// Which rows of it.
     pub export_type: ExportType,
     /// How they are written.
-    pub format: Format,
+    pub encoding: Encoding,
     /// Where it stands. [`Status::Processing`] also while a committed file waits for its name.
     pub status: Status,
     /// 0 to 100; 100 only when completed.
@@ -562,7 +591,7 @@ mod tests {
         let request = |consumer: Option<&str>| Request {
             consumer: consumer.map(|c| c.parse().unwrap()),
             export_type: ExportType::Delta,
-            format: Format::Csv,
+            encoding: Encoding { format: Format::Csv, compression: Compression::None },
             retry_of: None,
             key: None,
         };

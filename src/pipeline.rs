@@ -6,9 +6,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::mpsc;
 
-use crate::dataset::{Column, Dataset};
-use crate::encode::{self, Encoder};
-use crate::job::{ExportType, Exported, Format, Job, Progress};
+use crate::dataset::Dataset;
+use crate::encode::{self, Encoder, compress::Compressor};
+use crate::job::{ExportType, Exported, Job, Progress};
 use crate::row::Frame;
 use crate::sink::{self, Draft};
 use crate::source::{self, snapshot::Rows};
@@ -28,6 +28,9 @@ pub enum Error {
     /// A row isn't what the dataset says: a defect, or the table was changed under the service.
     #[error(transparent)]
     WrongRow(encode::Error),
+    /// The file could not be compressed.
+    #[error(transparent)]
+    Compressor(encode::Error),
     /// The file could not be written.
     #[error(transparent)]
     Sink(#[from] sink::Error),
@@ -43,29 +46,35 @@ impl From<encode::Error> for Error {
             encode::Error::WrongType { .. } | encode::Error::WrongShape { .. } | encode::Error::CutShort(_) => {
                 Error::WrongRow(error)
             }
+            encode::Error::Compressor(_) => Error::Compressor(error),
         }
     }
 }
 
-/// Writes the rows of a job's snapshot into `draft` and stages it. `since` is the watermark that the export began at.
+/// What is to be written.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// For whom, which rows, and how.
+    pub job: &'a Job,
+    /// Of which table.
+    pub dataset: &'static Dataset,
+    /// The watermark that the export begins at.
+    pub since: Option<DateTime<Utc>>,
+    /// The compressor's level; `None`: the codec's own.
+    pub compression_level: Option<u8>,
+    /// Where to say how far it is.
+    pub progress: &'a Progress,
+}
+
+/// Writes the rows of a job's snapshot into `draft` and stages it.
 ///
 /// # Errors
 /// If any step fails; the draft is removed then.
-pub async fn run(
-    rows: Rows<'_>,
-    job: &Job,
-    dataset: &'static Dataset,
-    draft: Draft,
-    since: Option<DateTime<Utc>>,
-    progress: &Progress,
-) -> Result<Exported, Error> {
+pub async fn run(rows: Rows<'_>, order: &Order<'_>, draft: Draft) -> Result<Exported, Error> {
     let (frames_in, frames_out) = mpsc::channel(FRAMES_AHEAD);
-    // A full export finds no changes, late ones neither.
-    let since = since.filter(|_| job.export_type != ExportType::Full);
-    let columns = dataset.file_columns(job.export_type);
-    let writer = Writer::new(job.format, columns, dataset.updated_at, draft, since, progress.clone());
+    let writer = Writer::new(order, draft)?;
     // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next frame.
-    let read = async { Ok(rows.read(job, progress, frames_in).await?) };
+    let read = async { Ok(rows.read(order.job, order.progress, frames_in).await?) };
     let ((), writer) = tokio::try_join!(read, write(writer, frames_out))?;
     blocking(move || writer.stage()).await
 }
@@ -84,8 +93,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
 /// The end of the line: rows become bytes, bytes become a file.
 struct Writer {
     encoder: Encoder,
+    compressor: Compressor,
     draft: Draft,
+    /// What is encoded and not yet written.
     buffer: Vec<u8>,
+    packed: Vec<u8>,
     rows: u64,
     columns: usize,
     updated_at: Option<usize>,
@@ -96,32 +108,30 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(
-        format: Format,
-        columns: Vec<Column>,
-        updated_at: &str,
-        draft: Draft,
-        since: Option<DateTime<Utc>>,
-        progress: Progress,
-    ) -> Writer {
-        let since = since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds());
+    fn new(order: &Order<'_>, draft: Draft) -> Result<Writer, Error> {
+        let &Order { job, dataset, since, compression_level, progress } = order;
+        // A full export finds no changes, late ones neither.
+        let since = since.filter(|_| job.export_type != ExportType::Full);
+        let columns = dataset.file_columns(job.export_type);
         let width = columns.len();
-        let updated_at = columns.iter().position(|column| column.name == updated_at);
-        let encoder = Encoder::new(format, columns);
+        let updated_at = columns.iter().position(|column| column.name == dataset.updated_at);
+        let encoder = Encoder::new(job.encoding.format, columns);
         let mut buffer = Vec::new();
         encoder.begin(&mut buffer);
-        Writer {
+        Ok(Writer {
             encoder,
+            compressor: Compressor::new(job.encoding.compression, compression_level)?,
             draft,
             buffer,
+            packed: Vec::new(),
             rows: 0,
             columns: width,
             updated_at,
-            since,
+            since: since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds()),
             latest: None,
             late_rows: 0,
-            progress,
-        }
+            progress: progress.clone(),
+        })
     }
 
     fn write_all(mut self, frames: &mut mpsc::Receiver<Frame>) -> Result<Writer, Error> {
@@ -141,7 +151,10 @@ impl Writer {
             self.rows += 1;
             self.observe(&fields, gone);
         }
-        self.flush()
+        if self.buffer.len() >= self.compressor.frame_bytes() {
+            self.flush()?;
+        }
+        Ok(())
     }
 
     /// A row that is gone has no time that could be a watermark, and the timestamps alone would never have found it.
@@ -156,14 +169,17 @@ impl Writer {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
-        self.draft.write(&self.buffer)?;
+        self.draft.write(self.compressor.frame(&self.buffer, &mut self.packed)?)?;
         self.buffer.clear();
         self.progress.written(self.rows, self.draft.size());
         Ok(())
     }
 
     fn stage(mut self) -> Result<Exported, Error> {
-        self.flush()?;
+        // An unpacker wants at least one frame, be it empty.
+        if !self.buffer.is_empty() || self.draft.size() == 0 {
+            self.flush()?;
+        }
         let file = self.draft.stage()?;
         Ok(Exported { rows: self.rows, late_rows: self.late_rows, last_updated_at: self.latest.map(time), file })
     }

@@ -205,11 +205,11 @@ impl Service {
     /// # Errors
     /// If there is no such job, or it ended otherwise, or not yet; and as [`submit`](Service::submit).
     pub async fn retry(&self, id: JobId, key: Option<IdempotencyKey>) -> Result<Job, Error> {
-        let Job { consumer, export_type, format, status, .. } = self.job(id).await?;
+        let Job { consumer, export_type, encoding, status, .. } = self.job(id).await?;
         if !matches!(status, Status::Failed | Status::Cancelled) {
             return Err(Error::NotToRetry(status));
         }
-        self.submit(&Request { consumer, export_type, format, retry_of: Some(id), key }).await
+        self.submit(&Request { consumer, export_type, encoding, retry_of: Some(id), key }).await
     }
 
     /// A job.

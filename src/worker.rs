@@ -46,6 +46,8 @@ pub struct Settings {
     pub workers: u32,
     /// How long a job stays with a worker that gives no sign.
     pub lease: Duration,
+    /// The level of compressed files; `None`: each codec's own.
+    pub compression_level: Option<u8>,
     /// How much of the change log a consumer that doesn't come may hold.
     pub log_caps: capture::Caps,
     /// Files that are kept.
@@ -143,6 +145,7 @@ impl Error {
             },
             Error::Pipeline(Pipe::InvalidText(_)) => Settlement::Fail(failure(FailureCode::InvalidText)),
             Error::Pipeline(Pipe::WrongRow(_)) => Settlement::Fail(failure(FailureCode::Internal)),
+            Error::Pipeline(Pipe::Compressor(_)) => Settlement::Retry(failure(FailureCode::Internal)),
             Error::Pipeline(Pipe::Panicked(_)) => Settlement::Fail(failure(FailureCode::Internal)),
         }
     }
@@ -322,10 +325,12 @@ impl Worker {
         let mut snapshot = permit.open(job, dataset, self.settings.lease).await?;
         failpoint!("worker.opened");
         let since = snapshot.position().last_exported_at;
+        let order =
+            pipeline::Order { job, dataset, since, compression_level: self.settings.compression_level, progress };
         let (leader, rows) = snapshot.split();
         let exported = tokio::select! {
             lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease * 2 / 3) => return Err(lost.into()),
-            exported = pipeline::run(rows, job, dataset, draft, since, progress) => exported?,
+            exported = pipeline::run(rows, &order, draft) => exported?,
         };
         Ok((snapshot, exported))
     }

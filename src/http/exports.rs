@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::http::input::{self, Consumer, Key, MaybeConsumer, Members, PathConsumer};
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
-use crate::job::{ExportType, Filter, Format, Job, JobId, Request};
+use crate::job::{Compression, Encoding, ExportType, Filter, Format, Job, JobId, Request};
 use crate::service::Service;
 
 /// A client whose events broke off asks again after this time.
@@ -37,12 +37,12 @@ pub(crate) async fn create(
     mut members: Members,
 ) -> Result<Response, Problem> {
     let export_type = members.take_word("exportType")?.unwrap_or(ExportType::Full);
-    let format = format_of(members)?;
+    let encoding = encoding_of(members)?;
     if consumer.is_none() && export_type != ExportType::Full {
         let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
         return Err(Problem::bad_input("consumer_required", "X-Consumer-ID", detail));
     }
-    let request = Request { consumer, export_type, format, retry_of: None, key };
+    let request = Request { consumer, export_type, encoding, retry_of: None, key };
     Ok(accepted(service.submit(&request).await?, "pending"))
 }
 
@@ -93,15 +93,17 @@ async fn start(
     members: Members,
     export_type: ExportType,
 ) -> Result<Response, Problem> {
-    let request = Request { consumer: Some(consumer), export_type, format: format_of(members)?, retry_of: None, key };
+    let request =
+        Request { consumer: Some(consumer), export_type, encoding: encoding_of(members)?, retry_of: None, key };
     Ok(accepted(service.submit(&request).await?, "started"))
 }
 
 /// How the rows are to be written, from what is left of the body.
-fn format_of(mut members: Members) -> Result<Format, Problem> {
+fn encoding_of(mut members: Members) -> Result<Encoding, Problem> {
     let format = members.take_word("format")?.unwrap_or(Format::Csv);
+    let compression = members.take_word("compression")?.unwrap_or(Compression::None);
     members.refuse_others()?;
-    Ok(format)
+    Ok(Encoding { format, compression })
 }
 
 /// `POST /exports/{jobId}/retry`: a new job like a failed or cancelled one.
@@ -243,7 +245,7 @@ pub(crate) async fn download(
         let value = value.parse().expect("our names, hashes and numbers are valid header values");
         response_headers.insert(name, value);
     };
-    set(header::CONTENT_TYPE, place.format.media_type().to_owned());
+    set(header::CONTENT_TYPE, place.encoding.media_type().to_owned());
     set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", place.output_filename));
     set(header::ETAG, etag.clone());
     set(header::ACCEPT_RANGES, "bytes".to_owned());
@@ -331,6 +333,7 @@ pub(crate) struct JobBody {
     bytes_written: u64,
     output_filename: String,
     format: &'static str,
+    compression: &'static str,
     sha256: Option<String>,
     attempt: u32,
     error: Option<FailureBody>,
@@ -367,7 +370,8 @@ impl From<Job> for JobBody {
             rows_exported: job.rows_exported,
             bytes_written: job.bytes_written,
             output_filename: job.output_filename,
-            format: job.format.as_str(),
+            format: job.encoding.format.as_str(),
+            compression: job.encoding.compression.as_str(),
             sha256: job.sha256,
             attempt: job.attempt,
             error: job.error.map(|failure| FailureBody { code: failure.code.as_str(), detail: failure.detail }),

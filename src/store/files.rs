@@ -4,13 +4,13 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::job::{FileIdentity, Format, JobId};
+use crate::job::{Encoding, FileIdentity, JobId};
 use crate::store::{Error, Store};
 
 /// The columns of [`PlaceRow`].
 macro_rules! place_columns {
     () => {
-        "e.id, e.format, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256,
+        "e.id, e.format, e.compression, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256,
          e.store_id, e.finished_at,
          extract(epoch from e.finished_at - e.started_at)::float8 as seconds, e.published_at is not null as is_published, e.rows_exported"
     };
@@ -23,7 +23,7 @@ pub struct FilePlace {
     /// Whose file.
     pub job: JobId,
     /// How it is written.
-    pub format: Format,
+    pub encoding: Encoding,
     /// Its hidden name, until it is published.
     pub staged_name: String,
     /// Its final name.
@@ -108,10 +108,10 @@ impl Store {
     pub async fn rename_output(&self, place: &FilePlace) -> Result<(), Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        let stem = stem_of(&place.output_filename, place.format);
+        let stem = stem_of(&place.output_filename, place.encoding);
         let mut number = names_taken(&mut tx, stem).await? + 1;
         loop {
-            let name = numbered(stem, number, place.format);
+            let name = numbered(stem, number, place.encoding);
             let free: bool = sqlx::query_scalar(
                 "-- store.files.name_is_free
                  select not exists (select from exports where lower(output_filename) = lower($1))",
@@ -153,16 +153,16 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
     Ok(taken)
 }
 
-pub(crate) fn numbered(stem: &str, number: i64, format: Format) -> String {
+pub(crate) fn numbered(stem: &str, number: i64, encoding: Encoding) -> String {
     match number {
-        1 => format!("{stem}{}", format.extension()),
-        n => format!("{stem}-{n}{}", format.extension()),
+        1 => format!("{stem}{}", encoding.extension()),
+        n => format!("{stem}-{n}{}", encoding.extension()),
     }
 }
 
 /// The inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number behind a `-` is none of it.
-fn stem_of(name: &str, format: Format) -> &str {
-    let name = name.strip_suffix(format.extension()).unwrap_or(name);
+fn stem_of(name: &str, encoding: Encoding) -> &str {
+    let name = name.strip_suffix(&encoding.extension()).unwrap_or(name);
     match name.rsplit_once('-') {
         Some((stem, number)) if number.bytes().all(|b| b.is_ascii_digit()) => stem,
         _ => name,
@@ -173,6 +173,7 @@ fn stem_of(name: &str, format: Format) -> &str {
 pub(crate) struct PlaceRow {
     id: Uuid,
     format: String,
+    compression: String,
     staged_name: String,
     output_filename: String,
     bytes_written: i64,
@@ -192,7 +193,7 @@ impl TryFrom<PlaceRow> for FilePlace {
     fn try_from(row: PlaceRow) -> Result<FilePlace, Error> {
         Ok(FilePlace {
             job: row.id.into(),
-            format: row.format.parse()?,
+            encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
             staged_name: row.staged_name,
             output_filename: row.output_filename,
             identity: FileIdentity {
@@ -213,13 +214,17 @@ impl TryFrom<PlaceRow> for FilePlace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::{Compression, Format};
 
     #[test]
     fn numbers_go_and_come_back() {
-        for number in [1, 2, 37] {
-            let name = numbered("full_a-1_20260226T043000Z", number, Format::Csv);
-            assert_eq!(stem_of(&name, Format::Csv), "full_a-1_20260226T043000Z", "{name}");
+        for (format, compression) in Format::ALL.iter().flat_map(|f| Compression::ALL.iter().map(|c| (*f, *c))) {
+            let encoding = Encoding { format, compression };
+            for number in [1, 2, 37] {
+                let name = numbered("full_a.csv-1_20260226T043000Z", number, encoding);
+                assert_eq!(stem_of(&name, encoding), "full_a.csv-1_20260226T043000Z", "{name}");
+            }
         }
-        assert_eq!(numbered("s", 2, Format::Csv), "s-2.csv");
+        assert_eq!(numbered("s", 2, Encoding { format: Format::Csv, compression: Compression::Gzip }), "s-2.csv.gz");
     }
 }

@@ -5,7 +5,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::dataset::Dataset;
-use crate::job::{Exported, Failure, Filter, Findings, Job, JobId, Request, Status};
+use crate::job::{Encoding, Exported, Failure, Filter, Findings, Job, JobId, Request, Status};
 use crate::store::files::{names_taken, numbered};
 use crate::store::queue::Lease;
 use crate::store::{CHANNEL, Error, Store, watermarks};
@@ -15,7 +15,7 @@ use crate::watermark::{Position, Standpoint};
 /// looks from outside: still processing.
 macro_rules! job_columns {
     () => {
-        "e.id, e.consumer_id, e.dataset, e.export_type, e.format, e.attempt, e.rows_exported, e.bytes_written, e.output_filename,
+        "e.id, e.consumer_id, e.dataset, e.export_type, e.format, e.compression, e.attempt, e.rows_exported, e.bytes_written, e.output_filename,
          case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as status,
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
          case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
@@ -33,6 +33,7 @@ pub(crate) struct JobRow {
     dataset: String,
     export_type: String,
     format: String,
+    compression: String,
     status: String,
     progress: i16,
     attempt: i32,
@@ -69,7 +70,7 @@ impl TryFrom<JobRow> for Job {
             consumer: row.consumer_id.and_then(|id| id.parse().ok()),
             dataset: row.dataset,
             export_type: row.export_type.parse()?,
-            format: row.format.parse()?,
+            encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
             status: row.status.parse()?,
             progress: row.progress.clamp(0, 100) as u8,
             rows_exported: row.rows_exported.unsigned_abs(),
@@ -185,8 +186,8 @@ impl Store {
                 "-- store.jobs.insert
                  insert into exports as e
                    (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, store_id, created_at,
-                    retry_of, idempotency_key)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                    retry_of, idempotency_key, compression)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                  on conflict (lower(output_filename)) do nothing
                  returning ",
                 job_columns!()
@@ -196,13 +197,14 @@ impl Store {
             .bind(dataset.name)
             .bind(lane_seq)
             .bind(request.export_type.as_str())
-            .bind(request.format.as_str())
+            .bind(request.encoding.format.as_str())
             .bind(max_attempts as i32)
-            .bind(numbered(&stem, number, request.format))
+            .bind(numbered(&stem, number, request.encoding))
             .bind(store)
             .bind(now)
             .bind(request.retry_of.map(JobId::as_uuid))
             .bind(request.key.as_ref().map(|key| key.as_str()))
+            .bind(request.encoding.compression.as_str())
             .fetch_optional(&mut *tx)
             .await?;
             match row {

@@ -12,12 +12,13 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::dataset::USERS;
-use crate::job::{Failure, FailureCode, Format, Job, JobId, LeaseToken, Status};
+use crate::job::{Compression, Failure, FailureCode, Format, Job, JobId, LeaseToken, Status};
 use crate::store::jobs::{JobRow, job_columns};
 use crate::store::{Error, Front, Store};
 
 /// What this version can work on.
 const FORMATS: &[&str] = &[Format::Csv.as_str(), Format::Ndjson.as_str()];
+const COMPRESSIONS: &[&str] = &[Compression::None.as_str(), Compression::Gzip.as_str(), Compression::Zstd.as_str()];
 const DATASETS: &[&str] = &[USERS.name];
 
 /// Who puts an old time into the table by hand waits for so long at most.
@@ -166,7 +167,7 @@ impl Store {
              where e.id = (
                select r.id from exports r
                where r.status = 'pending' and r.run_at between $7 and statement_timestamp()
-                 and r.format = any($5) and r.dataset = any($6)
+                 and r.format = any($5) and r.compression = any($8) and r.dataset = any($6)
                  and (r.store_id is null or r.store_id = $4
                    or not exists (select from cdc_export.stores s
                                   where s.id = r.store_id and s.seen_at > clock_timestamp() - interval '1 minute'))
@@ -195,6 +196,7 @@ impl Store {
         .bind(FORMATS)
         .bind(DATASETS)
         .bind(front)
+        .bind(COMPRESSIONS)
         .fetch_optional(conn.get())
         .await;
         conn.give_back();

@@ -48,9 +48,10 @@ async fn an_export_runs_by_itself_or_at_the_service() {
     let (path, rows) = printed.trim().split_once("  ").unwrap();
     assert_eq!((Csv::read(path.as_ref()).rows.len(), rows), (18, "18 rows"));
 
-    let (_, printed, _) = run(&["export", "full", "--consumer", "b", "--format", "ndjson"], &settings).await;
+    let (_, printed, _) =
+        run(&["export", "full", "--consumer", "b", "--format", "ndjson", "--compression", "zstd"], &settings).await;
     let (path, _) = printed.trim().split_once("  ").unwrap();
-    assert!(path.ends_with(".ndjson") && std::fs::read_to_string(path).unwrap().starts_with("{\"id\":1,"), "{path}");
+    assert!(path.ends_with("Z.ndjson.zst") && std::fs::read(path).unwrap().starts_with(b"\x28\xb5\x2f\xfd"), "{path}");
 
     let service = Start::on(&database).service().await;
     database.run("update users set name = 'x' where id = 3").await;

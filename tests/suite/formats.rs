@@ -1,5 +1,7 @@
 //! How a file is written: the formats a request may ask for, and that they hold the same values.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::harness::{Csv, Database, Service, Start, refusal};
@@ -35,6 +37,9 @@ async fn every_call_takes_the_options() {
         (json!({}), ".csv", "text/csv; charset=utf-8; header=present"),
         (json!({"format": "csv"}), ".csv", "text/csv; charset=utf-8; header=present"),
         (json!({"format": "ndjson"}), ".ndjson", "application/x-ndjson"),
+        (json!({"compression": "none"}), ".csv", "text/csv; charset=utf-8; header=present"),
+        (json!({"compression": "gzip"}), ".csv.gz", "application/gzip"),
+        (json!({"format": "ndjson", "compression": "zstd"}), ".ndjson.zst", "application/zstd"),
     ] {
         for path in CALLS {
             let answer = ask(&service, path, &options, &[("X-Consumer-ID", "a")]).await;
@@ -43,6 +48,7 @@ async fn every_call_takes_the_options() {
             let job = service.ended(job["jobId"].as_str().unwrap()).await;
             assert_eq!(job["status"], "completed", "{job}");
             assert_eq!(job["format"], *options.get("format").unwrap_or(&json!("csv")));
+            assert_eq!(job["compression"], *options.get("compression").unwrap_or(&json!("none")));
             let name = job["outputFilename"].as_str().unwrap();
             // Several within a second have a number behind the time.
             let stem = name.strip_suffix(ending).unwrap_or_else(|| panic!("{name} ends with {ending}"));
@@ -63,6 +69,8 @@ async fn a_word_that_is_no_choice_is_refused_by_all_calls() {
         (json!({"format": "xml"}), "format", "format: `xml` is not a format: csv, ndjson"),
         (json!({"format": "CSV"}), "format", "format: `CSV` is not a format: csv, ndjson"),
         (json!({"format": null}), "format", "format: a string is expected"),
+        (json!({"compression": "lz4"}), "compression", "compression: `lz4` is not a compression: none, gzip, zstd"),
+        (json!({"compression": 1}), "compression", "compression: a string is expected"),
     ] {
         for path in CALLS {
             let answer = ask(&service, path, &options, &[("X-Consumer-ID", "a")]).await;
@@ -81,11 +89,16 @@ async fn the_options_are_part_of_the_request() {
     let service = Start::on(&database).service().await;
     let held = database.hold_exports().await;
     let keyed = [("X-Consumer-ID", "a"), ("Idempotency-Key", "k")];
-    let options = json!({"format": "ndjson"});
+    let options = json!({"format": "ndjson", "compression": "gzip"});
     let first: Value = ask(&service, "/exports/delta", &options, &keyed).await.json().await.unwrap();
     let again: Value = ask(&service, "/exports/delta", &options, &keyed).await.json().await.unwrap();
     assert_eq!(first, again);
-    for other in [json!({}), json!({"format": "csv"})] {
+    for other in [
+        json!({}),
+        json!({"compression": "gzip"}),
+        json!({"format": "ndjson"}),
+        json!({"format": "ndjson", "compression": "zstd"}),
+    ] {
         let answer = ask(&service, "/exports/delta", &other, &keyed).await;
         assert_eq!(refusal(answer).await, (422, "idempotency_key_reused".to_owned()), "{other}");
     }
@@ -97,8 +110,8 @@ async fn the_options_are_part_of_the_request() {
     assert_eq!(retried.status(), 202);
     let retried: Value = retried.json().await.unwrap();
     let job = service.ended(retried["jobId"].as_str().unwrap()).await;
-    assert_eq!((&job["status"], &job["format"]), (&json!("completed"), &json!("ndjson")));
-    assert!(job["outputFilename"].as_str().unwrap().ends_with(".ndjson"), "{job}");
+    assert_eq!((&job["format"], &job["compression"]), (&json!("ndjson"), &json!("gzip")), "{job}");
+    assert!(job["outputFilename"].as_str().unwrap().ends_with(".ndjson.gz"), "{job}");
     service.stop().await;
 }
 
@@ -201,6 +214,59 @@ async fn hostile_users(database: &Database) {
         .await;
 }
 
+/// What an unpacker makes of a file: it must be satisfied with it, and read it whole.
+fn unpacked(compression: &str, path: &Path) -> Vec<u8> {
+    if compression == "zstd" {
+        return zstd::decode_all(std::fs::File::open(path).unwrap()).unwrap();
+    }
+    let output = std::process::Command::new("gzip").args(["-d", "-c"]).arg(path).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    output.stdout
+}
+
+#[tokio::test]
+async fn a_compressed_file_is_the_plain_one_packed() {
+    let database = Database::new().await;
+    // Several frames.
+    database.add_users(1, 40_000).await;
+    let one_reader = Start::on(&database).with("READERS", 1).with("COMPRESSION_LEVEL", 3).service().await;
+    let service = &one_reader;
+    for export_type in ["full", "delta"] {
+        let of = |compression: &str| format!("{export_type}-{compression}");
+        let plain = export(service, export_type, &of("none"), &json!({})).await;
+        let plain_bytes = std::fs::read(service.path(&plain)).unwrap();
+        assert!(plain_bytes.len() > 2 << 20);
+        for compression in ["gzip", "zstd"] {
+            let job = export(service, export_type, &of(compression), &json!({ "compression": compression })).await;
+            let packed = std::fs::read(service.path(&job)).unwrap();
+            assert!(packed.len() < plain_bytes.len() / 2);
+            assert_eq!(job["bytesWritten"], packed.len());
+            let sha256 = ring::digest::digest(&ring::digest::SHA256, &packed);
+            let hex: String = sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(job["sha256"], hex, "of the file as it is on disk");
+            assert!(unpacked(compression, &service.path(&job)) == plain_bytes, "{export_type} {compression}");
+        }
+    }
+    one_reader.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_of_another_version_is_left_to_that() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let held = database.hold_exports().await;
+    let first = service.submit("full", "a").await;
+    service.becomes(&first, "processing").await;
+    let next: [String; 2] = [service.submit("full", "a").await, service.submit("full", "b").await];
+    database.run(&format!("update exports set compression = 'brotli' where id = '{}'", next[0])).await;
+    held.rollback().await.unwrap();
+    service.ended(&first).await;
+    service.ended(&next[1]).await;
+    let status: String = database.one(&format!("select status from exports where id = '{}'", next[0])).await;
+    assert_eq!(status, "pending");
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn an_export_of_no_rows_is_a_file_of_its_format() {
     let service = Start::on(&Database::new().await).service().await;
@@ -208,6 +274,11 @@ async fn an_export_of_no_rows_is_a_file_of_its_format() {
         let job = export(&service, export_type, "a", &json!({"format": "ndjson"})).await;
         assert_eq!((&job["rowsExported"], &job["bytesWritten"]), (&json!(0), &json!(0)));
         assert_eq!(std::fs::read(service.path(&job)).unwrap(), b"");
+        for compression in ["gzip", "zstd"] {
+            let options = json!({"format": "ndjson", "compression": compression});
+            let job = export(&service, export_type, "a", &options).await;
+            assert_eq!(unpacked(compression, &service.path(&job)), b"");
+        }
     }
     service.stop().await;
 }

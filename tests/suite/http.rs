@@ -310,6 +310,7 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
     let documented = [
         "attempt",
         "bytesWritten",
+        "compression",
         "consumerId",
         "continuity",
         "createdAt",

@@ -1,0 +1,144 @@
+//! A file's compression: independent frames, which any unpacker reads one behind the other.
+//!
+//! A gzip file may have many members (RFC 1952, 2.2) and a zstd file many frames (RFC 8878, 3). What a frame costs is a few
+//! bytes and a little of the ratio; for it a compressor needs no more than one frame's memory.
+
+use std::io::{self, Write};
+
+use flate2::write::GzEncoder;
+use zstd::bulk;
+use zstd::zstd_safe::compress_bound;
+
+use crate::encode::Error;
+use crate::job::Compression;
+
+/// So many bytes of the file go into a frame; a row of more makes a larger one.
+pub const FRAME_BYTES: usize = 1 << 20;
+
+/// The fastest level with this ratio: 1 packs a quarter worse, 6 a tenth better in twice the time (docs/PERFORMANCE.md).
+const GZIP_LEVEL: u8 = 2;
+const ZSTD_LEVEL: u8 = 1;
+/// Gzip has no more.
+const MOST_GZIP: u8 = 9;
+
+/// Packs frames.
+pub enum Compressor {
+    /// Leaves them as they are.
+    None,
+    /// Into members.
+    Gzip(flate2::Compression),
+    /// Into frames with a checksum.
+    Zstd(bulk::Compressor<'static>),
+}
+
+impl Compressor {
+    /// At the codec's own level where none is given, which is 1 to 19; gzip ends at 9.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn new(compression: Compression, level: Option<u8>) -> Result<Compressor, Error> {
+        Ok(match compression {
+            Compression::None => Compressor::None,
+            Compression::Gzip => {
+                let level = level.unwrap_or(GZIP_LEVEL).min(MOST_GZIP);
+                Compressor::Gzip(flate2::Compression::new(level.into()))
+            }
+            Compression::Zstd => Compressor::Zstd(zstd(level.unwrap_or(ZSTD_LEVEL)).map_err(Error::Compressor)?),
+        })
+    }
+
+    /// How many bytes make a frame; what is not packed need not wait for more.
+    pub fn frame_bytes(&self) -> usize {
+        match self {
+            Compressor::None => 0,
+            Compressor::Gzip(_) | Compressor::Zstd(_) => FRAME_BYTES,
+        }
+    }
+
+    /// Packs these bytes as a frame of their own and gives what belongs into the file: `out`, if they are packed.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn frame<'b>(&mut self, plain: &'b [u8], out: &'b mut Vec<u8>) -> Result<&'b [u8], Error> {
+        out.clear();
+        match self {
+            Compressor::None => return Ok(plain),
+            Compressor::Gzip(level) => gzip(plain, *level, out),
+            Compressor::Zstd(zstd) => {
+                out.reserve(compress_bound(plain.len()));
+                zstd.compress_to_buffer(plain, out).map(drop)
+            }
+        }
+        .map_err(Error::Compressor)?;
+        Ok(out)
+    }
+}
+
+fn zstd(level: u8) -> io::Result<bulk::Compressor<'static>> {
+    let mut zstd = bulk::Compressor::new(level.into())?;
+    zstd.include_checksum(true)?;
+    Ok(zstd)
+}
+
+fn gzip(plain: &[u8], level: flate2::Compression, out: &mut Vec<u8>) -> io::Result<()> {
+    let mut member = GzEncoder::new(out, level);
+    member.write_all(plain)?;
+    member.finish().map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    /// What an unpacker makes of the frames of a file.
+    fn unpacked(compression: Compression, packed: &[u8]) -> Vec<u8> {
+        let mut plain = Vec::new();
+        match compression {
+            Compression::None => plain.extend_from_slice(packed),
+            Compression::Gzip => {
+                flate2::read::MultiGzDecoder::new(packed).read_to_end(&mut plain).unwrap();
+            }
+            Compression::Zstd => {
+                zstd::Decoder::new(packed).unwrap().read_to_end(&mut plain).unwrap();
+            }
+        }
+        plain
+    }
+
+    #[test]
+    fn frames_concatenate() {
+        let large: Vec<u8> = (0..3_000_000u32).flat_map(|n| n.to_le_bytes()).collect();
+        let frames: [&[u8]; 4] = [b"id,name\n", b"", b"1,Ada\n", &large];
+        for compression in Compression::ALL {
+            for level in [None, Some(1), Some(9), Some(10)] {
+                let mut compressor = Compressor::new(*compression, level).unwrap();
+                let (mut file, mut out) = (Vec::new(), Vec::new());
+                for frame in frames {
+                    file.extend_from_slice(compressor.frame(frame, &mut out).unwrap());
+                }
+                assert!(unpacked(*compression, &file) == frames.concat(), "{compression} at {level:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_frame_is_a_file_of_its_own() {
+        for compression in [Compression::Gzip, Compression::Zstd] {
+            let mut out = Vec::new();
+            let packed = Compressor::new(compression, None).unwrap().frame(b"", &mut out).unwrap().to_vec();
+            assert!(!packed.is_empty(), "an unpacker refuses a file of no bytes");
+            assert_eq!(unpacked(compression, &packed), b"");
+        }
+    }
+
+    #[test]
+    fn a_level_beyond_a_codecs_own_is_its_highest() {
+        let packed = |level| {
+            let (mut compressor, mut out) = (Compressor::new(Compression::Gzip, level).unwrap(), Vec::new());
+            compressor.frame(include_bytes!("compress.rs"), &mut out).unwrap().to_vec()
+        };
+        assert!(packed(Some(19)) == packed(Some(9)));
+        assert!(packed(Some(9)).len() < packed(Some(1)).len());
+    }
+}
