@@ -141,6 +141,14 @@ fn every_statement_is_headed_by_its_name() {
 }
 
 #[test]
+fn every_migration_has_a_number_of_its_own() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let numbers: Vec<String> = names.map(|name| name.split_once('_').unwrap().0.to_owned()).collect();
+    assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), numbers.len(), "{numbers:?}");
+}
+
+#[test]
 fn every_setting_is_in_the_example() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let example = std::fs::read_to_string(root.join(".env.example")).unwrap();
