@@ -119,6 +119,91 @@ async fn beat(
     })
 }
 
+/// Which pending jobs `r` a process may take once their time has come: `$1` formats, `$2` compressions, `$3` datasets that it
+/// knows, `$4` its folder.
+macro_rules! claimable {
+    () => {
+        "r.status = 'pending' and r.format = any($1) and r.compression = any($2) and r.dataset = any($3)
+         and (r.store_id is null or r.store_id = $4
+           or not exists (select from cdc_export.stores s
+                          where s.id = r.store_id and s.seen_at > clock_timestamp() - interval '1 minute'))
+         -- What the next condition says of lanes in which a job runs or waits for its retry, but in one pass: a long lane behind
+         -- such a job would else be probed job by job.
+         and (r.consumer_id is null or (r.consumer_id, r.dataset) not in (
+           select b.consumer_id, b.dataset from exports b
+           where b.status = 'processing' and b.consumer_id is not null
+           union all
+           select b.consumer_id, b.dataset from exports b
+           where b.status = 'pending' and b.run_at > statement_timestamp() and b.consumer_id is not null))
+         and not exists (
+           select from exports earlier
+           where earlier.consumer_id = r.consumer_id and earlier.dataset = r.dataset
+             and earlier.lane_seq < r.lane_seq and earlier.status in ('pending', 'processing'))"
+    };
+}
+
+/// Takes the oldest job that is ready, of those that are not older than the front of the queue.
+async fn claim(
+    conn: &mut PgConnection,
+    owner: &str,
+    store: Option<Uuid>,
+    lease: Duration,
+    front: DateTime<Utc>,
+) -> Result<Option<Lease>, Error> {
+    let token = LeaseToken::random();
+    let claimed: Result<Option<JobRow>, sqlx::Error> = sqlx::query_as(concat!(
+        "-- store.queue.claim
+         update exports e
+         set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
+             lease_token = $5, lease_owner = $6, lease_expires_at = clock_timestamp() + make_interval(secs => $7),
+             store_id = $4, purge_hold = pg_current_snapshot(), continuity = null, started_at = coalesce(e.started_at, clock_timestamp())
+         where e.id = (
+           select r.id from exports r where r.run_at between $8 and statement_timestamp() and ",
+        claimable!(),
+        "
+           order by r.run_at, r.created_at
+           limit 1
+           for update skip locked)
+         returning ",
+        job_columns!()
+    ))
+    .bind(FORMATS)
+    .bind(COMPRESSIONS)
+    .bind(DATASETS)
+    .bind(store)
+    .bind(token.as_uuid())
+    .bind(owner)
+    .bind(lease.as_secs_f64())
+    .bind(front)
+    .fetch_optional(conn)
+    .await;
+    match claimed {
+        Ok(row) => Ok(row.map(Job::try_from).transpose()?.map(|job| Lease { job, token })),
+        // Another job of the lane began to run in the same moment: nothing to claim here.
+        Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A time before which there is no job to claim. While some export holds an old snapshot, the index keeps an entry for each job
+/// that has left the queue since, and a claim that began at the index's end would read them all, each time.
+async fn front(conn: &mut PgConnection, store: Option<Uuid>) -> Result<DateTime<Utc>, Error> {
+    // A job that is being submitted isn't seen yet, and may be as old as a client's patience.
+    let front = sqlx::query_scalar(concat!(
+        "-- store.queue.front
+         select least((select r.run_at from exports r where ",
+        claimable!(),
+        " order by r.run_at limit 1), statement_timestamp()) - interval '1 minute'"
+    ))
+    .bind(FORMATS)
+    .bind(COMPRESSIONS)
+    .bind(DATASETS)
+    .bind(store)
+    .fetch_one(conn)
+    .await?;
+    Ok(front)
+}
+
 /// How a worker leaves a job that it didn't complete.
 #[derive(Clone, Debug)]
 pub enum Settlement {
@@ -155,75 +240,24 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn claim(&self, owner: &str, store: Option<Uuid>, lease: Duration) -> Result<Option<Lease>, Error> {
-        let token = LeaseToken::random();
         let mut conn = self.connection().await?;
-        let front = self.front(conn.get()).await?;
-        let claimed: Result<Option<JobRow>, sqlx::Error> = sqlx::query_as(concat!(
-            "-- store.queue.claim
-             update exports e
-             set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
-                 lease_token = $1, lease_owner = $2, lease_expires_at = clock_timestamp() + make_interval(secs => $3),
-                 store_id = $4, purge_hold = pg_current_snapshot(), continuity = null, started_at = coalesce(e.started_at, clock_timestamp())
-             where e.id = (
-               select r.id from exports r
-               where r.status = 'pending' and r.run_at between $7 and statement_timestamp()
-                 and r.format = any($5) and r.compression = any($8) and r.dataset = any($6)
-                 and (r.store_id is null or r.store_id = $4
-                   or not exists (select from cdc_export.stores s
-                                  where s.id = r.store_id and s.seen_at > clock_timestamp() - interval '1 minute'))
-                 -- Says nothing that the next condition doesn't, but in one pass: a long lane behind a running job would
-                 -- else be probed job by job.
-                 and (r.consumer_id is null or (r.consumer_id, r.dataset) not in (
-                   select b.consumer_id, b.dataset from exports b
-                   where b.status = 'processing' and b.consumer_id is not null
-                   union all
-                   select b.consumer_id, b.dataset from exports b
-                   where b.status = 'pending' and b.run_at > statement_timestamp() and b.consumer_id is not null))
-                 and not exists (
-                   select from exports earlier
-                   where earlier.consumer_id = r.consumer_id and earlier.dataset = r.dataset
-                     and earlier.lane_seq < r.lane_seq and earlier.status in ('pending', 'processing'))
-               order by r.run_at, r.created_at
-               limit 1
-               for update skip locked)
-             returning ",
-            job_columns!()
-        ))
-        .bind(token.as_uuid())
-        .bind(owner)
-        .bind(lease.as_secs_f64())
-        .bind(store)
-        .bind(FORMATS)
-        .bind(DATASETS)
-        .bind(front)
-        .bind(COMPRESSIONS)
-        .fetch_optional(conn.get())
-        .await;
-        conn.give_back();
-        match claimed {
-            Ok(row) => Ok(row.map(Job::try_from).transpose()?.map(|job| Lease { job, token })),
-            // Another job of the lane began to run in the same moment: nothing to claim here.
-            Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// A time before which no job is ready, asked now and then. While some export holds an old snapshot, the index keeps an entry
-    /// for each job that has left the queue since, and a claim would read them all, each time.
-    async fn front(&self, conn: &mut PgConnection) -> Result<DateTime<Utc>, Error> {
         let known = *self.front.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(front) = known.filter(|front| front.asked.elapsed() < FRONT_EVERY) {
-            return Ok(front.at);
-        }
-        // A job that is being submitted isn't seen yet, and may be as old as a client's patience.
-        let at = sqlx::query_scalar(
-            "-- store.queue.front
-             select coalesce(min(run_at), statement_timestamp()) - interval '1 minute' from exports where status = 'pending'",
-        )
-        .fetch_one(conn)
-        .await?;
-        *self.front.lock().unwrap_or_else(PoisonError::into_inner) = Some(Front { at, asked: Instant::now() });
-        Ok(at)
+        let known = known.filter(|front| front.asked.elapsed() < FRONT_EVERY);
+        let claimed = match known {
+            Some(front) => claim(conn.get(), owner, store, lease, front.at).await?,
+            None => None,
+        };
+        let claimed = match claimed {
+            Some(lease) => Some(lease),
+            // The front may have gone back: a job behind another one of its lane is ready only now.
+            None => {
+                let front = Front { at: front(conn.get(), store).await?, asked: Instant::now() };
+                *self.front.lock().unwrap_or_else(PoisonError::into_inner) = Some(front);
+                claim(conn.get(), owner, store, lease, front.at).await?
+            }
+        };
+        conn.give_back();
+        Ok(claimed)
     }
 
     /// Leaves a job: it is pending, failed or cancelled then. `None`: it wasn't ours to leave.

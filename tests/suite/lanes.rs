@@ -74,6 +74,26 @@ async fn three_thousand_lanes_of_ten_jobs_are_claimed_in_milliseconds() {
     assert!(quartile < Duration::from_millis(5), "{quartile:?}");
 }
 
+#[tokio::test]
+async fn what_waits_for_its_time_hides_nothing() {
+    let database = Database::new().await;
+    let mut claims = Claims::on(&database);
+    let insert = |consumer: &str, run_at: &str| {
+        format!(
+            "insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, run_at)
+             values (gen_random_uuid(), '{consumer}', 'users', 1, 'delta', 'csv', 5, '{consumer}', {run_at})"
+        )
+    };
+    database.run(&insert("later", "now() + interval '1 hour'")).await;
+    assert!(claims.next().await.is_none());
+    database.run(&insert("now", "now()")).await;
+    let lease = claims.next().await.expect("it is ready");
+    assert_eq!(lease.job.consumer.as_ref().unwrap().as_str(), "now");
+    // Behind a job of its lane it was none of the jobs that the front of the queue was found among.
+    database.run(&insert("old", "now() - interval '1 hour'")).await;
+    assert!(claims.next().await.is_some());
+}
+
 fn fail() -> Settlement {
     Settlement::Fail(cdc_export::job::Failure {
         continuity: None,
@@ -91,6 +111,21 @@ async fn a_claim_stays_short_beside_a_snapshot_of_an_hour() {
     enqueue(&database, 10_000, 1, 10).await;
     database.run("update exports set status = 'cancelled', finished_at = clock_timestamp()").await;
     enqueue(&database, 3_000, 11, 20).await;
+    // Nobody may take these: one waits behind a job that runs for long, one for another folder, one for its retry.
+    database
+        .run(
+            "insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, run_at,
+                                  status, lease_token, lease_owner, lease_expires_at, attempt)
+             select gen_random_uuid(), 'long', 'users', n, 'delta', 'csv', 5, 'long-' || n, '2026-01-01', s, t, o, e, a
+             from (values (1, 'processing', gen_random_uuid(), 'o', now() + interval '1 hour', 1), (2, 'pending', null, null, null, 0))
+               as jobs (n, s, t, o, e, a);
+             insert into cdc_export.stores (id, seen_at) select gen_random_uuid(), now() + interval '1 hour';
+             insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, run_at, store_id)
+             select gen_random_uuid(), 'elsewhere', 'users', 1, 'delta', 'csv', 5, 'elsewhere', '2026-01-01', id from cdc_export.stores;
+             insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, run_at)
+             select gen_random_uuid(), 'retried', 'users', 1, 'delta', 'csv', 5, 'retried', now() + interval '1 hour'",
+        )
+        .await;
     database.run("vacuum analyze exports").await;
     let mut claims = Claims::on(&database);
     for _ in 0..500 {
