@@ -24,7 +24,9 @@ impl Source {
              from (
                select consumer_id from watermarks where dataset = $1 and ($2::text is null or consumer_id > $2)
                union
-               select consumer_id from cdc_export.lanes where dataset = $1 and ($2::text is null or consumer_id > $2)
+               -- Exports without a consumer have a row too, under a name that no consumer has.
+               select consumer_id from cdc_export.lanes
+               where dataset = $1 and ($2::text is null or consumer_id > $2) and consumer_id <> ''
                order by consumer_id limit $3) k
              left join watermarks w on w.consumer_id = k.consumer_id and w.dataset = $1
              cross join pg_control_system() c

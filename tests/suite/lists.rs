@@ -112,6 +112,8 @@ async fn consumers_are_listed_with_what_waits_for_them() {
         .run("insert into watermarks (consumer_id, last_exported_at, updated_at) values ('c', '2026-01-01', now())")
         .await;
 
+    // An export without a consumer is nobody's.
+    service.call("POST", "/exports", &[]).await;
     let listed = pages(&service, "/consumers", 2).await;
     let of = |listed: &[Value], members: &[&str]| {
         let values = listed.iter().map(|consumer| members.iter().map(|m| consumer[*m].clone()).collect::<Vec<_>>());
