@@ -13,7 +13,7 @@ use cdc_export::config::Config;
 use cdc_export::dataset::{Dataset, USERS};
 use cdc_export::job::{self, Encoding, ExportType};
 use cdc_export::postgres::{self, Database, demo, embedded};
-use cdc_export::service::{Service, Stores};
+use cdc_export::service::{self, Service, Stores};
 use cdc_export::sink::Folder;
 use cdc_export::source::{capture, snapshot::Source};
 use cdc_export::store::Store;
@@ -254,6 +254,13 @@ fn connections_of_exports(config: &Config, workers: u32) -> u32 {
     3 * workers + (config.readers - 1) + control_connections(workers)
 }
 
+/// Connections of the API: those that are set, one that asks whether Postgres is there, and those that count for `/consumers`.
+fn connections_of_api(config: &Config) -> u32 {
+    config.api_connections + 1 + COUNTING_CONNECTIONS
+}
+
+const COUNTING_CONNECTIONS: u32 = 2;
+
 /// To claim and settle a job at a time for each worker, to keep up, and to listen.
 fn control_connections(workers: u32) -> u32 {
     workers + 2
@@ -277,9 +284,13 @@ fn wire(config: &Config, database: &Database, workers: u32, stopping: &Cancellat
     let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let worker = Worker::new(settings, Store::new(control.clone()), source(control), Arc::clone(&folder));
-    let api = database.pool(config.api_connections);
-    let stores = Stores { api: Store::new(api.clone()), probe: Store::new(database.pool(1)) };
-    let service = Service::new(stores, source(api), folder, config.max_attempts, stopping.clone());
+    let callers = |connections, patience| database.pool_for_callers(connections, patience);
+    let stores = Stores {
+        api: Store::new(callers(config.api_connections, service::PATIENCE)),
+        probe: Store::new(callers(1, service::PATIENCE)),
+    };
+    let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_PATIENCE);
+    let service = Service::new(stores, source(counting), folder, config.max_attempts, stopping.clone());
     Wired { worker, service }
 }
 

@@ -19,6 +19,9 @@ const OLDEST: i32 = 130_000;
 /// How long a server that is starting is waited for.
 const STARTING_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often a migration is tried whose tables are busy, with a second between.
+const MIGRATION_TRIES: u32 = 120;
+
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// Why the database can't be used. Each is one line for the operator.
@@ -111,8 +114,22 @@ impl Database {
     /// API caller wants an answer, and who isn't one tries again anyway. A statement that somebody's lock holds up ends by
     /// itself, lest it holds up others in turn.
     pub fn pool(&self, connections: u32) -> PgPool {
-        let patience =
-            [("lock_timeout", "3s"), ("statement_timeout", "10s"), ("idle_in_transaction_session_timeout", "10s")];
+        self.pool_with(connections, "3s", "10s")
+    }
+
+    /// A pool whose statements end before a caller gives them up after `patience`: one that went on would hold a connection
+    /// that the pool has given up, beside the new one.
+    pub fn pool_for_callers(&self, connections: u32, patience: Duration) -> PgPool {
+        let patience = format!("{}ms", patience.mul_f64(0.8).as_millis());
+        self.pool_with(connections, &patience, &patience)
+    }
+
+    fn pool_with(&self, connections: u32, lock_timeout: &str, statement_timeout: &str) -> PgPool {
+        let patience = [
+            ("lock_timeout", lock_timeout),
+            ("statement_timeout", statement_timeout),
+            ("idle_in_transaction_session_timeout", "10s"),
+        ];
         PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(2))
@@ -176,11 +193,27 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
             sqlx::query("-- postgres.migrate.create_schema\n create schema cdc_export").execute(&mut conn).await;
         created.map_err(Error::Sql)?;
     }
+    // An index on a table that is written to waits for its writers, and the next ones for it: not for long, and then again.
+    sqlx::query("-- postgres.migrate.lock_timeout\n set lock_timeout = '2s'")
+        .execute(&mut conn)
+        .await
+        .map_err(Error::Sql)?;
     // An older binary may start beside a newer one: it ignores migrations that it doesn't know.
     let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
     migrator.set_locking(false).set_ignore_missing(true);
     migrator.dangerous_set_table_name("cdc_export.migrations");
-    migrator.run(&mut conn).await.map_err(Error::Migrate)?;
+    for left in (0..MIGRATION_TRIES).rev() {
+        match migrator.run(&mut conn).await {
+            Err(error) if left > 0 && is_busy(&error) => {
+                tracing::info!(event = "migration_waits", "tables are busy, trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            done => {
+                done.map_err(Error::Migrate)?;
+                break;
+            }
+        }
+    }
     conn.close().await.map_err(Error::Sql)
 }
 
@@ -213,7 +246,8 @@ pub async fn require_connections(database: &Database, needed: u32) -> Result<(),
         "-- postgres.connections
          select case when r.rolsuper then s.total
                      else least(s.total - s.reserved, nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1)) end,
-           s.total - s.reserved - (select count(*) from pg_stat_activity where backend_type = 'client backend')
+           -- Of each database, since a role doesn't see what others' sessions are.
+           s.total - s.reserved - (select coalesce(sum(numbackends), 0) from pg_stat_database where datid > 0)::bigint
          from (select current_setting('max_connections')::int as total,
                  current_setting('superuser_reserved_connections')::int
                    + coalesce(current_setting('reserved_connections', true)::int, 0) as reserved) s,
@@ -236,6 +270,12 @@ pub async fn require_connections(database: &Database, needed: u32) -> Result<(),
         );
     }
     Ok(())
+}
+
+/// Whether a lock was not to be had in time.
+fn is_busy(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else { return false };
+    cause.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
 }
 
 /// Whether there is nothing to migrate.

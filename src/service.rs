@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
-use tokio::sync::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -84,6 +84,9 @@ pub enum Error {
     /// The key was sent with another request.
     #[error("this key was sent with another request, which made the export {0}")]
     KeyTaken(JobId),
+    /// As many clients follow jobs as may.
+    #[error("too many clients follow jobs now")]
+    TooManyFollowers,
     /// The consumer has too many open jobs.
     #[error("{0} exports are open, which is as many as there may be: wait for some to end")]
     TooManyOpen(i64),
@@ -139,14 +142,19 @@ impl OpenFile {
 }
 
 /// A client gets an answer within 2 seconds, if only that there is none.
-const PATIENCE: Duration = Duration::from_millis(1_900);
+pub const PATIENCE: Duration = Duration::from_millis(1_900);
 
-/// How long the changes that wait for consumers may be counted.
-const COUNTING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the changes that wait for consumers may be counted, the one thing that takes its time.
+pub const COUNTING_PATIENCE: Duration = Duration::from_secs(5);
 
 async fn within<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
     Ok(store::within(PATIENCE, call).await?)
 }
+
+const FOLDER_TURNS: usize = 16;
+const MOST_FOLLOWERS: usize = 250;
+/// A follower outlives so many failed looks at its job.
+const FAILED_LOOKS: u32 = 5;
 
 /// The database, twice.
 #[derive(Clone, Debug)]
@@ -168,8 +176,10 @@ pub struct Service {
     max_attempts: u32,
     /// Ends what only waits.
     stopping: CancellationToken,
-    /// One look at the folder at a time: a network file system may hang, and each look would keep a thread.
-    looking: Arc<Mutex<()>>,
+    /// A few operations on the folder at a time: a network file system may hang, and each would keep a thread.
+    turns: Arc<Semaphore>,
+    /// A few followers at a time: each keeps a connection for as long as its job takes.
+    followers: Arc<Semaphore>,
 }
 
 impl Service {
@@ -182,7 +192,8 @@ impl Service {
         stopping: CancellationToken,
     ) -> Service {
         let Stores { api, probe } = stores;
-        Service { store: api, probe, source, folder, max_attempts, stopping, looking: Arc::default() }
+        let [turns, followers] = [FOLDER_TURNS, MOST_FOLLOWERS].map(|most| Arc::new(Semaphore::new(most)));
+        Service { store: api, probe, source, folder, max_attempts, stopping, turns, followers }
     }
 
     /// Takes a job on. It will be done, whatever happens to this process. A request that was sent before, by its key, is the
@@ -302,12 +313,13 @@ impl Service {
     /// A job as it stands, then again each time that it was seen to have changed, up to its end.
     ///
     /// # Errors
-    /// If there is none of this id, or the database fails; later that ends the stream.
+    /// If there is none of this id, too many follow already, or the database fails; later that ends the stream after some time.
     pub async fn follow(&self, id: JobId) -> Result<impl Stream<Item = Job> + use<>, Error> {
+        let place = Arc::clone(&self.followers).try_acquire_owned().map_err(|_| Error::TooManyFollowers)?;
         let first = self.job(id).await?;
-        let changes = stream::unfold((self.clone(), first.clone()), async |(service, last)| {
+        let changes = stream::unfold((self.clone(), first.clone(), place), async |(service, last, place)| {
             let next = service.changed_job(&last).await?;
-            Some((next.clone(), (service, next)))
+            Some((next.clone(), (service, next, place)))
         });
         Ok(stream::once(std::future::ready(first)).chain(changes))
     }
@@ -315,15 +327,17 @@ impl Service {
     /// The job once it stands differently; `None` if it never will, or nobody can tell.
     async fn changed_job(&self, last: &Job) -> Option<Job> {
         let standing = |job: &Job| (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt);
-        let mut pause = Duration::from_millis(50);
+        let (mut pause, mut failed) = (Duration::from_millis(50), 0);
         while !last.status.is_terminal() {
             self.pause(pause).await;
             if self.stopping.is_cancelled() {
                 return None;
             }
-            let job = self.job(last.id).await.ok()?;
-            if standing(&job) != standing(last) {
-                return Some(job);
+            match self.job(last.id).await {
+                Ok(job) if standing(&job) != standing(last) => return Some(job),
+                Ok(_) => failed = 0,
+                Err(Error::DatabaseUnavailable(_)) if failed < FAILED_LOOKS => failed += 1,
+                Err(_) => return None,
             }
             pause = (pause * 2).min(Duration::from_secs(1));
         }
@@ -401,28 +415,28 @@ impl Service {
 
     /// Whether a job could start now.
     pub async fn health(&self) -> Health {
-        let hangs = || sink::Error::Io(std::io::ErrorKind::TimedOut.into());
-        let look = async {
-            let looking = Arc::clone(&self.looking).try_lock_owned().map_err(|_| hangs())?;
-            let room = self.on_folder(move |folder| {
-                let _looking = looking;
-                folder.require_room()
-            });
-            room.await
-        };
-        let output = tokio::time::timeout(PATIENCE, look);
+        let output = self.on_folder(|folder| folder.require_room());
         let (postgres, output) = tokio::join!(self.ping(), output);
-        let output = output.unwrap_or_else(|_| Err(hangs()));
         Health { postgres, output: output.map_err(Error::from) }
     }
 
-    /// File operations block; they have threads of their own.
+    /// File operations block; they have threads of their own, and as long as a client waits.
     async fn on_folder<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Folder) -> Result<T, sink::Error> + Send + 'static,
     ) -> Result<T, sink::Error> {
         let folder = Arc::clone(&self.folder);
-        let done = tokio::task::spawn_blocking(move || work(&folder)).await;
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        let done = async {
+            let turn = Arc::clone(&self.turns).acquire_owned().await.expect("nobody closes the semaphore");
+            tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                work(&folder)
+            })
+            .await
+        };
+        match tokio::time::timeout(PATIENCE, done).await {
+            Ok(done) => done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
+            Err(_) => Err(sink::Error::Io(std::io::ErrorKind::TimedOut.into())),
+        }
     }
 }

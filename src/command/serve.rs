@@ -10,7 +10,9 @@ use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::{Ground, Serve, connections_of_exports, join_or_start, prepare, stop_on_signal, wire};
+use crate::command::{
+    Ground, Serve, connections_of_api, connections_of_exports, join_or_start, prepare, stop_on_signal, wire,
+};
 
 /// The API, and the exports unless others run them.
 pub(crate) async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
@@ -35,9 +37,8 @@ async fn serve_on(
 ) -> anyhow::Result<()> {
     let prepared = async {
         prepare(database).await?;
-        // One more asks whether Postgres is there.
         let exports = if how.no_workers { 0 } else { connections_of_exports(config, config.worker.workers) };
-        postgres::require_connections(database, exports + config.api_connections + 1).await?;
+        postgres::require_connections(database, exports + connections_of_api(config)).await?;
         if config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
         }

@@ -157,6 +157,7 @@ impl From<service::Error> for Problem {
             Error::NotToRetry(_) => Problem::new(StatusCode::CONFLICT, "not_failed", detail),
             Error::KeyTaken(_) => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
                 .about("Idempotency-Key"),
+            Error::TooManyFollowers => Problem::unavailable("too_many_followers", detail),
             Error::TooManyOpen(_) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_open_jobs", detail),
         }
     }

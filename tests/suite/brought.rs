@@ -54,9 +54,9 @@ async fn a_start_that_can_never_have_its_connections_is_refused() {
     );
     database.run(&grants).await;
     let line = role.refused().await;
-    assert!(line.contains("up to 22 connections") && line.contains("20 at most") && line.contains("WORKERS"), "{line}");
-    // Enough for what is asked: 4 x 1 + 1 + 1 for the exports, 13 + 1 for the API.
-    let service = role.start().with("WORKERS", 1).with("READERS", 1).with("API_CONNECTIONS", 13).service().await;
+    assert!(line.contains("up to 24 connections") && line.contains("20 at most") && line.contains("WORKERS"), "{line}");
+    // Enough for what is asked: 4 x 1 + 1 + 1 for the exports, 11 + 3 for the API.
+    let service = role.start().with("WORKERS", 1).with("READERS", 1).with("API_CONNECTIONS", 11).service().await;
     service.stop().await;
     database
         .run(&format!("alter role {} connection limit -1; alter database {name} connection limit 21", role.name))

@@ -594,6 +594,10 @@ async fn health_tells_what_is_wrong() {
         assert!(is_time(&body["timestamp"]));
     }
 
+    // Two load balancers and a supervisor ask at once.
+    let answers = futures_util::future::join_all((0..40).map(|_| get(&service, "/health/ready"))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+
     let (job, _) = service.export("full", "a").await;
     let elsewhere = service.output().with_extension("elsewhere");
     std::fs::rename(service.output(), &elsewhere).unwrap();

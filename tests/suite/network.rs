@@ -144,7 +144,18 @@ async fn an_api_without_a_free_connection_says_so_and_is_healthy() {
         let answer = service.call("GET", "/health", &[]).await;
         (answer.status(), begun.elapsed())
     };
-    let (answers, (health, took)) = tokio::join!(join_all(posts), health);
+    let watch = async {
+        let mut most = 0;
+        for _ in 0..20 {
+            let backends = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'cdc-export'";
+            most = most.max(database.one::<i64>(backends).await);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        most
+    };
+    let (answers, (health, took), most) = tokio::join!(join_all(posts), health, watch);
+    // As `.env.example` has it, for two workers and two readers; those of the API may just be closing while others open.
+    assert!(most <= (4 * 2 + 2 + 1) + (4 + 3) + 4, "{most} connections");
     assert_eq!(health, 200);
     assert!(took < Duration::from_secs(1), "health took {took:?}");
     let mut slowest = Duration::ZERO;
