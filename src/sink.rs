@@ -280,9 +280,10 @@ impl Draft {
             return Ok(());
         }
         self.join_sync()?;
-        let file = self.file.try_clone()?;
-        self.sync = Some(std::thread::Builder::new().name("sync".to_owned()).spawn(move || file.sync_data())?);
         self.asked = self.size;
+        // Without a descriptor or a thread to spare it is all synced in the end.
+        let Ok(file) = self.file.try_clone() else { return Ok(()) };
+        self.sync = std::thread::Builder::new().name("sync".to_owned()).spawn(move || file.sync_data()).ok();
         Ok(())
     }
 
@@ -400,8 +401,10 @@ fn make_mark(dir: &OwnedFd) -> Result<Uuid, Error> {
     let name = format!("{STORE_MARK}.{id}");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(rustix::fs::openat(dir, &name, flags, FILE_MODE)?);
-    writeln!(file, "{id}")?;
-    file.sync_all()?;
+    if let Err(error) = writeln!(file, "{id}").and_then(|()| file.sync_all()) {
+        remove_at(dir, &name)?;
+        return Err(error.into());
+    }
     match rename_without_replacing(dir, &name, STORE_MARK) {
         Ok(()) => {
             rustix::fs::fsync(dir)?;
@@ -454,6 +457,15 @@ mod tests {
         draft.sync = Some(std::thread::spawn(|| Err(io::ErrorKind::StorageFull.into())));
         assert!(matches!(draft.stage(), Err(Error::Full(_))));
         assert!(visible(&dir).is_empty());
+
+        // The system tells of it once: who begins the next sync must not forget the last one's.
+        let mut draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
+        let failed = std::thread::spawn(|| Err(io::ErrorKind::StorageFull.into()));
+        while !failed.is_finished() {
+            std::thread::yield_now();
+        }
+        draft.sync = Some(failed);
+        assert!(matches!(draft.write(&vec![b'x'; AHEAD_BYTES as usize]), Err(Error::Full(_))));
     }
 
     #[test]

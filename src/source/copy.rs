@@ -2,14 +2,19 @@
 //! snapshot share a table's ranges.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use futures_util::TryStreamExt;
 use sqlx::PgConnection;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::job::Progress;
 use crate::source::{Error, FRAME_BYTES, Frames, send};
+
+/// A server that takes so long to fill a frame isn't there any more, or its rows are lost on the way.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Signature, flags and length of the header extension (PostgreSQL documentation, "COPY", "Binary Format").
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
@@ -109,7 +114,15 @@ async fn read_one(
     let mut begun = false;
     let mut ended = false;
     // Each message is one row ("Message Flow", "COPY Operations"); the first one begins with the header.
-    while let Some(mut message) = messages.try_next().await.map_err(&failed)? {
+    let silence = sleep(SILENCE);
+    tokio::pin!(silence);
+    loop {
+        let message = tokio::select! {
+            biased;
+            message = messages.try_next() => message.map_err(&failed)?,
+            () = silence.as_mut() => return Err(Error::Unavailable(sqlx::Error::PoolTimedOut)),
+        };
+        let Some(mut message) = message else { break };
         if !begun {
             if !message.starts_with(SIGNATURE) || message.len() < HEADER_BYTES {
                 return Err(Error::Protocol("no header before a COPY's rows"));
@@ -126,6 +139,7 @@ async fn read_one(
         }
         if rows.len() + message.len() > FRAME_BYTES && !rows.is_empty() {
             send(frames, rows).await?;
+            silence.as_mut().reset(Instant::now() + SILENCE);
         }
         rows.extend_from_slice(&message);
     }

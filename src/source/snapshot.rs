@@ -13,6 +13,7 @@ use crate::source::guard::{continuity, here};
 use crate::source::select::Rule;
 use crate::source::spare::{Seat, Spare};
 use crate::source::{Error, Frames, capture, copy, cursor, select, within};
+use crate::telemetry::chain;
 use crate::watermark::{Fingerprint, Position, Standpoint};
 
 /// How long a lock on the table is waited for before the attempt is given up and made again.
@@ -453,9 +454,14 @@ async fn read_too(seat: Seat, import: &str, reading: &copy::Reading<'_>, frames:
             return Ok(0);
         }
     };
-    tokio::select! {
-        joined = join(&mut reader, import, reading.table) => joined?,
+    let joined = tokio::select! {
+        joined = join(&mut reader, import, reading.table) => joined,
         () = reading.ranges.exhausted() => return Ok(0),
+    };
+    if let Err(error) = joined {
+        // It has taken nothing yet. What keeps it out, an ALTER that waits, say, is no harm to those who are in.
+        tracing::warn!(event = "reader_missing", error = chain(&error));
+        return Ok(0);
     }
     let ranges = copy::read(&mut reader, reading, frames).await?;
     // Its rows are on their way: one that is lost now is no loss.
