@@ -112,8 +112,9 @@ impl Config {
                 download: match vars.get("PG_DOWNLOAD") {
                     None => Some(Mirror::default()),
                     Some("off") => None,
+                    // Not quoted: it may hold a password.
                     Some(url) => Some(url.parse().map_err(|why: NotAMirror| {
-                        bad("PG_DOWNLOAD", format!("`{url}` is neither off nor the address of a mirror: {why}"))
+                        bad("PG_DOWNLOAD", format!("neither off nor the address of a mirror: {why}"))
                     })?),
                 },
                 search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),
@@ -276,6 +277,7 @@ mod tests {
             ("LOG_FORMAT", "xml"),
             ("PG_DOWNLOAD", "on"),
             ("PG_DOWNLOAD", "ftp://mirror/"),
+            ("PG_DOWNLOAD", "https://somebody:secret@mirror/"),
             ("DATABASE_URL", "mysql://secret@h/d"),
         ] {
             let line = read(&[(name, value)]).unwrap_err();

@@ -86,7 +86,7 @@ impl Default for Mirror {
 
 /// A text that is no address of a web folder.
 #[derive(Debug, thiserror::Error)]
-#[error("not an http or https address")]
+#[error("not an http or https address without a password")]
 pub struct NotAMirror;
 
 impl FromStr for Mirror {
@@ -94,7 +94,9 @@ impl FromStr for Mirror {
 
     fn from_str(text: &str) -> Result<Mirror, NotAMirror> {
         let url: ureq::http::Uri = text.parse().map_err(|_| NotAMirror)?;
-        let usable = matches!(url.scheme_str(), Some("http" | "https")) && url.query().is_none();
+        // A password would come to be logged.
+        let is_open = url.query().is_none() && !url.authority().is_some_and(|host| host.as_str().contains('@'));
+        let usable = matches!(url.scheme_str(), Some("http" | "https")) && is_open;
         if usable { Ok(Mirror(text.trim_end_matches('/').to_owned())) } else { Err(NotAMirror) }
     }
 }
@@ -305,8 +307,10 @@ fn prepare(settings: &Settings) -> Result<(Postmaster, PgConnectOptions), Error>
         (Err(Error::NotInstalled | Error::VersionMismatch { data: download::MAJOR, .. }), Some(mirror)) => {
             // Locked first, so that of two processes one fetches.
             let folder = Folder::open(place)?;
-            download::fetch(mirror, &folder)?;
-            let binaries = Binaries::find(settings, &folder.place)?;
+            if !download::programs(&folder.place).exists() {
+                download::fetch(mirror, &folder)?;
+            }
+            let binaries = download::binaries(&folder.place)?;
             (folder, binaries)
         }
         (Err(error), _) => return Err(error),

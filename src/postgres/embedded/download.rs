@@ -2,15 +2,17 @@
 //! is for `binaries` to say.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
-use flate2::read::GzDecoder;
 use ring::digest::{SHA256, digest};
 use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig};
 
+use crate::postgres::embedded::account::Account;
+use crate::postgres::embedded::binaries::Binaries;
 use crate::postgres::embedded::cluster::{SCRATCH, sync_folder};
 use crate::postgres::embedded::folder::{Folder, Place};
 use crate::postgres::embedded::{Error, Mirror};
@@ -51,8 +53,8 @@ pub(super) fn fetch(mirror: &Mirror, folder: &Folder) -> Result<(), Error> {
     let archive = checked(&url).map_err(failed)?;
     let scratch = folder.place.path.join(format!("{SCRATCH}{}", uuid::Uuid::new_v4().simple()));
     folder.place.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
-    let placed = match unpack(&archive, &scratch) {
-        Ok(unpacked) => replace(&home, &unpacked),
+    let placed = match unpack(&archive, &scratch, &folder.place.account) {
+        Ok(unpacked) => fs::rename(unpacked, &home).map_err(Error::file("rename a download to", &home)),
         Err(error) => Err(failed(format!("it can't be unpacked: {}", chain(&error)))),
     };
     // What a crash leaves is swept with half-made clusters.
@@ -61,12 +63,10 @@ pub(super) fn fetch(mirror: &Mirror, folder: &Folder) -> Result<(), Error> {
     sync_folder(&folder.place.path)
 }
 
-/// What is there already is a download that doesn't run.
-fn replace(home: &Path, unpacked: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(home) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", home)(error)),
-        _ => fs::rename(unpacked, home).map_err(Error::file("rename a download to", home)),
-    }
+/// The downloaded programs, which may not run here: on a disk where nothing may, or without a library that they need.
+pub(super) fn binaries(place: &Place) -> Result<Binaries, Error> {
+    let folder = programs(place);
+    Binaries::in_folder(&folder, &place.account)?.ok_or(Error::NoBinaries(folder))
 }
 
 /// The machine, as the names of archives have it; `None` where there are none for it.
@@ -118,9 +118,24 @@ fn checked(url: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Unpacks an archive; the one folder that all of it lies in.
-fn unpack(archive: &[u8], scratch: &Path) -> io::Result<PathBuf> {
-    tar::Archive::new(GzDecoder::new(archive)).unpack(scratch)?;
+/// Unpacks an archive; the one folder that all of it lies in. The account does it: root would follow whatever link the account's
+/// user may put into a folder of its own.
+fn unpack(archive: &[u8], scratch: &Path, account: &Account) -> io::Result<PathBuf> {
+    let tar = account
+        .command(Path::new("tar"), scratch)
+        .args(["-xzf", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut tar = tar.map_err(|error| io::Error::new(error.kind(), format!("can't run tar: {error}")))?;
+    // It may end before it has read everything, and then says why.
+    let fed = tar.stdin.take().expect("it is piped").write_all(archive);
+    let output = tar.wait_with_output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(io::Error::other(said.lines().next().unwrap_or("tar failed").to_owned()));
+    }
+    fed?;
     // Before the rename: after a power cut there is all of it or nothing.
     rustix::fs::sync();
     let mut entries = fs::read_dir(scratch)?;
