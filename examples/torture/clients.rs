@@ -74,9 +74,22 @@ pub(crate) struct Caller<'w> {
 impl Caller<'_> {
     /// An answer that isn't an error of the network. What no answer may be is red here.
     async fn call(&self, method: Method, path: &str, lane: Option<&str>) -> Option<(u16, reqwest::Response)> {
+        self.call_with_key(method, path, lane, None).await
+    }
+
+    async fn call_with_key(
+        &self,
+        method: Method,
+        path: &str,
+        lane: Option<&str>,
+        key: Option<&str>,
+    ) -> Option<(u16, reqwest::Response)> {
         let mut request = self.world.http.request(method.clone(), format!("{}{path}", self.address));
         if let Some(lane) = lane {
             request = request.header("X-Consumer-ID", lane);
+        }
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
         }
         let answer = request.send().await.ok()?;
         let status = answer.status().as_u16();
@@ -92,8 +105,21 @@ impl Caller<'_> {
         Some((status, answer))
     }
 
+    /// Asks twice with one key, as a client does that isn't sure of the first answer: it is one job.
     pub(crate) async fn submit(&self, kind: &str, lane: &'static str) -> Option<String> {
-        let (status, answer) = self.call(Method::POST, &format!("/exports/{kind}"), Some(lane)).await?;
+        let key = uuid::Uuid::new_v4().to_string();
+        let (first, second) = (self.submit_once(kind, lane, &key).await, self.submit_once(kind, lane, &key).await);
+        if let (Some(first), Some(second)) = (&first, &second)
+            && first != second
+        {
+            self.world.report.red("8", format!("two jobs by one key: {first} and {second}"));
+        }
+        first.or(second)
+    }
+
+    async fn submit_once(&self, kind: &str, lane: &'static str, key: &str) -> Option<String> {
+        let path = format!("/exports/{kind}");
+        let (status, answer) = self.call_with_key(Method::POST, &path, Some(lane), Some(key)).await?;
         if status != 202 {
             return None;
         }

@@ -48,7 +48,7 @@ pub(crate) async fn check(binary: &Path, folder: &Path) -> Result<Vec<String>> {
         .env("OUTPUT_DIR", &output)
         .env("PORT", "0")
         .env("LOG_FORMAT", "json")
-        .env("SEED_ROWS", "20000")
+        .env("SEED_ROWS", "300000")
         .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -131,17 +131,18 @@ fn operations(trace: &str, output: &Path) -> Vec<Operation> {
         let Some((pid, call)) = line.trim_start().split_once(' ') else { continue };
         let call = call.trim_start();
         if let Some(start) = call.strip_suffix(" <unfinished ...>") {
-            if let found @ Some(Operation::Commit | Operation::Record | Operation::Name | Operation::Write) =
-                operation(start, output)
-            {
+            if let found @ Some(Operation::Commit | Operation::Record | Operation::Name) = operation(start, output) {
                 operations.extend(found);
             } else {
-                begun.insert(pid, start.to_owned());
+                begun.insert(pid, (start.to_owned(), operations.len()));
             }
         } else if call.starts_with("<... ") {
             let ended_well = !call.contains(" = -1 ");
-            let start = begun.remove(pid).filter(|_| ended_well);
-            operations.extend(start.and_then(|start| operation(&start, output)));
+            let Some((start, at)) = begun.remove(pid).filter(|_| ended_well) else { continue };
+            let found = operation(&start, output);
+            // A sync has what was written before it began, and may not have what was written meanwhile.
+            let is_overtaken = found == Some(Operation::SyncFile) && operations[at..].contains(&Operation::Write);
+            operations.extend(found.filter(|_| !is_overtaken));
         } else if !call.contains(" = -1 ") {
             operations.extend(operation(call, output));
         }

@@ -37,7 +37,8 @@ pub(crate) fn is_terminal(job: &Value) -> bool {
 impl Ledger {
     pub(crate) fn promised(&mut self, job: &str, lane: &'static str) {
         let promise = Promise { lane, ended: None, cancel_accepted: false, removal_asked: false };
-        self.promises.insert(job.to_owned(), promise);
+        // The same job may be promised twice, by its key.
+        self.promises.entry(job.to_owned()).or_insert(promise);
     }
 
     pub(crate) fn open(&self, lane: &str) -> usize {

@@ -23,6 +23,7 @@ pub(crate) const LEASE: Duration = Duration::from_secs(1);
 /// So that a job which meets one fault after the other ends, too.
 const MAX_ATTEMPTS: u32 = 4;
 const WORKERS: u32 = 3;
+const READERS: u32 = 3;
 /// A start waits for what an earlier fault did: the recovery of Postgres, another replica that was stopped in its own start.
 const START: Duration = Duration::from_secs(15);
 
@@ -122,6 +123,7 @@ impl Replica {
             .env("LEASE_SECONDS", LEASE.as_secs().to_string())
             .env("MAX_ATTEMPTS", MAX_ATTEMPTS.to_string())
             .env("WORKERS", WORKERS.to_string())
+            .env("READERS", READERS.to_string())
             .envs(failpoints.map(|list| ("FAILPOINTS", list)))
             .current_dir(&self.folder)
             .process_group(0)
