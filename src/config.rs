@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::dataset::CellMax;
 use crate::http::{self, Access};
 use crate::job::Retention;
 use crate::postgres::{
@@ -129,6 +130,7 @@ impl Config {
             worker: worker::Settings {
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
                 lease: Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?),
+                cell_max: CellMax(vars.bytes("CELL_MAX_BYTES", 64 << 20, 1 << 10..=1 << 30)?),
                 compression_level: match vars.get("COMPRESSION_LEVEL") {
                     None => None,
                     Some(_) => Some(vars.number("COMPRESSION_LEVEL", 1, 1..=19)? as u8),
@@ -194,6 +196,24 @@ impl Variables {
         Ok(retention)
     }
 
+    /// A number of bytes, as `64MiB`.
+    fn bytes(&self, name: &'static str, default: u64, range: std::ops::RangeInclusive<u64>) -> Result<u64, Error> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        let (digits, unit) = value.split_at(value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len()));
+        let scale = match unit.trim_start() {
+            "" | "B" => Some(1),
+            "KiB" => Some(1 << 10),
+            "MiB" => Some(1 << 20),
+            "GiB" => Some(1 << 30),
+            _ => None,
+        };
+        let bytes = digits.parse().ok().zip(scale).and_then(|(number, scale): (u64, u64)| number.checked_mul(scale));
+        bytes.filter(|bytes| range.contains(bytes)).ok_or_else(|| {
+            let why = format!("`{value}` is no size from {} to {} bytes, such as 64MiB", range.start(), range.end());
+            bad(name, why)
+        })
+    }
+
     fn number(&self, name: &'static str, default: u64, range: std::ops::RangeInclusive<u64>) -> Result<u64, Error> {
         let expected = format!("a number from {} to {}", range.start(), range.end());
         let number = self.parsed(name, default, &expected)?;
@@ -237,6 +257,12 @@ mod tests {
         assert_eq!((config.seed_rows, config.http.port, config.worker.workers), (100_000, 8080, 2));
         assert_eq!(config.http.access, Access::LocalCallers);
         assert_eq!(config.worker.retain_files, Retention::default());
+        assert_eq!(config.worker.cell_max.0, 64 << 20);
+        for (text, bytes) in
+            [("1024", 1024), ("2048B", 2048), ("64 KiB", 64 << 10), ("3MiB", 3 << 20), ("1GiB", 1 << 30)]
+        {
+            assert_eq!(read(&[("CELL_MAX_BYTES", text)]).unwrap().worker.cell_max.0, bytes, "{text}");
+        }
         assert_eq!(config.worker.compression_level, None);
         assert_eq!(read(&[("COMPRESSION_LEVEL", "19")]).unwrap().worker.compression_level, Some(19));
         let day = Duration::from_secs(24 * 60 * 60);
@@ -264,6 +290,13 @@ mod tests {
             ("CHANGE_LOG_MAX_ROWS", "0"),
             ("CHANGE_LOG_MAX_AGE", "7 fortnights"),
             ("MAX_ATTEMPTS", "many"),
+            ("CELL_MAX_BYTES", "0"),
+            ("CELL_MAX_BYTES", "MiB"),
+            ("CELL_MAX_BYTES", "64MB"),
+            ("CELL_MAX_BYTES", "-1KiB"),
+            ("CELL_MAX_BYTES", "2GiB"),
+            ("CELL_MAX_BYTES", "18446744073709551616"),
+            ("CELL_MAX_BYTES", "18446744073709551615KiB"),
             ("COMPRESSION_LEVEL", "0"),
             ("COMPRESSION_LEVEL", "20"),
             ("COMPRESSION_LEVEL", "fast"),

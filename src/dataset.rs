@@ -26,6 +26,10 @@ pub struct Column {
     pub kind: Kind,
 }
 
+/// How many bytes a value may have: a bound of memory, since a row is read and written whole.
+#[derive(Clone, Copy, Debug)]
+pub struct CellMax(pub u64);
+
 /// A table that may be exported, and how its changes show.
 #[derive(Clone, Copy, Debug)]
 pub struct Dataset {

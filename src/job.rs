@@ -339,6 +339,8 @@ words! {
         PermissionDenied = "permission_denied",
         /// A text that isn't UTF-8; the detail names the column.
         InvalidText = "invalid_text",
+        /// A value beyond `CELL_MAX_BYTES`; the detail names the column.
+        RowTooLarge = "row_too_large",
         /// Somebody changed the consumer's watermark while the export ran, each time.
         WatermarkChanged = "watermark_changed",
         /// Its workers vanished, each of the attempts it had.

@@ -6,7 +6,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::mpsc;
 
-use crate::dataset::Dataset;
+use crate::dataset::{CellMax, Dataset};
 use crate::encode::{self, Encoder, compress::Compressor};
 use crate::job::{ExportType, Exported, Job, Progress};
 use crate::row::Frame;
@@ -60,6 +60,8 @@ pub struct Order<'a> {
     pub dataset: &'static Dataset,
     /// The watermark that the export begins at.
     pub since: Option<DateTime<Utc>>,
+    /// How large a value may be.
+    pub cell_max: CellMax,
     /// The compressor's level; `None`: the codec's own.
     pub compression_level: Option<u8>,
     /// Where to say how far it is.
@@ -74,7 +76,7 @@ pub async fn run(rows: Rows<'_>, order: &Order<'_>, draft: Draft) -> Result<Expo
     let (frames_in, frames_out) = mpsc::channel(FRAMES_AHEAD);
     let writer = Writer::new(order, draft)?;
     // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next frame.
-    let read = async { Ok(rows.read(order.job, order.progress, frames_in).await?) };
+    let read = async { Ok(rows.read(order.job, order.cell_max, order.progress, frames_in).await?) };
     let ((), writer) = tokio::try_join!(read, write(writer, frames_out))?;
     blocking(move || writer.stage()).await
 }
@@ -109,7 +111,7 @@ struct Writer {
 
 impl Writer {
     fn new(order: &Order<'_>, draft: Draft) -> Result<Writer, Error> {
-        let &Order { job, dataset, since, compression_level, progress } = order;
+        let &Order { job, dataset, since, compression_level, progress, .. } = order;
         // A full export finds no changes, late ones neither.
         let since = since.filter(|_| job.export_type != ExportType::Full);
         let columns = dataset.file_columns(job.export_type);

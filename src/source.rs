@@ -64,6 +64,12 @@ pub enum Error {
         #[source]
         cause: sqlx::Error,
     },
+    /// A value that is larger than there shall be memory for.
+    #[error("a row's `{column}` has more bytes than CELL_MAX_BYTES: shorten the value or raise that setting")]
+    RowTooLarge {
+        /// The column's name.
+        column: String,
+    },
     /// Anything else that Postgres reports.
     #[error("Postgres refused to read the table")]
     Sql(#[source] sqlx::Error),
@@ -95,6 +101,11 @@ impl Error {
                 _ => return Error::Sql(cause),
             };
             match code.as_str() {
+                // Raised by our own `refuse_cell`, with the column for a message.
+                "CE001" => {
+                    let column = cause.as_database_error().map(|e| e.message().to_owned()).unwrap_or_default();
+                    Error::RowTooLarge { column }
+                }
                 "42P01" | "42703" => Error::TableMissing { table, cause },
                 "42501" => Error::Denied { table, cause },
                 "55P03" => Error::InTheWay(cause),

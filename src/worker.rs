@@ -15,7 +15,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::{Dataset, USERS};
+use crate::dataset::{CellMax, Dataset, USERS};
 use crate::failpoint;
 use crate::job::{Exported, Failure, FailureCode, Job, JobId, Progress, Retention, Status};
 use crate::pipeline;
@@ -46,6 +46,8 @@ pub struct Settings {
     pub workers: u32,
     /// How long a job stays with a worker that gives no sign.
     pub lease: Duration,
+    /// How large a value may be.
+    pub cell_max: CellMax,
     /// The level of compressed files; `None`: each codec's own.
     pub compression_level: Option<u8>,
     /// How much of the change log a consumer that doesn't come may hold.
@@ -131,6 +133,7 @@ impl Error {
                     Settlement::Fail(failure(FailureCode::TableMissing))
                 }
                 source::Error::InvalidText { .. } => Settlement::Fail(failure(FailureCode::InvalidText)),
+                source::Error::RowTooLarge { .. } => Settlement::Fail(failure(FailureCode::RowTooLarge)),
                 source::Error::Denied { .. } => Settlement::Fail(failure(FailureCode::PermissionDenied)),
                 source::Error::Sql(_) | source::Error::Protocol(_) | source::Error::NotTaken => {
                     Settlement::Fail(failure(FailureCode::Internal))
@@ -325,8 +328,8 @@ impl Worker {
         let mut snapshot = permit.open(job, dataset, self.settings.lease).await?;
         failpoint!("worker.opened");
         let since = snapshot.position().last_exported_at;
-        let order =
-            pipeline::Order { job, dataset, since, compression_level: self.settings.compression_level, progress };
+        let Settings { cell_max, compression_level, .. } = self.settings;
+        let order = pipeline::Order { job, dataset, since, cell_max, compression_level, progress };
         let (leader, rows) = snapshot.split();
         let exported = tokio::select! {
             lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease * 2 / 3) => return Err(lost.into()),

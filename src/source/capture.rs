@@ -251,7 +251,7 @@ async fn check(conn: &mut PgConnection, found: &Found, dataset: &Dataset) -> Res
     let (key, updated_at) = (select::quoted(dataset.key), select::quoted(dataset.updated_at));
     let rows = format!(
         "-- source.capture.check\n {} and u.{key} = 0::bigint and u.{updated_at} > now() limit 0",
-        select::full(dataset)
+        select::full(dataset, None)
     );
     let rows = sqlx::raw_sql(AssertSqlSafe(rows)).execute(conn).await;
     rows.map(drop).map_err(|cause| match denied_or_else(dataset.table, cause) {

@@ -4,7 +4,7 @@
 //! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules. Their last column says
 //! whether the row is gone from the table.
 
-use crate::dataset::{Column, Dataset, Kind};
+use crate::dataset::{CellMax, Column, Dataset, Kind};
 
 /// What tells that a live row has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,33 +15,37 @@ pub(crate) enum Rule {
     LogToo,
 }
 
-/// Every live row. Without parameters, which COPY doesn't take.
-pub(crate) fn full(dataset: &Dataset) -> String {
+/// Every live row. Without parameters, which COPY doesn't take. Without `max` where no cell can be so large: the comparison is
+/// a quarter of what the scan costs.
+pub(crate) fn full(dataset: &Dataset, max: Option<CellMax>) -> String {
     let (table, columns, deleted) = (quoted(dataset.table), columns(dataset, "u"), quoted(dataset.deleted));
-    format!("select {columns} from {table} u where not u.{deleted}")
+    // Postgres asks first what costs less, so that a deleted row has no say.
+    let within = max.map(|max| format!(" and not {}", refused(&cells(dataset, "u"), max))).unwrap_or_default();
+    format!("select {columns} from {table} u where not u.{deleted}{within}")
 }
 
 /// The live rows changed since.
-pub(crate) fn incremental(dataset: &Dataset, rule: Rule) -> String {
-    changed_live(dataset, rule, "")
+pub(crate) fn incremental(dataset: &Dataset, rule: Rule, max: CellMax) -> String {
+    changed_live(dataset, rule, "", max)
 }
 
 /// The rows changed since, deleted ones too, each with its operation: two statements to be read one after the other, so that
 /// the deletions come first without a sort of everything.
-pub(crate) fn delta(dataset: &Dataset, rule: Rule) -> [String; 2] {
+pub(crate) fn delta(dataset: &Dataset, rule: Rule, max: CellMax) -> [String; 2] {
     let (created_at, updated_at) = (quoted(dataset.created_at), quoted(dataset.updated_at));
     let operation = format!("case when u.{created_at} = u.{updated_at} then 'INSERT' else 'UPDATE' end, ");
-    [changed_deleted(dataset), changed_live(dataset, rule, &operation)]
+    [changed_deleted(dataset, max), changed_live(dataset, rule, &operation, max)]
 }
 
 /// What the log knows and what the stated rule says, once. By a union, not an anti-join: the statistics don't know yet what was
 /// written since they were made, and for the few rows that the planner then expects it compares each with each.
-fn changed_live(dataset: &Dataset, rule: Rule, operation: &str) -> String {
+fn changed_live(dataset: &Dataset, rule: Rule, operation: &str, max: CellMax) -> String {
     let (table, key, deleted) = (quoted(dataset.table), quoted(dataset.key), quoted(dataset.deleted));
-    let columns = columns(dataset, "u");
+    // Not a condition, which might be asked of rows that have not changed.
+    let columns = format!("{}, {}", columns(dataset, "u"), refused(&cells(dataset, "u"), max));
     let (logged, stated) = (logged("$3"), stated(dataset));
     if rule == Rule::TimeAlone {
-        return format!("select {operation}{columns}, false from {table} u where {stated} and not u.{deleted}");
+        return format!("select {operation}{columns} from {table} u where {stated} and not u.{deleted}");
     }
     format!(
         "with ch as materialized (
@@ -50,15 +54,15 @@ fn changed_live(dataset: &Dataset, rule: Rule, operation: &str) -> String {
            select u.{key} from {table} u where {stated} and not u.{deleted}
            -- In their order they are found side by side in the index, and mostly in the table.
            order by 1)
-         select {operation}{columns}, false from ch join {table} u on u.{key} = ch.id where not u.{deleted}"
+         select {operation}{columns} from ch join {table} u on u.{key} = ch.id where not u.{deleted}"
     )
 }
 
 /// A row that is gone is written as the log has it last.
-fn changed_deleted(dataset: &Dataset) -> String {
+fn changed_deleted(dataset: &Dataset, max: CellMax) -> String {
     let (table, key, deleted) = (quoted(dataset.table), quoted(dataset.key), quoted(dataset.deleted));
     let (logged, stated) = (logged("$4"), stated(dataset));
-    let either = dataset.columns.iter().map(|column| {
+    let either = |column: &Column| {
         let name = quoted(column.name);
         // The log's image has no deleted flag set: the row was alive when it went.
         let gone = if column.name == dataset.deleted {
@@ -69,8 +73,9 @@ fn changed_deleted(dataset: &Dataset) -> String {
             format!("o.{name}")
         };
         format!("case when u.{key} is null then {gone} else u.{name} end::{}", type_of(column))
-    });
-    let either = either.collect::<Vec<_>>().join(", ");
+    };
+    let refused = refused(&cells_of(dataset, either), max);
+    let either = dataset.columns.iter().map(either).collect::<Vec<_>>().join(", ");
     let image = dataset.columns.iter().map(|column| format!("{} {}", quoted(column.name), type_of(column)));
     let image = image.collect::<Vec<_>>().join(", ");
     format!(
@@ -82,7 +87,7 @@ fn changed_deleted(dataset: &Dataset) -> String {
              select u.{key}, null, null, null from {table} u where {stated} and u.{deleted}) as changes (id, seq, op, old)
            group by id
            order by id)
-         select 'DELETE'::text, {either}, u.{key} is null
+         select 'DELETE'::text, {either}, {refused} or u.{key} is null
          from ch
          left join {table} u on u.{key} = ch.id
          left join lateral jsonb_to_record(ch.old) as o ({image}) on u.{key} is null
@@ -120,6 +125,37 @@ fn columns(dataset: &Dataset, of: &str) -> String {
     dataset.columns.iter().map(cast).collect::<Vec<_>>().join(", ")
 }
 
+/// The columns whose values may be large, each as its name and an expression.
+fn cells(dataset: &Dataset, of: &str) -> Vec<(&'static str, String)> {
+    cells_of(dataset, |column| format!("{of}.{}::{}", quoted(column.name), type_of(column)))
+}
+
+fn cells_of(dataset: &Dataset, expression: impl Fn(&Column) -> String) -> Vec<(&'static str, String)> {
+    let large = |column: &&Column| match column.kind {
+        Kind::Text => true,
+        Kind::Int8 | Kind::Bool | Kind::Timestamptz => false,
+    };
+    dataset.columns.iter().filter(large).map(|column| (column.name, expression(column))).collect()
+}
+
+/// False; with a cell beyond the bound, the end of the export. Here, and not when the row has come, since a client takes a row
+/// into its memory before it can see how large it is. `octet_length` doesn't fetch a large value.
+fn refused(cells: &[(&str, String)], CellMax(max): CellMax) -> String {
+    if cells.is_empty() {
+        return "false".to_owned();
+    }
+    let large = |(_, cell): &(&str, String)| format!("octet_length({cell}) > {max}");
+    let named = |cell: &(&str, String)| format!("when {} then {}", large(cell), literal(cell.0));
+    let any = cells.iter().map(large).collect::<Vec<_>>().join(" or ");
+    let name = cells.iter().map(named).collect::<Vec<_>>().join(" ");
+    format!("(({any}) is true and cdc_export.refuse_cell(case {name} end))")
+}
+
+/// A name as a text.
+fn literal(name: &str) -> String {
+    format!("'{}'", name.replace('\'', "''"))
+}
+
 fn type_of(column: &Column) -> &'static str {
     match column.kind {
         Kind::Int8 => "int8",
@@ -136,5 +172,6 @@ mod tests {
     #[test]
     fn names_are_quoted() {
         assert_eq!(quoted(r#"a"b"#), r#""a""b""#);
+        assert_eq!(literal("a'b"), "'a''b'");
     }
 }

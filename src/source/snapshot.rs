@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use sqlx::postgres::{PgConnectOptions, types::Oid};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::dataset::Dataset;
+use crate::dataset::{CellMax, Dataset};
 use crate::job::{Continuity, ExportType, Findings, Job, Progress};
 use crate::source::guard::{continuity, here};
 use crate::source::select::Rule;
@@ -18,6 +18,9 @@ use crate::watermark::{Fingerprint, Position, Standpoint};
 
 /// How long a lock on the table is waited for before the attempt is given up and made again.
 const LOCK_TIMEOUT: &str = "5s";
+
+/// No value in its row is larger: the largest blocks have 32 KiB, and what compresses them does it 255 times at best.
+const MOST_IN_A_ROW: u64 = 8 << 20;
 
 /// How to reach the database that has the tables.
 #[derive(Clone, Debug)]
@@ -111,6 +114,10 @@ impl Permit {
              select pg_export_snapshot() as name, here.snapshot::text as snapshot, current_setting('server_encoding') as encoding,
                pg_is_in_recovery() as standby, here.tracked,
                case when t.relkind = 'r' then pg_relation_size(t.oid) / current_setting('block_size')::bigint end as blocks,
+               exists (
+                 select from (select t.oid union all select relid from pg_partition_tree(t.oid)) parts (oid)
+                 join pg_class part on part.oid = parts.oid
+                 where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
                w.version, w.last_exported_at, w.snap_live::text, w.snap_del::text, ",
             continuity!(),
             " as continuity,
@@ -203,6 +210,7 @@ impl Permit {
                 },
             },
             // Before 14 there is no scan of a ctid range: each one would read the whole table.
+            toasted: opened.toasted,
             blocks: opened.blocks.filter(|_| version >= 140_000).map(i64::unsigned_abs),
             reader_is_good: true,
         })
@@ -240,6 +248,7 @@ struct Opened {
     encoding: String,
     standby: bool,
     tracked: bool,
+    toasted: bool,
     blocks: Option<i64>,
     version: Option<i64>,
     last_exported_at: Option<DateTime<Utc>>,
@@ -298,6 +307,8 @@ pub struct Snapshot {
     position: Position,
     findings: Findings,
     standpoint: Standpoint,
+    /// Whether a value may be kept outside of its row.
+    toasted: bool,
     blocks: Option<u64>,
     reader_is_good: bool,
 }
@@ -327,6 +338,7 @@ impl Snapshot {
             dataset: self.dataset,
             position: &self.position,
             table_oid: self.standpoint.table.table_oid,
+            toasted: self.toasted,
             blocks: self.blocks,
         };
         (Leader { conn: &mut self.leader }, rows)
@@ -397,6 +409,7 @@ pub struct Rows<'s> {
     dataset: &'static Dataset,
     position: &'s Position,
     table_oid: u32,
+    toasted: bool,
     blocks: Option<u64>,
 }
 
@@ -406,16 +419,17 @@ impl Rows<'_> {
     ///
     /// # Errors
     /// If Postgres fails, or nobody takes the frames.
-    pub async fn read(self, job: &Job, progress: &Progress, frames: Frames) -> Result<(), Error> {
+    pub async fn read(self, job: &Job, max: CellMax, progress: &Progress, frames: Frames) -> Result<(), Error> {
         let (dataset, table) = (self.dataset, self.dataset.table);
         let rule = if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone };
         match job.export_type {
             ExportType::Full => {
                 let ranges = copy::Ranges::of(self.blocks);
-                self.full(&copy::Reading { select: select::full(dataset), ranges, table, progress }, &frames).await
+                let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
+                self.full(&copy::Reading { select: select::full(dataset, max), ranges, table, progress }, &frames).await
             }
-            ExportType::Incremental => self.changes(&[select::incremental(dataset, rule)], &frames).await,
-            ExportType::Delta => self.changes(&select::delta(dataset, rule), &frames).await,
+            ExportType::Incremental => self.changes(&[select::incremental(dataset, rule, max)], &frames).await,
+            ExportType::Delta => self.changes(&select::delta(dataset, rule, max), &frames).await,
         }
     }
 

@@ -37,6 +37,8 @@ mod jobs;
 #[cfg(test)]
 mod lanes;
 #[cfg(test)]
+mod large;
+#[cfg(test)]
 mod lists;
 #[cfg(test)]
 mod network;
