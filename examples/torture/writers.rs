@@ -29,7 +29,11 @@ pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
          insert into users (id, name, email, created_at, updated_at)
          select 2000000 + n, repeat('x', 40), 'gone-' || n, now(), now() from generate_series(1, {GONE}) n;
          delete from users;
-         alter table users enable always trigger user;
+         do $$ declare name text; begin
+           for name in select tgname from pg_trigger where tgrelid = 'users'::regclass and not tgisinternal loop
+             execute format('alter table users enable always trigger %I', name);
+           end loop;
+         end $$;
          insert into users (id, name, email, created_at, updated_at, is_deleted)
          select n, 'first-' || n, 'first-' || n || '@example.com', t, t, n % 20 = 0
          from generate_series(1, {KEYS}) n cross join lateral (select now() - n * interval '1 minute' as t) times;
