@@ -298,15 +298,16 @@ impl Service {
     /// # Errors
     /// If there is none of this id.
     pub async fn ended_job(&self, id: JobId, patience: Duration) -> Result<Job, Error> {
-        let deadline = Instant::now() + patience;
-        let mut pause = Duration::from_millis(10);
+        let begun = Instant::now();
+        let deadline = begun + patience;
         loop {
             let job = self.job(id).await?;
             if job.status.is_terminal() || Instant::now() >= deadline || self.stopping.is_cancelled() {
                 return Ok(job);
             }
+            // A client waits a fifth longer than the job takes, at most: a short one is asked for often.
+            let pause = (begun.elapsed() / 5).clamp(Duration::from_millis(5), Duration::from_millis(500));
             self.pause(pause.min(deadline - Instant::now())).await;
-            pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
 
