@@ -58,6 +58,7 @@ for _ in $(seq "$rounds"); do
     service_case csv.zst '{"compression":"zstd"}'
     service_case ndjson '{"format":"ndjson"}'
     service_case ndjson.zst '{"format":"ndjson","compression":"zstd"}'
+    service_case parquet '{"format":"parquet"}'
 done
 printf '%-22s %8s %12s %13s %8s\n' case 'wall s' 'service CPU' 'peak +MB' 'file MB'
 for file in case.*; do

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use cdc_export::config::Config;
 use cdc_export::dataset::{Dataset, USERS};
-use cdc_export::job::{self, Encoding, ExportType};
+use cdc_export::job::{self, BadEncoding, Encoding, ExportType};
 use cdc_export::postgres::{self, Database, demo, embedded};
 use cdc_export::service::{self, Service, Stores};
 use cdc_export::sink::Folder;
@@ -112,6 +112,7 @@ impl From<Type> for ExportType {
 enum Format {
     Csv,
     Ndjson,
+    Parquet,
 }
 
 /// A compression, as clap lists it.
@@ -123,17 +124,18 @@ enum Compression {
 }
 
 impl Export {
-    fn encoding(&self) -> Encoding {
+    fn encoding(&self) -> Result<Encoding, BadEncoding> {
         let format = match self.format {
             Format::Csv => job::Format::Csv,
             Format::Ndjson => job::Format::Ndjson,
+            Format::Parquet => job::Format::Parquet,
         };
         let compression = match self.compression {
             Compression::None => job::Compression::None,
             Compression::Gzip => job::Compression::Gzip,
             Compression::Zstd => job::Compression::Zstd,
         };
-        Encoding { format, compression }
+        Encoding::new(format, compression)
     }
 }
 

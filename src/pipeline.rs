@@ -22,6 +22,9 @@ pub enum Error {
     /// The rows could not be read.
     #[error(transparent)]
     Source(#[from] source::Error),
+    /// A value that the asked-for format has no form for.
+    #[error(transparent)]
+    NotInFormat(encode::Error),
     /// A text that no file may hold.
     #[error(transparent)]
     InvalidText(encode::Error),
@@ -47,6 +50,9 @@ impl From<encode::Error> for Error {
                 Error::WrongRow(error)
             }
             encode::Error::Compressor(_) => Error::Compressor(error),
+            encode::Error::NotInFormat { .. } | encode::Error::NotBuilt(_) => Error::NotInFormat(error),
+            #[cfg(feature = "parquet")]
+            encode::Error::Parquet(_) => Error::WrongRow(error),
         }
     }
 }
@@ -117,7 +123,7 @@ impl Writer {
         let columns = dataset.file_columns(job.export_type);
         let width = columns.len();
         let updated_at = columns.iter().position(|column| column.name == dataset.updated_at);
-        let encoder = Encoder::new(job.encoding.format, columns);
+        let encoder = Encoder::new(job.encoding.format, columns, compression_level)?;
         let mut buffer = Vec::new();
         encoder.begin(&mut buffer);
         Ok(Writer {
@@ -178,6 +184,7 @@ impl Writer {
     }
 
     fn stage(mut self) -> Result<Exported, Error> {
+        self.encoder.finish(&mut self.buffer)?;
         // An unpacker wants at least one frame, be it empty.
         if !self.buffer.is_empty() || self.draft.size() == 0 {
             self.flush()?;

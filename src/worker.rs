@@ -147,6 +147,7 @@ impl Error {
                 sink::Error::Io(_) => Settlement::Retry(failure(FailureCode::Internal)),
             },
             Error::Pipeline(Pipe::InvalidText(_)) => Settlement::Fail(failure(FailureCode::InvalidText)),
+            Error::Pipeline(Pipe::NotInFormat(_)) => Settlement::Fail(failure(FailureCode::NotInFormat)),
             Error::Pipeline(Pipe::WrongRow(_)) => Settlement::Fail(failure(FailureCode::Internal)),
             Error::Pipeline(Pipe::Compressor(_)) => Settlement::Retry(failure(FailureCode::Internal)),
             Error::Pipeline(Pipe::Panicked(_)) => Settlement::Fail(failure(FailureCode::Internal)),

@@ -27,7 +27,7 @@ pub(crate) async fn export(config: &Config, database: &Database, what: &Export) 
     let consumer = what.consumer.parse().map_err(|why| anyhow::anyhow!("--consumer: {why}"))?;
     let export_type = what.export_type.into();
     let request =
-        Request { consumer: Some(consumer), export_type, encoding: what.encoding(), retry_of: None, key: None };
+        Request { consumer: Some(consumer), export_type, encoding: what.encoding()?, retry_of: None, key: None };
     let done = CancellationToken::new();
     let Wired { worker, service } = wire(config, database, 1, &done);
     let job = service.submit(&request).await?;

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::http::input::{self, Consumer, Key, MaybeConsumer, Members, PathConsumer};
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
-use crate::job::{Compression, Encoding, ExportType, Filter, Format, Job, JobId, Request};
+use crate::job::{BadEncoding, Compression, Encoding, ExportType, Filter, Format, Job, JobId, Request};
 use crate::service::Service;
 
 /// A client whose events broke off asks again after this time.
@@ -103,7 +103,13 @@ fn encoding_of(mut members: Members) -> Result<Encoding, Problem> {
     let format = members.take_word("format")?.unwrap_or(Format::Csv);
     let compression = members.take_word("compression")?.unwrap_or(Compression::None);
     members.refuse_others()?;
-    Ok(Encoding { format, compression })
+    Encoding::new(format, compression).map_err(|why| {
+        let field = match why {
+            BadEncoding::NotBuilt(_) => "format",
+            BadEncoding::CompressedInside(_) => "compression",
+        };
+        Problem::bad_input("member_invalid", field, format!("{field}: {why}"))
+    })
 }
 
 /// `POST /exports/{jobId}/retry`: a new job like a failed or cancelled one.

@@ -16,10 +16,17 @@ use crate::job::{Compression, Failure, FailureCode, Format, Job, JobId, LeaseTok
 use crate::store::jobs::{JobRow, job_columns};
 use crate::store::{Error, Front, Store};
 
-/// What this version can work on.
-const FORMATS: &[&str] = &[Format::Csv.as_str(), Format::Ndjson.as_str()];
-const COMPRESSIONS: &[&str] = &[Compression::None.as_str(), Compression::Gzip.as_str(), Compression::Zstd.as_str()];
+/// What this version can work on, beside the formats and compressions that are built.
 const DATASETS: &[&str] = &[USERS.name];
+
+/// The formats that this build writes.
+fn known_formats() -> Vec<&'static str> {
+    Format::ALL.iter().filter(|format| format.is_built()).map(|format| format.as_str()).collect()
+}
+
+fn known_compressions() -> Vec<&'static str> {
+    Compression::ALL.iter().map(|compression| compression.as_str()).collect()
+}
 
 /// Who puts an old time into the table by hand waits for so long at most.
 const FRONT_EVERY: Duration = Duration::from_secs(5);
@@ -167,8 +174,8 @@ async fn claim(
          returning ",
         job_columns!()
     ))
-    .bind(FORMATS)
-    .bind(COMPRESSIONS)
+    .bind(known_formats())
+    .bind(known_compressions())
     .bind(DATASETS)
     .bind(store)
     .bind(token.as_uuid())
@@ -195,8 +202,8 @@ async fn front(conn: &mut PgConnection, store: Option<Uuid>) -> Result<DateTime<
         claimable!(),
         " order by r.run_at limit 1), statement_timestamp()) - interval '1 minute'"
     ))
-    .bind(FORMATS)
-    .bind(COMPRESSIONS)
+    .bind(known_formats())
+    .bind(known_compressions())
     .bind(DATASETS)
     .bind(store)
     .fetch_one(conn)

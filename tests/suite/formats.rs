@@ -40,6 +40,8 @@ async fn every_call_takes_the_options() {
         (json!({"compression": "none"}), ".csv", "text/csv; charset=utf-8; header=present"),
         (json!({"compression": "gzip"}), ".csv.gz", "application/gzip"),
         (json!({"format": "ndjson", "compression": "zstd"}), ".ndjson.zst", "application/zstd"),
+        #[cfg(feature = "parquet")]
+        (json!({"format": "parquet"}), ".parquet", "application/vnd.apache.parquet"),
     ] {
         for path in CALLS {
             let answer = ask(&service, path, &options, &[("X-Consumer-ID", "a")]).await;
@@ -66,10 +68,18 @@ async fn every_call_takes_the_options() {
 async fn a_word_that_is_no_choice_is_refused_by_all_calls() {
     let service = Start::on(&Database::new().await).service().await;
     for (options, field, says) in [
-        (json!({"format": "xml"}), "format", "format: `xml` is not a format: csv, ndjson"),
-        (json!({"format": "CSV"}), "format", "format: `CSV` is not a format: csv, ndjson"),
+        (json!({"format": "xml"}), "format", "format: `xml` is not a format: csv, ndjson, parquet"),
+        (json!({"format": "CSV"}), "format", "format: `CSV` is not a format: csv, ndjson, parquet"),
         (json!({"format": null}), "format", "format: a string is expected"),
         (json!({"compression": "lz4"}), "compression", "compression: `lz4` is not a compression: none, gzip, zstd"),
+        #[cfg(feature = "parquet")]
+        (
+            json!({"format": "parquet", "compression": "zstd"}),
+            "compression",
+            "compression: parquet is compressed inside",
+        ),
+        #[cfg(not(feature = "parquet"))]
+        (json!({"format": "parquet"}), "format", "format: this service was built without parquet"),
         (json!({"compression": 1}), "compression", "compression: a string is expected"),
     ] {
         for path in CALLS {
@@ -133,6 +143,100 @@ async fn the_formats_hold_the_same_values() {
         assert_eq!(sorted(found), sorted(expected), "{export_type}");
     }
     service.stop().await;
+}
+
+#[cfg(feature = "parquet")]
+mod in_parquet {
+    use chrono::{DateTime, Datelike, SecondsFormat};
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::Field;
+
+    use super::*;
+
+    /// The names of the columns, and the values as the CSV has them.
+    fn read(path: &Path) -> (Vec<String>, Vec<Vec<Option<String>>>) {
+        let file = SerializedFileReader::new(std::fs::File::open(path).unwrap()).unwrap();
+        let columns = file.metadata().file_metadata().schema_descr().columns();
+        let names = columns.iter().map(|column| column.name().to_owned()).collect();
+        let text = |field: &Field| match field {
+            Field::Null => None,
+            Field::Long(number) => Some(number.to_string()),
+            Field::Bool(flag) => Some(flag.to_string()),
+            Field::Str(text) => Some(text.clone()),
+            Field::TimestampMicros(micros) => Some(time(*micros)),
+            other => panic!("{other}"),
+        };
+        let rows = file.get_row_iter(None).unwrap().map(Result::unwrap);
+        (names, rows.map(|row| row.get_column_iter().map(|(_, field)| text(field)).collect()).collect())
+    }
+
+    fn time(micros: i64) -> String {
+        let time = DateTime::from_timestamp_micros(micros).unwrap();
+        let text = time.to_rfc3339_opts(SecondsFormat::Micros, true);
+        match time.year() {
+            year @ ..=0 => format!("{:04}{} BC", 1 - year, &text[text.rfind("-03-15").unwrap()..]),
+            _ => text.trim_start_matches('+').to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn parquet_holds_what_csv_holds() {
+        let database = Database::new().await;
+        hostile_users(&database).await;
+        database.run("update users set created_at = now(), updated_at = now() where email = 'most'").await;
+        let service = Start::on(&database).service().await;
+        for export_type in ["full", "delta"] {
+            let csv = export(&service, export_type, &format!("{export_type}-csv"), &json!({})).await;
+            let consumer = format!("{export_type}-parquet");
+            let parquet = export(&service, export_type, &consumer, &json!({"format": "parquet"})).await;
+            let (header, rows) = read(&service.path(&parquet));
+            assert_eq!(header, Csv::read(&service.path(&csv)).header);
+            let expected = values_of_csv(&std::fs::read_to_string(service.path(&csv)).unwrap());
+            assert_eq!(sorted(rows), sorted(expected), "{export_type}");
+            for what in ["rowsExported", "watermarkTo"] {
+                assert_eq!(csv[what], parquet[what]);
+            }
+        }
+        service.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_infinite_time_fails_a_parquet_for_good_and_no_other() {
+        let database = Database::new().await;
+        database.add_users(1, 3).await;
+        database.run("update users set updated_at = 'infinity' where id = 2").await;
+        let service = Start::on(&database).service().await;
+        let answer = ask(&service, "/exports/full", &json!({"format": "parquet"}), &[("X-Consumer-ID", "a")]).await;
+        let id = answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+        let job = service.ended(&id).await;
+        assert_eq!((&job["status"], &job["attempt"]), (&json!("failed"), &json!(1)));
+        assert_eq!(job["error"]["code"], "not_in_format");
+        let detail = job["error"]["detail"].as_str().unwrap();
+        assert!(detail.starts_with("column `updated_at` holds a value that the format has no form for"), "{detail}");
+        assert_eq!(service.watermark("a").await, None);
+        assert!(service.files().is_empty());
+        export(&service, "full", "a", &json!({"format": "ndjson"})).await;
+        service.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_large_parquet_has_many_groups_and_an_empty_one_none() {
+        let database = Database::new().await;
+        let service = Start::on(&database).service().await;
+        let empty = export(&service, "delta", "a", &json!({"format": "parquet"})).await;
+        let (header, rows) = read(&service.path(&empty));
+        assert_eq!((header.len(), header[0].as_str(), rows.len()), (7, "operation", 0));
+        assert_eq!(empty["bytesWritten"], std::fs::metadata(service.path(&empty)).unwrap().len());
+
+        database.add_users(1, 150_000).await;
+        let job = export(&service, "full", "a", &json!({"format": "parquet"})).await;
+        let (_, rows) = read(&service.path(&job));
+        let ids = rows.iter().map(|row| row[0].as_ref().unwrap().parse::<i64>().unwrap());
+        assert_eq!(sorted(ids.collect()), (1..=150_000).filter(|id| id % 10 != 0).collect::<Vec<_>>());
+        let file = SerializedFileReader::new(std::fs::File::open(service.path(&job)).unwrap()).unwrap();
+        assert!(file.num_row_groups() > 1);
+        service.stop().await;
+    }
 }
 
 fn sorted<T: Ord>(mut rows: Vec<T>) -> Vec<T> {

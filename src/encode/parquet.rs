@@ -1,0 +1,297 @@
+//! Apache Parquet: columns in row groups, compressed inside with zstd.
+//!
+//! Types: `INT64`, `BOOLEAN`, `TIMESTAMP(MICROS, UTC)`, `STRING`, every column optional. Parquet counts microseconds from 1970, which ends
+//! in January 294247, and has no infinity: an export that comes to such a time fails, since a large number in its place would
+//! be read as a time.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parquet::basic::{self, LogicalType, Repetition, TimeUnit, ZstdLevel};
+use parquet::data_type::{BoolType, ByteArray, ByteArrayType, Int64Type};
+use parquet::errors::ParquetError;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
+use parquet::schema::types::Type;
+
+use crate::dataset::{Column, Kind};
+use crate::encode::{Error, value};
+
+/// A row group ends at this many bytes of values, about 37,000 users. In memory there is four times as much: with the room that
+/// vectors keep, and with what is encoded of it.
+const GROUP_BYTES: usize = 4 << 20;
+/// So many texts at once are made what the writer takes, each of which has its own overhead.
+const BATCH_TEXTS: usize = 1024;
+const ZSTD_LEVEL: u8 = 1;
+/// From 1970, where Parquet counts from, to 2000, where Postgres does.
+const EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+/// Writes rows of fixed columns.
+pub struct Encoder {
+    chunks: Vec<Chunk>,
+    columns: Vec<Column>,
+    bytes: usize,
+    writer: SerializedFileWriter<Vec<u8>>,
+}
+
+impl Encoder {
+    pub(crate) fn new(columns: Vec<Column>, level: Option<u8>) -> Result<Encoder, Error> {
+        let level = ZstdLevel::try_new(level.unwrap_or(ZSTD_LEVEL).into())?;
+        let properties = WriterProperties::builder()
+            .set_created_by(concat!("cdc-export version ", env!("CARGO_PKG_VERSION")).to_owned())
+            .set_compression(basic::Compression::ZSTD(level))
+            // Kept to the end, for each page of the file; each group's are enough for groups of this size.
+            .set_statistics_enabled(EnabledStatistics::Chunk)
+            .set_offset_index_disabled(true)
+            .set_dictionary_enabled(false);
+        // Texts of a few words are small as a dictionary; where they turn out to be many, the writer gives it up.
+        let texts = columns.iter().filter(|column| column.kind == Kind::Text);
+        let properties = texts
+            .fold(properties, |properties, column| properties.set_column_dictionary_enabled(column.name.into(), true));
+        let fields = columns.iter().map(|column| Ok(Arc::new(field(column)?))).collect::<Result<_, ParquetError>>()?;
+        let schema = Type::group_type_builder("rows").with_fields(fields).build()?;
+        let writer = SerializedFileWriter::new(Vec::new(), Arc::new(schema), Arc::new(properties.build()))?;
+        let chunks = columns.iter().map(Chunk::of).collect();
+        Ok(Encoder { chunks, columns, bytes: 0, writer })
+    }
+
+    /// Takes a row; appends a row group when that is full.
+    pub(crate) fn row(&mut self, fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error> {
+        value::require_shape(&self.columns, fields)?;
+        for ((column, chunk), field) in self.columns.iter().zip(&mut self.chunks).zip(fields) {
+            self.bytes += chunk.push(column, *field)?;
+        }
+        if self.bytes >= GROUP_BYTES {
+            self.end_group(out)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the last row group and what stands behind all of them.
+    pub(crate) fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
+        if self.bytes > 0 {
+            self.end_group(out)?;
+        }
+        self.writer.finish()?;
+        self.take(out)
+    }
+
+    fn end_group(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
+        let mut group = self.writer.next_row_group()?;
+        for chunk in &mut self.chunks {
+            let mut column = group.next_column()?.expect("there are as many chunks as columns");
+            chunk.write(&mut column)?;
+            column.close()?;
+        }
+        group.close()?;
+        self.bytes = 0;
+        self.take(out)
+    }
+
+    /// What is written so far goes into the file; the writer knows by its own count how much that was.
+    fn take(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.writer.flush().map_err(ParquetError::from)?;
+        out.append(self.writer.inner_mut());
+        Ok(())
+    }
+}
+
+fn field(column: &Column) -> Result<Type, ParquetError> {
+    let (physical, logical) = match column.kind {
+        Kind::Int8 => (basic::Type::INT64, None),
+        Kind::Bool => (basic::Type::BOOLEAN, None),
+        Kind::Timestamptz => (basic::Type::INT64, Some(LogicalType::timestamp(true, TimeUnit::MICROS))),
+        Kind::Text => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
+    };
+    Type::primitive_type_builder(column.name, physical)
+        .with_logical_type(logical)
+        .with_repetition(Repetition::OPTIONAL)
+        .build()
+}
+
+/// A column's values of one row group.
+struct Chunk {
+    /// 1 for a value, 0 for NULL.
+    levels: Vec<i16>,
+    values: Values,
+}
+
+enum Values {
+    Int64(Vec<i64>),
+    Bool(Vec<bool>),
+    /// One behind the other, and where each ends.
+    Text {
+        bytes: Vec<u8>,
+        ends: Vec<usize>,
+    },
+}
+
+impl Chunk {
+    fn of(column: &Column) -> Chunk {
+        let values = match column.kind {
+            Kind::Int8 | Kind::Timestamptz => Values::Int64(Vec::new()),
+            Kind::Bool => Values::Bool(Vec::new()),
+            Kind::Text => Values::Text { bytes: Vec::new(), ends: Vec::new() },
+        };
+        Chunk { levels: Vec::new(), values }
+    }
+
+    /// Takes a value; returns what it takes of the memory.
+    fn push(&mut self, column: &Column, field: Option<&[u8]>) -> Result<usize, Error> {
+        self.levels.push(field.is_some().into());
+        let Some(field) = field else { return Ok(size_of::<i16>()) };
+        let size = match &mut self.values {
+            Values::Int64(values) => {
+                let number = i64::from_be_bytes(value::sized(column, field)?);
+                values.push(if column.kind == Kind::Timestamptz { since_1970(column, number)? } else { number });
+                size_of::<i64>()
+            }
+            Values::Bool(values) => {
+                let [byte] = value::sized(column, field)?;
+                values.push(byte != 0);
+                size_of::<bool>()
+            }
+            Values::Text { bytes, ends } => {
+                value::require_utf8(column, field)?;
+                bytes.extend_from_slice(field);
+                ends.push(bytes.len());
+                field.len() + size_of::<usize>()
+            }
+        };
+        Ok(size_of::<i16>() + size)
+    }
+
+    /// Writes the values and forgets them, but keeps their room.
+    fn write(&mut self, column: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
+        let Chunk { levels, values } = self;
+        match values {
+            Values::Int64(values) => {
+                column.typed::<Int64Type>().write_batch(values, Some(levels), None)?;
+                values.clear();
+            }
+            Values::Bool(values) => {
+                column.typed::<BoolType>().write_batch(values, Some(levels), None)?;
+                values.clear();
+            }
+            Values::Text { bytes, ends } => {
+                let (mut begin, mut rest) = (0, ends.as_slice());
+                for levels in levels.chunks(BATCH_TEXTS) {
+                    let present = levels.iter().filter(|level| **level == 1).count();
+                    let (batch, others) = rest.split_at(present);
+                    let end = batch.last().copied().unwrap_or(begin);
+                    let texts = texts(&bytes[begin..end], begin, batch);
+                    column.typed::<ByteArrayType>().write_batch(&texts, Some(levels), None)?;
+                    (begin, rest) = (end, others);
+                }
+                bytes.clear();
+                ends.clear();
+            }
+        }
+        levels.clear();
+        Ok(())
+    }
+}
+
+/// The texts of a batch, whose bytes begin at `begin` of those that the ends are counted in.
+fn texts(bytes: &[u8], begin: usize, ends: &[usize]) -> Vec<ByteArray> {
+    let bytes = Bytes::copy_from_slice(bytes);
+    let mut from = 0;
+    let text = |end: &usize| ByteArray::from(bytes.slice(std::mem::replace(&mut from, end - begin)..end - begin));
+    ends.iter().map(text).collect()
+}
+
+fn since_1970(column: &Column, micros: i64) -> Result<i64, Error> {
+    // The largest number, infinity, is beyond the end anyway.
+    let since_1970 =
+        Some(micros).filter(|micros| *micros > i64::MIN).and_then(|micros| micros.checked_add(EPOCH_MICROS));
+    since_1970.ok_or(Error::NotInFormat { column: column.name })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::Field;
+
+    const COLUMNS: [Column; 4] = [
+        Column { name: "id", kind: Kind::Int8 },
+        Column { name: "name", kind: Kind::Text },
+        Column { name: "at", kind: Kind::Timestamptz },
+        Column { name: "deleted", kind: Kind::Bool },
+    ];
+
+    type Row<'r> = [Option<&'r [u8]>; 4];
+
+    fn encoded<'r>(rows: impl IntoIterator<Item = Row<'r>>) -> Result<SerializedFileReader<Bytes>, Error> {
+        let (mut encoder, mut out) = (Encoder::new(COLUMNS.to_vec(), None)?, Vec::new());
+        for row in rows {
+            encoder.row(&row, &mut out)?;
+        }
+        encoder.finish(&mut out)?;
+        Ok(SerializedFileReader::new(out.into()).unwrap())
+    }
+
+    fn read(file: &SerializedFileReader<Bytes>) -> Vec<Vec<Field>> {
+        let rows = file.get_row_iter(None).unwrap().map(Result::unwrap);
+        rows.map(|row| row.into_columns().into_iter().map(|(_, field)| field).collect()).collect()
+    }
+
+    #[test]
+    fn no_rows_are_a_file_with_the_schema() {
+        let file = encoded([]).unwrap();
+        assert_eq!((file.num_row_groups(), file.metadata().file_metadata().num_rows()), (0, 0));
+        let columns = file.metadata().file_metadata().schema_descr().columns();
+        assert_eq!(columns.iter().map(|column| column.name()).collect::<Vec<_>>(), ["id", "name", "at", "deleted"]);
+        assert_eq!(columns[2].logical_type_ref(), Some(&LogicalType::timestamp(true, TimeUnit::MICROS)));
+        assert_eq!(columns[1].logical_type_ref(), Some(&LogicalType::String));
+    }
+
+    #[test]
+    fn values_and_nulls_come_back() {
+        let (least, epoch) = (i64::MIN.to_be_bytes(), 0i64.to_be_bytes());
+        let file = encoded([
+            [Some(&least[..]), Some("é\0\"".as_bytes()), Some(&epoch[..]), Some(&[1][..])],
+            [None; 4],
+            [Some(&epoch[..]), Some(b""), None, Some(&[0][..])],
+        ]);
+        let expected = [
+            vec![
+                Field::Long(i64::MIN),
+                Field::Str("é\0\"".to_owned()),
+                Field::TimestampMicros(EPOCH_MICROS),
+                Field::Bool(true),
+            ],
+            vec![Field::Null; 4],
+            vec![Field::Long(0), Field::Str(String::new()), Field::Null, Field::Bool(false)],
+        ];
+        assert_eq!(read(&file.unwrap()), expected);
+    }
+
+    #[test]
+    fn a_group_ends_at_its_bytes_and_none_is_lost() {
+        let text = vec![b'x'; GROUP_BYTES / 10];
+        // Every third is NULL, and there are more than one batch of texts has.
+        let small: Vec<[u8; 8]> = (0..5_000i64).map(i64::to_be_bytes).collect();
+        let wide = (0..25).map(|_| [None, Some(&text[..]), None, None]);
+        let narrow = small.iter().enumerate().map(|(i, n)| [Some(&n[..]), (i % 3 > 0).then_some(&n[4..]), None, None]);
+        let narrow = narrow.map(|[id, text, at, gone]| [id, text.map(|_| &b"t"[..]), at, gone]);
+        let file = encoded(wide.chain(narrow)).unwrap();
+        assert_eq!(file.num_row_groups(), 3);
+        let rows = read(&file);
+        assert_eq!(rows.len(), 5_025);
+        for (i, row) in rows[25..].iter().enumerate() {
+            let text = if i % 3 > 0 { Field::Str("t".to_owned()) } else { Field::Null };
+            assert_eq!(row[..2], [Field::Long(i as i64), text]);
+        }
+    }
+
+    #[test]
+    fn a_time_that_parquet_has_no_form_for_is_an_error() {
+        let at = |micros: i64| encoded([[None, None, Some(&micros.to_be_bytes()[..]), None]]);
+        for micros in [i64::MIN, i64::MAX, i64::MAX - EPOCH_MICROS + 1] {
+            assert!(matches!(at(micros), Err(Error::NotInFormat { column: "at" })), "{micros}");
+        }
+        let last = read(&at(i64::MAX - EPOCH_MICROS).unwrap());
+        assert_eq!(last[0][2], Field::TimestampMicros(i64::MAX));
+    }
+}

@@ -1,0 +1,98 @@
+"""Asks a running service for one export in every format and compression, and compares them as other programs read them.
+
+    python3 -m venv /tmp/formats && /tmp/formats/bin/pip install pyarrow duckdb zstandard
+    /tmp/formats/bin/python tests/formats.py http://localhost:8080
+
+Needs a table without infinite times and within the years 1 to 9999, as the demo's is: Python's own times end there.
+"""
+
+import csv
+import gzip
+import io
+import json
+import sys
+import tempfile
+import urllib.request
+from datetime import datetime
+
+import duckdb
+import pyarrow.parquet
+import zstandard
+
+BASE = sys.argv[1]
+
+
+def call(path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(BASE + path, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return answer.read()
+
+
+def export(options):
+    """The bytes of an ad-hoc full export."""
+    job = json.loads(call("/exports", options))["jobId"]
+    while True:
+        status = json.loads(call(f"/exports/{job}?wait=60"))
+        if status["status"] in ("completed", "failed", "cancelled"):
+            break
+    assert status["status"] == "completed", status
+    return call(f"/exports/{job}/download")
+
+
+def time(text):
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def from_csv(data):
+    rows = csv.DictReader(io.StringIO(data.decode(), newline=""))
+    return sorted(
+        (int(r["id"]), r["name"], r["email"], time(r["created_at"]), time(r["updated_at"]), r["is_deleted"] == "true")
+        for r in rows
+    )
+
+
+def from_ndjson(data):
+    rows = map(json.loads, data.decode().splitlines())
+    return sorted(
+        (r["id"], r["name"], r["email"], time(r["created_at"]), time(r["updated_at"]), r["is_deleted"]) for r in rows
+    )
+
+
+def through_duckdb(reader, data, suffix):
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        file.write(data)
+        file.flush()
+        duckdb.sql("set timezone = 'UTC'")
+        return sorted(
+            duckdb.sql(
+                f"select id::bigint, name, email, epoch_us(created_at::timestamptz), epoch_us(updated_at::timestamptz), "
+                f"is_deleted from {reader}('{file.name}')"
+            ).fetchall()
+        )
+
+
+def micros(rows):
+    epoch = time("1970-01-01T00:00:00Z")
+    count = lambda t: (t - epoch).days * 86_400_000_000 + (t - epoch).seconds * 1_000_000 + (t - epoch).microseconds
+    return [(id, name, email, count(created), count(updated), gone) for id, name, email, created, updated, gone in rows]
+
+
+expected = from_csv(export({}))
+assert expected, "the table has no rows"
+ndjson = export({"format": "ndjson"})
+assert from_ndjson(ndjson) == expected
+for form, read in (("csv", from_csv), ("ndjson", from_ndjson)):
+    assert read(gzip.decompress(export({"format": form, "compression": "gzip"}))) == expected
+    packed = export({"format": form, "compression": "zstd"})
+    plain = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True).read()
+    assert read(plain) == expected
+parquet = export({"format": "parquet"})
+table = pyarrow.parquet.read_table(io.BytesIO(parquet))
+print(table.schema)
+assert sorted(tuple(row.values()) for row in table.to_pylist()) == expected
+exact = micros(expected)
+assert through_duckdb("read_parquet", parquet, ".parquet") == exact
+assert through_duckdb("read_json", ndjson, ".ndjson") == exact
+assert through_duckdb("read_csv", export({"compression": "gzip"}), ".csv.gz") == exact
+print(f"{len(expected)} rows, the same in all")
