@@ -83,9 +83,9 @@ const CONTROLS: [Control; 7] = [
             text: "and earlier.lane_seq < r.lane_seq and earlier.status in ('pending', 'processing'))",
             instead: "and earlier.lane_seq < r.lane_seq and false)",
         }],
-        scenario: Scenario::Usual(20),
+        scenario: Scenario::Usual(60),
     },
-    Control { name: "publish-first", breaks: Some("5"), edits: &[PUBLISH_FIRST], scenario: Scenario::Usual(20) },
+    Control { name: "publish-first", breaks: Some("5"), edits: &[PUBLISH_FIRST], scenario: Scenario::Usual(60) },
     // Late commits, back-dated rows and equal times are lost.
     Control {
         name: "time-alone",
@@ -95,7 +95,7 @@ const CONTROLS: [Control; 7] = [
             text: "if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }",
             instead: "Rule::TimeAlone",
         }],
-        scenario: Scenario::Usual(10),
+        scenario: Scenario::Usual(60),
     },
     // A beat that waited for the commit's row lock finds no lease any more, and the finished job is taken for lost. Alone this
     // is found harmless: a worker that is told so reads the job again, and finds its own file recorded. So the control takes
@@ -116,14 +116,14 @@ const CONTROLS: [Control; 7] = [
             },
             REMOVE_ON_DOUBT,
         ],
-        scenario: Scenario::Usual(20),
+        scenario: Scenario::Usual(60),
     },
     // The same protection where it is needed with every heartbeat joined: the commit was made and its answer lost.
     Control {
         name: "remove-on-doubt",
         breaks: Some("3"),
         edits: &[REMOVE_ON_DOUBT],
-        scenario: Scenario::LostAnswers(20),
+        scenario: Scenario::LostAnswers(60),
     },
 ];
 
