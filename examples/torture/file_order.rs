@@ -147,6 +147,8 @@ fn operations(trace: &str, output: &Path) -> Vec<Operation> {
             operations.extend(operation(call, output));
         }
     }
+    // One write is as good as a thousand.
+    operations.dedup();
     operations
 }
 
