@@ -25,7 +25,7 @@ test *args:
 
 # A small disk that fills up, turns read-only and goes away. Needs root, or user namespaces.
 disk:
-    cargo build --locked --release
+    cargo build --locked --release --bins --examples
     tests/disk.sh
 
 # What the dependencies are: their licences, sources, versions.

@@ -29,7 +29,8 @@ pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) 
     let mut cargo = Command::new(environment("CARGO").unwrap_or_else(|| "cargo".to_owned()));
     cargo.args(["build", "--locked", "--bin", BINARY, "--message-format", "json-render-diagnostics"]);
     if profile == Profile::Release {
-        cargo.arg("--release");
+        // With this program, which is built already: without it the dependencies would have other features, and be built again.
+        cargo.args(["--release", "--example", "torture"]);
     }
     if let Some(target) = target {
         cargo.arg("--target-dir").arg(target);
