@@ -310,7 +310,8 @@ fn prepare(settings: &Settings) -> Result<(Postmaster, PgConnectOptions), Error>
             if !download::programs(&folder.place).exists() {
                 download::fetch(mirror, &folder)?;
             }
-            let binaries = download::binaries(&folder.place)?;
+            // Not one of several that may be passed over: where it doesn't run, somebody wants to know why.
+            let binaries = Binaries::only(&download::programs(&folder.place), &folder.place)?;
             (folder, binaries)
         }
         (Err(error), _) => return Err(error),

@@ -147,6 +147,27 @@ async fn a_failed_download_ends_in_the_install_line() {
 }
 
 #[tokio::test]
+async fn a_download_is_not_run_on_the_data_of_another_version() {
+    let archive = archive().await;
+    let checksum = sha256(&archive);
+    let mirror = Mirror::of(archive, &checksum).await;
+    let home = reachable_folder();
+    let data = home.path().join("data");
+    std::fs::create_dir_all(data.join("postgres")).unwrap();
+    std::fs::write(data.join("postgres/PG_VERSION"), "12\n").unwrap();
+    // Root lends the server the folder's owner.
+    if nix::unistd::geteuid().is_root() {
+        let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
+        for folder in [&data, &data.join("postgres")] {
+            std::os::unix::fs::chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+        }
+    }
+    let (code, log) = bare(&data).with("PG_DOWNLOAD", &mirror.address).until_it_ends().await;
+    let line = log.lines().last().unwrap();
+    assert!(code == 1 && line.contains("is of Postgres 12") && line.contains("install Postgres 12"), "{line}");
+}
+
+#[tokio::test]
 async fn a_download_may_be_forbidden() {
     let home = reachable_folder();
     let data = home.path().join("data");

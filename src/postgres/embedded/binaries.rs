@@ -21,20 +21,22 @@ impl Binaries {
     /// The binaries for the place's data: of its major version where it exists, else the first found. A `bin_dir` in the
     /// settings is the only candidate; a download is the last.
     pub(super) fn find(settings: &Settings, place: &Place) -> Result<Binaries, Error> {
+        if let Some(folder) = &settings.bin_dir {
+            return Binaries::only(folder, place);
+        }
         let data = place.data();
         let wanted = major_of_data(&data)?;
-        let installed = match &settings.bin_dir {
-            Some(folder) => {
-                let found = Binaries::in_folder(folder, &place.account)?;
-                vec![found.ok_or_else(|| Error::NoBinaries(folder.clone()))?]
-            }
-            None => {
-                let mut folders = candidates(&settings.search_path);
-                folders.push(download::programs(place));
-                installed(&folders, &place.account)
-            }
-        };
-        choose(installed, wanted, &data)
+        let mut folders = candidates(&settings.search_path);
+        folders.push(download::programs(place));
+        choose(installed(&folders, &place.account), wanted, &data)
+    }
+
+    /// The binaries of this folder, if they are there, run here, and are those of the place's data.
+    pub(super) fn only(folder: &Path, place: &Place) -> Result<Binaries, Error> {
+        let data = place.data();
+        let wanted = major_of_data(&data)?;
+        let found = Binaries::in_folder(folder, &place.account)?;
+        choose(vec![found.ok_or_else(|| Error::NoBinaries(folder.to_owned()))?], wanted, &data)
     }
 
     pub(super) fn postgres(&self) -> PathBuf {
@@ -47,7 +49,7 @@ impl Binaries {
 
     /// `None` where the two programs aren't both there. The account asks them for their version: what lies in its reach isn't
     /// root's to run.
-    pub(super) fn in_folder(folder: &Path, account: &Account) -> Result<Option<Binaries>, Error> {
+    fn in_folder(folder: &Path, account: &Account) -> Result<Option<Binaries>, Error> {
         // Absolute, since the programs are run in another working folder.
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         let binaries = Binaries { folder, major: 0 };

@@ -12,7 +12,6 @@ use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::postgres::embedded::account::Account;
-use crate::postgres::embedded::binaries::Binaries;
 use crate::postgres::embedded::cluster::{SCRATCH, sync_folder};
 use crate::postgres::embedded::folder::{Folder, Place};
 use crate::postgres::embedded::{Error, Mirror};
@@ -61,12 +60,6 @@ pub(super) fn fetch(mirror: &Mirror, folder: &Folder) -> Result<(), Error> {
     fs::remove_dir_all(&scratch).map_err(Error::file("remove", &scratch))?;
     placed?;
     sync_folder(&folder.place.path)
-}
-
-/// The downloaded programs, which may not run here: on a disk where nothing may, or without a library that they need.
-pub(super) fn binaries(place: &Place) -> Result<Binaries, Error> {
-    let folder = programs(place);
-    Binaries::in_folder(&folder, &place.account)?.ok_or(Error::NoBinaries(folder))
 }
 
 /// The machine, as the names of archives have it; `None` where there are none for it.
