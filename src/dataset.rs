@@ -2,6 +2,8 @@
 //!
 //! Knows no SQL; `source` quotes the names, `encode` picks a formatter by kind.
 
+use std::borrow::Cow;
+
 use crate::job::ExportType;
 
 /// How a column's values travel and are written.
@@ -18,12 +20,19 @@ pub enum Kind {
 }
 
 /// A column of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
     /// Its name in the table and in the file's header.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its values.
     pub kind: Kind,
+}
+
+impl Column {
+    /// A column of this name.
+    pub const fn named(name: &'static str, kind: Kind) -> Column {
+        Column { name: Cow::Borrowed(name), kind }
+    }
 }
 
 /// How many bytes a value may have: a bound of memory, since a row is read and written whole.
@@ -53,7 +62,7 @@ impl Dataset {
     /// The columns of an export's file, in order: a delta has the operation first.
     pub fn file_columns(&self, export_type: ExportType) -> Vec<Column> {
         let operation = (export_type == ExportType::Delta).then_some(OPERATION);
-        operation.into_iter().chain(self.columns.iter().copied()).collect()
+        operation.into_iter().chain(self.columns.iter().cloned()).collect()
     }
 }
 
@@ -63,12 +72,12 @@ pub const USERS: Dataset = Dataset {
     table: "users",
     key: "id",
     columns: &[
-        Column { name: "id", kind: Kind::Int8 },
-        Column { name: "name", kind: Kind::Text },
-        Column { name: "email", kind: Kind::Text },
-        Column { name: "created_at", kind: Kind::Timestamptz },
-        Column { name: "updated_at", kind: Kind::Timestamptz },
-        Column { name: "is_deleted", kind: Kind::Bool },
+        Column::named("id", Kind::Int8),
+        Column::named("name", Kind::Text),
+        Column::named("email", Kind::Text),
+        Column::named("created_at", Kind::Timestamptz),
+        Column::named("updated_at", Kind::Timestamptz),
+        Column::named("is_deleted", Kind::Bool),
     ],
     created_at: "created_at",
     updated_at: "updated_at",
@@ -76,4 +85,4 @@ pub const USERS: Dataset = Dataset {
 };
 
 /// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`.
-const OPERATION: Column = Column { name: "operation", kind: Kind::Text };
+const OPERATION: Column = Column::named("operation", Kind::Text);

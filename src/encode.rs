@@ -89,13 +89,13 @@ pub enum Error {
     #[error("column `{column}` holds a text that is not UTF-8")]
     InvalidText {
         /// The column's name.
-        column: &'static str,
+        column: String,
     },
     /// A field of another size than its type has: the table changed under the export, or the service has a defect.
     #[error("column `{column}` is not of the expected type")]
     WrongType {
         /// The column's name.
-        column: &'static str,
+        column: String,
     },
     /// A row of another number of fields than there are columns.
     #[error("a row of {found} fields where {expected} were expected")]
@@ -111,7 +111,7 @@ pub enum Error {
     )]
     NotInFormat {
         /// The column's name.
-        column: &'static str,
+        column: String,
     },
     /// This build was made without it.
     #[error("this build doesn't write {0}")]

@@ -12,7 +12,7 @@ use parquet::data_type::{BoolType, ByteArray, ByteArrayType, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
-use parquet::schema::types::Type;
+use parquet::schema::types::{ColumnPath, Type};
 
 use crate::dataset::{Column, Kind};
 use crate::encode::{Error, value};
@@ -46,8 +46,9 @@ impl Encoder {
             .set_dictionary_enabled(false);
         // Texts of a few words are small as a dictionary; where they turn out to be many, the writer gives it up.
         let texts = columns.iter().filter(|column| column.kind == Kind::Text);
-        let properties = texts
-            .fold(properties, |properties, column| properties.set_column_dictionary_enabled(column.name.into(), true));
+        let properties = texts.fold(properties, |properties, column| {
+            properties.set_column_dictionary_enabled(ColumnPath::new(vec![column.name.to_string()]), true)
+        });
         let fields = columns.iter().map(|column| Ok(Arc::new(field(column)?))).collect::<Result<_, ParquetError>>()?;
         let schema = Type::group_type_builder("rows").with_fields(fields).build()?;
         let writer = SerializedFileWriter::new(Vec::new(), Arc::new(schema), Arc::new(properties.build()))?;
@@ -103,7 +104,7 @@ fn field(column: &Column) -> Result<Type, ParquetError> {
         Kind::Timestamptz => (basic::Type::INT64, Some(LogicalType::timestamp(true, TimeUnit::MICROS))),
         Kind::Text => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
     };
-    Type::primitive_type_builder(column.name, physical)
+    Type::primitive_type_builder(&column.name, physical)
         .with_logical_type(logical)
         .with_repetition(Repetition::OPTIONAL)
         .build()
@@ -204,7 +205,7 @@ fn since_1970(column: &Column, micros: i64) -> Result<i64, Error> {
     // The largest number, infinity, is beyond the end anyway.
     let since_1970 =
         Some(micros).filter(|micros| *micros > i64::MIN).and_then(|micros| micros.checked_add(EPOCH_MICROS));
-    since_1970.ok_or(Error::NotInFormat { column: column.name })
+    since_1970.ok_or(Error::NotInFormat { column: column.name.to_string() })
 }
 
 #[cfg(test)]
@@ -214,10 +215,10 @@ mod tests {
     use parquet::record::Field;
 
     const COLUMNS: [Column; 4] = [
-        Column { name: "id", kind: Kind::Int8 },
-        Column { name: "name", kind: Kind::Text },
-        Column { name: "at", kind: Kind::Timestamptz },
-        Column { name: "deleted", kind: Kind::Bool },
+        Column::named("id", Kind::Int8),
+        Column::named("name", Kind::Text),
+        Column::named("at", Kind::Timestamptz),
+        Column::named("deleted", Kind::Bool),
     ];
 
     type Row<'r> = [Option<&'r [u8]>; 4];
@@ -289,7 +290,7 @@ mod tests {
     fn a_time_that_parquet_has_no_form_for_is_an_error() {
         let at = |micros: i64| encoded([[None, None, Some(&micros.to_be_bytes()[..]), None]]);
         for micros in [i64::MIN, i64::MAX, i64::MAX - EPOCH_MICROS + 1] {
-            assert!(matches!(at(micros), Err(Error::NotInFormat { column: "at" })), "{micros}");
+            assert!(matches!(at(micros), Err(Error::NotInFormat { column }) if column == "at"), "{micros}");
         }
         let last = read(&at(i64::MAX - EPOCH_MICROS).unwrap());
         assert_eq!(last[0][2], Field::TimestampMicros(i64::MAX));

@@ -25,11 +25,11 @@ pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<
 
 /// A field of a type whose values all have this size.
 pub(crate) fn sized<const N: usize>(column: &Column, field: &[u8]) -> Result<[u8; N], Error> {
-    field.try_into().map_err(|_| Error::WrongType { column: column.name })
+    field.try_into().map_err(|_| Error::WrongType { column: column.name.to_string() })
 }
 
 pub(crate) fn require_utf8(column: &Column, field: &[u8]) -> Result<(), Error> {
-    std::str::from_utf8(field).map(drop).map_err(|_| Error::InvalidText { column: column.name })
+    std::str::from_utf8(field).map(drop).map_err(|_| Error::InvalidText { column: column.name.to_string() })
 }
 
 pub(crate) fn require_shape(columns: &[Column], fields: &[Option<&[u8]>]) -> Result<(), Error> {

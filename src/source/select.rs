@@ -63,7 +63,7 @@ fn changed_deleted(dataset: &Dataset, max: CellMax) -> String {
     let (table, key, deleted) = (quoted(dataset.table), quoted(dataset.key), quoted(dataset.deleted));
     let (logged, stated) = (logged("$4"), stated(dataset));
     let either = |column: &Column| {
-        let name = quoted(column.name);
+        let name = quoted(&column.name);
         // The log's image has no deleted flag set: the row was alive when it went.
         let gone = if column.name == dataset.deleted {
             "true".to_owned()
@@ -76,7 +76,7 @@ fn changed_deleted(dataset: &Dataset, max: CellMax) -> String {
     };
     let refused = refused(&cells_of(dataset, either), max);
     let either = dataset.columns.iter().map(either).collect::<Vec<_>>().join(", ");
-    let image = dataset.columns.iter().map(|column| format!("{} {}", quoted(column.name), type_of(column)));
+    let image = dataset.columns.iter().map(|column| format!("{} {}", quoted(&column.name), type_of(column)));
     let image = image.collect::<Vec<_>>().join(", ");
     format!(
         "with ch as materialized (
@@ -121,21 +121,21 @@ pub(crate) fn quoted(name: &str) -> String {
 
 /// Every column in the type whose binary form the encoder knows. A cast to the type a column has costs nothing.
 fn columns(dataset: &Dataset, of: &str) -> String {
-    let cast = |column: &Column| format!("{of}.{}::{}", quoted(column.name), type_of(column));
+    let cast = |column: &Column| format!("{of}.{}::{}", quoted(&column.name), type_of(column));
     dataset.columns.iter().map(cast).collect::<Vec<_>>().join(", ")
 }
 
 /// The columns whose values may be large, each as its name and an expression.
-fn cells(dataset: &Dataset, of: &str) -> Vec<(&'static str, String)> {
-    cells_of(dataset, |column| format!("{of}.{}::{}", quoted(column.name), type_of(column)))
+fn cells<'d>(dataset: &'d Dataset, of: &str) -> Vec<(&'d str, String)> {
+    cells_of(dataset, |column| format!("{of}.{}::{}", quoted(&column.name), type_of(column)))
 }
 
-fn cells_of(dataset: &Dataset, expression: impl Fn(&Column) -> String) -> Vec<(&'static str, String)> {
+fn cells_of(dataset: &Dataset, expression: impl Fn(&Column) -> String) -> Vec<(&str, String)> {
     let large = |column: &&Column| match column.kind {
         Kind::Text => true,
         Kind::Int8 | Kind::Bool | Kind::Timestamptz => false,
     };
-    dataset.columns.iter().filter(large).map(|column| (column.name, expression(column))).collect()
+    dataset.columns.iter().filter(large).map(|column| (&*column.name, expression(column))).collect()
 }
 
 /// False; with a cell beyond the bound, the end of the export. Here, and not when the row has come, since a client takes a row
