@@ -15,8 +15,14 @@ pub enum Kind {
     Bool,
     /// `text`, `varchar`
     Text,
-    /// `timestamptz`
+    /// `timestamp with time zone`
     Timestamptz,
+    /// `timestamp without time zone`
+    Timestamp,
+    /// `date`
+    Date,
+    /// `time without time zone`
+    Time,
 }
 
 /// A column of a file.

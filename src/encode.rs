@@ -2,10 +2,11 @@
 
 pub mod compress;
 mod csv;
+mod datetime;
+mod digits;
 mod ndjson;
 #[cfg(feature = "parquet")]
 mod parquet;
-mod timestamp;
 mod value;
 
 use crate::dataset::Column;

@@ -47,7 +47,9 @@ impl Encoder {
 fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
         // None of these has a character that needs quotes.
-        Kind::Int8 | Kind::Bool | Kind::Timestamptz => value::plain(column, field, out),
+        Kind::Int8 | Kind::Bool | Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => {
+            value::plain(column, field, out)
+        }
         Kind::Text => {
             let bytes = marks(field);
             if bytes & NOT_ASCII != 0 {

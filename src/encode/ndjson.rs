@@ -3,7 +3,7 @@
 //! Integers are JSON numbers in all their digits, which a reader that takes numbers for doubles rounds beyond 2^53.
 
 use crate::dataset::{Column, Kind};
-use crate::encode::{Error, value};
+use crate::encode::{Error, digits, value};
 
 /// Writes rows of fixed columns.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
     match column.kind {
         Kind::Int8 | Kind::Bool => value::plain(column, field, out),
         // Nothing in it needs an escape.
-        Kind::Timestamptz => {
+        Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => {
             out.push(b'"');
             value::plain(column, field, out)?;
             out.push(b'"');
@@ -65,14 +65,10 @@ fn string(text: &[u8], out: &mut Vec<u8>) {
         let (as_it_is, from) = rest.split_at(at);
         out.extend_from_slice(as_it_is);
         match ESCAPES[usize::from(from[0])] {
-            b'u' => out.extend_from_slice(&[
-                b'\\',
-                b'u',
-                b'0',
-                b'0',
-                HEX[usize::from(from[0] >> 4)],
-                HEX[usize::from(from[0] & 15)],
-            ]),
+            b'u' => {
+                out.extend_from_slice(b"\\u00");
+                out.extend_from_slice(digits::hex(from[0]));
+            }
             escape => out.extend_from_slice(&[b'\\', escape]),
         }
         rest = &from[1..];
@@ -80,8 +76,6 @@ fn string(text: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(rest);
     out.push(b'"');
 }
-
-const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// What follows the backslash for a byte; 0: it stands for itself.
 const ESCAPES: [u8; 256] = {

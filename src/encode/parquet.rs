@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::basic::{self, LogicalType, Repetition, TimeUnit, ZstdLevel};
-use parquet::data_type::{BoolType, ByteArray, ByteArrayType, Int64Type};
+use parquet::data_type::{BoolType, ByteArray, ByteArrayType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::types::{ColumnPath, Type};
 
 use crate::dataset::{Column, Kind};
-use crate::encode::{Error, value};
+use crate::encode::{Error, datetime, value};
 
 /// A row group ends at this many bytes of values, about 37,000 users. In memory there is four times as much: with the room that
 /// vectors keep, and with what is encoded of it.
@@ -24,7 +24,8 @@ const GROUP_BYTES: usize = 4 << 20;
 const BATCH_TEXTS: usize = 1024;
 const ZSTD_LEVEL: u8 = 1;
 /// From 1970, where Parquet counts from, to 2000, where Postgres does.
-const EPOCH_MICROS: i64 = 946_684_800_000_000;
+const EPOCH_DAYS: i32 = 10_957;
+const EPOCH_MICROS: i64 = EPOCH_DAYS as i64 * datetime::MICROS_PER_DAY;
 
 /// Writes rows of fixed columns.
 pub struct Encoder {
@@ -102,6 +103,9 @@ fn field(column: &Column) -> Result<Type, ParquetError> {
         Kind::Int8 => (basic::Type::INT64, None),
         Kind::Bool => (basic::Type::BOOLEAN, None),
         Kind::Timestamptz => (basic::Type::INT64, Some(LogicalType::timestamp(true, TimeUnit::MICROS))),
+        Kind::Timestamp => (basic::Type::INT64, Some(LogicalType::timestamp(false, TimeUnit::MICROS))),
+        Kind::Date => (basic::Type::INT32, Some(LogicalType::Date)),
+        Kind::Time => (basic::Type::INT64, Some(LogicalType::time(false, TimeUnit::MICROS))),
         Kind::Text => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
     };
     Type::primitive_type_builder(&column.name, physical)
@@ -118,6 +122,7 @@ struct Chunk {
 }
 
 enum Values {
+    Int32(Vec<i32>),
     Int64(Vec<i64>),
     Bool(Vec<bool>),
     /// One behind the other, and where each ends.
@@ -130,7 +135,8 @@ enum Values {
 impl Chunk {
     fn of(column: &Column) -> Chunk {
         let values = match column.kind {
-            Kind::Int8 | Kind::Timestamptz => Values::Int64(Vec::new()),
+            Kind::Date => Values::Int32(Vec::new()),
+            Kind::Int8 | Kind::Timestamptz | Kind::Timestamp | Kind::Time => Values::Int64(Vec::new()),
             Kind::Bool => Values::Bool(Vec::new()),
             Kind::Text => Values::Text { bytes: Vec::new(), ends: Vec::new() },
         };
@@ -142,9 +148,12 @@ impl Chunk {
         self.levels.push(field.is_some().into());
         let Some(field) = field else { return Ok(size_of::<i16>()) };
         let size = match &mut self.values {
+            Values::Int32(values) => {
+                values.push(int32(column, field)?);
+                size_of::<i32>()
+            }
             Values::Int64(values) => {
-                let number = i64::from_be_bytes(value::sized(column, field)?);
-                values.push(if column.kind == Kind::Timestamptz { since_1970(column, number)? } else { number });
+                values.push(int64(column, field)?);
                 size_of::<i64>()
             }
             Values::Bool(values) => {
@@ -166,6 +175,10 @@ impl Chunk {
     fn write(&mut self, column: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
         let Chunk { levels, values } = self;
         match values {
+            Values::Int32(values) => {
+                column.typed::<Int32Type>().write_batch(values, Some(levels), None)?;
+                values.clear();
+            }
             Values::Int64(values) => {
                 column.typed::<Int64Type>().write_batch(values, Some(levels), None)?;
                 values.clear();
@@ -201,11 +214,32 @@ fn texts(bytes: &[u8], begin: usize, ends: &[usize]) -> Vec<ByteArray> {
     ends.iter().map(text).collect()
 }
 
-fn since_1970(column: &Column, micros: i64) -> Result<i64, Error> {
+fn int32(column: &Column, field: &[u8]) -> Result<i32, Error> {
+    let number = i32::from_be_bytes(value::sized(column, field)?);
     // The largest number, infinity, is beyond the end anyway.
-    let since_1970 =
-        Some(micros).filter(|micros| *micros > i64::MIN).and_then(|micros| micros.checked_add(EPOCH_MICROS));
-    since_1970.ok_or(Error::NotInFormat { column: column.name.to_string() })
+    let day = Some(number).filter(|day| *day > i32::MIN).and_then(|day| day.checked_add(EPOCH_DAYS));
+    day.ok_or_else(|| not_in_format(column))
+}
+
+fn int64(column: &Column, field: &[u8]) -> Result<i64, Error> {
+    match column.kind {
+        Kind::Time => {
+            let micros = value::time(column, field)?;
+            if micros < datetime::MICROS_PER_DAY { Ok(micros) } else { Err(not_in_format(column)) }
+        }
+        Kind::Timestamptz | Kind::Timestamp => {
+            let micros = i64::from_be_bytes(value::sized(column, field)?);
+            // The largest number, infinity, is beyond the end anyway.
+            let since_1970 =
+                Some(micros).filter(|micros| *micros > i64::MIN).and_then(|micros| micros.checked_add(EPOCH_MICROS));
+            since_1970.ok_or_else(|| not_in_format(column))
+        }
+        _ => Ok(i64::from_be_bytes(value::sized(column, field)?)),
+    }
+}
+
+fn not_in_format(column: &Column) -> Error {
+    Error::NotInFormat { column: column.name.to_string() }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What all formats share of a value: its plain text, and the checks on what Postgres sent.
 
 use crate::dataset::{Column, Kind};
-use crate::encode::{Error, timestamp};
+use crate::encode::{Error, datetime};
 
 /// Appends a value's text. Only of a [`Kind::Text`] may it hold a character that a format gives a meaning to.
 pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
@@ -14,7 +14,10 @@ pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<
             let [byte] = sized(column, field)?;
             out.extend_from_slice(if byte == 0 { b"false" } else { b"true" });
         }
-        Kind::Timestamptz => timestamp::rfc3339(i64::from_be_bytes(sized(column, field)?), out),
+        Kind::Timestamptz => datetime::timestamptz(i64::from_be_bytes(sized(column, field)?), out),
+        Kind::Timestamp => datetime::timestamp(i64::from_be_bytes(sized(column, field)?), out),
+        Kind::Date => datetime::date(i32::from_be_bytes(sized(column, field)?), out),
+        Kind::Time => datetime::time(time(column, field)?, out),
         Kind::Text => {
             require_utf8(column, field)?;
             out.extend_from_slice(field);
@@ -23,9 +26,19 @@ pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<
     Ok(())
 }
 
+/// A time of day in microseconds, the end of the day included.
+pub(crate) fn time(column: &Column, field: &[u8]) -> Result<i64, Error> {
+    let micros = i64::from_be_bytes(sized(column, field)?);
+    if (0..=datetime::MICROS_PER_DAY).contains(&micros) { Ok(micros) } else { Err(wrong_type(column)) }
+}
+
 /// A field of a type whose values all have this size.
 pub(crate) fn sized<const N: usize>(column: &Column, field: &[u8]) -> Result<[u8; N], Error> {
-    field.try_into().map_err(|_| Error::WrongType { column: column.name.to_string() })
+    field.try_into().map_err(|_| wrong_type(column))
+}
+
+fn wrong_type(column: &Column) -> Error {
+    Error::WrongType { column: column.name.to_string() }
 }
 
 pub(crate) fn require_utf8(column: &Column, field: &[u8]) -> Result<(), Error> {

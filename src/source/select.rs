@@ -133,7 +133,7 @@ fn cells<'d>(dataset: &'d Dataset, of: &str) -> Vec<(&'d str, String)> {
 fn cells_of(dataset: &Dataset, expression: impl Fn(&Column) -> String) -> Vec<(&str, String)> {
     let large = |column: &&Column| match column.kind {
         Kind::Text => true,
-        Kind::Int8 | Kind::Bool | Kind::Timestamptz => false,
+        Kind::Int8 | Kind::Bool | Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => false,
     };
     dataset.columns.iter().filter(large).map(|column| (&*column.name, expression(column))).collect()
 }
@@ -162,6 +162,9 @@ fn type_of(column: &Column) -> &'static str {
         Kind::Bool => "bool",
         Kind::Text => "text",
         Kind::Timestamptz => "timestamptz",
+        Kind::Timestamp => "timestamp",
+        Kind::Date => "date",
+        Kind::Time => "time",
     }
 }
 
