@@ -9,8 +9,18 @@ use crate::job::ExportType;
 /// How a column's values travel and are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// `smallint`
+    Int2,
+    /// `integer`
+    Int4,
     /// `bigint`
     Int8,
+    /// `real`
+    Float4,
+    /// `double precision`
+    Float8,
+    /// `numeric`, of any precision and scale
+    Numeric,
     /// `boolean`
     Bool,
     /// `text`, `varchar`

@@ -4,7 +4,9 @@ pub mod compress;
 mod csv;
 mod datetime;
 mod digits;
+mod float;
 mod ndjson;
+mod numeric;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod value;

@@ -47,9 +47,10 @@ impl Encoder {
 fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
         // None of these has a character that needs quotes.
-        Kind::Int8 | Kind::Bool | Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => {
+        Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Float4 | Kind::Float8 | Kind::Numeric | Kind::Bool => {
             value::plain(column, field, out)
         }
+        Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => value::plain(column, field, out),
         Kind::Text => {
             let bytes = marks(field);
             if bytes & NOT_ASCII != 0 {

@@ -41,7 +41,8 @@ impl Encoder {
 
 fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
-        Kind::Int8 | Kind::Bool => value::plain(column, field, out),
+        Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Bool => value::plain(column, field, out),
+        Kind::Float4 | Kind::Float8 | Kind::Numeric => number(column, field, out),
         // Nothing in it needs an escape.
         Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => {
             out.push(b'"');
@@ -55,6 +56,17 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
             Ok(())
         }
     }
+}
+
+/// Writes what is mostly a number: JSON has none for `NaN` and `Infinity`, which become strings as they do in `to_json`.
+fn number(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    let begin = out.len();
+    value::plain(column, field, out)?;
+    if out.last().is_some_and(u8::is_ascii_alphabetic) {
+        out.insert(begin, b'"');
+        out.push(b'"');
+    }
+    Ok(())
 }
 
 /// Writes a text in quotes, with escapes for what a JSON string may not hold (RFC 8259, section 7).

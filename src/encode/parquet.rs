@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::basic::{self, LogicalType, Repetition, TimeUnit, ZstdLevel};
-use parquet::data_type::{BoolType, ByteArray, ByteArrayType, Int32Type, Int64Type};
+use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DoubleType, FloatType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
@@ -46,7 +46,7 @@ impl Encoder {
             .set_offset_index_disabled(true)
             .set_dictionary_enabled(false);
         // Texts of a few words are small as a dictionary; where they turn out to be many, the writer gives it up.
-        let texts = columns.iter().filter(|column| column.kind == Kind::Text);
+        let texts = columns.iter().filter(|column| matches!(column.kind, Kind::Text | Kind::Numeric));
         let properties = texts.fold(properties, |properties, column| {
             properties.set_column_dictionary_enabled(ColumnPath::new(vec![column.name.to_string()]), true)
         });
@@ -100,13 +100,17 @@ impl Encoder {
 
 fn field(column: &Column) -> Result<Type, ParquetError> {
     let (physical, logical) = match column.kind {
+        Kind::Int2 => (basic::Type::INT32, Some(LogicalType::integer(16, true))),
+        Kind::Int4 => (basic::Type::INT32, None),
         Kind::Int8 => (basic::Type::INT64, None),
+        Kind::Float4 => (basic::Type::FLOAT, None),
+        Kind::Float8 => (basic::Type::DOUBLE, None),
         Kind::Bool => (basic::Type::BOOLEAN, None),
         Kind::Timestamptz => (basic::Type::INT64, Some(LogicalType::timestamp(true, TimeUnit::MICROS))),
         Kind::Timestamp => (basic::Type::INT64, Some(LogicalType::timestamp(false, TimeUnit::MICROS))),
         Kind::Date => (basic::Type::INT32, Some(LogicalType::Date)),
         Kind::Time => (basic::Type::INT64, Some(LogicalType::time(false, TimeUnit::MICROS))),
-        Kind::Text => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
+        Kind::Text | Kind::Numeric => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
     };
     Type::primitive_type_builder(&column.name, physical)
         .with_logical_type(logical)
@@ -124,6 +128,8 @@ struct Chunk {
 enum Values {
     Int32(Vec<i32>),
     Int64(Vec<i64>),
+    Float(Vec<f32>),
+    Double(Vec<f64>),
     Bool(Vec<bool>),
     /// One behind the other, and where each ends.
     Text {
@@ -135,10 +141,12 @@ enum Values {
 impl Chunk {
     fn of(column: &Column) -> Chunk {
         let values = match column.kind {
-            Kind::Date => Values::Int32(Vec::new()),
+            Kind::Int2 | Kind::Int4 | Kind::Date => Values::Int32(Vec::new()),
             Kind::Int8 | Kind::Timestamptz | Kind::Timestamp | Kind::Time => Values::Int64(Vec::new()),
+            Kind::Float4 => Values::Float(Vec::new()),
+            Kind::Float8 => Values::Double(Vec::new()),
             Kind::Bool => Values::Bool(Vec::new()),
-            Kind::Text => Values::Text { bytes: Vec::new(), ends: Vec::new() },
+            Kind::Text | Kind::Numeric => Values::Text { bytes: Vec::new(), ends: Vec::new() },
         };
         Chunk { levels: Vec::new(), values }
     }
@@ -156,16 +164,24 @@ impl Chunk {
                 values.push(int64(column, field)?);
                 size_of::<i64>()
             }
+            Values::Float(values) => {
+                values.push(f32::from_be_bytes(value::sized(column, field)?));
+                size_of::<f32>()
+            }
+            Values::Double(values) => {
+                values.push(f64::from_be_bytes(value::sized(column, field)?));
+                size_of::<f64>()
+            }
             Values::Bool(values) => {
                 let [byte] = value::sized(column, field)?;
                 values.push(byte != 0);
                 size_of::<bool>()
             }
             Values::Text { bytes, ends } => {
-                value::require_utf8(column, field)?;
-                bytes.extend_from_slice(field);
+                let begin = bytes.len();
+                value::plain(column, field, bytes)?;
                 ends.push(bytes.len());
-                field.len() + size_of::<usize>()
+                bytes.len() - begin + size_of::<usize>()
             }
         };
         Ok(size_of::<i16>() + size)
@@ -181,6 +197,14 @@ impl Chunk {
             }
             Values::Int64(values) => {
                 column.typed::<Int64Type>().write_batch(values, Some(levels), None)?;
+                values.clear();
+            }
+            Values::Float(values) => {
+                column.typed::<FloatType>().write_batch(values, Some(levels), None)?;
+                values.clear();
+            }
+            Values::Double(values) => {
+                column.typed::<DoubleType>().write_batch(values, Some(levels), None)?;
                 values.clear();
             }
             Values::Bool(values) => {
@@ -215,7 +239,13 @@ fn texts(bytes: &[u8], begin: usize, ends: &[usize]) -> Vec<ByteArray> {
 }
 
 fn int32(column: &Column, field: &[u8]) -> Result<i32, Error> {
+    if column.kind == Kind::Int2 {
+        return Ok(i16::from_be_bytes(value::sized(column, field)?).into());
+    }
     let number = i32::from_be_bytes(value::sized(column, field)?);
+    if column.kind == Kind::Int4 {
+        return Ok(number);
+    }
     // The largest number, infinity, is beyond the end anyway.
     let day = Some(number).filter(|day| *day > i32::MIN).and_then(|day| day.checked_add(EPOCH_DAYS));
     day.ok_or_else(|| not_in_format(column))

@@ -1,15 +1,17 @@
 //! What all formats share of a value: its plain text, and the checks on what Postgres sent.
 
 use crate::dataset::{Column, Kind};
-use crate::encode::{Error, datetime};
+use crate::encode::{Error, datetime, float, numeric};
 
 /// Appends a value's text. Only of a [`Kind::Text`] may it hold a character that a format gives a meaning to.
 pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
-        Kind::Int8 => {
-            let number = i64::from_be_bytes(sized(column, field)?);
-            out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-        }
+        Kind::Int2 => integer(i16::from_be_bytes(sized(column, field)?), out),
+        Kind::Int4 => integer(i32::from_be_bytes(sized(column, field)?), out),
+        Kind::Int8 => integer(i64::from_be_bytes(sized(column, field)?), out),
+        Kind::Float4 => float::float4(f32::from_be_bytes(sized(column, field)?), out),
+        Kind::Float8 => float::float8(f64::from_be_bytes(sized(column, field)?), out),
+        Kind::Numeric => numeric::text(field, out).ok_or_else(|| wrong_type(column))?,
         Kind::Bool => {
             let [byte] = sized(column, field)?;
             out.extend_from_slice(if byte == 0 { b"false" } else { b"true" });
@@ -24,6 +26,10 @@ pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<
         }
     }
     Ok(())
+}
+
+fn integer(number: impl itoa::Integer, out: &mut Vec<u8>) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// A time of day in microseconds, the end of the day included.

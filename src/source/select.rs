@@ -133,7 +133,9 @@ fn cells<'d>(dataset: &'d Dataset, of: &str) -> Vec<(&'d str, String)> {
 fn cells_of(dataset: &Dataset, expression: impl Fn(&Column) -> String) -> Vec<(&str, String)> {
     let large = |column: &&Column| match column.kind {
         Kind::Text => true,
-        Kind::Int8 | Kind::Bool | Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => false,
+        // A numeric ends at 150 kB of text.
+        Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Float4 | Kind::Float8 | Kind::Numeric | Kind::Bool => false,
+        Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => false,
     };
     dataset.columns.iter().filter(large).map(|column| (&*column.name, expression(column))).collect()
 }
@@ -158,7 +160,12 @@ fn literal(name: &str) -> String {
 
 fn type_of(column: &Column) -> &'static str {
     match column.kind {
+        Kind::Int2 => "int2",
+        Kind::Int4 => "int4",
         Kind::Int8 => "int8",
+        Kind::Float4 => "float4",
+        Kind::Float8 => "float8",
+        Kind::Numeric => "numeric",
         Kind::Bool => "bool",
         Kind::Text => "text",
         Kind::Timestamptz => "timestamptz",

@@ -1,0 +1,158 @@
+//! `numeric` in all its digits, the zeros of its scale included.
+//!
+//! Its binary form is a count of digits, the weight of the first one, the sign and the scale, 16 bits each, then the digits, each
+//! from 0 to 9999 (`numeric_send` in Postgres's sources). Zeros at both ends have no digits there.
+
+use crate::encode::digits;
+
+const POSITIVE: u16 = 0x0000;
+const NEGATIVE: u16 = 0x4000;
+const NAN: u16 = 0xC000;
+const INFINITY: u16 = 0xD000;
+const MINUS_INFINITY: u16 = 0xF000;
+/// The digits behind the point that there can be.
+const MOST_SCALE: u16 = 0x3FFF;
+/// A digit of the binary form is so many of the text.
+const PLACES: i32 = 4;
+
+/// Appends it; `None` where it isn't one.
+pub(crate) fn text(field: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let (header, digits) = field.as_chunks::<2>().0.split_at_checked(4)?;
+    let [count, weight, sign, scale] = [0, 1, 2, 3].map(|i| u16::from_be_bytes(header[i]));
+    let invalid = |digit: &[u8; 2]| u16::from_be_bytes(*digit) > 9999;
+    if field.len() != 8 + 2 * usize::from(count) || scale > MOST_SCALE || digits.iter().any(invalid) {
+        return None;
+    }
+    match sign {
+        POSITIVE => {}
+        NEGATIVE => out.push(b'-'),
+        NAN => return Some(out.extend_from_slice(b"NaN")),
+        INFINITY => return Some(out.extend_from_slice(b"Infinity")),
+        MINUS_INFINITY => return Some(out.extend_from_slice(b"-Infinity")),
+        _ => return None,
+    }
+    let weight = i32::from(weight as i16);
+    // Of the digits that have this many before them; none is written for a zero at either end.
+    let digit = |at: i32| {
+        let digit = usize::try_from(at).ok().and_then(|at| digits.get(at));
+        digit.map_or(0, |digit| u32::from(u16::from_be_bytes(*digit)))
+    };
+    let mut whole = (0..=weight).map(digit).skip_while(|digit| *digit == 0);
+    out.extend_from_slice(itoa::Buffer::new().format(whole.next().unwrap_or(0)).as_bytes());
+    whole.for_each(|digit| four(digit, out));
+    if scale > 0 {
+        out.push(b'.');
+        let end = out.len() + usize::from(scale);
+        let fraction = weight + 1..=weight + (i32::from(scale) + PLACES - 1) / PLACES;
+        fraction.map(digit).for_each(|digit| four(digit, out));
+        out.truncate(end);
+    }
+    Some(())
+}
+
+fn four(digit: u32, out: &mut Vec<u8>) {
+    out.extend_from_slice(digits::two(digit / 100));
+    out.extend_from_slice(digits::two(digit % 100));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn written(field: &[u8]) -> Option<String> {
+        let mut out = Vec::new();
+        text(field, &mut out)?;
+        Some(String::from_utf8(out).unwrap())
+    }
+
+    fn binary(weight: i16, sign: u16, scale: u16, digits: &[u16]) -> Vec<u8> {
+        let header = [digits.len() as u16, weight as u16, sign, scale];
+        header.iter().chain(digits).flat_map(|number| number.to_be_bytes()).collect()
+    }
+
+    /// The binary form of a number in digits, by its definition.
+    fn parsed(number: &str) -> Vec<u8> {
+        let (sign, number) = number.strip_prefix('-').map_or((POSITIVE, number), |number| (NEGATIVE, number));
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let whole = format!("{}{whole}", "0".repeat(whole.len().wrapping_neg() % 4));
+        let all = format!("{whole}{fraction}{}", "0".repeat(fraction.len().wrapping_neg() % 4));
+        let digits: Vec<u16> =
+            all.as_bytes().chunks(4).map(|four| std::str::from_utf8(four).unwrap().parse().unwrap()).collect();
+        let Some(first) = digits.iter().position(|digit| *digit > 0) else {
+            return binary(0, POSITIVE, fraction.len() as u16, &[]);
+        };
+        let last = digits.iter().rposition(|digit| *digit > 0).unwrap();
+        let weight = whole.len() as i16 / 4 - 1 - first as i16;
+        binary(weight, sign, fraction.len() as u16, &digits[first..=last])
+    }
+
+    #[test]
+    fn golden_texts() {
+        for (field, text) in [
+            (binary(0, POSITIVE, 0, &[]), "0"),
+            (binary(0, POSITIVE, 2, &[]), "0.00"),
+            (binary(0, POSITIVE, 0, &[7]), "7"),
+            (binary(0, NEGATIVE, 1, &[7, 5000]), "-7.5"),
+            (binary(0, POSITIVE, 3, &[7, 5000]), "7.500"),
+            (binary(1, POSITIVE, 0, &[1]), "10000"),
+            (binary(2, POSITIVE, 5, &[1, 0, 20, 300]), "100000020.03000"),
+            (binary(-1, POSITIVE, 4, &[1]), "0.0001"),
+            (binary(-2, NEGATIVE, 7, &[10]), "-0.0000001"),
+            (binary(-2, NEGATIVE, 8, &[10]), "-0.00000010"),
+            (binary(0, NAN, 0, &[]), "NaN"),
+            (binary(0, INFINITY, 0, &[]), "Infinity"),
+            (binary(0, MINUS_INFINITY, 0, &[]), "-Infinity"),
+            // As Postgres has none, but it would have to be read.
+            (binary(1, POSITIVE, 0, &[0, 5]), "5"),
+        ] {
+            assert_eq!(written(&field).as_deref(), Some(text));
+        }
+    }
+
+    #[test]
+    fn the_largest_and_the_smallest() {
+        let largest = binary(32_767, POSITIVE, 16_383, &[9999; 32_768 + 4_096]);
+        let nines = format!("{}.{}", "9".repeat(131_072), "9".repeat(16_383));
+        assert!(written(&largest).unwrap() == nines);
+        let smallest = binary(-4_096, POSITIVE, 16_383, &[10]);
+        assert!(written(&smallest).unwrap() == format!("0.{}1", "0".repeat(16_382)));
+    }
+
+    #[test]
+    fn what_is_no_numeric_is_none() {
+        for field in [
+            vec![],
+            vec![0; 7],
+            vec![0; 9],
+            vec![0; 10],
+            binary(0, 0x8000, 0, &[1]),
+            binary(0, POSITIVE, 0x4000, &[1]),
+            binary(0, POSITIVE, 0, &[10_000]),
+        ] {
+            assert_eq!(written(&field), None, "{field:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_digits_come_back(
+            number in "-?(0|[1-9][0-9]{0,9}0{0,20}[0-9]{0,9})(\\.0{0,20}[0-9]{1,20}0{0,9})?",
+        ) {
+            let zero = number.bytes().all(|byte| b"-0.".contains(&byte));
+            prop_assert_eq!(written(&parsed(&number)).unwrap(), if zero { number.replace('-', "") } else { number });
+        }
+
+        #[test]
+        fn no_numbers_are_a_panic(
+            weight: i16,
+            sign in prop::sample::select(&[POSITIVE, NEGATIVE][..]),
+            scale: u16,
+            digits in prop::collection::vec(0..10_001u16, 0..20),
+        ) {
+            if let Some(text) = written(&binary(weight, sign, scale, &digits)) {
+                prop_assert!(text.len() <= 1 + 131_072 + 1 + 16_383);
+            }
+        }
+    }
+}
