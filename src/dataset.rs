@@ -23,8 +23,16 @@ pub enum Kind {
     Numeric,
     /// `boolean`
     Bool,
-    /// `text`, `varchar`
+    /// `text`, `varchar`, and every type that Postgres is asked to make a text of
     Text,
+    /// `uuid`
+    Uuid,
+    /// `bytea`
+    Bytea,
+    /// `json`: its text as it was written
+    Json,
+    /// `jsonb`: a text that Postgres makes of it
+    Jsonb,
     /// `timestamp with time zone`
     Timestamptz,
     /// `timestamp without time zone`

@@ -1,7 +1,7 @@
 //! CSV by RFC 4180: `\n` line ends, UTF-8, one header line.
 //!
 //! NULL is an empty field and an empty string is `""`, so that `COPY … FROM … CSV HEADER` restores every value exactly
-//! (PostgreSQL documentation, "COPY", "CSV Format").
+//! (PostgreSQL documentation, "COPY", "CSV Format"). Values are in the form that Postgres gives them, but for times, which are RFC 3339.
 
 use crate::dataset::{Column, Kind};
 use crate::encode::{Error, value};
@@ -51,15 +51,19 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
             value::plain(column, field, out)
         }
         Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => value::plain(column, field, out),
-        Kind::Text => {
-            let bytes = marks(field);
-            if bytes & NOT_ASCII != 0 {
-                value::require_utf8(column, field)?;
-            }
-            text_with(bytes, field, out);
-            Ok(())
-        }
+        Kind::Uuid | Kind::Bytea => value::plain(column, field, out),
+        Kind::Text => checked_text(column, field, out),
+        Kind::Json | Kind::Jsonb => checked_text(column, value::text(column, field)?, out),
     }
+}
+
+fn checked_text(column: &Column, text: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    let bytes = marks(text);
+    if bytes & NOT_ASCII != 0 {
+        value::require_utf8(column, text)?;
+    }
+    text_with(bytes, text, out);
+    Ok(())
 }
 
 /// Writes a text, quoted only where a reader would else take it for something else.

@@ -1,6 +1,9 @@
 //! A JSON object on each line (RFC 8259), its members the columns in their order. No header: no rows, no bytes.
 //!
-//! Integers are JSON numbers in all their digits, which a reader that takes numbers for doubles rounds beyond 2^53.
+//! Integers, floats and numerics are JSON numbers in all their digits, which a reader that takes numbers for doubles rounds beyond
+//! 2^53; NaN and the infinities, which JSON has no numbers for, are strings. A `json` or `jsonb` is embedded as it is, line ends
+//! between its tokens being written as spaces; a JSON `null` can't be told from NULL. A `bytea` is a string of hexadecimal
+//! digits behind `\x`, as Postgres writes and reads it. All the rest are strings, with the same text as in CSV.
 
 use crate::dataset::{Column, Kind};
 use crate::encode::{Error, digits, value};
@@ -44,12 +47,20 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
         Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Bool => value::plain(column, field, out),
         Kind::Float4 | Kind::Float8 | Kind::Numeric => number(column, field, out),
         // Nothing in it needs an escape.
-        Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => {
+        Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time | Kind::Uuid => {
             out.push(b'"');
             value::plain(column, field, out)?;
             out.push(b'"');
             Ok(())
         }
+        Kind::Bytea => {
+            // Its text begins with a backslash, and has no other.
+            out.extend_from_slice(b"\"\\");
+            value::plain(column, field, out)?;
+            out.push(b'"');
+            Ok(())
+        }
+        Kind::Json | Kind::Jsonb => json(column, field, out),
         Kind::Text => {
             value::require_utf8(column, field)?;
             string(field, out);
@@ -65,6 +76,18 @@ fn number(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error>
     if out.last().is_some_and(u8::is_ascii_alphabetic) {
         out.insert(begin, b'"');
         out.push(b'"');
+    }
+    Ok(())
+}
+
+/// Writes a JSON on one line. Postgres has seen to it that it is one, and within the strings of one there are no line ends.
+fn json(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    let begin = out.len();
+    value::plain(column, field, out)?;
+    for byte in &mut out[begin..] {
+        if matches!(*byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
     }
     Ok(())
 }

@@ -1,14 +1,20 @@
 //! Apache Parquet: columns in row groups, compressed inside with zstd.
 //!
-//! Types: `INT64`, `BOOLEAN`, `TIMESTAMP(MICROS, UTC)`, `STRING`, every column optional. Parquet counts microseconds from 1970, which ends
-//! in January 294247, and has no infinity: an export that comes to such a time fails, since a large number in its place would
-//! be read as a time.
+//! Every column is optional, and of the type that Parquet has for it: `INT(16)`, `INT32`, `INT64`, `FLOAT`, `DOUBLE`, `BOOLEAN`,
+//! `STRING`, `UUID`, `JSON`, bare bytes, `DATE`, `TIME` and `TIMESTAMP` in microseconds, of UTC if Postgres knows the zone. A `numeric`
+//! is a `STRING` of its digits: a `DECIMAL` has one precision and scale for the whole column, known before the first row, and
+//! neither NaN nor infinity.
+//!
+//! Parquet counts microseconds from 1970, which ends in January 294247, and has no infinity, nor the time 24:00:00: an export that
+//! comes to such a time fails, since a large number in its place would be read as a time.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::basic::{self, LogicalType, Repetition, TimeUnit, ZstdLevel};
-use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DoubleType, FloatType, Int32Type, Int64Type};
+use parquet::data_type::{
+    BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
+};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
@@ -20,9 +26,10 @@ use crate::encode::{Error, datetime, value};
 /// A row group ends at this many bytes of values, about 37,000 users. In memory there is four times as much: with the room that
 /// vectors keep, and with what is encoded of it.
 const GROUP_BYTES: usize = 4 << 20;
-/// So many texts at once are made what the writer takes, each of which has its own overhead.
-const BATCH_TEXTS: usize = 1024;
+/// So many slices at once are made what the writer takes, each of which has its own overhead.
+const BATCH_SLICES: usize = 1024;
 const ZSTD_LEVEL: u8 = 1;
+const UUID_BYTES: usize = size_of::<uuid::Bytes>();
 /// From 1970, where Parquet counts from, to 2000, where Postgres does.
 const EPOCH_DAYS: i32 = 10_957;
 const EPOCH_MICROS: i64 = EPOCH_DAYS as i64 * datetime::MICROS_PER_DAY;
@@ -111,8 +118,12 @@ fn field(column: &Column) -> Result<Type, ParquetError> {
         Kind::Date => (basic::Type::INT32, Some(LogicalType::Date)),
         Kind::Time => (basic::Type::INT64, Some(LogicalType::time(false, TimeUnit::MICROS))),
         Kind::Text | Kind::Numeric => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
+        Kind::Uuid => (basic::Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid)),
+        Kind::Json | Kind::Jsonb => (basic::Type::BYTE_ARRAY, Some(LogicalType::Json)),
+        Kind::Bytea => (basic::Type::BYTE_ARRAY, None),
     };
     Type::primitive_type_builder(&column.name, physical)
+        .with_length(if column.kind == Kind::Uuid { UUID_BYTES as i32 } else { -1 })
         .with_logical_type(logical)
         .with_repetition(Repetition::OPTIONAL)
         .build()
@@ -131,11 +142,15 @@ enum Values {
     Float(Vec<f32>),
     Double(Vec<f64>),
     Bool(Vec<bool>),
-    /// One behind the other, and where each ends.
-    Text {
-        bytes: Vec<u8>,
-        ends: Vec<usize>,
-    },
+    Bytes(Slices),
+    Uuid(Slices),
+}
+
+/// One behind the other, and where each ends.
+#[derive(Default)]
+struct Slices {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
 }
 
 impl Chunk {
@@ -146,7 +161,8 @@ impl Chunk {
             Kind::Float4 => Values::Float(Vec::new()),
             Kind::Float8 => Values::Double(Vec::new()),
             Kind::Bool => Values::Bool(Vec::new()),
-            Kind::Text | Kind::Numeric => Values::Text { bytes: Vec::new(), ends: Vec::new() },
+            Kind::Text | Kind::Numeric | Kind::Json | Kind::Jsonb | Kind::Bytea => Values::Bytes(Slices::default()),
+            Kind::Uuid => Values::Uuid(Slices::default()),
         };
         Chunk { levels: Vec::new(), values }
     }
@@ -177,12 +193,7 @@ impl Chunk {
                 values.push(byte != 0);
                 size_of::<bool>()
             }
-            Values::Text { bytes, ends } => {
-                let begin = bytes.len();
-                value::plain(column, field, bytes)?;
-                ends.push(bytes.len());
-                bytes.len() - begin + size_of::<usize>()
-            }
+            Values::Bytes(values) | Values::Uuid(values) => values.push(column, field)?,
         };
         Ok(size_of::<i16>() + size)
     }
@@ -191,51 +202,70 @@ impl Chunk {
     fn write(&mut self, column: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
         let Chunk { levels, values } = self;
         match values {
-            Values::Int32(values) => {
-                column.typed::<Int32Type>().write_batch(values, Some(levels), None)?;
-                values.clear();
-            }
-            Values::Int64(values) => {
-                column.typed::<Int64Type>().write_batch(values, Some(levels), None)?;
-                values.clear();
-            }
-            Values::Float(values) => {
-                column.typed::<FloatType>().write_batch(values, Some(levels), None)?;
-                values.clear();
-            }
-            Values::Double(values) => {
-                column.typed::<DoubleType>().write_batch(values, Some(levels), None)?;
-                values.clear();
-            }
-            Values::Bool(values) => {
-                column.typed::<BoolType>().write_batch(values, Some(levels), None)?;
-                values.clear();
-            }
-            Values::Text { bytes, ends } => {
-                let (mut begin, mut rest) = (0, ends.as_slice());
-                for levels in levels.chunks(BATCH_TEXTS) {
-                    let present = levels.iter().filter(|level| **level == 1).count();
-                    let (batch, others) = rest.split_at(present);
-                    let end = batch.last().copied().unwrap_or(begin);
-                    let texts = texts(&bytes[begin..end], begin, batch);
-                    column.typed::<ByteArrayType>().write_batch(&texts, Some(levels), None)?;
-                    (begin, rest) = (end, others);
-                }
-                bytes.clear();
-                ends.clear();
-            }
+            Values::Int32(values) => write_all::<Int32Type>(values, levels, column)?,
+            Values::Int64(values) => write_all::<Int64Type>(values, levels, column)?,
+            Values::Float(values) => write_all::<FloatType>(values, levels, column)?,
+            Values::Double(values) => write_all::<DoubleType>(values, levels, column)?,
+            Values::Bool(values) => write_all::<BoolType>(values, levels, column)?,
+            Values::Bytes(values) => values.write_all::<ByteArrayType>(levels, column)?,
+            Values::Uuid(values) => values.write_all::<FixedLenByteArrayType>(levels, column)?,
         }
         levels.clear();
         Ok(())
     }
 }
 
-/// The texts of a batch, whose bytes begin at `begin` of those that the ends are counted in.
-fn texts(bytes: &[u8], begin: usize, ends: &[usize]) -> Vec<ByteArray> {
+fn write_all<T: DataType>(
+    values: &mut Vec<T::T>,
+    levels: &[i16],
+    column: &mut SerializedColumnWriter<'_>,
+) -> Result<(), ParquetError> {
+    column.typed::<T>().write_batch(values, Some(levels), None)?;
+    values.clear();
+    Ok(())
+}
+
+impl Slices {
+    /// Takes a value; returns what it takes of the memory.
+    fn push(&mut self, column: &Column, field: &[u8]) -> Result<usize, Error> {
+        let begin = self.bytes.len();
+        match column.kind {
+            Kind::Bytea => self.bytes.extend_from_slice(field),
+            Kind::Uuid => self.bytes.extend_from_slice(&value::sized::<UUID_BYTES>(column, field)?),
+            _ => value::plain(column, field, &mut self.bytes)?,
+        }
+        self.ends.push(self.bytes.len());
+        Ok(self.bytes.len() - begin + size_of::<usize>())
+    }
+
+    fn write_all<T>(&mut self, levels: &[i16], column: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError>
+    where
+        T: DataType,
+        T::T: From<ByteArray>,
+    {
+        let (mut begin, mut rest) = (0, self.ends.as_slice());
+        for levels in levels.chunks(BATCH_SLICES) {
+            let present = levels.iter().filter(|level| **level == 1).count();
+            let (batch, others) = rest.split_at(present);
+            let end = batch.last().copied().unwrap_or(begin);
+            let slices: Vec<T::T> = slices(&self.bytes[begin..end], begin, batch).map(T::T::from).collect();
+            column.typed::<T>().write_batch(&slices, Some(levels), None)?;
+            (begin, rest) = (end, others);
+        }
+        self.bytes.clear();
+        self.ends.clear();
+        Ok(())
+    }
+}
+
+/// The values of a batch, whose bytes begin at `begin` of those that the ends are counted in.
+fn slices(bytes: &[u8], begin: usize, ends: &[usize]) -> impl Iterator<Item = ByteArray> {
     let bytes = Bytes::copy_from_slice(bytes);
     let mut from = 0;
-    let text = |end: &usize| ByteArray::from(bytes.slice(std::mem::replace(&mut from, end - begin)..end - begin));
-    ends.iter().map(text).collect()
+    ends.iter().map(move |end| {
+        let from = std::mem::replace(&mut from, end - begin);
+        ByteArray::from(bytes.slice(from..end - begin))
+    })
 }
 
 fn int32(column: &Column, field: &[u8]) -> Result<i32, Error> {
@@ -330,6 +360,68 @@ mod tests {
             vec![Field::Long(0), Field::Str(String::new()), Field::Null, Field::Bool(false)],
         ];
         assert_eq!(read(&file.unwrap()), expected);
+    }
+
+    /// The file of one column with these values.
+    fn encoded_one(kind: Kind, values: &[&[u8]]) -> Result<SerializedFileReader<Bytes>, Error> {
+        let (mut encoder, mut out) = (Encoder::new(vec![Column::named("v", kind)], None)?, Vec::new());
+        values.iter().try_for_each(|value| encoder.row(&[Some(value)], &mut out))?;
+        encoder.finish(&mut out)?;
+        Ok(SerializedFileReader::new(out.into()).unwrap())
+    }
+
+    #[test]
+    fn every_kind_has_its_type() {
+        const BYTES_OF_ELEVEN: &[u8] = b"\0\x02\0\0\0\0\0\x01\0\x0b\x13\x88";
+        let timestamp = LogicalType::timestamp(false, TimeUnit::MICROS);
+        let time = LogicalType::time(false, TimeUnit::MICROS);
+        let (ends_1999, a_day_later) = ((-1i64).to_be_bytes(), 1i32.to_be_bytes());
+        let bytes = |bytes: &[u8]| Field::Bytes(bytes.to_vec().into());
+        for (kind, value, physical, logical, field) in [
+            (Kind::Int2, &[0xff, 0xfe][..], basic::Type::INT32, Some(LogicalType::integer(16, true)), Field::Short(-2)),
+            (Kind::Int4, &[0x80, 0, 0, 0], basic::Type::INT32, None, Field::Int(i32::MIN)),
+            (Kind::Float4, &1.5f32.to_be_bytes(), basic::Type::FLOAT, None, Field::Float(1.5)),
+            (Kind::Float8, &(-1e300f64).to_be_bytes(), basic::Type::DOUBLE, None, Field::Double(-1e300)),
+            (
+                Kind::Numeric,
+                BYTES_OF_ELEVEN,
+                basic::Type::BYTE_ARRAY,
+                Some(LogicalType::String),
+                Field::Str("11.5".into()),
+            ),
+            (Kind::Date, &a_day_later, basic::Type::INT32, Some(LogicalType::Date), Field::Date(EPOCH_DAYS + 1)),
+            (Kind::Time, &[0, 0, 0, 0, 0, 0, 1, 0], basic::Type::INT64, Some(time), Field::TimeMicros(256)),
+            (
+                Kind::Timestamp,
+                &ends_1999,
+                basic::Type::INT64,
+                Some(timestamp),
+                Field::TimestampMicros(EPOCH_MICROS - 1),
+            ),
+            (Kind::Uuid, &[7; 16], basic::Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid), bytes(&[7; 16])),
+            (Kind::Bytea, b"\xff\0", basic::Type::BYTE_ARRAY, None, bytes(b"\xff\0")),
+            (Kind::Json, b"{ }", basic::Type::BYTE_ARRAY, Some(LogicalType::Json), Field::Str("{ }".into())),
+            (Kind::Jsonb, b"\x01[]", basic::Type::BYTE_ARRAY, Some(LogicalType::Json), Field::Str("[]".into())),
+        ] {
+            let file = encoded_one(kind, &[value]).unwrap();
+            let column = file.metadata().file_metadata().schema_descr().column(0);
+            assert_eq!((column.physical_type(), column.logical_type_ref()), (physical, logical.as_ref()), "{kind:?}");
+            assert_eq!(read(&file), [[field]], "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_day_or_time_that_parquet_has_no_form_for_is_an_error() {
+        let refused = |kind, value: &[u8]| matches!(encoded_one(kind, &[value]), Err(Error::NotInFormat { column }) if column == "v");
+        for day in [i32::MIN, i32::MAX, i32::MAX - EPOCH_DAYS + 1] {
+            assert!(refused(Kind::Date, &day.to_be_bytes()), "{day}");
+        }
+        let last = i32::MAX - EPOCH_DAYS;
+        assert_eq!(read(&encoded_one(Kind::Date, &[&last.to_be_bytes()]).unwrap()), [[Field::Date(i32::MAX)]]);
+        assert!(refused(Kind::Timestamp, &i64::MAX.to_be_bytes()));
+        assert!(refused(Kind::Time, &datetime::MICROS_PER_DAY.to_be_bytes()));
+        let last = datetime::MICROS_PER_DAY - 1;
+        assert_eq!(read(&encoded_one(Kind::Time, &[&last.to_be_bytes()]).unwrap()), [[Field::TimeMicros(last)]]);
     }
 
     #[test]

@@ -1,9 +1,14 @@
 //! What all formats share of a value: its plain text, and the checks on what Postgres sent.
 
-use crate::dataset::{Column, Kind};
-use crate::encode::{Error, datetime, float, numeric};
+use uuid::Uuid;
 
-/// Appends a value's text. Only of a [`Kind::Text`] may it hold a character that a format gives a meaning to.
+use crate::dataset::{Column, Kind};
+use crate::encode::{Error, datetime, digits, float, numeric};
+
+/// Version of the binary form of `jsonb`, and the only one (`jsonb_send` in Postgres's sources).
+const JSONB_VERSION: u8 = 1;
+
+/// Appends a value's text. Only that of a text or a JSON may hold a character that a format gives a meaning to.
 pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
         Kind::Int2 => integer(i16::from_be_bytes(sized(column, field)?), out),
@@ -20,12 +25,33 @@ pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<
         Kind::Timestamp => datetime::timestamp(i64::from_be_bytes(sized(column, field)?), out),
         Kind::Date => datetime::date(i32::from_be_bytes(sized(column, field)?), out),
         Kind::Time => datetime::time(time(column, field)?, out),
-        Kind::Text => {
-            require_utf8(column, field)?;
-            out.extend_from_slice(field);
+        Kind::Uuid => {
+            let uuid = Uuid::from_bytes(sized(column, field)?);
+            out.extend_from_slice(uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
+        }
+        Kind::Bytea => {
+            out.extend_from_slice(b"\\x");
+            out.reserve(2 * field.len());
+            field.iter().for_each(|byte| out.extend_from_slice(digits::hex(*byte)));
+        }
+        Kind::Text | Kind::Json | Kind::Jsonb => {
+            let text = text(column, field)?;
+            require_utf8(column, text)?;
+            out.extend_from_slice(text);
         }
     }
     Ok(())
+}
+
+/// The text within the binary form of a text or a JSON: not checked for being one.
+pub(crate) fn text<'f>(column: &Column, field: &'f [u8]) -> Result<&'f [u8], Error> {
+    if column.kind != Kind::Jsonb {
+        return Ok(field);
+    }
+    match field.split_first() {
+        Some((&JSONB_VERSION, text)) => Ok(text),
+        _ => Err(wrong_type(column)),
+    }
 }
 
 fn integer(number: impl itoa::Integer, out: &mut Vec<u8>) {

@@ -132,12 +132,17 @@ fn cells<'d>(dataset: &'d Dataset, of: &str) -> Vec<(&'d str, String)> {
 
 fn cells_of(dataset: &Dataset, expression: impl Fn(&Column) -> String) -> Vec<(&str, String)> {
     let large = |column: &&Column| match column.kind {
-        Kind::Text => true,
+        Kind::Text | Kind::Bytea | Kind::Json | Kind::Jsonb => true,
         // A numeric ends at 150 kB of text.
         Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Float4 | Kind::Float8 | Kind::Numeric | Kind::Bool => false,
-        Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => false,
+        Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time | Kind::Uuid => false,
     };
-    dataset.columns.iter().filter(large).map(|column| (&*column.name, expression(column))).collect()
+    let cell = |column: &Column| match column.kind {
+        // Postgres knows no length of a JSON but that of its text.
+        Kind::Json | Kind::Jsonb => format!("({})::text", expression(column)),
+        _ => expression(column),
+    };
+    dataset.columns.iter().filter(large).map(|column| (&*column.name, cell(column))).collect()
 }
 
 /// False; with a cell beyond the bound, the end of the export. Here, and not when the row has come, since a client takes a row
@@ -168,6 +173,10 @@ fn type_of(column: &Column) -> &'static str {
         Kind::Numeric => "numeric",
         Kind::Bool => "bool",
         Kind::Text => "text",
+        Kind::Uuid => "uuid",
+        Kind::Bytea => "bytea",
+        Kind::Json => "json",
+        Kind::Jsonb => "jsonb",
         Kind::Timestamptz => "timestamptz",
         Kind::Timestamp => "timestamp",
         Kind::Date => "date",
