@@ -54,3 +54,5 @@ mod startup;
 mod stress;
 #[cfg(test)]
 mod tls;
+#[cfg(test)]
+mod types;
