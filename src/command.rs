@@ -1,25 +1,30 @@
 //! The commands, and the ground they stand on: a database that was brought, or the private one, joined or run.
 
+mod datasets;
 mod export;
+mod plan;
 mod serve;
 mod status;
 
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use cdc_export::config::Config;
-use cdc_export::dataset::{Dataset, USERS};
-use cdc_export::job::{self, BadEncoding, Encoding, ExportType};
+use cdc_export::dataset::catalog::Catalog;
+use cdc_export::dataset::{Capture, Dataset, Table, USERS};
+use cdc_export::job::{Compression, ConsumerId, ExportType, Format, UnknownWord};
 use cdc_export::postgres::{self, Database, demo, embedded};
 use cdc_export::service::{self, Service, Stores};
 use cdc_export::sink::Folder;
-use cdc_export::source::{capture, snapshot::Source};
+use cdc_export::source::{capture, shape, snapshot::Source};
 use cdc_export::store::Store;
 use cdc_export::telemetry;
 use cdc_export::worker::{self, Worker};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +65,41 @@ pub(crate) enum Command {
         /// The dataset whose table it is
         dataset: String,
     },
+    /// Look at what may be exported
+    Datasets {
+        #[command(subcommand)]
+        what: Datasets,
+    },
+    /// Show what an export would read: rows, bytes, and Postgres's plan
+    Plan(Plan),
+}
+
+/// What to do with datasets.
+#[derive(Subcommand)]
+pub(crate) enum Datasets {
+    /// Hold the file of DATASETS against the tables
+    Check,
+    /// List them with their tables
+    List,
+    /// Print what the file might say of a table
+    Add {
+        /// The table, as `orders` or `sales.orders`
+        table: Table,
+    },
+}
+
+/// What to plan.
+#[derive(Args)]
+pub(crate) struct Plan {
+    /// Which rows
+    #[arg(value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
+    export_type: ExportType,
+    /// Of which dataset
+    #[arg(long, default_value = USERS)]
+    dataset: String,
+    /// Whose export it would be
+    #[arg(long)]
+    consumer: ConsumerId,
 }
 
 /// How to serve.
@@ -74,69 +114,31 @@ pub(crate) struct Serve {
 #[derive(Args)]
 pub(crate) struct Export {
     /// Which rows
-    export_type: Type,
+    #[arg(value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
+    export_type: ExportType,
     /// Whose export it is
     #[arg(long)]
-    consumer: String,
+    consumer: ConsumerId,
+    /// Of which dataset
+    #[arg(long, default_value = USERS)]
+    dataset: String,
     /// How its rows are written
-    #[arg(long, default_value = "csv")]
+    #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Format,
     /// What the file is compressed with
-    #[arg(long, default_value = "none")]
+    #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Compression,
     /// Print the job as JSON at the end
     #[arg(long)]
     json: bool,
 }
 
-/// An export's type, as clap lists it.
-#[derive(Clone, Copy, ValueEnum)]
-enum Type {
-    Full,
-    Incremental,
-    Delta,
-}
-
-impl From<Type> for ExportType {
-    fn from(export_type: Type) -> ExportType {
-        match export_type {
-            Type::Full => ExportType::Full,
-            Type::Incremental => ExportType::Incremental,
-            Type::Delta => ExportType::Delta,
-        }
-    }
-}
-
-/// A format, as clap lists it.
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    Csv,
-    Ndjson,
-    Parquet,
-}
-
-/// A compression, as clap lists it.
-#[derive(Clone, Copy, ValueEnum)]
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
-impl Export {
-    fn encoding(&self) -> Result<Encoding, BadEncoding> {
-        let format = match self.format {
-            Format::Csv => job::Format::Csv,
-            Format::Ndjson => job::Format::Ndjson,
-            Format::Parquet => job::Format::Parquet,
-        };
-        let compression = match self.compression {
-            Compression::None => job::Compression::None,
-            Compression::Gzip => job::Compression::Gzip,
-            Compression::Zstd => job::Compression::Zstd,
-        };
-        Encoding::new(format, compression)
-    }
+/// One of a type's words, which clap lists.
+fn words<T>(all: impl Iterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = UnknownWord> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(all).try_map(|word| word.parse())
 }
 
 impl Default for Command {
@@ -173,12 +175,18 @@ impl Command {
                 on_ground(&config, async |database| status::status(&config, database, json).await).await
             }
             Command::Track { dataset } => {
-                let dataset = dataset_of(&dataset)?;
+                let dataset = dataset_of(&config, &dataset)?;
                 on_ground(&config, async |database| Ok(capture::track(&database.pool(1), dataset).await?)).await
             }
             Command::Untrack { dataset } => {
-                let dataset = dataset_of(&dataset)?;
+                let dataset = dataset_of(&config, &dataset)?;
                 on_ground(&config, async |database| Ok(capture::untrack(&database.pool(1), dataset).await?)).await
+            }
+            Command::Datasets { what } => {
+                on_ground(&config, async |database| datasets::run(&config, database, what).await).await
+            }
+            Command::Plan(what) => {
+                on_ground(&config, async |database| plan::plan(&config, database, &what).await).await
             }
         }
     }
@@ -195,9 +203,19 @@ async fn on_ground(
     done.map(|()| ExitCode::SUCCESS)
 }
 
-fn dataset_of(name: &str) -> anyhow::Result<&'static Dataset> {
-    anyhow::ensure!(name == USERS.name, "there is no dataset `{name}`; there is: {}", USERS.name);
-    Ok(&USERS)
+fn dataset_of<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c Arc<Dataset>> {
+    let names = || config.catalog.names();
+    config.catalog.get(name).with_context(|| format!("there is no dataset `{name}`; there are: {}", names()))
+}
+
+/// Holds the catalogue against the tables, if a file says it.
+async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
+    let Some(file) = &config.catalog_file else { return Ok(()) };
+    let faults = shape::check(&database.pool(1), &config.catalog).await?;
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow::Error::new(config.catalog.mistakes(faults)).context(format!("DATASETS: {}", file.display())))
 }
 
 /// A migrated database, and the private server under it if this process runs that.
@@ -213,7 +231,7 @@ impl Ground {
             Some(database) => Ground { database: database.clone(), server: None },
             None => join_or_start(&config.embedded).await?,
         };
-        if let Err(error) = prepare(&ground.database).await {
+        if let Err(error) = prepare(&ground.database, &config.catalog).await {
             ground.leave().await;
             return Err(error);
         }
@@ -228,9 +246,13 @@ impl Ground {
 }
 
 /// Brings the schema up to date, with the triggers of the demo's own table.
-async fn prepare(database: &Database) -> anyhow::Result<()> {
+async fn prepare(database: &Database, catalog: &Catalog) -> anyhow::Result<()> {
     postgres::migrate(database).await?;
-    Ok(capture::restore(&database.pool(1), &USERS).await?)
+    let pool = database.pool(1);
+    for dataset in catalog.iter().filter(|dataset| dataset.capture == Capture::Triggers) {
+        capture::restore(&pool, dataset).await?;
+    }
+    Ok(())
 }
 
 async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<Ground> {
@@ -279,20 +301,22 @@ fn wire(config: &Config, database: &Database, workers: u32, stopping: &Cancellat
     let folder = Arc::new(Folder::new(config.output_dir.clone()));
     if let Err(error) = folder.prepare() {
         // The service is of use without it: jobs fail with the reason until somebody mends the folder.
-        let error = format!("{:#}", anyhow::Error::new(error));
+        let error = telemetry::chain(&error);
         tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error);
     }
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
     let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };
-    let worker = Worker::new(settings, Store::new(control.clone()), source(control), Arc::clone(&folder));
+    let (its_folder, catalog) = (Arc::clone(&folder), Arc::clone(&config.catalog));
+    let worker = Worker::new(settings, Store::new(control.clone()), source(control), its_folder, Arc::clone(&catalog));
     let callers = |connections, patience| database.pool_for_callers(connections, patience);
     let stores = Stores {
         api: Store::new(callers(config.api_connections, service::PATIENCE)),
         probe: Store::new(callers(1, service::PATIENCE)),
     };
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_PATIENCE);
-    let service = Service::new(stores, source(counting), folder, config.max_attempts, stopping.clone());
+    let settings = service::Settings { folder, catalog, max_attempts: config.max_attempts };
+    let service = Service::new(settings, stores, source(counting), stopping.clone());
     Wired { worker, service }
 }
 

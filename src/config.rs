@@ -5,20 +5,22 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::dataset::CellMax;
+use crate::dataset::catalog::Catalog;
 use crate::http::{self, Access};
 use crate::job::Retention;
 use crate::postgres::{
     Database, NotAUrl,
     embedded::{self, Mirror, NotAMirror},
 };
-use crate::source::capture;
+use crate::source::purge;
 use crate::{telemetry, worker};
 
 /// A setting that can't be used, as one line.
@@ -44,6 +46,10 @@ pub struct Config {
     pub database: Option<Database>,
     /// The private server.
     pub embedded: embedded::Settings,
+    /// What may be exported.
+    pub catalog: Arc<Catalog>,
+    /// The file that says so, if one does.
+    pub catalog_file: Option<PathBuf>,
     /// Where files go.
     pub output_dir: PathBuf,
     /// Users in an empty demo table.
@@ -90,6 +96,7 @@ impl Config {
             Some(url) => Some(url.parse().map_err(|why: NotAUrl| bad("DATABASE_URL", why.to_string()))?),
         };
         let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
+        let catalog_file = vars.get("DATASETS").map(PathBuf::from);
         let host: IpAddr = match vars.get("HOST") {
             Some("localhost") => IpAddr::from([127, 0, 0, 1]),
             _ => vars.parsed("HOST", IpAddr::from([127, 0, 0, 1]), "an IP address to listen on")?,
@@ -121,6 +128,11 @@ impl Config {
                 search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),
                 runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
             },
+            catalog: match &catalog_file {
+                None => Arc::default(),
+                Some(file) => Arc::new(read_catalog(file)?),
+            },
+            catalog_file,
             output_dir: vars.get("OUTPUT_DIR").unwrap_or("./output").into(),
             // A database that somebody brings gets no demo rows unasked.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
@@ -137,7 +149,7 @@ impl Config {
                 },
                 retain_files: vars.retention("RETAIN_FILES")?,
                 retain_jobs: vars.retention("RETAIN_JOBS")?,
-                log_caps: capture::Caps {
+                log_caps: purge::Caps {
                     rows: vars.number("CHANGE_LOG_MAX_ROWS", 10_000_000, 1..=1_000_000_000_000)?,
                     age: match vars.get("CHANGE_LOG_MAX_AGE").map(humantime::parse_duration) {
                         None => Duration::from_secs(7 * 24 * 60 * 60),
@@ -219,6 +231,11 @@ impl Variables {
         let number = self.parsed(name, default, &expected)?;
         if range.contains(&number) { Ok(number) } else { Err(bad(name, format!("`{number}` is not {expected}"))) }
     }
+}
+
+fn read_catalog(file: &Path) -> Result<Catalog, Error> {
+    let text = std::fs::read_to_string(file).map_err(|why| bad("DATASETS", format!("{}: {why}", file.display())))?;
+    Catalog::from_toml(&text).map_err(|mistakes| bad("DATASETS", format!("{}:\n{mistakes}", file.display())))
 }
 
 /// How many this process may use.

@@ -1,10 +1,17 @@
-//! What may be exported: a table's name and the columns of its files.
+//! What may be exported: a table, which of its columns, and how its changes show.
 //!
-//! Knows no SQL; `source` quotes the names, `encode` picks a formatter by kind.
+//! A [`Dataset`] is what the operator says, a [`Shape`] what the table has for it at a moment. Knows no SQL; `source` quotes the
+//! names and looks at the table, `encode` picks a formatter by kind.
+
+pub mod catalog;
 
 use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::job::ExportType;
+use crate::dataset::catalog::Fault;
+use crate::job::{ExportType, Selection};
 
 /// How a column's values travel and are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,19 +50,37 @@ pub enum Kind {
     Time,
 }
 
-/// A column of a file.
+/// A column of a table or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
     /// Its name in the table and in the file's header.
     pub name: Cow<'static, str>,
     /// Its values.
     pub kind: Kind,
+    /// Its type as it was declared.
+    pub type_name: Cow<'static, str>,
+    /// The type to cast a value to: a domain's base, and no length. Nothing is cut off, and a null is none's violation.
+    pub base_type: Cow<'static, str>,
+    /// How Postgres sends its values.
+    pub sent: Sent,
+}
+
+/// How Postgres sends a column's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// In the binary form of their kind.
+    Binary,
+    /// As the texts that it writes them as.
+    Written,
+    /// The same; and their type doesn't read its own JSON, which the log has of a row that is gone: that stays JSON.
+    WrittenNotFromJson,
 }
 
 impl Column {
-    /// A column of this name.
+    /// A column that is sent in the binary form of its kind.
     pub const fn named(name: &'static str, kind: Kind) -> Column {
-        Column { name: Cow::Borrowed(name), kind }
+        let none = Cow::Borrowed("");
+        Column { name: Cow::Borrowed(name), kind, type_name: none, base_type: Cow::Borrowed(""), sent: Sent::Binary }
     }
 }
 
@@ -63,50 +88,147 @@ impl Column {
 #[derive(Clone, Copy, Debug)]
 pub struct CellMax(pub u64);
 
-/// A table that may be exported, and how its changes show.
-#[derive(Clone, Copy, Debug)]
+/// A table's name, as the catalogue of the database has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// `None`: found by the connection's `search_path`.
+    pub schema: Option<String>,
+    /// Without its schema.
+    pub name: String,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.schema {
+            Some(schema) => write!(f, "{schema}.{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// Which of a table's columns a file has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Columns {
+    /// Each, in the table's order.
+    All,
+    /// These, in this order.
+    Only(Vec<String>),
+    /// Each but these, in the table's order.
+    AllBut(Vec<String>),
+}
+
+/// How changes are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// Exactly, by triggers that log them.
+    Triggers,
+    /// By `updated_at` alone, from `overlap` before the watermark: what commits later than that is missed, what lies within is
+    /// sent again, and rows that are gone aren't seen. The table is only read.
+    Timestamp {
+        /// How long a transaction may take.
+        overlap: Duration,
+    },
+}
+
+/// A table that may be exported, as the operator says.
+#[derive(Clone, Debug)]
 pub struct Dataset {
-    /// Its name in requests and lists.
-    pub name: &'static str,
-    /// The table, found by the connection's `search_path`.
-    pub table: &'static str,
-    /// The column that tells rows apart.
-    pub key: &'static str,
-    /// The columns of a file, in order.
-    pub columns: &'static [Column],
-    /// The column that says when a row was made.
-    pub created_at: &'static str,
+    /// Its name in requests, lists and file names.
+    pub name: String,
+    /// The table.
+    pub table: Table,
+    /// The columns that tell rows apart; `None`: the primary key.
+    pub key: Option<Vec<String>>,
+    /// The columns of a file.
+    pub columns: Columns,
     /// The column that says when a row was last changed.
-    pub updated_at: &'static str,
-    /// The column that says whether a row is deleted.
-    pub deleted: &'static str,
+    pub updated_at: Option<String>,
+    /// The column that says when a row was made; without it the log tells an INSERT from an UPDATE.
+    pub created_at: Option<String>,
+    /// The column that says whether a row is deleted, or when it was.
+    pub deleted: Option<String>,
+    /// The operator's condition on the rows that belong to it, SQL.
+    pub filter: Option<String>,
+    /// How its changes are found.
+    pub capture: Capture,
 }
 
 impl Dataset {
+    /// The demo table, and any `users` of its shape.
+    pub fn users() -> Dataset {
+        let columns = ["id", "name", "email", "created_at", "updated_at", "is_deleted"];
+        Dataset {
+            name: USERS.to_owned(),
+            table: Table { schema: None, name: "users".to_owned() },
+            key: None,
+            columns: Columns::Only(columns.map(str::to_owned).into()),
+            updated_at: Some("updated_at".to_owned()),
+            created_at: Some("created_at".to_owned()),
+            deleted: Some("is_deleted".to_owned()),
+            filter: None,
+            capture: Capture::Triggers,
+        }
+    }
+}
+
+/// The dataset that is meant where none is named, and which no file name mentions.
+pub const USERS: &str = "users";
+
+/// What a dataset's table has for it at a moment.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// The columns that tell rows apart. None is ever null.
+    pub key: Vec<Column>,
+    /// The columns of a file, in order.
+    pub columns: Vec<Column>,
+    /// Says when a row was last changed: a `timestamptz`, or a `timestamp` that is taken for UTC.
+    pub updated_at: Option<Column>,
+    /// Says when a row was made, as `updated_at`.
+    pub created_at: Option<Column>,
+    /// Says whether a row is deleted, or when it was: a `boolean`, or a time.
+    pub deleted: Option<Column>,
+}
+
+impl Shape {
     /// The columns of an export's file, in order: a delta has the operation first.
     pub fn file_columns(&self, export_type: ExportType) -> Vec<Column> {
         let operation = (export_type == ExportType::Delta).then_some(OPERATION);
         operation.into_iter().chain(self.columns.iter().cloned()).collect()
     }
+
+    /// The time of a row that no column of the file has: it travels behind them, for the watermark.
+    pub fn hidden_time(&self) -> Option<&Column> {
+        self.updated_at.as_ref().filter(|time| self.columns.iter().all(|column| column.name != time.name))
+    }
+
+    /// With the columns that somebody selects, of those there are.
+    pub fn narrowed(&self, selection: &Selection) -> Shape {
+        let Some(names) = &selection.columns else { return self.clone() };
+        let find = |name: &String| self.columns.iter().find(|column| column.name == *name).cloned();
+        Shape { columns: names.iter().filter_map(find).collect(), ..self.clone() }
+    }
+
+    /// Names and types of a file's columns, for comparison.
+    pub fn fingerprint(&self) -> String {
+        let column = |column: &Column| format!("{:?} {}", column.name, column.type_name);
+        self.columns.iter().map(column).collect::<Vec<_>>().join(", ")
+    }
 }
 
-/// The demo table, and any `users` of its shape.
-pub const USERS: Dataset = Dataset {
-    name: "users",
-    table: "users",
-    key: "id",
-    columns: &[
-        Column::named("id", Kind::Int8),
-        Column::named("name", Kind::Text),
-        Column::named("email", Kind::Text),
-        Column::named("created_at", Kind::Timestamptz),
-        Column::named("updated_at", Kind::Timestamptz),
-        Column::named("is_deleted", Kind::Bool),
-    ],
-    created_at: "created_at",
-    updated_at: "updated_at",
-    deleted: "is_deleted",
-};
+/// A dataset, and what its table looks like now.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// What the operator says.
+    pub dataset: Arc<Dataset>,
+    /// What the table has for it, or what is wrong with that.
+    pub shape: Result<Shape, Vec<Fault>>,
+    /// About how many rows the table has; `None`: nobody has counted yet.
+    pub rows: Option<u64>,
+    /// How much room the table takes, without its indexes.
+    pub bytes: u64,
+    /// Whether its changes are captured, as far as they shall be.
+    pub captured: bool,
+}
 
-/// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`.
-const OPERATION: Column = Column::named("operation", Kind::Text);
+/// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`. No other may have its name.
+pub const OPERATION: Column = Column::named("operation", Kind::Text);

@@ -4,6 +4,7 @@
 
 mod access;
 mod consumers;
+mod datasets;
 mod exports;
 mod input;
 mod ops;
@@ -79,6 +80,8 @@ pub fn router(service: Service, access: Access) -> Router {
         .route("/export/{consumer_id}", post(exports::incremental_of))
         .route("/exports/watermark", get(watermarks::get).put(watermarks::put).delete(watermarks::delete))
         .route("/consumers", get(consumers::list))
+        .route("/datasets", get(datasets::list))
+        .route("/datasets/{name}", get(datasets::get))
         .route("/exports/{job_id}", get(exports::get).delete(exports::delete))
         .route("/exports/{job_id}/events", get(exports::events))
         .route("/exports/{job_id}/cancel", post(exports::cancel))

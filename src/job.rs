@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::dataset::USERS;
 
 /// A word that stands for none of the values it was read as.
 #[derive(Debug, thiserror::Error)]
@@ -330,6 +333,11 @@ impl Continuity {
         word.filter(|word| *word != "first").map(str::parse).transpose()
     }
 
+    /// Whether the watermark is somebody's, so that it rules as it reads.
+    pub fn is_by_hand(self) -> bool {
+        matches!(self, Continuity::NoSnapshot | Continuity::WatermarkEdited | Continuity::Rewound)
+    }
+
     /// Whether an export of this type is exact all the same. A full one always is.
     pub fn allows(self, export_type: ExportType) -> bool {
         use Continuity::{DeletesExpired, NoSnapshot, Rewound, Truncated, WatermarkEdited};
@@ -372,6 +380,8 @@ words! {
         SourceUnavailable = "source_unavailable",
         /// The table to export doesn't exist.
         TableMissing = "table_missing",
+        /// The table isn't as its dataset says; the detail names what to mend.
+        DatasetMismatch = "dataset_mismatch",
         /// The database role may not read the table.
         PermissionDenied = "permission_denied",
         /// A text that isn't UTF-8; the detail names the column.
@@ -394,14 +404,99 @@ words! {
 pub struct Request {
     /// `None`: an ad-hoc export, which reads and moves no watermark.
     pub consumer: Option<ConsumerId>,
+    /// Of which dataset.
+    pub dataset: String,
     /// Which rows.
     pub export_type: ExportType,
+    /// Which of those, and what of them: for ad-hoc exports.
+    pub selection: Selection,
     /// How they are written.
     pub encoding: Encoding,
     /// The job that this one is to be like.
     pub retry_of: Option<JobId>,
     /// The client's name for this request: sent again, it makes no second job.
     pub key: Option<IdempotencyKey>,
+}
+
+/// What an ad-hoc export has of its dataset; the default is everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// The columns of the file; `None`: the dataset's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Vec<String>>,
+    /// What must hold of a row, all of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filter: Vec<Condition>,
+    /// So many rows at most, the first by the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+impl Selection {
+    /// Whether it is everything.
+    pub fn is_all(&self) -> bool {
+        *self == Selection::default()
+    }
+}
+
+/// A selection that can't be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct BadSelection {
+    /// Where it is wrong, as `filter[0].value`.
+    pub field: String,
+    /// What is.
+    pub why: String,
+}
+
+/// A condition on a column.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// The column.
+    pub column: String,
+    /// How it is compared.
+    pub operator: Operator,
+    /// With what, as a text that the column's type reads; of [`Operator::In`], a JSON array of such; of [`Operator::IsNull`],
+    /// `true` or `false`.
+    pub value: String,
+}
+
+words! {
+    /// How a column is compared with a value.
+    #[derive(Serialize, Deserialize)]
+    #[serde(into = "&'static str", try_from = "String")]
+    Operator, "an operator: eq, ne, lt, lte, gt, gte, in, isNull" {
+        /// Equal.
+        Eq = "eq",
+        /// Not equal.
+        Ne = "ne",
+        /// Less.
+        Lt = "lt",
+        /// Less or equal.
+        Lte = "lte",
+        /// Greater.
+        Gt = "gt",
+        /// Greater or equal.
+        Gte = "gte",
+        /// One of several.
+        In = "in",
+        /// NULL, or not NULL.
+        IsNull = "isNull",
+    }
+}
+
+impl From<Operator> for &'static str {
+    fn from(operator: Operator) -> &'static str {
+        operator.as_str()
+    }
+}
+
+impl TryFrom<String> for Operator {
+    type Error = UnknownWord;
+
+    fn try_from(word: String) -> Result<Operator, UnknownWord> {
+        word.parse()
+    }
 }
 
 /// A client's name for a request, 1 to 255 visible ASCII characters.
@@ -432,19 +527,22 @@ impl FromStr for IdempotencyKey {
 impl Request {
     /// Whether a job is what this request asks for.
     pub fn made(&self, job: &Job) -> bool {
-        let Request { consumer, export_type, encoding, retry_of, key: _ } = self;
-        (consumer, *export_type, *encoding, *retry_of) == (&job.consumer, job.export_type, job.encoding, job.retry_of)
+        let Request { consumer, dataset, export_type, selection, encoding, retry_of, key: _ } = self;
+        (consumer, dataset, *export_type) == (&job.consumer, &job.dataset, job.export_type)
+            && (selection, *encoding, *retry_of) == (&job.selection, job.encoding, job.retry_of)
     }
 
     /// The name of its file up to the extension, for a request made at `now`:
-    /// `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc `export_{YYYYMMDDTHHMMSSZ}`.
+    /// `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc `export_{YYYYMMDDTHHMMSSZ}`, with a dataset other than `users` behind the
+    /// first word.
     ///
     /// It always ends with the time, so that a `-2` behind it can't be part of another request's name.
     pub fn file_stem(&self, now: DateTime<Utc>) -> String {
         let time = now.format("%Y%m%dT%H%M%SZ");
+        let dataset = if self.dataset == USERS { String::new() } else { format!("_{}", self.dataset) };
         match &self.consumer {
-            Some(consumer) => format!("{}_{}_{time}", self.export_type, consumer.file_part()),
-            None => format!("export_{time}"),
+            Some(consumer) => format!("{}{dataset}_{}_{time}", self.export_type, consumer.file_part()),
+            None => format!("export{dataset}_{time}"),
         }
     }
 }
@@ -460,6 +558,8 @@ pub struct Job {
     pub dataset: String,
     /// Which rows of it.
     pub export_type: ExportType,
+    /// Which of those, and what of them.
+    pub selection: Selection,
     /// How they are written.
     pub encoding: Encoding,
     /// Where it stands. [`Status::Processing`] also while a committed file waits for its name.
@@ -482,6 +582,8 @@ pub struct Job {
     pub findings: Findings,
     /// Rows that the timestamps alone would have missed: changed, but with a time up to the watermark, or gone.
     pub late_rows: u64,
+    /// The columns of its file are others than those of its consumer's last export, or of other types.
+    pub schema_changed: bool,
     /// The consumer's watermark that the export began at.
     pub watermark_from: Option<DateTime<Utc>>,
     /// The consumer's watermark that the export left.
@@ -629,15 +731,19 @@ mod tests {
     #[test]
     fn file_stem_has_type_consumer_and_time() {
         let now = DateTime::from_timestamp_nanos(1_772_080_200_123_456_000);
-        let request = |consumer: Option<&str>| Request {
+        let request = |dataset: &str, consumer: Option<&str>| Request {
             consumer: consumer.map(|c| c.parse().unwrap()),
+            dataset: dataset.to_owned(),
             export_type: ExportType::Delta,
+            selection: Selection::default(),
             encoding: Encoding { format: Format::Csv, compression: Compression::None },
             retry_of: None,
             key: None,
         };
-        assert_eq!(request(Some("a:b@c")).file_stem(now), "delta_a_b_c_20260226T043000Z");
-        assert_eq!(request(None).file_stem(now), "export_20260226T043000Z");
+        assert_eq!(request("users", Some("a:b@c")).file_stem(now), "delta_a_b_c_20260226T043000Z");
+        assert_eq!(request("users", None).file_stem(now), "export_20260226T043000Z");
+        assert_eq!(request("orders", Some("a")).file_stem(now), "delta_orders_a_20260226T043000Z");
+        assert_eq!(request("orders", None).file_stem(now), "export_orders_20260226T043000Z");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cdc_export::config::Config;
+use cdc_export::dataset::catalog::Mistakes;
 use cdc_export::telemetry;
 use clap::Parser;
 
@@ -22,7 +23,7 @@ struct CommandLine {
     command: Option<Command>,
 }
 
-/// 0: done. 1: failed. 2: bad usage, which clap says by itself, or a bad setting.
+/// 0: done. 1: failed. 2: bad usage, which clap says by itself, or a bad setting, the catalogue among them.
 fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
     let command = command.unwrap_or_default();
@@ -33,11 +34,12 @@ fn main() -> ExitCode {
     telemetry::start(&command.telemetry(&config));
     match run(command, config) {
         Ok(code) => code,
+        Err(error) if error.is::<Mistakes>() => fail(2, &error),
         Err(error) => fail(1, &error),
     }
 }
 
-/// One line: what failed and why.
+/// One line: what failed and why. Of a catalogue a line for each mistake.
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
     eprintln!("cdc-export: {error:#}");
     ExitCode::from(code)

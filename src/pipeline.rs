@@ -6,7 +6,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::mpsc;
 
-use crate::dataset::{CellMax, Dataset};
+use crate::dataset::{CellMax, Column, Shape};
 use crate::encode::{self, Encoder, compress::Compressor};
 use crate::job::{ExportType, Exported, Job, Progress};
 use crate::row::Frame;
@@ -62,8 +62,8 @@ impl From<encode::Error> for Error {
 pub struct Order<'a> {
     /// For whom, which rows, and how.
     pub job: &'a Job,
-    /// Of which table.
-    pub dataset: &'static Dataset,
+    /// What its table looks like.
+    pub shape: &'a Shape,
     /// The watermark that the export begins at.
     pub since: Option<DateTime<Utc>>,
     /// How large a value may be.
@@ -108,7 +108,10 @@ struct Writer {
     packed: Vec<u8>,
     rows: u64,
     columns: usize,
+    /// Where in a row of the source its time is, perhaps behind the file's columns.
     updated_at: Option<usize>,
+    /// Fields that aren't for the file: a time, and, of changes, whether the row is gone.
+    hidden_time: bool,
     since: Option<i64>,
     latest: Option<i64>,
     late_rows: u64,
@@ -117,12 +120,15 @@ struct Writer {
 
 impl Writer {
     fn new(order: &Order<'_>, draft: Draft) -> Result<Writer, Error> {
-        let &Order { job, dataset, since, compression_level, progress, .. } = order;
+        let &Order { job, shape, since, compression_level, progress, .. } = order;
+        let shape = shape.narrowed(&job.selection);
         // A full export finds no changes, late ones neither.
         let since = since.filter(|_| job.export_type != ExportType::Full);
-        let columns = dataset.file_columns(job.export_type);
+        let columns = shape.file_columns(job.export_type);
         let width = columns.len();
-        let updated_at = columns.iter().position(|column| column.name == dataset.updated_at);
+        let hidden_time = shape.hidden_time().is_some();
+        let is_time = |column: &Column| shape.updated_at.as_ref().is_some_and(|time| time.name == column.name);
+        let updated_at = columns.iter().position(is_time).or(hidden_time.then_some(width));
         let encoder = Encoder::new(job.encoding.format, columns, compression_level)?;
         let mut buffer = Vec::new();
         encoder.begin(&mut buffer);
@@ -135,6 +141,7 @@ impl Writer {
             rows: 0,
             columns: width,
             updated_at,
+            hidden_time,
             since: since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds()),
             latest: None,
             late_rows: 0,
@@ -153,10 +160,10 @@ impl Writer {
         let mut rows = frame.rows();
         let mut fields = Vec::new();
         while rows.next_into(&mut fields).map_err(encode::Error::from)? {
-            // A row of changes says at its end whether it is gone from the table, which is not for the file.
-            let gone = fields.len() > self.columns && fields.pop() == Some(Some(&[1]));
-            self.encoder.row(&fields, &mut self.buffer)?;
+            let row = fields.get(..self.columns).unwrap_or(&fields);
+            self.encoder.row(row, &mut self.buffer)?;
             self.rows += 1;
+            let gone = fields.get(self.columns + usize::from(self.hidden_time)) == Some(&Some(&[1]));
             self.observe(&fields, gone);
         }
         if self.buffer.len() >= self.compressor.frame_bytes() {
@@ -167,7 +174,7 @@ impl Writer {
 
     /// A row that is gone has no time that could be a watermark, and the timestamps alone would never have found it.
     fn observe(&mut self, fields: &[Option<&[u8]>], gone: bool) {
-        let updated_at = self.updated_at.and_then(|i| micros(fields[i]?));
+        let updated_at = self.updated_at.and_then(|i| micros((*fields.get(i)?)?));
         if !gone {
             self.latest = self.latest.max(updated_at.filter(|micros| is_watermark(*micros)));
         }

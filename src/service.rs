@@ -14,8 +14,9 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::USERS;
-use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::dataset::catalog::{Catalog, Fault};
+use crate::dataset::{Dataset, Description};
+use crate::job::{BadSelection, ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Selection, Status};
 use crate::sink::{self, Folder};
 use crate::source::{self, snapshot::Source};
 use crate::store::{
@@ -23,9 +24,10 @@ use crate::store::{
     files::FilePlace,
     jobs::{Cancelled, Submitted},
     users::User,
-    watermarks::Written,
+    watermarks::{Place, Written},
 };
-use crate::watermark::{Standing, Watermark};
+use crate::telemetry::chain;
+use crate::watermark::{Standing, Waiting, Watermark};
 
 /// Why a request can't be met.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +62,18 @@ pub enum Error {
     /// The consumer has none yet.
     #[error("No watermark for this consumer")]
     NoWatermark,
+    /// There is no such dataset.
+    #[error("there is no dataset of this name; there are: {0}")]
+    NoDataset(String),
+    /// The dataset has no times that a watermark could be compared with.
+    #[error("the dataset `{0}` has no updated_at: a watermark can be forgotten, but not set")]
+    NoTimes(String),
+    /// A selection that the dataset's columns don't allow.
+    #[error(transparent)]
+    BadSelection(BadSelection),
+    /// The table isn't as the dataset says.
+    #[error("the table of the dataset is not as its operator says")]
+    Mismatch(Vec<Fault>),
     /// The job has no file yet, and may never have one.
     #[error("the export is {0}, so it has no file")]
     NoFile(Status),
@@ -96,7 +110,7 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Error {
         match error {
             store::Error::Unavailable(_) | store::Error::InTheWay(_) => Error::DatabaseUnavailable(error),
-            store::Error::Sql(_) | store::Error::Unknown(_) => Error::Database(error),
+            store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::NoConsumer(_) => Error::Database(error),
         }
     }
 }
@@ -147,14 +161,35 @@ pub const PATIENCE: Duration = Duration::from_millis(1_900);
 /// How long the changes that wait for consumers may be counted, the one thing that takes its time.
 pub const COUNTING_PATIENCE: Duration = Duration::from_secs(5);
 
-async fn within<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
-    Ok(store::within(PATIENCE, call).await?)
-}
-
 const FOLDER_TURNS: usize = 16;
 const MOST_FOLLOWERS: usize = 250;
 /// A follower outlives so many failed looks at its job.
 const FAILED_LOOKS: u32 = 5;
+
+/// A look at a table, which somebody may have locked.
+async fn on_table<T>(look: impl Future<Output = Result<T, source::Error>>) -> Result<T, Error> {
+    match tokio::time::timeout(COUNTING_PATIENCE, look).await {
+        Ok(Ok(seen)) => Ok(seen),
+        Ok(Err(source::Error::Mismatch(faults))) => Err(Error::Mismatch(faults)),
+        Ok(Err(error)) => Err(Error::Table(Some(error))),
+        Err(_) => Err(Error::Table(None)),
+    }
+}
+
+async fn within<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
+    Ok(store::within(PATIENCE, call).await?)
+}
+
+/// What it works with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where files are.
+    pub folder: Arc<Folder>,
+    /// What may be exported.
+    pub catalog: Arc<Catalog>,
+    /// How often a job submitted here may be tried.
+    pub max_attempts: u32,
+}
 
 /// The database, twice.
 #[derive(Clone, Debug)]
@@ -173,6 +208,7 @@ pub struct Service {
     probe: Store,
     source: Source,
     folder: Arc<Folder>,
+    catalog: Arc<Catalog>,
     max_attempts: u32,
     /// Ends what only waits.
     stopping: CancellationToken,
@@ -183,28 +219,56 @@ pub struct Service {
 }
 
 impl Service {
-    /// Jobs submitted here may be tried `max_attempts` times. Once it is `stopping`, it answers those who wait for a job.
-    pub fn new(
-        stores: Stores,
-        source: Source,
-        folder: Arc<Folder>,
-        max_attempts: u32,
-        stopping: CancellationToken,
-    ) -> Service {
+    /// Once it is `stopping`, it answers those who wait for a job.
+    pub fn new(settings: Settings, stores: Stores, source: Source, stopping: CancellationToken) -> Service {
+        let Settings { folder, catalog, max_attempts } = settings;
         let Stores { api, probe } = stores;
         let [turns, followers] = [FOLDER_TURNS, MOST_FOLLOWERS].map(|most| Arc::new(Semaphore::new(most)));
-        Service { store: api, probe, source, folder, max_attempts, stopping, turns, followers }
+        Service { store: api, probe, source, folder, catalog, max_attempts, stopping, turns, followers }
+    }
+
+    /// The dataset of this name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn dataset(&self, name: &str) -> Result<&Arc<Dataset>, Error> {
+        self.catalog.get(name).ok_or_else(|| Error::NoDataset(self.catalog.names()))
+    }
+
+    /// Every dataset there is, with what its table looks like now.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn datasets(&self) -> Result<Vec<Description>, Error> {
+        let mut datasets = Vec::new();
+        for dataset in self.catalog.iter() {
+            datasets.push(self.describe(dataset).await?);
+        }
+        Ok(datasets)
+    }
+
+    /// A dataset with what its table looks like now.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
+        on_table(self.source.describe(dataset)).await
     }
 
     /// Takes a job on. It will be done, whatever happens to this process. A request that was sent before, by its key, is the
     /// job that it was then.
     ///
     /// # Errors
-    /// If the key was sent with another request, too much is open, or the database fails.
+    /// If there is no such dataset, or not with what is selected of it, the key was sent with another request, too much is open,
+    /// or the database fails.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
+        let dataset = self.dataset(&request.dataset)?;
+        if !request.selection.is_all() {
+            self.check(dataset, &request.selection).await?;
+        }
         // A broken folder is the worker's to report: the job fails with the reason.
         let store = self.on_folder(|folder| folder.store()).await.ok();
-        match within(self.store.submit(request, &USERS, store, self.max_attempts)).await? {
+        match within(self.store.submit(request, store, self.max_attempts)).await? {
             Submitted::Made(job) | Submitted::Before(job) => Ok(job),
             Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
             Submitted::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
@@ -216,11 +280,16 @@ impl Service {
     /// # Errors
     /// If there is no such job, or it ended otherwise, or not yet; and as [`submit`](Service::submit).
     pub async fn retry(&self, id: JobId, key: Option<IdempotencyKey>) -> Result<Job, Error> {
-        let Job { consumer, export_type, encoding, status, .. } = self.job(id).await?;
+        let Job { consumer, dataset, export_type, selection, encoding, status, .. } = self.job(id).await?;
         if !matches!(status, Status::Failed | Status::Cancelled) {
             return Err(Error::NotToRetry(status));
         }
-        self.submit(&Request { consumer, export_type, encoding, retry_of: Some(id), key }).await
+        self.submit(&Request { consumer, dataset, export_type, selection, encoding, retry_of: Some(id), key }).await
+    }
+
+    async fn check(&self, dataset: &Arc<Dataset>, selection: &Selection) -> Result<(), Error> {
+        let checked = on_table(self.source.check(dataset, selection)).await?;
+        checked.map_err(Error::BadSelection)
     }
 
     /// A job.
@@ -289,8 +358,9 @@ impl Service {
     ///
     /// # Errors
     /// If it has no watermark.
-    pub async fn watermark(&self, consumer: &ConsumerId) -> Result<Watermark, Error> {
-        within(self.store.watermark(consumer, USERS.name)).await?.ok_or(Error::NoWatermark)
+    pub async fn watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<Watermark, Error> {
+        let dataset = self.dataset(dataset)?;
+        within(self.store.watermark(consumer, &dataset.name)).await?.ok_or(Error::NoWatermark)
     }
 
     /// A job, once it has ended or `patience` has passed.
@@ -358,29 +428,84 @@ impl Service {
         within(self.store.jobs(filter, limit)).await
     }
 
-    /// The consumers after `after` in the order of their ids, each with its last job.
+    /// Where consumers stand in datasets, in the order of their ids, those after `after`, each with its last job.
     ///
     /// # Errors
-    /// If the database fails.
-    pub async fn consumers(&self, after: Option<&str>, limit: u32) -> Result<Vec<(Standing, Option<Job>)>, Error> {
-        let standings = tokio::time::timeout(COUNTING_PATIENCE, self.source.standings(&USERS, after, limit)).await;
-        let standings = standings.map_err(|_| Error::Table(None))?.map_err(|error| Error::Table(Some(error)))?;
-        let ids: Vec<&str> = standings.iter().map(|standing| standing.consumer.as_str()).collect();
-        let mut jobs = within(self.store.last_jobs(&ids, &USERS)).await?;
+    /// If the database fails, or doesn't count in time.
+    pub async fn consumers(
+        &self,
+        after: Option<(&ConsumerId, &str)>,
+        limit: u32,
+    ) -> Result<Vec<(Standing, Option<Job>)>, Error> {
+        let places = within(self.store.places(after, limit)).await?;
+        let counted = tokio::time::timeout(COUNTING_PATIENCE, self.standings(&places)).await;
+        let standings = counted.map_err(|_| Error::Table(None))??;
+        let (ids, datasets): (Vec<_>, Vec<_>) =
+            places.iter().map(|place| (place.consumer.as_str(), place.dataset.as_str())).unzip();
+        let mut jobs = within(self.store.last_jobs(&ids, &datasets)).await?;
         let with_job = |standing: Standing| {
-            let at = jobs.iter().position(|job| job.consumer.as_ref() == Some(&standing.consumer));
-            let job = at.map(|at| jobs.swap_remove(at));
+            let is_its =
+                |job: &Job| job.consumer.as_ref() == Some(&standing.consumer) && job.dataset == standing.dataset;
+            let job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
             (standing, job)
         };
         Ok(standings.into_iter().map(with_job).collect())
     }
 
+    /// Where a consumer stands in a dataset, or would.
+    ///
+    /// # Errors
+    /// If the table can't be read.
+    pub async fn standing(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<Standing, Error> {
+        let standings = on_table(self.source.standings(dataset, &[consumer.as_str()])).await?;
+        standings.into_iter().next().ok_or(Error::NoWatermark)
+    }
+
+    /// Where consumers stand, seen from the tables. A table that can't be read hides nobody.
+    async fn standings(&self, places: &[Place]) -> Result<Vec<Standing>, Error> {
+        let mut seen = Vec::new();
+        for dataset in self.catalog.iter() {
+            let of = places.iter().filter(|place| place.dataset == dataset.name);
+            let consumers: Vec<_> = of.map(|place| place.consumer.as_str()).collect();
+            if consumers.is_empty() {
+                continue;
+            }
+            match self.source.standings(dataset, &consumers).await {
+                Ok(standings) => seen.extend(standings),
+                Err(error @ (source::Error::Mismatch(_) | source::Error::Denied { .. })) => {
+                    tracing::warn!(event = "table_unreadable", dataset = dataset.name, error = chain(&error));
+                }
+                Err(error) => return Err(Error::Table(Some(error))),
+            }
+        }
+        let standing = |place: &Place| {
+            let is_its = |seen: &Standing| seen.consumer == place.consumer && seen.dataset == place.dataset;
+            seen.iter().position(is_its).map(|at| seen.swap_remove(at)).unwrap_or_else(|| Standing {
+                consumer: place.consumer.clone(),
+                dataset: place.dataset.clone(),
+                last_exported_at: place.last_exported_at,
+                rows_waiting: Waiting::Unknown,
+                continuity: None,
+            })
+        };
+        Ok(places.iter().map(standing).collect())
+    }
+
     /// Sets a consumer's watermark by hand.
     ///
     /// # Errors
-    /// If an export of that consumer is being committed.
-    pub async fn set_watermark(&self, consumer: ConsumerId, time: DateTime<Utc>) -> Result<Watermark, Error> {
-        let watermark = Watermark { consumer, dataset: USERS.name.to_owned(), last_exported_at: time };
+    /// If an export of that consumer is being committed, or the dataset has no times.
+    pub async fn set_watermark(
+        &self,
+        consumer: ConsumerId,
+        dataset: &str,
+        time: DateTime<Utc>,
+    ) -> Result<Watermark, Error> {
+        let dataset = self.dataset(dataset)?.name.clone();
+        if self.dataset(&dataset)?.updated_at.is_none() {
+            return Err(Error::NoTimes(dataset));
+        }
+        let watermark = Watermark { consumer, dataset, last_exported_at: time };
         match within(self.store.set_watermark(&watermark)).await? {
             Written::Done => Ok(watermark),
             Written::Committing => Err(Error::Committing),
@@ -391,8 +516,9 @@ impl Service {
     ///
     /// # Errors
     /// If an export of that consumer is being committed.
-    pub async fn forget_watermark(&self, consumer: &ConsumerId) -> Result<(), Error> {
-        match within(self.store.forget_watermark(consumer, USERS.name)).await? {
+    pub async fn forget_watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
+        let dataset = self.dataset(dataset)?;
+        match within(self.store.forget_watermark(consumer, &dataset.name)).await? {
             Written::Done => Ok(()),
             Written::Committing => Err(Error::Committing),
         }

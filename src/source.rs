@@ -7,15 +7,19 @@ pub mod capture;
 mod copy;
 mod cursor;
 mod guard;
+pub mod purge;
 mod select;
+pub mod shape;
 pub mod snapshot;
 mod spare;
 mod standing;
 
+use std::fmt;
 use std::time::Duration;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
+use crate::dataset::catalog::Fault;
 use crate::job::Continuity;
 use crate::row::Frame;
 
@@ -32,14 +36,17 @@ pub enum Error {
     #[error("the table `{table}` is missing, or a column of it")]
     TableMissing {
         /// Its name.
-        table: &'static str,
+        table: String,
         /// What Postgres said.
         #[source]
         cause: sqlx::Error,
     },
     /// The table is somebody's, and nobody told the service to export it.
-    #[error("the table `{0}` was not made by this service; `cdc-export track` lets it be exported")]
-    NotTracked(&'static str),
+    #[error("the changes of dataset `{0}` are not captured; `cdc-export track {0}` lets it be exported")]
+    NotTracked(String),
+    /// The table isn't as the dataset says.
+    #[error("the table is not as its dataset says: {}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
+    Mismatch(Vec<Fault>),
     /// Exactness can't be kept: what changed is not known.
     #[error("what changed since the last export is not known exactly ({0}): a full export is needed")]
     FullExportNeeded(Continuity),
@@ -50,7 +57,7 @@ pub enum Error {
     #[error("the database role may not read the whole table `{table}`")]
     Denied {
         /// Its name.
-        table: &'static str,
+        table: String,
         /// What Postgres said.
         #[source]
         cause: sqlx::Error,
@@ -59,7 +66,7 @@ pub enum Error {
     #[error("the table `{table}` holds a text that is not UTF-8")]
     InvalidText {
         /// Its name.
-        table: &'static str,
+        table: String,
         /// What Postgres said.
         #[source]
         cause: sqlx::Error,
@@ -83,8 +90,9 @@ pub enum Error {
 
 impl Error {
     /// Sorts an error by what can be done about it (SQLSTATEs: PostgreSQL documentation, appendix A).
-    fn of(table: &'static str) -> impl Fn(sqlx::Error) -> Error {
+    fn of(table: impl fmt::Display) -> impl Fn(sqlx::Error) -> Error {
         move |cause| {
+            let table = table.to_string();
             let code = match &cause {
                 sqlx::Error::Database(e) => match e.try_downcast_ref::<PgDatabaseError>() {
                     // A fatal error ends the connection, whatever its code.
@@ -114,6 +122,15 @@ impl Error {
                 "22021" | "22P05" => Error::InvalidText { table, cause },
                 _ => Error::Sql(cause),
             }
+        }
+    }
+}
+
+impl From<shape::Error> for Error {
+    fn from(error: shape::Error) -> Error {
+        match error {
+            shape::Error::Faults(faults) => Error::Mismatch(faults),
+            shape::Error::Sql(cause) => Error::of("pg_catalog")(cause),
         }
     }
 }

@@ -39,6 +39,9 @@ pub enum Error {
     /// Postgres refused the statement.
     #[error("the database refused a statement")]
     Sql(#[source] sqlx::Error),
+    /// A row that somebody else wrote is of a consumer that can't be.
+    #[error("the database holds the consumer id `{0}`, which is none")]
+    NoConsumer(String),
     /// A row holds what this version of the service doesn't know.
     #[error("the database holds an unknown value")]
     Unknown(#[from] crate::job::UnknownWord),
@@ -85,6 +88,7 @@ struct Front {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
+    /// Where a claim begins to look, for as long as that is known.
     front: Arc<Mutex<Option<Front>>>,
 }
 

@@ -20,6 +20,17 @@ pub struct Watermark {
 /// So many waiting rows are counted, and no more.
 pub const COUNTED_ROWS: u64 = 10_000;
 
+/// A number of rows, as far as they are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// So many.
+    Exactly(u64),
+    /// More than [`COUNTED_ROWS`].
+    More,
+    /// Nobody can tell: the table can't be read as its dataset says, or there is no such dataset any more.
+    Unknown,
+}
+
 /// Where a consumer stands in a dataset, seen from the table.
 #[derive(Clone, Debug)]
 pub struct Standing {
@@ -27,8 +38,10 @@ pub struct Standing {
     pub consumer: ConsumerId,
     /// Its watermark, if it has one.
     pub last_exported_at: Option<DateTime<Utc>>,
-    /// Rows that changed since its last export; `None`: more than [`COUNTED_ROWS`].
-    pub rows_waiting: Option<u64>,
+    /// In which dataset.
+    pub dataset: String,
+    /// Rows that changed since its last export.
+    pub rows_waiting: Waiting,
     /// What stands between its last export and the next.
     pub continuity: Option<Continuity>,
 }
@@ -52,8 +65,10 @@ pub type Snapshot = String;
 /// Where an export stands itself: what its commit saves as the consumer's new position.
 #[derive(Clone, Debug, Default)]
 pub struct Standpoint {
-    /// The exported snapshot.
-    pub snapshot: Snapshot,
+    /// The exported snapshot; `None`: the times alone rule.
+    pub snapshot: Option<Snapshot>,
+    /// When it was taken.
+    pub taken_at: DateTime<Utc>,
     /// The table, and how to notice that it is not the same any more.
     pub table: Fingerprint,
 }

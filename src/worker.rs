@@ -15,20 +15,21 @@ use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::{CellMax, Dataset, USERS};
+use crate::dataset::catalog::Catalog;
+use crate::dataset::{Capture, CellMax};
 use crate::failpoint;
 use crate::job::{Exported, Failure, FailureCode, Job, JobId, Progress, Retention, Status};
 use crate::pipeline;
 use crate::sink::{self, Folder};
 use crate::source::{
-    self, capture,
+    self, purge,
     snapshot::{Permit, Snapshot, Source},
 };
 use crate::store::{
     self, Store,
     files::FilePlace,
     jobs::{self, Committed, Found},
-    queue::{Beat, Lease, Settlement},
+    queue::{Beat, Claimant, Lease, Settlement},
 };
 use crate::telemetry::chain;
 use crate::worker::heartbeat::{Heartbeat, Stop};
@@ -51,7 +52,7 @@ pub struct Settings {
     /// The level of compressed files; `None`: each codec's own.
     pub compression_level: Option<u8>,
     /// How much of the change log a consumer that doesn't come may hold.
-    pub log_caps: capture::Caps,
+    pub log_caps: purge::Caps,
     /// Files that are kept.
     pub retain_files: Retention,
     /// Jobs that are kept; a job's file goes with it at the latest.
@@ -67,6 +68,9 @@ pub struct Worker {
     store: Store,
     source: Source,
     folder: Arc<Folder>,
+    catalog: Arc<Catalog>,
+    /// Their names.
+    datasets: Arc<[String]>,
     /// Work may have come.
     work_hint: Arc<Notify>,
     /// Jobs that were asked to stop.
@@ -117,7 +121,7 @@ impl Error {
             Error::Store(store::Error::Unavailable(_) | store::Error::InTheWay(_)) => {
                 Settlement::Retry(failure(FailureCode::SourceUnavailable))
             }
-            Error::Store(store::Error::Sql(_) | store::Error::Unknown(_)) => {
+            Error::Store(store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::NoConsumer(_)) => {
                 Settlement::Fail(failure(FailureCode::Internal))
             }
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
@@ -132,6 +136,10 @@ impl Error {
                 source::Error::TableMissing { .. } | source::Error::NotTracked(_) => {
                     Settlement::Fail(failure(FailureCode::TableMissing))
                 }
+                source::Error::Mismatch(faults) => Settlement::Fail(failure(match faults.as_slice() {
+                    [fault] if fault.member == "table" => FailureCode::TableMissing,
+                    _ => FailureCode::DatasetMismatch,
+                })),
                 source::Error::InvalidText { .. } => Settlement::Fail(failure(FailureCode::InvalidText)),
                 source::Error::RowTooLarge { .. } => Settlement::Fail(failure(FailureCode::RowTooLarge)),
                 source::Error::Denied { .. } => Settlement::Fail(failure(FailureCode::PermissionDenied)),
@@ -156,8 +164,8 @@ impl Error {
 }
 
 impl Worker {
-    /// A worker that claims over `store`'s pool, reads from `source` and writes to `folder`.
-    pub fn new(settings: Settings, store: Store, source: Source, folder: Arc<Folder>) -> Worker {
+    /// A worker that claims over `store`'s pool, reads the datasets of `catalog` from `source` and writes to `folder`.
+    pub fn new(settings: Settings, store: Store, source: Source, folder: Arc<Folder>, catalog: Arc<Catalog>) -> Worker {
         let owner = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4().simple());
         Worker {
             settings,
@@ -165,6 +173,8 @@ impl Worker {
             store,
             source,
             folder,
+            datasets: catalog.iter().map(|dataset| dataset.name.clone()).collect(),
+            catalog,
             work_hint: Arc::new(Notify::new()),
             cancel_hints: broadcast::Sender::new(64),
         }
@@ -232,7 +242,8 @@ impl Worker {
         };
         // Without a store id the folder is broken: the job is claimed all the same, to fail with the reason.
         let store = self.on_folder(|folder| folder.store()).await.ok();
-        match self.within(self.store.claim(&self.owner, store, self.settings.lease)).await? {
+        let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, store };
+        match self.within(self.store.claim(&claimant, self.settings.lease)).await? {
             Some(lease) => Ok(Some((lease, ready))),
             None => {
                 *permit = Some(ready);
@@ -307,6 +318,7 @@ impl Worker {
             position: snapshot.position().clone(),
             standpoint: snapshot.standpoint().clone(),
             findings: snapshot.findings().clone(),
+            columns: snapshot.shape().narrowed(&lease.job.selection).fingerprint(),
         };
         let transaction = snapshot.begin_commit(self.settings.lease).await?;
         match jobs::commit(transaction, lease, &found, exported).await? {
@@ -323,19 +335,25 @@ impl Worker {
         progress: &Progress,
     ) -> Result<(Snapshot, Exported), Error> {
         let job = &lease.job;
-        let dataset = dataset(&job.dataset)?;
+        let dataset = self.catalog.get(&job.dataset).ok_or_else(|| Error::NoDataset(job.dataset.clone()))?;
         let (id, token) = (job.id, lease.token());
         let draft = self.on_folder(move |folder| folder.create(id, token)).await?;
-        let mut snapshot = permit.open(job, dataset, self.settings.lease).await?;
+        let mut snapshot = permit.open(job.consumer.as_ref(), job.export_type, dataset, self.settings.lease).await?;
         failpoint!("worker.opened");
-        let since = snapshot.position().last_exported_at;
+        // By their times alone, or without any, no row is late.
+        let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
+        let since = snapshot.position().last_exported_at.filter(|_| exact);
+        let shape = snapshot.shape().clone();
         let Settings { cell_max, compression_level, .. } = self.settings;
-        let order = pipeline::Order { job, dataset, since, cell_max, compression_level, progress };
+        let order = pipeline::Order { job, shape: &shape, since, cell_max, compression_level, progress };
         let (leader, rows) = snapshot.split();
-        let exported = tokio::select! {
+        let mut exported = tokio::select! {
             lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease * 2 / 3) => return Err(lost.into()),
             exported = pipeline::run(rows, &order, draft) => exported?,
         };
+        if dataset.updated_at.is_none() {
+            exported.last_updated_at = Some(snapshot.standpoint().taken_at).filter(|_| exported.rows > 0);
+        }
         Ok((snapshot, exported))
     }
 
@@ -444,8 +462,4 @@ async fn in_spite_of_panics<F: Future<Output = ()>>(
         tracing::error!(event = "worker_panicked");
         tokio::time::sleep(POLL).await;
     }
-}
-
-fn dataset(name: &str) -> Result<&'static Dataset, Error> {
-    if name == USERS.name { Ok(&USERS) } else { Err(Error::NoDataset(name.to_owned())) }
 }

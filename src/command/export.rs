@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cdc_export::config::Config;
 use cdc_export::http;
-use cdc_export::job::{Job, JobId, Request, Status};
+use cdc_export::job::{Encoding, Job, JobId, Request, Selection, Status};
 use cdc_export::postgres::Database;
 use cdc_export::service::Service;
 use indicatif::ProgressBar;
@@ -24,10 +24,15 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// Submits the export, waits for its end, and prints where its file is. Ctrl-C cancels it.
 pub(crate) async fn export(config: &Config, database: &Database, what: &Export) -> anyhow::Result<ExitCode> {
     let interrupted = stop_on_signal()?;
-    let consumer = what.consumer.parse().map_err(|why| anyhow::anyhow!("--consumer: {why}"))?;
-    let export_type = what.export_type.into();
-    let request =
-        Request { consumer: Some(consumer), export_type, encoding: what.encoding()?, retry_of: None, key: None };
+    let request = Request {
+        consumer: Some(what.consumer.clone()),
+        dataset: what.dataset.clone(),
+        export_type: what.export_type,
+        selection: Selection::default(),
+        encoding: Encoding::new(what.format, what.compression)?,
+        retry_of: None,
+        key: None,
+    };
     let done = CancellationToken::new();
     let Wired { worker, service } = wire(config, database, 1, &done);
     let job = service.submit(&request).await?;

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::command::{
-    Ground, Serve, connections_of_api, connections_of_exports, join_or_start, prepare, stop_on_signal, wire,
+    Ground, Serve, check, connections_of_api, connections_of_exports, join_or_start, prepare, stop_on_signal, wire,
 };
 
 /// The API, and the exports unless others run them.
@@ -36,7 +36,8 @@ async fn serve_on(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let prepared = async {
-        prepare(database).await?;
+        prepare(database, &config.catalog).await?;
+        check(config, database).await?;
         let exports = if how.no_workers { 0 } else { connections_of_exports(config, config.worker.workers) };
         postgres::require_connections(database, exports + connections_of_api(config)).await?;
         if config.seed_rows > 0 {
@@ -76,7 +77,8 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
     let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let worked = async {
         let prepared = async {
-            prepare(&ground.database).await?;
+            prepare(&ground.database, &config.catalog).await?;
+            check(&config, &ground.database).await?;
             let needed = connections_of_exports(&config, config.worker.workers);
             anyhow::Ok(postgres::require_connections(&ground.database, needed).await?)
         };

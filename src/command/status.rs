@@ -10,7 +10,7 @@ use cdc_export::config::Config;
 use cdc_export::http;
 use cdc_export::job::{Filter, Job, Status};
 use cdc_export::postgres::Database;
-use cdc_export::watermark::{COUNTED_ROWS, Standing};
+use cdc_export::watermark::{COUNTED_ROWS, Standing, Waiting};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -35,24 +35,36 @@ pub(crate) async fn status(config: &Config, database: &Database, json: bool) -> 
         println!("{}", serde_json::json!({ "consumers": consumers, "openJobs": open }));
         return Ok(());
     }
-    println!("{:<24} {:<28} {:>8}  {:<20} LAST JOB", "CONSUMER", "WATERMARK", "WAITING", "CONTINUITY");
+    println!(
+        "{:<24} {:<16} {:<28} {:>8}  {:<20} LAST JOB",
+        "CONSUMER", "DATASET", "WATERMARK", "WAITING", "CONTINUITY"
+    );
     for (standing, job) in &consumers {
         println!("{}", consumer_line(standing, job.as_ref()));
     }
-    println!("\n{:<37} {:<24} {:<12} {:<11} {:>4}", "OPEN JOB", "CONSUMER", "TYPE", "STATUS", "%");
+    println!("\n{:<37} {:<24} {:<16} {:<12} {:<11} {:>4}", "OPEN JOB", "CONSUMER", "DATASET", "TYPE", "STATUS", "%");
     for job in &open {
         let consumer = job.consumer.as_ref().map_or("-", |consumer| consumer.as_str());
-        println!("{:<37} {consumer:<24} {:<12} {:<11} {:>4}", job.id, job.export_type, job.status, job.progress);
+        let Job { id, dataset, export_type, status, progress, .. } = job;
+        println!("{id:<37} {consumer:<24} {dataset:<16} {export_type:<12} {status:<11} {progress:>4}");
     }
     Ok(())
 }
 
 fn consumer_line(standing: &Standing, job: Option<&Job>) -> String {
     let watermark = standing.last_exported_at.map_or("-".to_owned(), |time| time.format("%FT%T%.6fZ").to_string());
-    let waiting = standing.rows_waiting.map_or(format!("{COUNTED_ROWS}+"), |rows| rows.to_string());
+    let waiting = match standing.rows_waiting {
+        Waiting::Exactly(rows) => rows.to_string(),
+        Waiting::More => format!("{COUNTED_ROWS}+"),
+        Waiting::Unknown => "?".to_owned(),
+    };
     let continuity = standing.continuity.map_or("-", |why| why.as_str());
     let job = job.map_or("-".to_owned(), |job| format!("{} {}", job.export_type, job.status));
-    format!("{:<24} {watermark:<28} {waiting:>8}  {continuity:<20} {job}", standing.consumer.as_str())
+    format!(
+        "{:<24} {:<16} {watermark:<28} {waiting:>8}  {continuity:<20} {job}",
+        standing.consumer.as_str(),
+        standing.dataset
+    )
 }
 
 /// Asks the service on this machine whether it is ready: what a container's health check runs.

@@ -4,13 +4,12 @@ use axum::Json;
 use axum::extract::{Query, State};
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::USERS;
 use crate::http::exports::{JobBody, rfc3339};
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::job::{ConsumerId, Job};
 use crate::service::Service;
-use crate::watermark::{COUNTED_ROWS, Standing};
+use crate::watermark::{COUNTED_ROWS, Standing, Waiting};
 
 /// The query of `/consumers`.
 #[derive(Deserialize)]
@@ -24,19 +23,20 @@ pub(crate) struct Wanted {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ConsumerBody {
     consumer_id: String,
-    dataset: &'static str,
+    dataset: String,
     last_exported_at: Option<String>,
     rows_waiting: Rows,
     continuity: Option<&'static str>,
     last_job: Option<JobBody>,
 }
 
-/// A number of rows, exact up to a point.
+/// A number of rows, exact up to a point; null where nobody can tell.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Rows {
     Exactly(u64),
     MoreThan(String),
+    Unknown,
 }
 
 /// `GET /consumers`, in the order of their ids.
@@ -45,20 +45,27 @@ pub(crate) async fn list(
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Page<ConsumerBody>>, Problem> {
     let limit = pages::limit(wanted.limit.as_deref())?;
-    let after =
-        wanted.cursor.map(|cursor| cursor.parse::<ConsumerId>().map_err(|_| pages::bad_cursor())).transpose()?;
-    let consumers = service.consumers(after.as_ref().map(|id| id.as_str()), limit + 1).await?;
-    Ok(Json(Page::new(consumers, limit, |(standing, _)| standing.consumer.to_string(), body)))
+    let after = wanted.cursor.as_deref().map(place).transpose()?;
+    let after = after.as_ref().map(|(consumer, dataset)| (consumer, *dataset));
+    let consumers = service.consumers(after, limit + 1).await?;
+    Ok(Json(Page::new(consumers, limit, |(standing, _)| format!("{}/{}", standing.consumer, standing.dataset), body)))
+}
+
+/// A consumer and a dataset; neither has a slash in it.
+fn place(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
+    let (consumer, dataset) = cursor.split_once('/').ok_or_else(pages::bad_cursor)?;
+    Ok((consumer.parse().map_err(|_| pages::bad_cursor())?, dataset))
 }
 
 pub(super) fn body((standing, job): (Standing, Option<Job>)) -> ConsumerBody {
     let rows_waiting = match standing.rows_waiting {
-        Some(rows) => Rows::Exactly(rows),
-        None => Rows::MoreThan(format!("{COUNTED_ROWS}+")),
+        Waiting::Exactly(rows) => Rows::Exactly(rows),
+        Waiting::More => Rows::MoreThan(format!("{COUNTED_ROWS}+")),
+        Waiting::Unknown => Rows::Unknown,
     };
     ConsumerBody {
         consumer_id: standing.consumer.to_string(),
-        dataset: USERS.name,
+        dataset: standing.dataset,
         last_exported_at: standing.last_exported_at.map(rfc3339),
         rows_waiting,
         continuity: standing.continuity.map(|why| why.as_str()),

@@ -17,11 +17,12 @@ use serde::{Deserialize, Serialize};
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
+use crate::dataset::USERS;
 use crate::http::input::{self, Consumer, Key, MaybeConsumer, Members, PathConsumer};
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
-use crate::job::{BadEncoding, Compression, Encoding, ExportType, Filter, Format, Job, JobId, Request};
-use crate::service::Service;
+use crate::job::{BadEncoding, Compression, Encoding, ExportType, Filter, Format, Job, JobId, Request, Selection};
+use crate::service::{self, Service};
 
 /// A client whose events broke off asks again after this time.
 const RECONNECT: Duration = Duration::from_secs(2);
@@ -37,13 +38,14 @@ pub(crate) async fn create(
     mut members: Members,
 ) -> Result<Response, Problem> {
     let export_type = members.take_word("exportType")?.unwrap_or(ExportType::Full);
-    let encoding = encoding_of(members)?;
+    let selection = if consumer.is_none() { selection_of(&mut members)? } else { Selection::default() };
+    let (dataset, encoding) = options_of(members)?;
     if consumer.is_none() && export_type != ExportType::Full {
         let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
         return Err(Problem::bad_input("consumer_required", "X-Consumer-ID", detail));
     }
-    let request = Request { consumer, export_type, encoding, retry_of: None, key };
-    Ok(accepted(service.submit(&request).await?, "pending"))
+    let request = Request { consumer, dataset, export_type, selection, encoding, retry_of: None, key };
+    Ok(accepted(submit(&service, &request).await?, "pending"))
 }
 
 /// `POST /exports/full`
@@ -93,23 +95,42 @@ async fn start(
     members: Members,
     export_type: ExportType,
 ) -> Result<Response, Problem> {
-    let request =
-        Request { consumer: Some(consumer), export_type, encoding: encoding_of(members)?, retry_of: None, key };
-    Ok(accepted(service.submit(&request).await?, "started"))
+    let ((dataset, encoding), selection) = (options_of(members)?, Selection::default());
+    let request = Request { consumer: Some(consumer), dataset, export_type, selection, encoding, retry_of: None, key };
+    Ok(accepted(submit(&service, &request).await?, "started"))
 }
 
-/// How the rows are to be written, from what is left of the body.
-fn encoding_of(mut members: Members) -> Result<Encoding, Problem> {
+/// A dataset in a body is input, not the name of what is asked for.
+async fn submit(service: &Service, request: &Request) -> Result<Job, Problem> {
+    match service.submit(request).await {
+        Err(error @ service::Error::NoDataset(_)) => {
+            Err(Problem::bad_input("member_invalid", "dataset", format!("dataset: {error}")))
+        }
+        done => Ok(done?),
+    }
+}
+
+/// What of a dataset an ad-hoc export shall have.
+fn selection_of(members: &mut Members) -> Result<Selection, Problem> {
+    let columns = members.take_names("columns")?;
+    let limit = members.take_number("limit", 1..=i64::MAX as u64)?;
+    Ok(Selection { columns, filter: members.take_conditions("filter")?, limit })
+}
+
+/// The dataset, and how its rows are to be written, from what is left of the body.
+fn options_of(mut members: Members) -> Result<(String, Encoding), Problem> {
+    let dataset = members.take_text("dataset")?.unwrap_or_else(|| USERS.to_owned());
     let format = members.take_word("format")?.unwrap_or(Format::Csv);
     let compression = members.take_word("compression")?.unwrap_or(Compression::None);
     members.refuse_others()?;
-    Encoding::new(format, compression).map_err(|why| {
+    let encoding = Encoding::new(format, compression).map_err(|why| {
         let field = match why {
             BadEncoding::NotBuilt(_) => "format",
             BadEncoding::CompressedInside(_) => "compression",
         };
         Problem::bad_input("member_invalid", field, format!("{field}: {why}"))
-    })
+    });
+    Ok((dataset, encoding?))
 }
 
 /// `POST /exports/{jobId}/retry`: a new job like a failed or cancelled one.
@@ -347,6 +368,7 @@ pub(crate) struct JobBody {
     late_rows: u64,
     open_transactions: Option<u32>,
     oldest_transaction_seconds: Option<f64>,
+    schema_changed: bool,
     table_rewritten: bool,
     watermark_from: Option<String>,
     watermark_to: Option<String>,
@@ -385,6 +407,7 @@ impl From<Job> for JobBody {
             late_rows: job.late_rows,
             open_transactions: job.findings.open_transactions,
             oldest_transaction_seconds: job.findings.oldest_transaction_seconds,
+            schema_changed: job.schema_changed,
             table_rewritten: job.findings.table_rewritten,
             watermark_from: job.watermark_from.map(rfc3339),
             watermark_to: job.watermark_to.map(rfc3339),

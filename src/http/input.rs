@@ -1,5 +1,7 @@
 //! What requests carry, read and checked: the consumer, a job's id, an optional JSON body.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use axum::body::Body;
@@ -13,11 +15,14 @@ use uuid::Uuid;
 
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::problem::Problem;
-use crate::job::{BadIdempotencyKey, ConsumerId, IdempotencyKey, JobId};
+use crate::job::{BadIdempotencyKey, Condition, ConsumerId, IdempotencyKey, JobId, Operator};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
 const KEY_HEADER: &str = "Idempotency-Key";
 const MAX_BODY_BYTES: usize = 1_000_000;
+/// Columns that a table may have.
+const MOST_NAMES: usize = 1_600;
+const MOST_CONDITIONS: usize = 100;
 
 /// The consumer that the header names, if there is one.
 pub(crate) struct MaybeConsumer(pub(crate) Option<ConsumerId>);
@@ -155,17 +160,105 @@ fn says_json(headers: &HeaderMap) -> bool {
     media_type.eq_ignore_ascii_case("application/json")
 }
 
+/// A value as a text, which its column's type reads.
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        // Postgres's texts have no NUL.
+        Value::String(text) if !text.contains('\0') => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(boolean) => Some(boolean.to_string()),
+        _ => None,
+    }
+}
+
+fn invalid(name: &str, why: impl Display) -> Problem {
+    Problem::bad_input("member_invalid", name, format!("{name}: {why}"))
+}
+
 impl Members {
+    /// Takes a member that is a text.
+    pub(crate) fn take_text(&mut self, name: &str) -> Result<Option<String>, Problem> {
+        match self.0.remove(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(invalid(name, "a string is expected")),
+        }
+    }
+
     /// Takes a member that is one of a type's words.
-    pub(crate) fn take_word<T: FromStr<Err: std::fmt::Display>>(&mut self, name: &str) -> Result<Option<T>, Problem> {
-        let word = match self.0.remove(name) {
-            None => return Ok(None),
-            Some(Value::String(word)) => word,
-            Some(_) => return Err(Problem::bad_input("member_invalid", name, format!("{name}: a string is expected"))),
+    pub(crate) fn take_word<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<Option<T>, Problem> {
+        let word = self.take_text(name)?;
+        word.map(|word| word.parse().map_err(|why| invalid(name, why))).transpose()
+    }
+
+    /// Takes a member that is a whole number of this range.
+    pub(crate) fn take_number(&mut self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Problem> {
+        let Some(value) = self.0.remove(name) else { return Ok(None) };
+        let number = value.as_u64().filter(|number| range.contains(number));
+        number.map(Some).ok_or_else(|| {
+            invalid(name, format!("a whole number from {} to {} is expected", range.start(), range.end()))
+        })
+    }
+
+    /// Takes a member that is a list of names, each once.
+    pub(crate) fn take_names(&mut self, name: &str) -> Result<Option<Vec<String>>, Problem> {
+        let Some(value) = self.0.remove(name) else { return Ok(None) };
+        let names: Option<Vec<String>> = serde_json::from_value(value).ok();
+        let names = names.filter(|names| (1..=MOST_NAMES).contains(&names.len()));
+        let names = names.ok_or_else(|| invalid(name, format!("a list of 1 to {MOST_NAMES} strings is expected")))?;
+        match names.iter().enumerate().find(|(i, one)| names[..*i].contains(one)) {
+            Some((i, one)) => Err(invalid(&format!("{name}[{i}]"), format!("`{one}` is there already"))),
+            None => Ok(Some(names)),
+        }
+    }
+
+    /// Takes a member that is a list of conditions, objects of `column`, `op` and `value`.
+    pub(crate) fn take_conditions(&mut self, name: &str) -> Result<Vec<Condition>, Problem> {
+        let conditions = match self.0.remove(name) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(conditions)) if conditions.len() <= MOST_CONDITIONS => conditions,
+            Some(_) => return Err(invalid(name, format!("a list of up to {MOST_CONDITIONS} objects is expected"))),
         };
-        let parsed =
-            word.parse().map_err(|why| Problem::bad_input("member_invalid", name, format!("{name}: {why}")))?;
-        Ok(Some(parsed))
+        let read = |(i, condition)| match condition {
+            Value::Object(members) => Members(members).into_condition(&format!("{name}[{i}]")),
+            _ => Err(invalid(&format!("{name}[{i}]"), "an object of column, op and value is expected")),
+        };
+        conditions.into_iter().enumerate().map(read).collect()
+    }
+
+    fn into_condition(mut self, at: &str) -> Result<Condition, Problem> {
+        let member = |name: &str| format!("{at}.{name}");
+        let mut text = |name: &str| match self.0.remove(name) {
+            Some(Value::String(text)) => Ok(text),
+            _ => Err(invalid(&member(name), "a string is expected")),
+        };
+        let column = text("column")?;
+        let operator: Operator = text("op")?.parse().map_err(|why| invalid(&member("op"), why))?;
+        let value = self.0.remove("value").unwrap_or(Value::Null);
+        let value = match (operator, &value) {
+            (Operator::In, Value::Array(values)) => {
+                let texts: Option<Vec<String>> = values.iter().map(scalar).collect();
+                texts.map(|texts| serde_json::json!(texts).to_string())
+            }
+            (Operator::In, _) => None,
+            (Operator::IsNull, Value::Bool(_)) => scalar(&value),
+            (Operator::IsNull, _) => None,
+            _ => scalar(&value),
+        };
+        let expected = match operator {
+            Operator::In => "a list of strings, numbers or booleans is expected",
+            Operator::IsNull => "true or false is expected",
+            _ => "a string, a number or a boolean is expected; for NULL there is isNull",
+        };
+        let value = value.ok_or_else(|| invalid(&member("value"), expected))?;
+        match self.0.into_iter().next() {
+            None => Ok(Condition { column, operator, value }),
+            Some((name, _)) => Err(Problem::bad_input(
+                "member_unknown",
+                &member(&name),
+                format!("{}: there is no such member", member(&name)),
+            )),
+        }
     }
 
     /// Takes a member that is a time, RFC 3339.
@@ -176,7 +269,7 @@ impl Members {
         };
         // Postgres has no year 0; this type has.
         let time = time.map(DateTime::<Utc>::from).filter(|time| time.year() > 0);
-        time.ok_or_else(|| Problem::bad_input("member_invalid", name, format!("{name}: an RFC 3339 time is expected")))
+        time.ok_or_else(|| invalid(name, "an RFC 3339 time is expected"))
     }
 
     /// Refuses every member that nobody has taken.

@@ -147,6 +147,14 @@ impl From<service::Error> for Problem {
                 Problem::unavailable("output_failed", detail)
             }
             Error::NoJob | Error::NoUser => Problem::not_found(&detail),
+            Error::NoDataset(_) => Problem::new(StatusCode::NOT_FOUND, "no_dataset", detail).about("dataset"),
+            Error::NoTimes(_) => Problem::new(StatusCode::CONFLICT, "no_updated_at", detail).about("lastExportedAt"),
+            Error::BadSelection(bad) => Problem::bad_input("member_invalid", &bad.field, detail),
+            Error::Mismatch(faults) => {
+                let faults = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                tracing::warn!(event = "dataset_mismatch", error = faults);
+                Problem::unavailable("dataset_mismatch", format!("{detail}: {faults}"))
+            }
             Error::NoWatermark => Problem::new(StatusCode::NOT_FOUND, "no_watermark", detail),
             Error::NoFile(_) => Problem::new(StatusCode::CONFLICT, "not_completed", detail),
             Error::FileGone => Problem::new(StatusCode::GONE, "file_gone", detail),

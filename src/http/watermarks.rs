@@ -24,7 +24,13 @@ pub(crate) struct WatermarkBody {
 /// The query of `/exports/watermark`.
 #[derive(Deserialize)]
 pub(crate) struct Of {
-    dataset: Option<String>,
+    #[serde(default = "users")]
+    dataset: String,
+}
+
+/// The dataset that is meant where none is named.
+pub(super) fn users() -> String {
+    USERS.to_owned()
 }
 
 /// `GET /exports/watermark`
@@ -33,8 +39,7 @@ pub(crate) async fn get(
     Consumer(consumer): Consumer,
     Query(Of { dataset }): Query<Of>,
 ) -> Result<Json<WatermarkBody>, Problem> {
-    check(dataset)?;
-    Ok(Json(service.watermark(&consumer).await?.into()))
+    Ok(Json(service.watermark(&consumer, &dataset).await?.into()))
 }
 
 /// `PUT /exports/watermark`: sets it by hand.
@@ -44,10 +49,9 @@ pub(crate) async fn put(
     Query(Of { dataset }): Query<Of>,
     mut members: Members,
 ) -> Result<Json<WatermarkBody>, Problem> {
-    check(dataset)?;
     let time = members.take_time("lastExportedAt")?;
     members.refuse_others()?;
-    Ok(Json(service.set_watermark(consumer, time).await?.into()))
+    Ok(Json(service.set_watermark(consumer, &dataset, time).await?.into()))
 }
 
 /// `DELETE /exports/watermark`: forgets it.
@@ -56,16 +60,8 @@ pub(crate) async fn delete(
     Consumer(consumer): Consumer,
     Query(Of { dataset }): Query<Of>,
 ) -> Result<StatusCode, Problem> {
-    check(dataset)?;
-    service.forget_watermark(&consumer).await?;
+    service.forget_watermark(&consumer, &dataset).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn check(dataset: Option<String>) -> Result<(), Problem> {
-    match dataset {
-        Some(name) if name != USERS.name => Err(Problem::not_found("there is no dataset of this name")),
-        _ => Ok(()),
-    }
 }
 
 impl From<Watermark> for WatermarkBody {

@@ -1,14 +1,15 @@
-//! Change capture: the triggers that write the keys of changed rows to the log, and the purge of that log.
+//! Change capture: the triggers that write the keys of changed rows to the log.
 //!
 //! The bodies of the trigger functions are generated once, with the table's own names in them: a dynamic statement would be
-//! planned at every call. Knows no consumer but as a position that pins the log.
+//! planned at every call. Knows no consumer.
 
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::dataset::Dataset;
-use crate::source::select;
+use crate::dataset::catalog::Fault;
+use crate::dataset::{Capture, Dataset, Shape, Table};
+use crate::source::{select, shape};
 
 /// The lock that triggers need queues the table's writers behind it, so it is not waited for longer than this.
 const LOCK_TIMEOUT: &str = "2s";
@@ -37,28 +38,12 @@ pub enum Error {
         /// The partitioned table.
         parent: String,
     },
-    /// Without a key there is nothing to log.
-    #[error("`{0}` has no primary key, so its rows can't be told apart")]
-    NoKey(String),
-    /// Another key than the dataset's.
-    #[error("the primary key of `{table}` is ({found}), where ({expected}) is expected")]
-    OtherKey {
-        /// Its name.
-        table: String,
-        /// Its key.
-        found: String,
-        /// The dataset's.
-        expected: String,
-    },
-    /// A column is missing, or of a type that isn't the dataset's.
-    #[error("`{table}` has not the columns of the dataset")]
-    OtherColumns {
-        /// Its name.
-        table: String,
-        /// What Postgres says.
-        #[source]
-        cause: sqlx::Error,
-    },
+    /// The table isn't as the dataset says.
+    #[error("{}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
+    Mismatch(Vec<Fault>),
+    /// The dataset wants no triggers.
+    #[error("`{0}` has capture = \"timestamp\", which needs no triggers")]
+    ByTimestamp(String),
     /// Its writers never left room for the lock.
     #[error("`{0}` is too busy: no moment was found to install the triggers; try again")]
     Busy(String),
@@ -87,8 +72,10 @@ struct Found {
     is_child: bool,
     is_subscribed: bool,
     is_unlogged: bool,
-    key: Vec<String>,
     captured: bool,
+    primary_key: Vec<String>,
+    /// What the triggers log; `None`: the primary key, or there are none.
+    logged_key: Option<Vec<String>>,
 }
 
 /// Whether every trigger that a table `t` (of `pg_class`) needs is there, and fires whatever `session_replication_role` says.
@@ -118,7 +105,7 @@ pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<(), Error> {
             done => return done,
         }
     }
-    Err(Error::Busy(dataset.table.to_owned()))
+    Err(Error::Busy(dataset.table.to_string()))
 }
 
 /// Puts the triggers back on a table of ours, where they are missing. Not on one that somebody brought: that is for `track`.
@@ -134,7 +121,7 @@ pub async fn restore(pool: &PgPool, dataset: &Dataset) -> Result<(), Error> {
            join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
            where c.oid = to_regclass($1))",
     )
-    .bind(select::quoted(dataset.table))
+    .bind(select::relation(&dataset.table))
     .fetch_one(pool)
     .await?;
     if ours { track(pool, dataset).await } else { Ok(()) }
@@ -149,7 +136,7 @@ pub async fn untrack(pool: &PgPool, dataset: &Dataset) -> Result<(), Error> {
     let mut tx = conn.begin().await?;
     lock(&mut tx, dataset).await?;
     let found = find(&mut tx, dataset).await?;
-    remove(&mut tx, &found).await?;
+    remove(&mut tx, &dataset.table, &found).await?;
     sqlx::query(
         "-- source.capture.untrack
          delete from cdc_export.tracked where schema_name = $1 and table_name = $2",
@@ -162,6 +149,9 @@ pub async fn untrack(pool: &PgPool, dataset: &Dataset) -> Result<(), Error> {
 }
 
 async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error> {
+    if dataset.capture != Capture::Triggers {
+        return Err(Error::ByTimestamp(dataset.name.clone()));
+    }
     let mut tx = conn.begin().await?;
     // Replicas that start at once: one installs, the others find it done.
     sqlx::raw_sql(
@@ -172,26 +162,31 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
     .execute(&mut *tx)
     .await?;
     let found = find(&mut tx, dataset).await?;
-    if !found.captured {
-        check(&mut tx, &found, dataset).await?;
+    let key = dataset.key.as_ref().unwrap_or(&found.primary_key);
+    let installed = found.captured && found.logged_key.as_ref().unwrap_or(&found.primary_key) == key;
+    if !installed {
+        check(&found, dataset)?;
+        look(&mut tx, dataset).await?;
         lock(&mut tx, dataset).await?;
-        remove(&mut tx, &found).await?;
-        for statement in triggers(&found, &relations(&mut tx, &found).await?) {
-            let denied = |cause| denied_or_else(dataset.table, cause);
+        remove(&mut tx, &dataset.table, &found).await?;
+        for statement in triggers(&found, key, &relations(&mut tx, &found).await?) {
+            let denied = |cause| denied_or_else(&dataset.table, cause);
             sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *tx).await.map_err(denied)?;
         }
     }
     sqlx::query(
         "-- source.capture.track
-         insert into cdc_export.tracked (schema_name, table_name) values ($1, $2) on conflict do nothing",
+         insert into cdc_export.tracked (schema_name, table_name, key) values ($1, $2, $3)
+         on conflict (schema_name, table_name) do update set key = excluded.key",
     )
     .bind(&found.schema_name)
     .bind(&found.table_name)
+    .bind(key)
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;
-    if !found.captured {
-        tracing::info!(event = "table_tracked", table = dataset.table);
+    if !installed {
+        tracing::info!(event = "table_tracked", table = %dataset.table);
     }
     Ok(())
 }
@@ -209,20 +204,22 @@ async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<Found, Error
                  from pg_index x
                  cross join lateral unnest(x.indkey) with ordinality as k (attnum, place)
                  join pg_attribute a on a.attrelid = t.oid and a.attnum = k.attnum
-                 where x.indrelid = t.oid and x.indisprimary
-                 order by k.place) as key, ",
+                 where x.indrelid = t.oid and x.indisprimary and k.place <= x.indnkeyatts
+                 order by k.place) as primary_key,
+           (select k.key from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname) as logged_key, ",
         captured!(),
         " as captured
          from pg_class t join pg_namespace n on n.oid = t.relnamespace where t.oid = to_regclass($1)"
     ))
-    .bind(select::quoted(dataset.table))
+    .bind(select::relation(&dataset.table))
     .fetch_optional(conn)
     .await?;
-    found.ok_or_else(|| Error::NoTable(dataset.table.to_owned()))
+    found.ok_or_else(|| Error::NoTable(dataset.table.to_string()))
 }
 
-async fn check(conn: &mut PgConnection, found: &Found, dataset: &Dataset) -> Result<(), Error> {
-    let table = dataset.table.to_owned();
+/// Whether triggers see everything that is written to it.
+fn check(found: &Found, dataset: &Dataset) -> Result<(), Error> {
+    let table = dataset.table.to_string();
     let kind = match found.kind.as_str() {
         "r" | "p" if found.has_children => "a table with children that inherit from it",
         // What is written through its parent fires the triggers of the parent alone.
@@ -238,25 +235,16 @@ async fn check(conn: &mut PgConnection, found: &Found, dataset: &Dataset) -> Res
     if !kind.is_empty() {
         return Err(Error::NotATable { table, kind });
     }
-    if let Some(parent) = found.parent.clone() {
-        return Err(Error::Partition { table, parent });
+    match found.parent.clone() {
+        Some(parent) => Err(Error::Partition { table, parent }),
+        None => Ok(()),
     }
-    if found.key.is_empty() {
-        return Err(Error::NoKey(table));
-    }
-    if found.key != [dataset.key] {
-        return Err(Error::OtherKey { table, found: found.key.join(", "), expected: dataset.key.to_owned() });
-    }
-    // The casts of the columns accept texts as well; what the changes are found by is compared.
-    let (key, updated_at) = (select::quoted(dataset.key), select::quoted(dataset.updated_at));
-    let rows = format!(
-        "-- source.capture.check\n {} and u.{key} = 0::bigint and u.{updated_at} > now() limit 0",
-        select::full(dataset, None)
-    );
-    let rows = sqlx::raw_sql(AssertSqlSafe(rows)).execute(conn).await;
-    rows.map(drop).map_err(|cause| match denied_or_else(dataset.table, cause) {
-        Error::Sql(cause) => Error::OtherColumns { table, cause },
-        denied => denied,
+}
+
+async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Shape, Error> {
+    shape::look(conn, dataset).await.map_err(|error| match error {
+        shape::Error::Faults(faults) => Error::Mismatch(faults),
+        shape::Error::Sql(cause) => denied_or_else(&dataset.table, cause),
     })
 }
 
@@ -265,17 +253,17 @@ async fn lock(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error> {
         "-- source.capture.lock
          set local lock_timeout = '{LOCK_TIMEOUT}';
          lock table {} in share row exclusive mode",
-        select::quoted(dataset.table)
+        select::relation(&dataset.table)
     );
     let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(conn).await;
-    locked.map(drop).map_err(|cause| denied_or_else(dataset.table, cause))
+    locked.map(drop).map_err(|cause| denied_or_else(&dataset.table, cause))
 }
 
-fn denied_or_else(table: &str, cause: sqlx::Error) -> Error {
+fn denied_or_else(table: &Table, cause: sqlx::Error) -> Error {
     match cause.as_database_error().and_then(|e| e.code()).as_deref() {
         // A reader that goes on to write while its table is locked here.
-        Some("55P03" | "40P01") => Error::Busy(table.to_owned()),
-        Some("42501") => Error::Denied { table: table.to_owned(), cause },
+        Some("55P03" | "40P01") => Error::Busy(table.to_string()),
+        Some("42501") => Error::Denied { table: table.to_string(), cause },
         _ => Error::Sql(cause),
     }
 }
@@ -296,7 +284,7 @@ async fn relations(conn: &mut PgConnection, found: &Found) -> Result<Vec<String>
 }
 
 /// Removes what is left of the triggers, with their functions, and the functions whose triggers somebody dropped.
-async fn remove(conn: &mut PgConnection, found: &Found) -> Result<(), Error> {
+async fn remove(conn: &mut PgConnection, table: &Table, found: &Found) -> Result<(), Error> {
     let functions: Vec<String> = sqlx::query_scalar(
         "-- source.capture.functions
          select format('cdc_export.%I', p.proname)
@@ -313,7 +301,7 @@ async fn remove(conn: &mut PgConnection, found: &Found) -> Result<(), Error> {
         // The triggers depend on it and go with it.
         let drop = format!("-- source.capture.remove\n drop function {function}() cascade");
         let dropped = sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await;
-        dropped.map_err(|cause| denied_or_else(&found.table_name, cause))?;
+        dropped.map_err(|cause| denied_or_else(table, cause))?;
     }
     Ok(())
 }
@@ -324,12 +312,12 @@ const HEAD: &str = "returns trigger language plpgsql security definer set search
   set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1";
 
 /// The statements that make functions and triggers.
-fn triggers(found: &Found, relations: &[String]) -> Vec<String> {
+fn triggers(found: &Found, key: &[String], relations: &[String]) -> Vec<String> {
     // Not named after the table: it may be renamed, or dumped and restored beside another one.
     let id = uuid::Uuid::new_v4().simple();
     let name = |what: &str| format!("cdc_export.capture_{id}_{what}");
     let mut statements =
-        if found.kind == "p" { by_row(found, relations, &name) } else { by_statement(found, relations, &name) };
+        if found.kind == "p" { by_row(key, relations, &name) } else { by_statement(key, relations, &name) };
     for relation in relations {
         statements.push(format!(
             "-- source.capture.always
@@ -338,21 +326,17 @@ fn triggers(found: &Found, relations: &[String]) -> Vec<String> {
                  execute format('alter table {relation} enable always trigger %I', name);
                end loop;
              end $$",
-            literal(relation)
+            select::literal(relation)
         ));
     }
     statements
 }
 
 /// A plain table: one call a statement, which sees all its rows.
-fn by_statement(found: &Found, relations: &[String], name: &dyn Fn(&str) -> String) -> Vec<String> {
-    let key = |row: &str| key_of(found, row);
-    let same = found
-        .key
-        .iter()
-        .map(|column| format!("n.{0} = o.{0}", select::quoted(column)))
-        .collect::<Vec<_>>()
-        .join(" and ");
+fn by_statement(key: &[String], relations: &[String], name: &dyn Fn(&str) -> String) -> Vec<String> {
+    let logged_key = |row: &str| key_of(key, row);
+    let same =
+        key.iter().map(|column| format!("n.{0} = o.{0}", select::quoted(column))).collect::<Vec<_>>().join(" and ");
     let logged = "insert into cdc_export.change_log (tbl, op, pk";
     let table = &relations[0];
     vec![
@@ -365,7 +349,7 @@ fn by_statement(found: &Found, relations: &[String], name: &dyn Fn(&str) -> Stri
              create trigger cdc_export_i after insert on {table} referencing new table as n
                for each statement execute function {i}()",
             i = name("i"),
-            key = key("n")
+            key = logged_key("n")
         ),
         // One trigger sees the rows before and after, so a key that was changed is logged as gone. plpgsql keeps the plan of a
         // session's first, small update; as a nested loop it would never end on 200,000 rows.
@@ -380,8 +364,8 @@ fn by_statement(found: &Found, relations: &[String], name: &dyn Fn(&str) -> Stri
              create trigger cdc_export_u after update on {table} referencing old table as o new table as n
                for each statement execute function {u}()",
             u = name("u"),
-            new = key("n"),
-            old = key("o")
+            new = logged_key("n"),
+            old = logged_key("o")
         ),
         format!(
             "-- source.capture.delete
@@ -392,7 +376,7 @@ fn by_statement(found: &Found, relations: &[String], name: &dyn Fn(&str) -> Stri
              create trigger cdc_export_d after delete on {table} referencing old table as o
                for each statement execute function {d}()",
             d = name("d"),
-            key = key("o")
+            key = logged_key("o")
         ),
         format!(
             "-- source.capture.truncate
@@ -408,8 +392,8 @@ fn by_statement(found: &Found, relations: &[String], name: &dyn Fn(&str) -> Stri
 
 /// A partitioned table: one call a row. Postgres clones row triggers to every partition, those to come too, so that they see
 /// what is written directly into one; statement triggers of the parent wouldn't. A row that moves is a delete and an insert.
-fn by_row(found: &Found, relations: &[String], name: &dyn Fn(&str) -> String) -> Vec<String> {
-    let (new, old) = (key_of(found, "new"), key_of(found, "old"));
+fn by_row(key: &[String], relations: &[String], name: &dyn Fn(&str) -> String) -> Vec<String> {
+    let (new, old) = (key_of(key, "new"), key_of(key, "old"));
     let logged = "insert into cdc_export.change_log (tbl, op, pk";
     let (r, t, table) = (name("r"), name("t"), &relations[0]);
     let mut statements = vec![format!(
@@ -439,106 +423,11 @@ fn by_row(found: &Found, relations: &[String], name: &dyn Fn(&str) -> String) ->
     statements
 }
 
-/// A row's key as the log has it: a text for one column, a JSON array for several.
-fn key_of(found: &Found, row: &str) -> String {
-    let columns: Vec<_> = found.key.iter().map(|column| format!("{row}.{}", select::quoted(column))).collect();
+/// A row's key as the log has it: a text for one column, a JSON array of texts for several.
+fn key_of(key: &[String], row: &str) -> String {
+    let columns: Vec<_> = key.iter().map(|column| format!("{row}.{}::text", select::quoted(column))).collect();
     match columns.as_slice() {
-        [column] => format!("{column}::text"),
+        [column] => column.clone(),
         columns => format!("jsonb_build_array({})::text", columns.join(", ")),
     }
-}
-
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
-/// How much of the log a consumer that doesn't come may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Caps {
-    /// Rows logged since.
-    pub rows: u64,
-    /// Time since.
-    pub age: Duration,
-}
-
-/// Rows of one purging statement. A purge that removes fewer has removed all that it may.
-pub const PURGE_ROWS: u64 = 50_000;
-
-/// Gives up the positions of consumers that hold too much of the log, then removes what every other one has seen. Returns the
-/// number of rows removed; call it again while there are some.
-///
-/// A position loses its deletions first, counted from its last delta or full export: its incremental exports stay exact, and
-/// its next delta asks for a full one. At twice the caps, counted from its last export, it loses the rest.
-///
-/// # Errors
-/// If the database fails.
-pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
-    let mut tx = pool.begin().await?;
-    // What a mass of dead rows slows down must still get to its end.
-    sqlx::raw_sql("-- source.capture.patience\n set local statement_timeout = '60s'").execute(&mut *tx).await?;
-    let mine: bool = sqlx::query_scalar(
-        "-- source.capture.one_purger
-         select pg_try_advisory_xact_lock(hashtextextended('cdc_export.purge', 0))",
-    )
-    .fetch_one(&mut *tx)
-    .await?;
-    if !mine {
-        return Ok(0);
-    }
-    let given_up: Vec<(String, String)> = sqlx::query_as(
-        "-- source.capture.give_up
-         update watermarks w
-         set snap_del = null, snap_live = case when held.live >= 2 then null else snap_live end,
-             log_lost = case when held.live >= 2 then 'A' else 'D' end::\"char\", version = version + 1
-         from (
-           select p.id,
-             greatest((log.seq - p.saved_seq)::float8 / $1, extract(epoch from clock_timestamp() - p.saved_at)::float8 / $2) as live,
-             -- Incremental exports alone would hold the deletions, and the log with them, for ever.
-             greatest((log.seq - p.deletions_saved_seq)::float8 / $1,
-               extract(epoch from clock_timestamp() - p.deletions_saved_at)::float8 / $2) as deletions
-           from watermarks p
-           cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
-                         as seq) log
-           where p.snap_live is not null) held
-         where w.id = held.id and (held.live >= 2 or w.snap_del is not null and greatest(held.live, held.deletions) >= 1)
-         returning w.consumer_id, w.log_lost::text",
-    )
-    .bind(caps.rows.max(1) as f64)
-    .bind(caps.age.as_secs_f64().max(1.0))
-    .fetch_all(&mut *tx)
-    .await?;
-    // Bounded by the smallest xmax of what is held, not by an xmin: one idle writer must not pin the log. Nobody needs what this
-    // statement sees and no hold shields: a hold that it doesn't see yet is of an export whose snapshot is still to be taken. A
-    // row that is seen can't come from the future but with a dump of another cluster, whose transactions were further on.
-    let purged = sqlx::query(
-        "-- source.capture.purge
-         with held as materialized (
-           -- As texts, since snapshots can't be compared.
-           select snap::pg_snapshot as snap
-           from (
-             select coalesce(snap_del, snap_live)::text as snap from watermarks
-             union
-             select purge_hold::text from exports where status = 'processing') texts
-           where snap is not null),
-         bounds as (
-           -- Not min(xid8), which Postgres has since 15.
-           select coalesce((select pg_snapshot_xmax(snap) as x from held order by x limit 1), here.xmax) as below,
-             coalesce((select pg_snapshot_xmin(snap) as x from held order by x limit 1), here.xmax) as seen_by_all,
-             here.xmax as future
-           from (select pg_snapshot_xmax(pg_current_snapshot()) as xmax) here)
-         delete from cdc_export.change_log where ctid = any (array(
-           select l.ctid from cdc_export.change_log l, bounds b
-           where l.xid < b.below
-               and (l.xid < b.seen_by_all or not exists (select from held h where not pg_visible_in_snapshot(l.xid, h.snap)))
-             or l.xid >= b.future
-           limit $1))",
-    )
-    .bind(PURGE_ROWS as i64)
-    .execute(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    for (consumer, lost) in given_up {
-        tracing::warn!(event = "position_given_up", consumerId = consumer, lost);
-    }
-    Ok(purged.rows_affected())
 }

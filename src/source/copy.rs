@@ -10,11 +10,13 @@ use sqlx::PgConnection;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::dataset::Table;
 use crate::job::Progress;
 use crate::source::{Error, FRAME_BYTES, Frames, send};
 
 /// A server that takes so long to fill a frame isn't there any more, or its rows are lost on the way.
 const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE_OF_A_TABLE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Signature, flags and length of the header extension (PostgreSQL documentation, "COPY", "Binary Format").
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
@@ -33,7 +35,7 @@ pub(crate) struct Reading<'a> {
     /// A SELECT with a WHERE.
     pub(crate) select: String,
     pub(crate) ranges: Ranges,
-    pub(crate) table: &'static str,
+    pub(crate) table: &'a Table,
     pub(crate) progress: &'a Progress,
 }
 
@@ -56,6 +58,12 @@ impl Ranges {
     /// How many readers are of use.
     pub(crate) fn readers(&self) -> usize {
         usize::try_from(self.count() / RANGES_FOR_A_READER).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// How long a server may take to fill a frame. In a table that is one range there may be rows without end that aren't for
+    /// the file.
+    fn silence(&self) -> Duration {
+        if self.blocks.is_some() { SILENCE } else { SILENCE_OF_A_TABLE }
     }
 
     /// Waits until the last one is taken.
@@ -114,7 +122,7 @@ async fn read_one(
     let mut begun = false;
     let mut ended = false;
     // Each message is one row ("Message Flow", "COPY Operations"); the first one begins with the header.
-    let silence = sleep(SILENCE);
+    let silence = sleep(reading.ranges.silence());
     tokio::pin!(silence);
     loop {
         let message = tokio::select! {
@@ -139,7 +147,7 @@ async fn read_one(
         }
         if rows.len() + message.len() > FRAME_BYTES && !rows.is_empty() {
             send(frames, rows).await?;
-            silence.as_mut().reset(Instant::now() + SILENCE);
+            silence.as_mut().reset(Instant::now() + reading.ranges.silence());
         }
         rows.extend_from_slice(&message);
     }

@@ -2,37 +2,27 @@
 
 use bytes::{BufMut, BytesMut};
 use futures_util::TryStreamExt;
-use sqlx::postgres::{PgRow, PgValueFormat, types::Oid};
+use sqlx::postgres::{PgArguments, PgRow, PgValueFormat};
 use sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef};
 
+use crate::dataset::Table;
 use crate::source::{Error, FRAME_BYTES, Frames, send};
-use crate::watermark::Position;
 
 /// Rows of one FETCH. They stream through; what costs is the round trip, in which the server does nothing.
 const BATCH_ROWS: u64 = 50_000;
 
-/// What the statements' parameters are.
-pub(crate) struct Since<'a> {
-    pub(crate) position: &'a Position,
-    pub(crate) table_oid: u32,
-}
-
-/// Reads one statement of changes and sends its rows as frames.
+/// Reads one statement with its parameters and sends its rows as frames.
 pub(crate) async fn read(
     conn: &mut PgConnection,
-    table: &'static str,
+    table: &Table,
     select: &str,
-    since: &Since<'_>,
+    parameters: PgArguments,
     frames: &Frames,
 ) -> Result<(), Error> {
     let failed = Error::of(table);
     let declare = format!("-- source.cursor.declare\n declare export no scroll cursor for {select}");
     // Planned with the values bound here, so that the planner knows how much of the log lies behind the snapshot.
-    let declare = sqlx::query(AssertSqlSafe(declare))
-        .bind(since.position.last_exported_at)
-        .bind(Oid(since.table_oid))
-        .bind(&since.position.live)
-        .bind(&since.position.deletions);
+    let declare = sqlx::query_with(AssertSqlSafe(declare), parameters);
     declare.persistent(false).execute(&mut *conn).await.map_err(&failed)?;
     let mut out = BytesMut::with_capacity(FRAME_BYTES * 2);
     loop {

@@ -1,14 +1,15 @@
 //! The guard of continuity: whether what changed since a consumer's position can be told exactly, and if not, why.
 //!
 //! Two pieces of SQL that every statement about a position shares. They speak of `t`, the table's row of `pg_class`, `n`, its
-//! schema's, `c`, the row of `pg_control_system()`, and `w`, the consumer's row of `watermarks`, all null where it has none.
+//! schema's, `c`, the row of `pg_control_system()`, `wanted`, whether it is captured by triggers, and `w`, the consumer's row of `watermarks`, all null where it has none.
 
 /// As a lateral subquery: what there is to compare a position with.
 macro_rules! here {
     () => {
         concat!(
             "(select pg_current_snapshot() as snapshot, pg_relation_filenode(t.oid) as relfilenode,
-               exists (select from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname) as tracked, ",
+               exists (select from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname) as tracked,
+               (select k.key from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname) as tracked_key, ",
             $crate::source::capture::captured!(),
             " as captured,
                (select md5(string_agg(format('%s %s %s', a.attname, a.atttypid, a.atttypmod), ',' order by a.attnum))
@@ -30,6 +31,7 @@ macro_rules! continuity {
     () => {
         "case
            when w.consumer_id is null then 'first'
+           when not wanted.by_triggers then null
            when w.log_lost = 'A' then 'log_expired'
            when w.snap_live is null then 'no_snapshot'
            when w.last_exported_at > w.snap_wm or w.snap_wm is null and w.last_exported_at is not null then 'watermark_edited'

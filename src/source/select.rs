@@ -1,10 +1,12 @@
-//! The SQL of each export. Names come from a [`Dataset`] alone and are quoted here, in one place.
+//! The SQL of each export. Names come from a [`Dataset`] and its [`Shape`] alone and are quoted here, in one place; a filter is
+//! the operator's own SQL.
 //!
 //! The parameters of the changes: `$1` the watermark, null, with `$3`, to begin from the beginning; `$2` the table's oid; `$3` and `$4` the
-//! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules. Their last column says
-//! whether the row is gone from the table.
+//! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules. Behind the columns of
+//! the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table.
 
-use crate::dataset::{CellMax, Column, Dataset, Kind};
+use crate::dataset::{Capture, CellMax, Column, Dataset, Kind, Sent, Shape, Table};
+use crate::job::{Condition, Operator, Selection};
 
 /// What tells that a live row has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,103 +17,343 @@ pub(crate) enum Rule {
     LogToo,
 }
 
-/// Every live row. Without parameters, which COPY doesn't take. Without `max` where no cell can be so large: the comparison is
-/// a quarter of what the scan costs.
-pub(crate) fn full(dataset: &Dataset, max: Option<CellMax>) -> String {
-    let (table, columns, deleted) = (quoted(dataset.table), columns(dataset, "u"), quoted(dataset.deleted));
-    // Postgres asks first what costs less, so that a deleted row has no say.
-    let within = max.map(|max| format!(" and not {}", refused(&cells(dataset, "u"), max))).unwrap_or_default();
-    format!("select {columns} from {table} u where not u.{deleted}{within}")
+/// The statements for a dataset whose table looks so.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Select<'a> {
+    pub(crate) dataset: &'a Dataset,
+    pub(crate) shape: &'a Shape,
 }
 
-/// The live rows changed since.
-pub(crate) fn incremental(dataset: &Dataset, rule: Rule, max: CellMax) -> String {
-    changed_live(dataset, rule, "", max)
-}
-
-/// The rows changed since, deleted ones too, each with its operation: two statements to be read one after the other, so that
-/// the deletions come first without a sort of everything.
-pub(crate) fn delta(dataset: &Dataset, rule: Rule, max: CellMax) -> [String; 2] {
-    let (created_at, updated_at) = (quoted(dataset.created_at), quoted(dataset.updated_at));
-    let operation = format!("case when u.{created_at} = u.{updated_at} then 'INSERT' else 'UPDATE' end, ");
-    [changed_deleted(dataset, max), changed_live(dataset, rule, &operation, max)]
-}
-
-/// What the log knows and what the stated rule says, once. By a union, not an anti-join: the statistics don't know yet what was
-/// written since they were made, and for the few rows that the planner then expects it compares each with each.
-fn changed_live(dataset: &Dataset, rule: Rule, operation: &str, max: CellMax) -> String {
-    let (table, key, deleted) = (quoted(dataset.table), quoted(dataset.key), quoted(dataset.deleted));
-    // Not a condition, which might be asked of rows that have not changed.
-    let columns = format!("{}, {}", columns(dataset, "u"), refused(&cells(dataset, "u"), max));
-    let (logged, stated) = (logged("$3"), stated(dataset));
-    if rule == Rule::TimeAlone {
-        return format!("select {operation}{columns} from {table} u where {stated} and not u.{deleted}");
+impl Select<'_> {
+    /// Every live row. Without parameters, which COPY doesn't take. Without `max` where no cell can be so large: the comparison
+    /// is a quarter of what the scan costs.
+    pub(crate) fn full(&self, max: Option<CellMax>) -> String {
+        let (table, columns, alive) = (self.table(), self.columns(), self.alive());
+        // Postgres asks first what costs less, so that a deleted row has no say.
+        let within = max.map(|max| format!(" and not {}", self.refused(max))).unwrap_or_default();
+        format!("select {columns} from {table} u where {alive}{within}")
     }
-    format!(
-        "with ch as materialized (
-           select pk::bigint as id from cdc_export.change_log where {logged}
-           union
-           select u.{key} from {table} u where {stated} and not u.{deleted}
-           -- In their order they are found side by side in the index, and mostly in the table.
-           order by 1)
-         select {operation}{columns} from ch join {table} u on u.{key} = ch.id where not u.{deleted}"
-    )
+
+    /// The live rows that a caller selects, by the parameters `$1`, `$2`, …: the values of its conditions, all texts.
+    pub(crate) fn selected(&self, selection: &Selection, max: CellMax) -> String {
+        let narrowed = self.shape.narrowed(selection);
+        let narrowed = Select { shape: &narrowed, ..*self };
+        let (table, columns, alive) = (self.table(), narrowed.columns(), self.alive());
+        let conditions = selection.filter.iter().enumerate().map(|(i, condition)| self.condition(condition, i + 1));
+        let conditions: String = conditions.map(|condition| format!(" and {condition}")).collect();
+        let limit = selection.limit.map(|limit| format!(" order by {} limit {limit}", self.keys_of("u").join(", ")));
+        format!(
+            "select {columns}, {} from {table} u where {alive}{conditions}{}",
+            narrowed.refused(max),
+            limit.unwrap_or_default()
+        )
+    }
+
+    /// A condition on rows `u`, its value being this parameter.
+    fn condition(&self, condition: &Condition, parameter: usize) -> String {
+        let name = format!("u.{}", quoted(&condition.column));
+        let value = self.value(condition, parameter);
+        let compared = match condition.operator {
+            Operator::Eq => "=",
+            Operator::Ne => "<>",
+            Operator::Lt => "<",
+            Operator::Lte => "<=",
+            Operator::Gt => ">",
+            Operator::Gte => ">=",
+            Operator::In => return format!("{name} in ({value})"),
+            Operator::IsNull => return format!("(num_nulls({name}) = 1) = {value}"),
+        };
+        format!("{name} {compared} {value}")
+    }
+
+    /// What a condition compares with, in the column's type: of several values a query.
+    fn value(&self, condition: &Condition, parameter: usize) -> String {
+        let column = self.shape.columns.iter().find(|column| column.name == condition.column);
+        let base_type = column.map_or("text", |column| &column.base_type);
+        match condition.operator {
+            Operator::In => {
+                format!("select one::{base_type} from jsonb_array_elements_text(${parameter}::text::jsonb) as one")
+            }
+            Operator::IsNull => format!("${parameter}::text::boolean"),
+            _ => format!("${parameter}::text::{base_type}"),
+        }
+    }
+
+    /// A statement that fails where a condition's value, `$1`, is none of the column's type, and one that Postgres doesn't
+    /// understand where the type has no such comparison.
+    pub(crate) fn tried(&self, condition: &Condition) -> [String; 2] {
+        let value = self.value(condition, 1);
+        let value = match condition.operator {
+            Operator::In => format!("select count(value) from ({value}) as several (value)"),
+            _ => format!("select {value}"),
+        };
+        [value, format!("select from {} u where {} limit 0", self.table(), self.condition(condition, 1))]
+    }
+
+    /// The live rows changed since.
+    pub(crate) fn incremental(&self, rule: Rule, max: CellMax) -> String {
+        self.changed_live(rule, None, max)
+    }
+
+    /// The rows changed since, deleted ones too, each with its operation: two statements to be read one after the other, so
+    /// that the deletions come first without a sort of everything.
+    pub(crate) fn delta(&self, rule: Rule, max: CellMax) -> [String; 2] {
+        let by_times = self.shape.created_at.as_ref().zip(self.shape.updated_at.as_ref());
+        let is_new = match (by_times, rule) {
+            (Some((created_at, updated_at)), _) => {
+                format!("u.{} = u.{}", quoted(&created_at.name), quoted(&updated_at.name))
+            }
+            // What the log has of it first, and, from the beginning, everything.
+            (None, Rule::LogToo) => {
+                format!("ch.{OP} = 'I' or ch.{OP} is null and $1::timestamptz is null and $3::text is null")
+            }
+            (None, Rule::TimeAlone) => "$1::timestamptz is null".to_owned(),
+        };
+        let operation = format!("case when {is_new} then 'INSERT' else 'UPDATE' end");
+        [self.changed_deleted(max), self.changed_live(rule, Some(&operation), max)]
+    }
+
+    /// What the log knows and what the stated rule says, once. By a union, not an anti-join: the statistics don't know yet what
+    /// was written since they were made, and for the few rows that the planner then expects it compares each with each.
+    fn changed_live(&self, rule: Rule, operation: Option<&str>, max: CellMax) -> String {
+        let (table, alive, stated) = (self.table(), self.alive(), self.stated());
+        // Not a condition, which might be asked of rows that have not changed.
+        let columns = operation.into_iter().map(str::to_owned).chain([self.columns(), self.refused(max)]);
+        let columns = columns.collect::<Vec<_>>().join(", ");
+        if rule == Rule::TimeAlone {
+            return format!("select {columns} from {table} u where {stated} and {alive}");
+        }
+        let (logged, ordinals, joined) = (logged("$3"), self.ordinals(), self.joined());
+        let (logged_key, key, names) =
+            (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
+        let changed = if operation.is_some() && self.shape.created_at.is_none() {
+            format!(
+                "select {names}, (array_agg(op order by seq))[1] as {OP}
+                 from (
+                   select {logged_key}, seq, op from cdc_export.change_log where {logged}
+                   union all
+                   select {key}, null, null from {table} u where {stated} and {alive}) as changes ({names}, seq, op)
+                 group by {ordinals}"
+            )
+        } else {
+            format!(
+                "select {logged_key} from cdc_export.change_log where {logged}
+                 union
+                 select {key} from {table} u where {stated} and {alive}"
+            )
+        };
+        let names =
+            if operation.is_some() && self.shape.created_at.is_none() { format!("{names}, {OP}") } else { names };
+        format!(
+            "with ch ({names}) as materialized (
+               {changed}
+               -- In their order they are found side by side in the index, and mostly in the table.
+               order by {ordinals})
+             select {columns} from ch join {table} u on {joined} where {alive}"
+        )
+    }
+
+    /// A row that is gone is written as the log has it last. Of one that is outside of the filter, as far as that is known, the
+    /// consumer learns the key alone.
+    fn changed_deleted(&self, max: CellMax) -> String {
+        let (table, alive, stated, ended) = (self.table(), self.alive(), self.stated(), self.ended());
+        let (logged, ordinals, joined) = (logged("$4"), self.ordinals(), self.joined());
+        let (logged_key, key, names) =
+            (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
+        let nulls = "null, null, null";
+        let gone = format!("{} is null", self.keys_of("u")[0]);
+        let written: Vec<(&str, String)> =
+            self.shape.columns.iter().map(|column| (&*column.name, self.last_of(column, &gone))).collect();
+        let hidden = self.shape.hidden_time().map(|time| sent(time, &format!("u.{}", quoted(&time.name))));
+        let cells = written.iter().zip(&self.shape.columns).filter(|(_, column)| may_be_large(column));
+        let large = |((name, value), column): (&(&str, String), &Column)| {
+            let text = if matches!(column.kind, Kind::Json | Kind::Jsonb) { "::text" } else { "" };
+            (name.to_string(), format!("octet_length(({value}){text}) > {}", max.0))
+        };
+        let refused = refused(&cells.map(large).collect::<Vec<_>>());
+        let columns = written.iter().map(|(_, value)| value.clone()).chain(hidden).collect::<Vec<_>>().join(", ");
+        let image =
+            self.image().map(|image| format!("left join lateral jsonb_to_record(ch.{OLD}) as o ({image}) on {gone}"));
+        format!(
+            "with ch ({names}, {OLD}) as materialized (
+               select {names}, (array_agg(old order by seq desc) filter (where op = 'D'))[1]
+               from (
+                 select {logged_key}, seq, op, old from cdc_export.change_log where {logged}
+                 union all
+                 select {key}, {nulls} from {table} u where {stated} and ({ended})) as changes ({names}, seq, op, old)
+               group by {ordinals}
+               order by {ordinals})
+             select 'DELETE'::text, {columns}, {refused} or {gone}
+             from ch left join {table} u on {joined}
+             {}
+             where {gone} or ({alive}) is not true",
+            image.unwrap_or_default()
+        )
+    }
+
+    /// What a row of deletions says of a column.
+    fn last_of(&self, column: &Column, gone: &str) -> String {
+        let live = sent(column, &format!("u.{}", quoted(&column.name)));
+        if let Some(i) = self.shape.key.iter().position(|key| key.name == column.name) {
+            return sent(column, &format!("ch.{}", key_name(i)));
+        }
+        if let Some(filter) = self.filter() {
+            return format!("case when {filter} then {live} end");
+        }
+        let is_flag = column.kind == Kind::Bool && self.shape.deleted.as_ref().is_some_and(|it| it.name == column.name);
+        let last = match column.sent {
+            // The log's image has no deleted flag set: the row was alive when it went.
+            _ if is_flag => "true".to_owned(),
+            Sent::WrittenNotFromJson => format!("ch.{OLD} ->> {}", literal(&column.name)),
+            Sent::Binary | Sent::Written => sent(column, &format!("o.{}", quoted(&column.name))),
+        };
+        format!("case when {gone} then {last} else {live} end")
+    }
+
+    /// The columns that are read from the log's image of a row, with their types.
+    fn image(&self) -> Option<String> {
+        if self.dataset.filter.is_some() {
+            return None;
+        }
+        let is_key = |column: &Column| self.shape.key.iter().any(|key| key.name == column.name);
+        let columns = self.shape.columns.iter();
+        let columns = columns.filter(|column| column.sent != Sent::WrittenNotFromJson && !is_key(column));
+        let image: Vec<_> = columns.map(|column| format!("{} {}", quoted(&column.name), column.base_type)).collect();
+        (!image.is_empty()).then(|| image.join(", "))
+    }
+
+    fn table(&self) -> String {
+        relation(&self.dataset.table)
+    }
+
+    /// The columns of a file, and the hidden time, of rows `u`.
+    fn columns(&self) -> String {
+        let columns = self.shape.columns.iter().chain(self.shape.hidden_time());
+        columns.map(|column| sent(column, &format!("u.{}", quoted(&column.name)))).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The operator's condition, to be asked where no other table has a column that it may mean.
+    fn filter(&self) -> Option<String> {
+        self.dataset.filter.as_ref().map(|filter| format!("(\n{filter}\n)"))
+    }
+
+    /// That a row `u` is deleted, softly.
+    fn deleted(&self) -> Option<String> {
+        let column = self.shape.deleted.as_ref()?;
+        let name = quoted(&column.name);
+        Some(if column.kind == Kind::Bool { format!("u.{name} is true") } else { format!("u.{name} is not null") })
+    }
+
+    /// That a row `u` is one for a full export.
+    fn alive(&self) -> String {
+        let not_deleted = self.shape.deleted.as_ref().map(|column| {
+            let name = quoted(&column.name);
+            if column.kind == Kind::Bool { format!("u.{name} is not true") } else { format!("u.{name} is null") }
+        });
+        let conditions: Vec<_> = not_deleted.into_iter().chain(self.filter()).collect();
+        if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") }
+    }
+
+    /// That a row `u` which the stated rule finds is a deletion. One outside of the filter may have been inside before, but not
+    /// for a consumer that begins; where there is a log, that knows.
+    fn ended(&self) -> String {
+        let deleted = self.deleted().unwrap_or_else(|| "false".to_owned());
+        match self.filter() {
+            None => deleted,
+            Some(filter) => format!(
+                "{filter} is true and {deleted}
+                 or {filter} is not true and $1::timestamptz is not null and $3::text is null"
+            ),
+        }
+    }
+
+    /// The stated rule. A row at infinity, or so far ahead that its time can't be a watermark, is above every one: it would
+    /// come each time, and its changes are in the log. So it is with every row where there is a position and no watermark, since
+    /// none that was exported had a time that could be.
+    fn stated(&self) -> String {
+        let begins = "$1::timestamptz is null and $3::text is null";
+        let Some(column) = &self.shape.updated_at else { return format!("({begins})") };
+        let updated_at = format!("u.{}", quoted(&column.name));
+        let since = match self.dataset.capture {
+            Capture::Triggers => "$1::timestamptz".to_owned(),
+            Capture::Timestamp { overlap } => {
+                format!("($1::timestamptz - interval '{} microseconds')", overlap.as_micros())
+            }
+        };
+        let (since, bound) = (in_zone_of(column, &since), in_zone_of(column, "timestamptz '200000-01-01 00:00:00+00'"));
+        format!("({begins} or {updated_at} > {since} and ({updated_at} < {bound} or $3::text is null))")
+    }
+
+    /// The key as the log has it, in its types.
+    pub(crate) fn logged_key(&self) -> Vec<String> {
+        match self.shape.key.as_slice() {
+            [column] => vec![format!("pk::{}", column.base_type)],
+            columns => {
+                let part = |(i, column): (usize, &Column)| format!("(pk::jsonb ->> {i})::{}", column.base_type);
+                columns.iter().enumerate().map(part).collect()
+            }
+        }
+    }
+
+    /// The key of a row, in its types.
+    pub(crate) fn keys_of(&self, row: &str) -> Vec<String> {
+        let part = |column: &Column| format!("{row}.{}::{}", quoted(&column.name), column.base_type);
+        self.shape.key.iter().map(part).collect()
+    }
+
+    fn key_names(&self) -> Vec<String> {
+        (0..self.shape.key.len()).map(key_name).collect()
+    }
+
+    fn ordinals(&self) -> String {
+        (1..=self.shape.key.len()).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
+    }
+
+    fn joined(&self) -> String {
+        let part = |(i, column): (usize, &Column)| format!("u.{} = ch.{}", quoted(&column.name), key_name(i));
+        self.shape.key.iter().enumerate().map(part).collect::<Vec<_>>().join(" and ")
+    }
+
+    /// False; with a cell of a row `u` beyond the bound, the end of the export. Here, and not when the row has come, since a
+    /// client takes a row into its memory before it can see how large it is.
+    fn refused(&self, CellMax(max): CellMax) -> String {
+        let cell = |column: &Column| {
+            let name = format!("u.{}", quoted(&column.name));
+            let size = format!("{} > {max}", size(column, &name));
+            // `octet_length` doesn't fetch a text that is kept outside of its row. What has to be made a text is made one only
+            // where it takes so much room that it may be large.
+            let test = match (column.kind, column.sent) {
+                (Kind::Text | Kind::Bytea, Sent::Binary) => size,
+                _ => format!("(pg_column_size({name}) > {} and {size})", max / MOST_WRITTEN),
+            };
+            (column.name.to_string(), test)
+        };
+        refused(&self.shape.columns.iter().filter(|column| may_be_large(column)).map(cell).collect::<Vec<_>>())
+    }
 }
 
-/// A row that is gone is written as the log has it last.
-fn changed_deleted(dataset: &Dataset, max: CellMax) -> String {
-    let (table, key, deleted) = (quoted(dataset.table), quoted(dataset.key), quoted(dataset.deleted));
-    let (logged, stated) = (logged("$4"), stated(dataset));
-    let either = |column: &Column| {
-        let name = quoted(&column.name);
-        // The log's image has no deleted flag set: the row was alive when it went.
-        let gone = if column.name == dataset.deleted {
-            "true".to_owned()
-        } else if column.name == dataset.key {
-            "ch.id".to_owned()
-        } else {
-            format!("o.{name}")
-        };
-        format!("case when u.{key} is null then {gone} else u.{name} end::{}", type_of(column))
-    };
-    let refused = refused(&cells_of(dataset, either), max);
-    let either = dataset.columns.iter().map(either).collect::<Vec<_>>().join(", ");
-    let image = dataset.columns.iter().map(|column| format!("{} {}", quoted(&column.name), type_of(column)));
-    let image = image.collect::<Vec<_>>().join(", ");
-    format!(
-        "with ch as materialized (
-           select id, (array_agg(old order by seq desc) filter (where op = 'D'))[1] as old
-           from (
-             select pk::bigint, seq, op, old from cdc_export.change_log where {logged}
-             union all
-             select u.{key}, null, null, null from {table} u where {stated} and u.{deleted}) as changes (id, seq, op, old)
-           group by id
-           order by id)
-         select 'DELETE'::text, {either}, {refused} or u.{key} is null
-         from ch
-         left join {table} u on u.{key} = ch.id
-         left join lateral jsonb_to_record(ch.old) as o ({image}) on u.{key} is null
-         where u.{key} is null or u.{deleted}"
-    )
+/// A stored byte is written as so many at most: what compresses values does it 255 times at best, and a byte is a few in a text.
+const MOST_WRITTEN: u64 = 4096;
+
+/// Columns beside the key in what is changed. With a space, so that no filter means them.
+const OP: &str = "\"logged op\"";
+const OLD: &str = "\"logged old\"";
+
+fn key_name(i: usize) -> String {
+    format!("\"logged key {}\"", i + 1)
 }
 
 /// Logged by a transaction that the snapshot could not see: an index range, and an exact test.
-fn logged(snapshot: &str) -> String {
+pub(crate) fn logged(snapshot: &str) -> String {
     let snapshot = format!("{snapshot}::text::pg_snapshot");
     format!(
         "tbl = $2::oid and pk is not null and xid >= pg_snapshot_xmin({snapshot}) and not pg_visible_in_snapshot(xid, {snapshot})"
     )
 }
 
-/// The stated rule. A row at infinity, or so far ahead that its time can't be a watermark, is above every one: it would come
-/// each time, and its changes are in the log. So it is with every row where there is a position and no watermark, since none
-/// that was exported had a time that could be.
-fn stated(dataset: &Dataset) -> String {
-    let updated_at = quoted(dataset.updated_at);
-    format!(
-        "($1::timestamptz is null and $3::text is null
-            or u.{updated_at} > $1 and (u.{updated_at} < '200000-01-01 00:00:00+00' or $3::text is null))"
-    )
+/// A moment as a column of times has it: one without a zone is taken for UTC.
+pub(crate) fn in_zone_of(column: &Column, moment: &str) -> String {
+    if column.kind == Kind::Timestamp { format!("({moment} at time zone 'UTC')") } else { moment.to_owned() }
 }
 
 /// A name as an identifier.
@@ -119,69 +361,60 @@ pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Every column in the type whose binary form the encoder knows. A cast to the type a column has costs nothing.
-fn columns(dataset: &Dataset, of: &str) -> String {
-    let cast = |column: &Column| format!("{of}.{}::{}", quoted(&column.name), type_of(column));
-    dataset.columns.iter().map(cast).collect::<Vec<_>>().join(", ")
+/// A table's name, with its schema if that is said.
+pub(crate) fn relation(table: &Table) -> String {
+    let schema = table.schema.as_ref().map(|schema| format!("{}.", quoted(schema))).unwrap_or_default();
+    format!("{schema}{}", quoted(&table.name))
 }
 
-/// The columns whose values may be large, each as its name and an expression.
-fn cells<'d>(dataset: &'d Dataset, of: &str) -> Vec<(&'d str, String)> {
-    cells_of(dataset, |column| format!("{of}.{}::{}", quoted(&column.name), type_of(column)))
+/// A text as a constant.
+pub(crate) fn literal(text: &str) -> String {
+    // With a backslash in it, it would depend on a setting.
+    let escape = if text.contains('\\') { " E" } else { "" };
+    format!("{escape}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
-fn cells_of(dataset: &Dataset, expression: impl Fn(&Column) -> String) -> Vec<(&str, String)> {
-    let large = |column: &&Column| match column.kind {
+/// A value in the form that the encoder knows.
+fn sent(column: &Column, value: &str) -> String {
+    match column.sent {
+        // To the type that it has, which costs nothing.
+        Sent::Binary => format!("{value}::{}", column.base_type),
+        // By the type's output function, as COPY does: a cast loses the padding of a `char`. NULL stays, and a row of nulls isn't
+        // one.
+        Sent::Written | Sent::WrittenNotFromJson => {
+            format!("case when num_nulls({value}) = 0 then concat({value}) end")
+        }
+    }
+}
+
+/// How many bytes a value has in that form, or in a text of it.
+fn size(column: &Column, value: &str) -> String {
+    let sent = sent(column, value);
+    match column.kind {
+        // Postgres knows no length of a JSON but that of its text.
+        Kind::Json | Kind::Jsonb => format!("octet_length(({sent})::text)"),
+        _ => format!("octet_length({sent})"),
+    }
+}
+
+fn may_be_large(column: &Column) -> bool {
+    match column.kind {
         Kind::Text | Kind::Bytea | Kind::Json | Kind::Jsonb => true,
         // A numeric ends at 150 kB of text.
         Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Float4 | Kind::Float8 | Kind::Numeric | Kind::Bool => false,
         Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time | Kind::Uuid => false,
-    };
-    let cell = |column: &Column| match column.kind {
-        // Postgres knows no length of a JSON but that of its text.
-        Kind::Json | Kind::Jsonb => format!("({})::text", expression(column)),
-        _ => expression(column),
-    };
-    dataset.columns.iter().filter(large).map(|column| (&*column.name, cell(column))).collect()
+    }
 }
 
-/// False; with a cell beyond the bound, the end of the export. Here, and not when the row has come, since a client takes a row
-/// into its memory before it can see how large it is. `octet_length` doesn't fetch a large value.
-fn refused(cells: &[(&str, String)], CellMax(max): CellMax) -> String {
+/// False; true for no row, but an error that names the first cell whose test is true.
+fn refused(cells: &[(String, String)]) -> String {
     if cells.is_empty() {
         return "false".to_owned();
     }
-    let large = |(_, cell): &(&str, String)| format!("octet_length({cell}) > {max}");
-    let named = |cell: &(&str, String)| format!("when {} then {}", large(cell), literal(cell.0));
-    let any = cells.iter().map(large).collect::<Vec<_>>().join(" or ");
+    let any = cells.iter().map(|(_, large)| large.as_str()).collect::<Vec<_>>().join(" or ");
+    let named = |(name, large): &(String, String)| format!("when {large} then {}", literal(name));
     let name = cells.iter().map(named).collect::<Vec<_>>().join(" ");
     format!("(({any}) is true and cdc_export.refuse_cell(case {name} end))")
-}
-
-/// A name as a text.
-fn literal(name: &str) -> String {
-    format!("'{}'", name.replace('\'', "''"))
-}
-
-fn type_of(column: &Column) -> &'static str {
-    match column.kind {
-        Kind::Int2 => "int2",
-        Kind::Int4 => "int4",
-        Kind::Int8 => "int8",
-        Kind::Float4 => "float4",
-        Kind::Float8 => "float8",
-        Kind::Numeric => "numeric",
-        Kind::Bool => "bool",
-        Kind::Text => "text",
-        Kind::Uuid => "uuid",
-        Kind::Bytea => "bytea",
-        Kind::Json => "json",
-        Kind::Jsonb => "jsonb",
-        Kind::Timestamptz => "timestamptz",
-        Kind::Timestamp => "timestamp",
-        Kind::Date => "date",
-        Kind::Time => "time",
-    }
 }
 
 #[cfg(test)]
@@ -192,5 +425,8 @@ mod tests {
     fn names_are_quoted() {
         assert_eq!(quoted(r#"a"b"#), r#""a""b""#);
         assert_eq!(literal("a'b"), "'a''b'");
+        assert_eq!(literal(r"a\'b"), r" E'a\\''b'");
+        let table = Table { schema: Some("S".to_owned()), name: "a.b".to_owned() };
+        assert_eq!(relation(&table), r#""S"."a.b""#);
     }
 }

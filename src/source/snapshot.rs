@@ -1,26 +1,28 @@
 //! One export's snapshot: the leader's transaction holds it from the position's reading to the commit, readers import it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::try_join_all;
-use sqlx::postgres::{PgConnectOptions, types::Oid};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use sqlx::postgres::{PgArguments, PgConnectOptions, types::Oid};
+use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::dataset::{CellMax, Dataset};
-use crate::job::{Continuity, ExportType, Findings, Job, Progress};
+use crate::dataset::{Capture, CellMax, Dataset, Shape, Table};
+use crate::job::{ConsumerId, Continuity, ExportType, Findings, Job, Progress};
 use crate::source::guard::{continuity, here};
-use crate::source::select::Rule;
+use crate::source::select::{Rule, Select};
 use crate::source::spare::{Seat, Spare};
-use crate::source::{Error, Frames, capture, copy, cursor, select, within};
+use crate::source::{Error, Frames, copy, cursor, purge, select, shape, within};
 use crate::telemetry::chain;
 use crate::watermark::{Fingerprint, Position, Standpoint};
 
 /// How long a lock on the table is waited for before the attempt is given up and made again.
 const LOCK_TIMEOUT: &str = "5s";
 
-/// No value in its row is larger: the largest blocks have 32 KiB, and what compresses them does it 255 times at best.
-const MOST_IN_A_ROW: u64 = 8 << 20;
+/// No value in its row is larger: the largest blocks have 32 KiB, what compresses them does it 255 times at best, and a byte has
+/// six characters in a text at most.
+const MOST_IN_A_ROW: u64 = 48 << 20;
 
 /// How to reach the database that has the tables.
 #[derive(Clone, Debug)]
@@ -44,12 +46,12 @@ impl Source {
         &self.pool
     }
 
-    /// Removes what everybody has seen from the change log; see [`capture::purge`].
+    /// Removes what everybody has seen from the change log; see [`purge::purge`].
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn purge(&self, caps: &capture::Caps) -> Result<u64, Error> {
-        capture::purge(&self.pool, caps).await.map_err(Error::of("cdc_export.change_log"))
+    pub async fn purge(&self, caps: &purge::Caps) -> Result<u64, Error> {
+        purge::purge(&self.pool, caps).await.map_err(Error::of("cdc_export.change_log"))
     }
 
     /// Opens the two connections that an export needs.
@@ -82,16 +84,22 @@ impl Permit {
         within(patience, pings).await.ok().map(|()| self)
     }
 
-    /// Takes the snapshot of a job's export: from now on the table can't be truncated, altered or dropped, and the consumer's
+    /// Takes the snapshot of an export: from now on the table can't be truncated, altered or dropped, and the consumer's
     /// position is known as of the same moment. Without a sign from this process for `lease`, the server gives it up.
     ///
     /// # Errors
     /// If the table can't be read. The connections are closed then.
-    pub async fn open(self, job: &Job, dataset: &'static Dataset, lease: Duration) -> Result<Snapshot, Error> {
+    pub async fn open(
+        self,
+        consumer: Option<&ConsumerId>,
+        export_type: ExportType,
+        dataset: &Arc<Dataset>,
+        lease: Duration,
+    ) -> Result<Snapshot, Error> {
         let Permit { mut leader, mut reader, spare } = self;
-        let failed = Error::of(dataset.table);
+        let failed = Error::of(&dataset.table);
         let version = leader.server_version_num().unwrap_or(0);
-        let table = select::quoted(dataset.table);
+        let table = select::relation(&dataset.table);
         let never_time_out = never_time_out(version);
         // The lock comes before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't MVCC).
         // Read committed, and no row lock: neither takes a transaction id, which everybody's snapshots would carry for as long
@@ -108,11 +116,15 @@ impl Permit {
         );
         sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut leader).await.map_err(&failed)?;
 
+        // It stays so under the lock: a file never has two shapes.
+        let shape = shape::look(&mut leader, dataset).await?;
+        let by_triggers = dataset.capture == Capture::Triggers;
+
         // In one statement, so that the position, the guard and the snapshot are of one moment.
         let opened: Opened = sqlx::query_as(concat!(
             "-- source.snapshot.open
-             select pg_export_snapshot() as name, here.snapshot::text as snapshot, current_setting('server_encoding') as encoding,
-               pg_is_in_recovery() as standby, here.tracked,
+             select pg_export_snapshot() as name, here.snapshot::text as snapshot, statement_timestamp() as taken_at,
+               current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, here.tracked, here.tracked_key,
                case when t.relkind = 'r' then pg_relation_size(t.oid) / current_setting('block_size')::bigint end as blocks,
                exists (
                  select from (select t.oid union all select relid from pg_partition_tree(t.oid)) parts (oid)
@@ -142,24 +154,30 @@ impl Permit {
                where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
                  and a.backend_type <> 'autovacuum worker'
                  and a.application_name is distinct from current_setting('application_name')) writers
+             cross join (select $4::boolean as by_triggers) wanted
              left join watermarks w on w.consumer_id = $2 and w.dataset = $3
              where t.oid = to_regclass($1)"
         ))
         .bind(&table)
-        .bind(job.consumer.as_ref().map(|c| c.as_str()))
-        .bind(dataset.name)
+        .bind(consumer.map(|consumer| consumer.as_str()))
+        .bind(&dataset.name)
+        .bind(by_triggers)
         .fetch_one(&mut leader)
         .await
         .map_err(&failed)?;
         if opened.standby {
             return Err(Error::Standby);
         }
-        if !opened.tracked {
-            return Err(Error::NotTracked(dataset.table));
+        if by_triggers && !(opened.tracked && opened.logs_key(dataset, &shape)) {
+            return Err(Error::NotTracked(dataset.name.clone()));
         }
         let continuity = opened.continuity()?;
-        // An ad-hoc export has no position, and is full.
-        if let Some(why) = continuity.filter(|why| !why.allows(job.export_type)) {
+        // An ad-hoc export has no position, and is full. Without times there is no rule for a watermark that somebody made.
+        let allowed = |why: &Continuity| {
+            let by_its_time = why.is_by_hand() && shape.updated_at.is_none();
+            why.allows(export_type) && (export_type == ExportType::Full || !by_its_time)
+        };
+        if let Some(why) = continuity.filter(|why| !allowed(why)) {
             return Err(Error::FullExportNeeded(why));
         }
 
@@ -189,17 +207,19 @@ impl Permit {
              lock table {table} in access share mode nowait",
             opened.name
         );
-        join(&mut reader, &import, dataset.table).await?;
+        join(&mut reader, &import, &dataset.table).await?;
         Ok(Snapshot {
             leader,
             reader,
             spare,
             import,
-            dataset,
+            dataset: Arc::clone(dataset),
+            shape,
             position: opened.position(continuity),
             findings: opened.findings(continuity),
             standpoint: Standpoint {
-                snapshot: opened.snapshot,
+                snapshot: Some(opened.snapshot).filter(|_| by_triggers),
+                taken_at: opened.taken_at,
                 table: Fingerprint {
                     table_oid: opened.table_oid.0,
                     relfilenode: opened.relfilenode.map(|oid| oid.0),
@@ -209,8 +229,8 @@ impl Permit {
                     cluster_id: opened.cluster_id,
                 },
             },
-            // Before 14 there is no scan of a ctid range: each one would read the whole table.
             toasted: opened.toasted,
+            // Before 14 there is no scan of a ctid range: each one would read the whole table.
             blocks: opened.blocks.filter(|_| version >= 140_000).map(i64::unsigned_abs),
             reader_is_good: true,
         })
@@ -218,7 +238,7 @@ impl Permit {
 }
 
 /// Makes a connection a reader of the snapshot.
-async fn join(conn: &mut PgConnection, import: &str, table: &'static str) -> Result<(), Error> {
+async fn join(conn: &mut PgConnection, import: &str, table: &Table) -> Result<(), Error> {
     let imported = sqlx::raw_sql(AssertSqlSafe(import.to_owned())).execute(conn).await;
     imported.map(drop).map_err(|cause| match cause.as_database_error().and_then(|e| e.code()).as_deref() {
         // No such snapshot any more, or its transaction isn't running: the leader was lost in between.
@@ -245,9 +265,11 @@ fn never_time_out(version: u32) -> &'static str {
 struct Opened {
     name: String,
     snapshot: String,
+    taken_at: DateTime<Utc>,
     encoding: String,
     standby: bool,
     tracked: bool,
+    tracked_key: Option<Vec<String>>,
     toasted: bool,
     blocks: Option<i64>,
     version: Option<i64>,
@@ -267,6 +289,14 @@ struct Opened {
 }
 
 impl Opened {
+    /// Whether what the triggers log is the dataset's key. Before it was kept, that was the primary key.
+    fn logs_key(&self, dataset: &Dataset, shape: &Shape) -> bool {
+        match &self.tracked_key {
+            Some(key) => shape.key.iter().map(|column| &*column.name).eq(key),
+            None => dataset.key.is_none(),
+        }
+    }
+
     fn continuity(&self) -> Result<Option<Continuity>, Error> {
         Continuity::of_guard(self.continuity.as_deref())
             .map_err(|_| Error::Protocol("a word of continuity that nobody knows"))
@@ -303,7 +333,8 @@ pub struct Snapshot {
     spare: Spare,
     /// What makes a connection one of its readers.
     import: String,
-    dataset: &'static Dataset,
+    dataset: Arc<Dataset>,
+    shape: Shape,
     position: Position,
     findings: Findings,
     standpoint: Standpoint,
@@ -317,6 +348,11 @@ impl Snapshot {
     /// What the consumer had seen when the snapshot was taken.
     pub fn position(&self) -> &Position {
         &self.position
+    }
+
+    /// What the table looks like in it.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     /// What was found beside it.
@@ -335,7 +371,7 @@ impl Snapshot {
             reader: &mut self.reader,
             spare: &self.spare,
             import: &self.import,
-            dataset: self.dataset,
+            select: Select { dataset: &self.dataset, shape: &self.shape },
             position: &self.position,
             table_oid: self.standpoint.table.table_oid,
             toasted: self.toasted,
@@ -351,7 +387,7 @@ impl Snapshot {
     /// # Errors
     /// If a connection is lost.
     pub async fn begin_commit(&mut self, lease: Duration) -> Result<&mut PgConnection, Error> {
-        let failed = Error::of(self.dataset.table);
+        let failed = Error::of(&self.dataset.table);
         // The rows are in the file: a reader that is lost now is no loss.
         let ended = sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(&mut self.reader).await;
         self.reader_is_good = ended.is_ok();
@@ -372,7 +408,7 @@ impl Snapshot {
     /// If the answer is lost or takes longer than `patience`, or Postgres refuses. Whether it committed is not known then: only
     /// the job's row tells.
     pub async fn commit(mut self, patience: Duration) -> Result<Option<Permit>, Error> {
-        let failed = Error::of(self.dataset.table);
+        let failed = Error::of(&self.dataset.table);
         let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit").execute(&mut self.leader);
         within(patience, async { commit.await.map_err(failed) }).await?;
         let permit = Permit { leader: self.leader, reader: self.reader, spare: self.spare };
@@ -406,7 +442,7 @@ pub struct Rows<'s> {
     reader: &'s mut PgConnection,
     spare: &'s Spare,
     import: &'s str,
-    dataset: &'static Dataset,
+    select: Select<'s>,
     position: &'s Position,
     table_oid: u32,
     toasted: bool,
@@ -420,16 +456,22 @@ impl Rows<'_> {
     /// # Errors
     /// If Postgres fails, or nobody takes the frames.
     pub async fn read(self, job: &Job, max: CellMax, progress: &Progress, frames: Frames) -> Result<(), Error> {
-        let (dataset, table) = (self.dataset, self.dataset.table);
-        let rule = if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone };
+        let (select, table, rule) = (self.select, &self.select.dataset.table, self.rule());
         match job.export_type {
+            ExportType::Full if !job.selection.is_all() => {
+                let mut values = PgArguments::default();
+                for condition in &job.selection.filter {
+                    values.add(&condition.value).map_err(|_| Error::Protocol("a text that can't be sent"))?;
+                }
+                cursor::read(self.reader, table, &select.selected(&job.selection, max), values, &frames).await
+            }
             ExportType::Full => {
                 let ranges = copy::Ranges::of(self.blocks);
                 let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
-                self.full(&copy::Reading { select: select::full(dataset, max), ranges, table, progress }, &frames).await
+                self.full(&copy::Reading { select: select.full(max), ranges, table, progress }, &frames).await
             }
-            ExportType::Incremental => self.changes(&[select::incremental(dataset, rule, max)], &frames).await,
-            ExportType::Delta => self.changes(&select::delta(dataset, rule, max), &frames).await,
+            ExportType::Incremental => self.changes(&[select.incremental(rule, max)], &frames).await,
+            ExportType::Delta => self.changes(&select.delta(rule, max), &frames).await,
         }
     }
 
@@ -441,42 +483,77 @@ impl Rows<'_> {
         let (own, further) = tokio::try_join!(copy::read(self.reader, reading, frames), try_join_all(further))?;
         let readers = 1 + further.iter().filter(|ranges| **ranges > 0).count();
         let ranges = own + further.iter().sum::<u64>();
-        tracing::debug!(event = "table_read", table = reading.table, readers, ranges);
+        tracing::debug!(event = "table_read", table = %reading.table, readers, ranges);
         Ok(())
     }
 
     async fn changes(self, statements: &[String], frames: &Frames) -> Result<(), Error> {
-        let since = cursor::Since { position: self.position, table_oid: self.table_oid };
         for statement in statements {
-            cursor::read(self.reader, self.dataset.table, statement, &since, frames).await?;
+            let since = self.since()?;
+            cursor::read(self.reader, &self.select.dataset.table, statement, since, frames).await?;
         }
         Ok(())
+    }
+
+    /// How Postgres would read the rows of an export of this type: its plan, a line each, of each statement.
+    ///
+    /// # Errors
+    /// If Postgres fails.
+    pub async fn explain(self, export_type: ExportType, max: CellMax) -> Result<Vec<Vec<String>>, Error> {
+        let (select, rule, failed) = (self.select, self.rule(), Error::of(&self.select.dataset.table));
+        let statements = match export_type {
+            ExportType::Full => vec![select.full(None)],
+            ExportType::Incremental => vec![select.incremental(rule, max)],
+            ExportType::Delta => select.delta(rule, max).into(),
+        };
+        let mut plans = Vec::new();
+        for statement in statements {
+            let parameters = match export_type {
+                ExportType::Full => PgArguments::default(),
+                _ => self.since()?,
+            };
+            let explain = AssertSqlSafe(format!("-- source.snapshot.explain\n explain {statement}"));
+            let lines =
+                sqlx::query_scalar_with(explain, parameters).persistent(false).fetch_all(&mut *self.reader).await;
+            plans.push(lines.map_err(&failed)?);
+        }
+        Ok(plans)
+    }
+
+    /// What tells that a live row has changed.
+    fn rule(&self) -> Rule {
+        if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
+    }
+
+    /// The parameters of the changes.
+    fn since(&self) -> Result<PgArguments, Error> {
+        let mut since = PgArguments::default();
+        let added = since
+            .add(self.position.last_exported_at)
+            .and_then(|()| since.add(Oid(self.table_oid)))
+            .and_then(|()| since.add(&self.position.live))
+            .and_then(|()| since.add(&self.position.deletions));
+        added.map(|()| since).map_err(|_| Error::Protocol("a position that can't be sent"))
     }
 }
 
 /// Reads beside the permit's reader; returns how many ranges. Who can't connect is done without, and nobody waits for it: the
 /// others read all there is.
 async fn read_too(seat: Seat, import: &str, reading: &copy::Reading<'_>, frames: &Frames) -> Result<u64, Error> {
-    let connected = tokio::select! {
-        connected = seat.connect() => connected,
-        () = reading.ranges.exhausted() => return Ok(0),
+    let joined = async {
+        let mut reader = seat.connect().await.map_err(Error::Unavailable)?;
+        join(&mut reader, import, reading.table).await?;
+        Ok::<_, Error>(reader)
     };
-    let mut reader = match connected {
+    let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };
+    let mut reader = match joined {
         Ok(reader) => reader,
+        // It has taken nothing yet. What keeps it out, an ALTER that waits, say, is no harm to those who are in.
         Err(error) => {
-            tracing::warn!(event = "reader_missing", error = %error);
+            tracing::warn!(event = "reader_missing", error = chain(&error));
             return Ok(0);
         }
     };
-    let joined = tokio::select! {
-        joined = join(&mut reader, import, reading.table) => joined,
-        () = reading.ranges.exhausted() => return Ok(0),
-    };
-    if let Err(error) = joined {
-        // It has taken nothing yet. What keeps it out, an ALTER that waits, say, is no harm to those who are in.
-        tracing::warn!(event = "reader_missing", error = chain(&error));
-        return Ok(0);
-    }
     let ranges = copy::read(&mut reader, reading, frames).await?;
     // Its rows are on their way: one that is lost now is no loss.
     let _ = reader.close().await;

@@ -2,69 +2,80 @@
 
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::dataset::Dataset;
+use crate::dataset::{Capture, Dataset};
 use crate::job::Continuity;
-use crate::source::Error;
 use crate::source::guard::{continuity, here};
-use crate::source::select::quoted;
+use crate::source::select::{Select, in_zone_of, quoted, relation};
 use crate::source::snapshot::Source;
-use crate::watermark::{COUNTED_ROWS, Standing};
+use crate::source::{Error, shape};
+use crate::watermark::{COUNTED_ROWS, Standing, Waiting};
 
 impl Source {
-    /// The standings of everybody who has a watermark or ever asked for an export, in the order of their ids, `limit` of them at
-    /// most, those after `after`.
+    /// The standings of these consumers in a dataset, in the order of their ids.
     ///
     /// # Errors
-    /// If the database fails.
-    pub async fn standings(&self, dataset: &Dataset, after: Option<&str>, limit: u32) -> Result<Vec<Standing>, Error> {
-        let (table, key, updated_at) = (quoted(dataset.table), quoted(dataset.key), quoted(dataset.updated_at));
+    /// If the database fails, or the table isn't as the dataset says.
+    pub async fn standings(&self, dataset: &Dataset, consumers: &[&str]) -> Result<Vec<Standing>, Error> {
+        let failed = Error::of(&dataset.table);
+        let mut conn = self.pool().acquire().await.map_err(&failed)?;
+        let shape = shape::look(&mut conn, dataset).await?;
+        let select = Select { dataset, shape: &shape };
+        let begins = "w.last_exported_at is null and w.snap_live is null";
+        let stated = match &shape.updated_at {
+            None => begins.to_owned(),
+            Some(column) => {
+                let updated_at = format!("u.{}", quoted(&column.name));
+                let since = in_zone_of(column, "w.last_exported_at");
+                let bound = in_zone_of(column, "timestamptz '200000-01-01 00:00:00+00'");
+                format!("{begins} or {updated_at} > {since} and ({updated_at} < {bound} or w.snap_live is null)")
+            }
+        };
         let statement = format!(
             "-- source.standing.list
              select k.consumer_id, w.last_exported_at, waiting.rows as rows_waiting, {} as continuity
-             from (
-               select consumer_id from watermarks where dataset = $1 and ($2::text is null or consumer_id > $2)
-               union
-               -- Exports without a consumer have a row too, under a name that no consumer has.
-               select consumer_id from cdc_export.lanes
-               where dataset = $1 and ($2::text is null or consumer_id > $2) and consumer_id <> ''
-               order by consumer_id limit $3) k
+             from unnest($2::text[]) as k (consumer_id)
              left join watermarks w on w.consumer_id = k.consumer_id and w.dataset = $1
+             cross join (select $5::boolean as by_triggers) wanted
              cross join pg_control_system() c
-             left join pg_class t on t.oid = to_regclass($4)
+             left join pg_class t on t.oid = to_regclass($3)
              left join pg_namespace n on n.oid = t.relnamespace
              cross join lateral {} here
              cross join lateral (select count(*) as rows from (
-               (select distinct pk from cdc_export.change_log
+               (select distinct {logged_key} from cdc_export.change_log
                 where tbl = t.oid and pk is not null and xid >= pg_snapshot_xmin(w.snap_live)
-                  and not pg_visible_in_snapshot(xid, w.snap_live) limit $5)
+                  and not pg_visible_in_snapshot(xid, w.snap_live) limit $4)
                union
-               (select u.{key}::text from {table} u
-                where w.last_exported_at is null and w.snap_live is null
-                   or u.{updated_at} > w.last_exported_at and (u.{updated_at} < '200000-01-01 00:00:00+00' or w.snap_live is null)
-                limit $5)
-               limit $5) changed) waiting
-             order by k.consumer_id",
+               (select {key} from {table} u where {stated} limit $4)
+               limit $4) changed) waiting
+             order by k.consumer_id collate \"C\"",
             continuity!(),
-            here!()
+            here!(),
+            logged_key = select.logged_key().join(", "),
+            key = select.keys_of("u").join(", "),
+            table = relation(&dataset.table),
         );
         let rows = sqlx::query(AssertSqlSafe(statement))
-            .bind(dataset.name)
-            .bind(after)
-            .bind(i64::from(limit))
-            .bind(&table)
+            .bind(&dataset.name)
+            .bind(consumers)
+            .bind(relation(&dataset.table))
             .bind(COUNTED_ROWS as i64 + 1)
-            .fetch_all(self.pool())
+            .bind(dataset.capture == Capture::Triggers)
+            .fetch_all(&mut *conn)
             .await
-            .map_err(Error::of(dataset.table))?;
-        let failed = Error::of(dataset.table);
+            .map_err(&failed)?;
         let standing = |row: sqlx::postgres::PgRow| {
             let consumer: String = row.try_get("consumer_id").map_err(&failed)?;
             let word: Option<String> = row.try_get("continuity").map_err(&failed)?;
             let rows: i64 = row.try_get("rows_waiting").map_err(&failed)?;
+            let rows_waiting = match rows.unsigned_abs() {
+                rows if rows <= COUNTED_ROWS => Waiting::Exactly(rows),
+                _ => Waiting::More,
+            };
             Ok(Standing {
                 consumer: consumer.parse().map_err(|_| Error::Protocol("a consumer id that is none"))?,
+                dataset: dataset.name.clone(),
                 last_exported_at: row.try_get("last_exported_at").map_err(&failed)?,
-                rows_waiting: Some(rows.unsigned_abs()).filter(|rows| *rows <= COUNTED_ROWS),
+                rows_waiting,
                 continuity: Continuity::of_guard(word.as_deref()).map_err(|_| Error::Protocol("an unknown word"))?,
             })
         };

@@ -1,11 +1,11 @@
 //! A job's row as clients see it: made, read, cancelled, completed.
 
 use chrono::{DateTime, Utc};
+use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::dataset::Dataset;
-use crate::job::{Encoding, Exported, Failure, Filter, Findings, Job, JobId, Request, Status};
+use crate::job::{Encoding, Exported, Failure, Filter, Findings, Job, JobId, Request, Selection, Status};
 use crate::store::files::{names_taken, numbered};
 use crate::store::queue::Lease;
 use crate::store::{CHANNEL, Error, Store, watermarks};
@@ -19,7 +19,7 @@ macro_rules! job_columns {
          case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as status,
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
          case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
-         e.continuity, e.late_rows, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
+         e.selection, e.schema_changed, e.continuity, e.late_rows, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
          e.watermark_from, e.watermark_to, e.retry_of, e.created_at, e.started_at,
          case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at"
     };
@@ -43,6 +43,8 @@ pub(crate) struct JobRow {
     sha256: Option<String>,
     error_code: Option<String>,
     error_detail: Option<String>,
+    selection: Option<Json<Selection>>,
+    schema_changed: Option<bool>,
     continuity: Option<String>,
     late_rows: Option<i64>,
     open_transactions: Option<i32>,
@@ -70,6 +72,7 @@ impl TryFrom<JobRow> for Job {
             consumer: row.consumer_id.and_then(|id| id.parse().ok()),
             dataset: row.dataset,
             export_type: row.export_type.parse()?,
+            selection: row.selection.map(|Json(selection)| selection).unwrap_or_default(),
             encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
             status: row.status.parse()?,
             progress: row.progress.clamp(0, 100) as u8,
@@ -86,6 +89,7 @@ impl TryFrom<JobRow> for Job {
                 table_rewritten: row.table_rewritten.unwrap_or(false),
             },
             late_rows: row.late_rows.unwrap_or(0).unsigned_abs(),
+            schema_changed: row.schema_changed.unwrap_or(false),
             watermark_from: row.watermark_from,
             watermark_to: row.watermark_to,
             retry_of: row.retry_of.map(JobId::from),
@@ -136,6 +140,8 @@ pub struct Found {
     pub standpoint: Standpoint,
     /// What was found beside it.
     pub findings: Findings,
+    /// Names and types of the file's columns.
+    pub columns: String,
 }
 
 /// How a commit went. On all but `Done` the transaction must be rolled back.
@@ -155,23 +161,25 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails; there is no job then.
-    pub async fn submit(
-        &self,
-        request: &Request,
-        dataset: &Dataset,
-        store: Option<Uuid>,
-        max_attempts: u32,
-    ) -> Result<Submitted, Error> {
+    pub async fn submit(&self, request: &Request, store: Option<Uuid>, max_attempts: u32) -> Result<Submitted, Error> {
+        match self.submit_once(request, store, max_attempts).await {
+            // A key is its consumer's, a lane's lock the dataset's: it was just sent for another one.
+            Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("exports_idempotency_key") => {
+                self.submit_once(request, store, max_attempts).await
+            }
+            done => done,
+        }
+    }
+
+    async fn submit_once(&self, request: &Request, store: Option<Uuid>, max_attempts: u32) -> Result<Submitted, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
         // The lane stays locked to the end of the transaction: whoever sent the same key meanwhile is seen, or waits.
-        let (now, lane_seq) = next_in_lane(&mut tx, request, dataset).await?;
+        let (now, lane_seq) = next_in_lane(&mut tx, request).await?;
         let refused = match sent_before(&mut tx, request).await? {
             Some(job) if request.made(&job) => Some(Submitted::Before(job)),
             Some(job) => Some(Submitted::KeyTaken(job)),
-            None if open_in_lane(&mut tx, request, dataset).await? >= MOST_OPEN => {
-                Some(Submitted::TooManyOpen(MOST_OPEN))
-            }
+            None if open_in_lane(&mut tx, request).await? >= MOST_OPEN => Some(Submitted::TooManyOpen(MOST_OPEN)),
             None => None,
         };
         if let Some(refused) = refused {
@@ -186,15 +194,15 @@ impl Store {
                 "-- store.jobs.insert
                  insert into exports as e
                    (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, store_id, created_at,
-                    retry_of, idempotency_key, compression)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                    retry_of, idempotency_key, compression, selection)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
                  on conflict (lower(output_filename)) do nothing
                  returning ",
                 job_columns!()
             ))
             .bind(JobId::new().as_uuid())
             .bind(request.consumer.as_ref().map(|c| c.as_str()))
-            .bind(dataset.name)
+            .bind(&request.dataset)
             .bind(lane_seq)
             .bind(request.export_type.as_str())
             .bind(request.encoding.format.as_str())
@@ -205,6 +213,7 @@ impl Store {
             .bind(request.retry_of.map(JobId::as_uuid))
             .bind(request.key.as_ref().map(|key| key.as_str()))
             .bind(request.encoding.compression.as_str())
+            .bind(Some(Json(&request.selection)).filter(|_| !request.selection.is_all()))
             .fetch_optional(&mut *tx)
             .await?;
             match row {
@@ -264,21 +273,21 @@ impl Store {
         rows.into_iter().map(Job::try_from).collect()
     }
 
-    /// The last job of each of these consumers that has one.
+    /// The last job of each of these lanes, consumers and datasets, that has one.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn last_jobs(&self, consumers: &[&str], dataset: &Dataset) -> Result<Vec<Job>, Error> {
+    pub async fn last_jobs(&self, consumers: &[&str], datasets: &[&str]) -> Result<Vec<Job>, Error> {
         let mut conn = self.connection().await?;
         let rows: Vec<JobRow> = sqlx::query_as(concat!(
             "-- store.jobs.last
-             select e.* from unnest($1::text[]) as c (id)
+             select e.* from unnest($1::text[], $2::text[]) as l (consumer_id, dataset)
              cross join lateral (select ",
             job_columns!(),
-            " from exports e where e.consumer_id = c.id and e.dataset = $2 order by e.lane_seq desc limit 1) e"
+            " from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset order by e.lane_seq desc limit 1) e"
         ))
         .bind(consumers)
-        .bind(dataset.name)
+        .bind(datasets)
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
@@ -364,16 +373,22 @@ async fn commit_once(
 ) -> Result<Committed, Error> {
     let job = &lease.job;
     let file = &exported.file;
-    let Found { position, standpoint, findings } = found;
+    let Found { position, standpoint, findings, columns } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
     let completed = sqlx::query(
         "-- store.jobs.commit
-         update exports
+         update exports e
          set status = 'completed', progress = 100, finished_at = clock_timestamp(),
              lease_token = null, lease_owner = null, lease_expires_at = null, error_code = null, error_detail = null,
              rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
              watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
-             continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16
+             continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
+             columns_hash = md5($17),
+             schema_changed = (
+               select l.columns_hash <> md5($17) from exports l
+               where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
+                 and l.status = 'completed'
+               order by l.lane_seq desc limit 1)
          where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null",
     )
     .bind(job.id.as_uuid())
@@ -392,6 +407,7 @@ async fn commit_once(
     .bind(findings.open_transactions.map(|n| n as i32))
     .bind(findings.oldest_transaction_seconds)
     .bind(findings.table_rewritten)
+    .bind(columns)
     .execute(&mut *conn)
     .await?;
     if completed.rows_affected() == 0 {
@@ -407,11 +423,7 @@ async fn commit_once(
     Ok(if moved { Committed::Done } else { Committed::WatermarkChanged })
 }
 
-async fn next_in_lane(
-    conn: &mut PgConnection,
-    request: &Request,
-    dataset: &Dataset,
-) -> Result<(DateTime<Utc>, Option<i64>), Error> {
+async fn next_in_lane(conn: &mut PgConnection, request: &Request) -> Result<(DateTime<Utc>, Option<i64>), Error> {
     // The lane's row stays locked to the end of the transaction: the order of numbers is the order of commits. Exports without
     // a consumer are worked in no order; their row is a lock only.
     let (seq, now): (i64, DateTime<Utc>) = sqlx::query_as(
@@ -421,7 +433,7 @@ async fn next_in_lane(
          returning next_seq, clock_timestamp()",
     )
     .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
-    .bind(dataset.name)
+    .bind(&request.dataset)
     .fetch_one(conn)
     .await?;
     Ok((now, request.consumer.as_ref().map(|_| seq)))
@@ -443,7 +455,7 @@ async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Optio
 }
 
 /// How many jobs of the request's lane are open, counted no further than matters.
-async fn open_in_lane(conn: &mut PgConnection, request: &Request, dataset: &Dataset) -> Result<i64, Error> {
+async fn open_in_lane(conn: &mut PgConnection, request: &Request) -> Result<i64, Error> {
     let open = sqlx::query_scalar(
         "-- store.jobs.open_in_lane
          select count(*) from (
@@ -453,7 +465,7 @@ async fn open_in_lane(conn: &mut PgConnection, request: &Request, dataset: &Data
            limit $3) open",
     )
     .bind(request.consumer.as_ref().map(|consumer| consumer.as_str()))
-    .bind(dataset.name)
+    .bind(&request.dataset)
     .bind(MOST_OPEN)
     .fetch_one(conn)
     .await?;

@@ -11,13 +11,9 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::dataset::USERS;
 use crate::job::{Compression, Failure, FailureCode, Format, Job, JobId, LeaseToken, Status};
 use crate::store::jobs::{JobRow, job_columns};
 use crate::store::{Error, Front, Store};
-
-/// What this version can work on, beside the formats and compressions that are built.
-const DATASETS: &[&str] = &[USERS.name];
 
 /// The formats that this build writes.
 fn known_formats() -> Vec<&'static str> {
@@ -149,11 +145,21 @@ macro_rules! claimable {
     };
 }
 
+/// Who claims.
+#[derive(Clone, Copy, Debug)]
+pub struct Claimant<'a> {
+    /// Its name, for people.
+    pub owner: &'a str,
+    /// The datasets that it knows.
+    pub datasets: &'a [String],
+    /// The id of the folder that it writes to.
+    pub store: Option<Uuid>,
+}
+
 /// Takes the oldest job that is ready, of those that are not older than the front of the queue.
 async fn claim(
     conn: &mut PgConnection,
-    owner: &str,
-    store: Option<Uuid>,
+    claimant: &Claimant<'_>,
     lease: Duration,
     front: DateTime<Utc>,
 ) -> Result<Option<Lease>, Error> {
@@ -176,10 +182,10 @@ async fn claim(
     ))
     .bind(known_formats())
     .bind(known_compressions())
-    .bind(DATASETS)
-    .bind(store)
+    .bind(claimant.datasets)
+    .bind(claimant.store)
     .bind(token.as_uuid())
-    .bind(owner)
+    .bind(claimant.owner)
     .bind(lease.as_secs_f64())
     .bind(front)
     .fetch_optional(conn)
@@ -194,7 +200,7 @@ async fn claim(
 
 /// A time before which there is no job to claim. While some export holds an old snapshot, the index keeps an entry for each job
 /// that has left the queue since, and a claim that began at the index's end would read them all, each time.
-async fn front(conn: &mut PgConnection, store: Option<Uuid>) -> Result<DateTime<Utc>, Error> {
+async fn front(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateTime<Utc>, Error> {
     // A job that is being submitted isn't seen yet, and may be as old as a client's patience.
     let front = sqlx::query_scalar(concat!(
         "-- store.queue.front
@@ -204,8 +210,8 @@ async fn front(conn: &mut PgConnection, store: Option<Uuid>) -> Result<DateTime<
     ))
     .bind(known_formats())
     .bind(known_compressions())
-    .bind(DATASETS)
-    .bind(store)
+    .bind(claimant.datasets)
+    .bind(claimant.store)
     .fetch_one(conn)
     .await?;
     Ok(front)
@@ -239,28 +245,28 @@ impl Store {
         Ok(beat)
     }
 
-    /// Takes the oldest ready job of a lane in which no earlier job is open, for a process that writes to the folder `store`.
+    /// Takes the oldest ready job of a lane in which no earlier job is open.
     ///
     /// A job belongs to the folder of the process that took it on, which will serve its file, for as long as some process
-    /// with that folder lives. What only a newer version knows is left to that.
+    /// with that folder lives. What only a newer version or another catalogue knows is left to that.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn claim(&self, owner: &str, store: Option<Uuid>, lease: Duration) -> Result<Option<Lease>, Error> {
+    pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Option<Lease>, Error> {
         let mut conn = self.connection().await?;
         let known = *self.front.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.filter(|front| front.asked.elapsed() < FRONT_EVERY);
         let claimed = match known {
-            Some(front) => claim(conn.get(), owner, store, lease, front.at).await?,
+            Some(front) => claim(conn.get(), claimant, lease, front.at).await?,
             None => None,
         };
         let claimed = match claimed {
             Some(lease) => Some(lease),
             // The front may have gone back: a job behind another one of its lane is ready only now.
             None => {
-                let front = Front { at: front(conn.get(), store).await?, asked: Instant::now() };
+                let front = Front { at: front(conn.get(), claimant).await?, asked: Instant::now() };
                 *self.front.lock().unwrap_or_else(PoisonError::into_inner) = Some(front);
-                claim(conn.get(), owner, store, lease, front.at).await?
+                claim(conn.get(), claimant, lease, front.at).await?
             }
         };
         conn.give_back();

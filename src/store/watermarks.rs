@@ -35,6 +35,56 @@ impl Store {
     }
 }
 
+/// A consumer's place in a dataset, as far as it is known without a look at the table.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Whose.
+    pub consumer: ConsumerId,
+    /// In which dataset.
+    pub dataset: String,
+    /// Its watermark, if it has one.
+    pub last_exported_at: Option<DateTime<Utc>>,
+}
+
+impl Store {
+    /// The places of everybody who has a watermark or ever asked for an export, by consumer and dataset, `limit` of them at most,
+    /// those after `after`.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn places(&self, after: Option<(&ConsumerId, &str)>, limit: u32) -> Result<Vec<Place>, Error> {
+        let mut conn = self.connection().await?;
+        let rows: Vec<(String, String, Option<DateTime<Utc>>)> = sqlx::query_as(
+            "-- store.watermarks.places
+             select k.consumer_id, k.dataset, w.last_exported_at
+             from (
+               (select consumer_id, dataset from watermarks
+                where $1::text is null or (consumer_id, dataset) > ($1, $2) order by 1, 2 limit $3)
+               union
+               -- Exports without a consumer have a row too, under a name that no consumer has.
+               (select consumer_id, dataset from cdc_export.lanes
+                where consumer_id <> '' and ($1::text is null or (consumer_id, dataset) > ($1, $2)) order by 1, 2 limit $3)
+               order by 1, 2 limit $3) k
+             left join watermarks w using (consumer_id, dataset)
+             order by 1, 2",
+        )
+        .bind(after.map(|(consumer, _)| consumer.as_str()))
+        .bind(after.map(|(_, dataset)| dataset))
+        .bind(i64::from(limit))
+        .fetch_all(conn.get())
+        .await?;
+        conn.give_back();
+        let place = |(consumer, dataset, last_exported_at): (String, String, _)| {
+            Ok(Place {
+                consumer: consumer.parse().map_err(|_| Error::NoConsumer(consumer))?,
+                dataset,
+                last_exported_at,
+            })
+        };
+        rows.into_iter().map(place).collect()
+    }
+}
+
 /// How a watermark was set by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
@@ -110,8 +160,8 @@ pub(crate) async fn advance(
     let Step { export_type, position, standpoint, to } = step;
     // An incremental export delivers no deletions: those since its last delta or full stay due.
     let deletions = match (export_type, &position.deletions) {
-        (ExportType::Incremental, Some(due)) => due,
-        _ => &standpoint.snapshot,
+        (ExportType::Incremental, Some(due)) => Some(due),
+        _ => standpoint.snapshot.as_ref(),
     };
     let statement = match position.version {
         None => sqlx::query(

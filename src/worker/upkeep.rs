@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::job::{FailureCode, Retention, Status};
 use crate::sink::Published;
-use crate::source::capture::PURGE_ROWS;
+use crate::source::purge::PURGE_ROWS;
 use crate::store::Hint;
 use crate::store::files::FilePlace;
 use crate::store::retention::Of;

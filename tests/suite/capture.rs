@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cdc_export::source::capture;
+use cdc_export::source::purge;
 use serde_json::json;
 
 use crate::harness::{Database, Service, Start};
@@ -115,8 +115,8 @@ async fn times_that_no_watermark_can_be_are_not_sent_again() {
 async fn the_log_keeps_what_somebody_has_yet_to_see() {
     let (database, service) = after_a_full_export(20).await;
     let purged = async |rows| {
-        let caps = capture::Caps { rows, age: Duration::from_secs(3600) };
-        capture::purge(&database.pool, &caps).await.unwrap();
+        let caps = purge::Caps { rows, age: Duration::from_secs(3600) };
+        purge::purge(&database.pool, &caps).await.unwrap();
         database.one::<i64>("select count(*) from cdc_export.change_log").await
     };
     assert_eq!(purged(1000).await, 0, "everybody has seen the first rows");
@@ -137,12 +137,12 @@ async fn the_log_keeps_what_somebody_has_yet_to_see() {
 #[tokio::test]
 async fn incremental_exports_alone_do_not_hold_the_log_for_ever() {
     let (database, service) = after_a_full_export(19).await;
-    let caps = capture::Caps { rows: 25, age: Duration::from_secs(3600) };
+    let caps = purge::Caps { rows: 25, age: Duration::from_secs(3600) };
     for round in 1..=4 {
         database.run("update users set name = name || 'x' where id <= 9").await;
         let (_, file) = service.export("incremental", "a").await;
         assert_eq!(file.rows.len(), 9, "exact all the time");
-        capture::purge(&database.pool, &caps).await.unwrap();
+        purge::purge(&database.pool, &caps).await.unwrap();
         let left: i64 = database.one("select count(*) from cdc_export.change_log").await;
         assert_eq!(left, if round < 3 { 9 * round } else { 0 });
     }
@@ -164,8 +164,8 @@ async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
     let id = service.submit("full", "a").await;
     service.reaches("worker.staged").await;
     database.run("update users set name = 'x', updated_at = '2001-01-01' where id = 3").await;
-    let caps = capture::Caps { rows: 1000, age: Duration::from_secs(3600) };
-    capture::purge(&database.pool, &caps).await.unwrap();
+    let caps = purge::Caps { rows: 1000, age: Duration::from_secs(3600) };
+    purge::purge(&database.pool, &caps).await.unwrap();
     assert_eq!(service.job(&id).await["status"], "processing", "it was soon enough");
     service.ended(&id).await;
     let (_, delta) = service.export("delta", "a").await;

@@ -465,10 +465,17 @@ async fn track_refuses_in_one_line_what_it_cannot_capture() {
     for (made, says) in [
         (String::new(), "no table `users`"),
         (table("id bigint"), "no primary key"),
-        (table("id bigint, org bigint, primary key (org, id)"), "is (org, id), where (id) is expected"),
-        (table("uid bigint primary key, id bigint"), "is (uid), where (id) is expected"),
-        (table("id text primary key"), "has not the columns"),
-        ("create table users (id bigint primary key, name text)".to_owned(), "has not the columns"),
+        (table("id bigint, org bigint, primary key (org, id)"), "without the key's `org`"),
+        (table("uid bigint primary key, id bigint"), "without the key's `uid`"),
+        (
+            table("id bigint primary key").replace("updated_at timestamptz", "updated_at date"),
+            "a timestamptz or a timestamp is expected",
+        ),
+        (
+            table("id bigint primary key").replace("is_deleted bool", "is_deleted text"),
+            "a boolean or a time is expected",
+        ),
+        ("create table users (id bigint primary key, name text)".to_owned(), "there is no column `email`"),
         (
             format!(
                 "{}; alter table users rename to base; create view users as select * from base",

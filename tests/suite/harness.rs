@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cdc_export::dataset::USERS;
+use cdc_export::dataset::Dataset;
 use cdc_export::postgres::{self, embedded};
 use cdc_export::source::capture;
 use serde_json::Value;
@@ -82,7 +82,7 @@ async fn server() -> &'static PgConnectOptions {
             let template: postgres::Database = options.clone().database(&name).into();
             postgres::migrate(&template).await.unwrap();
             let pool = template.pool(1);
-            capture::restore(&pool, &USERS).await.unwrap();
+            capture::restore(&pool, &Dataset::users()).await.unwrap();
             // A database can't be cloned while somebody is connected to it.
             pool.close().await;
             options
@@ -312,10 +312,17 @@ impl Start {
 
     /// Starts it and waits until it ends by itself: exit code and standard error.
     pub(crate) async fn until_it_ends(self) -> (i32, String) {
+        let (code, _, errors) = self.output().await;
+        (code, errors)
+    }
+
+    /// Starts it and waits until it ends by itself: exit code, what it printed, and standard error.
+    pub(crate) async fn output(self) -> (i32, String, String) {
         let work = reachable_folder();
-        let output = tokio::time::timeout(PATIENCE, self.command(work.path()).output()).await;
+        let output = tokio::time::timeout(PATIENCE, self.command(work.path()).stdout(Stdio::piped()).output()).await;
         let output = output.expect("it ends by itself").unwrap();
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+        let [printed, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        (output.status.code().unwrap(), printed, errors)
     }
 }
 

@@ -328,6 +328,7 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
         "progress",
         "retryOf",
         "rowsExported",
+        "schemaChanged",
         "sha256",
         "startedAt",
         "status",

@@ -398,7 +398,7 @@ async fn the_log_tells_of_each_export_and_of_no_value() {
     database.run("alter table users drop column name").await;
     let job = service.ended(&service.submit("full", "a").await).await;
     let failed = service.says("export_failed", job["jobId"].as_str().unwrap()).await;
-    assert!(failed["error"].as_str().unwrap().contains("missing"), "{failed}");
+    assert!(failed["error"].as_str().unwrap().contains("there is no column `name`"), "{failed}");
     let log = service.log();
     assert!(log.lines().all(|line| line.starts_with('{')), "JSON lines only");
     for secret in ["example.com", "User 1", &database.url()] {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use cdc_export::job::JobId;
 use cdc_export::store::Store;
-use cdc_export::store::queue::{Lease, Settlement};
+use cdc_export::store::queue::{Claimant, Lease, Settlement};
 
 use crate::harness::Database;
 
@@ -23,8 +23,10 @@ impl Claims {
     }
 
     async fn next(&mut self) -> Option<Lease> {
+        let datasets = ["users".to_owned()];
+        let claimant = Claimant { owner: "test", datasets: &datasets, store: None };
         let begun = Instant::now();
-        let lease = self.store.claim("test", None, LEASE).await.unwrap();
+        let lease = self.store.claim(&claimant, LEASE).await.unwrap();
         self.times.push(begun.elapsed());
         lease
     }

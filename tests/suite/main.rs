@@ -5,9 +5,13 @@ mod brought;
 #[cfg(test)]
 mod capture;
 #[cfg(test)]
+mod catalogue;
+#[cfg(test)]
 mod command;
 #[cfg(test)]
 mod crashes;
+#[cfg(test)]
+mod datasets;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]

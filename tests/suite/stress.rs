@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cdc_export::source::capture;
+use cdc_export::source::purge;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -255,10 +255,10 @@ async fn poll_by_time(run: Arc<Run>) -> HashMap<i64, String> {
 
 /// Purges all the time what the service purges every ten seconds, and holds a consumer to less of the log.
 async fn purge(run: Arc<Run>) -> u64 {
-    let caps = capture::Caps { rows: LOG_ROWS, age: Duration::from_secs(3600) };
+    let caps = purge::Caps { rows: LOG_ROWS, age: Duration::from_secs(3600) };
     let mut removed = 0;
     while run.is_writing() {
-        removed += capture::purge(&run.database.pool, &caps).await.unwrap();
+        removed += purge::purge(&run.database.pool, &caps).await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     removed
@@ -570,9 +570,9 @@ async fn replicas_are_the_table_whatever_happens_to_it() {
         assert!(consumer.export("full").await);
         assert!(difference(&consumer.replica, &table).is_empty());
     }
-    let caps = capture::Caps { rows: u64::MAX, age: Duration::from_secs(3600) };
+    let caps = purge::Caps { rows: u64::MAX, age: Duration::from_secs(3600) };
     eventually("the log is empty once everybody has seen everything", async || {
-        capture::purge(&run.database.pool, &caps).await.unwrap();
+        purge::purge(&run.database.pool, &caps).await.unwrap();
         let left: i64 = run.database.one("select count(*) from cdc_export.change_log").await;
         (left == 0).then_some(())
     })

@@ -1,0 +1,92 @@
+//! `datasets`: the catalogue against the tables, a list of it, and a first draft of what it might say.
+
+use std::sync::Arc;
+
+use cdc_export::config::Config;
+use cdc_export::dataset::{Capture, Column, Columns, Dataset, Description, Kind, Table};
+use cdc_export::postgres::Database;
+use tokio_util::sync::CancellationToken;
+
+use crate::command::{Datasets, check, wire};
+
+/// Does it.
+pub(crate) async fn run(config: &Config, database: &Database, what: Datasets) -> anyhow::Result<()> {
+    match what {
+        Datasets::Check => {
+            check(config, database).await?;
+            println!("{}: as their tables are.", config.catalog.names());
+            Ok(())
+        }
+        Datasets::List => list(config, database).await,
+        Datasets::Add { table } => add(config, database, table).await,
+    }
+}
+
+async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
+    let service = wire(config, database, 1, &CancellationToken::new()).service;
+    println!("{:<20} {:<32} {:>12}  {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE");
+    for Description { dataset, shape, rows, captured, .. } in service.datasets().await? {
+        let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
+        let capture = match dataset.capture {
+            Capture::Timestamp { .. } => "timestamp",
+            Capture::Triggers if captured => "triggers",
+            Capture::Triggers => "untracked",
+        };
+        let columns = match &shape {
+            Ok(shape) => shape.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),
+            Err(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        };
+        println!("{:<20} {:<32} {rows:>12}  {capture:<10} {columns}", dataset.name, dataset.table.to_string());
+    }
+    Ok(())
+}
+
+/// Prints a block for the file. What is guessed from names of columns is for the operator to look at.
+async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Result<()> {
+    let service = wire(config, database, 1, &CancellationToken::new()).service;
+    let allowed = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
+    let name: String = table.name.to_lowercase().chars().map(allowed).take(63).collect();
+    let dataset = Dataset {
+        name: if name.starts_with(|c: char| c.is_ascii_lowercase()) { name } else { "dataset".to_owned() },
+        table,
+        key: None,
+        columns: Columns::All,
+        updated_at: None,
+        created_at: None,
+        deleted: None,
+        filter: None,
+        capture: Capture::Triggers,
+    };
+    let described = service.describe(&Arc::new(dataset)).await?;
+    let (dataset, shape) = (described.dataset, described.shape);
+    let shape = shape.map_err(|faults| {
+        let faults = faults.into_iter().map(|fault| format!("{}: {}", fault.member, fault.why));
+        anyhow::anyhow!("{}", faults.collect::<Vec<_>>().join("; "))
+    })?;
+    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    let names = |columns: &[Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
+    println!("[[dataset]]");
+    println!("name = {}", quoted(&dataset.name));
+    println!("table = {}", quoted(&dataset.table.to_string()));
+    println!("# key = [{}]", names(&shape.key));
+    println!("# columns = [{}]", names(&shape.columns));
+    let is_time = |column: &Column| matches!(column.kind, Kind::Timestamptz | Kind::Timestamp);
+    let is_time_or_flag = |column: &Column| is_time(column) || column.kind == Kind::Bool;
+    let updated = ["updated_at", "modified_at", "last_update", "changed_at", "updated", "modified", "last_modified"];
+    let created = ["created_at", "inserted_at", "create_date", "created", "made_at"];
+    let deleted = ["is_deleted", "deleted_at", "deleted"];
+    let find = |words: &[&str], fits: &dyn Fn(&Column) -> bool| {
+        let named = |word: &&str| shape.columns.iter().find(|column| column.name.eq_ignore_ascii_case(word));
+        words.iter().filter_map(named).find(|column| fits(column)).map(|column| column.name.to_string())
+    };
+    let updated_at = find(&updated, &is_time);
+    let created_at = find(&created, &is_time).filter(|_| updated_at.is_some());
+    for (member, column) in
+        [("updated_at", updated_at), ("created_at", created_at), ("deleted", find(&deleted, &is_time_or_flag))]
+    {
+        if let Some(column) = column {
+            println!("{member} = {}", quoted(&column));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! `plan`: what an export would read, without exporting anything.
+
+use std::time::Duration;
+
+use cdc_export::config::Config;
+use cdc_export::dataset::Description;
+use cdc_export::job::ExportType;
+use cdc_export::postgres::Database;
+use cdc_export::source::{self, snapshot::Source};
+use cdc_export::watermark::{COUNTED_ROWS, Waiting};
+use indicatif::{BinaryBytes, HumanCount};
+use tokio_util::sync::CancellationToken;
+
+use crate::command::{Plan, dataset_of, wire};
+
+/// Time for the locks and the plan; nothing is read.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Takes the snapshot that the export would take, and asks Postgres how it would read it.
+pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> anyhow::Result<()> {
+    let dataset = dataset_of(config, &what.dataset)?;
+    let service = wire(config, database, 1, &CancellationToken::new()).service;
+    let Description { rows, bytes, .. } = service.describe(dataset).await?;
+    let rows = rows.map_or("an unknown number of".to_owned(), |rows| format!("about {}", HumanCount(rows)));
+    println!("{} has {rows} rows in {}.", dataset.table, BinaryBytes(bytes));
+    if what.export_type != ExportType::Full {
+        let waiting = match service.standing(&what.consumer, dataset).await?.rows_waiting {
+            Waiting::Exactly(rows) => HumanCount(rows).to_string(),
+            Waiting::More => format!("more than {}", HumanCount(COUNTED_ROWS)),
+            Waiting::Unknown => "an unknown number of".to_owned(),
+        };
+        println!("For {} {waiting} changed rows are waiting.", what.consumer);
+    }
+    let source = Source::new(database.options().clone(), database.pool(1), 1);
+    let permit = source.permit(PATIENCE).await?;
+    let mut snapshot = match permit.open(Some(&what.consumer), what.export_type, dataset, PATIENCE).await {
+        Ok(snapshot) => snapshot,
+        Err(error @ source::Error::FullExportNeeded(_)) => anyhow::bail!("the export would fail: {error}"),
+        Err(error) => return Err(error.into()),
+    };
+    let (_, rows) = snapshot.split();
+    for plan in rows.explain(what.export_type, config.worker.cell_max).await? {
+        println!("\n{}", plan.join("\n"));
+    }
+    Ok(())
+}

@@ -1,0 +1,394 @@
+//! The catalogue: every dataset there is, as the operator's TOML file says, or the one of the demo.
+//!
+//! Reads a text, not a file. What only a look at the table can tell is found out by `source`, as [`Fault`]s too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::dataset::{Capture, Columns, Dataset, Table};
+
+/// How long a transaction may take where changes are found by their times, unless the file says.
+const OVERLAP: Duration = Duration::from_secs(5 * 60);
+
+/// Something that a dataset says and that can't be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{dataset}: {member}: {why}")]
+pub struct Fault {
+    /// The dataset's name.
+    pub dataset: String,
+    /// What of it.
+    pub member: &'static str,
+    /// Which of a list's entries.
+    pub item: Option<String>,
+    /// What is wrong, and what may be there.
+    pub why: String,
+}
+
+/// Everything that is wrong with a catalogue: a line each, with its place in the file.
+#[derive(Debug)]
+pub struct Mistakes(Vec<(Option<usize>, String)>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (line, why)) in self.0.iter().enumerate() {
+            let end = if i == 0 { "" } else { "\n" };
+            match line {
+                Some(line) => write!(f, "{end}line {line}: {why}")?,
+                None => write!(f, "{end}{why}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Every dataset there is.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    datasets: Vec<Arc<Dataset>>,
+    lines: Lines,
+}
+
+impl Default for Catalog {
+    /// The demo's.
+    fn default() -> Catalog {
+        Catalog { datasets: vec![Arc::new(Dataset::users())], lines: Lines::default() }
+    }
+}
+
+impl Catalog {
+    /// The one that a TOML text describes.
+    ///
+    /// # Errors
+    /// With all that is wrong with it, as far as the text alone tells.
+    pub fn from_toml(text: &str) -> Result<Catalog, Mistakes> {
+        let line = |at: usize| 1 + text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
+        let file: File = toml::from_str(text)
+            .map_err(|e| Mistakes(vec![(e.span().map(|span| line(span.start)), e.message().replace('\n', " "))]))?;
+        let mut catalog = Catalog { datasets: Vec::new(), lines: Lines::default() };
+        let mut mistakes = Vec::new();
+        for block in file.dataset {
+            let mut faults = Vec::new();
+            catalog.lines.note(&block, line);
+            let at = line(block.span().start);
+            let dataset = block.into_inner().read(&mut faults);
+            if catalog.get(&dataset.name).is_some() {
+                mistakes.push((Some(at), format!("{}: there is a dataset of this name already", dataset.name)));
+                continue;
+            }
+            mistakes.extend(catalog.located(faults));
+            catalog.datasets.push(Arc::new(dataset));
+        }
+        if catalog.datasets.is_empty() && mistakes.is_empty() {
+            mistakes.push((None, "there is no [[dataset]] in it".to_owned()));
+        }
+        if mistakes.is_empty() { Ok(catalog) } else { Err(Mistakes(mistakes)) }
+    }
+
+    /// The dataset of this name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Dataset>> {
+        self.datasets.iter().find(|dataset| dataset.name == name)
+    }
+
+    /// Each, in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Dataset>> {
+        self.datasets.iter()
+    }
+
+    /// The names, for a message.
+    pub fn names(&self) -> String {
+        self.datasets.iter().map(|dataset| dataset.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What was found wrong when the tables were looked at, with its places in the file.
+    pub fn mistakes(&self, faults: Vec<Fault>) -> Mistakes {
+        Mistakes(self.located(faults))
+    }
+
+    fn located(&self, faults: Vec<Fault>) -> Vec<(Option<usize>, String)> {
+        faults.into_iter().map(|fault| (self.lines.of(&fault), fault.to_string())).collect()
+    }
+}
+
+/// The name that somebody may have meant.
+pub fn nearest<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    let scored =
+        among.into_iter().map(|other| (strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase()), other));
+    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b));
+    best.filter(|(score, _)| *score > 0.8).map(|(_, other)| other)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    dataset: Vec<Spanned<Block>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Block {
+    name: Spanned<String>,
+    table: Spanned<String>,
+    key: Option<Spanned<Vec<Spanned<String>>>>,
+    columns: Option<Spanned<Vec<Spanned<String>>>>,
+    exclude: Option<Spanned<Vec<Spanned<String>>>>,
+    updated_at: Option<Spanned<String>>,
+    created_at: Option<Spanned<String>>,
+    deleted: Option<Spanned<String>>,
+    filter: Option<Spanned<String>>,
+    capture: Option<Spanned<String>>,
+    overlap: Option<Spanned<String>>,
+}
+
+impl Block {
+    fn read(self, faults: &mut Vec<Fault>) -> Dataset {
+        let name = self.name.into_inner();
+        let mut wrong = |member, why: String| faults.push(Fault { dataset: name.clone(), member, item: None, why });
+        let begins_well = name.starts_with(|c: char| c.is_ascii_lowercase());
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+        if !begins_well || name.len() > 63 || !name.chars().all(allowed) {
+            wrong("name", "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected".to_owned());
+        }
+        let table = self.table.as_ref().parse().unwrap_or_else(|why: NotATable| {
+            wrong("table", why.to_string());
+            Table { schema: None, name: String::new() }
+        });
+        for (member, list) in [("key", &self.key), ("columns", &self.columns), ("exclude", &self.exclude)] {
+            let names: Vec<&str> =
+                list.iter().flat_map(|list| list.as_ref()).map(|name| name.as_ref().as_str()).collect();
+            if list.is_some() && names.is_empty() {
+                wrong(member, "an empty list: leave it out".to_owned());
+            }
+            if names.iter().collect::<BTreeSet<_>>().len() < names.len() {
+                wrong(member, "a column is named twice".to_owned());
+            }
+        }
+        if self.columns.is_some() && self.exclude.is_some() {
+            wrong("exclude", "columns says already which there are".to_owned());
+        }
+        let columns = match (self.columns, self.exclude) {
+            (Some(only), _) => Columns::Only(names(only)),
+            (None, Some(but)) => Columns::AllBut(names(but)),
+            (None, None) => Columns::All,
+        };
+        if self.created_at.is_some() && self.updated_at.is_none() {
+            wrong("created_at", "it is compared with updated_at, which is not given".to_owned());
+        }
+        let overlap = self.overlap.as_ref().map(|text| humantime::parse_duration(text.as_ref()));
+        let capture = match (self.capture.as_ref().map(|word| word.as_ref().as_str()), &overlap) {
+            (None | Some("triggers"), None) => Capture::Triggers,
+            (None | Some("triggers"), Some(_)) => {
+                wrong("overlap", "only with capture = \"timestamp\"".to_owned());
+                Capture::Triggers
+            }
+            (Some("timestamp"), None) => Capture::Timestamp { overlap: OVERLAP },
+            (Some("timestamp"), Some(Ok(overlap))) => Capture::Timestamp { overlap: *overlap },
+            (Some("timestamp"), Some(Err(_))) => {
+                wrong("overlap", "a time such as 5m or 1h is expected".to_owned());
+                Capture::Triggers
+            }
+            (Some(other), _) => {
+                wrong("capture", format!("`{other}` is neither triggers nor timestamp"));
+                Capture::Triggers
+            }
+        };
+        if capture != Capture::Triggers && self.updated_at.is_none() {
+            wrong("capture", "by timestamp there is nothing to find changes by without updated_at".to_owned());
+        }
+        let [updated_at, created_at, deleted, filter] =
+            [self.updated_at, self.created_at, self.deleted, self.filter].map(|member| member.map(Spanned::into_inner));
+        let key = self.key.map(names);
+        Dataset { name, table, key, columns, updated_at, created_at, deleted, filter, capture }
+    }
+}
+
+fn names(list: Spanned<Vec<Spanned<String>>>) -> Vec<String> {
+    list.into_inner().into_iter().map(Spanned::into_inner).collect()
+}
+
+/// A text that names no table.
+#[derive(Debug, thiserror::Error)]
+#[error("a table's name, or a schema's and a table's with a dot between, is expected")]
+pub struct NotATable;
+
+impl FromStr for Table {
+    type Err = NotATable;
+
+    fn from_str(text: &str) -> Result<Table, NotATable> {
+        table(text).ok_or(NotATable)
+    }
+}
+
+/// `orders`, `sales.orders`; a name with a dot in it has quotes, and two for one of its own.
+fn table(text: &str) -> Option<Table> {
+    let mut parts = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    let mut quoted = false;
+    while let Some(c) = rest.next() {
+        match c {
+            '"' if quoted && rest.peek() == Some(&'"') => parts.last_mut()?.push(rest.next()?),
+            '"' => quoted = !quoted,
+            '.' if !quoted => parts.push(String::new()),
+            c => parts.last_mut()?.push(c),
+        }
+    }
+    if quoted || parts.iter().any(String::is_empty) {
+        return None;
+    }
+    let name = parts.pop()?;
+    let schema = parts.pop();
+    parts.is_empty().then_some(Table { schema, name })
+}
+
+/// Where in the file everything is.
+#[derive(Clone, Debug, Default)]
+struct Lines(BTreeMap<(String, &'static str, Option<String>), usize>);
+
+impl Lines {
+    fn note(&mut self, block: &Spanned<Block>, line: impl Fn(usize) -> usize) {
+        let b = block.as_ref();
+        let mut put = |member, item: Option<&str>, at: usize| {
+            self.0.entry((b.name.as_ref().clone(), member, item.map(str::to_owned))).or_insert(line(at));
+        };
+        put("dataset", None, block.span().start);
+        put("name", None, b.name.span().start);
+        put("table", None, b.table.span().start);
+        let texts = [
+            ("updated_at", &b.updated_at),
+            ("created_at", &b.created_at),
+            ("deleted", &b.deleted),
+            ("filter", &b.filter),
+            ("capture", &b.capture),
+            ("overlap", &b.overlap),
+        ];
+        for (member, text) in texts {
+            text.iter().for_each(|text| put(member, None, text.span().start));
+        }
+        for (member, list) in [("key", &b.key), ("columns", &b.columns), ("exclude", &b.exclude)] {
+            let Some(list) = list else { continue };
+            put(member, None, list.span().start);
+            list.as_ref().iter().for_each(|item| put(member, Some(item.as_ref()), item.span().start));
+        }
+    }
+
+    /// The line of a fault: of the entry, else of the member, else of the dataset.
+    fn of(&self, fault: &Fault) -> Option<usize> {
+        let at = |member, item| self.0.get(&(fault.dataset.clone(), member, item)).copied();
+        let item = fault.item.clone().and_then(|item| at(fault.member, Some(item)));
+        item.or_else(|| at(fault.member, None)).or_else(|| at("dataset", None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(text: &str) -> String {
+        Catalog::from_toml(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn everything_may_be_said() {
+        let catalog = Catalog::from_toml(
+            r#"
+            [[dataset]]
+            name = "orders"
+            table = "sales.orders"
+            key = ["region", "id"]
+            columns = ["region", "id", "total"]
+            updated_at = "modified_at"
+            created_at = "made_at"
+            deleted = "is_deleted"
+            filter = "tenant_id = 7"
+            capture = "timestamp"
+            overlap = "90s"
+
+            [[dataset]]
+            name = "lines"
+            table = '"Order.Lines"'
+            exclude = ["note"]
+            "#,
+        )
+        .unwrap();
+        let orders = catalog.get("orders").unwrap();
+        assert_eq!((orders.table.to_string(), orders.key.as_ref().unwrap().len()), ("sales.orders".to_owned(), 2));
+        assert_eq!(orders.capture, Capture::Timestamp { overlap: Duration::from_secs(90) });
+        let lines = catalog.get("lines").unwrap();
+        assert_eq!(lines.table, Table { schema: None, name: "Order.Lines".to_owned() });
+        assert_eq!(lines.columns, Columns::AllBut(vec!["note".to_owned()]));
+        assert_eq!((lines.capture, catalog.names()), (Capture::Triggers, "orders, lines".to_owned()));
+        assert!(catalog.get("users").is_none(), "only what the file says");
+    }
+
+    #[test]
+    fn each_mistake_is_told_with_its_line() {
+        let text = "[[dataset]]
+name = \"Orders\"
+table = \"a.b.c\"
+columns = [\"id\", \"id\"]
+exclude = []
+created_at = \"made_at\"
+capture = \"timestamp\"
+overlap = \"soon\"
+[[dataset]]
+name = \"a\"
+table = \"a\"
+capture = \"wal\"
+[[dataset]]
+name = \"a\"
+table = \"b\"
+overlap = \"5m\"
+";
+        let expected = [
+            "line 2: Orders: name: 1 to 63 characters",
+            "line 3: Orders: table: a table's name",
+            "line 4: Orders: columns: a column is named twice",
+            "line 5: Orders: exclude: an empty list",
+            "line 5: Orders: exclude: columns says already",
+            "line 6: Orders: created_at: it is compared with updated_at",
+            "line 8: Orders: overlap: a time such as 5m",
+            "line 12: a: capture: `wal` is neither",
+            "line 13: a: there is a dataset of this name already",
+        ];
+        let found = wrong(text);
+        assert_eq!(found.lines().count(), expected.len(), "{found}");
+        for (line, expected) in found.lines().zip(expected) {
+            assert!(line.starts_with(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_catalogue_is_told_with_its_line() {
+        assert!(wrong("[[dataset]]\nname = \"a\"\ntabel = \"a\"").starts_with("line 3: unknown field `tabel`"));
+        assert!(wrong("[[dataset]]\nname = \"a\"\n").contains("missing field `table`"));
+        assert!(wrong("[[dataset]]\nname = a").starts_with("line 2: "));
+        assert_eq!(wrong(""), "there is no [[dataset]] in it");
+    }
+
+    #[test]
+    fn names_of_tables() {
+        let named =
+            |schema: Option<&str>, name: &str| Table { schema: schema.map(str::to_owned), name: name.to_owned() };
+        assert_eq!(table("a"), Some(named(None, "a")));
+        assert_eq!(table("S.Order Lines"), Some(named(Some("S"), "Order Lines")));
+        assert_eq!(table(r#""a.b"."c""d""#), Some(named(Some("a.b"), "c\"d")));
+        for bad in ["", ".", "a.", ".a", "a.b.c", "\"a", "\"\""] {
+            assert_eq!(table(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        assert_eq!(nearest("totl", ["id", "total", "tax"]), Some("total"));
+        assert_eq!(nearest("ID", ["id", "total"]), Some("id"));
+        assert_eq!(nearest("weight", ["id", "total"]), None);
+    }
+}

@@ -1,0 +1,407 @@
+//! A dataset's table as it is: its columns and key, and whatever of the dataset doesn't fit them.
+
+use std::sync::Arc;
+
+use sqlx::postgres::types::Oid;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+
+use crate::dataset::catalog::{Catalog, Fault, nearest};
+use crate::dataset::{Capture, Column, Columns, Dataset, Description, Kind, OPERATION, Sent, Shape};
+use crate::job::{BadSelection, Selection};
+use crate::source;
+use crate::source::capture::captured;
+use crate::source::select::{Select, relation};
+use crate::source::snapshot::Source;
+
+/// Why a table can't be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It isn't as the dataset says.
+    #[error("{}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
+    Faults(Vec<Fault>),
+    /// Postgres refused.
+    #[error("Postgres refused")]
+    Sql(#[from] sqlx::Error),
+}
+
+#[derive(sqlx::FromRow)]
+struct Found {
+    name: String,
+    type_name: String,
+    base_type: String,
+    /// Where the type is Postgres's own: its name.
+    own_type: Option<String>,
+    has_json_cast: bool,
+    not_null: bool,
+    /// From 1, where it is a part of the primary key.
+    key_place: Option<i32>,
+}
+
+impl Found {
+    fn column(&self) -> Column {
+        let kind = self.own_type.as_deref().and_then(binary_kind);
+        let sent = match kind {
+            Some(_) => Sent::Binary,
+            None if self.has_json_cast => Sent::WrittenNotFromJson,
+            None => Sent::Written,
+        };
+        Column {
+            name: self.name.clone().into(),
+            kind: kind.unwrap_or(Kind::Text),
+            type_name: self.type_name.clone().into(),
+            base_type: self.base_type.clone().into(),
+            sent,
+        }
+    }
+}
+
+/// The types whose binary form the encoder knows, by their names in `pg_type`.
+fn binary_kind(own_type: &str) -> Option<Kind> {
+    match own_type {
+        "int2" => Some(Kind::Int2),
+        "int4" => Some(Kind::Int4),
+        "int8" => Some(Kind::Int8),
+        "float4" => Some(Kind::Float4),
+        "float8" => Some(Kind::Float8),
+        "numeric" => Some(Kind::Numeric),
+        "bool" => Some(Kind::Bool),
+        "text" | "varchar" => Some(Kind::Text),
+        "uuid" => Some(Kind::Uuid),
+        "bytea" => Some(Kind::Bytea),
+        "json" => Some(Kind::Json),
+        "jsonb" => Some(Kind::Jsonb),
+        "timestamptz" => Some(Kind::Timestamptz),
+        "timestamp" => Some(Kind::Timestamp),
+        "date" => Some(Kind::Date),
+        "time" => Some(Kind::Time),
+        _ => None,
+    }
+}
+
+/// Looks at a dataset's table. In a transaction that has a lock on it, it stays so.
+///
+/// # Errors
+/// With everything that doesn't fit.
+pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Shape, Error> {
+    let columns: Vec<Found> = sqlx::query_as(
+        "-- source.shape.columns
+         select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_name, format_type(base.oid, -1) as base_type,
+           case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
+           exists (
+             select from pg_cast c
+             where c.castsource in (base.oid, base.typelem) and c.castsource >= 16384 and c.casttarget = 'json'::regtype)
+             as has_json_cast,
+           a.attnotnull as not_null,
+           (select array_position(x.indkey::int2[], a.attnum) + 1 from pg_index x
+            where x.indrelid = a.attrelid and x.indisprimary
+              and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1])) as key_place
+         from pg_attribute a
+         cross join lateral (
+           with recursive base as (
+             select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype from pg_type t where t.oid = a.atttypid
+             union all
+             select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype
+             from base d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd')
+           select * from base where typtype <> 'd') base
+         where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
+         order by a.attnum",
+    )
+    .bind(relation(&dataset.table))
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut fitting = Fitting { dataset, columns: &columns, faults: Vec::new() };
+    if columns.is_empty() {
+        let why = match near_table(conn, dataset).await? {
+            Some(near) => format!("there is no table `{}`; is it `{near}`?", dataset.table),
+            None => format!("there is no table `{}`", dataset.table),
+        };
+        fitting.wrong("table", None, why);
+        return Err(Error::Faults(fitting.faults));
+    }
+    let key = fitting.key(conn).await?;
+    let columns = fitting.chosen(&key);
+    let updated_at = fitting.time("updated_at", dataset.updated_at.as_deref());
+    let created_at = fitting.time("created_at", dataset.created_at.as_deref());
+    let deleted = fitting.deleted();
+    if fitting.faults.is_empty() {
+        Ok(Shape { key, columns, updated_at, created_at, deleted })
+    } else {
+        Err(Error::Faults(fitting.faults))
+    }
+}
+
+async fn near_table(conn: &mut PgConnection, dataset: &Dataset) -> Result<Option<String>, sqlx::Error> {
+    let tables: Vec<(String, String)> = sqlx::query_as(
+        "-- source.shape.tables
+         select n.nspname::text, c.relname::text
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'cdc_export')
+           and n.nspname not like 'pg\\_%'",
+    )
+    .fetch_all(conn)
+    .await?;
+    let names: Vec<String> = match dataset.table.schema {
+        Some(_) => tables.iter().map(|(schema, name)| format!("{schema}.{name}")).collect(),
+        None => tables.into_iter().map(|(_, name)| name).collect(),
+    };
+    Ok(nearest(&dataset.table.to_string(), names.iter().map(String::as_str)).map(str::to_owned))
+}
+
+/// The dataset being held against the columns.
+struct Fitting<'a> {
+    dataset: &'a Dataset,
+    columns: &'a [Found],
+    faults: Vec<Fault>,
+}
+
+impl<'a> Fitting<'a> {
+    fn wrong(&mut self, member: &'static str, item: Option<&str>, why: String) {
+        let (dataset, item) = (self.dataset.name.clone(), item.map(str::to_owned));
+        self.faults.push(Fault { dataset, member, item, why });
+    }
+
+    fn find(&mut self, member: &'static str, name: &str) -> Option<&'a Found> {
+        let columns = self.columns;
+        let found = columns.iter().find(|column| column.name == name);
+        if found.is_none() {
+            let near = nearest(name, columns.iter().map(|column| column.name.as_str()));
+            let near = near.map(|near| format!("; is it `{near}`?")).unwrap_or_default();
+            let why = format!("there is no column `{name}` in `{}`{near}", self.dataset.table);
+            self.wrong(member, Some(name), why);
+        }
+        found
+    }
+
+    async fn key(&mut self, conn: &mut PgConnection) -> Result<Vec<Column>, sqlx::Error> {
+        let Some(names) = &self.dataset.key else {
+            let mut key: Vec<_> = self.columns.iter().filter(|column| column.key_place.is_some()).collect();
+            key.sort_by_key(|column| column.key_place);
+            if key.is_empty() {
+                let why = format!("`{}` has no primary key: name columns that tell its rows apart", self.dataset.table);
+                self.wrong("key", None, why);
+            }
+            return Ok(key.into_iter().map(Found::column).collect());
+        };
+        let mut key = Vec::new();
+        for name in names {
+            let Some(found) = self.find("key", name) else { continue };
+            if !found.not_null {
+                self.wrong("key", Some(name), format!("`{name}` may be null, which tells no rows apart"));
+            }
+            key.push(found.column());
+        }
+        if key.len() == names.len() && !is_unique(conn, self.dataset, names).await? {
+            let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
+            self.wrong("key", None, why);
+        }
+        Ok(key)
+    }
+
+    /// The columns of a file.
+    fn chosen(&mut self, key: &[Column]) -> Vec<Column> {
+        let (member, chosen): (_, Vec<_>) = match &self.dataset.columns {
+            Columns::All => ("exclude", self.columns.iter().collect()),
+            Columns::Only(names) => ("columns", names.iter().filter_map(|name| self.find("columns", name)).collect()),
+            Columns::AllBut(names) => {
+                for name in names {
+                    self.find("exclude", name);
+                }
+                ("exclude", self.columns.iter().filter(|column| !names.contains(&column.name)).collect())
+            }
+        };
+        if chosen.iter().any(|column| column.name == OPERATION.name) {
+            let why = "a delta's first column has the name `operation`: leave the table's own out".to_owned();
+            self.wrong(member, Some(&OPERATION.name), why);
+        }
+        for column in key.iter().filter(|column| chosen.iter().all(|other| other.name != column.name)) {
+            let why = format!("without the key's `{}` nobody can tell which row a DELETE is", column.name);
+            self.wrong(member, Some(&column.name), why);
+        }
+        chosen.into_iter().map(Found::column).collect()
+    }
+
+    fn time(&mut self, member: &'static str, name: Option<&str>) -> Option<Column> {
+        let column = self.find(member, name?)?.column();
+        if !is_time(&column) {
+            let why = format!("`{}` is {}: a timestamptz or a timestamp is expected", column.name, column.type_name);
+            self.wrong(member, None, why);
+        }
+        Some(column)
+    }
+
+    fn deleted(&mut self) -> Option<Column> {
+        let column = self.find("deleted", self.dataset.deleted.as_deref()?)?.column();
+        if column.kind != Kind::Bool && !is_time(&column) {
+            let why = format!("`{}` is {}: a boolean or a time is expected", column.name, column.type_name);
+            self.wrong("deleted", None, why);
+        }
+        Some(column)
+    }
+}
+
+fn is_time(column: &Column) -> bool {
+    matches!(column.kind, Kind::Timestamptz | Kind::Timestamp)
+}
+
+async fn is_unique(conn: &mut PgConnection, dataset: &Dataset, key: &[String]) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "-- source.shape.unique
+         select exists (
+           select from pg_index x
+           where x.indrelid = to_regclass($1) and x.indisunique and x.indisvalid and x.indpred is null and x.indexprs is null
+             and (select array_agg(a.attname::text order by a.attname::text)
+                  from pg_attribute a
+                  where a.attrelid = x.indrelid and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1]))
+               = (select array_agg(name order by name) from unnest($2::text[]) as name))",
+    )
+    .bind(relation(&dataset.table))
+    .bind(key)
+    .fetch_one(conn)
+    .await
+}
+
+impl Source {
+    /// What a dataset's table looks like now.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, source::Error> {
+        let failed = source::Error::of(&dataset.table);
+        let mut conn = self.pool().acquire().await.map_err(&failed)?;
+        let shape = match look(&mut conn, dataset).await {
+            Ok(shape) => Ok(shape),
+            Err(Error::Faults(faults)) => Err(faults),
+            Err(error) => return Err(error.into()),
+        };
+        let seen: Option<(Option<f64>, i64, bool)> = sqlx::query_as(concat!(
+            "-- source.shape.describe
+             select
+               (select sum(p.reltuples) filter (where p.reltuples >= 0) from pg_class p
+                where p.oid = t.oid or p.oid in (select relid from pg_partition_tree(t.oid) where isleaf))::float8,
+               (select coalesce(sum(pg_table_size(p.oid)), 0) from pg_class p
+                where p.oid = t.oid or p.oid in (select relid from pg_partition_tree(t.oid)))::bigint,
+               exists (
+                 select from cdc_export.tracked k join pg_namespace n on n.nspname = k.schema_name
+                 where n.oid = t.relnamespace and k.table_name = t.relname) and ",
+            captured!(),
+            " from pg_class t where t.oid = to_regclass($1)"
+        ))
+        .bind(relation(&dataset.table))
+        .fetch_optional(&mut *conn)
+        .await
+        .map_err(&failed)?;
+        let (rows, bytes, captured) = seen.unwrap_or_default();
+        Ok(Description {
+            dataset: Arc::clone(dataset),
+            shape,
+            rows: rows.map(|rows| rows as u64),
+            bytes: bytes.unsigned_abs(),
+            captured: captured || dataset.capture != Capture::Triggers,
+        })
+    }
+
+    /// Whether a selection is one of the dataset's rows and columns: Postgres is asked to read its values.
+    ///
+    /// # Errors
+    /// If the database fails, or the table isn't as the dataset says.
+    pub async fn check(
+        &self,
+        dataset: &Dataset,
+        selection: &Selection,
+    ) -> Result<Result<(), BadSelection>, source::Error> {
+        let failed = source::Error::of(&dataset.table);
+        let mut conn = self.pool().acquire().await.map_err(&failed)?;
+        let shape = look(&mut conn, dataset).await?;
+        let known = |name: &String| shape.columns.iter().any(|column| column.name == *name);
+        let unknown = |field: String, name: &str| {
+            let near = nearest(name, shape.columns.iter().map(|column| &*column.name));
+            let near = near.map(|near| format!("; is it `{near}`?")).unwrap_or_default();
+            Ok(Err(BadSelection { field, why: format!("there is no column `{name}`{near}") }))
+        };
+        for (i, name) in selection.columns.iter().flatten().enumerate() {
+            if !known(name) {
+                return unknown(format!("columns[{i}]"), name);
+            }
+        }
+        for (i, condition) in selection.filter.iter().enumerate() {
+            if !known(&condition.column) {
+                return unknown(format!("filter[{i}].column"), &condition.column);
+            }
+            for statement in (Select { dataset, shape: &shape }).tried(condition) {
+                let statement = format!("-- source.shape.try\n {statement}");
+                let tried = sqlx::query(AssertSqlSafe(statement)).bind(&condition.value).persistent(false);
+                let Err(cause) = tried.execute(&mut *conn).await else { continue };
+                let member = match cause.as_database_error().and_then(|e| e.code()).as_deref() {
+                    Some(code) if code.starts_with("22") => "value",
+                    Some("42883") => "op",
+                    _ => return Err(failed(cause)),
+                };
+                let type_name = shape.columns.iter().find(|column| column.name == condition.column);
+                let type_name = type_name.map_or("unknown", |column| &*column.type_name);
+                let why = match member {
+                    "value" => format!("a value of `{}`, which is {type_name}, is expected", condition.column),
+                    _ => format!("`{}` is {type_name}, which has no {}", condition.column, condition.operator),
+                };
+                return Ok(Err(BadSelection { field: format!("filter[{i}].{member}"), why }));
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// Holds a whole catalogue against the live tables.
+///
+/// # Errors
+/// If the database fails. What doesn't fit is the result.
+pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Vec<Fault>, sqlx::Error> {
+    let mut conn = pool.acquire().await?;
+    let (mut faults, mut seen) = (Vec::new(), Vec::<(Oid, String, Vec<String>)>::new());
+    for dataset in catalog.iter() {
+        let shape = match look(&mut conn, dataset).await {
+            Ok(shape) => shape,
+            Err(Error::Faults(found)) => {
+                faults.extend(found);
+                continue;
+            }
+            Err(Error::Sql(cause)) => return Err(cause),
+        };
+        faults.extend(check_filter(&mut conn, dataset).await?);
+        if dataset.capture != Capture::Triggers {
+            continue;
+        }
+        let oid = sqlx::query_scalar("-- source.shape.oid\n select to_regclass($1)::oid");
+        let oid: Oid = oid.bind(relation(&dataset.table)).fetch_one(&mut *conn).await?;
+        let key: Vec<_> = shape.key.iter().map(|column| column.name.to_string()).collect();
+        // The triggers of a table log one key.
+        if let Some((_, other, _)) = seen.iter().find(|(table, _, its)| *table == oid && *its != key) {
+            let why = format!("`{}` is captured for `{other}` too, which has another key", dataset.table);
+            faults.push(Fault { dataset: dataset.name.clone(), member: "key", item: None, why });
+        }
+        seen.push((oid, dataset.name.clone(), key));
+    }
+    Ok(faults)
+}
+
+/// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of the row,
+/// which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
+async fn check_filter(conn: &mut PgConnection, dataset: &Dataset) -> Result<Option<Fault>, sqlx::Error> {
+    let Some(filter) = &dataset.filter else { return Ok(None) };
+    let mut tx = conn.begin().await?;
+    let index = format!(
+        "-- source.shape.filter
+         create temporary table cdc_export_filter (like {table}) on commit drop;
+         create index on cdc_export_filter ((1)) where (\n{filter}\n)",
+        table = relation(&dataset.table),
+    );
+    let made = sqlx::raw_sql(AssertSqlSafe(index)).execute(&mut *tx).await;
+    tx.rollback().await?;
+    let Err(cause) = made else { return Ok(None) };
+    let Some(told) = cause.as_database_error() else { return Err(cause) };
+    let why = match told.code().as_deref() {
+        // The role may make no temporary table: the filter is tried at the first export.
+        Some("42501") => return Ok(None),
+        Some("42P17" | "0A000") => format!("it has to be told from the row alone ({})", told.message()),
+        _ => format!("Postgres doesn't take it as a condition: {}", told.message()),
+    };
+    Ok(Some(Fault { dataset: dataset.name.clone(), member: "filter", item: None, why }))
+}

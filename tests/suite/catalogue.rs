@@ -1,0 +1,126 @@
+//! A catalogue for a test, exports of its datasets, and a consumer that keeps a copy by them.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::{Csv, Database, Service, Start};
+
+/// A catalogue in a folder of its own.
+pub(crate) struct Catalogue(TempDir);
+
+impl Catalogue {
+    pub(crate) fn of(text: &str) -> Catalogue {
+        let catalogue = Catalogue(tempfile::tempdir().unwrap());
+        catalogue.write(text);
+        catalogue
+    }
+
+    pub(crate) fn write(&self, text: &str) {
+        std::fs::write(self.path(), text).unwrap();
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.path().join("datasets.toml")
+    }
+
+    pub(crate) fn start(&self, database: &Database) -> Start {
+        Start::on(database).with("DATASETS", self.path().display())
+    }
+
+    pub(crate) async fn track(&self, database: &Database, dataset: &str) {
+        let (code, errors) = self.start(database).arguments(&["track", dataset]).until_it_ends().await;
+        assert_eq!(code, 0, "{errors}");
+    }
+
+    /// What a command prints, and how it ends.
+    pub(crate) async fn command(&self, database: &Database, arguments: &[&str]) -> (i32, String, String) {
+        self.start(database).arguments(arguments).output().await
+    }
+}
+
+/// Submits an export with a body, and waits for its end.
+pub(crate) async fn ended(service: &Service, path: &str, consumer: Option<&str>, body: Value) -> Value {
+    let answer = post(service, path, consumer, &body).await;
+    assert_eq!(answer.status(), 202, "{body}");
+    let id = answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    service.ended(&id).await
+}
+
+pub(crate) async fn post(service: &Service, path: &str, consumer: Option<&str>, body: &Value) -> reqwest::Response {
+    let mut request = service.client.post(format!("{}{path}", service.address)).json(body);
+    if let Some(consumer) = consumer {
+        request = request.header("X-Consumer-ID", consumer);
+    }
+    request.send().await.unwrap()
+}
+
+/// An export that completes.
+pub(crate) async fn export(service: &Service, export_type: &str, dataset: &str, consumer: &str) -> Value {
+    let body = json!({ "dataset": dataset });
+    let job = ended(service, &format!("/exports/{export_type}"), Some(consumer), body).await;
+    assert_eq!(job["status"], "completed", "{job}");
+    job
+}
+
+/// A consumer that loads its files with COPY into a table of its own, and applies deltas by the key.
+pub(crate) struct Replica<'d> {
+    pub(crate) database: &'d Database,
+    /// The copied table, and what of it a consumer shall have.
+    pub(crate) source: &'d str,
+    pub(crate) key: &'d [&'d str],
+}
+
+impl Replica<'_> {
+    /// Loads a full export into the empty replica, whose columns are those of the file.
+    pub(crate) async fn begin(&self, service: &Service, job: &Value) {
+        self.database
+            .run(&format!("drop table if exists replica; create table replica as {} with no data", self.source))
+            .await;
+        let columns = self.load(service, job, "replica").await;
+        assert!(!columns.starts_with("\"operation\""));
+    }
+
+    pub(crate) async fn apply(&self, service: &Service, job: &Value) {
+        self.database
+            .run(
+                "drop table if exists stage; create table stage (like replica);
+                 alter table stage add column operation text",
+            )
+            .await;
+        let columns = self.load(service, job, "stage").await;
+        let columns = columns.strip_prefix("\"operation\",").unwrap();
+        let same = self.key.iter().map(|key| format!("r.\"{key}\" = s.\"{key}\"")).collect::<Vec<_>>().join(" and ");
+        self.database
+            .run(&format!(
+                "delete from replica r using stage s where {same};
+                 insert into replica ({columns}) select {columns} from stage where operation <> 'DELETE'"
+            ))
+            .await;
+    }
+
+    /// That the replica is the source, row by row as texts.
+    pub(crate) async fn require_equal(&self) {
+        let differing = format!(
+            "select count(*) from (
+               (select s::text from ({0}) s except all select r::text from replica r)
+               union all (select r::text from replica r except all select s::text from ({0}) s)) d",
+            self.source
+        );
+        assert_eq!(self.database.one::<i64>(&differing).await, 0, "rows differ");
+    }
+
+    async fn load(&self, service: &Service, job: &Value, table: &str) -> String {
+        let path = service.path(job);
+        let header = Csv::read(&path).header;
+        let columns: Vec<_> = header.iter().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).collect();
+        let columns = columns.join(",");
+        let mut conn = self.database.pool.acquire().await.unwrap();
+        let statement = format!("copy {table} ({columns}) from stdin (format csv, header)");
+        let mut copy = conn.copy_in_raw(&statement).await.unwrap();
+        copy.send(std::fs::read(path).unwrap()).await.unwrap();
+        copy.finish().await.unwrap();
+        columns
+    }
+}

@@ -1,0 +1,516 @@
+//! Any table: a catalogue, what it promises of each dataset, and what is wrong with one.
+
+use serde_json::{Value, json};
+use sqlx::Executor;
+
+use crate::catalogue::{Catalogue, Replica, ended, export, post};
+use crate::harness::{Csv, Database, Start, refusal};
+
+const SALES: &str = r#"create schema "Sales";
+    create table "Sales"."Order ""Lines""" (
+      "Region" text, "No." integer, "select" numeric(12,2), note text, internal text,
+      modified timestamp not null default timezone('utc', clock_timestamp()), "deletedAt" timestamptz,
+      primary key ("Region", "No."));
+    insert into "Sales"."Order ""Lines""" ("Region", "No.", "select", note, internal)
+      select chr(65 + n % 3), n, n / 7.0, case n % 3 when 0 then null when 1 then '' else 'a,"b"' end, 'secret'
+      from generate_series(1, 500) n"#;
+const LINES: &str = r#"
+    [[dataset]]
+    name = "lines"
+    table = '"Sales"."Order ""Lines"""'
+    exclude = ["internal"]
+    updated_at = "modified"
+    deleted = "deletedAt"
+"#;
+
+#[tokio::test]
+async fn a_table_with_odd_names_and_a_key_of_two_columns_is_exact() {
+    let database = Database::empty().await;
+    database.run(SALES).await;
+    let catalogue = Catalogue::of(LINES);
+    catalogue.track(&database, "lines").await;
+    let service = catalogue.start(&database).service().await;
+    let replica = Replica {
+        database: &database,
+        source: r#"select "Region", "No.", "select", note, modified, "deletedAt" from "Sales"."Order ""Lines""" where "deletedAt" is null"#,
+        key: &["Region", "No."],
+    };
+    let full = export(&service, "full", "lines", "a").await;
+    assert!(full["outputFilename"].as_str().unwrap().starts_with("full_lines_a_"), "{full}");
+    assert_eq!((&full["dataset"], &full["rowsExported"]), (&json!("lines"), &json!(500)));
+    replica.begin(&service, &full).await;
+    replica.require_equal().await;
+    // A late commit, with a time of before: what was open while the full export ran.
+    let mut late = database.pool.begin().await.unwrap();
+    late.execute(r#"update "Sales"."Order ""Lines""" set note = 'late', modified = '2001-01-01' where "No." = 7"#)
+        .await
+        .unwrap();
+    database
+        .run(
+            r#"delete from "Sales"."Order ""Lines""" where "No." in (10, 11);
+               update "Sales"."Order ""Lines""" set "deletedAt" = now(), modified = timezone('utc', now()) where "No." = 12;
+               update "Sales"."Order ""Lines""" set "No." = 1013 where "No." = 13;
+               insert into "Sales"."Order ""Lines""" ("Region", "No.", note) values ('Z', 2000, 'new'), ('Z', 2001, 'new');
+               update "Sales"."Order ""Lines""" set note = 'changed' where "No." = 2001"#,
+        )
+        .await;
+    let delta = export(&service, "delta", "lines", "a").await;
+    let file = Csv::read(&service.path(&delta));
+    let key = |row: &Vec<String>| format!("{} {}{}", row[0], row[1], row[2]);
+    let mut seen: Vec<_> = file.rows.iter().map(key).collect();
+    seen.sort();
+    // Without created_at the log tells what is new.
+    assert_eq!(
+        seen,
+        ["DELETE A12", "DELETE B10", "DELETE B13", "DELETE C11", "INSERT Z2000", "INSERT Z2001", "UPDATE B1013"]
+    );
+    replica.apply(&service, &delta).await;
+    late.commit().await.unwrap();
+    let delta = export(&service, "delta", "lines", "a").await;
+    assert_eq!((&delta["rowsExported"], &delta["lateRows"]), (&json!(1), &json!(1)));
+    replica.apply(&service, &delta).await;
+    replica.require_equal().await;
+    assert_eq!(export(&service, "incremental", "lines", "a").await["rowsExported"], 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_without_times_is_exact_by_the_log_alone() {
+    let database = Database::empty().await;
+    database.run("create table stock (sku text primary key, amount int); insert into stock select 's' || n, n from generate_series(1, 50) n").await;
+    let catalogue = Catalogue::of("[[dataset]]\nname = \"stock\"\ntable = \"stock\"");
+    catalogue.track(&database, "stock").await;
+    let service = catalogue.start(&database).service().await;
+    let replica = Replica { database: &database, source: "select * from stock", key: &["sku"] };
+    let first = export(&service, "delta", "stock", "a").await;
+    assert!(Csv::read(&service.path(&first)).rows.iter().all(|row| row[0] == "INSERT"));
+    let full = export(&service, "full", "stock", "b").await;
+    replica.begin(&service, &full).await;
+    // There is no time to read off the rows: it is that of the snapshot.
+    let answer = service.call("GET", "/exports/watermark?dataset=stock", &[("X-Consumer-ID", "b")]).await;
+    let watermark: Value = answer.json().await.unwrap();
+    assert_eq!(watermark["lastExportedAt"], full["watermarkTo"], "{watermark}");
+    assert!(full["watermarkTo"].as_str() > full["createdAt"].as_str(), "{full}");
+    for change in ["update stock set amount = 0 where sku < 's2'", "delete from stock where sku like '%3'", "select"] {
+        database.run(change).await;
+        let delta = export(&service, "delta", "stock", "b").await;
+        assert_eq!(delta["lateRows"], 0, "{delta}");
+        replica.apply(&service, &delta).await;
+        replica.require_equal().await;
+    }
+    // A time says nothing here, whoever sets it.
+    let set = service
+        .client
+        .put(format!("{}/exports/watermark?dataset=stock", service.address))
+        .header("X-Consumer-ID", "b")
+        .json(&json!({ "lastExportedAt": "2026-01-01T00:00:00Z" }));
+    assert_eq!(refusal(set.send().await.unwrap()).await, (409, "no_updated_at".to_owned()));
+    database.run("update watermarks set last_exported_at = '2001-01-01' where consumer_id = 'b'").await;
+    let job = ended(&service, "/exports/delta", Some("b"), json!({ "dataset": "stock" })).await;
+    assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("rewound")));
+    export(&service, "full", "stock", "b").await;
+    assert_eq!(export(&service, "delta", "stock", "b").await["rowsExported"], 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_that_leaves_the_filter_is_deleted_and_tells_nothing_more() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create table orders (id int primary key, tenant int, old text, op text, at timestamptz not null default clock_timestamp());
+             insert into orders (id, tenant, old) select n, n % 3, 'of ' || n % 3 from generate_series(1, 30) n",
+        )
+        .await;
+    let catalogue = Catalogue::of(
+        "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\nupdated_at = \"at\"\nfilter = \"tenant = 1 -- ours\"",
+    );
+    catalogue.track(&database, "orders").await;
+    let service = catalogue.start(&database).service().await;
+    let replica = Replica { database: &database, source: "select * from orders where tenant = 1", key: &["id"] };
+    // Who begins with a delta learns of no other tenant's row.
+    assert_eq!(export(&service, "delta", "orders", "b").await["rowsExported"], 10);
+    let full = export(&service, "full", "orders", "a").await;
+    replica.begin(&service, &full).await;
+    replica.require_equal().await;
+    database
+        .run(
+            "update orders set tenant = 2, at = now() where id = 1; update orders set tenant = 1, at = now() where id = 2;
+             update orders set old = 'x' where id = 3; delete from orders where id in (4, 5)",
+        )
+        .await;
+    assert_eq!(export(&service, "incremental", "orders", "b").await["rowsExported"], 1);
+    let delta = export(&service, "delta", "orders", "a").await;
+    let file = Csv::read(&service.path(&delta));
+    for row in file.rows.iter().filter(|row| row[0] == "DELETE") {
+        assert!(row[2..].iter().all(String::is_empty), "{row:?}");
+    }
+    assert_eq!(file.sorted("id"), ["1", "2", "3", "4", "5"]);
+    replica.apply(&service, &delta).await;
+    replica.require_equal().await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn by_timestamp_a_table_needs_to_be_read_only() {
+    let database = Database::new().await;
+    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    let name = database.options.get_database().unwrap();
+    database
+        .run(&format!(
+            "create schema theirs;
+             create table theirs.events (id int primary key, at timestamptz not null, gone bool not null default false);
+             insert into theirs.events select n, now() - interval '1 hour' from generate_series(1, 100) n;
+             revoke all on schema public from public;
+             create role {role} login password 'pass';
+             grant usage on schema theirs to {role}; grant select on theirs.events to {role};
+             grant usage, create on schema public, cdc_export to {role}; grant create on database {name} to {role};
+             grant all on all tables in schema public, cdc_export to {role};
+             grant all on all sequences in schema public, cdc_export to {role}"
+        ))
+        .await;
+    let catalogue = Catalogue::of(
+        "[[dataset]]\nname = \"events\"\ntable = \"theirs.events\"\nupdated_at = \"at\"\ndeleted = \"gone\"\n\
+         capture = \"timestamp\"\noverlap = \"10m\"",
+    );
+    let start = catalogue.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
+    let service = start.service().await;
+    assert_eq!(export(&service, "full", "events", "a").await["rowsExported"], 100);
+    // All of one time: within the overlap they come again, and a later export is not the poorer for it.
+    let again = export(&service, "incremental", "events", "a").await;
+    assert_eq!(
+        (&again["rowsExported"], &again["continuity"], &again["lateRows"]),
+        (&json!(100), &Value::Null, &json!(0))
+    );
+    database
+        .run(
+            "update theirs.events set at = now() where id <= 5; update theirs.events set gone = true, at = now() where id = 6;
+             insert into theirs.events values (101, now() - interval '5 minutes'), (102, now() - interval '2 hours')",
+        )
+        .await;
+    let delta = export(&service, "delta", "events", "a").await;
+    let file = Csv::read(&service.path(&delta));
+    assert_eq!(file.rows.iter().filter(|row| row[0] == "DELETE").map(|row| row[1].as_str()).collect::<Vec<_>>(), ["6"]);
+    // What lies further back than the overlap is missed: that is what triggers are for.
+    let ids = file.sorted("id");
+    assert!(["1", "5", "101"].iter().all(|id| ids.contains(id)) && !ids.contains(&"102"), "{ids:?}");
+    let delta = export(&service, "delta", "events", "a").await;
+    assert_eq!(Csv::read(&service.path(&delta)).rows.len(), 7, "those within the overlap, and the deletion");
+    service.stop().await;
+    let (code, _, said) = catalogue.command(&database, &["track", "events"]).await;
+    assert!(code == 1 && said.contains("needs no triggers"), "{said}");
+    database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn a_start_tells_every_mistake_of_the_catalogue_with_its_line() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create schema sales;
+             create table sales.orders (id int primary key, total numeric, at date, operation text, pair int not null);
+             create table bare (a int, b int)",
+        )
+        .await;
+    let catalogue = Catalogue::of(
+        r#"[[dataset]]
+name = "orders"
+table = "sales.orders"
+columns = [
+  "id",
+  "totl",
+  "operation",
+]
+updated_at = "at"
+deleted = "total"
+[[dataset]]
+name = "missing"
+table = "sales.order"
+[[dataset]]
+name = "bare"
+table = "bare"
+[[dataset]]
+name = "keyed"
+table = "bare"
+key = ["a", "c"]
+[[dataset]]
+name = "pairs"
+table = "sales.orders"
+key = ["pair"]
+exclude = ["pair", "operation"]
+[[dataset]]
+name = "when"
+table = "sales.orders"
+exclude = ["operation"]
+filter = "at > now()"
+[[dataset]]
+name = "what"
+table = "sales.orders"
+exclude = ["operation"]
+filter = "totl > 1"
+"#,
+    );
+    for arguments in [&[][..], &["worker"], &["datasets", "check"]] {
+        let (code, _, said) = catalogue.command(&database, arguments).await;
+        let found: Vec<_> = said.lines().filter_map(|line| Some(&line[line.find("line ")?..])).collect();
+        let expected = [
+            "line 6: orders: columns: there is no column `totl` in `sales.orders`; is it `total`?",
+            "line 7: orders: columns: a delta's first column has the name `operation`",
+            "line 9: orders: updated_at: `at` is date",
+            "line 10: orders: deleted: `total` is numeric",
+            "line 13: missing: table: there is no table `sales.order`; is it `sales.orders`?",
+            "line 14: bare: key: `bare` has no primary key",
+            "line 20: keyed: key: `a` may be null",
+            "line 20: keyed: key: there is no column `c` in `bare`",
+            "line 24: pairs: key: `sales.orders` has no unique index on just (pair)",
+            "line 25: pairs: exclude: without the key's `pair`",
+            "line 30: when: filter: it has to be told from the row alone",
+            "line 35: what: filter: Postgres doesn't take it as a condition: column \"totl\" does not exist",
+        ];
+        assert_eq!((code, found.len()), (2, expected.len()), "{arguments:?}: {said}");
+        for (line, expected) in found.iter().zip(expected) {
+            assert!(line.starts_with(expected), "{line}");
+        }
+    }
+    catalogue.write("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"\ncolums = []");
+    let (code, _, said) = catalogue.command(&database, &["datasets", "list"]).await;
+    assert!(code == 2 && said.contains("DATASETS: ") && said.contains("line 4: unknown field `colums`"), "{said}");
+}
+
+#[tokio::test]
+async fn a_changed_table_is_told_of_and_never_half_exported() {
+    let database = Database::empty().await;
+    database.run("create table a (id int primary key, x int); create table b (id int primary key, x int); insert into a values (1, 1); insert into b values (1, 1)").await;
+    let both = "[[dataset]]\nname = \"a\"\ntable = \"a\"\n[[dataset]]\nname = \"b\"\ntable = \"b\"\ncolumns = [\"id\", \"x\"]\n";
+    let catalogue = Catalogue::of(both);
+    catalogue.track(&database, "a").await;
+    catalogue.track(&database, "b").await;
+    let service = catalogue.start(&database).service().await;
+    for dataset in ["a", "b"] {
+        assert_eq!(export(&service, "full", dataset, "c").await["schemaChanged"], false);
+    }
+    database.run("alter table a add column y int default 7; alter table b add column y int default 7; update a set x = 2; update b set x = 2").await;
+    let a = export(&service, "delta", "a", "c").await;
+    assert_eq!(
+        (&a["schemaChanged"], Csv::read(&service.path(&a)).header),
+        (&json!(true), ["operation", "id", "x", "y"].map(str::to_owned).into())
+    );
+    assert_eq!(export(&service, "delta", "b", "c").await["schemaChanged"], false);
+    assert_eq!(export(&service, "delta", "a", "c").await["schemaChanged"], false);
+    // Another type of a column is another shape, and who was away learns it too.
+    database.run("alter table a alter column y type text using y::text; alter table b drop column x").await;
+    assert_eq!(export(&service, "incremental", "a", "c").await["schemaChanged"], true);
+    let stopped = ended(&service, "/exports/delta", Some("c"), json!({ "dataset": "b" })).await;
+    assert_eq!(stopped["error"]["code"], "dataset_mismatch", "{stopped}");
+    assert!(stopped["error"]["detail"].as_str().unwrap().contains("there is no column `x` in `b`"), "{stopped}");
+    let described: Value = service.call("GET", "/datasets/b", &[]).await.json().await.unwrap();
+    assert_eq!(
+        (&described["ready"], described["problems"].as_array().unwrap().len()),
+        (&json!(false), 1),
+        "{described}"
+    );
+    let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+    let waiting: Vec<_> =
+        consumers["items"].as_array().unwrap().iter().map(|it| (&it["dataset"], &it["rowsWaiting"])).collect();
+    assert_eq!(waiting, [(&json!("a"), &json!(0)), (&json!("b"), &Value::Null)]);
+    service.stop().await;
+    // Mended: it goes on where it was.
+    catalogue.write(&both.replace("\"x\"]", "\"y\"]"));
+    database.run("update b set y = 8").await;
+    let service = catalogue.start(&database).service().await;
+    let b = export(&service, "delta", "b", "c").await;
+    assert_eq!((&b["schemaChanged"], &b["rowsExported"]), (&json!(true), &json!(1)));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn datasets_have_lanes_and_watermarks_of_their_own() {
+    let database = Database::new().await;
+    database.add_users(1, 20).await;
+    database.run("create table a (id int primary key); insert into a values (1)").await;
+    let catalogue = Catalogue::of(
+        "[[dataset]]\nname = \"a\"\ntable = \"a\"\n[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\n\
+         exclude = [\"operation_type\"]\ndeleted = \"is_deleted\"\n",
+    );
+    catalogue.track(&database, "a").await;
+    let service = catalogue.start(&database).service().await;
+    // A job of one dataset that waits keeps no other waiting.
+    let held = database.hold_exports().await;
+    let waiting = service.submit("full", "c").await;
+    export(&service, "full", "a", "c").await;
+    held.rollback().await.unwrap();
+    assert_eq!(service.ended(&waiting).await["rowsExported"], 18);
+    let watermark = async |dataset: &str| {
+        let path = format!("/exports/watermark?dataset={dataset}");
+        service.call("GET", &path, &[("X-Consumer-ID", "c")]).await.json::<Value>().await.unwrap()["lastExportedAt"]
+            .clone()
+    };
+    assert_ne!(watermark("a").await, watermark("users").await);
+    assert_eq!(Some(watermark("users").await), service.watermark("c").await.map(Value::from));
+    assert_eq!(service.call("DELETE", "/exports/watermark?dataset=a", &[("X-Consumer-ID", "c")]).await.status(), 204);
+    assert!(watermark("a").await.is_null() && watermark("users").await.is_string());
+    let unknown = service.call("GET", "/exports/watermark?dataset=b", &[("X-Consumer-ID", "c")]).await;
+    assert_eq!(refusal(unknown).await, (404, "no_dataset".to_owned()));
+    let unknown = post(&service, "/exports/full", Some("c"), &json!({ "dataset": "b" })).await;
+    assert_eq!(unknown.status(), 400);
+    let problem: Value = unknown.json().await.unwrap();
+    assert!(problem["field"] == "dataset" && problem["detail"].as_str().unwrap().ends_with("a, users"), "{problem}");
+
+    // A key is its consumer's, whatever the dataset.
+    let keyed = async |dataset: &str| {
+        let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "c");
+        let request = request.header("Idempotency-Key", "k").json(&json!({ "dataset": dataset }));
+        request.send().await.unwrap().status().as_u16()
+    };
+    let (a, users) = tokio::join!(keyed("a"), keyed("users"));
+    assert_eq!([a, users].iter().filter(|status| **status == 202).count(), 1, "{a} {users}");
+    assert_eq!(a + users, 202 + 422);
+
+    let listed: Value = service.call("GET", "/exports?dataset=a", &[]).await.json().await.unwrap();
+    assert!(listed["items"].as_array().unwrap().iter().all(|job| job["dataset"] == "a"));
+    let mut pages = Vec::new();
+    let mut next = String::new();
+    loop {
+        let page: Value = service.call("GET", &format!("/consumers?limit=1{next}"), &[]).await.json().await.unwrap();
+        pages.push(page["items"][0]["dataset"].clone());
+        match page["nextCursor"].as_str() {
+            Some(cursor) => next = format!("&cursor={}", cursor.replace('/', "%2F")),
+            None => break,
+        }
+    }
+    assert_eq!(pages, ["a", "users"]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn ad_hoc_exports_select_rows_and_columns() {
+    let database = Database::new().await;
+    database.add_users(1, 40).await;
+    database.run("update users set name = 'O''Brien, \"x\"' where id = 3").await;
+    let service = Start::on(&database).service().await;
+    let selected = async |body: Value| {
+        let job = ended(&service, "/exports", None, body.clone()).await;
+        assert_eq!(job["status"], "completed", "{body} {job}");
+        Csv::read(&service.path(&job))
+    };
+    let file = selected(json!({ "columns": ["name", "id"], "limit": 3 })).await;
+    assert_eq!((file.header.join(","), file.sorted("id")), ("name,id".to_owned(), vec!["1", "2", "3"]));
+    for (filter, ids) in [
+        (json!([{ "column": "id", "op": "gt", "value": 37 }]), vec![38, 39]),
+        (
+            json!([{ "column": "id", "op": "gte", "value": "37" }, { "column": "id", "op": "lt", "value": 39 }]),
+            vec![37, 38],
+        ),
+        (json!([{ "column": "id", "op": "in", "value": [1, "2", 400] }]), vec![1, 2]),
+        (json!([{ "column": "id", "op": "in", "value": [] }]), vec![]),
+        (json!([{ "column": "name", "op": "eq", "value": "O'Brien, \"x\"" }]), vec![3]),
+        (json!([{ "column": "name", "op": "eq", "value": "'; drop table users; --" }]), vec![]),
+        (json!([{ "column": "updated_at", "op": "lte", "value": "2026-01-01T00:02:00Z" }]), vec![1, 2]),
+        (json!([{ "column": "is_deleted", "op": "eq", "value": true }]), vec![]),
+        (json!([{ "column": "name", "op": "isNull", "value": true }]), vec![]),
+        (
+            json!([{ "column": "name", "op": "isNull", "value": false }, { "column": "id", "op": "lte", "value": 1 }]),
+            vec![1],
+        ),
+        (json!([{ "column": "id", "op": "ne", "value": 1 }, { "column": "id", "op": "lt", "value": 4 }]), vec![2, 3]),
+    ] {
+        assert_eq!(selected(json!({ "filter": filter })).await.ids(), ids, "{filter}");
+    }
+    let bad = [
+        (json!({ "columns": ["nam"] }), "columns[0]"),
+        (json!({ "columns": [] }), "columns"),
+        (json!({ "columns": ["id", "id"] }), "columns[1]"),
+        (json!({ "limit": 0 }), "limit"),
+        (json!({ "limit": "3" }), "limit"),
+        (json!({ "filter": {} }), "filter"),
+        (json!({ "filter": [1] }), "filter[0]"),
+        (json!({ "filter": [{ "column": "id", "op": "like", "value": "1" }] }), "filter[0].op"),
+        (json!({ "filter": [{ "column": "ids", "op": "eq", "value": "1" }] }), "filter[0].column"),
+        (json!({ "filter": [{ "column": "operation_type", "op": "eq", "value": "1" }] }), "filter[0].column"),
+        (json!({ "filter": [{ "column": "id", "op": "eq", "value": "x" }] }), "filter[0].value"),
+        (json!({ "filter": [{ "column": "id", "op": "eq", "value": null }] }), "filter[0].value"),
+        (json!({ "filter": [{ "column": "id", "op": "eq", "value": [1] }] }), "filter[0].value"),
+        (json!({ "filter": [{ "column": "id", "op": "in", "value": 1 }] }), "filter[0].value"),
+        (json!({ "filter": [{ "column": "id", "op": "in", "value": [1, "x"] }] }), "filter[0].value"),
+        (json!({ "filter": [{ "column": "id", "op": "isNull", "value": "true" }] }), "filter[0].value"),
+        (json!({ "filter": [{ "column": "updated_at", "op": "eq", "value": "soon" }] }), "filter[0].value"),
+        (json!({ "filter": [{ "column": "name", "op": "eq", "value": "a\0b" }] }), "filter[0].value"),
+        (json!({ "filter": [{ "column": "id", "op": "eq", "value": 1, "or": 2 }] }), "filter[0].or"),
+    ];
+    for (body, field) in bad {
+        let answer = post(&service, "/exports", None, &body).await;
+        assert_eq!(answer.status(), 400, "{body}");
+        assert_eq!(answer.json::<Value>().await.unwrap()["field"], field, "{body}");
+    }
+    // A consumer's export is the whole of it.
+    let answer = post(&service, "/exports", Some("c"), &json!({ "limit": 3 })).await;
+    assert_eq!(refusal(answer).await, (400, "member_unknown".to_owned()));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn another_key_wants_other_triggers() {
+    let database = Database::empty().await;
+    database
+        .run("create table t (id int primary key, code text not null unique, x int); insert into t values (1, 'a', 1)")
+        .await;
+    let by = |key: &str| format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\n{key}");
+    let catalogue = Catalogue::of(&by(""));
+    catalogue.track(&database, "t").await;
+    let service = catalogue.start(&database).service().await;
+    export(&service, "full", "t", "c").await;
+    service.stop().await;
+    catalogue.write(&by("key = [\"code\"]"));
+    let service = catalogue.start(&database).service().await;
+    let job = ended(&service, "/exports/delta", Some("c"), json!({ "dataset": "t" })).await;
+    assert!(job["error"]["detail"].as_str().unwrap().contains("cdc-export track t"), "{job}");
+    catalogue.track(&database, "t").await;
+    let job = ended(&service, "/exports/delta", Some("c"), json!({ "dataset": "t" })).await;
+    assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("trigger_changed")));
+    let replica = Replica { database: &database, source: "select * from t", key: &["code"] };
+    replica.begin(&service, &export(&service, "full", "t", "c").await).await;
+    database.run("update t set code = 'b', x = 2; insert into t values (2, 'c', 3)").await;
+    let delta = export(&service, "delta", "t", "c").await;
+    replica.apply(&service, &delta).await;
+    replica.require_equal().await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_command_line_knows_the_catalogue() {
+    let database = Database::empty().await;
+    database.run(SALES).await;
+    database.run("create table stock (sku text primary key, updated_at timestamptz, created_at timestamptz, is_deleted bool); create table bare (x int)").await;
+    let catalogue = Catalogue::of(LINES);
+    let (code, printed, said) = catalogue.command(&database, &["datasets", "check"]).await;
+    assert_eq!((code, printed.as_str()), (0, "lines: as their tables are.\n"), "{said}");
+    let (_, printed, _) = catalogue.command(&database, &["datasets", "list"]).await;
+    assert!(printed.contains("untracked") && printed.contains("Region, No., select, note, modified"), "{printed}");
+    let (code, _, said) = catalogue.command(&database, &["track", "line"]).await;
+    assert!(code == 1 && said.contains("there is no dataset `line`; there are: lines"), "{said}");
+    catalogue.track(&database, "lines").await;
+    let arguments = ["export", "delta", "--dataset", "lines", "--consumer", "c"];
+    let (code, _, said) = catalogue.command(&database, &arguments).await;
+    assert_eq!(code, 0, "{said}");
+    database.run("analyze").await;
+    for (export_type, plan) in [("full", "Seq Scan"), ("delta", "change_log"), ("incremental", "change_log")] {
+        let arguments = ["plan", export_type, "--dataset", "lines", "--consumer", "c"];
+        let (code, printed, said) = catalogue.command(&database, &arguments).await;
+        assert!(code == 0 && printed.contains("has about 500 rows") && printed.contains(plan), "{printed} {said}");
+        assert_eq!(printed.contains("0 changed rows are waiting"), export_type != "full", "{printed}");
+    }
+    database.run("truncate \"Sales\".\"Order \"\"Lines\"\"\"").await;
+    let (code, _, said) =
+        catalogue.command(&database, &["plan", "delta", "--dataset", "lines", "--consumer", "c"]).await;
+    assert!(code == 1 && said.contains("would fail") && said.contains("truncated"), "{said}");
+    // What is drafted of a table is a catalogue.
+    let (code, draft, said) = catalogue.command(&database, &["datasets", "add", "stock"]).await;
+    assert!(
+        code == 0 && draft.contains("updated_at = \"updated_at\"") && draft.contains("deleted = \"is_deleted\""),
+        "{draft} {said}"
+    );
+    catalogue.write(&draft.replace("# ", ""));
+    assert_eq!(catalogue.command(&database, &["datasets", "check"]).await.0, 0, "{draft}");
+    let (code, _, said) = catalogue.command(&database, &["datasets", "add", "bare"]).await;
+    assert!(code == 1 && said.contains("no primary key"), "{said}");
+}
