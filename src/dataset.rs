@@ -72,7 +72,7 @@ pub enum Sent {
     Binary,
     /// As the texts that it writes them as.
     Written,
-    /// The same; and their type doesn't read its own JSON, which the log has of a row that is gone: that stays JSON.
+    /// The same; and their type doesn't read its own JSON, which is what the log has of a row that is gone: nothing is said of it.
     WrittenNotFromJson,
 }
 

@@ -204,7 +204,8 @@ impl Select<'_> {
         let last = match column.sent {
             // The log's image has no deleted flag set: the row was alive when it went.
             _ if is_flag => "true".to_owned(),
-            Sent::WrittenNotFromJson => format!("ch.{OLD} ->> {}", literal(&column.name)),
+            // A consumer that loads the file into such a column couldn't read JSON there.
+            Sent::WrittenNotFromJson => "null".to_owned(),
             Sent::Binary | Sent::Written => sent(column, &format!("o.{}", quoted(&column.name))),
         };
         format!("case when {gone} then {last} else {live} end")

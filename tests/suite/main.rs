@@ -57,6 +57,8 @@ mod startup;
 #[cfg(test)]
 mod stress;
 #[cfg(test)]
+mod tables;
+#[cfg(test)]
 mod tls;
 #[cfg(test)]
 mod types;
