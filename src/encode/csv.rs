@@ -52,18 +52,16 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
         }
         Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => value::plain(column, field, out),
         Kind::Uuid | Kind::Bytea => value::plain(column, field, out),
-        Kind::Text => checked_text(column, field, out),
-        Kind::Json | Kind::Jsonb => checked_text(column, value::text(column, field)?, out),
+        Kind::Text | Kind::Json | Kind::Jsonb => {
+            let text = value::text(column, field)?;
+            let bytes = marks(text);
+            if bytes & NOT_ASCII != 0 {
+                value::require_utf8(column, text)?;
+            }
+            text_with(bytes, text, out);
+            Ok(())
+        }
     }
-}
-
-fn checked_text(column: &Column, text: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-    let bytes = marks(text);
-    if bytes & NOT_ASCII != 0 {
-        value::require_utf8(column, text)?;
-    }
-    text_with(bytes, text, out);
-    Ok(())
 }
 
 /// Writes a text, quoted only where a reader would else take it for something else.

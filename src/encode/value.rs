@@ -9,38 +9,31 @@ use crate::encode::{Error, datetime, digits, float, numeric};
 const JSONB_VERSION: u8 = 1;
 
 /// Appends a value's text. Only that of a text or a JSON may hold a character that a format gives a meaning to.
+///
+/// Inlined are the kinds that nearly every table has; the code of all of them in one place makes each one slower.
+#[inline]
 pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
-        Kind::Int2 => integer(i16::from_be_bytes(sized(column, field)?), out),
-        Kind::Int4 => integer(i32::from_be_bytes(sized(column, field)?), out),
-        Kind::Int8 => integer(i64::from_be_bytes(sized(column, field)?), out),
-        Kind::Float4 => float::float4(f32::from_be_bytes(sized(column, field)?), out),
-        Kind::Float8 => float::float8(f64::from_be_bytes(sized(column, field)?), out),
-        Kind::Numeric => numeric::text(field, out).ok_or_else(|| wrong_type(column))?,
+        Kind::Int8 => sized(column, field).map(|bytes| integer(i64::from_be_bytes(bytes), out)),
         Kind::Bool => {
-            let [byte] = sized(column, field)?;
-            out.extend_from_slice(if byte == 0 { b"false" } else { b"true" });
+            sized(column, field).map(|[byte]| out.extend_from_slice(if byte == 0 { b"false" } else { b"true" }))
         }
-        Kind::Timestamptz => datetime::timestamptz(i64::from_be_bytes(sized(column, field)?), out),
-        Kind::Timestamp => datetime::timestamp(i64::from_be_bytes(sized(column, field)?), out),
-        Kind::Date => datetime::date(i32::from_be_bytes(sized(column, field)?), out),
-        Kind::Time => datetime::time(time(column, field)?, out),
-        Kind::Uuid => {
-            let uuid = Uuid::from_bytes(sized(column, field)?);
-            out.extend_from_slice(uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
-        }
+        Kind::Timestamptz => sized(column, field).map(|bytes| datetime::timestamptz(i64::from_be_bytes(bytes), out)),
+        Kind::Int2 => rarer(column, field, out, |bytes, out| integer(i16::from_be_bytes(bytes), out)),
+        Kind::Int4 => rarer(column, field, out, |bytes, out| integer(i32::from_be_bytes(bytes), out)),
+        Kind::Float4 => rarer(column, field, out, |bytes, out| float::float4(f32::from_be_bytes(bytes), out)),
+        Kind::Float8 => rarer(column, field, out, |bytes, out| float::float8(f64::from_be_bytes(bytes), out)),
+        Kind::Numeric => numeric(column, field, out),
+        Kind::Timestamp => rarer(column, field, out, |bytes, out| datetime::timestamp(i64::from_be_bytes(bytes), out)),
+        Kind::Date => rarer(column, field, out, |bytes, out| datetime::date(i32::from_be_bytes(bytes), out)),
+        Kind::Time => time(column, field).map(|micros| datetime::time(micros, out)),
+        Kind::Uuid => rarer(column, field, out, |bytes, out| uuid(Uuid::from_bytes(bytes), out)),
         Kind::Bytea => {
-            out.extend_from_slice(b"\\x");
-            out.reserve(2 * field.len());
-            field.iter().for_each(|byte| out.extend_from_slice(digits::hex(*byte)));
+            bytea(field, out);
+            Ok(())
         }
-        Kind::Text | Kind::Json | Kind::Jsonb => {
-            let text = text(column, field)?;
-            require_utf8(column, text)?;
-            out.extend_from_slice(text);
-        }
+        Kind::Text | Kind::Json | Kind::Jsonb => checked_text(column, field, out),
     }
-    Ok(())
 }
 
 /// The text within the binary form of a text or a JSON: not checked for being one.
@@ -52,6 +45,41 @@ pub(crate) fn text<'f>(column: &Column, field: &'f [u8]) -> Result<&'f [u8], Err
         Some((&JSONB_VERSION, text)) => Ok(text),
         _ => Err(wrong_type(column)),
     }
+}
+
+/// Values of one size, out of line.
+#[inline(never)]
+fn rarer<const N: usize>(
+    column: &Column,
+    field: &[u8],
+    out: &mut Vec<u8>,
+    write: impl Fn([u8; N], &mut Vec<u8>),
+) -> Result<(), Error> {
+    sized(column, field).map(|bytes| write(bytes, out))
+}
+
+#[inline(never)]
+fn numeric(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    numeric::text(field, out).ok_or_else(|| wrong_type(column))
+}
+
+#[inline(never)]
+fn bytea(field: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\\x");
+    out.reserve(2 * field.len());
+    field.iter().for_each(|byte| out.extend_from_slice(digits::hex(*byte)));
+}
+
+#[inline(never)]
+fn checked_text(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    let text = text(column, field)?;
+    require_utf8(column, text)?;
+    out.extend_from_slice(text);
+    Ok(())
+}
+
+fn uuid(uuid: Uuid, out: &mut Vec<u8>) {
+    out.extend_from_slice(uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
 }
 
 fn integer(number: impl itoa::Integer, out: &mut Vec<u8>) {
