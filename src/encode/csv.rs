@@ -1,7 +1,8 @@
 //! CSV by RFC 4180: `\n` line ends, UTF-8, one header line.
 //!
 //! NULL is an empty field and an empty string is `""`, so that `COPY … FROM … CSV HEADER` restores every value exactly
-//! (PostgreSQL documentation, "COPY", "CSV Format"). Values are in the form that Postgres gives them, but for times, which are RFC 3339.
+//! (PostgreSQL documentation, "COPY", "CSV Format"). Values are in the form that Postgres gives them, but for moments,
+//! which are RFC 3339.
 
 use crate::dataset::{Column, Kind};
 use crate::encode::{Error, value};

@@ -1,9 +1,9 @@
-//! Dates and times as RFC 3339, UTC, microseconds: `2026-02-26T04:30:00.123456Z`, and its parts: without the `Z` where there is
-//! no zone, a date or a time alone.
+//! Dates and times as RFC 3339, UTC, microseconds: `2026-02-26T04:30:00.123456Z`, and its parts: without the `Z` where
+//! there is no zone, a date or a time alone.
 //!
-//! A general formatter costs several times the rest of a row, so the digits are written here. What RFC 3339 has no form for
-//! is written as Postgres reads it back: `infinity`, five-digit years and longer ones, ` BC` behind the years before 1, and
-//! the time `24:00:00`.
+//! A general formatter costs several times the rest of a row, so the digits are written here. What RFC 3339 has no form
+//! for is written as Postgres reads it back: `infinity`, five-digit years and longer ones, ` BC` behind the years before
+//! 1, and the time `24:00:00`.
 
 use crate::encode::digits;
 
@@ -34,7 +34,7 @@ pub(crate) fn date(day: i32, out: &mut Vec<u8>) {
         i32::MIN => return out.extend_from_slice(b"-infinity"),
         _ => {}
     }
-    // A date has twenty times the range of a timestamp: only the day's place in its cycle is looked up, which is the same.
+    // A date has twenty times the range of a timestamp, so that only the day's place in its cycle is asked for.
     let day = i64::from(day);
     let (year, month, day_of_month) = civil(day.rem_euclid(DAYS_OF_CYCLE));
     let year = year + YEARS_OF_CYCLE * day.div_euclid(DAYS_OF_CYCLE);

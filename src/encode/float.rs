@@ -1,9 +1,9 @@
-//! Floating-point numbers as Postgres writes them: the fewest digits that are read back as the same number, and an exponent where
-//! the number is very large or very small (`1e+20`, `1.5e-07`).
+//! Floating-point numbers as Postgres writes them: the fewest digits that are read back as the same number, and an
+//! exponent where the number is very large or very small (`1e+20`, `1.5e-07`).
 //!
-//! The digits are those of the `ryu` crate, whose algorithm Postgres has, too; std writes no exponent, but hundreds of zeros, unless
-//! it is asked for one everywhere. Where the fewest digits lie just between two numbers (1e23), a reader that rounds correctly,
-//! as Postgres's does, gets the even one, which it was; Postgres itself writes more digits there.
+//! The digits are those of the `ryu` crate, whose algorithm Postgres has, too; std writes no exponent, but hundreds of
+//! zeros, unless it is asked for one everywhere. Where the fewest digits lie just between two numbers (1e23), a reader
+//! that rounds correctly, as Postgres's does, gets the even one, which it was; Postgres itself writes more digits there.
 
 /// From this power of ten on Postgres writes an exponent (`DBL_DIG` and `FLT_DIG` in its sources).
 const FLOAT8_EXPONENT: i32 = 15;

@@ -1,9 +1,11 @@
 //! A JSON object on each line (RFC 8259), its members the columns in their order. No header: no rows, no bytes.
 //!
-//! Integers, floats and numerics are JSON numbers in all their digits, which a reader that takes numbers for doubles rounds beyond
-//! 2^53; NaN and the infinities, which JSON has no numbers for, are strings. A `json` or `jsonb` is embedded as it is, line ends
-//! between its tokens being written as spaces; a JSON `null` can't be told from NULL. A `bytea` is a string of hexadecimal
-//! digits behind `\x`, as Postgres writes and reads it. All the rest are strings, with the same text as in CSV.
+//! - Integers, floats and numerics are JSON numbers in all their digits, which a reader that takes numbers for doubles
+//!   rounds beyond 2^53. NaN and the infinities, which JSON has no numbers for, are strings, as `to_json` makes them.
+//! - A `json` or `jsonb` is embedded as it is, but that line ends between its tokens are written as spaces. A JSON `null`
+//!   can't be told from NULL.
+//! - A `bytea` is a string of hexadecimal digits behind `\x`, as Postgres writes and reads it.
+//! - All the rest are strings, with the same text as in CSV.
 
 use crate::dataset::{Column, Kind};
 use crate::encode::{Error, digits, value};
@@ -69,7 +71,7 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
     }
 }
 
-/// Writes what is mostly a number: JSON has none for `NaN` and `Infinity`, which become strings as they do in `to_json`.
+/// Writes a number, or what is none in JSON as a string: `NaN`, `Infinity`.
 fn number(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let begin = out.len();
     value::plain(column, field, out)?;
@@ -80,7 +82,7 @@ fn number(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error>
     Ok(())
 }
 
-/// Writes a JSON on one line. Postgres has seen to it that it is one, and within the strings of one there are no line ends.
+/// Writes a JSON on one line. Postgres has seen to it that it is one, whose strings have no line ends in them.
 fn json(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let begin = out.len();
     value::plain(column, field, out)?;

@@ -1,7 +1,7 @@
 //! `numeric` in all its digits, the zeros of its scale included.
 //!
-//! Its binary form is a count of digits, the weight of the first one, the sign and the scale, 16 bits each, then the digits, each
-//! from 0 to 9999 (`numeric_send` in Postgres's sources). Zeros at both ends have no digits there.
+//! Its binary form is a count of digits, the weight of the first one, the sign and the scale, 16 bits each, then the
+//! digits, each from 0 to 9999 (`numeric_send` in Postgres's sources). Zeros at both ends have no digits there.
 
 use crate::encode::digits;
 
@@ -23,13 +23,16 @@ pub(crate) fn text(field: &[u8], out: &mut Vec<u8>) -> Option<()> {
     if field.len() != 8 + 2 * usize::from(count) || scale > MOST_SCALE || digits.iter().any(invalid) {
         return None;
     }
-    match sign {
-        POSITIVE => {}
-        NEGATIVE => out.push(b'-'),
-        NAN => return Some(out.extend_from_slice(b"NaN")),
-        INFINITY => return Some(out.extend_from_slice(b"Infinity")),
-        MINUS_INFINITY => return Some(out.extend_from_slice(b"-Infinity")),
+    out.extend_from_slice(match sign {
+        POSITIVE => b"",
+        NEGATIVE => b"-",
+        NAN => b"NaN",
+        INFINITY => b"Infinity",
+        MINUS_INFINITY => b"-Infinity",
         _ => return None,
+    });
+    if !matches!(sign, POSITIVE | NEGATIVE) {
+        return Some(());
     }
     let weight = i32::from(weight as i16);
     // Of the digits that have this many before them; none is written for a zero at either end.

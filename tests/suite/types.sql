@@ -60,7 +60,8 @@ insert into of_uuid (v) values
 insert into of_uuid (v) select md5(random()::text)::uuid from generate_series(1, 500);
 
 create table of_bytea (id int8 generated always as identity primary key, v bytea);
-insert into of_bytea (v) values (null), (''), ('\x00'), ('\x5c'), ('\x5c78'), ('\xff0a0d222c'), (decode(repeat('00ff', 50000), 'hex'));
+insert into of_bytea (v) values
+  (null), (''), ('\x00'), ('\x5c'), ('\x5c78'), ('\xff0a0d222c'), (decode(repeat('00ff', 50000), 'hex'));
 insert into of_bytea (v)
 select decode(substr(md5(random()::text), 1, 2 * (random() * 16)::int), 'hex') from generate_series(1, 500);
 
@@ -70,7 +71,8 @@ insert into of_json (v) values
   (E' [1 ,\n\r\n\t{"a\\n" : "\\n\\"\\\\\\r"}]\n'), (E'\r"\\\\.\\\\"\n'), (U&'"\2028,\FEFF"'),
   (('[' || repeat(E' \n', 3000) || '"' || repeat('é\n', 3000) || '"]')::json);
 insert into of_json (v) select to_json(v) from of_text where v is not null;
-insert into of_json (v) select jsonb_pretty(jsonb_build_object(v, id, 'b', jsonb_build_array(v, random())))::json from of_text where v is not null;
+insert into of_json (v)
+select jsonb_pretty(jsonb_build_object(v, id, 'b', jsonb_build_array(v, random())))::json from of_text where v is not null;
 
 create table of_jsonb (id int8 generated always as identity primary key, v jsonb);
 insert into of_jsonb (v) select v::jsonb from of_json where v::text not like '%\\u0000%';
