@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 use crate::catalogue::{Catalogue, Replica, ended, export};
 use crate::harness::{Csv, Database};
@@ -207,4 +208,91 @@ async fn partitions_generated_columns_and_no_rows_are_no_matter() {
     seen.sort();
     assert_eq!(seen, ["DELETE 1b", "DELETE 3b", "INSERT 1a", "INSERT 30a"]);
     service.stop().await;
+}
+
+#[tokio::test]
+async fn deltas_follow_a_table_that_pgbench_writes_to() {
+    let database = Database::empty().await;
+    // Without the parameters that are our driver's own.
+    let mut url = reqwest::Url::parse(&database.url()).unwrap();
+    let host = url.query_pairs().find(|(name, _)| name == "host").map(|(_, host)| host.into_owned());
+    url.set_query(host.map(|host| format!("host={host}")).as_deref());
+    let pgbench = async |arguments: &[&str]| {
+        let program = database.programs().await.join("pgbench");
+        let output = Command::new(program).args(arguments).arg(url.as_str()).output().await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    pgbench(&["--initialize", "--quiet", "--scale=1"]).await;
+    let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"pgbench_{name}\"\n");
+    let catalogue = Catalogue::of(&["accounts", "tellers", "branches"].map(block).concat());
+    for dataset in ["accounts", "tellers", "branches"] {
+        catalogue.track(&database, dataset).await;
+    }
+    let service = catalogue.start(&database).service().await;
+    let key = ["aid"];
+    let replica = Replica { database: &database, source: "select * from pgbench_accounts", key: &key };
+    let writing = async { pgbench(&["--client=4", "--transactions=500", "--no-vacuum"]).await };
+    let following = async {
+        replica.begin(&service, &export(&service, "full", "accounts", "a").await).await;
+        let mut changed = 0;
+        // Some of them while it writes; that it has ended is not waited for here.
+        for _ in 0..10 {
+            let delta = export(&service, "delta", "accounts", "a").await;
+            changed += delta["rowsExported"].as_u64().unwrap();
+            replica.apply(&service, &delta).await;
+        }
+        changed
+    };
+    let ((), changed) = tokio::join!(writing, following);
+    let last = export(&service, "delta", "accounts", "a").await;
+    replica.apply(&service, &last).await;
+    replica.require_equal().await;
+    let written: i64 = database
+        .one("select count(distinct pk) from cdc_export.change_log where tbl = 'pgbench_accounts'::regclass")
+        .await;
+    assert!(written > 1_000 && changed + last["rowsExported"].as_u64().unwrap() <= 2_000, "{written} {changed}");
+    // A table of one row that every transaction changes.
+    let branch = export(&service, "delta", "branches", "a").await;
+    assert_eq!(branch["rowsExported"], 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
+    let database = Database::empty().await;
+    let role = format!("exporter_{}", uuid::Uuid::new_v4().simple());
+    database
+        .run(&format!(
+            "create schema sales; create table sales.orders (id int primary key, total int);
+             insert into sales.orders select n, n from generate_series(1, 10) n;
+             create role {role} login password 'pass'; revoke all on schema public from public"
+        ))
+        .await;
+    let catalogue = Catalogue::of("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"");
+    // The owner's part; after it the service needs no right but these.
+    catalogue.track(&database, "orders").await;
+    let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/DATASETS.md")).unwrap();
+    let (_, grants) = documented.split_once("```sql\ngrant").unwrap();
+    let (grants, _) = grants.split_once("```").unwrap();
+    database.run(&format!("grant{grants}").replace("exporter", &role)).await;
+    let start = catalogue.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
+    let service = start.service().await;
+    let replica = Replica { database: &database, source: "select * from sales.orders", key: &["id"] };
+    replica.begin(&service, &export(&service, "full", "orders", "a").await).await;
+    database.run("delete from sales.orders where id = 3; update sales.orders set total = 0 where id = 4").await;
+    replica.apply(&service, &export(&service, "delta", "orders", "a").await).await;
+    replica.require_equal().await;
+    // Who writes to the table needs no right on the log.
+    let writer = sqlx::PgPool::connect(&database.url_as(&role, "pass")).await.unwrap();
+    assert!(sqlx::query("delete from sales.orders").execute(&writer).await.is_err());
+    database
+        .run(&format!(
+            "grant delete on sales.orders to {role}; revoke all on all tables in schema cdc_export from {role}"
+        ))
+        .await;
+    sqlx::query("delete from sales.orders where id = 5").execute(&writer).await.unwrap();
+    writer.close().await;
+    assert_eq!(database.one::<i64>("select count(*) from cdc_export.change_log where pk = '5' and op = 'D'").await, 1);
+    service.signal(nix::sys::signal::Signal::SIGKILL);
+    database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
 }
