@@ -6,43 +6,18 @@
 #
 # The copy without triggers has the demo's own row trigger, as the table has. Uses a scratch folder for everything.
 set -euo pipefail
+source "$(dirname "$0")/lib.sh"
 rows=${1:-1000000} rounds=${2:-7} seconds=${3:-4}
-binary=$(cd "$(dirname "$0")/.." && pwd)/target/release/cdc-export
-dir=$(mktemp -d) && chmod 755 "$dir" && cd "$dir"
-SEED_ROWS=$rows PORT=0 LOG_FORMAT=json "$binary" 2>log & service=$!
-trap 'kill $service; wait $service || true; rm -rf "$dir"' EXIT
-until grep -q '"listening"' log; do kill -0 $service; sleep 0.1; done
-port=$(grep -o 'http://[0-9.:]*' log | tail -1 | cut -d: -f3)
-export PGPASSWORD PGHOST PGUSER=postgres PGDATABASE=cdc_export
-PGPASSWORD=$(cat data/postgres.password) PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
+start_service "$rows"
 # The one beside the server: it knows the server's version.
-bin=$(dirname "$(readlink "/proc/$(head -1 data/postgres/postmaster.pid)/exe")")
-now() { date +%s%3N; }
-# Of the numbers in a file: median [smallest - largest].
-median() { sort -n "$1" | awk '{v[NR] = $1} END {printf "%s [%s - %s]", v[int((NR + 1) / 2)], v[1], v[NR]}'; }
-sql() { psql -qAt -v ON_ERROR_STOP=1 -c "$1"; }
-# An answer without a process for it, which would cost more than what is measured.
-http() {
-    exec 3<>"/dev/tcp/127.0.0.1/$port"
-    printf '%s %s HTTP/1.1\r\nHost: localhost\r\nX-Consumer-ID: bench\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$1" "$2" >&3
-    IFS= read -r -d '' answer <&3 || true
-    exec 3<&-
-}
-export_and_wait() {
-    http POST "/exports/$1"
-    [[ $answer =~ \"jobId\":\"([^\"]*) ]] && local job=${BASH_REMATCH[1]}
-    until [[ $answer == *'"status":"completed"'* ]]; do
-        [[ $answer != *'"status":"failed"'* ]] || { echo "$answer" >&2; return 1; }
-        sleep 0.002; http GET "/exports/$job"
-    done
-}
+bin=$(dirname "$(readlink "/proc/$postmaster/exe")")
 
 sql 'create table users_plain (like users including all);
      insert into users_plain select * from users;
      create trigger users_operation_type before insert or update on users_plain
        for each row execute function cdc_export.users_operation_type()'
 sql 'vacuum analyze users'; sql 'vacuum analyze users_plain'
-printf '%s rows, %s cores, Postgres %s, load %s\n' "$rows" "$(nproc)" "$(sql 'show server_version' | cut -d' ' -f1)" "$(cut -d' ' -f1 /proc/loadavg)"
+machine "$rows"
 
 for table in users users_plain; do
     printf '\\set id random(1, %s)\nupdate %s set name = $$bench$$, updated_at = now() where id = :id;\n' "$rows" "$table" >$table.sql
@@ -70,16 +45,15 @@ bulk() {
 for _ in 1 2 3; do bulk users_plain; bulk users; done
 echo "UPDATE of $((rows / 5)) rows, ms: without $(median bulk.users_plain)  with $(median bulk.users)"
 
-export_and_wait full
-columns='id, name, email, created_at, updated_at, is_deleted'
+export_and_wait full 0.01
 for round in $(seq 20); do
     before=$(sql 'select clock_timestamp()')
     sql "update users set name = 'round $round', updated_at = now(), is_deleted = false where id % 100 = $round"
-    a=$(now); export_and_wait delta; b=$(now)
+    clock a; export_and_wait delta 0.002; clock b
     [[ $answer == *"\"rowsExported\":$((rows / 100)),"* ]] || { echo "$answer" >&2; exit 1; }
-    [[ $answer =~ \"durationSeconds\":([0-9.]*) ]] && awk -v s="${BASH_REMATCH[1]}" 'BEGIN {printf "%.0f\n", s * 1000}' >>delta.job
-    c=$(now); sql "\\copy (select $columns from users where updated_at >= '$before') to copy.csv csv header"; d=$(now)
+    awk -v s="$(of_answer durationSeconds)" 'BEGIN {printf "%.0f\n", s * 1000}' >>delta.job
+    clock c; copy "select $columns from users where updated_at >= '$before'"; clock d
     [ "$(wc -l <copy.csv)" = $((rows / 100 + 1)) ]
-    echo $((b - a)) >>delta.service; echo $((d - c)) >>delta.copy
+    milliseconds $((b - a)) >>delta.service; milliseconds $((d - c)) >>delta.copy
 done
 echo "delta of $((rows / 100)) rows, ms: from POST to completed $(median delta.service), the job itself $(median delta.job), psql \\copy $(median delta.copy)"

@@ -1,0 +1,131 @@
+# What the scripts here stand on, to be sourced: a service with a private server of its own in a scratch folder, its calls, and
+# clocks for wall time, CPU and memory. Times are in microseconds. For bash 5 on Linux, whose /proc tells them.
+
+# start_service ROWS: sets $service (its process), $port, $dir (the scratch folder, entered), $postmaster and libpq's variables.
+start_service() {
+    local binary
+    binary=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/release/cdc-export
+    # A private server in the scratch folder is wanted, whatever the caller has.
+    unset DATABASE_URL DATA_DIR OUTPUT_DIR
+    dir=$(mktemp -d) && chmod 755 "$dir" && cd "$dir"
+    SEED_ROWS=$1 PORT=0 LOG_FORMAT=json "$binary" 2>log & service=$!
+    trap 'kill $service; wait $service || true; rm -rf "$dir"' EXIT
+    until grep -q '"listening"' log; do kill -0 $service; sleep 0.1; done
+    port=$(grep -o 'http://[0-9.:]*' log | tail -1 | cut -d: -f3)
+    export PGPASSWORD PGHOST PGUSER=postgres PGDATABASE=cdc_export
+    PGPASSWORD=$(cat data/postgres.password) PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
+    postmaster=$(head -1 data/postgres/postmaster.pid)
+}
+
+columns='id, name, email, created_at, updated_at, is_deleted'
+sql() { psql -qAt -v ON_ERROR_STOP=1 -c "$1"; }
+copy() { psql -q -c "\\copy ($1) to ${2:-copy.csv} csv header"; }
+load() { cut -d' ' -f1 /proc/loadavg; }
+# clock NAME: the time, into a variable. Without a process, which takes a millisecond; so is the pause.
+clock() { printf -v "$1" %s "${EPOCHREALTIME//[!0-9]/}"; }
+exec {never}<> <(:)
+pause() { read -rt "$1" <&"$never" || true; }
+# Of the numbers in a file: median [smallest - largest].
+median() { sort -n "$1" | awk '{v[NR] = $1} END {printf "%s [%s - %s]", v[int((NR + 1) / 2)], v[1], v[NR]}'; }
+milliseconds() { awk -v us="$1" 'BEGIN {printf "%.1f\n", us / 1000}'; }
+# What a synced write of 4 kB takes here, in milliseconds.
+synced_write() {
+    { LC_ALL=C dd if=/dev/zero of=synced bs=4k count=50 oflag=dsync; } 2>&1 |
+        awk '/copied/ {for (i = 1; i < NF; i++) if ($(i + 1) ~ /^s,?$/) printf "%.2f", $i * 1000 / 50}'
+}
+# The machine, for the head of a script's output.
+machine() {
+    printf '%s rows, %s cores, Postgres %s, a synced write of 4 kB takes %s ms, load %s\n' \
+        "$1" "$(nproc)" "$(sql 'show server_version' | cut -d' ' -f1)" "$(synced_write)" "$(load)"
+}
+
+# http METHOD PATH [BODY]: $answer, without a process for it, which would cost more than what is measured. For the consumer
+# $consumer.
+consumer=bench
+http() {
+    local body=${3-}
+    exec 3<>"/dev/tcp/127.0.0.1/$port"
+    printf '%s %s HTTP/1.1\r\nHost: localhost\r\nX-Consumer-ID: %s\r\nContent-Type: application/json\r\nContent-Length: %s\r\nConnection: close\r\n\r\n%s' \
+        "$1" "$2" "$consumer" "${#body}" "$body" >&3
+    IFS= read -r -d '' answer <&3 || true
+    exec 3<&-
+}
+# export_and_wait TYPE PAUSE [BODY]: asks every PAUSE seconds, and leaves the completed job in $answer.
+export_and_wait() {
+    http POST "/exports/$1" "${3-}"
+    [[ $answer =~ \"jobId\":\"([^\"]*) ]] || { echo "$answer" >&2; return 1; }
+    local job=${BASH_REMATCH[1]}
+    until [[ $answer == *'"status":"completed"'* ]]; do
+        [[ $answer != *'"status":"failed"'* ]] || { echo "$answer" >&2; return 1; }
+        pause "$2"; http GET "/exports/$job"
+    done
+}
+# A number or a text of the last answer's job.
+of_answer() { [[ $answer =~ \"$1\":\"?([^\",}]*) ]] && echo "${BASH_REMATCH[1]}"; }
+
+# CPU of living processes.
+cpu() { cat $(printf '/proc/%s/task/*/schedstat ' "$@") 2>/dev/null | awk '{ns += $1} END {printf "%d", ns / 1000}'; }
+# Of a process's ended children that it has waited for.
+cpu_of_ended() { sed 's/.*) //' "/proc/$1/stat" | awk -v hz="$(getconf CLK_TCK)" '{printf "%d", ($14 + $15) * 1000000 / hz}'; }
+# Of the server, its ended sessions too.
+server_cpu() { echo $(($(cpu "$postmaster" $(cat "/proc/$postmaster/task/$postmaster/children")) + $(cpu_of_ended "$postmaster"))); }
+# Of a process, in kB: VmRSS is what it has now, VmHWM the most it had. The second begins anew with `forget_peak`.
+memory() { awk -v what="$1:" '$1 == what {print $2}' "/proc/$2/status"; }
+forget_peak() { echo 5 >"/proc/$1/clear_refs"; }
+
+# measure COMMAND…: $wall, and $used, the CPU of the server, the service and of what the command ran and waited for.
+measure() {
+    local began ended service_was server_was children_was
+    # What the last case left to do.
+    pause 0.2
+    service_was=$(cpu "$service") server_was=$(server_cpu) children_was=$(cpu_of_ended $$)
+    clock began
+    "$@"
+    clock ended
+    wall=$((ended - began)) used=$(($(cpu_of_ended $$) - children_was))
+    # A session ends after its client.
+    pause 0.2
+    used=$((used + $(cpu "$service") - service_was + $(server_cpu) - server_was))
+}
+
+# compare TITLE QUERY TYPE PAUSE: one round.
+compare() {
+    local title=$1 copy_wall copy_used
+    measure copy "$2"; copy_wall=$wall copy_used=$used
+    measure export_and_wait "$3" "$4"
+    awk -v title="$title" -v cw=$copy_wall -v cu=$copy_used -v sw=$wall -v su=$used 'BEGIN {
+        printf "%-8s copy %.3f s, CPU %.2f s   service %.3f s, CPU %.2f s   ratio %.2f   CPU %.2f\n",
+            title, cw / 1e6, cu / 1e6, sw / 1e6, su / 1e6, cw / sw, su / cu}' | tee -a "rounds.$title"
+}
+summary() {
+    awk '{for (i = 1; i < NF; i++) if ($i == "ratio") print $(i + 1)}' "rounds.$1" >ratios
+    awk '{print $NF}' "rounds.$1" >cpus
+    echo "$1: median ratio $(median ratios), CPU of the service to that of \\copy $(median cpus)"
+}
+
+# incrementals TIMES: 10,000 rows change, then the service and a fresh psql take them in turn. For $rows rows.
+incrementals() {
+    local n before a b c d first
+    for n in $(seq "$1"); do
+        before=$(sql 'select clock_timestamp()')
+        first=$((n * 10000 % rows))
+        sql "update users set name = 'changed $n', updated_at = now(), is_deleted = false where id > $first and id <= $((first + 10000))"
+        clock a; export_and_wait incremental 0.002; clock b
+        [[ $answer == *'"rowsExported":10000,'* ]] || { echo "$answer" >&2; return 1; }
+        clock c; copy "select $columns from users where updated_at >= '$before' and not is_deleted"; clock d
+        milliseconds $((b - a)) >>changed.service; milliseconds $((d - c)) >>changed.copy
+        awk -v s="$(of_answer durationSeconds)" 'BEGIN {printf "%.1f\n", s * 1000}' >>changed.job
+    done
+    echo "incremental of 10000 changed rows, ms: from POST to completed $(median changed.service), from claim to commit $(median changed.job), a fresh psql \\copy $(median changed.copy)"
+}
+
+# deltas TIMES: every row changes, then the service and psql take them.
+deltas() {
+    local n before
+    for n in $(seq "$1"); do
+        before=$(sql 'select clock_timestamp()')
+        sql "update users set updated_at = now()"; sql 'vacuum analyze users'; sql checkpoint
+        compare delta "select case when created_at = updated_at then 'INSERT' else 'UPDATE' end, $columns from users where updated_at >= '$before' and not is_deleted order by id" delta 0.01
+    done
+    summary delta
+}
