@@ -308,10 +308,11 @@ fn wire(config: &Config, database: &Database, workers: u32, stopping: &Cancellat
     let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let (its_folder, catalog) = (Arc::clone(&folder), Arc::clone(&config.catalog));
-    let worker = Worker::new(settings, Store::new(control.clone()), source(control), its_folder, Arc::clone(&catalog));
+    let store = Store::new(control.clone());
+    let worker = Worker::new(settings, store.clone(), source(control), its_folder, Arc::clone(&catalog));
     let callers = |connections, patience| database.pool_for_callers(connections, patience);
     let stores = Stores {
-        api: Store::new(callers(config.api_connections, service::PATIENCE)),
+        api: store.over(callers(config.api_connections, service::PATIENCE)),
         probe: Store::new(callers(1, service::PATIENCE)),
     };
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_PATIENCE);

@@ -370,14 +370,18 @@ impl Service {
     pub async fn ended_job(&self, id: JobId, patience: Duration) -> Result<Job, Error> {
         let begun = Instant::now();
         let deadline = begun + patience;
+        // Before the first look, so that no end is missed in between.
+        let mut endings = self.store.endings();
         loop {
             let job = self.job(id).await?;
             if job.status.is_terminal() || Instant::now() >= deadline || self.stopping.is_cancelled() {
                 return Ok(job);
             }
-            // A client waits a fifth longer than the job takes, at most: a short one is asked for often.
+            // Where another process runs it, a client waits a fifth longer than the job takes, at most: a short one is asked for
+            // often.
             let pause = (begun.elapsed() / 5).clamp(Duration::from_millis(5), Duration::from_millis(500));
-            self.pause(pause.min(deadline - Instant::now())).await;
+            let pause = self.pause(pause.min(deadline - Instant::now()));
+            tokio::select! { () = endings.of(id) => {}, () = pause => {} }
         }
     }
 

@@ -17,6 +17,7 @@ use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgDatabaseError, PgListener, PgSeverity};
 use sqlx::{PgConnection, PgPool, Postgres};
+use tokio::sync::broadcast;
 
 use crate::job::JobId;
 
@@ -90,12 +91,24 @@ pub struct Store {
     pool: PgPool,
     /// Where a claim begins to look, for as long as that is known.
     front: Arc<Mutex<Option<Front>>>,
+    /// Jobs that this process saw end.
+    ended: broadcast::Sender<JobId>,
 }
 
 impl Store {
     /// Statements over this pool. Its acquire timeout bounds how long any of them waits for a connection.
     pub fn new(pool: PgPool) -> Store {
-        Store { pool, front: Arc::default() }
+        Store { pool, front: Arc::default(), ended: broadcast::Sender::new(64) }
+    }
+
+    /// The same control plane over another pool: what one of the two sees end, the other one tells.
+    pub fn over(&self, pool: PgPool) -> Store {
+        Store { pool, ..self.clone() }
+    }
+
+    /// Tells from now on which jobs this process brings to their end. A hint: others may run in other processes.
+    pub fn endings(&self) -> Endings {
+        Endings(self.ended.subscribe())
     }
 
     /// Whether Postgres answers.
@@ -153,6 +166,24 @@ impl Drop for Connection {
     }
 }
 
+/// Hints that a job has ended.
+#[derive(Debug)]
+pub struct Endings(broadcast::Receiver<JobId>);
+
+impl Endings {
+    /// Waits until this job may have ended.
+    pub async fn of(&mut self, job: JobId) {
+        loop {
+            match self.0.recv().await {
+                Ok(ended) if ended != job => {}
+                // It may be among those that were missed.
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+}
+
 /// What somebody hints at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
@@ -187,5 +218,30 @@ impl Hints {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use sqlx::postgres::PgPoolOptions;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_one_pool_sees_end_another_tells() {
+        let pool = || PgPoolOptions::new().connect_lazy("postgres://nobody@localhost/nowhere").unwrap();
+        let worker = Store::new(pool());
+        let (job, other) = (JobId::new(), JobId::new());
+        let mut endings = worker.over(pool()).endings();
+        worker.ended.send(other).unwrap();
+        assert_eq!(endings.of(job).now_or_never(), None);
+        worker.ended.send(job).unwrap();
+        assert_eq!(endings.of(job).now_or_never(), Some(()));
+        assert_eq!(endings.of(job).now_or_never(), None, "it is told once");
+        for _ in 0..100 {
+            worker.ended.send(other).unwrap();
+        }
+        assert_eq!(endings.of(job).now_or_never(), Some(()), "it may be among those that were missed");
     }
 }

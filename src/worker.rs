@@ -284,6 +284,7 @@ impl Worker {
         permit: Permit,
         shutdown: &CancellationToken,
     ) -> Result<Option<Permit>, Error> {
+        let begun = Instant::now();
         failpoint!("worker.claimed");
         let progress = Progress::default();
         let mut heartbeat =
@@ -299,11 +300,14 @@ impl Worker {
         heartbeat.end().await;
         let (mut snapshot, exported) = written?;
         failpoint!("worker.staged");
-        let extend = || self.store.extend(lease, self.settings.lease, progress.read());
-        match self.insist(lease, shutdown, extend).await? {
-            Beat::Held => {}
-            Beat::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked)),
-            Beat::Lost => return Err(Error::Stopped(Stop::LeaseLost)),
+        // A lease that was taken just now is as good as extended; the commit itself asks whose it is, and for a cancel.
+        if begun.elapsed() > heartbeat::interval(self.settings.lease) {
+            let extend = || self.store.extend(lease, self.settings.lease, progress.read());
+            match self.insist(lease, shutdown, extend).await? {
+                Beat::Held => {}
+                Beat::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked)),
+                Beat::Lost => return Err(Error::Stopped(Stop::LeaseLost)),
+            }
         }
         failpoint!("worker.extended");
         // The lease covers a commit that waits for locks; one that gets no answer at all is given up with it.

@@ -113,54 +113,59 @@ impl Select<'_> {
         [self.changed_deleted(max), self.changed_live(rule, Some(&operation), max)]
     }
 
-    /// What the log knows and what the stated rule says, once. By a union, not an anti-join: the statistics don't know yet what
-    /// was written since they were made, and for the few rows that the planner then expects it compares each with each.
+    /// What the stated rule says, and what the log alone knows, which is looked up by its key: a row is under one of the two,
+    /// since both see the same snapshot. By an aggregate, not an anti-join: the statistics don't know yet what was written since
+    /// they were made, and for the few rows that the planner then expects it compares each with each.
     fn changed_live(&self, rule: Rule, operation: Option<&str>, max: CellMax) -> String {
         let (table, alive, stated) = (self.table(), self.alive(), self.stated());
         // Not a condition, which might be asked of rows that have not changed.
         let columns = operation.into_iter().map(str::to_owned).chain([self.columns(), self.refused(max)]);
         let columns = columns.collect::<Vec<_>>().join(", ");
+        let by_time = format!("select {columns} from {table} u where {stated} and {alive}");
         if rule == Rule::TimeAlone {
-            return format!("select {columns} from {table} u where {stated} and {alive}");
+            return by_time;
         }
         let (logged, ordinals, joined) = (logged("$3"), self.ordinals(), self.joined());
         let (logged_key, key, names) =
             (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
-        let changed = if operation.is_some() && self.shape.created_at.is_none() {
-            format!(
-                "select {names}, (array_agg(op order by seq))[1] as {OP}
-                 from (
-                   select {logged_key}, seq, op from cdc_export.change_log where {logged}
-                   union all
-                   select {key}, null, null from {table} u where {stated} and {alive}) as changes ({names}, seq, op)
-                 group by {ordinals}"
-            )
-        } else {
-            format!(
-                "select {logged_key} from cdc_export.change_log where {logged}
-                 union
-                 select {key} from {table} u where {stated} and {alive}"
-            )
-        };
-        let names =
-            if operation.is_some() && self.shape.created_at.is_none() { format!("{names}, {OP}") } else { names };
+        if operation.is_some() && self.shape.created_at.is_none() {
+            // What is new only the log tells, so that every row is looked up in it.
+            return format!(
+                "with ch ({names}, {OP}) as materialized (
+                   select {names}, (array_agg(op order by seq))[1]
+                   from (
+                     select {logged_key}, seq, op from cdc_export.change_log where {logged}
+                     union all
+                     select {key}, null, null from {table} u where {stated} and {alive}) as changes ({names}, seq, op)
+                   group by {ordinals}
+                   order by {ordinals})
+                 select {columns} from ch join {table} u on {joined} where {alive}"
+            );
+        }
         format!(
             "with ch ({names}) as materialized (
-               {changed}
+               select {names}
+               from (
+                 select {logged_key}, false from cdc_export.change_log where {logged}
+                 union all
+                 select {key}, true from {table} u where {stated}) as changes ({names}, stated)
+               group by {ordinals} having not bool_or(stated)
                -- In their order they are found side by side in the index, and mostly in the table.
                order by {ordinals})
+             {by_time}
+             union all
              select {columns} from ch join {table} u on {joined} where {alive}"
         )
     }
 
     /// A row that is gone is written as the log has it last. Of one that is outside of the filter, as far as that is known, the
-    /// consumer learns the key alone.
+    /// consumer learns the key alone. Of the keys in the log those are looked up that the stated rule doesn't find alive anyway. The
+    /// last image is had by a maximum, which is hashed, where an ordered aggregate sorts everything.
     fn changed_deleted(&self, max: CellMax) -> String {
         let (table, alive, stated, ended) = (self.table(), self.alive(), self.stated(), self.ended());
         let (logged, ordinals, joined) = (logged("$4"), self.ordinals(), self.joined());
         let (logged_key, key, names) =
             (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
-        let nulls = "null, null, null";
         let gone = format!("{} is null", self.keys_of("u")[0]);
         let written: Vec<(&str, String)> =
             self.shape.columns.iter().map(|column| (&*column.name, self.last_of(column, &gone))).collect();
@@ -176,12 +181,14 @@ impl Select<'_> {
             self.image().map(|image| format!("left join lateral jsonb_to_record(ch.{OLD}) as o ({image}) on {gone}"));
         format!(
             "with ch ({names}, {OLD}) as materialized (
-               select {names}, (array_agg(old order by seq desc) filter (where op = 'D'))[1]
+               select {names}, (max(array[lpad(seq::text, 19, '0'), old::text]) filter (where op = 'D'))[2]::jsonb
                from (
-                 select {logged_key}, seq, op, old from cdc_export.change_log where {logged}
+                 select {logged_key}, seq, op, old, false from cdc_export.change_log where {logged}
                  union all
-                 select {key}, {nulls} from {table} u where {stated} and ({ended})) as changes ({names}, seq, op, old)
-               group by {ordinals}
+                 -- Without a log there is no key to be saved from a look-up.
+                 select {key}, null, null, null, {alive} from {table} u
+                 where {stated} and (({ended}) or {alive} and $4::text is not null)) as changes ({names}, seq, op, old, alive)
+               group by {ordinals} having not bool_or(alive)
                order by {ordinals})
              select 'DELETE'::text, {columns}, {refused} or {gone}
              from ch left join {table} u on {joined}

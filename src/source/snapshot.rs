@@ -77,10 +77,8 @@ pub struct Permit {
 impl Permit {
     /// The permit, if both its connections still answer within `patience`.
     pub async fn checked(mut self, patience: Duration) -> Option<Permit> {
-        let pings = async {
-            self.leader.ping().await.map_err(Error::Unavailable)?;
-            self.reader.ping().await.map_err(Error::Unavailable)
-        };
+        let pings =
+            async { tokio::try_join!(self.leader.ping(), self.reader.ping()).map(drop).map_err(Error::Unavailable) };
         within(patience, pings).await.ok().map(|()| self)
     }
 
@@ -388,9 +386,7 @@ impl Snapshot {
     /// If a connection is lost.
     pub async fn begin_commit(&mut self, lease: Duration) -> Result<&mut PgConnection, Error> {
         let failed = Error::of(&self.dataset.table);
-        // The rows are in the file: a reader that is lost now is no loss.
-        let ended = sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(&mut self.reader).await;
-        self.reader_is_good = ended.is_ok();
+        let end_reading = sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(&mut self.reader);
         let settings = format!(
             "-- source.snapshot.begin_commit
              set local lock_timeout = '5s';
@@ -398,7 +394,11 @@ impl Snapshot {
              select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off'",
             lease.as_millis()
         );
-        sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut self.leader).await.map_err(&failed)?;
+        let begin = sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut self.leader);
+        let (ended, begun) = tokio::join!(end_reading, begin);
+        // The rows are in the file: a reader that is lost now is no loss.
+        self.reader_is_good = ended.is_ok();
+        begun.map_err(&failed)?;
         Ok(&mut self.leader)
     }
 

@@ -97,6 +97,8 @@ impl Store {
         .execute(conn.get())
         .await?;
         conn.give_back();
+        // Who waits may be gone.
+        let _ = self.ended.send(place.job);
         Ok(published.rows_affected() == 1)
     }
 

@@ -197,7 +197,7 @@ impl Store {
                     retry_of, idempotency_key, compression, selection)
                  values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
                  on conflict (lower(output_filename)) do nothing
-                 returning ",
+                 returning pg_notify($15, ''), ",
                 job_columns!()
             ))
             .bind(JobId::new().as_uuid())
@@ -214,6 +214,7 @@ impl Store {
             .bind(request.key.as_ref().map(|key| key.as_str()))
             .bind(request.encoding.compression.as_str())
             .bind(Some(Json(&request.selection)).filter(|_| !request.selection.is_all()))
+            .bind(CHANNEL)
             .fetch_optional(&mut *tx)
             .await?;
             match row {
@@ -221,7 +222,6 @@ impl Store {
                 None => number += 1,
             }
         };
-        notify(&mut tx, None).await?;
         tx.commit().await?;
         conn.give_back();
         Ok(Submitted::Made(job))
@@ -320,9 +320,10 @@ impl Store {
             Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("55P03") => return Ok(Cancelled::Committing),
             Err(error) => return Err(error.into()),
             Ok(Some(row)) => {
-                notify(&mut tx, Some(id)).await?;
+                hint_at_cancel(&mut tx, id).await?;
                 tx.commit().await?;
                 conn.give_back();
+                let _ = self.ended.send(id);
                 return Ok(Cancelled::Asked(row.try_into()?));
             }
             Ok(None) => tx.rollback().await?,
@@ -472,9 +473,12 @@ async fn open_in_lane(conn: &mut PgConnection, request: &Request) -> Result<i64,
     Ok(open)
 }
 
-/// Hints that there may be work, or that this job was asked to stop.
-async fn notify(conn: &mut PgConnection, cancelled: Option<JobId>) -> Result<(), Error> {
-    let hint = cancelled.map(|job| job.to_string()).unwrap_or_default();
-    sqlx::query("-- store.notify\n select pg_notify($1, $2)").bind(CHANNEL).bind(hint).execute(conn).await?;
+/// Hints that this job was asked to stop.
+async fn hint_at_cancel(conn: &mut PgConnection, job: JobId) -> Result<(), Error> {
+    sqlx::query("-- store.jobs.hint_at_cancel\n select pg_notify($1, $2)")
+        .bind(CHANNEL)
+        .bind(job.to_string())
+        .execute(conn)
+        .await?;
     Ok(())
 }

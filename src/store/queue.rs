@@ -317,6 +317,7 @@ impl Store {
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
+        let _ = self.ended.send(lease.job.id);
         Ok(status.map(|s| s.parse()).transpose()?)
     }
 

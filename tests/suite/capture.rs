@@ -43,6 +43,25 @@ async fn a_transaction_that_commits_late_is_not_lost() {
 }
 
 #[tokio::test]
+async fn a_row_that_went_again_and_again_is_written_as_it_was_last() {
+    let (database, service) = after_a_full_export(3).await;
+    // So often that the log's numbers get another digit on the way.
+    for n in 1..=12 {
+        database
+            .run(&format!(
+                "delete from users where id = 2;
+                 insert into users (id, name, email, created_at, updated_at) values (2, 'life {n}', '{n}@example.com', now(), now())"
+            ))
+            .await;
+    }
+    database.run("delete from users where id = 2").await;
+    let (job, file) = service.export("delta", "a").await;
+    assert_eq!(job["rowsExported"], 1);
+    assert_eq!((&*file.rows[0][0], &*file.rows[0][1], &*file.rows[0][2]), ("DELETE", "2", "life 12"));
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn deletions_and_changed_keys_are_seen_by_a_delta_alone() {
     let (database, service) = after_a_full_export(19).await;
     database
