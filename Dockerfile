@@ -31,7 +31,7 @@ ENTRYPOINT ["cdc-export"]
 
 FROM manifest AS test
 RUN apt-get update \
-    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends pgbouncer postgresql \
     && rm -rf /var/lib/apt/lists/* /var/lib/postgresql/* \
     && useradd --create-home tester \
     && chown -R tester /src

@@ -4,6 +4,7 @@
 
 pub mod demo;
 pub mod embedded;
+mod pooler;
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
 /// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
 const OLDEST: i32 = 130_000;
@@ -66,6 +67,16 @@ pub enum Error {
         /// What the server, the role and the database allow.
         most: i32,
     },
+    /// A pooler lends its sessions for a transaction, or a statement.
+    #[error(
+        "DATABASE_URL goes through a pooler in transaction mode, and the service needs sessions of its own (LISTEN, prepared statements, locks): connect to Postgres directly, or to a pool in session mode"
+    )]
+    Pooled,
+    /// A second connection gets no session.
+    #[error(
+        "a second connection to Postgres gets no answer: where a pooler is in between, its pool is too small for the service"
+    )]
+    OneSession,
     /// A migration failed.
     #[error("can't migrate the database")]
     Migrate(#[source] MigrateError),
@@ -74,15 +85,19 @@ pub enum Error {
     Sql(#[source] sqlx::Error),
 }
 
+/// Whatever the server's or the role's defaults are: the statements are written for these. Set, not asked for when connecting,
+/// which poolers refuse.
+const DEFAULTS: &str = "set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;";
+
 /// How to reach a database.
 #[derive(Clone, Debug)]
 pub struct Database(PgConnectOptions);
 
 impl From<PgConnectOptions> for Database {
     fn from(options: PgConnectOptions) -> Database {
-        // Whatever the server's or the role's defaults are: the statements are written for these.
-        let options = options
-            .options([("default_transaction_isolation", "read committed"), ("default_transaction_read_only", "off")]);
+        // Nothing at the start of a connection that a pooler refuses to pass on. Postgres has printed floats exactly by itself
+        // since version 12.
+        let options = options.extra_float_digits(None);
         Database(options.application_name("cdc-export").disable_statement_logging())
     }
 }
@@ -125,15 +140,20 @@ impl Database {
     }
 
     fn pool_with(&self, connections: u32, lock_timeout: &str, statement_timeout: &str) -> PgPool {
-        let patience = [
-            ("lock_timeout", lock_timeout),
-            ("statement_timeout", statement_timeout),
-            ("idle_in_transaction_session_timeout", "10s"),
-        ];
+        let set = format!(
+            "-- postgres.session
+             {DEFAULTS}
+             set lock_timeout = '{lock_timeout}'; set statement_timeout = '{statement_timeout}';
+             set idle_in_transaction_session_timeout = '10s'"
+        );
         PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(2))
-            .connect_lazy_with(self.0.clone().options(patience))
+            .after_connect(move |conn, _| {
+                let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));
+                Box::pin(async move { set.execute(conn).await.map(drop) })
+            })
+            .connect_lazy_with(self.0.clone())
     }
 }
 
@@ -141,9 +161,13 @@ impl Database {
 /// migrates, the others wait for it.
 ///
 /// # Errors
-/// If the database can't be reached or used, or holds a foreign `exports` or `watermarks`.
+/// If the database can't be reached or used, is behind a pooler in transaction mode, or holds a foreign `exports` or
+/// `watermarks`.
 pub async fn migrate(database: &Database) -> Result<(), Error> {
     let mut conn = connect(database).await?;
+    // Before anything is set or locked.
+    pooler::require_sessions(&mut conn, database).await?;
+    sqlx::raw_sql(DEFAULTS).execute(&mut conn).await.map_err(Error::Sql)?;
     let (number, version, standby): (i32, String, bool) = sqlx::query_as(
         "-- postgres.version
          select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()",

@@ -79,7 +79,17 @@ impl Pulse {
         let beat = async {
             let mut conn = match conn {
                 Some(conn) => conn,
-                None => PgConnection::connect_with(&self.options).await?,
+                None => {
+                    let mut conn = PgConnection::connect_with(&self.options).await?;
+                    // The pool's connections have these too.
+                    sqlx::raw_sql(
+                        "-- store.queue.pulse
+                         set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off",
+                    )
+                    .execute(&mut conn)
+                    .await?;
+                    conn
+                }
             };
             let beat = beat(&mut conn, job, token, lease, progress).await?;
             Ok::<_, Error>((conn, beat))

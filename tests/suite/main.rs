@@ -47,6 +47,8 @@ mod lists;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
+mod pooler;
+#[cfg(test)]
 mod readers;
 #[cfg(test)]
 mod requests;
