@@ -5,6 +5,10 @@ from unnest(current_schemas(false)) with ordinality as schemas (name, place) whe
 alter table cdc_export.tracked
   add column key text[]; -- null: the primary key, in a row from before this column
 
+-- What the catalogue said of the dataset's rows when a position was saved; null: from before this column.
+alter table watermarks
+  add column definition_hash text;
+
 alter table exports
   add column selection jsonb, -- of an ad-hoc export; null: all of the dataset
   add column columns_hash text, -- names and types of the file's columns

@@ -154,6 +154,14 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// What decides which rows a consumer has after an export, for comparison: where it changes, what a consumer has is no
+    /// longer what deltas go on from.
+    pub fn definition(&self) -> String {
+        let Dataset { key, filter, deleted, capture, updated_at, .. } = self;
+        let by_time = (*capture != Capture::Triggers).then_some(updated_at);
+        format!("{key:?} {filter:?} {deleted:?} {by_time:?}")
+    }
+
     /// The demo table, and any `users` of its shape.
     pub fn users() -> Dataset {
         let columns = ["id", "name", "email", "created_at", "updated_at", "is_deleted"];

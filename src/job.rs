@@ -303,6 +303,8 @@ words! {
         NoSnapshot = "no_snapshot",
         /// Somebody set the watermark forward: by the timestamps alone, once.
         WatermarkEdited = "watermark_edited",
+        /// The catalogue says otherwise than before which rows belong to the dataset.
+        DatasetChanged = "dataset_changed",
         /// The table is another one than before.
         TableRecreated = "table_recreated",
         /// The database is another cluster's than before: transaction ids began anew.

@@ -86,6 +86,8 @@ pub struct Fingerprint {
     pub triggers_hash: Option<String>,
     /// Its partitions; `None`: there is none.
     pub partitions_hash: Option<String>,
+    /// What the catalogue says of its rows.
+    pub definition: String,
     /// The cluster's identifier.
     pub cluster_id: i64,
 }

@@ -1,7 +1,7 @@
 //! The guard of continuity: whether what changed since a consumer's position can be told exactly, and if not, why.
 //!
 //! Two pieces of SQL that every statement about a position shares. They speak of `t`, the table's row of `pg_class`, `n`, its
-//! schema's, `c`, the row of `pg_control_system()`, `wanted`, whether it is captured by triggers, and `w`, the consumer's row of `watermarks`, all null where it has none.
+//! schema's, `c`, the row of `pg_control_system()`, `wanted`, what the catalogue says of it, and `w`, the consumer's row of `watermarks`, all null where it has none.
 
 /// As a lateral subquery: what there is to compare a position with.
 macro_rules! here {
@@ -31,6 +31,7 @@ macro_rules! continuity {
     () => {
         "case
            when w.consumer_id is null then 'first'
+           when w.definition_hash <> md5(wanted.definition) then 'dataset_changed'
            when not wanted.by_triggers then null
            when w.log_lost = 'A' then 'log_expired'
            when w.snap_live is null then 'no_snapshot'

@@ -152,6 +152,41 @@ async fn a_row_that_leaves_the_filter_is_deleted_and_tells_nothing_more() {
 }
 
 #[tokio::test]
+async fn another_filter_wants_a_full_export() {
+    let database = Database::empty().await;
+    database.run("create table t (id int primary key, x int, gone bool, at timestamptz default now()); insert into t select n, n % 2, n = 9 from generate_series(1, 20) n").await;
+    let by = |more: &str| format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\nupdated_at = \"at\"\n{more}");
+    let catalogue = Catalogue::of(&by("filter = \"x = 1\""));
+    catalogue.track(&database, "t").await;
+    for (more, rows) in [
+        ("filter = \"x = 1\"", 10),
+        ("filter = \"x = 0\"", 10),
+        ("", 20),
+        ("deleted = \"gone\"", 19),
+        ("deleted = \"gone\"\ncapture = \"timestamp\"", 19),
+        ("filter = \"x = 1\"\ncapture = \"timestamp\"", 10),
+    ] {
+        catalogue.write(&by(more));
+        let service = catalogue.start(&database).service().await;
+        if database.one::<bool>("select exists (select from watermarks)").await {
+            for export_type in ["incremental", "delta"] {
+                let job =
+                    ended(&service, &format!("/exports/{export_type}"), Some("a"), json!({ "dataset": "t" })).await;
+                assert_eq!(
+                    (&job["error"]["code"], &job["continuity"]),
+                    (&json!("full_export_needed"), &json!("dataset_changed"))
+                );
+            }
+            let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+            assert_eq!(consumers["items"][0]["continuity"], "dataset_changed");
+        }
+        assert_eq!(export(&service, "full", "t", "a").await["rowsExported"], rows, "{more}");
+        export(&service, "delta", "t", "a").await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn by_timestamp_a_table_needs_to_be_read_only() {
     let database = Database::new().await;
     let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
@@ -466,7 +501,7 @@ async fn another_key_wants_other_triggers() {
     assert!(job["error"]["detail"].as_str().unwrap().contains("cdc-export track t"), "{job}");
     catalogue.track(&database, "t").await;
     let job = ended(&service, "/exports/delta", Some("c"), json!({ "dataset": "t" })).await;
-    assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("trigger_changed")));
+    assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("dataset_changed")));
     let replica = Replica { database: &database, source: "select * from t", key: &["code"] };
     replica.begin(&service, &export(&service, "full", "t", "c").await).await;
     database.run("update t set code = 'b', x = 2; insert into t values (2, 'c', 3)").await;
