@@ -40,6 +40,7 @@ async fn a_table_with_odd_names_and_a_key_of_two_columns_is_exact() {
     assert_eq!((&full["dataset"], &full["rowsExported"]), (&json!("lines"), &json!(500)));
     replica.begin(&service, &full).await;
     replica.require_equal().await;
+    export(&service, "full", "lines", "b").await;
     // A late commit, with a time of before: what was open while the full export ran.
     let mut late = database.pool.begin().await.unwrap();
     late.execute(r#"update "Sales"."Order ""Lines""" set note = 'late', modified = '2001-01-01' where "No." = 7"#)
@@ -65,6 +66,8 @@ async fn a_table_with_odd_names_and_a_key_of_two_columns_is_exact() {
         ["DELETE A12", "DELETE B10", "DELETE B13", "DELETE C11", "INSERT Z2000", "INSERT Z2001", "UPDATE B1013"]
     );
     replica.apply(&service, &delta).await;
+    // By its time and by the log, and sent once.
+    assert_eq!(export(&service, "incremental", "lines", "b").await["rowsExported"], 3);
     late.commit().await.unwrap();
     let delta = export(&service, "delta", "lines", "a").await;
     assert_eq!((&delta["rowsExported"], &delta["lateRows"]), (&json!(1), &json!(1)));

@@ -152,6 +152,24 @@ fn random_tables_come_back() {
 }
 
 #[tokio::test]
+async fn what_postgres_writes_is_written_as_copy_does() {
+    let database = database().await;
+    database
+        .run(
+            "create table t (id int primary key, padded char(4), nothing pair, host inet);
+             insert into t values (1, 'a', row(null, null), '10.0.0.1'), (2, null, null, null)",
+        )
+        .await;
+    let catalogue = Catalogue::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
+    catalogue.track(&database, "t").await;
+    let service = catalogue.start(&database).service().await;
+    let job = export(&service, "full", "t", "a").await;
+    let file = std::fs::read_to_string(service.path(&job)).unwrap();
+    assert_eq!(file, "id,padded,nothing,host\n1,a   ,\"(,)\",10.0.0.1\n2,,,\n");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_table_of_1600_columns_comes_back() {
     let database = database().await;
     // As wide as a row may be: 8 kB hold no more.
