@@ -15,7 +15,7 @@ size() { stat -c %s "$1"; }
 
 plain() { copy "$select"; file=copy.csv; }
 piped() { copy "$select" pstdout | "$@" >copy.packed; file=copy.packed; }
-export_full() { export_and_wait full 0.01 "$1"; file=output/$(of_answer outputFilename); }
+export_full() { export_and_wait full "$1"; file=output/$(of_answer outputFilename); }
 # case_of NAME COMMAND…: appends wall seconds, the service's CPU seconds, its peak over idle in MB, and the file's MB.
 case_of() {
     local name=$1 cpu

@@ -45,7 +45,7 @@ plain() {
 }
 packed() { copy "$select" pstdout | zstd -q -1 >copy.csv; }
 # export_full BODY: the service's, as copy.csv too.
-export_full() { forget_peak $service; export_and_wait full 0.01 "$1"; }
+export_full() { forget_peak $service; export_and_wait full "$1"; }
 # case_of NAME COMMAND…: one turn. The first case of a round is its measure.
 case_of() {
     local name=$1
