@@ -9,7 +9,7 @@ use std::hint::black_box;
 use bytes::{BufMut, Bytes, BytesMut};
 use cdc_export::dataset::{Column, Kind};
 use cdc_export::encode::Encoder;
-use cdc_export::job::Format;
+use cdc_export::job::encoding::Format;
 use cdc_export::row::Frame;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dataset::catalog::Fault;
-use crate::job::{ExportType, Selection};
+use crate::job::ExportType;
+use crate::job::selection::Selection;
 
 /// How a column's values travel and are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

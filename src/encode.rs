@@ -12,7 +12,7 @@ mod parquet;
 mod value;
 
 use crate::dataset::Column;
-use crate::job::Format;
+use crate::job::encoding::Format;
 use crate::row;
 
 /// Writes rows of fixed columns in one of the formats.

@@ -2,6 +2,11 @@
 //!
 //! Knows the words and the transitions between them; must not know HTTP, SQL or files.
 
+pub mod encoding;
+pub mod file;
+pub mod selection;
+pub mod words;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -9,54 +14,12 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::dataset::USERS;
-
-/// A word that stands for none of the values it was read as.
-#[derive(Debug, thiserror::Error)]
-#[error("`{word}` is not {expected}")]
-pub struct UnknownWord {
-    word: String,
-    expected: &'static str,
-}
-
-/// An enum of words that are the same in SQL, JSON and logs, from one table.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident, $expected:literal { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
-
-        impl $name {
-            /// Each of them.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// The word for it, the same in SQL, JSON and logs.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)+ }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = UnknownWord;
-
-            fn from_str(word: &str) -> Result<Self, UnknownWord> {
-                match word {
-                    $($word => Ok(Self::$variant),)+
-                    _ => Err(UnknownWord { word: word.to_owned(), expected: $expected }),
-                }
-            }
-        }
-    };
-}
+use crate::job::encoding::Encoding;
+use crate::job::selection::Selection;
+use crate::job::words::{UnknownWord, words};
 
 /// Names a job for ever. Ids of later jobs sort after those of earlier ones (UUID version 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -165,100 +128,6 @@ words! {
         Incremental = "incremental",
         /// The rows changed since, deleted ones too, each with its operation.
         Delta = "delta",
-    }
-}
-
-words! {
-    /// How a file's rows are written.
-    Format, "a format: csv, ndjson, parquet" {
-        /// RFC 4180, as `COPY … FROM … CSV HEADER` reads it.
-        Csv = "csv",
-        /// A JSON object on each line.
-        Ndjson = "ndjson",
-        /// Apache Parquet.
-        Parquet = "parquet",
-    }
-}
-
-words! {
-    /// What a file is compressed with, as a whole.
-    Compression, "a compression: none, gzip, zstd" {
-        /// Nothing.
-        None = "none",
-        /// Members by RFC 1952.
-        Gzip = "gzip",
-        /// Frames by RFC 8878.
-        Zstd = "zstd",
-    }
-}
-
-impl Format {
-    /// Whether this build writes it.
-    pub fn is_built(self) -> bool {
-        match self {
-            Format::Csv | Format::Ndjson => true,
-            Format::Parquet => cfg!(feature = "parquet"),
-        }
-    }
-}
-
-/// A format and a compression that don't go together.
-#[derive(Debug, thiserror::Error)]
-pub enum BadEncoding {
-    /// The build has none of it.
-    #[error("this service was built without {0}")]
-    NotBuilt(Format),
-    /// It would be compressed twice.
-    #[error("{0} is compressed inside: leave the compression out")]
-    CompressedInside(Format),
-}
-
-/// How a file is written: its format, and what that is compressed with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Encoding {
-    /// How its rows are written.
-    pub format: Format,
-    /// What that is compressed with.
-    pub compression: Compression,
-}
-
-impl Encoding {
-    /// As somebody asks for it.
-    ///
-    /// # Errors
-    /// If there is no such file.
-    pub fn new(format: Format, compression: Compression) -> Result<Encoding, BadEncoding> {
-        match format {
-            _ if !format.is_built() => Err(BadEncoding::NotBuilt(format)),
-            Format::Parquet if compression != Compression::None => Err(BadEncoding::CompressedInside(format)),
-            Format::Csv | Format::Ndjson | Format::Parquet => Ok(Encoding { format, compression }),
-        }
-    }
-
-    /// The file name's ending, with its dots.
-    pub fn extension(self) -> String {
-        let format = match self.format {
-            Format::Csv => ".csv",
-            Format::Ndjson => ".ndjson",
-            Format::Parquet => ".parquet",
-        };
-        let compression = match self.compression {
-            Compression::None => "",
-            Compression::Gzip => ".gz",
-            Compression::Zstd => ".zst",
-        };
-        format!("{format}{compression}")
-    }
-
-    /// The media type of a download. What is compressed is sent as it is: a `Content-Encoding` would have clients unpack it.
-    pub fn media_type(self) -> &'static str {
-        match (self.compression, self.format) {
-            (Compression::None, Format::Csv) => "text/csv; charset=utf-8; header=present",
-            (Compression::None, Format::Ndjson) => "application/x-ndjson",
-            (Compression::None, Format::Parquet) => "application/vnd.apache.parquet",
-            (Compression::Gzip, _) => "application/gzip",
-            (Compression::Zstd, _) => "application/zstd",
-        }
     }
 }
 
@@ -418,87 +287,6 @@ pub struct Request {
     pub retry_of: Option<JobId>,
     /// The client's name for this request: sent again, it makes no second job.
     pub key: Option<IdempotencyKey>,
-}
-
-/// What an ad-hoc export has of its dataset; the default is everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Selection {
-    /// The columns of the file; `None`: the dataset's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub columns: Option<Vec<String>>,
-    /// What must hold of a row, all of it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub filter: Vec<Condition>,
-    /// So many rows at most, the first by the key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
-}
-
-impl Selection {
-    /// Whether it is everything.
-    pub fn is_all(&self) -> bool {
-        *self == Selection::default()
-    }
-}
-
-/// A selection that can't be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {why}")]
-pub struct BadSelection {
-    /// Where it is wrong, as `filter[0].value`.
-    pub field: String,
-    /// What is.
-    pub why: String,
-}
-
-/// A condition on a column.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Condition {
-    /// The column.
-    pub column: String,
-    /// How it is compared.
-    pub operator: Operator,
-    /// With what, as a text that the column's type reads; of [`Operator::In`], a JSON array of such; of [`Operator::IsNull`],
-    /// `true` or `false`.
-    pub value: String,
-}
-
-words! {
-    /// How a column is compared with a value.
-    #[derive(Serialize, Deserialize)]
-    #[serde(into = "&'static str", try_from = "String")]
-    Operator, "an operator: eq, ne, lt, lte, gt, gte, in, isNull" {
-        /// Equal.
-        Eq = "eq",
-        /// Not equal.
-        Ne = "ne",
-        /// Less.
-        Lt = "lt",
-        /// Less or equal.
-        Lte = "lte",
-        /// Greater.
-        Gt = "gt",
-        /// Greater or equal.
-        Gte = "gte",
-        /// One of several.
-        In = "in",
-        /// NULL, or not NULL.
-        IsNull = "isNull",
-    }
-}
-
-impl From<Operator> for &'static str {
-    fn from(operator: Operator) -> &'static str {
-        operator.as_str()
-    }
-}
-
-impl TryFrom<String> for Operator {
-    type Error = UnknownWord;
-
-    fn try_from(word: String) -> Result<Operator, UnknownWord> {
-        word.parse()
-    }
 }
 
 /// A client's name for a request, 1 to 255 visible ASCII characters.
@@ -669,46 +457,10 @@ impl Progress {
     }
 }
 
-/// What an attempt made: a file that is whole and on disk, still under its hidden name.
-#[derive(Clone, Debug)]
-pub struct Exported {
-    /// Rows in the file, the header not among them.
-    pub rows: u64,
-    /// Those among them that the timestamps alone would have missed.
-    pub late_rows: u64,
-    /// The latest finite `updated_at` among those that are in the table.
-    pub last_updated_at: Option<DateTime<Utc>>,
-    /// The file.
-    pub file: StagedFile,
-}
-
-/// A staged file, and how to know it again under its final name.
-#[derive(Clone, Debug)]
-pub struct StagedFile {
-    /// The id of the folder that has it.
-    pub store: Uuid,
-    /// Its hidden name there.
-    pub name: String,
-    /// Its SHA-256 in hexadecimal.
-    pub sha256: String,
-    /// What a file of another content can't share.
-    pub identity: FileIdentity,
-}
-
-/// How a file is known again: a renamed file keeps all three, a rewritten or copied one doesn't.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileIdentity {
-    /// Size in bytes.
-    pub size: u64,
-    /// Number of its inode.
-    pub inode: u64,
-    /// Last modification, nanoseconds since 1970.
-    pub modified_ns: i64,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::encoding::{Compression, Format};
 
     #[test]
     fn terminal_states_are_final() {

@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 
 use crate::dataset::{CellMax, Column, Shape};
 use crate::encode::{self, Encoder, compress::Compressor};
-use crate::job::{ExportType, Exported, Job, Progress};
+use crate::job::file::Exported;
+use crate::job::{ExportType, Job, Progress};
 use crate::row::Frame;
 use crate::sink::{self, Draft};
 use crate::source::{self, snapshot::Rows};

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::{Catalog, Fault};
 use crate::dataset::{Dataset, Description};
-use crate::job::{BadSelection, ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Selection, Status};
+use crate::job::selection::{BadSelection, Selection};
+use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::sink::{self, Folder};
 use crate::source::{self, snapshot::Source};
 use crate::store::{

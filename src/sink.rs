@@ -18,7 +18,8 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::failpoint;
-use crate::job::{FileIdentity, JobId, LeaseToken, StagedFile};
+use crate::job::file::{FileIdentity, StagedFile};
+use crate::job::{JobId, LeaseToken};
 
 /// Holds the folder's id, so that a process with another disk doesn't take its jobs for its own.
 const STORE_MARK: &str = ".cdc-export-store";

@@ -45,7 +45,7 @@ pub enum Error {
     NoConsumer(String),
     /// A row holds what this version of the service doesn't know.
     #[error("the database holds an unknown value")]
-    Unknown(#[from] crate::job::UnknownWord),
+    Unknown(#[from] crate::job::words::UnknownWord),
 }
 
 impl From<sqlx::Error> for Error {

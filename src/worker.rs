@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::{Capture, CellMax};
 use crate::failpoint;
-use crate::job::{Exported, Failure, FailureCode, Job, JobId, Progress, Retention, Status};
+use crate::job::file::Exported;
+use crate::job::{Failure, FailureCode, Job, JobId, Progress, Retention, Status};
 use crate::pipeline;
 use crate::sink::{self, Folder};
 use crate::source::{

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use cdc_export::config::Config;
 use cdc_export::http;
-use cdc_export::job::{Encoding, Job, JobId, Request, Selection, Status};
+use cdc_export::job::encoding::Encoding;
+use cdc_export::job::selection::Selection;
+use cdc_export::job::{Job, JobId, Request, Status};
 use cdc_export::postgres::Database;
 use cdc_export::service::Service;
 use indicatif::ProgressBar;

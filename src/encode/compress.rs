@@ -10,7 +10,7 @@ use zstd::bulk;
 use zstd::zstd_safe::compress_bound;
 
 use crate::encode::Error;
-use crate::job::Compression;
+use crate::job::encoding::Compression;
 
 /// So many bytes of the file go into a frame; a row of more makes a larger one.
 pub const FRAME_BYTES: usize = 1 << 20;

@@ -21,7 +21,9 @@ use crate::dataset::USERS;
 use crate::http::input::{self, Consumer, Key, MaybeConsumer, Members, PathConsumer};
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
-use crate::job::{BadEncoding, Compression, Encoding, ExportType, Filter, Format, Job, JobId, Request, Selection};
+use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
+use crate::job::selection::Selection;
+use crate::job::{ExportType, Filter, Job, JobId, Request};
 use crate::service::{self, Service};
 
 /// A client whose events broke off asks again after this time.

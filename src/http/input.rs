@@ -15,7 +15,8 @@ use uuid::Uuid;
 
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::problem::Problem;
-use crate::job::{BadIdempotencyKey, Condition, ConsumerId, IdempotencyKey, JobId, Operator};
+use crate::job::selection::{Condition, Operator};
+use crate::job::{BadIdempotencyKey, ConsumerId, IdempotencyKey, JobId};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
 const KEY_HEADER: &str = "Idempotency-Key";

@@ -6,7 +6,7 @@
 //! the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table.
 
 use crate::dataset::{Capture, CellMax, Column, Dataset, Kind, Sent, Shape, Table};
-use crate::job::{Condition, Operator, Selection};
+use crate::job::selection::{Condition, Operator, Selection};
 
 /// What tells that a live row has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

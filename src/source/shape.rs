@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::dataset::catalog::{Catalog, Fault, nearest};
 use crate::dataset::{Capture, Column, Columns, Dataset, Description, Kind, OPERATION, Sent, Shape};
-use crate::job::{BadSelection, Selection};
+use crate::job::selection::{BadSelection, Selection};
 use crate::source;
 use crate::source::capture::captured;
 use crate::source::select::{Select, relation};

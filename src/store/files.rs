@@ -4,7 +4,9 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::job::{Encoding, FileIdentity, JobId};
+use crate::job::JobId;
+use crate::job::encoding::Encoding;
+use crate::job::file::FileIdentity;
 use crate::store::{Error, Store};
 
 /// The columns of [`PlaceRow`].
@@ -216,7 +218,7 @@ impl TryFrom<PlaceRow> for FilePlace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{Compression, Format};
+    use crate::job::encoding::{Compression, Format};
 
     #[test]
     fn numbers_go_and_come_back() {

@@ -5,7 +5,10 @@ use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::job::{Encoding, Exported, Failure, Filter, Findings, Job, JobId, Request, Selection, Status};
+use crate::job::encoding::Encoding;
+use crate::job::file::Exported;
+use crate::job::selection::Selection;
+use crate::job::{Failure, Filter, Findings, Job, JobId, Request, Status};
 use crate::store::files::{names_taken, numbered};
 use crate::store::queue::Lease;
 use crate::store::{CHANNEL, Error, Store, watermarks};

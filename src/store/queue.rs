@@ -11,7 +11,8 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::job::{Compression, Failure, FailureCode, Format, Job, JobId, LeaseToken, Status};
+use crate::job::encoding::{Compression, Format};
+use crate::job::{Failure, FailureCode, Job, JobId, LeaseToken, Status};
 use crate::store::jobs::{JobRow, job_columns};
 use crate::store::{Error, Front, Store};
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use cdc_export::dataset::{Column, Kind};
 use cdc_export::encode::Encoder;
-use cdc_export::job::Format;
+use cdc_export::job::encoding::Format;
 use cdc_export::row::Frame;
 use futures_util::TryStreamExt;
 use sqlx::pool::PoolConnection;

@@ -1,0 +1,86 @@
+//! What an ad-hoc export has of its dataset: columns, rows, and how many.
+
+use serde::{Deserialize, Serialize};
+
+use crate::job::words::{UnknownWord, words};
+
+/// What an ad-hoc export has of its dataset; the default is everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// The columns of the file; `None`: the dataset's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Vec<String>>,
+    /// What must hold of a row, all of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filter: Vec<Condition>,
+    /// So many rows at most, the first by the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+impl Selection {
+    /// Whether it is everything.
+    pub fn is_all(&self) -> bool {
+        *self == Selection::default()
+    }
+}
+
+/// A selection that can't be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct BadSelection {
+    /// Where it is wrong, as `filter[0].value`.
+    pub field: String,
+    /// What is.
+    pub why: String,
+}
+
+/// A condition on a column.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// The column.
+    pub column: String,
+    /// How it is compared.
+    pub operator: Operator,
+    /// With what, as a text that the column's type reads; of [`Operator::In`], a JSON array of such; of [`Operator::IsNull`],
+    /// `true` or `false`.
+    pub value: String,
+}
+
+words! {
+    /// How a column is compared with a value.
+    #[derive(Serialize, Deserialize)]
+    #[serde(into = "&'static str", try_from = "String")]
+    Operator, "an operator: eq, ne, lt, lte, gt, gte, in, isNull" {
+        /// Equal.
+        Eq = "eq",
+        /// Not equal.
+        Ne = "ne",
+        /// Less.
+        Lt = "lt",
+        /// Less or equal.
+        Lte = "lte",
+        /// Greater.
+        Gt = "gt",
+        /// Greater or equal.
+        Gte = "gte",
+        /// One of several.
+        In = "in",
+        /// NULL, or not NULL.
+        IsNull = "isNull",
+    }
+}
+
+impl From<Operator> for &'static str {
+    fn from(operator: Operator) -> &'static str {
+        operator.as_str()
+    }
+}
+
+impl TryFrom<String> for Operator {
+    type Error = UnknownWord;
+
+    fn try_from(word: String) -> Result<Operator, UnknownWord> {
+        word.parse()
+    }
+}
