@@ -5,9 +5,11 @@ from unnest(current_schemas(false)) with ordinality as schemas (name, place) whe
 alter table cdc_export.tracked
   add column key text[]; -- null: the primary key, in a row from before this column
 
--- What the catalogue said of the dataset's rows when a position was saved; null: from before this column.
+-- What the catalogue said of the dataset's rows when a position was saved, and of which types its columns were; null: from before
+-- these columns.
 alter table watermarks
-  add column definition_hash text;
+  add column definition_hash text,
+  add column column_types jsonb;
 
 alter table exports
   add column selection jsonb, -- of an ad-hoc export; null: all of the dataset

@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cdc_export::config::Config;
-use cdc_export::dataset::catalog::Catalog;
-use cdc_export::dataset::{Capture, Dataset, Table, USERS};
+use cdc_export::dataset::{Dataset, Table, USERS};
 use cdc_export::job::encoding::{Compression, Format};
 use cdc_export::job::words::UnknownWord;
 use cdc_export::job::{ConsumerId, ExportType};
@@ -178,11 +177,19 @@ impl Command {
             }
             Command::Track { dataset } => {
                 let dataset = dataset_of(&config, &dataset)?;
-                on_ground(&config, async |database| Ok(capture::track(&database.pool(1), dataset).await?)).await
+                on_ground(&config, async |database| {
+                    // Another dataset of the same table may want another key.
+                    check(&config, database).await?;
+                    Ok(capture::track(&database.pool(1), dataset).await?)
+                })
+                .await
             }
             Command::Untrack { dataset } => {
                 let dataset = dataset_of(&config, &dataset)?;
-                on_ground(&config, async |database| Ok(capture::untrack(&database.pool(1), dataset).await?)).await
+                on_ground(&config, async |database| {
+                    Ok(capture::untrack(&database.pool(1), dataset, &config.catalog).await?)
+                })
+                .await
             }
             Command::Datasets { what } => {
                 on_ground(&config, async |database| datasets::run(&config, database, what).await).await
@@ -233,7 +240,7 @@ impl Ground {
             Some(database) => Ground { database: database.clone(), server: None },
             None => join_or_start(&config.embedded).await?,
         };
-        if let Err(error) = prepare(&ground.database, &config.catalog).await {
+        if let Err(error) = prepare(&ground.database).await {
             ground.leave().await;
             return Err(error);
         }
@@ -248,13 +255,9 @@ impl Ground {
 }
 
 /// Brings the schema up to date, with the triggers of the demo's own table.
-async fn prepare(database: &Database, catalog: &Catalog) -> anyhow::Result<()> {
+async fn prepare(database: &Database) -> anyhow::Result<()> {
     postgres::migrate(database).await?;
-    let pool = database.pool(1);
-    for dataset in catalog.iter().filter(|dataset| dataset.capture == Capture::Triggers) {
-        capture::restore(&pool, dataset).await?;
-    }
-    Ok(())
+    Ok(capture::restore(&database.pool(1)).await?)
 }
 
 async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<Ground> {

@@ -6,6 +6,7 @@
 pub mod catalog;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +65,8 @@ pub struct Column {
     pub base_type: Cow<'static, str>,
     /// How Postgres sends its values.
     pub sent: Sent,
+    /// The collation that its texts are compared in, quoted, if it has one: an index of the column is of that one only.
+    pub collation: Option<String>,
 }
 
 /// How Postgres sends a column's values.
@@ -81,7 +84,8 @@ impl Column {
     /// A column that is sent in the binary form of its kind.
     pub const fn named(name: &'static str, kind: Kind) -> Column {
         let none = Cow::Borrowed("");
-        Column { name: Cow::Borrowed(name), kind, type_name: none, base_type: Cow::Borrowed(""), sent: Sent::Binary }
+        let (name, base_type) = (Cow::Borrowed(name), Cow::Borrowed(""));
+        Column { name, kind, type_name: none, base_type, sent: Sent::Binary, collation: None }
     }
 }
 
@@ -89,7 +93,7 @@ impl Column {
 #[derive(Clone, Copy, Debug)]
 pub struct CellMax(pub u64);
 
-/// A table's name, as the catalogue of the database has it.
+/// A table's name, as the database has it. Written as the catalogue reads it: a name with a dot in it has quotes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     /// `None`: found by the connection's `search_path`.
@@ -100,9 +104,12 @@ pub struct Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = |name: &str| {
+            if name.contains(['.', '"']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name.to_owned() }
+        };
         match &self.schema {
-            Some(schema) => write!(f, "{schema}.{}", self.name),
-            None => f.write_str(&self.name),
+            Some(schema) => write!(f, "{}.{}", part(schema), part(&self.name)),
+            None => f.write_str(&part(&self.name)),
         }
     }
 }
@@ -196,6 +203,10 @@ pub struct Shape {
     pub created_at: Option<Column>,
     /// Says whether a row is deleted, or when it was: a `boolean`, or a time.
     pub deleted: Option<Column>,
+    /// The types of all the table's columns, by their names.
+    pub types: BTreeMap<String, String>,
+    /// Whether a file tells only of some rows what they hold.
+    pub is_filtered: bool,
 }
 
 impl Shape {
@@ -205,9 +216,10 @@ impl Shape {
         operation.into_iter().chain(self.columns.iter().cloned()).collect()
     }
 
-    /// The time of a row that no column of the file has: it travels behind them, for the watermark.
+    /// The time of a row that no column of the file has for every row: it travels behind them, for the watermark.
     pub fn hidden_time(&self) -> Option<&Column> {
-        self.updated_at.as_ref().filter(|time| self.columns.iter().all(|column| column.name != time.name))
+        let is_hidden = |time: &&Column| self.columns.iter().all(|column| column.name != time.name);
+        self.updated_at.as_ref().filter(|time| self.is_filtered || is_hidden(time))
     }
 
     /// With the columns that somebody selects, of those there are.

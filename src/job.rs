@@ -174,6 +174,8 @@ words! {
         WatermarkEdited = "watermark_edited",
         /// The catalogue says otherwise than before which rows belong to the dataset.
         DatasetChanged = "dataset_changed",
+        /// A column has another type than before: values changed that no trigger saw, and the log has them as they were.
+        ColumnRetyped = "column_retyped",
         /// The table is another one than before.
         TableRecreated = "table_recreated",
         /// The database is another cluster's than before: transaction ids began anew.

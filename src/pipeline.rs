@@ -129,7 +129,7 @@ impl Writer {
         let width = columns.len();
         let hidden_time = shape.hidden_time().is_some();
         let is_time = |column: &Column| shape.updated_at.as_ref().is_some_and(|time| time.name == column.name);
-        let updated_at = columns.iter().position(is_time).or(hidden_time.then_some(width));
+        let updated_at = if hidden_time { Some(width) } else { columns.iter().position(is_time) };
         let encoder = Encoder::new(job.encoding.format, columns, compression_level)?;
         let mut buffer = Vec::new();
         encoder.begin(&mut buffer);

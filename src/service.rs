@@ -2,6 +2,7 @@
 //!
 //! HTTP is one way in and knows this room only. Knows no status codes and runs no export.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::SeekFrom;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::catalog::{Catalog, Fault};
+use crate::dataset::catalog::{Catalog, Fault, is_name};
 use crate::dataset::{Dataset, Description};
 use crate::job::selection::{BadSelection, Selection};
 use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
@@ -443,8 +444,7 @@ impl Service {
         limit: u32,
     ) -> Result<Vec<(Standing, Option<Job>)>, Error> {
         let places = within(self.store.places(after, limit)).await?;
-        let counted = tokio::time::timeout(COUNTING_PATIENCE, self.standings(&places)).await;
-        let standings = counted.map_err(|_| Error::Table(None))??;
+        let standings = self.standings(&places).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
             places.iter().map(|place| (place.consumer.as_str(), place.dataset.as_str())).unzip();
         let mut jobs = within(self.store.last_jobs(&ids, &datasets)).await?;
@@ -469,19 +469,29 @@ impl Service {
     /// Where consumers stand, seen from the tables. A table that can't be read hides nobody.
     async fn standings(&self, places: &[Place]) -> Result<Vec<Standing>, Error> {
         let mut seen = Vec::new();
+        let datasets = places.iter().map(|place| &place.dataset).collect::<BTreeSet<_>>().len();
         for dataset in self.catalog.iter() {
             let of = places.iter().filter(|place| place.dataset == dataset.name);
             let consumers: Vec<_> = of.map(|place| place.consumer.as_str()).collect();
             if consumers.is_empty() {
                 continue;
             }
-            match self.source.standings(dataset, &consumers).await {
-                Ok(standings) => seen.extend(standings),
-                Err(error @ (source::Error::Mismatch(_) | source::Error::Denied { .. })) => {
-                    tracing::warn!(event = "table_unreadable", dataset = dataset.name, error = chain(&error));
+            // Each has its share of the time: a table that is locked, or too large to count, hides no other one.
+            let share = COUNTING_PATIENCE / u32::try_from(datasets).unwrap_or(u32::MAX);
+            let error = match tokio::time::timeout(share, self.source.standings(dataset, &consumers)).await {
+                Ok(Ok(standings)) => {
+                    seen.extend(standings);
+                    continue;
                 }
-                Err(error) => return Err(Error::Table(Some(error))),
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
+            };
+            let is_alone = datasets == 1 && !matches!(error, Some(source::Error::Mismatch(_)));
+            if is_alone || matches!(error, Some(source::Error::Unavailable(_))) {
+                return Err(Error::Table(error));
             }
+            let error = error.map_or("no answer in time".to_owned(), |error| chain(&error));
+            tracing::warn!(event = "table_unreadable", dataset = dataset.name, error);
         }
         let standing = |place: &Place| {
             let is_its = |seen: &Standing| seen.consumer == place.consumer && seen.dataset == place.dataset;
@@ -517,13 +527,15 @@ impl Service {
         }
     }
 
-    /// Forgets a consumer's watermark, if it has one.
+    /// Forgets a consumer's watermark, if it has one, also of a dataset that there is no more: it holds the change log.
     ///
     /// # Errors
     /// If an export of that consumer is being committed.
     pub async fn forget_watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
-        let dataset = self.dataset(dataset)?;
-        match within(self.store.forget_watermark(consumer, &dataset.name)).await? {
+        if !is_name(dataset) {
+            return Err(Error::NoDataset(self.catalog.names()));
+        }
+        match within(self.store.forget_watermark(consumer, dataset)).await? {
             Written::Done => Ok(()),
             Written::Committing => Err(Error::Committing),
         }

@@ -2,6 +2,8 @@
 //!
 //! Knows no SQL; `store` reads and moves it, `source` reads the position inside an export's snapshot.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 
 use crate::job::{ConsumerId, Continuity};
@@ -88,6 +90,8 @@ pub struct Fingerprint {
     pub partitions_hash: Option<String>,
     /// What the catalogue says of its rows.
     pub definition: String,
+    /// The types of its columns, by their names.
+    pub types: BTreeMap<String, String>,
     /// The cluster's identifier.
     pub cluster_id: i64,
 }

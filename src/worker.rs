@@ -356,8 +356,12 @@ impl Worker {
             lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease * 2 / 3) => return Err(lost.into()),
             exported = pipeline::run(rows, &order, draft) => exported?,
         };
+        let taken_at = snapshot.standpoint().taken_at;
         if dataset.updated_at.is_none() {
-            exported.last_updated_at = Some(snapshot.standpoint().taken_at).filter(|_| exported.rows > 0);
+            exported.last_updated_at = Some(taken_at).filter(|_| exported.rows > 0);
+        } else if dataset.capture != Capture::Triggers {
+            // A row from the future would hide everything up to its time.
+            exported.last_updated_at = exported.last_updated_at.map(|time| time.min(taken_at));
         }
         Ok((snapshot, exported))
     }

@@ -36,7 +36,7 @@ async fn serve_on(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let prepared = async {
-        prepare(database, &config.catalog).await?;
+        prepare(database).await?;
         check(config, database).await?;
         let exports = if how.no_workers { 0 } else { connections_of_exports(config, config.worker.workers) };
         postgres::require_connections(database, exports + connections_of_api(config)).await?;
@@ -77,7 +77,7 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
     let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let worked = async {
         let prepared = async {
-            prepare(&ground.database, &config.catalog).await?;
+            prepare(&ground.database).await?;
             check(&config, &ground.database).await?;
             let needed = connections_of_exports(&config, config.worker.workers);
             anyhow::Ok(postgres::require_connections(&ground.database, needed).await?)

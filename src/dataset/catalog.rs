@@ -117,6 +117,12 @@ impl Catalog {
     }
 }
 
+/// Whether a dataset may be called so: 1 to 63 characters of `a-z 0-9 _ -`, beginning with a letter.
+pub fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+    text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 63 && text.chars().all(allowed)
+}
+
 /// The name that somebody may have meant.
 pub fn nearest<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     let scored =
@@ -152,9 +158,7 @@ impl Block {
     fn read(self, faults: &mut Vec<Fault>) -> Dataset {
         let name = self.name.into_inner();
         let mut wrong = |member, why: String| faults.push(Fault { dataset: name.clone(), member, item: None, why });
-        let begins_well = name.starts_with(|c: char| c.is_ascii_lowercase());
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-        if !begins_well || name.len() > 63 || !name.chars().all(allowed) {
+        if !is_name(&name) {
             wrong("name", "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected".to_owned());
         }
         let table = self.table.as_ref().parse().unwrap_or_else(|why: NotATable| {

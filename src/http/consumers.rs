@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::{Query, State};
 use serde::{Deserialize, Serialize};
 
+use crate::dataset::catalog::is_name;
 use crate::http::exports::{JobBody, rfc3339};
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
@@ -53,7 +54,8 @@ pub(crate) async fn list(
 
 /// A consumer and a dataset; neither has a slash in it.
 fn place(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
-    let (consumer, dataset) = cursor.split_once('/').ok_or_else(pages::bad_cursor)?;
+    let place = cursor.split_once('/').filter(|(_, dataset)| is_name(dataset));
+    let (consumer, dataset) = place.ok_or_else(pages::bad_cursor)?;
     Ok((consumer.parse().map_err(|_| pages::bad_cursor())?, dataset))
 }
 

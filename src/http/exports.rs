@@ -18,6 +18,7 @@ use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
 use crate::dataset::USERS;
+use crate::dataset::catalog::is_name;
 use crate::http::input::{self, Consumer, Key, MaybeConsumer, Members, PathConsumer};
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
@@ -220,7 +221,7 @@ pub(crate) async fn list(
     let limit = pages::limit(listed.limit.as_deref())?;
     let filter = Filter {
         consumer: word("consumer", listed.consumer)?,
-        dataset: listed.dataset,
+        dataset: listed.dataset.map(dataset).transpose()?,
         export_type: word("exportType", listed.export_type)?,
         status: word("status", listed.status)?,
         before: listed.cursor.map(|cursor| read_cursor(&cursor).ok_or_else(pages::bad_cursor)).transpose()?,
@@ -232,6 +233,12 @@ pub(crate) async fn list(
 fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<String>) -> Result<Option<T>, Problem> {
     let bad = |why: T::Err| Problem::bad_input("parameter_invalid", name, format!("{name}: {why}"));
     text.map(|text| text.parse().map_err(bad)).transpose()
+}
+
+/// A name that a dataset may have or have had.
+fn dataset(name: String) -> Result<String, Problem> {
+    let bad = || Problem::bad_input("parameter_invalid", "dataset", "dataset: the name of a dataset is expected");
+    if is_name(&name) { Ok(name) } else { Err(bad()) }
 }
 
 /// A cursor is its job's time and id.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::dataset::catalog::Fault;
-use crate::dataset::{Capture, Dataset, Shape, Table};
+use crate::dataset::catalog::{Catalog, Fault};
+use crate::dataset::{Capture, Column, Dataset, Sent, Shape, Table};
 use crate::source::{select, shape};
 
 /// The lock that triggers need queues the table's writers behind it, so it is not waited for longer than this.
@@ -20,7 +20,7 @@ const TRIES: u32 = 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such table.
-    #[error("there is no table `{0}` in the search_path")]
+    #[error("there is no table `{0}`")]
     NoTable(String),
     /// A view, a foreign table, or what else has no triggers of its own.
     #[error("`{table}` is {kind}, whose changes can't be captured")]
@@ -44,6 +44,16 @@ pub enum Error {
     /// The dataset wants no triggers.
     #[error("`{0}` has capture = \"timestamp\", which needs no triggers")]
     ByTimestamp(String),
+    /// Another dataset is of the same table.
+    #[error(
+        "dataset `{other}` is of the same table as `{dataset}`, and needs its triggers: take that out of the file first"
+    )]
+    Shared {
+        /// The dataset.
+        dataset: String,
+        /// The other one.
+        other: String,
+    },
     /// Its writers never left room for the lock.
     #[error("`{0}` is too busy: no moment was found to install the triggers; try again")]
     Busy(String),
@@ -108,34 +118,44 @@ pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<(), Error> {
     Err(Error::Busy(dataset.table.to_string()))
 }
 
-/// Puts the triggers back on a table of ours, where they are missing. Not on one that somebody brought: that is for `track`.
+/// Puts the triggers back on the demo's own table, where they are missing. Not on one that somebody brought: that is for `track`.
 ///
 /// # Errors
 /// If they are missing and can't be installed.
-pub async fn restore(pool: &PgPool, dataset: &Dataset) -> Result<(), Error> {
-    let ours: bool = sqlx::query_scalar(
+pub async fn restore(pool: &PgPool) -> Result<(), Error> {
+    let users = Dataset::users();
+    let ours: Option<Option<Vec<String>>> = sqlx::query_scalar(
         "-- source.capture.ours
-         select exists (
-           select from cdc_export.owned o
-           join pg_namespace n on n.nspname = o.schema_name
-           join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
-           where c.oid = to_regclass($1))",
+         select (select k.key from cdc_export.tracked k where (k.schema_name, k.table_name) = (o.schema_name, o.table_name))
+         from cdc_export.owned o
+         join pg_namespace n on n.nspname = o.schema_name
+         join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
+         where c.oid = to_regclass($1)",
     )
-    .bind(select::relation(&dataset.table))
-    .fetch_one(pool)
+    .bind(select::relation(&users.table))
+    .fetch_optional(pool)
     .await?;
-    if ours { track(pool, dataset).await } else { Ok(()) }
+    match ours {
+        None => Ok(()),
+        // What the triggers log is for `track` to change.
+        Some(key) => track(pool, &Dataset { key, ..users }).await,
+    }
 }
 
 /// Removes the triggers from a dataset's table, which is exported no more.
 ///
 /// # Errors
-/// If there is no such table, or the role may not.
-pub async fn untrack(pool: &PgPool, dataset: &Dataset) -> Result<(), Error> {
+/// If there is no such table, another dataset needs its triggers, or the role may not.
+pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Result<(), Error> {
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
     lock(&mut tx, dataset).await?;
     let found = find(&mut tx, dataset).await?;
+    for other in catalog.iter().filter(|other| other.name != dataset.name && other.capture == Capture::Triggers) {
+        if find(&mut tx, other).await.is_ok_and(|its| its.oid == found.oid) {
+            return Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() });
+        }
+    }
     remove(&mut tx, &dataset.table, &found).await?;
     sqlx::query(
         "-- source.capture.untrack
@@ -166,12 +186,16 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
     let installed = found.captured && found.logged_key.as_ref().unwrap_or(&found.primary_key) == key;
     if !installed {
         check(&found, dataset)?;
-        look(&mut tx, dataset).await?;
         lock(&mut tx, dataset).await?;
+        let shape = look(&mut tx, dataset).await?;
         remove(&mut tx, &dataset.table, &found).await?;
-        for statement in triggers(&found, key, &relations(&mut tx, &found).await?) {
-            let denied = |cause| denied_or_else(&dataset.table, cause);
+        let denied = |cause| denied_or_else(&dataset.table, cause);
+        let relations = relations(&mut tx, &found).await?;
+        for statement in triggers(&found, &shape.key, &relations) {
             sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *tx).await.map_err(denied)?;
+        }
+        for relation in &relations {
+            always(&mut tx, relation).await.map_err(denied)?;
         }
     }
     sqlx::query(
@@ -312,93 +336,90 @@ const HEAD: &str = "returns trigger language plpgsql security definer set search
   set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1";
 
 /// The statements that make functions and triggers.
-fn triggers(found: &Found, key: &[String], relations: &[String]) -> Vec<String> {
+fn triggers(found: &Found, key: &[Column], relations: &[String]) -> Vec<String> {
     // Not named after the table: it may be renamed, or dumped and restored beside another one.
-    let id = uuid::Uuid::new_v4().simple();
-    let name = |what: &str| format!("cdc_export.capture_{id}_{what}");
-    let mut statements =
-        if found.kind == "p" { by_row(key, relations, &name) } else { by_statement(key, relations, &name) };
-    for relation in relations {
-        statements.push(format!(
-            "-- source.capture.always
-             do $$ declare name name; begin
-               for name in select tgname from pg_trigger where tgrelid = {}::regclass and tgname like 'cdc\\_export\\_%' loop
-                 execute format('alter table {relation} enable always trigger %I', name);
-               end loop;
-             end $$",
-            select::literal(relation)
-        ));
-    }
-    statements
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    if found.kind == "p" { by_row(key, relations, &id) } else { by_statement(key, relations, &id) }
 }
 
+/// Lets the triggers of a table fire whatever `session_replication_role` says.
+async fn always(conn: &mut PgConnection, relation: &str) -> Result<(), sqlx::Error> {
+    let names: Vec<String> = sqlx::query_scalar(
+        "-- source.capture.triggers
+         select tgname::text from pg_trigger where tgrelid = to_regclass($1) and tgname like 'cdc\\_export\\_%'",
+    )
+    .bind(relation)
+    .fetch_all(&mut *conn)
+    .await?;
+    for name in names {
+        let name = select::quoted(&name);
+        let always = format!("-- source.capture.always\n alter table {relation} enable always trigger {name}");
+        sqlx::raw_sql(AssertSqlSafe(always)).execute(&mut *conn).await?;
+    }
+    Ok(())
+}
+
+/// A trigger function, whose body no name in it can end. What a table calls its columns hides no variable. plpgsql keeps the plan
+/// of a session's first, small update; as a nested loop it would never end on 200,000 rows.
+fn function(id: &str, what: &str, body: &str) -> String {
+    format!(
+        "create function {}() {HEAD} set enable_nestloop = off as $f{id}$ #variable_conflict use_variable\n {body} $f{id}$",
+        called(id, what)
+    )
+}
+
+fn called(id: &str, what: &str) -> String {
+    format!("cdc_export.capture_{id}_{what}")
+}
+
+/// The rows of a statement before and after it. With a space: as the name of a row it must not be one of a column.
+const OLD_ROWS: &str = "\"old rows\"";
+const NEW_ROWS: &str = "\"new rows\"";
+
 /// A plain table: one call a statement, which sees all its rows.
-fn by_statement(key: &[String], relations: &[String], name: &dyn Fn(&str) -> String) -> Vec<String> {
-    let logged_key = |row: &str| key_of(key, row);
-    let same =
-        key.iter().map(|column| format!("n.{0} = o.{0}", select::quoted(column))).collect::<Vec<_>>().join(" and ");
-    let logged = "insert into cdc_export.change_log (tbl, op, pk";
-    let table = &relations[0];
-    vec![
+fn by_statement(key: &[Column], relations: &[String], id: &str) -> Vec<String> {
+    let (old, new, same) = (key_of(key, OLD_ROWS), key_of(key, NEW_ROWS), is_same(key));
+    let (logged, table) = ("insert into cdc_export.change_log (tbl, op, pk", &relations[0]);
+    let insert = format!("begin {logged}) select tg_relid, 'I', {new} from {NEW_ROWS}; return null; end");
+    // One trigger sees the rows before and after, so a key that was changed is logged as gone.
+    let update = format!(
+        "begin
+           {logged}) select tg_relid, 'U', {new} from {NEW_ROWS};
+           {logged}, old) select tg_relid, 'D', {old}, to_jsonb({OLD_ROWS}) from {OLD_ROWS}
+             where not exists (select from {NEW_ROWS} where {same});
+           return null;
+         end"
+    );
+    let delete = format!(
+        "begin {logged}, old) select tg_relid, 'D', {old}, to_jsonb({OLD_ROWS}) from {OLD_ROWS}; return null; end"
+    );
+    let truncate = format!("begin {logged}) values (tg_relid, 'T', null); return null; end");
+    let triggers = [
+        ("i", insert, "insert", format!("referencing new table as {NEW_ROWS}")),
+        ("u", update, "update", format!("referencing old table as {OLD_ROWS} new table as {NEW_ROWS}")),
+        ("d", delete, "delete", format!("referencing old table as {OLD_ROWS}")),
+        ("t", truncate, "truncate", String::new()),
+    ];
+    let statement = |(what, body, event, referencing): &(&str, String, &str, String)| {
         format!(
-            "-- source.capture.insert
-             create function {i}() {HEAD} as $f$ begin
-               {logged}) select tg_relid, 'I', {key} from n;
-               return null;
-             end $f$;
-             create trigger cdc_export_i after insert on {table} referencing new table as n
-               for each statement execute function {i}()",
-            i = name("i"),
-            key = logged_key("n")
-        ),
-        // One trigger sees the rows before and after, so a key that was changed is logged as gone. plpgsql keeps the plan of a
-        // session's first, small update; as a nested loop it would never end on 200,000 rows.
-        format!(
-            "-- source.capture.update
-             create function {u}() {HEAD} set enable_nestloop = off as $f$ begin
-               {logged}) select tg_relid, 'U', {new} from n;
-               {logged}, old) select tg_relid, 'D', {old}, to_jsonb(o) from o
-                 where not exists (select from n where {same});
-               return null;
-             end $f$;
-             create trigger cdc_export_u after update on {table} referencing old table as o new table as n
-               for each statement execute function {u}()",
-            u = name("u"),
-            new = logged_key("n"),
-            old = logged_key("o")
-        ),
-        format!(
-            "-- source.capture.delete
-             create function {d}() {HEAD} as $f$ begin
-               {logged}, old) select tg_relid, 'D', {key}, to_jsonb(o) from o;
-               return null;
-             end $f$;
-             create trigger cdc_export_d after delete on {table} referencing old table as o
-               for each statement execute function {d}()",
-            d = name("d"),
-            key = logged_key("o")
-        ),
-        format!(
-            "-- source.capture.truncate
-             create function {t}() {HEAD} as $f$ begin
-               {logged}) values (tg_relid, 'T', null);
-               return null;
-             end $f$;
-             create trigger cdc_export_t after truncate on {table} for each statement execute function {t}()",
-            t = name("t")
-        ),
-    ]
+            "-- source.capture.{event}
+             {};
+             create trigger cdc_export_{what} after {event} on {table} {referencing}
+               for each statement execute function {}()",
+            function(id, what, body),
+            called(id, what)
+        )
+    };
+    triggers.iter().map(statement).collect()
 }
 
 /// A partitioned table: one call a row. Postgres clones row triggers to every partition, those to come too, so that they see
 /// what is written directly into one; statement triggers of the parent wouldn't. A row that moves is a delete and an insert.
-fn by_row(key: &[String], relations: &[String], name: &dyn Fn(&str) -> String) -> Vec<String> {
+fn by_row(key: &[Column], relations: &[String], id: &str) -> Vec<String> {
     let (new, old) = (key_of(key, "new"), key_of(key, "old"));
-    let logged = "insert into cdc_export.change_log (tbl, op, pk";
-    let (r, t, table) = (name("r"), name("t"), &relations[0]);
-    let mut statements = vec![format!(
-        "-- source.capture.rows
-         create function {r}() {HEAD} as $f$ declare root oid := pg_catalog.pg_partition_root(tg_relid); begin
+    let (logged, table) = ("insert into cdc_export.change_log (tbl, op, pk", &relations[0]);
+    let row = format!(
+        "declare root oid := pg_catalog.pg_partition_root(tg_relid); begin
            if tg_op <> 'DELETE' then
              {logged}) values (root, case tg_op when 'INSERT' then 'I' else 'U' end::\"char\", {new});
            end if;
@@ -406,26 +427,49 @@ fn by_row(key: &[String], relations: &[String], name: &dyn Fn(&str) -> String) -
              {logged}, old) values (root, 'D', {old}, to_jsonb(old));
            end if;
            return null;
-         end $f$;
-         create trigger cdc_export_r after insert or update or delete on {table} for each row execute function {r}();
-         create function {t}() {HEAD} as $f$ begin
-           -- A partition that was detached keeps this trigger, and is no part of any tree.
+         end"
+    );
+    // A partition that was detached keeps this trigger, and is no part of any tree.
+    let truncate = format!(
+        "begin
            {logged}) values (coalesce(pg_catalog.pg_partition_root(tg_relid), tg_relid), 'T', null);
            return null;
-         end $f$"
+         end"
+    );
+    let mut statements = vec![format!(
+        "-- source.capture.rows
+         {};
+         create trigger cdc_export_r after insert or update or delete on {table} for each row execute function {}();
+         {}",
+        function(id, "r", &row),
+        called(id, "r"),
+        function(id, "t", &truncate)
     )];
-    for relation in relations {
-        statements.push(format!(
+    let of_partition = |relation: &String| {
+        format!(
             "-- source.capture.truncate_partition
-             create trigger cdc_export_t after truncate on {relation} for each statement execute function {t}()"
-        ));
-    }
+             create trigger cdc_export_t after truncate on {relation} for each statement execute function {}()",
+            called(id, "t")
+        )
+    };
+    statements.extend(relations.iter().map(of_partition));
     statements
 }
 
+/// That an old row and a new one have the same key. By the texts of a type that isn't Postgres's own: its operators are in some
+/// schema, and the functions see none.
+fn is_same(key: &[Column]) -> String {
+    let part = |column: &Column| {
+        let text = if column.sent == Sent::Binary { "" } else { "::text" };
+        let name = select::quoted(&column.name);
+        format!("{NEW_ROWS}.{name}{text} = {OLD_ROWS}.{name}{text}")
+    };
+    key.iter().map(part).collect::<Vec<_>>().join(" and ")
+}
+
 /// A row's key as the log has it: a text for one column, a JSON array of texts for several.
-fn key_of(key: &[String], row: &str) -> String {
-    let columns: Vec<_> = key.iter().map(|column| format!("{row}.{}::text", select::quoted(column))).collect();
+fn key_of(key: &[Column], row: &str) -> String {
+    let columns: Vec<_> = key.iter().map(|column| format!("{row}.{}::text", select::quoted(&column.name))).collect();
     match columns.as_slice() {
         [column] => column.clone(),
         columns => format!("jsonb_build_array({})::text", columns.join(", ")),

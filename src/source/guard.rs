@@ -39,6 +39,9 @@ macro_rules! continuity {
            when w.table_oid is distinct from t.oid then 'table_recreated'
            when w.cluster_id is distinct from c.system_identifier then 'other_cluster'
            when pg_snapshot_xmax(w.snap_live) > pg_snapshot_xmax(here.snapshot) then 'xid_went_back'
+           when exists (
+             select from jsonb_each_text(w.column_types) was
+             join jsonb_each_text(wanted.types) now on now.key = was.key where now.value <> was.value) then 'column_retyped'
            when not here.captured then 'trigger_missing'
            when w.partitions_hash is distinct from here.partitions_hash then 'partitions_changed'
            when w.triggers_hash is distinct from here.triggers_hash then 'trigger_changed'

@@ -53,7 +53,7 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
            from watermarks p
            cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
                          as seq) log
-           where p.snap_live is not null) held
+           where coalesce(p.snap_live, p.snap_del) is not null) held
          where w.id = held.id and (held.live >= 2 or w.snap_del is not null and greatest(held.live, held.deletions) >= 1)
          returning w.consumer_id, w.log_lost::text",
     )

@@ -186,8 +186,8 @@ impl Select<'_> {
                  select {logged_key}, seq, op, old, false from cdc_export.change_log where {logged}
                  union all
                  -- Without a log there is no key to be saved from a look-up.
-                 select {key}, null, null, null, {alive} from {table} u
-                 where {stated} and (({ended}) or {alive} and $4::text is not null)) as changes ({names}, seq, op, old, alive)
+                 select {key}, null, null, null, ({alive}) is true from {table} u
+                 where {stated} and (({ended}) or ({alive}) and $4::text is not null)) as changes ({names}, seq, op, old, alive)
                group by {ordinals} having not bool_or(alive)
                order by {ordinals})
              select 'DELETE'::text, {columns}, {refused} or {gone}
@@ -294,11 +294,17 @@ impl Select<'_> {
 
     /// The key as the log has it, in its types.
     pub(crate) fn logged_key(&self) -> Vec<String> {
+        // The log's texts have a collation of their own, in which no index of the table is.
+        let typed = |text: &str, column: &Column| {
+            let collation = column.collation.as_ref().map(|collation| format!(" collate {collation}"));
+            // A `char` is padded to its length.
+            let to = if column.base_type == "bpchar" { &column.type_name } else { &column.base_type };
+            format!("{text}::{to}{}", collation.unwrap_or_default())
+        };
         match self.shape.key.as_slice() {
-            [column] => vec![format!("pk::{}", column.base_type)],
+            [column] => vec![typed("pk", column)],
             columns => {
-                let part = |(i, column): (usize, &Column)| format!("(pk::jsonb ->> {i})::{}", column.base_type);
-                columns.iter().enumerate().map(part).collect()
+                columns.iter().enumerate().map(|(i, column)| typed(&format!("(pk::jsonb ->> {i})"), column)).collect()
             }
         }
     }

@@ -32,6 +32,7 @@ struct Found {
     /// Where the type is Postgres's own: its name.
     own_type: Option<String>,
     has_json_cast: bool,
+    collation: Option<String>,
     not_null: bool,
     /// From 1, where it is a part of the primary key.
     key_place: Option<i32>,
@@ -51,6 +52,7 @@ impl Found {
             type_name: self.type_name.clone().into(),
             base_type: self.base_type.clone().into(),
             sent,
+            collation: self.collation.clone(),
         }
     }
 }
@@ -83,14 +85,26 @@ fn binary_kind(own_type: &str) -> Option<Kind> {
 /// # Errors
 /// With everything that doesn't fit.
 pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Shape, Error> {
-    let columns: Vec<Found> = sqlx::query_as(
+    let columns: Result<Vec<Found>, _> = sqlx::query_as(
         "-- source.shape.columns
          select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_name, format_type(base.oid, -1) as base_type,
            case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
            exists (
-             select from pg_cast c
-             where c.castsource in (base.oid, base.typelem) and c.castsource >= 16384 and c.casttarget = 'json'::regtype)
-             as has_json_cast,
+             -- Of the type, of its elements, or of what it is composed of.
+             with recursive parts (oid) as (
+               select base.oid
+               union
+               select part.oid
+               from parts p
+               join pg_type t on t.oid = p.oid
+               cross join lateral (
+                 select t.typelem union all select t.typbasetype
+                 union all select f.atttypid from pg_attribute f where f.attrelid = t.typrelid and f.attnum > 0) as part (oid)
+               where t.oid >= 16384 or t.typelem <> 0)
+             select from pg_cast c join parts on parts.oid = c.castsource
+             where c.castsource >= 16384 and c.casttarget = 'json'::regtype) as has_json_cast,
+           (select format('%I.%I', n.nspname, l.collname) from pg_collation l join pg_namespace n on n.oid = l.collnamespace
+            where l.oid = a.attcollation) as collation,
            a.attnotnull as not_null,
            (select array_position(x.indkey::int2[], a.attnum) + 1 from pg_index x
             where x.indrelid = a.attrelid and x.indisprimary
@@ -108,7 +122,8 @@ pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<S
     )
     .bind(relation(&dataset.table))
     .fetch_all(&mut *conn)
-    .await?;
+    .await;
+    let columns = columns.map_err(|cause| unseen(dataset, cause))?;
     let mut fitting = Fitting { dataset, columns: &columns, faults: Vec::new() };
     if columns.is_empty() {
         let why = match near_table(conn, dataset).await? {
@@ -119,14 +134,27 @@ pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<S
         return Err(Error::Faults(fitting.faults));
     }
     let key = fitting.key(conn).await?;
+    let types = columns.iter().map(|column| (column.name.clone(), column.base_type.clone())).collect();
     let columns = fitting.chosen(&key);
     let updated_at = fitting.time("updated_at", dataset.updated_at.as_deref());
     let created_at = fitting.time("created_at", dataset.created_at.as_deref());
     let deleted = fitting.deleted();
     if fitting.faults.is_empty() {
-        Ok(Shape { key, columns, updated_at, created_at, deleted })
+        let is_filtered = dataset.filter.is_some();
+        Ok(Shape { key, columns, updated_at, created_at, deleted, types, is_filtered })
     } else {
         Err(Error::Faults(fitting.faults))
+    }
+}
+
+/// A schema that the role may not use is the operator's to mend.
+fn unseen(dataset: &Dataset, cause: sqlx::Error) -> Error {
+    match cause.as_database_error() {
+        Some(told) if told.code().as_deref() == Some("42501") => {
+            let why = format!("the database role may not see `{}`: {}", dataset.table, told.message());
+            Error::Faults(vec![Fault { dataset: dataset.name.clone(), member: "table", item: None, why }])
+        }
+        _ => Error::Sql(cause),
     }
 }
 
@@ -273,20 +301,28 @@ impl Source {
             Err(Error::Faults(faults)) => Err(faults),
             Err(error) => return Err(error.into()),
         };
-        let seen: Option<(Option<f64>, i64, bool)> = sqlx::query_as(concat!(
+        let key = shape.as_ref().ok().map(|shape| shape.key.iter().map(|column| &*column.name).collect::<Vec<_>>());
+        let seen: Option<(Option<f32>, i64, bool)> = sqlx::query_as(concat!(
             "-- source.shape.describe
              select
-               (select sum(p.reltuples) filter (where p.reltuples >= 0) from pg_class p
-                where p.oid = t.oid or p.oid in (select relid from pg_partition_tree(t.oid) where isleaf))::float8,
-               (select coalesce(sum(pg_table_size(p.oid)), 0) from pg_class p
-                where p.oid = t.oid or p.oid in (select relid from pg_partition_tree(t.oid)))::bigint,
+               parts.rows, parts.bytes::bigint,
                exists (
                  select from cdc_export.tracked k join pg_namespace n on n.nspname = k.schema_name
-                 where n.oid = t.relnamespace and k.table_name = t.relname) and ",
+                 where n.oid = t.relnamespace and k.table_name = t.relname
+                   and ($2::text[] is null or coalesce(k.key, $2) = $2)) and ",
             captured!(),
-            " from pg_class t where t.oid = to_regclass($1)"
+            " from pg_class t
+             -- As they were last counted: their sizes are known only to who waits for a lock on them.
+             cross join lateral (
+               select sum(p.reltuples) filter (where p.reltuples >= 0) as rows,
+                 coalesce(sum(p.relpages + coalesce(x.relpages, 0)), 0) * current_setting('block_size')::bigint as bytes
+               from pg_class p left join pg_class x on x.oid = p.reltoastrelid
+               where case t.relkind when 'p' then p.oid in (select relid from pg_partition_tree(t.oid) where isleaf)
+                 else p.oid = t.oid end) parts
+             where t.oid = to_regclass($1)"
         ))
         .bind(relation(&dataset.table))
+        .bind(key)
         .fetch_optional(&mut *conn)
         .await
         .map_err(&failed)?;
@@ -327,14 +363,21 @@ impl Source {
             if !known(&condition.column) {
                 return unknown(format!("filter[{i}].column"), &condition.column);
             }
-            for statement in (Select { dataset, shape: &shape }).tried(condition) {
+            let tried = Select { dataset, shape: &shape }.tried(condition);
+            for (member, statement) in ["value", "op"].into_iter().zip(tried) {
                 let statement = format!("-- source.shape.try\n {statement}");
                 let tried = sqlx::query(AssertSqlSafe(statement)).bind(&condition.value).persistent(false);
                 let Err(cause) = tried.execute(&mut *conn).await else { continue };
                 let member = match cause.as_database_error().and_then(|e| e.code()).as_deref() {
-                    Some(code) if code.starts_with("22") => "value",
-                    Some("42883") => "op",
-                    _ => return Err(failed(cause)),
+                    // Not of the caller's doing.
+                    None | Some("55P03") => return Err(failed(cause)),
+                    Some(code) if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => {
+                        return Err(failed(cause));
+                    }
+                    Some(_) if member == "value" => member,
+                    // No such operator, or none that is the best.
+                    Some("42883" | "42725" | "42P22") => member,
+                    Some(_) => return Err(failed(cause)),
                 };
                 let type_name = shape.columns.iter().find(|column| column.name == condition.column);
                 let type_name = type_name.map_or("unknown", |column| &*column.type_name);
@@ -386,11 +429,19 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Vec<Fault>, sqlx:
 /// which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
 async fn check_filter(conn: &mut PgConnection, dataset: &Dataset) -> Result<Option<Fault>, sqlx::Error> {
     let Some(filter) = &dataset.filter else { return Ok(None) };
+    let fault = |why| Fault { dataset: dataset.name.clone(), member: "filter", item: None, why };
+    // Constants once Postgres has read them, and others tomorrow.
+    let words = ["'now'", "'today'", "'tomorrow'", "'yesterday'"];
+    if let Some(word) = words.into_iter().find(|word| filter.to_lowercase().contains(word)) {
+        return Ok(Some(fault(format!("it has to be told from the row alone, and {word} is another time each day"))));
+    }
     let mut tx = conn.begin().await?;
+    // In an array too: a bracket that closes ours there would have closed it in an export's condition.
     let index = format!(
         "-- source.shape.filter
          create temporary table cdc_export_filter (like {table}) on commit drop;
-         create index on cdc_export_filter ((1)) where (\n{filter}\n)",
+         create index on cdc_export_filter ((1)) where (\n{filter}\n);
+         create index on cdc_export_filter ((1)) where (array[\n{filter}\n])[1]",
         table = relation(&dataset.table),
     );
     let made = sqlx::raw_sql(AssertSqlSafe(index)).execute(&mut *tx).await;
@@ -403,5 +454,5 @@ async fn check_filter(conn: &mut PgConnection, dataset: &Dataset) -> Result<Opti
         Some("42P17" | "0A000") => format!("it has to be told from the row alone ({})", told.message()),
         _ => format!("Postgres doesn't take it as a condition: {}", told.message()),
     };
-    Ok(Some(Fault { dataset: dataset.name.clone(), member: "filter", item: None, why }))
+    Ok(Some(fault(why)))
 }

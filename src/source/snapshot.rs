@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::future::try_join_all;
 use sqlx::postgres::{PgArguments, PgConnectOptions, types::Oid};
+use sqlx::types::Json;
 use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::dataset::{Capture, CellMax, Dataset, Shape, Table};
@@ -116,7 +117,7 @@ impl Permit {
 
         // It stays so under the lock: a file never has two shapes.
         let shape = shape::look(&mut leader, dataset).await?;
-        let by_triggers = dataset.capture == Capture::Triggers;
+        let (by_triggers, shape_types) = (dataset.capture == Capture::Triggers, shape.types.clone());
 
         // In one statement, so that the position, the guard and the snapshot are of one moment.
         let opened: Opened = sqlx::query_as(concat!(
@@ -152,7 +153,7 @@ impl Permit {
                where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
                  and a.backend_type <> 'autovacuum worker'
                  and a.application_name is distinct from current_setting('application_name')) writers
-             cross join (select $4::boolean as by_triggers, $5::text as definition) wanted
+             cross join (select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types) wanted
              left join watermarks w on w.consumer_id = $2 and w.dataset = $3
              where t.oid = to_regclass($1)"
         ))
@@ -161,6 +162,7 @@ impl Permit {
         .bind(&dataset.name)
         .bind(by_triggers)
         .bind(dataset.definition())
+        .bind(Json(&shape.types))
         .fetch_one(&mut leader)
         .await
         .map_err(&failed)?;
@@ -224,6 +226,7 @@ impl Permit {
                     relfilenode: opened.relfilenode.map(|oid| oid.0),
                     columns_hash: opened.columns_hash,
                     definition: dataset.definition(),
+                    types: shape_types,
                     triggers_hash: opened.triggers_hash,
                     partitions_hash: opened.partitions_hash,
                     cluster_id: opened.cluster_id,

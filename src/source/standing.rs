@@ -1,5 +1,6 @@
 //! Where consumers stand, seen from the table: how much has changed since, and whether that can be told exactly.
 
+use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::dataset::{Capture, Dataset};
@@ -35,7 +36,7 @@ impl Source {
              select k.consumer_id, w.last_exported_at, waiting.rows as rows_waiting, {} as continuity
              from unnest($2::text[]) as k (consumer_id)
              left join watermarks w on w.consumer_id = k.consumer_id and w.dataset = $1
-             cross join (select $5::boolean as by_triggers, $6::text as definition) wanted
+             cross join (select $5::boolean as by_triggers, $6::text as definition, $7::jsonb as types) wanted
              cross join pg_control_system() c
              left join pg_class t on t.oid = to_regclass($3)
              left join pg_namespace n on n.oid = t.relnamespace
@@ -61,6 +62,7 @@ impl Source {
             .bind(COUNTED_ROWS as i64 + 1)
             .bind(dataset.capture == Capture::Triggers)
             .bind(dataset.definition())
+            .bind(Json(&shape.types))
             .fetch_all(&mut *conn)
             .await
             .map_err(&failed)?;

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgArguments;
 use sqlx::postgres::types::Oid;
 use sqlx::query::Query;
+use sqlx::types::Json;
 use sqlx::{Connection, PgConnection, Postgres};
 
 use crate::job::{ConsumerId, ExportType};
@@ -160,7 +161,7 @@ pub(crate) async fn advance(
     let Step { export_type, position, standpoint, to } = step;
     // An incremental export delivers no deletions: those since its last delta or full stay due.
     let deletions = match (export_type, &position.deletions) {
-        (ExportType::Incremental, Some(due)) => Some(due),
+        (ExportType::Incremental, Some(due)) if standpoint.snapshot.is_some() => Some(due),
         _ => standpoint.snapshot.as_ref(),
     };
     let statement = match position.version {
@@ -169,9 +170,9 @@ pub(crate) async fn advance(
              insert into watermarks
                (consumer_id, dataset, last_exported_at, snap_wm, updated_at, version, snap_live, snap_del, table_oid, relfilenode,
                 columns_hash, triggers_hash, partitions_hash, cluster_id, saved_at, saved_seq, deletions_saved_at, deletions_saved_seq,
-                definition_hash)
+                definition_hash, column_types)
              select $1, $2, $3, $3, clock_timestamp(), 1, $6::text::pg_snapshot, $7::text::pg_snapshot, $8, $9, $10, $11, $12, $13,
-               clock_timestamp(), log.seq, clock_timestamp(), log.seq, md5($15)
+               clock_timestamp(), log.seq, clock_timestamp(), log.seq, md5($15), $16
              from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
                      as seq) log
              on conflict (consumer_id, dataset) do nothing",
@@ -186,7 +187,7 @@ pub(crate) async fn advance(
                  snap_del = case when log_lost is null or $14 = 'full' then $7::text::pg_snapshot end,
                  log_lost = case when $14 <> 'full' then log_lost end,
                  table_oid = $8, relfilenode = $9, columns_hash = $10, triggers_hash = $11, partitions_hash = $12,
-                 cluster_id = $13, saved_at = clock_timestamp(), saved_seq = log.seq, definition_hash = md5($15),
+                 cluster_id = $13, saved_at = clock_timestamp(), saved_seq = log.seq, definition_hash = md5($15), column_types = $16,
                  deletions_saved_at = case when snap_del::text = $7 then deletions_saved_at else clock_timestamp() end,
                  deletions_saved_seq = case when snap_del::text = $7 then deletions_saved_seq else log.seq end
              from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
@@ -211,6 +212,7 @@ pub(crate) async fn advance(
         .bind(table.cluster_id)
         .bind(export_type.as_str())
         .bind(&table.definition)
+        .bind(Json(&table.types))
         .execute(conn)
         .await?;
     Ok(moved.rows_affected() == 1)

@@ -155,6 +155,80 @@ async fn a_row_that_leaves_the_filter_is_deleted_and_tells_nothing_more() {
 }
 
 #[tokio::test]
+async fn by_timestamp_a_row_leaves_the_filter_once() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create table t (id int primary key, tenant int, at timestamptz default now());
+             insert into t select n, 1 from generate_series(1, 5) n",
+        )
+        .await;
+    let catalogue = Catalogue::of(
+        "[[dataset]]\nname = \"t\"\ntable = \"t\"\nupdated_at = \"at\"\nfilter = \"tenant = 1\"\n\
+         capture = \"timestamp\"\noverlap = \"0s\"",
+    );
+    let service = catalogue.start(&database).service().await;
+    assert_eq!(export(&service, "full", "t", "a").await["rowsExported"], 5);
+    // Unknown is outside, too.
+    database.run("update t set tenant = nullif(id, 1), at = now() where id <= 2").await;
+    let delta = export(&service, "delta", "t", "a").await;
+    let rows = Csv::read(&service.path(&delta)).rows;
+    assert_eq!(rows.iter().map(|row| row.join(",")).collect::<Vec<_>>(), ["DELETE,1,,", "DELETE,2,,"]);
+    assert_eq!(export(&service, "delta", "t", "a").await["rowsExported"], 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn two_datasets_of_a_table_share_its_triggers() {
+    let database = Database::new().await;
+    database.add_users(1, 10).await;
+    database.run("create table t (id int primary key)").await;
+    let of =
+        |name: &str, table: &str, more: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{table}\"\n{more}\n");
+    let users = of("users", "users", "columns = [\"id\"]");
+    let emails = of("emails", "users", "key = [\"email\"]\ncolumns = [\"id\", \"email\"]");
+    let names = of("names", "users", "columns = [\"id\", \"name\"]");
+    let catalogue = Catalogue::of(&[users.as_str(), &names, &of("t", "t", "")].concat());
+    catalogue.track(&database, "names").await;
+    let service = catalogue.start(&database).service().await;
+    for dataset in ["users", "names"] {
+        export(&service, "full", dataset, "a").await;
+    }
+    let (code, _, said) = catalogue.command(&database, &["untrack", "users"]).await;
+    assert!(code == 1 && said.contains("`names` is of the same table"), "{said}");
+    // A look at another file changes nothing.
+    let draft = Catalogue::of(&emails);
+    let plan = ["plan", "full", "--dataset", "emails", "--consumer", "a"];
+    for arguments in [&["datasets", "check"][..], &["datasets", "list"], &["status"], &plan] {
+        draft.command(&database, arguments).await;
+    }
+    database.run("update users set name = 'x' where id = 1").await;
+    for dataset in ["users", "names"] {
+        assert_eq!(export(&service, "delta", dataset, "a").await["rowsExported"], 1);
+    }
+    let unready: Value = service.call("GET", "/datasets/t", &[]).await.json().await.unwrap();
+    let problem = unready["problems"][0].as_str().unwrap();
+    assert!(unready["ready"] == false && problem.contains("track t"), "{unready}");
+    service.stop().await;
+    // With another key they can't share them.
+    catalogue.write(&[users, emails].concat());
+    let (code, _, said) = catalogue.command(&database, &["track", "emails"]).await;
+    assert!(code == 2 && said.contains("which has another key"), "{said}");
+    // A dataset that is no more lets its watermarks go.
+    catalogue.write(&of("t", "t", ""));
+    let service = catalogue.start(&database).service().await;
+    let forgotten = service.call("DELETE", "/exports/watermark?dataset=names", &[("X-Consumer-ID", "a")]).await;
+    assert_eq!(forgotten.status(), 204);
+    assert_eq!(database.one::<i64>("select count(*) from watermarks where dataset = 'names'").await, 0);
+    for path in ["/exports?dataset=a%00b", "/consumers?cursor=a/%00"] {
+        assert_eq!(service.call("GET", path, &[]).await.status(), 400, "{path}");
+    }
+    let nameless = service.call("DELETE", "/exports/watermark?dataset=%00", &[("X-Consumer-ID", "a")]).await;
+    assert_eq!(nameless.status(), 404);
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn another_filter_wants_a_full_export() {
     let database = Database::empty().await;
     database.run("create table t (id int primary key, x int, gone bool, at timestamptz default now()); insert into t select n, n % 2, n = 9 from generate_series(1, 20) n").await;
@@ -229,6 +303,13 @@ async fn by_timestamp_a_table_needs_to_be_read_only() {
     let delta = export(&service, "delta", "events", "a").await;
     let file = Csv::read(&service.path(&delta));
     assert_eq!(file.rows.iter().filter(|row| row[0] == "DELETE").map(|row| row[1].as_str()).collect::<Vec<_>>(), ["6"]);
+    // A row from the future hides nothing.
+    database.run("insert into theirs.events values (200, now() + interval '50 years')").await;
+    export(&service, "incremental", "events", "b").await;
+    database.run("insert into theirs.events values (201, now())").await;
+    let after = export(&service, "incremental", "events", "b").await;
+    assert!(Csv::read(&service.path(&after)).sorted("id").contains(&"201"), "{after}");
+    database.run("delete from theirs.events where id >= 200").await;
     // What lies further back than the overlap is missed: that is what triggers are for.
     let ids = file.sorted("id");
     assert!(["1", "5", "101"].iter().all(|id| ids.contains(id)) && !ids.contains(&"102"), "{ids:?}");
@@ -286,6 +367,16 @@ name = "what"
 table = "sales.orders"
 exclude = ["operation"]
 filter = "totl > 1"
+[[dataset]]
+name = "brackets"
+table = "sales.orders"
+exclude = ["operation"]
+filter = "id = 1) or (id = 2"
+[[dataset]]
+name = "words"
+table = "sales.orders"
+exclude = ["operation"]
+filter = "at > 'Yesterday'"
 "#,
     );
     for arguments in [&[][..], &["worker"], &["datasets", "check"]] {
@@ -304,6 +395,8 @@ filter = "totl > 1"
             "line 25: pairs: exclude: without the key's `pair`",
             "line 30: when: filter: it has to be told from the row alone",
             "line 35: what: filter: Postgres doesn't take it as a condition: column \"totl\" does not exist",
+            "line 40: brackets: filter: Postgres doesn't take it as a condition: syntax error",
+            "line 45: words: filter: it has to be told from the row alone, and 'yesterday'",
         ];
         assert_eq!((code, found.len()), (2, expected.len()), "{arguments:?}: {said}");
         for (line, expected) in found.iter().zip(expected) {
@@ -336,8 +429,15 @@ async fn a_changed_table_is_told_of_and_never_half_exported() {
     assert_eq!(export(&service, "delta", "b", "c").await["schemaChanged"], false);
     assert_eq!(export(&service, "delta", "a", "c").await["schemaChanged"], false);
     // Another type of a column is another shape, and who was away learns it too.
-    database.run("alter table a alter column y type text using y::text; alter table b drop column x").await;
-    assert_eq!(export(&service, "incremental", "a", "c").await["schemaChanged"], true);
+    database.run("alter table a alter column y type text using 'from ' || y; alter table b drop column x").await;
+    for export_type in ["incremental", "delta"] {
+        let path = format!("/exports/{export_type}");
+        let job = ended(&service, &path, Some("c"), json!({ "dataset": "a" })).await;
+        let found = (&job["error"]["code"], &job["continuity"]);
+        assert_eq!(found, (&json!("full_export_needed"), &json!("column_retyped")));
+    }
+    assert_eq!(export(&service, "full", "a", "c").await["schemaChanged"], true);
+    assert_eq!(export(&service, "delta", "a", "c").await["rowsExported"], 0);
     let stopped = ended(&service, "/exports/delta", Some("c"), json!({ "dataset": "b" })).await;
     assert_eq!(stopped["error"]["code"], "dataset_mismatch", "{stopped}");
     assert!(stopped["error"]["detail"].as_str().unwrap().contains("there is no column `x` in `b`"), "{stopped}");

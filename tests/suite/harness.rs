@@ -5,7 +5,6 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cdc_export::dataset::Dataset;
 use cdc_export::postgres::{self, embedded};
 use cdc_export::source::capture;
 use serde_json::Value;
@@ -82,7 +81,7 @@ async fn server() -> &'static PgConnectOptions {
             let template: postgres::Database = options.clone().database(&name).into();
             postgres::migrate(&template).await.unwrap();
             let pool = template.pool(1);
-            capture::restore(&pool, &Dataset::users()).await.unwrap();
+            capture::restore(&pool).await.unwrap();
             // A database can't be cloned while somebody is connected to it.
             pool.close().await;
             options

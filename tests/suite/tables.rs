@@ -69,6 +69,7 @@ const TYPES: &[(&str, &str)] = &[
     ("pair", "row(n, 'a,\"b\"')::pair"),
     ("hstore", "hstore('k' || n, 'v,\"w\"')"),
     ("hstore[]", "array[hstore('k', null)]"),
+    ("bag", "row(hstore('k', 'v'), n)::bag"),
     ("citext", "('Ab' || n)::citext"),
     ("ltree", "('a.b' || n)::ltree"),
     ("oid", "n::oid"),
@@ -81,7 +82,7 @@ const OWN_TYPES: &str = "create extension hstore; create extension citext; creat
     create type mood as enum ('sad', 'so, so', 'happy \"!\"');
     create domain named as text not null check (value <> 'x');
     create domain positive as int check (value > 0);
-    create type pair as (a int, b text)";
+    create type pair as (a int, b text); create type bag as (h hstore, n int)";
 
 /// A table of some of the types, a fifth of its values null where they may be.
 fn table(name: &str, types: &[usize]) -> String {
@@ -166,6 +167,108 @@ async fn what_postgres_writes_is_written_as_copy_does() {
     let job = export(&service, "full", "t", "a").await;
     let file = std::fs::read_to_string(service.path(&job)).unwrap();
     assert_eq!(file, "id,padded,nothing,host\n1,a   ,\"(,)\",10.0.0.1\n2,,,\n");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn keys_of_any_type_are_exact() {
+    let database = database().await;
+    database.run("create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)").await;
+    let keys = [
+        ("k ltree primary key", "('a.b' || n)::ltree", &["k"][..]),
+        ("k citext primary key", "'Key' || n", &["k"]),
+        ("k text collate ci primary key", "'Key' || n", &["k"]),
+        ("k text collate \"C\" primary key", "'Key' || n", &["k"]),
+        ("k char(9) primary key", "'k' || n", &["k"]),
+        ("k named primary key", "'k' || n", &["k"]),
+        ("k numeric primary key", "n + 0.50", &["k"]),
+        ("k timestamptz primary key", "'2000-01-01Z'::timestamptz + n * interval '1.5 s'", &["k"]),
+        ("k float8 primary key", "n / 3.0::float8", &["k"]),
+        ("k bytea primary key", "decode(md5(n::text), 'hex')", &["k"]),
+        ("k inet primary key", "('10.0.0.' || n)::inet", &["k"]),
+        (
+            "k citext, l numeric, m mood, primary key (l, k, m)",
+            "'Key' || n, n + 0.50, 'so, so'::mood",
+            &["k", "l", "m"],
+        ),
+    ];
+    let dataset = |i: usize| format!("[[dataset]]\nname = \"t{i}\"\ntable = \"t{i}\"\n");
+    let catalogue = Catalogue::of(&(0..keys.len()).map(dataset).collect::<String>());
+    for (i, (columns, values, _)) in keys.iter().enumerate() {
+        // Columns that are called like what the triggers' functions have.
+        database
+            .run(&format!(
+                "create table t{i} ({columns}, n int, o int, tg_relid int, root int, old text, key text);
+                 insert into t{i} select {values}, n, n, n, n, 'old', 'key' from generate_series(1, 20) n"
+            ))
+            .await;
+    }
+    for i in 0..keys.len() {
+        catalogue.track(&database, &format!("t{i}")).await;
+    }
+    let service = catalogue.start(&database).service().await;
+    for (i, (columns, values, key)) in keys.iter().enumerate() {
+        let (dataset, source) = (format!("t{i}"), format!("select * from t{i}"));
+        let replica = Replica { database: &database, source: &source, key };
+        replica.begin(&service, &export(&service, "full", &dataset, "a").await).await;
+        let names: Vec<_> = key.iter().map(|name| format!("\"{name}\"")).collect();
+        let names = names.join(", ");
+        database
+            .run(&format!(
+                "delete from t{i} where n <= 3; update t{i} set o = 0 where n in (5, 6);
+                 update t{i} set ({names}) = (select {values} from (select t{i}.n + 100 as n) as moved) where n in (7, 8);
+                 insert into t{i} ({names}, n) select {values}, n from generate_series(60, 61) n"
+            ))
+            .await;
+        let delta = export(&service, "delta", &dataset, "a").await;
+        replica.apply(&service, &delta).await;
+        replica.require_equal().await;
+        // 3 gone, 2 changed, 2 moved from one key to another, 2 new.
+        assert_eq!(delta["rowsExported"], 3 + 2 + 4 + 2, "{columns}");
+        assert_eq!(export(&service, "incremental", &dataset, "a").await["rowsExported"], 0, "{columns}");
+    }
+    // The keys are looked up in the index, which is of the column's own collation.
+    let name = database.options.get_database().unwrap();
+    for way in ["seqscan", "hashjoin", "mergejoin", "bitmapscan"] {
+        database.run(&format!("alter database {name} set enable_{way} = off")).await;
+    }
+    for (i, (columns, ..)) in keys.iter().enumerate() {
+        let dataset = format!("t{i}");
+        let (_, plan, said) =
+            catalogue.command(&database, &["plan", "delta", "--dataset", &dataset, "--consumer", "a"]).await;
+        assert!(plan.matches(&format!("using t{i}_pkey")).count() >= 2, "{columns}: {plan} {said}");
+        assert!(
+            plan.matches("Index Cond: (k").count() + plan.matches("Index Cond: ((k").count() >= 2 || i == 11,
+            "{plan}"
+        );
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn tables_may_be_called_anything() {
+    let database = database().await;
+    let names = ["100%", "o'clock", "a$$b", "a\"b", "select", "Ünï.cödé"];
+    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    let block = |(i, name): (usize, &&str)| {
+        format!("[[dataset]]\nname = \"t{i}\"\ntable = {}\n", toml::Value::String(quoted(name)))
+    };
+    let catalogue = Catalogue::of(&names.iter().enumerate().map(block).collect::<String>());
+    for name in names {
+        let (key, table) = (quoted("k$f$ %I"), quoted(name));
+        database
+            .run(&format!("create table {table} ({key} int primary key); insert into {table} values (1), (2)"))
+            .await;
+    }
+    for i in 0..names.len() {
+        catalogue.track(&database, &format!("t{i}")).await;
+    }
+    let service = catalogue.start(&database).service().await;
+    for (i, name) in names.into_iter().enumerate() {
+        export(&service, "full", &format!("t{i}"), "a").await;
+        database.run(&format!("delete from {} where true", quoted(name))).await;
+        assert_eq!(export(&service, "delta", &format!("t{i}"), "a").await["rowsExported"], 2, "{name}");
+    }
     service.stop().await;
 }
 
