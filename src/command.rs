@@ -301,7 +301,7 @@ struct Wired {
     service: Service,
 }
 
-/// Wires service and worker over one database. Makes the output folder.
+/// Wires service and worker over one database, for so many exports at once; 0: for the service alone. Makes the output folder.
 fn wire(config: &Config, database: &Database, workers: u32, stopping: &CancellationToken) -> Wired {
     let folder = Arc::new(Folder::new(config.output_dir.clone()));
     if let Err(error) = folder.prepare() {
@@ -314,11 +314,12 @@ fn wire(config: &Config, database: &Database, workers: u32, stopping: &Cancellat
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let (its_folder, catalog) = (Arc::clone(&folder), Arc::clone(&config.catalog));
     let store = Store::new(control.clone());
-    let worker = Worker::new(settings, store.clone(), source(control), its_folder, Arc::clone(&catalog));
+    let worker = Worker::new(settings, store.clone(), source(control.clone()), its_folder, Arc::clone(&catalog));
     let callers = |connections, patience| database.pool_for_callers(connections, patience);
     let stores = Stores {
         api: store.over(callers(config.api_connections, service::PATIENCE)),
         probe: Store::new(callers(1, service::PATIENCE)),
+        control: Some(Store::new(control.clone())).filter(|_| workers > 0),
     };
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_PATIENCE);
     let settings = service::Settings { folder, catalog, max_attempts: config.max_attempts };

@@ -73,6 +73,7 @@ pub fn router(service: Service, access: Access) -> Router {
         .route("/health", get(ops::health))
         .route("/health/live", get(ops::live))
         .route("/health/ready", get(ops::ready))
+        .route("/metrics", get(ops::metrics))
         .route("/exports", post(exports::create).get(exports::list))
         .route("/exports/full", post(exports::full))
         .route("/exports/incremental", post(exports::incremental))

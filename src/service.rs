@@ -2,6 +2,8 @@
 //!
 //! HTTP is one way in and knows this room only. Knows no status codes and runs no export.
 
+mod scrape;
+
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::SeekFrom;
@@ -19,6 +21,7 @@ use crate::dataset::catalog::{Catalog, Fault, is_name};
 use crate::dataset::{Dataset, Description};
 use crate::job::selection::{BadSelection, Selection};
 use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::service::scrape::LastLook;
 use crate::sink::{self, Folder};
 use crate::source::{self, snapshot::Source};
 use crate::store::{
@@ -29,6 +32,7 @@ use crate::store::{
     watermarks::{Place, Written},
 };
 use crate::telemetry::chain;
+use crate::telemetry::metrics::{self, Kind};
 use crate::watermark::{Standing, Waiting, Watermark};
 
 /// Why a request can't be met.
@@ -193,13 +197,15 @@ pub struct Settings {
     pub max_attempts: u32,
 }
 
-/// The database, twice.
+/// The database, in pools for different ends.
 #[derive(Clone, Debug)]
 pub struct Stores {
     /// For what clients ask.
     pub api: Store,
     /// To ask whether it answers at all, with a pool that nobody else uses.
     pub probe: Store,
+    /// What the exports of this process have, if it runs some: only to see how busy it is.
+    pub control: Option<Store>,
 }
 
 /// What clients may do.
@@ -208,10 +214,12 @@ pub struct Service {
     store: Store,
     /// On a connection of its own: a busy API is not a database that is gone.
     probe: Store,
+    control: Option<Store>,
     source: Source,
     folder: Arc<Folder>,
     catalog: Arc<Catalog>,
     max_attempts: u32,
+    last_look: Arc<LastLook>,
     /// Ends what only waits.
     stopping: CancellationToken,
     /// A few operations on the folder at a time: a network file system may hang, and each would keep a thread.
@@ -224,9 +232,23 @@ impl Service {
     /// Once it is `stopping`, it answers those who wait for a job.
     pub fn new(settings: Settings, stores: Stores, source: Source, stopping: CancellationToken) -> Service {
         let Settings { folder, catalog, max_attempts } = settings;
-        let Stores { api, probe } = stores;
+        let Stores { api, probe, control } = stores;
         let [turns, followers] = [FOLDER_TURNS, MOST_FOLLOWERS].map(|most| Arc::new(Semaphore::new(most)));
-        Service { store: api, probe, source, folder, catalog, max_attempts, stopping, turns, followers }
+        scrape::foresee(&catalog);
+        let last_look = Arc::default();
+        Service {
+            store: api,
+            probe,
+            control,
+            source,
+            folder,
+            catalog,
+            max_attempts,
+            last_look,
+            stopping,
+            turns,
+            followers,
+        }
     }
 
     /// The dataset of this name.
@@ -308,7 +330,14 @@ impl Service {
     /// If it is too late, or there is no such job.
     pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
         match within(self.store.cancel(id)).await? {
-            Cancelled::Asked(job) => Ok((job, false)),
+            Cancelled::Asked(job) => {
+                // A pending job ends here, a processing one with its worker.
+                if job.status.is_terminal() {
+                    let kind = Kind { dataset: &job.dataset, export_type: job.export_type.as_str() };
+                    metrics::job_ended(kind, job.status.as_str());
+                }
+                Ok((job, false))
+            }
             Cancelled::Already(job) => Ok((job, true)),
             Cancelled::Committing => Err(Error::Committing),
             Cancelled::Ended(status) => Err(Error::Ended(status)),
@@ -559,9 +588,13 @@ impl Service {
 
     /// Whether a job could start now.
     pub async fn health(&self) -> Health {
-        let output = self.on_folder(|folder| folder.require_room());
-        let (postgres, output) = tokio::join!(self.ping(), output);
-        Health { postgres, output: output.map_err(Error::from) }
+        let (postgres, output) = tokio::join!(self.ping(), self.room());
+        Health { postgres, output }
+    }
+
+    /// Whether the output folder can take a file.
+    async fn room(&self) -> Result<(), Error> {
+        Ok(self.on_folder(|folder| folder.require_room()).await?)
     }
 
     /// File operations block; they have threads of their own, and as long as a client waits.

@@ -4,6 +4,7 @@
 //! an HTTP client is told, is decided elsewhere.
 
 pub mod files;
+pub mod gauges;
 pub mod jobs;
 pub mod queue;
 pub mod retention;

@@ -33,6 +33,7 @@ use crate::store::{
     queue::{Beat, Claimant, Lease, Settlement},
 };
 use crate::telemetry::chain;
+use crate::telemetry::metrics::{self, Kind};
 use crate::worker::heartbeat::{Heartbeat, Stop};
 
 /// How long an idle worker waits for a hint before it looks by itself, and how long it rests after the database failed.
@@ -191,6 +192,7 @@ impl Worker {
 
     /// Works until `shutdown`, then gives running jobs back and returns.
     pub async fn run(self, shutdown: CancellationToken) {
+        metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
         let mut tasks = JoinSet::new();
         tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), upkeep::listen));
         tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), upkeep::run));
@@ -386,6 +388,13 @@ impl Worker {
         let (id, token) = (job.id, lease.token());
         if let Err(cause) = self.on_folder(move |folder| folder.remove_hidden(id, token)).await {
             tracing::warn!(event = "draft_left_behind", jobId = %id, error = chain(&cause));
+        }
+        let kind = Kind { dataset: &job.dataset, export_type: job.export_type.as_str() };
+        if status.is_terminal() {
+            metrics::job_ended(kind, status.as_str());
+        }
+        if let (Status::Failed, Settlement::Fail(failure) | Settlement::Retry(failure)) = (status, &settlement) {
+            metrics::job_failed(kind, failure.code.as_str());
         }
         match (status, &settlement) {
             (Status::Failed, _) => tracing::error!(event = "export_failed", jobId = %id, error = chain(&error)),

@@ -35,10 +35,11 @@ async fn serve_on(
     database: &Database,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let workers = if how.no_workers { 0 } else { config.worker.workers };
     let prepared = async {
         prepare(database).await?;
         check(config, database).await?;
-        let exports = if how.no_workers { 0 } else { connections_of_exports(config, config.worker.workers) };
+        let exports = if workers == 0 { 0 } else { connections_of_exports(config, workers) };
         postgres::require_connections(database, exports + connections_of_api(config)).await?;
         if config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
@@ -47,11 +48,11 @@ async fn serve_on(
     };
     // Either may wait for another replica.
     tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) }
-    let wired = wire(config, database, config.worker.workers, &shutdown);
+    let wired = wire(config, database, workers, &shutdown);
     let router = http::router(wired.service, config.http.access);
     let address = listener.local_addr()?;
     let listening = || tracing::info!(event = "listening", address = %format!("http://{address}"));
-    if how.no_workers {
+    if workers == 0 {
         listening();
         http::serve(listener, router, shutdown).await;
     } else {

@@ -1,4 +1,4 @@
-//! `/health`: for whoever watches or routes to this process.
+//! `/health` and `/metrics`: for whoever watches or routes to this process.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::http::exports::rfc3339;
 use crate::service::Service;
+use crate::telemetry::metrics::CONTENT_TYPE;
 
 #[derive(Serialize)]
 struct HealthBody {
@@ -33,6 +34,11 @@ pub(crate) async fn live() -> Response {
 pub(crate) async fn ready(State(service): State<Service>) -> Response {
     let health = service.health().await;
     answer([("postgres", word(health.postgres)), ("output", word(health.output))])
+}
+
+/// `GET /metrics`: for Prometheus. 200 also without a database, which is then one of the things to be told.
+pub(crate) async fn metrics(State(service): State<Service>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.metrics().await)
 }
 
 fn word<E: std::fmt::Display>(check: Result<(), E>) -> Result<(), String> {

@@ -16,6 +16,7 @@ use crate::source::select::{Rule, Select};
 use crate::source::spare::{Seat, Spare};
 use crate::source::{Error, Frames, copy, cursor, purge, select, shape, within};
 use crate::telemetry::chain;
+use crate::telemetry::metrics::PoolUse;
 use crate::watermark::{Fingerprint, Position, Standpoint};
 
 /// How long a lock on the table is waited for before the attempt is given up and made again.
@@ -45,6 +46,12 @@ impl Source {
     /// For what is no export.
     pub(crate) fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// How the connections of what is no export are used.
+    pub fn pool_use(&self) -> PoolUse {
+        let Source { pool, .. } = self;
+        PoolUse { open: pool.size(), idle: pool.num_idle() as u32, most: pool.options().get_max_connections() }
     }
 
     /// Removes what everybody has seen from the change log; see [`purge::purge`].

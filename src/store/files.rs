@@ -4,17 +4,18 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::job::JobId;
 use crate::job::encoding::Encoding;
 use crate::job::file::FileIdentity;
+use crate::job::{ExportType, JobId};
 use crate::store::{Error, Store};
 
 /// The columns of [`PlaceRow`].
 macro_rules! place_columns {
     () => {
-        "e.id, e.format, e.compression, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256,
+        "e.id, e.dataset, e.export_type, e.format, e.compression, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256,
          e.store_id, e.finished_at,
-         extract(epoch from e.finished_at - e.started_at)::float8 as seconds, e.published_at is not null as is_published, e.rows_exported"
+         extract(epoch from e.finished_at - e.started_at)::float8 as seconds, e.published_at is not null as is_published, e.rows_exported,
+         coalesce(e.late_rows, 0) as late_rows"
     };
 }
 pub(crate) use place_columns;
@@ -24,6 +25,10 @@ pub(crate) use place_columns;
 pub struct FilePlace {
     /// Whose file.
     pub job: JobId,
+    /// Of which dataset.
+    pub dataset: String,
+    /// Which rows of it.
+    pub export_type: ExportType,
     /// How it is written.
     pub encoding: Encoding,
     /// Its hidden name, until it is published.
@@ -44,6 +49,8 @@ pub struct FilePlace {
     pub is_published: bool,
     /// Rows in it.
     pub rows: u64,
+    /// Of these, those that their times alone would have missed.
+    pub late_rows: u64,
 }
 
 impl Store {
@@ -176,6 +183,8 @@ fn stem_of(name: &str, encoding: Encoding) -> &str {
 #[derive(sqlx::FromRow)]
 pub(crate) struct PlaceRow {
     id: Uuid,
+    dataset: String,
+    export_type: String,
     format: String,
     compression: String,
     staged_name: String,
@@ -189,6 +198,7 @@ pub(crate) struct PlaceRow {
     seconds: f64,
     is_published: bool,
     rows_exported: i64,
+    late_rows: i64,
 }
 
 impl TryFrom<PlaceRow> for FilePlace {
@@ -197,6 +207,8 @@ impl TryFrom<PlaceRow> for FilePlace {
     fn try_from(row: PlaceRow) -> Result<FilePlace, Error> {
         Ok(FilePlace {
             job: row.id.into(),
+            dataset: row.dataset,
+            export_type: row.export_type.parse()?,
             encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
             staged_name: row.staged_name,
             output_filename: row.output_filename,
@@ -211,6 +223,7 @@ impl TryFrom<PlaceRow> for FilePlace {
             seconds: row.seconds,
             is_published: row.is_published,
             rows: row.rows_exported.unsigned_abs(),
+            late_rows: row.late_rows.unsigned_abs(),
         })
     }
 }

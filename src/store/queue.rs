@@ -12,7 +12,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::job::encoding::{Compression, Format};
-use crate::job::{Failure, FailureCode, Job, JobId, LeaseToken, Status};
+use crate::job::{ExportType, Failure, FailureCode, Job, JobId, LeaseToken, Status};
 use crate::store::jobs::{JobRow, job_columns};
 use crate::store::{Error, Front, Store};
 
@@ -228,6 +228,19 @@ async fn front(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateT
     Ok(front)
 }
 
+/// A job that was taken from a worker which vanished.
+#[derive(Clone, Debug)]
+pub struct Reaped {
+    /// Which.
+    pub job: JobId,
+    /// Of which dataset.
+    pub dataset: String,
+    /// Which rows of it.
+    pub export_type: ExportType,
+    /// What became of it.
+    pub status: Status,
+}
+
 /// How a worker leaves a job that it didn't complete.
 #[derive(Clone, Debug)]
 pub enum Settlement {
@@ -338,9 +351,9 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn reap(&self) -> Result<Vec<(JobId, Status)>, Error> {
+    pub async fn reap(&self) -> Result<Vec<Reaped>, Error> {
         let mut conn = self.connection().await?;
-        let rows: Vec<(Uuid, String)> = sqlx::query_as(
+        let rows: Vec<(Uuid, String, String, String)> = sqlx::query_as(
             "-- store.queue.reap
              update exports e
              set status = lost.next, progress = 0, lease_token = null, lease_owner = null, lease_expires_at = null,
@@ -354,13 +367,16 @@ impl Store {
                from exports where status = 'processing' and lease_expires_at < clock_timestamp()
                for update skip locked) lost
              where e.id = lost.id
-             returning e.id, e.status",
+             returning e.id, e.dataset, e.export_type, e.status",
         )
         .bind(FailureCode::AttemptsExhausted.as_str())
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
-        rows.into_iter().map(|(id, status)| Ok((id.into(), status.parse()?))).collect()
+        let reaped = |(id, dataset, export_type, status): (Uuid, _, String, String)| {
+            Ok(Reaped { job: id.into(), dataset, export_type: export_type.parse()?, status: status.parse()? })
+        };
+        rows.into_iter().map(reaped).collect()
     }
 
     /// Which of these attempts have ended without completing their job, so that their hidden files are nobody's.

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::job::file::FileIdentity;
 use crate::job::{FailureCode, Retention, Status};
 use crate::sink::Published;
 use crate::source::purge::PURGE_ROWS;
 use crate::store::Hint;
 use crate::store::files::FilePlace;
+use crate::store::queue::Reaped;
 use crate::store::retention::Of;
 use crate::telemetry::chain;
+use crate::telemetry::metrics::{self, Completed, Kind};
 use crate::worker::{Error, Settings, Worker, heartbeat};
 
 /// Reading the whole folder costs more than the rest of a round, and what a crash left there is in nobody's way.
@@ -76,9 +79,15 @@ pub(crate) async fn purge(worker: Worker, shutdown: CancellationToken) {
 }
 
 async fn round(worker: &Worker, swept: &mut Option<Instant>) -> Result<(), Error> {
-    for (job, status) in worker.within(worker.store.reap()).await? {
+    for Reaped { job, dataset, export_type, status } in worker.within(worker.store.reap()).await? {
         tracing::warn!(event = "export_taken_over", jobId = %job, status = %status);
+        metrics::lease_taken_over();
+        let kind = Kind { dataset: &dataset, export_type: export_type.as_str() };
+        if status.is_terminal() {
+            metrics::job_ended(kind, status.as_str());
+        }
         if status == Status::Failed {
+            metrics::job_failed(kind, FailureCode::AttemptsExhausted.as_str());
             tracing::error!(event = "export_failed", jobId = %job, error = %FailureCode::AttemptsExhausted);
         }
         worker.work_hint.notify_waiters();
@@ -130,6 +139,11 @@ pub(crate) async fn publish(worker: &Worker, mut place: FilePlace) -> Result<(),
 
 async fn record(worker: &Worker, place: &FilePlace) -> Result<(), Error> {
     if worker.within(worker.store.published(place)).await? {
+        // Here, since of all processes that may finish a job one gets here.
+        let FilePlace { rows, identity: FileIdentity { size: bytes, .. }, late_rows, seconds, .. } = *place;
+        let kind = Kind { dataset: &place.dataset, export_type: place.export_type.as_str() };
+        metrics::job_ended(kind, Status::Completed.as_str());
+        metrics::job_completed(kind, Completed { rows, bytes, late_rows, seconds });
         tracing::info!(
             event = "export_completed",
             jobId = %place.job,

@@ -112,6 +112,7 @@ fn what_only_some_rooms_know() {
         ("std::fs", &["config", "sink", "postgres", "service"]),
         ("anyhow", &["main", "command"]),
         ("println!", &["main", "command"]),
+        ("prometheus::", &["telemetry"]),
     ];
     for (room, files) in rooms() {
         for (file, code) in files {

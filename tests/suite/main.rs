@@ -45,6 +45,8 @@ mod large;
 #[cfg(test)]
 mod lists;
 #[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod network;
 #[cfg(test)]
 mod pooler;

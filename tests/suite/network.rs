@@ -14,16 +14,16 @@ use crate::harness::{Database, Start, eventually, refusal};
 
 /// Stands between a service and its database. Closed, it takes what it is sent and passes nothing on, as a firewall does that
 /// lost its table.
-struct Proxy {
+pub(crate) struct Proxy {
     port: u16,
-    open: watch::Sender<bool>,
+    pub(crate) open: watch::Sender<bool>,
 }
 
 /// What a server says while it starts or recovers (PostgreSQL documentation, "Message Formats", ErrorResponse).
 const STARTING: &[u8] = b"E\0\0\0\x3eSFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0";
 
 impl Proxy {
-    async fn to(server: &PgConnectOptions) -> Proxy {
+    pub(crate) async fn to(server: &PgConnectOptions) -> Proxy {
         Proxy::to_starting(server, 0).await
     }
 
@@ -75,7 +75,7 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
 }
 
 /// A database's address at a proxy.
-fn url(database: &Database, proxy: &Proxy) -> String {
+pub(crate) fn url(database: &Database, proxy: &Proxy) -> String {
     let direct = database.options.to_url_lossy();
     let (user, password) = (direct.username(), direct.password().unwrap_or_default());
     let name = database.options.get_database().unwrap();

@@ -1,0 +1,111 @@
+//! What a scrape of the metrics shows: what this process counted, and a look at the database, the folder and the pools.
+
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+use crate::dataset::catalog::Catalog;
+use crate::job::{ExportType, FailureCode, Status};
+use crate::service::Service;
+use crate::store::{
+    self,
+    gauges::{Backlog, WatermarkAge},
+};
+use crate::telemetry::chain;
+use crate::telemetry::metrics::{self, Gauges, Kind};
+
+/// A look serves every scrape that comes so soon after it: several scrapers cost the database what one costs.
+const LOOK_LASTS: Duration = Duration::from_secs(1);
+
+/// How long a look waits for each thing. Less than a client's patience: who comes in its middle waits for its end.
+const LOOK_PATIENCE: Duration = Duration::from_millis(1_500);
+
+/// When somebody last looked, and what was seen.
+pub(crate) type LastLook = Mutex<Option<(Instant, String)>>;
+
+/// Lets the counters of everything that may be exported begin at 0.
+pub(crate) fn foresee(catalog: &Catalog) {
+    for (dataset, export_type) in catalog.iter().flat_map(|d| ExportType::ALL.iter().map(move |t| (d, t))) {
+        let ends = Status::ALL.iter().filter(|status| status.is_terminal()).map(|status| status.as_str());
+        let codes = FailureCode::ALL.iter().map(|code| code.as_str());
+        metrics::foresee(Kind { dataset: &dataset.name, export_type: export_type.as_str() }, ends, codes);
+    }
+}
+
+impl Service {
+    /// The metrics, in Prometheus's text format. A database that can't be reached is one of them.
+    pub async fn metrics(&self) -> String {
+        // Held for a whole look, which doesn't take long: who comes meanwhile takes what it saw.
+        let mut last = self.last_look.lock().await;
+        let seen = match &*last {
+            Some((at, seen)) if at.elapsed() < LOOK_LASTS => seen.clone(),
+            _ => {
+                let seen = self.look().await;
+                *last = Some((Instant::now(), seen.clone()));
+                seen
+            }
+        };
+        drop(last);
+        metrics::counted() + &seen
+    }
+
+    async fn look(&self) -> String {
+        let mut gauges = Gauges::default();
+        let pools = [("api", &self.store), ("probe", &self.probe)].into_iter();
+        for (name, store) in pools.chain(self.control.iter().map(|control| ("control", control))) {
+            gauges.set_pool(name, store.pool_use());
+        }
+        gauges.set_pool("counting", self.source.pool_use());
+
+        let (up, ready, read) = tokio::join!(
+            timeout(LOOK_PATIENCE, self.ping()),
+            timeout(LOOK_PATIENCE, self.room()),
+            store::within(LOOK_PATIENCE, self.read())
+        );
+        gauges.set(&metrics::DATABASE_UP, &[], f64::from(matches!(up, Ok(Ok(())))));
+        gauges.set(&metrics::OUTPUT_READY, &[], f64::from(matches!(ready, Ok(Ok(())))));
+        match read {
+            Ok(figures) => figures.show(&mut gauges),
+            // A number that isn't known isn't shown: an old one, or 0, would be believed.
+            Err(error) => tracing::warn!(event = "metrics_incomplete", error = chain(&error)),
+        }
+        gauges.text()
+    }
+
+    async fn read(&self) -> Result<Figures, store::Error> {
+        let datasets: Vec<_> = self.catalog.iter().map(|dataset| dataset.name.as_str()).collect();
+        let backlog = self.store.backlog().await?;
+        let (ages, others) = self.store.watermark_ages(&datasets).await?;
+        Ok(Figures { backlog, ages, others })
+    }
+}
+
+/// What the database knows.
+struct Figures {
+    backlog: Backlog,
+    ages: Vec<WatermarkAge>,
+    others: u64,
+}
+
+impl Figures {
+    fn show(&self, gauges: &mut Gauges) {
+        let Figures { backlog, ages, others } = self;
+        gauges.set(&metrics::QUEUE_JOBS, &[Status::Pending.as_str()], backlog.pending as f64);
+        gauges.set(&metrics::QUEUE_JOBS, &[Status::Processing.as_str()], backlog.processing as f64);
+        for (metric, value) in [
+            (&metrics::QUEUE_OLDEST, backlog.oldest_seconds),
+            (&metrics::WATERMARKS_LEFT_OUT, *others as f64),
+            (&metrics::POSITIONS_GIVEN_UP, backlog.given_up as f64),
+            (&metrics::CHANGE_LOG_ROWS, backlog.log_rows as f64),
+            (&metrics::CHANGE_LOG_BYTES, backlog.log_bytes as f64),
+            (&metrics::CHANGE_LOG_HELD_ROWS, backlog.held_rows as f64),
+            (&metrics::CHANGE_LOG_HELD, backlog.held_seconds),
+        ] {
+            gauges.set(metric, &[], value);
+        }
+        for WatermarkAge { consumer, dataset, seconds } in ages {
+            gauges.set(&metrics::WATERMARK_AGE, &[consumer.as_str(), dataset], *seconds);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! How it stands, in a few numbers: what waits, how far behind consumers are, how large the change log has become.
+//!
+//! Read again and again by whoever watches, so each statement costs about as much as there are open jobs or watermarks.
+
+use crate::job::ConsumerId;
+use crate::store::{Error, Store};
+use crate::telemetry::metrics::PoolUse;
+
+/// Consumers whose watermarks are told one by one.
+const MOST_AGES: usize = 100;
+
+/// What waits.
+#[derive(Clone, Copy, Debug, sqlx::FromRow)]
+pub struct Backlog {
+    /// Jobs that no worker has.
+    pub pending: i64,
+    /// Jobs that clients see as processing.
+    pub processing: i64,
+    /// Since the oldest pending job was submitted.
+    pub oldest_seconds: f64,
+    /// Rows of the change log, about.
+    pub log_rows: i64,
+    /// Its size with its indexes.
+    pub log_bytes: i64,
+    /// Rows logged since the position furthest behind, of those whose deletions are held.
+    pub held_rows: i64,
+    /// Since the oldest of these was saved.
+    pub held_seconds: f64,
+    /// Positions that the log was purged past.
+    pub given_up: i64,
+}
+
+/// How far behind a consumer is.
+#[derive(Clone, Debug)]
+pub struct WatermarkAge {
+    /// Who.
+    pub consumer: ConsumerId,
+    /// In which dataset.
+    pub dataset: String,
+    /// Since the time that its watermark names; 0 if that is still to come.
+    pub seconds: f64,
+}
+
+impl Store {
+    /// What waits.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn backlog(&self) -> Result<Backlog, Error> {
+        let mut conn = self.connection().await?;
+        // The two kinds of jobs that look like processing are counted apart: each has its index. The log isn't counted: what
+        // the statistics say of it is some seconds old. A position is given up by the same numbers, in source.purge.give_up.
+        let backlog = sqlx::query_as(
+            "-- store.gauges.backlog
+             select queue.pending, queue.oldest_seconds,
+               (select count(*) from exports where status = 'processing')
+                 + (select count(*) from exports where status = 'completed' and published_at is null) as processing,
+               pg_stat_get_live_tuples('cdc_export.change_log'::regclass) as log_rows,
+               pg_total_relation_size('cdc_export.change_log'::regclass) as log_bytes,
+               held.rows as held_rows, held.seconds as held_seconds, held.given_up
+             from (
+               select count(*) as pending,
+                 coalesce(extract(epoch from clock_timestamp() - min(created_at)), 0)::float8 as oldest_seconds
+               from exports where status = 'pending') queue
+             cross join (
+               select
+                 coalesce(max(log.seq - least(p.saved_seq, p.deletions_saved_seq)) filter (where p.snap_del is not null), 0) as rows,
+                 coalesce(max(extract(epoch from clock_timestamp() - least(p.saved_at, p.deletions_saved_at)))
+                   filter (where p.snap_del is not null), 0)::float8 as seconds,
+                 count(*) filter (where p.log_lost is not null) as given_up
+               from watermarks p
+               cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
+                             as seq) log) held",
+        )
+        .fetch_one(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(backlog)
+    }
+
+    /// The watermarks furthest behind in these datasets, a hundred at most, and how many there are beside them.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn watermark_ages(&self, datasets: &[&str]) -> Result<(Vec<WatermarkAge>, u64), Error> {
+        let mut conn = self.connection().await?;
+        let rows: Vec<(String, String, f64, i64)> = sqlx::query_as(
+            "-- store.gauges.watermark_ages
+             select consumer_id, dataset, greatest(extract(epoch from clock_timestamp() - last_exported_at), 0)::float8,
+               count(*) over ()
+             from watermarks where last_exported_at is not null and dataset = any($1)
+             order by last_exported_at limit $2",
+        )
+        .bind(datasets)
+        .bind(MOST_AGES as i64)
+        .fetch_all(conn.get())
+        .await?;
+        conn.give_back();
+        let all = rows.first().map_or(0, |(.., all)| all.unsigned_abs());
+        // Somebody may have inserted one for a consumer that can't be.
+        let age = |(consumer, dataset, seconds, _): (String, String, f64, i64)| {
+            Some(WatermarkAge { consumer: consumer.parse().ok()?, dataset, seconds })
+        };
+        let ages: Vec<_> = rows.into_iter().filter_map(age).collect();
+        let others = all - ages.len() as u64;
+        Ok((ages, others))
+    }
+
+    /// How its connections are used.
+    pub fn pool_use(&self) -> PoolUse {
+        let Store { pool, .. } = self;
+        PoolUse { open: pool.size(), idle: pool.num_idle() as u32, most: pool.options().get_max_connections() }
+    }
+}

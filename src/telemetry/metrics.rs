@@ -1,0 +1,297 @@
+//! Metrics, in Prometheus's text format: what the process counts, and gauges that somebody has just read.
+//!
+//! Words and numbers in, text out. A label's value is a word of the operator's or of ours, or a consumer's id; never a row's.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use prometheus::core::Collector;
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+
+/// The media type of what is rendered here.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// A metric: what `docs/METRICS.md` has a row for.
+#[derive(Debug)]
+pub struct Metric {
+    name: &'static str,
+    help: &'static str,
+    labels: &'static [&'static str],
+}
+
+const fn metric(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, help, labels }
+}
+
+const JOBS: Metric =
+    metric("cdc_export_jobs_total", &["dataset", "export_type", "status"], "Jobs that ended, by how they ended.");
+const FAILURES: Metric =
+    metric("cdc_export_failures_total", &["dataset", "code"], "Jobs that failed, by the code of their error.");
+const ROWS: Metric =
+    metric("cdc_export_rows_total", &["dataset", "export_type"], "Rows in files of completed exports.");
+const BYTES: Metric = metric(
+    "cdc_export_bytes_total",
+    &["dataset", "export_type"],
+    "Bytes of files of completed exports, as compressed.",
+);
+const LATE_ROWS: Metric = metric(
+    "cdc_export_late_rows_total",
+    &["dataset", "export_type"],
+    "Exported rows that a comparison of updated_at with the watermark would have missed.",
+);
+const DURATION: Metric = metric(
+    "cdc_export_duration_seconds",
+    &["dataset", "export_type"],
+    "From the first attempt's start to the commit, of completed exports.",
+);
+const TAKEOVERS: Metric =
+    metric("cdc_export_lease_takeovers_total", &[], "Jobs taken from workers that gave no sign for a lease.");
+const CHANGE_LOG_MAX_ROWS: Metric =
+    metric("cdc_export_change_log_max_rows", &[], "The setting CHANGE_LOG_MAX_ROWS of this process.");
+const CHANGE_LOG_MAX_AGE: Metric =
+    metric("cdc_export_change_log_max_age_seconds", &[], "The setting CHANGE_LOG_MAX_AGE of this process.");
+const BUILD_INFO: Metric = metric("cdc_export_build_info", &["version"], "1, with the version that runs as its label.");
+
+/// Whether Postgres answers.
+pub const DATABASE_UP: Metric = metric("cdc_export_database_up", &[], "1 if Postgres answers, else 0.");
+/// Whether an export could be written.
+pub const OUTPUT_READY: Metric = metric(
+    "cdc_export_output_ready",
+    &[],
+    "1 if the output folder is there, can be written and has room for an export, else 0.",
+);
+/// Connections of a pool.
+pub const POOL_CONNECTIONS: Metric = metric(
+    "cdc_export_pool_connections",
+    &["pool", "state"],
+    "Connections of this process: idle, used, and the most there may be (max).",
+);
+/// Open jobs.
+pub const QUEUE_JOBS: Metric = metric("cdc_export_queue_jobs", &["status"], "Jobs that have not ended.");
+/// How long the oldest pending job has been there.
+pub const QUEUE_OLDEST: Metric = metric(
+    "cdc_export_queue_oldest_seconds",
+    &[],
+    "Since the oldest pending job was submitted; 0 where none is pending.",
+);
+/// How far behind consumers are.
+pub const WATERMARK_AGE: Metric = metric(
+    "cdc_export_watermark_age_seconds",
+    &["consumer", "dataset"],
+    "Since the time that the watermark names, of the consumers furthest behind.",
+);
+/// Of how many consumers that isn't said.
+pub const WATERMARKS_LEFT_OUT: Metric = metric(
+    "cdc_export_watermarks_left_out",
+    &[],
+    "Watermarks that have no series of cdc_export_watermark_age_seconds, since there are too many.",
+);
+/// Consumers that need a full export.
+pub const POSITIONS_GIVEN_UP: Metric = metric(
+    "cdc_export_positions_given_up",
+    &[],
+    "Consumers' positions that the change log was purged past: a full export heals them.",
+);
+/// Rows of the change log.
+pub const CHANGE_LOG_ROWS: Metric =
+    metric("cdc_export_change_log_rows", &[], "Rows of the change log, as Postgres estimates them.");
+/// Its size.
+pub const CHANGE_LOG_BYTES: Metric =
+    metric("cdc_export_change_log_bytes", &[], "Bytes of the change log on the database's disk, with its indexes.");
+/// How near the next position is to being given up, in rows.
+pub const CHANGE_LOG_HELD_ROWS: Metric = metric(
+    "cdc_export_change_log_held_rows",
+    &[],
+    "Rows logged since the position that is furthest behind; at cdc_export_change_log_max_rows it is given up.",
+);
+/// How near the next position is to being given up, in time.
+pub const CHANGE_LOG_HELD: Metric = metric(
+    "cdc_export_change_log_held_seconds",
+    &[],
+    "Since the oldest position was saved; at cdc_export_change_log_max_age_seconds it is given up.",
+);
+
+/// A change of a few rows takes milliseconds, a full export of a large table an hour.
+const DURATION_BUCKETS: &[f64] =
+    &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
+
+/// What kind of export is counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind<'a> {
+    /// Of which dataset.
+    pub dataset: &'a str,
+    /// Which rows of it.
+    pub export_type: &'a str,
+}
+
+/// What a completed export amounts to.
+#[derive(Clone, Copy, Debug)]
+pub struct Completed {
+    /// In its file.
+    pub rows: u64,
+    /// Of its file.
+    pub bytes: u64,
+    /// Rows that their times alone would have missed.
+    pub late_rows: u64,
+    /// From its first start to its commit.
+    pub seconds: f64,
+}
+
+/// How a pool's connections are used.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolUse {
+    /// Connections that there are.
+    pub open: u32,
+    /// Of these, those that nobody uses.
+    pub idle: u32,
+    /// How many there may be.
+    pub most: u32,
+}
+
+/// A process has one of it, as it has one log.
+static COUNTED: LazyLock<Counted> = LazyLock::new(Counted::new);
+
+struct Counted {
+    registry: Registry,
+    jobs: IntCounterVec,
+    failures: IntCounterVec,
+    rows: IntCounterVec,
+    bytes: IntCounterVec,
+    late_rows: IntCounterVec,
+    duration: HistogramVec,
+    takeovers: IntCounterVec,
+    change_log_max_rows: GaugeVec,
+    change_log_max_age: GaugeVec,
+}
+
+const VALID: &str = "the metrics are constants, each with a name of its own";
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+    let collector = collector.expect(VALID);
+    registry.register(Box::new(collector.clone())).expect(VALID);
+    collector
+}
+
+fn counter(registry: &Registry, metric: &Metric) -> IntCounterVec {
+    registered(registry, IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels))
+}
+
+fn gauge(registry: &Registry, metric: &Metric) -> GaugeVec {
+    registered(registry, GaugeVec::new(Opts::new(metric.name, metric.help), metric.labels))
+}
+
+fn text(registry: &Registry) -> String {
+    TextEncoder::new().encode_to_string(&registry.gather()).expect("every family of a registry has a name and a type")
+}
+
+impl Counted {
+    fn new() -> Counted {
+        let registry = Registry::new();
+        let options = HistogramOpts::new(DURATION.name, DURATION.help).buckets(DURATION_BUCKETS.to_vec());
+        let counted = Counted {
+            jobs: counter(&registry, &JOBS),
+            failures: counter(&registry, &FAILURES),
+            rows: counter(&registry, &ROWS),
+            bytes: counter(&registry, &BYTES),
+            late_rows: counter(&registry, &LATE_ROWS),
+            duration: registered(&registry, HistogramVec::new(options, DURATION.labels)),
+            takeovers: counter(&registry, &TAKEOVERS),
+            change_log_max_rows: gauge(&registry, &CHANGE_LOG_MAX_ROWS),
+            change_log_max_age: gauge(&registry, &CHANGE_LOG_MAX_AGE),
+            registry,
+        };
+        counted.takeovers.with_label_values::<&str>(&[]);
+        gauge(&counted.registry, &BUILD_INFO).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        counted
+    }
+}
+
+/// Lets the counters of a kind of export begin at 0, with these ends and codes of failures: the first one that is counted would
+/// else be no increase, and no alert.
+pub fn foresee<'a>(kind: Kind<'_>, ends: impl Iterator<Item = &'a str>, codes: impl Iterator<Item = &'a str>) {
+    let Kind { dataset, export_type } = kind;
+    ends.for_each(|end| drop(COUNTED.jobs.with_label_values(&[dataset, export_type, end])));
+    codes.for_each(|code| drop(COUNTED.failures.with_label_values(&[dataset, code])));
+    for counter in [&COUNTED.rows, &COUNTED.bytes, &COUNTED.late_rows] {
+        counter.with_label_values(&[dataset, export_type]);
+    }
+    COUNTED.duration.with_label_values(&[dataset, export_type]);
+}
+
+/// Counts a job that ended as `status`.
+pub fn job_ended(kind: Kind<'_>, status: &str) {
+    COUNTED.jobs.with_label_values(&[kind.dataset, kind.export_type, status]).inc();
+}
+
+/// Counts why a job failed, beside its end.
+pub fn job_failed(kind: Kind<'_>, code: &str) {
+    COUNTED.failures.with_label_values(&[kind.dataset, code]).inc();
+}
+
+/// Counts what a completed job amounts to, beside its end.
+pub fn job_completed(kind: Kind<'_>, completed: Completed) {
+    let labels = &[kind.dataset, kind.export_type];
+    COUNTED.rows.with_label_values(labels).inc_by(completed.rows);
+    COUNTED.bytes.with_label_values(labels).inc_by(completed.bytes);
+    COUNTED.late_rows.with_label_values(labels).inc_by(completed.late_rows);
+    COUNTED.duration.with_label_values(labels).observe(completed.seconds);
+}
+
+/// Counts a job that was taken from a worker.
+pub fn lease_taken_over() {
+    COUNTED.takeovers.with_label_values::<&str>(&[]).inc();
+}
+
+/// Says how much of the change log this process lets a position hold.
+pub fn change_log_caps(rows: u64, age: std::time::Duration) {
+    COUNTED.change_log_max_rows.with_label_values::<&str>(&[]).set(rows as f64);
+    COUNTED.change_log_max_age.with_label_values::<&str>(&[]).set(age.as_secs_f64());
+}
+
+/// What the process has counted.
+pub fn counted() -> String {
+    text(&COUNTED.registry)
+}
+
+/// Gauges of one look. The next look has gauges of its own, so that a consumer which is gone leaves no series.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    registry: Registry,
+    by_name: BTreeMap<&'static str, GaugeVec>,
+}
+
+impl Gauges {
+    /// Sets the gauge with these values of its labels.
+    pub fn set(&mut self, metric: &Metric, labels: &[&str], value: f64) {
+        let gauges = self.by_name.entry(metric.name).or_insert_with(|| gauge(&self.registry, metric));
+        gauges.with_label_values(labels).set(value);
+    }
+
+    /// Sets the gauges of a pool's connections.
+    pub fn set_pool(&mut self, pool: &str, PoolUse { open, idle, most }: PoolUse) {
+        for (state, connections) in [("idle", idle), ("used", open.saturating_sub(idle)), ("max", most)] {
+            self.set(&POOL_CONNECTIONS, &[pool, state], f64::from(connections));
+        }
+    }
+
+    /// All that were set.
+    pub fn text(&self) -> String {
+        text(&self.registry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_read_is_not_shown() {
+        let mut gauges = Gauges::default();
+        gauges.set(&QUEUE_JOBS, &["pending"], 3.0);
+        assert_eq!(
+            gauges.text(),
+            "# HELP cdc_export_queue_jobs Jobs that have not ended.\n# TYPE cdc_export_queue_jobs gauge\n\
+             cdc_export_queue_jobs{status=\"pending\"} 3\n"
+        );
+    }
+}
