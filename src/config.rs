@@ -58,6 +58,8 @@ pub struct Config {
     pub http: http::Settings,
     /// Connections for it.
     pub api_connections: u32,
+    /// Where a process without the API is watched; `None`: nowhere.
+    pub metrics_port: Option<u16>,
     /// The exports.
     pub worker: worker::Settings,
     /// Connections that read for a full export.
@@ -138,6 +140,10 @@ impl Config {
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
             http: http::Settings { host, port: vars.number("PORT", 8080, 0..=65535)? as u16, access },
+            metrics_port: match vars.get("METRICS_PORT") {
+                None => None,
+                Some(_) => Some(vars.number("METRICS_PORT", 0, 0..=65535)? as u16),
+            },
             api_connections: vars.number("API_CONNECTIONS", 10, 1..=1000)? as u32,
             worker: worker::Settings {
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
@@ -300,6 +306,7 @@ mod tests {
         for (name, value) in [
             ("PORT", "80a"),
             ("PORT", "65536"),
+            ("METRICS_PORT", "65536"),
             ("WORKERS", "0"),
             ("READERS", "0"),
             ("READERS", "17"),

@@ -69,11 +69,7 @@ pub struct Settings {
 
 /// The API's routes with every layer, ready to be served.
 pub fn router(service: Service, access: Access) -> Router {
-    let routes = Router::new()
-        .route("/health", get(ops::health))
-        .route("/health/live", get(ops::live))
-        .route("/health/ready", get(ops::ready))
-        .route("/metrics", get(ops::metrics))
+    let routes = watched()
         .route("/exports", post(exports::create).get(exports::list))
         .route("/exports/full", post(exports::full))
         .route("/exports/incremental", post(exports::incremental))
@@ -88,7 +84,25 @@ pub fn router(service: Service, access: Access) -> Router {
         .route("/exports/{job_id}/cancel", post(exports::cancel))
         .route("/exports/{job_id}/retry", post(exports::retry))
         .route("/exports/{job_id}/download", get(exports::download))
-        .route("/users/{id}", delete(users::soft_delete))
+        .route("/users/{id}", delete(users::soft_delete));
+    layered(routes, service, access)
+}
+
+/// The routes alone by which a process is watched, with every layer: of one that runs exports and has no API.
+pub fn watched_router(service: Service, access: Access) -> Router {
+    layered(watched(), service, access)
+}
+
+fn watched() -> Router<Service> {
+    Router::new()
+        .route("/health", get(ops::health))
+        .route("/health/live", get(ops::live))
+        .route("/health/ready", get(ops::ready))
+        .route("/metrics", get(ops::metrics))
+}
+
+fn layered(routes: Router<Service>, service: Service, access: Access) -> Router {
+    let routes = routes
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .fallback(async || Problem::not_found("there is nothing at this path"))
         .with_state(service);

@@ -14,14 +14,16 @@ use crate::command::{
     Ground, Serve, check, connections_of_api, connections_of_exports, join_or_start, prepare, stop_on_signal, wire,
 };
 
+/// One asks whether Postgres is there, one looks at what waits.
+const CONNECTIONS_OF_A_WATCH: u32 = 2;
+
 /// The API, and the exports unless others run them.
 pub(crate) async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
     allow_descriptors();
     // Before anything is started: a signal that comes meanwhile must stop it properly.
     let shutdown = stop_on_signal()?;
     // The port comes first: a second service on it shouldn't get as far as the database.
-    let listener = http::listen(&config.http).await;
-    let listener = listener.with_context(|| format!("can't listen on {}:{}", config.http.host, config.http.port))?;
+    let listener = listen(&config.http).await?;
     let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let served = serve_on(&config, how, listener, &ground.database, shutdown).await;
     ground.leave().await;
@@ -65,6 +67,11 @@ async fn serve_on(
     Ok(())
 }
 
+async fn listen(settings: &http::Settings) -> anyhow::Result<TcpListener> {
+    let listener = http::listen(settings).await;
+    listener.with_context(|| format!("can't listen on {}:{}", settings.host, settings.port))
+}
+
 /// Lets the process have as many descriptors as it may: what a shell gives is less than the connections of the API.
 fn allow_descriptors() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
@@ -72,22 +79,34 @@ fn allow_descriptors() {
     let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// The exports alone.
+/// The exports alone. Watched on a port of its own, if it shall be: what it does, no other process counts.
 pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
     let shutdown = stop_on_signal()?;
+    let listener = match config.metrics_port {
+        Some(port) => Some(listen(&http::Settings { port, ..config.http }).await?),
+        None => None,
+    };
     let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let worked = async {
         let prepared = async {
             prepare(&ground.database).await?;
             check(&config, &ground.database).await?;
-            let needed = connections_of_exports(&config, config.worker.workers);
+            let watching = if listener.is_some() { CONNECTIONS_OF_A_WATCH } else { 0 };
+            let needed = connections_of_exports(&config, config.worker.workers) + watching;
             anyhow::Ok(postgres::require_connections(&ground.database, needed).await?)
         };
         tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) }
         let wired = wire(&config, &ground.database, config.worker.workers, &shutdown);
         wired.worker.announce().await;
         tracing::info!(event = "working");
-        wired.worker.run(shutdown).await;
+        if let Some(listener) = &listener {
+            tracing::info!(event = "listening", address = %format!("http://{}", listener.local_addr()?));
+        }
+        let watched = async {
+            let Some(listener) = listener else { return };
+            http::serve(listener, http::watched_router(wired.service, config.http.access), shutdown.clone()).await;
+        };
+        tokio::join!(watched, wired.worker.run(shutdown.clone()));
         tracing::info!(event = "stopped");
         anyhow::Ok(())
     };

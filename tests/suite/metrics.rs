@@ -381,6 +381,23 @@ async fn a_folder_that_takes_no_file_is_not_ready() {
 }
 
 #[tokio::test]
+async fn a_worker_without_an_api_is_watched_on_its_own_port() {
+    let database = Database::new().await;
+    let api = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
+    let worker = Start::on(&database).sharing_output(&api).arguments(&["worker"]).with("METRICS_PORT", 0);
+    let worker = worker.service().await;
+    let (job, _) = api.export("full", "one").await;
+    worker.says("export_completed", job["jobId"].as_str().unwrap()).await;
+    assert_eq!(Scrape::of(&worker).await.jobs("full", "completed"), 1);
+    assert_eq!(Scrape::of(&api).await.jobs("full", "completed"), 0);
+    assert_eq!(worker.call("GET", "/health/ready", &[]).await.status(), 200);
+    assert_eq!(worker.call("GET", "/metrics", &[("Host", "example.com")]).await.status(), 403);
+    assert_eq!(worker.call("GET", "/exports", &[]).await.status(), 404);
+    worker.stop().await;
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn a_page_of_another_origin_reads_no_metrics() {
     let database = Database::new().await;
     let service = Start::on(&database).service().await;
