@@ -346,12 +346,14 @@ async fn without_a_database_a_scrape_tells_so_in_under_two_seconds() {
     scrape_with(&service, "a database that is down", down).await;
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
 
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
-    // Many more than there are connections: they share one look.
-    let scrapes = join_all((0..20).map(async |_| {
-        let begun = Instant::now();
-        (Scrape::of(&service).await, begun.elapsed())
-    }));
+    // Many more than there are connections: they share one look, which some batch of them has to wait for.
+    let scrapes = eventually("a look", || async {
+        let scrapes = join_all((0..20).map(async |_| {
+            let begun = Instant::now();
+            (Scrape::of(&service).await, begun.elapsed())
+        }));
+        Some(scrapes.await).filter(|scrapes| scrapes.iter().any(|(_, took)| *took > Duration::from_secs(1)))
+    });
     for (scrape, took) in scrapes.await {
         assert!(took < Duration::from_secs(2), "{took:?}");
         assert_eq!((scrape.count("cdc_export_database_up", &[]), scrape.jobs("full", "completed")), (0, 1));
