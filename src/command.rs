@@ -2,6 +2,7 @@
 
 mod datasets;
 mod export;
+mod keys;
 mod plan;
 mod serve;
 mod status;
@@ -17,6 +18,7 @@ use cdc_export::dataset::{Dataset, Table, USERS};
 use cdc_export::job::encoding::{Compression, Format};
 use cdc_export::job::words::UnknownWord;
 use cdc_export::job::{ConsumerId, ExportType};
+use cdc_export::key::{self, Scope};
 use cdc_export::postgres::{self, Database, demo, embedded};
 use cdc_export::service::{self, Service, Stores};
 use cdc_export::sink::Folder;
@@ -73,6 +75,56 @@ pub(crate) enum Command {
     },
     /// Show what an export would read: rows, bytes, and Postgres's plan
     Plan(Plan),
+    /// Make, list and revoke the keys of the API
+    Keys {
+        #[command(subcommand)]
+        what: Keys,
+    },
+}
+
+/// What to do with keys.
+#[derive(Subcommand)]
+pub(crate) enum Keys {
+    /// Make a key and print it, this once
+    Create(NewKey),
+    /// List all keys, revoked ones too
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a key for good; running services refuse it within 5 seconds
+    Revoke {
+        /// Its prefix or its name
+        #[arg(value_name = "PREFIX|NAME")]
+        key: String,
+    },
+}
+
+/// The key to make.
+#[derive(Args)]
+pub(crate) struct NewKey {
+    /// What to call it
+    #[arg(long)]
+    name: key::Name,
+    /// Only for this consumer, or for these; without it, for all, and for exports without one
+    #[arg(long = "consumer", value_name = "ID")]
+    consumers: Vec<ConsumerId>,
+    /// What for; admin implies the others. Without it: export:read and export:write
+    #[arg(long = "scope", value_parser = words::<Scope>(Scope::ALL.iter().map(|it| it.as_str())))]
+    scopes: Vec<Scope>,
+    /// How long it is good, as 90d or 12h; without it, until it is revoked
+    #[arg(long, value_name = "TIME", value_parser = lifetime)]
+    expires: Option<Duration>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(100 * 365 * 24 * 60 * 60));
+    let time = humantime::parse_duration(text).ok().filter(|time| (shortest..=longest).contains(time));
+    time.ok_or_else(|| "not a time from 1s to 36500d, such as 90d or 12h".to_owned())
 }
 
 /// What to do with datasets.
@@ -194,6 +246,7 @@ impl Command {
             Command::Datasets { what } => {
                 on_ground(&config, async |database| datasets::run(&config, database, what).await).await
             }
+            Command::Keys { what } => on_ground(&config, async |database| keys::run(database, what).await).await,
             Command::Plan(what) => {
                 on_ground(&config, async |database| plan::plan(&config, database, &what).await).await
             }

@@ -5,6 +5,7 @@
 // Nouns: plain values, no I/O.
 pub mod dataset;
 pub mod job;
+pub mod key;
 pub mod row;
 pub mod watermark;
 

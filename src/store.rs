@@ -1,4 +1,4 @@
-//! The control plane in Postgres: jobs, their queue, watermarks, and the demo's soft delete.
+//! The control plane in Postgres: jobs, their queue, watermarks, keys, and the demo's soft delete.
 //!
 //! The only room that writes the tables the service owns. A statement is one named function here; what is transient, and what
 //! an HTTP client is told, is decided elsewhere.
@@ -6,6 +6,7 @@
 pub mod files;
 pub mod gauges;
 pub mod jobs;
+pub mod keys;
 pub mod queue;
 pub mod retention;
 pub mod users;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-const NOUNS: [&str; 4] = ["dataset", "job", "row", "watermark"];
+const NOUNS: [&str; 5] = ["dataset", "job", "key", "row", "watermark"];
 
 /// What a room may use, besides itself.
 fn allowed(room: &str) -> BTreeSet<&'static str> {
@@ -12,7 +12,7 @@ fn allowed(room: &str) -> BTreeSet<&'static str> {
         "service" => &["store", "source", "sink"],
         "worker" => &["pipeline", "store", "source", "sink"],
         "pipeline" => &["source", "encode", "sink"],
-        "store" | "source" | "encode" | "sink" | "postgres" | "dataset" | "job" | "row" | "watermark" => &[],
+        "store" | "source" | "encode" | "sink" | "postgres" | "dataset" | "job" | "key" | "row" | "watermark" => &[],
         // Their settings.
         "config" => return ["http", "postgres", "source", "telemetry", "worker"].into_iter().chain(NOUNS).collect(),
         "telemetry" | "failpoint" => return BTreeSet::new(),

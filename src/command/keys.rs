@@ -1,0 +1,109 @@
+//! `keys`: made, listed, revoked, by whoever can reach the database.
+
+use anyhow::bail;
+use cdc_export::key::{Called, Listed, Presented, Scope};
+use cdc_export::postgres::Database;
+use cdc_export::store::Store;
+use cdc_export::store::keys::{Made, Wanted};
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+
+use crate::command::{Keys, NewKey};
+
+/// Does it.
+pub(crate) async fn run(database: &Database, what: Keys) -> anyhow::Result<()> {
+    let store = Store::new(database.pool(1));
+    match what {
+        Keys::Create(new) => create(&store, new).await,
+        Keys::List { json } => list(&store, json).await,
+        Keys::Revoke { key } => revoke(&store, &key).await,
+    }
+}
+
+/// The only place that ever shows a key.
+async fn create(store: &Store, new: NewKey) -> anyhow::Result<()> {
+    let NewKey { name, consumers, mut scopes, expires: lifetime, json } = new;
+    if scopes.is_empty() {
+        scopes = vec![Scope::Read, Scope::Write];
+    }
+    let consumers = Some(consumers).filter(|consumers| !consumers.is_empty());
+    let wanted = Wanted { name, consumers, scopes, lifetime };
+    let (key, text) = Presented::random();
+    let listed = match store.create_key(&key, &wanted).await? {
+        Made::Done(listed) => listed,
+        Made::NameTaken => bail!("there is a key `{}` already: take another name, or revoke it", wanted.name.as_str()),
+    };
+    if json {
+        let mut shown = as_json(&listed);
+        shown["key"] = text.into();
+        println!("{shown}");
+        return Ok(());
+    }
+    println!("{text}");
+    eprintln!("This is the only time that the key is shown. Its prefix is {}.", listed.grant.prefix);
+    Ok(())
+}
+
+async fn list(store: &Store, json: bool) -> anyhow::Result<()> {
+    let keys = store.keys().await?;
+    if json {
+        println!("{}", json!({ "keys": keys.iter().map(as_json).collect::<Vec<_>>() }));
+        return Ok(());
+    }
+    println!(
+        "{:<12}  {:<24} {:<24} {:<26} {:<8} {:<20}  {:<20}  LAST USED",
+        "PREFIX", "NAME", "CONSUMERS", "SCOPES", "STATUS", "CREATED", "EXPIRES"
+    );
+    for key in &keys {
+        let (consumers, scopes) = (consumers(key).map_or("all".to_owned(), |ids| ids.join(",")), scopes(key).join(","));
+        let time = |time: Option<DateTime<Utc>>| time.map_or("-".to_owned(), |time| time.format("%FT%TZ").to_string());
+        let (created, expires) = (time(Some(key.created_at)), time(key.expires_at));
+        let (prefix, name, status, used) = (&key.grant.prefix, &key.name, status(key), time(key.last_used_at));
+        println!(
+            "{prefix:<12}  {name:<24} {consumers:<24} {scopes:<26} {status:<8} {created:<20}  {expires:<20}  {used}"
+        );
+    }
+    Ok(())
+}
+
+async fn revoke(store: &Store, key: &str) -> anyhow::Result<()> {
+    let called = Called::from(key);
+    match store.revoke_key(&called).await? {
+        Some(key) => {
+            println!("{} ({}) is revoked.", key.grant.prefix, key.name);
+            Ok(())
+        }
+        None => bail!("there is no key `{}` that isn't revoked", called.as_str()),
+    }
+}
+
+fn consumers(key: &Listed) -> Option<Vec<&str>> {
+    key.grant.consumers.as_ref().map(|ids| ids.iter().map(|id| id.as_str()).collect())
+}
+
+fn scopes(key: &Listed) -> Vec<&'static str> {
+    key.grant.scopes.iter().map(|scope| scope.as_str()).collect()
+}
+
+fn status(key: &Listed) -> &'static str {
+    match (key.revoked_at, key.expires_at) {
+        (Some(_), _) => "revoked",
+        (None, Some(end)) if end <= Utc::now() => "expired",
+        (None, _) => "good",
+    }
+}
+
+fn as_json(key: &Listed) -> Value {
+    let time = |time: Option<DateTime<Utc>>| time.map(|time| time.format("%FT%T%.6fZ").to_string());
+    json!({
+        "prefix": key.grant.prefix.as_str(),
+        "name": key.name,
+        "consumers": consumers(key),
+        "scopes": scopes(key),
+        "status": status(key),
+        "createdAt": time(Some(key.created_at)),
+        "expiresAt": time(key.expires_at),
+        "revokedAt": time(key.revoked_at),
+        "lastUsedAt": time(key.last_used_at),
+    })
+}

@@ -1,0 +1,330 @@
+//! An API key: what a client presents, and what it may do with it.
+//!
+//! A key is `cdcx_<prefix>_<secret>`. The prefix is public, and finds the key; the secret has 256 random bits, which only the
+//! client has. Here is no text of a key but for the moment it is made: what is kept, and compared, is the SHA-256 of the whole.
+
+use std::fmt::{self, Write};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use ring::rand::{SecureRandom, SystemRandom};
+use subtle::ConstantTimeEq;
+
+use crate::job::{ConsumerId, words};
+
+/// What every key begins with, so that scanners for leaked secrets can know it.
+const MARK: &str = "cdcx_";
+const PREFIX_BYTES: usize = 6;
+const SECRET_BYTES: usize = 32;
+
+words! {
+    /// What a key is for.
+    Scope, "a scope: export:read, export:write, admin" {
+        /// Look at exports, watermarks, consumers and datasets, and fetch files.
+        Read = "export:read",
+        /// Ask for exports, cancel them, remove their files, set watermarks.
+        Write = "export:write",
+        /// Everything else, and the other two.
+        Admin = "admin",
+    }
+}
+
+/// The public part of a key, 12 hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix(String);
+
+impl Prefix {
+    /// One that was stored.
+    pub fn stored(digits: String) -> Prefix {
+        Prefix(digits)
+    }
+
+    /// Its digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The SHA-256 of a key's text.
+#[derive(Clone, Copy)]
+pub struct Hash([u8; 32]);
+
+impl Hash {
+    fn of(text: &str) -> Hash {
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        Hash(digest.as_ref().try_into().expect("a SHA-256 has 32 bytes"))
+    }
+
+    /// Its bytes, to be stored.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether it is this one, in a time that doesn't tell where they differ.
+    fn is(&self, stored: &[u8]) -> bool {
+        self.0.as_slice().ct_eq(stored).into()
+    }
+}
+
+/// A key as a client presents it: well-formed, but perhaps nobody's. Its secret is gone already.
+#[derive(Clone)]
+pub struct Presented {
+    prefix: Prefix,
+    hash: Hash,
+}
+
+impl fmt::Debug for Presented {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Presented({})", self.prefix)
+    }
+}
+
+/// A text that is no key. Doesn't quote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a key")]
+pub struct NotAKey;
+
+impl FromStr for Presented {
+    type Err = NotAKey;
+
+    fn from_str(text: &str) -> Result<Presented, NotAKey> {
+        let (prefix, secret) = text.strip_prefix(MARK).and_then(|rest| rest.split_once('_')).ok_or(NotAKey)?;
+        let is_hex = |digits: &str| digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+        if prefix.len() != 2 * PREFIX_BYTES || secret.len() != 2 * SECRET_BYTES || !is_hex(prefix) || !is_hex(secret) {
+            return Err(NotAKey);
+        }
+        Ok(Presented { prefix: Prefix(prefix.to_owned()), hash: Hash::of(text) })
+    }
+}
+
+impl Presented {
+    /// A key that nobody has, and its text, which is nowhere else.
+    pub fn random() -> (Presented, String) {
+        let text = format!("{MARK}{}_{}", random_hex::<PREFIX_BYTES>(), random_hex::<SECRET_BYTES>());
+        let key = text.parse().expect("a key is made as it is read");
+        (key, text)
+    }
+
+    /// Its public part.
+    pub fn prefix(&self) -> &Prefix {
+        &self.prefix
+    }
+
+    /// What is stored of it.
+    pub fn hash(&self) -> &Hash {
+        &self.hash
+    }
+
+    /// Whether it is the key of which this was stored.
+    pub fn is(&self, stored: &Stored) -> bool {
+        self.hash.is(&stored.hash)
+    }
+}
+
+fn random_hex<const N: usize>() -> String {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).expect("the system has random bytes");
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes everything");
+        text
+    })
+}
+
+/// What an operator calls a key: 1 to 100 characters, no control characters, no space at the ends, and nothing that a key begins
+/// with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(String);
+
+/// Why a text is no name of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a key's name has 1 to 100 characters, no control characters, no space at its ends, and doesn't begin with {MARK}"
+)]
+pub struct BadName;
+
+impl Name {
+    /// The name as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Name, BadName> {
+        let is_plain = !text.contains(char::is_control) && text.trim() == text && !text.starts_with(MARK);
+        if is_plain && (1..=100).contains(&text.chars().count()) { Ok(Name(text.to_owned())) } else { Err(BadName) }
+    }
+}
+
+/// How an operator names a key that is there: by its name, by its prefix with or without `cdcx_`, or by its whole text, as where
+/// it leaked. That one isn't kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Called(String);
+
+impl Called {
+    /// A name or a prefix.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Called {
+    fn from(text: &str) -> Called {
+        let prefix = text.strip_prefix(MARK).map(|rest| rest.split('_').next().unwrap_or_default());
+        Called(prefix.unwrap_or(text).to_owned())
+    }
+}
+
+/// What a key may do, and for whom.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// Which key it is.
+    pub prefix: Prefix,
+    /// Only for these consumers; `None`: for all, and for exports without one.
+    pub consumers: Option<Vec<ConsumerId>>,
+    /// What for.
+    pub scopes: Vec<Scope>,
+}
+
+impl Grant {
+    /// Whether it is for this.
+    pub fn allows(&self, scope: Scope) -> bool {
+        self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
+    }
+
+    /// Whether it is for what belongs to this consumer, or to none.
+    pub fn is_for(&self, consumer: Option<&ConsumerId>) -> bool {
+        self.consumers.as_ref().is_none_or(|its| consumer.is_some_and(|consumer| its.contains(consumer)))
+    }
+}
+
+/// A key that may be used, as it is stored.
+#[derive(Clone)]
+pub struct Stored {
+    /// What whoever has it may do.
+    pub grant: Arc<Grant>,
+    /// By which it is known.
+    pub hash: Vec<u8>,
+    /// It is a while since anybody noted that it is used.
+    pub is_use_due: bool,
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stored({})", self.grant.prefix)
+    }
+}
+
+/// A key as operators see it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// What the operator calls it.
+    pub name: String,
+    /// What whoever has it may do.
+    pub grant: Grant,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it ends.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// When somebody ended it.
+    pub revoked_at: Option<DateTime<Utc>>,
+    /// About when it was last used.
+    pub last_used_at: Option<DateTime<Utc>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stored(key: &Presented) -> Stored {
+        let grant = Grant { prefix: key.prefix().clone(), consumers: None, scopes: vec![Scope::Read] };
+        Stored { grant: grant.into(), hash: key.hash().as_bytes().to_vec(), is_use_due: false }
+    }
+
+    /// Whether the text would be taken for the key of which this is stored.
+    fn is_accepted(text: &str, stored: &Stored) -> bool {
+        let presented = text.parse::<Presented>();
+        presented.is_ok_and(|presented| presented.prefix == stored.grant.prefix && presented.is(stored))
+    }
+
+    proptest! {
+        #[test]
+        fn no_mutated_key_is_accepted(at in 0_usize..82, other in any::<char>(), digit in "[0-9a-f]", how in 0..6) {
+            let (key, text) = Presented::random();
+            let stored = stored(&key);
+            let mut letters: Vec<char> = text.chars().collect();
+            match how {
+                0 => letters[at] = other,
+                1 => letters[at] = digit.chars().next().unwrap(),
+                2 => letters.insert(at, other),
+                3 => drop(letters.remove(at)),
+                4 => letters.swap(at, (at + 1) % 82),
+                _ => letters[at] = letters[at].to_ascii_uppercase(),
+            }
+            let mutated: String = letters.into_iter().collect();
+            prop_assert!(is_accepted(&text, &stored));
+            prop_assert_eq!(is_accepted(&mutated, &stored), mutated == text, "{} {}", at, how);
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "(cdcx_)?\\PC{0,90}") {
+            let _ = text.parse::<Presented>();
+        }
+    }
+
+    #[test]
+    fn keys_differ_and_have_256_random_bits() {
+        let ((_, one), (_, other)) = (Presented::random(), Presented::random());
+        assert_eq!(one.len(), "cdcx_".len() + 12 + "_".len() + 64);
+        let secret = |text: &str| text.rsplit('_').next().unwrap().to_owned();
+        assert_ne!(secret(&one), secret(&other));
+    }
+
+    #[test]
+    fn a_key_does_not_show_in_debug() {
+        let (key, text) = Presented::random();
+        let shown = format!("{key:?}");
+        assert_eq!(shown, format!("Presented({})", &text[5..17]));
+    }
+
+    #[test]
+    fn admin_implies_the_others_and_they_imply_nothing() {
+        let grant = |scope| Grant { prefix: Prefix(String::new()), consumers: None, scopes: vec![scope] };
+        for &scope in Scope::ALL {
+            for &wanted in Scope::ALL {
+                assert_eq!(grant(scope).allows(wanted), scope == wanted || scope == Scope::Admin, "{scope} {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bound_key_is_for_its_consumers_alone() {
+        let (a, b) = ("a".parse().unwrap(), "A".parse().unwrap());
+        let bound = |consumers| Grant { prefix: Prefix(String::new()), consumers, scopes: Vec::new() };
+        let only_a = bound(Some(vec!["a".parse().unwrap()]));
+        assert!(only_a.is_for(Some(&a)) && !only_a.is_for(Some(&b)) && !only_a.is_for(None));
+        assert!(bound(None).is_for(Some(&a)) && bound(None).is_for(None));
+        assert!(!bound(Some(Vec::new())).is_for(Some(&a)), "of an empty list nobody is");
+    }
+
+    #[test]
+    fn a_key_is_called_by_its_name_or_its_prefix() {
+        let (key, text) = Presented::random();
+        let prefix = key.prefix().as_str();
+        for called in [prefix, &format!("cdcx_{prefix}"), &text] {
+            assert_eq!(Called::from(called).as_str(), prefix);
+        }
+        assert_eq!(Called::from("search 2").as_str(), "search 2");
+    }
+}

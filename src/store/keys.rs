@@ -1,0 +1,189 @@
+//! API keys: made, listed, revoked, looked up.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use crate::job::ConsumerId;
+use crate::key::{Called, Grant, Listed, Name, Prefix, Presented, Scope, Stored};
+use crate::store::{Error, Store};
+
+/// A key that is to be made.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// What the operator calls it.
+    pub name: Name,
+    /// Only for these consumers; `None`: for all.
+    pub consumers: Option<Vec<ConsumerId>>,
+    /// What for.
+    pub scopes: Vec<Scope>,
+    /// How long; `None`: until it is revoked.
+    pub lifetime: Option<Duration>,
+}
+
+/// How the making of a key went.
+#[derive(Debug)]
+pub enum Made {
+    /// It is there.
+    Done(Listed),
+    /// Another one that isn't revoked has its name.
+    NameTaken,
+}
+
+#[derive(sqlx::FromRow)]
+struct KeyRow {
+    name: String,
+    prefix: String,
+    consumers: Option<Vec<String>>,
+    scopes: Vec<String>,
+    created_at: DateTime<Utc>,
+    expires_at: Option<DateTime<Utc>>,
+    revoked_at: Option<DateTime<Utc>>,
+    last_used_at: Option<DateTime<Utc>>,
+}
+
+impl From<KeyRow> for Listed {
+    fn from(row: KeyRow) -> Listed {
+        Listed {
+            name: row.name,
+            grant: grant(row.prefix, row.consumers, &row.scopes),
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            revoked_at: row.revoked_at,
+            last_used_at: row.last_used_at,
+        }
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct UsableRow {
+    consumers: Option<Vec<String>>,
+    scopes: Vec<String>,
+    hash: Vec<u8>,
+    is_use_due: bool,
+}
+
+/// What a key may do. A word that this version doesn't know permits nothing.
+fn grant(prefix: String, consumers: Option<Vec<String>>, scopes: &[String]) -> Grant {
+    Grant {
+        prefix: Prefix::stored(prefix),
+        consumers: consumers.map(|ids| ids.iter().filter_map(|id| id.parse().ok()).collect()),
+        scopes: scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
+    }
+}
+
+/// Consumers as an array, for `= any`.
+pub(crate) fn texts(consumers: Option<&[ConsumerId]>) -> Option<Vec<&str>> {
+    consumers.map(|consumers| consumers.iter().map(ConsumerId::as_str).collect())
+}
+
+impl Store {
+    /// Keeps a key: what it is known by, and what it may do.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn create_key(&self, key: &Presented, wanted: &Wanted) -> Result<Made, Error> {
+        let mut conn = self.connection().await?;
+        let made: Result<KeyRow, sqlx::Error> = sqlx::query_as(
+            "-- store.keys.create
+             insert into cdc_export.keys (name, prefix, hash, consumers, scopes, expires_at)
+             values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6))
+             returning name, prefix, consumers, scopes, created_at, expires_at, revoked_at, last_used_at",
+        )
+        .bind(wanted.name.as_str())
+        .bind(key.prefix().as_str())
+        .bind(key.hash().as_bytes())
+        .bind(texts(wanted.consumers.as_deref()))
+        .bind(wanted.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>())
+        .bind(wanted.lifetime.map(|lifetime| lifetime.as_secs_f64()))
+        .fetch_one(conn.get())
+        .await;
+        match made {
+            Ok(row) => {
+                conn.give_back();
+                Ok(Made::Done(row.into()))
+            }
+            Err(sqlx::Error::Database(e)) if e.constraint() == Some("keys_name") => Ok(Made::NameTaken),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Every key there ever was, in the order in which they were made.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn keys(&self) -> Result<Vec<Listed>, Error> {
+        let mut conn = self.connection().await?;
+        let rows: Vec<KeyRow> = sqlx::query_as(
+            "-- store.keys.list
+             select name, prefix, consumers, scopes, created_at, expires_at, revoked_at, last_used_at
+             from cdc_export.keys order by id",
+        )
+        .fetch_all(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(rows.into_iter().map(Listed::from).collect())
+    }
+
+    /// Ends a key for good. `None`: there is none of this name or prefix, or it was ended before.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn revoke_key(&self, called: &Called) -> Result<Option<Listed>, Error> {
+        let mut conn = self.connection().await?;
+        let row: Option<KeyRow> = sqlx::query_as(
+            "-- store.keys.revoke
+             update cdc_export.keys set revoked_at = clock_timestamp()
+             where revoked_at is null and id = (
+               select id from cdc_export.keys where revoked_at is null and (prefix = $1 or name = $1)
+               -- A name may look like another key's prefix.
+               order by prefix = $1 desc limit 1)
+             returning name, prefix, consumers, scopes, created_at, expires_at, revoked_at, last_used_at",
+        )
+        .bind(called.as_str())
+        .fetch_optional(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(row.map(Listed::from))
+    }
+
+    /// The key of this prefix, if it may be used now.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn usable_key(&self, prefix: &Prefix) -> Result<Option<Stored>, Error> {
+        let mut conn = self.connection().await?;
+        let row: Option<UsableRow> = sqlx::query_as(
+            "-- store.keys.usable
+             select consumers, scopes, hash, coalesce(last_used_at < clock_timestamp() - interval '1 minute', true) as is_use_due
+             from cdc_export.keys
+             where prefix = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
+        )
+        .bind(prefix.as_str())
+        .fetch_optional(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(row.map(|row| Stored {
+            grant: grant(prefix.as_str().to_owned(), row.consumers, &row.scopes).into(),
+            hash: row.hash,
+            is_use_due: row.is_use_due,
+        }))
+    }
+
+    /// Notes that a key is used.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn note_use(&self, prefix: &Prefix) -> Result<(), Error> {
+        let mut conn = self.connection().await?;
+        sqlx::query(
+            "-- store.keys.note_use
+             update cdc_export.keys set last_used_at = clock_timestamp() where prefix = $1",
+        )
+        .bind(prefix.as_str())
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(())
+    }
+}
