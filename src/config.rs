@@ -14,7 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::dataset::CellMax;
 use crate::dataset::catalog::Catalog;
-use crate::http::{self, Access};
+use crate::http::{self, Access, NotARate};
 use crate::job::Retention;
 use crate::postgres::{
     Database, NotAUrl,
@@ -73,6 +73,19 @@ pub struct Config {
     pub failpoints: Option<String>,
 }
 
+impl Error {
+    /// Nobody could call: the host is not this machine alone, and there is no key.
+    pub fn no_keys(host: IpAddr) -> Error {
+        bad(
+            "AUTH",
+            format!(
+                "unset, and HOST is {host}: `cdc-export keys create --name NAME` makes a first key, with which the service starts; \
+                 AUTH=none opens it to everybody there"
+            ),
+        )
+    }
+}
+
 impl Config {
     /// Reads the process's environment, and `.env` for what that doesn't set.
     ///
@@ -104,15 +117,16 @@ impl Config {
             _ => vars.parsed("HOST", IpAddr::from([127, 0, 0, 1]), "an IP address to listen on")?,
         };
         let access = match vars.get("AUTH") {
-            None if host.is_loopback() => Access::LocalCallers,
-            None => {
-                return Err(bad(
-                    "AUTH",
-                    format!("unset, and HOST is {host}: AUTH=none opens the service to everybody there"),
-                ));
-            }
-            Some("none") => Access::Everybody,
-            Some(other) => return Err(bad("AUTH", format!("`{other}` is not none"))),
+            None if host.is_loopback() => Some(Access::LocalCallers),
+            // Whether there are keys, the database knows.
+            None => None,
+            Some("none") => Some(Access::Everybody),
+            Some("keys") => Some(Access::Keys),
+            Some(other) => return Err(bad("AUTH", format!("`{other}` is neither keys nor none"))),
+        };
+        let rate = match vars.get("RATE_LIMIT") {
+            None => None,
+            Some(text) => Some(text.parse().map_err(|why: NotARate| bad("RATE_LIMIT", format!("`{text}` is {why}")))?),
         };
         Ok(Config {
             embedded: embedded::Settings {
@@ -139,7 +153,7 @@ impl Config {
             // A database that somebody brings gets no demo rows unasked.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
-            http: http::Settings { host, port: vars.number("PORT", 8080, 0..=65535)? as u16, access },
+            http: http::Settings { host, port: vars.number("PORT", 8080, 0..=65535)? as u16, access, rate },
             metrics_port: match vars.get("METRICS_PORT") {
                 None => None,
                 Some(_) => Some(vars.number("METRICS_PORT", 0, 0..=65535)? as u16),
@@ -278,7 +292,8 @@ mod tests {
         let config = read(&[("DATABASE_URL", "")]).unwrap();
         assert!(config.database.is_none() && config.embedded.data_dir_is_default);
         assert_eq!((config.seed_rows, config.http.port, config.worker.workers), (100_000, 8080, 2));
-        assert_eq!(config.http.access, Access::LocalCallers);
+        assert_eq!((config.http.access, config.http.rate), (Some(Access::LocalCallers), None));
+        assert_eq!(read(&[("RATE_LIMIT", "600/min")]).unwrap().http.rate, Some("600/min".parse().unwrap()));
         assert_eq!(config.worker.retain_files, Retention::default());
         assert_eq!(config.worker.cell_max.0, 64 << 20);
         for (text, bytes) in
@@ -330,6 +345,8 @@ mod tests {
             ("RETAIN_JOBS", "long"),
             ("HOST", "example"),
             ("AUTH", "keyz"),
+            ("RATE_LIMIT", "600"),
+            ("RATE_LIMIT", "0/s"),
             ("LOG_LEVEL", "loud"),
             ("LOG_FORMAT", "xml"),
             ("PG_DOWNLOAD", "on"),
@@ -345,8 +362,12 @@ mod tests {
 
     #[test]
     fn an_open_door_must_be_asked_for() {
-        assert!(read(&[("HOST", "0.0.0.0")]).unwrap_err().starts_with("AUTH: "));
-        assert_eq!(read(&[("HOST", "0.0.0.0"), ("AUTH", "none")]).unwrap().http.access, Access::Everybody);
-        assert_eq!(read(&[("HOST", "localhost")]).unwrap().http.access, Access::LocalCallers);
+        let access = |variables: &[_]| read(variables).unwrap().http.access;
+        assert_eq!(access(&[("HOST", "0.0.0.0")]), None);
+        assert_eq!(access(&[("HOST", "0.0.0.0"), ("AUTH", "none")]), Some(Access::Everybody));
+        assert_eq!(access(&[("HOST", "localhost")]), Some(Access::LocalCallers));
+        for host in ["localhost", "0.0.0.0"] {
+            assert_eq!(access(&[("HOST", host), ("AUTH", "keys")]), Some(Access::Keys));
+        }
     }
 }

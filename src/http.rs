@@ -10,6 +10,7 @@ mod input;
 mod ops;
 mod pages;
 mod problem;
+mod rate;
 mod users;
 mod watermarks;
 
@@ -29,13 +30,17 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tower_http::add_extension::AddExtension;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 use tracing::Instrument;
 
 pub use access::Access;
+pub use rate::{NotARate, Rate};
 
+use crate::http::access::{Door, Peer};
 use crate::http::problem::Problem;
 use crate::job::Job;
 use crate::service::Service;
@@ -63,12 +68,14 @@ pub struct Settings {
     pub host: IpAddr,
     /// Port; 0: any free one.
     pub port: u16,
-    /// Who may call.
-    pub access: Access,
+    /// Who may call; `None`: whoever has a key, if there are keys.
+    pub access: Option<Access>,
+    /// How many requests of each key, or each address where there are none.
+    pub rate: Option<Rate>,
 }
 
 /// The API's routes with every layer, ready to be served.
-pub fn router(service: Service, access: Access) -> Router {
+pub fn router(service: Service, access: Access, rate: Option<Rate>) -> Router {
     let routes = watched()
         .route("/exports", post(exports::create).get(exports::list))
         .route("/exports/full", post(exports::full))
@@ -85,12 +92,12 @@ pub fn router(service: Service, access: Access) -> Router {
         .route("/exports/{job_id}/retry", post(exports::retry))
         .route("/exports/{job_id}/download", get(exports::download))
         .route("/users/{id}", delete(users::soft_delete));
-    layered(routes, service, access)
+    layered(routes, service, access, rate)
 }
 
 /// The routes alone by which a process is watched, with every layer: of one that runs exports and has no API.
-pub fn watched_router(service: Service, access: Access) -> Router {
-    layered(watched(), service, access)
+pub fn watched_router(service: Service, access: Access, rate: Option<Rate>) -> Router {
+    layered(watched(), service, access, rate)
 }
 
 fn watched() -> Router<Service> {
@@ -101,14 +108,15 @@ fn watched() -> Router<Service> {
         .route("/metrics", get(ops::metrics))
 }
 
-fn layered(routes: Router<Service>, service: Service, access: Access) -> Router {
+fn layered(routes: Router<Service>, service: Service, access: Access, rate: Option<Rate>) -> Router {
+    let door = Door::new(access, rate, service.clone());
     let routes = routes
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .fallback(async || Problem::not_found("there is nothing at this path"))
         .with_state(service);
     // From the inside out.
     routes
-        .layer(middleware::from_fn_with_state(access, access::check))
+        .layer(middleware::from_fn_with_state(door, access::check))
         .layer(middleware::from_fn(refuse_long_heads))
         .layer(CatchPanicLayer::custom(problem::for_panic))
         .layer(middleware::map_response(problem::for_foreign_errors))
@@ -117,6 +125,7 @@ fn layered(routes: Router<Service>, service: Service, access: Access) -> Router 
         .layer(middleware::from_fn(log_with_its_id))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(middleware::from_fn(drop_odd_ids))
+        .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
 }
 
 /// A client may choose a request's id, as long as it is one that a log line can hold.
@@ -128,11 +137,11 @@ async fn drop_odd_ids(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// What is logged while a request is answered has its id.
+/// What is logged while a request is answered has its id, and the public part of its key.
 async fn log_with_its_id(request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
     // At the level of an error, so that no log level takes it away.
-    let span = tracing::error_span!("request", requestId = id);
+    let span = tracing::error_span!("request", requestId = id, key = tracing::field::Empty);
     next.run(request).instrument(span).await
 }
 
@@ -175,11 +184,11 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let next = async || {
         let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes the semaphore");
-        listener.accept().await.map(|(stream, _)| (stream, place))
+        listener.accept().await.map(|(stream, peer)| (stream, peer, place))
     };
     loop {
         let accepted = tokio::select! { accepted = next() => accepted, () = shutdown.cancelled() => break };
-        let (stream, place) = match accepted {
+        let (stream, peer, place) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely: connections that end will free some.
@@ -190,7 +199,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         };
         // Without it the last bytes of an answer wait for the client's delayed acknowledgement.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(AddExtension::new(router.clone(), Peer(peer.ip())));
         http1.keep_alive(MAX_CONNECTIONS - places.available_permits() <= MAX_KEPT_ALIVE);
         let connection = graceful.watch(http1.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {

@@ -406,6 +406,8 @@ pub struct Failure {
 pub struct Filter {
     /// Of this consumer.
     pub consumer: Option<ConsumerId>,
+    /// Of one of these consumers.
+    pub among: Option<Vec<ConsumerId>>,
     /// Of this dataset.
     pub dataset: Option<String>,
     /// Of this type.

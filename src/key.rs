@@ -11,7 +11,8 @@ use chrono::{DateTime, Utc};
 use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
 
-use crate::job::{ConsumerId, words};
+use crate::job::ConsumerId;
+use crate::job::words::words;
 
 /// What every key begins with, so that scanners for leaked secrets can know it.
 const MARK: &str = "cdcx_";

@@ -6,7 +6,7 @@ mod command;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use cdc_export::config::Config;
+use cdc_export::config::{self, Config};
 use cdc_export::dataset::catalog::Mistakes;
 use cdc_export::telemetry;
 use clap::Parser;
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     telemetry::start(&command.telemetry(&config));
     match run(command, config) {
         Ok(code) => code,
-        Err(error) if error.is::<Mistakes>() => fail(2, &error),
+        Err(error) if error.is::<Mistakes>() || error.is::<config::Error>() => fail(2, &error),
         Err(error) => fail(1, &error),
     }
 }

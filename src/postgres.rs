@@ -259,6 +259,30 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
     }
 }
 
+/// Whether somebody has made a key, as far as the schema has a place for one. Asked before the migration, and touches nothing.
+///
+/// # Errors
+/// If the database can't be reached or read.
+pub async fn has_keys(database: &Database) -> Result<bool, Error> {
+    let mut conn = connect(database).await?;
+    let has_place: bool = sqlx::query_scalar(
+        "-- postgres.keys.place
+         select exists (
+           select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+           where n.nspname = 'cdc_export' and c.relname = 'keys')",
+    )
+    .fetch_one(&mut conn)
+    .await
+    .map_err(Error::Sql)?;
+    let has_keys = has_place
+        && sqlx::query_scalar("-- postgres.keys.any\n select exists (select from cdc_export.keys)")
+            .fetch_one(&mut conn)
+            .await
+            .map_err(Error::Sql)?;
+    conn.close().await.map_err(Error::Sql)?;
+    Ok(has_keys)
+}
+
 /// Checks that there can be so many connections at all. Where others have them now, it only says so: a service that is started
 /// again finds its last life's connections not yet closed.
 ///

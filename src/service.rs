@@ -2,6 +2,7 @@
 //!
 //! HTTP is one way in and knows this room only. Knows no status codes and runs no export.
 
+mod keys;
 mod scrape;
 
 use std::collections::BTreeSet;
@@ -21,6 +22,8 @@ use crate::dataset::catalog::{Catalog, Fault, is_name};
 use crate::dataset::{Dataset, Description};
 use crate::job::selection::{BadSelection, Selection};
 use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::key::{Grant, Presented};
+use crate::service::keys::Keyring;
 use crate::service::scrape::LastLook;
 use crate::sink::{self, Folder};
 use crate::source::{self, snapshot::Source};
@@ -59,6 +62,9 @@ pub enum Error {
     /// The output folder can't be used.
     #[error("the output folder can't be used")]
     Output(#[source] sink::Error),
+    /// Nobody's key, or one that was revoked or has expired.
+    #[error("this key is not known, or it was revoked or has expired")]
+    NoKey,
     /// There is no such job.
     #[error("there is no export with this id")]
     NoJob,
@@ -226,6 +232,7 @@ pub struct Service {
     turns: Arc<Semaphore>,
     /// A few followers at a time: each keeps a connection for as long as its job takes.
     followers: Arc<Semaphore>,
+    keyring: Arc<Keyring>,
 }
 
 impl Service {
@@ -234,6 +241,7 @@ impl Service {
         let Settings { folder, catalog, max_attempts } = settings;
         let Stores { api, probe, control } = stores;
         let [turns, followers] = [FOLDER_TURNS, MOST_FOLLOWERS].map(|most| Arc::new(Semaphore::new(most)));
+        let keyring = Arc::new(Keyring::new(api.clone()));
         scrape::foresee(&catalog);
         let last_look = Arc::default();
         Service {
@@ -248,7 +256,26 @@ impl Service {
             stopping,
             turns,
             followers,
+            keyring,
         }
+    }
+
+    /// Whether this key was good when it was last looked up, however long ago: to know it from a guess, not to let it in.
+    pub fn knows(&self, key: &Presented) -> bool {
+        self.keyring.knows(key)
+    }
+
+    /// What a key permits.
+    ///
+    /// # Errors
+    /// If it is nobody's, or was revoked or has expired some seconds ago, or nobody can tell.
+    pub async fn grant(&self, key: &Presented) -> Result<Arc<Grant>, Error> {
+        self.keyring.grant(key).await
+    }
+
+    /// Returns once the key is revoked or has expired, some seconds later.
+    pub async fn gone(&self, key: &Presented) {
+        self.keyring.gone(key).await;
     }
 
     /// The dataset of this name.
@@ -463,16 +490,18 @@ impl Service {
         within(self.store.jobs(filter, limit)).await
     }
 
-    /// Where consumers stand in datasets, in the order of their ids, those after `after`, each with its last job.
+    /// Where consumers stand in datasets, in the order of their ids, those after `after` and, if that is said, of those `among`;
+    /// each with its last job.
     ///
     /// # Errors
     /// If the database fails, or doesn't count in time.
     pub async fn consumers(
         &self,
         after: Option<(&ConsumerId, &str)>,
+        among: Option<&[ConsumerId]>,
         limit: u32,
     ) -> Result<Vec<(Standing, Option<Job>)>, Error> {
-        let places = within(self.store.places(after, limit)).await?;
+        let places = within(self.store.places(after, among, limit)).await?;
         let standings = self.standings(&places).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
             places.iter().map(|place| (place.consumer.as_str(), place.dataset.as_str())).unzip();

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use cdc_export::config::Config;
-use cdc_export::http;
+use cdc_export::config::{self, Config};
+use cdc_export::http::{self, Access};
 use cdc_export::postgres::{self, Database, demo};
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
@@ -39,6 +39,7 @@ async fn serve_on(
 ) -> anyhow::Result<()> {
     let workers = if how.no_workers { 0 } else { config.worker.workers };
     let prepared = async {
+        let access = access(config, database).await?;
         prepare(database).await?;
         check(config, database).await?;
         let exports = if workers == 0 { 0 } else { connections_of_exports(config, workers) };
@@ -46,12 +47,12 @@ async fn serve_on(
         if config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
         }
-        anyhow::Ok(())
+        anyhow::Ok(access)
     };
     // Either may wait for another replica.
-    tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) }
+    let access = tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
     let wired = wire(config, database, workers, &shutdown);
-    let router = http::router(wired.service, config.http.access);
+    let router = http::router(wired.service, access, config.http.rate);
     let address = listener.local_addr()?;
     let listening = || tracing::info!(event = "listening", address = %format!("http://{address}"));
     if workers == 0 {
@@ -72,6 +73,19 @@ async fn listen(settings: &http::Settings) -> anyhow::Result<TcpListener> {
     listener.with_context(|| format!("can't listen on {}:{}", settings.host, settings.port))
 }
 
+/// Who may call. Where nobody has said, and not only this machine could, whoever has a key: once there is one.
+async fn access(config: &Config, database: &Database) -> anyhow::Result<Access> {
+    match config.http.access {
+        Some(access @ (Access::LocalCallers | Access::Everybody)) => Ok(access),
+        None if !postgres::has_keys(database).await? => Err(config::Error::no_keys(config.http.host).into()),
+        Some(Access::Keys) if !postgres::has_keys(database).await? => {
+            tracing::warn!(event = "no_keys", "nobody can call yet: `cdc-export keys create --name NAME` makes a key");
+            Ok(Access::Keys)
+        }
+        None | Some(Access::Keys) => Ok(Access::Keys),
+    }
+}
+
 /// Lets the process have as many descriptors as it may: what a shell gives is less than the connections of the API.
 fn allow_descriptors() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
@@ -89,13 +103,18 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
     let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let worked = async {
         let prepared = async {
+            let access = match &listener {
+                Some(_) => Some(access(&config, &ground.database).await?),
+                None => None,
+            };
             prepare(&ground.database).await?;
             check(&config, &ground.database).await?;
             let watching = if listener.is_some() { CONNECTIONS_OF_A_WATCH } else { 0 };
             let needed = connections_of_exports(&config, config.worker.workers) + watching;
-            anyhow::Ok(postgres::require_connections(&ground.database, needed).await?)
+            postgres::require_connections(&ground.database, needed).await?;
+            anyhow::Ok(access)
         };
-        tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) }
+        let access = tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
         let wired = wire(&config, &ground.database, config.worker.workers, &shutdown);
         wired.worker.announce().await;
         tracing::info!(event = "working");
@@ -103,8 +122,9 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
             tracing::info!(event = "listening", address = %format!("http://{}", listener.local_addr()?));
         }
         let watched = async {
-            let Some(listener) = listener else { return };
-            http::serve(listener, http::watched_router(wired.service, config.http.access), shutdown.clone()).await;
+            let Some((listener, access)) = listener.zip(access) else { return };
+            let router = http::watched_router(wired.service, access, config.http.rate);
+            http::serve(listener, router, shutdown.clone()).await;
         };
         tokio::join!(watched, wired.worker.run(shutdown.clone()));
         tracing::info!(event = "stopped");

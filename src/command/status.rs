@@ -24,7 +24,7 @@ const SHOWN: u32 = 200;
 /// Prints where consumers stand, and the jobs that are open.
 pub(crate) async fn status(config: &Config, database: &Database, json: bool) -> anyhow::Result<()> {
     let service = wire(config, database, 1, &CancellationToken::new()).service;
-    let consumers = service.consumers(None, SHOWN).await?;
+    let consumers = service.consumers(None, None, SHOWN).await?;
     let mut open = Vec::new();
     for status in [Status::Processing, Status::Pending] {
         open.extend(service.jobs(&Filter { status: Some(status), ..Filter::default() }, SHOWN).await?);

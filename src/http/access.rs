@@ -1,17 +1,29 @@
-//! Who may call while there are no keys: everybody, or callers on this machine.
+//! Who may call, and what: callers on this machine, everybody, or whoever has a key.
 //!
-//! A browser on this machine is a local caller too, whatever page it shows. Two headers that a page can't forge keep pages out:
-//! `Host` names the host that the page thinks it talks to (DNS rebinding), `Origin` the page's own.
+//! While there are no keys, a browser on this machine is a local caller too, whatever page it shows. Two headers that a page can't
+//! forge keep pages out: `Host` names the host that the page thinks it talks to (DNS rebinding), `Origin` the page's own.
+//!
+//! With keys a route that isn't named here wants one. What a key permits is checked here by the route's scope; whose exports it
+//! is for, where a consumer or a job is read from a request (`input`), and in lists.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::Extension;
+use axum::body::{Body, HttpBody};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::request::Parts;
 use axum::http::uri::{Authority, Uri};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use futures_util::StreamExt;
 
 use crate::http::problem::Problem;
+use crate::http::rate::{Limits, Payer, Rate};
+use crate::job::{ConsumerId, Job};
+use crate::key::{Grant, Presented, Scope};
+use crate::service::Service;
 
 /// Who may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,14 +32,152 @@ pub enum Access {
     LocalCallers,
     /// Everybody who reaches the port.
     Everybody,
+    /// Whoever has a key for it.
+    Keys,
 }
 
-/// The layer that refuses whom [`Access`] doesn't let in.
-pub(crate) async fn check(State(access): State<Access>, request: Request, next: Next) -> Result<Response, Problem> {
-    if access == Access::LocalCallers {
+/// What lets requests in.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    access: Access,
+    service: Service,
+    limits: Option<Arc<Limits>>,
+}
+
+impl Door {
+    /// Where there are keys there is a limit.
+    pub(crate) fn new(access: Access, rate: Option<Rate>, service: Service) -> Door {
+        let rate = rate.or((access == Access::Keys).then(Rate::generous));
+        Door { access, service, limits: rate.map(|rate| Arc::new(Limits::new(rate))) }
+    }
+
+    fn charge(&self, payer: Payer) -> Result<(), Problem> {
+        let charged = self.limits.as_ref().map_or(Ok(()), |limits| limits.charge(payer));
+        charged.map_err(Problem::rate_limited)
+    }
+
+    /// The key that a request has, and what it permits.
+    async fn key(&self, headers: &HeaderMap, address: IpAddr) -> Result<(Presented, Arc<Grant>), Problem> {
+        let key = bearer(headers);
+        // Whoever guesses pays by his address, and before anything is looked up.
+        if !key.as_ref().is_ok_and(|key| self.service.knows(key)) {
+            self.charge(Payer::Address(address))?;
+        }
+        let key = key?;
+        let grant = self.service.grant(&key).await?;
+        self.charge(Payer::Key(&grant.prefix))?;
+        Ok((key, grant))
+    }
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// Whose exports a request may see and make.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller(Option<Arc<Grant>>);
+
+impl Caller {
+    /// Refuses what belongs to this consumer, or to none.
+    pub(crate) fn require(&self, consumer: Option<&ConsumerId>) -> Result<(), Problem> {
+        let permitted = self.0.as_ref().is_none_or(|grant| grant.is_for(consumer));
+        if permitted { Ok(()) } else { Err(Problem::consumer_not_allowed(consumer)) }
+    }
+
+    /// The consumers whose exports alone it may see; `None`: all.
+    pub(crate) fn consumers(&self) -> Option<&[ConsumerId]> {
+        self.0.as_ref().and_then(|grant| grant.consumers.as_deref())
+    }
+
+    /// Whether it may see a job.
+    pub(crate) fn sees(&self, job: &Job) -> bool {
+        self.0.as_ref().is_none_or(|grant| grant.is_for(job.consumer.as_ref()))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Caller, Problem> {
+        // Without it nobody has asked for a key.
+        parts.extensions.get().cloned().ok_or_else(Problem::internal)
+    }
+}
+
+/// The layer that refuses whom [`Access`] doesn't let in, and who sends too much.
+pub(crate) async fn check(
+    State(door): State<Door>,
+    peer: Option<Extension<Peer>>,
+    path: Option<MatchedPath>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    // Connections whose other end isn't known share a bucket.
+    let address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |Extension(Peer(address))| address);
+    let path = path.as_ref().map_or("", MatchedPath::as_str);
+    if door.access == Access::LocalCallers {
         check_local(request.uri(), request.headers())?;
     }
-    Ok(next.run(request).await)
+    if is_open(path) || door.access != Access::Keys {
+        if !is_open(path) {
+            door.charge(Payer::Address(address))?;
+        }
+        request.extensions_mut().insert(Caller(None));
+        return Ok(next.run(request).await);
+    }
+    let (key, grant) = door.key(request.headers(), address).await?;
+    tracing::Span::current().record("key", grant.prefix.as_str());
+    let scope = scope_of(request.method(), path);
+    if !grant.allows(scope) {
+        return Err(Problem::scope_missing(scope));
+    }
+    request.extensions_mut().insert(Caller(Some(grant)));
+    let answer = tokio::select! {
+        answer = next.run(request) => answer,
+        () = door.service.gone(&key) => return Err(Problem::key_invalid()),
+    };
+    Ok(while_good(answer, door.service, key))
+}
+
+/// What needs no key: whether it is well, and what it can do.
+fn is_open(path: &str) -> bool {
+    matches!(path, "/health" | "/health/live" | "/health/ready" | "/docs" | "/docs/{*path}" | "/openapi.json")
+}
+
+/// What a key must be for to call a route.
+fn scope_of(method: &Method, path: &str) -> Scope {
+    match (path, method) {
+        ("/metrics" | "/users/{id}", _) => Scope::Admin,
+        (_, &Method::GET | &Method::HEAD) => Scope::Read,
+        _ => Scope::Write,
+    }
+}
+
+/// The key in `Authorization: Bearer` (RFC 6750). It is nowhere else: an address is logged by everybody on the way.
+fn bearer(headers: &HeaderMap) -> Result<Presented, Problem> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = match (values.next(), values.next()) {
+        (None, _) => return Err(Problem::key_required()),
+        (Some(value), None) => value.to_str().unwrap_or_default(),
+        (Some(_), Some(_)) => return Err(Problem::key_invalid()),
+    };
+    let (scheme, key) = value.split_once(' ').unwrap_or((value, ""));
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(Problem::key_required());
+    }
+    key.trim_start_matches(' ').parse().map_err(|_| Problem::key_invalid())
+}
+
+/// An answer that takes its time, as a download or events, breaks off when its key is revoked.
+fn while_good(answer: Response, service: Service, key: Presented) -> Response {
+    if answer.body().size_hint().exact().is_some() {
+        return answer;
+    }
+    answer.map(|body| {
+        let gone = Box::pin(async move { service.gone(&key).await });
+        Body::from_stream(body.into_data_stream().take_until(gone))
+    })
 }
 
 fn check_local(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
@@ -57,6 +207,42 @@ fn is_local(authority: &Authority) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_read_from_one_bearer_header() {
+        let (_, key) = Presented::random();
+        let code = |values: &[&str]| {
+            let values = values.iter().map(|value| (header::AUTHORIZATION, value.parse().unwrap()));
+            bearer(&values.collect()).err().map(|problem| problem.code())
+        };
+        for good in ["Bearer", "bearer", "BEARER", "Bearer "] {
+            assert_eq!(code(&[&format!("{good} {key}")]), None, "{good}");
+        }
+        for none in [&[][..], &[""], &["Basic dXNlcjpwYXNz"], &[&key], &["Bearerer x"]] {
+            assert_eq!(code(none), Some("key_required"), "{none:?}");
+        }
+        let good = format!("Bearer {key}");
+        for bad in [&[&*good, &good][..], &["Bearer"], &["Bearer "], &[&format!("{good} x")], &[&format!("{good}=")]] {
+            assert_eq!(code(bad), Some("key_invalid"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_nobody_has_named_is_not_open() {
+        assert!(is_open("/health/ready") && is_open("/openapi.json"));
+        for path in ["", "/", "/exports", "/metrics", "/health/", "/healthy", "/docs/../exports"] {
+            assert!(!is_open(path), "{path}");
+        }
+        for (method, path, scope) in [
+            (Method::GET, "/metrics", Scope::Admin),
+            (Method::DELETE, "/users/{id}", Scope::Admin),
+            (Method::HEAD, "/exports/{job_id}/download", Scope::Read),
+            (Method::PUT, "/exports/watermark", Scope::Write),
+            (Method::OPTIONS, "/anything", Scope::Write),
+        ] {
+            assert_eq!(scope_of(&method, path), scope, "{method} {path}");
+        }
+    }
 
     fn allowed(host: &[&str], origin: Option<&str>) -> bool {
         let mut headers = HeaderMap::new();

@@ -5,6 +5,7 @@ use axum::extract::{Query, State};
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::catalog::is_name;
+use crate::http::access::Caller;
 use crate::http::exports::{JobBody, rfc3339};
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
@@ -43,12 +44,13 @@ enum Rows {
 /// `GET /consumers`, in the order of their ids.
 pub(crate) async fn list(
     State(service): State<Service>,
+    caller: Caller,
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Page<ConsumerBody>>, Problem> {
     let limit = pages::limit(wanted.limit.as_deref())?;
     let after = wanted.cursor.as_deref().map(place).transpose()?;
     let after = after.as_ref().map(|(consumer, dataset)| (consumer, *dataset));
-    let consumers = service.consumers(after, limit + 1).await?;
+    let consumers = service.consumers(after, caller.consumers(), limit + 1).await?;
     Ok(Json(Page::new(consumers, limit, |(standing, _)| format!("{}/{}", standing.consumer, standing.dataset), body)))
 }
 

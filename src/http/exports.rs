@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::dataset::USERS;
 use crate::dataset::catalog::is_name;
+use crate::http::access::Caller;
 use crate::http::input::{self, Consumer, Key, MaybeConsumer, Members, PathConsumer};
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
@@ -216,11 +217,13 @@ pub(crate) struct Listed {
 /// `GET /exports`: jobs, newest first.
 pub(crate) async fn list(
     State(service): State<Service>,
+    caller: Caller,
     Query(listed): Query<Listed>,
 ) -> Result<Json<Page<JobBody>>, Problem> {
     let limit = pages::limit(listed.limit.as_deref())?;
     let filter = Filter {
         consumer: word("consumer", listed.consumer)?,
+        among: caller.consumers().map(<[_]>::to_vec),
         dataset: listed.dataset.map(dataset).transpose()?,
         export_type: word("exportType", listed.export_type)?,
         status: word("status", listed.status)?,

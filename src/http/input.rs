@@ -14,9 +14,11 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::http::REQUEST_TIMEOUT;
+use crate::http::access::Caller;
 use crate::http::problem::Problem;
 use crate::job::selection::{Condition, Operator};
 use crate::job::{BadIdempotencyKey, ConsumerId, IdempotencyKey, JobId};
+use crate::service::{self, Service};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
 const KEY_HEADER: &str = "Idempotency-Key";
@@ -25,36 +27,42 @@ const MAX_BODY_BYTES: usize = 1_000_000;
 const MOST_NAMES: usize = 1_600;
 const MOST_CONDITIONS: usize = 100;
 
-/// The consumer that the header names, if there is one.
+/// The consumer that the header names, if there is one; one that the caller is allowed.
 pub(crate) struct MaybeConsumer(pub(crate) Option<ConsumerId>);
 
 impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<MaybeConsumer, Problem> {
-        let mut values = parts.headers.get_all(CONSUMER_HEADER).iter();
-        let consumer = match (values.next(), values.next()) {
-            (None, _) => return Ok(MaybeConsumer(None)),
-            (Some(value), None) => consumer(value.to_str().unwrap_or_default(), CONSUMER_HEADER)?,
-            (Some(_), Some(_)) => {
-                return Err(Problem::bad_input("consumer_invalid", CONSUMER_HEADER, "X-Consumer-ID: given twice"));
-            }
-        };
-        Ok(MaybeConsumer(Some(consumer)))
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<MaybeConsumer, Problem> {
+        let consumer = named_consumer(&parts.headers)?;
+        Caller::from_request_parts(parts, state).await?.require(consumer.as_ref())?;
+        Ok(MaybeConsumer(consumer))
     }
 }
 
-/// The consumer that the header names.
+/// The consumer that the header names; one that the caller is allowed.
 pub(crate) struct Consumer(pub(crate) ConsumerId);
 
 impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Consumer, Problem> {
-        let MaybeConsumer(consumer) = MaybeConsumer::from_request_parts(parts, state).await?;
-        consumer.map(Consumer).ok_or_else(|| {
+        let consumer = named_consumer(&parts.headers)?.ok_or_else(|| {
             Problem::bad_input("consumer_required", CONSUMER_HEADER, "X-Consumer-ID: the header is missing")
-        })
+        })?;
+        Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
+        Ok(Consumer(consumer))
+    }
+}
+
+fn named_consumer(headers: &HeaderMap) -> Result<Option<ConsumerId>, Problem> {
+    let mut values = headers.get_all(CONSUMER_HEADER).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => consumer(value.to_str().unwrap_or_default(), CONSUMER_HEADER).map(Some),
+        (Some(_), Some(_)) => {
+            Err(Problem::bad_input("consumer_invalid", CONSUMER_HEADER, "X-Consumer-ID: given twice"))
+        }
     }
 }
 
@@ -79,7 +87,7 @@ impl<S: Sync> FromRequestParts<S> for Key {
     }
 }
 
-/// The consumer that the path names.
+/// The consumer that the path names; one that the caller is allowed.
 pub(crate) struct PathConsumer(pub(crate) ConsumerId);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
@@ -88,7 +96,9 @@ impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<PathConsumer, Problem> {
         // What can't be decoded is no consumer id either.
         let text = PathParameter::from_request_parts(parts, state).await.map(|PathParameter(text)| text);
-        consumer(&text.unwrap_or_default(), "consumer_id").map(PathConsumer)
+        let consumer = consumer(&text.unwrap_or_default(), "consumer_id")?;
+        Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
+        Ok(PathConsumer(consumer))
     }
 }
 
@@ -110,16 +120,22 @@ impl<S: Send + Sync> FromRequestParts<S> for PathParameter {
     }
 }
 
-/// The job that the path names. A malformed id is the id of no job.
+/// The job that the path names. A malformed id is the id of no job, and so is that of one which the caller may not see: nobody
+/// learns whether somebody else's exists.
 pub(crate) struct Job(pub(crate) JobId);
 
-impl<S: Send + Sync> FromRequestParts<S> for Job {
+impl FromRequestParts<Service> for Job {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Job, Problem> {
-        let PathParameter(id) = PathParameter::from_request_parts(parts, state).await?;
-        let id = Uuid::try_parse(&id).map_err(|_| Problem::not_found("there is no export with this id"))?;
-        Ok(Job(id.into()))
+    async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Job, Problem> {
+        let PathParameter(id) = PathParameter::from_request_parts(parts, service).await?;
+        let id = Uuid::try_parse(&id).map_err(|_| service::Error::NoJob)?.into();
+        let caller = Caller::from_request_parts(parts, service).await?;
+        // A job's consumer never changes.
+        if caller.consumers().is_some() && !caller.sees(&service.job(id).await?) {
+            return Err(service::Error::NoJob.into());
+        }
+        Ok(Job(id))
     }
 }
 

@@ -4,12 +4,15 @@
 
 use std::any::Any;
 use std::error::Error as _;
+use std::time::Duration;
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::job::ConsumerId;
+use crate::key::Scope;
 use crate::service;
 
 /// An error answer.
@@ -23,7 +26,12 @@ pub(crate) struct Problem {
     code: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
+    /// A header that the answer has beside it.
+    #[serde(skip)]
+    header: Option<Box<(HeaderName, HeaderValue)>>,
 }
+
+const REALM: &str = "Bearer realm=\"cdc-export\"";
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Problem {
@@ -34,7 +42,19 @@ impl Problem {
             detail: detail.into(),
             code,
             field: None,
+            header: None,
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    fn with(mut self, name: HeaderName, value: String) -> Problem {
+        let value = value.parse().expect("our words and numbers are valid header values");
+        self.header = Some(Box::new((name, value)));
+        self
     }
 
     fn about(mut self, field: impl Into<String>) -> Problem {
@@ -60,6 +80,42 @@ impl Problem {
     pub(crate) fn origin_refused() -> Problem {
         let detail = "a web page of another origin may not call this service";
         Problem::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail).about("Origin")
+    }
+
+    pub(crate) fn key_required() -> Problem {
+        let detail = "a key is needed, as Authorization: Bearer cdcx_…";
+        Problem::new(StatusCode::UNAUTHORIZED, "key_required", detail)
+            .about("Authorization")
+            .with(header::WWW_AUTHENTICATE, REALM.to_owned())
+    }
+
+    /// Says the same of all keys that aren't good: who guesses shall not learn whether he comes nearer.
+    pub(crate) fn key_invalid() -> Problem {
+        Problem::new(StatusCode::UNAUTHORIZED, "key_invalid", service::Error::NoKey.to_string())
+            .about("Authorization")
+            .with(header::WWW_AUTHENTICATE, format!("{REALM}, error=\"invalid_token\""))
+    }
+
+    pub(crate) fn scope_missing(scope: Scope) -> Problem {
+        Problem::new(StatusCode::FORBIDDEN, "scope_missing", format!("this key is not for that: it lacks {scope}"))
+            .about("Authorization")
+            .with(header::WWW_AUTHENTICATE, format!("{REALM}, error=\"insufficient_scope\", scope=\"{scope}\""))
+    }
+
+    /// The consumer is the caller's own word, so it tells him nothing.
+    pub(crate) fn consumer_not_allowed(consumer: Option<&ConsumerId>) -> Problem {
+        let detail = match consumer {
+            Some(consumer) => format!("this key is not for the consumer {consumer}"),
+            None => "this key is for certain consumers: name one by X-Consumer-ID".to_owned(),
+        };
+        Problem::new(StatusCode::FORBIDDEN, "consumer_not_allowed", detail).about("X-Consumer-ID")
+    }
+
+    pub(crate) fn rate_limited(wait: Duration) -> Problem {
+        let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
+        let detail = format!("too many requests: the next one in {seconds} s");
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
+            .with(header::RETRY_AFTER, seconds.to_string())
     }
 
     pub(crate) fn not_found(detail: &str) -> Problem {
@@ -103,20 +159,24 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
     }
 
-    fn internal() -> Problem {
+    pub(crate) fn internal() -> Problem {
         let detail = "the service failed; its log has the cause under this answer's X-Request-Id";
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
     }
 }
 
 impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+    fn into_response(mut self) -> Response {
+        let own = self.header.take();
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        if let Some((name, value)) = own.map(|header| *header) {
+            headers.insert(name, value);
         }
         response
     }
@@ -146,6 +206,7 @@ impl From<service::Error> for Problem {
                 tracing::error!(event = "output_failed", error = %cause, cause = cause.source());
                 Problem::unavailable("output_failed", detail)
             }
+            Error::NoKey => Problem::key_invalid(),
             Error::NoJob | Error::NoUser => Problem::not_found(&detail),
             Error::NoDataset(_) => Problem::new(StatusCode::NOT_FOUND, "no_dataset", detail).about("dataset"),
             Error::NoTimes(_) => Problem::new(StatusCode::CONFLICT, "no_updated_at", detail).about("lastExportedAt"),

@@ -11,7 +11,7 @@ use crate::job::selection::Selection;
 use crate::job::{Failure, Filter, Findings, Job, JobId, Request, Status};
 use crate::store::files::{names_taken, numbered};
 use crate::store::queue::Lease;
-use crate::store::{CHANNEL, Error, Store, watermarks};
+use crate::store::{CHANNEL, Error, Store, keys::texts, watermarks};
 use crate::watermark::{Position, Standpoint};
 
 /// The columns of [`JobRow`], in every statement that returns one. A completed job whose file has no name yet is shown as it
@@ -259,6 +259,7 @@ impl Store {
               where ($1::text is null or e.consumer_id = $1) and ($2::text is null or e.dataset = $2)
                 and ($3::text is null or e.export_type = $3)
                 and ($4::timestamptz is null or (e.created_at, e.id) < ($4, $5))
+                and ($8::text[] is null or e.consumer_id = any ($8))
               order by e.created_at desc, e.id desc) e
              where $6::text is null or e.status = $6
              limit $7"
@@ -270,6 +271,7 @@ impl Store {
         .bind(filter.before.map(|(_, id)| id.as_uuid()))
         .bind(filter.status.map(|s| s.as_str()))
         .bind(i64::from(limit))
+        .bind(texts(filter.among.as_deref()))
         .fetch_all(conn.get())
         .await?;
         conn.give_back();

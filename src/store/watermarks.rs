@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use sqlx::{Connection, PgConnection, Postgres};
 
 use crate::job::{ConsumerId, ExportType};
-use crate::store::{Error, Store};
+use crate::store::{Error, Store, keys::texts};
 use crate::watermark::{Position, Standpoint, Watermark};
 
 impl Store {
@@ -49,22 +49,29 @@ pub struct Place {
 
 impl Store {
     /// The places of everybody who has a watermark or ever asked for an export, by consumer and dataset, `limit` of them at most,
-    /// those after `after`.
+    /// those after `after`, and of the consumers `among`, if that is said.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn places(&self, after: Option<(&ConsumerId, &str)>, limit: u32) -> Result<Vec<Place>, Error> {
+    pub async fn places(
+        &self,
+        after: Option<(&ConsumerId, &str)>,
+        among: Option<&[ConsumerId]>,
+        limit: u32,
+    ) -> Result<Vec<Place>, Error> {
         let mut conn = self.connection().await?;
         let rows: Vec<(String, String, Option<DateTime<Utc>>)> = sqlx::query_as(
             "-- store.watermarks.places
              select k.consumer_id, k.dataset, w.last_exported_at
              from (
                (select consumer_id, dataset from watermarks
-                where $1::text is null or (consumer_id, dataset) > ($1, $2) order by 1, 2 limit $3)
+                where ($1::text is null or (consumer_id, dataset) > ($1, $2))
+                  and ($4::text[] is null or consumer_id = any ($4)) order by 1, 2 limit $3)
                union
                -- Exports without a consumer have a row too, under a name that no consumer has.
                (select consumer_id, dataset from cdc_export.lanes
-                where consumer_id <> '' and ($1::text is null or (consumer_id, dataset) > ($1, $2)) order by 1, 2 limit $3)
+                where consumer_id <> '' and ($1::text is null or (consumer_id, dataset) > ($1, $2))
+                  and ($4::text[] is null or consumer_id = any ($4)) order by 1, 2 limit $3)
                order by 1, 2 limit $3) k
              left join watermarks w using (consumer_id, dataset)
              order by 1, 2",
@@ -72,6 +79,7 @@ impl Store {
         .bind(after.map(|(consumer, _)| consumer.as_str()))
         .bind(after.map(|(_, dataset)| dataset))
         .bind(i64::from(limit))
+        .bind(texts(among))
         .fetch_all(conn.get())
         .await?;
         conn.give_back();

@@ -39,6 +39,8 @@ mod http;
 #[cfg(test)]
 mod jobs;
 #[cfg(test)]
+mod keys;
+#[cfg(test)]
 mod lanes;
 #[cfg(test)]
 mod large;

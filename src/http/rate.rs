@@ -1,0 +1,165 @@
+//! How many requests a caller may send: a bucket for each key, and for each address where there is none.
+//!
+//! A bucket of `600/min` holds 600 requests and fills up by ten a second. It is this process's alone. The `governor` crate counts,
+//! directly: its tower layer would want to know who calls from the request alone, before any key is looked up, and a key that
+//! turns out to be nobody's is its address's to pay for.
+
+use std::fmt::{self, Debug};
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use governor::clock::Clock;
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use crate::key::Prefix;
+
+/// Buckets that are not full, of addresses; those that come on top share one.
+const MOST_BUCKETS: usize = 50_000;
+/// Buckets that have filled up are forgotten every so many requests.
+const FORGET_EVERY: u32 = 1_024;
+
+/// So many requests in a second, a minute or an hour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(Quota);
+
+/// A text that is no rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a number of requests as 10/s, 600/min or 5000/h")]
+pub struct NotARate;
+
+impl FromStr for Rate {
+    type Err = NotARate;
+
+    fn from_str(text: &str) -> Result<Rate, NotARate> {
+        let (number, unit) = text.split_once('/').ok_or(NotARate)?;
+        // More than a million of them are no limit, and no interval that a clock could tell.
+        let number: NonZeroU32 = number.trim().parse().map_err(|_| NotARate)?;
+        if number.get() > 1_000_000 {
+            return Err(NotARate);
+        }
+        match unit.trim() {
+            "s" | "sec" | "second" => Ok(Rate(Quota::per_second(number))),
+            "min" | "minute" => Ok(Rate(Quota::per_minute(number))),
+            "h" | "hour" => Ok(Rate(Quota::per_hour(number))),
+            _ => Err(NotARate),
+        }
+    }
+}
+
+impl Rate {
+    /// What no client of good will comes near: 100 requests a second, 6,000 at once.
+    pub fn generous() -> Rate {
+        Rate(Quota::per_minute(NonZeroU32::new(6_000).expect("it is not zero")))
+    }
+}
+
+/// Who pays for a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Payer<'a> {
+    /// A key that is good.
+    Key(&'a Prefix),
+    /// The other end of the connection.
+    Address(IpAddr),
+}
+
+/// The buckets.
+pub(crate) struct Limits {
+    keys: Buckets<Prefix>,
+    addresses: Buckets<IpAddr>,
+}
+
+impl Debug for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Limits")
+    }
+}
+
+struct Buckets<K: Hash + Eq + Clone> {
+    limiter: DefaultKeyedRateLimiter<K>,
+    charged: AtomicU32,
+}
+
+impl<K: Hash + Eq + Clone> Buckets<K> {
+    fn new(Rate(quota): Rate) -> Buckets<K> {
+        Buckets { limiter: RateLimiter::keyed(quota), charged: AtomicU32::new(0) }
+    }
+
+    /// Takes a request out of a bucket; `Err`: it is empty for so long.
+    fn charge(&self, whose: &K) -> Result<(), Duration> {
+        if self.charged.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
+            self.limiter.retain_recent();
+        }
+        self.limiter.check_key(whose).map_err(|until| until.wait_time_from(self.limiter.clock().now()))
+    }
+}
+
+impl Limits {
+    pub(crate) fn new(rate: Rate) -> Limits {
+        Limits { keys: Buckets::new(rate), addresses: Buckets::new(rate) }
+    }
+
+    /// Takes a request out of somebody's bucket; `Err`: it is empty for so long.
+    pub(crate) fn charge(&self, payer: Payer) -> Result<(), Duration> {
+        match payer {
+            // There are no more of them than were made.
+            Payer::Key(prefix) => self.keys.charge(prefix),
+            Payer::Address(_) if self.addresses.limiter.len() >= MOST_BUCKETS => {
+                self.addresses.charge(&Ipv6Addr::UNSPECIFIED.into())
+            }
+            Payer::Address(address) => self.addresses.charge(&whose(address)),
+        }
+    }
+}
+
+/// Whose an address is: in IPv6 a host has all of a /64.
+fn whose(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read_strictly() {
+        let minute = |number| Ok(Rate(Quota::per_minute(NonZeroU32::new(number).unwrap())));
+        assert_eq!("600/min".parse(), minute(600));
+        assert_eq!("600 / minute".parse(), minute(600));
+        for good in ["1/s", "10/sec", "1000000/s", "5000/h", "1/hour"] {
+            assert!(good.parse::<Rate>().is_ok(), "{good}");
+        }
+        for bad in ["", "600", "0/min", "-1/s", "1.5/s", "1000001/s", "4294967296/s", "1/day", "/min", "1/"] {
+            assert_eq!(bad.parse::<Rate>(), Err(NotARate), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_is_its_owners() {
+        let limits = Limits::new("2/h".parse().unwrap());
+        let charge = |address: &str| limits.charge(Payer::Address(address.parse().unwrap())).is_ok();
+        assert!(charge("10.0.0.1") && charge("::ffff:10.0.0.1") && !charge("10.0.0.1"));
+        assert!(charge("10.0.0.2"));
+        assert!(charge("2001:db8::1") && charge("2001:db8::2") && !charge("2001:db8::3"), "of one /64");
+        assert!(charge("2001:db8:0:1::1"));
+        let prefix = Prefix::stored("10.0.0.1".to_owned());
+        assert!(limits.charge(Payer::Key(&prefix)).is_ok(), "a key has one of its own");
+        let wait = limits.charge(Payer::Address("10.0.0.1".parse().unwrap())).unwrap_err();
+        assert!((1_700..=1_800).contains(&wait.as_secs()), "{wait:?}");
+    }
+
+    #[test]
+    fn buckets_are_bounded() {
+        let limits = Limits::new("2/h".parse().unwrap());
+        for n in 0..MOST_BUCKETS as u32 + 5_000 {
+            let _ = limits.charge(Payer::Address(IpAddr::V4(n.into())));
+        }
+        assert!(limits.addresses.limiter.len() <= MOST_BUCKETS + 1);
+    }
+}

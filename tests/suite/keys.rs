@@ -1,0 +1,681 @@
+//! Keys: who gets in with one, whose exports it opens, and for how long.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::join_all;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use reqwest::header::{HeaderMap, HeaderValue};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Executor, PgPool};
+
+use crate::harness::{Database, Service, Start, eventually, refusal};
+
+const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
+/// Every route that wants a key, and the scope that it wants.
+const ROUTES: [(&str, &str, &str); 19] = [
+    ("POST", "/exports", "export:write"),
+    ("GET", "/exports", "export:read"),
+    ("POST", "/exports/full", "export:write"),
+    ("POST", "/exports/incremental", "export:write"),
+    ("POST", "/exports/delta", "export:write"),
+    ("POST", "/export/a", "export:write"),
+    ("GET", "/exports/watermark", "export:read"),
+    ("PUT", "/exports/watermark", "export:write"),
+    ("DELETE", "/exports/watermark", "export:write"),
+    ("GET", "/consumers", "export:read"),
+    ("GET", "/datasets", "export:read"),
+    ("GET", "/datasets/users", "export:read"),
+    ("GET", "/exports/{id}", "export:read"),
+    ("GET", "/exports/{id}/events", "export:read"),
+    ("GET", "/exports/{id}/download", "export:read"),
+    ("DELETE", "/exports/{id}", "export:write"),
+    ("POST", "/exports/{id}/cancel", "export:write"),
+    ("POST", "/exports/{id}/retry", "export:write"),
+    ("DELETE", "/users/1", "admin"),
+];
+
+/// `cdc-export keys …` on a database: exit code, what it printed, what it said.
+async fn keys(database: &Database, arguments: &[&str]) -> (i32, String, String) {
+    Start::on(database).arguments(&[&["keys"], arguments].concat()).output().await
+}
+
+/// A new key, as `keys create` shows it.
+async fn create(database: &Database, name: &str, more: &[&str]) -> Value {
+    let (code, printed, said) = keys(database, &[&["create", "--json", "--name", name], more].concat()).await;
+    assert_eq!(code, 0, "{said}");
+    serde_json::from_str(&printed).unwrap()
+}
+
+/// A new key for these scopes and consumers, as a header's value.
+async fn bearer(database: &Database, name: &str, scopes: &[&str], consumers: &[&str]) -> String {
+    let scopes = scopes.iter().flat_map(|scope| ["--scope", scope]);
+    let more: Vec<_> = scopes.chain(consumers.iter().flat_map(|id| ["--consumer", id])).collect();
+    format!("Bearer {}", create(database, name, &more).await["key"].as_str().unwrap())
+}
+
+async fn revoke(database: &Database, name: &str) {
+    let (code, _, said) = keys(database, &["revoke", name]).await;
+    assert_eq!((code, said.as_str()), (0, ""));
+}
+
+/// A service that wants keys, with a key that may do everything in its client.
+async fn service(database: &Database) -> Service {
+    served(Start::on(database).with("AUTH", "keys"), database).await
+}
+
+async fn served(start: Start, database: &Database) -> Service {
+    let name = format!("all {}", uuid::Uuid::new_v4());
+    let all = bearer(database, &name, &["admin"], &[]).await;
+    let mut service = start.service().await;
+    let headers = HeaderMap::from_iter([(reqwest::header::AUTHORIZATION, HeaderValue::from_str(&all).unwrap())]);
+    service.client = reqwest::Client::builder().default_headers(headers).build().unwrap();
+    service
+}
+
+async fn call_as(service: &Service, key: &str, method: &str, path: &str) -> reqwest::Response {
+    service.call(method, path, &[("Authorization", key)]).await
+}
+
+async fn call_for(service: &Service, key: &str, consumer: &str, method: &str, path: &str) -> reqwest::Response {
+    service.call(method, path, &[("Authorization", key), ("X-Consumer-ID", consumer)]).await
+}
+
+/// A request with these headers and no others.
+async fn call_plainly(service: &Service, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
+    let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+    let mut request = reqwest::Client::new().request(method, format!("{}{path}", service.address));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.send().await.unwrap()
+}
+
+/// That a call was refused for want of a good key: what it is challenged with.
+async fn challenged(answer: reqwest::Response, code: &str) -> String {
+    let challenge = answer.headers()["WWW-Authenticate"].to_str().unwrap().to_owned();
+    assert_eq!(answer.headers()["Content-Type"], "application/problem+json");
+    assert_eq!(refusal(answer).await, (401, code.to_owned()));
+    challenge
+}
+
+#[tokio::test]
+async fn a_key_is_shown_once_and_only_its_sha256_is_kept() {
+    let database = Database::new().await;
+    let made = create(&database, "search", &["--consumer", "a", "--consumer", "b", "--expires", "90d"]).await;
+    let key = made["key"].as_str().unwrap();
+    let [mark, prefix, secret] = key.split('_').collect::<Vec<_>>()[..] else { panic!("{key}") };
+    assert_eq!((mark, prefix.len(), secret.len()), ("cdcx", 12, 64));
+    assert_eq!(
+        (&made["prefix"], &made["name"], &made["consumers"], &made["scopes"]),
+        (&json!(prefix), &json!("search"), &json!(["a", "b"]), &json!(["export:read", "export:write"]))
+    );
+    let hash: String = database.one("select encode(hash, 'hex') from cdc_export.keys").await;
+    assert_eq!(hash, database.one::<String>(&format!("select encode(sha256('{key}'), 'hex')")).await);
+    let row: String = database.one("select k::text from cdc_export.keys k").await;
+    assert!(row.contains(prefix) && !row.contains(secret), "{row}");
+
+    let (_, json, _) = keys(&database, &["list", "--json"]).await;
+    let (_, table, _) = keys(&database, &["list"]).await;
+    for listed in [&json, &table] {
+        assert!(listed.contains(prefix) && !listed.contains(secret) && !listed.contains(&hash), "{listed}");
+    }
+    let mut listed = serde_json::from_str::<Value>(&json).unwrap()["keys"][0].clone();
+    listed["key"] = key.into();
+    assert_eq!(listed, made);
+    // For a script, the key alone is on standard output.
+    let (_, printed, said) = keys(&database, &["create", "--name", "other"]).await;
+    assert!(printed.starts_with("cdcx_") && printed.trim_end().len() == key.len(), "{printed}");
+    assert!(said.contains("only time") && !said.contains(printed.trim_end()), "{said}");
+}
+
+#[tokio::test]
+async fn a_name_is_one_keys_alone_until_it_is_revoked() {
+    let database = Database::new().await;
+    let first = create(&database, "search", &[]).await;
+    let (code, printed, said) = keys(&database, &["create", "--name", "search"]).await;
+    assert_eq!((code, printed.as_str(), said.lines().count()), (1, "", 1), "{said}");
+    revoke(&database, "search").await;
+    let second = create(&database, "search", &[]).await;
+    assert_ne!(first["prefix"], second["prefix"]);
+    revoke(&database, second["prefix"].as_str().unwrap()).await;
+    // Where a key leaked it may be all that one has.
+    let third = create(&database, "search", &[]).await;
+    revoke(&database, third["key"].as_str().unwrap()).await;
+
+    for gone in ["search", "nobody", third["key"].as_str().unwrap()] {
+        let (code, _, said) = keys(&database, &["revoke", gone]).await;
+        assert!(code == 1 && said.lines().count() == 1, "{said}");
+        assert!(!said.contains(third["key"].as_str().unwrap()), "{said}");
+    }
+    let (_, listed, _) = keys(&database, &["list", "--json"]).await;
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    assert!(listed["keys"].as_array().unwrap().iter().all(|key| key["status"] == "revoked"), "{listed}");
+    for bad in [
+        &["create"][..],
+        &["create", "--name", ""],
+        &["create", "--name", "cdcx_0"],
+        &["create", "--name", "x", "--scope", "root"],
+        &["create", "--name", "x", "--consumer", "a b"],
+        &["create", "--name", "x", "--expires", "0s"],
+        &["create", "--name", "x", "--expires", "soon"],
+        &["revoke"],
+    ] {
+        assert_eq!(keys(&database, bad).await.0, 2, "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_route_but_health_wants_a_key() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let others = [("GET", "/nowhere", ""), ("GET", "/", ""), ("GET", "/metrics", ""), ("PATCH", "/exports", "")];
+    for (method, path, _) in ROUTES.iter().chain(&others) {
+        let path = path.replace("{id}", UNKNOWN_JOB);
+        let answer = call_plainly(&service, method, &path, &[("X-Consumer-ID", "a")]).await;
+        assert!(answer.headers().contains_key("X-Request-Id"));
+        let challenge = challenged(answer, "key_required").await;
+        assert_eq!(challenge, "Bearer realm=\"cdc-export\"", "{method} {path}");
+    }
+    for path in ["/health", "/health/live", "/health/ready"] {
+        assert_eq!(call_plainly(&service, "GET", path, &[]).await.status(), 200, "{path}");
+    }
+    assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
+    // Whoever has a key may come from anywhere: there is nothing that a web page could send by itself.
+    let key = bearer(&database, "x", &["export:read"], &[]).await;
+    let headers = [("Authorization", &*key), ("Host", "example.com"), ("Origin", "https://example.com")];
+    assert_eq!(call_plainly(&service, "GET", "/exports", &headers).await.status(), 200);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn keys_that_are_no_good_are_told_apart_by_nobody() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let good = bearer(&database, "good", &[], &[]).await;
+    let revoked = bearer(&database, "revoked", &[], &[]).await;
+    let expired = bearer(&database, "expired", &[], &[]).await;
+    revoke(&database, "revoked").await;
+    database.run("update cdc_export.keys set expires_at = clock_timestamp() where name = 'expired'").await;
+    let wrong_secret = format!("{}{}", &good[..good.len() - 64], &revoked[revoked.len() - 64..]);
+    let unknown = format!("Bearer cdcx_000000000000_{}", &good[good.len() - 64..]);
+    assert_eq!(call_as(&service, &good, "GET", "/exports").await.status(), 200);
+    let mut answers = Vec::new();
+    for bad in [&revoked, &expired, &wrong_secret, &unknown, "Bearer x", "Bearer ", "Bearer cdcx_"] {
+        let answer = call_plainly(&service, "GET", "/exports", &[("Authorization", bad)]).await;
+        assert_eq!(answer.headers()["WWW-Authenticate"], "Bearer realm=\"cdc-export\", error=\"invalid_token\"");
+        assert_eq!(answer.status(), 401);
+        answers.push(answer.text().await.unwrap());
+    }
+    answers.dedup();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert!(answers[0].contains("\"key_invalid\""), "{answers:?}");
+
+    let twice = [("Authorization", &*good), ("Authorization", &*good)];
+    challenged(call_plainly(&service, "GET", "/exports", &twice).await, "key_invalid").await;
+    challenged(call_plainly(&service, "GET", "/exports", &[("Authorization", "Basic Og==")]).await, "key_required")
+        .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_in_a_url_opens_nothing() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let key = bearer(&database, "x", &[], &[]).await.replace("Bearer ", "");
+    for name in ["access_token", "key", "api_key", "token"] {
+        let answer = call_plainly(&service, "GET", &format!("/exports?{name}={key}"), &[]).await;
+        challenged(answer, "key_required").await;
+    }
+    service.stop().await;
+}
+
+#[test]
+fn no_mutated_key_gets_in() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let database = runtime.block_on(Database::new());
+    let service = runtime.block_on(service(&database));
+    let key = runtime.block_on(bearer(&database, "x", &[], &[])).replace("Bearer ", "");
+    let get = |key: &str| {
+        let key = format!("Bearer {key}");
+        runtime.block_on(call_plainly(&service, "GET", "/exports", &[("Authorization", &key)])).status().as_u16()
+    };
+    assert_eq!(get(&key), 200);
+    let mut runner = TestRunner::new(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() });
+    let mutation = (0..key.len(), "[!-~]", 0..4);
+    runner
+        .run(&mutation, |(at, other, how)| {
+            let mut letters: Vec<char> = key.chars().collect();
+            let other = other.chars().next().unwrap();
+            match how {
+                0 => letters[at] = other,
+                1 => letters.insert(at, other),
+                2 => drop(letters.remove(at)),
+                _ => letters[at] = letters[at].to_ascii_uppercase(),
+            }
+            let mutated: String = letters.into_iter().collect();
+            prop_assert_eq!(get(&mutated), if mutated == key { 200 } else { 401 });
+            Ok(())
+        })
+        .unwrap();
+    runtime.block_on(service.stop());
+}
+
+#[tokio::test]
+async fn a_scope_permits_its_own_routes() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let read = bearer(&database, "read", &["export:read"], &[]).await;
+    let write = bearer(&database, "write", &["export:write"], &[]).await;
+    let both = bearer(&database, "both", &[], &[]).await;
+    let admin = bearer(&database, "admin", &["admin"], &[]).await;
+    for (method, path, scope) in ROUTES {
+        let path = path.replace("{id}", UNKNOWN_JOB);
+        for (key, permitted) in [
+            (&read, scope == "export:read"),
+            (&write, scope == "export:write"),
+            (&both, scope != "admin"),
+            (&admin, true),
+        ] {
+            let answer = call_for(&service, key, "a", method, &path).await;
+            if permitted {
+                assert!(![401, 403].contains(&answer.status().as_u16()), "{method} {path}");
+                continue;
+            }
+            let challenge = format!("Bearer realm=\"cdc-export\", error=\"insufficient_scope\", scope=\"{scope}\"");
+            assert_eq!(answer.headers()["WWW-Authenticate"], challenge, "{method} {path}");
+            assert_eq!(refusal(answer).await, (403, "scope_missing".to_owned()));
+        }
+    }
+    assert_eq!(call_as(&service, &read, "HEAD", "/exports").await.status(), 200);
+    // An encoded path leads nowhere, rather than past the scope.
+    assert_eq!(call_as(&service, &both, "DELETE", "/%75sers/1").await.status(), 404);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_bound_key_is_for_its_consumers_only() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let key = bearer(&database, "a", &["admin"], &["a", "team:1"]).await;
+    let for_a_consumer = ROUTES
+        .iter()
+        .filter(|(_, path, _)| path.starts_with("/exports") && !path.contains("{id}") || path.starts_with("/export/"));
+    for (method, path, _) in for_a_consumer {
+        if (*method, *path) == ("GET", "/exports") {
+            continue;
+        }
+        for (consumer, permitted) in [("a", true), ("team:1", true), ("A", false), ("b", false)] {
+            let path = path.replace("/export/a", &format!("/export/{consumer}"));
+            let answer = call_for(&service, &key, consumer, method, &path).await;
+            if permitted {
+                assert_ne!(answer.status(), 403, "{method} {path}");
+            } else {
+                assert_eq!(refusal(answer).await, (403, "consumer_not_allowed".to_owned()), "{method} {path}");
+            }
+        }
+    }
+    // The path counts, not a header beside it.
+    let answer = call_for(&service, &key, "a", "POST", "/export/b").await;
+    assert_eq!(refusal(answer).await, (403, "consumer_not_allowed".to_owned()));
+    let ad_hoc = call_as(&service, &key, "POST", "/exports").await;
+    assert_eq!(refusal(ad_hoc).await, (403, "consumer_not_allowed".to_owned()), "an export without a consumer");
+    let made: Vec<Option<String>> = database.one("select array_agg(distinct consumer_id) from exports").await;
+    assert_eq!(made, [Some("a".to_owned()), Some("team:1".to_owned())]);
+
+    let unbound = bearer(&database, "unbound", &[], &[]).await;
+    assert_eq!(call_as(&service, &unbound, "POST", "/exports").await.status(), 202);
+    assert_eq!(call_for(&service, &unbound, "b", "POST", "/exports/full").await.status(), 202);
+    service.stop().await;
+}
+
+/// All that an answer says, but for its time and its request's id.
+async fn said(answer: reqwest::Response) -> (u16, BTreeMap<String, String>, String) {
+    let mut headers = BTreeMap::new();
+    for (name, value) in answer.headers() {
+        headers.insert(name.to_string(), value.to_str().unwrap().to_owned());
+    }
+    headers.retain(|name, _| !["date", "x-request-id"].contains(&name.as_str()));
+    (answer.status().as_u16(), headers, answer.text().await.unwrap())
+}
+
+#[tokio::test]
+async fn anothers_job_answers_as_one_that_does_not_exist() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = service(&database).await;
+    let (of_b, _) = service.export("full", "b").await;
+    let ad_hoc: Value = service.call("POST", "/exports", &[]).await.json().await.unwrap();
+    let (of_a, _) = service.export("full", "a").await;
+    let [of_a, of_b, ad_hoc] = [&of_a, &of_b, &ad_hoc].map(|job| job["jobId"].as_str().unwrap());
+    service.ended(ad_hoc).await;
+    let key = bearer(&database, "a", &["admin"], &["a"]).await;
+    for (method, path) in [
+        ("GET", "/exports/{id}"),
+        ("GET", "/exports/{id}?wait=1"),
+        ("GET", "/exports/{id}?wait=x"),
+        ("GET", "/exports/{id}/events"),
+        ("GET", "/exports/{id}/download"),
+        ("HEAD", "/exports/{id}/download"),
+        ("POST", "/exports/{id}/cancel"),
+        ("POST", "/exports/{id}/retry"),
+        ("DELETE", "/exports/{id}"),
+        ("PATCH", "/exports/{id}"),
+    ] {
+        // A header that is bad anyhow must not make a difference either.
+        for more in [("Idempotency-Key", "k"), ("Idempotency-Key", ""), ("Range", "bytes=9999-")] {
+            let ask = async |id: &str| {
+                let headers = [("Authorization", &*key), more];
+                said(service.call(method, &path.replace("{id}", id), &headers).await).await
+            };
+            let nobodys = ask(UNKNOWN_JOB).await;
+            assert_eq!(nobodys.0, if method == "PATCH" { 405 } else { 404 });
+            assert_eq!(ask(of_b).await, nobodys, "{method} {path}");
+            assert_eq!(ask(ad_hoc).await, nobodys, "{method} {path}");
+        }
+        if method != "DELETE" {
+            let own = call_as(&service, &key, method, &path.replace("{id}", of_a)).await;
+            assert_ne!(own.status(), 404, "{method} {path}");
+        }
+    }
+    assert_eq!(service.call("GET", &format!("/exports/{of_b}/download"), &[]).await.status(), 200, "it is still there");
+    service.stop().await;
+}
+
+/// A list's items, page by page.
+async fn pages(service: &Service, key: &str, path: &str, limit: usize) -> Vec<Value> {
+    let (mut items, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let and = if path.contains('?') { '&' } else { '?' };
+        let page = call_as(service, key, "GET", &format!("{path}{and}limit={limit}{cursor}")).await;
+        assert_eq!(page.status(), 200);
+        let page: Value = page.json().await.unwrap();
+        let rows = page["items"].as_array().unwrap();
+        items.extend(rows.iter().cloned());
+        let Some(next) = page["nextCursor"].as_str() else { return items };
+        assert_eq!(rows.len(), limit, "only the last page may be short");
+        cursor = format!("&cursor={next}");
+    }
+}
+
+#[tokio::test]
+async fn lists_show_a_bound_key_its_own_consumers_page_by_page() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    for n in 0..3 {
+        for consumer in ["a", "b", "c", "d"] {
+            service.submit(["full", "delta", "incremental"][n], consumer).await;
+        }
+        assert_eq!(service.call("POST", "/exports", &[]).await.status(), 202);
+    }
+    let key = bearer(&database, "x", &["admin"], &["b", "d", "nobody"]).await;
+    for limit in [1, 2, 5, 200] {
+        let jobs = pages(&service, &key, "/exports", limit).await;
+        let consumers: Vec<_> = jobs.iter().map(|job| job["consumerId"].as_str().unwrap()).collect();
+        assert_eq!(consumers, ["d", "b", "d", "b", "d", "b"], "{limit}");
+        let deltas = pages(&service, &key, "/exports?exportType=delta", limit).await;
+        assert_eq!(deltas.len(), 2);
+        let standings = pages(&service, &key, "/consumers", limit).await;
+        let consumers: Vec<_> = standings.iter().map(|standing| standing["consumerId"].as_str().unwrap()).collect();
+        assert_eq!(consumers, ["b", "d"], "{limit}");
+    }
+    for (path, count) in [("/exports?consumer=b", 3), ("/exports?consumer=a", 0), ("/exports?consumer=nobody", 0)] {
+        assert_eq!(pages(&service, &key, path, 200).await.len(), count, "{path}");
+    }
+    let all = bearer(&database, "all", &[], &[]).await;
+    assert_eq!(pages(&service, &all, "/exports", 200).await.len(), 15);
+    assert_eq!(pages(&service, &all, "/consumers", 200).await.len(), 4);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_refused_while_requests_run() {
+    let database = Database::new().await;
+    let services = [service(&database).await, service(&database).await];
+    let key = bearer(&database, "leaked", &[], &[]).await;
+    let (good, requests) = (AtomicUsize::new(0), 16);
+    let until_refused = (0..requests).map(|n| {
+        let (service, key, good) = (&services[n % 2], &key, &good);
+        async move {
+            eventually("the key is refused", async || {
+                let answer = call_as(service, key, "GET", "/exports?limit=1").await;
+                match answer.status().as_u16() {
+                    200 => {
+                        good.fetch_add(1, Ordering::Relaxed);
+                        None
+                    }
+                    status => Some((status, refusal(answer).await.1)),
+                }
+            })
+            .await
+        }
+    });
+    let revoked = async {
+        eventually("requests run", async || (good.load(Ordering::Relaxed) > 100).then_some(())).await;
+        revoke(&database, "leaked").await;
+    };
+    let (refusals, ()) = tokio::join!(join_all(until_refused), revoked);
+    assert!(refusals.iter().all(|refusal| *refusal == (401, "key_invalid".to_owned())), "{refusals:?}");
+    for service in services {
+        assert_eq!(call_as(&service, &key, "GET", "/exports").await.status(), 401, "and stays refused");
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_key_ends_what_it_waits_for() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let held = database.hold_exports().await;
+    let id = service.submit("full", "a").await;
+    let key = bearer(&database, "leaked", &[], &[]).await;
+    let events = call_as(&service, &key, "GET", &format!("/exports/{id}/events")).await;
+    assert_eq!(events.status(), 200);
+    let path = format!("/exports/{id}?wait=60");
+    let (waited, events, ()) =
+        tokio::join!(call_as(&service, &key, "GET", &path), events.text(), revoke(&database, "leaked"));
+    assert_eq!(refusal(waited).await, (401, "key_invalid".to_owned()));
+    let events = events.expect("the stream ends in order");
+    assert!(events.starts_with("event: job\n") && !events.contains("event: completed"), "{events}");
+    held.rollback().await.unwrap();
+    assert_eq!(service.ended(&id).await["status"], "completed");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_revoked_key_breaks_its_download_off() {
+    let database = Database::new().await;
+    // More than the sockets take while nobody reads.
+    database
+        .run(
+            "insert into users (name, email, created_at, updated_at)
+             select repeat('x', 250), n || repeat('y', 200), now(), now() from generate_series(1, 80000) n",
+        )
+        .await;
+    let service = service(&database).await;
+    let (job, _) = service.export("full", "a").await;
+    let key = bearer(&database, "leaked", &[], &[]).await;
+    let path = format!("/exports/{}/download", job["jobId"].as_str().unwrap());
+    let mut download = call_as(&service, &key, "GET", &path).await;
+    assert_eq!(download.status(), 200);
+    revoke(&database, "leaked").await;
+    let refused = async || (call_as(&service, &key, "GET", "/exports").await.status() == 401).then_some(());
+    eventually("the key is refused", refused).await;
+    let mut got = 0;
+    let why = loop {
+        match download.chunk().await {
+            Ok(Some(chunk)) => got += chunk.len(),
+            Ok(None) => panic!("all {got} bytes came"),
+            Err(why) => break why,
+        }
+    };
+    assert!((got as u64) < job["bytesWritten"].as_u64().unwrap(), "{got}: {why}");
+    assert_eq!(service.call("GET", &path, &[]).await.bytes().await.unwrap().len() as u64, job["bytesWritten"]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_ends_with_its_time() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let made = create(&database, "short", &["--expires", "3s"]).await;
+    let key = format!("Bearer {}", made["key"].as_str().unwrap());
+    let refused = eventually("it is refused", async || {
+        let answer = call_as(&service, &key, "GET", "/exports").await;
+        if answer.status() == 200 { None } else { Some(refusal(answer).await) }
+    });
+    assert_eq!(refused.await, (401, "key_invalid".to_owned()));
+    let past = "select expires_at <= clock_timestamp() from cdc_export.keys where name = 'short'";
+    assert!(database.one::<bool>(past).await, "not before");
+    let (_, listed, _) = keys(&database, &["list"]).await;
+    assert!(listed.lines().any(|line| line.contains("short") && line.contains("expired")), "{listed}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_keys_use_is_noted_about_once_a_minute() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let key = bearer(&database, "used", &[], &[]).await;
+    let used = "select last_used_at::text from cdc_export.keys where name = 'used'";
+    assert_eq!(database.one::<Option<String>>(used).await, None);
+    assert_eq!(call_as(&service, &key, "GET", "/exports").await.status(), 200);
+    let noted: Option<String> = database.one(used).await;
+    assert!(noted.is_some());
+    let again = Start::on(&database).with("AUTH", "keys").service().await;
+    assert_eq!(call_as(&again, &key, "GET", "/exports").await.status(), 200);
+    assert_eq!(database.one::<Option<String>>(used).await, noted);
+    for service in [service, again] {
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn without_its_database_nobody_gets_in() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let key = bearer(&database, "x", &[], &[]).await;
+    assert_eq!(call_as(&service, &key, "GET", "/datasets").await.status(), 200);
+    let admin = PgPool::connect_with(database.options.clone().database("postgres")).await.unwrap();
+    let name = database.options.get_database().unwrap();
+    admin.execute(AssertSqlSafe(format!("alter database {name} allow_connections false"))).await.unwrap();
+    eventually("nobody is connected", async || {
+        let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = $1";
+        let ended: i64 = sqlx::query_scalar(end).bind(name).fetch_one(&admin).await.unwrap();
+        (ended == 0).then_some(())
+    })
+    .await;
+    // A path that needs no database itself: the key is looked up all the same.
+    let nowhere = async |key: &str| call_as(&service, key, "GET", "/nowhere").await;
+    eventually("what was known of the key is old", async || (nowhere(&key).await.status() == 503).then_some(())).await;
+    for key in [&key, &format!("Bearer cdcx_000000000000_{}", "0".repeat(64))] {
+        let answer = nowhere(key).await;
+        assert!(answer.headers().contains_key("Retry-After"));
+        assert_eq!(refusal(answer).await, (503, "database_unavailable".to_owned()));
+    }
+    challenged(call_plainly(&service, "GET", "/nowhere", &[]).await, "key_required").await;
+    assert_eq!(call_plainly(&service, "GET", "/health/live", &[]).await.status(), 200);
+
+    admin.execute(AssertSqlSafe(format!("alter database {name} allow_connections true"))).await.unwrap();
+    eventually("the key is good again", async || (nowhere(&key).await.status() == 404).then_some(())).await;
+    service.stop().await;
+}
+
+/// That a call was refused for too many: when it may come again.
+async fn limited(answer: reqwest::Response) -> u64 {
+    let wait = answer.headers()["Retry-After"].to_str().unwrap().parse().unwrap();
+    assert_eq!(answer.headers()["Content-Type"], "application/problem+json");
+    assert_eq!(refusal(answer).await, (429, "rate_limited".to_owned()));
+    wait
+}
+
+#[tokio::test]
+async fn a_key_has_a_rate_of_its_own() {
+    let database = Database::new().await;
+    let service = Start::on(&database).with("AUTH", "keys").with("RATE_LIMIT", "6/h").service().await;
+    let [one, other] = [bearer(&database, "one", &[], &[]).await, bearer(&database, "other", &[], &[]).await];
+    for _ in 0..6 {
+        assert_eq!(call_as(&service, &one, "GET", "/exports").await.status(), 200);
+    }
+    let wait = limited(call_as(&service, &one, "GET", "/exports").await).await;
+    assert!((500..=600).contains(&wait), "a sixth of an hour: {wait}");
+    limited(call_as(&service, &one, "GET", "/nowhere").await).await;
+    assert_eq!(call_as(&service, &other, "GET", "/exports").await.status(), 200);
+    // Guessing is paid for by the address, and keys that were good don't suffer from it.
+    let guess = format!("Bearer cdcx_000000000000_{}", "0".repeat(64));
+    eventually("guesses are limited", async || {
+        let answer = call_as(&service, &guess, "GET", "/exports").await;
+        if answer.status() == 401 { None } else { Some(limited(answer).await) }
+    })
+    .await;
+    limited(call_plainly(&service, "GET", "/exports", &[]).await).await;
+    assert_eq!(call_as(&service, &other, "GET", "/exports").await.status(), 200);
+    for _ in 0..10 {
+        assert_eq!(call_plainly(&service, "GET", "/health", &[]).await.status(), 200);
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn without_keys_an_address_has_the_rate() {
+    let database = Database::new().await;
+    let service = Start::on(&database).with("RATE_LIMIT", "3/h").service().await;
+    for _ in 0..3 {
+        assert_eq!(service.call("GET", "/exports", &[]).await.status(), 200);
+    }
+    limited(service.call("GET", "/exports", &[]).await).await;
+    // A key means nothing here.
+    limited(call_as(&service, "Bearer x", "GET", "/exports").await).await;
+    assert_eq!(service.call("GET", "/health", &[]).await.status(), 200);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_is_in_no_log_and_no_answer() {
+    let database = Database::new().await;
+    let service = served(Start::on(&database).with("AUTH", "keys").with("LOG_LEVEL", "trace"), &database).await;
+    let key = bearer(&database, "x", &[], &[]).await;
+    let secret = key.rsplit('_').next().unwrap();
+    let wrong = format!("{}0", &key[..key.len() - 1]);
+    let mut answers = String::new();
+    // The last fails inside, and is logged.
+    database.run("alter table watermarks rename column last_exported_at to gone").await;
+    for (key, path) in
+        [(&key, "/exports"), (&wrong, "/exports"), (&format!("{key}x"), "/nowhere"), (&key, "/exports/watermark")]
+    {
+        answers += &call_for(&service, key, "a", "GET", path).await.text().await.unwrap();
+    }
+    let prefix = &key["Bearer cdcx_".len()..][..12];
+    let line = eventually("the failure is logged", async || service.events("request_failed").pop()).await;
+    assert_eq!(line["span"]["key"], prefix, "which key it was, by its public part");
+    service.signal(nix::sys::signal::Signal::SIGTERM);
+    eventually("all is written", async || service.events("stopped").pop()).await;
+    for text in [service.log(), answers] {
+        assert!(!text.contains(&secret[..16]), "{text}");
+    }
+    assert!(!service.log().contains("cdcx_"), "{}", service.log());
+}
+
+#[tokio::test]
+async fn beyond_loopback_keys_are_wanted_once_there_is_one() {
+    let database = Database::empty().await;
+    let start = || Start::on(&database).with("HOST", "0.0.0.0");
+    let (code, said) = start().until_it_ends().await;
+    assert!(code == 2 && said.contains("keys create") && said.contains("AUTH=none"), "{code} {said}");
+    let key = bearer(&database, "first", &[], &[]).await;
+    let mut service = start().service().await;
+    service.address = service.address.replace("0.0.0.0", "127.0.0.1");
+    challenged(call_plainly(&service, "GET", "/exports", &[]).await, "key_required").await;
+    assert_eq!(call_as(&service, &key, "GET", "/exports").await.status(), 200);
+    service.stop().await;
+
+    // On this machine alone nobody is asked for a key that he may have, unless AUTH says so.
+    let service = Start::on(&database).service().await;
+    assert_eq!(service.call("GET", "/exports", &[]).await.status(), 200);
+    service.stop().await;
+    let service = start().with("AUTH", "none").service().await;
+    let open = service.address.replace("0.0.0.0", "127.0.0.1");
+    assert_eq!(reqwest::get(format!("{open}/exports")).await.unwrap().status(), 200);
+    service.stop().await;
+}
