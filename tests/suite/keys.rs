@@ -594,6 +594,7 @@ async fn limited(answer: reqwest::Response) -> u64 {
 async fn a_key_has_a_rate_of_its_own() {
     let database = Database::new().await;
     let service = Start::on(&database).with("AUTH", "keys").with("RATE_LIMIT", "6/h").service().await;
+    assert_eq!(service.events("no_keys").len(), 1, "nobody could call, until there is a key");
     let [one, other] = [bearer(&database, "one", &[], &[]).await, bearer(&database, "other", &[], &[]).await];
     for _ in 0..6 {
         assert_eq!(call_as(&service, &one, "GET", "/exports").await.status(), 200);
