@@ -84,7 +84,7 @@ pub enum Error {
     #[error(transparent)]
     BadSelection(BadSelection),
     /// The table isn't as the dataset says.
-    #[error("the table of the dataset is not as its operator says")]
+    #[error("the table of the dataset is not as its operator says: {}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
     Mismatch(Vec<Fault>),
     /// The job has no file yet, and may never have one.
     #[error("the export is {0}, so it has no file")]
@@ -122,7 +122,7 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Error {
         match error {
             store::Error::Unavailable(_) | store::Error::InTheWay(_) => Error::DatabaseUnavailable(error),
-            store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::NoConsumer(_) => Error::Database(error),
+            store::Error::Sql(_) | store::Error::Unknown(_) => Error::Database(error),
         }
     }
 }

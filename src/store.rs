@@ -42,9 +42,6 @@ pub enum Error {
     /// Postgres refused the statement.
     #[error("the database refused a statement")]
     Sql(#[source] sqlx::Error),
-    /// A row that somebody else wrote is of a consumer that can't be.
-    #[error("the database holds the consumer id `{0}`, which is none")]
-    NoConsumer(String),
     /// A row holds what this version of the service doesn't know.
     #[error("the database holds an unknown value")]
     Unknown(#[from] crate::job::words::UnknownWord),

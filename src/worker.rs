@@ -123,7 +123,7 @@ impl Error {
             Error::Store(store::Error::Unavailable(_) | store::Error::InTheWay(_)) => {
                 Settlement::Retry(failure(FailureCode::SourceUnavailable))
             }
-            Error::Store(store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::NoConsumer(_)) => {
+            Error::Store(store::Error::Sql(_) | store::Error::Unknown(_)) => {
                 Settlement::Fail(failure(FailureCode::Internal))
             }
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {

@@ -13,6 +13,7 @@ use crate::command::{Datasets, check, wire};
 pub(crate) async fn run(config: &Config, database: &Database, what: Datasets) -> anyhow::Result<()> {
     match what {
         Datasets::Check => {
+            anyhow::ensure!(config.catalog_file.is_some(), "DATASETS names no file: there is `users` alone");
             check(config, database).await?;
             println!("{}: as their tables are.", config.catalog.names());
             Ok(())

@@ -212,9 +212,8 @@ impl From<service::Error> for Problem {
             Error::NoTimes(_) => Problem::new(StatusCode::CONFLICT, "no_updated_at", detail).about("lastExportedAt"),
             Error::BadSelection(bad) => Problem::bad_input("member_invalid", &bad.field, detail),
             Error::Mismatch(faults) => {
-                let faults = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                tracing::warn!(event = "dataset_mismatch", error = faults);
-                Problem::unavailable("dataset_mismatch", format!("{detail}: {faults}"))
+                tracing::warn!(event = "dataset_mismatch", faults = faults.len(), error = detail);
+                Problem::unavailable("dataset_mismatch", detail)
             }
             Error::NoWatermark => Problem::new(StatusCode::NOT_FOUND, "no_watermark", detail),
             Error::NoFile(_) => Problem::new(StatusCode::CONFLICT, "not_completed", detail),

@@ -36,6 +36,10 @@ impl Store {
     }
 }
 
+/// Ids that a consumer and a dataset may have. Others are of rows that somebody put there by hand, and of nobody.
+const CONSUMER: &str = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$";
+const DATASET: &str = "^[a-z][a-z0-9_-]{0,62}$";
+
 /// A consumer's place in a dataset, as far as it is known without a look at the table.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -66,12 +70,14 @@ impl Store {
              from (
                (select consumer_id, dataset from watermarks
                 where ($1::text is null or (consumer_id, dataset) > ($1, $2))
-                  and ($4::text[] is null or consumer_id = any ($4)) order by 1, 2 limit $3)
+                  and ($4::text[] is null or consumer_id = any ($4)) and consumer_id ~ $5 and dataset ~ $6
+                order by 1, 2 limit $3)
                union
                -- Exports without a consumer have a row too, under a name that no consumer has.
                (select consumer_id, dataset from cdc_export.lanes
-                where consumer_id <> '' and ($1::text is null or (consumer_id, dataset) > ($1, $2))
-                  and ($4::text[] is null or consumer_id = any ($4)) order by 1, 2 limit $3)
+                where ($1::text is null or (consumer_id, dataset) > ($1, $2))
+                  and ($4::text[] is null or consumer_id = any ($4)) and consumer_id ~ $5 and dataset ~ $6
+                order by 1, 2 limit $3)
                order by 1, 2 limit $3) k
              left join watermarks w using (consumer_id, dataset)
              order by 1, 2",
@@ -80,17 +86,15 @@ impl Store {
         .bind(after.map(|(_, dataset)| dataset))
         .bind(i64::from(limit))
         .bind(texts(among))
+        .bind(CONSUMER)
+        .bind(DATASET)
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
         let place = |(consumer, dataset, last_exported_at): (String, String, _)| {
-            Ok(Place {
-                consumer: consumer.parse().map_err(|_| Error::NoConsumer(consumer))?,
-                dataset,
-                last_exported_at,
-            })
+            Some(Place { consumer: consumer.parse().ok()?, dataset, last_exported_at })
         };
-        rows.into_iter().map(place).collect()
+        Ok(rows.into_iter().filter_map(place).collect())
     }
 }
 

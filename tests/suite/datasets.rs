@@ -210,6 +210,12 @@ async fn two_datasets_of_a_table_share_its_triggers() {
     let problem = unready["problems"][0].as_str().unwrap();
     assert!(unready["ready"] == false && problem.contains("track t"), "{unready}");
     service.stop().await;
+    // Rows that somebody made by hand are of nobody, and in nobody's way.
+    database.run("insert into watermarks (consumer_id, dataset, last_exported_at) values ('bad id!', 't', now()), ('a', 'a/b', now())").await;
+    let service = catalogue.start(&database).service().await;
+    let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+    assert_eq!(consumers["items"].as_array().unwrap().len(), 2, "{consumers}");
+    service.stop().await;
     // With another key they can't share them.
     catalogue.write(&[users, emails].concat());
     let (code, _, said) = catalogue.command(&database, &["track", "emails"]).await;
