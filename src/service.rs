@@ -314,8 +314,12 @@ impl Service {
     /// or the database fails.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         let dataset = self.dataset(&request.dataset)?;
-        if !request.selection.is_all() {
-            self.check(dataset, &request.selection).await?;
+        if !request.selection.is_all()
+            && let Err(bad) = self.check(dataset, &request.selection).await
+        {
+            // Sent before, it was good then, whatever the table is now.
+            let before = within(self.store.sent_before(request)).await?;
+            return before.filter(|job| request.made(job)).ok_or(bad);
         }
         // A broken folder is the worker's to report: the job fails with the reason.
         let store = self.on_folder(|folder| folder.store()).await.ok();

@@ -174,6 +174,17 @@ impl Store {
         }
     }
 
+    /// The job that a request made which was sent before, by its key.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn sent_before(&self, request: &Request) -> Result<Option<Job>, Error> {
+        let mut conn = self.connection().await?;
+        let job = sent_before(conn.get(), request).await?;
+        conn.give_back();
+        Ok(job)
+    }
+
     async fn submit_once(&self, request: &Request, store: Option<Uuid>, max_attempts: u32) -> Result<Submitted, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;

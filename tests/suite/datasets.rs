@@ -586,6 +586,17 @@ async fn ad_hoc_exports_select_rows_and_columns() {
         assert_eq!(answer.status(), 400, "{body}");
         assert_eq!(answer.json::<Value>().await.unwrap()["field"], field, "{body}");
     }
+    // Sent again, a request is what it was, whatever the table is by now.
+    let keyed = async || {
+        let body = json!({ "columns": ["id", "name"] });
+        let request = service.client.post(format!("{}/exports", service.address)).header("Idempotency-Key", "k");
+        let answer = request.json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap()["jobId"].clone())
+    };
+    let first = keyed().await;
+    assert_eq!(service.ended(first.1.as_str().unwrap()).await["status"], "completed");
+    database.run("alter table users rename column name to called").await;
+    assert_eq!((first.0, keyed().await), (202, first));
     // A consumer's export is the whole of it.
     let answer = post(&service, "/exports", Some("c"), &json!({ "limit": 3 })).await;
     assert_eq!(refusal(answer).await, (400, "member_unknown".to_owned()));
