@@ -21,8 +21,10 @@ pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> a
     let dataset = dataset_of(config, &what.dataset)?;
     let service = wire(config, database, 1, &CancellationToken::new()).service;
     let Description { rows, bytes, .. } = service.describe(dataset).await?;
-    let rows = rows.map_or("an unknown number of".to_owned(), |rows| format!("about {}", HumanCount(rows)));
-    println!("{} has {rows} rows in {}.", dataset.table, BinaryBytes(bytes));
+    match rows {
+        Some(rows) => println!("{} has about {} rows in {}.", dataset.table, HumanCount(rows), BinaryBytes(bytes)),
+        None => println!("Nobody has counted the rows of {} yet: ANALYZE does.", dataset.table),
+    }
     if what.export_type != ExportType::Full {
         let waiting = match service.standing(&what.consumer, dataset).await?.rows_waiting {
             Waiting::Exactly(rows) => HumanCount(rows).to_string(),
