@@ -1,6 +1,7 @@
 //! The service's binaries, as cargo builds them, and the failpoints that its source has.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -32,6 +33,9 @@ pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) 
         // With this program, which is built already: without it the dependencies would have other features, and be built again.
         cargo.args(["--release", "--example", "torture"]);
     }
+    for name in inherited() {
+        cargo.env_remove(name);
+    }
     if let Some(target) = target {
         cargo.arg("--target-dir").arg(target);
     }
@@ -45,6 +49,16 @@ pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) 
             ours.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
         })
         .context("cargo names no executable")
+}
+
+/// What the cargo that started this program has told it of its package. Some build scripts go by that: under another cargo they would
+/// run again, and what needs them be compiled again.
+#[expect(clippy::disallowed_methods, reason = "the service's configuration is not for its torturer")]
+fn inherited() -> impl Iterator<Item = OsString> {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    names.filter(|name| {
+        name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+    })
 }
 
 /// The rooms that an export passes through with a fault to meet in them. Those of a start have tests of their own.

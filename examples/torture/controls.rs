@@ -168,7 +168,7 @@ fn trial(control: &Control, seed: u64, binary: PathBuf) -> Trial {
         Scenario::Overtaking(secs) => Attack::Overtaking(Duration::from_secs(secs)),
         Scenario::LostAnswers(secs) => Attack::Planned(Plan::of_lost_answers(REPLICAS, Duration::from_secs(secs))),
     };
-    Trial { seed, failpoints: Vec::new(), debug: binary.clone(), struck: binary, attack, ends_when_red: true }
+    Trial { seed, failpoints: Vec::new(), debug: binary.clone(), struck: binary, attack, ends_with: control.breaks }
 }
 
 /// Services whose file operations are in another order, each with the rule that it breaks.

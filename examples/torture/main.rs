@@ -95,7 +95,7 @@ async fn torture(arguments: &Arguments) -> Result<bool> {
         debug: builds::build(builds::tree(), Profile::Debug, None).await?,
         struck: builds::build(builds::tree(), Profile::Release, None).await?,
         attack: Attack::Planned(plan),
-        ends_when_red: false,
+        ends_with: None,
     };
     let folder = reachable_folder()?;
     let begun = Instant::now();

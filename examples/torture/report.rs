@@ -80,6 +80,10 @@ impl Report {
         locked(&self.violations).clone()
     }
 
+    pub(crate) fn has(&self, invariant: &str) -> bool {
+        locked(&self.violations).contains_key(invariant)
+    }
+
     pub(crate) fn is_red(&self) -> bool {
         !locked(&self.violations).is_empty()
     }

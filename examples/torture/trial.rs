@@ -43,14 +43,14 @@ pub(crate) struct World {
     pub(crate) writing: AtomicBool,
     pub(crate) asking: AtomicBool,
     pub(crate) auditing: AtomicBool,
-    /// The first violation ends it, since that is what it is for.
-    ends_when_red: bool,
+    /// The invariant whose first violation ends it, since that is what it is for.
+    ends_with: Option<&'static str>,
 }
 
 impl World {
     /// Whether the faults may stop before their time.
     pub(crate) fn is_over(&self) -> bool {
-        self.ends_when_red && self.report.is_red()
+        self.ends_with.is_some_and(|invariant| self.report.has(invariant))
     }
 }
 
@@ -70,7 +70,8 @@ pub(crate) struct Trial {
     /// For the second phase.
     pub(crate) struck: PathBuf,
     pub(crate) attack: Attack,
-    pub(crate) ends_when_red: bool,
+    /// The invariant whose first violation ends it early.
+    pub(crate) ends_with: Option<&'static str>,
 }
 
 impl Trial {
@@ -116,7 +117,7 @@ impl Trial {
             writing: AtomicBool::new(true),
             asking: AtomicBool::new(true),
             auditing: AtomicBool::new(true),
-            ends_when_red: self.ends_when_red,
+            ends_with: self.ends_with,
         }))
     }
 
