@@ -1,8 +1,20 @@
 //! The commands, and the ground they stand on: a database that was brought, or the private one, joined or run.
 
+/// A line for whoever called, as `println!` prints one; but a reader who has seen enough, as `head`, is an error, which `main`
+/// knows.
+macro_rules! outln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout(), $($text)*).map_err(anyhow::Error::from)
+    }};
+}
+
+mod client;
 mod datasets;
+mod download;
 mod export;
 mod keys;
+mod place;
 mod plan;
 mod serve;
 mod status;
@@ -27,11 +39,18 @@ use cdc_export::store::Store;
 use cdc_export::telemetry;
 use cdc_export::worker::{self, Worker};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Subcommand};
+use clap::{Args, CommandFactory, Subcommand};
+use clap_complete::Shell;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
+use uuid::Uuid;
+
+use crate::CommandLine;
+use crate::command::client::{Address, Client};
+use crate::command::download::Output;
+use crate::command::place::Place;
 
 /// What may be asked for.
 #[derive(Subcommand)]
@@ -51,11 +70,9 @@ pub(crate) enum Command {
     /// Export a consumer's rows to a file, and wait for it
     Export(Export),
     /// Show consumers and open jobs
-    Status {
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Status(Status),
+    /// Fetch the file of a completed export, and check it
+    Download(Download),
     /// Ask the service on HOST and PORT whether it is ready
     Healthcheck,
     /// Capture the changes of a table that was there before, and let it be exported
@@ -80,6 +97,44 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: Keys,
     },
+    /// Print what makes a shell complete these commands
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// Which service.
+#[derive(Args)]
+struct Where {
+    /// The service at this address, with the key in API_KEY if it wants one; without it, the database of DATABASE_URL
+    #[arg(long, value_name = "URL")]
+    server: Option<Address>,
+}
+
+/// What to show.
+#[derive(Args)]
+pub(crate) struct Status {
+    /// Again and again, until it is interrupted
+    #[arg(long)]
+    watch: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// What to fetch.
+#[derive(Args)]
+pub(crate) struct Download {
+    /// The export's id
+    job: Uuid,
+    /// The file or folder to put it, or - for standard output; without it, the current folder
+    #[arg(long, short, value_name = "PATH")]
+    output: Option<Output>,
+    #[command(flatten)]
+    at: Where,
 }
 
 /// What to do with keys.
@@ -181,9 +236,14 @@ pub(crate) struct Export {
     /// What the file is compressed with
     #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Compression,
+    /// Put the file there too: a file or folder, or - for standard output
+    #[arg(long, short, value_name = "PATH")]
+    output: Option<Output>,
     /// Print the job as JSON at the end
-    #[arg(long)]
+    #[arg(long, conflicts_with = "output")]
     json: bool,
+    #[command(flatten)]
+    at: Where,
 }
 
 /// One of a type's words, which clap lists.
@@ -217,6 +277,9 @@ impl Command {
             Command::Worker => serve::work(config).await,
             Command::Healthcheck => status::healthcheck(&config).await,
             Command::Export(what) => {
+                if let Some(client) = what.at.client(&config) {
+                    return export::export_there(client, &what).await;
+                }
                 let ground = Ground::find(&config).await?;
                 let done = export::export(&config, &ground.database, &what).await;
                 ground.leave().await;
@@ -224,8 +287,9 @@ impl Command {
             }
             Command::Migrate => on_ground(&config, async |_| Ok(())).await,
             Command::Seed { rows } => on_ground(&config, async |database| seed(database, rows).await).await,
-            Command::Status { json } => {
-                on_ground(&config, async |database| status::status(&config, database, json).await).await
+            Command::Status(what) => at(&config, &what.at, async |place| status::status(&place, &what).await).await,
+            Command::Download(Download { job, output, at: where_ }) => {
+                at(&config, &where_, async |place| download::download(&place, job.into(), output.as_ref()).await).await
             }
             Command::Track { dataset } => {
                 let dataset = dataset_of(&config, &dataset)?;
@@ -250,8 +314,36 @@ impl Command {
             Command::Plan(what) => {
                 on_ground(&config, async |database| plan::plan(&config, database, &what).await).await
             }
+            Command::Completions { shell } => {
+                // Whole or not at all: a shell reads it.
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut CommandLine::command(), "cdc-export", &mut script);
+                outln!("{}", String::from_utf8(script)?.trim_end()).map(|()| ExitCode::SUCCESS)
+            }
         }
     }
+}
+
+impl Where {
+    fn client(&self, config: &Config) -> Option<Client> {
+        self.server.as_ref().map(|server| Client::new(server.clone(), config.api_key.clone()))
+    }
+}
+
+/// Runs a short command at the service that is meant.
+async fn at(
+    config: &Config,
+    at: &Where,
+    command: impl AsyncFnOnce(Place) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    if let Some(client) = at.client(config) {
+        return command(Place::There(client)).await.map(|()| ExitCode::SUCCESS);
+    }
+    on_ground(config, async |database| {
+        let service = wire(config, database, 1, &CancellationToken::new()).service;
+        command(Place::Here(Box::new(service))).await
+    })
+    .await
 }
 
 /// Runs a short command on a migrated database.
@@ -384,14 +476,21 @@ async fn seed(database: &Database, rows: u64) -> anyhow::Result<()> {
     let bar = bar(rows);
     let inserted = demo::top_up(&database.pool(1), rows, |inserted| bar.set_position(inserted)).await?;
     bar.finish_and_clear();
-    println!("{inserted} users added.");
-    Ok(())
+    outln!("{inserted} users added.")
 }
 
-/// A bar on a terminal; nothing in a pipe.
+/// A bar of rows on a terminal; nothing in a pipe.
 fn bar(length: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {human_pos} rows  {per_sec}  {eta} left  {msg}");
-    ProgressBar::new(length).with_style(style.expect("the template is a constant"))
+    bar_like("{bar:30} {percent:>3}%  {human_pos} rows  {per_sec}  {eta} left  {msg}", length)
+}
+
+/// The same of bytes.
+fn bar_of_bytes(length: u64) -> ProgressBar {
+    bar_like("{bar:30} {percent:>3}%  {binary_bytes}  {binary_bytes_per_sec}  {eta} left", length)
+}
+
+fn bar_like(template: &str, length: u64) -> ProgressBar {
+    ProgressBar::new(length).with_style(ProgressStyle::with_template(template).expect("the template is a constant"))
 }
 
 /// A token that SIGTERM or Ctrl-C cancels; a second signal ends the process at once.

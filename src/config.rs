@@ -3,7 +3,7 @@
 //! Every variable is in `.env.example`. A value that can't be used stops the start with one line that names the variable.
 
 use std::collections::HashMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -16,6 +16,7 @@ use crate::dataset::CellMax;
 use crate::dataset::catalog::Catalog;
 use crate::http::{self, Access, NotARate};
 use crate::job::Retention;
+use crate::key::Presented;
 use crate::postgres::{
     Database, NotAUrl,
     embedded::{self, Mirror, NotAMirror},
@@ -68,9 +69,28 @@ pub struct Config {
     pub max_attempts: u32,
     /// The logs.
     pub telemetry: telemetry::Settings,
+    /// What the commands show a service elsewhere.
+    pub api_key: Option<ApiKey>,
     /// Faults for tests.
     #[cfg(debug_assertions)]
     pub failpoints: Option<String>,
+}
+
+/// The text of a key for another service.
+#[derive(Clone)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// The key, to be sent and shown nowhere.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey")
+    }
 }
 
 impl Error {
@@ -190,6 +210,11 @@ impl Config {
                     Some("pretty") => telemetry::Format::Pretty,
                     Some(other) => return Err(bad("LOG_FORMAT", format!("`{other}` is neither json nor pretty"))),
                 },
+            },
+            api_key: match vars.get("API_KEY").map(str::parse::<Presented>) {
+                None => None,
+                Some(Ok(_)) => vars.get("API_KEY").map(|text| ApiKey(text.to_owned())),
+                Some(Err(why)) => return Err(bad("API_KEY", format!("{why} as `cdc-export keys create` prints it"))),
             },
             #[cfg(debug_assertions)]
             failpoints: vars.get("FAILPOINTS").map(str::to_owned),
@@ -345,6 +370,7 @@ mod tests {
             ("RETAIN_JOBS", "long"),
             ("HOST", "example"),
             ("AUTH", "keyz"),
+            ("API_KEY", "secret"),
             ("RATE_LIMIT", "600"),
             ("RATE_LIMIT", "0/s"),
             ("LOG_LEVEL", "loud"),

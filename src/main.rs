@@ -3,6 +3,7 @@
 
 mod command;
 
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -34,6 +35,10 @@ fn main() -> ExitCode {
     telemetry::start(&command.telemetry(&config));
     match run(command, config) {
         Ok(code) => code,
+        // Whoever reads has seen enough.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
         Err(error) if error.is::<Mistakes>() || error.is::<config::Error>() => fail(2, &error),
         Err(error) => fail(1, &error),
     }

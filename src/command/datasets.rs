@@ -15,7 +15,7 @@ pub(crate) async fn run(config: &Config, database: &Database, what: Datasets) ->
         Datasets::Check => {
             anyhow::ensure!(config.catalog_file.is_some(), "DATASETS names no file: there is `users` alone");
             check(config, database).await?;
-            println!("{}: as their tables are.", config.catalog.names());
+            outln!("{}: as their tables are.", config.catalog.names())?;
             Ok(())
         }
         Datasets::List => list(config, database).await,
@@ -25,7 +25,7 @@ pub(crate) async fn run(config: &Config, database: &Database, what: Datasets) ->
 
 async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     let service = wire(config, database, 1, &CancellationToken::new()).service;
-    println!("{:<20} {:<32} {:>12}  {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE");
+    outln!("{:<20} {:<32} {:>12}  {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE")?;
     for Description { dataset, shape, rows, captured, .. } in service.datasets().await? {
         let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
         let capture = match dataset.capture {
@@ -37,7 +37,7 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
             Ok(shape) => shape.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),
             Err(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
         };
-        println!("{:<20} {:<32} {rows:>12}  {capture:<10} {columns}", dataset.name, dataset.table.to_string());
+        outln!("{:<20} {:<32} {rows:>12}  {capture:<10} {columns}", dataset.name, dataset.table.to_string())?;
     }
     Ok(())
 }
@@ -66,11 +66,11 @@ async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Resu
     })?;
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let names = |columns: &[Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
-    println!("[[dataset]]");
-    println!("name = {}", quoted(&dataset.name));
-    println!("table = {}", quoted(&dataset.table.to_string()));
-    println!("# key = [{}]", names(&shape.key));
-    println!("# columns = [{}]", names(&shape.columns));
+    outln!("[[dataset]]")?;
+    outln!("name = {}", quoted(&dataset.name))?;
+    outln!("table = {}", quoted(&dataset.table.to_string()))?;
+    outln!("# key = [{}]", names(&shape.key))?;
+    outln!("# columns = [{}]", names(&shape.columns))?;
     let is_time = |column: &Column| matches!(column.kind, Kind::Timestamptz | Kind::Timestamp);
     let is_time_or_flag = |column: &Column| is_time(column) || column.kind == Kind::Bool;
     let updated = ["updated_at", "modified_at", "last_update", "changed_at", "updated", "modified", "last_modified"];
@@ -86,7 +86,7 @@ async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Resu
         [("updated_at", updated_at), ("created_at", created_at), ("deleted", find(&deleted, &is_time_or_flag))]
     {
         if let Some(column) = column {
-            println!("{member} = {}", quoted(&column));
+            outln!("{member} = {}", quoted(&column))?;
         }
     }
     Ok(())

@@ -1,21 +1,20 @@
 //! `export`: one export from the command line, watched to its end.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use cdc_export::config::Config;
-use cdc_export::http;
-use cdc_export::job::encoding::Encoding;
-use cdc_export::job::selection::Selection;
-use cdc_export::job::{Job, JobId, Request, Status};
+use cdc_export::job::{FailureCode, JobId, Status};
 use cdc_export::postgres::Database;
-use cdc_export::service::Service;
 use indicatif::ProgressBar;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::{Export, Wired, bar, stop_on_signal, wire};
+use crate::command::client::Client;
+use crate::command::place::{JobView, Place};
+use crate::command::{Export, Wired, bar, download, stop_on_signal, wire};
 
 /// A job that nobody takes for this long is run here.
 const NOBODY_TAKES_IT: Duration = Duration::from_secs(1);
@@ -26,73 +25,73 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// Submits the export, waits for its end, and prints where its file is. Ctrl-C cancels it.
 pub(crate) async fn export(config: &Config, database: &Database, what: &Export) -> anyhow::Result<ExitCode> {
     let interrupted = stop_on_signal()?;
-    let request = Request {
-        consumer: Some(what.consumer.clone()),
-        dataset: what.dataset.clone(),
-        export_type: what.export_type,
-        selection: Selection::default(),
-        encoding: Encoding::new(what.format, what.compression)?,
-        retry_of: None,
-        key: None,
-    };
     let done = CancellationToken::new();
     let Wired { worker, service } = wire(config, database, 1, &done);
-    let job = service.submit(&request).await?;
+    let place = Place::Here(Box::new(service));
+    let id = place.submit(what).await?;
 
     let run_here = async {
-        let taken = tokio::time::timeout(NOBODY_TAKES_IT, taken(&service, job.id)).await;
+        let taken = tokio::time::timeout(NOBODY_TAKES_IT, taken(&place, id)).await;
         if taken.is_err() {
             worker.announce().await;
             worker.run(done.clone()).await;
         }
     };
     let watched = async {
-        let watched = watch(&service, job.id, &interrupted).await;
+        let watched = watch(&place, id, &interrupted).await;
         done.cancel();
         watched
     };
     let (job, ()) = tokio::join!(watched, run_here);
-    let job = job?;
-    if what.json {
-        println!("{}", http::job_as_json(job.clone()));
-    } else {
-        say(config, &job);
-    }
-    Ok(if job.status == Status::Completed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    finish(&place, id, &job?, what, &config.output_dir).await
 }
 
-async fn taken(service: &Service, id: JobId) {
-    while service.job(id).await.is_ok_and(|job| job.status == Status::Pending) {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+/// The same by a service elsewhere.
+pub(crate) async fn export_there(client: Client, what: &Export) -> anyhow::Result<ExitCode> {
+    let interrupted = stop_on_signal()?;
+    let server = client.server().clone();
+    let place = Place::There(client);
+    let id = place.submit(what).await?;
+    let job = watch(&place, id, &interrupted).await?;
+    let code = finish(&place, id, &job, what, Path::new("")).await?;
+    if code == ExitCode::SUCCESS && what.output.is_none() && !what.json {
+        eprintln!("`cdc-export download {id} --server {server}` fetches it.");
     }
+    Ok(code)
+}
+
+async fn taken(place: &Place, id: JobId) {
+    while place.look(id).await.is_ok_and(|job| job.is(Status::Pending)) {}
 }
 
 /// Follows a job to its end. After an interruption it is cancelled, unless it just commits.
-async fn watch(service: &Service, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<Job> {
+async fn watch(place: &Place, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<JobView> {
     let bar = bar(100).with_message(id.to_string());
     let (mut said, mut cancelled) = (Instant::now(), false);
     loop {
-        let job = service.ended_job(id, Duration::ZERO).await?;
-        if job.status.is_terminal() {
+        let look = place.look(id);
+        let job = if cancelled {
+            look.await?
+        } else {
+            tokio::select! {
+                job = look => job?,
+                () = interrupted.cancelled() => {
+                    // Too late is fine: then it completes.
+                    let _ = place.cancel(id).await;
+                    cancelled = true;
+                    continue;
+                }
+            }
+        };
+        if job.has_ended() {
             bar.finish_and_clear();
             return Ok(job);
         }
         show(&bar, &job, &mut said);
-        if interrupted.is_cancelled() && !cancelled {
-            // Too late is fine: then it completes.
-            let _ = service.cancel(id).await;
-            cancelled = true;
-        }
-        let pause = tokio::time::sleep(Duration::from_millis(100));
-        if cancelled {
-            pause.await;
-        } else {
-            tokio::select! { () = pause => {}, () = interrupted.cancelled() => {} }
-        }
     }
 }
 
-fn show(bar: &ProgressBar, job: &Job, said: &mut Instant) {
+fn show(bar: &ProgressBar, job: &JobView, said: &mut Instant) {
     if std::io::stderr().is_terminal() {
         // The bar counts rows; how many there will be follows from how far it is.
         let all = job.rows_exported.saturating_mul(100).checked_div(u64::from(job.progress)).unwrap_or(0);
@@ -104,16 +103,31 @@ fn show(bar: &ProgressBar, job: &Job, said: &mut Instant) {
     }
 }
 
-fn say(config: &Config, job: &Job) {
-    match job.status {
-        Status::Completed => {
-            println!("{}  {} rows", config.output_dir.join(&job.output_filename).display(), job.rows_exported);
-        }
-        Status::Failed => {
-            let why = job.error.as_ref().map(|failure| format!("{}: {}", failure.code, failure.detail));
-            eprintln!("cdc-export: the export failed: {}", why.unwrap_or_default());
-        }
-        Status::Cancelled => eprintln!("cdc-export: the export was cancelled"),
-        Status::Pending | Status::Processing => {}
+/// Says how it ended, and fetches the file if that is wanted.
+async fn finish(place: &Place, id: JobId, job: &JobView, what: &Export, output_dir: &Path) -> anyhow::Result<ExitCode> {
+    let is_completed = job.is(Status::Completed);
+    if what.json {
+        outln!("{}", job.json)?;
     }
+    if is_completed && what.output.is_some() {
+        download::save(place, id, job, what.output.as_ref()).await?;
+    } else if !what.json && is_completed {
+        outln!("{}  {} rows", output_dir.join(&job.output_filename).display(), job.rows_exported)?;
+    } else if !what.json {
+        eprintln!("cdc-export: the export {}", why(job));
+    }
+    Ok(if is_completed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Why there is no file, and what helps.
+fn why(job: &JobView) -> String {
+    let Some(error) = &job.error else { return format!("was {}", job.status) };
+    let consumer = job.consumer_id.as_deref().unwrap_or_default();
+    let next = match error.code.parse() {
+        Ok(FailureCode::FullExportNeeded) => {
+            format!("; `cdc-export export full --consumer {consumer} --dataset {}` heals it", job.dataset)
+        }
+        _ => String::new(),
+    };
+    format!("failed: {}: {}{next}", error.code, error.detail)
 }

@@ -36,10 +36,10 @@ async fn create(store: &Store, new: NewKey) -> anyhow::Result<()> {
     if json {
         let mut shown = as_json(&listed);
         shown["key"] = text.into();
-        println!("{shown}");
+        outln!("{shown}")?;
         return Ok(());
     }
-    println!("{text}");
+    outln!("{text}")?;
     eprintln!("This is the only time that the key is shown. Its prefix is {}.", listed.grant.prefix);
     Ok(())
 }
@@ -47,21 +47,27 @@ async fn create(store: &Store, new: NewKey) -> anyhow::Result<()> {
 async fn list(store: &Store, json: bool) -> anyhow::Result<()> {
     let keys = store.keys().await?;
     if json {
-        println!("{}", json!({ "keys": keys.iter().map(as_json).collect::<Vec<_>>() }));
+        outln!("{}", json!({ "keys": keys.iter().map(as_json).collect::<Vec<_>>() }))?;
         return Ok(());
     }
-    println!(
+    outln!(
         "{:<12}  {:<24} {:<24} {:<26} {:<8} {:<20}  {:<20}  LAST USED",
-        "PREFIX", "NAME", "CONSUMERS", "SCOPES", "STATUS", "CREATED", "EXPIRES"
-    );
+        "PREFIX",
+        "NAME",
+        "CONSUMERS",
+        "SCOPES",
+        "STATUS",
+        "CREATED",
+        "EXPIRES"
+    )?;
     for key in &keys {
         let (consumers, scopes) = (consumers(key).map_or("all".to_owned(), |ids| ids.join(",")), scopes(key).join(","));
         let time = |time: Option<DateTime<Utc>>| time.map_or("-".to_owned(), |time| time.format("%FT%TZ").to_string());
         let (created, expires) = (time(Some(key.created_at)), time(key.expires_at));
         let (prefix, name, status, used) = (&key.grant.prefix, &key.name, status(key), time(key.last_used_at));
-        println!(
+        outln!(
             "{prefix:<12}  {name:<24} {consumers:<24} {scopes:<26} {status:<8} {created:<20}  {expires:<20}  {used}"
-        );
+        )?;
     }
     Ok(())
 }
@@ -70,7 +76,7 @@ async fn revoke(store: &Store, key: &str) -> anyhow::Result<()> {
     let called = Called::from(key);
     match store.revoke_key(&called).await? {
         Some(key) => {
-            println!("{} ({}) is revoked.", key.grant.prefix, key.name);
+            outln!("{} ({}) is revoked.", key.grant.prefix, key.name)?;
             Ok(())
         }
         None => bail!("there is no key `{}` that isn't revoked", called.as_str()),

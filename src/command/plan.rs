@@ -22,8 +22,8 @@ pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> a
     let service = wire(config, database, 1, &CancellationToken::new()).service;
     let Description { rows, bytes, .. } = service.describe(dataset).await?;
     match rows {
-        Some(rows) => println!("{} has about {} rows in {}.", dataset.table, HumanCount(rows), BinaryBytes(bytes)),
-        None => println!("Nobody has counted the rows of {} yet: ANALYZE does.", dataset.table),
+        Some(rows) => outln!("{} has about {} rows in {}.", dataset.table, HumanCount(rows), BinaryBytes(bytes))?,
+        None => outln!("Nobody has counted the rows of {} yet: ANALYZE does.", dataset.table)?,
     }
     if what.export_type != ExportType::Full {
         let waiting = match service.standing(&what.consumer, dataset).await?.rows_waiting {
@@ -31,7 +31,7 @@ pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> a
             Waiting::More => format!("more than {}", HumanCount(COUNTED_ROWS)),
             Waiting::Unknown => "an unknown number of".to_owned(),
         };
-        println!("For {} {waiting} changed rows are waiting.", what.consumer);
+        outln!("For {} {waiting} changed rows are waiting.", what.consumer)?;
     }
     let source = Source::new(database.options().clone(), database.pool(1), 1);
     let permit = source.permit(PATIENCE).await?;
@@ -42,7 +42,7 @@ pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> a
     };
     let (_, rows) = snapshot.split();
     for plan in rows.explain(what.export_type, config.worker.cell_max).await? {
-        println!("\n{}", plan.join("\n"));
+        outln!("\n{}", plan.join("\n"))?;
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `status` and `healthcheck`: how it stands.
 
+use std::fmt::Write;
+use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,64 +9,88 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::body::Body;
 use cdc_export::config::Config;
-use cdc_export::http;
-use cdc_export::job::{Filter, Job, Status};
-use cdc_export::postgres::Database;
-use cdc_export::watermark::{COUNTED_ROWS, Standing, Waiting};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
-use crate::command::wire;
+use crate::command::place::{ConsumerView, JobView};
+use crate::command::{Place, Status, stop_on_signal};
 
-/// Rows that are shown of each list.
-const SHOWN: u32 = 200;
-
-/// Prints where consumers stand, and the jobs that are open.
-pub(crate) async fn status(config: &Config, database: &Database, json: bool) -> anyhow::Result<()> {
-    let service = wire(config, database, 1, &CancellationToken::new()).service;
-    let consumers = service.consumers(None, None, SHOWN).await?;
-    let mut open = Vec::new();
-    for status in [Status::Processing, Status::Pending] {
-        open.extend(service.jobs(&Filter { status: Some(status), ..Filter::default() }, SHOWN).await?);
-    }
-    if json {
-        let consumers: Vec<_> = consumers.into_iter().map(http::consumer_as_json).collect();
-        let open: Vec<_> = open.into_iter().map(http::job_as_json).collect();
-        println!("{}", serde_json::json!({ "consumers": consumers, "openJobs": open }));
-        return Ok(());
-    }
-    println!(
-        "{:<24} {:<16} {:<28} {:>8}  {:<20} LAST JOB",
-        "CONSUMER", "DATASET", "WATERMARK", "WAITING", "CONTINUITY"
-    );
-    for (standing, job) in &consumers {
-        println!("{}", consumer_line(standing, job.as_ref()));
-    }
-    println!("\n{:<37} {:<24} {:<16} {:<12} {:<11} {:>4}", "OPEN JOB", "CONSUMER", "DATASET", "TYPE", "STATUS", "%");
-    for job in &open {
-        let consumer = job.consumer.as_ref().map_or("-", |consumer| consumer.as_str());
-        let Job { id, dataset, export_type, status, progress, .. } = job;
-        println!("{id:<37} {consumer:<24} {dataset:<16} {export_type:<12} {status:<11} {progress:>4}");
-    }
-    Ok(())
+/// What [`Place::status`] has.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Standings {
+    consumers: Vec<ConsumerView>,
+    open_jobs: Vec<JobView>,
 }
 
-fn consumer_line(standing: &Standing, job: Option<&Job>) -> String {
-    let watermark = standing.last_exported_at.map_or("-".to_owned(), |time| time.format("%FT%T%.6fZ").to_string());
-    let waiting = match standing.rows_waiting {
-        Waiting::Exactly(rows) => rows.to_string(),
-        Waiting::More => format!("{COUNTED_ROWS}+"),
-        Waiting::Unknown => "?".to_owned(),
+/// How often it is looked again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Prints where consumers stand, and the jobs that are open; while it watches, again and again until it is interrupted.
+pub(crate) async fn status(place: &Place, what: &Status) -> anyhow::Result<()> {
+    if !what.watch {
+        return show(&place.status().await?, what.json, false);
+    }
+    let interrupted = stop_on_signal()?;
+    let clear = std::io::stdout().is_terminal() && !what.json;
+    let mut seen = false;
+    loop {
+        let status =
+            tokio::select! { status = place.status() => status, () = interrupted.cancelled() => return Ok(()) };
+        match status {
+            Ok(status) => {
+                show(&status, what.json, clear)?;
+                seen = true;
+            }
+            // A database that restarts is what somebody watches for.
+            Err(error) if seen => eprintln!("cdc-export: {error:#}"),
+            Err(error) => return Err(error),
+        }
+        tokio::select! { () = tokio::time::sleep(AGAIN) => {}, () = interrupted.cancelled() => return Ok(()) }
+    }
+}
+
+fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
+    if json {
+        return outln!("{status}");
+    }
+    let Standings { consumers, open_jobs } =
+        Standings::deserialize(status).context("the status as the API shows it")?;
+    let mut text = String::from(if clear { "\x1b[2J\x1b[H" } else { "" });
+    writeln!(
+        text,
+        "{:<24} {:<16} {:<28} {:>8}  {:<20} LAST JOB",
+        "CONSUMER", "DATASET", "WATERMARK", "WAITING", "CONTINUITY"
+    )?;
+    for consumer in &consumers {
+        writeln!(text, "{}", consumer_line(consumer))?;
+    }
+    writeln!(
+        text,
+        "\n{:<37} {:<24} {:<16} {:<12} {:<11} {:>4}",
+        "OPEN JOB", "CONSUMER", "DATASET", "TYPE", "STATUS", "%"
+    )?;
+    for JobView { job_id, consumer_id, dataset, export_type, status, progress, .. } in &open_jobs {
+        let consumer = consumer_id.as_deref().unwrap_or("-");
+        writeln!(text, "{job_id:<37} {consumer:<24} {dataset:<16} {export_type:<12} {status:<11} {progress:>4}")?;
+    }
+    outln!("{}", text.trim_end_matches('\n'))
+}
+
+fn consumer_line(consumer: &ConsumerView) -> String {
+    let ConsumerView { consumer_id, dataset, last_exported_at, rows_waiting, continuity, last_job } = consumer;
+    let waiting = match rows_waiting {
+        Value::Number(rows) => rows.to_string(),
+        Value::String(rows) => rows.clone(),
+        _ => "?".to_owned(),
     };
-    let continuity = standing.continuity.map_or("-", |why| why.as_str());
-    let job = job.map_or("-".to_owned(), |job| format!("{} {}", job.export_type, job.status));
-    format!(
-        "{:<24} {:<16} {watermark:<28} {waiting:>8}  {continuity:<20} {job}",
-        standing.consumer.as_str(),
-        standing.dataset
-    )
+    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let (watermark, continuity) = (or_none(last_exported_at), or_none(continuity));
+    let job = last_job.as_ref().map_or("-".to_owned(), |job| format!("{} {}", job.export_type, job.status));
+    format!("{consumer_id:<24} {dataset:<16} {watermark:<28} {waiting:>8}  {continuity:<20} {job}")
 }
 
 /// Asks the service on this machine whether it is ready: what a container's health check runs.

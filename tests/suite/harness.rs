@@ -309,6 +309,12 @@ impl Start {
         (self.command(work.path()).spawn().unwrap(), work)
     }
 
+    /// The same, with what it prints to be read.
+    pub(crate) fn spawn_piped(self) -> (Child, TempDir) {
+        let work = reachable_folder();
+        (self.command(work.path()).stdout(Stdio::piped()).spawn().unwrap(), work)
+    }
+
     /// Starts it and waits until it ends by itself: exit code and standard error.
     pub(crate) async fn until_it_ends(self) -> (i32, String) {
         let (code, _, errors) = self.output().await;

@@ -109,7 +109,7 @@ fn what_only_some_rooms_know() {
         ("StatusCode", &["http"]),
         ("std::env", &["config"]),
         ("rustix::fs", &["sink", "postgres"]),
-        ("std::fs", &["config", "sink", "postgres", "service"]),
+        ("std::fs", &["command", "config", "sink", "postgres", "service"]),
         ("anyhow", &["main", "command"]),
         ("println!", &["main", "command"]),
         ("prometheus::", &["telemetry"]),

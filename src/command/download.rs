@@ -1,0 +1,205 @@
+//! `download`: a file of an export, whole and checked, from here or from afar.
+//!
+//! What has arrived lies beside its place as `.part`, and a download that broke off goes on from there, also that of another
+//! process. The name is for what is whole: its SHA-256 is the one that was recorded.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use cdc_export::job::{JobId, Status};
+use cdc_export::telemetry::chain;
+use indicatif::ProgressBar;
+use ring::digest::{self, SHA256};
+
+use crate::command::bar_of_bytes;
+use crate::command::client::Error;
+use crate::command::place::{JobView, Place};
+
+/// A download ends without a byte for this long.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Where to put a file.
+#[derive(Clone, Debug)]
+pub(crate) enum Output {
+    Stdout,
+    /// A file, or a folder for it.
+    Path(PathBuf),
+}
+
+impl From<&str> for Output {
+    fn from(text: &str) -> Output {
+        if text == "-" { Output::Stdout } else { Output::Path(text.into()) }
+    }
+}
+
+/// Fetches the file of a job that has completed, and prints where it is.
+pub(crate) async fn download(place: &Place, id: JobId, output: Option<&Output>) -> anyhow::Result<()> {
+    let job = place.look(id).await?;
+    if !job.has_ended() {
+        bail!("the export is {}, at {} %: its file is there once it has completed", job.status, job.progress);
+    }
+    ensure!(job.is(Status::Completed), "the export is {}, so it has no file", job.status);
+    save(place, id, &job, output).await
+}
+
+/// Fetches the file of this job to where it shall be, and prints where that is; without `output`, to its own name in the current
+/// folder.
+pub(crate) async fn save(place: &Place, id: JobId, job: &JobView, output: Option<&Output>) -> anyhow::Result<()> {
+    let path = match output {
+        Some(Output::Stdout) => {
+            let mut arriving = Arriving::new(Sink::Stdout(io::stdout().lock()), job)?;
+            return arriving.all(place, id).await;
+        }
+        Some(Output::Path(path)) if path.is_dir() => path.join(name_of(job)?),
+        Some(Output::Path(path)) => path.clone(),
+        None => PathBuf::from(name_of(job)?),
+    };
+    let exists = || format!("{} is there already: --output names another place", path.display());
+    ensure!(!path.exists(), exists());
+    let part = part_of(&path);
+    let file = open_part(&part).with_context(|| part.display().to_string())?;
+    let mut arriving = Arriving::new(Sink::File(file), job)?;
+    if let Err(error) = arriving.all(place, id).await {
+        if arriving.is_whole() {
+            // Whatever it is, it is of no use for another try.
+            fs::remove_file(&part).with_context(|| part.display().to_string())?;
+        }
+        return Err(error);
+    }
+    // A link, unlike a rename, takes nobody's place.
+    fs::hard_link(&part, &path).or_else(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Err(anyhow::anyhow!(exists())),
+        // There are file systems without links.
+        _ => Ok(fs::rename(&part, &path)?),
+    })?;
+    let _ = fs::remove_file(&part);
+    outln!("{}  {} rows", path.display(), job.rows_exported)
+}
+
+/// A name of its own, whatever the service says: nothing is written outside of the folder.
+fn name_of(job: &JobView) -> anyhow::Result<&str> {
+    let name = &job.output_filename;
+    let is_plain = Path::new(name).file_name().is_some_and(|only| only == name.as_str());
+    ensure!(is_plain, "`{}` is no name of a file: --output names one", name.escape_debug());
+    Ok(name)
+}
+
+fn part_of(path: &Path) -> PathBuf {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    part.into()
+}
+
+fn open_part(part: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).append(true).create(true).open(part)?;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::other("another process is downloading it"),
+        TryLockError::Error(error) => error,
+    })?;
+    Ok(file)
+}
+
+enum Sink {
+    Stdout(io::StdoutLock<'static>),
+    File(File),
+}
+
+/// A file as far as it has come.
+struct Arriving<'j> {
+    job: &'j JobView,
+    sha256: &'j str,
+    sink: Sink,
+    have: u64,
+    hash: digest::Context,
+    bar: ProgressBar,
+}
+
+impl Arriving<'_> {
+    /// Takes what is there of it for its beginning.
+    fn new(mut sink: Sink, job: &JobView) -> anyhow::Result<Arriving<'_>> {
+        let sha256 = job.sha256.as_deref().context("the export has no SHA-256")?;
+        let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
+        if let Sink::File(file) = &mut sink {
+            if file.metadata()?.len() > job.bytes_written {
+                file.set_len(0)?;
+            }
+            file.seek(SeekFrom::Start(0))?;
+            let mut chunk = vec![0; 256 << 10];
+            loop {
+                match file.read(&mut chunk)? {
+                    0 => break,
+                    read => {
+                        hash.update(&chunk[..read]);
+                        have += read as u64;
+                    }
+                }
+            }
+        }
+        let bar = bar_of_bytes(job.bytes_written);
+        bar.set_position(have);
+        Ok(Arriving { job, sha256, sink, have, hash, bar })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.have == self.job.bytes_written
+    }
+
+    /// What is missing, then a look at whether it is what was exported.
+    async fn all(&mut self, place: &Place, id: JobId) -> anyhow::Result<()> {
+        let mut moved = Instant::now();
+        while !self.is_whole() {
+            let had = self.have;
+            let fetched = place.fetch(id, self.sha256, had, self).await;
+            if self.have > had {
+                moved = Instant::now();
+            }
+            match fetched {
+                Ok(()) if self.is_whole() => {}
+                // Ended before its time.
+                Ok(()) if moved.elapsed() < PATIENCE => tokio::time::sleep(PAUSE).await,
+                Ok(()) => bail!("the file ends after {} of {} bytes", self.have, self.job.bytes_written),
+                Err(error) => match error.downcast_ref::<Error>() {
+                    Some(cause @ Error::Broken { .. }) if moved.elapsed() < PATIENCE => {
+                        self.bar.suspend(|| eprintln!("cdc-export: {}; going on from there.", chain(cause)));
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+        self.bar.finish_and_clear();
+        let found = self.hash.clone().finish();
+        let found: String = found.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        ensure!(found == self.sha256, "what has arrived is not the file that was exported: download it once more");
+        match &mut self.sink {
+            Sink::Stdout(out) => out.flush()?,
+            Sink::File(file) => file.sync_all()?,
+        }
+        Ok(())
+    }
+}
+
+impl Write for Arriving<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() as u64 > self.job.bytes_written - self.have {
+            return Err(io::Error::other("more of the file arrives than was exported"));
+        }
+        let written = match &mut self.sink {
+            Sink::Stdout(out) => out.write(bytes)?,
+            Sink::File(file) => file.write(bytes)?,
+        };
+        self.hash.update(&bytes[..written]);
+        self.have += written as u64;
+        self.bar.set_position(self.have);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

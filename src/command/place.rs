@@ -1,0 +1,213 @@
+//! Where exports are asked for: a service that this process has wired over its database, or one elsewhere. The commands see both
+//! in one way, as the API shows them.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use anyhow::Context;
+use cdc_export::http;
+use cdc_export::job::encoding::Encoding;
+use cdc_export::job::selection::Selection;
+use cdc_export::job::{Filter, Job, JobId, Request, Status};
+use cdc_export::service::Service;
+use hyper::http::HeaderMap;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::task::{block_in_place, spawn_blocking};
+use uuid::Uuid;
+
+use crate::command::Export;
+use crate::command::client::{Client, Error};
+
+/// Rows that are shown of each list.
+const SHOWN: u32 = 200;
+/// What of a file is in memory at a time.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// One of the two.
+pub(crate) enum Place {
+    Here(Box<Service>),
+    There(Client),
+}
+
+/// A job, as far as the commands look at it.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct JobView {
+    pub(crate) job_id: String,
+    pub(crate) consumer_id: Option<String>,
+    pub(crate) dataset: String,
+    pub(crate) export_type: String,
+    pub(crate) status: String,
+    pub(crate) progress: u8,
+    pub(crate) rows_exported: u64,
+    pub(crate) bytes_written: u64,
+    pub(crate) output_filename: String,
+    pub(crate) sha256: Option<String>,
+    pub(crate) error: Option<FailureView>,
+    /// All of it.
+    #[serde(skip)]
+    pub(crate) json: Value,
+}
+
+/// Why a job failed.
+#[derive(Clone, Deserialize)]
+pub(crate) struct FailureView {
+    pub(crate) code: String,
+    pub(crate) detail: String,
+}
+
+/// Where a consumer stands.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConsumerView {
+    pub(crate) consumer_id: String,
+    pub(crate) dataset: String,
+    pub(crate) last_exported_at: Option<String>,
+    pub(crate) rows_waiting: Value,
+    pub(crate) continuity: Option<String>,
+    pub(crate) last_job: Option<JobView>,
+}
+
+/// What the answer to a submission says of the job.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Accepted {
+    job_id: Uuid,
+}
+
+#[derive(Deserialize)]
+struct Items {
+    items: Vec<Value>,
+}
+
+impl JobView {
+    fn of(json: Value) -> anyhow::Result<JobView> {
+        let view: JobView = serde_json::from_value(json.clone()).context("a job as the API shows it was expected")?;
+        Ok(JobView { json, ..view })
+    }
+
+    /// Of a word that a later version has, nobody knows; it is waited for.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.status.parse::<Status>().is_ok_and(Status::is_terminal)
+    }
+
+    pub(crate) fn is(&self, status: Status) -> bool {
+        self.status == status.as_str()
+    }
+}
+
+impl Place {
+    /// Asks for an export.
+    pub(crate) async fn submit(&self, what: &Export) -> anyhow::Result<JobId> {
+        match self {
+            Place::Here(service) => {
+                let request = Request {
+                    consumer: Some(what.consumer.clone()),
+                    dataset: what.dataset.clone(),
+                    export_type: what.export_type,
+                    selection: Selection::default(),
+                    encoding: Encoding::new(what.format, what.compression)?,
+                    retry_of: None,
+                    key: None,
+                };
+                Ok(service.submit(&request).await?.id)
+            }
+            Place::There(client) => {
+                let mut headers = HeaderMap::new();
+                headers.insert("x-consumer-id", what.consumer.as_str().parse()?);
+                headers.insert("idempotency-key", Uuid::new_v4().to_string().parse()?);
+                let (format, compression) = (what.format.as_str(), what.compression.as_str());
+                let body = json!({ "dataset": what.dataset, "format": format, "compression": compression });
+                let path = format!("/exports/{}", what.export_type);
+                let accepted: Accepted = there(client, move |client| client.post(&path, &headers, Some(&body))).await?;
+                Ok(accepted.job_id.into())
+            }
+        }
+    }
+
+    /// A job: at its end, or after a moment.
+    pub(crate) async fn look(&self, id: JobId) -> anyhow::Result<JobView> {
+        let json = match self {
+            Place::Here(service) => http::job_as_json(service.ended_job(id, Duration::from_millis(100)).await?),
+            Place::There(client) => there(client, move |client| client.get(&format!("/exports/{id}?wait=1"))).await?,
+        };
+        JobView::of(json)
+    }
+
+    /// Asks a job to stop.
+    pub(crate) async fn cancel(&self, id: JobId) -> anyhow::Result<()> {
+        match self {
+            Place::Here(service) => service.cancel(id).await.map(|_| ())?,
+            Place::There(client) => {
+                let path = format!("/exports/{id}/cancel");
+                let _: Value = there(client, move |client| client.post(&path, &HeaderMap::new(), None)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first consumers, and the first jobs that are open, as the API shows them.
+    pub(crate) async fn status(&self) -> anyhow::Result<Value> {
+        let open = [Status::Processing, Status::Pending];
+        let (consumers, jobs) = match self {
+            Place::Here(service) => {
+                let consumers = service.consumers(None, None, SHOWN).await?;
+                let mut jobs: Vec<Job> = Vec::new();
+                for status in open {
+                    jobs.extend(service.jobs(&Filter { status: Some(status), ..Filter::default() }, SHOWN).await?);
+                }
+                let consumers = consumers.into_iter().map(http::consumer_as_json).collect();
+                (consumers, jobs.into_iter().map(http::job_as_json).collect())
+            }
+            Place::There(client) => {
+                let list = |path: String| there(client, move |client| client.get::<Items>(&path));
+                let consumers = list(format!("/consumers?limit={SHOWN}")).await?.items;
+                let mut jobs = Vec::new();
+                for status in open {
+                    jobs.extend(list(format!("/exports?status={status}&limit={SHOWN}")).await?.items);
+                }
+                (consumers, jobs)
+            }
+        };
+        Ok(json!({ "consumers": Value::Array(consumers), "openJobs": Value::Array(jobs) }))
+    }
+
+    /// Writes a completed job's file, from its byte `from` on, into `into`.
+    pub(crate) async fn fetch(&self, id: JobId, sha256: &str, from: u64, into: &mut dyn Write) -> anyhow::Result<()> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        match self {
+            Place::Here(service) => {
+                let file = service.open_file(id).await?;
+                let size = file.place.identity.size;
+                let mut part = file.part(from, size - from).await?;
+                loop {
+                    match part.read(&mut chunk).await? {
+                        0 => return Ok(()),
+                        read => into.write_all(&chunk[..read])?,
+                    }
+                }
+            }
+            Place::There(client) => block_in_place(|| {
+                let mut part = client.file(&format!("/exports/{id}/download"), from, sha256)?;
+                loop {
+                    match part.read(&mut chunk).map_err(|cause| client.broken(cause))? {
+                        0 => return Ok(()),
+                        read => into.write_all(&chunk[..read])?,
+                    }
+                }
+            }),
+        }
+    }
+}
+
+/// Calls block; they have a thread of their own, so that an interruption is seen meanwhile.
+async fn there<T: Send + 'static>(
+    client: &Client,
+    call: impl FnOnce(&Client) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let client = client.clone();
+    let done = spawn_blocking(move || call(&client)).await;
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}

@@ -1,0 +1,330 @@
+//! The command line without a database: a service elsewhere, over its API.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::harness::{Csv, Database, PATIENCE, Service, Start, eventually, reachable_folder};
+
+/// A command that has no database to fall back on.
+fn far(arguments: &[&str]) -> Start {
+    Start::plain().with("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing").arguments(arguments)
+}
+
+async fn run(arguments: &[&str]) -> (i32, String, String) {
+    far(arguments).output().await
+}
+
+async fn with_users(rows: i64) -> (Database, Service) {
+    let database = Database::new().await;
+    database.add_users(1, rows).await;
+    let service = Start::on(&database).service().await;
+    (database, service)
+}
+
+/// A port that passes connections on to a service, and breaks each once so many bytes have come back, until that was done
+/// `breaks` times. With what came back in all.
+async fn frail(service: &Service, after: u64, breaks: u64) -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let behind = service.address.trim_start_matches("http://").to_owned();
+    let passed = Arc::<AtomicU64>::default();
+    let (count, left) = (Arc::clone(&passed), Arc::new(AtomicU64::new(breaks)));
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut server = TcpStream::connect(&behind).await.unwrap();
+            let (count, left) = (Arc::clone(&count), Arc::clone(&left));
+            tokio::spawn(async move {
+                let (mut asks, mut asked) = client.split();
+                let (mut answers, mut answered) = server.split();
+                let there = tokio::io::copy(&mut asks, &mut answered);
+                let back = async {
+                    let (mut bytes, mut here) = (vec![0; 16 << 10], 0);
+                    while let Ok(length @ 1..) = answers.read(&mut bytes).await {
+                        here += length as u64;
+                        if asked.write_all(&bytes[..length]).await.is_err() {
+                            return;
+                        }
+                        count.fetch_add(length as u64, Ordering::Relaxed);
+                        let one_less = |left: u64| left.checked_sub(1);
+                        if here >= after && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
+                            return;
+                        }
+                    }
+                };
+                tokio::select! { _ = there => {}, () = back => {} }
+            });
+        }
+    });
+    (address, passed)
+}
+
+/// The path that a command printed, before the rows.
+fn path_in(printed: &str) -> &Path {
+    Path::new(printed.trim().split_once("  ").expect("a path and rows").0)
+}
+
+#[tokio::test]
+async fn an_export_from_afar_needs_no_database() {
+    let (database, service) = with_users(19).await;
+    let folder = reachable_folder();
+    let here = folder.path().to_str().unwrap();
+    let server = ["--server", &service.address];
+    let export = async |more: &[&str]| run_with(&["export"], more, &server).await;
+
+    let (code, printed, said) = export(&["full", "--consumer", "a", "--output", here]).await;
+    assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+    assert!(printed.trim().ends_with("  18 rows") && path_in(&printed).starts_with(here), "{printed}");
+    assert_eq!(Csv::read(path_in(&printed)).rows.len(), 18);
+    assert_eq!(std::fs::read_dir(here).unwrap().count(), 1, "nothing is left beside it");
+
+    database.run("update users set name = 'x' where id = 3").await;
+    let (code, printed, said) = export(&["delta", "--consumer", "a"]).await;
+    assert!(code == 0 && printed.starts_with("delta_a_") && printed.ends_with("  1 rows\n"), "{printed}");
+    // It says how to go on, and that works as it stands.
+    let next = said.trim().trim_start_matches("`cdc-export ").split('`').next().unwrap();
+    let (code, printed, _) = run(&[&next.split(' ').collect::<Vec<_>>()[..], &["--output", here]].concat()).await;
+    assert_eq!((code, Csv::read(path_in(&printed)).ids()), (0, vec![3]));
+
+    let (code, printed, _) = export(&["incremental", "--consumer", "b", "--dataset", "users", "--json"]).await;
+    let job: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((code, &job["status"], &job["consumerId"]), (0, &"completed".into(), &"b".into()));
+    assert_eq!(service.job(job["jobId"].as_str().unwrap()).await, job);
+
+    let (code, printed, _) = export(&["full", "--consumer", "c", "--format", "ndjson", "--output", "-"]).await;
+    assert_eq!((code, printed.lines().count()), (0, 18), "{printed}");
+    assert!(printed.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
+
+    let (code, far, _) = run_with(&["status"], &["--json"], &server).await;
+    let (_, near, _) = Start::on(&database).arguments(&["status", "--json"]).output().await;
+    assert_eq!((code, far), (0, near));
+    let (_, table, _) = run_with(&["status"], &[], &server).await;
+    assert!(table.lines().any(|line| line.starts_with("a ") && line.ends_with("delta completed")), "{table}");
+
+    let (code, _, said) = export(&["full", "--consumer", "a", "--dataset", "nothing"]).await;
+    assert!(code == 1 && said.contains("there is no dataset of this name; there are: users"), "{said}");
+    service.stop().await;
+}
+
+async fn run_with(command: &[&str], more: &[&str], server: &[&str]) -> (i32, String, String) {
+    run(&[command, more, server].concat()).await
+}
+
+#[tokio::test]
+async fn a_failed_export_says_what_helps() {
+    let (database, service) = with_users(5).await;
+    service.export("full", "a").await;
+    database.run("truncate users").await;
+    let (code, printed, said) = run(&["export", "delta", "--consumer", "a", "--server", &service.address]).await;
+    assert_eq!((code, printed.as_str()), (1, ""));
+    assert!(said.contains("full_export_needed"), "{said}");
+    assert!(said.contains("`cdc-export export full --consumer a --dataset users` heals it"), "{said}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_interrupted_export_is_cancelled_there() {
+    let (database, service) = with_users(5).await;
+    let held = database.hold_exports().await;
+    let (child, _work) = far(&["export", "full", "--consumer", "a", "--server", &service.address]).spawn();
+    let one = "select count(*) from exports where status = 'processing'";
+    eventually("it runs", || async { (database.one::<i64>(one).await == 1).then_some(()) }).await;
+    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("the export was cancelled"));
+    assert_eq!(database.one::<String>("select status from exports").await, "cancelled");
+    held.rollback().await.unwrap();
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_download_that_breaks_off_goes_on_from_there() {
+    let (database, service) = with_users(20_000).await;
+    let id = service.submit("full", "a").await;
+    let job = service.ended(&id).await;
+    let size = job["bytesWritten"].as_u64().unwrap();
+    let folder = reachable_folder();
+    let path = folder.path().join("users.csv");
+    let output = path.to_str().unwrap();
+
+    let (server, passed) = frail(&service, size / 4, 3).await;
+    let (code, printed, said) = run(&["download", &id, "--output", output, "--server", &server]).await;
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(said.matches("going on from there").count(), 3, "{said}");
+    assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(service.path(&job)).unwrap());
+    assert_eq!(printed, format!("{output}  {} rows\n", job["rowsExported"]));
+    let passed = passed.load(Ordering::Relaxed);
+    assert!(
+        (size..size + size / 2).contains(&passed),
+        "{passed} of {size} bytes came: not from the beginning each time"
+    );
+
+    // What is there is nobody's to replace.
+    let (code, _, said) = run(&["download", &id, "--output", output, "--server", &server]).await;
+    assert!(code == 1 && said.contains("is there already"), "{said}");
+
+    // A part that another process has left is gone on from; what it was is found out at the end.
+    let part = folder.path().join("again.csv.part");
+    let again = folder.path().join("again.csv");
+    let arguments = ["download", &id, "--output", again.to_str().unwrap(), "--server", &service.address];
+    let whole = std::fs::read(&path).unwrap();
+    let mut half = whole[..whole.len() / 2].to_vec();
+    half[100] ^= 1;
+    std::fs::write(&part, &half).unwrap();
+    let (code, _, said) = run(&arguments).await;
+    assert!(code == 1 && said.contains("not the file that was exported"), "{said}");
+    assert!(!part.exists() && !again.exists());
+    half[100] ^= 1;
+    std::fs::write(&part, &half).unwrap();
+    assert_eq!(run(&arguments).await.0, 0);
+    assert_eq!(std::fs::read(&again).unwrap(), whole);
+
+    // On the service's own machine the same command needs no server.
+    let near = folder.path().join("near.csv");
+    let near = near.to_str().unwrap();
+    let local = Start::on(&database).sharing_output(&service).arguments(&["download", &id, "--output", near]);
+    let (code, _, said) = local.output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    assert_eq!(std::fs::read(near).unwrap(), whole);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_has_no_file_says_why() {
+    let (database, service) = with_users(5).await;
+    let held = database.hold_exports().await;
+    let id = service.submit("full", "a").await;
+    service.becomes(&id, "processing").await;
+    let download = async |id: &str| run(&["download", id, "--server", &service.address]).await;
+    let (code, _, said) = download(&id).await;
+    assert!(code == 1 && said.contains("the export is processing"), "{said}");
+    service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
+    service.ended(&id).await;
+    let (code, _, said) = download(&id).await;
+    assert!(code == 1 && said.contains("the export is cancelled, so it has no file"), "{said}");
+    held.rollback().await.unwrap();
+    let id = service.submit("full", "a").await;
+    service.ended(&id).await;
+    service.call("DELETE", &format!("/exports/{id}"), &[]).await;
+    let (code, _, said) = download(&id).await;
+    assert!(code == 1 && said.contains("the file of this export was removed or replaced"), "{said}");
+    let (code, _, said) = download("01900000-0000-7000-8000-000000000000").await;
+    assert!(code == 1 && said.contains("there is no export with this id"), "{said}");
+    assert_eq!(download("nothing").await.0, 2);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_is_shown_where_one_is_wanted() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let keys = async |arguments: &[&str]| Start::on(&database).arguments(arguments).output().await;
+    let (_, key, _) = keys(&["keys", "create", "--name", "far", "--consumer", "a"]).await;
+    let service = Start::on(&database).with("AUTH", "keys").service().await;
+    let export = |consumer| ["export", "full", "--consumer", consumer, "--server", &service.address];
+    let (code, _, said) = run(&export("a")).await;
+    assert!(code == 1 && said.contains("API_KEY") && said.contains("keys create"), "{said}");
+    let with_key = async |consumer| far(&export(consumer)).with("API_KEY", key.trim()).output().await;
+    assert_eq!(with_key("a").await.0, 0);
+    let (code, _, said) = with_key("b").await;
+    assert!(code == 1 && said.contains('b') && !said.contains(key.trim()), "{said}");
+    let (code, _, said) = far(&export("a")).with("API_KEY", "cdcx_secret").output().await;
+    assert!(code == 2 && said.starts_with("cdc-export: API_KEY: ") && !said.contains("secret"), "{said}");
+    keys(&["keys", "revoke", "far"]).await;
+    eventually("it is refused", || async {
+        let (code, _, said) = with_key("a").await;
+        (code == 1 && said.contains("keys list")).then_some(())
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_there_is_said_at_once() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (code, _, said) = run(&["status", "--server", &format!("http://{nobody}")]).await;
+    assert!(code == 1 && said.contains("can't be reached") && said.contains("is a service running there?"), "{said}");
+    for bad in ["127.0.0.1:8080", "ftp://127.0.0.1", "http://me:secret@127.0.0.1", ""] {
+        assert_eq!(run(&["status", "--server", bad]).await.0, 2, "{bad}");
+    }
+
+    // Something else that speaks HTTP.
+    let other = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello".to_vec()).await;
+    let (code, _, said) = run(&["status", "--server", &other]).await;
+    assert!(code == 1 && said.contains("is the address right?"), "{said}");
+}
+
+/// Answers everything in the same way.
+async fn answering(answer: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let _ = client.read(&mut [0; 4096]).await;
+            let _ = client.write_all(&answer).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_file_is_written_nowhere_else() {
+    let id = "01900000-0000-7000-8000-000000000000";
+    for name in ["../outside.csv", "/tmp/outside.csv", "..", "", "a/b.csv"] {
+        let job = serde_json::json!({
+            "jobId": id, "consumerId": "a", "dataset": "users", "exportType": "full", "status": "completed", "progress": 100,
+            "rowsExported": 1, "bytesWritten": 5, "outputFilename": name, "sha256": "0".repeat(64), "error": null,
+        })
+        .to_string();
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", job.len());
+        let server = answering([head.into_bytes(), job.into_bytes()].concat()).await;
+        let (code, _, said) = run(&["download", id, "--server", &server]).await;
+        assert!(code == 1 && said.contains("is no name of a file"), "{name}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_watched_status_outlives_the_service() {
+    let (database, service) = with_users(5).await;
+    let (mut child, _work) = far(&["status", "--watch", "--json", "--server", &service.address]).spawn_piped();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = async || -> Value {
+        let line =
+            tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("a line").unwrap().expect("it goes on");
+        serde_json::from_str(&line).unwrap()
+    };
+    assert_eq!(next().await["consumers"], serde_json::json!([]));
+    service.export("full", "a").await;
+    while next().await["consumers"][0]["consumerId"] != "a" {}
+
+    // It comes back at the same place.
+    let port = service.address.rsplit(':').next().unwrap().to_owned();
+    service.stop().await;
+    let service = Start::on(&database).with("PORT", &port).service().await;
+    service.export("full", "b").await;
+    while next().await["consumers"][1]["consumerId"] != "b" {}
+    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
+    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(0));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_shell_completes_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script, _) = run(&["completions", shell]).await;
+        assert!(code == 0 && ["export", "download", "server"].iter().all(|word| script.contains(word)), "{shell}");
+    }
+    // A reader that has seen enough is no failure.
+    let (mut child, _work) = far(&["completions", "bash"]).spawn_piped();
+    drop(child.stdout.take());
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
+}
