@@ -23,6 +23,11 @@ lint:
 test *args:
     cargo test --locked {{ args }}
 
+# The loaders of docs/guides, and what other programs read of each format. Needs python3 and psql; fetches packages from PyPI.
+guides:
+    cargo build --locked
+    tests/guides.sh
+
 # A small disk that fills up, turns read-only and goes away. Needs root, or user namespaces.
 disk:
     cargo build --locked --release --bins --examples

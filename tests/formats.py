@@ -1,7 +1,6 @@
 """Asks a running service for one export in every format and compression, and compares them as other programs read them.
 
-    python3 -m venv /tmp/formats && /tmp/formats/bin/pip install pyarrow duckdb zstandard
-    /tmp/formats/bin/python tests/formats.py http://localhost:8080
+    python tests/formats.py http://localhost:8080      with pyarrow, duckdb and zstandard; guides.sh does that
 
 Needs a table without infinite times and within the years 1 to 9999, as the demo's is: Python's own times end there.
 """

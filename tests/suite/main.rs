@@ -17,6 +17,8 @@ mod datasets;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod docs;
+#[cfg(test)]
 mod download;
 #[cfg(test)]
 mod embedded;

@@ -1,0 +1,32 @@
+"""Keeps a table in a DuckDB file equal to the source: `python load_duckdb.py SERVER FILE`."""
+
+import os
+import sys
+import tempfile
+
+import duckdb
+
+from exports import Exports
+
+server, database = sys.argv[1:]
+exports = Exports(server, "duckdb", key=os.environ.get("API_KEY"))
+with duckdb.connect(database) as target, tempfile.TemporaryDirectory() as folder:
+    target.execute("create table if not exists loaded_exports (job_id text)")
+    last = target.execute("select job_id from loaded_exports").fetchone()
+    exports.catch_up("parquet", from_the_beginning=last is None)
+    for job in exports.completed(after=last and last[0]):
+        path = exports.fetch(job, folder)
+        # The rows and the name of what they came from, both or neither: the next run begins behind it.
+        target.begin()
+        if job["exportType"] == "full":
+            # Each column has the type that it has in the source.
+            target.execute("create or replace table users as select * from read_parquet(?)", [path])
+        else:
+            target.execute("delete from users where id in (select id from read_parquet(?))", [path])
+            live = "select * exclude (operation) from read_parquet(?) where operation <> 'DELETE'"
+            target.execute(f"insert into users by name {live}", [path])
+        target.execute("delete from loaded_exports")
+        target.execute("insert into loaded_exports values (?)", [job["jobId"]])
+        target.commit()
+        os.remove(path)
+        print(f"{job['exportType']}: {job['rowsExported']} rows")

@@ -1,0 +1,35 @@
+"""Keeps a DataFrame on disk equal to the source: `python load_pandas.py SERVER FOLDER`."""
+
+import glob
+import os
+import sys
+import tempfile
+
+import pandas
+
+from exports import Exports
+
+server, folder = sys.argv[1:]
+exports = Exports(server, "pandas", key=os.environ.get("API_KEY"))
+os.makedirs(folder, exist_ok=True)
+# The frame's file has the name of the last export in it, so that both are there at once.
+kept = max(glob.glob(f"{folder}/users.*.parquet"), default=None, key=os.path.getmtime)
+users = pandas.read_parquet(kept) if kept else None
+last = kept and kept.split(".")[-2]
+with tempfile.TemporaryDirectory() as inbox:
+    exports.catch_up("parquet", from_the_beginning=last is None)
+    for job in exports.completed(after=last):
+        rows = pandas.read_parquet(exports.fetch(job, inbox)).set_index("id")
+        if job["exportType"] == "full":
+            users = rows
+        else:
+            live = rows[rows["operation"] != "DELETE"].drop(columns="operation")
+            users = pandas.concat([users.drop(index=rows.index, errors="ignore"), live])
+        print(f"{job['exportType']}: {job['rowsExported']} rows")
+        last = job["jobId"]
+written = f"{folder}/users.{last}.parquet"
+users.to_parquet(f"{written}.part")
+os.replace(f"{written}.part", written)
+for old in set(glob.glob(f"{folder}/users.*.parquet")) - {written}:
+    os.remove(old)
+print(f"{len(users)} users, last changed {users['updated_at'].max()}")
