@@ -34,7 +34,7 @@ use cdc_export::key::{self, Scope};
 use cdc_export::postgres::{self, Database, demo, embedded};
 use cdc_export::service::{self, Service, Stores};
 use cdc_export::sink::Folder;
-use cdc_export::source::{capture, shape, snapshot::Source};
+use cdc_export::source::{capture, catalog, snapshot::Source};
 use cdc_export::store::Store;
 use cdc_export::telemetry;
 use cdc_export::worker::{self, Worker};
@@ -365,8 +365,8 @@ fn dataset_of<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c Arc<Data
 /// Holds the catalogue against the tables, if a file says it.
 async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
-    let faults = shape::check(&database.pool(1), &config.catalog).await?;
-    if faults.is_empty() {
+    let faults = catalog::check(&database.pool(1), &config.catalog).await?;
+    if faults.0.is_empty() {
         return Ok(());
     }
     Err(anyhow::Error::new(config.catalog.mistakes(faults)).context(format!("DATASETS: {}", file.display())))

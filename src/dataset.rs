@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dataset::catalog::Fault;
+use crate::dataset::catalog::Faults;
 use crate::job::ExportType;
 use crate::job::selection::Selection;
 
@@ -242,7 +242,7 @@ pub struct Description {
     /// What the operator says.
     pub dataset: Arc<Dataset>,
     /// What the table has for it, or what is wrong with that.
-    pub shape: Result<Shape, Vec<Fault>>,
+    pub shape: Result<Shape, Faults>,
     /// About how many rows the table has; `None`: nobody has counted yet.
     pub rows: Option<u64>,
     /// How much room the table takes, without its indexes.

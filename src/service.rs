@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::catalog::{Catalog, Fault, is_name};
+use crate::dataset::catalog::{Catalog, Faults, is_name};
 use crate::dataset::{Dataset, Description};
 use crate::job::selection::{BadSelection, Selection};
 use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
@@ -84,8 +84,8 @@ pub enum Error {
     #[error(transparent)]
     BadSelection(BadSelection),
     /// The table isn't as the dataset says.
-    #[error("the table of the dataset is not as its operator says: {}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
-    Mismatch(Vec<Fault>),
+    #[error("the table of the dataset is not as its operator says: {0}")]
+    Mismatch(Faults),
     /// The job has no file yet, and may never have one.
     #[error("the export is {0}, so it has no file")]
     NoFile(Status),

@@ -4,12 +4,14 @@
 //! the commit, which is how the watermark moves with the very snapshot that was exported.
 
 pub mod capture;
+pub mod catalog;
 mod copy;
 mod cursor;
 mod guard;
 pub mod purge;
 mod select;
-pub mod shape;
+mod selection;
+mod shape;
 pub mod snapshot;
 mod spare;
 mod standing;
@@ -19,7 +21,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
-use crate::dataset::catalog::Fault;
+use crate::dataset::catalog::Faults;
 use crate::job::Continuity;
 use crate::row::Frame;
 
@@ -45,8 +47,8 @@ pub enum Error {
     #[error("the changes of dataset `{0}` are not captured; `cdc-export track {0}` lets it be exported")]
     NotTracked(String),
     /// The table isn't as the dataset says.
-    #[error("the table is not as its dataset says: {}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
-    Mismatch(Vec<Fault>),
+    #[error("the table is not as its dataset says: {0}")]
+    Mismatch(Faults),
     /// Exactness can't be kept: what changed is not known.
     #[error("what changed since the last export is not known exactly ({0}): a full export is needed")]
     FullExportNeeded(Continuity),

@@ -138,7 +138,7 @@ impl Error {
                 source::Error::TableMissing { .. } | source::Error::NotTracked(_) => {
                     Settlement::Fail(failure(FailureCode::TableMissing))
                 }
-                source::Error::Mismatch(faults) => Settlement::Fail(failure(match faults.as_slice() {
+                source::Error::Mismatch(faults) => Settlement::Fail(failure(match faults.0.as_slice() {
                     [fault] if fault.member == "table" => FailureCode::TableMissing,
                     _ => FailureCode::DatasetMismatch,
                 })),

@@ -35,7 +35,7 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
         };
         let columns = match &shape {
             Ok(shape) => shape.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),
-            Err(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+            Err(faults) => faults.to_string(),
         };
         outln!("{:<20} {:<32} {rows:>12}  {capture:<10} {columns}", dataset.name, dataset.table.to_string())?;
     }
@@ -58,12 +58,8 @@ async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Resu
         filter: None,
         capture: Capture::Triggers,
     };
-    let described = service.describe(&Arc::new(dataset)).await?;
-    let (dataset, shape) = (described.dataset, described.shape);
-    let shape = shape.map_err(|faults| {
-        let faults = faults.into_iter().map(|fault| format!("{}: {}", fault.member, fault.why));
-        anyhow::anyhow!("{}", faults.collect::<Vec<_>>().join("; "))
-    })?;
+    let Description { dataset, shape, .. } = service.describe(&Arc::new(dataset)).await?;
+    let shape = shape?;
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let names = |columns: &[Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
     outln!("[[dataset]]")?;

@@ -30,6 +30,19 @@ pub struct Fault {
     pub why: String,
 }
 
+/// What a dataset says and its table is not. On one line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
+pub struct Faults(pub Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.0.iter().enumerate() {
+            write!(f, "{}{fault}", if i == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
 /// Everything that is wrong with a catalogue: a line each, with its place in the file.
 #[derive(Debug)]
 pub struct Mistakes(Vec<(Option<usize>, String)>);
@@ -108,8 +121,8 @@ impl Catalog {
     }
 
     /// What was found wrong when the tables were looked at, with its places in the file.
-    pub fn mistakes(&self, faults: Vec<Fault>) -> Mistakes {
-        Mistakes(self.located(faults))
+    pub fn mistakes(&self, faults: Faults) -> Mistakes {
+        Mistakes(self.located(faults.0))
     }
 
     fn located(&self, faults: Vec<Fault>) -> Vec<(Option<usize>, String)> {
@@ -123,8 +136,12 @@ pub fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 63 && text.chars().all(allowed)
 }
 
-/// The name that somebody may have meant.
-pub fn nearest<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+/// The end of a message that there is no such name: which one somebody may have meant.
+pub fn hint<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> String {
+    nearest(name, among).map(|near| format!("; is it `{near}`?")).unwrap_or_default()
+}
+
+fn nearest<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     let scored =
         among.into_iter().map(|other| (strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase()), other));
     let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b));

@@ -63,7 +63,8 @@ pub(crate) async fn get(
 impl From<Description> for DatasetBody {
     fn from(description: Description) -> DatasetBody {
         let Description { dataset, shape, rows, bytes, captured } = description;
-        let mut problems: Vec<_> = shape.as_ref().err().into_iter().flatten().map(ToString::to_string).collect();
+        let faults = shape.as_ref().err().map(|faults| faults.0.as_slice()).unwrap_or_default();
+        let mut problems: Vec<_> = faults.iter().map(ToString::to_string).collect();
         if !captured {
             problems.push(format!("its changes are not captured: `cdc-export track {}`", dataset.name));
         }

@@ -212,7 +212,7 @@ impl From<service::Error> for Problem {
             Error::NoTimes(_) => Problem::new(StatusCode::CONFLICT, "no_updated_at", detail).about("lastExportedAt"),
             Error::BadSelection(bad) => Problem::bad_input("member_invalid", &bad.field, detail),
             Error::Mismatch(faults) => {
-                tracing::warn!(event = "dataset_mismatch", faults = faults.len(), error = detail);
+                tracing::warn!(event = "dataset_mismatch", faults = faults.0.len(), error = detail);
                 Problem::unavailable("dataset_mismatch", detail)
             }
             Error::NoWatermark => Problem::new(StatusCode::NOT_FOUND, "no_watermark", detail),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::dataset::catalog::{Catalog, Fault};
+use crate::dataset::catalog::{Catalog, Faults};
 use crate::dataset::{Capture, Column, Dataset, Sent, Shape, Table};
 use crate::source::{select, shape};
 
@@ -39,8 +39,8 @@ pub enum Error {
         parent: String,
     },
     /// The table isn't as the dataset says.
-    #[error("{}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
-    Mismatch(Vec<Fault>),
+    #[error("{0}")]
+    Mismatch(Faults),
     /// The dataset wants no triggers.
     #[error("`{0}` has capture = \"timestamp\", which needs no triggers")]
     ByTimestamp(String),

@@ -2,23 +2,21 @@
 
 use std::sync::Arc;
 
-use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use sqlx::PgConnection;
 
-use crate::dataset::catalog::{Catalog, Fault, nearest};
+use crate::dataset::catalog::{Fault, Faults, hint};
 use crate::dataset::{Capture, Column, Columns, Dataset, Description, Kind, OPERATION, Sent, Shape};
-use crate::job::selection::{BadSelection, Selection};
 use crate::source;
 use crate::source::capture::captured;
-use crate::source::select::{Select, relation};
+use crate::source::select::relation;
 use crate::source::snapshot::Source;
 
 /// Why a table can't be looked at.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// It isn't as the dataset says.
-    #[error("{}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
-    Faults(Vec<Fault>),
+    #[error(transparent)]
+    Faults(#[from] Faults),
     /// Postgres refused.
     #[error("Postgres refused")]
     Sql(#[from] sqlx::Error),
@@ -126,12 +124,9 @@ pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<S
     let columns = columns.map_err(|cause| unseen(dataset, cause))?;
     let mut fitting = Fitting { dataset, columns: &columns, faults: Vec::new() };
     if columns.is_empty() {
-        let why = match near_table(conn, dataset).await? {
-            Some(near) => format!("there is no table `{}`; is it `{near}`?", dataset.table),
-            None => format!("there is no table `{}`", dataset.table),
-        };
+        let why = format!("there is no table `{}`{}", dataset.table, hint_of_tables(conn, dataset).await?);
         fitting.wrong("table", None, why);
-        return Err(Error::Faults(fitting.faults));
+        return Err(Faults(fitting.faults).into());
     }
     let key = fitting.key(conn).await?;
     let types = columns.iter().map(|column| (column.name.clone(), column.base_type.clone())).collect();
@@ -143,7 +138,7 @@ pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<S
         let is_filtered = dataset.filter.is_some();
         Ok(Shape { key, columns, updated_at, created_at, deleted, types, is_filtered })
     } else {
-        Err(Error::Faults(fitting.faults))
+        Err(Faults(fitting.faults).into())
     }
 }
 
@@ -152,13 +147,13 @@ fn unseen(dataset: &Dataset, cause: sqlx::Error) -> Error {
     match cause.as_database_error() {
         Some(told) if told.code().as_deref() == Some("42501") => {
             let why = format!("the database role may not see `{}`: {}", dataset.table, told.message());
-            Error::Faults(vec![Fault { dataset: dataset.name.clone(), member: "table", item: None, why }])
+            Faults(vec![Fault { dataset: dataset.name.clone(), member: "table", item: None, why }]).into()
         }
         _ => Error::Sql(cause),
     }
 }
 
-async fn near_table(conn: &mut PgConnection, dataset: &Dataset) -> Result<Option<String>, sqlx::Error> {
+async fn hint_of_tables(conn: &mut PgConnection, dataset: &Dataset) -> Result<String, sqlx::Error> {
     let tables: Vec<(String, String)> = sqlx::query_as(
         "-- source.shape.tables
          select n.nspname::text, c.relname::text
@@ -172,7 +167,7 @@ async fn near_table(conn: &mut PgConnection, dataset: &Dataset) -> Result<Option
         Some(_) => tables.iter().map(|(schema, name)| format!("{schema}.{name}")).collect(),
         None => tables.into_iter().map(|(_, name)| name).collect(),
     };
-    Ok(nearest(&dataset.table.to_string(), names.iter().map(String::as_str)).map(str::to_owned))
+    Ok(hint(&dataset.table.to_string(), names.iter().map(String::as_str)))
 }
 
 /// The dataset being held against the columns.
@@ -192,8 +187,7 @@ impl<'a> Fitting<'a> {
         let columns = self.columns;
         let found = columns.iter().find(|column| column.name == name);
         if found.is_none() {
-            let near = nearest(name, columns.iter().map(|column| column.name.as_str()));
-            let near = near.map(|near| format!("; is it `{near}`?")).unwrap_or_default();
+            let near = hint(name, columns.iter().map(|column| column.name.as_str()));
             let why = format!("there is no column `{name}` in `{}`{near}", self.dataset.table);
             self.wrong(member, Some(name), why);
         }
@@ -335,124 +329,4 @@ impl Source {
             captured: captured || dataset.capture != Capture::Triggers,
         })
     }
-
-    /// Whether a selection is one of the dataset's rows and columns: Postgres is asked to read its values.
-    ///
-    /// # Errors
-    /// If the database fails, or the table isn't as the dataset says.
-    pub async fn check(
-        &self,
-        dataset: &Dataset,
-        selection: &Selection,
-    ) -> Result<Result<(), BadSelection>, source::Error> {
-        let failed = source::Error::of(&dataset.table);
-        let mut conn = self.pool().acquire().await.map_err(&failed)?;
-        let shape = look(&mut conn, dataset).await?;
-        let known = |name: &String| shape.columns.iter().any(|column| column.name == *name);
-        let unknown = |field: String, name: &str| {
-            let near = nearest(name, shape.columns.iter().map(|column| &*column.name));
-            let near = near.map(|near| format!("; is it `{near}`?")).unwrap_or_default();
-            Ok(Err(BadSelection { field, why: format!("there is no column `{name}`{near}") }))
-        };
-        for (i, name) in selection.columns.iter().flatten().enumerate() {
-            if !known(name) {
-                return unknown(format!("columns[{i}]"), name);
-            }
-        }
-        for (i, condition) in selection.filter.iter().enumerate() {
-            if !known(&condition.column) {
-                return unknown(format!("filter[{i}].column"), &condition.column);
-            }
-            let tried = Select { dataset, shape: &shape }.tried(condition);
-            for (member, statement) in ["value", "op"].into_iter().zip(tried) {
-                let statement = format!("-- source.shape.try\n {statement}");
-                let tried = sqlx::query(AssertSqlSafe(statement)).bind(&condition.value).persistent(false);
-                let Err(cause) = tried.execute(&mut *conn).await else { continue };
-                let member = match cause.as_database_error().and_then(|e| e.code()).as_deref() {
-                    // Not of the caller's doing.
-                    None | Some("55P03") => return Err(failed(cause)),
-                    Some(code) if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => {
-                        return Err(failed(cause));
-                    }
-                    Some(_) if member == "value" => member,
-                    // No such operator, or none that is the best.
-                    Some("42883" | "42725" | "42P22") => member,
-                    Some(_) => return Err(failed(cause)),
-                };
-                let type_name = shape.columns.iter().find(|column| column.name == condition.column);
-                let type_name = type_name.map_or("unknown", |column| &*column.type_name);
-                let why = match member {
-                    "value" => format!("a value of `{}`, which is {type_name}, is expected", condition.column),
-                    _ => format!("`{}` is {type_name}, which has no {}", condition.column, condition.operator),
-                };
-                return Ok(Err(BadSelection { field: format!("filter[{i}].{member}"), why }));
-            }
-        }
-        Ok(Ok(()))
-    }
-}
-
-/// Holds a whole catalogue against the live tables.
-///
-/// # Errors
-/// If the database fails. What doesn't fit is the result.
-pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Vec<Fault>, sqlx::Error> {
-    let mut conn = pool.acquire().await?;
-    let (mut faults, mut seen) = (Vec::new(), Vec::<(Oid, String, Vec<String>)>::new());
-    for dataset in catalog.iter() {
-        let shape = match look(&mut conn, dataset).await {
-            Ok(shape) => shape,
-            Err(Error::Faults(found)) => {
-                faults.extend(found);
-                continue;
-            }
-            Err(Error::Sql(cause)) => return Err(cause),
-        };
-        faults.extend(check_filter(&mut conn, dataset).await?);
-        if dataset.capture != Capture::Triggers {
-            continue;
-        }
-        let oid = sqlx::query_scalar("-- source.shape.oid\n select to_regclass($1)::oid");
-        let oid: Oid = oid.bind(relation(&dataset.table)).fetch_one(&mut *conn).await?;
-        let key: Vec<_> = shape.key.iter().map(|column| column.name.to_string()).collect();
-        // The triggers of a table log one key.
-        if let Some((_, other, _)) = seen.iter().find(|(table, _, its)| *table == oid && *its != key) {
-            let why = format!("`{}` is captured for `{other}` too, which has another key", dataset.table);
-            faults.push(Fault { dataset: dataset.name.clone(), member: "key", item: None, why });
-        }
-        seen.push((oid, dataset.name.clone(), key));
-    }
-    Ok(faults)
-}
-
-/// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of the row,
-/// which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
-async fn check_filter(conn: &mut PgConnection, dataset: &Dataset) -> Result<Option<Fault>, sqlx::Error> {
-    let Some(filter) = &dataset.filter else { return Ok(None) };
-    let fault = |why| Fault { dataset: dataset.name.clone(), member: "filter", item: None, why };
-    // Constants once Postgres has read them, and others tomorrow.
-    let words = ["'now'", "'today'", "'tomorrow'", "'yesterday'"];
-    if let Some(word) = words.into_iter().find(|word| filter.to_lowercase().contains(word)) {
-        return Ok(Some(fault(format!("it has to be told from the row alone, and {word} is another time each day"))));
-    }
-    let mut tx = conn.begin().await?;
-    // In an array too: a bracket that closes ours there would have closed it in an export's condition.
-    let index = format!(
-        "-- source.shape.filter
-         create temporary table cdc_export_filter (like {table}) on commit drop;
-         create index on cdc_export_filter ((1)) where (\n{filter}\n);
-         create index on cdc_export_filter ((1)) where (array[\n{filter}\n])[1]",
-        table = relation(&dataset.table),
-    );
-    let made = sqlx::raw_sql(AssertSqlSafe(index)).execute(&mut *tx).await;
-    tx.rollback().await?;
-    let Err(cause) = made else { return Ok(None) };
-    let Some(told) = cause.as_database_error() else { return Err(cause) };
-    let why = match told.code().as_deref() {
-        // The role may make no temporary table: the filter is tried at the first export.
-        Some("42501") => return Ok(None),
-        Some("42P17" | "0A000") => format!("it has to be told from the row alone ({})", told.message()),
-        _ => format!("Postgres doesn't take it as a condition: {}", told.message()),
-    };
-    Ok(Some(fault(why)))
 }
