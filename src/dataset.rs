@@ -210,6 +210,11 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// Whether these columns, in this order, are its key.
+    pub fn has_key(&self, columns: &[String]) -> bool {
+        self.key.iter().map(|column| &*column.name).eq(columns)
+    }
+
     /// The columns of an export's file, in order: a delta has the operation first.
     pub fn file_columns(&self, export_type: ExportType) -> Vec<Column> {
         let operation = (export_type == ExportType::Delta).then_some(OPERATION);

@@ -12,7 +12,7 @@ use crate::job::file::Exported;
 use crate::job::{ExportType, Job, Progress};
 use crate::row::Frame;
 use crate::sink::{self, Draft};
-use crate::source::{self, snapshot::Rows};
+use crate::source::{self, rows::Rows};
 
 /// Frames that wait between the reader and the writer.
 const FRAMES_AHEAD: usize = 2;

@@ -9,6 +9,7 @@ mod copy;
 mod cursor;
 mod guard;
 pub mod purge;
+pub mod rows;
 mod select;
 mod selection;
 mod shape;

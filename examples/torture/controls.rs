@@ -91,7 +91,7 @@ const CONTROLS: [Control; 7] = [
         name: "time-alone",
         breaks: Some("1"),
         edits: &[Edit {
-            file: "src/source/snapshot.rs",
+            file: "src/source/rows.rs",
             text: "if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }",
             instead: "Rule::TimeAlone",
         }],

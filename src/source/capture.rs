@@ -84,7 +84,6 @@ struct Found {
     is_unlogged: bool,
     captured: bool,
     primary_key: Vec<String>,
-    /// What the triggers log; `None`: the primary key, or there are none.
     logged_key: Option<Vec<String>>,
 }
 
@@ -102,6 +101,22 @@ macro_rules! captured {
     };
 }
 pub(crate) use captured;
+
+/// What the triggers log that a table `t` (of `pg_class`), in the schema `n`, was given; null: it was given none. Before it was kept,
+/// that was the primary key.
+macro_rules! logged_key {
+    () => {
+        "(select coalesce(k.key, array(
+            select a.attname::text
+            from pg_index x
+            cross join lateral unnest(x.indkey) with ordinality as i (attnum, place)
+            join pg_attribute a on a.attrelid = t.oid and a.attnum = i.attnum
+            where x.indrelid = t.oid and x.indisprimary and i.place <= x.indnkeyatts
+            order by i.place))
+          from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname)"
+    };
+}
+pub(crate) use logged_key;
 
 /// Installs the triggers on a dataset's table, unless they are there, and lets it be exported.
 ///
@@ -230,7 +245,9 @@ async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<Found, Error
                  join pg_attribute a on a.attrelid = t.oid and a.attnum = k.attnum
                  where x.indrelid = t.oid and x.indisprimary and k.place <= x.indnkeyatts
                  order by k.place) as primary_key,
-           (select k.key from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname) as logged_key, ",
+           ",
+        logged_key!(),
+        " as logged_key, ",
         captured!(),
         " as captured
          from pg_class t join pg_namespace n on n.oid = t.relnamespace where t.oid = to_regclass($1)"

@@ -8,8 +8,9 @@ macro_rules! here {
     () => {
         concat!(
             "(select pg_current_snapshot() as snapshot, pg_relation_filenode(t.oid) as relfilenode,
-               exists (select from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname) as tracked,
-               (select k.key from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname) as tracked_key, ",
+               ",
+            $crate::source::capture::logged_key!(),
+            " as logged_key, ",
             $crate::source::capture::captured!(),
             " as captured,
                (select md5(string_agg(format('%s %s %s', a.attname, a.atttypid, a.atttypmod), ',' order by a.attnum))

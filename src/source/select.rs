@@ -125,7 +125,7 @@ impl Select<'_> {
         if rule == Rule::TimeAlone {
             return by_time;
         }
-        let (logged, ordinals, joined) = (logged("$3"), self.ordinals(), self.joined());
+        let (logged, ordinals, joined) = (logged("$2::oid", "$3::text::pg_snapshot"), self.ordinals(), self.joined());
         let (logged_key, key, names) =
             (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
         if operation.is_some() && self.shape.created_at.is_none() {
@@ -163,7 +163,7 @@ impl Select<'_> {
     /// last image is had by a maximum, which is hashed, where an ordered aggregate sorts everything.
     fn changed_deleted(&self, max: CellMax) -> String {
         let (table, alive, stated, ended) = (self.table(), self.alive(), self.stated(), self.ended());
-        let (logged, ordinals, joined) = (logged("$4"), self.ordinals(), self.joined());
+        let (logged, ordinals, joined) = (logged("$2::oid", "$4::text::pg_snapshot"), self.ordinals(), self.joined());
         let (logged_key, key, names) =
             (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
         let gone = format!("{} is null", self.keys_of("u")[0]);
@@ -172,8 +172,7 @@ impl Select<'_> {
         let hidden = self.shape.hidden_time().map(|time| sent(time, &format!("u.{}", quoted(&time.name))));
         let cells = written.iter().zip(&self.shape.columns).filter(|(_, column)| may_be_large(column));
         let large = |((name, value), column): (&(&str, String), &Column)| {
-            let text = if matches!(column.kind, Kind::Json | Kind::Jsonb) { "::text" } else { "" };
-            (name.to_string(), format!("octet_length(({value}){text}) > {}", max.0))
+            (name.to_string(), format!("{} > {}", octets(column, value), max.0))
         };
         let refused = refused(&cells.map(large).collect::<Vec<_>>());
         let columns = written.iter().map(|(_, value)| value.clone()).chain(hidden).collect::<Vec<_>>().join(", ");
@@ -245,27 +244,28 @@ impl Select<'_> {
         self.dataset.filter.as_ref().map(|filter| format!("(\n{filter}\n)"))
     }
 
-    /// That a row `u` is deleted, softly.
-    fn deleted(&self) -> Option<String> {
+    /// That a row `u` is deleted, softly; or that it isn't.
+    fn deleted(&self, is: bool) -> Option<String> {
         let column = self.shape.deleted.as_ref()?;
-        let name = quoted(&column.name);
-        Some(if column.kind == Kind::Bool { format!("u.{name} is true") } else { format!("u.{name} is not null") })
+        let test = match (column.kind == Kind::Bool, is) {
+            (true, true) => "is true",
+            (true, false) => "is not true",
+            (false, true) => "is not null",
+            (false, false) => "is null",
+        };
+        Some(format!("u.{} {test}", quoted(&column.name)))
     }
 
     /// That a row `u` is one for a full export.
     fn alive(&self) -> String {
-        let not_deleted = self.shape.deleted.as_ref().map(|column| {
-            let name = quoted(&column.name);
-            if column.kind == Kind::Bool { format!("u.{name} is not true") } else { format!("u.{name} is null") }
-        });
-        let conditions: Vec<_> = not_deleted.into_iter().chain(self.filter()).collect();
+        let conditions: Vec<_> = self.deleted(false).into_iter().chain(self.filter()).collect();
         if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") }
     }
 
     /// That a row `u` which the stated rule finds is a deletion. One outside of the filter may have been inside before, but not
     /// for a consumer that begins; where there is a log, that knows.
     fn ended(&self) -> String {
-        let deleted = self.deleted().unwrap_or_else(|| "false".to_owned());
+        let deleted = self.deleted(true).unwrap_or_else(|| "false".to_owned());
         match self.filter() {
             None => deleted,
             Some(filter) => format!(
@@ -275,21 +275,26 @@ impl Select<'_> {
         }
     }
 
-    /// The stated rule. A row at infinity, or so far ahead that its time can't be a watermark, is above every one: it would
-    /// come each time, and its changes are in the log. So it is with every row where there is a position and no watermark, since
-    /// none that was exported had a time that could be.
+    /// The stated rule for the consumer whose position the parameters are.
     fn stated(&self) -> String {
-        let begins = "$1::timestamptz is null and $3::text is null";
-        let Some(column) = &self.shape.updated_at else { return format!("({begins})") };
-        let updated_at = format!("u.{}", quoted(&column.name));
         let since = match self.dataset.capture {
             Capture::Triggers => "$1::timestamptz".to_owned(),
             Capture::Timestamp { overlap } => {
                 format!("($1::timestamptz - interval '{} microseconds')", overlap.as_micros())
             }
         };
-        let (since, bound) = (in_zone_of(column, &since), in_zone_of(column, "timestamptz '200000-01-01 00:00:00+00'"));
-        format!("({begins} or {updated_at} > {since} and ({updated_at} < {bound} or $3::text is null))")
+        self.stated_since("$1::timestamptz", &since, "$3::text")
+    }
+
+    /// The stated rule: rows `u` after `since`, or all for who begins. A row at infinity, or so far ahead that its time can't be a
+    /// watermark, is above every one: it would come each time, and its changes are in the log. So it is with every row where there
+    /// is a position and no watermark, since none that was exported had a time that could be.
+    pub(crate) fn stated_since(&self, watermark: &str, since: &str, snapshot: &str) -> String {
+        let begins = format!("{watermark} is null and {snapshot} is null");
+        let Some(column) = &self.shape.updated_at else { return format!("({begins})") };
+        let updated_at = format!("u.{}", quoted(&column.name));
+        let (since, bound) = (in_zone_of(column, since), in_zone_of(column, "timestamptz '200000-01-01 00:00:00+00'"));
+        format!("({begins} or {updated_at} > {since} and ({updated_at} < {bound} or {snapshot} is null))")
     }
 
     /// The key as the log has it, in its types.
@@ -333,7 +338,7 @@ impl Select<'_> {
     fn refused(&self, CellMax(max): CellMax) -> String {
         let cell = |column: &Column| {
             let name = format!("u.{}", quoted(&column.name));
-            let size = format!("{} > {max}", size(column, &name));
+            let size = format!("{} > {max}", octets(column, &sent(column, &name)));
             // `octet_length` doesn't fetch a text that is kept outside of its row. What has to be made a text is made one only
             // where it takes so much room that it may be large.
             let test = match (column.kind, column.sent) {
@@ -357,16 +362,15 @@ fn key_name(i: usize) -> String {
     format!("\"logged key {}\"", i + 1)
 }
 
-/// Logged by a transaction that the snapshot could not see: an index range, and an exact test.
-pub(crate) fn logged(snapshot: &str) -> String {
-    let snapshot = format!("{snapshot}::text::pg_snapshot");
+/// Logged of a table, by a transaction that the snapshot could not see: an index range, and an exact test.
+pub(crate) fn logged(table: &str, snapshot: &str) -> String {
     format!(
-        "tbl = $2::oid and pk is not null and xid >= pg_snapshot_xmin({snapshot}) and not pg_visible_in_snapshot(xid, {snapshot})"
+        "tbl = {table} and pk is not null and xid >= pg_snapshot_xmin({snapshot}) and not pg_visible_in_snapshot(xid, {snapshot})"
     )
 }
 
 /// A moment as a column of times has it: one without a zone is taken for UTC.
-pub(crate) fn in_zone_of(column: &Column, moment: &str) -> String {
+fn in_zone_of(column: &Column, moment: &str) -> String {
     if column.kind == Kind::Timestamp { format!("({moment} at time zone 'UTC')") } else { moment.to_owned() }
 }
 
@@ -402,8 +406,7 @@ fn sent(column: &Column, value: &str) -> String {
 }
 
 /// How many bytes a value has in that form, or in a text of it.
-fn size(column: &Column, value: &str) -> String {
-    let sent = sent(column, value);
+fn octets(column: &Column, sent: &str) -> String {
     match column.kind {
         // Postgres knows no length of a JSON but that of its text.
         Kind::Json | Kind::Jsonb => format!("octet_length(({sent})::text)"),

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use crate::dataset::catalog::{Fault, Faults, hint};
 use crate::dataset::{Capture, Column, Columns, Dataset, Description, Kind, OPERATION, Sent, Shape};
 use crate::source;
-use crate::source::capture::captured;
+use crate::source::capture::{captured, logged_key};
 use crate::source::select::relation;
 use crate::source::snapshot::Source;
 
@@ -282,6 +282,14 @@ async fn is_unique(conn: &mut PgConnection, dataset: &Dataset, key: &[String]) -
     .await
 }
 
+#[derive(Default, sqlx::FromRow)]
+struct Seen {
+    rows: Option<f32>,
+    bytes: i64,
+    captured: bool,
+    logged_key: Option<Vec<String>>,
+}
+
 impl Source {
     /// What a dataset's table looks like now.
     ///
@@ -295,17 +303,15 @@ impl Source {
             Err(Error::Faults(faults)) => Err(faults),
             Err(error) => return Err(error.into()),
         };
-        let key = shape.as_ref().ok().map(|shape| shape.key.iter().map(|column| &*column.name).collect::<Vec<_>>());
-        let seen: Option<(Option<f32>, i64, bool)> = sqlx::query_as(concat!(
+        let seen: Option<Seen> = sqlx::query_as(concat!(
             "-- source.shape.describe
              select
-               parts.rows, parts.bytes::bigint,
-               exists (
-                 select from cdc_export.tracked k join pg_namespace n on n.nspname = k.schema_name
-                 where n.oid = t.relnamespace and k.table_name = t.relname
-                   and ($2::text[] is null or coalesce(k.key, $2) = $2)) and ",
+               parts.rows, parts.bytes::bigint as bytes, ",
             captured!(),
-            " from pg_class t
+            " as captured, ",
+            logged_key!(),
+            " as logged_key
+             from pg_class t join pg_namespace n on n.oid = t.relnamespace
              -- As they were last counted: their sizes are known only to who waits for a lock on them.
              cross join lateral (
                select sum(p.reltuples) filter (where p.reltuples >= 0) as rows,
@@ -316,17 +322,17 @@ impl Source {
              where t.oid = to_regclass($1)"
         ))
         .bind(relation(&dataset.table))
-        .bind(key)
         .fetch_optional(&mut *conn)
         .await
         .map_err(&failed)?;
-        let (rows, bytes, captured) = seen.unwrap_or_default();
+        let Seen { rows, bytes, captured, logged_key } = seen.unwrap_or_default();
+        let logs_it = logged_key.is_some_and(|key| shape.as_ref().map_or(true, |shape| shape.has_key(&key)));
         Ok(Description {
             dataset: Arc::clone(dataset),
             shape,
             rows: rows.map(|rows| rows as u64),
             bytes: bytes.unsigned_abs(),
-            captured: captured || dataset.capture != Capture::Triggers,
+            captured: captured && logs_it || dataset.capture != Capture::Triggers,
         })
     }
 }

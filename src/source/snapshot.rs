@@ -4,27 +4,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use futures_util::future::try_join_all;
-use sqlx::postgres::{PgArguments, PgConnectOptions, types::Oid};
+use sqlx::postgres::{PgConnectOptions, types::Oid};
 use sqlx::types::Json;
-use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::dataset::{Capture, CellMax, Dataset, Shape, Table};
-use crate::job::{ConsumerId, Continuity, ExportType, Findings, Job, Progress};
+use crate::dataset::{Capture, Dataset, Shape, Table};
+use crate::job::{ConsumerId, Continuity, ExportType, Findings};
 use crate::source::guard::{continuity, here};
-use crate::source::select::{Rule, Select};
-use crate::source::spare::{Seat, Spare};
-use crate::source::{Error, Frames, copy, cursor, purge, select, shape, within};
-use crate::telemetry::chain;
+use crate::source::rows::Rows;
+use crate::source::select::Select;
+use crate::source::spare::Spare;
+use crate::source::{Error, purge, select, shape, within};
 use crate::telemetry::metrics::PoolUse;
 use crate::watermark::{Fingerprint, Position, Standpoint};
 
 /// How long a lock on the table is waited for before the attempt is given up and made again.
 const LOCK_TIMEOUT: &str = "5s";
-
-/// No value in its row is larger: the largest blocks have 32 KiB, what compresses them does it 255 times at best, and a byte has
-/// six characters in a text at most.
-const MOST_IN_A_ROW: u64 = 48 << 20;
 
 /// How to reach the database that has the tables.
 #[derive(Clone, Debug)]
@@ -124,13 +119,13 @@ impl Permit {
 
         // It stays so under the lock: a file never has two shapes.
         let shape = shape::look(&mut leader, dataset).await?;
-        let (by_triggers, shape_types) = (dataset.capture == Capture::Triggers, shape.types.clone());
+        let (by_triggers, definition) = (dataset.capture == Capture::Triggers, dataset.definition());
 
         // In one statement, so that the position, the guard and the snapshot are of one moment.
         let opened: Opened = sqlx::query_as(concat!(
             "-- source.snapshot.open
              select pg_export_snapshot() as name, here.snapshot::text as snapshot, statement_timestamp() as taken_at,
-               current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, here.tracked, here.tracked_key,
+               current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, here.logged_key,
                case when t.relkind = 'r' then pg_relation_size(t.oid) / current_setting('block_size')::bigint end as blocks,
                exists (
                  select from (select t.oid union all select relid from pg_partition_tree(t.oid)) parts (oid)
@@ -168,7 +163,7 @@ impl Permit {
         .bind(consumer.map(|consumer| consumer.as_str()))
         .bind(&dataset.name)
         .bind(by_triggers)
-        .bind(dataset.definition())
+        .bind(&definition)
         .bind(Json(&shape.types))
         .fetch_one(&mut leader)
         .await
@@ -176,7 +171,7 @@ impl Permit {
         if opened.standby {
             return Err(Error::Standby);
         }
-        if by_triggers && !(opened.tracked && opened.logs_key(dataset, &shape)) {
+        if by_triggers && !opened.logged_key.as_ref().is_some_and(|key| shape.has_key(key)) {
             return Err(Error::NotTracked(dataset.name.clone()));
         }
         let continuity = opened.continuity()?;
@@ -222,7 +217,6 @@ impl Permit {
             spare,
             import,
             dataset: Arc::clone(dataset),
-            shape,
             position: opened.position(continuity),
             findings: opened.findings(continuity),
             standpoint: Standpoint {
@@ -232,13 +226,14 @@ impl Permit {
                     table_oid: opened.table_oid.0,
                     relfilenode: opened.relfilenode.map(|oid| oid.0),
                     columns_hash: opened.columns_hash,
-                    definition: dataset.definition(),
-                    types: shape_types,
+                    definition,
+                    types: shape.types.clone(),
                     triggers_hash: opened.triggers_hash,
                     partitions_hash: opened.partitions_hash,
                     cluster_id: opened.cluster_id,
                 },
             },
+            shape,
             toasted: opened.toasted,
             // Before 14 there is no scan of a ctid range: each one would read the whole table.
             blocks: opened.blocks.filter(|_| version >= 140_000).map(i64::unsigned_abs),
@@ -248,7 +243,7 @@ impl Permit {
 }
 
 /// Makes a connection a reader of the snapshot.
-async fn join(conn: &mut PgConnection, import: &str, table: &Table) -> Result<(), Error> {
+pub(super) async fn join(conn: &mut PgConnection, import: &str, table: &Table) -> Result<(), Error> {
     let imported = sqlx::raw_sql(AssertSqlSafe(import.to_owned())).execute(conn).await;
     imported.map(drop).map_err(|cause| match cause.as_database_error().and_then(|e| e.code()).as_deref() {
         // No such snapshot any more, or its transaction isn't running: the leader was lost in between.
@@ -278,8 +273,7 @@ struct Opened {
     taken_at: DateTime<Utc>,
     encoding: String,
     standby: bool,
-    tracked: bool,
-    tracked_key: Option<Vec<String>>,
+    logged_key: Option<Vec<String>>,
     toasted: bool,
     blocks: Option<i64>,
     version: Option<i64>,
@@ -299,14 +293,6 @@ struct Opened {
 }
 
 impl Opened {
-    /// Whether what the triggers log is the dataset's key. Before it was kept, that was the primary key.
-    fn logs_key(&self, dataset: &Dataset, shape: &Shape) -> bool {
-        match &self.tracked_key {
-            Some(key) => shape.key.iter().map(|column| &*column.name).eq(key),
-            None => dataset.key.is_none(),
-        }
-    }
-
     fn continuity(&self) -> Result<Option<Continuity>, Error> {
         Continuity::of_guard(self.continuity.as_deref())
             .map_err(|_| Error::Protocol("a word of continuity that nobody knows"))
@@ -446,128 +432,4 @@ impl Leader<'_> {
             }
         }
     }
-}
-
-/// The rows of a snapshot.
-#[derive(Debug)]
-pub struct Rows<'s> {
-    reader: &'s mut PgConnection,
-    spare: &'s Spare,
-    import: &'s str,
-    select: Select<'s>,
-    position: &'s Position,
-    table_oid: u32,
-    toasted: bool,
-    blocks: Option<u64>,
-}
-
-impl Rows<'_> {
-    /// Reads the rows of an export of this job and sends them, in frames. A row of changes has one field more than the file:
-    /// whether it is gone from the table.
-    ///
-    /// # Errors
-    /// If Postgres fails, or nobody takes the frames.
-    pub async fn read(self, job: &Job, max: CellMax, progress: &Progress, frames: Frames) -> Result<(), Error> {
-        let (select, table, rule) = (self.select, &self.select.dataset.table, self.rule());
-        match job.export_type {
-            ExportType::Full if !job.selection.is_all() => {
-                let mut values = PgArguments::default();
-                for condition in &job.selection.filter {
-                    values.add(&condition.value).map_err(|_| Error::Protocol("a text that can't be sent"))?;
-                }
-                cursor::read(self.reader, table, &select.selected(&job.selection, max), values, &frames).await
-            }
-            ExportType::Full => {
-                let ranges = copy::Ranges::of(self.blocks);
-                let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
-                self.full(&copy::Reading { select: select.full(max), ranges, table, progress }, &frames).await
-            }
-            ExportType::Incremental => self.changes(&[select.incremental(rule, max)], &frames).await,
-            ExportType::Delta => self.changes(&select.delta(rule, max), &frames).await,
-        }
-    }
-
-    /// Each reader sends its rows as they come: a frame has whole rows, and their order is promised to nobody. To keep it, all
-    /// but one would have to hold what they read.
-    async fn full(self, reading: &copy::Reading<'_>, frames: &Frames) -> Result<(), Error> {
-        let further = self.spare.take(reading.ranges.readers() - 1);
-        let further = further.into_iter().map(|seat| read_too(seat, self.import, reading, frames));
-        let (own, further) = tokio::try_join!(copy::read(self.reader, reading, frames), try_join_all(further))?;
-        let readers = 1 + further.iter().filter(|ranges| **ranges > 0).count();
-        let ranges = own + further.iter().sum::<u64>();
-        tracing::debug!(event = "table_read", table = %reading.table, readers, ranges);
-        Ok(())
-    }
-
-    async fn changes(self, statements: &[String], frames: &Frames) -> Result<(), Error> {
-        for statement in statements {
-            let since = self.since()?;
-            cursor::read(self.reader, &self.select.dataset.table, statement, since, frames).await?;
-        }
-        Ok(())
-    }
-
-    /// How Postgres would read the rows of an export of this type: its plan, a line each, of each statement.
-    ///
-    /// # Errors
-    /// If Postgres fails.
-    pub async fn explain(self, export_type: ExportType, max: CellMax) -> Result<Vec<Vec<String>>, Error> {
-        let (select, rule, failed) = (self.select, self.rule(), Error::of(&self.select.dataset.table));
-        let statements = match export_type {
-            ExportType::Full => vec![select.full(None)],
-            ExportType::Incremental => vec![select.incremental(rule, max)],
-            ExportType::Delta => select.delta(rule, max).into(),
-        };
-        let mut plans = Vec::new();
-        for statement in statements {
-            let parameters = match export_type {
-                ExportType::Full => PgArguments::default(),
-                _ => self.since()?,
-            };
-            let explain = AssertSqlSafe(format!("-- source.snapshot.explain\n explain {statement}"));
-            let lines =
-                sqlx::query_scalar_with(explain, parameters).persistent(false).fetch_all(&mut *self.reader).await;
-            plans.push(lines.map_err(&failed)?);
-        }
-        Ok(plans)
-    }
-
-    /// What tells that a live row has changed.
-    fn rule(&self) -> Rule {
-        if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
-    }
-
-    /// The parameters of the changes.
-    fn since(&self) -> Result<PgArguments, Error> {
-        let mut since = PgArguments::default();
-        let added = since
-            .add(self.position.last_exported_at)
-            .and_then(|()| since.add(Oid(self.table_oid)))
-            .and_then(|()| since.add(&self.position.live))
-            .and_then(|()| since.add(&self.position.deletions));
-        added.map(|()| since).map_err(|_| Error::Protocol("a position that can't be sent"))
-    }
-}
-
-/// Reads beside the permit's reader; returns how many ranges. Who can't connect is done without, and nobody waits for it: the
-/// others read all there is.
-async fn read_too(seat: Seat, import: &str, reading: &copy::Reading<'_>, frames: &Frames) -> Result<u64, Error> {
-    let joined = async {
-        let mut reader = seat.connect().await.map_err(Error::Unavailable)?;
-        join(&mut reader, import, reading.table).await?;
-        Ok::<_, Error>(reader)
-    };
-    let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };
-    let mut reader = match joined {
-        Ok(reader) => reader,
-        // It has taken nothing yet. What keeps it out, an ALTER that waits, say, is no harm to those who are in.
-        Err(error) => {
-            tracing::warn!(event = "reader_missing", error = chain(&error));
-            return Ok(0);
-        }
-    };
-    let ranges = copy::read(&mut reader, reading, frames).await?;
-    // Its rows are on their way: one that is lost now is no loss.
-    let _ = reader.close().await;
-    Ok(ranges)
 }

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Row};
 use crate::dataset::{Capture, Dataset};
 use crate::job::Continuity;
 use crate::source::guard::{continuity, here};
-use crate::source::select::{Select, in_zone_of, quoted, relation};
+use crate::source::select::{Select, logged, relation};
 use crate::source::snapshot::Source;
 use crate::source::{Error, shape};
 use crate::watermark::{COUNTED_ROWS, Standing, Waiting};
@@ -21,16 +21,6 @@ impl Source {
         let mut conn = self.pool().acquire().await.map_err(&failed)?;
         let shape = shape::look(&mut conn, dataset).await?;
         let select = Select { dataset, shape: &shape };
-        let begins = "w.last_exported_at is null and w.snap_live is null";
-        let stated = match &shape.updated_at {
-            None => begins.to_owned(),
-            Some(column) => {
-                let updated_at = format!("u.{}", quoted(&column.name));
-                let since = in_zone_of(column, "w.last_exported_at");
-                let bound = in_zone_of(column, "timestamptz '200000-01-01 00:00:00+00'");
-                format!("{begins} or {updated_at} > {since} and ({updated_at} < {bound} or w.snap_live is null)")
-            }
-        };
         let statement = format!(
             "-- source.standing.list
              select k.consumer_id, w.last_exported_at, waiting.rows as rows_waiting, {} as continuity
@@ -43,8 +33,7 @@ impl Source {
              cross join lateral {} here
              cross join lateral (select count(*) as rows from (
                (select distinct {logged_key} from cdc_export.change_log
-                where tbl = t.oid and pk is not null and xid >= pg_snapshot_xmin(w.snap_live)
-                  and not pg_visible_in_snapshot(xid, w.snap_live) limit $4)
+                where {logged} limit $4)
                union
                (select {key} from {table} u where {stated} limit $4)
                limit $4) changed) waiting
@@ -52,7 +41,10 @@ impl Source {
             continuity!(),
             here!(),
             logged_key = select.logged_key().join(", "),
+            logged = logged("t.oid", "w.snap_live"),
             key = select.keys_of("u").join(", "),
+            // Rows of an overlap wait for nobody: they were exported before.
+            stated = select.stated_since("w.last_exported_at", "w.last_exported_at", "w.snap_live"),
             table = relation(&dataset.table),
         );
         let rows = sqlx::query(AssertSqlSafe(statement))

@@ -1,0 +1,142 @@
+//! The rows of a snapshot: which statements bring them, over how many connections.
+
+use futures_util::future::try_join_all;
+use sqlx::postgres::{PgArguments, types::Oid};
+use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection};
+
+use crate::dataset::CellMax;
+use crate::job::{ExportType, Job, Progress};
+use crate::source::select::{Rule, Select};
+use crate::source::snapshot::join;
+use crate::source::spare::{Seat, Spare};
+use crate::source::{Error, Frames, copy, cursor};
+use crate::telemetry::chain;
+use crate::watermark::Position;
+
+/// No value in its row is larger: the largest blocks have 32 KiB, what compresses them does it 255 times at best, and a byte has
+/// six characters in a text at most.
+const MOST_IN_A_ROW: u64 = 48 << 20;
+
+/// The rows of a snapshot.
+#[derive(Debug)]
+pub struct Rows<'s> {
+    pub(super) reader: &'s mut PgConnection,
+    pub(super) spare: &'s Spare,
+    pub(super) import: &'s str,
+    pub(super) select: Select<'s>,
+    pub(super) position: &'s Position,
+    pub(super) table_oid: u32,
+    pub(super) toasted: bool,
+    pub(super) blocks: Option<u64>,
+}
+
+impl Rows<'_> {
+    /// Reads the rows of an export of this job and sends them, in frames. A row of changes has one field more than the file:
+    /// whether it is gone from the table.
+    ///
+    /// # Errors
+    /// If Postgres fails, or nobody takes the frames.
+    pub async fn read(self, job: &Job, max: CellMax, progress: &Progress, frames: Frames) -> Result<(), Error> {
+        let (select, table, rule) = (self.select, &self.select.dataset.table, self.rule());
+        match job.export_type {
+            ExportType::Full if !job.selection.is_all() => {
+                let mut values = PgArguments::default();
+                for condition in &job.selection.filter {
+                    values.add(&condition.value).map_err(|_| Error::Protocol("a text that can't be sent"))?;
+                }
+                cursor::read(self.reader, table, &select.selected(&job.selection, max), values, &frames).await
+            }
+            ExportType::Full => {
+                let ranges = copy::Ranges::of(self.blocks);
+                let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
+                self.full(&copy::Reading { select: select.full(max), ranges, table, progress }, &frames).await
+            }
+            ExportType::Incremental => self.changes(&[select.incremental(rule, max)], &frames).await,
+            ExportType::Delta => self.changes(&select.delta(rule, max), &frames).await,
+        }
+    }
+
+    /// Each reader sends its rows as they come: a frame has whole rows, and their order is promised to nobody. To keep it, all
+    /// but one would have to hold what they read.
+    async fn full(self, reading: &copy::Reading<'_>, frames: &Frames) -> Result<(), Error> {
+        let further = self.spare.take(reading.ranges.readers() - 1);
+        let further = further.into_iter().map(|seat| read_too(seat, self.import, reading, frames));
+        let (own, further) = tokio::try_join!(copy::read(self.reader, reading, frames), try_join_all(further))?;
+        let readers = 1 + further.iter().filter(|ranges| **ranges > 0).count();
+        let ranges = own + further.iter().sum::<u64>();
+        tracing::debug!(event = "table_read", table = %reading.table, readers, ranges);
+        Ok(())
+    }
+
+    async fn changes(self, statements: &[String], frames: &Frames) -> Result<(), Error> {
+        for statement in statements {
+            let since = self.since()?;
+            cursor::read(self.reader, &self.select.dataset.table, statement, since, frames).await?;
+        }
+        Ok(())
+    }
+
+    /// How Postgres would read the rows of an export of this type: its plan, a line each, of each statement.
+    ///
+    /// # Errors
+    /// If Postgres fails.
+    pub async fn explain(self, export_type: ExportType, max: CellMax) -> Result<Vec<Vec<String>>, Error> {
+        let (select, rule, failed) = (self.select, self.rule(), Error::of(&self.select.dataset.table));
+        let statements = match export_type {
+            ExportType::Full => vec![select.full(None)],
+            ExportType::Incremental => vec![select.incremental(rule, max)],
+            ExportType::Delta => select.delta(rule, max).into(),
+        };
+        let mut plans = Vec::new();
+        for statement in statements {
+            let parameters = match export_type {
+                ExportType::Full => PgArguments::default(),
+                _ => self.since()?,
+            };
+            let explain = AssertSqlSafe(format!("-- source.rows.explain\n explain {statement}"));
+            let lines =
+                sqlx::query_scalar_with(explain, parameters).persistent(false).fetch_all(&mut *self.reader).await;
+            plans.push(lines.map_err(&failed)?);
+        }
+        Ok(plans)
+    }
+
+    /// What tells that a live row has changed.
+    fn rule(&self) -> Rule {
+        if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
+    }
+
+    /// The parameters of the changes.
+    fn since(&self) -> Result<PgArguments, Error> {
+        let mut since = PgArguments::default();
+        let added = since
+            .add(self.position.last_exported_at)
+            .and_then(|()| since.add(Oid(self.table_oid)))
+            .and_then(|()| since.add(&self.position.live))
+            .and_then(|()| since.add(&self.position.deletions));
+        added.map(|()| since).map_err(|_| Error::Protocol("a position that can't be sent"))
+    }
+}
+
+/// Reads beside the permit's reader; returns how many ranges. Who can't connect is done without, and nobody waits for it: the
+/// others read all there is.
+async fn read_too(seat: Seat, import: &str, reading: &copy::Reading<'_>, frames: &Frames) -> Result<u64, Error> {
+    let joined = async {
+        let mut reader = seat.connect().await.map_err(Error::Unavailable)?;
+        join(&mut reader, import, reading.table).await?;
+        Ok::<_, Error>(reader)
+    };
+    let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };
+    let mut reader = match joined {
+        Ok(reader) => reader,
+        // It has taken nothing yet. What keeps it out, an ALTER that waits, say, is no harm to those who are in.
+        Err(error) => {
+            tracing::warn!(event = "reader_missing", error = chain(&error));
+            return Ok(0);
+        }
+    };
+    let ranges = copy::read(&mut reader, reading, frames).await?;
+    // Its rows are on their way: one that is lost now is no loss.
+    let _ = reader.close().await;
+    Ok(ranges)
+}
