@@ -2,41 +2,35 @@
 //!
 //! HTTP is one way in and knows this room only. Knows no status codes and runs no export.
 
+pub mod files;
 mod keys;
 mod scrape;
+mod standings;
 
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::SeekFrom;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use futures_util::{Stream, StreamExt, stream};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::catalog::{Catalog, Faults, is_name};
+use crate::dataset::catalog::{Catalog, Faults};
 use crate::dataset::{Dataset, Description};
 use crate::job::selection::{BadSelection, Selection};
-use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::key::{Grant, Presented};
+use crate::service::files::FOLDER_TURNS;
 use crate::service::keys::Keyring;
 use crate::service::scrape::LastLook;
 use crate::sink::{self, Folder};
 use crate::source::{self, snapshot::Source};
 use crate::store::{
     self, Store,
-    files::FilePlace,
     jobs::{Cancelled, Submitted},
     users::User,
-    watermarks::{Place, Written},
 };
-use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, Kind};
-use crate::watermark::{Standing, Waiting, Watermark};
 
 /// Why a request can't be met.
 #[derive(Debug, thiserror::Error)]
@@ -147,33 +141,12 @@ pub struct Health {
     pub output: Result<(), Error>,
 }
 
-/// A committed file, open: the very one that was exported.
-#[derive(Debug)]
-pub struct OpenFile {
-    file: File,
-    /// What is recorded of it.
-    pub place: FilePlace,
-}
-
-impl OpenFile {
-    /// `length` bytes from `from` on.
-    ///
-    /// # Errors
-    /// If the file can't be read there.
-    pub async fn part(self, from: u64, length: u64) -> Result<impl AsyncRead, Error> {
-        let mut file = tokio::fs::File::from_std(self.file);
-        file.seek(SeekFrom::Start(from)).await.map_err(sink::Error::from)?;
-        Ok(file.take(length))
-    }
-}
-
 /// A client gets an answer within 2 seconds, if only that there is none.
 pub const PATIENCE: Duration = Duration::from_millis(1_900);
 
 /// How long the changes that wait for consumers may be counted, the one thing that takes its time.
 pub const COUNTING_PATIENCE: Duration = Duration::from_secs(5);
 
-const FOLDER_TURNS: usize = 16;
 const MOST_FOLLOWERS: usize = 250;
 /// A follower outlives so many failed looks at its job.
 const FAILED_LOOKS: u32 = 5;
@@ -376,55 +349,6 @@ impl Service {
         }
     }
 
-    /// Opens the file of a completed job.
-    ///
-    /// # Errors
-    /// If it has none, or it is not what was exported, or not here.
-    pub async fn open_file(&self, id: JobId) -> Result<OpenFile, Error> {
-        let place = match within(self.store.file_place(id)).await? {
-            Some(place) if place.is_published => place,
-            Some(_) => return Err(Error::NoFile(Status::Processing)),
-            None => return Err(Error::NoFile(self.job(id).await?.status)),
-        };
-        let wanted = place.clone();
-        let opened = self.on_folder(move |folder| {
-            if folder.store()? != wanted.store {
-                return Ok(Err(Error::FileOnOtherHost));
-            }
-            Ok(folder.open(&wanted.output_filename, &wanted.identity)?.ok_or(Error::FileGone))
-        });
-        Ok(OpenFile { file: opened.await??, place })
-    }
-
-    /// Removes the file of a job that has ended, if it has one. The job stays.
-    ///
-    /// # Errors
-    /// If the job is open, or its file on another host.
-    pub async fn remove_file(&self, id: JobId) -> Result<(), Error> {
-        let job = self.job(id).await?;
-        if !job.status.is_terminal() {
-            return Err(Error::Open(job.status));
-        }
-        let Some(place) = within(self.store.file_place(id)).await? else { return Ok(()) };
-        let removed = self.on_folder(move |folder| {
-            if folder.store()? != place.store {
-                return Ok(Err(Error::FileOnOtherHost));
-            }
-            Ok(Ok(folder.remove(&place.output_filename, &place.identity)?))
-        });
-        removed.await??;
-        within(self.store.file_removed(id)).await
-    }
-
-    /// Where a consumer stands.
-    ///
-    /// # Errors
-    /// If it has no watermark.
-    pub async fn watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<Watermark, Error> {
-        let dataset = self.dataset(dataset)?;
-        within(self.store.watermark(consumer, &dataset.name)).await?.ok_or(Error::NoWatermark)
-    }
-
     /// A job, once it has ended or `patience` has passed.
     ///
     /// # Errors
@@ -494,115 +418,6 @@ impl Service {
         within(self.store.jobs(filter, limit)).await
     }
 
-    /// Where consumers stand in datasets, in the order of their ids, those after `after` and, if that is said, of those `among`;
-    /// each with its last job.
-    ///
-    /// # Errors
-    /// If the database fails, or doesn't count in time.
-    pub async fn consumers(
-        &self,
-        after: Option<(&ConsumerId, &str)>,
-        among: Option<&[ConsumerId]>,
-        limit: u32,
-    ) -> Result<Vec<(Standing, Option<Job>)>, Error> {
-        let places = within(self.store.places(after, among, limit)).await?;
-        let standings = self.standings(&places).await?;
-        let (ids, datasets): (Vec<_>, Vec<_>) =
-            places.iter().map(|place| (place.consumer.as_str(), place.dataset.as_str())).unzip();
-        let mut jobs = within(self.store.last_jobs(&ids, &datasets)).await?;
-        let with_job = |standing: Standing| {
-            let is_its =
-                |job: &Job| job.consumer.as_ref() == Some(&standing.consumer) && job.dataset == standing.dataset;
-            let job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
-            (standing, job)
-        };
-        Ok(standings.into_iter().map(with_job).collect())
-    }
-
-    /// Where a consumer stands in a dataset, or would.
-    ///
-    /// # Errors
-    /// If the table can't be read.
-    pub async fn standing(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<Standing, Error> {
-        let standings = on_table(self.source.standings(dataset, &[consumer.as_str()])).await?;
-        standings.into_iter().next().ok_or(Error::NoWatermark)
-    }
-
-    /// Where consumers stand, seen from the tables. A table that can't be read hides nobody.
-    async fn standings(&self, places: &[Place]) -> Result<Vec<Standing>, Error> {
-        let mut seen = Vec::new();
-        let datasets = places.iter().map(|place| &place.dataset).collect::<BTreeSet<_>>().len();
-        for dataset in self.catalog.iter() {
-            let of = places.iter().filter(|place| place.dataset == dataset.name);
-            let consumers: Vec<_> = of.map(|place| place.consumer.as_str()).collect();
-            if consumers.is_empty() {
-                continue;
-            }
-            // Each has its share of the time: a table that is locked, or too large to count, hides no other one.
-            let share = COUNTING_PATIENCE / u32::try_from(datasets).unwrap_or(u32::MAX);
-            let error = match tokio::time::timeout(share, self.source.standings(dataset, &consumers)).await {
-                Ok(Ok(standings)) => {
-                    seen.extend(standings);
-                    continue;
-                }
-                Ok(Err(error)) => Some(error),
-                Err(_) => None,
-            };
-            let is_alone = datasets == 1 && !matches!(error, Some(source::Error::Mismatch(_)));
-            if is_alone || matches!(error, Some(source::Error::Unavailable(_))) {
-                return Err(Error::Table(error));
-            }
-            let error = error.map_or("no answer in time".to_owned(), |error| chain(&error));
-            tracing::warn!(event = "table_unreadable", dataset = dataset.name, error);
-        }
-        let standing = |place: &Place| {
-            let is_its = |seen: &Standing| seen.consumer == place.consumer && seen.dataset == place.dataset;
-            seen.iter().position(is_its).map(|at| seen.swap_remove(at)).unwrap_or_else(|| Standing {
-                consumer: place.consumer.clone(),
-                dataset: place.dataset.clone(),
-                last_exported_at: place.last_exported_at,
-                rows_waiting: Waiting::Unknown,
-                continuity: None,
-            })
-        };
-        Ok(places.iter().map(standing).collect())
-    }
-
-    /// Sets a consumer's watermark by hand.
-    ///
-    /// # Errors
-    /// If an export of that consumer is being committed, or the dataset has no times.
-    pub async fn set_watermark(
-        &self,
-        consumer: ConsumerId,
-        dataset: &str,
-        time: DateTime<Utc>,
-    ) -> Result<Watermark, Error> {
-        let dataset = self.dataset(dataset)?.name.clone();
-        if self.dataset(&dataset)?.updated_at.is_none() {
-            return Err(Error::NoTimes(dataset));
-        }
-        let watermark = Watermark { consumer, dataset, last_exported_at: time };
-        match within(self.store.set_watermark(&watermark)).await? {
-            Written::Done => Ok(watermark),
-            Written::Committing => Err(Error::Committing),
-        }
-    }
-
-    /// Forgets a consumer's watermark, if it has one, also of a dataset that there is no more: it holds the change log.
-    ///
-    /// # Errors
-    /// If an export of that consumer is being committed.
-    pub async fn forget_watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
-        if !is_name(dataset) {
-            return Err(Error::NoDataset(self.catalog.names()));
-        }
-        match within(self.store.forget_watermark(consumer, dataset)).await? {
-            Written::Done => Ok(()),
-            Written::Committing => Err(Error::Committing),
-        }
-    }
-
     /// Marks a user of the demo table as deleted.
     ///
     /// # Errors
@@ -623,30 +438,5 @@ impl Service {
     pub async fn health(&self) -> Health {
         let (postgres, output) = tokio::join!(self.ping(), self.room());
         Health { postgres, output }
-    }
-
-    /// Whether the output folder can take a file.
-    async fn room(&self) -> Result<(), Error> {
-        Ok(self.on_folder(|folder| folder.require_room()).await?)
-    }
-
-    /// File operations block; they have threads of their own, and as long as a client waits.
-    async fn on_folder<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Folder) -> Result<T, sink::Error> + Send + 'static,
-    ) -> Result<T, sink::Error> {
-        let folder = Arc::clone(&self.folder);
-        let done = async {
-            let turn = Arc::clone(&self.turns).acquire_owned().await.expect("nobody closes the semaphore");
-            tokio::task::spawn_blocking(move || {
-                let _turn = turn;
-                work(&folder)
-            })
-            .await
-        };
-        match tokio::time::timeout(PATIENCE, done).await {
-            Ok(done) => done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
-            Err(_) => Err(sink::Error::Io(std::io::ErrorKind::TimedOut.into())),
-        }
     }
 }

@@ -21,7 +21,7 @@ use sqlx::postgres::{PgDatabaseError, PgListener, PgSeverity};
 use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::sync::broadcast;
 
-use crate::job::JobId;
+use crate::job::{ConsumerId, JobId};
 
 /// The channel that says "look again": a job is new, or one was asked to stop. Only a hint; whoever misses it finds out by
 /// polling.
@@ -75,6 +75,11 @@ impl From<sqlx::Error> for Error {
             Error::Sql(error)
         }
     }
+}
+
+/// Consumers as an array, for `= any`.
+fn texts(consumers: Option<&[ConsumerId]>) -> Option<Vec<&str>> {
+    consumers.map(|consumers| consumers.iter().map(ConsumerId::as_str).collect())
 }
 
 /// Where in time the queue began when that was asked.

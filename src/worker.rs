@@ -96,8 +96,6 @@ enum Error {
     WatermarkChanged,
     #[error("the lease is somebody else's, or the job was cancelled")]
     NotOurs,
-    #[error("the dataset `{0}` does not exist")]
-    NoDataset(String),
 }
 
 /// How an attempt that failed left its job.
@@ -119,7 +117,6 @@ impl Error {
             }
             Error::Stopped(Stop::Silence) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
             Error::WatermarkChanged => Settlement::Retry(failure(FailureCode::WatermarkChanged)),
-            Error::NoDataset(_) => Settlement::Fail(failure(FailureCode::TableMissing)),
             Error::Store(store::Error::Unavailable(_) | store::Error::InTheWay(_)) => {
                 Settlement::Retry(failure(FailureCode::SourceUnavailable))
             }
@@ -342,7 +339,7 @@ impl Worker {
         progress: &Progress,
     ) -> Result<(Snapshot, Exported), Error> {
         let job = &lease.job;
-        let dataset = self.catalog.get(&job.dataset).ok_or_else(|| Error::NoDataset(job.dataset.clone()))?;
+        let dataset = self.catalog.get(&job.dataset).expect("jobs of other datasets are not claimed");
         let (id, token) = (job.id, lease.token());
         let draft = self.on_folder(move |folder| folder.create(id, token)).await?;
         let mut snapshot = permit.open(job.consumer.as_ref(), job.export_type, dataset, self.settings.lease).await?;

@@ -11,7 +11,7 @@ use crate::job::selection::Selection;
 use crate::job::{Failure, Filter, Findings, Job, JobId, Request, Status};
 use crate::store::files::{names_taken, numbered};
 use crate::store::queue::Lease;
-use crate::store::{CHANNEL, Error, Store, keys::texts, watermarks};
+use crate::store::{CHANNEL, Error, Store, texts, watermarks};
 use crate::watermark::{Position, Standpoint};
 
 /// The columns of [`JobRow`], in every statement that returns one. A completed job whose file has no name yet is shown as it

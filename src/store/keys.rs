@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use crate::job::ConsumerId;
 use crate::key::{Called, Grant, Listed, Name, Prefix, Presented, Scope, Stored};
-use crate::store::{Error, Store};
+use crate::store::{Error, Store, texts};
 
 /// A key that is to be made.
 #[derive(Clone, Debug)]
@@ -70,11 +70,6 @@ fn grant(prefix: String, consumers: Option<Vec<String>>, scopes: &[String]) -> G
         consumers: consumers.map(|ids| ids.iter().filter_map(|id| id.parse().ok()).collect()),
         scopes: scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
     }
-}
-
-/// Consumers as an array, for `= any`.
-pub(crate) fn texts(consumers: Option<&[ConsumerId]>) -> Option<Vec<&str>> {
-    consumers.map(|consumers| consumers.iter().map(ConsumerId::as_str).collect())
 }
 
 impl Store {

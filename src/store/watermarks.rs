@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use sqlx::{Connection, PgConnection, Postgres};
 
 use crate::job::{ConsumerId, ExportType};
-use crate::store::{Error, Store, keys::texts};
+use crate::store::{Error, Store, texts};
 use crate::watermark::{Position, Standpoint, Watermark};
 
 impl Store {

@@ -1,0 +1,102 @@
+//! The files of exports, as clients have them.
+
+use std::fs::File;
+use std::io::SeekFrom;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
+
+use crate::job::{JobId, Status};
+use crate::service::{Error, PATIENCE, Service, within};
+use crate::sink::{self, Folder};
+use crate::store::files::FilePlace;
+
+/// Operations on the folder at a time.
+pub(super) const FOLDER_TURNS: usize = 16;
+
+/// A committed file, open: the very one that was exported.
+#[derive(Debug)]
+pub struct OpenFile {
+    file: File,
+    /// What is recorded of it.
+    pub place: FilePlace,
+}
+
+impl OpenFile {
+    /// `length` bytes from `from` on.
+    ///
+    /// # Errors
+    /// If the file can't be read there.
+    pub async fn part(self, from: u64, length: u64) -> Result<impl AsyncRead, Error> {
+        let mut file = tokio::fs::File::from_std(self.file);
+        file.seek(SeekFrom::Start(from)).await.map_err(sink::Error::from)?;
+        Ok(file.take(length))
+    }
+}
+
+impl Service {
+    /// Opens the file of a completed job.
+    ///
+    /// # Errors
+    /// If it has none, or it is not what was exported, or not here.
+    pub async fn open_file(&self, id: JobId) -> Result<OpenFile, Error> {
+        let place = match within(self.store.file_place(id)).await? {
+            Some(place) if place.is_published => place,
+            Some(_) => return Err(Error::NoFile(Status::Processing)),
+            None => return Err(Error::NoFile(self.job(id).await?.status)),
+        };
+        let wanted = place.clone();
+        let opened = self.on_folder(move |folder| {
+            if folder.store()? != wanted.store {
+                return Ok(Err(Error::FileOnOtherHost));
+            }
+            Ok(folder.open(&wanted.output_filename, &wanted.identity)?.ok_or(Error::FileGone))
+        });
+        Ok(OpenFile { file: opened.await??, place })
+    }
+
+    /// Removes the file of a job that has ended, if it has one. The job stays.
+    ///
+    /// # Errors
+    /// If the job is open, or its file on another host.
+    pub async fn remove_file(&self, id: JobId) -> Result<(), Error> {
+        let job = self.job(id).await?;
+        if !job.status.is_terminal() {
+            return Err(Error::Open(job.status));
+        }
+        let Some(place) = within(self.store.file_place(id)).await? else { return Ok(()) };
+        let removed = self.on_folder(move |folder| {
+            if folder.store()? != place.store {
+                return Ok(Err(Error::FileOnOtherHost));
+            }
+            Ok(Ok(folder.remove(&place.output_filename, &place.identity)?))
+        });
+        removed.await??;
+        within(self.store.file_removed(id)).await
+    }
+
+    /// Whether the output folder can take a file.
+    pub(super) async fn room(&self) -> Result<(), Error> {
+        Ok(self.on_folder(|folder| folder.require_room()).await?)
+    }
+
+    /// File operations block; they have threads of their own, and as long as a client waits.
+    pub(super) async fn on_folder<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> Result<T, sink::Error> + Send + 'static,
+    ) -> Result<T, sink::Error> {
+        let folder = Arc::clone(&self.folder);
+        let done = async {
+            let turn = Arc::clone(&self.turns).acquire_owned().await.expect("nobody closes the semaphore");
+            tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                work(&folder)
+            })
+            .await
+        };
+        match tokio::time::timeout(PATIENCE, done).await {
+            Ok(done) => done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
+            Err(_) => Err(sink::Error::Io(std::io::ErrorKind::TimedOut.into())),
+        }
+    }
+}

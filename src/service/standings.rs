@@ -1,0 +1,134 @@
+//! Where consumers stand, and the watermarks that somebody sets by hand.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Utc};
+
+use crate::dataset::Dataset;
+use crate::dataset::catalog::is_name;
+use crate::job::{ConsumerId, Job};
+use crate::service::{COUNTING_PATIENCE, Error, Service, on_table, within};
+use crate::source;
+use crate::store::watermarks::{Place, Written};
+use crate::telemetry::chain;
+use crate::watermark::{Standing, Waiting, Watermark};
+
+impl Service {
+    /// Where a consumer stands.
+    ///
+    /// # Errors
+    /// If it has no watermark.
+    pub async fn watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<Watermark, Error> {
+        let dataset = self.dataset(dataset)?;
+        within(self.store.watermark(consumer, &dataset.name)).await?.ok_or(Error::NoWatermark)
+    }
+
+    /// Where consumers stand in datasets, in the order of their ids, those after `after` and, if that is said, of those `among`;
+    /// each with its last job.
+    ///
+    /// # Errors
+    /// If the database fails, or doesn't count in time.
+    pub async fn consumers(
+        &self,
+        after: Option<(&ConsumerId, &str)>,
+        among: Option<&[ConsumerId]>,
+        limit: u32,
+    ) -> Result<Vec<(Standing, Option<Job>)>, Error> {
+        let places = within(self.store.places(after, among, limit)).await?;
+        let standings = self.standings(&places).await?;
+        let (ids, datasets): (Vec<_>, Vec<_>) =
+            places.iter().map(|place| (place.consumer.as_str(), place.dataset.as_str())).unzip();
+        let mut jobs = within(self.store.last_jobs(&ids, &datasets)).await?;
+        let with_job = |standing: Standing| {
+            let is_its =
+                |job: &Job| job.consumer.as_ref() == Some(&standing.consumer) && job.dataset == standing.dataset;
+            let job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
+            (standing, job)
+        };
+        Ok(standings.into_iter().map(with_job).collect())
+    }
+
+    /// Where a consumer stands in a dataset, or would.
+    ///
+    /// # Errors
+    /// If the table can't be read.
+    pub async fn standing(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<Standing, Error> {
+        let standings = on_table(self.source.standings(dataset, &[consumer.as_str()])).await?;
+        standings.into_iter().next().ok_or(Error::NoWatermark)
+    }
+
+    /// Where consumers stand, seen from the tables. A table that can't be read hides nobody.
+    async fn standings(&self, places: &[Place]) -> Result<Vec<Standing>, Error> {
+        let mut seen = Vec::new();
+        let datasets = places.iter().map(|place| &place.dataset).collect::<BTreeSet<_>>().len();
+        for dataset in self.catalog.iter() {
+            let of = places.iter().filter(|place| place.dataset == dataset.name);
+            let consumers: Vec<_> = of.map(|place| place.consumer.as_str()).collect();
+            if consumers.is_empty() {
+                continue;
+            }
+            // Each has its share of the time: a table that is locked, or too large to count, hides no other one.
+            let share = COUNTING_PATIENCE / u32::try_from(datasets).unwrap_or(u32::MAX);
+            let error = match tokio::time::timeout(share, self.source.standings(dataset, &consumers)).await {
+                Ok(Ok(standings)) => {
+                    seen.extend(standings);
+                    continue;
+                }
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
+            };
+            let is_alone = datasets == 1 && !matches!(error, Some(source::Error::Mismatch(_)));
+            if is_alone || matches!(error, Some(source::Error::Unavailable(_))) {
+                return Err(Error::Table(error));
+            }
+            let error = error.map_or("no answer in time".to_owned(), |error| chain(&error));
+            tracing::warn!(event = "table_unreadable", dataset = dataset.name, error);
+        }
+        let standing = |place: &Place| {
+            let is_its = |seen: &Standing| seen.consumer == place.consumer && seen.dataset == place.dataset;
+            seen.iter().position(is_its).map(|at| seen.swap_remove(at)).unwrap_or_else(|| Standing {
+                consumer: place.consumer.clone(),
+                dataset: place.dataset.clone(),
+                last_exported_at: place.last_exported_at,
+                rows_waiting: Waiting::Unknown,
+                continuity: None,
+            })
+        };
+        Ok(places.iter().map(standing).collect())
+    }
+
+    /// Sets a consumer's watermark by hand.
+    ///
+    /// # Errors
+    /// If an export of that consumer is being committed, or the dataset has no times.
+    pub async fn set_watermark(
+        &self,
+        consumer: ConsumerId,
+        dataset: &str,
+        time: DateTime<Utc>,
+    ) -> Result<Watermark, Error> {
+        let dataset = self.dataset(dataset)?;
+        if dataset.updated_at.is_none() {
+            return Err(Error::NoTimes(dataset.name.clone()));
+        }
+        let watermark = Watermark { consumer, dataset: dataset.name.clone(), last_exported_at: time };
+        match within(self.store.set_watermark(&watermark)).await? {
+            Written::Done => Ok(watermark),
+            Written::Committing => Err(Error::Committing),
+        }
+    }
+
+    /// Forgets a consumer's watermark, if it has one, also of a dataset that there is no more: it holds the change log.
+    ///
+    /// # Errors
+    /// If an export of that consumer is being committed.
+    pub async fn forget_watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
+        if !is_name(dataset) {
+            return Err(Error::NoDataset(self.catalog.names()));
+        }
+        match within(self.store.forget_watermark(consumer, dataset)).await? {
+            Written::Done => Ok(()),
+            Written::Committing => Err(Error::Committing),
+        }
+    }
+}
