@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cdc_export::config::Config;
+use cdc_export::config::{self, Catalogue, Config};
 use cdc_export::dataset::{Dataset, Table, USERS};
 use cdc_export::job::encoding::{Compression, Format};
 use cdc_export::job::words::UnknownWord;
@@ -270,6 +270,18 @@ impl Command {
         }
     }
 
+    /// Whether it needs the catalogue.
+    pub(crate) fn catalogue(&self) -> Catalogue {
+        match self {
+            Command::Datasets { what: Datasets::Add { .. } } | Command::Completions { .. } => Catalogue::Unread,
+            Command::Export(Export { at, .. }) if at.server.is_some() => Catalogue::Unread,
+            Command::Status(Status { at, .. }) | Command::Download(Download { at, .. }) if at.server.is_some() => {
+                Catalogue::Unread
+            }
+            _ => Catalogue::Read,
+        }
+    }
+
     /// Does it.
     pub(crate) async fn run(self, config: Config) -> anyhow::Result<ExitCode> {
         match self {
@@ -280,6 +292,7 @@ impl Command {
                 if let Some(client) = what.at.client(&config) {
                     return export::export_there(client, &what).await;
                 }
+                dataset_of(&config, &what.dataset)?;
                 let ground = Ground::find(&config).await?;
                 let done = export::export(&config, &ground.database, &what).await;
                 ground.leave().await;
@@ -357,9 +370,14 @@ async fn on_ground(
     done.map(|()| ExitCode::SUCCESS)
 }
 
-fn dataset_of<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c Arc<Dataset>> {
-    let names = || config.catalog.names();
-    config.catalog.get(name).with_context(|| format!("there is no dataset `{name}`; there are: {}", names()))
+/// What was asked for can't be, whatever the database has.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct BadUsage(String);
+
+fn dataset_of<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<Dataset>, BadUsage> {
+    let none = || BadUsage(format!("there is no dataset `{name}`; there are: {}", config.catalog.names()));
+    config.catalog.get(name).ok_or_else(none)
 }
 
 /// Holds the catalogue against the tables, if a file says it.
@@ -369,7 +387,7 @@ async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
     if faults.0.is_empty() {
         return Ok(());
     }
-    Err(anyhow::Error::new(config.catalog.mistakes(faults)).context(format!("DATASETS: {}", file.display())))
+    Err(config::Error::catalog(file, config.catalog.mistakes(faults)).into())
 }
 
 /// A migrated database, and the private server under it if this process runs that.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::dataset::CellMax;
-use crate::dataset::catalog::Catalog;
+use crate::dataset::catalog::{Catalog, Mistakes};
 use crate::http::{self, Access, NotARate};
 use crate::job::Retention;
 use crate::key::Presented;
@@ -34,6 +34,14 @@ pub enum Error {
         name: &'static str,
         /// What is wrong with it, and what may be there.
         why: String,
+    },
+    /// A catalogue, by itself or held against its tables.
+    #[error("DATASETS: {file}:\n{mistakes}")]
+    Catalog {
+        /// Its file.
+        file: String,
+        /// All that is wrong with it.
+        mistakes: Mistakes,
     },
     /// The file `.env`. Its lines are not quoted: they may hold passwords.
     #[error(".env: {0}")]
@@ -94,6 +102,11 @@ impl fmt::Debug for ApiKey {
 }
 
 impl Error {
+    /// What is wrong with the catalogue in this file.
+    pub fn catalog(file: &Path, mistakes: Mistakes) -> Error {
+        Error::Catalog { file: file.display().to_string(), mistakes }
+    }
+
     /// Nobody could call: the host is not this machine alone, and there is no key.
     pub fn no_keys(host: IpAddr) -> Error {
         bad(
@@ -106,12 +119,21 @@ impl Error {
     }
 }
 
+/// Whether the file of `DATASETS` is of interest. A draft of it is made before it can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Catalogue {
+    /// It is read, and has to be right.
+    Read,
+    /// It is left alone.
+    Unread,
+}
+
 impl Config {
     /// Reads the process's environment, and `.env` for what that doesn't set.
     ///
     /// # Errors
     /// At the first value that can't be used.
-    pub fn from_env() -> Result<Config, Error> {
+    pub fn from_env(catalogue: Catalogue) -> Result<Config, Error> {
         let mut variables: HashMap<String, String> = match dotenvy::dotenv_iter() {
             Ok(lines) => lines.collect::<Result<_, _>>().map_err(unreadable)?,
             Err(error) if error.not_found() => HashMap::new(),
@@ -121,6 +143,9 @@ impl Config {
         let environment = std::env::vars_os();
         variables
             .extend(environment.map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())));
+        if catalogue == Catalogue::Unread {
+            variables.remove("DATASETS");
+        }
         Config::from_variables(variables)
     }
 
@@ -280,7 +305,7 @@ impl Variables {
 
 fn read_catalog(file: &Path) -> Result<Catalog, Error> {
     let text = std::fs::read_to_string(file).map_err(|why| bad("DATASETS", format!("{}: {why}", file.display())))?;
-    Catalog::from_toml(&text).map_err(|mistakes| bad("DATASETS", format!("{}:\n{mistakes}", file.display())))
+    Catalog::from_toml(&text).map_err(|mistakes| Error::catalog(file, mistakes))
 }
 
 /// How many this process may use.

@@ -8,11 +8,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cdc_export::config::{self, Config};
-use cdc_export::dataset::catalog::Mistakes;
 use cdc_export::telemetry;
 use clap::Parser;
 
-use crate::command::Command;
+use crate::command::{BadUsage, Command};
 
 /// Hands a table's rows to downstream consumers as files, with nothing lost and nothing twice.
 ///
@@ -28,7 +27,7 @@ struct CommandLine {
 fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
     let command = command.unwrap_or_default();
-    let config = match Config::from_env() {
+    let config = match Config::from_env(command.catalogue()) {
         Ok(config) => config,
         Err(error) => return fail(2, &error.into()),
     };
@@ -39,7 +38,7 @@ fn main() -> ExitCode {
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => {
             ExitCode::SUCCESS
         }
-        Err(error) if error.is::<Mistakes>() || error.is::<config::Error>() => fail(2, &error),
+        Err(error) if error.is::<BadUsage>() || error.is::<config::Error>() => fail(2, &error),
         Err(error) => fail(1, &error),
     }
 }

@@ -642,7 +642,7 @@ async fn the_command_line_knows_the_catalogue() {
     let (_, printed, _) = catalogue.command(&database, &["datasets", "list"]).await;
     assert!(printed.contains("untracked") && printed.contains("Region, No., select, note, modified"), "{printed}");
     let (code, _, said) = catalogue.command(&database, &["track", "line"]).await;
-    assert!(code == 1 && said.contains("there is no dataset `line`; there are: lines"), "{said}");
+    assert!(code == 2 && said.contains("there is no dataset `line`; there are: lines"), "{said}");
     catalogue.track(&database, "lines").await;
     let arguments = ["export", "delta", "--dataset", "lines", "--consumer", "c"];
     let (code, _, said) = catalogue.command(&database, &arguments).await;
@@ -659,6 +659,8 @@ async fn the_command_line_knows_the_catalogue() {
         catalogue.command(&database, &["plan", "delta", "--dataset", "lines", "--consumer", "c"]).await;
     assert!(code == 1 && said.contains("would fail") && said.contains("truncated"), "{said}");
     // What is drafted of a table is a catalogue.
+    // The file that the draft goes to is there before it, empty.
+    catalogue.write("");
     let (code, draft, said) = catalogue.command(&database, &["datasets", "add", "stock"]).await;
     assert!(
         code == 0 && draft.contains("updated_at = \"updated_at\"") && draft.contains("deleted = \"is_deleted\""),
