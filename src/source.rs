@@ -6,7 +6,6 @@
 pub mod capture;
 pub mod catalog;
 mod copy;
-mod cursor;
 mod guard;
 pub mod purge;
 pub mod rows;
@@ -16,6 +15,7 @@ mod shape;
 pub mod snapshot;
 mod spare;
 mod standing;
+mod stream;
 
 use std::fmt;
 use std::time::Duration;

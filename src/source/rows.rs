@@ -9,7 +9,7 @@ use crate::job::{ExportType, Job, Progress};
 use crate::source::select::{Rule, Select};
 use crate::source::snapshot::join;
 use crate::source::spare::{Seat, Spare};
-use crate::source::{Error, Frames, copy, cursor};
+use crate::source::{Error, Frames, copy, stream};
 use crate::telemetry::chain;
 use crate::watermark::Position;
 
@@ -44,7 +44,7 @@ impl Rows<'_> {
                 for condition in &job.selection.filter {
                     values.add(&condition.value).map_err(|_| Error::Protocol("a text that can't be sent"))?;
                 }
-                cursor::read(self.reader, table, &select.selected(&job.selection, max), values, &frames).await
+                stream::read(self.reader, table, &select.selected(&job.selection, max), values, &frames).await
             }
             ExportType::Full => {
                 let ranges = copy::Ranges::of(self.blocks);
@@ -71,7 +71,7 @@ impl Rows<'_> {
     async fn changes(self, statements: &[String], frames: &Frames) -> Result<(), Error> {
         for statement in statements {
             let since = self.since()?;
-            cursor::read(self.reader, &self.select.dataset.table, statement, since, frames).await?;
+            stream::read(self.reader, &self.select.dataset.table, statement, since, frames).await?;
         }
         Ok(())
     }

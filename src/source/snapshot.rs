@@ -205,7 +205,6 @@ impl Permit {
              set local synchronize_seqscans = off;
              set local enable_tidscan = on;
              set local max_parallel_workers_per_gather = 0;
-             set local cursor_tuple_fraction = 1;
              set local random_page_cost = 1.1;
              lock table {table} in access share mode nowait",
             opened.name

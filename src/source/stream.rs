@@ -1,0 +1,50 @@
+//! Reads a statement with parameters, row by row as the server sends them: who takes them slowly slows the server, and nobody holds
+//! more than a frame.
+
+use bytes::{BufMut, BytesMut};
+use futures_util::TryStreamExt;
+use sqlx::postgres::{PgArguments, PgRow, PgValueFormat};
+use sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef};
+
+use crate::dataset::Table;
+use crate::source::{Error, FRAME_BYTES, Frames, send};
+
+/// Reads one statement with its parameters and sends its rows as frames.
+pub(crate) async fn read(
+    conn: &mut PgConnection,
+    table: &Table,
+    select: &str,
+    parameters: PgArguments,
+    frames: &Frames,
+) -> Result<(), Error> {
+    let failed = Error::of(table);
+    let statement = AssertSqlSafe(format!("-- source.stream.read\n {select}"));
+    // Not persistent: planned with these values, so that the planner knows how much of the log lies behind the snapshot.
+    let mut rows = sqlx::query_with(statement, parameters).persistent(false).fetch(conn);
+    let mut out = BytesMut::with_capacity(FRAME_BYTES * 2);
+    while let Some(row) = rows.try_next().await.map_err(&failed)? {
+        put(&row, &mut out).map_err(&failed)?;
+        if out.len() >= FRAME_BYTES {
+            send(frames, &mut out).await?;
+        }
+    }
+    send(frames, &mut out).await
+}
+
+/// Appends a row in the layout that `row` describes.
+fn put(row: &PgRow, out: &mut BytesMut) -> Result<(), sqlx::Error> {
+    let too_large = |_| sqlx::Error::Protocol("a row beyond the protocol's limits".into());
+    out.put_i16(i16::try_from(row.len()).map_err(too_large)?);
+    for i in 0..row.len() {
+        let value = row.try_get_raw(i)?;
+        if value.is_null() {
+            out.put_i32(-1);
+            continue;
+        }
+        debug_assert_eq!(value.format(), PgValueFormat::Binary, "the extended protocol sends what was asked for");
+        let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
+        out.put_i32(i32::try_from(bytes.len()).map_err(too_large)?);
+        out.put_slice(bytes);
+    }
+    Ok(())
+}
