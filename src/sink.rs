@@ -4,34 +4,31 @@
 //! below the folder's own descriptor, and symbolic links are not followed. Blocking throughout. Knows no queue, no store and
 //! no format; what the names belong to is the caller's business.
 
+mod draft;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::thread::JoinHandle;
 
-use ring::digest;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::failpoint;
-use crate::job::file::{FileIdentity, StagedFile};
+use crate::job::file::FileIdentity;
 use crate::job::{JobId, LeaseToken};
+
+pub use draft::Draft;
 
 /// Holds the folder's id, so that a process with another disk doesn't take its jobs for its own.
 const STORE_MARK: &str = ".cdc-export-store";
-/// So much is written before the disk is asked to take it. Left to the end, all of it would be waited for there.
-const AHEAD_BYTES: u64 = 16 << 20;
 const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
 
 /// What an export leaves free on its disk, in bytes. Postgres may live there too, and stops when it can't write.
 const LEAST_ROOM: u64 = 32 << 20;
-/// So many bytes are written between two looks at what is free.
-const LOOK_EVERY: u64 = 8 << 20;
-
 /// What went wrong with the output folder. No text here has a path: callers show it to clients.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -139,17 +136,7 @@ impl Folder {
         let name = hidden_name(job, token);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&dir, &name, flags, FILE_MODE)?;
-        let draft = Draft {
-            store,
-            place: Some(HiddenPlace { dir, name }),
-            file: file.into(),
-            sha256: digest::Context::new(&digest::SHA256),
-            size: 0,
-            asked: 0,
-            sync: None,
-        };
-        rustix::fs::fchmod(&draft.file, FILE_MODE)?;
-        Ok(draft)
+        Draft::new(store, dir, name, file.into())
     }
 
     /// Gives a staged file its final name and puts the name on disk. Never replaces a file. May be called again after a
@@ -238,96 +225,6 @@ impl Folder {
     fn open_dir(&self) -> Result<OwnedFd, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::open(&self.path, flags, Mode::empty())?)
-    }
-}
-
-/// A file that is being written. Dropped before it is staged, it is removed.
-pub struct Draft {
-    store: Uuid,
-    place: Option<HiddenPlace>,
-    file: File,
-    sha256: digest::Context,
-    size: u64,
-    /// How much of it the disk was asked to take.
-    asked: u64,
-    sync: Option<JoinHandle<io::Result<()>>>,
-}
-
-struct HiddenPlace {
-    dir: OwnedFd,
-    name: String,
-}
-
-impl Draft {
-    /// Appends bytes.
-    ///
-    /// # Errors
-    /// If they can't all be written, or leave too little room; the draft is then of no more use.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        failpoint!("sink.write", Err(Error::Full(Errno::NOSPC.into())));
-        self.file.write_all(bytes)?;
-        self.sha256.update(bytes);
-        let looked = self.size / LOOK_EVERY;
-        self.size += bytes.len() as u64;
-        if self.size - self.asked >= AHEAD_BYTES {
-            self.sync_ahead()?;
-        }
-        if self.size / LOOK_EVERY == looked { Ok(()) } else { require_room(&self.file) }
-    }
-
-    /// Lets the disk take what is written by now, while more is written. One at a time: a slow disk isn't asked for more.
-    fn sync_ahead(&mut self) -> Result<(), Error> {
-        if self.sync.as_ref().is_some_and(|running| !running.is_finished()) {
-            return Ok(());
-        }
-        self.join_sync()?;
-        self.asked = self.size;
-        // Without a descriptor or a thread to spare it is all synced in the end.
-        let Ok(file) = self.file.try_clone() else { return Ok(()) };
-        self.sync = std::thread::Builder::new().name("sync".to_owned()).spawn(move || file.sync_data()).ok();
-        Ok(())
-    }
-
-    /// A failure is told once, to whoever syncs next, so the one of that thread must not be lost.
-    fn join_sync(&mut self) -> Result<(), Error> {
-        let Some(running) = self.sync.take() else { return Ok(()) };
-        Ok(running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
-    }
-
-    /// Bytes written so far.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Puts the bytes on disk. The file keeps its hidden name.
-    ///
-    /// # Errors
-    /// If the disk refuses. The file is removed then, never synced again: a second fsync may succeed although the first one
-    /// lost pages.
-    pub fn stage(mut self) -> Result<StagedFile, Error> {
-        failpoint!("sink.fsync", Err(Error::Io(Errno::IO.into())));
-        self.join_sync()?;
-        self.file.sync_all()?;
-        let identity = identity(&self.file)?;
-        let place = self.place.take().expect("only `stage` takes the place, and it consumes the draft");
-        if identity_at(&place.dir, &place.name)? != Some(identity) || identity.size != self.size {
-            return Err(Error::Io(io::Error::other("somebody removed or changed the staged file")));
-        }
-        let sha256 = std::mem::replace(&mut self.sha256, digest::Context::new(&digest::SHA256)).finish();
-        let hex = sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        // The hidden name must survive a power cut as well: the commit that follows records it.
-        rustix::fs::fsync(&place.dir)?;
-        Ok(StagedFile { store: self.store, name: place.name, sha256: hex, identity })
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        let Some(place) = &self.place else { return };
-        if let Err(errno) = remove_at(&place.dir, &place.name) {
-            // The sweeper takes it later.
-            tracing::warn!(event = "draft_left_behind", file = place.name, error = %errno);
-        }
     }
 }
 
@@ -422,6 +319,7 @@ fn make_mark(dir: &OwnedFd) -> Result<Uuid, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::file::StagedFile;
 
     fn folder() -> (tempfile::TempDir, Folder) {
         let dir = tempfile::tempdir().unwrap();
@@ -449,36 +347,6 @@ mod tests {
         assert_eq!(folder.hidden_files().unwrap().len(), 1);
         drop(draft);
         assert!(visible(&dir).is_empty());
-    }
-
-    #[test]
-    fn a_sync_that_failed_while_more_was_written_fails_the_draft() {
-        let (dir, folder) = folder();
-        let mut draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
-        draft.sync = Some(std::thread::spawn(|| Err(io::ErrorKind::StorageFull.into())));
-        assert!(matches!(draft.stage(), Err(Error::Full(_))));
-        assert!(visible(&dir).is_empty());
-
-        // The system tells of it once: who begins the next sync must not forget the last one's.
-        let mut draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
-        let failed = std::thread::spawn(|| Err(io::ErrorKind::StorageFull.into()));
-        while !failed.is_finished() {
-            std::thread::yield_now();
-        }
-        draft.sync = Some(failed);
-        assert!(matches!(draft.write(&vec![b'x'; AHEAD_BYTES as usize]), Err(Error::Full(_))));
-    }
-
-    #[test]
-    fn a_large_draft_goes_to_the_disk_while_it_is_written() {
-        let (dir, folder) = folder();
-        let mut draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
-        for _ in 0..3 * (AHEAD_BYTES >> 20) {
-            draft.write(&[b'x'; 1 << 20]).unwrap();
-        }
-        assert!(draft.asked >= AHEAD_BYTES && draft.sync.is_some());
-        let file = draft.stage().unwrap();
-        assert_eq!(std::fs::metadata(dir.path().join(&file.name)).unwrap().len(), 3 * AHEAD_BYTES);
     }
 
     #[test]

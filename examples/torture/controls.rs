@@ -177,10 +177,10 @@ const MISORDERED: [(&str, &str, &[Edit]); 4] = [
         "file-not-synced",
         "the file is synced",
         &[
-            Edit { file: "src/sink.rs", text: "        self.file.sync_all()?;\n", instead: "" },
+            Edit { file: "src/sink/draft.rs", text: "        self.file.sync_all()?;\n", instead: "" },
             // One that was to begin earlier may come late enough to do instead.
             Edit {
-                file: "src/sink.rs",
+                file: "src/sink/draft.rs",
                 text: "self.size - self.asked >= AHEAD_BYTES",
                 instead: "self.size >= AHEAD_BYTES && false",
             },
@@ -189,7 +189,7 @@ const MISORDERED: [(&str, &str, &[Edit]); 4] = [
     (
         "hidden-name-not-synced",
         "the hidden name is synced",
-        &[Edit { file: "src/sink.rs", text: "        rustix::fs::fsync(&place.dir)?;\n", instead: "" }],
+        &[Edit { file: "src/sink/draft.rs", text: "        rustix::fs::fsync(&place.dir)?;\n", instead: "" }],
     ),
     ("published-before-the-commit", "the file gets its name after the commit", &[PUBLISH_FIRST]),
     (

@@ -1,0 +1,79 @@
+//! What stands between a consumer's last export and the next one, as the guard found it.
+
+use crate::job::ExportType;
+use crate::job::words::{UnknownWord, words};
+
+words! {
+    /// What stands between a consumer's last export and this one, if not just changes.
+    Continuity, "a word of continuity" {
+        /// Too much was logged since, or for too long: the log was given up.
+        LogExpired = "log_expired",
+        /// Somebody made the watermark by hand: by the timestamps alone, once.
+        NoSnapshot = "no_snapshot",
+        /// Somebody set the watermark forward: by the timestamps alone, once.
+        WatermarkEdited = "watermark_edited",
+        /// The catalogue says otherwise than before which rows belong to the dataset.
+        DatasetChanged = "dataset_changed",
+        /// A column has another type than before: values changed that no trigger saw, and the log has them as they were.
+        ColumnRetyped = "column_retyped",
+        /// The table is another one than before.
+        TableRecreated = "table_recreated",
+        /// The database is another cluster's than before: transaction ids began anew.
+        OtherCluster = "other_cluster",
+        /// The database is an older state of itself.
+        XidWentBack = "xid_went_back",
+        /// A trigger isn't there, or is disabled.
+        TriggerMissing = "trigger_missing",
+        /// A trigger was disabled or gone in the meantime.
+        TriggerChanged = "trigger_changed",
+        /// A partition came or went with its rows.
+        PartitionsChanged = "partitions_changed",
+        /// Too much was logged since: which rows were deleted is not known.
+        DeletesExpired = "deletes_expired",
+        /// The table was truncated: which rows were in it is not known.
+        Truncated = "truncated",
+        /// Somebody set the watermark back: what it says, and what changed.
+        Rewound = "rewound",
+    }
+}
+
+impl Continuity {
+    /// The guard's word. It has one more, `first`, for a consumer without a position, for which nothing can be amiss.
+    ///
+    /// # Errors
+    /// If the word is not known.
+    pub fn of_guard(word: Option<&str>) -> Result<Option<Continuity>, UnknownWord> {
+        word.filter(|word| *word != "first").map(str::parse).transpose()
+    }
+
+    /// Whether the watermark is somebody's, so that it rules as it reads.
+    pub fn is_by_hand(self) -> bool {
+        matches!(self, Continuity::NoSnapshot | Continuity::WatermarkEdited | Continuity::Rewound)
+    }
+
+    /// Whether an export of this type is exact all the same. A full one always is.
+    pub fn allows(self, export_type: ExportType) -> bool {
+        use Continuity::{DeletesExpired, NoSnapshot, Rewound, Truncated, WatermarkEdited};
+        match export_type {
+            ExportType::Full => true,
+            ExportType::Incremental => {
+                matches!(self, NoSnapshot | WatermarkEdited | Rewound | Truncated | DeletesExpired)
+            }
+            ExportType::Delta => matches!(self, NoSnapshot | WatermarkEdited | Rewound),
+        }
+    }
+}
+
+/// What an export found when it took its snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// What stands between the last export and this one.
+    pub continuity: Option<Continuity>,
+    /// Transactions in this database that had changed something and were open: their changes belong to the next export.
+    pub open_transactions: Option<u32>,
+    /// The age of the oldest of them in seconds, where the role may see it.
+    pub oldest_transaction_seconds: Option<f64>,
+    /// The table's rows were written anew since the last export, with the columns the same, as `VACUUM FULL` does. An `ALTER
+    /// TABLE` that changed values does it too, and no trigger sees that.
+    pub table_rewritten: bool,
+}

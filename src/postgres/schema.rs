@@ -1,0 +1,255 @@
+//! The service's own schema: made and brought up to date at each start, and never where somebody else's tables have its names.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{Connection, PgConnection};
+
+use crate::postgres::{DEFAULTS, Database, Error, OLDEST, connect, pooler};
+
+/// How often a migration is tried whose tables are busy, with a second between.
+const MIGRATION_TRIES: u32 = 120;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+
+/// Checks the server and brings the schema up to date. Safe at every start and from several replicas at once: the first one
+/// migrates, the others wait for it.
+///
+/// # Errors
+/// If the database can't be reached or used, is behind a pooler in transaction mode, or holds a foreign `exports` or
+/// `watermarks`.
+pub async fn migrate(database: &Database) -> Result<(), Error> {
+    let mut conn = connect(database).await?;
+    // Before anything is set or locked.
+    pooler::require_sessions(&mut conn, database).await?;
+    sqlx::raw_sql(DEFAULTS).execute(&mut conn).await.map_err(Error::Sql)?;
+    let (number, version, standby): (i32, String, bool) = sqlx::query_as(
+        "-- postgres.version
+         select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()",
+    )
+    .fetch_one(&mut conn)
+    .await
+    .map_err(Error::Sql)?;
+    if number < OLDEST {
+        return Err(Error::TooOld(version));
+    }
+    if standby {
+        return Err(Error::Standby);
+    }
+
+    // Another replica's migration may take long, and so may ours.
+    sqlx::query(
+        "-- postgres.migrate.patience
+         select set_config(name, '0', false) from pg_settings
+         where name in ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+    )
+    .execute(&mut conn)
+    .await
+    .map_err(Error::Sql)?;
+    // A session's lock: the migrations commit one by one under it. It goes with the connection, also if this future does.
+    sqlx::query(
+        "-- postgres.migrate.lock
+         select pg_advisory_lock(hashtextextended('cdc_export.migrate', 0))",
+    )
+    .execute(&mut conn)
+    .await
+    .map_err(Error::Sql)?;
+    let rights = Rights::of(&mut conn).await.map_err(Error::Sql)?;
+    if rights.has_migrations {
+        rights.let_use()?
+    } else {
+        rights.let_create()?
+    }
+    refuse_foreign_tables(&mut conn).await?;
+    // Not left to the migrator, which wants the right to create its table even where that exists: whoever runs the service
+    // needs no more than to use what another role has made.
+    if rights.has_migrations && is_current(&mut conn).await? {
+        return conn.close().await.map_err(Error::Sql);
+    }
+    rights.let_create()?;
+    if !rights.has_schema {
+        let created =
+            sqlx::query("-- postgres.migrate.create_schema\n create schema cdc_export").execute(&mut conn).await;
+        created.map_err(Error::Sql)?;
+    }
+    // An index on a table that is written to waits for its writers, and the next ones for it: not for long, and then again.
+    sqlx::query("-- postgres.migrate.lock_timeout\n set lock_timeout = '2s'")
+        .execute(&mut conn)
+        .await
+        .map_err(Error::Sql)?;
+    // An older binary may start beside a newer one: it ignores migrations that it doesn't know.
+    let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
+    migrator.set_locking(false).set_ignore_missing(true);
+    migrator.dangerous_set_table_name("cdc_export.migrations");
+    for left in (0..MIGRATION_TRIES).rev() {
+        match migrator.run(&mut conn).await {
+            Err(error) if left > 0 && is_busy(&error) => {
+                tracing::info!(event = "migration_waits", "tables are busy, trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            done => {
+                done.map_err(Error::Migrate)?;
+                break;
+            }
+        }
+    }
+    conn.close().await.map_err(Error::Sql)
+}
+
+/// Whether a lock was not to be had in time.
+fn is_busy(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else { return false };
+    cause.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
+}
+
+/// Whether there is nothing to migrate.
+async fn is_current(conn: &mut PgConnection) -> Result<bool, Error> {
+    let recorded: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+        "-- postgres.migrate.recorded
+         select version, checksum from cdc_export.migrations where success",
+    )
+    .fetch_all(conn)
+    .await
+    .map_err(Error::Sql)?;
+    let recorded: HashMap<_, _> = recorded.into_iter().collect();
+    for migration in MIGRATIONS.iter() {
+        match recorded.get(&migration.version) {
+            None => return Ok(false),
+            Some(checksum) if *checksum != *migration.checksum => {
+                return Err(Error::Migrate(MigrateError::VersionMismatch(migration.version)));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(true)
+}
+
+/// What is there of the schema, and what the role may do with it. Asked first, so that nothing is half made.
+#[derive(sqlx::FromRow)]
+struct Rights {
+    role: String,
+    has_schema: bool,
+    has_migrations: bool,
+    /// Who made the tables, if the role may not act for him.
+    owner: Option<String>,
+    may_read: bool,
+    to_use: String,
+    /// Empty where nothing is lacking.
+    to_create: String,
+}
+
+impl Rights {
+    async fn of(conn: &mut PgConnection) -> Result<Rights, sqlx::Error> {
+        sqlx::query_as(
+            "-- postgres.migrate.rights
+             select role, s.oid is not null as has_schema, m.oid is not null as has_migrations,
+               case when not pg_has_role(m.relowner, 'usage') then pg_get_userbyid(m.relowner)::text end as owner,
+               coalesce(has_schema_privilege(s.oid, 'usage'), true)
+                 and coalesce(has_table_privilege(m.oid, 'select'), true)
+                 and coalesce(has_table_privilege(o.oid, 'select'), true) as may_read,
+               format('GRANT USAGE ON SCHEMA cdc_export, %2$I TO %1$I; '
+                 'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA cdc_export TO %1$I; '
+                 'GRANT USAGE ON ALL SEQUENCES IN SCHEMA cdc_export TO %1$I; '
+                 'GRANT SELECT, INSERT, UPDATE, DELETE ON %3$s TO %1$I', role,
+                 coalesce(made.place, here.place), coalesce(made.tables, '')) as to_use,
+               concat_ws('; ',
+                 case when s.oid is null and not has_database_privilege(current_database(), 'create')
+                   then format('GRANT CREATE ON DATABASE %I TO %I', current_database(), role) end,
+                 case when not (has_schema_privilege(s.oid, 'create') and has_schema_privilege(s.oid, 'usage'))
+                   then format('GRANT CREATE, USAGE ON SCHEMA cdc_export TO %I', role) end,
+                 case when not (has_schema_privilege(p.oid, 'create') and has_schema_privilege(p.oid, 'usage'))
+                   then format('GRANT CREATE, USAGE ON SCHEMA %I TO %I', here.place, role) end) as to_create
+             from (
+               -- current_schemas leaves out what the role may not use.
+               select current_user::text as role, coalesce((
+                 select name from unnest(current_schemas(false)) with ordinality as schemas (name, place)
+                 where name <> 'cdc_export' order by place limit 1), 'public') as place) here
+             left join pg_namespace p on p.nspname = here.place
+             left join pg_namespace s on s.nspname = 'cdc_export'
+             left join pg_class m on m.relnamespace = s.oid and m.relname = 'migrations'
+             left join pg_class o on o.relnamespace = s.oid and o.relname = 'owned'
+             left join lateral (
+               select n.nspname as place, (
+                 select string_agg(format('%I.%I', n.nspname, t.relname), ', ' order by t.relname) from pg_class t
+                 where t.relnamespace = n.oid and t.relname in ('exports', 'watermarks', 'users') and t.relkind in ('r', 'p'))
+                 as tables
+               from pg_class e join pg_namespace n on n.oid = e.relnamespace
+               where e.relname = 'exports' and e.relkind = 'r' and e.relowner = m.relowner
+               order by n.nspname = here.place desc limit 1) made on true",
+        )
+        .fetch_one(conn)
+        .await
+    }
+
+    fn let_use(&self) -> Result<(), Error> {
+        if self.may_read {
+            return Ok(());
+        }
+        Err(self.denied("use the service's tables", format!("run {}", self.to_use)))
+    }
+
+    fn let_create(&self) -> Result<(), Error> {
+        if let Some(owner) = &self.owner {
+            return Err(self.denied("migrate the service's tables", format!("run `cdc-export migrate` as `{owner}`")));
+        }
+        if self.to_create.is_empty() {
+            return Ok(());
+        }
+        Err(self.denied("create the service's tables", format!("run {}", self.to_create)))
+    }
+
+    fn denied(&self, deed: &'static str, remedy: String) -> Error {
+        Error::Denied { role: self.role.clone(), deed, remedy }
+    }
+}
+
+/// `exports` and `watermarks` must be ours wherever the search_path finds them. Asked before every migration, and again when
+/// there is nothing to migrate: a search_path may have changed since.
+async fn refuse_foreign_tables(conn: &mut PgConnection) -> Result<(), Error> {
+    let known: bool = sqlx::query_scalar(
+        "-- postgres.migrate.known
+         select to_regclass('cdc_export.owned') is not null",
+    )
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(Error::Sql)?;
+    let found: Vec<(String, String)> = sqlx::query_as(
+        "-- postgres.migrate.found
+         select n.nspname::text, c.relname::text
+         from unnest(array['exports', 'watermarks']) as wanted (name)
+         join pg_class c on c.oid = to_regclass(wanted.name)
+         join pg_namespace n on n.oid = c.relnamespace",
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .map_err(Error::Sql)?;
+    for (schema, table) in found {
+        let ours = known
+            && sqlx::query_scalar(
+                "-- postgres.migrate.owned
+                 select exists (select from cdc_export.owned where schema_name = $1 and table_name = $2)",
+            )
+            .bind(&schema)
+            .bind(&table)
+            .fetch_one(&mut *conn)
+            .await
+            .map_err(Error::Sql)?;
+        if !ours {
+            return Err(Error::Foreign(format!("{schema}.{table}")));
+        }
+    }
+    if !known {
+        return Ok(());
+    }
+    let hidden: Option<String> = sqlx::query_scalar(
+        "-- postgres.migrate.hidden
+         select schema_name || '.' || table_name from cdc_export.owned
+         where table_name in ('exports', 'watermarks') and to_regclass(quote_ident(table_name)) is null
+         order by 1 limit 1",
+    )
+    .fetch_optional(conn)
+    .await
+    .map_err(Error::Sql)?;
+    hidden.map_or(Ok(()), |table| Err(Error::Hidden(table)))
+}

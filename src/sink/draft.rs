@@ -1,0 +1,162 @@
+//! A file while it is written: hashed on the way, and taken by the disk as it grows.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::thread::JoinHandle;
+
+use ring::digest;
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::failpoint;
+use crate::job::file::StagedFile;
+use crate::sink::{Error, FILE_MODE, identity, identity_at, remove_at, require_room};
+
+/// So much is written before the disk is asked to take it. Left to the end, all of it would be waited for there.
+const AHEAD_BYTES: u64 = 16 << 20;
+/// So many bytes are written between two looks at what is free.
+const LOOK_EVERY: u64 = 8 << 20;
+
+/// A file that is being written. Dropped before it is staged, it is removed.
+pub struct Draft {
+    store: Uuid,
+    place: Option<HiddenPlace>,
+    file: File,
+    sha256: digest::Context,
+    size: u64,
+    /// How much of it the disk was asked to take.
+    asked: u64,
+    sync: Option<JoinHandle<io::Result<()>>>,
+}
+
+struct HiddenPlace {
+    dir: OwnedFd,
+    name: String,
+}
+
+impl Draft {
+    /// The empty file of this name in this folder, to be readable as every file is, whatever the process's umask.
+    pub(super) fn new(store: Uuid, dir: OwnedFd, name: String, file: File) -> Result<Draft, Error> {
+        let place = Some(HiddenPlace { dir, name });
+        let sha256 = digest::Context::new(&digest::SHA256);
+        let draft = Draft { store, place, file, sha256, size: 0, asked: 0, sync: None };
+        rustix::fs::fchmod(&draft.file, FILE_MODE)?;
+        Ok(draft)
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// If they can't all be written, or leave too little room; the draft is then of no more use.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        failpoint!("sink.write", Err(Error::Full(Errno::NOSPC.into())));
+        self.file.write_all(bytes)?;
+        self.sha256.update(bytes);
+        let looked = self.size / LOOK_EVERY;
+        self.size += bytes.len() as u64;
+        if self.size - self.asked >= AHEAD_BYTES {
+            self.sync_ahead()?;
+        }
+        if self.size / LOOK_EVERY == looked { Ok(()) } else { require_room(&self.file) }
+    }
+
+    /// Lets the disk take what is written by now, while more is written. One at a time: a slow disk isn't asked for more.
+    fn sync_ahead(&mut self) -> Result<(), Error> {
+        if self.sync.as_ref().is_some_and(|running| !running.is_finished()) {
+            return Ok(());
+        }
+        self.join_sync()?;
+        self.asked = self.size;
+        // Without a descriptor or a thread to spare it is all synced in the end.
+        let Ok(file) = self.file.try_clone() else { return Ok(()) };
+        self.sync = std::thread::Builder::new().name("sync".to_owned()).spawn(move || file.sync_data()).ok();
+        Ok(())
+    }
+
+    /// A failure is told once, to whoever syncs next, so the one of that thread must not be lost.
+    fn join_sync(&mut self) -> Result<(), Error> {
+        let Some(running) = self.sync.take() else { return Ok(()) };
+        Ok(running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
+    }
+
+    /// Bytes written so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Puts the bytes on disk. The file keeps its hidden name.
+    ///
+    /// # Errors
+    /// If the disk refuses. The file is removed then, never synced again: a second fsync may succeed although the first one
+    /// lost pages.
+    pub fn stage(mut self) -> Result<StagedFile, Error> {
+        failpoint!("sink.fsync", Err(Error::Io(Errno::IO.into())));
+        self.join_sync()?;
+        self.file.sync_all()?;
+        let identity = identity(&self.file)?;
+        let place = self.place.take().expect("only `stage` takes the place, and it consumes the draft");
+        if identity_at(&place.dir, &place.name)? != Some(identity) || identity.size != self.size {
+            return Err(Error::Io(io::Error::other("somebody removed or changed the staged file")));
+        }
+        let sha256 = std::mem::replace(&mut self.sha256, digest::Context::new(&digest::SHA256)).finish();
+        let hex = sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        // The hidden name must survive a power cut as well: the commit that follows records it.
+        rustix::fs::fsync(&place.dir)?;
+        Ok(StagedFile { store: self.store, name: place.name, sha256: hex, identity })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let Some(place) = &self.place else { return };
+        if let Err(errno) = remove_at(&place.dir, &place.name) {
+            // The sweeper takes it later.
+            tracing::warn!(event = "draft_left_behind", file = place.name, error = %errno);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{JobId, LeaseToken};
+    use crate::sink::Folder;
+
+    fn draft() -> (tempfile::TempDir, Draft) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path().to_owned());
+        folder.prepare().unwrap();
+        let draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
+        (dir, draft)
+    }
+
+    #[test]
+    fn a_sync_that_failed_while_more_was_written_fails_the_draft() {
+        let (dir, mut it) = draft();
+        let name = it.place.as_ref().unwrap().name.clone();
+        it.sync = Some(std::thread::spawn(|| Err(io::ErrorKind::StorageFull.into())));
+        assert!(matches!(it.stage(), Err(Error::Full(_))));
+        assert!(!dir.path().join(name).exists());
+
+        // The system tells of it once: who begins the next sync must not forget the last one's.
+        let (_dir, mut it) = draft();
+        let failed = std::thread::spawn(|| Err(io::ErrorKind::StorageFull.into()));
+        while !failed.is_finished() {
+            std::thread::yield_now();
+        }
+        it.sync = Some(failed);
+        assert!(matches!(it.write(&vec![b'x'; AHEAD_BYTES as usize]), Err(Error::Full(_))));
+    }
+
+    #[test]
+    fn a_large_draft_goes_to_the_disk_while_it_is_written() {
+        let (dir, mut it) = draft();
+        for _ in 0..3 * (AHEAD_BYTES >> 20) {
+            it.write(&[b'x'; 1 << 20]).unwrap();
+        }
+        assert!(it.asked >= AHEAD_BYTES && it.sync.is_some());
+        let file = it.stage().unwrap();
+        assert_eq!(std::fs::metadata(dir.path().join(&file.name)).unwrap().len(), 3 * AHEAD_BYTES);
+    }
+}
