@@ -77,11 +77,11 @@ pub struct Settings {
 /// The API's routes with every layer, ready to be served.
 pub fn router(service: Service, access: Access, rate: Option<Rate>) -> Router {
     let routes = watched()
-        .route("/exports", post(exports::create).get(exports::list))
-        .route("/exports/full", post(exports::full))
-        .route("/exports/incremental", post(exports::incremental))
-        .route("/exports/delta", post(exports::delta))
-        .route("/export/{consumer_id}", post(exports::incremental_of))
+        .route("/exports", post(exports::submit::create).get(exports::list))
+        .route("/exports/full", post(exports::submit::full))
+        .route("/exports/incremental", post(exports::submit::incremental))
+        .route("/exports/delta", post(exports::submit::delta))
+        .route("/export/{consumer_id}", post(exports::submit::incremental_of))
         .route("/exports/watermark", get(watermarks::get).put(watermarks::put).delete(watermarks::delete))
         .route("/consumers", get(consumers::list))
         .route("/datasets", get(datasets::list))
@@ -89,8 +89,8 @@ pub fn router(service: Service, access: Access, rate: Option<Rate>) -> Router {
         .route("/exports/{job_id}", get(exports::get).delete(exports::delete))
         .route("/exports/{job_id}/events", get(exports::events))
         .route("/exports/{job_id}/cancel", post(exports::cancel))
-        .route("/exports/{job_id}/retry", post(exports::retry))
-        .route("/exports/{job_id}/download", get(exports::download))
+        .route("/exports/{job_id}/retry", post(exports::submit::retry))
+        .route("/exports/{job_id}/download", get(exports::download::download))
         .route("/users/{id}", delete(users::soft_delete));
     layered(routes, service, access, rate)
 }

@@ -17,7 +17,7 @@ use crate::http::REQUEST_TIMEOUT;
 use crate::http::access::Caller;
 use crate::http::problem::Problem;
 use crate::job::selection::{Condition, Operator};
-use crate::job::{BadIdempotencyKey, ConsumerId, IdempotencyKey, JobId};
+use crate::job::{ConsumerId, IdempotencyKey, JobId};
 use crate::service::{self, Service};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
@@ -34,7 +34,7 @@ impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<MaybeConsumer, Problem> {
-        let consumer = named_consumer(&parts.headers)?;
+        let consumer = header_of(&parts.headers, CONSUMER_HEADER, "consumer_invalid")?;
         Caller::from_request_parts(parts, state).await?.require(consumer.as_ref())?;
         Ok(MaybeConsumer(consumer))
     }
@@ -47,22 +47,11 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Consumer, Problem> {
-        let consumer = named_consumer(&parts.headers)?.ok_or_else(|| {
+        let consumer = header_of(&parts.headers, CONSUMER_HEADER, "consumer_invalid")?.ok_or_else(|| {
             Problem::bad_input("consumer_required", CONSUMER_HEADER, "X-Consumer-ID: the header is missing")
         })?;
         Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
         Ok(Consumer(consumer))
-    }
-}
-
-fn named_consumer(headers: &HeaderMap) -> Result<Option<ConsumerId>, Problem> {
-    let mut values = headers.get_all(CONSUMER_HEADER).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Ok(None),
-        (Some(value), None) => consumer(value.to_str().unwrap_or_default(), CONSUMER_HEADER).map(Some),
-        (Some(_), Some(_)) => {
-            Err(Problem::bad_input("consumer_invalid", CONSUMER_HEADER, "X-Consumer-ID: given twice"))
-        }
     }
 }
 
@@ -73,17 +62,21 @@ impl<S: Sync> FromRequestParts<S> for Key {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Key, Problem> {
-        let bad =
-            |why: String| Problem::bad_input("idempotency_key_invalid", KEY_HEADER, format!("{KEY_HEADER}: {why}"));
-        let mut values = parts.headers.get_all(KEY_HEADER).iter();
-        match (values.next(), values.next()) {
-            (None, _) => Ok(Key(None)),
-            (Some(value), None) => {
-                let key = value.to_str().unwrap_or_default().parse();
-                key.map(|key| Key(Some(key))).map_err(|why: BadIdempotencyKey| bad(why.to_string()))
-            }
-            (Some(_), Some(_)) => Err(bad("given twice".to_owned())),
-        }
+        header_of(&parts.headers, KEY_HEADER, "idempotency_key_invalid").map(Key)
+    }
+}
+
+/// A header's value, if it has one; two that might contradict each other are none.
+fn header_of<T>(headers: &HeaderMap, name: &str, code: &'static str) -> Result<Option<T>, Problem>
+where
+    T: FromStr<Err: Display>,
+{
+    let bad = |why: &dyn Display| Problem::bad_input(code, name, format!("{name}: {why}"));
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().unwrap_or_default().parse().map(Some).map_err(|why| bad(&why)),
+        (Some(_), Some(_)) => Err(bad(&"given twice")),
     }
 }
 
@@ -96,14 +89,24 @@ impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<PathConsumer, Problem> {
         // What can't be decoded is no consumer id either.
         let text = PathParameter::from_request_parts(parts, state).await.map(|PathParameter(text)| text);
-        let consumer = consumer(&text.unwrap_or_default(), "consumer_id")?;
+        let consumer = text.unwrap_or_default().parse();
+        let consumer = consumer
+            .map_err(|why| Problem::bad_input("consumer_invalid", "consumer_id", format!("consumer_id: {why}")))?;
         Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
         Ok(PathConsumer(consumer))
     }
 }
 
-fn consumer(text: &str, field: &str) -> Result<ConsumerId, Problem> {
-    text.parse().map_err(|why| Problem::bad_input("consumer_invalid", field, format!("{field}: {why}")))
+impl From<Consumer> for ConsumerId {
+    fn from(Consumer(consumer): Consumer) -> ConsumerId {
+        consumer
+    }
+}
+
+impl From<PathConsumer> for ConsumerId {
+    fn from(PathConsumer(consumer): PathConsumer) -> ConsumerId {
+        consumer
+    }
 }
 
 /// The one parameter of the path. What can't be decoded is the name of nothing.
@@ -122,12 +125,12 @@ impl<S: Send + Sync> FromRequestParts<S> for PathParameter {
 
 /// The job that the path names. A malformed id is the id of no job, and so is that of one which the caller may not see: nobody
 /// learns whether somebody else's exists.
-pub(crate) struct Job(pub(crate) JobId);
+pub(crate) struct PathJob(pub(crate) JobId);
 
-impl FromRequestParts<Service> for Job {
+impl FromRequestParts<Service> for PathJob {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<Job, Problem> {
+    async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<PathJob, Problem> {
         let PathParameter(id) = PathParameter::from_request_parts(parts, service).await?;
         let id = Uuid::try_parse(&id).map_err(|_| service::Error::NoJob)?.into();
         let caller = Caller::from_request_parts(parts, service).await?;
@@ -135,7 +138,26 @@ impl FromRequestParts<Service> for Job {
         if caller.consumers().is_some() && !caller.sees(&service.job(id).await?) {
             return Err(service::Error::NoJob.into());
         }
-        Ok(Job(id))
+        Ok(PathJob(id))
+    }
+}
+
+/// What a call that makes an export carries: what it is to be of, as `C` reads it, the client's name for the request, and a body.
+pub(crate) struct Asked<C> {
+    pub(crate) of: C,
+    pub(crate) key: Option<IdempotencyKey>,
+    pub(crate) members: Members,
+}
+
+impl<S: Send + Sync, C: FromRequestParts<S, Rejection = Problem> + Send> FromRequest<S> for Asked<C> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Asked<C>, Problem> {
+        let (mut parts, body) = request.into_parts();
+        let of = C::from_request_parts(&mut parts, state).await?;
+        let Key(key) = Key::from_request_parts(&mut parts, state).await?;
+        let members = Members::from_request(Request::from_parts(parts, body), state).await?;
+        Ok(Asked { of, key, members })
     }
 }
 

@@ -1,0 +1,123 @@
+//! `/exports/{jobId}/download`: the file, whole or one range of it.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
+use tokio_util::io::ReaderStream;
+
+use crate::http::input::PathJob;
+use crate::http::problem::Problem;
+use crate::service::Service;
+
+/// `GET /exports/{jobId}/download`, whole or one range of it. A set of several ranges is answered with the whole file, as
+/// RFC 9110 allows.
+pub(crate) async fn download(
+    State(service): State<Service>,
+    PathJob(id): PathJob,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let file = service.open_file(id).await?;
+    let place = &file.place;
+    let size = place.identity.size;
+    let etag = format!("\"{}\"", place.sha256);
+    let mut response_headers = HeaderMap::new();
+    let mut set = |name, value: String| {
+        let value = value.parse().expect("our names, hashes and numbers are valid header values");
+        response_headers.insert(name, value);
+    };
+    set(header::CONTENT_TYPE, place.encoding.media_type().to_owned());
+    set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", place.output_filename));
+    set(header::ETAG, etag.clone());
+    set(header::ACCEPT_RANGES, "bytes".to_owned());
+    set(header::LAST_MODIFIED, place.finished_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
+
+    if let Some(wanted) = text(&headers, header::IF_NONE_MATCH)
+        && wanted.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag || tag.trim() == "*")
+    {
+        return Ok((StatusCode::NOT_MODIFIED, response_headers).into_response());
+    }
+    // A range of an older file must not be glued to this one: the tag must be the very same.
+    let unchanged = text(&headers, header::IF_RANGE).is_none_or(|tag| tag == etag);
+    // Only a GET has ranges (RFC 9110, 14.2).
+    let range = text(&headers, header::RANGE)
+        .filter(|_| unchanged && method == Method::GET)
+        .map_or(Wanted::Whole, |range| wanted(range, size));
+    let (status, from, length) = match range {
+        Wanted::Whole => (StatusCode::OK, 0, size),
+        Wanted::PastTheEnd => return Ok(Problem::range_not_satisfiable(size)),
+        Wanted::Part { first, last } => {
+            set(header::CONTENT_RANGE, format!("bytes {first}-{last}/{size}"));
+            (StatusCode::PARTIAL_CONTENT, first, last - first + 1)
+        }
+    };
+    set(header::CONTENT_LENGTH, length.to_string());
+    let body = ReaderStream::with_capacity(file.part(from, length).await?, 256 * 1024);
+    Ok((status, response_headers, Body::from_stream(body)).into_response())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    Whole,
+    Part { first: u64, last: u64 },
+    PastTheEnd,
+}
+
+/// What a `Range` asks for of `size` bytes. One that can't be read is ignored (RFC 9110, 14.2).
+fn wanted(range: &str, size: u64) -> Wanted {
+    let ranges = match parse_range_header(range) {
+        Ok(parsed) => parsed.ranges,
+        Err(RangeUnsatisfiableError::ZeroSuffix) => return Wanted::PastTheEnd,
+        Err(_) => return Wanted::Whole,
+    };
+    let [range] = ranges.as_slice() else { return Wanted::Whole };
+    let (first, last) = match (range.start, range.end) {
+        (StartPosition::FromLast(length), _) => (size.saturating_sub(length), size.saturating_sub(1)),
+        (StartPosition::Index(first), EndPosition::LastByte) => (first, size.saturating_sub(1)),
+        (StartPosition::Index(first), EndPosition::Index(last)) if first <= last => {
+            (first, last.min(size.saturating_sub(1)))
+        }
+        (StartPosition::Index(_), EndPosition::Index(_)) => return Wanted::Whole,
+    };
+    if first < size { Wanted::Part { first, last } } else { Wanted::PastTheEnd }
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ranges() {
+        for (range, expected) in [
+            ("bytes=0-3", Wanted::Part { first: 0, last: 3 }),
+            ("bytes=8-", Wanted::Part { first: 8, last: 9 }),
+            ("bytes=8-99", Wanted::Part { first: 8, last: 9 }),
+            ("bytes=-2", Wanted::Part { first: 8, last: 9 }),
+            ("bytes=-99", Wanted::Part { first: 0, last: 9 }),
+            ("bytes=10-", Wanted::PastTheEnd),
+            ("bytes=-0", Wanted::PastTheEnd),
+            ("bytes=5-4", Wanted::Whole),
+            ("bytes=0-1,3-4", Wanted::Whole),
+            ("rows=0-1", Wanted::Whole),
+            ("bytes", Wanted::Whole),
+        ] {
+            assert_eq!(wanted(range, 10), expected, "{range}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_is_inside_the_file(range in "bytes=[0-9,-]{0,24}|\\PC{0,40}", size in 1u64..) {
+            if let Wanted::Part { first, last } = wanted(&range, size) {
+                prop_assert!(first <= last && last < size);
+            }
+        }
+    }
+}
