@@ -33,6 +33,10 @@ disk:
     cargo build --locked --release --bins --examples
     tests/disk.sh
 
+# Renews docs/openapi.json, which the tests hold against the service.
+openapi:
+    RENEW_OPENAPI=1 cargo test --locked --test suite -- openapi::the_document_in_the_clone
+
 # What the dependencies are: their licences, sources, versions.
 deny:
     cargo deny --locked check --hide-inclusion-graph bans licenses sources

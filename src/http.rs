@@ -5,8 +5,10 @@
 mod access;
 mod consumers;
 mod datasets;
+mod docs;
 mod exports;
 mod input;
+mod openapi;
 mod ops;
 mod pages;
 mod problem;
@@ -23,7 +25,6 @@ use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{delete, get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -36,6 +37,9 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 use tracing::Instrument;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 pub use access::Access;
 pub use rate::{NotARate, Rate};
@@ -76,36 +80,43 @@ pub struct Settings {
 
 /// The API's routes with every layer, ready to be served.
 pub fn router(service: Service, access: Access, rate: Option<Rate>) -> Router {
-    let routes = watched()
-        .route("/exports", post(exports::submit::create).get(exports::list))
-        .route("/exports/full", post(exports::submit::full))
-        .route("/exports/incremental", post(exports::submit::incremental))
-        .route("/exports/delta", post(exports::submit::delta))
-        .route("/export/{consumer_id}", post(exports::submit::incremental_of))
-        .route("/exports/watermark", get(watermarks::get).put(watermarks::put).delete(watermarks::delete))
-        .route("/consumers", get(consumers::list))
-        .route("/datasets", get(datasets::list))
-        .route("/datasets/{name}", get(datasets::get))
-        .route("/exports/{job_id}", get(exports::get).delete(exports::delete))
-        .route("/exports/{job_id}/events", get(exports::events))
-        .route("/exports/{job_id}/cancel", post(exports::cancel))
-        .route("/exports/{job_id}/retry", post(exports::submit::retry))
-        .route("/exports/{job_id}/download", get(exports::download::download))
-        .route("/users/{id}", delete(users::soft_delete));
-    layered(routes, service, access, rate)
+    layered(routes().into(), service, access, rate)
+}
+
+/// The routes, and what the document says of them.
+fn routes() -> OpenApiRouter<Service> {
+    watched()
+        .routes(routes!(exports::submit::create, exports::list))
+        .routes(routes!(exports::submit::full))
+        .routes(routes!(exports::submit::incremental))
+        .routes(routes!(exports::submit::delta))
+        .routes(routes!(exports::submit::incremental_of))
+        .routes(routes!(watermarks::get, watermarks::put, watermarks::delete))
+        .routes(routes!(consumers::list))
+        .routes(routes!(datasets::list))
+        .routes(routes!(datasets::get))
+        .routes(routes!(exports::get, exports::delete))
+        .routes(routes!(exports::events))
+        .routes(routes!(exports::cancel))
+        .routes(routes!(exports::submit::retry))
+        .routes(routes!(exports::download::download))
+        .routes(routes!(users::soft_delete))
+        .routes(routes!(openapi::get))
+        .routes(routes!(docs::page))
+        .routes(routes!(docs::style))
 }
 
 /// The routes alone by which a process is watched, with every layer: of one that runs exports and has no API.
 pub fn watched_router(service: Service, access: Access, rate: Option<Rate>) -> Router {
-    layered(watched(), service, access, rate)
+    layered(watched().into(), service, access, rate)
 }
 
-fn watched() -> Router<Service> {
-    Router::new()
-        .route("/health", get(ops::health))
-        .route("/health/live", get(ops::live))
-        .route("/health/ready", get(ops::ready))
-        .route("/metrics", get(ops::metrics))
+fn watched() -> OpenApiRouter<Service> {
+    OpenApiRouter::with_openapi(openapi::Base::openapi())
+        .routes(routes!(ops::health))
+        .routes(routes!(ops::live))
+        .routes(routes!(ops::ready))
+        .routes(routes!(ops::metrics))
 }
 
 fn layered(routes: Router<Service>, service: Service, access: Access, rate: Option<Rate>) -> Router {

@@ -141,13 +141,13 @@ pub(crate) async fn check(
 }
 
 /// What needs no key: whether it is well, and what it can do. By a route's path, never by what a client wrote.
-fn is_open(path: &str) -> bool {
+pub(crate) fn is_open(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready" | "/docs" | "/openapi.json")
         || path.starts_with("/docs/")
 }
 
 /// What a key must be for to call a route.
-fn scope_of(method: &Method, path: &str) -> Scope {
+pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     match (path, method) {
         ("/metrics" | "/users/{id}", _) => Scope::Admin,
         (_, &Method::GET | &Method::HEAD) => Scope::Read,
@@ -237,7 +237,7 @@ mod tests {
         for (method, path, scope) in [
             (Method::GET, "/metrics", Scope::Admin),
             (Method::DELETE, "/users/{id}", Scope::Admin),
-            (Method::HEAD, "/exports/{job_id}/download", Scope::Read),
+            (Method::HEAD, "/exports/{jobId}/download", Scope::Read),
             (Method::PUT, "/exports/watermark", Scope::Write),
             (Method::OPTIONS, "/anything", Scope::Write),
         ] {

@@ -3,37 +3,52 @@
 use axum::Json;
 use axum::extract::{Query, State};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::dataset::catalog::is_name;
 use crate::http::access::Caller;
 use crate::http::exports::{JobBody, rfc3339};
 use crate::http::pages::{self, Page};
-use crate::http::problem::Problem;
-use crate::job::{ConsumerId, Job};
+use crate::http::problem::{Code, Problem};
+use crate::job::{ConsumerId, Continuity, Job};
 use crate::service::Service;
 use crate::watermark::{COUNTED_ROWS, Standing, Waiting};
 
 /// The query of `/consumers`.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Wanted {
+    /// So many at most; 50, if that isn't said
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
+    /// Go on where a page ended: its `nextCursor`
     cursor: Option<String>,
 }
 
-/// A consumer as JSON.
-#[derive(Serialize)]
+/// A consumer in a dataset.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Consumer)]
 pub(crate) struct ConsumerBody {
+    /// Who
     consumer_id: String,
+    /// In which dataset
     dataset: String,
+    /// Its watermark
+    #[schema(required, format = DateTime)]
     last_exported_at: Option<String>,
+    /// Rows that changed since its last export: exact up to 10,000, then `10000+`; null where nobody can tell
     rows_waiting: Rows,
+    /// What stands between its last export and the next
+    #[schema(required, value_type = Option<Continuity>)]
     continuity: Option<&'static str>,
+    /// Its last export
+    #[schema(required)]
     last_job: Option<JobBody>,
 }
 
 /// A number of rows, exact up to a point; null where nobody can tell.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum Rows {
     Exactly(u64),
@@ -41,7 +56,14 @@ enum Rows {
     Unknown,
 }
 
-/// `GET /consumers`, in the order of their ids.
+/// List consumers and where they stand
+///
+/// In the order of their ids.
+#[utoipa::path(
+    get, path = "/consumers", operation_id = "listConsumers", tag = "watermarks",
+    params(Wanted), responses((status = 200, description = "A page.", body = Page<ConsumerBody>)),
+    extensions(("x-codes" = json!([Code::ParameterInvalid, Code::TableUnreadable]))),
+)]
 pub(crate) async fn list(
     State(service): State<Service>,
     caller: Caller,

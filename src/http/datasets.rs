@@ -3,55 +3,87 @@
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::dataset::{Capture, Column, Description};
 use crate::http::input::PathParameter;
-use crate::http::problem::Problem;
+use crate::http::problem::{Code, Problem};
 use crate::service::Service;
 
 /// Every dataset.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Datasets {
+    /// In the order of the catalogue
     items: Vec<DatasetBody>,
 }
 
-/// A dataset as JSON.
-#[derive(Serialize)]
+/// A dataset.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Dataset)]
 pub(crate) struct DatasetBody {
+    /// Its name in all calls
     name: String,
+    /// Its table
     table: String,
-    /// Columns and key; null where the table isn't as the operator says.
+    /// The columns of a file; null where the table isn't as the operator says
+    #[schema(required)]
     columns: Option<Vec<ColumnBody>>,
+    /// The columns that tell rows apart
+    #[schema(required)]
     key: Option<Vec<String>>,
+    /// The column that says when a row was last changed
+    #[schema(required)]
     updated_at: Option<String>,
+    /// The column that says when a row was made
+    #[schema(required)]
     created_at: Option<String>,
+    /// The column that says whether, or when, a row was deleted
+    #[schema(required)]
     deleted: Option<String>,
+    /// How changes are found: `triggers` or `timestamp`
+    #[schema(pattern = "^(triggers|timestamp)$")]
     capture: &'static str,
-    /// Whether an export could start now.
+    /// Whether an export could start now
     ready: bool,
-    /// Why not.
+    /// Why not
     problems: Vec<String>,
-    /// About how many rows the table has; null until somebody has counted.
+    /// About how many rows the table has; null until somebody has counted
+    #[schema(required)]
     rows: Option<u64>,
+    /// How much room the table takes, without its indexes
     bytes: u64,
 }
 
-/// A column of a file as JSON.
-#[derive(Serialize)]
+/// A column of a file.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Column)]
 pub(crate) struct ColumnBody {
+    /// Its name
     name: String,
+    /// Its type in Postgres
     #[serde(rename = "type")]
     type_name: String,
 }
 
-/// `GET /datasets`, in the order of the catalogue.
+/// List what may be exported
+#[utoipa::path(
+    get, path = "/datasets", operation_id = "listDatasets", tag = "datasets",
+    responses((status = 200, description = "Every dataset.", body = Datasets)),
+    extensions(("x-codes" = json!([Code::TableUnreadable, Code::DatasetMismatch]))),
+)]
 pub(crate) async fn list(State(service): State<Service>) -> Result<Json<Datasets>, Problem> {
     let datasets = service.datasets().await?;
     Ok(Json(Datasets { items: datasets.into_iter().map(DatasetBody::from).collect() }))
 }
 
-/// `GET /datasets/{name}`
+/// Look at a dataset
+#[utoipa::path(
+    get, path = "/datasets/{name}", operation_id = "getDataset", tag = "datasets",
+    params(("name" = String, Path, description = "Its name", pattern = "^[a-z][a-z0-9_-]{0,62}$", example = "users")),
+    responses((status = 200, description = "The dataset.", body = DatasetBody)),
+    extensions(("x-codes" = json!([Code::NoDataset, Code::TableUnreadable, Code::DatasetMismatch]))),
+)]
 pub(crate) async fn get(
     State(service): State<Service>,
     PathParameter(name): PathParameter,

@@ -15,14 +15,16 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::dataset::catalog::is_name;
 use crate::http::access::Caller;
 use crate::http::input::PathJob;
 use crate::http::pages::{self, Page};
-use crate::http::problem::Problem;
-use crate::job::{Filter, Job, JobId};
+use crate::http::problem::{Code, Problem};
+use crate::job::encoding::{Compression, Format};
+use crate::job::{Continuity, ExportType, FailureCode, Filter, Job, JobId, Status};
 use crate::service::Service;
 
 /// A client whose events broke off asks again after this time.
@@ -32,12 +34,20 @@ const RECONNECT: Duration = Duration::from_secs(2);
 const MOST_SECONDS: u64 = 60;
 
 /// The query of `/exports/{jobId}`.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Patience {
+    /// Answer when the export has ended, or after so many seconds, 60 at most
+    #[param(value_type = Option<u64>, example = 30)]
     wait: Option<String>,
 }
 
-/// `GET /exports/{jobId}`; with `wait`, once the job has ended, or after that many seconds.
+/// Look at an export
+#[utoipa::path(
+    get, path = "/exports/{jobId}", operation_id = "getExport", tag = "exports",
+    params(PathJob, Patience), responses((status = 200, description = "The export.", body = JobBody)),
+    extensions(("x-codes" = json!([Code::ParameterInvalid]))),
+)]
 pub(crate) async fn get(
     State(service): State<Service>,
     PathJob(id): PathJob,
@@ -48,14 +58,22 @@ pub(crate) async fn get(
         Some(Ok(seconds)) => service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS))).await?,
         Some(Err(_)) => {
             let detail = format!("wait: a number of seconds up to {MOST_SECONDS} is expected");
-            return Err(Problem::bad_input("parameter_invalid", "wait", detail));
+            return Err(Problem::bad_input(Code::ParameterInvalid, "wait", detail));
         }
     };
     Ok(Json(job.into()))
 }
 
-/// `GET /exports/{jobId}/events`: server-sent events, `job` as it stands, `progress` at each change, and its end by its status's
-/// word, which ends the stream too. A stream that ends without that is for the client to ask for again.
+/// Follow an export by server-sent events
+///
+/// `job` as it stands, `progress` at each change, then `completed`, `failed` or `cancelled` and the end of the stream. The data of
+/// each is the job. A stream that ends without its end is for the client to ask for again.
+#[utoipa::path(
+    get, path = "/exports/{jobId}/events", operation_id = "followExport", tag = "exports",
+    params(PathJob),
+    responses((status = 200, description = "The events.", body = String, content_type = "text/event-stream")),
+    extensions(("x-codes" = json!([Code::TooManyFollowers]))),
+)]
 pub(crate) async fn events(State(service): State<Service>, PathJob(id): PathJob) -> Result<Response, Problem> {
     let jobs = service.follow(id).await?.enumerate();
     let events = jobs.flat_map(|(number, job)| {
@@ -74,18 +92,35 @@ pub(crate) async fn events(State(service): State<Service>, PathJob(id): PathJob)
 }
 
 /// The query of `/exports`.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Listed {
+    /// This consumer's
+    #[param(pattern = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$", example = "search")]
     consumer: Option<String>,
+    /// Those that stand so
+    #[param(value_type = Option<Status>)]
     status: Option<String>,
+    /// Those of this type
+    #[param(value_type = Option<ExportType>)]
     export_type: Option<String>,
+    /// Those of this dataset
+    #[param(pattern = "^[a-z][a-z0-9_-]{0,62}$", example = "users")]
     dataset: Option<String>,
+    /// So many at most; 50, if that isn't said
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
+    /// Go on where a page ended: its `nextCursor`
     cursor: Option<String>,
 }
 
-/// `GET /exports`: jobs, newest first.
+/// List exports, newest first
+#[utoipa::path(
+    get, path = "/exports", operation_id = "listExports", tag = "exports",
+    params(Listed), responses((status = 200, description = "A page.", body = Page<JobBody>)),
+    extensions(("x-codes" = json!([Code::ParameterInvalid]))),
+)]
 pub(crate) async fn list(
     State(service): State<Service>,
     caller: Caller,
@@ -105,13 +140,13 @@ pub(crate) async fn list(
 }
 
 fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<String>) -> Result<Option<T>, Problem> {
-    let bad = |why: T::Err| Problem::bad_input("parameter_invalid", name, format!("{name}: {why}"));
+    let bad = |why: T::Err| Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: {why}"));
     text.map(|text| text.parse().map_err(bad)).transpose()
 }
 
 /// A name that a dataset may have or have had.
 fn dataset(name: String) -> Result<String, Problem> {
-    let bad = || Problem::bad_input("parameter_invalid", "dataset", "dataset: the name of a dataset is expected");
+    let bad = || Problem::bad_input(Code::ParameterInvalid, "dataset", "dataset: the name of a dataset is expected");
     if is_name(&name) { Ok(name) } else { Err(bad()) }
 }
 
@@ -125,13 +160,31 @@ fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
     Some((DateTime::from_timestamp_micros(micros.parse().ok()?)?, id.parse::<Uuid>().ok()?.into()))
 }
 
-/// `DELETE /exports/{jobId}`: removes its file.
+/// Remove an export's file
+///
+/// The job stays.
+#[utoipa::path(
+    delete, path = "/exports/{jobId}", operation_id = "deleteExportFile", tag = "exports",
+    params(PathJob), responses((status = 204, description = "It has no file any more.")),
+    extensions(("x-codes" = json!([
+        Code::StillOpen, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed, Code::StorageFull, Code::StorageReadonly,
+    ]))),
+)]
 pub(crate) async fn delete(State(service): State<Service>, PathJob(id): PathJob) -> Result<StatusCode, Problem> {
     service.remove_file(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `POST /exports/{jobId}/cancel`
+/// Cancel an export
+#[utoipa::path(
+    post, path = "/exports/{jobId}/cancel", operation_id = "cancelExport", tag = "exports",
+    params(PathJob),
+    responses(
+        (status = 202, description = "It is cancelled, or will be in a moment.", body = JobBody),
+        (status = 200, description = "It was cancelled before.", body = JobBody),
+    ),
+    extensions(("x-codes" = json!([Code::Committing, Code::AlreadyEnded]))),
+)]
 pub(crate) async fn cancel(State(service): State<Service>, PathJob(id): PathJob) -> Result<Response, Problem> {
     let (job, already) = service.cancel(id).await?;
     let status = if already { StatusCode::OK } else { StatusCode::ACCEPTED };
@@ -143,42 +196,103 @@ pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// A job as JSON.
-#[derive(Serialize)]
+/// An export.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Job, example = json!({
+    "jobId": "01a1f83b-4327-76af-8511-139e6c6a362d", "consumerId": "search", "dataset": "users", "exportType": "delta",
+    "status": "completed", "progress": 100, "rowsExported": 29, "bytesWritten": 3401,
+    "outputFilename": "delta_search_20261120T091315Z.csv", "format": "csv", "compression": "none",
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "attempt": 1, "error": null, "continuity": null,
+    "lateRows": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
+    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "retryOf": null,
+    "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
+    "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
+}))]
 pub(crate) struct JobBody {
+    /// Its id
+    #[schema(value_type = Uuid)]
     job_id: String,
+    /// Whose it is; null: ad hoc
+    #[schema(required)]
     consumer_id: Option<String>,
+    /// Which dataset's rows
     dataset: String,
+    /// Which of them
+    #[schema(value_type = ExportType)]
     export_type: &'static str,
+    /// Where it stands
+    #[schema(value_type = Status)]
     status: &'static str,
+    /// In percent: never back within an attempt, 100 only when completed
+    #[schema(maximum = 100)]
     progress: u8,
+    /// Rows written so far, all of them once completed
     rows_exported: u64,
+    /// Bytes written so far, the file's size once completed
     bytes_written: u64,
+    /// The file's name in the output folder
     output_filename: String,
+    /// How its rows are written
+    #[schema(value_type = Format)]
     format: &'static str,
+    /// What that is compressed with
+    #[schema(value_type = Compression)]
     compression: &'static str,
+    /// The file's SHA-256 in hexadecimal, once completed
+    #[schema(required, pattern = "^[0-9a-f]{64}$")]
     sha256: Option<String>,
+    /// How many times a worker took it
     attempt: u32,
+    /// Why it failed
+    #[schema(required)]
     error: Option<FailureBody>,
+    /// What stands between the consumer's last export and this one, if not just changes
+    #[schema(required, value_type = Option<Continuity>)]
     continuity: Option<&'static str>,
+    /// Rows that the timestamps alone would have missed
     late_rows: u64,
+    /// Transactions that had changed something and were open: their changes belong to the next export
+    #[schema(required)]
     open_transactions: Option<u32>,
+    /// The age of the oldest of them in seconds
+    #[schema(required)]
     oldest_transaction_seconds: Option<f64>,
+    /// Whether the columns are others than those of the consumer's last export
     schema_changed: bool,
+    /// Whether the table's rows were written anew since that, as `VACUUM FULL` does
     table_rewritten: bool,
+    /// The consumer's watermark before
+    #[schema(required, format = DateTime)]
     watermark_from: Option<String>,
+    /// The consumer's watermark after
+    #[schema(required, format = DateTime)]
     watermark_to: Option<String>,
+    /// The export that this one was made after, on request
+    #[schema(required, value_type = Option<Uuid>)]
     retry_of: Option<String>,
+    /// When it was asked for
+    #[schema(format = DateTime)]
     created_at: String,
+    /// When a worker first took it
+    #[schema(required, format = DateTime)]
     started_at: Option<String>,
+    /// When it ended
+    #[schema(required, format = DateTime)]
     finished_at: Option<String>,
+    /// How long it took
+    #[schema(required)]
     duration_seconds: Option<f64>,
 }
 
-#[derive(Serialize)]
+/// Why an export failed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Failure)]
 struct FailureBody {
+    /// For programs
+    #[schema(value_type = FailureCode)]
     code: &'static str,
+    /// For people
     detail: String,
 }
 

@@ -11,16 +11,22 @@ use axum::http::{HeaderMap, header};
 use chrono::{DateTime, Datelike, Utc};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
+use utoipa::IntoParams;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
 use uuid::Uuid;
 
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::access::Caller;
-use crate::http::problem::Problem;
+use crate::http::problem::{Code, Problem};
 use crate::job::selection::{Condition, Operator};
 use crate::job::{ConsumerId, IdempotencyKey, JobId};
 use crate::service::{self, Service};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
+/// What a consumer's id looks like, as a document tells it.
+pub(crate) const CONSUMER_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$";
 const KEY_HEADER: &str = "Idempotency-Key";
 const MAX_BODY_BYTES: usize = 1_000_000;
 /// Columns that a table may have.
@@ -34,7 +40,7 @@ impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<MaybeConsumer, Problem> {
-        let consumer = header_of(&parts.headers, CONSUMER_HEADER, "consumer_invalid")?;
+        let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?;
         Caller::from_request_parts(parts, state).await?.require(consumer.as_ref())?;
         Ok(MaybeConsumer(consumer))
     }
@@ -47,8 +53,8 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Consumer, Problem> {
-        let consumer = header_of(&parts.headers, CONSUMER_HEADER, "consumer_invalid")?.ok_or_else(|| {
-            Problem::bad_input("consumer_required", CONSUMER_HEADER, "X-Consumer-ID: the header is missing")
+        let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?.ok_or_else(|| {
+            Problem::bad_input(Code::ConsumerRequired, CONSUMER_HEADER, "X-Consumer-ID: the header is missing")
         })?;
         Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
         Ok(Consumer(consumer))
@@ -62,12 +68,57 @@ impl<S: Sync> FromRequestParts<S> for Key {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Key, Problem> {
-        header_of(&parts.headers, KEY_HEADER, "idempotency_key_invalid").map(Key)
+        header_of(&parts.headers, KEY_HEADER, Code::IdempotencyKeyInvalid).map(Key)
+    }
+}
+
+impl IntoParams for Consumer {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![consumer_parameter(CONSUMER_HEADER, ParameterIn::Header).required(Required::True).build()]
+    }
+}
+
+impl IntoParams for MaybeConsumer {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![consumer_parameter(CONSUMER_HEADER, ParameterIn::Header).required(Required::False).build()]
+    }
+}
+
+impl IntoParams for PathConsumer {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![consumer_parameter("consumer_id", ParameterIn::Path).required(Required::True).build()]
+    }
+}
+
+fn consumer_parameter(name: &str, place: ParameterIn) -> ParameterBuilder {
+    let schema = ObjectBuilder::new().schema_type(Type::String).pattern(Some(CONSUMER_PATTERN));
+    let parameter = ParameterBuilder::new().name(name).parameter_in(place).schema(Some(schema));
+    parameter.description(Some("Whose export it is")).example(Some("search".into()))
+}
+
+impl IntoParams for PathJob {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let schema =
+            ObjectBuilder::new().schema_type(Type::String).format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid)));
+        let parameter = ParameterBuilder::new().name("jobId").parameter_in(ParameterIn::Path).required(Required::True);
+        let parameter = parameter.description(Some("The id that the call gave which asked for the export"));
+        vec![parameter.schema(Some(schema)).example(Some("01a1f83b-3f18-718b-bb88-fdeaa3d54f3e".into())).build()]
+    }
+}
+
+impl<C: IntoParams> IntoParams for Asked<C> {
+    fn into_params(place: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let schema = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[!-~]{1,255}$"));
+        let key = ParameterBuilder::new().name(KEY_HEADER).parameter_in(ParameterIn::Header).required(Required::False);
+        let key = key.schema(Some(schema)).example(Some("order-7".into())).description(Some(
+            "A name for this request. Sent again, it gets the first answer and makes no second job, for as long as the job is kept",
+        ));
+        C::into_params(place).into_iter().chain([key.build()]).collect()
     }
 }
 
 /// A header's value, if it has one; two that might contradict each other are none.
-fn header_of<T>(headers: &HeaderMap, name: &str, code: &'static str) -> Result<Option<T>, Problem>
+fn header_of<T>(headers: &HeaderMap, name: &str, code: Code) -> Result<Option<T>, Problem>
 where
     T: FromStr<Err: Display>,
 {
@@ -91,7 +142,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
         let text = PathParameter::from_request_parts(parts, state).await.map(|PathParameter(text)| text);
         let consumer = text.unwrap_or_default().parse();
         let consumer = consumer
-            .map_err(|why| Problem::bad_input("consumer_invalid", "consumer_id", format!("consumer_id: {why}")))?;
+            .map_err(|why| Problem::bad_input(Code::ConsumerInvalid, "consumer_id", format!("consumer_id: {why}")))?;
         Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
         Ok(PathConsumer(consumer))
     }
@@ -211,7 +262,7 @@ fn scalar(value: &Value) -> Option<String> {
 }
 
 fn invalid(name: &str, why: impl Display) -> Problem {
-    Problem::bad_input("member_invalid", name, format!("{name}: {why}"))
+    Problem::bad_input(Code::MemberInvalid, name, format!("{name}: {why}"))
 }
 
 impl Members {
@@ -293,7 +344,7 @@ impl Members {
         match self.0.into_iter().next() {
             None => Ok(Condition { column, operator, value }),
             Some((name, _)) => Err(Problem::bad_input(
-                "member_unknown",
+                Code::MemberUnknown,
                 &member(&name),
                 format!("{}: there is no such member", member(&name)),
             )),
@@ -316,7 +367,7 @@ impl Members {
         match self.0.into_iter().next() {
             None => Ok(()),
             Some((name, _)) => {
-                Err(Problem::bad_input("member_unknown", &name, format!("{name}: there is no such member")))
+                Err(Problem::bad_input(Code::MemberUnknown, &name, format!("{name}: there is no such member")))
             }
         }
     }

@@ -8,35 +8,71 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::http::exports::rfc3339;
 use crate::service::Service;
 use crate::telemetry::metrics::CONTENT_TYPE;
 
-#[derive(Serialize)]
+/// How it is.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health, example = json!({
+    "status": "ok", "timestamp": "2026-11-20T09:13:10.962731Z", "checks": { "postgres": "ok" }
+}))]
 struct HealthBody {
+    /// `ok` or `unavailable`
+    #[schema(pattern = "^(ok|unavailable)$")]
     status: &'static str,
+    /// Now
+    #[schema(format = DateTime)]
     timestamp: String,
+    /// What was looked at: `ok`, or what is wrong with it
     checks: BTreeMap<&'static str, String>,
 }
 
-/// `GET /health`: that Postgres can be reached.
+/// Ask whether Postgres can be reached
+#[utoipa::path(
+    get, path = "/health", operation_id = "getHealth", tag = "service",
+    responses(
+        (status = 200, description = "Yes.", body = HealthBody),
+        (status = 503, description = "No, and why.", body = HealthBody, headers(("Retry-After" = u32, description = "Seconds"))),
+    ),
+)]
 pub(crate) async fn health(State(service): State<Service>) -> Response {
     answer([("postgres", word(service.ping().await))])
 }
 
-/// `GET /health/live`: that this process answers.
+/// Ask whether this process answers
+#[utoipa::path(
+    get, path = "/health/live", operation_id = "getLiveness", tag = "service",
+    responses((status = 200, description = "Yes.", body = HealthBody)),
+)]
 pub(crate) async fn live() -> Response {
     answer([])
 }
 
-/// `GET /health/ready`: that a job could start now.
+/// Ask whether an export could start now
+///
+/// Postgres, the output folder, and room on its disk.
+#[utoipa::path(
+    get, path = "/health/ready", operation_id = "getReadiness", tag = "service",
+    responses(
+        (status = 200, description = "Yes.", body = HealthBody),
+        (status = 503, description = "No, and why.", body = HealthBody, headers(("Retry-After" = u32, description = "Seconds"))),
+    ),
+)]
 pub(crate) async fn ready(State(service): State<Service>) -> Response {
     let health = service.health().await;
     answer([("postgres", word(health.postgres)), ("output", word(health.output))])
 }
 
-/// `GET /metrics`: for Prometheus. 200 also without a database, which is then one of the things to be told.
+/// Read the metrics, for Prometheus
+///
+/// 200 also without a database, which is then one of the things to be told.
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "getMetrics", tag = "service",
+    responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain")),
+)]
 pub(crate) async fn metrics(State(service): State<Service>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.metrics().await)
 }

@@ -2,8 +2,9 @@
 //! that rows which come or go meanwhile neither repeat others nor hide them.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::http::problem::Problem;
+use crate::http::problem::{Code, Problem};
 
 /// Rows of a page, if the client doesn't say.
 const DEFAULT_ROWS: u32 = 50;
@@ -15,15 +16,22 @@ pub(crate) fn limit(text: Option<&str>) -> Result<u32, Problem> {
     let Some(text) = text else { return Ok(DEFAULT_ROWS) };
     let limit = text.parse().ok().filter(|limit| (1..=MOST_ROWS).contains(limit));
     limit.ok_or_else(|| {
-        Problem::bad_input("parameter_invalid", "limit", format!("limit: a number from 1 to {MOST_ROWS} is expected"))
+        Problem::bad_input(
+            Code::ParameterInvalid,
+            "limit",
+            format!("limit: a number from 1 to {MOST_ROWS} is expected"),
+        )
     })
 }
 
-/// A page as JSON.
-#[derive(Serialize)]
+/// A page of a list.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Page<T> {
+    /// What is on it
     items: Vec<T>,
+    /// Where the next one begins, as `cursor`; null: there is none
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
@@ -38,5 +46,5 @@ impl<T> Page<T> {
 
 /// A cursor that can't be read.
 pub(crate) fn bad_cursor() -> Problem {
-    Problem::bad_input("parameter_invalid", "cursor", "cursor: not one that a page gave")
+    Problem::bad_input(Code::ParameterInvalid, "cursor", "cursor: not one that a page gave")
 }

@@ -9,22 +9,178 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use crate::job::ConsumerId;
+use crate::job::words::words;
 use crate::key::Scope;
 use crate::service;
 
-/// An error answer.
-#[derive(Debug, Serialize)]
+words! {
+    /// What went wrong, as a stable word: the details beside it may change, these don't.
+    pub(crate) Code, "a problem code" {
+        /// The request can't be read.
+        BadRequest = "bad_request",
+        /// The body is not one JSON object.
+        InvalidBody = "invalid_body",
+        /// The call is a consumer's, and `X-Consumer-ID` is missing.
+        ConsumerRequired = "consumer_required",
+        /// Not the id of a consumer, or two of them.
+        ConsumerInvalid = "consumer_invalid",
+        /// `Idempotency-Key` is not 1 to 255 visible ASCII characters, or is given twice.
+        IdempotencyKeyInvalid = "idempotency_key_invalid",
+        /// A parameter of the query has a value that can't be; `field` names it.
+        ParameterInvalid = "parameter_invalid",
+        /// A member of the body has a value that can't be, or lacks; `field` names it.
+        MemberInvalid = "member_invalid",
+        /// The body has a member that there is none of here; `field` names it.
+        MemberUnknown = "member_unknown",
+        /// No `Authorization: Bearer`.
+        KeyRequired = "key_required",
+        /// The key is malformed, unknown, revoked or expired.
+        KeyInvalid = "key_invalid",
+        /// Without keys only callers on this machine are served, by a `Host` that is this machine's.
+        HostNotLocal = "host_not_local",
+        /// A web page of an origin that may not call.
+        OriginNotAllowed = "origin_not_allowed",
+        /// The key is not for that; `WWW-Authenticate` names the scope.
+        ScopeMissing = "scope_missing",
+        /// The key is not for that consumer.
+        ConsumerNotAllowed = "consumer_not_allowed",
+        /// There is nothing here, or it is another's.
+        NotFound = "not_found",
+        /// There is no dataset of this name.
+        NoDataset = "no_dataset",
+        /// The consumer has no watermark yet.
+        NoWatermark = "no_watermark",
+        /// The path has no such method; `Allow` names those it has.
+        MethodNotAllowed = "method_not_allowed",
+        /// The body did not arrive in time.
+        RequestTimeout = "request_timeout",
+        /// The dataset has no times that a watermark could be compared with.
+        NoUpdatedAt = "no_updated_at",
+        /// The export has no file yet, and may never have one.
+        NotCompleted = "not_completed",
+        /// An export is being committed in this moment.
+        Committing = "committing",
+        /// The export has not ended yet.
+        StillOpen = "still_open",
+        /// The export has ended, and not by a cancel.
+        AlreadyEnded = "already_ended",
+        /// Only a failed or cancelled export is tried again.
+        NotFailed = "not_failed",
+        /// The file was removed, or is not the one that was exported.
+        FileGone = "file_gone",
+        /// The body has more than 1 MB.
+        BodyTooLarge = "body_too_large",
+        /// The path and its query have more than 8 KB.
+        UriTooLong = "uri_too_long",
+        /// The body doesn't say that it is `application/json`.
+        UnsupportedMediaType = "unsupported_media_type",
+        /// The range begins past the end of the file; `Content-Range` has its size.
+        RangeNotSatisfiable = "range_not_satisfiable",
+        /// The key was sent with another request before.
+        IdempotencyKeyReused = "idempotency_key_reused",
+        /// Too many requests; `Retry-After` says how long to wait.
+        RateLimited = "rate_limited",
+        /// As many exports are open as there may be.
+        TooManyOpenJobs = "too_many_open_jobs",
+        /// More than 100 headers, or 32 KB of them.
+        HeadersTooLarge = "headers_too_large",
+        /// A defect of the service; its log has the cause under the answer's `X-Request-Id`.
+        Internal = "internal",
+        /// Postgres can't be reached now.
+        DatabaseUnavailable = "database_unavailable",
+        /// The table can't be read now.
+        TableUnreadable = "table_unreadable",
+        /// The table isn't as its dataset says.
+        DatasetMismatch = "dataset_mismatch",
+        /// The output folder has no room left.
+        StorageFull = "storage_full",
+        /// The output folder can't be written.
+        StorageReadonly = "storage_readonly",
+        /// The output folder is missing.
+        OutputMissing = "output_missing",
+        /// The output folder can't be used.
+        OutputFailed = "output_failed",
+        /// The file is on another host.
+        FileOnOtherHost = "file_on_other_host",
+        /// As many clients follow exports as may.
+        TooManyFollowers = "too_many_followers",
+    }
+}
+
+impl Code {
+    /// The status that an answer with this code has.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Code::BadRequest
+            | Code::InvalidBody
+            | Code::ConsumerRequired
+            | Code::ConsumerInvalid
+            | Code::IdempotencyKeyInvalid
+            | Code::ParameterInvalid
+            | Code::MemberInvalid
+            | Code::MemberUnknown => StatusCode::BAD_REQUEST,
+            Code::KeyRequired | Code::KeyInvalid => StatusCode::UNAUTHORIZED,
+            Code::HostNotLocal | Code::OriginNotAllowed | Code::ScopeMissing | Code::ConsumerNotAllowed => {
+                StatusCode::FORBIDDEN
+            }
+            Code::NotFound | Code::NoDataset | Code::NoWatermark => StatusCode::NOT_FOUND,
+            Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Code::NoUpdatedAt
+            | Code::NotCompleted
+            | Code::Committing
+            | Code::StillOpen
+            | Code::AlreadyEnded
+            | Code::NotFailed => StatusCode::CONFLICT,
+            Code::FileGone => StatusCode::GONE,
+            Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Code::UriTooLong => StatusCode::URI_TOO_LONG,
+            Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Code::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
+            Code::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Code::RateLimited | Code::TooManyOpenJobs => StatusCode::TOO_MANY_REQUESTS,
+            Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Code::DatabaseUnavailable
+            | Code::TableUnreadable
+            | Code::DatasetMismatch
+            | Code::StorageFull
+            | Code::StorageReadonly
+            | Code::OutputMissing
+            | Code::OutputFailed
+            | Code::FileOnOtherHost
+            | Code::TooManyFollowers => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// An error answer (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Problem {
+    /// `urn:cdc-export:problem:` and the code
     #[serde(rename = "type")]
     kind: String,
+    /// The status in words
     title: &'static str,
+    /// The status
     status: u16,
+    /// What went wrong, for people
     detail: String,
-    code: &'static str,
+    /// What went wrong, for programs
+    code: Code,
+    /// The header, parameter or member that it is about, where there is one
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     field: Option<String>,
     /// A header that the answer has beside it.
     #[serde(skip)]
@@ -34,7 +190,11 @@ pub(crate) struct Problem {
 const REALM: &str = "Bearer realm=\"cdc-export\"";
 
 impl Problem {
-    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Problem {
+    pub(crate) fn new(code: Code, detail: impl Into<String>) -> Problem {
+        Problem::of(code.status(), code, detail)
+    }
+
+    fn of(status: StatusCode, code: Code, detail: impl Into<String>) -> Problem {
         Problem {
             kind: format!("urn:cdc-export:problem:{code}"),
             title: status.canonical_reason().unwrap_or("Error"),
@@ -48,7 +208,7 @@ impl Problem {
 
     #[cfg(test)]
     pub(crate) fn code(&self) -> &'static str {
-        self.code
+        self.code.as_str()
     }
 
     fn with(mut self, name: HeaderName, value: String) -> Problem {
@@ -63,41 +223,39 @@ impl Problem {
     }
 
     /// A header or member with a bad value, or none where one must be.
-    pub(crate) fn bad_input(code: &'static str, field: &str, detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, code, detail).about(field)
+    pub(crate) fn bad_input(code: Code, field: &str, detail: impl Into<String>) -> Problem {
+        Problem::new(code, detail).about(field)
     }
 
     pub(crate) fn bad_body(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, "invalid_body", detail)
+        Problem::new(Code::InvalidBody, detail)
     }
 
     pub(crate) fn host_refused() -> Problem {
         let detail =
             "open without a key to callers on this machine only: the Host must be localhost or a loopback address";
-        Problem::new(StatusCode::FORBIDDEN, "host_not_local", detail).about("Host")
+        Problem::new(Code::HostNotLocal, detail).about("Host")
     }
 
     pub(crate) fn origin_refused() -> Problem {
         let detail = "a web page of another origin may not call this service";
-        Problem::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail).about("Origin")
+        Problem::new(Code::OriginNotAllowed, detail).about("Origin")
     }
 
     pub(crate) fn key_required() -> Problem {
         let detail = "a key is needed, as Authorization: Bearer cdcx_…";
-        Problem::new(StatusCode::UNAUTHORIZED, "key_required", detail)
-            .about("Authorization")
-            .with(header::WWW_AUTHENTICATE, REALM.to_owned())
+        Problem::new(Code::KeyRequired, detail).about("Authorization").with(header::WWW_AUTHENTICATE, REALM.to_owned())
     }
 
     /// Says the same of all keys that aren't good: who guesses shall not learn whether he comes nearer.
     pub(crate) fn key_invalid() -> Problem {
-        Problem::new(StatusCode::UNAUTHORIZED, "key_invalid", service::Error::NoKey.to_string())
+        Problem::new(Code::KeyInvalid, service::Error::NoKey.to_string())
             .about("Authorization")
             .with(header::WWW_AUTHENTICATE, format!("{REALM}, error=\"invalid_token\""))
     }
 
     pub(crate) fn scope_missing(scope: Scope) -> Problem {
-        Problem::new(StatusCode::FORBIDDEN, "scope_missing", format!("this key is not for that: it lacks {scope}"))
+        Problem::new(Code::ScopeMissing, format!("this key is not for that: it lacks {scope}"))
             .about("Authorization")
             .with(header::WWW_AUTHENTICATE, format!("{REALM}, error=\"insufficient_scope\", scope=\"{scope}\""))
     }
@@ -108,60 +266,55 @@ impl Problem {
             Some(consumer) => format!("this key is not for the consumer {consumer}"),
             None => "this key is for certain consumers: name one by X-Consumer-ID".to_owned(),
         };
-        Problem::new(StatusCode::FORBIDDEN, "consumer_not_allowed", detail).about("X-Consumer-ID")
+        Problem::new(Code::ConsumerNotAllowed, detail).about("X-Consumer-ID")
     }
 
     pub(crate) fn rate_limited(wait: Duration) -> Problem {
         let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
         let detail = format!("too many requests: the next one in {seconds} s");
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
-            .with(header::RETRY_AFTER, seconds.to_string())
+        Problem::new(Code::RateLimited, detail).with(header::RETRY_AFTER, seconds.to_string())
     }
 
     pub(crate) fn not_found(detail: &str) -> Problem {
-        Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
+        Problem::new(Code::NotFound, detail)
     }
 
     pub(crate) fn method_not_allowed() -> Problem {
-        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has no such method")
+        Problem::new(Code::MethodNotAllowed, "this path has no such method")
     }
 
     pub(crate) fn body_too_slow() -> Problem {
-        Problem::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body did not arrive in time")
+        Problem::new(Code::RequestTimeout, "the body did not arrive in time")
     }
 
     pub(crate) fn body_too_large() -> Problem {
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "a body has 1 MB at most")
+        Problem::new(Code::BodyTooLarge, "a body has 1 MB at most")
     }
 
     pub(crate) fn uri_too_long() -> Problem {
-        Problem::new(StatusCode::URI_TOO_LONG, "uri_too_long", "a path with its query has 8 KB at most")
+        Problem::new(Code::UriTooLong, "a path with its query has 8 KB at most")
     }
 
     pub(crate) fn headers_too_large() -> Problem {
         let detail = "a request has 100 headers and 32 KB of them at most";
-        Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", detail)
+        Problem::new(Code::HeadersTooLarge, detail)
     }
 
     pub(crate) fn not_json() -> Problem {
         let detail = "a body must be application/json, and say so";
-        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail).about("Content-Type")
+        Problem::new(Code::UnsupportedMediaType, detail).about("Content-Type")
     }
 
     /// A range past the end of a file of `size` bytes.
     pub(crate) fn range_not_satisfiable(size: u64) -> Response {
         let detail = format!("the file has {size} bytes");
-        let problem = Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", detail).about("Range");
+        let problem = Problem::new(Code::RangeNotSatisfiable, detail).about("Range");
         ([(header::CONTENT_RANGE, format!("bytes */{size}"))], problem).into_response()
-    }
-
-    fn unavailable(code: &'static str, detail: String) -> Problem {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
     }
 
     pub(crate) fn internal() -> Problem {
         let detail = "the service failed; its log has the cause under this answer's X-Request-Id";
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+        Problem::new(Code::Internal, detail)
     }
 }
 
@@ -189,7 +342,7 @@ impl From<service::Error> for Problem {
         match &error {
             Error::DatabaseUnavailable(cause) => {
                 tracing::warn!(event = "database_unavailable", error = cause.source());
-                Problem::unavailable("database_unavailable", detail)
+                Problem::new(Code::DatabaseUnavailable, detail)
             }
             Error::Database(cause) => {
                 tracing::error!(event = "request_failed", error = %cause, cause = cause.source());
@@ -197,36 +350,35 @@ impl From<service::Error> for Problem {
             }
             Error::Table(cause) => {
                 tracing::error!(event = "table_unreadable", error = cause.as_ref().map(tracing::field::display));
-                Problem::unavailable("table_unreadable", detail)
+                Problem::new(Code::TableUnreadable, detail)
             }
-            Error::OutputFull(_) => Problem::unavailable("storage_full", detail),
-            Error::OutputReadOnly(_) => Problem::unavailable("storage_readonly", detail),
-            Error::OutputMissing(_) => Problem::unavailable("output_missing", detail),
+            Error::OutputFull(_) => Problem::new(Code::StorageFull, detail),
+            Error::OutputReadOnly(_) => Problem::new(Code::StorageReadonly, detail),
+            Error::OutputMissing(_) => Problem::new(Code::OutputMissing, detail),
             Error::Output(cause) => {
                 tracing::error!(event = "output_failed", error = %cause, cause = cause.source());
-                Problem::unavailable("output_failed", detail)
+                Problem::new(Code::OutputFailed, detail)
             }
             Error::NoKey => Problem::key_invalid(),
             Error::NoJob | Error::NoUser => Problem::not_found(&detail),
-            Error::NoDataset(_) => Problem::new(StatusCode::NOT_FOUND, "no_dataset", detail).about("dataset"),
-            Error::NoTimes(_) => Problem::new(StatusCode::CONFLICT, "no_updated_at", detail).about("lastExportedAt"),
-            Error::BadSelection(bad) => Problem::bad_input("member_invalid", &bad.field, detail),
+            Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).about("dataset"),
+            Error::NoTimes(_) => Problem::new(Code::NoUpdatedAt, detail).about("lastExportedAt"),
+            Error::BadSelection(bad) => Problem::bad_input(Code::MemberInvalid, &bad.field, detail),
             Error::Mismatch(faults) => {
                 tracing::warn!(event = "dataset_mismatch", faults = faults.0.len(), error = detail);
-                Problem::unavailable("dataset_mismatch", detail)
+                Problem::new(Code::DatasetMismatch, detail)
             }
-            Error::NoWatermark => Problem::new(StatusCode::NOT_FOUND, "no_watermark", detail),
-            Error::NoFile(_) => Problem::new(StatusCode::CONFLICT, "not_completed", detail),
-            Error::FileGone => Problem::new(StatusCode::GONE, "file_gone", detail),
-            Error::FileOnOtherHost => Problem::unavailable("file_on_other_host", detail),
-            Error::Committing => Problem::new(StatusCode::CONFLICT, "committing", detail),
-            Error::Open(_) => Problem::new(StatusCode::CONFLICT, "still_open", detail),
-            Error::Ended(_) => Problem::new(StatusCode::CONFLICT, "already_ended", detail),
-            Error::NotToRetry(_) => Problem::new(StatusCode::CONFLICT, "not_failed", detail),
-            Error::KeyTaken(_) => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
-                .about("Idempotency-Key"),
-            Error::TooManyFollowers => Problem::unavailable("too_many_followers", detail),
-            Error::TooManyOpen(_) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_open_jobs", detail),
+            Error::NoWatermark => Problem::new(Code::NoWatermark, detail),
+            Error::NoFile(_) => Problem::new(Code::NotCompleted, detail),
+            Error::FileGone => Problem::new(Code::FileGone, detail),
+            Error::FileOnOtherHost => Problem::new(Code::FileOnOtherHost, detail),
+            Error::Committing => Problem::new(Code::Committing, detail),
+            Error::Open(_) => Problem::new(Code::StillOpen, detail),
+            Error::Ended(_) => Problem::new(Code::AlreadyEnded, detail),
+            Error::NotToRetry(_) => Problem::new(Code::NotFailed, detail),
+            Error::KeyTaken(_) => Problem::new(Code::IdempotencyKeyReused, detail).about("Idempotency-Key"),
+            Error::TooManyFollowers => Problem::new(Code::TooManyFollowers, detail),
+            Error::TooManyOpen(_) => Problem::new(Code::TooManyOpenJobs, detail),
         }
     }
 }
@@ -244,7 +396,7 @@ pub(crate) async fn for_foreign_errors(response: Response) -> Response {
     if ours || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
-    let problem = Problem::new(status, "bad_request", "the request can't be read");
+    let problem = Problem::of(status, Code::BadRequest, "the request can't be read");
     let mut answer = problem.into_response();
     answer.headers_mut().extend(response.headers().get(header::ALLOW).map(|allow| (header::ALLOW, allow.clone())));
     answer

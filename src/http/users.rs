@@ -3,24 +3,45 @@
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::http::input::PathParameter;
-use crate::http::problem::Problem;
+use crate::http::problem::{Code, Problem};
 use crate::service::Service;
 
-/// A user as JSON.
-#[derive(Serialize)]
+/// A user of the demo table.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = User, example = json!({
+    "id": 42, "name": "Rosetta Howe", "email": "rosetta.howe.42@example.net", "createdAt": "2026-11-02T04:17:01.188734Z",
+    "updatedAt": "2026-11-20T09:13:15.806135Z", "isDeleted": true
+}))]
 pub(crate) struct UserBody {
+    /// Its key
     id: i64,
+    /// Full name
     name: String,
+    /// Unique address
     email: String,
+    /// When it was made; null: an infinite time
+    #[schema(required)]
     created_at: Option<String>,
+    /// When it was last changed; null: an infinite time
+    #[schema(required)]
     updated_at: Option<String>,
+    /// Whether it is deleted
     is_deleted: bool,
 }
 
-/// `DELETE /users/{id}`
+/// Soft-delete a user of the demo table
+///
+/// One that is deleted already stays as it is. A `users` that somebody brought is not touched.
+#[utoipa::path(
+    delete, path = "/users/{id}", operation_id = "deleteUser", tag = "demo",
+    params(("id" = i64, Path, description = "Its key", example = 42)),
+    responses((status = 200, description = "The user, deleted.", body = UserBody)),
+    extensions(("x-codes" = json!([Code::NotFound]))),
+)]
 pub(crate) async fn soft_delete(
     State(service): State<Service>,
     PathParameter(id): PathParameter,

@@ -4,27 +4,49 @@ use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::dataset::USERS;
 use crate::http::exports::rfc3339;
 use crate::http::input::{Consumer, Members};
-use crate::http::problem::Problem;
+use crate::http::problem::{Code, Problem};
 use crate::service::Service;
 use crate::watermark::Watermark;
 
-/// A watermark as JSON.
-#[derive(Serialize)]
+/// Where a consumer stands.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Watermark, example = json!({
+    "consumerId": "search", "lastExportedAt": "2026-11-20T09:13:10.962731Z", "dataset": "users"
+}))]
 pub(crate) struct WatermarkBody {
+    /// Who
     consumer_id: String,
+    /// The latest `updated_at` that was exported, or a time that somebody set
+    #[schema(format = DateTime)]
     last_exported_at: String,
+    /// In which dataset
     dataset: String,
 }
 
+/// A watermark to set.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schema(example = json!({ "lastExportedAt": "2026-11-01T00:00:00Z" }))]
+#[expect(dead_code, reason = "the document's: a body is read by `Members`, which names what is wrong with it")]
+struct NewWatermark {
+    /// From the year 1 on
+    #[schema(format = DateTime)]
+    last_exported_at: String,
+}
+
 /// The query of `/exports/watermark`.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Of {
+    /// In which dataset
     #[serde(default = "users")]
+    #[param(required = false, default = "users", pattern = "^[a-z][a-z0-9_-]{0,62}$")]
     dataset: String,
 }
 
@@ -33,7 +55,12 @@ pub(super) fn users() -> String {
     USERS.to_owned()
 }
 
-/// `GET /exports/watermark`
+/// See where a consumer stands
+#[utoipa::path(
+    get, path = "/exports/watermark", operation_id = "getWatermark", tag = "watermarks",
+    params(Consumer, Of), responses((status = 200, description = "The watermark.", body = WatermarkBody)),
+    extensions(("x-codes" = json!([Code::NoWatermark, Code::NoDataset]))),
+)]
 pub(crate) async fn get(
     State(service): State<Service>,
     Consumer(consumer): Consumer,
@@ -42,7 +69,16 @@ pub(crate) async fn get(
     Ok(Json(service.watermark(&consumer, &dataset).await?.into()))
 }
 
-/// `PUT /exports/watermark`: sets it by hand.
+/// Set where a consumer stands
+///
+/// It is obeyed as it reads: set forward, only later times count once, and the exact rule from then on; set back, the rows since then
+/// are exported again.
+#[utoipa::path(
+    put, path = "/exports/watermark", operation_id = "setWatermark", tag = "watermarks",
+    params(Consumer, Of), request_body = NewWatermark,
+    responses((status = 200, description = "The watermark, as it is now.", body = WatermarkBody)),
+    extensions(("x-codes" = json!([Code::NoDataset, Code::NoUpdatedAt, Code::Committing]))),
+)]
 pub(crate) async fn put(
     State(service): State<Service>,
     Consumer(consumer): Consumer,
@@ -54,7 +90,12 @@ pub(crate) async fn put(
     Ok(Json(service.set_watermark(consumer, &dataset, time).await?.into()))
 }
 
-/// `DELETE /exports/watermark`: forgets it.
+/// Forget where a consumer stands
+#[utoipa::path(
+    delete, path = "/exports/watermark", operation_id = "forgetWatermark", tag = "watermarks",
+    params(Consumer, Of), responses((status = 204, description = "It has no watermark any more.")),
+    extensions(("x-codes" = json!([Code::NoDataset, Code::Committing]))),
+)]
 pub(crate) async fn delete(
     State(service): State<Service>,
     Consumer(consumer): Consumer,

@@ -17,18 +17,25 @@ impl UnknownWord {
 
 /// An enum of words that are the same in SQL, JSON and logs, from one table.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident, $expected:literal { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$doc])*
+    (@ $vis:vis, $(#[$meta:meta])* $name:ident, $expected:literal {
+        $($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+
+    }) => {
+        $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+        $vis enum $name { $($(#[doc = $doc])+ $variant,)+ }
 
         impl $name {
             /// Each of them.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+            $vis const ALL: &[Self] = &[$(Self::$variant,)+];
 
             /// The word for it, the same in SQL, JSON and logs.
-            pub const fn as_str(self) -> &'static str {
+            $vis const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
+            }
+
+            /// What it stands for, as the document of the API says.
+            $vis const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
             }
         }
 
@@ -49,5 +56,7 @@ macro_rules! words {
             }
         }
     };
+    ($(#[$meta:meta])* pub(crate) $($table:tt)+) => { words! { @ pub(crate), $(#[$meta])* $($table)+ } };
+    ($($table:tt)+) => { words! { @ pub, $($table)+ } };
 }
 pub(crate) use words;

@@ -141,6 +141,18 @@ fn every_statement_is_headed_by_its_name() {
     }
 }
 
+/// `routes!` takes route and description from the handler; what `route` adds has none. That is for pages, which people look at.
+#[test]
+fn a_route_is_documented() {
+    for (file, code) in &rooms()["http"] {
+        for call in code.split(".route(").skip(1) {
+            let path = call.trim_start().trim_start_matches('"').split('"').next().unwrap();
+            let is_page = path == "/" || path.contains('.');
+            assert!(is_page, "src/{file}: {path} is not in the document of the API: use `routes!`");
+        }
+    }
+}
+
 #[test]
 fn every_migration_has_a_number_of_its_own() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");

@@ -55,6 +55,8 @@ mod metrics;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
+mod openapi;
+#[cfg(test)]
 mod pooler;
 #[cfg(test)]
 mod readers;

@@ -8,11 +8,46 @@ use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, par
 use tokio_util::io::ReaderStream;
 
 use crate::http::input::PathJob;
-use crate::http::problem::Problem;
+use crate::http::problem::{Code, Problem};
 use crate::service::Service;
 
-/// `GET /exports/{jobId}/download`, whole or one range of it. A set of several ranges is answered with the whole file, as
-/// RFC 9110 allows.
+/// Fetch an export's file
+///
+/// Whole, or one range of it; a set of several ranges is answered with the whole file, as RFC 9110 allows. What is compressed is sent
+/// as it is, without `Content-Encoding`. `HEAD` answers the headers alone.
+#[utoipa::path(
+    get, path = "/exports/{jobId}/download", operation_id = "downloadExport", tag = "exports",
+    params(
+        PathJob,
+        ("Range" = Option<String>, Header, description = "The part that is wanted; one that can't be read is ignored",
+            example = "bytes=0-1023"),
+        ("If-Range" = Option<String>, Header, description = "The `ETag` of the file that the range is of; for another file it is ignored"),
+        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a file that is there already"),
+    ),
+    responses(
+        (status = 200, description = "The file.", headers(
+            ("ETag" = String, description = "The file's SHA-256, in quotes"),
+            ("Content-Disposition" = String, description = "The file's name"),
+            ("Accept-Ranges" = String, description = "`bytes`"),
+            ("Last-Modified" = String, description = "When the export ended"),
+        ), content(
+            (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
+            (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
+        )),
+        (status = 206, description = "The part of the file.", headers(
+            ("ETag" = String, description = "The file's SHA-256, in quotes"),
+            ("Content-Range" = String, description = "Which part, and the file's size"),
+        ), content(
+            (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
+            (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
+        )),
+        (status = 304, description = "It is there already.", headers(("ETag" = String, description = "The file's SHA-256, in quotes"))),
+    ),
+    extensions(("x-codes" = json!([
+        Code::NotCompleted, Code::FileGone, Code::RangeNotSatisfiable, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
+        Code::StorageFull, Code::StorageReadonly,
+    ]))),
+)]
 pub(crate) async fn download(
     State(service): State<Service>,
     PathJob(id): PathJob,

@@ -1,20 +1,34 @@
 //! The calls that make an export: what they carry, and what they answer.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::link::LinkBuilder;
+use utoipa::openapi::{self, RefOr};
+use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
 use crate::dataset::USERS;
 use crate::http::input::{Asked, Consumer, MaybeConsumer, Members, PathConsumer, PathJob};
-use crate::http::problem::Problem;
+use crate::http::problem::{Code, Problem};
 use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
-use crate::job::selection::Selection;
+use crate::job::selection::{Operator, Selection};
 use crate::job::{ConsumerId, ExportType, Job, Request};
 use crate::service::{self, Service};
 
-/// `POST /exports`: a consumer's export of any type, or, without a consumer, an ad-hoc full one.
+/// Ask for an export of any type, or an ad-hoc one
+///
+/// With `X-Consumer-ID` it is that consumer's, of the type that the body says. Without, it is an ad-hoc full export, which reads and
+/// moves no watermark and runs beside others; only these take `columns`, `filter` and `limit`.
+#[utoipa::path(
+    post, path = "/exports", operation_id = "createExport", tag = "exports",
+    params(Asked<MaybeConsumer>), request_body = NewExport, responses(Submitted),
+    extensions(("x-codes" = json!([Code::TooManyOpenJobs, Code::TableUnreadable, Code::DatasetMismatch]))),
+)]
 pub(crate) async fn create(
     State(service): State<Service>,
     Asked { of: MaybeConsumer(consumer), key, mut members }: Asked<MaybeConsumer>,
@@ -24,28 +38,52 @@ pub(crate) async fn create(
     let (dataset, encoding) = options_of(members)?;
     if consumer.is_none() && export_type != ExportType::Full {
         let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
-        return Err(Problem::bad_input("consumer_required", "X-Consumer-ID", detail));
+        return Err(Problem::bad_input(Code::ConsumerRequired, "X-Consumer-ID", detail));
     }
     let request = Request { consumer, dataset, export_type, selection, encoding, retry_of: None, key };
     Ok(accepted(submit(&service, &request).await?, "pending"))
 }
 
-/// `POST /exports/full`
+/// Ask for every live row
+///
+/// The export moves the consumer's watermark to the latest `updated_at` among the rows.
+#[utoipa::path(
+    post, path = "/exports/full", operation_id = "startFull", tag = "exports",
+    params(Asked<Consumer>), request_body = Options, responses(Submitted),
+    extensions(("x-codes" = json!([Code::TooManyOpenJobs]))),
+)]
 pub(crate) async fn full(State(service): State<Service>, asked: Asked<Consumer>) -> Result<Response, Problem> {
     start(&service, asked, ExportType::Full).await
 }
 
-/// `POST /exports/incremental`
+/// Ask for the live rows that changed since the consumer's last export
+#[utoipa::path(
+    post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
+    params(Asked<Consumer>), request_body = Options, responses(Submitted),
+    extensions(("x-codes" = json!([Code::TooManyOpenJobs]))),
+)]
 pub(crate) async fn incremental(State(service): State<Service>, asked: Asked<Consumer>) -> Result<Response, Problem> {
     start(&service, asked, ExportType::Incremental).await
 }
 
-/// `POST /exports/delta`
+/// Ask for the rows that changed since the consumer's last export, deleted ones too
+///
+/// Each row has its operation: `INSERT`, `UPDATE` or `DELETE`. Deletions come first.
+#[utoipa::path(
+    post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
+    params(Asked<Consumer>), request_body = Options, responses(Submitted),
+    extensions(("x-codes" = json!([Code::TooManyOpenJobs]))),
+)]
 pub(crate) async fn delta(State(service): State<Service>, asked: Asked<Consumer>) -> Result<Response, Problem> {
     start(&service, asked, ExportType::Delta).await
 }
 
-/// `POST /export/{consumer_id}`: an incremental export of that consumer.
+/// Ask for an incremental export of the consumer that the path names
+#[utoipa::path(
+    post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
+    params(Asked<PathConsumer>), request_body = Options, responses(Submitted),
+    extensions(("x-codes" = json!([Code::TooManyOpenJobs]))),
+)]
 pub(crate) async fn incremental_of(
     State(service): State<Service>,
     asked: Asked<PathConsumer>,
@@ -66,7 +104,16 @@ async fn start<C: Into<ConsumerId>>(
     Ok(accepted(submit(service, &request).await?, "started"))
 }
 
-/// `POST /exports/{jobId}/retry`: a new job like a failed or cancelled one.
+/// Ask again for an export that failed or was cancelled
+///
+/// It is a new job like that one, which it names in `retryOf`.
+#[utoipa::path(
+    post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
+    params(Asked<PathJob>), request_body = Nothing, responses(Submitted),
+    extensions(("x-codes" = json!([
+        Code::NotFailed, Code::NoDataset, Code::TooManyOpenJobs, Code::TableUnreadable, Code::DatasetMismatch,
+    ]))),
+)]
 pub(crate) async fn retry(
     State(service): State<Service>,
     Asked { of: PathJob(id), key, members }: Asked<PathJob>,
@@ -79,7 +126,7 @@ pub(crate) async fn retry(
 async fn submit(service: &Service, request: &Request) -> Result<Job, Problem> {
     match service.submit(request).await {
         Err(error @ service::Error::NoDataset(_)) => {
-            Err(Problem::bad_input("member_invalid", "dataset", format!("dataset: {error}")))
+            Err(Problem::bad_input(Code::MemberInvalid, "dataset", format!("dataset: {error}")))
         }
         done => Ok(done?),
     }
@@ -103,19 +150,114 @@ fn options_of(mut members: Members) -> Result<(String, Encoding), Problem> {
             BadEncoding::NotBuilt(_) => "format",
             BadEncoding::CompressedInside(_) => "compression",
         };
-        Problem::bad_input("member_invalid", field, format!("{field}: {why}"))
+        Problem::bad_input(Code::MemberInvalid, field, format!("{field}: {why}"))
     });
     Ok((dataset, encoding?))
 }
 
-/// What a call that makes an export answers.
-#[derive(Serialize)]
+/// The body of a call whose path says the type: all of it may be left out.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "format": "ndjson", "compression": "zstd" }))]
+#[expect(dead_code, reason = "the document's: a body is read by `Members`, which names what is wrong with it")]
+struct Options {
+    /// Which dataset's rows
+    #[schema(required = false, default = "users", pattern = "^[a-z][a-z0-9_-]{0,62}$")]
+    dataset: String,
+    /// How they are written
+    #[schema(required = false, default = "csv")]
+    format: Format,
+    /// What that is compressed with; not with `parquet`
+    #[schema(required = false, default = "none")]
+    compression: Compression,
+}
+
+/// The body of `POST /exports`: all of it may be left out.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schema(example = json!({
+    "columns": ["id", "email"], "filter": [{ "column": "id", "op": "gte", "value": 100 }], "limit": 1000
+}))]
+#[expect(dead_code, reason = "the document's, as `Options`")]
+struct NewExport {
+    /// Which rows; without a consumer, `full` alone
+    #[schema(required = false, default = "full")]
+    export_type: ExportType,
+    /// Which dataset's rows
+    #[schema(required = false, default = "users", pattern = "^[a-z][a-z0-9_-]{0,62}$")]
+    dataset: String,
+    /// How they are written
+    #[schema(required = false, default = "csv")]
+    format: Format,
+    /// What that is compressed with; not with `parquet`
+    #[schema(required = false, default = "none")]
+    compression: Compression,
+    /// The columns of the file, in this order; without a consumer
+    #[schema(required = false, min_items = 1, max_items = 1600)]
+    columns: Vec<String>,
+    /// What must hold of a row, all of it; without a consumer
+    #[schema(required = false, max_items = 100)]
+    filter: Vec<ConditionBody>,
+    /// So many rows at most, the first by the key; without a consumer
+    #[schema(required = false, minimum = 1, maximum = 9223372036854775807i64)]
+    limit: u64,
+}
+
+/// A condition on a column.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Condition, example = json!({ "column": "id", "op": "in", "value": [1, 2, 3] }))]
+#[expect(dead_code, reason = "the document's, as `Options`")]
+struct ConditionBody {
+    /// The column
+    column: String,
+    /// How it is compared
+    op: Operator,
+    /// With what: a string, a number or a boolean, read by the column's type; for `in` a list of such; for `isNull` a boolean
+    #[schema(value_type = Value)]
+    value: serde_json::Value,
+}
+
+/// No members.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+/// An export that was taken on.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Submitted {
+#[schema(example = json!({
+    "jobId": "01a1f83b-3f18-718b-bb88-fdeaa3d54f3e", "status": "started", "exportType": "delta",
+    "outputFilename": "delta_search_20261120T091314Z.csv"
+}))]
+pub(crate) struct Submitted {
+    /// Its id
+    #[schema(value_type = Uuid)]
     job_id: String,
+    /// `started` where the path said the type, else `pending`
+    #[schema(pattern = "^(started|pending)$")]
     status: &'static str,
+    /// Which rows it will hold
+    #[schema(value_type = ExportType)]
     export_type: &'static str,
+    /// The name that its file will have
     output_filename: String,
+}
+
+impl IntoResponses for Submitted {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        let location =
+            HeaderBuilder::new().schema(Some(String::schema())).description(Some("The job: `/exports/{jobId}`"));
+        let to =
+            |operation: &str| LinkBuilder::new().operation_id(operation).parameter("jobId", "$response.body#/jobId");
+        let links = ["getExport", "followExport", "cancelExport", "downloadExport", "deleteExportFile"];
+        let answer = openapi::ResponseBuilder::new()
+            .description("The export was taken on. It will be done, whatever happens to this process.")
+            .header("Location", location.build())
+            .content("application/json", openapi::Content::new(Some(openapi::Ref::from_schema_name("Submitted"))));
+        let answer = links.iter().fold(answer, |answer, operation| answer.link(*operation, to(operation).build()));
+        BTreeMap::from([("202".to_owned(), answer.build().into())])
+    }
 }
 
 /// A job was taken on; `status` is the word that the call's answer has for that.

@@ -1,0 +1,166 @@
+//! What the API says of itself is what it is.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::harness::{Database, Start, option_env};
+
+/// Where the clone has the document.
+fn kept() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json")
+}
+
+#[tokio::test]
+async fn the_document_in_the_clone_is_the_one_that_is_served() {
+    let service = Start::on(&Database::new().await).service().await;
+    let answer = service.call("GET", "/openapi.json", &[]).await;
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    let served = answer.text().await.unwrap();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json");
+    if option_env("RENEW_OPENAPI").is_some() {
+        std::fs::write(&file, &served).unwrap();
+    }
+    let kept = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        kept == served,
+        "the API has changed: look at what `just openapi` makes of docs/openapi.json, and commit it"
+    );
+    service.stop().await;
+}
+
+/// The document, as the tests have just held it against a service.
+fn document() -> Value {
+    serde_json::from_str(&std::fs::read_to_string(kept()).unwrap()).unwrap()
+}
+
+/// Every call: its path, method and description.
+fn calls(document: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
+    let items = document["paths"].as_object().unwrap().iter();
+    items.flat_map(|(path, item)| item.as_object().unwrap().iter().map(|(method, call)| (&**path, &**method, call)))
+}
+
+#[test]
+fn a_call_says_all_of_itself() {
+    let document = document();
+    let mut ids = BTreeSet::new();
+    for (path, method, call) in calls(&document) {
+        assert!(ids.insert(call["operationId"].as_str().unwrap()), "{method} {path}: an id of its own");
+        assert!(
+            call["summary"].as_str().is_some_and(|text| !text.is_empty() && !text.ends_with('.')),
+            "{method} {path}"
+        );
+        assert_eq!(call["tags"].as_array().unwrap().len(), 1, "{method} {path}");
+        let names: BTreeSet<&str> = path.split('{').skip(1).map(|rest| rest.split_once('}').unwrap().0).collect();
+        let parameters = call["parameters"].as_array().unwrap().iter();
+        let described = parameters.filter(|it| it["in"] == "path").map(|it| it["name"].as_str().unwrap()).collect();
+        assert_eq!(names, described, "{method} {path}");
+        assert!(
+            call["responses"]
+                .as_object()
+                .unwrap()
+                .values()
+                .all(|it| it["headers"]["X-Request-Id"].is_object() || it["$ref"].is_string())
+        );
+        let scopes: Vec<_> = call["security"].as_array().unwrap().iter().map(|it| it["key"][0].clone()).collect();
+        let scope = match (path, method) {
+            ("/health" | "/health/live" | "/health/ready" | "/openapi.json" | "/docs" | "/docs/style.css", _) => vec![],
+            ("/metrics" | "/users/{id}", _) => vec!["admin"],
+            (_, "get") => vec!["export:read"],
+            _ => vec!["export:write"],
+        };
+        assert_eq!(scopes, scope, "{method} {path}");
+    }
+}
+
+#[test]
+fn an_example_has_the_members_of_its_schema() {
+    let document = document();
+    let mut seen = 0;
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+        let Some(example) = schema.get("example") else { continue };
+        let members: BTreeSet<_> = example.as_object().unwrap().keys().collect();
+        let properties: BTreeSet<_> = schema["properties"].as_object().unwrap().keys().collect();
+        assert!(members.is_subset(&properties), "{name}: {members:?}");
+        for required in schema["required"].as_array().into_iter().flatten() {
+            assert!(example.get(required.as_str().unwrap()).is_some(), "{name}: the example lacks {required}");
+        }
+        seen += 1;
+    }
+    assert!(seen >= 8, "{seen}");
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    fn references<'d>(value: &'d Value, found: &mut Vec<&'d str>) {
+        match value {
+            Value::Object(members) => {
+                found.extend(members.get("$ref").and_then(Value::as_str));
+                members.values().for_each(|value| references(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let (document, mut found) = (document(), Vec::new());
+    references(&document, &mut found);
+    assert!(found.len() > 100);
+    for reference in found {
+        assert!(document.pointer(reference.trim_start_matches('#')).is_some(), "{reference}");
+    }
+}
+
+#[test]
+fn a_query_that_is_read_is_told() {
+    let http = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http");
+    let mut folders = vec![http];
+    let mut read = 0;
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let code = std::fs::read_to_string(&path).unwrap();
+            for handler in code.split("#[utoipa::path(").skip(1) {
+                let (says, rest) = handler.split_once(")]\n").unwrap();
+                let arguments = rest.split_once("->").unwrap().0;
+                if let Some((_, rest)) = arguments.split_once(": Query<") {
+                    let name = rest.split_once('>').unwrap().0;
+                    assert!(says.contains(name), "{}: params({name})", path.display());
+                    read += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(read, 6);
+}
+
+#[tokio::test]
+async fn the_page_of_the_document_needs_nobody_else() {
+    let service = Start::on(&Database::new().await).with("AUTH", "keys").service().await;
+    let answer = service.call("GET", "/docs", &[]).await;
+    assert_eq!(answer.status(), 200, "open without a key");
+    assert_eq!(answer.headers()["content-type"], "text/html; charset=utf-8");
+    let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.starts_with("default-src 'none'; style-src 'self';") && !policy.contains("unsafe"), "{policy}");
+    let page = answer.text().await.unwrap();
+    for word in ["<script", "src=", "style=\"", "<style", "@import"] {
+        assert!(!page.contains(word), "{word}");
+    }
+    for link in page.split(" href=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0) {
+        let own = ["/docs/style.css", "/openapi.json"].contains(&link);
+        let anchor = link.strip_prefix('#').is_some_and(|id| page.contains(&format!(" id=\"{id}\"")));
+        assert!(own || anchor, "{link}");
+    }
+    let document = document();
+    for (path, method, call) in calls(&document) {
+        assert!(page.contains(&format!(" id={}", call["operationId"])), "{method} {path}");
+    }
+    let style = service.call("GET", "/docs/style.css", &[]).await;
+    assert_eq!(style.headers()["content-type"], "text/css; charset=utf-8");
+    let style = style.text().await.unwrap();
+    assert!(style.contains("prefers-color-scheme: dark") && !style.contains("url("), "{style}");
+    service.stop().await;
+}
