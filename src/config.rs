@@ -14,7 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::dataset::CellMax;
 use crate::dataset::catalog::{Catalog, Mistakes};
-use crate::http::{self, Access, NotARate};
+use crate::http::{self, Access, NotARate, NotAnOrigin, Origins};
 use crate::job::Retention;
 use crate::key::Presented;
 use crate::postgres::{
@@ -173,6 +173,10 @@ impl Config {
             None => None,
             Some(text) => Some(text.parse().map_err(|why: NotARate| bad("RATE_LIMIT", format!("`{text}` is {why}")))?),
         };
+        let origins = match vars.get("CORS_ORIGINS") {
+            None => Origins::default(),
+            Some(list) => list.parse().map_err(|why: NotAnOrigin| bad("CORS_ORIGINS", why.to_string()))?,
+        };
         Ok(Config {
             embedded: embedded::Settings {
                 data_dir_is_default: data_dir.is_none(),
@@ -198,7 +202,7 @@ impl Config {
             // A database that somebody brings gets no demo rows unasked.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
-            http: http::Settings { host, port: vars.number("PORT", 8080, 0..=65535)? as u16, access, rate },
+            http: http::Settings { host, port: vars.number("PORT", 8080, 0..=65535)? as u16, access, rate, origins },
             metrics_port: match vars.get("METRICS_PORT") {
                 None => None,
                 Some(_) => Some(vars.number("METRICS_PORT", 0, 0..=65535)? as u16),
@@ -390,6 +394,8 @@ mod tests {
             ("COMPRESSION_LEVEL", "20"),
             ("COMPRESSION_LEVEL", "fast"),
             ("API_CONNECTIONS", "0"),
+            ("CORS_ORIGINS", "*"),
+            ("CORS_ORIGINS", "https://app.example.com/"),
             ("SEED_ROWS", "1e6"),
             ("RETAIN_FILES", "30d,7d"),
             ("RETAIN_JOBS", "long"),

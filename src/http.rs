@@ -4,6 +4,7 @@
 
 mod access;
 mod consumers;
+mod cors;
 mod datasets;
 mod docs;
 mod exports;
@@ -42,6 +43,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use access::Access;
+pub use cors::{NotAnOrigin, Origins};
 pub use rate::{NotARate, Rate};
 
 use crate::http::access::{Door, Peer};
@@ -66,7 +68,7 @@ const MAX_CONNECTIONS: usize = 1_000;
 const MAX_KEPT_ALIVE: usize = 250;
 
 /// What an operator may set.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Address to listen on.
     pub host: IpAddr,
@@ -76,11 +78,13 @@ pub struct Settings {
     pub access: Option<Access>,
     /// How many requests of each key, or each address where there are none.
     pub rate: Option<Rate>,
+    /// Whose web pages may call.
+    pub origins: Origins,
 }
 
 /// The API's routes with every layer, ready to be served.
-pub fn router(service: Service, access: Access, rate: Option<Rate>) -> Router {
-    layered(routes().into(), service, access, rate)
+pub fn router(service: Service, access: Access, settings: &Settings) -> Router {
+    layered(routes().into(), service, access, settings)
 }
 
 /// The routes, and what the document says of them.
@@ -107,8 +111,8 @@ fn routes() -> OpenApiRouter<Service> {
 }
 
 /// The routes alone by which a process is watched, with every layer: of one that runs exports and has no API.
-pub fn watched_router(service: Service, access: Access, rate: Option<Rate>) -> Router {
-    layered(watched().into(), service, access, rate)
+pub fn watched_router(service: Service, access: Access, settings: &Settings) -> Router {
+    layered(watched().into(), service, access, settings)
 }
 
 fn watched() -> OpenApiRouter<Service> {
@@ -119,18 +123,24 @@ fn watched() -> OpenApiRouter<Service> {
         .routes(routes!(ops::metrics))
 }
 
-fn layered(routes: Router<Service>, service: Service, access: Access, rate: Option<Rate>) -> Router {
-    let door = Door::new(access, rate, service.clone());
+fn layered(routes: Router<Service>, service: Service, access: Access, settings: &Settings) -> Router {
+    let door = Door::new(access, settings, service.clone());
     let routes = routes
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .fallback(async || Problem::not_found("there is nothing at this path"))
         .with_state(service);
     // From the inside out.
-    routes
+    let routes = routes
         .layer(middleware::from_fn_with_state(door, access::check))
         .layer(middleware::from_fn(refuse_long_heads))
         .layer(CatchPanicLayer::custom(problem::for_panic))
-        .layer(middleware::map_response(problem::for_foreign_errors))
+        .layer(middleware::map_response(problem::for_foreign_errors));
+    // A browser has no key yet when it asks whether a page may call, and that page reads refusals too.
+    let routes = match settings.origins.layer() {
+        Some(origins) => routes.layer(origins),
+        None => routes,
+    };
+    routes
         .layer(SetResponseHeaderLayer::overriding(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(middleware::from_fn(log_with_its_id))

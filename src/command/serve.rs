@@ -52,7 +52,7 @@ async fn serve_on(
     // Either may wait for another replica.
     let access = tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
     let wired = wire(config, database, workers, &shutdown);
-    let router = http::router(wired.service, access, config.http.rate);
+    let router = http::router(wired.service, access, &config.http);
     let address = listener.local_addr()?;
     let listening = || tracing::info!(event = "listening", address = %format!("http://{address}"));
     if workers == 0 {
@@ -97,7 +97,7 @@ fn allow_descriptors() {
 pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
     let shutdown = stop_on_signal()?;
     let listener = match config.metrics_port {
-        Some(port) => Some(listen(&http::Settings { port, ..config.http }).await?),
+        Some(port) => Some(listen(&http::Settings { port, ..config.http.clone() }).await?),
         None => None,
     };
     let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
@@ -123,7 +123,7 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
         }
         let watched = async {
             let Some((listener, access)) = listener.zip(access) else { return };
-            let router = http::watched_router(wired.service, access, config.http.rate);
+            let router = http::watched_router(wired.service, access, &config.http);
             http::serve(listener, router, shutdown.clone()).await;
         };
         tokio::join!(watched, wired.worker.run(shutdown.clone()));

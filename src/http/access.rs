@@ -21,6 +21,7 @@ use futures_util::StreamExt;
 
 use crate::http::problem::Problem;
 use crate::http::rate::{Limits, Payer, Rate};
+use crate::http::{Origins, Settings};
 use crate::job::{ConsumerId, Job};
 use crate::key::{Grant, Presented, Scope};
 use crate::service::Service;
@@ -28,7 +29,7 @@ use crate::service::Service;
 /// Who may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Callers on this machine, but no web page of another origin.
+    /// Callers on this machine, but no web page of another origin, unless that is listed.
     LocalCallers,
     /// Everybody who reaches the port.
     Everybody,
@@ -40,15 +41,17 @@ pub enum Access {
 #[derive(Clone, Debug)]
 pub(crate) struct Door {
     access: Access,
+    origins: Origins,
     service: Service,
     limits: Option<Arc<Limits>>,
 }
 
 impl Door {
     /// Where there are keys there is a limit.
-    pub(crate) fn new(access: Access, rate: Option<Rate>, service: Service) -> Door {
-        let rate = rate.or((access == Access::Keys).then(Rate::generous));
-        Door { access, service, limits: rate.map(|rate| Arc::new(Limits::new(rate))) }
+    pub(crate) fn new(access: Access, settings: &Settings, service: Service) -> Door {
+        let rate = settings.rate.or((access == Access::Keys).then(Rate::generous));
+        let origins = settings.origins.clone();
+        Door { access, origins, service, limits: rate.map(|rate| Arc::new(Limits::new(rate))) }
     }
 
     fn charge(&self, payer: Payer) -> Result<(), Problem> {
@@ -117,7 +120,7 @@ pub(crate) async fn check(
     let address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |Extension(Peer(address))| address);
     let path = path.as_ref().map_or("", MatchedPath::as_str);
     if door.access == Access::LocalCallers {
-        check_local(request.uri(), request.headers())?;
+        check_local(request.uri(), request.headers(), &door.origins)?;
     }
     if is_open(path) || door.access != Access::Keys {
         if !is_open(path) {
@@ -181,7 +184,7 @@ fn while_good(answer: Response, service: Service, key: Presented) -> Response {
     })
 }
 
-fn check_local(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+fn check_local(uri: &Uri, headers: &HeaderMap, listed: &Origins) -> Result<(), Problem> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
@@ -197,7 +200,7 @@ fn check_local(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
         origin.is_some_and(|origin| origin.authority().is_some_and(|o| o.as_str().eq_ignore_ascii_case(host.as_str())))
     };
-    if origins.all(same) { Ok(()) } else { Err(Problem::origin_refused()) }
+    if origins.all(|origin| same(origin) || listed.have(origin)) { Ok(()) } else { Err(Problem::origin_refused()) }
 }
 
 fn is_local(authority: &Authority) -> bool {
@@ -253,7 +256,8 @@ mod tests {
         if let Some(origin) = origin {
             headers.append(header::ORIGIN, origin.parse().unwrap());
         }
-        check_local(&"/exports".parse().unwrap(), &headers).is_ok()
+        let listed = "http://app.example.com".parse().unwrap();
+        check_local(&"/exports".parse().unwrap(), &headers, &listed).is_ok()
     }
 
     #[test]
@@ -271,7 +275,16 @@ mod tests {
     #[test]
     fn only_the_own_origin() {
         assert!(allowed(&["localhost:8080"], Some("http://localhost:8080")));
-        for foreign in ["http://example.com", "http://localhost:3000", "null", "http://localhost"] {
+        assert!(allowed(&["localhost:8080"], Some("http://app.example.com")), "it is listed");
+        assert!(!allowed(&["example.com"], Some("http://app.example.com")), "a host is this machine's all the same");
+        for foreign in [
+            "http://example.com",
+            "https://app.example.com",
+            "http://app.example.com:8080",
+            "http://localhost:3000",
+            "null",
+            "http://localhost",
+        ] {
             assert!(!allowed(&["localhost:8080"], Some(foreign)), "{foreign}");
         }
     }

@@ -26,7 +26,7 @@ use crate::service::{self, Service};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
 /// What a consumer's id looks like, as a document tells it.
-pub(crate) const CONSUMER_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$";
+const CONSUMER_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$";
 const KEY_HEADER: &str = "Idempotency-Key";
 const MAX_BODY_BYTES: usize = 1_000_000;
 /// Columns that a table may have.

@@ -11,6 +11,8 @@ mod catalogue;
 #[cfg(test)]
 mod command;
 #[cfg(test)]
+mod cors;
+#[cfg(test)]
 mod crashes;
 #[cfg(test)]
 mod datasets;

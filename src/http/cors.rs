@@ -1,0 +1,146 @@
+//! Which web pages may call from a browser (CORS): those of the origins that an operator lists, none unless he does.
+//!
+//! There is no `*`. A service without keys would be open to every page that somebody behind its door looks at.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::uri::{Scheme, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use tower_http::cors::CorsLayer;
+
+use crate::http::REQUEST_ID;
+
+/// A browser asks again after so long.
+const MAX_AGE: Duration = Duration::from_secs(600);
+
+const CONSUMER: HeaderName = HeaderName::from_static("x-consumer-id");
+const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The origins whose pages may call, as browsers write them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins(Arc<[HeaderValue]>);
+
+/// A text that is no list of origins.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is no origin: http or https, a host and perhaps a port, as https://app.example.com; each is listed, there is no `*`"
+)]
+pub struct NotAnOrigin(String);
+
+impl FromStr for Origins {
+    type Err = NotAnOrigin;
+
+    fn from_str(text: &str) -> Result<Origins, NotAnOrigin> {
+        let origin = |text: &str| origin(text.trim()).ok_or_else(|| NotAnOrigin(text.trim().to_owned()));
+        text.split(',').map(origin).collect::<Result<_, _>>().map(Origins)
+    }
+}
+
+/// An origin as a browser writes it (RFC 6454): in lower case, without its scheme's own port.
+fn origin(text: &str) -> Option<HeaderValue> {
+    let uri: Uri = text.parse().ok()?;
+    let (scheme, authority) = (uri.scheme()?, uri.authority()?);
+    let own_port = match scheme {
+        scheme if *scheme == Scheme::HTTP => 80,
+        scheme if *scheme == Scheme::HTTPS => 443,
+        _ => return None,
+    };
+    // A slash at the end, a path, a user's name, a pattern: nothing that a browser would send.
+    let whole = text.len() == scheme.as_str().len() + "://".len() + authority.as_str().len();
+    let is_host = authority.host().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte));
+    if !whole || !is_host || authority.as_str().contains('@') {
+        return None;
+    }
+    let port = match (authority.as_str().strip_prefix(authority.host())?, authority.port_u16()) {
+        ("", _) => String::new(),
+        (_, Some(port)) if port == own_port => String::new(),
+        (_, Some(port)) => format!(":{port}"),
+        (_, None) => return None,
+    };
+    format!("{scheme}://{}{port}", authority.host()).to_ascii_lowercase().parse().ok()
+}
+
+impl Origins {
+    /// Whether a page of this origin may call.
+    pub(crate) fn have(&self, origin: &HeaderValue) -> bool {
+        self.0.contains(origin)
+    }
+
+    /// The layer that tells browsers so; `None`: there is nothing to tell.
+    pub(crate) fn layer(&self) -> Option<CorsLayer> {
+        let layer = CorsLayer::new()
+            .allow_origin(self.0.to_vec())
+            .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE])
+            .allow_headers([
+                header::AUTHORIZATION,
+                header::CONTENT_TYPE,
+                header::RANGE,
+                header::IF_RANGE,
+                header::IF_NONE_MATCH,
+                CONSUMER,
+                KEY,
+                REQUEST_ID,
+            ])
+            .expose_headers([
+                header::LOCATION,
+                header::RETRY_AFTER,
+                header::ETAG,
+                header::CONTENT_DISPOSITION,
+                header::CONTENT_RANGE,
+                header::ACCEPT_RANGES,
+                header::WWW_AUTHENTICATE,
+                REQUEST_ID,
+            ])
+            .max_age(MAX_AGE);
+        (!self.0.is_empty()).then_some(layer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_are_as_browsers_write_them() {
+        let read = |text: &str| text.parse::<Origins>().map(|origins| origins.0.to_vec());
+        for (text, origin) in [
+            ("https://app.example.com", "https://app.example.com"),
+            ("HTTPS://App.Example.com:443", "https://app.example.com"),
+            ("http://localhost:3000", "http://localhost:3000"),
+            ("http://localhost:80", "http://localhost"),
+            ("http://[::1]:8080", "http://[::1]:8080"),
+        ] {
+            assert_eq!(read(text).unwrap(), [origin], "{text}");
+        }
+        assert_eq!(read("http://a , http://b").unwrap(), ["http://a", "http://b"]);
+        for bad in [
+            "",
+            "*",
+            "null",
+            "app.example.com",
+            "localhost:3000",
+            "https://a/",
+            "https://a/path",
+            "https://a?b",
+            "https://a#b",
+            "https://u@a",
+            "https://a@a:80",
+            "https://a:",
+            "https://a:b",
+            "https://a:65536",
+            "https://",
+            "file:///a",
+            "ftp://a",
+            "https://*.example.com",
+            "https://a b",
+            "https://ä",
+            "http://a,",
+            "http://a,,http://b",
+            "http://a;http://b",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}
