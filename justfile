@@ -33,6 +33,13 @@ disk:
     cargo build --locked --release --bins --examples
     tests/disk.sh
 
+# With schemathesis, which a virtual environment under target/ gets. Half a minute; arguments go to `schemathesis run`.
+#
+# Calls made up from the API's document, good and bad ones, against a service: both must be as they say.
+schemathesis *args:
+    cargo build --locked --bin cdc-export
+    tests/schemathesis.sh {{ args }}
+
 # Renews docs/openapi.json, which the tests hold against the service.
 openapi:
     RENEW_OPENAPI=1 cargo test --locked --test suite -- openapi::the_document_in_the_clone

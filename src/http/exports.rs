@@ -53,15 +53,36 @@ pub(crate) async fn get(
     PathJob(id): PathJob,
     Query(Patience { wait }): Query<Patience>,
 ) -> Result<Json<JobBody>, Problem> {
-    let job = match wait.map(|seconds| seconds.parse::<u64>()) {
+    let job = match wait.map(|text| whole_number(&text)) {
         None => service.job(id).await?,
-        Some(Ok(seconds)) => service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS))).await?,
-        Some(Err(_)) => {
+        Some(Some(seconds)) => service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS))).await?,
+        Some(None) => {
             let detail = format!("wait: a number of seconds up to {MOST_SECONDS} is expected");
             return Err(Problem::bad_input(Code::ParameterInvalid, "wait", detail));
         }
     };
     Ok(Json(job.into()))
+}
+
+/// Digits alone; a number beyond what fits is the largest that does.
+fn whole_number(text: &str) -> Option<u64> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
+/// An event of a stream.
+#[derive(ToSchema)]
+#[schema(as = Event)]
+#[expect(dead_code, reason = "the document's: axum writes them")]
+struct JobEvent {
+    /// `job`, `progress`, `completed`, `failed` or `cancelled`
+    #[schema(pattern = "^(job|progress|completed|failed|cancelled)$")]
+    event: String,
+    /// A `Job`
+    #[schema(content_media_type = "application/json")]
+    data: String,
+    /// After so many milliseconds a client whose stream broke off asks again
+    retry: u64,
 }
 
 /// Follow an export by server-sent events
@@ -71,7 +92,7 @@ pub(crate) async fn get(
 #[utoipa::path(
     get, path = "/exports/{jobId}/events", operation_id = "followExport", tag = "exports",
     params(PathJob),
-    responses((status = 200, description = "The events.", body = String, content_type = "text/event-stream")),
+    responses((status = 200, description = "The events.", body = JobEvent, content_type = "text/event-stream")),
     extensions(("x-codes" = json!([Code::TooManyFollowers]))),
 )]
 pub(crate) async fn events(State(service): State<Service>, PathJob(id): PathJob) -> Result<Response, Problem> {

@@ -93,7 +93,11 @@ async fn a_client_may_wait_for_the_end() {
     let wait = format!("/exports/{id}?wait=60");
     let (job, ()) = tokio::join!(get(&service, &wait), async { held.rollback().await.unwrap() });
     assert_eq!(job["status"], "completed");
-    assert_eq!(refused(&service, &format!("/exports/{id}?wait=soon")).await, "wait");
+    for bad in ["soon", "", "-1", "1.5", "%2B1", "0x1", "1%00"] {
+        assert_eq!(refused(&service, &format!("/exports/{id}?wait={bad}")).await, "wait", "{bad}");
+    }
+    // Of more than it waits at most, there is no too many.
+    get(&service, &format!("/exports/{id}?wait=99999999999999999999")).await;
     service.stop().await;
 }
 

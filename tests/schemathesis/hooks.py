@@ -1,0 +1,21 @@
+"""What the document can't say: which datasets this service has, and which cursors it gives."""
+
+import schemathesis
+
+UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+CURSORS = {
+    "/exports": f"^[0-9]{{1,16}}_{UUID}$",
+    "/consumers": "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}/[a-z][a-z0-9_-]{0,62}$",
+}
+
+
+@schemathesis.hook
+def before_load_schema(context, raw_schema):
+    for schema in raw_schema["components"]["schemas"].values():
+        dataset = schema.get("properties", {}).get("dataset", {})
+        if "pattern" in dataset:
+            dataset["enum"] = ["users"]
+    for path, pattern in CURSORS.items():
+        for parameter in raw_schema["paths"][path]["get"]["parameters"]:
+            if parameter.get("name") == "cursor":
+                parameter["schema"]["pattern"] = pattern
