@@ -12,7 +12,7 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike, SecondsFormat, Utc};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -178,7 +178,9 @@ fn cursor_of(job: &Job) -> String {
 
 fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
     let (micros, id) = cursor.split_once('_')?;
-    Some((DateTime::from_timestamp_micros(micros.parse().ok()?)?, id.parse::<Uuid>().ok()?.into()))
+    // Postgres's times begin later than those of this type.
+    let time = DateTime::from_timestamp_micros(micros.parse().ok()?).filter(|time| time.year() > 0)?;
+    Some((time, id.parse::<Uuid>().ok()?.into()))
 }
 
 /// Remove an export's file

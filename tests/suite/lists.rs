@@ -71,6 +71,8 @@ async fn jobs_are_listed_newest_first_in_pages() {
         ("cursor=x", "cursor"),
         ("cursor=1_x", "cursor"),
         ("cursor=99999999999999999999_x", "cursor"),
+        // Before the first time that Postgres has.
+        ("cursor=-210866803200000001_00000000-0000-0000-0000-000000000000", "cursor"),
         ("status=done", "status"),
         ("exportType=all", "exportType"),
         ("consumer=-", "consumer"),

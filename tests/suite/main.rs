@@ -43,6 +43,8 @@ mod house;
 #[cfg(test)]
 mod http;
 #[cfg(test)]
+mod input;
+#[cfg(test)]
 mod jobs;
 #[cfg(test)]
 mod keys;
