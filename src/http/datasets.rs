@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::dataset::{Capture, Column, Description};
 use crate::http::input::PathParameter;
+use crate::http::openapi::DatasetName;
 use crate::http::problem::{Code, Problem};
 use crate::service::Service;
 
@@ -80,7 +81,7 @@ pub(crate) async fn list(State(service): State<Service>) -> Result<Json<Datasets
 /// Look at a dataset
 #[utoipa::path(
     get, path = "/datasets/{name}", operation_id = "getDataset", tag = "datasets",
-    params(("name" = String, Path, description = "Its name", pattern = "^[a-z][a-z0-9_-]{0,62}$", example = "users")),
+    params(("name" = DatasetName, Path, description = "Its name", example = "users")),
     responses((status = 200, description = "The dataset.", body = DatasetBody)),
     extensions(("x-codes" = json!([Code::NoDataset, Code::TableUnreadable, Code::DatasetMismatch]))),
 )]

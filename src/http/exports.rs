@@ -21,10 +21,11 @@ use uuid::Uuid;
 use crate::dataset::catalog::is_name;
 use crate::http::access::Caller;
 use crate::http::input::PathJob;
+use crate::http::openapi::DatasetName;
 use crate::http::pages::{self, Page};
 use crate::http::problem::{Code, Problem};
 use crate::job::encoding::{Compression, Format};
-use crate::job::{Continuity, ExportType, FailureCode, Filter, Job, JobId, Status};
+use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Filter, Job, JobId, Status};
 use crate::service::Service;
 
 /// A client whose events broke off asks again after this time.
@@ -118,7 +119,7 @@ pub(crate) async fn events(State(service): State<Service>, PathJob(id): PathJob)
 #[into_params(parameter_in = Query)]
 pub(crate) struct Listed {
     /// This consumer's
-    #[param(pattern = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$", example = "search")]
+    #[param(value_type = Option<ConsumerId>, example = "search")]
     consumer: Option<String>,
     /// Those that stand so
     #[param(value_type = Option<Status>)]
@@ -127,7 +128,7 @@ pub(crate) struct Listed {
     #[param(value_type = Option<ExportType>)]
     export_type: Option<String>,
     /// Those of this dataset
-    #[param(pattern = "^[a-z][a-z0-9_-]{0,62}$", example = "users")]
+    #[param(value_type = Option<DatasetName>, example = "users")]
     dataset: Option<String>,
     /// So many at most; 50, if that isn't said
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]

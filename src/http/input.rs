@@ -11,10 +11,10 @@ use axum::http::{HeaderMap, header};
 use chrono::{DateTime, Datelike, Utc};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
-use utoipa::IntoParams;
-use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
+use utoipa::openapi::{Ref, Required};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::http::REQUEST_TIMEOUT;
@@ -25,8 +25,6 @@ use crate::job::{ConsumerId, IdempotencyKey, JobId};
 use crate::service::{self, Service};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
-/// What a consumer's id looks like, as a document tells it.
-const CONSUMER_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$";
 const KEY_HEADER: &str = "Idempotency-Key";
 const MAX_BODY_BYTES: usize = 1_000_000;
 /// Columns that a table may have.
@@ -91,7 +89,7 @@ impl IntoParams for PathConsumer {
 }
 
 fn consumer_parameter(name: &str, place: ParameterIn) -> ParameterBuilder {
-    let schema = ObjectBuilder::new().schema_type(Type::String).pattern(Some(CONSUMER_PATTERN));
+    let schema = Ref::from_schema_name(ConsumerId::name());
     let parameter = ParameterBuilder::new().name(name).parameter_in(place).schema(Some(schema));
     parameter.description(Some("Whose export it is")).example(Some("search".into()))
 }

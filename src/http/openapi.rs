@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use axum::http::{HeaderName, Method, StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::{Map, Value, json};
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
@@ -16,10 +16,10 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::exports::submit::Submitted;
 use crate::http::problem::{Code, Problem};
-use crate::http::{REQUEST_ID, access, routes};
+use crate::http::{access, routes};
 use crate::job::encoding::{Compression, Format};
 use crate::job::selection::Operator;
-use crate::job::{Continuity, ExportType, FailureCode, Status};
+use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Status};
 
 /// The document, as it is served.
 pub(crate) static DOCUMENT: LazyLock<Document> = LazyLock::new(|| Document::of(routes().into_openapi()));
@@ -43,7 +43,7 @@ pub(crate) static DOCUMENT: LazyLock<Document> = LazyLock::new(|| Document::of(r
         (name = "demo", description = "The demo table."),
         (name = "service", description = "For whoever watches or explores this process."),
     ),
-    components(schemas(Submitted, Problem)),
+    components(schemas(Submitted, Problem, ConsumerId, DatasetName)),
 )]
 pub(crate) struct Base;
 
@@ -99,6 +99,30 @@ document_words! {
     Compression, "Compression", "What a file is compressed with, as a whole";
     Operator, "Operator", "How a column is compared with a value";
     Code, "ProblemCode", "What went wrong";
+}
+
+/// A consumer's id, as a header, a path or a query names it.
+impl PartialSchema for ConsumerId {
+    fn schema() -> RefOr<Schema> {
+        named("^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$", "search")
+    }
+}
+
+impl ToSchema for ConsumerId {}
+
+/// A dataset's name. In the code it is a text.
+pub(crate) enum DatasetName {}
+
+impl PartialSchema for DatasetName {
+    fn schema() -> RefOr<Schema> {
+        named("^[a-z][a-z0-9_-]{0,62}$", "users")
+    }
+}
+
+impl ToSchema for DatasetName {}
+
+fn named(pattern: &str, example: &str) -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern)).examples([example]).into()
 }
 
 impl Document {
@@ -173,14 +197,8 @@ fn headers() -> Value {
     })
 }
 
-fn header_ref(name: &HeaderName) -> (&'static str, Value) {
-    let name = match *name {
-        header::RETRY_AFTER => "Retry-After",
-        header::WWW_AUTHENTICATE => "WWW-Authenticate",
-        header::CONTENT_RANGE => "Content-Range",
-        _ => "X-Request-Id",
-    };
-    (name, json!({ "$ref": format!("#/components/headers/{name}") }))
+fn header_ref(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/headers/{name}") })
 }
 
 /// Adds what follows from what a call says of itself.
@@ -203,13 +221,12 @@ fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map
     for code in Code::ALL.iter().filter(|code| codes.contains(code)) {
         by_status.entry(code.status()).or_default().push(*code);
     }
-    let (request_id, reference) = header_ref(&REQUEST_ID);
     for (_, answer) in members(&mut operation["responses"]) {
         // What is said of a header is that it is there.
         for (_, header) in members(&mut answer["headers"]) {
             header["required"] = json!(true);
         }
-        answer["headers"][request_id] = reference.clone();
+        answer["headers"]["X-Request-Id"] = header_ref("X-Request-Id");
     }
     for (status, codes) in by_status {
         let words: Vec<_> = codes.iter().map(|code| code.as_str()).collect();
@@ -217,7 +234,7 @@ fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map
         operation["responses"][status.as_str()] = json!({ "$ref": format!("#/components/responses/{name}") });
         shared.entry(name).or_insert_with(|| refusal(status, &codes));
     }
-    let parameter = json!({ "$ref": format!("#/components/parameters/{request_id}") });
+    let parameter = json!({ "$ref": "#/components/parameters/X-Request-Id" });
     match operation["parameters"].as_array_mut() {
         Some(parameters) => parameters.push(parameter),
         None => operation["parameters"] = json!([parameter]),
@@ -256,17 +273,14 @@ fn refusal(status: StatusCode, codes: &[Code]) -> Value {
     let meanings: String = codes.iter().map(|code| format!("\n- `{code}`: {}", code.meaning())).collect();
     let examples: Map<_, _> =
         codes.iter().map(|code| (code.to_string(), json!({ "value": Problem::new(*code, code.meaning()) }))).collect();
-    let headers: Map<_, _> = [REQUEST_ID]
-        .iter()
-        .chain(match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Some(&header::RETRY_AFTER),
-            StatusCode::UNAUTHORIZED => Some(&header::WWW_AUTHENTICATE),
-            StatusCode::RANGE_NOT_SATISFIABLE => Some(&header::CONTENT_RANGE),
-            _ => None,
-        })
-        .map(|name| header_ref(name))
-        .map(|(name, reference)| (name.to_owned(), reference))
-        .collect();
+    let own = match status {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Some("Retry-After"),
+        StatusCode::UNAUTHORIZED => Some("WWW-Authenticate"),
+        StatusCode::RANGE_NOT_SATISFIABLE => Some("Content-Range"),
+        _ => None,
+    };
+    let headers = own.into_iter().chain(["X-Request-Id"]);
+    let headers: Map<_, _> = headers.map(|name| (name.to_owned(), header_ref(name))).collect();
     json!({
         "description": format!("{}:\n{meanings}", status.canonical_reason().unwrap_or("Error")),
         "headers": headers,
@@ -283,6 +297,9 @@ fn refusal(status: StatusCode, codes: &[Code]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::catalog::is_name;
+    use proptest::prelude::*;
+    use proptest::string::string_regex;
 
     #[test]
     fn every_code_of_a_problem_is_told_and_where_it_comes() {
@@ -296,5 +313,25 @@ mod tests {
             let told = calls.contains(&format!(".{code}.")) || calls.contains(&format!(".{code}\""));
             assert!(told != of_no_call, "{code}: name it where a call may answer it");
         }
+    }
+
+    fn pattern(schema: RefOr<Schema>) -> String {
+        let schema = serde_json::to_value(schema).unwrap();
+        let pattern = schema["pattern"].as_str().unwrap();
+        // What makes up texts has no anchors.
+        pattern.strip_prefix('^').unwrap().strip_suffix('$').unwrap().to_owned()
+    }
+
+    #[test]
+    fn names_are_as_their_patterns_say() {
+        let consumer = string_regex(&pattern(ConsumerId::schema())).unwrap();
+        let dataset = string_regex(&pattern(DatasetName::schema())).unwrap();
+        proptest!(|(consumer in consumer, dataset in dataset)| {
+            prop_assert!(consumer.parse::<ConsumerId>().is_ok() && is_name(&dataset), "{} {}", consumer, dataset);
+        });
+        // And the longest are no longer than said.
+        let longest = "x".repeat(128);
+        assert!(longest.parse::<ConsumerId>().is_ok() && format!("{longest}x").parse::<ConsumerId>().is_err());
+        assert!(is_name(&longest[..63]) && !is_name(&longest[..64]));
     }
 }

@@ -9,6 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::dataset::USERS;
 use crate::http::exports::rfc3339;
 use crate::http::input::{Consumer, Members};
+use crate::http::openapi::DatasetName;
 use crate::http::problem::{Code, Problem};
 use crate::service::Service;
 use crate::watermark::Watermark;
@@ -46,7 +47,7 @@ struct NewWatermark {
 pub(crate) struct Of {
     /// In which dataset
     #[serde(default = "users")]
-    #[param(required = false, default = "users", pattern = "^[a-z][a-z0-9_-]{0,62}$")]
+    #[param(required = false, default = "users", value_type = DatasetName)]
     dataset: String,
 }
 

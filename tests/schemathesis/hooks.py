@@ -12,9 +12,8 @@ CURSORS = {
 @schemathesis.hook
 def before_load_schema(context, raw_schema):
     for schema in raw_schema["components"]["schemas"].values():
-        dataset = schema.get("properties", {}).get("dataset", {})
-        if "pattern" in dataset:
-            dataset["enum"] = ["users"]
+        if "$ref" in schema.get("properties", {}).get("dataset", {}):
+            schema["properties"]["dataset"] = {"enum": ["users"]}
     for path, pattern in CURSORS.items():
         for parameter in raw_schema["paths"][path]["get"]["parameters"]:
             if parameter.get("name") == "cursor":

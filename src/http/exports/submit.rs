@@ -14,6 +14,7 @@ use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
 use crate::dataset::USERS;
 use crate::http::input::{Asked, Consumer, MaybeConsumer, Members, PathConsumer, PathJob};
+use crate::http::openapi::DatasetName;
 use crate::http::problem::{Code, Problem};
 use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
 use crate::job::selection::{Operator, Selection};
@@ -162,7 +163,7 @@ fn options_of(mut members: Members) -> Result<(String, Encoding), Problem> {
 #[expect(dead_code, reason = "the document's: a body is read by `Members`, which names what is wrong with it")]
 struct Options {
     /// Which dataset's rows
-    #[schema(required = false, default = "users", pattern = "^[a-z][a-z0-9_-]{0,62}$")]
+    #[schema(required = false, default = "users", value_type = DatasetName)]
     dataset: String,
     /// How they are written
     #[schema(required = false, default = "csv")]
@@ -184,7 +185,7 @@ struct NewExport {
     #[schema(required = false, default = "full")]
     export_type: ExportType,
     /// Which dataset's rows
-    #[schema(required = false, default = "users", pattern = "^[a-z][a-z0-9_-]{0,62}$")]
+    #[schema(required = false, default = "users", value_type = DatasetName)]
     dataset: String,
     /// How they are written
     #[schema(required = false, default = "csv")]
