@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the API says of itself, held against it by schemathesis: calls made up from /openapi.json, good and bad ones, with a
-# key. All of its checks; a failure is a defect of the document or of the service. `cargo build` comes first. Needs python3 with venv.
+# key. All of its checks, but for what schemathesis.toml says; a failure is a defect of the document or of the service. `cargo build` comes first. Needs python3 with venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

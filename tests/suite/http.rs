@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::harness::{Database, PATIENCE, Service, Start, eventually};
+use crate::openapi;
 
 const CONSUMER: (&str, &str) = ("X-Consumer-ID", "a");
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -31,6 +32,13 @@ impl Answer {
         assert!(!answer.header("x-request-id").is_empty());
         assert_eq!(answer.header("x-content-type-options"), "nosniff");
         answer
+    }
+
+    /// Checks that the document has it.
+    fn told(self, method: &str, path: &str) -> Answer {
+        let problem: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        openapi::assert_told(method, path, self.status, problem["code"].as_str());
+        self
     }
 
     fn header(&self, name: &str) -> &str {
@@ -77,7 +85,7 @@ impl Answer {
 }
 
 async fn call(service: &Service, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-    Answer::of(service.call(method, path, headers).await).await
+    Answer::of(service.call(method, path, headers).await).await.told(method, path)
 }
 
 async fn get(service: &Service, path: &str) -> Answer {
@@ -89,7 +97,7 @@ async fn post(service: &Service, path: &str, headers: &[(&str, &str)], body: imp
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    Answer::of(request.send().await.unwrap()).await
+    Answer::of(request.send().await.unwrap()).await.told("POST", path)
 }
 
 fn members(object: &Value) -> BTreeSet<&str> {

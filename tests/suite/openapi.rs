@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
@@ -39,6 +40,29 @@ fn document() -> Value {
 fn calls(document: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
     let items = document["paths"].as_object().unwrap().iter();
     items.flat_map(|(path, item)| item.as_object().unwrap().iter().map(|(method, call)| (&**path, &**method, call)))
+}
+
+/// Checks that a call says of itself that it may answer so. Of paths and methods that there are none of, nothing is said.
+pub(crate) fn assert_told(method: &str, path: &str, status: u16, code: Option<&str>) {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
+    let path: Vec<&str> = path.split('?').next().unwrap().split('/').collect();
+    let is_parameter = |segment: &str| segment.starts_with('{');
+    let is_like = |template: &str| {
+        let segments: Vec<_> = template.split('/').collect();
+        segments.len() == path.len() && segments.iter().zip(&path).all(|(own, other)| own == other || is_parameter(own))
+    };
+    // `/exports/full` is not a job.
+    let items = DOCUMENT["paths"].as_object().unwrap().iter().filter(|(template, _)| is_like(template));
+    let Some((template, item)) = items.min_by_key(|(template, _)| template.matches('{').count()) else { return };
+    let method = method.to_lowercase().replace("head", "get");
+    let Some(call) = item.get(&method) else { return };
+    let answer = &call["responses"][status.to_string()];
+    assert!(answer.is_object(), "{method} {template} answers {status}, which its document lacks");
+    if let Some(code) = code {
+        let answer = answer["$ref"].as_str().unwrap_or_else(|| panic!("{method} {template}: {status} {code}"));
+        let named = answer.rsplit_once('/').unwrap().1.split('.').skip(1).any(|told| told == code);
+        assert!(named, "{method} {template} answers {status} {code}, which its document lacks: {answer}");
+    }
 }
 
 #[test]
