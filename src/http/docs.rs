@@ -86,6 +86,7 @@ impl<'d> Reader<'d> {
                                 article id={ "schema-" (name) } {
                                     h3 { code { (name) } }
                                     (prose(text(&schema["description"])))
+                                    @if schema.get("properties").is_none() { p.kind { (self.kind(schema)) } }
                                     (self.properties(schema))
                                     @if let Some(example) = schema.get("example") { pre { (format!("{example:#}")) } }
                                 }

@@ -182,6 +182,15 @@ async fn the_page_of_the_document_needs_nobody_else() {
     for (path, method, call) in calls(&document) {
         assert!(page.contains(&format!(" id={}", call["operationId"])), "{method} {path}");
     }
+    for name in document["components"]["schemas"].as_object().unwrap().keys() {
+        let (_, section) = page.split_once(&format!(" id=\"schema-{name}\"")).unwrap();
+        let section = section.split_once("</article>").unwrap().0;
+        // A name alone tells nobody what it is.
+        assert!(
+            name == "Nothing" || section.contains("<dt>") || section.contains("class=\"kind\""),
+            "{name}: {section}"
+        );
+    }
     let style = service.call("GET", "/docs/style.css", &[]).await;
     assert_eq!(style.headers()["content-type"], "text/css; charset=utf-8");
     let style = style.text().await.unwrap();
