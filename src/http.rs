@@ -11,6 +11,7 @@ mod exports;
 mod input;
 mod openapi;
 mod ops;
+mod page;
 mod pages;
 mod problem;
 mod rate;
@@ -26,6 +27,7 @@ use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -108,6 +110,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(openapi::get))
         .routes(routes!(docs::page))
         .routes(routes!(docs::style))
+        .route("/", get(page::index))
+        .route("/page/{name}", get(page::asset))
 }
 
 /// The routes alone by which a process is watched, with every layer: of one that runs exports and has no API.

@@ -143,9 +143,10 @@ pub(crate) async fn check(
     Ok(while_good(answer, door.service, key))
 }
 
-/// What needs no key: whether it is well, and what it can do. By a route's path, never by what a client wrote.
+/// What needs no key: whether it is well, what it can do, and the page that asks for the key. By a route's path, never by what a
+/// client wrote.
 pub(crate) fn is_open(path: &str) -> bool {
-    matches!(path, "/health" | "/health/live" | "/health/ready" | "/docs" | "/openapi.json")
+    matches!(path, "/health" | "/health/live" | "/health/ready" | "/docs" | "/openapi.json" | "/" | "/page/{name}")
         || path.starts_with("/docs/")
 }
 
@@ -234,7 +235,10 @@ mod tests {
     #[test]
     fn a_route_that_nobody_has_named_is_not_open() {
         assert!(is_open("/health/ready") && is_open("/openapi.json") && is_open("/docs/{*rest}"));
-        for path in ["", "/", "/exports", "/metrics", "/health/", "/healthy", "/docsy"] {
+        assert!(is_open("/") && is_open("/page/{name}"));
+        for path in
+            ["", "//", "/exports", "/metrics", "/health/", "/healthy", "/docsy", "/page", "/page/", "/pages/{name}"]
+        {
             assert!(!is_open(path), "{path}");
         }
         for (method, path, scope) in [

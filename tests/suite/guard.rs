@@ -826,7 +826,7 @@ async fn few_changes_of_many_rows_are_found_by_indexes() {
     database.run("delete from users where id % 20 = 1").await;
     assert_eq!(passes(&service, "delta", "a", None).await.1.rows.len(), 10_000);
     let log = service.log();
-    let plans: Vec<_> = log.lines().filter(|line| line.contains("-- source.cursor.declare")).collect();
+    let plans: Vec<_> = log.lines().filter(|line| line.contains("-- source.stream.read")).collect();
     assert_eq!(plans.len(), 3, "{log}");
     for plan in plans {
         for index in ["change_log_changes", "users_pkey", "idx_users_updated_at"] {

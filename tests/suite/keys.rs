@@ -167,10 +167,11 @@ async fn a_name_is_one_keys_alone_until_it_is_revoked() {
 }
 
 #[tokio::test]
-async fn every_route_but_health_wants_a_key() {
+async fn every_route_but_health_and_the_page_wants_a_key() {
     let database = Database::new().await;
     let service = service(&database).await;
-    let others = [("GET", "/nowhere", ""), ("GET", "/", ""), ("GET", "/metrics", ""), ("PATCH", "/exports", "")];
+    let others =
+        [("GET", "/nowhere", ""), ("POST", "/nowhere", ""), ("GET", "/metrics", ""), ("PATCH", "/exports", "")];
     for (method, path, _) in ROUTES.iter().chain(&others) {
         let path = path.replace("{id}", UNKNOWN_JOB);
         let answer = call_plainly(&service, method, &path, &[("X-Consumer-ID", "a")]).await;

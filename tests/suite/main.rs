@@ -61,6 +61,8 @@ mod network;
 #[cfg(test)]
 mod openapi;
 #[cfg(test)]
+mod page;
+#[cfg(test)]
 mod pooler;
 #[cfg(test)]
 mod readers;

@@ -1,0 +1,150 @@
+//! `/`: the page that an operator and a client's developer look at, and the files that it is made of.
+//!
+//! It is a client of the API like any other: these files hold no data, need no key, and know nothing of `service`. They are built
+//! into the binary, so that a page and the API that it speaks to are always of one version.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::LazyLock;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::http::input::PathParameter;
+use crate::http::problem::Problem;
+
+/// Scripts, styles and calls of this origin and nothing else: what a name or an error brings along can't run, be sent anywhere or
+/// be shown in a foreign frame. Trusted types take the calls away that would read a text as HTML.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
+
+/// A file of the page.
+struct Asset {
+    media_type: HeaderValue,
+    text: &'static str,
+    etag: HeaderValue,
+}
+
+macro_rules! assets {
+    ($($name:literal),* $(,)?) => {
+        BTreeMap::from([$(($name, Asset::new($name, include_str!(concat!("page/", $name))))),*])
+    };
+}
+
+/// The page's files, by their names under `/page/`; `index.html` is at `/`.
+static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
+    assets![
+        "actions.js",
+        "api.js",
+        "app.js",
+        "banner.js",
+        "chart.js",
+        "consumers.js",
+        "curl.js",
+        "dom.js",
+        "download.js",
+        "figures.js",
+        "icon.svg",
+        "index.html",
+        "job.js",
+        "jobs.js",
+        "key.js",
+        "overview.js",
+        "pages.js",
+        "pulse.js",
+        "start.js",
+        "style.css",
+        "words.js",
+    ]
+});
+
+const INDEX: &str = "index.html";
+
+impl Asset {
+    fn new(name: &str, text: &'static str) -> Asset {
+        let media_type = match name.rsplit_once('.').map(|(_, extension)| extension) {
+            Some("html") => "text/html; charset=utf-8",
+            Some("css") => "text/css; charset=utf-8",
+            Some("svg") => "image/svg+xml",
+            _ => "text/javascript; charset=utf-8",
+        };
+        let mut etag = String::from("\"");
+        for byte in &ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref()[..12] {
+            write!(etag, "{byte:02x}").expect("a String takes everything");
+        }
+        etag.push('"');
+        let etag = etag.parse().expect("digits are a valid header value");
+        Asset { media_type: HeaderValue::from_static(media_type), text, etag }
+    }
+
+    fn answer(&self, headers: &HeaderMap) -> Response {
+        let own = [
+            (header::CONTENT_TYPE, self.media_type.clone()),
+            (header::ETAG, self.etag.clone()),
+            // Kept, and asked for anew each time: modules of two versions would not fit together.
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+            (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
+            (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+            (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+        ];
+        let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
+        let mut known = known.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
+        if known.any(|tag| tag == "*" || tag.as_bytes() == self.etag.as_bytes()) {
+            return (StatusCode::NOT_MODIFIED, own).into_response();
+        }
+        (own, self.text).into_response()
+    }
+}
+
+/// `GET /`: the page, whatever the client says it accepts. What a machine wants of this service has paths of its own.
+pub(crate) async fn index(headers: HeaderMap) -> Response {
+    ASSETS[INDEX].answer(&headers)
+}
+
+/// `GET /page/{name}`: one of its files.
+pub(crate) async fn asset(PathParameter(name): PathParameter, headers: HeaderMap) -> Result<Response, Problem> {
+    let asset = ASSETS.get(name.as_str()).filter(|_| name != INDEX);
+    let asset = asset.ok_or_else(|| Problem::not_found("the page has no such file"))?;
+    Ok(asset.answer(&headers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names that follow a mark in a text, up to the next quote.
+    fn named<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
+        text.split(mark).skip(1).map(|rest| rest.split(['"', '\'']).next().unwrap())
+    }
+
+    #[test]
+    fn every_file_that_the_page_names_is_there_and_every_other_is_not() {
+        let index = &ASSETS[INDEX];
+        let mut used: Vec<&str> = named(index.text, "\"/page/").collect();
+        for asset in ASSETS.values().filter(|asset| asset.media_type == "text/javascript; charset=utf-8") {
+            used.extend(named(asset.text, "from \"./"));
+        }
+        for name in &used {
+            assert!(ASSETS.contains_key(name), "{name}");
+        }
+        for name in ASSETS.keys().filter(|name| **name != INDEX) {
+            assert!(used.contains(name), "nobody uses {name}");
+        }
+    }
+
+    #[test]
+    fn nothing_reads_a_text_as_html_or_is_written_in_line() {
+        for (name, asset) in &*ASSETS {
+            for word in
+                ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser", "style=\""]
+            {
+                assert!(!asset.text.contains(word), "{name} has {word}");
+            }
+            let foreign = asset.text.replace("http://www.w3.org/2000/svg", "");
+            assert!(!foreign.contains("http://") && !foreign.contains("https://"), "{name} names another host");
+        }
+        let index = ASSETS[INDEX].text;
+        assert_eq!(index.matches("<script").count(), 1);
+        assert!(index.contains("<script type=\"module\" src=\"/page/app.js\"></script>") && !index.contains("<style"));
+    }
+}

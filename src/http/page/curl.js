@@ -1,0 +1,42 @@
+// The same by hand: commands that a shell takes as they are. A key is never written out, only the name of a variable.
+
+import { hasKey } from "./api.js";
+
+function quoted(word) {
+  return `'${String(word).replaceAll("'", "'\\''")}'`;
+}
+
+function curl(parts) {
+  const key = hasKey() ? ['-H "Authorization: Bearer $CDC_EXPORT_KEY"'] : [];
+  return ["curl", ...key, ...parts].join(" ");
+}
+
+// The call that starts an export; `fields` are a job's, or the form's.
+export function starting({ consumerId, exportType, dataset, format, compression }) {
+  const body = {};
+  if (consumerId === null) body.exportType = exportType;
+  if (dataset !== "users") body.dataset = dataset;
+  if (format !== "csv") body.format = format;
+  if (compression !== "none") body.compression = compression;
+  const parts = ["-X POST"];
+  if (consumerId !== null) parts.push(`-H ${quoted(`X-Consumer-ID: ${consumerId}`)}`);
+  if (Object.keys(body).length > 0) parts.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(body))}`);
+  parts.push(quoted(`${location.origin}${consumerId === null ? "/exports" : `/exports/${exportType}`}`));
+  return curl(parts);
+}
+
+export function following(job) {
+  return curl([quoted(`${location.origin}/exports/${job.jobId}?wait=60`)]);
+}
+
+export function downloading(job) {
+  return curl(["-fOJ", quoted(`${location.origin}/exports/${job.jobId}/download`)]);
+}
+
+export function checking(job) {
+  return `echo ${quoted(`${job.sha256}  ${job.outputFilename}`)} | sha256sum -c`;
+}
+
+export function retrying(job) {
+  return curl(["-X POST", quoted(`${location.origin}/exports/${job.jobId}/retry`)]);
+}

@@ -1,0 +1,218 @@
+// One export's whole story: what was asked for, how it went, what its file is, and the commands to do it again.
+
+import { Problem, follow, get, jobPath } from "./api.js";
+import { acting, actions, complaints, submitting } from "./actions.js";
+import { checking, downloading, following, retrying, starting } from "./curl.js";
+import { el, keyed, once, say, show, text } from "./dom.js";
+import { bytes, count, duration, rows, utc, when } from "./figures.js";
+import { progressBar, speed, statusBadge } from "./jobs.js";
+import { STATUS, TYPES, continuity, isOpen, title, whatNext } from "./words.js";
+
+// What has ended stays as it is; the page only looks whether the service is there.
+const ENDED_SECONDS = 30;
+
+export function jobView(id, onRetry) {
+  const heading = el("h1", {}, "Export");
+  const status = statusBadge();
+  const bar = progressBar();
+  const going = el("p", { class: "going" });
+  const does = actions(onRetry);
+  const failure = el("div", { class: "failure", hidden: true });
+  const timeline = el("ol", { class: "timeline" });
+  const members = el("dl", {});
+  const commands = el("div", {});
+  const raw = el("code", {});
+  const story = el(
+    "div",
+    { hidden: true },
+    el("div", { class: "top" }, status.node, bar.node, does.node),
+    going,
+    failure,
+    el(
+      "div",
+      { class: "halves" },
+      el("section", { "aria-labelledby": "timeline-heading" }, el("h2", { id: "timeline-heading" }, "What happened"), timeline),
+      el("section", { "aria-labelledby": "members-heading", class: "tall" }, el("h2", { id: "members-heading" }, "What it is"), members),
+      el("section", { "aria-labelledby": "again-heading" }, el("h2", { id: "again-heading" }, "By hand"), commands),
+    ),
+    el("details", {}, el("summary", {}, "As the API has it"), el("pre", { tabindex: "0" }, raw)),
+  );
+  const missing = el("p", { class: "empty", hidden: true });
+  const node = el("article", { class: "job" }, el("p", {}, el("a", { href: "#/" }, "← All exports")), heading, missing, story);
+  let known = null;
+
+  function update(job) {
+    if (known !== null && isOpen(known) && !isOpen(job)) say(`${job.status}: ${title(job)}, ${rows(job.rowsExported)}`);
+    known = job;
+    show(story, true);
+    show(missing, false);
+    const name = title(job);
+    text(heading, name[0].toUpperCase() + name.slice(1));
+    document.title = `${job.status}: ${name} – cdc-export`;
+    status.update(job);
+    bar.update(job);
+    does.update(job);
+    text(going, goingOn(job));
+    show(failure, job.error !== null);
+    // Made anew only where it changed: somebody may be about to copy out of it, or have the focus there.
+    once(failure, JSON.stringify(job.error), () => failureOf(job, onRetry));
+    once(timeline, [job.status, job.attempt, job.startedAt, job.finishedAt].join(), () => timelineOf(job));
+    keyed(members, membersOf(job), ([name]) => name, memberRow);
+    once(commands, `${job.jobId} ${job.status}`, () => commandsOf(job));
+    text(raw, JSON.stringify(job, null, 2));
+  }
+
+  async function beat(signal, alive) {
+    try {
+      const heard = (job) => {
+        update(job);
+        alive();
+      };
+      heard(await get(jobPath(id), {}, signal));
+      if (!isOpen(known)) return ENDED_SECONDS;
+      await follow(id, heard, signal);
+      // Its end, or a stream that ended before: the next look tells.
+      return isOpen(known) ? 1 : ENDED_SECONDS;
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      // Too many follow jobs as it is: then it is asked for now and then.
+      if (error.code === "too_many_followers") return 2;
+      if (error.status !== 404) throw error;
+      text(missing, `${error.message}. It may have been removed by RETAIN_JOBS, or belong to a consumer that this key is not for.`);
+      show(missing, true);
+      show(story, false);
+      return ENDED_SECONDS;
+    }
+  }
+  return { node, heading, beat };
+}
+
+function goingOn(job) {
+  const { rate, left } = speed(job);
+  const parts = [STATUS[job.status]?.meaning];
+  if (job.status === "processing") {
+    parts.push(`${rows(job.rowsExported)}, ${bytes(job.bytesWritten)} so far.`);
+    if (rate !== null) parts.push(`${count(Math.round(rate))} rows/s${left === null ? "" : `, about ${duration(Math.max(1, left))} left`}.`);
+  }
+  return parts.join(" ");
+}
+
+function failureOf(job, onStarted) {
+  if (job.error === null) return [];
+  const says = [
+    el("p", {}, el("strong", {}, el("code", {}, job.error.code))),
+    el("p", {}, job.error.detail),
+    el("p", {}, el("b", {}, "What to do: "), whatNext(job.error.code)),
+  ];
+  if (job.error.code !== "full_export_needed" || job.consumerId === null) return says;
+  // A retry would fail in the same way.
+  const { consumerId, dataset, format, compression } = job;
+  const { node: complaint, complain } = complaints();
+  const start = submitting("/exports/full", { headers: { "X-Consumer-ID": consumerId }, body: { dataset, format, compression } }, (made) => {
+    onStarted(made.jobId);
+    return `started: full export of ${dataset} for ${consumerId}`;
+  });
+  return [...says, el("p", { class: "buttons" }, acting("Start a full export", `of ${dataset} for ${consumerId}`, complain, start)), complaint];
+}
+
+function timelineOf(job) {
+  const step = (kind, label, at, more) => el("li", { class: kind }, el("b", {}, label), at && " ", at && exactly(at), more && el("span", { class: "meaning" }, more));
+  const between = (from, to) => duration(Math.max(0, (Date.parse(to) - Date.parse(from)) / 1000));
+  const steps = [step("done", "Asked for", job.createdAt, job.retryOf === null ? null : "as a retry of an earlier one")];
+  if (job.startedAt !== null) {
+    const attempt = job.attempt > 1 ? `attempt ${job.attempt}; ` : "";
+    steps.push(step("done", "Started", job.startedAt, `${attempt}${between(job.createdAt, job.startedAt)} after it was asked for`));
+  } else if (job.finishedAt === null) {
+    steps.push(step("next", job.attempt > 0 ? `Waits for attempt ${job.attempt + 1}` : "Waits for its turn", null, STATUS.pending.meaning));
+  }
+  if (job.finishedAt !== null) {
+    const took = job.durationSeconds === null ? null : `after ${duration(job.durationSeconds)}`;
+    steps.push(step(`done ${STATUS[job.status].weight}`, job.status[0].toUpperCase() + job.status.slice(1), job.finishedAt, took));
+  } else if (job.startedAt !== null) {
+    steps.push(step("next", job.status === "pending" ? `Waits for attempt ${job.attempt + 1}` : "Running", null, null));
+  }
+  return steps;
+}
+
+function exactly(time) {
+  const age = when(time);
+  return el("span", { class: "exactly" }, age, el("span", { class: "quiet" }, utc(time)));
+}
+
+function membersOf(job) {
+  const says = continuity(job.continuity);
+  const adHoc = job.consumerId === null;
+  const none = (why) => el("span", { class: "quiet" }, why);
+  const list = [
+    ["Consumer", adHoc ? none("none: an ad-hoc export, which reads and moves no watermark") : el("a", { href: `#/?consumer=${encodeURIComponent(job.consumerId)}` }, job.consumerId)],
+    ["Dataset", job.dataset],
+    ["Type", `${job.exportType}: ${TYPES[job.exportType]}`],
+    ["Rows", count(job.rowsExported)],
+    ["Format", job.compression === "none" ? job.format : `${job.format}, ${job.compression}`],
+    ["File", [el("code", {}, job.outputFilename), job.status === "completed" ? null : none(isOpen(job) ? " is there when it is completed" : " was not made")]],
+    ["Size", `${count(job.bytesWritten)} bytes`],
+    ["SHA-256", job.sha256 === null ? none(isOpen(job) ? "known when it is completed" : "there is no file") : el("code", {}, job.sha256)],
+    ["Watermark", watermarkOf(job, none)],
+    ["Continuity", job.continuity === null ? "nothing stood between the last export and this one" : [el("code", {}, job.continuity), ` ${says.meaning}`]],
+    ["Late rows", job.lateRows === 0 ? "none" : `${count(job.lateRows)}: changed before the watermark by their own times, and found by the log alone (late commits, back-dated rows, hard deletes)`],
+    ["Open transactions", openOf(job, none)],
+    ["Columns", job.schemaChanged ? "changed since this consumer's last export: look whether its reader knows them" : "no change seen"],
+    ["Table", job.tableRewritten ? "written anew since the last export, as VACUUM FULL does; an ALTER TABLE that changed values does it too" : "no rewrite seen"],
+    ["Attempts", job.attempt === 0 ? "none yet" : count(job.attempt)],
+    ["Retry of", job.retryOf === null ? none("no other") : el("a", { href: `#/jobs/${job.retryOf}` }, job.retryOf)],
+    ["Id", el("code", {}, job.jobId)],
+  ];
+  return list;
+}
+
+function memberRow([name]) {
+  const value = el("dd", {});
+  const update = ([, made]) => {
+    const fresh = el("dd", {}, made);
+    if (fresh.textContent !== value.textContent) value.replaceChildren(...fresh.childNodes);
+  };
+  return { node: el("div", {}, el("dt", {}, name), value), update };
+}
+
+function watermarkOf(job, none) {
+  if (job.consumerId === null) return none("not moved");
+  const at = (time) => el("time", { datetime: time }, utc(time));
+  // An export that ended without a file may not have come as far as to read it.
+  if (job.status !== "completed") {
+    const stays = none(isOpen(job) ? "moves when this is completed" : "not moved");
+    return job.watermarkFrom === null ? stays : [at(job.watermarkFrom), none("; "), stays];
+  }
+  const from = job.watermarkFrom === null ? none("none") : at(job.watermarkFrom);
+  if (job.watermarkTo === null) return [from, none("; not moved: no row had a time")];
+  return job.watermarkTo === job.watermarkFrom ? [from, none("; not moved")] : [from, " → ", at(job.watermarkTo)];
+}
+
+function openOf(job, none) {
+  if (job.openTransactions === null) return none(isOpen(job) ? "not known yet" : "not known");
+  if (job.openTransactions === 0) return "none";
+  const oldest = job.oldestTransactionSeconds === null ? "" : `, the oldest for ${duration(job.oldestTransactionSeconds)}`;
+  return `${count(job.openTransactions)}${oldest}: what they change belongs to the next export`;
+}
+
+function commandsOf(job) {
+  const list = [["Ask for another one like it", starting(job)]];
+  if (isOpen(job)) list.push(["Wait for its end", following(job)]);
+  if (job.status === "completed") list.push(["Fetch its file", downloading(job)], ["Check the file", checking(job)]);
+  if (job.status === "failed" || job.status === "cancelled") list.push(["Retry it", retrying(job)]);
+  const made = list.map(([label, command]) => el("div", { class: "command" }, el("h3", {}, label), el("pre", { tabindex: "0" }, el("code", {}, command)), copying(label, command)));
+  if (job.consumerId === null) made.push(el("p", { class: "hint" }, "Columns, filter and limit of an ad-hoc export are not told by the API: add them if it had some."));
+  return made;
+}
+
+function copying(label, command) {
+  // Only a page that came safely may write to the clipboard; elsewhere the text can be marked.
+  if (!navigator.clipboard) return null;
+  const word = el("span", {}, "Copy");
+  const tell = (done, words) => {
+    text(word, done);
+    say(words);
+    setTimeout(() => text(word, "Copy"), 2000);
+  };
+  const copy = () => navigator.clipboard.writeText(command).then(() => tell("Copied", "copied"), () => tell("Not copied", "the browser did not let it be copied"));
+  return el("button", { type: "button", onclick: copy }, word, el("span", { class: "unseen" }, ` to ${label.toLowerCase()}`));
+}

@@ -1,0 +1,122 @@
+// The form for a new export, with the command that does the same.
+
+import { get, submission } from "./api.js";
+import { complaints } from "./actions.js";
+import { starting } from "./curl.js";
+import { dialog, el, say, set, show, text } from "./dom.js";
+import { wake } from "./pulse.js";
+import { TYPES } from "./words.js";
+
+const ID = /^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$/;
+
+export function askForExport(onStarted) {
+  const consumer = el("input", {
+    id: "start-consumer",
+    name: "consumer",
+    autocomplete: "off",
+    autocapitalize: "none",
+    spellcheck: "false",
+    maxlength: 128,
+    "aria-describedby": "start-consumer-hint",
+  });
+  const dataset = el("select", { id: "start-dataset", name: "dataset" }, el("option", { value: "users" }, "users"));
+  const format = choice("format", ["csv", "ndjson", "parquet"]);
+  const compression = choice("compression", ["none", "gzip", "zstd"]);
+  const types = Object.entries(TYPES).map(([type, meaning]) => {
+    const input = el("input", { type: "radio", name: "exportType", value: type, id: `start-${type}` });
+    input.checked = type === "full";
+    return { input, node: el("label", { for: input.id, class: "radio" }, input, el("span", {}, el("b", {}, type), ` ${meaning}`)) };
+  });
+  const unready = el("p", { class: "notice", hidden: true });
+  const command = el("code", {});
+  const { node: complaint, complain } = complaints();
+  const start = el("button", { type: "submit", class: "main" }, "Start");
+
+  // As the form stands.
+  const fields = () => ({
+    consumerId: consumer.value.trim() === "" ? null : consumer.value.trim(),
+    exportType: types.find(({ input }) => input.checked).input.value,
+    dataset: dataset.value,
+    format: format.value,
+    compression: format.value === "parquet" ? "none" : compression.value,
+  });
+  const form = el(
+    "form",
+    { novalidate: true, onsubmit: (event) => (event.preventDefault(), submit()), oninput: () => changed() },
+    el("label", { for: consumer.id }, "Consumer"),
+    consumer,
+    el("p", { class: "hint", id: "start-consumer-hint" }, "Who it is for; a new name makes a new consumer. Empty: an ad-hoc full export, which moves no watermark."),
+    el("fieldset", {}, el("legend", {}, "Rows"), types.map(({ node }) => node)),
+    el(
+      "div",
+      { class: "columns" },
+      el("label", { for: dataset.id }, "Dataset", dataset),
+      el("label", { for: format.id }, "Format", format),
+      el("label", { for: compression.id }, "Compression", compression),
+    ),
+    unready,
+    el("pre", { tabindex: "0", "aria-label": "the same by hand" }, command),
+    complaint,
+    el("p", { class: "buttons" }, start, el("button", { type: "button", onclick: () => opened.close() }, "Close")),
+  );
+
+  // The same form sent twice, by a click whose answer was lost, is one request.
+  let pending = null;
+  let datasets = [];
+  function changed() {
+    pending = null;
+    const { consumerId, format: chosen, dataset: name } = fields();
+    compression.disabled = chosen === "parquet";
+    set(compression, "title", compression.disabled ? "a parquet file is compressed inside" : null);
+    for (const { input } of types) input.disabled = consumerId === null && input.value !== "full";
+    if (consumerId === null) types[0].input.checked = true;
+    text(command, starting(fields()));
+    set(consumer, "aria-invalid", null);
+    const problems = datasets.find((known) => known.name === name)?.problems ?? [];
+    text(unready, problems.length > 0 ? `It can't be exported now: ${problems.join("; ")}` : "");
+    show(unready, problems.length > 0);
+    complain(null);
+  }
+
+  async function submit() {
+    const { consumerId, exportType, ...options } = fields();
+    if (consumerId !== null && !ID.test(consumerId)) {
+      set(consumer, "aria-invalid", true);
+      consumer.focus();
+      return complain(new Error("A consumer id has 1 to 128 of A-Z a-z 0-9 . _ : @ - and begins with a letter or a digit."));
+    }
+    pending ??= consumerId === null ? submission("/exports", { body: { exportType, ...options } })
+      : submission(`/exports/${exportType}`, { headers: { "X-Consumer-ID": consumerId }, body: options });
+    start.disabled = true;
+    try {
+      const job = await pending();
+      opened.close();
+      say(`started: ${exportType} export of ${options.dataset}`);
+      onStarted(job.jobId);
+      wake();
+    } catch (error) {
+      // What was refused is another request when it is mended.
+      if (error.status) pending = null;
+      complain(error);
+    } finally {
+      start.disabled = false;
+    }
+  }
+
+  const opened = dialog("New export", form);
+  opened.classList.add("wide");
+  changed();
+  consumer.focus();
+  // The form is of use before it knows them all.
+  get("/datasets").then((list) => {
+    datasets = list.items;
+    const chosen = dataset.value;
+    dataset.replaceChildren(...datasets.map(({ name, ready }) => el("option", { value: name }, ready ? name : `${name} (not ready)`)));
+    if (datasets.some(({ name }) => name === chosen)) dataset.value = chosen;
+    changed();
+  }, complain);
+}
+
+function choice(name, values) {
+  return el("select", { id: `start-${name}`, name }, values.map((value) => el("option", { value }, value)));
+}

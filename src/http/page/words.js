@@ -1,0 +1,91 @@
+// What the API's words mean, for who reads them at night: plainly, and with what to do next.
+
+// Each word of `continuity`: what happened, and the weakest export that is exact all the same.
+const CONTINUITY = {
+  rewound: ["The watermark was set back by hand: the next export sends again what lies behind it.", "delta"],
+  no_snapshot: ["The watermark was made by hand: the next export goes by it alone, once.", "delta"],
+  watermark_edited: ["The watermark was set forward by hand: the next export goes by it alone, once.", "delta"],
+  truncated: ["The table was truncated: which rows it had is not known, so a delta can't name the deletions.", "incremental"],
+  deletes_expired: ["It stayed away too long: the log of deletions was given up.", "incremental"],
+  log_expired: ["It stayed away far too long: the log of changes was given up.", "full"],
+  dataset_changed: ["The catalogue says otherwise than before which rows belong to the dataset.", "full"],
+  column_retyped: ["A column has another type: values changed that no trigger saw.", "full"],
+  table_recreated: ["The table is another one of the same name.", "full"],
+  other_cluster: ["The database was restored on another cluster.", "full"],
+  xid_went_back: ["The database was restored to an older state.", "full"],
+  trigger_missing: ["A trigger that captures changes is missing or disabled. First: cdc-export track.", "full"],
+  trigger_changed: ["A trigger that captures changes was gone or disabled for a while.", "full"],
+  partitions_changed: ["A partition came or went with its rows.", "full"],
+};
+
+const EXACT = {
+  delta: "",
+  incremental: "Incremental exports are still exact; deltas need a full export first.",
+  full: "The next export has to be a full one.",
+};
+
+// The weight of a badge, and a sentence.
+export function continuity(word) {
+  if (word === null) return { weight: "good", label: "exact", meaning: "Every change since its last export is known." };
+  const [meaning, needs] = CONTINUITY[word] ?? ["A word that this page doesn't know.", "delta"];
+  const weight = { delta: "notice", incremental: "warning", full: "bad" }[needs];
+  return { weight, label: word, meaning: `${meaning} ${EXACT[needs]}`.trim(), needs };
+}
+
+const NEXT = {
+  full_export_needed: "Start a full export: it is always exact, and heals it.",
+  storage_full: "Make room on the disk of the output folder, then retry.",
+  storage_readonly: "Let the service write to its output folder (permissions, mount), then retry.",
+  output_missing: "Mount or make the output folder again, then retry.",
+  source_unavailable: "See whether Postgres can be reached, then retry.",
+  table_missing: "Make the table, or take its dataset out of the catalogue.",
+  dataset_mismatch: "Mend what the text names in the table or the catalogue: cdc-export datasets check.",
+  permission_denied: "Grant the service's role SELECT on the table, then retry.",
+  invalid_text: "Mend the value in the column that the text names, then retry.",
+  row_too_large: "Raise CELL_MAX_BYTES or leave the column out (exclude), then retry.",
+  not_in_format: "Export as csv or ndjson, which have a form for every value.",
+  watermark_changed: "Somebody moves this consumer's watermark while its exports run. Retry when that is over.",
+  attempts_exhausted: "Its workers vanished each time: look into their logs and memory limits, then retry.",
+  internal: "A defect of the service: its log has the cause. Retry once, then report it.",
+};
+
+export function whatNext(code) {
+  return NEXT[code] ?? "Look into the service's log, then retry.";
+}
+
+export const TYPES = {
+  full: "every live row",
+  incremental: "the live rows that changed since the watermark",
+  delta: "the rows that changed since the watermark, deleted ones too, each with its operation",
+};
+
+export const STATUS = {
+  pending: { weight: "notice", meaning: "It waits for a worker, or for its consumer's earlier exports." },
+  processing: { weight: "running", meaning: "Its rows are being written." },
+  completed: { weight: "good", meaning: "The file is whole and on disk." },
+  failed: { weight: "bad", meaning: "It ended without a file. The watermark is where it was." },
+  cancelled: { weight: "quiet", meaning: "It was cancelled. The watermark is where it was." },
+};
+
+export function isOpen(job) {
+  return job.status === "pending" || job.status === "processing";
+}
+
+export function title(job) {
+  const whose = job.consumerId === null ? "ad hoc" : `for ${job.consumerId}`;
+  return `${job.exportType} export of ${job.dataset}, ${whose}`;
+}
+
+// What an error of a call adds to its detail, which is shown as it is.
+export function hint(error) {
+  switch (error.code) {
+    case "scope_missing":
+      return "Whoever runs the service can make a key that has it: cdc-export keys create --scope …";
+    case "consumer_not_allowed":
+      return "Keys are bound to consumers: use one of this key's, or another key.";
+    case "too_many_open_jobs":
+      return "Wait until some of them have ended, or cancel them.";
+    default:
+      return "";
+  }
+}

@@ -1,0 +1,130 @@
+//! The page at `/` as it is served; `tests/browser.sh` looks at what it does.
+
+use reqwest::header::HeaderMap;
+
+use crate::harness::{Database, Service, Start, refusal};
+
+/// What the page is made of, as its HTML and its modules name it.
+async fn assets(service: &Service) -> Vec<String> {
+    let mut paths = vec!["/".to_owned()];
+    let mut read = 0;
+    while let Some(path) = paths.get(read) {
+        read += 1;
+        let text = service.call("GET", path, &[]).await.text().await.unwrap();
+        let absolute = text.split("\"/page/").skip(1);
+        let relative = text.split(" from \"./").skip(1);
+        for rest in absolute.chain(relative) {
+            let path = format!("/page/{}", rest.split('"').next().unwrap());
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+    }
+    paths
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).unwrap_or_else(|| panic!("no {name}: {headers:?}")).to_str().unwrap()
+}
+
+#[tokio::test]
+async fn the_page_and_all_its_files_are_served_and_let_nothing_foreign_in() {
+    let service = Start::on(&Database::new().await).service().await;
+    let paths = assets(&service).await;
+    assert!(paths.len() > 10 && paths.contains(&"/page/style.css".to_owned()), "{paths:?}");
+    for path in &paths {
+        let answer = service.call("GET", path, &[]).await;
+        assert_eq!(answer.status(), 200, "{path}");
+        let headers = answer.headers().clone();
+        let media_type = match path.rsplit_once('.').map(|(_, extension)| extension) {
+            None => "text/html; charset=utf-8",
+            Some("js") => "text/javascript; charset=utf-8",
+            Some("css") => "text/css; charset=utf-8",
+            Some("svg") => "image/svg+xml",
+            Some(other) => panic!("what is {other}?"),
+        };
+        assert_eq!(header(&headers, "content-type"), media_type, "{path}");
+        assert_eq!(header(&headers, "x-content-type-options"), "nosniff");
+        assert_eq!(header(&headers, "referrer-policy"), "no-referrer");
+        assert_eq!(header(&headers, "cross-origin-resource-policy"), "same-origin");
+        assert_eq!(header(&headers, "cache-control"), "no-cache");
+        let policy: Vec<&str> = header(&headers, "content-security-policy").split("; ").collect();
+        assert_eq!(
+            policy,
+            [
+                "default-src 'none'",
+                "script-src 'self'",
+                "style-src 'self'",
+                "connect-src 'self'",
+                "img-src 'self' data:",
+                "base-uri 'none'",
+                "form-action 'none'",
+                "frame-ancestors 'none'",
+                "require-trusted-types-for 'script'",
+            ]
+        );
+        let text = answer.text().await.unwrap();
+        assert!(!text.is_empty());
+
+        // A client that has it is told so, and no more.
+        let etag = header(&headers, "etag");
+        for known in [etag.to_owned(), format!("\"x\", W/{etag}"), "*".to_owned()] {
+            let answer = service.call("GET", path, &[("If-None-Match", &known)]).await;
+            assert_eq!((answer.status().as_u16(), header(answer.headers(), "etag")), (304, etag), "{path} {known}");
+            assert_eq!(answer.text().await.unwrap(), "");
+        }
+        assert_eq!(service.call("GET", path, &[("If-None-Match", "\"x\"")]).await.status(), 200);
+
+        let head = service.call("HEAD", path, &[]).await;
+        assert_eq!((head.status().as_u16(), header(head.headers(), "etag")), (200, etag));
+        assert_eq!(header(head.headers(), "content-length"), text.len().to_string());
+        assert_eq!(head.text().await.unwrap(), "");
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_page_has_no_other_files() {
+    let service = Start::on(&Database::new().await).service().await;
+    for path in
+        ["/page/nothing.js", "/page/index.html", "/page/", "/page", "/page/..%2fpage.rs", "/page/%ff", "/page/a/b"]
+    {
+        assert_eq!(refusal(service.call("GET", path, &[]).await).await, (404, "not_found".to_owned()), "{path}");
+    }
+    for path in ["/", "/page/app.js"] {
+        let answer = service.call("POST", path, &[]).await;
+        assert_eq!(refusal(answer).await, (405, "method_not_allowed".to_owned()), "{path}");
+    }
+    // There is one thing at `/`, whoever asks.
+    let answer = service.call("GET", "/", &[("Accept", "application/json")]).await;
+    assert_eq!(header(answer.headers(), "content-type"), "text/html; charset=utf-8");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_page_needs_no_key_and_its_data_do() {
+    let service = Start::on(&Database::new().await).with("AUTH", "keys").with("RATE_LIMIT", "2/h").service().await;
+    for path in assets(&service).await {
+        assert_eq!(service.call("GET", &path, &[]).await.status(), 200, "{path}");
+    }
+    assert_eq!(refusal(service.call("GET", "/exports", &[]).await).await, (401, "key_required".to_owned()));
+    // Of what nobody has made a route of, nothing is told.
+    assert_eq!(refusal(service.call("GET", "/page/a/b", &[]).await).await, (401, "key_required".to_owned()));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn without_keys_the_page_is_for_this_machine_as_all_else_is() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    for path in ["/", "/page/app.js"] {
+        let answer = service.call("GET", path, &[("Host", "rebound.example")]).await;
+        assert_eq!(refusal(answer).await, (403, "host_not_local".to_owned()), "{path}");
+        let answer = service.call("GET", path, &[("Origin", "https://example.com")]).await;
+        assert_eq!(refusal(answer).await, (403, "origin_not_allowed".to_owned()), "{path}");
+    }
+    service.stop().await;
+    let service = Start::on(&database).with("AUTH", "none").service().await;
+    assert_eq!(service.call("GET", "/", &[("Host", "exports.example")]).await.status(), 200);
+    service.stop().await;
+}
