@@ -44,6 +44,12 @@ schemathesis *args:
 openapi:
     RENEW_OPENAPI=1 cargo test --locked --test suite -- openapi::the_document_in_the_clone
 
+# Needs Chromium, psql and Python's venv; `just browser tour` runs what has that word in its name.
+#
+# The page in a real browser, on a service of its own.
+browser *args:
+    tests/browser.sh {{ args }}
+
 # What the dependencies are: their licences, sources, versions.
 deny:
     cargo deny --locked check --hide-inclusion-graph bans licenses sources
