@@ -25,7 +25,9 @@ const HERE: &str = "http://localhost:8080";
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
 )]
 pub(crate) async fn page() -> impl IntoResponse {
-    let headers: [(HeaderName, &str); 3] = [
+    let headers: [(HeaderName, &str); 4] = [
+        // Another version says something else.
+        (header::CACHE_CONTROL, "no-cache"),
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::REFERRER_POLICY, "no-referrer"),
@@ -66,12 +68,13 @@ impl<'d> Reader<'d> {
                     link rel="stylesheet" href="/docs/style.css";
                 }
                 body {
+                    a.skip href="#calls" { "Skip the list of calls" }
                     details.index open { summary { "Calls" } (self.index()) }
-                    main {
+                    main #calls tabindex="-1" {
                         h1 { (title) " " small { (text(&info["version"])) } }
                         (prose(text(&info["description"])))
                         p { "The examples speak to " code { (HERE) } ". Where the service wants a key, add "
-                            code { "-H \"Authorization: Bearer $KEY\"" } ". For programs this page is "
+                            code { "-H \"Authorization: Bearer $API_KEY\"" } ". For programs this page is "
                             a href="/openapi.json" { "openapi.json" } ", OpenAPI " (text(&self.0["openapi"])) "." }
                         @for tag in items(&self.0["tags"]) {
                             section id=(text(&tag["name"])) {
@@ -239,7 +242,7 @@ impl<'d> Reader<'d> {
     fn curl(&self, call: &Call<'d>) -> String {
         let (mut path, mut query, mut line) = (call.path.to_owned(), Vec::new(), "curl".to_owned());
         match (text(&call.says["operationId"]), call.method.as_str()) {
-            ("downloadExport", _) => line.push_str(" -OJ"),
+            ("downloadExport", _) => line.push_str(" -fOJ"),
             ("followExport", _) => line.push_str(" -N"),
             (_, "GET") => {}
             (_, method) => line.push_str(&format!(" -X {method}")),

@@ -355,8 +355,10 @@ impl Members {
             Some(Value::String(time)) => DateTime::parse_from_rfc3339(&time).ok(),
             _ => None,
         };
-        // Postgres has no year 0; this type has.
-        let time = time.map(DateTime::<Utc>::from).filter(|time| time.year() > 0);
+        // Postgres has no year 0 and no leap second, which this type has; RFC 3339 has no year of five digits.
+        let has_form =
+            |time: &DateTime<Utc>| (1..=9999).contains(&time.year()) && time.timestamp_subsec_nanos() < 1_000_000_000;
+        let time = time.map(DateTime::<Utc>::from).filter(has_form);
         time.ok_or_else(|| invalid(name, "an RFC 3339 time is expected"))
     }
 

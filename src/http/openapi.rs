@@ -32,8 +32,8 @@ pub(crate) static DOCUMENT: LazyLock<Document> = LazyLock::new(|| Document::of(r
         description = "Hands a Postgres table's rows to downstream consumers as files. A consumer asks for a full, incremental or delta \
             export; a background job writes the file, and the consumer's watermark moves in the same transaction.\n\n\
             Names are camelCase, times RFC 3339 in UTC with microseconds. Errors are `application/problem+json` (RFC 9457) with a \
-            stable `code`. Unknown members of a body are refused by name, and every answer has an `X-Request-Id`.\n\n\
-            With `AUTH=keys`, and wherever the service doesn't listen on this machine alone, a call wants a key: \
+            stable `code`. Unknown members of a body are refused by name, and every answer to what can be read as a request has an `X-Request-Id`.\n\n\
+            With `AUTH=keys`, and wherever the service listens beyond this machine without `AUTH=none`, a call wants a key: \
             `Authorization: Bearer cdcx_…`. Each call names the scope that it needs; `admin` has them all.",
     ),
     tags(
@@ -287,7 +287,7 @@ fn refusal(status: StatusCode, codes: &[Code]) -> Value {
         "content": { "application/problem+json": {
             "schema": { "allOf": [
                 { "$ref": "#/components/schemas/Problem" },
-                { "properties": { "code": { "enum": codes }, "status": { "const": status.as_u16() } } },
+                { "properties": { "code": { "enum": codes }, "status": { "type": "integer", "enum": [status.as_u16()] } } },
             ]},
             "examples": examples,
         }},

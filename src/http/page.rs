@@ -111,6 +111,8 @@ pub(crate) async fn asset(PathParameter(name): PathParameter, headers: HeaderMap
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::encoding::{Compression, Format};
+    use crate::job::{Continuity, ExportType, FailureCode, Status};
 
     /// The names that follow a mark in a text, up to the next quote.
     fn named<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
@@ -129,6 +131,25 @@ mod tests {
         }
         for name in ASSETS.keys().filter(|name| **name != INDEX) {
             assert!(used.contains(name), "nobody uses {name}");
+        }
+    }
+
+    #[test]
+    fn the_page_knows_every_word() {
+        let has = |file: &str, word: &str| {
+            let text = ASSETS[file].text;
+            let quoted = format!("\"{word}\"");
+            text.contains(&quoted) || text.contains(&format!("  {word}:"))
+        };
+        let explained = Continuity::ALL.iter().map(|word| word.as_str());
+        let explained = explained.chain(FailureCode::ALL.iter().map(|word| word.as_str()));
+        let explained = explained.chain(Status::ALL.iter().map(|word| word.as_str()));
+        for word in explained.chain(ExportType::ALL.iter().map(|word| word.as_str())) {
+            assert!(has("words.js", word), "words.js doesn't know {word}");
+        }
+        let chosen = Format::ALL.iter().map(|word| word.as_str());
+        for word in chosen.chain(Compression::ALL.iter().map(|word| word.as_str())) {
+            assert!(has("start.js", word), "start.js doesn't offer {word}");
         }
     }
 

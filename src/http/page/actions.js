@@ -42,7 +42,7 @@ export function acting(label, about, complain, act, attributes = {}) {
   return button;
 }
 
-// A submission that keeps its name until an answer has come.
+// A submission that keeps its name until it is known whether it made a job.
 export function submitting(path, options, done) {
   let pending = null;
   return async () => {
@@ -52,7 +52,7 @@ export function submitting(path, options, done) {
       pending = null;
       return done(job);
     } catch (error) {
-      if (error instanceof Problem) pending = null;
+      if (error instanceof Problem && error.status < 500) pending = null;
       throw error;
     }
   };

@@ -11,18 +11,16 @@ import { overview } from "./overview.js";
 import { show } from "./pulse.js";
 import { askForExport } from "./start.js";
 
+const ID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
+
 const content = document.getElementById("content");
 
 function viewOf(hash) {
   const [path, query] = hash.replace(/^#/, "").split("?");
   const job = /^\/jobs\/([^/]+)$/.exec(path);
   if (job === null) return overview(new URLSearchParams(query ?? ""));
-  let id = job[1];
-  try {
-    id = decodeURIComponent(id);
-  } catch {
-    // What can't be decoded is the id of nothing, and is asked for as it is.
-  }
+  // What is no id must not become another call's path; nothing has this one.
+  const id = ID.test(job[1]) ? job[1] : "00000000-0000-0000-0000-000000000000";
   return { ...jobView(id, (made) => (location.hash = `#/jobs/${made}`)), title: "Export – cdc-export" };
 }
 

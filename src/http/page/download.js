@@ -34,9 +34,15 @@ export function downloadOf(job, label, complain) {
 async function saved(job, complain) {
   if (typeof window.showSaveFilePicker === "function") {
     const picked = await window.showSaveFilePicker({ suggestedName: job.outputFilename });
-    const answer = await fileOf(job);
-    // Whole or not at all: the file is put in place when the stream has ended.
-    await answer.body.pipeTo(await picked.createWritable());
+    try {
+      const answer = await fileOf(job);
+      // Its bytes are put in place when the stream has ended.
+      await answer.body.pipeTo(await picked.createWritable());
+    } catch (error) {
+      // The picker has made the file, empty.
+      await picked.remove?.();
+      throw error;
+    }
   } else if (job.bytesWritten > MOST_IN_MEMORY) {
     complain(new Error(`${bytes(job.bytesWritten)} are too much for this browser to hold; by hand: ${downloading(job)}`));
     return;

@@ -5,6 +5,8 @@ import { dialog, el, set, show, text } from "./dom.js";
 import { wake } from "./pulse.js";
 
 let open = null;
+// What is shown was opened by another key.
+let isStale = false;
 
 // `refusal` is why the service wants one, or another one.
 export function askForKey(refusal) {
@@ -12,6 +14,7 @@ export function askForKey(refusal) {
     // It was good before: revoked or expired since.
     useKey(null);
     tellKey();
+    isStale = true;
   }
   if (open !== null) return;
   const field = el("input", {
@@ -28,7 +31,7 @@ export function askForKey(refusal) {
   const form = el(
     "form",
     { novalidate: true, onsubmit: (event) => tryKey(event, field, use, error) },
-    el("p", { id: "key-about" }, "The service answers only to whoever has a key. It stays in this tab, until you close it or forget it."),
+    el("p", { id: "key-about" }, "The service answers only to whoever has a key. It stays in this tab, and those that are opened from it, until they are closed or you forget it."),
     el("label", { for: "key-field" }, "Key"),
     field,
     error,
@@ -66,6 +69,7 @@ async function tryKey(event, field, use, error) {
     use.disabled = false;
   }
   useKey(given);
+  if (isStale) return location.reload();
   tellKey();
   open?.close();
   wake();

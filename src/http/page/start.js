@@ -96,7 +96,7 @@ export function askForExport(onStarted) {
       wake();
     } catch (error) {
       // What was refused is another request when it is mended.
-      if (error.status) pending = null;
+      if (error.status < 500) pending = null;
       complain(error);
     } finally {
       start.disabled = false;
