@@ -9,7 +9,7 @@ macro_rules! outln {
     }};
 }
 
-mod client;
+pub(crate) mod client;
 mod datasets;
 mod download;
 mod export;
@@ -27,7 +27,7 @@ use std::time::Duration;
 use anyhow::Context;
 use cdc_export::config::{self, Catalogue, Config};
 use cdc_export::dataset::{Dataset, Table, USERS};
-use cdc_export::job::encoding::{Compression, Format};
+use cdc_export::job::encoding::{Compression, Encoding, Format};
 use cdc_export::job::words::UnknownWord;
 use cdc_export::job::{ConsumerId, ExportType};
 use cdc_export::key::{self, Scope};
@@ -107,7 +107,7 @@ pub(crate) enum Command {
 /// Which service.
 #[derive(Args)]
 struct Where {
-    /// The service at this address, with the key in API_KEY if it wants one; without it, the database of DATABASE_URL
+    /// The service at this address, with the key in CDC_EXPORT_KEY if it wants one; without it, the database of DATABASE_URL
     #[arg(long, value_name = "URL")]
     server: Option<Address>,
 }
@@ -270,16 +270,45 @@ impl Command {
         }
     }
 
-    /// Whether it needs the catalogue.
+    /// Whether it needs the catalogue. What a running service is asked or repaired by doesn't: somebody may be editing the file.
     pub(crate) fn catalogue(&self) -> Catalogue {
         match self {
-            Command::Datasets { what: Datasets::Add { .. } } | Command::Completions { .. } => Catalogue::Unread,
-            Command::Export(Export { at, .. }) if at.server.is_some() => Catalogue::Unread,
-            Command::Status(Status { at, .. }) | Command::Download(Download { at, .. }) if at.server.is_some() => {
-                Catalogue::Unread
-            }
-            _ => Catalogue::Read,
+            Command::Serve(_) | Command::Worker | Command::Export(_) | Command::Plan(_) => Catalogue::Read,
+            Command::Track { .. } | Command::Untrack { .. } | Command::Status(_) => Catalogue::Read,
+            Command::Datasets { what: Datasets::Check | Datasets::List } => Catalogue::Read,
+            Command::Datasets { what: Datasets::Add { .. } } | Command::Keys { .. } => Catalogue::Unread,
+            Command::Migrate | Command::Seed { .. } | Command::Healthcheck | Command::Download(_) => Catalogue::Unread,
+            Command::Completions { .. } => Catalogue::Unread,
         }
+    }
+
+    /// The service elsewhere that is meant, if one is.
+    pub(crate) fn server(&self) -> Option<&Address> {
+        match self {
+            Command::Export(Export { at, .. }) | Command::Status(Status { at, .. }) => at.server.as_ref(),
+            Command::Download(Download { at, .. }) => at.server.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Does it at a service elsewhere.
+    pub(crate) async fn run_there(self, client: Client) -> anyhow::Result<ExitCode> {
+        match self {
+            Command::Export(what) => export::export_there(client, &what).await,
+            other => other.run_at(&Place::There(client)).await,
+        }
+    }
+
+    /// Does what may be done here and elsewhere.
+    async fn run_at(&self, place: &Place) -> anyhow::Result<ExitCode> {
+        match self {
+            Command::Status(what) => status::status(place, what).await?,
+            Command::Download(Download { job, output, .. }) => {
+                download::download(place, (*job).into(), output.as_ref()).await?;
+            }
+            _ => unreachable!("every other command is for this place alone"),
+        }
+        Ok(ExitCode::SUCCESS)
     }
 
     /// Does it.
@@ -289,10 +318,8 @@ impl Command {
             Command::Worker => serve::work(config).await,
             Command::Healthcheck => status::healthcheck(&config).await,
             Command::Export(what) => {
-                if let Some(client) = what.at.client(&config) {
-                    return export::export_there(client, &what).await;
-                }
                 dataset_of(&config, &what.dataset)?;
+                what.check()?;
                 let ground = Ground::find(&config).await?;
                 let done = export::export(&config, &ground.database, &what).await;
                 ground.leave().await;
@@ -300,9 +327,12 @@ impl Command {
             }
             Command::Migrate => on_ground(&config, async |_| Ok(())).await,
             Command::Seed { rows } => on_ground(&config, async |database| seed(database, rows).await).await,
-            Command::Status(what) => at(&config, &what.at, async |place| status::status(&place, &what).await).await,
-            Command::Download(Download { job, output, at: where_ }) => {
-                at(&config, &where_, async |place| download::download(&place, job.into(), output.as_ref()).await).await
+            Command::Status(_) | Command::Download(_) => {
+                let ground = Ground::find(&config).await?;
+                let service = wire(&config, &ground.database, 1, &CancellationToken::new()).service;
+                let done = self.run_at(&Place::Here(Box::new(service))).await;
+                ground.leave().await;
+                done
             }
             Command::Track { dataset } => {
                 let dataset = dataset_of(&config, &dataset)?;
@@ -327,36 +357,24 @@ impl Command {
             Command::Plan(what) => {
                 on_ground(&config, async |database| plan::plan(&config, database, &what).await).await
             }
-            Command::Completions { shell } => {
-                // Whole or not at all: a shell reads it.
-                let mut script = Vec::new();
-                clap_complete::generate(shell, &mut CommandLine::command(), "cdc-export", &mut script);
-                outln!("{}", String::from_utf8(script)?.trim_end()).map(|()| ExitCode::SUCCESS)
-            }
+            Command::Completions { shell } => completions(shell),
         }
     }
 }
 
-impl Where {
-    fn client(&self, config: &Config) -> Option<Client> {
-        self.server.as_ref().map(|server| Client::new(server.clone(), config.api_key.clone()))
-    }
+/// Prints what a shell reads. Whole or not at all.
+pub(crate) fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::command(), "cdc-export", &mut script);
+    outln!("{}", String::from_utf8(script)?.trim_end()).map(|()| ExitCode::SUCCESS)
 }
 
-/// Runs a short command at the service that is meant.
-async fn at(
-    config: &Config,
-    at: &Where,
-    command: impl AsyncFnOnce(Place) -> anyhow::Result<()>,
-) -> anyhow::Result<ExitCode> {
-    if let Some(client) = at.client(config) {
-        return command(Place::There(client)).await.map(|()| ExitCode::SUCCESS);
+impl Export {
+    /// Whether it may be asked for. Once it has completed, an `--output` that can't be written is too late.
+    fn check(&self) -> Result<(), BadUsage> {
+        Encoding::new(self.format, self.compression).map_err(|why| BadUsage(why.to_string()))?;
+        self.output.as_ref().map_or(Ok(()), |output| output.check().map_err(|why| BadUsage(format!("--output: {why}"))))
     }
-    on_ground(config, async |database| {
-        let service = wire(config, database, 1, &CancellationToken::new()).service;
-        command(Place::Here(Box::new(service))).await
-    })
-    .await
 }
 
 /// Runs a short command on a migrated database.

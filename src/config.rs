@@ -77,8 +77,6 @@ pub struct Config {
     pub max_attempts: u32,
     /// The logs.
     pub telemetry: telemetry::Settings,
-    /// What the commands show a service elsewhere.
-    pub api_key: Option<ApiKey>,
     /// Faults for tests.
     #[cfg(debug_assertions)]
     pub failpoints: Option<String>,
@@ -128,12 +126,15 @@ pub enum Catalogue {
     Unread,
 }
 
-impl Config {
-    /// Reads the process's environment, and `.env` for what that doesn't set.
+/// What settings are read from: the process's environment, and `.env` for what that doesn't set.
+pub struct Environment(Variables);
+
+impl Environment {
+    /// Reads it.
     ///
     /// # Errors
-    /// At the first value that can't be used.
-    pub fn from_env(catalogue: Catalogue) -> Result<Config, Error> {
+    /// If there is an `.env` that can't be read.
+    pub fn read() -> Result<Environment, Error> {
         let mut variables: HashMap<String, String> = match dotenvy::dotenv_iter() {
             Ok(lines) => lines.collect::<Result<_, _>>().map_err(unreadable)?,
             Err(error) if error.not_found() => HashMap::new(),
@@ -143,14 +144,35 @@ impl Config {
         let environment = std::env::vars_os();
         variables
             .extend(environment.map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())));
-        if catalogue == Catalogue::Unread {
-            variables.remove("DATASETS");
-        }
-        Config::from_variables(variables)
+        Ok(Environment(Variables(variables)))
     }
 
-    fn from_variables(variables: HashMap<String, String>) -> Result<Config, Error> {
-        let vars = Variables(variables);
+    /// All settings.
+    ///
+    /// # Errors
+    /// At the first value that can't be used.
+    pub fn config(mut self, catalogue: Catalogue) -> Result<Config, Error> {
+        if catalogue == Catalogue::Unread {
+            self.0.0.remove("DATASETS");
+        }
+        Config::from_variables(self.0)
+    }
+
+    /// What is shown to a service elsewhere: the one setting of a client.
+    ///
+    /// # Errors
+    /// If it is no key.
+    pub fn key(&self) -> Result<Option<ApiKey>, Error> {
+        let Environment(vars) = self;
+        // From a file it comes with a line's end.
+        let Some(text) = vars.get("CDC_EXPORT_KEY").map(str::trim) else { return Ok(None) };
+        let no_key = |why| bad("CDC_EXPORT_KEY", format!("{why} as `cdc-export keys create` prints it"));
+        text.parse::<Presented>().map(|_| Some(ApiKey(text.to_owned()))).map_err(no_key)
+    }
+}
+
+impl Config {
+    fn from_variables(vars: Variables) -> Result<Config, Error> {
         let database: Option<Database> = match vars.get("DATABASE_URL") {
             None => None,
             Some(url) => Some(url.parse().map_err(|why: NotAUrl| bad("DATABASE_URL", why.to_string()))?),
@@ -239,11 +261,6 @@ impl Config {
                     Some("pretty") => telemetry::Format::Pretty,
                     Some(other) => return Err(bad("LOG_FORMAT", format!("`{other}` is neither json nor pretty"))),
                 },
-            },
-            api_key: match vars.get("API_KEY").map(str::parse::<Presented>) {
-                None => None,
-                Some(Ok(_)) => vars.get("API_KEY").map(|text| ApiKey(text.to_owned())),
-                Some(Err(why)) => return Err(bad("API_KEY", format!("{why} as `cdc-export keys create` prints it"))),
             },
             #[cfg(debug_assertions)]
             failpoints: vars.get("FAILPOINTS").map(str::to_owned),
@@ -338,7 +355,7 @@ mod tests {
 
     fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
         let variables = variables.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        Config::from_variables(variables).map_err(|e| e.to_string())
+        Config::from_variables(Variables(variables)).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -401,7 +418,6 @@ mod tests {
             ("RETAIN_JOBS", "long"),
             ("HOST", "example"),
             ("AUTH", "keyz"),
-            ("API_KEY", "secret"),
             ("RATE_LIMIT", "600"),
             ("RATE_LIMIT", "0/s"),
             ("LOG_LEVEL", "loud"),
@@ -415,6 +431,20 @@ mod tests {
             assert!(line.starts_with(&format!("{name}: ")), "{line}");
             assert!(!line.contains('\n') && !line.contains("secret"), "{line}");
         }
+    }
+
+    #[test]
+    fn a_clients_key_is_shown_nowhere_else() {
+        let key = |text: &str| {
+            let variables = HashMap::from([("CDC_EXPORT_KEY".to_owned(), text.to_owned())]);
+            Environment(Variables(variables)).key().map_err(|e| e.to_string())
+        };
+        let (_, good) = Presented::random();
+        let read = key(&format!("{good}\n")).unwrap().unwrap();
+        assert_eq!((read.reveal(), format!("{read:?}").as_str()), (good.as_str(), "ApiKey"));
+        assert!(key("").unwrap().is_none());
+        let line = key("cdcx_secret").unwrap_err();
+        assert!(line.starts_with("CDC_EXPORT_KEY: ") && !line.contains("secret"), "{line}");
     }
 
     #[test]

@@ -7,10 +7,11 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use cdc_export::config::{self, Config};
+use cdc_export::config::{self, Environment};
 use cdc_export::telemetry;
 use clap::Parser;
 
+use crate::command::client::Client;
 use crate::command::{BadUsage, Command};
 
 /// Hands a table's rows to downstream consumers as files, with nothing lost and nothing twice.
@@ -26,13 +27,7 @@ struct CommandLine {
 /// 0: done. 1: failed. 2: bad usage, which clap says by itself, or a bad setting, the catalogue among them.
 fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
-    let command = command.unwrap_or_default();
-    let config = match Config::from_env(command.catalogue()) {
-        Ok(config) => config,
-        Err(error) => return fail(2, &error.into()),
-    };
-    telemetry::start(&command.telemetry(&config));
-    match run(command, config) {
+    match run(command.unwrap_or_default()) {
         Ok(code) => code,
         // Whoever reads has seen enough.
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => {
@@ -49,14 +44,28 @@ fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(command: Command, config: Config) -> anyhow::Result<ExitCode> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    if let Command::Completions { shell } = command {
+        return command::completions(shell);
+    }
+    let environment = Environment::read()?;
+    if let Some(server) = command.server() {
+        let client = Client::new(server.clone(), environment.key()?);
+        return block_on(command.run_there(client));
+    }
+    let config = environment.config(command.catalogue())?;
+    telemetry::start(&command.telemetry(&config));
     #[cfg(debug_assertions)]
     if let Some(list) = &config.failpoints {
         cdc_export::failpoint::arm(list)?;
     }
+    block_on(command.run(config))
+}
+
+fn block_on(task: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let done = runtime.block_on(command.run(config));
-    // A thread that a dead disk holds up would hold up the end of the process.
+    let done = runtime.block_on(task);
+    // A thread that a dead disk or network holds up would hold up the end of the process.
     runtime.shutdown_timeout(Duration::from_secs(3));
     done
 }

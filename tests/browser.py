@@ -777,7 +777,7 @@ def test_keys(watch, service):
     page.reload()
     expect(row).to_be_visible()
     done.get_by_role("link").first.click()
-    expect(page.locator(".command code").first).to_contain_text('"Authorization: Bearer $API_KEY"')
+    expect(page.locator(".command code").first).to_contain_text('"Authorization: Bearer $CDC_EXPORT_KEY"')
     assert keys["reader"] not in page.content()
     page.get_by_role("link", name="← All exports").click()
 

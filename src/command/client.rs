@@ -5,6 +5,7 @@
 
 use std::fmt::{self, Display};
 use std::io::Read;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,12 +44,26 @@ impl FromStr for Address {
         let uri: Uri = text.parse().map_err(|_| NotAnAddress)?;
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
         // A name and a password in it would be shown by `ps`.
-        let is_plain = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
-        if is_web && is_plain && uri.query().is_none() {
+        let is_plain = uri.authority().is_some_and(|authority| {
+            let port = authority.as_str().trim_start_matches(authority.host());
+            !authority.as_str().contains('@') && (port.is_empty() || authority.port_u16().is_some())
+        });
+        if is_web && is_plain && !text.contains(['?', '#']) {
             Ok(Address(text.trim_end_matches('/').to_owned()))
         } else {
             Err(NotAnAddress)
         }
+    }
+}
+
+impl Address {
+    /// Whether it is on this machine.
+    fn is_here(&self) -> bool {
+        let host =
+            self.0.parse::<Uri>().ok().and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned()));
+        host.is_some_and(|host| {
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        })
     }
 }
 
@@ -66,7 +81,7 @@ pub(crate) enum Error {
     #[error("the connection to {server} broke: {cause}")]
     Broken { server: Address, cause: std::io::Error },
     #[error("{detail}{}", next_step(.code))]
-    Refused { status: u16, code: String, detail: String, retry_after: Option<Duration> },
+    Refused { status: u16, code: Plain, detail: Plain, retry_after: Option<Duration> },
     #[error("{server} answers {status}, and not as cdc-export does: is the address right?")]
     Foreign { server: Address, status: u16 },
 }
@@ -74,9 +89,11 @@ pub(crate) enum Error {
 /// What a refused client can do, where the detail doesn't say it.
 fn next_step(code: &str) -> &'static str {
     match code {
-        "key_required" => "; put a key into API_KEY: `cdc-export keys create`, run where the service is, prints one",
+        "key_required" => {
+            "; put a key into CDC_EXPORT_KEY: `cdc-export keys create`, run where the service is, prints one"
+        }
         "key_invalid" => {
-            "; the one in API_KEY is of no use: `cdc-export keys list`, run where the service is, says why"
+            "; the one in CDC_EXPORT_KEY is of no use: `cdc-export keys list`, run where the service is, says why"
         }
         "host_not_local" => "; there, AUTH=keys opens it to those who have a key",
         _ => "",
@@ -84,6 +101,11 @@ fn next_step(code: &str) -> &'static str {
 }
 
 impl Error {
+    /// Whether it was too late for what was asked.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Error::Refused { status: 409, .. })
+    }
+
     /// Whether the same call may get another answer later.
     fn may_pass(&self) -> bool {
         match self {
@@ -95,37 +117,73 @@ impl Error {
     }
 }
 
+/// A service's text. What would steer a terminal is left out of it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(from = "String")]
+pub(crate) struct Plain(String);
+
+impl From<String> for Plain {
+    fn from(text: String) -> Plain {
+        Plain(text.chars().filter(|c| !c.is_control()).collect())
+    }
+}
+
+impl std::ops::Deref for Plain {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Display for Plain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
 /// A problem, as far as it is of use here.
 #[derive(Deserialize)]
 struct Problem {
-    code: String,
-    detail: String,
+    code: Plain,
+    detail: Plain,
 }
 
 /// Speaks to one service.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     agent: Agent,
+    /// For answers of any length.
+    agent_of_files: Agent,
     server: Address,
     key: Option<ApiKey>,
     /// Whether there was an answer of the service: an address that is wrong is not waited for.
     has_answered: Arc<AtomicBool>,
+    /// Whether somebody was told that it doesn't answer now.
+    has_complained: Arc<AtomicBool>,
 }
 
 impl Client {
     pub(crate) fn new(server: Address, key: Option<ApiKey>) -> Client {
         // One for the process; refused if there is one already, which will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let agent = Agent::config_builder()
-            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
-            .http_status_as_error(false)
-            // A key is for the one whom it was meant for.
-            .max_redirects(0)
-            .timeout_connect(Some(SILENCE))
-            .timeout_recv_response(Some(SILENCE))
-            .timeout_per_read(Some(SILENCE))
-            .build();
-        Client { agent: agent.into(), server, key, has_answered: Arc::default() }
+        let agent = |whole: Option<Duration>| {
+            let config = Agent::config_builder()
+                .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+                .http_status_as_error(false)
+                // A key is for the one whom it was meant for.
+                .max_redirects(0)
+                .timeout_connect(Some(SILENCE))
+                .timeout_recv_response(Some(SILENCE))
+                .timeout_per_read(Some(SILENCE))
+                .timeout_global(whole);
+            // No proxy knows a way to this machine.
+            let config = if server.is_here() { config.proxy(None) } else { config };
+            config.build().into()
+        };
+        let (agent, agent_of_files) = (agent(Some(4 * SILENCE)), agent(None));
+        let (has_answered, has_complained) = (Arc::default(), Arc::default());
+        Client { agent, agent_of_files, server, key, has_answered, has_complained }
     }
 
     /// Whose service it is, for people.
@@ -148,7 +206,7 @@ impl Client {
         self.insist(|| self.call(Method::POST, path, headers, body))
     }
 
-    /// The bytes of a file from `from` on, of that file alone which has this tag.
+    /// The bytes of a file from `from` on, of that file alone which has this tag, a SHA-256.
     pub(crate) fn file(&self, path: &str, from: u64, etag: &str) -> Result<impl Read + use<>, Error> {
         let mut headers = HeaderMap::new();
         let mut set = |name, value: String| {
@@ -156,7 +214,7 @@ impl Client {
         };
         set(header::RANGE, format!("bytes={from}-"));
         set(header::IF_RANGE, format!("\"{etag}\""));
-        let answer = self.insist(|| self.answer(Method::GET, path, &headers, None))?;
+        let answer = self.insist(|| self.answer(&self.agent_of_files, Method::GET, path, &headers, None))?;
         match answer.status().as_u16() {
             206 => Ok(answer.into_body().into_reader()),
             status => Err(self.foreign(status)),
@@ -170,16 +228,20 @@ impl Client {
         headers: &HeaderMap,
         body: Option<&Value>,
     ) -> Result<T, Error> {
-        let answer = self.answer(method, path, headers, body)?;
+        let answer = self.answer(&self.agent, method, path, headers, body)?;
         let status = answer.status().as_u16();
-        let read = answer.into_body().into_with_config().limit(MOST_BYTES).read_to_vec();
-        let body = read.map_err(|cause| Error::Unreachable { server: self.server.clone(), cause })?;
+        let body = match answer.into_body().into_with_config().limit(MOST_BYTES).read_to_vec() {
+            Ok(body) => body,
+            Err(ureq::Error::BodyExceedsLimit(_)) => return Err(self.foreign(status)),
+            Err(cause) => return Err(Error::Unreachable { server: self.server.clone(), cause }),
+        };
         serde_json::from_slice(&body).map_err(|_| self.foreign(status))
     }
 
     /// An answer that is no problem.
     fn answer(
         &self,
+        agent: &Agent,
         method: Method,
         path: &str,
         headers: &HeaderMap,
@@ -196,8 +258,8 @@ impl Client {
             request = request.header(name, value);
         }
         let sent = match body {
-            Some(body) => self.agent.run(request.body(body.to_string()).expect("its parts were made as such")),
-            None => self.agent.run(request.body(()).expect("its parts were made as such")),
+            Some(body) => agent.run(request.body(body.to_string()).expect("its parts were made as such")),
+            None => agent.run(request.body(()).expect("its parts were made as such")),
         };
         let answer = sent.map_err(|cause| Error::Unreachable { server: self.server.clone(), cause })?;
         if answer.status().is_success() {
@@ -225,11 +287,14 @@ impl Client {
     fn insist<T>(&self, call: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(250);
-        let mut was_said = false;
         loop {
             let error = match call() {
                 Err(error) if error.may_pass() && self.has_answered.load(Ordering::Relaxed) => error,
-                done => return done,
+                Ok(done) => {
+                    self.has_complained.store(false, Ordering::Relaxed);
+                    return Ok(done);
+                }
+                Err(error) => return Err(error),
             };
             let rest = match &error {
                 Error::Refused { retry_after: Some(after), .. } => (*after).max(pause),
@@ -238,9 +303,10 @@ impl Client {
             if begun.elapsed() + rest > PATIENCE {
                 return Err(error);
             }
-            if !was_said {
-                eprintln!("cdc-export: {error} Trying again for {} seconds.", PATIENCE.as_secs());
-                was_said = true;
+            // A limit of requests is nothing to worry about.
+            let is_limit = matches!(error, Error::Refused { status: 429, .. });
+            if !is_limit && !self.has_complained.swap(true, Ordering::Relaxed) {
+                eprintln!("cdc-export: {error}. Trying again for {} seconds.", PATIENCE.as_secs());
             }
             sleep(rest);
             pause = (pause * 2).min(Duration::from_secs(5));
@@ -262,9 +328,18 @@ mod tests {
         ] {
             assert_eq!(good.parse::<Address>().unwrap().to_string(), address);
         }
-        for bad in
-            ["", "localhost:8080", "/exports", "ftp://host/", "http://me:secret@host/", "http://host/?a=b", "http://"]
-        {
+        for bad in [
+            "",
+            "localhost:8080",
+            "/exports",
+            "ftp://host/",
+            "http://me:secret@host/",
+            "http://host/?a=b",
+            "http://",
+            "http://host/#x",
+            "http://host:99999",
+            "http://host:",
+        ] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
     }

@@ -1,6 +1,6 @@
 //! `download`: a file of an export, whole and checked, from here or from afar.
 //!
-//! What has arrived lies beside its place as `.part`, and a download that broke off goes on from there, also that of another
+//! What has arrived lies beside its place under a hidden name, and a download that broke off goes on from there, also that of another
 //! process. The name is for what is whole: its SHA-256 is the one that was recorded.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -14,9 +14,9 @@ use cdc_export::telemetry::chain;
 use indicatif::ProgressBar;
 use ring::digest::{self, SHA256};
 
-use crate::command::bar_of_bytes;
 use crate::command::client::Error;
 use crate::command::place::{JobView, Place};
+use crate::command::{BadUsage, bar_of_bytes};
 
 /// A download ends without a byte for this long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,6 +31,28 @@ pub(crate) enum Output {
     Path(PathBuf),
 }
 
+impl Output {
+    /// Whether a file may be put there, which is better known before there is one.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let Output::Path(path) = self else { return Ok(()) };
+        if path.as_os_str().is_empty() {
+            return Err("a file, a folder, or - is expected".to_owned());
+        }
+        let folder = if path.is_dir() { path } else { folder_of(path) };
+        if !path.is_dir() && path.exists() {
+            return Err(format!("{} is there already", path.display()));
+        }
+        let probe = folder.join(format!(".cdc-export-{}.part", std::process::id()));
+        File::create_new(&probe)
+            .and_then(|_| fs::remove_file(&probe))
+            .map_err(|why| format!("{}: {why}", folder.display()))
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 impl From<&str> for Output {
     fn from(text: &str) -> Output {
         if text == "-" { Output::Stdout } else { Output::Path(text.into()) }
@@ -39,7 +61,10 @@ impl From<&str> for Output {
 
 /// Fetches the file of a job that has completed, and prints where it is.
 pub(crate) async fn download(place: &Place, id: JobId, output: Option<&Output>) -> anyhow::Result<()> {
-    let job = place.look(id).await?;
+    if let Some(output) = output {
+        output.check().map_err(|why| BadUsage(format!("--output: {why}")))?;
+    }
+    let job = place.job(id).await?;
     if !job.has_ended() {
         bail!("the export is {}, at {} %: its file is there once it has completed", job.status, job.progress);
     }
@@ -52,7 +77,7 @@ pub(crate) async fn download(place: &Place, id: JobId, output: Option<&Output>) 
 pub(crate) async fn save(place: &Place, id: JobId, job: &JobView, output: Option<&Output>) -> anyhow::Result<()> {
     let path = match output {
         Some(Output::Stdout) => {
-            let mut arriving = Arriving::new(Sink::Stdout(io::stdout().lock()), job)?;
+            let mut arriving = Arriving::new(Sink::Stdout, job)?;
             return arriving.all(place, id).await;
         }
         Some(Output::Path(path)) if path.is_dir() => path.join(name_of(job)?),
@@ -61,38 +86,44 @@ pub(crate) async fn save(place: &Place, id: JobId, job: &JobView, output: Option
     };
     let exists = || format!("{} is there already: --output names another place", path.display());
     ensure!(!path.exists(), exists());
-    let part = part_of(&path);
-    let file = open_part(&part).with_context(|| part.display().to_string())?;
-    let mut arriving = Arriving::new(Sink::File(file), job)?;
+    let part = part_of(&path, id);
+    let at_part = || part.display().to_string();
+    let mut arriving = Arriving::new(Sink::File(open_part(&part).with_context(at_part)?), job)?;
     if let Err(error) = arriving.all(place, id).await {
         if arriving.is_whole() {
             // Whatever it is, it is of no use for another try.
-            fs::remove_file(&part).with_context(|| part.display().to_string())?;
+            fs::remove_file(&part).with_context(at_part)?;
         }
-        return Err(error);
+        return Err(error.context(at_part()));
     }
     // A link, unlike a rename, takes nobody's place.
-    fs::hard_link(&part, &path).or_else(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => Err(anyhow::anyhow!(exists())),
+    let named = fs::hard_link(&part, &path).or_else(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Err(error),
+        _ if path.exists() => Err(error),
         // There are file systems without links.
-        _ => Ok(fs::rename(&part, &path)?),
-    })?;
+        _ => fs::rename(&part, &path),
+    });
+    if path.exists() && named.is_err() {
+        bail!(exists());
+    }
+    named.with_context(|| path.display().to_string())?;
     let _ = fs::remove_file(&part);
+    File::open(folder_of(&path)).and_then(|folder| folder.sync_all()).with_context(|| path.display().to_string())?;
     outln!("{}  {} rows", path.display(), job.rows_exported)
 }
 
 /// A name of its own, whatever the service says: nothing is written outside of the folder.
 fn name_of(job: &JobView) -> anyhow::Result<&str> {
     let name = &job.output_filename;
-    let is_plain = Path::new(name).file_name().is_some_and(|only| only == name.as_str());
-    ensure!(is_plain, "`{}` is no name of a file: --output names one", name.escape_debug());
+    let is_plain = Path::new(&**name).file_name().is_some_and(|only| only == &**name);
+    ensure!(is_plain && !name.starts_with('.'), "`{}` is no name of a file: --output names one", name.escape_debug());
     Ok(name)
 }
 
-fn part_of(path: &Path) -> PathBuf {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    part.into()
+/// Each job's own, so that it is nobody else's file and no other job's beginning.
+fn part_of(path: &Path, id: JobId) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    folder_of(path).join(format!(".{name}.{id}.part"))
 }
 
 fn open_part(part: &Path) -> io::Result<File> {
@@ -105,7 +136,7 @@ fn open_part(part: &Path) -> io::Result<File> {
 }
 
 enum Sink {
-    Stdout(io::StdoutLock<'static>),
+    Stdout,
     File(File),
 }
 
@@ -122,7 +153,8 @@ struct Arriving<'j> {
 impl Arriving<'_> {
     /// Takes what is there of it for its beginning.
     fn new(mut sink: Sink, job: &JobView) -> anyhow::Result<Arriving<'_>> {
-        let sha256 = job.sha256.as_deref().context("the export has no SHA-256")?;
+        let is_hex = |text: &&str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let sha256 = job.sha256.as_deref().filter(is_hex).context("the export has no SHA-256")?;
         let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
         if let Sink::File(file) = &mut sink {
             if file.metadata()?.len() > job.bytes_written {
@@ -165,7 +197,9 @@ impl Arriving<'_> {
                 Ok(()) => bail!("the file ends after {} of {} bytes", self.have, self.job.bytes_written),
                 Err(error) => match error.downcast_ref::<Error>() {
                     Some(cause @ Error::Broken { .. }) if moved.elapsed() < PATIENCE => {
-                        self.bar.suspend(|| eprintln!("cdc-export: {}; going on from there.", chain(cause)));
+                        if self.have > had {
+                            self.bar.suspend(|| eprintln!("cdc-export: {}; going on from there.", chain(cause)));
+                        }
                         tokio::time::sleep(PAUSE).await;
                     }
                     _ => return Err(error),
@@ -177,7 +211,7 @@ impl Arriving<'_> {
         let found: String = found.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         ensure!(found == self.sha256, "what has arrived is not the file that was exported: download it once more");
         match &mut self.sink {
-            Sink::Stdout(out) => out.flush()?,
+            Sink::Stdout => io::stdout().flush()?,
             Sink::File(file) => file.sync_all()?,
         }
         Ok(())
@@ -190,7 +224,7 @@ impl Write for Arriving<'_> {
             return Err(io::Error::other("more of the file arrives than was exported"));
         }
         let written = match &mut self.sink {
-            Sink::Stdout(out) => out.write(bytes)?,
+            Sink::Stdout => io::stdout().write(bytes)?,
             Sink::File(file) => file.write(bytes)?,
         };
         self.hash.update(&bytes[..written]);

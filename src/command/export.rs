@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::{Context, anyhow};
 use cdc_export::config::Config;
 use cdc_export::job::{FailureCode, JobId, Status};
 use cdc_export::postgres::Database;
@@ -38,26 +39,40 @@ pub(crate) async fn export(config: &Config, database: &Database, what: &Export) 
         }
     };
     let watched = async {
-        let watched = watch(&place, id, &interrupted).await;
+        let watched = follow(&place, id, what, &config.output_dir, &interrupted).await;
         done.cancel();
         watched
     };
-    let (job, ()) = tokio::join!(watched, run_here);
-    finish(&place, id, &job?, what, &config.output_dir).await
+    let (code, ()) = tokio::join!(watched, run_here);
+    code
 }
 
 /// The same by a service elsewhere.
 pub(crate) async fn export_there(client: Client, what: &Export) -> anyhow::Result<ExitCode> {
     let interrupted = stop_on_signal()?;
-    let server = client.server().clone();
+    what.check()?;
     let place = Place::There(client);
     let id = place.submit(what).await?;
-    let job = watch(&place, id, &interrupted).await?;
-    let code = finish(&place, id, &job, what, Path::new("")).await?;
+    let code = follow(&place, id, what, Path::new(""), &interrupted).await?;
     if code == ExitCode::SUCCESS && what.output.is_none() && !what.json {
-        eprintln!("`cdc-export download {id} --server {server}` fetches it.");
+        eprintln!("`cdc-export download {id}{}` fetches it.", place.option());
     }
     Ok(code)
+}
+
+/// Sees a job to its end, and its file to where it shall be. Whoever asked for it learns its name whatever happens: once it has
+/// completed, no other export has its rows.
+async fn follow(
+    place: &Place,
+    id: JobId,
+    what: &Export,
+    output_dir: &Path,
+    interrupted: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    let job = watch(place, id, interrupted).await;
+    let job =
+        job.with_context(|| format!("the export {id} goes on; `cdc-export status{}` shows it", place.option()))?;
+    finish(place, id, &job, what, output_dir, interrupted).await
 }
 
 async fn taken(place: &Place, id: JobId) {
@@ -76,9 +91,13 @@ async fn watch(place: &Place, id: JobId, interrupted: &CancellationToken) -> any
             tokio::select! {
                 job = look => job?,
                 () = interrupted.cancelled() => {
-                    // Too late is fine: then it completes.
-                    let _ = place.cancel(id).await;
                     cancelled = true;
+                    match place.cancel(id).await {
+                        Ok(true) => bar.suspend(|| eprintln!("cdc-export: cancelling the export")),
+                        // Then it completes.
+                        Ok(false) => {}
+                        Err(error) => bar.suspend(|| eprintln!("cdc-export: it can't be cancelled: {error:#}")),
+                    }
                     continue;
                 }
             }
@@ -104,19 +123,35 @@ fn show(bar: &ProgressBar, job: &JobView, said: &mut Instant) {
 }
 
 /// Says how it ended, and fetches the file if that is wanted.
-async fn finish(place: &Place, id: JobId, job: &JobView, what: &Export, output_dir: &Path) -> anyhow::Result<ExitCode> {
-    let is_completed = job.is(Status::Completed);
+async fn finish(
+    place: &Place,
+    id: JobId,
+    job: &JobView,
+    what: &Export,
+    output_dir: &Path,
+    interrupted: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
     if what.json {
         outln!("{}", job.json)?;
     }
-    if is_completed && what.output.is_some() {
-        download::save(place, id, job, what.output.as_ref()).await?;
-    } else if !what.json && is_completed {
-        outln!("{}  {} rows", output_dir.join(&job.output_filename).display(), job.rows_exported)?;
-    } else if !what.json {
-        eprintln!("cdc-export: the export {}", why(job));
+    if !job.is(Status::Completed) {
+        if !what.json {
+            eprintln!("cdc-export: the export {}", why(job));
+        }
+        return Ok(ExitCode::FAILURE);
     }
-    Ok(if is_completed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if what.output.is_some() {
+        let saved = tokio::select! {
+            saved = download::save(place, id, job, what.output.as_ref()) => saved,
+            () = interrupted.cancelled() => Err(anyhow!("interrupted")),
+        };
+        let fetches =
+            || format!("the export has completed; `cdc-export download {id}{}` fetches its file", place.option());
+        saved.with_context(fetches)?;
+    } else if !what.json {
+        outln!("{}  {} rows", output_dir.join(&*job.output_filename).display(), job.rows_exported)?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Why there is no file, and what helps.

@@ -1,7 +1,7 @@
 //! Where exports are asked for: a service that this process has wired over its database, or one elsewhere. The commands see both
 //! in one way, as the API shows them.
 
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,19 +9,20 @@ use cdc_export::http;
 use cdc_export::job::encoding::Encoding;
 use cdc_export::job::selection::Selection;
 use cdc_export::job::{Filter, Job, JobId, Request, Status};
-use cdc_export::service::Service;
+use cdc_export::service::{self, Service};
 use hyper::http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
-use tokio::task::{block_in_place, spawn_blocking};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use crate::command::Export;
-use crate::command::client::{Client, Error};
+use crate::command::client::{Client, Error, Plain};
 
 /// Rows that are shown of each list.
-const SHOWN: u32 = 200;
+pub(crate) const SHOWN: u32 = 200;
 /// What of a file is in memory at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -35,16 +36,16 @@ pub(crate) enum Place {
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct JobView {
-    pub(crate) job_id: String,
-    pub(crate) consumer_id: Option<String>,
-    pub(crate) dataset: String,
-    pub(crate) export_type: String,
-    pub(crate) status: String,
+    pub(crate) job_id: Plain,
+    pub(crate) consumer_id: Option<Plain>,
+    pub(crate) dataset: Plain,
+    pub(crate) export_type: Plain,
+    pub(crate) status: Plain,
     pub(crate) progress: u8,
     pub(crate) rows_exported: u64,
     pub(crate) bytes_written: u64,
-    pub(crate) output_filename: String,
-    pub(crate) sha256: Option<String>,
+    pub(crate) output_filename: Plain,
+    pub(crate) sha256: Option<Plain>,
     pub(crate) error: Option<FailureView>,
     /// All of it.
     #[serde(skip)]
@@ -54,19 +55,19 @@ pub(crate) struct JobView {
 /// Why a job failed.
 #[derive(Clone, Deserialize)]
 pub(crate) struct FailureView {
-    pub(crate) code: String,
-    pub(crate) detail: String,
+    pub(crate) code: Plain,
+    pub(crate) detail: Plain,
 }
 
 /// Where a consumer stands.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ConsumerView {
-    pub(crate) consumer_id: String,
-    pub(crate) dataset: String,
-    pub(crate) last_exported_at: Option<String>,
+    pub(crate) consumer_id: Plain,
+    pub(crate) dataset: Plain,
+    pub(crate) last_exported_at: Option<Plain>,
     pub(crate) rows_waiting: Value,
-    pub(crate) continuity: Option<String>,
+    pub(crate) continuity: Option<Plain>,
     pub(crate) last_job: Option<JobView>,
 }
 
@@ -94,7 +95,7 @@ impl JobView {
     }
 
     pub(crate) fn is(&self, status: Status) -> bool {
-        self.status == status.as_str()
+        &*self.status == status.as_str()
     }
 }
 
@@ -127,25 +128,53 @@ impl Place {
         }
     }
 
-    /// A job: at its end, or after a moment.
-    pub(crate) async fn look(&self, id: JobId) -> anyhow::Result<JobView> {
+    /// A job as it stands.
+    pub(crate) async fn job(&self, id: JobId) -> anyhow::Result<JobView> {
         let json = match self {
-            Place::Here(service) => http::job_as_json(service.ended_job(id, Duration::from_millis(100)).await?),
-            Place::There(client) => there(client, move |client| client.get(&format!("/exports/{id}?wait=1"))).await?,
+            Place::Here(service) => http::job_as_json(service.job(id).await?),
+            Place::There(client) => there(client, move |client| client.get(&format!("/exports/{id}"))).await?,
         };
         JobView::of(json)
     }
 
-    /// Asks a job to stop.
-    pub(crate) async fn cancel(&self, id: JobId) -> anyhow::Result<()> {
+    /// A job: at its end, or after a moment.
+    pub(crate) async fn look(&self, id: JobId) -> anyhow::Result<JobView> {
+        let json = match self {
+            Place::Here(service) => http::job_as_json(service.ended_job(id, Duration::from_millis(100)).await?),
+            Place::There(client) => {
+                // Where nobody looks at a bar, a call does for longer.
+                let wait = if std::io::stderr().is_terminal() { 1 } else { 5 };
+                there(client, move |client| client.get(&format!("/exports/{id}?wait={wait}"))).await?
+            }
+        };
+        JobView::of(json)
+    }
+
+    /// Asks a job to stop. False: it is too late, and it ends by itself.
+    pub(crate) async fn cancel(&self, id: JobId) -> anyhow::Result<bool> {
         match self {
-            Place::Here(service) => service.cancel(id).await.map(|_| ())?,
+            Place::Here(service) => match service.cancel(id).await {
+                Ok(_) => Ok(true),
+                Err(service::Error::Committing | service::Error::Ended(_)) => Ok(false),
+                Err(error) => Err(error.into()),
+            },
             Place::There(client) => {
                 let path = format!("/exports/{id}/cancel");
-                let _: Value = there(client, move |client| client.post(&path, &HeaderMap::new(), None)).await?;
+                match there(client, move |client| client.post::<Value>(&path, &HeaderMap::new(), None)).await {
+                    Ok(_) => Ok(true),
+                    Err(error) if error.is_conflict() => Ok(false),
+                    Err(error) => Err(error.into()),
+                }
             }
         }
-        Ok(())
+    }
+
+    /// How `download` reaches the same place.
+    pub(crate) fn option(&self) -> String {
+        match self {
+            Place::Here(_) => String::new(),
+            Place::There(client) => format!(" --server {}", client.server()),
+        }
     }
 
     /// The first consumers, and the first jobs that are open, as the API shows them.
@@ -189,15 +218,27 @@ impl Place {
                     }
                 }
             }
-            Place::There(client) => block_in_place(|| {
-                let mut part = client.file(&format!("/exports/{id}/download"), from, sha256)?;
-                loop {
-                    match part.read(&mut chunk).map_err(|cause| client.broken(cause))? {
-                        0 => return Ok(()),
-                        read => into.write_all(&chunk[..read])?,
+            Place::There(client) => {
+                let path = format!("/exports/{id}/download");
+                let (client, sha256) = (client.clone(), sha256.to_owned());
+                let (chunks, mut arriving) = mpsc::channel::<Vec<u8>>(2);
+                let read = spawn_blocking(move || {
+                    let mut part = client.file(&path, from, &sha256)?;
+                    loop {
+                        match part.read(&mut chunk).map_err(|cause| client.broken(cause))? {
+                            0 => return Ok(()),
+                            // Nobody wants it any more.
+                            read if chunks.blocking_send(chunk[..read].to_vec()).is_err() => return Ok(()),
+                            _ => {}
+                        }
                     }
+                });
+                while let Some(chunk) = arriving.recv().await {
+                    into.write_all(&chunk)?;
                 }
-            }),
+                drop(arriving);
+                joined(read.await).map_err(|error: Error| error.into())
+            }
         }
     }
 }
@@ -208,6 +249,9 @@ async fn there<T: Send + 'static>(
     call: impl FnOnce(&Client) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let client = client.clone();
-    let done = spawn_blocking(move || call(&client)).await;
+    joined(spawn_blocking(move || call(&client)).await)
+}
+
+fn joined<T>(done: Result<T, JoinError>) -> T {
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }

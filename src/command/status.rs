@@ -15,7 +15,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::command::place::{ConsumerView, JobView};
+use crate::command::client::Plain;
+use crate::command::place::{ConsumerView, JobView, SHOWN};
 use crate::command::{Place, Status, stop_on_signal};
 
 /// What [`Place::status`] has.
@@ -68,6 +69,9 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
     for consumer in &consumers {
         writeln!(text, "{}", consumer_line(consumer))?;
     }
+    if consumers.len() >= SHOWN as usize {
+        writeln!(text, "… and perhaps more: GET /consumers has all of them")?;
+    }
     writeln!(
         text,
         "\n{:<37} {:<24} {:<16} {:<12} {:<11} {:>4}",
@@ -87,7 +91,7 @@ fn consumer_line(consumer: &ConsumerView) -> String {
         Value::String(rows) => rows.clone(),
         _ => "?".to_owned(),
     };
-    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let or_none = |text: &Option<Plain>| text.as_deref().unwrap_or("-").to_owned();
     let (watermark, continuity) = (or_none(last_exported_at), or_none(continuity));
     let job = last_job.as_ref().map_or("-".to_owned(), |job| format!("{} {}", job.export_type, job.status));
     format!("{consumer_id:<24} {dataset:<16} {watermark:<28} {waiting:>8}  {continuity:<20} {job}")

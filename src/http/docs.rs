@@ -74,7 +74,7 @@ impl<'d> Reader<'d> {
                         h1 { (title) " " small { (text(&info["version"])) } }
                         (prose(text(&info["description"])))
                         p { "The examples speak to " code { (HERE) } ". Where the service wants a key, add "
-                            code { "-H \"Authorization: Bearer $API_KEY\"" } ". For programs this page is "
+                            code { "-H \"Authorization: Bearer $CDC_EXPORT_KEY\"" } ". For programs this page is "
                             a href="/openapi.json" { "openapi.json" } ", OpenAPI " (text(&self.0["openapi"])) "." }
                         @for tag in items(&self.0["tags"]) {
                             section id=(text(&tag["name"])) {

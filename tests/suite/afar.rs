@@ -117,6 +117,69 @@ async fn run_with(command: &[&str], more: &[&str], server: &[&str]) -> (i32, Str
 }
 
 #[tokio::test]
+async fn a_place_that_takes_no_file_is_known_before_there_is_one() {
+    let (database, service) = with_users(5).await;
+    let folder = reachable_folder();
+    let taken = folder.path().join("taken.csv");
+    std::fs::write(&taken, "mine").unwrap();
+    let nowhere = folder.path().join("nowhere/x.csv");
+    for output in [taken.to_str().unwrap(), nowhere.to_str().unwrap(), ""] {
+        let export = ["export", "full", "--consumer", "a", "--output", output];
+        let (code, _, said) = run_with(&export, &[], &["--server", &service.address]).await;
+        assert!(code == 2 && said.contains("--output: "), "{output}: {said}");
+        let (code, _, said) = Start::on(&database).arguments(&export).output().await;
+        assert!(code == 2 && said.contains("--output: "), "{output}: {said}");
+    }
+    let (code, _, _) =
+        run(&["export", "full", "--consumer", "a", "--format", "parquet", "--compression", "gzip"]).await;
+    assert_eq!(code, 2);
+    assert_eq!(database.one::<i64>("select count(*) from exports").await, 0, "nothing was asked for");
+    assert_eq!(std::fs::read(&taken).unwrap(), b"mine");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_asked_for_an_export_learns_its_name() {
+    let (_database, service) = with_users(20_000).await;
+    let folder = reachable_folder();
+    let (output, named) = (folder.path().join("x.csv"), "`cdc-export download ");
+    // Its file comes slowly, and somebody is impatient.
+    let (server, passed) = frail(&service, 0, u64::MAX).await;
+    let export = ["export", "full", "--consumer", "a", "--output", output.to_str().unwrap(), "--server", &server];
+    let (child, _work) = far(&export).spawn();
+    eventually("it has completed", || async {
+        let job = service.call("GET", "/exports?limit=1", &[]).await.json::<Value>().await.unwrap();
+        (job["items"][0]["status"] == "completed" && passed.load(Ordering::Relaxed) > 2_000).then_some(())
+    })
+    .await;
+    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
+    let done = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    let id = said.split(named).nth(1).unwrap_or_else(|| panic!("{said}")).split(' ').next().unwrap();
+    // What had come is not asked for again.
+    let (code, _, said) = run_with(&["download", id], &["--output", export[5]], &["--server", &service.address]).await;
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(std::fs::read(&output).unwrap(), std::fs::read(service.path(&service.job(id).await)).unwrap());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_for_elsewhere_is_no_setting_of_a_service() {
+    let database = Database::new().await;
+    let (code, _, said) =
+        Start::on(&database).with("CDC_EXPORT_KEY", "somebody's").arguments(&["status"]).output().await;
+    assert_eq!(code, 0, "{said}");
+    let settings = |command: Start| command.with("DATABASE_URL", "mysql://other/project").with("WORKERS", "many");
+    let (code, _, said) = settings(far(&["completions", "bash"])).output().await;
+    assert_eq!(code, 0, "{said}");
+    let service = Start::on(&database).service().await;
+    let (code, _, said) = settings(far(&["status", "--server", &service.address])).output().await;
+    assert_eq!(code, 0, "{said}");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_failed_export_says_what_helps() {
     let (database, service) = with_users(5).await;
     service.export("full", "a").await;
@@ -168,10 +231,10 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
 
     // What is there is nobody's to replace.
     let (code, _, said) = run(&["download", &id, "--output", output, "--server", &server]).await;
-    assert!(code == 1 && said.contains("is there already"), "{said}");
+    assert!(code == 2 && said.contains("is there already"), "{said}");
 
     // A part that another process has left is gone on from; what it was is found out at the end.
-    let part = folder.path().join("again.csv.part");
+    let part = folder.path().join(format!(".again.csv.{id}.part"));
     let again = folder.path().join("again.csv");
     let arguments = ["download", &id, "--output", again.to_str().unwrap(), "--server", &service.address];
     let whole = std::fs::read(&path).unwrap();
@@ -230,13 +293,13 @@ async fn a_key_is_shown_where_one_is_wanted() {
     let service = Start::on(&database).with("AUTH", "keys").service().await;
     let export = |consumer| ["export", "full", "--consumer", consumer, "--server", &service.address];
     let (code, _, said) = run(&export("a")).await;
-    assert!(code == 1 && said.contains("API_KEY") && said.contains("keys create"), "{said}");
-    let with_key = async |consumer| far(&export(consumer)).with("API_KEY", key.trim()).output().await;
+    assert!(code == 1 && said.contains("CDC_EXPORT_KEY") && said.contains("keys create"), "{said}");
+    let with_key = async |consumer| far(&export(consumer)).with("CDC_EXPORT_KEY", key.trim()).output().await;
     assert_eq!(with_key("a").await.0, 0);
     let (code, _, said) = with_key("b").await;
     assert!(code == 1 && said.contains('b') && !said.contains(key.trim()), "{said}");
-    let (code, _, said) = far(&export("a")).with("API_KEY", "cdcx_secret").output().await;
-    assert!(code == 2 && said.starts_with("cdc-export: API_KEY: ") && !said.contains("secret"), "{said}");
+    let (code, _, said) = far(&export("a")).with("CDC_EXPORT_KEY", "cdcx_secret").output().await;
+    assert!(code == 2 && said.starts_with("cdc-export: CDC_EXPORT_KEY: ") && !said.contains("secret"), "{said}");
     keys(&["keys", "revoke", "far"]).await;
     eventually("it is refused", || async {
         let (code, _, said) = with_key("a").await;
@@ -261,6 +324,15 @@ async fn a_service_that_is_not_there_is_said_at_once() {
     assert!(code == 1 && said.contains("is the address right?"), "{said}");
 }
 
+#[tokio::test]
+async fn what_a_service_says_steers_no_terminal() {
+    let body = r#"{"code":"nothing","detail":"\u001b]0;x\u0007red \u001b[31malarm"}"#;
+    let head = format!("HTTP/1.1 400 Bad Request\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    let server = answering([head.into_bytes(), body.as_bytes().to_vec()].concat()).await;
+    let (code, _, said) = run(&["status", "--server", &server]).await;
+    assert!(code == 1 && said.contains("alarm") && !said.contains(['\u{1b}', '\u{7}']), "{said:?}");
+}
+
 /// Answers everything in the same way.
 async fn answering(answer: Vec<u8>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -277,7 +349,7 @@ async fn answering(answer: Vec<u8>) -> String {
 #[tokio::test]
 async fn a_file_is_written_nowhere_else() {
     let id = "01900000-0000-7000-8000-000000000000";
-    for name in ["../outside.csv", "/tmp/outside.csv", "..", "", "a/b.csv"] {
+    for name in ["../outside.csv", "/tmp/outside.csv", "..", "", "a/b.csv", ".bashrc"] {
         let job = serde_json::json!({
             "jobId": id, "consumerId": "a", "dataset": "users", "exportType": "full", "status": "completed", "progress": 100,
             "rowsExported": 1, "bytesWritten": 5, "outputFilename": name, "sha256": "0".repeat(64), "error": null,

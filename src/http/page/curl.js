@@ -7,7 +7,7 @@ function quoted(word) {
 }
 
 function curl(parts) {
-  const key = hasKey() ? ['-H "Authorization: Bearer $API_KEY"'] : [];
+  const key = hasKey() ? ['-H "Authorization: Bearer $CDC_EXPORT_KEY"'] : [];
   return ["curl", ...key, ...parts].join(" ");
 }
 
