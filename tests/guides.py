@@ -92,10 +92,25 @@ assert all(text.startswith("delta: ") for text in said.values()), said
 
 # A loader that died between its export and its load.
 for which, format in (("replica", "csv"), ("duckdb", "parquet"), ("pandas", "parquet")):
-    Exports(SERVER, which).run("delta", format)
+    Exports(SERVER, which, format).run("delta")
 run(["update users set name = 'later', updated_at = now() where id % 79 = 0"])
 said = check("an export that nobody had loaded")
 assert all(text.count("delta: ") == 2 for text in said.values()), said
+
+# Deltas that somebody asked for by hand, in another format than the loader reads: what is in them is in no other.
+run(["update users set name = 'by hand', updated_at = now() where id % 71 = 0"])
+for which in ("replica", "duckdb", "pandas"):
+    Exports(SERVER, which, "ndjson").run("delta")
+said = check("an export by another hand")
+assert all(text.startswith("full: ") for text in said.values()), said
+
+# A loader that was away for longer than its exports are kept.
+run(["update users set name = 'pruned', updated_at = now() where id % 73 = 0"])
+for which, format in (("replica", "csv"), ("duckdb", "parquet"), ("pandas", "parquet")):
+    Exports(SERVER, which, format).run("delta")
+run(["delete from exports where consumer_id in ('replica', 'duckdb', 'pandas')"])
+said = check("exports that are not kept any more")
+assert all(text.startswith("full: ") for text in said.values()), said
 
 run(["truncate users", "insert into users (name, email, created_at, updated_at) "
      "select 'n' || i, 'e' || i, now(), now() from generate_series(1, 500) as i"])

@@ -14,7 +14,7 @@ venv=$root/target/guides
 work=$(mktemp -d)
 chmod 755 "$work"
 cd "$work"
-env -u DATABASE_URL -u DATASETS DATA_DIR="$work/data" OUTPUT_DIR="$work/output" PORT=0 SEED_ROWS=20000 LOG_FORMAT=json "$binary" 2>log &
+env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" OUTPUT_DIR="$work/output" PORT=0 SEED_ROWS=20000 LOG_FORMAT=json "$binary" 2>log &
 service=$!
 trap 'kill $service; wait $service || true; rm -rf "$work"' EXIT
 until grep -q '"listening"' log; do kill -0 $service || { cat log; exit 1; }; sleep 0.1; done

@@ -1,4 +1,4 @@
-"""A consumer of cdc-export, in the standard library alone: copy it beside your loader. README.md says why it does what it does."""
+"""A consumer of cdc-export, in the standard library alone: copy it beside your loader. loading.md says why it does what it does."""
 
 import hashlib
 import json
@@ -18,25 +18,34 @@ class Failed(Exception):
         super().__init__(f"the export {job['jobId']} is {job['status']}: {job['error']}")
 
 
+class Gap(Exception):
+    """Changes that no file at hand has."""
+
+
 class Exports:
-    def __init__(self, server, consumer, dataset="users", key=None):
-        self.server, self.consumer, self.dataset = server.rstrip("/"), consumer, dataset
+    def __init__(self, server, consumer, format="csv", dataset="users", key=None):
+        self.server, self.consumer, self.format, self.dataset = server.rstrip("/"), consumer, format, dataset
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
-    def catch_up(self, format, from_the_beginning=False):
-        """Has the service write what changed, or everything where changes alone don't do, and waits for that."""
+    def catch_up(self, after=None):
+        """Has the service write what changed, and gives the completed jobs after this one, in their order. Where changes alone don't
+        do, they begin with a full export, which replaces all before."""
         try:
-            return self.run("full" if from_the_beginning else "delta", format)
+            self.run("full" if after is None else "delta")
+            return self.completed(after)
         except Failed as failed:
             if failed.code != "full_export_needed":
                 raise
-            return self.run("full", format)
+        except Gap:
+            pass
+        self.run("full")
+        return self.completed()
 
-    def run(self, export_type, format):
+    def run(self, export_type):
         """An export, once it has completed."""
         # The key makes a call that is sent again the same call.
         headers = {"X-Consumer-ID": self.consumer, "Idempotency-Key": str(uuid.uuid4())}
-        body = {"dataset": self.dataset, "format": format}
+        body = {"dataset": self.dataset, "format": self.format}
         job_id = self.call("POST", f"/exports/{export_type}", headers, body)["jobId"]
         while True:
             job = self.call("GET", f"/exports/{job_id}?wait=30")
@@ -46,7 +55,7 @@ class Exports:
                 raise Failed(job)
 
     def completed(self, after=None):
-        """The completed jobs after this one, in their order; no earlier than the last full export, which replaces all before."""
+        """From the newest back to this one, or to a full export."""
         jobs, cursor = [], ""
         while True:
             wanted = f"consumer={self.consumer}&dataset={self.dataset}&status=completed&limit=200"
@@ -54,11 +63,15 @@ class Exports:
             for job in page["items"]:
                 if job["jobId"] == after:
                     return jobs[::-1]
+                if (job["format"], job["compression"]) != (self.format, "none"):
+                    # Somebody asked for it by hand, and its changes are in no other file.
+                    raise Gap
                 jobs.append(job)
                 if job["exportType"] == "full":
                     return jobs[::-1]
             if not page["nextCursor"]:
-                return jobs[::-1]
+                # What was loaded last isn't kept any more, and so may others be that came after it.
+                raise Gap
             cursor = f"&cursor={page['nextCursor']}"
 
     def fetch(self, job, folder):
@@ -81,14 +94,17 @@ class Exports:
         """An answer. A service that is busy or restarts is asked again for a minute."""
         data = None if body is None else json.dumps(body).encode()
         headers = self.headers | headers | ({"Content-Type": "application/json"} if data else {})
-        for rest in range(60, -1, -1):
+        end = time.monotonic() + 60
+        while True:
             request = urllib.request.Request(self.server + path, data, headers, method=method)
             try:
-                return urllib.request.urlopen(request, timeout=90)
+                return urllib.request.urlopen(request, timeout=40)
             except urllib.error.HTTPError as error:
-                if error.code not in (429, 503) or not rest:
+                if error.code not in (429, 502, 503, 504) or time.monotonic() > end:
                     raise RuntimeError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+                rest = float(error.headers.get("Retry-After") or 1)
             except OSError:
-                if not rest:
+                if time.monotonic() > end:
                     raise
-            time.sleep(1)
+                rest = 1
+            time.sleep(rest)

@@ -9,12 +9,11 @@ import duckdb
 from exports import Exports
 
 server, database = sys.argv[1:]
-exports = Exports(server, "duckdb", key=os.environ.get("API_KEY"))
+exports = Exports(server, "duckdb", "parquet", key=os.environ.get("CDC_EXPORT_KEY"))
 with duckdb.connect(database) as target, tempfile.TemporaryDirectory() as folder:
     target.execute("create table if not exists loaded_exports (job_id text)")
     last = target.execute("select job_id from loaded_exports").fetchone()
-    exports.catch_up("parquet", from_the_beginning=last is None)
-    for job in exports.completed(after=last and last[0]):
+    for job in exports.catch_up(after=last and last[0]):
         path = exports.fetch(job, folder)
         # The rows and the name of what they came from, both or neither: the next run begins behind it.
         target.begin()

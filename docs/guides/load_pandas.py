@@ -10,15 +10,14 @@ import pandas
 from exports import Exports
 
 server, folder = sys.argv[1:]
-exports = Exports(server, "pandas", key=os.environ.get("API_KEY"))
+exports = Exports(server, "pandas", "parquet", key=os.environ.get("CDC_EXPORT_KEY"))
 os.makedirs(folder, exist_ok=True)
 # The frame's file has the name of the last export in it, so that both are there at once.
 kept = max(glob.glob(f"{folder}/users.*.parquet"), default=None, key=os.path.getmtime)
 users = pandas.read_parquet(kept) if kept else None
 last = kept and kept.split(".")[-2]
 with tempfile.TemporaryDirectory() as inbox:
-    exports.catch_up("parquet", from_the_beginning=last is None)
-    for job in exports.completed(after=last):
+    for job in exports.catch_up(after=last):
         rows = pandas.read_parquet(exports.fetch(job, inbox)).set_index("id")
         if job["exportType"] == "full":
             users = rows
@@ -30,6 +29,6 @@ with tempfile.TemporaryDirectory() as inbox:
 written = f"{folder}/users.{last}.parquet"
 users.to_parquet(f"{written}.part")
 os.replace(f"{written}.part", written)
-for old in set(glob.glob(f"{folder}/users.*.parquet")) - {written}:
+for old in set(glob.glob(f"{folder}/users.*.parquet*")) - {written}:
     os.remove(old)
 print(f"{len(users)} users, last changed {users['updated_at'].max()}")

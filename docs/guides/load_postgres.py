@@ -22,14 +22,13 @@ def copy(target, table, path):
 
 
 server, conninfo = sys.argv[1:]
-exports = Exports(server, "replica", key=os.environ.get("API_KEY"))
+exports = Exports(server, "replica", "csv", key=os.environ.get("CDC_EXPORT_KEY"))
 with psycopg.connect(conninfo, autocommit=True) as target, tempfile.TemporaryDirectory() as folder:
-    target.execute(SETUP)
     # Two loaders at once would load twice.
     target.execute("select pg_advisory_lock(hashtext('load_postgres'))")
+    target.execute(SETUP)
     last = target.execute("select job_id from loaded_exports where consumer = %s", [exports.consumer]).fetchone()
-    exports.catch_up("csv", from_the_beginning=last is None)
-    for job in exports.completed(after=last and str(last[0])):
+    for job in exports.catch_up(after=last and str(last[0])):
         path = exports.fetch(job, folder)
         # The rows and the name of what they came from, both or neither: the next run begins behind it.
         with target.transaction():

@@ -501,10 +501,13 @@ async fn a_download_obeys_its_conditions() {
         let answer = call(&service, "GET", &path, &[("If-None-Match", tags), ("Range", "bytes=0-1")]).await;
         assert_eq!((answer.status, answer.body.len()), (304, 0), "{tags}");
         assert_eq!(answer.header("etag"), etag);
+        // A copy isn't to be had where the file isn't any more.
+        assert_eq!(answer.header("cache-control"), "private, no-cache");
         assert!(answer.headers.get("content-length").is_none_or(|length| length == &file.len().to_string()));
     }
     let other = call(&service, "GET", &path, &[("If-None-Match", "\"other\"")]).await;
     assert_eq!((other.status, &other.body), (200, &file));
+    assert_eq!(other.header("cache-control"), "private, no-cache");
     service.stop().await;
 }
 

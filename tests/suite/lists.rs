@@ -175,6 +175,10 @@ async fn a_watermark_is_set_and_forgotten_by_hand() {
         json!({ "lastExportedAt": "soon" }),
         json!({ "lastExportedAt": 5 }),
         json!({ "lastExportedAt": null }),
+        // What couldn't be told as a time again.
+        json!({ "lastExportedAt": "9999-12-31T23:59:59-01:00" }),
+        json!({ "lastExportedAt": "2026-06-30T23:59:60Z" }),
+        json!({ "lastExportedAt": "0000-01-01T00:00:00Z" }),
     ] {
         let answer = put(bad.clone()).await;
         assert_eq!(answer.status(), 400, "{bad}");
