@@ -7,7 +7,9 @@ use cdc_export::dataset::{Capture, Column, Columns, Dataset, Description, Kind, 
 use cdc_export::postgres::Database;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::{Datasets, check, wire};
+use crate::command::arguments::Datasets;
+use crate::command::check;
+use crate::command::ground::wire;
 
 /// Does it.
 pub(crate) async fn run(config: &Config, database: &Database, what: Datasets) -> anyhow::Result<()> {

@@ -13,9 +13,11 @@ use indicatif::ProgressBar;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::command::arguments::Export;
 use crate::command::client::Client;
+use crate::command::ground::{Wired, wire};
 use crate::command::place::{JobView, Place};
-use crate::command::{Export, Wired, bar, download, stop_on_signal, wire};
+use crate::command::{bar, download, stop_on_signal};
 
 /// A job that nobody takes for this long is run here.
 const NOBODY_TAKES_IT: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ use cdc_export::store::keys::{Made, Wanted};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::command::{Keys, NewKey};
+use crate::command::arguments::{Keys, NewKey};
 
 /// Does it.
 pub(crate) async fn run(database: &Database, what: Keys) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
-use crate::command::Export;
+use crate::command::arguments::Export;
 use crate::command::client::{Client, Error, Plain};
 
 /// Rows that are shown of each list.

@@ -11,7 +11,9 @@ use cdc_export::watermark::{COUNTED_ROWS, Waiting};
 use indicatif::{BinaryBytes, HumanCount};
 use tokio_util::sync::CancellationToken;
 
-use crate::command::{Plan, dataset_of, wire};
+use crate::command::arguments::Plan;
+use crate::command::dataset_of;
+use crate::command::ground::wire;
 
 /// Time for the locks and the plan; nothing is read.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -10,9 +10,9 @@ use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::{
-    Ground, Serve, check, connections_of_api, connections_of_exports, join_or_start, prepare, stop_on_signal, wire,
-};
+use crate::command::arguments::Serve;
+use crate::command::ground::{Ground, connections_of_api, connections_of_exports, join_or_start, prepare, wire};
+use crate::command::{check, stop_on_signal};
 
 /// One asks whether Postgres is there, one looks at what waits.
 const CONNECTIONS_OF_A_WATCH: u32 = 2;
@@ -138,7 +138,7 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
 /// A database, not yet migrated; `None` after a signal.
 async fn ground(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<Ground>> {
     if let Some(database) = &config.database {
-        return Ok(Some(Ground { database: database.clone(), server: None }));
+        return Ok(Some(database.clone().into()));
     }
     tokio::select! {
         ground = join_or_start(&config.embedded) => ground.map(Some),

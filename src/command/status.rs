@@ -15,9 +15,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+use crate::command::arguments::Status;
 use crate::command::client::Plain;
+use crate::command::place::Place;
 use crate::command::place::{ConsumerView, JobView, SHOWN};
-use crate::command::{Place, Status, stop_on_signal};
+use crate::command::stop_on_signal;
 
 /// What [`Place::status`] has.
 #[derive(Deserialize)]

@@ -1,0 +1,134 @@
+//! The ground that commands stand on: a database that was brought, or the private one, joined or run; and the rooms, wired over it.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use cdc_export::config::Config;
+use cdc_export::postgres::{self, Database, embedded};
+use cdc_export::service::{self, Service, Stores};
+use cdc_export::sink::Folder;
+use cdc_export::source::{capture, snapshot::Source};
+use cdc_export::store::Store;
+use cdc_export::telemetry;
+use cdc_export::worker::{self, Worker};
+use tokio_util::sync::CancellationToken;
+
+/// Runs a short command on a migrated database.
+pub(super) async fn on_ground(
+    config: &Config,
+    command: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let ground = Ground::find(config).await?;
+    let done = command(&ground.database).await;
+    ground.leave().await;
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// A migrated database, and the private server under it if this process runs that.
+pub(super) struct Ground {
+    pub(super) database: Database,
+    server: Option<embedded::Server>,
+}
+
+impl From<Database> for Ground {
+    /// One that others run.
+    fn from(database: Database) -> Ground {
+        Ground { database, server: None }
+    }
+}
+
+impl Ground {
+    /// `DATABASE_URL`, else the private server that another process runs, else one that this process runs while it lasts.
+    pub(super) async fn find(config: &Config) -> anyhow::Result<Ground> {
+        let ground = match &config.database {
+            Some(database) => database.clone().into(),
+            None => join_or_start(&config.embedded).await?,
+        };
+        if let Err(error) = prepare(&ground.database).await {
+            ground.leave().await;
+            return Err(error);
+        }
+        Ok(ground)
+    }
+
+    pub(super) async fn leave(self) {
+        if let Some(server) = self.server {
+            server.stop().await;
+        }
+    }
+}
+
+/// Brings the schema up to date, with the triggers of the demo's own table.
+pub(super) async fn prepare(database: &Database) -> anyhow::Result<()> {
+    postgres::migrate(database).await?;
+    Ok(capture::restore(&database.pool(1)).await?)
+}
+
+pub(super) async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<Ground> {
+    // A process that just starts its server has the folder, but no server to join yet.
+    for _ in 0..30 {
+        if let Some(options) = embedded::join(settings)? {
+            return Ok(Database::from(options).into());
+        }
+        match embedded::Server::start(settings).await {
+            Ok(server) => return Ok(Ground { database: server.connect_options().into(), server: Some(server) }),
+            Err(embedded::Error::AlreadySupervised(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    embedded::join(settings)?
+        .map(|options| Database::from(options).into())
+        .context("the private Postgres of another process doesn't get ready")
+}
+
+/// Connections that so many exports at once may have: a leader, a reader and a heartbeat each, the further readers that they
+/// share, and what claims and settles them.
+pub(super) fn connections_of_exports(config: &Config, workers: u32) -> u32 {
+    3 * workers + (config.readers - 1) + control_connections(workers)
+}
+
+/// Connections of the API: those that are set, one that asks whether Postgres is there, and those that count for `/consumers`.
+pub(super) fn connections_of_api(config: &Config) -> u32 {
+    config.api_connections + 1 + COUNTING_CONNECTIONS
+}
+
+pub(super) const COUNTING_CONNECTIONS: u32 = 2;
+
+/// To claim and settle a job at a time for each worker, to keep up, and to listen.
+pub(super) fn control_connections(workers: u32) -> u32 {
+    workers + 2
+}
+
+/// What exports run on.
+pub(super) struct Wired {
+    pub(super) worker: Worker,
+    pub(super) service: Service,
+}
+
+/// Wires service and worker over one database, for so many exports at once; 0: for the service alone. Makes the output folder.
+pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping: &CancellationToken) -> Wired {
+    let folder = Arc::new(Folder::new(config.output_dir.clone()));
+    if let Err(error) = folder.prepare() {
+        // The service is of use without it: jobs fail with the reason until somebody mends the folder.
+        let error = telemetry::chain(&error);
+        tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error);
+    }
+    let source = |pool| Source::new(database.options().clone(), pool, config.readers);
+    let control = database.pool(control_connections(workers));
+    let settings = worker::Settings { workers, ..config.worker.clone() };
+    let (its_folder, catalog) = (Arc::clone(&folder), Arc::clone(&config.catalog));
+    let store = Store::new(control.clone());
+    let worker = Worker::new(settings, store.clone(), source(control.clone()), its_folder, Arc::clone(&catalog));
+    let callers = |connections, patience| database.pool_for_callers(connections, patience);
+    let stores = Stores {
+        api: store.over(callers(config.api_connections, service::PATIENCE)),
+        probe: Store::new(callers(1, service::PATIENCE)),
+        control: Some(Store::new(control.clone())).filter(|_| workers > 0),
+    };
+    let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_PATIENCE);
+    let settings = service::Settings { folder, catalog, max_attempts: config.max_attempts };
+    let service = Service::new(settings, stores, source(counting), stopping.clone());
+    Wired { worker, service }
+}
