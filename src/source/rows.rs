@@ -37,7 +37,7 @@ impl Rows<'_> {
     /// # Errors
     /// If Postgres fails, or nobody takes the frames.
     pub async fn read(self, job: &Job, max: CellMax, progress: &Progress, frames: Frames) -> Result<(), Error> {
-        let (select, table, rule) = (self.select, &self.select.dataset.table, self.rule());
+        let (select, table, rule, is_even) = (self.select, &self.select.dataset.table, self.rule(), self.is_even());
         match job.export_type {
             ExportType::Full if !job.selection.is_all() => {
                 let mut values = PgArguments::default();
@@ -52,7 +52,7 @@ impl Rows<'_> {
                 self.full(&copy::Reading { select: select.full(max), ranges, table, progress }, &frames).await
             }
             ExportType::Incremental => self.changes(&[select.incremental(rule, max)], &frames).await,
-            ExportType::Delta => self.changes(&select.delta(rule, max), &frames).await,
+            ExportType::Delta => self.changes(&select.delta(rule, is_even, max), &frames).await,
         }
     }
 
@@ -85,7 +85,7 @@ impl Rows<'_> {
         let statements = match export_type {
             ExportType::Full => vec![select.full(None)],
             ExportType::Incremental => vec![select.incremental(rule, max)],
-            ExportType::Delta => select.delta(rule, max).into(),
+            ExportType::Delta => select.delta(rule, self.is_even(), max),
         };
         let mut plans = Vec::new();
         for statement in statements {
@@ -104,6 +104,11 @@ impl Rows<'_> {
     /// What tells that a live row has changed.
     fn rule(&self) -> Rule {
         if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
+    }
+
+    /// Whether the live rows and the deletions that the consumer has are those of one moment.
+    fn is_even(&self) -> bool {
+        self.position.live == self.position.deletions
     }
 
     /// The parameters of the changes.

@@ -95,9 +95,10 @@ impl Select<'_> {
         self.changed_live(rule, None, max)
     }
 
-    /// The rows changed since, deleted ones too, each with its operation: two statements to be read one after the other, so
-    /// that the deletions come first without a sort of everything.
-    pub(crate) fn delta(&self, rule: Rule, max: CellMax) -> [String; 2] {
+    /// The rows changed since, deleted ones too, each with its operation: statements to be read one after the other, so that the
+    /// deletions come first without a sort of everything. One does where live rows and deletions were delivered up to the same
+    /// snapshot, as they are to whoever takes deltas alone: the log is gone through once then.
+    pub(crate) fn delta(&self, rule: Rule, is_even: bool, max: CellMax) -> Vec<String> {
         let by_times = self.shape.created_at.as_ref().zip(self.shape.updated_at.as_ref());
         let is_new = match (by_times, rule) {
             (Some((created_at, updated_at)), _) => {
@@ -110,22 +111,45 @@ impl Select<'_> {
             (None, Rule::TimeAlone) => "$1::timestamptz is null".to_owned(),
         };
         let operation = format!("case when {is_new} then 'INSERT' else 'UPDATE' end");
-        [self.changed_deleted(max), self.changed_live(rule, Some(&operation), max)]
+        let deleted = self.changed_deleted(max);
+        if rule == Rule::TimeAlone || !is_even || by_times.is_none() {
+            return vec![deleted, self.changed_live(rule, Some(&operation), max)];
+        }
+        // The parts of a union come in their order, as long as none of them is read in parallel. What the deletions look up is all
+        // that the stated rule doesn't find alive.
+        let columns = self.live_columns(Some(&operation), max);
+        let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
+        vec![format!("{deleted}\nunion all\n{by_time}\nunion all\n{by_log}")]
+    }
+
+    /// Of a live row: its operation in a delta, the columns of the file, and whether a cell is too large; not as a condition, which
+    /// might be asked of rows that have not changed.
+    fn live_columns(&self, operation: Option<&str>, max: CellMax) -> String {
+        let columns = operation.into_iter().map(str::to_owned).chain([self.columns(), self.refused(max)]);
+        columns.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The live rows that the stated rule finds.
+    fn live_by_time(&self, columns: &str) -> String {
+        format!("select {columns} from {} u where {} and {}", self.table(), self.stated(), self.alive())
+    }
+
+    /// The live ones among the keys of `ch`.
+    fn live_by_log(&self, columns: &str) -> String {
+        format!("select {columns} from ch join {} u on {} where {}", self.table(), self.joined(), self.alive())
     }
 
     /// What the stated rule says, and what the log alone knows, which is looked up by its key: a row is under one of the two,
     /// since both see the same snapshot. By an aggregate, not an anti-join: the statistics don't know yet what was written since
     /// they were made, and for the few rows that the planner then expects it compares each with each.
     fn changed_live(&self, rule: Rule, operation: Option<&str>, max: CellMax) -> String {
-        let (table, alive, stated) = (self.table(), self.alive(), self.stated());
-        // Not a condition, which might be asked of rows that have not changed.
-        let columns = operation.into_iter().map(str::to_owned).chain([self.columns(), self.refused(max)]);
-        let columns = columns.collect::<Vec<_>>().join(", ");
-        let by_time = format!("select {columns} from {table} u where {stated} and {alive}");
+        let columns = self.live_columns(operation, max);
+        let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
         if rule == Rule::TimeAlone {
             return by_time;
         }
-        let (logged, ordinals, joined) = (logged("$2::oid", "$3::text::pg_snapshot"), self.ordinals(), self.joined());
+        let (table, alive, stated) = (self.table(), self.alive(), self.stated());
+        let (logged, ordinals) = (logged("$2::oid", "$3::text::pg_snapshot"), self.ordinals());
         let (logged_key, key, names) =
             (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
         if operation.is_some() && self.shape.created_at.is_none() {
@@ -139,7 +163,7 @@ impl Select<'_> {
                      select {key}, null, null from {table} u where {stated} and {alive}) as changes ({names}, seq, op)
                    group by {ordinals}
                    order by {ordinals})
-                 select {columns} from ch join {table} u on {joined} where {alive}"
+                 {by_log}"
             );
         }
         format!(
@@ -154,7 +178,7 @@ impl Select<'_> {
                order by {ordinals})
              {by_time}
              union all
-             select {columns} from ch join {table} u on {joined} where {alive}"
+             {by_log}"
         )
     }
 
