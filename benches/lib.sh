@@ -55,7 +55,7 @@ http() {
 export_and_wait() {
     http POST "/exports/$1" "${2-}"
     [[ $answer =~ \"jobId\":\"([^\"]*) ]] || { echo "$answer" >&2; return 1; }
-    local job=${BASH_REMATCH[1]}
+    job=${BASH_REMATCH[1]} owner=$consumer
     until [[ $answer == *'"status":"completed"'* ]]; do
         [[ $answer != *'"status":"failed"'* ]] || { echo "$answer" >&2; return 1; }
         http GET "/exports/$job?wait=60"
@@ -74,9 +74,20 @@ server_cpu() { echo $(($(cpu "$postmaster" $(cat "/proc/$postmaster/task/$postma
 memory() { awk -v what="$1:" '$1 == what {print $2}' "/proc/$2/status"; }
 forget_peak() { echo 5 >"/proc/$1/clear_refs"; }
 
+# Removes the file of the last `\copy` and that of the last export. Where they stay, each export is written to memory that the
+# machine has not used before, which a virtual one gets from its host at a price above that of the writing, and `\copy`, which
+# writes over its last file, is not.
+job='' owner=''
+remove_files() {
+    rm -f copy.*
+    [[ -z $job ]] || consumer=$owner http DELETE "/exports/$job"
+    job=
+}
+
 # measure COMMAND…: $wall, and $used, the CPU of the server, the service and of what the command ran and waited for.
 measure() {
     local began ended service_was server_was children_was
+    remove_files
     # What the last case left to do.
     pause 0.2
     service_was=$(cpu "$service") server_was=$(server_cpu) children_was=$(cpu_of_ended $$)
@@ -120,13 +131,37 @@ incrementals() {
     echo "incremental of 10000 changed rows, ms: from POST to completed $(median changed.service), from claim to commit $(median changed.job), a fresh psql \\copy $(median changed.copy)"
 }
 
-# deltas TIMES: every row changes, then the service and psql take them.
+# delta_statement: sets $statement, what the service reads a delta after a delta with, on a line.
+delta_statement() {
+    # One after an incremental has the deletions to make up for, in a statement of their own.
+    export_and_wait delta
+    sql "alter system set log_min_duration_statement = 0"; sql 'select pg_reload_conf()' >/dev/null
+    pause 0.2
+    export_and_wait delta
+    sql "alter system reset log_min_duration_statement"; sql 'select pg_reload_conf()' >/dev/null
+    statement=$(awk '/^[^\t]/ {inside = /-- source.stream.read/; if (inside) text = ""; next}
+        inside {sub(/--.*/, ""); text = text " " $0} END {gsub(/[\t ]+/, " ", text); print text}' data/postgres.log)
+    [[ $statement == *'union all'* ]]
+}
+# The same with the position in it that the consumer has now: what psql would have to send for the same rows.
+same_statement() {
+    local oid watermark live deletions text=$statement
+    IFS='|' read -r watermark oid live deletions < <(sql "select last_exported_at, table_oid, snap_live, snap_del from watermarks where consumer_id = '$consumer'")
+    text=${text//\$1/"'$watermark'"} text=${text//\$2/"'$oid'"} text=${text//\$3/"'$live'"}
+    echo "${text//\$4/"'$deletions'"}"
+}
+# deltas TIMES: every row changes, then psql takes them, by the service's own statement and from the table alone, and the service.
 deltas() {
-    local n before
-    for n in $(seq "$1"); do
+    local before same
+    delta_statement
+    for _ in $(seq "$1"); do
         before=$(sql 'select clock_timestamp()')
         sql "update users set updated_at = now()"; sql 'vacuum analyze users'; sql checkpoint
+        measure copy "$(same_statement)"; same=$wall
         compare delta "select case when created_at = updated_at then 'INSERT' else 'UPDATE' end, $columns from users where updated_at >= '$before' and not is_deleted order by id" delta
+        awk -v cw=$same -v sw=$wall 'BEGIN {printf "         copy of the same statement %.3f s   ratio %.2f\n", cw / 1e6, cw / sw}' | tee -a rounds.same
     done
     summary delta
+    awk '{print $NF}' rounds.same >ratios
+    echo "delta: median ratio to \copy of the same statement $(median ratios)"
 }

@@ -5,7 +5,7 @@
 #   cargo build --release && benches/speed.sh [ROWS [ROUNDS]]
 #
 # Wall time of the service is from POST to `completed`: queue, sha256 and fsync included. CPU is that of the client (psql, or the
-# service) and of every process of the server. Uses a scratch folder and a server of its own; READERS and WORKERS are passed on.
+# service) and of every process of the server. Each begins with the files of the last round removed. Uses a scratch folder and a server of its own; READERS and WORKERS are passed on.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 rows=${1:-1000000} rounds=${2:-7}
@@ -15,6 +15,7 @@ sql 'vacuum analyze users'; sql checkpoint
 machine "$rows"
 
 copy "select $columns from users where not is_deleted"
+export_and_wait full
 idle=$(memory VmRSS $service)
 for _ in $(seq "$rounds"); do compare full "select $columns from users where not is_deleted" full; done
 summary full
