@@ -47,10 +47,10 @@ async fn a_lane_is_worked_in_order_and_others_overtake_it() {
 async fn an_accepted_cancel_never_completes() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    // A small export writes twice, so the third write is the second export's first. Each later place is reached by one export
-    // more than the one before it.
+    // A small export writes once, so the second write is the second export's. Each later place is reached by one export more than
+    // the one before it.
     let failpoints =
-        "sink.write=sleep:1500@3,worker.staged=sleep:700@2,worker.extended=sleep:700@2,worker.commit=sleep:2000@2";
+        "sink.write=sleep:1500@2,worker.staged=sleep:700@2,worker.extended=sleep:700@2,worker.commit=sleep:2000@2";
     let service = Start::on(&database).with("FAILPOINTS", failpoints).service().await;
     let (job, _) = service.export("full", "a").await;
     let (files, watermark) = (service.files(), service.watermark("a").await);
