@@ -137,15 +137,17 @@ impl<'d> Reader<'d> {
                 p.summary { (text(&call.says["summary"])) }
                 (prose(text(&call.says["description"])))
                 p.scope { @if scopes.is_empty() { "Needs no key." } @else { "Scope " code { (scopes.join(", ")) } } }
-                h4 { "Parameters" }
-                dl {
-                    @for parameter in items(&call.says["parameters"]).map(|parameter| self.resolved(parameter)) {
-                        dt {
-                            code { (text(&parameter["name"])) } " "
-                            span.kind { "in " (text(&parameter["in"])) ", " (self.kind(&parameter["schema"])) }
-                            @if parameter["required"] == true { " " strong { "required" } }
+                @if items(&call.says["parameters"]).next().is_some() {
+                    h4 { "Parameters" }
+                    dl {
+                        @for parameter in items(&call.says["parameters"]).map(|parameter| self.resolved(parameter)) {
+                            dt {
+                                code { (text(&parameter["name"])) } " "
+                                span.kind { "in " (text(&parameter["in"])) ", " (self.kind(&parameter["schema"])) }
+                                @if parameter["required"] == true { " " strong { "required" } }
+                            }
+                            dd { (prose(text(&parameter["description"]))) }
                         }
-                        dd { (prose(text(&parameter["description"]))) }
                     }
                 }
                 @if !schema.is_null() {
@@ -174,10 +176,12 @@ impl<'d> Reader<'d> {
                 @for (media_type, content) in members(&answer["content"]) {
                     p { code { (media_type) } @if content["schema"].get("$ref").is_some() { ": " (self.kind(&content["schema"])) } }
                 }
-                dl {
-                    @for (name, header) in members(&answer["headers"]) {
-                        dt { code { (name) } " " span.kind { "header" } }
-                        dd { (prose(text(&self.resolved(header)["description"]))) }
+                @if members(&answer["headers"]).next().is_some() {
+                    dl {
+                        @for (name, header) in members(&answer["headers"]) {
+                            dt { code { (name) } " " span.kind { "header" } }
+                            dd { (prose(text(&self.resolved(header)["description"]))) }
+                        }
                     }
                 }
             }
@@ -190,13 +194,15 @@ impl<'d> Reader<'d> {
         let mut properties: Vec<_> = members(&schema["properties"]).collect();
         properties.sort_by_key(|(name, _)| required.iter().position(|other| other == name).unwrap_or(usize::MAX));
         html! {
-            dl {
-                @for (name, property) in properties {
-                    dt {
-                        code { (name) } " " span.kind { (self.kind(property)) }
-                        @if required.contains(&name) { " " strong { "always" } }
+            @if !properties.is_empty() {
+                dl {
+                    @for (name, property) in properties {
+                        dt {
+                            code { (name) } " " span.kind { (self.kind(property)) }
+                            @if required.contains(&name) { " " strong { "always" } }
+                        }
+                        dd { (prose(self.description(property))) }
                     }
-                    dd { (prose(self.description(property))) }
                 }
             }
         }

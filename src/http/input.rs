@@ -129,6 +129,13 @@ where
     }
 }
 
+/// Whether the client says, by `If-None-Match`, that it has what is tagged so (RFC 9110, 13.1.2: of weak tags what they tag).
+pub(crate) fn has_already(headers: &HeaderMap, etag: &[u8]) -> bool {
+    let tags = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
+    let mut tags = tags.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
+    tags.any(|tag| tag == "*" || tag.as_bytes() == etag)
+}
+
 /// The consumer that the path names; one that the caller is allowed.
 pub(crate) struct PathConsumer(pub(crate) ConsumerId);
 

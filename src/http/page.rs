@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::http::input::PathParameter;
+use crate::http::input::{self, PathParameter};
 use crate::http::problem::Problem;
 
 /// Scripts, styles and calls of this origin and nothing else: what a name or an error brings along can't run, be sent anywhere or
@@ -87,9 +87,7 @@ impl Asset {
             (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
             (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
         ];
-        let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
-        let mut known = known.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
-        if known.any(|tag| tag == "*" || tag.as_bytes() == self.etag.as_bytes()) {
+        if input::has_already(headers, self.etag.as_bytes()) {
             return (StatusCode::NOT_MODIFIED, own).into_response();
         }
         (own, self.text).into_response()

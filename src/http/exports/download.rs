@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
 use tokio_util::io::ReaderStream;
 
-use crate::http::input::PathJob;
+use crate::http::input::{self, PathJob};
 use crate::http::problem::{Code, Problem};
 use crate::service::Service;
 
@@ -72,9 +72,7 @@ pub(crate) async fn download(
     set(header::CACHE_CONTROL, "private, no-cache".to_owned());
     set(header::LAST_MODIFIED, place.finished_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
 
-    if let Some(wanted) = text(&headers, header::IF_NONE_MATCH)
-        && wanted.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag || tag.trim() == "*")
-    {
+    if input::has_already(&headers, etag.as_bytes()) {
         return Ok((StatusCode::NOT_MODIFIED, response_headers).into_response());
     }
     // A range of an older file must not be glued to this one: the tag must be the very same.
