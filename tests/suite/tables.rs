@@ -74,7 +74,7 @@ const TYPES: &[(&str, &str)] = &[
     ("ltree", "('a.b' || n)::ltree"),
     ("oid", "n::oid"),
     ("regclass", "'pg_class'::regclass"),
-    ("pg_lsn", "pg_lsn '0/0' + n::numeric"),
+    ("pg_lsn", "format('16/%s', to_hex(n))::pg_lsn"),
     ("jsonpath", "format('$.a[%s]', n)::jsonpath"),
 ];
 
