@@ -807,6 +807,8 @@ async fn a_standby_is_refused_in_one_line() {
 async fn few_changes_of_many_rows_are_found_by_indexes() {
     let database = Database::new().await;
     database.add_users(1, 200_000).await;
+    // A third of a log as short as this one is read by a scan of it all, and rightly, once autovacuum has looked at it.
+    database.run("alter table cdc_export.change_log set (autovacuum_enabled = false)").await;
     database.run("vacuum analyze users").await;
     let service = Start::on(&database).service().await;
     passes(&service, "full", "a", None).await;
