@@ -1,10 +1,13 @@
 //! The private server, run for real on the installed Postgres: started, joined, killed in every way, started again.
 
 use std::fs;
+use std::future::poll_fn;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{Child, Command, Stdio};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use cdc_export::postgres::embedded::{Error, Server, Settings, join};
@@ -13,6 +16,7 @@ use nix::unistd::{Pid, geteuid, getpgid};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
+use tokio::time::interval;
 
 use crate::harness::{embedded_settings, option_env};
 
@@ -290,13 +294,18 @@ async fn dropped_server_ends_and_frees_the_folder() {
 async fn a_start_that_is_given_up_leaves_no_server() {
     let home = Home::new();
     let settings = home.settings();
-    let pid = tokio::select! {
-        biased;
-        pid = async {
-            until("the server has begun", async || home.postmaster().is_some()).await;
-            home.postmaster().unwrap()
-        } => pid,
-        _ = Server::start(&settings) => panic!("it was ready before it wrote its process id"),
+    let pid = {
+        let (mut start, mut look) = (pin!(Server::start(&settings)), interval(Duration::from_millis(5)));
+        // It has begun before it is ready, so the one is looked at before the other, each time.
+        poll_fn(|cx| {
+            while look.poll_tick(cx).is_ready() {}
+            if let Some(pid) = home.postmaster() {
+                return Poll::Ready(pid);
+            }
+            assert!(start.as_mut().poll(cx).is_pending(), "it was ready before it wrote its process id");
+            Poll::Pending
+        })
+        .await
     };
     is_gone(pid).await;
     Server::start(&settings).await.unwrap().stop().await;
