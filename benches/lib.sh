@@ -84,7 +84,8 @@ remove_files() {
     job=
 }
 
-# measure COMMAND…: $wall, and $used, the CPU of the server, the service and of what the command ran and waited for.
+# measure COMMAND…: $wall, and $used, the CPU of the server, the service and of what the command ran and waited for; $served is the
+# server's of it.
 measure() {
     local began ended service_was server_was children_was
     remove_files
@@ -97,7 +98,8 @@ measure() {
     wall=$((ended - began)) used=$(($(cpu_of_ended $$) - children_was))
     # A session ends after its client.
     pause 0.2
-    used=$((used + $(cpu "$service") - service_was + $(server_cpu) - server_was))
+    served=$(($(server_cpu) - server_was))
+    used=$((used + $(cpu "$service") - service_was + served))
 }
 
 # compare TITLE QUERY TYPE: one round.
@@ -105,9 +107,9 @@ compare() {
     local title=$1 copy_wall copy_used
     measure copy "$2"; copy_wall=$wall copy_used=$used
     measure export_and_wait "$3"
-    awk -v title="$title" -v cw=$copy_wall -v cu=$copy_used -v sw=$wall -v su=$used 'BEGIN {
-        printf "%-8s copy %.3f s, CPU %.2f s   service %.3f s, CPU %.2f s   ratio %.2f   CPU %.2f\n",
-            title, cw / 1e6, cu / 1e6, sw / 1e6, su / 1e6, cw / sw, su / cu}' | tee -a "rounds.$title"
+    awk -v title="$title" -v cw=$copy_wall -v cu=$copy_used -v sw=$wall -v su=$used -v served=$served 'BEGIN {
+        printf "%-8s copy %.3f s, CPU %.2f s   service %.3f s, CPU %.2f s (server %.2f)   ratio %.2f   CPU %.2f\n",
+            title, cw / 1e6, cu / 1e6, sw / 1e6, su / 1e6, served / 1e6, cw / sw, su / cu}' | tee -a "rounds.$title"
 }
 summary() {
     awk '{for (i = 1; i < NF; i++) if ($i == "ratio") print $(i + 1)}' "rounds.$1" >ratios

@@ -14,9 +14,9 @@ start_service "$rows"
 sql 'vacuum analyze users'; sql checkpoint
 machine "$rows"
 
+idle=$(memory VmRSS $service)
 copy "select $columns from users where not is_deleted"
 export_and_wait full
-idle=$(memory VmRSS $service)
 for _ in $(seq "$rounds"); do compare full "select $columns from users where not is_deleted" full; done
 summary full
 echo "peak memory of the service: $(memory VmHWM $service) kB, idle $idle kB"
