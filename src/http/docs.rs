@@ -131,25 +131,16 @@ impl<'d> Reader<'d> {
         let scopes: Vec<_> = items(&call.says["security"]).flat_map(|key| items(&key["key"])).map(text).collect();
         let body = &call.says["requestBody"];
         let schema = &body["content"]["application/json"]["schema"];
+        let parameters = items(&call.says["parameters"]).map(|parameter| self.resolved(parameter));
+        let parameters: Vec<_> =
+            parameters.map(|parameter| (self.parameter(parameter), text(&parameter["description"]))).collect();
         html! {
             article id=(text(&call.says["operationId"])) {
                 h3 { span.method data-method=(call.method) { (call.method) } " " code { (call.path) } }
                 p.summary { (text(&call.says["summary"])) }
                 (prose(text(&call.says["description"])))
                 p.scope { @if scopes.is_empty() { "Needs no key." } @else { "Scope " code { (scopes.join(", ")) } } }
-                @if items(&call.says["parameters"]).next().is_some() {
-                    h4 { "Parameters" }
-                    dl {
-                        @for parameter in items(&call.says["parameters"]).map(|parameter| self.resolved(parameter)) {
-                            dt {
-                                code { (text(&parameter["name"])) } " "
-                                span.kind { "in " (text(&parameter["in"])) ", " (self.kind(&parameter["schema"])) }
-                                @if parameter["required"] == true { " " strong { "required" } }
-                            }
-                            dd { (prose(text(&parameter["description"]))) }
-                        }
-                    }
-                }
+                @if !parameters.is_empty() { h4 { "Parameters" } (meanings(parameters)) }
                 @if !schema.is_null() {
                     h4 { "Body " span.kind {
                         (self.kind(schema)) @if body["required"] == true { ", required" } @else { ", may be left out" }
@@ -169,6 +160,9 @@ impl<'d> Reader<'d> {
     fn answer(&self, status: &str, answer: &Value) -> Markup {
         let description = text(&answer["description"]);
         let (first, rest) = description.split_once(":\n").unwrap_or((description, ""));
+        let headers = members(&answer["headers"]).map(|(name, header)| {
+            (html! { code { (name) } " " span.kind { "header" } }, text(&self.resolved(header)["description"]))
+        });
         html! {
             details.answer {
                 summary { code { (status) } " " (inline(first)) }
@@ -176,15 +170,17 @@ impl<'d> Reader<'d> {
                 @for (media_type, content) in members(&answer["content"]) {
                     p { code { (media_type) } @if content["schema"].get("$ref").is_some() { ": " (self.kind(&content["schema"])) } }
                 }
-                @if members(&answer["headers"]).next().is_some() {
-                    dl {
-                        @for (name, header) in members(&answer["headers"]) {
-                            dt { code { (name) } " " span.kind { "header" } }
-                            dd { (prose(text(&self.resolved(header)["description"]))) }
-                        }
-                    }
-                }
+                (meanings(headers))
             }
+        }
+    }
+
+    /// What a parameter is, without what it means.
+    fn parameter(&self, parameter: &Value) -> Markup {
+        html! {
+            code { (text(&parameter["name"])) } " "
+            span.kind { "in " (text(&parameter["in"])) ", " (self.kind(&parameter["schema"])) }
+            @if parameter["required"] == true { " " strong { "required" } }
         }
     }
 
@@ -193,19 +189,13 @@ impl<'d> Reader<'d> {
         let required: Vec<_> = items(&schema["required"]).map(text).collect();
         let mut properties: Vec<_> = members(&schema["properties"]).collect();
         properties.sort_by_key(|(name, _)| required.iter().position(|other| other == name).unwrap_or(usize::MAX));
-        html! {
-            @if !properties.is_empty() {
-                dl {
-                    @for (name, property) in properties {
-                        dt {
-                            code { (name) } " " span.kind { (self.kind(property)) }
-                            @if required.contains(&name) { " " strong { "always" } }
-                        }
-                        dd { (prose(self.description(property))) }
-                    }
-                }
-            }
-        }
+        meanings(properties.into_iter().map(|(name, property)| {
+            let term = html! {
+                code { (name) } " " span.kind { (self.kind(property)) }
+                @if required.contains(&name) { " " strong { "always" } }
+            };
+            (term, self.description(property))
+        }))
     }
 
     /// A property's description, which lies one deeper where it may be null.
@@ -268,6 +258,16 @@ impl<'d> Reader<'d> {
         }
         let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
         format!("{line} '{HERE}{path}{query}'")
+    }
+}
+
+/// A list of terms and what they mean; none where there are none.
+fn meanings<'t>(terms: impl IntoIterator<Item = (Markup, &'t str)>) -> Markup {
+    let mut terms = terms.into_iter().peekable();
+    html! {
+        @if terms.peek().is_some() {
+            dl { @for (term, meaning) in terms { dt { (term) } dd { (prose(meaning)) } } }
+        }
     }
 }
 
@@ -337,6 +337,11 @@ mod tests {
         assert!(
             page.contains("<p>a <code>&lt;b&gt;</code></p><ul><li>one</li><li><code>two</code> &amp; three</li></ul>")
         );
+    }
+
+    #[test]
+    fn there_is_no_list_of_nothing() {
+        assert!(PAGE.contains("<dl><dt>") && !PAGE.contains("<dl></dl>"));
     }
 
     #[test]
