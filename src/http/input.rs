@@ -129,7 +129,7 @@ where
     }
 }
 
-/// Whether the client says, by `If-None-Match`, that it has what is tagged so (RFC 9110, 13.1.2: of weak tags what they tag).
+/// Whether the client says, by `If-None-Match`, that it has what this `ETag` stands for; a weak tag does as well (RFC 9110, 13.1.2).
 pub(crate) fn has_already(headers: &HeaderMap, etag: &[u8]) -> bool {
     let tags = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
     let mut tags = tags.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
@@ -376,6 +376,28 @@ impl Members {
             Some((name, _)) => {
                 Err(Problem::bad_input(Code::MemberUnknown, &name, format!("{name}: there is no such member")))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_found_in_any_line_of_the_header() {
+        let has = |lines: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(header::IF_NONE_MATCH, line.parse().unwrap());
+            }
+            has_already(&headers, b"\"a\"")
+        };
+        for lines in [&["\"a\""][..], &["*"], &["W/\"a\""], &["\"b\", \"a\""], &["\"b\"", "\"a\""]] {
+            assert!(has(lines), "{lines:?}");
+        }
+        for lines in [&[][..], &["a"], &["\"b\""], &["\"ab\"", "\"b\""]] {
+            assert!(!has(lines), "{lines:?}");
         }
     }
 }
