@@ -72,9 +72,10 @@ async fn several_readers_read_one_snapshot_of_a_table_that_is_written_to() {
 
 #[tokio::test]
 async fn a_small_table_has_one_reader_and_before_14_a_large_one_too() {
-    let database = Database::new().await;
-    let rows = if has_ranges(&database).await { 8_000 } else { 30_000 };
-    let database = table_of(rows).await;
+    let database = table_of(8_000).await;
+    if !has_ranges(&database).await {
+        database.add_users(8_001, 30_000).await;
+    }
     let slow = Start::on(&database).with("FAILPOINTS", SLOW_START).with("LOG_LEVEL", "debug");
     let service = slow.with("READERS", 16).service().await;
     service.export("full", "a").await;
