@@ -8,6 +8,7 @@ pub mod catalog;
 mod copy;
 mod guard;
 pub mod purge;
+mod quote;
 pub mod rows;
 mod select;
 mod selection;

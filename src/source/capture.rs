@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::dataset::catalog::{Catalog, Faults};
 use crate::dataset::{Capture, Dataset, Shape, Table};
-use crate::source::{select, shape};
+use crate::source::{quote, shape};
 
 /// The lock that triggers need queues the table's writers behind it, so it is not waited for longer than this.
 const LOCK_TIMEOUT: &str = "2s";
@@ -148,7 +148,7 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
          join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
          where c.oid = to_regclass($1)",
     )
-    .bind(select::relation(&users.table))
+    .bind(quote::relation(&users.table))
     .fetch_optional(pool)
     .await?;
     match ours {
@@ -253,7 +253,7 @@ async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<Found, Error
         " as captured
          from pg_class t join pg_namespace n on n.oid = t.relnamespace where t.oid = to_regclass($1)"
     ))
-    .bind(select::relation(&dataset.table))
+    .bind(quote::relation(&dataset.table))
     .fetch_optional(conn)
     .await?;
     found.ok_or_else(|| Error::NoTable(dataset.table.to_string()))
@@ -295,7 +295,7 @@ async fn lock(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error> {
         "-- source.capture.lock
          set local lock_timeout = '{LOCK_TIMEOUT}';
          lock table {} in share row exclusive mode",
-        select::relation(&dataset.table)
+        quote::relation(&dataset.table)
     );
     let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(conn).await;
     locked.map(drop).map_err(|cause| denied_or_else(&dataset.table, cause))
@@ -322,7 +322,7 @@ async fn relations(conn: &mut PgConnection, found: &Found) -> Result<Vec<String>
     .bind(found.oid)
     .fetch_all(conn)
     .await?;
-    Ok(names.iter().map(|(schema, name)| format!("{}.{}", select::quoted(schema), select::quoted(name))).collect())
+    Ok(names.iter().map(|(schema, name)| format!("{}.{}", quote::quoted(schema), quote::quoted(name))).collect())
 }
 
 /// Removes what is left of the triggers, with their functions, and the functions whose triggers somebody dropped.
@@ -358,7 +358,7 @@ async fn always(conn: &mut PgConnection, relation: &str) -> Result<(), sqlx::Err
     .fetch_all(&mut *conn)
     .await?;
     for name in names {
-        let name = select::quoted(&name);
+        let name = quote::quoted(&name);
         let always = format!("-- source.capture.always\n alter table {relation} enable always trigger {name}");
         sqlx::raw_sql(AssertSqlSafe(always)).execute(&mut *conn).await?;
     }

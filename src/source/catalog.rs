@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::dataset::catalog::{Catalog, Fault, Faults};
 use crate::dataset::{Capture, Dataset};
-use crate::source::select::relation;
+use crate::source::quote::relation;
 use crate::source::shape;
 
 /// Holds a whole catalogue against the live tables.

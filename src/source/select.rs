@@ -1,12 +1,13 @@
-//! The SQL of each export. Names come from a [`Dataset`] and its [`Shape`] alone and are quoted here, in one place; a filter is
-//! the operator's own SQL.
+//! The SQL of each export. Names come from a [`Dataset`] and its [`Shape`] alone and are quoted by [`quote`](crate::source::quote); a
+//! filter is the operator's own SQL.
 //!
 //! The parameters of the changes: `$1` the watermark, null, with `$3`, to begin from the beginning; `$2` the table's oid; `$3` and `$4` the
 //! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules. Behind the columns of
 //! the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table.
 
-use crate::dataset::{Capture, CellMax, Column, Dataset, Kind, Sent, Shape, Table};
+use crate::dataset::{Capture, CellMax, Column, Dataset, Kind, Sent, Shape};
 use crate::job::selection::{Condition, Operator, Selection};
+use crate::source::quote::{literal, quoted, relation};
 
 /// What tells that a live row has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -398,24 +399,6 @@ fn in_zone_of(column: &Column, moment: &str) -> String {
     if column.kind == Kind::Timestamp { format!("({moment} at time zone 'UTC')") } else { moment.to_owned() }
 }
 
-/// A name as an identifier.
-pub(crate) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A table's name, with its schema if that is said.
-pub(crate) fn relation(table: &Table) -> String {
-    let schema = table.schema.as_ref().map(|schema| format!("{}.", quoted(schema))).unwrap_or_default();
-    format!("{schema}{}", quoted(&table.name))
-}
-
-/// A text as a constant.
-pub(crate) fn literal(text: &str) -> String {
-    // With a backslash in it, it would depend on a setting.
-    let escape = if text.contains('\\') { " E" } else { "" };
-    format!("{escape}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
-}
-
 /// A value in the form that the encoder knows.
 fn sent(column: &Column, value: &str) -> String {
     match column.sent {
@@ -456,18 +439,4 @@ fn refused(cells: &[(String, String)]) -> String {
     let named = |(name, large): &(String, String)| format!("when {large} then {}", literal(name));
     let name = cells.iter().map(named).collect::<Vec<_>>().join(" ");
     format!("(({any}) is true and cdc_export.refuse_cell(case {name} end))")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_quoted() {
-        assert_eq!(quoted(r#"a"b"#), r#""a""b""#);
-        assert_eq!(literal("a'b"), "'a''b'");
-        assert_eq!(literal(r"a\'b"), r" E'a\\''b'");
-        let table = Table { schema: Some("S".to_owned()), name: "a.b".to_owned() };
-        assert_eq!(relation(&table), r#""S"."a.b""#);
-    }
 }

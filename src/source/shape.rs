@@ -8,7 +8,7 @@ use crate::dataset::catalog::{Fault, Faults, hint};
 use crate::dataset::{Capture, Column, Columns, Dataset, Description, Kind, OPERATION, Sent, Shape};
 use crate::source;
 use crate::source::capture::{captured, logged_key};
-use crate::source::select::relation;
+use crate::source::quote::relation;
 use crate::source::snapshot::Source;
 
 /// Why a table can't be looked at.

@@ -14,7 +14,7 @@ use crate::source::guard::{continuity, here};
 use crate::source::rows::Rows;
 use crate::source::select::Select;
 use crate::source::spare::Spare;
-use crate::source::{Error, purge, select, shape, within};
+use crate::source::{Error, purge, quote, shape, within};
 use crate::telemetry::metrics::PoolUse;
 use crate::watermark::{Fingerprint, Position, Standpoint};
 
@@ -100,7 +100,7 @@ impl Permit {
         let Permit { mut leader, mut reader, spare } = self;
         let failed = Error::of(&dataset.table);
         let version = leader.server_version_num().unwrap_or(0);
-        let table = select::relation(&dataset.table);
+        let table = quote::relation(&dataset.table);
         let never_time_out = never_time_out(version);
         // The lock comes before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't MVCC).
         // Read committed, and no row lock: neither takes a transaction id, which everybody's snapshots would carry for as long

@@ -2,7 +2,7 @@
 //! planned at every call.
 
 use crate::dataset::{Column, Sent};
-use crate::source::select;
+use crate::source::quote;
 
 /// The head of every trigger function: its writer's settings must not show in a key's text, or one key would have two, and its
 /// rights must not matter.
@@ -118,7 +118,7 @@ fn by_row(key: &[Column], relations: &[String], id: &str) -> Vec<String> {
 fn is_same(key: &[Column]) -> String {
     let part = |column: &Column| {
         let text = if column.sent == Sent::Binary { "" } else { "::text" };
-        let name = select::quoted(&column.name);
+        let name = quote::quoted(&column.name);
         format!("{NEW_ROWS}.{name}{text} = {OLD_ROWS}.{name}{text}")
     };
     key.iter().map(part).collect::<Vec<_>>().join(" and ")
@@ -126,7 +126,7 @@ fn is_same(key: &[Column]) -> String {
 
 /// A row's key as the log has it: a text for one column, a JSON array of texts for several.
 fn key_of(key: &[Column], row: &str) -> String {
-    let columns: Vec<_> = key.iter().map(|column| format!("{row}.{}::text", select::quoted(&column.name))).collect();
+    let columns: Vec<_> = key.iter().map(|column| format!("{row}.{}::text", quote::quoted(&column.name))).collect();
     match columns.as_slice() {
         [column] => column.clone(),
         columns => format!("jsonb_build_array({})::text", columns.join(", ")),
