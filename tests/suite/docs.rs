@@ -73,3 +73,25 @@ fn every_link_leads_somewhere() {
         }
     }
 }
+
+#[test]
+fn every_attack_has_a_test_that_is_there() {
+    let text = read("docs/SECURITY.md");
+    let table = text.split_once("## Table of attacks").unwrap().1;
+    let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| attack ")).collect();
+    assert!(rows.len() > 20);
+    for row in rows {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").collect();
+        let tests: Vec<_> = cells.last().unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(cells.len() == 3 && !tests.is_empty(), "no test: {row}");
+        for test in tests {
+            let (module, name) = test.rsplit_once("::").unwrap_or_else(|| panic!("no module: {test}"));
+            // A test of the suite, or one beside the code.
+            let file = match module.strip_suffix("::tests") {
+                Some(module) => format!("src/{}.rs", module.replace("::", "/")),
+                None => format!("tests/suite/{}.rs", module.replace("::", "/")),
+            };
+            assert!(read(&file).contains(&format!("fn {name}(")), "{file} has no test {name}");
+        }
+    }
+}
