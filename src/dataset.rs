@@ -4,6 +4,7 @@
 //! names and looks at the table, `encode` picks a formatter by kind.
 
 pub mod catalog;
+mod signature;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,6 +15,8 @@ use std::time::Duration;
 use crate::dataset::catalog::Faults;
 use crate::job::ExportType;
 use crate::job::selection::Selection;
+
+pub use signature::Signature;
 
 /// How a column's values travel and are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,10 +167,8 @@ pub struct Dataset {
 impl Dataset {
     /// What decides which rows a consumer has after an export, for comparison: where it changes, what a consumer has is no
     /// longer what deltas go on from.
-    pub fn definition(&self) -> String {
-        let Dataset { key, filter, deleted, capture, updated_at, .. } = self;
-        let by_time = (*capture != Capture::Triggers).then_some(updated_at);
-        format!("{key:?} {filter:?} {deleted:?} {by_time:?}")
+    pub fn definition(&self) -> Signature {
+        Signature::of_rows(self)
     }
 
     /// The demo table, and any `users` of its shape.
@@ -235,9 +236,8 @@ impl Shape {
     }
 
     /// Names and types of a file's columns, for comparison.
-    pub fn fingerprint(&self) -> String {
-        let column = |column: &Column| format!("{:?} {}", column.name, column.type_name);
-        self.columns.iter().map(column).collect::<Vec<_>>().join(", ")
+    pub fn fingerprint(&self) -> Signature {
+        Signature::of_columns(&self.columns)
     }
 }
 

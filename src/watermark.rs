@@ -88,7 +88,7 @@ pub struct Fingerprint {
     pub triggers_hash: Option<String>,
     /// Its partitions; `None`: there is none.
     pub partitions_hash: Option<String>,
-    /// What the catalogue says of its rows.
+    /// What the catalogue says of its rows, in the form that is saved.
     pub definition: String,
     /// The types of its columns, by their names.
     pub types: BTreeMap<String, String>,

@@ -84,3 +84,21 @@ impl TryFrom<String> for Operator {
         word.parse()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A job's selection is read again by every later version.
+    #[test]
+    fn the_form_of_a_selection_is_never_changed() {
+        let saved = r#"{"columns":["id"],"filter":[{"column":"id","operator":"in","value":"[1,2]"}],"limit":5}"#;
+        let condition = Condition { column: "id".to_owned(), operator: Operator::In, value: "[1,2]".to_owned() };
+        let selection = Selection { columns: Some(vec!["id".to_owned()]), filter: vec![condition], limit: Some(5) };
+        assert_eq!(serde_json::to_string(&selection).unwrap(), saved);
+        assert_eq!(serde_json::from_str::<Selection>(saved).unwrap(), selection);
+        assert_eq!(serde_json::to_string(&Selection::default()).unwrap(), "{}");
+        let words: Vec<_> = Operator::ALL.iter().map(|operator| operator.as_str()).collect();
+        assert_eq!(words, ["eq", "ne", "lt", "lte", "gt", "gte", "in", "isNull"]);
+    }
+}

@@ -32,7 +32,8 @@ macro_rules! continuity {
     () => {
         "case
            when w.consumer_id is null then 'first'
-           when w.definition_hash <> md5(wanted.definition) then 'dataset_changed'
+           -- In whatever form of those there are it was saved.
+           when w.definition_hash <> all (array(select md5(form) from unnest(wanted.definition) as form)) then 'dataset_changed'
            when not wanted.by_triggers then null
            when w.log_lost = 'A' then 'log_expired'
            when w.snap_live is null then 'no_snapshot'

@@ -155,7 +155,7 @@ impl Permit {
                where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
                  and a.backend_type <> 'autovacuum worker'
                  and a.application_name is distinct from current_setting('application_name')) writers
-             cross join (select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types) wanted
+             cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types) wanted
              left join watermarks w on w.consumer_id = $2 and w.dataset = $3
              where t.oid = to_regclass($1)"
         ))
@@ -163,7 +163,7 @@ impl Permit {
         .bind(consumer.map(|consumer| consumer.as_str()))
         .bind(&dataset.name)
         .bind(by_triggers)
-        .bind(&definition)
+        .bind(definition.forms())
         .bind(Json(&shape.types))
         .fetch_one(&mut leader)
         .await
@@ -225,7 +225,7 @@ impl Permit {
                     table_oid: opened.table_oid.0,
                     relfilenode: opened.relfilenode.map(|oid| oid.0),
                     columns_hash: opened.columns_hash,
-                    definition,
+                    definition: definition.newest().to_owned(),
                     types: shape.types.clone(),
                     triggers_hash: opened.triggers_hash,
                     partitions_hash: opened.partitions_hash,

@@ -27,7 +27,7 @@ impl Source {
              select k.consumer_id, w.last_exported_at, waiting.rows as rows_waiting, {} as continuity
              from unnest($2::text[]) as k (consumer_id)
              left join watermarks w on w.consumer_id = k.consumer_id and w.dataset = $1
-             cross join (select $5::boolean as by_triggers, $6::text as definition, $7::jsonb as types) wanted
+             cross join (select $5::boolean as by_triggers, $6::text[] as definition, $7::jsonb as types) wanted
              cross join pg_control_system() c
              left join pg_class t on t.oid = to_regclass($3)
              left join pg_namespace n on n.oid = t.relnamespace
@@ -54,7 +54,7 @@ impl Source {
             .bind(relation(&dataset.table))
             .bind(COUNTED_ROWS as i64 + 1)
             .bind(dataset.capture == Capture::Triggers)
-            .bind(dataset.definition())
+            .bind(dataset.definition().forms())
             .bind(Json(&shape.types))
             .fetch_all(&mut *conn)
             .await

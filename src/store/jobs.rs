@@ -5,6 +5,7 @@ use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use crate::dataset::Signature;
 use crate::job::encoding::Encoding;
 use crate::job::file::Exported;
 use crate::job::selection::Selection;
@@ -144,7 +145,7 @@ pub struct Found {
     /// What was found beside it.
     pub findings: Findings,
     /// Names and types of the file's columns.
-    pub columns: String,
+    pub columns: Signature,
 }
 
 /// How a commit went. On all but `Done` the transaction must be rolled back.
@@ -400,9 +401,9 @@ async fn commit_once(
              rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
              watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
              continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
-             columns_hash = md5($17),
+             columns_hash = md5(($17::text[])[1]),
              schema_changed = (
-               select l.columns_hash <> md5($17) from exports l
+               select l.columns_hash <> all (array(select md5(form) from unnest($17::text[]) as form)) from exports l
                where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
                  and l.status = 'completed'
                order by l.lane_seq desc limit 1)
@@ -424,7 +425,7 @@ async fn commit_once(
     .bind(findings.open_transactions.map(|n| n as i32))
     .bind(findings.oldest_transaction_seconds)
     .bind(findings.table_rewritten)
-    .bind(columns)
+    .bind(columns.forms())
     .execute(&mut *conn)
     .await?;
     if completed.rows_affected() == 0 {
