@@ -14,7 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::dataset::CellMax;
 use crate::dataset::catalog::{Catalog, Mistakes};
-use crate::http::{self, Access, NotARate, NotAnOrigin, Origins};
+use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Origins};
 use crate::job::Retention;
 use crate::key::Presented;
 use crate::postgres::{
@@ -189,7 +189,12 @@ impl Config {
             None => None,
             Some("none") => Some(Access::Everybody),
             Some("keys") => Some(Access::Keys),
-            Some(other) => return Err(bad("AUTH", format!("`{other}` is neither keys nor none"))),
+            Some("local") => Some(Access::LocalCallers),
+            Some(other) => return Err(bad("AUTH", format!("`{other}` is none of keys, local and none"))),
+        };
+        let local_hosts = match vars.get("LOCAL_HOSTS") {
+            None => LocalHosts::default(),
+            Some(list) => list.parse().map_err(|why: NotAHost| bad("LOCAL_HOSTS", why.to_string()))?,
         };
         let rate = match vars.get("RATE_LIMIT") {
             None => None,
@@ -224,7 +229,14 @@ impl Config {
             // A database that somebody brings gets no demo rows unasked.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
-            http: http::Settings { host, port: vars.number("PORT", 8080, 0..=65535)? as u16, access, rate, origins },
+            http: http::Settings {
+                host,
+                port: vars.number("PORT", 8080, 0..=65535)? as u16,
+                access,
+                local_hosts,
+                rate,
+                origins,
+            },
             metrics_port: match vars.get("METRICS_PORT") {
                 None => None,
                 Some(_) => Some(vars.number("METRICS_PORT", 0, 0..=65535)? as u16),
@@ -418,6 +430,8 @@ mod tests {
             ("RETAIN_JOBS", "long"),
             ("HOST", "example"),
             ("AUTH", "keyz"),
+            ("LOCAL_HOSTS", "*"),
+            ("LOCAL_HOSTS", "app:8080"),
             ("RATE_LIMIT", "600"),
             ("RATE_LIMIT", "0/s"),
             ("LOG_LEVEL", "loud"),
@@ -453,6 +467,7 @@ mod tests {
         assert_eq!(access(&[("HOST", "0.0.0.0")]), None);
         assert_eq!(access(&[("HOST", "0.0.0.0"), ("AUTH", "none")]), Some(Access::Everybody));
         assert_eq!(access(&[("HOST", "localhost")]), Some(Access::LocalCallers));
+        assert_eq!(access(&[("HOST", "0.0.0.0"), ("AUTH", "local")]), Some(Access::LocalCallers));
         for host in ["localhost", "0.0.0.0"] {
             assert_eq!(access(&[("HOST", host), ("AUTH", "keys")]), Some(Access::Keys));
         }

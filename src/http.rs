@@ -9,6 +9,7 @@ mod datasets;
 mod docs;
 mod exports;
 mod input;
+mod local;
 mod openapi;
 mod ops;
 mod page;
@@ -46,6 +47,7 @@ use utoipa_axum::routes;
 
 pub use access::Access;
 pub use cors::{NotAnOrigin, Origins};
+pub use local::{LocalHosts, NotAHost};
 pub use rate::{NotARate, Rate};
 
 use crate::http::access::{Door, Peer};
@@ -78,6 +80,8 @@ pub struct Settings {
     pub port: u16,
     /// Who may call; `None`: whoever has a key, if there are keys.
     pub access: Option<Access>,
+    /// What a caller on this machine may call it, besides localhost and loopback addresses.
+    pub local_hosts: LocalHosts,
     /// How many requests of each key, or each address where there are none.
     pub rate: Option<Rate>,
     /// Whose web pages may call.

@@ -1,10 +1,7 @@
 //! Who may call, and what: callers on this machine, everybody, or whoever has a key.
 //!
-//! While there are no keys, a browser on this machine is a local caller too, whatever page it shows. Two headers that a page can't
-//! forge keep pages out: `Host` names the host that the page thinks it talks to (DNS rebinding), `Origin` the page's own.
-//!
-//! With keys a route that isn't named here wants one. What a key permits is checked here by the route's scope; whose exports it
-//! is for, where a consumer or a job is read from a request (`input`), and in lists.
+//! Who is a caller on this machine, `local` says. With keys a route that isn't named here wants one. What a key permits is checked
+//! here by the route's scope; whose exports it is for, where a consumer or a job is read from a request (`input`), and in lists.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -13,12 +10,12 @@ use axum::Extension;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
-use axum::http::uri::{Authority, Uri};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures_util::StreamExt;
 
+use crate::http::local::{LocalHosts, Sender};
 use crate::http::problem::Problem;
 use crate::http::rate::{Limits, Payer, Rate};
 use crate::http::{Origins, Settings};
@@ -29,7 +26,7 @@ use crate::service::Service;
 /// Who may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Callers on this machine, but no web page of another origin, unless that is listed.
+    /// Callers on this machine, but no proxy, and no web page of another origin, unless that is listed.
     LocalCallers,
     /// Everybody who reaches the port.
     Everybody,
@@ -41,6 +38,7 @@ pub enum Access {
 #[derive(Clone, Debug)]
 pub(crate) struct Door {
     access: Access,
+    hosts: LocalHosts,
     origins: Origins,
     service: Service,
     limits: Option<Arc<Limits>>,
@@ -50,8 +48,8 @@ impl Door {
     /// Where there are keys there is a limit.
     pub(crate) fn new(access: Access, settings: &Settings, service: Service) -> Door {
         let rate = settings.rate.or((access == Access::Keys).then(Rate::generous));
-        let origins = settings.origins.clone();
-        Door { access, origins, service, limits: rate.map(|rate| Arc::new(Limits::new(rate))) }
+        let (hosts, origins) = (settings.local_hosts.clone(), settings.origins.clone());
+        Door { access, hosts, origins, service, limits: rate.map(|rate| Arc::new(Limits::new(rate))) }
     }
 
     fn charge(&self, payer: Payer) -> Result<(), Problem> {
@@ -120,7 +118,8 @@ pub(crate) async fn check(
     let address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |Extension(Peer(address))| address);
     let path = path.as_ref().map_or("", MatchedPath::as_str);
     if door.access == Access::LocalCallers {
-        check_local(request.uri(), request.headers(), &door.origins)?;
+        let sender = Sender { method: request.method(), uri: request.uri(), headers: request.headers() };
+        sender.check(&door.hosts, &door.origins)?;
     }
     if is_open(path) || door.access != Access::Keys {
         if !is_open(path) {
@@ -185,30 +184,6 @@ fn while_good(answer: Response, service: Service, key: Presented) -> Response {
     })
 }
 
-fn check_local(uri: &Uri, headers: &HeaderMap, listed: &Origins) -> Result<(), Problem> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
-        _ => None,
-    };
-    // A target in absolute form has a host as well.
-    let target = uri.authority().cloned();
-    let host =
-        host.filter(|host| is_local(host) && target.as_ref().is_none_or(is_local)).ok_or_else(Problem::host_refused)?;
-
-    let mut origins = headers.get_all(header::ORIGIN).iter();
-    let same = |origin: &axum::http::HeaderValue| {
-        let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
-        origin.is_some_and(|origin| origin.authority().is_some_and(|o| o.as_str().eq_ignore_ascii_case(host.as_str())))
-    };
-    if origins.all(|origin| same(origin) || listed.have(origin)) { Ok(()) } else { Err(Problem::origin_refused()) }
-}
-
-fn is_local(authority: &Authority) -> bool {
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,47 +224,6 @@ mod tests {
             (Method::OPTIONS, "/anything", Scope::Write),
         ] {
             assert_eq!(scope_of(&method, path), scope, "{method} {path}");
-        }
-    }
-
-    fn allowed(host: &[&str], origin: Option<&str>) -> bool {
-        let mut headers = HeaderMap::new();
-        for host in host {
-            headers.append(header::HOST, host.parse().unwrap());
-        }
-        if let Some(origin) = origin {
-            headers.append(header::ORIGIN, origin.parse().unwrap());
-        }
-        let listed = "http://app.example.com".parse().unwrap();
-        check_local(&"/exports".parse().unwrap(), &headers, &listed).is_ok()
-    }
-
-    #[test]
-    fn only_local_hosts() {
-        for good in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080"] {
-            assert!(allowed(&[good], None), "{good}");
-        }
-        for bad in ["example.com", "localhost.example.com", "10.0.0.1", "[fe80::1]", "127.0.0.1.example.com", ""] {
-            assert!(!allowed(&[bad], None), "{bad}");
-        }
-        assert!(!allowed(&[], None));
-        assert!(!allowed(&["localhost", "example.com"], None));
-    }
-
-    #[test]
-    fn only_the_own_origin() {
-        assert!(allowed(&["localhost:8080"], Some("http://localhost:8080")));
-        assert!(allowed(&["localhost:8080"], Some("http://app.example.com")), "it is listed");
-        assert!(!allowed(&["example.com"], Some("http://app.example.com")), "a host is this machine's all the same");
-        for foreign in [
-            "http://example.com",
-            "https://app.example.com",
-            "http://app.example.com:8080",
-            "http://localhost:3000",
-            "null",
-            "http://localhost",
-        ] {
-            assert!(!allowed(&["localhost:8080"], Some(foreign)), "{foreign}");
         }
     }
 }

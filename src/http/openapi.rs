@@ -246,7 +246,8 @@ fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
     let own = operation.as_object_mut().and_then(|operation| operation.remove("x-codes")).unwrap_or_default();
     let own = own.as_array().into_iter().flatten().filter_map(Value::as_str);
     let mut codes: Vec<Code> = own.map(|code| code.parse().expect("the handlers name codes")).collect();
-    codes.extend([Code::HostNotLocal, Code::OriginNotAllowed, Code::UriTooLong, Code::HeadersTooLarge, Code::Internal]);
+    codes.extend([Code::HostNotLocal, Code::ProxyNotAllowed, Code::OriginNotAllowed]);
+    codes.extend([Code::UriTooLong, Code::HeadersTooLarge, Code::Internal]);
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
         match (parameter["name"].as_str().unwrap_or_default(), parameter["in"].as_str()) {
             ("X-Consumer-ID" | "consumer_id", _) => {

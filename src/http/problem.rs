@@ -42,6 +42,8 @@ words! {
         KeyInvalid = "key_invalid",
         /// Without keys only callers on this machine are served, by a `Host` that is this machine's.
         HostNotLocal = "host_not_local",
+        /// Without keys a proxy is not served, since it would publish everything; `field` names the header that gives it away.
+        ProxyNotAllowed = "proxy_not_allowed",
         /// A web page of an origin that may not call.
         OriginNotAllowed = "origin_not_allowed",
         /// The key is not for that; `WWW-Authenticate` names the scope.
@@ -124,9 +126,11 @@ impl Code {
             | Code::MemberInvalid
             | Code::MemberUnknown => StatusCode::BAD_REQUEST,
             Code::KeyRequired | Code::KeyInvalid => StatusCode::UNAUTHORIZED,
-            Code::HostNotLocal | Code::OriginNotAllowed | Code::ScopeMissing | Code::ConsumerNotAllowed => {
-                StatusCode::FORBIDDEN
-            }
+            Code::HostNotLocal
+            | Code::ProxyNotAllowed
+            | Code::OriginNotAllowed
+            | Code::ScopeMissing
+            | Code::ConsumerNotAllowed => StatusCode::FORBIDDEN,
             Code::NotFound | Code::NoDataset | Code::NoWatermark => StatusCode::NOT_FOUND,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -232,14 +236,24 @@ impl Problem {
     }
 
     pub(crate) fn host_refused() -> Problem {
-        let detail =
-            "open without a key to callers on this machine only: the Host must be localhost or a loopback address";
+        let detail = "open without a key to callers on this machine only: the Host must be localhost, a loopback address or one of LOCAL_HOSTS";
         Problem::new(Code::HostNotLocal, detail).about("Host")
     }
 
-    pub(crate) fn origin_refused() -> Problem {
+    /// A proxy asks, as the header `mark` says.
+    pub(crate) fn proxy_refused(mark: &str) -> Problem {
+        let mark = conventional(mark);
+        let detail = format!(
+            "open without a key to callers on this machine only, and {mark} says that a proxy asks for somebody else: \
+             behind a proxy the service needs AUTH=keys, or AUTH=none where the proxy checks who calls"
+        );
+        Problem::new(Code::ProxyNotAllowed, detail).about(mark)
+    }
+
+    /// A page of an origin that isn't listed asks, as the header `mark` says.
+    pub(crate) fn origin_refused(mark: &str) -> Problem {
         let detail = "a web page of another origin may not call this service";
-        Problem::new(Code::OriginNotAllowed, detail).about("Origin")
+        Problem::new(Code::OriginNotAllowed, detail).about(mark)
     }
 
     pub(crate) fn key_required() -> Problem {
@@ -381,6 +395,16 @@ impl From<service::Error> for Problem {
             Error::TooManyOpen(_) => Problem::new(Code::TooManyOpenJobs, detail),
         }
     }
+}
+
+/// A header's name as it is usually written: `X-Real-IP`.
+fn conventional(name: &str) -> String {
+    let part = |part: &str| match (part, part.split_at_checked(1)) {
+        ("ip", _) => "IP".to_owned(),
+        (_, Some((first, rest))) => first.to_ascii_uppercase() + rest,
+        (part, None) => part.to_owned(),
+    };
+    name.split('-').map(part).collect::<Vec<_>>().join("-")
 }
 
 /// A panic in a handler: the client learns that it failed, the log has the panic.

@@ -55,6 +55,8 @@ mod large;
 #[cfg(test)]
 mod lists;
 #[cfg(test)]
+mod local;
+#[cfg(test)]
 mod metrics;
 #[cfg(test)]
 mod network;

@@ -1,0 +1,201 @@
+//! Callers on this machine: who is let in while no key is asked for.
+//!
+//! A browser on this machine is a local caller too, whatever page it shows, and so is a proxy, whomever it serves. What gives them
+//! away are headers that a page can't forge and that a proxy adds: `Host` names the host that the page thinks it talks to (DNS
+//! rebinding), `Origin` and `Sec-Fetch-Site` where the page is from, `X-Forwarded-For` and its like that somebody else asks.
+//!
+//! This is no authentication: whoever reaches the port and writes his headers himself is let in.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::http::uri::{Authority, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+
+use crate::http::Origins;
+use crate::http::problem::Problem;
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+
+/// Names and addresses that are this machine's besides those that always are, in lower case, without ports and brackets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalHosts(Arc<[String]>);
+
+/// A text that is no list of hosts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no host: a name or an address without a port, as app or 10.0.0.5; each is listed, there is no `*`")]
+pub struct NotAHost(String);
+
+impl FromStr for LocalHosts {
+    type Err = NotAHost;
+
+    fn from_str(text: &str) -> Result<LocalHosts, NotAHost> {
+        let host = |text: &str| host(text.trim()).ok_or_else(|| NotAHost(text.trim().to_owned()));
+        text.split(',').map(host).collect::<Result<_, _>>().map(LocalHosts)
+    }
+}
+
+/// A name of letters, digits, `-`, `_` and dots, or an address; as a `Host` is compared with it.
+fn host(text: &str) -> Option<String> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return Some(address.to_string());
+    }
+    let is_label = |label: &str| {
+        let plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        plain && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
+    };
+    text.split('.').all(is_label).then(|| text.to_ascii_lowercase())
+}
+
+impl LocalHosts {
+    fn have(&self, authority: &Authority) -> bool {
+        let Some(host) = host(authority.host()) else { return false };
+        let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        host == "localhost" || is_loopback || self.0.contains(&host)
+    }
+}
+
+/// A request, as far as it tells who sends it.
+pub(crate) struct Sender<'r> {
+    pub(crate) method: &'r Method,
+    pub(crate) uri: &'r Uri,
+    pub(crate) headers: &'r HeaderMap,
+}
+
+impl Sender<'_> {
+    /// Refuses whoever isn't a local caller.
+    ///
+    /// # Errors
+    /// The problem that says what gives him away.
+    pub(crate) fn check(&self, hosts: &LocalHosts, listed: &Origins) -> Result<(), Problem> {
+        // First, since a proxy's `Host` is mostly a public name as well, and to know of the proxy is of more help.
+        if let Some(mark) = self.headers.keys().find(|name| is_of_a_proxy(name.as_str())) {
+            return Err(Problem::proxy_refused(mark.as_str()));
+        }
+        let host = self.host(hosts)?;
+        let is_own = |origin: &HeaderValue| {
+            let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
+            let authority = origin.as_ref().and_then(Uri::authority);
+            authority.is_some_and(|authority| authority.as_str().eq_ignore_ascii_case(host.as_str()))
+        };
+        let mut origins = self.headers.get_all(header::ORIGIN).iter();
+        if !origins.all(|origin| is_own(origin) || listed.have(origin)) {
+            return Err(Problem::origin_refused("Origin"));
+        }
+        // Pages needn't say their origin where they only embed something, and browsers say for them where that is from.
+        let mut sites = self.headers.get_all(SEC_FETCH_SITE).iter();
+        let is_listed = self.headers.get(header::ORIGIN).is_some_and(|origin| listed.have(origin));
+        // Another port of this machine is the same site, and as foreign as any other. `none` is a person's own doing.
+        if is_listed || self.follows_a_link() || sites.all(|site| site == "same-origin" || site == "none") {
+            Ok(())
+        } else {
+            Err(Problem::origin_refused("Sec-Fetch-Site"))
+        }
+    }
+
+    /// The one host that the request names, which is this machine's.
+    fn host(&self, hosts: &LocalHosts) -> Result<Authority, Problem> {
+        let mut named = self.headers.get_all(header::HOST).iter();
+        let host = match (named.next(), named.next()) {
+            (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
+            _ => None,
+        };
+        // A target in absolute form has a host as well.
+        let target = self.uri.authority();
+        let host = host.filter(|host| hosts.have(host) && target.is_none_or(|target| hosts.have(target)));
+        host.ok_or_else(Problem::host_refused)
+    }
+
+    /// Whether somebody follows a link to a page of ours: that shows him the page, and the one with the link nothing. The pages
+    /// can't be framed.
+    fn follows_a_link(&self) -> bool {
+        let navigates = self.headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
+        navigates && *self.method == Method::GET && matches!(self.uri.path(), "/" | "/docs")
+    }
+}
+
+/// Whether a header is one that proxies add: all that begin with `x-forwarded-`, what they became (RFC 7239), nginx's usual one, and
+/// the one that every intermediary has to add (RFC 9110, 7.6.3).
+fn is_of_a_proxy(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "via")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(host: &[&str], origin: Option<&str>) -> bool {
+        let mut headers = HeaderMap::new();
+        for host in host {
+            headers.append(header::HOST, host.parse().unwrap());
+        }
+        if let Some(origin) = origin {
+            headers.append(header::ORIGIN, origin.parse().unwrap());
+        }
+        let uri = "/exports".parse().unwrap();
+        let sender = Sender { method: &Method::GET, uri: &uri, headers: &headers };
+        sender.check(&"app, 10.1.2.3".parse().unwrap(), &"http://app.example.com".parse().unwrap()).is_ok()
+    }
+
+    #[test]
+    fn only_local_hosts() {
+        for good in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080", "App:80", "10.1.2.3"] {
+            assert!(allowed(&[good], None), "{good}");
+        }
+        for bad in
+            ["example.com", "localhost.example.com", "10.0.0.1", "[fe80::1]", "127.0.0.1.example.com", "", "apps"]
+        {
+            assert!(!allowed(&[bad], None), "{bad}");
+        }
+        assert!(!allowed(&[], None));
+        assert!(!allowed(&["localhost", "example.com"], None));
+    }
+
+    #[test]
+    fn only_the_own_origin() {
+        assert!(allowed(&["localhost:8080"], Some("http://localhost:8080")));
+        assert!(allowed(&["localhost:8080"], Some("http://app.example.com")), "it is listed");
+        assert!(!allowed(&["example.com"], Some("http://app.example.com")), "a host is this machine's all the same");
+        for foreign in [
+            "http://example.com",
+            "https://app.example.com",
+            "http://app.example.com:8080",
+            "http://localhost:3000",
+            "null",
+            "http://localhost",
+        ] {
+            assert!(!allowed(&["localhost:8080"], Some(foreign)), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn lists_of_hosts_are_read_strictly() {
+        let read = |text: &str| text.parse::<LocalHosts>().map(|hosts| hosts.0.to_vec());
+        assert_eq!(
+            read("App, my_app.internal ,[FD00::1],10.0.0.5").unwrap(),
+            ["app", "my_app.internal", "fd00::1", "10.0.0.5"]
+        );
+        for bad in
+            ["", ",", "a,", "*", "a:80", "a/b", "http://a", "a b", "-a", "a-", "a..b", ".a", "[a]", "[::1]:80", "ä"]
+        {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_proxy_adds_is_known() {
+        for name in ["x-forwarded-for", "x-forwarded-host", "x-forwarded-", "forwarded", "x-real-ip", "via"] {
+            assert!(is_of_a_proxy(name), "{name}");
+            let headers = HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(""))]);
+            let sender = Sender { method: &Method::GET, uri: &Uri::default(), headers: &headers };
+            let refused = sender.check(&LocalHosts::default(), &Origins::default()).unwrap_err();
+            assert_eq!(refused.code(), "proxy_not_allowed", "{name}");
+        }
+        for name in ["x-forward", "x-request-id", "host", "viable", "x-consumer-id"] {
+            assert!(!is_of_a_proxy(name), "{name}");
+        }
+    }
+}
