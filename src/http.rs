@@ -9,12 +9,14 @@ mod datasets;
 mod docs;
 mod exports;
 mod input;
+mod json;
 mod local;
 mod openapi;
 mod ops;
 mod page;
 mod pages;
 mod problem;
+mod query;
 mod rate;
 mod users;
 mod watermarks;
@@ -52,6 +54,7 @@ pub use rate::{NotARate, Rate};
 
 use crate::http::access::{Door, Peer};
 use crate::http::problem::Problem;
+use crate::http::query::Parameters;
 use crate::job::Job;
 use crate::service::Service;
 use crate::watermark::Standing;
@@ -66,6 +69,7 @@ const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// So many headers are read, so that who sends too many gets an answer of ours; beyond them hyper answers, with no body.
 const MAX_HEADERS_READ: usize = 1000;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const EMBEDDED_BY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 /// Each takes a descriptor, and the exports need some too. Further clients wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 1_000;
 /// With more connections than this a new one is for one request: idle ones would keep those out who wait.
@@ -90,7 +94,7 @@ pub struct Settings {
 
 /// The API's routes with every layer, ready to be served.
 pub fn router(service: Service, access: Access, settings: &Settings) -> Router {
-    layered(routes().into(), service, access, settings)
+    layered(routes(), service, access, settings)
 }
 
 /// The routes, and what the document says of them.
@@ -120,7 +124,7 @@ fn routes() -> OpenApiRouter<Service> {
 
 /// The routes alone by which a process is watched, with every layer: of one that runs exports and has no API.
 pub fn watched_router(service: Service, access: Access, settings: &Settings) -> Router {
-    layered(watched().into(), service, access, settings)
+    layered(watched(), service, access, settings)
 }
 
 fn watched() -> OpenApiRouter<Service> {
@@ -131,7 +135,8 @@ fn watched() -> OpenApiRouter<Service> {
         .routes(routes!(ops::metrics))
 }
 
-fn layered(routes: Router<Service>, service: Service, access: Access, settings: &Settings) -> Router {
+fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, settings: &Settings) -> Router {
+    let (routes, api) = routes.split_for_parts();
     let door = Door::new(access, settings, service.clone());
     let routes = routes
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
@@ -139,6 +144,7 @@ fn layered(routes: Router<Service>, service: Service, access: Access, settings: 
         .with_state(service);
     // From the inside out.
     let routes = routes
+        .layer(middleware::from_fn_with_state(Parameters::of(&api), query::check))
         .layer(middleware::from_fn_with_state(door, access::check))
         .layer(middleware::from_fn(refuse_long_heads))
         .layer(CatchPanicLayer::custom(problem::for_panic))
@@ -150,6 +156,10 @@ fn layered(routes: Router<Service>, service: Service, access: Access, settings: 
     };
     routes
         .layer(SetResponseHeaderLayer::overriding(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
+        // Answers hold rows and names of somebody's table: no cache on the way or in a browser keeps them. What holds none says so.
+        .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
+        // A page elsewhere can't embed them. What CORS lets in, this doesn't hinder: it is asked about embedding alone.
+        .layer(SetResponseHeaderLayer::overriding(EMBEDDED_BY, HeaderValue::from_static("same-origin")))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(middleware::from_fn(log_with_its_id))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))

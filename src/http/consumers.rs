@@ -62,7 +62,7 @@ enum Rows {
 #[utoipa::path(
     get, path = "/consumers", operation_id = "listConsumers", tag = "watermarks",
     params(Wanted), responses((status = 200, description = "A page.", body = Page<ConsumerBody>)),
-    extensions(("x-codes" = json!([Code::ParameterInvalid, Code::TableUnreadable]))),
+    extensions(("x-codes" = json!([Code::TableUnreadable]))),
 )]
 pub(crate) async fn list(
     State(service): State<Service>,

@@ -26,7 +26,7 @@ const HERE: &str = "http://localhost:8080";
 )]
 pub(crate) async fn page() -> impl IntoResponse {
     let headers: [(HeaderName, &str); 4] = [
-        // Another version says something else.
+        // It holds no data and may be kept; another version says something else.
         (header::CACHE_CONTROL, "no-cache"),
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
         (header::CONTENT_SECURITY_POLICY, POLICY),

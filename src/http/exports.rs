@@ -47,7 +47,6 @@ pub(crate) struct Patience {
 #[utoipa::path(
     get, path = "/exports/{jobId}", operation_id = "getExport", tag = "exports",
     params(PathJob, Patience), responses((status = 200, description = "The export.", body = JobBody)),
-    extensions(("x-codes" = json!([Code::ParameterInvalid]))),
 )]
 pub(crate) async fn get(
     State(service): State<Service>,
@@ -141,7 +140,6 @@ pub(crate) struct Listed {
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
     params(Listed), responses((status = 200, description = "A page.", body = Page<JobBody>)),
-    extensions(("x-codes" = json!([Code::ParameterInvalid]))),
 )]
 pub(crate) async fn list(
     State(service): State<Service>,

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::access::Caller;
+use crate::http::json;
 use crate::http::problem::{Code, Problem};
 use crate::job::selection::{Condition, Operator};
 use crate::job::{ConsumerId, IdempotencyKey, JobId};
@@ -233,7 +234,10 @@ impl<S: Sync> FromRequest<S> for Members {
             return Err(Problem::not_json());
         }
         match serde_json::from_slice(&bytes) {
-            Ok(Value::Object(members)) => Ok(Members(members)),
+            Ok(Value::Object(members)) => match json::given_twice(&bytes) {
+                None => Ok(Members(members)),
+                Some(member) => Err(invalid(&member, "given twice")),
+            },
             Ok(_) => Err(Problem::bad_body("body: a JSON object is expected")),
             Err(why) => Err(Problem::bad_body(format!("body: not JSON: {why}"))),
         }

@@ -32,7 +32,8 @@ pub(crate) static DOCUMENT: LazyLock<Document> = LazyLock::new(|| Document::of(r
         description = "Hands a Postgres table's rows to downstream consumers as files. A consumer asks for a full, incremental or delta \
             export; a background job writes the file, and the consumer's watermark moves in the same transaction.\n\n\
             Names are camelCase, times RFC 3339 in UTC with microseconds. Errors are `application/problem+json` (RFC 9457) with a \
-            stable `code`. Unknown members of a body are refused by name, and every answer to what can be read as a request has an `X-Request-Id`.\n\n\
+            stable `code`. Unknown members of a body and unknown \
+            parameters of a query are refused by name, and every answer to what can be read as a request has an `X-Request-Id`.\n\n\
             With `AUTH=keys`, and wherever the service listens beyond this machine without `AUTH=none`, a call wants a key: \
             `Authorization: Bearer cdcx_…`. Each call names the scope that it needs; `admin` has them all.",
     ),
@@ -247,7 +248,7 @@ fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
     let own = own.as_array().into_iter().flatten().filter_map(Value::as_str);
     let mut codes: Vec<Code> = own.map(|code| code.parse().expect("the handlers name codes")).collect();
     codes.extend([Code::HostNotLocal, Code::ProxyNotAllowed, Code::OriginNotAllowed]);
-    codes.extend([Code::UriTooLong, Code::HeadersTooLarge, Code::Internal]);
+    codes.extend([Code::ParameterUnknown, Code::UriTooLong, Code::HeadersTooLarge, Code::Internal]);
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
         match (parameter["name"].as_str().unwrap_or_default(), parameter["in"].as_str()) {
             ("X-Consumer-ID" | "consumer_id", _) => {
@@ -258,7 +259,7 @@ fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
             }
             ("Idempotency-Key", _) => codes.extend([Code::IdempotencyKeyInvalid, Code::IdempotencyKeyReused]),
             ("jobId", _) => codes.push(Code::NotFound),
-            (_, Some("query")) => codes.push(Code::BadRequest),
+            (_, Some("query")) => codes.extend([Code::BadRequest, Code::ParameterInvalid]),
             _ => {}
         }
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::LazyLock;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::http::input::{self, PathParameter};
@@ -81,11 +81,10 @@ impl Asset {
         let own = [
             (header::CONTENT_TYPE, self.media_type.clone()),
             (header::ETAG, self.etag.clone()),
-            // Kept, and asked for anew each time: modules of two versions would not fit together.
+            // Kept, since they hold no data, and asked for anew each time: modules of two versions would not fit together.
             (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
             (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
             (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
-            (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
         ];
         if input::has_already(headers, self.etag.as_bytes()) {
             return (StatusCode::NOT_MODIFIED, own).into_response();

@@ -30,9 +30,11 @@ words! {
         ConsumerInvalid = "consumer_invalid",
         /// `Idempotency-Key` is not 1 to 255 visible ASCII characters, or is given twice.
         IdempotencyKeyInvalid = "idempotency_key_invalid",
-        /// A parameter of the query has a value that can't be; `field` names it.
+        /// A parameter of the query has a value that can't be, or is given twice; `field` names it.
         ParameterInvalid = "parameter_invalid",
-        /// A member of the body has a value that can't be, or lacks; `field` names it.
+        /// The query has a parameter that there is none of here; `field` names it.
+        ParameterUnknown = "parameter_unknown",
+        /// A member of the body has a value that can't be, lacks, or is given twice; `field` names it.
         MemberInvalid = "member_invalid",
         /// The body has a member that there is none of here; `field` names it.
         MemberUnknown = "member_unknown",
@@ -123,6 +125,7 @@ impl Code {
             | Code::ConsumerInvalid
             | Code::IdempotencyKeyInvalid
             | Code::ParameterInvalid
+            | Code::ParameterUnknown
             | Code::MemberInvalid
             | Code::MemberUnknown => StatusCode::BAD_REQUEST,
             Code::KeyRequired | Code::KeyInvalid => StatusCode::UNAUTHORIZED,

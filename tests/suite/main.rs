@@ -77,6 +77,8 @@ mod startup;
 #[cfg(test)]
 mod stress;
 #[cfg(test)]
+mod strict;
+#[cfg(test)]
 mod tables;
 #[cfg(test)]
 mod tls;

@@ -42,6 +42,11 @@ fn calls(document: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
     items.flat_map(|(path, item)| item.as_object().unwrap().iter().map(|(method, call)| (&**path, &**method, call)))
 }
 
+/// The method and path of every call.
+pub(crate) fn paths() -> Vec<(String, String)> {
+    calls(&document()).map(|(path, method, _)| (method.to_uppercase(), path.to_owned())).collect()
+}
+
 /// Checks that a call says of itself that it may answer so. Of paths and methods that there are none of, nothing is said.
 pub(crate) fn assert_told(method: &str, path: &str, status: u16, code: Option<&str>) {
     static DOCUMENT: LazyLock<Value> = LazyLock::new(document);

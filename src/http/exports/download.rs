@@ -30,7 +30,7 @@ use crate::service::Service;
             ("Content-Disposition" = String, description = "The file's name"),
             ("Accept-Ranges" = String, description = "`bytes`"),
             ("Last-Modified" = String, description = "When the export ended"),
-            ("Cache-Control" = String, description = "`private, no-cache`: a copy is good once the service says so"),
+            ("Cache-Control" = String, description = "`no-store`: a copy is the client's own; the `ETag` says whether it is still the file"),
         ), content(
             (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
             (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
@@ -68,8 +68,6 @@ pub(crate) async fn download(
     set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", place.output_filename));
     set(header::ETAG, etag.clone());
     set(header::ACCEPT_RANGES, "bytes".to_owned());
-    // The file may be removed, and the key revoked: who has a copy asks again, which the tag makes cheap.
-    set(header::CACHE_CONTROL, "private, no-cache".to_owned());
     set(header::LAST_MODIFIED, place.finished_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
 
     if input::has_already(&headers, etag.as_bytes()) {

@@ -1,0 +1,93 @@
+//! The parameters of a query: those that the document has of a call, each once, and no others.
+//!
+//! A parameter that nobody reads makes a call do something else than was asked: `POST /exports/delta?dataset=orders` would export
+//! `users`, and move a watermark. One layer looks at every route, the page's files and the health checks too: a rule without
+//! exceptions is one that a client can rely on, and no probe needs a parameter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use axum::extract::{MatchedPath, Query, Request, State};
+use axum::http::{Method, Uri};
+use axum::middleware::Next;
+use axum::response::Response;
+use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
+use utoipa::openapi::{OpenApi, RefOr};
+
+use crate::http::problem::{Code, Problem};
+
+/// The parameters that each call knows, by path and method, as the routes' own description has them.
+#[derive(Clone, Debug)]
+pub(crate) struct Parameters(Arc<BTreeMap<String, Calls>>);
+
+/// The calls of a path, and what each knows.
+type Calls = Vec<(Method, BTreeSet<String>)>;
+
+impl Parameters {
+    pub(crate) fn of(api: &OpenApi) -> Parameters {
+        let paths = api.paths.paths.iter();
+        Parameters(Arc::new(paths.map(|(path, item)| (path.clone(), calls_of(item).collect())).collect()))
+    }
+
+    /// What a call knows; `None`: there is no such call.
+    fn known(&self, path: &str, method: &Method) -> Option<&BTreeSet<String>> {
+        static NONE: BTreeSet<String> = BTreeSet::new();
+        // A HEAD is the GET that it stands for.
+        let method = if method == Method::HEAD { Method::GET } else { method.clone() };
+        match self.0.get(path) {
+            Some(calls) => calls.iter().find(|(own, _)| *own == method).map(|(_, known)| known),
+            // The page's files are no calls of the API.
+            None => (method == Method::GET).then_some(&NONE),
+        }
+    }
+}
+
+fn calls_of(item: &PathItem) -> impl Iterator<Item = (Method, BTreeSet<String>)> {
+    let calls = [
+        (Method::GET, &item.get),
+        (Method::PUT, &item.put),
+        (Method::POST, &item.post),
+        (Method::DELETE, &item.delete),
+        (Method::PATCH, &item.patch),
+    ];
+    calls.into_iter().filter_map(|(method, call)| Some((method, names_of(call.as_ref()?))))
+}
+
+fn names_of(call: &Operation) -> BTreeSet<String> {
+    let parameters = call.parameters.iter().flatten();
+    let of_query = parameters.filter_map(|parameter| match parameter {
+        RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query => Some(parameter.name.clone()),
+        _ => None,
+    });
+    of_query.collect()
+}
+
+/// The layer that refuses parameters which the call doesn't know, and those that are given twice. Of paths and methods that there
+/// are none of, the routes say so.
+pub(crate) async fn check(
+    State(parameters): State<Parameters>,
+    path: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    if let Some(known) = path.and_then(|path| parameters.known(path.as_str(), request.method())) {
+        check_names(request.uri(), known)?;
+    }
+    Ok(next.run(request).await)
+}
+
+fn check_names(uri: &Uri, known: &BTreeSet<String>) -> Result<(), Problem> {
+    let query = Query::<Vec<(String, String)>>::try_from_uri(uri);
+    let Query(pairs) = query.map_err(|_| Problem::new(Code::BadRequest, "the query can't be read"))?;
+    let mut given = BTreeSet::new();
+    for (name, _) in &pairs {
+        if !known.contains(name) {
+            let detail = format!("{name}: this call has no such parameter");
+            return Err(Problem::bad_input(Code::ParameterUnknown, name, detail));
+        }
+        if !given.insert(name) {
+            return Err(Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: given twice")));
+        }
+    }
+    Ok(())
+}
