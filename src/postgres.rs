@@ -86,6 +86,22 @@ pub enum Error {
 /// which poolers refuse.
 const DEFAULTS: &str = "set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;";
 
+/// The server learns within so many seconds that nobody is at our end of an idle connection; the system's default is hours.
+const KEEPALIVES: &str =
+    "set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3;";
+
+/// How long a connection of a pool may take to say that it lives, when it is lent and when it comes back. Of the caller's 2
+/// seconds there have to be some left for a new one; and the pool itself would wait for ever for one that comes back.
+const SIGN_OF_LIFE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Whether a connection of a pool answers. An error has the pool drop it and waste no farewell on it.
+async fn require_life(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    match tokio::time::timeout(SIGN_OF_LIFE_TIMEOUT, conn.ping()).await {
+        Ok(answer) => answer.map(|()| true),
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
 /// How to reach a database.
 #[derive(Clone, Debug)]
 pub struct Database(PgConnectOptions);
@@ -140,12 +156,16 @@ impl Database {
         let set = format!(
             "-- postgres.session
              {DEFAULTS}
+             {KEEPALIVES}
              set lock_timeout = '{lock_timeout}'; set statement_timeout = '{statement_timeout}';
              set idle_in_transaction_session_timeout = '10s'"
         );
         PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(2))
+            .test_before_acquire(false)
+            .before_acquire(|conn, _| Box::pin(require_life(conn)))
+            .after_release(|conn, _| Box::pin(require_life(conn)))
             .after_connect(move |conn, _| {
                 let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));
                 Box::pin(async move { set.execute(conn).await.map(drop) })

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgDatabaseError, PgListener, PgSeverity};
+use sqlx::postgres::{PgDatabaseError, PgListener, PgPoolOptions, PgSeverity};
 use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::sync::broadcast;
 
@@ -135,8 +135,11 @@ impl Store {
     /// # Errors
     /// If Postgres can't be reached.
     pub async fn listen(&self) -> Result<Hints, Error> {
-        let mut listener = PgListener::connect_with(&self.pool).await?;
-        listener.ignore_pool_close_event(true);
+        // In a pool of its own: a listener that is dropped takes leave of the server before it gives its connection back, and
+        // where nobody answers that never ends.
+        let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
+        let own = own.connect_lazy_with((*self.pool.connect_options()).clone());
+        let mut listener = PgListener::connect_with(&own).await?;
         listener.listen(CHANNEL).await?;
         Ok(Hints { listener })
     }
@@ -215,10 +218,9 @@ impl Hints {
                     let job = received?.and_then(|hint| hint.payload().parse::<uuid::Uuid>().ok());
                     return Ok(job.map_or(Hint::Work, |job| Hint::Cancel(job.into())));
                 }
-                // Listening again changes nothing, but it is answered.
                 Err(_) => {
-                    let again = async { Ok(self.listener.listen(CHANNEL).await?) };
-                    within(Duration::from_secs(5), again).await?;
+                    let question = sqlx::query("-- store.listening\n select 1").execute(&mut self.listener);
+                    within(Duration::from_secs(5), async { Ok(question.await.map(drop)?) }).await?;
                 }
             }
         }
@@ -228,7 +230,6 @@ impl Hints {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use sqlx::postgres::PgPoolOptions;
 
     use super::*;
 

@@ -84,9 +84,9 @@ pub(super) async fn join_or_start(settings: &embedded::Settings) -> anyhow::Resu
 }
 
 /// Connections that so many exports at once may have: a leader, a reader and a heartbeat each, the further readers that they
-/// share, and what claims and settles them.
+/// share, what claims and settles them, and one that listens.
 pub(super) fn connections_of_exports(config: &Config, workers: u32) -> u32 {
-    3 * workers + (config.readers - 1) + control_connections(workers)
+    3 * workers + (config.readers - 1) + control_connections(workers) + 1
 }
 
 /// Connections of the API: those that are set, one that asks whether Postgres is there, and those that count for `/consumers`.
@@ -96,9 +96,9 @@ pub(super) fn connections_of_api(config: &Config) -> u32 {
 
 pub(super) const COUNTING_CONNECTIONS: u32 = 2;
 
-/// To claim and settle a job at a time for each worker, to keep up, and to listen.
-pub(super) fn control_connections(workers: u32) -> u32 {
-    workers + 2
+/// To claim and settle a job at a time for each worker, and to keep up.
+fn control_connections(workers: u32) -> u32 {
+    workers + 1
 }
 
 /// What exports run on.
