@@ -12,6 +12,7 @@ mod quote;
 pub mod rows;
 mod select;
 mod selection;
+mod session;
 mod shape;
 pub mod snapshot;
 mod spare;

@@ -352,7 +352,7 @@ impl Worker {
         let order = pipeline::Order { job, shape: &shape, since, cell_max, compression_level, progress };
         let (leader, rows) = snapshot.split();
         let mut exported = tokio::select! {
-            lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease * 2 / 3) => return Err(lost.into()),
+            lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
             exported = pipeline::run(rows, &order, draft) => exported?,
         };
         let taken_at = snapshot.standpoint().taken_at;

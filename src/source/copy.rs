@@ -2,21 +2,16 @@
 //! snapshot share a table's ranges.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use futures_util::TryStreamExt;
 use sqlx::PgConnection;
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::dataset::Table;
 use crate::job::Progress;
+use crate::source::session::Reader;
 use crate::source::{Error, FRAME_BYTES, Frames, send};
-
-/// A server that takes so long to fill a frame isn't there any more, or its rows are lost on the way.
-const SILENCE: Duration = Duration::from_secs(60);
-const SILENCE_OF_A_TABLE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Signature, flags and length of the header extension (PostgreSQL documentation, "COPY", "Binary Format").
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
@@ -60,12 +55,6 @@ impl Ranges {
         usize::try_from(self.count() / RANGES_FOR_A_READER).unwrap_or(usize::MAX).max(1)
     }
 
-    /// How long a server may take to fill a frame. In a table that is one range there may be rows without end that aren't for
-    /// the file.
-    fn silence(&self) -> Duration {
-        if self.blocks.is_some() { SILENCE } else { SILENCE_OF_A_TABLE }
-    }
-
     /// Waits until the last one is taken.
     pub(crate) async fn exhausted(&self) {
         self.exhausted.cancelled().await;
@@ -97,11 +86,16 @@ impl Ranges {
 }
 
 /// Reads range after range until none is left, and sends the rows as frames. Returns how many ranges it read.
-pub(crate) async fn read(conn: &mut PgConnection, reading: &Reading<'_>, frames: &Frames) -> Result<u64, Error> {
+pub(crate) async fn read(
+    conn: &mut PgConnection,
+    reader: &Reader,
+    reading: &Reading<'_>,
+    frames: &Frames,
+) -> Result<u64, Error> {
     let mut rows = BytesMut::with_capacity(FRAME_BYTES);
     let mut ranges = 0;
     while let Some(range) = reading.ranges.take() {
-        read_one(conn, reading, &range, &mut rows, frames).await?;
+        read_one((conn, reader), reading, &range, &mut rows, frames).await?;
         reading.ranges.finish_one(reading.progress);
         ranges += 1;
     }
@@ -110,7 +104,7 @@ pub(crate) async fn read(conn: &mut PgConnection, reading: &Reading<'_>, frames:
 }
 
 async fn read_one(
-    conn: &mut PgConnection,
+    (conn, reader): (&mut PgConnection, &Reader),
     reading: &Reading<'_>,
     range: &str,
     rows: &mut BytesMut,
@@ -118,19 +112,13 @@ async fn read_one(
 ) -> Result<(), Error> {
     let failed = Error::of(reading.table);
     let copy = format!("-- source.copy\n copy ({}{range}) to stdout (format binary)", reading.select);
+    reader.awaits_server();
     let mut messages = conn.copy_out_raw(&copy).await.map_err(&failed)?;
     let mut begun = false;
     let mut ended = false;
     // Each message is one row ("Message Flow", "COPY Operations"); the first one begins with the header.
-    let silence = sleep(reading.ranges.silence());
-    tokio::pin!(silence);
-    loop {
-        let message = tokio::select! {
-            biased;
-            message = messages.try_next() => message.map_err(&failed)?,
-            () = silence.as_mut() => return Err(Error::Unavailable(sqlx::Error::PoolTimedOut)),
-        };
-        let Some(mut message) = message else { break };
+    while let Some(mut message) = messages.try_next().await.map_err(&failed)? {
+        reader.heard();
         if !begun {
             if !message.starts_with(SIGNATURE) || message.len() < HEADER_BYTES {
                 return Err(Error::Protocol("no header before a COPY's rows"));
@@ -146,11 +134,13 @@ async fn read_one(
             continue;
         }
         if rows.len() + message.len() > FRAME_BYTES && !rows.is_empty() {
+            reader.rests();
             send(frames, rows).await?;
-            silence.as_mut().reset(Instant::now() + reading.ranges.silence());
+            reader.awaits_server();
         }
         rows.extend_from_slice(&message);
     }
+    reader.rests();
     if ended { Ok(()) } else { Err(Error::Protocol("a COPY without its end")) }
 }
 

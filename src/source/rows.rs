@@ -1,5 +1,7 @@
 //! The rows of a snapshot: which statements bring them, over how many connections.
 
+use std::time::Duration;
+
 use futures_util::future::try_join_all;
 use sqlx::postgres::{PgArguments, types::Oid};
 use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection};
@@ -7,6 +9,7 @@ use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection};
 use crate::dataset::CellMax;
 use crate::job::{ExportType, Job, Progress};
 use crate::source::select::{Rule, Select};
+use crate::source::session::{Readers, Session};
 use crate::source::snapshot::join;
 use crate::source::spare::{Seat, Spare};
 use crate::source::{Error, Frames, copy, stream};
@@ -17,10 +20,15 @@ use crate::watermark::Position;
 /// six characters in a text at most.
 const MOST_IN_A_ROW: u64 = 48 << 20;
 
+/// How long the end of a connection that isn't needed any more may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The rows of a snapshot.
 #[derive(Debug)]
 pub struct Rows<'s> {
     pub(super) reader: &'s mut PgConnection,
+    pub(super) readers: &'s Readers,
+    pub(super) session: &'s Session,
     pub(super) spare: &'s Spare,
     pub(super) import: &'s str,
     pub(super) select: Select<'s>,
@@ -44,7 +52,8 @@ impl Rows<'_> {
                 for condition in &job.selection.filter {
                     values.add(&condition.value).map_err(|_| Error::Protocol("a text that can't be sent"))?;
                 }
-                stream::read(self.reader, table, &select.selected(&job.selection, max), values, &frames).await
+                let reader = self.readers.join(self.session.clone());
+                stream::read(self.reader, &reader, table, &select.selected(&job.selection, max), values, &frames).await
             }
             ExportType::Full => {
                 let ranges = copy::Ranges::of(self.blocks);
@@ -60,8 +69,10 @@ impl Rows<'_> {
     /// but one would have to hold what they read.
     async fn full(self, reading: &copy::Reading<'_>, frames: &Frames) -> Result<(), Error> {
         let further = self.spare.take(reading.ranges.readers() - 1);
-        let further = further.into_iter().map(|seat| read_too(seat, self.import, reading, frames));
-        let (own, further) = tokio::try_join!(copy::read(self.reader, reading, frames), try_join_all(further))?;
+        let further = further.into_iter().map(|seat| read_too(seat, self.readers, self.import, reading, frames));
+        let reader = self.readers.join(self.session.clone());
+        let own = copy::read(self.reader, &reader, reading, frames);
+        let (own, further) = tokio::try_join!(own, try_join_all(further))?;
         let readers = 1 + further.iter().filter(|ranges| **ranges > 0).count();
         let ranges = own + further.iter().sum::<u64>();
         tracing::debug!(event = "table_read", table = %reading.table, readers, ranges);
@@ -69,9 +80,10 @@ impl Rows<'_> {
     }
 
     async fn changes(self, statements: &[String], frames: &Frames) -> Result<(), Error> {
+        let reader = self.readers.join(self.session.clone());
         for statement in statements {
             let since = self.since()?;
-            stream::read(self.reader, &self.select.dataset.table, statement, since, frames).await?;
+            stream::read(self.reader, &reader, &self.select.dataset.table, statement, since, frames).await?;
         }
         Ok(())
     }
@@ -125,23 +137,31 @@ impl Rows<'_> {
 
 /// Reads beside the permit's reader; returns how many ranges. Who can't connect is done without, and nobody waits for it: the
 /// others read all there is.
-async fn read_too(seat: Seat, import: &str, reading: &copy::Reading<'_>, frames: &Frames) -> Result<u64, Error> {
+async fn read_too(
+    seat: Seat,
+    readers: &Readers,
+    import: &str,
+    reading: &copy::Reading<'_>,
+    frames: &Frames,
+) -> Result<u64, Error> {
     let joined = async {
-        let mut reader = seat.connect().await.map_err(Error::Unavailable)?;
-        join(&mut reader, import, reading.table).await?;
-        Ok::<_, Error>(reader)
+        let mut conn = seat.connect().await.map_err(Error::Unavailable)?;
+        let session = Session::of(&mut conn).await.map_err(Error::Unavailable)?;
+        join(&mut conn, import, reading.table).await?;
+        Ok::<_, Error>((conn, session))
     };
     let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };
-    let mut reader = match joined {
-        Ok(reader) => reader,
+    let (mut conn, session) = match joined {
+        Ok(joined) => joined,
         // It has taken nothing yet. What keeps it out, an ALTER that waits, say, is no harm to those who are in.
         Err(error) => {
             tracing::warn!(event = "reader_missing", error = chain(&error));
             return Ok(0);
         }
     };
-    let ranges = copy::read(&mut reader, reading, frames).await?;
-    // Its rows are on their way: one that is lost now is no loss.
-    let _ = reader.close().await;
+    let reader = readers.join(session);
+    let ranges = copy::read(&mut conn, &reader, reading, frames).await?;
+    // Its rows are on their way: one that is lost now is no loss, and none that is waited for.
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, conn.close()).await;
     Ok(ranges)
 }

@@ -13,6 +13,7 @@ use crate::job::{ConsumerId, Continuity, ExportType, Findings};
 use crate::source::guard::{continuity, here};
 use crate::source::rows::Rows;
 use crate::source::select::Select;
+use crate::source::session::{Leader, Readers, SERVER_KEEPALIVES, Session};
 use crate::source::spare::Spare;
 use crate::source::{Error, purge, quote, shape, within};
 use crate::telemetry::metrics::PoolUse;
@@ -62,9 +63,18 @@ impl Source {
     /// # Errors
     /// If Postgres refuses or can't be reached within `patience`.
     pub async fn permit(&self, patience: Duration) -> Result<Permit, Error> {
-        let connect = async || PgConnection::connect_with(&self.options).await.map_err(Error::Unavailable);
-        let spare = self.spare.clone();
-        within(patience, async { Ok(Permit { leader: connect().await?, reader: connect().await?, spare }) }).await
+        let connect = async || {
+            let mut conn = PgConnection::connect_with(&self.options).await?;
+            sqlx::raw_sql(AssertSqlSafe(format!("-- source.snapshot.connect\n {SERVER_KEEPALIVES}")))
+                .execute(&mut conn)
+                .await?;
+            let session = Session::of(&mut conn).await?;
+            Ok::<_, sqlx::Error>((conn, session))
+        };
+        let both = async { Ok::<_, sqlx::Error>((connect().await?, connect().await?)) };
+        let both = within(patience, async { both.await.map_err(Error::Unavailable) }).await?;
+        let ((leader, leading), (reader, reading)) = both;
+        Ok(Permit { leader, leading, reader, reading, spare: self.spare.clone() })
     }
 }
 
@@ -73,7 +83,11 @@ impl Source {
 #[derive(Debug)]
 pub struct Permit {
     leader: PgConnection,
+    /// The leader's session.
+    leading: Session,
     reader: PgConnection,
+    /// The reader's.
+    reading: Session,
     spare: Spare,
 }
 
@@ -97,7 +111,7 @@ impl Permit {
         dataset: &Arc<Dataset>,
         lease: Duration,
     ) -> Result<Snapshot, Error> {
-        let Permit { mut leader, mut reader, spare } = self;
+        let Permit { mut leader, leading, mut reader, reading, spare } = self;
         let failed = Error::of(&dataset.table);
         let version = leader.server_version_num().unwrap_or(0);
         let table = quote::relation(&dataset.table);
@@ -115,14 +129,16 @@ impl Permit {
              lock table {table} in access share mode",
             lease.as_millis()
         );
-        sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut leader).await.map_err(&failed)?;
+        let begin = async { sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut leader).await.map_err(&failed) };
+        leading.watched(&mut reader, lease, begin).await?;
 
         // It stays so under the lock: a file never has two shapes.
-        let shape = shape::look(&mut leader, dataset).await?;
+        let look = async { Ok(shape::look(&mut leader, dataset).await?) };
+        let shape = leading.watched(&mut reader, lease, look).await?;
         let (by_triggers, definition) = (dataset.capture == Capture::Triggers, dataset.definition());
 
         // In one statement, so that the position, the guard and the snapshot are of one moment.
-        let opened: Opened = sqlx::query_as(concat!(
+        let opening = sqlx::query_as(concat!(
             "-- source.snapshot.open
              select pg_export_snapshot() as name, here.snapshot::text as snapshot, statement_timestamp() as taken_at,
                current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, here.logged_key,
@@ -164,10 +180,9 @@ impl Permit {
         .bind(&dataset.name)
         .bind(by_triggers)
         .bind(definition.forms())
-        .bind(Json(&shape.types))
-        .fetch_one(&mut leader)
-        .await
-        .map_err(&failed)?;
+        .bind(Json(&shape.types));
+        let opening = async { opening.fetch_one(&mut leader).await.map_err(&failed) };
+        let opened: Opened = leading.watched(&mut reader, lease, opening).await?;
         if opened.standby {
             return Err(Error::Standby);
         }
@@ -209,10 +224,13 @@ impl Permit {
              lock table {table} in access share mode nowait",
             opened.name
         );
-        join(&mut reader, &import, &dataset.table).await?;
+        reading.watched(&mut leader, lease, join(&mut reader, &import, &dataset.table)).await?;
         Ok(Snapshot {
             leader,
+            leading,
             reader,
+            reading,
+            readers: Readers::default(),
             spare,
             import,
             dataset: Arc::clone(dataset),
@@ -324,7 +342,10 @@ impl Opened {
 #[derive(Debug)]
 pub struct Snapshot {
     leader: PgConnection,
+    leading: Session,
     reader: PgConnection,
+    reading: Session,
+    readers: Readers,
     spare: Spare,
     /// What makes a connection one of its readers.
     import: String,
@@ -364,6 +385,8 @@ impl Snapshot {
     pub fn split(&mut self) -> (Leader<'_>, Rows<'_>) {
         let rows = Rows {
             reader: &mut self.reader,
+            readers: &self.readers,
+            session: &self.reading,
             spare: &self.spare,
             import: &self.import,
             select: Select { dataset: &self.dataset, shape: &self.shape },
@@ -372,7 +395,7 @@ impl Snapshot {
             toasted: self.toasted,
             blocks: self.blocks,
         };
-        (Leader { conn: &mut self.leader }, rows)
+        (Leader { conn: &mut self.leader, readers: &self.readers }, rows)
     }
 
     /// Ends the reading and makes the leader's transaction ready for the commit's writes; lends its connection.
@@ -384,6 +407,7 @@ impl Snapshot {
     pub async fn begin_commit(&mut self, lease: Duration) -> Result<&mut PgConnection, Error> {
         let failed = Error::of(&self.dataset.table);
         let end_reading = sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(&mut self.reader);
+        let end_reading = tokio::time::timeout(lease / 3, end_reading);
         let settings = format!(
             "-- source.snapshot.begin_commit
              set local lock_timeout = '5s';
@@ -394,7 +418,7 @@ impl Snapshot {
         let begin = sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut self.leader);
         let (ended, begun) = tokio::join!(end_reading, begin);
         // The rows are in the file: a reader that is lost now is no loss.
-        self.reader_is_good = ended.is_ok();
+        self.reader_is_good = matches!(ended, Ok(Ok(_)));
         begun.map_err(&failed)?;
         Ok(&mut self.leader)
     }
@@ -408,27 +432,11 @@ impl Snapshot {
         let failed = Error::of(&self.dataset.table);
         let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit").execute(&mut self.leader);
         within(patience, async { commit.await.map_err(failed) }).await?;
-        let permit = Permit { leader: self.leader, reader: self.reader, spare: self.spare };
-        Ok(self.reader_is_good.then_some(permit))
-    }
-}
-
-/// The connection that holds the snapshot.
-#[derive(Debug)]
-pub struct Leader<'s> {
-    conn: &'s mut PgConnection,
-}
-
-impl Leader<'_> {
-    /// Pings the leader for ever; returns when it is lost, or silent for longer than `patience`. Nothing else would notice: it
-    /// is idle, and TCP's own keepalive takes hours.
-    pub async fn keep_alive(self, interval: Duration, patience: Duration) -> Error {
-        loop {
-            tokio::time::sleep(interval).await;
-            let ping = async { self.conn.ping().await.map_err(Error::Unavailable) };
-            if let Err(lost) = within(patience, ping).await {
-                return lost;
-            }
+        let Snapshot { mut leader, leading, reader, reading, spare, reader_is_good, .. } = self;
+        if !reader_is_good {
+            reading.end(&mut leader).await;
+            return Ok(None);
         }
+        Ok(Some(Permit { leader, leading, reader, reading, spare }))
     }
 }

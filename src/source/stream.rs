@@ -7,11 +7,14 @@ use sqlx::postgres::{PgArguments, PgRow, PgValueFormat};
 use sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef};
 
 use crate::dataset::Table;
+use crate::source::session::Reader;
 use crate::source::{Error, FRAME_BYTES, Frames, send};
 
-/// Reads one statement with its parameters and sends its rows as frames.
+/// Reads one statement with its parameters and sends its rows as frames. The first row may take hours; `reader` tells the leader
+/// that it is waited for.
 pub(crate) async fn read(
     conn: &mut PgConnection,
+    reader: &Reader,
     table: &Table,
     select: &str,
     parameters: PgArguments,
@@ -22,12 +25,17 @@ pub(crate) async fn read(
     // Not persistent: planned with these values, so that the planner knows how much of the log lies behind the snapshot.
     let mut rows = sqlx::query_with(statement, parameters).persistent(false).fetch(conn);
     let mut out = BytesMut::with_capacity(FRAME_BYTES * 2);
+    reader.awaits_server();
     while let Some(row) = rows.try_next().await.map_err(&failed)? {
+        reader.heard();
         put(&row, &mut out).map_err(&failed)?;
         if out.len() >= FRAME_BYTES {
+            reader.rests();
             send(frames, &mut out).await?;
+            reader.awaits_server();
         }
     }
+    reader.rests();
     send(frames, &mut out).await
 }
 

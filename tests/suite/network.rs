@@ -1,7 +1,10 @@
 //! A Postgres that can't be reached although nothing says so, and an API whose connections are all taken.
 
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
@@ -10,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
+use crate::catalogue::{Catalogue, export};
 use crate::harness::{Database, Start, eventually, refusal};
 
 /// Stands between a service and its database. Closed, it takes what it is sent and passes nothing on, as a firewall does that
@@ -17,6 +21,24 @@ use crate::harness::{Database, Start, eventually, refusal};
 pub(crate) struct Proxy {
     port: u16,
     pub(crate) open: watch::Sender<bool>,
+    fuse: Fuse,
+    epoch: watch::Sender<u64>,
+}
+
+/// A text that silences the connection which sends it next: nothing passes there any more, while the other connections live.
+#[derive(Clone, Default)]
+struct Fuse(Arc<Mutex<Option<&'static str>>>);
+
+impl Fuse {
+    /// Whether these bytes have the text. Once.
+    fn burns(&self, bytes: &[u8]) -> bool {
+        let mut text = self.0.lock().unwrap();
+        let found = text.is_some_and(|text| bytes.windows(text.len()).any(|part| part == text.as_bytes()));
+        if found {
+            *text = None;
+        }
+        found
+    }
 }
 
 /// What a server says while it starts or recovers (PostgreSQL documentation, "Message Formats", ErrorResponse).
@@ -32,7 +54,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (open, gate) = watch::channel(true);
-        let server = server.clone();
+        let (fuse, epoch) = (Fuse::default(), watch::Sender::new(0));
+        let (server, burning, begun) = (server.clone(), fuse.clone(), epoch.clone());
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
                 if refusals > 0 {
@@ -44,32 +67,77 @@ impl Proxy {
                 match server.get_socket() {
                     Some(folder) => {
                         let path = folder.join(format!(".s.PGSQL.{}", server.get_port()));
-                        join(client, UnixStream::connect(path).await.unwrap(), &gate);
+                        join(client, UnixStream::connect(path).await.unwrap(), &gate, &burning, &begun);
                     }
                     None => {
                         let address = (server.get_host().to_owned(), server.get_port());
-                        join(client, TcpStream::connect(address).await.unwrap(), &gate);
+                        join(client, TcpStream::connect(address).await.unwrap(), &gate, &burning, &begun);
                     }
                 }
             }
         });
-        Proxy { port, open }
+        Proxy { port, open, fuse, epoch }
+    }
+
+    /// Silences the connection that next sends a piece with this text.
+    fn silence(&self, text: &'static str) {
+        *self.fuse.0.lock().unwrap() = Some(text);
+    }
+
+    /// Silences every connection that there is; later ones live.
+    fn silence_all(&self) {
+        self.epoch.send_modify(|epoch| *epoch += 1);
+    }
+
+    fn has_silenced(&self) -> bool {
+        self.fuse.0.lock().unwrap().is_none()
     }
 }
 
-fn join(client: TcpStream, server: impl AsyncRead + AsyncWrite + Send + 'static, gate: &watch::Receiver<bool>) {
+fn join(
+    client: TcpStream,
+    server: impl AsyncRead + AsyncWrite + Send + 'static,
+    gate: &watch::Receiver<bool>,
+    fuse: &Fuse,
+    epoch: &watch::Sender<u64>,
+) {
     let (from_client, to_client) = split(client);
     let (from_server, to_server) = split(server);
-    tokio::spawn(pass(from_client, to_server, gate.clone()));
-    tokio::spawn(pass(from_server, to_client, gate.clone()));
+    // One for both ways: silenced, neither passes anything, nor tells an end of the other side.
+    let deaf = watch::Sender::new(false);
+    let way = Way { gate: gate.clone(), deaf: deaf.clone(), fuse: None, epoch: (*epoch.borrow(), epoch.subscribe()) };
+    tokio::spawn(pass(from_client, to_server, Way { fuse: Some(fuse.clone()), ..way.clone() }));
+    tokio::spawn(pass(from_server, to_client, way));
 }
 
-async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut gate: watch::Receiver<bool>) {
+/// One direction of a connection.
+#[derive(Clone)]
+struct Way {
+    gate: watch::Receiver<bool>,
+    deaf: watch::Sender<bool>,
+    fuse: Option<Fuse>,
+    epoch: (u64, watch::Receiver<u64>),
+}
+
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut way: Way) {
     let mut bytes = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut bytes).await {
-        if gate.wait_for(|open| *open).await.is_err() || to.write_all(&bytes[..length]).await.is_err() {
+        if way.fuse.as_ref().is_some_and(|fuse| fuse.burns(&bytes[..length])) {
+            way.deaf.send_replace(true);
+        }
+        if *way.epoch.1.borrow() != way.epoch.0 {
+            way.deaf.send_replace(true);
+        }
+        if *way.deaf.borrow() {
+            // Taken and acknowledged, as by a host between that forgot where it should go.
+            continue;
+        }
+        if way.gate.wait_for(|open| *open).await.is_err() || to.write_all(&bytes[..length]).await.is_err() {
             return;
         }
+    }
+    if *way.deaf.borrow() {
+        return std::future::pending().await;
     }
     let _ = to.shutdown().await;
 }
@@ -124,6 +192,112 @@ async fn a_database_behind_a_black_hole_is_unavailable_within_two_seconds() {
     .await;
     assert_eq!(service.ended(&running).await["status"], "completed");
     service.export("delta", "one").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn connections_that_fell_silent_while_they_were_idle_cost_no_caller_an_answer() {
+    let database = Database::new().await;
+    let proxy = Proxy::to(&database.options).await;
+    let service =
+        Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("API_CONNECTIONS", 4).service().await;
+    service.export("full", "one").await;
+    let ask = async || {
+        let answers = (0..12).map(|_| service.call("GET", "/exports", &[]));
+        join_all(answers).await.into_iter().map(|answer| answer.status().as_u16()).collect::<Vec<_>>()
+    };
+    assert_eq!(ask().await, [200; 12], "the pool is full now");
+    service.call("GET", "/consumers", &[]).await;
+    proxy.silence_all();
+    assert_eq!(ask().await, [200; 12]);
+    assert_eq!(service.call("GET", "/consumers", &[]).await.status(), 200);
+    assert_eq!(service.call("GET", "/health", &[]).await.status(), 200);
+    service.export("delta", "one").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
+    let database = Database::new().await;
+    let proxy = Proxy::to(&database.options).await;
+    let service = Start::plain().with("DATABASE_URL", url(&database, &proxy)).service().await;
+    service.export("full", "one").await;
+    // As many as the pool has connections.
+    for _ in 0..2 {
+        proxy.silence("source.standing.list");
+        assert_eq!(service.call("GET", "/consumers", &[]).await.status(), 503);
+        assert!(proxy.has_silenced());
+    }
+    assert_eq!(service.call("GET", "/consumers", &[]).await.status(), 200);
+    service.stop().await;
+}
+
+/// The leader and the heartbeat live on: nothing but a look at the reader tells that it never hears of its rows.
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_at_any_step_is_tried_again() {
+    // What is sent when it falls silent, in which export, and how many attempts that takes.
+    let steps = [
+        ("source.snapshot.connect", "delta", 1),
+        ("source.snapshot.begin\n", "delta", 2),
+        ("source.snapshot.open", "delta", 2),
+        ("source.snapshot.import", "delta", 2),
+        ("source.stream.read", "delta", 2),
+        ("source.stream.read", "incremental", 2),
+        ("source.copy", "full", 2),
+        ("source.snapshot.begin_commit", "delta", 2),
+        // All rows are in the file by then.
+        ("source.snapshot.end_reading", "delta", 1),
+        ("source.snapshot.commit", "delta", 2),
+    ];
+    let tried = steps.map(|(step, export_type, attempts)| async move {
+        let tried = AssertUnwindSafe(falls_silent_at(step, export_type, attempts)).catch_unwind().await;
+        tried.err().map(|_| format!("{step} of a {export_type}"))
+    });
+    let stuck: Vec<String> = join_all(tried).await.into_iter().flatten().collect();
+    assert!(stuck.is_empty(), "{stuck:?}");
+}
+
+async fn falls_silent_at(step: &'static str, export_type: &'static str, attempts: u64) {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let proxy = Proxy::to(&database.options).await;
+    // The first export is on fresh connections: later ones don't send a statement's text again.
+    let start = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("LEASE_SECONDS", 2).with("WORKERS", 1);
+    proxy.silence(step);
+    let service = start.service().await;
+    let id = service.submit(export_type, "one").await;
+    eventually(step, async || proxy.has_silenced().then_some(())).await;
+    let job = service.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(attempts)), "{step}: {job}");
+    let left =
+        "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'
+                and xact_start < clock_timestamp() - interval '5 s'";
+    eventually("no transaction is left behind", async || (database.one::<i64>(left).await == 0).then_some(())).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create table slow (id bigint primary key, at timestamptz not null default now());
+             insert into slow (id) select generate_series(1, 12);
+             create function takes_long(id bigint) returns boolean language plpgsql immutable
+               as 'begin perform pg_sleep(0.6); return true; end'",
+        )
+        .await;
+    let catalogue = Catalogue::of(
+        "[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"",
+    );
+    catalogue.track(&database, "slow").await;
+    // Seven seconds without a row, where a connection that the server doesn't work for is given up after five.
+    let service = catalogue.start(&database).with("LEASE_SECONDS", 1).service().await;
+    for export_type in ["full", "delta"] {
+        let job = export(&service, export_type, "slow", "one").await;
+        assert_eq!(job["attempt"], 1, "{job}");
+        database.run("update slow set at = now()").await;
+    }
     service.stop().await;
 }
 
