@@ -57,12 +57,17 @@ impl FromStr for Address {
 }
 
 impl Address {
+    /// Whether everybody on the way to it can read what is sent.
+    fn is_readable_on_the_way(&self) -> bool {
+        self.0.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:")) && !self.is_here()
+    }
+
     /// Whether it is on this machine.
     fn is_here(&self) -> bool {
         let host =
             self.0.parse::<Uri>().ok().and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned()));
         host.is_some_and(|host| {
-            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+            host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
         })
     }
 }
@@ -164,7 +169,13 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Speaks to the service at an address, and shows it the key. Says so beforehand if others could read that.
     pub(crate) fn new(server: Address, key: Option<ApiKey>) -> Client {
+        if key.is_some() && server.is_readable_on_the_way() {
+            eprintln!(
+                "cdc-export: warning: the key goes to {server} as it is, for everybody on the way to read: use https://"
+            );
+        }
         // One for the process; refused if there is one already, which will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let agent = |whole: Option<Duration>| {

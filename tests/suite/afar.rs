@@ -400,3 +400,32 @@ async fn a_shell_completes_commands() {
     let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
     assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
 }
+
+#[tokio::test]
+async fn a_key_that_everybody_on_the_way_can_read_is_warned_of() {
+    let database = Database::new().await;
+    let service = Start::on(&database).with("AUTH", "keys").service().await;
+    let (_, key, _) = Start::on(&database).arguments(&["keys", "create", "--name", "far"]).output().await;
+    let port = service.address.rsplit_once(':').unwrap().1;
+    let status = async |server: &str, key: &str| {
+        let start = far(&["status", "--server", server]).with("CDC_EXPORT_KEY", key).with("NO_PROXY", "*");
+        start.output().await
+    };
+    // An address that isn't this machine's by its name, and leads here.
+    let (code, printed, said) = status(&format!("http://0.0.0.0:{port}"), key.trim()).await;
+    assert!(code == 0 && printed.starts_with("CONSUMER"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.starts_with("cdc-export: warning: ") && said.contains("https://"), "{said}");
+    assert!(said.contains("0.0.0.0") && !said.contains(key.trim()), "{said}");
+    // Here, and without a key, there is nothing to be read.
+    for here in ["127.0.0.1", "localhost", "LOCALHOST"] {
+        let (code, _, said) = status(&format!("http://{here}:{port}"), key.trim()).await;
+        assert_eq!((code, said.as_str()), (0, ""), "{here}");
+    }
+    let (code, _, said) = status(&format!("http://0.0.0.0:{port}"), "").await;
+    assert!(code == 1 && said.lines().count() == 1 && !said.contains("warning"), "{said}");
+    // Nor where it is encrypted, although nobody speaks it there.
+    let (code, _, said) = status(&format!("https://0.0.0.0:{port}"), key.trim()).await;
+    assert!(code == 1 && !said.contains("warning"), "{said}");
+    service.stop().await;
+}
