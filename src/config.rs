@@ -2,6 +2,8 @@
 //!
 //! Every variable is in `.env.example`. A value that can't be used stops the start with one line that names the variable.
 
+mod authorities;
+
 use std::collections::HashMap;
 use std::fmt::{self, Display};
 use std::net::IpAddr;
@@ -12,13 +14,15 @@ use std::time::Duration;
 
 use tracing_subscriber::filter::LevelFilter;
 
+pub use authorities::trust_alone;
+
 use crate::dataset::CellMax;
 use crate::dataset::catalog::{Catalog, Mistakes};
 use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Origins};
 use crate::job::Retention;
 use crate::key::Presented;
 use crate::postgres::{
-    Database, NotAUrl,
+    BadUrl, Database, Named,
     embedded::{self, Mirror, NotAMirror},
 };
 use crate::source::purge;
@@ -53,6 +57,8 @@ pub enum Error {
 pub struct Config {
     /// The database to use; `None`: a private one.
     pub database: Option<Database>,
+    /// The file whose authorities alone may vouch for the database's server; `None`: no file is named.
+    pub authorities: Option<PathBuf>,
     /// The private server.
     pub embedded: embedded::Settings,
     /// What may be exported.
@@ -173,10 +179,12 @@ impl Environment {
 
 impl Config {
     fn from_variables(vars: Variables) -> Result<Config, Error> {
-        let database: Option<Database> = match vars.get("DATABASE_URL") {
-            None => None,
-            Some(url) => Some(url.parse().map_err(|why: NotAUrl| bad("DATABASE_URL", why.to_string()))?),
+        let named = match vars.get("DATABASE_URL").map(|url| Named::read(url, |name| vars.get(name))).transpose() {
+            Ok(named) => named,
+            Err(BadUrl::Variable { name, why }) => return Err(bad(name, why)),
+            Err(why) => return Err(bad("DATABASE_URL", why.to_string())),
         };
+        let (database, authorities) = named.map(|named| (named.database, named.authorities)).unzip();
         let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
         let catalog_file = vars.get("DATASETS").map(PathBuf::from);
         let host: IpAddr = match vars.get("HOST") {
@@ -229,6 +237,7 @@ impl Config {
             // A database that somebody brings gets no demo rows unasked.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
+            authorities: authorities.flatten(),
             http: http::Settings {
                 host,
                 port: vars.number("PORT", 8080, 0..=65535)? as u16,

@@ -7,6 +7,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use cdc_export::config::{self, Environment};
 use cdc_export::telemetry;
 use clap::Parser;
@@ -54,6 +55,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         return block_on(command.run_there(client));
     }
     let config = environment.config(command.catalogue())?;
+    if let Some(file) = &config.authorities {
+        config::trust_alone(file).context("can't start anew, with the authorities of sslrootcert alone")?;
+    }
     telemetry::start(&command.telemetry(&config));
     #[cfg(debug_assertions)]
     if let Some(list) = &config.failpoints {

@@ -6,8 +6,8 @@ pub mod demo;
 pub mod embedded;
 mod pooler;
 mod schema;
+mod url;
 
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::MigrateError;
@@ -15,6 +15,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
 pub use schema::migrate;
+pub use url::{BadUrl, Named};
 
 /// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
 const OLDEST: i32 = 130_000;
@@ -114,23 +115,6 @@ impl From<PgConnectOptions> for Database {
         Database(options.application_name("cdc-export").disable_statement_logging())
     }
 }
-
-impl FromStr for Database {
-    type Err = NotAUrl;
-
-    /// Reads a `postgres://` URL.
-    fn from_str(url: &str) -> Result<Database, NotAUrl> {
-        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-            return Err(NotAUrl);
-        }
-        url.parse().map(|options: PgConnectOptions| options.into()).map_err(|_| NotAUrl)
-    }
-}
-
-/// A text that is no URL of a database. Doesn't quote it: it may hold a password.
-#[derive(Debug, thiserror::Error)]
-#[error("not a postgres:// URL")]
-pub struct NotAUrl;
 
 impl Database {
     /// What each connection is made with.

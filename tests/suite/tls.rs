@@ -167,6 +167,34 @@ async fn each_sslmode_asks_what_it_says() {
     let line = reaches(on(url("strict", "localhost", &postgres.vouched("verify-ca", "other.crt")))).await.unwrap_err();
     assert!(line.contains("certificate"), "{line}");
 
+    // `require` with somebody to vouch is `verify-ca`, as for libpq; the file alone vouches, not the platform beside it.
+    for mode in ["require", "verify-ca"] {
+        reaches(on(url("strict", "localhost", &postgres.vouched(mode, "ca.crt")))).await.unwrap();
+        for platform in ["ca.crt", "other.crt"] {
+            let platform = postgres.folder.path().join(platform);
+            let start = on(url("strict", "localhost", &postgres.vouched(mode, "other.crt")));
+            let line = reaches(start.with("SSL_CERT_FILE", platform.display())).await.unwrap_err();
+            assert!(line.contains("certificate"), "{mode}: {line}");
+        }
+    }
+    let file = |name: &str| postgres.folder.path().join(name).display().to_string();
+    let require = url("strict", "localhost", "?sslmode=require");
+    reaches(on(require.clone()).with("PGSSLROOTCERT", file("ca.crt"))).await.unwrap();
+    reaches(on(require.clone()).with("PGSSLROOTCERT", file("other.crt"))).await.unwrap_err();
+    let unsaid = url("strict", "localhost", "");
+    let start = on(unsaid.clone()).with("PGSSLMODE", "require").with("PGSSLROOTCERT", file("other.crt"));
+    reaches(start).await.unwrap_err();
+    let vouched = url("strict", "localhost", &postgres.vouched("require", "ca.crt"));
+    reaches(on(vouched).with("PGSSLROOTCERT", file("other.crt"))).await.unwrap();
+    // A file in which nobody vouches is not everybody.
+    std::fs::write(postgres.folder.path().join("empty.crt"), "").unwrap();
+    reaches(on(url("strict", "localhost", &postgres.vouched("require", "empty.crt")))).await.unwrap_err();
+    // Every process of the service, not the command alone.
+    let start = on(url("strict", "localhost", &postgres.vouched("require", "ca.crt"))).with("SEED_ROWS", 100);
+    let service = start.with("SSL_CERT_FILE", file("other.crt")).service().await;
+    assert_eq!(service.export("full", "vouched").await.1.rows.len(), 98);
+    service.stop().await;
+
     // The platform's authorities vouch where none is named.
     let full = url("strict", "127.0.0.1", "?sslmode=verify-full");
     reaches(on(full.clone())).await.unwrap_err();
@@ -180,4 +208,94 @@ async fn each_sslmode_asks_what_it_says() {
         assert!(line.contains("does not support TLS"), "{line}");
     }
     reaches(on(url("either", "127.0.0.1", ""))).await.unwrap();
+}
+
+/// The one line with which a start is refused.
+async fn refused(start: Start) -> String {
+    let (code, errors) = start.arguments(&["migrate"]).until_it_ends().await;
+    assert!(code == 2 && errors.lines().count() == 1, "{code} {errors}");
+    assert!(!errors.contains("secret") && !errors.contains("postgres://s"), "{errors}");
+    errors
+}
+
+#[tokio::test]
+async fn a_parameter_that_would_be_ignored_stops_the_start() {
+    // Nobody listens there: what is refused is refused before anybody is asked.
+    let url = |rest: &str| format!("postgres://somebody:secret@127.0.0.1:1/db?{rest}");
+    for (rest, parameter) in [
+        ("channel_binding=require", "channel_binding"),
+        ("sslmode=require&channel_binding=require", "channel_binding"),
+        ("gssencmode=require", "gssencmode"),
+        ("target_session_attrs=read-write", "target_session_attrs"),
+        ("require_auth=scram-sha-256", "require_auth"),
+        ("requirepeer=postgres", "requirepeer"),
+        ("sslcrl=secret.crl", "sslcrl"),
+        ("sslcrldir=secret", "sslcrldir"),
+        ("sslpassword=secret", "sslpassword"),
+        ("sslcertmode=require", "sslcertmode"),
+        ("sslnegotiation=direct", "sslnegotiation"),
+        ("ssl_min_protocol_version=TLSv1.3", "ssl_min_protocol_version"),
+        ("ssl_max_protocol_version=TLSv1.2", "ssl_max_protocol_version"),
+        ("ssl=true", "ssl"),
+        ("SSLMODE=verify-full", "SSLMODE"),
+        ("ssl_mode=verify-full", "ssl_mode"),
+        ("passfile=secret", "passfile"),
+        ("service=secret", "service"),
+        ("connect_timeout=10", "connect_timeout"),
+        ("keepalives=1", "keepalives"),
+        ("keepalives_idle=30", "keepalives_idle"),
+        ("keepalives_interval=30", "keepalives_interval"),
+        ("keepalives_count=3", "keepalives_count"),
+        ("tcp_user_timeout=1000", "tcp_user_timeout"),
+        ("load_balance_hosts=random", "load_balance_hosts"),
+        ("application_name=secret", "application_name"),
+        ("client_encoding=latin1", "client_encoding"),
+        ("replication=database", "replication"),
+        ("schema=secret", "schema"),
+        ("options[search_path", "options"),
+        // Of no use where nobody is asked for a certificate.
+        ("sslrootcert=secret.crt", "sslrootcert"),
+        ("sslmode=prefer&sslrootcert=secret.crt", "sslrootcert"),
+        ("sslmode=disable&sslrootcert=secret.crt", "sslrootcert"),
+        ("sslmode=verify-full&sslrootcert=system", "sslrootcert"),
+    ] {
+        let line = refused(on(url(rest))).await;
+        let named = format!("cdc-export: DATABASE_URL: the parameter {parameter} ");
+        assert!(line.starts_with(&named), "{rest}: {line}");
+    }
+    for (rest, word) in [("sslmode=secret", "sslmode"), ("port=secret", "port"), ("hostaddr=secret", "hostaddr")] {
+        let line = refused(on(url(rest))).await;
+        assert!(line.starts_with("cdc-export: DATABASE_URL: ") && line.contains(word), "{rest}: {line}");
+    }
+    // What comes after a `&` or a `#` of a password may be the password.
+    for odd in ["db?password=x&secr%20et/=1", "db?sslmode=require#secret", "db#sslmode=verify-full"] {
+        let line = refused(on(format!("postgres://somebody@127.0.0.1:1/{odd}"))).await;
+        assert!(line.starts_with("cdc-export: DATABASE_URL: ") && !line.contains("secr"), "{odd}: {line}");
+    }
+    // The same of the environment, which libpq reads too: what asks for more than there is, and what nobody can read.
+    for (variable, value) in [
+        ("PGSSLMODE", "verify-fulll"),
+        ("PGSSLROOTCERT", "system"),
+        ("PGPORT", "secret"),
+        ("PGCHANNELBINDING", "require"),
+        ("PGGSSENCMODE", "require"),
+        ("PGREQUIREAUTH", "scram-sha-256"),
+        ("PGREQUIREPEER", "postgres"),
+        ("PGREQUIRESSL", "1"),
+        ("PGSSLCRL", "secret.crl"),
+        ("PGSSLCRLDIR", "secret"),
+        ("PGSSLMINPROTOCOLVERSION", "TLSv1.3"),
+    ] {
+        let line = refused(on(url("")).with(variable, value)).await;
+        assert!(line.starts_with(&format!("cdc-export: {variable}: ")), "{line}");
+    }
+    // What the URL says itself is asked of nobody else.
+    let said = reaches(on(url("sslmode=require")).with("PGSSLMODE", "verify-fulll")).await.unwrap_err();
+    assert!(said.contains("refused"), "nobody listens: {said}");
+    // What asks for nothing beyond what is done anyway is no reason to refuse a start.
+    let same = "sslmode=disable&channel_binding=prefer&gssencmode=disable&target_session_attrs=any&ssl_min_protocol_version=TLSv1.2\
+                &statement-cache-capacity=50&options=-c%20geqo%3Doff&options[jit]=off";
+    let start = on(url(same)).with("PGGSSENCMODE", "disable").with("PGCONNECT_TIMEOUT", "10");
+    let line = reaches(start).await.unwrap_err();
+    assert!(line.contains("refused"), "nobody listens: {line}");
 }

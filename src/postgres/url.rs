@@ -1,0 +1,183 @@
+//! What `DATABASE_URL` may say, and libpq's variables beside it: all that is understood here, and nothing that would be ignored.
+//!
+//! sqlx leaves out what it doesn't know, and takes a `PGSSLMODE` that it can't read for none. Whoever asks for `channel_binding=require`
+//! or `sslmode=verify-fulll` would be connected with less than that, and never know.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+
+use crate::postgres::Database;
+
+/// The parameters that sqlx obeys. It also knows `application_name`, but that is the service's own: by it the service tells its own
+/// sessions from those of writers.
+const KNOWN: [&str; 17] = [
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "ssl-root-cert",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
+
+const MODES: [&str; 2] = ["sslmode", "ssl-mode"];
+/// The names of `sslrootcert`.
+const ROOTS: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
+
+/// What asks for nothing but what is done anyway: a parameter, libpq's variable for it, and such values. There is neither channel
+/// binding nor GSSAPI here, and TLS begins with 1.2.
+const AS_IT_IS: [(&str, &str, &[&str]); 9] = [
+    ("channel_binding", "PGCHANNELBINDING", &["disable", "prefer"]),
+    ("gssencmode", "PGGSSENCMODE", &["disable", "prefer"]),
+    ("require_auth", "PGREQUIREAUTH", &[]),
+    ("requirepeer", "PGREQUIREPEER", &[]),
+    ("requiressl", "PGREQUIRESSL", &["0"]),
+    ("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION", &["TLSv1", "TLSv1.1", "TLSv1.2"]),
+    ("sslcrl", "PGSSLCRL", &[]),
+    ("sslcrldir", "PGSSLCRLDIR", &[]),
+    ("target_session_attrs", "PGTARGETSESSIONATTRS", &["any"]),
+];
+
+/// Why a database can't be used as it is named. Quotes no value, and no name that may be a part of a password.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadUrl {
+    /// Something else.
+    #[error("not a postgres:// URL")]
+    NotAUrl,
+    /// What comes after it would be left out.
+    #[error("a URL of a database has no `#`: one that belongs to a name or password is written %23")]
+    Fragment,
+    /// A parameter that isn't obeyed.
+    #[error("the parameter {0} is not known here, and none is ignored: take it out of the URL")]
+    Unknown(String),
+    /// One whose name is none.
+    #[error(
+        "a parameter is not known here, and none is ignored: a `&` or `?` that belongs to a value is written %26 or %3F"
+    )]
+    Nameless,
+    /// A value that can't be.
+    #[error("the parameter {0} has a value that can't be read")]
+    Value(String),
+    /// Authorities that nobody would ask.
+    #[error("the parameter sslrootcert is of no use here without sslmode=verify-full, verify-ca or require")]
+    RootsUnasked,
+    /// A word where a file must be.
+    #[error("the parameter sslrootcert names a file: without it, sslmode=verify-full asks the platform's authorities")]
+    RootsOfSystem,
+    /// A variable beside it that isn't obeyed.
+    #[error("{why}")]
+    Variable {
+        /// Which one.
+        name: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+/// A database as it was named.
+#[derive(Debug)]
+pub struct Named {
+    /// How to reach it.
+    pub database: Database,
+    /// The file whose authorities alone may vouch for the server; `None`: nobody has to, or those of the platform do. sqlx asks
+    /// the platform's beside the file's, which [`crate::config::trust_alone`] keeps it from.
+    pub authorities: Option<PathBuf>,
+}
+
+/// A parameter of the query, as its reader sees it.
+type Parameter<'u> = (Cow<'u, str>, Cow<'u, str>);
+
+impl Named {
+    /// Reads a `postgres://` URL, and by `variable` what libpq would read from the environment beside it.
+    ///
+    /// # Errors
+    /// If it is none, or it or a variable says something that would be ignored.
+    pub fn read<'v>(url: &str, variable: impl Fn(&str) -> Option<&'v str>) -> Result<Named, BadUrl> {
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(BadUrl::NotAUrl);
+        }
+        if url.contains('#') {
+            return Err(BadUrl::Fragment);
+        }
+        let (address, query) = url.split_once('?').unwrap_or((url, ""));
+        let parameters: Vec<Parameter> = form_urlencoded::parse(query.as_bytes()).collect();
+        parameters.iter().try_for_each(check_parameter)?;
+        for (_, name, harmless) in AS_IT_IS {
+            if variable(name).is_some_and(|value| !harmless.contains(&value)) {
+                return Err(BadUrl::Variable { name, why: "not known here, and not ignored: unset it" });
+            }
+        }
+        if variable("PGPORT").is_some_and(|port| port.parse::<u16>().is_err()) {
+            return Err(BadUrl::Variable { name: "PGPORT", why: "not a port" });
+        }
+        let mut options: PgConnectOptions = url.parse().map_err(|_| unreadable(address, &parameters))?;
+
+        let last =
+            |names: &[&str]| parameters.iter().rfind(|(name, _)| names.contains(&&**name)).map(|(_, value)| &**value);
+        if let Some(mode) = variable("PGSSLMODE").filter(|_| last(&MODES).is_none()) {
+            let why = "not one of disable, allow, prefer, require, verify-ca and verify-full";
+            options = options.ssl_mode(mode.parse().map_err(|_| BadUrl::Variable { name: "PGSSLMODE", why })?);
+        }
+        let mode = options.get_ssl_mode();
+        let is_asked = matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+        let file = match (last(&ROOTS), variable("PGSSLROOTCERT")) {
+            (Some("system"), _) => return Err(BadUrl::RootsOfSystem),
+            (Some(_), _) if !is_asked => return Err(BadUrl::RootsUnasked),
+            (None, Some("system")) => {
+                let why = "names a file: without it, sslmode=verify-full asks the platform's authorities";
+                return Err(BadUrl::Variable { name: "PGSSLROOTCERT", why });
+            }
+            (named, beside) => named.or(beside).filter(|_| is_asked),
+        };
+        if let Some(file) = file {
+            options = options.ssl_root_cert(file);
+        }
+        let options = match mode {
+            // As libpq: where somebody is named who vouches, he is asked.
+            PgSslMode::Require if file.is_some() => options.ssl_mode(PgSslMode::VerifyCa),
+            // sqlx would never encrypt; libpq does where the server insists.
+            PgSslMode::Allow => options.ssl_mode(PgSslMode::Prefer),
+            _ => options,
+        };
+        let authorities = file.map(PathBuf::from);
+        Ok(Named { database: options.into(), authorities })
+    }
+}
+
+fn check_parameter((name, value): &Parameter) -> Result<(), BadUrl> {
+    let (name, value) = (&**name, &**value);
+    let is_option = name.strip_prefix("options[").is_some_and(|rest| rest.ends_with(']'));
+    let is_as_it_is = AS_IT_IS.iter().any(|(own, _, harmless)| *own == name && harmless.contains(&value));
+    if KNOWN.contains(&name) || is_option || is_as_it_is {
+        return Ok(());
+    }
+    let name = if name.starts_with("options[") { "options" } else { name };
+    let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    let is_word = is_plain && (1..=40).contains(&name.len());
+    Err(if is_word { BadUrl::Unknown(name.to_owned()) } else { BadUrl::Nameless })
+}
+
+/// What of a URL can't be read: a URL with one parameter alone tells of which.
+fn unreadable(address: &str, parameters: &[Parameter]) -> BadUrl {
+    let is_good = |url: &str| url.parse::<PgConnectOptions>().is_ok();
+    let alone = |(name, value): &Parameter| {
+        form_urlencoded::Serializer::new(format!("{address}?")).append_pair(name, value).finish()
+    };
+    let bad = parameters.iter().find(|parameter| !is_good(&alone(parameter)));
+    match bad {
+        Some((name, _)) if is_good(address) => BadUrl::Value(name.clone().into_owned()),
+        _ => BadUrl::NotAUrl,
+    }
+}
