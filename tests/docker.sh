@@ -95,6 +95,13 @@ same 'rows of the delta' "$(field rowsExported <<<"$delta")" 1
 call -OJ "$url/exports/$(field jobId <<<"$delta")/download"
 cmp "$(field outputFilename <<<"$delta")" "output/$(field outputFilename <<<"$delta")"
 
+step 'a page elsewhere'
+refused() { same "$*" "$(curl -s -o /dev/null -w '%{http_code}' "$@")" 403; }
+refused -X DELETE -H 'Origin: https://evil.example' "$url/users/7"
+refused -H 'Host: rebound.example' "$url/exports"
+refused -H 'X-Forwarded-For: 203.0.113.7' "$url/exports"
+same 'by its name' "$(curl -s -o /dev/null -w '%{http_code}' -H 'Host: app:8080' "$url/exports")" 200
+
 step 'whose files'
 stat -c '%u:%g %A %n' output output/.cdc-export-store output/*.csv
 same "the folder's owner" "$(stat -c %u output)" "${owner%:*}"

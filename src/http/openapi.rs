@@ -34,7 +34,7 @@ pub(crate) static DOCUMENT: LazyLock<Document> = LazyLock::new(|| Document::of(r
             Names are camelCase, times RFC 3339 in UTC with microseconds. Errors are `application/problem+json` (RFC 9457) with a \
             stable `code`. Unknown members of a body and unknown \
             parameters of a query are refused by name, and every answer to what can be read as a request has an `X-Request-Id`.\n\n\
-            With `AUTH=keys`, and wherever the service listens beyond this machine without `AUTH=none`, a call wants a key: \
+            With `AUTH=keys`, and wherever the service listens beyond this machine without `AUTH=local` or `AUTH=none`, a call wants a key: \
             `Authorization: Bearer cdcx_…`. Each call names the scope that it needs; `admin` has them all.",
     ),
     tags(
