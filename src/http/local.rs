@@ -117,10 +117,10 @@ impl Sender<'_> {
     }
 }
 
-/// Whether a header is one that proxies add: all that begin with `x-forwarded-`, what they became (RFC 7239), nginx's usual one, and
+/// Whether a header is one that proxies add: all that begin with `x-forwarded`, what they became (RFC 7239), nginx's usual one, and
 /// the one that every intermediary has to add (RFC 9110, 7.6.3).
 fn is_of_a_proxy(name: &str) -> bool {
-    name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "via")
+    name.starts_with("x-forwarded") || matches!(name, "forwarded" | "x-real-ip" | "via")
 }
 
 #[cfg(test)]
@@ -187,7 +187,9 @@ mod tests {
 
     #[test]
     fn what_a_proxy_adds_is_known() {
-        for name in ["x-forwarded-for", "x-forwarded-host", "x-forwarded-", "forwarded", "x-real-ip", "via"] {
+        for name in
+            ["x-forwarded-for", "x-forwarded-host", "x-forwarded", "x-forwarded-", "forwarded", "x-real-ip", "via"]
+        {
             assert!(is_of_a_proxy(name), "{name}");
             let headers = HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(""))]);
             let sender = Sender { method: &Method::GET, uri: &Uri::default(), headers: &headers };
