@@ -9,7 +9,9 @@
 //! | `download` | the programs of one, where none is installed |
 //! | `folder` | where everything lives, and the lock that makes one supervisor |
 //! | `cluster` | `initdb`, the database, the password |
+//! | `files` | what lies in the reach of that user, touched with care |
 //! | `socket` | the folder of the Unix socket |
+//! | `greeting` | whether who listens there is the server, before it gets a password |
 //! | `pid_file` | what Postgres says of itself in `postmaster.pid` |
 //! | `leftovers` | processes of a server whose supervisor is gone |
 //! | `postmaster` | the thread that starts, watches and restarts the server |
@@ -18,7 +20,9 @@ mod account;
 mod binaries;
 mod cluster;
 mod download;
+mod files;
 mod folder;
+mod greeting;
 mod leftovers;
 mod pid_file;
 mod postmaster;
@@ -38,6 +42,7 @@ use tokio::sync::oneshot;
 use crate::postgres::embedded::binaries::Binaries;
 use crate::postgres::embedded::folder::{Folder, Place, SYSTEM_DATA_DIR};
 use crate::postgres::embedded::pid_file::PidFile;
+use crate::postgres::embedded::leftovers::processes_in;
 use crate::postgres::embedded::postmaster::{Control, Postmaster};
 use crate::postgres::embedded::socket::SocketFolder;
 
@@ -242,6 +247,16 @@ impl Server {
         std::thread::Builder::new()
             .name("postgres".to_owned())
             .spawn(move || {
+    /// Somebody else listens where the server should, or the server was told to ask for another authentication.
+    #[error(
+        "what listens in {} {why}, and the private server asks for SCRAM-SHA-256: end it, or see its pg_hba.conf", .folder.display()
+    )]
+    Impostor {
+        /// The socket's folder.
+        folder: PathBuf,
+        /// What it is or does instead.
+        why: String,
+    },
                 postmaster.run(ready_sender);
                 drop(ended_sender);
             })
@@ -290,8 +305,8 @@ pub fn join(settings: &Settings) -> Result<Option<PgConnectOptions>, Error> {
     }
     let data = place.data();
     // The file of a killed server says `ready` until the supervisor comes to removing it.
-    let server =
-        PidFile::read(&data).filter(|server| server.ready && leftovers::processes_in(&data).contains(&server.pid));
+    let server = PidFile::read(&folder)
+        .filter(|server| server.ready && processes_in(&folder, &data, &place.account).contains(&server.pid));
     let Some(server) = server else {
         return Ok(None);
     };
@@ -333,4 +348,9 @@ fn connect_options(socket_folder: &Path, password: &str) -> PgConnectOptions {
         .password(password)
         .database(DATABASE)
         .ssl_mode(PgSslMode::Disable)
+    let folder = match place.held_data() {
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        held => held?,
+    };
 }
+    greeting::require_scram(&server.socket_folder, &place.account)?;

@@ -158,7 +158,7 @@ async fn a_download_is_not_run_on_the_data_of_another_version() {
     // Root lends the server the folder's owner.
     if nix::unistd::geteuid().is_root() {
         let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
-        for folder in [&data, &data.join("postgres")] {
+        for folder in [&data, &data.join("postgres"), &data.join("postgres/PG_VERSION")] {
             std::os::unix::fs::chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
         }
     }

@@ -240,8 +240,10 @@ async fn join_wants_a_supervisor_besides_the_server() {
     let home = Home::new();
     let server = Server::start(&home.settings()).await.unwrap();
     let lock = home.data_dir().join("supervisor.lock");
+    let owner = fs::metadata(&lock).unwrap();
     fs::remove_file(&lock).unwrap();
     fs::write(&lock, "").unwrap();
+    std::os::unix::fs::chown(&lock, Some(owner.uid()), Some(owner.gid())).unwrap();
     assert!(join(&home.settings()).unwrap().is_none());
     server.stop().await;
 }
@@ -420,10 +422,13 @@ async fn stale_files_naming_a_foreign_process_are_no_obstacle() {
 #[tokio::test]
 async fn half_made_data_folder_is_swept() {
     let home = Home::new();
+    Server::start(&home.settings()).await.unwrap().stop().await;
     let half_made = home.data_dir().join("postgres.new-1");
     fs::create_dir_all(half_made.join("base")).unwrap();
-    open_to_all(&home.data_dir());
     fs::write(half_made.join("PG_VERSION"), "15\n").unwrap();
+    let owner = fs::metadata(home.data()).unwrap();
+    std::os::unix::fs::chown(&half_made, Some(owner.uid()), Some(owner.gid())).unwrap();
+    fs::create_dir(home.data_dir().join("postgres.new-2")).unwrap();
     let server = Server::start(&home.settings()).await.unwrap();
     let names: Vec<_> = fs::read_dir(home.data_dir())
         .unwrap()

@@ -1,6 +1,8 @@
 //! The tests of the whole: HTTP or command line in, files and rows out, on a real Postgres.
 
 #[cfg(test)]
+mod account;
+#[cfg(test)]
 mod afar;
 #[cfg(test)]
 mod brought;

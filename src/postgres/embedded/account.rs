@@ -1,16 +1,18 @@
 //! The system user that runs Postgres. Postgres refuses to run as root, so root lends it another user; anybody else runs it as himself.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown, lchown};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::unistd::{Gid, Uid, User};
-use rustix::fs::OFlags;
 
 use crate::postgres::embedded::Error;
+
+/// Where programs are looked for that root has run by another user.
+const PATH_OF_LENT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Who runs `initdb` and `postgres` and owns their files.
 #[derive(Clone, Debug)]
@@ -27,12 +29,14 @@ pub(super) enum Account {
 }
 
 impl Account {
-    /// The first owner in `folders` that isn't root, else `postgres`, else `nobody`. Folders that don't exist are skipped.
-    pub(super) fn for_folders(folders: &[&Path]) -> Result<Account, Error> {
+    /// The owner of `folders`, the first who isn't root, else `postgres`, else `nobody`. Folders that don't exist are skipped,
+    /// and so is what a link in the inner one's place leads to: whoever may put a link there doesn't choose whom root lends.
+    pub(super) fn for_folders(inner: &Path, outer: &Path) -> Result<Account, Error> {
         if !nix::unistd::geteuid().is_root() {
             return Ok(Account::Own);
         }
-        let owner = folders.iter().filter_map(|folder| fs::metadata(folder).ok()).find(|metadata| metadata.uid() != 0);
+        let found = [fs::symlink_metadata(inner), fs::metadata(outer)];
+        let owner = found.into_iter().flatten().find(|metadata| metadata.uid() != 0);
         if let Some(owner) = owner {
             return Ok(Account::lend(owner.uid(), owner.gid()));
         }
@@ -53,41 +57,15 @@ impl Account {
         }
     }
 
-    /// A command run by this account in `folder` (the one we were started in may be closed to it), in a process group of its own: a terminal's Ctrl-C goes to us only. It must be waited for by the thread that spawns it.
+    /// A command run by this account in `folder` (the one we were started in may be closed to it), in a session of its own: a terminal's Ctrl-C goes to us only, and the account's user can't type into root's terminal. Nor does it get to see root's environment. It must be waited for by the thread that spawns it.
     pub(super) fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(folder).stdin(Stdio::null()).process_group(0);
-        #[cfg(target_os = "linux")]
-        die_with_this_thread(&mut command);
+        command.current_dir(folder).stdin(Stdio::null());
+        detach(&mut command);
         if let Account::Lent { uid, gid, .. } = self {
-            command.uid(uid.as_raw()).gid(gid.as_raw());
+            command.uid(uid.as_raw()).gid(gid.as_raw()).env_clear().env("PATH", PATH_OF_LENT);
         }
         command
-    }
-
-    /// Makes a folder that only the account may enter.
-    pub(super) fn make_folder(&self, path: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().mode(0o700).create(path)?;
-        match self {
-            Account::Own => Ok(()),
-            Account::Lent { uid, gid, .. } => lchown(path, Some(uid.as_raw()), Some(gid.as_raw())),
-        }
-    }
-
-    /// Opens a file that only the account may read, to append to it; makes it where there is none. A symbolic link is refused, or the account's user could plant one that points root at any file.
-    pub(super) fn open_file(&self, path: &Path) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
-        match options.clone().create_new(true).open(path) {
-            Err(exists) if exists.kind() == io::ErrorKind::AlreadyExists => options.open(path),
-            Err(error) => Err(error),
-            Ok(file) => {
-                if let Account::Lent { uid, gid, .. } = self {
-                    fchown(&file, Some(uid.as_raw()), Some(gid.as_raw()))?;
-                }
-                Ok(file)
-            }
-        }
     }
 
     /// The number of the user who will own the files.
@@ -109,7 +87,8 @@ impl Account {
     /// Whether the account can enter an existing folder. The kernel is asked by entering it, since mode bits alone know nothing of access lists and mounts.
     pub(super) fn reaches(&self, folder: &Path) -> Result<bool, Error> {
         let shell = Path::new("/bin/sh");
-        match self.command(shell, folder).args(["-c", ":"]).status() {
+        let mut command = self.command(shell, folder);
+        match command.args(["-c", ":"]).stdout(Stdio::null()).stderr(Stdio::null()).status() {
             Ok(_) => Ok(true),
             Err(denied) if denied.kind() == io::ErrorKind::PermissionDenied => Ok(false),
             Err(error) => Err(Error::file("enter", folder)(error)),
@@ -117,19 +96,23 @@ impl Account {
     }
 }
 
-/// Lets the kernel send SIGINT to the child when the thread that spawns it ends, so that not even our SIGKILL leaves a server behind. Only Linux can; elsewhere the next start clears up.
-#[cfg(target_os = "linux")]
+/// Begins a session, and on Linux lets the kernel send SIGINT to the child when the thread that spawns it ends, so that not even our SIGKILL leaves a server behind; elsewhere the next start clears up.
 #[expect(
     unsafe_code,
-    reason = "pre_exec is the only way between fork and exec; the closure makes two system calls and allocates nothing"
+    reason = "pre_exec is the only way between fork and exec; the closure makes three system calls and allocates nothing"
 )]
-fn die_with_this_thread(command: &mut Command) {
+fn detach(command: &mut Command) {
+    #[cfg(target_os = "linux")]
     let parent = rustix::process::getpid();
     let request = move || {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::INT))?;
-        // We may have died before the request was made, and then no signal comes.
-        if rustix::process::getppid() != Some(parent) {
-            return Err(io::ErrorKind::NotFound.into());
+        rustix::process::setsid()?;
+        #[cfg(target_os = "linux")]
+        {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::INT))?;
+            // We may have died before the request was made, and then no signal comes.
+            if rustix::process::getppid() != Some(parent) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
         }
         Ok(())
     };

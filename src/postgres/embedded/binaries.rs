@@ -7,8 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::failpoint;
 use crate::postgres::embedded::account::Account;
+use crate::postgres::embedded::files::HeldFolder;
 use crate::postgres::embedded::folder::Place;
 use crate::postgres::embedded::{Error, Settings, download};
+
+/// `PG_VERSION` has a number and a line's end.
+const VERSION_MAX_BYTES: u64 = 64;
 
 /// A folder with a `postgres` and its `initdb`, and their major version.
 #[derive(Debug)]
@@ -25,7 +29,7 @@ impl Binaries {
             return Binaries::only(folder, place);
         }
         let data = place.data();
-        let wanted = major_of_data(&data)?;
+        let wanted = major_of_data(place)?;
         let mut folders = candidates(&settings.search_path);
         folders.push(download::programs(place));
         choose(installed(&folders, &place.account), wanted, &data)
@@ -34,7 +38,7 @@ impl Binaries {
     /// The binaries of this folder, if they are there, run here, and are those of the place's data.
     pub(super) fn only(folder: &Path, place: &Place) -> Result<Binaries, Error> {
         let data = place.data();
-        let wanted = major_of_data(&data)?;
+        let wanted = major_of_data(place)?;
         let found = Binaries::in_folder(folder, &place.account)?;
         choose(vec![found.ok_or_else(|| Error::NoBinaries(folder.to_owned()))?], wanted, &data)
     }
@@ -125,13 +129,17 @@ fn versioned(parent: &str, prefix: &str) -> Vec<PathBuf> {
 }
 
 /// The major version in `PG_VERSION`; `None` where there is no data yet.
-fn major_of_data(data: &Path) -> Result<Option<u32>, Error> {
-    let path = data.join("PG_VERSION");
-    match fs::read_to_string(&path) {
-        Ok(version) => leading_number(&version).map(Some).ok_or_else(|| Error::NotData(data.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !data.exists() => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NotData(data.to_owned())),
-        Err(error) => Err(Error::file("read", &path)(error)),
+fn major_of_data(place: &Place) -> Result<Option<u32>, Error> {
+    let data = place.data();
+    let folder = match HeldFolder::open(&data, &place.account) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(Error::NotData(data)),
+        opened => opened.map_err(Error::file("use", &data))?,
+    };
+    match folder.read("PG_VERSION", VERSION_MAX_BYTES) {
+        Ok(version) => leading_number(&version).map(Some).ok_or(Error::NotData(data)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NotData(data)),
+        Err(error) => Err(Error::file("read", &data.join("PG_VERSION"))(error)),
     }
 }
 

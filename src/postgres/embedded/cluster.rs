@@ -6,11 +6,15 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 use crate::postgres::embedded::binaries::Binaries;
+use crate::postgres::embedded::files::HeldFolder;
 use crate::postgres::embedded::folder::{Folder, Place};
 use crate::postgres::embedded::{DATABASE, Error, ROLE, leftovers};
 
 /// Where a cluster grows, or a download, before it is renamed; what a crash leaves under such a name is swept at the next start.
 pub(super) const SCRATCH: &str = "postgres.new-";
+
+/// Ours has 64 characters and a line's end; somebody may have chosen a longer one.
+const PASSWORD_MAX_BYTES: u64 = 1024;
 
 /// Makes the cluster where there is none; the password of its superuser.
 pub(super) fn ensure(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
@@ -26,10 +30,10 @@ pub(super) fn ensure(folder: &Folder, binaries: &Binaries) -> Result<String, Err
     }
 }
 
-/// The password of the superuser, from its file.
+/// The password of the superuser, from its file. It is no secret from the account, whose server it is for, so nothing but a file of the account's is taken for one.
 pub(super) fn read_password(place: &Place) -> Result<String, Error> {
     let path = place.password();
-    let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    let text = place.account.read_file(&path, PASSWORD_MAX_BYTES).map_err(Error::file("read", &path))?;
     Ok(text.trim_end().to_owned())
 }
 
@@ -68,7 +72,7 @@ fn initialise(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
 /// For a cluster whose password file was lost: whoever holds its folder may set another.
 fn replace_password(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
     tracing::warn!(event = "postgres_password_replaced", file = %folder.place.password().display(), "the password file is gone, setting a new password");
-    leftovers::clear(&folder.place.data())?;
+    leftovers::clear(&folder.place.data(), &folder.place.account)?;
     let password = new_password();
     let statement = format!("alter role {ROLE} password '{password}'");
     single_user(folder, binaries, &folder.place.data(), &statement)?;
@@ -126,7 +130,8 @@ pub(super) fn last_error(text: &str) -> Option<String> {
     let last = lines.clone().next()?;
     let error =
         lines.find(|line| ["FATAL:", "PANIC:", "ERROR:", "error:"].iter().any(|severity| line.contains(severity)));
-    Some(error.unwrap_or(last).trim().to_owned())
+    // Escape sequences would reach the terminal of whoever started us, as root perhaps.
+    Some(error.unwrap_or(last).trim().replace(char::is_control, " "))
 }
 
 /// 244 random bits of the operating system, in letters and digits that no quoting can touch.
@@ -144,7 +149,7 @@ fn write_password(folder: &Folder, password: &str) -> Result<(), Error> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = folder.place.account.open_file(&new)?;
+        let mut file = folder.place.account.create_file(&new)?;
         writeln!(file, "{password}")?;
         file.sync_all()?;
         fs::rename(&new, &path)
@@ -162,12 +167,21 @@ fn sweep(folder: &Folder) -> Result<(), Error> {
     let entries = fs::read_dir(&folder.place.path).map_err(Error::file("list", &folder.place.path))?;
     for entry in entries.flatten() {
         let is_scratch = entry.file_name().to_string_lossy().starts_with(SCRATCH);
-        if !is_scratch {
+        // A link of that name is nothing that an attempt left.
+        if !is_scratch || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
         let path = entry.path();
-        leftovers::clear(&path)?;
-        match fs::remove_dir_all(&path) {
+        // All of a folder only where it is the account's: with another one's its user could have root remove what it can't.
+        let removed = match HeldFolder::open(&path, &folder.place.account) {
+            Ok(_) => {
+                leftovers::clear(&path, &folder.place.account)?;
+                fs::remove_dir_all(&path)
+            }
+            // A crash between making a folder and giving it away leaves one with nothing in it.
+            Err(_) => fs::remove_dir(&path),
+        };
+        match removed {
             Ok(()) => {
                 tracing::info!(event = "postgres_scratch_removed", folder = %path.display(), "removed a half-made Postgres data folder");
             }

@@ -13,6 +13,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::postgres::embedded::account::Account;
 use crate::postgres::embedded::cluster::{SCRATCH, sync_folder};
+use crate::postgres::embedded::files::HeldFolder;
 use crate::postgres::embedded::folder::{Folder, Place};
 use crate::postgres::embedded::{Error, Mirror};
 use crate::telemetry::chain;
@@ -53,7 +54,7 @@ pub(super) fn fetch(mirror: &Mirror, folder: &Folder) -> Result<(), Error> {
     let scratch = folder.place.path.join(format!("{SCRATCH}{}", uuid::Uuid::new_v4().simple()));
     folder.place.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
     let placed = match unpack(&archive, &scratch, &folder.place.account) {
-        Ok(unpacked) => fs::rename(unpacked, &home).map_err(Error::file("rename a download to", &home)),
+        Ok(unpacked) => unpacked.move_only_folder(&home).map_err(Error::file("place a download in", &home)),
         Err(error) => Err(failed(format!("it can't be unpacked: {}", chain(&error)))),
     };
     // What a crash leaves is swept with half-made clusters.
@@ -111,9 +112,10 @@ fn checked(url: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Unpacks an archive; the one folder that all of it lies in. The account does it: root would follow whatever link the account's
+/// Unpacks an archive into a folder. The account does it: root would follow whatever link the account's
 /// user may put into a folder of its own.
-fn unpack(archive: &[u8], scratch: &Path, account: &Account) -> io::Result<PathBuf> {
+fn unpack(archive: &[u8], scratch: &Path, account: &Account) -> io::Result<HeldFolder> {
+    let folder = HeldFolder::open(scratch, account)?;
     let tar = account
         .command(Path::new("tar"), scratch)
         .args(["-xzf", "-"])
@@ -131,9 +133,5 @@ fn unpack(archive: &[u8], scratch: &Path, account: &Account) -> io::Result<PathB
     fed?;
     // Before the rename: after a power cut there is all of it or nothing.
     rustix::fs::sync();
-    let mut entries = fs::read_dir(scratch)?;
-    match (entries.next(), entries.next()) {
-        (Some(only), None) => Ok(only?.path()),
-        _ => Err(io::Error::other("not one folder that holds everything")),
-    }
+    Ok(folder)
 }

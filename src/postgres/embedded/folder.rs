@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::postgres::embedded::account::Account;
+use crate::postgres::embedded::files::HeldFolder;
 use crate::postgres::embedded::{Error, Settings};
 
 /// Where root keeps the server when nobody chose a folder and the default is closed to the user that runs Postgres.
@@ -34,7 +35,7 @@ impl Place {
     }
 
     fn at(path: PathBuf) -> Result<Place, Error> {
-        let account = Account::for_folders(&[&path.join("postgres"), &path])?;
+        let account = Account::for_folders(&path.join("postgres"), &path)?;
         let place = Place { path, account };
         let existing = place.path.ancestors().find(|folder| folder.exists());
         place.require_reach(existing.unwrap_or(Path::new("/")))?;
@@ -44,6 +45,12 @@ impl Place {
     /// The server's own folder.
     pub(super) fn data(&self) -> PathBuf {
         self.path.join("postgres")
+    }
+
+    /// The server's own folder, held open.
+    pub(super) fn held_data(&self) -> Result<HeldFolder, Error> {
+        let data = self.data();
+        HeldFolder::open(&data, &self.account).map_err(Error::file("use", &data))
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -61,7 +68,7 @@ impl Place {
     /// Whether some process holds the supervisor's lock.
     pub(super) fn is_supervised(&self) -> Result<bool, Error> {
         let path = self.lock();
-        let file = match File::open(&path) {
+        let file = match self.account.look_at_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             file => file.map_err(Error::file("open", &path))?,
         };

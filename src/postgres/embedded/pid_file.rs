@@ -1,7 +1,14 @@
 //! What a server says of itself in `postmaster.pid`. The file outlives a killed server, so its process id is a claim, not a fact.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use crate::postgres::embedded::files::HeldFolder;
+
+/// The file's name in a data folder.
+pub(super) const NAME: &str = "postmaster.pid";
+
+/// It names two folders and a few numbers.
+const MAX_BYTES: u64 = 16 << 10;
 
 /// The lines of `postmaster.pid` that matter here (Postgres: `src/include/utils/pidfile.h`).
 #[derive(Debug, PartialEq)]
@@ -13,8 +20,8 @@ pub(super) struct PidFile {
 
 impl PidFile {
     /// `None` where there is none, or it is still being written.
-    pub(super) fn read(data: &Path) -> Option<PidFile> {
-        PidFile::parse(&fs::read_to_string(path(data)).ok()?)
+    pub(super) fn read(data: &HeldFolder) -> Option<PidFile> {
+        PidFile::parse(&data.read(NAME, MAX_BYTES).ok()?)
     }
 
     fn parse(text: &str) -> Option<PidFile> {
@@ -26,11 +33,6 @@ impl PidFile {
             ready: lines.nth(2).is_some_and(|status| status.trim() == "ready"),
         })
     }
-}
-
-/// The file's name in a data folder.
-pub(super) fn path(data: &Path) -> PathBuf {
-    data.join("postmaster.pid")
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::postgres::embedded::cluster::last_error;
 use crate::postgres::embedded::folder::Folder;
 use crate::postgres::embedded::pid_file::PidFile;
 use crate::postgres::embedded::socket::SocketFolder;
-use crate::postgres::embedded::{Error, PORT, leftovers};
+use crate::postgres::embedded::{Error, PORT, greeting, leftovers};
 
 /// Before the first restart; doubled for each one that follows soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -35,6 +35,9 @@ const PATIENCE_NOTE: Duration = Duration::from_secs(10);
 
 /// Past this size the server's log is set aside before a start, and the one set aside earlier is lost.
 const LOG_MAX_BYTES: u64 = 16 << 20;
+
+/// How much of the log's end is searched for why a start failed.
+const LOG_END_BYTES: u64 = 1 << 20;
 
 /// What the supervising thread shares with those who want the server gone.
 #[derive(Debug, Default)]
@@ -160,7 +163,7 @@ impl Postmaster {
             self.relaunch(&mut pause);
         }
         // A server ended by SIGKILL leaves backends; they must be gone before the lock is.
-        if let Err(error) = leftovers::clear(&self.folder.place.data()) {
+        if let Err(error) = leftovers::clear(&self.folder.place.data(), &self.folder.place.account) {
             tracing::warn!(event = "postgres_left", error = %error, "Postgres did not end cleanly");
         }
     }
@@ -189,7 +192,7 @@ impl Postmaster {
 
     /// Starts the server and waits until it is ready, or has ended.
     fn launch(&self) -> Result<(), Error> {
-        leftovers::clear(&self.folder.place.data())?;
+        leftovers::clear(&self.folder.place.data(), &self.folder.place.account)?;
         self.socket.clear();
         let path = self.folder.place.log();
         let mut log = self.open_log().map_err(Error::file("open", &path))?;
@@ -200,8 +203,14 @@ impl Postmaster {
         let Some(pid) = spawned else {
             return Err(self.not_started("it was stopped before".to_owned()));
         };
-        let Some(status) = self.await_ready(pid)? else {
-            return Ok(());
+        let status = match self.await_ready(pid) {
+            Ok(None) => return Ok(()),
+            Ok(Some(status)) => status,
+            Err(error) => {
+                // It may run, and whoever is told of the failure looks after it no more.
+                leftovers::clear(&self.folder.place.data(), &self.folder.place.account)?;
+                return Err(error);
+            }
         };
         let said = read_from(&mut log, begin).unwrap_or_default();
         Err(self.not_started(last_error(&said).unwrap_or_else(|| status.to_string())))
@@ -216,9 +225,10 @@ impl Postmaster {
             if ended.is_some() {
                 return Ok(ended);
             }
-            let ready =
-                PidFile::read(&self.folder.place.data()).is_some_and(|server| server.pid == pid && server.ready);
+            let data = self.folder.place.held_data()?;
+            let ready = PidFile::read(&data).is_some_and(|server| server.pid == pid && server.ready);
             if ready {
+                greeting::require_scram(&self.socket.path, &self.folder.place.account)?;
                 tracing::info!(event = "postgres_ready", pid, major = self.binaries.major, data_dir = %self.folder.place.path.display(), "Postgres is ready");
                 return Ok(None);
             }
@@ -281,10 +291,11 @@ impl Postmaster {
     }
 }
 
-/// A log need not be UTF-8.
+/// A log need not be UTF-8. Of a long one, the end: there is what the server died of.
 fn read_from(log: &mut File, begin: u64) -> io::Result<String> {
     let mut bytes = Vec::new();
-    log.seek(SeekFrom::Start(begin))?;
-    log.read_to_end(&mut bytes)?;
+    let end = log.seek(SeekFrom::End(0))?;
+    log.seek(SeekFrom::Start(begin.max(end.saturating_sub(LOG_END_BYTES))))?;
+    log.take(LOG_END_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

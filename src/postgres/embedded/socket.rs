@@ -5,8 +5,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::postgres::embedded::Error;
+use crate::postgres::embedded::account::Account;
+use crate::postgres::embedded::files::HeldFolder;
 use crate::postgres::embedded::folder::Folder;
-use crate::postgres::embedded::{Error, PORT};
 
 /// The longest path of a socket in bytes, without the final NUL.
 const LONGEST_PATH: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
@@ -14,10 +16,15 @@ const LONGEST_PATH: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
 /// Used where the preferred folder can't be. Not the system's temporary folder by its variable: on macOS that path is half the length already.
 const FALLBACK: &str = "/tmp";
 
+/// The socket's name, by the port 5432, and that of its lock file.
+const NAME: &str = ".s.PGSQL.5432";
+const LOCK: &str = ".s.PGSQL.5432.lock";
+
 /// A folder with the socket alone in it; removed when dropped.
 #[derive(Debug)]
 pub(super) struct SocketFolder {
     pub(super) path: PathBuf,
+    account: Account,
 }
 
 impl SocketFolder {
@@ -30,7 +37,7 @@ impl SocketFolder {
         let candidates = candidates.into_iter().chain([fallback.join(&name), fallback.join(random)]);
         for path in candidates.filter(|path| fits(path)) {
             match make_private(&path, folder) {
-                Ok(true) => return Ok(SocketFolder { path }),
+                Ok(true) => return Ok(SocketFolder { path, account: folder.place.account.clone() }),
                 Ok(false) => {}
                 Err(error) => {
                     tracing::debug!(event = "socket_folder_refused", folder = %path.display(), error = %error, "can't keep the socket here");
@@ -47,13 +54,13 @@ impl SocketFolder {
 
     /// Removes the socket and its lock file that a killed server left. Only for the one who knows that no server runs: Postgres itself keeps off a lock file whose process id some other process has got meanwhile.
     pub(super) fn clear(&self) {
-        for path in [socket(&self.path), lock(&self.path)] {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(event = "socket_left", path = %path.display(), error = %error, "can't remove a stale socket");
-                }
-                _ => {}
-            }
+        let folder = match HeldFolder::open(&self.path, &self.account) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            opened => opened,
+        };
+        let removed = folder.and_then(|folder| folder.remove(NAME).and(folder.remove(LOCK)));
+        if let Err(error) = removed {
+            tracing::warn!(event = "socket_left", folder = %self.path.display(), error = %error, "can't remove a stale socket");
         }
     }
 }
@@ -95,15 +102,12 @@ fn name_for(data_dir: &Path) -> String {
 
 /// A path that isn't UTF-8 fits nowhere: the client takes text.
 fn fits(folder: &Path) -> bool {
-    folder.to_str().is_some() && socket(folder).as_os_str().len() <= LONGEST_PATH
+    folder.to_str().is_some() && path(folder).as_os_str().len() <= LONGEST_PATH
 }
 
-fn socket(folder: &Path) -> PathBuf {
-    folder.join(format!(".s.PGSQL.{PORT}"))
-}
-
-fn lock(folder: &Path) -> PathBuf {
-    folder.join(format!(".s.PGSQL.{PORT}.lock"))
+/// The socket in its folder.
+pub(super) fn path(folder: &Path) -> PathBuf {
+    folder.join(NAME)
 }
 
 #[cfg(test)]
@@ -120,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_comma_in_the_folder_stays_one_folder() {
-        let folder = SocketFolder { path: PathBuf::from("/run/a,b\"c") };
+        let folder = SocketFolder { path: PathBuf::from("/run/a,b\"c"), account: Account::Own };
         assert_eq!(folder.quoted(), "\"/run/a,b\"\"c\"");
     }
 }

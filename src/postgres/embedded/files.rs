@@ -1,0 +1,165 @@
+//! What lies in the account's reach, as this process touches it. Where that is root, the account's user may have put a link, a
+//! pipe or somebody else's file under any name there, and must not get root to read, write or remove for it what it can't itself.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, fchown};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::postgres::embedded::account::Account;
+
+/// A folder of the account's, held open: whatever takes its name meanwhile, this one is looked into.
+#[derive(Debug)]
+pub(super) struct HeldFolder {
+    dir: OwnedFd,
+    uid: u32,
+}
+
+impl HeldFolder {
+    /// Opens a folder. Lent to another user, it has to be that user's own, and no link.
+    pub(super) fn open(path: &Path, account: &Account) -> io::Result<HeldFolder> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let uid = account.uid();
+        // An ordinary user's link leads to where he may go anyway: to a larger disk, say.
+        if let Account::Own = account {
+            return Ok(HeldFolder { dir: rustix::fs::open(path, flags, Mode::empty())?, uid });
+        }
+        let dir = match rustix::fs::open(path, flags | OFlags::NOFOLLOW, Mode::empty()) {
+            // Linux says of a link that it is no folder.
+            Err(Errno::LOOP | Errno::NOTDIR) => return Err(io::Error::other("it is a link, or no folder")),
+            opened => opened?,
+        };
+        require_owner(rustix::fs::fstat(&dir)?.st_uid, uid)?;
+        Ok(HeldFolder { dir, uid })
+    }
+
+    /// The text of a small file of the account's in it.
+    pub(super) fn read(&self, name: &str, max_bytes: u64) -> io::Result<String> {
+        read(open(&self.dir, Path::new(name), OFlags::RDONLY, self.uid)?, max_bytes)
+    }
+
+    /// Removes a file in it; one that isn't there is fine.
+    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            removed => Ok(removed?),
+        }
+    }
+
+    /// Gives the one folder that it holds, the account's too, another place on its disk.
+    pub(super) fn move_only_folder(&self, to: &Path) -> io::Result<()> {
+        let not_one = || io::Error::other("not one folder that holds everything");
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.dir)? {
+            let name = entry?.file_name().to_owned();
+            if !matches!(name.to_bytes(), b"." | b"..") {
+                names.push(name);
+            }
+        }
+        let [name] = &names[..] else { return Err(not_one()) };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = rustix::fs::openat(&self.dir, name, flags, Mode::empty()).map_err(|_| not_one())?;
+        require_owner(rustix::fs::fstat(&folder)?.st_uid, self.uid)?;
+        Ok(rustix::fs::renameat(&self.dir, name, CWD, to)?)
+    }
+
+    /// Whether this is the folder at `path`, whatever the path is.
+    #[cfg(target_os = "linux")]
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        let same = || -> io::Result<bool> {
+            let (held, found) = (rustix::fs::fstat(&self.dir)?, std::fs::metadata(path)?);
+            Ok((held.st_dev, held.st_ino) == (found.dev(), found.ino()))
+        };
+        same().unwrap_or(false)
+    }
+}
+
+impl Account {
+    /// Makes a folder that only the account may enter.
+    pub(super) fn make_folder(&self, path: &Path) -> io::Result<()> {
+        rustix::fs::mkdir(path, Mode::RWXU)?;
+        let Account::Lent { uid, gid, .. } = self else { return Ok(()) };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(path, flags, Mode::empty())?;
+        // Where the account may rename, it may have put another folder of root's in this one's place. It gets none with
+        // something in it, nor one that was open to others.
+        let found = rustix::fs::fstat(&dir)?;
+        let mut entries = rustix::fs::Dir::read_from(&dir)?.filter_map(Result::ok);
+        let is_empty = entries.all(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."));
+        if found.st_uid != nix::unistd::geteuid().as_raw() || found.st_mode & 0o7777 != 0o700 || !is_empty {
+            return Err(io::Error::other("somebody put another folder in its place"));
+        }
+        Ok(rustix::fs::fchown(
+            &dir,
+            Some(rustix::fs::Uid::from_raw(uid.as_raw())),
+            Some(rustix::fs::Gid::from_raw(gid.as_raw())),
+        )?)
+    }
+
+    /// Makes a file that only the account may read.
+    pub(super) fn create_file(&self, path: &Path) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+        if let Account::Lent { uid, gid, .. } = self {
+            fchown(&file, Some(uid.as_raw()), Some(gid.as_raw()))?;
+        }
+        Ok(file)
+    }
+
+    /// Opens a file that only the account may read, to append to it; makes it where there is none.
+    pub(super) fn open_file(&self, path: &Path) -> io::Result<File> {
+        match self.create_file(path) {
+            Err(exists) if exists.kind() == io::ErrorKind::AlreadyExists => {
+                require_one_name(open(CWD, path, OFlags::RDWR | OFlags::APPEND, self.uid())?)
+            }
+            made => made,
+        }
+    }
+
+    /// Opens a file of the account's to look at it. It may have no second name: the account could have given one to what it
+    /// may not read.
+    pub(super) fn look_at_file(&self, path: &Path) -> io::Result<File> {
+        require_one_name(open(CWD, path, OFlags::RDONLY, self.uid())?)
+    }
+
+    /// The text of a small file of the account's, with one name only.
+    pub(super) fn read_file(&self, path: &Path, max_bytes: u64) -> io::Result<String> {
+        read(self.look_at_file(path)?, max_bytes)
+    }
+}
+
+/// A regular file of this user's and no link. NONBLOCK: a pipe must not hang whoever looks.
+fn open(dir: impl AsFd, path: &Path, access: OFlags, uid: u32) -> io::Result<File> {
+    let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(dir, path, flags, Mode::empty()) {
+        Err(Errno::LOOP) => return Err(io::Error::other("it is a link")),
+        opened => File::from(opened?),
+    };
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    require_owner(found.uid(), uid)?;
+    Ok(file)
+}
+
+fn require_owner(found: u32, uid: u32) -> io::Result<()> {
+    if found == uid { Ok(()) } else { Err(io::Error::other(format!("it belongs to user {found}, not {uid}"))) }
+}
+
+fn require_one_name(file: File) -> io::Result<File> {
+    if file.metadata()?.nlink() == 1 { Ok(file) } else { Err(io::Error::other("it has more than one name")) }
+}
+
+fn read(file: File, max_bytes: u64) -> io::Result<String> {
+    let mut text = String::new();
+    file.take(max_bytes + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > max_bytes {
+        return Err(io::Error::other(format!("it has more than {max_bytes} bytes")));
+    }
+    Ok(text)
+}

@@ -1,0 +1,157 @@
+//! Whether what listens on a socket is the account's server and wants to know us by SCRAM, found out by greeting it and going
+//! away. The client that connects afterwards would send its password to whoever asks for it, in clear text or as good as that.
+
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::postgres::embedded::account::Account;
+use crate::postgres::embedded::{DATABASE, Error, ROLE, socket};
+
+/// How long a server may take to answer; one that is asked by many at once is slow.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A request for authentication names mechanisms, a few words. What is longer is something else.
+const ANSWER_MAX_BYTES: usize = 1024;
+
+const MECHANISM: &[u8] = b"SCRAM-SHA-256";
+
+/// Refuses what listens in this folder if it isn't the account's, or asks for anything but SCRAM. Where nobody listens there is
+/// nobody to refuse.
+pub(super) fn require_scram(socket_folder: &Path, account: &Account) -> Result<(), Error> {
+    match greet(&socket::path(socket_folder), account.uid()) {
+        Ok(None) => Ok(()),
+        Ok(Some(why)) => Err(Error::Impostor { folder: socket_folder.to_owned(), why }),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(()),
+        Err(error) => Err(Error::file("greet the server in", socket_folder)(error)),
+    }
+}
+
+/// Why the one that listens there gets no password.
+fn greet(socket: &Path, uid: u32) -> io::Result<Option<String>> {
+    // Not followed: a link leads to somebody else's.
+    let found = std::fs::symlink_metadata(socket)?;
+    if !found.file_type().is_socket() || found.uid() != uid {
+        return Ok(Some(format!("is no socket of user {uid}")));
+    }
+    let mut server = UnixStream::connect(socket)?;
+    #[cfg(target_os = "linux")]
+    {
+        let listener = rustix::net::sockopt::socket_peercred(&server)?.uid.as_raw();
+        if listener != uid {
+            return Ok(Some(format!("is a process of user {listener}, not {uid}")));
+        }
+    }
+    server.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    server.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    server.write_all(&startup_message())?;
+    let mut head = [0; 5];
+    server.read_exact(&mut head)?;
+    let [kind, length @ ..] = head;
+    let length = (u32::from_be_bytes(length) as usize).saturating_sub(4);
+    Ok(match kind {
+        // What keeps it from asking, too many connections say, it tells the client as well.
+        b'E' => None,
+        b'R' if length <= ANSWER_MAX_BYTES => {
+            let mut request = vec![0; length];
+            server.read_exact(&mut request)?;
+            refusal(&request)
+        }
+        _ => Some("doesn't speak as Postgres does".to_owned()),
+    })
+}
+
+/// Postgres' protocol, version 3.0: who wants to go where.
+fn startup_message() -> Vec<u8> {
+    let mut message = vec![0; 4];
+    message.extend(0x0003_0000_u32.to_be_bytes());
+    for text in ["user", ROLE, "database", DATABASE, ""] {
+        message.extend(text.as_bytes());
+        message.push(0);
+    }
+    let length = (message.len() as u32).to_be_bytes();
+    message[..4].copy_from_slice(&length);
+    message
+}
+
+/// Why a request for authentication isn't met; `None` if it is for SCRAM.
+fn refusal(request: &[u8]) -> Option<String> {
+    let (code, rest) = request.split_at_checked(4)?;
+    Some(match u32::from_be_bytes(code.try_into().ok()?) {
+        10 if rest.split(|byte| *byte == 0).any(|mechanism| mechanism == MECHANISM) => return None,
+        0 => "asks for no password".to_owned(),
+        3 => "asks for the password in clear text".to_owned(),
+        5 => "asks for the password as MD5".to_owned(),
+        other => format!("asks for authentication {other}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A server that answers a greeting so; why it is refused, and what it was sent besides.
+    fn refused(answer: &[u8]) -> (Option<String>, Vec<u8>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let answer = answer.to_owned();
+        let server = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut greeting = vec![0; startup_message().len()];
+            client.read_exact(&mut greeting).unwrap();
+            assert_eq!(greeting, startup_message());
+            client.write_all(&answer).unwrap();
+            let mut rest = Vec::new();
+            // It may have hung up on what we still had to say.
+            let _ = client.read_to_end(&mut rest);
+            rest
+        });
+        let why = greet(&path, nix::unistd::geteuid().as_raw()).unwrap();
+        (why, server.join().unwrap())
+    }
+
+    fn request(code: u32, rest: &[u8]) -> Vec<u8> {
+        [b"R", &(8 + rest.len() as u32).to_be_bytes()[..], &code.to_be_bytes(), rest].concat()
+    }
+
+    #[test]
+    fn who_asks_for_anything_but_scram_gets_nothing() {
+        for (answer, why) in [
+            (request(3, b""), "clear text"),
+            (request(5, b"salt"), "MD5"),
+            (request(0, b""), "no password"),
+            (request(7, b""), "authentication 7"),
+            (request(10, b"SCRAM-SHA-1\0\0"), "authentication 10"),
+            (b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), "doesn't speak"),
+            ([b"R", &u32::MAX.to_be_bytes()[..]].concat(), "doesn't speak"),
+        ] {
+            let (refusal, sent) = refused(&answer);
+            assert!(refusal.as_ref().is_some_and(|said| said.contains(why)), "{refusal:?}");
+            assert_eq!(sent, b"");
+        }
+        let (refusal, sent) = refused(&request(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"));
+        assert_eq!((refusal, sent), (None, Vec::new()));
+    }
+
+    #[test]
+    fn the_listener_is_the_accounts_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let other = nix::unistd::geteuid().as_raw() + 1;
+        assert!(greet(&path, other).unwrap().is_some());
+        if nix::unistd::geteuid().is_root() {
+            // The file's owner alone says nothing of who listens.
+            std::os::unix::fs::chown(&path, Some(other), None).unwrap();
+            assert!(greet(&path, other).unwrap().unwrap().contains("process of user 0"));
+        }
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(greet(&link, nix::unistd::geteuid().as_raw()).unwrap().is_some());
+    }
+}
