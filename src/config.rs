@@ -23,7 +23,7 @@ use crate::job::Retention;
 use crate::key::Presented;
 use crate::postgres::{
     BadUrl, Database, Named,
-    embedded::{self, Mirror, NotAMirror},
+    embedded::{self, Checksum, Mirror, NotAChecksum, NotAMirror},
 };
 use crate::source::purge;
 use crate::{telemetry, worker};
@@ -187,6 +187,12 @@ impl Config {
         let (database, authorities) = named.map(|named| (named.database, named.authorities)).unzip();
         let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
         let catalog_file = vars.get("DATASETS").map(PathBuf::from);
+        let checksum: Option<Checksum> = match vars.get("PG_DOWNLOAD_SHA256") {
+            None => None,
+            Some(text) => Some(
+                text.parse().map_err(|why: NotAChecksum| bad("PG_DOWNLOAD_SHA256", format!("`{text}` is {why}")))?,
+            ),
+        };
         let host: IpAddr = match vars.get("HOST") {
             Some("localhost") => IpAddr::from([127, 0, 0, 1]),
             _ => vars.parsed("HOST", IpAddr::from([127, 0, 0, 1]), "an IP address to listen on")?,
@@ -224,7 +230,11 @@ impl Config {
                     Some(url) => Some(url.parse().map_err(|why: NotAMirror| {
                         bad("PG_DOWNLOAD", format!("neither off nor the address of a mirror: {why}"))
                     })?),
-                },
+                }
+                .map(|mirror| match checksum {
+                    None => mirror,
+                    Some(checksum) => mirror.with_checksum(checksum),
+                }),
                 search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),
                 runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
             },
@@ -404,6 +414,9 @@ mod tests {
         ] {
             assert_eq!(read(&[("RETAIN_JOBS", text)]).unwrap().worker.retain_jobs, Retention { age, count });
         }
+        for here in ["http://127.0.0.1:1/b", "http://[::1]/b", "http://LocalHost:8080", "https://mirror.example/b/"] {
+            assert!(read(&[("PG_DOWNLOAD", here)]).unwrap().embedded.download.is_some(), "{here}");
+        }
         let brought = read(&[("DATABASE_URL", "postgres://u:p@h/d")]).unwrap();
         assert_eq!(brought.seed_rows, 0);
     }
@@ -448,6 +461,12 @@ mod tests {
             ("PG_DOWNLOAD", "on"),
             ("PG_DOWNLOAD", "ftp://mirror/"),
             ("PG_DOWNLOAD", "https://somebody:secret@mirror/"),
+            ("PG_DOWNLOAD", "http://mirror.example/builds"),
+            ("PG_DOWNLOAD", "http://10.0.0.7:8080/builds"),
+            ("PG_DOWNLOAD", "http://127.0.0.1.mirror.example/"),
+            ("PG_DOWNLOAD", "http://localhost.mirror.example/"),
+            ("PG_DOWNLOAD_SHA256", "abc"),
+            ("PG_DOWNLOAD_SHA256", "md5:d41d8cd98f00b204e9800998ecf8427e"),
             ("DATABASE_URL", "mysql://secret@h/d"),
         ] {
             let line = read(&[(name, value)]).unwrap_err();

@@ -30,6 +30,7 @@ mod socket;
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -41,8 +42,8 @@ use tokio::sync::oneshot;
 
 use crate::postgres::embedded::binaries::Binaries;
 use crate::postgres::embedded::folder::{Folder, Place, SYSTEM_DATA_DIR};
-use crate::postgres::embedded::pid_file::PidFile;
 use crate::postgres::embedded::leftovers::processes_in;
+use crate::postgres::embedded::pid_file::PidFile;
 use crate::postgres::embedded::postmaster::{Control, Postmaster};
 use crate::postgres::embedded::socket::SocketFolder;
 
@@ -78,20 +79,51 @@ pub struct Settings {
     pub runtime_dir: Option<PathBuf>,
 }
 
-/// A web folder of Postgres' programs: `{version}/postgresql-{version}-{target}.tar.gz`, and the same with `.sha256`.
+/// A web folder of Postgres' programs: `{version}/postgresql-{version}-{target}.tar.gz`.
 #[derive(Clone, Debug)]
-pub struct Mirror(String);
+pub struct Mirror {
+    /// Without a `/` at its end.
+    url: String,
+    /// What its archive has to be, if it isn't the one that the source names.
+    checksum: Option<Checksum>,
+}
+
+impl Mirror {
+    /// With this checksum of its archive, in place of the ones in the source.
+    pub fn with_checksum(self, checksum: Checksum) -> Mirror {
+        Mirror { checksum: Some(checksum), ..self }
+    }
+}
+
+/// The SHA-256 of an archive, in 64 small hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checksum(String);
+
+/// A text that is no SHA-256.
+#[derive(Debug, thiserror::Error)]
+#[error("not a SHA-256 of 64 hexadecimal digits")]
+pub struct NotAChecksum;
+
+impl FromStr for Checksum {
+    type Err = NotAChecksum;
+
+    fn from_str(text: &str) -> Result<Checksum, NotAChecksum> {
+        let is_one = text.len() == 64 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if is_one { Ok(Checksum(text.to_ascii_lowercase())) } else { Err(NotAChecksum) }
+    }
+}
 
 impl Default for Mirror {
     /// The builds of the `postgresql-binaries` project.
     fn default() -> Mirror {
-        Mirror("https://github.com/theseus-rs/postgresql-binaries/releases/download".to_owned())
+        let url = "https://github.com/theseus-rs/postgresql-binaries/releases/download".to_owned();
+        Mirror { url, checksum: None }
     }
 }
 
 /// A text that is no address of a web folder.
 #[derive(Debug, thiserror::Error)]
-#[error("not an http or https address without a password")]
+#[error("not an https address without a password, nor an http one of this machine")]
 pub struct NotAMirror;
 
 impl FromStr for Mirror {
@@ -101,9 +133,21 @@ impl FromStr for Mirror {
         let url: ureq::http::Uri = text.parse().map_err(|_| NotAMirror)?;
         // A password would come to be logged.
         let is_open = url.query().is_none() && !url.authority().is_some_and(|host| host.as_str().contains('@'));
-        let usable = matches!(url.scheme_str(), Some("http" | "https")) && is_open;
-        if usable { Ok(Mirror(text.trim_end_matches('/').to_owned())) } else { Err(NotAMirror) }
+        let usable = match url.scheme_str() {
+            Some("https") => is_open,
+            // Anybody on the way could see what this machine lacks, and change what it gets.
+            Some("http") => is_open && url.host().is_some_and(is_this_machine),
+            _ => false,
+        };
+        let mirror = Mirror { url: text.trim_end_matches('/').to_owned(), checksum: None };
+        if usable { Ok(mirror) } else { Err(NotAMirror) }
     }
+}
+
+/// Whether what is sent to a host stays here: an address of the loopback, or `localhost`.
+fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    address.map_or(host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
 }
 
 /// What somebody may do who has no Postgres.
@@ -203,6 +247,16 @@ pub enum Error {
         /// The log's last error.
         detail: String,
     },
+    /// Somebody else listens where the server should, or the server was told to ask for another authentication.
+    #[error(
+        "what listens in {} {why}, and the private server asks for SCRAM-SHA-256: end it, or see its pg_hba.conf", .folder.display()
+    )]
+    Impostor {
+        /// The socket's folder.
+        folder: PathBuf,
+        /// What it is or does instead.
+        why: String,
+    },
     /// Processes of an earlier server outlive even SIGKILL.
     #[error("processes of an earlier Postgres still use {} and can't be ended: {pids:?}", .folder.display())]
     Leftovers {
@@ -247,16 +301,6 @@ impl Server {
         std::thread::Builder::new()
             .name("postgres".to_owned())
             .spawn(move || {
-    /// Somebody else listens where the server should, or the server was told to ask for another authentication.
-    #[error(
-        "what listens in {} {why}, and the private server asks for SCRAM-SHA-256: end it, or see its pg_hba.conf", .folder.display()
-    )]
-    Impostor {
-        /// The socket's folder.
-        folder: PathBuf,
-        /// What it is or does instead.
-        why: String,
-    },
                 postmaster.run(ready_sender);
                 drop(ended_sender);
             })
@@ -304,6 +348,10 @@ pub fn join(settings: &Settings) -> Result<Option<PgConnectOptions>, Error> {
         return Ok(None);
     }
     let data = place.data();
+    let folder = match place.held_data() {
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        held => held?,
+    };
     // The file of a killed server says `ready` until the supervisor comes to removing it.
     let server = PidFile::read(&folder)
         .filter(|server| server.ready && processes_in(&folder, &data, &place.account).contains(&server.pid));
@@ -311,6 +359,7 @@ pub fn join(settings: &Settings) -> Result<Option<PgConnectOptions>, Error> {
         return Ok(None);
     };
     let password = cluster::read_password(&place)?;
+    greeting::require_scram(&server.socket_folder, &place.account)?;
     Ok(Some(connect_options(&server.socket_folder, &password)))
 }
 
@@ -348,9 +397,4 @@ fn connect_options(socket_folder: &Path, password: &str) -> PgConnectOptions {
         .password(password)
         .database(DATABASE)
         .ssl_mode(PgSslMode::Disable)
-    let folder = match place.held_data() {
-        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-        held => held?,
-    };
 }
-    greeting::require_scram(&server.socket_folder, &place.account)?;

@@ -1,7 +1,7 @@
 //! A machine without Postgres, played by a failpoint that hides what is installed, and a mirror that serves those very programs.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -9,6 +9,9 @@ use axum::Router;
 use axum::http::{StatusCode, Uri};
 use flate2::{Compression, write::GzEncoder};
 use ring::digest::{SHA256, digest};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::harness::{Database, Start, eventually, reachable_folder};
 
@@ -34,8 +37,10 @@ impl Mirror {
         Mirror { address, asked }
     }
 
-    async fn of(archive: Vec<u8>, checksum: &str) -> Mirror {
-        Mirror::serving(vec![(".tar.gz", archive), (".tar.gz.sha256", checksum.as_bytes().to_vec())]).await
+    /// One that states what is right of its archive, which proves nothing.
+    async fn of(archive: Vec<u8>) -> Mirror {
+        let stated = format!("{}  postgresql.tar.gz\n", sha256(&archive));
+        Mirror::serving(vec![(".tar.gz", archive), (".tar.gz.sha256", stated.into_bytes())]).await
     }
 
     fn asked(&self) -> Vec<String> {
@@ -95,13 +100,14 @@ fn bare(data: &Path) -> Start {
 #[tokio::test]
 async fn a_machine_without_postgres_fetches_one_once() {
     let archive = archive().await;
-    let checksum = format!("{}  postgresql.tar.gz\n", sha256(&archive));
-    let mirror = Mirror::of(archive, &checksum).await;
+    let checksum = sha256(&archive).to_uppercase();
+    let mirror = Mirror::of(archive).await;
     let home = reachable_folder();
     let data = home.path().join("data");
-    let service = bare(&data).with("PG_DOWNLOAD", &mirror.address).service().await;
+    let start = bare(&data).with("PG_DOWNLOAD", &mirror.address).with("PG_DOWNLOAD_SHA256", checksum);
+    let service = start.service().await;
     let (job, _) = service.export("full", "one").await;
-    assert_eq!((job["status"].as_str(), mirror.asked().len()), (Some("completed"), 2), "{job}");
+    assert_eq!((job["status"].as_str(), mirror.asked().len()), (Some("completed"), 1), "{job}");
     let said = service.events("postgres_download");
     assert_eq!(said.len(), 1);
     assert!(said[0]["url"].as_str().unwrap().starts_with(&mirror.address), "{said:?}");
@@ -109,7 +115,7 @@ async fn a_machine_without_postgres_fetches_one_once() {
 
     // What it downloaded is found again, and nothing of the download is left beside it.
     let service = bare(&data).service().await;
-    assert_eq!((service.events("postgres_download").len(), mirror.asked().len()), (0, 2));
+    assert_eq!((service.events("postgres_download").len(), mirror.asked().len()), (0, 1));
     service.stop().await;
     let left: Vec<PathBuf> = data.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(!left.iter().any(|path| path.to_string_lossy().contains(".new-")), "{left:?}");
@@ -122,18 +128,17 @@ async fn a_failed_download_ends_in_the_install_line() {
     let not_an_archive = b"not an archive".to_vec();
     let checksum = sha256(&not_an_archive);
     let none = Mirror::serving(Vec::new()).await;
-    let forged = Mirror::of(not_an_archive.clone(), &sha256(b"another")).await;
-    let unsigned = Mirror::of(not_an_archive.clone(), "").await;
-    let broken = Mirror::of(not_an_archive, &checksum).await;
+    let broken = Mirror::of(not_an_archive).await;
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for (address, why) in [
-        (none.address, "404"),
-        (forged.address, "sha256"),
-        (unsigned.address, "sha256"),
-        (broken.address, "can't be unpacked"),
-        (format!("http://{gone}"), "refused"),
+    let another = sha256(b"another");
+    for (address, checksum, why) in [
+        (none.address, &checksum, "404"),
+        (broken.address.clone(), &another, &*format!("its sha256 is {checksum}, not {another}")),
+        (broken.address, &checksum, "can't be unpacked"),
+        (format!("http://{gone}"), &checksum, "refused"),
     ] {
-        let (code, log) = bare(&data).with("PG_DOWNLOAD", &address).until_it_ends().await;
+        let start = bare(&data).with("PG_DOWNLOAD", &address).with("PG_DOWNLOAD_SHA256", checksum);
+        let (code, log) = start.until_it_ends().await;
         let line = log.lines().last().unwrap();
         assert_eq!(code, 1, "{line}");
         assert!(line.contains(&address) && line.contains(why), "{line}");
@@ -147,10 +152,76 @@ async fn a_failed_download_ends_in_the_install_line() {
 }
 
 #[tokio::test]
+async fn what_the_mirror_says_of_its_archive_is_not_believed() {
+    let home = reachable_folder();
+    let data = home.path().join("data");
+    let forged = Mirror::of(archive().await).await;
+    let (code, log) = bare(&data).with("PG_DOWNLOAD", &forged.address).until_it_ends().await;
+    let line = log.lines().last().unwrap();
+    assert!(code == 1 && line.contains("its sha256 is "), "{line}");
+    assert_eq!(forged.asked().len(), 1);
+}
+
+/// A web server on 127.0.0.1 that sends whoever asks to another one: over TLS where there is a folder with its certificate.
+async fn redirecting(to: &str, certificate: Option<&Path>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = format!("HTTP/1.1 302 Found\r\nLocation: {to}/x.tar.gz\r\nContent-Length: 0\r\n\r\n");
+    let tls = certificate.map(|folder| {
+        let chain = vec![CertificateDer::from_pem_file(folder.join("server.crt")).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(folder.join("server.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap())
+    });
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    std::thread::spawn(move || {
+        let serve = |stream: &mut dyn ReadWrite| {
+            let _ = stream.read(&mut [0; 4096]).and_then(|_| stream.write_all(answer.as_bytes()));
+            let _ = stream.flush();
+        };
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            match &tls {
+                None => serve(&mut stream),
+                Some(tls) => {
+                    let connection = ServerConnection::new(Arc::clone(tls)).unwrap();
+                    serve(&mut StreamOwned::new(connection, stream));
+                }
+            }
+        }
+    });
+    format!("{scheme}://{address}")
+}
+
+trait ReadWrite: Read + Write {}
+impl<T: Read + Write> ReadWrite for T {}
+
+#[tokio::test]
+async fn a_redirect_to_http_is_not_followed() {
+    let archive = archive().await;
+    let checksum = sha256(&archive);
+    let mirror = Mirror::of(archive).await;
+    let home = reachable_folder();
+    crate::tls::certificates(home.path()).await;
+    for (certificate, why) in [(Some(home.path()), "https"), (None, "302")] {
+        let address = redirecting(&mirror.address, certificate).await;
+        let (code, log) = bare(&home.path().join("data"))
+            .with("PG_DOWNLOAD", &address)
+            .with("PG_DOWNLOAD_SHA256", &checksum)
+            .with("SSL_CERT_FILE", home.path().join("ca.crt").display())
+            .until_it_ends()
+            .await;
+        let line = log.lines().last().unwrap();
+        assert_eq!(mirror.asked(), Vec::<String>::new());
+        assert!(code == 1 && line.contains(&address) && line.contains(why), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_download_is_not_run_on_the_data_of_another_version() {
     let archive = archive().await;
     let checksum = sha256(&archive);
-    let mirror = Mirror::of(archive, &checksum).await;
+    let mirror = Mirror::of(archive).await;
     let home = reachable_folder();
     let data = home.path().join("data");
     std::fs::create_dir_all(data.join("postgres")).unwrap();
@@ -162,7 +233,8 @@ async fn a_download_is_not_run_on_the_data_of_another_version() {
             std::os::unix::fs::chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
         }
     }
-    let (code, log) = bare(&data).with("PG_DOWNLOAD", &mirror.address).until_it_ends().await;
+    let start = bare(&data).with("PG_DOWNLOAD", &mirror.address).with("PG_DOWNLOAD_SHA256", checksum);
+    let (code, log) = start.until_it_ends().await;
     let line = log.lines().last().unwrap();
     assert!(code == 1 && line.contains("is of Postgres 12") && line.contains("install Postgres 12"), "{line}");
 }

@@ -34,16 +34,21 @@ async fn authority(folder: &Path, name: &str) {
     openssl(folder, &format!("req -x509 {key} -keyout {name}.key -out {name}.crt -days 2 -subj /CN={name}")).await;
 }
 
+/// `server.crt` and `server.key` for 127.0.0.1, which `ca.crt` vouches for.
+pub(crate) async fn certificates(folder: &Path) {
+    authority(folder, "ca").await;
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    openssl(folder, &format!("req {key} -keyout server.key -out server.csr -subj /CN=server")).await;
+    std::fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
+    let signed = "-CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names";
+    openssl(folder, &format!("x509 -req -in server.csr -out server.crt {signed}")).await;
+}
+
 impl Postgres {
     async fn start() -> Postgres {
         let folder = reachable_folder();
         let path = folder.path();
-        tokio::join!(authority(path, "ca"), authority(path, "other"));
-        let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-        openssl(path, &format!("req {key} -keyout server.key -out server.csr -subj /CN=server")).await;
-        std::fs::write(path.join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
-        let signed = "-CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names";
-        openssl(path, &format!("x509 -req -in server.csr -out server.crt {signed}")).await;
+        tokio::join!(certificates(path), authority(path, "other"));
 
         // The private server makes the data; it listens on no network, so its data is served by another one.
         let private = Server::start(&embedded_settings(&path.join("home"))).await.unwrap();

@@ -15,12 +15,25 @@ use crate::postgres::embedded::account::Account;
 use crate::postgres::embedded::cluster::{SCRATCH, sync_folder};
 use crate::postgres::embedded::files::HeldFolder;
 use crate::postgres::embedded::folder::{Folder, Place};
-use crate::postgres::embedded::{Error, Mirror};
+use crate::postgres::embedded::{Checksum, Error, Mirror};
 use crate::telemetry::chain;
 
 /// What is fetched, as the mirror numbers it, and its major version.
-const VERSION: &str = "17.5.0";
+const VERSION: &str = "17.11.0";
 pub(super) const MAJOR: u32 = 17;
+
+/// The SHA-256 of each archive of that version, by its target: what is fetched has to be what was published then, whatever the
+/// mirror says of it today. A target without a line is fetched only with a checksum of the operator's. A new version brings new
+/// lines, each compared with the one published beside its archive.
+const CHECKSUMS: [(&str, &str); 4] = [
+    ("x86_64-unknown-linux-gnu", "b7a1ba6bae6499d8296e3e81b0171eecfd1766ca9aaa0057e41ad3e844e5e2e0"),
+    ("aarch64-unknown-linux-gnu", "abffda09209280ec1502b73720dc4d254fb7fff9a072e324926c600a5b16c221"),
+    ("x86_64-apple-darwin", "e43a81b15e1cfe7f9d8fd79c6d4d0366e9001a5f690e322224dca704656602f7"),
+    ("aarch64-apple-darwin", "fd4b62794b160e26973a768a1eef3248aef9d2ff23ebd6d884a4299485e28e57"),
+];
+
+/// So often an https mirror may send us elsewhere, to https again: releases lie on other hosts than their pages.
+const MAX_REDIRECTS: u32 = 5;
 
 /// An archive of the programs has some 12 MB; what is much larger is something else.
 const MAX_BYTES: u64 = 256 << 20;
@@ -38,10 +51,12 @@ fn home(place: &Place) -> PathBuf {
     place.path.join(format!("postgresql-{VERSION}"))
 }
 
-/// Fetches the programs into the folder, whole or not at all: their checksum has to match.
+/// Fetches the programs into the folder, whole or not at all: they have to be the ones that the checksum is of.
 pub(super) fn fetch(mirror: &Mirror, folder: &Folder) -> Result<(), Error> {
     let Some(target) = target() else { return Err(Error::NotInstalled) };
-    let url = format!("{}/{VERSION}/postgresql-{VERSION}-{target}.tar.gz", mirror.0);
+    let url = format!("{}/{VERSION}/postgresql-{VERSION}-{target}.tar.gz", mirror.url);
+    let failed = |why| Error::Download { url: url.clone(), why };
+    let checksum = checksum(mirror, &target).map_err(failed)?;
     let home = home(&folder.place);
     tracing::info!(
         event = "postgres_download",
@@ -49,8 +64,7 @@ pub(super) fn fetch(mirror: &Mirror, folder: &Folder) -> Result<(), Error> {
         folder = %home.display(),
         "no installed Postgres found, downloading one; PG_DOWNLOAD=off forbids that"
     );
-    let failed = |why| Error::Download { url: url.clone(), why };
-    let archive = checked(&url).map_err(failed)?;
+    let archive = checked(&url, &checksum).map_err(failed)?;
     let scratch = folder.place.path.join(format!("{SCRATCH}{}", uuid::Uuid::new_v4().simple()));
     folder.place.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
     let placed = match unpack(&archive, &scratch, &folder.place.account) {
@@ -84,32 +98,39 @@ fn target() -> Option<String> {
     Some(format!("{architecture}-{system}"))
 }
 
-/// An archive whose sha256 is the one that its mirror states.
-fn checked(url: &str) -> Result<Vec<u8>, String> {
+/// What the archive for a target has to be: as the operator says, else as is known here.
+fn checksum(mirror: &Mirror, target: &str) -> Result<Checksum, String> {
+    let known = || CHECKSUMS.iter().find(|(of, _)| *of == target).map(|(_, sum)| Checksum((*sum).to_owned()));
+    mirror
+        .checksum
+        .clone()
+        .or_else(known)
+        .ok_or_else(|| format!("no sha256 is known of the build for {target}, PG_DOWNLOAD_SHA256 would state it"))
+}
+
+/// An archive that has this checksum.
+fn checked(url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> {
     // One for the process; refused if there is one already, which will do.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let is_https = url.starts_with("https:");
     let agent: Agent = Agent::config_builder()
+        .https_only(is_https)
+        // From http, which is this machine, it would lead off it.
+        .max_redirects(if is_https { MAX_REDIRECTS } else { 0 })
         .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
         .timeout_connect(Some(PATIENCE))
         .timeout_recv_response(Some(PATIENCE))
         .timeout_global(Some(DOWNLOAD_PATIENCE))
         .build()
         .into();
-    let get = |url: &str| {
-        let response = agent.get(url).call()?;
-        response.into_body().with_config().limit(MAX_BYTES).read_to_vec()
-    };
-    let stated = get(&format!("{url}.sha256")).map_err(|error| format!("its sha256: {}", chain(&error)))?;
-    let stated = String::from_utf8_lossy(&stated);
-    // Alone, or followed by the file's name as sha256sum writes it.
-    let stated = stated.split_whitespace().next().unwrap_or_default();
-    let archive = get(url).map_err(|error| chain(&error))?;
-    let found: String = digest(&SHA256, &archive).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    if found.eq_ignore_ascii_case(stated) {
-        Ok(archive)
-    } else {
-        Err("its sha256 is not the one stated beside it".to_owned())
+    let response = agent.get(url).call().map_err(|error| chain(&error))?;
+    if !response.status().is_success() {
+        return Err(format!("the answer is {}", response.status()));
     }
+    let archive = response.into_body().with_config().limit(MAX_BYTES).read_to_vec();
+    let archive = archive.map_err(|error| chain(&error))?;
+    let found: String = digest(&SHA256, &archive).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    if found == *expected { Ok(archive) } else { Err(format!("its sha256 is {found}, not {expected}")) }
 }
 
 /// Unpacks an archive into a folder. The account does it: root would follow whatever link the account's
@@ -120,6 +141,7 @@ fn unpack(archive: &[u8], scratch: &Path, account: &Account) -> io::Result<HeldF
         .command(Path::new("tar"), scratch)
         .args(["-xzf", "-"])
         .stdin(Stdio::piped())
+        .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn();
     let mut tar = tar.map_err(|error| io::Error::new(error.kind(), format!("can't run tar: {error}")))?;
@@ -134,4 +156,24 @@ fn unpack(archive: &[u8], scratch: &Path, account: &Account) -> io::Result<HeldF
     // Before the rename: after a power cut there is all of it or nothing.
     rustix::fs::sync();
     Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_without_a_known_checksum_is_refused_by_its_target() {
+        for (target, known) in CHECKSUMS {
+            let known: Checksum = known.parse().unwrap();
+            assert_eq!(checksum(&Mirror::default(), target), Ok(known));
+        }
+        let refused = checksum(&Mirror::default(), "x86_64-unknown-linux-musl").unwrap_err();
+        assert!(refused.contains("x86_64-unknown-linux-musl") && refused.contains("PG_DOWNLOAD_SHA256"), "{refused}");
+        let chosen: Checksum = "AB".repeat(32).parse().unwrap();
+        for target in [CHECKSUMS[0].0, "x86_64-unknown-linux-musl"] {
+            let mirror = Mirror::default().with_checksum(chosen.clone());
+            assert_eq!(checksum(&mirror, target), Ok(Checksum("ab".repeat(32))));
+        }
+    }
 }
