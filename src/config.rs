@@ -67,6 +67,8 @@ pub struct Config {
     pub catalog_file: Option<PathBuf>,
     /// Where files go.
     pub output_dir: PathBuf,
+    /// The mode of the files; `None`: what the umask leaves.
+    pub output_mode: Option<u32>,
     /// Users in an empty demo table.
     pub seed_rows: u64,
     /// The API.
@@ -244,6 +246,7 @@ impl Config {
             },
             catalog_file,
             output_dir: vars.get("OUTPUT_DIR").unwrap_or("./output").into(),
+            output_mode: vars.get("OUTPUT_MODE").map(read_mode).transpose()?,
             // A database that somebody brings gets no demo rows unasked.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
@@ -355,6 +358,16 @@ impl Variables {
     }
 }
 
+/// A file's permissions as chmod takes them. Its owner, who is the service, has to read it.
+fn read_mode(text: &str) -> Result<u32, Error> {
+    let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|_| is_octal);
+    mode.filter(|mode| *mode <= 0o666 && mode & 0o111 == 0 && mode & 0o400 != 0).ok_or_else(|| {
+        let why = "no mode of a file in octal digits that its owner may read and nobody run, such as 0640";
+        bad("OUTPUT_MODE", format!("`{text}` is {why}"))
+    })
+}
+
 fn read_catalog(file: &Path) -> Result<Catalog, Error> {
     let text = std::fs::read_to_string(file).map_err(|why| bad("DATASETS", format!("{}: {why}", file.display())))?;
     Catalog::from_toml(&text).map_err(|mistakes| Error::catalog(file, mistakes))
@@ -404,6 +417,10 @@ mod tests {
             assert_eq!(read(&[("CELL_MAX_BYTES", text)]).unwrap().worker.cell_max.0, bytes, "{text}");
         }
         assert_eq!(config.worker.compression_level, None);
+        assert_eq!(config.output_mode, None);
+        for (text, mode) in [("0640", 0o640), ("600", 0o600), ("0444", 0o444)] {
+            assert_eq!(read(&[("OUTPUT_MODE", text)]).unwrap().output_mode, Some(mode));
+        }
         assert_eq!(read(&[("COMPRESSION_LEVEL", "19")]).unwrap().worker.compression_level, Some(19));
         let day = Duration::from_secs(24 * 60 * 60);
         for (text, age, count) in [
@@ -445,6 +462,15 @@ mod tests {
             ("COMPRESSION_LEVEL", "20"),
             ("COMPRESSION_LEVEL", "fast"),
             ("API_CONNECTIONS", "0"),
+            ("OUTPUT_MODE", "rw-r--r--"),
+            ("OUTPUT_MODE", "648"),
+            ("OUTPUT_MODE", "0o640"),
+            ("OUTPUT_MODE", "+640"),
+            ("OUTPUT_MODE", "04644"),
+            ("OUTPUT_MODE", "4644"),
+            ("OUTPUT_MODE", "0755"),
+            ("OUTPUT_MODE", "0044"),
+            ("OUTPUT_MODE", "0"),
             ("CORS_ORIGINS", "*"),
             ("CORS_ORIGINS", "https://app.example.com/"),
             ("SEED_ROWS", "1e6"),

@@ -9,7 +9,7 @@ mod draft;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -25,7 +25,8 @@ pub use draft::Draft;
 
 /// Holds the folder's id, so that a process with another disk doesn't take its jobs for its own.
 const STORE_MARK: &str = ".cdc-export-store";
-const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
+/// What the process's umask is taken from, where nobody set a mode.
+const OPEN_TO_ALL: Mode = Mode::from_raw_mode(0o666);
 
 /// What an export leaves free on its disk, in bytes. Postgres may live there too, and stops when it can't write.
 const LEAST_ROOM: u64 = 32 << 20;
@@ -84,13 +85,20 @@ pub enum Published {
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
+    file_mode: Option<Mode>,
     store: OnceLock<Uuid>,
 }
 
 impl Folder {
     /// The folder at `path`; touches nothing yet.
     pub fn new(path: PathBuf) -> Folder {
-        Folder { path, store: OnceLock::new() }
+        Folder { path, file_mode: None, store: OnceLock::new() }
+    }
+
+    /// With this mode for its files, whatever the umask is; `None`: what the umask leaves of 0666. The folder itself, where it
+    /// is made, gets what the umask leaves of 0777.
+    pub fn with_file_mode(self, mode: Option<u32>) -> Folder {
+        Folder { file_mode: mode.map(Mode::from_raw_mode), ..self }
     }
 
     /// Makes the folder where there is none.
@@ -98,7 +106,7 @@ impl Folder {
     /// # Errors
     /// If it can't be made or used.
     pub fn prepare(&self) -> Result<(), Error> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.path)?;
+        std::fs::DirBuilder::new().recursive(true).create(&self.path)?;
         self.store().map(drop)
     }
 
@@ -116,7 +124,7 @@ impl Folder {
         let dir = self.open_dir()?;
         let found = match (read_mark(&dir)?, self.store.get()) {
             (Some(id), _) => id,
-            (None, None) => make_mark(&dir)?,
+            (None, None) => make_mark(&dir, self.file_mode)?,
             (None, Some(_)) => return Err(Error::Missing(io::Error::other(format!("{STORE_MARK} is gone")))),
         };
         if *self.store.get_or_init(|| found) != found {
@@ -134,9 +142,8 @@ impl Folder {
         let (dir, store) = self.open_store()?;
         require_room(&dir)?;
         let name = hidden_name(job, token);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&dir, &name, flags, FILE_MODE)?;
-        Draft::new(store, dir, name, file.into())
+        let file = create(&dir, &name, self.file_mode)?;
+        Ok(Draft::new(store, dir, name, file))
     }
 
     /// Gives a staged file its final name and puts the name on disk. Never replaces a file. May be called again after a
@@ -146,6 +153,10 @@ impl Folder {
     /// If the folder can't be written; nothing has changed then, or the file has its name but the name isn't yet safe on disk.
     pub fn publish(&self, staged_name: &str, final_name: &str, recorded: &FileIdentity) -> Result<Published, Error> {
         failpoint!("sink.publish", Err(Error::Io(Errno::IO.into())));
+        // The database says so, and who may write there must not move files elsewhere.
+        if !is_own_name(final_name) || read_hidden_name(staged_name).is_none() {
+            return Err(Error::Io(io::Error::other(format!("{final_name:?} or {staged_name:?} is no name of ours"))));
+        }
         let (dir, _) = self.open_store()?;
         let published = match rename_without_replacing(&dir, staged_name, final_name) {
             Ok(()) => Published::Done,
@@ -169,6 +180,9 @@ impl Folder {
     /// If the folder or the file can't be read.
     pub fn open(&self, name: &str, recorded: &FileIdentity) -> Result<Option<File>, Error> {
         let (dir, _) = self.open_store()?;
+        if !is_own_name(name) {
+            return Ok(None);
+        }
         // NONBLOCK: a pipe planted under the name must not hang the caller.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
@@ -185,7 +199,7 @@ impl Folder {
     /// If the folder can't be written.
     pub fn remove(&self, name: &str, recorded: &FileIdentity) -> Result<(), Error> {
         let (dir, _) = self.open_store()?;
-        if identity_at(&dir, name)? == Some(*recorded) {
+        if is_own_name(name) && identity_at(&dir, name)? == Some(*recorded) {
             remove_at(&dir, name)?;
             rustix::fs::fsync(&dir)?;
         }
@@ -233,6 +247,24 @@ fn require_room(place: &impl AsFd) -> Result<(), Error> {
     let disk = rustix::fs::fstatvfs(place)?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if free < LEAST_ROOM { Err(Error::Full(Errno::NOSPC.into())) } else { Ok(()) }
+}
+
+/// Makes a file. With a mode of its own it is closed to all others until it has that, so that the umask opens it to nobody.
+fn create(dir: &OwnedFd, name: &str, mode: Option<Mode>) -> Result<File, Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, mode.map_or(OPEN_TO_ALL, |mode| mode & Mode::RWXU))?;
+    if let Some(mode) = mode
+        && let Err(errno) = rustix::fs::fchmod(&file, mode)
+    {
+        remove_at(dir, name)?;
+        return Err(errno);
+    }
+    Ok(file.into())
+}
+
+/// Whether an export's file may be called so: one name, that leads nowhere else and isn't hidden.
+fn is_own_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
 }
 
 fn hidden_name(job: JobId, token: LeaseToken) -> String {
@@ -294,11 +326,10 @@ fn read_mark(dir: &OwnedFd) -> Result<Option<Uuid>, Error> {
 }
 
 /// Writes the mark whole and then names it, so that a replica that starts in the same moment reads all of it or none.
-fn make_mark(dir: &OwnedFd) -> Result<Uuid, Error> {
+fn make_mark(dir: &OwnedFd, mode: Option<Mode>) -> Result<Uuid, Error> {
     let id = Uuid::new_v4();
     let name = format!("{STORE_MARK}.{id}");
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::openat(dir, &name, flags, FILE_MODE)?);
+    let mut file = create(dir, &name, mode)?;
     if let Err(error) = writeln!(file, "{id}").and_then(|()| file.sync_all()) {
         remove_at(dir, &name)?;
         return Err(error.into());
@@ -397,6 +428,24 @@ mod tests {
             folder.remove("a.csv", &file.identity).unwrap();
             assert!(visible(&dir).is_empty());
         }
+    }
+
+    #[test]
+    fn a_name_that_leads_out_of_the_folder_is_none_of_ours() {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = Folder::new(outer.path().join("inner"));
+        folder.prepare().unwrap();
+        let file = staged(&folder, "abc");
+        for name in ["../out", "..", ".", "", "/tmp/out", "a/../../out", ".hidden", STORE_MARK, "a\0b"] {
+            assert!(folder.publish(&file.name, name, &file.identity).is_err(), "{name:?}");
+        }
+        std::fs::write(outer.path().join("out"), "theirs").unwrap();
+        let identity = identity(&File::open(outer.path().join("out")).unwrap()).unwrap();
+        assert!(folder.publish("../out", "a.csv", &identity).is_err());
+        assert!(folder.open("../out", &identity).unwrap().is_none());
+        folder.remove("../out", &identity).unwrap();
+        assert!(outer.path().join("out").exists());
+        assert_eq!(folder.publish(&file.name, "a.csv", &file.identity).unwrap(), Published::Done);
     }
 
     #[test]

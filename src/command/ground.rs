@@ -109,7 +109,7 @@ pub(super) struct Wired {
 
 /// Wires service and worker over one database, for so many exports at once; 0: for the service alone. Makes the output folder.
 pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping: &CancellationToken) -> Wired {
-    let folder = Arc::new(Folder::new(config.output_dir.clone()));
+    let folder = Arc::new(Folder::new(config.output_dir.clone()).with_file_mode(config.output_mode));
     if let Err(error) = folder.prepare() {
         // The service is of use without it: jobs fail with the reason until somebody mends the folder.
         let error = telemetry::chain(&error);

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::failpoint;
 use crate::job::file::StagedFile;
-use crate::sink::{Error, FILE_MODE, identity, identity_at, remove_at, require_room};
+use crate::sink::{Error, identity, identity_at, remove_at, require_room};
 
 /// So much is written before the disk is asked to take it. Left to the end, all of it would be waited for there.
 const AHEAD_BYTES: u64 = 16 << 20;
@@ -36,13 +36,11 @@ struct HiddenPlace {
 }
 
 impl Draft {
-    /// The empty file of this name in this folder, to be readable as every file is, whatever the process's umask.
-    pub(super) fn new(store: Uuid, dir: OwnedFd, name: String, file: File) -> Result<Draft, Error> {
+    /// The empty file of this name in this folder.
+    pub(super) fn new(store: Uuid, dir: OwnedFd, name: String, file: File) -> Draft {
         let place = Some(HiddenPlace { dir, name });
         let sha256 = digest::Context::new(&digest::SHA256);
-        let draft = Draft { store, place, file, sha256, size: 0, asked: 0, sync: None };
-        rustix::fs::fchmod(&draft.file, FILE_MODE)?;
-        Ok(draft)
+        Draft { store, place, file, sha256, size: 0, asked: 0, sync: None }
     }
 
     /// Appends bytes.

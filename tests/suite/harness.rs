@@ -225,6 +225,7 @@ pub(crate) struct Service {
 pub(crate) struct Start {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
+    umask: Option<&'static str>,
     output: Arc<TempDir>,
 }
 
@@ -237,12 +238,20 @@ impl Start {
     /// With nothing but a folder for its files.
     pub(crate) fn plain() -> Start {
         let output = Arc::new(tempfile::tempdir().unwrap());
-        Start { arguments: Vec::new(), variables: Vec::new(), output }.with("PORT", "0").with("LOG_FORMAT", "json")
+        Start { arguments: Vec::new(), variables: Vec::new(), umask: None, output }
+            .with("PORT", "0")
+            .with("LOG_FORMAT", "json")
     }
 
     /// With a setting.
     pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Start {
         self.variables.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Under a umask, in octal.
+    pub(crate) fn under_umask(mut self, umask: &'static str) -> Start {
+        self.umask = Some(umask);
         self
     }
 
@@ -259,7 +268,15 @@ impl Start {
     }
 
     fn command(&self, work: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
+        let binary = env!("CARGO_BIN_EXE_cdc-export");
+        let mut command = match self.umask {
+            None => Command::new(binary),
+            Some(umask) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\""), binary]);
+                shell
+            }
+        };
         command
             .args(&self.arguments)
             .env_clear()

@@ -61,6 +61,8 @@ mod local;
 #[cfg(test)]
 mod metrics;
 #[cfg(test)]
+mod modes;
+#[cfg(test)]
 mod network;
 #[cfg(test)]
 mod openapi;
