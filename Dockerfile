@@ -1,8 +1,11 @@
 # Stages: `runtime`, the service, and `test`, the suite with a Postgres to run it on. `docker build .` gives `runtime`.
+#
+# An image is what its digest says; the tag beside it is for people. `docker buildx imagetools inspect rust:1.95-bookworm` tells the
+# tag's present one, for when it has got the distribution's fixes.
 
 # The dependencies' list, and as much of a crate as cargo wants to see: what is compiled on top of this layer stays in the
 # cache until the list changes.
-FROM rust:1.95-bookworm AS manifest
+FROM rust:1.95-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1 AS manifest
 ENV CARGO_INCREMENTAL=0
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
@@ -20,7 +23,7 @@ RUN touch src/lib.rs src/main.rs && cargo build --release --locked
 COPY docker/cdc-export /out/bin/cdc-export
 RUN chmod 755 /out/bin/cdc-export && install -D target/release/cdc-export /out/libexec/cdc-export
 
-FROM debian:bookworm-slim AS runtime
+FROM debian:bookworm-slim@sha256:3783cc01769c7b2b1b83a5c5ad96c815348e28ed7da68e2e3687004faa906251 AS runtime
 # For a DATABASE_URL with TLS.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out /usr/local

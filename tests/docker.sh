@@ -7,6 +7,7 @@
 #   SUITE=1 tests/docker.sh      and then the test suite in its container
 #   PORT=8090 tests/docker.sh    where 8080 is taken
 #   COMPOSE='docker compose' tests/docker.sh
+#   BY_TAG=1 tests/docker.sh     with base images of the engine's own, which have the tags and no digests
 #
 # The copy, its containers, volume and image tags are gone afterwards; the layers stay in the engine's cache.
 set -euo pipefail
@@ -58,6 +59,7 @@ git ls-files -co --exclude-standard -z | tar -c --null -T - | tar -x -C "$clone"
 # Not the sources: to older builders another owner is another file, and they would build all of it again.
 if [[ $owner != "$(id -u):$(id -g)" ]]; then chown -R "$owner" "$clone/output"; fi
 cd "$clone"
+[[ -z ${BY_TAG:-} ]] || sed -i 's/@sha256:[0-9a-f]*//' Dockerfile docker-compose.yml
 # A setting of the clone is not one of the containers.
 printf 'DATABASE_URL=postgres://nobody@127.0.0.1:1/nowhere\nOUTPUT_DIR=/nowhere\n' >.env
 
@@ -74,6 +76,12 @@ docker top "$(running app)" -eo pid,uid,args
 uid=${owner%:*}
 [[ $uid != 0 ]] || uid=65532
 same "the service's user" "$(docker top "$(running app)" -eo pid,uid,args | awk '$3 ~ /libexec.cdc-export$/ {print $2}')" "$uid"
+pid=$(docker top "$(running app)" -eo pid,args | awk '$2 ~ /libexec.cdc-export$/ {print $1}')
+same 'its capabilities' "$(awk '/^Cap(Prm|Eff|Bnd|Amb)/ {sum = sum $2} END {print sum}' "/proc/$pid/status" | tr -d 0)" ''
+same 'its new privileges' "$(awk '/^NoNewPrivs/ {print $2}' "/proc/$pid/status")" 1
+same 'its role' "$("${compose[@]}" exec -T db psql -U postgres -d cdc_export -Atc "
+    select string_agg(distinct r.rolname || ' ' || r.rolsuper, ',') from pg_stat_activity a join pg_roles r on r.rolname = a.usename
+    where a.application_name = 'cdc-export'")" 'exporter false'
 health() { docker inspect -f '{{.State.Health.Status}}' "$(running app)"; }
 for _ in $(seq 60); do [[ $(health) == starting ]] || break; sleep 1; done
 same 'health check' "$(health)" healthy
@@ -121,11 +129,15 @@ same 'the delta since' "$(ended "$(submit delta consumer-1)" | field rowsExporte
 step 'kill -9 in the middle of an export'
 restarts() { docker inspect -f '{{.RestartCount}}' "$(running app)"; }
 before=$(restarts)
-"${compose[@]}" exec -T app sh -c '
+"${compose[@]}" exec -T -u "$uid" app sh -c '
     echo waiting
     until ls /output/.*.part >/dev/null 2>&1; do :; done
     for process in /proc/[0-9]*; do
-        if [ "$(cat "$process/comm")" = cdc-export ]; then kill -9 "${process#/proc/}"; exit; fi
+        # Not a health check of this moment: nobody here is its parent.
+        if [ "$(cat "$process/comm")" = cdc-export ] && grep -q "^PPid:.1$" "$process/status"; then
+            kill -9 "${process#/proc/}"
+            exit
+        fi
     done' >killer &
 until grep -q waiting killer; do sleep 0.1; done
 jobs=()
