@@ -143,7 +143,7 @@ words! {
         Processing = "processing",
         /// Committed: the file is whole, the watermark moved with it.
         Completed = "completed",
-        /// Ended without a file; the watermark is where it was.
+        /// Ended without a file; the watermark is where it was, but after `file_lost`.
         Failed = "failed",
         /// Ended on request; the watermark is where it was.
         Cancelled = "cancelled",
@@ -151,7 +151,8 @@ words! {
 }
 
 impl Status {
-    /// The transition table.
+    /// The transition table. A completed job is [`Processing`](Status::Processing) to everybody until its file has its name, and may
+    /// still become failed if that is lost: the one step that the table `exports` allows beside these.
     pub fn can_become(self, next: Status) -> bool {
         use Status::{Cancelled, Completed, Failed, Pending, Processing};
         matches!(
@@ -191,6 +192,8 @@ words! {
         RowTooLarge = "row_too_large",
         /// A value that the format has no form for; the detail names the column.
         NotInFormat = "not_in_format",
+        /// The file was removed after the commit, before it had its name. The watermark has moved: only a full export goes on.
+        FileLost = "file_lost",
         /// Somebody changed the consumer's watermark while the export ran, each time.
         WatermarkChanged = "watermark_changed",
         /// Its workers vanished, each of the attempts it had.

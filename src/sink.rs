@@ -77,7 +77,7 @@ pub enum Published {
     Done,
     /// Another file has that name.
     Taken,
-    /// Neither the staged file nor the final one is there: somebody removed it.
+    /// The file is in the folder under no name.
     Gone,
 }
 
@@ -158,7 +158,15 @@ impl Folder {
             return Err(Error::Io(io::Error::other(format!("{final_name:?} or {staged_name:?} is no name of ours"))));
         }
         let (dir, _) = self.open_store()?;
-        let published = match rename_without_replacing(&dir, staged_name, final_name) {
+        let renamed = match rename_without_replacing(&dir, staged_name, final_name) {
+            Err(Errno::NOENT) if identity_at(&dir, final_name)? != Some(*recorded) => match find(&dir, recorded)? {
+                // Who gave it that name was overtaken or died, and it was never recorded.
+                Some(name) => rename_without_replacing(&dir, &name, final_name),
+                None => Err(Errno::NOENT),
+            },
+            renamed => renamed,
+        };
+        let published = match renamed {
             Ok(()) => Published::Done,
             Err(Errno::EXIST | Errno::NOENT) if identity_at(&dir, final_name)? == Some(*recorded) => {
                 // Left by a `link` without its `unlink`, or not there.
@@ -212,6 +220,7 @@ impl Folder {
     /// If the folder can't be read.
     pub fn hidden_files(&self) -> Result<Vec<(JobId, LeaseToken)>, Error> {
         let mut found = Vec::new();
+        failpoint!("sink.sweep", Err(Error::Io(Errno::IO.into())));
         for entry in rustix::fs::Dir::new(self.open_store()?.0)? {
             found.extend(read_hidden_name(&entry?.file_name().to_string_lossy()));
         }
@@ -285,14 +294,28 @@ fn identity(file: &File) -> io::Result<FileIdentity> {
     })
 }
 
-fn identity_at(dir: &OwnedFd, name: &str) -> Result<Option<FileIdentity>, Error> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-        Ok(file) => Ok(Some(identity(&file.into())?)),
-        // A file that may not even be read is none of ours.
-        Err(Errno::NOENT | Errno::LOOP | Errno::ACCESS) => Ok(None),
+/// The file of this name, whether or not it may be read.
+fn identity_at(dir: &OwnedFd, name: impl rustix::path::Arg) -> Result<Option<FileIdentity>, Error> {
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) => Ok(Some(FileIdentity {
+            size: found.st_size.unsigned_abs(),
+            inode: found.st_ino,
+            modified_ns: found.st_mtime * 1_000_000_000 + found.st_mtime_nsec as i64,
+        })),
+        Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The name under which the recorded file stands, whichever that is.
+fn find(dir: &OwnedFd, recorded: &FileIdentity) -> Result<Option<String>, Error> {
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let name = entry?.file_name().to_owned();
+        if identity_at(dir, name.as_c_str())? == Some(*recorded) {
+            return Ok(name.into_string().ok());
+        }
+    }
+    Ok(None)
 }
 
 fn remove_at(dir: &OwnedFd, name: &str) -> Result<(), Errno> {

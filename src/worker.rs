@@ -4,7 +4,8 @@
 //! [`Error::settlement`]. Knows no HTTP; rows pass through the pipeline, never through here.
 
 mod heartbeat;
-mod upkeep;
+mod maintenance;
+mod publish;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::store::{
 use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, Kind};
 use crate::worker::heartbeat::{Heartbeat, Stop};
+use crate::worker::publish::FolderAccess;
 
 /// How long an idle worker waits for a hint before it looks by itself, and how long it rests after the database failed.
 const POLL: Duration = Duration::from_secs(1);
@@ -75,6 +77,8 @@ pub struct Worker {
     datasets: Arc<[String]>,
     /// Work may have come.
     work_hint: Arc<Notify>,
+    /// Somebody left something in the folder.
+    sweep_hint: Arc<Notify>,
     /// Jobs that were asked to stop.
     cancel_hints: broadcast::Sender<JobId>,
 }
@@ -175,6 +179,7 @@ impl Worker {
             datasets: catalog.iter().map(|dataset| dataset.name.clone()).collect(),
             catalog,
             work_hint: Arc::new(Notify::new()),
+            sweep_hint: Arc::new(Notify::new()),
             cancel_hints: broadcast::Sender::new(64),
         }
     }
@@ -182,7 +187,7 @@ impl Worker {
     /// Says that the jobs of this folder have a worker, before the first of them is submitted: a process with another folder
     /// would else take it.
     pub async fn announce(&self) {
-        if let Err(error) = upkeep::announce(self).await {
+        if let Err(error) = maintenance::announce(self, &FolderAccess::new(self)).await {
             tracing::warn!(event = "announce_failed", error = chain(&error));
         }
     }
@@ -191,9 +196,12 @@ impl Worker {
     pub async fn run(self, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
         let mut tasks = JoinSet::new();
-        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), upkeep::listen));
-        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), upkeep::run));
-        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), upkeep::purge));
+        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::listen));
+        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::reap));
+        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::publish_all));
+        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::sweep));
+        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::retain));
+        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::purge));
         for _ in 0..self.settings.workers {
             tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), Worker::work));
         }
@@ -270,8 +278,9 @@ impl Worker {
             },
         };
         failpoint!("worker.committed", None);
-        if let Err(error) = self.publish(job).await {
-            // It is committed: upkeep gives it its name as soon as that is possible.
+        let publishing = tokio::time::timeout(self.settings.lease, self.publish(job));
+        if let Err(error) = publishing.await.unwrap_or(Err(Error::Stopped(Stop::Silence))) {
+            // It is committed: maintenance gives it its name as soon as that is possible.
             tracing::error!(event = "publish_failed", jobId = %job.id, error = chain(&error));
         }
         permit
@@ -451,7 +460,8 @@ impl Worker {
 
     async fn publish(&self, job: &Job) -> Result<(), Error> {
         match self.within(self.store.file_place(job.id)).await? {
-            Some(place) => upkeep::publish(self, place).await,
+            // One that is missing is looked for again.
+            Some(place) => publish::publish(self, &FolderAccess::new(self), place).await.map(drop),
             None => Ok(()),
         }
     }

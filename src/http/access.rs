@@ -91,6 +91,11 @@ impl Caller {
         self.0.as_ref().and_then(|grant| grant.consumers.as_deref())
     }
 
+    /// Whether it may do what is an operator's.
+    pub(crate) fn is_admin(&self) -> bool {
+        self.0.as_ref().is_none_or(|grant| grant.allows(Scope::Admin))
+    }
+
     /// Whether it may see a job.
     pub(crate) fn sees(&self, job: &Job) -> bool {
         self.0.as_ref().is_none_or(|grant| grant.is_for(job.consumer.as_ref()))

@@ -26,7 +26,7 @@ use crate::http::pages::{self, Page};
 use crate::http::problem::{Code, Problem};
 use crate::job::encoding::{Compression, Format};
 use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Filter, Job, JobId, Status};
-use crate::service::Service;
+use crate::service::{self, Service};
 
 /// A client whose events broke off asks again after this time.
 const RECONNECT: Duration = Duration::from_secs(2);
@@ -184,7 +184,8 @@ fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
 
 /// Remove an export's file
 ///
-/// The job stays.
+/// The job stays. A key of scope `admin` also gives up an export that is committed and whose file has had no name for a while: the
+/// export fails with `file_lost`, and its consumer needs a full one.
 #[utoipa::path(
     delete, path = "/exports/{jobId}", operation_id = "deleteExportFile", tag = "exports",
     params(PathJob), responses((status = 204, description = "It has no file any more.")),
@@ -192,8 +193,15 @@ fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
         Code::StillOpen, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed, Code::StorageFull, Code::StorageReadonly,
     ]))),
 )]
-pub(crate) async fn delete(State(service): State<Service>, PathJob(id): PathJob) -> Result<StatusCode, Problem> {
-    service.remove_file(id).await?;
+pub(crate) async fn delete(
+    State(service): State<Service>,
+    caller: Caller,
+    PathJob(id): PathJob,
+) -> Result<StatusCode, Problem> {
+    match service.remove_file(id).await {
+        Err(service::Error::Open(_)) if caller.is_admin() => service.give_up(id).await?,
+        removed => removed?,
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -6,6 +6,8 @@ use crate::job::words::{UnknownWord, words};
 words! {
     /// What stands between a consumer's last export and this one, if not just changes.
     Continuity, "a word of continuity" {
+        /// The file of an export was lost before it had its name: what it held was never handed out.
+        FileLost = "file_lost",
         /// Too much was logged since, or for too long: the log was given up.
         LogExpired = "log_expired",
         /// Somebody made the watermark by hand: by the timestamps alone, once.

@@ -3,13 +3,19 @@
 use std::fs::File;
 use std::io::SeekFrom;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 
-use crate::job::{JobId, Status};
+use crate::job::{FailureCode, JobId, Status};
 use crate::service::{Error, PATIENCE, Service, within};
 use crate::sink::{self, Folder};
 use crate::store::files::FilePlace;
+use crate::telemetry::chain;
+use crate::telemetry::metrics::{self, Kind};
+
+/// A file has its name within a second of its commit: one that hasn't after so long may be given up.
+const UNPUBLISHED_FOR: Duration = Duration::from_secs(10);
 
 /// Operations on the folder at a time.
 pub(super) const FOLDER_TURNS: usize = 16;
@@ -73,6 +79,31 @@ impl Service {
         });
         removed.await??;
         within(self.store.file_removed(id)).await
+    }
+
+    /// Gives up a job that was committed a while ago and whose file has no name yet: it fails, and its file is nobody's.
+    ///
+    /// # Errors
+    /// If the job is open otherwise, or is to get its name in this moment.
+    pub async fn give_up(&self, id: JobId) -> Result<(), Error> {
+        let job = self.job(id).await?;
+        let Some(place) = within(self.store.file_place(id)).await? else { return Err(Error::Open(job.status)) };
+        if !within(self.store.give_up(&place, UNPUBLISHED_FOR)).await? {
+            return Err(Error::Open(job.status));
+        }
+        let kind = Kind { dataset: &job.dataset, export_type: job.export_type.as_str() };
+        metrics::job_ended(kind, Status::Failed.as_str());
+        metrics::job_failed(kind, FailureCode::FileLost.as_str());
+        tracing::error!(event = "export_failed", jobId = %id, error = %FailureCode::FileLost);
+        // Under its hidden name the sweeper finds it; under its final one, which was not recorded, nobody would.
+        let removed = self.on_folder(move |folder| match folder.store()? == place.store {
+            true => folder.remove(&place.output_filename, &place.identity),
+            false => Ok(()),
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(event = "file_left_behind", jobId = %id, error = chain(&error));
+        }
+        Ok(())
     }
 
     /// Whether the output folder can take a file.

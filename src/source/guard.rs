@@ -32,6 +32,7 @@ macro_rules! continuity {
     () => {
         "case
            when w.consumer_id is null then 'first'
+           when w.file_lost then 'file_lost'
            -- In whatever form of those there are it was saved.
            when w.definition_hash <> all (array(select md5(form) from unnest(wanted.definition) as form)) then 'dataset_changed'
            when not wanted.by_triggers then null

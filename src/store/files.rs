@@ -1,12 +1,14 @@
 //! A completed job's file: what is recorded of it, and its names, the hidden one and the final one.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::job::encoding::Encoding;
 use crate::job::file::FileIdentity;
-use crate::job::{ExportType, JobId};
+use crate::job::{Continuity, ExportType, FailureCode, JobId};
 use crate::store::{Error, Store};
 
 /// The columns of [`PlaceRow`].
@@ -111,6 +113,48 @@ impl Store {
         Ok(published.rows_affected() == 1)
     }
 
+    /// Fails a committed job whose file was lost before it had its name, and bars its consumer's position: only a full export goes on
+    /// from there. False: it was published meanwhile, or was committed less than `after` ago, or has ended otherwise.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn give_up(&self, place: &FilePlace, after: Duration) -> Result<bool, Error> {
+        let mut conn = self.connection().await?;
+        // An export of the lane that runs finds its position changed and begins anew. A full one that was completed meanwhile
+        // has made up for the loss.
+        let given_up: Option<i32> = sqlx::query_scalar(
+            "-- store.files.give_up
+             with lost as (
+               update exports
+               set status = 'failed', progress = least(progress, 99), finished_at = clock_timestamp(),
+                   error_code = $4, error_detail = $5, continuity = $6,
+                   staged_name = null, sha256 = null, file_inode = null, file_modified_ns = null
+               where id = $1 and status = 'completed' and published_at is null and output_filename = $2
+                 and finished_at < clock_timestamp() - make_interval(secs => $3)
+               returning consumer_id, dataset, lane_seq),
+             barred as (
+               update watermarks w set file_lost = true, version = w.version + 1
+               from lost
+               where w.consumer_id = lost.consumer_id and w.dataset = lost.dataset
+                 and not exists (
+                   select from exports later
+                   where later.consumer_id = lost.consumer_id and later.dataset = lost.dataset and later.lane_seq > lost.lane_seq
+                     and later.export_type = 'full' and later.status = 'completed'))
+             select 1 from lost",
+        )
+        .bind(place.job.as_uuid())
+        .bind(&place.output_filename)
+        .bind(after.as_secs_f64())
+        .bind(FailureCode::FileLost.as_str())
+        .bind("its file was removed after the commit, before it had its name: what it held needs a full export")
+        .bind(Continuity::FileLost.as_str())
+        .fetch_optional(conn.get())
+        .await?;
+        conn.give_back();
+        let _ = self.ended.send(place.job);
+        Ok(given_up.is_some())
+    }
+
     /// Gives a committed file another final name, since that one is taken in the folder. Recorded before the file is renamed,
     /// so that whoever goes on after a crash looks for it under the right name. Nothing happens if somebody else did it.
     ///
@@ -119,8 +163,9 @@ impl Store {
     pub async fn rename_output(&self, place: &FilePlace) -> Result<(), Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        let stem = stem_of(&place.output_filename, place.encoding);
-        let mut number = names_taken(&mut tx, stem).await? + 1;
+        let (stem, present) = parts_of(&place.output_filename, place.encoding);
+        // Only forward: of two publishers one would else look for the file under the name that the other one went back to.
+        let mut number = (names_taken(&mut tx, stem).await? + 1).max(present + 1);
         loop {
             let name = numbered(stem, number, place.encoding);
             let free: bool = sqlx::query_scalar(
@@ -172,11 +217,11 @@ pub(crate) fn numbered(stem: &str, number: i64, encoding: Encoding) -> String {
 }
 
 /// The inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number behind a `-` is none of it.
-fn stem_of(name: &str, encoding: Encoding) -> &str {
+fn parts_of(name: &str, encoding: Encoding) -> (&str, i64) {
     let name = name.strip_suffix(&encoding.extension()).unwrap_or(name);
     match name.rsplit_once('-') {
-        Some((stem, number)) if number.bytes().all(|b| b.is_ascii_digit()) => stem,
-        _ => name,
+        Some((stem, number)) => number.parse().map_or((name, 1), |number| (stem, number)),
+        None => (name, 1),
     }
 }
 
@@ -239,7 +284,7 @@ mod tests {
             let encoding = Encoding { format, compression };
             for number in [1, 2, 37] {
                 let name = numbered("full_a.csv-1_20260226T043000Z", number, encoding);
-                assert_eq!(stem_of(&name, encoding), "full_a.csv-1_20260226T043000Z", "{name}");
+                assert_eq!(parts_of(&name, encoding), ("full_a.csv-1_20260226T043000Z", number), "{name}");
             }
         }
         assert_eq!(numbered("s", 2, Encoding { format: Format::Csv, compression: Compression::Gzip }), "s-2.csv.gz");

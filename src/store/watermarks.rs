@@ -197,7 +197,7 @@ pub(crate) async fn advance(
                  snap_live = $6::text::pg_snapshot,
                  -- Deletions that were given up are due until a full export has made up for them.
                  snap_del = case when log_lost is null or $14 = 'full' then $7::text::pg_snapshot end,
-                 log_lost = case when $14 <> 'full' then log_lost end,
+                 log_lost = case when $14 <> 'full' then log_lost end, file_lost = file_lost and $14 <> 'full',
                  table_oid = $8, relfilenode = $9, columns_hash = $10, triggers_hash = $11, partitions_hash = $12,
                  cluster_id = $13, saved_at = clock_timestamp(), saved_seq = log.seq, definition_hash = md5($15), column_types = $16,
                  deletions_saved_at = case when snap_del::text = $7 then deletions_saved_at else clock_timestamp() end,

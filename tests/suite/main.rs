@@ -61,6 +61,10 @@ mod lists;
 #[cfg(test)]
 mod local;
 #[cfg(test)]
+mod lost_files;
+#[cfg(test)]
+mod maintenance;
+#[cfg(test)]
 mod metrics;
 #[cfg(test)]
 mod modes;

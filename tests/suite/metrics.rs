@@ -144,7 +144,7 @@ async fn everything_begins_at_zero() {
     assert_eq!(scrape.count("cdc_export_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1);
     assert_eq!(scrape.count("cdc_export_database_up", &[]), 1);
     assert_eq!(scrape.count("cdc_export_output_ready", &[]), 1);
-    for (pool, most) in [("api", 10), ("probe", 1), ("counting", 2), ("control", 4)] {
+    for (pool, most) in [("api", 10), ("probe", 1), ("counting", 2), ("control", 3)] {
         assert_eq!(scrape.count("cdc_export_pool_connections", &[("pool", pool), ("state", "max")]), most, "{pool}");
         let open = scrape.count("cdc_export_pool_connections", &[("pool", pool), ("state", "idle")])
             + scrape.count("cdc_export_pool_connections", &[("pool", pool), ("state", "used")]);

@@ -7,6 +7,7 @@ const CONTINUITY = {
   watermark_edited: ["The watermark was set forward by hand: the next export goes by it alone, once.", "delta"],
   truncated: ["The table was truncated: which rows it had is not known, so a delta can't name the deletions.", "incremental"],
   deletes_expired: ["It stayed away too long: the log of deletions was given up.", "incremental"],
+  file_lost: ["The file of an export was lost before it had its name: what it held was never handed out.", "full"],
   log_expired: ["It stayed away far too long: the log of changes was given up.", "full"],
   dataset_changed: ["The catalogue says otherwise than before which rows belong to the dataset.", "full"],
   column_retyped: ["A column has another type: values changed that no trigger saw.", "full"],
@@ -44,6 +45,7 @@ const NEXT = {
   invalid_text: "Mend the value in the column that the text names, then retry.",
   row_too_large: "Raise CELL_MAX_BYTES or leave the column out (exclude), then retry.",
   not_in_format: "Export as csv or ndjson, which have a form for every value.",
+  file_lost: "Start a full export: what this one held was never handed out. See who removes files from the output folder.",
   watermark_changed: "Somebody moves this consumer's watermark while its exports run. Retry when that is over.",
   attempts_exhausted: "Its workers vanished each time: look into their logs and memory limits, then retry.",
   internal: "A defect of the service: its log has the cause. Retry once, then report it.",
@@ -63,7 +65,7 @@ export const STATUS = {
   pending: { weight: "notice", meaning: "It waits for a worker, or for its consumer's earlier exports." },
   processing: { weight: "running", meaning: "Its rows are being written." },
   completed: { weight: "good", meaning: "The file is whole and on disk." },
-  failed: { weight: "bad", meaning: "It ended without a file. The watermark is where it was." },
+  failed: { weight: "bad", meaning: "It ended without a file. The watermark is where it was, but after file_lost." },
   cancelled: { weight: "quiet", meaning: "It was cancelled. The watermark is where it was." },
 };
 

@@ -1,0 +1,311 @@
+//! What has to be done whosever job it was: take over jobs of vanished workers, give committed files their names, remove what is left
+//! in the folder or past its retention, purge the change log. Every process does all of it; each step is safe to do twice.
+//!
+//! Each is a task of its own, so that a folder that hangs or a file that can't be removed delays nothing else.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::{FailureCode, JobId, Retention, Status};
+use crate::source::purge::PURGE_ROWS;
+use crate::store::Hint;
+use crate::store::files::FilePlace;
+use crate::store::queue::Reaped;
+use crate::store::retention::Of;
+use crate::telemetry::chain;
+use crate::telemetry::metrics::{self, Kind};
+use crate::worker::publish::{FolderAccess, LOST_AFTER, Publication, give_up, publish};
+use crate::worker::{Error, Settings, Worker, heartbeat};
+
+/// Reading the whole folder costs more than all the rest, and what a crash left there is in nobody's way.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// The log grows slowly beside what a purge takes away, and a statement in ten seconds is nothing.
+const PURGE_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a round of a task may take before it begins anew. A purging statement may take a minute.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The same trouble is logged so often.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// Says the same of the same thing once a minute.
+#[derive(Default)]
+struct Complaints(HashMap<String, Instant>);
+
+impl Complaints {
+    fn is_new(&mut self, complaint: String) -> bool {
+        self.0.retain(|_, said| said.elapsed() < COMPLAIN_EVERY);
+        match self.0.entry(complaint) {
+            std::collections::hash_map::Entry::Occupied(_) => false,
+            std::collections::hash_map::Entry::Vacant(new) => {
+                new.insert(Instant::now());
+                true
+            }
+        }
+    }
+}
+
+/// What is done again and again.
+trait Task: Send {
+    /// What it is called in the log.
+    const NAME: &'static str;
+
+    /// Does it once. One that is given up for taking too long is begun anew.
+    fn round(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// Does a task until `shutdown`, whatever becomes of it, with a rest of `period` in between, which `wake` may end.
+async fn every<T: Task>(period: Duration, wake: &Notify, mut task: T, shutdown: CancellationToken) {
+    let mut complaints = Complaints::default();
+    while !shutdown.is_cancelled() {
+        let done = tokio::select! {
+            () = shutdown.cancelled() => return,
+            done = tokio::time::timeout(ROUND_TIMEOUT, task.round()) => done,
+        };
+        let failed = match done {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(_) => Some("it takes too long".to_owned()),
+        };
+        if let Some(error) = failed
+            && complaints.is_new(error.clone())
+        {
+            tracing::warn!(event = "maintenance_failed", task = T::NAME, error);
+        }
+        tokio::select! { () = shutdown.cancelled() => {}, () = tokio::time::sleep(period) => {}, () = wake.notified() => {} }
+    }
+}
+
+/// Passes hints on, until `shutdown`. Without a connection it tries again; the workers poll meanwhile.
+pub(crate) async fn listen(worker: Worker, shutdown: CancellationToken) {
+    let listening = async {
+        let mut complaints = Complaints::default();
+        loop {
+            if let Err(error) = pass_hints_on(&worker).await
+                && complaints.is_new(chain(&error))
+            {
+                tracing::warn!(event = "listen_failed", error = chain(&error));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! { () = shutdown.cancelled() => {}, () = listening => {} }
+}
+
+async fn pass_hints_on(worker: &Worker) -> Result<(), Error> {
+    let mut hints = worker.within(worker.store.listen()).await?;
+    loop {
+        match hints.next().await? {
+            Hint::Work => worker.work_hint.notify_waiters(),
+            // Without a running export nobody listens.
+            Hint::Cancel(job) => drop(worker.cancel_hints.send(job)),
+        }
+    }
+}
+
+/// Takes the jobs of vanished workers from them.
+pub(crate) async fn reap(worker: Worker, shutdown: CancellationToken) {
+    every(heartbeat::interval(worker.settings.lease), &Notify::new(), Reap { worker }, shutdown).await;
+}
+
+struct Reap {
+    worker: Worker,
+}
+
+impl Task for Reap {
+    const NAME: &'static str = "reap";
+
+    async fn round(&mut self) -> Result<(), Error> {
+        let Reap { worker } = self;
+        for Reaped { job, dataset, export_type, status } in worker.within(worker.store.reap()).await? {
+            tracing::warn!(event = "export_taken_over", jobId = %job, status = %status);
+            metrics::lease_taken_over();
+            let kind = Kind { dataset: &dataset, export_type: export_type.as_str() };
+            if status.is_terminal() {
+                metrics::job_ended(kind, status.as_str());
+            }
+            if status == Status::Failed {
+                metrics::job_failed(kind, FailureCode::AttemptsExhausted.as_str());
+                tracing::error!(event = "export_failed", jobId = %job, error = %FailureCode::AttemptsExhausted);
+            }
+            worker.work_hint.notify_waiters();
+            worker.sweep_hint.notify_one();
+        }
+        Ok(())
+    }
+}
+
+/// Gives committed files their names, and up those that are nowhere to be found.
+pub(crate) async fn publish_all(worker: Worker, shutdown: CancellationToken) {
+    let (folder, period) = (FolderAccess::new(&worker), heartbeat::interval(worker.settings.lease));
+    let (missing, complaints) = Default::default();
+    every(period, &Notify::new(), Publish { worker, folder, missing, complaints }, shutdown).await;
+}
+
+struct Publish {
+    worker: Worker,
+    folder: FolderAccess,
+    /// Since when a job's file is missing.
+    missing: HashMap<JobId, Instant>,
+    complaints: Complaints,
+}
+
+impl Task for Publish {
+    const NAME: &'static str = "publish";
+
+    async fn round(&mut self) -> Result<(), Error> {
+        let Publish { worker, folder, missing, complaints } = self;
+        let store = announce(worker, folder).await?;
+        let unpublished = worker.within(worker.store.unpublished(store)).await?;
+        missing.retain(|job, _| unpublished.iter().any(|place| place.job == *job));
+        for place in unpublished {
+            let job = place.job;
+            let outcome = match publish(worker, folder, place).await {
+                Ok(Publication::Done) => Ok(()),
+                Ok(Publication::Missing(place)) => look_again(worker, missing, &place).await,
+                Err(error) => {
+                    // No proof of anything: a folder that failed may have the file.
+                    missing.remove(&job);
+                    Err(error)
+                }
+            };
+            if let Err(error) = outcome
+                && complaints.is_new(format!("{job} {}", chain(&error)))
+            {
+                tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives a job up whose file was missing at each look for a while.
+async fn look_again(worker: &Worker, missing: &mut HashMap<JobId, Instant>, place: &FilePlace) -> Result<(), Error> {
+    let first = *missing.entry(place.job).or_insert_with(|| {
+        tracing::warn!(event = "staged_file_missing", jobId = %place.job, file = place.staged_name);
+        Instant::now()
+    });
+    if first.elapsed() > LOST_AFTER { give_up(worker, place).await } else { Ok(()) }
+}
+
+/// Says that a process with this folder lives; which it is.
+pub(crate) async fn announce(worker: &Worker, folder: &FolderAccess) -> Result<uuid::Uuid, Error> {
+    let store = folder.run(|folder| folder.store()).await?;
+    worker.within(worker.store.seen(store)).await?;
+    Ok(store)
+}
+
+/// Removes the hidden files of attempts that ended.
+pub(crate) async fn sweep(worker: Worker, shutdown: CancellationToken) {
+    let (folder, hint) = (FolderAccess::new(&worker), Arc::clone(&worker.sweep_hint));
+    every(SWEEP_EVERY, &hint, Sweep { worker, folder }, shutdown).await;
+}
+
+struct Sweep {
+    worker: Worker,
+    folder: FolderAccess,
+}
+
+impl Task for Sweep {
+    const NAME: &'static str = "sweep";
+
+    async fn round(&mut self) -> Result<(), Error> {
+        let Sweep { worker, folder } = self;
+        // Listed before the question, so that an attempt which begins in between isn't among them.
+        let attempts = folder.run(|folder| folder.hidden_files()).await?;
+        if attempts.is_empty() {
+            return Ok(());
+        }
+        let mut outcome = Ok(());
+        for (job, token) in worker.within(worker.store.ended_attempts(&attempts)).await? {
+            match folder.run(move |folder| folder.remove_hidden(job, token)).await {
+                Ok(()) => tracing::info!(event = "draft_swept", jobId = %job),
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome
+    }
+}
+
+/// Removes files and forgets jobs past what an operator wants kept.
+pub(crate) async fn retain(worker: Worker, shutdown: CancellationToken) {
+    let folder = FolderAccess::new(&worker);
+    every(SWEEP_EVERY, &Notify::new(), Retain { worker, folder }, shutdown).await;
+}
+
+struct Retain {
+    worker: Worker,
+    folder: FolderAccess,
+}
+
+impl Task for Retain {
+    const NAME: &'static str = "retain";
+
+    async fn round(&mut self) -> Result<(), Error> {
+        let Retain { worker, folder } = self;
+        let Settings { retain_files, retain_jobs, .. } = worker.settings;
+        let mut outcome = Ok(());
+        for (retention, of) in [(retain_files, Of::Files), (retain_jobs, Of::Jobs)] {
+            if retention != Retention::default() {
+                let store = folder.run(|folder| folder.store()).await?;
+                for place in worker.within(worker.store.files_past(&retention, of, store)).await? {
+                    // One that can't be removed keeps no other one.
+                    if let Err(error) = remove(worker, folder, place).await {
+                        outcome = Err(error);
+                    }
+                }
+            }
+        }
+        if retain_jobs != Retention::default() {
+            let jobs = worker.within(worker.store.forget_jobs_past(&retain_jobs)).await?;
+            if jobs > 0 {
+                tracing::info!(event = "jobs_forgotten", jobs);
+            }
+        }
+        outcome
+    }
+}
+
+async fn remove(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Result<(), Error> {
+    let (job, name) = (place.job, place.output_filename.clone());
+    folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
+    worker.within(worker.store.file_removed(job)).await?;
+    tracing::info!(event = "file_removed", jobId = %job, file = name);
+    Ok(())
+}
+
+/// Purges the change log.
+pub(crate) async fn purge(worker: Worker, shutdown: CancellationToken) {
+    every(PURGE_EVERY, &Notify::new(), Purge { worker }, shutdown).await;
+}
+
+struct Purge {
+    worker: Worker,
+}
+
+impl Task for Purge {
+    const NAME: &'static str = "purge";
+
+    async fn round(&mut self) -> Result<(), Error> {
+        let Purge { worker } = self;
+        while worker.source.purge(&worker.settings.log_caps).await? >= PURGE_ROWS {}
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_trouble_is_told_once() {
+        let mut complaints = Complaints::default();
+        let told = ["a", "b", "a", "b"].map(|what| complaints.is_new(what.to_owned()));
+        assert_eq!(told, [true, true, false, false]);
+    }
+}

@@ -1,0 +1,114 @@
+//! A committed file gets its final name, and that is recorded. Safe to be done by several processes at once and after a crash at any
+//! point.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use crate::job::file::FileIdentity;
+use crate::job::{FailureCode, Status};
+use crate::sink::{self, Folder, Published};
+use crate::store::files::FilePlace;
+use crate::telemetry::metrics::{self, Completed, Kind};
+use crate::worker::{Error, Worker};
+
+/// A file that is committed and nowhere in its folder for so long is lost: who was just renaming it has long done that.
+pub(crate) const LOST_AFTER: Duration = Duration::from_secs(10);
+
+/// How a publication went.
+pub(crate) enum Publication {
+    /// The file has its name, or somebody else ended the job.
+    Done,
+    /// It is nowhere in the folder. Perhaps another process is just renaming it.
+    Missing(FilePlace),
+}
+
+/// The way of one task to the folder. Operations block, and one on a dead network never returns: it keeps its thread, and the task
+/// gets no second one.
+pub(crate) struct FolderAccess {
+    folder: Arc<Folder>,
+    turn: Arc<Semaphore>,
+}
+
+impl FolderAccess {
+    pub(crate) fn new(worker: &Worker) -> FolderAccess {
+        FolderAccess { folder: Arc::clone(&worker.folder), turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Works on the folder, on a thread that may block.
+    ///
+    /// # Errors
+    /// If that fails, or the last operation hasn't come back yet.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> Result<T, sink::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let Ok(turn) = Arc::clone(&self.turn).try_acquire_owned() else {
+            return Err(sink::Error::Io(std::io::ErrorKind::TimedOut.into()).into());
+        };
+        let folder = Arc::clone(&self.folder);
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work(&folder);
+            drop(turn);
+            done
+        });
+        Ok(done.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+    }
+}
+
+/// Gives a committed file its final name and records that.
+pub(crate) async fn publish(
+    worker: &Worker,
+    folder: &FolderAccess,
+    mut place: FilePlace,
+) -> Result<Publication, Error> {
+    loop {
+        let (staged, name, identity) = (place.staged_name.clone(), place.output_filename.clone(), place.identity);
+        match folder.run(move |folder| folder.publish(&staged, &name, &identity)).await? {
+            Published::Done => {
+                record(worker, folder, place).await?;
+                return Ok(Publication::Done);
+            }
+            Published::Taken => worker.within(worker.store.rename_output(&place)).await?,
+            Published::Gone => {}
+        }
+        match worker.within(worker.store.file_place(place.job)).await? {
+            Some(now) if now.output_filename != place.output_filename => place = now,
+            Some(now) if now.is_published => return Ok(Publication::Done),
+            Some(now) => return Ok(Publication::Missing(now)),
+            None => return Ok(Publication::Done),
+        }
+    }
+}
+
+async fn record(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Result<(), Error> {
+    if worker.within(worker.store.published(&place)).await? {
+        // Here, since of all processes that may finish a job one gets here.
+        let FilePlace { rows, identity: FileIdentity { size: bytes, .. }, late_rows, seconds, .. } = place;
+        let kind = Kind { dataset: &place.dataset, export_type: place.export_type.as_str() };
+        metrics::job_ended(kind, Status::Completed.as_str());
+        metrics::job_completed(kind, Completed { rows, bytes, late_rows, seconds });
+        tracing::info!(
+            event = "export_completed",
+            jobId = %place.job,
+            rowsExported = place.rows,
+            durationSeconds = place.seconds,
+        );
+    } else if worker.within(worker.store.file_place(place.job)).await?.is_none() {
+        // Somebody gave it up in this moment: a file without a completed job is nobody's.
+        folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
+    }
+    Ok(())
+}
+
+/// Fails a job whose file is in the folder under no name. Nothing happens if it was published meanwhile.
+pub(crate) async fn give_up(worker: &Worker, place: &FilePlace) -> Result<(), Error> {
+    if worker.within(worker.store.give_up(place, LOST_AFTER)).await? {
+        let kind = Kind { dataset: &place.dataset, export_type: place.export_type.as_str() };
+        metrics::job_ended(kind, Status::Failed.as_str());
+        metrics::job_failed(kind, FailureCode::FileLost.as_str());
+        tracing::error!(event = "export_failed", jobId = %place.job, error = %FailureCode::FileLost, file = place.staged_name);
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! Maintenance goes on, whatever one of its tasks meets.
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Database, Start, eventually};
+
+#[tokio::test]
+async fn a_folder_that_hangs_holds_up_neither_takeovers_nor_the_end() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let start = || Start::on(&database).with("LEASE_SECONDS", 1).with("WORKERS", 1);
+    // As a read of a folder on a network that is gone: it never comes back.
+    let heir = start().with("FAILPOINTS", "sink.sweep=sleep:600000").service().await;
+    heir.reaches("sink.sweep").await;
+    let doomed = start().sharing_output(&heir).with("FAILPOINTS", "worker.claimed=sleep:600000");
+    let mut doomed = doomed.service().await;
+    let held = database.hold_exports().await;
+    // Each takes one, and waits.
+    let jobs = [heir.submit("full", "a").await, heir.submit("full", "b").await];
+    doomed.reaches("worker.claimed").await;
+    doomed.signal(Signal::SIGKILL);
+    doomed.dies().await;
+    held.rollback().await.unwrap();
+    for id in jobs {
+        assert_eq!(heir.ended(&id).await["status"], "completed");
+    }
+    assert_eq!(heir.events("export_taken_over").len(), 1);
+    heir.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_removed_keeps_no_other_one() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        jobs.push(service.export("full", "a").await.0);
+    }
+    // It looks as the hidden file of an attempt that ended, and is a folder, which nobody removes as a file.
+    let stuck = format!(".{}.{}.part", jobs[0]["jobId"].as_str().unwrap(), uuid::Uuid::new_v4());
+    std::fs::create_dir(service.output().join(&stuck)).unwrap();
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
+    let kept = [stuck, jobs[2]["outputFilename"].as_str().unwrap().to_owned()];
+    eventually("files go", async || (keeping.files() == kept).then_some(())).await;
+    let told =
+        eventually("it is told", async || Some(keeping.events("maintenance_failed")).filter(|told| !told.is_empty()));
+    assert_eq!(told.await[0]["task"], "sweep");
+    keeping.stop().await;
+    service.stop().await;
+}
