@@ -101,6 +101,8 @@ async fn a_file_is_not_lost_while_its_folder_is_away() {
     eventually("the file has its name", named).await;
     let elsewhere = tempfile::tempdir_in(heir.output().parent().unwrap()).unwrap();
     move_all(heir.output(), elsewhere.path());
+    let seen = async || heir.events("maintenance_failed").into_iter().find(|line| line["task"] == "publish");
+    eventually("its absence is noticed", seen).await;
     database.run("drop trigger refuse on exports").await;
     let longer = "select clock_timestamp() > finished_at + interval '15 s' from exports";
     eventually("longer than a file is looked for", async || database.one::<bool>(longer).await.then_some(())).await;
