@@ -3,6 +3,7 @@
 //! HTTP is one way in and knows this room only. Knows no status codes and runs no export.
 
 pub mod files;
+mod followers;
 mod keys;
 mod scrape;
 mod standings;
@@ -21,6 +22,7 @@ use crate::job::selection::{BadSelection, Selection};
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::key::{Grant, Presented};
 use crate::service::files::FOLDER_TURNS;
+use crate::service::followers::{Follower, Followers, Look, Seen};
 use crate::service::keys::Keyring;
 use crate::service::scrape::LastLook;
 use crate::sink::{self, Folder};
@@ -31,6 +33,8 @@ use crate::store::{
     users::User,
 };
 use crate::telemetry::metrics::{self, Kind};
+
+pub use followers::Party;
 
 /// Why a request can't be met.
 #[derive(Debug, thiserror::Error)]
@@ -104,8 +108,8 @@ pub enum Error {
     /// The key was sent with another request.
     #[error("this key was sent with another request, which made the export {0}")]
     KeyTaken(JobId),
-    /// As many clients follow jobs as may.
-    #[error("too many clients follow jobs now")]
+    /// As many clients follow jobs as may, of one party or of all.
+    #[error("too many clients follow or wait for exports now, with this key or from this address, or in all")]
     TooManyFollowers,
     /// The consumer has too many open jobs.
     #[error("{0} exports are open, which is as many as there may be: wait for some to end")]
@@ -147,10 +151,6 @@ pub const PATIENCE: Duration = Duration::from_millis(1_900);
 /// How long the changes that wait for consumers may be counted, the one thing that takes its time.
 pub const COUNTING_PATIENCE: Duration = Duration::from_secs(5);
 
-const MOST_FOLLOWERS: usize = 250;
-/// A follower outlives so many failed looks at its job.
-const FAILED_LOOKS: u32 = 5;
-
 /// A look at a table, which somebody may have locked.
 async fn on_table<T>(look: impl Future<Output = Result<T, source::Error>>) -> Result<T, Error> {
     match tokio::time::timeout(COUNTING_PATIENCE, look).await {
@@ -163,6 +163,31 @@ async fn on_table<T>(look: impl Future<Output = Result<T, source::Error>>) -> Re
 
 async fn within<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
     Ok(store::within(PATIENCE, call).await?)
+}
+
+/// The job at its end; `None` if nobody can tell.
+async fn ended(mut follower: Follower) -> Option<Job> {
+    loop {
+        match follower.look().await.seen {
+            Seen::Job(job) if job.status.is_terminal() => return Some(Job::clone(&job)),
+            Seen::Job(_) | Seen::Nothing => {}
+            Seen::Lost => return None,
+        }
+    }
+}
+
+/// The job once it stands differently; `None` if it never will, or nobody can tell.
+async fn changed(follower: &mut Follower, last: &Job, since: Instant) -> Option<Job> {
+    let standing = |job: &Job| (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt);
+    while !last.status.is_terminal() {
+        let Look { begun, seen } = follower.look().await;
+        match seen {
+            Seen::Job(job) if begun >= since && standing(&job) != standing(last) => return Some(Job::clone(&job)),
+            Seen::Job(_) | Seen::Nothing => {}
+            Seen::Lost => return None,
+        }
+    }
+    None
 }
 
 /// What it works with.
@@ -203,17 +228,17 @@ pub struct Service {
     stopping: CancellationToken,
     /// A few operations on the folder at a time: a network file system may hang, and each would keep a thread.
     turns: Arc<Semaphore>,
-    /// A few followers at a time: each keeps a connection for as long as its job takes.
-    followers: Arc<Semaphore>,
+    followers: Arc<Followers>,
     keyring: Arc<Keyring>,
 }
 
 impl Service {
-    /// Once it is `stopping`, it answers those who wait for a job.
+    /// Once it is `stopping`, it answers those who wait for a job. Needs a runtime.
     pub fn new(settings: Settings, stores: Stores, source: Source, stopping: CancellationToken) -> Service {
         let Settings { folder, catalog, max_attempts } = settings;
         let Stores { api, probe, control } = stores;
-        let [turns, followers] = [FOLDER_TURNS, MOST_FOLLOWERS].map(|most| Arc::new(Semaphore::new(most)));
+        let turns = Arc::new(Semaphore::new(FOLDER_TURNS));
+        let followers = Arc::new(Followers::new(api.clone()));
         let keyring = Arc::new(Keyring::new(api.clone()));
         scrape::foresee(&catalog);
         let last_look = Arc::default();
@@ -352,62 +377,42 @@ impl Service {
     /// A job, once it has ended or `patience` has passed.
     ///
     /// # Errors
-    /// If there is none of this id.
-    pub async fn ended_job(&self, id: JobId, patience: Duration) -> Result<Job, Error> {
-        let begun = Instant::now();
-        let deadline = begun + patience;
+    /// If there is none of this id, too many follow jobs already, or the database fails.
+    pub async fn ended_job(&self, id: JobId, patience: Duration, party: Party) -> Result<Job, Error> {
+        let deadline = Instant::now() + patience;
         // Before the first look, so that no end is missed in between.
-        let mut endings = self.store.endings();
-        loop {
-            let job = self.job(id).await?;
-            if job.status.is_terminal() || Instant::now() >= deadline || self.stopping.is_cancelled() {
-                return Ok(job);
-            }
-            // Where another process runs it, a client waits a fifth longer than the job takes, at most: a short one is asked for
-            // often.
-            let pause = (begun.elapsed() / 5).clamp(Duration::from_millis(5), Duration::from_millis(500));
-            let pause = self.pause(pause.min(deadline - Instant::now()));
-            tokio::select! { () = endings.of(id) => {}, () = pause => {} }
+        let follower = self.followers.join(party, id);
+        let job = self.job(id).await?;
+        if job.status.is_terminal() || Instant::now() >= deadline {
+            return Ok(job);
         }
+        tokio::select! {
+            job = ended(follower?) => if let Some(job) = job { return Ok(job) },
+            () = tokio::time::sleep_until(deadline) => {}
+            () = self.stopping.cancelled() => {}
+        }
+        self.job(id).await
     }
 
     /// A job as it stands, then again each time that it was seen to have changed, up to its end.
     ///
     /// # Errors
-    /// If there is none of this id, too many follow already, or the database fails; later that ends the stream after some time.
-    pub async fn follow(&self, id: JobId) -> Result<impl Stream<Item = Job> + use<>, Error> {
-        let place = Arc::clone(&self.followers).try_acquire_owned().map_err(|_| Error::TooManyFollowers)?;
+    /// If there is none of this id, too many follow jobs already, or the database fails; later that ends the stream after some
+    /// time.
+    pub async fn follow(&self, id: JobId, party: Party) -> Result<impl Stream<Item = Job> + use<>, Error> {
+        let follower = self.followers.join(party, id)?;
         let first = self.job(id).await?;
-        let changes = stream::unfold((self.clone(), first.clone(), place), async |(service, last, place)| {
-            let next = service.changed_job(&last).await?;
-            Some((next.clone(), (service, next, place)))
+        // A look that others began before may show the job as it was before.
+        let since = Instant::now();
+        let start = (follower, first.clone(), since, self.stopping.clone());
+        let changes = stream::unfold(start, async |(mut follower, last, since, stopping)| {
+            let next = tokio::select! {
+                next = changed(&mut follower, &last, since) => next?,
+                () = stopping.cancelled() => return None,
+            };
+            Some((next.clone(), (follower, next, since, stopping)))
         });
         Ok(stream::once(std::future::ready(first)).chain(changes))
-    }
-
-    /// The job once it stands differently; `None` if it never will, or nobody can tell.
-    async fn changed_job(&self, last: &Job) -> Option<Job> {
-        let standing = |job: &Job| (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt);
-        let (mut pause, mut failed) = (Duration::from_millis(50), 0);
-        while !last.status.is_terminal() {
-            self.pause(pause).await;
-            if self.stopping.is_cancelled() {
-                return None;
-            }
-            match self.job(last.id).await {
-                Ok(job) if standing(&job) != standing(last) => return Some(job),
-                Ok(_) => failed = 0,
-                Err(Error::DatabaseUnavailable(_)) if failed < FAILED_LOOKS => failed += 1,
-                Err(_) => return None,
-            }
-            pause = (pause * 2).min(Duration::from_secs(1));
-        }
-        None
-    }
-
-    /// Waits, or not any longer once the service stops.
-    async fn pause(&self, time: Duration) {
-        let _ = tokio::time::timeout(time, self.stopping.cancelled()).await;
     }
 
     /// Jobs that a filter lets through, newest first.

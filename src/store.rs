@@ -4,6 +4,7 @@
 //! an HTTP client is told, is decided elsewhere.
 
 pub mod files;
+pub mod followed;
 pub mod gauges;
 pub mod jobs;
 pub mod keys;
@@ -177,16 +178,22 @@ impl Drop for Connection {
 #[derive(Debug)]
 pub struct Endings(broadcast::Receiver<JobId>);
 
+/// What has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// This job.
+    Job(JobId),
+    /// There were more than could be told: it may be any.
+    Any,
+}
+
 impl Endings {
-    /// Waits until this job may have ended.
-    pub async fn of(&mut self, job: JobId) {
-        loop {
-            match self.0.recv().await {
-                Ok(ended) if ended != job => {}
-                // It may be among those that were missed.
-                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
-                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-            }
+    /// Waits for the next one.
+    pub async fn next(&mut self) -> Ended {
+        match self.0.recv().await {
+            Ok(job) => Ended::Job(job),
+            Err(broadcast::error::RecvError::Lagged(_)) => Ended::Any,
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
     }
 }
@@ -239,14 +246,14 @@ mod tests {
         let worker = Store::new(pool());
         let (job, other) = (JobId::new(), JobId::new());
         let mut endings = worker.over(pool()).endings();
-        worker.ended.send(other).unwrap();
-        assert_eq!(endings.of(job).now_or_never(), None);
-        worker.ended.send(job).unwrap();
-        assert_eq!(endings.of(job).now_or_never(), Some(()));
-        assert_eq!(endings.of(job).now_or_never(), None, "it is told once");
+        for ended in [other, job] {
+            worker.ended.send(ended).unwrap();
+            assert_eq!(endings.next().now_or_never(), Some(Ended::Job(ended)));
+        }
+        assert_eq!(endings.next().now_or_never(), None, "it is told once");
         for _ in 0..100 {
             worker.ended.send(other).unwrap();
         }
-        assert_eq!(endings.of(job).now_or_never(), Some(()), "it may be among those that were missed");
+        assert_eq!(endings.next().now_or_never(), Some(Ended::Any), "it may be among those that were missed");
     }
 }

@@ -17,11 +17,11 @@ use futures_util::StreamExt;
 
 use crate::http::local::{LocalHosts, Sender};
 use crate::http::problem::Problem;
-use crate::http::rate::{Limits, Payer, Rate};
+use crate::http::rate::{Limits, Payer, Rate, whose};
 use crate::http::{Origins, Settings};
 use crate::job::{ConsumerId, Job};
 use crate::key::{Grant, Presented, Scope};
-use crate::service::Service;
+use crate::service::{Party, Service};
 
 /// Who may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,22 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
+/// Who is counted where each may have a share only: the key, or the address where there is none.
+pub(crate) struct Follower {
+    pub(crate) party: Party,
+}
+
+impl<S: Sync> FromRequestParts<S> for Follower {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Follower, Problem> {
+        let Caller(grant) = Caller::from_request_parts(parts, state).await?;
+        let address = parts.extensions.get().map_or(Ipv4Addr::UNSPECIFIED.into(), |Peer(address)| *address);
+        let party = grant.map_or(Party::Address(whose(address)), |grant| Party::Key(grant.prefix.clone()));
+        Ok(Follower { party })
+    }
+}
+
 /// The layer that refuses whom [`Access`] doesn't let in, and who sends too much.
 pub(crate) async fn check(
     State(door): State<Door>,
@@ -127,7 +143,7 @@ pub(crate) async fn check(
         sender.check(&door.hosts, &door.origins)?;
     }
     if is_open(path) || door.access != Access::Keys {
-        if !is_open(path) {
+        if !is_free(path) {
             door.charge(Payer::Address(address))?;
         }
         request.extensions_mut().insert(Caller(None));
@@ -152,6 +168,11 @@ pub(crate) async fn check(
 pub(crate) fn is_open(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready" | "/docs" | "/openapi.json" | "/" | "/page/{name}")
         || path.starts_with("/docs/")
+}
+
+/// What is never limited: who watches a process asks while it is busy, too.
+pub(crate) fn is_free(path: &str) -> bool {
+    matches!(path, "/health" | "/health/live" | "/health/ready")
 }
 
 /// What a key must be for to call a route.

@@ -19,7 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::dataset::catalog::is_name;
-use crate::http::access::Caller;
+use crate::http::access::{Caller, Follower};
 use crate::http::input::PathJob;
 use crate::http::openapi::DatasetName;
 use crate::http::pages::{self, Page};
@@ -47,15 +47,19 @@ pub(crate) struct Patience {
 #[utoipa::path(
     get, path = "/exports/{jobId}", operation_id = "getExport", tag = "exports",
     params(PathJob, Patience), responses((status = 200, description = "The export.", body = JobBody)),
+    extensions(("x-codes" = json!([Code::TooManyFollowers]))),
 )]
 pub(crate) async fn get(
     State(service): State<Service>,
     PathJob(id): PathJob,
+    follower: Follower,
     Query(Patience { wait }): Query<Patience>,
 ) -> Result<Json<JobBody>, Problem> {
     let job = match wait.map(|text| whole_number(&text)) {
         None => service.job(id).await?,
-        Some(Some(seconds)) => service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS))).await?,
+        Some(Some(seconds)) => {
+            service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS)), follower.party).await?
+        }
         Some(None) => {
             let detail = format!("wait: a number of seconds up to {MOST_SECONDS} is expected");
             return Err(Problem::bad_input(Code::ParameterInvalid, "wait", detail));
@@ -95,8 +99,12 @@ struct JobEvent {
     responses((status = 200, description = "The events.", body = JobEvent, content_type = "text/event-stream")),
     extensions(("x-codes" = json!([Code::TooManyFollowers]))),
 )]
-pub(crate) async fn events(State(service): State<Service>, PathJob(id): PathJob) -> Result<Response, Problem> {
-    let jobs = service.follow(id).await?.enumerate();
+pub(crate) async fn events(
+    State(service): State<Service>,
+    PathJob(id): PathJob,
+    follower: Follower,
+) -> Result<Response, Problem> {
+    let jobs = service.follow(id, follower.party).await?.enumerate();
     let events = jobs.flat_map(|(number, job)| {
         let first = (number == 0).then_some("job");
         let end = job.status.is_terminal().then(|| job.status.as_str());

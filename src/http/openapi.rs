@@ -206,6 +206,9 @@ fn header_ref(name: &str) -> Value {
 fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map<String, Value>) {
     let mut codes = codes_of(path, operation);
     // Where a key is asked for, it is looked up; and whoever sends too much is refused.
+    if !access::is_free(path) {
+        codes.push(Code::RateLimited);
+    }
     if access::is_open(path) {
         operation["security"] = json!([]);
     } else {
@@ -214,7 +217,6 @@ fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map
             Code::KeyRequired,
             Code::KeyInvalid,
             Code::ScopeMissing,
-            Code::RateLimited,
             Code::DatabaseUnavailable,
         ]);
     }

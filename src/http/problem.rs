@@ -110,7 +110,7 @@ words! {
         OutputFailed = "output_failed",
         /// The file is on another host.
         FileOnOtherHost = "file_on_other_host",
-        /// As many clients follow exports as may.
+        /// As many clients follow or wait for exports as may: of the key, of the address, or of all.
         TooManyFollowers = "too_many_followers",
     }
 }

@@ -35,6 +35,8 @@ mod exports;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod followers;
+#[cfg(test)]
 mod formats;
 #[cfg(test)]
 mod guard;

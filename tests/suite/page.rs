@@ -103,7 +103,7 @@ async fn the_page_has_no_other_files() {
 
 #[tokio::test]
 async fn the_page_needs_no_key_and_its_data_do() {
-    let service = Start::on(&Database::new().await).with("AUTH", "keys").with("RATE_LIMIT", "2/h").service().await;
+    let service = Start::on(&Database::new().await).with("AUTH", "keys").service().await;
     for path in assets(&service).await {
         assert_eq!(service.call("GET", &path, &[]).await.status(), 200, "{path}");
     }

@@ -1,0 +1,100 @@
+//! Many who wait for exports, by `events` or `?wait=`: what they cost, and what one of them leaves to others.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::keys::{bearer, call_as};
+
+/// Of one key or address.
+const MOST: usize = 250;
+
+/// A connection on which a path was asked for.
+async fn asking(service: &Service, path: &str, key: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(service.address.trim_start_matches("http://")).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {key}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+/// A stream of events that has begun.
+async fn following(service: &Service, id: &str, key: &str) -> TcpStream {
+    let mut stream = asking(service, &format!("/exports/{id}/events"), key).await;
+    let (mut text, mut bytes) = (String::new(), [0; 4096]);
+    while !text.contains("event: job") {
+        let read = stream.read(&mut bytes).await.unwrap();
+        assert!(read > 0 && text.len() < 10_000, "{text}");
+        text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+    stream
+}
+
+#[tokio::test]
+async fn one_key_or_address_leaves_followers_to_others() {
+    let database = Database::new().await;
+    let service = Start::on(&database).with("AUTH", "keys").arguments(&["serve", "--no-workers"]).service().await;
+    let [one, other] = [bearer(&database, "one", &[], &[]).await, bearer(&database, "other", &[], &[]).await];
+    let job = call_as(&service, &one, "POST", "/exports").await;
+    let job: serde_json::Value = job.json().await.unwrap();
+    let id = job["jobId"].as_str().unwrap();
+    let streams = join_all((0..MOST / 2).map(|_| following(&service, id, &one))).await;
+    let wait = format!("/exports/{id}?wait=60");
+    let mut waits = join_all((0..MOST / 2).map(|_| asking(&service, &wait, &one))).await;
+    let events = format!("/exports/{id}/events");
+    for path in [&*events, &format!("/exports/{id}?wait=1")] {
+        let refused = eventually("the key's share is used up", async || {
+            // In the place of one that a busy machine refused.
+            waits.push(asking(&service, &wait, &one).await);
+            let answer = call_as(&service, &one, "GET", path).await;
+            (answer.status() != 200).then_some(answer)
+        })
+        .await;
+        assert!(refused.headers().contains_key("Retry-After"));
+        assert_eq!(refusal(refused).await, (503, "too_many_followers".to_owned()), "{path}");
+    }
+    // Who doesn't wait is answered.
+    assert_eq!(call_as(&service, &one, "GET", &format!("/exports/{id}")).await.status(), 200);
+    let _other = following(&service, id, &other).await;
+    drop((streams, waits));
+    eventually("its share is free again", async || {
+        (call_as(&service, &one, "GET", &events).await.status() == 200).then_some(())
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn many_followers_cost_one_look_a_second_together() {
+    let database = Database::new().await;
+    // Nobody else has to do with its database.
+    let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
+    let mut streams = Vec::new();
+    for consumer in ["one", "two"] {
+        let id = service.submit("full", consumer).await;
+        streams.extend(join_all((0..100).map(|_| following(&service, &id, "none"))).await);
+    }
+    // Which statements begin within five seconds, as its sessions tell when they are asked often enough.
+    let begun_in_five_seconds = async || {
+        let sessions = "select coalesce(array_agg(pid || ' ' || query_start), '{}') from pg_stat_activity
+                        where datname = current_database() and application_name = 'cdc-export'";
+        let sessions = async || BTreeSet::from_iter(database.one::<Vec<String>>(sessions).await);
+        let (before, start, mut seen) = (sessions().await, Instant::now(), BTreeSet::new());
+        while start.elapsed() < Duration::from_secs(5) {
+            seen.append(&mut sessions().await);
+        }
+        seen.difference(&before).count()
+    };
+    // Looks are more frequent while somebody has just come.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let statements = begun_in_five_seconds().await;
+    println!("{statements} statements for 200 followers in 5 seconds");
+    // A session that looks for the first time begins two.
+    assert!((3..=15).contains(&statements), "{statements}");
+    drop(streams);
+    eventually("nobody follows", async || (begun_in_five_seconds().await == 0).then_some(())).await;
+    service.stop().await;
+}
