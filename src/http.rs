@@ -3,6 +3,7 @@
 //! Knows `service` and the nouns; `problem` has the only status codes of errors. No SQL, no files, no environment.
 
 mod access;
+mod connections;
 mod consumers;
 mod cors;
 mod datasets;
@@ -18,11 +19,13 @@ mod pages;
 mod problem;
 mod query;
 mod rate;
+mod stream;
 mod users;
 mod watermarks;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -31,13 +34,13 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-use tower_http::add_extension::AddExtension;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
@@ -48,13 +51,16 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use access::Access;
+pub use connections::Room;
 pub use cors::{NotAnOrigin, Origins};
 pub use local::{LocalHosts, NotAHost};
 pub use rate::{NotARate, Rate};
 
 use crate::http::access::{Door, Peer};
+use crate::http::connections::{Connection, Connections};
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
+use crate::http::stream::{Answer, ClientStream};
 use crate::job::Job;
 use crate::service::Service;
 use crate::watermark::Standing;
@@ -70,10 +76,6 @@ const MAX_HEADER_BYTES: usize = 32 * 1024;
 const MAX_HEADERS_READ: usize = 1000;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const EMBEDDED_BY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
-/// Each takes a descriptor, and the exports need some too. Further clients wait in the listener's backlog.
-const MAX_CONNECTIONS: usize = 1_000;
-/// With more connections than this a new one is for one request: idle ones would keep those out who wait.
-const MAX_KEPT_ALIVE: usize = 250;
 
 /// What an operator may set.
 #[derive(Clone, Debug)]
@@ -145,6 +147,7 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
     // From the inside out.
     let routes = routes
         .layer(middleware::from_fn_with_state(Parameters::of(&api), query::check))
+        .layer(middleware::from_fn(connections::take_place))
         .layer(middleware::from_fn_with_state(door, access::check))
         .layer(middleware::from_fn(refuse_long_heads))
         .layer(CatchPanicLayer::custom(problem::for_panic))
@@ -216,18 +219,19 @@ pub async fn listen(settings: &Settings) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until `shutdown`, then lets answers under way finish.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
+pub async fn serve(listener: TcpListener, router: Router, room: Room, shutdown: CancellationToken) {
     let graceful = GracefulShutdown::new();
     let mut http1 = hyper::server::conn::http1::Builder::new();
     http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).max_headers(MAX_HEADERS_READ);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = Connections::new(room);
     let next = async || {
-        let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes the semaphore");
-        listener.accept().await.map(|(stream, peer)| (stream, peer, place))
+        let (stream, peer) = listener.accept().await?;
+        let connection = connections.admit(peer.ip()).await;
+        std::io::Result::Ok((stream, Peer(peer.ip()), connection))
     };
     loop {
         let accepted = tokio::select! { accepted = next() => accepted, () = shutdown.cancelled() => break };
-        let (stream, peer, place) = match accepted {
+        let (stream, peer, connection) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely: connections that end will free some.
@@ -236,17 +240,34 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
                 continue;
             }
         };
-        // Without it the last bytes of an answer wait for the client's delayed acknowledgement.
-        let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(AddExtension::new(router.clone(), Peer(peer.ip())));
-        http1.keep_alive(MAX_CONNECTIONS - places.available_permits() <= MAX_KEPT_ALIVE);
-        let connection = graceful.watch(http1.serve_connection(TokioIo::new(stream), service));
+        let served = graceful.watch(serve_connection(&http1, &router, stream, peer, &connection));
         tokio::spawn(async move {
             // A client that goes away is its own business.
-            let _ = connection.await;
-            drop(place);
+            tokio::select! { _ = served => {}, () = connection.gone() => {} }
         });
     }
     drop(listener);
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await;
+}
+
+fn serve_connection(
+    http1: &hyper::server::conn::http1::Builder,
+    router: &Router,
+    stream: TcpStream,
+    peer: Peer,
+    connection: &Arc<Connection>,
+) -> impl GracefulConnection<Error = hyper::Error> + use<> {
+    stream::prepare(&stream);
+    let answered = Arc::new(AtomicBool::new(false));
+    let stream = ClientStream::new(stream, Arc::clone(connection), Arc::clone(&answered));
+    let (routes, connection) = (TowerToHyperService::new(router.clone()), Arc::clone(connection));
+    let service = service_fn(move |mut request: axum::http::Request<Incoming>| {
+        connection.begins();
+        answered.store(false, Ordering::Relaxed);
+        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(Arc::clone(&connection));
+        let (answer, answered) = (routes.call(request), Arc::clone(&answered));
+        async move { answer.await.map(|answer| answer.map(|body| Answer::new(body, answered))) }
+    });
+    http1.serve_connection(TokioIo::new(stream), service)
 }

@@ -205,7 +205,7 @@ fn header_ref(name: &str) -> Value {
 /// Adds what follows from what a call says of itself.
 fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map<String, Value>) {
     let mut codes = codes_of(path, operation);
-    // Where a key is asked for, it is looked up; and whoever sends too much is refused.
+    // Where a key is asked for, it is looked up and a caller's place taken; and whoever sends too much is refused.
     if !access::is_free(path) {
         codes.push(Code::RateLimited);
     }
@@ -218,6 +218,7 @@ fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map
             Code::KeyInvalid,
             Code::ScopeMissing,
             Code::DatabaseUnavailable,
+            Code::TooManyConnections,
         ]);
     }
     let mut by_status = BTreeMap::<StatusCode, Vec<Code>>::new();

@@ -112,6 +112,8 @@ words! {
         FileOnOtherHost = "file_on_other_host",
         /// As many clients follow or wait for exports as may: of the key, of the address, or of all.
         TooManyFollowers = "too_many_followers",
+        /// As many requests are under way as may be: of the address, or of all.
+        TooManyConnections = "too_many_connections",
     }
 }
 
@@ -160,7 +162,8 @@ impl Code {
             | Code::OutputMissing
             | Code::OutputFailed
             | Code::FileOnOtherHost
-            | Code::TooManyFollowers => StatusCode::SERVICE_UNAVAILABLE,
+            | Code::TooManyFollowers
+            | Code::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -290,6 +293,10 @@ impl Problem {
         let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
         let detail = format!("too many requests: the next one in {seconds} s");
         Problem::new(Code::RateLimited, detail).with(header::RETRY_AFTER, seconds.to_string())
+    }
+
+    pub(crate) fn too_many_connections() -> Problem {
+        Problem::new(Code::TooManyConnections, "too many requests are under way, of this address or of all")
     }
 
     pub(crate) fn not_found(detail: &str) -> Problem {

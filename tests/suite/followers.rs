@@ -1,6 +1,7 @@
 //! Many who wait for exports, by `events` or `?wait=`: what they cost, and what one of them leaves to others.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -43,12 +44,13 @@ async fn one_key_or_address_leaves_followers_to_others() {
     let id = job["jobId"].as_str().unwrap();
     let streams = join_all((0..MOST / 2).map(|_| following(&service, id, &one))).await;
     let wait = format!("/exports/{id}?wait=60");
-    let mut waits = join_all((0..MOST / 2).map(|_| asking(&service, &wait, &one))).await;
+    let waits = Mutex::new(join_all((0..MOST / 2).map(|_| asking(&service, &wait, &one))).await);
     let events = format!("/exports/{id}/events");
     for path in [&*events, &format!("/exports/{id}?wait=1")] {
         let refused = eventually("the key's share is used up", async || {
             // In the place of one that a busy machine refused.
-            waits.push(asking(&service, &wait, &one).await);
+            let another = asking(&service, &wait, &one).await;
+            waits.lock().unwrap().push(another);
             let answer = call_as(&service, &one, "GET", path).await;
             (answer.status() != 200).then_some(answer)
         })

@@ -13,6 +13,8 @@ mod catalogue;
 #[cfg(test)]
 mod command;
 #[cfg(test)]
+mod connections;
+#[cfg(test)]
 mod containers;
 #[cfg(test)]
 mod cors;

@@ -1,0 +1,153 @@
+//! A connection's bytes: a write that makes no progress ends, and nobody is left waiting for who doesn't read.
+
+use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+use crate::http::connections::Connection;
+
+/// A client that reads nothing for so long is given up.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The system gives a connection up whose other end acknowledges nothing for so long: a machine that is gone, or a window that stays
+/// closed after all was written.
+#[cfg(target_os = "linux")]
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// So much of an answer waits in the system to be sent. A client's progress is seen at each half of it, so that one is slow, and not
+/// stalled, who reads 2 KiB a second.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES: u32 = 128 * 1024;
+
+/// Sets what the system has for connections of clients.
+pub(crate) fn prepare(stream: &TcpStream) {
+    // Without it the last bytes of an answer wait for the client's delayed acknowledgement.
+    let _ = stream.set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    {
+        let socket = socket2::SockRef::from(stream);
+        let _ = socket.set_tcp_user_timeout(Some(ACKNOWLEDGE_TIMEOUT));
+        let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
+    }
+}
+
+/// A connection's stream.
+pub(crate) struct ClientStream {
+    stream: TcpStream,
+    connection: Arc<Connection>,
+    /// Whether an answer was handed over whole, and may yet have to be written.
+    answered: Arc<AtomicBool>,
+    /// When the write that is waiting ends.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl ClientStream {
+    pub(crate) fn new(stream: TcpStream, connection: Arc<Connection>, answered: Arc<AtomicBool>) -> ClientStream {
+        ClientStream { stream, connection, answered, stalled: None }
+    }
+
+    /// Ends a write that has made no progress for too long.
+    fn watched<T>(&mut self, written: Poll<Result<T>>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL_TIMEOUT)));
+        match stalled.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(Error::from(ErrorKind::TimedOut))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watched(written, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.watched(written, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// hyper calls it once all that it has was written.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if self.answered.swap(false, Ordering::Relaxed) {
+            self.connection.rests();
+        }
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        if self.stalled.is_some() {
+            // What nobody reads would stay with the system for a while.
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+/// An answer's body, which tells when it was handed over whole or given up.
+pub(crate) struct Answer {
+    body: Body,
+    answered: Arc<AtomicBool>,
+}
+
+impl Answer {
+    pub(crate) fn new(body: Body, answered: Arc<AtomicBool>) -> Answer {
+        Answer { body, answered }
+    }
+}
+
+impl HttpBody for Answer {
+    type Data = <Body as HttpBody>::Data;
+    type Error = <Body as HttpBody>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,183 @@
+//! Clients that take a connection and hang: whom they may hold up, and whom never.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::harness::{Database, Service, Start, eventually};
+
+/// More than the service has places for those who have sent no request, or only one that needs no key.
+const MANY: usize = 1_005;
+/// A write that makes no progress is given up after this time.
+const STALLED: Duration = Duration::from_secs(30);
+
+/// Both ends of a connection are descriptors, and this process has those of other tests too.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+}
+
+fn address(service: &Service) -> SocketAddr {
+    service.address.trim_start_matches("http://").parse().unwrap()
+}
+
+/// A connection from a loopback address, with little room for what isn't read, on which something was sent.
+async fn connected(service: &Service, from: [u8; 4], sent: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    // As over a network: with loopback's own the service's system would take megabytes.
+    socket2::SockRef::from(&socket).set_tcp_mss(1_400).unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    let mut stream = socket.connect(address(service)).await.unwrap();
+    // The service may have closed it already, to make place.
+    let _ = stream.write_all(sent.as_bytes()).await;
+    stream
+}
+
+async fn many(service: &Service, number: usize, sent: &str) -> Vec<TcpStream> {
+    join_all((0..number).map(|_| connected(service, [127, 0, 0, 1], sent))).await
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+}
+
+/// The status of a request's answer on a connection of its own, and how long it took.
+async fn asked(service: &Service, from: [u8; 4], path: &str) -> (u16, String, Duration) {
+    let begun = Instant::now();
+    let answered = async {
+        let mut stream =
+            connected(service, from, &get(path).replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map(|_| answer)
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(20), answered).await.expect("an answer").unwrap();
+    (answer[9..12].parse().unwrap(), answer, begun.elapsed())
+}
+
+async fn is_alive(service: &Service, while_they: &str) {
+    for _ in 0..10 {
+        let (status, _, took) = asked(service, [127, 0, 0, 1], "/health/live").await;
+        assert_eq!(status, 200, "{while_they}");
+        assert!(took < Duration::from_secs(2), "{while_they}: {took:?}");
+    }
+}
+
+/// A completed export of more than the sockets take while nobody reads, and what asks for it.
+async fn large_file(database: &Database, service: &Service) -> (String, u64) {
+    database
+        .run(
+            "insert into users (name, email, created_at, updated_at)
+             select repeat('x', 250), n || repeat('y', 200), now(), now() from generate_series(1, 20000) n",
+        )
+        .await;
+    let (job, _) = service.export("full", "a").await;
+    (get(&format!("/exports/{}/download", job["jobId"].as_str().unwrap())), job["bytesWritten"].as_u64().unwrap())
+}
+
+#[tokio::test]
+async fn health_is_told_however_many_sockets_hang() {
+    allow_descriptors();
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let (download, _) = large_file(&database, &service).await;
+    let unread = get("/openapi.json").repeat(20);
+    let slow_body =
+        "POST /exports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{";
+    for (what, sent) in [
+        ("don't read what needs no key", &*unread),
+        ("send nothing", ""),
+        ("send half a head", "GET /health HTTP/1.1\r\nHost: local"),
+        ("send half a body", slow_body),
+        ("don't read a file", &download),
+        ("are kept alive", &get("/health/live")),
+    ] {
+        let hanging = many(&service, MANY, sent).await;
+        is_alive(&service, what).await;
+        // Others come on top of them.
+        let more = many(&service, MANY, sent).await;
+        is_alive(&service, what).await;
+        drop((hanging, more));
+    }
+    eventually("all places are free again", async || {
+        (asked(&service, [127, 0, 0, 1], "/exports?limit=1").await.0 == 200).then_some(())
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn one_address_leaves_places_to_others() {
+    allow_descriptors();
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let (download, _) = large_file(&database, &service).await;
+    let hanging = many(&service, MANY, &download).await;
+    let path = "/exports?limit=1";
+    let answer = eventually("the places of one address are taken", async || {
+        let (status, answer, _) = asked(&service, [127, 0, 0, 1], path).await;
+        (status != 200).then_some(answer)
+    })
+    .await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("retry-after: "), "{answer}");
+    let problem: Value = serde_json::from_str(body).unwrap();
+    assert_eq!(problem["code"], "too_many_connections");
+    assert_eq!(asked(&service, [127, 0, 0, 2], path).await.0, 200, "another address has places");
+    // What needs no key is no place of theirs.
+    assert_eq!(asked(&service, [127, 0, 0, 1], "/openapi.json").await.0, 200);
+    drop(hanging);
+    eventually("they are free again", async || (asked(&service, [127, 0, 0, 1], path).await.0 == 200).then_some(()))
+        .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_download_that_is_not_read_is_cut_off_and_a_slow_one_is_not() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let (download, length) = large_file(&database, &service).await;
+    let download = &*download;
+    let open = async || connected(&service, [127, 0, 0, 1], download).await;
+    // How many bytes come before the connection ends.
+    let rest = async |mut stream: TcpStream| {
+        let (mut bytes, mut buffer) = (0, vec![0; 64 * 1024]);
+        loop {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => break bytes,
+                Ok(_) if bytes > length => break bytes,
+                Ok(read) => bytes += read as u64,
+            }
+        }
+    };
+    let unread = async {
+        let stream = open().await;
+        tokio::time::sleep(STALLED + Duration::from_secs(5)).await;
+        rest(stream).await
+    };
+    let paused = async {
+        let stream = open().await;
+        tokio::time::sleep(STALLED - Duration::from_secs(5)).await;
+        rest(stream).await
+    };
+    let slow = async {
+        // With as much room as sockets have: the service's system hears of what is read only now and then.
+        let mut stream = TcpStream::connect(address(&service)).await.unwrap();
+        stream.write_all(download.as_bytes()).await.unwrap();
+        let (begun, mut bytes) = (Instant::now(), 0);
+        while begun.elapsed() < STALLED + Duration::from_secs(10) {
+            bytes += stream.read(&mut [0; 4096]).await.unwrap() as u64;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        bytes + rest(stream).await
+    };
+    let (unread, paused, slow) = tokio::join!(unread, paused, slow);
+    assert!(unread < length, "{unread} bytes of {length}");
+    assert!(paused > length && slow > length, "{paused}, {slow} of {length}");
+    service.stop().await;
+}
