@@ -60,6 +60,8 @@ pub enum Kind {
 pub struct Column {
     /// Its name in the table and in the file's header.
     pub name: Cow<'static, str>,
+    /// Its number in the table, which stays when it is renamed; 0: it is in none.
+    pub number: i16,
     /// Its values.
     pub kind: Kind,
     /// Its type as it was declared.
@@ -88,7 +90,7 @@ impl Column {
     pub const fn named(name: &'static str, kind: Kind) -> Column {
         let none = Cow::Borrowed("");
         let (name, base_type) = (Cow::Borrowed(name), Cow::Borrowed(""));
-        Column { name, kind, type_name: none, base_type, sent: Sent::Binary, collation: None }
+        Column { name, number: 0, kind, type_name: none, base_type, sent: Sent::Binary, collation: None }
     }
 }
 

@@ -60,10 +60,12 @@ impl Ground {
     }
 }
 
-/// Brings the schema up to date, with the triggers of the demo's own table.
+/// Brings the schema up to date, with what the triggers call, and the triggers of the demo's own table.
 pub(super) async fn prepare(database: &Database) -> anyhow::Result<()> {
     postgres::migrate(database).await?;
-    Ok(capture::restore(&database.pool(1)).await?)
+    let pool = database.pool(1);
+    capture::renew(&pool).await?;
+    Ok(capture::restore(&pool).await?)
 }
 
 pub(super) async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<Ground> {

@@ -2,6 +2,7 @@
 //!
 //! Knows no consumer.
 
+mod functions;
 mod triggers;
 
 use std::time::Duration;
@@ -11,6 +12,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use crate::dataset::catalog::{Catalog, Faults};
 use crate::dataset::{Capture, Dataset, Shape, Table};
 use crate::source::{quote, shape};
+
+pub use functions::renew;
 
 /// The lock that triggers need queues the table's writers behind it, so it is not waited for longer than this.
 const LOCK_TIMEOUT: &str = "2s";
@@ -189,14 +192,7 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
         return Err(Error::ByTimestamp(dataset.name.clone()));
     }
     let mut tx = conn.begin().await?;
-    // Replicas that start at once: one installs, the others find it done.
-    sqlx::raw_sql(
-        "-- source.capture.one_at_a_time
-         set local statement_timeout = 0; set local lock_timeout = 0;
-         select pg_advisory_xact_lock(hashtextextended('cdc_export.track', 0))",
-    )
-    .execute(&mut *tx)
-    .await?;
+    one_at_a_time(&mut tx).await?;
     let found = find(&mut tx, dataset).await?;
     let key = dataset.key.as_ref().unwrap_or(&found.primary_key);
     let installed = found.captured && found.logged_key.as_ref().unwrap_or(&found.primary_key) == key;
@@ -207,11 +203,21 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
         remove(&mut tx, &dataset.table, &found).await?;
         let denied = |cause| denied_or_else(&dataset.table, cause);
         let relations = relations(&mut tx, &found).await?;
-        for statement in triggers::statements(found.kind == "p", &shape.key, &relations) {
+        let key: Vec<_> = shape.key.iter().map(|column| column.name.to_string()).collect();
+        let names: Vec<_> = relations.iter().map(|relation| relation.name.clone()).collect();
+        let made = triggers::statements(found.kind == "p", &key, &names);
+        let mut owners: Vec<_> = relations.into_iter().map(|relation| relation.owner).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        let definer = functions::definer(&mut tx).await?;
+        for function in &made.functions {
+            functions::make(&mut tx, function, &owners, definer.as_ref()).await.map_err(denied)?;
+        }
+        for statement in made.triggers {
             sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *tx).await.map_err(denied)?;
         }
-        for relation in &relations {
-            always(&mut tx, relation).await.map_err(denied)?;
+        for name in &names {
+            always(&mut tx, name).await.map_err(denied)?;
         }
     }
     sqlx::query(
@@ -229,6 +235,16 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
         tracing::info!(event = "table_tracked", table = %dataset.table);
     }
     Ok(())
+}
+
+/// Replicas that start at once: one installs, the others find it done.
+async fn one_at_a_time(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let lock = sqlx::raw_sql(
+        "-- source.capture.one_at_a_time
+         set local statement_timeout = 0; set local lock_timeout = 0;
+         select pg_advisory_xact_lock(hashtextextended('cdc_export.track', 0))",
+    );
+    lock.execute(conn).await.map(drop)
 }
 
 async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<Found, Error> {
@@ -310,11 +326,18 @@ fn denied_or_else(table: &Table, cause: sqlx::Error) -> Error {
     }
 }
 
-/// The table, and its partitions if it has any, quoted with their schemas.
-async fn relations(conn: &mut PgConnection, found: &Found) -> Result<Vec<String>, Error> {
-    let names: Vec<(String, String)> = sqlx::query_as(
+/// A table or a partition.
+struct Relation {
+    /// Quoted, with its schema.
+    name: String,
+    owner: String,
+}
+
+/// The table, and its partitions if it has any.
+async fn relations(conn: &mut PgConnection, found: &Found) -> Result<Vec<Relation>, Error> {
+    let found: Vec<(String, String, String)> = sqlx::query_as(
         "-- source.capture.relations
-         select n.nspname::text, c.relname::text
+         select n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text
          from pg_class c join pg_namespace n on n.oid = c.relnamespace
          where c.oid = $1 or c.oid in (select relid from pg_partition_tree($1))
          order by c.oid <> $1",
@@ -322,7 +345,11 @@ async fn relations(conn: &mut PgConnection, found: &Found) -> Result<Vec<String>
     .bind(found.oid)
     .fetch_all(conn)
     .await?;
-    Ok(names.iter().map(|(schema, name)| format!("{}.{}", quote::quoted(schema), quote::quoted(name))).collect())
+    let relation = |(schema, name, owner): (String, String, String)| {
+        let name = format!("{}.{}", quote::quoted(&schema), quote::quoted(&name));
+        Relation { name, owner }
+    };
+    Ok(found.into_iter().map(relation).collect())
 }
 
 /// Removes what is left of the triggers, with their functions, and the functions whose triggers somebody dropped.

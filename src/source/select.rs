@@ -201,24 +201,25 @@ impl Select<'_> {
         };
         let refused = refused(&cells.map(large).collect::<Vec<_>>());
         let columns = written.iter().map(|(_, value)| value.clone()).chain(hidden).collect::<Vec<_>>().join(", ");
-        let image =
-            self.image().map(|image| format!("left join lateral jsonb_to_record(ch.{OLD}) as o ({image}) on {gone}"));
+        let images = self.images(&gone);
         format!(
-            "with ch ({names}, {OLD}) as materialized (
-               select {names}, (max(array[lpad(seq::text, 19, '0'), old::text]) filter (where op = 'D'))[2]::jsonb
+            "with ch ({names}, {OLD}, {IMAGE}, {NUMBERS}) as materialized (
+               select {names}, found[2]::jsonb, found[3], found[4]::smallint[]
                from (
-                 select {logged_key}, seq, op, old, false from cdc_export.change_log where {logged}
-                 union all
-                 -- Without a log there is no key to be saved from a look-up.
-                 select {key}, null, null, null, ({alive}) is true from {table} u
-                 where {stated} and (({ended}) or ({alive}) and $4::text is not null)) as changes ({names}, seq, op, old, alive)
-               group by {ordinals} having not bool_or(alive)
+                 select {names}, max(array[lpad(seq::text, 19, '0'), old::text, image, image_columns::text]) filter (where op = 'D')
+                 from (
+                   select {logged_key}, seq, op, old, image, image_columns, false from cdc_export.change_log where {logged}
+                   union all
+                   -- Without a log there is no key to be saved from a look-up.
+                   select {key}, null, null, null, null, null, ({alive}) is true from {table} u
+                   where {stated} and (({ended}) or ({alive}) and $4::text is not null))
+                   as changes ({names}, seq, op, old, image, image_columns, alive)
+                 group by {ordinals} having not bool_or(alive)) as lasts ({names}, found)
                order by {ordinals})
              select 'DELETE'::text, {columns}, {refused} or {gone}
              from ch left join {table} u on {joined}
-             {}
-             where {gone} or ({alive}) is not true",
-            image.unwrap_or_default()
+             {images}
+             where {gone} or ({alive}) is not true"
         )
     }
 
@@ -232,26 +233,34 @@ impl Select<'_> {
             return format!("case when {filter} then {live} end");
         }
         let is_flag = column.kind == Kind::Bool && self.shape.deleted.as_ref().is_some_and(|it| it.name == column.name);
-        let last = match column.sent {
-            // The log's image has no deleted flag set: the row was alive when it went.
-            _ if is_flag => "true".to_owned(),
+        // The log's image has no deleted flag set: the row was alive when it went.
+        if is_flag {
+            return format!("case when {gone} then true else {live} end");
+        }
+        let last = format!("i.parts[array_position(ch.{NUMBERS}, {}::smallint)]::{}", column.number, column.base_type);
+        let old = match column.sent {
             // A consumer that loads the file into such a column couldn't read JSON there.
             Sent::WrittenNotFromJson => "null".to_owned(),
             Sent::Binary | Sent::Written => sent(column, &format!("o.{}", quoted(&column.name))),
         };
-        format!("case when {gone} then {last} else {live} end")
+        let last = sent(column, &last);
+        format!("case when {gone} then case when ch.{IMAGE} is null then {old} else {last} end else {live} end")
     }
 
-    /// The columns that are read from the log's image of a row, with their types.
-    fn image(&self) -> Option<String> {
+    /// The images of rows that are gone, to be joined: as the text of a row, or as the JSON that an older version logged.
+    fn images(&self, gone: &str) -> String {
         if self.dataset.filter.is_some() {
-            return None;
+            return String::new();
         }
-        let is_key = |column: &Column| self.shape.key.iter().any(|key| key.name == column.name);
-        let columns = self.shape.columns.iter();
-        let columns = columns.filter(|column| column.sent != Sent::WrittenNotFromJson && !is_key(column));
-        let image: Vec<_> = columns.map(|column| format!("{} {}", quoted(&column.name), column.base_type)).collect();
-        (!image.is_empty()).then(|| image.join(", "))
+        let is_key = |column: &&Column| self.shape.key.iter().any(|key| key.name == column.name);
+        let columns =
+            self.shape.columns.iter().filter(|column| column.sent != Sent::WrittenNotFromJson && !is_key(column));
+        let old: Vec<_> = columns.map(|column| format!("{} {}", quoted(&column.name), column.base_type)).collect();
+        let image = format!("left join lateral cdc_export.values_of(ch.{IMAGE}) as i (parts) on {gone}");
+        match old.as_slice() {
+            [] => image,
+            _ => format!("{image} left join lateral jsonb_to_record(ch.{OLD}) as o ({}) on {gone}", old.join(", ")),
+        }
     }
 
     fn table(&self) -> String {
@@ -382,6 +391,8 @@ const MOST_WRITTEN: u64 = 4096;
 /// Columns beside the key in what is changed. With a space, so that no filter means them.
 const OP: &str = "\"logged op\"";
 const OLD: &str = "\"logged old\"";
+const IMAGE: &str = "\"logged image\"";
+const NUMBERS: &str = "\"logged columns\"";
 
 fn key_name(i: usize) -> String {
     format!("\"logged key {}\"", i + 1)

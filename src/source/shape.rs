@@ -25,6 +25,7 @@ pub(crate) enum Error {
 #[derive(sqlx::FromRow)]
 struct Found {
     name: String,
+    number: i16,
     type_name: String,
     base_type: String,
     /// Where the type is Postgres's own: its name.
@@ -46,6 +47,7 @@ impl Found {
         };
         Column {
             name: self.name.clone().into(),
+            number: self.number,
             kind: kind.unwrap_or(Kind::Text),
             type_name: self.type_name.clone().into(),
             base_type: self.base_type.clone().into(),
@@ -85,7 +87,7 @@ fn binary_kind(own_type: &str) -> Option<Kind> {
 pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Shape, Error> {
     let columns: Result<Vec<Found>, _> = sqlx::query_as(
         "-- source.shape.columns
-         select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_name, format_type(base.oid, -1) as base_type,
+         select a.attname::text as name, a.attnum as number, format_type(a.atttypid, a.atttypmod) as type_name, format_type(base.oid, -1) as base_type,
            case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
            exists (
              -- Of the type, of its elements, or of what it is composed of.

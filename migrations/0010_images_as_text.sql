@@ -1,0 +1,34 @@
+-- The image of a row that is gone is the text of the row: a jsonb refused what a row may hold, and with it the DELETE. Rows that
+-- were logged before keep theirs in `old`.
+alter table cdc_export.change_log
+  add column image text collate "C", -- as Postgres writes a row
+  add column image_columns smallint[]; -- the numbers of the columns that it has, in their order: names may change
+
+-- The values of a row, of its text ("Composite Type Input and Output Syntax" in Postgres's documentation): null for nothing between
+-- two commas, else what is quoted there, or as it stands. Called where a role's search_path rules, so that it names each schema.
+create function cdc_export.values_of(image text) returns text[]
+language plpgsql immutable strict parallel safe as $$
+declare
+  part text;
+  one text;
+  found text[] := '{}';
+  is_open boolean := false;
+begin
+  -- A comma between quotes is the value's: what was cut there is put together again.
+  foreach part in array pg_catalog.string_to_array(pg_catalog.substr(image, 2, pg_catalog.length(image) - 2), ',') loop
+    one := case when is_open then pg_catalog.concat(one, ',', part) else part end;
+    is_open := (pg_catalog.length(one) - pg_catalog.length(pg_catalog.replace(one, '"', ''))) % 2 = 1;
+    continue when is_open;
+    found := pg_catalog.array_append(found, case
+      when one = '' then null
+      when pg_catalog.left(one, 1) = '"' then pg_catalog.replace(pg_catalog.replace(
+        pg_catalog.substr(one, 2, pg_catalog.length(one) - 2), '""', '"'), '\\', '\')
+      else one end);
+  end loop;
+  return found;
+end $$;
+
+-- An empty search_path still begins with the session's temporary objects.
+alter function cdc_export.users_operation_type() set search_path = pg_catalog, pg_temp;
+alter function cdc_export.exports_keep_terminal() set search_path = pg_catalog, pg_temp;
+alter function cdc_export.refuse_cell(text) set search_path = pg_catalog, pg_temp;

@@ -1,0 +1,254 @@
+//! The trigger functions as they stand in the database: made with no more rights than they need, and renewed in place.
+//!
+//! A function keeps its oid when its text is replaced, so the triggers that call it stay as they are, and no consumer's position
+//! notices.
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+
+use crate::source::capture::triggers::Function;
+use crate::source::capture::{Error, one_at_a_time};
+use crate::source::quote;
+
+/// The role that the functions run as, where the service may make one: nobody logs in as it, and it may write to the log and nothing
+/// else. One for all databases of a cluster.
+const DEFINER: &str = "cdc_export_capture";
+
+/// Makes a function with today's text, as the definer's if there is one. Nobody but `callers` may put a trigger on a table with it.
+///
+/// # Errors
+/// If the role may not.
+pub(super) async fn make(
+    conn: &mut PgConnection,
+    function: &Function,
+    callers: &[String],
+    definer: Option<&Definer>,
+) -> Result<(), sqlx::Error> {
+    let name = function.name();
+    let mut statements = vec![
+        format!("-- source.capture.function\n {}", function.create()),
+        format!("-- source.capture.revoke\n revoke execute on function {name}() from public"),
+    ];
+    statements.extend(callers.iter().map(|role| {
+        format!("-- source.capture.grant\n grant execute on function {name}() to {}", quote::quoted(role))
+    }));
+    if let Some(Definer { is_granted_by_superuser }) = definer {
+        let owned = format!("-- source.capture.own\n alter function {name}() owner to {DEFINER}");
+        // Whoever isn't a superuser gives a function only to who may create one there.
+        let create =
+            |verb, to| format!("-- source.capture.own.right\n {verb} create on schema cdc_export {to} {DEFINER}");
+        match is_granted_by_superuser {
+            true => statements.push(owned),
+            false => statements.extend([create("grant", "to"), owned, create("revoke", "from")]),
+        }
+    }
+    for statement in statements {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *conn).await?;
+    }
+    Ok(())
+}
+
+/// The right to give functions to the role that they shall run as.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Definer {
+    is_granted_by_superuser: bool,
+}
+
+#[derive(sqlx::FromRow)]
+struct Roles {
+    is_superuser: bool,
+    may_create: bool,
+    /// Whether the definer is there.
+    is_there: bool,
+    /// Whether it is what we would make.
+    is_harmless: bool,
+    /// Whether functions may be given to it.
+    is_member: bool,
+    /// Whether it may write to the log.
+    has_rights: bool,
+}
+
+/// Sees to it that there is a role for the functions to run as. `None`: it can't be had, and they run as the service's own.
+///
+/// # Errors
+/// If the database fails.
+pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, sqlx::Error> {
+    let roles = look_at_roles(conn).await?;
+    if roles.is_there && !roles.is_harmless {
+        tracing::warn!(
+            event = "definer_unusable",
+            role = DEFINER,
+            "it may log in, or more: the triggers don't run as it"
+        );
+        return Ok(None);
+    }
+    if !roles.may_create && !roles.is_member {
+        return Ok(None);
+    }
+    let mut statements = Vec::new();
+    if !roles.is_there {
+        statements.push(format!("-- source.capture.definer\n create role {DEFINER} nologin"));
+    }
+    if !roles.is_superuser && !roles.is_member {
+        statements.push(format!("-- source.capture.definer.member\n grant {DEFINER} to current_user"));
+    }
+    if !roles.has_rights {
+        statements.push(format!(
+            "-- source.capture.definer.rights
+             grant usage on schema cdc_export to {DEFINER};
+             grant insert on cdc_export.change_log to {DEFINER}"
+        ));
+    }
+    for statement in statements {
+        let mut part = conn.begin().await?;
+        match sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *part).await {
+            Ok(_) => part.commit().await?,
+            // Of another database's service, which doesn't share it; or made at this moment, for another database.
+            Err(error) if is_refused(&error) => {
+                part.rollback().await?;
+                tracing::info!(event = "no_definer", role = DEFINER, "the triggers run as the service's own role");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(Definer { is_granted_by_superuser: roles.is_superuser }))
+}
+
+/// No right; or a role of that name, or a change of it, from another transaction.
+fn is_refused(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("42501" | "0LP01" | "42710" | "23505" | "XX000"))
+}
+
+async fn look_at_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {
+    sqlx::query_as(
+        "-- source.capture.roles
+         select r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as is_there,
+           coalesce(not (d.rolcanlogin or d.rolsuper or d.rolcreaterole or d.rolcreatedb or d.rolreplication or d.rolbypassrls)
+             and not exists (select from pg_auth_members m where m.member = d.oid), false) as is_harmless,
+           coalesce(pg_has_role(d.oid, 'usage'), false) as is_member,
+           coalesce(has_schema_privilege(d.oid, 'cdc_export', 'usage')
+             and has_table_privilege(d.oid, 'cdc_export.change_log', 'insert'), false) as has_rights
+         from pg_roles r left join pg_roles d on d.rolname = $1
+         where r.rolname = current_user",
+    )
+    .bind(DEFINER)
+    .fetch_one(conn)
+    .await
+}
+
+#[derive(sqlx::FromRow)]
+struct Installed {
+    name: String,
+    body: String,
+    owner: String,
+    /// Whether the role may replace it.
+    is_ours: bool,
+    is_partitioned: bool,
+    is_used: bool,
+    is_public: bool,
+    /// The key's names, quoted, in a text of before they stood in its first line.
+    old_key: Vec<String>,
+    /// Who owns a table with a trigger of it: his new partitions get that trigger too, for which he needs the right.
+    callers: Vec<String>,
+    /// Of these, whether one lacks it.
+    is_lacking: bool,
+}
+
+impl Installed {
+    /// What it shall be; `None`: nobody knows what it is.
+    fn function(&self) -> Option<Function> {
+        let unquoted = |name: &String| name[1..name.len() - 1].replace("\"\"", "\"");
+        let mut key = Function::key_in(&self.body).unwrap_or_else(|| self.old_key.iter().map(unquoted).collect());
+        let mut seen = std::collections::HashSet::new();
+        key.retain(|name| seen.insert(name.clone()));
+        let function = Function::named(&self.name, self.is_partitioned, key)?;
+        (!function.key.is_empty() || function.logs_no_key()).then_some(function)
+    }
+
+    fn is_as(&self, function: &Function, definer: Option<&Definer>) -> bool {
+        let is_owned = definer.is_none() || self.owner == DEFINER;
+        self.body == function.body() && is_owned && !self.is_public && !self.is_lacking
+    }
+}
+
+/// Brings the trigger functions that are installed up to date, whichever version made them, and removes those that no trigger calls
+/// any more: until then, what an older one let writers do they may still do. Touches no table and waits for no writer.
+///
+/// # Errors
+/// If the database fails. Where the role may not, a line of the log says so.
+pub async fn renew(pool: &PgPool) -> Result<(), Error> {
+    let mut conn = pool.acquire().await?;
+    let mut tx = conn.begin().await?;
+    one_at_a_time(&mut tx).await?;
+    let installed = installed(&mut tx).await?;
+    if installed.is_empty() {
+        return Ok(());
+    }
+    let definer = definer(&mut tx).await?;
+    let mut left = Vec::new();
+    for it in &installed {
+        let function = it.function();
+        if it.is_used && function.as_ref().is_some_and(|function| it.is_as(function, definer.as_ref())) {
+            continue;
+        }
+        let mut part = tx.begin().await?;
+        let done = match &function {
+            _ if !it.is_ours => Err(None),
+            _ if !it.is_used => {
+                let orphan =
+                    format!("-- source.capture.orphan\n drop function cdc_export.{}()", quote::quoted(&it.name));
+                sqlx::raw_sql(AssertSqlSafe(orphan)).execute(&mut *part).await.map(drop).map_err(Some)
+            }
+            Some(function) => make(&mut part, function, &it.callers, definer.as_ref()).await.map_err(Some),
+            None => Err(None),
+        };
+        match done {
+            Ok(()) => part.commit().await?,
+            Err(Some(cause)) if cause.as_database_error().is_none() => return Err(cause.into()),
+            Err(cause) => {
+                part.rollback().await?;
+                tracing::debug!(
+                    event = "function_not_renewed",
+                    name = it.name,
+                    error = cause.map(tracing::field::display)
+                );
+                left.push(it);
+            }
+        }
+    }
+    tx.commit().await?;
+    if let [first, ..] = left.as_slice() {
+        tracing::warn!(
+            event = "triggers_outdated",
+            functions = left.len(),
+            owner = first.owner,
+            "trigger functions of an older version let writers of their tables run code as their owner: run `cdc-export migrate` \
+             as that role"
+        );
+    }
+    Ok(())
+}
+
+async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Error> {
+    sqlx::query_as(
+        r#"-- source.capture.installed
+         select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::text as owner,
+           pg_has_role(p.proowner, 'usage') as is_ours,
+           exists (
+             select from pg_proc r
+             where r.pronamespace = p.pronamespace and r.proname = left(p.proname::text, -1) || 'r') as is_partitioned,
+           its.callers is not null as is_used, has_function_privilege('public', p.oid, 'execute') as is_public,
+           array(select name[1] from regexp_matches(p.prosrc,
+             '(?:"new rows"|"old rows"|\mnew|\mold)\.("(?:[^"]|"")+")::text', 'g') as found (name)) as old_key,
+           coalesce(its.callers, '{}') as callers, coalesce(its.is_lacking, false) as is_lacking
+         from pg_proc p
+         left join lateral (
+           select array_agg(distinct pg_get_userbyid(t.relowner)::text) as callers,
+             bool_or(not has_function_privilege(t.relowner, p.oid, 'execute')) as is_lacking
+           from pg_trigger x join pg_class t on t.oid = x.tgrelid where x.tgfoid = p.oid) its on true
+         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\_%'"#,
+    )
+    .fetch_all(conn)
+    .await
+}

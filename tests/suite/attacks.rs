@@ -1,0 +1,323 @@
+//! Who may write to a table, or put things into the database, gains nothing by it: attacks, as an attacker writes them.
+
+use serde_json::json;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::catalogue::{Catalogue, export};
+use crate::harness::{Csv, Database, Start, eventually};
+
+/// Somebody without rights, connected once: his temporary objects stay.
+struct Attacker {
+    name: String,
+    pool: PgPool,
+}
+
+impl Attacker {
+    async fn new(database: &Database) -> Attacker {
+        let name = format!("attacker_{}", uuid::Uuid::new_v4().simple());
+        let schema = format!(
+            "create role {name} login password 'pass'; create schema {name} authorization {name}; grant usage on schema public to {name}"
+        );
+        database.run(&schema).await;
+        let options = database.options.clone().username(&name).password("pass");
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+        Attacker { name, pool }
+    }
+
+    async fn tries(&self, sql: &str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.map(drop)
+    }
+
+    async fn runs(&self, sql: &str) {
+        self.tries(sql).await.unwrap_or_else(|error| panic!("{error}: {sql}"));
+    }
+
+    /// A function that does, as whoever runs it, what no attacker may.
+    async fn makes_a_trap(&self, signature: &str, result: &str) {
+        self.runs(&format!(
+            "create or replace function {signature} language plpgsql as $$ begin
+               execute 'alter role {} superuser'; return {result}; end $$",
+            self.name
+        ))
+        .await;
+    }
+
+    async fn assert_gained_nothing(self, database: &Database) {
+        let is_superuser: bool =
+            database.one(&format!("select rolsuper from pg_roles where rolname = '{}'", self.name)).await;
+        assert!(!is_superuser, "the attacker's function ran as a superuser");
+        self.pool.close().await;
+        let sessions = format!("select count(*) from pg_stat_activity where usename = '{}'", self.name);
+        eventually("his session ends", || async { (database.one::<i64>(&sessions).await == 0).then_some(()) }).await;
+        let drop =
+            format!("reassign owned by {0} to current_user; drop owned by {0} cascade; drop role {0}", self.name);
+        database.run(&drop).await;
+    }
+}
+
+/// Types of a writer's temporary schema under the names that a trigger may say.
+const TEMPORARY_TYPES: [&str; 12] =
+    ["text", "varchar", "\"char\"", "jsonb", "json", "oid", "int2", "smallint_", "regclass", "name", "xid8", "bool"];
+
+#[tokio::test]
+async fn a_writers_temporary_objects_are_never_used() {
+    let database = Database::new().await;
+    database
+        .run(
+            "create table parts (a int, b text, primary key (a, b)) partition by list (a);
+             create table part_1 partition of parts for values in (1); create table part_2 partition of parts for values in (2)",
+        )
+        .await;
+    Catalogue::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n").track(&database, "parts").await;
+
+    let attacker = Attacker::new(&database).await;
+    database
+        .run(&format!(
+            "grant all on users, parts, part_1 to {0}; grant usage on all sequences in schema public to {0}",
+            attacker.name
+        ))
+        .await;
+    for (n, name) in TEMPORARY_TYPES.iter().enumerate() {
+        for of in ["pg_catalog.varchar", "pg_catalog.jsonb", "pg_catalog.int8"] {
+            attacker.makes_a_trap(&format!("pg_temp.own_{n}(value {of}) returns pg_catalog.bool"), "true").await;
+        }
+        let domain = format!("create domain pg_temp.{name} as pg_catalog.varchar check (pg_temp.own_{n}(value))");
+        attacker.runs(&domain).await;
+    }
+    attacker.makes_a_trap("pg_temp.concat(variadic pg_catalog.text[]) returns pg_catalog.text", "'x'").await;
+    attacker.runs("create temporary table change_log (n int); create temporary table pg_attribute (n int)").await;
+    attacker
+        .runs(
+            "insert into public.users (name, email, created_at, updated_at) values ('a', 'a', now(), now()), ('b', 'b', now(), now());
+             update public.users set name = 'c'; update public.users set id = id + 100 where email = 'a';
+             delete from public.users where email = 'b'; truncate public.users;
+             insert into public.parts values (1, 'x'), (1, 'y'); update public.parts set b = 'z' where b = 'x';
+             update public.parts set a = 2 where b = 'y'; delete from public.parts; truncate public.parts; truncate public.part_1",
+        )
+        .await;
+    attacker.assert_gained_nothing(&database).await;
+}
+
+#[tokio::test]
+async fn casts_of_a_tables_owner_are_not_run_by_its_triggers() {
+    let database = Database::new().await;
+    let owner = Attacker::new(&database).await;
+    let schema = owner.name.clone();
+    owner
+        .runs(&format!(
+            "set search_path = {schema}; create type mood as enum ('sad', 'ok'); create domain ours as mood"
+        ))
+        .await;
+    for (of, to) in [("mood", "text"), ("mood", "json"), ("mood", "jsonb"), ("mood", "varchar")] {
+        owner.makes_a_trap(&format!("to_{to}(value {of}) returns {to}"), "'1'").await;
+        owner.runs(&format!("create cast ({of} as {to}) with function to_{to}({of}) as implicit")).await;
+    }
+    owner.runs("create table kept (m mood, n int, moods mood[], o ours, primary key (m, n))").await;
+    owner.makes_a_trap("row_to(value kept) returns text", "'1'").await;
+    owner.runs("create cast (kept as text) with function row_to(kept) as implicit").await;
+    let catalogue = Catalogue::of(&format!("[[dataset]]\nname = \"kept\"\ntable = \"{schema}.kept\"\n"));
+    catalogue.track(&database, "kept").await;
+    owner
+        .runs(
+            "insert into kept values ('sad', 1, '{ok,sad}', 'ok'), ('ok', 2, '{ok}', 'sad');
+             update kept set m = 'ok'; update kept set n = 3 where n = 1; delete from kept",
+        )
+        .await;
+    let logged: i64 = database.one("select count(*) from cdc_export.change_log").await;
+    assert_eq!(logged, 9, "two inserted, three updated, two keys given up, two deleted");
+    owner.assert_gained_nothing(&database).await;
+}
+
+#[tokio::test]
+async fn trigger_functions_are_nobodys_to_use() {
+    let database = Database::new().await;
+    let rights: Vec<(String, bool, bool)> = sqlx::query_as(
+        "select pg_get_userbyid(p.proowner)::text, r.rolcanlogin or r.rolsuper, has_function_privilege('public', p.oid, 'execute')
+         from pg_proc p join pg_roles r on r.oid = p.proowner where p.proname like 'capture\\_%'",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    assert_eq!(rights.len(), 4);
+    for right in rights {
+        assert_eq!(right, ("cdc_export_capture".to_owned(), false, false));
+    }
+    let may: Vec<String> = sqlx::query_scalar(
+        "select distinct c.relname || ' ' || privilege_type from pg_class c cross join lateral aclexplode(c.relacl)
+         where grantee = 'cdc_export_capture'::regrole
+         union select n.nspname || ' ' || privilege_type from pg_namespace n cross join lateral aclexplode(n.nspacl)
+         where grantee = 'cdc_export_capture'::regrole order by 1",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    assert_eq!(may, ["cdc_export USAGE", "change_log INSERT"]);
+}
+
+/// The functions of the triggers of `users` as a release before this one made them, and one whose triggers somebody dropped.
+const OLD_FUNCTIONS: &str = r#"
+create or replace function cdc_export.capture_0a_i() returns trigger language plpgsql security definer set search_path = ''
+  set enable_nestloop = off as $f0a$ #variable_conflict use_variable
+ begin insert into cdc_export.change_log (tbl, op, pk) select tg_relid, 'I', "new rows"."id"::text from "new rows"; return null; end $f0a$;
+create or replace function cdc_export.capture_0a_u() returns trigger language plpgsql security definer set search_path = ''
+  set enable_nestloop = off as $f0a$ #variable_conflict use_variable
+ begin
+           insert into cdc_export.change_log (tbl, op, pk) select tg_relid, 'U', "new rows"."id"::text from "new rows";
+           insert into cdc_export.change_log (tbl, op, pk, old) select tg_relid, 'D', "old rows"."id"::text, to_jsonb("old rows") from "old rows"
+             where not exists (select from "new rows" where "new rows"."id" = "old rows"."id");
+           return null;
+         end $f0a$;
+create or replace function cdc_export.capture_0a_d() returns trigger language plpgsql security definer set search_path = ''
+  set enable_nestloop = off as $f0a$ #variable_conflict use_variable
+ begin insert into cdc_export.change_log (tbl, op, pk, old) select tg_relid, 'D', "old rows"."id"::text, to_jsonb("old rows") from "old rows"; return null; end $f0a$;
+create or replace function cdc_export.capture_0a_t() returns trigger language plpgsql security definer set search_path = ''
+  set enable_nestloop = off as $f0a$ #variable_conflict use_variable
+ begin insert into cdc_export.change_log (tbl, op, pk) values (tg_relid, 'T', null); return null; end $f0a$;
+create or replace function cdc_export.capture_0b_d() returns trigger language plpgsql security definer set search_path = ''
+  as 'begin return null; end';
+"#;
+
+/// What calls them, in the place of what this version made.
+const OLD_TRIGGERS: &str = r#"
+do $$ declare f text; begin
+  for f in select format('cdc_export.%I()', proname) from pg_proc where proname like 'capture\_%' and proname not like 'capture\_0%' loop
+    execute 'drop function ' || f || ' cascade';
+  end loop;
+end $$;
+create trigger cdc_export_i after insert on users referencing new table as "new rows" for each statement execute function cdc_export.capture_0a_i();
+create trigger cdc_export_u after update on users referencing old table as "old rows" new table as "new rows" for each statement execute function cdc_export.capture_0a_u();
+create trigger cdc_export_d after delete on users referencing old table as "old rows" for each statement execute function cdc_export.capture_0a_d();
+create trigger cdc_export_t after truncate on users for each statement execute function cdc_export.capture_0a_t();
+alter table users enable always trigger cdc_export_i; alter table users enable always trigger cdc_export_u;
+alter table users enable always trigger cdc_export_d; alter table users enable always trigger cdc_export_t;
+"#;
+
+#[tokio::test]
+async fn a_start_renews_the_functions_of_an_older_version() {
+    let database = Database::new().await;
+    database.add_users(1, 9).await;
+    let fresh =
+        "select string_agg(prosrc, ';' order by right(proname, 1)) from pg_proc where proname like 'capture\\_%'";
+    let wanted: String = database.one(fresh).await;
+    database.run(OLD_FUNCTIONS).await;
+    database.run(OLD_TRIGGERS).await;
+    let service = Start::on(&database).service().await;
+    service.export("full", "a").await;
+    service.stop().await;
+    // A position and a log of before, as an upgrade finds them.
+    let old = "select prosrc, oid from pg_proc where proname = 'capture_0a_d'";
+    database.run(OLD_FUNCTIONS).await;
+    let (body, oid): (String, sqlx::postgres::types::Oid) =
+        sqlx::query_as(old).fetch_one(&database.pool).await.unwrap();
+    assert!(body.contains("to_jsonb"));
+    database.run("delete from users where id = 3; update users set id = 100 where id = 4").await;
+
+    let service = Start::on(&database).service().await;
+    let now: String = database.one(fresh).await;
+    assert_eq!(now, wanted, "and the ones that no trigger calls are gone");
+    let (_, kept): (String, sqlx::postgres::types::Oid) = sqlx::query_as(old).fetch_one(&database.pool).await.unwrap();
+    assert_eq!(kept, oid, "replaced in its place");
+    database.run("delete from users where id = 5").await;
+    let (job, file) = service.export("delta", "a").await;
+    let mut rows: Vec<_> = file.rows.iter().map(|row| (row[0].as_str(), row[1].as_str(), row[2].as_str())).collect();
+    rows.sort_unstable();
+    let wanted =
+        [("DELETE", "3", "User 3"), ("DELETE", "4", "User 4"), ("DELETE", "5", "User 5"), ("INSERT", "100", "User 4")];
+    assert_eq!(
+        (&job["continuity"], rows),
+        (&json!(null), wanted.to_vec()),
+        "both kinds of images, and no full export needed"
+    );
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_can_be_deleted_whatever_it_holds() {
+    let database = Database::new().await;
+    database
+        .run(
+            r#"create table odd (id int primary key, j json, "old rows" text, "new rows" text, "i.parts" numeric, tg_relid int, txt text)"#,
+        )
+        .await;
+    let catalogue = Catalogue::of("[[dataset]]\nname = \"odd\"\ntable = \"odd\"\n");
+    catalogue.track(&database, "odd").await;
+    let service = catalogue.start(&database).service().await;
+    database.run("insert into odd values (0)").await;
+    export(&service, "full", "odd", "a").await;
+    database
+        .run(
+            r#"insert into odd values (1, '{"k":"\u0000"}', 'old', 'new', 1.50, 7, E'a\\b"c,(d)\n'), (2, '1e200000', '', null, 'NaN', null, ''),
+               (3, null, 'plain', 'x', 0, 0, 'NULL')"#,
+        )
+        .await;
+    database.run("delete from odd where id > 0").await;
+    let job = export(&service, "delta", "odd", "a").await;
+    let mut rows = Csv::read(&service.path(&job)).rows;
+    rows.sort();
+    assert_eq!(rows.len(), 3);
+    assert_eq!(rows[0], ["DELETE", "1", r#"{"k":"\u0000"}"#, "old", "new", "1.50", "7", "a\\b\"c,(d)\n"]);
+    assert_eq!(rows[1], ["DELETE", "2", "1e200000", "", "", "NaN", "", ""]);
+    assert_eq!(rows[2], ["DELETE", "3", "", "plain", "x", "0", "0", "NULL"]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_owner_of_a_tracked_table_goes_on_making_partitions() {
+    let database = Database::new().await;
+    let owner = Attacker::new(&database).await;
+    owner.runs(&format!("create table {}.parts (a int primary key, b text) partition by range (a)", owner.name)).await;
+    let catalogue = Catalogue::of(&format!("[[dataset]]\nname = \"parts\"\ntable = \"{}.parts\"\n", owner.name));
+    catalogue.track(&database, "parts").await;
+    // One of them has its columns in another order, and a hole in their numbers.
+    owner
+        .runs(&format!(
+            "set search_path = {0}; create table low partition of parts for values from (0) to (9);
+             create table high (gone int, b text, a int not null); alter table high drop column gone;
+             insert into parts values (1, 'x')",
+            owner.name
+        ))
+        .await;
+    owner.runs("alter table parts attach partition high for values from (9) to (99)").await;
+    catalogue.track(&database, "parts").await;
+    let service = catalogue.start(&database).service().await;
+    export(&service, "full", "parts", "a").await;
+    owner.runs("insert into parts values (10, 'y'), (11, 'z')").await;
+    owner.runs("delete from parts").await;
+    let job = export(&service, "delta", "parts", "a").await;
+    let mut rows = Csv::read(&service.path(&job)).rows;
+    rows.sort();
+    assert_eq!(rows, [["DELETE", "1", "x"], ["DELETE", "10", "y"], ["DELETE", "11", "z"]]);
+    service.stop().await;
+    owner.assert_gained_nothing(&database).await;
+}
+
+#[tokio::test]
+async fn a_service_that_may_make_roles_gives_its_functions_away() {
+    let database = Database::empty().await;
+    let service = Attacker::new(&database).await;
+    let name = database.options.get_database().unwrap().to_owned();
+    database
+        .run(&format!(
+            "alter role {0} createrole; grant create on database {name} to {0}; grant create on schema public to {0}",
+            service.name
+        ))
+        .await;
+    let migrate =
+        || Start::plain().with("DATABASE_URL", database.url_as(&service.name, "pass")).arguments(&["migrate"]);
+    for _ in 0..2 {
+        let (code, errors) = migrate().until_it_ends().await;
+        assert_eq!(code, 0, "{errors}");
+        let owners: Vec<String> = sqlx::query_scalar(
+            "select distinct pg_get_userbyid(proowner)::text || has_schema_privilege(proowner, 'cdc_export', 'create')
+             from pg_proc where proname like 'capture\\_%'",
+        )
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+        assert_eq!(owners, ["cdc_export_capturefalse"]);
+        database.run(&format!("drop trigger cdc_export_d on {}.users", service.name)).await;
+    }
+    service.runs("insert into users (name, email, created_at, updated_at) values ('a', 'a', now(), now()); delete from users").await;
+    service.assert_gained_nothing(&database).await;
+}
