@@ -66,12 +66,15 @@ pub struct Column {
     pub kind: Kind,
     /// Its type as it was declared.
     pub type_name: Cow<'static, str>,
-    /// The type to cast a value to: a domain's base, and no length. Nothing is cut off, and a null is none's violation.
+    /// The type to cast a value to, with its schema unless it is Postgres's own: a domain's base, and no length. Nothing is cut off, and
+    /// a null is none's violation.
     pub base_type: Cow<'static, str>,
     /// How Postgres sends its values.
     pub sent: Sent,
     /// The collation that its texts are compared in, quoted, if it has one: an index of the column is of that one only.
     pub collation: Option<String>,
+    /// The schema of the operators that compare its values.
+    pub operators: Cow<'static, str>,
 }
 
 /// How Postgres sends a column's values.
@@ -90,7 +93,16 @@ impl Column {
     pub const fn named(name: &'static str, kind: Kind) -> Column {
         let none = Cow::Borrowed("");
         let (name, base_type) = (Cow::Borrowed(name), Cow::Borrowed(""));
-        Column { name, number: 0, kind, type_name: none, base_type, sent: Sent::Binary, collation: None }
+        Column {
+            name,
+            number: 0,
+            kind,
+            type_name: none,
+            base_type,
+            sent: Sent::Binary,
+            collation: None,
+            operators: Cow::Borrowed("pg_catalog"),
+        }
     }
 }
 
@@ -196,6 +208,8 @@ pub const USERS: &str = "users";
 /// What a dataset's table has for it at a moment.
 #[derive(Clone, Debug)]
 pub struct Shape {
+    /// The table, with its schema.
+    pub table: Table,
     /// The columns that tell rows apart. None is ever null.
     pub key: Vec<Column>,
     /// The columns of a file, in order.

@@ -22,7 +22,8 @@ pub mod sink;
 pub mod source;
 pub mod worker;
 
-// The ground: the server, its schema, logs, and the faults that tests inject.
+// The ground: the server, its schema, connections, logs, and the faults that tests inject.
+mod connection;
 pub mod failpoint;
 pub mod postgres;
 pub mod telemetry;

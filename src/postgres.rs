@@ -4,6 +4,7 @@
 
 pub mod demo;
 pub mod embedded;
+mod place;
 mod pooler;
 mod schema;
 mod url;
@@ -16,6 +17,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
 pub use schema::migrate;
 pub use url::{BadUrl, Named};
+
+use crate::connection;
 
 /// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
 const OLDEST: i32 = 130_000;
@@ -83,14 +86,6 @@ pub enum Error {
     Sql(#[source] sqlx::Error),
 }
 
-/// Whatever the server's or the role's defaults are: the statements are written for these. Set, not asked for when connecting,
-/// which poolers refuse.
-const DEFAULTS: &str = "set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;";
-
-/// The server learns within so many seconds that nobody is at our end of an idle connection; the system's default is hours.
-const KEEPALIVES: &str =
-    "set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3;";
-
 /// How long a connection of a pool may take to say that it lives, when it is lent and when it comes back. Of the caller's 2
 /// seconds there have to be some left for a new one; and the pool itself would wait for ever for one that comes back.
 const SIGN_OF_LIFE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -139,10 +134,10 @@ impl Database {
     fn pool_with(&self, connections: u32, lock_timeout: &str, statement_timeout: &str) -> PgPool {
         let set = format!(
             "-- postgres.session
-             {DEFAULTS}
-             {KEEPALIVES}
+             {}
              set lock_timeout = '{lock_timeout}'; set statement_timeout = '{statement_timeout}';
-             set idle_in_transaction_session_timeout = '10s'"
+             set idle_in_transaction_session_timeout = '10s'",
+            connection::SET_UP
         );
         PgPoolOptions::new()
             .max_connections(connections)
@@ -158,7 +153,7 @@ impl Database {
     }
 }
 
-/// Connects. A server that is starting, or recovering from a crash, is waited for; both may begin with the same power.
+/// Connects, and sets nothing: whether it is a session of ours alone isn't known yet. A server that is starting, or recovering from a crash, is waited for; both may begin with the same power.
 async fn connect(database: &Database) -> Result<PgConnection, Error> {
     let begun = Instant::now();
     loop {
@@ -182,6 +177,8 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
 /// If the database can't be reached or read.
 pub async fn has_keys(database: &Database) -> Result<bool, Error> {
     let mut conn = connect(database).await?;
+    let path = format!("-- postgres.keys.path\n begin; set local search_path = {}", connection::SEARCH_PATH);
+    sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut conn).await.map_err(Error::Sql)?;
     let has_place: bool = sqlx::query_scalar(
         "-- postgres.keys.place
          select exists (
@@ -207,6 +204,7 @@ pub async fn has_keys(database: &Database) -> Result<bool, Error> {
 /// If the server, the role or the database never allows so many.
 pub async fn require_connections(database: &Database, needed: u32) -> Result<(), Error> {
     let mut conn = connect(database).await?;
+    connection::set_up(&mut conn).await.map_err(Error::Sql)?;
     let (most, free): (i32, i64) = sqlx::query_as(
         "-- postgres.connections
          select case when r.rolsuper then s.total

@@ -11,7 +11,7 @@ use fake::locales::{DE_DE, EN, FR_FR, IT_IT, JA_JP, NL_NL, PT_BR, TR_TR, ZH_CN};
 use fake::rand::SeedableRng;
 use fake::rand::rngs::StdRng;
 use fake::{Fake, RngExt};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 /// Every so-manieth user is soft deleted: 1.9 %, so that 98,113 of 100,000 are live.
 ///
@@ -74,16 +74,17 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
 
     // Asked before the lock too: on every start but the first nothing is locked, and nothing waits.
-    if !is_ours(&mut tx).await? || !is_empty(&mut tx).await? {
+    let Some(users) = ours(&mut tx).await? else { return Ok(0) };
+    if !is_empty(&mut tx, &users).await? {
         return Ok(0);
     }
     let filling = |source| Error::Fill { rows, source };
-    lock(&mut tx).await.map_err(filling)?;
-    if !is_empty(&mut tx).await? {
+    lock(&mut tx, &users).await.map_err(filling)?;
+    if !is_empty(&mut tx, &users).await? {
         return Ok(0);
     }
-    let inserted = load(&mut tx, 1..=rows, &|_| {}).await.map_err(filling)?;
-    analyze(&mut tx).await.map_err(filling)?;
+    let inserted = load(&mut tx, &users, 1..=rows, &|_| {}).await.map_err(filling)?;
+    analyze(&mut tx, &users).await.map_err(filling)?;
     tx.commit().await.map_err(filling)?;
 
     tracing::info!(event = "demo_seeded", rows = inserted, seconds = begun.elapsed().as_secs_f64());
@@ -96,59 +97,50 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
 /// If the table isn't ours, or Postgres fails; nothing was added then.
 pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sync) -> Result<u64, Error> {
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
-    if !is_ours(&mut tx).await? {
-        return Err(Error::NotOurs);
-    }
+    let users = ours(&mut tx).await?.ok_or(Error::NotOurs)?;
     let filling = |source| Error::Fill { rows, source };
-    lock(&mut tx).await.map_err(filling)?;
-    let (there, last): (i64, i64) = sqlx::query_as(
+    lock(&mut tx, &users).await.map_err(filling)?;
+    let count = format!(
         "-- postgres.demo.count
-        select count(*), coalesce(max(substring(email from '\\.([0-9]{1,18})@example\\.(?:com|net|org)$')::bigint), 0)
-        from users",
-    )
-    .fetch_one(&mut *tx)
-    .await
-    .map_err(filling)?;
+        select count(*), coalesce(max(substring(email from '\\.([0-9]{{1,18}})@example\\.(?:com|net|org)$')::bigint), 0)
+        from {users}"
+    );
+    let counted = sqlx::query_as(AssertSqlSafe(count)).fetch_one(&mut *tx).await;
+    let (there, last): (i64, i64) = counted.map_err(filling)?;
     let missing = rows.saturating_sub(there.unsigned_abs());
     if missing == 0 {
         return Ok(0);
     }
     // Above every number that was given out, also to users who are gone: an address may not come twice.
     let first = last.unsigned_abs() + 1;
-    let inserted = load(&mut tx, first..=first + missing - 1, &progress).await.map_err(filling)?;
-    analyze(&mut tx).await.map_err(filling)?;
+    let inserted = load(&mut tx, &users, first..=first + missing - 1, &progress).await.map_err(filling)?;
+    analyze(&mut tx, &users).await.map_err(filling)?;
     tx.commit().await.map_err(filling)?;
     Ok(inserted)
 }
 
-async fn is_ours(connection: &mut PgConnection) -> Result<bool, Error> {
+/// The demo table, with its schema; `None`: the `users` that the role's search_path finds is somebody's, or there is none.
+async fn ours(connection: &mut PgConnection) -> Result<Option<String>, Error> {
     sqlx::query_scalar(
-        "-- postgres.demo.is_ours
-        select exists (
-            select 1
-            from pg_catalog.pg_class as c
-            join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
-            join cdc_export.owned as o on o.schema_name = n.nspname and o.table_name = c.relname
-            where c.oid = to_regclass('users')
-        )",
+        "-- postgres.demo.ours
+        select format('%I.%I', n.nspname, c.relname)
+        from pg_class as c
+        join pg_namespace as n on n.oid = c.relnamespace
+        join cdc_export.owned as o on o.schema_name = n.nspname and o.table_name = c.relname
+        where c.oid = cdc_export.table_of_role('users')",
     )
-    .fetch_one(connection)
+    .fetch_optional(connection)
     .await
     .map_err(Error::Inspect)
 }
 
-async fn is_empty(connection: &mut PgConnection) -> Result<bool, Error> {
-    sqlx::query_scalar(
-        "-- postgres.demo.is_empty
-        select not exists (select 1 from users)",
-    )
-    .fetch_one(connection)
-    .await
-    .map_err(Error::Inspect)
+async fn is_empty(connection: &mut PgConnection, users: &str) -> Result<bool, Error> {
+    let empty = format!("-- postgres.demo.is_empty\n select not exists (select from {users})");
+    sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(connection).await.map_err(Error::Inspect)
 }
 
 /// Keeps out every other writer, a second seeding above all; readers are not disturbed.
-async fn lock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+async fn lock(connection: &mut PgConnection, users: &str) -> Result<(), sqlx::Error> {
     // Another replica's millions of users may take longer than a timeout meant for statements.
     sqlx::query(
         "-- postgres.demo.lift_timeouts
@@ -157,30 +149,25 @@ async fn lock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     )
     .execute(&mut *connection)
     .await?;
-    sqlx::query(
-        "-- postgres.demo.lock
-        lock table users in share row exclusive mode",
-    )
-    .execute(connection)
-    .await?;
+    let lock = format!("-- postgres.demo.lock\n lock table {users} in share row exclusive mode");
+    sqlx::query(AssertSqlSafe(lock)).execute(connection).await?;
     Ok(())
 }
 
 /// Writes the users of these numbers, without their ids: the sequence moves along, and later inserts don't collide.
 async fn load(
     connection: &mut PgConnection,
+    users: &str,
     numbers: RangeInclusive<u64>,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<u64, sqlx::Error> {
     let first = *numbers.start();
     let now = now(connection).await?;
-    let mut copy = connection
-        .copy_in_raw(
-            "-- postgres.demo.load
-            copy users (name, email, created_at, updated_at, is_deleted)
-            from stdin (format binary)",
-        )
-        .await?;
+    let copy = format!(
+        "-- postgres.demo.load
+        copy {users} (name, email, created_at, updated_at, is_deleted) from stdin (format binary)"
+    );
+    let mut copy = connection.copy_in_raw(&copy).await?;
     let mut chunk = Vec::with_capacity(CHUNK_BYTES + 1024);
     chunk.extend_from_slice(COPY_HEADER);
     for number in numbers {
@@ -207,13 +194,9 @@ async fn now(connection: &mut PgConnection) -> Result<DateTime<Utc>, sqlx::Error
 }
 
 /// So that the planner knows the table, and its estimated rows are right, before autovacuum comes.
-async fn analyze(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "-- postgres.demo.analyze
-        analyze users",
-    )
-    .execute(connection)
-    .await?;
+async fn analyze(connection: &mut PgConnection, users: &str) -> Result<(), sqlx::Error> {
+    let analyze = format!("-- postgres.demo.analyze\n analyze {users}");
+    sqlx::query(AssertSqlSafe(analyze)).execute(connection).await?;
     Ok(())
 }
 

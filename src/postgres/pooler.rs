@@ -38,7 +38,8 @@ pub(crate) async fn require_sessions(conn: &mut PgConnection, database: &Databas
 async fn are_lent(conn: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
     for _ in 0..ROUNDS {
         let mark = Uuid::new_v4().simple().to_string();
-        let set = format!("-- postgres.pooler.mark\n select set_config('cdc_export.session', '{mark}', false)");
+        let set =
+            format!("-- postgres.pooler.mark\n select pg_catalog.set_config('cdc_export.session', '{mark}', false)");
         sqlx::raw_sql(sqlx::AssertSqlSafe(set)).execute(&mut *conn).await?;
         let marked = look(conn).await?;
         if marked.mark != mark || look(other).await? == marked {
@@ -74,7 +75,8 @@ async fn moves(conn: &mut PgConnection, marked: &Seen) -> Result<bool, sqlx::Err
 async fn look(conn: &mut PgConnection) -> Result<Seen, sqlx::Error> {
     let row = sqlx::raw_sql(
         "-- postgres.pooler.look
-         select pg_backend_pid()::text as process, coalesce(current_setting('cdc_export.session', true), '') as mark",
+         select pg_catalog.pg_backend_pid()::pg_catalog.text as process,
+           coalesce(pg_catalog.current_setting('cdc_export.session', true), '') as mark",
     )
     .fetch_one(conn)
     .await?;

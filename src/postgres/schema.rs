@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{Connection, PgConnection};
+use sqlx::migrate::{MigrateError, Migration, Migrator};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
-use crate::postgres::{DEFAULTS, Database, Error, OLDEST, connect, pooler};
+use crate::connection;
+use crate::postgres::place::{Path, Place};
+use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 
 /// How often a migration is tried whose tables are busy, with a second between.
 const MIGRATION_TRIES: u32 = 120;
@@ -23,7 +25,8 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     let mut conn = connect(database).await?;
     // Before anything is set or locked.
     pooler::require_sessions(&mut conn, database).await?;
-    sqlx::raw_sql(DEFAULTS).execute(&mut conn).await.map_err(Error::Sql)?;
+    let path = Path::of_role(&mut conn).await.map_err(Error::Sql)?;
+    connection::set_up(&mut conn).await.map_err(Error::Sql)?;
     let (number, version, standby): (i32, String, bool) = sqlx::query_as(
         "-- postgres.version
          select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()",
@@ -55,16 +58,17 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     .execute(&mut conn)
     .await
     .map_err(Error::Sql)?;
-    let rights = Rights::of(&mut conn).await.map_err(Error::Sql)?;
+    let rights = Rights::of(&mut conn, &path).await.map_err(Error::Sql)?;
     if rights.has_migrations {
         rights.let_use()?
     } else {
         rights.let_create()?
     }
-    refuse_foreign_tables(&mut conn).await?;
+    refuse_foreign_tables(&mut conn, &path).await?;
     // Not left to the migrator, which wants the right to create its table even where that exists: whoever runs the service
     // needs no more than to use what another role has made.
-    if rights.has_migrations && is_current(&mut conn).await? {
+    let place = path.place(&mut conn).await.map_err(Error::Sql)?;
+    if rights.has_migrations && is_current(&mut conn).await? && place.has_views(&mut conn).await.map_err(Error::Sql)? {
         return conn.close().await.map_err(Error::Sql);
     }
     rights.let_create()?;
@@ -79,11 +83,15 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
         .await
         .map_err(Error::Sql)?;
     // An older binary may start beside a newer one: it ignores migrations that it doesn't know.
-    let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
+    let mut migrator = Migrator::with_migrations(migrations(&place));
     migrator.set_locking(false).set_ignore_missing(true);
     migrator.dangerous_set_table_name("cdc_export.migrations");
     for left in (0..MIGRATION_TRIES).rev() {
-        match migrator.run(&mut conn).await {
+        let migrated = match migrator.run(&mut conn).await {
+            Ok(()) => place.renew_views(&mut conn).await.map_err(MigrateError::Execute),
+            Err(error) => Err(error),
+        };
+        match migrated {
             Err(error) if left > 0 && is_busy(&error) => {
                 tracing::info!(event = "migration_waits", "tables are busy, trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -95,6 +103,16 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
         }
     }
     conn.close().await.map_err(Error::Sql)
+}
+
+/// The migrations, as they are run: the statements of an older release name tables by the search_path.
+fn migrations(place: &Place) -> Vec<Migration> {
+    let named = |migration: &Migration| {
+        let sql = AssertSqlSafe(place.named_in(migration.sql.as_str())).into_sql_str();
+        // By the text in the file.
+        Migration { sql, ..migration.clone() }
+    };
+    MIGRATIONS.iter().map(named).collect()
 }
 
 /// Whether a lock was not to be had in time.
@@ -140,7 +158,7 @@ struct Rights {
 }
 
 impl Rights {
-    async fn of(conn: &mut PgConnection) -> Result<Rights, sqlx::Error> {
+    async fn of(conn: &mut PgConnection, path: &Path) -> Result<Rights, sqlx::Error> {
         sqlx::query_as(
             "-- postgres.migrate.rights
              select role, s.oid is not null as has_schema, m.oid is not null as has_migrations,
@@ -161,10 +179,7 @@ impl Rights {
                  case when not (has_schema_privilege(p.oid, 'create') and has_schema_privilege(p.oid, 'usage'))
                    then format('GRANT CREATE, USAGE ON SCHEMA %I TO %I', here.place, role) end) as to_create
              from (
-               -- current_schemas leaves out what the role may not use.
-               select current_user::text as role, coalesce((
-                 select name from unnest(current_schemas(false)) with ordinality as schemas (name, place)
-                 where name <> 'cdc_export' order by place limit 1), 'public') as place) here
+               select current_user::text as role, $1::text as place) here
              left join pg_namespace p on p.nspname = here.place
              left join pg_namespace s on s.nspname = 'cdc_export'
              left join pg_class m on m.relnamespace = s.oid and m.relname = 'migrations'
@@ -178,6 +193,7 @@ impl Rights {
                where e.relname = 'exports' and e.relkind = 'r' and e.relowner = m.relowner
                order by n.nspname = here.place desc limit 1) made on true",
         )
+        .bind(path.first())
         .fetch_one(conn)
         .await
     }
@@ -206,7 +222,7 @@ impl Rights {
 
 /// `exports` and `watermarks` must be ours wherever the search_path finds them. Asked before every migration, and again when
 /// there is nothing to migrate: a search_path may have changed since.
-async fn refuse_foreign_tables(conn: &mut PgConnection) -> Result<(), Error> {
+async fn refuse_foreign_tables(conn: &mut PgConnection, path: &Path) -> Result<(), Error> {
     let known: bool = sqlx::query_scalar(
         "-- postgres.migrate.known
          select to_regclass('cdc_export.owned') is not null",
@@ -214,16 +230,11 @@ async fn refuse_foreign_tables(conn: &mut PgConnection) -> Result<(), Error> {
     .fetch_one(&mut *conn)
     .await
     .map_err(Error::Sql)?;
-    let found: Vec<(String, String)> = sqlx::query_as(
-        "-- postgres.migrate.found
-         select n.nspname::text, c.relname::text
-         from unnest(array['exports', 'watermarks']) as wanted (name)
-         join pg_class c on c.oid = to_regclass(wanted.name)
-         join pg_namespace n on n.oid = c.relnamespace",
-    )
-    .fetch_all(&mut *conn)
-    .await
-    .map_err(Error::Sql)?;
+    let mut found = Vec::new();
+    for table in ["exports", "watermarks"] {
+        let schema = path.find(&mut *conn, table).await.map_err(Error::Sql)?;
+        found.extend(schema.map(|schema| (schema, table)));
+    }
     for (schema, table) in found {
         let ours = known
             && sqlx::query_scalar(
@@ -231,7 +242,7 @@ async fn refuse_foreign_tables(conn: &mut PgConnection) -> Result<(), Error> {
                  select exists (select from cdc_export.owned where schema_name = $1 and table_name = $2)",
             )
             .bind(&schema)
-            .bind(&table)
+            .bind(table)
             .fetch_one(&mut *conn)
             .await
             .map_err(Error::Sql)?;
@@ -242,14 +253,17 @@ async fn refuse_foreign_tables(conn: &mut PgConnection) -> Result<(), Error> {
     if !known {
         return Ok(());
     }
-    let hidden: Option<String> = sqlx::query_scalar(
+    let owned: Vec<(String, String)> = sqlx::query_as(
         "-- postgres.migrate.hidden
-         select schema_name || '.' || table_name from cdc_export.owned
-         where table_name in ('exports', 'watermarks') and to_regclass(quote_ident(table_name)) is null
-         order by 1 limit 1",
+         select schema_name, table_name from cdc_export.owned where table_name in ('exports', 'watermarks') order by 1, 2",
     )
-    .fetch_optional(conn)
+    .fetch_all(&mut *conn)
     .await
     .map_err(Error::Sql)?;
-    hidden.map_or(Ok(()), |table| Err(Error::Hidden(table)))
+    for (schema, table) in owned {
+        if path.find(&mut *conn, &table).await.map_err(Error::Sql)?.is_none() {
+            return Err(Error::Hidden(format!("{schema}.{table}")));
+        }
+    }
+    Ok(())
 }

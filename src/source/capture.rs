@@ -149,7 +149,7 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
          from cdc_export.owned o
          join pg_namespace n on n.nspname = o.schema_name
          join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
-         where c.oid = to_regclass($1)",
+         where c.oid = cdc_export.table_of_role($1)",
     )
     .bind(quote::relation(&users.table))
     .fetch_optional(pool)
@@ -168,7 +168,8 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
 pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Result<(), Error> {
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
-    lock(&mut tx, dataset).await?;
+    let found = find(&mut tx, dataset).await?;
+    lock(&mut tx, dataset, &found).await?;
     let found = find(&mut tx, dataset).await?;
     for other in catalog.iter().filter(|other| other.name != dataset.name && other.capture == Capture::Triggers) {
         if find(&mut tx, other).await.is_ok_and(|its| its.oid == found.oid) {
@@ -198,7 +199,7 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
     let installed = found.captured && found.logged_key.as_ref().unwrap_or(&found.primary_key) == key;
     if !installed {
         check(&found, dataset)?;
-        lock(&mut tx, dataset).await?;
+        lock(&mut tx, dataset, &found).await?;
         let shape = look(&mut tx, dataset).await?;
         remove(&mut tx, &dataset.table, &found).await?;
         let denied = |cause| denied_or_else(&dataset.table, cause);
@@ -267,7 +268,7 @@ async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<Found, Error
         " as logged_key, ",
         captured!(),
         " as captured
-         from pg_class t join pg_namespace n on n.oid = t.relnamespace where t.oid = to_regclass($1)"
+         from pg_class t join pg_namespace n on n.oid = t.relnamespace where t.oid = cdc_export.table_of_role($1)"
     ))
     .bind(quote::relation(&dataset.table))
     .fetch_optional(conn)
@@ -306,12 +307,13 @@ async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Shape, Error
     })
 }
 
-async fn lock(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error> {
+async fn lock(conn: &mut PgConnection, dataset: &Dataset, found: &Found) -> Result<(), Error> {
+    let table = Table { schema: Some(found.schema_name.clone()), name: found.table_name.clone() };
     let lock = format!(
         "-- source.capture.lock
          set local lock_timeout = '{LOCK_TIMEOUT}';
          lock table {} in share row exclusive mode",
-        quote::relation(&dataset.table)
+        quote::relation(&table)
     );
     let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(conn).await;
     locked.map(drop).map_err(|cause| denied_or_else(&dataset.table, cause))

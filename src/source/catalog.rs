@@ -4,7 +4,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::dataset::catalog::{Catalog, Fault, Faults};
-use crate::dataset::{Capture, Dataset};
+use crate::dataset::{Capture, Dataset, Table};
 use crate::source::quote::relation;
 use crate::source::shape;
 
@@ -24,11 +24,11 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Faults, sqlx::Err
             }
             Err(shape::Error::Sql(cause)) => return Err(cause),
         };
-        faults.extend(check_filter(&mut conn, dataset).await?);
+        faults.extend(check_filter(&mut conn, dataset, &shape.table).await?);
         if dataset.capture != Capture::Triggers {
             continue;
         }
-        let oid = sqlx::query_scalar("-- source.catalog.oid\n select to_regclass($1)::oid");
+        let oid = sqlx::query_scalar("-- source.catalog.oid\n select cdc_export.table_of_role($1)::oid");
         let oid: Oid = oid.bind(relation(&dataset.table)).fetch_one(&mut *conn).await?;
         let key: Vec<_> = shape.key.iter().map(|column| column.name.to_string()).collect();
         // The triggers of a table log one key.
@@ -43,7 +43,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Faults, sqlx::Err
 
 /// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of the row,
 /// which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
-async fn check_filter(conn: &mut PgConnection, dataset: &Dataset) -> Result<Option<Fault>, sqlx::Error> {
+async fn check_filter(conn: &mut PgConnection, dataset: &Dataset, table: &Table) -> Result<Option<Fault>, sqlx::Error> {
     let Some(filter) = &dataset.filter else { return Ok(None) };
     let fault = |why| Fault { dataset: dataset.name.clone(), member: "filter", item: None, why };
     // Constants once Postgres has read them, and others tomorrow.
@@ -56,9 +56,10 @@ async fn check_filter(conn: &mut PgConnection, dataset: &Dataset) -> Result<Opti
     let index = format!(
         "-- source.catalog.filter
          create temporary table cdc_export_filter (like {table}) on commit drop;
+         select set_config('search_path', current_setting('cdc_export.role_path') || ', pg_temp', true);
          create index on cdc_export_filter ((1)) where (\n{filter}\n);
          create index on cdc_export_filter ((1)) where (array[\n{filter}\n])[1]",
-        table = relation(&dataset.table),
+        table = relation(table),
     );
     let made = sqlx::raw_sql(AssertSqlSafe(index)).execute(&mut *tx).await;
     tx.rollback().await?;

@@ -1,5 +1,6 @@
 //! The SQL of each export. Names come from a [`Dataset`] and its [`Shape`] alone and are quoted by [`quote`](crate::source::quote); a
-//! filter is the operator's own SQL.
+//! filter is the operator's own SQL. With one, a statement is read under the role's own search_path, where others may have functions:
+//! so every function says its schema here, and every operator whose operands may be of other types than its own.
 //!
 //! The parameters of the changes: `$1` the watermark, null, with `$3`, to begin from the beginning; `$2` the table's oid; `$3` and `$4` the
 //! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules. Behind the columns of
@@ -55,16 +56,20 @@ impl Select<'_> {
         let name = format!("u.{}", quoted(&condition.column));
         let value = self.value(condition, parameter);
         let compared = match condition.operator {
-            Operator::Eq => "=",
+            Operator::Eq | Operator::In => "=",
             Operator::Ne => "<>",
             Operator::Lt => "<",
             Operator::Lte => "<=",
             Operator::Gt => ">",
             Operator::Gte => ">=",
-            Operator::In => return format!("{name} in ({value})"),
-            Operator::IsNull => return format!("(num_nulls({name}) = 1) = {value}"),
+            Operator::IsNull => return format!("(pg_catalog.num_nulls({name}) = 1) = {value}"),
         };
-        format!("{name} {compared} {value}")
+        let column = self.shape.columns.iter().find(|column| column.name == condition.column);
+        let compared = operator(column.map_or("pg_catalog", |column| &column.operators), compared);
+        match condition.operator {
+            Operator::In => format!("{name} {compared} any ({value})"),
+            _ => format!("{name} {compared} {value}"),
+        }
     }
 
     /// What a condition compares with, in the column's type: of several values a query.
@@ -73,7 +78,9 @@ impl Select<'_> {
         let base_type = column.map_or("text", |column| &column.base_type);
         match condition.operator {
             Operator::In => {
-                format!("select one::{base_type} from jsonb_array_elements_text(${parameter}::text::jsonb) as one")
+                format!(
+                    "select one::{base_type} from pg_catalog.jsonb_array_elements_text(${parameter}::text::jsonb) as one"
+                )
             }
             Operator::IsNull => format!("${parameter}::text::boolean"),
             _ => format!("${parameter}::text::{base_type}"),
@@ -85,8 +92,9 @@ impl Select<'_> {
     pub(crate) fn tried(&self, condition: &Condition) -> [String; 2] {
         let value = self.value(condition, 1);
         let value = match condition.operator {
-            Operator::In => format!("select count(value) from ({value}) as several (value)"),
-            _ => format!("select {value}"),
+            Operator::In => format!("select pg_catalog.count(value) from ({value}) as several (value)"),
+            // Of a type that the client knows, which would else ask what the value's is.
+            _ => format!("select pg_catalog.num_nulls({value})"),
         };
         [value, format!("select from {} u where {} limit 0", self.table(), self.condition(condition, 1))]
     }
@@ -157,7 +165,7 @@ impl Select<'_> {
             // What is new only the log tells, so that every row is looked up in it.
             return format!(
                 "with ch ({names}, {OP}) as materialized (
-                   select {names}, (array_agg(op order by seq))[1]
+                   select {names}, (pg_catalog.array_agg(op order by seq))[1]
                    from (
                      select {logged_key}, seq, op from cdc_export.change_log where {logged}
                      union all
@@ -174,7 +182,7 @@ impl Select<'_> {
                  select {logged_key}, false from cdc_export.change_log where {logged}
                  union all
                  select {key}, true from {table} u where {stated}) as changes ({names}, stated)
-               group by {ordinals} having not bool_or(stated)
+               group by {ordinals} having not pg_catalog.bool_or(stated)
                -- In their order they are found side by side in the index, and mostly in the table.
                order by {ordinals})
              {by_time}
@@ -206,7 +214,7 @@ impl Select<'_> {
             "with ch ({names}, {OLD}, {IMAGE}, {NUMBERS}) as materialized (
                select {names}, found[2]::jsonb, found[3], found[4]::smallint[]
                from (
-                 select {names}, max(array[lpad(seq::text, 19, '0'), old::text, image, image_columns::text]) filter (where op = 'D')
+                 select {names}, pg_catalog.max(array[pg_catalog.lpad(seq::text, 19, '0'), old::text, image, image_columns::text]) filter (where op = 'D')
                  from (
                    select {logged_key}, seq, op, old, image, image_columns, false from cdc_export.change_log where {logged}
                    union all
@@ -214,7 +222,7 @@ impl Select<'_> {
                    select {key}, null, null, null, null, null, ({alive}) is true from {table} u
                    where {stated} and (({ended}) or ({alive}) and $4::text is not null))
                    as changes ({names}, seq, op, old, image, image_columns, alive)
-                 group by {ordinals} having not bool_or(alive)) as lasts ({names}, found)
+                 group by {ordinals} having not pg_catalog.bool_or(alive)) as lasts ({names}, found)
                order by {ordinals})
              select 'DELETE'::text, {columns}, {refused} or {gone}
              from ch left join {table} u on {joined}
@@ -237,7 +245,10 @@ impl Select<'_> {
         if is_flag {
             return format!("case when {gone} then true else {live} end");
         }
-        let last = format!("i.parts[array_position(ch.{NUMBERS}, {}::smallint)]::{}", column.number, column.base_type);
+        let last = format!(
+            "i.parts[pg_catalog.array_position(ch.{NUMBERS}, {}::smallint)]::{}",
+            column.number, column.base_type
+        );
         let old = match column.sent {
             // A consumer that loads the file into such a column couldn't read JSON there.
             Sent::WrittenNotFromJson => "null".to_owned(),
@@ -259,12 +270,15 @@ impl Select<'_> {
         let image = format!("left join lateral cdc_export.values_of(ch.{IMAGE}) as i (parts) on {gone}");
         match old.as_slice() {
             [] => image,
-            _ => format!("{image} left join lateral jsonb_to_record(ch.{OLD}) as o ({}) on {gone}", old.join(", ")),
+            _ => format!(
+                "{image} left join lateral pg_catalog.jsonb_to_record(ch.{OLD}) as o ({}) on {gone}",
+                old.join(", ")
+            ),
         }
     }
 
     fn table(&self) -> String {
-        relation(&self.dataset.table)
+        relation(&self.shape.table)
     }
 
     /// The columns of a file, and the hidden time, of rows `u`.
@@ -363,7 +377,9 @@ impl Select<'_> {
     }
 
     fn joined(&self) -> String {
-        let part = |(i, column): (usize, &Column)| format!("u.{} = ch.{}", quoted(&column.name), key_name(i));
+        let part = |(i, column): (usize, &Column)| {
+            format!("u.{} {} ch.{}", quoted(&column.name), operator(&column.operators, "="), key_name(i))
+        };
         self.shape.key.iter().enumerate().map(part).collect::<Vec<_>>().join(" and ")
     }
 
@@ -377,7 +393,7 @@ impl Select<'_> {
             // where it takes so much room that it may be large.
             let test = match (column.kind, column.sent) {
                 (Kind::Text | Kind::Bytea, Sent::Binary) => size,
-                _ => format!("(pg_column_size({name}) > {} and {size})", max / MOST_WRITTEN),
+                _ => format!("(pg_catalog.pg_column_size({name}) > {} and {size})", max / MOST_WRITTEN),
             };
             (column.name.to_string(), test)
         };
@@ -401,8 +417,13 @@ fn key_name(i: usize) -> String {
 /// Logged of a table, by a transaction that the snapshot could not see: an index range, and an exact test.
 pub(crate) fn logged(table: &str, snapshot: &str) -> String {
     format!(
-        "tbl = {table} and pk is not null and xid >= pg_snapshot_xmin({snapshot}) and not pg_visible_in_snapshot(xid, {snapshot})"
+        "tbl = {table} and pk is not null and xid >= pg_catalog.pg_snapshot_xmin({snapshot}) and not pg_catalog.pg_visible_in_snapshot(xid, {snapshot})"
     )
+}
+
+/// An operator of that schema, which Postgres has quoted where it must be.
+fn operator(schema: &str, name: &str) -> String {
+    format!("operator({schema}.{name})")
 }
 
 /// A moment as a column of times has it: one without a zone is taken for UTC.
@@ -418,7 +439,7 @@ fn sent(column: &Column, value: &str) -> String {
         // By the type's output function, as COPY does: a cast loses the padding of a `char`. NULL stays, and a row of nulls isn't
         // one.
         Sent::Written | Sent::WrittenNotFromJson => {
-            format!("case when num_nulls({value}) = 0 then concat({value}) end")
+            format!("case when pg_catalog.num_nulls({value}) = 0 then pg_catalog.concat({value}) end")
         }
     }
 }
@@ -427,8 +448,8 @@ fn sent(column: &Column, value: &str) -> String {
 fn octets(column: &Column, sent: &str) -> String {
     match column.kind {
         // Postgres knows no length of a JSON but that of its text.
-        Kind::Json | Kind::Jsonb => format!("octet_length(({sent})::text)"),
-        _ => format!("octet_length({sent})"),
+        Kind::Json | Kind::Jsonb => format!("pg_catalog.octet_length(({sent})::text)"),
+        _ => format!("pg_catalog.octet_length({sent})"),
     }
 }
 

@@ -15,10 +15,6 @@ use tokio::time::timeout;
 use crate::source::{Error, within};
 use crate::telemetry::chain;
 
-/// The server learns within so many seconds that our end of an idle connection is gone; the system's own default is hours.
-pub(crate) const SERVER_KEEPALIVES: &str =
-    "set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3;";
-
 /// How often a silent session is asked about.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 
 use crate::dataset::catalog::{Fault, Faults, hint};
-use crate::dataset::{Capture, Column, Columns, Dataset, Description, Kind, OPERATION, Sent, Shape};
+use crate::dataset::{Capture, Column, Columns, Dataset, Description, Kind, OPERATION, Sent, Shape, Table};
 use crate::source;
 use crate::source::capture::{captured, logged_key};
 use crate::source::quote::relation;
@@ -28,6 +28,9 @@ struct Found {
     number: i16,
     type_name: String,
     base_type: String,
+    /// The base type as the role's own search_path has it written, which is how it is saved.
+    saved_type: String,
+    operators: String,
     /// Where the type is Postgres's own: its name.
     own_type: Option<String>,
     has_json_cast: bool,
@@ -53,6 +56,7 @@ impl Found {
             base_type: self.base_type.clone().into(),
             sent,
             collation: self.collation.clone(),
+            operators: self.operators.clone().into(),
         }
     }
 }
@@ -85,9 +89,46 @@ fn binary_kind(own_type: &str) -> Option<Kind> {
 /// # Errors
 /// With everything that doesn't fit.
 pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Shape, Error> {
+    let located = locate(conn, &dataset.table).await.map_err(|cause| unseen(dataset, cause))?;
+    // Where there is none, none is found under its name.
+    look_at(conn, dataset, located.as_ref().unwrap_or(&dataset.table)).await
+}
+
+/// The table with its schema, as the role's own search_path finds it.
+///
+/// # Errors
+/// If Postgres refuses.
+pub(crate) async fn locate(conn: &mut PgConnection, table: &Table) -> Result<Option<Table>, sqlx::Error> {
+    let found: Option<(String, String)> = sqlx::query_as(
+        "-- source.shape.locate
+         select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where c.oid = cdc_export.table_of_role($1)",
+    )
+    .bind(relation(table))
+    .fetch_optional(conn)
+    .await?;
+    Ok(found.map(|(schema, name)| Table { schema: Some(schema), name }))
+}
+
+/// Looks at a dataset's table, which stands there.
+///
+/// # Errors
+/// With everything that doesn't fit.
+pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &Table) -> Result<Shape, Error> {
     let columns: Result<Vec<Found>, _> = sqlx::query_as(
         "-- source.shape.columns
-         select a.attname::text as name, a.attnum as number, format_type(a.atttypid, a.atttypmod) as type_name, format_type(base.oid, -1) as base_type,
+         select a.attname::text as name, a.attnum as number, format_type(base.oid, -1) as base_type,
+           cdc_export.type_of_role(a.atttypid, a.atttypmod) as type_name, cdc_export.type_of_role(base.oid, -1) as saved_type,
+           coalesce(
+             -- Of its default order. Where it has none: those beside it.
+             (select p.oprnamespace::regnamespace::text
+              from pg_opclass s join pg_am m on m.oid = s.opcmethod and m.amname = 'btree'
+              join pg_amop o on o.amopfamily = s.opcfamily and o.amoplefttype = s.opcintype and o.amoprighttype = s.opcintype
+                and o.amopstrategy = 3 and o.amoppurpose = 's'
+              join pg_operator p on p.oid = o.amopopr
+              where s.opcintype = base.oid and s.opcdefault limit 1),
+             case base.typtype when 'b' then case base.typelem when 0 then base.typnamespace::regnamespace::text end end,
+             'pg_catalog') as operators,
            case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
            exists (
              -- Of the type, of its elements, or of what it is composed of.
@@ -120,25 +161,25 @@ pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<S
          where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
          order by a.attnum",
     )
-    .bind(relation(&dataset.table))
+    .bind(relation(table))
     .fetch_all(&mut *conn)
     .await;
     let columns = columns.map_err(|cause| unseen(dataset, cause))?;
-    let mut fitting = Fitting { dataset, columns: &columns, faults: Vec::new() };
+    let mut fitting = Fitting { dataset, table, columns: &columns, faults: Vec::new() };
     if columns.is_empty() {
         let why = format!("there is no table `{}`{}", dataset.table, hint_of_tables(conn, dataset).await?);
         fitting.wrong("table", None, why);
         return Err(Faults(fitting.faults).into());
     }
     let key = fitting.key(conn).await?;
-    let types = columns.iter().map(|column| (column.name.clone(), column.base_type.clone())).collect();
+    let types = columns.iter().map(|column| (column.name.clone(), column.saved_type.clone())).collect();
     let columns = fitting.chosen(&key);
     let updated_at = fitting.time("updated_at", dataset.updated_at.as_deref());
     let created_at = fitting.time("created_at", dataset.created_at.as_deref());
     let deleted = fitting.deleted();
     if fitting.faults.is_empty() {
         let is_filtered = dataset.filter.is_some();
-        Ok(Shape { key, columns, updated_at, created_at, deleted, types, is_filtered })
+        Ok(Shape { table: table.clone(), key, columns, updated_at, created_at, deleted, types, is_filtered })
     } else {
         Err(Faults(fitting.faults).into())
     }
@@ -175,6 +216,7 @@ async fn hint_of_tables(conn: &mut PgConnection, dataset: &Dataset) -> Result<St
 /// The dataset being held against the columns.
 struct Fitting<'a> {
     dataset: &'a Dataset,
+    table: &'a Table,
     columns: &'a [Found],
     faults: Vec<Fault>,
 }
@@ -214,7 +256,7 @@ impl<'a> Fitting<'a> {
             }
             key.push(found.column());
         }
-        if key.len() == names.len() && !is_unique(conn, self.dataset, names).await? {
+        if key.len() == names.len() && !is_unique(conn, self.table, names).await? {
             let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
             self.wrong("key", None, why);
         }
@@ -267,7 +309,7 @@ fn is_time(column: &Column) -> bool {
     matches!(column.kind, Kind::Timestamptz | Kind::Timestamp)
 }
 
-async fn is_unique(conn: &mut PgConnection, dataset: &Dataset, key: &[String]) -> Result<bool, sqlx::Error> {
+async fn is_unique(conn: &mut PgConnection, table: &Table, key: &[String]) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "-- source.shape.unique
          select exists (
@@ -278,7 +320,7 @@ async fn is_unique(conn: &mut PgConnection, dataset: &Dataset, key: &[String]) -
                   where a.attrelid = x.indrelid and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1]))
                = (select array_agg(name order by name) from unnest($2::text[]) as name))",
     )
-    .bind(relation(&dataset.table))
+    .bind(relation(table))
     .bind(key)
     .fetch_one(conn)
     .await
@@ -321,7 +363,7 @@ impl Source {
                from pg_class p left join pg_class x on x.oid = p.reltoastrelid
                where case t.relkind when 'p' then p.oid in (select relid from pg_partition_tree(t.oid) where isleaf)
                  else p.oid = t.oid end) parts
-             where t.oid = to_regclass($1)"
+             where t.oid = cdc_export.table_of_role($1)"
         ))
         .bind(relation(&dataset.table))
         .fetch_optional(&mut *conn)

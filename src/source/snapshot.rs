@@ -8,12 +8,13 @@ use sqlx::postgres::{PgConnectOptions, types::Oid};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
+use crate::connection;
 use crate::dataset::{Capture, Dataset, Shape, Table};
 use crate::job::{ConsumerId, Continuity, ExportType, Findings};
 use crate::source::guard::{continuity, here};
 use crate::source::rows::Rows;
 use crate::source::select::Select;
-use crate::source::session::{Leader, Readers, SERVER_KEEPALIVES, Session};
+use crate::source::session::{Leader, Readers, Session};
 use crate::source::spare::Spare;
 use crate::source::{Error, purge, quote, shape, within};
 use crate::telemetry::metrics::PoolUse;
@@ -64,10 +65,7 @@ impl Source {
     /// If Postgres refuses or can't be reached within `patience`.
     pub async fn permit(&self, patience: Duration) -> Result<Permit, Error> {
         let connect = async || {
-            let mut conn = PgConnection::connect_with(&self.options).await?;
-            sqlx::raw_sql(AssertSqlSafe(format!("-- source.snapshot.connect\n {SERVER_KEEPALIVES}")))
-                .execute(&mut conn)
-                .await?;
+            let mut conn = connection::connect(&self.options).await?;
             let session = Session::of(&mut conn).await?;
             Ok::<_, sqlx::Error>((conn, session))
         };
@@ -114,7 +112,11 @@ impl Permit {
         let Permit { mut leader, leading, mut reader, reading, spare } = self;
         let failed = Error::of(&dataset.table);
         let version = leader.server_version_num().unwrap_or(0);
-        let table = quote::relation(&dataset.table);
+        // Where there is none, the lock says so.
+        let locate = async { shape::locate(&mut leader, &dataset.table).await.map_err(&failed) };
+        let located = leading.watched(&mut reader, lease, locate).await?;
+        let located = located.unwrap_or_else(|| dataset.table.clone());
+        let table = quote::relation(&located);
         let never_time_out = never_time_out(version);
         // The lock comes before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't MVCC).
         // Read committed, and no row lock: neither takes a transaction id, which everybody's snapshots would carry for as long
@@ -133,7 +135,7 @@ impl Permit {
         leading.watched(&mut reader, lease, begin).await?;
 
         // It stays so under the lock: a file never has two shapes.
-        let look = async { Ok(shape::look(&mut leader, dataset).await?) };
+        let look = async { Ok(shape::look_at(&mut leader, dataset, &located).await?) };
         let shape = leading.watched(&mut reader, lease, look).await?;
         let (by_triggers, definition) = (dataset.capture == Capture::Triggers, dataset.definition());
 
@@ -201,6 +203,8 @@ impl Permit {
 
         // Such a database promises nothing of its texts. Sent as they are, they are checked here, and the column is named.
         let raw_texts = if opened.encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
+        // An operator's filter means what it meant to him, in his role's path.
+        let path = if dataset.filter.is_some() { ROLE_PATH } else { "" };
         // Not waiting for the lock: a reader that queues behind an ALTER which waits for the leader would wait for ever, and
         // no deadlock detector sees a leader that waits for its reader outside of Postgres.
         let import = format!(
@@ -210,7 +214,7 @@ impl Permit {
              {never_time_out}
              {NOTICE_A_LOST_CLIENT}
              {raw_texts}
-             set local row_security = off;
+             {path}
              set local timezone = 'UTC';
              set local datestyle = 'ISO';
              set local intervalstyle = 'postgres';
@@ -273,6 +277,9 @@ pub(super) async fn join(conn: &mut PgConnection, import: &str, table: &Table) -
 const NOTICE_A_LOST_CLIENT: &str = "do $$ begin
     perform set_config('client_connection_check_interval', '1s', true);
   exception when others then null; end $$;";
+
+/// Lets the role's own search_path rule to the end of the transaction.
+const ROLE_PATH: &str = "select set_config('search_path', current_setting('cdc_export.role_path'), true);";
 
 /// Whatever the server or the role sets, an export may take as long as it takes.
 fn never_time_out(version: u32) -> &'static str {

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::connection;
 
 /// What all exports of a process have between them.
 #[derive(Clone, Debug)]
@@ -36,7 +38,7 @@ impl Spare {
 impl Seat {
     /// Connects.
     pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        PgConnection::connect_with(&self.options).await
+        connection::connect(&self.options).await
     }
 }
 

@@ -46,12 +46,12 @@ impl Source {
             key = select.keys_of("u").join(", "),
             // Rows of an overlap wait for nobody: they were exported before.
             stated = select.stated_since("w.last_exported_at", "w.last_exported_at", "w.snap_live"),
-            table = relation(&dataset.table),
+            table = relation(&shape.table),
         );
         let rows = sqlx::query(AssertSqlSafe(statement))
             .bind(&dataset.name)
             .bind(consumers)
-            .bind(relation(&dataset.table))
+            .bind(relation(&shape.table))
             .bind(COUNTED_ROWS as i64 + 1)
             .bind(dataset.capture == Capture::Triggers)
             .bind(dataset.definition().forms())

@@ -7,10 +7,11 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use crate::connection;
 use crate::job::encoding::{Compression, Format};
 use crate::job::{ExportType, Failure, FailureCode, Job, JobId, LeaseToken, Status};
 use crate::store::jobs::{JobRow, job_columns};
@@ -80,17 +81,7 @@ impl Pulse {
         let beat = async {
             let mut conn = match conn {
                 Some(conn) => conn,
-                None => {
-                    let mut conn = PgConnection::connect_with(&self.options).await?;
-                    // The pool's connections have these too.
-                    sqlx::raw_sql(
-                        "-- store.queue.pulse
-                         set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off",
-                    )
-                    .execute(&mut conn)
-                    .await?;
-                    conn
-                }
+                None => connection::connect(&self.options).await?,
             };
             let beat = beat(&mut conn, job, token, lease, progress).await?;
             Ok::<_, Error>((conn, beat))

@@ -1,5 +1,7 @@
 //! The demo table's soft delete. A `users` that somebody brought is not touched.
 
+use sqlx::AssertSqlSafe;
+
 use crate::store::{Error, Store};
 
 /// A row of the demo table. Times are RFC 3339 with microseconds; `None` for an infinite one.
@@ -35,25 +37,24 @@ impl Store {
     /// If the database fails.
     pub async fn soft_delete_user(&self, id: i64) -> Result<Option<User>, Error> {
         let mut conn = self.connection().await?;
-        let ours: bool = sqlx::query_scalar(
+        let ours: Option<String> = sqlx::query_scalar(
             "-- store.users.ours
-             select exists (
-               select from cdc_export.owned o
-               join pg_namespace n on n.nspname = o.schema_name
-               join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
-               where c.oid = to_regclass('users'))",
+             select format('%I.%I', o.schema_name, o.table_name) from cdc_export.owned o
+             join pg_namespace n on n.nspname = o.schema_name
+             join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
+             where c.oid = cdc_export.table_of_role('users')",
         )
-        .fetch_one(conn.get())
+        .fetch_optional(conn.get())
         .await?;
-        if !ours {
+        let Some(users) = ours else {
             conn.give_back();
             return Ok(None);
-        }
-        let deleted: Option<User> = sqlx::query_as(concat!(
+        };
+        let columns = user_columns!();
+        let deleted: Option<User> = sqlx::query_as(AssertSqlSafe(format!(
             "-- store.users.soft_delete
-             update users set is_deleted = true, updated_at = now() where id = $1 and not is_deleted returning ",
-            user_columns!()
-        ))
+             update {users} set is_deleted = true, updated_at = now() where id = $1 and not is_deleted returning {columns}"
+        )))
         .bind(id)
         .fetch_optional(conn.get())
         .await?;
@@ -61,8 +62,8 @@ impl Store {
             conn.give_back();
             return Ok(deleted);
         }
-        let user =
-            sqlx::query_as(concat!("-- store.users.get\n select ", user_columns!(), " from users where id = $1"));
+        let user = format!("-- store.users.get\n select {columns} from {users} where id = $1");
+        let user = sqlx::query_as(AssertSqlSafe(user));
         let user = user.bind(id).fetch_optional(conn.get()).await?;
         conn.give_back();
         Ok(user)

@@ -43,8 +43,9 @@ impl Catalogue {
 /// Submits an export with a body, and waits for its end.
 pub(crate) async fn ended(service: &Service, path: &str, consumer: Option<&str>, body: Value) -> Value {
     let answer = post(service, path, consumer, &body).await;
-    assert_eq!(answer.status(), 202, "{body}");
-    let id = answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let (status, answer) = (answer.status(), answer.json::<Value>().await.unwrap());
+    assert_eq!(status, 202, "{body} {answer}");
+    let id = answer["jobId"].as_str().unwrap().to_owned();
     service.ended(&id).await
 }
 

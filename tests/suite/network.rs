@@ -237,7 +237,7 @@ async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
 async fn an_export_whose_connection_falls_silent_at_any_step_is_tried_again() {
     // What is sent when it falls silent, in which export, and how many attempts that takes.
     let steps = [
-        ("source.snapshot.connect", "delta", 1),
+        ("source.session.of", "delta", 1),
         ("source.snapshot.begin\n", "delta", 2),
         ("source.snapshot.open", "delta", 2),
         ("source.snapshot.import", "delta", 2),

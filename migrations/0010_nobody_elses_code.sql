@@ -28,6 +28,22 @@ begin
   return found;
 end $$;
 
+-- A table, and a type's name, as the role's own search_path has them; the session keeps that path beside ours (`src/connection.rs`).
+-- What is set here ends with the call.
+create function cdc_export.table_of_role(name text) returns regclass
+language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
+begin
+  perform set_config('search_path', current_setting('cdc_export.role_path'), true);
+  return pg_catalog.to_regclass(name);
+end $$;
+
+create function cdc_export.type_of_role(type oid, modifier integer) returns text
+language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
+begin
+  perform set_config('search_path', current_setting('cdc_export.role_path'), true);
+  return pg_catalog.format_type(type, modifier);
+end $$;
+
 -- An empty search_path still begins with the session's temporary objects.
 alter function cdc_export.users_operation_type() set search_path = pg_catalog, pg_temp;
 alter function cdc_export.exports_keep_terminal() set search_path = pg_catalog, pg_temp;

@@ -1,0 +1,179 @@
+//! Where the three tables stand that people read: in the first schema of the role's own search_path, normally `public`. Our statements
+//! don't go by that path, in which others may have put functions and operators: migrations are given the tables' names with their
+//! schema, and what is said without one finds a view of the table in our own.
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+/// The tables with views of their names. The demo's isn't among them: `users` may be somebody's.
+const VIEWED: [&str; 2] = ["exports", "watermarks"];
+
+/// The schemas of the role's search_path that it may use, but for Postgres's own and ours.
+#[derive(Clone, Debug)]
+pub(super) struct Path(Vec<String>);
+
+/// The schemas of our tables, quoted: where they are, or would be made.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// Of `exports` and `watermarks`.
+    pub(super) ours: String,
+    /// Of the `users` that the path leads to, whoever's it is.
+    users: String,
+}
+
+impl Path {
+    /// The role's. Asked before the session is set up.
+    pub(super) async fn of_role(conn: &mut PgConnection) -> Result<Path, sqlx::Error> {
+        let schemas: Vec<String> = sqlx::query_scalar(
+            "-- postgres.place.path
+             select pg_catalog.unnest(pg_catalog.current_schemas(false))::pg_catalog.text",
+        )
+        .fetch_all(conn)
+        .await?;
+        // A role may be called cdc_export too, and "$user" would then lead into our schema.
+        let others = schemas.into_iter().filter(|name| name != "cdc_export" && name != "pg_catalog");
+        Ok(Path(others.collect()))
+    }
+
+    /// Where new tables go.
+    pub(super) fn first(&self) -> &str {
+        self.0.first().map_or("public", String::as_str)
+    }
+
+    /// The schema of the relation that the path finds under this name.
+    pub(super) async fn find(&self, conn: &mut PgConnection, name: &str) -> Result<Option<String>, sqlx::Error> {
+        sqlx::query_scalar(
+            "-- postgres.place.find
+             select path.name from unnest($1::text[]) with ordinality as path (name, place)
+             join pg_namespace n on n.nspname = path.name
+             join pg_class c on c.relnamespace = n.oid and c.relname = $2
+             order by path.place limit 1",
+        )
+        .bind(&self.0)
+        .bind(name)
+        .fetch_optional(conn)
+        .await
+    }
+
+    /// Where the tables are, or would be made.
+    pub(super) async fn place(&self, conn: &mut PgConnection) -> Result<Place, sqlx::Error> {
+        let ours = self.find(&mut *conn, "exports").await?.unwrap_or_else(|| self.first().to_owned());
+        let users = self.find(conn, "users").await?.unwrap_or_else(|| self.first().to_owned());
+        Ok(Place { ours: quoted(&ours), users: quoted(&users) })
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+impl Place {
+    /// A migration, with the schemas of the tables that it names without one.
+    pub(super) fn named_in(&self, migration: &str) -> String {
+        // What stands before a table's name, or before that of an index of its schema.
+        const BEFORE: [&str; 11] = [
+            "create table ",
+            "alter table ",
+            "drop table ",
+            "lock table ",
+            " on ",
+            "update ",
+            "from ",
+            "join ",
+            "into ",
+            "drop index ",
+            "alter index ",
+        ];
+        let mut text = migration.to_owned();
+        for (table, schema) in [("users", &self.users), ("watermarks", &self.ours), ("exports", &self.ours)] {
+            for before in BEFORE {
+                let (plain, named) = (format!("{before}{table}"), format!("{before}{schema}.{table}"));
+                text = text.replace(&plain, &named);
+            }
+            // As a text: it is in quotes then.
+            let constant = format!("'{}.{table}'", schema.replace('\'', "''"));
+            for call in ["cdc_export.own(", "to_regclass("] {
+                text = text.replace(&format!("{call}'{table}')"), &format!("{call}{constant})"));
+            }
+        }
+        text
+    }
+
+    /// Whether each view has the columns of its table.
+    pub(super) async fn has_views(&self, conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        for table in VIEWED {
+            if !self.has_view(conn, table).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn has_view(&self, conn: &mut PgConnection, table: &str) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar(
+            "-- postgres.place.has_view
+             select coalesce((
+               select array_agg(a.attname order by a.attnum) from pg_attribute a
+               where a.attrelid = to_regclass('cdc_export.' || $2) and a.attnum > 0 and not a.attisdropped)
+             = (
+               select array_agg(a.attname order by a.attnum) from pg_attribute a
+               where a.attrelid = to_regclass($1 || '.' || $2) and a.attnum > 0 and not a.attisdropped), false)",
+        )
+        .bind(&self.ours)
+        .bind(table)
+        .fetch_one(conn)
+        .await
+    }
+
+    /// Brings the views up to date with the columns of their tables. Who may use a table may use its view.
+    pub(super) async fn renew_views(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+        for table in VIEWED {
+            if self.has_view(&mut *conn, table).await? {
+                continue;
+            }
+            let mut tx = conn.begin().await?;
+            let made = format!(
+                "-- postgres.place.view
+                 drop view if exists cdc_export.{table};
+                 create view cdc_export.{table} as select * from {}.{table}",
+                self.ours
+            );
+            sqlx::raw_sql(AssertSqlSafe(made)).execute(&mut *tx).await?;
+            let grants: Vec<String> = sqlx::query_scalar(
+                "-- postgres.place.view_rights
+                 select format('grant %s on cdc_export.%I to %s', g.privilege_type, c.relname,
+                   case when g.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end)
+                 from pg_class c cross join lateral aclexplode(c.relacl) g
+                 where c.oid = to_regclass($1 || '.' || $2) and g.grantee <> c.relowner
+                   and g.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')",
+            )
+            .bind(&self.ours)
+            .bind(table)
+            .fetch_all(&mut *tx)
+            .await?;
+            for grant in grants {
+                let grant = format!("-- postgres.place.view_grant\n {grant}");
+                sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut *tx).await?;
+            }
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_names_each_table_with_its_schema() {
+        let place = Place { ours: quoted("a'b"), users: quoted("U") };
+        let named = place.named_in(
+            "alter table exports add column x int;\ncreate index exports_a on exports (a);\nselect cdc_export.own('watermarks');
+             drop index exports_a; before insert on users for each row; create table cdc_export.keys (from_exports int)",
+        );
+        let wanted = "alter table \"a'b\".exports add column x int;\ncreate index exports_a on \"a'b\".exports (a);
+select cdc_export.own('\"a''b\".watermarks');
+             drop index \"a'b\".exports_a; before insert on \"U\".users for each row; create table cdc_export.keys (from_exports int)";
+        assert_eq!(named, wanted);
+    }
+}
