@@ -29,18 +29,20 @@ begin
 end $$;
 
 -- A table, and a type's name, as the role's own search_path has them; the session keeps that path beside ours (`src/connection.rs`).
--- What is set here ends with the call.
+-- In another's session it is what RESET would set, which takes long to ask. What is set here ends with the call.
 create function cdc_export.table_of_role(name text) returns regclass
 language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
 begin
-  perform set_config('search_path', current_setting('cdc_export.role_path'), true);
+  perform set_config('search_path', coalesce(nullif(current_setting('cdc_export.role_path', true), ''),
+    (select reset_val from pg_settings where name = 'search_path')), true);
   return pg_catalog.to_regclass(name);
 end $$;
 
 create function cdc_export.type_of_role(type oid, modifier integer) returns text
 language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
 begin
-  perform set_config('search_path', current_setting('cdc_export.role_path'), true);
+  perform set_config('search_path', coalesce(nullif(current_setting('cdc_export.role_path', true), ''),
+    (select reset_val from pg_settings where name = 'search_path')), true);
   return pg_catalog.format_type(type, modifier);
 end $$;
 

@@ -232,7 +232,7 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
 
 async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Error> {
     sqlx::query_as(
-        r#"-- source.capture.installed
+        "-- source.capture.installed
          select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::text as owner,
            pg_has_role(p.proowner, 'usage') as is_ours,
            exists (
@@ -240,14 +240,14 @@ async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Erro
              where r.pronamespace = p.pronamespace and r.proname = left(p.proname::text, -1) || 'r') as is_partitioned,
            its.callers is not null as is_used, has_function_privilege('public', p.oid, 'execute') as is_public,
            array(select name[1] from regexp_matches(p.prosrc,
-             '(?:"new rows"|"old rows"|\mnew|\mold)\.("(?:[^"]|"")+")::text', 'g') as found (name)) as old_key,
+             '(?:\"new rows\"|\"old rows\"|\\mnew|\\mold)\\.(\"(?:[^\"]|\"\")+\")::text', 'g') as found (name)) as old_key,
            coalesce(its.callers, '{}') as callers, coalesce(its.is_lacking, false) as is_lacking
          from pg_proc p
          left join lateral (
            select array_agg(distinct pg_get_userbyid(t.relowner)::text) as callers,
              bool_or(not has_function_privilege(t.relowner, p.oid, 'execute')) as is_lacking
            from pg_trigger x join pg_class t on t.oid = x.tgrelid where x.tgfoid = p.oid) its on true
-         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\_%'"#,
+         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'",
     )
     .fetch_all(conn)
     .await
