@@ -34,7 +34,7 @@ create function cdc_export.table_of_role(name text) returns regclass
 language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
 begin
   perform set_config('search_path', coalesce(nullif(current_setting('cdc_export.role_path', true), ''),
-    (select reset_val from pg_settings where name = 'search_path')), true);
+    (select s.reset_val from pg_settings s where s.name = 'search_path')), true);
   return pg_catalog.to_regclass(name);
 end $$;
 
@@ -42,7 +42,7 @@ create function cdc_export.type_of_role(type oid, modifier integer) returns text
 language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
 begin
   perform set_config('search_path', coalesce(nullif(current_setting('cdc_export.role_path', true), ''),
-    (select reset_val from pg_settings where name = 'search_path')), true);
+    (select s.reset_val from pg_settings s where s.name = 'search_path')), true);
   return pg_catalog.format_type(type, modifier);
 end $$;
 

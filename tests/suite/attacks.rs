@@ -474,3 +474,48 @@ async fn what_somebody_puts_into_public_is_never_called() {
     service.stop().await;
     attacker.assert_gained_nothing(&database).await;
 }
+
+#[tokio::test]
+async fn the_function_of_a_row_policy_is_not_run() {
+    let database = Database::empty().await;
+    let (owner, service) = (Attacker::new(&database).await, Attacker::new(&database).await);
+    let name = database.options.get_database().unwrap().to_owned();
+    database
+        .run(&format!(
+            "grant create on database {name} to {0}; drop schema {0}; grant create on schema public to {0}",
+            service.name
+        ))
+        .await;
+    owner
+        .runs(&format!(
+            "set search_path = {0}; grant usage on schema {0} to public;
+             create table caught (who text); grant insert on caught to public;
+             create function runs() returns boolean language plpgsql as $$ begin
+               insert into {0}.caught values (current_user); return true; end $$;
+             create table kept (id int primary key, updated_at timestamptz not null default now()); insert into kept values (1), (2);
+             grant select on kept to public; alter table kept enable row level security; create policy p on kept using (runs())",
+            owner.name
+        ))
+        .await;
+    let catalogue = Catalogue::of(&format!(
+        "[[dataset]]\nname = \"kept\"\ntable = \"{}.kept\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n",
+        owner.name
+    ));
+    let start =
+        catalogue.start(&database).with("DATABASE_URL", database.url_as(&service.name, "pass")).with("WORKERS", 1);
+    let serving = start.service().await;
+    let set = json!({"lastExportedAt": "2020-01-01T00:00:00Z"});
+    let watermark = format!("{}/exports/watermark?dataset=kept", serving.address);
+    let set = serving.client.put(watermark).header("X-Consumer-ID", "a").json(&set).send().await.unwrap();
+    assert_eq!(set.status(), 200);
+    for path in ["/consumers", "/datasets", "/datasets/kept"] {
+        serving.call("GET", path, &[]).await;
+    }
+    let job = crate::catalogue::ended(&serving, "/exports/incremental", Some("a"), json!({"dataset": "kept"})).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("permission_denied")), "{job}");
+    let caught: i64 = database.one(&format!("select count(*) from {}.caught", owner.name)).await;
+    assert_eq!(caught, 0, "the policy's function ran as the service");
+    serving.stop().await;
+    service.assert_gained_nothing(&database).await;
+    owner.assert_gained_nothing(&database).await;
+}
