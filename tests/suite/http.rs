@@ -179,7 +179,7 @@ async fn request_ids_tell_answers_apart() {
 async fn the_log_has_the_cause_of_an_inner_failure() {
     let database = Database::new().await;
     let service = Start::on(&database).service().await;
-    database.run("alter table watermarks rename column last_exported_at to gone").await;
+    database.run("alter view cdc_export.watermarks rename column last_exported_at to gone").await;
     let answer = call(&service, "GET", "/exports/watermark", &[CONSUMER]).await;
     let detail = answer.problem(500, "internal");
     assert!(!answer.text().contains("last_exported_at") && detail.contains("X-Request-Id"), "{detail}");
