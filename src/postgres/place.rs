@@ -70,7 +70,7 @@ impl Place {
     /// A migration, with the schemas of the tables that it names without one.
     pub(super) fn named_in(&self, migration: &str) -> String {
         // What stands before a table's name, or before that of an index of its schema.
-        const BEFORE: [&str; 11] = [
+        const BEFORE: [&str; 12] = [
             "create table ",
             "alter table ",
             "drop table ",

@@ -648,7 +648,7 @@ async fn a_key_is_in_no_log_and_no_answer() {
     let wrong = format!("{}0", &key[..key.len() - 1]);
     let mut answers = String::new();
     // The last fails inside, and is logged.
-    database.run("alter table watermarks rename column last_exported_at to gone").await;
+    database.run("alter view cdc_export.watermarks rename column last_exported_at to gone").await;
     for (key, path) in
         [(&key, "/exports"), (&wrong, "/exports"), (&format!("{key}x"), "/nowhere"), (&key, "/exports/watermark")]
     {
