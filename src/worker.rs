@@ -187,7 +187,10 @@ impl Worker {
     /// Says that the jobs of this folder have a worker, before the first of them is submitted: a process with another folder
     /// would else take it.
     pub async fn announce(&self) {
-        if let Err(error) = maintenance::announce(self, &FolderAccess::new(self)).await {
+        let folder = FolderAccess::new(self);
+        // A folder that hangs doesn't keep the API from starting.
+        let announced = tokio::time::timeout(POLL * 5, maintenance::announce(self, &folder)).await;
+        if let Err(error) = announced.unwrap_or(Err(Error::Stopped(Stop::Silence))) {
             tracing::warn!(event = "announce_failed", error = chain(&error));
         }
     }

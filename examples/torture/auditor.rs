@@ -123,7 +123,8 @@ const RULES: [(&str, &str, &str); 3] = [
     (
         "6",
         "a lane with more than one running job",
-        "select consumer_id || ': ' || count(*) from exports where status = 'processing' group by consumer_id having count(*) > 1",
+        "select consumer_id || ': ' || count(*) from exports where status = 'processing' and consumer_id is not null
+         group by consumer_id having count(*) > 1",
     ),
     (
         "6",

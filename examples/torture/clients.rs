@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::ledger::LANES;
+use crate::ledger::{AD_HOC, LANES};
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
@@ -25,12 +25,18 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
         let (Some(address), Some(lane)) = (random.pick(&listening), random.pick(&LANES)) else { continue };
         let caller = Caller { world: &world, address };
         match random.below(100) {
-            0..45 => {
+            0..8 => {
+                if locked(&world.ledger).open(AD_HOC) < MOST_OPEN {
+                    caller.submit_ad_hoc(&mut random).await;
+                }
+            }
+            8..45 => {
                 if locked(&world.ledger).open(lane) < MOST_OPEN {
                     caller.submit(kind(&mut random, lane), lane).await;
                 }
             }
-            45..70 => caller.look(lane).await,
+            45..50 => caller.look_at_all().await,
+            50..70 => caller.look(lane).await,
             70..76 => caller.watermark(lane).await,
             76..84 => {
                 let open = locked(&world.ledger).ids(|promise| promise.ended.is_none());
@@ -91,6 +97,10 @@ impl Caller<'_> {
         if let Some(key) = key {
             request = request.header("Idempotency-Key", key);
         }
+        self.send(request, &format!("{method} {path}")).await
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder, what: &str) -> Option<(u16, reqwest::Response)> {
         let answer = request.send().await.ok()?;
         let status = answer.status().as_u16();
         match status {
@@ -98,7 +108,7 @@ impl Caller<'_> {
             503 if answer.headers().contains_key("Retry-After") => {}
             _ => {
                 let text = answer.text().await.unwrap_or_default();
-                self.world.report.red("api", format!("{method} {path}: {status} {text}"));
+                self.world.report.red("api", format!("{what}: {status} {text}"));
                 return None;
             }
         }
@@ -119,7 +129,22 @@ impl Caller<'_> {
 
     async fn submit_once(&self, kind: &str, lane: &'static str, key: &str) -> Option<String> {
         let path = format!("/exports/{kind}");
-        let (status, answer) = self.call_with_key(Method::POST, &path, Some(lane), Some(key)).await?;
+        let answer = self.call_with_key(Method::POST, &path, Some(lane), Some(key)).await?;
+        self.promised(answer, lane).await
+    }
+
+    /// An export for no consumer: of all rows, or of those up to some key.
+    async fn submit_ad_hoc(&self, random: &mut Random) {
+        let up_to = [None, Some(random.between(1, 2_400))][random.below(2) as usize];
+        let filter: Vec<_> = up_to.iter().map(|key| json!({ "column": "id", "op": "lte", "value": key })).collect();
+        let request = self.world.http.post(format!("{}/exports", self.address));
+        let answer = self.send(request.json(&json!({ "exportType": "full", "filter": filter })), "POST /exports").await;
+        if let Some(answer) = answer {
+            self.promised(answer, AD_HOC).await;
+        }
+    }
+
+    async fn promised(&self, (status, answer): (u16, reqwest::Response), lane: &'static str) -> Option<String> {
         if status != 202 {
             return None;
         }
@@ -131,12 +156,17 @@ impl Caller<'_> {
 
     /// The lane's newest jobs.
     pub(crate) async fn look(&self, lane: &str) {
-        let asked = Instant::now();
         // `:` and `@` may stand in a query as they are.
-        let Some((200, answer)) = self.call(Method::GET, &format!("/exports?consumer={lane}&limit=30"), None).await
-        else {
-            return;
-        };
+        self.look_at(&format!("/exports?consumer={lane}&limit=30")).await;
+    }
+
+    async fn look_at_all(&self) {
+        self.look_at("/exports?limit=100").await;
+    }
+
+    async fn look_at(&self, path: &str) {
+        let asked = Instant::now();
+        let Some((200, answer)) = self.call(Method::GET, path, None).await else { return };
         let Ok(page) = answer.json::<Value>().await else { return };
         let mut ledger = locked(&self.world.ledger);
         for job in page["items"].as_array().into_iter().flatten() {
@@ -200,9 +230,11 @@ impl Caller<'_> {
         }
     }
 
-    /// Removes a file that the auditor has a copy of, for the oracle to replay.
+    /// Removes a file that the auditor has a copy of, for the oracle to replay. Only of jobs that are known to be completed: one
+    /// whose file has no name yet would be given up.
     async fn remove(&self, random: &mut Random) {
-        let kept = locked(&self.world.archive).jobs();
+        let mut kept = locked(&self.world.archive).jobs();
+        kept.retain(|id| locked(&self.world.ledger).promises.get(id).is_some_and(|promise| promise.ended.is_some()));
         let Some(id) = random.pick(&kept) else { return };
         match locked(&self.world.ledger).promises.get_mut(&id) {
             Some(promise) => promise.removal_asked = true,

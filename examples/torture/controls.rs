@@ -38,6 +38,8 @@ enum Scenario {
     Overtaking(u64),
     /// The answers to COMMITs are lost.
     LostAnswers(u64),
+    /// Readers hear nothing any more.
+    SilentReaders(u64),
 }
 
 /// Leaves the job on doubt, and takes the file away with it.
@@ -59,7 +61,7 @@ const PUBLISH_FIRST: Edit = Edit {
         failpoint!(\"worker.extended\");\n",
 };
 
-const CONTROLS: [Control; 7] = [
+const CONTROLS: [Control; 8] = [
     // What the directed scenario does by itself is no violation.
     Control { name: "nothing", breaks: None, edits: &[], scenario: Scenario::Overtaking(15) },
     // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its idle
@@ -125,6 +127,17 @@ const CONTROLS: [Control; 7] = [
         edits: &[REMOVE_ON_DOUBT],
         scenario: Scenario::LostAnswers(60),
     },
+    // A reader that hears nothing is waited for, as long as leader and heartbeat live: its job never ends.
+    Control {
+        name: "no-look-at-readers",
+        breaks: Some("9"),
+        edits: &[Edit {
+            file: "src/source/session.rs",
+            text: "            Activity::Listens | Activity::Gone => quiet >= answer_timeout(lease),\n",
+            instead: "            Activity::Listens | Activity::Gone => quiet >= 1_000 * answer_timeout(lease),\n",
+        }],
+        scenario: Scenario::SilentReaders(15),
+    },
 ];
 
 /// Runs one control or all. False: one of them was not found out, or something red where nothing is wrong.
@@ -166,6 +179,7 @@ fn trial(control: &Control, seed: u64, binary: PathBuf) -> Trial {
     let attack = match control.scenario {
         Scenario::Usual(secs) => Attack::Planned(Plan::new(seed, REPLICAS, Duration::from_secs(secs))),
         Scenario::Overtaking(secs) => Attack::Overtaking(Duration::from_secs(secs)),
+        Scenario::SilentReaders(secs) => Attack::Planned(Plan::of_silent_readers(REPLICAS, Duration::from_secs(secs))),
         Scenario::LostAnswers(secs) => Attack::Planned(Plan::of_lost_answers(REPLICAS, Duration::from_secs(secs))),
     };
     Trial { seed, failpoints: Vec::new(), debug: binary.clone(), struck: binary, attack, ends_with: control.breaks }

@@ -11,6 +11,9 @@ use crate::report::Report;
 pub(crate) const LANES: [&str; 8] =
     ["faithful", "mirror", "mixed", "mixed-2", "live-first", "late.starter", "a:b@c", "full-only"];
 
+/// Whose ad-hoc exports are: nobody's, and no lane.
+pub(crate) const AD_HOC: &str = "";
+
 /// A job that a client got a 202 for.
 #[derive(Clone, Debug)]
 pub(crate) struct Promise {

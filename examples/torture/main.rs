@@ -140,7 +140,7 @@ fn open_to_others(folder: &Path) -> Result<()> {
 fn print_counts(counts: &Counts, time: Duration) {
     let deaths = &counts.deaths;
     println!(
-        "{} deaths {:?}, {} zombies, {} answers to COMMIT lost
+        "{} deaths {:?}, {} zombies, {} answers to COMMIT lost, {} readers silenced
 {} more attempts whose leases were ended early, {} that ended with no fault near
 {} jobs accepted; {} completed, {} failed, {} cancelled
 {} commits of writers, {} looks of the auditor, {} replays; {:.0} s in all",
@@ -148,6 +148,7 @@ fn print_counts(counts: &Counts, time: Duration) {
         deaths.of,
         counts.zombies,
         counts.answers_lost,
+        counts.readers_silenced,
         deaths.leases_ended,
         deaths.unexplained,
         counts.accepted,

@@ -39,7 +39,12 @@ enum Blow {
     Reset,
     /// The answer to a COMMIT is lost.
     LoseAnswer,
+    /// A reader hears nothing any more, while all other connections live.
+    SilenceReader,
 }
+
+/// A reader that hears nothing is given up after five seconds: nothing else shall meet its replica meanwhile.
+const SILENT: Duration = Duration::from_secs(8);
 
 /// What is done to all.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +81,12 @@ impl Plan {
         Plan { blows: (0..replicas).map(losses).collect(), quakes: Vec::new() }
     }
 
+    /// For a directed scenario: readers fall silent.
+    pub(crate) fn of_silent_readers(replicas: usize, length: Duration) -> Plan {
+        let silences = |replica| every(2_000 + 300 * replica as u64, Blow::SilenceReader, length);
+        Plan { blows: (0..replicas).map(silences).collect(), quakes: Vec::new() }
+    }
+
     pub(crate) fn text(&self) -> String {
         let mut lines = Vec::new();
         for (replica, blows) in self.blows.iter().enumerate() {
@@ -97,18 +108,19 @@ fn blows(random: &mut Random, length: Duration) -> Vec<Planned<Blow>> {
     let mut at = random.millis(500, 2_000);
     while at < length {
         let (what, lasts) = match random.below(100) {
-            0..50 => (Blow::Kill, Duration::from_millis(200)),
-            50..72 => {
+            0..48 => (Blow::Kill, Duration::from_millis(200)),
+            48..70 => {
                 let time = random.millis(1_500, 3 * LEASE.as_millis() as u64);
                 (Blow::Stop(time), time)
             }
-            72..80 => {
+            70..78 => {
                 let time = random.millis(400, 2_500);
                 (Blow::Hole(time), time)
             }
-            80..86 => (Blow::Slow(random.millis(30, 150)), 2 * LEASE),
-            86..93 => (Blow::Reset, Duration::ZERO),
-            _ => (Blow::LoseAnswer, Duration::ZERO),
+            78..84 => (Blow::Slow(random.millis(30, 150)), 2 * LEASE),
+            84..90 => (Blow::Reset, Duration::ZERO),
+            90..96 => (Blow::LoseAnswer, Duration::ZERO),
+            _ => (Blow::SilenceReader, SILENT),
         };
         planned.push(Planned { at, what });
         at += lasts + random.millis(500, 1_800);
@@ -227,6 +239,15 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path) -> Res
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             "lost answer"
+        }
+        Blow::SilenceReader => {
+            let silenced = replica.link.readers_silenced();
+            replica.link.silence_a_reader();
+            let asked = Instant::now();
+            while replica.link.readers_silenced() == silenced && asked.elapsed() < 2 * LEASE {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            "silent reader"
         }
     };
     report.acted(Some(index), what, from);

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::auditor::{Archive, identity, names};
-use crate::ledger::LANES;
+use crate::ledger::{AD_HOC, LANES};
 use crate::recorder::{self, History, Row, Version};
 use crate::report::{Report, locked};
 use crate::trial::World;
@@ -25,7 +25,10 @@ const INJECTED: [&str; 2] = ["storage_full", "internal"];
 #[derive(Debug, sqlx::FromRow)]
 struct Job {
     id: Uuid,
+    /// Empty: ad hoc.
     consumer_id: String,
+    /// The last key that an ad-hoc export was to have.
+    up_to: Option<i64>,
     export_type: String,
     status: String,
     error_code: Option<String>,
@@ -54,7 +57,7 @@ impl Oracle<'_> {
     pub(crate) async fn new<'w>(world: &'w World, first_phase_ended: DateTime<Utc>) -> Result<Oracle<'w>> {
         let mut conn: PgConnection = world.cluster.connect().await?;
         let jobs = sqlx::query_as(
-            "select id, consumer_id, export_type, status, error_code, rows_exported, bytes_written, output_filename,
+            "select id, coalesce(consumer_id, '') as consumer_id, (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, rows_exported, bytes_written, output_filename,
                sha256, staged_name, watermark_from, watermark_to, finished_at
              from exports order by consumer_id, lane_seq",
         );
@@ -84,6 +87,12 @@ impl Oracle<'_> {
             match self.replay(lane) {
                 Ok(compared) => replays += compared,
                 Err(error) => self.report().red("1", format!("{lane}: {error:#}")),
+            }
+        }
+        for job in self.completed().filter(|job| job.consumer_id == AD_HOC) {
+            match self.compare_ad_hoc(job) {
+                Ok(()) => replays += 1,
+                Err(error) => self.report().red("1", format!("{}: {error:#}", job.output_filename)),
             }
         }
         Ok(replays)
@@ -259,6 +268,31 @@ impl Oracle<'_> {
             self.report().red("1", format!("{lane}: {} rows are not the table's in the end: {few:?}", different.len()));
         }
         Ok(compared)
+    }
+
+    /// 1, of an export for nobody: its rows are the table's, up to its key, at a moment between the attempt's claim and its commit.
+    fn compare_ad_hoc(&self, job: &Job) -> Result<()> {
+        let archive = locked(&self.world.archive);
+        let Some(file) = File::read(&archive, job)? else { return Ok(()) };
+        ensure!(
+            file.rows.len() as i64 == job.rows_exported,
+            "{} rows, {} recorded",
+            file.rows.len(),
+            job.rows_exported
+        );
+        let mut rows = BTreeMap::new();
+        file.apply(&mut rows, &mut HashSet::new());
+        let (from, to) = self.window(job).context("a completed job has an attempt that completed it")?;
+        let is_asked_for = |id: i64| job.up_to.is_none_or(|last| id <= last);
+        if let Some(id) = rows.keys().find(|id| !is_asked_for(**id)) {
+            bail!("row {id} was not asked for");
+        }
+        for (id, versions) in self.versions.iter().filter(|(id, _)| is_asked_for(**id)) {
+            if let Err(why) = compare(rows.get(id), versions, from, to, false) {
+                bail!("row {id} is {:?}: {why}", rows.get(id));
+            }
+        }
+        Ok(())
     }
 
     /// From the claim of the attempt that completed a job to its commit.

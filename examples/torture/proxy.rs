@@ -1,4 +1,5 @@
-//! The network between a replica and Postgres, which may be slow, swallow everything, break, or lose the answer to a COMMIT.
+//! The network between a replica and Postgres, which may be slow, swallow everything or what one reader is sent, break, or lose the
+//! answer to a COMMIT.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,7 +33,13 @@ struct State {
     /// How many answers to a COMMIT are to be lost.
     to_lose: AtomicU32,
     lost: AtomicU64,
+    /// How many readers are to be silenced.
+    to_silence: AtomicU32,
+    silenced: AtomicU64,
 }
+
+/// After its client gave up a silenced connection the server hears of it, as of a host that was started again.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
 
 impl Link {
     pub(crate) async fn to(server: u16) -> Result<Link> {
@@ -44,6 +51,8 @@ impl Link {
             latency: AtomicU64::new(LATENCY),
             to_lose: AtomicU32::new(0),
             lost: AtomicU64::new(0),
+            to_silence: AtomicU32::new(0),
+            silenced: AtomicU64::new(0),
         });
         let link = Link { port: listener.local_addr()?.port(), state: Arc::clone(&state) };
         tokio::spawn(async move {
@@ -72,6 +81,16 @@ impl Link {
         self.state.to_lose.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Silences the next connection that imports a snapshot, from its next word on: nothing passes there any more, for good, and the
+    /// replica's other connections live.
+    pub(crate) fn silence_a_reader(&self) {
+        self.state.to_silence.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn readers_silenced(&self) -> u64 {
+        self.state.silenced.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn answers_lost(&self) -> u64 {
         self.state.lost.load(Ordering::Relaxed)
     }
@@ -81,6 +100,7 @@ impl Link {
         self.swallow(Swallowing::Nothing);
         self.slow_down(Duration::ZERO);
         self.state.to_lose.store(0, Ordering::Relaxed);
+        self.state.to_silence.store(0, Ordering::Relaxed);
     }
 }
 
@@ -97,12 +117,21 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
     let mut epoch = state.epoch.subscribe();
     let ours = *epoch.borrow_and_update();
     let deaf = AtomicBool::new(false);
+    let silent = AtomicBool::new(false);
     let broken = {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
         let up = async {
             let mut buffer = vec![0; 16 * 1024];
+            let mut imports = false;
             while let Ok(n @ 1..) = from_client.read(&mut buffer).await {
+                if imports && state.take_silence() {
+                    silent.store(true, Ordering::SeqCst);
+                }
+                if silent.load(Ordering::SeqCst) {
+                    continue;
+                }
+                imports = has(&buffer[..n], b"set transaction snapshot");
                 state.pass(n, usize::MAX).await;
                 if is_commit(&buffer[..n]) && state.take_answer() {
                     deaf.store(true, Ordering::SeqCst);
@@ -111,6 +140,9 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
                     break;
                 }
             }
+            if silent.load(Ordering::SeqCst) {
+                tokio::time::sleep(FORGOTTEN_AFTER).await;
+            }
         };
         let down = async {
             let mut buffer = vec![0; 16 * 1024];
@@ -118,10 +150,17 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
                 if deaf.load(Ordering::SeqCst) {
                     return true;
                 }
+                if silent.load(Ordering::SeqCst) {
+                    continue;
+                }
                 state.pass(n, RATE).await;
                 if to_client.write_all(&buffer[..n]).await.is_err() {
                     break;
                 }
+            }
+            // Nor does the replica hear that the server has ended the session.
+            if silent.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
             }
             false
         };
@@ -150,6 +189,17 @@ impl State {
         self.lost.fetch_add(u64::from(taken), Ordering::Relaxed);
         taken
     }
+
+    fn take_silence(&self) -> bool {
+        let taken =
+            self.to_silence.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        self.silenced.fetch_add(u64::from(taken), Ordering::Relaxed);
+        taken
+    }
+}
+
+fn has(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len()).any(|part| part == text)
 }
 
 /// A simple query that ends with the word. Which transaction it is, nobody here knows: one that submits a job, one that ends a

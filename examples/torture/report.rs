@@ -100,6 +100,7 @@ pub(crate) struct Counts {
     pub(crate) cancelled: usize,
     pub(crate) accepted: usize,
     pub(crate) answers_lost: u64,
+    pub(crate) readers_silenced: u64,
     pub(crate) commits: usize,
     pub(crate) looks: usize,
     /// Replays compared with the table's history.

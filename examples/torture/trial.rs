@@ -177,6 +177,7 @@ impl Trial {
             failed: oracle.count("failed"),
             cancelled: oracle.count("cancelled"),
             accepted: locked(&world.ledger).promises.len(),
+            readers_silenced: world.replicas.iter().map(|replica| replica.link.readers_silenced()).sum(),
             answers_lost: world.replicas.iter().map(|replica| replica.link.answers_lost()).sum(),
             commits,
             looks,

@@ -191,6 +191,29 @@ async fn every_route_but_health_and_the_page_wants_a_key() {
 }
 
 #[tokio::test]
+async fn only_an_admin_gives_up_an_export_whose_file_has_no_name() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let (job, _) = service.export("full", "a").await;
+    // As if it had been committed in a folder that is gone with its host.
+    database
+        .run(
+            "update exports set published_at = null, finished_at = finished_at - interval '1 minute',
+               store_id = '01900000-0000-7000-8000-000000000000'",
+        )
+        .await;
+    let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
+    let write = bearer(&database, "writer", &["export:write", "export:read"], &[]).await;
+    let refused =
+        service.client.delete(format!("{}{path}", service.address)).header("Authorization", write).send().await;
+    assert_eq!(refusal(refused.unwrap()).await, (409, "still_open".to_owned()));
+    assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
+    let job = service.job(job["jobId"].as_str().unwrap()).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn keys_that_are_no_good_are_told_apart_by_nobody() {
     let database = Database::new().await;
     let service = service(&database).await;
