@@ -82,6 +82,7 @@ impl Place {
             "into ",
             "drop index ",
             "alter index ",
+            "analyze ",
         ];
         let mut text = migration.to_owned();
         for (table, schema) in [("users", &self.users), ("watermarks", &self.ours), ("exports", &self.ours)] {
