@@ -19,7 +19,7 @@ pub use authorities::trust_alone;
 use crate::dataset::CellMax;
 use crate::dataset::catalog::{Catalog, Mistakes};
 use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Origins};
-use crate::job::Retention;
+use crate::job::{Retention, Terms};
 use crate::key::Presented;
 use crate::postgres::{
     BadUrl, Database, Named,
@@ -81,8 +81,8 @@ pub struct Config {
     pub worker: worker::Settings,
     /// Connections that read for a full export.
     pub readers: u32,
-    /// How often one is tried.
-    pub max_attempts: u32,
+    /// How a job is taken on.
+    pub terms: Terms,
     /// The logs.
     pub telemetry: telemetry::Settings,
     /// Faults for tests.
@@ -286,7 +286,10 @@ impl Config {
                 },
             },
             readers: vars.number("READERS", cores().min(2), 1..=16)? as u32,
-            max_attempts: vars.number("MAX_ATTEMPTS", 5, 1..=100)? as u32,
+            terms: Terms {
+                max_attempts: vars.number("MAX_ATTEMPTS", 5, 1..=100)? as u32,
+                max_open: vars.number("MAX_OPEN_JOBS", 10_000, 1..=1_000_000)? as u32,
+            },
             telemetry: telemetry::Settings {
                 level: vars.parsed("LOG_LEVEL", LevelFilter::INFO, "one of error, warn, info, debug, trace, off")?,
                 format: match vars.get("LOG_FORMAT") {
@@ -451,6 +454,7 @@ mod tests {
             ("CHANGE_LOG_MAX_ROWS", "0"),
             ("CHANGE_LOG_MAX_AGE", "7 fortnights"),
             ("MAX_ATTEMPTS", "many"),
+            ("MAX_OPEN_JOBS", "0"),
             ("CELL_MAX_BYTES", "0"),
             ("CELL_MAX_BYTES", "MiB"),
             ("CELL_MAX_BYTES", "64MB"),

@@ -358,6 +358,15 @@ pub struct Retention {
     pub count: Option<u64>,
 }
 
+/// How a job is taken on.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How often it may be tried.
+    pub max_attempts: u32,
+    /// How many jobs may be open, whoever's they are.
+    pub max_open: u32,
+}
+
 /// How far a running export is. The pipeline writes it, the heartbeat reads it.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Counters>);

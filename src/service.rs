@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::dataset::catalog::{Catalog, Faults};
 use crate::dataset::{Dataset, Description};
 use crate::job::selection::{BadSelection, Selection};
-use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status, Terms};
 use crate::key::{Grant, Presented};
 use crate::service::files::FOLDER_TURNS;
 use crate::service::followers::{Follower, Followers, Look, Seen};
@@ -112,8 +112,11 @@ pub enum Error {
     #[error("too many clients follow or wait for exports now, with this key or from this address, or in all")]
     TooManyFollowers,
     /// The consumer has too many open jobs.
-    #[error("{0} exports are open, which is as many as there may be: wait for some to end")]
+    #[error("{0} exports are open, which is as many as a consumer may have: wait for some to end")]
     TooManyOpen(i64),
+    /// There are too many open jobs.
+    #[error("{0} exports are open, which is as many as there may be of all consumers together: wait for some to end")]
+    QueueFull(u32),
 }
 
 impl From<store::Error> for Error {
@@ -197,8 +200,8 @@ pub struct Settings {
     pub folder: Arc<Folder>,
     /// What may be exported.
     pub catalog: Arc<Catalog>,
-    /// How often a job submitted here may be tried.
-    pub max_attempts: u32,
+    /// How a job submitted here is taken on.
+    pub terms: Terms,
 }
 
 /// The database, in pools for different ends.
@@ -222,7 +225,7 @@ pub struct Service {
     source: Source,
     folder: Arc<Folder>,
     catalog: Arc<Catalog>,
-    max_attempts: u32,
+    terms: Terms,
     last_look: Arc<LastLook>,
     /// Ends what only waits.
     stopping: CancellationToken,
@@ -235,7 +238,7 @@ pub struct Service {
 impl Service {
     /// Once it is `stopping`, it answers those who wait for a job. Needs a runtime.
     pub fn new(settings: Settings, stores: Stores, source: Source, stopping: CancellationToken) -> Service {
-        let Settings { folder, catalog, max_attempts } = settings;
+        let Settings { folder, catalog, terms } = settings;
         let Stores { api, probe, control } = stores;
         let turns = Arc::new(Semaphore::new(FOLDER_TURNS));
         let followers = Arc::new(Followers::new(api.clone()));
@@ -249,7 +252,7 @@ impl Service {
             source,
             folder,
             catalog,
-            max_attempts,
+            terms,
             last_look,
             stopping,
             turns,
@@ -321,10 +324,11 @@ impl Service {
         }
         // A broken folder is the worker's to report: the job fails with the reason.
         let store = self.on_folder(|folder| folder.store()).await.ok();
-        match within(self.store.submit(request, store, self.max_attempts)).await? {
+        match within(self.store.submit(request, store, self.terms)).await? {
             Submitted::Made(job) | Submitted::Before(job) => Ok(job),
             Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
             Submitted::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
+            Submitted::QueueFull(open) => Err(Error::QueueFull(open)),
         }
     }
 

@@ -8,8 +8,10 @@ pub mod followed;
 pub mod gauges;
 pub mod jobs;
 pub mod keys;
+pub mod lists;
 pub mod queue;
 pub mod retention;
+mod room;
 pub mod users;
 pub mod watermarks;
 
@@ -96,6 +98,10 @@ pub struct Store {
     pool: PgPool,
     /// Where a claim begins to look, for as long as that is known.
     front: Arc<Mutex<Option<Front>>>,
+    /// How many jobs are open, as far as that is known.
+    room: Arc<room::Room>,
+    /// How far the clean-up of what has ended has come.
+    tours: Arc<retention::Tours>,
     /// Jobs that this process saw end.
     ended: broadcast::Sender<JobId>,
 }
@@ -103,7 +109,13 @@ pub struct Store {
 impl Store {
     /// Statements over this pool. Its acquire timeout bounds how long any of them waits for a connection.
     pub fn new(pool: PgPool) -> Store {
-        Store { pool, front: Arc::default(), ended: broadcast::Sender::new(64) }
+        Store {
+            pool,
+            front: Arc::default(),
+            room: Arc::default(),
+            tours: Arc::default(),
+            ended: broadcast::Sender::new(64),
+        }
     }
 
     /// The same control plane over another pool: what one of the two sees end, the other one tells.
@@ -144,6 +156,17 @@ impl Store {
         listener.listen(CHANNEL).await?;
         Ok(Hints { listener })
     }
+}
+
+/// Lets what this transaction asks for be read from an index, in the index's order, whatever the planner guesses of how much there is:
+/// a page of a long list is never had by sorting the list.
+async fn by_index(tx: &mut PgConnection) -> Result<(), Error> {
+    sqlx::raw_sql(
+        "-- store.by_index\n set local enable_seqscan = off; set local enable_bitmapscan = off; set local jit = off",
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Gives up a call to the store after `patience`. Its connection goes with it, and whether it had an effect is not known.

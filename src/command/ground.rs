@@ -130,7 +130,7 @@ pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping:
         control: Some(Store::new(control.clone())).filter(|_| workers > 0),
     };
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_PATIENCE);
-    let settings = service::Settings { folder, catalog, max_attempts: config.max_attempts };
+    let settings = service::Settings { folder, catalog, terms: config.terms };
     let service = Service::new(settings, stores, source(counting), stopping.clone());
     Wired { worker, service }
 }

@@ -402,7 +402,7 @@ impl From<service::Error> for Problem {
             Error::NotToRetry(_) => Problem::new(Code::NotFailed, detail),
             Error::KeyTaken(_) => Problem::new(Code::IdempotencyKeyReused, detail).about("Idempotency-Key"),
             Error::TooManyFollowers => Problem::new(Code::TooManyFollowers, detail),
-            Error::TooManyOpen(_) => Problem::new(Code::TooManyOpenJobs, detail),
+            Error::TooManyOpen(_) | Error::QueueFull(_) => Problem::new(Code::TooManyOpenJobs, detail),
         }
     }
 }

@@ -196,14 +196,21 @@ impl Store {
     }
 }
 
-/// How many files have this stem, in any case.
+/// Names of a stem that are counted: what a second has at most. Of more, the next free number is found by trying.
+const MOST_NAMES: i64 = 1_000;
+
+/// How many files have this stem, in any case: those that go on after it with `-` or `.`, so that a consumer whose id begins like
+/// another's whole stem isn't counted.
 pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i64, Error> {
-    // A name goes on after its stem with `-` or `.`, both below `~`.
     let taken = sqlx::query_scalar(
         "-- store.files.names_taken
-         select count(*) from exports where lower(output_filename) >= lower($1) and lower(output_filename) < lower($1) || '~'",
+         select count(*) from (
+           select from exports
+           where lower(output_filename) >= lower($1) || '-' and lower(output_filename) < lower($1) || '/'
+           limit $2) names",
     )
     .bind(stem)
+    .bind(MOST_NAMES)
     .fetch_one(conn)
     .await?;
     Ok(taken)

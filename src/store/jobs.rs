@@ -9,23 +9,31 @@ use crate::dataset::Signature;
 use crate::job::encoding::Encoding;
 use crate::job::file::Exported;
 use crate::job::selection::Selection;
-use crate::job::{Failure, Filter, Findings, Job, JobId, Request, Status};
+use crate::job::{Failure, Findings, Job, JobId, Request, Status, Terms};
 use crate::store::files::{names_taken, numbered};
 use crate::store::queue::Lease;
-use crate::store::{CHANNEL, Error, Store, texts, watermarks};
+use crate::store::{CHANNEL, Error, Store, watermarks};
 use crate::watermark::{Position, Standpoint};
 
-/// The columns of [`JobRow`], in every statement that returns one. A completed job whose file has no name yet is shown as it
-/// looks from outside: still processing.
+/// A job's status as it looks from outside: one that is completed, and whose file has no name yet, is still processing. The
+/// indexes of the lists have it in just these words.
+macro_rules! public_status {
+    () => {
+        "case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end"
+    };
+}
+pub(crate) use public_status;
+
+/// The columns of [`JobRow`], in every statement that returns one.
 macro_rules! job_columns {
     () => {
-        "e.id, e.consumer_id, e.dataset, e.export_type, e.format, e.compression, e.attempt, e.rows_exported, e.bytes_written, e.output_filename,
-         case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as status,
+        concat!("e.id, e.consumer_id, e.dataset, e.export_type, e.format, e.compression, e.attempt, e.rows_exported, e.bytes_written, e.output_filename,
+         ", $crate::store::jobs::public_status!(), " as status,
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
          case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
          e.selection, e.schema_changed, e.continuity, e.late_rows, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
          e.watermark_from, e.watermark_to, e.retry_of, e.created_at, e.started_at,
-         case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at"
+         case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at")
     };
 }
 pub(crate) use job_columns;
@@ -104,7 +112,8 @@ impl TryFrom<JobRow> for Job {
     }
 }
 
-/// How many jobs of one lane may be open: enough for any client that waits for its exports, and an end to a loop that doesn't.
+/// How many jobs of one consumer may be open, and of all that have none: enough for any client that waits for its exports, and an
+/// end to a loop that doesn't.
 const MOST_OPEN: i64 = 20;
 
 /// How a request for an export went.
@@ -116,8 +125,10 @@ pub enum Submitted {
     Before(Job),
     /// Its key belongs to another request, which is this job.
     KeyTaken(Job),
-    /// Its lane has as many open jobs as it may have, this many.
+    /// Its consumer has as many open jobs as it may have, this many.
     TooManyOpen(i64),
+    /// There are as many open jobs as there may be, this many.
+    QueueFull(u32),
 }
 
 /// How a request to cancel went.
@@ -165,11 +176,11 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails; there is no job then.
-    pub async fn submit(&self, request: &Request, store: Option<Uuid>, max_attempts: u32) -> Result<Submitted, Error> {
-        match self.submit_once(request, store, max_attempts).await {
+    pub async fn submit(&self, request: &Request, store: Option<Uuid>, terms: Terms) -> Result<Submitted, Error> {
+        match self.submit_once(request, store, terms).await {
             // A key is its consumer's, a lane's lock the dataset's: it was just sent for another one.
             Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("exports_idempotency_key") => {
-                self.submit_once(request, store, max_attempts).await
+                self.submit_once(request, store, terms).await
             }
             done => done,
         }
@@ -186,15 +197,17 @@ impl Store {
         Ok(job)
     }
 
-    async fn submit_once(&self, request: &Request, store: Option<Uuid>, max_attempts: u32) -> Result<Submitted, Error> {
+    async fn submit_once(&self, request: &Request, store: Option<Uuid>, terms: Terms) -> Result<Submitted, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        // The lane stays locked to the end of the transaction: whoever sent the same key meanwhile is seen, or waits.
+        // The lanes stay locked to the end of the transaction: whoever sent the same key meanwhile is seen, or waits, and what is
+        // open of the consumer is counted once.
+        lock_lanes(&mut tx, request).await?;
         let (now, lane_seq) = next_in_lane(&mut tx, request).await?;
         let refused = match sent_before(&mut tx, request).await? {
             Some(job) if request.made(&job) => Some(Submitted::Before(job)),
             Some(job) => Some(Submitted::KeyTaken(job)),
-            None if open_in_lane(&mut tx, request).await? >= MOST_OPEN => Some(Submitted::TooManyOpen(MOST_OPEN)),
+            None if open_of_consumer(&mut tx, request).await? >= MOST_OPEN => Some(Submitted::TooManyOpen(MOST_OPEN)),
             None => None,
         };
         if let Some(refused) = refused {
@@ -202,6 +215,11 @@ impl Store {
             conn.give_back();
             return Ok(refused);
         }
+        let Some(place) = self.place(&mut tx, terms.max_open).await? else {
+            tx.rollback().await?;
+            conn.give_back();
+            return Ok(Submitted::QueueFull(terms.max_open));
+        };
         let stem = request.file_stem(now);
         let mut number = names_taken(&mut tx, &stem).await? + 1;
         let job = loop {
@@ -221,7 +239,7 @@ impl Store {
             .bind(lane_seq)
             .bind(request.export_type.as_str())
             .bind(request.encoding.format.as_str())
-            .bind(max_attempts as i32)
+            .bind(terms.max_attempts as i32)
             .bind(numbered(&stem, number, request.encoding))
             .bind(store)
             .bind(now)
@@ -239,6 +257,7 @@ impl Store {
         };
         tx.commit().await?;
         conn.give_back();
+        place.made();
         Ok(Submitted::Made(job))
     }
 
@@ -255,39 +274,6 @@ impl Store {
                 .await?;
         conn.give_back();
         row.map(Job::try_from).transpose()
-    }
-
-    /// Jobs that a filter lets through, newest first, `limit` of them at most.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
-        let mut conn = self.connection().await?;
-        let rows: Vec<JobRow> = sqlx::query_as(concat!(
-            "-- store.jobs.list
-             select * from (select ",
-            job_columns!(),
-            " from exports e
-              where ($1::text is null or e.consumer_id = $1) and ($2::text is null or e.dataset = $2)
-                and ($3::text is null or e.export_type = $3)
-                and ($4::timestamptz is null or (e.created_at, e.id) < ($4, $5))
-                and ($8::text[] is null or e.consumer_id = any ($8))
-              order by e.created_at desc, e.id desc) e
-             where $6::text is null or e.status = $6
-             limit $7"
-        ))
-        .bind(filter.consumer.as_ref().map(|c| c.as_str()))
-        .bind(&filter.dataset)
-        .bind(filter.export_type.map(|t| t.as_str()))
-        .bind(filter.before.map(|(created_at, _)| created_at))
-        .bind(filter.before.map(|(_, id)| id.as_uuid()))
-        .bind(filter.status.map(|s| s.as_str()))
-        .bind(i64::from(limit))
-        .bind(texts(filter.among.as_deref()))
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
-        rows.into_iter().map(Job::try_from).collect()
     }
 
     /// The last job of each of these lanes, consumers and datasets, that has one.
@@ -472,22 +458,36 @@ async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Optio
     row.map(Job::try_from).transpose()
 }
 
-/// How many jobs of the request's lane are open, counted no further than matters.
-async fn open_in_lane(conn: &mut PgConnection, request: &Request) -> Result<i64, Error> {
-    let open = sqlx::query_scalar(
-        "-- store.jobs.open_in_lane
-         select count(*) from (
-           select from exports
-           where (consumer_id = $1 or $1::text is null and consumer_id is null)
-             and dataset = $2 and status in ('pending', 'processing')
-           limit $3) open",
+/// Locks what lanes the consumer has, in one order: its jobs are submitted one after the other, whichever dataset they are of.
+async fn lock_lanes(conn: &mut PgConnection, request: &Request) -> Result<(), Error> {
+    sqlx::query(
+        "-- store.jobs.lock_lanes
+         select from cdc_export.lanes where consumer_id = $1 order by dataset for update",
     )
-    .bind(request.consumer.as_ref().map(|consumer| consumer.as_str()))
-    .bind(&request.dataset)
-    .bind(MOST_OPEN)
-    .fetch_one(conn)
+    .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
+    .execute(conn)
     .await?;
-    Ok(open)
+    Ok(())
+}
+
+/// How many jobs of the request's consumer are open, or of those that have none; counted no further than matters.
+async fn open_of_consumer(conn: &mut PgConnection, request: &Request) -> Result<i64, Error> {
+    let open = match &request.consumer {
+        Some(consumer) => sqlx::query_scalar(
+            "-- store.jobs.open_of_consumer
+             select count(*) from (
+               select from exports where consumer_id = $2 and status in ('pending', 'processing') limit $1) open",
+        )
+        .bind(MOST_OPEN)
+        .bind(consumer.as_str()),
+        None => sqlx::query_scalar(
+            "-- store.jobs.open_of_nobody
+             select count(*) from (
+               select from exports where consumer_id is null and status in ('pending', 'processing') limit $1) open",
+        )
+        .bind(MOST_OPEN),
+    };
+    Ok(open.fetch_one(conn).await?)
 }
 
 /// Hints that this job was asked to stop.

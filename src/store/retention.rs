@@ -1,13 +1,22 @@
-//! Retention: which files and which jobs are past what an operator wants kept.
+//! Retention: which files and which jobs are past what an operator wants kept, and what nobody asks for once they are gone.
+//!
+//! Each call looks at some consumers and the next one at those behind them, so that it costs the same however many jobs there are;
+//! a few hundred consumers are looked at each time.
 
+use std::sync::{Mutex, PoisonError};
+
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::job::{JobId, Retention};
 use crate::store::files::{FilePlace, PlaceRow, place_columns};
-use crate::store::{Error, Store};
+use crate::store::{Error, Store, by_index};
 
 /// What one statement takes at most, so that the first clean-up of a year's jobs doesn't hold anybody up.
 const BATCH: i64 = 1_000;
+
+/// How many of the newest, of all the consumers that one call looks at, are counted off at most: about 20 ms.
+const COUNTED: u64 = 50_000;
 
 /// What a retention counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,61 +27,209 @@ pub enum Of {
     Jobs,
 }
 
+/// After whom the next look begins; the empty text: from the beginning. It is this process's own.
+#[derive(Debug, Default)]
+pub(super) struct Tours {
+    files: Mutex<String>,
+    files_of_jobs: Mutex<String>,
+    jobs: Mutex<String>,
+    lanes: Mutex<(String, String)>,
+}
+
+/// The position behind which everything of a consumer is past the retention `$2` (count) and `$3` (seconds): that of the first one
+/// too many of what `$among` says, or the time that is too long ago.
+macro_rules! past {
+    ($among:literal) => {
+        concat!(
+            "(select finished_at, id from (
+                (select f.finished_at, f.id from exports f
+                 where $2::bigint is not null and coalesce(f.consumer_id, '') = whose.consumer_id and ",
+            $among,
+            "
+                 order by f.finished_at desc, f.id desc offset $2 limit 1)
+                union all
+                select clock_timestamp() - make_interval(secs => $3), '00000000-0000-0000-0000-000000000000'::uuid
+                where $3::float8 is not null) bounds
+              order by finished_at desc, id desc limit 1)"
+        )
+    };
+}
+
+/// Files of the folder `$4`, of the consumers `$1`, that are past.
+macro_rules! files_past {
+    ($among:literal) => {
+        concat!(
+            "select ",
+            place_columns!(),
+            " from unnest($1::text[]) as whose (consumer_id)
+             cross join lateral ",
+            past!($among),
+            " past
+             cross join lateral (
+               select f.* from exports f
+               where f.store_id = $4 and coalesce(f.consumer_id, '') = whose.consumer_id
+                 and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null
+                 and (f.finished_at, f.id) <= (past.finished_at, past.id)
+               order by f.finished_at desc, f.id desc limit $5) e
+             limit $5"
+        )
+    };
+}
+
 impl Store {
-    /// Files of this folder that are past a retention: too old, or with too many newer ones of their consumer.
+    /// Files of this folder that are past a retention: too old, or with too many newer ones of their consumer. Of files, those in the
+    /// folder are counted; of jobs, all.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn files_past(&self, retention: &Retention, of: Of, store: Uuid) -> Result<Vec<FilePlace>, Error> {
+        let (tour, statement) = match of {
+            Of::Files => {
+                let files = sqlx::query_as(concat!(
+                    "-- store.retention.files_past\n ",
+                    files_past!(
+                        "f.store_id = $4 and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null"
+                    )
+                ));
+                (&self.tours.files, files)
+            }
+            Of::Jobs => {
+                let files = sqlx::query_as(concat!(
+                    "-- store.retention.files_of_jobs_past\n ",
+                    files_past!("f.finished_at is not null")
+                ));
+                (&self.tours.files_of_jobs, files)
+            }
+        };
         let mut conn = self.connection().await?;
-        let rows: Vec<PlaceRow> = sqlx::query_as(concat!(
-            "-- store.retention.files_past
-             select ",
-            place_columns!(),
-            " from (
-               select f.*, row_number() over (partition by f.consumer_id order by f.finished_at desc, f.id desc) as newest
-               from exports f
-               where f.finished_at is not null
-                 and ($5 or f.status = 'completed' and f.published_at is not null and f.file_removed_at is null)) e
-             where e.store_id = $1 and e.status = 'completed' and e.published_at is not null and e.file_removed_at is null
-               and (e.newest > $2 or e.finished_at < clock_timestamp() - make_interval(secs => $3))
-             limit $4"
-        ))
-        .bind(store)
-        .bind(retention.count.map(|count| count as i64))
-        .bind(retention.age.map(|age| age.as_secs_f64()))
-        .bind(BATCH)
-        .bind(of == Of::Jobs)
-        .fetch_all(conn.get())
-        .await?;
+        let mut tx = conn.get().begin().await?;
+        by_index(&mut tx).await?;
+        let (consumers, next) = consumers(&mut tx, &position(tour), retention).await?;
+        let rows: Vec<PlaceRow> = statement
+            .bind(consumers)
+            .bind(retention.count.map(|count| count as i64))
+            .bind(retention.age.map(|age| age.as_secs_f64()))
+            .bind(store)
+            .bind(BATCH)
+            .fetch_all(&mut *tx)
+            .await?;
+        tx.commit().await?;
         conn.give_back();
+        go_on(tour, next);
         rows.into_iter().map(FilePlace::try_from).collect()
     }
 
-    /// Forgets the jobs past the retention of jobs that have ended and have no file any more. Returns how many.
+    /// Forgets the jobs past the retention of jobs that have ended and have no file any more. Returns how many. A lane's last
+    /// published job stays: the next one goes on from it.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn forget_jobs_past(&self, retention: &Retention) -> Result<u64, Error> {
+        let tour = &self.tours.jobs;
         let mut conn = self.connection().await?;
-        let forgotten = sqlx::query(
+        let mut tx = conn.get().begin().await?;
+        by_index(&mut tx).await?;
+        let (consumers, next) = consumers(&mut tx, &position(tour), retention).await?;
+        let forgotten = sqlx::query(concat!(
             "-- store.retention.forget_jobs_past
-             delete from exports where id in (
-               select e.id from (
-                 select f.id, f.status, f.finished_at, f.file_removed_at,
-                   row_number() over (partition by f.consumer_id order by f.finished_at desc, f.id desc) as newest
-                 from exports f where f.finished_at is not null) e
-               where (e.status <> 'completed' or e.file_removed_at is not null)
-                 and (e.newest > $1 or e.finished_at < clock_timestamp() - make_interval(secs => $2))
-               limit $3)",
-        )
+             delete from exports where id = any (array(
+               select e.id from unnest($1::text[]) as whose (consumer_id)
+               cross join lateral ",
+            past!("f.finished_at is not null"),
+            " past
+               cross join lateral (
+                 select f.id from exports f
+                 where coalesce(f.consumer_id, '') = whose.consumer_id
+                   and f.finished_at is not null and (f.status <> 'completed' or f.file_removed_at is not null)
+                   and (f.finished_at, f.id) <= (past.finished_at, past.id)
+                   and (f.published_at is null or f.lane_seq is null or exists (
+                     select from exports l
+                     where l.consumer_id = f.consumer_id and l.dataset = f.dataset and l.lane_seq > f.lane_seq
+                       and l.status = 'completed' and l.published_at is not null))
+                 order by f.finished_at desc, f.id desc limit $4) e
+               limit $4))"
+        ))
+        .bind(consumers)
         .bind(retention.count.map(|count| count as i64))
         .bind(retention.age.map(|age| age.as_secs_f64()))
         .bind(BATCH)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        conn.give_back();
+        go_on(tour, next);
+        Ok(forgotten.rows_affected())
+    }
+
+    /// Forgets lanes that no job and no watermark is of any more. Returns how many. One that has ever published has a job: its last
+    /// published one.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn forget_lanes(&self) -> Result<u64, Error> {
+        let tour = &self.tours.lanes;
+        let after = tour.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
+        by_index(&mut tx).await?;
+        let next: Option<(String, String)> = sqlx::query_as(
+            "-- store.retention.lanes
+             select consumer_id, dataset from cdc_export.lanes where (consumer_id, dataset) > ($1, $2)
+             order by consumer_id, dataset offset $3 - 1 limit 1",
+        )
+        .bind(&after.0)
+        .bind(&after.1)
+        .bind(BATCH)
+        .fetch_optional(&mut *tx)
+        .await?;
+        // One that is locked has a job in the making. The look at the jobs comes after the lock, in a statement of its own, so that
+        // it sees what was submitted before; who submits later waits for the lock, and finds no lane.
+        let unused: Vec<(String, String)> = sqlx::query_as(
+            "-- store.retention.lock_lanes
+             select consumer_id, dataset from cdc_export.lanes l
+             where (consumer_id, dataset) > ($1, $2) and ($3::text is null or (consumer_id, dataset) <= ($3, $4))
+               and consumer_id <> '' -- That of exports without a consumer: there is one for each dataset.
+               and not exists (select from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset)
+               and not exists (select from watermarks w where w.consumer_id = l.consumer_id and w.dataset = l.dataset)
+             for update skip locked",
+        )
+        .bind(&after.0)
+        .bind(&after.1)
+        .bind(next.as_ref().map(|(consumer, _)| consumer))
+        .bind(next.as_ref().map(|(_, dataset)| dataset))
+        .fetch_all(&mut *tx)
+        .await?;
+        let (consumers, datasets): (Vec<_>, Vec<_>) = unused.into_iter().unzip();
+        let forgotten = sqlx::query(
+            "-- store.retention.forget_lanes
+             delete from cdc_export.lanes l using unnest($1::text[], $2::text[]) as unused (consumer_id, dataset)
+             where l.consumer_id = unused.consumer_id and l.dataset = unused.dataset
+               and not exists (select from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset)",
+        )
+        .bind(consumers)
+        .bind(datasets)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        conn.give_back();
+        *tour.lock().unwrap_or_else(PoisonError::into_inner) = next.unwrap_or_default();
+        Ok(forgotten.rows_affected())
+    }
+
+    /// Forgets the output folders that no process has had for a day. What waits for one isn't kept waiting by it after a minute.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn forget_stores(&self) -> Result<(), Error> {
+        let mut conn = self.connection().await?;
+        sqlx::query(
+            "-- store.retention.forget_stores
+             delete from cdc_export.stores where seen_at < clock_timestamp() - interval '1 day'",
+        )
         .execute(conn.get())
         .await?;
         conn.give_back();
-        Ok(forgotten.rows_affected())
+        Ok(())
     }
 
     /// Records that a job's file is gone. Idempotent.
@@ -92,4 +249,33 @@ impl Store {
         conn.give_back();
         Ok(())
     }
+}
+
+fn position(tour: &Mutex<String>) -> String {
+    tour.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn go_on(tour: &Mutex<String>, next: String) {
+    *tour.lock().unwrap_or_else(PoisonError::into_inner) = next;
+}
+
+/// The next consumers to look at, and after whom to go on. Exports without one are looked at each time.
+async fn consumers(
+    conn: &mut PgConnection,
+    after: &str,
+    retention: &Retention,
+) -> Result<(Vec<String>, String), Error> {
+    let limit = (COUNTED / (retention.count.unwrap_or(0).saturating_add(1))).clamp(1, BATCH as u64) as i64;
+    let mut consumers: Vec<String> = sqlx::query_scalar(
+        "-- store.retention.consumers
+         select distinct consumer_id from cdc_export.lanes where consumer_id > $1 order by consumer_id limit $2",
+    )
+    .bind(after)
+    .bind(limit)
+    .fetch_all(conn)
+    .await?;
+    let is_last = (consumers.len() as i64) < limit;
+    let next = consumers.last().filter(|_| !is_last).cloned().unwrap_or_default();
+    consumers.push(String::new());
+    Ok((consumers, next))
 }

@@ -267,6 +267,8 @@ impl Task for Retain {
                 tracing::info!(event = "jobs_forgotten", jobs);
             }
         }
+        worker.within(worker.store.forget_lanes()).await?;
+        worker.within(worker.store.forget_stores()).await?;
         outcome
     }
 }

@@ -434,6 +434,13 @@ impl Service {
         self.log.lock().unwrap().iter().map(|line| format!("{line}\n")).collect()
     }
 
+    /// The plans of a statement that the log has, where the database tells them.
+    pub(crate) fn plans(&self, statement: &str) -> Vec<String> {
+        let log = self.log.lock().unwrap();
+        let told = log.iter().filter_map(|line| line["message"].as_str());
+        told.filter(|message| message.contains(statement)).map(str::to_owned).collect()
+    }
+
     /// Waits until a job has a status.
     pub(crate) async fn becomes(&self, id: &str, status: &str) -> Value {
         eventually(status, || async { Some(self.job(id).await).filter(|job| job["status"] == status) }).await

@@ -71,6 +71,8 @@ mod lost_files;
 #[cfg(test)]
 mod maintenance;
 #[cfg(test)]
+mod many_jobs;
+#[cfg(test)]
 mod metrics;
 #[cfg(test)]
 mod modes;

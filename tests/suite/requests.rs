@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream;
 use serde_json::{Value, json};
 
 use crate::harness::{Database, Service, Start, refusal};
@@ -114,6 +116,73 @@ async fn a_lane_takes_twenty_open_jobs() {
         assert_eq!(service.ended(id).await["status"], "completed");
     }
     assert_eq!(ask(&service, "/exports/delta", "eager", "key-later").await.status(), 202);
+    service.stop().await;
+}
+
+/// A folder with a catalogue of several datasets of the same table.
+fn catalogue(names: &[&str]) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("datasets.toml");
+    let blocks = names.iter().map(|name| {
+        format!("[[dataset]]\nname = \"{name}\"\ntable = \"users\"\nupdated_at = \"updated_at\"\nexclude = [\"operation_type\"]\n")
+    });
+    std::fs::write(&file, blocks.collect::<String>()).unwrap();
+    (folder, file.to_str().unwrap().to_owned())
+}
+
+/// Of all its datasets together; those without a consumer are as one.
+#[tokio::test]
+async fn a_consumer_has_twenty_open_jobs_whatever_they_are_of() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let names = ["one", "two", "three", "four"];
+    let (_folder, file) = catalogue(&names);
+    let services = [
+        Start::on(&database).with("DATASETS", &file).service().await,
+        Start::on(&database).with("DATASETS", &file).service().await,
+    ];
+    let held = database.hold_exports().await;
+    let ask = async |n: usize, consumer: Option<&str>| {
+        let service = &services[n % 2];
+        let mut request = service.client.post(format!("{}/exports", service.address));
+        if let Some(consumer) = consumer {
+            request = request.header("X-Consumer-ID", consumer);
+        }
+        request.json(&serde_json::json!({ "dataset": names[n % 4] })).send().await.unwrap()
+    };
+    for consumer in [Some("eager"), None] {
+        let answers: Vec<_> = stream::iter(0..40).map(|n| ask(n, consumer)).buffered(4).collect().await;
+        let taken = answers.iter().filter(|answer| answer.status() == 202).count();
+        assert_eq!(taken, 20, "{consumer:?}");
+        for answer in answers.into_iter().filter(|answer| answer.status() != 202) {
+            assert_eq!(refusal(answer).await, (429, "too_many_open_jobs".to_owned()));
+        }
+    }
+    assert_eq!(ask(0, Some("modest")).await.status(), 202);
+    held.rollback().await.unwrap();
+    for service in services {
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_queue_has_an_end() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).with("MAX_OPEN_JOBS", 25).service().await;
+    let held = database.hold_exports().await;
+    let post = async |n: usize| ask(&service, "/exports/delta", &format!("c{n}"), "key").await;
+    let answers: Vec<_> = stream::iter(0..60).map(post).buffered(4).collect().await;
+    let taken: Vec<usize> = (0..60).filter(|n| answers[*n].status() == 202).collect();
+    assert_eq!(taken.len(), 25);
+    for answer in answers.into_iter().filter(|answer| answer.status() != 202) {
+        assert_eq!(answer.headers()["Retry-After"], "2");
+        assert_eq!(refusal(answer).await, (429, "too_many_open_jobs".to_owned()));
+    }
+    assert_eq!(post(taken[0]).await.status(), 202, "it is a job already");
+    held.rollback().await.unwrap();
+    crate::harness::eventually("there is room again", || async { (post(100).await.status() == 202).then_some(()) })
+        .await;
     service.stop().await;
 }
 

@@ -61,13 +61,13 @@ async fn what_is_too_old_or_too_much_goes() {
     database
         .run(&format!(
             "update exports set finished_at = finished_at - interval '2 days' where output_filename = '{}'",
-            names[6]
+            names[5]
         ))
         .await;
 
     // The newest three of each consumer, and none that is older than a day.
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", "1d,3").service().await;
-    let kept = files(&[&names[2..5], &names[5..6]].concat());
+    let kept = files(&[&names[2..5], &names[6..7]].concat());
     eventually("files go", || async { (keeping.files() == kept).then_some(()) }).await;
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 7, "their jobs stay");
     keeping.stop().await;
@@ -76,10 +76,100 @@ async fn what_is_too_old_or_too_much_goes() {
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports";
     eventually("jobs go", || async { (database.one::<i64>(left).await == 2).then_some(()) }).await;
-    assert_eq!(keeping.files(), files(&[names[4].clone(), names[5].clone()]));
+    assert_eq!(keeping.files(), files(&[names[4].clone(), names[6].clone()]));
     assert_eq!(keeping.watermark("a").await, watermark);
     let (job, _) = keeping.export("delta", "a").await;
     assert_eq!((&job["rowsExported"], &job["continuity"]), (&0.into(), &Value::Null), "the position stays too");
     keeping.stop().await;
     service.stop().await;
+}
+
+/// What a lane needs to go on: its own row, as long as it has published anything, and its last published job.
+#[tokio::test]
+async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    // It published twice; what came after failed.
+    service.export("full", "published").await;
+    let (last, _) = service.export("delta", "published").await;
+    for consumer in ["published", "cancelled"] {
+        let held = database.hold_exports().await;
+        for _ in 0..3 {
+            let id = service.submit("delta", consumer).await;
+            service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
+            service.becomes(&id, "cancelled").await;
+        }
+        held.rollback().await.unwrap();
+    }
+    let (planted, _) = service.export("full", "planted").await;
+    assert_eq!(planted["status"], "completed");
+    service.call("POST", "/exports", &[]).await;
+    eventually("the ad-hoc export ends", || async {
+        (database
+            .one::<i64>("select count(*) from exports where consumer_id is null and published_at is not null")
+            .await
+            == 1)
+            .then_some(())
+    })
+    .await;
+    // A watermark is a consumer's place, also without a job; a folder that nobody has had for days is none.
+    database
+        .run(
+            "insert into cdc_export.lanes (consumer_id, dataset, next_seq) values ('set', 'users', 7), ('gone', 'users', 7);
+             insert into watermarks (consumer_id, last_exported_at) values ('set', '2026-01-01');
+             insert into cdc_export.stores (id, seen_at) values (gen_random_uuid(), now() - interval '2 days');
+             update exports set finished_at = finished_at - interval '2 days'",
+        )
+        .await;
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1d");
+    service.stop().await;
+
+    let keeping = keeping.service().await;
+    let lanes =
+        "select string_agg(consumer_id, ' ' order by consumer_id) from cdc_export.lanes where consumer_id <> ''";
+    let left = "planted published set";
+    eventually("lanes go", || async { (database.one::<String>(lanes).await == left).then_some(()) }).await;
+    let jobs = "select string_agg(coalesce(consumer_id, '') || lane_seq, ' ' order by consumer_id) from exports where consumer_id = 'published'";
+    eventually("jobs go", || async { (database.one::<String>(jobs).await == "published2").then_some(()) }).await;
+    assert_eq!(keeping.job(last["jobId"].as_str().unwrap()).await["status"], "completed");
+    assert_eq!(database.one::<i64>("select count(*) from exports where consumer_id = 'cancelled'").await, 0);
+    assert_eq!(database.one::<i64>("select count(*) from cdc_export.stores").await, 1, "the one that lives");
+    assert_eq!(keeping.files(), Vec::<String>::new(), "a job that stays keeps no file");
+
+    // Who comes back begins anew, and who has published goes on.
+    let (job, _) = keeping.export("full", "cancelled").await;
+    assert_eq!(database.one::<i64>("select lane_seq from exports where consumer_id = 'cancelled'").await, 1, "{job}");
+    keeping.export("delta", "published").await;
+    assert_eq!(database.one::<i64>("select max(lane_seq) from exports where consumer_id = 'published'").await, 6);
+    keeping.stop().await;
+}
+
+/// Forgetting a lane and submitting to it at once: the job that was submitted keeps its lane.
+#[tokio::test]
+async fn a_lane_that_is_submitted_to_is_not_forgotten() {
+    let database = Database::new().await;
+    database
+        .run(
+            "insert into cdc_export.lanes (consumer_id, dataset, next_seq) values ('a', 'users', 7), ('b', 'users', 7)",
+        )
+        .await;
+    let store = cdc_export::store::Store::new(database.pool.clone());
+    // What a submission holds between its number and its commit.
+    let mut submitting = database.pool.begin().await.unwrap();
+    sqlx::raw_sql(
+        "update cdc_export.lanes set next_seq = next_seq + 1 where consumer_id = 'a';
+         insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename)
+         values (gen_random_uuid(), 'a', 'users', 8, 'delta', 'csv', 5, 'a')",
+    )
+    .execute(&mut *submitting)
+    .await
+    .unwrap();
+    assert_eq!(store.forget_lanes().await.unwrap(), 1, "b's alone, without waiting");
+    submitting.commit().await.unwrap();
+    assert_eq!(store.forget_lanes().await.unwrap(), 0);
+    assert_eq!(
+        database.one::<String>("select string_agg(consumer_id || next_seq, ' ') from cdc_export.lanes").await,
+        "a8"
+    );
 }

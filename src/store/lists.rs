@@ -1,0 +1,154 @@
+//! Lists of jobs, newest first: whatever is asked for, as many entries of an index are read as a page has rows, or a few times so many.
+//!
+//! An index has the key of a kind of job, as one text: all that a filter may name, or all but the consumer, the dataset or both. A
+//! filter is a set of such keys, each of which is a list of its own, and a page is merged out of them. No key leaves anything to be
+//! filtered, so that a page of jobs that are rare, or of which there are none, is as quick as any.
+
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, Connection};
+use uuid::Uuid;
+
+use crate::job::{ExportType, Filter, Job, Status};
+use crate::store::jobs::{JobRow, job_columns, public_status};
+use crate::store::{Error, Store, by_index};
+
+/// Entries that are read of each list to begin with; of those that go on, so many more; and of those that still do, a page.
+const FIRST: i64 = 4;
+const SECOND: i64 = 32;
+
+impl Store {
+    /// Jobs that a filter lets through, newest first, `limit` of them at most.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
+        let keys = keys(filter);
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (time, id) = match filter.before {
+            Some((created_at, id)) => (created_at, id.as_uuid()),
+            None => (last_time(), Uuid::max()),
+        };
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
+        by_index(&mut tx).await?;
+        let rows: Vec<JobRow> = sqlx::query_as(AssertSqlSafe(statement(filter)))
+            .bind(keys)
+            .bind(time)
+            .bind(id)
+            .bind(i64::from(limit))
+            .bind(FIRST)
+            .bind(SECOND)
+            .fetch_all(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        conn.give_back();
+        rows.into_iter().map(Job::try_from).collect()
+    }
+}
+
+/// Beyond what a job was ever made at.
+fn last_time() -> DateTime<Utc> {
+    DateTime::from_timestamp(253_402_300_799, 0).expect("the end of the year 9999 is a time")
+}
+
+/// The keys of the lists that a page is merged of.
+fn keys(filter: &Filter) -> Vec<String> {
+    let types = filter.export_type.as_ref().map_or(ExportType::ALL, std::slice::from_ref);
+    let statuses = filter.status.as_ref().map_or(Status::ALL, std::slice::from_ref);
+    let consumers: Vec<Option<&str>> = match (&filter.consumer, &filter.among) {
+        (None, None) => vec![None],
+        (None, Some(among)) => among.iter().map(|consumer| Some(consumer.as_str())).collect(),
+        (Some(consumer), Some(among)) if !among.contains(consumer) => Vec::new(),
+        (Some(consumer), _) => vec![Some(consumer.as_str())],
+    };
+    let mut keys = Vec::new();
+    for consumer in consumers {
+        for export_type in types {
+            for status in statuses {
+                let of = [consumer, filter.dataset.as_deref(), Some(export_type.as_str()), Some(status.as_str())];
+                keys.push(of.into_iter().flatten().collect::<Vec<_>>().join(" "));
+            }
+        }
+    }
+    // Somebody may be named twice.
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
+/// The page's statement, over the index that has the keys of such a filter.
+fn statement(filter: &Filter) -> String {
+    let key = match (filter.consumer.is_some() || filter.among.is_some(), filter.dataset.is_some()) {
+        (false, false) => concat!("e.export_type || ' ' || ", public_status!()),
+        (false, true) => concat!("e.dataset || ' ' || e.export_type || ' ' || ", public_status!()),
+        (true, false) => concat!("e.consumer_id || ' ' || e.export_type || ' ' || ", public_status!()),
+        (true, true) => {
+            concat!("e.consumer_id || ' ' || e.dataset || ' ' || e.export_type || ' ' || ", public_status!())
+        }
+    };
+    let entries = |before: &str, most: &str| {
+        format!(
+            "cross join lateral (
+               select e.created_at, e.id, row_number() over (order by e.created_at desc, e.id desc) as place from exports e
+               where {key} = k.key and (e.created_at, e.id) < ({before})
+               order by e.created_at desc, e.id desc limit {most}) next"
+        )
+    };
+    // A list goes on where the last entry that was read of it is on the page, as far as that is known by then.
+    let on_page = |read: &str| {
+        format!(
+            "not exists (
+               select from (select created_at, id from ({read}) read order by created_at desc, id desc offset $4 - 1 limit 1) last
+               where (k.created_at, k.id) < (last.created_at, last.id))"
+        )
+    };
+    let (begin, go_on) = (entries("$2, $3", "$5"), entries("k.created_at, k.id", "$6"));
+    let to_the_end = entries("k.created_at, k.id", "$4");
+    let (first, second) = (
+        "select created_at, id from first",
+        "select created_at, id from first union all select created_at, id from second",
+    );
+    format!(
+        "-- store.lists.jobs
+         with first as materialized (
+           select k.key, next.* from unnest($1::text[]) as k (key) {begin}),
+         second as materialized (
+           select k.key, next.* from first k {go_on} where k.place = $5 and {}),
+         third as materialized (
+           select k.key, next.* from second k {to_the_end} where k.place = $6 and {}),
+         page as (
+           select id from ({second} union all select created_at, id from third) read
+           order by created_at desc, id desc limit $4)
+         select {} from page join exports e on e.id = page.id
+         order by e.created_at desc, e.id desc",
+        on_page(first),
+        on_page(second),
+        job_columns!(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_set_of_keys() {
+        let all = keys(&Filter::default());
+        assert_eq!((all.len(), all[0].as_str()), (15, "delta cancelled"));
+        let one = Filter {
+            dataset: Some("users".to_owned()),
+            export_type: Some(ExportType::Full),
+            status: Some(Status::Failed),
+            ..Filter::default()
+        };
+        assert_eq!(keys(&one), ["users full failed"]);
+        let [a, b] = ["a", "b"].map(|id| id.parse().unwrap());
+        let among = Filter { among: Some(vec![b, a]), ..one.clone() };
+        assert_eq!(keys(&among), ["a users full failed", "b users full failed"]);
+        let its = |consumer: &str| keys(&Filter { consumer: Some(consumer.parse().unwrap()), ..among.clone() });
+        assert_eq!(its("a"), ["a users full failed"]);
+        assert!(its("c").is_empty(), "another's");
+    }
+}
