@@ -239,11 +239,15 @@ pub(crate) async fn file_order() -> Result<bool> {
 async fn build(edits: &[Edit]) -> Result<PathBuf> {
     let place = builds::tree().join("target/torture-controls");
     let tree = place.join("tree");
-    copy_tree(builds::tree(), &tree, edits).await?;
     let target = place.join("target");
     if !target.exists() {
         borrow_dependencies(&target).await?;
+        // Written anew after what is borrowed: cargo would else take the service as it is for one that is built from the edits.
+        if tree.exists() {
+            std::fs::remove_dir_all(&tree)?;
+        }
     }
+    copy_tree(builds::tree(), &tree, edits).await?;
     builds::build(&tree, Profile::Debug, Some(&target)).await
 }
 
