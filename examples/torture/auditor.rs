@@ -119,7 +119,7 @@ fn look_at_folder(world: &World, turn: &mut usize) -> Result<()> {
 }
 
 /// What must hold at every moment, each in one statement and so of one moment.
-const RULES: [(&str, &str, &str); 3] = [
+const RULES: [(&str, &str, &str); 4] = [
     (
         "6",
         "a lane with more than one running job",
@@ -132,6 +132,12 @@ const RULES: [(&str, &str, &str); 3] = [
         "select e.consumer_id || ': ' || e.lane_seq || ' is ' || e.status || ', ' || o.lane_seq || ' is ' || o.status
          from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_seq > o.lane_seq
          where o.status in ('pending', 'processing') and e.status in ('processing', 'completed', 'failed')",
+    ),
+    // Nobody here removes a file that has no name yet.
+    (
+        "3",
+        "a committed export without its file",
+        "select consumer_id || ': ' || id from exports where error_code = 'file_lost' and consumer_id is not null",
     ),
     (
         "2",
