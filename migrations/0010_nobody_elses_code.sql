@@ -10,22 +10,43 @@ create function cdc_export.values_of(image text) returns text[]
 language plpgsql immutable strict parallel safe as $$
 declare
   part text;
-  one text;
+  cut text[]; -- a value with commas, so far as it is read; null outside of one
+  is_odd boolean;
   found text[] := '{}';
-  is_open boolean := false;
 begin
-  -- A comma between quotes is the value's: what was cut there is put together again.
+  -- A comma between quotes is the value's: what was cut there is put together again. Each part is looked at once.
   foreach part in array pg_catalog.string_to_array(pg_catalog.substr(image, 2, pg_catalog.length(image) - 2), ',') loop
-    one := case when is_open then pg_catalog.concat(one, ',', part) else part end;
-    is_open := (pg_catalog.length(one) - pg_catalog.length(pg_catalog.replace(one, '"', ''))) % 2 = 1;
-    continue when is_open;
+    is_odd := (pg_catalog.length(part) - pg_catalog.length(pg_catalog.replace(part, '"', ''))) % 2 = 1;
+    if cut is not null or is_odd then
+      cut := pg_catalog.array_append(cut, part);
+      continue when not is_odd or pg_catalog.cardinality(cut) = 1;
+      part := pg_catalog.array_to_string(cut, ',');
+      cut := null;
+    end if;
     found := pg_catalog.array_append(found, case
-      when one = '' then null
-      when pg_catalog.left(one, 1) = '"' then pg_catalog.replace(pg_catalog.replace(
-        pg_catalog.substr(one, 2, pg_catalog.length(one) - 2), '""', '"'), '\\', '\')
-      else one end);
+      when part = '' then null
+      when pg_catalog.left(part, 1) = '"' then pg_catalog.replace(pg_catalog.replace(
+        pg_catalog.substr(part, 2, pg_catalog.length(part) - 2), '""', '"'), '\\', '\')
+      else part end);
   end loop;
   return found;
+end $$;
+
+-- What only one session does at a time. Not an advisory lock, which anybody may take who may connect.
+create table cdc_export.locks (name text primary key);
+insert into cdc_export.locks values ('purge'), ('track');
+do $$
+declare
+  role text;
+begin
+  -- Whoever else runs the service here may use it like the tables that were there.
+  for role in
+    select distinct case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end
+    from pg_class c cross join lateral aclexplode(c.relacl) g
+    where c.oid = 'cdc_export.lanes'::regclass and g.grantee <> c.relowner and g.privilege_type = 'UPDATE'
+  loop
+    execute format('grant select, update on cdc_export.locks to %s', role);
+  end loop;
 end $$;
 
 -- A table, and a type's name, as the role's own search_path has them; the session keeps that path beside ours (`src/connection.rs`).

@@ -243,7 +243,7 @@ async fn one_at_a_time(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     let lock = sqlx::raw_sql(
         "-- source.capture.one_at_a_time
          set local statement_timeout = 0; set local lock_timeout = 0;
-         select pg_advisory_xact_lock(hashtextextended('cdc_export.track', 0))",
+         select from cdc_export.locks where name = 'track' for update",
     );
     lock.execute(conn).await.map(drop)
 }

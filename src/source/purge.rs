@@ -30,13 +30,13 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
     let mut tx = pool.begin().await?;
     // What a mass of dead rows slows down must still get to its end.
     sqlx::raw_sql("-- source.purge.patience\n set local statement_timeout = '60s'").execute(&mut *tx).await?;
-    let mine: bool = sqlx::query_scalar(
+    let mine = sqlx::query(
         "-- source.purge.one_purger
-         select pg_try_advisory_xact_lock(hashtextextended('cdc_export.purge', 0))",
+         select from cdc_export.locks where name = 'purge' for update skip locked",
     )
-    .fetch_one(&mut *tx)
+    .fetch_optional(&mut *tx)
     .await?;
-    if !mine {
+    if mine.is_none() {
         return Ok(0);
     }
     let given_up: Vec<(String, String)> = sqlx::query_as(

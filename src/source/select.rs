@@ -53,7 +53,8 @@ impl Select<'_> {
 
     /// A condition on rows `u`, its value being this parameter.
     fn condition(&self, condition: &Condition, parameter: usize) -> String {
-        let name = format!("u.{}", quoted(&condition.column));
+        let column = self.shape.columns.iter().find(|column| column.name == condition.column);
+        let name = column.map_or_else(|| format!("u.{}", quoted(&condition.column)), compared);
         let value = self.value(condition, parameter);
         let compared = match condition.operator {
             Operator::Eq | Operator::In => "=",
@@ -64,7 +65,6 @@ impl Select<'_> {
             Operator::Gte => ">=",
             Operator::IsNull => return format!("(pg_catalog.num_nulls({name}) = 1) = {value}"),
         };
-        let column = self.shape.columns.iter().find(|column| column.name == condition.column);
         let compared = operator(column.map_or("pg_catalog", |column| &column.operators), compared);
         match condition.operator {
             Operator::In => format!("{name} {compared} any ({value})"),
@@ -111,7 +111,7 @@ impl Select<'_> {
         let by_times = self.shape.created_at.as_ref().zip(self.shape.updated_at.as_ref());
         let is_new = match (by_times, rule) {
             (Some((created_at, updated_at)), _) => {
-                format!("u.{} = u.{}", quoted(&created_at.name), quoted(&updated_at.name))
+                format!("{} {} {}", compared(created_at), operator("pg_catalog", "="), compared(updated_at))
             }
             // What the log has of it first, and, from the beginning, everything.
             (None, Rule::LogToo) => {
@@ -199,9 +199,10 @@ impl Select<'_> {
         let (logged, ordinals, joined) = (logged("$2::oid", "$4::text::pg_snapshot"), self.ordinals(), self.joined());
         let (logged_key, key, names) =
             (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
-        let gone = format!("{} is null", self.keys_of("u")[0]);
+        // Not by its key, of which one of several fields may be null.
+        let gone = "u.tableoid is null";
         let written: Vec<(&str, String)> =
-            self.shape.columns.iter().map(|column| (&*column.name, self.last_of(column, &gone))).collect();
+            self.shape.columns.iter().map(|column| (&*column.name, self.last_of(column, gone))).collect();
         let hidden = self.shape.hidden_time().map(|time| sent(time, &format!("u.{}", quoted(&time.name))));
         let cells = written.iter().zip(&self.shape.columns).filter(|(_, column)| may_be_large(column));
         let large = |((name, value), column): (&(&str, String), &Column)| {
@@ -209,7 +210,7 @@ impl Select<'_> {
         };
         let refused = refused(&cells.map(large).collect::<Vec<_>>());
         let columns = written.iter().map(|(_, value)| value.clone()).chain(hidden).collect::<Vec<_>>().join(", ");
-        let images = self.images(&gone);
+        let images = self.images(gone);
         format!(
             "with ch ({names}, {OLD}, {IMAGE}, {NUMBERS}) as materialized (
                select {names}, found[2]::jsonb, found[3], found[4]::smallint[]
@@ -245,16 +246,14 @@ impl Select<'_> {
         if is_flag {
             return format!("case when {gone} then true else {live} end");
         }
-        let last = format!(
-            "i.parts[pg_catalog.array_position(ch.{NUMBERS}, {}::smallint)]::{}",
-            column.number, column.base_type
-        );
+        // A text stays as it is: what a type writes it may not read, or no more.
+        let last = format!("i.parts[pg_catalog.array_position(ch.{NUMBERS}, {}::smallint)]", column.number);
+        let last = if is_text(column) { last } else { sent(column, &format!("{last}::{}", column.base_type)) };
         let old = match column.sent {
             // A consumer that loads the file into such a column couldn't read JSON there.
             Sent::WrittenNotFromJson => "null".to_owned(),
             Sent::Binary | Sent::Written => sent(column, &format!("o.{}", quoted(&column.name))),
         };
-        let last = sent(column, &last);
         format!("case when {gone} then case when ch.{IMAGE} is null then {old} else {last} end else {live} end")
     }
 
@@ -340,9 +339,9 @@ impl Select<'_> {
     pub(crate) fn stated_since(&self, watermark: &str, since: &str, snapshot: &str) -> String {
         let begins = format!("{watermark} is null and {snapshot} is null");
         let Some(column) = &self.shape.updated_at else { return format!("({begins})") };
-        let updated_at = format!("u.{}", quoted(&column.name));
+        let (updated_at, later, earlier) = (compared(column), operator("pg_catalog", ">"), operator("pg_catalog", "<"));
         let (since, bound) = (in_zone_of(column, since), in_zone_of(column, "timestamptz '200000-01-01 00:00:00+00'"));
-        format!("({begins} or {updated_at} > {since} and ({updated_at} < {bound} or {snapshot} is null))")
+        format!("({begins} or {updated_at} {later} {since} and ({updated_at} {earlier} {bound} or {snapshot} is null))")
     }
 
     /// The key as the log has it, in its types.
@@ -378,7 +377,7 @@ impl Select<'_> {
 
     fn joined(&self) -> String {
         let part = |(i, column): (usize, &Column)| {
-            format!("u.{} {} ch.{}", quoted(&column.name), operator(&column.operators, "="), key_name(i))
+            format!("{} {} ch.{}", compared(column), operator(&column.operators, "="), key_name(i))
         };
         self.shape.key.iter().enumerate().map(part).collect::<Vec<_>>().join(" and ")
     }
@@ -421,6 +420,11 @@ pub(crate) fn logged(table: &str, snapshot: &str) -> String {
     )
 }
 
+/// A column of a row `u` to be compared, in its base type: of a domain others may have operators that fit better.
+fn compared(column: &Column) -> String {
+    format!("u.{}::{}", quoted(&column.name), column.base_type)
+}
+
 /// An operator of that schema, which Postgres has quoted where it must be.
 fn operator(schema: &str, name: &str) -> String {
     format!("operator({schema}.{name})")
@@ -434,6 +438,8 @@ fn in_zone_of(column: &Column, moment: &str) -> String {
 /// A value in the form that the encoder knows.
 fn sent(column: &Column, value: &str) -> String {
     match column.sent {
+        // The same bytes as a text, which nobody parses.
+        Sent::Binary if column.kind == Kind::Json => format!("{value}::{}::text", column.base_type),
         // To the type that it has, which costs nothing.
         Sent::Binary => format!("{value}::{}", column.base_type),
         // By the type's output function, as COPY does: a cast loses the padding of a `char`. NULL stays, and a row of nulls isn't
@@ -442,6 +448,11 @@ fn sent(column: &Column, value: &str) -> String {
             format!("case when pg_catalog.num_nulls({value}) = 0 then pg_catalog.concat({value}) end")
         }
     }
+}
+
+/// Whether a value is sent as a text that its type wrote.
+fn is_text(column: &Column) -> bool {
+    column.sent != Sent::Binary || column.kind == Kind::Json
 }
 
 /// How many bytes a value has in that form, or in a text of it.

@@ -75,6 +75,17 @@ async fn server() -> &'static PgConnectOptions {
             for name in left {
                 let _ = admin.execute(AssertSqlSafe(format!("drop database if exists {name}"))).await;
             }
+            // Of databases that are gone.
+            let roles: Vec<String> = sqlx::query_scalar(
+                "select rolname::text from pg_roles where rolname ~ '^cdc_export_capture_[0-9]+$'
+                 and not exists (select from pg_database where oid::text = substr(rolname, 20))",
+            )
+            .fetch_all(&mut admin)
+            .await
+            .unwrap();
+            for role in roles {
+                let _ = admin.execute(AssertSqlSafe(format!("drop role if exists {role}"))).await;
+            }
             let name = template();
             let _ = admin.execute(AssertSqlSafe(format!("drop database if exists {name}"))).await;
             admin.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();

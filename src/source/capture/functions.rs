@@ -9,9 +9,9 @@ use crate::source::capture::triggers::Function;
 use crate::source::capture::{Error, one_at_a_time};
 use crate::source::quote;
 
-/// The role that the functions run as, where the service may make one: nobody logs in as it, and it may write to the log and nothing
-/// else. One for all databases of a cluster.
-const DEFINER: &str = "cdc_export_capture";
+/// The role that the functions of a database run as, where the service may make one, without the database's oid: nobody logs in as it,
+/// and it may write to the log and nothing else. One for each database: who may give it functions may write to its log.
+const DEFINER: &str = "cdc_export_capture_";
 
 /// Makes a function with today's text, as the definer's if there is one. Nobody but `callers` may put a trigger on a table with it.
 ///
@@ -31,11 +31,10 @@ pub(super) async fn make(
     statements.extend(callers.iter().map(|role| {
         format!("-- source.capture.grant\n grant execute on function {name}() to {}", quote::quoted(role))
     }));
-    if let Some(Definer { is_granted_by_superuser }) = definer {
-        let owned = format!("-- source.capture.own\n alter function {name}() owner to {DEFINER}");
+    if let Some(Definer { role, is_granted_by_superuser }) = definer {
+        let owned = format!("-- source.capture.own\n alter function {name}() owner to {role}");
         // Whoever isn't a superuser gives a function only to who may create one there.
-        let create =
-            |verb, to| format!("-- source.capture.own.right\n {verb} create on schema cdc_export {to} {DEFINER}");
+        let create = |verb, to| format!("-- source.capture.own.right\n {verb} create on schema cdc_export {to} {role}");
         match is_granted_by_superuser {
             true => statements.push(owned),
             false => statements.extend([create("grant", "to"), owned, create("revoke", "from")]),
@@ -48,13 +47,15 @@ pub(super) async fn make(
 }
 
 /// The right to give functions to the role that they shall run as.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Definer {
+    role: String,
     is_granted_by_superuser: bool,
 }
 
 #[derive(sqlx::FromRow)]
 struct Roles {
+    definer: String,
     is_superuser: bool,
     may_create: bool,
     /// Whether the definer is there.
@@ -76,26 +77,27 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
     if roles.is_there && !roles.is_harmless {
         tracing::warn!(
             event = "definer_unusable",
-            role = DEFINER,
-            "it may log in, or more: the triggers don't run as it"
+            role = roles.definer,
+            "it may log in, or others may be it: the triggers don't run as it"
         );
         return Ok(None);
     }
     if !roles.may_create && !roles.is_member {
         return Ok(None);
     }
+    let definer = &roles.definer;
     let mut statements = Vec::new();
     if !roles.is_there {
-        statements.push(format!("-- source.capture.definer\n create role {DEFINER} nologin"));
+        statements.push(format!("-- source.capture.definer\n create role {definer} nologin"));
     }
     if !roles.is_superuser && !roles.is_member {
-        statements.push(format!("-- source.capture.definer.member\n grant {DEFINER} to current_user"));
+        statements.push(format!("-- source.capture.definer.member\n grant {definer} to current_user"));
     }
     if !roles.has_rights {
         statements.push(format!(
             "-- source.capture.definer.rights
-             grant usage on schema cdc_export to {DEFINER};
-             grant insert on cdc_export.change_log to {DEFINER}"
+             grant usage on schema cdc_export to {definer};
+             grant insert on cdc_export.change_log to {definer}"
         ));
     }
     for statement in statements {
@@ -105,13 +107,13 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
             // Of another database's service, which doesn't share it; or made at this moment, for another database.
             Err(error) if is_refused(&error) => {
                 part.rollback().await?;
-                tracing::info!(event = "no_definer", role = DEFINER, "the triggers run as the service's own role");
+                tracing::info!(event = "no_definer", role = definer, "the triggers run as the service's own role");
                 return Ok(None);
             }
             Err(error) => return Err(error),
         }
     }
-    Ok(Some(Definer { is_granted_by_superuser: roles.is_superuser }))
+    Ok(Some(Definer { role: roles.definer, is_granted_by_superuser: roles.is_superuser }))
 }
 
 /// No right; or a role of that name, or a change of it, from another transaction.
@@ -123,13 +125,15 @@ fn is_refused(error: &sqlx::Error) -> bool {
 async fn look_at_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {
     sqlx::query_as(
         "-- source.capture.roles
-         select r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as is_there,
+         select $1 || b.oid as definer, r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as is_there,
            coalesce(not (d.rolcanlogin or d.rolsuper or d.rolcreaterole or d.rolcreatedb or d.rolreplication or d.rolbypassrls)
-             and not exists (select from pg_auth_members m where m.member = d.oid), false) as is_harmless,
+             -- Neither does it have what another role has, nor another role what it has.
+             and not exists (select from pg_auth_members m where m.member = d.oid or m.roleid = d.oid and m.member <> r.oid), false)
+             as is_harmless,
            coalesce(pg_has_role(d.oid, 'usage'), false) as is_member,
            coalesce(has_schema_privilege(d.oid, 'cdc_export', 'usage')
              and has_table_privilege(d.oid, 'cdc_export.change_log', 'insert'), false) as has_rights
-         from pg_roles r left join pg_roles d on d.rolname = $1
+         from pg_roles r join pg_database b on b.datname = current_database() left join pg_roles d on d.rolname = $1 || b.oid
          where r.rolname = current_user",
     )
     .bind(DEFINER)
@@ -167,7 +171,7 @@ impl Installed {
     }
 
     fn is_as(&self, function: &Function, definer: Option<&Definer>) -> bool {
-        let is_owned = definer.is_none() || self.owner == DEFINER;
+        let is_owned = definer.is_none_or(|definer| self.owner == definer.role);
         self.body == function.body() && is_owned && !self.is_public && !self.is_lacking
     }
 }

@@ -107,31 +107,43 @@ impl Function {
         const LOG: &str = "insert into cdc_export.change_log (tbl, op, pk";
         let (old, new) = (self.key_of(OLD_ROWS), self.key_of(NEW_ROWS));
         // A whole row by its star: its bare name would be a column of that name.
-        let gone = format!("tg_relid, 'D', {old}, concat({OLD_ROWS}.*), {} from {OLD_ROWS}", columns_of("tg_relid"));
+        let image = format!("concat({OLD_ROWS}.*), {}", columns_of("tg_relid"));
+        let gone = |rows: &str| {
+            let (row, key) =
+                (format!("tg_relid, 'D', {old}, {image} from {rows}"), format!("tg_relid, 'D', {old} from {rows}"));
+            in_full_or_by_key(&format!("{LOG}, image, image_columns) select {row}"), &format!("{LOG}) select {key}"))
+        };
+        let in_full = format!(
+            "{LOG}, image, image_columns) values (root, 'D', {}, concat(old), {})",
+            self.key_of("old"),
+            columns_of("root")
+        );
+        let lost = format!("{OLD_ROWS} where not exists (select from {NEW_ROWS} where {})", self.is_same());
         match self.does {
             Does::Inserts => format!("begin {LOG}) select tg_relid, 'I', {new} from {NEW_ROWS}; return null; end"),
             // One trigger sees the rows before and after, so a key that was changed is logged as gone.
             Does::Updates => format!(
                 "begin
                    {LOG}) select tg_relid, 'U', {new} from {NEW_ROWS};
-                   {LOG}, image, image_columns) select {gone} where not exists (select from {NEW_ROWS} where {});
+                   if exists (select from {lost}) then {} end if;
                    return null;
                  end",
-                self.is_same()
+                gone(&lost)
             ),
-            Does::Deletes => format!("begin {LOG}, image, image_columns) select {gone}; return null; end"),
+            Does::Deletes => format!("begin {} return null; end", gone(OLD_ROWS)),
             Does::Truncates => format!("begin {LOG}) values (tg_relid, 'T', null); return null; end"),
+            // Each row of a partition would begin a transaction within its own: only one that may be too large does.
             Does::Rows => format!(
                 "declare root oid := pg_partition_root(tg_relid); begin
                    if tg_op <> 'DELETE' then
                      {LOG}) values (root, case tg_op when 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", {new});
                    end if;
                    if tg_op = 'DELETE' or tg_op = 'UPDATE' and {old} <> {new} collate \"C\" then
-                     {LOG}, image, image_columns) values (root, 'D', {old}, concat(old), {});
+                     if pg_column_size(old) <= {LARGE} then {in_full}; else {} end if;
                    end if;
                    return null;
                  end",
-                columns_of("root"),
+                in_full_or_by_key(&in_full, &format!("{LOG}) values (root, 'D', {})", self.key_of("old"))),
                 new = self.key_of("new"),
                 old = self.key_of("old"),
             ),
@@ -159,6 +171,16 @@ impl Function {
         };
         self.key.iter().map(part).collect::<Vec<_>>().join(" and ")
     }
+}
+
+/// A row that takes no more room than so many bytes has a text that there is room for: what compresses values does it 255 times at
+/// best, and a character is four in the text of a row.
+const LARGE: u32 = 1_000_000;
+
+/// Logs rows that are gone with their images; where one can't be written, since a text has no room for it, all by their keys alone:
+/// nobody's statement fails because of what a row holds. Where the log can't be written to at all, it does fail.
+fn in_full_or_by_key(in_full: &str, by_key: &str) -> String {
+    format!("begin {in_full}; exception when others then {by_key}; end;")
 }
 
 /// The rows of a statement before and after it. With a space: as the name of a row it must not be one of a column.
