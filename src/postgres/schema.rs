@@ -1,7 +1,7 @@
 //! The service's own schema: made and brought up to date at each start, and never where somebody else's tables have its names.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
@@ -50,14 +50,7 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     .execute(&mut conn)
     .await
     .map_err(Error::Sql)?;
-    // A session's lock: the migrations commit one by one under it. It goes with the connection, also if this future does.
-    sqlx::query(
-        "-- postgres.migrate.lock
-         select pg_advisory_lock(hashtextextended('cdc_export.migrate', 0))",
-    )
-    .execute(&mut conn)
-    .await
-    .map_err(Error::Sql)?;
+    lock(&mut conn).await?;
     let rights = Rights::of(&mut conn, &path).await.map_err(Error::Sql)?;
     if rights.has_migrations {
         rights.let_use()?
@@ -103,6 +96,34 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
         }
     }
     conn.close().await.map_err(Error::Sql)
+}
+
+/// Waits until no other process migrates. A session's lock: the migrations commit one by one under it. It goes with the connection,
+/// also if this future does. Anybody who may connect may take it, and hold every start up: so it is said who does.
+async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
+    let mut said: Option<Instant> = None;
+    loop {
+        let (is_ours, holder): (bool, Option<String>) = sqlx::query_as(
+            "-- postgres.migrate.lock
+             select pg_try_advisory_lock(key), (
+               select string_agg(format('process %s of role %s', a.pid, a.usename), ', ')
+               from pg_locks l join pg_stat_activity a on a.pid = l.pid
+               where l.locktype = 'advisory' and l.granted and a.datname = current_database() and l.objsubid = 1
+                 and (l.classid::bigint << 32 | l.objid::bigint) = key)
+             from hashtextextended('cdc_export.migrate', 0) as key",
+        )
+        .fetch_one(&mut *conn)
+        .await
+        .map_err(Error::Sql)?;
+        if is_ours {
+            return Ok(());
+        }
+        if said.is_none_or(|said| said.elapsed() > Duration::from_secs(10)) {
+            tracing::warn!(event = "migration_waits", holder, "somebody else holds the lock of the migrations");
+            said = Some(Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// The migrations, as they are run: the statements of an older release name tables by the search_path.

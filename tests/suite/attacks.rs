@@ -3,9 +3,10 @@
 use serde_json::json;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::catalogue::{Catalogue, export};
-use crate::harness::{Csv, Database, Start, eventually};
+use crate::harness::{Csv, Database, PATIENCE, Start, eventually};
 
 /// Somebody without rights, connected once: his temporary objects stay.
 struct Attacker {
@@ -181,7 +182,7 @@ create or replace function cdc_export.capture_0b_d() returns trigger language pl
 /// What calls them, in the place of what this version made.
 const OLD_TRIGGERS: &str = r#"
 do $$ declare f text; begin
-  for f in select format('cdc_export.%I()', proname) from pg_proc where proname like 'capture\_%' and proname not like 'capture\_0%' loop
+  for f in select format('cdc_export.%I()', proname) from pg_proc where proname like 'capture\_%' and proname !~ '^capture_0[ab]_' loop
     execute 'drop function ' || f || ' cascade';
   end loop;
 end $$;
@@ -651,6 +652,13 @@ async fn locks_that_anybody_may_take_hold_nothing_up() {
     for name in ["purge", "track"] {
         attacker.runs(&format!("select pg_advisory_lock(hashtextextended('cdc_export.{name}', 0))")).await;
     }
+    attacker.runs("select pg_advisory_lock(hashtextextended('cdc_export.migrate', 0))").await;
+    let (mut waiting, _folder) = Start::on(&database).with("LOG_FORMAT", "json").spawn();
+    let mut lines = BufReader::new(waiting.stderr.take().unwrap()).lines();
+    let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().unwrap();
+    assert!(line.contains("migration_waits") && line.contains(&attacker.name), "who holds a start up is named: {line}");
+    waiting.kill().await.unwrap();
+    attacker.runs("select pg_advisory_unlock(hashtextextended('cdc_export.migrate', 0))").await;
     let service = Start::on(&database).service().await;
     database.add_users(1, 9).await;
     service.export("full", "a").await;
