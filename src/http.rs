@@ -197,6 +197,11 @@ pub fn consumer_as_json(consumer: (Standing, Option<Job>)) -> serde_json::Value 
     serde_json::json!(consumers::body(consumer))
 }
 
+/// What a service answered, for the command line. `None`: that is no JSON, or none that a service of ours answers.
+pub fn answer_from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Option<T> {
+    serde_json::from_value(json::read(text).ok()?).ok()
+}
+
 async fn refuse_long_heads(request: Request, next: Next) -> Result<Response, Problem> {
     let path_and_query = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
     if path_and_query > MAX_URI_BYTES {

@@ -13,6 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use cdc_export::config::ApiKey;
+use cdc_export::http::answer_from_json;
 use cdc_export::telemetry::chain;
 use hyper::http::{HeaderMap, Method, Request, Response, Uri, header};
 use serde::Deserialize;
@@ -246,7 +247,7 @@ impl Client {
             Err(ureq::Error::BodyExceedsLimit(_)) => return Err(self.foreign(status)),
             Err(cause) => return Err(Error::Unreachable { server: self.server.clone(), cause }),
         };
-        serde_json::from_slice(&body).map_err(|_| self.foreign(status))
+        answer_from_json(&body).ok_or_else(|| self.foreign(status))
     }
 
     /// An answer that is no problem.
@@ -280,7 +281,7 @@ impl Client {
         let status = answer.status().as_u16();
         let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
         let body = answer.into_body().into_with_config().limit(MOST_BYTES).read_to_vec().unwrap_or_default();
-        let Ok(Problem { code, detail }) = serde_json::from_slice(&body) else { return Err(self.foreign(status)) };
+        let Some(Problem { code, detail }) = answer_from_json(&body) else { return Err(self.foreign(status)) };
         self.has_answered.store(true, Ordering::Relaxed);
         Err(Error::Refused { status, code, detail, retry_after: retry_after.map(Duration::from_secs) })
     }

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::access::Caller;
-use crate::http::json;
+use crate::http::json::{self, Fault};
 use crate::http::problem::{Code, Problem};
 use crate::job::selection::{Condition, Operator};
 use crate::job::{ConsumerId, IdempotencyKey, JobId};
@@ -233,13 +233,12 @@ impl<S: Sync> FromRequest<S> for Members {
         if !says_json(&parts.headers) {
             return Err(Problem::not_json());
         }
-        match serde_json::from_slice(&bytes) {
-            Ok(Value::Object(members)) => match json::given_twice(&bytes) {
-                None => Ok(Members(members)),
-                Some(member) => Err(invalid(&member, "given twice")),
-            },
+        match json::read(&bytes) {
+            Ok(Value::Object(members)) => Ok(Members(members)),
             Ok(_) => Err(Problem::bad_body("body: a JSON object is expected")),
-            Err(why) => Err(Problem::bad_body(format!("body: not JSON: {why}"))),
+            Err(Fault::Twice(member)) => Err(invalid(&member, "given twice")),
+            Err(Fault::Reserved(member)) => Err(unknown(&member)),
+            Err(why @ Fault::NotJson(_)) => Err(Problem::bad_body(format!("body: {why}"))),
         }
     }
 }
@@ -274,6 +273,10 @@ fn invalid(name: &str, why: impl Display) -> Problem {
     Problem::bad_input(Code::MemberInvalid, name, format!("{name}: {why}"))
 }
 
+fn unknown(name: &str) -> Problem {
+    Problem::bad_input(Code::MemberUnknown, name, format!("{name}: there is no such member"))
+}
+
 impl Members {
     /// Takes a member that is a text.
     pub(crate) fn take_text(&mut self, name: &str) -> Result<Option<String>, Problem> {
@@ -302,9 +305,15 @@ impl Members {
     /// Takes a member that is a list of names, each once.
     pub(crate) fn take_names(&mut self, name: &str) -> Result<Option<Vec<String>>, Problem> {
         let Some(value) = self.0.remove(name) else { return Ok(None) };
-        let names: Option<Vec<String>> = serde_json::from_value(value).ok();
+        let expected = || invalid(name, format!("a list of 1 to {MOST_NAMES} strings is expected"));
+        let Value::Array(items) = value else { return Err(expected()) };
+        let text = |item| match item {
+            Value::String(text) => Some(text),
+            _ => None,
+        };
+        let names: Option<Vec<String>> = items.into_iter().map(text).collect();
         let names = names.filter(|names| (1..=MOST_NAMES).contains(&names.len()));
-        let names = names.ok_or_else(|| invalid(name, format!("a list of 1 to {MOST_NAMES} strings is expected")))?;
+        let names = names.ok_or_else(expected)?;
         match names.iter().enumerate().find(|(i, one)| names[..*i].contains(one)) {
             Some((i, one)) => Err(invalid(&format!("{name}[{i}]"), format!("`{one}` is there already"))),
             None => Ok(Some(names)),
@@ -352,11 +361,7 @@ impl Members {
         let value = value.ok_or_else(|| invalid(&member("value"), expected))?;
         match self.0.into_iter().next() {
             None => Ok(Condition { column, operator, value }),
-            Some((name, _)) => Err(Problem::bad_input(
-                Code::MemberUnknown,
-                &member(&name),
-                format!("{}: there is no such member", member(&name)),
-            )),
+            Some((name, _)) => Err(unknown(&member(&name))),
         }
     }
 
@@ -377,9 +382,7 @@ impl Members {
     pub(crate) fn refuse_others(self) -> Result<(), Problem> {
         match self.0.into_iter().next() {
             None => Ok(()),
-            Some((name, _)) => {
-                Err(Problem::bad_input(Code::MemberUnknown, &name, format!("{name}: there is no such member")))
-            }
+            Some((name, _)) => Err(unknown(&name)),
         }
     }
 }

@@ -8,6 +8,8 @@ use crate::harness::{Database, Service, Start, refusal};
 use crate::openapi;
 
 const JOB: &str = "01900000-0000-7000-8000-000000000000";
+/// What one JSON library calls a text that it is to read as JSON.
+const RAW_VALUE: &str = "$serde_json::private::RawValue";
 
 async fn send(service: &Service, method: &str, path: &str, body: Option<&str>) -> Response {
     let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
@@ -137,6 +139,42 @@ async fn a_member_that_is_given_twice_is_refused() {
     let begun = std::time::Instant::now();
     assert_eq!(send(&service, "POST", "/exports/delta", Some(&deep)).await.status(), 400);
     assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    service.stop().await;
+}
+
+/// Arrays in objects whose only member names a text that is JSON again, and so on: each text looks shallow.
+fn nested_texts(texts: usize, arrays: usize) -> String {
+    let quote = |level: usize| match level {
+        0 => "\"".to_owned(),
+        level => format!("\\{}u0022", "u005c".repeat(level - 1)),
+    };
+    let before = |level| format!("{}{{{q}{RAW_VALUE}{q}:{q}", "[".repeat(arrays), q = quote(level));
+    let after = |level| format!("{}}}{}", quote(level), "]".repeat(arrays));
+    let (before, after): (String, Vec<_>) = ((0..texts).map(before).collect(), (0..texts).rev().map(after).collect());
+    format!("{{\"a\":{before}1{}}}", after.concat())
+}
+
+#[tokio::test]
+async fn a_name_that_a_library_gives_a_meaning_is_an_unknown_member() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let number = "$serde_json::private::Number";
+    let twice = r#""{\"dataset\":\"users\",\"dataset\":\"users\"}""#;
+    for (method, path) in [("POST", "/exports"), ("POST", "/exports/delta"), ("PUT", "/exports/watermark")] {
+        for (body, field) in [
+            (format!(r#"{{"{RAW_VALUE}":{twice}}}"#), RAW_VALUE.to_owned()),
+            (format!(r#"{{"\u0024serde_json::private::RawValue":{twice}}}"#), RAW_VALUE.to_owned()),
+            (format!(r#"{{"{number}":"5"}}"#), number.to_owned()),
+            (format!(r#"{{"limit":{{"{number}":"5"}}}}"#), format!("limit.{number}")),
+            (format!(r#"{{"filter":[{{"a":1,"{number}":5}}]}}"#), format!("filter[0].{number}")),
+        ] {
+            refused(&service, method, path, Some(&body), "member_unknown", &field).await;
+        }
+        // In one body these are 50 KB and 6,000 levels, of which no text has more than 101.
+        let answer = send(&service, method, path, Some(&nested_texts(60, 100))).await;
+        assert_eq!(answer.status(), 400);
+    }
+    assert_untouched(&database).await;
     service.stop().await;
 }
 
