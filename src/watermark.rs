@@ -27,8 +27,8 @@ pub const COUNTED_ROWS: u64 = 10_000;
 pub enum Waiting {
     /// So many.
     Exactly(u64),
-    /// More than [`COUNTED_ROWS`].
-    More,
+    /// So many, and perhaps more: more than [`COUNTED_ROWS`], or the changes reach further back than is looked.
+    AtLeast(u64),
     /// Nobody can tell: the table can't be read as its dataset says, or there is no such dataset any more.
     Unknown,
 }

@@ -66,7 +66,9 @@ pub(crate) struct ConsumerView {
     pub(crate) consumer_id: Plain,
     pub(crate) dataset: Plain,
     pub(crate) last_exported_at: Option<Plain>,
-    pub(crate) rows_waiting: Value,
+    pub(crate) rows_waiting: Option<u64>,
+    #[serde(default)]
+    pub(crate) rows_waiting_capped: bool,
     pub(crate) continuity: Option<Plain>,
     pub(crate) last_job: Option<JobView>,
 }

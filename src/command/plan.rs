@@ -7,7 +7,7 @@ use cdc_export::dataset::Description;
 use cdc_export::job::ExportType;
 use cdc_export::postgres::Database;
 use cdc_export::source::{self, snapshot::Source};
-use cdc_export::watermark::{COUNTED_ROWS, Waiting};
+use cdc_export::watermark::Waiting;
 use indicatif::{BinaryBytes, HumanCount};
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,7 @@ pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> a
     if what.export_type != ExportType::Full {
         let waiting = match service.standing(&what.consumer, dataset).await?.rows_waiting {
             Waiting::Exactly(rows) => HumanCount(rows).to_string(),
-            Waiting::More => format!("more than {}", HumanCount(COUNTED_ROWS)),
+            Waiting::AtLeast(rows) => format!("at least {}", HumanCount(rows)),
             Waiting::Unknown => "an unknown number of".to_owned(),
         };
         outln!("For {} {waiting} changed rows are waiting.", what.consumer)?;

@@ -87,11 +87,18 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
 }
 
 fn consumer_line(consumer: &ConsumerView) -> String {
-    let ConsumerView { consumer_id, dataset, last_exported_at, rows_waiting, continuity, last_job } = consumer;
+    let ConsumerView {
+        consumer_id,
+        dataset,
+        last_exported_at,
+        rows_waiting,
+        rows_waiting_capped,
+        continuity,
+        last_job,
+    } = consumer;
     let waiting = match rows_waiting {
-        Value::Number(rows) => rows.to_string(),
-        Value::String(rows) => rows.clone(),
-        _ => "?".to_owned(),
+        Some(rows) => format!("{rows}{}", if *rows_waiting_capped { "+" } else { "" }),
+        None => "?".to_owned(),
     };
     let or_none = |text: &Option<Plain>| text.as_deref().unwrap_or("-").to_owned();
     let (watermark, continuity) = (or_none(last_exported_at), or_none(continuity));

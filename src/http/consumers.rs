@@ -12,7 +12,7 @@ use crate::http::pages::{self, Page};
 use crate::http::problem::{Code, Problem};
 use crate::job::{ConsumerId, Continuity, Job};
 use crate::service::Service;
-use crate::watermark::{COUNTED_ROWS, Standing, Waiting};
+use crate::watermark::{Standing, Waiting};
 
 /// The query of `/consumers`.
 #[derive(Deserialize, IntoParams)]
@@ -37,23 +37,17 @@ pub(crate) struct ConsumerBody {
     /// Its watermark
     #[schema(required, format = DateTime)]
     last_exported_at: Option<String>,
-    /// Rows that changed since its last export: exact up to 10,000, then `10000+`; null where nobody can tell
-    rows_waiting: Rows,
+    /// Rows that changed since its last export, exact up to 10,000; null where nobody can tell
+    #[schema(required, maximum = 10000)]
+    rows_waiting: Option<u64>,
+    /// It is at least so many: more than 10,000, or more changes than are looked through
+    rows_waiting_capped: bool,
     /// What stands between its last export and the next
     #[schema(required, value_type = Option<Continuity>)]
     continuity: Option<&'static str>,
     /// Its last export
     #[schema(required)]
     last_job: Option<JobBody>,
-}
-
-/// A number of rows, exact up to a point; null where nobody can tell.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-enum Rows {
-    Exactly(u64),
-    MoreThan(String),
-    Unknown,
 }
 
 /// List consumers and where they stand
@@ -84,16 +78,17 @@ fn place(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
 }
 
 pub(super) fn body((standing, job): (Standing, Option<Job>)) -> ConsumerBody {
-    let rows_waiting = match standing.rows_waiting {
-        Waiting::Exactly(rows) => Rows::Exactly(rows),
-        Waiting::More => Rows::MoreThan(format!("{COUNTED_ROWS}+")),
-        Waiting::Unknown => Rows::Unknown,
+    let (rows_waiting, rows_waiting_capped) = match standing.rows_waiting {
+        Waiting::Exactly(rows) => (Some(rows), false),
+        Waiting::AtLeast(rows) => (Some(rows), true),
+        Waiting::Unknown => (None, false),
     };
     ConsumerBody {
         consumer_id: standing.consumer.to_string(),
         dataset: standing.dataset,
         last_exported_at: standing.last_exported_at.map(rfc3339),
         rows_waiting,
+        rows_waiting_capped,
         continuity: standing.continuity.map(|why| why.as_str()),
         last_job: job.map(JobBody::from),
     }

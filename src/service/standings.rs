@@ -13,6 +13,12 @@ use crate::store::watermarks::{Place, Written};
 use crate::telemetry::chain;
 use crate::watermark::{Standing, Waiting, Watermark};
 
+/// How many changes are looked through for a page, and for each dataset on it: of one, enough for 10,000 rows that changed once and
+/// some that changed more often.
+const CHANGES_OF_A_PAGE: u64 = 36_000;
+const MOST_CHANGES: u64 = 15_000;
+const FEWEST_CHANGES: u64 = 1_000;
+
 impl Service {
     /// Where a consumer stands.
     ///
@@ -53,7 +59,7 @@ impl Service {
     /// # Errors
     /// If the table can't be read.
     pub async fn standing(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<Standing, Error> {
-        let standings = on_table(self.source.standings(dataset, &[consumer.as_str()])).await?;
+        let standings = on_table(self.source.standings(dataset, &[consumer.as_str()], MOST_CHANGES)).await?;
         standings.into_iter().next().ok_or(Error::NoWatermark)
     }
 
@@ -69,7 +75,8 @@ impl Service {
             }
             // Each has its share of the time: a table that is locked, or too large to count, hides no other one.
             let share = COUNTING_PATIENCE / u32::try_from(datasets).unwrap_or(u32::MAX);
-            let error = match tokio::time::timeout(share, self.source.standings(dataset, &consumers)).await {
+            let changes = (CHANGES_OF_A_PAGE / datasets as u64).clamp(FEWEST_CHANGES, MOST_CHANGES);
+            let error = match tokio::time::timeout(share, self.source.standings(dataset, &consumers, changes)).await {
                 Ok(Ok(standings)) => {
                     seen.extend(standings);
                     continue;

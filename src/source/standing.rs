@@ -1,80 +1,248 @@
 //! Where consumers stand, seen from the table: how much has changed since, and whether that can be told exactly.
+//!
+//! What waits is counted out of a bounded number of entries, which all consumers share: however much waits, and for however many, a
+//! page costs the same. Who is further behind than these entries reach has at least what they say.
 
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-use crate::dataset::{Capture, Dataset};
+use crate::dataset::{Capture, Column, Dataset, Kind};
 use crate::job::Continuity;
 use crate::source::guard::{continuity, here};
-use crate::source::quote::relation;
+use crate::source::quote::{quoted, relation};
 use crate::source::select::{Select, logged};
 use crate::source::snapshot::Source;
 use crate::source::{Error, shape};
 use crate::watermark::{COUNTED_ROWS, Standing, Waiting};
 
 impl Source {
-    /// The standings of these consumers in a dataset, in the order of their ids.
+    /// The standings of these consumers in a dataset, in the order of their ids, counted out of so many changes at most.
     ///
     /// # Errors
     /// If the database fails, or the table isn't as the dataset says.
-    pub async fn standings(&self, dataset: &Dataset, consumers: &[&str]) -> Result<Vec<Standing>, Error> {
+    pub async fn standings(&self, dataset: &Dataset, consumers: &[&str], changes: u64) -> Result<Vec<Standing>, Error> {
         let failed = Error::of(&dataset.table);
         let mut conn = self.pool().acquire().await.map_err(&failed)?;
         let shape = shape::look(&mut conn, dataset).await?;
         let select = Select { dataset, shape: &shape };
-        let statement = format!(
-            "-- source.standing.list
-             select k.consumer_id, w.last_exported_at, waiting.rows as rows_waiting, {} as continuity
-             from unnest($2::text[]) as k (consumer_id)
-             left join watermarks w on w.consumer_id = k.consumer_id and w.dataset = $1
-             cross join (select $5::boolean as by_triggers, $6::text[] as definition, $7::jsonb as types) wanted
-             cross join pg_control_system() c
-             left join pg_class t on t.oid = to_regclass($3)
-             left join pg_namespace n on n.oid = t.relnamespace
-             cross join lateral {} here
-             cross join lateral (select count(*) as rows from (
-               (select distinct {logged_key} from cdc_export.change_log
-                where {logged} limit $4)
-               union
-               (select {key} from {table} u where {stated} limit $4)
-               limit $4) changed) waiting
-             order by k.consumer_id collate \"C\"",
-            continuity!(),
-            here!(),
-            logged_key = select.logged_key().join(", "),
-            logged = logged("t.oid", "w.snap_live"),
-            key = select.keys_of("u").join(", "),
-            // Rows of an overlap wait for nobody: they were exported before.
-            stated = select.stated_since("w.last_exported_at", "w.last_exported_at", "w.snap_live"),
-            table = relation(&shape.table),
-        );
-        let rows = sqlx::query(AssertSqlSafe(statement))
+        let mut tx = conn.begin().await.map_err(&failed)?;
+        // The newest come from an index, in its order, whatever the planner guesses of how much there is.
+        sqlx::raw_sql("-- source.standing.plan\n set local enable_seqscan = off; set local enable_bitmapscan = off; set local jit = off")
+            .execute(&mut *tx)
+            .await
+            .map_err(&failed)?;
+        let newest = match &shape.updated_at {
+            Some(time) => has_index(&mut tx, &relation(&shape.table), &time.name).await.map_err(&failed)?,
+            None => false,
+        };
+        let rows = sqlx::query(AssertSqlSafe(statement(&select, newest)))
             .bind(&dataset.name)
             .bind(consumers)
             .bind(relation(&shape.table))
-            .bind(COUNTED_ROWS as i64 + 1)
             .bind(dataset.capture == Capture::Triggers)
             .bind(dataset.definition().forms())
             .bind(Json(&shape.types))
-            .fetch_all(&mut *conn)
+            .bind(changes as i64)
+            .bind(COUNTED_ROWS as i64 + 1)
+            .fetch_all(&mut *tx)
             .await
             .map_err(&failed)?;
+        tx.commit().await.map_err(&failed)?;
         let standing = |row: sqlx::postgres::PgRow| {
             let consumer: String = row.try_get("consumer_id").map_err(&failed)?;
             let word: Option<String> = row.try_get("continuity").map_err(&failed)?;
             let rows: i64 = row.try_get("rows_waiting").map_err(&failed)?;
-            let rows_waiting = match rows.unsigned_abs() {
-                rows if rows <= COUNTED_ROWS => Waiting::Exactly(rows),
-                _ => Waiting::More,
-            };
+            let is_capped: bool = row.try_get("is_capped").map_err(&failed)?;
             Ok(Standing {
                 consumer: consumer.parse().map_err(|_| Error::Protocol("a consumer id that is none"))?,
                 dataset: dataset.name.clone(),
                 last_exported_at: row.try_get("last_exported_at").map_err(&failed)?,
-                rows_waiting,
+                rows_waiting: match rows.unsigned_abs() {
+                    rows if rows <= COUNTED_ROWS && !is_capped => Waiting::Exactly(rows),
+                    rows => Waiting::AtLeast(rows.min(COUNTED_ROWS)),
+                },
                 continuity: Continuity::of_guard(word.as_deref()).map_err(|_| Error::Protocol("an unknown word"))?,
             })
         };
         rows.into_iter().map(standing).collect()
     }
+}
+
+/// Whether an index has the rows of a table by this column, so that the newest are had without reading all.
+async fn has_index(conn: &mut PgConnection, table: &str, column: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "-- source.standing.has_index
+         select exists (
+           select from pg_index x
+           join pg_class i on i.oid = x.indexrelid
+           join pg_am m on m.oid = i.relam and m.amname = 'btree'
+           join pg_attribute a on a.attrelid = x.indrelid and a.attnum = x.indkey[0] and a.attname = $2
+           where x.indrelid = to_regclass($1) and x.indisvalid and x.indpred is null)",
+    )
+    .bind(table)
+    .bind(column)
+    .fetch_one(conn)
+    .await
+}
+
+/// The statement of a dataset's standings. A consumer's changes are told by the log where it has a position; by the rows' times where it
+/// has only a watermark; by both where somebody set that back; and are all rows where it has neither. `newest`: the newest rows are
+/// found by an index.
+fn statement(select: &Select<'_>, newest: bool) -> String {
+    let table = relation(&select.shape.table);
+    let time = select.shape.updated_at.as_ref();
+    // A snapshot has not seen what began after it, nor what was under way: two ranges of the log, each read from its near end.
+    let by_log = format!(
+        "recent as materialized (
+           select pk, xid::text::bigint as xid
+           from (
+             select pk, xid from cdc_export.change_log where tbl = (select oid from t) order by tbl desc, xid desc
+             limit case when exists (select from positions where by_log) then $7 else 0 end) newest),
+         reach as (select min(xid) as oldest from recent having count(*) >= $7),
+         keys as materialized (select pk, max(xid) as xid from recent where pk is not null group by pk),
+         later as (
+           select consumer_id, rows
+           from (
+             select consumer_id,
+               count(*) filter (where consumer_id is null) over (order by xid desc, consumer_id nulls first rows unbounded preceding) as rows
+             from (
+               select xid, null as consumer_id from keys
+               union all
+               select next, consumer_id from positions where by_log) marks) ranked
+           where consumer_id is not null),
+         under_way as (
+           select p.consumer_id, count(distinct e.pk) filter (where k.xid is null or k.xid < p.next) as rows, count(*) as entries
+           from positions p
+           cross join lateral (
+             select l.pk from cdc_export.change_log l
+             where l.tbl = (select oid from t) and l.xid = any (array(select pg_snapshot_xip(p.snap_live))) and l.pk is not null
+             limit {SHARE}) e
+           left join keys k on k.pk = e.pk
+           where p.by_log
+           group by p.consumer_id)"
+    );
+    let (by_time, by_both) = match time {
+        Some(time) => (by_time(time, &table, newest), by_both(select, time, &table, newest)),
+        None => (
+            "behind as (select null::text as consumer_id, 0 as rows, false as is_capped where false)".to_owned(),
+            "set_back as (select null::text as consumer_id, 0 as rows, false as is_capped where false)".to_owned(),
+        ),
+    };
+    format!(
+        "-- source.standing.list
+         with t as materialized (select oid, relname, relnamespace, relkind from pg_class where oid = to_regclass($3)),
+         n as materialized (select n.nspname from pg_namespace n join t on t.relnamespace = n.oid),
+         here as materialized (select here.* from t cross join n cross join lateral {here} here),
+         positions as materialized (
+           select k.consumer_id, w.last_exported_at, w.snap_live, pg_snapshot_xmax(w.snap_live)::text::bigint as next,
+             {continuity} as continuity,
+             -- A time that somebody set in place of ours rules alone.
+             $4 and w.snap_live is not null
+               and not coalesce(w.last_exported_at > w.snap_wm or w.snap_wm is null and w.last_exported_at is not null, false) as by_log,
+             coalesce(w.last_exported_at < w.snap_wm and {has_times} or w.last_exported_at is null and w.snap_wm is not null, false)
+               as is_set_back
+           from unnest($2::text[]) as k (consumer_id)
+           cross join t cross join here cross join pg_control_system() c
+           cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types) wanted
+           left join watermarks w on w.consumer_id = k.consumer_id and w.dataset = $1),
+         {by_log},
+         {by_time},
+         {by_both},
+         everything as materialized (
+           select count(*) as rows from (
+             select from {table} u
+             limit case when exists (select from positions where last_exported_at is null and (not by_log or is_set_back))
+               then $8 else 0 end) few)
+         select p.consumer_id, p.last_exported_at, p.continuity,
+           case
+             when p.last_exported_at is null and (not p.by_log or p.is_set_back) then everything.rows
+             when p.by_log and p.is_set_back then set_back.rows
+             when p.by_log then later.rows + coalesce(under_way.rows, 0)
+             else coalesce(behind.rows, 0) end as rows_waiting,
+           case
+             when p.last_exported_at is null and (not p.by_log or p.is_set_back) then false
+             when p.by_log and p.is_set_back then set_back.is_capped
+             when p.by_log then coalesce(p.next <= reach.oldest, false) or coalesce(under_way.entries >= {SHARE}, false)
+             else coalesce(behind.is_capped, false) end as is_capped
+         from positions p
+         cross join everything
+         left join reach on true
+         left join later using (consumer_id)
+         left join under_way using (consumer_id)
+         left join behind using (consumer_id)
+         left join set_back using (consumer_id)
+         order by p.consumer_id collate \"C\"",
+        here = here!(),
+        continuity = continuity!(),
+        has_times = time.is_some(),
+    )
+}
+
+/// What each consumer may read for itself, of what all of them may.
+const SHARE: &str = "greatest($7 / (select count(*) from positions), 100)";
+
+/// The times of the table's newest rows, or of any, and for each consumer how many of these are after its watermark.
+fn by_time(time: &Column, table: &str, newest: bool) -> String {
+    let name = format!("u.{}", quoted(&time.name));
+    // One without a zone is taken for UTC.
+    let at = if time.kind == Kind::Timestamp { format!("({name} at time zone 'UTC')") } else { name.clone() };
+    let order = if newest { format!("where {name} is not null order by {name} desc") } else { String::new() };
+    let reached = if newest { "p.last_exported_at >= all_of_them.oldest" } else { "false" };
+    format!(
+        "times as materialized (
+           select {at} as at
+           from (
+             select {name} from {table} u {order}
+             limit case when exists (select from positions where not by_log and last_exported_at is not null) then $7 else 0 end) u),
+         behind as (
+           select consumer_id, ranked.rows, all_of_them.are_cut and not {reached} as is_capped
+           from (
+             select consumer_id,
+               count(*) filter (where consumer_id is null) over (order by at desc, consumer_id nulls last rows unbounded preceding) as rows
+             from (
+               select at, null as consumer_id from times where at is not null
+               union all
+               select last_exported_at, consumer_id from positions where not by_log and last_exported_at is not null) marks) ranked
+           join positions p using (consumer_id)
+           cross join (select min(at) as oldest, count(*) >= $7 as are_cut from times) all_of_them)"
+    )
+}
+
+/// For a consumer whose watermark was set back: what changed, and what its watermark says, each row once.
+fn by_both(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> String {
+    let mut names: Vec<String> =
+        select.shape.key.iter().chain([time]).map(|column| format!("u.{}", quoted(&column.name))).collect();
+    names.dedup();
+    let name = format!("u.{}", quoted(&time.name));
+    let order = if newest { format!("where {name} is not null order by {name} desc") } else { String::new() };
+    let reached = if newest {
+        format!(
+            "exists (select from found u where not {})",
+            select.stated_since("p.last_exported_at", "p.last_exported_at", "p.snap_live")
+        )
+    } else {
+        "false".to_owned()
+    };
+    format!(
+        "set_back as (
+           select p.consumer_id, changed.rows, changed.is_capped
+           from positions p
+           cross join lateral (
+             with log as materialized (
+               select * from cdc_export.change_log
+               where tbl = (select oid from t) and xid >= pg_snapshot_xmin(p.snap_live) order by tbl desc, xid desc limit {SHARE}),
+             found as materialized (select {columns} from {table} u {order} limit {SHARE})
+             select
+               (select count(*) from (
+                  select {logged_key} from log where {logged}
+                  union
+                  select {key} from found u where {stated}) either_way) as rows,
+               (select count(*) from log) >= {SHARE} or (select count(*) from found) >= {SHARE} and not {reached} as is_capped) changed
+           where p.by_log and p.is_set_back and p.last_exported_at is not null)",
+        columns = names.join(", "),
+        logged_key = select.logged_key().join(", "),
+        logged = logged("tbl", "p.snap_live"),
+        key = select.keys_of("u").join(", "),
+        stated = select.stated_since("p.last_exported_at", "p.last_exported_at", "p.snap_live"),
+    )
 }

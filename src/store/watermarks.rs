@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use sqlx::{Connection, PgConnection, Postgres};
 
 use crate::job::{ConsumerId, ExportType};
-use crate::store::{Error, Store, texts};
+use crate::store::{Error, Store, by_index, texts};
 use crate::watermark::{Position, Standpoint, Watermark};
 
 impl Store {
@@ -63,33 +63,43 @@ impl Store {
         among: Option<&[ConsumerId]>,
         limit: u32,
     ) -> Result<Vec<Place>, Error> {
+        // Before every name that there may be, and from there to behind them.
+        let (consumer, dataset) = after.map_or(("", ""), |(consumer, dataset)| (consumer.as_str(), dataset));
+        let (first, last) = texts(among).map_or((vec![""], vec!["~"]), |among| (among.clone(), among));
         let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
+        by_index(&mut tx).await?;
         let rows: Vec<(String, String, Option<DateTime<Utc>>)> = sqlx::query_as(
             "-- store.watermarks.places
              select k.consumer_id, k.dataset, w.last_exported_at
              from (
-               (select consumer_id, dataset from watermarks
-                where ($1::text is null or (consumer_id, dataset) > ($1, $2))
-                  and ($4::text[] is null or consumer_id = any ($4)) and consumer_id ~ $5 and dataset ~ $6
-                order by 1, 2 limit $3)
-               union
-               -- Exports without a consumer have a row too, under a name that no consumer has.
-               (select consumer_id, dataset from cdc_export.lanes
-                where ($1::text is null or (consumer_id, dataset) > ($1, $2))
-                  and ($4::text[] is null or consumer_id = any ($4)) and consumer_id ~ $5 and dataset ~ $6
-                order by 1, 2 limit $3)
+               select places.consumer_id, places.dataset
+               from unnest($4::text[], $5::text[]) as range (first, last)
+               cross join lateral (
+                 (select consumer_id, dataset from watermarks
+                  where (consumer_id, dataset) > ($1, $2) and consumer_id between range.first and range.last
+                    and consumer_id ~ $6 and dataset ~ $7
+                  order by 1, 2 limit $3)
+                 union
+                 -- Exports without a consumer have a row too, under a name that no consumer has.
+                 (select consumer_id, dataset from cdc_export.lanes
+                  where (consumer_id, dataset) > ($1, $2) and consumer_id between range.first and range.last
+                    and consumer_id ~ $6 and dataset ~ $7
+                  order by 1, 2 limit $3)) places
                order by 1, 2 limit $3) k
              left join watermarks w using (consumer_id, dataset)
              order by 1, 2",
         )
-        .bind(after.map(|(consumer, _)| consumer.as_str()))
-        .bind(after.map(|(_, dataset)| dataset))
+        .bind(consumer)
+        .bind(dataset)
         .bind(i64::from(limit))
-        .bind(texts(among))
+        .bind(first)
+        .bind(last)
         .bind(CONSUMER)
         .bind(DATASET)
-        .fetch_all(conn.get())
+        .fetch_all(&mut *tx)
         .await?;
+        tx.commit().await?;
         conn.give_back();
         let place = |(consumer, dataset, last_exported_at): (String, String, _)| {
             Some(Place { consumer: consumer.parse().ok()?, dataset, last_exported_at })

@@ -197,6 +197,19 @@ impl Database {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.unwrap()
     }
 
+    /// Lets the log of a service that starts from now on have the plan of each statement, with what it read.
+    pub(crate) async fn tell_plans(&self) {
+        let name = self.options.get_database().unwrap();
+        self.run(&format!(
+            "alter database {name} set session_preload_libraries = 'auto_explain';
+             alter database {name} set auto_explain.log_min_duration = 0;
+             alter database {name} set auto_explain.log_analyze = on;
+             alter database {name} set auto_explain.log_timing = off;
+             alter database {name} set auto_explain.log_level = 'warning'"
+        ))
+        .await;
+    }
+
     /// A URL for another role of its server.
     pub(crate) fn url_as(&self, role: &str, password: &str) -> String {
         self.options.clone().username(role).password(password).to_url_lossy().to_string()
@@ -482,6 +495,26 @@ impl Service {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(self.exit().await, Some(0));
     }
+}
+
+/// What a plan read of a table: the entries that it went on with, and those that a filter threw away.
+pub(crate) fn cost_of(plan: &str, table: &str) -> (u64, u64) {
+    let number = |line: &str, after: &str| -> f64 {
+        let digits = line.split(after).nth(1).unwrap().chars().take_while(|c| c.is_ascii_digit() || *c == '.');
+        digits.collect::<String>().parse().unwrap()
+    };
+    let (mut read, mut filtered, mut loops) = (0.0, 0.0, None);
+    for line in plan.lines() {
+        if let Some((_, actual)) = line.split_once("(actual ") {
+            loops = line.contains(&format!(" on {table}")).then(|| number(actual, " loops="));
+            read += loops.map_or(0.0, |loops| number(actual, "rows=") * loops);
+        } else if line.contains("(never executed)") {
+            loops = None;
+        } else if let (Some(loops), true) = (loops, line.contains("Rows Removed by ")) {
+            filtered += number(line, ": ") * loops;
+        }
+    }
+    (read as u64, filtered as u64)
 }
 
 /// The status of a call that was refused, with the problem's code.

@@ -102,3 +102,5 @@ mod tables;
 mod tls;
 #[cfg(test)]
 mod types;
+#[cfg(test)]
+mod waiting;

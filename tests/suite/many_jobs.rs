@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{Database, Service, Start, eventually, option_env};
+use crate::harness::{Database, Service, Start, cost_of, eventually, option_env};
 
 /// So many, and some that are rare. Those of the consumer `early` are all older than the others, so that whoever looks for them among the
 /// newest passes over everything.
@@ -50,44 +50,14 @@ async fn with_jobs() -> Database {
     database
 }
 
-/// Lets the service's log have the plan of each of its statements, with what it read.
-async fn tell_plans(database: &Database) {
-    let name = database.options.get_database().unwrap();
-    database
-        .run(&format!(
-            "alter database {name} set session_preload_libraries = 'auto_explain';
-             alter database {name} set auto_explain.log_min_duration = 0;
-             alter database {name} set auto_explain.log_analyze = on;
-             alter database {name} set auto_explain.log_timing = off;
-             alter database {name} set auto_explain.log_level = 'warning'"
-        ))
-        .await;
-}
-
 /// What the plans of a statement read of `exports`: entries, and those that a filter threw away. None is a scan of the table.
 fn read(service: &Service, statement: &str) -> Vec<(u64, u64)> {
     service.plans(statement).iter().map(|plan| cost(plan)).collect()
 }
 
 fn cost(plan: &str) -> (u64, u64) {
-    let number = |line: &str, after: &str| -> f64 {
-        let digits: String =
-            line.split(after).nth(1).unwrap().chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
-        digits.parse().unwrap()
-    };
-    let (mut read, mut filtered, mut loops) = (0.0, 0.0, None);
-    for line in plan.lines() {
-        if line.contains("(cost=") || line.contains("(actual ") {
-            loops = (line.contains(" on exports") && line.contains("loops=")).then(|| number(line, " loops="));
-            assert!(!line.contains("Seq Scan on exports"), "{plan}");
-            if let Some(loops) = loops {
-                read += number(line.split("(actual ").nth(1).unwrap(), "rows=") * loops;
-            }
-        } else if let (Some(loops), true) = (loops, line.contains("Rows Removed by Filter:")) {
-            filtered += number(line, "Rows Removed by Filter: ") * loops;
-        }
-    }
-    (read as u64, filtered as u64)
+    assert!(!plan.contains("Seq Scan on exports"), "{plan}");
+    cost_of(plan, "exports")
 }
 
 /// A list's ids, and how long it took.
@@ -140,7 +110,7 @@ async fn every_filter_of_the_list_is_served_by_an_index() {
         (format!("consumer_id = any ('{{{}}}')", some.join(",")), key(&database, "some", &some).await),
         ("consumer_id = 'nobody'".to_owned(), key(&database, "lone", &lone).await),
     ];
-    tell_plans(&database).await;
+    database.tell_plans().await;
     let service = Start::on(&database)
         .with("AUTH", "keys")
         .with("RATE_LIMIT", "1000000/s")
@@ -217,7 +187,7 @@ async fn nothing_reads_all_jobs_again_and_again() {
         .run(&format!("update exports set output_filename = 'full_failing_{now}' || output_filename where lane_seq % 2 = 0 and consumer_id = 'early'"))
         .await;
     database.run("vacuum analyze exports").await;
-    tell_plans(&database).await;
+    database.tell_plans().await;
     let service = Start::on(&database).with("RETAIN_FILES", "9d,20").with("RETAIN_JOBS", "90000d,20").service().await;
     service.export("full", "failing").await;
     service.call("POST", "/exports", &[]).await;

@@ -86,7 +86,7 @@ function consumerRow(first) {
     show(none, of.lastExportedAt === null);
     if (of.lastExportedAt !== null) watermark.at(of.lastExportedAt);
     const known = of.rowsWaiting;
-    text(waiting, typeof known === "number" ? count(known) : (known?.replace("10000", "10,000") ?? "unknown"));
+    text(waiting, known === null ? "unknown" : `${count(known)}${of.rowsWaitingCapped ? "+" : ""}`);
     set(waiting, "title", known === null ? "the table can't be read now" : null);
     set(waiting, "class", known === 0 ? "quiet" : null);
     const says = continuity(of.continuity);
