@@ -4,7 +4,8 @@
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-/// The tables with views of their names. The demo's isn't among them: `users` may be somebody's.
+/// The tables with views of their names. The demo's isn't among them: `users` may be somebody's. A migration that drops a column of
+/// one, or gives it another type, has to drop the view first; it is made anew when all migrations are done.
 const VIEWED: [&str; 2] = ["exports", "watermarks"];
 
 /// The schemas of the role's search_path that it may use, but for Postgres's own and ours.
@@ -23,6 +24,14 @@ pub(super) struct Place {
 impl Path {
     /// The role's. Asked before the session is set up.
     pub(super) async fn of_role(conn: &mut PgConnection) -> Result<Path, sqlx::Error> {
+        // A pooler may hand on a session that has our path already.
+        sqlx::raw_sql(
+            "-- postgres.place.role_path
+             select pg_catalog.set_config('search_path', pg_catalog.current_setting('cdc_export.role_path', true), false)
+             where pg_catalog.length(pg_catalog.current_setting('cdc_export.role_path', true)) operator(pg_catalog.>) 0",
+        )
+        .execute(&mut *conn)
+        .await?;
         let schemas: Vec<String> = sqlx::query_scalar(
             "-- postgres.place.path
              select pg_catalog.unnest(pg_catalog.current_schemas(false))::pg_catalog.text",

@@ -62,6 +62,11 @@ impl Activity {
     }
 }
 
+/// Lets the next statement see which sessions there are now: in a transaction the first that asks decides for those after it.
+async fn forget_who_was_there(asked: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("-- source.session.forget\n select pg_stat_clear_snapshot()").execute(asked).await.map(drop)
+}
+
 impl Session {
     /// The session of a connection.
     pub(crate) async fn of(conn: &mut PgConnection) -> Result<Session, sqlx::Error> {
@@ -76,6 +81,7 @@ impl Session {
 
     /// Asks about the session over another connection. A role sees its own sessions, whatever else it may not.
     async fn activity(&self, asked: &mut PgConnection) -> Result<Activity, sqlx::Error> {
+        forget_who_was_there(asked).await?;
         let waits: Option<(Option<String>,)> = sqlx::query_as(
             "-- source.session.activity
              select case wait_event_type when 'Client' then wait_event end
@@ -96,11 +102,14 @@ impl Session {
     /// Ends the session, which would hold its lock and its snapshot until the server notices that nobody is there. Where that
     /// fails, it is left to the server.
     pub(crate) async fn end(&self, asked: &mut PgConnection) {
-        let end = sqlx::query(
-            "-- source.session.end
-             select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and backend_start = $2",
-        );
-        let end = end.bind(self.pid).bind(self.started).execute(asked);
+        let end = async {
+            forget_who_was_there(asked).await?;
+            let end = sqlx::query(
+                "-- source.session.end
+                 select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and backend_start = $2",
+            );
+            end.bind(self.pid).bind(self.started).execute(asked).await
+        };
         if let Ok(Err(error)) = timeout(END_TIMEOUT, end).await {
             tracing::warn!(event = "session_not_ended", pid = self.pid, error = chain(&error));
         }

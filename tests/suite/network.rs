@@ -302,6 +302,29 @@ async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
 }
 
 #[tokio::test]
+async fn a_further_reader_that_is_quiet_for_long_is_not_taken_for_a_lost_one() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create table slow (id bigint primary key, at timestamptz not null default now(), wide text);
+             alter table slow alter wide set storage plain;
+             insert into slow (id, wide) select n, repeat('x', 7000) from generate_series(1, 2300) n; analyze slow;
+             create function takes_long(id bigint) returns boolean language plpgsql immutable
+               as 'begin if id in (1, 300, 600) then perform pg_sleep(7); end if; return true; end'",
+        )
+        .await;
+    let catalogue = Catalogue::of(
+        "[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"",
+    );
+    catalogue.track(&database, "slow").await;
+    // It connects when the leader's transaction has asked who is there.
+    let service = catalogue.start(&database).with("LEASE_SECONDS", 1).with("READERS", 2).service().await;
+    let job = export(&service, "full", "slow", "one").await;
+    assert_eq!((&job["attempt"], &job["rowsExported"]), (&json!(1), &json!(2300)), "{job}");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn an_api_without_a_free_connection_says_so_and_is_healthy() {
     let database = Database::new().await;
     let service = Start::on(&database).with("API_CONNECTIONS", 4).service().await;

@@ -78,7 +78,7 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
         tracing::warn!(
             event = "definer_unusable",
             role = roles.definer,
-            "it may log in, or others may be it: the triggers don't run as it"
+            "it may log in, or has what another role has: the triggers don't run as it"
         );
         return Ok(None);
     }
@@ -127,9 +127,7 @@ async fn look_at_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {
         "-- source.capture.roles
          select $1 || b.oid as definer, r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as is_there,
            coalesce(not (d.rolcanlogin or d.rolsuper or d.rolcreaterole or d.rolcreatedb or d.rolreplication or d.rolbypassrls)
-             -- Neither does it have what another role has, nor another role what it has.
-             and not exists (select from pg_auth_members m where m.member = d.oid or m.roleid = d.oid and m.member <> r.oid), false)
-             as is_harmless,
+             and not exists (select from pg_auth_members m where m.member = d.oid), false) as is_harmless,
            coalesce(pg_has_role(d.oid, 'usage'), false) as is_member,
            coalesce(has_schema_privilege(d.oid, 'cdc_export', 'usage')
              and has_table_privilege(d.oid, 'cdc_export.change_log', 'insert'), false) as has_rights
