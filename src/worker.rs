@@ -201,6 +201,7 @@ impl Worker {
         let mut tasks = JoinSet::new();
         tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::listen));
         tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::reap));
+        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::announce_on));
         tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::publish_all));
         tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::sweep));
         tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::retain));

@@ -15,7 +15,7 @@ use crate::service::{Error, within};
 use crate::store::{Ended, Endings, Store};
 
 /// Together they leave a quarter of the API's connections to others.
-const MOST: usize = 750;
+const MOST: usize = 500;
 /// No key or address, but three of them, could have all.
 const MOST_OF_ONE: usize = 250;
 /// Jobs are looked at so often while somebody follows them.

@@ -3,9 +3,10 @@
 use crate::job::{Job, JobId};
 use crate::store::jobs::{JobRow, job_columns};
 use crate::store::{Error, Store};
+use crate::telemetry::chain;
 
 impl Store {
-    /// These jobs, those of them that there are, in one statement.
+    /// These jobs, in one statement: those of them that there are, and that this version can read.
     ///
     /// # Errors
     /// If the database fails.
@@ -21,6 +22,11 @@ impl Store {
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
-        rows.into_iter().map(Job::try_from).collect()
+        let read = |row: JobRow| {
+            let job = Job::try_from(row);
+            // A newer version may have written it: no reason to lose the others.
+            job.inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error))).ok()
+        };
+        Ok(rows.into_iter().filter_map(read).collect())
     }
 }

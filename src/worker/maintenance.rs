@@ -140,6 +140,25 @@ impl Task for Reap {
     }
 }
 
+/// Says again and again that a process with this folder lives: also while a look through the whole folder takes long.
+pub(crate) async fn announce_on(worker: Worker, shutdown: CancellationToken) {
+    let (folder, period) = (FolderAccess::new(&worker), heartbeat::interval(worker.settings.lease));
+    every(period, &Notify::new(), Announce { worker, folder }, shutdown).await;
+}
+
+struct Announce {
+    worker: Worker,
+    folder: FolderAccess,
+}
+
+impl Task for Announce {
+    const NAME: &'static str = "announce";
+
+    async fn round(&mut self) -> Result<(), Error> {
+        announce(&self.worker, &self.folder).await.map(drop)
+    }
+}
+
 /// Gives committed files their names, and up those that are nowhere to be found.
 pub(crate) async fn publish_all(worker: Worker, shutdown: CancellationToken) {
     let (folder, period) = (FolderAccess::new(&worker), heartbeat::interval(worker.settings.lease));
@@ -160,7 +179,7 @@ impl Task for Publish {
 
     async fn round(&mut self) -> Result<(), Error> {
         let Publish { worker, folder, missing, complaints } = self;
-        let store = announce(worker, folder).await?;
+        let store = folder.run(|folder| folder.store()).await?;
         let unpublished = worker.within(worker.store.unpublished(store)).await?;
         missing.retain(|job, _| unpublished.iter().any(|place| place.job == *job));
         for place in unpublished {
