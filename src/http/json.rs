@@ -191,6 +191,7 @@ impl<'de> DeserializeSeed<'de> for Digits {
     }
 }
 
+#[expect(clippy::serde_api_misuse, reason = "a text of somebody's comes by `visit_str`, and is no number")]
 impl Visitor<'_> for Digits {
     type Value = Number;
 
