@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use cdc_export::job::{JobId, Status};
 use cdc_export::telemetry::chain;
 use indicatif::ProgressBar;
 use ring::digest::{self, SHA256};
+use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::io::Errno;
 
 use crate::command::client::Error;
 use crate::command::place::{JobView, Place};
@@ -88,7 +91,9 @@ pub(crate) async fn save(place: &Place, id: JobId, job: &JobView, output: Option
     ensure!(!path.exists(), exists());
     let part = part_of(&path, id);
     let at_part = || part.display().to_string();
-    let mut arriving = Arriving::new(Sink::File(open_part(&part).with_context(at_part)?), job)?;
+    let file = open_part(&part).with_context(at_part)?;
+    let ours = file.metadata().with_context(at_part)?;
+    let mut arriving = Arriving::new(Sink::File(file), job)?;
     if let Err(error) = arriving.all(place, id).await {
         if arriving.is_whole() {
             // Whatever it is, it is of no use for another try.
@@ -96,18 +101,20 @@ pub(crate) async fn save(place: &Place, id: JobId, job: &JobView, output: Option
         }
         return Err(error.context(at_part()));
     }
-    // A link, unlike a rename, takes nobody's place.
-    let named = fs::hard_link(&part, &path).or_else(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => Err(error),
-        _ if path.exists() => Err(error),
-        // There are file systems without links.
-        _ => fs::rename(&part, &path),
-    });
-    if path.exists() && named.is_err() {
+    // Whoever else may write to the folder may have put another file there.
+    let is_ours = |path: &Path| {
+        fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
+    };
+    ensure!(is_ours(&part), "{}: somebody put another file in its place", part.display());
+    let named = give_name(&part, &path);
+    if named.is_err() && fs::symlink_metadata(&path).is_ok() {
         bail!(exists());
     }
     named.with_context(|| path.display().to_string())?;
-    let _ = fs::remove_file(&part);
+    ensure!(is_ours(&path), "{}: somebody put another file in its place", path.display());
+    if is_ours(&part) {
+        let _ = fs::remove_file(&part);
+    }
     File::open(folder_of(&path)).and_then(|folder| folder.sync_all()).with_context(|| path.display().to_string())?;
     outln!("{}  {} rows", path.display(), job.rows_exported)
 }
@@ -126,8 +133,41 @@ fn part_of(path: &Path, id: JobId) -> PathBuf {
     folder_of(path).join(format!(".{name}.{id}.part"))
 }
 
+/// Gives the file another name, and takes nobody's place by it.
+fn give_name(part: &Path, path: &Path) -> io::Result<()> {
+    // A link, unlike a rename, takes nobody's place.
+    let Err(error) = fs::hard_link(part, path) else { return Ok(()) };
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        return Err(error);
+    }
+    // There are file systems without links.
+    match rustix::fs::renameat_with(CWD, part, CWD, path, RenameFlags::NOREPLACE) {
+        // And some that know neither.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if fs::symlink_metadata(path).is_err() => {
+            fs::rename(part, path)
+        }
+        renamed => Ok(renamed?),
+    }
+}
+
+/// A new file, or the beginning that an earlier download of this user's left. Whoever else may write to the folder may have put
+/// a link, a pipe or another's file in its place, and what that is must not be written to. NONBLOCK: a pipe would hang us.
 fn open_part(part: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).append(true).create(true).open(part)?;
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).custom_flags(flags);
+    let file = match options.clone().create_new(true).open(part) {
+        Err(exists) if exists.kind() == io::ErrorKind::AlreadyExists => options.open(part).map_err(|error| {
+            let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+            if is_link { io::Error::other("it is a link: remove it") } else { error }
+        })?,
+        made => made?,
+    };
+    let found = file.metadata()?;
+    let own = rustix::process::geteuid().as_raw();
+    if !found.is_file() || found.uid() != own || found.nlink() != 1 {
+        return Err(io::Error::other("it is no file of yours with this name alone: remove it"));
+    }
     file.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => io::Error::other("another process is downloading it"),
         TryLockError::Error(error) => error,
