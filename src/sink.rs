@@ -7,13 +7,13 @@
 mod draft;
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -25,6 +25,8 @@ pub use draft::Draft;
 
 /// Holds the folder's id, so that a process with another disk doesn't take its jobs for its own.
 const STORE_MARK: &str = ".cdc-export-store";
+/// It has 36 characters and a line's end.
+const MARK_MAX_BYTES: u64 = 64;
 /// What the process's umask is taken from, where nobody set a mode.
 const OPEN_TO_ALL: Mode = Mode::from_raw_mode(0o666);
 
@@ -198,7 +200,7 @@ impl Folder {
             Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
-        Ok((identity(&file)? == *recorded).then_some(file))
+        Ok((file.metadata()?.is_file() && identity(&file)? == *recorded).then_some(file))
     }
 
     /// Removes a published file if it is still the one that was recorded; what somebody put in its place stays.
@@ -271,9 +273,11 @@ fn create(dir: &OwnedFd, name: &str, mode: Option<Mode>) -> Result<File, Errno> 
     Ok(file.into())
 }
 
-/// Whether an export's file may be called so: one name, that leads nowhere else and isn't hidden.
+/// Whether an export's file may be called so: one name, that leads nowhere else and isn't hidden, of characters that stand in
+/// quotes in a header as they are. All names that we give are so.
 fn is_own_name(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
+    let is_plain = |byte: u8| (byte.is_ascii_graphic() || byte == b' ') && !matches!(byte, b'/' | b'"' | b'\\');
+    !name.is_empty() && !name.starts_with('.') && name.bytes().all(is_plain)
 }
 
 fn hidden_name(job: JobId, token: LeaseToken) -> String {
@@ -294,9 +298,10 @@ fn identity(file: &File) -> io::Result<FileIdentity> {
     })
 }
 
-/// The file of this name, whether or not it may be read.
+/// The file of this name, whether or not it may be read. A link, a folder or a pipe is no file of ours.
 fn identity_at(dir: &OwnedFd, name: impl rustix::path::Arg) -> Result<Option<FileIdentity>, Error> {
     match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile => Ok(None),
         Ok(found) => Ok(Some(FileIdentity {
             size: found.st_size.unsigned_abs(),
             inode: found.st_ino,
@@ -307,12 +312,13 @@ fn identity_at(dir: &OwnedFd, name: impl rustix::path::Arg) -> Result<Option<Fil
     }
 }
 
-/// The name under which the recorded file stands, whichever that is.
+/// The name under which the recorded file stands: its hidden one, or any that a file of ours may have.
 fn find(dir: &OwnedFd, recorded: &FileIdentity) -> Result<Option<String>, Error> {
     for entry in rustix::fs::Dir::read_from(dir)? {
-        let name = entry?.file_name().to_owned();
-        if identity_at(dir, name.as_c_str())? == Some(*recorded) {
-            return Ok(name.into_string().ok());
+        let Ok(name) = entry?.file_name().to_owned().into_string() else { continue };
+        let may_be_ours = read_hidden_name(&name).is_some() || is_own_name(&name);
+        if may_be_ours && identity_at(dir, &*name)? == Some(*recorded) {
+            return Ok(Some(name));
         }
     }
     Ok(None)
@@ -343,9 +349,17 @@ fn read_mark(dir: &OwnedFd) -> Result<Option<Uuid>, Error> {
         Err(Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    let text = io::read_to_string(file)?;
-    let id = text.trim().parse().map_err(|_| Error::Io(io::Error::other(format!("{STORE_MARK} holds no id"))))?;
-    Ok(Some(id))
+    let no_id = || Error::Io(io::Error::other(format!("{STORE_MARK} holds no id")));
+    // Whoever may write to the folder may have made it a file without an end.
+    if !file.metadata()?.is_file() {
+        return Err(no_id());
+    }
+    let mut text = String::new();
+    file.take(MARK_MAX_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MARK_MAX_BYTES {
+        return Err(no_id());
+    }
+    Ok(Some(text.trim().parse().map_err(|_| no_id())?))
 }
 
 /// Writes the mark whole and then names it, so that a replica that starts in the same moment reads all of it or none.
@@ -459,7 +473,21 @@ mod tests {
         let folder = Folder::new(outer.path().join("inner"));
         folder.prepare().unwrap();
         let file = staged(&folder, "abc");
-        for name in ["../out", "..", ".", "", "/tmp/out", "a/../../out", ".hidden", STORE_MARK, "a\0b"] {
+        for name in [
+            "../out",
+            "..",
+            ".",
+            "",
+            "/tmp/out",
+            "a/../../out",
+            ".hidden",
+            STORE_MARK,
+            "a\0b",
+            "a\nb",
+            "a\"b",
+            "a\\b",
+            "\u{e9}",
+        ] {
             assert!(folder.publish(&file.name, name, &file.identity).is_err(), "{name:?}");
         }
         std::fs::write(outer.path().join("out"), "theirs").unwrap();
@@ -477,6 +505,34 @@ mod tests {
         let again = Folder::new(dir.path().to_owned());
         assert_eq!(folder.store().unwrap(), again.store().unwrap());
         assert_eq!(visible(&dir), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_mark_is_a_short_file() {
+        let (dir, folder) = folder();
+        let id = folder.store().unwrap();
+        let mark = dir.path().join(STORE_MARK);
+        std::fs::write(&mark, format!("{id}{}", " ".repeat(1 << 20))).unwrap();
+        assert!(folder.store().is_err(), "a large file");
+        std::fs::write(&mark, format!("{id}\n")).unwrap();
+        assert_eq!(folder.store().unwrap(), id);
+    }
+
+    #[test]
+    fn a_lost_file_is_looked_for_among_exports_alone() {
+        let (dir, folder) = folder();
+        let staged = hidden_name(JobId::new(), LeaseToken::random());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+        std::fs::write(dir.path().join(".theirs"), "theirs").unwrap();
+        for name in [".theirs", "link"] {
+            let found = std::fs::symlink_metadata(dir.path().join(name)).unwrap();
+            let modified_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
+            let identity = FileIdentity { size: found.size(), inode: found.ino(), modified_ns };
+            assert_eq!(folder.publish(&staged, "a.csv", &identity).unwrap(), Published::Gone, "{name}");
+            folder.remove("link", &identity).unwrap();
+            assert!(dir.path().join(name).symlink_metadata().is_ok(), "{name}");
+        }
     }
 
     #[test]
