@@ -7,6 +7,7 @@ mod authorities;
 use std::collections::HashMap;
 use std::fmt::{self, Display};
 use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -138,15 +139,15 @@ pub enum Catalogue {
 pub struct Environment(Variables);
 
 impl Environment {
-    /// Reads it.
+    /// Reads it, and the `.env` of the current folder.
     ///
     /// # Errors
-    /// If there is an `.env` that can't be read.
+    /// If there is an `.env` that can't be read, or may be somebody else's words.
     pub fn read() -> Result<Environment, Error> {
-        let mut variables: HashMap<String, String> = match dotenvy::dotenv_iter() {
-            Ok(lines) => lines.collect::<Result<_, _>>().map_err(unreadable)?,
-            Err(error) if error.not_found() => HashMap::new(),
-            Err(error) => return Err(unreadable(error)),
+        let mut variables: HashMap<String, String> = match open_own(Path::new(".env")) {
+            Ok(file) => dotenvy::from_read_iter(file).collect::<Result<_, _>>().map_err(unreadable)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => HashMap::new(),
+            Err(error) => return Err(Error::File(error.to_string())),
         };
         #[expect(clippy::disallowed_methods, reason = "here and nowhere else")]
         let environment = std::env::vars_os();
@@ -379,6 +380,25 @@ fn read_catalog(file: &Path) -> Result<Catalog, Error> {
 /// How many this process may use.
 fn cores() -> u64 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
+}
+
+/// A file that says what we do and as whom: somebody else's, or one that others may write to, is not believed.
+fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let found = file.metadata()?;
+    let own = rustix::process::geteuid().as_raw();
+    let refused = |why: String| Err(std::io::Error::other(why));
+    if found.is_dir() {
+        return refused("it is a folder".to_owned());
+    }
+    if found.uid() != own && found.uid() != 0 {
+        return refused(format!("it belongs to user {}, who is neither you nor root", found.uid()));
+    }
+    if found.mode() & 0o022 != 0 && found.is_file() {
+        return refused("others may write to it: `chmod go-w .env`".to_owned());
+    }
+    Ok(file)
 }
 
 fn unreadable(error: dotenvy::Error) -> Error {

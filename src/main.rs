@@ -41,7 +41,14 @@ fn main() -> ExitCode {
 
 /// One line: what failed and why. Of a catalogue a line for each mistake.
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
-    eprintln!("cdc-export: {error:#}");
+    // Names of others' may be in it, and a terminal obeys control characters.
+    let plain = |letter: char| letter == '\n' || !letter.is_control();
+    let text = format!("{error:#}");
+    let text: String = text
+        .chars()
+        .map(|letter| if plain(letter) { letter.to_string() } else { letter.escape_default().to_string() })
+        .collect();
+    eprintln!("cdc-export: {text}");
     ExitCode::from(code)
 }
 
