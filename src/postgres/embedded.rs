@@ -5,6 +5,7 @@
 //! | module | its part |
 //! |---|---|
 //! | `account` | the system user that runs Postgres when we are root |
+//! | `ancestors` | whether anybody else could exchange a folder on the way to the data |
 //! | `binaries` | which Postgres to run |
 //! | `download` | the programs of one, where none is installed |
 //! | `folder` | where everything lives, and the lock that makes one supervisor |
@@ -17,6 +18,7 @@
 //! | `postmaster` | the thread that starts, watches and restarts the server |
 
 mod account;
+mod ancestors;
 mod binaries;
 mod cluster;
 mod download;
@@ -218,6 +220,18 @@ pub enum Error {
         /// The user's name or number.
         user: String,
     },
+    /// Another user could put another folder in the data's place, and root would go on there.
+    #[error(
+        "DATA_DIR {}: {} {why}: choose a place below root's own folders, as {SYSTEM_DATA_DIR}, or start as an ordinary user", .data_dir.display(), .part.display()
+    )]
+    Unguarded {
+        /// The folder asked for.
+        data_dir: PathBuf,
+        /// It, or a folder or link on the way to it.
+        part: PathBuf,
+        /// What is wrong with that.
+        why: &'static str,
+    },
     /// A file or folder of ours can't be read or written.
     #[error("can't {action} {}", .path.display())]
     File {
@@ -249,7 +263,7 @@ pub enum Error {
     },
     /// Somebody else listens where the server should, or the server was told to ask for another authentication.
     #[error(
-        "what listens in {} {why}, and the private server asks for SCRAM-SHA-256: end it, or see its pg_hba.conf", .folder.display()
+        "what listens in {} {why}, and the private server asks for SCRAM-SHA-256: end it, or see its pg_hba.conf", .folder.to_string_lossy().escape_debug()
     )]
     Impostor {
         /// The socket's folder.

@@ -14,7 +14,7 @@ use nix::unistd::{Pid, geteuid};
 use sqlx::ConnectOptions;
 use tempfile::TempDir;
 
-use crate::harness::{Start, embedded_settings, reachable_folder};
+use crate::harness::{Database, Start, embedded_settings, reachable_folder};
 
 const SECRET: &str = "for-root-alone";
 
@@ -222,4 +222,200 @@ async fn the_server_has_neither_our_session_nor_roots_environment() {
     // An ordinary user's server is himself.
     assert!(!has_secret || !geteuid().is_root());
     service.stop().await;
+}
+
+#[tokio::test]
+async fn a_download_goes_on_in_no_other_file_than_its_own() {
+    let database = Database::new().await;
+    database.add_users(1, 10).await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let (id, whole) = (job["jobId"].as_str().unwrap(), service.path(&job));
+    let name = whole.file_name().unwrap().to_str().unwrap();
+    let folder = reachable_folder();
+    let (victim, part) = (folder.path().join("victim"), folder.path().join(format!(".{name}.{id}.part")));
+    let here = folder.path().to_str().unwrap();
+    let refused = async |what: &str| {
+        let arguments = ["download", id, "--output", here, "--server", &service.address];
+        let (code, _, said) = Start::plain().arguments(&arguments).output().await;
+        assert_eq!((code, said.lines().count()), (1, 1), "{what}: {said}");
+        assert!(said.contains(&format!("{name}.{id}.part")), "{what}: {said}");
+        assert_eq!(fs::read_to_string(&victim).unwrap(), SECRET, "{what}");
+        assert!(!folder.path().join(name).exists(), "{what}");
+        fs::remove_file(&part).unwrap();
+    };
+    fs::write(&victim, SECRET).unwrap();
+    symlink(&victim, &part).unwrap();
+    refused("a link").await;
+    fs::hard_link(&victim, &part).unwrap();
+    refused("a second name").await;
+    assert!(Command::new("mkfifo").arg(&part).status().unwrap().success());
+    refused("a pipe").await;
+    if geteuid().is_root() {
+        fs::write(&part, "id").unwrap();
+        chown(&part, Some(54_321), Some(54_321)).unwrap();
+        refused("another user's file").await;
+    }
+}
+
+#[tokio::test]
+async fn root_removes_nothing_that_the_account_cannot() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let home = Home::started().await;
+    let (settings, half_made) = (home.settings(), home.data_dir().join("postgres.new-planted"));
+    let (anothers, own) = (half_made.join("anothers"), half_made.join("own"));
+    for path in [&half_made, &anothers, &own] {
+        fs::create_dir(path).unwrap();
+    }
+    fs::write(anothers.join("kept"), SECRET).unwrap();
+    chown(&anothers, Some(54_321), Some(54_321)).unwrap();
+    home.give_away(&half_made);
+    home.give_away(&own);
+    let _folder = home.folder;
+    home.server.stop().await;
+    Server::start(&settings).await.unwrap().stop().await;
+    assert!(anothers.join("kept").exists(), "root removed what is another user's");
+    assert!(!own.exists(), "what is the account's stays");
+}
+
+#[tokio::test]
+async fn root_keeps_its_data_where_nobody_else_can_exchange_it() {
+    // An ordinary user is himself wherever the data is.
+    if !geteuid().is_root() {
+        return;
+    }
+    let made = |mode: u32, owner: u32| {
+        let folder = reachable_folder();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+        chown(folder.path(), Some(owner), Some(owner)).unwrap();
+        folder
+    };
+    let refused = async |data: &Path, what: &str| match Server::start(&embedded_settings(data)).await {
+        Ok(_) => panic!("{what}"),
+        Err(error) => {
+            let said = error.to_string();
+            assert!(said.contains("DATA_DIR") && said.lines().count() == 1, "{what}: {said}");
+        }
+    };
+    let anothers = made(0o755, 54_321);
+    refused(&anothers.path().join("data"), "below another user's folder").await;
+    fs::create_dir(anothers.path().join("of-root")).unwrap();
+    refused(&anothers.path().join("of-root/data"), "further below").await;
+    let open = made(0o777, 0);
+    refused(&open.path().join("data"), "below a folder that everybody may write to").await;
+    let sticky = made(0o1777, 0);
+    refused(&sticky.path().join("data"), "whose owner may rename it").await;
+
+    let folder = made(0o755, 0);
+    let (link, inner) = (folder.path().join("link"), folder.path().join("of-root"));
+    fs::create_dir(&inner).unwrap();
+    symlink(&inner, &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(54_321), Some(54_321)).unwrap();
+    refused(&link, "another user's link").await;
+    refused(&link.join("data"), "below another user's link").await;
+    assert_eq!(fs::read_dir(&inner).unwrap().count(), 0);
+    let roots = folder.path().join("roots");
+    symlink(&link, &roots).unwrap();
+    refused(&roots, "root's link to another user's").await;
+
+    let chosen = sticky.path().join("postgres");
+    fs::create_dir(&chosen).unwrap();
+    chown(&chosen, Some(54_321), Some(54_321)).unwrap();
+    refused(sticky.path(), "whoever makes the inner folder isn't lent").await;
+    assert_eq!(fs::read_dir(&chosen).unwrap().count(), 0);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_server_gets_none_of_our_open_files() {
+    let folder = reachable_folder();
+    let secret = folder.path().join("secret");
+    fs::write(&secret, SECRET).unwrap();
+    // As one that whoever started us left open.
+    let held = fs::File::open(&secret).unwrap();
+    rustix::io::fcntl_setfd(&held, rustix::io::FdFlags::empty()).unwrap();
+    let server = Server::start(&embedded_settings(&folder.path().join("data"))).await.unwrap();
+    let pid = fs::read_to_string(folder.path().join("data/postgres/postmaster.pid")).unwrap();
+    let open = fs::read_dir(format!("/proc/{}/fd", pid.lines().next().unwrap())).unwrap();
+    let open: Vec<PathBuf> = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok()).collect();
+    server.stop().await;
+    assert!(!open.is_empty() && !open.contains(&secret), "{open:?}");
+}
+
+#[tokio::test]
+async fn a_name_that_no_header_takes_is_no_exports_name() {
+    let database = Database::new().await;
+    database.add_users(1, 10).await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    for name in ["a\nb.csv", "a\"b.csv", "a\u{e9}b.csv"] {
+        let path = service.path(&service.job(job["jobId"].as_str().unwrap()).await);
+        fs::rename(&path, path.with_file_name(name)).unwrap();
+        database.run(&format!("update exports set output_filename = '{name}'")).await;
+        let id = job["jobId"].as_str().unwrap();
+        let answer = service.call("GET", &format!("/exports/{id}/download"), &[]).await;
+        assert_eq!(answer.status(), 410, "{name:?}");
+    }
+}
+
+#[tokio::test]
+async fn settings_are_read_from_no_file_of_somebody_elses() {
+    let folder = reachable_folder();
+    let inner = folder.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    let run = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
+        command.env_clear().env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing");
+        let output = command.args(["keys", "list"]).current_dir(&inner).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    // One that is read stops the start with 2.
+    fs::write(folder.path().join(".env"), "PORT=none\n").unwrap();
+    let (code, said) = run();
+    assert_eq!(code, 1, "a folder above: {said}");
+    let file = inner.join(".env");
+    fs::write(&file, "PORT=none\n").unwrap();
+    let (code, said) = run();
+    assert!(code == 2 && said.contains("PORT"), "{said}");
+    fs::write(&file, "").unwrap();
+    assert_eq!(run().0, 1);
+    let refused = |what: &str| {
+        let (code, said) = run();
+        assert!(code == 2 && said.lines().count() == 1 && said.contains(".env"), "{what}: {said}");
+    };
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+    refused("others may write it");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    if geteuid().is_root() {
+        chown(&file, Some(54_321), Some(54_321)).unwrap();
+        refused("another user's");
+    }
+}
+
+#[tokio::test]
+async fn a_start_survives_a_crash_a_setgid_folder_and_a_strict_umask() {
+    let folder = reachable_folder();
+    let data = folder.path().join("data");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o2755)).unwrap();
+    let server = Server::start(&embedded_settings(&data)).await.unwrap();
+    server.stop().await;
+    // As a crash leaves it between its making and its giving away.
+    let lock = data.join("supervisor.lock");
+    fs::remove_file(&lock).unwrap();
+    fs::write(&lock, "").unwrap();
+    Server::start(&embedded_settings(&data)).await.unwrap().stop().await;
+
+    let start = Start::plain().under_umask("077").with("SEED_ROWS", "1");
+    start.with("DATA_DIR", folder.path().join("a/b/data").display()).service().await.stop().await;
+}
+
+#[test]
+fn a_message_has_no_control_characters() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
+    command.env_clear().env("DATASETS", "/tmp/\u{1b}]0;title\u{7}.toml").current_dir("/");
+    let output = command.args(["keys", "list"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("]0;title") && said.trim_end().chars().all(|letter| !letter.is_control()), "{said:?}");
 }

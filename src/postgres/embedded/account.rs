@@ -96,16 +96,17 @@ impl Account {
     }
 }
 
-/// Begins a session, and on Linux lets the kernel send SIGINT to the child when the thread that spawns it ends, so that not even our SIGKILL leaves a server behind; elsewhere the next start clears up.
+/// Begins a session, passes on no file but the standard three, and on Linux lets the kernel send SIGINT to the child when the thread that spawns it ends, so that not even our SIGKILL leaves a server behind; elsewhere the next start clears up.
 #[expect(
     unsafe_code,
-    reason = "pre_exec is the only way between fork and exec; the closure makes three system calls and allocates nothing"
+    reason = "pre_exec is the only way between fork and exec; the closure makes a few system calls and allocates nothing"
 )]
 fn detach(command: &mut Command) {
     #[cfg(target_os = "linux")]
     let parent = rustix::process::getpid();
     let request = move || {
         rustix::process::setsid()?;
+        close_later();
         #[cfg(target_os = "linux")]
         {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::INT))?;
@@ -118,5 +119,26 @@ fn detach(command: &mut Command) {
     };
     unsafe {
         command.pre_exec(request);
+    }
+}
+
+/// Has every file but the standard three closed where a program begins: whoever started us may have left root's files open. Only
+/// for a process that is just to begin one.
+#[expect(
+    unsafe_code,
+    reason = "numbers of files, open or not, which only these calls take; none is closed or used here"
+)]
+fn close_later() {
+    use nix::libc;
+
+    const FIRST: libc::c_int = 3;
+    #[cfg(target_os = "linux")]
+    if unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } == 0 {
+        return;
+    }
+    // Linux before 5.11, and other systems.
+    let end = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) };
+    for file in FIRST..libc::c_int::try_from(end).unwrap_or(libc::c_int::MAX) {
+        unsafe { libc::fcntl(file, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
 }

@@ -176,18 +176,22 @@ fn sweep(folder: &Folder) -> Result<(), Error> {
         let removed = match HeldFolder::open(&path, &folder.place.account) {
             Ok(_) => {
                 leftovers::clear(&path, &folder.place.account)?;
-                fs::remove_dir_all(&path)
+                folder.place.account.remove_folder(&path)
             }
             // A crash between making a folder and giving it away leaves one with nothing in it.
             Err(_) => fs::remove_dir(&path),
         };
         match removed {
             Ok(()) => {
-                tracing::info!(event = "postgres_scratch_removed", folder = %path.display(), "removed a half-made Postgres data folder");
+                tracing::info!(
+                    event = "postgres_scratch_removed",
+                    folder = path.to_string_lossy().escape_debug().to_string(),
+                    "removed a half-made Postgres data folder"
+                );
             }
             // No new attempt takes this name, so the rest can wait for the next start.
             Err(error) => {
-                tracing::warn!(event = "postgres_scratch_left", folder = %path.display(), error = %error, "can't remove a half-made Postgres data folder");
+                tracing::warn!(event = "postgres_scratch_left", folder = path.to_string_lossy().escape_debug().to_string(), error = %error, "can't remove a half-made Postgres data folder");
             }
         }
     }

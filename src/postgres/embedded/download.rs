@@ -1,7 +1,6 @@
 //! Postgres' programs from a web folder, for a machine that has none. It knows nothing of clusters; who may use what it fetched
 //! is for `binaries` to say.
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -72,7 +71,7 @@ pub(super) fn fetch(mirror: &Mirror, folder: &Folder) -> Result<(), Error> {
         Err(error) => Err(failed(format!("it can't be unpacked: {}", chain(&error)))),
     };
     // What a crash leaves is swept with half-made clusters.
-    fs::remove_dir_all(&scratch).map_err(Error::file("remove", &scratch))?;
+    folder.place.account.remove_folder(&scratch).map_err(Error::file("remove", &scratch))?;
     placed?;
     sync_folder(&folder.place.path)
 }

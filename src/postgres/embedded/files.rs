@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
+use std::process::Stdio;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -90,14 +91,32 @@ impl Account {
         let found = rustix::fs::fstat(&dir)?;
         let mut entries = rustix::fs::Dir::read_from(&dir)?.filter_map(Result::ok);
         let is_empty = entries.all(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."));
-        if found.st_uid != nix::unistd::geteuid().as_raw() || found.st_mode & 0o7777 != 0o700 || !is_empty {
+        // A folder above may have passed its setgid bit on.
+        let is_closed = found.st_mode & 0o5777 == 0o700;
+        if found.st_uid != nix::unistd::geteuid().as_raw() || !is_closed || !is_empty {
             return Err(io::Error::other("somebody put another folder in its place"));
         }
-        Ok(rustix::fs::fchown(
-            &dir,
-            Some(rustix::fs::Uid::from_raw(uid.as_raw())),
-            Some(rustix::fs::Gid::from_raw(gid.as_raw())),
-        )?)
+        let (uid, gid) = (rustix::fs::Uid::from_raw(uid.as_raw()), rustix::fs::Gid::from_raw(gid.as_raw()));
+        let given = rustix::fs::fchmod(&dir, Mode::RWXU).and_then(|()| rustix::fs::fchown(&dir, Some(uid), Some(gid)));
+        if given.is_err() {
+            // Of no use to anybody, and in the way of the next start.
+            let _ = std::fs::remove_dir(path);
+        }
+        Ok(given?)
+    }
+
+    /// Removes a folder with all that the account may remove of it. Where it is lent, it does so itself: root would remove
+    /// what others own in there, too. Of the folder above, which may be root's, root removes the empty folder.
+    pub(super) fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        let Account::Lent { .. } = self else { return std::fs::remove_dir_all(path) };
+        let above = path.parent().unwrap_or(Path::new("/"));
+        let mut rm = self.command(Path::new("rm"), above);
+        // What it can't remove is known by the folder that isn't empty then.
+        rm.args(["-rf", "--"]).arg(path).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+        match std::fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Makes a file that only the account may read.
@@ -114,10 +133,24 @@ impl Account {
     pub(super) fn open_file(&self, path: &Path) -> io::Result<File> {
         match self.create_file(path) {
             Err(exists) if exists.kind() == io::ErrorKind::AlreadyExists => {
+                self.adopt(path)?;
                 require_one_name(open(CWD, path, OFlags::RDWR | OFlags::APPEND, self.uid())?)
             }
             made => made,
         }
+    }
+
+    /// Gives the account what a crash left between the making of its file and giving it away: an empty one of root's.
+    fn adopt(&self, path: &Path) -> io::Result<()> {
+        let Account::Lent { uid, gid, .. } = self else { return Ok(()) };
+        // Whatever else is there is looked at by who opens it.
+        let Ok(file) = open(CWD, path, OFlags::RDONLY, nix::unistd::geteuid().as_raw()) else { return Ok(()) };
+        let found = file.metadata()?;
+        if found.nlink() == 1 && found.len() == 0 {
+            rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)?;
+            fchown(&file, Some(uid.as_raw()), Some(gid.as_raw()))?;
+        }
+        Ok(())
     }
 
     /// Opens a file of the account's to look at it. It may have no second name: the account could have given one to what it
@@ -148,7 +181,11 @@ fn open(dir: impl AsFd, path: &Path, access: OFlags, uid: u32) -> io::Result<Fil
 }
 
 fn require_owner(found: u32, uid: u32) -> io::Result<()> {
-    if found == uid { Ok(()) } else { Err(io::Error::other(format!("it belongs to user {found}, not {uid}"))) }
+    if found == uid {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("it belongs to user {found}, not {uid}: remove it, or give it to that user")))
+    }
 }
 
 fn require_one_name(file: File) -> io::Result<File> {

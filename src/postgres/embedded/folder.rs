@@ -2,10 +2,12 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::postgres::embedded::account::Account;
+use crate::postgres::embedded::ancestors::require_guarded;
 use crate::postgres::embedded::files::HeldFolder;
 use crate::postgres::embedded::{Error, Settings};
 
@@ -30,11 +32,16 @@ impl Place {
             Err(Error::Unreachable { .. }) if settings.data_dir_is_default && nix::unistd::geteuid().is_root() => {
                 Place::at(PathBuf::from(SYSTEM_DATA_DIR))
             }
+            // Where there is data already, an empty folder elsewhere would be a surprise.
+            Err(Error::Unguarded { data_dir, .. }) if settings.data_dir_is_default && !data_dir.exists() => {
+                Place::at(PathBuf::from(SYSTEM_DATA_DIR))
+            }
             found => found,
         }
     }
 
     fn at(path: PathBuf) -> Result<Place, Error> {
+        require_guarded(&path)?;
         let account = Account::for_folders(&path.join("postgres"), &path)?;
         let place = Place { path, account };
         let existing = place.path.ancestors().find(|folder| folder.exists());
@@ -87,10 +94,28 @@ impl Place {
         Err(Error::Unreachable { folder: self.path.clone(), user: self.account.name() })
     }
 
+    /// Makes the folders above. The account has to get through them, whatever the umask is; who lends nobody leaves them to it.
+    fn make_parents(&self, folder: &Path) -> io::Result<()> {
+        if folder.exists() {
+            return Ok(());
+        }
+        if let Some(above) = folder.parent() {
+            self.make_parents(above)?;
+        }
+        match fs::create_dir(folder) {
+            // By another process that starts in this moment.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => return Ok(()),
+            made => made?,
+        }
+        let Account::Lent { .. } = self.account else { return Ok(()) };
+        let mode = fs::symlink_metadata(folder)?.permissions().mode();
+        fs::set_permissions(folder, fs::Permissions::from_mode(mode | 0o011))
+    }
+
     fn make(&self) -> Result<(), Error> {
         if !self.path.exists() {
             if let Some(parent) = self.path.parent() {
-                fs::create_dir_all(parent).map_err(Error::file("make", parent))?;
+                self.make_parents(parent).map_err(Error::file("make", parent))?;
             }
             // Under another name until it is the account's: who looks for it in between would find a folder closed to that, and
             // give up or go elsewhere.
@@ -140,8 +165,6 @@ impl Folder {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn settings(data_dir: PathBuf) -> Settings {

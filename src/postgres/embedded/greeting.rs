@@ -5,13 +5,18 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::postgres::embedded::account::Account;
 use crate::postgres::embedded::{DATABASE, Error, ROLE, socket};
 
-/// How long a server may take to answer; one that is asked by many at once is slow.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long all of a greeting may take; a server that is asked by many at once is slow.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two tries to connect, where a queue is full.
+const POLL: Duration = Duration::from_millis(20);
 
 /// A request for authentication names mechanisms, a few words. What is longer is something else.
 const ANSWER_MAX_BYTES: usize = 1024;
@@ -21,7 +26,7 @@ const MECHANISM: &[u8] = b"SCRAM-SHA-256";
 /// Refuses what listens in this folder if it isn't the account's, or asks for anything but SCRAM. Where nobody listens there is
 /// nobody to refuse.
 pub(super) fn require_scram(socket_folder: &Path, account: &Account) -> Result<(), Error> {
-    match greet(&socket::path(socket_folder), account.uid()) {
+    match greet(&socket::path(socket_folder), account.uid(), GREETING_TIMEOUT) {
         Ok(None) => Ok(()),
         Ok(Some(why)) => Err(Error::Impostor { folder: socket_folder.to_owned(), why }),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(()),
@@ -30,13 +35,14 @@ pub(super) fn require_scram(socket_folder: &Path, account: &Account) -> Result<(
 }
 
 /// Why the one that listens there gets no password.
-fn greet(socket: &Path, uid: u32) -> io::Result<Option<String>> {
+fn greet(socket: &Path, uid: u32, timeout: Duration) -> io::Result<Option<String>> {
     // Not followed: a link leads to somebody else's.
     let found = std::fs::symlink_metadata(socket)?;
     if !found.file_type().is_socket() || found.uid() != uid {
         return Ok(Some(format!("is no socket of user {uid}")));
     }
-    let mut server = UnixStream::connect(socket)?;
+    let deadline = Instant::now() + timeout;
+    let mut server = connect(socket, deadline)?;
     #[cfg(target_os = "linux")]
     {
         let listener = rustix::net::sockopt::socket_peercred(&server)?.uid.as_raw();
@@ -44,11 +50,10 @@ fn greet(socket: &Path, uid: u32) -> io::Result<Option<String>> {
             return Ok(Some(format!("is a process of user {listener}, not {uid}")));
         }
     }
-    server.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    server.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    server.set_write_timeout(Some(timeout))?;
     server.write_all(&startup_message())?;
     let mut head = [0; 5];
-    server.read_exact(&mut head)?;
+    read_exact(&mut server, &mut head, deadline)?;
     let [kind, length @ ..] = head;
     let length = (u32::from_be_bytes(length) as usize).saturating_sub(4);
     Ok(match kind {
@@ -56,11 +61,49 @@ fn greet(socket: &Path, uid: u32) -> io::Result<Option<String>> {
         b'E' => None,
         b'R' if length <= ANSWER_MAX_BYTES => {
             let mut request = vec![0; length];
-            server.read_exact(&mut request)?;
+            read_exact(&mut server, &mut request, deadline)?;
             refusal(&request)
         }
         _ => Some("doesn't speak as Postgres does".to_owned()),
     })
+}
+
+/// Connects, but waits for nobody who takes no connection: whoever listens there may leave its queue full.
+fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    let address = SockAddr::unix(path)?;
+    loop {
+        match socket.connect(&address) {
+            Err(full) if full.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                std::thread::sleep(POLL);
+            }
+            Err(full) if full.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+            connected => {
+                connected?;
+                socket.set_nonblocking(false)?;
+                return Ok(std::os::fd::OwnedFd::from(socket).into());
+            }
+        }
+    }
+}
+
+/// Fills the buffer until the deadline, however slowly the bytes trickle in.
+fn read_exact(server: &mut UnixStream, mut buffer: &mut [u8], deadline: Instant) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        server.set_read_timeout(Some(left))?;
+        match server.read(buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => buffer = &mut buffer[read..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Postgres' protocol, version 3.0: who wants to go where.
@@ -111,7 +154,7 @@ mod tests {
             let _ = client.read_to_end(&mut rest);
             rest
         });
-        let why = greet(&path, nix::unistd::geteuid().as_raw()).unwrap();
+        let why = greet(&path, nix::unistd::geteuid().as_raw(), GREETING_TIMEOUT).unwrap();
         (why, server.join().unwrap())
     }
 
@@ -139,19 +182,52 @@ mod tests {
     }
 
     #[test]
+    fn who_is_slow_or_takes_nobody_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let (own, short) = (nix::unistd::geteuid().as_raw(), Duration::from_millis(300));
+        let timed_out = |path: &Path| {
+            let error = greet(path, own, short).unwrap_err();
+            assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
+        };
+        let full = folder.path().join("full");
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&SockAddr::unix(&full).unwrap()).unwrap();
+        listener.listen(0).unwrap();
+        let _first = UnixStream::connect(&full).unwrap();
+        timed_out(&full);
+
+        let slow = folder.path().join("slow");
+        let listener = UnixListener::bind(&slow).unwrap();
+        // A byte long before each answer would be late, for longer than all may take.
+        let server = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let trickle = request(10, &[0; 1000]);
+            trickle
+                .chunks(1)
+                .take_while(|byte| {
+                    std::thread::sleep(Duration::from_millis(20));
+                    client.write_all(byte).is_ok()
+                })
+                .count()
+        });
+        timed_out(&slow);
+        assert!(server.join().unwrap() < 1000);
+    }
+
+    #[test]
     fn the_listener_is_the_accounts_process() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let _listener = UnixListener::bind(&path).unwrap();
         let other = nix::unistd::geteuid().as_raw() + 1;
-        assert!(greet(&path, other).unwrap().is_some());
+        assert!(greet(&path, other, GREETING_TIMEOUT).unwrap().is_some());
         if nix::unistd::geteuid().is_root() {
             // The file's owner alone says nothing of who listens.
             std::os::unix::fs::chown(&path, Some(other), None).unwrap();
-            assert!(greet(&path, other).unwrap().unwrap().contains("process of user 0"));
+            assert!(greet(&path, other, GREETING_TIMEOUT).unwrap().unwrap().contains("process of user 0"));
         }
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(greet(&link, nix::unistd::geteuid().as_raw()).unwrap().is_some());
+        assert!(greet(&link, nix::unistd::geteuid().as_raw(), GREETING_TIMEOUT).unwrap().is_some());
     }
 }

@@ -34,8 +34,7 @@ pub(super) fn clear(data: &Path, account: &Account) -> Result<(), Error> {
         };
         tracing::warn!(event = "postgres_leftovers", folder = %data.display(), signal = %signal, pids = ?targets, "ending processes of an earlier Postgres");
         for pid in targets {
-            // One that is gone meanwhile is what we want.
-            let _ = kill(Pid::from_raw(pid), signal);
+            send(pid, signal, || processes_in(&folder, data, account).contains(&pid));
         }
         let deadline = Instant::now() + patience;
         while !processes_in(&folder, data, account).is_empty() && Instant::now() < deadline {
@@ -47,6 +46,29 @@ pub(super) fn clear(data: &Path, account: &Account) -> Result<(), Error> {
         return Err(Error::Leftovers { folder: data.to_owned(), pids });
     }
     remove_pid_file()
+}
+
+/// Signals a process if it still is who it was: its number may have become another's. One that is gone is what we want.
+fn send(pid: i32, signal: Signal, is_still: impl Fn() -> bool) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+        let (Some(pid), Some(signal)) = (Pid::from_raw(pid), Signal::from_named_raw(signal as i32)) else { return };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            // Held from here on, so that whoever is looked at is who is signalled.
+            Ok(process) if is_still() => {
+                let _ = pidfd_send_signal(process, signal);
+                return;
+            }
+            Ok(_) | Err(rustix::io::Errno::SRCH) => return,
+            // Linux before 5.3.
+            Err(_) => {}
+        }
+    }
+    if is_still() {
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
 }
 
 /// The account's processes named `postgres` whose working folder is this one: the server and its backends. Zombies have no working folder and don't count.
