@@ -109,7 +109,7 @@ fn what_only_some_rooms_know() {
         ("sqlx", &["store", "source", "postgres", "connection"]),
         ("StatusCode", &["http"]),
         ("std::env", &["config"]),
-        ("rustix::fs", &["sink", "postgres"]),
+        ("rustix::fs", &["command", "config", "sink", "postgres"]),
         ("std::fs", &["command", "config", "sink", "postgres", "service"]),
         ("anyhow", &["main", "command"]),
         ("println!", &["main", "command"]),
