@@ -395,7 +395,9 @@ fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
     if found.uid() != own && found.uid() != 0 {
         return refused(format!("it belongs to user {}, who is neither you nor root", found.uid()));
     }
-    if found.mode() & 0o022 != 0 && found.is_file() {
+    // A group of one's own name is nobody else's: with it, the umask lets the group write.
+    let others = if found.gid() == rustix::process::getegid().as_raw() { 0o002 } else { 0o022 };
+    if found.mode() & others != 0 && found.is_file() {
         return refused("others may write to it: `chmod go-w .env`".to_owned());
     }
     Ok(file)
