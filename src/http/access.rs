@@ -14,6 +14,8 @@ use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::http::local::{LocalHosts, Sender};
 use crate::http::problem::Problem;
@@ -199,14 +201,24 @@ fn bearer(headers: &HeaderMap) -> Result<Presented, Problem> {
     key.trim_start_matches(' ').parse().map_err(|_| Problem::key_invalid())
 }
 
-/// An answer that takes its time, as a download or events, breaks off when its key is revoked.
+/// An answer that takes its time, as a download or events, breaks off when its key is revoked. Somebody else looks whether it is: a
+/// body is polled as long as its client reads, and what it had begun it would hold until then.
 fn while_good(answer: Response, service: Service, key: Presented) -> Response {
     if answer.body().size_hint().exact().is_some() {
         return answer;
     }
+    let gone = CancellationToken::new();
+    let tell = gone.clone();
+    let watcher = AbortOnDropHandle::new(tokio::spawn(async move {
+        service.gone(&key).await;
+        tell.cancel();
+    }));
     answer.map(|body| {
-        let gone = Box::pin(async move { service.gone(&key).await });
-        Body::from_stream(body.into_data_stream().take_until(gone))
+        let gone = async move {
+            gone.cancelled().await;
+            drop(watcher);
+        };
+        Body::from_stream(body.into_data_stream().take_until(Box::pin(gone)))
     })
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::key::{Grant, Prefix, Presented, Stored};
 use crate::service::{Error, within};
@@ -78,7 +79,7 @@ impl Keyring {
     }
 
     /// What a key permits; [`Error::NoKey`] if it is none.
-    pub(crate) async fn grant(&self, key: &Presented) -> Result<Arc<Grant>, Error> {
+    pub(crate) async fn grant(self: &Arc<Keyring>, key: &Presented) -> Result<Arc<Grant>, Error> {
         let stored = match self.believed(key.prefix()) {
             Some(stored) => stored,
             None => self.look_up(key).await?,
@@ -87,7 +88,7 @@ impl Keyring {
     }
 
     /// Returns once the key is none any more. While nobody can tell, it still is: what it began was begun with a good key.
-    pub(crate) async fn gone(&self, key: &Presented) {
+    pub(crate) async fn gone(self: &Arc<Keyring>, key: &Presented) {
         loop {
             tokio::time::sleep(LOOK_AGAIN).await;
             if matches!(self.grant(key).await, Err(Error::NoKey)) {
@@ -104,7 +105,22 @@ impl Keyring {
         })
     }
 
-    async fn look_up(&self, key: &Presented) -> Result<Option<Stored>, Error> {
+    /// In a task of its own: whoever asks may be polled by nobody any more, as the body of an answer that its client doesn't read,
+    /// and would keep the turn, and a connection to the database, from all others.
+    async fn look_up(self: &Arc<Keyring>, key: &Presented) -> Result<Option<Stored>, Error> {
+        let (ring, key) = (Arc::clone(self), key.clone());
+        let asked = AbortOnDropHandle::new(tokio::spawn(async move { ring.ask(&key).await }));
+        match asked.await {
+            Ok(stored) => stored,
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Nobody else aborts it: the process ends.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    async fn ask(&self, key: &Presented) -> Result<Option<Stored>, Error> {
         let turns = if self.knows(key) { &self.turns_of_known } else { &self.turns_of_others };
         let looked_up = within(async {
             let _turn = turns.acquire().await.expect("nobody closes the semaphore");

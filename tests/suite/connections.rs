@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::harness::{Database, Service, Start, eventually};
+use crate::keys::bearer;
 
 /// More than the service has places for those who have sent no request, or only one that needs no key.
 const MANY: usize = 1_005;
@@ -45,6 +47,15 @@ async fn many(service: &Service, number: usize, sent: &str) -> Vec<TcpStream> {
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+}
+
+fn with_key(request: &str, key: &str) -> String {
+    request.replace("\r\n\r\n", &format!("\r\nAuthorization: {key}\r\n\r\n"))
+}
+
+fn client_of(key: &str) -> reqwest::Client {
+    let headers = HeaderMap::from_iter([(AUTHORIZATION, key.parse().unwrap())]);
+    reqwest::Client::builder().default_headers(headers).build().unwrap()
 }
 
 /// The status of a request's answer on a connection of its own, and how long it took.
@@ -134,6 +145,31 @@ async fn one_address_leaves_places_to_others() {
     drop(hanging);
     eventually("they are free again", async || (asked(&service, [127, 0, 0, 1], path).await.0 == 200).then_some(()))
         .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn downloads_that_stop_reading_keep_nobodys_key_from_being_looked_up() {
+    let database = Database::new().await;
+    let (reader, other) = (bearer(&database, "reader", &[], &[]).await, bearer(&database, "other", &[], &[]).await);
+    let mut service = Start::on(&database).with("AUTH", "keys").service().await;
+    service.client = client_of(&other);
+    let (download, _) = large_file(&database, &service).await;
+    let mut downloads = many(&service, 16, &with_key(&download, &reader)).await;
+    for round in 0..6 {
+        // By then nobody's key is known any more, and each download's is looked at again.
+        tokio::time::sleep(Duration::from_millis(2_200)).await;
+        join_all(downloads.iter_mut().map(async |stream| {
+            let mut part = vec![0; 200 * 1024];
+            let read = tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut part)).await;
+            read.expect("what is read comes").unwrap();
+        }))
+        .await;
+        tokio::time::sleep(Duration::from_millis(2_200)).await;
+        let begun = Instant::now();
+        assert_eq!(service.call("GET", "/exports?limit=1", &[]).await.status(), 200, "round {round}");
+        assert!(begun.elapsed() < Duration::from_secs(3), "round {round}: {:?}", begun.elapsed());
+    }
     service.stop().await;
 }
 
