@@ -39,7 +39,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
@@ -69,11 +69,16 @@ use crate::watermark::Standing;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Answers under way, downloads too, have this long after a stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// So many connections wait to be accepted, if the system lets them (`net.core.somaxconn`): those beyond come again a second later.
+const BACKLOG: u32 = 4_096;
 const MAX_URI_BYTES: usize = 8 * 1024;
 const MAX_HEADERS: usize = 100;
 const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// So many headers are read, so that who sends too many gets an answer of ours; beyond them hyper answers, with no body.
 const MAX_HEADERS_READ: usize = 1000;
+/// So much of a connection waits here to be read or written: by default it would be 400 KiB. A head whose URI or headers are a bit
+/// too long still fits in, to get an answer of ours.
+const CONNECTION_BYTES: usize = 64 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const EMBEDDED_BY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
@@ -220,7 +225,13 @@ async fn refuse_long_heads(request: Request, next: Next) -> Result<Response, Pro
 /// # Errors
 /// If the address can't be listened on.
 pub async fn listen(settings: &Settings) -> std::io::Result<TcpListener> {
-    TcpListener::bind(SocketAddr::from((settings.host, settings.port))).await
+    let address = SocketAddr::from((settings.host, settings.port));
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // As std has it: where a process before had the port, its last connections linger.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves until `shutdown`, then lets answers under way finish.
@@ -228,6 +239,7 @@ pub async fn serve(listener: TcpListener, router: Router, room: Room, shutdown: 
     let graceful = GracefulShutdown::new();
     let mut http1 = hyper::server::conn::http1::Builder::new();
     http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).max_headers(MAX_HEADERS_READ);
+    http1.max_buf_size(CONNECTION_BYTES);
     let connections = Connections::new(room);
     let next = async || {
         let (stream, peer) = listener.accept().await?;
@@ -275,4 +287,28 @@ fn serve_connection(
         async move { answer.await.map(|answer| answer.map(|body| Answer::new(body, answered))) }
     });
     http1.serve_connection(TokioIo::new(stream), service)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn hundreds_may_wait_to_be_accepted() {
+        let settings = Settings {
+            host: std::net::Ipv4Addr::LOCALHOST.into(),
+            port: 0,
+            access: None,
+            local_hosts: LocalHosts::default(),
+            rate: None,
+            origins: Origins::default(),
+        };
+        let listener = listen(&settings).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        for number in 0..400 {
+            let connected = tokio::time::timeout(Duration::from_millis(900), TcpStream::connect(address)).await;
+            waiting.push(connected.unwrap_or_else(|_| panic!("connection {number} has no room")).unwrap());
+        }
+    }
 }

@@ -22,7 +22,7 @@ use crate::http::problem::Problem;
 use crate::http::rate::{Limits, Payer, Rate, whose};
 use crate::http::{Origins, Settings};
 use crate::job::{ConsumerId, Job};
-use crate::key::{Grant, Presented, Scope};
+use crate::key::{Grant, Prefix, Presented, Scope};
 use crate::service::{Party, Service};
 
 /// Who may call.
@@ -91,6 +91,11 @@ impl Caller {
     /// The consumers whose exports alone it may see; `None`: all.
     pub(crate) fn consumers(&self) -> Option<&[ConsumerId]> {
         self.0.as_ref().and_then(|grant| grant.consumers.as_deref())
+    }
+
+    /// The public part of its key, if it has one.
+    pub(crate) fn key(&self) -> Option<&Prefix> {
+        self.0.as_ref().map(|grant| &grant.prefix)
     }
 
     /// Whether it may do what is an operator's.

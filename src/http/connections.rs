@@ -2,9 +2,11 @@
 //!
 //! A *guest* has no request under way, or one that needs no key. Guests may take all the room there is for them, since they lose
 //! it again: a new connection always gets in, in the place of another guest, of the address that has most. A *caller* has a request
-//! under way that was let in. He is never thrown out for another's sake, so there are so many and no more, and fewer of one address.
+//! under way that was let in. He is never thrown out for another's sake, so there are so many and no more, and fewer of one address or key.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -17,9 +19,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::access::is_open;
+use crate::http::access::{Caller, is_open};
 use crate::http::problem::Problem;
 use crate::http::rate::whose;
+use crate::key::Prefix;
 
 /// More callers than this are of no use: they wait for a few connections to Postgres.
 const MOST: usize = 1_000;
@@ -36,17 +39,18 @@ pub struct Room {
     guests: usize,
     callers: usize,
     callers_of_one: usize,
+    callers_of_key: usize,
 }
 
 impl Room {
     /// What a process has that may have so many descriptors: 1,000 guests and 1,000 callers, if there are enough. One address has
     /// three quarters of the callers: a proxy brings everybody from one, and is left room for; and whatever comes by it, it leaves
-    /// room for others.
+    /// room for others. One key has a quarter, wherever it is used: behind a proxy all keys share an address.
     pub fn for_descriptors(most: u64) -> Room {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         // A caller may have a file open.
         let share = (most.saturating_sub(OTHER_DESCRIPTORS) / 3).clamp(16, MOST);
-        Room { guests: share, callers: share, callers_of_one: share / 4 * 3 }
+        Room { guests: share, callers: share, callers_of_one: share / 4 * 3, callers_of_key: share / 4 }
     }
 }
 
@@ -55,7 +59,8 @@ impl Room {
 pub(crate) struct Connections {
     room: Room,
     callers: Arc<Semaphore>,
-    callers_of: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
+    of_addresses: Shares<IpAddr>,
+    of_keys: Shares<Prefix>,
     guests: Mutex<Guests>,
     left: Notify,
 }
@@ -76,22 +81,35 @@ struct Guest {
 }
 
 impl Guests {
-    /// Gives up the one that has been so longest, of the address that has most; `Err`: all are spared until then.
+    /// Gives up the one that has been so longest, of the address that has most; one that is spared only if its address has more
+    /// than half of all. `Err`: all are spared until then.
     fn give_one_up(&mut self) -> Result<(), Instant> {
         let now = Instant::now();
-        let mut numbers = HashMap::<IpAddr, usize>::new();
-        let expendable = |guest: &&Guest| guest.spared_until <= now;
-        for guest in self.by_age.values().filter(expendable) {
-            *numbers.entry(guest.owner).or_default() += 1;
-        }
-        let Some(most) = numbers.values().max().copied() else {
-            return Err(self.by_age.values().map(|guest| guest.spared_until).min().unwrap_or(now));
+        let expendable = |guest: &Guest| guest.spared_until <= now;
+        let flood =
+            self.most_of(|_| true).filter(|(_, number)| *number > self.by_age.len() / 2).map(|(owner, _)| owner);
+        let most = self.most_of(expendable).map(|(owner, _)| owner);
+        let mut guests = self.by_age.iter();
+        let oldest = match (most, flood) {
+            (Some(owner), _) => guests.find(|(_, guest)| guest.owner == owner && expendable(guest)),
+            // Whoever comes faster than guests are spared would have everybody wait who comes after him.
+            (None, Some(owner)) => guests.find(|(_, guest)| guest.owner == owner),
+            (None, None) => return Err(guests.map(|(_, guest)| guest.spared_until).min().unwrap_or(now)),
         };
-        let oldest = self.by_age.iter().find(|(_, guest)| expendable(guest) && numbers[&guest.owner] == most);
         if let Some(guest) = oldest.map(|(number, _)| *number).and_then(|number| self.by_age.remove(&number)) {
             guest.gone.cancel();
         }
         Ok(())
+    }
+
+    /// The address that has most of such guests, and how many; of several that have as many, the one whose guest is the oldest.
+    fn most_of(&self, such: impl Fn(&Guest) -> bool) -> Option<(IpAddr, usize)> {
+        let mut numbers = HashMap::<IpAddr, (usize, Reverse<u64>)>::new();
+        for (age, guest) in self.by_age.iter().filter(|(_, guest)| such(guest)) {
+            numbers.entry(guest.owner).or_insert((0, Reverse(*age))).0 += 1;
+        }
+        let most = numbers.into_iter().max_by_key(|(_, number)| *number);
+        most.map(|(owner, (number, _))| (owner, number))
     }
 }
 
@@ -101,13 +119,15 @@ impl Connections {
         Arc::new(Connections {
             room,
             callers,
-            callers_of: Mutex::default(),
+            of_addresses: Shares::of(room.callers_of_one),
+            of_keys: Shares::of(room.callers_of_key),
             guests: Mutex::default(),
             left: Notify::new(),
         })
     }
 
-    /// Takes a new connection of an address in. Another guest goes for it, or it waits for half a second at most.
+    /// Takes a new connection of an address in. Another guest goes for it. It waits, for half a second at most, only where all guests
+    /// have just come and no address has more than half of them.
     pub(crate) async fn admit(self: &Arc<Connections>, address: IpAddr) -> Arc<Connection> {
         loop {
             let left = self.left.notified();
@@ -131,25 +151,21 @@ impl Connections {
         Arc::new(connection)
     }
 
-    /// Waits for a caller's place.
-    async fn place(&self, owner: IpAddr) -> Result<Place, Problem> {
-        let of_one = {
-            let mut callers_of = self.callers_of.lock().unwrap_or_else(PoisonError::into_inner);
-            match callers_of.get(&owner).and_then(Weak::upgrade) {
-                Some(of_one) => of_one,
-                None => {
-                    callers_of.retain(|_, of_one| of_one.strong_count() > 0);
-                    let of_one = Arc::new(Semaphore::new(self.room.callers_of_one));
-                    callers_of.insert(owner, Arc::downgrade(&of_one));
-                    of_one
-                }
-            }
+    /// Waits for a caller's place: among all, among those of his address, and of his key if he has one.
+    async fn place(&self, owner: IpAddr, key: Option<&Prefix>) -> Result<Place, Problem> {
+        let of_key = key.map(|key| self.of_keys.turns(key));
+        let of_address = self.of_addresses.turns(&owner);
+        let all = async {
+            // The key's first: who waits for it leaves the places of his address to others.
+            let of_key = match of_key {
+                Some(of_key) => Some(of_key.acquire_owned().await.ok()?),
+                None => None,
+            };
+            let of_address = of_address.acquire_owned().await.ok()?;
+            let of_all = Arc::clone(&self.callers).acquire_owned().await.ok()?;
+            Some(Place { _of_key: of_key, _of_address: of_address, _of_all: of_all })
         };
-        let both = async {
-            let of_one = of_one.acquire_owned().await.ok()?;
-            Some(Place { _of_one: of_one, _of_all: Arc::clone(&self.callers).acquire_owned().await.ok()? })
-        };
-        let place = tokio::time::timeout(CALLER_TIMEOUT, both).await;
+        let place = tokio::time::timeout(CALLER_TIMEOUT, all).await;
         place.ok().flatten().ok_or_else(Problem::too_many_connections)
     }
 
@@ -158,10 +174,37 @@ impl Connections {
     }
 }
 
+/// Who has how many of the callers' places; nobody has more than `most`.
+#[derive(Debug)]
+struct Shares<T> {
+    most: usize,
+    turns_of: Mutex<HashMap<T, Weak<Semaphore>>>,
+}
+
+impl<T: Hash + Eq + Clone> Shares<T> {
+    fn of(most: usize) -> Shares<T> {
+        Shares { most, turns_of: Mutex::default() }
+    }
+
+    fn turns(&self, owner: &T) -> Arc<Semaphore> {
+        let mut turns_of = self.turns_of.lock().unwrap_or_else(PoisonError::into_inner);
+        match turns_of.get(owner).and_then(Weak::upgrade) {
+            Some(turns) => turns,
+            None => {
+                turns_of.retain(|_, turns| turns.strong_count() > 0);
+                let turns = Arc::new(Semaphore::new(self.most));
+                turns_of.insert(owner.clone(), Arc::downgrade(&turns));
+                turns
+            }
+        }
+    }
+}
+
 /// A caller's place.
 #[derive(Debug)]
 struct Place {
-    _of_one: OwnedSemaphorePermit,
+    _of_key: Option<OwnedSemaphorePermit>,
+    _of_address: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
 }
 
@@ -198,6 +241,8 @@ impl Connection {
     /// An answer has been sent, or there was none: it waits for the next request.
     pub(crate) fn rests(&self) {
         self.is_guest(Duration::ZERO);
+        // It may go for a new one.
+        self.connections.left.notify_waiters();
     }
 
     fn is_guest(&self, spared: Duration) {
@@ -217,8 +262,8 @@ impl Connection {
     }
 
     /// Its request was let in: it is a caller's from now on.
-    async fn calls(&self) -> Result<(), Problem> {
-        let place = self.connections.place(self.owner).await?;
+    async fn calls(&self, key: Option<&Prefix>) -> Result<(), Problem> {
+        let place = self.connections.place(self.owner, key).await?;
         let mut stage = self.stage();
         if let Stage::Guest(number) = *stage {
             self.connections.guests().by_age.remove(&number);
@@ -245,6 +290,7 @@ impl Drop for Connection {
 /// The layer that gives a request that was let in a caller's place.
 pub(crate) async fn take_place(
     connection: Option<Extension<Arc<Connection>>>,
+    caller: Option<Extension<Caller>>,
     path: Option<MatchedPath>,
     request: Request,
     next: Next,
@@ -252,7 +298,7 @@ pub(crate) async fn take_place(
     if let Some(Extension(connection)) = connection
         && !is_open(path.as_ref().map_or("", MatchedPath::as_str))
     {
-        connection.calls().await?;
+        connection.calls(caller.as_ref().and_then(|Extension(caller)| caller.key())).await?;
     }
     Ok(next.run(request).await)
 }
@@ -263,7 +309,7 @@ mod tests {
 
     use super::*;
 
-    const ROOM: Room = Room { guests: 3, callers: 4, callers_of_one: 3 };
+    const ROOM: Room = Room { guests: 3, callers: 4, callers_of_one: 3, callers_of_key: 2 };
 
     fn address(last: u8) -> IpAddr {
         [10, 0, 0, last].into()
@@ -271,10 +317,11 @@ mod tests {
 
     #[test]
     fn there_is_room_for_what_a_process_may_have() {
-        assert_eq!(Room::for_descriptors(1 << 20), Room { guests: 1_000, callers: 1_000, callers_of_one: 750 });
+        let ample = Room { guests: 1_000, callers: 1_000, callers_of_one: 750, callers_of_key: 250 };
+        assert_eq!(Room::for_descriptors(1 << 20), ample);
         assert_eq!(Room::for_descriptors(u64::MAX).callers, 1_000);
         let scarce = Room::for_descriptors(1_024);
-        assert_eq!(scarce, Room { guests: 258, callers: 258, callers_of_one: 192 });
+        assert_eq!(scarce, Room { guests: 258, callers: 258, callers_of_one: 192, callers_of_key: 64 });
         assert!(scarce.guests + 2 * scarce.callers + OTHER_DESCRIPTORS <= 1_024);
         assert_eq!(Room::for_descriptors(0).callers_of_one, 12);
     }
@@ -299,15 +346,38 @@ mod tests {
     #[tokio::test]
     async fn who_has_just_come_is_spared_and_holds_up_nobody_for_long() {
         let connections = Connections::new(ROOM);
-        let fresh = [connections.admit(address(1)).await, connections.admit(address(1)).await];
+        let fresh = [connections.admit(address(1)).await, connections.admit(address(4)).await];
         let resting = connections.admit(address(2)).await;
         resting.rests();
-        let _new = connections.admit(address(1)).await;
+        let _new = connections.admit(address(1)).now_or_never().expect("one rests");
         assert_eq!(resting.gone().now_or_never(), Some(()));
+        let third = connections.admit(address(3)).await;
+        assert_eq!(fresh.each_ref().map(|guest| guest.gone().now_or_never().is_some()), [true, false], "two of three");
+
+        let connections = Connections::new(ROOM);
+        let fresh = [1, 2, 3].map(|last| connections.admit(address(last)).now_or_never().unwrap());
+        let mut waits = std::pin::pin!(connections.admit(address(4)));
+        assert!((&mut waits).now_or_never().is_none(), "nobody of them has more than half");
+        fresh[1].rests();
         let begun = Instant::now();
-        let _another = connections.admit(address(2)).await;
-        assert!(begun.elapsed() < GRACE * 2);
-        assert_eq!(fresh.map(|guest| guest.gone().now_or_never().is_some()), [true, false]);
+        waits.await;
+        assert!(begun.elapsed() < GRACE / 2, "who comes to rest makes room");
+        assert_eq!(fresh.map(|guest| guest.gone().now_or_never().is_some()), [false, true, false]);
+        drop(third);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_one_address_holds_up_nobody_at_all() {
+        let connections = Connections::new(ROOM);
+        let other = connections.admit(address(2)).await;
+        let mut flood = Vec::new();
+        for _ in 0..1_000 {
+            flood.push(connections.admit(address(1)).now_or_never().expect("it waits for nothing"));
+        }
+        let late = connections.admit(address(3)).now_or_never().expect("it waits for nothing");
+        assert_eq!([&other, &late].map(|guest| guest.gone().now_or_never()), [None, None]);
+        let stay = flood.iter().filter(|guest| guest.gone().now_or_never().is_none()).count();
+        assert_eq!(stay, 1);
     }
 
     #[tokio::test]
@@ -316,15 +386,15 @@ mod tests {
         let mut callers = Vec::new();
         for _ in 0..3 {
             let caller = connections.admit(address(1)).await;
-            caller.calls().await.unwrap();
+            caller.calls(None).await.unwrap();
             callers.push(caller);
         }
         let late = connections.admit(address(1)).await;
-        assert_eq!(late.calls().await.unwrap_err().code(), "too_many_connections");
+        assert_eq!(late.calls(None).await.unwrap_err().code(), "too_many_connections");
         let other = connections.admit(address(2)).await;
-        other.calls().await.unwrap();
+        other.calls(None).await.unwrap();
         callers.pop();
-        late.calls().await.unwrap();
+        late.calls(None).await.unwrap();
         late.rests();
         assert!(callers.iter().all(|caller| caller.gone().now_or_never().is_none()));
         assert_eq!(connections.callers.available_permits(), 1);

@@ -117,10 +117,31 @@ impl Sender<'_> {
     }
 }
 
-/// Whether a header is one that proxies add: all that begin with `x-forwarded`, what they became (RFC 7239), nginx's usual one, and
-/// the one that every intermediary has to add (RFC 9110, 7.6.3).
+/// Headers that proxies add, besides all that begin with `x-forwarded`: what those became (RFC 7239), the one that every intermediary
+/// has to add (RFC 9110, 7.6.3), nginx's usual one, and those of content delivery networks, load balancers and ingresses.
+const OF_PROXIES: [&str; 18] = [
+    "cdn-loop",
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "client-ip",
+    "fastly-client-ip",
+    "forwarded",
+    "true-client-ip",
+    "via",
+    "x-azure-clientip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-envoy-external-address",
+    "x-host",
+    "x-original-forwarded-for",
+    "x-original-host",
+    "x-original-url",
+    "x-proxyuser-ip",
+    "x-real-ip",
+];
+
 fn is_of_a_proxy(name: &str) -> bool {
-    name.starts_with("x-forwarded") || matches!(name, "forwarded" | "x-real-ip" | "via")
+    name.starts_with("x-forwarded") || OF_PROXIES.contains(&name)
 }
 
 #[cfg(test)]
@@ -187,9 +208,8 @@ mod tests {
 
     #[test]
     fn what_a_proxy_adds_is_known() {
-        for name in
-            ["x-forwarded-for", "x-forwarded-host", "x-forwarded", "x-forwarded-", "forwarded", "x-real-ip", "via"]
-        {
+        let begin_so = ["x-forwarded-for", "x-forwarded-host", "x-forwarded", "x-forwarded-"];
+        for name in begin_so.into_iter().chain(OF_PROXIES) {
             assert!(is_of_a_proxy(name), "{name}");
             let headers = HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(""))]);
             let sender = Sender { method: &Method::GET, uri: &Uri::default(), headers: &headers };

@@ -17,6 +17,9 @@ use crate::telemetry::metrics::{self, Kind};
 /// A file has its name within a second of its commit: one that hasn't after so long may be given up.
 const UNPUBLISHED_FOR: Duration = Duration::from_secs(10);
 
+/// As much is read ahead for a client; by default tokio would keep up to 2 MiB.
+const READ_BYTES: usize = 64 * 1024;
+
 /// Operations on the folder at a time.
 pub(super) const FOLDER_TURNS: usize = 16;
 
@@ -35,6 +38,7 @@ impl OpenFile {
     /// If the file can't be read there.
     pub async fn part(self, from: u64, length: u64) -> Result<impl AsyncRead, Error> {
         let mut file = tokio::fs::File::from_std(self.file);
+        file.set_max_buf_size(READ_BYTES);
         file.seek(SeekFrom::Start(from)).await.map_err(sink::Error::from)?;
         Ok(file.take(length))
     }

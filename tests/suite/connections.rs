@@ -10,8 +10,9 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::harness::{Database, Service, Start, eventually};
-use crate::keys::bearer;
+use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::jobs::in_status;
+use crate::keys::{bearer, call_as};
 
 /// More than the service has places for those who have sent no request, or only one that needs no key.
 const MANY: usize = 1_005;
@@ -149,6 +150,31 @@ async fn one_address_leaves_places_to_others() {
 }
 
 #[tokio::test]
+async fn one_key_leaves_places_to_others_of_its_address() {
+    allow_descriptors();
+    let database = Database::new().await;
+    let (greedy, other) = (bearer(&database, "greedy", &[], &[]).await, bearer(&database, "other", &[], &[]).await);
+    let mut service = Start::on(&database).with("AUTH", "keys").service().await;
+    service.client = client_of(&other);
+    let (download, _) = large_file(&database, &service).await;
+    let hanging = many(&service, 260, &with_key(&download, &greedy)).await;
+    let path = "/exports?limit=1";
+    let code = eventually("the key's places are taken", async || {
+        let answer = call_as(&service, &greedy, "GET", path).await;
+        if answer.status() == 200 { None } else { Some(refusal(answer).await) }
+    })
+    .await;
+    assert_eq!(code, (503, "too_many_connections".to_owned()));
+    assert_eq!(service.call("GET", path, &[]).await.status(), 200, "another key has places, from the same address");
+    drop(hanging);
+    eventually("they are free again", async || {
+        (call_as(&service, &greedy, "GET", path).await.status() == 200).then_some(())
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn downloads_that_stop_reading_keep_nobodys_key_from_being_looked_up() {
     let database = Database::new().await;
     let (reader, other) = (bearer(&database, "reader", &[], &[]).await, bearer(&database, "other", &[], &[]).await);
@@ -170,6 +196,25 @@ async fn downloads_that_stop_reading_keep_nobodys_key_from_being_looked_up() {
         assert_eq!(service.call("GET", "/exports?limit=1", &[]).await.status(), 200, "round {round}");
         assert!(begun.elapsed() < Duration::from_secs(3), "round {round}: {:?}", begun.elapsed());
     }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_unread_download_takes_little_memory() {
+    allow_descriptors();
+    const DOWNLOADS: usize = 400;
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let (download, _) = large_file(&database, &service).await;
+    let before = in_status(&service, "VmRSS:");
+    let mut downloads = many(&service, DOWNLOADS, &download).await;
+    // Each is under way, and its buffers are full.
+    for stream in &mut downloads {
+        stream.read_exact(&mut [0; 8 * 1024]).await.unwrap();
+    }
+    let each = in_status(&service, "VmRSS:").saturating_sub(before) / DOWNLOADS as u64;
+    println!("{each} KiB for each unread download");
+    assert!(each < 400, "{each} KiB for each of them");
     service.stop().await;
 }
 

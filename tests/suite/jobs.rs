@@ -320,7 +320,7 @@ impl Held {
 
 /// A line of what the kernel says of a process, in KiB.
 #[cfg(target_os = "linux")]
-fn in_status(service: &Service, line: &str) -> u64 {
+pub(crate) fn in_status(service: &Service, line: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
     let line = status.lines().find(|found| found.starts_with(line)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()

@@ -11,6 +11,9 @@ use crate::http::input::{self, PathJob};
 use crate::http::problem::{Code, Problem};
 use crate::service::Service;
 
+/// As much of a file is read at a time. A client that doesn't read holds a few of them.
+const READ_BYTES: usize = 64 * 1024;
+
 /// Fetch an export's file
 ///
 /// Whole, or one range of it; a set of several ranges is answered with the whole file, as RFC 9110 allows. What is compressed is sent
@@ -90,7 +93,7 @@ pub(crate) async fn download(
         }
     };
     set(header::CONTENT_LENGTH, length.to_string());
-    let body = ReaderStream::with_capacity(file.part(from, length).await?, 256 * 1024);
+    let body = ReaderStream::with_capacity(file.part(from, length).await?, READ_BYTES);
     Ok((status, response_headers, Body::from_stream(body)).into_response())
 }
 
