@@ -45,12 +45,12 @@ pub struct Room {
 impl Room {
     /// What a process has that may have so many descriptors: 1,000 guests and 1,000 callers, if there are enough. One address has
     /// three quarters of the callers: a proxy brings everybody from one, and is left room for; and whatever comes by it, it leaves
-    /// room for others. One key has a quarter, wherever it is used: behind a proxy all keys share an address.
+    /// room for others. One key has half, wherever it is used: behind a proxy all keys share an address.
     pub fn for_descriptors(most: u64) -> Room {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         // A caller may have a file open.
         let share = (most.saturating_sub(OTHER_DESCRIPTORS) / 3).clamp(16, MOST);
-        Room { guests: share, callers: share, callers_of_one: share / 4 * 3, callers_of_key: share / 4 }
+        Room { guests: share, callers: share, callers_of_one: share / 4 * 3, callers_of_key: share / 2 }
     }
 }
 
@@ -317,11 +317,11 @@ mod tests {
 
     #[test]
     fn there_is_room_for_what_a_process_may_have() {
-        let ample = Room { guests: 1_000, callers: 1_000, callers_of_one: 750, callers_of_key: 250 };
+        let ample = Room { guests: 1_000, callers: 1_000, callers_of_one: 750, callers_of_key: 500 };
         assert_eq!(Room::for_descriptors(1 << 20), ample);
         assert_eq!(Room::for_descriptors(u64::MAX).callers, 1_000);
         let scarce = Room::for_descriptors(1_024);
-        assert_eq!(scarce, Room { guests: 258, callers: 258, callers_of_one: 192, callers_of_key: 64 });
+        assert_eq!(scarce, Room { guests: 258, callers: 258, callers_of_one: 192, callers_of_key: 129 });
         assert!(scarce.guests + 2 * scarce.callers + OTHER_DESCRIPTORS <= 1_024);
         assert_eq!(Room::for_descriptors(0).callers_of_one, 12);
     }

@@ -14,7 +14,7 @@ use crate::key::Prefix;
 use crate::service::{Error, within};
 use crate::store::{Ended, Endings, Store};
 
-/// Together they leave a quarter of the API's connections to others.
+/// Together they leave a third of the places that one address has, a proxy's, say; and one key's leave half of its own.
 const MOST: usize = 500;
 /// No key or address, but three of them, could have all.
 const MOST_OF_ONE: usize = 250;

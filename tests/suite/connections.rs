@@ -157,7 +157,7 @@ async fn one_key_leaves_places_to_others_of_its_address() {
     let mut service = Start::on(&database).with("AUTH", "keys").service().await;
     service.client = client_of(&other);
     let (download, _) = large_file(&database, &service).await;
-    let hanging = many(&service, 260, &with_key(&download, &greedy)).await;
+    let hanging = many(&service, 510, &with_key(&download, &greedy)).await;
     let path = "/exports?limit=1";
     let code = eventually("the key's places are taken", async || {
         let answer = call_as(&service, &greedy, "GET", path).await;
