@@ -16,7 +16,7 @@ use crate::store::{Ended, Endings, Store};
 
 /// Together they leave a third of the places that one address has, a proxy's, say; and one key's leave half of its own.
 const MOST: usize = 500;
-/// No key or address, but three of them, could have all.
+/// Two keys or addresses together could have all.
 const MOST_OF_ONE: usize = 250;
 /// Jobs are looked at so often while somebody follows them.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
