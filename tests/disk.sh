@@ -31,11 +31,12 @@ expect() { [[ $2 == "$3" ]] || die "$1: $2, expected $3"; printf 'ok: %s: %s\n' 
 ready() { call -o /dev/null -w '%{http_code}' "$api/health/ready"; }
 free() { stat --file-system --format '%a %S' "$work/output" | { read -r blocks size; echo $((blocks * size >> 20)); }; }
 
+: >"$work/log"
 mount -t tmpfs -o size=64m,mode=755 none "$work/output"
 (cd "$work" && exec env -i PATH="$PATH" HOME="$HOME" PORT=0 LOG_FORMAT=json MAX_ATTEMPTS=1 SEED_ROWS=400000 OUTPUT_DIR="$work/output" \
     "$binary") 2>"$work/log" &
 service=$!
-for _ in {1..300}; do
+for _ in {1..900}; do
     api=$(member address <"$work/log" | tail -1)
     [[ -z $api ]] || break
     kill -0 "$service" || die 'the service ended'
