@@ -199,7 +199,7 @@ fn columns_of(table: &str) -> String {
     )
 }
 
-/// The statements that make functions and triggers for a table, the first of `relations`, and its partitions, the others.
+/// What makes a table's changes captured.
 pub(super) struct Statements {
     /// What the triggers call.
     pub(super) functions: Vec<Function>,
