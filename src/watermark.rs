@@ -88,6 +88,8 @@ pub struct Fingerprint {
     pub triggers_hash: Option<String>,
     /// Its partitions; `None`: there is none.
     pub partitions_hash: Option<String>,
+    /// What else the guard compares, by name: an object.
+    pub seen: serde_json::Value,
     /// What the catalogue says of its rows, in the form that is saved.
     pub definition: String,
     /// The types of its columns, by their names.

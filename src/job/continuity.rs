@@ -22,6 +22,8 @@ words! {
         TableRecreated = "table_recreated",
         /// The database is another cluster's than before: transaction ids began anew.
         OtherCluster = "other_cluster",
+        /// The database is a copy, or an older state of itself: exports that it knows nothing of may have been handed out.
+        DatabaseRestored = "database_restored",
         /// The database is an older state of itself.
         XidWentBack = "xid_went_back",
         /// A trigger isn't there, or is disabled.

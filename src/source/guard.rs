@@ -20,7 +20,10 @@ macro_rules! here {
                 from pg_trigger x where x.tgname like 'cdc\\_export\\_%'
                   and (x.tgrelid = t.oid or x.tgrelid in (select relid from pg_partition_tree(t.oid)))) as triggers_hash,
                (select md5(string_agg(p.relid::oid::text, ',' order by p.relid::oid))
-                from pg_partition_tree(t.oid) p where t.relkind = 'p') as partitions_hash)"
+                from pg_partition_tree(t.oid) p where t.relkind = 'p') as partitions_hash,
+               -- Whatever else is compared, by name. What a saved position doesn't have, since its version didn't know it, isn't.
+               jsonb_build_object(
+                 'database', (select d.oid::text from pg_database d where d.datname = current_database())) as seen)"
         )
     };
 }
@@ -41,6 +44,8 @@ macro_rules! continuity {
            when w.last_exported_at > w.snap_wm or w.snap_wm is null and w.last_exported_at is not null then 'watermark_edited'
            when w.table_oid is distinct from t.oid then 'table_recreated'
            when w.cluster_id is distinct from c.system_identifier then 'other_cluster'
+           -- A copy of a database has its tables' oids, and its cluster's identifier where that is the same.
+           when w.seen ->> 'database' <> here.seen ->> 'database' then 'database_restored'
            when pg_snapshot_xmax(w.snap_live) > pg_snapshot_xmax(here.snapshot) then 'xid_went_back'
            when exists (
              select from jsonb_each_text(w.column_types) was

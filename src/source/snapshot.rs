@@ -155,7 +155,7 @@ impl Permit {
                coalesce(w.table_oid = t.oid and w.columns_hash = here.columns_hash and w.relfilenode <> here.relfilenode, false)
                  as table_rewritten,
                writers.open_transactions, writers.oldest_transaction_seconds,
-               t.oid as table_oid, here.relfilenode, here.columns_hash, here.triggers_hash, here.partitions_hash,
+               t.oid as table_oid, here.relfilenode, here.columns_hash, here.triggers_hash, here.partitions_hash, here.seen,
                c.system_identifier as cluster_id
              from pg_class t
              join pg_namespace n on n.oid = t.relnamespace
@@ -251,6 +251,7 @@ impl Permit {
                     types: shape.types.clone(),
                     triggers_hash: opened.triggers_hash,
                     partitions_hash: opened.partitions_hash,
+                    seen: opened.seen.0,
                     cluster_id: opened.cluster_id,
                 },
             },
@@ -313,6 +314,7 @@ struct Opened {
     columns_hash: String,
     triggers_hash: Option<String>,
     partitions_hash: Option<String>,
+    seen: Json<serde_json::Value>,
     cluster_id: i64,
 }
 

@@ -192,9 +192,9 @@ pub(crate) async fn advance(
              insert into watermarks
                (consumer_id, dataset, last_exported_at, snap_wm, updated_at, version, snap_live, snap_del, table_oid, relfilenode,
                 columns_hash, triggers_hash, partitions_hash, cluster_id, saved_at, saved_seq, deletions_saved_at, deletions_saved_seq,
-                definition_hash, column_types)
+                definition_hash, column_types, seen)
              select $1, $2, $3, $3, clock_timestamp(), 1, $6::text::pg_snapshot, $7::text::pg_snapshot, $8, $9, $10, $11, $12, $13,
-               clock_timestamp(), log.seq, clock_timestamp(), log.seq, md5($15), $16
+               clock_timestamp(), log.seq, clock_timestamp(), log.seq, md5($15), $16, $17
              from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
                      as seq) log
              on conflict (consumer_id, dataset) do nothing",
@@ -209,7 +209,7 @@ pub(crate) async fn advance(
                  snap_del = case when log_lost is null or $14 = 'full' then $7::text::pg_snapshot end,
                  log_lost = case when $14 <> 'full' then log_lost end, file_lost = file_lost and $14 <> 'full',
                  table_oid = $8, relfilenode = $9, columns_hash = $10, triggers_hash = $11, partitions_hash = $12,
-                 cluster_id = $13, saved_at = clock_timestamp(), saved_seq = log.seq, definition_hash = md5($15), column_types = $16,
+                 cluster_id = $13, saved_at = clock_timestamp(), saved_seq = log.seq, definition_hash = md5($15), column_types = $16, seen = $17,
                  deletions_saved_at = case when snap_del::text = $7 then deletions_saved_at else clock_timestamp() end,
                  deletions_saved_seq = case when snap_del::text = $7 then deletions_saved_seq else log.seq end
              from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
@@ -235,6 +235,7 @@ pub(crate) async fn advance(
         .bind(export_type.as_str())
         .bind(&table.definition)
         .bind(Json(&table.types))
+        .bind(Json(&table.seen))
         .execute(conn)
         .await?;
     Ok(moved.rows_affected() == 1)
