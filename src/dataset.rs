@@ -71,8 +71,6 @@ pub struct Column {
     pub base_type: Cow<'static, str>,
     /// How Postgres sends its values.
     pub sent: Sent,
-    /// The collation that its texts are compared in, quoted, if it has one: an index of the column is of that one only.
-    pub collation: Option<String>,
     /// The schema of the operators that compare its values.
     pub operators: Cow<'static, str>,
 }
@@ -100,10 +98,26 @@ impl Column {
             type_name: none,
             base_type,
             sent: Sent::Binary,
-            collation: None,
             operators: Cow::Borrowed("pg_catalog"),
         }
     }
+}
+
+/// A column of a key, and how its unique index tells values apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyColumn {
+    /// The column.
+    pub column: Column,
+    /// The type to read its text as, with its schema unless it is Postgres's own: a domain's base. A `char` has its length, to which it
+    /// is padded.
+    pub read_as: String,
+    /// The operator that is true of two values which the index takes for one, with its schema.
+    pub equals: String,
+    /// The collation of the index, quoted, if it has one: who compares in another doesn't find anything by it.
+    pub collation: Option<String>,
+    /// Whether values that are the same to that operator always have the same text. Where not (`citext`, 1.0 and 1.00), a consumer, who
+    /// has the texts, takes for two rows what the index takes for one.
+    pub has_one_text: bool,
 }
 
 /// How many bytes a value may have: a bound of memory, since a row is read and written whole.
@@ -211,7 +225,7 @@ pub struct Shape {
     /// The table, with its schema.
     pub table: Table,
     /// The columns that tell rows apart. None is ever null.
-    pub key: Vec<Column>,
+    pub key: Vec<KeyColumn>,
     /// The columns of a file, in order.
     pub columns: Vec<Column>,
     /// Says when a row was last changed: a `timestamptz`, or a `timestamp` that is taken for UTC.
@@ -229,7 +243,7 @@ pub struct Shape {
 impl Shape {
     /// Whether these columns, in this order, are its key.
     pub fn has_key(&self, columns: &[String]) -> bool {
-        self.key.iter().map(|column| &*column.name).eq(columns)
+        self.key.iter().map(|part| &*part.column.name).eq(columns)
     }
 
     /// The columns of an export's file, in order: a delta has the operation first.

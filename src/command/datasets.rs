@@ -63,12 +63,13 @@ async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Resu
     let Description { dataset, shape, .. } = service.describe(&Arc::new(dataset)).await?;
     let shape = shape?;
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let names = |columns: &[Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
+    let names = |columns: &[&Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
+    let key: Vec<_> = shape.key.iter().map(|part| &part.column).collect();
     outln!("[[dataset]]")?;
     outln!("name = {}", quoted(&dataset.name))?;
     outln!("table = {}", quoted(&dataset.table.to_string()))?;
-    outln!("# key = [{}]", names(&shape.key))?;
-    outln!("# columns = [{}]", names(&shape.columns))?;
+    outln!("# key = [{}]", names(&key))?;
+    outln!("# columns = [{}]", names(&shape.columns.iter().collect::<Vec<_>>()))?;
     let is_time = |column: &Column| matches!(column.kind, Kind::Timestamptz | Kind::Timestamp);
     let is_time_or_flag = |column: &Column| is_time(column) || column.kind == Kind::Bool;
     let updated = ["updated_at", "modified_at", "last_update", "changed_at", "updated", "modified", "last_modified"];

@@ -111,7 +111,7 @@ impl From<Description> for DatasetBody {
             name: dataset.name.clone(),
             table: dataset.table.to_string(),
             columns,
-            key: shape.map(|shape| shape.key.into_iter().map(|column| column.name.into_owned()).collect()),
+            key: shape.map(|shape| shape.key.into_iter().map(|part| part.column.name.into_owned()).collect()),
             updated_at: dataset.updated_at.clone(),
             created_at: dataset.created_at.clone(),
             deleted: dataset.deleted.clone(),

@@ -204,7 +204,7 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
         remove(&mut tx, &dataset.table, &found).await?;
         let denied = |cause| denied_or_else(&dataset.table, cause);
         let relations = relations(&mut tx, &found).await?;
-        let key: Vec<_> = shape.key.iter().map(|column| column.name.to_string()).collect();
+        let key: Vec<_> = shape.key.iter().map(|part| part.column.name.to_string()).collect();
         let names: Vec<_> = relations.iter().map(|relation| relation.name.clone()).collect();
         let made = triggers::statements(found.kind == "p", &key, &names);
         let mut owners: Vec<_> = relations.into_iter().map(|relation| relation.owner).collect();

@@ -30,7 +30,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Faults, sqlx::Err
         }
         let oid = sqlx::query_scalar("-- source.catalog.oid\n select cdc_export.table_of_role($1)::oid");
         let oid: Oid = oid.bind(relation(&dataset.table)).fetch_one(&mut *conn).await?;
-        let key: Vec<_> = shape.key.iter().map(|column| column.name.to_string()).collect();
+        let key: Vec<_> = shape.key.iter().map(|part| part.column.name.to_string()).collect();
         // The triggers of a table log one key.
         if let Some((_, other, _)) = seen.iter().find(|(table, _, its)| *table == oid && *its != key) {
             let why = format!("`{}` is captured for `{other}` too, which has another key", dataset.table);

@@ -6,7 +6,7 @@
 //! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules. Behind the columns of
 //! the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table.
 
-use crate::dataset::{Capture, CellMax, Column, Dataset, Kind, Sent, Shape};
+use crate::dataset::{Capture, CellMax, Column, Dataset, KeyColumn, Kind, Sent, Shape};
 use crate::job::selection::{Condition, Operator, Selection};
 use crate::source::quote::{literal, quoted, relation};
 
@@ -43,7 +43,8 @@ impl Select<'_> {
         let (table, columns, alive) = (self.table(), narrowed.columns(), self.alive());
         let conditions = selection.filter.iter().enumerate().map(|(i, condition)| self.condition(condition, i + 1));
         let conditions: String = conditions.map(|condition| format!(" and {condition}")).collect();
-        let limit = selection.limit.map(|limit| format!(" order by {} limit {limit}", self.keys_of("u").join(", ")));
+        let order = || self.shape.key.iter().map(|part| compared(&part.column)).collect::<Vec<_>>().join(", ");
+        let limit = selection.limit.map(|limit| format!(" order by {} limit {limit}", order()));
         format!(
             "select {columns}, {} from {table} u where {alive}{conditions}{}",
             narrowed.refused(max),
@@ -161,7 +162,12 @@ impl Select<'_> {
         let (logged, ordinals) = (logged("$2::oid", "$3::text::pg_snapshot"), self.ordinals());
         let (logged_key, key, names) =
             (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
+        let hit = |rest: &str| match operation {
+            Some(_) if self.shape.key.iter().any(|part| !part.has_one_text) => self.hit_by_deletions(rest),
+            _ => String::new(),
+        };
         if operation.is_some() && self.shape.created_at.is_none() {
+            let hit = hit("null, null");
             // What is new only the log tells, so that every row is looked up in it.
             return format!(
                 "with ch ({names}, {OP}) as materialized (
@@ -169,25 +175,47 @@ impl Select<'_> {
                    from (
                      select {logged_key}, seq, op from cdc_export.change_log where {logged}
                      union all
-                     select {key}, null, null from {table} u where {stated} and {alive}) as changes ({names}, seq, op)
+                     select {key}, null, null from {table} u where {stated} and {alive}
+                     {hit}) as changes ({names}, seq, op)
                    group by {ordinals}
                    order by {ordinals})
                  {by_log}"
             );
         }
+        let hit = hit("false");
         format!(
             "with ch ({names}) as materialized (
                select {names}
                from (
                  select {logged_key}, false from cdc_export.change_log where {logged}
                  union all
-                 select {key}, true from {table} u where {stated}) as changes ({names}, stated)
+                 select {key}, true from {table} u where {stated}
+                 {hit}) as changes ({names}, stated)
                group by {ordinals} having not pg_catalog.bool_or(stated)
                -- In their order they are found side by side in the index, and mostly in the table.
                order by {ordinals})
              {by_time}
              union all
              {by_log}"
+        )
+    }
+
+    /// The keys of rows which the deletions of this delta are to a type, and aren't by their texts: a consumer whose own column is of that
+    /// type deletes these rows by them, so they are sent again. They are known already only to who took them by an incremental export.
+    fn hit_by_deletions(&self, rest: &str) -> String {
+        let (key, names, logged_key) =
+            (self.keys_of("u").join(", "), self.key_names().join(", "), self.logged_key().join(", "));
+        let (table, logged, same) = (self.table(), logged("$2::oid", "$4::text::pg_snapshot"), self.is_same("d"));
+        let texts = self.shape.key.iter().enumerate().filter(|(_, part)| !part.has_one_text);
+        let texts: Vec<_> = texts
+            .map(|(i, part)| format!("{} {} d.{}", text_of("u", part), operator("pg_catalog", "="), key_name(i)))
+            .collect();
+        format!(
+            "union all
+             select {key}, {rest}
+             from (select distinct {logged_key} from cdc_export.change_log where {logged} and op = 'D') as d ({names})
+             join {table} u on {same} and not ({})",
+            texts.join(" and ")
         )
     }
 
@@ -235,8 +263,13 @@ impl Select<'_> {
     /// What a row of deletions says of a column.
     fn last_of(&self, column: &Column, gone: &str) -> String {
         let live = sent(column, &format!("u.{}", quoted(&column.name)));
-        if let Some(i) = self.shape.key.iter().position(|key| key.name == column.name) {
-            return sent(column, &format!("ch.{}", key_name(i)));
+        if let Some((i, part)) = self.shape.key.iter().enumerate().find(|(_, part)| part.column.name == column.name) {
+            let key = format!("ch.{}", key_name(i));
+            return match part.has_one_text {
+                true => sent(column, &key),
+                false if is_text(column) => key,
+                false => sent(column, &format!("{key}::{}", part.read_as)),
+            };
         }
         if let Some(filter) = self.filter() {
             return format!("case when {filter} then {live} end");
@@ -262,7 +295,7 @@ impl Select<'_> {
         if self.dataset.filter.is_some() {
             return String::new();
         }
-        let is_key = |column: &&Column| self.shape.key.iter().any(|key| key.name == column.name);
+        let is_key = |column: &&Column| self.shape.key.iter().any(|part| part.column.name == column.name);
         let columns =
             self.shape.columns.iter().filter(|column| column.sent != Sent::WrittenNotFromJson && !is_key(column));
         let old: Vec<_> = columns.map(|column| format!("{} {}", quoted(&column.name), column.base_type)).collect();
@@ -344,27 +377,26 @@ impl Select<'_> {
         format!("({begins} or {updated_at} {later} {since} and ({updated_at} {earlier} {bound} or {snapshot} is null))")
     }
 
-    /// The key as the log has it, in its types.
+    /// The key as the log has it: in its type, or as a text where the type takes several texts for one. Read and written again, since
+    /// the form of a text may be that of an older version.
     pub(crate) fn logged_key(&self) -> Vec<String> {
-        // The log's texts have a collation of their own, in which no index of the table is.
-        let typed = |text: &str, column: &Column| {
-            let collation = column.collation.as_ref().map(|collation| format!(" collate {collation}"));
-            // A `char` is padded to its length.
-            let to = if column.base_type == "bpchar" { &column.type_name } else { &column.base_type };
-            format!("{text}::{to}{}", collation.unwrap_or_default())
+        let read = |text: &str, part: &KeyColumn| match part.has_one_text {
+            true => typed(part, text),
+            false => format!("pg_catalog.concat({text}::{}) collate pg_catalog.\"C\"", part.read_as),
         };
         match self.shape.key.as_slice() {
-            [column] => vec![typed("pk", column)],
-            columns => {
-                columns.iter().enumerate().map(|(i, column)| typed(&format!("(pk::jsonb ->> {i})"), column)).collect()
-            }
+            [part] => vec![read("pk", part)],
+            parts => parts.iter().enumerate().map(|(i, part)| read(&format!("(pk::jsonb ->> {i})"), part)).collect(),
         }
     }
 
-    /// The key of a row, in its types.
+    /// The key of a row, in the same form.
     pub(crate) fn keys_of(&self, row: &str) -> Vec<String> {
-        let part = |column: &Column| format!("{row}.{}::{}", quoted(&column.name), column.base_type);
-        self.shape.key.iter().map(part).collect()
+        let value = |part: &KeyColumn| match part.has_one_text {
+            true => format!("{row}.{}::{}", quoted(&part.column.name), part.column.base_type),
+            false => text_of(row, part),
+        };
+        self.shape.key.iter().map(value).collect()
     }
 
     fn key_names(&self) -> Vec<String> {
@@ -375,11 +407,23 @@ impl Select<'_> {
         (1..=self.shape.key.len()).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
     }
 
+    /// That a row `u` has the key of `ch`. By the operator of the key's index, which finds it; where that takes several texts for one,
+    /// by its text too, since a consumer has the texts.
     fn joined(&self) -> String {
-        let part = |(i, column): (usize, &Column)| {
-            format!("{} {} ch.{}", compared(column), operator(&column.operators, "="), key_name(i))
+        let texts = self.shape.key.iter().enumerate().filter(|(_, part)| !part.has_one_text);
+        let texts = texts
+            .map(|(i, part)| format!(" and {} {} ch.{}", text_of("u", part), operator("pg_catalog", "="), key_name(i)));
+        format!("{}{}", self.is_same("ch"), texts.collect::<String>())
+    }
+
+    /// That a row `u` has a key which its index takes for that of `other`.
+    fn is_same(&self, other: &str) -> String {
+        let same = |(i, part): (usize, &KeyColumn)| {
+            let key = format!("{other}.{}", key_name(i));
+            let key = if part.has_one_text { key } else { typed(part, &key) };
+            format!("{} {} {key}", compared(&part.column), part.equals)
         };
-        self.shape.key.iter().enumerate().map(part).collect::<Vec<_>>().join(" and ")
+        self.shape.key.iter().enumerate().map(same).collect::<Vec<_>>().join(" and ")
     }
 
     /// False; with a cell of a row `u` beyond the bound, the end of the export. Here, and not when the row has come, since a
@@ -418,6 +462,17 @@ pub(crate) fn logged(table: &str, snapshot: &str) -> String {
     format!(
         "tbl = {table} and pk is not null and xid >= pg_catalog.pg_snapshot_xmin({snapshot}) and not pg_catalog.pg_visible_in_snapshot(xid, {snapshot})"
     )
+}
+
+/// A text of a key, in its type. The log's texts have a collation of their own, in which no index of the table is.
+fn typed(part: &KeyColumn, text: &str) -> String {
+    let collation = part.collation.as_ref().map(|collation| format!(" collate {collation}"));
+    format!("{text}::{}{}", part.read_as, collation.unwrap_or_default())
+}
+
+/// The text of a row's key, as the log has it.
+fn text_of(row: &str, part: &KeyColumn) -> String {
+    format!("pg_catalog.concat({row}.{}) collate pg_catalog.\"C\"", quoted(&part.column.name))
 }
 
 /// A column of a row `u` to be compared, in its base type: of a domain others may have operators that fit better.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 
 use crate::dataset::catalog::{Fault, Faults, hint};
-use crate::dataset::{Capture, Column, Columns, Dataset, Description, Kind, OPERATION, Sent, Shape, Table};
+use crate::dataset::{Capture, Column, Columns, Dataset, Description, KeyColumn, Kind, OPERATION, Sent, Shape, Table};
 use crate::source;
 use crate::source::capture::{captured, logged_key};
 use crate::source::quote::relation;
@@ -31,10 +31,12 @@ struct Found {
     /// The base type as the role's own search_path has it written, which is how it is saved.
     saved_type: String,
     operators: String,
+    /// The base type with the length that it was declared with.
+    declared_base: String,
+    is_enum: bool,
     /// Where the type is Postgres's own: its name.
     own_type: Option<String>,
     has_json_cast: bool,
-    collation: Option<String>,
     not_null: bool,
     /// From 1, where it is a part of the primary key.
     key_place: Option<i32>,
@@ -55,9 +57,51 @@ impl Found {
             type_name: self.type_name.clone().into(),
             base_type: self.base_type.clone().into(),
             sent,
-            collation: self.collation.clone(),
             operators: self.operators.clone().into(),
         }
+    }
+}
+
+/// Whether two values of a type that are the same to its `=` always have the same text, in a deterministic collation. `own_type`: its
+/// name, where it is Postgres's own.
+fn has_one_text(own_type: Option<&str>, is_enum: bool) -> bool {
+    const ONE_TEXT: &[&str] = &[
+        "int2",
+        "int4",
+        "int8",
+        "oid",
+        "xid8",
+        "pg_lsn",
+        "bool",
+        "text",
+        "varchar",
+        "name",
+        "char",
+        "uuid",
+        "bytea",
+        "bit",
+        "varbit",
+        "timestamptz",
+        "timestamp",
+        "date",
+        "time",
+        "inet",
+        "cidr",
+        "macaddr",
+        "macaddr8",
+    ];
+    is_enum || own_type.is_some_and(|name| ONE_TEXT.contains(&name))
+}
+
+/// Why the text of a type tells no rows apart, if it doesn't: it is another one for who writes, who tracks and who exports.
+fn unsteady_text(own_type: Option<&str>) -> Option<&'static str> {
+    match own_type.map(|name| name.trim_start_matches('_'))? {
+        "money" => Some("whose text depends on lc_monetary"),
+        "regclass" | "regproc" | "regprocedure" | "regoper" | "regoperator" | "regtype" | "regrole"
+        | "regnamespace" | "regconfig" | "regdictionary" | "regcollation" => {
+            Some("whose text depends on a search_path and on names: oid has the number alone")
+        }
+        _ => None,
     }
 }
 
@@ -144,18 +188,17 @@ pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &
                where t.oid >= 16384 or t.typelem <> 0)
              select from pg_cast c join parts on parts.oid = c.castsource
              where c.castsource >= 16384 and c.casttarget = 'json'::regtype) as has_json_cast,
-           (select format('%I.%I', n.nspname, l.collname) from pg_collation l join pg_namespace n on n.oid = l.collnamespace
-            where l.oid = a.attcollation) as collation,
-           a.attnotnull as not_null,
+           format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum, a.attnotnull as not_null,
            (select array_position(x.indkey::int2[], a.attnum) + 1 from pg_index x
             where x.indrelid = a.attrelid and x.indisprimary
               and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1])) as key_place
          from pg_attribute a
          cross join lateral (
            with recursive base as (
-             select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype from pg_type t where t.oid = a.atttypid
+             select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod, a.atttypmod as modifier
+             from pg_type t where t.oid = a.atttypid
              union all
-             select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype
+             select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod, d.typtypmod
              from base d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd')
            select * from base where typtype <> 'd') base
          where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
@@ -238,15 +281,45 @@ impl<'a> Fitting<'a> {
         found
     }
 
-    async fn key(&mut self, conn: &mut PgConnection) -> Result<Vec<Column>, sqlx::Error> {
+    async fn key(&mut self, conn: &mut PgConnection) -> Result<Vec<KeyColumn>, sqlx::Error> {
+        let key = self.key_columns();
+        for found in &key {
+            if let Some(why) = unsteady_text(found.own_type.as_deref()) {
+                let why = format!("`{}` is {}, {why}", found.name, found.type_name);
+                self.wrong("key", self.dataset.key.is_some().then_some(&found.name), why);
+            }
+        }
+        let names: Vec<_> = key.iter().map(|found| found.name.clone()).collect();
+        let parts = key_index(conn, self.table, &names).await?;
+        if parts.is_empty() && !key.is_empty() && self.faults.is_empty() {
+            let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
+            self.wrong("key", None, why);
+        }
+        let compared = |found: &&Found| {
+            let part = parts.iter().find(|part| part.name == found.name);
+            let own_equals = || format!("operator({}.=)", found.operators);
+            KeyColumn {
+                column: found.column(),
+                read_as: if found.base_type == "bpchar" { &found.declared_base } else { &found.base_type }.clone(),
+                equals: part.and_then(|part| part.equals.clone()).unwrap_or_else(own_equals),
+                collation: part.and_then(|part| part.collation.clone()),
+                has_one_text: has_one_text(found.own_type.as_deref(), found.is_enum)
+                    && part.is_some_and(|part| part.is_deterministic),
+            }
+        };
+        Ok(key.iter().map(compared).collect())
+    }
+
+    fn key_columns(&mut self) -> Vec<&'a Found> {
+        let columns = self.columns;
         let Some(names) = &self.dataset.key else {
-            let mut key: Vec<_> = self.columns.iter().filter(|column| column.key_place.is_some()).collect();
+            let mut key: Vec<_> = columns.iter().filter(|column| column.key_place.is_some()).collect();
             key.sort_by_key(|column| column.key_place);
             if key.is_empty() {
                 let why = format!("`{}` has no primary key: name columns that tell its rows apart", self.dataset.table);
                 self.wrong("key", None, why);
             }
-            return Ok(key.into_iter().map(Found::column).collect());
+            return key;
         };
         let mut key = Vec::new();
         for name in names {
@@ -254,17 +327,13 @@ impl<'a> Fitting<'a> {
             if !found.not_null {
                 self.wrong("key", Some(name), format!("`{name}` may be null, which tells no rows apart"));
             }
-            key.push(found.column());
+            key.push(found);
         }
-        if key.len() == names.len() && !is_unique(conn, self.table, names).await? {
-            let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
-            self.wrong("key", None, why);
-        }
-        Ok(key)
+        key
     }
 
     /// The columns of a file.
-    fn chosen(&mut self, key: &[Column]) -> Vec<Column> {
+    fn chosen(&mut self, key: &[KeyColumn]) -> Vec<Column> {
         let (member, chosen): (_, Vec<_>) = match &self.dataset.columns {
             Columns::All => ("exclude", self.columns.iter().collect()),
             Columns::Only(names) => ("columns", names.iter().filter_map(|name| self.find("columns", name)).collect()),
@@ -279,7 +348,8 @@ impl<'a> Fitting<'a> {
             let why = "a delta's first column has the name `operation`: leave the table's own out".to_owned();
             self.wrong(member, Some(&OPERATION.name), why);
         }
-        for column in key.iter().filter(|column| chosen.iter().all(|other| other.name != column.name)) {
+        let key = key.iter().map(|part| &part.column);
+        for column in key.filter(|column| chosen.iter().all(|other| other.name != column.name)) {
             let why = format!("without the key's `{}` nobody can tell which row a DELETE is", column.name);
             self.wrong(member, Some(&column.name), why);
         }
@@ -309,20 +379,48 @@ fn is_time(column: &Column) -> bool {
     matches!(column.kind, Kind::Timestamptz | Kind::Timestamp)
 }
 
-async fn is_unique(conn: &mut PgConnection, table: &Table, key: &[String]) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(
-        "-- source.shape.unique
-         select exists (
-           select from pg_index x
+/// A column of a unique index.
+#[derive(sqlx::FromRow)]
+struct KeyPart {
+    name: String,
+    /// The index's own, with its schema; `None`: its method has another one for every type.
+    equals: Option<String>,
+    /// Quoted.
+    collation: Option<String>,
+    is_deterministic: bool,
+}
+
+/// The unique index that tells rows apart by just these columns; empty: there is none.
+async fn key_index(conn: &mut PgConnection, table: &Table, key: &[String]) -> Result<Vec<KeyPart>, sqlx::Error> {
+    sqlx::query_as(
+        "-- source.shape.key_index
+         select a.attname::text as name,
+           (select format('operator(%I.%s)', n.nspname, p.oprname)
+            from pg_opclass s join pg_am m on m.oid = s.opcmethod and m.amname = 'btree'
+            join pg_amop o on o.amopfamily = s.opcfamily and o.amoplefttype = s.opcintype and o.amoprighttype = s.opcintype
+              and o.amopstrategy = 3 and o.amoppurpose = 's'
+            join pg_operator p on p.oid = o.amopopr
+            join pg_namespace n on n.oid = p.oprnamespace
+            where s.oid = part.opclass) as equals,
+           (select format('%I.%I', n.nspname, l.collname) from pg_collation l join pg_namespace n on n.oid = l.collnamespace
+            where l.oid = part.coll) as collation,
+           coalesce((select l.collisdeterministic from pg_collation l where l.oid = part.coll), true) as is_deterministic
+         from (
+           select x.* from pg_index x
            where x.indrelid = to_regclass($1) and x.indisunique and x.indisvalid and x.indpred is null and x.indexprs is null
              and (select array_agg(a.attname::text order by a.attname::text)
                   from pg_attribute a
                   where a.attrelid = x.indrelid and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1]))
-               = (select array_agg(name order by name) from unnest($2::text[]) as name))",
+               = (select array_agg(name order by name) from unnest($2::text[]) as name)
+           order by x.indisprimary desc, x.indexrelid limit 1) x
+         cross join lateral unnest(x.indkey::int2[], x.indclass::oid[], x.indcollation::oid[])
+           with ordinality as part (attnum, opclass, coll, place)
+         join pg_attribute a on a.attrelid = x.indrelid and a.attnum = part.attnum
+         where part.place <= x.indnkeyatts",
     )
     .bind(relation(table))
     .bind(key)
-    .fetch_one(conn)
+    .fetch_all(conn)
     .await
 }
 

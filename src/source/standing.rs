@@ -210,9 +210,8 @@ fn by_time(time: &Column, table: &str, newest: bool) -> String {
 
 /// For a consumer whose watermark was set back: what changed, and what its watermark says, each row once.
 fn by_both(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> String {
-    let mut names: Vec<String> =
-        select.shape.key.iter().chain([time]).map(|column| format!("u.{}", quoted(&column.name))).collect();
-    names.dedup();
+    let key = select.shape.key.iter().map(|part| &part.column).filter(|column| column.name != time.name);
+    let names: Vec<String> = key.chain([time]).map(|column| format!("u.{}", quoted(&column.name))).collect();
     let name = format!("u.{}", quoted(&time.name));
     let order = if newest { format!("where {name} is not null order by {name} desc") } else { String::new() };
     let reached = if newest {

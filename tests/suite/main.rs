@@ -79,6 +79,8 @@ mod modes;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
+mod odd_keys;
+#[cfg(test)]
 mod openapi;
 #[cfg(test)]
 mod page;
