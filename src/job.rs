@@ -311,6 +311,8 @@ pub struct Job {
     pub watermark_from: Option<DateTime<Utc>>,
     /// The consumer's watermark that the export left.
     pub watermark_to: Option<DateTime<Utc>>,
+    /// Its place among the published exports of its consumer and dataset, from 1; `None` until it is published, and for an ad-hoc one.
+    pub number: Option<u64>,
     /// The job that this one was made after, on request.
     pub retry_of: Option<JobId>,
     /// When it was asked for.

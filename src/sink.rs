@@ -216,6 +216,17 @@ impl Folder {
         Ok(())
     }
 
+    /// Removes a staged file that nobody may publish any more, wherever a publisher left it.
+    ///
+    /// # Errors
+    /// If the folder can't be written.
+    pub fn discard(&self, staged_name: &str, final_name: &str, recorded: &FileIdentity) -> Result<(), Error> {
+        if let Some((job, token)) = read_hidden_name(staged_name) {
+            self.remove_hidden(job, token)?;
+        }
+        self.remove(final_name, recorded)
+    }
+
     /// Whose hidden files there are, of live attempts too.
     ///
     /// # Errors

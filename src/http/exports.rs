@@ -243,7 +243,7 @@ pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
     "outputFilename": "delta_search_20261120T091315Z.csv", "format": "csv", "compression": "none",
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "attempt": 1, "error": null, "continuity": null,
     "lateRows": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
-    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "retryOf": null,
+    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "retryOf": null,
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
 }))]
@@ -306,6 +306,10 @@ pub(crate) struct JobBody {
     /// The consumer's watermark after
     #[schema(required, format = DateTime)]
     watermark_to: Option<String>,
+    /// Its place among the published exports of the consumer in this dataset, from 1 and without gaps; null before that, and for an
+    /// ad-hoc export. Their order is this one's, never that of names
+    #[schema(required, minimum = 1)]
+    number: Option<u64>,
     /// The export that this one was made after, on request
     #[schema(required, value_type = Option<Uuid>)]
     retry_of: Option<String>,
@@ -360,6 +364,7 @@ impl From<Job> for JobBody {
             table_rewritten: job.findings.table_rewritten,
             watermark_from: job.watermark_from.map(rfc3339),
             watermark_to: job.watermark_to.map(rfc3339),
+            number: job.number,
             retry_of: job.retry_of.map(|job| job.to_string()),
             created_at: rfc3339(job.created_at),
             started_at: job.started_at.map(rfc3339),

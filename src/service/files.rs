@@ -85,7 +85,8 @@ impl Service {
         within(self.store.file_removed(id)).await
     }
 
-    /// Gives up a job that was committed a while ago and whose file has no name yet: it fails, and its file is nobody's.
+    /// Gives up a job that was committed a while ago and whose file has no name yet: it fails, and its file
+    /// goes.
     ///
     /// # Errors
     /// If the job is open otherwise, or is to get its name in this moment.
@@ -99,9 +100,9 @@ impl Service {
         metrics::job_ended(kind, Status::Failed.as_str());
         metrics::job_failed(kind, FailureCode::FileLost.as_str());
         tracing::error!(event = "export_failed", jobId = %id, error = %FailureCode::FileLost);
-        // Under its hidden name the sweeper finds it; under its final one, which was not recorded, nobody would.
+        // In a folder that is another one's the sweeper of that removes it, should it ever be back.
         let removed = self.on_folder(move |folder| match folder.store()? == place.store {
-            true => folder.remove(&place.output_filename, &place.identity),
+            true => folder.discard(&place.staged_name, &place.output_filename, &place.identity),
             false => Ok(()),
         });
         if let Err(error) = removed.await {

@@ -95,6 +95,7 @@ impl Figures {
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Processing.as_str()], backlog.processing as f64);
         for (metric, value) in [
             (&metrics::QUEUE_OLDEST, backlog.oldest_seconds),
+            (&metrics::UNPUBLISHED_JOBS, backlog.unpublished as f64),
             (&metrics::WATERMARKS_LEFT_OUT, *others as f64),
             (&metrics::POSITIONS_GIVEN_UP, backlog.given_up as f64),
             (&metrics::CHANGE_LOG_ROWS, backlog.log_rows as f64),

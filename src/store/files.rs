@@ -55,8 +55,19 @@ pub struct FilePlace {
     pub late_rows: u64,
 }
 
+/// Whether nothing of its lane that is earlier than the job `e` is open, or has no file yet. A lane is blocked until then, so that this
+/// is said of jobs that a process of an older version ran.
+macro_rules! is_next {
+    () => {
+        "not exists (
+           select from exports earlier
+           where earlier.consumer_id = e.consumer_id and earlier.dataset = e.dataset and earlier.lane_seq < e.lane_seq
+             and earlier.status = 'completed' and earlier.published_at is null)"
+    };
+}
+
 impl Store {
-    /// The files of this folder that are committed and have no final name yet.
+    /// The files of this folder that are committed, have no final name yet, and are the next of their lane to get one.
     ///
     /// # Errors
     /// If the database fails.
@@ -65,7 +76,9 @@ impl Store {
         let rows: Vec<PlaceRow> = sqlx::query_as(concat!(
             "-- store.files.unpublished\n select ",
             place_columns!(),
-            " from exports e where e.store_id = $1 and e.status = 'completed' and e.published_at is null order by e.finished_at limit 1000"
+            " from exports e where e.store_id = $1 and e.status = 'completed' and e.published_at is null and ",
+            is_next!(),
+            " order by e.finished_at limit 1000"
         ))
         .bind(store)
         .fetch_all(conn.get())
@@ -92,17 +105,29 @@ impl Store {
         row.map(FilePlace::try_from).transpose()
     }
 
-    /// Records that the file has its final name. False: somebody did before.
+    /// Records that the file has its final name, and numbers it among the published exports of its lane. False: somebody did before, or
+    /// an earlier one of the lane has to be published first.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn published(&self, place: &FilePlace) -> Result<bool, Error> {
         let mut conn = self.connection().await?;
-        let published = sqlx::query(
+        // Of two processes that record the same file, the second waits for the job's row, and finds it published.
+        let published = sqlx::query(concat!(
             "-- store.files.published
-             update exports set published_at = clock_timestamp()
-             where id = $1 and status = 'completed' and published_at is null and output_filename = $2",
-        )
+             with job as materialized (
+               select e.id, e.consumer_id, e.dataset, e.lane_seq from exports e
+               where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2 and ",
+            is_next!(),
+            "  for update),
+             numbered as (
+               insert into cdc_export.lanes as l (consumer_id, dataset, next_seq, last_number)
+               select consumer_id, dataset, lane_seq, 1 from job where consumer_id is not null
+               on conflict (consumer_id, dataset) do update set last_number = l.last_number + 1
+               returning last_number)
+             update exports e set published_at = clock_timestamp(), number = (select last_number from numbered)
+             from job where e.id = job.id",
+        ))
         .bind(place.job.as_uuid())
         .bind(&place.output_filename)
         .execute(conn.get())

@@ -32,7 +32,7 @@ macro_rules! job_columns {
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
          case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
          e.selection, e.schema_changed, e.continuity, e.late_rows, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
-         e.watermark_from, e.watermark_to, e.retry_of, e.created_at, e.started_at,
+         e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number, e.retry_of, e.created_at, e.started_at,
          case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at")
     };
 }
@@ -64,6 +64,7 @@ pub(crate) struct JobRow {
     table_rewritten: Option<bool>,
     watermark_from: Option<DateTime<Utc>>,
     watermark_to: Option<DateTime<Utc>>,
+    number: Option<i64>,
     retry_of: Option<Uuid>,
     created_at: DateTime<Utc>,
     started_at: Option<DateTime<Utc>>,
@@ -104,6 +105,7 @@ impl TryFrom<JobRow> for Job {
             schema_changed: row.schema_changed.unwrap_or(false),
             watermark_from: row.watermark_from,
             watermark_to: row.watermark_to,
+            number: row.number.map(i64::unsigned_abs),
             retry_of: row.retry_of.map(JobId::from),
             created_at: row.created_at,
             started_at: row.started_at,

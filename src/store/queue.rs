@@ -133,13 +133,17 @@ macro_rules! claimable {
            or not exists (select from cdc_export.stores s
                           where s.id = r.store_id and s.seen_at > clock_timestamp() - interval '1 minute'))
          -- What the next condition says of lanes in which a job runs or waits for its retry, but in one pass: a long lane behind
-         -- such a job would else be probed job by job.
+         -- such a job would else be probed job by job. And a lane waits until its last file has its name: whoever reads it would
+         -- else see what comes after that one first.
          and (r.consumer_id is null or (r.consumer_id, r.dataset) not in (
            select b.consumer_id, b.dataset from exports b
            where b.status = 'processing' and b.consumer_id is not null
            union all
            select b.consumer_id, b.dataset from exports b
-           where b.status = 'pending' and b.run_at > statement_timestamp() and b.consumer_id is not null))
+           where b.status = 'pending' and b.run_at > statement_timestamp() and b.consumer_id is not null
+           union all
+           select b.consumer_id, b.dataset from exports b
+           where b.status = 'completed' and b.published_at is null and b.consumer_id is not null))
          and not exists (
            select from exports earlier
            where earlier.consumer_id = r.consumer_id and earlier.dataset = r.dataset
@@ -260,7 +264,7 @@ impl Store {
         Ok(beat)
     }
 
-    /// Takes the oldest ready job of a lane in which no earlier job is open.
+    /// Takes the oldest ready job of a lane in which no earlier job is open, or completed without its file's name.
     ///
     /// A job belongs to the folder of the process that took it on, which will serve its file, for as long as some process
     /// with that folder lives. What only a newer version or another catalogue knows is left to that.

@@ -161,8 +161,8 @@ impl Store {
         Ok(forgotten.rows_affected())
     }
 
-    /// Forgets lanes that no job and no watermark is of any more. Returns how many. One that has ever published has a job: its last
-    /// published one.
+    /// Forgets lanes that no job and no watermark is of any more. Returns how many. One that has ever published stays, and goes on
+    /// counting where it was.
     ///
     /// # Errors
     /// If the database fails.
@@ -188,6 +188,7 @@ impl Store {
             "-- store.retention.lock_lanes
              select consumer_id, dataset from cdc_export.lanes l
              where (consumer_id, dataset) > ($1, $2) and ($3::text is null or (consumer_id, dataset) <= ($3, $4))
+               and last_number = 0
                and consumer_id <> '' -- That of exports without a consumer: there is one for each dataset.
                and not exists (select from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset)
                and not exists (select from watermarks w where w.consumer_id = l.consumer_id and w.dataset = l.dataset)

@@ -74,6 +74,12 @@ pub const QUEUE_OLDEST: Metric = metric(
     &[],
     "Since the oldest pending job was submitted; 0 where none is pending.",
 );
+/// Jobs whose lanes wait for their files' names.
+pub const UNPUBLISHED_JOBS: Metric = metric(
+    "cdc_export_unpublished_jobs",
+    &[],
+    "Jobs that are committed and whose files have no names yet: nothing else of their consumers and datasets is exported meanwhile.",
+);
 /// How far behind consumers are.
 pub const WATERMARK_AGE: Metric = metric(
     "cdc_export_watermark_age_seconds",

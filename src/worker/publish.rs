@@ -95,6 +95,8 @@ async fn record(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Res
             rowsExported = place.rows,
             durationSeconds = place.seconds,
         );
+        // Its lane waited for that.
+        worker.work_hint.notify_waiters();
     } else if worker.within(worker.store.file_place(place.job)).await?.is_none() {
         // Somebody gave it up in this moment: a file without a completed job is nobody's.
         folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
@@ -109,6 +111,7 @@ pub(crate) async fn give_up(worker: &Worker, place: &FilePlace) -> Result<(), Er
         metrics::job_ended(kind, Status::Failed.as_str());
         metrics::job_failed(kind, FailureCode::FileLost.as_str());
         tracing::error!(event = "export_failed", jobId = %place.job, error = %FailureCode::FileLost, file = place.staged_name);
+        worker.work_hint.notify_waiters();
     }
     Ok(())
 }

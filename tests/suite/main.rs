@@ -83,6 +83,8 @@ mod odd_keys;
 #[cfg(test)]
 mod openapi;
 #[cfg(test)]
+mod order;
+#[cfg(test)]
 mod page;
 #[cfg(test)]
 mod pooler;

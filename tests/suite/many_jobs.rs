@@ -17,12 +17,13 @@ async fn with_jobs() -> Database {
         .run(&format!(
             "alter table exports set (autovacuum_enabled = false);
              insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, status, max_attempts, output_filename, created_at,
-               run_at, started_at, finished_at, error_code, store_id, staged_name, sha256, file_inode, file_modified_ns, published_at)
+               run_at, started_at, finished_at, error_code, store_id, staged_name, sha256, file_inode, file_modified_ns, published_at, number)
              select gen_random_uuid(), consumer, dataset, case when consumer is not null then n end, type, 'csv', status, 5, 'f' || n, t, t, t,
                t + interval '1 second', case status when 'failed' then 'internal' end,
                case status when 'completed' then uuid '11111111-1111-1111-1111-111111111111' end, case status when 'completed' then 'staged' end,
                case status when 'completed' then repeat('a', 64) end, case status when 'completed' then n end,
-               case status when 'completed' then n end, case status when 'completed' then t end
+               case status when 'completed' then n end, case status when 'completed' then t end,
+               case when status = 'completed' and consumer is not null then n end
              from generate_series(1, {jobs}) n,
              lateral (
                select timestamptz '2026-01-01 00:00:00+00' + n * interval '1 second' as t,
@@ -42,8 +43,8 @@ async fn with_jobs() -> Database {
                case status when 'completed' then n end
              from (values (-1, 'c1', 'rare', 'full', 'failed'), (-2, 'c2', 'users', 'incremental', 'pending'), (-3, 'early', 'users', 'full', 'pending'),
                (-4, 'c4', 'users', 'delta', 'processing'), (-5, 'c5', 'users', 'delta', 'completed')) rare (n, consumer, dataset, type, status);
-             insert into cdc_export.lanes (consumer_id, dataset, next_seq)
-             select distinct coalesce(consumer_id, ''), dataset, {jobs} from exports"
+             insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number)
+             select distinct coalesce(consumer_id, ''), dataset, {jobs}, {jobs} from exports"
         ))
         .await;
     database.run("vacuum analyze exports").await;

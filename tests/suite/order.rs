@@ -1,0 +1,109 @@
+//! A lane as its readers see it: what was published, in the order in which it is to be loaded, and nothing of it passed by.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+
+/// A service that died between the commit of an export and its file's name, and the export's id.
+async fn dead_after_a_commit(
+    database: &Database,
+    start: Start,
+    consumer: &str,
+    export_type: &str,
+) -> (Service, String) {
+    let mut doomed = start.with("FAILPOINTS", "worker.committed=kill").service().await;
+    let request = doomed.client.post(format!("{}/exports/{export_type}", doomed.address));
+    let _ = request.header("X-Consumer-ID", consumer).send().await;
+    doomed.dies().await;
+    let id = database.one("select id::text from exports where status = 'completed' and published_at is null").await;
+    (doomed, id)
+}
+
+async fn get(service: &Service, path: &str) -> Value {
+    let answer = service.call("GET", path, &[]).await;
+    assert_eq!(answer.status(), 200, "{path}");
+    answer.json().await.unwrap()
+}
+
+/// A lane waits for its last file's name, whoever runs it.
+#[tokio::test]
+async fn a_committed_export_without_its_name_is_not_overtaken() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let first = Start::on(&database).service().await;
+    first.export("full", "a").await;
+    database.add_users(6, 8).await;
+    let again = Start::on(&database).sharing_output(&first);
+    first.stop().await;
+    let (dead, lost) = dead_after_a_commit(&database, again, "a", "delta").await;
+    database.add_users(9, 9).await;
+
+    // A process with another folder can't give the file its name, and could export what came after it.
+    let elsewhere = Start::on(&database).service().await;
+    let next = elsewhere.submit("delta", "a").await;
+    let other = elsewhere.submit("full", "b").await;
+    assert_eq!(elsewhere.ended(&other).await["number"], 1, "another lane's, and it is taken after that one");
+    for _ in 0..3 {
+        let other = elsewhere.export("delta", "b").await.0;
+        assert_eq!(other["status"], "completed");
+    }
+    assert_eq!(
+        (&elsewhere.job(&next).await["status"], &elsewhere.job(&lost).await["status"]),
+        (&json!("pending"), &json!("processing"))
+    );
+    let metrics = elsewhere.call("GET", "/metrics", &[]).await.text().await.unwrap();
+    assert!(metrics.contains("cdc_export_unpublished_jobs 1\n"), "{metrics}");
+    // What a reader sees of the lane is none of it.
+    let completed = get(&elsewhere, "/exports?consumer=a&status=completed").await;
+    assert_eq!(completed["items"].as_array().unwrap().len(), 1);
+
+    let heir = Start::on(&database).sharing_output(&dead).service().await;
+    let (lost, next) = (heir.ended(&lost).await, heir.ended(&next).await);
+    assert_eq!((&lost["status"], &lost["number"]), (&json!("completed"), &json!(2)), "{lost}");
+    assert_eq!((&next["status"], &next["number"]), (&json!("completed"), &json!(3)), "{next}");
+    assert_eq!(Csv::read(&heir.path(&lost)).ids(), [6, 7, 8]);
+    let ad_hoc: Value = heir.call("POST", "/exports", &[]).await.json().await.unwrap();
+    assert_eq!(heir.ended(ad_hoc["jobId"].as_str().unwrap()).await["number"], Value::Null, "ad hoc there is no order");
+    heir.stop().await;
+    elsewhere.stop().await;
+}
+
+/// The one way out where the folder is gone for good: what the lane waits for is given up.
+#[tokio::test]
+async fn an_export_that_is_given_up_frees_its_lane_and_has_no_number() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let (dead, lost) = dead_after_a_commit(&database, Start::on(&database), "a", "full").await;
+    let heir = Start::on(&database).service().await;
+    let delta = heir.submit("delta", "a").await;
+    let full = heir.submit("full", "a").await;
+    let path = format!("/exports/{lost}");
+    assert_eq!(refusal(heir.call("DELETE", &path, &[]).await).await, (409, "still_open".to_owned()));
+    // As if that was a while ago.
+    database.run("update exports set finished_at = finished_at - interval '1 minute' where status = 'completed'").await;
+    assert_eq!(heir.call("DELETE", &path, &[]).await.status(), 204);
+    let (lost, delta, full) = (heir.job(&lost).await, heir.ended(&delta).await, heir.ended(&full).await);
+    assert_eq!((&lost["error"]["code"], &lost["number"]), (&json!("file_lost"), &Value::Null), "{lost}");
+    assert_eq!((&delta["error"]["code"], &delta["continuity"]), (&json!("full_export_needed"), &json!("file_lost")));
+    assert_eq!((&full["status"], &full["number"]), (&json!("completed"), &json!(1)), "{full}");
+    // Back again, its folder loses what was staged there.
+    let back = Start::on(&database).sharing_output(&dead).service().await;
+    eventually("the staged file goes", async || back.files().is_empty().then_some(())).await;
+    back.stop().await;
+    heir.stop().await;
+}
+
+/// In the folder itself, the staged file is gone with the answer.
+#[tokio::test]
+async fn what_is_given_up_leaves_no_file() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let (dead, lost) = dead_after_a_commit(&database, Start::on(&database), "a", "full").await;
+    // Without workers nobody gives it its name, and nobody sweeps.
+    let api = Start::on(&database).sharing_output(&dead).arguments(&["serve", "--no-workers"]).service().await;
+    assert_eq!(api.files().len(), 1);
+    database.run("update exports set finished_at = finished_at - interval '1 minute'").await;
+    assert_eq!(api.call("DELETE", &format!("/exports/{lost}"), &[]).await.status(), 204);
+    assert_eq!(api.files(), Vec::<String>::new());
+    api.stop().await;
+}
