@@ -190,6 +190,8 @@ words! {
         InvalidText = "invalid_text",
         /// A value beyond `CELL_MAX_BYTES`; the detail names the column.
         RowTooLarge = "row_too_large",
+        /// A value that Postgres itself could not read: its type's code fails, or it is damaged. The detail has Postgres's own code.
+        ValueUnreadable = "value_unreadable",
         /// A value that the format has no form for; the detail names the column.
         NotInFormat = "not_in_format",
         /// The file was removed after the commit, before it had its name. The watermark has moved: only a full export goes on.

@@ -82,6 +82,28 @@ pub enum Error {
         /// The column's name.
         column: String,
     },
+    /// A row, or a value of it, of which no text can be made.
+    #[error(
+        "a row of `{table}`, or a value of it, is more than Postgres has room for in a text: shorten it or leave the column out"
+    )]
+    RowBeyondPostgres {
+        /// The table's name.
+        table: String,
+        /// What Postgres said.
+        #[source]
+        cause: sqlx::Error,
+    },
+    /// A value that its type's own code doesn't write, or that is damaged.
+    #[error("Postgres could not read a value of `{table}` (SQLSTATE {code}): a `select` of its columns finds the row")]
+    Unreadable {
+        /// The table's name.
+        table: String,
+        /// What kind of error it was (PostgreSQL documentation, appendix A).
+        code: String,
+        /// What Postgres said.
+        #[source]
+        cause: sqlx::Error,
+    },
     /// Anything else that Postgres reports.
     #[error("Postgres refused to read the table")]
     Sql(#[source] sqlx::Error),

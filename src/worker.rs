@@ -144,7 +144,10 @@ impl Error {
                     _ => FailureCode::DatasetMismatch,
                 })),
                 source::Error::InvalidText { .. } => Settlement::Fail(failure(FailureCode::InvalidText)),
-                source::Error::RowTooLarge { .. } => Settlement::Fail(failure(FailureCode::RowTooLarge)),
+                source::Error::RowTooLarge { .. } | source::Error::RowBeyondPostgres { .. } => {
+                    Settlement::Fail(failure(FailureCode::RowTooLarge))
+                }
+                source::Error::Unreadable { .. } => Settlement::Fail(failure(FailureCode::ValueUnreadable)),
                 source::Error::Denied { .. } => Settlement::Fail(failure(FailureCode::PermissionDenied)),
                 source::Error::Sql(_) | source::Error::Protocol(_) | source::Error::NotTaken => {
                     Settlement::Fail(failure(FailureCode::Internal))

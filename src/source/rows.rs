@@ -7,7 +7,8 @@ use sqlx::postgres::{PgArguments, types::Oid};
 use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection};
 
 use crate::dataset::CellMax;
-use crate::job::{ExportType, Job, Progress};
+use crate::dataset::catalog::{Fault, Faults};
+use crate::job::{Continuity, ExportType, Job, Progress};
 use crate::source::select::{Rule, Select};
 use crate::source::session::{Readers, Session};
 use crate::source::snapshot::join;
@@ -44,7 +45,15 @@ impl Rows<'_> {
     ///
     /// # Errors
     /// If Postgres fails, or nobody takes the frames.
-    pub async fn read(self, job: &Job, max: CellMax, progress: &Progress, frames: Frames) -> Result<(), Error> {
+    pub async fn read(mut self, job: &Job, max: CellMax, progress: &Progress, frames: Frames) -> Result<(), Error> {
+        let read = self.read_all(job, max, progress, frames).await;
+        match read {
+            Err(error) => Err(self.explained(error, job).await),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn read_all(&mut self, job: &Job, max: CellMax, progress: &Progress, frames: Frames) -> Result<(), Error> {
         let (select, table, rule, is_even) = (self.select, &self.select.dataset.table, self.rule(), self.is_even());
         match job.export_type {
             ExportType::Full if !job.selection.is_all() => {
@@ -67,7 +76,7 @@ impl Rows<'_> {
 
     /// Each reader sends its rows as they come: a frame has whole rows, and their order is promised to nobody. To keep it, all
     /// but one would have to hold what they read.
-    async fn full(self, reading: &copy::Reading<'_>, frames: &Frames) -> Result<(), Error> {
+    async fn full(&mut self, reading: &copy::Reading<'_>, frames: &Frames) -> Result<(), Error> {
         let further = self.spare.take(reading.ranges.readers() - 1);
         let further = further.into_iter().map(|seat| read_too(seat, self.readers, self.import, reading, frames));
         let reader = self.readers.join(self.session.clone());
@@ -79,13 +88,78 @@ impl Rows<'_> {
         Ok(())
     }
 
-    async fn changes(self, statements: &[String], frames: &Frames) -> Result<(), Error> {
+    async fn changes(&mut self, statements: &[String], frames: &Frames) -> Result<(), Error> {
         let reader = self.readers.join(self.session.clone());
         for statement in statements {
             let since = self.since()?;
             stream::read(self.reader, &reader, &self.select.dataset.table, statement, since, frames).await?;
         }
         Ok(())
+    }
+
+    /// Whose values Postgres could not read, where it could not: the log's, those that the filter is asked of, or the table's own. What
+    /// is exported is locked, so a name that isn't there is the filter's or the log's too.
+    async fn explained(mut self, error: Error, job: &Job) -> Error {
+        let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
+        let Some(told) = cause.as_database_error() else { return error };
+        let (code, message) = (told.code().unwrap_or_default().into_owned(), told.message().to_owned());
+        if job.export_type != ExportType::Full {
+            match self.logged_is_readable().await {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::warn!(event = "log_unreadable", jobId = %job.id, error = chain(&error));
+                    return Error::FullExportNeeded(Continuity::ColumnRetyped);
+                }
+                Err(lost) => return lost,
+            }
+        }
+        let dataset = self.select.dataset;
+        let asked = if dataset.filter.is_some() { "it" } else { "a condition of the request" };
+        if dataset.filter.is_some() || !job.selection.filter.is_empty() {
+            tracing::warn!(event = "filter_fails", jobId = %job.id, error = chain(&error));
+            let why = format!("{asked} ends in an error for a row of `{}` (SQLSTATE {code})", dataset.table);
+            return Error::Mismatch(Faults(vec![Fault {
+                dataset: dataset.name.clone(),
+                member: "filter",
+                item: None,
+                why,
+            }]));
+        }
+        let (table, cause) = match error {
+            Error::Sql(cause) => (dataset.table.to_string(), cause),
+            other => return other,
+        };
+        // Postgres says so of whatever has no room in a text, or in its memory for one.
+        let has_no_room =
+            code == "54000" || code == "XX000" && message.starts_with("invalid memory alloc request size");
+        match code.get(..2) {
+            _ if has_no_room => Error::RowBeyondPostgres { table, cause },
+            // A statement that Postgres doesn't understand is ours.
+            Some("42") | None => Error::Sql(cause),
+            Some(_) => Error::Unreadable { table, code, cause },
+        }
+    }
+
+    /// Whether what this export reads of the log can be read as the types that the columns have now.
+    async fn logged_is_readable(&mut self) -> Result<bool, Error> {
+        let (table, since) = (&self.select.dataset.table, self.since()?);
+        let reader = self.readers.join(self.session.clone());
+        let failed = Error::of(table);
+        reader.awaits_server();
+        // What failed has ended its transaction.
+        sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
+        join(self.reader, self.import, table).await?;
+        let statement = AssertSqlSafe(format!("-- source.rows.logged\n {}", self.select.logged_values()));
+        let read = sqlx::query_with(statement, since).persistent(false).execute(&mut *self.reader).await;
+        reader.rests();
+        match read.map(drop).map_err(failed) {
+            Ok(()) => Ok(true),
+            Err(Error::Unavailable(cause)) => Err(Error::Unavailable(cause)),
+            Err(error) => {
+                tracing::debug!(event = "log_probed", error = chain(&error));
+                Ok(false)
+            }
+        }
     }
 
     /// How Postgres would read the rows of an export of this type: its plan, a line each, of each statement.

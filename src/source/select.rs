@@ -279,6 +279,11 @@ impl Select<'_> {
         if is_flag {
             return format!("case when {gone} then true else {live} end");
         }
+        format!("case when {gone} then {} else {live} end", self.image_of(column))
+    }
+
+    /// What the log has of a column of a row that is gone.
+    fn image_of(&self, column: &Column) -> String {
         // A text stays as it is: what a type writes it may not read, or no more.
         let last = format!("i.parts[pg_catalog.array_position(ch.{NUMBERS}, {}::smallint)]", column.number);
         let last = if is_text(column) { last } else { sent(column, &format!("{last}::{}", column.base_type)) };
@@ -287,7 +292,24 @@ impl Select<'_> {
             Sent::WrittenNotFromJson => "null".to_owned(),
             Sent::Binary | Sent::Written => sent(column, &format!("o.{}", quoted(&column.name))),
         };
-        format!("case when {gone} then case when ch.{IMAGE} is null then {old} else {last} end else {live} end")
+        format!("case when ch.{IMAGE} is null then {old} else {last} end")
+    }
+
+    /// Whatever an export of changes reads of the log, read by its columns' types as they are now.
+    pub(crate) fn logged_values(&self) -> String {
+        let (names, logged_key) = (self.key_names().join(", "), self.logged_key().join(", "));
+        let (live, deleted) = (logged("$2::oid", "$3::text::pg_snapshot"), logged("$2::oid", "$4::text::pg_snapshot"));
+        let is_key = |column: &&Column| self.shape.key.iter().any(|part| part.column.name == column.name);
+        let columns = self.shape.columns.iter().filter(|column| self.dataset.filter.is_none() && !is_key(column));
+        let keys = self.key_names().into_iter().map(|name| format!("ch.{name}"));
+        let values: Vec<_> = keys.chain(columns.map(|column| self.image_of(column))).collect();
+        let images = self.images("true");
+        format!(
+            "with ch ({names}, {OLD}, {IMAGE}, {NUMBERS}) as (
+               select {logged_key}, old, image, image_columns from cdc_export.change_log where {live} or {deleted})
+             select pg_catalog.count(array[{}]) from ch {images}",
+            values.iter().map(|value| format!("pg_catalog.num_nulls({value})")).collect::<Vec<_>>().join(", ")
+        )
     }
 
     /// The images of rows that are gone, to be joined: as the text of a row, or as the JSON that an older version logged.

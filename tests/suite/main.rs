@@ -81,6 +81,8 @@ mod network;
 #[cfg(test)]
 mod odd_keys;
 #[cfg(test)]
+mod odd_values;
+#[cfg(test)]
 mod openapi;
 #[cfg(test)]
 mod order;

@@ -45,6 +45,7 @@ const NEXT = {
   permission_denied: "Grant the service's role SELECT on the table, then retry.",
   invalid_text: "Mend the value in the column that the text names, then retry.",
   row_too_large: "Raise CELL_MAX_BYTES or leave the column out (exclude), then retry.",
+  value_unreadable: "Look for the row with a select of its columns, mend it or leave the column out (exclude), then retry.",
   not_in_format: "Export as csv or ndjson, which have a form for every value.",
   file_lost: "Start a full export: what this one held was never handed out. See who removes files from the output folder.",
   watermark_changed: "Somebody moves this consumer's watermark while its exports run. Retry when that is over.",
