@@ -5,6 +5,7 @@
 mod continuity;
 pub mod encoding;
 pub mod file;
+pub mod marker;
 pub mod selection;
 pub mod words;
 

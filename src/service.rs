@@ -42,6 +42,9 @@ pub enum Error {
     /// Postgres can't be reached now.
     #[error("the database is not available")]
     DatabaseUnavailable(#[source] store::Error),
+    /// Postgres answers, and can't write to our tables.
+    #[error("{0}")]
+    DatabaseSetBack(store::Error),
     /// Postgres refused what the service wants: a defect, or a schema that somebody changed.
     #[error("the database refused a statement")]
     Database(#[source] store::Error),
@@ -93,6 +96,9 @@ pub enum Error {
     /// The file is in another host's folder.
     #[error("the file of this export is on another host")]
     FileOnOtherHost,
+    /// The file is of the database that this one is a copy of.
+    #[error("the file is of the database that this one is a copy of, and is removed there")]
+    FileOfOtherDatabase,
     /// The job is being committed.
     #[error("the export is being committed")]
     Committing,
@@ -123,7 +129,8 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Error {
         match error {
             store::Error::Unavailable(_) | store::Error::InTheWay(_) => Error::DatabaseUnavailable(error),
-            store::Error::Sql(_) | store::Error::Unknown(_) => Error::Database(error),
+            store::Error::XidsSetBack(_) => Error::DatabaseSetBack(error),
+            store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_) => Error::Database(error),
         }
     }
 }
@@ -150,6 +157,9 @@ pub struct Health {
 
 /// A client gets an answer within 2 seconds, if only that there is none.
 pub const PATIENCE: Duration = Duration::from_millis(1_900);
+
+/// How long a caller who has waited for so long is kept for a look at why.
+const LAST_LOOK_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long the changes that wait for consumers may be counted, the one thing that takes its time.
 pub const COUNTING_PATIENCE: Duration = Duration::from_secs(5);
@@ -324,7 +334,8 @@ impl Service {
         }
         // A broken folder is the worker's to report: the job fails with the reason.
         let store = self.on_folder(|folder| folder.store()).await.ok();
-        match within(self.store.submit(request, store, self.terms)).await? {
+        let submitted = within(self.store.submit(request, store, self.terms)).await;
+        match self.or_set_back(submitted).await? {
             Submitted::Made(job) | Submitted::Before(job) => Ok(job),
             Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
             Submitted::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
@@ -441,6 +452,18 @@ impl Service {
     /// If it doesn't within 2 seconds.
     pub async fn ping(&self) -> Result<(), Error> {
         within(self.probe.ping()).await
+    }
+
+    /// Why a write failed, if that is Postgres's transaction ids. One that waited in vain for another transaction may have waited for
+    /// one that never was.
+    async fn or_set_back<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
+        if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.was_waiting()) {
+            return written;
+        }
+        match tokio::time::timeout(LAST_LOOK_TIMEOUT, self.probe.ping()).await {
+            Ok(Err(cause @ store::Error::XidsSetBack(_))) => Err(cause.into()),
+            _ => written,
+        }
     }
 
     /// Whether a job could start now.

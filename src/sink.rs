@@ -5,6 +5,7 @@
 //! no format; what the names belong to is the caller's business.
 
 mod draft;
+mod marker;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,7 +20,7 @@ use uuid::Uuid;
 
 use crate::failpoint;
 use crate::job::file::FileIdentity;
-use crate::job::{JobId, LeaseToken};
+use crate::job::marker::HiddenFile;
 
 pub use draft::Draft;
 
@@ -135,17 +136,16 @@ impl Folder {
         Ok((dir, found))
     }
 
-    /// Begins the file of one attempt, under a hidden name that carries job and token.
+    /// Begins the hidden file of an attempt.
     ///
     /// # Errors
     /// If the folder can't be written.
-    pub fn create(&self, job: JobId, token: LeaseToken) -> Result<Draft, Error> {
+    pub fn create(&self, hidden: &HiddenFile) -> Result<Draft, Error> {
         failpoint!("sink.create", Err(Error::Full(Errno::NOSPC.into())));
         let (dir, store) = self.open_store()?;
         require_room(&dir)?;
-        let name = hidden_name(job, token);
-        let file = create(&dir, &name, self.file_mode)?;
-        Ok(Draft::new(store, dir, name, file))
+        let file = create(&dir, &hidden.name, self.file_mode)?;
+        Ok(Draft::new(store, dir, hidden.name.clone(), file))
     }
 
     /// Gives a staged file its final name and puts the name on disk. Never replaces a file. May be called again after a
@@ -156,7 +156,7 @@ impl Folder {
     pub fn publish(&self, staged_name: &str, final_name: &str, recorded: &FileIdentity) -> Result<Published, Error> {
         failpoint!("sink.publish", Err(Error::Io(Errno::IO.into())));
         // The database says so, and who may write there must not move files elsewhere.
-        if !is_own_name(final_name) || read_hidden_name(staged_name).is_none() {
+        if !is_own_name(final_name) || HiddenFile::read(staged_name).is_none() {
             return Err(Error::Io(io::Error::other(format!("{final_name:?} or {staged_name:?} is no name of ours"))));
         }
         let (dir, _) = self.open_store()?;
@@ -221,31 +221,31 @@ impl Folder {
     /// # Errors
     /// If the folder can't be written.
     pub fn discard(&self, staged_name: &str, final_name: &str, recorded: &FileIdentity) -> Result<(), Error> {
-        if let Some((job, token)) = read_hidden_name(staged_name) {
-            self.remove_hidden(job, token)?;
+        if let Some(hidden) = HiddenFile::read(staged_name) {
+            self.remove_hidden(&hidden)?;
         }
         self.remove(final_name, recorded)
     }
 
-    /// Whose hidden files there are, of live attempts too.
+    /// The hidden files that there are, of live attempts and other databases too.
     ///
     /// # Errors
     /// If the folder can't be read.
-    pub fn hidden_files(&self) -> Result<Vec<(JobId, LeaseToken)>, Error> {
+    pub fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
         let mut found = Vec::new();
         failpoint!("sink.sweep", Err(Error::Io(Errno::IO.into())));
         for entry in rustix::fs::Dir::new(self.open_store()?.0)? {
-            found.extend(read_hidden_name(&entry?.file_name().to_string_lossy()));
+            found.extend(HiddenFile::read(&entry?.file_name().to_string_lossy()));
         }
         Ok(found)
     }
 
-    /// Removes the hidden file of an attempt; one that isn't there is fine.
+    /// Removes a hidden file; one that isn't there is fine.
     ///
     /// # Errors
     /// If the folder can't be written.
-    pub fn remove_hidden(&self, job: JobId, token: LeaseToken) -> Result<(), Error> {
-        Ok(remove_at(&self.open_store()?.0, &hidden_name(job, token))?)
+    pub fn remove_hidden(&self, hidden: &HiddenFile) -> Result<(), Error> {
+        Ok(remove_at(&self.open_store()?.0, &hidden.name)?)
     }
 
     /// Whether the folder can take a file now.
@@ -291,15 +291,6 @@ fn is_own_name(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && name.bytes().all(is_plain)
 }
 
-fn hidden_name(job: JobId, token: LeaseToken) -> String {
-    format!(".{job}.{}.part", token.as_uuid())
-}
-
-fn read_hidden_name(name: &str) -> Option<(JobId, LeaseToken)> {
-    let (job, token) = name.strip_prefix('.')?.strip_suffix(".part")?.split_once('.')?;
-    Some((job.parse::<Uuid>().ok()?.into(), token.parse::<Uuid>().ok()?.into()))
-}
-
 fn identity(file: &File) -> io::Result<FileIdentity> {
     let found = file.metadata()?;
     Ok(FileIdentity {
@@ -327,7 +318,7 @@ fn identity_at(dir: &OwnedFd, name: impl rustix::path::Arg) -> Result<Option<Fil
 fn find(dir: &OwnedFd, recorded: &FileIdentity) -> Result<Option<String>, Error> {
     for entry in rustix::fs::Dir::read_from(dir)? {
         let Ok(name) = entry?.file_name().to_owned().into_string() else { continue };
-        let may_be_ours = read_hidden_name(&name).is_some() || is_own_name(&name);
+        let may_be_ours = HiddenFile::read(&name).is_some() || is_own_name(&name);
         if may_be_ours && identity_at(dir, &*name)? == Some(*recorded) {
             return Ok(Some(name));
         }
@@ -399,6 +390,13 @@ fn make_mark(dir: &OwnedFd, mode: Option<Mode>) -> Result<Uuid, Error> {
 mod tests {
     use super::*;
     use crate::job::file::StagedFile;
+    use crate::job::marker::DatabaseId;
+    use crate::job::{JobId, LeaseToken};
+
+    fn hidden() -> HiddenFile {
+        let database: DatabaseId = "00000000000000ff-1".parse().unwrap();
+        HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random())
+    }
 
     fn folder() -> (tempfile::TempDir, Folder) {
         let dir = tempfile::tempdir().unwrap();
@@ -408,7 +406,7 @@ mod tests {
     }
 
     fn staged(folder: &Folder, content: &str) -> StagedFile {
-        let mut draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
+        let mut draft = folder.create(&hidden()).unwrap();
         draft.write(content.as_bytes()).unwrap();
         draft.stage().unwrap()
     }
@@ -421,7 +419,7 @@ mod tests {
     #[test]
     fn a_dropped_draft_leaves_nothing() {
         let (dir, folder) = folder();
-        let mut draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
+        let mut draft = folder.create(&hidden()).unwrap();
         draft.write(b"half").unwrap();
         assert_eq!(folder.hidden_files().unwrap().len(), 1);
         drop(draft);
@@ -532,7 +530,7 @@ mod tests {
     #[test]
     fn a_lost_file_is_looked_for_among_exports_alone() {
         let (dir, folder) = folder();
-        let staged = hidden_name(JobId::new(), LeaseToken::random());
+        let staged = hidden().name;
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
         std::fs::write(dir.path().join(".theirs"), "theirs").unwrap();
@@ -550,7 +548,7 @@ mod tests {
     fn a_missing_folder_is_named_so() {
         let (dir, folder) = folder();
         std::fs::remove_dir_all(dir.path()).unwrap();
-        assert!(matches!(folder.create(JobId::new(), LeaseToken::random()), Err(Error::Missing(_))));
+        assert!(matches!(folder.create(&hidden()), Err(Error::Missing(_))));
         std::fs::write(dir.path(), "a file").unwrap();
         assert!(matches!(folder.require_room(), Err(Error::Missing(_))));
         std::fs::remove_file(dir.path()).unwrap();

@@ -55,6 +55,12 @@ pub enum Error {
     /// Exactness can't be kept: what changed is not known.
     #[error("what changed since the last export is not known exactly ({0}): a full export is needed")]
     FullExportNeeded(Continuity),
+    /// The job was made before the database was put back, or in the one that this is a copy of: its file may be somebody's already,
+    /// and under one id there is one file.
+    #[error(
+        "the database was put back or copied since this export was asked for, and may have handed out its file already: ask for another full export"
+    )]
+    JobRestored,
     /// A standby's snapshots hide transactions that are in progress on its primary: rows would be lost.
     #[error("this Postgres is a standby, whose changes can't be told exactly")]
     Standby,

@@ -24,6 +24,7 @@ use sqlx::postgres::{PgDatabaseError, PgListener, PgPoolOptions, PgSeverity};
 use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::sync::broadcast;
 
+use crate::job::marker::{BadDatabaseId, DatabaseId};
 use crate::job::{ConsumerId, JobId};
 
 /// The channel that says "look again": a job is new, or one was asked to stop. Only a hint; whoever misses it finds out by
@@ -45,9 +46,17 @@ pub enum Error {
     /// Postgres refused the statement.
     #[error("the database refused a statement")]
     Sql(#[source] sqlx::Error),
+    /// Rows are of transactions that the server has not begun: who writes to them waits for these for ever.
+    #[error(
+        "Postgres's transaction ids were set back, to before {0}: what later ones wrote can't be seen or changed. Stop it and set them forward (`pg_resetwal -x`), or restore a backup"
+    )]
+    XidsSetBack(String),
     /// A row holds what this version of the service doesn't know.
     #[error("the database holds an unknown value")]
     Unknown(#[from] crate::job::words::UnknownWord),
+    /// The database's identity isn't what one looks like.
+    #[error("the database tells no identity of itself")]
+    Identity(#[from] BadDatabaseId),
 }
 
 impl From<sqlx::Error> for Error {
@@ -78,6 +87,22 @@ impl From<sqlx::Error> for Error {
             Error::Sql(error)
         }
     }
+}
+
+impl Error {
+    /// Whether it is a statement that ended since it waited for too long, or took so.
+    pub fn was_waiting(&self) -> bool {
+        match self {
+            Error::Unavailable(sqlx::Error::Database(cause)) => cause.code().as_deref() == Some("57014"),
+            Error::InTheWay(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// The identity that the database told of itself.
+fn database_of(text: &str) -> Result<DatabaseId, Error> {
+    Ok(text.parse()?)
 }
 
 /// Consumers as an array, for `= any`.
@@ -128,13 +153,42 @@ impl Store {
         Endings(self.ended.subscribe())
     }
 
-    /// Whether Postgres answers.
+    /// The identity of the database.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn database(&self) -> Result<DatabaseId, Error> {
+        let mut conn = self.connection().await?;
+        let database: String =
+            sqlx::query_scalar("-- store.database\n select cdc_export.database_id()").fetch_one(conn.get()).await?;
+        conn.give_back();
+        database_of(&database)
+    }
+
+    /// Whether Postgres answers, and can write to our tables as far as its transaction ids go.
     ///
     /// # Errors
     /// If it doesn't.
     pub async fn ping(&self) -> Result<(), Error> {
         let mut conn = self.connection().await?;
-        sqlx::query("-- store.ping\n select 1").execute(conn.get()).await?;
+        // A row that every process writes to every ten seconds: if its next version is of a transaction that isn't begun, so are others.
+        let beyond: Option<String> = sqlx::query_scalar(
+            "-- store.ping
+             select s.xmax::text from cdc_export.stores s where age(s.xmax) < 0 order by age(s.xmax) limit 1",
+        )
+        .fetch_optional(conn.get())
+        .await?;
+        if let Some(xid) = beyond {
+            // One that began after the statement has begun by now.
+            let still: bool = sqlx::query_scalar("-- store.ping.again\n select age($1::text::xid) < 0")
+                .bind(&xid)
+                .fetch_one(conn.get())
+                .await?;
+            if still {
+                conn.give_back();
+                return Err(Error::XidsSetBack(xid));
+            }
+        }
         conn.give_back();
         Ok(())
     }

@@ -20,12 +20,12 @@ use crate::dataset::catalog::Catalog;
 use crate::dataset::{Capture, CellMax};
 use crate::failpoint;
 use crate::job::file::Exported;
-use crate::job::{Failure, FailureCode, Job, JobId, Progress, Retention, Status};
+use crate::job::{Continuity, Failure, FailureCode, Job, JobId, Progress, Retention, Status};
 use crate::pipeline;
 use crate::sink::{self, Folder};
 use crate::source::{
     self, purge,
-    snapshot::{Permit, Snapshot, Source},
+    snapshot::{Permit, Purpose, Snapshot, Source},
 };
 use crate::store::{
     self, Store,
@@ -121,10 +121,10 @@ impl Error {
             }
             Error::Stopped(Stop::Silence) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
             Error::WatermarkChanged => Settlement::Retry(failure(FailureCode::WatermarkChanged)),
-            Error::Store(store::Error::Unavailable(_) | store::Error::InTheWay(_)) => {
+            Error::Store(store::Error::Unavailable(_) | store::Error::InTheWay(_) | store::Error::XidsSetBack(_)) => {
                 Settlement::Retry(failure(FailureCode::SourceUnavailable))
             }
-            Error::Store(store::Error::Sql(_) | store::Error::Unknown(_)) => {
+            Error::Store(store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_)) => {
                 Settlement::Fail(failure(FailureCode::Internal))
             }
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
@@ -135,6 +135,10 @@ impl Error {
                 source::Error::FullExportNeeded(why) => {
                     let failure = failure(FailureCode::FullExportNeeded);
                     Settlement::Fail(Failure { continuity: Some(*why), ..failure })
+                }
+                source::Error::JobRestored => {
+                    let failure = failure(FailureCode::FullExportNeeded);
+                    Settlement::Fail(Failure { continuity: Some(Continuity::DatabaseRestored), ..failure })
                 }
                 source::Error::TableMissing { .. } | source::Error::NotTracked(_) => {
                     Settlement::Fail(failure(FailureCode::TableMissing))
@@ -356,9 +360,20 @@ impl Worker {
     ) -> Result<(Snapshot, Exported), Error> {
         let job = &lease.job;
         let dataset = self.catalog.get(&job.dataset).expect("jobs of other datasets are not claimed");
-        let (id, token) = (job.id, lease.token());
-        let draft = self.on_folder(move |folder| folder.create(id, token)).await?;
-        let mut snapshot = permit.open(job.consumer.as_ref(), job.export_type, dataset, self.settings.lease).await?;
+        let (hidden, lane) =
+            (lease.hidden_file(), job.consumer.clone().map(|consumer| (consumer, job.dataset.clone())));
+        let database = lease.database.clone();
+        let begin = move |folder: &Folder| {
+            let marker = match &lane {
+                Some((consumer, dataset)) => folder.marker(&database, consumer, dataset)?,
+                None => None,
+            };
+            Ok((folder.create(&hidden)?, marker))
+        };
+        let (draft, marker) = self.on_folder(begin).await?;
+        let (consumer, export_type) = (job.consumer.as_ref(), job.export_type);
+        let purpose = Purpose { consumer, export_type, job: Some(job.id), marker: marker.as_ref() };
+        let mut snapshot = permit.open(&purpose, dataset, self.settings.lease).await?;
         failpoint!("worker.opened");
         // By their times alone, or without any, no row is late.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
@@ -398,8 +413,8 @@ impl Worker {
             return self.committed_after_all(lease, shutdown).await;
         };
         // From here on this attempt can't be committed any more, so its file is nobody's.
-        let (id, token) = (job.id, lease.token());
-        if let Err(cause) = self.on_folder(move |folder| folder.remove_hidden(id, token)).await {
+        let (id, hidden) = (job.id, lease.hidden_file());
+        if let Err(cause) = self.on_folder(move |folder| folder.remove_hidden(&hidden)).await {
             tracing::warn!(event = "draft_left_behind", jobId = %id, error = chain(&cause));
         }
         let kind = Kind { dataset: &job.dataset, export_type: job.export_type.as_str() };

@@ -49,13 +49,13 @@ impl Archive {
     }
 }
 
-/// The folder's names: final ones, and hidden ones without the folder's own mark.
+/// The folder's names: final ones, and hidden ones without the folder's own mark and those of lanes.
 pub(crate) fn names(output: &Path) -> Result<(Vec<String>, Vec<String>)> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(output)? {
         names.push(entry?.file_name().to_string_lossy().into_owned());
     }
-    names.retain(|name| name != ".cdc-export-store");
+    names.retain(|name| name != ".cdc-export-store" && !name.starts_with(".lane-"));
     Ok(names.into_iter().partition(|name| !name.starts_with('.')))
 }
 

@@ -46,8 +46,8 @@ enum Scenario {
 const REMOVE_ON_DOUBT: Edit = Edit {
     file: "src/worker.rs",
     text: "            return self.committed_after_all(lease, shutdown).await;\n",
-    instead: "            let (id, token) = (job.id, lease.token());
-            let _ = self.on_folder(move |folder| folder.remove_hidden(id, token)).await;
+    instead: "            let hidden = lease.hidden_file();
+            let _ = self.on_folder(move |folder| folder.remove_hidden(&hidden)).await;
             return self.committed_after_all(lease, shutdown).await;\n",
 };
 

@@ -6,7 +6,10 @@ use cdc_export::config::Config;
 use cdc_export::dataset::Description;
 use cdc_export::job::ExportType;
 use cdc_export::postgres::Database;
-use cdc_export::source::{self, snapshot::Source};
+use cdc_export::source::{
+    self,
+    snapshot::{Purpose, Source},
+};
 use cdc_export::watermark::Waiting;
 use indicatif::{BinaryBytes, HumanCount};
 use tokio_util::sync::CancellationToken;
@@ -35,9 +38,12 @@ pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> a
         };
         outln!("For {} {waiting} changed rows are waiting.", what.consumer)?;
     }
+    let marker = service.marker(&what.consumer, dataset).await?;
+    let (consumer, export_type) = (Some(&what.consumer), what.export_type);
+    let purpose = Purpose { consumer, export_type, job: None, marker: marker.as_ref() };
     let source = Source::new(database.options().clone(), database.pool(1), 1);
     let permit = source.permit(PATIENCE).await?;
-    let mut snapshot = match permit.open(Some(&what.consumer), what.export_type, dataset, PATIENCE).await {
+    let mut snapshot = match permit.open(&purpose, dataset, PATIENCE).await {
         Ok(snapshot) => snapshot,
         Err(error @ source::Error::FullExportNeeded(_)) => anyhow::bail!("the export would fail: {error}"),
         Err(error) => return Err(error.into()),

@@ -198,7 +198,8 @@ fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
     delete, path = "/exports/{jobId}", operation_id = "deleteExportFile", tag = "exports",
     params(PathJob), responses((status = 204, description = "It has no file any more.")),
     extensions(("x-codes" = json!([
-        Code::StillOpen, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed, Code::StorageFull, Code::StorageReadonly,
+        Code::StillOpen, Code::FileOfOtherDatabase, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed, Code::StorageFull,
+        Code::StorageReadonly,
     ]))),
 )]
 pub(crate) async fn delete(

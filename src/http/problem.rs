@@ -110,6 +110,8 @@ words! {
         OutputFailed = "output_failed",
         /// The file is on another host.
         FileOnOtherHost = "file_on_other_host",
+        /// The file is of the database that this one is a copy of.
+        FileOfOtherDatabase = "file_of_other_database",
         /// As many clients follow or wait for exports as may: of the key, of the address, or of all.
         TooManyFollowers = "too_many_followers",
         /// As many requests are under way as may be: of the address, or of all.
@@ -144,7 +146,8 @@ impl Code {
             | Code::Committing
             | Code::StillOpen
             | Code::AlreadyEnded
-            | Code::NotFailed => StatusCode::CONFLICT,
+            | Code::NotFailed
+            | Code::FileOfOtherDatabase => StatusCode::CONFLICT,
             Code::FileGone => StatusCode::GONE,
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Code::UriTooLong => StatusCode::URI_TOO_LONG,
@@ -364,6 +367,10 @@ impl From<service::Error> for Problem {
         use service::Error;
         let detail = error.to_string();
         match &error {
+            Error::DatabaseSetBack(_) => {
+                tracing::error!(event = "transaction_ids_set_back", error = detail);
+                Problem::new(Code::DatabaseUnavailable, detail)
+            }
             Error::DatabaseUnavailable(cause) => {
                 tracing::warn!(event = "database_unavailable", error = cause.source());
                 Problem::new(Code::DatabaseUnavailable, detail)
@@ -396,6 +403,7 @@ impl From<service::Error> for Problem {
             Error::NoFile(_) => Problem::new(Code::NotCompleted, detail),
             Error::FileGone => Problem::new(Code::FileGone, detail),
             Error::FileOnOtherHost => Problem::new(Code::FileOnOtherHost, detail),
+            Error::FileOfOtherDatabase => Problem::new(Code::FileOfOtherDatabase, detail),
             Error::Committing => Problem::new(Code::Committing, detail),
             Error::Open(_) => Problem::new(Code::StillOpen, detail),
             Error::Ended(_) => Problem::new(Code::AlreadyEnded, detail),

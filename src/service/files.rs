@@ -68,13 +68,16 @@ impl Service {
     /// Removes the file of a job that has ended, if it has one. The job stays.
     ///
     /// # Errors
-    /// If the job is open, or its file on another host.
+    /// If the job is open, or its file on another host or of another database.
     pub async fn remove_file(&self, id: JobId) -> Result<(), Error> {
         let job = self.job(id).await?;
         if !job.status.is_terminal() {
             return Err(Error::Open(job.status));
         }
         let Some(place) = within(self.store.file_place(id)).await? else { return Ok(()) };
+        if !place.is_own {
+            return Err(Error::FileOfOtherDatabase);
+        }
         let removed = self.on_folder(move |folder| {
             if folder.store()? != place.store {
                 return Ok(Err(Error::FileOnOtherHost));
@@ -101,7 +104,7 @@ impl Service {
         metrics::job_failed(kind, FailureCode::FileLost.as_str());
         tracing::error!(event = "export_failed", jobId = %id, error = %FailureCode::FileLost);
         // In a folder that is another one's the sweeper of that removes it, should it ever be back.
-        let removed = self.on_folder(move |folder| match folder.store()? == place.store {
+        let removed = self.on_folder(move |folder| match place.is_own && folder.store()? == place.store {
             true => folder.discard(&place.staged_name, &place.output_filename, &place.identity),
             false => Ok(()),
         });

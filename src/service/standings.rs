@@ -1,11 +1,13 @@
 //! Where consumers stand, and the watermarks that somebody sets by hand.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
 use crate::dataset::Dataset;
 use crate::dataset::catalog::is_name;
+use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Job};
 use crate::service::{COUNTING_PATIENCE, Error, Service, on_table, within};
 use crate::source;
@@ -18,6 +20,9 @@ use crate::watermark::{Standing, Waiting, Watermark};
 const CHANGES_OF_A_PAGE: u64 = 36_000;
 const MOST_CHANGES: u64 = 15_000;
 const FEWEST_CHANGES: u64 = 1_000;
+
+/// How long the folder's markers are waited for. Without them a restore is told by the timeline alone.
+const MARKERS_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Service {
     /// Where a consumer stands.
@@ -59,8 +64,35 @@ impl Service {
     /// # Errors
     /// If the table can't be read.
     pub async fn standing(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<Standing, Error> {
-        let standings = on_table(self.source.standings(dataset, &[consumer.as_str()], MOST_CHANGES)).await?;
+        let consumers = self.with_markers(dataset, &[consumer]).await?;
+        let standings = on_table(self.source.standings(dataset, &consumers, MOST_CHANGES)).await?;
         standings.into_iter().next().ok_or(Error::NoWatermark)
+    }
+
+    /// What the folder says of a consumer's lane.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn marker(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<Option<Marker>, Error> {
+        let marked = self.with_markers(dataset, &[consumer]).await?;
+        Ok(marked.into_iter().next().and_then(|(_, marker)| marker))
+    }
+
+    /// Consumers with what the folder says of their lanes.
+    async fn with_markers<'a>(
+        &self,
+        dataset: &Dataset,
+        consumers: &[&'a ConsumerId],
+    ) -> Result<Vec<(&'a str, Option<Marker>)>, Error> {
+        let database = within(self.store.database()).await?;
+        let (ids, name) = (consumers.iter().map(|id| (*id).clone()).collect::<Vec<_>>(), dataset.name.clone());
+        let read = self.on_folder(move |folder| ids.iter().map(|id| folder.marker(&database, id, &name)).collect());
+        let read = tokio::time::timeout(MARKERS_TIMEOUT, read).await;
+        let markers: Vec<Option<Marker>> = match read {
+            Ok(Ok(markers)) => markers,
+            Ok(Err(_)) | Err(_) => vec![None; consumers.len()],
+        };
+        Ok(consumers.iter().map(|id| id.as_str()).zip(markers).collect())
     }
 
     /// Where consumers stand, seen from the tables. A table that can't be read hides nobody.
@@ -69,10 +101,11 @@ impl Service {
         let datasets = places.iter().map(|place| &place.dataset).collect::<BTreeSet<_>>().len();
         for dataset in self.catalog.iter() {
             let of = places.iter().filter(|place| place.dataset == dataset.name);
-            let consumers: Vec<_> = of.map(|place| place.consumer.as_str()).collect();
+            let consumers: Vec<_> = of.map(|place| &place.consumer).collect();
             if consumers.is_empty() {
                 continue;
             }
+            let consumers = self.with_markers(dataset, &consumers).await?;
             // Each has its share of the time: a table that is locked, or too large to count, hides no other one.
             let share = COUNTING_PATIENCE / u32::try_from(datasets).unwrap_or(u32::MAX);
             let changes = (CHANGES_OF_A_PAGE / datasets as u64).clamp(FEWEST_CHANGES, MOST_CHANGES);

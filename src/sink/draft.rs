@@ -118,6 +118,7 @@ impl Drop for Draft {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::marker::HiddenFile;
     use crate::job::{JobId, LeaseToken};
     use crate::sink::Folder;
 
@@ -125,7 +126,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().to_owned());
         folder.prepare().unwrap();
-        let draft = folder.create(JobId::new(), LeaseToken::random()).unwrap();
+        let database = "00000000000000ff-1".parse().unwrap();
+        let hidden = HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random());
+        let draft = folder.create(&hidden).unwrap();
         (dir, draft)
     }
 

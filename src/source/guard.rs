@@ -1,6 +1,6 @@
 //! The guard of continuity: whether what changed since a consumer's position can be told exactly, and if not, why.
 //!
-//! Two pieces of SQL that every statement about a position shares. They speak of `t`, the table's row of `pg_class`, `n`, its
+//! Three pieces of SQL that every statement about a position shares. They speak of `t`, the table's row of `pg_class`, `n`, its
 //! schema's, `c`, the row of `pg_control_system()`, `wanted`, what the catalogue says of it, and `w`, the consumer's row of `watermarks`, all null where it has none.
 
 /// As a lateral subquery: what there is to compare a position with.
@@ -23,29 +23,55 @@ macro_rules! here {
                 from pg_partition_tree(t.oid) p where t.relkind = 'p') as partitions_hash,
                -- Whatever else is compared, by name. What a saved position doesn't have, since its version didn't know it, isn't.
                jsonb_build_object(
-                 'database', (select d.oid::text from pg_database d where d.datname = current_database())) as seen)"
+                 'database', (select d.oid::text from pg_database d where d.datname = current_database()),
+                 'timeline', cdc_export.timeline()) as seen)"
         )
     };
 }
 pub(crate) use here;
 
+/// As a lateral subquery: what the folder's marker of the lane says of the database. With `lane`, consumer and dataset, and `m`, job
+/// and sha256 of its marker, null where there is none, and `is_asked`: the caller has said what it loaded last, and that was so.
+///
+/// WAL survives as a prefix. All that an export saw was committed before its own completion: where the last one that was handed out
+/// is known as completed, nothing that was handed out is lost, whatever became of the server. An older one that is known says nothing
+/// of those since, whose files may be elsewhere.
+macro_rules! witness {
+    () => {
+        "(select coalesce(m.is_asked, false) or coalesce(m.job = last.id and m.sha256 = last.sha256, false) as vouches,
+            not coalesce(m.is_asked, false) and m.job is not null and not exists (
+              select from exports e
+              where e.id = m.job and e.consumer_id = lane.consumer_id and e.dataset = lane.dataset
+                and (e.status = 'completed' and e.sha256 = m.sha256 or e.error_code = 'file_lost')) as denies
+          from (select) one
+          left join lateral (
+            select e.id, e.sha256 from exports e
+            where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.status = 'completed'
+            order by e.lane_seq desc limit 1) last on true)"
+    };
+}
+pub(crate) use witness;
+
 /// The word for what stands between, `first` where there is no position yet, null where nothing does. The order is that of
-/// precedence. With `here` being the other piece.
+/// precedence. With `here` and `witness` being the other pieces.
 macro_rules! continuity {
     () => {
         "case
-           when w.consumer_id is null then 'first'
+           when w.consumer_id is null and not witness.denies then 'first'
            when w.file_lost then 'file_lost'
+           when witness.denies then 'database_restored'
            -- In whatever form of those there are it was saved.
            when w.definition_hash <> all (array(select md5(form) from unnest(wanted.definition) as form)) then 'dataset_changed'
-           when not wanted.by_triggers then null
+           -- A copy of a database has its tables' oids, and its cluster's identifier where that is the same. Another timeline is
+           -- a failover or a recovery, which has lost nothing where the lane's marker says so.
+           when w.cluster_id = c.system_identifier and (w.seen ->> 'database' <> here.seen ->> 'database'
+             or w.seen ->> 'timeline' <> here.seen ->> 'timeline' and not witness.vouches) then 'database_restored'
+           when not wanted.by_triggers then case when w.cluster_id <> c.system_identifier then 'other_cluster' end
            when w.log_lost = 'A' then 'log_expired'
            when w.snap_live is null then 'no_snapshot'
            when w.last_exported_at > w.snap_wm or w.snap_wm is null and w.last_exported_at is not null then 'watermark_edited'
            when w.table_oid is distinct from t.oid then 'table_recreated'
            when w.cluster_id is distinct from c.system_identifier then 'other_cluster'
-           -- A copy of a database has its tables' oids, and its cluster's identifier where that is the same.
-           when w.seen ->> 'database' <> here.seen ->> 'database' then 'database_restored'
            when pg_snapshot_xmax(w.snap_live) > pg_snapshot_xmax(here.snapshot) then 'xid_went_back'
            when exists (
              select from jsonb_each_text(w.column_types) was

@@ -10,8 +10,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::connection;
 use crate::dataset::{Capture, Dataset, Shape, Table};
-use crate::job::{ConsumerId, Continuity, ExportType, Findings};
-use crate::source::guard::{continuity, here};
+use crate::job::marker::Marker;
+use crate::job::{ConsumerId, Continuity, ExportType, Findings, JobId};
+use crate::source::guard::{continuity, here, witness};
 use crate::source::rows::Rows;
 use crate::source::select::Select;
 use crate::source::session::{Leader, Readers, Session};
@@ -76,6 +77,19 @@ impl Source {
     }
 }
 
+/// What a snapshot is taken for.
+#[derive(Clone, Copy, Debug)]
+pub struct Purpose<'a> {
+    /// For whom; `None`: for whoever asked.
+    pub consumer: Option<&'a ConsumerId>,
+    /// Which rows.
+    pub export_type: ExportType,
+    /// The job; `None`: only to see how it would be read.
+    pub job: Option<JobId>,
+    /// What the folder says of the lane.
+    pub marker: Option<&'a Marker>,
+}
+
 /// A worker's right to take a job: a leader and a reader, both connected. Leaders that hold snapshots while they wait for
 /// readers out of one pool would wait for ever.
 #[derive(Debug)]
@@ -102,13 +116,8 @@ impl Permit {
     ///
     /// # Errors
     /// If the table can't be read. The connections are closed then.
-    pub async fn open(
-        self,
-        consumer: Option<&ConsumerId>,
-        export_type: ExportType,
-        dataset: &Arc<Dataset>,
-        lease: Duration,
-    ) -> Result<Snapshot, Error> {
+    pub async fn open(self, purpose: &Purpose<'_>, dataset: &Arc<Dataset>, lease: Duration) -> Result<Snapshot, Error> {
+        let &Purpose { consumer, export_type, job, marker } = purpose;
         let Permit { mut leader, leading, mut reader, reading, spare } = self;
         let failed = Error::of(&dataset.table);
         let version = leader.server_version_num().unwrap_or(0);
@@ -152,6 +161,10 @@ impl Permit {
                w.version, w.last_exported_at, w.snap_live::text, w.snap_del::text, ",
             continuity!(),
             " as continuity,
+               coalesce(j.database_id <> cdc_export.database_id(), false) or coalesce(m.job = j.id, false)
+                 or coalesce(j.timeline <> cdc_export.timeline(), false) and not witness.vouches
+                 -- A copy of the data is put back while there is no server.
+                 or coalesce(j.created_at < pg_postmaster_start_time(), false) and witness.denies as is_restored,
                coalesce(w.table_oid = t.oid and w.columns_hash = here.columns_hash and w.relfilenode <> here.relfilenode, false)
                  as table_rewritten,
                writers.open_transactions, writers.oldest_transaction_seconds,
@@ -174,7 +187,16 @@ impl Permit {
                  and a.backend_type <> 'autovacuum worker'
                  and a.application_name is distinct from current_setting('application_name')) writers
              cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types) wanted
-             left join watermarks w on w.consumer_id = $2 and w.dataset = $3
+             cross join (select $2::text as consumer_id, $3::text as dataset) lane
+             left join exports j on j.id = $7
+             -- What the caller had loaded last was looked at when it asked, unless that was before the database was put back.
+             cross join lateral (
+               select $8::uuid as job, $9::text as sha256,
+                 j.has_after and j.timeline = cdc_export.timeline() and j.created_at > pg_postmaster_start_time() as is_asked) m
+             cross join lateral ",
+            witness!(),
+            " witness
+             left join watermarks w on w.consumer_id = lane.consumer_id and w.dataset = lane.dataset
              where t.oid = to_regclass($1)"
         ))
         .bind(&table)
@@ -182,7 +204,10 @@ impl Permit {
         .bind(&dataset.name)
         .bind(by_triggers)
         .bind(definition.forms())
-        .bind(Json(&shape.types));
+        .bind(Json(&shape.types))
+        .bind(job.map(JobId::as_uuid))
+        .bind(marker.map(|marker| marker.job.as_uuid()))
+        .bind(marker.map(|marker| &marker.sha256));
         let opening = async { opening.fetch_one(&mut leader).await.map_err(&failed) };
         let opened: Opened = leading.watched(&mut reader, lease, opening).await?;
         if opened.standby {
@@ -190,6 +215,9 @@ impl Permit {
         }
         if by_triggers && !opened.logged_key.as_ref().is_some_and(|key| shape.has_key(key)) {
             return Err(Error::NotTracked(dataset.name.clone()));
+        }
+        if opened.is_restored {
+            return Err(Error::JobRestored);
         }
         let continuity = opened.continuity()?;
         // An ad-hoc export has no position, and is full. Without times there is no rule for a watermark that somebody made.
@@ -306,6 +334,7 @@ struct Opened {
     snap_live: Option<String>,
     snap_del: Option<String>,
     continuity: Option<String>,
+    is_restored: bool,
     table_rewritten: bool,
     open_transactions: i32,
     oldest_transaction_seconds: Option<f64>,

@@ -8,7 +8,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::dataset::{Capture, Column, Dataset, Kind};
 use crate::job::Continuity;
-use crate::source::guard::{continuity, here};
+use crate::job::marker::Marker;
+use crate::source::guard::{continuity, here, witness};
 use crate::source::quote::{quoted, relation};
 use crate::source::select::{Select, logged};
 use crate::source::snapshot::Source;
@@ -16,11 +17,17 @@ use crate::source::{Error, shape};
 use crate::watermark::{COUNTED_ROWS, Standing, Waiting};
 
 impl Source {
-    /// The standings of these consumers in a dataset, in the order of their ids, counted out of so many changes at most.
+    /// The standings of these consumers, each with its lane's marker, in a dataset, in the order of their ids, counted out of so many
+    /// changes at most.
     ///
     /// # Errors
     /// If the database fails, or the table isn't as the dataset says.
-    pub async fn standings(&self, dataset: &Dataset, consumers: &[&str], changes: u64) -> Result<Vec<Standing>, Error> {
+    pub async fn standings(
+        &self,
+        dataset: &Dataset,
+        consumers: &[(&str, Option<Marker>)],
+        changes: u64,
+    ) -> Result<Vec<Standing>, Error> {
         let failed = Error::of(&dataset.table);
         let mut conn = self.pool().acquire().await.map_err(&failed)?;
         let shape = shape::look(&mut conn, dataset).await?;
@@ -35,15 +42,18 @@ impl Source {
             Some(time) => has_index(&mut tx, &relation(&shape.table), &time.name).await.map_err(&failed)?,
             None => false,
         };
+        let (ids, markers): (Vec<_>, Vec<_>) = consumers.iter().map(|(id, marker)| (*id, marker.as_ref())).unzip();
         let rows = sqlx::query(AssertSqlSafe(statement(&select, newest)))
             .bind(&dataset.name)
-            .bind(consumers)
+            .bind(ids)
             .bind(relation(&shape.table))
             .bind(dataset.capture == Capture::Triggers)
             .bind(dataset.definition().forms())
             .bind(Json(&shape.types))
             .bind(changes as i64)
             .bind(COUNTED_ROWS as i64 + 1)
+            .bind(markers.iter().map(|marker| marker.map(|marker| marker.job.as_uuid())).collect::<Vec<_>>())
+            .bind(markers.iter().map(|marker| marker.map(|marker| marker.sha256.as_str())).collect::<Vec<_>>())
             .fetch_all(&mut *tx)
             .await
             .map_err(&failed)?;
@@ -141,7 +151,10 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
                and not coalesce(w.last_exported_at > w.snap_wm or w.snap_wm is null and w.last_exported_at is not null, false) as by_log,
              coalesce(w.last_exported_at < w.snap_wm and {has_times} or w.last_exported_at is null and w.snap_wm is not null, false)
                as is_set_back
-           from unnest($2::text[]) as k (consumer_id)
+           from unnest($2::text[], $9::uuid[], $10::text[]) as k (consumer_id, job, sha256)
+           cross join lateral (select k.consumer_id, $1 as dataset) lane
+           cross join lateral (select k.job, k.sha256, false as is_asked) m
+           cross join lateral {witness} witness
            cross join t cross join here cross join pg_control_system() c
            cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types) wanted
            left join watermarks w on w.consumer_id = k.consumer_id and w.dataset = $1),
@@ -174,6 +187,7 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
          order by p.consumer_id collate \"C\"",
         here = here!(),
         continuity = continuity!(),
+        witness = witness!(),
         has_times = time.is_some(),
     )
 }

@@ -8,13 +8,15 @@ use uuid::Uuid;
 
 use crate::job::encoding::Encoding;
 use crate::job::file::FileIdentity;
-use crate::job::{Continuity, ExportType, FailureCode, JobId};
-use crate::store::{Error, Store};
+use crate::job::marker::{DatabaseId, Marker};
+use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, JobId};
+use crate::store::{Error, Store, database_of};
 
 /// The columns of [`PlaceRow`].
 macro_rules! place_columns {
     () => {
-        "e.id, e.dataset, e.export_type, e.format, e.compression, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256,
+        "e.id, e.consumer_id, (select cdc_export.database_id()) as database,
+         coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.export_type, e.format, e.compression, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256,
          e.store_id, e.finished_at,
          extract(epoch from e.finished_at - e.started_at)::float8 as seconds, e.published_at is not null as is_published, e.rows_exported,
          coalesce(e.late_rows, 0) as late_rows"
@@ -27,6 +29,12 @@ pub(crate) use place_columns;
 pub struct FilePlace {
     /// Whose file.
     pub job: JobId,
+    /// For whom; `None`: for whoever asked.
+    pub consumer: Option<ConsumerId>,
+    /// The database that was asked.
+    pub database: DatabaseId,
+    /// Whether that made the file. Another one's, of which it is a copy, is not its own to name or to remove.
+    pub is_own: bool,
     /// Of which dataset.
     pub dataset: String,
     /// Which rows of it.
@@ -66,8 +74,16 @@ macro_rules! is_next {
     };
 }
 
+impl FilePlace {
+    /// What the folder shall remember of its lane when it hands this file out.
+    pub fn marker(&self) -> Marker {
+        Marker { job: self.job, sha256: self.sha256.clone() }
+    }
+}
+
 impl Store {
-    /// The files of this folder that are committed, have no final name yet, and are the next of their lane to get one.
+    /// The files of this folder that are committed, have no final name yet, and are the next of their lane to get one; and those that
+    /// another database has to name, wherever they are.
     ///
     /// # Errors
     /// If the database fails.
@@ -76,7 +92,9 @@ impl Store {
         let rows: Vec<PlaceRow> = sqlx::query_as(concat!(
             "-- store.files.unpublished\n select ",
             place_columns!(),
-            " from exports e where e.store_id = $1 and e.status = 'completed' and e.published_at is null and ",
+            " from exports e
+             where e.status = 'completed' and e.published_at is null
+               and (e.store_id = $1 or e.database_id <> (select cdc_export.database_id())) and ",
             is_next!(),
             " order by e.finished_at limit 1000"
         ))
@@ -99,6 +117,25 @@ impl Store {
             " from exports e where e.id = $1 and e.status = 'completed'"
         ))
         .bind(id.as_uuid())
+        .fetch_optional(conn.get())
+        .await?;
+        conn.give_back();
+        row.map(FilePlace::try_from).transpose()
+    }
+
+    /// Where the file of the last completed job of a file's lane is: that of this very one, or of a later one.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn last_of_lane(&self, place: &FilePlace) -> Result<Option<FilePlace>, Error> {
+        let mut conn = self.connection().await?;
+        let row: Option<PlaceRow> = sqlx::query_as(concat!(
+            "-- store.files.last_of_lane\n select ",
+            place_columns!(),
+            " from exports e where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_seq desc limit 1"
+        ))
+        .bind(place.consumer.as_ref().map(|consumer| consumer.as_str()))
+        .bind(&place.dataset)
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
@@ -171,7 +208,10 @@ impl Store {
         .bind(&place.output_filename)
         .bind(after.as_secs_f64())
         .bind(FailureCode::FileLost.as_str())
-        .bind("its file was removed after the commit, before it had its name: what it held needs a full export")
+        .bind(match place.is_own {
+            true => "its file was removed after the commit, before it had its name: what it held needs a full export",
+            false => "the database is a copy of the one whose file this is, and which gives it its name: a full export goes on from here",
+        })
         .bind(Continuity::FileLost.as_str())
         .fetch_optional(conn.get())
         .await?;
@@ -260,6 +300,9 @@ fn parts_of(name: &str, encoding: Encoding) -> (&str, i64) {
 #[derive(sqlx::FromRow)]
 pub(crate) struct PlaceRow {
     id: Uuid,
+    consumer_id: Option<String>,
+    database: String,
+    is_own: bool,
     dataset: String,
     export_type: String,
     format: String,
@@ -284,6 +327,9 @@ impl TryFrom<PlaceRow> for FilePlace {
     fn try_from(row: PlaceRow) -> Result<FilePlace, Error> {
         Ok(FilePlace {
             job: row.id.into(),
+            consumer: row.consumer_id.and_then(|id| id.parse().ok()),
+            database: database_of(&row.database)?,
+            is_own: row.is_own,
             dataset: row.dataset,
             export_type: row.export_type.parse()?,
             encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },

@@ -13,9 +13,10 @@ use uuid::Uuid;
 
 use crate::connection;
 use crate::job::encoding::{Compression, Format};
+use crate::job::marker::{DatabaseId, HiddenFile};
 use crate::job::{ExportType, Failure, FailureCode, Job, JobId, LeaseToken, Status};
 use crate::store::jobs::{JobRow, job_columns};
-use crate::store::{Error, Front, Store};
+use crate::store::{Error, Front, Store, database_of};
 
 /// The formats that this build writes.
 fn known_formats() -> Vec<&'static str> {
@@ -34,6 +35,8 @@ const FRONT_EVERY: Duration = Duration::from_secs(5);
 pub struct Lease {
     /// The job as it was claimed.
     pub job: Job,
+    /// In which database.
+    pub database: DatabaseId,
     token: LeaseToken,
 }
 
@@ -41,6 +44,11 @@ impl Lease {
     /// What proves the right.
     pub fn token(&self) -> LeaseToken {
         self.token
+    }
+
+    /// What its attempt writes.
+    pub fn hidden_file(&self) -> HiddenFile {
+        HiddenFile::of_attempt(&self.database, self.job.id, self.token)
     }
 }
 
@@ -162,6 +170,13 @@ pub struct Claimant<'a> {
     pub store: Option<Uuid>,
 }
 
+#[derive(sqlx::FromRow)]
+struct ClaimedRow {
+    #[sqlx(flatten)]
+    job: JobRow,
+    database: String,
+}
+
 /// Takes the oldest job that is ready, of those that are not older than the front of the queue.
 async fn claim(
     conn: &mut PgConnection,
@@ -170,7 +185,7 @@ async fn claim(
     front: DateTime<Utc>,
 ) -> Result<Option<Lease>, Error> {
     let token = LeaseToken::random();
-    let claimed: Result<Option<JobRow>, sqlx::Error> = sqlx::query_as(concat!(
+    let claimed: Result<Option<ClaimedRow>, sqlx::Error> = sqlx::query_as(concat!(
         "-- store.queue.claim
          update exports e
          set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
@@ -183,7 +198,7 @@ async fn claim(
            order by r.run_at, r.created_at
            limit 1
            for update skip locked)
-         returning ",
+         returning cdc_export.database_id() as database, ",
         job_columns!()
     ))
     .bind(known_formats())
@@ -197,7 +212,10 @@ async fn claim(
     .fetch_optional(conn)
     .await;
     match claimed {
-        Ok(row) => Ok(row.map(Job::try_from).transpose()?.map(|job| Lease { job, token })),
+        Ok(None) => Ok(None),
+        Ok(Some(ClaimedRow { job, database })) => {
+            Ok(Some(Lease { job: job.try_into()?, database: database_of(&database)?, token }))
+        }
         // Another job of the lane began to run in the same moment: nothing to claim here.
         Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Ok(None),
         Err(error) => Err(error.into()),
@@ -374,28 +392,40 @@ impl Store {
         rows.into_iter().map(reaped).collect()
     }
 
-    /// Which of these attempts have ended without completing their job, so that their hidden files are nobody's.
+    /// Which of these hidden files are of attempts that have ended without completing their job, so that they are nobody's.
     ///
-    /// An attempt of a job that isn't known here is none of them: the folder may be shared with another database's service.
+    /// The folder may be shared with another database's service, a copy of this one's too: its files are none of them, and where
+    /// a version that didn't say so left one, a file of a job that isn't known here, or not of this database.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn ended_attempts(&self, attempts: &[(JobId, LeaseToken)]) -> Result<Vec<(JobId, LeaseToken)>, Error> {
-        let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) = attempts.iter().map(|(j, t)| (j.as_uuid(), t.as_uuid())).unzip();
+    pub async fn ended_attempts(&self, mut hidden: Vec<HiddenFile>) -> Result<Vec<HiddenFile>, Error> {
+        let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) =
+            hidden.iter().map(|file| (file.job.as_uuid(), file.token.as_uuid())).unzip();
+        let databases: Vec<_> = hidden.iter().map(|file| file.database.as_ref().map(DatabaseId::as_str)).collect();
         let mut conn = self.connection().await?;
-        let ended: Vec<(Uuid, Uuid)> = sqlx::query_as(
+        let ended: Vec<i64> = sqlx::query_scalar(
             "-- store.queue.ended_attempts
-             select a.id, a.token from unnest($1::uuid[], $2::uuid[]) as a (id, token)
+             select a.place
+             from unnest($1::uuid[], $2::uuid[], $3::text[]) with ordinality as a (id, token, database, place)
              join exports e on e.id = a.id
+             cross join (select cdc_export.database_id() as database) own
              where e.lease_token is distinct from a.token
-               and (e.staged_name is null or e.staged_name not like '%' || a.token || '%')",
+               and (e.staged_name is null or e.staged_name not like '%' || a.token || '%')
+               and coalesce(a.database, e.database_id, own.database) = own.database",
         )
         .bind(ids)
         .bind(tokens)
+        .bind(databases)
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
-        Ok(ended.into_iter().map(|(id, token)| (id.into(), token.into())).collect())
+        let mut place = 0;
+        hidden.retain(|_| {
+            place += 1;
+            ended.contains(&place)
+        });
+        Ok(hidden)
     }
 
     /// Says that a process with this folder lives. Written once in ten seconds at most.

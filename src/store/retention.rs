@@ -55,9 +55,9 @@ macro_rules! past {
     };
 }
 
-/// Files of the folder `$4`, of the consumers `$1`, that are past.
+/// Files of the folder `$4`, of the consumers `$1`, that are past and of which `$which` holds.
 macro_rules! files_past {
-    ($among:literal) => {
+    ($among:literal, $which:literal) => {
         concat!(
             "select ",
             place_columns!(),
@@ -69,7 +69,9 @@ macro_rules! files_past {
                select f.* from exports f
                where f.store_id = $4 and coalesce(f.consumer_id, '') = whose.consumer_id
                  and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null
-                 and (f.finished_at, f.id) <= (past.finished_at, past.id)
+                 and (f.finished_at, f.id) <= (past.finished_at, past.id) and ",
+            $which,
+            "
                order by f.finished_at desc, f.id desc limit $5) e
              limit $5"
         )
@@ -78,7 +80,7 @@ macro_rules! files_past {
 
 impl Store {
     /// Files of this folder that are past a retention: too old, or with too many newer ones of their consumer. Of files, those in the
-    /// folder are counted; of jobs, all.
+    /// folder are counted; of jobs, all. Of jobs there are such of another database too, whose files aren't this one's to remove.
     ///
     /// # Errors
     /// If the database fails.
@@ -88,7 +90,9 @@ impl Store {
                 let files = sqlx::query_as(concat!(
                     "-- store.retention.files_past\n ",
                     files_past!(
-                        "f.store_id = $4 and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null"
+                        "f.store_id = $4 and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null",
+                        // What another database made is for that to remove.
+                        "coalesce(f.database_id = (select cdc_export.database_id()), true)"
                     )
                 ));
                 (&self.tours.files, files)
@@ -96,7 +100,7 @@ impl Store {
             Of::Jobs => {
                 let files = sqlx::query_as(concat!(
                     "-- store.retention.files_of_jobs_past\n ",
-                    files_past!("f.finished_at is not null")
+                    files_past!("f.finished_at is not null", "true")
                 ));
                 (&self.tours.files_of_jobs, files)
             }

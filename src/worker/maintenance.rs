@@ -184,6 +184,11 @@ impl Task for Publish {
         missing.retain(|job, _| unpublished.iter().any(|place| place.job == *job));
         for place in unpublished {
             let job = place.job;
+            if !place.is_own {
+                // Nobody here may name it, so nobody shall wait for it.
+                give_up(worker, &place).await?;
+                continue;
+            }
             let outcome = match publish(worker, folder, place).await {
                 Ok(Publication::Done) => Ok(()),
                 Ok(Publication::Missing(place)) => look_again(worker, missing, &place).await,
@@ -215,6 +220,8 @@ async fn look_again(worker: &Worker, missing: &mut HashMap<JobId, Instant>, plac
 /// Says that a process with this folder lives; which it is.
 pub(crate) async fn announce(worker: &Worker, folder: &FolderAccess) -> Result<uuid::Uuid, Error> {
     let store = folder.run(|folder| folder.store()).await?;
+    // Says what it is where writing would only take too long.
+    worker.within(worker.store.ping()).await?;
     worker.within(worker.store.seen(store)).await?;
     Ok(store)
 }
@@ -236,13 +243,14 @@ impl Task for Sweep {
     async fn round(&mut self) -> Result<(), Error> {
         let Sweep { worker, folder } = self;
         // Listed before the question, so that an attempt which begins in between isn't among them.
-        let attempts = folder.run(|folder| folder.hidden_files()).await?;
-        if attempts.is_empty() {
+        let hidden = folder.run(|folder| folder.hidden_files()).await?;
+        if hidden.is_empty() {
             return Ok(());
         }
         let mut outcome = Ok(());
-        for (job, token) in worker.within(worker.store.ended_attempts(&attempts)).await? {
-            match folder.run(move |folder| folder.remove_hidden(job, token)).await {
+        for file in worker.within(worker.store.ended_attempts(hidden)).await? {
+            let job = file.job;
+            match folder.run(move |folder| folder.remove_hidden(&file)).await {
                 Ok(()) => tracing::info!(event = "draft_swept", jobId = %job),
                 Err(error) => outcome = Err(error),
             }
@@ -293,10 +301,15 @@ impl Task for Retain {
 }
 
 async fn remove(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Result<(), Error> {
-    let (job, name) = (place.job, place.output_filename.clone());
-    folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
+    let (job, is_own, name) = (place.job, place.is_own, place.output_filename.clone());
+    if is_own {
+        folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
+    }
+    // Another database's file stays where it is; here its job is forgotten all the same.
     worker.within(worker.store.file_removed(job)).await?;
-    tracing::info!(event = "file_removed", jobId = %job, file = name);
+    if is_own {
+        tracing::info!(event = "file_removed", jobId = %job, file = name);
+    }
     Ok(())
 }
 

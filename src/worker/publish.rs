@@ -21,7 +21,7 @@ pub(crate) enum Publication {
     /// The file has its name, or somebody else ended the job.
     Done,
     /// It is nowhere in the folder. Perhaps another process is just renaming it.
-    Missing(FilePlace),
+    Missing(Box<FilePlace>),
 }
 
 /// The way of one task to the folder. Operations block, and one on a dead network never returns: it keeps its thread, and the task
@@ -64,8 +64,13 @@ pub(crate) async fn publish(
     mut place: FilePlace,
 ) -> Result<Publication, Error> {
     loop {
-        let (staged, name, identity) = (place.staged_name.clone(), place.output_filename.clone(), place.identity);
-        match folder.run(move |folder| folder.publish(&staged, &name, &identity)).await? {
+        let wanted = place.clone();
+        let publish = move |folder: &Folder| {
+            // What is handed out is known beside the database first: that may be put back to where it knows nothing of it.
+            mark(folder, &wanted)?;
+            folder.publish(&wanted.staged_name, &wanted.output_filename, &wanted.identity)
+        };
+        match folder.run(publish).await? {
             Published::Done => {
                 record(worker, folder, place).await?;
                 return Ok(Publication::Done);
@@ -76,7 +81,7 @@ pub(crate) async fn publish(
         match worker.within(worker.store.file_place(place.job)).await? {
             Some(now) if now.output_filename != place.output_filename => place = now,
             Some(now) if now.is_published => return Ok(Publication::Done),
-            Some(now) => return Ok(Publication::Missing(now)),
+            Some(now) => return Ok(Publication::Missing(Box::new(now))),
             None => return Ok(Publication::Done),
         }
     }
@@ -100,13 +105,26 @@ async fn record(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Res
     } else if worker.within(worker.store.file_place(place.job)).await?.is_none() {
         // Somebody gave it up in this moment: a file without a completed job is nobody's.
         folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
+    } else if let Some(last) = worker.within(worker.store.last_of_lane(&place)).await? {
+        // Who slept through somebody else's publication may have put an old marker in place of a newer one.
+        folder.run(move |folder| mark(folder, &last)).await?;
     }
     Ok(())
 }
 
+/// Has the folder remember that this is the last file of its lane.
+fn mark(folder: &Folder, place: &FilePlace) -> Result<(), sink::Error> {
+    match &place.consumer {
+        Some(consumer) => folder.mark(&place.database, consumer, &place.dataset, &place.marker()),
+        None => Ok(()),
+    }
+}
+
 /// Fails a job whose file is in the folder under no name. Nothing happens if it was published meanwhile.
 pub(crate) async fn give_up(worker: &Worker, place: &FilePlace) -> Result<(), Error> {
-    if worker.within(worker.store.give_up(place, LOST_AFTER)).await? {
+    // Whose file another database names has nothing to wait for.
+    let after = if place.is_own { LOST_AFTER } else { Duration::ZERO };
+    if worker.within(worker.store.give_up(place, after)).await? {
         let kind = Kind { dataset: &place.dataset, export_type: place.export_type.as_str() };
         metrics::job_ended(kind, Status::Failed.as_str());
         metrics::job_failed(kind, FailureCode::FileLost.as_str());

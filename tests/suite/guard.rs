@@ -23,7 +23,7 @@ async fn position(database: &Database, consumer: &str) -> Option<String> {
 }
 
 /// An export that the guard refuses: it names its word, and nothing moves.
-async fn refused(database: &Database, service: &Service, export_type: &str, consumer: &str, word: &str) {
+pub(crate) async fn refused(database: &Database, service: &Service, export_type: &str, consumer: &str, word: &str) {
     let (before, files) = (position(database, consumer).await, service.files());
     let job = service.ended(&service.submit(export_type, consumer).await).await;
     assert_eq!(
@@ -36,14 +36,14 @@ async fn refused(database: &Database, service: &Service, export_type: &str, cons
 }
 
 /// An export that the guard lets pass, with its word; null for none.
-async fn passes(service: &Service, export_type: &str, consumer: &str, word: Option<&str>) -> (Value, Csv) {
+pub(crate) async fn passes(service: &Service, export_type: &str, consumer: &str, word: Option<&str>) -> (Value, Csv) {
     let (job, file) = service.export(export_type, consumer).await;
     assert_eq!(job["continuity"], json!(word), "{export_type}: {job}");
     (job, file)
 }
 
 /// A full export passes with the word, and afterwards there is nothing to say and nothing due.
-async fn full_heals(database: &Database, service: &Service, consumer: &str, word: &str) {
+pub(crate) async fn full_heals(database: &Database, service: &Service, consumer: &str, word: &str) {
     let (_, full) = passes(service, "full", consumer, Some(word)).await;
     let live: Vec<i64> = sqlx::query_scalar("select id from users where not is_deleted order by id")
         .fetch_all(&database.pool)
@@ -57,7 +57,7 @@ async fn full_heals(database: &Database, service: &Service, consumer: &str, word
 }
 
 /// Operation and key of a delta's rows, sorted.
-fn operations(delta: &Csv) -> Vec<(&str, &str)> {
+pub(crate) fn operations(delta: &Csv) -> Vec<(&str, &str)> {
     let mut rows: Vec<_> = delta.rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect();
     rows.sort_unstable();
     rows
@@ -725,7 +725,7 @@ async fn the_log_is_kept_for_a_first_export_that_runs() {
 }
 
 /// One of Postgres's own programs, as the user who may: the owner of a folder.
-async fn program(server: &PgConnectOptions, name: &str, folder: &Path) -> tokio::process::Command {
+pub(crate) async fn program(server: &PgConnectOptions, name: &str, folder: &Path) -> tokio::process::Command {
     let programs = Database::at(server.clone()).programs().await;
     let mut program = std::process::Command::new(programs.join(name));
     let owner = std::fs::metadata(folder).unwrap();
@@ -741,14 +741,14 @@ async fn program(server: &PgConnectOptions, name: &str, folder: &Path) -> tokio:
     program
 }
 
-fn connection(of: &PgConnectOptions) -> [String; 6] {
+pub(crate) fn connection(of: &PgConnectOptions) -> [String; 6] {
     let host = of.get_socket().map_or(of.get_host().to_owned(), |socket| socket.to_str().unwrap().to_owned());
     let [h, p, u] = ["-h", "-p", "-U"].map(str::to_owned);
     [h, host, p, of.get_port().to_string(), u, of.get_username().to_owned()]
 }
 
 /// Runs a program to its end and gives what it wrote.
-async fn output(program: &mut tokio::process::Command) -> String {
+pub(crate) async fn output(program: &mut tokio::process::Command) -> String {
     let done = program.output().await.unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8(done.stdout).unwrap()

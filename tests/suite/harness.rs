@@ -429,10 +429,11 @@ impl Service {
         self.output().join(job["outputFilename"].as_str().unwrap())
     }
 
-    /// The names in the output folder, the folder's own mark left out.
+    /// The names in the output folder, the folder's own mark and those of lanes left out.
     pub(crate) fn files(&self) -> Vec<String> {
         let names = std::fs::read_dir(self.output()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<_> = names.filter(|name| name != ".cdc-export-store").collect();
+        let mut names: Vec<_> =
+            names.filter(|name| name != ".cdc-export-store" && !name.starts_with(".lane-")).collect();
         names.sort();
         names
     }
@@ -492,6 +493,11 @@ impl Service {
 
     /// Stops it as an operator would.
     pub(crate) async fn stop(mut self) {
+        self.end().await;
+    }
+
+    /// The same, with its folder kept for another one.
+    pub(crate) async fn end(&mut self) {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(self.exit().await, Some(0));
     }

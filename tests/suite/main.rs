@@ -19,6 +19,8 @@ mod connections;
 #[cfg(test)]
 mod containers;
 #[cfg(test)]
+mod copies;
+#[cfg(test)]
 mod cors;
 #[cfg(test)]
 mod crashes;
@@ -94,6 +96,8 @@ mod pooler;
 mod readers;
 #[cfg(test)]
 mod requests;
+#[cfg(test)]
+mod restores;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]

@@ -1,0 +1,212 @@
+//! A database and its copy over one folder: what the one's jobs made is nothing of the other one's to publish, remove or sweep.
+
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::guard::{passes, refused};
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+
+/// A copy of a database, as `createdb -T` makes it. Nobody may be connected to the original.
+async fn copy_of(database: &Database) -> Database {
+    let name = database.options.get_database().unwrap();
+    let copy = format!("{name}_copy");
+    let mut admin = PgConnection::connect_with(&database.options.clone().database("postgres")).await.unwrap();
+    eventually("nobody is connected to it", || async {
+        let others = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
+        let mut conn = PgConnection::connect_with(&database.options.clone().database("postgres")).await.unwrap();
+        conn.execute(AssertSqlSafe(others)).await.unwrap();
+        conn.execute(AssertSqlSafe(format!("create database {copy} template {name}"))).await.ok()
+    })
+    .await;
+    admin.execute(AssertSqlSafe(format!("comment on database {copy} is 'a copy'"))).await.unwrap();
+    Database::at(database.options.clone().database(&copy))
+}
+
+/// A job of a service that takes jobs and runs none.
+async fn pending(database: &Database, export_type: &str, sharing: Option<&Service>) -> (Service, String) {
+    let start = Start::on(database).arguments(&["serve", "--no-workers"]);
+    let mut service = match sharing {
+        Some(other) => start.sharing_output(other),
+        None => start,
+    }
+    .service()
+    .await;
+    let id = service.submit(export_type, "a").await;
+    service.end().await;
+    (service, id)
+}
+
+#[tokio::test]
+async fn a_copy_does_not_publish_or_harm_what_its_original_committed() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let mut doomed = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
+    let request = doomed.client.post(format!("{}/exports/full", doomed.address)).header("X-Consumer-ID", "a");
+    let _ = request.send().await;
+    doomed.dies().await;
+    let id: String = database.one("select id::text from exports").await;
+    let hidden = doomed.files();
+    assert!(hidden.len() == 1 && hidden[0].starts_with('.'), "{hidden:?}");
+
+    let copy = copy_of(&database).await;
+    let stranger = Start::on(&copy).sharing_output(&doomed).service().await;
+    // In the copy it can't be had, and nobody waits for it.
+    let job = stranger.ended(&id).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
+    assert_eq!(doomed.files(), hidden, "its file is the original's");
+    refused(&copy, &stranger, "delta", "a", "file_lost").await;
+    passes(&stranger, "full", "a", Some("file_lost")).await;
+
+    let heir = Start::on(&database).sharing_output(&doomed).service().await;
+    let job = heir.ended(&id).await;
+    assert_eq!(job["status"], "completed", "{job}");
+    assert_eq!(Csv::read(&heir.path(&job)).rows.len(), 5);
+    passes(&heir, "delta", "a", None).await;
+    heir.stop().await;
+    stranger.stop().await;
+}
+
+#[tokio::test]
+async fn an_admin_of_a_copy_gives_up_what_the_original_then_publishes() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let mut doomed = Start::on(&database).with("FAILPOINTS", "sink.publish.renamed=kill").service().await;
+    let request = doomed.client.post(format!("{}/exports/full", doomed.address)).header("X-Consumer-ID", "a");
+    let _ = request.send().await;
+    doomed.dies().await;
+    let id: String = database.one("select id::text from exports").await;
+    // It has its name, and that isn't recorded.
+    let files = doomed.files();
+    assert!(files.len() == 1 && !files[0].starts_with('.'), "{files:?}");
+    let copy = copy_of(&database).await;
+    copy.run("update exports set finished_at = finished_at - interval '1 minute'").await;
+    let stranger = Start::on(&copy).arguments(&["serve", "--no-workers"]).sharing_output(&doomed).service().await;
+    assert_eq!(stranger.call("DELETE", &format!("/exports/{id}"), &[]).await.status(), 204);
+    assert_eq!(stranger.job(&id).await["error"]["code"], "file_lost");
+    assert_eq!(doomed.files(), files);
+    let heir = Start::on(&database).sharing_output(&doomed).service().await;
+    assert_eq!(heir.ended(&id).await["status"], "completed");
+    heir.stop().await;
+    stranger.stop().await;
+}
+
+#[tokio::test]
+async fn a_copy_reads_its_originals_files_and_removes_none() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let mut service = Start::on(&database).service().await;
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        jobs.push(service.export("full", "a").await.0);
+    }
+    service.end().await;
+    let files = service.files();
+    let copy = copy_of(&database).await;
+    let stranger =
+        Start::on(&copy).sharing_output(&service).with("RETAIN_FILES", "1").with("RETAIN_JOBS", "2").service().await;
+    let path = |job: &Value| format!("/exports/{}", job["jobId"].as_str().unwrap());
+    let download = format!("{}/download", path(&jobs[2]));
+    assert_eq!(stranger.call("GET", &download, &[]).await.text().await.unwrap().lines().count(), 6);
+    let answer = stranger.call("DELETE", &path(&jobs[2]), &[]).await;
+    assert_eq!(refusal(answer).await, (409, "file_of_other_database".to_owned()));
+
+    // What is past the retention of jobs is forgotten; its file stays.
+    passes(&stranger, "full", "a", Some("database_restored")).await;
+    let left = async || (copy.one::<i64>("select count(*) from exports").await <= 2).then_some(());
+    let keeping = Start::on(&copy).sharing_output(&service).with("RETAIN_FILES", "1").with("RETAIN_JOBS", "2");
+    let keeping = keeping.service().await;
+    eventually("jobs are forgotten", left).await;
+    let now = service.files();
+    assert!(files.iter().all(|file| now.contains(file)), "{files:?} {now:?}");
+    keeping.stop().await;
+    stranger.stop().await;
+
+    // The original's own retention is as it was.
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", "1").service().await;
+    let removed = async || Some(keeping.events("file_removed").len()).filter(|removed| *removed == 2);
+    eventually("the original's files are removed", removed).await;
+    keeping.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_that_waits_in_a_copy_too_is_its_originals() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let (first, id) = pending(&database, "full", None).await;
+    let copy = copy_of(&database).await;
+    let original =
+        Start::on(&database).sharing_output(&first).with("FAILPOINTS", "worker.staged=sleep:3000").service().await;
+    original.reaches("worker.staged").await;
+    let live = original.files();
+    assert!(live.len() == 1 && live[0].ends_with(".part"), "{live:?}");
+    let stranger = Start::on(&copy).sharing_output(&first).with("LEASE_SECONDS", 1).service().await;
+    // Under one id there is one file.
+    let job = stranger.ended(&id).await;
+    assert_eq!(
+        (&job["status"], &job["error"]["code"], &job["continuity"]),
+        (&json!("failed"), &json!("full_export_needed"), &json!("database_restored")),
+        "{job}"
+    );
+    let job = original.ended(&id).await;
+    assert_eq!(job["status"], "completed", "{job}");
+    assert_eq!(Csv::read(&original.path(&job)).rows.len(), 5, "nobody swept it");
+    stranger.stop().await;
+    original.stop().await;
+}
+
+#[tokio::test]
+async fn a_hidden_file_of_another_database_is_not_swept() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let id = job["jobId"].as_str().unwrap();
+    let own: String = database.one("select database_id from exports").await;
+    let token = uuid::Uuid::new_v4();
+    let theirs = format!(".00000000000000ff-1.{id}.{token}.part");
+    // Its own, and one of a version that didn't say whose it is.
+    for name in [&theirs, &format!(".{own}.{id}.{token}.part"), &format!(".{id}.{token}.part")] {
+        std::fs::write(service.output().join(name), "left").unwrap();
+    }
+    let sweeper = Start::on(&database).sharing_output(&service).service().await;
+    let name = job["outputFilename"].as_str().unwrap();
+    let left = async || (service.files() == [theirs.as_str(), name]).then_some(());
+    eventually("only the other database's is left", left).await;
+    sweeper.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_copy_that_takes_its_originals_place_needs_a_full_export() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let mut service = Start::on(&database).service().await;
+    service.export("full", "a").await;
+    service.end().await;
+    let copy = copy_of(&database).await;
+    // Delivered after the copy was made.
+    let mut later = Start::on(&database).sharing_output(&service).service().await;
+    database.add_users(6, 6).await;
+    assert_eq!(passes(&later, "delta", "a", None).await.1.ids(), [6]);
+    later.end().await;
+
+    let name = database.options.get_database().unwrap().to_owned();
+    database.pool.close().await;
+    let mut admin = PgConnection::connect_with(&database.options.clone().database("postgres")).await.unwrap();
+    for (from, to) in [(name.clone(), format!("{name}_gone")), (format!("{name}_copy"), name)] {
+        eventually("it is renamed", || async {
+            let mut conn = PgConnection::connect_with(&database.options.clone().database("postgres")).await.unwrap();
+            conn.execute(AssertSqlSafe(format!("alter database {from} rename to {to}"))).await.ok()
+        })
+        .await;
+    }
+    admin.execute("select 1").await.unwrap();
+    drop(copy);
+    let database = Database::at(database.options.clone());
+    let service = Start::on(&database).sharing_output(&service).service().await;
+    for export_type in ["incremental", "delta"] {
+        refused(&database, &service, export_type, "a", "database_restored").await;
+    }
+    crate::guard::full_heals(&database, &service, "a", "database_restored").await;
+    service.stop().await;
+}

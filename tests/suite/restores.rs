@@ -1,0 +1,375 @@
+//! Databases that were put back, promoted or replaced: what consumers have seen of a future that is gone is noticed, and what is
+//! nothing but a failover goes on.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cdc_export::postgres::embedded;
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+use tempfile::TempDir;
+
+use crate::guard::{connection, full_heals, output, passes, program, refused};
+use crate::harness::{Database, Service, Start, embedded_settings, eventually, reachable_folder};
+
+/// A cluster whose data directory a test may copy and put back.
+struct Cluster {
+    home: TempDir,
+    server: Option<embedded::Server>,
+}
+
+impl Cluster {
+    async fn new() -> Cluster {
+        let mut cluster = Cluster { home: reachable_folder(), server: None };
+        cluster.start().await;
+        cluster
+    }
+
+    async fn start(&mut self) {
+        let settings = embedded_settings(&self.home.path().join("data"));
+        self.server = Some(embedded::Server::start(&settings).await.unwrap());
+    }
+
+    async fn stop(&mut self) {
+        self.server.take().unwrap().stop().await;
+    }
+
+    fn database(&self) -> Database {
+        Database::at(self.server.as_ref().unwrap().connect_options())
+    }
+
+    fn data(&self) -> PathBuf {
+        self.home.path().join("data/postgres")
+    }
+
+    /// A place for a copy of the data.
+    fn copy(&self) -> PathBuf {
+        self.home.path().join("copy")
+    }
+
+    /// Copies the data of the server, which is stopped.
+    fn copy_cold(&self) {
+        copied(&self.data(), &self.copy());
+    }
+
+    /// Copies the data of the server while it runs, with the WAL that a recovery needs.
+    async fn copy_hot(&self) {
+        std::fs::create_dir(self.copy()).unwrap();
+        let owner = std::fs::metadata(self.data()).unwrap();
+        std::os::unix::fs::chown(self.copy(), Some(owner.uid()), Some(owner.gid())).unwrap();
+        std::fs::set_permissions(self.copy(), PermissionsExt::from_mode(0o700)).unwrap();
+        let options = self.server.as_ref().unwrap().connect_options();
+        let mut backup = program(&options, "pg_basebackup", &self.copy()).await;
+        output(backup.args(connection(&options)).args(["-X", "fetch", "-c", "fast", "-D"]).arg(self.copy())).await;
+    }
+
+    /// Stops the server and starts it from the copy.
+    async fn put_back(&mut self) {
+        self.stop().await;
+        self.take_copy();
+        self.start().await;
+    }
+
+    fn take_copy(&self) {
+        std::fs::remove_dir_all(self.data()).unwrap();
+        copied(&self.copy(), &self.data());
+    }
+
+    /// Has the copy recover as a server of its own timeline does when it starts: to the end of the WAL that it has.
+    fn recovers(&self, signal: &str) {
+        let owner = std::fs::metadata(self.data()).unwrap();
+        let file = self.data().join(signal);
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::chown(&file, Some(owner.uid()), Some(owner.gid())).unwrap();
+        let settings = self.data().join("postgresql.auto.conf");
+        let text = std::fs::read_to_string(&settings).unwrap();
+        std::fs::write(&settings, format!("{text}restore_command = 'false'\n")).unwrap();
+    }
+
+    /// Waits until the server takes writes.
+    async fn promoted(&self) {
+        let database = self.database();
+        eventually("it is promoted", || async {
+            let mut conn = PgConnection::connect_with(&database.options).await.ok()?;
+            let recovers: bool = sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(&mut conn).await.ok()?;
+            (!recovers).then_some(())
+        })
+        .await;
+    }
+}
+
+fn copied(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+async fn timeline(database: &Database) -> String {
+    database.one("select left(pg_walfile_name(pg_current_wal_lsn()), 8)").await
+}
+
+/// Removes what the folder knows of lanes.
+fn forget_markers(service: &Service) {
+    let mut removed = 0;
+    for entry in std::fs::read_dir(service.output()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with(".lane-") {
+            std::fs::remove_file(path).unwrap();
+            removed += 1;
+        }
+    }
+    assert!(removed > 0, "there were some");
+}
+
+/// A service on a cluster with some users, all of them exported to these consumers.
+async fn exported(cluster: &Cluster, consumers: &[&str]) -> Service {
+    let database = cluster.database();
+    let start = Start::on(&database).with("SEED_ROWS", 0).service().await;
+    database.add_users(1, 5).await;
+    for consumer in consumers {
+        passes(&start, "full", consumer, None).await;
+    }
+    start
+}
+
+/// What is delivered to `a` and to a new consumer `late`, and to nobody else, after a backup.
+async fn delivered_afterwards(cluster: &Cluster, service: &Service) {
+    cluster.database().add_users(6, 6).await;
+    assert_eq!(passes(service, "delta", "a", None).await.1.ids(), [6]);
+    passes(service, "full", "late", None).await;
+}
+
+async fn what_was_delivered_is_missed(database: &Database, service: &Service) {
+    let consumers: serde_json::Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+    let words: Vec<_> =
+        consumers["items"].as_array().unwrap().iter().map(|c| (&c["consumerId"], &c["continuity"])).collect();
+    assert_eq!(words, [(&json!("a"), &json!("database_restored")), (&json!("b"), &json!(null))]);
+    for consumer in ["a", "late"] {
+        for export_type in ["incremental", "delta"] {
+            refused(database, service, export_type, consumer, "database_restored").await;
+        }
+        full_heals(database, service, consumer, "database_restored").await;
+    }
+}
+
+#[tokio::test]
+async fn a_cold_copy_put_back_is_seen_by_what_the_folder_knows() {
+    let mut cluster = Cluster::new().await;
+    let mut service = exported(&cluster, &["a", "b"]).await;
+    service.end().await;
+    let on = |cluster: &Cluster, service: &Service| Start::on(&cluster.database()).sharing_output(service);
+    // Jobs that wait in the copy, and will have been delivered.
+    let mut submitting = on(&cluster, &service).arguments(&["serve", "--no-workers"]).service().await;
+    let (first, next) = (submitting.submit("full", "c").await, submitting.submit("incremental", "c").await);
+    submitting.end().await;
+    cluster.stop().await;
+    cluster.copy_cold();
+    cluster.start().await;
+    let mut service = on(&cluster, &service).service().await;
+    for id in [&first, &next] {
+        assert_eq!(service.ended(id).await["status"], "completed");
+    }
+    delivered_afterwards(&cluster, &service).await;
+    service.end().await;
+
+    cluster.put_back().await;
+    let database = cluster.database();
+    let service = on(&cluster, &service).service().await;
+    // The first one's file may be another one than that which its consumer has, and the next has nothing to go on from.
+    for id in [&first, &next] {
+        let job = service.ended(id).await;
+        assert_eq!(
+            (&job["status"], &job["error"]["code"], &job["continuity"]),
+            (&json!("failed"), &json!("full_export_needed"), &json!("database_restored")),
+            "{job}"
+        );
+    }
+    database
+        .run("delete from exports where consumer_id = 'c'; delete from cdc_export.lanes where consumer_id = 'c'")
+        .await;
+    what_was_delivered_is_missed(&database, &service).await;
+    // Who has seen nothing of what is gone goes on.
+    database.add_users(7, 7).await;
+    assert_eq!(passes(&service, "delta", "b", None).await.1.ids(), [7]);
+    service.stop().await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_recovery_to_a_point_in_time_is_seen() {
+    let mut cluster = Cluster::new().await;
+    let mut service = exported(&cluster, &["a", "b"]).await;
+    cluster.copy_hot().await;
+    let before = timeline(&cluster.database()).await;
+    delivered_afterwards(&cluster, &service).await;
+    service.end().await;
+    cluster.stop().await;
+    cluster.take_copy();
+    cluster.recovers("recovery.signal");
+    cluster.start().await;
+    cluster.promoted().await;
+    let database = cluster.database();
+    assert_ne!(timeline(&database).await, before);
+    let mut service = Start::on(&database).sharing_output(&service).service().await;
+    what_was_delivered_is_missed(&database, &service).await;
+    database.add_users(7, 7).await;
+    assert_eq!(passes(&service, "delta", "b", None).await.1.ids(), [7]);
+    service.end().await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_marker_another_timeline_needs_a_full_export() {
+    let mut cluster = Cluster::new().await;
+    let mut service = exported(&cluster, &["a", "b"]).await;
+    service.end().await;
+    let on = |cluster: &Cluster, service: &Service| Start::on(&cluster.database()).sharing_output(service);
+    // Exports without a consumer have nobody to remember them.
+    let mut submitting = on(&cluster, &service).arguments(&["serve", "--no-workers"]).service().await;
+    let answer = submitting.call("POST", "/exports", &[]).await;
+    let ad_hoc = answer.json::<serde_json::Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    submitting.end().await;
+    cluster.copy_hot().await;
+    cluster.stop().await;
+    cluster.take_copy();
+    cluster.recovers("recovery.signal");
+    cluster.start().await;
+    cluster.promoted().await;
+    forget_markers(&service);
+    let database = cluster.database();
+    let service = on(&cluster, &service).service().await;
+    let job = service.ended(&ad_hoc).await;
+    assert_eq!((&job["status"], &job["continuity"]), (&json!("failed"), &json!("database_restored")), "{job}");
+    for export_type in ["incremental", "delta"] {
+        refused(&database, &service, export_type, "a", "database_restored").await;
+    }
+    full_heals(&database, &service, "a", "database_restored").await;
+    // On one timeline nothing is amiss without a marker.
+    forget_markers(&service);
+    database.add_users(7, 7).await;
+    assert_eq!(passes(&service, "delta", "a", None).await.1.ids(), [7]);
+    service.stop().await;
+    cluster.stop().await;
+}
+
+/// What becomes of a standby's promotion: of one that has all of its primary, or of one that lags behind a delivery.
+async fn promoted_standby(lags: bool) {
+    let mut cluster = Cluster::new().await;
+    let mut service = exported(&cluster, &["a", "b"]).await;
+    let before = timeline(&cluster.database()).await;
+    if lags {
+        cluster.copy_hot().await;
+    }
+    delivered_afterwards(&cluster, &service).await;
+    service.end().await;
+    let mut submitting =
+        Start::on(&cluster.database()).sharing_output(&service).arguments(&["serve", "--no-workers"]).service().await;
+    let waiting = submitting.submit("delta", "a").await;
+    submitting.end().await;
+    cluster.stop().await;
+    if lags {
+        cluster.take_copy();
+    }
+    cluster.recovers("standby.signal");
+    cluster.start().await;
+    assert!(cluster.database().one::<bool>("select pg_promote()").await);
+    cluster.promoted().await;
+    let database = cluster.database();
+    assert_ne!(timeline(&database).await, before);
+    let service = Start::on(&database).sharing_output(&service).service().await;
+    if lags {
+        what_was_delivered_is_missed(&database, &service).await;
+    } else {
+        // A job that was submitted before goes on as well.
+        assert_eq!(service.ended(&waiting).await["status"], "completed");
+    }
+    database.add_users(7, 7).await;
+    for consumer in ["a", "b", "late"] {
+        passes(&service, "delta", consumer, None).await;
+    }
+    service.stop().await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_standby_that_lagged_is_seen() {
+    promoted_standby(true).await;
+}
+
+#[tokio::test]
+async fn a_standby_that_did_not_lag_goes_on() {
+    promoted_standby(false).await;
+}
+
+#[tokio::test]
+async fn a_job_that_ran_when_the_database_was_copied_is_not_taken_over() {
+    let mut cluster = Cluster::new().await;
+    let mut service = exported(&cluster, &["a"]).await;
+    service.end().await;
+    let mut dying = Start::on(&cluster.database())
+        .sharing_output(&service)
+        .with("FAILPOINTS", "worker.staged=kill")
+        .with("LEASE_SECONDS", 2)
+        .service()
+        .await;
+    let request = dying.client.post(format!("{}/exports/delta", dying.address)).header("X-Consumer-ID", "a");
+    let _ = request.send().await;
+    dying.dies().await;
+    let id: String = cluster.database().one("select id::text from exports where status = 'processing'").await;
+    cluster.stop().await;
+    cluster.copy_cold();
+    cluster.start().await;
+    cluster.database().add_users(6, 6).await;
+    let mut service = Start::on(&cluster.database()).sharing_output(&service).service().await;
+    assert_eq!(service.ended(&id).await["rowsExported"], 1);
+    service.end().await;
+
+    cluster.put_back().await;
+    let database = cluster.database();
+    let service = Start::on(&database).sharing_output(&service).service().await;
+    let job = service.ended(&id).await;
+    assert_eq!(
+        (&job["status"], &job["error"]["code"], &job["continuity"]),
+        (&json!("failed"), &json!("full_export_needed"), &json!("database_restored")),
+        "{job}"
+    );
+    refused(&database, &service, "delta", "a", "database_restored").await;
+    full_heals(&database, &service, "a", "database_restored").await;
+    service.stop().await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn transaction_ids_that_were_set_back_are_named() {
+    let mut cluster = Cluster::new().await;
+    let mut service = exported(&cluster, &["a"]).await;
+    let database = cluster.database();
+    let mut reset = program(&database.options, "pg_resetwal", &cluster.data()).await;
+    let back: String = database.one("select pg_current_xact_id()::text").await;
+    for _ in 0..300 {
+        database.run("select pg_current_xact_id()").await;
+    }
+    passes(&service, "delta", "a", None).await;
+    // It says every ten seconds that it lives.
+    let seen = format!("select exists (select from cdc_export.stores where xmin::text::bigint > {back})");
+    eventually("it was seen", async || database.one::<bool>(&seen).await.then_some(())).await;
+    service.end().await;
+    cluster.stop().await;
+    output(reset.args(["-x", &back, "-D"]).arg(cluster.data())).await;
+    cluster.start().await;
+
+    let service = Start::on(&cluster.database()).sharing_output(&service).service().await;
+    let answer = service.call("GET", "/health", &[]).await;
+    assert_eq!(answer.status(), 503);
+    let said = answer.json::<serde_json::Value>().await.unwrap()["checks"]["postgres"].as_str().unwrap().to_owned();
+    assert!(said.starts_with("Postgres's transaction ids were set back"), "{said}");
+    let answer = service.call("POST", "/exports/delta", &[("X-Consumer-ID", "a")]).await;
+    assert_eq!(answer.status(), 503);
+    let problem: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!((&problem["code"], &problem["detail"]), (&json!("database_unavailable"), &json!(said)));
+    let logged = service.events("announce_failed");
+    assert!(logged[0]["error"].as_str().unwrap().contains(&said), "{logged:?}");
+    // Reading goes on.
+    assert_eq!(service.call("GET", "/exports", &[]).await.status(), 200);
+    service.stop().await;
+    cluster.stop().await;
+}
