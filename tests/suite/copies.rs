@@ -6,32 +6,30 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use crate::guard::{passes, refused};
 use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
 
+/// Runs what needs that nobody is connected to the database.
+async fn alone(database: &Database, statement: &str) {
+    let others = "select pg_terminate_backend(pid) from pg_stat_activity where datname = ";
+    let others = format!("{others}'{}'", database.options.get_database().unwrap());
+    eventually(statement, || async {
+        let mut conn = PgConnection::connect_with(&database.options.clone().database("postgres")).await.unwrap();
+        conn.execute(AssertSqlSafe(others.clone())).await.unwrap();
+        conn.execute(AssertSqlSafe(statement.to_owned())).await.ok()
+    })
+    .await;
+}
+
 /// A copy of a database, as `createdb -T` makes it. Nobody may be connected to the original.
 async fn copy_of(database: &Database) -> Database {
     let name = database.options.get_database().unwrap();
     let copy = format!("{name}_copy");
-    let mut admin = PgConnection::connect_with(&database.options.clone().database("postgres")).await.unwrap();
-    eventually("nobody is connected to it", || async {
-        let others = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
-        let mut conn = PgConnection::connect_with(&database.options.clone().database("postgres")).await.unwrap();
-        conn.execute(AssertSqlSafe(others)).await.unwrap();
-        conn.execute(AssertSqlSafe(format!("create database {copy} template {name}"))).await.ok()
-    })
-    .await;
-    admin.execute(AssertSqlSafe(format!("comment on database {copy} is 'a copy'"))).await.unwrap();
+    alone(database, &format!("create database {copy} template {name}")).await;
     Database::at(database.options.clone().database(&copy))
 }
 
 /// A job of a service that takes jobs and runs none.
-async fn pending(database: &Database, export_type: &str, sharing: Option<&Service>) -> (Service, String) {
-    let start = Start::on(database).arguments(&["serve", "--no-workers"]);
-    let mut service = match sharing {
-        Some(other) => start.sharing_output(other),
-        None => start,
-    }
-    .service()
-    .await;
-    let id = service.submit(export_type, "a").await;
+async fn pending(database: &Database) -> (Service, String) {
+    let mut service = Start::on(database).arguments(&["serve", "--no-workers"]).service().await;
+    let id = service.submit("full", "a").await;
     service.end().await;
     (service, id)
 }
@@ -126,13 +124,20 @@ async fn a_copy_reads_its_originals_files_and_removes_none() {
     let removed = async || Some(keeping.events("file_removed").len()).filter(|removed| *removed == 2);
     eventually("the original's files are removed", removed).await;
     keeping.stop().await;
+
+    // Where there is no original any more.
+    copy.run("update exports set database_id = default").await;
+    let successor = Start::on(&copy).sharing_output(&service).service().await;
+    assert_eq!(successor.call("DELETE", &path(&jobs[2]), &[]).await.status(), 204);
+    assert!(!service.path(&jobs[2]).exists());
+    successor.stop().await;
 }
 
 #[tokio::test]
 async fn a_job_that_waits_in_a_copy_too_is_its_originals() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    let (first, id) = pending(&database, "full", None).await;
+    let (first, id) = pending(&database).await;
     let copy = copy_of(&database).await;
     let original =
         Start::on(&database).sharing_output(&first).with("FAILPOINTS", "worker.staged=sleep:3000").service().await;
@@ -191,17 +196,8 @@ async fn a_copy_that_takes_its_originals_place_needs_a_full_export() {
     later.end().await;
 
     let name = database.options.get_database().unwrap().to_owned();
-    database.pool.close().await;
-    let mut admin = PgConnection::connect_with(&database.options.clone().database("postgres")).await.unwrap();
-    for (from, to) in [(name.clone(), format!("{name}_gone")), (format!("{name}_copy"), name)] {
-        eventually("it is renamed", || async {
-            let mut conn = PgConnection::connect_with(&database.options.clone().database("postgres")).await.unwrap();
-            conn.execute(AssertSqlSafe(format!("alter database {from} rename to {to}"))).await.ok()
-        })
-        .await;
-    }
-    admin.execute("select 1").await.unwrap();
-    drop(copy);
+    alone(&database, &format!("alter database {name} rename to {name}_gone")).await;
+    alone(&copy, &format!("alter database {name}_copy rename to {name}")).await;
     let database = Database::at(database.options.clone());
     let service = Start::on(&database).sharing_output(&service).service().await;
     for export_type in ["incremental", "delta"] {

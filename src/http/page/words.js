@@ -13,7 +13,7 @@ const CONTINUITY = {
   column_retyped: ["A column has another type: values changed that no trigger saw.", "full"],
   table_recreated: ["The table is another one of the same name.", "full"],
   other_cluster: ["The database was restored on another cluster.", "full"],
-  database_restored: ["The database is a copy or an older state of itself.", "full"],
+  database_restored: ["The database was put back or copied, and doesn't know what was handed out since.", "full"],
   xid_went_back: ["The database was restored to an older state.", "full"],
   trigger_missing: ["A trigger that captures changes is missing or disabled. First: cdc-export track.", "full"],
   trigger_changed: ["A trigger that captures changes was gone or disabled for a while.", "full"],
