@@ -3,6 +3,7 @@
 //! Never writes to a user's table and asks the queue nothing. The transaction that holds the snapshot is lent to the store for
 //! the commit, which is how the watermark moves with the very snapshot that was exported.
 
+mod arrivals;
 pub mod capture;
 pub mod catalog;
 mod copy;
@@ -61,6 +62,13 @@ pub enum Error {
         "the database was put back or copied since this export was asked for, and may have handed out its file already: ask for another full export"
     )]
     JobRestored,
+    /// The same, and only `track` makes another one possible.
+    #[error(
+        "what changed since the last export is not known exactly ({word}): `cdc-export track {0}` puts the triggers back, or says what is \
+         in the way; then a full export is needed",
+        word = Continuity::TriggerMissing
+    )]
+    TriggerMissing(String),
     /// A standby's snapshots hide transactions that are in progress on its primary: rows would be lost.
     #[error("this Postgres is a standby, whose changes can't be told exactly")]
     Standby,

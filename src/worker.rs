@@ -140,6 +140,10 @@ impl Error {
                     let failure = failure(FailureCode::FullExportNeeded);
                     Settlement::Fail(Failure { continuity: Some(Continuity::DatabaseRestored), ..failure })
                 }
+                source::Error::TriggerMissing(_) => {
+                    let failure = failure(FailureCode::FullExportNeeded);
+                    Settlement::Fail(Failure { continuity: Some(Continuity::TriggerMissing), ..failure })
+                }
                 source::Error::TableMissing { .. } | source::Error::NotTracked(_) => {
                     Settlement::Fail(failure(FailureCode::TableMissing))
                 }

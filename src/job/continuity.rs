@@ -55,6 +55,11 @@ impl Continuity {
         matches!(self, Continuity::NoSnapshot | Continuity::WatermarkEdited | Continuity::Rewound)
     }
 
+    /// Whether live rows that changed are known all the same, by the log or by the time.
+    pub fn is_of_rows(self) -> bool {
+        self.allows(ExportType::Incremental)
+    }
+
     /// Whether an export of this type is exact all the same. A full one always is.
     pub fn allows(self, export_type: ExportType) -> bool {
         use Continuity::{DeletesExpired, NoSnapshot, Rewound, Truncated, WatermarkEdited};

@@ -2,18 +2,23 @@
 //!
 //! Knows no consumer.
 
+mod captured;
 mod functions;
+mod marks;
 mod triggers;
 
 use std::time::Duration;
 
+use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::dataset::catalog::{Catalog, Faults};
 use crate::dataset::{Capture, Dataset, Shape, Table};
 use crate::source::{quote, shape};
 
+pub(crate) use captured::capture;
 pub use functions::renew;
+pub(crate) use triggers::logged_key;
 
 /// The lock that triggers need queues the table's writers behind it, so it is not waited for longer than this.
 const LOCK_TIMEOUT: &str = "2s";
@@ -77,50 +82,30 @@ pub enum Error {
 
 #[derive(sqlx::FromRow)]
 struct Found {
-    oid: sqlx::postgres::types::Oid,
+    oid: Oid,
     schema_name: String,
     table_name: String,
     kind: String,
     parent: Option<String>,
     has_children: bool,
     is_child: bool,
-    is_subscribed: bool,
+    /// It, or one of its partitions.
     is_unlogged: bool,
+    has_foreign: bool,
     captured: bool,
+    is_newest: bool,
+    /// What the names of its functions begin with.
+    set: Option<String>,
     primary_key: Vec<String>,
     logged_key: Option<Vec<String>>,
 }
 
-/// Whether every trigger that a table `t` (of `pg_class`) needs is there, and fires whatever `session_replication_role` says.
-macro_rules! captured {
-    () => {
-        "((select count(*) from pg_trigger x
-          where x.tgname like 'cdc\\_export\\_%' and x.tgenabled = 'A'
-            and (x.tgrelid = t.oid or x.tgrelid in (select relid from pg_partition_tree(t.oid))))
-         >= case t.relkind when 'p' then 2 * (select count(*) from pg_partition_tree(t.oid)) else 4 end
-         -- Statement triggers see neither what comes through a parent or from a subscription, nor what a child has.
-         and (t.relkind = 'p'
-           or not exists (select from pg_inherits i where t.oid in (i.inhparent, i.inhrelid))
-             and not exists (select from pg_subscription_rel s where s.srrelid = t.oid)))"
-    };
+impl Found {
+    /// Whether its triggers log `key`, and see everything.
+    fn logs(&self, key: &[String]) -> bool {
+        self.captured && self.logged_key.as_ref().unwrap_or(&self.primary_key) == key
+    }
 }
-pub(crate) use captured;
-
-/// What the triggers log that a table `t` (of `pg_class`), in the schema `n`, was given; null: it was given none. Before it was kept,
-/// that was the primary key.
-macro_rules! logged_key {
-    () => {
-        "(select coalesce(k.key, array(
-            select a.attname::text
-            from pg_index x
-            cross join lateral unnest(x.indkey) with ordinality as i (attnum, place)
-            join pg_attribute a on a.attrelid = t.oid and a.attnum = i.attnum
-            where x.indrelid = t.oid and x.indisprimary and i.place <= x.indnkeyatts
-            order by i.place))
-          from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname)"
-    };
-}
-pub(crate) use logged_key;
 
 /// Installs the triggers on a dataset's table, unless they are there, and lets it be exported.
 ///
@@ -176,7 +161,7 @@ pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Res
             return Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() });
         }
     }
-    remove(&mut tx, &dataset.table, &found).await?;
+    remove(&mut tx, &dataset.table, &found, None).await?;
     sqlx::query(
         "-- source.capture.untrack
          delete from cdc_export.tracked where schema_name = $1 and table_name = $2",
@@ -195,31 +180,24 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
     let found = find(&mut tx, dataset).await?;
-    let key = dataset.key.as_ref().unwrap_or(&found.primary_key);
-    let installed = found.captured && found.logged_key.as_ref().unwrap_or(&found.primary_key) == key;
+    let key = dataset.key.as_ref().unwrap_or(&found.primary_key).clone();
+    let installed = found.logs(&key) && found.is_newest;
+    let mut before = Vec::new();
     if !installed {
         check(&found, dataset)?;
         lock(&mut tx, dataset, &found).await?;
+        // Nothing comes or goes under the lock.
+        let found = find(&mut tx, dataset).await?;
+        check(&found, dataset)?;
+        // Those that are right stay as they are, and with them every consumer's position.
+        let kept = found.set.clone().filter(|_| found.logs(&key));
+        if kept.is_some() {
+            before = marks::all(&mut tx).await?;
+        }
+        remove(&mut tx, &dataset.table, &found, kept.as_deref()).await?;
         let shape = look(&mut tx, dataset).await?;
-        remove(&mut tx, &dataset.table, &found).await?;
-        let denied = |cause| denied_or_else(&dataset.table, cause);
-        let relations = relations(&mut tx, &found).await?;
         let key: Vec<_> = shape.key.iter().map(|part| part.column.name.to_string()).collect();
-        let names: Vec<_> = relations.iter().map(|relation| relation.name.clone()).collect();
-        let made = triggers::statements(found.kind == "p", &key, &names);
-        let mut owners: Vec<_> = relations.into_iter().map(|relation| relation.owner).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        let definer = functions::definer(&mut tx).await?;
-        for function in &made.functions {
-            functions::make(&mut tx, function, &owners, definer.as_ref()).await.map_err(denied)?;
-        }
-        for statement in made.triggers {
-            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *tx).await.map_err(denied)?;
-        }
-        for name in &names {
-            always(&mut tx, name).await.map_err(denied)?;
-        }
+        make(&mut tx, &found, kept.as_deref(), &key).await.map_err(|cause| denied_or_else(&dataset.table, cause))?;
     }
     sqlx::query(
         "-- source.capture.track
@@ -231,9 +209,69 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
     .bind(key)
     .execute(&mut *tx)
     .await?;
+    marks::record(&mut tx, &before).await?;
     tx.commit().await?;
     if !installed {
         tracing::info!(event = "table_tracked", table = %dataset.table);
+    }
+    Ok(())
+}
+
+/// Makes what is missing of the triggers and functions of a table: of the set that is `kept`, or all of a new one.
+async fn make(conn: &mut PgConnection, found: &Found, kept: Option<&str>, key: &[String]) -> Result<(), sqlx::Error> {
+    let relations = relations(conn, found).await?;
+    let mut owners: Vec<_> = relations.iter().map(|relation| relation.owner.clone()).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    let definer = functions::definer(conn).await?;
+    let id = match kept.and_then(|set| set.strip_prefix("capture_")?.strip_suffix('_')) {
+        Some(id) => id.to_owned(),
+        None => uuid::Uuid::new_v4().simple().to_string(),
+    };
+    for function in triggers::functions(&id, found.kind == "p", found.oid.0, key) {
+        let has_it: Vec<Oid> = sqlx::query_scalar(
+            "-- source.capture.has_it
+             select x.tgrelid from pg_trigger x where x.tgfoid = to_regprocedure($1 || '()')",
+        )
+        .bind(function.name())
+        .fetch_all(&mut *conn)
+        .await?;
+        if has_it.is_empty() {
+            functions::make(conn, &function, &owners, definer.as_ref()).await?;
+        }
+        for (n, relation) in relations.iter().enumerate() {
+            if (n == 0 || function.is_of_each_partition()) && !has_it.contains(&relation.oid) {
+                sqlx::raw_sql(AssertSqlSafe(function.trigger(&relation.name))).execute(&mut *conn).await?;
+            }
+        }
+    }
+    for relation in &relations {
+        enable(conn, relation, &format!("capture_{id}_")).await?;
+    }
+    Ok(())
+}
+
+/// Lets the triggers of a table that call functions of `set` fire when they shall: statement triggers for who writes here; those of
+/// rows where these don't fire; and the others whatever `session_replication_role` says.
+async fn enable(conn: &mut PgConnection, relation: &Relation, set: &str) -> Result<(), sqlx::Error> {
+    let others: Vec<(String, String)> = sqlx::query_as(
+        "-- source.capture.others
+         select x.tgname::text, wanted.how
+         from pg_trigger x
+         join pg_proc p on p.oid = x.tgfoid and p.pronamespace = to_regnamespace('cdc_export') and left(p.proname::text, -1) = $2
+         cross join lateral (
+           select case right(p.proname::text, 1) when 'r' then 'always' when 't' then 'always' when 's' then 'replica' else '' end as how)
+           wanted
+         where x.tgrelid = $1 and x.tgenabled <> case wanted.how when 'always' then 'A' when 'replica' then 'R' else 'O' end",
+    )
+    .bind(relation.oid)
+    .bind(set)
+    .fetch_all(&mut *conn)
+    .await?;
+    for (trigger, how) in others {
+        let (table, trigger) = (&relation.name, quote::quoted(&trigger));
+        let enable = format!("-- source.capture.enable\n alter table {table} enable {how} trigger {trigger}");
+        sqlx::raw_sql(AssertSqlSafe(enable)).execute(&mut *conn).await?;
     }
     Ok(())
 }
@@ -255,20 +293,22 @@ async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<Found, Error
            case when t.relispartition then pg_partition_root(t.oid)::text end as parent,
            t.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = t.oid) as has_children,
            not t.relispartition and exists (select from pg_inherits i where i.inhrelid = t.oid) as is_child,
-           t.relkind = 'r' and exists (select from pg_subscription_rel s where s.srrelid = t.oid) as is_subscribed,
-           t.relpersistence <> 'p' as is_unlogged,
+           parts.is_unlogged, parts.has_foreign,
            array(select a.attname::text
                  from pg_index x
                  cross join lateral unnest(x.indkey) with ordinality as k (attnum, place)
                  join pg_attribute a on a.attrelid = t.oid and a.attnum = k.attnum
                  where x.indrelid = t.oid and x.indisprimary and k.place <= x.indnkeyatts
                  order by k.place) as primary_key,
-           ",
-        logged_key!(),
-        " as logged_key, ",
-        captured!(),
-        " as captured
-         from pg_class t join pg_namespace n on n.oid = t.relnamespace where t.oid = cdc_export.table_of_role($1)"
+           capture.logged_key, capture.captured, coalesce(capture.is_newest, false) as is_newest, capture.set
+         from pg_class t join pg_namespace n on n.oid = t.relnamespace
+         cross join lateral (
+           select coalesce(bool_or(p.relpersistence <> 'p'), false) as is_unlogged, coalesce(bool_or(p.relkind = 'f'), false) as has_foreign
+           from pg_class p where p.oid = t.oid or p.oid in (select relid from pg_partition_tree(t.oid))) parts
+         cross join lateral ",
+        capture!(),
+        " capture
+         where t.oid = cdc_export.table_of_role($1)"
     ))
     .bind(quote::relation(&dataset.table))
     .fetch_optional(conn)
@@ -283,8 +323,9 @@ fn check(found: &Found, dataset: &Dataset) -> Result<(), Error> {
         "r" | "p" if found.has_children => "a table with children that inherit from it",
         // What is written through its parent fires the triggers of the parent alone.
         "r" | "p" if found.is_child => "a table that inherits from another",
-        "r" if found.is_subscribed => "a table that a subscription writes to",
         "r" if found.is_unlogged => "an unlogged table, which a crash empties",
+        "p" if found.is_unlogged => "a table with an unlogged partition, which a crash empties",
+        "p" if found.has_foreign => "a table with a partition elsewhere, a foreign table",
         "r" | "p" => "",
         "v" => "a view",
         "m" => "a materialized view",
@@ -330,16 +371,17 @@ fn denied_or_else(table: &Table, cause: sqlx::Error) -> Error {
 
 /// A table or a partition.
 struct Relation {
+    oid: Oid,
     /// Quoted, with its schema.
     name: String,
     owner: String,
 }
 
 /// The table, and its partitions if it has any.
-async fn relations(conn: &mut PgConnection, found: &Found) -> Result<Vec<Relation>, Error> {
-    let found: Vec<(String, String, String)> = sqlx::query_as(
+async fn relations(conn: &mut PgConnection, found: &Found) -> Result<Vec<Relation>, sqlx::Error> {
+    let found: Vec<(Oid, String, String, String)> = sqlx::query_as(
         "-- source.capture.relations
-         select n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text
+         select c.oid, n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text
          from pg_class c join pg_namespace n on n.oid = c.relnamespace
          where c.oid = $1 or c.oid in (select relid from pg_partition_tree($1))
          order by c.oid <> $1",
@@ -347,49 +389,53 @@ async fn relations(conn: &mut PgConnection, found: &Found) -> Result<Vec<Relatio
     .bind(found.oid)
     .fetch_all(conn)
     .await?;
-    let relation = |(schema, name, owner): (String, String, String)| {
+    let relation = |(oid, schema, name, owner): (Oid, String, String, String)| {
         let name = format!("{}.{}", quote::quoted(&schema), quote::quoted(&name));
-        Relation { name, owner }
+        Relation { oid, name, owner }
     };
     Ok(found.into_iter().map(relation).collect())
 }
 
-/// Removes what is left of the triggers, with their functions, and the functions whose triggers somebody dropped.
-async fn remove(conn: &mut PgConnection, table: &Table, found: &Found) -> Result<(), Error> {
-    let functions: Vec<String> = sqlx::query_scalar(
-        "-- source.capture.functions
-         select format('cdc_export.%I', p.proname)
-         from pg_proc p
+/// Removes the triggers of a table and its partitions, but those that call functions of the set that is `kept`, and the functions that
+/// no trigger calls any more: of a table that was a partition they may still be called where it was one.
+async fn remove(conn: &mut PgConnection, table: &Table, found: &Found, kept: Option<&str>) -> Result<(), Error> {
+    let triggers: Vec<(Oid, String, String)> = sqlx::query_as(
+        "-- source.capture.triggers
+         select p.oid, format('cdc_export.%I', p.proname), format('%I on %I.%I', x.tgname, n.nspname, c.relname)
+         from pg_trigger x
+         join pg_proc p on p.oid = x.tgfoid
+         join pg_class c on c.oid = x.tgrelid
+         join pg_namespace n on n.oid = c.relnamespace
          where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
-           and (not exists (select from pg_trigger x where x.tgfoid = p.oid)
-             or exists (select from pg_trigger x where x.tgfoid = p.oid
-                        and (x.tgrelid = $1 or x.tgrelid in (select relid from pg_partition_tree($1)))))",
+           and left(p.proname::text, -1) is distinct from $2
+           and (x.tgrelid = $1 or x.tgrelid in (select relid from pg_partition_tree($1)))
+           -- What a root hands down goes with the root's.
+           and x.tgparentid = 0",
     )
     .bind(found.oid)
+    .bind(kept)
     .fetch_all(&mut *conn)
     .await?;
-    for function in functions {
-        // The triggers depend on it and go with it.
-        let drop = format!("-- source.capture.remove\n drop function {function}() cascade");
-        let dropped = sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await;
-        dropped.map_err(|cause| denied_or_else(table, cause))?;
+    let denied = |cause| denied_or_else(table, cause);
+    for (_, _, trigger) in &triggers {
+        let drop = format!("-- source.capture.remove\n drop trigger {trigger}");
+        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;
     }
-    Ok(())
-}
-
-/// Lets the triggers of a table fire whatever `session_replication_role` says.
-async fn always(conn: &mut PgConnection, relation: &str) -> Result<(), sqlx::Error> {
-    let names: Vec<String> = sqlx::query_scalar(
-        "-- source.capture.triggers
-         select tgname::text from pg_trigger where tgrelid = to_regclass($1) and tgname like 'cdc\\_export\\_%'",
-    )
-    .bind(relation)
-    .fetch_all(&mut *conn)
-    .await?;
-    for name in names {
-        let name = quote::quoted(&name);
-        let always = format!("-- source.capture.always\n alter table {relation} enable always trigger {name}");
-        sqlx::raw_sql(AssertSqlSafe(always)).execute(&mut *conn).await?;
+    let mut functions: Vec<_> = triggers.into_iter().map(|(oid, name, _)| (oid.0, name)).collect();
+    functions.sort_unstable();
+    functions.dedup();
+    for (oid, name) in functions {
+        let is_used: bool = sqlx::query_scalar(
+            "-- source.capture.is_used
+             select exists (select from pg_trigger x where x.tgfoid = $1)",
+        )
+        .bind(Oid(oid))
+        .fetch_one(&mut *conn)
+        .await?;
+        if !is_used {
+            let drop = format!("-- source.capture.remove.function\n drop function {name}()");
+            sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;
+        }
     }
     Ok(())
 }

@@ -3,28 +3,27 @@
 //! Three pieces of SQL that every statement about a position shares. They speak of `t`, the table's row of `pg_class`, `n`, its
 //! schema's, `c`, the row of `pg_control_system()`, `wanted`, what the catalogue says of it, and `w`, the consumer's row of `watermarks`, all null where it has none.
 
+pub(crate) mod triggers;
+
 /// As a lateral subquery: what there is to compare a position with.
 macro_rules! here {
     () => {
         concat!(
-            "(select pg_current_snapshot() as snapshot, pg_relation_filenode(t.oid) as relfilenode,
-               ",
-            $crate::source::capture::logged_key!(),
-            " as logged_key, ",
-            $crate::source::capture::captured!(),
-            " as captured,
+            "(select pg_current_snapshot() as snapshot, pg_relation_filenode(t.oid) as relfilenode, capture.logged_key, capture.captured,
                (select md5(string_agg(format('%s %s %s', a.attname, a.atttypid, a.atttypmod), ',' order by a.attnum))
                 from pg_attribute a where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped) as columns_hash,
-               -- DISABLE and ENABLE leave a trigger's oid and change its row's xmin; a new trigger has another oid.
-               (select md5(string_agg(format('%s %s', x.oid, x.xmin), ',' order by x.oid))
-                from pg_trigger x where x.tgname like 'cdc\\_export\\_%'
-                  and (x.tgrelid = t.oid or x.tgrelid in (select relid from pg_partition_tree(t.oid)))) as triggers_hash,
-               (select md5(string_agg(p.relid::oid::text, ',' order by p.relid::oid))
-                from pg_partition_tree(t.oid) p where t.relkind = 'p') as partitions_hash,
+               capture.triggers_hash, capture.partitions_hash,
                -- Whatever else is compared, by name. What a saved position doesn't have, since its version didn't know it, isn't.
                jsonb_build_object(
                  'database', (select d.oid::text from pg_database d where d.datname = current_database()),
-                 'timeline', cdc_export.timeline()) as seen)"
+                 'timeline', cdc_export.timeline(),
+                 'captured', capture.captured, 'relations', capture.relations, 'functions', capture.functions,
+                 'inherited', ",
+            $crate::source::guard::triggers::inherited!(),
+            ") as seen
+             from ",
+            $crate::source::capture::capture!(),
+            " capture)"
         )
     };
 }
@@ -56,7 +55,8 @@ pub(crate) use witness;
 /// precedence. With `here` and `witness` being the other pieces.
 macro_rules! continuity {
     () => {
-        "case
+        concat!(
+            "case
            when w.consumer_id is null and not witness.denies then 'first'
            when w.file_lost then 'file_lost'
            when witness.denies then 'database_restored'
@@ -77,15 +77,23 @@ macro_rules! continuity {
              select from jsonb_each_text(w.column_types) was
              join jsonb_each_text(wanted.types) now on now.key = was.key where now.value <> was.value) then 'column_retyped'
            when not here.captured then 'trigger_missing'
-           when w.partitions_hash is distinct from here.partitions_hash then 'partitions_changed'
-           when w.triggers_hash is distinct from here.triggers_hash then 'trigger_changed'
+           -- One that came is looked at by itself: what it has may all have been logged.
+           when case when w.seen ? 'relations'
+               then w.seen -> 'relations' <> here.seen -> 'relations' and exists (
+                 select from jsonb_object_keys(w.seen -> 'relations') was where not here.seen -> 'relations' ? was)
+               else w.partitions_hash is distinct from here.partitions_hash end then 'partitions_changed'
+           when w.seen -> 'inherited' <> here.seen -> 'inherited' and (w.seen -> 'inherited' -> 0 <> here.seen -> 'inherited' -> 0
+             or w.seen -> 'inherited' -> 2 = here.seen -> 'inherited' -> 2) then 'partitions_changed'
+           when ",
+            $crate::source::guard::triggers::triggers_changed!(),
+            " then 'trigger_changed'
            when w.log_lost = 'D' then 'deletes_expired'
-           when exists (
-             select from cdc_export.change_log l
-             where l.tbl = t.oid and l.op = 'T' and l.xid >= pg_snapshot_xmin(w.snap_del)
-               and not pg_visible_in_snapshot(l.xid, w.snap_del)) then 'truncated'
+           when ",
+            $crate::source::guard::triggers::truncated!(),
+            " then 'truncated'
            when w.last_exported_at < w.snap_wm or w.last_exported_at is null and w.snap_wm is not null then 'rewound'
          end"
+        )
     };
 }
 pub(crate) use continuity;

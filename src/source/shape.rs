@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use crate::dataset::catalog::{Fault, Faults, hint};
 use crate::dataset::{Capture, Column, Columns, Dataset, Description, KeyColumn, Kind, OPERATION, Sent, Shape, Table};
 use crate::source;
-use crate::source::capture::{captured, logged_key};
+use crate::source::capture::capture;
 use crate::source::quote::relation;
 use crate::source::snapshot::Source;
 
@@ -448,12 +448,11 @@ impl Source {
         let seen: Option<Seen> = sqlx::query_as(concat!(
             "-- source.shape.describe
              select
-               parts.rows, parts.bytes::bigint as bytes, ",
-            captured!(),
-            " as captured, ",
-            logged_key!(),
-            " as logged_key
+               parts.rows, parts.bytes::bigint as bytes, capture.captured, capture.logged_key
              from pg_class t join pg_namespace n on n.oid = t.relnamespace
+             cross join lateral ",
+            capture!(),
+            " capture
              -- As they were last counted: their sizes are known only to who waits for a lock on them.
              cross join lateral (
                select sum(p.reltuples) filter (where p.reltuples >= 0) as rows,

@@ -17,7 +17,7 @@ use crate::source::rows::Rows;
 use crate::source::select::Select;
 use crate::source::session::{Leader, Readers, Session};
 use crate::source::spare::Spare;
-use crate::source::{Error, purge, quote, shape, within};
+use crate::source::{Error, arrivals, purge, quote, shape, within};
 use crate::telemetry::metrics::PoolUse;
 use crate::watermark::{Fingerprint, Position, Standpoint};
 
@@ -167,6 +167,9 @@ impl Permit {
                  or coalesce(j.created_at < pg_postmaster_start_time(), false) and witness.denies as is_restored,
                coalesce(w.table_oid = t.oid and w.columns_hash = here.columns_hash and w.relfilenode <> here.relfilenode, false)
                  as table_rewritten,
+               case when w.seen ? 'relations' then array(
+                   select p::oid from jsonb_object_keys(here.seen -> 'relations') p where not w.seen -> 'relations' ? p)
+                 else '{}' end as arrived,
                writers.open_transactions, writers.oldest_transaction_seconds,
                t.oid as table_oid, here.relfilenode, here.columns_hash, here.triggers_hash, here.partitions_hash, here.seen,
                c.system_identifier as cluster_id
@@ -225,9 +228,12 @@ impl Permit {
             let by_its_time = why.is_by_hand() && shape.updated_at.is_none();
             why.allows(export_type) && (export_type == ExportType::Full || !by_its_time)
         };
-        if let Some(why) = continuity.filter(|why| !allowed(why)) {
-            return Err(Error::FullExportNeeded(why));
-        }
+        let refuse = |why: Option<Continuity>| match why.filter(|why| !allowed(why)) {
+            Some(Continuity::TriggerMissing) => Err(Error::TriggerMissing(dataset.name.clone())),
+            Some(why) => Err(Error::FullExportNeeded(why)),
+            None => Ok(()),
+        };
+        refuse(continuity)?;
 
         // Such a database promises nothing of its texts. Sent as they are, they are checked here, and the column is named.
         let raw_texts = if opened.encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
@@ -257,6 +263,18 @@ impl Permit {
             opened.name
         );
         reading.watched(&mut leader, lease, join(&mut reader, &import, &dataset.table)).await?;
+        let position = opened.position(continuity);
+        let continuity = match &position.live {
+            // Whatever else there is to say, these rows may be missing.
+            Some(saved) if !opened.arrived.is_empty() && continuity.is_none_or(Continuity::is_of_rows) => {
+                let look = arrivals::have_unlogged_rows(&mut reader, &opened.arrived, opened.table_oid, &shape, saved);
+                let look = async { look.await.map_err(&failed) };
+                let has_them = reading.watched(&mut leader, lease, look).await?;
+                if has_them { Some(Continuity::PartitionsChanged) } else { continuity }
+            }
+            _ => continuity,
+        };
+        refuse(continuity)?;
         Ok(Snapshot {
             leader,
             leading,
@@ -266,7 +284,7 @@ impl Permit {
             spare,
             import,
             dataset: Arc::clone(dataset),
-            position: opened.position(continuity),
+            position,
             findings: opened.findings(continuity),
             standpoint: Standpoint {
                 snapshot: Some(opened.snapshot).filter(|_| by_triggers),
@@ -335,6 +353,8 @@ struct Opened {
     snap_del: Option<String>,
     continuity: Option<String>,
     is_restored: bool,
+    /// Partitions that the position doesn't know.
+    arrived: Vec<Oid>,
     table_rewritten: bool,
     open_transactions: i32,
     oldest_transaction_seconds: Option<f64>,

@@ -140,7 +140,7 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
     };
     format!(
         "-- source.standing.list
-         with t as materialized (select oid, relname, relnamespace, relkind from pg_class where oid = to_regclass($3)),
+         with t as materialized (select oid, relname, relnamespace, relkind, relispartition from pg_class where oid = to_regclass($3)),
          n as materialized (select n.nspname from pg_namespace n join t on t.relnamespace = n.oid),
          here as materialized (select here.* from t cross join n cross join lateral {here} here),
          positions as materialized (

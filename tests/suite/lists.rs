@@ -111,9 +111,7 @@ async fn consumers_are_listed_with_what_waits_for_them() {
     service.export("full", "b").await;
     database.run("update users set name = name || '!' where id <= 7; delete from users where id = 8").await;
     let (job, _) = service.export("full", "a").await;
-    database
-        .run("alter table users disable trigger cdc_export_u; alter table users enable always trigger cdc_export_u")
-        .await;
+    database.run("alter table users disable trigger cdc_export_u; alter table users enable trigger cdc_export_u").await;
     database
         .run("insert into watermarks (consumer_id, last_exported_at, updated_at) values ('c', '2026-01-01', now())")
         .await;

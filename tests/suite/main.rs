@@ -91,6 +91,8 @@ mod order;
 #[cfg(test)]
 mod page;
 #[cfg(test)]
+mod partitions;
+#[cfg(test)]
 mod pooler;
 #[cfg(test)]
 mod readers;
@@ -106,6 +108,8 @@ mod startup;
 mod stress;
 #[cfg(test)]
 mod strict;
+#[cfg(test)]
+mod subscriptions;
 #[cfg(test)]
 mod tables;
 #[cfg(test)]

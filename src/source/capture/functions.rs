@@ -3,10 +3,12 @@
 //! A function keeps its oid when its text is replaced, so the triggers that call it stay as they are, and no consumer's position
 //! notices.
 
+use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::source::capture::triggers::Function;
-use crate::source::capture::{Error, one_at_a_time};
+use crate::source::capture::captured::capture;
+use crate::source::capture::triggers::{Function, VERSION};
+use crate::source::capture::{Error, marks, one_at_a_time};
 use crate::source::quote;
 
 /// The role that the functions of a database run as, where the service may make one, without the database's oid: nobody logs in as it,
@@ -146,9 +148,14 @@ struct Installed {
     owner: String,
     /// Whether the role may replace it.
     is_ours: bool,
-    is_partitioned: bool,
     is_used: bool,
     is_public: bool,
+    /// The version of its text, whose changes it logs, and by which key, as its first line says.
+    version: Option<i32>,
+    root: Option<Oid>,
+    key: Option<Vec<String>>,
+    /// The table that has its trigger, or that of the rows beside it, and hands it down: whose changes a text of before logs.
+    table_oid: Option<Oid>,
     /// The key's names, quoted, in a text of before they stood in its first line.
     old_key: Vec<String>,
     /// Who owns a table with a trigger of it: his new partitions get that trigger too, for which he needs the right.
@@ -161,11 +168,17 @@ impl Installed {
     /// What it shall be; `None`: nobody knows what it is.
     fn function(&self) -> Option<Function> {
         let unquoted = |name: &String| name[1..name.len() - 1].replace("\"\"", "\"");
-        let mut key = Function::key_in(&self.body).unwrap_or_else(|| self.old_key.iter().map(unquoted).collect());
+        let mut key = self.key.clone().unwrap_or_else(|| self.old_key.iter().map(unquoted).collect());
         let mut seen = std::collections::HashSet::new();
         key.retain(|name| seen.insert(name.clone()));
-        let function = Function::named(&self.name, self.is_partitioned, key)?;
+        // One that logs another table's changes goes on to: it came with a dump, and isn't what `track` would make here.
+        let function = Function::named(&self.name, self.root.or(self.table_oid)?.0, key)?;
         (!function.key.is_empty() || function.logs_no_key()).then_some(function)
+    }
+
+    /// Whether somebody else has written to a text of today.
+    fn is_forged(&self, function: &Function) -> bool {
+        self.version == Some(VERSION.cast_signed()) && self.body != function.body()
     }
 
     fn is_as(&self, function: &Function, definer: Option<&Definer>) -> bool {
@@ -188,6 +201,8 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
         return Ok(());
     }
     let definer = definer(&mut tx).await?;
+    let before = marks::all(&mut tx).await?;
+    let mut is_forged = false;
     let mut left = Vec::new();
     for it in &installed {
         let function = it.function();
@@ -206,7 +221,10 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
             None => Err(None),
         };
         match done {
-            Ok(()) => part.commit().await?,
+            Ok(()) => {
+                part.commit().await?;
+                is_forged |= function.is_some_and(|function| it.is_forged(&function));
+            }
             Err(Some(cause)) if cause.as_database_error().is_none() => return Err(cause.into()),
             Err(cause) => {
                 part.rollback().await?;
@@ -219,7 +237,19 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
             }
         }
     }
+    // What was logged meanwhile is anybody's guess.
+    if !is_forged {
+        marks::record(&mut tx, &before).await?;
+    }
+    let of_before: Vec<String> = of_before(&mut tx).await?;
     tx.commit().await?;
+    if !of_before.is_empty() {
+        tracing::info!(
+            event = "triggers_of_before",
+            tables = of_before.join(", "),
+            "with `cdc-export track`, what a subscription writes to these tables is captured too"
+        );
+    }
     if let [first, ..] = left.as_slice() {
         tracing::warn!(
             event = "triggers_outdated",
@@ -236,21 +266,41 @@ async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Erro
     sqlx::query_as(
         "-- source.capture.installed
          select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::text as owner,
-           pg_has_role(p.proowner, 'usage') as is_ours,
-           exists (
-             select from pg_proc r
-             where r.pronamespace = p.pronamespace and r.proname = left(p.proname::text, -1) || 'r') as is_partitioned,
+           pg_has_role(p.proowner, 'usage') as is_ours, head[1]::int as version, head[2]::oid as root,
+           case when head is not null then array(select jsonb_array_elements_text(head[3]::jsonb)) end as key,
+           (select case when count(distinct x.tgrelid) = 1 then min(x.tgrelid::bigint)::oid end
+            from pg_proc r join pg_trigger x on x.tgfoid = r.oid and x.tgparentid = 0
+            where r.pronamespace = p.pronamespace
+              and r.proname in (left(p.proname::text, -1) || 'r', left(p.proname::text, -1) || 'i')) as table_oid,
            its.callers is not null as is_used, has_function_privilege('public', p.oid, 'execute') as is_public,
            array(select name[1] from regexp_matches(p.prosrc,
              '(?:\"new rows\"|\"old rows\"|\\mnew|\\mold)\\.(\"(?:[^\"]|\"\")+\")::text', 'g') as found (name)) as old_key,
            coalesce(its.callers, '{}') as callers, coalesce(its.is_lacking, false) as is_lacking
          from pg_proc p
+         cross join lateral regexp_match(p.prosrc, '^\\n-- cdc-export (\\d+) (?:(\\d+) )?(\\[[^\\n]*\\])\\n') head
          left join lateral (
            select array_agg(distinct pg_get_userbyid(t.relowner)::text) as callers,
              bool_or(not has_function_privilege(t.relowner, p.oid, 'execute')) as is_lacking
            from pg_trigger x join pg_class t on t.oid = x.tgrelid where x.tgfoid = p.oid) its on true
          where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'",
     )
+    .fetch_all(conn)
+    .await
+}
+
+/// The tables whose triggers were made before subscriptions were thought of.
+async fn of_before(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(concat!(
+        "-- source.capture.of_before
+         select format('%s.%s', n.nspname, t.relname)
+         from cdc_export.tracked k
+         join pg_namespace n on n.nspname = k.schema_name
+         join pg_class t on t.relnamespace = n.oid and t.relname = k.table_name and t.relkind = 'r'
+         cross join lateral ",
+        capture!(),
+        " capture
+         where capture.captured and not capture.is_newest"
+    ))
     .fetch_all(conn)
     .await
 }

@@ -8,7 +8,7 @@
 use crate::source::quote;
 
 /// What renews a function has to be able to tell whether it is of today: goes up with each change of what follows.
-const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// The head of every trigger function: its writer's settings must not show in a key's text, or one key would have two, and its
 /// rights must not matter.
@@ -24,6 +24,8 @@ pub(super) struct Function {
     pub(super) id: String,
     /// Which of them it is.
     pub(super) does: Does,
+    /// The oid of the table whose changes it logs.
+    pub(super) root: u32,
     /// The names of the columns that tell the table's rows apart.
     pub(super) key: Vec<String>,
 }
@@ -41,13 +43,13 @@ pub(super) enum Does {
     Truncates,
     /// A row that was written to a partition.
     Rows,
-    /// That a partition was emptied.
-    PartitionTruncates,
+    /// A row that was written to a plain table where statement triggers don't fire: by a subscription's apply worker, or with
+    /// `session_replication_role = replica`.
+    Replicated,
 }
 
 impl Does {
-    const ALL: [Does; 6] =
-        [Does::Inserts, Does::Updates, Does::Deletes, Does::Truncates, Does::Rows, Does::PartitionTruncates];
+    const ALL: [Does; 6] = [Does::Inserts, Does::Updates, Does::Deletes, Does::Truncates, Does::Rows, Does::Replicated];
 
     /// The last part of the function's name, and of its trigger's.
     fn letter(self) -> &'static str {
@@ -55,33 +57,25 @@ impl Does {
             Does::Inserts => "i",
             Does::Updates => "u",
             Does::Deletes => "d",
-            Does::Truncates | Does::PartitionTruncates => "t",
+            Does::Truncates => "t",
             Does::Rows => "r",
+            // Not "r": a partition's trigger can't have the name of one that its root hands down.
+            Does::Replicated => "s",
         }
     }
 }
 
 impl Function {
-    /// The function of that name, if it is one of a table that is or isn't partitioned.
-    pub(super) fn named(name: &str, is_partitioned: bool, key: Vec<String>) -> Option<Function> {
+    /// The function of that name.
+    pub(super) fn named(name: &str, root: u32, key: Vec<String>) -> Option<Function> {
         let (id, letter) = name.strip_prefix("capture_")?.split_once('_')?;
-        let of_rows = |does: &Does| matches!(does, Does::Rows | Does::PartitionTruncates);
-        let does = Does::ALL.into_iter().find(|does| does.letter() == letter && of_rows(does) == is_partitioned)?;
-        Some(Function { id: id.to_owned(), does, key })
-    }
-
-    /// The key in a body of this version; `None`: it is of another one, or nobody's.
-    pub(super) fn key_in(body: &str) -> Option<Vec<String>> {
-        let (mark, key) = body.trim_start().lines().next()?.split_once(" [")?;
-        if mark != format!("-- cdc-export {VERSION}") {
-            return None;
-        }
-        serde_json::from_str(&format!("[{key}")).ok()
+        let does = Does::ALL.into_iter().find(|does| does.letter() == letter)?;
+        Some(Function { id: id.to_owned(), does, root, key })
     }
 
     /// Whether the names of its table's key don't matter to it.
     pub(super) fn logs_no_key(&self) -> bool {
-        matches!(self.does, Does::Truncates | Does::PartitionTruncates)
+        self.does == Does::Truncates
     }
 
     /// Its name, with its schema.
@@ -100,11 +94,14 @@ impl Function {
     /// What is between its quotes.
     pub(super) fn body(&self) -> String {
         let key = serde_json::to_string(&self.key).expect("a list of texts is JSON");
-        format!("\n-- cdc-export {VERSION} {key}\n#variable_conflict use_variable\n{}\n", self.statements())
+        let root = self.root;
+        format!("\n-- cdc-export {VERSION} {root} {key}\n#variable_conflict use_variable\n{}\n", self.statements())
     }
 
     fn statements(&self) -> String {
         const LOG: &str = "insert into cdc_export.change_log (tbl, op, pk";
+        // Not the root that the partition has now: while the table itself is somebody's partition, that is another.
+        let root = if self.does == Does::Replicated { "tg_relid".to_owned() } else { self.root.to_string() };
         let (old, new) = (self.key_of(OLD_ROWS), self.key_of(NEW_ROWS));
         // A whole row by its star: its bare name would be a column of that name.
         let image = format!("concat({OLD_ROWS}.*), {}", columns_of("tg_relid"));
@@ -131,10 +128,18 @@ impl Function {
                 gone(&lost)
             ),
             Does::Deletes => format!("begin {} return null; end", gone(OLD_ROWS)),
-            Does::Truncates => format!("begin {LOG}) values (tg_relid, 'T', null); return null; end"),
+            // A partition that was detached keeps this trigger, and is no part of any tree.
+            Does::Truncates => format!(
+                "begin
+                   if tg_relid = {root} or exists (select from pg_partition_ancestors(tg_relid) as its (oid) where its.oid = {root}) then
+                     {LOG}) values ({root}, 'T', null);
+                   end if;
+                   return null;
+                 end"
+            ),
             // Each row of a partition would begin a transaction within its own: only one that may be too large does.
-            Does::Rows => format!(
-                "declare root oid := pg_partition_root(tg_relid); begin
+            Does::Rows | Does::Replicated => format!(
+                "declare root constant oid := {root}; begin
                    if tg_op <> 'DELETE' then
                      {LOG}) values (root, case tg_op when 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", {new});
                    end if;
@@ -147,20 +152,11 @@ impl Function {
                 new = self.key_of("new"),
                 old = self.key_of("old"),
             ),
-            // A partition that was detached keeps this trigger, and is no part of any tree.
-            Does::PartitionTruncates => format!(
-                "begin {LOG}) values (coalesce(pg_partition_root(tg_relid), tg_relid), 'T', null); return null; end"
-            ),
         }
     }
 
-    /// A row's key as the log has it: a text for one column, a JSON array of texts for several.
     fn key_of(&self, row: &str) -> String {
-        let columns: Vec<_> = self.key.iter().map(|name| format!("concat({row}.{})", quote::quoted(name))).collect();
-        match columns.as_slice() {
-            [column] => column.clone(),
-            columns => format!("jsonb_build_array({})::pg_catalog.text", columns.join(", ")),
-        }
+        logged_key(row, &self.key)
     }
 
     /// That an old row and a new one have the same key, by its texts: the log has a text, and a type's operators are in some schema.
@@ -170,6 +166,15 @@ impl Function {
             format!("concat({NEW_ROWS}.{name}) = concat({OLD_ROWS}.{name}) collate \"C\"")
         };
         self.key.iter().map(part).collect::<Vec<_>>().join(" and ")
+    }
+}
+
+/// A row's key as the log has it: a text for one column, a JSON array of texts for several.
+pub(crate) fn logged_key(row: &str, key: &[String]) -> String {
+    let columns: Vec<_> = key.iter().map(|name| format!("concat({row}.{})", quote::quoted(name))).collect();
+    match columns.as_slice() {
+        [column] => column.clone(),
+        columns => format!("jsonb_build_array({})::pg_catalog.text", columns.join(", ")),
     }
 }
 
@@ -199,66 +204,50 @@ fn columns_of(table: &str) -> String {
     )
 }
 
-/// What makes a table's changes captured.
-pub(super) struct Statements {
-    /// What the triggers call.
-    pub(super) functions: Vec<Function>,
-    /// Statements that make the triggers.
-    pub(super) triggers: Vec<String>,
-}
-
-/// The functions and triggers for a table, the first of `relations`, and its partitions, the others.
-pub(super) fn statements(is_partitioned: bool, key: &[String], relations: &[String]) -> Statements {
-    // Not named after the table: it may be renamed, or dumped and restored beside another one.
-    let id = uuid::Uuid::new_v4().simple().to_string();
+/// What a table's triggers call, all of `id`: they are not named after the table, which may be renamed, or dumped and restored
+/// beside another one.
+pub(super) fn functions(id: &str, is_partitioned: bool, root: u32, key: &[String]) -> Vec<Function> {
+    let all: &[Does] = match is_partitioned {
+        true => &[Does::Rows, Does::Truncates],
+        false => &[Does::Inserts, Does::Updates, Does::Deletes, Does::Truncates, Does::Replicated],
+    };
     let function = |does| {
-        let function = Function { id: id.clone(), does, key: Vec::new() };
+        let function = Function { id: id.to_owned(), does, root, key: Vec::new() };
         if function.logs_no_key() { function } else { Function { key: key.to_owned(), ..function } }
     };
-    if is_partitioned {
-        by_row(function(Does::Rows), function(Does::PartitionTruncates), relations)
-    } else {
-        let all = [Does::Inserts, Does::Updates, Does::Deletes, Does::Truncates];
-        by_statement(all.map(function).into(), &relations[0])
+    all.iter().copied().map(function).collect()
+}
+
+impl Function {
+    /// Which of a table and its partitions has a trigger of its own for it: Postgres clones row triggers to every partition, those
+    /// to come too, so that they see what is written directly into one; statement triggers of the parent wouldn't. A row that moves
+    /// is a delete and an insert.
+    pub(super) fn is_of_each_partition(&self) -> bool {
+        self.does == Does::Truncates
     }
-}
 
-/// A plain table: one call a statement, which sees all its rows.
-fn by_statement(functions: Vec<Function>, table: &str) -> Statements {
-    let trigger = |function: &Function| {
-        let (event, referencing) = match function.does {
-            Does::Inserts => ("insert", format!("referencing new table as {NEW_ROWS}")),
-            Does::Updates => ("update", format!("referencing old table as {OLD_ROWS} new table as {NEW_ROWS}")),
-            Does::Deletes => ("delete", format!("referencing old table as {OLD_ROWS}")),
-            _ => ("truncate", String::new()),
+    /// The last part of its name, and of its trigger's.
+    pub(super) fn letter(&self) -> &'static str {
+        self.does.letter()
+    }
+
+    /// The statement that makes its trigger on a table.
+    pub(super) fn trigger(&self, table: &str) -> String {
+        let (event, seen) = match self.does {
+            Does::Inserts => ("insert", format!("referencing new table as {NEW_ROWS} for each statement")),
+            Does::Updates => {
+                ("update", format!("referencing old table as {OLD_ROWS} new table as {NEW_ROWS} for each statement"))
+            }
+            Does::Deletes => ("delete", format!("referencing old table as {OLD_ROWS} for each statement")),
+            Does::Truncates => ("truncate", "for each statement".to_owned()),
+            Does::Rows | Does::Replicated => ("insert or update or delete", "for each row".to_owned()),
         };
-        let (letter, name) = (function.does.letter(), function.name());
+        let (letter, name) = (self.letter(), self.name());
         format!(
-            "-- source.capture.{event}
-             create trigger cdc_export_{letter} after {event} on {table} {referencing} for each statement execute function {name}()"
+            "-- source.capture.trigger
+             create trigger cdc_export_{letter} after {event} on {table} {seen} execute function {name}()"
         )
-    };
-    Statements { triggers: functions.iter().map(trigger).collect(), functions }
-}
-
-/// A partitioned table: one call a row. Postgres clones row triggers to every partition, those to come too, so that they see
-/// what is written directly into one; statement triggers of the parent wouldn't. A row that moves is a delete and an insert.
-fn by_row(rows: Function, truncates: Function, relations: &[String]) -> Statements {
-    let table = &relations[0];
-    let mut triggers = vec![format!(
-        "-- source.capture.rows
-         create trigger cdc_export_r after insert or update or delete on {table} for each row execute function {}()",
-        rows.name()
-    )];
-    let of_partition = |relation: &String| {
-        format!(
-            "-- source.capture.truncate_partition
-             create trigger cdc_export_t after truncate on {relation} for each statement execute function {}()",
-            truncates.name()
-        )
-    };
-    triggers.extend(relations.iter().map(of_partition));
-    Statements { functions: vec![rows, truncates], triggers }
+    }
 }
 
 #[cfg(test)]
@@ -266,21 +255,17 @@ mod tests {
     use super::*;
 
     fn function(does: Does, key: &[&str]) -> Function {
-        Function { id: "0f".to_owned(), does, key: key.iter().map(|name| (*name).to_owned()).collect() }
+        Function { id: "0f".to_owned(), does, root: 16384, key: key.iter().map(|name| (*name).to_owned()).collect() }
     }
 
     #[test]
-    fn a_function_is_known_again_by_its_name_and_its_body() {
-        let odd = ["id", "a\"b", "two\nlines", "$f0f$", "]"];
+    fn a_function_is_known_again_by_its_name() {
         for does in Does::ALL {
-            let function = function(does, &odd);
+            let function = function(does, &["id", "a\"b"]);
             let name = function.name();
-            let of_rows = matches!(does, Does::Rows | Does::PartitionTruncates);
-            let key = Function::key_in(&function.body()).unwrap();
-            assert_eq!(Function::named(name.strip_prefix("cdc_export.").unwrap(), of_rows, key), Some(function));
+            let (name, key) = (name.strip_prefix("cdc_export.").unwrap(), function.key.clone());
+            assert_eq!(Function::named(name, 16384, key), Some(function));
         }
-        assert_eq!(Function::key_in(" #variable_conflict use_variable\n begin return null; end "), None);
-        assert_eq!(Function::key_in("\n-- cdc-export 1 [\"id\"]\n"), None);
     }
 
     #[test]

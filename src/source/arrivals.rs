@@ -1,0 +1,58 @@
+//! Partitions that came since a consumer's position.
+//!
+//! What a delta sends is, for each key that was logged, what there is of it now. So rows that came with a partition are all sent if
+//! each of their keys was logged since, whatever it was logged for: a partition that was made empty and written to, or one that took
+//! rows from another, needs no full export.
+
+use sqlx::postgres::types::Oid;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::dataset::Shape;
+use crate::source::capture::logged_key;
+use crate::source::quote;
+use crate::watermark::Snapshot;
+
+/// Whether the partitions, which came since `saved`, have rows that were not logged. Reads all of their rows, which the export does
+/// too if they were. What the role may not read by itself counts as such.
+///
+/// # Errors
+/// If the database fails.
+pub(super) async fn have_unlogged_rows(
+    reader: &mut PgConnection,
+    partitions: &[Oid],
+    table: Oid,
+    shape: &Shape,
+    saved: &Snapshot,
+) -> Result<bool, sqlx::Error> {
+    let leaves: Vec<(String, String, bool)> = sqlx::query_as(
+        "-- source.arrivals.leaves
+         select n.nspname::text, c.relname::text,
+           coalesce(has_table_privilege(c.oid, 'select') and has_schema_privilege(n.oid, 'usage') and not row_security_active(c.oid), false)
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = any ($1) and c.relkind <> 'p'",
+    )
+    .bind(partitions)
+    .fetch_all(&mut *reader)
+    .await?;
+    if leaves.iter().any(|(_, _, is_readable)| !is_readable) {
+        return Ok(true);
+    }
+    let key: Vec<_> = shape.key.iter().map(|part| part.column.name.to_string()).collect();
+    let key = logged_key("u", &key);
+    for (schema, name, _) in leaves {
+        let leaf = format!("{}.{}", quote::quoted(&schema), quote::quoted(&name));
+        let has = format!(
+            "-- source.arrivals.has_unlogged_rows
+             with logged as materialized (
+               select distinct l.pk from cdc_export.change_log l
+               where l.tbl = $1 and l.xid >= pg_snapshot_xmin($2::text::pg_snapshot)
+                 and not pg_visible_in_snapshot(l.xid, $2::text::pg_snapshot) and l.pk is not null)
+             select exists (
+               select from {leaf} u where {key} collate \"C\" not in (select pk from logged))"
+        );
+        let has: bool = sqlx::query_scalar(AssertSqlSafe(has)).bind(table).bind(saved).fetch_one(&mut *reader).await?;
+        if has {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

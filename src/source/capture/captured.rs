@@ -1,0 +1,96 @@
+//! Whether a table's changes are captured, as a piece of SQL that every statement about it shares.
+
+/// As a lateral subquery of a table `t` (of `pg_class`) in the schema `n`: one row, whatever there is.
+///
+/// - `captured`: every trigger that it and its partitions need is there, fires for everybody, and logs changes of this very table.
+/// - `is_newest`: they are those that `track` would make.
+/// - `set`: what the names of the functions that they call begin with.
+/// - `logged_key`: what they log; what they shall log, where there are none; null: nobody let the table be exported.
+/// - `relations`: by the oids of the table and its partitions an array of three: the marks of the triggers that log rows, that of
+///   the one that logs a TRUNCATE, and the number of the file, which a TRUNCATE changes.
+/// - `functions`: a mark of the functions.
+/// - `triggers_hash`, `partitions_hash`: what positions of before were compared by.
+///
+/// A trigger is told by the function that it calls, never by its name or by how many there are: a partition has triggers of its own
+/// from when it was a table by itself. And whose changes a function logs, by which key, it says itself in its first line: a name in a
+/// list may be another table's by now. What there is of partitions is read as the statement's snapshot has it, which Postgres's own
+/// functions for that don't: one that came since then has rows that the snapshot can't see.
+macro_rules! capture {
+    () => {
+        "(with recursive tree (oid) as (
+            select t.oid
+            union all
+            select i.inhrelid
+            from tree join pg_inherits i on i.inhparent = tree.oid
+            -- One that is being detached is read no more. Postgres knows of that since 14.
+            where t.relkind = 'p' and to_jsonb(i) ->> 'inhdetachpending' is distinct from 'true'),
+          relations as materialized (
+            select c.oid, c.relfilenode, c.relpersistence = 'p' and c.relhastriggers and c.relkind in ('r', 'p') as is_safe
+            from tree join pg_class c on c.oid = tree.oid),
+          functions as materialized (
+            select p.oid, p.xmin, left(p.proname::text, -1) as set, right(p.proname::text, 1) as does, head[2]::jsonb as key
+            from (select distinct x.tgfoid from pg_trigger x where x.tgrelid = t.oid) called
+            join pg_proc p on p.oid = called.tgfoid
+            cross join lateral regexp_match(p.prosrc, '^\\n-- cdc-export \\d+ (?:(\\d+) )?(\\[[^\\n]*\\])\\n') head
+            where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
+              -- Before 3 they logged the table that they were on.
+              and head is not null and coalesce(head[1]::oid, t.oid) = t.oid),
+          triggers as materialized (
+            select x.tgrelid, format('%s %s', x.oid, x.xmin) as mark, f.set, f.does || x.tgenabled::text as does
+            from relations r join pg_trigger x on x.tgrelid = r.oid join functions f on f.oid = x.tgfoid
+            where x.tgqual is null and x.tgattr::text = ''
+              and x.tgtype = case f.does when 'i' then 4 when 'd' then 8 when 'u' then 16 when 't' then 32 else 29 end),
+          sets as (
+            select g.set,
+              case t.relkind
+                -- A TRUNCATE of a partition without a trigger for it is told by its file.
+                when 'p' then count(distinct g.tgrelid) filter (where g.does = 'rA') = (select count(*) from relations)
+                else array_agg(g.does) @> '{iO,uO,dO,tA,sR}'
+                  -- Of before 3: statement triggers alone see nothing that a subscription writes.
+                  or array_agg(g.does) @> '{iA,uA,dA,tA}' and not exists (select from pg_subscription_rel s where s.srrelid = t.oid)
+              end as is_whole,
+              case t.relkind
+                when 'p' then count(distinct g.tgrelid) filter (where g.does = 'tA') = (select count(*) from relations)
+                else array_agg(g.does) @> '{iO,uO,dO,tA,sR}' end as is_newest
+            from triggers g group by g.set),
+          its as materialized (
+            select s.set, s.is_whole, s.is_newest from sets s order by s.is_whole desc, s.is_newest desc, s.set limit 1)
+          select found.captured, found.captured and its.is_newest as is_newest, its.set,
+            case when listed.is_there then coalesce(
+              (select array(select jsonb_array_elements_text(f.key)) from functions f where f.set = its.set and f.does <> 't' limit 1),
+              listed.key,
+              array(
+                select a.attname::text
+                from pg_index x
+                cross join lateral unnest(x.indkey) with ordinality as i (attnum, place)
+                join pg_attribute a on a.attrelid = t.oid and a.attnum = i.attnum
+                where x.indrelid = t.oid and x.indisprimary and i.place <= x.indnkeyatts
+                order by i.place)) end as logged_key,
+            (select jsonb_object_agg(r.oid::text, jsonb_build_array(g.rows, g.truncates, r.relfilenode))
+             from relations r
+             left join (
+               select x.tgrelid, md5(string_agg(x.mark, ',' order by x.mark) filter (where x.does not like 't%')) as rows,
+                 string_agg(x.mark, ',' order by x.mark) filter (where x.does = 'tA') as truncates
+               from triggers x join its on its.set = x.set
+               group by x.tgrelid) g on g.tgrelid = r.oid) as relations,
+            (select md5(string_agg(format('%s %s', f.oid, f.xmin), ',' order by f.oid)) from functions f where f.set = its.set) as functions,
+            -- DISABLE and ENABLE leave a trigger's oid and change its row's xmin; a new trigger has another oid.
+            (select md5(string_agg(format('%s %s', x.oid, x.xmin), ',' order by x.oid))
+             from relations r join pg_trigger x on x.tgrelid = r.oid where x.tgname like 'cdc\\_export\\_%') as triggers_hash,
+            (select md5(string_agg(r.oid::text, ',' order by r.oid)) from relations r where t.relkind = 'p') as partitions_hash
+          from (select) one
+          left join its on true
+          left join lateral (
+            select true as is_there, k.key from cdc_export.tracked k where k.schema_name = n.nspname and k.table_name = t.relname) listed
+            on true
+          cross join lateral (
+            select coalesce(its.is_whole, false) and t.relkind in ('r', 'p') and not t.relispartition
+              and (select bool_and(r.is_safe) from relations r)
+              and (select l.relpersistence = 'p' from pg_class l where l.oid = to_regclass('cdc_export.change_log'))
+              -- Statement triggers don't see what comes through a parent, nor what a child has.
+              and (t.relkind = 'p'
+                or not exists (select from pg_inherits i where i.inhparent = t.oid)
+                  and not exists (select from pg_inherits i where i.inhrelid = t.oid)) as captured) found)"
+    };
+}
+pub(crate) use capture;

@@ -1,0 +1,73 @@
+//! The marks that the guard knows a table's triggers and functions by, carried on where we replace what is as good as what was: no
+//! consumer pays a full export for an upgrade.
+
+use sqlx::PgConnection;
+use sqlx::postgres::types::Oid;
+
+use crate::source::capture::captured::capture;
+
+/// The marks of a table whose changes are captured.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct Marks {
+    table_oid: Oid,
+    rows: Option<String>,
+    functions: Option<String>,
+    triggers_hash: Option<String>,
+}
+
+/// Those of all tables whose changes are captured now.
+///
+/// # Errors
+/// If the database fails.
+pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Marks>, sqlx::Error> {
+    sqlx::query_as(concat!(
+        "-- source.capture.marks
+         select t.oid as table_oid, capture.relations -> t.oid::text ->> 0 as rows, capture.functions, capture.triggers_hash
+         from (
+           select distinct x.tgrelid
+           from pg_trigger x join pg_proc p on p.oid = x.tgfoid
+           where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%' and x.tgparentid = 0) its
+         join pg_class t on t.oid = its.tgrelid and not t.relispartition
+         join pg_namespace n on n.oid = t.relnamespace
+         cross join lateral ",
+        capture!(),
+        " capture
+         where capture.captured"
+    ))
+    .fetch_all(conn)
+    .await
+}
+
+/// Lets positions that were saved with a mark of `before` go on with the one that took its place, where the table has been captured
+/// all the time. Not in the positions: an export that runs saves the mark that it saw when it began.
+///
+/// # Errors
+/// If the database fails.
+pub(super) async fn record(conn: &mut PgConnection, before: &[Marks]) -> Result<(), sqlx::Error> {
+    for now in all(conn).await? {
+        let Some(was) = before.iter().find(|was| was.table_oid == now.table_oid) else { continue };
+        for (was, now_is) in
+            [(&was.rows, &now.rows), (&was.functions, &now.functions), (&was.triggers_hash, &now.triggers_hash)]
+        {
+            if was == now_is {
+                continue;
+            }
+            let (Some(was), Some(now_is)) = (was, now_is) else { continue };
+            sqlx::query(
+                "-- source.capture.record
+                 update cdc_export.tracked k
+                 set renewed = coalesce(
+                   (select jsonb_object_agg(r.key, case when r.value = $2 then $3 else r.value end) from jsonb_each_text(k.renewed) r),
+                   '{}') || jsonb_build_object($2::text, $3::text)
+                 from pg_class t join pg_namespace n on n.oid = t.relnamespace
+                 where t.oid = $1 and (k.schema_name, k.table_name) = (n.nspname, t.relname)",
+            )
+            .bind(now.table_oid)
+            .bind(was)
+            .bind(now_is)
+            .execute(&mut *conn)
+            .await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! What of the guard compares how a table was captured: its triggers and their functions, its files, and what could be written past them.
+//!
+//! Pieces of SQL that speak of what `guard`'s do, and of `capture`, what there is of the capture.
+
+/// What shows that a plain table was a child or a partition for a while, and was written through its parent: both touch the columns
+/// that it shares with that. An array of three: a hash of the touches of its key's columns, one of those of all, and one of what is
+/// said of them now, which explains a touch of any other kind.
+macro_rules! inherited {
+    () => {
+        "(select jsonb_build_array(
+            md5(string_agg(a.xmin::text, ',' order by a.attnum) filter (where a.attname::text = any (capture.logged_key))),
+            md5(string_agg(a.xmin::text, ',' order by a.attnum)),
+            md5(string_agg(format('%s %s %s %s %s %s %s %s %s %s %s', a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.attidentity,
+                  a.atthasmissing, a.attstattarget, a.attstorage, a.attacl, a.attoptions, d.oid), ',' order by a.attnum)))
+          from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+          where t.relkind = 'r' and a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped)"
+    };
+}
+pub(crate) use inherited;
+
+/// Of a mark that a position has saved, the one that took its place, if we put one there.
+macro_rules! renewed {
+    ($mark:literal) => {
+        concat!(
+            "coalesce((select k.renewed ->> (",
+            $mark,
+            ") from cdc_export.tracked k where k.renewed ? (",
+            $mark,
+            ") limit 1), ",
+            $mark,
+            ")"
+        )
+    };
+}
+pub(crate) use renewed;
+
+/// Whether a trigger or a function was dropped, disabled or replaced since the position was saved, or was already then. Of a partition
+/// that came since, nothing is saved.
+macro_rules! triggers_changed {
+    () => {
+        concat!(
+            "case
+               when w.seen -> 'captured' = 'false' then true
+               when not coalesce(w.seen ? 'relations', false) then ",
+            $crate::source::guard::triggers::renewed!("w.triggers_hash"),
+            " is distinct from here.triggers_hash
+               when w.seen ->> 'functions' <> here.seen ->> 'functions' and ",
+            $crate::source::guard::triggers::renewed!("w.seen ->> 'functions'"),
+            " <> here.seen ->> 'functions' then true
+               else w.seen -> 'relations' <> here.seen -> 'relations' and exists (
+                 select from jsonb_each(w.seen -> 'relations') was
+                 where was.value ->> 0 is distinct from here.seen -> 'relations' -> was.key ->> 0 and ",
+            $crate::source::guard::triggers::renewed!("was.value ->> 0"),
+            " is distinct from here.seen -> 'relations' -> was.key ->> 0)
+             end"
+        )
+    };
+}
+pub(crate) use triggers_changed;
+
+/// Whether the table or a partition of it was truncated since the position was saved: the log has it, or its file is another one and
+/// there was no trigger all the time that would have logged it.
+macro_rules! truncated {
+    () => {
+        "exists (
+           select from cdc_export.change_log l
+           where l.tbl = t.oid and l.op = 'T' and l.xid >= pg_snapshot_xmin(w.snap_del)
+             and not pg_visible_in_snapshot(l.xid, w.snap_del))
+         or w.seen -> 'relations' <> here.seen -> 'relations' and exists (
+           select from jsonb_each(w.seen -> 'relations') was cross join lateral (select here.seen -> 'relations' -> was.key as value) now
+           where was.value ->> 2 <> now.value ->> 2 and (was.value ->> 1 <> now.value ->> 1) is distinct from false)"
+    };
+}
+pub(crate) use truncated;

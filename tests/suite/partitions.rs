@@ -1,0 +1,382 @@
+//! What happens to a table in the catalogue around it: partitions that come and go, names that move, parents for a while, logs that
+//! are emptied. Each is exact, or is said.
+
+use serde_json::{Value, json};
+
+use crate::catalogue::{Catalogue, Replica, ended, export};
+use crate::harness::{Csv, Database, Service};
+
+const PARTED: &str = "
+    create table parted (id int primary key, note text) partition by range (id);
+    create table low partition of parted for values from (0) to (100);
+    create table high partition of parted for values from (100) to (200);
+    insert into parted select n, 'n' || n from generate_series(0, 190, 10) n";
+const PLAIN: &str = "create table plain (id int primary key, code text not null unique, note text);
+    insert into plain select n, 'c' || n, 'n' || n from generate_series(1, 9) n";
+const BOTH: &str = "
+    [[dataset]]
+    name = \"parted\"
+    table = \"parted\"
+
+    [[dataset]]
+    name = \"plain\"
+    table = \"plain\"
+";
+
+/// Both tables, tracked, with the consumer `a` of both that has everything.
+struct Tables {
+    database: Database,
+    catalogue: Catalogue,
+    service: Service,
+}
+
+impl Tables {
+    async fn new() -> Tables {
+        let database = Database::empty().await;
+        database.run(&format!("{PARTED}; {PLAIN}")).await;
+        let catalogue = Catalogue::of(BOTH);
+        for dataset in ["parted", "plain"] {
+            catalogue.track(&database, dataset).await;
+        }
+        let service = catalogue.start(&database).service().await;
+        for dataset in ["parted", "plain"] {
+            export(&service, "full", dataset, "a").await;
+        }
+        Tables { database, catalogue, service }
+    }
+
+    async fn run(&self, sql: &str) {
+        self.database.run(sql).await;
+    }
+
+    async fn ended(&self, export_type: &str, dataset: &str) -> Value {
+        ended(&self.service, &format!("/exports/{export_type}"), Some("a"), json!({ "dataset": dataset })).await
+    }
+
+    /// A delta that is refused with the word: its detail.
+    async fn refused(&self, dataset: &str, word: &str) -> String {
+        let job = self.ended("delta", dataset).await;
+        assert_eq!(
+            (&job["error"]["code"], &job["continuity"]),
+            (&json!("full_export_needed"), &json!(word)),
+            "{dataset}: {job}"
+        );
+        job["error"]["detail"].as_str().unwrap().to_owned()
+    }
+
+    /// A delta that nothing stands in the way of: operations and keys, sorted.
+    async fn delta(&self, dataset: &str) -> Vec<String> {
+        let job = export(&self.service, "delta", dataset, "a").await;
+        assert_eq!(job["continuity"], Value::Null, "{dataset}: {job}");
+        let rows = Csv::read(&self.service.path(&job)).rows;
+        let mut rows: Vec<_> = rows.iter().map(|row| format!("{} {}", row[0], row[1])).collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    /// A full export heals: it names the word, and afterwards nothing is due.
+    async fn heals(&self, dataset: &str, word: Option<&str>) {
+        let job = export(&self.service, "full", dataset, "a").await;
+        assert_eq!(job["continuity"], json!(word), "{dataset}: {job}");
+        assert_eq!(self.delta(dataset).await, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_new_partition_needs_neither_track_nor_a_full_export() {
+    let tables = Tables::new().await;
+    tables
+        .run(
+            "create table more partition of parted for values from (200) to (300); insert into parted values (201, 'through');
+             insert into more values (202, 'directly'), (203, 'gone'); delete from more where id = 203; update parted set id = 204 where id = 0",
+        )
+        .await;
+    assert_eq!(tables.delta("parted").await, ["DELETE 0", "DELETE 203", "INSERT 201", "INSERT 202", "INSERT 204"]);
+    tables.run("update more set note = 'x' where id = 201").await;
+    assert_eq!(tables.delta("parted").await, ["UPDATE 201"]);
+    // Its TRUNCATE is noticed though no trigger is there for it.
+    tables.run("truncate more").await;
+    tables.refused("parted", "truncated").await;
+    tables.heals("parted", Some("truncated")).await;
+    // One that comes empty, and one whose rows were there before, away from another.
+    tables
+        .run(
+            "create table later (like parted including all); alter table parted attach partition later for values from (300) to (400);
+             insert into later values (301, 'x')",
+        )
+        .await;
+    assert_eq!(tables.delta("parted").await, ["INSERT 301"]);
+    tables.run("create table rest partition of parted default; insert into parted values (500, 'x'), (600, 'x')").await;
+    assert_eq!(tables.delta("parted").await, ["INSERT 500", "INSERT 600"]);
+    tables
+        .run(
+            "begin; create table fifth (like parted including all); insert into fifth select * from rest where id < 600;
+             delete from rest where id < 600; alter table parted attach partition fifth for values from (500) to (600); commit",
+        )
+        .await;
+    assert_eq!(tables.delta("parted").await, ["UPDATE 500"], "it was logged as gone, and is there");
+
+    // Rows that nobody saw come.
+    tables
+        .run(
+            "create table loaded (like parted including all); insert into loaded values (401, 'before');
+             alter table parted attach partition loaded for values from (400) to (500); insert into loaded values (402, 'after')",
+        )
+        .await;
+    tables.refused("parted", "partitions_changed").await;
+    tables.catalogue.track(&tables.database, "parted").await;
+    tables.refused("parted", "partitions_changed").await;
+    tables.heals("parted", Some("partitions_changed")).await;
+    // With its trigger it is told by the log, whatever happens to its file.
+    tables.run("vacuum full loaded").await;
+    tables.run("delete from loaded where id = 401").await;
+    assert_eq!(tables.delta("parted").await, ["DELETE 401"]);
+    tables.run("truncate loaded").await;
+    tables.refused("parted", "truncated").await;
+    tables.heals("parted", Some("truncated")).await;
+    tables.run("drop table later").await;
+    tables.refused("parted", "partitions_changed").await;
+    tables.heals("parted", Some("partitions_changed")).await;
+    tables.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_partition_s_own_triggers_of_before_hide_nothing() {
+    let tables = Tables::new().await;
+    tables.run("update plain set id = id + 300; alter table parted add code text").await;
+    tables
+        .run(
+            "alter table plain drop constraint plain_code_key; alter table plain alter code drop not null; delete from plain;
+             alter table parted attach partition plain for values from (300) to (400); insert into parted values (301, 'x')",
+        )
+        .await;
+    assert_eq!(tables.delta("parted").await, ["INSERT 301"]);
+    tables.run("truncate plain").await;
+    tables.refused("parted", "truncated").await;
+    tables.heals("parted", Some("truncated")).await;
+    tables.run("alter table plain disable trigger cdc_export_r").await;
+    let detail = tables.refused("parted", "trigger_missing").await;
+    assert!(detail.contains("`cdc-export track parted`"), "{detail}");
+    tables.catalogue.track(&tables.database, "parted").await;
+    tables.refused("parted", "trigger_changed").await;
+    tables.heals("parted", Some("trigger_changed")).await;
+
+    // Detached and tracked by itself, it takes nothing from where it was.
+    tables.run("alter table parted detach partition plain").await;
+    tables.refused("parted", "partitions_changed").await;
+    tables.heals("parted", Some("partitions_changed")).await;
+    tables.catalogue.track(&tables.database, "plain").await;
+    tables.run("truncate plain; update parted set note = 'x' where id = 10").await;
+    assert_eq!(tables.delta("parted").await, ["UPDATE 10"]);
+    tables.run("truncate low").await;
+    tables.refused("parted", "truncated").await;
+    tables.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_tracked_root_that_is_another_s_partition_for_a_while_loses_nothing() {
+    let tables = Tables::new().await;
+    tables
+        .run(
+            "create table whole (id int not null, note text) partition by range (id);
+             alter table whole attach partition parted for values from (0) to (1000);
+             update whole set note = 'through' where id = 10; update parted set note = 'beside' where id = 20; delete from low where id = 30",
+        )
+        .await;
+    let detail = tables.refused("parted", "trigger_missing").await;
+    assert!(detail.contains("`cdc-export track parted`"), "{detail}");
+    let (code, _, errors) = tables.catalogue.command(&tables.database, &["track", "parted"]).await;
+    assert!(code == 1 && errors.contains("track `public.whole`"), "{errors}");
+    tables.run("alter table whole detach partition parted").await;
+    assert_eq!(tables.delta("parted").await, ["DELETE 30", "UPDATE 10", "UPDATE 20"]);
+    // What it lost there is told too.
+    tables
+        .run(
+            "alter table whole attach partition parted for values from (0) to (1000); truncate whole;
+             alter table whole detach partition parted",
+        )
+        .await;
+    tables.refused("parted", "truncated").await;
+    tables.service.stop().await;
+}
+
+#[tokio::test]
+async fn the_key_that_is_logged_is_the_one_that_counts_whatever_the_table_is_called() {
+    let tables = Tables::new().await;
+    let by_code = BOTH.replace("table = \"plain\"", "table = \"plain\"\n    key = [\"code\"]");
+    // Of `plain` by its code, which then is called otherwise; and of another `plain` by its id.
+    tables.catalogue.write(&by_code);
+    tables.catalogue.track(&tables.database, "plain").await;
+    tables.run(&format!("alter table plain rename to moved; {PLAIN}")).await;
+    tables.catalogue.write(BOTH);
+    tables.catalogue.track(&tables.database, "plain").await;
+    tables.run("alter table plain rename to other; alter table moved rename to plain").await;
+    // The log has codes.
+    let job = tables.ended("full", "plain").await;
+    assert_eq!(job["error"]["code"], "table_missing", "{job}");
+    tables.catalogue.track(&tables.database, "plain").await;
+    export(&tables.service, "full", "plain", "a").await;
+    let replica = Replica { database: &tables.database, source: "select * from plain", key: &["id"] };
+    let full = export(&tables.service, "full", "plain", "b").await;
+    replica.begin(&tables.service, &full).await;
+    tables.run("update plain set note = 'x' where id = 3; delete from plain where id = 4; update plain set id = 50 where id = 5").await;
+    assert_eq!(tables.delta("plain").await, ["DELETE 4", "DELETE 5", "UPDATE 3", "UPDATE 50"]);
+    let delta = export(&tables.service, "delta", "plain", "b").await;
+    replica.apply(&tables.service, &delta).await;
+    replica.require_equal().await;
+    tables.service.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_written_through_a_parent_for_a_while_is_not_missed() {
+    let tables = Tables::new().await;
+    for (comes, goes) in [
+        (
+            "create table parent (id int, note text); alter table plain inherit parent",
+            "alter table plain no inherit parent",
+        ),
+        // Not the key alone can be a parent's.
+        ("create table parent (note text); alter table plain inherit parent", "alter table plain no inherit parent"),
+        (
+            "create table parent (id int not null, code text not null, note text) partition by range (id);
+             alter table parent attach partition plain for values from (0) to (1000)",
+            "alter table parent detach partition plain",
+        ),
+    ] {
+        tables.run(&format!("{comes}; update parent set note = note || '!'; {goes}; drop table parent")).await;
+        tables.refused("plain", "partitions_changed").await;
+        tables.heals("plain", Some("partitions_changed")).await;
+    }
+    // What changes a column otherwise is no such thing.
+    tables
+        .run(
+            "alter table plain alter note set default 'x', alter note set not null; alter table plain alter note set default 'y';
+             alter table plain add more int default 7; alter table plain alter code set statistics 7; analyze plain",
+        )
+        .await;
+    assert_eq!(tables.delta("plain").await, Vec::<String>::new());
+    // A child has rows of its own while it is one.
+    tables.run("create table kid () inherits (plain); insert into kid values (77, 'k', 'k', 7)").await;
+    let full = export(&tables.service, "full", "plain", "a").await;
+    assert_eq!(full["continuity"], "trigger_missing", "{full}");
+    tables.run("alter table kid no inherit plain").await;
+    tables.refused("plain", "trigger_changed").await;
+    tables.heals("plain", Some("trigger_changed")).await;
+    tables.service.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_crash_empties_is_not_captured() {
+    let tables = Tables::new().await;
+    for (dataset, unlogged, logged) in [
+        ("plain", "alter table plain set unlogged", "alter table plain set logged"),
+        ("parted", "alter table high set unlogged", "alter table high set logged"),
+        ("parted", "alter table cdc_export.change_log set unlogged", "alter table cdc_export.change_log set logged"),
+    ] {
+        tables.run(unlogged).await;
+        tables.refused(dataset, "trigger_missing").await;
+        let full = export(&tables.service, "full", dataset, "a").await;
+        assert_eq!(full["continuity"], "trigger_missing", "{full}");
+        tables.run(logged).await;
+        // It may have been emptied since.
+        tables.refused(dataset, "trigger_changed").await;
+        tables.heals(dataset, Some("trigger_changed")).await;
+    }
+    tables.run("alter table high set unlogged").await;
+    let (code, _, errors) = tables.catalogue.command(&tables.database, &["track", "parted"]).await;
+    assert!(code == 1 && errors.contains("unlogged"), "{errors}");
+    tables.service.stop().await;
+}
+
+/// The triggers of a plain table as releases before this one made them, and their functions without the table in their first line.
+const OF_BEFORE: &str = r#"do $$ declare f record; begin
+    drop trigger cdc_export_s on plain;
+    for f in select p.oid, p.proname, p.prosrc, pg_get_functiondef(p.oid) as made from pg_proc p where p.proname like 'capture\_%' loop
+      if not exists (select from pg_trigger x where x.tgfoid = f.oid) then
+        execute format('drop function cdc_export.%I()', f.proname);
+      elsif f.proname not like '%s' then
+        execute regexp_replace(f.made, E'
+-- cdc-export \d+ \d+ ', E'
+-- cdc-export 2 ');
+      end if;
+    end loop;
+  end $$;
+  alter table plain enable always trigger cdc_export_i; alter table plain enable always trigger cdc_export_u;
+  alter table plain enable always trigger cdc_export_d"#;
+
+#[tokio::test]
+async fn an_upgrade_of_the_triggers_costs_nobody_a_full_export() {
+    let tables = Tables::new().await;
+    let Tables { database, catalogue, service } = tables;
+    service.stop().await;
+    database.run(OF_BEFORE).await;
+    let service = catalogue.start(&database).service().await;
+    // One that was saved by the release before, and one that the start didn't see yet.
+    for consumer in ["a", "b"] {
+        export(&service, "full", "plain", consumer).await;
+    }
+    export(&service, "full", "parted", "a").await;
+    database
+        .run(
+            "update watermarks w set seen = null, triggers_hash =
+               (select md5(string_agg(format('%s %s', x.oid, x.xmin), ',' order by x.oid)) from pg_trigger x
+                where x.tgname like 'cdc\\_export\\_%' and x.tgrelid = 'plain'::regclass) where consumer_id = 'b'",
+        )
+        .await;
+    let told = service.events("triggers_of_before");
+    assert!(told.len() == 1 && told[0]["tables"] == "public.plain", "{told:?}");
+    database.run("update plain set note = 'before' where id = 1").await;
+    catalogue.track(&database, "plain").await;
+    database
+        .run(
+            "begin; set local session_replication_role = replica; update plain set note = 'replica' where id = 2; delete from plain where id = 3;
+             commit",
+        )
+        .await;
+    for consumer in ["a", "b"] {
+        let job = export(&service, "delta", "plain", consumer).await;
+        assert_eq!((&job["continuity"], &job["rowsExported"]), (&Value::Null, &json!(3)), "{job}");
+    }
+    database.run("update parted set note = 'x' where id = 10").await;
+    assert_eq!(export(&service, "delta", "parted", "a").await["rowsExported"], 1);
+    let twice =
+        "select count(*) from (select from cdc_export.change_log group by xid, op, pk having count(*) > 1) twice";
+    assert_eq!(database.one::<i64>(twice).await, 0);
+    // Of before, where a subscription writes to it, it isn't captured.
+    service.stop().await;
+    database.run(OF_BEFORE).await;
+    database.run("insert into pg_subscription_rel values (1, 'plain'::regclass, 'r', null)").await;
+    let service = catalogue.start(&database).service().await;
+    let tables = Tables { database, catalogue, service };
+    tables.refused("plain", "trigger_missing").await;
+    tables.catalogue.track(&tables.database, "plain").await;
+    tables.refused("plain", "trigger_changed").await;
+    tables.run("delete from pg_subscription_rel").await;
+    tables.heals("plain", Some("trigger_changed")).await;
+    tables.service.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_superuser_does_to_the_log_and_the_functions_is_seen() {
+    let tables = Tables::new().await;
+    tables.run("update plain set note = 'lost' where id = 1; truncate cdc_export.change_log").await;
+    tables.refused("plain", "log_expired").await;
+    tables.heals("plain", Some("log_expired")).await;
+    tables.heals("parted", Some("log_expired")).await;
+
+    let function = "(select p.oid from pg_proc p join pg_trigger x on x.tgfoid = p.oid
+        where x.tgrelid = 'plain'::regclass and x.tgname = 'cdc_export_u')";
+    let was: String = tables.database.one(&format!("select pg_get_functiondef({function})")).await;
+    let name: String = tables.database.one(&format!("select {function}::regproc::text")).await;
+    let nothing =
+        format!("create or replace function {name}() returns trigger language plpgsql as 'begin return null; end'");
+    tables.run(&format!("{nothing}; update plain set note = 'unseen' where id = 2; {was}")).await;
+    tables.refused("plain", "trigger_changed").await;
+    tables.heals("plain", Some("trigger_changed")).await;
+
+    tables.run("update pg_class set relhastriggers = false where oid = 'plain'::regclass").await;
+    tables.refused("plain", "trigger_missing").await;
+    tables.run("update pg_class set relhastriggers = true where oid = 'plain'::regclass").await;
+    assert_eq!(tables.delta("plain").await, Vec::<String>::new());
+    tables.service.stop().await;
+}

@@ -1,0 +1,163 @@
+//! A table that a subscription writes to: Postgres's apply workers fire no ordinary trigger.
+
+use std::collections::BTreeMap;
+
+use cdc_export::postgres::embedded;
+use serde_json::{Value, json};
+use sqlx::ConnectOptions;
+
+use crate::harness::{Csv, Database, Service, Start, embedded_settings, eventually, reachable_folder};
+
+/// What a consumer has after its files: names by id.
+#[derive(Default)]
+struct Loaded(BTreeMap<String, String>);
+
+impl Loaded {
+    async fn next(&mut self, service: &Service, export_type: &str) -> (Value, usize) {
+        let (job, file) = service.export(export_type, "a").await;
+        self.load(&file, export_type);
+        (job, file.rows.len())
+    }
+
+    fn load(&mut self, file: &Csv, export_type: &str) {
+        if export_type == "full" {
+            self.0.clear();
+        }
+        let first = usize::from(export_type == "delta");
+        for row in &file.rows {
+            match row[0].as_str() {
+                "DELETE" => drop(self.0.remove(&row[1])),
+                _ => drop(self.0.insert(row[first].clone(), row[first + 1].clone())),
+            }
+        }
+    }
+
+    async fn require_equal(&self, database: &Database) {
+        let rows: Vec<(String, String)> = sqlx::query_as("select id::text, name::text from users where not is_deleted")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+        assert_eq!(self.0, rows.into_iter().collect());
+    }
+}
+
+fn users(from: u32, to: u32) -> String {
+    format!(
+        "insert into users (id, name, email, created_at, updated_at)
+         select n, 'User ' || n, n || '@example.com', '2026-01-01', '2026-01-01' from generate_series({from}, {to}) n"
+    )
+}
+
+#[tokio::test]
+async fn what_a_subscription_writes_is_captured_once() {
+    let home = reachable_folder();
+    let settings = embedded_settings(&home.path().join("data"));
+    let server = embedded::Server::start(&settings).await.unwrap();
+    Database::at(server.connect_options()).run("alter system set wal_level = logical").await;
+    server.stop().await;
+    let server = embedded::Server::start(&settings).await.unwrap();
+    let options = server.connect_options();
+    let admin = Database::at(options.clone());
+    for name in ["publisher", "subscriber"] {
+        admin.run(&format!("create database {name}")).await;
+    }
+    let (publisher, here) =
+        (Database::at(options.clone().database("publisher")), Database::at(options.clone().database("subscriber")));
+    publisher
+        .run(&format!(
+            "create table users (id bigint primary key, name varchar(255), email varchar(255), created_at timestamptz,
+               updated_at timestamptz, is_deleted boolean not null default false);
+             create publication p for table users; {}",
+            users(11, 19)
+        ))
+        .await;
+    let service = Start::on(&here).with("SEED_ROWS", 0).service().await;
+    here.run(&users(1, 3)).await;
+    let mut loaded = Loaded::default();
+    loaded.next(&service, "full").await;
+
+    let host = options.get_socket().map_or(options.get_host().to_owned(), |path| path.to_str().unwrap().to_owned());
+    let password = options.to_url_lossy().password().unwrap_or_default().to_owned();
+    let subscribe = |slot: &str| {
+        format!(
+            "create subscription s connection 'host={host} port={} user={} password={password} dbname=publisher' publication p
+             with (create_slot = false, slot_name = {slot})",
+            options.get_port(),
+            options.get_username(),
+        )
+    };
+    let unsubscribe = "alter subscription s disable; alter subscription s set (slot_name = none)";
+    let slot = |name: &str| format!("select pg_create_logical_replication_slot('{name}', 'pgoutput')");
+    publisher.run(&slot("one")).await;
+    here.run(&subscribe("one")).await;
+    // The rows that were there, then a stream of changes.
+    let arrived = async |sql: &str| {
+        eventually(sql, || async { here.one::<bool>(&format!("select {sql}")).await.then_some(()) }).await;
+    };
+    arrived("exists (select from pg_subscription_rel where srsubstate = 'r')").await;
+    let (job, rows) = loaded.next(&service, "delta").await;
+    assert_eq!((rows, &job["continuity"]), (9, &Value::Null), "{job}");
+    loaded.require_equal(&here).await;
+    publisher
+        .run(
+            "update users set name = 'u' where id < 14; delete from users where id = 15; update users set id = 99 where id = 16;
+             insert into users select 100, 'last', 'e', '2026-01-01', '2026-01-01'",
+        )
+        .await;
+    // Who writes here goes on beside it.
+    here.run("update users set name = 'here' where id = 1; delete from users where id = 2").await;
+    arrived("exists (select from users where id = 100)").await;
+    let (job, rows) = loaded.next(&service, "delta").await;
+    assert_eq!((rows, &job["continuity"]), (9, &Value::Null), "{job}");
+    loaded.require_equal(&here).await;
+    assert_eq!(loaded.next(&service, "delta").await.1, 0);
+    let twice =
+        "select count(*) from (select from cdc_export.change_log group by xid, op, pk having count(*) > 1) twice";
+    assert_eq!(here.one::<i64>(twice).await, 0);
+
+    // A subscription of between two exports leaves no trace but the log's.
+    publisher.run("update users set name = 'while' where id = 17; insert into users select 101, 'x', 'f', '2026-01-01', '2026-01-01'").await;
+    arrived("exists (select from users where id = 101)").await;
+    here.run(unsubscribe).await;
+    here.run("drop subscription s").await;
+    let (job, rows) = loaded.next(&service, "delta").await;
+    assert_eq!((rows, &job["continuity"]), (2, &Value::Null), "{job}");
+    loaded.require_equal(&here).await;
+
+    // A TRUNCATE there is one here.
+    here.run("delete from users").await;
+    loaded.next(&service, "delta").await;
+    eventually("the slot is free", || async {
+        publisher.one::<bool>("select not active from pg_replication_slots where slot_name = 'one'").await.then_some(())
+    })
+    .await;
+    publisher.run(&slot("two")).await;
+    here.run(&subscribe("two")).await;
+    arrived("exists (select from pg_subscription_rel where srsubstate = 'r')").await;
+    loaded.next(&service, "delta").await;
+    loaded.require_equal(&here).await;
+    publisher.run(&format!("truncate users; {}", users(200, 202))).await;
+    arrived("exists (select from users where id = 202)").await;
+    let job = service.ended(&service.submit("delta", "a").await).await;
+    assert_eq!(
+        (&job["error"]["code"], &job["continuity"]),
+        (&json!("full_export_needed"), &json!("truncated")),
+        "{job}"
+    );
+    loaded.next(&service, "full").await;
+    loaded.require_equal(&here).await;
+
+    // One that is tracked while it is subscribed.
+    here.run("drop trigger cdc_export_i on users").await;
+    let (code, errors) = Start::on(&here).arguments(&["track", "users"]).until_it_ends().await;
+    assert_eq!((code, errors.as_str()), (0, ""));
+    loaded.next(&service, "full").await;
+    publisher.run(&users(300, 309)).await;
+    arrived("exists (select from users where id = 309)").await;
+    assert_eq!(loaded.next(&service, "delta").await.1, 10);
+    loaded.require_equal(&here).await;
+    here.run(unsubscribe).await;
+    here.run("drop subscription s").await;
+    service.stop().await;
+    server.stop().await;
+}
