@@ -308,6 +308,8 @@ pub struct Job {
     pub findings: Findings,
     /// Rows that the timestamps alone would have missed: changed, but with a time up to the watermark, or gone.
     pub late_rows: u64,
+    /// Deleted rows of which only the key is known, since the log has no image of them: their other columns are empty.
+    pub key_only_deletes: u64,
     /// The columns of its file are others than those of its consumer's last export, or of other types.
     pub schema_changed: bool,
     /// The consumer's watermark that the export began at.

@@ -116,6 +116,7 @@ struct Writer {
     since: Option<i64>,
     latest: Option<i64>,
     late_rows: u64,
+    key_only_deletes: u64,
     progress: Progress,
 }
 
@@ -146,6 +147,7 @@ impl Writer {
             since: since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds()),
             latest: None,
             late_rows: 0,
+            key_only_deletes: 0,
             progress: progress.clone(),
         })
     }
@@ -164,8 +166,11 @@ impl Writer {
             let row = fields.get(..self.columns).unwrap_or(&fields);
             self.encoder.row(row, &mut self.buffer)?;
             self.rows += 1;
-            let gone = fields.get(self.columns + usize::from(self.hidden_time)) == Some(&Some(&[1]));
-            self.observe(&fields, gone);
+            // A full export has no such field.
+            let gone = fields.get(self.columns + usize::from(self.hidden_time));
+            let is_key_only = gone == Some(&None);
+            self.key_only_deletes += u64::from(is_key_only);
+            self.observe(&fields, is_key_only || gone == Some(&Some(&[1])));
         }
         if self.buffer.len() >= self.compressor.frame_bytes() {
             self.flush()?;
@@ -198,7 +203,13 @@ impl Writer {
             self.flush()?;
         }
         let file = self.draft.stage()?;
-        Ok(Exported { rows: self.rows, late_rows: self.late_rows, last_updated_at: self.latest.map(time), file })
+        Ok(Exported {
+            rows: self.rows,
+            late_rows: self.late_rows,
+            key_only_deletes: self.key_only_deletes,
+            last_updated_at: self.latest.map(time),
+            file,
+        })
     }
 }
 

@@ -36,7 +36,10 @@ with psycopg.connect(conninfo, autocommit=True) as target, tempfile.TemporaryDir
                 target.execute("truncate users")
                 copy(target, "users", path)
             else:
-                target.execute("create temporary table delta (operation text, like users) on commit drop")
+                # Without the table's NOT NULL: of a deleted row perhaps only the key is known.
+                target.execute(
+                    "create temporary table delta on commit drop as select text '' as operation, users.* from users with no data"
+                )
                 copy(target, "delta", path)
                 target.execute("delete from users using delta where users.id = delta.id")
                 target.execute(

@@ -243,7 +243,7 @@ pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
     "status": "completed", "progress": 100, "rowsExported": 29, "bytesWritten": 3401,
     "outputFilename": "delta_search_20261120T091315Z.csv", "format": "csv", "compression": "none",
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "attempt": 1, "error": null, "continuity": null,
-    "lateRows": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
+    "lateRows": 0, "keyOnlyDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
     "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "retryOf": null,
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
@@ -291,6 +291,9 @@ pub(crate) struct JobBody {
     continuity: Option<&'static str>,
     /// Rows that the timestamps alone would have missed
     late_rows: u64,
+    /// Deleted rows of which only the key is known, since they were too large for the log: their other columns are empty, and their key is
+    /// right
+    key_only_deletes: u64,
     /// Transactions that had changed something and were open: their changes belong to the next export
     #[schema(required)]
     open_transactions: Option<u32>,
@@ -359,6 +362,7 @@ impl From<Job> for JobBody {
             error: job.error.map(|failure| FailureBody { code: failure.code.as_str(), detail: failure.detail }),
             continuity: job.findings.continuity.map(|why| why.as_str()),
             late_rows: job.late_rows,
+            key_only_deletes: job.key_only_deletes,
             open_transactions: job.findings.open_transactions,
             oldest_transaction_seconds: job.findings.oldest_transaction_seconds,
             schema_changed: job.schema_changed,

@@ -10,6 +10,8 @@ pub struct Exported {
     pub rows: u64,
     /// Those among them that the timestamps alone would have missed.
     pub late_rows: u64,
+    /// Those that are gone, and of which the log has the key alone.
+    pub key_only_deletes: u64,
     /// The latest finite `updated_at` among those that are in the table.
     pub last_updated_at: Option<DateTime<Utc>>,
     /// The file.

@@ -41,7 +41,7 @@ pub struct Rows<'s> {
 
 impl Rows<'_> {
     /// Reads the rows of an export of this job and sends them, in frames. A row of changes has one field more than the file:
-    /// whether it is gone from the table.
+    /// whether it is gone from the table, null where only its key is known.
     ///
     /// # Errors
     /// If Postgres fails, or nobody takes the frames.

@@ -4,7 +4,8 @@
 //!
 //! The parameters of the changes: `$1` the watermark, null, with `$3`, to begin from the beginning; `$2` the table's oid; `$3` and `$4` the
 //! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules. Behind the columns of
-//! the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table.
+//! the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table: null, where it is
+//! gone and the log has the key alone.
 
 use crate::dataset::{Capture, CellMax, Column, Dataset, KeyColumn, Kind, Sent, Shape};
 use crate::job::selection::{Condition, Operator, Selection};
@@ -239,6 +240,15 @@ impl Select<'_> {
         let refused = refused(&cells.map(large).collect::<Vec<_>>());
         let columns = written.iter().map(|(_, value)| value.clone()).chain(hidden).collect::<Vec<_>>().join(", ");
         let images = self.images(gone);
+        // Of what is outside of a filter nobody is told more than the key.
+        let is_gone = match self.dataset.filter {
+            None if self.shape.columns.len() > self.shape.key.len() => {
+                format!(
+                    "case when {gone} then nullif(pg_catalog.num_nulls(ch.{IMAGE}, ch.{OLD}) < 2, false) else false end"
+                )
+            }
+            _ => gone.to_owned(),
+        };
         format!(
             "with ch ({names}, {OLD}, {IMAGE}, {NUMBERS}) as materialized (
                select {names}, found[2]::jsonb, found[3], found[4]::smallint[]
@@ -253,7 +263,7 @@ impl Select<'_> {
                    as changes ({names}, seq, op, old, image, image_columns, alive)
                  group by {ordinals} having not pg_catalog.bool_or(alive)) as lasts ({names}, found)
                order by {ordinals})
-             select 'DELETE'::text, {columns}, {refused} or {gone}
+             select 'DELETE'::text, {columns}, {refused} or {is_gone}
              from ch left join {table} u on {joined}
              {images}
              where {gone} or ({alive}) is not true"

@@ -31,7 +31,7 @@ macro_rules! job_columns {
          ", $crate::store::jobs::public_status!(), " as status,
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
          case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
-         e.selection, e.schema_changed, e.continuity, e.late_rows, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
+         e.selection, e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
          e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number, e.retry_of, e.created_at, e.started_at,
          case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at")
     };
@@ -59,6 +59,7 @@ pub(crate) struct JobRow {
     schema_changed: Option<bool>,
     continuity: Option<String>,
     late_rows: Option<i64>,
+    key_only_deletes: Option<i64>,
     open_transactions: Option<i32>,
     oldest_transaction_seconds: Option<f64>,
     table_rewritten: Option<bool>,
@@ -102,6 +103,7 @@ impl TryFrom<JobRow> for Job {
                 table_rewritten: row.table_rewritten.unwrap_or(false),
             },
             late_rows: row.late_rows.unwrap_or(0).unsigned_abs(),
+            key_only_deletes: row.key_only_deletes.unwrap_or(0).unsigned_abs(),
             schema_changed: row.schema_changed.unwrap_or(false),
             watermark_from: row.watermark_from,
             watermark_to: row.watermark_to,
@@ -389,7 +391,7 @@ async fn commit_once(
              rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
              watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
              continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
-             columns_hash = md5(($17::text[])[1]),
+             columns_hash = md5(($17::text[])[1]), key_only_deletes = $18,
              schema_changed = (
                select l.columns_hash <> all (array(select md5(form) from unnest($17::text[]) as form)) from exports l
                where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
@@ -414,6 +416,7 @@ async fn commit_once(
     .bind(findings.oldest_transaction_seconds)
     .bind(findings.table_rewritten)
     .bind(columns.forms())
+    .bind(exported.key_only_deletes as i64)
     .execute(&mut *conn)
     .await?;
     if completed.rows_affected() == 0 {
