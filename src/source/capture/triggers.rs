@@ -104,17 +104,17 @@ impl Function {
         let root = if self.does == Does::Replicated { "tg_relid".to_owned() } else { self.root.to_string() };
         let (old, new) = (self.key_of(OLD_ROWS), self.key_of(NEW_ROWS));
         // A whole row by its star: its bare name would be a column of that name.
-        let image = format!("concat({OLD_ROWS}.*), {}", columns_of("tg_relid"));
+        let image = format!("{}, {}", image_of(&format!("{OLD_ROWS}.*")), columns_of("tg_relid"));
         let gone = |rows: &str| {
             let (row, key) =
                 (format!("tg_relid, 'D', {old}, {image} from {rows}"), format!("tg_relid, 'D', {old} from {rows}"));
             in_full_or_by_key(&format!("{LOG}, image, image_columns) select {row}"), &format!("{LOG}) select {key}"))
         };
-        let in_full = format!(
-            "{LOG}, image, image_columns) values (root, 'D', {}, concat(old), {})",
-            self.key_of("old"),
-            columns_of("root")
-        );
+        let of_row = |image: &str| {
+            let (key, columns) = (self.key_of("old"), columns_of("root"));
+            format!("{LOG}, image, image_columns) values (root, 'D', {key}, {image}, {columns})")
+        };
+        let (in_full, if_it_fits) = (of_row("concat(old)"), of_row(&image_of("old")));
         let lost = format!("{OLD_ROWS} where not exists (select from {NEW_ROWS} where {})", self.is_same());
         match self.does {
             Does::Inserts => format!("begin {LOG}) select tg_relid, 'I', {new} from {NEW_ROWS}; return null; end"),
@@ -148,7 +148,7 @@ impl Function {
                    end if;
                    return null;
                  end",
-                in_full_or_by_key(&in_full, &format!("{LOG}) values (root, 'D', {})", self.key_of("old"))),
+                in_full_or_by_key(&if_it_fits, &format!("{LOG}) values (root, 'D', {})", self.key_of("old"))),
                 new = self.key_of("new"),
                 old = self.key_of("old"),
             ),
@@ -181,6 +181,15 @@ pub(crate) fn logged_key(row: &str, key: &[String]) -> String {
 /// A row that takes no more room than so many bytes has a text that there is room for: what compresses values does it 255 times at
 /// best, and a character is four in the text of a row.
 const LARGE: u32 = 1_000_000;
+
+/// A row that takes more room than so many bytes has no image: its text would take its writer half a minute for each 100 MB, and twelve times
+/// the memory.
+const LARGEST: u32 = 16 << 20;
+
+/// The text of a row, if it has an image. Its size is asked without unpacking what is compressed.
+fn image_of(row: &str) -> String {
+    format!("case when pg_column_size({row}) <= {LARGEST} then concat({row}) end")
+}
 
 /// Logs rows that are gone with their images; where one can't be written, since a text has no room for it, all by their keys alone:
 /// nobody's statement fails because of what a row holds. Where the log can't be written to at all, it does fail.
