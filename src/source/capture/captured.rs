@@ -31,7 +31,7 @@ macro_rules! capture {
             select p.oid, p.xmin, left(p.proname::text, -1) as set, right(p.proname::text, 1) as does, head[2]::jsonb as key
             from (select distinct x.tgfoid from pg_trigger x where x.tgrelid = t.oid) called
             join pg_proc p on p.oid = called.tgfoid
-            cross join lateral regexp_match(p.prosrc, '^\\n-- cdc-export \\d+ (?:(\\d+) )?(\\[[^\\n]*\\])\\n') head
+            cross join lateral regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \\d+ (?:(\\d+) )?(\\[.*\\])$') head
             where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
               -- Before 3 they logged the table that they were on.
               and head is not null and coalesce(head[1]::oid, t.oid) = t.oid),
