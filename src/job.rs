@@ -2,9 +2,11 @@
 //!
 //! Knows the words and the transitions between them; must not know HTTP, SQL or files.
 
+pub mod after;
 mod continuity;
 pub mod encoding;
 pub mod file;
+pub mod lane;
 pub mod marker;
 pub mod selection;
 pub mod words;
@@ -23,6 +25,7 @@ use crate::job::encoding::Encoding;
 use crate::job::selection::Selection;
 use crate::job::words::words;
 
+pub use after::After;
 pub use continuity::{Continuity, Findings};
 
 /// Names a job for ever. Ids of later jobs sort after those of earlier ones (UUID version 7).
@@ -219,6 +222,8 @@ pub struct Request {
     pub selection: Selection,
     /// How they are written.
     pub encoding: Encoding,
+    /// What the caller loaded last, where it says that.
+    pub after: Option<After>,
     /// The job that this one is to be like.
     pub retry_of: Option<JobId>,
     /// The client's name for this request: sent again, it makes no second job.
@@ -253,9 +258,9 @@ impl FromStr for IdempotencyKey {
 impl Request {
     /// Whether a job is what this request asks for.
     pub fn made(&self, job: &Job) -> bool {
-        let Request { consumer, dataset, export_type, selection, encoding, retry_of, key: _ } = self;
+        let Request { consumer, dataset, export_type, selection, encoding, after, retry_of, key: _ } = self;
         (consumer, dataset, *export_type) == (&job.consumer, &job.dataset, job.export_type)
-            && (selection, *encoding, *retry_of) == (&job.selection, job.encoding, job.retry_of)
+            && (selection, *encoding, after, *retry_of) == (&job.selection, job.encoding, &job.after, job.retry_of)
     }
 
     /// The name of its file up to the extension, for a request made at `now`:
@@ -318,6 +323,8 @@ pub struct Job {
     pub watermark_to: Option<DateTime<Utc>>,
     /// Its place among the published exports of its consumer and dataset, from 1; `None` until it is published, and for an ad-hoc one.
     pub number: Option<u64>,
+    /// What its caller had loaded last, where it said that. Of an incremental or a delta it was true.
+    pub after: Option<After>,
     /// The job that this one was made after, on request.
     pub retry_of: Option<JobId>,
     /// When it was asked for.
@@ -442,6 +449,7 @@ mod tests {
             export_type: ExportType::Delta,
             selection: Selection::default(),
             encoding: Encoding { format: Format::Csv, compression: Compression::None },
+            after: None,
             retry_of: None,
             key: None,
         };

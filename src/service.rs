@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::{Catalog, Faults};
 use crate::dataset::{Dataset, Description};
+use crate::job::lane::Lane;
 use crate::job::selection::{BadSelection, Selection};
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status, Terms};
 use crate::key::{Grant, Presented};
@@ -30,6 +31,7 @@ use crate::source::{self, snapshot::Source};
 use crate::store::{
     self, Store,
     jobs::{Cancelled, Submitted},
+    lanes::Elsewhere,
     users::User,
 };
 use crate::telemetry::metrics::{self, Kind};
@@ -117,12 +119,31 @@ pub enum Error {
     /// As many clients follow jobs as may, of one party or of all.
     #[error("too many clients follow or wait for exports now, with this key or from this address, or in all")]
     TooManyFollowers,
+    /// The caller loaded another export last than its lane has it: those that were published since, then those under way.
+    #[error("{}", gone_on(.0))]
+    OutOfStep(Vec<Job>),
+    /// The database doesn't know what the caller loaded last.
+    #[error(
+        "the database knows no completed export of this consumer and dataset with the id and content that `after` names: it was restored, \
+         or the export is not kept any more; a full export goes on from there"
+    )]
+    Restored,
     /// The consumer has too many open jobs.
     #[error("{0} exports are open, which is as many as a consumer may have: wait for some to end")]
     TooManyOpen(i64),
     /// There are too many open jobs.
     #[error("{0} exports are open, which is as many as there may be of all consumers together: wait for some to end")]
     QueueFull(u32),
+}
+
+/// What a caller that is out of step has to do.
+fn gone_on(jobs: &[Job]) -> String {
+    let open = jobs.iter().filter(|job| !job.status.is_terminal()).count();
+    format!(
+        "the consumer's exports are not where `after` has them: {} published since, {open} open; load the published ones in their order, \
+         wait for the open ones and load those that complete, and ask again after the last",
+        jobs.len() - open
+    )
 }
 
 impl From<store::Error> for Error {
@@ -338,6 +359,8 @@ impl Service {
         match self.or_set_back(submitted).await? {
             Submitted::Made(job) | Submitted::Before(job) => Ok(job),
             Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
+            Submitted::Elsewhere(Elsewhere::GoneOn(jobs)) => Err(Error::OutOfStep(jobs)),
+            Submitted::Elsewhere(Elsewhere::Unknown) => Err(Error::Restored),
             Submitted::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
             Submitted::QueueFull(open) => Err(Error::QueueFull(open)),
         }
@@ -348,11 +371,12 @@ impl Service {
     /// # Errors
     /// If there is no such job, or it ended otherwise, or not yet; and as [`submit`](Service::submit).
     pub async fn retry(&self, id: JobId, key: Option<IdempotencyKey>) -> Result<Job, Error> {
-        let Job { consumer, dataset, export_type, selection, encoding, status, .. } = self.job(id).await?;
+        let Job { consumer, dataset, export_type, selection, encoding, after, status, .. } = self.job(id).await?;
         if !matches!(status, Status::Failed | Status::Cancelled) {
             return Err(Error::NotToRetry(status));
         }
-        self.submit(&Request { consumer, dataset, export_type, selection, encoding, retry_of: Some(id), key }).await
+        let retry_of = Some(id);
+        self.submit(&Request { consumer, dataset, export_type, selection, encoding, after, retry_of, key }).await
     }
 
     async fn check(&self, dataset: &Arc<Dataset>, selection: &Selection) -> Result<(), Error> {
@@ -436,6 +460,20 @@ impl Service {
     /// If the database fails.
     pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
         within(self.store.jobs(filter, limit)).await
+    }
+
+    /// The published exports of a lane after this one, by their numbers and from after the number `from`, where that is said.
+    ///
+    /// # Errors
+    /// If the database knows no completed export of this id in the lane, or fails.
+    pub async fn published_after(
+        &self,
+        lane: Lane<'_>,
+        after: JobId,
+        from: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<Job>, Error> {
+        within(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
     }
 
     /// Marks a user of the demo table as deleted.

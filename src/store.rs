@@ -8,6 +8,7 @@ pub mod followed;
 pub mod gauges;
 pub mod jobs;
 pub mod keys;
+pub mod lanes;
 pub mod lists;
 pub mod queue;
 pub mod retention;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cdc_export::dataset::{Table, USERS};
 use cdc_export::job::encoding::{Compression, Encoding, Format};
 use cdc_export::job::words::UnknownWord;
-use cdc_export::job::{ConsumerId, ExportType};
+use cdc_export::job::{After, ConsumerId, ExportType};
 use cdc_export::key::{self, Scope};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
@@ -148,6 +148,12 @@ pub(crate) struct Export {
     /// What the file is compressed with
     #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     pub(super) compression: Compression,
+    /// What was loaded last, the id of an export or `none`: the export is refused if the consumer's exports have gone on from there
+    #[arg(long, value_name = "ID")]
+    pub(super) after: Option<Loaded>,
+    /// The SHA-256 of the file that was loaded last
+    #[arg(long, value_name = "SHA256", requires = "after")]
+    pub(super) after_sha256: Option<String>,
     /// Put the file there too: a file or folder, or - for standard output
     #[arg(long, short, value_name = "PATH")]
     pub(super) output: Option<Output>,
@@ -156,6 +162,24 @@ pub(crate) struct Export {
     pub(super) json: bool,
     #[command(flatten)]
     pub(super) at: Where,
+}
+
+/// What a caller loaded last.
+#[derive(Clone, Copy)]
+pub(super) enum Loaded {
+    Nothing,
+    Export(Uuid),
+}
+
+impl FromStr for Loaded {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Loaded, &'static str> {
+        match text {
+            "none" => Ok(Loaded::Nothing),
+            id => id.parse().map(Loaded::Export).map_err(|_| "not the id of an export, nor `none`"),
+        }
+    }
 }
 
 /// One of a type's words, which clap lists.
@@ -167,9 +191,25 @@ where
 }
 
 impl Export {
+    /// What was loaded last, if that is said.
+    pub(super) fn after(&self) -> Result<Option<After>, BadUsage> {
+        match (self.after, &self.after_sha256) {
+            (None, _) => Ok(None),
+            (Some(Loaded::Nothing), None) => Ok(Some(After::Nothing)),
+            (Some(Loaded::Export(job)), sha256) if sha256.as_deref().is_none_or(After::is_sha256) => {
+                Ok(Some(After::Export { job: job.into(), sha256: sha256.clone() }))
+            }
+            (Some(_), _) => {
+                let why = "64 hexadecimal digits in lower case are expected, beside the id of an export in --after";
+                Err(BadUsage(format!("--after-sha256: {why}")))
+            }
+        }
+    }
+
     /// Whether it may be asked for. Once it has completed, an `--output` that can't be written is too late.
     pub(super) fn check(&self) -> Result<(), BadUsage> {
         Encoding::new(self.format, self.compression).map_err(|why| BadUsage(why.to_string()))?;
+        self.after()?;
         self.output.as_ref().map_or(Ok(()), |output| output.check().map_err(|why| BadUsage(format!("--output: {why}"))))
     }
 }

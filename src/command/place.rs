@@ -8,7 +8,7 @@ use anyhow::Context;
 use cdc_export::http;
 use cdc_export::job::encoding::Encoding;
 use cdc_export::job::selection::Selection;
-use cdc_export::job::{Filter, Job, JobId, Request, Status};
+use cdc_export::job::{After, Filter, Job, JobId, Request, Status};
 use cdc_export::service::{self, Party, Service};
 use hyper::http::HeaderMap;
 use serde::Deserialize;
@@ -112,6 +112,7 @@ impl Place {
                     export_type: what.export_type,
                     selection: Selection::default(),
                     encoding: Encoding::new(what.format, what.compression)?,
+                    after: what.after()?,
                     retry_of: None,
                     key: None,
                 };
@@ -122,7 +123,17 @@ impl Place {
                 headers.insert("x-consumer-id", what.consumer.as_str().parse()?);
                 headers.insert("idempotency-key", Uuid::new_v4().to_string().parse()?);
                 let (format, compression) = (what.format.as_str(), what.compression.as_str());
-                let body = json!({ "dataset": what.dataset, "format": format, "compression": compression });
+                let mut body = json!({ "dataset": what.dataset, "format": format, "compression": compression });
+                match what.after()? {
+                    None => {}
+                    Some(After::Nothing) => body["after"] = Value::Null,
+                    Some(After::Export { job, sha256 }) => {
+                        body["after"] = job.to_string().into();
+                        if let Some(sha256) = sha256 {
+                            body["afterSha256"] = sha256.into();
+                        }
+                    }
+                }
                 let path = format!("/exports/{}", what.export_type);
                 let accepted: Accepted = there(client, move |client| client.post(&path, &headers, Some(&body))).await?;
                 Ok(accepted.job_id.into())

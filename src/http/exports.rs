@@ -25,6 +25,7 @@ use crate::http::openapi::DatasetName;
 use crate::http::pages::{self, Page};
 use crate::http::problem::{Code, Problem};
 use crate::job::encoding::{Compression, Format};
+use crate::job::lane::Lane;
 use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Filter, Job, JobId, Status};
 use crate::service::{self, Service};
 
@@ -140,14 +141,20 @@ pub(crate) struct Listed {
     /// So many at most; 50, if that isn't said
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
+    /// Those that were published after this one, with `consumer` and `dataset`: oldest first, in the order of their numbers
+    #[param(value_type = Option<Uuid>)]
+    after: Option<String>,
     /// Go on where a page ended: its `nextCursor`
     cursor: Option<String>,
 }
 
 /// List exports, newest first
+///
+/// With `after`, `consumer` and `dataset`: what was published after that export, oldest first, which is what a loader has to load.
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
     params(Listed), responses((status = 200, description = "A page.", body = Page<JobBody>)),
+    extensions(("x-codes" = json!([Code::DatabaseRestored, Code::ConsumerNotAllowed]))),
 )]
 pub(crate) async fn list(
     State(service): State<Service>,
@@ -155,6 +162,9 @@ pub(crate) async fn list(
     Query(listed): Query<Listed>,
 ) -> Result<Json<Page<JobBody>>, Problem> {
     let limit = pages::limit(listed.limit.as_deref())?;
+    if listed.after.is_some() {
+        return published_after(&service, &caller, listed, limit).await;
+    }
     let filter = Filter {
         consumer: word("consumer", listed.consumer)?,
         among: caller.consumers().map(<[_]>::to_vec),
@@ -165,6 +175,38 @@ pub(crate) async fn list(
     };
     let jobs = service.jobs(&filter, limit + 1).await?;
     Ok(Json(Page::new(jobs, limit, cursor_of, JobBody::from)))
+}
+
+/// What was published after an export, in its lane's order.
+async fn published_after(
+    service: &Service,
+    caller: &Caller,
+    listed: Listed,
+    limit: u32,
+) -> Result<Json<Page<JobBody>>, Problem> {
+    let Listed { consumer, status, export_type, dataset: of, after, cursor, limit: _ } = listed;
+    let bad = |name: &str, why: &str| Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: {why}"));
+    let after: Uuid = after.unwrap_or_default().parse().map_err(|_| bad("after", "the id of an export is expected"))?;
+    for (name, value) in [("status", &status), ("exportType", &export_type)] {
+        if value.is_some() {
+            return Err(bad(name, "beside `after` it would leave out what has to be loaded"));
+        }
+    }
+    let consumer: Option<ConsumerId> = word("consumer", consumer)?;
+    let (Some(consumer), Some(dataset)) = (consumer, of.map(dataset).transpose()?) else {
+        return Err(bad("after", "it needs `consumer` and `dataset`, whose exports have an order"));
+    };
+    // An empty list would be taken for news.
+    caller.require(Some(&consumer))?;
+    let from = cursor.map(|cursor| read_number(&cursor).ok_or_else(pages::bad_cursor)).transpose()?;
+    let lane = Lane { consumer: &consumer, dataset: &dataset };
+    let jobs = service.published_after(lane, after.into(), from, limit + 1).await?;
+    Ok(Json(Page::new(jobs, limit, |job| format!("number_{}", job.number.unwrap_or_default()), JobBody::from)))
+}
+
+fn read_number(cursor: &str) -> Option<u64> {
+    let digits = cursor.strip_prefix("number_")?;
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
 fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<String>) -> Result<Option<T>, Problem> {
@@ -236,7 +278,7 @@ pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
 }
 
 /// An export.
-#[derive(Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Job, example = json!({
     "jobId": "01a1f83b-4327-76af-8511-139e6c6a362d", "consumerId": "search", "dataset": "users", "exportType": "delta",
@@ -332,7 +374,7 @@ pub(crate) struct JobBody {
 }
 
 /// Why an export failed.
-#[derive(Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Failure)]
 struct FailureBody {
     /// For programs

@@ -22,7 +22,7 @@ use crate::http::access::Caller;
 use crate::http::json::{self, Fault};
 use crate::http::problem::{Code, Problem};
 use crate::job::selection::{Condition, Operator};
-use crate::job::{ConsumerId, IdempotencyKey, JobId};
+use crate::job::{After, ConsumerId, IdempotencyKey, JobId};
 use crate::service::{self, Service};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
@@ -284,6 +284,30 @@ impl Members {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(_) => Err(invalid(name, "a string is expected")),
+        }
+    }
+
+    /// Takes `after` and `afterSha256`: what the caller loaded last, if it says that.
+    pub(crate) fn take_after(&mut self) -> Result<Option<After>, Problem> {
+        let after = match self.0.remove("after") {
+            None => None,
+            Some(Value::Null) => Some(After::Nothing),
+            Some(Value::String(text)) => {
+                let job =
+                    text.parse::<Uuid>().map_err(|_| invalid("after", "the id of an export, or null, is expected"))?;
+                Some(After::Export { job: job.into(), sha256: None })
+            }
+            Some(_) => return Err(invalid("after", "the id of an export, or null, is expected")),
+        };
+        match (after, self.take_text("afterSha256")?) {
+            (after, None) => Ok(after),
+            (Some(After::Export { job, .. }), Some(text)) if After::is_sha256(&text) => {
+                Ok(Some(After::Export { job, sha256: Some(text) }))
+            }
+            (Some(After::Export { .. }), Some(_)) => {
+                Err(invalid("afterSha256", "64 hexadecimal digits in lower case are expected"))
+            }
+            (_, Some(_)) => Err(invalid("afterSha256", "it goes with the id of an export in `after`")),
         }
     }
 

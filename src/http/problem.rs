@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
+use crate::http::exports::JobBody;
 use crate::job::ConsumerId;
 use crate::job::words::words;
 use crate::key::Scope;
@@ -72,6 +73,10 @@ words! {
         StillOpen = "still_open",
         /// The export has ended, and not by a cancel.
         AlreadyEnded = "already_ended",
+        /// The consumer's exports are not where `after` has them; `jobs` names those since, and those that are open.
+        OutOfStep = "out_of_step",
+        /// The database doesn't know as completed what `after` names: it was restored, or the export is not kept any more.
+        DatabaseRestored = "database_restored",
         /// Only a failed or cancelled export is tried again.
         NotFailed = "not_failed",
         /// The file was removed, or is not the one that was exported.
@@ -146,6 +151,8 @@ impl Code {
             | Code::Committing
             | Code::StillOpen
             | Code::AlreadyEnded
+            | Code::OutOfStep
+            | Code::DatabaseRestored
             | Code::NotFailed
             | Code::FileOfOtherDatabase => StatusCode::CONFLICT,
             Code::FileGone => StatusCode::GONE,
@@ -195,6 +202,10 @@ pub(crate) struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     field: Option<String>,
+    /// With `out_of_step`: the exports published since, oldest first, 100 at most, then the open ones
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Vec<JobBody>)]
+    jobs: Option<Box<[JobBody]>>,
     /// A header that the answer has beside it.
     #[serde(skip)]
     header: Option<Box<(HeaderName, HeaderValue)>>,
@@ -215,6 +226,7 @@ impl Problem {
             detail: detail.into(),
             code,
             field: None,
+            jobs: None,
             header: None,
         }
     }
@@ -371,6 +383,10 @@ impl From<service::Error> for Problem {
                 tracing::error!(event = "transaction_ids_set_back", error = detail);
                 Problem::new(Code::DatabaseUnavailable, detail)
             }
+            Error::OutOfStep(jobs) => {
+                let jobs = jobs.iter().cloned().map(JobBody::from).collect();
+                Problem { jobs: Some(jobs), ..Problem::new(Code::OutOfStep, detail).about("after") }
+            }
             Error::DatabaseUnavailable(cause) => {
                 tracing::warn!(event = "database_unavailable", error = cause.source());
                 Problem::new(Code::DatabaseUnavailable, detail)
@@ -407,6 +423,7 @@ impl From<service::Error> for Problem {
             Error::Committing => Problem::new(Code::Committing, detail),
             Error::Open(_) => Problem::new(Code::StillOpen, detail),
             Error::Ended(_) => Problem::new(Code::AlreadyEnded, detail),
+            Error::Restored => Problem::new(Code::DatabaseRestored, detail).about("after"),
             Error::NotToRetry(_) => Problem::new(Code::NotFailed, detail),
             Error::KeyTaken(_) => Problem::new(Code::IdempotencyKeyReused, detail).about("Idempotency-Key"),
             Error::TooManyFollowers => Problem::new(Code::TooManyFollowers, detail),

@@ -162,7 +162,7 @@ impl Store {
                select consumer_id, dataset, lane_seq, 1 from job where consumer_id is not null
                on conflict (consumer_id, dataset) do update set last_number = l.last_number + 1
                returning last_number)
-             update exports e set published_at = clock_timestamp(), number = (select last_number from numbered)
+             update exports e set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered)
              from job where e.id = job.id",
         ))
         .bind(place.job.as_uuid())
@@ -188,11 +188,12 @@ impl Store {
             "-- store.files.give_up
              with lost as (
                update exports
-               set status = 'failed', progress = least(progress, 99), finished_at = clock_timestamp(),
+               set status = 'failed', progress = least(progress, 99), finished_at = greatest(clock_timestamp(), finished_at),
                    error_code = $4, error_detail = $5, continuity = $6,
                    staged_name = null, sha256 = null, file_inode = null, file_modified_ns = null
                where id = $1 and status = 'completed' and published_at is null and output_filename = $2
-                 and finished_at < clock_timestamp() - make_interval(secs => $3)
+                 -- Of a time to come, left by a clock that was set back, nobody knows how long ago it was.
+                 and finished_at not between clock_timestamp() - make_interval(secs => $3) and clock_timestamp()
                returning consumer_id, dataset, lane_seq),
              barred as (
                update watermarks w set file_lost = true, version = w.version + 1

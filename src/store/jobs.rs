@@ -8,9 +8,11 @@ use uuid::Uuid;
 use crate::dataset::Signature;
 use crate::job::encoding::Encoding;
 use crate::job::file::Exported;
+use crate::job::lane::Lane;
 use crate::job::selection::Selection;
-use crate::job::{Failure, Findings, Job, JobId, Request, Status, Terms};
+use crate::job::{After, ExportType, Failure, Findings, Job, JobId, Request, Status, Terms};
 use crate::store::files::{names_taken, numbered};
+use crate::store::lanes::{Elsewhere, elsewhere};
 use crate::store::queue::Lease;
 use crate::store::{CHANNEL, Error, Store, watermarks};
 use crate::watermark::{Position, Standpoint};
@@ -32,7 +34,7 @@ macro_rules! job_columns {
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
          case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
          e.selection, e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
-         e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number, e.retry_of, e.created_at, e.started_at,
+         e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number, e.has_after, e.after_job, e.after_sha256, e.retry_of, e.created_at, e.started_at,
          case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at")
     };
 }
@@ -66,6 +68,9 @@ pub(crate) struct JobRow {
     watermark_from: Option<DateTime<Utc>>,
     watermark_to: Option<DateTime<Utc>>,
     number: Option<i64>,
+    has_after: bool,
+    after_job: Option<Uuid>,
+    after_sha256: Option<String>,
     retry_of: Option<Uuid>,
     created_at: DateTime<Utc>,
     started_at: Option<DateTime<Utc>>,
@@ -108,6 +113,10 @@ impl TryFrom<JobRow> for Job {
             watermark_from: row.watermark_from,
             watermark_to: row.watermark_to,
             number: row.number.map(i64::unsigned_abs),
+            after: row.has_after.then(|| match row.after_job {
+                Some(job) => After::Export { job: job.into(), sha256: row.after_sha256 },
+                None => After::Nothing,
+            }),
             retry_of: row.retry_of.map(JobId::from),
             created_at: row.created_at,
             started_at: row.started_at,
@@ -129,6 +138,8 @@ pub enum Submitted {
     Before(Job),
     /// Its key belongs to another request, which is this job.
     KeyTaken(Job),
+    /// Its caller says that it loaded something else last than its lane has it.
+    Elsewhere(Elsewhere),
     /// Its consumer has as many open jobs as it may have, this many.
     TooManyOpen(i64),
     /// There are as many open jobs as there may be, this many.
@@ -207,12 +218,18 @@ impl Store {
         // The lanes stay locked to the end of the transaction: whoever sent the same key meanwhile is seen, or waits, and what is
         // open of the consumer is counted once.
         lock_lanes(&mut tx, request).await?;
-        let (now, lane_seq) = next_in_lane(&mut tx, request).await?;
+        let lane_seq = next_in_lane(&mut tx, request).await?;
+        let now = next_time(&mut tx, request).await?;
         let refused = match sent_before(&mut tx, request).await? {
             Some(job) if request.made(&job) => Some(Submitted::Before(job)),
             Some(job) => Some(Submitted::KeyTaken(job)),
-            None if open_of_consumer(&mut tx, request).await? >= MOST_OPEN => Some(Submitted::TooManyOpen(MOST_OPEN)),
-            None => None,
+            None => match out_of_step(&mut tx, request).await? {
+                Some(elsewhere) => Some(Submitted::Elsewhere(elsewhere)),
+                None if open_of_consumer(&mut tx, request).await? >= MOST_OPEN => {
+                    Some(Submitted::TooManyOpen(MOST_OPEN))
+                }
+                None => None,
+            },
         };
         if let Some(refused) = refused {
             tx.rollback().await?;
@@ -224,6 +241,10 @@ impl Store {
             conn.give_back();
             return Ok(Submitted::QueueFull(terms.max_open));
         };
+        let (after_job, after_sha256) = match &request.after {
+            Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.as_deref()),
+            Some(After::Nothing) | None => (None, None),
+        };
         let stem = request.file_stem(now);
         let mut number = names_taken(&mut tx, &stem).await? + 1;
         let job = loop {
@@ -231,10 +252,10 @@ impl Store {
                 "-- store.jobs.insert
                  insert into exports as e
                    (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, store_id, created_at,
-                    retry_of, idempotency_key, compression, selection)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+                    retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
                  on conflict (lower(output_filename)) do nothing
-                 returning pg_notify($15, ''), ",
+                 returning pg_notify($18, ''), ",
                 job_columns!()
             ))
             .bind(JobId::new().as_uuid())
@@ -251,6 +272,9 @@ impl Store {
             .bind(request.key.as_ref().map(|key| key.as_str()))
             .bind(request.encoding.compression.as_str())
             .bind(Some(Json(&request.selection)).filter(|_| !request.selection.is_all()))
+            .bind(request.after.is_some())
+            .bind(after_job)
+            .bind(after_sha256)
             .bind(CHANNEL)
             .fetch_optional(&mut *tx)
             .await?;
@@ -315,7 +339,7 @@ impl Store {
              update exports e
              set status = case e.status when 'pending' then 'cancelled' else e.status end,
                  cancel_requested_at = coalesce(e.cancel_requested_at, clock_timestamp()),
-                 finished_at = case e.status when 'pending' then clock_timestamp() end
+                 finished_at = case e.status when 'pending' then greatest(clock_timestamp(), e.created_at) end
              where e.id = $1 and e.status in ('pending', 'processing')
              returning ",
             job_columns!()
@@ -386,7 +410,7 @@ async fn commit_once(
     let completed = sqlx::query(
         "-- store.jobs.commit
          update exports e
-         set status = 'completed', progress = 100, finished_at = clock_timestamp(),
+         set status = 'completed', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
              lease_token = null, lease_owner = null, lease_expires_at = null, error_code = null, error_detail = null,
              rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
              watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
@@ -432,20 +456,45 @@ async fn commit_once(
     Ok(if moved { Committed::Done } else { Committed::WatermarkChanged })
 }
 
-async fn next_in_lane(conn: &mut PgConnection, request: &Request) -> Result<(DateTime<Utc>, Option<i64>), Error> {
+async fn next_in_lane(conn: &mut PgConnection, request: &Request) -> Result<Option<i64>, Error> {
     // The lane's row stays locked to the end of the transaction: the order of numbers is the order of commits. Exports without
     // a consumer are worked in no order; their row is a lock only.
-    let (seq, now): (i64, DateTime<Utc>) = sqlx::query_as(
+    let seq: i64 = sqlx::query_scalar(
         "-- store.jobs.next_in_lane
          insert into cdc_export.lanes as l (consumer_id, dataset, next_seq) values ($1, $2, 1)
          on conflict (consumer_id, dataset) do update set next_seq = l.next_seq + 1
-         returning next_seq, clock_timestamp()",
+         returning next_seq",
     )
     .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
     .bind(&request.dataset)
     .fetch_one(conn)
     .await?;
-    Ok((now, request.consumer.as_ref().map(|_| seq)))
+    Ok(request.consumer.as_ref().map(|_| seq))
+}
+
+/// The time of a new job: the database's, but later than those of its lane's last job, also where the clock was set back. The
+/// lane's row must be locked.
+async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTime<Utc>, Error> {
+    let now = sqlx::query_scalar(
+        "-- store.jobs.next_time
+         select greatest(clock_timestamp(), (
+           select greatest(created_at, finished_at) + interval '1 microsecond' from exports
+           where consumer_id = $1 and dataset = $2 order by lane_seq desc limit 1))",
+    )
+    .bind(request.consumer.as_ref().map(|consumer| consumer.as_str()))
+    .bind(&request.dataset)
+    .fetch_one(conn)
+    .await?;
+    Ok(now)
+}
+
+/// Whether the request's caller stands elsewhere than its lane. A full export is good from everywhere.
+async fn out_of_step(conn: &mut PgConnection, request: &Request) -> Result<Option<Elsewhere>, Error> {
+    let Request { consumer: Some(consumer), dataset, after: Some(after), .. } = request else { return Ok(None) };
+    match request.export_type {
+        ExportType::Full => Ok(None),
+        ExportType::Incremental | ExportType::Delta => elsewhere(conn, Lane { consumer, dataset }, after).await,
+    }
 }
 
 /// The job that the request's key made.

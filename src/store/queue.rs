@@ -190,7 +190,12 @@ async fn claim(
          update exports e
          set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
              lease_token = $5, lease_owner = $6, lease_expires_at = clock_timestamp() + make_interval(secs => $7),
-             store_id = $4, purge_hold = pg_current_snapshot(), continuity = null, started_at = coalesce(e.started_at, clock_timestamp())
+             store_id = $4, purge_hold = pg_current_snapshot(), continuity = null,
+             -- A lane's times go on from those before, also where the clock was set back: retention counts from the newest.
+             started_at = coalesce(e.started_at, greatest(clock_timestamp(), e.created_at, (
+               select l.finished_at from exports l
+               where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq and l.status = 'completed'
+               order by l.lane_seq desc limit 1)))
          where e.id = (
            select r.id from exports r where r.run_at between $8 and statement_timestamp() and ",
         claimable!(),
@@ -330,7 +335,7 @@ impl Store {
              set status = held.next, progress = 0,
                  attempt = e.attempt - case held.next when 'pending' then $4 else 0 end,
                  lease_token = null, lease_owner = null, lease_expires_at = null,
-                 finished_at = case when held.next <> 'pending' then clock_timestamp() end,
+                 finished_at = case when held.next <> 'pending' then greatest(clock_timestamp(), e.started_at) end,
                  run_at = case when $4 > 0 then clock_timestamp()
                    else clock_timestamp() + least(600, 2 * 3 ^ (e.attempt - 1)) * (0.8 + 0.4 * random()) * interval '1 second' end,
                  purge_hold = null, continuity = $7,
@@ -371,7 +376,7 @@ impl Store {
              update exports e
              set status = lost.next, progress = 0, lease_token = null, lease_owner = null, lease_expires_at = null,
                  run_at = clock_timestamp(), purge_hold = null,
-                 finished_at = case when lost.next <> 'pending' then clock_timestamp() end,
+                 finished_at = case when lost.next <> 'pending' then greatest(clock_timestamp(), e.started_at) end,
                  error_code = case lost.next when 'failed' then $1 end,
                  error_detail = case lost.next when 'failed' then 'its workers vanished, each of ' || e.attempt || ' attempts' end
              from (

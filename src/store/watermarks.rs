@@ -203,7 +203,7 @@ pub(crate) async fn advance(
             "-- store.watermarks.advance
              update watermarks
              set last_exported_at = $3, snap_wm = $3, version = version + 1,
-                 updated_at = case when last_exported_at is distinct from $3 then clock_timestamp() else updated_at end,
+                 updated_at = case when last_exported_at is distinct from $3 then greatest(clock_timestamp(), updated_at) else updated_at end,
                  snap_live = $6::text::pg_snapshot,
                  -- Deletions that were given up are due until a full export has made up for them.
                  snap_del = case when log_lost is null or $14 = 'full' then $7::text::pg_snapshot end,

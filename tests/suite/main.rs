@@ -5,6 +5,8 @@ mod account;
 #[cfg(test)]
 mod afar;
 #[cfg(test)]
+mod after;
+#[cfg(test)]
 mod attacks;
 #[cfg(test)]
 mod brought;

@@ -190,8 +190,21 @@ async fn nothing_reads_all_jobs_again_and_again() {
     database.run("vacuum analyze exports").await;
     database.tell_plans().await;
     let service = Start::on(&database).with("RETAIN_FILES", "9d,20").with("RETAIN_JOBS", "90000d,20").service().await;
-    service.export("full", "failing").await;
+    let (full, _) = service.export("full", "failing").await;
+    let full = full["jobId"].as_str().unwrap();
     service.call("POST", "/exports", &[]).await;
+    // A caller that says what it loaded last, and one that was away for long.
+    let after = serde_json::json!({ "after": full });
+    let delta = service
+        .client
+        .post(format!("{}/exports/delta", service.address))
+        .header("X-Consumer-ID", "failing")
+        .json(&after);
+    assert_eq!(delta.send().await.unwrap().status(), 202);
+    let oldest: String =
+        database.one("select id::text from exports where consumer_id = 'early' order by number limit 1").await;
+    let since = format!("/exports?consumer=early&dataset=users&after={oldest}");
+    assert_eq!(service.call("GET", &since, &[]).await.status(), 200);
     for path in ["/metrics", "/consumers?limit=200", "/exports"] {
         assert_eq!(service.call("GET", path, &[]).await.status(), 200, "{path}");
     }
@@ -206,6 +219,11 @@ async fn nothing_reads_all_jobs_again_and_again() {
     }
     for name in [
         "jobs.insert",
+        "jobs.next_time",
+        "lanes.known",
+        "lanes.published",
+        "lanes.under_way",
+        "files.published",
         "jobs.commit",
         "jobs.last",
         "jobs.open_of",

@@ -107,3 +107,120 @@ async fn what_is_given_up_leaves_no_file() {
     assert_eq!(api.files(), Vec::<String>::new());
     api.stop().await;
 }
+
+/// A clock that ran ahead, or a failover to a slower one: what comes after is later all the same.
+#[tokio::test]
+async fn a_clock_that_was_set_back_changes_no_order() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let (full, _) = service.export("full", "a").await;
+    // As the clock had it before.
+    database
+        .run(
+            "update exports set created_at = created_at + interval '1 hour', started_at = started_at + interval '1 hour',
+               finished_at = finished_at + interval '1 hour', published_at = published_at + interval '1 hour'",
+        )
+        .await;
+    let mut jobs = vec![service.job(full["jobId"].as_str().unwrap()).await];
+    for n in 0..4 {
+        database.add_users(6 + n, 6 + n).await;
+        let (job, file) = service.export("delta", "a").await;
+        assert_eq!(file.ids(), [6 + n]);
+        jobs.push(job);
+    }
+    let cancelled = async {
+        let held = database.hold_exports().await;
+        let id = service.submit("delta", "a").await;
+        service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
+        service.becomes(&id, "cancelled").await;
+        held.rollback().await.unwrap();
+        service.job(&id).await
+    };
+    jobs.push(cancelled.await);
+    for (earlier, later) in jobs.iter().zip(&jobs[1..]) {
+        assert!(earlier["createdAt"].as_str() < later["createdAt"].as_str(), "{earlier} {later}");
+        assert!(earlier["finishedAt"].as_str() <= later["finishedAt"].as_str(), "{earlier} {later}");
+        assert!(later["durationSeconds"].as_f64().unwrap_or(0.0) >= 0.0, "{later}");
+    }
+    let newest_first: Vec<Value> = jobs.iter().rev().map(|job| job["jobId"].clone()).collect();
+    for (query, skipped) in [
+        ("consumer=a&dataset=users", 0),
+        ("consumer=a", 0),
+        ("limit=200", 0),
+        ("consumer=a&dataset=users&status=completed", 1),
+    ] {
+        let page = get(&service, &format!("/exports?{query}")).await;
+        let listed: Vec<Value> = page["items"].as_array().unwrap().iter().map(|job| job["jobId"].clone()).collect();
+        assert_eq!(listed, newest_first[skipped..], "{query}");
+    }
+    // Of the files, the newest stays.
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", "90000d,1");
+    service.stop().await;
+    let keeping = keeping.service().await;
+    let newest = [jobs[4]["outputFilename"].as_str().unwrap().to_owned()];
+    eventually("older files go", async || (keeping.files() == newest).then_some(())).await;
+    keeping.stop().await;
+}
+
+/// Where the clock was set back after a commit, nothing waits for the time that it had.
+#[tokio::test]
+async fn an_export_that_was_committed_in_times_to_come_can_be_given_up() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let (_dead, lost) = dead_after_a_commit(&database, Start::on(&database), "a", "full").await;
+    database.run("update exports set finished_at = finished_at + interval '1 hour'").await;
+    let elsewhere = Start::on(&database).service().await;
+    assert_eq!(elsewhere.call("DELETE", &format!("/exports/{lost}"), &[]).await.status(), 204);
+    let lost = elsewhere.job(&lost).await;
+    assert_eq!(lost["error"]["code"], "file_lost", "{lost}");
+    elsewhere.stop().await;
+}
+
+/// What an older version left: jobs without numbers, times of a clock that was set back, and an export that was overtaken.
+#[tokio::test]
+async fn an_upgrade_numbers_what_is_published_in_its_order() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let mut jobs = Vec::new();
+    for (export_type, consumer) in
+        [("full", "a"), ("delta", "a"), ("delta", "a"), ("full", "b"), ("delta", "b"), ("delta", "b")]
+    {
+        jobs.push(service.export(export_type, consumer).await.0["jobId"].as_str().unwrap().to_owned());
+    }
+    service.call("POST", "/exports", &[]).await;
+    let output = Start::on(&database).sharing_output(&service);
+    service.stop().await;
+    database
+        .run(&format!(
+            "drop view cdc_export.exports;
+             alter table public.exports drop column number, drop column has_after, drop column after_job, drop column after_sha256;
+             drop index public.exports_unpublished_of_lane;
+             alter table cdc_export.lanes drop column last_number;
+             delete from cdc_export.migrations where version = 14;
+             update public.exports set created_at = created_at + interval '1 hour' where id = '{}';
+             update public.exports set published_at = null, store_id = gen_random_uuid() where id = '{}'",
+            jobs[0], jobs[4]
+        ))
+        .await;
+    let service = output.service().await;
+    let mut numbers = Vec::new();
+    for id in &jobs {
+        numbers.push(service.job(id).await["number"].clone());
+    }
+    assert_eq!(json!(numbers), json!([1, 2, 3, 1, null, 2]));
+    let listed = get(&service, "/exports?consumer=a&dataset=users").await;
+    let listed: Vec<_> = listed["items"].as_array().unwrap().iter().map(|job| job["jobId"].as_str().unwrap()).collect();
+    assert_eq!(listed, [&*jobs[2], &*jobs[1], &*jobs[0]]);
+    assert_eq!(service.export("delta", "a").await.0["number"], 4);
+    // Whoever reads b's exports has seen the third without the second.
+    assert_eq!(service.job(&jobs[4]).await["error"]["code"], "file_lost");
+    let refused = service.ended(&service.submit("delta", "b").await).await;
+    assert_eq!(
+        (&refused["error"]["code"], &refused["continuity"]),
+        (&json!("full_export_needed"), &json!("file_lost"))
+    );
+    assert_eq!(service.export("full", "b").await.0["number"], 3);
+    service.stop().await;
+}

@@ -28,7 +28,9 @@ use crate::service::{self, Service};
 #[utoipa::path(
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Asked<MaybeConsumer>), request_body = NewExport, responses(Submitted),
-    extensions(("x-codes" = json!([Code::TooManyOpenJobs, Code::TableUnreadable, Code::DatasetMismatch]))),
+    extensions(("x-codes" = json!([
+        Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs, Code::TableUnreadable, Code::DatasetMismatch,
+    ]))),
 )]
 pub(crate) async fn create(
     State(service): State<Service>,
@@ -36,12 +38,13 @@ pub(crate) async fn create(
 ) -> Result<Response, Problem> {
     let export_type = members.take_word("exportType")?.unwrap_or(ExportType::Full);
     let selection = if consumer.is_none() { selection_of(&mut members)? } else { Selection::default() };
+    let after = if consumer.is_some() { members.take_after()? } else { None };
     let (dataset, encoding) = options_of(members)?;
     if consumer.is_none() && export_type != ExportType::Full {
         let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
         return Err(Problem::bad_input(Code::ConsumerRequired, "X-Consumer-ID", detail));
     }
-    let request = Request { consumer, dataset, export_type, selection, encoding, retry_of: None, key };
+    let request = Request { consumer, dataset, export_type, selection, encoding, after, retry_of: None, key };
     Ok(accepted(submit(&service, &request).await?, "pending"))
 }
 
@@ -61,7 +64,7 @@ pub(crate) async fn full(State(service): State<Service>, asked: Asked<Consumer>)
 #[utoipa::path(
     post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
     params(Asked<Consumer>), request_body = Options, responses(Submitted),
-    extensions(("x-codes" = json!([Code::TooManyOpenJobs]))),
+    extensions(("x-codes" = json!([Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs]))),
 )]
 pub(crate) async fn incremental(State(service): State<Service>, asked: Asked<Consumer>) -> Result<Response, Problem> {
     start(&service, asked, ExportType::Incremental).await
@@ -73,7 +76,7 @@ pub(crate) async fn incremental(State(service): State<Service>, asked: Asked<Con
 #[utoipa::path(
     post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
     params(Asked<Consumer>), request_body = Options, responses(Submitted),
-    extensions(("x-codes" = json!([Code::TooManyOpenJobs]))),
+    extensions(("x-codes" = json!([Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs]))),
 )]
 pub(crate) async fn delta(State(service): State<Service>, asked: Asked<Consumer>) -> Result<Response, Problem> {
     start(&service, asked, ExportType::Delta).await
@@ -83,7 +86,7 @@ pub(crate) async fn delta(State(service): State<Service>, asked: Asked<Consumer>
 #[utoipa::path(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
     params(Asked<PathConsumer>), request_body = Options, responses(Submitted),
-    extensions(("x-codes" = json!([Code::TooManyOpenJobs]))),
+    extensions(("x-codes" = json!([Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs]))),
 )]
 pub(crate) async fn incremental_of(
     State(service): State<Service>,
@@ -98,10 +101,11 @@ async fn start<C: Into<ConsumerId>>(
     asked: Asked<C>,
     export_type: ExportType,
 ) -> Result<Response, Problem> {
-    let Asked { of: consumer, key, members } = asked;
+    let Asked { of: consumer, key, mut members } = asked;
+    let after = members.take_after()?;
     let ((dataset, encoding), selection) = (options_of(members)?, Selection::default());
     let consumer = Some(consumer.into());
-    let request = Request { consumer, dataset, export_type, selection, encoding, retry_of: None, key };
+    let request = Request { consumer, dataset, export_type, selection, encoding, after, retry_of: None, key };
     Ok(accepted(submit(service, &request).await?, "started"))
 }
 
@@ -112,7 +116,7 @@ async fn start<C: Into<ConsumerId>>(
     post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
     params(Asked<PathJob>), request_body = Nothing, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFailed, Code::NoDataset, Code::TooManyOpenJobs, Code::TableUnreadable, Code::DatasetMismatch,
+        Code::NotFailed, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs, Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
 pub(crate) async fn retry(
@@ -158,7 +162,7 @@ fn options_of(mut members: Members) -> Result<(String, Encoding), Problem> {
 
 /// The body of a call whose path says the type: all of it may be left out.
 #[derive(ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schema(example = json!({ "format": "ndjson", "compression": "zstd" }))]
 #[expect(dead_code, reason = "the document's: a body is read by `Members`, which names what is wrong with it")]
 struct Options {
@@ -171,6 +175,13 @@ struct Options {
     /// What that is compressed with; not with `parquet`
     #[schema(required = false, default = "none")]
     compression: Compression,
+    /// The export that the caller loaded last, null for none: the call is refused where the consumer's exports are elsewhere. Left out,
+    /// nothing is checked. A full export is never refused by it
+    #[schema(required = false, value_type = Option<Uuid>)]
+    after: String,
+    /// Beside an id in `after`: the SHA-256 of the file that was loaded
+    #[schema(required = false, pattern = "^[0-9a-f]{64}$")]
+    after_sha256: String,
 }
 
 /// The body of `POST /exports`: all of it may be left out.
@@ -193,6 +204,12 @@ struct NewExport {
     /// What that is compressed with; not with `parquet`
     #[schema(required = false, default = "none")]
     compression: Compression,
+    /// With a consumer: the export that the caller loaded last, null for none
+    #[schema(required = false, value_type = Option<Uuid>)]
+    after: String,
+    /// Beside an id in `after`: the SHA-256 of the file that was loaded
+    #[schema(required = false, pattern = "^[0-9a-f]{64}$")]
+    after_sha256: String,
     /// The columns of the file, in this order; without a consumer
     #[schema(required = false, min_items = 1, max_items = 1600)]
     columns: Vec<String>,

@@ -1,0 +1,283 @@
+//! What a caller says that it loaded last, held against where its consumer's exports are.
+
+use reqwest::Response;
+use serde_json::{Value, json};
+
+use crate::harness::{Database, Service, Start, refusal};
+
+/// Asks for an export, with a body.
+async fn ask(service: &Service, path: &str, consumer: Option<&str>, key: Option<&str>, body: Value) -> Response {
+    let mut request = service.client.post(format!("{}{path}", service.address)).json(&body);
+    for (name, value) in [("X-Consumer-ID", consumer), ("Idempotency-Key", key)] {
+        if let Some(value) = value {
+            request = request.header(name, value);
+        }
+    }
+    request.send().await.unwrap()
+}
+
+async fn delta(service: &Service, body: Value) -> Response {
+    ask(service, "/exports/delta", Some("a"), None, body).await
+}
+
+/// The id of a job that was taken on.
+async fn taken(answer: Response) -> String {
+    let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
+    assert_eq!(status, 202, "{body}");
+    body["jobId"].as_str().unwrap().to_owned()
+}
+
+/// The jobs that a refusal names.
+async fn out_of_step(answer: Response) -> Vec<Value> {
+    let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
+    assert_eq!(
+        (status.as_u16(), &body["code"], &body["field"]),
+        (409, &json!("out_of_step"), &json!("after")),
+        "{body}"
+    );
+    body["jobs"].as_array().unwrap().clone()
+}
+
+fn ids(jobs: &[Value]) -> Vec<&str> {
+    jobs.iter().map(|job| job["jobId"].as_str().unwrap()).collect()
+}
+
+fn id_of(job: &Value) -> &str {
+    job["jobId"].as_str().unwrap()
+}
+
+const NOBODYS: &str = "01900000-0000-7000-8000-000000000000";
+
+#[tokio::test]
+async fn a_caller_that_is_elsewhere_than_its_lane_is_refused() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let first = service.ended(&taken(delta(&service, json!({ "after": null })).await).await).await;
+    assert_eq!((&first["status"], &first["number"]), (&json!("completed"), &json!(1)));
+    assert_eq!(out_of_step(delta(&service, json!({ "after": null })).await).await, std::slice::from_ref(&first));
+
+    // What it says is held against what is open as well.
+    let held = database.hold_exports().await;
+    let second = taken(delta(&service, json!({ "after": first["jobId"], "afterSha256": first["sha256"] })).await).await;
+    let open = out_of_step(delta(&service, json!({ "after": first["jobId"] })).await).await;
+    assert_eq!((ids(&open), &open[0]["number"]), (vec![&*second], &Value::Null));
+    let full = ask(&service, "/exports/full", Some("a"), None, json!({ "after": NOBODYS })).await;
+    let third = taken(full).await;
+    held.rollback().await.unwrap();
+    let (second, third) = (service.ended(&second).await, service.ended(&third).await);
+    assert_eq!((&second["number"], &third["number"]), (&json!(2), &json!(3)));
+    assert_eq!(
+        out_of_step(delta(&service, json!({ "after": first["jobId"] })).await).await,
+        [second.clone(), third.clone()]
+    );
+    // By another way in, and another type.
+    let other = ask(&service, "/export/a", None, None, json!({ "after": second["jobId"] })).await;
+    assert_eq!(out_of_step(other).await, std::slice::from_ref(&third));
+    let other =
+        ask(&service, "/exports", Some("a"), None, json!({ "exportType": "delta", "after": second["jobId"] })).await;
+    assert_eq!(out_of_step(other).await, std::slice::from_ref(&third));
+    // Nobody who doesn't ask is held up.
+    let fourth = service.export("delta", "a").await.0;
+
+    // What the database doesn't know: another content, nobody's id, another lane's, one that failed.
+    let (theirs, _) = service.export("full", "b").await;
+    let held = database.hold_exports().await;
+    let cancelled = service.submit("delta", "a").await;
+    service.call("POST", &format!("/exports/{cancelled}/cancel"), &[]).await;
+    service.becomes(&cancelled, "cancelled").await;
+    held.rollback().await.unwrap();
+    for body in [
+        json!({ "after": fourth["jobId"], "afterSha256": "0".repeat(64) }),
+        json!({ "after": NOBODYS }),
+        json!({ "after": theirs["jobId"] }),
+        json!({ "after": cancelled }),
+    ] {
+        assert_eq!(refusal(delta(&service, body.clone()).await).await, (409, "database_restored".to_owned()), "{body}");
+    }
+    // One that was cancelled is nothing to wait for.
+    taken(delta(&service, json!({ "after": fourth["jobId"] })).await).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_after_may_say() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let sha256 = "0".repeat(64);
+    for (body, field) in [
+        (json!({ "after": 7 }), "after"),
+        (json!({ "after": "" }), "after"),
+        (json!({ "after": "last" }), "after"),
+        (json!({ "afterSha256": sha256 }), "afterSha256"),
+        (json!({ "after": null, "afterSha256": sha256 }), "afterSha256"),
+        (json!({ "after": NOBODYS, "afterSha256": &sha256[1..] }), "afterSha256"),
+        (json!({ "after": NOBODYS, "afterSha256": "A".repeat(64) }), "afterSha256"),
+    ] {
+        let answer = delta(&service, body.clone()).await;
+        assert_eq!(answer.status(), 400, "{body}");
+        let problem: Value = answer.json().await.unwrap();
+        assert_eq!((&problem["code"], &problem["field"]), (&json!("member_invalid"), &json!(field)), "{body}");
+    }
+    let ad_hoc = ask(&service, "/exports", None, None, json!({ "after": null })).await;
+    assert_eq!(refusal(ad_hoc).await, (400, "member_unknown".to_owned()));
+    service.stop().await;
+}
+
+/// It is a part of the request: a key names one with it, and a retry keeps it.
+#[tokio::test]
+async fn after_belongs_to_the_request() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let (first, _) = service.export("full", "a").await;
+    let body = json!({ "after": first["jobId"], "afterSha256": first["sha256"] });
+    let asked = async |body: Value| ask(&service, "/exports/delta", Some("a"), Some("k"), body).await;
+    let second = taken(asked(body.clone()).await).await;
+    service.ended(&second).await;
+    // The answer got lost: the lane has gone on since, by just that.
+    assert_eq!(taken(asked(body).await).await, second);
+    for other in [json!({}), json!({ "after": null }), json!({ "after": first["jobId"] }), json!({ "after": second })] {
+        assert_eq!(refusal(asked(other.clone()).await).await, (422, "idempotency_key_reused".to_owned()), "{other}");
+    }
+
+    let held = database.hold_exports().await;
+    let third = taken(delta(&service, json!({ "after": second })).await).await;
+    service.call("POST", &format!("/exports/{third}/cancel"), &[]).await;
+    service.becomes(&third, "cancelled").await;
+    held.rollback().await.unwrap();
+    let retry = async || service.call("POST", &format!("/exports/{third}/retry"), &[]).await;
+    let fourth = service.ended(&taken(retry().await).await).await;
+    assert_eq!(out_of_step(retry().await).await, [fourth]);
+    service.stop().await;
+}
+
+/// A job that is committed, and has no name yet, is one to wait for.
+#[tokio::test]
+async fn what_is_not_published_is_waited_for() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let (first, _) = service.export("full", "a").await;
+    let mut doomed =
+        Start::on(&database).sharing_output(&service).with("FAILPOINTS", "worker.committed=kill").service().await;
+    service.stop().await;
+    let _ = doomed.client.post(format!("{}/exports/delta", doomed.address)).header("X-Consumer-ID", "a").send().await;
+    doomed.dies().await;
+    let elsewhere = Start::on(&database).service().await;
+    let open = out_of_step(delta(&elsewhere, json!({ "after": first["jobId"] })).await).await;
+    assert_eq!((open.len(), &open[0]["status"], &open[0]["number"]), (1, &json!("processing"), &Value::Null));
+    // Somebody who has loaded it already, before the database was put back to this moment, waits for it as well.
+    let again = out_of_step(delta(&elsewhere, json!({ "after": open[0]["jobId"] })).await).await;
+    assert_eq!(ids(&again), ids(&open));
+    let heir = Start::on(&database).sharing_output(&doomed).service().await;
+    let second = heir.ended(id_of(&open[0])).await;
+    taken(delta(&elsewhere, json!({ "after": second["jobId"] })).await).await;
+    heir.stop().await;
+    elsewhere.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_published_since_is_listed_in_its_order() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let mut jobs = Vec::new();
+    for export_type in ["full", "delta", "delta", "incremental", "full"] {
+        jobs.push(service.export(export_type, "a").await.0);
+    }
+    service.export("full", "b").await;
+    let lane = "/exports?consumer=a&dataset=users&after=";
+    for limit in [1, 2, 4, 200] {
+        let (mut listed, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let path = format!("{lane}{}&limit={limit}{cursor}", id_of(&jobs[0]));
+            let page: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
+            listed.extend(page["items"].as_array().unwrap().iter().cloned());
+            match page["nextCursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => break,
+            }
+        }
+        assert_eq!(listed, jobs[1..], "{limit}");
+    }
+    let path = format!("{lane}{}", id_of(&jobs[4]));
+    let page: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
+    assert_eq!(page, json!({ "items": [], "nextCursor": null }));
+
+    let unknown = service.call("GET", &format!("{lane}{NOBODYS}"), &[]).await;
+    assert_eq!(refusal(unknown).await, (409, "database_restored".to_owned()));
+    let newest: Value = service.call("GET", "/exports?limit=1", &[]).await.json().await.unwrap();
+    let first = id_of(&jobs[0]);
+    for query in [
+        format!("after={first}"),
+        format!("consumer=a&after={first}"),
+        format!("dataset=users&after={first}"),
+        "consumer=a&dataset=users&after=".to_owned(),
+        format!("consumer=a&dataset=users&status=completed&after={first}"),
+        format!("consumer=a&dataset=users&exportType=delta&after={first}"),
+        // Of the other list.
+        format!("consumer=a&dataset=users&after={first}&cursor={}", newest["nextCursor"].as_str().unwrap()),
+        "cursor=number_1".to_owned(),
+        format!("consumer=a&dataset=users&after={first}&cursor=number_"),
+    ] {
+        let answer = service.call("GET", &format!("/exports?{query}"), &[]).await;
+        assert_eq!(refusal(answer).await, (400, "parameter_invalid".to_owned()), "{query}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_hundred_exports_are_named_and_the_rest_is_asked_for() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let (first, _) = service.export("full", "a").await;
+    database
+        .run(
+            "insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, status, max_attempts, output_filename, created_at,
+               finished_at, store_id, staged_name, sha256, file_inode, file_modified_ns, published_at, number)
+             select gen_random_uuid(), 'a', 'users', n, 'delta', 'csv', 'completed', 5, 'n' || n, now() + n * interval '1 second', now(),
+               gen_random_uuid(), 'staged', repeat('a', 64), n, n, now(), n from generate_series(2, 131) n;
+             update cdc_export.lanes set next_seq = 131, last_number = 131",
+        )
+        .await;
+    let held = database.hold_exports().await;
+    let open = service.submit("delta", "a").await;
+    let jobs = out_of_step(delta(&service, json!({ "after": first["jobId"] })).await).await;
+    let numbers: Vec<_> = jobs[..100].iter().map(|job| job["number"].as_i64().unwrap()).collect();
+    assert_eq!((jobs.len(), numbers, ids(&jobs)[100]), (101, (2..=101).collect(), &*open));
+    let jobs = out_of_step(delta(&service, json!({ "after": jobs[99]["jobId"] })).await).await;
+    assert_eq!((jobs.len(), jobs[29]["number"].as_i64()), (31, Some(131)));
+    held.rollback().await.unwrap();
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_command_line_says_what_was_loaded_last() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    for place in [vec![], vec!["--server".to_owned(), service.address.clone()]] {
+        let consumer = format!("c{}", place.len());
+        let export = async |more: &[&str]| {
+            let mut arguments = vec!["export", "delta", "--json", "--consumer", &consumer];
+            arguments.extend(place.iter().map(String::as_str).chain(more.iter().copied()));
+            Start::on(&database).sharing_output(&service).arguments(&arguments).output().await
+        };
+        let (code, printed, said) = export(&["--after", "none"]).await;
+        assert_eq!(code, 0, "{said}");
+        let job: Value = serde_json::from_str(&printed).unwrap();
+        let (code, _, said) = export(&["--after", "none"]).await;
+        assert!(code == 1 && said.contains("1 published since, 0 open"), "{code} {said}");
+        let (code, _, said) = export(&["--after", NOBODYS]).await;
+        assert!(code == 1 && said.contains("full export"), "{code} {said}");
+        let sha256 = job["sha256"].as_str().unwrap();
+        let (code, _, said) = export(&["--after", id_of(&job), "--after-sha256", sha256]).await;
+        assert_eq!(code, 0, "{said}");
+        for bad in [&["--after", "x"][..], &["--after-sha256", sha256], &["--after", "none", "--after-sha256", sha256]]
+        {
+            assert_eq!(export(bad).await.0, 2, "{bad:?}");
+        }
+    }
+    service.stop().await;
+}
