@@ -373,3 +373,31 @@ async fn transaction_ids_that_were_set_back_are_named() {
     service.stop().await;
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn a_process_that_slept_leaves_no_older_marker() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let sleeper = Start::on(&database).with("FAILPOINTS", "sink.mark=sleep:2000").with("WORKERS", 1).service().await;
+    let first = sleeper.submit("full", "a").await;
+    sleeper.reaches("sink.mark").await;
+    sleeper.signal(nix::sys::signal::Signal::SIGSTOP);
+    let other = Start::on(&database).sharing_output(&sleeper).service().await;
+    assert_eq!(other.ended(&first).await["status"], "completed");
+    let (last, _) = passes(&other, "delta", "a", None).await;
+    let marked = || {
+        let names = std::fs::read_dir(other.output()).unwrap().map(|entry| entry.unwrap().path());
+        let mut markers = names.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(".lane-"));
+        let marker = markers.next().unwrap();
+        assert_eq!(markers.next(), None);
+        serde_json::from_slice::<serde_json::Value>(&std::fs::read(marker).unwrap()).unwrap()["job"].clone()
+    };
+    assert_eq!(marked(), last["jobId"]);
+    sleeper.signal(nix::sys::signal::Signal::SIGCONT);
+    // It does what it was about to do, sees that somebody else has done it, and looks at what came after it.
+    eventually("the older marker is in place", || async { (marked() == json!(first)).then_some(()) }).await;
+    eventually("the newer one is again", || async { (marked() == last["jobId"]).then_some(()) }).await;
+    passes(&other, "delta", "a", None).await;
+    sleeper.stop().await;
+    other.stop().await;
+}
