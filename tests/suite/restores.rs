@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
 use crate::guard::{connection, full_heals, output, passes, program, refused};
-use crate::harness::{Database, Service, Start, embedded_settings, eventually, reachable_folder};
+use crate::harness::{Database, Service, Start, embedded_settings, eventually, reachable_folder, refusal};
 
 /// A cluster whose data directory a test may copy and put back.
 struct Cluster {
@@ -107,6 +107,16 @@ async fn timeline(database: &Database) -> String {
     database.one("select left(pg_walfile_name(pg_current_wal_lsn()), 8)").await
 }
 
+/// Asks for a delta after an export: its job, or why not.
+async fn delta_after(service: &Service, consumer: &str, loaded: &serde_json::Value) -> Result<String, (u16, String)> {
+    let request = service.client.post(format!("{}/exports/delta", service.address)).header("X-Consumer-ID", consumer);
+    let answer = request.json(&json!({"after": loaded["jobId"]})).send().await.unwrap();
+    match answer.status().as_u16() {
+        202 => Ok(answer.json::<serde_json::Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()),
+        _ => Err(refusal(answer).await),
+    }
+}
+
 /// Removes what the folder knows of lanes.
 fn forget_markers(service: &Service) {
     let mut removed = 0;
@@ -155,6 +165,7 @@ async fn what_was_delivered_is_missed(database: &Database, service: &Service) {
 async fn a_cold_copy_put_back_is_seen_by_what_the_folder_knows() {
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a", "b"]).await;
+    let (loaded, _) = passes(&service, "full", "says", None).await;
     service.end().await;
     let on = |cluster: &Cluster, service: &Service| Start::on(&cluster.database()).sharing_output(service);
     // Jobs that wait in the copy, and will have been delivered.
@@ -169,11 +180,22 @@ async fn a_cold_copy_put_back_is_seen_by_what_the_folder_knows() {
         assert_eq!(service.ended(id).await["status"], "completed");
     }
     delivered_afterwards(&cluster, &service).await;
+    let (lost, _) = passes(&service, "delta", "says", None).await;
     service.end().await;
 
     cluster.put_back().await;
     let database = cluster.database();
     let service = on(&cluster, &service).service().await;
+    // A caller that says what it loaded last knows better than the folder, which only knows what was handed out.
+    refused(&database, &service, "delta", "says", "database_restored").await;
+    assert_eq!(delta_after(&service, "says", &lost).await, Err((409, "database_restored".to_owned())));
+    let id = delta_after(&service, "says", &loaded).await.unwrap();
+    let job = service.ended(&id).await;
+    assert_eq!((&job["status"], &job["continuity"]), (&json!("completed"), &json!(null)), "{job}");
+    database
+        .run("delete from exports where consumer_id = 'says'; delete from watermarks where consumer_id = 'says'")
+        .await;
+    database.run("delete from cdc_export.lanes where consumer_id = 'says'").await;
     // The first one's file may be another one than that which its consumer has, and the next has nothing to go on from.
     for id in [&first, &next] {
         let job = service.ended(id).await;
