@@ -12,13 +12,15 @@ pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 
 /// Sets a session up, whatever the server's or the role's defaults are. By statements: poolers refuse what is asked for when
 /// connecting. The role's own path is kept beside, to find a user's table by; a pooler may hand on a session that has ours.
-/// Row-level security is an error where it would filter: hidden rows would look deleted, and a policy's function is somebody's. The
+/// Row-level security is an error where it would filter: hidden rows would look deleted, and a policy's function is somebody's. To
+/// compile a statement of ours takes longer than to run it, by seconds where somebody's planner settings make it look dear. The
 /// server learns within a minute that our end of an idle connection is gone; the system's own default is hours.
 pub(crate) const SET_UP: &str =
     "select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
      where pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, cdc_export, pg_temp';
    set search_path = pg_catalog, cdc_export, pg_temp;
    set row_security = off;
+   set jit = off;
    set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;
    set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3;";
 

@@ -216,11 +216,9 @@ impl Store {
 /// Lets what this transaction asks for be read from an index, in the index's order, whatever the planner guesses of how much there is:
 /// a page of a long list is never had by sorting the list.
 async fn by_index(tx: &mut PgConnection) -> Result<(), Error> {
-    sqlx::raw_sql(
-        "-- store.by_index\n set local enable_seqscan = off; set local enable_bitmapscan = off; set local jit = off",
-    )
-    .execute(tx)
-    .await?;
+    sqlx::raw_sql("-- store.by_index\n set local enable_seqscan = off; set local enable_bitmapscan = off")
+        .execute(tx)
+        .await?;
     Ok(())
 }
 

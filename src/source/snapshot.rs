@@ -254,7 +254,6 @@ impl Permit {
              set local intervalstyle = 'postgres';
              set local extra_float_digits = 1;
              set local bytea_output = 'hex';
-             set local jit = off;
              set local synchronize_seqscans = off;
              set local enable_tidscan = on;
              set local max_parallel_workers_per_gather = 0;

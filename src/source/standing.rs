@@ -34,7 +34,7 @@ impl Source {
         let select = Select { dataset, shape: &shape };
         let mut tx = conn.begin().await.map_err(&failed)?;
         // The newest come from an index, in its order, whatever the planner guesses of how much there is.
-        sqlx::raw_sql("-- source.standing.plan\n set local enable_seqscan = off; set local enable_bitmapscan = off; set local jit = off")
+        sqlx::raw_sql("-- source.standing.plan\n set local enable_seqscan = off; set local enable_bitmapscan = off")
             .execute(&mut *tx)
             .await
             .map_err(&failed)?;
