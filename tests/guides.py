@@ -4,8 +4,12 @@
 """
 
 import glob
+import http.client
+import http.server
 import subprocess
 import sys
+import threading
+import urllib.parse
 from pathlib import Path
 
 import duckdb
@@ -20,13 +24,19 @@ sys.path.insert(0, str(GUIDES))
 from exports import Exports  # noqa: E402
 
 TARGETS = {"postgres": "dbname=target", "duckdb": "target.duckdb", "pandas": "frames"}
+SECOND = {"postgres": "dbname=second", "duckdb": "second.duckdb", "pandas": "frames2"}
 
 
-def load(which):
-    command = [sys.executable, GUIDES / f"load_{which}.py", SERVER, TARGETS[which]]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"{which}: {done.stderr}"
-    return done.stdout
+def start(which, targets, server):
+    command = [sys.executable, GUIDES / f"load_{which}.py", server, targets[which]]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def load(which, targets=TARGETS, server=SERVER):
+    loader = start(which, targets, server)
+    printed, said = loader.communicate()
+    assert loader.returncode == 0, f"{which}: {said}"
+    return printed
 
 
 def of_postgres(conninfo, where):
@@ -36,24 +46,28 @@ def of_postgres(conninfo, where):
         return connection.execute(f"select {columns} from users where {where} order by id").fetchall()
 
 
-def of_duckdb():
+def of_duckdb(file):
     columns = "id, name, email, epoch_us(created_at), epoch_us(updated_at), is_deleted"
-    with duckdb.connect(TARGETS["duckdb"], read_only=True) as connection:
+    with duckdb.connect(file, read_only=True) as connection:
         return connection.execute(f"select {columns} from users order by id").fetchall()
 
 
-def of_pandas():
-    (file,) = glob.glob(f"{TARGETS['pandas']}/users.*.parquet")
+def of_pandas(folder):
+    (file,) = glob.glob(f"{folder}/users.*.parquet")
     users = pandas.read_parquet(file).sort_index().reset_index()
     for column in ("created_at", "updated_at"):
         users[column] = users[column].astype("datetime64[us, UTC]").astype("int64")
     return list(users[[column.strip() for column in COLUMNS.split(",")]].itertuples(index=False, name=None))
 
 
-def check(what):
-    said = {which: load(which) for which in TARGETS}
+def check(what, targets=TARGETS, server=SERVER):
+    said = {which: load(which, targets, server) for which in targets}
     source = of_postgres("", "not is_deleted")
-    made = {"postgres": of_postgres(TARGETS["postgres"], "true"), "duckdb": of_duckdb(), "pandas": of_pandas()}
+    made = {
+        "postgres": of_postgres(targets["postgres"], "true"),
+        "duckdb": of_duckdb(targets["duckdb"]),
+        "pandas": of_pandas(targets["pandas"]),
+    }
     for which, rows in made.items():
         differing = set(map(tuple, source)) ^ set(map(tuple, rows))
         assert not differing and len(rows) == len(source), f"{what}: {which} differs: {sorted(differing)[:3]}"
@@ -96,6 +110,76 @@ for which, format in (("replica", "csv"), ("duckdb", "parquet"), ("pandas", "par
 run(["update users set name = 'later', updated_at = now() where id % 79 = 0"])
 said = check("an export that nobody had loaded")
 assert all(text.count("delta: ") == 2 for text in said.values()), said
+
+
+class Lossy(http.server.BaseHTTPRequestHandler):
+    """A proxy that may lose the answer to the next POST: the export is taken on, and the loader sends its call again."""
+
+    loses = False
+
+    def forward(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        service = http.client.HTTPConnection(urllib.parse.urlsplit(SERVER).netloc)
+        service.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() != "host"})
+        answer = service.getresponse()
+        content = answer.read()
+        if Lossy.loses and self.command == "POST" and answer.status == 202:
+            Lossy.loses, self.close_connection = False, True
+            return
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = forward
+
+    def log_message(self, *_):
+        pass
+
+
+lossy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Lossy)
+threading.Thread(target=lossy.serve_forever, daemon=True).start()
+through = f"http://127.0.0.1:{lossy.server_port}"
+run(["update users set name = 'once', updated_at = now() where id % 77 = 0"])
+for which in TARGETS:
+    Lossy.loses = True
+    said = load(which, server=through)
+    assert not Lossy.loses and said.count("delta: ") == 1 and not said.startswith("delta: 0 "), said
+check("an answer that was lost")
+
+# A loader that is killed while its export runs: the next one waits for it.
+run(["update users set name = 'killed', updated_at = now() where id % 61 = 0"])
+with psycopg.connect("") as holding:
+    holding.execute("lock table users in access exclusive mode")
+    for which, consumer in (("postgres", "replica"), ("duckdb", "duckdb"), ("pandas", "pandas")):
+        loader = start(which, TARGETS, SERVER)
+        asked = "select count(*) from exports where consumer_id = %s and status in ('pending', 'processing')"
+        with psycopg.connect("", autocommit=True) as source:
+            while not source.execute(asked, [consumer]).fetchone()[0]:
+                assert loader.poll() is None, loader.communicate()
+        loader.kill()
+        loader.communicate()
+said = check("a loader that was killed while its export ran")
+assert all(text.count("delta: ") == 2 for text in said.values()), said
+
+# Two loaders of one consumer, each with a place of its own, at the same time.
+run(["create database second"])
+check("a second loader of the same consumer", SECOND)
+for turn in range(3):
+    run([
+        f"update users set name = 'two {turn}', updated_at = now() where id % 59 = {turn}",
+        f"delete from users where id % 101 = {turn}",
+    ])
+    loaders = [start(which, targets, SERVER) for which in TARGETS for targets in (TARGETS, SECOND)]
+    for loader in loaders:
+        printed, said = loader.communicate()
+        assert loader.returncode == 0, said
+check("two loaders at once")
+check("two loaders at once, the second", SECOND)
+check("and the first again")
 
 # Deltas that somebody asked for by hand, in another format than the loader reads: what is in them is in no other.
 run(["update users set name = 'by hand', updated_at = now() where id % 71 = 0"])

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What docs/guides/ says, for real: its loaders keep tables in another Postgres, in DuckDB and in pandas equal to the source, through
-# changes, hard deletes, a TRUNCATE and an export that nobody has loaded. Then tests/formats.py, on the same service.
+# changes, hard deletes, a TRUNCATE, crashes, lost answers, two loaders at once and an export that nobody has loaded. Then tests/formats.py, on the same service.
 #
 # `cargo build` comes first. Needs python3 with venv, psql, and a package index or a cache of its packages.
 set -euo pipefail

@@ -18,6 +18,14 @@ class Failed(Exception):
         super().__init__(f"the export {job['jobId']} is {job['status']}: {job['error']}")
 
 
+class Refused(Exception):
+    """A call that the service refuses, with its reason as a stable word."""
+
+    def __init__(self, call, status, problem):
+        self.status, self.code, self.problem = status, problem.get("code"), problem
+        super().__init__(f"{call}: {status} {self.code}: {problem.get('detail')}")
+
+
 class Gap(Exception):
     """Changes that no file at hand has."""
 
@@ -27,52 +35,74 @@ class Exports:
         self.server, self.consumer, self.format, self.dataset = server.rstrip("/"), consumer, format, dataset
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
-    def catch_up(self, after=None):
-        """Has the service write what changed, and gives the completed jobs after this one, in their order. Where changes alone don't
-        do, they begin with a full export, which replaces all before."""
-        try:
-            self.run("full" if after is None else "delta")
-            return self.completed(after)
-        except Failed as failed:
-            if failed.code != "full_export_needed":
-                raise
-        except Gap:
-            pass
-        self.run("full")
-        return self.completed()
+    def catch_up(self, folder, after=None):
+        """Has the service write what changed, and yields the exports to load, in their order: each job, and the path of its file. `after`
+        is the id and the SHA-256 of the export that was loaded last. Where changes alone don't do, a full export comes, which replaces
+        all before it."""
+        export_type = "delta" if after else "full"
+        while True:
+            try:
+                if export_type == "full":
+                    job = self.run("full")
+                    yield job, self.fetch(job, folder)
+                    return
+                try:
+                    job = self.run("delta", after=after[0], **({"afterSha256": after[1]} if after[1] else {}))
+                except Refused as refused:
+                    if refused.code != "out_of_step":
+                        raise
+                    # Somebody asked for exports that aren't loaded here: another loader, or this one before it crashed.
+                    for job in self.missed(refused.problem["jobs"], after[0]):
+                        yield job, self.fetch(job, folder)
+                        after = (job["jobId"], job["sha256"])
+                else:
+                    yield job, self.fetch(job, folder)
+                    return
+            except Failed as failed:
+                if failed.code != "full_export_needed":
+                    raise
+                export_type = "full"
+            except Refused as refused:
+                # The database was put back, or what was loaded last isn't kept any more; the file isn't.
+                if refused.code not in ("database_restored", "file_gone") or export_type == "full":
+                    raise
+                export_type = "full"
+            except Gap:
+                export_type = "full"
 
-    def run(self, export_type):
+    def missed(self, jobs, after):
+        """Of these jobs of the lane, in its order, those that are to be loaded after this one: from the last full export on, the open
+        ones when they have completed."""
+        fulls = [at for at, job in enumerate(jobs) if job["exportType"] == "full" and job["status"] == "completed"]
+        number = self.call("GET", f"/exports/{after}")["number"]
+        for job in jobs[fulls[-1]:] if fulls else jobs:
+            job = self.ended(job)
+            if job["status"] != "completed":
+                continue
+            # The order is that of numbers, never that of names or times. What isn't kept any more leaves a gap in them.
+            if job["exportType"] != "full" and job["number"] != number + 1:
+                raise Gap
+            if (job["format"], job["compression"]) != (self.format, "none"):
+                # Somebody asked for it by hand, and its changes are in no other file.
+                raise Gap
+            number = job["number"]
+            yield job
+
+    def run(self, export_type, **more):
         """An export, once it has completed."""
         # The key makes a call that is sent again the same call.
         headers = {"X-Consumer-ID": self.consumer, "Idempotency-Key": str(uuid.uuid4())}
-        body = {"dataset": self.dataset, "format": self.format}
-        job_id = self.call("POST", f"/exports/{export_type}", headers, body)["jobId"]
-        while True:
-            job = self.call("GET", f"/exports/{job_id}?wait=30")
-            if job["status"] == "completed":
-                return job
-            if job["status"] in ("failed", "cancelled"):
-                raise Failed(job)
+        body = {"dataset": self.dataset, "format": self.format} | more
+        job = self.ended(self.call("POST", f"/exports/{export_type}", headers, body))
+        if job["status"] != "completed":
+            raise Failed(job)
+        return job
 
-    def completed(self, after=None):
-        """From the newest back to this one, or to a full export."""
-        jobs, cursor = [], ""
-        while True:
-            wanted = f"consumer={self.consumer}&dataset={self.dataset}&status=completed&limit=200"
-            page = self.call("GET", f"/exports?{wanted}{cursor}")
-            for job in page["items"]:
-                if job["jobId"] == after:
-                    return jobs[::-1]
-                if (job["format"], job["compression"]) != (self.format, "none"):
-                    # Somebody asked for it by hand, and its changes are in no other file.
-                    raise Gap
-                jobs.append(job)
-                if job["exportType"] == "full":
-                    return jobs[::-1]
-            if not page["nextCursor"]:
-                # What was loaded last isn't kept any more, and so may others be that came after it.
-                raise Gap
-            cursor = f"&cursor={page['nextCursor']}"
+    def ended(self, job):
+        """A job when it has ended."""
+        while job["status"] not in ("completed", "failed", "cancelled"):
+            job = self.call("GET", f"/exports/{job['jobId']}?wait=30")
+        return job
 
     def fetch(self, job, folder):
         """The path of a job's file, whole and checked."""
@@ -101,10 +131,18 @@ class Exports:
                 return urllib.request.urlopen(request, timeout=40)
             except urllib.error.HTTPError as error:
                 if error.code not in (429, 502, 503, 504) or time.monotonic() > end:
-                    raise RuntimeError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+                    raise Refused(f"{method} {path}", error.code, problem_of(error)) from None
                 rest = float(error.headers.get("Retry-After") or 1)
             except OSError:
                 if time.monotonic() > end:
                     raise
                 rest = 1
             time.sleep(rest)
+
+
+def problem_of(error):
+    """What the service says; of something between, a proxy perhaps, only that."""
+    try:
+        return json.load(error)
+    except ValueError:
+        return {"detail": "not an answer of cdc-export"}

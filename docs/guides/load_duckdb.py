@@ -12,9 +12,9 @@ server, database = sys.argv[1:]
 exports = Exports(server, "duckdb", "parquet", key=os.environ.get("CDC_EXPORT_KEY"))
 with duckdb.connect(database) as target, tempfile.TemporaryDirectory() as folder:
     target.execute("create table if not exists loaded_exports (job_id text)")
-    last = target.execute("select job_id from loaded_exports").fetchone()
-    for job in exports.catch_up(after=last and last[0]):
-        path = exports.fetch(job, folder)
+    target.execute("alter table loaded_exports add column if not exists sha256 text")
+    last = target.execute("select job_id, sha256 from loaded_exports").fetchone()
+    for job, path in exports.catch_up(folder, after=last):
         # The rows and the name of what they came from, both or neither: the next run begins behind it.
         target.begin()
         if job["exportType"] == "full":
@@ -25,7 +25,7 @@ with duckdb.connect(database) as target, tempfile.TemporaryDirectory() as folder
             live = "select * exclude (operation) from read_parquet(?) where operation <> 'DELETE'"
             target.execute(f"insert into users by name {live}", [path])
         target.execute("delete from loaded_exports")
-        target.execute("insert into loaded_exports values (?)", [job["jobId"]])
+        target.execute("insert into loaded_exports (job_id, sha256) values (?, ?)", [job["jobId"], job["sha256"]])
         target.commit()
         os.remove(path)
         print(f"{job['exportType']}: {job['rowsExported']} rows")

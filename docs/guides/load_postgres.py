@@ -12,6 +12,7 @@ SETUP = """
     create table if not exists users (id bigint primary key, name text not null, email text not null,
         created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null);
     create table if not exists loaded_exports (consumer text primary key, job_id uuid not null);
+    alter table loaded_exports add column if not exists sha256 text;
 """
 
 
@@ -27,9 +28,10 @@ with psycopg.connect(conninfo, autocommit=True) as target, tempfile.TemporaryDir
     # Two loaders at once would load twice.
     target.execute("select pg_advisory_lock(hashtext('load_postgres'))")
     target.execute(SETUP)
-    last = target.execute("select job_id from loaded_exports where consumer = %s", [exports.consumer]).fetchone()
-    for job in exports.catch_up(after=last and str(last[0])):
-        path = exports.fetch(job, folder)
+    last = target.execute(
+        "select job_id::text, sha256 from loaded_exports where consumer = %s", [exports.consumer]
+    ).fetchone()
+    for job, path in exports.catch_up(folder, after=last):
         # The rows and the name of what they came from, both or neither: the next run begins behind it.
         with target.transaction():
             if job["exportType"] == "full":
@@ -47,8 +49,9 @@ with psycopg.connect(conninfo, autocommit=True) as target, tempfile.TemporaryDir
                     " where operation <> 'DELETE'"
                 )
             target.execute(
-                "insert into loaded_exports values (%s, %s) on conflict (consumer) do update set job_id = excluded.job_id",
-                [exports.consumer, job["jobId"]],
+                "insert into loaded_exports (consumer, job_id, sha256) values (%s, %s, %s)"
+                " on conflict (consumer) do update set job_id = excluded.job_id, sha256 = excluded.sha256",
+                [exports.consumer, job["jobId"], job["sha256"]],
             )
         os.remove(path)
         print(f"{job['exportType']}: {job['rowsExported']} rows")
