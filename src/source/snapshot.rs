@@ -70,7 +70,14 @@ impl Source {
             let session = Session::of(&mut conn).await?;
             Ok::<_, sqlx::Error>((conn, session))
         };
-        let both = async { Ok::<_, sqlx::Error>((connect().await?, connect().await?)) };
+        let both = async {
+            let (mut leader, reader) = (connect().await?, connect().await?);
+            // Planned once for each connection: the leader asks the catalogue the same for every job, which takes less than its plan.
+            sqlx::raw_sql("-- source.snapshot.leader\n set plan_cache_mode = force_generic_plan")
+                .execute(&mut leader.0)
+                .await?;
+            Ok::<_, sqlx::Error>((leader, reader))
+        };
         let both = within(patience, async { both.await.map_err(Error::Unavailable) }).await?;
         let ((leader, leading), (reader, reading)) = both;
         Ok(Permit { leader, leading, reader, reading, spare: self.spare.clone() })

@@ -90,7 +90,8 @@ macro_rules! capture {
               -- Statement triggers don't see what comes through a parent, nor what a child has.
               and (t.relkind = 'p'
                 or not exists (select from pg_inherits i where i.inhparent = t.oid)
-                  and not exists (select from pg_inherits i where i.inhrelid = t.oid)) as captured) found)"
+                  and not exists (select from pg_inherits i where i.inhrelid = t.oid)) as captured) found
+          offset 0)"
     };
 }
 pub(crate) use capture;
