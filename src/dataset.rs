@@ -234,8 +234,10 @@ pub struct Shape {
     pub created_at: Option<Column>,
     /// Says whether a row is deleted, or when it was: a `boolean`, or a time.
     pub deleted: Option<Column>,
-    /// The types of all the table's columns, by their names.
+    /// The types of the columns that its files have, or that decide what they have, by their names.
     pub types: BTreeMap<String, String>,
+    /// What else a position remembers of it, by name: an object, opaque to all but the guard in `source`.
+    pub seen: serde_json::Value,
     /// Whether a file tells only of some rows what they hold.
     pub is_filtered: bool,
 }

@@ -7,6 +7,7 @@ mod arrivals;
 pub mod capture;
 pub mod catalog;
 mod copy;
+mod filter;
 mod guard;
 pub mod purge;
 mod quote;

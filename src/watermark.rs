@@ -55,6 +55,8 @@ pub struct Position {
     pub version: Option<i64>,
     /// The row's time. Compared beside the version, since an `UPDATE` by hand leaves the version alone.
     pub last_exported_at: Option<DateTime<Utc>>,
+    /// Rows after this time are changed by the stated rule; `None`: by the log alone, where there is a snapshot.
+    pub since: Option<DateTime<Utc>>,
     /// Live rows are delivered up to this snapshot; `None`: the time alone rules.
     pub live: Option<Snapshot>,
     /// Deletions are delivered up to this one, which is never newer.
@@ -92,7 +94,7 @@ pub struct Fingerprint {
     pub seen: serde_json::Value,
     /// What the catalogue says of its rows, in the form that is saved.
     pub definition: String,
-    /// The types of its columns, by their names.
+    /// The types of its columns that matter, by their names.
     pub types: BTreeMap<String, String>,
     /// The cluster's identifier.
     pub cluster_id: i64,

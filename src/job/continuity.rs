@@ -14,9 +14,9 @@ words! {
         NoSnapshot = "no_snapshot",
         /// Somebody set the watermark forward: by the timestamps alone, once.
         WatermarkEdited = "watermark_edited",
-        /// The catalogue says otherwise than before which rows belong to the dataset.
+        /// The catalogue, or a function that the filter calls, says otherwise than before which rows and columns belong to the dataset.
         DatasetChanged = "dataset_changed",
-        /// A column has another type than before: values changed that no trigger saw, and the log has them as they were.
+        /// A column, or its type, is another one than before: values changed that no trigger saw, and the log has them as they were.
         ColumnRetyped = "column_retyped",
         /// The table is another one than before.
         TableRecreated = "table_recreated",
@@ -82,7 +82,6 @@ pub struct Findings {
     pub open_transactions: Option<u32>,
     /// The age of the oldest of them in seconds, where the role may see it.
     pub oldest_transaction_seconds: Option<f64>,
-    /// The table's rows were written anew since the last export, with the columns the same, as `VACUUM FULL` does. An `ALTER
-    /// TABLE` that changed values does it too, and no trigger sees that.
+    /// The table's rows were written anew since the last export, with the columns the same, as `VACUUM FULL` does.
     pub table_rewritten: bool,
 }

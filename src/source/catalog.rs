@@ -1,12 +1,12 @@
 //! A catalogue against the live tables: everything in it that can't be.
 
+use sqlx::PgPool;
 use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
+use crate::dataset::Capture;
 use crate::dataset::catalog::{Catalog, Fault, Faults};
-use crate::dataset::{Capture, Dataset, Table};
 use crate::source::quote::relation;
-use crate::source::shape;
+use crate::source::{filter, shape};
 
 /// Holds a whole catalogue against the live tables.
 ///
@@ -24,7 +24,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Faults, sqlx::Err
             }
             Err(shape::Error::Sql(cause)) => return Err(cause),
         };
-        faults.extend(check_filter(&mut conn, dataset, &shape.table).await?);
+        faults.extend(filter::check(&mut conn, dataset, &shape.table).await?);
         if dataset.capture != Capture::Triggers {
             continue;
         }
@@ -39,37 +39,4 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Faults, sqlx::Err
         seen.push((oid, dataset.name.clone(), key));
     }
     Ok(Faults(faults))
-}
-
-/// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of the row,
-/// which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
-async fn check_filter(conn: &mut PgConnection, dataset: &Dataset, table: &Table) -> Result<Option<Fault>, sqlx::Error> {
-    let Some(filter) = &dataset.filter else { return Ok(None) };
-    let fault = |why| Fault { dataset: dataset.name.clone(), member: "filter", item: None, why };
-    // Constants once Postgres has read them, and others tomorrow.
-    let words = ["'now'", "'today'", "'tomorrow'", "'yesterday'"];
-    if let Some(word) = words.into_iter().find(|word| filter.to_lowercase().contains(word)) {
-        return Ok(Some(fault(format!("it has to be told from the row alone, and {word} is another time each day"))));
-    }
-    let mut tx = conn.begin().await?;
-    // In an array too: a bracket that closes ours there would have closed it in an export's condition.
-    let index = format!(
-        "-- source.catalog.filter
-         create temporary table cdc_export_filter (like {table}) on commit drop;
-         select set_config('search_path', current_setting('cdc_export.role_path') || ', pg_temp', true);
-         create index on cdc_export_filter ((1)) where (\n{filter}\n);
-         create index on cdc_export_filter ((1)) where (array[\n{filter}\n])[1]",
-        table = relation(table),
-    );
-    let made = sqlx::raw_sql(AssertSqlSafe(index)).execute(&mut *tx).await;
-    tx.rollback().await?;
-    let Err(cause) = made else { return Ok(None) };
-    let Some(told) = cause.as_database_error() else { return Err(cause) };
-    let why = match told.code().as_deref() {
-        // The role may make no temporary table: the filter is tried at the first export.
-        Some("42501") => return Ok(None),
-        Some("42P17" | "0A000") => format!("it has to be told from the row alone ({})", told.message()),
-        _ => format!("Postgres doesn't take it as a condition: {}", told.message()),
-    };
-    Ok(Some(fault(why)))
 }

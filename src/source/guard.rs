@@ -1,11 +1,13 @@
 //! The guard of continuity: whether what changed since a consumer's position can be told exactly, and if not, why.
 //!
 //! Three pieces of SQL that every statement about a position shares. They speak of `t`, the table's row of `pg_class`, `n`, its
-//! schema's, `c`, the row of `pg_control_system()`, `wanted`, what the catalogue says of it, and `w`, the consumer's row of `watermarks`, all null where it has none.
+//! schema's, `c`, the row of `pg_control_system()`, `wanted`, what the catalogue says of it and what its columns are, and `w`, the
+//! consumer's row of `watermarks`, all null where it has none.
 //!
 //! `offset 0` keeps Postgres from putting a piece's text wherever a statement speaks of one of its columns: planned so, it took six
 //! times as long as it runs.
 
+pub(crate) mod columns;
 pub(crate) mod triggers;
 
 /// As a lateral subquery: what there is to compare a position with.
@@ -67,20 +69,29 @@ macro_rules! continuity {
            when witness.denies then 'database_restored'
            -- In whatever form of those there are it was saved.
            when w.definition_hash <> all (array(select md5(form) from unnest(wanted.definition) as form)) then 'dataset_changed'
+           when w.seen ->> 'filter' <> wanted.seen ->> 'filter' then 'dataset_changed'
            -- A copy of a database has its tables' oids, and its cluster's identifier where that is the same. Another timeline is
            -- a failover or a recovery, which has lost nothing where the lane's marker says so.
            when w.cluster_id = c.system_identifier and (w.seen ->> 'database' <> here.seen ->> 'database'
              or w.seen ->> 'timeline' <> here.seen ->> 'timeline' and not witness.vouches) then 'database_restored'
-           when not wanted.by_triggers then case when w.cluster_id <> c.system_identifier then 'other_cluster' end
+           when not wanted.by_triggers then
+             case
+               when w.cluster_id <> c.system_identifier then 'other_cluster'
+               when w.seen ->> 'time' <> wanted.seen ->> 'time' or ",
+            $crate::source::guard::columns::column_missed!(),
+            " then 'dataset_changed' end
            when w.log_lost = 'A' then 'log_expired'
            when w.snap_live is null then 'no_snapshot'
            when w.last_exported_at > w.snap_wm or w.snap_wm is null and w.last_exported_at is not null then 'watermark_edited'
            when w.table_oid is distinct from t.oid then 'table_recreated'
            when w.cluster_id is distinct from c.system_identifier then 'other_cluster'
            when pg_snapshot_xmax(w.snap_live) > pg_snapshot_xmax(here.snapshot) then 'xid_went_back'
-           when exists (
-             select from jsonb_each_text(w.column_types) was
-             join jsonb_each_text(wanted.types) now on now.key = was.key where now.value <> was.value) then 'column_retyped'
+           when ",
+            $crate::source::guard::columns::column_retyped!(),
+            " then 'column_retyped'
+           when ",
+            $crate::source::guard::columns::column_missed!(),
+            " then 'dataset_changed'
            when not here.captured then 'trigger_missing'
            -- One that came is looked at by itself: what it has may all have been logged.
            when case when w.seen ? 'relations'

@@ -201,7 +201,7 @@ impl Rows<'_> {
     fn since(&self) -> Result<PgArguments, Error> {
         let mut since = PgArguments::default();
         let added = since
-            .add(self.position.last_exported_at)
+            .add(self.position.since)
             .and_then(|()| since.add(Oid(self.table_oid)))
             .and_then(|()| since.add(&self.position.live))
             .and_then(|()| since.add(&self.position.deletions));

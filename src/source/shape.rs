@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use sqlx::PgConnection;
+use sqlx::postgres::types::Oid;
 
 use crate::dataset::catalog::{Fault, Faults, hint};
 use crate::dataset::{Capture, Column, Columns, Dataset, Description, KeyColumn, Kind, OPERATION, Sent, Shape, Table};
 use crate::source;
 use crate::source::capture::capture;
+use crate::source::guard::columns::Known;
 use crate::source::quote::relation;
 use crate::source::snapshot::Source;
+use crate::source::{filter, guard};
 
 /// Why a table can't be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +43,14 @@ struct Found {
     not_null: bool,
     /// From 1, where it is a part of the primary key.
     key_place: Option<i32>,
+    /// The `xmin` of its row of `pg_attribute`.
+    version: String,
+    /// What its texts are compared by; 0: it has none.
+    collation: Oid,
+    /// Whether its values may be others without a change of the table: its type is somebody's, or they are computed when they are read.
+    may_change: bool,
+    /// How many columns its table has ever had.
+    width: i16,
 }
 
 impl Found {
@@ -174,8 +185,8 @@ pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &
              case base.typtype when 'b' then case base.typelem when 0 then base.typnamespace::regnamespace::text end end,
              'pg_catalog') as operators,
            case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
-           exists (
-             -- Of the type, of its elements, or of what it is composed of.
+           -- Of the type, of its elements, or of what it is composed of. Mostly there is none at all.
+           exists (select from pg_cast c where c.castsource >= 16384 and c.casttarget = 'json'::regtype) and exists (
              with recursive parts (oid) as (
                select base.oid
                union
@@ -191,8 +202,11 @@ pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &
            format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum, a.attnotnull as not_null,
            (select array_position(x.indkey::int2[], a.attnum) + 1 from pg_index x
             where x.indrelid = a.attrelid and x.indisprimary
-              and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1])) as key_place
+              and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1])) as key_place,
+           a.xmin::text as version, a.attcollation as collation, base.oid >= 16384 or a.attgenerated = 'v' as may_change,
+           c.relnatts as width
          from pg_attribute a
+         join pg_class c on c.oid = a.attrelid
          cross join lateral (
            with recursive base as (
              select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod, a.atttypmod as modifier
@@ -215,17 +229,39 @@ pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &
         return Err(Faults(fitting.faults).into());
     }
     let key = fitting.key(conn).await?;
-    let types = columns.iter().map(|column| (column.name.clone(), column.saved_type.clone())).collect();
+    let found = &columns;
     let columns = fitting.chosen(&key);
     let updated_at = fitting.time("updated_at", dataset.updated_at.as_deref());
     let created_at = fitting.time("created_at", dataset.created_at.as_deref());
     let deleted = fitting.deleted();
-    if fitting.faults.is_empty() {
-        let is_filtered = dataset.filter.is_some();
-        Ok(Shape { table: table.clone(), key, columns, updated_at, created_at, deleted, types, is_filtered })
-    } else {
-        Err(Faults(fitting.faults).into())
+    if !fitting.faults.is_empty() {
+        return Err(Faults(fitting.faults).into());
     }
+    // What happens to a column that is of no interest is nobody's business.
+    let times = [&updated_at, &created_at, &deleted].into_iter().flatten();
+    let deciding: Vec<_> = key.iter().map(|key| &key.column).chain(times).map(|column| column.number).collect();
+    let is_sent = |it: &Found| columns.iter().any(|column| column.number == it.number);
+    let is_asked = |it: &Found| dataset.filter.as_deref().is_some_and(|text| filter::mentions(text, &it.name));
+    let of_interest = |it: &&Found| is_sent(it) || deciding.contains(&it.number) || is_asked(it);
+    let known: Vec<_> = found.iter().filter(of_interest).collect();
+    let types = known.iter().map(|it| (it.name.clone(), it.saved_type.clone())).collect();
+    let changing: Vec<_> = known.iter().filter(|it| it.may_change).map(|it| it.number).collect();
+    let mut parts = guard::columns::parts(conn, table, &changing).await?;
+    // Which rows a filter finds may be told by the order of texts.
+    let order = |it: &&&Found| it.collation.0 != 0 && is_asked(it);
+    parts.extend(known.iter().filter(order).map(|it| (format!("order {}", it.number), it.collation.0.to_string())));
+    let known = known.into_iter().map(|it| {
+        let Found { name, number, version, .. } = it;
+        Known { name, number: *number, version, is_sent: is_sent(it) }
+    });
+    let width = found.first().map_or(0, |it| it.width);
+    let time = updated_at.as_ref().map(|time| time.number);
+    let mut seen = guard::columns::seen(known, &parts, width, time);
+    if let Some(filter) = &dataset.filter {
+        seen["filter"] = filter::called(conn, filter, table).await?.into();
+    }
+    let is_filtered = dataset.filter.is_some();
+    Ok(Shape { table: table.clone(), key, columns, updated_at, created_at, deleted, types, seen, is_filtered })
 }
 
 /// A schema that the role may not use is the operator's to mend.

@@ -9,6 +9,7 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::connection;
+use crate::dataset::catalog::Faults;
 use crate::dataset::{Capture, Dataset, Shape, Table};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Continuity, ExportType, Findings, JobId};
@@ -17,7 +18,7 @@ use crate::source::rows::Rows;
 use crate::source::select::Select;
 use crate::source::session::{Leader, Readers, Session};
 use crate::source::spare::Spare;
-use crate::source::{Error, arrivals, purge, quote, shape, within};
+use crate::source::{Error, arrivals, filter, purge, quote, shape, within};
 use crate::telemetry::metrics::PoolUse;
 use crate::watermark::{Fingerprint, Position, Standpoint};
 
@@ -178,7 +179,8 @@ impl Permit {
                    select p::oid from jsonb_object_keys(here.seen -> 'relations') p where not w.seen -> 'relations' ? p)
                  else '{}' end as arrived,
                writers.open_transactions, writers.oldest_transaction_seconds,
-               t.oid as table_oid, here.relfilenode, here.columns_hash, here.triggers_hash, here.partitions_hash, here.seen,
+               t.oid as table_oid, here.relfilenode, here.columns_hash, here.triggers_hash, here.partitions_hash, here.seen || wanted.seen as seen,
+               (w.seen ->> 'time')::bigint as timed_by, coalesce(w.seen ->> 'filter' = wanted.seen ->> 'filter', false) as knows_filter,
                c.system_identifier as cluster_id
              from pg_class t
              join pg_namespace n on n.oid = t.relnamespace
@@ -196,7 +198,7 @@ impl Permit {
                where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
                  and a.backend_type <> 'autovacuum worker'
                  and a.application_name is distinct from current_setting('application_name')) writers
-             cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types) wanted
+             cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types, $10::jsonb as seen) wanted
              cross join (select $2::text as consumer_id, $3::text as dataset) lane
              left join exports j on j.id = $7
              -- What the caller had loaded last was looked at when it asked, unless that was before the database was put back.
@@ -217,11 +219,18 @@ impl Permit {
         .bind(Json(&shape.types))
         .bind(job.map(JobId::as_uuid))
         .bind(marker.map(|marker| marker.job.as_uuid()))
-        .bind(marker.map(|marker| &marker.sha256));
+        .bind(marker.map(|marker| &marker.sha256))
+        .bind(Json(&shape.seen));
         let opening = async { opening.fetch_one(&mut leader).await.map_err(&failed) };
-        let opened: Opened = leading.watched(&mut reader, lease, opening).await?;
+        let mut opened: Opened = leading.watched(&mut reader, lease, opening).await?;
         if opened.standby {
             return Err(Error::Standby);
+        }
+        // The start has looked at the filter. Who replaced a function of it since may have made another filter of it.
+        if consumer.is_some() && dataset.filter.is_some() && !opened.knows_filter {
+            let check = async { filter::check(&mut reader, dataset, &located).await.map_err(&failed) };
+            let fault = reading.watched(&mut leader, lease, check).await?;
+            fault.map_or(Ok(()), |fault| Err(Error::Mismatch(Faults(vec![fault]))))?;
         }
         if by_triggers && !opened.logged_key.as_ref().is_some_and(|key| shape.has_key(key)) {
             return Err(Error::NotTracked(dataset.name.clone()));
@@ -281,6 +290,9 @@ impl Permit {
             _ => continuity,
         };
         refuse(continuity)?;
+        if export_type != ExportType::Full && !opened.is_timed(continuity) {
+            opened.seen["time"] = 0.into();
+        }
         Ok(Snapshot {
             leader,
             leading,
@@ -370,6 +382,10 @@ struct Opened {
     triggers_hash: Option<String>,
     partitions_hash: Option<String>,
     seen: Json<serde_json::Value>,
+    /// The number of the column whose times the watermark is of; 0: of none alone.
+    timed_by: Option<i64>,
+    /// Whether the position was saved with the filter's functions as they are.
+    knows_filter: bool,
     cluster_id: i64,
 }
 
@@ -387,9 +403,17 @@ impl Opened {
         Position {
             version: self.version,
             last_exported_at: self.last_exported_at,
+            since: self.last_exported_at.filter(|_| self.is_timed(continuity)),
             live: self.snap_live.clone().filter(|_| !by_hand && !anew),
             deletions: self.snap_del.clone().filter(|_| !by_hand),
         }
+    }
+
+    /// Whether the watermark rules beside the log. A time of another column than now says nothing of this one's, until somebody sets
+    /// it, or a full export has brought every row.
+    fn is_timed(&self, continuity: Option<Continuity>) -> bool {
+        let is_its = self.timed_by.is_none_or(|was| self.seen["time"] == was);
+        is_its || self.snap_live.is_none() || continuity.is_some_and(Continuity::is_by_hand)
     }
 
     fn findings(&self, continuity: Option<Continuity>) -> Findings {

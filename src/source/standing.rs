@@ -54,6 +54,7 @@ impl Source {
             .bind(COUNTED_ROWS as i64 + 1)
             .bind(markers.iter().map(|marker| marker.map(|marker| marker.job.as_uuid())).collect::<Vec<_>>())
             .bind(markers.iter().map(|marker| marker.map(|marker| marker.sha256.as_str())).collect::<Vec<_>>())
+            .bind(Json(&shape.seen))
             .fetch_all(&mut *tx)
             .await
             .map_err(&failed)?;
@@ -156,7 +157,7 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
            cross join lateral (select k.job, k.sha256, false as is_asked) m
            cross join lateral {witness} witness
            cross join t cross join here cross join pg_control_system() c
-           cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types) wanted
+           cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types, $11::jsonb as seen) wanted
            left join watermarks w on w.consumer_id = k.consumer_id and w.dataset = $1),
          {by_log},
          {by_time},

@@ -29,6 +29,8 @@ mod crashes;
 #[cfg(test)]
 mod datasets;
 #[cfg(test)]
+mod ddl;
+#[cfg(test)]
 mod demo;
 #[cfg(test)]
 mod docs;

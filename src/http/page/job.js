@@ -158,7 +158,7 @@ function membersOf(job) {
     ["Deleted by key", job.keyOnlyDeletes === 0 ? "none" : `${count(job.keyOnlyDeletes)}: rows too large for the change log, whose other columns are empty in this file`],
     ["Open transactions", openOf(job, none)],
     ["Columns", job.schemaChanged ? "changed since this consumer's last export: look whether its reader knows them" : "no change seen"],
-    ["Table", job.tableRewritten ? "written anew since the last export, as VACUUM FULL does; an ALTER TABLE that changed values does it too" : "no rewrite seen"],
+    ["Table", job.tableRewritten ? "written anew since the last export, as VACUUM FULL does" : "no rewrite seen"],
     ["Number", adHoc ? none("none: an ad-hoc export has no order") : job.number === null ? none(isOpen(job) ? "known when it is completed" : "none") : `${count(job.number)} of the published exports of ${job.dataset} for this consumer, in the order to load them in`],
     ["Attempts", job.attempt === 0 ? "none yet" : count(job.attempt)],
     ["Retry of", job.retryOf === null ? none("no other") : el("a", { href: `#/jobs/${job.retryOf}` }, job.retryOf)],

@@ -1,0 +1,117 @@
+//! What an operator's filter says beside its text: whether a row alone decides it, which columns it asks, and what it calls.
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::dataset::catalog::Fault;
+use crate::dataset::{Dataset, Table};
+use crate::source::quote::{quoted, relation};
+
+/// How long a lock on the table is waited for. Whoever waits in front of us may wait for whoever asks.
+const LOCK_TIMEOUT: &str = "2s";
+
+/// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of the row,
+/// which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
+///
+/// # Errors
+/// If the database fails.
+pub(crate) async fn check(
+    conn: &mut PgConnection,
+    dataset: &Dataset,
+    table: &Table,
+) -> Result<Option<Fault>, sqlx::Error> {
+    let Some(filter) = &dataset.filter else { return Ok(None) };
+    let fault = |why| Fault { dataset: dataset.name.clone(), member: "filter", item: None, why };
+    // Constants once Postgres has read them, and others tomorrow.
+    let words = ["'now'", "'today'", "'tomorrow'", "'yesterday'"];
+    if let Some(word) = words.into_iter().find(|word| filter.to_lowercase().contains(word)) {
+        return Ok(Some(fault(format!("it has to be told from the row alone, and {word} is another time each day"))));
+    }
+    let mut tx = conn.begin().await?;
+    // In an array too: a bracket that closes ours there would have closed it in an export's condition.
+    let index = format!(
+        "-- source.filter.check
+         set local lock_timeout = '{LOCK_TIMEOUT}';
+         create temporary table cdc_export_filter (like {table}) on commit drop;
+         select set_config('search_path', current_setting('cdc_export.role_path') || ', pg_temp', true);
+         create index on cdc_export_filter ((1)) where (\n{filter}\n);
+         create index on cdc_export_filter ((1)) where (array[\n{filter}\n])[1]",
+        table = relation(table),
+    );
+    let made = sqlx::raw_sql(AssertSqlSafe(index)).execute(&mut *tx).await;
+    tx.rollback().await?;
+    let Err(cause) = made else { return Ok(None) };
+    let Some(told) = cause.as_database_error() else { return Err(cause) };
+    let why = match told.code().as_deref() {
+        // The role may make no temporary table: the filter is tried at the first export.
+        Some("42501") => return Ok(None),
+        Some("42P17" | "0A000") => format!("it has to be told from the row alone ({})", told.message()),
+        Some("55P03") => return Err(cause),
+        _ => format!("Postgres doesn't take it as a condition: {}", told.message()),
+    };
+    Ok(Some(fault(why)))
+}
+
+/// Whether a filter may ask this column: one too many is no harm.
+pub(crate) fn mentions(filter: &str, column: &str) -> bool {
+    let (text, name) = (filter.to_lowercase(), column.to_lowercase());
+    let mut words = text.split(|c: char| c.is_ascii() && !c.is_ascii_alphanumeric() && c != '_' && c != '$');
+    // Where a name may be written by the numbers of its characters, it may be any.
+    text.contains("u&\"") || text.contains(&quoted(&name)) || words.any(|word| word == name)
+}
+
+/// A hash of what a filter may call: the functions that are not Postgres's own and whose names are in its text or in the text of one of
+/// these, those of operators and of casts too. By their names, since what a name means to Postgres is told only where something is made
+/// of it, which takes a transaction id; one too many makes a full export that wasn't needed.
+///
+/// # Errors
+/// If Postgres refuses.
+pub(crate) async fn called(conn: &mut PgConnection, filter: &str, table: &Table) -> Result<String, sqlx::Error> {
+    sqlx::query_scalar(
+        "-- source.filter.called
+        with recursive texts (function, body) as (
+          select 0::oid, $1
+          union
+          select f.oid, coalesce(case f.prokind when 'a' then f.xmin::text else pg_get_functiondef(f.oid) end, '')
+          from texts t
+          cross join lateral (
+            select string_to_array(translate(lower(t.body), E'\"''(),.;:[]{}+*/<>=~!@#%^&|`?\\\\-\\n\\r\\t\\f', repeat(' ', 40)), ' ')
+              || array(select replace(m[1], '\"\"', '\"') from regexp_matches(t.body, '\"((?:[^\"]|\"\")+)\"', 'g') m) as names) words
+          cross join lateral (
+            select p.oid from pg_proc p where p.proname = any (words.names::name[])
+            union all
+            select o.oprcode from pg_operator o where o.oid >= 16384 and strpos(t.body, o.oprname) > 0
+            union all
+            select c.castfunc
+            from pg_cast c
+            where c.castfunc >= 16384 and (
+              exists (
+                select from pg_attribute a
+                where a.attrelid = to_regclass($2) and a.attnum > 0 and a.atttypid in (c.castsource, c.casttarget))
+              or exists (
+                select from pg_type y
+                where y.oid in (c.castsource, c.casttarget) and y.typname = any (words.names::name[])))) called (oid)
+          join pg_proc f on f.oid = called.oid
+          where f.oid >= 16384)
+        select md5(coalesce(string_agg(body, E'\\n' order by body), '')) from texts where function <> 0",
+    )
+    .bind(filter)
+    .bind(relation(table))
+    .fetch_one(conn)
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_mentions_its_columns() {
+        for filter in ["tenant = 7", "x and TENANT>7", "\"tenant\"=7", "(t.tenant)", "U&\"\\0074enant\" = 7"] {
+            assert!(mentions(filter, "tenant"), "{filter}");
+        }
+        for filter in ["tenants = 7", "my_tenant = 7", "'ten' || 'ant'"] {
+            assert!(!mentions(filter, "tenant"), "{filter}");
+        }
+        assert!(mentions("\"a \"\"b\"\"\" > 1", "a \"b\"") && mentions("übung > 1", "Übung"));
+    }
+}

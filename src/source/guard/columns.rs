@@ -1,0 +1,148 @@
+//! What a position remembers of its table's columns, so that values which changed without a trigger's knowing are noticed: a column
+//! that has its name from another one, a table that was written anew with the column as it is now, a type that says otherwise.
+//!
+//! Members of `watermarks.seen`, each an object or an array. Numbers are those of `pg_attribute`, which stay when a column is renamed
+//! and never come again.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+
+use crate::dataset::Table;
+use crate::source::quote::relation;
+
+/// A column that is in a dataset's files, or decides what is.
+pub(crate) struct Known<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) number: i16,
+    /// The `xmin` of its row of `pg_attribute`.
+    pub(crate) version: &'a str,
+    /// Whether its values are in the files.
+    pub(crate) is_sent: bool,
+}
+
+/// The members of a table of so many columns, those that are gone included, whose rows' times are in the column `time`.
+pub(crate) fn seen<'a>(
+    columns: impl Iterator<Item = Known<'a>>,
+    parts: &BTreeMap<String, String>,
+    width: i16,
+    time: Option<i16>,
+) -> Value {
+    let (mut numbers, mut versions, mut sent) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    for column in columns {
+        let number = column.number.to_string();
+        numbers.insert(column.name, number.clone());
+        versions.insert(number.clone(), column.version);
+        if column.is_sent {
+            sent.push(number);
+        }
+    }
+    json!({ "numbers": numbers, "versions": versions, "parts": parts, "sent": sent, "width": width, "time": time.unwrap_or(0) })
+}
+
+/// What these columns' values are made of by somebody, by its name, each with a text that is another one when it changes: labels and
+/// attributes of types, and what computes a value that is read.
+///
+/// # Errors
+/// If Postgres refuses.
+pub(crate) async fn parts(
+    conn: &mut PgConnection,
+    table: &Table,
+    numbers: &[i16],
+) -> Result<BTreeMap<String, String>, sqlx::Error> {
+    // Postgres's own types don't change.
+    if numbers.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let parts: Vec<(String, String)> = sqlx::query_as(
+        "-- source.guard.parts
+        with recursive types (oid) as (
+          select a.atttypid from pg_attribute a where a.attrelid = to_regclass($1) and a.attnum = any ($2)
+          union
+          -- Of a domain its base, of an array its elements, of a range its bounds, of a row its attributes.
+          select d.refobjid
+          from types p
+          join pg_type t on t.oid = p.oid
+          cross join lateral (
+            select d.refobjid from pg_depend d
+            where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.refclassid = 'pg_type'::regclass
+            union all
+            select d.refobjid from pg_depend d
+            where d.classid = 'pg_class'::regclass and d.objid = t.typrelid and d.refclassid = 'pg_type'::regclass) d)
+        -- A label comes without a change of the others. One that has its name back had another one meanwhile.
+        select 'label ' || e.oid, e.xmin::text from types join pg_enum e on e.enumtypid = types.oid
+        union all
+        select 'row ' || t.oid, md5(string_agg(format('%s %s %s %s', f.attnum, f.attname, f.atttypid, f.atttypmod), E'
+' order by f.attnum))
+        from types
+        join pg_type t on t.oid = types.oid
+        join pg_attribute f on f.attrelid = t.typrelid and f.attnum > 0 and not f.attisdropped
+        group by t.oid
+        union all
+        -- Computed when it is read (Postgres 18).
+        select 'column ' || a.attnum, md5(d.adbin::text)
+        from pg_attribute a
+        join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+        where a.attrelid = to_regclass($1) and a.attnum = any ($2) and a.attgenerated = 'v'",
+    )
+    .bind(relation(table))
+    .bind(numbers)
+    .fetch_all(conn)
+    .await?;
+    Ok(parts.into_iter().collect())
+}
+
+/// Whether two objects say otherwise of anything that both know. What one of them lacks is new, or of no interest any more.
+macro_rules! contradicts {
+    ($was:literal, $now:literal) => {
+        concat!(
+            "(",
+            $was,
+            " <> ",
+            $now,
+            " and exists (
+               select from jsonb_each_text(",
+            $was,
+            ") was join jsonb_each_text(",
+            $now,
+            ") now using (key) where was.value <> now.value))"
+        )
+    };
+}
+pub(crate) use contradicts;
+
+/// Whether a column has other values than those that were delivered and logged since. A catalogue's row of a column that is another
+/// one matters only beside a table that was written anew: a GRANT changes it too, as a wider `varchar` does.
+macro_rules! column_retyped {
+    () => {
+        concat!(
+            "(",
+            $crate::source::guard::columns::contradicts!("w.column_types", "wanted.types"),
+            " or ",
+            $crate::source::guard::columns::contradicts!("(w.seen -> 'numbers')", "(wanted.seen -> 'numbers')"),
+            " or ",
+            $crate::source::guard::columns::contradicts!("(w.seen -> 'parts')", "(wanted.seen -> 'parts')"),
+            " or (w.relfilenode <> here.relfilenode
+                 -- A partitioned table has no file, its partitions have: an ALTER TABLE writes all of them anew.
+                 or t.relkind = 'p' and w.seen -> 'relations' <> here.seen -> 'relations' and (
+                   select bool_and(was.value ->> 2 <> here.seen -> 'relations' -> was.key ->> 2)
+                   from jsonb_each(w.seen -> 'relations') was where was.value ->> 2 <> '0'))
+               and ",
+            $crate::source::guard::columns::contradicts!("(w.seen -> 'versions')", "(wanted.seen -> 'versions')"),
+            ")"
+        )
+    };
+}
+pub(crate) use column_retyped;
+
+/// Whether the files have a column that the table had before, and the files did not: whoever loads them lacks its values in all rows
+/// that don't change.
+macro_rules! column_missed {
+    () => {
+        "(not (w.seen -> 'sent') @> (wanted.seen -> 'sent') and exists (
+            select from jsonb_array_elements_text(wanted.seen -> 'sent') sent (number)
+            where sent.number::int <= (w.seen ->> 'width')::int and not (w.seen -> 'sent') ? sent.number))"
+    };
+}
+pub(crate) use column_missed;
