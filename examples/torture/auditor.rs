@@ -119,7 +119,7 @@ fn look_at_folder(world: &World, turn: &mut usize) -> Result<()> {
 }
 
 /// What must hold at every moment, each in one statement and so of one moment.
-const RULES: [(&str, &str, &str); 4] = [
+const RULES: [(&str, &str, &str); 5] = [
     (
         "6",
         "a lane with more than one running job",
@@ -132,6 +132,13 @@ const RULES: [(&str, &str, &str); 4] = [
         "select e.consumer_id || ': ' || e.lane_seq || ' is ' || e.status || ', ' || o.lane_seq || ' is ' || o.status
          from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_seq > o.lane_seq
          where o.status in ('pending', 'processing') and e.status in ('processing', 'completed', 'failed')",
+    ),
+    (
+        "6",
+        "a job that overtook an earlier one which has no name yet",
+        "select e.consumer_id || ': ' || e.lane_seq || ' is ' || e.status || ', ' || o.lane_seq || ' is unpublished'
+         from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_seq > o.lane_seq
+         where o.status = 'completed' and o.published_at is null and e.status in ('processing', 'completed', 'failed')",
     ),
     // Nobody here removes a file that has no name yet.
     (

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::ledger::{AD_HOC, LANES};
+use crate::lanes::{AD_HOC, AskedBy, LANES, Lane};
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
@@ -19,10 +19,11 @@ const MOST_OPEN: usize = 4;
 /// Asks until the clients are told to stop.
 pub(crate) async fn ask(world: Arc<World>, client: u64) {
     let mut random = Random::new(world.seed, 200 + client);
+    let lanes: Vec<&Lane> = LANES.iter().filter(|lane| lane.asked_by == AskedBy::Clients).collect();
     while world.asking.load(Ordering::SeqCst) {
         tokio::time::sleep(random.millis(20, 150)).await;
         let listening: Vec<String> = world.replicas.iter().filter_map(|replica| replica.address()).collect();
-        let (Some(address), Some(lane)) = (random.pick(&listening), random.pick(&LANES)) else { continue };
+        let (Some(address), Some(lane)) = (random.pick(&listening), random.pick(&lanes)) else { continue };
         let caller = Caller { world: &world, address };
         match random.below(100) {
             0..8 => {
@@ -31,12 +32,17 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
                 }
             }
             8..45 => {
-                if locked(&world.ledger).open(lane) < MOST_OPEN {
-                    caller.submit(kind(&mut random, lane), lane).await;
+                let drawn = random.below(100);
+                let (open, wants_full) = {
+                    let ledger = locked(&world.ledger);
+                    (ledger.open(lane.name), ledger.wants_full(lane.name))
+                };
+                if open < MOST_OPEN {
+                    caller.submit(if wants_full { "full" } else { lane.kind(drawn) }, lane).await;
                 }
             }
             45..50 => caller.look_at_all().await,
-            50..70 => caller.look(lane).await,
+            50..70 => caller.look(lane.name).await,
             70..76 => caller.watermark(lane).await,
             76..84 => {
                 let open = locked(&world.ledger).ids(|promise| promise.ended.is_none());
@@ -56,21 +62,6 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
     }
 }
 
-/// What a lane's consumer asks for, most of the time.
-fn kind(random: &mut Random, lane: &str) -> &'static str {
-    let (full, incremental) = match lane {
-        "full-only" => (85, 0),
-        "faithful" | "mirror" => (4, 0),
-        "live-first" => (0, 70),
-        _ => (10, 25),
-    };
-    match random.below(100) {
-        n if n < full => "full",
-        n if n < full + incremental => "incremental",
-        _ => "delta",
-    }
-}
-
 /// A client that speaks to one replica.
 pub(crate) struct Caller<'w> {
     pub(crate) world: &'w World,
@@ -80,22 +71,9 @@ pub(crate) struct Caller<'w> {
 impl Caller<'_> {
     /// An answer that isn't an error of the network. What no answer may be is red here.
     async fn call(&self, method: Method, path: &str, lane: Option<&str>) -> Option<(u16, reqwest::Response)> {
-        self.call_with_key(method, path, lane, None).await
-    }
-
-    async fn call_with_key(
-        &self,
-        method: Method,
-        path: &str,
-        lane: Option<&str>,
-        key: Option<&str>,
-    ) -> Option<(u16, reqwest::Response)> {
         let mut request = self.world.http.request(method.clone(), format!("{}{path}", self.address));
         if let Some(lane) = lane {
             request = request.header("X-Consumer-ID", lane);
-        }
-        if let Some(key) = key {
-            request = request.header("Idempotency-Key", key);
         }
         self.send(request, &format!("{method} {path}")).await
     }
@@ -116,7 +94,7 @@ impl Caller<'_> {
     }
 
     /// Asks twice with one key, as a client does that isn't sure of the first answer: it is one job.
-    pub(crate) async fn submit(&self, kind: &str, lane: &'static str) -> Option<String> {
+    pub(crate) async fn submit(&self, kind: &str, lane: &'static Lane) -> Option<String> {
         let key = uuid::Uuid::new_v4().to_string();
         let (first, second) = (self.submit_once(kind, lane, &key).await, self.submit_once(kind, lane, &key).await);
         if let (Some(first), Some(second)) = (&first, &second)
@@ -127,10 +105,12 @@ impl Caller<'_> {
         first.or(second)
     }
 
-    async fn submit_once(&self, kind: &str, lane: &'static str, key: &str) -> Option<String> {
+    async fn submit_once(&self, kind: &str, lane: &'static Lane, key: &str) -> Option<String> {
         let path = format!("/exports/{kind}");
-        let answer = self.call_with_key(Method::POST, &path, Some(lane), Some(key)).await?;
-        self.promised(answer, lane).await
+        let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", lane.name);
+        let request = request.header("Idempotency-Key", key).json(&json!({ "dataset": lane.dataset }));
+        let answer = self.send(request, &format!("POST {path}")).await?;
+        self.promised(answer, lane.name).await
     }
 
     /// An export for no consumer: of all rows, or of those up to some key.
@@ -185,16 +165,17 @@ impl Caller<'_> {
         Some(job)
     }
 
-    async fn watermark(&self, lane: &'static str) {
-        let before = locked(&self.world.ledger).watermark(lane);
-        let Some((status, answer)) = self.call(Method::GET, "/exports/watermark", Some(lane)).await else { return };
+    async fn watermark(&self, lane: &'static Lane) {
+        let before = locked(&self.world.ledger).watermark(lane.name);
+        let path = format!("/exports/watermark?dataset={}", lane.dataset);
+        let Some((status, answer)) = self.call(Method::GET, &path, Some(lane.name)).await else { return };
         let Ok(body) = answer.json::<Value>().await else { return };
         let told = match status {
             200 => body["lastExportedAt"].as_str().map(str::to_owned),
             404 => None,
             _ => return,
         };
-        locked(&self.world.ledger).told_watermark(lane, told, before, &self.world.report);
+        locked(&self.world.ledger).told_watermark(lane.name, told, before, &self.world.report);
     }
 
     async fn cancel(&self, job: &str) {

@@ -1,18 +1,11 @@
 //! What the clients remember: every job that they were promised, and what they were told of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use serde_json::Value;
 
 use crate::report::Report;
-
-/// The consumers, each a lane.
-pub(crate) const LANES: [&str; 8] =
-    ["faithful", "mirror", "mixed", "mixed-2", "live-first", "late.starter", "a:b@c", "full-only"];
-
-/// Whose ad-hoc exports are: nobody's, and no lane.
-pub(crate) const AD_HOC: &str = "";
 
 /// A job that a client got a 202 for.
 #[derive(Clone, Debug)]
@@ -31,6 +24,8 @@ pub(crate) struct Ledger {
     pub(crate) promises: BTreeMap<String, Promise>,
     /// The highest watermark that a client was told of, by lane. RFC 3339 in UTC with microseconds sorts as text.
     watermarks: BTreeMap<&'static str, String>,
+    /// Lanes whose last job asked for a full export.
+    full_wanted: BTreeSet<&'static str>,
 }
 
 pub(crate) fn is_terminal(job: &Value) -> bool {
@@ -48,6 +43,11 @@ impl Ledger {
         self.promises.values().filter(|promise| promise.lane == lane && promise.ended.is_none()).count()
     }
 
+    /// Whether a lane's consumer was told to ask for a full export, and has had none since.
+    pub(crate) fn wants_full(&self, lane: &str) -> bool {
+        self.full_wanted.contains(lane)
+    }
+
     pub(crate) fn ids(&self, of: impl Fn(&Promise) -> bool) -> Vec<String> {
         self.promises.iter().filter(|(_, promise)| of(promise)).map(|(id, _)| id.clone()).collect()
     }
@@ -57,7 +57,14 @@ impl Ledger {
     pub(crate) fn told(&mut self, job: &Value, asked: Instant, report: &Report) {
         let Some(promise) = job["jobId"].as_str().and_then(|id| self.promises.get_mut(id)) else { return };
         match (&promise.ended, is_terminal(job)) {
-            (None, true) => promise.ended = Some((job.clone(), Instant::now())),
+            (None, true) => {
+                promise.ended = Some((job.clone(), Instant::now()));
+                if job["error"]["code"] == "full_export_needed" {
+                    self.full_wanted.insert(promise.lane);
+                } else if job["status"] == "completed" && job["exportType"] == "full" {
+                    self.full_wanted.remove(promise.lane);
+                }
+            }
             (Some((before, _)), true) if *before != *job => {
                 report.red("7", format!("an ended job has changed: {before} is now {job}"));
             }

@@ -10,14 +10,18 @@ mod clients;
 mod cluster;
 mod controls;
 mod file_order;
+mod lanes;
 mod ledger;
+mod moves;
 mod nemesis;
 mod oracle;
 mod proxy;
 mod random;
 mod recorder;
+mod replay;
 mod replica;
 mod report;
+mod shapes;
 mod trial;
 mod writers;
 
@@ -52,6 +56,9 @@ struct Arguments {
     /// Only the order of one export's file operations, as strace sees them; then against services that have another.
     #[arg(long)]
     file_order: bool,
+    /// Only the second phase, and on the debug build: to try something.
+    #[arg(long)]
+    quick: bool,
     /// Keep the run's folder.
     #[arg(long)]
     keep: bool,
@@ -84,16 +91,16 @@ async fn main() -> Result<ExitCode> {
 }
 
 async fn torture(arguments: &Arguments) -> Result<bool> {
-    let Arguments { seed, secs, keep, .. } = *arguments;
+    let Arguments { seed, secs, keep, quick, .. } = *arguments;
     println!("seed {seed}, {secs} s");
     let length = Duration::from_secs(secs);
     let plan = Plan::new(seed, trial::REPLICAS, length);
     let schedule = plan.text();
     let trial = Trial {
         seed,
-        failpoints: builds::failpoints(builds::tree())?.into_iter().collect(),
+        failpoints: if quick { Vec::new() } else { builds::failpoints(builds::tree())?.into_iter().collect() },
         debug: builds::build(builds::tree(), Profile::Debug, None).await?,
-        struck: builds::build(builds::tree(), Profile::Release, None).await?,
+        struck: builds::build(builds::tree(), if quick { Profile::Debug } else { Profile::Release }, None).await?,
         attack: Attack::Planned(plan),
         ends_with: None,
     };

@@ -1,21 +1,21 @@
-//! The oracle: replays the files as a consumer would and compares with what the recorder saw. Shares no code with the service.
+//! The oracle: holds everything that happened against what was promised. Shares no code with the service.
+//!
+//! It judges an era: what the database says that happened, from its beginning until somebody puts it back to what it was before,
+//! or the end of all. What consumers were given stays theirs over the eras, and so do their replicas here.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use anyhow::{Context, Result, bail, ensure};
-use chrono::{DateTime, TimeDelta, Utc};
+use anyhow::{Context, Result};
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::auditor::{Archive, identity, names};
-use crate::ledger::{AD_HOC, LANES};
-use crate::recorder::{self, History, Row, Version};
+use crate::lanes::{AD_HOC, LANES, Lane};
+use crate::recorder::{self, Attempts, History, Row, Versions};
+use crate::replay::{Replica, Said, Window};
 use crate::report::{Report, locked};
 use crate::trial::World;
-
-/// A commit's time is taken before its log is on disk, and others see it only then.
-const VISIBLE_AFTER: TimeDelta = TimeDelta::seconds(2);
 
 /// Why a job may fail here: its attempts are spent. All else is a defect, a transient error taken for a permanent one.
 const SPENT: [&str; 3] = ["attempts_exhausted", "source_unavailable", "watermark_changed"];
@@ -27,94 +27,196 @@ struct Job {
     id: Uuid,
     /// Empty: ad hoc.
     consumer_id: String,
+    dataset: String,
+    lane_seq: Option<i64>,
     /// The last key that an ad-hoc export was to have.
     up_to: Option<i64>,
     export_type: String,
     status: String,
     error_code: Option<String>,
+    continuity: Option<String>,
+    schema_changed: Option<bool>,
     rows_exported: i64,
     bytes_written: i64,
     output_filename: String,
     sha256: Option<String>,
     staged_name: Option<String>,
+    published: bool,
     watermark_from: Option<DateTime<Utc>>,
     watermark_to: Option<DateTime<Utc>>,
-    finished_at: Option<DateTime<Utc>>,
 }
 
-/// What the checks stand on, read once after everything came to rest.
-pub(crate) struct Oracle<'w> {
-    world: &'w World,
+/// An export as its consumer has it: after the database was put back, a job may make another file under its old id.
+pub(crate) type Delivered = (Uuid, String);
+
+impl Job {
+    fn delivered(&self) -> Delivered {
+        (self.id, self.sha256.clone().unwrap_or_default())
+    }
+
+    fn said(&self) -> Said {
+        let (export_type, schema_changed) = (self.export_type.clone(), self.schema_changed == Some(true));
+        Said { export_type, rows: self.rows_exported, schema_changed }
+    }
+}
+
+/// What the database says that happened.
+struct Era {
     jobs: Vec<Job>,
-    pub(crate) history: History,
-    versions: BTreeMap<i64, Vec<Version>>,
-    table: BTreeMap<i64, Row>,
-    /// When the failpoints were behind us.
-    first_phase_ended: DateTime<Utc>,
+    history: History,
+    versions: BTreeMap<String, Versions>,
+    tables: BTreeMap<&'static str, BTreeMap<i64, Row>>,
 }
 
-impl Oracle<'_> {
-    pub(crate) async fn new<'w>(world: &'w World, first_phase_ended: DateTime<Utc>) -> Result<Oracle<'w>> {
-        let mut conn: PgConnection = world.cluster.connect().await?;
+impl Era {
+    async fn read(conn: &mut PgConnection) -> Result<Era> {
         let jobs = sqlx::query_as(
-            "select id, coalesce(consumer_id, '') as consumer_id, (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, rows_exported, bytes_written, output_filename,
-               sha256, staged_name, watermark_from, watermark_to, finished_at
+            "select id, coalesce(consumer_id, '') as consumer_id, dataset, lane_seq,
+               (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
+               rows_exported, bytes_written, output_filename, sha256, staged_name, published_at is not null as published,
+               watermark_from, watermark_to
              from exports order by consumer_id, lane_seq",
         );
-        Ok(Oracle {
-            world,
-            jobs: jobs.fetch_all(&mut conn).await?,
-            history: History::read(&mut conn).await?,
-            versions: recorder::versions(&mut conn).await?,
-            table: recorder::table(&mut conn).await?,
-            first_phase_ended,
-        })
-    }
-
-    pub(crate) fn count(&self, status: &str) -> usize {
-        self.jobs.iter().filter(|job| job.status == status).count()
-    }
-
-    /// Every check. Returns how many replays were compared with the table's history.
-    pub(crate) fn check(&self) -> Result<usize> {
-        self.check_promises();
-        self.check_endings();
-        self.check_steps();
-        self.check_files()?;
-        let mut replays = 0;
-        for lane in LANES {
-            self.check_chain(lane);
-            match self.replay(lane) {
-                Ok(compared) => replays += compared,
-                Err(error) => self.report().red("1", format!("{lane}: {error:#}")),
+        let jobs = jobs.fetch_all(&mut *conn).await?;
+        let (history, versions) = (History::read(conn).await?, recorder::versions(conn).await?);
+        let mut tables = BTreeMap::new();
+        for Lane { dataset, .. } in LANES {
+            if !tables.contains_key(dataset) {
+                tables.insert(dataset, recorder::table(conn, dataset).await?);
             }
         }
-        for job in self.completed().filter(|job| job.consumer_id == AD_HOC) {
-            match self.compare_ad_hoc(job) {
-                Ok(()) => replays += 1,
-                Err(error) => self.report().red("1", format!("{}: {error:#}", job.output_filename)),
-            }
-        }
-        Ok(replays)
-    }
-
-    fn report(&self) -> &Report {
-        &self.world.report
+        Ok(Era { jobs, history, versions, tables })
     }
 
     fn completed(&self) -> impl Iterator<Item = &Job> {
         self.jobs.iter().filter(|job| job.status == "completed")
     }
 
+    fn of_lane(&self, lane: &str) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().filter(move |job| job.consumer_id == lane)
+    }
+
+    /// From the claim of the attempt that completed a job to its commit.
+    fn window(&self, job: &Job) -> Option<Window> {
+        let staged = job.staged_name.as_deref()?;
+        let written = self.history.attempts.iter().find(|(token, _)| staged.contains(&token.to_string()))?;
+        let steps = &self.history.steps;
+        let committed = steps.iter().find(|step| step.job == job.id && step.became == "completed")?;
+        Some(Window { from: written.1.saw.clone(), to: committed.snapshot.clone() })
+    }
+}
+
+/// What the oracle knows of a consumer.
+#[derive(Default)]
+struct Consumer {
+    replica: Replica,
+    /// What it has had.
+    had: HashSet<Delivered>,
+    last: Option<Delivered>,
+    wrong: usize,
+}
+
+/// What was judged so far.
+#[derive(Default)]
+pub(crate) struct Oracle {
+    consumers: BTreeMap<String, Consumer>,
+    ad_hoc: HashSet<Delivered>,
+    /// The last state of each job, in whichever era.
+    ended: HashMap<Uuid, String>,
+    pub(crate) attempts: Attempts,
+    pub(crate) replays: usize,
+    pub(crate) eras: usize,
+    /// When the failpoints were behind us.
+    first_phase_ended: Option<DateTime<Utc>>,
+}
+
+/// How an era ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// All are at rest, and nobody writes.
+    OfAll,
+    /// Nothing after that has happened.
+    OfEra,
+}
+
+/// An era beside the world that it happened in.
+struct Judged<'a> {
+    world: &'a World,
+    era: &'a Era,
+}
+
+impl Oracle {
+    pub(crate) fn first_phase_ended(&mut self) {
+        self.first_phase_ended = Some(Utc::now());
+    }
+
+    /// In all eras.
+    pub(crate) fn count(&self, status: &str) -> usize {
+        self.ended.values().filter(|ended| *ended == status).count()
+    }
+
+    /// Reads what happened and takes it into account, unjudged.
+    pub(crate) async fn take_in(&mut self, conn: &mut PgConnection) -> Result<()> {
+        let era = Era::read(conn).await?;
+        self.count_in(&era);
+        Ok(())
+    }
+
+    fn count_in(&mut self, era: &Era) {
+        self.eras += 1;
+        self.ended.extend(era.jobs.iter().map(|job| (job.id, job.status.clone())));
+        for (token, attempt) in &era.history.attempts {
+            let known = self.attempts.entry(*token).or_insert_with(|| attempt.clone());
+            if known.ended.is_none() {
+                known.ended.clone_from(&attempt.ended);
+            }
+        }
+    }
+
+    /// Every check of an era, in whose last state the database is.
+    pub(crate) async fn judge(&mut self, world: &World, conn: &mut PgConnection, end: End) -> Result<()> {
+        let era = &Era::read(conn).await?;
+        self.count_in(era);
+        let judged = Judged { world, era };
+        judged.check_promises();
+        judged.check_endings(self.first_phase_ended, end);
+        judged.check_steps();
+        if end == End::OfAll {
+            judged.check_files()?;
+        }
+        for lane in &LANES {
+            judged.check_chain(lane.name);
+            let consumer = self.consumers.entry(lane.name.to_owned()).or_default();
+            match judged.replay(lane, consumer, end) {
+                Ok(compared) => self.replays += compared,
+                Err(error) => world.report.red("1", format!("{}: {error:#}", lane.name)),
+            }
+        }
+        for job in era.completed().filter(|job| job.consumer_id == AD_HOC && !self.ad_hoc.contains(&job.delivered())) {
+            match judged.compare_ad_hoc(job) {
+                Ok(()) => self.replays += 1,
+                Err(error) => world.report.red("1", format!("{}: {error:#}", job.output_filename)),
+            }
+        }
+        self.ad_hoc.extend(era.completed().filter(|job| job.consumer_id == AD_HOC).map(Job::delivered));
+        Ok(())
+    }
+}
+
+impl Judged<'_> {
+    fn report(&self) -> &Report {
+        &self.world.report
+    }
+
     /// 7 and 8: every 202 is a job that has ended as its clients were told.
     fn check_promises(&self) {
-        let jobs: BTreeMap<String, &Job> = self.jobs.iter().map(|job| (job.id.to_string(), job)).collect();
+        let jobs: BTreeMap<String, &Job> = self.era.jobs.iter().map(|job| (job.id.to_string(), job)).collect();
         for (id, promise) in &locked(&self.world.ledger).promises {
             let Some(job) = jobs.get(id) else {
                 self.report().red("8", format!("job {id} of {} was accepted and is gone", promise.lane));
                 continue;
             };
-            if promise.cancel_accepted && job.status != "cancelled" {
+            if promise.cancel_accepted && ["completed", "failed"].contains(&job.status.as_str()) {
                 self.report().red("7", format!("a cancel of {id} was accepted, and it is {}", job.status));
             }
             if let Some((told, _)) = &promise.ended
@@ -126,16 +228,22 @@ impl Oracle<'_> {
     }
 
     /// 9: everything has ended, and nothing failed that could have been done.
-    fn check_endings(&self) {
-        for job in &self.jobs {
-            let Job { id, status, error_code, finished_at, .. } = job;
+    fn check_endings(&self, first_phase_ended: Option<DateTime<Utc>>, end: End) {
+        let failed = self.era.history.steps.iter().filter(|step| step.became == "failed");
+        let failed: HashMap<Uuid, DateTime<Utc>> = failed.map(|step| (step.job, step.at)).collect();
+        let in_first_phase = |id| first_phase_ended.is_none_or(|ended| failed.get(id).is_some_and(|at| *at < ended));
+        for job in &self.era.jobs {
+            let Job { id, consumer_id, status, error_code, .. } = job;
             let code = error_code.as_deref().unwrap_or_default();
             match status.as_str() {
                 "completed" | "cancelled" => {}
                 "failed" if SPENT.contains(&code) => {}
-                "failed" if INJECTED.contains(&code) && finished_at.is_some_and(|at| at < self.first_phase_ended) => {}
-                "failed" => self.report().red("9", format!("job {id} of {} failed: {code}", job.consumer_id)),
-                _ => self.report().red("9", format!("job {id} of {} is {status} in the end", job.consumer_id)),
+                "failed" if INJECTED.contains(&code) && in_first_phase(id) => {}
+                "failed" => {
+                    self.report().red("9", format!("job {id} of {consumer_id} failed: {code}, {:?}", job.continuity))
+                }
+                _ if end == End::OfEra => {}
+                _ => self.report().red("9", format!("job {id} of {consumer_id} is {status} in the end")),
             }
         }
     }
@@ -144,7 +252,7 @@ impl Oracle<'_> {
     fn check_steps(&self) {
         let mut running = BTreeMap::<&str, Uuid>::new();
         let mut open = BTreeMap::<&str, BTreeSet<i64>>::new();
-        for step in &self.history.steps {
+        for step in &self.era.history.steps {
             let (Some(lane), Some(seq)) = (step.lane.as_deref(), step.lane_seq) else { continue };
             let was = step.was.as_deref().unwrap_or("nothing");
             let legal = matches!(
@@ -152,21 +260,28 @@ impl Oracle<'_> {
                 ("nothing", "pending")
                     | ("pending", "processing" | "cancelled")
                     | ("processing", "pending" | "completed" | "failed" | "cancelled")
+                    | ("completed", "published")
             );
             if !legal {
                 self.report().red("7", format!("job {} of {lane} went from {was} to {}", step.job, step.became));
             }
+            // A committed export is open to its readers until its file has its name.
             let open = open.entry(lane).or_default();
             match step.became.as_str() {
                 "pending" => drop(open.insert(seq)),
-                "processing" => {
-                    if open.first().is_some_and(|first| *first < seq) {
-                        self.report().red("6", format!("job {seq} of {lane} overtook an earlier one"));
+                "processing" | "published" => {
+                    if let Some(first) = open.first().filter(|first| **first < seq) {
+                        let line =
+                            format!("job {seq} of {lane} is {}, and {first} before it isn't out yet", step.became);
+                        self.report().red("6", line);
                     }
-                    if let Some(other) = running.insert(lane, step.job) {
+                    if step.became == "published" {
+                        open.remove(&seq);
+                    } else if let Some(other) = running.insert(lane, step.job) {
                         self.report().red("6", format!("{} and {other} of {lane} ran at once", step.job));
                     }
                 }
+                "completed" => {}
                 _ => drop(open.remove(&seq)),
             }
             if was == "processing" {
@@ -191,7 +306,7 @@ impl Oracle<'_> {
         }
         let archive = locked(&self.world.archive);
         let ledger = locked(&self.world.ledger);
-        for job in self.completed() {
+        for job in self.era.completed() {
             let Some(seen) = archive.files.get(&job.output_filename) else {
                 self.report().red("3", format!("{} is completed, and {} was never seen", job.id, job.output_filename));
                 continue;
@@ -209,7 +324,7 @@ impl Oracle<'_> {
                 }
             }
         }
-        let owned: HashSet<&str> = self.completed().map(|job| job.output_filename.as_str()).collect();
+        let owned: HashSet<&str> = self.era.completed().map(|job| job.output_filename.as_str()).collect();
         for name in finals.iter().chain(archive.files.keys()).filter(|name| !owned.contains(name.as_str())) {
             self.report().red("10", format!("{name} belongs to no completed job"));
         }
@@ -219,7 +334,7 @@ impl Oracle<'_> {
     /// 2: each job begins where the completed one before it ended.
     fn check_chain(&self, lane: &str) {
         let mut last = None;
-        for job in self.completed().filter(|job| job.consumer_id == lane) {
+        for job in self.era.of_lane(lane).filter(|job| job.status == "completed") {
             if job.watermark_from != last || job.watermark_to < last {
                 let Job { id, watermark_from, watermark_to, .. } = job;
                 let line = format!("{lane}: {id} goes from {watermark_from:?} to {watermark_to:?} after {last:?}");
@@ -231,149 +346,67 @@ impl Oracle<'_> {
 
     /// 1: after each completed export the replica is the table as of a moment between the attempt's claim and its commit; after
     /// the last one, a delta that began when nobody wrote any more, it is the table.
-    fn replay(&self, lane: &str) -> Result<usize> {
-        let archive = locked(&self.world.archive);
-        let mut replica = BTreeMap::<i64, Row>::new();
-        let mut sent = HashSet::<(i64, Row)>::new();
+    fn replay(&self, lane: &Lane, consumer: &mut Consumer, end: End) -> Result<usize> {
         let mut compared = 0;
-        let mut wrong = 0;
-        for job in self.completed().filter(|job| job.consumer_id == lane) {
-            let Some(file) = File::read(&archive, job)? else { continue };
-            if file.rows.len() as i64 != job.rows_exported {
-                let (found, recorded) = (file.rows.len(), job.rows_exported);
-                self.report().red("3", format!("{}: {found} rows, {recorded} recorded", job.output_filename));
+        for job in self.era.of_lane(lane.name).filter(|job| job.status == "completed" && job.published) {
+            if consumer.had.insert(job.delivered()) {
+                compared += usize::from(self.load(job, consumer)?);
+                consumer.last = Some(job.delivered());
             }
-            for again in file.apply(&mut replica, &mut sent) {
-                self.report().red("1", format!("{}: sent again unchanged: {again}", job.output_filename));
-            }
-            let (from, to) = self.window(job).context("a completed job has an attempt that completed it")?;
-            for (id, versions) in &self.versions {
-                let live_only = job.export_type == "incremental";
-                if let Err(why) = compare(replica.get(id), versions, from, to, live_only) {
-                    wrong += 1;
-                    // One lost row is wrong in every export until it changes again.
-                    if wrong <= 5 {
-                        let name = &job.output_filename;
-                        self.report().red("1", format!("after {name}, row {id} is {:?}: {why}", replica.get(id)));
-                    }
-                }
-            }
-            compared += 1;
         }
-        let different = |id: &&i64| replica.get(id) != self.table.get(id);
-        let keys: BTreeSet<&i64> = replica.keys().chain(self.table.keys()).collect();
-        let different: Vec<_> = keys.into_iter().filter(different).collect();
-        if !different.is_empty() {
-            let few = &different[..different.len().min(5)];
-            self.report().red("1", format!("{lane}: {} rows are not the table's in the end: {few:?}", different.len()));
+        if end == End::OfAll {
+            let different = consumer.replica.differences(&self.era.tables[lane.dataset]);
+            if !different.is_empty() {
+                let (many, few) = (different.len(), &different[..different.len().min(5)]);
+                self.report().red("1", format!("{}: {many} rows are not the table's in the end: {few:?}", lane.name));
+            }
         }
         Ok(compared)
+    }
+
+    /// Loads one export more, and compares. False: its file was never seen, which was said before.
+    fn load(&self, job: &Job, consumer: &mut Consumer) -> Result<bool> {
+        let archive = locked(&self.world.archive);
+        let Some(file) = file(&archive, job) else { return Ok(false) };
+        let name = &job.output_filename;
+        let (wrong, brought) = consumer.replica.load(&file, &job.said()).with_context(|| name.clone())?;
+        for what in wrong {
+            self.report().red("1", format!("{name}: {what}"));
+        }
+        let window = self.era.window(job).context("a completed job has an attempt that completed it")?;
+        let nothing = Versions::new();
+        let versions = self.era.versions.get(&job.dataset).unwrap_or(&nothing);
+        for wrong in consumer.replica.compare(versions, &window, &brought, job.export_type == "incremental") {
+            consumer.wrong += 1;
+            // One lost row is wrong in every export until it changes again.
+            if consumer.wrong <= 5 {
+                self.report().red("1", format!("after {name} (lane_seq {:?}), {wrong}", job.lane_seq));
+            }
+        }
+        Ok(true)
     }
 
     /// 1, of an export for nobody: its rows are the table's, up to its key, at a moment between the attempt's claim and its commit.
     fn compare_ad_hoc(&self, job: &Job) -> Result<()> {
         let archive = locked(&self.world.archive);
-        let Some(file) = File::read(&archive, job)? else { return Ok(()) };
-        ensure!(
-            file.rows.len() as i64 == job.rows_exported,
-            "{} rows, {} recorded",
-            file.rows.len(),
-            job.rows_exported
-        );
-        let mut rows = BTreeMap::new();
-        file.apply(&mut rows, &mut HashSet::new());
-        let (from, to) = self.window(job).context("a completed job has an attempt that completed it")?;
+        let Some(file) = file(&archive, job) else { return Ok(()) };
+        let mut replica = Replica::default();
+        let (mut wrong, brought) = replica.load(&file, &job.said())?;
         let is_asked_for = |id: i64| job.up_to.is_none_or(|last| id <= last);
-        if let Some(id) = rows.keys().find(|id| !is_asked_for(**id)) {
-            bail!("row {id} was not asked for");
-        }
-        for (id, versions) in self.versions.iter().filter(|(id, _)| is_asked_for(**id)) {
-            if let Err(why) = compare(rows.get(id), versions, from, to, false) {
-                bail!("row {id} is {:?}: {why}", rows.get(id));
-            }
+        wrong.extend(brought.iter().filter(|id| !is_asked_for(**id)).map(|id| format!("row {id} was not asked for")));
+        let window = self.era.window(job).context("a completed job has an attempt that completed it")?;
+        let versions = self.era.versions.get(&job.dataset).into_iter().flatten();
+        let versions: Versions =
+            versions.filter(|(id, _)| is_asked_for(**id)).map(|(id, versions)| (*id, versions.clone())).collect();
+        wrong.extend(replica.compare(&versions, &window, &brought, false));
+        for what in wrong.iter().take(5) {
+            self.report().red("1", format!("{}: {what}", job.output_filename));
         }
         Ok(())
     }
-
-    /// From the claim of the attempt that completed a job to its commit.
-    fn window(&self, job: &Job) -> Option<(DateTime<Utc>, DateTime<Utc>)> {
-        let staged = job.staged_name.as_deref()?;
-        let written = self.history.attempts.iter().find(|(token, _)| staged.contains(&token.to_string()))?;
-        let committed = self.history.steps.iter().find(|step| step.job == job.id && step.became == "completed")?;
-        Some((written.1.claimed, committed.at))
-    }
 }
 
-/// Whether a replica's row may be this, if the table was read at some moment between `from` and `to`.
-fn compare(
-    row: Option<&Row>,
-    versions: &[Version],
-    from: DateTime<Utc>,
-    to: DateTime<Utc>,
-    live_only: bool,
-) -> Result<(), String> {
-    let first = Version { row: None, committed: DateTime::<Utc>::MIN_UTC };
-    let all: Vec<&Version> = std::iter::once(&first).chain(versions).collect();
-    let mut possible = Vec::new();
-    for (at, version) in all.iter().enumerate() {
-        let overwritten = all.get(at + 1).map(|next| next.committed);
-        if version.committed <= to && overwritten.is_none_or(|when| when + VISIBLE_AFTER >= from) {
-            possible.push(version.row.as_ref());
-        }
-    }
-    // An incremental export sends no deletions: the row stays until a delta comes.
-    if possible.contains(&row) || live_only && possible.contains(&None) {
-        return Ok(());
-    }
-    Err(format!("between {from} and {to} it was one of {possible:?}"))
-}
-
-/// An export's file, read by a reader that isn't the service's.
-struct File {
-    is_full: bool,
-    is_delta: bool,
-    rows: Vec<csv::StringRecord>,
-}
-
-const COLUMNS: [&str; 6] = ["id", "name", "email", "created_at", "updated_at", "is_deleted"];
-
-impl File {
-    fn read(archive: &Archive, job: &Job) -> Result<Option<File>> {
-        // That it is missing was said before.
-        let Some(seen) = archive.files.get(&job.output_filename) else { return Ok(None) };
-        File::parse(&seen.copy, &job.export_type).with_context(|| job.output_filename.clone()).map(Some)
-    }
-
-    fn parse(path: &Path, export_type: &str) -> Result<File> {
-        let is_delta = export_type == "delta";
-        let mut reader = csv::Reader::from_path(path)?;
-        let expected: Vec<_> = is_delta.then_some("operation").into_iter().chain(COLUMNS).collect();
-        ensure!(reader.headers()?.iter().eq(expected.iter().copied()), "its header is {:?}", reader.headers()?);
-        Ok(File { is_full: export_type == "full", is_delta, rows: reader.records().collect::<Result<_, _>>()? })
-    }
-
-    /// Replays it. Returns the live rows that a change file sent although they had been sent just so before.
-    fn apply(&self, replica: &mut BTreeMap<i64, Row>, sent: &mut HashSet<(i64, Row)>) -> Vec<String> {
-        if self.is_full {
-            replica.clear();
-        }
-        let mut again = Vec::new();
-        for record in &self.rows {
-            let mut fields = record.iter();
-            let operation = if self.is_delta { fields.next().unwrap_or_default() } else { "" };
-            let fields: Vec<&str> = fields.collect();
-            let id: i64 = fields[0].parse().unwrap_or(i64::MIN);
-            let text = |at: usize| fields[at].to_owned();
-            let row = Row { name: text(1), email: text(2), created_at: text(3), updated_at: text(4) };
-            if operation == "DELETE" {
-                replica.remove(&id);
-                continue;
-            }
-            if !sent.insert((id, row.clone())) && !self.is_full {
-                again.push(format!("{id} {row:?}"));
-            }
-            replica.insert(id, row);
-        }
-        again
-    }
+/// The auditor's copy of a job's file.
+fn file(archive: &Archive, job: &Job) -> Option<std::path::PathBuf> {
+    archive.files.get(&job.output_filename).map(|seen| seen.copy.clone())
 }

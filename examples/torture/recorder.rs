@@ -1,11 +1,15 @@
-//! The recorder: triggers of our own on `exports` and `users`, so that the history of every attempt and of every row is known
-//! exactly and not by sampling. It writes in the transactions that it watches: what is rolled back was never there.
+//! The recorder: triggers of our own on `exports` and on every table, so that the history of every attempt and of every row is
+//! known exactly and not by sampling. It writes in the transactions that it watches: what is rolled back was never there.
+//!
+//! No clock of the database has a say in it, since the nemesis sets that: what an export may have seen is told by snapshots, and
+//! when something happened by the machine's uptime.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::{Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use crate::replica::Replica;
 use crate::report::{Done, EXPIRE, Report};
@@ -13,102 +17,180 @@ use crate::report::{Done, EXPIRE, Report};
 /// Times are written as the service writes them: RFC 3339, UTC, microseconds.
 const TIME: &str = r#"'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"#;
 
+/// The tables behind the datasets.
+const TABLES: [&str; 4] = ["users", "shapes", "parts", "fed"];
+
+/// As SQL: the columns of a table's row, as texts, null as an empty one, which a reader of CSV can't tell apart. Null for a row
+/// that is deleted softly.
+fn fields(table: &str, row: &str) -> String {
+    let time = |column: &str| format!("to_char({row}.{column} at time zone 'UTC', {TIME})");
+    let (created, updated) = (time("created_at"), time("updated_at"));
+    let (columns, deleted) = match table {
+        "users" => (
+            format!(
+                "jsonb_build_object('id', {row}.id, 'name', {row}.name, 'email', {row}.email, 'created_at', {created},
+                   'updated_at', {updated}, 'is_deleted', {row}.is_deleted)"
+            ),
+            format!("{row}.is_deleted"),
+        ),
+        "shapes" => (format!("to_jsonb({row})"), format!("{row}.hidden")),
+        _ => (format!("to_jsonb({row})"), "false".to_owned()),
+    };
+    format!(
+        "(select case when {deleted} then null else
+            (select jsonb_object_agg(key, coalesce(value, '')) from jsonb_each_text({columns})) end)"
+    )
+}
+
 /// Begins to record. The tables must be there, and no job yet.
 pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
-    let text = |column: &str| format!("to_char(new.{column} at time zone 'UTC', {TIME})");
-    let (created, updated) = (text("created_at"), text("updated_at"));
-    let sql = format!(
+    conn.execute(
         "create schema torture;
+         create function torture.uptime() returns float8 language sql security definer set search_path = '' as
+           $$ select pg_catalog.split_part(pg_catalog.pg_read_file('/proc/uptime', 0, 64), ' ', 1)::float8 $$;
          create table torture.steps (
-           seq bigint generated always as identity primary key, at timestamptz not null default clock_timestamp(),
-           job uuid, lane text, lane_seq bigint, was text, became text, token_was uuid, token uuid, owner text, staged text);
+           seq bigint generated always as identity primary key, up float8 not null default torture.uptime(),
+           snapshot text not null default pg_current_snapshot()::text,
+           job uuid, lane text, lane_seq bigint, was text, became text, token_was uuid, token uuid, owner text, staged text, code text);
          create function torture.step() returns trigger language plpgsql security definer set search_path = '' as $$
          begin
+           if tg_op = 'UPDATE' and old.published_at is null and new.published_at is not null then
+             insert into torture.steps (job, lane, lane_seq, was, became) values (new.id, new.consumer_id, new.lane_seq, new.status, 'published');
+           end if;
            if tg_op = 'UPDATE' and new.status = old.status and new.lease_token is not distinct from old.lease_token then
              return null;
            end if;
-           insert into torture.steps (job, lane, lane_seq, was, became, token_was, token, owner, staged)
+           insert into torture.steps (job, lane, lane_seq, was, became, token_was, token, owner, staged, code)
            values (new.id, new.consumer_id, new.lane_seq, case tg_op when 'UPDATE' then old.status end, new.status,
-             case tg_op when 'UPDATE' then old.lease_token end, new.lease_token, new.lease_owner, new.staged_name);
+             case tg_op when 'UPDATE' then old.lease_token end, new.lease_token, new.lease_owner, new.staged_name, new.error_code);
            return null;
          end $$;
          create trigger torture_step after insert or update on exports for each row execute function torture.step();
          create table torture.versions (
            seq bigint generated always as identity primary key, xid xid8 not null default pg_current_xact_id(),
-           id bigint not null, gone boolean not null, name text, email text, created_at text, updated_at text);
-         create function torture.version() returns trigger language plpgsql security definer set search_path = '' as $$
-         begin
-           if tg_op = 'DELETE' then
-             insert into torture.versions (id, gone) values (old.id, true);
-           else
-             insert into torture.versions (id, gone, name, email, created_at, updated_at)
-             values (new.id, new.is_deleted, new.name, new.email, {created}, {updated});
-           end if;
-           return null;
-         end $$;
-         create trigger torture_version after insert or update or delete on users
-           for each row execute function torture.version();"
-    );
-    conn.execute(sqlx::AssertSqlSafe(sql)).await?;
+           tbl text not null, id bigint not null, fields jsonb);",
+    )
+    .await?;
+    for table in TABLES {
+        watch(conn, table).await?;
+    }
     Ok(())
 }
 
-/// A row's columns as the service writes them, the key left out.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Row {
-    pub(crate) name: String,
-    pub(crate) email: String,
-    pub(crate) created_at: String,
-    pub(crate) updated_at: String,
+/// Records what is written to a table from now on, by whomever: an apply worker's writes too.
+pub(crate) async fn watch(conn: &mut PgConnection, table: &str) -> Result<()> {
+    let fields = fields(table, "new");
+    let sql = format!(
+        "create or replace function torture.version_of_{table}() returns trigger language plpgsql security definer set search_path = '' as $$
+         begin
+           if tg_op = 'DELETE' or tg_op = 'UPDATE' and old.id <> new.id then
+             insert into torture.versions (tbl, id) values ('{table}', old.id);
+           end if;
+           if tg_op <> 'DELETE' then
+             insert into torture.versions (tbl, id, fields) values ('{table}', new.id, {fields});
+           end if;
+           return null;
+         end $$;
+         drop trigger if exists torture_version on {table};
+         create trigger torture_version after insert or update or delete on {table}
+           for each row execute function torture.version_of_{table}();
+         alter table {table} enable always trigger torture_version;"
+    );
+    conn.execute(AssertSqlSafe(sql)).await?;
+    Ok(())
 }
 
-/// What a transaction left of a row, and when it committed. `row` is `None` where it is deleted, softly or not.
+/// As SQL, for a transaction that changes values which no trigger sees: every row of the table as it is now. `which` says of which
+/// rows.
+pub(crate) fn record_all(table: &str, which: &str) -> String {
+    let fields = fields(table, "r");
+    format!(
+        "insert into torture.versions (tbl, id, fields) select '{table}', r.id, {fields} from {table} r where {which}"
+    )
+}
+
+/// As SQL, for a transaction that makes rows of the table go unseen by any trigger, before it does.
+pub(crate) fn record_gone(table: &str, which: &str) -> String {
+    format!("insert into torture.versions (tbl, id) select '{table}', r.id from {table} r where {which}")
+}
+
+/// A row's columns by name, as the service writes them.
+pub(crate) type Row = BTreeMap<String, String>;
+
+/// Which transactions were visible at a moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    xmin: u64,
+    xmax: u64,
+    open: Vec<u64>,
+}
+
+impl Snapshot {
+    fn parse(text: &str) -> Result<Snapshot> {
+        let mut parts = text.split(':');
+        let mut number = || parts.next().and_then(|part| part.parse().ok());
+        let (xmin, xmax) = number().zip(number()).with_context(|| format!("no snapshot: {text}"))?;
+        let open = parts.next().unwrap_or_default().split(',').filter_map(|xid| xid.parse().ok()).collect();
+        Ok(Snapshot { xmin, xmax, open })
+    }
+
+    pub(crate) fn sees(&self, xid: u64) -> bool {
+        xid < self.xmin || xid < self.xmax && !self.open.contains(&xid)
+    }
+}
+
+/// What a transaction left of a row. `row` is `None` where it is deleted, softly or not.
 #[derive(Clone, Debug)]
 pub(crate) struct Version {
-    pub(crate) row: Option<Row>,
-    pub(crate) committed: DateTime<Utc>,
+    pub(crate) row: Option<Arc<Row>>,
+    pub(crate) xid: u64,
 }
 
-/// Every version of every row, oldest first.
-pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<i64, Vec<Version>>> {
-    type Recorded = (i64, bool, Option<String>, Option<String>, Option<String>, Option<String>, DateTime<Utc>);
+/// Every version of every row of a table, oldest first.
+pub(crate) type Versions = BTreeMap<i64, Vec<Version>>;
+
+/// By table.
+pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String, Versions>> {
     // Of a row that a transaction wrote more than once, the last version is what others see. Writers of one row wait for each
     // other, so the numbers of its versions are in the order of its commits.
-    let recorded: Vec<Recorded> = sqlx::query_as(
-        "select id, gone, name, email, created_at, updated_at, pg_xact_commit_timestamp(xid::xid)
-         from (select distinct on (id, xid) * from torture.versions order by id, xid, seq desc) last
-         order by id, seq",
+    let recorded: Vec<(String, i64, i64, Option<String>)> = sqlx::query_as(
+        "select tbl, id, xid::text::bigint, fields::text
+         from (select distinct on (tbl, id, xid) * from torture.versions order by tbl, id, xid, seq desc) last
+         order by tbl, id, seq",
     )
     .fetch_all(conn)
     .await?;
-    let mut versions = BTreeMap::<i64, Vec<Version>>::new();
-    for (id, gone, name, email, created_at, updated_at, committed) in recorded {
-        let row = match (gone, name, email, created_at, updated_at) {
-            (false, Some(name), Some(email), Some(created_at), Some(updated_at)) => {
-                Some(Row { name, email, created_at, updated_at })
-            }
-            _ => None,
-        };
-        versions.entry(id).or_default().push(Version { row, committed });
+    let mut versions = BTreeMap::<String, Versions>::new();
+    for (table, id, xid, fields) in recorded {
+        let row = fields.map(|fields| serde_json::from_str(&fields)).transpose()?.map(Arc::new);
+        versions.entry(table).or_default().entry(id).or_default().push(Version { row, xid: xid.cast_unsigned() });
     }
     Ok(versions)
 }
 
-/// The live rows of the table as it is.
-pub(crate) async fn table(conn: &mut PgConnection) -> Result<BTreeMap<i64, Row>> {
-    let text = |column: &str| format!("to_char({column} at time zone 'UTC', {TIME})");
-    let (created, updated) = (text("created_at"), text("updated_at"));
-    let sql = format!("select id, name, email, {created}, {updated} from users where not is_deleted");
-    let rows: Vec<(i64, String, String, String, String)> =
-        sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(conn).await?;
-    let row = |(id, name, email, created_at, updated_at)| (id, Row { name, email, created_at, updated_at });
-    Ok(rows.into_iter().map(row).collect())
+/// The live rows of a table as it is.
+pub(crate) async fn table(conn: &mut PgConnection, table: &str) -> Result<BTreeMap<i64, Row>> {
+    let fields = fields(table, "r");
+    let sql = format!(
+        "select id, fields::text from (select r.id, {fields} as fields from {table} r) rows where fields is not null"
+    );
+    let rows: Vec<(i64, String)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(conn).await?;
+    rows.into_iter().map(|(id, fields)| Ok((id, serde_json::from_str(&fields)?))).collect()
 }
 
-/// One change of a job's status or lease.
-#[derive(Clone, Debug, sqlx::FromRow)]
+/// When the machine was started, for what is recorded by its uptime.
+pub(crate) fn booted() -> Result<DateTime<Utc>> {
+    let text = std::fs::read_to_string("/proc/uptime").context("the torture needs Linux")?;
+    let up: f64 = text.split(' ').next().and_then(|up| up.parse().ok()).context("/proc/uptime")?;
+    Ok(Utc::now() - TimeDelta::microseconds((up * 1e6) as i64))
+}
+
+/// One change of a job's status or lease, or that its file got its name (`became` is `published`).
+#[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) at: DateTime<Utc>,
+    /// Taken within the transaction of the step.
+    pub(crate) snapshot: Snapshot,
     pub(crate) job: uuid::Uuid,
     pub(crate) lane: Option<String>,
     pub(crate) lane_seq: Option<i64>,
@@ -118,6 +200,33 @@ pub(crate) struct Step {
     pub(crate) token: Option<uuid::Uuid>,
     pub(crate) owner: Option<String>,
     pub(crate) staged: Option<String>,
+    pub(crate) code: Option<String>,
+}
+
+#[derive(sqlx::FromRow)]
+struct RecordedStep {
+    up: f64,
+    snapshot: String,
+    job: uuid::Uuid,
+    lane: Option<String>,
+    lane_seq: Option<i64>,
+    was: Option<String>,
+    became: String,
+    token_was: Option<uuid::Uuid>,
+    token: Option<uuid::Uuid>,
+    owner: Option<String>,
+    staged: Option<String>,
+    code: Option<String>,
+}
+
+impl RecordedStep {
+    fn step(self, booted: DateTime<Utc>) -> Result<Step> {
+        let RecordedStep { up, snapshot, job, lane, lane_seq, was, became, token_was, token, owner, staged, code } =
+            self;
+        let at = booted + TimeDelta::microseconds((up * 1e6) as i64);
+        let snapshot = Snapshot::parse(&snapshot)?;
+        Ok(Step { at, snapshot, job, lane, lane_seq, was, became, token_was, token, owner, staged, code })
+    }
 }
 
 /// An attempt, from its claim to its end.
@@ -125,11 +234,16 @@ pub(crate) struct Step {
 pub(crate) struct Attempt {
     pub(crate) owner: String,
     pub(crate) claimed: DateTime<Utc>,
-    /// When, and what became of the job.
+    /// What was visible then: its export sees that, and perhaps more.
+    pub(crate) saw: Snapshot,
+    /// When, and what became of the job: its status, or `refused` where it failed with `full_export_needed`.
     pub(crate) ended: Option<(DateTime<Utc>, String)>,
 }
 
-/// Attempts that ended by a fault: see [`History::deaths`].
+/// By their tokens.
+pub(crate) type Attempts = BTreeMap<uuid::Uuid, Attempt>;
+
+/// Attempts that ended by a fault: see [`deaths`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Deaths {
     pub(crate) of: BTreeMap<&'static str, usize>,
@@ -147,75 +261,81 @@ impl Deaths {
 
 pub(crate) struct History {
     pub(crate) steps: Vec<Step>,
-    pub(crate) attempts: BTreeMap<uuid::Uuid, Attempt>,
+    pub(crate) attempts: Attempts,
 }
 
 impl History {
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<History> {
-        let steps: Vec<Step> = sqlx::query_as(
-            "select at, job, lane, lane_seq, was, became, token_was, token, owner, staged from torture.steps order by seq",
+        let booted = booted()?;
+        let recorded: Vec<RecordedStep> = sqlx::query_as(
+            "select up, snapshot, job, lane, lane_seq, was, became, token_was, token, owner, staged, code
+             from torture.steps order by seq",
         )
         .fetch_all(conn)
         .await?;
-        let mut attempts = BTreeMap::<uuid::Uuid, Attempt>::new();
-        for step in &steps {
+        let steps: Vec<Step> = recorded.into_iter().map(|step| step.step(booted)).collect::<Result<_>>()?;
+        let mut attempts = Attempts::new();
+        for step in steps.iter().filter(|step| step.became != "published") {
             if let Some(attempt) = step.token_was.and_then(|token| attempts.get_mut(&token)) {
-                attempt.ended = Some((step.at, step.became.clone()));
+                let refused = step.code.as_deref() == Some("full_export_needed");
+                let became = if refused { "refused" } else { step.became.as_str() };
+                attempt.ended = Some((step.at, became.to_owned()));
             }
             if let Some(token) = step.token {
-                let owner = step.owner.clone().unwrap_or_default();
-                attempts.insert(token, Attempt { owner, claimed: step.at, ended: None });
+                let (owner, saw) = (step.owner.clone().unwrap_or_default(), step.snapshot.clone());
+                attempts.insert(token, Attempt { owner, claimed: step.at, saw, ended: None });
             }
         }
         Ok(History { steps, attempts })
     }
+}
 
-    /// Who died, and of what.
-    ///
-    /// A death is an attempt that began, that is a claim which was committed, and ended neither completed nor cancelled: its job
-    /// went back to `pending` or on to `failed`. It counts only if between its claim and its end some act of the nemesis met
-    /// the replica that ran it, or all of them. An act lasts until it is over: a stop until SIGCONT, a black hole until it is
-    /// lifted. Killed processes that ran nothing count for nothing, and so do attempts that came through their fault. Two
-    /// faults that meet one attempt are one death, of the later one. An attempt that met nothing but the early end of its lease
-    /// has lost it, but harmed nobody's process or connection: it is told apart, and no death.
-    pub(crate) fn deaths(&self, replicas: &[Replica], report: &Report) -> Deaths {
-        let acts = report.acts();
-        let mut deaths = Deaths::default();
-        for attempt in self.attempts.values() {
-            let Some((ended, became)) = &attempt.ended else { continue };
-            if became == "completed" || became == "cancelled" {
-                continue;
-            }
-            let met = |act: &&Done| {
-                act.from <= *ended
-                    && act.to >= attempt.claimed
-                    && act.replica.is_none_or(|index| replicas[index].is(&attempt.owner))
-            };
-            let met: Vec<&Done> = acts.iter().filter(met).collect();
-            let harm = met.iter().filter(|act| act.what != EXPIRE).max_by_key(|act| act.from);
-            match (harm, met.is_empty()) {
-                (Some(act), _) => *deaths.of.entry(act.what).or_default() += 1,
-                (None, false) => deaths.leases_ended += 1,
-                (None, true) => deaths.unexplained += 1,
-            }
+/// Who died, and of what.
+///
+/// A death is an attempt that began, that is a claim which was committed, and ended neither completed, nor cancelled, nor with
+/// `full_export_needed`: its job
+/// went back to `pending` or on to `failed`. It counts only if between its claim and its end some act of the nemesis met
+/// the replica that ran it, or all of them. An act lasts until it is over: a stop until SIGCONT, a black hole until it is
+/// lifted. Killed processes that ran nothing count for nothing, and so do attempts that came through their fault. Two
+/// faults that meet one attempt are one death, of the later one. An attempt that met nothing but the early end of its lease
+/// has lost it, but harmed nobody's process or connection: it is told apart, and no death.
+pub(crate) fn deaths(attempts: &Attempts, replicas: &[Replica], report: &Report) -> Deaths {
+    let acts = report.acts();
+    let mut deaths = Deaths::default();
+    for attempt in attempts.values() {
+        let Some((ended, became)) = &attempt.ended else { continue };
+        if ["completed", "cancelled", "refused"].contains(&became.as_str()) {
+            continue;
         }
-        deaths
+        let met = |act: &&Done| {
+            act.from <= *ended
+                && act.to >= attempt.claimed
+                && act.replica.is_none_or(|index| replicas[index].is(&attempt.owner))
+        };
+        let met: Vec<&Done> = acts.iter().filter(met).collect();
+        let harm = met.iter().filter(|act| act.what != EXPIRE).max_by_key(|act| act.from);
+        match (harm, met.is_empty()) {
+            (Some(act), _) => *deaths.of.entry(act.what).or_default() += 1,
+            (None, false) => deaths.leases_ended += 1,
+            (None, true) => deaths.unexplained += 1,
+        }
     }
+    deaths
+}
 
-    /// Stops during which an attempt of the stopped process was ended, which only somebody else can have done.
-    pub(crate) fn zombies(&self, report: &Report) -> usize {
-        let stops = report.stops();
-        // What was on its way when the signal came is done by itself.
-        let under_way = TimeDelta::milliseconds(300);
-        let woken = stops.iter().filter(|stop| {
-            self.attempts.values().any(|attempt| {
-                let taken_over = attempt
-                    .ended
-                    .as_ref()
-                    .is_some_and(|(at, became)| *at > stop.from + under_way && *at < stop.to && became != "completed");
-                taken_over && attempt.claimed < stop.from && Replica::owns(stop.pid.as_raw(), &attempt.owner)
-            })
-        });
-        woken.count()
-    }
+/// Stops during which an attempt of the stopped process was ended, which only somebody else can have done.
+pub(crate) fn zombies(attempts: &Attempts, report: &Report) -> usize {
+    let stops = report.stops();
+    // What was on its way when the signal came is done by itself.
+    let under_way = TimeDelta::milliseconds(300);
+    let woken = stops.iter().filter(|stop| {
+        attempts.values().any(|attempt| {
+            let taken_over = attempt
+                .ended
+                .as_ref()
+                .is_some_and(|(at, became)| *at > stop.from + under_way && *at < stop.to && became != "completed");
+            taken_over && attempt.claimed < stop.from && Replica::owns(stop.pid.as_raw(), &attempt.owner)
+        })
+    });
+    woken.count()
 }

@@ -33,6 +33,7 @@ pub(crate) struct Replica {
     url: String,
     folder: PathBuf,
     output: PathBuf,
+    datasets: PathBuf,
     life: tokio::sync::Mutex<Option<Life>>,
     address: watch::Sender<Option<String>>,
     pids: Mutex<Vec<i32>>,
@@ -51,13 +52,14 @@ struct Signs {
 }
 
 impl Replica {
-    pub(crate) fn new(index: usize, link: Link, url: String, folder: &Path, output: &Path) -> Replica {
+    pub(crate) fn new(index: usize, link: Link, url: String, folder: &Path, datasets: &Path) -> Replica {
         Replica {
             index,
             link,
             url,
             folder: folder.to_owned(),
-            output: output.to_owned(),
+            output: folder.join("output"),
+            datasets: datasets.to_owned(),
             life: tokio::sync::Mutex::new(None),
             address: watch::Sender::new(None),
             pids: Mutex::default(),
@@ -118,6 +120,7 @@ impl Replica {
             .env("PATH", environment("PATH").unwrap_or_default())
             .env("DATABASE_URL", &self.url)
             .env("OUTPUT_DIR", &self.output)
+            .env("DATASETS", &self.datasets)
             .env("PORT", "0")
             .env("LOG_FORMAT", "json")
             .env("LEASE_SECONDS", LEASE.as_secs().to_string())

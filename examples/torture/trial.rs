@@ -12,14 +12,15 @@ use sqlx::PgConnection;
 use crate::auditor::{self, Archive, names};
 use crate::clients::{self, Caller};
 use crate::cluster::{Cluster, SERVICE};
-use crate::ledger::{LANES, Ledger, is_terminal};
+use crate::lanes::{DATASETS, LANES};
+use crate::ledger::{Ledger, is_terminal};
 use crate::nemesis::{self, Plan};
-use crate::oracle::Oracle;
+use crate::oracle::{End, Oracle};
 use crate::proxy::Link;
 use crate::recorder;
 use crate::replica::Replica;
 use crate::report::{Counts, Report, locked};
-use crate::writers;
+use crate::{shapes, writers};
 
 pub(crate) const REPLICAS: usize = 3;
 /// From the last fault until every job has ended: the longest pause of a job that is tried for the fourth time (18 s and a fifth
@@ -34,12 +35,15 @@ pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) folder: PathBuf,
     pub(crate) output: PathBuf,
+    /// The operator's file.
+    pub(crate) datasets: PathBuf,
     pub(crate) cluster: Cluster,
     pub(crate) replicas: Vec<Replica>,
     pub(crate) http: reqwest::Client,
     pub(crate) report: Arc<Report>,
     pub(crate) ledger: Mutex<Ledger>,
     pub(crate) archive: Mutex<Archive>,
+    pub(crate) oracle: tokio::sync::Mutex<Oracle>,
     pub(crate) writing: AtomicBool,
     pub(crate) asking: AtomicBool,
     pub(crate) auditing: AtomicBool,
@@ -97,23 +101,27 @@ impl Trial {
         for made in [&output, &folder.join("archive")] {
             std::fs::create_dir(made)?;
         }
+        let datasets = folder.join("datasets.toml");
+        std::fs::write(&datasets, DATASETS)?;
         let cluster = Cluster::start(folder).await?;
         let mut replicas = Vec::new();
         for index in 0..REPLICAS {
             let link = Link::to(cluster.port()).await?;
             let url = cluster.service_url(link.port);
-            replicas.push(Replica::new(index, link, url, folder, &output));
+            replicas.push(Replica::new(index, link, url, folder, &datasets));
         }
         Ok(Arc::new(World {
             seed: self.seed,
             folder: folder.to_owned(),
             output,
+            datasets,
             cluster,
             replicas,
             http: clients::http()?,
             report: Arc::clone(report),
             ledger: Mutex::default(),
             archive: Mutex::default(),
+            oracle: tokio::sync::Mutex::default(),
             writing: AtomicBool::new(true),
             asking: AtomicBool::new(true),
             auditing: AtomicBool::new(true),
@@ -125,14 +133,20 @@ impl Trial {
         let report = &world.report;
         // All at once: one of them migrates.
         let first = if self.failpoints.is_empty() { &self.struck } else { &self.debug };
+        let mut conn = world.cluster.connect().await?;
+        shapes::make(&mut conn).await?;
         let starts = world.replicas.iter().map(|replica| replica.start(first, None, report));
         futures_util::future::try_join_all(starts).await?;
-        let mut conn = world.cluster.connect().await?;
+        for dataset in ["shapes", "parts", "fed"] {
+            shapes::track(world, first, dataset).await?;
+        }
         recorder::install(&mut conn).await?;
         writers::fill(&mut conn).await?;
+        shapes::fill(&mut conn).await?;
 
-        let writing: Vec<_> =
+        let mut writing: Vec<_> =
             (0..writers::WRITERS).map(|n| tokio::spawn(writers::write(Arc::clone(world), n))).collect();
+        writing.push(tokio::spawn(shapes::write(Arc::clone(world))));
         let asking: Vec<_> = (0..clients::CLIENTS).map(|n| tokio::spawn(clients::ask(Arc::clone(world), n))).collect();
         let auditing = tokio::spawn(auditor::audit(Arc::clone(world)));
 
@@ -143,7 +157,7 @@ impl Trial {
             println!("first phase: {names} failpoints, {visited} visits in {:.0} s", begun.elapsed().as_secs_f64());
             restart(world, &self.struck).await?;
         }
-        let first_phase_ended = Utc::now();
+        world.oracle.lock().await.first_phase_ended();
         match self.attack {
             Attack::Planned(plan) => nemesis::strike(world, plan, &self.struck).await?,
             Attack::Overtaking(length) => nemesis::overtake(world, length, &self.struck).await?,
@@ -168,11 +182,16 @@ impl Trial {
         world.auditing.store(false, Ordering::SeqCst);
         let looks = auditing.await?;
 
-        let oracle = Oracle::new(world, first_phase_ended).await?;
-        let replays = if world.is_over() { 0 } else { oracle.check()? };
+        let mut oracle = world.oracle.lock().await;
+        if world.is_over() {
+            oracle.take_in(&mut conn).await?;
+        } else {
+            oracle.judge(world, &mut conn, End::OfAll).await?;
+        }
+        let attempts = &oracle.attempts;
         Ok(Counts {
-            deaths: oracle.history.deaths(&world.replicas, report),
-            zombies: oracle.history.zombies(report),
+            deaths: recorder::deaths(attempts, &world.replicas, report),
+            zombies: recorder::zombies(attempts, report),
             completed: oracle.count("completed"),
             failed: oracle.count("failed"),
             cancelled: oracle.count("cancelled"),
@@ -181,7 +200,7 @@ impl Trial {
             answers_lost: world.replicas.iter().map(|replica| replica.link.answers_lost()).sum(),
             commits,
             looks,
-            replays,
+            replays: oracle.replays,
         })
     }
 }
@@ -212,8 +231,8 @@ async fn settle(world: &World) -> Result<()> {
     let address = world.replicas[0].address().context("it runs")?;
     let caller = Caller { world, address };
     let mut last = Vec::new();
-    for lane in LANES {
-        last.push(caller.submit("delta", lane).await.with_context(|| format!("no last delta for {lane}"))?);
+    for lane in &LANES {
+        last.push(caller.submit("delta", lane).await.with_context(|| format!("no last delta for {}", lane.name))?);
     }
     for id in last {
         let begun = Instant::now();

@@ -25,13 +25,16 @@ const GONE: u64 = 400_000;
 pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
     let sql = format!(
         "alter table users set (autovacuum_enabled = off);
+         create temp table as_it_was as
+           select tgname, tgenabled from pg_trigger where tgrelid = 'users'::regclass and not tgisinternal;
          alter table users disable trigger user;
          insert into users (id, name, email, created_at, updated_at)
          select 2000000 + n, repeat('x', 40), 'gone-' || n, now(), now() from generate_series(1, {GONE}) n;
          delete from users;
-         do $$ declare name text; begin
-           for name in select tgname from pg_trigger where tgrelid = 'users'::regclass and not tgisinternal loop
-             execute format('alter table users enable always trigger %I', name);
+         do $$ declare was record; begin
+           for was in select * from as_it_was loop
+             execute format('alter table users enable %s trigger %I',
+               case was.tgenabled when 'A' then 'always' when 'R' then 'replica' else '' end, was.tgname);
            end loop;
          end $$;
          insert into users (id, name, email, created_at, updated_at, is_deleted)

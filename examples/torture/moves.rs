@@ -1,0 +1,20 @@
+//! What is done beside kills and cuts: moves of which a run may have some or all.
+
+use clap::ValueEnum;
+
+/// A kind of move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Move {
+    /// The tables' owner changes their shape.
+    Ddl,
+    /// A subscription that writes into a tracked table comes and goes.
+    Subscription,
+    /// The database is put back to a copy of itself.
+    Restores,
+    /// The database's clock goes back and forth.
+    Clock,
+}
+
+impl Move {
+    pub(crate) const ALL: [Move; 4] = [Move::Ddl, Move::Subscription, Move::Restores, Move::Clock];
+}

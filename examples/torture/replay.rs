@@ -1,0 +1,132 @@
+//! Files replayed as a consumer would, and held against what the recorder saw of the table.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::recorder::{Row, Snapshot, Version, Versions};
+
+/// Between which moments a job read its table: what was visible at its claim was visible to it, and what it saw was visible at its
+/// commit.
+pub(crate) struct Window {
+    pub(crate) from: Snapshot,
+    pub(crate) to: Snapshot,
+}
+
+impl Window {
+    /// What a row may have been, its versions being given oldest first. A version that is visible makes all before it visible.
+    fn possible<'v>(&self, versions: &'v [Version]) -> impl Iterator<Item = Option<&'v Arc<Row>>> + Clone {
+        let seen = |snapshot: &Snapshot| versions.partition_point(|version| snapshot.sees(version.xid));
+        let (first, last) = (seen(&self.from), seen(&self.to));
+        (first..=last.max(first)).map(|seen| seen.checked_sub(1).and_then(|at| versions[at].row.as_ref()))
+    }
+}
+
+/// What a consumer has of its table.
+#[derive(Default)]
+pub(crate) struct Replica {
+    pub(crate) rows: BTreeMap<i64, Arc<Row>>,
+    /// The live rows that it was sent, as they were.
+    sent: HashSet<(i64, Arc<Row>)>,
+    /// The columns of the last file.
+    header: Option<Vec<String>>,
+}
+
+/// What an export's record says that its reader goes by.
+pub(crate) struct Said {
+    pub(crate) export_type: String,
+    pub(crate) rows: i64,
+    /// `schemaChanged`.
+    pub(crate) schema_changed: bool,
+}
+
+impl Replica {
+    /// Replays a file. Returns what is wrong with it by itself: rows that it sends again, another count, columns that changed and
+    /// nothing was said. And which rows it brought.
+    pub(crate) fn load(&mut self, file: &Path, said: &Said) -> Result<(Vec<String>, BTreeSet<i64>)> {
+        let mut reader = csv::Reader::from_path(file)?;
+        let mut header: Vec<String> = reader.headers()?.iter().map(str::to_owned).collect();
+        if said.export_type == "delta" {
+            ensure!(header.first().is_some_and(|first| first == "operation"), "its header is {header:?}");
+            header.remove(0);
+        }
+        let key = header.iter().position(|column| column == "id").context("it has no column `id`")?;
+        let is_full = said.export_type == "full";
+        let mut wrong = Vec::new();
+        if !is_full && !said.schema_changed && self.header.as_ref().is_some_and(|before| *before != header) {
+            wrong.push(format!("its columns are {header:?}, before {:?}, and it doesn't say so", self.header));
+        }
+        if is_full {
+            self.rows.clear();
+        }
+        let (mut count, mut brought) = (0, BTreeSet::new());
+        for record in reader.records() {
+            let record = record?;
+            count += 1;
+            let mut fields = record.iter();
+            let deletes = said.export_type == "delta" && fields.next() == Some("DELETE");
+            let row: Arc<Row> = Arc::new(header.iter().cloned().zip(fields.map(str::to_owned)).collect());
+            let id: i64 = row[&header[key]].parse().context("a key is a number")?;
+            if deletes {
+                self.rows.remove(&id);
+                continue;
+            }
+            if !self.sent.insert((id, Arc::clone(&row))) && !is_full {
+                wrong.push(format!("sent again unchanged: {id} {row:?}"));
+            }
+            self.rows.insert(id, row);
+            brought.insert(id);
+        }
+        if count != said.rows {
+            wrong.push(format!("{count} rows, {} recorded", said.rows));
+        }
+        self.header = Some(header);
+        Ok((wrong, brought))
+    }
+
+    /// Which rows can't be the table's at any moment of the window. Where columns came, went or were renamed since a row was
+    /// sent, those that it still has in common with the table must agree; of a row that was sent just now, all.
+    pub(crate) fn compare(
+        &self,
+        versions: &Versions,
+        window: &Window,
+        brought: &BTreeSet<i64>,
+        live_only: bool,
+    ) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (id, versions) in versions {
+            let ours = self.rows.get(id);
+            let possible = window.possible(versions);
+            let is_one = possible.clone().any(|theirs| match (ours, theirs) {
+                (None, None) => true,
+                // An incremental export sends no deletions: the row stays until a delta comes.
+                (Some(_), None) => live_only,
+                (Some(ours), Some(theirs)) => agree(ours, theirs, brought.contains(id)),
+                (None, Some(_)) => false,
+            });
+            if !is_one {
+                wrong.push(format!("row {id} is {ours:?}, and was one of {:?}", possible.collect::<Vec<_>>()));
+            }
+        }
+        let unknown = self.rows.keys().filter(|id| !versions.contains_key(id));
+        wrong.extend(unknown.map(|id| format!("row {id} never was in the table")));
+        wrong
+    }
+
+    /// Which rows aren't the table's.
+    pub(crate) fn differences(&self, table: &BTreeMap<i64, Row>) -> Vec<i64> {
+        let keys: BTreeSet<&i64> = self.rows.keys().chain(table.keys()).collect();
+        let is_same = |id: &&i64| match (self.rows.get(id), table.get(id)) {
+            (Some(ours), Some(theirs)) => agree(ours, theirs, false),
+            _ => false,
+        };
+        keys.into_iter().filter(|id| !is_same(id)).copied().collect()
+    }
+}
+
+fn agree(ours: &Row, theirs: &Row, whole: bool) -> bool {
+    let same = |(column, value): (&String, &String)| theirs.get(column).is_none_or(|other| other == value);
+    if whole { ours == theirs } else { ours.iter().all(same) }
+}

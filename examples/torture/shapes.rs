@@ -1,0 +1,139 @@
+//! The tables whose shape changes: plain ones and a partitioned one, tracked as somebody's own, and who writes to them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+use crate::cluster::SERVICE;
+use crate::random::Random;
+use crate::trial::World;
+
+/// Keys of each table that its writer changes.
+pub(crate) const KEYS: u64 = 300;
+
+/// Of the key ranges that `parts` has partitions for; the last of them comes and goes.
+pub(crate) const PARTITIONS: [(&str, u64, u64); 3] =
+    [("parts_1", 0, 100), ("parts_2", 100, 200), ("parts_3", 200, 301)];
+
+/// Makes them, empty, as the service's role.
+pub(crate) async fn make(conn: &mut PgConnection) -> Result<()> {
+    let partition = |(name, from, to): &(&str, u64, u64)| {
+        format!("create table {name} partition of parts for values from ({from}) to ({to});")
+    };
+    let partitions: String = PARTITIONS.iter().map(partition).collect();
+    let sql = format!(
+        "set role {SERVICE};
+         create type mood as enum ('good', 'bad', 'none');
+         create table shapes (id bigint primary key, note text, label text, amount numeric(12,4), mood mood not null default 'good',
+           hidden boolean not null default false);
+         create table parts (id bigint primary key, note text, amount numeric(12,4)) partition by range (id);
+         {partitions}
+         create table fed (id bigint primary key, note text);
+         reset role;"
+    );
+    conn.execute(AssertSqlSafe(sql)).await?;
+    Ok(())
+}
+
+pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
+    let sql = format!(
+        "insert into shapes (id, note, label, amount) select n, 'first-' || n, 'label-' || n, n * 1.0625 from generate_series(1, {KEYS}) n;
+         insert into parts (id, note, amount) select n, 'first-' || n, n * 1.0625 from generate_series(1, {KEYS}) n;
+         insert into fed (id, note) select n, 'first-' || n from generate_series(1, {KEYS}) n"
+    );
+    conn.execute(AssertSqlSafe(sql)).await?;
+    Ok(())
+}
+
+/// Has the service install its triggers, as who owns the tables would. The service's own command, with a link that nothing harms.
+pub(crate) async fn track(world: &World, binary: &Path, dataset: &str) -> Result<()> {
+    let mut command = tokio::process::Command::new(binary);
+    command
+        .env_clear()
+        .env("DATABASE_URL", world.cluster.service_url(world.cluster.port()))
+        .env("DATASETS", &world.datasets)
+        .env("OUTPUT_DIR", &world.output)
+        .args(["track", dataset])
+        .current_dir(&world.folder)
+        .kill_on_drop(true);
+    let done = tokio::time::timeout(Duration::from_secs(60), command.output()).await??;
+    ensure!(done.status.success(), "track {dataset}: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
+}
+
+/// Writes until the writers are told to stop. Returns how many transactions were committed, as far as is known.
+pub(crate) async fn write(world: Arc<World>) -> usize {
+    let mut random = Random::new(world.seed, 150);
+    let mut committed = 0;
+    let mut number = 0;
+    while world.writing.load(Ordering::SeqCst) {
+        let Ok(mut conn) = world.cluster.connect().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let _ = conn.execute("set lock_timeout = '3s'").await;
+        while world.writing.load(Ordering::SeqCst) {
+            match transaction(&mut conn, &mut random, &mut number).await {
+                Ok(whole) => committed += usize::from(whole),
+                // A column has another name just now, a partition is away.
+                Err(sqlx::Error::Database(_)) if conn.execute("rollback").await.is_ok() => {}
+                Err(_) => break,
+            }
+            tokio::time::sleep(random.millis(10, 80)).await;
+        }
+    }
+    committed
+}
+
+async fn transaction(conn: &mut PgConnection, random: &mut Random, number: &mut u64) -> Result<bool, sqlx::Error> {
+    conn.execute("begin").await?;
+    // As a tool does that replicates by itself, and fires no ordinary trigger.
+    if random.percent(5) {
+        conn.execute("set local session_replication_role = replica").await?;
+    }
+    for _ in 0..random.between(1, 3) {
+        *number += 1;
+        let change = change(random, &format!("s-{number}"));
+        conn.execute(AssertSqlSafe(change)).await?;
+    }
+    if random.percent(10) {
+        tokio::time::sleep(random.millis(100, 800)).await;
+    }
+    let whole = !random.percent(10);
+    conn.execute(if whole { "commit" } else { "rollback" }).await?;
+    Ok(whole)
+}
+
+/// One change, as SQL. No two versions of a row have one note.
+fn change(random: &mut Random, note: &str) -> String {
+    let key = random.between(1, KEYS);
+    let table = ["shapes", "shapes", "parts", "fed"][random.below(4) as usize];
+    let odd = key | 1;
+    match (table, random.below(100)) {
+        // Of `fed` the even keys are the publisher's.
+        ("fed", 0..70) => {
+            format!(
+                "insert into fed (id, note) values ({odd}, '{note}') on conflict (id) do update set note = excluded.note"
+            )
+        }
+        ("fed", _) => format!("delete from fed where id = {odd}"),
+        (_, 0..30) => format!(
+            "insert into {table} (id, note, amount) values ({key}, '{note}', {key} * 0.0625)
+             on conflict (id) do update set note = excluded.note, amount = excluded.amount"
+        ),
+        (_, 30..60) => format!("update {table} set note = '{note}' where id = {key}"),
+        ("shapes", 60..70) => {
+            format!("update shapes set label = '{note}', hidden = not hidden where id between {key} and {key} + 3")
+        }
+        // To another partition, or another key.
+        (_, 60..70) => format!("update {table} set id = {odd}, note = '{note}' where id = {key} and id <> {odd}"),
+        ("shapes", 70..80) => format!("update shapes set note = '{note}', amount = amount + 0.0125 where id = {key}"),
+        (_, 70..80) => format!("update {table} set note = '{note}', id = id % {KEYS} + 1 where id = {key}"),
+        (_, 80..95) => format!("delete from {table} where id = {key}"),
+        _ => format!("delete from {table} where id = {key}; insert into {table} (id, note) values ({key}, '{note}')"),
+    }
+}
