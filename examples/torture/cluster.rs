@@ -85,6 +85,19 @@ impl Cluster {
         PgConnection::connect_with(&self.admin()).await
     }
 
+    /// The same, of a server that may be starting.
+    pub(crate) async fn connect_at_last(&self) -> Result<PgConnection, sqlx::Error> {
+        let begun = Instant::now();
+        loop {
+            match self.connect().await {
+                Err(_) if begun.elapsed() < Duration::from_secs(60) => {
+                    tokio::time::sleep(Duration::from_millis(100)).await
+                }
+                done => return done,
+            }
+        }
+    }
+
     /// What a replica connects with, over a proxy's port.
     pub(crate) fn service_url(&self, port: u16) -> String {
         format!("postgres://{SERVICE}:{}@127.0.0.1:{port}/{DATABASE}", self.password)

@@ -186,7 +186,7 @@ pub(crate) async fn run(seed: u64, only: Option<&str>) -> Result<bool> {
 
 fn trial(control: &Control, seed: u64, binary: PathBuf) -> Trial {
     let attack = match control.scenario {
-        Scenario::Usual(secs) => Attack::Planned(Plan::new(seed, REPLICAS, Duration::from_secs(secs))),
+        Scenario::Usual(secs) => Attack::Planned(Plan::new(seed, REPLICAS, Duration::from_secs(secs), &[])),
         Scenario::Overtaking(secs) => Attack::Overtaking(Duration::from_secs(secs)),
         Scenario::SilentReaders(secs) => Attack::Planned(Plan::of_silent_readers(REPLICAS, Duration::from_secs(secs))),
         Scenario::LostAnswers(secs) => Attack::Planned(Plan::of_lost_answers(REPLICAS, Duration::from_secs(secs))),

@@ -9,6 +9,7 @@ mod builds;
 mod clients;
 mod cluster;
 mod controls;
+mod ddl;
 mod file_order;
 mod lanes;
 mod ledger;
@@ -34,6 +35,7 @@ use clap::Parser;
 use tempfile::TempDir;
 
 use crate::builds::Profile;
+use crate::moves::Move;
 use crate::nemesis::Plan;
 use crate::report::{Counts, Report};
 use crate::trial::{Attack, Trial};
@@ -56,6 +58,9 @@ struct Arguments {
     /// Only the order of one export's file operations, as strace sees them; then against services that have another.
     #[arg(long)]
     file_order: bool,
+    /// What is done beside kills and cuts; all, unless it says which.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    moves: Option<Vec<Move>>,
     /// Only the second phase, and on the debug build: to try something.
     #[arg(long)]
     quick: bool,
@@ -92,9 +97,10 @@ async fn main() -> Result<ExitCode> {
 
 async fn torture(arguments: &Arguments) -> Result<bool> {
     let Arguments { seed, secs, keep, quick, .. } = *arguments;
-    println!("seed {seed}, {secs} s");
+    let moves = arguments.moves.clone().unwrap_or(Move::ALL.to_vec());
+    println!("seed {seed}, {secs} s, {moves:?}");
     let length = Duration::from_secs(secs);
-    let plan = Plan::new(seed, trial::REPLICAS, length);
+    let plan = Plan::new(seed, trial::REPLICAS, length, &moves);
     let schedule = plan.text();
     let trial = Trial {
         seed,

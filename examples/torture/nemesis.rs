@@ -10,6 +10,8 @@ use nix::sys::signal::Signal;
 use sqlx::Executor;
 
 use crate::cluster::SERVICE;
+use crate::ddl::{self, Shaping};
+use crate::moves::Move;
 use crate::proxy::Swallowing;
 use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
@@ -67,24 +69,28 @@ struct Planned<T> {
 pub(crate) struct Plan {
     blows: Vec<Vec<Planned<Blow>>>,
     quakes: Vec<Planned<Quake>>,
+    shapings: Vec<Planned<Shaping>>,
 }
 
 impl Plan {
-    pub(crate) fn new(seed: u64, replicas: usize, length: Duration) -> Plan {
+    pub(crate) fn new(seed: u64, replicas: usize, length: Duration, moves: &[Move]) -> Plan {
         let blows = (0..replicas).map(|replica| blows(&mut Random::new(seed, 300 + replica as u64), length));
-        Plan { blows: blows.collect(), quakes: quakes(&mut Random::new(seed, 400), length) }
+        // A stream of its own for each kind: leaving one away leaves the others as they are.
+        let shapings =
+            if moves.contains(&Move::Ddl) { shapings(&mut Random::new(seed, 600), length) } else { Vec::new() };
+        Plan { blows: blows.collect(), quakes: quakes(&mut Random::new(seed, 400), length), shapings }
     }
 
     /// For a directed scenario: COMMITs go unanswered.
     pub(crate) fn of_lost_answers(replicas: usize, length: Duration) -> Plan {
         let losses = |replica| every(300 + 30 * replica as u64, Blow::LoseAnswer, length);
-        Plan { blows: (0..replicas).map(losses).collect(), quakes: Vec::new() }
+        Plan { blows: (0..replicas).map(losses).collect(), quakes: Vec::new(), shapings: Vec::new() }
     }
 
     /// For a directed scenario: readers fall silent.
     pub(crate) fn of_silent_readers(replicas: usize, length: Duration) -> Plan {
         let silences = |replica| every(2_000 + 300 * replica as u64, Blow::SilenceReader, length);
-        Plan { blows: (0..replicas).map(silences).collect(), quakes: Vec::new() }
+        Plan { blows: (0..replicas).map(silences).collect(), quakes: Vec::new(), shapings: Vec::new() }
     }
 
     pub(crate) fn text(&self) -> String {
@@ -93,6 +99,7 @@ impl Plan {
             lines.extend(blows.iter().map(|blow| (blow.at, format!("replica {replica}: {:?}", blow.what))));
         }
         lines.extend(self.quakes.iter().map(|quake| (quake.at, format!("all: {:?}", quake.what))));
+        lines.extend(self.shapings.iter().map(|shaping| (shaping.at, format!("owner: {:?}", shaping.what))));
         lines.sort();
         lines.iter().map(|(at, line)| format!("{:8.3} {line}\n", at.as_secs_f64())).collect()
     }
@@ -143,6 +150,16 @@ fn quakes(random: &mut Random, length: Duration) -> Vec<Planned<Quake>> {
     planned
 }
 
+fn shapings(random: &mut Random, length: Duration) -> Vec<Planned<Shaping>> {
+    let mut planned = Vec::new();
+    let mut at = random.millis(1_000, 3_000);
+    while at < length {
+        planned.push(Planned { at, what: Shaping::draw(random) });
+        at += random.millis(800, 5_000);
+    }
+    planned
+}
+
 /// The second phase: the plan, each replica's list beside the others.
 pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Result<()> {
     let begun = Instant::now();
@@ -168,6 +185,18 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
                 break;
             }
             shake(&shaken, quake.what).await?;
+        }
+        anyhow::Ok(())
+    });
+    let (owned, binary) = (Arc::clone(world), binary.to_owned());
+    tasks.spawn(async move {
+        for shaping in plan.shapings {
+            tokio::time::sleep(shaping.at.saturating_sub(begun.elapsed())).await;
+            if owned.is_over() {
+                break;
+            }
+            owned.report.announce(&format!("owner: {:?}", shaping.what));
+            ddl::make(&owned, shaping.what, &binary).await?;
         }
         anyhow::Ok(())
     });

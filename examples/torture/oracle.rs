@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::auditor::{Archive, identity, names};
 use crate::lanes::{AD_HOC, LANES, Lane};
-use crate::recorder::{self, Attempts, History, Row, Versions};
+use crate::recorder::{self, Attempts, History, MoveMade, Row, Snapshot, Step, Versions};
 use crate::replay::{Replica, Said, Window};
 use crate::report::{Report, locked};
 use crate::trial::World;
@@ -64,6 +64,7 @@ impl Job {
 struct Era {
     jobs: Vec<Job>,
     history: History,
+    moves: Vec<MoveMade>,
     versions: BTreeMap<String, Versions>,
     tables: BTreeMap<&'static str, BTreeMap<i64, Row>>,
 }
@@ -85,7 +86,8 @@ impl Era {
                 tables.insert(dataset, recorder::table(conn, dataset).await?);
             }
         }
-        Ok(Era { jobs, history, versions, tables })
+        let moves = recorder::moves(conn).await?;
+        Ok(Era { jobs, history, moves, versions, tables })
     }
 
     fn completed(&self) -> impl Iterator<Item = &Job> {
@@ -230,14 +232,30 @@ impl Judged<'_> {
     /// 9: everything has ended, and nothing failed that could have been done.
     fn check_endings(&self, first_phase_ended: Option<DateTime<Utc>>, end: End) {
         let failed = self.era.history.steps.iter().filter(|step| step.became == "failed");
-        let failed: HashMap<Uuid, DateTime<Utc>> = failed.map(|step| (step.job, step.at)).collect();
-        let in_first_phase = |id| first_phase_ended.is_none_or(|ended| failed.get(id).is_some_and(|at| *at < ended));
+        let failed: HashMap<Uuid, &Step> = failed.map(|step| (step.job, step)).collect();
+        let in_first_phase =
+            |id| first_phase_ended.is_none_or(|ended| failed.get(id).is_some_and(|step| step.at < ended));
+        // What the last completed job of the lane saw at its claim.
+        let mut last = BTreeMap::<&str, Snapshot>::new();
         for job in &self.era.jobs {
+            if job.status == "completed"
+                && let Some(window) = self.era.window(job)
+            {
+                last.insert(&job.consumer_id, window.from);
+            }
             let Job { id, consumer_id, status, error_code, .. } = job;
             let code = error_code.as_deref().unwrap_or_default();
             match status.as_str() {
                 "completed" | "cancelled" => {}
                 "failed" if SPENT.contains(&code) => {}
+                "failed" if code == "full_export_needed" => {
+                    let since = last.get(consumer_id.as_str());
+                    let refused = failed.get(id).map(|step| &step.snapshot);
+                    if !refused.is_some_and(|now| recorder::has_moved(&self.era.moves, &job.dataset, since, now)) {
+                        let why = &job.continuity;
+                        self.report().red("1", format!("job {id} of {consumer_id} was refused for nothing: {why:?}"));
+                    }
+                }
                 "failed" if INJECTED.contains(&code) && in_first_phase(id) => {}
                 "failed" => {
                     self.report().red("9", format!("job {id} of {consumer_id} failed: {code}, {:?}", job.continuity))

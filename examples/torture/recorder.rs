@@ -68,7 +68,11 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
          create trigger torture_step after insert or update on exports for each row execute function torture.step();
          create table torture.versions (
            seq bigint generated always as identity primary key, xid xid8 not null default pg_current_xact_id(),
-           tbl text not null, id bigint not null, fields jsonb);",
+           tbl text not null, id bigint not null, fields jsonb);
+         create table torture.moves (
+           seq bigint generated always as identity primary key, xid xid8 not null default pg_current_xact_id(),
+           tbl text not null, what text not null, until_next boolean not null);
+         create table torture.triggers (name text primary key, enabled text not null);",
     )
     .await?;
     for table in TABLES {
@@ -112,6 +116,45 @@ pub(crate) fn record_all(table: &str, which: &str) -> String {
 /// As SQL, for a transaction that makes rows of the table go unseen by any trigger, before it does.
 pub(crate) fn record_gone(table: &str, which: &str) -> String {
     format!("insert into torture.versions (tbl, id) select '{table}', r.id from {table} r where {which}")
+}
+
+/// As SQL: notes that something is done to a table after which an export of changes may be refused; with `until_next`, until the
+/// next such move.
+pub(crate) fn move_made(table: &str, what: &str, until_next: bool) -> String {
+    format!("insert into torture.moves (tbl, what, until_next) values ('{table}', '{what}', {until_next})")
+}
+
+/// Something that was done to a table.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub(crate) struct MoveMade {
+    xid: i64,
+    pub(crate) tbl: String,
+    pub(crate) what: String,
+    until_next: bool,
+}
+
+impl MoveMade {
+    fn is_seen(&self, by: &Snapshot) -> bool {
+        by.sees(self.xid.cast_unsigned())
+    }
+}
+
+/// In their order.
+pub(crate) async fn moves(conn: &mut PgConnection) -> Result<Vec<MoveMade>> {
+    Ok(sqlx::query_as("select xid::text::bigint as xid, tbl, what, until_next from torture.moves order by seq")
+        .fetch_all(conn)
+        .await?)
+}
+
+/// Whether something was done to a table that an export refused at `now` may see, since the last one's claim.
+pub(crate) fn has_moved(moves: &[MoveMade], table: &str, since: Option<&Snapshot>, now: &Snapshot) -> bool {
+    let mut seen = moves.iter().filter(|made| made.tbl == table && made.is_seen(now)).peekable();
+    let mut moved = false;
+    while let Some(made) = seen.next() {
+        let lasts = made.until_next && seen.peek().is_none_or(|next| since.is_none_or(|since| !next.is_seen(since)));
+        moved |= lasts || since.is_none_or(|since| !made.is_seen(since));
+    }
+    moved
 }
 
 /// A row's columns by name, as the service writes them.

@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 use crate::auditor::{self, Archive, names};
 use crate::clients::{self, Caller};
 use crate::cluster::{Cluster, SERVICE};
-use crate::lanes::{DATASETS, LANES};
+use crate::lanes::{DATASETS, LANES, Lane};
 use crate::ledger::{Ledger, is_terminal};
 use crate::nemesis::{self, Plan};
 use crate::oracle::{End, Oracle};
@@ -20,7 +20,7 @@ use crate::proxy::Link;
 use crate::recorder;
 use crate::replica::Replica;
 use crate::report::{Counts, Report, locked};
-use crate::{shapes, writers};
+use crate::{ddl, shapes, writers};
 
 pub(crate) const REPLICAS: usize = 3;
 /// From the last fault until every job has ended: the longest pause of a job that is tried for the fourth time (18 s and a fifth
@@ -165,6 +165,7 @@ impl Trial {
         for replica in &world.replicas {
             replica.link.heal();
         }
+        ddl::rest(world, &self.struck).await?;
 
         world.writing.store(false, Ordering::SeqCst);
         world.asking.store(false, Ordering::SeqCst);
@@ -182,6 +183,7 @@ impl Trial {
         world.auditing.store(false, Ordering::SeqCst);
         let looks = auditing.await?;
 
+        let mut conn = world.cluster.connect().await?;
         let mut oracle = world.oracle.lock().await;
         if world.is_over() {
             oracle.take_in(&mut conn).await?;
@@ -230,25 +232,37 @@ async fn settle(world: &World) -> Result<()> {
     println!("drained in {:.1} s", begun.elapsed().as_secs_f64());
     let address = world.replicas[0].address().context("it runs")?;
     let caller = Caller { world, address };
-    let mut last = Vec::new();
-    for lane in &LANES {
-        last.push(caller.submit("delta", lane).await.with_context(|| format!("no last delta for {}", lane.name))?);
-    }
-    for id in last {
-        let begun = Instant::now();
-        loop {
-            let job = caller.job(&id).await.context("nothing is wrong any more")?;
-            if is_terminal(&job) {
-                if job["status"] != "completed" {
-                    world.report.red("9", format!("a last delta, with no faults about, ended so: {job}"));
-                }
-                break;
+    let mut lanes: Vec<(&Lane, &str)> = LANES.iter().map(|lane| (lane, "delta")).collect();
+    while !lanes.is_empty() {
+        let mut last = Vec::new();
+        for (lane, kind) in lanes {
+            let job = caller.submit(kind, lane).await.with_context(|| format!("no last {kind} for {}", lane.name))?;
+            last.push((lane, kind, job));
+        }
+        lanes = Vec::new();
+        for (lane, kind, job) in last {
+            let job = ended(&caller, &job).await?;
+            // Whether it was refused for a reason, the oracle says.
+            if kind == "delta" && job["error"]["code"] == "full_export_needed" {
+                lanes.push((lane, "full"));
+            } else if job["status"] != "completed" {
+                world.report.red("9", format!("a last {kind}, with no faults about, ended so: {job}"));
             }
-            ensure!(begun.elapsed() < DRAIN, "a last delta takes too long: {job}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
     Ok(())
+}
+
+async fn ended(caller: &Caller<'_>, id: &str) -> Result<serde_json::Value> {
+    let begun = Instant::now();
+    loop {
+        let job = caller.job(id).await.context("nothing is wrong any more")?;
+        if is_terminal(&job) {
+            return Ok(job);
+        }
+        ensure!(begun.elapsed() < DRAIN, "a last export takes too long: {job}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Jobs that have not ended, or whose file has no name yet.

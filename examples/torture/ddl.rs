@@ -1,0 +1,313 @@
+//! The tables' owner, who changes their shape while all others write and export. What values become by it no trigger sees, so each
+//! move records the rows itself, in the transaction that it is made in.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::random::Random;
+use crate::recorder::{move_made, record_all, record_gone};
+use crate::shapes;
+use crate::trial::World;
+
+/// One move. Of those that go to and fro, the catalogue says which way it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shaping {
+    /// The table's file is another one, and nothing else.
+    VacuumFull,
+    /// Of a table whose dataset doesn't have the column.
+    UnwantedColumn,
+    /// A column comes, with a default, or goes.
+    Column,
+    /// A column has another name, or its own again.
+    Rename,
+    /// A column loses digits, or has room for more.
+    Narrow,
+    /// A column's values are written anew in its own type.
+    Rewrite,
+    /// Two columns have each other's name.
+    Swap,
+    /// A column goes, and another one comes under its name.
+    Replace,
+    /// The same of the column that says which rows are deleted.
+    ReplaceFlag,
+    /// A label of an enum has another name.
+    Label,
+    Truncate,
+    /// Of one partition.
+    TruncatePartition,
+    /// The service's triggers are disabled for so long.
+    Disable(Duration),
+    /// They are gone until somebody tracks the table anew.
+    DropTriggers(Duration),
+    /// A partition goes with its rows, or comes back with others.
+    Partition,
+    /// An empty partition comes or goes.
+    EmptyPartition,
+}
+
+impl Shaping {
+    pub(crate) fn draw(random: &mut Random) -> Shaping {
+        let time = random.millis(200, 1_500);
+        let all = [
+            Shaping::VacuumFull,
+            Shaping::VacuumFull,
+            Shaping::UnwantedColumn,
+            Shaping::Column,
+            Shaping::Column,
+            Shaping::Rename,
+            Shaping::Rename,
+            Shaping::Narrow,
+            Shaping::Rewrite,
+            Shaping::Swap,
+            Shaping::Replace,
+            Shaping::ReplaceFlag,
+            Shaping::Label,
+            Shaping::Truncate,
+            Shaping::TruncatePartition,
+            Shaping::Disable(time),
+            Shaping::DropTriggers(time),
+            Shaping::Partition,
+            Shaping::Partition,
+            Shaping::EmptyPartition,
+        ];
+        all[random.below(all.len() as u64) as usize]
+    }
+
+    fn table(self) -> &'static str {
+        match self {
+            Shaping::UnwantedColumn => "users",
+            Shaping::TruncatePartition | Shaping::Partition | Shaping::EmptyPartition => "parts",
+            _ => "shapes",
+        }
+    }
+}
+
+/// Makes a move, or lets it be if the table can't be had. `binary` is the service's, whose `track` some need.
+pub(crate) async fn make(world: &World, shaping: Shaping, binary: &Path) -> Result<()> {
+    let made = async {
+        let mut conn = world.cluster.connect_at_last().await?;
+        conn.execute("set lock_timeout = '2s'").await?;
+        let table = shaping.table();
+        match shaping {
+            Shaping::VacuumFull => drop(conn.execute("vacuum full shapes").await?),
+            Shaping::Disable(time) => {
+                turn_triggers(&mut conn, false).await?;
+                tokio::time::sleep(time).await;
+                // Nobody leaves them so.
+                again(world, Left::TriggersOff).await?;
+            }
+            Shaping::DropTriggers(time) => {
+                drop_triggers(&mut conn).await?;
+                tokio::time::sleep(time).await;
+                track(world, table, binary).await?;
+            }
+            Shaping::Partition | Shaping::EmptyPartition => {
+                transact(&mut conn, shaping).await?;
+                track(world, table, binary).await?;
+            }
+            _ => transact(&mut conn, shaping).await?,
+        }
+        anyhow::Ok(())
+    };
+    if let Err(error) = made.await {
+        world.report.announce(&format!("{shaping:?} went wrong: {error:#}"));
+    }
+    Ok(())
+}
+
+/// Everything as it was at first, so that the last exports meet a table at rest.
+pub(crate) async fn rest(world: &World, binary: &Path) -> Result<()> {
+    again(world, Left::TriggersOff).await?;
+    for dataset in ["shapes", "parts"] {
+        track(world, dataset, binary).await?;
+    }
+    Ok(())
+}
+
+/// What a move leaves to be done, whatever happens.
+#[derive(Clone, Copy)]
+enum Left<'a> {
+    TriggersOff,
+    /// To be noted.
+    Tracked(&'a str),
+}
+
+/// Until it is done: Postgres may be down, or the table taken.
+async fn again(world: &World, left: Left<'_>) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        let done = async {
+            let mut conn = world.cluster.connect().await?;
+            conn.execute("set lock_timeout = '2s'").await?;
+            match left {
+                Left::TriggersOff => turn_triggers(&mut conn, true).await,
+                Left::Tracked(dataset) => {
+                    conn.execute(AssertSqlSafe(move_made(dataset, "track", false))).await?;
+                    Ok(())
+                }
+            }
+        };
+        match done.await {
+            Err(error) if tries == 60 => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+            Ok(()) => return Ok(()),
+        }
+        tries += 1;
+    }
+}
+
+async fn track(world: &World, dataset: &str, binary: &Path) -> Result<()> {
+    let mut tries = 0;
+    while let Err(error) = shapes::track(world, binary, dataset).await {
+        tries += 1;
+        if tries == 30 {
+            return Err(error);
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    again(world, Left::Tracked(dataset)).await
+}
+
+async fn transact(conn: &mut PgConnection, shaping: Shaping) -> Result<()> {
+    let table = shaping.table();
+    let mut tx = conn.begin().await?;
+    tx.execute(AssertSqlSafe(format!("lock table {table} in access exclusive mode"))).await?;
+    let columns: Vec<String> = sqlx::query_scalar(
+        "select attname::text from pg_attribute where attrelid = $1::regclass and attnum > 0 and not attisdropped",
+    )
+    .bind(table)
+    .fetch_all(&mut *tx)
+    .await?;
+    let has = |name: &str| columns.iter().any(|column| column == name);
+    let (note, all) = (if has("note") { "note" } else { "remark" }, record_all(table, "true"));
+    let sql = match shaping {
+        Shaping::UnwantedColumn if has("unwanted") => "alter table users drop column unwanted".to_owned(),
+        Shaping::UnwantedColumn => "alter table users add column unwanted text default 'unwanted'".to_owned(),
+        Shaping::Column if has("extra") => format!("alter table shapes drop column extra; {all}"),
+        Shaping::Column => format!("alter table shapes add column extra text default 'extra'; {all}"),
+        Shaping::Rename if has("note") => format!("alter table shapes rename column note to remark; {all}"),
+        Shaping::Rename => format!("alter table shapes rename column remark to note; {all}"),
+        Shaping::Narrow => {
+            let wide = "select atttypmod = (12 << 16 | 4) + 4 from pg_attribute where attrelid = 'shapes'::regclass and attname = 'amount'";
+            let digits = if one(&mut tx, wide).await? { 1 } else { 4 };
+            format!("alter table shapes alter column amount type numeric(12,{digits}); {all}")
+        }
+        Shaping::Rewrite => {
+            format!("alter table shapes alter column label type text using reverse(label); {all}")
+        }
+        Shaping::Swap => format!(
+            "alter table shapes rename column label to swapped; alter table shapes rename column {note} to label;
+             alter table shapes rename column swapped to {note}; {all}"
+        ),
+        Shaping::Replace => format!(
+            "alter table shapes drop column {note}; alter table shapes add column {note} text default 'replaced'; {all}"
+        ),
+        Shaping::ReplaceFlag => format!(
+            "alter table shapes drop column hidden; alter table shapes add column hidden boolean not null default false; {all}"
+        ),
+        Shaping::Label => {
+            let good = "select exists (select from pg_enum where enumtypid = 'mood'::regtype and enumlabel = 'good')";
+            let (from, to) = if one(&mut tx, good).await? { ("good", "fine") } else { ("fine", "good") };
+            format!("alter type mood rename value '{from}' to '{to}'; {all}")
+        }
+        Shaping::Truncate => format!("{}; truncate shapes", record_gone(table, "true")),
+        Shaping::TruncatePartition => {
+            let (name, from, to) = shapes::PARTITIONS[1];
+            format!("{}; truncate {name}", record_gone(table, &format!("r.id >= {from} and r.id < {to}")))
+        }
+        Shaping::Partition => {
+            let (name, from, to) = shapes::PARTITIONS[2];
+            let its = format!("r.id >= {from} and r.id < {to}");
+            if one(&mut tx, "select relispartition from pg_class where oid = 'parts_3'::regclass").await? {
+                format!("{}; alter table parts detach partition {name}", record_gone(table, &its))
+            } else {
+                // Somebody wrote to it meanwhile.
+                format!(
+                    "update {name} set note = 'away-' || coalesce(note, '') where id % 7 = 0; delete from {name} where id % 11 = 0;
+                     alter table parts attach partition {name} for values from ({from}) to ({to}); {}",
+                    record_all(table, &its)
+                )
+            }
+        }
+        Shaping::EmptyPartition => {
+            if one(&mut tx, "select to_regclass('parts_4') is null").await? {
+                "set local role service; create table parts_4 partition of parts for values from (400) to (500); reset role".to_owned()
+            } else {
+                "drop table parts_4".to_owned()
+            }
+        }
+        Shaping::VacuumFull | Shaping::Disable(_) | Shaping::DropTriggers(_) => String::new(),
+    };
+    tx.execute(AssertSqlSafe(sql)).await?;
+    // A new partition is without its triggers until somebody tracks the table.
+    let until_next = matches!(shaping, Shaping::Partition | Shaping::EmptyPartition);
+    if shaping.is_loud() {
+        tx.execute(AssertSqlSafe(move_made(table, &format!("{shaping:?}"), until_next))).await?;
+    }
+    Ok(tx.commit().await?)
+}
+
+impl Shaping {
+    /// Whether an incremental or a delta may be refused after it.
+    fn is_loud(self) -> bool {
+        !matches!(self, Shaping::VacuumFull | Shaping::UnwantedColumn | Shaping::Column | Shaping::Rename)
+    }
+}
+
+/// The service's triggers of `shapes`, with how they are enabled.
+const TRIGGERS: &str = "select quote_ident(tgname), tgenabled::text from pg_trigger
+                        where tgrelid = 'shapes'::regclass and tgname like 'cdc\\_export\\_%' order by 1";
+
+/// Off, or as they were at first, which `torture.triggers` remembers.
+async fn turn_triggers(conn: &mut PgConnection, on: bool) -> Result<()> {
+    let mut tx = conn.begin().await?;
+    tx.execute("lock table shapes in access exclusive mode").await?;
+    let triggers: Vec<(String, String)> = sqlx::query_as(TRIGGERS).fetch_all(&mut *tx).await?;
+    let mut turned = false;
+    for (name, enabled) in &triggers {
+        let how = match (on, enabled.as_str()) {
+            (false, _) => {
+                sqlx::query(
+                    "insert into torture.triggers values ($1, $2) on conflict (name) do update set enabled = $2",
+                )
+                .bind(name)
+                .bind(enabled)
+                .execute(&mut *tx)
+                .await?;
+                "disable"
+            }
+            (true, "D") => {
+                let was = sqlx::query_scalar("select enabled from torture.triggers where name = $1").bind(name);
+                match was.fetch_optional(&mut *tx).await?.unwrap_or("O".to_owned()).as_str() {
+                    "A" => "enable always",
+                    "R" => "enable replica",
+                    _ => "enable",
+                }
+            }
+            _ => continue,
+        };
+        turned = true;
+        tx.execute(AssertSqlSafe(format!("alter table shapes {how} trigger {name}"))).await?;
+    }
+    if turned {
+        tx.execute(AssertSqlSafe(move_made("shapes", if on { "enable" } else { "disable" }, !on))).await?;
+    }
+    Ok(tx.commit().await?)
+}
+
+async fn one(conn: &mut PgConnection, sql: &'static str) -> Result<bool> {
+    Ok(sqlx::query_scalar(sql).fetch_one(conn).await?)
+}
+
+async fn drop_triggers(conn: &mut PgConnection) -> Result<()> {
+    let mut tx = conn.begin().await?;
+    tx.execute("lock table shapes in access exclusive mode").await?;
+    let triggers: Vec<(String, String)> = sqlx::query_as(TRIGGERS).fetch_all(&mut *tx).await?;
+    let (first, _) = triggers.first().context("it is tracked")?;
+    tx.execute(AssertSqlSafe(format!("drop trigger {first} on shapes"))).await?;
+    tx.execute(AssertSqlSafe(move_made("shapes", "drop", true))).await?;
+    Ok(tx.commit().await?)
+}
