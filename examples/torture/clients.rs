@@ -1,13 +1,14 @@
 //! The clients: they ask for exports, look at them, cancel some, fetch and remove files, and remember what they were told.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::lanes::{AD_HOC, AskedBy, LANES, Lane};
+use crate::lanes::{self, AD_HOC, AskedBy, LANES, Lane};
+use crate::ledger::{Ledger, Promise};
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
@@ -24,7 +25,7 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
         tokio::time::sleep(random.millis(20, 150)).await;
         let listening: Vec<String> = world.replicas.iter().filter_map(|replica| replica.address()).collect();
         let (Some(address), Some(lane)) = (random.pick(&listening), random.pick(&lanes)) else { continue };
-        let caller = Caller { world: &world, address };
+        let caller = Caller::new(&world, address);
         match random.below(100) {
             0..8 => {
                 if locked(&world.ledger).open(AD_HOC) < MOST_OPEN {
@@ -64,11 +65,53 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
 
 /// A client that speaks to one replica.
 pub(crate) struct Caller<'w> {
-    pub(crate) world: &'w World,
-    pub(crate) address: String,
+    world: &'w World,
+    address: String,
+    /// When it began to ask. What it is told after the database was put back is of another era than what it asked for.
+    era: u64,
 }
 
-impl Caller<'_> {
+impl<'w> Caller<'w> {
+    pub(crate) fn new(world: &'w World, address: String) -> Caller<'w> {
+        Caller { world, address, era: world.era() }
+    }
+
+    /// The ledger, unless it is another era's by now.
+    fn ledger(&self) -> Option<MutexGuard<'w, Ledger>> {
+        let ledger = locked(&self.world.ledger);
+        (self.era == self.world.era()).then_some(ledger)
+    }
+
+    fn red(&self, invariant: &'static str, what: String) {
+        if self.era == self.world.era() {
+            self.world.report.red(invariant, what);
+        }
+    }
+
+    /// Asks for an export with a body of its own; status and answer.
+    pub(crate) async fn post(&self, path: &str, lane: &'static Lane, body: &Value) -> Option<(u16, Value)> {
+        let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", lane.name);
+        let request = request.header("Idempotency-Key", uuid::Uuid::new_v4().to_string()).json(body);
+        let (status, answer) = self.send(request, &format!("POST {path}")).await?;
+        let answer: Value = answer.json().await.ok()?;
+        if status == 202
+            && let Some(job) = answer["jobId"].as_str()
+        {
+            self.ledger()?.promised(job, lane.name);
+        }
+        Some((status, answer))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Option<(u16, Value)> {
+        let (status, answer) = self.call(Method::GET, path, None).await?;
+        Some((status, answer.json().await.ok()?))
+    }
+
+    pub(crate) async fn bytes(&self, path: &str) -> Option<(u16, Vec<u8>)> {
+        let (status, answer) = self.call(Method::GET, path, None).await?;
+        Some((status, answer.bytes().await.ok()?.to_vec()))
+    }
+
     /// An answer that isn't an error of the network. What no answer may be is red here.
     async fn call(&self, method: Method, path: &str, lane: Option<&str>) -> Option<(u16, reqwest::Response)> {
         let mut request = self.world.http.request(method.clone(), format!("{}{path}", self.address));
@@ -130,7 +173,7 @@ impl Caller<'_> {
         }
         // A body that was cut off is a 202 all the same, but of which job, nobody knows.
         let job = answer.json::<Value>().await.ok()?["jobId"].as_str()?.to_owned();
-        locked(&self.world.ledger).promised(&job, lane);
+        self.ledger()?.promised(&job, lane);
         Some(job)
     }
 
@@ -148,7 +191,7 @@ impl Caller<'_> {
         let asked = Instant::now();
         let Some((200, answer)) = self.call(Method::GET, path, None).await else { return };
         let Ok(page) = answer.json::<Value>().await else { return };
-        let mut ledger = locked(&self.world.ledger);
+        let Some(mut ledger) = self.ledger() else { return };
         for job in page["items"].as_array().into_iter().flatten() {
             ledger.told(job, asked, &self.world.report);
         }
@@ -158,10 +201,10 @@ impl Caller<'_> {
         let asked = Instant::now();
         let (status, answer) = self.call(Method::GET, &format!("/exports/{id}"), None).await?;
         if status == 404 {
-            self.world.report.red("8", format!("job {id} was accepted, and there is none of that id"));
+            self.red("8", format!("job {id} was accepted, and there is none of that id"));
         }
         let job = answer.json::<Value>().await.ok().filter(|_| status == 200)?;
-        locked(&self.world.ledger).told(&job, asked, &self.world.report);
+        self.ledger()?.told(&job, asked, &self.world.report);
         Some(job)
     }
 
@@ -175,12 +218,14 @@ impl Caller<'_> {
             404 => None,
             _ => return,
         };
-        locked(&self.world.ledger).told_watermark(lane.name, told, before, &self.world.report);
+        if let Some(mut ledger) = self.ledger() {
+            ledger.told_watermark(lane.name, told, before, &self.world.report);
+        }
     }
 
     async fn cancel(&self, job: &str) {
         let Some((202, _)) = self.call(Method::POST, &format!("/exports/{job}/cancel"), None).await else { return };
-        if let Some(promise) = locked(&self.world.ledger).promises.get_mut(job) {
+        if let Some(promise) = self.ledger().as_mut().and_then(|ledger| ledger.promises.get_mut(job)) {
             promise.cancel_accepted = true;
         }
     }
@@ -197,7 +242,7 @@ impl Caller<'_> {
         match status {
             200 => {
                 let Ok(bytes) = answer.bytes().await else { return };
-                let ledger = locked(&self.world.ledger);
+                let Some(ledger) = self.ledger() else { return };
                 let Some((job, _)) = ledger.promises.get(&id).and_then(|promise| promise.ended.as_ref()) else {
                     return;
                 };
@@ -207,7 +252,7 @@ impl Caller<'_> {
             }
             410 if removed() => {}
             503 => {}
-            _ => self.world.report.red("3", format!("the file of {id}, which is completed, can't be had: {status}")),
+            _ => self.red("3", format!("the file of {id}, which is completed, can't be had: {status}")),
         }
     }
 
@@ -215,7 +260,10 @@ impl Caller<'_> {
     /// whose file has no name yet would be given up.
     async fn remove(&self, random: &mut Random) {
         let mut kept = locked(&self.world.archive).jobs();
-        kept.retain(|id| locked(&self.world.ledger).promises.get(id).is_some_and(|promise| promise.ended.is_some()));
+        // Loaders come later than others.
+        let is_loaded = |lane| lanes::of_loaders().any(|loaded| loaded.name == lane);
+        let known = |promise: &Promise| promise.ended.is_some() && !is_loaded(promise.lane);
+        kept.retain(|id| locked(&self.world.ledger).promises.get(id).is_some_and(known));
         let Some(id) = random.pick(&kept) else { return };
         match locked(&self.world.ledger).promises.get_mut(&id) {
             Some(promise) => promise.removal_asked = true,

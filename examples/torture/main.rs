@@ -13,6 +13,7 @@ mod ddl;
 mod file_order;
 mod lanes;
 mod ledger;
+mod loader;
 mod moves;
 mod nemesis;
 mod oracle;

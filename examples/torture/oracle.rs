@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::auditor::{Archive, identity, names};
 use crate::lanes::{AD_HOC, LANES, Lane};
+use crate::loader;
 use crate::recorder::{self, Attempts, History, MoveMade, Row, Snapshot, Step, Versions};
 use crate::replay::{Replica, Said, Window};
 use crate::report::{Report, locked};
@@ -194,6 +195,13 @@ impl Oracle {
                 Err(error) => world.report.red("1", format!("{}: {error:#}", lane.name)),
             }
         }
+        for (lane, which) in loader::all() {
+            let consumer = self.consumers.entry(format!("{}, loader {which}", lane.name)).or_default();
+            match judged.reload(lane, which, consumer, end) {
+                Ok(compared) => self.replays += compared,
+                Err(error) => world.report.red("1", format!("{}, loader {which}: {error:#}", lane.name)),
+            }
+        }
         for job in era.completed().filter(|job| job.consumer_id == AD_HOC && !self.ad_hoc.contains(&job.delivered())) {
             match judged.compare_ad_hoc(job) {
                 Ok(()) => self.replays += 1,
@@ -372,14 +380,31 @@ impl Judged<'_> {
                 consumer.last = Some(job.delivered());
             }
         }
-        if end == End::OfAll {
-            let different = consumer.replica.differences(&self.era.tables[lane.dataset]);
-            if !different.is_empty() {
-                let (many, few) = (different.len(), &different[..different.len().min(5)]);
-                self.report().red("1", format!("{}: {many} rows are not the table's in the end: {few:?}", lane.name));
-            }
-        }
+        self.compare_with_table(lane, consumer, end);
         Ok(compared)
+    }
+
+    /// 1, as a loader sees it: what it loaded, in the order of its loading, whatever it was not given.
+    fn reload(&self, lane: &Lane, which: usize, consumer: &mut Consumer, end: End) -> Result<usize> {
+        let recorded = locked(&self.world.loaded);
+        let loaded = recorded.get(&(lane.name, which)).map_or(&[][..], |recorded| &recorded.loaded);
+        let fresh = &loaded[consumer.had.len()..];
+        for delivered in fresh {
+            let job = self.era.of_lane(lane.name).find(|job| job.delivered() == *delivered);
+            let job = job.with_context(|| format!("it loaded {delivered:?}, which nobody made"))?;
+            consumer.had.insert(job.delivered());
+            self.load(job, consumer)?;
+        }
+        self.compare_with_table(lane, consumer, end);
+        Ok(fresh.len())
+    }
+
+    fn compare_with_table(&self, lane: &Lane, consumer: &Consumer, end: End) {
+        let different = consumer.replica.differences(&self.era.tables[lane.dataset]);
+        if end == End::OfAll && !different.is_empty() {
+            let (many, few) = (different.len(), &different[..different.len().min(5)]);
+            self.report().red("1", format!("{}: {many} rows are not the table's in the end: {few:?}", lane.name));
+        }
     }
 
     /// Loads one export more, and compares. False: its file was never seen, which was said before.

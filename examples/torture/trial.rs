@@ -1,7 +1,8 @@
 //! A trial: a service, those who use it, and those who harm it, from the first process to the oracle's word.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::clients::{self, Caller};
 use crate::cluster::{Cluster, SERVICE};
 use crate::lanes::{DATASETS, LANES, Lane};
 use crate::ledger::{Ledger, is_terminal};
+use crate::loader::{self, Recorded};
 use crate::nemesis::{self, Plan};
 use crate::oracle::{End, Oracle};
 use crate::proxy::Link;
@@ -44,6 +46,10 @@ pub(crate) struct World {
     pub(crate) ledger: Mutex<Ledger>,
     pub(crate) archive: Mutex<Archive>,
     pub(crate) oracle: tokio::sync::Mutex<Oracle>,
+    /// What each loader of a lane has recorded.
+    pub(crate) loaded: Mutex<BTreeMap<(&'static str, usize), Recorded>>,
+    /// Even: the database goes its way. Odd: it is being put back.
+    pub(crate) era: AtomicU64,
     pub(crate) writing: AtomicBool,
     pub(crate) asking: AtomicBool,
     pub(crate) auditing: AtomicBool,
@@ -52,6 +58,10 @@ pub(crate) struct World {
 }
 
 impl World {
+    pub(crate) fn era(&self) -> u64 {
+        self.era.load(Ordering::SeqCst)
+    }
+
     /// Whether the faults may stop before their time.
     pub(crate) fn is_over(&self) -> bool {
         self.ends_with.is_some_and(|invariant| self.report.has(invariant))
@@ -122,6 +132,8 @@ impl Trial {
             ledger: Mutex::default(),
             archive: Mutex::default(),
             oracle: tokio::sync::Mutex::default(),
+            loaded: Mutex::default(),
+            era: AtomicU64::new(0),
             writing: AtomicBool::new(true),
             asking: AtomicBool::new(true),
             auditing: AtomicBool::new(true),
@@ -147,7 +159,9 @@ impl Trial {
         let mut writing: Vec<_> =
             (0..writers::WRITERS).map(|n| tokio::spawn(writers::write(Arc::clone(world), n))).collect();
         writing.push(tokio::spawn(shapes::write(Arc::clone(world))));
-        let asking: Vec<_> = (0..clients::CLIENTS).map(|n| tokio::spawn(clients::ask(Arc::clone(world), n))).collect();
+        let mut asking: Vec<_> =
+            (0..clients::CLIENTS).map(|n| tokio::spawn(clients::ask(Arc::clone(world), n))).collect();
+        asking.extend(loader::all().map(|(lane, which)| tokio::spawn(loader::load(Arc::clone(world), lane, which))));
         let auditing = tokio::spawn(auditor::audit(Arc::clone(world)));
 
         if !self.failpoints.is_empty() {
@@ -231,7 +245,7 @@ async fn settle(world: &World) -> Result<()> {
     }
     println!("drained in {:.1} s", begun.elapsed().as_secs_f64());
     let address = world.replicas[0].address().context("it runs")?;
-    let caller = Caller { world, address };
+    let caller = Caller::new(world, address);
     let mut lanes: Vec<(&Lane, &str)> = LANES.iter().map(|lane| (lane, "delta")).collect();
     while !lanes.is_empty() {
         let mut last = Vec::new();
@@ -249,6 +263,9 @@ async fn settle(world: &World) -> Result<()> {
                 world.report.red("9", format!("a last {kind}, with no faults about, ended so: {job}"));
             }
         }
+    }
+    for (lane, which) in loader::all() {
+        loader::catch_up(world, lane, which).await?;
     }
     Ok(())
 }

@@ -1,0 +1,203 @@
+//! Loaders: clients that load each export of their lane once, in its order, and say with each request which one they loaded last.
+//! Two of them share a lane, and know nothing of each other. They are killed now and then, and remember what they had recorded.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::clients::{Caller, sha256};
+use crate::lanes::{self, Lane};
+use crate::ledger::is_terminal;
+use crate::oracle::Delivered;
+use crate::random::Random;
+use crate::report::locked;
+use crate::trial::World;
+
+/// Of each lane.
+const LOADERS: usize = 2;
+/// How long a loader waits for its export before it goes on with its life.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a loader has recorded, beside its rows.
+#[derive(Default)]
+pub(crate) struct Recorded {
+    /// The exports that it loaded, in the order of their loading.
+    pub(crate) loaded: Vec<Delivered>,
+}
+
+/// All loaders, a lane's beside each other.
+pub(crate) fn all() -> impl Iterator<Item = (&'static Lane, usize)> {
+    lanes::of_loaders().flat_map(|lane| (0..LOADERS).map(move |which| (lane, which)))
+}
+
+/// Loads until the clients are told to stop.
+pub(crate) async fn load(world: Arc<World>, lane: &'static Lane, which: usize) {
+    let of = lanes::of_loaders().position(|other| other.name == lane.name).unwrap_or_default();
+    let mut loader = Loader::new(&world, lane, which, Random::new(world.seed, (250 + LOADERS * of + which) as u64));
+    while world.asking.load(Ordering::SeqCst) {
+        let rest = loader.random.millis(100, 900);
+        tokio::time::sleep(rest).await;
+        loader.round().await;
+    }
+}
+
+/// Loads what there is until the loader is in step, with nothing wrong any more.
+pub(crate) async fn catch_up(world: &World, lane: &'static Lane, which: usize) -> Result<()> {
+    let mut loader = Loader::new(world, lane, which, Random::new(world.seed, 290));
+    loader.mortal = false;
+    let begun = Instant::now();
+    while loader.round().await != Round::InStep {
+        ensure!(begun.elapsed() < 3 * PATIENCE, "a loader of {} doesn't come to the end of its lane", lane.name);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+struct Loader<'w> {
+    world: &'w World,
+    lane: &'static Lane,
+    which: usize,
+    random: Random,
+    /// It was told to make a full export. Not recorded: it is told again.
+    wants_full: bool,
+    /// It may be killed.
+    mortal: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// It asked for an export and loaded it: there was nothing else to load.
+    InStep,
+    Behind,
+}
+
+/// What a loader knows at the beginning of a round.
+struct Standing {
+    era: u64,
+    last: Option<Delivered>,
+}
+
+impl<'w> Loader<'w> {
+    fn new(world: &'w World, lane: &'static Lane, which: usize, random: Random) -> Loader<'w> {
+        Loader { world, lane, which, random, wants_full: false, mortal: true }
+    }
+
+    fn is_killed(&mut self, chance: u64) -> bool {
+        let killed = self.mortal && self.random.percent(chance);
+        self.wants_full &= !killed;
+        killed
+    }
+
+    async fn round(&mut self) -> Round {
+        let listening: Vec<String> = self.world.replicas.iter().filter_map(|replica| replica.address()).collect();
+        let Some(address) = self.random.pick(&listening) else { return Round::Behind };
+        let caller = Caller::new(self.world, address);
+        let standing = {
+            let recorded = locked(&self.world.loaded);
+            let last = recorded.get(&(self.lane.name, self.which)).and_then(|recorded| recorded.loaded.last().cloned());
+            Standing { era: self.world.era(), last }
+        };
+        if self.mortal && self.random.percent(20) {
+            self.list(&caller, &standing).await;
+            return Round::Behind;
+        }
+        self.ask(&caller, &standing).await
+    }
+
+    /// Loads what the list has after the last one, without asking for more.
+    async fn list(&mut self, caller: &Caller<'_>, standing: &Standing) {
+        let Some((last, _)) = &standing.last else { return };
+        let path = format!("/exports?consumer={}&dataset={}&after={last}", self.lane.name, self.lane.dataset);
+        let Some((200, page)) = caller.get(&path).await else { return };
+        for job in page["items"].as_array().into_iter().flatten() {
+            if !self.load(caller, standing, job).await {
+                return;
+            }
+        }
+    }
+
+    async fn ask(&mut self, caller: &Caller<'_>, standing: &Standing) -> Round {
+        let nothing_yet = standing.last.is_none() && self.random.percent(50);
+        let kind = if self.wants_full || nothing_yet { "full" } else { "delta" };
+        let mut body = json!({ "dataset": self.lane.dataset, "after": null });
+        if let Some((id, hash)) = &standing.last {
+            body["after"] = json!(id);
+            body["afterSha256"] = json!(hash);
+        }
+        let Some((status, answer)) = caller.post(&format!("/exports/{kind}"), self.lane, &body).await else {
+            return Round::Behind;
+        };
+        match (status, answer["code"].as_str()) {
+            (202, _) => {
+                let Some(job) = self.wait(caller, &answer).await else { return Round::Behind };
+                if job["error"]["code"] == "full_export_needed" {
+                    self.wants_full = true;
+                }
+                if job["status"] == "completed" && self.load(caller, standing, &job).await {
+                    return Round::InStep;
+                }
+            }
+            (409, Some("out_of_step")) if kind != "full" => {
+                for job in answer["jobs"].as_array().into_iter().flatten() {
+                    if job["status"] != "completed" || !self.load(caller, standing, job).await {
+                        break;
+                    }
+                }
+            }
+            (409, Some("database_restored")) if kind != "full" => self.wants_full = true,
+            (503 | 429, _) => {}
+            other => {
+                let line = format!("a loader's {kind} of {} after {:?}: {other:?}", self.lane.name, standing.last);
+                self.world.report.red("api", line);
+            }
+        }
+        Round::Behind
+    }
+
+    /// The job that an answer promises, once it has ended.
+    async fn wait(&mut self, caller: &Caller<'_>, answer: &Value) -> Option<Value> {
+        let id = answer["jobId"].as_str()?;
+        let begun = Instant::now();
+        loop {
+            if self.is_killed(5) || begun.elapsed() > PATIENCE {
+                return None;
+            }
+            if let Some(job) = caller.job(id).await.filter(is_terminal) {
+                return Some(job);
+            }
+            tokio::time::sleep(Duration::from_millis(80)).await;
+        }
+    }
+
+    /// Loads an export: fetches its file, and records that it has it. False: it hasn't.
+    async fn load(&mut self, caller: &Caller<'_>, standing: &Standing, job: &Value) -> bool {
+        let (Some(id), Some(hash)) = (job["jobId"].as_str(), job["sha256"].as_str()) else {
+            self.world.report.red("api", format!("an export to load without id or hash: {job}"));
+            return false;
+        };
+        let Some((200, bytes)) = caller.bytes(&format!("/exports/{id}/download")).await else { return false };
+        if sha256(&bytes) != hash {
+            self.world.report.red("5", format!("a loader got {} bytes that are not the file of {job}", bytes.len()));
+            return false;
+        }
+        // It dies with what it hasn't recorded yet.
+        if self.is_killed(10) {
+            return false;
+        }
+        let Ok(id) = id.parse() else { return false };
+        let mut recorded = locked(&self.world.loaded);
+        // What the database was put back from meanwhile: it dies before it records that, so that the oracle knows which era it is of.
+        if self.world.era() != standing.era {
+            return false;
+        }
+        let loaded = &mut recorded.entry((self.lane.name, self.which)).or_default().loaded;
+        if loaded.iter().any(|(other, other_hash)| *other == id && other_hash == hash) {
+            self.world.report.red("1", format!("{id} was given to a loader of {} that has it", self.lane.name));
+        }
+        loaded.push((id, hash.to_owned()));
+        true
+    }
+}
