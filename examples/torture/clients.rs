@@ -180,21 +180,28 @@ impl<'w> Caller<'w> {
     /// The lane's newest jobs.
     pub(crate) async fn look(&self, lane: &str) {
         // `:` and `@` may stand in a query as they are.
-        self.look_at(&format!("/exports?consumer={lane}&limit=30")).await;
+        let jobs = self.look_at(&format!("/exports?consumer={lane}&limit=30")).await;
+        // 6: newest first, whatever clocks say.
+        let numbers: Vec<u64> = jobs.iter().filter_map(|job| job["number"].as_u64()).collect();
+        if !numbers.is_sorted_by(|newer, older| newer > older) {
+            self.red("6", format!("the list of {lane} has the numbers {numbers:?}"));
+        }
     }
 
     async fn look_at_all(&self) {
         self.look_at("/exports?limit=100").await;
     }
 
-    async fn look_at(&self, path: &str) {
+    async fn look_at(&self, path: &str) -> Vec<Value> {
         let asked = Instant::now();
-        let Some((200, answer)) = self.call(Method::GET, path, None).await else { return };
-        let Ok(page) = answer.json::<Value>().await else { return };
-        let Some(mut ledger) = self.ledger() else { return };
-        for job in page["items"].as_array().into_iter().flatten() {
-            ledger.told(job, asked, &self.world.report);
+        let Some((200, page)) = self.get(path).await else { return Vec::new() };
+        let jobs = page["items"].as_array().cloned().unwrap_or_default();
+        if let Some(mut ledger) = self.ledger() {
+            for job in &jobs {
+                ledger.told(job, asked, &self.world.report);
+            }
         }
+        jobs
     }
 
     pub(crate) async fn job(&self, id: &str) -> Option<Value> {
@@ -265,10 +272,14 @@ impl<'w> Caller<'w> {
         let known = |promise: &Promise| promise.ended.is_some() && !is_loaded(promise.lane);
         kept.retain(|id| locked(&self.world.ledger).promises.get(id).is_some_and(known));
         let Some(id) = random.pick(&kept) else { return };
-        match locked(&self.world.ledger).promises.get_mut(&id) {
-            Some(promise) => promise.removal_asked = true,
+        let name = match locked(&self.world.ledger).promises.get_mut(&id) {
+            Some(promise) => {
+                promise.removal_asked = true;
+                promise.ended.as_ref().and_then(|(job, _)| job["outputFilename"].as_str()).map(str::to_owned)
+            }
             None => return,
-        }
+        };
+        locked(&self.world.archive).removed.extend(name);
         self.call(Method::DELETE, &format!("/exports/{id}"), None).await;
     }
 }

@@ -11,6 +11,7 @@ use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
+use crate::clock::Clock;
 use crate::environment;
 
 pub(crate) const DATABASE: &str = "torture";
@@ -25,6 +26,9 @@ const SETTINGS: &[&str] = &[
     "deadlock_timeout=100ms",
     "log_line_prefix=%m [%p] %u ",
     "restart_after_crash=on",
+    "max_wal_size=256MB",
+    // There is no archive; where a recovery is asked for, it ends with what there is.
+    "restore_command=/bin/false",
 ];
 
 pub(crate) struct Cluster {
@@ -32,13 +36,31 @@ pub(crate) struct Cluster {
     folder: PathBuf,
     account: Option<User>,
     port: u16,
+    /// Where it listens while nobody but us shall reach it.
+    side_port: u16,
     password: String,
+    /// Where somebody sets it.
+    clock: Option<Clock>,
     server: Mutex<Option<Child>>,
+    /// Who stops and starts it.
+    hands: Mutex<()>,
+}
+
+/// Who reaches a server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    All,
+    OnlyUs,
 }
 
 impl Cluster {
     /// Makes a cluster in `folder` and starts it.
     pub(crate) async fn start(folder: &Path) -> Result<Cluster> {
+        Cluster::start_by(folder, None).await
+    }
+
+    /// The same, by a clock that may be set.
+    pub(crate) async fn start_by(folder: &Path, clock: Option<Clock>) -> Result<Cluster> {
         // Postgres refuses to run as root.
         let account = if nix::unistd::geteuid().is_root() {
             Some(User::from_name("postgres")?.context("as root, a user `postgres` must be there to run Postgres")?)
@@ -50,13 +72,16 @@ impl Cluster {
         let cluster = Cluster {
             binaries: binaries()?,
             port: free_port()?,
+            side_port: free_port()?,
             password: uuid::Uuid::new_v4().simple().to_string(),
+            clock,
             server: Mutex::new(None),
+            hands: Mutex::new(()),
             folder,
             account,
         };
         cluster.initialise().await?;
-        cluster.launch().await?;
+        cluster.launch(Reach::All).await?;
         let mut admin = PgConnection::connect_with(&cluster.admin().database("postgres")).await?;
         for statement in [
             format!("create role {SERVICE} login password '{}'", cluster.password),
@@ -110,9 +135,50 @@ impl Cluster {
     /// A crash of the whole server and its recovery, as `pg_ctl restart -m immediate` makes it. The server stays our child, so
     /// that it doesn't outlive us.
     pub(crate) async fn crash(&self) -> Result<()> {
+        let _hands = self.hands.lock().await;
         let stopped = self.command("pg_ctl").args(["stop", "-m", "immediate", "-w"]).output().await?;
         ensure!(stopped.status.success(), "pg_ctl stop: {}", String::from_utf8_lossy(&stopped.stderr));
-        self.launch().await
+        self.launch(Reach::All).await
+    }
+
+    /// Held by who stops it for longer.
+    pub(crate) async fn hands(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.hands.lock().await
+    }
+
+    /// Past everything, while only we reach it.
+    pub(crate) async fn connect_aside(&self) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect_with(&self.admin().port(self.side_port)).await
+    }
+
+    /// Copies the data of a server that is stopped.
+    pub(crate) async fn copy(&self) -> Result<()> {
+        self.replace_by("data", "copy").await
+    }
+
+    /// Puts the copy in the place of the data.
+    pub(crate) async fn put_back(&self) -> Result<()> {
+        self.replace_by("copy", "data").await
+    }
+
+    async fn replace_by(&self, from: &str, to: &str) -> Result<()> {
+        let (from, to) = (self.folder.join(from), self.folder.join(to));
+        if to.exists() {
+            tokio::fs::remove_dir_all(&to).await?;
+        }
+        let copied = Command::new("cp").arg("-a").arg(&from).arg(&to).output().await?;
+        ensure!(copied.status.success(), "cp: {}", String::from_utf8_lossy(&copied.stderr));
+        Ok(())
+    }
+
+    /// Its clock is so many seconds off from now on.
+    pub(crate) fn set_clock(&self, seconds: i64) -> Result<()> {
+        self.clock.as_ref().map_or(Ok(()), |clock| clock.set(seconds))
+    }
+
+    /// Its next start ends with a new timeline, as that of a promoted standby or of a recovery to a point in time.
+    pub(crate) fn promote(&self) -> Result<()> {
+        Ok(std::fs::write(self.folder.join("data/recovery.signal"), "")?)
     }
 
     pub(crate) async fn stop(&self) -> Result<()> {
@@ -140,18 +206,22 @@ impl Cluster {
         Ok(())
     }
 
-    async fn launch(&self) -> Result<()> {
+    pub(crate) async fn launch(&self, reach: Reach) -> Result<()> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log"))?;
         let mut command = self.command("postgres");
-        command.arg("-p").arg(self.port.to_string()).arg("-k").arg(&self.folder);
+        let port = if reach == Reach::All { self.port } else { self.side_port };
+        command.arg("-p").arg(port.to_string()).arg("-k").arg(&self.folder);
         for setting in SETTINGS {
             command.arg("-c").arg(setting);
+        }
+        if let Some(clock) = &self.clock {
+            clock.rule(&mut command);
         }
         let child = command.stdout(log.try_clone()?).stderr(log).kill_on_drop(true).spawn()?;
         *self.server.lock().await = Some(child);
         let begun = Instant::now();
         loop {
-            match PgConnection::connect_with(&self.admin().database("postgres")).await {
+            match PgConnection::connect_with(&self.admin().port(port).database("postgres")).await {
                 Ok(connection) => return Ok(connection.close().await?),
                 Err(error) => {
                     ensure!(begun.elapsed() < Duration::from_secs(60), "Postgres doesn't start: {error}");

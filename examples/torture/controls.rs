@@ -61,7 +61,7 @@ const PUBLISH_FIRST: Edit = Edit {
         failpoint!(\"worker.extended\");\n",
 };
 
-const CONTROLS: [Control; 8] = [
+const CONTROLS: [Control; 9] = [
     // What the directed scenario does by itself is no violation.
     Control { name: "nothing", breaks: None, edits: &[], scenario: Scenario::Overtaking(15) },
     // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its idle
@@ -84,6 +84,17 @@ const CONTROLS: [Control; 8] = [
             file: "src/store/queue.rs",
             text: "and earlier.lane_seq < r.lane_seq and earlier.status in ('pending', 'processing'))",
             instead: "and earlier.lane_seq < r.lane_seq and false)",
+        }],
+        scenario: Scenario::Usual(60),
+    },
+    // A worker died between its commit and its file's name, and the lane goes on without it.
+    Control {
+        name: "no-wait-for-the-name",
+        breaks: Some("6"),
+        edits: &[Edit {
+            file: "src/store/queue.rs",
+            text: "where b.status = 'completed' and b.published_at is null and b.consumer_id is not null))",
+            instead: "where false))",
         }],
         scenario: Scenario::Usual(60),
     },
@@ -191,7 +202,15 @@ fn trial(control: &Control, seed: u64, binary: PathBuf) -> Trial {
         Scenario::SilentReaders(secs) => Attack::Planned(Plan::of_silent_readers(REPLICAS, Duration::from_secs(secs))),
         Scenario::LostAnswers(secs) => Attack::Planned(Plan::of_lost_answers(REPLICAS, Duration::from_secs(secs))),
     };
-    Trial { seed, failpoints: Vec::new(), debug: binary.clone(), struck: binary, attack, ends_with: control.breaks }
+    Trial {
+        seed,
+        failpoints: Vec::new(),
+        debug: binary.clone(),
+        struck: binary,
+        attack,
+        ends_with: control.breaks,
+        clock: None,
+    }
 }
 
 /// Services whose file operations are in another order, each with the rule that it breaks.

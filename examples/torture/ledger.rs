@@ -1,6 +1,6 @@
 //! What the clients remember: every job that they were promised, and what they were told of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -41,6 +41,18 @@ impl Ledger {
 
     pub(crate) fn open(&self, lane: &str) -> usize {
         self.promises.values().filter(|promise| promise.lane == lane && promise.ended.is_none()).count()
+    }
+
+    /// The database was put back: it has these jobs, as the API shows them, with whether somebody cancelled them. What clients were
+    /// told of others is no promise any more.
+    pub(crate) fn put_back(&mut self, states: &HashMap<String, (String, bool)>) {
+        self.promises.retain(|id, _| states.contains_key(id));
+        for (id, promise) in &mut self.promises {
+            let (status, cancelled) = &states[id];
+            promise.cancel_accepted &= cancelled;
+            promise.ended.take_if(|(job, _)| job["status"] != status.as_str());
+        }
+        self.watermarks.clear();
     }
 
     /// Whether a lane's consumer was told to ask for a full export, and has had none since.

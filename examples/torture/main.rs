@@ -7,9 +7,11 @@
 mod auditor;
 mod builds;
 mod clients;
+mod clock;
 mod cluster;
 mod controls;
 mod ddl;
+mod eras;
 mod file_order;
 mod lanes;
 mod ledger;
@@ -31,11 +33,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Parser;
 use tempfile::TempDir;
 
 use crate::builds::Profile;
+use crate::clock::Clock;
 use crate::moves::Move;
 use crate::nemesis::Plan;
 use crate::report::{Counts, Report};
@@ -98,9 +101,19 @@ async fn main() -> Result<ExitCode> {
 
 async fn torture(arguments: &Arguments) -> Result<bool> {
     let Arguments { seed, secs, keep, quick, .. } = *arguments;
-    let moves = arguments.moves.clone().unwrap_or(Move::ALL.to_vec());
+    let mut moves = arguments.moves.clone().unwrap_or(Move::ALL.to_vec());
     println!("seed {seed}, {secs} s, {moves:?}");
     let length = Duration::from_secs(secs);
+    let folder = reachable_folder()?;
+    let clock = if moves.contains(&Move::Clock) { Clock::find(folder.path())? } else { None };
+    if moves.contains(&Move::Clock) && clock.is_none() {
+        ensure!(
+            arguments.moves.is_none(),
+            "to set the clock, install `faketime`, or say where libfaketime.so.1 is in FAKETIME_LIB"
+        );
+        println!("there is no libfaketime: nobody sets the database's clock");
+        moves.retain(|what| *what != Move::Clock);
+    }
     let plan = Plan::new(seed, trial::REPLICAS, length, &moves);
     let schedule = plan.text();
     let trial = Trial {
@@ -110,8 +123,8 @@ async fn torture(arguments: &Arguments) -> Result<bool> {
         struck: builds::build(builds::tree(), if quick { Profile::Debug } else { Profile::Release }, None).await?,
         attack: Attack::Planned(plan),
         ends_with: None,
+        clock,
     };
-    let folder = reachable_folder()?;
     let begun = Instant::now();
     let (report, counts) = match trial.run(folder.path()).await {
         Ok(ran) => ran,

@@ -9,8 +9,10 @@ use chrono::Utc;
 use nix::sys::signal::Signal;
 use sqlx::Executor;
 
+use crate::clock;
 use crate::cluster::SERVICE;
 use crate::ddl::{self, Shaping};
+use crate::eras::{self, Upheaval};
 use crate::moves::Move;
 use crate::proxy::Swallowing;
 use crate::random::Random;
@@ -45,6 +47,9 @@ enum Blow {
     SilenceReader,
 }
 
+/// A blow that would come so late is left out.
+const LATE: Duration = Duration::from_millis(1_000);
+
 /// A reader that hears nothing is given up after five seconds: nothing else shall meet its replica meanwhile.
 const SILENT: Duration = Duration::from_secs(8);
 
@@ -70,6 +75,9 @@ pub(crate) struct Plan {
     blows: Vec<Vec<Planned<Blow>>>,
     quakes: Vec<Planned<Quake>>,
     shapings: Vec<Planned<Shaping>>,
+    upheavals: Vec<Planned<Upheaval>>,
+    /// How far the database's clock is off, in seconds.
+    clock: Vec<Planned<i64>>,
 }
 
 impl Plan {
@@ -78,19 +86,34 @@ impl Plan {
         // A stream of its own for each kind: leaving one away leaves the others as they are.
         let shapings =
             if moves.contains(&Move::Ddl) { shapings(&mut Random::new(seed, 600), length) } else { Vec::new() };
-        Plan { blows: blows.collect(), quakes: quakes(&mut Random::new(seed, 400), length), shapings }
+        let clock = if moves.contains(&Move::Clock) { steps(&mut Random::new(seed, 800), length) } else { Vec::new() };
+        let upheavals =
+            if moves.contains(&Move::Restores) { upheavals(&mut Random::new(seed, 700), length) } else { Vec::new() };
+        Plan { blows: blows.collect(), quakes: quakes(&mut Random::new(seed, 400), length), shapings, upheavals, clock }
     }
 
     /// For a directed scenario: COMMITs go unanswered.
     pub(crate) fn of_lost_answers(replicas: usize, length: Duration) -> Plan {
         let losses = |replica| every(300 + 30 * replica as u64, Blow::LoseAnswer, length);
-        Plan { blows: (0..replicas).map(losses).collect(), quakes: Vec::new(), shapings: Vec::new() }
+        Plan {
+            blows: (0..replicas).map(losses).collect(),
+            quakes: Vec::new(),
+            shapings: Vec::new(),
+            upheavals: Vec::new(),
+            clock: Vec::new(),
+        }
     }
 
     /// For a directed scenario: readers fall silent.
     pub(crate) fn of_silent_readers(replicas: usize, length: Duration) -> Plan {
         let silences = |replica| every(2_000 + 300 * replica as u64, Blow::SilenceReader, length);
-        Plan { blows: (0..replicas).map(silences).collect(), quakes: Vec::new(), shapings: Vec::new() }
+        Plan {
+            blows: (0..replicas).map(silences).collect(),
+            quakes: Vec::new(),
+            shapings: Vec::new(),
+            upheavals: Vec::new(),
+            clock: Vec::new(),
+        }
     }
 
     pub(crate) fn text(&self) -> String {
@@ -100,6 +123,8 @@ impl Plan {
         }
         lines.extend(self.quakes.iter().map(|quake| (quake.at, format!("all: {:?}", quake.what))));
         lines.extend(self.shapings.iter().map(|shaping| (shaping.at, format!("owner: {:?}", shaping.what))));
+        lines.extend(self.upheavals.iter().map(|upheaval| (upheaval.at, format!("all: {:?}", upheaval.what))));
+        lines.extend(self.clock.iter().map(|step| (step.at, format!("clock: {:+} s", step.what))));
         lines.sort();
         lines.iter().map(|(at, line)| format!("{:8.3} {line}\n", at.as_secs_f64())).collect()
     }
@@ -160,6 +185,29 @@ fn shapings(random: &mut Random, length: Duration) -> Vec<Planned<Shaping>> {
     planned
 }
 
+fn steps(random: &mut Random, length: Duration) -> Vec<Planned<i64>> {
+    let mut planned = Vec::new();
+    let mut at = random.millis(2_000, 6_000);
+    while at < length {
+        planned.push(Planned { at, what: clock::draw(random) });
+        at += random.millis(3_000, 15_000);
+    }
+    planned
+}
+
+fn upheavals(random: &mut Random, length: Duration) -> Vec<Planned<Upheaval>> {
+    let mut at = random.millis(3_000, 8_000);
+    let mut planned = vec![Planned { at, what: Upheaval::Copy }];
+    loop {
+        at += random.millis(5_000, 20_000);
+        // Time is left to be told of it.
+        if at + Duration::from_secs(5) > length {
+            return planned;
+        }
+        planned.push(Planned { at, what: Upheaval::draw(random) });
+    }
+}
+
 /// The second phase: the plan, each replica's list beside the others.
 pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Result<()> {
     let begun = Instant::now();
@@ -171,6 +219,10 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
                 tokio::time::sleep(blow.at.saturating_sub(begun.elapsed())).await;
                 if world.is_over() {
                     break;
+                }
+                // On a machine that is busy a start takes longer than the plan thinks. Blow upon blow nothing would ever run.
+                if begun.elapsed() > blow.at + LATE {
+                    continue;
                 }
                 hit(&world, index, blow.what, &binary).await?;
             }
@@ -185,6 +237,34 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
                 break;
             }
             shake(&shaken, quake.what).await?;
+        }
+        anyhow::Ok(())
+    });
+    let set = Arc::clone(world);
+    tasks.spawn(async move {
+        for step in plan.clock {
+            tokio::time::sleep(step.at.saturating_sub(begun.elapsed())).await;
+            set.report.announce(&format!("clock: {:+} s", step.what));
+            let from = Utc::now();
+            set.cluster.set_clock(step.what)?;
+            // Until all have looked at it.
+            tokio::time::sleep(LEASE).await;
+            set.report.acted(None, EXPIRE, from);
+        }
+        anyhow::Ok(())
+    });
+    let turned = Arc::clone(world);
+    tasks.spawn(async move {
+        for upheaval in plan.upheavals {
+            tokio::time::sleep(upheaval.at.saturating_sub(begun.elapsed())).await;
+            if turned.is_over() {
+                break;
+            }
+            turned.report.announce(&format!("all: {:?}", upheaval.what));
+            let from = Utc::now();
+            eras::turn_over(&turned, upheaval.what).await?;
+            turned.report.acted(None, "upheaval", from);
+            turned.report.announce("all: it is done");
         }
         anyhow::Ok(())
     });

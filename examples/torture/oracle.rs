@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::auditor::{Archive, identity, names};
 use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::loader;
-use crate::recorder::{self, Attempts, History, MoveMade, Row, Snapshot, Step, Versions};
+use crate::recorder::{self, Attempts, History, MoveMade, Row, Step, Versions};
 use crate::replay::{Replica, Said, Window};
 use crate::report::{Report, locked};
 use crate::trial::World;
@@ -30,6 +30,7 @@ struct Job {
     consumer_id: String,
     dataset: String,
     lane_seq: Option<i64>,
+    number: Option<i64>,
     /// The last key that an ad-hoc export was to have.
     up_to: Option<i64>,
     export_type: String,
@@ -73,7 +74,7 @@ struct Era {
 impl Era {
     async fn read(conn: &mut PgConnection) -> Result<Era> {
         let jobs = sqlx::query_as(
-            "select id, coalesce(consumer_id, '') as consumer_id, dataset, lane_seq,
+            "select id, coalesce(consumer_id, '') as consumer_id, dataset, lane_seq, number,
                (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
                rows_exported, bytes_written, output_filename, sha256, staged_name, published_at is not null as published,
                watermark_from, watermark_to
@@ -115,7 +116,16 @@ struct Consumer {
     replica: Replica,
     /// What it has had.
     had: HashSet<Delivered>,
+    /// The last that it was given.
     last: Option<Delivered>,
+    /// The last that was committed, whether or not its file got its name.
+    committed: Option<Delivered>,
+    /// It was given an export that the database doesn't know any more, and no full one since.
+    astray: bool,
+    /// The same of one that was committed, and perhaps given.
+    doubtful: bool,
+    /// How many of its loads were replayed, of a loader's.
+    taken: usize,
     wrong: usize,
 }
 
@@ -165,6 +175,14 @@ impl Oracle {
         Ok(())
     }
 
+    /// The database was put back, and knows these as completed.
+    pub(crate) fn put_back(&mut self, completed: &HashSet<Delivered>) {
+        for consumer in self.consumers.values_mut() {
+            let is_lost = |given: &Option<Delivered>| given.as_ref().is_some_and(|given| !completed.contains(given));
+            (consumer.astray, consumer.doubtful) = (is_lost(&consumer.last), is_lost(&consumer.committed));
+        }
+    }
+
     fn count_in(&mut self, era: &Era) {
         self.eras += 1;
         self.ended.extend(era.jobs.iter().map(|job| (job.id, job.status.clone())));
@@ -179,6 +197,7 @@ impl Oracle {
     /// Every check of an era, in whose last state the database is.
     pub(crate) async fn judge(&mut self, world: &World, conn: &mut PgConnection, end: End) -> Result<()> {
         let era = &Era::read(conn).await?;
+        let before = self.ended.clone();
         self.count_in(era);
         let judged = Judged { world, era };
         judged.check_promises();
@@ -189,8 +208,9 @@ impl Oracle {
         }
         for lane in &LANES {
             judged.check_chain(lane.name);
+            judged.check_numbers(lane.name);
             let consumer = self.consumers.entry(lane.name.to_owned()).or_default();
-            match judged.replay(lane, consumer, end) {
+            match judged.replay(lane, consumer, &before, end) {
                 Ok(compared) => self.replays += compared,
                 Err(error) => world.report.red("1", format!("{}: {error:#}", lane.name)),
             }
@@ -207,6 +227,9 @@ impl Oracle {
                 Ok(()) => self.replays += 1,
                 Err(error) => world.report.red("1", format!("{}: {error:#}", job.output_filename)),
             }
+        }
+        if end == End::OfEra {
+            locked(&world.lost).extend(era.completed().filter_map(|job| job.sha256.clone()));
         }
         self.ad_hoc.extend(era.completed().filter(|job| job.consumer_id == AD_HOC).map(Job::delivered));
         Ok(())
@@ -243,27 +266,14 @@ impl Judged<'_> {
         let failed: HashMap<Uuid, &Step> = failed.map(|step| (step.job, step)).collect();
         let in_first_phase =
             |id| first_phase_ended.is_none_or(|ended| failed.get(id).is_some_and(|step| step.at < ended));
-        // What the last completed job of the lane saw at its claim.
-        let mut last = BTreeMap::<&str, Snapshot>::new();
         for job in &self.era.jobs {
-            if job.status == "completed"
-                && let Some(window) = self.era.window(job)
-            {
-                last.insert(&job.consumer_id, window.from);
-            }
             let Job { id, consumer_id, status, error_code, .. } = job;
             let code = error_code.as_deref().unwrap_or_default();
             match status.as_str() {
                 "completed" | "cancelled" => {}
                 "failed" if SPENT.contains(&code) => {}
-                "failed" if code == "full_export_needed" => {
-                    let since = last.get(consumer_id.as_str());
-                    let refused = failed.get(id).map(|step| &step.snapshot);
-                    if !refused.is_some_and(|now| recorder::has_moved(&self.era.moves, &job.dataset, since, now)) {
-                        let why = &job.continuity;
-                        self.report().red("1", format!("job {id} of {consumer_id} was refused for nothing: {why:?}"));
-                    }
-                }
+                // See `replay`.
+                "failed" if code == "full_export_needed" => {}
                 "failed" if INJECTED.contains(&code) && in_first_phase(id) => {}
                 "failed" => {
                     self.report().red("9", format!("job {id} of {consumer_id} failed: {code}, {:?}", job.continuity))
@@ -350,8 +360,12 @@ impl Judged<'_> {
                 }
             }
         }
+        let lost = locked(&self.world.lost);
+        let was_once = |name: &str| archive.files.get(name).is_some_and(|seen| lost.contains(&seen.sha256));
         let owned: HashSet<&str> = self.era.completed().map(|job| job.output_filename.as_str()).collect();
-        for name in finals.iter().chain(archive.files.keys()).filter(|name| !owned.contains(name.as_str())) {
+        for name in
+            finals.iter().chain(archive.files.keys()).filter(|name| !owned.contains(name.as_str()) && !was_once(name))
+        {
             self.report().red("10", format!("{name} belongs to no completed job"));
         }
         Ok(())
@@ -370,14 +384,71 @@ impl Judged<'_> {
         }
     }
 
+    /// 6: a lane's published exports are numbered in its order, from 1 and without gaps, if the database was never put back.
+    fn check_numbers(&self, lane: &str) {
+        let mut last = 0;
+        for job in self.era.of_lane(lane) {
+            let Job { id, published, number, .. } = job;
+            let follows = match (published, number) {
+                (true, Some(number)) if self.world.era() == 0 => *number == last + 1,
+                (true, Some(number)) => *number > last,
+                (true, None) => false,
+                (false, number) => number.is_none(),
+            };
+            if !follows {
+                self.report()
+                    .red("6", format!("{lane}: {id} has number {number:?} after {last}, published: {published}"));
+            }
+            last = number.unwrap_or(last);
+        }
+    }
+
     /// 1: after each completed export the replica is the table as of a moment between the attempt's claim and its commit; after
     /// the last one, a delta that began when nobody wrote any more, it is the table.
-    fn replay(&self, lane: &Lane, consumer: &mut Consumer, end: End) -> Result<usize> {
+    ///
+    /// An export of changes is refused where what the consumer has is not what the database knows that it has, and after some
+    /// moves of the table's owner; never for nothing.
+    fn replay(&self, lane: &Lane, consumer: &mut Consumer, before: &HashMap<Uuid, String>, end: End) -> Result<usize> {
         let mut compared = 0;
-        for job in self.era.of_lane(lane.name).filter(|job| job.status == "completed" && job.published) {
-            if consumer.had.insert(job.delivered()) {
-                compared += usize::from(self.load(job, consumer)?);
-                consumer.last = Some(job.delivered());
+        // What the last completed job saw at its claim.
+        let mut since = None;
+        for job in self.era.of_lane(lane.name) {
+            let Job { id, export_type, continuity, .. } = job;
+            match job.status.as_str() {
+                "failed" if job.error_code.as_deref() == Some("full_export_needed") => {
+                    if before.get(id) == Some(&job.status) {
+                        continue;
+                    }
+                    let refused =
+                        self.era.history.steps.iter().rfind(|step| step.job == *id && step.became == "failed");
+                    let has_moved = refused.is_some_and(|step| {
+                        recorder::has_moved(&self.era.moves, lane.dataset, since.as_ref(), &step.snapshot)
+                    });
+                    if !has_moved && !consumer.astray && !consumer.doubtful {
+                        let line =
+                            format!("{export_type} {id} of {} was refused for nothing: {continuity:?}", lane.name);
+                        self.report().red("1", line);
+                    }
+                }
+                "completed" => {
+                    since = self.era.window(job).map(|window| window.from);
+                    let is_full = export_type == "full";
+                    let is_new = !consumer.had.contains(&job.delivered());
+                    if is_new && consumer.astray && !is_full {
+                        let line =
+                            format!("{export_type} {id} of {} goes on from a lost one, {:?}", lane.name, consumer.last);
+                        self.report().red("1", line);
+                    }
+                    if is_new && is_full {
+                        (consumer.astray, consumer.doubtful) = (false, false);
+                    }
+                    consumer.committed = Some(job.delivered());
+                    if job.published && consumer.had.insert(job.delivered()) {
+                        compared += usize::from(self.load(job, consumer)?);
+                        consumer.last = Some(job.delivered());
+                    }
+                }
+                _ => {}
             }
         }
         self.compare_with_table(lane, consumer, end);
@@ -388,12 +459,12 @@ impl Judged<'_> {
     fn reload(&self, lane: &Lane, which: usize, consumer: &mut Consumer, end: End) -> Result<usize> {
         let recorded = locked(&self.world.loaded);
         let loaded = recorded.get(&(lane.name, which)).map_or(&[][..], |recorded| &recorded.loaded);
-        let fresh = &loaded[consumer.had.len()..];
+        let fresh = &loaded[consumer.taken..];
         for delivered in fresh {
             let job = self.era.of_lane(lane.name).find(|job| job.delivered() == *delivered);
             let job = job.with_context(|| format!("it loaded {delivered:?}, which nobody made"))?;
-            consumer.had.insert(job.delivered());
             self.load(job, consumer)?;
+            consumer.taken += 1;
         }
         self.compare_with_table(lane, consumer, end);
         Ok(fresh.len())

@@ -129,7 +129,6 @@ pub(crate) fn move_made(table: &str, what: &str, until_next: bool) -> String {
 pub(crate) struct MoveMade {
     xid: i64,
     pub(crate) tbl: String,
-    pub(crate) what: String,
     until_next: bool,
 }
 
@@ -141,7 +140,7 @@ impl MoveMade {
 
 /// In their order.
 pub(crate) async fn moves(conn: &mut PgConnection) -> Result<Vec<MoveMade>> {
-    Ok(sqlx::query_as("select xid::text::bigint as xid, tbl, what, until_next from torture.moves order by seq")
+    Ok(sqlx::query_as("select xid::text::bigint as xid, tbl, until_next from torture.moves order by seq")
         .fetch_all(conn)
         .await?)
 }

@@ -1,6 +1,6 @@
 //! A trial: a service, those who use it, and those who harm it, from the first process to the oracle's word.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,6 +12,7 @@ use sqlx::PgConnection;
 
 use crate::auditor::{self, Archive, names};
 use crate::clients::{self, Caller};
+use crate::clock::Clock;
 use crate::cluster::{Cluster, SERVICE};
 use crate::lanes::{DATASETS, LANES, Lane};
 use crate::ledger::{Ledger, is_terminal};
@@ -48,6 +49,8 @@ pub(crate) struct World {
     pub(crate) oracle: tokio::sync::Mutex<Oracle>,
     /// What each loader of a lane has recorded.
     pub(crate) loaded: Mutex<BTreeMap<(&'static str, usize), Recorded>>,
+    /// The hashes of the files of exports that the database once knew.
+    pub(crate) lost: Mutex<HashSet<String>>,
     /// Even: the database goes its way. Odd: it is being put back.
     pub(crate) era: AtomicU64,
     pub(crate) writing: AtomicBool,
@@ -86,11 +89,13 @@ pub(crate) struct Trial {
     pub(crate) attack: Attack,
     /// The invariant whose first violation ends it early.
     pub(crate) ends_with: Option<&'static str>,
+    /// The database's, if somebody may set it.
+    pub(crate) clock: Option<Clock>,
 }
 
 impl Trial {
     /// Runs it in `folder`, which the user that runs Postgres must reach.
-    pub(crate) async fn run(self, folder: &Path) -> Result<(Arc<Report>, Counts)> {
+    pub(crate) async fn run(mut self, folder: &Path) -> Result<(Arc<Report>, Counts)> {
         let report = Arc::new(Report::new(folder)?);
         if let Attack::Planned(plan) = &self.attack {
             std::fs::write(folder.join("schedule.log"), plan.text())?;
@@ -106,14 +111,14 @@ impl Trial {
         stopped.map(|()| (report, counts))
     }
 
-    async fn prepare(&self, folder: &Path, report: &Arc<Report>) -> Result<Arc<World>> {
+    async fn prepare(&mut self, folder: &Path, report: &Arc<Report>) -> Result<Arc<World>> {
         let output = folder.join("output");
         for made in [&output, &folder.join("archive")] {
             std::fs::create_dir(made)?;
         }
         let datasets = folder.join("datasets.toml");
         std::fs::write(&datasets, DATASETS)?;
-        let cluster = Cluster::start(folder).await?;
+        let cluster = Cluster::start_by(folder, self.clock.take()).await?;
         let mut replicas = Vec::new();
         for index in 0..REPLICAS {
             let link = Link::to(cluster.port()).await?;
@@ -133,6 +138,7 @@ impl Trial {
             archive: Mutex::default(),
             oracle: tokio::sync::Mutex::default(),
             loaded: Mutex::default(),
+            lost: Mutex::default(),
             era: AtomicU64::new(0),
             writing: AtomicBool::new(true),
             asking: AtomicBool::new(true),

@@ -1,0 +1,92 @@
+//! The database is put back to what it was: an operator's restore, a standby that lagged. With it an era ends: what it says that
+//! happened since is gone, and what the consumers have of it is theirs.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use uuid::Uuid;
+
+use crate::auditor;
+use crate::cluster::Reach;
+use crate::oracle::{Delivered, End};
+use crate::random::Random;
+use crate::report::locked;
+use crate::trial::World;
+
+/// What is done to the whole database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Upheaval {
+    /// A copy is made while it is stopped.
+    Copy,
+    /// The last copy is put in its place.
+    PutBack(Timeline),
+    /// A planned failover: another timeline, and nothing lost.
+    Failover,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timeline {
+    /// As of a disk that was put back.
+    Same,
+    /// As of a recovery.
+    New,
+}
+
+impl Upheaval {
+    pub(crate) fn draw(random: &mut Random) -> Upheaval {
+        match random.below(100) {
+            0..40 => Upheaval::Copy,
+            40..62 => Upheaval::PutBack(Timeline::Same),
+            62..84 => Upheaval::PutBack(Timeline::New),
+            _ => Upheaval::Failover,
+        }
+    }
+}
+
+/// Nothing else stops or starts the server meanwhile.
+pub(crate) async fn turn_over(world: &World, upheaval: Upheaval) -> Result<()> {
+    let _hands = world.cluster.hands().await;
+    world.cluster.stop().await?;
+    match upheaval {
+        Upheaval::Copy => world.cluster.copy().await?,
+        Upheaval::Failover => world.cluster.promote()?,
+        Upheaval::PutBack(timeline) => put_back(world, timeline).await?,
+    }
+    world.cluster.launch(Reach::All).await
+}
+
+/// The era is judged while nobody reaches the server, and all who remember are told what is no more.
+async fn put_back(world: &World, timeline: Timeline) -> Result<()> {
+    // Whoever asked before, and hears now, takes nothing in: see `Caller`.
+    world.era.fetch_add(1, Ordering::SeqCst);
+    let mut oracle = world.oracle.lock().await;
+    world.cluster.launch(Reach::OnlyUs).await?;
+    auditor::look_once(world)?;
+    let mut conn = world.cluster.connect_aside().await.context("aside, before")?;
+    oracle.judge(world, &mut conn, End::OfEra).await?;
+    world.cluster.stop().await?;
+
+    world.cluster.put_back().await?;
+    if timeline == Timeline::New {
+        world.cluster.promote()?;
+    }
+    world.cluster.launch(Reach::OnlyUs).await?;
+    let mut conn = world.cluster.connect_aside().await.context("aside, after")?;
+    let known: Vec<(Uuid, String, Option<String>, bool)> = sqlx::query_as(
+        "select id, case when status = 'completed' and published_at is null then 'processing' else status end, sha256,
+           status = 'cancelled' or cancel_requested_at is not null
+         from exports",
+    )
+    .fetch_all(&mut conn)
+    .await?;
+    let completed: HashSet<Delivered> =
+        known.iter().filter_map(|(id, _, hash, _)| Some((*id, hash.clone()?))).collect();
+    oracle.put_back(&completed);
+    let states: HashMap<String, (String, bool)> =
+        known.into_iter().map(|(id, status, _, cancelled)| (id.to_string(), (status, cancelled))).collect();
+    locked(&world.ledger).put_back(&states);
+    world.cluster.stop().await?;
+    world.era.fetch_add(1, Ordering::SeqCst);
+    Ok(())
+}
