@@ -27,6 +27,8 @@ const SETTINGS: &[&str] = &[
     "log_line_prefix=%m [%p] %u ",
     "restart_after_crash=on",
     "max_wal_size=256MB",
+    "wal_level=logical",
+    "wal_retrieve_retry_interval=500ms",
     // There is no archive; where a recovery is asked for, it ends with what there is.
     "restore_command=/bin/false",
 ];
@@ -110,7 +112,17 @@ impl Cluster {
         PgConnection::connect_with(&self.admin()).await
     }
 
-    /// The same, of a server that may be starting.
+    /// Another of its databases.
+    pub(crate) async fn connect_to(&self, database: &str) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect_with(&self.admin().database(database)).await
+    }
+
+    /// How a subscription connects to the database `publisher`.
+    pub(crate) fn publisher(&self) -> String {
+        format!("host=127.0.0.1 port={} user=postgres password={} dbname=publisher", self.port, self.password)
+    }
+
+    /// What [`Cluster::connect`] does, of a server that may be starting.
     pub(crate) async fn connect_at_last(&self) -> Result<PgConnection, sqlx::Error> {
         let begun = Instant::now();
         loop {

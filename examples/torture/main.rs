@@ -20,6 +20,7 @@ mod moves;
 mod nemesis;
 mod oracle;
 mod proxy;
+mod publisher;
 mod random;
 mod recorder;
 mod replay;

@@ -15,6 +15,7 @@ use crate::ddl::{self, Shaping};
 use crate::eras::{self, Upheaval};
 use crate::moves::Move;
 use crate::proxy::Swallowing;
+use crate::publisher::{self, Subscribing};
 use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
 use crate::report::{EXPIRE, locked};
@@ -78,18 +79,27 @@ pub(crate) struct Plan {
     upheavals: Vec<Planned<Upheaval>>,
     /// How far the database's clock is off, in seconds.
     clock: Vec<Planned<i64>>,
+    subscribings: Vec<Planned<Subscribing>>,
 }
 
 impl Plan {
     pub(crate) fn new(seed: u64, replicas: usize, length: Duration, moves: &[Move]) -> Plan {
         let blows = (0..replicas).map(|replica| blows(&mut Random::new(seed, 300 + replica as u64), length));
+        let has = |what| moves.contains(&what);
         // A stream of its own for each kind: leaving one away leaves the others as they are.
-        let shapings =
-            if moves.contains(&Move::Ddl) { shapings(&mut Random::new(seed, 600), length) } else { Vec::new() };
-        let clock = if moves.contains(&Move::Clock) { steps(&mut Random::new(seed, 800), length) } else { Vec::new() };
-        let upheavals =
-            if moves.contains(&Move::Restores) { upheavals(&mut Random::new(seed, 700), length) } else { Vec::new() };
-        Plan { blows: blows.collect(), quakes: quakes(&mut Random::new(seed, 400), length), shapings, upheavals, clock }
+        let shapings = if has(Move::Ddl) { shapings(&mut Random::new(seed, 600), length) } else { Vec::new() };
+        let clock = if has(Move::Clock) { steps(&mut Random::new(seed, 800), length) } else { Vec::new() };
+        let subscribings =
+            if has(Move::Subscription) { subscribings(&mut Random::new(seed, 900), length) } else { Vec::new() };
+        let upheavals = if has(Move::Restores) { upheavals(&mut Random::new(seed, 700), length) } else { Vec::new() };
+        Plan {
+            blows: blows.collect(),
+            quakes: quakes(&mut Random::new(seed, 400), length),
+            shapings,
+            upheavals,
+            clock,
+            subscribings,
+        }
     }
 
     /// For a directed scenario: COMMITs go unanswered.
@@ -101,6 +111,7 @@ impl Plan {
             shapings: Vec::new(),
             upheavals: Vec::new(),
             clock: Vec::new(),
+            subscribings: Vec::new(),
         }
     }
 
@@ -113,6 +124,7 @@ impl Plan {
             shapings: Vec::new(),
             upheavals: Vec::new(),
             clock: Vec::new(),
+            subscribings: Vec::new(),
         }
     }
 
@@ -125,6 +137,7 @@ impl Plan {
         lines.extend(self.shapings.iter().map(|shaping| (shaping.at, format!("owner: {:?}", shaping.what))));
         lines.extend(self.upheavals.iter().map(|upheaval| (upheaval.at, format!("all: {:?}", upheaval.what))));
         lines.extend(self.clock.iter().map(|step| (step.at, format!("clock: {:+} s", step.what))));
+        lines.extend(self.subscribings.iter().map(|what| (what.at, format!("subscriber: {:?}", what.what))));
         lines.sort();
         lines.iter().map(|(at, line)| format!("{:8.3} {line}\n", at.as_secs_f64())).collect()
     }
@@ -195,6 +208,16 @@ fn steps(random: &mut Random, length: Duration) -> Vec<Planned<i64>> {
     planned
 }
 
+fn subscribings(random: &mut Random, length: Duration) -> Vec<Planned<Subscribing>> {
+    let mut planned = vec![Planned { at: Duration::ZERO, what: Subscribing::Anew }];
+    let mut at = random.millis(3_000, 8_000);
+    while at < length {
+        planned.push(Planned { at, what: Subscribing::draw(random) });
+        at += random.millis(2_000, 9_000);
+    }
+    planned
+}
+
 fn upheavals(random: &mut Random, length: Duration) -> Vec<Planned<Upheaval>> {
     let mut at = random.millis(3_000, 8_000);
     let mut planned = vec![Planned { at, what: Upheaval::Copy }];
@@ -237,6 +260,15 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
                 break;
             }
             shake(&shaken, quake.what).await?;
+        }
+        anyhow::Ok(())
+    });
+    let subscriber = Arc::clone(world);
+    tasks.spawn(async move {
+        for subscribing in plan.subscribings {
+            tokio::time::sleep(subscribing.at.saturating_sub(begun.elapsed())).await;
+            subscriber.report.announce(&format!("subscriber: {:?}", subscribing.what));
+            publisher::make_move(&subscriber, subscribing.what).await;
         }
         anyhow::Ok(())
     });

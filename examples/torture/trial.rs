@@ -23,7 +23,7 @@ use crate::proxy::Link;
 use crate::recorder;
 use crate::replica::Replica;
 use crate::report::{Counts, Report, locked};
-use crate::{ddl, shapes, writers};
+use crate::{ddl, publisher, shapes, writers};
 
 pub(crate) const REPLICAS: usize = 3;
 /// From the last fault until every job has ended: the longest pause of a job that is tried for the fourth time (18 s and a fifth
@@ -153,6 +153,7 @@ impl Trial {
         let first = if self.failpoints.is_empty() { &self.struck } else { &self.debug };
         let mut conn = world.cluster.connect().await?;
         shapes::make(&mut conn).await?;
+        publisher::make(world).await?;
         let starts = world.replicas.iter().map(|replica| replica.start(first, None, report));
         futures_util::future::try_join_all(starts).await?;
         for dataset in ["shapes", "parts", "fed"] {
@@ -165,6 +166,7 @@ impl Trial {
         let mut writing: Vec<_> =
             (0..writers::WRITERS).map(|n| tokio::spawn(writers::write(Arc::clone(world), n))).collect();
         writing.push(tokio::spawn(shapes::write(Arc::clone(world))));
+        writing.push(tokio::spawn(publisher::write(Arc::clone(world))));
         let mut asking: Vec<_> =
             (0..clients::CLIENTS).map(|n| tokio::spawn(clients::ask(Arc::clone(world), n))).collect();
         asking.extend(loader::all().map(|(lane, which)| tokio::spawn(loader::load(Arc::clone(world), lane, which))));
@@ -196,6 +198,7 @@ impl Trial {
         for client in asking {
             client.await?;
         }
+        publisher::rest(world).await?;
         if !world.is_over() {
             settle(world).await?;
             rest(world, &self.struck).await?;

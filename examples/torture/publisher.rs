@@ -1,0 +1,148 @@
+//! Another database of the cluster, whose rows a subscription writes into the tracked table `fed`: the even keys are its own. The
+//! subscription comes and goes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+use crate::random::Random;
+use crate::shapes::KEYS;
+use crate::trial::World;
+
+/// What is done with the subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subscribing {
+    /// It rests, and later goes on where it was.
+    Pause,
+    Resume,
+    /// It is dropped with what it wrote, and another one begins with a copy of everything.
+    Anew,
+}
+
+impl Subscribing {
+    pub(crate) fn draw(random: &mut Random) -> Subscribing {
+        match random.below(100) {
+            0..30 => Subscribing::Pause,
+            30..65 => Subscribing::Resume,
+            _ => Subscribing::Anew,
+        }
+    }
+}
+
+/// The other database, with its table and rows.
+pub(crate) async fn make(world: &World) -> Result<()> {
+    world.cluster.connect().await?.execute("create database publisher").await?;
+    let sql = format!(
+        "create table fed (id bigint primary key, note text);
+         insert into fed select 2 * n, 'publisher-' || n from generate_series(1, {KEYS}) n;
+         create publication torture for table fed;"
+    );
+    world.cluster.connect_to("publisher").await?.execute(AssertSqlSafe(sql)).await?;
+    Ok(())
+}
+
+/// Does it. What goes wrong is said and left: Postgres may be down.
+pub(crate) async fn make_move(world: &World, subscribing: Subscribing) {
+    let done = async {
+        let mut conn = world.cluster.connect_at_last().await?;
+        conn.execute("set lock_timeout = '5s'").await?;
+        let subscribed = "select exists (select from pg_subscription where subname = 'torture')";
+        let subscribed: bool = sqlx::query_scalar(subscribed).fetch_one(&mut conn).await?;
+        match subscribing {
+            Subscribing::Pause if subscribed => drop(conn.execute("alter subscription torture disable").await?),
+            Subscribing::Resume if subscribed => drop(conn.execute("alter subscription torture enable").await?),
+            _ => subscribe_anew(world, &mut conn, subscribed).await?,
+        }
+        anyhow::Ok(())
+    };
+    if let Err(error) =
+        tokio::time::timeout(Duration::from_secs(30), done).await.map_err(Into::into).and_then(|done| done)
+    {
+        world.report.announce(&format!("{subscribing:?} went wrong: {error:#}"));
+    }
+}
+
+async fn subscribe_anew(world: &World, conn: &mut PgConnection, subscribed: bool) -> Result<()> {
+    if subscribed {
+        leave(conn).await?;
+    }
+    let mut publisher = world.cluster.connect_to("publisher").await?;
+    publisher
+        .execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = 'publisher' and not active;
+             select pg_create_logical_replication_slot('torture', 'pgoutput')",
+        )
+        .await?;
+    conn.execute("delete from fed where id % 2 = 0").await?;
+    // A slot in the same cluster can't be made by the statement that subscribes.
+    let sql = format!(
+        "create subscription torture connection '{}' publication torture with (create_slot = false, slot_name = 'torture')",
+        world.cluster.publisher()
+    );
+    conn.execute(AssertSqlSafe(sql)).await?;
+    Ok(())
+}
+
+/// Drops the subscription, and leaves its slots to who comes next.
+async fn leave(conn: &mut PgConnection) -> Result<()> {
+    conn.execute("alter subscription torture disable").await?;
+    conn.execute("alter subscription torture set (slot_name = none)").await?;
+    conn.execute("drop subscription torture").await?;
+    no_worker(conn).await
+}
+
+/// Waits until nobody applies anything any more.
+async fn no_worker(conn: &mut PgConnection) -> Result<()> {
+    let begun = Instant::now();
+    let workers = "select count(*) from pg_stat_activity where backend_type = 'logical replication worker'";
+    while sqlx::query_scalar::<_, i64>(workers).fetch_one(&mut *conn).await? > 0 {
+        ensure!(begun.elapsed() < Duration::from_secs(10), "a worker of the subscription goes on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+/// So that the last exports meet a table at rest.
+pub(crate) async fn rest(world: &World) -> Result<()> {
+    let mut conn = world.cluster.connect_at_last().await?;
+    let sql = "select count(*) from pg_subscription where subname = 'torture'";
+    if sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut conn).await? > 0 {
+        conn.execute("alter subscription torture disable").await?;
+    }
+    no_worker(&mut conn).await
+}
+
+/// Writes to the other database until the writers are told to stop. Returns how many changes were committed.
+pub(crate) async fn write(world: Arc<World>) -> usize {
+    let mut random = Random::new(world.seed, 160);
+    let mut number = 0;
+    while world.writing.load(Ordering::SeqCst) {
+        let Ok(mut conn) = world.cluster.connect_to("publisher").await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        while world.writing.load(Ordering::SeqCst) {
+            number += 1;
+            let key = 2 * random.between(1, KEYS);
+            let sql = match random.below(100) {
+                0..60 => format!(
+                    "insert into fed values ({key}, 'p-{number}') on conflict (id) do update set note = excluded.note"
+                ),
+                60..80 => format!("update fed set note = 'p-{number}-' || id where id between {key} and {key} + 6"),
+                80..85 => format!("update fed set id = id + 2, note = 'p-{number}' where id = {key}"),
+                85..95 => format!("delete from fed where id = {key}"),
+                _ => format!("delete from fed where id = {key}; insert into fed values ({key}, 'p-{number}')"),
+            };
+            if let Err(error) = conn.execute(AssertSqlSafe(sql)).await
+                && !matches!(error, sqlx::Error::Database(_))
+            {
+                break;
+            }
+            tokio::time::sleep(random.millis(20, 120)).await;
+        }
+    }
+    number
+}
