@@ -363,6 +363,40 @@ impl Store {
         Ok(status.map(|s| s.parse()).transpose()?)
     }
 
+    /// Makes good what the database's clock leaves where it was set back: jobs that were ready, or would have been by now, and leases
+    /// that would last until it is as late again. A time that lies further ahead than anybody puts one is such a time.
+    ///
+    /// A lease is shortened to four of this process's, so that a worker with a longer one of its own has time to renew it.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn make_good_a_clock_set_back(&self, lease: Duration) -> Result<(), Error> {
+        let mut conn = self.connection().await?;
+        // The longest pause is that of `settle`. The rows of both are looked for from the far end of an index.
+        sqlx::query(
+            "-- store.queue.clock_set_back
+             with ready as (
+               select id from exports
+               where status = 'pending' and run_at > clock_timestamp()
+                 and run_at > clock_timestamp() + case attempt when 0 then interval '0'
+                   else 1.2 * least(600, 2 * 3 ^ (attempt - 1)) * interval '1 second' end
+               for update skip locked),
+             leased as (
+               select id from exports
+               where status = 'processing' and lease_expires_at > clock_timestamp() + 4 * make_interval(secs => $1)
+               for update skip locked),
+             made_ready as (
+               update exports e set run_at = clock_timestamp() from ready where e.id = ready.id)
+             update exports e set lease_expires_at = clock_timestamp() + 4 * make_interval(secs => $1)
+             from leased where e.id = leased.id",
+        )
+        .bind(lease.as_secs_f64())
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(())
+    }
+
     /// Takes the jobs whose workers vanished from them: ready again, or failed once their attempts are spent.
     ///
     /// Passes over a row that is locked: its worker may just be committing it.
@@ -400,7 +434,8 @@ impl Store {
     /// Which of these hidden files are of attempts that have ended without completing their job, so that they are nobody's.
     ///
     /// The folder may be shared with another database's service, a copy of this one's too: its files are none of them, and where
-    /// a version that didn't say so left one, a file of a job that isn't known here, or not of this database.
+    /// a version that didn't say so left one, a file of a job that isn't known here, or not of this database. This database's are
+    /// also those of jobs that it knew before it was put back.
     ///
     /// # Errors
     /// If the database fails.
@@ -413,11 +448,12 @@ impl Store {
             "-- store.queue.ended_attempts
              select a.place
              from unnest($1::uuid[], $2::uuid[], $3::text[]) with ordinality as a (id, token, database, place)
-             join exports e on e.id = a.id
              cross join (select cdc_export.database_id() as database) own
-             where e.lease_token is distinct from a.token
-               and (e.staged_name is null or e.staged_name not like '%' || a.token || '%')
-               and coalesce(a.database, e.database_id, own.database) = own.database",
+             left join exports e on e.id = a.id
+             where case when e.id is null then a.database = own.database
+                     else e.lease_token is distinct from a.token
+                       and (e.staged_name is null or e.staged_name not like '%' || a.token || '%')
+                       and coalesce(a.database, e.database_id, own.database) = own.database end",
         )
         .bind(ids)
         .bind(tokens)

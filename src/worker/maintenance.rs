@@ -122,6 +122,7 @@ impl Task for Reap {
 
     async fn round(&mut self) -> Result<(), Error> {
         let Reap { worker } = self;
+        worker.within(worker.store.make_good_a_clock_set_back(worker.settings.lease)).await?;
         for Reaped { job, dataset, export_type, status } in worker.within(worker.store.reap()).await? {
             tracing::warn!(event = "export_taken_over", jobId = %job, status = %status);
             metrics::lease_taken_over();

@@ -169,8 +169,9 @@ async fn a_hidden_file_of_another_database_is_not_swept() {
     let own: String = database.one("select database_id from exports").await;
     let token = uuid::Uuid::new_v4();
     let theirs = format!(".00000000000000ff-1.{id}.{token}.part");
-    // Its own, and one of a version that didn't say whose it is.
-    for name in [&theirs, &format!(".{own}.{id}.{token}.part"), &format!(".{id}.{token}.part")] {
+    // Its own, one of a version that didn't say whose it is, and one of a job that is gone, as after a restore.
+    let gone = format!(".{own}.{}.{token}.part", uuid::Uuid::new_v4());
+    for name in [&theirs, &format!(".{own}.{id}.{token}.part"), &format!(".{id}.{token}.part"), &gone] {
         std::fs::write(service.output().join(name), "left").unwrap();
     }
     let sweeper = Start::on(&database).sharing_output(&service).service().await;

@@ -1,5 +1,6 @@
 //! A lane as its readers see it: what was published, in the order in which it is to be loaded, and nothing of it passed by.
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
@@ -223,4 +224,31 @@ async fn an_upgrade_numbers_what_is_published_in_its_order() {
     );
     assert_eq!(service.export("full", "b").await.0["number"], 3);
     service.stop().await;
+}
+
+/// What was ready before the database's clock was set back is ready after it, and what a worker had that is gone is taken over.
+#[tokio::test]
+async fn a_clock_that_was_set_back_holds_no_job_up() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let start = || Start::on(&database).with("LEASE_SECONDS", 1);
+    let mut doomed = start().with("FAILPOINTS", "worker.opened=sleep:60000").service().await;
+    let api = start().sharing_output(&doomed).arguments(&["serve", "--no-workers"]).service().await;
+    let begun = doomed.submit("full", "a").await;
+    doomed.reaches("worker.opened").await;
+    doomed.signal(Signal::SIGKILL);
+    doomed.dies().await;
+    let waits = api.submit("full", "b").await;
+    // The clock's step is an hour of what is written, as it is seen from then on.
+    database
+        .run(
+            "update exports set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
+               lease_expires_at = lease_expires_at + interval '1 hour'",
+        )
+        .await;
+    let heir = start().sharing_output(&api).service().await;
+    assert_eq!(heir.ended(&waits).await["status"], "completed");
+    assert_eq!(heir.ended(&begun).await["status"], "completed");
+    heir.stop().await;
+    api.stop().await;
 }
