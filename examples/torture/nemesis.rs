@@ -18,7 +18,7 @@ use crate::proxy::Swallowing;
 use crate::publisher::{self, Subscribing};
 use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
-use crate::report::{EXPIRE, locked};
+use crate::report::{EXPIRE, UPHEAVAL, locked};
 use crate::trial::World;
 
 /// How long a failpoint may take to be hit, with the clients asking for exports all the time.
@@ -295,7 +295,7 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
             turned.report.announce(&format!("all: {:?}", upheaval.what));
             let from = Utc::now();
             eras::turn_over(&turned, upheaval.what).await?;
-            turned.report.acted(None, "upheaval", from);
+            turned.report.acted(None, UPHEAVAL, from);
             turned.report.announce("all: it is done");
         }
         anyhow::Ok(())

@@ -19,6 +19,9 @@ pub(crate) fn locked<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The act that ends leases early.
 pub(crate) const EXPIRE: &str = "expiry";
 
+/// The act that turns the whole database over.
+pub(crate) const UPHEAVAL: &str = "upheaval";
+
 /// One act of the nemesis, as it happened.
 #[derive(Clone)]
 pub(crate) struct Done {

@@ -22,7 +22,7 @@ use crate::oracle::{End, Oracle};
 use crate::proxy::Link;
 use crate::recorder;
 use crate::replica::Replica;
-use crate::report::{Counts, Report, locked};
+use crate::report::{Counts, Report, UPHEAVAL, locked};
 use crate::{ddl, publisher, shapes, writers};
 
 pub(crate) const REPLICAS: usize = 3;
@@ -63,6 +63,11 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn era(&self) -> u64 {
         self.era.load(Ordering::SeqCst)
+    }
+
+    /// Whether the database was put back, or failed over.
+    pub(crate) fn was_turned_over(&self) -> bool {
+        self.report.acts().iter().any(|act| act.what == UPHEAVAL)
     }
 
     /// Whether the faults may stop before their time.
