@@ -11,7 +11,7 @@ use tokio::process::Command;
 
 use crate::builds::{self, Profile};
 use crate::file_order;
-use crate::nemesis::Plan;
+use crate::plan::Plan;
 use crate::report::Counts;
 use crate::trial::{Attack, REPLICAS, Trial};
 use crate::{print_violations, reachable_folder};

@@ -92,7 +92,9 @@ pub(crate) async fn make(world: &World, shaping: Shaping, binary: &Path) -> Resu
         conn.execute("set lock_timeout = '2s'").await?;
         let table = shaping.table();
         match shaping {
-            Shaping::VacuumFull => drop(conn.execute("vacuum full shapes").await?),
+            Shaping::VacuumFull => {
+                conn.execute("vacuum full shapes").await?;
+            }
             Shaping::Disable(time) => {
                 turn_triggers(&mut conn, false).await?;
                 tokio::time::sleep(time).await;

@@ -9,9 +9,9 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::clients::{Caller, sha256};
+use crate::era::Delivered;
 use crate::lanes::{self, Lane};
 use crate::ledger::is_terminal;
-use crate::oracle::Delivered;
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;

@@ -1,4 +1,4 @@
-//! The nemesis: plans its faults from the seed, writes the plan down, and only then acts.
+//! The nemesis, which acts by its plan.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -9,17 +9,14 @@ use chrono::Utc;
 use nix::sys::signal::Signal;
 use sqlx::Executor;
 
-use crate::clock;
 use crate::cluster::SERVICE;
-use crate::ddl::{self, Shaping};
-use crate::eras::{self, Upheaval};
-use crate::moves::Move;
+use crate::plan::{Blow, Plan, Quake};
 use crate::proxy::Swallowing;
-use crate::publisher::{self, Subscribing};
 use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
 use crate::report::{EXPIRE, UPHEAVAL, locked};
 use crate::trial::World;
+use crate::{ddl, publisher, upheavals};
 
 /// How long a failpoint may take to be hit, with the clients asking for exports all the time.
 const HIT: Duration = Duration::from_secs(30);
@@ -29,207 +26,8 @@ const NAP: Duration = Duration::from_millis(1_200);
 /// again for a machine that does other things too.
 const TAKEN_OVER: Duration = Duration::from_millis(2 * (1_000 + 334 + 1_000));
 
-/// What is done to one replica.
-#[derive(Clone, Copy, Debug)]
-enum Blow {
-    /// SIGKILL, and a new process.
-    Kill,
-    /// SIGSTOP, and SIGCONT after so long.
-    Stop(Duration),
-    /// Nothing gets through to Postgres and back for so long; it comes afterwards.
-    Hole(Duration),
-    /// Every piece takes so much longer, for two leases.
-    Slow(Duration),
-    /// Its connections are reset.
-    Reset,
-    /// The answer to a COMMIT is lost.
-    LoseAnswer,
-    /// A reader hears nothing any more, while all other connections live.
-    SilenceReader,
-}
-
 /// A blow that would come so late is left out.
 const LATE: Duration = Duration::from_millis(1_000);
-
-/// A reader that hears nothing is given up after five seconds: nothing else shall meet its replica meanwhile.
-const SILENT: Duration = Duration::from_secs(8);
-
-/// What is done to all.
-#[derive(Clone, Copy, Debug)]
-enum Quake {
-    /// `pg_terminate_backend` for so many of a hundred of the service's backends.
-    Terminate(u64),
-    /// Every lease has run out, as after a jump of the database's clock: its workers live, and don't know.
-    Expire,
-    /// Postgres crashes and recovers.
-    Crash,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Planned<T> {
-    at: Duration,
-    what: T,
-}
-
-/// All faults of a run's second phase: a list for each replica, and one for what meets them all.
-pub(crate) struct Plan {
-    blows: Vec<Vec<Planned<Blow>>>,
-    quakes: Vec<Planned<Quake>>,
-    shapings: Vec<Planned<Shaping>>,
-    upheavals: Vec<Planned<Upheaval>>,
-    /// How far the database's clock is off, in seconds.
-    clock: Vec<Planned<i64>>,
-    subscribings: Vec<Planned<Subscribing>>,
-}
-
-impl Plan {
-    pub(crate) fn new(seed: u64, replicas: usize, length: Duration, moves: &[Move]) -> Plan {
-        let blows = (0..replicas).map(|replica| blows(&mut Random::new(seed, 300 + replica as u64), length));
-        let has = |what| moves.contains(&what);
-        // A stream of its own for each kind: leaving one away leaves the others as they are.
-        let shapings = if has(Move::Ddl) { shapings(&mut Random::new(seed, 600), length) } else { Vec::new() };
-        let clock = if has(Move::Clock) { steps(&mut Random::new(seed, 800), length) } else { Vec::new() };
-        let subscribings =
-            if has(Move::Subscription) { subscribings(&mut Random::new(seed, 900), length) } else { Vec::new() };
-        let upheavals = if has(Move::Restores) { upheavals(&mut Random::new(seed, 700), length) } else { Vec::new() };
-        Plan {
-            blows: blows.collect(),
-            quakes: quakes(&mut Random::new(seed, 400), length),
-            shapings,
-            upheavals,
-            clock,
-            subscribings,
-        }
-    }
-
-    /// For a directed scenario: COMMITs go unanswered.
-    pub(crate) fn of_lost_answers(replicas: usize, length: Duration) -> Plan {
-        let losses = |replica| every(300 + 30 * replica as u64, Blow::LoseAnswer, length);
-        Plan {
-            blows: (0..replicas).map(losses).collect(),
-            quakes: Vec::new(),
-            shapings: Vec::new(),
-            upheavals: Vec::new(),
-            clock: Vec::new(),
-            subscribings: Vec::new(),
-        }
-    }
-
-    /// For a directed scenario: readers fall silent.
-    pub(crate) fn of_silent_readers(replicas: usize, length: Duration) -> Plan {
-        let silences = |replica| every(2_000 + 300 * replica as u64, Blow::SilenceReader, length);
-        Plan {
-            blows: (0..replicas).map(silences).collect(),
-            quakes: Vec::new(),
-            shapings: Vec::new(),
-            upheavals: Vec::new(),
-            clock: Vec::new(),
-            subscribings: Vec::new(),
-        }
-    }
-
-    pub(crate) fn text(&self) -> String {
-        let mut lines = Vec::new();
-        for (replica, blows) in self.blows.iter().enumerate() {
-            lines.extend(blows.iter().map(|blow| (blow.at, format!("replica {replica}: {:?}", blow.what))));
-        }
-        lines.extend(self.quakes.iter().map(|quake| (quake.at, format!("all: {:?}", quake.what))));
-        lines.extend(self.shapings.iter().map(|shaping| (shaping.at, format!("owner: {:?}", shaping.what))));
-        lines.extend(self.upheavals.iter().map(|upheaval| (upheaval.at, format!("all: {:?}", upheaval.what))));
-        lines.extend(self.clock.iter().map(|step| (step.at, format!("clock: {:+} s", step.what))));
-        lines.extend(self.subscribings.iter().map(|what| (what.at, format!("subscriber: {:?}", what.what))));
-        lines.sort();
-        lines.iter().map(|(at, line)| format!("{:8.3} {line}\n", at.as_secs_f64())).collect()
-    }
-}
-
-fn every<T: Copy>(millis: u64, what: T, length: Duration) -> Vec<Planned<T>> {
-    let times = (1..).map(|n| Duration::from_millis(n * millis)).take_while(|at| *at < length);
-    times.map(|at| Planned { at, what }).collect()
-}
-
-fn blows(random: &mut Random, length: Duration) -> Vec<Planned<Blow>> {
-    let mut planned = Vec::new();
-    let mut at = random.millis(500, 2_000);
-    while at < length {
-        let (what, lasts) = match random.below(100) {
-            0..48 => (Blow::Kill, Duration::from_millis(200)),
-            48..70 => {
-                let time = random.millis(1_500, 3 * LEASE.as_millis() as u64);
-                (Blow::Stop(time), time)
-            }
-            70..78 => {
-                let time = random.millis(400, 2_500);
-                (Blow::Hole(time), time)
-            }
-            78..84 => (Blow::Slow(random.millis(30, 150)), 2 * LEASE),
-            84..90 => (Blow::Reset, Duration::ZERO),
-            90..96 => (Blow::LoseAnswer, Duration::ZERO),
-            _ => (Blow::SilenceReader, SILENT),
-        };
-        planned.push(Planned { at, what });
-        at += lasts + random.millis(500, 1_800);
-    }
-    planned
-}
-
-fn quakes(random: &mut Random, length: Duration) -> Vec<Planned<Quake>> {
-    let mut planned = Vec::new();
-    let mut at = random.millis(1_000, 4_000);
-    while at < length {
-        let what = match random.below(100) {
-            0..50 => Quake::Terminate(random.between(20, 100)),
-            50..88 => Quake::Expire,
-            _ => Quake::Crash,
-        };
-        planned.push(Planned { at, what });
-        at += random.millis(1_500, 5_000);
-    }
-    planned
-}
-
-fn shapings(random: &mut Random, length: Duration) -> Vec<Planned<Shaping>> {
-    let mut planned = Vec::new();
-    let mut at = random.millis(1_000, 3_000);
-    while at < length {
-        planned.push(Planned { at, what: Shaping::draw(random) });
-        at += random.millis(800, 5_000);
-    }
-    planned
-}
-
-fn steps(random: &mut Random, length: Duration) -> Vec<Planned<i64>> {
-    let mut planned = Vec::new();
-    let mut at = random.millis(2_000, 6_000);
-    while at < length {
-        planned.push(Planned { at, what: clock::draw(random) });
-        at += random.millis(3_000, 15_000);
-    }
-    planned
-}
-
-fn subscribings(random: &mut Random, length: Duration) -> Vec<Planned<Subscribing>> {
-    let mut planned = vec![Planned { at: Duration::ZERO, what: Subscribing::Anew }];
-    let mut at = random.millis(3_000, 8_000);
-    while at < length {
-        planned.push(Planned { at, what: Subscribing::draw(random) });
-        at += random.millis(2_000, 9_000);
-    }
-    planned
-}
-
-fn upheavals(random: &mut Random, length: Duration) -> Vec<Planned<Upheaval>> {
-    let mut at = random.millis(3_000, 8_000);
-    let mut planned = vec![Planned { at, what: Upheaval::Copy }];
-    loop {
-        at += random.millis(5_000, 20_000);
-        // Time is left to be told of it.
-        if at + Duration::from_secs(5) > length {
-            return planned;
-        }
-        planned.push(Planned { at, what: Upheaval::draw(random) });
-    }
-}
 
 /// The second phase: the plan, each replica's list beside the others.
 pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Result<()> {
@@ -294,7 +92,7 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
             }
             turned.report.announce(&format!("all: {:?}", upheaval.what));
             let from = Utc::now();
-            eras::turn_over(&turned, upheaval.what).await?;
+            upheavals::turn_over(&turned, upheaval.what).await?;
             turned.report.acted(None, UPHEAVAL, from);
             turned.report.announce("all: it is done");
         }

@@ -11,10 +11,11 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::auditor::{Archive, identity, names};
+use crate::era::{Delivered, Era, Job};
 use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::loader;
-use crate::recorder::{self, Attempts, History, MoveMade, Row, Step, Versions};
-use crate::replay::{Replica, Said, Window};
+use crate::recorder::{self, Attempts, Step, Versions};
+use crate::replay::Replica;
 use crate::report::{Report, locked};
 use crate::trial::World;
 
@@ -22,93 +23,6 @@ use crate::trial::World;
 const SPENT: [&str; 3] = ["attempts_exhausted", "source_unavailable", "watermark_changed"];
 /// What the failpoints of the first phase look like.
 const INJECTED: [&str; 2] = ["storage_full", "internal"];
-
-#[derive(Debug, sqlx::FromRow)]
-struct Job {
-    id: Uuid,
-    /// Empty: ad hoc.
-    consumer_id: String,
-    dataset: String,
-    lane_seq: Option<i64>,
-    number: Option<i64>,
-    /// The last key that an ad-hoc export was to have.
-    up_to: Option<i64>,
-    export_type: String,
-    status: String,
-    error_code: Option<String>,
-    continuity: Option<String>,
-    schema_changed: Option<bool>,
-    rows_exported: i64,
-    bytes_written: i64,
-    output_filename: String,
-    sha256: Option<String>,
-    staged_name: Option<String>,
-    published: bool,
-    watermark_from: Option<DateTime<Utc>>,
-    watermark_to: Option<DateTime<Utc>>,
-}
-
-/// An export as its consumer has it: after the database was put back, a job may make another file under its old id.
-pub(crate) type Delivered = (Uuid, String);
-
-impl Job {
-    fn delivered(&self) -> Delivered {
-        (self.id, self.sha256.clone().unwrap_or_default())
-    }
-
-    fn said(&self) -> Said {
-        let (export_type, schema_changed) = (self.export_type.clone(), self.schema_changed == Some(true));
-        Said { export_type, rows: self.rows_exported, schema_changed }
-    }
-}
-
-/// What the database says that happened.
-struct Era {
-    jobs: Vec<Job>,
-    history: History,
-    moves: Vec<MoveMade>,
-    versions: BTreeMap<String, Versions>,
-    tables: BTreeMap<&'static str, BTreeMap<i64, Row>>,
-}
-
-impl Era {
-    async fn read(conn: &mut PgConnection) -> Result<Era> {
-        let jobs = sqlx::query_as(
-            "select id, coalesce(consumer_id, '') as consumer_id, dataset, lane_seq, number,
-               (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
-               rows_exported, bytes_written, output_filename, sha256, staged_name, published_at is not null as published,
-               watermark_from, watermark_to
-             from exports order by consumer_id, lane_seq",
-        );
-        let jobs = jobs.fetch_all(&mut *conn).await?;
-        let (history, versions) = (History::read(conn).await?, recorder::versions(conn).await?);
-        let mut tables = BTreeMap::new();
-        for Lane { dataset, .. } in LANES {
-            if !tables.contains_key(dataset) {
-                tables.insert(dataset, recorder::table(conn, dataset).await?);
-            }
-        }
-        let moves = recorder::moves(conn).await?;
-        Ok(Era { jobs, history, moves, versions, tables })
-    }
-
-    fn completed(&self) -> impl Iterator<Item = &Job> {
-        self.jobs.iter().filter(|job| job.status == "completed")
-    }
-
-    fn of_lane(&self, lane: &str) -> impl Iterator<Item = &Job> {
-        self.jobs.iter().filter(move |job| job.consumer_id == lane)
-    }
-
-    /// From the claim of the attempt that completed a job to its commit.
-    fn window(&self, job: &Job) -> Option<Window> {
-        let staged = job.staged_name.as_deref()?;
-        let written = self.history.attempts.iter().find(|(token, _)| staged.contains(&token.to_string()))?;
-        let steps = &self.history.steps;
-        let committed = steps.iter().find(|step| step.job == job.id && step.became == "completed")?;
-        Some(Window { from: written.1.saw.clone(), to: committed.snapshot.clone() })
-    }
-}
 
 /// What the oracle knows of a consumer.
 #[derive(Default)]

@@ -52,8 +52,10 @@ pub(crate) async fn make_move(world: &World, subscribing: Subscribing) {
         let subscribed = "select exists (select from pg_subscription where subname = 'torture')";
         let subscribed: bool = sqlx::query_scalar(subscribed).fetch_one(&mut conn).await?;
         match subscribing {
-            Subscribing::Pause if subscribed => drop(conn.execute("alter subscription torture disable").await?),
-            Subscribing::Resume if subscribed => drop(conn.execute("alter subscription torture enable").await?),
+            Subscribing::Pause | Subscribing::Resume if subscribed => {
+                let what = if subscribing == Subscribing::Pause { "disable" } else { "enable" };
+                conn.execute(AssertSqlSafe(format!("alter subscription torture {what}"))).await?;
+            }
             _ => subscribe_anew(world, &mut conn, subscribed).await?,
         }
         anyhow::Ok(())

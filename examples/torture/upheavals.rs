@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use crate::auditor;
 use crate::cluster::Reach;
-use crate::oracle::{Delivered, End};
+use crate::era::Delivered;
+use crate::oracle::End;
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;

@@ -1,0 +1,99 @@
+//! An era as the database tells it: its jobs, what the recorder wrote down, and the tables as they are.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::lanes::{LANES, Lane};
+use crate::recorder::{self, History, MoveMade, Row, Versions};
+use crate::replay::{Said, Window};
+
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Job {
+    pub(crate) id: Uuid,
+    /// Empty: ad hoc.
+    pub(crate) consumer_id: String,
+    pub(crate) dataset: String,
+    pub(crate) lane_seq: Option<i64>,
+    pub(crate) number: Option<i64>,
+    /// The last key that an ad-hoc export was to have.
+    pub(crate) up_to: Option<i64>,
+    pub(crate) export_type: String,
+    pub(crate) status: String,
+    pub(crate) error_code: Option<String>,
+    pub(crate) continuity: Option<String>,
+    pub(crate) schema_changed: Option<bool>,
+    pub(crate) rows_exported: i64,
+    pub(crate) bytes_written: i64,
+    pub(crate) output_filename: String,
+    pub(crate) sha256: Option<String>,
+    pub(crate) staged_name: Option<String>,
+    pub(crate) published: bool,
+    pub(crate) watermark_from: Option<DateTime<Utc>>,
+    pub(crate) watermark_to: Option<DateTime<Utc>>,
+}
+
+/// An export as its consumer has it: after the database was put back, a job may make another file under its old id.
+pub(crate) type Delivered = (Uuid, String);
+
+impl Job {
+    pub(crate) fn delivered(&self) -> Delivered {
+        (self.id, self.sha256.clone().unwrap_or_default())
+    }
+
+    pub(crate) fn said(&self) -> Said {
+        let (export_type, schema_changed) = (self.export_type.clone(), self.schema_changed == Some(true));
+        Said { export_type, rows: self.rows_exported, schema_changed }
+    }
+}
+
+/// What the database says that happened.
+pub(crate) struct Era {
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) history: History,
+    pub(crate) moves: Vec<MoveMade>,
+    pub(crate) versions: BTreeMap<String, Versions>,
+    pub(crate) tables: BTreeMap<&'static str, BTreeMap<i64, Row>>,
+}
+
+impl Era {
+    pub(crate) async fn read(conn: &mut PgConnection) -> Result<Era> {
+        let jobs = sqlx::query_as(
+            "select id, coalesce(consumer_id, '') as consumer_id, dataset, lane_seq, number,
+               (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
+               rows_exported, bytes_written, output_filename, sha256, staged_name, published_at is not null as published,
+               watermark_from, watermark_to
+             from exports order by consumer_id, lane_seq",
+        );
+        let jobs = jobs.fetch_all(&mut *conn).await?;
+        let (history, versions) = (History::read(conn).await?, recorder::versions(conn).await?);
+        let mut tables = BTreeMap::new();
+        for Lane { dataset, .. } in LANES {
+            if !tables.contains_key(dataset) {
+                tables.insert(dataset, recorder::table(conn, dataset).await?);
+            }
+        }
+        let moves = recorder::moves(conn).await?;
+        Ok(Era { jobs, history, moves, versions, tables })
+    }
+
+    pub(crate) fn completed(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().filter(|job| job.status == "completed")
+    }
+
+    pub(crate) fn of_lane(&self, lane: &str) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().filter(move |job| job.consumer_id == lane)
+    }
+
+    /// From the claim of the attempt that completed a job to its commit.
+    pub(crate) fn window(&self, job: &Job) -> Option<Window> {
+        let staged = job.staged_name.as_deref()?;
+        let written = self.history.attempts.iter().find(|(token, _)| staged.contains(&token.to_string()))?;
+        let steps = &self.history.steps;
+        let committed = steps.iter().find(|step| step.job == job.id && step.became == "completed")?;
+        Some(Window { from: written.1.saw.clone(), to: committed.snapshot.clone() })
+    }
+}
