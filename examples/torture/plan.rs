@@ -187,7 +187,7 @@ fn upheavals(random: &mut Random, length: Duration) -> Vec<Planned<Upheaval>> {
     let mut at = random.millis(3_000, 8_000);
     let mut planned = vec![Planned { at, what: Upheaval::Copy }];
     loop {
-        at += random.millis(5_000, 20_000);
+        at += random.millis(12_000, 35_000);
         // Time is left to be told of it.
         if at + Duration::from_secs(5) > length {
             return planned;
