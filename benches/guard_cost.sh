@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# What an export asks Postgres before it reads: the look at its table and the statement that opens its snapshot, with the guard in it.
+# Of a table of 10 columns, one of 300, one of 100 partitions, and one with a filter. Medians, with the smallest and the largest value.
+#
+#   cargo build --release && benches/guard_cost.sh [TIMES]
+#
+# BINARY: another build, for a comparison. Uses a scratch folder for everything.
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+times=${1:-100}
+binary=$(realpath "${BINARY:-$(dirname "$0")/../target/release/cdc-export}")
+tables=(orders wide parts filtered)
+
+unset DATABASE_URL DATA_DIR OUTPUT_DIR DATASETS
+dir=$(mktemp -d) && chmod 755 "$dir" && cd "$dir"
+for name in "${tables[@]}"; do printf '[[dataset]]\nname = "%s"\ntable = "%s"\n' "$name" "$name"; done >datasets.toml
+echo "filter = \"e > 7 or e is null\"" >>datasets.toml
+# serve [DATASETS]: sets $service and what libpq and `http` need.
+serve() {
+    : >log
+    DATASETS=${1-} SEED_ROWS=0 PORT=0 LOG_FORMAT=json "$binary" 2>log & service=$!
+    until grep -q '"listening"' log; do kill -0 $service; sleep 0.1; done
+    port=$(grep -o 'http://[0-9.:]*' log | tail -1 | cut -d: -f3)
+    export PGPASSWORD PGHOST PGUSER=postgres PGDATABASE=cdc_export
+    PGPASSWORD=$(cat data/postgres.password) PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
+}
+trap 'kill $service; wait $service || true; rm -rf "$dir"' EXIT
+serve
+ten='id int primary key, a text, b numeric(10,2), c timestamptz, d jsonb, e int, f int, g text, h bool, i uuid'
+wide=$(for n in $(seq 299); do printf ', c%s int default %s' "$n" "$n"; done)
+sql "create table orders ($ten); create table filtered ($ten); create table wide (id int primary key$wide);
+     create table parts (id int primary key, a numeric(10,2)) partition by range (id)"
+for n in $(seq 100); do echo "create table parts_$n partition of parts for values from (${n}0) to ($((n + 1))0);"; done | psql -q
+for name in "${tables[@]}"; do
+    sql "insert into $name (id) select n from generate_series(10, 99) n"
+    DATASETS=datasets.toml "$binary" track "$name" >/dev/null
+done
+kill $service; wait $service || true
+serve datasets.toml
+
+for name in "${tables[@]}"; do
+    export_and_wait full "{\"dataset\":\"$name\"}"
+    # A connection's first exports plan their statements anew.
+    for _ in $(seq 20); do export_and_wait incremental "{\"dataset\":\"$name\"}"; done
+    sql 'alter system set log_min_duration_statement = 0'; sql 'select pg_reload_conf()' >/dev/null
+    sleep 0.5; from=$(wc -l <data/postgres.log)
+    for _ in $(seq "$times"); do export_and_wait incremental "{\"dataset\":\"$name\"}"; done
+    sql 'alter system reset log_min_duration_statement'; sql 'select pg_reload_conf()' >/dev/null
+    sleep 0.5
+    for statement in shape.columns filter.called snapshot.open; do
+        tail -n +"$from" data/postgres.log | grep -E "(bind|execute) [^ ]*: -- source.$statement\$" |
+            sed -E 's/.*duration: ([0-9.]+) ms  (bind|execute).*/\1 \2/' |
+            awk '$2 == "bind" {bind = $1} $2 == "execute" {print bind + $1}' >spent || true
+        [ ! -s spent ] || echo "$name: $statement, ms: $(median spent)"
+    done
+done
+echo "load $(load)"
