@@ -19,11 +19,12 @@ import psycopg
 SERVER = sys.argv[1]
 ROOT = Path(__file__).resolve().parent.parent
 GUIDES = ROOT / "docs/guides"
-COLUMNS = "id, name, email, created_at, updated_at, is_deleted"
+COLUMNS = ["id", "name", "email", "created_at", "updated_at", "is_deleted"]
 sys.path.insert(0, str(GUIDES))
 from exports import Exports  # noqa: E402
 
 TARGETS = {"postgres": "dbname=target", "duckdb": "target.duckdb", "pandas": "frames"}
+CONSUMERS = (("replica", "csv"), ("duckdb", "parquet"), ("pandas", "parquet"))
 SECOND = {"postgres": "dbname=second", "duckdb": "second.duckdb", "pandas": "frames2"}
 
 
@@ -39,17 +40,20 @@ def load(which, targets=TARGETS, server=SERVER):
     return printed
 
 
+def columns(micros):
+    """The columns to compare, as SQL: times in microseconds."""
+    return ", ".join(micros.format(name) if name.endswith("_at") else name for name in COLUMNS)
+
+
 def of_postgres(conninfo, where):
-    micros = "(extract(epoch from {0}) * 1000000)::bigint"
-    columns = f"id, name, email, {micros.format('created_at')}, {micros.format('updated_at')}, is_deleted"
+    names = columns("(extract(epoch from {0}) * 1000000)::bigint")
     with psycopg.connect(conninfo) as connection:
-        return connection.execute(f"select {columns} from users where {where} order by id").fetchall()
+        return connection.execute(f"select {names} from users where {where} order by id").fetchall()
 
 
 def of_duckdb(file):
-    columns = "id, name, email, epoch_us(created_at), epoch_us(updated_at), is_deleted"
     with duckdb.connect(file, read_only=True) as connection:
-        return connection.execute(f"select {columns} from users order by id").fetchall()
+        return connection.execute(f"select {columns('epoch_us({0})')} from users order by id").fetchall()
 
 
 def of_pandas(folder):
@@ -57,7 +61,7 @@ def of_pandas(folder):
     users = pandas.read_parquet(file).sort_index().reset_index()
     for column in ("created_at", "updated_at"):
         users[column] = users[column].astype("datetime64[us, UTC]").astype("int64")
-    return list(users[[column.strip() for column in COLUMNS.split(",")]].itertuples(index=False, name=None))
+    return list(users[COLUMNS].itertuples(index=False, name=None))
 
 
 def check(what, targets=TARGETS, server=SERVER):
@@ -105,8 +109,8 @@ said = check("changes")
 assert all(text.startswith("delta: ") for text in said.values()), said
 
 # A loader that died between its export and its load.
-for which, format in (("replica", "csv"), ("duckdb", "parquet"), ("pandas", "parquet")):
-    Exports(SERVER, which, format).run("delta")
+for consumer, format in CONSUMERS:
+    Exports(SERVER, consumer, format).run("delta")
 run(["update users set name = 'later', updated_at = now() where id % 79 = 0"])
 said = check("an export that nobody had loaded")
 assert all(text.count("delta: ") == 2 for text in said.values()), said
@@ -190,8 +194,8 @@ assert all(text.startswith("full: ") for text in said.values()), said
 
 # A loader that was away for longer than its exports are kept.
 run(["update users set name = 'pruned', updated_at = now() where id % 73 = 0"])
-for which, format in (("replica", "csv"), ("duckdb", "parquet"), ("pandas", "parquet")):
-    Exports(SERVER, which, format).run("delta")
+for consumer, format in CONSUMERS:
+    Exports(SERVER, consumer, format).run("delta")
 run(["delete from exports where consumer_id in ('replica', 'duckdb', 'pandas')"])
 said = check("exports that are not kept any more")
 assert all(text.startswith("full: ") for text in said.values()), said
@@ -199,4 +203,21 @@ assert all(text.startswith("full: ") for text in said.values()), said
 run(["truncate users", "insert into users (name, email, created_at, updated_at) "
      "select 'n' || i, 'e' || i, now(), now() from generate_series(1, 500) as i"])
 said = check("a TRUNCATE")
+assert all(text.startswith("full: ") for text in said.values()), said
+
+# One call of README's, an incremental by hand: it has no deletions, and no `operation`.
+run(["update users set name = 'by hand', updated_at = now() where id % 7 = 0", "delete from users where id % 7 = 1"])
+for consumer, format in CONSUMERS:
+    Exports(SERVER, consumer, format).run("incremental")
+run(["update users set name = 'after that', updated_at = now() where id % 7 = 2"])
+said = check("an incremental by hand")
+assert all(text.startswith("full: ") for text in said.values()), said
+
+# An export that nobody has loaded, and whose file is gone.
+run(["update users set name = 'gone', updated_at = now() where id % 7 = 3"])
+for consumer, format in CONSUMERS:
+    exports = Exports(SERVER, consumer, format)
+    exports.open("DELETE", f"/exports/{exports.run('delta')['jobId']}").close()
+run(["update users set name = 'not gone', updated_at = now() where id % 7 = 4"])
+said = check("a file that is gone")
 assert all(text.startswith("full: ") for text in said.values()), said

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What docs/guides/ says, for real: its loaders keep tables in another Postgres, in DuckDB and in pandas equal to the source, through
-# changes, hard deletes, a TRUNCATE, crashes, lost answers, two loaders at once and an export that nobody has loaded. Then tests/formats.py, on the same service.
+# changes, hard deletes, a TRUNCATE, crashes, lost answers, two loaders at once and exports that somebody made by hand or took away; then a
+# table of one's own, through changes of its columns. In between tests/formats.py, on the same service.
 #
 # `cargo build` comes first. Needs python3 with venv, psql, and a package index or a cache of its packages.
 set -euo pipefail
@@ -14,13 +15,27 @@ venv=$root/target/guides
 work=$(mktemp -d)
 chmod 755 "$work"
 cd "$work"
-env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" OUTPUT_DIR="$work/output" PORT=0 SEED_ROWS=20000 LOG_FORMAT=json "$binary" 2>log &
-service=$!
+start() {
+    : >log
+    env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" OUTPUT_DIR="$work/output" PORT=0 SEED_ROWS=20000 LOG_FORMAT=json "$@" 2>log &
+    service=$!
+    until grep -q '"listening"' log; do kill -0 $service || { cat log; exit 1; }; sleep 0.1; done
+    server=$(grep -o 'http://[0-9.:]*' log | tail -1)
+    PGPASSWORD=$(cat data/postgres.password) PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
+}
 trap 'kill $service; wait $service || true; rm -rf "$work"' EXIT
-until grep -q '"listening"' log; do kill -0 $service || { cat log; exit 1; }; sleep 0.1; done
-server=$(grep -o 'http://[0-9.:]*' log | tail -1)
 export PGPASSWORD PGHOST PGUSER=postgres PGDATABASE=cdc_export
-PGPASSWORD=$(cat data/postgres.password) PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
+start "$binary"
 "$venv/bin/python" "$root/tests/guides.py" "$server"
 psql -q -f "$root/seeds/awkward.sql"
 "$venv/bin/python" "$root/tests/formats.py" "$server"
+
+# A table of one's own, beside a dataset file.
+psql -q -c 'create table people (region text, id bigint, first text, last text, primary key (region, id))' \
+    -c "insert into people select 'r' || i % 3, i, 'F' || i, 'L' || i from generate_series(1, 50) as i"
+printf '[[dataset]]\nname = "people"\ntable = "people"\n' >datasets.toml
+kill $service
+wait $service || true
+start DATASETS="$work/datasets.toml" "$binary"
+env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/datasets.toml" "$binary" track people
+"$venv/bin/python" "$root/tests/guides_columns.py" "$server"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -38,7 +39,7 @@ class Exports:
     def catch_up(self, folder, after=None):
         """Has the service write what changed, and yields the exports to load, in their order: each job, and the path of its file. `after`
         is the id and the SHA-256 of the export that was loaded last. Where changes alone don't do, a full export comes, which replaces
-        all before it."""
+        all before it, and standard error says why."""
         export_type = "delta" if after else "full"
         while True:
             try:
@@ -55,20 +56,23 @@ class Exports:
                     for job in self.missed(refused.problem["jobs"], after[0]):
                         yield job, self.fetch(job, folder)
                         after = (job["jobId"], job["sha256"])
-                else:
-                    yield job, self.fetch(job, folder)
-                    return
+                    continue
+                self.see(job)
+                yield job, self.fetch(job, folder)
+                return
             except Failed as failed:
                 if failed.code != "full_export_needed":
                     raise
-                export_type = "full"
+                why = f"{failed.job['continuity']}: {failed.job['error']['detail']}"
             except Refused as refused:
                 # The database was put back, or what was loaded last isn't kept any more; the file isn't.
                 if refused.code not in ("database_restored", "file_gone") or export_type == "full":
                     raise
-                export_type = "full"
-            except Gap:
-                export_type = "full"
+                why = f"{refused.code}: {refused.problem['detail']}"
+            except Gap as gap:
+                why = gap
+            export_type = "full"
+            print(f"a full export is next: {why}", file=sys.stderr)
 
     def missed(self, jobs, after):
         """Of these jobs of the lane, in its order, those that are to be loaded after this one: from the last full export on, the open
@@ -81,12 +85,19 @@ class Exports:
                 continue
             # The order is that of numbers, never that of names or times. What isn't kept any more leaves a gap in them.
             if job["exportType"] != "full" and job["number"] != number + 1:
-                raise Gap
-            if (job["format"], job["compression"]) != (self.format, "none"):
-                # Somebody asked for it by hand, and its changes are in no other file.
-                raise Gap
+                raise Gap(f"the exports between the numbers {number} and {job['number']} are not kept any more")
+            self.see(job)
             number = job["number"]
             yield job
+
+    def see(self, job):
+        """That a job's file is one to go on from. Another one was asked for by hand perhaps, and its changes are in no other file."""
+        if (job["format"], job["compression"]) != (self.format, "none"):
+            raise Gap(f"the export {job['jobId']} is {job['format']} with the compression {job['compression']}, not {self.format}")
+        if job["exportType"] == "incremental":
+            raise Gap(f"the export {job['jobId']} is an incremental, which has no deletions")
+        if job["exportType"] == "delta" and job["schemaChanged"]:
+            raise Gap("schemaChanged: columns came, went or have other names, and rows that nobody changed are in no delta")
 
     def run(self, export_type, **more):
         """An export, once it has completed."""

@@ -8,24 +8,28 @@ import duckdb
 
 from exports import Exports
 
+# All that is to be changed for another table.
+DATASET = "users"
+CONSUMER = "duckdb"
+TABLE = "users"
+KEY = "id"  # of several columns: "region, id"
+
 server, database = sys.argv[1:]
-exports = Exports(server, "duckdb", "parquet", key=os.environ.get("CDC_EXPORT_KEY"))
+exports = Exports(server, CONSUMER, "parquet", DATASET, key=os.environ.get("CDC_EXPORT_KEY"))
 with duckdb.connect(database) as target, tempfile.TemporaryDirectory() as folder:
-    target.execute("create table if not exists loaded_exports (job_id text)")
-    target.execute("alter table loaded_exports add column if not exists sha256 text")
-    last = target.execute("select job_id, sha256 from loaded_exports").fetchone()
+    target.execute("create table if not exists loads (loaded text primary key, job_id text, sha256 text)")
+    last = target.execute("select job_id, sha256 from loads where loaded = ?", [TABLE]).fetchone()
     for job, path in exports.catch_up(folder, after=last):
         # The rows and the name of what they came from, both or neither: the next run begins behind it.
         target.begin()
         if job["exportType"] == "full":
             # Each column has the type that it has in the source.
-            target.execute("create or replace table users as select * from read_parquet(?)", [path])
+            target.execute(f"create or replace table {TABLE} as select * from read_parquet(?)", [path])
         else:
-            target.execute("delete from users where id in (select id from read_parquet(?))", [path])
+            target.execute(f"delete from {TABLE} where ({KEY}) in (select {KEY} from read_parquet(?))", [path])
             live = "select * exclude (operation) from read_parquet(?) where operation <> 'DELETE'"
-            target.execute(f"insert into users by name {live}", [path])
-        target.execute("delete from loaded_exports")
-        target.execute("insert into loaded_exports (job_id, sha256) values (?, ?)", [job["jobId"], job["sha256"]])
+            target.execute(f"insert into {TABLE} by name {live}", [path])
+        target.execute("insert or replace into loads values (?, ?, ?)", [TABLE, job["jobId"], job["sha256"]])
         target.commit()
         os.remove(path)
         print(f"{job['exportType']}: {job['rowsExported']} rows")
