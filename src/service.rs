@@ -93,7 +93,7 @@ pub enum Error {
     #[error("the export is {0}, so it has no file")]
     NoFile(Status),
     /// The file was removed, or is not the one that was exported.
-    #[error("the file of this export was removed or replaced")]
+    #[error("the file of this export was removed or replaced: a full export goes on from there")]
     FileGone,
     /// The file is in another host's folder.
     #[error("the file of this export is on another host")]

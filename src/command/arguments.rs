@@ -42,7 +42,7 @@ pub(crate) struct Status {
 pub(crate) struct Download {
     /// The export's id
     pub(super) job: Uuid,
-    /// The file or folder to put it, or - for standard output; without it, the current folder
+    /// The file to make, or the folder that is there already, or - for standard output; without it, the current folder
     #[arg(long, short, value_name = "PATH")]
     pub(super) output: Option<Output>,
     #[command(flatten)]
@@ -154,10 +154,10 @@ pub(crate) struct Export {
     /// The SHA-256 of the file that was loaded last
     #[arg(long, value_name = "SHA256", requires = "after")]
     pub(super) after_sha256: Option<String>,
-    /// Put the file there too: a file or folder, or - for standard output
+    /// Put the file there too: a file, a folder that is there already, or - for standard output
     #[arg(long, short, value_name = "PATH")]
     pub(super) output: Option<Output>,
-    /// Print the job as JSON at the end
+    /// Print the job as JSON at the end; not together with --output
     #[arg(long, conflicts_with = "output")]
     pub(super) json: bool,
     #[command(flatten)]
