@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line: what failed and why. Of a catalogue a line for each mistake.
+/// One line: what failed and why. Of a catalogue a line for each mistake, and one for each export that comes before a refused one.
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
     // Names of others' may be in it, and a terminal obeys control characters.
     let plain = |letter: char| letter == '\n' || !letter.is_control();

@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
+use uuid::Uuid;
 
 /// How long one thing is tried.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -87,7 +88,7 @@ pub(crate) enum Error {
     #[error("the connection to {server} broke: {cause}")]
     Broken { server: Address, cause: std::io::Error },
     #[error("{detail}{}", next_step(.code))]
-    Refused { status: u16, code: Plain, detail: Plain, retry_after: Option<Duration> },
+    Refused { status: u16, code: Plain, detail: Plain, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
     #[error("{server} answers {status}, and not as cdc-export does: is the address right?")]
     Foreign { server: Address, status: u16 },
 }
@@ -153,6 +154,16 @@ impl Display for Plain {
 struct Problem {
     code: Plain,
     detail: Plain,
+    #[serde(default)]
+    jobs: Vec<NamedJob>,
+}
+
+/// An export that a refusal names.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct NamedJob {
+    pub(crate) job_id: Uuid,
+    pub(crate) status: Plain,
 }
 
 /// Speaks to one service.
@@ -281,9 +292,9 @@ impl Client {
         let status = answer.status().as_u16();
         let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
         let body = answer.into_body().into_with_config().limit(MOST_BYTES).read_to_vec().unwrap_or_default();
-        let Some(Problem { code, detail }) = answer_from_json(&body) else { return Err(self.foreign(status)) };
+        let Some(Problem { code, detail, jobs }) = answer_from_json(&body) else { return Err(self.foreign(status)) };
         self.has_answered.store(true, Ordering::Relaxed);
-        Err(Error::Refused { status, code, detail, retry_after: retry_after.map(Duration::from_secs) })
+        Err(Error::Refused { status, code, detail, jobs, retry_after: retry_after.map(Duration::from_secs) })
     }
 
     fn foreign(&self, status: u16) -> Error {

@@ -4,7 +4,7 @@
 use std::io::{IsTerminal, Read, Write};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use cdc_export::http;
 use cdc_export::job::encoding::Encoding;
 use cdc_export::job::selection::Selection;
@@ -19,7 +19,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use crate::command::arguments::Export;
-use crate::command::client::{Client, Error, Plain};
+use crate::command::client::{Client, Error, NamedJob, Plain};
 
 /// Rows that are shown of each list.
 pub(crate) const SHOWN: u32 = 200;
@@ -116,7 +116,16 @@ impl Place {
                     retry_of: None,
                     key: None,
                 };
-                Ok(service.submit(&request).await?.id)
+                match service.submit(&request).await {
+                    Ok(job) => Ok(job.id),
+                    Err(error) => Err(match &error {
+                        service::Error::OutOfStep(jobs) => {
+                            let named = |job: &Job| (job.id, job.status == Status::Completed);
+                            self.naming(error.to_string(), jobs.iter().map(named))
+                        }
+                        _ => error.into(),
+                    }),
+                }
             }
             Place::There(client) => {
                 let mut headers = HeaderMap::new();
@@ -135,10 +144,26 @@ impl Place {
                     }
                 }
                 let path = format!("/exports/{}", what.export_type);
-                let accepted: Accepted = there(client, move |client| client.post(&path, &headers, Some(&body))).await?;
-                Ok(accepted.job_id.into())
+                let answer = there(client, move |client| client.post(&path, &headers, Some(&body))).await;
+                answer.map(|Accepted { job_id }| job_id.into()).map_err(|error| match &error {
+                    Error::Refused { jobs, .. } => {
+                        let named = |job: &NamedJob| (job.job_id.into(), &*job.status == Status::Completed.as_str());
+                        self.naming(error.to_string(), jobs.iter().map(named))
+                    }
+                    _ => error.into(),
+                })
             }
         }
+    }
+
+    /// Why an export was refused, with a line for each export that comes first, published or not.
+    fn naming(&self, why: String, jobs: impl Iterator<Item = (JobId, bool)>) -> anyhow::Error {
+        let option = self.option();
+        let lines = jobs.map(|(id, is_published)| match is_published {
+            true => format!("\n  cdc-export download {id}{option}"),
+            false => format!("\n  {id} is open"),
+        });
+        anyhow!(lines.fold(why, |text, line| text + &line))
     }
 
     /// A job as it stands.

@@ -269,6 +269,9 @@ async fn the_command_line_says_what_was_loaded_last() {
         let job: Value = serde_json::from_str(&printed).unwrap();
         let (code, _, said) = export(&["--after", "none"]).await;
         assert!(code == 1 && said.contains("1 published since, 0 open"), "{code} {said}");
+        let fetched =
+            format!("cdc-export download {}{}", id_of(&job), if place.is_empty() { "" } else { " --server http" });
+        assert!(said.contains(&fetched), "{said}");
         let (code, _, said) = export(&["--after", NOBODYS]).await;
         assert!(code == 1 && said.contains("full export"), "{code} {said}");
         let sha256 = job["sha256"].as_str().unwrap();
