@@ -21,11 +21,13 @@ mod plan;
 mod serve;
 mod status;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use cdc_export::config::{self, Catalogue, Config};
 use cdc_export::dataset::Dataset;
+use cdc_export::dataset::catalog::Faults;
 use cdc_export::postgres::{Database, demo};
 use cdc_export::source::{capture, catalog};
 use cdc_export::telemetry;
@@ -177,8 +179,7 @@ impl Command {
             Command::Track { dataset } => {
                 let dataset = dataset_of(&config, &dataset)?;
                 on_ground(&config, async |database| {
-                    // Another dataset of the same table may want another key.
-                    check(&config, database).await?;
+                    check_one(&config, database, dataset).await?;
                     Ok(capture::track(&database.pool(1), dataset).await?)
                 })
                 .await
@@ -222,7 +223,16 @@ fn dataset_of<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<Dataset>, Ba
 /// Holds the catalogue against the tables, if a file says it.
 async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
-    let faults = catalog::check(&database.pool(1), &config.catalog).await?;
+    refuse(config, file, catalog::check(&database.pool(1), &config.catalog).await?)
+}
+
+/// Holds one dataset of the file against its table: another one's table may be gone, or not there yet.
+async fn check_one(config: &Config, database: &Database, dataset: &Dataset) -> anyhow::Result<()> {
+    let Some(file) = &config.catalog_file else { return Ok(()) };
+    refuse(config, file, catalog::check_one(&database.pool(1), &config.catalog, dataset).await?)
+}
+
+fn refuse(config: &Config, file: &Path, faults: Faults) -> anyhow::Result<()> {
     if faults.0.is_empty() {
         return Ok(());
     }

@@ -1,10 +1,10 @@
 //! A catalogue against the live tables: everything in it that can't be.
 
-use sqlx::PgPool;
 use sqlx::postgres::types::Oid;
+use sqlx::{PgConnection, PgPool};
 
-use crate::dataset::Capture;
 use crate::dataset::catalog::{Catalog, Fault, Faults};
+use crate::dataset::{Capture, Dataset, Shape};
 use crate::source::quote::relation;
 use crate::source::{filter, shape};
 
@@ -14,29 +14,85 @@ use crate::source::{filter, shape};
 /// If the database fails. What doesn't fit is the result.
 pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
-    let (mut faults, mut seen) = (Vec::new(), Vec::<(Oid, String, Vec<String>)>::new());
+    let (mut faults, mut seen) = (Vec::new(), Vec::<Logged>::new());
     for dataset in catalog.iter() {
-        let shape = match shape::look(&mut conn, dataset).await {
-            Ok(shape) => shape,
-            Err(shape::Error::Faults(found)) => {
-                faults.extend(found.0);
-                continue;
-            }
-            Err(shape::Error::Sql(cause)) => return Err(cause),
-        };
-        faults.extend(filter::check(&mut conn, dataset, &shape.table).await?);
-        if dataset.capture != Capture::Triggers {
-            continue;
+        let Some(shape) = fits(&mut conn, dataset, &mut faults).await? else { continue };
+        if let Some(logged) = Logged::by(&mut conn, dataset, &shape).await? {
+            faults.extend(seen.iter().find_map(|other| logged.conflict(other)));
+            seen.push(logged);
         }
-        let oid = sqlx::query_scalar("-- source.catalog.oid\n select cdc_export.table_of_role($1)::oid");
-        let oid: Oid = oid.bind(relation(&dataset.table)).fetch_one(&mut *conn).await?;
-        let key: Vec<_> = shape.key.iter().map(|part| part.column.name.to_string()).collect();
-        // The triggers of a table log one key.
-        if let Some((_, other, _)) = seen.iter().find(|(table, _, its)| *table == oid && *its != key) {
-            let why = format!("`{}` is captured for `{other}` too, which has another key", dataset.table);
-            faults.push(Fault { dataset: dataset.name.clone(), member: "key", item: None, why });
-        }
-        seen.push((oid, dataset.name.clone(), key));
     }
     Ok(Faults(faults))
+}
+
+/// Holds one dataset against its table, and against the others that share its triggers. What else is wrong with those is theirs.
+///
+/// # Errors
+/// If the database fails. What doesn't fit is the result.
+pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> Result<Faults, sqlx::Error> {
+    let mut conn = pool.acquire().await?;
+    let mut faults = Vec::new();
+    let Some(shape) = fits(&mut conn, dataset, &mut faults).await? else { return Ok(Faults(faults)) };
+    let Some(logged) = Logged::by(&mut conn, dataset, &shape).await? else { return Ok(Faults(faults)) };
+    for other in catalog.iter().filter(|other| other.name != dataset.name) {
+        let Some(shape) = look(&mut conn, other).await?.ok() else { continue };
+        let other = Logged::by(&mut conn, other, &shape).await?;
+        faults.extend(other.and_then(|other| logged.conflict(&other)));
+    }
+    Ok(Faults(faults))
+}
+
+/// What a dataset has a table's triggers log.
+struct Logged {
+    dataset: String,
+    /// As the catalogue names it.
+    table: String,
+    oid: Oid,
+    key: Vec<String>,
+}
+
+impl Logged {
+    /// `None`: it wants no triggers.
+    async fn by(conn: &mut PgConnection, dataset: &Dataset, shape: &Shape) -> Result<Option<Logged>, sqlx::Error> {
+        if dataset.capture != Capture::Triggers {
+            return Ok(None);
+        }
+        let oid = sqlx::query_scalar("-- source.catalog.oid\n select cdc_export.table_of_role($1)::oid");
+        let oid = oid.bind(relation(&dataset.table)).fetch_one(conn).await?;
+        let key = shape.key.iter().map(|part| part.column.name.to_string()).collect();
+        Ok(Some(Logged { dataset: dataset.name.clone(), table: dataset.table.to_string(), oid, key }))
+    }
+
+    /// The triggers of a table log one key.
+    fn conflict(&self, other: &Logged) -> Option<Fault> {
+        let why = || format!("`{}` is captured for `{}` too, which has another key", self.table, other.dataset);
+        let fault = || Fault { dataset: self.dataset.clone(), member: "key", item: None, why: why() };
+        (self.oid == other.oid && self.key != other.key).then(fault)
+    }
+}
+
+/// The table's shape, if the dataset fits it; whatever doesn't is added to the faults.
+async fn fits(
+    conn: &mut PgConnection,
+    dataset: &Dataset,
+    faults: &mut Vec<Fault>,
+) -> Result<Option<Shape>, sqlx::Error> {
+    match look(conn, dataset).await? {
+        Ok(shape) => {
+            faults.extend(filter::check(conn, dataset, &shape.table).await?);
+            Ok(Some(shape))
+        }
+        Err(found) => {
+            faults.extend(found.0);
+            Ok(None)
+        }
+    }
+}
+
+async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Result<Shape, Faults>, sqlx::Error> {
+    match shape::look(conn, dataset).await {
+        Ok(shape) => Ok(Ok(shape)),
+        Err(shape::Error::Faults(found)) => Ok(Err(found)),
+        Err(shape::Error::Sql(cause)) => Err(cause),
+    }
 }

@@ -671,3 +671,30 @@ async fn the_command_line_knows_the_catalogue() {
     let (code, _, said) = catalogue.command(&database, &["datasets", "add", "bare"]).await;
     assert!(code == 1 && said.contains("no primary key"), "{said}");
 }
+
+#[tokio::test]
+async fn track_looks_at_its_own_dataset_alone() {
+    let database = Database::empty().await;
+    database.run("create table kept (id int primary key, x int); create table gone (id int primary key)").await;
+    let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
+    let wrong = "[[dataset]]\nname = \"part\"\ntable = \"kept\"\ncolumns = [\"id\", \"y\"]\n";
+    let catalogue = Catalogue::of(&[of("gone"), of("kept"), wrong.to_owned()].concat());
+    database.run("drop table gone").await;
+    let (code, _, said) = catalogue.command(&database, &["track", "part"]).await;
+    assert!(code == 2 && said.contains("no column `y`") && !said.contains("gone"), "{said}");
+    for (command, triggers) in [("track", true), ("untrack", false)] {
+        let (code, _, said) = catalogue.command(&database, &[command, "kept"]).await;
+        let found = "select exists (select from pg_trigger where tgrelid = 'kept'::regclass)";
+        assert_eq!((code, database.one::<bool>(found).await), (0, triggers), "{command}: {said}");
+        let (code, _, said) = catalogue.command(&database, &[command, "gone"]).await;
+        assert!(code != 0 && said.contains("there is no table `gone`"), "{command}: {said}");
+        catalogue.write(&[of("gone"), of("kept")].concat());
+    }
+    // The triggers are another dataset's as well, wherever that stands in the file.
+    database.run("alter table kept add unique (x), alter x set not null").await;
+    catalogue.write(&[of("kept"), "[[dataset]]\nname = \"x\"\ntable = \"kept\"\nkey = [\"x\"]\n".to_owned()].concat());
+    for dataset in ["kept", "x"] {
+        let (code, _, said) = catalogue.command(&database, &["track", dataset]).await;
+        assert!(code == 2 && said.contains("which has another key"), "{dataset}: {said}");
+    }
+}
