@@ -55,21 +55,20 @@ pub enum Error {
     #[error("the table is not as its dataset says: {0}")]
     Mismatch(Faults),
     /// Exactness can't be kept: what changed is not known.
-    #[error("what changed since the last export is not known exactly ({0}): a full export is needed")]
-    FullExportNeeded(Continuity),
+    #[error("what changed since the last export is not known exactly ({why}): {remedy}")]
+    FullExportNeeded {
+        /// What stands between.
+        why: Continuity,
+        /// What helps.
+        remedy: Remedy,
+    },
     /// The job was made before the database was put back, or in the one that this is a copy of: its file may be somebody's already,
     /// and under one id there is one file.
     #[error(
-        "the database was put back or copied since this export was asked for, and may have handed out its file already: ask for another full export"
+        "the database was put back or copied since this export was asked for, and may have handed out its file already, so it isn't made \
+         again: {0}"
     )]
-    JobRestored,
-    /// The same, and only `track` makes another one possible.
-    #[error(
-        "what changed since the last export is not known exactly ({word}): `cdc-export track {0}` puts the triggers back, or says what is \
-         in the way; then a full export is needed",
-        word = Continuity::TriggerMissing
-    )]
-    TriggerMissing(String),
+    JobRestored(Remedy),
     /// A standby's snapshots hide transactions that are in progress on its primary: rows would be lost.
     #[error("this Postgres is a standby, whose changes can't be told exactly")]
     Standby,
@@ -128,6 +127,28 @@ pub enum Error {
     /// Nobody takes the frames any more; the other side says why.
     #[error("nobody takes the rows")]
     NotTaken,
+}
+
+/// What makes a consumer's exports exact again.
+#[derive(Clone, Debug)]
+pub enum Remedy {
+    /// A full export.
+    FullExport,
+    /// `track` of this dataset, whose table isn't captured, and then a full export: one from before the triggers are back would need
+    /// another one.
+    TrackFirst(String),
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Remedy::FullExport => write!(f, "a full export is needed"),
+            Remedy::TrackFirst(dataset) => write!(
+                f,
+                "`cdc-export track {dataset}` puts the triggers back, or says what is in the way; then a full export is needed"
+            ),
+        }
+    }
 }
 
 impl Error {

@@ -132,17 +132,13 @@ impl Error {
                     Settlement::Retry(failure(FailureCode::SourceUnavailable))
                 }
                 source::Error::Standby => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
-                source::Error::FullExportNeeded(why) => {
+                source::Error::FullExportNeeded { why, .. } => {
                     let failure = failure(FailureCode::FullExportNeeded);
                     Settlement::Fail(Failure { continuity: Some(*why), ..failure })
                 }
-                source::Error::JobRestored => {
+                source::Error::JobRestored(_) => {
                     let failure = failure(FailureCode::FullExportNeeded);
                     Settlement::Fail(Failure { continuity: Some(Continuity::DatabaseRestored), ..failure })
-                }
-                source::Error::TriggerMissing(_) => {
-                    let failure = failure(FailureCode::FullExportNeeded);
-                    Settlement::Fail(Failure { continuity: Some(Continuity::TriggerMissing), ..failure })
                 }
                 source::Error::TableMissing { .. } | source::Error::NotTracked(_) => {
                     Settlement::Fail(failure(FailureCode::TableMissing))

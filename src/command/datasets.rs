@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cdc_export::config::Config;
 use cdc_export::dataset::{Capture, Column, Columns, Dataset, Description, Kind, Table};
 use cdc_export::postgres::Database;
+use cdc_export::source::catalog;
 use tokio_util::sync::CancellationToken;
 
 use crate::command::arguments::Datasets;
@@ -18,6 +19,11 @@ pub(crate) async fn run(config: &Config, database: &Database, what: Datasets) ->
             anyhow::ensure!(config.catalog_file.is_some(), "DATASETS names no file: there is `users` alone");
             check(config, database).await?;
             outln!("{}: as their tables are.", config.catalog.names())?;
+            for name in catalog::untracked(&database.pool(1), &config.catalog).await? {
+                eprintln!(
+                    "cdc-export: {name}: its changes are not captured: `cdc-export track {name}` comes before its exports"
+                );
+            }
             Ok(())
         }
         Datasets::List => list(config, database).await,

@@ -45,7 +45,7 @@ pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> a
     let permit = source.permit(PATIENCE).await?;
     let mut snapshot = match permit.open(&purpose, dataset, PATIENCE).await {
         Ok(snapshot) => snapshot,
-        Err(error @ (source::Error::FullExportNeeded(_) | source::Error::TriggerMissing(_))) => {
+        Err(error @ source::Error::FullExportNeeded { .. }) => {
             anyhow::bail!("the export would fail: {error}")
         }
         Err(error) => return Err(error.into()),

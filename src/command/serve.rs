@@ -6,6 +6,7 @@ use anyhow::Context;
 use cdc_export::config::{self, Config};
 use cdc_export::http::{self, Access, Room};
 use cdc_export::postgres::{self, Database, demo};
+use cdc_export::source::catalog;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +42,7 @@ async fn serve_on(
     let prepared = async {
         let access = access(config, database).await?;
         prepare(database).await?;
-        check(config, database).await?;
+        look_at_tables(config, database).await?;
         let exports = if workers == 0 { 0 } else { connections_of_exports(config, workers) };
         postgres::require_connections(database, exports + connections_of_api(config)).await?;
         if config.seed_rows > 0 {
@@ -65,6 +66,21 @@ async fn serve_on(
         tokio::join!(http::serve(listener, router, room, shutdown.clone()), wired.worker.run(shutdown));
     }
     tracing::info!(event = "stopped");
+    Ok(())
+}
+
+/// Refuses a catalogue that doesn't fit its tables, and warns of those whose changes aren't captured: after the restore of a dump, a full
+/// export from before `track` would need another one.
+async fn look_at_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
+    check(config, database).await?;
+    for dataset in catalog::untracked(&database.pool(1), &config.catalog).await? {
+        tracing::warn!(
+            event = "not_captured",
+            dataset,
+            "the changes of its table are not captured: `cdc-export track {dataset}` first, then a full export for each consumer that \
+             needs one"
+        );
+    }
     Ok(())
 }
 
@@ -112,7 +128,7 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
                 None => None,
             };
             prepare(&ground.database).await?;
-            check(&config, &ground.database).await?;
+            look_at_tables(&config, &ground.database).await?;
             let watching = if listener.is_some() { CONNECTIONS_OF_A_WATCH } else { 0 };
             let needed = connections_of_exports(&config, config.worker.workers) + watching;
             postgres::require_connections(&ground.database, needed).await?;

@@ -1,10 +1,11 @@
-//! A catalogue against the live tables: everything in it that can't be.
+//! A catalogue against the live tables: everything in it that can't be, and whose changes aren't captured.
 
 use sqlx::postgres::types::Oid;
 use sqlx::{PgConnection, PgPool};
 
 use crate::dataset::catalog::{Catalog, Fault, Faults};
 use crate::dataset::{Capture, Dataset, Shape};
+use crate::source::capture::capture;
 use crate::source::quote::relation;
 use crate::source::{filter, shape};
 
@@ -40,6 +41,35 @@ pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> R
         faults.extend(other.and_then(|other| logged.conflict(&other)));
     }
     Ok(Faults(faults))
+}
+
+/// The names of the datasets whose changes shall be captured by triggers, and aren't: `track` has never seen the table, or it is another
+/// one since, as after the restore of a dump. Those whose tables don't fit are left out.
+///
+/// # Errors
+/// If the database fails.
+pub async fn untracked(pool: &PgPool, catalog: &Catalog) -> Result<Vec<String>, sqlx::Error> {
+    let mut conn = pool.acquire().await?;
+    let mut names = Vec::new();
+    for dataset in catalog.iter().filter(|dataset| dataset.capture == Capture::Triggers) {
+        let Some(shape) = look(&mut conn, dataset).await?.ok() else { continue };
+        let key: Option<Option<Vec<String>>> = sqlx::query_scalar(concat!(
+            "-- source.catalog.captured_key
+             select case when capture.captured then capture.logged_key end
+             from pg_class t join pg_namespace n on n.oid = t.relnamespace
+             cross join lateral ",
+            capture!(),
+            " capture
+             where t.oid = cdc_export.table_of_role($1)"
+        ))
+        .bind(relation(&dataset.table))
+        .fetch_optional(&mut *conn)
+        .await?;
+        if !key.flatten().is_some_and(|key| shape.has_key(&key)) {
+            names.push(dataset.name.clone());
+        }
+    }
+    Ok(names)
 }
 
 /// What a dataset has a table's triggers log.

@@ -13,7 +13,7 @@ use crate::source::select::{Rule, Select};
 use crate::source::session::{Readers, Session};
 use crate::source::snapshot::join;
 use crate::source::spare::{Seat, Spare};
-use crate::source::{Error, Frames, copy, stream};
+use crate::source::{Error, Frames, Remedy, copy, stream};
 use crate::telemetry::chain;
 use crate::watermark::Position;
 
@@ -108,7 +108,7 @@ impl Rows<'_> {
                 Ok(true) => {}
                 Ok(false) => {
                     tracing::warn!(event = "log_unreadable", jobId = %job.id, error = chain(&error));
-                    return Error::FullExportNeeded(Continuity::ColumnRetyped);
+                    return Error::FullExportNeeded { why: Continuity::ColumnRetyped, remedy: Remedy::FullExport };
                 }
                 Err(lost) => return lost,
             }

@@ -18,7 +18,7 @@ use crate::source::rows::Rows;
 use crate::source::select::Select;
 use crate::source::session::{Leader, Readers, Session};
 use crate::source::spare::Spare;
-use crate::source::{Error, arrivals, filter, purge, quote, shape, within};
+use crate::source::{Error, Remedy, arrivals, filter, purge, quote, shape, within};
 use crate::telemetry::metrics::PoolUse;
 use crate::watermark::{Fingerprint, Position, Standpoint};
 
@@ -160,7 +160,7 @@ impl Permit {
         let opening = sqlx::query_as(concat!(
             "-- source.snapshot.open
              select pg_export_snapshot() as name, here.snapshot::text as snapshot, statement_timestamp() as taken_at,
-               current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, here.logged_key,
+               current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, here.logged_key, here.captured,
                case when t.relkind = 'r' then pg_relation_size(t.oid) / current_setting('block_size')::bigint end as blocks,
                exists (
                  select from (select t.oid union all select relid from pg_partition_tree(t.oid)) parts (oid)
@@ -235,8 +235,12 @@ impl Permit {
         if by_triggers && !opened.logged_key.as_ref().is_some_and(|key| shape.has_key(key)) {
             return Err(Error::NotTracked(dataset.name.clone()));
         }
+        let remedy = match by_triggers && !opened.captured {
+            true => Remedy::TrackFirst(dataset.name.clone()),
+            false => Remedy::FullExport,
+        };
         if opened.is_restored {
-            return Err(Error::JobRestored);
+            return Err(Error::JobRestored(remedy));
         }
         let continuity = opened.continuity()?;
         // An ad-hoc export has no position, and is full. Without times there is no rule for a watermark that somebody made.
@@ -245,8 +249,7 @@ impl Permit {
             why.allows(export_type) && (export_type == ExportType::Full || !by_its_time)
         };
         let refuse = |why: Option<Continuity>| match why.filter(|why| !allowed(why)) {
-            Some(Continuity::TriggerMissing) => Err(Error::TriggerMissing(dataset.name.clone())),
-            Some(why) => Err(Error::FullExportNeeded(why)),
+            Some(why) => Err(Error::FullExportNeeded { why, remedy: remedy.clone() }),
             None => Ok(()),
         };
         refuse(continuity)?;
@@ -363,6 +366,7 @@ struct Opened {
     encoding: String,
     standby: bool,
     logged_key: Option<Vec<String>>,
+    captured: bool,
     toasted: bool,
     blocks: Option<i64>,
     version: Option<i64>,

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sqlx::Executor;
 
 use crate::catalogue::{Catalogue, Replica, ended, export, post};
-use crate::harness::{Csv, Database, Start, refusal};
+use crate::harness::{Csv, Database, Service, Start, refusal};
 
 const SALES: &str = r#"create schema "Sales";
     create table "Sales"."Order ""Lines""" (
@@ -697,4 +697,54 @@ async fn track_looks_at_its_own_dataset_alone() {
         let (code, _, said) = catalogue.command(&database, &["track", dataset]).await;
         assert!(code == 2 && said.contains("which has another key"), "{dataset}: {said}");
     }
+}
+
+/// As after the restore of a dump: a full export without the triggers would need another one.
+#[tokio::test]
+async fn what_is_not_captured_is_tracked_before_the_full_export() {
+    let database = Database::empty().await;
+    for name in ["a", "b", "c"] {
+        database.run(&format!("create table {name} (id int primary key); insert into {name} values (1)")).await;
+    }
+    let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
+    let catalogue = Catalogue::of(&["a", "b", "c"].map(of).concat());
+    let needed = async |service: &Service, dataset: &str, word: &str| {
+        let job = ended(service, "/exports/delta", Some("c"), json!({ "dataset": dataset })).await;
+        assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!(word)), "{job}");
+        job["error"]["detail"].as_str().unwrap().to_owned()
+    };
+    for dataset in ["a", "b", "c"] {
+        catalogue.track(&database, dataset).await;
+    }
+    let (code, _, said) = catalogue.command(&database, &["datasets", "check"]).await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    let service = catalogue.start(&database).service().await;
+    assert!(service.events("not_captured").is_empty());
+    for dataset in ["a", "b", "c"] {
+        export(&service, "full", dataset, "c").await;
+    }
+    database.run("update watermarks set cluster_id = cluster_id + 1 where dataset = 'c'").await;
+    let detail = needed(&service, "c", "other_cluster").await;
+    assert!(!detail.contains("track"), "{detail}");
+    database
+        .run(
+            "drop table a; create table a (id int primary key); alter table b disable trigger user; alter table c disable trigger user;
+             update watermarks set seen = jsonb_set(seen, '{database}', '\"1\"') where dataset = 'b'",
+        )
+        .await;
+    for (dataset, word) in [("a", "table_recreated"), ("b", "database_restored"), ("c", "other_cluster")] {
+        let detail = needed(&service, dataset, word).await;
+        let (before, after) = detail.split_once(&format!("`cdc-export track {dataset}`")).expect(&detail);
+        assert!(before.contains(word) && after.contains("full export"), "{detail}");
+    }
+    service.stop().await;
+    catalogue.track(&database, "b").await;
+    let (code, printed, said) = catalogue.command(&database, &["datasets", "check"]).await;
+    assert_eq!((code, printed.as_str()), (0, "a, b, c: as their tables are.\n"), "{said}");
+    let named = |text: &str| ["a", "b", "c"].map(|it| text.contains(&format!("`cdc-export track {it}`")));
+    assert_eq!(named(&said), [true, false, true], "{said}");
+    let service = catalogue.start(&database).service().await;
+    let warned: Vec<_> = service.events("not_captured").iter().map(|it| it["dataset"].clone()).collect();
+    assert_eq!(warned, ["a", "c"]);
+    service.stop().await;
 }
