@@ -23,6 +23,7 @@ use crate::job::file::FileIdentity;
 use crate::job::marker::HiddenFile;
 
 pub use draft::Draft;
+pub use marker::marker_name;
 
 /// Holds the folder's id, so that a process with another disk doesn't take its jobs for its own.
 const STORE_MARK: &str = ".cdc-export-store";

@@ -20,6 +20,7 @@ use crate::dataset::catalog::Catalog;
 use crate::dataset::{Capture, CellMax};
 use crate::failpoint;
 use crate::job::file::Exported;
+use crate::job::marker::Marker;
 use crate::job::{Continuity, Failure, FailureCode, Job, JobId, Progress, Retention, Status};
 use crate::pipeline;
 use crate::sink::{self, Folder};
@@ -100,6 +101,14 @@ enum Error {
     WatermarkChanged,
     #[error("the lease is somebody else's, or the job was cancelled")]
     NotOurs,
+}
+
+/// An attempt whose file is written.
+struct Written {
+    snapshot: Snapshot,
+    exported: Exported,
+    /// Which export the folder's marker of the lane named when it began.
+    marker: Option<JobId>,
 }
 
 /// How an attempt that failed left its job.
@@ -318,7 +327,7 @@ impl Worker {
         };
         // Joined before the commit: a beat would wait for the commit's row lock, and then take the finished job for lost.
         heartbeat.end().await;
-        let (mut snapshot, exported) = written?;
+        let Written { mut snapshot, exported, marker } = written?;
         failpoint!("worker.staged");
         // A lease that was taken just now is as good as extended; the commit itself asks whose it is, and for a cancel.
         if begun.elapsed() > heartbeat::interval(self.settings.lease) {
@@ -331,18 +340,25 @@ impl Worker {
         }
         failpoint!("worker.extended");
         // The lease covers a commit that waits for locks; one that gets no answer at all is given up with it.
-        let commit = self.commit(lease, &mut snapshot, &exported);
+        let commit = self.commit(lease, &mut snapshot, &exported, marker);
         tokio::time::timeout(self.settings.lease, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
         failpoint!("worker.commit");
         Ok(snapshot.commit(self.settings.lease).await?)
     }
 
-    async fn commit(&self, lease: &Lease, snapshot: &mut Snapshot, exported: &Exported) -> Result<(), Error> {
+    async fn commit(
+        &self,
+        lease: &Lease,
+        snapshot: &mut Snapshot,
+        exported: &Exported,
+        marker: Option<JobId>,
+    ) -> Result<(), Error> {
         let found = Found {
             position: snapshot.position().clone(),
             standpoint: snapshot.standpoint().clone(),
             findings: snapshot.findings().clone(),
             columns: snapshot.shape().narrowed(&lease.job.selection).fingerprint(),
+            marker,
         };
         let transaction = snapshot.begin_commit(self.settings.lease).await?;
         match jobs::commit(transaction, lease, &found, exported).await? {
@@ -352,12 +368,7 @@ impl Worker {
         }
     }
 
-    async fn write_file(
-        &self,
-        lease: &Lease,
-        permit: Permit,
-        progress: &Progress,
-    ) -> Result<(Snapshot, Exported), Error> {
+    async fn write_file(&self, lease: &Lease, permit: Permit, progress: &Progress) -> Result<Written, Error> {
         let job = &lease.job;
         let dataset = self.catalog.get(&job.dataset).expect("jobs of other datasets are not claimed");
         let (hidden, lane) =
@@ -371,6 +382,10 @@ impl Worker {
             Ok((folder.create(&hidden)?, marker))
         };
         let (draft, marker) = self.on_folder(begin).await?;
+        if let (Some(consumer), true) = (&job.consumer, marker.as_ref().is_some_and(Marker::is_unreadable)) {
+            let file = sink::marker_name(&lease.database, consumer, &job.dataset);
+            tracing::warn!(event = "marker_unreadable", jobId = %job.id, file);
+        }
         let (consumer, export_type) = (job.consumer.as_ref(), job.export_type);
         let purpose = Purpose { consumer, export_type, job: Some(job.id), marker: marker.as_ref() };
         let mut snapshot = permit.open(&purpose, dataset, self.settings.lease).await?;
@@ -393,7 +408,7 @@ impl Worker {
             // A row from the future would hide everything up to its time.
             exported.last_updated_at = exported.last_updated_at.map(|time| time.min(taken_at));
         }
-        Ok((snapshot, exported))
+        Ok(Written { snapshot, exported, marker: marker.map(|marker| marker.job) })
     }
 
     /// Leaves a job after an attempt that ended with `error`. It may turn out to be committed all the same, if only the

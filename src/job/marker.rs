@@ -51,6 +51,18 @@ pub struct Marker {
     pub sha256: String,
 }
 
+impl Marker {
+    /// What stands where a marker belongs and can't be read as one: it names an export that no database knows.
+    pub fn unreadable() -> Marker {
+        Marker { job: Uuid::nil().into(), sha256: String::new() }
+    }
+
+    /// Whether it is such a one.
+    pub fn is_unreadable(&self) -> bool {
+        self.job.as_uuid().is_nil()
+    }
+}
+
 /// A hidden file of the output folder: what an attempt writes, or a marker before it has its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HiddenFile {

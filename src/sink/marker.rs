@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::failpoint;
-use crate::job::ConsumerId;
 use crate::job::marker::{DatabaseId, HiddenFile, Marker};
+use crate::job::{ConsumerId, JobId};
 use crate::sink::{Error, Folder, create, remove_at};
 
 /// It has some hundred bytes.
@@ -28,30 +28,37 @@ struct Content {
 }
 
 impl Folder {
-    /// The marker of a database's lane; `None` if there is none that can be read as one.
+    /// The marker of a database's lane; `None` if there is none, [`Marker::unreadable`] if something else has its name, or nobody may
+    /// read it.
     ///
     /// # Errors
     /// If the folder or the file can't be read.
     pub fn marker(&self, database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> Result<Option<Marker>, Error> {
         let (dir, _) = self.open_store()?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&dir, name(database, consumer, dataset), flags, Mode::empty()) {
+        let name = marker_name(database, consumer, dataset);
+        let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
             Ok(file) => File::from(file),
-            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+            Err(Errno::NOENT) => return Ok(None),
+            // A link, a socket, or nobody's to read.
+            Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS | Errno::PERM) => return Ok(Some(Marker::unreadable())),
             Err(errno) => return Err(errno.into()),
         };
         if !file.metadata()?.is_file() {
-            return Ok(None);
+            return Ok(Some(Marker::unreadable()));
         }
         let mut text = Vec::new();
         file.take(MARKER_MAX_BYTES).read_to_end(&mut text)?;
-        // It is written whole before it has its name: what isn't one is somebody else's.
+        // It is written whole before it has its name: one that isn't whole was damaged, and what it told of is not known.
         let content: Option<Content> = serde_json::from_slice(&text).ok();
         let content = content.filter(|read| read.consumer == consumer.as_str() && read.dataset == dataset);
-        Ok(content.map(|Content { job, sha256, .. }| Marker { job: job.into(), sha256 }))
+        let marker = content.map(|Content { job, sha256, .. }| Marker { job: job.into(), sha256 });
+        Ok(Some(marker.unwrap_or_else(Marker::unreadable)))
     }
 
-    /// Makes it durable that this export of a lane is the last one that is handed out. Called before its file has its name.
+    /// Makes it durable that this export of a lane is the last one that is handed out, in place of none or of `replaced`. Called before
+    /// its file has its name. Returns another marker that stands there, and that it left: what that tells of is perhaps known to nobody
+    /// else.
     ///
     /// # Errors
     /// If the folder can't be written. The marker is the one before then, or this one.
@@ -61,10 +68,15 @@ impl Folder {
         consumer: &ConsumerId,
         dataset: &str,
         marker: &Marker,
-    ) -> Result<(), Error> {
+        replaced: Option<JobId>,
+    ) -> Result<Option<Marker>, Error> {
         failpoint!("sink.mark", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_store()?;
-        if self.marker(database, consumer, dataset)?.as_ref() != Some(marker) {
+        let present = self.marker(database, consumer, dataset)?;
+        if let Some(other) = present.as_ref().filter(|present| *present != marker && Some(present.job) != replaced) {
+            return Ok(Some(other.clone()));
+        }
+        if present.as_ref() != Some(marker) {
             let (consumer_text, dataset_text) = (consumer.as_str().to_owned(), dataset.to_owned());
             let content = Content {
                 consumer: consumer_text,
@@ -76,20 +88,24 @@ impl Folder {
             let draft = HiddenFile::of_marker(database, marker.job).name;
             let mut file = create(&dir, &draft, self.file_mode)?;
             let written = writeln!(file, "{text}").and_then(|()| file.sync_all()).map_err(Error::from);
-            let named =
-                written.and_then(|()| Ok(rustix::fs::renameat(&dir, &draft, &dir, name(database, consumer, dataset))?));
+            let name = marker_name(database, consumer, dataset);
+            let named = written.and_then(|()| {
+                let renamed = rustix::fs::renameat(&dir, &draft, &dir, &name);
+                renamed.map_err(|errno| io::Error::new(errno.kind(), format!("{name}: {errno}")).into())
+            });
             if let Err(error) = named {
                 remove_at(&dir, &draft)?;
                 return Err(error);
             }
         }
         // Also of one that is there: who wrote it may have died before this.
-        Ok(rustix::fs::fsync(&dir)?)
+        rustix::fs::fsync(&dir)?;
+        Ok(None)
     }
 }
 
-/// How a lane's marker is called. A consumer's id has characters that no name should have, and case that some disks don't keep.
-fn name(database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> String {
+/// How the marker of a database's lane is called. A consumer's id has characters that no name should have, and case that some disks don't keep.
+pub fn marker_name(database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> String {
     let lane = digest::digest(&digest::SHA256, format!("{consumer}\n{dataset}").as_bytes());
     let lane: String = lane.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     format!(".lane-{database}-{lane}.json")
@@ -98,7 +114,6 @@ fn name(database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::JobId;
 
     #[test]
     fn a_lane_has_one_marker_of_each_database() {
@@ -111,25 +126,45 @@ mod tests {
         let marker = |sha256: &str| Marker { job: JobId::new(), sha256: sha256.to_owned() };
         let (first, last, other) = (marker("1"), marker("2"), marker("3"));
         assert_eq!(folder.marker(&ours, &a, "users").unwrap(), None);
-        for marker in [&first, &last, &last] {
-            folder.mark(&ours, &a, "users", marker).unwrap();
+        for (marker, replaced) in [(&first, None), (&last, Some(first.job)), (&last, None)] {
+            assert_eq!(folder.mark(&ours, &a, "users", marker, replaced).unwrap(), None);
             assert_eq!(folder.marker(&ours, &a, "users").unwrap().as_ref(), Some(marker));
         }
-        folder.mark(&copy, &a, "users", &other).unwrap();
-        folder.mark(&ours, &b, "users", &other).unwrap();
+        // Of any other one nothing is known here.
+        for replaced in [None, Some(other.job)] {
+            assert_eq!(folder.mark(&ours, &a, "users", &first, replaced).unwrap().as_ref(), Some(&last));
+        }
+        folder.mark(&copy, &a, "users", &other, None).unwrap();
+        folder.mark(&ours, &b, "users", &other, None).unwrap();
         assert_eq!(folder.marker(&ours, &a, "users").unwrap(), Some(last));
         assert_eq!(folder.marker(&ours, &a, "user").unwrap(), None);
         assert!(folder.hidden_files().unwrap().is_empty(), "nothing for the sweeper");
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 4);
 
-        // What isn't one is none.
+        // What can't be read tells of nothing that is known, and is replaced by whoever saw that.
         for path in std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()) {
             if path.file_name().unwrap().to_str().unwrap().starts_with(".lane-") {
                 std::fs::write(&path, "x".repeat(1 << 20)).unwrap();
             }
         }
-        assert_eq!(folder.marker(&ours, &a, "users").unwrap(), None);
-        folder.mark(&ours, &a, "users", &first).unwrap();
+        let unreadable = Some(Marker::unreadable());
+        assert_eq!(folder.marker(&ours, &a, "users").unwrap(), unreadable);
+        assert_eq!(folder.mark(&ours, &a, "users", &first, Some(other.job)).unwrap(), unreadable);
+        let seen = unreadable.as_ref().map(|marker| marker.job);
+        assert_eq!(folder.mark(&ours, &a, "users", &first, seen).unwrap(), None);
+        assert_eq!(folder.marker(&ours, &a, "users").unwrap(), Some(first.clone()));
+
+        // What can't be replaced is named.
+        let name = marker_name(&ours, &a, "users");
+        std::fs::remove_file(dir.path().join(&name)).unwrap();
+        std::fs::create_dir(dir.path().join(&name)).unwrap();
+        assert_eq!(folder.marker(&ours, &a, "users").unwrap(), unreadable);
+        let error = folder.mark(&ours, &a, "users", &first, seen).unwrap_err();
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains(&name), "{error:?}");
+        assert!(folder.hidden_files().unwrap().is_empty(), "its draft is gone");
+        std::fs::remove_dir(dir.path().join(&name)).unwrap();
+        std::os::unix::fs::symlink("elsewhere", dir.path().join(&name)).unwrap();
+        assert_eq!(folder.mark(&ours, &a, "users", &first, seen).unwrap(), None);
         assert_eq!(folder.marker(&ours, &a, "users").unwrap(), Some(first));
     }
 }

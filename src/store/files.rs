@@ -16,7 +16,7 @@ use crate::store::{Error, Store, database_of};
 macro_rules! place_columns {
     () => {
         "e.id, e.consumer_id, (select cdc_export.database_id()) as database,
-         coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.export_type, e.format, e.compression, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256,
+         coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.export_type, e.format, e.compression, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256, e.marker_seen,
          e.store_id, e.finished_at,
          extract(epoch from e.finished_at - e.started_at)::float8 as seconds, e.published_at is not null as is_published, e.rows_exported,
          coalesce(e.late_rows, 0) as late_rows"
@@ -49,6 +49,8 @@ pub struct FilePlace {
     pub identity: FileIdentity,
     /// Its SHA-256 in hexadecimal.
     pub sha256: String,
+    /// Which export the folder's marker of the lane named when the job's attempt began.
+    pub marker_seen: Option<JobId>,
     /// The folder that has it.
     pub store: Uuid,
     /// When it was committed.
@@ -140,6 +142,28 @@ impl Store {
         .await?;
         conn.give_back();
         row.map(FilePlace::try_from).transpose()
+    }
+
+    /// Whether a marker names an export of the file's lane that the database knows, and that came before it.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn is_after(&self, place: &FilePlace, marker: &Marker) -> Result<bool, Error> {
+        let mut conn = self.connection().await?;
+        let is_after = sqlx::query_scalar(
+            "-- store.files.is_after
+             select exists (
+               select from exports e join exports earlier using (consumer_id, dataset)
+               where e.id = $1 and earlier.id = $2 and earlier.lane_seq < e.lane_seq
+                 and (earlier.status = 'completed' and earlier.sha256 = $3 or earlier.error_code = 'file_lost'))",
+        )
+        .bind(place.job.as_uuid())
+        .bind(marker.job.as_uuid())
+        .bind(&marker.sha256)
+        .fetch_one(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(is_after)
     }
 
     /// Records that the file has its final name, and numbers it among the published exports of its lane. False: somebody did before, or
@@ -314,6 +338,7 @@ pub(crate) struct PlaceRow {
     file_inode: i64,
     file_modified_ns: i64,
     sha256: String,
+    marker_seen: Option<Uuid>,
     store_id: Uuid,
     finished_at: DateTime<Utc>,
     seconds: f64,
@@ -342,6 +367,7 @@ impl TryFrom<PlaceRow> for FilePlace {
                 modified_ns: row.file_modified_ns,
             },
             sha256: row.sha256,
+            marker_seen: row.marker_seen.map(JobId::from),
             store: row.store_id,
             finished_at: row.finished_at,
             seconds: row.seconds,

@@ -172,6 +172,8 @@ pub struct Found {
     pub findings: Findings,
     /// Names and types of the file's columns.
     pub columns: Signature,
+    /// Which export the folder's marker of the lane named.
+    pub marker: Option<JobId>,
 }
 
 /// How a commit went. On all but `Done` the transaction must be rolled back.
@@ -405,7 +407,7 @@ async fn commit_once(
 ) -> Result<Committed, Error> {
     let job = &lease.job;
     let file = &exported.file;
-    let Found { position, standpoint, findings, columns } = found;
+    let Found { position, standpoint, findings, columns, marker } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
     let completed = sqlx::query(
         "-- store.jobs.commit
@@ -415,7 +417,7 @@ async fn commit_once(
              rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
              watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
              continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
-             columns_hash = md5(($17::text[])[1]), key_only_deletes = $18,
+             columns_hash = md5(($17::text[])[1]), key_only_deletes = $18, marker_seen = $19,
              schema_changed = (
                select l.columns_hash <> all (array(select md5(form) from unnest($17::text[]) as form)) from exports l
                where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
@@ -441,6 +443,7 @@ async fn commit_once(
     .bind(findings.table_rewritten)
     .bind(columns.forms())
     .bind(exported.key_only_deletes as i64)
+    .bind(marker.map(JobId::as_uuid))
     .execute(&mut *conn)
     .await?;
     if completed.rows_affected() == 0 {

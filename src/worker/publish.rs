@@ -64,12 +64,11 @@ pub(crate) async fn publish(
     mut place: FilePlace,
 ) -> Result<Publication, Error> {
     loop {
+        // What is handed out is known beside the database first: that may be put back to where it knows nothing of it.
+        mark(worker, folder, &place).await?;
         let wanted = place.clone();
-        let publish = move |folder: &Folder| {
-            // What is handed out is known beside the database first: that may be put back to where it knows nothing of it.
-            mark(folder, &wanted)?;
-            folder.publish(&wanted.staged_name, &wanted.output_filename, &wanted.identity)
-        };
+        let publish =
+            move |folder: &Folder| folder.publish(&wanted.staged_name, &wanted.output_filename, &wanted.identity);
         match folder.run(publish).await? {
             Published::Done => {
                 record(worker, folder, place).await?;
@@ -107,16 +106,29 @@ async fn record(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Res
         folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
     } else if let Some(last) = worker.within(worker.store.last_of_lane(&place)).await? {
         // Who slept through somebody else's publication may have put an old marker in place of a newer one.
-        folder.run(move |folder| mark(folder, &last)).await?;
+        mark(worker, folder, &last).await?;
     }
     Ok(())
 }
 
-/// Has the folder remember that this is the last file of its lane.
-fn mark(folder: &Folder, place: &FilePlace) -> Result<(), sink::Error> {
-    match &place.consumer {
-        Some(consumer) => folder.mark(&place.database, consumer, &place.dataset, &place.marker()),
-        None => Ok(()),
+/// Has the folder remember that this is the last file of its lane, unless it remembers one that came after it, or that the database
+/// doesn't know: it was put back then. The lane's next attempt sees that marker, and a full export goes on from it.
+async fn mark(worker: &Worker, folder: &FolderAccess, place: &FilePlace) -> Result<(), Error> {
+    let Some(consumer) = &place.consumer else { return Ok(()) };
+    let mut replaced = place.marker_seen;
+    loop {
+        let (place_there, consumer) = (place.clone(), consumer.clone());
+        let mark = move |folder: &Folder| {
+            let FilePlace { database, dataset, .. } = &place_there;
+            folder.mark(database, &consumer, dataset, &place_there.marker(), replaced)
+        };
+        let Some(other) = folder.run(mark).await? else { return Ok(()) };
+        // What the folder names by then may be a third one, which is asked about as well.
+        if !worker.within(worker.store.is_after(place, &other)).await? {
+            tracing::warn!(event = "marker_left", jobId = %place.job, marked = %other.job);
+            return Ok(());
+        }
+        replaced = Some(other.job);
     }
 }
 

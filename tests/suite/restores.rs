@@ -119,15 +119,11 @@ async fn delta_after(service: &Service, consumer: &str, loaded: &serde_json::Val
 
 /// Removes what the folder knows of lanes.
 fn forget_markers(service: &Service) {
-    let mut removed = 0;
-    for entry in std::fs::read_dir(service.output()).unwrap() {
-        let path = entry.unwrap().path();
-        if path.file_name().unwrap().to_str().unwrap().starts_with(".lane-") {
-            std::fs::remove_file(path).unwrap();
-            removed += 1;
-        }
+    let markers = markers(service);
+    assert!(!markers.is_empty(), "there were some");
+    for marker in markers {
+        std::fs::remove_file(marker).unwrap();
     }
-    assert!(removed > 0, "there were some");
 }
 
 /// A service on a cluster with some users, all of them exported to these consumers.
@@ -361,6 +357,79 @@ async fn a_job_that_ran_when_the_database_was_copied_is_not_taken_over() {
 }
 
 #[tokio::test]
+async fn a_job_that_had_no_name_when_the_database_was_copied_hides_nothing_after_it() {
+    let mut cluster = Cluster::new().await;
+    let mut service = exported(&cluster, &["a"]).await;
+    service.end().await;
+    cluster.database().add_users(6, 6).await;
+    let on = |cluster: &Cluster| Start::on(&cluster.database()).sharing_output(&service);
+    let mut dying = on(&cluster).with("FAILPOINTS", "worker.committed=kill").service().await;
+    let request = dying.client.post(format!("{}/exports/delta", dying.address)).header("X-Consumer-ID", "a");
+    let _ = request.send().await;
+    dying.dies().await;
+    let unpublished = "select id::text from exports where status = 'completed' and published_at is null";
+    let id: String = cluster.database().one(unpublished).await;
+    cluster.stop().await;
+    cluster.copy_cold();
+    cluster.start().await;
+    let mut living = on(&cluster).service().await;
+    assert_eq!(living.ended(&id).await["rowsExported"], 1);
+    cluster.database().add_users(7, 7).await;
+    assert_eq!(passes(&living, "delta", "a", None).await.1.ids(), [7]);
+    living.end().await;
+
+    // Committed before, it is handed out again, and isn't the last that was.
+    cluster.put_back().await;
+    let database = cluster.database();
+    let service = on(&cluster).service().await;
+    assert_eq!(service.ended(&id).await["status"], "completed");
+    for export_type in ["incremental", "delta"] {
+        refused(&database, &service, export_type, "a", "database_restored").await;
+    }
+    assert_eq!(service.events("marker_left")[0]["jobId"], json!(id));
+    full_heals(&database, &service, "a", "database_restored").await;
+    service.stop().await;
+    cluster.stop().await;
+}
+
+/// The markers that a service has in its folder.
+fn markers(service: &Service) -> Vec<PathBuf> {
+    let paths = std::fs::read_dir(service.output()).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(".lane-")).collect()
+}
+
+#[tokio::test]
+async fn a_marker_that_cannot_be_read_vouches_for_nothing() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    passes(&service, "full", "a", None).await;
+    let marker = markers(&service).remove(0);
+    let whole = std::fs::read(&marker).unwrap();
+    let theirs = String::from_utf8(whole.clone()).unwrap().replace("\"a\"", "\"b\"");
+    for text in [&whole[..whole.len() / 2], theirs.as_bytes()] {
+        std::fs::write(&marker, text).unwrap();
+        for export_type in ["incremental", "delta"] {
+            refused(&database, &service, export_type, "a", "database_restored").await;
+        }
+        let name = marker.file_name().unwrap().to_str().unwrap();
+        assert_eq!(service.events("marker_unreadable").last().unwrap()["file"], json!(name));
+        full_heals(&database, &service, "a", "database_restored").await;
+    }
+    // What isn't even a file is refused as well, and named to whoever has to take it away.
+    std::fs::remove_file(&marker).unwrap();
+    std::fs::create_dir(&marker).unwrap();
+    refused(&database, &service, "delta", "a", "database_restored").await;
+    let id = service.submit("full", "a").await;
+    let said = service.says("publish_failed", &id).await["error"].as_str().unwrap().to_owned();
+    assert!(said.contains(marker.file_name().unwrap().to_str().unwrap()), "{said}");
+    std::fs::remove_dir(&marker).unwrap();
+    assert_eq!(service.ended(&id).await["continuity"], "database_restored");
+    passes(&service, "delta", "a", None).await;
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn transaction_ids_that_were_set_back_are_named() {
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a"]).await;
@@ -408,17 +477,14 @@ async fn a_process_that_slept_leaves_no_older_marker() {
     assert_eq!(other.ended(&first).await["status"], "completed");
     let (last, _) = passes(&other, "delta", "a", None).await;
     let marked = || {
-        let names = std::fs::read_dir(other.output()).unwrap().map(|entry| entry.unwrap().path());
-        let mut markers = names.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(".lane-"));
-        let marker = markers.next().unwrap();
-        assert_eq!(markers.next(), None);
+        let [marker] = &markers(&other)[..] else { panic!("one marker") };
         serde_json::from_slice::<serde_json::Value>(&std::fs::read(marker).unwrap()).unwrap()["job"].clone()
     };
     assert_eq!(marked(), last["jobId"]);
     sleeper.signal(nix::sys::signal::Signal::SIGCONT);
-    // It does what it was about to do, sees that somebody else has done it, and looks at what came after it.
-    eventually("the older marker is in place", || async { (marked() == json!(first)).then_some(()) }).await;
-    eventually("the newer one is again", || async { (marked() == last["jobId"]).then_some(()) }).await;
+    // It sees that somebody else has done what it was about to do, and more.
+    let left = sleeper.says("marker_left", &first).await;
+    assert_eq!((&left["marked"], marked()), (&last["jobId"], last["jobId"].clone()));
     passes(&other, "delta", "a", None).await;
     sleeper.stop().await;
     other.stop().await;
