@@ -5,5 +5,6 @@ where name operator(pg_catalog.<>) 'cdc_export';
 
 alter table exports add column marker_seen uuid;
 
--- The first of a lane's published exports whose file is still there: what came after it is not forgotten before it.
-create index exports_number_with_file on exports (consumer_id, dataset, number) where number is not null and file_removed_at is null;
+-- The first of a lane's published exports whose file is still in a folder: what came after it is not forgotten before it.
+create index exports_number_with_file on exports (store_id, consumer_id, dataset, number)
+  where number is not null and file_removed_at is null;

@@ -122,10 +122,10 @@ pub enum Error {
     /// The caller loaded another export last than its lane has it: those that were published since, then those under way.
     #[error("{}", gone_on(.0))]
     OutOfStep(Vec<Job>),
-    /// The database doesn't know what the caller loaded last.
+    /// The database doesn't know what the caller loaded last, or has forgotten what came after it.
     #[error(
-        "the database knows no completed export of this consumer and dataset with the id and content that `after` names: it was restored, \
-         or the export is not kept any more; a full export goes on from there"
+        "the database doesn't know, of this consumer and dataset, the completed export with the id and content that `after` names, or one \
+         that came after it: it was restored, or these exports are not kept any more; a full export goes on from there"
     )]
     Restored,
     /// The consumer has too many open jobs.

@@ -75,7 +75,7 @@ words! {
         AlreadyEnded = "already_ended",
         /// The consumer's exports are not where `after` has them; `jobs` names those since, and those that are open.
         OutOfStep = "out_of_step",
-        /// The database doesn't know as completed what `after` names: it was restored, or the export is not kept any more.
+        /// The database doesn't know as completed what `after` names, or what came then: it was restored, or they are not kept any more.
         DatabaseRestored = "database_restored",
         /// Only a failed or cancelled export is tried again.
         NotFailed = "not_failed",

@@ -14,7 +14,7 @@ const MOST_NAMED: i64 = 100;
 /// Why a caller doesn't stand where its lane does.
 #[derive(Debug)]
 pub enum Elsewhere {
-    /// The database doesn't know what the caller loaded, or not with that content.
+    /// The database doesn't know what the caller loaded, or not with that content, or has forgotten what came after that.
     Unknown,
     /// The lane has gone on: the exports that were published since, a hundred at most, then those under way, in the lane's order.
     GoneOn(Vec<Job>),
@@ -22,7 +22,7 @@ pub enum Elsewhere {
 
 impl Store {
     /// The published exports of a lane after this one of its jobs, `limit` of them at most, by their numbers and from after the number
-    /// `from`, where that is said. `None`: no completed export of the lane has this id.
+    /// `from`, where that is said. `None`: no completed export of the lane has this id, or one after it was forgotten.
     ///
     /// # Errors
     /// If the database fails.
@@ -40,7 +40,7 @@ impl Store {
             None => None,
             Some(number) => {
                 let from = from.and_then(|from| i64::try_from(from).ok()).map_or(number, |from| from.max(number));
-                Some(published(&mut tx, lane, from, i64::from(limit)).await?)
+                published(&mut tx, lane, from, i64::from(limit)).await?
             }
         };
         tx.commit().await?;
@@ -60,9 +60,28 @@ pub(super) async fn elsewhere(
         After::Export { job, sha256 } => known(conn, lane, *job, sha256.as_deref()).await?,
     };
     let Some(number) = number else { return Ok(Some(Elsewhere::Unknown)) };
-    let mut jobs = published(conn, lane, number, MOST_NAMED).await?;
+    let Some(mut jobs) = published(conn, lane, number, MOST_NAMED).await? else { return Ok(Some(Elsewhere::Unknown)) };
     jobs.extend(under_way(conn, lane).await?);
-    Ok(Some(jobs).filter(|jobs| !jobs.is_empty()).map(Elsewhere::GoneOn))
+    if !jobs.is_empty() {
+        return Ok(Some(Elsewhere::GoneOn(jobs)));
+    }
+    // As an upgrade leaves a lane whose jobs were forgotten before they had numbers.
+    let is_further = *after == After::Nothing && has_position(conn, lane).await?;
+    Ok(is_further.then_some(Elsewhere::Unknown))
+}
+
+/// Whether an export of the lane has been handed out, by what is saved of its position. One whose file was lost wasn't.
+async fn has_position(conn: &mut PgConnection, lane: Lane<'_>) -> Result<bool, Error> {
+    let has_position = sqlx::query_scalar(
+        "-- store.lanes.has_position
+         select exists (
+           select from watermarks where consumer_id = $1 and dataset = $2 and snap_live is not null and not file_lost)",
+    )
+    .bind(lane.consumer.as_str())
+    .bind(lane.dataset)
+    .fetch_one(conn)
+    .await?;
+    Ok(has_position)
 }
 
 /// The number of a completed export; the lane's last one, if it is yet to get its own. `None`: there is none of this id in the lane, or
@@ -88,8 +107,22 @@ async fn known(
     Ok(number)
 }
 
-/// The exports behind this number.
-async fn published(conn: &mut PgConnection, lane: Lane<'_>, number: i64, limit: i64) -> Result<Vec<Job>, Error> {
+/// The exports behind this number. `None`: the next of them was forgotten, or one in between.
+async fn published(
+    conn: &mut PgConnection,
+    lane: Lane<'_>,
+    number: i64,
+    limit: i64,
+) -> Result<Option<Vec<Job>>, Error> {
+    // Asked first: what is published meanwhile may be among those found.
+    let last: Option<i64> = sqlx::query_scalar(
+        "-- store.lanes.last_number
+         select last_number from cdc_export.lanes where consumer_id = $1 and dataset = $2",
+    )
+    .bind(lane.consumer.as_str())
+    .bind(lane.dataset)
+    .fetch_optional(&mut *conn)
+    .await?;
     let rows: Vec<JobRow> = sqlx::query_as(concat!(
         "-- store.lanes.published\n select ",
         job_columns!(),
@@ -101,7 +134,11 @@ async fn published(conn: &mut PgConnection, lane: Lane<'_>, number: i64, limit: 
     .bind(limit)
     .fetch_all(conn)
     .await?;
-    rows.into_iter().map(Job::try_from).collect()
+    let jobs: Vec<Job> = rows.into_iter().map(Job::try_from).collect::<Result<_, _>>()?;
+    let found = jobs.iter().map(|job| job.number.and_then(|found| i64::try_from(found).ok()));
+    let is_whole = found.eq((number + 1..).take(jobs.len()).map(Some));
+    let expected = last.unwrap_or(0).saturating_sub(number).min(limit);
+    Ok(Some(jobs).filter(|jobs| is_whole && jobs.len() as i64 >= expected))
 }
 
 /// Jobs that have not ended, or whose files have no names yet.

@@ -72,7 +72,7 @@ macro_rules! files_past {
                  and (f.finished_at, f.id) <= (past.finished_at, past.id) and ",
             $which,
             "
-               order by f.finished_at desc, f.id desc limit $5) e
+               order by f.finished_at, f.id limit $5) e
              limit $5"
         )
     };
@@ -123,8 +123,9 @@ impl Store {
         rows.into_iter().map(FilePlace::try_from).collect()
     }
 
-    /// Forgets the jobs past the retention of jobs that have ended and have no file any more. Returns how many. A lane's last
-    /// published job stays: the next one goes on from it.
+    /// Forgets the jobs past the retention of jobs that have ended and have no file any more, the oldest first. Returns how many. A
+    /// lane's last published job stays: the next one goes on from it. So does all that was published after a job whose file is still
+    /// there: who has loaded that one last is told of them. A folder that no process has any more holds nothing up.
     ///
     /// # Errors
     /// If the database fails.
@@ -150,7 +151,15 @@ impl Store {
                      select from exports l
                      where l.consumer_id = f.consumer_id and l.dataset = f.dataset and l.lane_seq > f.lane_seq
                        and l.status = 'completed' and l.published_at is not null))
-                 order by f.finished_at desc, f.id desc limit $4) e
+                   and not exists (
+                     select from cdc_export.stores s
+                     cross join lateral (
+                       select k.number from exports k
+                       where k.store_id = s.id and k.consumer_id = f.consumer_id and k.dataset = f.dataset
+                         and k.number is not null and k.file_removed_at is null
+                       order by k.number limit 1) kept
+                     where kept.number < f.number)
+                 order by f.finished_at, f.id limit $4) e
                limit $4))"
         ))
         .bind(consumers)

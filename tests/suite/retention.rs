@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{Database, Start, eventually};
+use crate::harness::{Database, Start, eventually, refusal};
 
 #[tokio::test]
 async fn a_file_is_removed_on_request_and_its_job_stays() {
@@ -80,6 +80,40 @@ async fn what_is_too_old_or_too_much_goes() {
     assert_eq!(keeping.watermark("a").await, watermark);
     let (job, _) = keeping.export("delta", "a").await;
     assert_eq!((&job["rowsExported"], &job["continuity"]), (&0.into(), &Value::Null), "the position stays too");
+    keeping.stop().await;
+    service.stop().await;
+}
+
+/// A lane is forgotten from its beginning: what a loader may stand at has all that came after it.
+#[tokio::test]
+async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    // The first one's file is in a folder that has no service for a while.
+    let elsewhere = Start::on(&database).service().await;
+    let (first, _) = elsewhere.export("full", "a").await;
+    elsewhere.stop().await;
+    let service = Start::on(&database).service().await;
+    let mut others = Vec::new();
+    for consumer in ["a", "a", "a", "b", "b"] {
+        others.push(service.export(if others.len() < 3 { "delta" } else { "full" }, consumer).await.0);
+    }
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
+    let left = "select count(*) from exports where consumer_id = 'b'";
+    eventually("jobs go", || async { (database.one::<i64>(left).await == 1).then_some(()) }).await;
+    assert_eq!(keeping.files().len(), 2);
+    let id = first["jobId"].as_str().unwrap();
+    let page = service.call("GET", &format!("/exports?consumer=a&dataset=users&after={id}"), &[]).await;
+    assert_eq!(page.json::<Value>().await.unwrap()["items"], Value::from(others[..3].to_vec()));
+    keeping.stop().await;
+    // A day later nobody has had that folder: what it keeps holds nothing up, and who stands there is told so.
+    let forget = format!("delete from cdc_export.stores where id = (select store_id from exports where id = '{id}')");
+    database.run(&forget).await;
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
+    let left = "select count(*) from exports where consumer_id = 'a'";
+    eventually("jobs go", || async { (database.one::<i64>(left).await == 2).then_some(()) }).await;
+    let page = service.call("GET", &format!("/exports?consumer=a&dataset=users&after={id}"), &[]).await;
+    assert_eq!(refusal(page).await, (409, "database_restored".to_owned()));
     keeping.stop().await;
     service.stop().await;
 }
