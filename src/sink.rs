@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -239,6 +240,17 @@ impl Folder {
             found.extend(HiddenFile::read(&entry?.file_name().to_string_lossy()));
         }
         Ok(found)
+    }
+
+    /// Whether a hidden file was last written at least so long ago, by the clock of this host. One that isn't there wasn't.
+    ///
+    /// # Errors
+    /// If the folder can't be read.
+    pub fn is_abandoned(&self, hidden: &HiddenFile, time: Duration) -> Result<bool, Error> {
+        let (dir, _) = self.open_store()?;
+        let Some(found) = identity_at(&dir, &hidden.name)? else { return Ok(false) };
+        let modified = UNIX_EPOCH + Duration::from_nanos(found.modified_ns.unsigned_abs());
+        Ok(modified.elapsed().is_ok_and(|elapsed| elapsed >= time))
     }
 
     /// Removes a hidden file; one that isn't there is fine.

@@ -3,6 +3,7 @@
 //! Every write after the claim names the token and counts its rows, so that a worker which lost its lease changes nothing.
 //! Time is the database's `clock_timestamp()` alone, and decides only when a job is taken over.
 
+use std::collections::HashMap;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -259,6 +260,15 @@ pub struct Reaped {
     pub status: Status,
 }
 
+/// A hidden file of an attempt that has ended without completing its job.
+#[derive(Debug)]
+pub struct EndedAttempt {
+    /// What it left.
+    pub file: HiddenFile,
+    /// Whether the database knows its job. One that it doesn't may be another database's, of the same identity: a clone's.
+    pub is_known: bool,
+}
+
 /// How a worker leaves a job that it didn't complete.
 #[derive(Clone, Debug)]
 pub enum Settlement {
@@ -439,14 +449,14 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn ended_attempts(&self, mut hidden: Vec<HiddenFile>) -> Result<Vec<HiddenFile>, Error> {
+    pub async fn ended_attempts(&self, hidden: Vec<HiddenFile>) -> Result<Vec<EndedAttempt>, Error> {
         let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) =
             hidden.iter().map(|file| (file.job.as_uuid(), file.token.as_uuid())).unzip();
         let databases: Vec<_> = hidden.iter().map(|file| file.database.as_ref().map(DatabaseId::as_str)).collect();
         let mut conn = self.connection().await?;
-        let ended: Vec<i64> = sqlx::query_scalar(
+        let ended: Vec<(i64, bool)> = sqlx::query_as(
             "-- store.queue.ended_attempts
-             select a.place
+             select a.place, e.id is not null
              from unnest($1::uuid[], $2::uuid[], $3::text[]) with ordinality as a (id, token, database, place)
              cross join (select cdc_export.database_id() as database) own
              left join exports e on e.id = a.id
@@ -461,12 +471,12 @@ impl Store {
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
-        let mut place = 0;
-        hidden.retain(|_| {
-            place += 1;
-            ended.contains(&place)
+        let ended: HashMap<i64, bool> = ended.into_iter().collect();
+        let ended = (1..).zip(hidden).filter_map(|(place, file)| {
+            let is_known = *ended.get(&place)?;
+            Some(EndedAttempt { file, is_known })
         });
-        Ok(hidden)
+        Ok(ended.collect())
     }
 
     /// Says that a process with this folder lives. Written once in ten seconds at most.

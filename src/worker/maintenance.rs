@@ -11,10 +11,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::{FailureCode, JobId, Retention, Status};
+use crate::sink::Folder;
 use crate::source::purge::PURGE_ROWS;
 use crate::store::Hint;
 use crate::store::files::FilePlace;
-use crate::store::queue::Reaped;
+use crate::store::queue::{EndedAttempt, Reaped};
 use crate::store::retention::Of;
 use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, Kind};
@@ -23,6 +24,9 @@ use crate::worker::{Error, Settings, Worker, heartbeat};
 
 /// Reading the whole folder costs more than all the rest, and what a crash left there is in nobody's way.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// A file of a job that the database doesn't know is swept when nobody has written it for so long.
+const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 /// The log grows slowly beside what a purge takes away, and a statement in ten seconds is nothing.
 const PURGE_EVERY: Duration = Duration::from_secs(10);
@@ -249,10 +253,18 @@ impl Task for Sweep {
             return Ok(());
         }
         let mut outcome = Ok(());
-        for file in worker.within(worker.store.ended_attempts(hidden)).await? {
+        for EndedAttempt { file, is_known } in worker.within(worker.store.ended_attempts(hidden)).await? {
             let job = file.job;
-            match folder.run(move |folder| folder.remove_hidden(&file)).await {
-                Ok(()) => tracing::info!(event = "draft_swept", jobId = %job),
+            let sweep = move |folder: &Folder| {
+                let is_nobodys = is_known || folder.is_abandoned(&file, ABANDONED_AFTER)?;
+                if is_nobodys {
+                    folder.remove_hidden(&file)?;
+                }
+                Ok(is_nobodys)
+            };
+            match folder.run(sweep).await {
+                Ok(true) => tracing::info!(event = "draft_swept", jobId = %job),
+                Ok(false) => {}
                 Err(error) => outcome = Err(error),
             }
         }
