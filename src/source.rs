@@ -152,6 +152,18 @@ impl fmt::Display for Remedy {
 }
 
 impl Error {
+    /// Whether it says nothing of what was read: the server had no room or no time, something was in the way, or the role may not.
+    fn is_of_the_server(&self) -> bool {
+        match self {
+            Error::Unavailable(_) | Error::InTheWay(_) | Error::Denied { .. } => true,
+            Error::Sql(cause) => {
+                let code = cause.as_database_error().and_then(|told| told.code()).unwrap_or_default();
+                ["40", "53", "54", "55", "57", "58"].iter().any(|class| code.starts_with(class))
+            }
+            _ => false,
+        }
+    }
+
     /// Sorts an error by what can be done about it (SQLSTATEs: PostgreSQL documentation, appendix A).
     fn of(table: impl fmt::Display) -> impl Fn(sqlx::Error) -> Error {
         move |cause| {

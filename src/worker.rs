@@ -392,7 +392,7 @@ impl Worker {
         failpoint!("worker.opened");
         // By their times alone, or without any, no row is late.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
-        let since = snapshot.position().last_exported_at.filter(|_| exact);
+        let since = snapshot.position().since.filter(|_| exact);
         let shape = snapshot.shape().clone();
         let Settings { cell_max, compression_level, .. } = self.settings;
         let order = pipeline::Order { job, shape: &shape, since, cell_max, compression_level, progress };

@@ -7,6 +7,7 @@
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::connection::SEARCH_PATH;
 use crate::dataset::Shape;
 use crate::source::capture::logged_key;
 use crate::source::quote;
@@ -18,6 +19,21 @@ use crate::watermark::Snapshot;
 /// # Errors
 /// If the database fails.
 pub(super) async fn have_unlogged_rows(
+    reader: &mut PgConnection,
+    partitions: &[Oid],
+    table: Oid,
+    shape: &Shape,
+    saved: &Snapshot,
+) -> Result<bool, sqlx::Error> {
+    // A reader for an operator's filter has his role's path, in which others may have functions. It has it again afterwards.
+    let path = format!("-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}");
+    sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *reader).await?;
+    let have = any_is_unlogged(reader, partitions, table, shape, saved).await?;
+    sqlx::raw_sql("-- source.arrivals.path_again\n rollback to savepoint arrivals").execute(&mut *reader).await?;
+    Ok(have)
+}
+
+async fn any_is_unlogged(
     reader: &mut PgConnection,
     partitions: &[Oid],
     table: Oid,

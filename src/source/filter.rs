@@ -60,26 +60,33 @@ pub(crate) fn mentions(filter: &str, column: &str) -> bool {
 }
 
 /// A hash of what a filter may call: the functions that are not Postgres's own and whose names are in its text or in the text of one of
-/// these, those of operators and of casts too. By their names, since what a name means to Postgres is told only where something is made
-/// of it, which takes a transaction id; one too many makes a full export that wasn't needed.
+/// these, two deep, those of its operators and of casts too, and the path that they are found by. By their names, since what a name means
+/// to Postgres is told only where something is made of it, which takes a transaction id; one too many makes a full export that
+/// wasn't needed.
 ///
 /// # Errors
 /// If Postgres refuses.
 pub(crate) async fn called(conn: &mut PgConnection, filter: &str, table: &Table) -> Result<String, sqlx::Error> {
     sqlx::query_scalar(
         "-- source.filter.called
-        with recursive texts (function, body) as (
-          select 0::oid, $1
+        with recursive reached (function, depth) as (
+          select 0::oid, 0
           union
-          select f.oid, coalesce(case f.prokind when 'a' then f.xmin::text else pg_get_functiondef(f.oid) end, '')
-          from texts t
+          select f.oid, r.depth + 1
+          from reached r
+          cross join lateral (
+            select case when r.function = 0 then $1
+              else (select coalesce(case p.prokind when 'a' then p.xmin::text else pg_get_functiondef(p.oid) end, '')
+                    from pg_proc p where p.oid = r.function) end as body
+            offset 0) t
           cross join lateral (
             select string_to_array(translate(lower(t.body), E'\"''(),.;:[]{}+*/<>=~!@#%^&|`?\\\\-\\n\\r\\t\\f', repeat(' ', 40)), ' ')
-              || array(select replace(m[1], '\"\"', '\"') from regexp_matches(t.body, '\"((?:[^\"]|\"\")+)\"', 'g') m) as names) words
+              || array(select replace(m[1], '\"\"', '\"') from regexp_matches(t.body, '\"((?:[^\"]|\"\")+)\"', 'g') m) as names
+            offset 0) words
           cross join lateral (
             select p.oid from pg_proc p where p.proname = any (words.names::name[])
             union all
-            select o.oprcode from pg_operator o where o.oid >= 16384 and strpos(t.body, o.oprname) > 0
+            select o.oprcode from pg_operator o where o.oid >= 16384 and r.depth < 1 and strpos(t.body, o.oprname) > 0
             union all
             select c.castfunc
             from pg_cast c
@@ -91,8 +98,13 @@ pub(crate) async fn called(conn: &mut PgConnection, filter: &str, table: &Table)
                 select from pg_type y
                 where y.oid in (c.castsource, c.casttarget) and y.typname = any (words.names::name[])))) called (oid)
           join pg_proc f on f.oid = called.oid
-          where f.oid >= 16384)
-        select md5(coalesce(string_agg(body, E'\\n' order by body), '')) from texts where function <> 0",
+          -- Somebody's schema may have thousands, each of which speaks of all others.
+          where f.oid >= 16384 and r.depth < 2)
+        -- The path says which of several of a name is meant.
+        select md5(coalesce(string_agg(body, E'\\n' order by body) || coalesce(current_setting('cdc_export.role_path', true), ''), ''))
+        from (
+          select coalesce(case p.prokind when 'a' then p.xmin::text else pg_get_functiondef(p.oid) end, '') as body
+          from pg_proc p where p.oid in (select function from reached)) bodies",
     )
     .bind(filter)
     .bind(relation(table))

@@ -114,8 +114,13 @@ impl Rows<'_> {
             }
         }
         let dataset = self.select.dataset;
+        // Postgres says so of whatever has no room in a text, or in its memory for one.
+        let has_no_room =
+            code == "54000" || code == "XX000" && message.starts_with("invalid memory alloc request size");
+        // A filter can't spoil what is stored, nor make a text that has no room of one that has.
+        let is_stored = has_no_room || code.starts_with("XX");
         let asked = if dataset.filter.is_some() { "it" } else { "a condition of the request" };
-        if dataset.filter.is_some() || !job.selection.filter.is_empty() {
+        if !is_stored && (dataset.filter.is_some() || !job.selection.filter.is_empty()) {
             tracing::warn!(event = "filter_fails", jobId = %job.id, error = chain(&error));
             let why = format!("{asked} ends in an error for a row of `{}` (SQLSTATE {code})", dataset.table);
             return Error::Mismatch(Faults(vec![Fault {
@@ -129,9 +134,6 @@ impl Rows<'_> {
             Error::Sql(cause) => (dataset.table.to_string(), cause),
             other => return other,
         };
-        // Postgres says so of whatever has no room in a text, or in its memory for one.
-        let has_no_room =
-            code == "54000" || code == "XX000" && message.starts_with("invalid memory alloc request size");
         match code.get(..2) {
             _ if has_no_room => Error::RowBeyondPostgres { table, cause },
             // A statement that Postgres doesn't understand is ours.
@@ -154,7 +156,7 @@ impl Rows<'_> {
         reader.rests();
         match read.map(drop).map_err(failed) {
             Ok(()) => Ok(true),
-            Err(Error::Unavailable(cause)) => Err(Error::Unavailable(cause)),
+            Err(error) if error.is_of_the_server() => Err(error),
             Err(error) => {
                 tracing::debug!(event = "log_probed", error = chain(&error));
                 Ok(false)

@@ -189,19 +189,19 @@ impl Task for Publish {
         missing.retain(|job, _| unpublished.iter().any(|place| place.job == *job));
         for place in unpublished {
             let job = place.job;
-            if !place.is_own {
-                // Nobody here may name it, so nobody shall wait for it.
-                give_up(worker, &place).await?;
-                continue;
-            }
-            let outcome = match publish(worker, folder, place).await {
-                Ok(Publication::Done) => Ok(()),
-                Ok(Publication::Missing(place)) => look_again(worker, missing, &place).await,
-                Err(error) => {
-                    // No proof of anything: a folder that failed may have the file.
-                    missing.remove(&job);
-                    Err(error)
+            let outcome = if place.is_own {
+                match publish(worker, folder, place).await {
+                    Ok(Publication::Done) => Ok(()),
+                    Ok(Publication::Missing(place)) => look_again(worker, missing, &place).await,
+                    Err(error) => {
+                        // No proof of anything: a folder that failed may have the file.
+                        missing.remove(&job);
+                        Err(error)
+                    }
                 }
+            } else {
+                // Nobody here may name it, so nobody shall wait for it.
+                give_up(worker, &place).await
             };
             if let Err(error) = outcome
                 && complaints.is_new(format!("{job} {}", chain(&error)))

@@ -17,7 +17,8 @@ fn modes(folder: &Path) -> BTreeMap<String, u32> {
 }
 
 fn all(mode: u32) -> BTreeMap<String, u32> {
-    ["csv", "part", "store"].map(|end| (end.to_owned(), mode)).into()
+    // The one in JSON is the marker of a lane.
+    ["csv", "json", "part", "store"].map(|end| (end.to_owned(), mode)).into()
 }
 
 /// Modes after one export that is whole and one that died before it was, in a folder that the service made, and the folder's.
