@@ -296,6 +296,10 @@ impl Permit {
         if export_type != ExportType::Full && !opened.is_timed(continuity) {
             opened.seen["time"] = 0.into();
         }
+        // The deletions stay due, while the position knows the new file as the table's.
+        if export_type == ExportType::Incremental && continuity == Some(Continuity::Truncated) {
+            opened.seen["truncated"] = true.into();
+        }
         Ok(Snapshot {
             leader,
             leading,

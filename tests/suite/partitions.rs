@@ -140,6 +140,28 @@ async fn a_new_partition_needs_neither_track_nor_a_full_export() {
     tables.service.stop().await;
 }
 
+/// It delivers no deletions, so that it heals none.
+#[tokio::test]
+async fn a_truncate_that_only_a_file_tells_stays_due_after_an_incremental() {
+    let tables = Tables::new().await;
+    tables
+        .run("create table more partition of parted for values from (200) to (300); insert into more values (201, 'x')")
+        .await;
+    assert_eq!(tables.delta("parted").await, ["INSERT 201"]);
+    tables.run("truncate more").await;
+    tables.refused("parted", "truncated").await;
+    for id in [10, 20] {
+        tables.run(&format!("update parted set note = 'x' where id = {id}")).await;
+        let job = export(&tables.service, "incremental", "parted", "a").await;
+        assert_eq!((&job["continuity"], &job["rowsExported"]), (&json!("truncated"), &json!(1)), "{job}");
+        tables.refused("parted", "truncated").await;
+    }
+    tables.heals("parted", Some("truncated")).await;
+    let job = export(&tables.service, "incremental", "parted", "a").await;
+    assert_eq!(job["continuity"], Value::Null, "{job}");
+    tables.service.stop().await;
+}
+
 #[tokio::test]
 async fn a_partition_s_own_triggers_of_before_hide_nothing() {
     let tables = Tables::new().await;

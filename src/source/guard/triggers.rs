@@ -59,13 +59,15 @@ macro_rules! triggers_changed {
 pub(crate) use triggers_changed;
 
 /// Whether the table or a partition of it was truncated since the position was saved: the log has it, or its file is another one and
-/// there was no trigger all the time that would have logged it.
+/// there was no trigger all the time that would have logged it; or since the last delta or full export, whose position remembers the
+/// word, while the files it knows are those of now.
 macro_rules! truncated {
     () => {
         "exists (
            select from cdc_export.change_log l
            where l.tbl = t.oid and l.op = 'T' and l.xid >= pg_snapshot_xmin(w.snap_del)
              and not pg_visible_in_snapshot(l.xid, w.snap_del))
+         or w.seen -> 'truncated' = 'true'
          or w.seen -> 'relations' <> here.seen -> 'relations' and exists (
            select from jsonb_each(w.seen -> 'relations') was cross join lateral (select here.seen -> 'relations' -> was.key as value) now
            where was.value ->> 2 <> now.value ->> 2 and (was.value ->> 1 <> now.value ->> 1) is distinct from false)"
