@@ -23,8 +23,8 @@ macro_rules! here {
                  'database', (select d.oid::text from pg_database d where d.datname = current_database()),
                  'timeline', cdc_export.timeline(),
                  'captured', capture.captured, 'relations', capture.relations, 'functions', capture.functions,
-                 'inherited', ",
-            $crate::source::guard::triggers::inherited!(),
+                 'touches', ",
+            $crate::source::guard::triggers::touches!(),
             ") as seen
              from ",
             $crate::source::capture::capture!(),
@@ -98,8 +98,9 @@ macro_rules! continuity {
                then w.seen -> 'relations' <> here.seen -> 'relations' and exists (
                  select from jsonb_object_keys(w.seen -> 'relations') was where not here.seen -> 'relations' ? was)
                else w.partitions_hash is distinct from here.partitions_hash end then 'partitions_changed'
-           when w.seen -> 'inherited' <> here.seen -> 'inherited' and (w.seen -> 'inherited' -> 0 <> here.seen -> 'inherited' -> 0
-             or w.seen -> 'inherited' -> 2 = here.seen -> 'inherited' -> 2) then 'partitions_changed'
+           when ",
+            $crate::source::guard::triggers::touched!(),
+            " then 'partitions_changed'
            when ",
             $crate::source::guard::triggers::triggers_changed!(),
             " then 'trigger_changed'

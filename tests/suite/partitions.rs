@@ -163,6 +163,28 @@ async fn a_truncate_that_only_a_file_tells_stays_due_after_an_incremental() {
 }
 
 #[tokio::test]
+async fn a_key_s_name_on_another_column_for_a_while_is_not_missed() {
+    let tables = Tables::new().await;
+    for dataset in ["parted", "plain"] {
+        tables.run(&format!("alter table {dataset} add n int not null default 5")).await;
+        assert_eq!(tables.delta(dataset).await, Vec::<String>::new());
+        tables
+            .run(&format!(
+                "begin; alter table {dataset} rename id to was; alter table {dataset} rename n to id;
+                 update {dataset} set note = 'x' where was < 60;
+                 alter table {dataset} rename id to n; alter table {dataset} rename was to id; commit"
+            ))
+            .await;
+        tables.refused(dataset, "partitions_changed").await;
+        tables.heals(dataset, Some("partitions_changed")).await;
+    }
+    // A partition's own columns are looked at: what only its root's say is no rename.
+    tables.run("grant select (id) on parted to public; alter table parted rename note to called").await;
+    assert_eq!(tables.delta("parted").await, Vec::<String>::new());
+    tables.service.stop().await;
+}
+
+#[tokio::test]
 async fn a_partition_s_own_triggers_of_before_hide_nothing() {
     let tables = Tables::new().await;
     tables.run("update plain set id = id + 300; alter table parted add code text").await;
@@ -284,6 +306,37 @@ async fn what_is_written_through_a_parent_for_a_while_is_not_missed() {
     tables.run("alter table kid no inherit plain").await;
     tables.refused("plain", "trigger_changed").await;
     tables.heals("plain", Some("trigger_changed")).await;
+    tables.service.stop().await;
+}
+
+/// A column tells by itself why it was touched.
+#[tokio::test]
+async fn a_change_of_another_column_hides_nothing_that_came_through_a_parent() {
+    let tables = Tables::new().await;
+    for (n, beside) in [
+        "grant select (code) on plain to public",
+        "alter table plain alter code set default 'y'",
+        "alter table plain add more int",
+        "alter table plain drop more",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        tables
+            .run(&format!(
+                "create table parent (note text); alter table plain inherit parent; delete from parent where note = 'n{}';
+                 alter table plain no inherit parent; drop table parent; {beside}",
+                n + 1
+            ))
+            .await;
+        tables.refused("plain", "partitions_changed").await;
+        tables.heals("plain", Some("partitions_changed")).await;
+    }
+    // What a version before saved is not compared, in whatever form it is.
+    tables
+        .run(r#"update watermarks set seen = seen - 'touches' || '{"inherited": ["a", "b", "c"]}'; update plain set note = 'x' where id = 9"#)
+        .await;
+    assert_eq!(tables.delta("plain").await, ["UPDATE 9"]);
     tables.service.stop().await;
 }
 

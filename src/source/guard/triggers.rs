@@ -2,21 +2,45 @@
 //!
 //! Pieces of SQL that speak of what `guard`'s do, and of `capture`, what there is of the capture.
 
-/// What shows that a plain table was a child or a partition for a while, and was written through its parent: both touch the columns
-/// that it shares with that. An array of three: a hash of the touches of its key's columns, one of those of all, and one of what is
-/// said of them now, which explains a touch of any other kind.
-macro_rules! inherited {
+/// What shows that rows were written past the triggers while columns were otherwise: an object, of which each member is touched by
+/// itself. Of a plain table by the numbers of its columns: it was a child or a partition for a while, and was written through its parent,
+/// and both touch the columns that it shares with that. Of a partitioned one by the oids of its partitions: the name of its key was
+/// another column's, and renaming touches both in all of them.
+///
+/// Each is an array: the touch, and what is said of the column now, which explains a touch of any other kind. Nothing explains one of
+/// the key.
+macro_rules! touches {
     () => {
-        "(select jsonb_build_array(
-            md5(string_agg(a.xmin::text, ',' order by a.attnum) filter (where a.attname::text = any (capture.logged_key))),
-            md5(string_agg(a.xmin::text, ',' order by a.attnum)),
-            md5(string_agg(format('%s %s %s %s %s %s %s %s %s %s %s', a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.attidentity,
-                  a.atthasmissing, a.attstattarget, a.attstorage, a.attacl, a.attoptions, d.oid), ',' order by a.attnum)))
-          from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-          where t.relkind = 'r' and a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped)"
+        "(select jsonb_object_agg(touched.what, touched.how)
+          from (
+            select a.attnum::text as what,
+              case when a.attname::text = any (capture.logged_key) then jsonb_build_array(a.xmin::text)
+                else jsonb_build_array(a.xmin::text, hashtext(format('%s %s %s %s %s %s %s %s %s %s %s', a.attname, a.atttypid, a.atttypmod,
+                  a.attnotnull, a.attidentity, a.atthasmissing, a.attstattarget, a.attstorage, a.attacl, a.attoptions, d.oid) collate \"C\"))
+              end as how
+            from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+            where t.relkind = 'r' and a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+            union all
+            select parts.oid, jsonb_build_array(string_agg(a.xmin::text, ',' order by a.attnum))
+            from jsonb_object_keys(capture.relations) parts (oid)
+            join pg_attribute a on a.attrelid = parts.oid::oid and a.attname = any (capture.logged_key::name[])
+            -- Being attached under another table touches the root's alone, and is seen otherwise.
+            where t.relkind = 'p' and parts.oid <> t.oid::text
+            group by parts.oid) touched)"
     };
 }
-pub(crate) use inherited;
+pub(crate) use touches;
+
+/// Whether anything was touched since the position was saved, and nothing is said otherwise that would explain it. What one of the
+/// two lacks came or went.
+macro_rules! touched {
+    () => {
+        "(w.seen -> 'touches' <> here.seen -> 'touches' and exists (
+            select from jsonb_each(w.seen -> 'touches') was join jsonb_each(here.seen -> 'touches') now using (key)
+            where was.value -> 0 <> now.value -> 0 and was.value -> 1 is not distinct from now.value -> 1))"
+    };
+}
+pub(crate) use touched;
 
 /// Of a mark that a position has saved, the one that took its place, if we put one there.
 macro_rules! renewed {
