@@ -14,7 +14,7 @@ use crate::source::quote;
 use crate::watermark::Snapshot;
 
 /// Whether the partitions, which came since `saved`, have rows that were not logged. Reads all of their rows, which the export does
-/// too if they were. What the role may not read by itself counts as such.
+/// too if they were; where the role may not read one by itself, of the whole table, once.
 ///
 /// # Errors
 /// If the database fails.
@@ -40,22 +40,30 @@ async fn any_is_unlogged(
     shape: &Shape,
     saved: &Snapshot,
 ) -> Result<bool, sqlx::Error> {
-    let leaves: Vec<(String, String, bool)> = sqlx::query_as(
+    let leaves: Vec<(Oid, String, String, bool)> = sqlx::query_as(
         "-- source.arrivals.leaves
-         select n.nspname::text, c.relname::text,
+         select c.oid, n.nspname::text, c.relname::text,
            coalesce(has_table_privilege(c.oid, 'select') and has_schema_privilege(n.oid, 'usage') and not row_security_active(c.oid), false)
          from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = any ($1) and c.relkind <> 'p'",
     )
     .bind(partitions)
     .fetch_all(&mut *reader)
     .await?;
-    if leaves.iter().any(|(_, _, is_readable)| !is_readable) {
-        return Ok(true);
+    // The right to the table is enough to read a partition through it, but not to read it alone.
+    let (mut through, mut places) = (Vec::new(), Vec::new());
+    for (leaf, schema, name, is_readable) in leaves {
+        if is_readable {
+            places.push((format!("{}.{}", quote::quoted(&schema), quote::quoted(&name)), vec![leaf]));
+        } else {
+            through.push(leaf);
+        }
+    }
+    if !through.is_empty() {
+        places.push((quote::relation(&shape.table), through));
     }
     let key: Vec<_> = shape.key.iter().map(|part| part.column.name.to_string()).collect();
     let key = logged_key("u", &key);
-    for (schema, name, _) in leaves {
-        let leaf = format!("{}.{}", quote::quoted(&schema), quote::quoted(&name));
+    for (place, leaves) in places {
         let has = format!(
             "-- source.arrivals.has_unlogged_rows
              with logged as materialized (
@@ -63,9 +71,10 @@ async fn any_is_unlogged(
                where l.tbl = $1 and l.xid >= pg_snapshot_xmin($2::text::pg_snapshot)
                  and not pg_visible_in_snapshot(l.xid, $2::text::pg_snapshot) and l.pk is not null)
              select exists (
-               select from {leaf} u where {key} collate \"C\" not in (select pk from logged))"
+               select from {place} u where u.tableoid = any ($3) and {key} collate \"C\" not in (select pk from logged))"
         );
-        let has: bool = sqlx::query_scalar(AssertSqlSafe(has)).bind(table).bind(saved).fetch_one(&mut *reader).await?;
+        let has = sqlx::query_scalar(AssertSqlSafe(has)).bind(table).bind(saved).bind(leaves);
+        let has: bool = has.fetch_one(&mut *reader).await?;
         if has {
             return Ok(true);
         }

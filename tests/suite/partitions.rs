@@ -185,6 +185,44 @@ async fn a_key_s_name_on_another_column_for_a_while_is_not_missed() {
 }
 
 #[tokio::test]
+async fn a_partition_that_the_role_may_not_read_by_itself_needs_no_full_export() {
+    let tables = Tables::new().await;
+    let Tables { database, catalogue, service } = tables;
+    service.stop().await;
+    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    database
+        .run(&format!(
+            "create role {role} login password 'pass'; grant usage on schema public, cdc_export to {role};
+             grant select on parted, plain to {role}; grant select, insert, update, delete on exports, watermarks to {role};
+             grant select, insert, update, delete on all tables in schema cdc_export to {role};
+             grant usage on all sequences in schema public, cdc_export to {role}"
+        ))
+        .await;
+    let service = catalogue.start(&database).with("DATABASE_URL", database.url_as(&role, "pass")).service().await;
+    let tables = Tables { database, catalogue, service };
+    for dataset in ["parted", "plain"] {
+        export(&tables.service, "full", dataset, "a").await;
+    }
+    tables.run("create table more partition of parted for values from (200) to (300)").await;
+    assert_eq!(tables.delta("parted").await, Vec::<String>::new());
+    tables
+        .run("create table rest partition of parted default; insert into parted values (201, 'x'), (500, 'y'); create schema apart; alter table rest set schema apart")
+        .await;
+    assert_eq!(tables.delta("parted").await, ["INSERT 201", "INSERT 500"]);
+    // One that has rows all the same.
+    tables
+        .run(
+            "create table loaded (like parted including all); insert into loaded values (401, 'before');
+             alter table parted attach partition loaded for values from (400) to (500); insert into loaded values (402, 'after')",
+        )
+        .await;
+    tables.refused("parted", "partitions_changed").await;
+    tables.heals("parted", Some("partitions_changed")).await;
+    tables.service.stop().await;
+    tables.database.run(&format!("drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
 async fn a_partition_s_own_triggers_of_before_hide_nothing() {
     let tables = Tables::new().await;
     tables.run("update plain set id = id + 300; alter table parted add code text").await;
