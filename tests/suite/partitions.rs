@@ -185,6 +185,28 @@ async fn a_key_s_name_on_another_column_for_a_while_is_not_missed() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_renamed_stops_its_writers_until_track() {
+    let tables = Tables::new().await;
+    for (dataset, id) in [("parted", 10), ("plain", 1)] {
+        tables.run(&format!("alter table {dataset} rename id to number")).await;
+        let delete = format!("delete from {dataset} where number = {id}");
+        let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(delete.clone())).execute(&tables.database.pool).await;
+        assert!(refused.is_err(), "{refused:?}");
+        tables.catalogue.track(&tables.database, dataset).await;
+        tables.run(&delete).await;
+        let job = tables.ended("delta", dataset).await;
+        assert_eq!(job["error"]["code"], "full_export_needed", "{job}");
+        tables.heals(dataset, job["continuity"].as_str()).await;
+    }
+    // Postgres gives all triggers back as ordinary ones.
+    tables.run("alter table plain disable trigger all; alter table plain enable trigger all").await;
+    tables.refused("plain", "trigger_missing").await;
+    tables.catalogue.track(&tables.database, "plain").await;
+    tables.heals("plain", Some("trigger_changed")).await;
+    tables.service.stop().await;
+}
+
+#[tokio::test]
 async fn a_partition_that_the_role_may_not_read_by_itself_needs_no_full_export() {
     let tables = Tables::new().await;
     let Tables { database, catalogue, service } = tables;
