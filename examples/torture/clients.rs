@@ -15,7 +15,7 @@ use crate::trial::World;
 
 pub(crate) const CLIENTS: u64 = 6;
 /// Jobs of a lane that may be open at once, as far as the clients know: the drain is bounded by it.
-const MOST_OPEN: usize = 4;
+pub(crate) const MOST_OPEN: usize = 4;
 
 /// Asks until the clients are told to stop.
 pub(crate) async fn ask(world: Arc<World>, client: u64) {

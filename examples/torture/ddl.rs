@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::random::Random;
-use crate::recorder::{move_made, record_all, record_gone};
+use crate::recorder::{Consequence, move_made, record_all, record_gone};
 use crate::shapes;
 use crate::trial::World;
 
@@ -93,7 +93,11 @@ pub(crate) async fn make(world: &World, shaping: Shaping, binary: &Path) -> Resu
         let table = shaping.table();
         match shaping {
             Shaping::VacuumFull => {
+                // Which can't be done in a transaction: noted before, and after for who comes in between.
+                let noted = move_made(table, "vacuum", Consequence::NewFile);
+                conn.execute(AssertSqlSafe(noted.clone())).await?;
                 conn.execute("vacuum full shapes").await?;
+                conn.execute(AssertSqlSafe(noted)).await?;
             }
             Shaping::Disable(time) => {
                 turn_triggers(&mut conn, false).await?;
@@ -147,7 +151,7 @@ async fn again(world: &World, left: Left<'_>) -> Result<()> {
             match left {
                 Left::TriggersOff => turn_triggers(&mut conn, true).await,
                 Left::Tracked(dataset) => {
-                    conn.execute(AssertSqlSafe(move_made(dataset, "track", false))).await?;
+                    conn.execute(AssertSqlSafe(move_made(dataset, "track", Consequence::Refused))).await?;
                     Ok(())
                 }
             }
@@ -244,18 +248,20 @@ async fn transact(conn: &mut PgConnection, shaping: Shaping) -> Result<()> {
         Shaping::VacuumFull | Shaping::Disable(_) | Shaping::DropTriggers(_) => String::new(),
     };
     tx.execute(AssertSqlSafe(sql)).await?;
-    // A new partition is without its triggers until somebody tracks the table.
-    let until_next = matches!(shaping, Shaping::Partition | Shaping::EmptyPartition);
-    if shaping.is_loud() {
-        tx.execute(AssertSqlSafe(move_made(table, &format!("{shaping:?}"), until_next))).await?;
-    }
+    tx.execute(AssertSqlSafe(move_made(table, &format!("{shaping:?}"), shaping.consequence()))).await?;
     Ok(tx.commit().await?)
 }
 
 impl Shaping {
-    /// Whether an incremental or a delta may be refused after it.
-    fn is_loud(self) -> bool {
-        !matches!(self, Shaping::VacuumFull | Shaping::UnwantedColumn | Shaping::Column | Shaping::Rename)
+    fn consequence(self) -> Consequence {
+        match self {
+            Shaping::VacuumFull => Consequence::NewFile,
+            Shaping::UnwantedColumn | Shaping::Rename => Consequence::Renamed,
+            Shaping::Column => Consequence::Added,
+            // A new partition is without its triggers until somebody tracks the table.
+            Shaping::Partition | Shaping::EmptyPartition => Consequence::RefusedUntilNext,
+            _ => Consequence::Refused,
+        }
     }
 }
 
@@ -295,7 +301,9 @@ async fn turn_triggers(conn: &mut PgConnection, on: bool) -> Result<()> {
         tx.execute(AssertSqlSafe(format!("alter table shapes {how} trigger {name}"))).await?;
     }
     if turned {
-        tx.execute(AssertSqlSafe(move_made("shapes", if on { "enable" } else { "disable" }, !on))).await?;
+        let (what, consequence) =
+            if on { ("enable", Consequence::Refused) } else { ("disable", Consequence::RefusedUntilNext) };
+        tx.execute(AssertSqlSafe(move_made("shapes", what, consequence))).await?;
     }
     Ok(tx.commit().await?)
 }
@@ -310,6 +318,6 @@ async fn drop_triggers(conn: &mut PgConnection) -> Result<()> {
     let triggers: Vec<(String, String)> = sqlx::query_as(TRIGGERS).fetch_all(&mut *tx).await?;
     let (first, _) = triggers.first().context("it is tracked")?;
     tx.execute(AssertSqlSafe(format!("drop trigger {first} on shapes"))).await?;
-    tx.execute(AssertSqlSafe(move_made("shapes", "drop", true))).await?;
+    tx.execute(AssertSqlSafe(move_made("shapes", "drop", Consequence::RefusedUntilNext))).await?;
     Ok(tx.commit().await?)
 }

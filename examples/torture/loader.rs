@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use crate::clients::{Caller, sha256};
+use crate::clients::{Caller, MOST_OPEN, sha256};
 use crate::era::Delivered;
 use crate::lanes::{self, Lane};
 use crate::ledger::is_terminal;
@@ -102,6 +102,11 @@ impl<'w> Loader<'w> {
         };
         if self.mortal && self.random.percent(20) {
             self.list(&caller, &standing).await;
+            return Round::Behind;
+        }
+        // Those that it died over are still under way.
+        if self.mortal && locked(&self.world.ledger).open(self.lane.name) >= MOST_OPEN {
+            caller.look(self.lane.name).await;
             return Round::Behind;
         }
         self.ask(&caller, &standing).await

@@ -400,13 +400,13 @@ impl Judged<'_> {
         let archive = locked(&self.world.archive);
         let Some(file) = file(&archive, job) else { return Ok(false) };
         let name = &job.output_filename;
-        let (wrong, brought) = consumer.replica.load(&file, &job.said()).with_context(|| name.clone())?;
+        let nothing = Versions::new();
+        let versions = self.era.versions.get(&job.dataset).unwrap_or(&nothing);
+        let (wrong, brought) = consumer.replica.load(&file, &job.said(), versions).with_context(|| name.clone())?;
         for what in wrong {
             self.report().red("1", format!("{name}: {what}"));
         }
         let window = self.era.window(job).context("a completed job has an attempt that completed it")?;
-        let nothing = Versions::new();
-        let versions = self.era.versions.get(&job.dataset).unwrap_or(&nothing);
         for wrong in consumer.replica.compare(versions, &window, &brought, job.export_type == "incremental") {
             consumer.wrong += 1;
             // One lost row is wrong in every export until it changes again.
@@ -421,14 +421,14 @@ impl Judged<'_> {
     fn compare_ad_hoc(&self, job: &Job) -> Result<()> {
         let archive = locked(&self.world.archive);
         let Some(file) = file(&archive, job) else { return Ok(()) };
-        let mut replica = Replica::default();
-        let (mut wrong, brought) = replica.load(&file, &job.said())?;
         let is_asked_for = |id: i64| job.up_to.is_none_or(|last| id <= last);
-        wrong.extend(brought.iter().filter(|id| !is_asked_for(**id)).map(|id| format!("row {id} was not asked for")));
         let window = self.era.window(job).context("a completed job has an attempt that completed it")?;
         let versions = self.era.versions.get(&job.dataset).into_iter().flatten();
         let versions: Versions =
             versions.filter(|(id, _)| is_asked_for(**id)).map(|(id, versions)| (*id, versions.clone())).collect();
+        let mut replica = Replica::default();
+        let (mut wrong, brought) = replica.load(&file, &job.said(), &versions)?;
+        wrong.extend(brought.iter().filter(|id| !is_asked_for(**id)).map(|id| format!("row {id} was not asked for")));
         wrong.extend(replica.compare(&versions, &window, &brought, false));
         for what in wrong.iter().take(5) {
             self.report().red("1", format!("{}: {what}", job.output_filename));

@@ -71,7 +71,7 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
            tbl text not null, id bigint not null, fields jsonb);
          create table torture.moves (
            seq bigint generated always as identity primary key, xid xid8 not null default pg_current_xact_id(),
-           tbl text not null, what text not null, until_next boolean not null);
+           tbl text not null, what text not null, consequence text not null);
          create table torture.triggers (name text primary key, enabled text not null);",
     )
     .await?;
@@ -118,10 +118,32 @@ pub(crate) fn record_gone(table: &str, which: &str) -> String {
     format!("insert into torture.versions (tbl, id) select '{table}', r.id from {table} r where {which}")
 }
 
-/// As SQL: notes that something is done to a table after which an export of changes may be refused; with `until_next`, until the
-/// next such move.
-pub(crate) fn move_made(table: &str, what: &str, until_next: bool) -> String {
-    format!("insert into torture.moves (tbl, what, until_next) values ('{table}', '{what}', {until_next})")
+/// What follows from something that is done to a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub(crate) enum Consequence {
+    /// Exports of changes may be refused.
+    Refused,
+    /// The same until the next move of these two kinds.
+    RefusedUntilNext,
+    /// Nothing, unless another change of the catalogue comes with it: then it can't be told from values written anew.
+    NewFile,
+    /// Nothing, unless a new file comes with it.
+    Renamed,
+    /// Nothing, unless a new file comes with it or later: the first one writes the column's default.
+    Added,
+}
+
+/// As SQL: notes that something is done to a table.
+pub(crate) fn move_made(table: &str, what: &str, consequence: Consequence) -> String {
+    let consequence = match consequence {
+        Consequence::Refused => "refused",
+        Consequence::RefusedUntilNext => "refused_until_next",
+        Consequence::NewFile => "new_file",
+        Consequence::Renamed => "renamed",
+        Consequence::Added => "added",
+    };
+    format!("insert into torture.moves (tbl, what, consequence) values ('{table}', '{what}', '{consequence}')")
 }
 
 /// Something that was done to a table.
@@ -129,7 +151,7 @@ pub(crate) fn move_made(table: &str, what: &str, until_next: bool) -> String {
 pub(crate) struct MoveMade {
     xid: i64,
     pub(crate) tbl: String,
-    until_next: bool,
+    consequence: Consequence,
 }
 
 impl MoveMade {
@@ -140,20 +162,29 @@ impl MoveMade {
 
 /// In their order.
 pub(crate) async fn moves(conn: &mut PgConnection) -> Result<Vec<MoveMade>> {
-    Ok(sqlx::query_as("select xid::text::bigint as xid, tbl, until_next from torture.moves order by seq")
+    Ok(sqlx::query_as("select xid::text::bigint as xid, tbl, consequence from torture.moves order by seq")
         .fetch_all(conn)
         .await?)
 }
 
 /// Whether something was done to a table that an export refused at `now` may see, since the last one's claim.
 pub(crate) fn has_moved(moves: &[MoveMade], table: &str, since: Option<&Snapshot>, now: &Snapshot) -> bool {
-    let mut seen = moves.iter().filter(|made| made.tbl == table && made.is_seen(now)).peekable();
-    let mut moved = false;
-    while let Some(made) = seen.next() {
-        let lasts = made.until_next && seen.peek().is_none_or(|next| since.is_none_or(|since| !next.is_seen(since)));
-        moved |= lasts || since.is_none_or(|since| !made.is_seen(since));
+    use Consequence::{Added, NewFile, Refused, RefusedUntilNext, Renamed};
+    let is_new = |made: &MoveMade| since.is_none_or(|since| !made.is_seen(since));
+    let seen = || moves.iter().filter(|made| made.tbl == table && made.is_seen(now));
+    let mut refusing = seen().filter(|made| matches!(made.consequence, Refused | RefusedUntilNext)).peekable();
+    while let Some(made) = refusing.next() {
+        let lasts = made.consequence == RefusedUntilNext && refusing.peek().is_none_or(|next| is_new(next));
+        if lasts || is_new(made) {
+            return true;
+        }
     }
-    moved
+    let is_like_a_rewrite = seen().any(|made| match made.consequence {
+        Renamed => is_new(made),
+        Added => true,
+        _ => false,
+    });
+    is_like_a_rewrite && seen().any(|made| made.consequence == NewFile && is_new(made))
 }
 
 /// A row's columns by name, as the service writes them.
