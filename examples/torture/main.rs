@@ -65,8 +65,8 @@ struct Arguments {
     /// Only the order of one export's file operations, as strace sees them; then against services that have another.
     #[arg(long)]
     file_order: bool,
-    /// What is done beside kills and cuts; all, unless it says which.
-    #[arg(long, value_enum, value_delimiter = ',')]
+    /// What is done beside kills and cuts; all, unless it says which; nothing, where it names none.
+    #[arg(long, value_enum, value_delimiter = ',', num_args = 0..)]
     moves: Option<Vec<Move>>,
     /// Only the second phase, and on the debug build: to try something.
     #[arg(long)]
