@@ -172,7 +172,7 @@ impl Permit {
                coalesce(j.database_id <> cdc_export.database_id(), false) or coalesce(m.job = j.id, false)
                  or coalesce(j.timeline <> cdc_export.timeline(), false) and not witness.vouches
                  -- A copy of the data is put back while there is no server.
-                 or coalesce(j.created_at < pg_postmaster_start_time(), false) and witness.denies as is_restored,
+                 or j.id is not null and j.server_started_at is distinct from pg_postmaster_start_time() and witness.denies as is_restored,
                coalesce(w.table_oid = t.oid and w.columns_hash = here.columns_hash and w.relfilenode <> here.relfilenode, false)
                  as table_rewritten,
                case when w.seen ? 'relations' then array(
@@ -204,7 +204,7 @@ impl Permit {
              -- What the caller had loaded last was looked at when it asked, unless that was before the database was put back.
              cross join lateral (
                select $8::uuid as job, $9::text as sha256,
-                 j.has_after and j.timeline = cdc_export.timeline() and j.created_at > pg_postmaster_start_time() as is_asked) m
+                 j.has_after and j.timeline = cdc_export.timeline() and j.server_started_at = pg_postmaster_start_time() as is_asked) m
              cross join lateral ",
             witness!(),
             " witness
