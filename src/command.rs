@@ -25,7 +25,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use cdc_export::config::{self, Catalogue, Config};
+use cdc_export::config::{self, CatalogFile, Config};
 use cdc_export::dataset::Dataset;
 use cdc_export::dataset::catalog::Faults;
 use cdc_export::postgres::{Database, demo};
@@ -112,15 +112,17 @@ impl Command {
         }
     }
 
-    /// Whether it needs the catalogue. What a running service is asked or repaired by doesn't: somebody may be editing the file.
-    pub(crate) fn catalogue(&self) -> Catalogue {
+    /// Whether it needs the catalog. What a running service is asked or repaired by doesn't: somebody may be editing the file.
+    pub(crate) fn catalog_file(&self) -> CatalogFile {
         match self {
-            Command::Serve(_) | Command::Worker | Command::Export(_) | Command::Plan(_) => Catalogue::Read,
-            Command::Track { .. } | Command::Untrack { .. } | Command::Status(_) => Catalogue::Read,
-            Command::Datasets { what: Datasets::Check | Datasets::List } => Catalogue::Read,
-            Command::Datasets { what: Datasets::Add { .. } } | Command::Keys { .. } => Catalogue::Unread,
-            Command::Migrate | Command::Seed { .. } | Command::Healthcheck | Command::Download(_) => Catalogue::Unread,
-            Command::Completions { .. } => Catalogue::Unread,
+            Command::Serve(_) | Command::Worker | Command::Export(_) | Command::Plan(_) => CatalogFile::Read,
+            Command::Track { .. } | Command::Untrack { .. } | Command::Status(_) => CatalogFile::Read,
+            Command::Datasets { what: Datasets::Check | Datasets::List } => CatalogFile::Read,
+            Command::Datasets { what: Datasets::Add { .. } } | Command::Keys { .. } => CatalogFile::Unread,
+            Command::Migrate | Command::Seed { .. } | Command::Healthcheck | Command::Download(_) => {
+                CatalogFile::Unread
+            }
+            Command::Completions { .. } => CatalogFile::Unread,
         }
     }
 
@@ -220,7 +222,7 @@ fn dataset_of<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<Dataset>, Ba
     config.catalog.get(name).ok_or_else(none)
 }
 
-/// Holds the catalogue against the tables, if a file says it.
+/// Holds the catalog against the tables, if a file says it.
 async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
     refuse(config, file, catalog::check(&database.pool(1), &config.catalog).await?)

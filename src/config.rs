@@ -40,7 +40,7 @@ pub enum Error {
         /// What is wrong with it, and what may be there.
         why: String,
     },
-    /// A catalogue, by itself or held against its tables.
+    /// A catalog, by itself or held against its tables.
     #[error("DATASETS: {file}:\n{mistakes}")]
     Catalog {
         /// Its file.
@@ -109,7 +109,7 @@ impl fmt::Debug for ApiKey {
 }
 
 impl Error {
-    /// What is wrong with the catalogue in this file.
+    /// What is wrong with the catalog in this file.
     pub fn catalog(file: &Path, mistakes: Mistakes) -> Error {
         Error::Catalog { file: file.display().to_string(), mistakes }
     }
@@ -128,7 +128,7 @@ impl Error {
 
 /// Whether the file of `DATASETS` is of interest. A draft of it is made before it can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Catalogue {
+pub enum CatalogFile {
     /// It is read, and has to be right.
     Read,
     /// It is left alone.
@@ -160,8 +160,8 @@ impl Environment {
     ///
     /// # Errors
     /// At the first value that can't be used.
-    pub fn config(mut self, catalogue: Catalogue) -> Result<Config, Error> {
-        if catalogue == Catalogue::Unread {
+    pub fn config(mut self, file: CatalogFile) -> Result<Config, Error> {
+        if file == CatalogFile::Unread {
             self.0.0.remove("DATASETS");
         }
         Config::from_variables(self.0)

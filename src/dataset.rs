@@ -124,7 +124,7 @@ pub struct KeyColumn {
 #[derive(Clone, Copy, Debug)]
 pub struct CellMax(pub u64);
 
-/// A table's name, as the database has it. Written as the catalogue reads it: a name with a dot in it has quotes.
+/// A table's name, as the database has it. Written as the catalog reads it: a name with a dot in it has quotes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     /// `None`: found by the connection's `search_path`.

@@ -25,7 +25,7 @@ struct CommandLine {
     command: Option<Command>,
 }
 
-/// 0: done. 1: failed. 2: bad usage, which clap says by itself, or a bad setting, the catalogue among them.
+/// 0: done. 1: failed. 2: bad usage, which clap says by itself, or a bad setting, the catalog among them.
 fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
     match run(command.unwrap_or_default()) {
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line: what failed and why. Of a catalogue a line for each mistake, and one for each export that comes before a refused one.
+/// One line: what failed and why. Of a catalog a line for each mistake, and one for each export that comes before a refused one.
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
     // Names of others' may be in it, and a terminal obeys control characters.
     let plain = |letter: char| letter == '\n' || !letter.is_control();
@@ -61,7 +61,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         let client = Client::new(server.clone(), environment.key()?);
         return block_on(command.run_there(client));
     }
-    let config = environment.config(command.catalogue())?;
+    let config = environment.config(command.catalog_file())?;
     if let Some(file) = &config.authorities {
         config::trust_alone(file).context("can't start anew, with the authorities of sslrootcert alone")?;
     }

@@ -92,7 +92,7 @@ pub struct Fingerprint {
     pub partitions_hash: Option<String>,
     /// What else the guard compares, by name: an object.
     pub seen: serde_json::Value,
-    /// What the catalogue says of its rows, in the form that is saved.
+    /// What the catalog says of its rows, in the form that is saved.
     pub definition: String,
     /// The types of its columns that matter, by their names.
     pub types: BTreeMap<String, String>,

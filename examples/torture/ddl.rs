@@ -12,7 +12,7 @@ use crate::recorder::{Consequence, move_made, record_all, record_gone};
 use crate::shapes;
 use crate::trial::World;
 
-/// One move. Of those that go to and fro, the catalogue says which way it is.
+/// One move. Of those that go to and fro, the catalog says which way it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shaping {
     /// The table's file is another one, and nothing else.

@@ -126,7 +126,7 @@ pub(crate) enum Consequence {
     Refused,
     /// The same until the next move of these two kinds.
     RefusedUntilNext,
-    /// Nothing, unless another change of the catalogue comes with it: then it can't be told from values written anew.
+    /// Nothing, unless another change of the catalog comes with it: then it can't be told from values written anew.
     NewFile,
     /// Nothing, unless a new file comes with it.
     Renamed,

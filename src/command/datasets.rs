@@ -1,4 +1,4 @@
-//! `datasets`: the catalogue against the tables, a list of it, and a first draft of what it might say.
+//! `datasets`: the catalog against the tables, a list of it, and a first draft of what it might say.
 
 use std::sync::Arc;
 

@@ -69,7 +69,7 @@ async fn serve_on(
     Ok(())
 }
 
-/// Refuses a catalogue that doesn't fit its tables, and warns of those whose changes aren't captured: after the restore of a dump, a full
+/// Refuses a catalog that doesn't fit its tables, and warns of those whose changes aren't captured: after the restore of a dump, a full
 /// export from before `track` would need another one.
 async fn look_at_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     check(config, database).await?;

@@ -1,4 +1,4 @@
-//! The catalogue: every dataset there is, as the operator's TOML file says, or the one of the demo.
+//! The catalog: every dataset there is, as the operator's TOML file says, or the one of the demo.
 //!
 //! Reads a text, not a file. What only a look at the table can tell is found out by `source`, as [`Fault`]s too.
 
@@ -43,7 +43,7 @@ impl fmt::Display for Faults {
     }
 }
 
-/// Everything that is wrong with a catalogue: a line each, with its place in the file.
+/// Everything that is wrong with a catalog: a line each, with its place in the file.
 #[derive(Debug)]
 pub struct Mistakes(Vec<(Option<usize>, String)>);
 
@@ -387,7 +387,7 @@ overlap = \"5m\"
     }
 
     #[test]
-    fn what_is_no_catalogue_is_told_with_its_line() {
+    fn what_is_no_catalog_is_told_with_its_line() {
         assert!(wrong("[[dataset]]\nname = \"a\"\ntabel = \"a\"").starts_with("line 3: unknown field `tabel`"));
         assert!(wrong("[[dataset]]\nname = \"a\"\n").contains("missing field `table`"));
         assert!(wrong("[[dataset]]\nname = a").starts_with("line 2: "));

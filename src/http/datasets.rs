@@ -14,7 +14,7 @@ use crate::service::Service;
 /// Every dataset.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Datasets {
-    /// In the order of the catalogue
+    /// In the order of the catalog
     items: Vec<DatasetBody>,
 }
 

@@ -14,7 +14,7 @@ words! {
         NoSnapshot = "no_snapshot",
         /// Somebody set the watermark forward: by the timestamps alone, once.
         WatermarkEdited = "watermark_edited",
-        /// The catalogue, or a function that the filter calls, says otherwise than before which rows and columns belong to the dataset.
+        /// The catalog, or a function that the filter calls, says otherwise than before which rows and columns belong to the dataset.
         DatasetChanged = "dataset_changed",
         /// A column, or its type, is another one than before: values changed that no trigger saw, and the log has them as they were.
         ColumnRetyped = "column_retyped",

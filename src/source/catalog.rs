@@ -1,4 +1,4 @@
-//! A catalogue against the live tables: everything in it that can't be, and whose changes aren't captured.
+//! A catalog against the live tables: everything in it that can't be, and whose changes aren't captured.
 
 use sqlx::postgres::types::Oid;
 use sqlx::{PgConnection, PgPool};
@@ -9,7 +9,7 @@ use crate::source::capture::capture;
 use crate::source::quote::relation;
 use crate::source::{filter, shape};
 
-/// Holds a whole catalogue against the live tables.
+/// Holds a whole catalog against the live tables.
 ///
 /// # Errors
 /// If the database fails. What doesn't fit is the result.
@@ -75,7 +75,7 @@ pub async fn untracked(pool: &PgPool, catalog: &Catalog) -> Result<Vec<String>, 
 /// What a dataset has a table's triggers log.
 struct Logged {
     dataset: String,
-    /// As the catalogue names it.
+    /// As the catalog names it.
     table: String,
     oid: Oid,
     key: Vec<String>,

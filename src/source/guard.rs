@@ -1,7 +1,7 @@
 //! The guard of continuity: whether what changed since a consumer's position can be told exactly, and if not, why.
 //!
 //! Three pieces of SQL that every statement about a position shares. They speak of `t`, the table's row of `pg_class`, `n`, its
-//! schema's, `c`, the row of `pg_control_system()`, `wanted`, what the catalogue says of it and what its columns are, and `w`, the
+//! schema's, `c`, the row of `pg_control_system()`, `wanted`, what the catalog says of it and what its columns are, and `w`, the
 //! consumer's row of `watermarks`, all null where it has none.
 //!
 //! `offset 0` keeps Postgres from putting a piece's text wherever a statement speaks of one of its columns: planned so, it took six

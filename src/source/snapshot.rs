@@ -73,7 +73,7 @@ impl Source {
         };
         let both = async {
             let (mut leader, reader) = (connect().await?, connect().await?);
-            // Planned once for each connection: the leader asks the catalogue the same for every job, which takes less than its plan.
+            // Planned once for each connection: the leader asks the catalog the same for every job, which takes less than its plan.
             sqlx::raw_sql("-- source.snapshot.leader\n set plan_cache_mode = force_generic_plan")
                 .execute(&mut leader.0)
                 .await?;

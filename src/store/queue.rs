@@ -300,7 +300,7 @@ impl Store {
     /// Takes the oldest ready job of a lane in which no earlier job is open, or completed without its file's name.
     ///
     /// A job belongs to the folder of the process that took it on, which will serve its file, for as long as some process
-    /// with that folder lives. What only a newer version or another catalogue knows is left to that.
+    /// with that folder lives. What only a newer version or another catalog knows is left to that.
     ///
     /// # Errors
     /// If the database fails.

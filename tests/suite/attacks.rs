@@ -5,7 +5,7 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::catalogue::{Catalogue, export};
+use crate::catalog::{Catalog, export};
 use crate::harness::{Csv, Database, PATIENCE, Start, eventually};
 
 /// Somebody without rights, connected once: his temporary objects stay.
@@ -70,7 +70,7 @@ async fn a_writers_temporary_objects_are_never_used() {
              create table part_1 partition of parts for values in (1); create table part_2 partition of parts for values in (2)",
         )
         .await;
-    Catalogue::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n").track(&database, "parts").await;
+    Catalog::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n").track(&database, "parts").await;
 
     let attacker = Attacker::new(&database).await;
     database
@@ -117,8 +117,8 @@ async fn casts_of_a_tables_owner_are_not_run_by_its_triggers() {
     owner.runs("create table kept (m mood, n int, moods mood[], o ours, primary key (m, n))").await;
     owner.makes_a_trap("row_to(value kept) returns text", "'1'").await;
     owner.runs("create cast (kept as text) with function row_to(kept) as implicit").await;
-    let catalogue = Catalogue::of(&format!("[[dataset]]\nname = \"kept\"\ntable = \"{schema}.kept\"\n"));
-    catalogue.track(&database, "kept").await;
+    let catalog = Catalog::of(&format!("[[dataset]]\nname = \"kept\"\ntable = \"{schema}.kept\"\n"));
+    catalog.track(&database, "kept").await;
     owner
         .runs(
             "insert into kept values ('sad', 1, '{ok,sad}', 'ok'), ('ok', 2, '{ok}', 'sad');
@@ -242,9 +242,9 @@ async fn a_row_can_be_deleted_whatever_it_holds() {
             r#"create table odd (id int primary key, j json, "old rows" text, "new rows" text, "i.parts" numeric, tg_relid int, txt text)"#,
         )
         .await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"odd\"\ntable = \"odd\"\n");
-    catalogue.track(&database, "odd").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"odd\"\ntable = \"odd\"\n");
+    catalog.track(&database, "odd").await;
+    let service = catalog.start(&database).service().await;
     database.run("insert into odd values (0)").await;
     export(&service, "full", "odd", "a").await;
     database
@@ -269,8 +269,8 @@ async fn the_owner_of_a_tracked_table_goes_on_making_partitions() {
     let database = Database::new().await;
     let owner = Attacker::new(&database).await;
     owner.runs(&format!("create table {}.parts (a int primary key, b text) partition by range (a)", owner.name)).await;
-    let catalogue = Catalogue::of(&format!("[[dataset]]\nname = \"parts\"\ntable = \"{}.parts\"\n", owner.name));
-    catalogue.track(&database, "parts").await;
+    let catalog = Catalog::of(&format!("[[dataset]]\nname = \"parts\"\ntable = \"{}.parts\"\n", owner.name));
+    catalog.track(&database, "parts").await;
     // One of them has its columns in another order, and a hole in their numbers.
     owner
         .runs(&format!(
@@ -281,8 +281,8 @@ async fn the_owner_of_a_tracked_table_goes_on_making_partitions() {
         ))
         .await;
     owner.runs("alter table parts attach partition high for values from (9) to (99)").await;
-    catalogue.track(&database, "parts").await;
-    let service = catalogue.start(&database).service().await;
+    catalog.track(&database, "parts").await;
+    let service = catalog.start(&database).service().await;
     export(&service, "full", "parts", "a").await;
     owner.runs("insert into parts values (10, 'y'), (11, 'z')").await;
     owner.runs("delete from parts").await;
@@ -414,15 +414,15 @@ async fn what_somebody_puts_into_public_is_never_called() {
     let trapped = sqlx::query("select array_position('{1}'::int2[], 1::int2)").execute(&database.pool).await;
     assert!(trapped.unwrap_err().to_string().contains("trapped"), "a trap that holds nobody proves nothing");
 
-    let catalogue = Catalogue::of(
+    let catalog = Catalog::of(
         "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\n
          [[dataset]]\nname = \"orders\"\ntable = \"kept.orders\"\nupdated_at = \"at\"\ndeleted = \"gone\"\n
          [[dataset]]\nname = \"events\"\ntable = \"kept.events\"\nupdated_at = \"at\"\nfilter = \"kind operator(pg_catalog.<>) 'x'::text\"\n",
     );
-    let start = || catalogue.start(&database).with("SEED_ROWS", 50).with("RETAIN_FILES", 1).with("RETAIN_JOBS", 3);
+    let start = || catalog.start(&database).with("SEED_ROWS", 50).with("RETAIN_FILES", 1).with("RETAIN_JOBS", 3);
     let service = start().service().await;
     for dataset in ["orders", "events"] {
-        catalogue.track(&database, dataset).await;
+        catalog.track(&database, dataset).await;
     }
     for arguments in [
         vec!["datasets", "check"],
@@ -455,7 +455,7 @@ async fn what_somebody_puts_into_public_is_never_called() {
     let selection = json!({"dataset": "orders", "limit": 3, "columns": ["a", "note"], "filter": [
         {"column": "a", "op": "eq", "value": "x"}, {"column": "b", "op": "in", "value": ["x", "y"]}, {"column": "c", "op": "lt", "value": "x"},
         {"column": "at", "op": "gte", "value": "2020-01-01"}, {"column": "note", "op": "isNull", "value": false}]});
-    let job = crate::catalogue::ended(&service, "/exports", None, selection).await;
+    let job = crate::catalog::ended(&service, "/exports", None, selection).await;
     assert_eq!(job["status"], "completed", "{job}");
     for path in [
         "/datasets",
@@ -502,12 +502,12 @@ async fn the_function_of_a_row_policy_is_not_run() {
             owner.name
         ))
         .await;
-    let catalogue = Catalogue::of(&format!(
+    let catalog = Catalog::of(&format!(
         "[[dataset]]\nname = \"kept\"\ntable = \"{}.kept\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n",
         owner.name
     ));
     let start =
-        catalogue.start(&database).with("DATABASE_URL", database.url_as(&service.name, "pass")).with("WORKERS", 1);
+        catalog.start(&database).with("DATABASE_URL", database.url_as(&service.name, "pass")).with("WORKERS", 1);
     let serving = start.service().await;
     let set = json!({"lastExportedAt": "2020-01-01T00:00:00Z"});
     let watermark = format!("{}/exports/watermark?dataset=kept", serving.address);
@@ -516,7 +516,7 @@ async fn the_function_of_a_row_policy_is_not_run() {
     for path in ["/consumers", "/datasets", "/datasets/kept"] {
         serving.call("GET", path, &[]).await;
     }
-    let job = crate::catalogue::ended(&serving, "/exports/incremental", Some("a"), json!({"dataset": "kept"})).await;
+    let job = crate::catalog::ended(&serving, "/exports/incremental", Some("a"), json!({"dataset": "kept"})).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("permission_denied")), "{job}");
     let caught: i64 = database.one(&format!("select count(*) from {}.caught", owner.name)).await;
     assert_eq!(caught, 0, "the policy's function ran as the service");
@@ -553,12 +553,12 @@ async fn operators_of_a_domain_are_not_called_either() {
              end $$",
         )
         .await;
-    let catalogue = Catalogue::of(
+    let catalog = Catalog::of(
         "[[dataset]]\nname = \"orders\"\ntable = \"kept.orders\"\nupdated_at = \"at\"\ncreated_at = \"made\"\n
          [[dataset]]\nname = \"some\"\ntable = \"kept.orders\"\nupdated_at = \"at\"\ncreated_at = \"made\"\nfilter = \"n operator(pg_catalog.>) 0\"\n",
     );
-    catalogue.track(&database, "orders").await;
-    let service = catalogue.start(&database).service().await;
+    catalog.track(&database, "orders").await;
+    let service = catalog.start(&database).service().await;
     for n in 1..=3 {
         database.run(&format!("insert into kept.orders values ('K{n}', now(), now(), 1)")).await;
         database.run("delete from kept.orders where n = 2; update kept.orders set n = n where n = 1").await;
@@ -573,7 +573,7 @@ async fn operators_of_a_domain_are_not_called_either() {
     {
         for dataset in ["orders", "some"] {
             let job =
-                crate::catalogue::ended(&service, "/exports", None, json!({"dataset": dataset, "filter": [condition]}))
+                crate::catalog::ended(&service, "/exports", None, json!({"dataset": dataset, "filter": [condition]}))
                     .await;
             assert_eq!(job["status"], "completed", "{job}");
         }
@@ -586,9 +586,9 @@ async fn operators_of_a_domain_are_not_called_either() {
 async fn what_a_deleted_row_held_ends_no_delta() {
     let database = Database::new().await;
     database.run("create table odd (id int primary key, commas text, deep json, word regclass, shape circle)").await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"odd\"\ntable = \"odd\"\n");
-    catalogue.track(&database, "odd").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"odd\"\ntable = \"odd\"\n");
+    catalog.track(&database, "odd").await;
+    let service = catalog.start(&database).service().await;
     database.run("insert into odd values (0)").await;
     export(&service, "full", "odd", "a").await;
     database
@@ -623,12 +623,12 @@ async fn a_row_larger_than_any_text_can_be_deleted() {
              create table part partition of parts for values from (0) to (99)",
         )
         .await;
-    let catalogue = Catalogue::of(
+    let catalog = Catalog::of(
         "[[dataset]]\nname = \"large\"\ntable = \"large\"\n[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n",
     );
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     for table in ["large", "parts"] {
-        catalogue.track(&database, table).await;
+        catalog.track(&database, table).await;
         database.run(&format!("insert into {table} values (0, 'x')")).await;
         export(&service, "full", table, "a").await;
         // Each quote is two in the text of the row.

@@ -1,9 +1,9 @@
-//! Any table: a catalogue, what it promises of each dataset, and what is wrong with one.
+//! Any table: a catalog, what it promises of each dataset, and what is wrong with one.
 
 use serde_json::{Value, json};
 use sqlx::Executor;
 
-use crate::catalogue::{Catalogue, Replica, ended, export, post};
+use crate::catalog::{Catalog, Replica, ended, export, post};
 use crate::harness::{Csv, Database, Service, Start, refusal};
 
 const SALES: &str = r#"create schema "Sales";
@@ -27,9 +27,9 @@ const LINES: &str = r#"
 async fn a_table_with_odd_names_and_a_key_of_two_columns_is_exact() {
     let database = Database::empty().await;
     database.run(SALES).await;
-    let catalogue = Catalogue::of(LINES);
-    catalogue.track(&database, "lines").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of(LINES);
+    catalog.track(&database, "lines").await;
+    let service = catalog.start(&database).service().await;
     let replica = Replica {
         database: &database,
         source: r#"select "Region", "No.", "select", note, modified, "deletedAt" from "Sales"."Order ""Lines""" where "deletedAt" is null"#,
@@ -81,9 +81,9 @@ async fn a_table_with_odd_names_and_a_key_of_two_columns_is_exact() {
 async fn a_table_without_times_is_exact_by_the_log_alone() {
     let database = Database::empty().await;
     database.run("create table stock (sku text primary key, amount int); insert into stock select 's' || n, n from generate_series(1, 50) n").await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"stock\"\ntable = \"stock\"");
-    catalogue.track(&database, "stock").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"stock\"\ntable = \"stock\"");
+    catalog.track(&database, "stock").await;
+    let service = catalog.start(&database).service().await;
     let replica = Replica { database: &database, source: "select * from stock", key: &["sku"] };
     let first = export(&service, "delta", "stock", "a").await;
     assert!(Csv::read(&service.path(&first)).rows.iter().all(|row| row[0] == "INSERT"));
@@ -125,11 +125,11 @@ async fn a_row_that_leaves_the_filter_is_deleted_and_tells_nothing_more() {
              insert into orders (id, tenant, old) select n, n % 3, 'of ' || n % 3 from generate_series(1, 30) n",
         )
         .await;
-    let catalogue = Catalogue::of(
+    let catalog = Catalog::of(
         "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\nupdated_at = \"at\"\nfilter = \"tenant = 1 -- ours\"",
     );
-    catalogue.track(&database, "orders").await;
-    let service = catalogue.start(&database).service().await;
+    catalog.track(&database, "orders").await;
+    let service = catalog.start(&database).service().await;
     let replica = Replica { database: &database, source: "select * from orders where tenant = 1", key: &["id"] };
     // Who begins with a delta learns of no other tenant's row.
     assert_eq!(export(&service, "delta", "orders", "b").await["rowsExported"], 10);
@@ -163,11 +163,11 @@ async fn by_timestamp_a_row_leaves_the_filter_once() {
              insert into t select n, 1 from generate_series(1, 5) n",
         )
         .await;
-    let catalogue = Catalogue::of(
+    let catalog = Catalog::of(
         "[[dataset]]\nname = \"t\"\ntable = \"t\"\nupdated_at = \"at\"\nfilter = \"tenant = 1\"\n\
          capture = \"timestamp\"\noverlap = \"0s\"",
     );
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     assert_eq!(export(&service, "full", "t", "a").await["rowsExported"], 5);
     // Unknown is outside, too.
     database.run("update t set tenant = nullif(id, 1), at = now() where id <= 2").await;
@@ -188,16 +188,16 @@ async fn two_datasets_of_a_table_share_its_triggers() {
     let users = of("users", "users", "columns = [\"id\"]");
     let emails = of("emails", "users", "key = [\"email\"]\ncolumns = [\"id\", \"email\"]");
     let names = of("names", "users", "columns = [\"id\", \"name\"]");
-    let catalogue = Catalogue::of(&[users.as_str(), &names, &of("t", "t", "")].concat());
-    catalogue.track(&database, "names").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of(&[users.as_str(), &names, &of("t", "t", "")].concat());
+    catalog.track(&database, "names").await;
+    let service = catalog.start(&database).service().await;
     for dataset in ["users", "names"] {
         export(&service, "full", dataset, "a").await;
     }
-    let (code, _, said) = catalogue.command(&database, &["untrack", "users"]).await;
+    let (code, _, said) = catalog.command(&database, &["untrack", "users"]).await;
     assert!(code == 1 && said.contains("`names` is of the same table"), "{said}");
     // A look at another file changes nothing.
-    let draft = Catalogue::of(&emails);
+    let draft = Catalog::of(&emails);
     let plan = ["plan", "full", "--dataset", "emails", "--consumer", "a"];
     for arguments in [&["datasets", "check"][..], &["datasets", "list"], &["status"], &plan] {
         draft.command(&database, arguments).await;
@@ -212,17 +212,17 @@ async fn two_datasets_of_a_table_share_its_triggers() {
     service.stop().await;
     // Rows that somebody made by hand are of nobody, and in nobody's way.
     database.run("insert into watermarks (consumer_id, dataset, last_exported_at) values ('bad id!', 't', now()), ('a', 'a/b', now())").await;
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
     assert_eq!(consumers["items"].as_array().unwrap().len(), 2, "{consumers}");
     service.stop().await;
     // With another key they can't share them.
-    catalogue.write(&[users, emails].concat());
-    let (code, _, said) = catalogue.command(&database, &["track", "emails"]).await;
+    catalog.write(&[users, emails].concat());
+    let (code, _, said) = catalog.command(&database, &["track", "emails"]).await;
     assert!(code == 2 && said.contains("which has another key"), "{said}");
     // A dataset that is no more lets its watermarks go.
-    catalogue.write(&of("t", "t", ""));
-    let service = catalogue.start(&database).service().await;
+    catalog.write(&of("t", "t", ""));
+    let service = catalog.start(&database).service().await;
     let forgotten = service.call("DELETE", "/exports/watermark?dataset=names", &[("X-Consumer-ID", "a")]).await;
     assert_eq!(forgotten.status(), 204);
     assert_eq!(database.one::<i64>("select count(*) from watermarks where dataset = 'names'").await, 0);
@@ -239,8 +239,8 @@ async fn another_filter_wants_a_full_export() {
     let database = Database::empty().await;
     database.run("create table t (id int primary key, x int, gone bool, at timestamptz default now()); insert into t select n, n % 2, n = 9 from generate_series(1, 20) n").await;
     let by = |more: &str| format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\nupdated_at = \"at\"\n{more}");
-    let catalogue = Catalogue::of(&by("filter = \"x = 1\""));
-    catalogue.track(&database, "t").await;
+    let catalog = Catalog::of(&by("filter = \"x = 1\""));
+    catalog.track(&database, "t").await;
     for (more, rows) in [
         ("filter = \"x = 1\"", 10),
         ("filter = \"x = 0\"", 10),
@@ -249,8 +249,8 @@ async fn another_filter_wants_a_full_export() {
         ("deleted = \"gone\"\ncapture = \"timestamp\"", 19),
         ("filter = \"x = 1\"\ncapture = \"timestamp\"", 10),
     ] {
-        catalogue.write(&by(more));
-        let service = catalogue.start(&database).service().await;
+        catalog.write(&by(more));
+        let service = catalog.start(&database).service().await;
         if database.one::<bool>("select exists (select from watermarks)").await {
             for export_type in ["incremental", "delta"] {
                 let job =
@@ -287,11 +287,11 @@ async fn by_timestamp_a_table_needs_to_be_read_only() {
              grant all on all sequences in schema public, cdc_export to {role}"
         ))
         .await;
-    let catalogue = Catalogue::of(
+    let catalog = Catalog::of(
         "[[dataset]]\nname = \"events\"\ntable = \"theirs.events\"\nupdated_at = \"at\"\ndeleted = \"gone\"\n\
          capture = \"timestamp\"\noverlap = \"10m\"",
     );
-    let start = catalogue.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
+    let start = catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
     let service = start.service().await;
     assert_eq!(export(&service, "full", "events", "a").await["rowsExported"], 100);
     // All of one time: within the overlap they come again, and a later export is not the poorer for it.
@@ -322,13 +322,13 @@ async fn by_timestamp_a_table_needs_to_be_read_only() {
     let delta = export(&service, "delta", "events", "a").await;
     assert_eq!(Csv::read(&service.path(&delta)).rows.len(), 7, "those within the overlap, and the deletion");
     service.stop().await;
-    let (code, _, said) = catalogue.command(&database, &["track", "events"]).await;
+    let (code, _, said) = catalog.command(&database, &["track", "events"]).await;
     assert!(code == 1 && said.contains("needs no triggers"), "{said}");
     database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
 }
 
 #[tokio::test]
-async fn a_start_tells_every_mistake_of_the_catalogue_with_its_line() {
+async fn a_start_tells_every_mistake_of_the_catalog_with_its_line() {
     let database = Database::empty().await;
     database
         .run(
@@ -337,7 +337,7 @@ async fn a_start_tells_every_mistake_of_the_catalogue_with_its_line() {
              create table bare (a int, b int)",
         )
         .await;
-    let catalogue = Catalogue::of(
+    let catalog = Catalog::of(
         r#"[[dataset]]
 name = "orders"
 table = "sales.orders"
@@ -386,7 +386,7 @@ filter = "at > 'Yesterday'"
 "#,
     );
     for arguments in [&[][..], &["worker"], &["datasets", "check"]] {
-        let (code, _, said) = catalogue.command(&database, arguments).await;
+        let (code, _, said) = catalog.command(&database, arguments).await;
         let found: Vec<_> = said.lines().filter_map(|line| Some(&line[line.find("line ")?..])).collect();
         let expected = [
             "line 6: orders: columns: there is no column `totl` in `sales.orders`; is it `total`?",
@@ -409,8 +409,8 @@ filter = "at > 'Yesterday'"
             assert!(line.starts_with(expected), "{line}");
         }
     }
-    catalogue.write("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"\ncolums = []");
-    let (code, _, said) = catalogue.command(&database, &["datasets", "list"]).await;
+    catalog.write("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"\ncolums = []");
+    let (code, _, said) = catalog.command(&database, &["datasets", "list"]).await;
     assert!(code == 2 && said.contains("DATASETS: ") && said.contains("line 4: unknown field `colums`"), "{said}");
 }
 
@@ -419,10 +419,10 @@ async fn a_changed_table_is_told_of_and_never_half_exported() {
     let database = Database::empty().await;
     database.run("create table a (id int primary key, x int); create table b (id int primary key, x int); insert into a values (1, 1); insert into b values (1, 1)").await;
     let both = "[[dataset]]\nname = \"a\"\ntable = \"a\"\n[[dataset]]\nname = \"b\"\ntable = \"b\"\ncolumns = [\"id\", \"x\"]\n";
-    let catalogue = Catalogue::of(both);
-    catalogue.track(&database, "a").await;
-    catalogue.track(&database, "b").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of(both);
+    catalog.track(&database, "a").await;
+    catalog.track(&database, "b").await;
+    let service = catalog.start(&database).service().await;
     for dataset in ["a", "b"] {
         assert_eq!(export(&service, "full", dataset, "c").await["schemaChanged"], false);
     }
@@ -459,9 +459,9 @@ async fn a_changed_table_is_told_of_and_never_half_exported() {
     assert_eq!(waiting, [(&json!("a"), &json!(0)), (&json!("b"), &Value::Null)]);
     service.stop().await;
     // Mended: it goes on where it was.
-    catalogue.write(&both.replace(", \"x\"]", "]"));
+    catalog.write(&both.replace(", \"x\"]", "]"));
     database.run("update b set y = 8").await;
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     let b = export(&service, "delta", "b", "c").await;
     assert_eq!((&b["schemaChanged"], &b["rowsExported"]), (&json!(true), &json!(1)));
     service.stop().await;
@@ -472,12 +472,12 @@ async fn datasets_have_lanes_and_watermarks_of_their_own() {
     let database = Database::new().await;
     database.add_users(1, 20).await;
     database.run("create table a (id int primary key); insert into a values (1)").await;
-    let catalogue = Catalogue::of(
+    let catalog = Catalog::of(
         "[[dataset]]\nname = \"a\"\ntable = \"a\"\n[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\n\
          exclude = [\"operation_type\"]\ndeleted = \"is_deleted\"\n",
     );
-    catalogue.track(&database, "a").await;
-    let service = catalogue.start(&database).service().await;
+    catalog.track(&database, "a").await;
+    let service = catalog.start(&database).service().await;
     // A job of one dataset that waits keeps no other waiting.
     let held = database.hold_exports().await;
     let waiting = service.submit("full", "c").await;
@@ -610,16 +610,16 @@ async fn another_key_wants_other_triggers() {
         .run("create table t (id int primary key, code text not null unique, x int); insert into t values (1, 'a', 1)")
         .await;
     let by = |key: &str| format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\n{key}");
-    let catalogue = Catalogue::of(&by(""));
-    catalogue.track(&database, "t").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of(&by(""));
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
     export(&service, "full", "t", "c").await;
     service.stop().await;
-    catalogue.write(&by("key = [\"code\"]"));
-    let service = catalogue.start(&database).service().await;
+    catalog.write(&by("key = [\"code\"]"));
+    let service = catalog.start(&database).service().await;
     let job = ended(&service, "/exports/delta", Some("c"), json!({ "dataset": "t" })).await;
     assert!(job["error"]["detail"].as_str().unwrap().contains("cdc-export track t"), "{job}");
-    catalogue.track(&database, "t").await;
+    catalog.track(&database, "t").await;
     let job = ended(&service, "/exports/delta", Some("c"), json!({ "dataset": "t" })).await;
     assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("dataset_changed")));
     let replica = Replica { database: &database, source: "select * from t", key: &["code"] };
@@ -632,43 +632,42 @@ async fn another_key_wants_other_triggers() {
 }
 
 #[tokio::test]
-async fn the_command_line_knows_the_catalogue() {
+async fn the_command_line_knows_the_catalog() {
     let database = Database::empty().await;
     database.run(SALES).await;
     database.run("create table stock (sku text primary key, updated_at timestamptz, created_at timestamptz, is_deleted bool); create table bare (x int)").await;
-    let catalogue = Catalogue::of(LINES);
-    let (code, printed, said) = catalogue.command(&database, &["datasets", "check"]).await;
+    let catalog = Catalog::of(LINES);
+    let (code, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
     assert_eq!((code, printed.as_str()), (0, "lines: as their tables are.\n"), "{said}");
-    let (_, printed, _) = catalogue.command(&database, &["datasets", "list"]).await;
+    let (_, printed, _) = catalog.command(&database, &["datasets", "list"]).await;
     assert!(printed.contains("untracked") && printed.contains("Region, No., select, note, modified"), "{printed}");
-    let (code, _, said) = catalogue.command(&database, &["track", "line"]).await;
+    let (code, _, said) = catalog.command(&database, &["track", "line"]).await;
     assert!(code == 2 && said.contains("there is no dataset `line`; there are: lines"), "{said}");
-    catalogue.track(&database, "lines").await;
+    catalog.track(&database, "lines").await;
     let arguments = ["export", "delta", "--dataset", "lines", "--consumer", "c"];
-    let (code, _, said) = catalogue.command(&database, &arguments).await;
+    let (code, _, said) = catalog.command(&database, &arguments).await;
     assert_eq!(code, 0, "{said}");
     database.run("analyze").await;
     for (export_type, plan) in [("full", "Seq Scan"), ("delta", "change_log"), ("incremental", "change_log")] {
         let arguments = ["plan", export_type, "--dataset", "lines", "--consumer", "c"];
-        let (code, printed, said) = catalogue.command(&database, &arguments).await;
+        let (code, printed, said) = catalog.command(&database, &arguments).await;
         assert!(code == 0 && printed.contains("has about 500 rows") && printed.contains(plan), "{printed} {said}");
         assert_eq!(printed.contains("0 changed rows are waiting"), export_type != "full", "{printed}");
     }
     database.run("truncate \"Sales\".\"Order \"\"Lines\"\"\"").await;
-    let (code, _, said) =
-        catalogue.command(&database, &["plan", "delta", "--dataset", "lines", "--consumer", "c"]).await;
+    let (code, _, said) = catalog.command(&database, &["plan", "delta", "--dataset", "lines", "--consumer", "c"]).await;
     assert!(code == 1 && said.contains("would fail") && said.contains("truncated"), "{said}");
-    // What is drafted of a table is a catalogue.
+    // What is drafted of a table is a catalog.
     // The file that the draft goes to is there before it, empty.
-    catalogue.write("");
-    let (code, draft, said) = catalogue.command(&database, &["datasets", "add", "stock"]).await;
+    catalog.write("");
+    let (code, draft, said) = catalog.command(&database, &["datasets", "add", "stock"]).await;
     assert!(
         code == 0 && draft.contains("updated_at = \"updated_at\"") && draft.contains("deleted = \"is_deleted\""),
         "{draft} {said}"
     );
-    catalogue.write(&draft.replace("# ", ""));
-    assert_eq!(catalogue.command(&database, &["datasets", "check"]).await.0, 0, "{draft}");
-    let (code, _, said) = catalogue.command(&database, &["datasets", "add", "bare"]).await;
+    catalog.write(&draft.replace("# ", ""));
+    assert_eq!(catalog.command(&database, &["datasets", "check"]).await.0, 0, "{draft}");
+    let (code, _, said) = catalog.command(&database, &["datasets", "add", "bare"]).await;
     assert!(code == 1 && said.contains("no primary key"), "{said}");
 }
 
@@ -678,23 +677,23 @@ async fn track_looks_at_its_own_dataset_alone() {
     database.run("create table kept (id int primary key, x int); create table gone (id int primary key)").await;
     let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
     let wrong = "[[dataset]]\nname = \"part\"\ntable = \"kept\"\ncolumns = [\"id\", \"y\"]\n";
-    let catalogue = Catalogue::of(&[of("gone"), of("kept"), wrong.to_owned()].concat());
+    let catalog = Catalog::of(&[of("gone"), of("kept"), wrong.to_owned()].concat());
     database.run("drop table gone").await;
-    let (code, _, said) = catalogue.command(&database, &["track", "part"]).await;
+    let (code, _, said) = catalog.command(&database, &["track", "part"]).await;
     assert!(code == 2 && said.contains("no column `y`") && !said.contains("gone"), "{said}");
     for (command, triggers) in [("track", true), ("untrack", false)] {
-        let (code, _, said) = catalogue.command(&database, &[command, "kept"]).await;
+        let (code, _, said) = catalog.command(&database, &[command, "kept"]).await;
         let found = "select exists (select from pg_trigger where tgrelid = 'kept'::regclass)";
         assert_eq!((code, database.one::<bool>(found).await), (0, triggers), "{command}: {said}");
-        let (code, _, said) = catalogue.command(&database, &[command, "gone"]).await;
+        let (code, _, said) = catalog.command(&database, &[command, "gone"]).await;
         assert!(code != 0 && said.contains("there is no table `gone`"), "{command}: {said}");
-        catalogue.write(&[of("gone"), of("kept")].concat());
+        catalog.write(&[of("gone"), of("kept")].concat());
     }
     // The triggers are another dataset's as well, wherever that stands in the file.
     database.run("alter table kept add unique (x), alter x set not null").await;
-    catalogue.write(&[of("kept"), "[[dataset]]\nname = \"x\"\ntable = \"kept\"\nkey = [\"x\"]\n".to_owned()].concat());
+    catalog.write(&[of("kept"), "[[dataset]]\nname = \"x\"\ntable = \"kept\"\nkey = [\"x\"]\n".to_owned()].concat());
     for dataset in ["kept", "x"] {
-        let (code, _, said) = catalogue.command(&database, &["track", dataset]).await;
+        let (code, _, said) = catalog.command(&database, &["track", dataset]).await;
         assert!(code == 2 && said.contains("which has another key"), "{dataset}: {said}");
     }
 }
@@ -707,18 +706,18 @@ async fn what_is_not_captured_is_tracked_before_the_full_export() {
         database.run(&format!("create table {name} (id int primary key); insert into {name} values (1)")).await;
     }
     let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
-    let catalogue = Catalogue::of(&["a", "b", "c"].map(of).concat());
+    let catalog = Catalog::of(&["a", "b", "c"].map(of).concat());
     let needed = async |service: &Service, dataset: &str, word: &str| {
         let job = ended(service, "/exports/delta", Some("c"), json!({ "dataset": dataset })).await;
         assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!(word)), "{job}");
         job["error"]["detail"].as_str().unwrap().to_owned()
     };
     for dataset in ["a", "b", "c"] {
-        catalogue.track(&database, dataset).await;
+        catalog.track(&database, dataset).await;
     }
-    let (code, _, said) = catalogue.command(&database, &["datasets", "check"]).await;
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
     assert_eq!((code, said.as_str()), (0, ""));
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     assert!(service.events("not_captured").is_empty());
     for dataset in ["a", "b", "c"] {
         export(&service, "full", dataset, "c").await;
@@ -738,12 +737,12 @@ async fn what_is_not_captured_is_tracked_before_the_full_export() {
         assert!(before.contains(word) && after.contains("full export"), "{detail}");
     }
     service.stop().await;
-    catalogue.track(&database, "b").await;
-    let (code, printed, said) = catalogue.command(&database, &["datasets", "check"]).await;
+    catalog.track(&database, "b").await;
+    let (code, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
     assert_eq!((code, printed.as_str()), (0, "a, b, c: as their tables are.\n"), "{said}");
     let named = |text: &str| ["a", "b", "c"].map(|it| text.contains(&format!("`cdc-export track {it}`")));
     assert_eq!(named(&said), [true, false, true], "{said}");
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     let warned: Vec<_> = service.events("not_captured").iter().map(|it| it["dataset"].clone()).collect();
     assert_eq!(warned, ["a", "c"]);
     service.stop().await;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::catalogue::{Catalogue, Replica, ended, export};
+use crate::catalog::{Catalog, Replica, ended, export};
 use crate::harness::{Csv, Database, Service};
 
 /// A table, its dataset, and DDL between two exports of it. `{t}` is the table's name, and the beginning of the names beside it.
@@ -117,7 +117,7 @@ async fn ddl_is_exact_or_has_a_word() {
              insert into {t} select n, n + 0.1234 from generate_series(1, 6) n",
             "vacuum full {t};; alter table {t} alter n type numeric(12,4)",
         )
-        // The column's row in the catalogue is another one, and so is a file: which of the two came by the other isn't to be seen.
+        // The column's row in the catalog is another one, and so is a file: which of the two came by the other isn't to be seen.
         .wants("column_retyped"),
         case("a label is added", MOODS, "alter type {t}_mood add value 'calm' before 'sad';; update {t} set mood = 'calm' where id = 4"),
         case("a label is renamed", MOODS, "alter type {t}_mood rename value 'sad' to 'blue'").wants("column_retyped"),
@@ -206,16 +206,16 @@ async fn a_filter_whose_function_is_replaced_is_another_one() {
 async fn run(cases: &[Case]) {
     let database = Database::empty().await;
     let named = |text: &str, at: usize| text.replace("{t}", &format!("t{at}")).replace("{T}", &format!("T{at}"));
-    let mut catalogue = String::new();
+    let mut catalog = String::new();
     for (at, case) in cases.iter().enumerate() {
         database.run(&named(case.made, at)).await;
-        catalogue += &named(&format!("[[dataset]]\nname = '{{t}}'\ntable = '{{t}}'\n{}\n", case.dataset), at);
+        catalog += &named(&format!("[[dataset]]\nname = '{{t}}'\ntable = '{{t}}'\n{}\n", case.dataset), at);
     }
-    let catalogue = Catalogue::of(&catalogue);
+    let catalog = Catalog::of(&catalog);
     for at in 0..cases.len() {
-        catalogue.track(&database, &format!("t{at}")).await;
+        catalog.track(&database, &format!("t{at}")).await;
     }
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     let mut faults = Vec::new();
     for (at, case) in cases.iter().enumerate() {
         let (table, rows) = (format!("t{at}"), named(case.rows, at));
@@ -291,9 +291,9 @@ async fn a_filter_is_tried_again_when_its_function_is_another_one() {
              create function public.f(n int) returns bool immutable language plpgsql as 'begin return n > 3; end'",
         )
         .await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = 't'\ntable = 't'\nfilter = 'public.f(a)'");
-    catalogue.track(&database, "t").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = 't'\ntable = 't'\nfilter = 'public.f(a)'");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
     export(&service, "full", "t", "a").await;
     for volatile in [
         "alter function public.f(int) volatile",
@@ -326,22 +326,22 @@ async fn a_column_that_the_files_did_not_have_for_a_while_wants_a_full_export() 
         .await;
     for (more, capture) in [("", "triggers"), ("updated_at = 'at'\ncapture = 'timestamp'", "timestamp")] {
         let by = |columns: &str| format!("[[dataset]]\nname = '{capture}'\ntable = 't'\n{columns}\n{more}");
-        let catalogue = Catalogue::of(&by("columns = ['id', 'a', 'b']"));
+        let catalog = Catalog::of(&by("columns = ['id', 'a', 'b']"));
         if capture == "triggers" {
-            catalogue.track(&database, capture).await;
+            catalog.track(&database, capture).await;
         }
-        let service = catalogue.start(&database).service().await;
+        let service = catalog.start(&database).service().await;
         export(&service, "full", capture, "a").await;
         export(&service, "full", capture, "b").await;
         service.stop().await;
-        catalogue.write(&by("exclude = ['b', 'at']"));
-        let service = catalogue.start(&database).service().await;
+        catalog.write(&by("exclude = ['b', 'at']"));
+        let service = catalog.start(&database).service().await;
         database.run("update t set b = 0, at = now() where id = 1").await;
         let narrow = export(&service, "delta", capture, "a").await;
         assert_eq!((&narrow["schemaChanged"], &narrow["continuity"]), (&json!(true), &Value::Null));
         service.stop().await;
-        catalogue.write(&by("columns = ['b', 'id', 'a']"));
-        let service = catalogue.start(&database).service().await;
+        catalog.write(&by("columns = ['b', 'id', 'a']"));
+        let service = catalog.start(&database).service().await;
         for export_type in ["delta", "incremental"] {
             assert_eq!(word(&attempt(&service, export_type, capture, "a").await).as_deref(), Some("dataset_changed"));
         }
@@ -374,9 +374,9 @@ async fn another_column_of_times_sends_nothing_again() {
             let made = if times.is_empty() { "" } else { more };
             format!("[[dataset]]\nname = 't'\ntable = 't'\n{made}{times}")
         };
-        let catalogue = Catalogue::of(&by("updated_at = 'changed'"));
-        catalogue.track(&database, "t").await;
-        let service = catalogue.start(&database).service().await;
+        let catalog = Catalog::of(&by("updated_at = 'changed'"));
+        catalog.track(&database, "t").await;
+        let service = catalog.start(&database).service().await;
         for consumer in ["a", "b", "c"] {
             assert_eq!(export(&service, "full", "t", consumer).await["watermarkTo"], "2026-01-10T00:00:00.000000Z");
         }
@@ -387,8 +387,8 @@ async fn another_column_of_times_sends_nothing_again() {
                 .into_iter()
                 .enumerate()
         {
-            catalogue.write(&by(times));
-            let service = catalogue.start(&database).service().await;
+            catalog.write(&by(times));
+            let service = catalog.start(&database).service().await;
             for round in 0..2 {
                 database.run(&format!("update t set a = a + 100, changed = '2027-01-01' where id = {}", at + 1)).await;
                 for (export_type, consumer) in [("delta", "a"), ("incremental", "b")] {
@@ -403,8 +403,8 @@ async fn another_column_of_times_sends_nothing_again() {
             service.stop().await;
         }
         // By hand it is obeyed as it reads, and from a full export on it is a watermark of this column.
-        catalogue.write(&by("updated_at = 'other'"));
-        let service = catalogue.start(&database).service().await;
+        catalog.write(&by("updated_at = 'other'"));
+        let service = catalog.start(&database).service().await;
         database.run("update watermarks set last_exported_at = '2026-02-01' where consumer_id = 'c'").await;
         assert_eq!(export(&service, "incremental", "t", "c").await["rowsExported"], 9);
         database.run("update t set a = 0 where id = 9").await;
@@ -424,9 +424,9 @@ async fn another_column_of_times_sends_nothing_again() {
 async fn a_position_of_an_older_version_goes_on() {
     let database = Database::empty().await;
     database.run("create table t (id int primary key, a int); insert into t values (1, 1), (2, 2)").await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = 't'\ntable = 't'\nfilter = 'a < 9'");
-    catalogue.track(&database, "t").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = 't'\ntable = 't'\nfilter = 'a < 9'");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
     for seen in ["null", "'{}'", "jsonb_build_object('database', seen ->> 'database')"] {
         export(&service, "full", "t", "a").await;
         database.run(&format!("update watermarks set seen = {seen}; update t set a = a + 1")).await;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::catalogue::{Catalogue, export};
+use crate::catalog::{Catalog, export};
 use crate::harness::{Csv, Database, Start};
 
 const MAX: usize = 1 << 20;
@@ -96,12 +96,12 @@ async fn what_a_row_holds_fails_no_statement_of_its_owner() {
         ))
         .await;
     let names = ["plain", "parts"];
-    let catalogue =
-        Catalogue::of(&names.map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n")).concat());
+    let catalog =
+        Catalog::of(&names.map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n")).concat());
     for table in names {
-        catalogue.track(&database, table).await;
+        catalog.track(&database, table).await;
     }
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     // One bytea whose text is beyond a jsonb's bound, and one such text; a partition's trigger has no bound of its own.
     for (table, bytes, characters) in [("plain", 140_000_000, 270_000_000), ("parts", 20_000_000, 20_000_000)] {
         database.run(&format!("insert into {table} (id) values (9)")).await;

@@ -13,7 +13,7 @@ mod brought;
 #[cfg(test)]
 mod capture;
 #[cfg(test)]
-mod catalogue;
+mod catalog;
 #[cfg(test)]
 mod command;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
-use crate::catalogue::{Catalogue, export};
+use crate::catalog::{Catalog, export};
 use crate::harness::{Database, Start, eventually, refusal};
 
 /// Stands between a service and its database. Closed, it takes what it is sent and passes nothing on, as a firewall does that
@@ -287,13 +287,12 @@ async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
                as 'begin perform pg_sleep(0.5); return true; end'",
         )
         .await;
-    let catalogue = Catalogue::of(
-        "[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"",
-    );
-    catalogue.track(&database, "slow").await;
+    let catalog =
+        Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
+    catalog.track(&database, "slow").await;
     // Five seconds and a half without a row, where a connection that the server doesn't work for is given up after five. A delta asks
     // the filter of each row four times.
-    let service = catalogue.start(&database).with("LEASE_SECONDS", 1).service().await;
+    let service = catalog.start(&database).with("LEASE_SECONDS", 1).service().await;
     for export_type in ["full", "delta"] {
         let job = export(&service, export_type, "slow", "one").await;
         assert_eq!(job["attempt"], 1, "{job}");
@@ -314,12 +313,11 @@ async fn a_further_reader_that_is_quiet_for_long_is_not_taken_for_a_lost_one() {
                as 'begin if id in (1, 300, 600) then perform pg_sleep(7); end if; return true; end'",
         )
         .await;
-    let catalogue = Catalogue::of(
-        "[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"",
-    );
-    catalogue.track(&database, "slow").await;
+    let catalog =
+        Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
+    catalog.track(&database, "slow").await;
     // It connects when the leader's transaction has asked who is there.
-    let service = catalogue.start(&database).with("LEASE_SECONDS", 1).with("READERS", 2).service().await;
+    let service = catalog.start(&database).with("LEASE_SECONDS", 1).with("READERS", 2).service().await;
     let job = export(&service, "full", "slow", "one").await;
     assert_eq!((&job["attempt"], &job["rowsExported"]), (&json!(1), &json!(2300)), "{job}");
     service.stop().await;

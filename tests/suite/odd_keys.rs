@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::catalogue::{Catalogue, export};
+use crate::catalog::{Catalog, export};
 use crate::harness::{Csv, Database, Service};
 
 /// A consumer that knows no type: rows by the texts of their keys, the last of them a number.
@@ -92,7 +92,7 @@ async fn a_key_that_is_another_text_is_another_key() {
         let key = if columns.contains("not null") { "key = [\"k\"]\n" } else { "" };
         format!("[[dataset]]\nname = \"t{i}\"\ntable = \"t{i}\"\n{key}")
     };
-    let catalogue = Catalogue::of(&KEYS.iter().enumerate().map(block).collect::<String>());
+    let catalog = Catalog::of(&KEYS.iter().enumerate().map(block).collect::<String>());
     for (i, (columns, first, _, other)) in KEYS.iter().enumerate() {
         // An index of another collation than its column's is what tells these rows apart.
         let key = match columns.contains("not null") {
@@ -104,9 +104,9 @@ async fn a_key_that_is_another_text_is_another_key() {
             .await;
     }
     for i in 0..KEYS.len() {
-        catalogue.track(&database, &format!("t{i}")).await;
+        catalog.track(&database, &format!("t{i}")).await;
     }
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     for (i, (columns, first, second, _)) in KEYS.iter().enumerate() {
         let (table, names) = (format!("t{i}"), names_of(columns));
         let texts = names.iter().map(|name| format!("concat({name})")).collect::<Vec<_>>().join(", ");
@@ -159,14 +159,14 @@ async fn few_changes_of_many_rows_are_found_by_the_index_of_an_odd_key() {
              insert into t select 'Key' || n, n / 2.0, n from generate_series(1, 200000) n; analyze t",
         )
         .await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    catalogue.track(&database, "t").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
     export(&service, "full", "t", "a").await;
     database.run("update t set n = 0 where n % 100 = 1; update t set k = upper(k) where n % 100 = 2").await;
     for export_type in ["incremental", "delta"] {
         let arguments = ["plan", export_type, "--dataset", "t", "--consumer", "a"];
-        let (_, plan, said) = catalogue.command(&database, &arguments).await;
+        let (_, plan, said) = catalog.command(&database, &arguments).await;
         assert!(plan.contains("using t_pkey on t u") && !plan.contains("Seq Scan on t "), "{plan} {said}");
     }
     assert_eq!(export(&service, "delta", "t", "a").await["rowsExported"], 2000 + 2 * 2000);
@@ -180,9 +180,9 @@ async fn a_key_whose_text_depends_on_who_reads_it_is_refused() {
     let types = ["regclass", "ext.relation", "regtype", "regprocedure[]", "money"];
     for name in types {
         database.run(&format!("create table t (k {name}, n int, primary key (n, k))")).await;
-        let catalogue = Catalogue::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
+        let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
         for arguments in [&["datasets", "check"][..], &["track", "t"]] {
-            let (code, _, said) = catalogue.command(&database, arguments).await;
+            let (code, _, said) = catalog.command(&database, arguments).await;
             assert!(code != 0 && said.contains("t: key: `k` is ") && said.contains("whose text depends on"), "{said}");
         }
         database.run("drop table t").await;

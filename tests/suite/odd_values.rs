@@ -1,8 +1,8 @@
-//! Data, catalogue and DDL that make Postgres refuse to read a value: each export says what to do, and none calls it a defect.
+//! Data, catalog and DDL that make Postgres refuse to read a value: each export says what to do, and none calls it a defect.
 
 use serde_json::{Value, json};
 
-use crate::catalogue::{Catalogue, ended, export};
+use crate::catalog::{Catalog, ended, export};
 use crate::harness::{Csv, Database, Service};
 
 const OWN_TYPES: &str = "create type mood as enum ('sad', 'happy'); create domain small as int check (value < 1000);
@@ -34,9 +34,9 @@ async fn a_deleted_key_that_its_type_reads_no_more_wants_a_full_export() {
                 "create table t (k {name} primary key, n int); insert into t values ({value}, 1), ({other}, 2)"
             ))
             .await;
-        let catalogue = Catalogue::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-        catalogue.track(&database, "t").await;
-        let service = catalogue.start(&database).service().await;
+        let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
+        catalog.track(&database, "t").await;
+        let service = catalog.start(&database).service().await;
         export(&service, "full", "t", "a").await;
         database.run(&format!("delete from t where n = 1; {change}")).await;
         let (code, word, detail) = failed(&service, "delta", "a").await;
@@ -59,9 +59,9 @@ async fn an_old_value_of_a_deleted_row_is_sent_whatever_became_of_its_type() {
              insert into t values (1, 'sad', 500, '(500,x)', '{500}', 'a'), (2, 'happy', 5, '(5,y)', '{5}', 'b')",
         )
         .await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    catalogue.track(&database, "t").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
     export(&service, "full", "t", "a").await;
     database
         .run(
@@ -85,9 +85,9 @@ async fn a_filter_that_fails_is_named() {
         )
         .await;
     for (filter, bad, sqlstate) in [("10 / n > 0", 0, "22012"), ("public.positive(n)", -1, "P0001")] {
-        let catalogue = Catalogue::of(&format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\nfilter = \"{filter}\"\n"));
-        catalogue.track(&database, "t").await;
-        let service = catalogue.start(&database).service().await;
+        let catalog = Catalog::of(&format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\nfilter = \"{filter}\"\n"));
+        catalog.track(&database, "t").await;
+        let service = catalog.start(&database).service().await;
         export(&service, "full", "t", sqlstate).await;
         database.run(&format!("update t set n = {bad}")).await;
         for export_type in ["full", "incremental", "delta"] {
@@ -108,9 +108,9 @@ async fn a_value_that_postgres_itself_cannot_write_is_no_defect_of_ours() {
     let database = Database::empty().await;
     database.run(OWN_TYPES).await;
     database.run("create table t (id int primary key, m mood); insert into t values (1, 'sad')").await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    catalogue.track(&database, "t").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
     export(&service, "full", "t", "a").await;
     database.run("update t set id = 2; delete from pg_enum where enumlabel = 'sad'").await;
     for export_type in ["full", "incremental", "delta"] {

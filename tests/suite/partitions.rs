@@ -1,9 +1,9 @@
-//! What happens to a table in the catalogue around it: partitions that come and go, names that move, parents for a while, logs that
+//! What happens to a table in the catalog around it: partitions that come and go, names that move, parents for a while, logs that
 //! are emptied. Each is exact, or is said.
 
 use serde_json::{Value, json};
 
-use crate::catalogue::{Catalogue, Replica, ended, export};
+use crate::catalog::{Catalog, Replica, ended, export};
 use crate::harness::{Csv, Database, Service};
 
 const PARTED: &str = "
@@ -26,7 +26,7 @@ const BOTH: &str = "
 /// Both tables, tracked, with the consumer `a` of both that has everything.
 struct Tables {
     database: Database,
-    catalogue: Catalogue,
+    catalog: Catalog,
     service: Service,
 }
 
@@ -34,15 +34,15 @@ impl Tables {
     async fn new() -> Tables {
         let database = Database::empty().await;
         database.run(&format!("{PARTED}; {PLAIN}")).await;
-        let catalogue = Catalogue::of(BOTH);
+        let catalog = Catalog::of(BOTH);
         for dataset in ["parted", "plain"] {
-            catalogue.track(&database, dataset).await;
+            catalog.track(&database, dataset).await;
         }
-        let service = catalogue.start(&database).service().await;
+        let service = catalog.start(&database).service().await;
         for dataset in ["parted", "plain"] {
             export(&service, "full", dataset, "a").await;
         }
-        Tables { database, catalogue, service }
+        Tables { database, catalog, service }
     }
 
     async fn run(&self, sql: &str) {
@@ -124,7 +124,7 @@ async fn a_new_partition_needs_neither_track_nor_a_full_export() {
         )
         .await;
     tables.refused("parted", "partitions_changed").await;
-    tables.catalogue.track(&tables.database, "parted").await;
+    tables.catalog.track(&tables.database, "parted").await;
     tables.refused("parted", "partitions_changed").await;
     tables.heals("parted", Some("partitions_changed")).await;
     // With its trigger it is told by the log, whatever happens to its file.
@@ -192,7 +192,7 @@ async fn a_key_that_is_renamed_stops_its_writers_until_track() {
         let delete = format!("delete from {dataset} where number = {id}");
         let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(delete.clone())).execute(&tables.database.pool).await;
         assert!(refused.is_err(), "{refused:?}");
-        tables.catalogue.track(&tables.database, dataset).await;
+        tables.catalog.track(&tables.database, dataset).await;
         tables.run(&delete).await;
         let job = tables.ended("delta", dataset).await;
         assert_eq!(job["error"]["code"], "full_export_needed", "{job}");
@@ -201,7 +201,7 @@ async fn a_key_that_is_renamed_stops_its_writers_until_track() {
     // Postgres gives all triggers back as ordinary ones.
     tables.run("alter table plain disable trigger all; alter table plain enable trigger all").await;
     tables.refused("plain", "trigger_missing").await;
-    tables.catalogue.track(&tables.database, "plain").await;
+    tables.catalog.track(&tables.database, "plain").await;
     tables.heals("plain", Some("trigger_changed")).await;
     tables.service.stop().await;
 }
@@ -209,7 +209,7 @@ async fn a_key_that_is_renamed_stops_its_writers_until_track() {
 #[tokio::test]
 async fn a_partition_that_the_role_may_not_read_by_itself_needs_no_full_export() {
     let tables = Tables::new().await;
-    let Tables { database, catalogue, service } = tables;
+    let Tables { database, catalog, service } = tables;
     service.stop().await;
     let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
     database
@@ -220,8 +220,8 @@ async fn a_partition_that_the_role_may_not_read_by_itself_needs_no_full_export()
              grant usage on all sequences in schema public, cdc_export to {role}"
         ))
         .await;
-    let service = catalogue.start(&database).with("DATABASE_URL", database.url_as(&role, "pass")).service().await;
-    let tables = Tables { database, catalogue, service };
+    let service = catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass")).service().await;
+    let tables = Tables { database, catalog, service };
     for dataset in ["parted", "plain"] {
         export(&tables.service, "full", dataset, "a").await;
     }
@@ -261,7 +261,7 @@ async fn a_partition_s_own_triggers_of_before_hide_nothing() {
     tables.run("alter table plain disable trigger cdc_export_r").await;
     let detail = tables.refused("parted", "trigger_missing").await;
     assert!(detail.contains("`cdc-export track parted`"), "{detail}");
-    tables.catalogue.track(&tables.database, "parted").await;
+    tables.catalog.track(&tables.database, "parted").await;
     tables.refused("parted", "trigger_changed").await;
     tables.heals("parted", Some("trigger_changed")).await;
 
@@ -269,7 +269,7 @@ async fn a_partition_s_own_triggers_of_before_hide_nothing() {
     tables.run("alter table parted detach partition plain").await;
     tables.refused("parted", "partitions_changed").await;
     tables.heals("parted", Some("partitions_changed")).await;
-    tables.catalogue.track(&tables.database, "plain").await;
+    tables.catalog.track(&tables.database, "plain").await;
     tables.run("truncate plain; update parted set note = 'x' where id = 10").await;
     assert_eq!(tables.delta("parted").await, ["UPDATE 10"]);
     tables.run("truncate low").await;
@@ -289,7 +289,7 @@ async fn a_tracked_root_that_is_another_s_partition_for_a_while_loses_nothing() 
         .await;
     let detail = tables.refused("parted", "trigger_missing").await;
     assert!(detail.contains("`cdc-export track parted`"), "{detail}");
-    let (code, _, errors) = tables.catalogue.command(&tables.database, &["track", "parted"]).await;
+    let (code, _, errors) = tables.catalog.command(&tables.database, &["track", "parted"]).await;
     assert!(code == 1 && errors.contains("track `public.whole`"), "{errors}");
     tables.run("alter table whole detach partition parted").await;
     assert_eq!(tables.delta("parted").await, ["DELETE 30", "UPDATE 10", "UPDATE 20"]);
@@ -309,16 +309,16 @@ async fn the_key_that_is_logged_is_the_one_that_counts_whatever_the_table_is_cal
     let tables = Tables::new().await;
     let by_code = BOTH.replace("table = \"plain\"", "table = \"plain\"\n    key = [\"code\"]");
     // Of `plain` by its code, which then is called otherwise; and of another `plain` by its id.
-    tables.catalogue.write(&by_code);
-    tables.catalogue.track(&tables.database, "plain").await;
+    tables.catalog.write(&by_code);
+    tables.catalog.track(&tables.database, "plain").await;
     tables.run(&format!("alter table plain rename to moved; {PLAIN}")).await;
-    tables.catalogue.write(BOTH);
-    tables.catalogue.track(&tables.database, "plain").await;
+    tables.catalog.write(BOTH);
+    tables.catalog.track(&tables.database, "plain").await;
     tables.run("alter table plain rename to other; alter table moved rename to plain").await;
     // The log has codes.
     let job = tables.ended("full", "plain").await;
     assert_eq!(job["error"]["code"], "table_missing", "{job}");
-    tables.catalogue.track(&tables.database, "plain").await;
+    tables.catalog.track(&tables.database, "plain").await;
     export(&tables.service, "full", "plain", "a").await;
     let replica = Replica { database: &tables.database, source: "select * from plain", key: &["id"] };
     let full = export(&tables.service, "full", "plain", "b").await;
@@ -418,7 +418,7 @@ async fn what_a_crash_empties_is_not_captured() {
         tables.heals(dataset, Some("trigger_changed")).await;
     }
     tables.run("alter table high set unlogged").await;
-    let (code, _, errors) = tables.catalogue.command(&tables.database, &["track", "parted"]).await;
+    let (code, _, errors) = tables.catalog.command(&tables.database, &["track", "parted"]).await;
     assert!(code == 1 && errors.contains("unlogged"), "{errors}");
     tables.service.stop().await;
 }
@@ -442,10 +442,10 @@ const OF_BEFORE: &str = r#"do $$ declare f record; begin
 #[tokio::test]
 async fn an_upgrade_of_the_triggers_costs_nobody_a_full_export() {
     let tables = Tables::new().await;
-    let Tables { database, catalogue, service } = tables;
+    let Tables { database, catalog, service } = tables;
     service.stop().await;
     database.run(OF_BEFORE).await;
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     // One that was saved by the release before, and one that the start didn't see yet.
     for consumer in ["a", "b"] {
         export(&service, "full", "plain", consumer).await;
@@ -461,7 +461,7 @@ async fn an_upgrade_of_the_triggers_costs_nobody_a_full_export() {
     let told = service.events("triggers_of_before");
     assert!(told.len() == 1 && told[0]["tables"] == "public.plain", "{told:?}");
     database.run("update plain set note = 'before' where id = 1").await;
-    catalogue.track(&database, "plain").await;
+    catalog.track(&database, "plain").await;
     database
         .run(
             "begin; set local session_replication_role = replica; update plain set note = 'replica' where id = 2; delete from plain where id = 3;
@@ -481,10 +481,10 @@ async fn an_upgrade_of_the_triggers_costs_nobody_a_full_export() {
     service.stop().await;
     database.run(OF_BEFORE).await;
     database.run("insert into pg_subscription_rel values (1, 'plain'::regclass, 'r', null)").await;
-    let service = catalogue.start(&database).service().await;
-    let tables = Tables { database, catalogue, service };
+    let service = catalog.start(&database).service().await;
+    let tables = Tables { database, catalog, service };
     tables.refused("plain", "trigger_missing").await;
-    tables.catalogue.track(&tables.database, "plain").await;
+    tables.catalog.track(&tables.database, "plain").await;
     tables.refused("plain", "trigger_changed").await;
     tables.run("delete from pg_subscription_rel").await;
     tables.heals("plain", Some("trigger_changed")).await;

@@ -119,8 +119,8 @@ async fn a_lane_takes_twenty_open_jobs() {
     service.stop().await;
 }
 
-/// A folder with a catalogue of several datasets of the same table.
-fn catalogue(names: &[&str]) -> (tempfile::TempDir, String) {
+/// A folder with a catalog of several datasets of the same table.
+fn catalog(names: &[&str]) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("datasets.toml");
     let blocks = names.iter().map(|name| {
@@ -136,7 +136,7 @@ async fn a_consumer_has_twenty_open_jobs_whatever_they_are_of() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let names = ["one", "two", "three", "four"];
-    let (_folder, file) = catalogue(&names);
+    let (_folder, file) = catalog(&names);
     let services = [
         Start::on(&database).with("DATASETS", &file).service().await,
         Start::on(&database).with("DATASETS", &file).service().await,

@@ -61,7 +61,7 @@ async fn a_users_table_that_somebody_brought_is_left_alone() {
              insert into users (name, email, created_at, updated_at) values ('Ada', 'ada@example.org', now(), now())",
         )
         .await;
-    // Every row of the catalogue about it, and its own rows with where and by whom they were written.
+    // Every row of the catalog about it, and its own rows with where and by whom they were written.
     let look = || async {
         database
             .one::<String>(

@@ -5,7 +5,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::catalogue::{Catalogue, Replica, ended, export};
+use crate::catalog::{Catalog, Replica, ended, export};
 use crate::harness::{Csv, Database};
 
 /// Types, and an expression for a value of each, which `n` and `random()` vary.
@@ -109,9 +109,9 @@ async fn database() -> Database {
 
 /// A full export of `t`, then changes and deltas; each time the copy is the source.
 async fn passes(database: &Database) {
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
-    catalogue.track(database, "t").await;
-    let service = catalogue.start(database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
+    catalog.track(database, "t").await;
+    let service = catalog.start(database).service().await;
     let replica = Replica { database, source: "select * from t", key: &["id"] };
     replica.begin(&service, &export(&service, "full", "t", "a").await).await;
     replica.require_equal().await;
@@ -161,9 +161,9 @@ async fn what_postgres_writes_is_written_as_copy_does() {
              insert into t values (1, 'a', row(null, null), '10.0.0.1'), (2, null, null, null)",
         )
         .await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
-    catalogue.track(&database, "t").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
     let job = export(&service, "full", "t", "a").await;
     let file = std::fs::read_to_string(service.path(&job)).unwrap();
     assert_eq!(file, "id,padded,nothing,host\n1,a   ,\"(,)\",10.0.0.1\n2,,,\n");
@@ -193,7 +193,7 @@ async fn keys_of_any_type_are_exact() {
         ),
     ];
     let dataset = |i: usize| format!("[[dataset]]\nname = \"t{i}\"\ntable = \"t{i}\"\n");
-    let catalogue = Catalogue::of(&(0..keys.len()).map(dataset).collect::<String>());
+    let catalog = Catalog::of(&(0..keys.len()).map(dataset).collect::<String>());
     for (i, (columns, values, _)) in keys.iter().enumerate() {
         // Columns that are called like what the triggers' functions have.
         database
@@ -204,9 +204,9 @@ async fn keys_of_any_type_are_exact() {
             .await;
     }
     for i in 0..keys.len() {
-        catalogue.track(&database, &format!("t{i}")).await;
+        catalog.track(&database, &format!("t{i}")).await;
     }
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     for (i, (columns, values, key)) in keys.iter().enumerate() {
         let (dataset, source) = (format!("t{i}"), format!("select * from t{i}"));
         let replica = Replica { database: &database, source: &source, key };
@@ -235,7 +235,7 @@ async fn keys_of_any_type_are_exact() {
     for (i, (columns, ..)) in keys.iter().enumerate() {
         let dataset = format!("t{i}");
         let (_, plan, said) =
-            catalogue.command(&database, &["plan", "delta", "--dataset", &dataset, "--consumer", "a"]).await;
+            catalog.command(&database, &["plan", "delta", "--dataset", &dataset, "--consumer", "a"]).await;
         assert!(plan.matches(&format!("using t{i}_pkey")).count() >= 2, "{columns}: {plan} {said}");
         assert!(
             plan.matches("Index Cond: (k").count() + plan.matches("Index Cond: ((k").count() >= 2 || i == 11,
@@ -253,7 +253,7 @@ async fn tables_may_be_called_anything() {
     let block = |(i, name): (usize, &&str)| {
         format!("[[dataset]]\nname = \"t{i}\"\ntable = {}\n", toml::Value::String(quoted(name)))
     };
-    let catalogue = Catalogue::of(&names.iter().enumerate().map(block).collect::<String>());
+    let catalog = Catalog::of(&names.iter().enumerate().map(block).collect::<String>());
     for name in names {
         let (key, table) = (quoted("k$f$ %I"), quoted(name));
         database
@@ -261,9 +261,9 @@ async fn tables_may_be_called_anything() {
             .await;
     }
     for i in 0..names.len() {
-        catalogue.track(&database, &format!("t{i}")).await;
+        catalog.track(&database, &format!("t{i}")).await;
     }
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     for (i, name) in names.into_iter().enumerate() {
         export(&service, "full", &format!("t{i}"), "a").await;
         database.run(&format!("delete from {} where true", quoted(name))).await;
@@ -280,9 +280,9 @@ async fn a_table_of_1600_columns_comes_back() {
     let columns: Vec<_> = (2..=1600).map(column).collect();
     let create = format!("create table t (id smallint primary key, {})", columns.join(", "));
     database.run(&format!("{create}; insert into t (id, c3) select n, 'x' from generate_series(1, 60) n")).await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
-    catalogue.track(&database, "t").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
     let replica = Replica { database: &database, source: "select * from t", key: &["id"] };
     replica.begin(&service, &export(&service, "full", "t", "a").await).await;
     replica.require_equal().await;
@@ -304,9 +304,9 @@ async fn partitions_generated_columns_and_no_rows_are_no_matter() {
              create table t_a partition of t for values in ('a'); create table t_rest partition of t default",
         )
         .await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
-    catalogue.track(&database, "t").await;
-    let service = catalogue.start(&database).service().await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
     let replica = Replica { database: &database, source: "select * from t", key: &["id", "region"] };
     let empty = export(&service, "full", "t", "a").await;
     assert_eq!(Csv::read(&service.path(&empty)).header, ["id", "region", "double"]);
@@ -345,11 +345,11 @@ async fn deltas_follow_a_table_that_pgbench_writes_to() {
     };
     pgbench(&["--initialize", "--quiet", "--scale=1"]).await;
     let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"pgbench_{name}\"\n");
-    let catalogue = Catalogue::of(&["accounts", "tellers", "branches"].map(block).concat());
+    let catalog = Catalog::of(&["accounts", "tellers", "branches"].map(block).concat());
     for dataset in ["accounts", "tellers", "branches"] {
-        catalogue.track(&database, dataset).await;
+        catalog.track(&database, dataset).await;
     }
-    let service = catalogue.start(&database).service().await;
+    let service = catalog.start(&database).service().await;
     let key = ["aid"];
     let replica = Replica { database: &database, source: "select * from pgbench_accounts", key: &key };
     let writing = async { pgbench(&["--client=4", "--transactions=500", "--no-vacuum"]).await };
@@ -389,14 +389,14 @@ async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
              create role {role} login password 'pass'; revoke all on schema public from public"
         ))
         .await;
-    let catalogue = Catalogue::of("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"");
+    let catalog = Catalog::of("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"");
     // The owner's part; after it the service needs no right but these.
-    catalogue.track(&database, "orders").await;
+    catalog.track(&database, "orders").await;
     let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/DATASETS.md")).unwrap();
     let (_, grants) = documented.split_once("```sql\ngrant").unwrap();
     let (grants, _) = grants.split_once("```").unwrap();
     database.run(&format!("grant{grants}").replace("exporter", &role)).await;
-    let start = catalogue.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
+    let start = catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
     let service = start.service().await;
     let replica = Replica { database: &database, source: "select * from sales.orders", key: &["id"] };
     replica.begin(&service, &export(&service, "full", "orders", "a").await).await;

@@ -112,7 +112,7 @@ macro_rules! contradicts {
 }
 pub(crate) use contradicts;
 
-/// Whether a column has other values than those that were delivered and logged since. A catalogue's row of a column that is another
+/// Whether a column has other values than those that were delivered and logged since. A catalog's row of a column that is another
 /// one matters only beside a table that was written anew: a GRANT changes it too, as a wider `varchar` does.
 macro_rules! column_retyped {
     () => {

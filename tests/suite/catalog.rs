@@ -1,4 +1,4 @@
-//! A catalogue for a test, exports of its datasets, and a consumer that keeps a copy by them.
+//! A catalog for a test, exports of its datasets, and a consumer that keeps a copy by them.
 
 use std::path::PathBuf;
 
@@ -7,14 +7,14 @@ use tempfile::TempDir;
 
 use crate::harness::{Csv, Database, Service, Start};
 
-/// A catalogue in a folder of its own.
-pub(crate) struct Catalogue(TempDir);
+/// A catalog in a folder of its own.
+pub(crate) struct Catalog(TempDir);
 
-impl Catalogue {
-    pub(crate) fn of(text: &str) -> Catalogue {
-        let catalogue = Catalogue(tempfile::tempdir().unwrap());
-        catalogue.write(text);
-        catalogue
+impl Catalog {
+    pub(crate) fn of(text: &str) -> Catalog {
+        let catalog = Catalog(tempfile::tempdir().unwrap());
+        catalog.write(text);
+        catalog
     }
 
     pub(crate) fn write(&self, text: &str) {
