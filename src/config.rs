@@ -21,7 +21,7 @@ use crate::dataset::CellMax;
 use crate::dataset::catalog::{Catalog, Mistakes};
 use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Origins};
 use crate::job::{Retention, Terms};
-use crate::key::Presented;
+use crate::key::PresentedKey;
 use crate::postgres::{
     BadUrl, Database, Named,
     embedded::{self, Checksum, Mirror, NotAChecksum, NotAMirror},
@@ -176,7 +176,7 @@ impl Environment {
         // From a file it comes with a line's end.
         let Some(text) = vars.get("CDC_EXPORT_KEY").map(str::trim) else { return Ok(None) };
         let no_key = |why| bad("CDC_EXPORT_KEY", format!("{why} as `cdc-export keys create` prints it"));
-        text.parse::<Presented>().map(|_| Some(ApiKey(text.to_owned()))).map_err(no_key)
+        text.parse::<PresentedKey>().map(|_| Some(ApiKey(text.to_owned()))).map_err(no_key)
     }
 }
 
@@ -533,7 +533,7 @@ mod tests {
             let variables = HashMap::from([("CDC_EXPORT_KEY".to_owned(), text.to_owned())]);
             Environment(Variables(variables)).key().map_err(|e| e.to_string())
         };
-        let (_, good) = Presented::random();
+        let (_, good) = PresentedKey::random();
         let read = key(&format!("{good}\n")).unwrap().unwrap();
         assert_eq!((read.reveal(), format!("{read:?}").as_str()), (good.as_str(), "ApiKey"));
         assert!(key("").unwrap().is_none());

@@ -51,12 +51,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use access::Access;
-pub use connections::Room;
+pub use connections::ConnectionLimits;
 pub use cors::{NotAnOrigin, Origins};
 pub use local::{LocalHosts, NotAHost};
 pub use rate::{NotARate, Rate};
 
-use crate::http::access::{Door, Peer};
+use crate::http::access::{AccessControl, Peer};
 use crate::http::connections::{Connection, Connections};
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
@@ -144,7 +144,7 @@ fn watched() -> OpenApiRouter<Service> {
 
 fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, settings: &Settings) -> Router {
     let (routes, api) = routes.split_for_parts();
-    let door = Door::new(access, settings, service.clone());
+    let control = AccessControl::new(access, settings, service.clone());
     let routes = routes
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .fallback(async || Problem::not_found("there is nothing at this path"))
@@ -152,8 +152,8 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
     // From the inside out.
     let routes = routes
         .layer(middleware::from_fn_with_state(Parameters::of(&api), query::check))
-        .layer(middleware::from_fn(connections::take_place))
-        .layer(middleware::from_fn_with_state(door, access::check))
+        .layer(middleware::from_fn(connections::take_caller_slot))
+        .layer(middleware::from_fn_with_state(control, access::check))
         .layer(middleware::from_fn(refuse_long_heads))
         .layer(CatchPanicLayer::custom(problem::for_panic))
         .layer(middleware::map_response(problem::for_foreign_errors));
@@ -235,12 +235,12 @@ pub async fn listen(settings: &Settings) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until `shutdown`, then lets answers under way finish.
-pub async fn serve(listener: TcpListener, router: Router, room: Room, shutdown: CancellationToken) {
+pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimits, shutdown: CancellationToken) {
     let graceful = GracefulShutdown::new();
     let mut http1 = hyper::server::conn::http1::Builder::new();
     http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).max_headers(MAX_HEADERS_READ);
     http1.max_buf_size(CONNECTION_BYTES);
-    let connections = Connections::new(room);
+    let connections = Connections::new(limits);
     let next = async || {
         let (stream, peer) = listener.accept().await?;
         let connection = connections.admit(peer.ip()).await;

@@ -76,14 +76,14 @@ impl Hash {
 
 /// A key as a client presents it: well-formed, but perhaps nobody's. Its secret is gone already.
 #[derive(Clone)]
-pub struct Presented {
+pub struct PresentedKey {
     prefix: Prefix,
     hash: Hash,
 }
 
-impl fmt::Debug for Presented {
+impl fmt::Debug for PresentedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Presented({})", self.prefix)
+        write!(f, "PresentedKey({})", self.prefix)
     }
 }
 
@@ -92,22 +92,22 @@ impl fmt::Debug for Presented {
 #[error("not a key")]
 pub struct NotAKey;
 
-impl FromStr for Presented {
+impl FromStr for PresentedKey {
     type Err = NotAKey;
 
-    fn from_str(text: &str) -> Result<Presented, NotAKey> {
+    fn from_str(text: &str) -> Result<PresentedKey, NotAKey> {
         let (prefix, secret) = text.strip_prefix(MARK).and_then(|rest| rest.split_once('_')).ok_or(NotAKey)?;
         let is_hex = |digits: &str| digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
         if prefix.len() != 2 * PREFIX_BYTES || secret.len() != 2 * SECRET_BYTES || !is_hex(prefix) || !is_hex(secret) {
             return Err(NotAKey);
         }
-        Ok(Presented { prefix: Prefix(prefix.to_owned()), hash: Hash::of(text) })
+        Ok(PresentedKey { prefix: Prefix(prefix.to_owned()), hash: Hash::of(text) })
     }
 }
 
-impl Presented {
+impl PresentedKey {
     /// A key that nobody has, and its text, which is nowhere else.
-    pub fn random() -> (Presented, String) {
+    pub fn random() -> (PresentedKey, String) {
         let text = format!("{MARK}{}_{}", random_hex::<PREFIX_BYTES>(), random_hex::<SECRET_BYTES>());
         let key = text.parse().expect("a key is made as it is read");
         (key, text)
@@ -124,7 +124,7 @@ impl Presented {
     }
 
     /// Whether it is the key of which this was stored.
-    pub fn is(&self, stored: &Stored) -> bool {
+    pub fn is(&self, stored: &StoredKey) -> bool {
         self.hash.is(&stored.hash)
     }
 }
@@ -141,47 +141,51 @@ fn random_hex<const N: usize>() -> String {
 /// What an operator calls a key: 1 to 100 characters, no control characters, no space at the ends, and nothing that a key begins
 /// with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name(String);
+pub struct KeyName(String);
 
 /// Why a text is no name of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a key's name has 1 to 100 characters, no control characters, no space at its ends, and doesn't begin with {MARK}"
 )]
-pub struct BadName;
+pub struct BadKeyName;
 
-impl Name {
+impl KeyName {
     /// The name as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl FromStr for Name {
-    type Err = BadName;
+impl FromStr for KeyName {
+    type Err = BadKeyName;
 
-    fn from_str(text: &str) -> Result<Name, BadName> {
+    fn from_str(text: &str) -> Result<KeyName, BadKeyName> {
         let is_plain = !text.contains(char::is_control) && text.trim() == text && !text.starts_with(MARK);
-        if is_plain && (1..=100).contains(&text.chars().count()) { Ok(Name(text.to_owned())) } else { Err(BadName) }
+        if is_plain && (1..=100).contains(&text.chars().count()) {
+            Ok(KeyName(text.to_owned()))
+        } else {
+            Err(BadKeyName)
+        }
     }
 }
 
 /// How an operator names a key that is there: by its name, by its prefix with or without `cdcx_`, or by its whole text, as where
 /// it leaked. That one isn't kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Called(String);
+pub struct KeySelector(String);
 
-impl Called {
+impl KeySelector {
     /// A name or a prefix.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl From<&str> for Called {
-    fn from(text: &str) -> Called {
+impl From<&str> for KeySelector {
+    fn from(text: &str) -> KeySelector {
         let prefix = text.strip_prefix(MARK).map(|rest| rest.split('_').next().unwrap_or_default());
-        Called(prefix.unwrap_or(text).to_owned())
+        KeySelector(prefix.unwrap_or(text).to_owned())
     }
 }
 
@@ -210,7 +214,7 @@ impl Grant {
 
 /// A key that may be used, as it is stored.
 #[derive(Clone)]
-pub struct Stored {
+pub struct StoredKey {
     /// What whoever has it may do.
     pub grant: Arc<Grant>,
     /// By which it is known.
@@ -219,15 +223,15 @@ pub struct Stored {
     pub is_use_due: bool,
 }
 
-impl fmt::Debug for Stored {
+impl fmt::Debug for StoredKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Stored({})", self.grant.prefix)
+        write!(f, "StoredKey({})", self.grant.prefix)
     }
 }
 
 /// A key as operators see it.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct KeyInfo {
     /// What the operator calls it.
     pub name: String,
     /// What whoever has it may do.
@@ -248,21 +252,21 @@ mod tests {
 
     use super::*;
 
-    fn stored(key: &Presented) -> Stored {
+    fn stored(key: &PresentedKey) -> StoredKey {
         let grant = Grant { prefix: key.prefix().clone(), consumers: None, scopes: vec![Scope::Read] };
-        Stored { grant: grant.into(), hash: key.hash().as_bytes().to_vec(), is_use_due: false }
+        StoredKey { grant: grant.into(), hash: key.hash().as_bytes().to_vec(), is_use_due: false }
     }
 
     /// Whether the text would be taken for the key of which this is stored.
-    fn is_accepted(text: &str, stored: &Stored) -> bool {
-        let presented = text.parse::<Presented>();
+    fn is_accepted(text: &str, stored: &StoredKey) -> bool {
+        let presented = text.parse::<PresentedKey>();
         presented.is_ok_and(|presented| presented.prefix == stored.grant.prefix && presented.is(stored))
     }
 
     proptest! {
         #[test]
         fn no_mutated_key_is_accepted(at in 0_usize..82, other in any::<char>(), digit in "[0-9a-f]", how in 0..6) {
-            let (key, text) = Presented::random();
+            let (key, text) = PresentedKey::random();
             let stored = stored(&key);
             let mut letters: Vec<char> = text.chars().collect();
             match how {
@@ -280,13 +284,13 @@ mod tests {
 
         #[test]
         fn any_text_is_read_or_refused(text in "(cdcx_)?\\PC{0,90}") {
-            let _ = text.parse::<Presented>();
+            let _ = text.parse::<PresentedKey>();
         }
     }
 
     #[test]
     fn keys_differ_and_have_256_random_bits() {
-        let ((_, one), (_, other)) = (Presented::random(), Presented::random());
+        let ((_, one), (_, other)) = (PresentedKey::random(), PresentedKey::random());
         assert_eq!(one.len(), "cdcx_".len() + 12 + "_".len() + 64);
         let secret = |text: &str| text.rsplit('_').next().unwrap().to_owned();
         assert_ne!(secret(&one), secret(&other));
@@ -294,9 +298,9 @@ mod tests {
 
     #[test]
     fn a_key_does_not_show_in_debug() {
-        let (key, text) = Presented::random();
+        let (key, text) = PresentedKey::random();
         let shown = format!("{key:?}");
-        assert_eq!(shown, format!("Presented({})", &text[5..17]));
+        assert_eq!(shown, format!("PresentedKey({})", &text[5..17]));
     }
 
     #[test]
@@ -321,11 +325,11 @@ mod tests {
 
     #[test]
     fn a_key_is_called_by_its_name_or_its_prefix() {
-        let (key, text) = Presented::random();
+        let (key, text) = PresentedKey::random();
         let prefix = key.prefix().as_str();
         for called in [prefix, &format!("cdcx_{prefix}"), &text] {
-            assert_eq!(Called::from(called).as_str(), prefix);
+            assert_eq!(KeySelector::from(called).as_str(), prefix);
         }
-        assert_eq!(Called::from("search 2").as_str(), "search 2");
+        assert_eq!(KeySelector::from("search 2").as_str(), "search 2");
     }
 }

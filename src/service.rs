@@ -21,7 +21,7 @@ use crate::dataset::{Dataset, Description};
 use crate::job::lane::Lane;
 use crate::job::selection::{BadSelection, Selection};
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status, Terms};
-use crate::key::{Grant, Presented};
+use crate::key::{Grant, PresentedKey};
 use crate::service::files::FOLDER_TURNS;
 use crate::service::followers::{Follower, Followers, Look, Seen};
 use crate::service::keys::Keyring;
@@ -34,7 +34,7 @@ use crate::store::{
     lanes::Elsewhere,
     users::User,
 };
-use crate::telemetry::metrics::{self, Kind};
+use crate::telemetry::metrics::{self, ExportLabels};
 
 pub use followers::Party;
 
@@ -274,7 +274,7 @@ impl Service {
         let turns = Arc::new(Semaphore::new(FOLDER_TURNS));
         let followers = Arc::new(Followers::new(api.clone()));
         let keyring = Arc::new(Keyring::new(api.clone()));
-        scrape::foresee(&catalog);
+        scrape::init_series(&catalog);
         let last_look = Arc::default();
         Service {
             store: api,
@@ -293,7 +293,7 @@ impl Service {
     }
 
     /// Whether this key was good when it was last looked up, however long ago: to know it from a guess, not to let it in.
-    pub fn knows(&self, key: &Presented) -> bool {
+    pub fn knows(&self, key: &PresentedKey) -> bool {
         self.keyring.knows(key)
     }
 
@@ -301,12 +301,12 @@ impl Service {
     ///
     /// # Errors
     /// If it is nobody's, or was revoked or has expired some seconds ago, or nobody can tell.
-    pub async fn grant(&self, key: &Presented) -> Result<Arc<Grant>, Error> {
+    pub async fn grant(&self, key: &PresentedKey) -> Result<Arc<Grant>, Error> {
         self.keyring.grant(key).await
     }
 
     /// Returns once the key is revoked or has expired, some seconds later.
-    pub async fn gone(&self, key: &Presented) {
+    pub async fn gone(&self, key: &PresentedKey) {
         self.keyring.gone(key).await;
     }
 
@@ -401,8 +401,8 @@ impl Service {
             Cancelled::Asked(job) => {
                 // A pending job ends here, a processing one with its worker.
                 if job.status.is_terminal() {
-                    let kind = Kind { dataset: &job.dataset, export_type: job.export_type.as_str() };
-                    metrics::job_ended(kind, job.status.as_str());
+                    let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
+                    metrics::job_ended(labels, job.status.as_str());
                 }
                 Ok((job, false))
             }

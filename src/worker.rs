@@ -35,7 +35,7 @@ use crate::store::{
     queue::{Beat, Claimant, Lease, Settlement},
 };
 use crate::telemetry::chain;
-use crate::telemetry::metrics::{self, Kind};
+use crate::telemetry::metrics::{self, ExportLabels};
 use crate::worker::heartbeat::{Heartbeat, Stop};
 use crate::worker::publish::FolderAccess;
 
@@ -432,12 +432,12 @@ impl Worker {
         if let Err(cause) = self.on_folder(move |folder| folder.remove_hidden(&hidden)).await {
             tracing::warn!(event = "draft_left_behind", jobId = %id, error = chain(&cause));
         }
-        let kind = Kind { dataset: &job.dataset, export_type: job.export_type.as_str() };
+        let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
         if status.is_terminal() {
-            metrics::job_ended(kind, status.as_str());
+            metrics::job_ended(labels, status.as_str());
         }
         if let (Status::Failed, Settlement::Fail(failure) | Settlement::Retry(failure)) = (status, &settlement) {
-            metrics::job_failed(kind, failure.code.as_str());
+            metrics::job_failed(labels, failure.code.as_str());
         }
         match (status, &settlement) {
             (Status::Failed, _) => tracing::error!(event = "export_failed", jobId = %id, error = chain(&error)),

@@ -53,7 +53,7 @@ pub(crate) struct Download {
 #[derive(Subcommand)]
 pub(crate) enum Keys {
     /// Make a key and print it, this once
-    Create(NewKey),
+    Create(CreateKey),
     /// List all keys, revoked ones too
     List {
         /// As JSON
@@ -70,10 +70,10 @@ pub(crate) enum Keys {
 
 /// The key to make.
 #[derive(Args)]
-pub(crate) struct NewKey {
+pub(crate) struct CreateKey {
     /// What to call it
     #[arg(long)]
-    pub(super) name: key::Name,
+    pub(super) name: key::KeyName,
     /// Only for this consumer, or for these; without it, for all, and for exports without one
     #[arg(long = "consumer", value_name = "ID")]
     pub(super) consumers: Vec<ConsumerId>,

@@ -1,14 +1,14 @@
 //! `keys`: made, listed, revoked, by whoever can reach the database.
 
 use anyhow::bail;
-use cdc_export::key::{Called, Listed, Presented, Scope};
+use cdc_export::key::{KeyInfo, KeySelector, PresentedKey, Scope};
 use cdc_export::postgres::Database;
 use cdc_export::store::Store;
-use cdc_export::store::keys::{Made, Wanted};
+use cdc_export::store::keys::{Created, NewKey};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::command::arguments::{Keys, NewKey};
+use crate::command::arguments::{CreateKey, Keys};
 
 /// Does it.
 pub(crate) async fn run(database: &Database, what: Keys) -> anyhow::Result<()> {
@@ -21,26 +21,28 @@ pub(crate) async fn run(database: &Database, what: Keys) -> anyhow::Result<()> {
 }
 
 /// The only place that ever shows a key.
-async fn create(store: &Store, new: NewKey) -> anyhow::Result<()> {
-    let NewKey { name, consumers, mut scopes, expires: lifetime, json } = new;
+async fn create(store: &Store, new: CreateKey) -> anyhow::Result<()> {
+    let CreateKey { name, consumers, mut scopes, expires: lifetime, json } = new;
     if scopes.is_empty() {
         scopes = vec![Scope::Read, Scope::Write];
     }
     let consumers = Some(consumers).filter(|consumers| !consumers.is_empty());
-    let wanted = Wanted { name, consumers, scopes, lifetime };
-    let (key, text) = Presented::random();
-    let listed = match store.create_key(&key, &wanted).await? {
-        Made::Done(listed) => listed,
-        Made::NameTaken => bail!("there is a key `{}` already: take another name, or revoke it", wanted.name.as_str()),
+    let new_key = NewKey { name, consumers, scopes, lifetime };
+    let (key, text) = PresentedKey::random();
+    let info = match store.create_key(&key, &new_key).await? {
+        Created::Done(info) => info,
+        Created::NameTaken => {
+            bail!("there is a key `{}` already: take another name, or revoke it", new_key.name.as_str())
+        }
     };
     if json {
-        let mut shown = as_json(&listed);
+        let mut shown = as_json(&info);
         shown["key"] = text.into();
         outln!("{shown}")?;
         return Ok(());
     }
     outln!("{text}")?;
-    eprintln!("This is the only time that the key is shown. Its prefix is {}.", listed.grant.prefix);
+    eprintln!("This is the only time that the key is shown. Its prefix is {}.", info.grant.prefix);
     Ok(())
 }
 
@@ -73,25 +75,25 @@ async fn list(store: &Store, json: bool) -> anyhow::Result<()> {
 }
 
 async fn revoke(store: &Store, key: &str) -> anyhow::Result<()> {
-    let called = Called::from(key);
-    match store.revoke_key(&called).await? {
+    let selector = KeySelector::from(key);
+    match store.revoke_key(&selector).await? {
         Some(key) => {
             outln!("{} ({}) is revoked.", key.grant.prefix, key.name)?;
             Ok(())
         }
-        None => bail!("there is no key `{}` that isn't revoked", called.as_str()),
+        None => bail!("there is no key `{}` that isn't revoked", selector.as_str()),
     }
 }
 
-fn consumers(key: &Listed) -> Option<Vec<&str>> {
+fn consumers(key: &KeyInfo) -> Option<Vec<&str>> {
     key.grant.consumers.as_ref().map(|ids| ids.iter().map(|id| id.as_str()).collect())
 }
 
-fn scopes(key: &Listed) -> Vec<&'static str> {
+fn scopes(key: &KeyInfo) -> Vec<&'static str> {
     key.grant.scopes.iter().map(|scope| scope.as_str()).collect()
 }
 
-fn status(key: &Listed) -> &'static str {
+fn status(key: &KeyInfo) -> &'static str {
     match (key.revoked_at, key.expires_at) {
         (Some(_), _) => "revoked",
         (None, Some(end)) if end <= Utc::now() => "expired",
@@ -99,7 +101,7 @@ fn status(key: &Listed) -> &'static str {
     }
 }
 
-fn as_json(key: &Listed) -> Value {
+fn as_json(key: &KeyInfo) -> Value {
     let time = |time: Option<DateTime<Utc>>| time.map(|time| time.format("%FT%T%.6fZ").to_string());
     json!({
         "prefix": key.grant.prefix.as_str(),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use cdc_export::config::{self, Config};
-use cdc_export::http::{self, Access, Room};
+use cdc_export::http::{self, Access, ConnectionLimits};
 use cdc_export::postgres::{self, Database, demo};
 use cdc_export::source::catalog;
 use rustix::process::{Resource, Rlimit};
@@ -20,13 +20,13 @@ const CONNECTIONS_OF_A_WATCH: u32 = 2;
 
 /// The API, and the exports unless others run them.
 pub(crate) async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
-    let room = allow_descriptors();
+    let limits = allow_descriptors();
     // Before anything is started: a signal that comes meanwhile must stop it properly.
     let shutdown = stop_on_signal()?;
     // The port comes first: a second service on it shouldn't get as far as the database.
     let listener = listen(&config.http).await?;
     let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
-    let served = serve_on(&config, how, (listener, room), &ground.database, shutdown).await;
+    let served = serve_on(&config, how, (listener, limits), &ground.database, shutdown).await;
     ground.leave().await;
     served.map(|()| ExitCode::SUCCESS)
 }
@@ -34,7 +34,7 @@ pub(crate) async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCod
 async fn serve_on(
     config: &Config,
     how: &Serve,
-    (listener, room): (TcpListener, Room),
+    (listener, limits): (TcpListener, ConnectionLimits),
     database: &Database,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -58,12 +58,12 @@ async fn serve_on(
     let listening = || tracing::info!(event = "listening", address = %format!("http://{address}"));
     if workers == 0 {
         listening();
-        http::serve(listener, router, room, shutdown).await;
+        http::serve(listener, router, limits, shutdown).await;
     } else {
         wired.worker.announce().await;
         listening();
         // The two end together: an API without workers would take jobs on that nobody does.
-        tokio::join!(http::serve(listener, router, room, shutdown.clone()), wired.worker.run(shutdown));
+        tokio::join!(http::serve(listener, router, limits, shutdown.clone()), wired.worker.run(shutdown));
     }
     tracing::info!(event = "stopped");
     Ok(())
@@ -104,17 +104,17 @@ async fn access(config: &Config, database: &Database) -> anyhow::Result<Access> 
 
 /// Lets the process have as many descriptors as it may: what a shell gives is less than the connections of the API. So many of
 /// them there is room for then.
-fn allow_descriptors() -> Room {
+fn allow_descriptors() -> ConnectionLimits {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     // No limit is `None`.
     let most = if raised.is_ok() { limit.maximum } else { limit.current };
-    Room::for_descriptors(most.unwrap_or(u64::MAX))
+    ConnectionLimits::for_descriptors(most.unwrap_or(u64::MAX))
 }
 
 /// The exports alone. Watched on a port of its own, if it shall be: what it does, no other process counts.
 pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
-    let room = allow_descriptors();
+    let limits = allow_descriptors();
     let shutdown = stop_on_signal()?;
     let listener = match config.metrics_port {
         Some(port) => Some(listen(&http::Settings { port, ..config.http.clone() }).await?),
@@ -144,7 +144,7 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
         let watched = async {
             let Some((listener, access)) = listener.zip(access) else { return };
             let router = http::watched_router(wired.service, access, &config.http);
-            http::serve(listener, router, room, shutdown.clone()).await;
+            http::serve(listener, router, limits, shutdown.clone()).await;
         };
         tokio::join!(watched, wired.worker.run(shutdown.clone()));
         tracing::info!(event = "stopped");

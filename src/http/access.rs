@@ -19,10 +19,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::http::local::{LocalHosts, Sender};
 use crate::http::problem::Problem;
-use crate::http::rate::{Limits, Payer, Rate, whose};
+use crate::http::rate::{Rate, RateKey, RateLimits, client_network};
 use crate::http::{Origins, Settings};
 use crate::job::{ConsumerId, Job};
-use crate::key::{Grant, Prefix, Presented, Scope};
+use crate::key::{Grant, Prefix, PresentedKey, Scope};
 use crate::service::{Party, Service};
 
 /// Who may call.
@@ -38,37 +38,37 @@ pub enum Access {
 
 /// What lets requests in.
 #[derive(Clone, Debug)]
-pub(crate) struct Door {
+pub(crate) struct AccessControl {
     access: Access,
     hosts: LocalHosts,
     origins: Origins,
     service: Service,
-    limits: Option<Arc<Limits>>,
+    limits: Option<Arc<RateLimits>>,
 }
 
-impl Door {
+impl AccessControl {
     /// Where there are keys there is a limit.
-    pub(crate) fn new(access: Access, settings: &Settings, service: Service) -> Door {
+    pub(crate) fn new(access: Access, settings: &Settings, service: Service) -> AccessControl {
         let rate = settings.rate.or((access == Access::Keys).then(Rate::generous));
         let (hosts, origins) = (settings.local_hosts.clone(), settings.origins.clone());
-        Door { access, hosts, origins, service, limits: rate.map(|rate| Arc::new(Limits::new(rate))) }
+        AccessControl { access, hosts, origins, service, limits: rate.map(|rate| Arc::new(RateLimits::new(rate))) }
     }
 
-    fn charge(&self, payer: Payer) -> Result<(), Problem> {
-        let charged = self.limits.as_ref().map_or(Ok(()), |limits| limits.charge(payer));
+    fn charge(&self, key: RateKey) -> Result<(), Problem> {
+        let charged = self.limits.as_ref().map_or(Ok(()), |limits| limits.charge(key));
         charged.map_err(Problem::rate_limited)
     }
 
     /// The key that a request has, and what it permits.
-    async fn key(&self, headers: &HeaderMap, address: IpAddr) -> Result<(Presented, Arc<Grant>), Problem> {
+    async fn key(&self, headers: &HeaderMap, address: IpAddr) -> Result<(PresentedKey, Arc<Grant>), Problem> {
         let key = bearer(headers);
         // Whoever guesses pays by his address, and before anything is looked up.
         if !key.as_ref().is_ok_and(|key| self.service.knows(key)) {
-            self.charge(Payer::Address(address))?;
+            self.charge(RateKey::Address(address))?;
         }
         let key = key?;
         let grant = self.service.grant(&key).await?;
-        self.charge(Payer::Key(&grant.prefix))?;
+        self.charge(RateKey::Key(&grant.prefix))?;
         Ok((key, grant))
     }
 }
@@ -129,14 +129,14 @@ impl<S: Sync> FromRequestParts<S> for Follower {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Follower, Problem> {
         let Caller(grant) = Caller::from_request_parts(parts, state).await?;
         let address = parts.extensions.get().map_or(Ipv4Addr::UNSPECIFIED.into(), |Peer(address)| *address);
-        let party = grant.map_or(Party::Address(whose(address)), |grant| Party::Key(grant.prefix.clone()));
+        let party = grant.map_or(Party::Address(client_network(address)), |grant| Party::Key(grant.prefix.clone()));
         Ok(Follower { party })
     }
 }
 
 /// The layer that refuses whom [`Access`] doesn't let in, and who sends too much.
 pub(crate) async fn check(
-    State(door): State<Door>,
+    State(control): State<AccessControl>,
     peer: Option<Extension<Peer>>,
     path: Option<MatchedPath>,
     mut request: Request,
@@ -145,18 +145,18 @@ pub(crate) async fn check(
     // Connections whose other end isn't known share a bucket.
     let address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |Extension(Peer(address))| address);
     let path = path.as_ref().map_or("", MatchedPath::as_str);
-    if door.access == Access::LocalCallers {
+    if control.access == Access::LocalCallers {
         let sender = Sender { method: request.method(), uri: request.uri(), headers: request.headers() };
-        sender.check(&door.hosts, &door.origins)?;
+        sender.check(&control.hosts, &control.origins)?;
     }
-    if is_open(path) || door.access != Access::Keys {
+    if is_open(path) || control.access != Access::Keys {
         if !is_free(path) {
-            door.charge(Payer::Address(address))?;
+            control.charge(RateKey::Address(address))?;
         }
         request.extensions_mut().insert(Caller(None));
         return Ok(next.run(request).await);
     }
-    let (key, grant) = door.key(request.headers(), address).await?;
+    let (key, grant) = control.key(request.headers(), address).await?;
     tracing::Span::current().record("key", grant.prefix.as_str());
     let scope = scope_of(request.method(), path);
     if !grant.allows(scope) {
@@ -165,9 +165,9 @@ pub(crate) async fn check(
     request.extensions_mut().insert(Caller(Some(grant)));
     let answer = tokio::select! {
         answer = next.run(request) => answer,
-        () = door.service.gone(&key) => return Err(Problem::key_invalid()),
+        () = control.service.gone(&key) => return Err(Problem::key_invalid()),
     };
-    Ok(while_good(answer, door.service, key))
+    Ok(while_good(answer, control.service, key))
 }
 
 /// What needs no key: whether it is well, what it can do, and the page that asks for the key. By a route's path, never by what a
@@ -192,7 +192,7 @@ pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
 }
 
 /// The key in `Authorization: Bearer` (RFC 6750). It is nowhere else: an address is logged by everybody on the way.
-fn bearer(headers: &HeaderMap) -> Result<Presented, Problem> {
+fn bearer(headers: &HeaderMap) -> Result<PresentedKey, Problem> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = match (values.next(), values.next()) {
         (None, _) => return Err(Problem::key_required()),
@@ -208,7 +208,7 @@ fn bearer(headers: &HeaderMap) -> Result<Presented, Problem> {
 
 /// An answer that takes its time, as a download or events, breaks off when its key is revoked. Somebody else looks whether it is: a
 /// body is polled as long as its client reads, and what it had begun it would hold until then.
-fn while_good(answer: Response, service: Service, key: Presented) -> Response {
+fn while_good(answer: Response, service: Service, key: PresentedKey) -> Response {
     if answer.body().size_hint().exact().is_some() {
         return answer;
     }
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_key_is_read_from_one_bearer_header() {
-        let (_, key) = Presented::random();
+        let (_, key) = PresentedKey::random();
         let code = |values: &[&str]| {
             let values = values.iter().map(|value| (header::AUTHORIZATION, value.parse().unwrap()));
             bearer(&values.collect()).err().map(|problem| problem.code())

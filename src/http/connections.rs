@@ -21,43 +21,43 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::access::{Caller, is_open};
 use crate::http::problem::Problem;
-use crate::http::rate::whose;
+use crate::http::rate::client_network;
 use crate::key::Prefix;
 
 /// More callers than this are of no use: they wait for a few connections to Postgres.
-const MOST: usize = 1_000;
+const MAX_CALLERS: usize = 1_000;
 /// Descriptors that are none of clients: of Postgres, of files being written.
 const OTHER_DESCRIPTORS: usize = 250;
 /// A new connection has this long to send a request before it is given up for another one, and so has a guest's request.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE_TIMEOUT: Duration = Duration::from_millis(500);
 /// A caller waits this long for others to end.
 const CALLER_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// So many may be connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct ConnectionLimits {
     guests: usize,
     callers: usize,
     callers_of_one: usize,
     callers_of_key: usize,
 }
 
-impl Room {
+impl ConnectionLimits {
     /// What a process has that may have so many descriptors: 1,000 guests and 1,000 callers, if there are enough. One address has
     /// three quarters of the callers: a proxy brings everybody from one, and is left room for; and whatever comes by it, it leaves
     /// room for others. One key has half, wherever it is used: behind a proxy all keys share an address.
-    pub fn for_descriptors(most: u64) -> Room {
+    pub fn for_descriptors(most: u64) -> ConnectionLimits {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         // A caller may have a file open.
-        let share = (most.saturating_sub(OTHER_DESCRIPTORS) / 3).clamp(16, MOST);
-        Room { guests: share, callers: share, callers_of_one: share / 4 * 3, callers_of_key: share / 2 }
+        let share = (most.saturating_sub(OTHER_DESCRIPTORS) / 3).clamp(16, MAX_CALLERS);
+        ConnectionLimits { guests: share, callers: share, callers_of_one: share / 4 * 3, callers_of_key: share / 2 }
     }
 }
 
 /// The connections there are.
 #[derive(Debug)]
 pub(crate) struct Connections {
-    room: Room,
+    limits: ConnectionLimits,
     callers: Arc<Semaphore>,
     of_addresses: Shares<IpAddr>,
     of_keys: Shares<Prefix>,
@@ -114,13 +114,13 @@ impl Guests {
 }
 
 impl Connections {
-    pub(crate) fn new(room: Room) -> Arc<Connections> {
-        let callers = Arc::new(Semaphore::new(room.callers));
+    pub(crate) fn new(limits: ConnectionLimits) -> Arc<Connections> {
+        let callers = Arc::new(Semaphore::new(limits.callers));
         Arc::new(Connections {
-            room,
+            limits,
             callers,
-            of_addresses: Shares::of(room.callers_of_one),
-            of_keys: Shares::of(room.callers_of_key),
+            of_addresses: Shares::of(limits.callers_of_one),
+            of_keys: Shares::of(limits.callers_of_key),
             guests: Mutex::default(),
             left: Notify::new(),
         })
@@ -133,7 +133,7 @@ impl Connections {
             let left = self.left.notified();
             let spared_until = {
                 let mut guests = self.guests();
-                let full = guests.by_age.len() >= self.room.guests;
+                let full = guests.by_age.len() >= self.limits.guests;
                 match if full { guests.give_one_up() } else { Ok(()) } {
                     Ok(()) => break,
                     Err(until) => until,
@@ -142,17 +142,17 @@ impl Connections {
             let _ = tokio::time::timeout_at(spared_until, left).await;
         }
         let connection = Connection {
-            owner: whose(address),
+            owner: client_network(address),
             connections: Arc::clone(self),
             gone: CancellationToken::new(),
             stage: Mutex::new(Stage::New),
         };
-        connection.is_guest(GRACE);
+        connection.is_guest(GRACE_TIMEOUT);
         Arc::new(connection)
     }
 
     /// Waits for a caller's place: among all, among those of his address, and of his key if he has one.
-    async fn place(&self, owner: IpAddr, key: Option<&Prefix>) -> Result<Place, Problem> {
+    async fn caller_slot(&self, owner: IpAddr, key: Option<&Prefix>) -> Result<CallerSlot, Problem> {
         let of_key = key.map(|key| self.of_keys.turns(key));
         let of_address = self.of_addresses.turns(&owner);
         let all = async {
@@ -163,10 +163,10 @@ impl Connections {
             };
             let of_address = of_address.acquire_owned().await.ok()?;
             let of_all = Arc::clone(&self.callers).acquire_owned().await.ok()?;
-            Some(Place { _of_key: of_key, _of_address: of_address, _of_all: of_all })
+            Some(CallerSlot { _of_key: of_key, _of_address: of_address, _of_all: of_all })
         };
-        let place = tokio::time::timeout(CALLER_TIMEOUT, all).await;
-        place.ok().flatten().ok_or_else(Problem::too_many_connections)
+        let slot = tokio::time::timeout(CALLER_TIMEOUT, all).await;
+        slot.ok().flatten().ok_or_else(Problem::too_many_connections)
     }
 
     fn guests(&self) -> MutexGuard<'_, Guests> {
@@ -202,7 +202,7 @@ impl<T: Hash + Eq + Clone> Shares<T> {
 
 /// A caller's place.
 #[derive(Debug)]
-struct Place {
+struct CallerSlot {
     _of_key: Option<OwnedSemaphorePermit>,
     _of_address: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
@@ -214,7 +214,7 @@ enum Stage {
     /// Under this number.
     Guest(u64),
     Caller {
-        _place: Place,
+        _slot: CallerSlot,
     },
 }
 
@@ -235,7 +235,7 @@ impl Connection {
 
     /// A request has come.
     pub(crate) fn begins(&self) {
-        self.is_guest(GRACE);
+        self.is_guest(GRACE_TIMEOUT);
     }
 
     /// An answer has been sent, or there was none: it waits for the next request.
@@ -263,13 +263,13 @@ impl Connection {
 
     /// Its request was let in: it is a caller's from now on.
     async fn calls(&self, key: Option<&Prefix>) -> Result<(), Problem> {
-        let place = self.connections.place(self.owner, key).await?;
+        let slot = self.connections.caller_slot(self.owner, key).await?;
         let mut stage = self.stage();
         if let Stage::Guest(number) = *stage {
             self.connections.guests().by_age.remove(&number);
             self.connections.left.notify_waiters();
         }
-        *stage = Stage::Caller { _place: place };
+        *stage = Stage::Caller { _slot: slot };
         Ok(())
     }
 
@@ -288,7 +288,7 @@ impl Drop for Connection {
 }
 
 /// The layer that gives a request that was let in a caller's place.
-pub(crate) async fn take_place(
+pub(crate) async fn take_caller_slot(
     connection: Option<Extension<Arc<Connection>>>,
     caller: Option<Extension<Caller>>,
     path: Option<MatchedPath>,
@@ -309,7 +309,7 @@ mod tests {
 
     use super::*;
 
-    const ROOM: Room = Room { guests: 3, callers: 4, callers_of_one: 3, callers_of_key: 2 };
+    const LIMITS: ConnectionLimits = ConnectionLimits { guests: 3, callers: 4, callers_of_one: 3, callers_of_key: 2 };
 
     fn address(last: u8) -> IpAddr {
         [10, 0, 0, last].into()
@@ -317,18 +317,18 @@ mod tests {
 
     #[test]
     fn there_is_room_for_what_a_process_may_have() {
-        let ample = Room { guests: 1_000, callers: 1_000, callers_of_one: 750, callers_of_key: 500 };
-        assert_eq!(Room::for_descriptors(1 << 20), ample);
-        assert_eq!(Room::for_descriptors(u64::MAX).callers, 1_000);
-        let scarce = Room::for_descriptors(1_024);
-        assert_eq!(scarce, Room { guests: 258, callers: 258, callers_of_one: 192, callers_of_key: 129 });
+        let ample = ConnectionLimits { guests: 1_000, callers: 1_000, callers_of_one: 750, callers_of_key: 500 };
+        assert_eq!(ConnectionLimits::for_descriptors(1 << 20), ample);
+        assert_eq!(ConnectionLimits::for_descriptors(u64::MAX).callers, 1_000);
+        let scarce = ConnectionLimits::for_descriptors(1_024);
+        assert_eq!(scarce, ConnectionLimits { guests: 258, callers: 258, callers_of_one: 192, callers_of_key: 129 });
         assert!(scarce.guests + 2 * scarce.callers + OTHER_DESCRIPTORS <= 1_024);
-        assert_eq!(Room::for_descriptors(0).callers_of_one, 12);
+        assert_eq!(ConnectionLimits::for_descriptors(0).callers_of_one, 12);
     }
 
     #[tokio::test]
     async fn a_new_guest_takes_the_place_of_the_oldest_of_the_address_that_has_most() {
-        let connections = Connections::new(ROOM);
+        let connections = Connections::new(LIMITS);
         let other = connections.admit(address(1)).await;
         let first = connections.admit(address(2)).await;
         let second = connections.admit(address(2)).await;
@@ -345,7 +345,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_just_come_is_spared_and_holds_up_nobody_for_long() {
-        let connections = Connections::new(ROOM);
+        let connections = Connections::new(LIMITS);
         let fresh = [connections.admit(address(1)).await, connections.admit(address(4)).await];
         let resting = connections.admit(address(2)).await;
         resting.rests();
@@ -354,21 +354,21 @@ mod tests {
         let third = connections.admit(address(3)).await;
         assert_eq!(fresh.each_ref().map(|guest| guest.gone().now_or_never().is_some()), [true, false], "two of three");
 
-        let connections = Connections::new(ROOM);
+        let connections = Connections::new(LIMITS);
         let fresh = [1, 2, 3].map(|last| connections.admit(address(last)).now_or_never().unwrap());
         let mut waits = std::pin::pin!(connections.admit(address(4)));
         assert!((&mut waits).now_or_never().is_none(), "nobody of them has more than half");
         fresh[1].rests();
         let begun = Instant::now();
         waits.await;
-        assert!(begun.elapsed() < GRACE / 2, "who comes to rest makes room");
+        assert!(begun.elapsed() < GRACE_TIMEOUT / 2, "who comes to rest makes room");
         assert_eq!(fresh.map(|guest| guest.gone().now_or_never().is_some()), [false, true, false]);
         drop(third);
     }
 
     #[tokio::test]
     async fn a_flood_of_one_address_holds_up_nobody_at_all() {
-        let connections = Connections::new(ROOM);
+        let connections = Connections::new(LIMITS);
         let other = connections.admit(address(2)).await;
         let mut flood = Vec::new();
         for _ in 0..1_000 {
@@ -382,7 +382,7 @@ mod tests {
 
     #[tokio::test]
     async fn callers_keep_their_places_and_one_address_leaves_some() {
-        let connections = Connections::new(ROOM);
+        let connections = Connections::new(LIMITS);
         let mut callers = Vec::new();
         for _ in 0..3 {
             let caller = connections.admit(address(1)).await;

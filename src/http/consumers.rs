@@ -17,7 +17,7 @@ use crate::watermark::{Standing, Waiting};
 /// The query of `/consumers`.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Wanted {
+pub(crate) struct ConsumerQuery {
     /// So many at most; 50, if that isn't said
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
@@ -55,25 +55,25 @@ pub(crate) struct ConsumerBody {
 /// In the order of their ids.
 #[utoipa::path(
     get, path = "/consumers", operation_id = "listConsumers", tag = "watermarks",
-    params(Wanted), responses((status = 200, description = "A page.", body = Page<ConsumerBody>)),
+    params(ConsumerQuery), responses((status = 200, description = "A page.", body = Page<ConsumerBody>)),
     extensions(("x-codes" = json!([Code::TableUnreadable]))),
 )]
 pub(crate) async fn list(
     State(service): State<Service>,
     caller: Caller,
-    Query(wanted): Query<Wanted>,
+    Query(query): Query<ConsumerQuery>,
 ) -> Result<Json<Page<ConsumerBody>>, Problem> {
-    let limit = pages::limit(wanted.limit.as_deref())?;
-    let after = wanted.cursor.as_deref().map(place).transpose()?;
+    let limit = pages::limit(query.limit.as_deref())?;
+    let after = query.cursor.as_deref().map(read_cursor).transpose()?;
     let after = after.as_ref().map(|(consumer, dataset)| (consumer, *dataset));
     let consumers = service.consumers(after, caller.consumers(), limit + 1).await?;
     Ok(Json(Page::new(consumers, limit, |(standing, _)| format!("{}/{}", standing.consumer, standing.dataset), body)))
 }
 
-/// A consumer and a dataset; neither has a slash in it.
-fn place(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
-    let place = cursor.split_once('/').filter(|(_, dataset)| is_name(dataset));
-    let (consumer, dataset) = place.ok_or_else(pages::bad_cursor)?;
+/// The consumer and the dataset that a cursor names; neither has a slash in its name.
+fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
+    let position = cursor.split_once('/').filter(|(_, dataset)| is_name(dataset));
+    let (consumer, dataset) = position.ok_or_else(pages::bad_cursor)?;
     Ok((consumer.parse().map_err(|_| pages::bad_cursor())?, dataset))
 }
 

@@ -38,7 +38,7 @@ const MOST_SECONDS: u64 = 60;
 /// The query of `/exports/{jobId}`.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Patience {
+pub(crate) struct WaitQuery {
     /// Answer when the export has ended, or after so many seconds, 60 at most
     #[param(value_type = Option<u64>, example = 30)]
     wait: Option<String>,
@@ -47,14 +47,14 @@ pub(crate) struct Patience {
 /// Look at an export
 #[utoipa::path(
     get, path = "/exports/{jobId}", operation_id = "getExport", tag = "exports",
-    params(PathJob, Patience), responses((status = 200, description = "The export.", body = JobBody)),
+    params(PathJob, WaitQuery), responses((status = 200, description = "The export.", body = JobBody)),
     extensions(("x-codes" = json!([Code::TooManyFollowers]))),
 )]
 pub(crate) async fn get(
     State(service): State<Service>,
     PathJob(id): PathJob,
     follower: Follower,
-    Query(Patience { wait }): Query<Patience>,
+    Query(WaitQuery { wait }): Query<WaitQuery>,
 ) -> Result<Json<JobBody>, Problem> {
     let job = match wait.map(|text| whole_number(&text)) {
         None => service.job(id).await?,
@@ -125,7 +125,7 @@ pub(crate) async fn events(
 #[derive(Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Listed {
+pub(crate) struct ExportQuery {
     /// This consumer's
     #[param(value_type = Option<ConsumerId>, example = "search")]
     consumer: Option<String>,
@@ -153,25 +153,25 @@ pub(crate) struct Listed {
 /// With `after`, `consumer` and `dataset`: what was published after that export, oldest first, which is what a loader has to load.
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
-    params(Listed), responses((status = 200, description = "A page.", body = Page<JobBody>)),
+    params(ExportQuery), responses((status = 200, description = "A page.", body = Page<JobBody>)),
     extensions(("x-codes" = json!([Code::DatabaseRestored, Code::ConsumerNotAllowed]))),
 )]
 pub(crate) async fn list(
     State(service): State<Service>,
     caller: Caller,
-    Query(listed): Query<Listed>,
+    Query(query): Query<ExportQuery>,
 ) -> Result<Json<Page<JobBody>>, Problem> {
-    let limit = pages::limit(listed.limit.as_deref())?;
-    if listed.after.is_some() {
-        return published_after(&service, &caller, listed, limit).await;
+    let limit = pages::limit(query.limit.as_deref())?;
+    if query.after.is_some() {
+        return published_after(&service, &caller, query, limit).await;
     }
     let filter = Filter {
-        consumer: word("consumer", listed.consumer)?,
+        consumer: word("consumer", query.consumer)?,
         among: caller.consumers().map(<[_]>::to_vec),
-        dataset: listed.dataset.map(dataset).transpose()?,
-        export_type: word("exportType", listed.export_type)?,
-        status: word("status", listed.status)?,
-        before: listed.cursor.map(|cursor| read_cursor(&cursor).ok_or_else(pages::bad_cursor)).transpose()?,
+        dataset: query.dataset.map(dataset).transpose()?,
+        export_type: word("exportType", query.export_type)?,
+        status: word("status", query.status)?,
+        before: query.cursor.map(|cursor| read_cursor(&cursor).ok_or_else(pages::bad_cursor)).transpose()?,
     };
     let jobs = service.jobs(&filter, limit + 1).await?;
     Ok(Json(Page::new(jobs, limit, cursor_of, JobBody::from)))
@@ -181,10 +181,10 @@ pub(crate) async fn list(
 async fn published_after(
     service: &Service,
     caller: &Caller,
-    listed: Listed,
+    query: ExportQuery,
     limit: u32,
 ) -> Result<Json<Page<JobBody>>, Problem> {
-    let Listed { consumer, status, export_type, dataset: of, after, cursor, limit: _ } = listed;
+    let ExportQuery { consumer, status, export_type, dataset: of, after, cursor, limit: _ } = query;
     let bad = |name: &str, why: &str| Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: {why}"));
     let after: Uuid = after.unwrap_or_default().parse().map_err(|_| bad("after", "the id of an export is expected"))?;
     for (name, value) in [("status", &status), ("exportType", &export_type)] {

@@ -105,7 +105,7 @@ impl IntoParams for PathJob {
     }
 }
 
-impl<C: IntoParams> IntoParams for Asked<C> {
+impl<C: IntoParams> IntoParams for Submission<C> {
     fn into_params(place: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let schema = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[!-~]{1,255}$"));
         let key = ParameterBuilder::new().name(KEY_HEADER).parameter_in(ParameterIn::Header).required(Required::False);
@@ -200,21 +200,21 @@ impl FromRequestParts<Service> for PathJob {
 }
 
 /// What a call that makes an export carries: what it is to be of, as `C` reads it, the client's name for the request, and a body.
-pub(crate) struct Asked<C> {
+pub(crate) struct Submission<C> {
     pub(crate) of: C,
     pub(crate) key: Option<IdempotencyKey>,
     pub(crate) members: Members,
 }
 
-impl<S: Send + Sync, C: FromRequestParts<S, Rejection = Problem> + Send> FromRequest<S> for Asked<C> {
+impl<S: Send + Sync, C: FromRequestParts<S, Rejection = Problem> + Send> FromRequest<S> for Submission<C> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Asked<C>, Problem> {
+    async fn from_request(request: Request, state: &S) -> Result<Submission<C>, Problem> {
         let (mut parts, body) = request.into_parts();
         let of = C::from_request_parts(&mut parts, state).await?;
         let Key(key) = Key::from_request_parts(&mut parts, state).await?;
         let members = Members::from_request(Request::from_parts(parts, body), state).await?;
-        Ok(Asked { of, key, members })
+        Ok(Submission { of, key, members })
     }
 }
 

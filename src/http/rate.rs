@@ -59,7 +59,7 @@ impl Rate {
 
 /// Who pays for a request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Payer<'a> {
+pub(crate) enum RateKey<'a> {
     /// A key that is good.
     Key(&'a Prefix),
     /// The other end of the connection.
@@ -67,14 +67,14 @@ pub(crate) enum Payer<'a> {
 }
 
 /// The buckets.
-pub(crate) struct Limits {
+pub(crate) struct RateLimits {
     keys: Buckets<Prefix>,
     addresses: Buckets<IpAddr>,
 }
 
-impl Debug for Limits {
+impl Debug for RateLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Limits")
+        f.write_str("RateLimits")
     }
 }
 
@@ -89,34 +89,34 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
     }
 
     /// Takes a request out of a bucket; `Err`: it is empty for so long.
-    fn charge(&self, whose: &K) -> Result<(), Duration> {
+    fn charge(&self, key: &K) -> Result<(), Duration> {
         if self.charged.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
             self.limiter.retain_recent();
         }
-        self.limiter.check_key(whose).map_err(|until| until.wait_time_from(self.limiter.clock().now()))
+        self.limiter.check_key(key).map_err(|until| until.wait_time_from(self.limiter.clock().now()))
     }
 }
 
-impl Limits {
-    pub(crate) fn new(rate: Rate) -> Limits {
-        Limits { keys: Buckets::new(rate), addresses: Buckets::new(rate) }
+impl RateLimits {
+    pub(crate) fn new(rate: Rate) -> RateLimits {
+        RateLimits { keys: Buckets::new(rate), addresses: Buckets::new(rate) }
     }
 
     /// Takes a request out of somebody's bucket; `Err`: it is empty for so long.
-    pub(crate) fn charge(&self, payer: Payer) -> Result<(), Duration> {
-        match payer {
+    pub(crate) fn charge(&self, key: RateKey) -> Result<(), Duration> {
+        match key {
             // There are no more of them than were made.
-            Payer::Key(prefix) => self.keys.charge(prefix),
-            Payer::Address(_) if self.addresses.limiter.len() >= MOST_BUCKETS => {
+            RateKey::Key(prefix) => self.keys.charge(prefix),
+            RateKey::Address(_) if self.addresses.limiter.len() >= MOST_BUCKETS => {
                 self.addresses.charge(&Ipv6Addr::UNSPECIFIED.into())
             }
-            Payer::Address(address) => self.addresses.charge(&whose(address)),
+            RateKey::Address(address) => self.addresses.charge(&client_network(address)),
         }
     }
 }
 
 /// Whose an address is: in IPv6 a host has all of a /64.
-pub(crate) fn whose(address: IpAddr) -> IpAddr {
+pub(crate) fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
         address @ IpAddr::V4(_) => address,
@@ -142,23 +142,23 @@ mod tests {
 
     #[test]
     fn a_bucket_is_its_owners() {
-        let limits = Limits::new("2/h".parse().unwrap());
-        let charge = |address: &str| limits.charge(Payer::Address(address.parse().unwrap())).is_ok();
+        let limits = RateLimits::new("2/h".parse().unwrap());
+        let charge = |address: &str| limits.charge(RateKey::Address(address.parse().unwrap())).is_ok();
         assert!(charge("10.0.0.1") && charge("::ffff:10.0.0.1") && !charge("10.0.0.1"));
         assert!(charge("10.0.0.2"));
         assert!(charge("2001:db8::1") && charge("2001:db8::2") && !charge("2001:db8::3"), "of one /64");
         assert!(charge("2001:db8:0:1::1"));
         let prefix = Prefix::stored("10.0.0.1".to_owned());
-        assert!(limits.charge(Payer::Key(&prefix)).is_ok(), "a key has one of its own");
-        let wait = limits.charge(Payer::Address("10.0.0.1".parse().unwrap())).unwrap_err();
+        assert!(limits.charge(RateKey::Key(&prefix)).is_ok(), "a key has one of its own");
+        let wait = limits.charge(RateKey::Address("10.0.0.1".parse().unwrap())).unwrap_err();
         assert!((1_700..=1_800).contains(&wait.as_secs()), "{wait:?}");
     }
 
     #[test]
     fn buckets_are_bounded() {
-        let limits = Limits::new("2/h".parse().unwrap());
+        let limits = RateLimits::new("2/h".parse().unwrap());
         for n in 0..MOST_BUCKETS as u32 + 5_000 {
-            let _ = limits.charge(Payer::Address(IpAddr::V4(n.into())));
+            let _ = limits.charge(RateKey::Address(IpAddr::V4(n.into())));
         }
         assert!(limits.addresses.limiter.len() <= MOST_BUCKETS + 1);
     }

@@ -44,7 +44,7 @@ struct NewWatermark {
 /// The query of `/exports/watermark`.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Of {
+pub(crate) struct DatasetQuery {
     /// In which dataset
     #[serde(default = "users")]
     #[param(required = false, default = "users", value_type = DatasetName)]
@@ -59,13 +59,13 @@ pub(super) fn users() -> String {
 /// See where a consumer stands
 #[utoipa::path(
     get, path = "/exports/watermark", operation_id = "getWatermark", tag = "watermarks",
-    params(Consumer, Of), responses((status = 200, description = "The watermark.", body = WatermarkBody)),
+    params(Consumer, DatasetQuery), responses((status = 200, description = "The watermark.", body = WatermarkBody)),
     extensions(("x-codes" = json!([Code::NoWatermark, Code::NoDataset]))),
 )]
 pub(crate) async fn get(
     State(service): State<Service>,
     Consumer(consumer): Consumer,
-    Query(Of { dataset }): Query<Of>,
+    Query(DatasetQuery { dataset }): Query<DatasetQuery>,
 ) -> Result<Json<WatermarkBody>, Problem> {
     Ok(Json(service.watermark(&consumer, &dataset).await?.into()))
 }
@@ -76,14 +76,14 @@ pub(crate) async fn get(
 /// are exported again.
 #[utoipa::path(
     put, path = "/exports/watermark", operation_id = "setWatermark", tag = "watermarks",
-    params(Consumer, Of), request_body = NewWatermark,
+    params(Consumer, DatasetQuery), request_body = NewWatermark,
     responses((status = 200, description = "The watermark, as it is now.", body = WatermarkBody)),
     extensions(("x-codes" = json!([Code::NoDataset, Code::NoUpdatedAt, Code::Committing]))),
 )]
 pub(crate) async fn put(
     State(service): State<Service>,
     Consumer(consumer): Consumer,
-    Query(Of { dataset }): Query<Of>,
+    Query(DatasetQuery { dataset }): Query<DatasetQuery>,
     mut members: Members,
 ) -> Result<Json<WatermarkBody>, Problem> {
     let time = members.take_time("lastExportedAt")?;
@@ -94,13 +94,13 @@ pub(crate) async fn put(
 /// Forget where a consumer stands
 #[utoipa::path(
     delete, path = "/exports/watermark", operation_id = "forgetWatermark", tag = "watermarks",
-    params(Consumer, Of), responses((status = 204, description = "It has no watermark any more.")),
+    params(Consumer, DatasetQuery), responses((status = 204, description = "It has no watermark any more.")),
     extensions(("x-codes" = json!([Code::NoDataset, Code::Committing]))),
 )]
 pub(crate) async fn delete(
     State(service): State<Service>,
     Consumer(consumer): Consumer,
-    Query(Of { dataset }): Query<Of>,
+    Query(DatasetQuery { dataset }): Query<DatasetQuery>,
 ) -> Result<StatusCode, Problem> {
     service.forget_watermark(&consumer, &dataset).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -12,7 +12,7 @@ use crate::service::{Error, PATIENCE, Service, within};
 use crate::sink::{self, Folder};
 use crate::store::files::FilePlace;
 use crate::telemetry::chain;
-use crate::telemetry::metrics::{self, Kind};
+use crate::telemetry::metrics::{self, ExportLabels};
 
 /// A file has its name within a second of its commit: one that hasn't after so long may be given up.
 const UNPUBLISHED_FOR: Duration = Duration::from_secs(10);
@@ -99,9 +99,9 @@ impl Service {
         if !within(self.store.give_up(&place, UNPUBLISHED_FOR)).await? {
             return Err(Error::Open(job.status));
         }
-        let kind = Kind { dataset: &job.dataset, export_type: job.export_type.as_str() };
-        metrics::job_ended(kind, Status::Failed.as_str());
-        metrics::job_failed(kind, FailureCode::FileLost.as_str());
+        let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
+        metrics::job_ended(labels, Status::Failed.as_str());
+        metrics::job_failed(labels, FailureCode::FileLost.as_str());
         tracing::error!(event = "export_failed", jobId = %id, error = %FailureCode::FileLost);
         // In a folder that is another one's the sweeper of that removes it, should it ever be back.
         let removed = self.on_folder(move |folder| match place.is_own && folder.store()? == place.store {

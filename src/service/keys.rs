@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::key::{Grant, Prefix, Presented, Stored};
+use crate::key::{Grant, Prefix, PresentedKey, StoredKey};
 use crate::service::{Error, within};
 use crate::store::Store;
 
@@ -36,7 +36,7 @@ pub(crate) struct Keyring {
 
 #[derive(Debug, Default)]
 struct Memory {
-    found: Remembered<Stored>,
+    found: Remembered<StoredKey>,
     missed: Remembered<()>,
 }
 
@@ -74,12 +74,12 @@ impl Keyring {
     }
 
     /// Whether this key was good when it was last looked up.
-    pub(crate) fn knows(&self, key: &Presented) -> bool {
+    pub(crate) fn knows(&self, key: &PresentedKey) -> bool {
         self.remembered(|memory| memory.found.0.get(key.prefix()).is_some_and(|(_, stored)| key.is(stored)))
     }
 
     /// What a key permits; [`Error::NoKey`] if it is none.
-    pub(crate) async fn grant(self: &Arc<Keyring>, key: &Presented) -> Result<Arc<Grant>, Error> {
+    pub(crate) async fn grant(self: &Arc<Keyring>, key: &PresentedKey) -> Result<Arc<Grant>, Error> {
         let stored = match self.believed(key.prefix()) {
             Some(stored) => stored,
             None => self.look_up(key).await?,
@@ -88,7 +88,7 @@ impl Keyring {
     }
 
     /// Returns once the key is none any more. While nobody can tell, it still is: what it began was begun with a good key.
-    pub(crate) async fn gone(self: &Arc<Keyring>, key: &Presented) {
+    pub(crate) async fn gone(self: &Arc<Keyring>, key: &PresentedKey) {
         loop {
             tokio::time::sleep(LOOK_AGAIN).await;
             if matches!(self.grant(key).await, Err(Error::NoKey)) {
@@ -98,7 +98,7 @@ impl Keyring {
     }
 
     /// What is known of a prefix; `None`: nothing that is new enough.
-    fn believed(&self, prefix: &Prefix) -> Option<Option<Stored>> {
+    fn believed(&self, prefix: &Prefix) -> Option<Option<StoredKey>> {
         self.remembered(|memory| match memory.found.fresh(prefix) {
             Some(stored) => Some(Some(stored.clone())),
             None => memory.missed.fresh(prefix).map(|()| None),
@@ -107,7 +107,7 @@ impl Keyring {
 
     /// In a task of its own: whoever asks may be polled by nobody any more, as the body of an answer that its client doesn't read,
     /// and would keep the turn, and a connection to the database, from all others.
-    async fn look_up(self: &Arc<Keyring>, key: &Presented) -> Result<Option<Stored>, Error> {
+    async fn look_up(self: &Arc<Keyring>, key: &PresentedKey) -> Result<Option<StoredKey>, Error> {
         let (ring, key) = (Arc::clone(self), key.clone());
         let asked = AbortOnDropHandle::new(tokio::spawn(async move { ring.ask(&key).await }));
         match asked.await {
@@ -120,7 +120,7 @@ impl Keyring {
         }
     }
 
-    async fn ask(&self, key: &Presented) -> Result<Option<Stored>, Error> {
+    async fn ask(&self, key: &PresentedKey) -> Result<Option<StoredKey>, Error> {
         let turns = if self.knows(key) { &self.turns_of_known } else { &self.turns_of_others };
         let looked_up = within(async {
             let _turn = turns.acquire().await.expect("nobody closes the semaphore");
@@ -144,7 +144,7 @@ impl Keyring {
         Ok(stored)
     }
 
-    fn remember(&self, prefix: &Prefix, asked: Instant, stored: Option<Stored>) {
+    fn remember(&self, prefix: &Prefix, asked: Instant, stored: Option<StoredKey>) {
         self.remembered(|memory| match stored {
             Some(stored) => {
                 memory.missed.0.remove(prefix);

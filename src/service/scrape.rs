@@ -13,7 +13,7 @@ use crate::store::{
     gauges::{Backlog, WatermarkAge},
 };
 use crate::telemetry::chain;
-use crate::telemetry::metrics::{self, Gauges, Kind};
+use crate::telemetry::metrics::{self, ExportLabels, Gauges};
 
 /// A look serves every scrape that comes so soon after it: several scrapers cost the database what one costs.
 const LOOK_LASTS: Duration = Duration::from_secs(1);
@@ -25,11 +25,11 @@ const LOOK_PATIENCE: Duration = Duration::from_millis(1_500);
 pub(crate) type LastLook = Mutex<Option<(Instant, String)>>;
 
 /// Lets the counters of everything that may be exported begin at 0.
-pub(crate) fn foresee(catalog: &Catalog) {
+pub(crate) fn init_series(catalog: &Catalog) {
     for (dataset, export_type) in catalog.iter().flat_map(|d| ExportType::ALL.iter().map(move |t| (d, t))) {
         let ends = Status::ALL.iter().filter(|status| status.is_terminal()).map(|status| status.as_str());
         let codes = FailureCode::ALL.iter().map(|code| code.as_str());
-        metrics::foresee(Kind { dataset: &dataset.name, export_type: export_type.as_str() }, ends, codes);
+        metrics::init_series(ExportLabels { dataset: &dataset.name, export_type: export_type.as_str() }, ends, codes);
     }
 }
 

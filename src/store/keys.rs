@@ -5,14 +5,14 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::job::ConsumerId;
-use crate::key::{Called, Grant, Listed, Name, Prefix, Presented, Scope, Stored};
+use crate::key::{Grant, KeyInfo, KeyName, KeySelector, Prefix, PresentedKey, Scope, StoredKey};
 use crate::store::{Error, Store, texts};
 
 /// A key that is to be made.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct NewKey {
     /// What the operator calls it.
-    pub name: Name,
+    pub name: KeyName,
     /// Only for these consumers; `None`: for all.
     pub consumers: Option<Vec<ConsumerId>>,
     /// What for.
@@ -23,9 +23,9 @@ pub struct Wanted {
 
 /// How the making of a key went.
 #[derive(Debug)]
-pub enum Made {
+pub enum Created {
     /// It is there.
-    Done(Listed),
+    Done(KeyInfo),
     /// Another one that isn't revoked has its name.
     NameTaken,
 }
@@ -42,9 +42,9 @@ struct KeyRow {
     last_used_at: Option<DateTime<Utc>>,
 }
 
-impl From<KeyRow> for Listed {
-    fn from(row: KeyRow) -> Listed {
-        Listed {
+impl From<KeyRow> for KeyInfo {
+    fn from(row: KeyRow) -> KeyInfo {
+        KeyInfo {
             name: row.name,
             grant: grant(row.prefix, row.consumers, &row.scopes),
             created_at: row.created_at,
@@ -77,28 +77,28 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn create_key(&self, key: &Presented, wanted: &Wanted) -> Result<Made, Error> {
+    pub async fn create_key(&self, key: &PresentedKey, new: &NewKey) -> Result<Created, Error> {
         let mut conn = self.connection().await?;
-        let made: Result<KeyRow, sqlx::Error> = sqlx::query_as(
+        let created: Result<KeyRow, sqlx::Error> = sqlx::query_as(
             "-- store.keys.create
              insert into cdc_export.keys (name, prefix, hash, consumers, scopes, expires_at)
              values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6))
              returning name, prefix, consumers, scopes, created_at, expires_at, revoked_at, last_used_at",
         )
-        .bind(wanted.name.as_str())
+        .bind(new.name.as_str())
         .bind(key.prefix().as_str())
         .bind(key.hash().as_bytes())
-        .bind(texts(wanted.consumers.as_deref()))
-        .bind(wanted.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>())
-        .bind(wanted.lifetime.map(|lifetime| lifetime.as_secs_f64()))
+        .bind(texts(new.consumers.as_deref()))
+        .bind(new.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>())
+        .bind(new.lifetime.map(|lifetime| lifetime.as_secs_f64()))
         .fetch_one(conn.get())
         .await;
-        match made {
+        match created {
             Ok(row) => {
                 conn.give_back();
-                Ok(Made::Done(row.into()))
+                Ok(Created::Done(row.into()))
             }
-            Err(sqlx::Error::Database(e)) if e.constraint() == Some("keys_name") => Ok(Made::NameTaken),
+            Err(sqlx::Error::Database(e)) if e.constraint() == Some("keys_name") => Ok(Created::NameTaken),
             Err(error) => Err(error.into()),
         }
     }
@@ -107,7 +107,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn keys(&self) -> Result<Vec<Listed>, Error> {
+    pub async fn keys(&self) -> Result<Vec<KeyInfo>, Error> {
         let mut conn = self.connection().await?;
         let rows: Vec<KeyRow> = sqlx::query_as(
             "-- store.keys.list
@@ -117,14 +117,14 @@ impl Store {
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
-        Ok(rows.into_iter().map(Listed::from).collect())
+        Ok(rows.into_iter().map(KeyInfo::from).collect())
     }
 
     /// Ends a key for good. `None`: there is none of this name or prefix, or it was ended before.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn revoke_key(&self, called: &Called) -> Result<Option<Listed>, Error> {
+    pub async fn revoke_key(&self, selector: &KeySelector) -> Result<Option<KeyInfo>, Error> {
         let mut conn = self.connection().await?;
         let row: Option<KeyRow> = sqlx::query_as(
             "-- store.keys.revoke
@@ -135,18 +135,18 @@ impl Store {
                order by prefix = $1 desc limit 1)
              returning name, prefix, consumers, scopes, created_at, expires_at, revoked_at, last_used_at",
         )
-        .bind(called.as_str())
+        .bind(selector.as_str())
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
-        Ok(row.map(Listed::from))
+        Ok(row.map(KeyInfo::from))
     }
 
     /// The key of this prefix, if it may be used now.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn usable_key(&self, prefix: &Prefix) -> Result<Option<Stored>, Error> {
+    pub async fn usable_key(&self, prefix: &Prefix) -> Result<Option<StoredKey>, Error> {
         let mut conn = self.connection().await?;
         let row: Option<UsableRow> = sqlx::query_as(
             "-- store.keys.usable
@@ -158,7 +158,7 @@ impl Store {
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
-        Ok(row.map(|row| Stored {
+        Ok(row.map(|row| StoredKey {
             grant: grant(prefix.as_str().to_owned(), row.consumers, &row.scopes).into(),
             hash: row.hash,
             is_use_due: row.is_use_due,

@@ -121,12 +121,12 @@ pub const CHANGE_LOG_HELD: Metric = metric(
 const DURATION_BUCKETS: &[f64] =
     &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
-/// What kind of export is counted.
+/// The labels that a count of exports has.
 #[derive(Clone, Copy, Debug)]
-pub struct Kind<'a> {
-    /// Of which dataset.
+pub struct ExportLabels<'a> {
+    /// The dataset's name.
     pub dataset: &'a str,
-    /// Which rows of it.
+    /// The export type's word.
     pub export_type: &'a str,
 }
 
@@ -155,9 +155,9 @@ pub struct PoolUse {
 }
 
 /// A process has one of it, as it has one log.
-static COUNTED: LazyLock<Counted> = LazyLock::new(Counted::new);
+static COUNTERS: LazyLock<Counters> = LazyLock::new(Counters::new);
 
-struct Counted {
+struct Counters {
     registry: Registry,
     jobs: IntCounterVec,
     failures: IntCounterVec,
@@ -190,11 +190,11 @@ fn text(registry: &Registry) -> String {
     TextEncoder::new().encode_to_string(&registry.gather()).expect("every family of a registry has a name and a type")
 }
 
-impl Counted {
-    fn new() -> Counted {
+impl Counters {
+    fn new() -> Counters {
         let registry = Registry::new();
         let options = HistogramOpts::new(DURATION.name, DURATION.help).buckets(DURATION_BUCKETS.to_vec());
-        let counted = Counted {
+        let counted = Counters {
             jobs: counter(&registry, &JOBS),
             failures: counter(&registry, &FAILURES),
             rows: counter(&registry, &ROWS),
@@ -212,51 +212,55 @@ impl Counted {
     }
 }
 
-/// Lets the counters of a kind of export begin at 0, with these ends and codes of failures: the first one that is counted would
+/// Lets the counters of these labels begin at 0, with these ends and codes of failures: the first one that is counted would
 /// else be no increase, and no alert.
-pub fn foresee<'a>(kind: Kind<'_>, ends: impl Iterator<Item = &'a str>, codes: impl Iterator<Item = &'a str>) {
-    let Kind { dataset, export_type } = kind;
-    ends.for_each(|end| drop(COUNTED.jobs.with_label_values(&[dataset, export_type, end])));
-    codes.for_each(|code| drop(COUNTED.failures.with_label_values(&[dataset, code])));
-    for counter in [&COUNTED.rows, &COUNTED.bytes, &COUNTED.late_rows] {
+pub fn init_series<'a>(
+    labels: ExportLabels<'_>,
+    ends: impl Iterator<Item = &'a str>,
+    codes: impl Iterator<Item = &'a str>,
+) {
+    let ExportLabels { dataset, export_type } = labels;
+    ends.for_each(|end| drop(COUNTERS.jobs.with_label_values(&[dataset, export_type, end])));
+    codes.for_each(|code| drop(COUNTERS.failures.with_label_values(&[dataset, code])));
+    for counter in [&COUNTERS.rows, &COUNTERS.bytes, &COUNTERS.late_rows] {
         counter.with_label_values(&[dataset, export_type]);
     }
-    COUNTED.duration.with_label_values(&[dataset, export_type]);
+    COUNTERS.duration.with_label_values(&[dataset, export_type]);
 }
 
 /// Counts a job that ended as `status`.
-pub fn job_ended(kind: Kind<'_>, status: &str) {
-    COUNTED.jobs.with_label_values(&[kind.dataset, kind.export_type, status]).inc();
+pub fn job_ended(labels: ExportLabels<'_>, status: &str) {
+    COUNTERS.jobs.with_label_values(&[labels.dataset, labels.export_type, status]).inc();
 }
 
 /// Counts why a job failed, beside its end.
-pub fn job_failed(kind: Kind<'_>, code: &str) {
-    COUNTED.failures.with_label_values(&[kind.dataset, code]).inc();
+pub fn job_failed(labels: ExportLabels<'_>, code: &str) {
+    COUNTERS.failures.with_label_values(&[labels.dataset, code]).inc();
 }
 
 /// Counts what a completed job amounts to, beside its end.
-pub fn job_completed(kind: Kind<'_>, completed: Completed) {
-    let labels = &[kind.dataset, kind.export_type];
-    COUNTED.rows.with_label_values(labels).inc_by(completed.rows);
-    COUNTED.bytes.with_label_values(labels).inc_by(completed.bytes);
-    COUNTED.late_rows.with_label_values(labels).inc_by(completed.late_rows);
-    COUNTED.duration.with_label_values(labels).observe(completed.seconds);
+pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
+    let labels = &[labels.dataset, labels.export_type];
+    COUNTERS.rows.with_label_values(labels).inc_by(completed.rows);
+    COUNTERS.bytes.with_label_values(labels).inc_by(completed.bytes);
+    COUNTERS.late_rows.with_label_values(labels).inc_by(completed.late_rows);
+    COUNTERS.duration.with_label_values(labels).observe(completed.seconds);
 }
 
 /// Counts a job that was taken from a worker.
 pub fn lease_taken_over() {
-    COUNTED.takeovers.with_label_values::<&str>(&[]).inc();
+    COUNTERS.takeovers.with_label_values::<&str>(&[]).inc();
 }
 
 /// Says how much of the change log this process lets a position hold.
 pub fn change_log_caps(rows: u64, age: std::time::Duration) {
-    COUNTED.change_log_max_rows.with_label_values::<&str>(&[]).set(rows as f64);
-    COUNTED.change_log_max_age.with_label_values::<&str>(&[]).set(age.as_secs_f64());
+    COUNTERS.change_log_max_rows.with_label_values::<&str>(&[]).set(rows as f64);
+    COUNTERS.change_log_max_age.with_label_values::<&str>(&[]).set(age.as_secs_f64());
 }
 
 /// What the process has counted.
 pub fn counted() -> String {
-    text(&COUNTED.registry)
+    text(&COUNTERS.registry)
 }
 
 /// Gauges of one look. The next look has gauges of its own, so that a consumer which is gone leaves no series.

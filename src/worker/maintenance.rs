@@ -18,7 +18,7 @@ use crate::store::files::FilePlace;
 use crate::store::queue::{EndedAttempt, Reaped};
 use crate::store::retention::Of;
 use crate::telemetry::chain;
-use crate::telemetry::metrics::{self, Kind};
+use crate::telemetry::metrics::{self, ExportLabels};
 use crate::worker::publish::{FolderAccess, LOST_AFTER, Publication, give_up, publish};
 use crate::worker::{Error, Settings, Worker, heartbeat};
 
@@ -130,12 +130,12 @@ impl Task for Reap {
         for Reaped { job, dataset, export_type, status } in worker.within(worker.store.reap()).await? {
             tracing::warn!(event = "export_taken_over", jobId = %job, status = %status);
             metrics::lease_taken_over();
-            let kind = Kind { dataset: &dataset, export_type: export_type.as_str() };
+            let labels = ExportLabels { dataset: &dataset, export_type: export_type.as_str() };
             if status.is_terminal() {
-                metrics::job_ended(kind, status.as_str());
+                metrics::job_ended(labels, status.as_str());
             }
             if status == Status::Failed {
-                metrics::job_failed(kind, FailureCode::AttemptsExhausted.as_str());
+                metrics::job_failed(labels, FailureCode::AttemptsExhausted.as_str());
                 tracing::error!(event = "export_failed", jobId = %job, error = %FailureCode::AttemptsExhausted);
             }
             worker.work_hint.notify_waiters();

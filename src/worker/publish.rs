@@ -10,7 +10,7 @@ use crate::job::file::FileIdentity;
 use crate::job::{FailureCode, Status};
 use crate::sink::{self, Folder, Published};
 use crate::store::files::FilePlace;
-use crate::telemetry::metrics::{self, Completed, Kind};
+use crate::telemetry::metrics::{self, Completed, ExportLabels};
 use crate::worker::{Error, Worker};
 
 /// A file that is committed and nowhere in its folder for so long is lost: who was just renaming it has long done that.
@@ -90,9 +90,9 @@ async fn record(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Res
     if worker.within(worker.store.published(&place)).await? {
         // Here, since of all processes that may finish a job one gets here.
         let FilePlace { rows, identity: FileIdentity { size: bytes, .. }, late_rows, seconds, .. } = place;
-        let kind = Kind { dataset: &place.dataset, export_type: place.export_type.as_str() };
-        metrics::job_ended(kind, Status::Completed.as_str());
-        metrics::job_completed(kind, Completed { rows, bytes, late_rows, seconds });
+        let labels = ExportLabels { dataset: &place.dataset, export_type: place.export_type.as_str() };
+        metrics::job_ended(labels, Status::Completed.as_str());
+        metrics::job_completed(labels, Completed { rows, bytes, late_rows, seconds });
         tracing::info!(
             event = "export_completed",
             jobId = %place.job,
@@ -137,9 +137,9 @@ pub(crate) async fn give_up(worker: &Worker, place: &FilePlace) -> Result<(), Er
     // Whose file another database names has nothing to wait for.
     let after = if place.is_own { LOST_AFTER } else { Duration::ZERO };
     if worker.within(worker.store.give_up(place, after)).await? {
-        let kind = Kind { dataset: &place.dataset, export_type: place.export_type.as_str() };
-        metrics::job_ended(kind, Status::Failed.as_str());
-        metrics::job_failed(kind, FailureCode::FileLost.as_str());
+        let labels = ExportLabels { dataset: &place.dataset, export_type: place.export_type.as_str() };
+        metrics::job_ended(labels, Status::Failed.as_str());
+        metrics::job_failed(labels, FailureCode::FileLost.as_str());
         tracing::error!(event = "export_failed", jobId = %place.job, error = %FailureCode::FileLost, file = place.staged_name);
         worker.work_hint.notify_waiters();
     }

@@ -83,11 +83,11 @@ pub(crate) async fn download(
     // Only a GET has ranges (RFC 9110, 14.2).
     let range = text(&headers, header::RANGE)
         .filter(|_| unchanged && method == Method::GET)
-        .map_or(Wanted::Whole, |range| wanted(range, size));
+        .map_or(RequestedRange::Whole, |range| requested_range(range, size));
     let (status, from, length) = match range {
-        Wanted::Whole => (StatusCode::OK, 0, size),
-        Wanted::PastTheEnd => return Ok(Problem::range_not_satisfiable(size)),
-        Wanted::Part { first, last } => {
+        RequestedRange::Whole => (StatusCode::OK, 0, size),
+        RequestedRange::PastTheEnd => return Ok(Problem::range_not_satisfiable(size)),
+        RequestedRange::Part { first, last } => {
             set(header::CONTENT_RANGE, format!("bytes {first}-{last}/{size}"));
             (StatusCode::PARTIAL_CONTENT, first, last - first + 1)
         }
@@ -98,29 +98,29 @@ pub(crate) async fn download(
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Wanted {
+enum RequestedRange {
     Whole,
     Part { first: u64, last: u64 },
     PastTheEnd,
 }
 
-/// What a `Range` asks for of `size` bytes. One that can't be read is ignored (RFC 9110, 14.2).
-fn wanted(range: &str, size: u64) -> Wanted {
+/// What a `Range` header asks for of `size` bytes. One that can't be read is ignored (RFC 9110, 14.2).
+fn requested_range(range: &str, size: u64) -> RequestedRange {
     let ranges = match parse_range_header(range) {
         Ok(parsed) => parsed.ranges,
-        Err(RangeUnsatisfiableError::ZeroSuffix) => return Wanted::PastTheEnd,
-        Err(_) => return Wanted::Whole,
+        Err(RangeUnsatisfiableError::ZeroSuffix) => return RequestedRange::PastTheEnd,
+        Err(_) => return RequestedRange::Whole,
     };
-    let [range] = ranges.as_slice() else { return Wanted::Whole };
+    let [range] = ranges.as_slice() else { return RequestedRange::Whole };
     let (first, last) = match (range.start, range.end) {
         (StartPosition::FromLast(length), _) => (size.saturating_sub(length), size.saturating_sub(1)),
         (StartPosition::Index(first), EndPosition::LastByte) => (first, size.saturating_sub(1)),
         (StartPosition::Index(first), EndPosition::Index(last)) if first <= last => {
             (first, last.min(size.saturating_sub(1)))
         }
-        (StartPosition::Index(_), EndPosition::Index(_)) => return Wanted::Whole,
+        (StartPosition::Index(_), EndPosition::Index(_)) => return RequestedRange::Whole,
     };
-    if first < size { Wanted::Part { first, last } } else { Wanted::PastTheEnd }
+    if first < size { RequestedRange::Part { first, last } } else { RequestedRange::PastTheEnd }
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
@@ -135,26 +135,26 @@ mod tests {
     #[test]
     fn ranges() {
         for (range, expected) in [
-            ("bytes=0-3", Wanted::Part { first: 0, last: 3 }),
-            ("bytes=8-", Wanted::Part { first: 8, last: 9 }),
-            ("bytes=8-99", Wanted::Part { first: 8, last: 9 }),
-            ("bytes=-2", Wanted::Part { first: 8, last: 9 }),
-            ("bytes=-99", Wanted::Part { first: 0, last: 9 }),
-            ("bytes=10-", Wanted::PastTheEnd),
-            ("bytes=-0", Wanted::PastTheEnd),
-            ("bytes=5-4", Wanted::Whole),
-            ("bytes=0-1,3-4", Wanted::Whole),
-            ("rows=0-1", Wanted::Whole),
-            ("bytes", Wanted::Whole),
+            ("bytes=0-3", RequestedRange::Part { first: 0, last: 3 }),
+            ("bytes=8-", RequestedRange::Part { first: 8, last: 9 }),
+            ("bytes=8-99", RequestedRange::Part { first: 8, last: 9 }),
+            ("bytes=-2", RequestedRange::Part { first: 8, last: 9 }),
+            ("bytes=-99", RequestedRange::Part { first: 0, last: 9 }),
+            ("bytes=10-", RequestedRange::PastTheEnd),
+            ("bytes=-0", RequestedRange::PastTheEnd),
+            ("bytes=5-4", RequestedRange::Whole),
+            ("bytes=0-1,3-4", RequestedRange::Whole),
+            ("rows=0-1", RequestedRange::Whole),
+            ("bytes", RequestedRange::Whole),
         ] {
-            assert_eq!(wanted(range, 10), expected, "{range}");
+            assert_eq!(requested_range(range, 10), expected, "{range}");
         }
     }
 
     proptest! {
         #[test]
         fn a_range_is_inside_the_file(range in "bytes=[0-9,-]{0,24}|\\PC{0,40}", size in 1u64..) {
-            if let Wanted::Part { first, last } = wanted(&range, size) {
+            if let RequestedRange::Part { first, last } = requested_range(&range, size) {
                 prop_assert!(first <= last && last < size);
             }
         }

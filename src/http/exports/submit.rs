@@ -13,7 +13,7 @@ use utoipa::openapi::{self, RefOr};
 use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
 use crate::dataset::USERS;
-use crate::http::input::{Asked, Consumer, MaybeConsumer, Members, PathConsumer, PathJob};
+use crate::http::input::{Consumer, MaybeConsumer, Members, PathConsumer, PathJob, Submission};
 use crate::http::openapi::DatasetName;
 use crate::http::problem::{Code, Problem};
 use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
@@ -27,14 +27,14 @@ use crate::service::{self, Service};
 /// moves no watermark and runs beside others; only these take `columns`, `filter` and `limit`.
 #[utoipa::path(
     post, path = "/exports", operation_id = "createExport", tag = "exports",
-    params(Asked<MaybeConsumer>), request_body = NewExport, responses(Submitted),
+    params(Submission<MaybeConsumer>), request_body = NewExport, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs, Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
 pub(crate) async fn create(
     State(service): State<Service>,
-    Asked { of: MaybeConsumer(consumer), key, mut members }: Asked<MaybeConsumer>,
+    Submission { of: MaybeConsumer(consumer), key, mut members }: Submission<MaybeConsumer>,
 ) -> Result<Response, Problem> {
     let export_type = members.take_word("exportType")?.unwrap_or(ExportType::Full);
     let selection = if consumer.is_none() { selection_of(&mut members)? } else { Selection::default() };
@@ -53,21 +53,27 @@ pub(crate) async fn create(
 /// The export moves the consumer's watermark to the latest `updated_at` among the rows.
 #[utoipa::path(
     post, path = "/exports/full", operation_id = "startFull", tag = "exports",
-    params(Asked<Consumer>), request_body = Options, responses(Submitted),
+    params(Submission<Consumer>), request_body = Options, responses(Submitted),
     extensions(("x-codes" = json!([Code::TooManyOpenJobs]))),
 )]
-pub(crate) async fn full(State(service): State<Service>, asked: Asked<Consumer>) -> Result<Response, Problem> {
-    start(&service, asked, ExportType::Full).await
+pub(crate) async fn full(
+    State(service): State<Service>,
+    submission: Submission<Consumer>,
+) -> Result<Response, Problem> {
+    start(&service, submission, ExportType::Full).await
 }
 
 /// Ask for the live rows that changed since the consumer's last export
 #[utoipa::path(
     post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
-    params(Asked<Consumer>), request_body = Options, responses(Submitted),
+    params(Submission<Consumer>), request_body = Options, responses(Submitted),
     extensions(("x-codes" = json!([Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs]))),
 )]
-pub(crate) async fn incremental(State(service): State<Service>, asked: Asked<Consumer>) -> Result<Response, Problem> {
-    start(&service, asked, ExportType::Incremental).await
+pub(crate) async fn incremental(
+    State(service): State<Service>,
+    submission: Submission<Consumer>,
+) -> Result<Response, Problem> {
+    start(&service, submission, ExportType::Incremental).await
 }
 
 /// Ask for the rows that changed since the consumer's last export, deleted ones too
@@ -75,33 +81,36 @@ pub(crate) async fn incremental(State(service): State<Service>, asked: Asked<Con
 /// Each row has its operation: `INSERT`, `UPDATE` or `DELETE`. Deletions come first.
 #[utoipa::path(
     post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
-    params(Asked<Consumer>), request_body = Options, responses(Submitted),
+    params(Submission<Consumer>), request_body = Options, responses(Submitted),
     extensions(("x-codes" = json!([Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs]))),
 )]
-pub(crate) async fn delta(State(service): State<Service>, asked: Asked<Consumer>) -> Result<Response, Problem> {
-    start(&service, asked, ExportType::Delta).await
+pub(crate) async fn delta(
+    State(service): State<Service>,
+    submission: Submission<Consumer>,
+) -> Result<Response, Problem> {
+    start(&service, submission, ExportType::Delta).await
 }
 
 /// Ask for an incremental export of the consumer that the path names
 #[utoipa::path(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
-    params(Asked<PathConsumer>), request_body = Options, responses(Submitted),
+    params(Submission<PathConsumer>), request_body = Options, responses(Submitted),
     extensions(("x-codes" = json!([Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs]))),
 )]
 pub(crate) async fn incremental_of(
     State(service): State<Service>,
-    asked: Asked<PathConsumer>,
+    submission: Submission<PathConsumer>,
 ) -> Result<Response, Problem> {
-    start(&service, asked, ExportType::Incremental).await
+    start(&service, submission, ExportType::Incremental).await
 }
 
 /// Starts an export of the type that the call's path has said.
 async fn start<C: Into<ConsumerId>>(
     service: &Service,
-    asked: Asked<C>,
+    submission: Submission<C>,
     export_type: ExportType,
 ) -> Result<Response, Problem> {
-    let Asked { of: consumer, key, mut members } = asked;
+    let Submission { of: consumer, key, mut members } = submission;
     let after = members.take_after()?;
     let ((dataset, encoding), selection) = (options_of(members)?, Selection::default());
     let consumer = Some(consumer.into());
@@ -114,14 +123,14 @@ async fn start<C: Into<ConsumerId>>(
 /// It is a new job like that one, which it names in `retryOf`.
 #[utoipa::path(
     post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
-    params(Asked<PathJob>), request_body = Nothing, responses(Submitted),
+    params(Submission<PathJob>), request_body = Nothing, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::NotFailed, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs, Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
 pub(crate) async fn retry(
     State(service): State<Service>,
-    Asked { of: PathJob(id), key, members }: Asked<PathJob>,
+    Submission { of: PathJob(id), key, members }: Submission<PathJob>,
 ) -> Result<Response, Problem> {
     members.refuse_others()?;
     Ok(accepted(service.retry(id, key).await?, "pending"))
