@@ -10,13 +10,13 @@ macro_rules! outln {
 }
 
 mod arguments;
+mod backend;
 pub(crate) mod client;
+mod database_handle;
 mod datasets;
 mod download;
 mod export;
-mod ground;
 mod keys;
-mod place;
 mod plan;
 mod serve;
 mod status;
@@ -40,9 +40,9 @@ use tracing::level_filters::LevelFilter;
 
 use crate::CommandLine;
 use crate::command::arguments::{Datasets, Download, Export, Keys, Plan, Serve, Status};
+use crate::command::backend::Backend;
 use crate::command::client::{Address, Client};
-use crate::command::ground::{Ground, on_ground, wire};
-use crate::command::place::Place;
+use crate::command::database_handle::{DatabaseHandle, wire, with_database};
 
 /// What may be asked for.
 #[derive(Subcommand)]
@@ -136,21 +136,21 @@ impl Command {
     }
 
     /// Does it at a service elsewhere.
-    pub(crate) async fn run_there(self, client: Client) -> anyhow::Result<ExitCode> {
+    pub(crate) async fn run_remotely(self, client: Client) -> anyhow::Result<ExitCode> {
         match self {
-            Command::Export(what) => export::export_there(client, &what).await,
-            other => other.run_at(&Place::There(client)).await,
+            Command::Export(what) => export::export_remotely(client, &what).await,
+            other => other.run_at(&Backend::Remote(client)).await,
         }
     }
 
     /// Does what may be done here and elsewhere.
-    async fn run_at(&self, place: &Place) -> anyhow::Result<ExitCode> {
+    async fn run_at(&self, backend: &Backend) -> anyhow::Result<ExitCode> {
         match self {
-            Command::Status(what) => status::status(place, what).await?,
+            Command::Status(what) => status::status(backend, what).await?,
             Command::Download(Download { job, output, .. }) => {
-                download::download(place, (*job).into(), output.as_ref()).await?;
+                download::download(backend, (*job).into(), output.as_ref()).await?;
             }
-            _ => unreachable!("every other command is for this place alone"),
+            _ => unreachable!("every other command is for this machine alone"),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -164,23 +164,23 @@ impl Command {
             Command::Export(what) => {
                 dataset_of(&config, &what.dataset)?;
                 what.check()?;
-                let ground = Ground::find(&config).await?;
-                let done = export::export(&config, &ground.database, &what).await;
-                ground.leave().await;
+                let handle = DatabaseHandle::open(&config).await?;
+                let done = export::export(&config, &handle.database, &what).await;
+                handle.close().await;
                 done
             }
-            Command::Migrate => on_ground(&config, async |_| Ok(())).await,
-            Command::Seed { rows } => on_ground(&config, async |database| seed(database, rows).await).await,
+            Command::Migrate => with_database(&config, async |_| Ok(())).await,
+            Command::Seed { rows } => with_database(&config, async |database| seed(database, rows).await).await,
             Command::Status(_) | Command::Download(_) => {
-                let ground = Ground::find(&config).await?;
-                let service = wire(&config, &ground.database, 1, &CancellationToken::new()).service;
-                let done = self.run_at(&Place::Here(Box::new(service))).await;
-                ground.leave().await;
+                let handle = DatabaseHandle::open(&config).await?;
+                let service = wire(&config, &handle.database, 1, &CancellationToken::new()).service;
+                let done = self.run_at(&Backend::Local(Box::new(service))).await;
+                handle.close().await;
                 done
             }
             Command::Track { dataset } => {
                 let dataset = dataset_of(&config, &dataset)?;
-                on_ground(&config, async |database| {
+                with_database(&config, async |database| {
                     check_one(&config, database, dataset).await?;
                     Ok(capture::track(&database.pool(1), dataset).await?)
                 })
@@ -188,17 +188,17 @@ impl Command {
             }
             Command::Untrack { dataset } => {
                 let dataset = dataset_of(&config, &dataset)?;
-                on_ground(&config, async |database| {
+                with_database(&config, async |database| {
                     Ok(capture::untrack(&database.pool(1), dataset, &config.catalog).await?)
                 })
                 .await
             }
             Command::Datasets { what } => {
-                on_ground(&config, async |database| datasets::run(&config, database, what).await).await
+                with_database(&config, async |database| datasets::run(&config, database, what).await).await
             }
-            Command::Keys { what } => on_ground(&config, async |database| keys::run(database, what).await).await,
+            Command::Keys { what } => with_database(&config, async |database| keys::run(database, what).await).await,
             Command::Plan(what) => {
-                on_ground(&config, async |database| plan::plan(&config, database, &what).await).await
+                with_database(&config, async |database| plan::plan(&config, database, &what).await).await
             }
             Command::Completions { shell } => completions(shell),
         }

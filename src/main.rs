@@ -59,7 +59,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     let environment = Environment::read()?;
     if let Some(server) = command.server() {
         let client = Client::new(server.clone(), environment.key()?);
-        return block_on(command.run_there(client));
+        return block_on(command.run_remotely(client));
     }
     let config = environment.config(command.catalog_file())?;
     if let Some(file) = &config.authorities {

@@ -4,9 +4,9 @@
 
 pub mod demo;
 pub mod embedded;
-mod place;
 mod pooler;
 mod schema;
+mod search_path;
 mod url;
 
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use crate::connection;
 const OLDEST: i32 = 130_000;
 
 /// How long a server that is starting is waited for.
-const STARTING_PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the database can't be used. Each is one line for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +163,7 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
         };
         // cannot_connect_now
         let starting = error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("57P03"));
-        if !starting || begun.elapsed() > STARTING_PATIENCE {
+        if !starting || begun.elapsed() > START_TIMEOUT {
             return Err(Error::Unreachable(error));
         }
         tracing::info!(event = "postgres_starting", "waiting for Postgres to accept connections");

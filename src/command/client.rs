@@ -24,9 +24,9 @@ use ureq::{Agent, Body};
 use uuid::Uuid;
 
 /// How long one thing is tried.
-const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Without a byte from the service for so long a call has failed. It answers within 2 seconds, if only that it can't.
-const SILENCE: Duration = Duration::from_secs(15);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// An answer that is no file is at most this long: a page of jobs has some 200 kB.
 const MOST_BYTES: u64 = 16 << 20;
 
@@ -196,15 +196,15 @@ impl Client {
                 .http_status_as_error(false)
                 // A key is for the one whom it was meant for.
                 .max_redirects(0)
-                .timeout_connect(Some(SILENCE))
-                .timeout_recv_response(Some(SILENCE))
-                .timeout_per_read(Some(SILENCE))
+                .timeout_connect(Some(ANSWER_TIMEOUT))
+                .timeout_recv_response(Some(ANSWER_TIMEOUT))
+                .timeout_per_read(Some(ANSWER_TIMEOUT))
                 .timeout_global(whole);
             // No proxy knows a way to this machine.
             let config = if server.is_here() { config.proxy(None) } else { config };
             config.build().into()
         };
-        let (agent, agent_of_files) = (agent(Some(4 * SILENCE)), agent(None));
+        let (agent, agent_of_files) = (agent(Some(4 * ANSWER_TIMEOUT)), agent(None));
         let (has_answered, has_complained) = (Arc::default(), Arc::default());
         Client { agent, agent_of_files, server, key, has_answered, has_complained }
     }
@@ -216,7 +216,7 @@ impl Client {
 
     /// What is at a path.
     pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        self.insist(|| self.call(Method::GET, path, &HeaderMap::new(), None))
+        self.retry_while_unavailable(|| self.call(Method::GET, path, &HeaderMap::new(), None))
     }
 
     /// Sends a body, or none. The headers, or the call itself, must make it harmless to be sent twice.
@@ -226,7 +226,7 @@ impl Client {
         headers: &HeaderMap,
         body: Option<&Value>,
     ) -> Result<T, Error> {
-        self.insist(|| self.call(Method::POST, path, headers, body))
+        self.retry_while_unavailable(|| self.call(Method::POST, path, headers, body))
     }
 
     /// The bytes of a file from `from` on, of that file alone which has this tag, a SHA-256.
@@ -237,7 +237,8 @@ impl Client {
         };
         set(header::RANGE, format!("bytes={from}-"));
         set(header::IF_RANGE, format!("\"{etag}\""));
-        let answer = self.insist(|| self.answer(&self.agent_of_files, Method::GET, path, &headers, None))?;
+        let answer =
+            self.retry_while_unavailable(|| self.answer(&self.agent_of_files, Method::GET, path, &headers, None))?;
         match answer.status().as_u16() {
             206 => Ok(answer.into_body().into_reader()),
             status => Err(self.foreign(status)),
@@ -307,7 +308,7 @@ impl Client {
     }
 
     /// Tries a call until it gets an answer that lasts.
-    fn insist<T>(&self, call: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    fn retry_while_unavailable<T>(&self, call: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(250);
         loop {
@@ -323,13 +324,13 @@ impl Client {
                 Error::Refused { retry_after: Some(after), .. } => (*after).max(pause),
                 _ => pause,
             };
-            if begun.elapsed() + rest > PATIENCE {
+            if begun.elapsed() + rest > RETRY_TIMEOUT {
                 return Err(error);
             }
             // A limit of requests is nothing to worry about.
             let is_limit = matches!(error, Error::Refused { status: 429, .. });
             if !is_limit && !self.has_complained.swap(true, Ordering::Relaxed) {
-                eprintln!("cdc-export: {error}. Trying again for {} seconds.", PATIENCE.as_secs());
+                eprintln!("cdc-export: {error}. Trying again for {} seconds.", RETRY_TIMEOUT.as_secs());
             }
             sleep(rest);
             pause = (pause * 2).min(Duration::from_secs(5));

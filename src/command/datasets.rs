@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::command::arguments::Datasets;
 use crate::command::check;
-use crate::command::ground::wire;
+use crate::command::database_handle::wire;
 
 /// Does it.
 pub(crate) async fn run(config: &Config, database: &Database, what: Datasets) -> anyhow::Result<()> {

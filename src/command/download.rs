@@ -17,12 +17,12 @@ use ring::digest::{self, SHA256};
 use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use crate::command::backend::{Backend, JobView};
 use crate::command::client::Error;
-use crate::command::place::{JobView, Place};
 use crate::command::{BadUsage, bar_of_bytes};
 
 /// A download ends without a byte for this long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -63,25 +63,25 @@ impl From<&str> for Output {
 }
 
 /// Fetches the file of a job that has completed, and prints where it is.
-pub(crate) async fn download(place: &Place, id: JobId, output: Option<&Output>) -> anyhow::Result<()> {
+pub(crate) async fn download(backend: &Backend, id: JobId, output: Option<&Output>) -> anyhow::Result<()> {
     if let Some(output) = output {
         output.check().map_err(|why| BadUsage(format!("--output: {why}")))?;
     }
-    let job = place.job(id).await?;
+    let job = backend.job(id).await?;
     if !job.has_ended() {
         bail!("the export is {}, at {} %: its file is there once it has completed", job.status, job.progress);
     }
     ensure!(job.is(Status::Completed), "the export is {}, so it has no file", job.status);
-    save(place, id, &job, output).await
+    save(backend, id, &job, output).await
 }
 
 /// Fetches the file of this job to where it shall be, and prints where that is; without `output`, to its own name in the current
 /// folder.
-pub(crate) async fn save(place: &Place, id: JobId, job: &JobView, output: Option<&Output>) -> anyhow::Result<()> {
+pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Option<&Output>) -> anyhow::Result<()> {
     let path = match output {
         Some(Output::Stdout) => {
             let mut arriving = Arriving::new(Sink::Stdout, job)?;
-            return arriving.all(place, id).await;
+            return arriving.all(backend, id).await;
         }
         Some(Output::Path(path)) if path.is_dir() => path.join(name_of(job)?),
         Some(Output::Path(path)) => path.clone(),
@@ -94,7 +94,7 @@ pub(crate) async fn save(place: &Place, id: JobId, job: &JobView, output: Option
     let file = open_part(&part).with_context(at_part)?;
     let ours = file.metadata().with_context(at_part)?;
     let mut arriving = Arriving::new(Sink::File(file), job)?;
-    if let Err(error) = arriving.all(place, id).await {
+    if let Err(error) = arriving.all(backend, id).await {
         if arriving.is_whole() {
             // Whatever it is, it is of no use for another try.
             fs::remove_file(&part).with_context(at_part)?;
@@ -222,21 +222,21 @@ impl Arriving<'_> {
     }
 
     /// What is missing, then a look at whether it is what was exported.
-    async fn all(&mut self, place: &Place, id: JobId) -> anyhow::Result<()> {
+    async fn all(&mut self, backend: &Backend, id: JobId) -> anyhow::Result<()> {
         let mut moved = Instant::now();
         while !self.is_whole() {
             let had = self.have;
-            let fetched = place.fetch(id, self.sha256, had, self).await;
+            let fetched = backend.fetch(id, self.sha256, had, self).await;
             if self.have > had {
                 moved = Instant::now();
             }
             match fetched {
                 Ok(()) if self.is_whole() => {}
                 // Ended before its time.
-                Ok(()) if moved.elapsed() < PATIENCE => tokio::time::sleep(PAUSE).await,
+                Ok(()) if moved.elapsed() < RETRY_TIMEOUT => tokio::time::sleep(PAUSE).await,
                 Ok(()) => bail!("the file ends after {} of {} bytes", self.have, self.job.bytes_written),
                 Err(error) => match error.downcast_ref::<Error>() {
-                    Some(cause @ Error::Broken { .. }) if moved.elapsed() < PATIENCE => {
+                    Some(cause @ Error::Broken { .. }) if moved.elapsed() < RETRY_TIMEOUT => {
                         if self.have > had {
                             self.bar.suspend(|| eprintln!("cdc-export: {}; going on from there.", chain(cause)));
                         }

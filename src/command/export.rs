@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::command::arguments::Export;
+use crate::command::backend::{Backend, JobView};
 use crate::command::client::Client;
-use crate::command::ground::{Wired, wire};
-use crate::command::place::{JobView, Place};
+use crate::command::database_handle::{Wired, wire};
 use crate::command::{bar, download, stop_on_signal};
 
 /// A job that nobody takes for this long is run here.
@@ -30,18 +30,18 @@ pub(crate) async fn export(config: &Config, database: &Database, what: &Export) 
     let interrupted = stop_on_signal()?;
     let done = CancellationToken::new();
     let Wired { worker, service } = wire(config, database, 1, &done);
-    let place = Place::Here(Box::new(service));
-    let id = place.submit(what).await?;
+    let backend = Backend::Local(Box::new(service));
+    let id = backend.submit(what).await?;
 
     let run_here = async {
-        let taken = tokio::time::timeout(NOBODY_TAKES_IT, taken(&place, id)).await;
+        let taken = tokio::time::timeout(NOBODY_TAKES_IT, taken(&backend, id)).await;
         if taken.is_err() {
             worker.announce().await;
             worker.run(done.clone()).await;
         }
     };
     let watched = async {
-        let watched = follow(&place, id, what, &config.output_dir, &interrupted).await;
+        let watched = follow(&backend, id, what, &config.output_dir, &interrupted).await;
         done.cancel();
         watched
     };
@@ -50,14 +50,14 @@ pub(crate) async fn export(config: &Config, database: &Database, what: &Export) 
 }
 
 /// The same by a service elsewhere.
-pub(crate) async fn export_there(client: Client, what: &Export) -> anyhow::Result<ExitCode> {
+pub(crate) async fn export_remotely(client: Client, what: &Export) -> anyhow::Result<ExitCode> {
     let interrupted = stop_on_signal()?;
     what.check()?;
-    let place = Place::There(client);
-    let id = place.submit(what).await?;
-    let code = follow(&place, id, what, Path::new(""), &interrupted).await?;
+    let backend = Backend::Remote(client);
+    let id = backend.submit(what).await?;
+    let code = follow(&backend, id, what, Path::new(""), &interrupted).await?;
     if code == ExitCode::SUCCESS && what.output.is_none() && !what.json {
-        eprintln!("`cdc-export download {id}{}` fetches it.", place.option());
+        eprintln!("`cdc-export download {id}{}` fetches it.", backend.option());
     }
     Ok(code)
 }
@@ -65,28 +65,28 @@ pub(crate) async fn export_there(client: Client, what: &Export) -> anyhow::Resul
 /// Sees a job to its end, and its file to where it shall be. Whoever asked for it learns its name whatever happens: once it has
 /// completed, no other export has its rows.
 async fn follow(
-    place: &Place,
+    backend: &Backend,
     id: JobId,
     what: &Export,
     output_dir: &Path,
     interrupted: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let job = watch(place, id, interrupted).await;
+    let job = watch(backend, id, interrupted).await;
     let job =
-        job.with_context(|| format!("the export {id} goes on; `cdc-export status{}` shows it", place.option()))?;
-    finish(place, id, &job, what, output_dir, interrupted).await
+        job.with_context(|| format!("the export {id} goes on; `cdc-export status{}` shows it", backend.option()))?;
+    finish(backend, id, &job, what, output_dir, interrupted).await
 }
 
-async fn taken(place: &Place, id: JobId) {
-    while place.look(id).await.is_ok_and(|job| job.is(Status::Pending)) {}
+async fn taken(backend: &Backend, id: JobId) {
+    while backend.look(id).await.is_ok_and(|job| job.is(Status::Pending)) {}
 }
 
 /// Follows a job to its end. After an interruption it is cancelled, unless it just commits.
-async fn watch(place: &Place, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<JobView> {
+async fn watch(backend: &Backend, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<JobView> {
     let bar = bar(100).with_message(id.to_string());
     let (mut said, mut cancelled) = (Instant::now(), false);
     loop {
-        let look = place.look(id);
+        let look = backend.look(id);
         let job = if cancelled {
             look.await?
         } else {
@@ -94,7 +94,7 @@ async fn watch(place: &Place, id: JobId, interrupted: &CancellationToken) -> any
                 job = look => job?,
                 () = interrupted.cancelled() => {
                     cancelled = true;
-                    match place.cancel(id).await {
+                    match backend.cancel(id).await {
                         Ok(true) => bar.suspend(|| eprintln!("cdc-export: cancelling the export")),
                         // Then it completes.
                         Ok(false) => {}
@@ -126,7 +126,7 @@ fn show(bar: &ProgressBar, job: &JobView, said: &mut Instant) {
 
 /// Says how it ended, and fetches the file if that is wanted.
 async fn finish(
-    place: &Place,
+    backend: &Backend,
     id: JobId,
     job: &JobView,
     what: &Export,
@@ -144,11 +144,11 @@ async fn finish(
     }
     if what.output.is_some() {
         let saved = tokio::select! {
-            saved = download::save(place, id, job, what.output.as_ref()) => saved,
+            saved = download::save(backend, id, job, what.output.as_ref()) => saved,
             () = interrupted.cancelled() => Err(anyhow!("interrupted")),
         };
         let fetches =
-            || format!("the export has completed; `cdc-export download {id}{}` fetches its file", place.option());
+            || format!("the export has completed; `cdc-export download {id}{}` fetches its file", backend.option());
         saved.with_context(fetches)?;
     } else if !what.json {
         outln!("{}  {} rows", output_dir.join(&*job.output_filename).display(), job.rows_exported)?;

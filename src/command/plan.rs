@@ -15,11 +15,11 @@ use indicatif::{BinaryBytes, HumanCount};
 use tokio_util::sync::CancellationToken;
 
 use crate::command::arguments::Plan;
+use crate::command::database_handle::wire;
 use crate::command::dataset_of;
-use crate::command::ground::wire;
 
 /// Time for the locks and the plan; nothing is read.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PLAN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Takes the snapshot that the export would take, and asks Postgres how it would read it.
 pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> anyhow::Result<()> {
@@ -42,8 +42,8 @@ pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> a
     let (consumer, export_type) = (Some(&what.consumer), what.export_type);
     let purpose = Purpose { consumer, export_type, job: None, marker: marker.as_ref() };
     let source = Source::new(database.options().clone(), database.pool(1), 1);
-    let permit = source.permit(PATIENCE).await?;
-    let mut snapshot = match permit.open(&purpose, dataset, PATIENCE).await {
+    let permit = source.permit(PLAN_TIMEOUT).await?;
+    let mut snapshot = match permit.open(&purpose, dataset, PLAN_TIMEOUT).await {
         Ok(snapshot) => snapshot,
         Err(error @ source::Error::FullExportNeeded { .. }) => {
             anyhow::bail!("the export would fail: {error}")

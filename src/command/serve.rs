@@ -12,7 +12,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::command::arguments::Serve;
-use crate::command::ground::{Ground, connections_of_api, connections_of_exports, join_or_start, prepare, wire};
+use crate::command::database_handle::{
+    DatabaseHandle, connections_of_api, connections_of_exports, join_or_start, prepare, wire,
+};
 use crate::command::{check, stop_on_signal};
 
 /// One asks whether Postgres is there, one looks at what waits.
@@ -25,9 +27,9 @@ pub(crate) async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCod
     let shutdown = stop_on_signal()?;
     // The port comes first: a second service on it shouldn't get as far as the database.
     let listener = listen(&config.http).await?;
-    let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
-    let served = serve_on(&config, how, (listener, limits), &ground.database, shutdown).await;
-    ground.leave().await;
+    let Some(handle) = database_handle(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
+    let served = serve_on(&config, how, (listener, limits), &handle.database, shutdown).await;
+    handle.close().await;
     served.map(|()| ExitCode::SUCCESS)
 }
 
@@ -120,22 +122,22 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
         Some(port) => Some(listen(&http::Settings { port, ..config.http.clone() }).await?),
         None => None,
     };
-    let Some(ground) = ground(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
+    let Some(handle) = database_handle(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let worked = async {
         let prepared = async {
             let access = match &listener {
-                Some(_) => Some(access(&config, &ground.database).await?),
+                Some(_) => Some(access(&config, &handle.database).await?),
                 None => None,
             };
-            prepare(&ground.database).await?;
-            look_at_tables(&config, &ground.database).await?;
+            prepare(&handle.database).await?;
+            look_at_tables(&config, &handle.database).await?;
             let watching = if listener.is_some() { CONNECTIONS_OF_A_WATCH } else { 0 };
             let needed = connections_of_exports(&config, config.worker.workers) + watching;
-            postgres::require_connections(&ground.database, needed).await?;
+            postgres::require_connections(&handle.database, needed).await?;
             anyhow::Ok(access)
         };
         let access = tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
-        let wired = wire(&config, &ground.database, config.worker.workers, &shutdown);
+        let wired = wire(&config, &handle.database, config.worker.workers, &shutdown);
         wired.worker.announce().await;
         tracing::info!(event = "working");
         if let Some(listener) = &listener {
@@ -151,17 +153,17 @@ pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
         anyhow::Ok(())
     };
     let worked = worked.await;
-    ground.leave().await;
+    handle.close().await;
     worked.map(|()| ExitCode::SUCCESS)
 }
 
 /// A database, not yet migrated; `None` after a signal.
-async fn ground(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<Ground>> {
+async fn database_handle(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<DatabaseHandle>> {
     if let Some(database) = &config.database {
         return Ok(Some(database.clone().into()));
     }
     tokio::select! {
-        ground = join_or_start(&config.embedded) => ground.map(Some),
+        handle = join_or_start(&config.embedded) => handle.map(Some),
         () = shutdown.cancelled() => Ok(None),
     }
 }

@@ -16,12 +16,12 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::command::arguments::Status;
+use crate::command::backend::Backend;
+use crate::command::backend::{ConsumerView, JobView, SHOWN};
 use crate::command::client::Plain;
-use crate::command::place::Place;
-use crate::command::place::{ConsumerView, JobView, SHOWN};
 use crate::command::stop_on_signal;
 
-/// What [`Place::status`] has.
+/// What [`Backend::status`] has.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Standings {
@@ -33,16 +33,16 @@ struct Standings {
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Prints where consumers stand, and the jobs that are open; while it watches, again and again until it is interrupted.
-pub(crate) async fn status(place: &Place, what: &Status) -> anyhow::Result<()> {
+pub(crate) async fn status(backend: &Backend, what: &Status) -> anyhow::Result<()> {
     if !what.watch {
-        return show(&place.status().await?, what.json, false);
+        return show(&backend.status().await?, what.json, false);
     }
     let interrupted = stop_on_signal()?;
     let clear = std::io::stdout().is_terminal() && !what.json;
     let mut seen = false;
     loop {
         let status =
-            tokio::select! { status = place.status() => status, () = interrupted.cancelled() => return Ok(()) };
+            tokio::select! { status = backend.status() => status, () = interrupted.cancelled() => return Ok(()) };
         match status {
             Ok(status) => {
                 show(&status, what.json, clear)?;

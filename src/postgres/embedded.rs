@@ -8,7 +8,7 @@
 //! | `ancestors` | whether anybody else could exchange a folder on the way to the data |
 //! | `binaries` | which Postgres to run |
 //! | `download` | the programs of one, where none is installed |
-//! | `folder` | where everything lives, and the lock that makes one supervisor |
+//! | `data_dir` | where everything lives, and the lock that makes one supervisor |
 //! | `cluster` | `initdb`, the database, the password |
 //! | `files` | what lies in the reach of that user, touched with care |
 //! | `socket` | the folder of the Unix socket |
@@ -21,9 +21,9 @@ mod account;
 mod ancestors;
 mod binaries;
 mod cluster;
+mod data_dir;
 mod download;
 mod files;
-mod folder;
 mod greeting;
 mod leftovers;
 mod pid_file;
@@ -43,7 +43,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::sync::oneshot;
 
 use crate::postgres::embedded::binaries::Binaries;
-use crate::postgres::embedded::folder::{Folder, Place, SYSTEM_DATA_DIR};
+use crate::postgres::embedded::data_dir::{DataDir, LockedDataDir, SYSTEM_DATA_DIR};
 use crate::postgres::embedded::leftovers::processes_in;
 use crate::postgres::embedded::pid_file::PidFile;
 use crate::postgres::embedded::postmaster::{Control, Postmaster};
@@ -330,13 +330,13 @@ impl Server {
 
     /// Ends the server and returns when it is gone: 20 s to roll back and checkpoint, 5 s to drop everything, then SIGKILL.
     pub async fn stop(mut self) {
-        for (signal, patience) in ESCALATION {
+        for (signal, timeout) in ESCALATION {
             self.control.stop(signal);
-            if tokio::time::timeout(patience, &mut self.ended).await.is_ok() {
+            if tokio::time::timeout(timeout, &mut self.ended).await.is_ok() {
                 tracing::info!(event = "postgres_stopped", signal = %signal, "Postgres stopped");
                 return;
             }
-            tracing::warn!(event = "postgres_stop_slow", signal = %signal, seconds = patience.as_secs(), "Postgres is still there");
+            tracing::warn!(event = "postgres_stop_slow", signal = %signal, seconds = timeout.as_secs(), "Postgres is still there");
         }
     }
 }
@@ -357,50 +357,50 @@ impl Drop for Server {
 
 /// How to connect to the server that another process supervises in this data folder; `None` where there is none or it isn't ready.
 pub fn join(settings: &Settings) -> Result<Option<PgConnectOptions>, Error> {
-    let place = Place::find(settings)?;
-    if !place.is_supervised()? {
+    let data_dir = DataDir::find(settings)?;
+    if !data_dir.is_supervised()? {
         return Ok(None);
     }
-    let data = place.data();
-    let folder = match place.held_data() {
+    let data = data_dir.cluster();
+    let folder = match data_dir.held_cluster() {
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         held => held?,
     };
     // The file of a killed server says `ready` until the supervisor comes to removing it.
     let server = PidFile::read(&folder)
-        .filter(|server| server.ready && processes_in(&folder, &data, &place.account).contains(&server.pid));
+        .filter(|server| server.ready && processes_in(&folder, &data, &data_dir.account).contains(&server.pid));
     let Some(server) = server else {
         return Ok(None);
     };
-    let password = cluster::read_password(&place)?;
-    greeting::require_scram(&server.socket_folder, &place.account)?;
+    let password = cluster::read_password(&data_dir)?;
+    greeting::require_scram(&server.socket_folder, &data_dir.account)?;
     Ok(Some(connect_options(&server.socket_folder, &password)))
 }
 
 /// All that blocks and may be refused, up to the moment of starting the server.
 fn prepare(settings: &Settings) -> Result<(Postmaster, PgConnectOptions), Error> {
-    let place = Place::find(settings)?;
-    let (folder, binaries) = match (Binaries::find(settings, &place), settings.mirror()) {
-        (Ok(binaries), _) => (Folder::open(place)?, binaries),
+    let data_dir = DataDir::find(settings)?;
+    let (data_dir, binaries) = match (Binaries::find(settings, &data_dir), settings.mirror()) {
+        (Ok(binaries), _) => (LockedDataDir::open(data_dir)?, binaries),
         (Err(Error::NotInstalled | Error::VersionMismatch { data: download::MAJOR, .. }), Some(mirror)) => {
             // Locked first, so that of two processes one fetches.
-            let folder = Folder::open(place)?;
-            if !download::programs(&folder.place).exists() {
-                download::fetch(mirror, &folder)?;
+            let data_dir = LockedDataDir::open(data_dir)?;
+            if !download::programs(&data_dir).exists() {
+                download::fetch(mirror, &data_dir)?;
             }
             // Not one of several that may be passed over: where it doesn't run, somebody wants to know why.
-            let binaries = Binaries::only(&download::programs(&folder.place), &folder.place)?;
-            (folder, binaries)
+            let binaries = Binaries::only(&download::programs(&data_dir), &data_dir)?;
+            (data_dir, binaries)
         }
         (Err(error), _) => return Err(error),
     };
-    if settings.data_dir_is_default && folder.place.path == Path::new(SYSTEM_DATA_DIR) {
-        tracing::info!(event = "data_dir_moved", data_dir = %folder.place.path.display(), "the user that runs Postgres can't reach the default data folder, using this one");
+    if settings.data_dir_is_default && data_dir.path == Path::new(SYSTEM_DATA_DIR) {
+        tracing::info!(event = "data_dir_moved", data_dir = %data_dir.path.display(), "the user that runs Postgres can't reach the default data folder, using this one");
     }
-    let password = cluster::ensure(&folder, &binaries)?;
-    let socket = SocketFolder::make(settings.runtime_dir.as_deref(), &folder)?;
+    let password = cluster::ensure(&data_dir, &binaries)?;
+    let socket = SocketFolder::make(settings.runtime_dir.as_deref(), &data_dir)?;
     let options = connect_options(&socket.path, &password);
-    Ok((Postmaster::new(folder, binaries, socket), options))
+    Ok((Postmaster::new(data_dir, binaries, socket), options))
 }
 
 fn connect_options(socket_folder: &Path, password: &str) -> PgConnectOptions {

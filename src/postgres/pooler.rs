@@ -13,7 +13,7 @@ const ROUNDS: u32 = 3;
 /// So often in turn, a pooler that lends its sessions round robin comes to another one.
 const LOOKS: u32 = 3;
 /// A pooler without a session to spare for the second connection lets it wait.
-const PATIENCE: Duration = Duration::from_secs(10);
+const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A session as one can recognise it: the server's process, and a mark that was left there.
 #[derive(PartialEq, Eq)]
@@ -28,7 +28,7 @@ struct Seen {
 /// If they aren't, or the server fails.
 pub(crate) async fn require_sessions(conn: &mut PgConnection, database: &Database) -> Result<(), Error> {
     let mut other = connect(database).await?;
-    let lent = tokio::time::timeout(PATIENCE, are_lent(conn, &mut other)).await;
+    let lent = tokio::time::timeout(SESSION_TIMEOUT, are_lent(conn, &mut other)).await;
     if lent.map_err(|_| Error::OneSession)?.map_err(Error::Sql)? {
         return Err(Error::Pooled);
     }

@@ -7,7 +7,7 @@ use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
 use crate::connection;
-use crate::postgres::place::{Path, Place};
+use crate::postgres::search_path::{SearchPath, TableSchemas};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 
 /// How often a migration is tried whose tables are busy, with a second between.
@@ -25,7 +25,7 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     let mut conn = connect(database).await?;
     // Before anything is set or locked.
     pooler::require_sessions(&mut conn, database).await?;
-    let path = Path::of_role(&mut conn).await.map_err(Error::Sql)?;
+    let path = SearchPath::of_role(&mut conn).await.map_err(Error::Sql)?;
     connection::set_up(&mut conn).await.map_err(Error::Sql)?;
     let (number, version, standby): (i32, String, bool) = sqlx::query_as(
         "-- postgres.version
@@ -43,7 +43,7 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
 
     // Another replica's migration may take long, and so may ours.
     sqlx::query(
-        "-- postgres.migrate.patience
+        "-- postgres.migrate.lift_timeouts
          select set_config(name, '0', false) from pg_settings
          where name in ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
     )
@@ -60,8 +60,11 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     refuse_foreign_tables(&mut conn, &path).await?;
     // Not left to the migrator, which wants the right to create its table even where that exists: whoever runs the service
     // needs no more than to use what another role has made.
-    let place = path.place(&mut conn).await.map_err(Error::Sql)?;
-    if rights.has_migrations && is_current(&mut conn).await? && place.has_views(&mut conn).await.map_err(Error::Sql)? {
+    let schemas = path.table_schemas(&mut conn).await.map_err(Error::Sql)?;
+    if rights.has_migrations
+        && is_current(&mut conn).await?
+        && schemas.has_views(&mut conn).await.map_err(Error::Sql)?
+    {
         return conn.close().await.map_err(Error::Sql);
     }
     rights.let_create()?;
@@ -76,12 +79,12 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
         .await
         .map_err(Error::Sql)?;
     // An older binary may start beside a newer one: it ignores migrations that it doesn't know.
-    let mut migrator = Migrator::with_migrations(migrations(&place));
+    let mut migrator = Migrator::with_migrations(migrations(&schemas));
     migrator.set_locking(false).set_ignore_missing(true);
     migrator.dangerous_set_table_name("cdc_export.migrations");
     for left in (0..MIGRATION_TRIES).rev() {
         let migrated = match migrator.run(&mut conn).await {
-            Ok(()) => place.renew_views(&mut conn).await.map_err(MigrateError::Execute),
+            Ok(()) => schemas.renew_views(&mut conn).await.map_err(MigrateError::Execute),
             Err(error) => Err(error),
         };
         match migrated {
@@ -127,9 +130,9 @@ async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
 }
 
 /// The migrations, as they are run: the statements of an older release name tables by the search_path.
-fn migrations(place: &Place) -> Vec<Migration> {
+fn migrations(schemas: &TableSchemas) -> Vec<Migration> {
     let named = |migration: &Migration| {
-        let sql = AssertSqlSafe(place.named_in(migration.sql.as_str())).into_sql_str();
+        let sql = AssertSqlSafe(schemas.named_in(migration.sql.as_str())).into_sql_str();
         // By the text in the file.
         Migration { sql, ..migration.clone() }
     };
@@ -179,7 +182,7 @@ struct Rights {
 }
 
 impl Rights {
-    async fn of(conn: &mut PgConnection, path: &Path) -> Result<Rights, sqlx::Error> {
+    async fn of(conn: &mut PgConnection, path: &SearchPath) -> Result<Rights, sqlx::Error> {
         sqlx::query_as(
             "-- postgres.migrate.rights
              select role, s.oid is not null as has_schema, m.oid is not null as has_migrations,
@@ -243,7 +246,7 @@ impl Rights {
 
 /// `exports` and `watermarks` must be ours wherever the search_path finds them. Asked before every migration, and again when
 /// there is nothing to migrate: a search_path may have changed since.
-async fn refuse_foreign_tables(conn: &mut PgConnection, path: &Path) -> Result<(), Error> {
+async fn refuse_foreign_tables(conn: &mut PgConnection, path: &SearchPath) -> Result<(), Error> {
     let known: bool = sqlx::query_scalar(
         "-- postgres.migrate.known
          select to_regclass('cdc_export.owned') is not null",

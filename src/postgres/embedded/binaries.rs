@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::failpoint;
 use crate::postgres::embedded::account::Account;
+use crate::postgres::embedded::data_dir::DataDir;
 use crate::postgres::embedded::files::HeldFolder;
-use crate::postgres::embedded::folder::Place;
 use crate::postgres::embedded::{Error, Settings, download};
 
 /// `PG_VERSION` has a number and a line's end.
@@ -22,24 +22,24 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
-    /// The binaries for the place's data: of its major version where it exists, else the first found. A `bin_dir` in the
+    /// The binaries for the data folder: of its major version where it exists, else the first found. A `bin_dir` in the
     /// settings is the only candidate; a download is the last.
-    pub(super) fn find(settings: &Settings, place: &Place) -> Result<Binaries, Error> {
+    pub(super) fn find(settings: &Settings, data_dir: &DataDir) -> Result<Binaries, Error> {
         if let Some(folder) = &settings.bin_dir {
-            return Binaries::only(folder, place);
+            return Binaries::only(folder, data_dir);
         }
-        let data = place.data();
-        let wanted = major_of_data(place)?;
+        let data = data_dir.cluster();
+        let wanted = major_of_data(data_dir)?;
         let mut folders = candidates(&settings.search_path);
-        folders.push(download::programs(place));
-        choose(installed(&folders, &place.account), wanted, &data)
+        folders.push(download::programs(data_dir));
+        choose(installed(&folders, &data_dir.account), wanted, &data)
     }
 
-    /// The binaries of this folder, if they are there, run here, and are those of the place's data.
-    pub(super) fn only(folder: &Path, place: &Place) -> Result<Binaries, Error> {
-        let data = place.data();
-        let wanted = major_of_data(place)?;
-        let found = Binaries::in_folder(folder, &place.account)?;
+    /// The binaries of this folder, if they are there, run here, and are those of the data folder.
+    pub(super) fn only(folder: &Path, data_dir: &DataDir) -> Result<Binaries, Error> {
+        let data = data_dir.cluster();
+        let wanted = major_of_data(data_dir)?;
+        let found = Binaries::in_folder(folder, &data_dir.account)?;
         choose(vec![found.ok_or_else(|| Error::NoBinaries(folder.to_owned()))?], wanted, &data)
     }
 
@@ -129,9 +129,9 @@ fn versioned(parent: &str, prefix: &str) -> Vec<PathBuf> {
 }
 
 /// The major version in `PG_VERSION`; `None` where there is no data yet.
-fn major_of_data(place: &Place) -> Result<Option<u32>, Error> {
-    let data = place.data();
-    let folder = match HeldFolder::open(&data, &place.account) {
+fn major_of_data(data_dir: &DataDir) -> Result<Option<u32>, Error> {
+    let data = data_dir.cluster();
+    let folder = match HeldFolder::open(&data, &data_dir.account) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(Error::NotData(data)),
         opened => opened.map_err(Error::file("use", &data))?,

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 use crate::postgres::embedded::binaries::Binaries;
+use crate::postgres::embedded::data_dir::{DataDir, LockedDataDir};
 use crate::postgres::embedded::files::HeldFolder;
-use crate::postgres::embedded::folder::{Folder, Place};
 use crate::postgres::embedded::{DATABASE, Error, ROLE, leftovers};
 
 /// Where a cluster grows, or a download, before it is renamed; what a crash leaves under such a name is swept at the next start.
@@ -17,37 +17,36 @@ pub(super) const SCRATCH: &str = "postgres.new-";
 const PASSWORD_MAX_BYTES: u64 = 1024;
 
 /// Makes the cluster where there is none; the password of its superuser.
-pub(super) fn ensure(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
-    sweep(folder)?;
-    if !folder.place.data().exists() {
-        return initialise(folder, binaries);
+pub(super) fn ensure(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, Error> {
+    sweep(data_dir)?;
+    if !data_dir.cluster().exists() {
+        return initialise(data_dir, binaries);
     }
-    match read_password(&folder.place) {
+    match read_password(data_dir) {
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            replace_password(folder, binaries)
+            replace_password(data_dir, binaries)
         }
         found => found,
     }
 }
 
 /// The password of the superuser, from its file. It is no secret from the account, whose server it is for, so nothing but a file of the account's is taken for one.
-pub(super) fn read_password(place: &Place) -> Result<String, Error> {
-    let path = place.password();
-    let text = place.account.read_file(&path, PASSWORD_MAX_BYTES).map_err(Error::file("read", &path))?;
+pub(super) fn read_password(data_dir: &DataDir) -> Result<String, Error> {
+    let path = data_dir.password();
+    let text = data_dir.account.read_file(&path, PASSWORD_MAX_BYTES).map_err(Error::file("read", &path))?;
     Ok(text.trim_end().to_owned())
 }
 
 /// `initdb` and the database in a scratch folder, then its rename: a data folder is never seen half made.
-fn initialise(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
-    tracing::info!(event = "postgres_initialising", folder = %folder.place.data().display(), major = binaries.major, "making a Postgres data folder");
+fn initialise(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, Error> {
+    tracing::info!(event = "postgres_initialising", folder = %data_dir.cluster().display(), major = binaries.major, "making a Postgres data folder");
     let password = new_password();
-    write_password(folder, &password)?;
+    write_password(data_dir, &password)?;
     let id = uuid::Uuid::new_v4().simple();
-    let scratch = folder.place.path.join(format!("{SCRATCH}{id}"));
-    folder.place.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
+    let scratch = data_dir.path.join(format!("{SCRATCH}{id}"));
+    data_dir.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
     let initdb = binaries.initdb();
-    let output = folder
-        .place
+    let output = data_dir
         .account
         .command(&initdb, &scratch)
         // The messages are searched for the error, so they must not be translated.
@@ -56,37 +55,36 @@ fn initialise(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
         .args(["--auth=scram-sha-256", "--data-checksums"])
         .args(["--encoding=UTF8", "--locale=C", "--username", ROLE])
         .arg("--pwfile")
-        .arg(folder.place.password())
+        .arg(data_dir.password())
         .arg("--pgdata")
         .arg(&scratch)
         .output()
         .map_err(|source| Error::Program { program: initdb, source })?;
-    require_success(folder, &output)?;
-    single_user(folder, binaries, &scratch, &format!("create database {DATABASE}"))?;
-    let data = folder.place.data();
+    require_success(data_dir, &output)?;
+    single_user(data_dir, binaries, &scratch, &format!("create database {DATABASE}"))?;
+    let data = data_dir.cluster();
     fs::rename(&scratch, &data).map_err(Error::file("rename a new cluster to", &data))?;
-    sync_folder(&folder.place.path)?;
+    sync_folder(&data_dir.path)?;
     Ok(password)
 }
 
 /// For a cluster whose password file was lost: whoever holds its folder may set another.
-fn replace_password(folder: &Folder, binaries: &Binaries) -> Result<String, Error> {
-    tracing::warn!(event = "postgres_password_replaced", file = %folder.place.password().display(), "the password file is gone, setting a new password");
-    leftovers::clear(&folder.place.data(), &folder.place.account)?;
+fn replace_password(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, Error> {
+    tracing::warn!(event = "postgres_password_replaced", file = %data_dir.password().display(), "the password file is gone, setting a new password");
+    leftovers::clear(&data_dir.cluster(), &data_dir.account)?;
     let password = new_password();
     let statement = format!("alter role {ROLE} password '{password}'");
-    single_user(folder, binaries, &folder.place.data(), &statement)?;
+    single_user(data_dir, binaries, &data_dir.cluster(), &statement)?;
     // After the role: a crash between the two leaves no file, which brings us here again.
-    write_password(folder, &password)?;
+    write_password(data_dir, &password)?;
     Ok(password)
 }
 
 /// Runs one statement in the cluster without a server.
-fn single_user(folder: &Folder, binaries: &Binaries, data: &Path, statement: &str) -> Result<(), Error> {
+fn single_user(data_dir: &LockedDataDir, binaries: &Binaries, data: &Path, statement: &str) -> Result<(), Error> {
     let postgres = binaries.postgres();
     let failed = |source| Error::Program { program: postgres.clone(), source };
-    let mut child = folder
-        .place
+    let mut child = data_dir
         .account
         .command(&postgres, data)
         .env("LC_ALL", "C")
@@ -109,17 +107,17 @@ fn single_user(folder: &Folder, binaries: &Binaries, data: &Path, statement: &st
     };
     let output = child.wait_with_output().map_err(failed)?;
     // First the status: a program that failed early explains itself better than the broken pipe.
-    require_success(folder, &output)?;
+    require_success(data_dir, &output)?;
     written.map_err(failed)
 }
 
-fn require_success(folder: &Folder, output: &Output) -> Result<(), Error> {
+fn require_success(data_dir: &LockedDataDir, output: &Output) -> Result<(), Error> {
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     Err(Error::Initialise {
-        folder: folder.place.data(),
+        folder: data_dir.cluster(),
         detail: last_error(&text).unwrap_or_else(|| output.status.to_string()),
     })
 }
@@ -141,21 +139,21 @@ fn new_password() -> String {
 }
 
 /// Renamed into place, so that a crash leaves the whole password or none.
-fn write_password(folder: &Folder, password: &str) -> Result<(), Error> {
-    let path = folder.place.password();
+fn write_password(data_dir: &LockedDataDir, password: &str) -> Result<(), Error> {
+    let path = data_dir.password();
     let new = path.with_extension("password.new");
     let write = || {
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = folder.place.account.create_file(&new)?;
+        let mut file = data_dir.account.create_file(&new)?;
         writeln!(file, "{password}")?;
         file.sync_all()?;
         fs::rename(&new, &path)
     };
     write().map_err(Error::file("write", &path))?;
-    sync_folder(&folder.place.path)
+    sync_folder(&data_dir.path)
 }
 
 pub(super) fn sync_folder(path: &Path) -> Result<(), Error> {
@@ -163,8 +161,8 @@ pub(super) fn sync_folder(path: &Path) -> Result<(), Error> {
 }
 
 /// Removes what crashed attempts left, once nothing writes to it any more.
-fn sweep(folder: &Folder) -> Result<(), Error> {
-    let entries = fs::read_dir(&folder.place.path).map_err(Error::file("list", &folder.place.path))?;
+fn sweep(data_dir: &LockedDataDir) -> Result<(), Error> {
+    let entries = fs::read_dir(&data_dir.path).map_err(Error::file("list", &data_dir.path))?;
     for entry in entries.flatten() {
         let is_scratch = entry.file_name().to_string_lossy().starts_with(SCRATCH);
         // A link of that name is nothing that an attempt left.
@@ -173,10 +171,10 @@ fn sweep(folder: &Folder) -> Result<(), Error> {
         }
         let path = entry.path();
         // All of a folder only where it is the account's: with another one's its user could have root remove what it can't.
-        let removed = match HeldFolder::open(&path, &folder.place.account) {
+        let removed = match HeldFolder::open(&path, &data_dir.account) {
             Ok(_) => {
-                leftovers::clear(&path, &folder.place.account)?;
-                folder.place.account.remove_folder(&path)
+                leftovers::clear(&path, &data_dir.account)?;
+                data_dir.account.remove_folder(&path)
             }
             // A crash between making a folder and giving it away leaves one with nothing in it.
             Err(_) => fs::remove_dir(&path),

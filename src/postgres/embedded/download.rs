@@ -12,8 +12,8 @@ use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::postgres::embedded::account::Account;
 use crate::postgres::embedded::cluster::{SCRATCH, sync_folder};
+use crate::postgres::embedded::data_dir::{DataDir, LockedDataDir};
 use crate::postgres::embedded::files::HeldFolder;
-use crate::postgres::embedded::folder::{Folder, Place};
 use crate::postgres::embedded::{Checksum, Error, Mirror};
 use crate::telemetry::chain;
 
@@ -38,25 +38,25 @@ const MAX_REDIRECTS: u32 = 5;
 const MAX_BYTES: u64 = 256 << 20;
 
 /// How long a mirror may take to begin, and to send it all.
-const PATIENCE: Duration = Duration::from_secs(30);
-const DOWNLOAD_PATIENCE: Duration = Duration::from_secs(600);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The folder of a place's downloaded programs, there or not.
-pub(super) fn programs(place: &Place) -> PathBuf {
-    home(place).join("bin")
+/// The folder of a data folder's downloaded programs, there or not.
+pub(super) fn programs(data_dir: &DataDir) -> PathBuf {
+    home(data_dir).join("bin")
 }
 
-fn home(place: &Place) -> PathBuf {
-    place.path.join(format!("postgresql-{VERSION}"))
+fn home(data_dir: &DataDir) -> PathBuf {
+    data_dir.path.join(format!("postgresql-{VERSION}"))
 }
 
 /// Fetches the programs into the folder, whole or not at all: they have to be the ones that the checksum is of.
-pub(super) fn fetch(mirror: &Mirror, folder: &Folder) -> Result<(), Error> {
+pub(super) fn fetch(mirror: &Mirror, data_dir: &LockedDataDir) -> Result<(), Error> {
     let Some(target) = target() else { return Err(Error::NotInstalled) };
     let url = format!("{}/{VERSION}/postgresql-{VERSION}-{target}.tar.gz", mirror.url);
     let failed = |why| Error::Download { url: url.clone(), why };
     let checksum = checksum(mirror, &target).map_err(failed)?;
-    let home = home(&folder.place);
+    let home = home(data_dir);
     tracing::info!(
         event = "postgres_download",
         url,
@@ -64,16 +64,16 @@ pub(super) fn fetch(mirror: &Mirror, folder: &Folder) -> Result<(), Error> {
         "no installed Postgres found, downloading one; PG_DOWNLOAD=off forbids that"
     );
     let archive = checked(&url, &checksum).map_err(failed)?;
-    let scratch = folder.place.path.join(format!("{SCRATCH}{}", uuid::Uuid::new_v4().simple()));
-    folder.place.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
-    let placed = match unpack(&archive, &scratch, &folder.place.account) {
+    let scratch = data_dir.path.join(format!("{SCRATCH}{}", uuid::Uuid::new_v4().simple()));
+    data_dir.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
+    let placed = match unpack(&archive, &scratch, &data_dir.account) {
         Ok(unpacked) => unpacked.move_only_folder(&home).map_err(Error::file("place a download in", &home)),
         Err(error) => Err(failed(format!("it can't be unpacked: {}", chain(&error)))),
     };
     // What a crash leaves is swept with half-made clusters.
-    folder.place.account.remove_folder(&scratch).map_err(Error::file("remove", &scratch))?;
+    data_dir.account.remove_folder(&scratch).map_err(Error::file("remove", &scratch))?;
     placed?;
-    sync_folder(&folder.place.path)
+    sync_folder(&data_dir.path)
 }
 
 /// The machine, as the names of archives have it; `None` where there are none for it.
@@ -117,9 +117,9 @@ fn checked(url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> 
         // From http, which is this machine, it would lead off it.
         .max_redirects(if is_https { MAX_REDIRECTS } else { 0 })
         .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
-        .timeout_connect(Some(PATIENCE))
-        .timeout_recv_response(Some(PATIENCE))
-        .timeout_global(Some(DOWNLOAD_PATIENCE))
+        .timeout_connect(Some(ANSWER_TIMEOUT))
+        .timeout_recv_response(Some(ANSWER_TIMEOUT))
+        .timeout_global(Some(DOWNLOAD_TIMEOUT))
         .build()
         .into();
     let response = agent.get(url).call().map_err(|error| chain(&error))?;

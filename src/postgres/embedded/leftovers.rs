@@ -20,7 +20,7 @@ pub(super) fn clear(data: &Path, account: &Account) -> Result<(), Error> {
     // Postgres refuses to start while the number in the file is any living process of its user. Once nobody uses the data, the
     // file is nobody's.
     let remove_pid_file = || folder.remove(pid_file::NAME).map_err(Error::file("remove", &data.join(pid_file::NAME)));
-    for (signal, patience) in ESCALATION {
+    for (signal, timeout) in ESCALATION {
         let pids = processes_in(&folder, data, account);
         if pids.is_empty() {
             return remove_pid_file();
@@ -36,7 +36,7 @@ pub(super) fn clear(data: &Path, account: &Account) -> Result<(), Error> {
         for pid in targets {
             send(pid, signal, || processes_in(&folder, data, account).contains(&pid));
         }
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         while !processes_in(&folder, data, account).is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::postgres::embedded::binaries::Binaries;
 use crate::postgres::embedded::cluster::last_error;
-use crate::postgres::embedded::folder::Folder;
+use crate::postgres::embedded::data_dir::LockedDataDir;
 use crate::postgres::embedded::pid_file::PidFile;
 use crate::postgres::embedded::socket::SocketFolder;
 use crate::postgres::embedded::{Error, PORT, greeting, leftovers};
@@ -31,7 +31,7 @@ const STEADY: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
 /// How often a long recovery is mentioned in the log.
-const PATIENCE_NOTE: Duration = Duration::from_secs(10);
+const NOTE_EVERY: Duration = Duration::from_secs(10);
 
 /// Past this size the server's log is set aside before a start, and the one set aside earlier is lost.
 const LOG_MAX_BYTES: u64 = 16 << 20;
@@ -125,13 +125,13 @@ pub(super) struct Postmaster {
     // In the order of their end: the lock on the folder goes last.
     socket: SocketFolder,
     binaries: Binaries,
-    folder: Folder,
+    data_dir: LockedDataDir,
     control: Arc<Control>,
 }
 
 impl Postmaster {
-    pub(super) fn new(folder: Folder, binaries: Binaries, socket: SocketFolder) -> Postmaster {
-        Postmaster { socket, binaries, folder, control: Arc::default() }
+    pub(super) fn new(data_dir: LockedDataDir, binaries: Binaries, socket: SocketFolder) -> Postmaster {
+        Postmaster { socket, binaries, data_dir, control: Arc::default() }
     }
 
     pub(super) fn control(&self) -> Arc<Control> {
@@ -163,7 +163,7 @@ impl Postmaster {
             self.relaunch(&mut pause);
         }
         // A server ended by SIGKILL leaves backends; they must be gone before the lock is.
-        if let Err(error) = leftovers::clear(&self.folder.place.data(), &self.folder.place.account) {
+        if let Err(error) = leftovers::clear(&self.data_dir.cluster(), &self.data_dir.account) {
             tracing::warn!(event = "postgres_left", error = %error, "Postgres did not end cleanly");
         }
     }
@@ -192,9 +192,9 @@ impl Postmaster {
 
     /// Starts the server and waits until it is ready, or has ended.
     fn launch(&self) -> Result<(), Error> {
-        leftovers::clear(&self.folder.place.data(), &self.folder.place.account)?;
+        leftovers::clear(&self.data_dir.cluster(), &self.data_dir.account)?;
         self.socket.clear();
-        let path = self.folder.place.log();
+        let path = self.data_dir.log();
         let mut log = self.open_log().map_err(Error::file("open", &path))?;
         let begin = log.seek(SeekFrom::End(0)).map_err(Error::file("read", &path))?;
         let mut command = self.command(&log).map_err(Error::file("open", &path))?;
@@ -208,7 +208,7 @@ impl Postmaster {
             Ok(Some(status)) => status,
             Err(error) => {
                 // It may run, and whoever is told of the failure looks after it no more.
-                leftovers::clear(&self.folder.place.data(), &self.folder.place.account)?;
+                leftovers::clear(&self.data_dir.cluster(), &self.data_dir.account)?;
                 return Err(error);
             }
         };
@@ -225,16 +225,16 @@ impl Postmaster {
             if ended.is_some() {
                 return Ok(ended);
             }
-            let data = self.folder.place.held_data()?;
+            let data = self.data_dir.held_cluster()?;
             let ready = PidFile::read(&data).is_some_and(|server| server.pid == pid && server.ready);
             if ready {
-                greeting::require_scram(&self.socket.path, &self.folder.place.account)?;
-                tracing::info!(event = "postgres_ready", pid, major = self.binaries.major, data_dir = %self.folder.place.path.display(), "Postgres is ready");
+                greeting::require_scram(&self.socket.path, &self.data_dir.account)?;
+                tracing::info!(event = "postgres_ready", pid, major = self.binaries.major, data_dir = %self.data_dir.path.display(), "Postgres is ready");
                 return Ok(None);
             }
-            if noted.elapsed() > PATIENCE_NOTE {
+            if noted.elapsed() > NOTE_EVERY {
                 noted = Instant::now();
-                tracing::info!(event = "postgres_starting", pid, seconds = started.elapsed().as_secs(), log = %self.folder.place.log().display(), "Postgres isn't ready yet");
+                tracing::info!(event = "postgres_starting", pid, seconds = started.elapsed().as_secs(), log = %self.data_dir.log().display(), "Postgres isn't ready yet");
             }
             std::thread::sleep(POLL);
         }
@@ -242,8 +242,8 @@ impl Postmaster {
 
     /// The settings that this service relies on are arguments, so that neither an edited file nor an `alter system` can undo them; all others are the cluster's own.
     fn command(&self, log: &File) -> io::Result<Command> {
-        let data = self.folder.place.data();
-        let mut command = self.folder.place.account.command(&self.binaries.postgres(), &data);
+        let data = self.data_dir.cluster();
+        let mut command = self.data_dir.account.command(&self.binaries.postgres(), &data);
         let settings = [
             "listen_addresses=".to_owned(),
             format!("port={PORT}"),
@@ -276,8 +276,8 @@ impl Postmaster {
     }
 
     fn open_log(&self) -> io::Result<File> {
-        let path = self.folder.place.log();
-        let account = &self.folder.place.account;
+        let path = self.data_dir.log();
+        let account = &self.data_dir.account;
         let log = account.open_file(&path)?;
         if log.metadata()?.len() <= LOG_MAX_BYTES {
             return Ok(log);
@@ -287,7 +287,7 @@ impl Postmaster {
     }
 
     fn not_started(&self, detail: String) -> Error {
-        Error::Start { log: self.folder.place.log(), detail }
+        Error::Start { log: self.data_dir.log(), detail }
     }
 }
 

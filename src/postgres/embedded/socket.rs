@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::postgres::embedded::Error;
 use crate::postgres::embedded::account::Account;
+use crate::postgres::embedded::data_dir::LockedDataDir;
 use crate::postgres::embedded::files::HeldFolder;
-use crate::postgres::embedded::folder::Folder;
 
 /// The longest path of a socket in bytes, without the final NUL.
 const LONGEST_PATH: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
@@ -29,15 +29,15 @@ pub(super) struct SocketFolder {
 
 impl SocketFolder {
     /// Makes the folder in `preferred`, else in `/tmp`. Its name follows from the data folder, so that a start after a crash finds and reuses it; where somebody else sits on that name, a random one does.
-    pub(super) fn make(preferred: Option<&Path>, folder: &Folder) -> Result<SocketFolder, Error> {
-        let name = name_for(&folder.place.path);
+    pub(super) fn make(preferred: Option<&Path>, data_dir: &LockedDataDir) -> Result<SocketFolder, Error> {
+        let name = name_for(&data_dir.path);
         let fallback = Path::new(FALLBACK);
         let random = format!("cdc-export-{}", uuid::Uuid::new_v4().simple());
         let candidates = preferred.map(|preferred| preferred.join(&name));
         let candidates = candidates.into_iter().chain([fallback.join(&name), fallback.join(random)]);
         for path in candidates.filter(|path| fits(path)) {
-            match make_private(&path, folder) {
-                Ok(true) => return Ok(SocketFolder { path, account: folder.place.account.clone() }),
+            match make_private(&path, data_dir) {
+                Ok(true) => return Ok(SocketFolder { path, account: data_dir.account.clone() }),
                 Ok(false) => {}
                 Err(error) => {
                     tracing::debug!(event = "socket_folder_refused", folder = %path.display(), error = %error, "can't keep the socket here");
@@ -74,8 +74,8 @@ impl Drop for SocketFolder {
 }
 
 /// Makes the folder or takes over our own; `false` where it is another's or closed to the account.
-fn make_private(path: &Path, folder: &Folder) -> Result<bool, Error> {
-    let account = &folder.place.account;
+fn make_private(path: &Path, data_dir: &LockedDataDir) -> Result<bool, Error> {
+    let account = &data_dir.account;
     // Root's own runtime folder is closed to the account; nothing is to be left there.
     if let Some(parent) = path.parent()
         && !account.reaches(parent)?

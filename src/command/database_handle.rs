@@ -1,4 +1,4 @@
-//! The ground that commands stand on: a database that was brought, or the private one, joined or run; and the rooms, wired over it.
+//! The database that a command works on: one that was given, or the private one, joined or run; and the modules, wired over it.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,44 +16,44 @@ use cdc_export::worker::{self, Worker};
 use tokio_util::sync::CancellationToken;
 
 /// Runs a short command on a migrated database.
-pub(super) async fn on_ground(
+pub(super) async fn with_database(
     config: &Config,
     command: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
-    let ground = Ground::find(config).await?;
-    let done = command(&ground.database).await;
-    ground.leave().await;
+    let handle = DatabaseHandle::open(config).await?;
+    let done = command(&handle.database).await;
+    handle.close().await;
     done.map(|()| ExitCode::SUCCESS)
 }
 
 /// A migrated database, and the private server under it if this process runs that.
-pub(super) struct Ground {
+pub(super) struct DatabaseHandle {
     pub(super) database: Database,
     server: Option<embedded::Server>,
 }
 
-impl From<Database> for Ground {
+impl From<Database> for DatabaseHandle {
     /// One that others run.
-    fn from(database: Database) -> Ground {
-        Ground { database, server: None }
+    fn from(database: Database) -> DatabaseHandle {
+        DatabaseHandle { database, server: None }
     }
 }
 
-impl Ground {
+impl DatabaseHandle {
     /// `DATABASE_URL`, else the private server that another process runs, else one that this process runs while it lasts.
-    pub(super) async fn find(config: &Config) -> anyhow::Result<Ground> {
-        let ground = match &config.database {
+    pub(super) async fn open(config: &Config) -> anyhow::Result<DatabaseHandle> {
+        let handle = match &config.database {
             Some(database) => database.clone().into(),
             None => join_or_start(&config.embedded).await?,
         };
-        if let Err(error) = prepare(&ground.database).await {
-            ground.leave().await;
+        if let Err(error) = prepare(&handle.database).await {
+            handle.close().await;
             return Err(error);
         }
-        Ok(ground)
+        Ok(handle)
     }
 
-    pub(super) async fn leave(self) {
+    pub(super) async fn close(self) {
         if let Some(server) = self.server {
             server.stop().await;
         }
@@ -68,14 +68,16 @@ pub(super) async fn prepare(database: &Database) -> anyhow::Result<()> {
     Ok(capture::restore(&pool).await?)
 }
 
-pub(super) async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<Ground> {
+pub(super) async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<DatabaseHandle> {
     // A process that just starts its server has the folder, but no server to join yet.
     for _ in 0..30 {
         if let Some(options) = embedded::join(settings)? {
             return Ok(Database::from(options).into());
         }
         match embedded::Server::start(settings).await {
-            Ok(server) => return Ok(Ground { database: server.connect_options().into(), server: Some(server) }),
+            Ok(server) => {
+                return Ok(DatabaseHandle { database: server.connect_options().into(), server: Some(server) });
+            }
             Err(embedded::Error::AlreadySupervised(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
             Err(error) => return Err(error.into()),
         }

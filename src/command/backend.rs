@@ -27,9 +27,9 @@ pub(crate) const SHOWN: u32 = 200;
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// One of the two.
-pub(crate) enum Place {
-    Here(Box<Service>),
-    There(Client),
+pub(crate) enum Backend {
+    Local(Box<Service>),
+    Remote(Client),
 }
 
 /// A job, as far as the commands look at it.
@@ -101,11 +101,11 @@ impl JobView {
     }
 }
 
-impl Place {
+impl Backend {
     /// Asks for an export.
     pub(crate) async fn submit(&self, what: &Export) -> anyhow::Result<JobId> {
         match self {
-            Place::Here(service) => {
+            Backend::Local(service) => {
                 let request = Request {
                     consumer: Some(what.consumer.clone()),
                     dataset: what.dataset.clone(),
@@ -127,7 +127,7 @@ impl Place {
                     }),
                 }
             }
-            Place::There(client) => {
+            Backend::Remote(client) => {
                 let mut headers = HeaderMap::new();
                 headers.insert("x-consumer-id", what.consumer.as_str().parse()?);
                 headers.insert("idempotency-key", Uuid::new_v4().to_string().parse()?);
@@ -144,7 +144,7 @@ impl Place {
                     }
                 }
                 let path = format!("/exports/{}", what.export_type);
-                let answer = there(client, move |client| client.post(&path, &headers, Some(&body))).await;
+                let answer = remote(client, move |client| client.post(&path, &headers, Some(&body))).await;
                 answer.map(|Accepted { job_id }| job_id.into()).map_err(|error| match &error {
                     Error::Refused { jobs, .. } => {
                         let named = |job: &NamedJob| (job.job_id.into(), &*job.status == Status::Completed.as_str());
@@ -169,8 +169,8 @@ impl Place {
     /// A job as it stands.
     pub(crate) async fn job(&self, id: JobId) -> anyhow::Result<JobView> {
         let json = match self {
-            Place::Here(service) => http::job_as_json(service.job(id).await?),
-            Place::There(client) => there(client, move |client| client.get(&format!("/exports/{id}"))).await?,
+            Backend::Local(service) => http::job_as_json(service.job(id).await?),
+            Backend::Remote(client) => remote(client, move |client| client.get(&format!("/exports/{id}"))).await?,
         };
         JobView::of(json)
     }
@@ -178,13 +178,13 @@ impl Place {
     /// A job: at its end, or after a moment.
     pub(crate) async fn look(&self, id: JobId) -> anyhow::Result<JobView> {
         let json = match self {
-            Place::Here(service) => http::job_as_json(
+            Backend::Local(service) => http::job_as_json(
                 service.ended_job(id, Duration::from_millis(100), Party::Address([127, 0, 0, 1].into())).await?,
             ),
-            Place::There(client) => {
+            Backend::Remote(client) => {
                 // Where nobody looks at a bar, a call does for longer.
                 let wait = if std::io::stderr().is_terminal() { 1 } else { 5 };
-                there(client, move |client| client.get(&format!("/exports/{id}?wait={wait}"))).await?
+                remote(client, move |client| client.get(&format!("/exports/{id}?wait={wait}"))).await?
             }
         };
         JobView::of(json)
@@ -193,14 +193,14 @@ impl Place {
     /// Asks a job to stop. False: it is too late, and it ends by itself.
     pub(crate) async fn cancel(&self, id: JobId) -> anyhow::Result<bool> {
         match self {
-            Place::Here(service) => match service.cancel(id).await {
+            Backend::Local(service) => match service.cancel(id).await {
                 Ok(_) => Ok(true),
                 Err(service::Error::Committing | service::Error::Ended(_)) => Ok(false),
                 Err(error) => Err(error.into()),
             },
-            Place::There(client) => {
+            Backend::Remote(client) => {
                 let path = format!("/exports/{id}/cancel");
-                match there(client, move |client| client.post::<Value>(&path, &HeaderMap::new(), None)).await {
+                match remote(client, move |client| client.post::<Value>(&path, &HeaderMap::new(), None)).await {
                     Ok(_) => Ok(true),
                     Err(error) if error.is_conflict() => Ok(false),
                     Err(error) => Err(error.into()),
@@ -209,11 +209,11 @@ impl Place {
         }
     }
 
-    /// How `download` reaches the same place.
+    /// What `download` must be told to reach the same service.
     pub(crate) fn option(&self) -> String {
         match self {
-            Place::Here(_) => String::new(),
-            Place::There(client) => format!(" --server {}", client.server()),
+            Backend::Local(_) => String::new(),
+            Backend::Remote(client) => format!(" --server {}", client.server()),
         }
     }
 
@@ -221,7 +221,7 @@ impl Place {
     pub(crate) async fn status(&self) -> anyhow::Result<Value> {
         let open = [Status::Processing, Status::Pending];
         let (consumers, jobs) = match self {
-            Place::Here(service) => {
+            Backend::Local(service) => {
                 let consumers = service.consumers(None, None, SHOWN).await?;
                 let mut jobs: Vec<Job> = Vec::new();
                 for status in open {
@@ -230,8 +230,8 @@ impl Place {
                 let consumers = consumers.into_iter().map(http::consumer_as_json).collect();
                 (consumers, jobs.into_iter().map(http::job_as_json).collect())
             }
-            Place::There(client) => {
-                let list = |path: String| there(client, move |client| client.get::<Items>(&path));
+            Backend::Remote(client) => {
+                let list = |path: String| remote(client, move |client| client.get::<Items>(&path));
                 let consumers = list(format!("/consumers?limit={SHOWN}")).await?.items;
                 let mut jobs = Vec::new();
                 for status in open {
@@ -247,7 +247,7 @@ impl Place {
     pub(crate) async fn fetch(&self, id: JobId, sha256: &str, from: u64, into: &mut dyn Write) -> anyhow::Result<()> {
         let mut chunk = vec![0; CHUNK_BYTES];
         match self {
-            Place::Here(service) => {
+            Backend::Local(service) => {
                 let file = service.open_file(id).await?;
                 let size = file.place.identity.size;
                 let mut part = file.part(from, size - from).await?;
@@ -258,7 +258,7 @@ impl Place {
                     }
                 }
             }
-            Place::There(client) => {
+            Backend::Remote(client) => {
                 let path = format!("/exports/{id}/download");
                 let (client, sha256) = (client.clone(), sha256.to_owned());
                 let (chunks, mut arriving) = mpsc::channel::<Vec<u8>>(2);
@@ -284,7 +284,7 @@ impl Place {
 }
 
 /// Calls block; they have a thread of their own, so that an interruption is seen meanwhile.
-async fn there<T: Send + 'static>(
+async fn remote<T: Send + 'static>(
     client: &Client,
     call: impl FnOnce(&Client) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {

@@ -10,37 +10,37 @@ const VIEWED: [&str; 2] = ["exports", "watermarks"];
 
 /// The schemas of the role's search_path that it may use, but for Postgres's own and ours.
 #[derive(Clone, Debug)]
-pub(super) struct Path(Vec<String>);
+pub(super) struct SearchPath(Vec<String>);
 
 /// The schemas of our tables, quoted: where they are, or would be made.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct TableSchemas {
     /// Of `exports` and `watermarks`.
     pub(super) ours: String,
     /// Of the `users` that the path leads to, whoever's it is.
     users: String,
 }
 
-impl Path {
+impl SearchPath {
     /// The role's. Asked before the session is set up.
-    pub(super) async fn of_role(conn: &mut PgConnection) -> Result<Path, sqlx::Error> {
+    pub(super) async fn of_role(conn: &mut PgConnection) -> Result<SearchPath, sqlx::Error> {
         // A pooler may hand on a session that has our path already.
         sqlx::raw_sql(
-            "-- postgres.place.role_path
+            "-- postgres.search_path.of_role
              select pg_catalog.set_config('search_path', pg_catalog.current_setting('cdc_export.role_path', true), false)
              where pg_catalog.length(pg_catalog.current_setting('cdc_export.role_path', true)) operator(pg_catalog.>) 0",
         )
         .execute(&mut *conn)
         .await?;
         let schemas: Vec<String> = sqlx::query_scalar(
-            "-- postgres.place.path
+            "-- postgres.search_path.schemas
              select pg_catalog.unnest(pg_catalog.current_schemas(false))::pg_catalog.text",
         )
         .fetch_all(conn)
         .await?;
         // A role may be called cdc_export too, and "$user" would then lead into our schema.
         let others = schemas.into_iter().filter(|name| name != "cdc_export" && name != "pg_catalog");
-        Ok(Path(others.collect()))
+        Ok(SearchPath(others.collect()))
     }
 
     /// Where new tables go.
@@ -51,7 +51,7 @@ impl Path {
     /// The schema of the relation that the path finds under this name.
     pub(super) async fn find(&self, conn: &mut PgConnection, name: &str) -> Result<Option<String>, sqlx::Error> {
         sqlx::query_scalar(
-            "-- postgres.place.find
+            "-- postgres.search_path.find
              select path.name from unnest($1::text[]) with ordinality as path (name, place)
              join pg_namespace n on n.nspname = path.name
              join pg_class c on c.relnamespace = n.oid and c.relname = $2
@@ -64,10 +64,10 @@ impl Path {
     }
 
     /// Where the tables are, or would be made.
-    pub(super) async fn place(&self, conn: &mut PgConnection) -> Result<Place, sqlx::Error> {
+    pub(super) async fn table_schemas(&self, conn: &mut PgConnection) -> Result<TableSchemas, sqlx::Error> {
         let ours = self.find(&mut *conn, "exports").await?.unwrap_or_else(|| self.first().to_owned());
         let users = self.find(conn, "users").await?.unwrap_or_else(|| self.first().to_owned());
-        Ok(Place { ours: quoted(&ours), users: quoted(&users) })
+        Ok(TableSchemas { ours: quoted(&ours), users: quoted(&users) })
     }
 }
 
@@ -75,7 +75,7 @@ fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-impl Place {
+impl TableSchemas {
     /// A migration, with the schemas of the tables that it names without one.
     pub(super) fn named_in(&self, migration: &str) -> String {
         // What stands before a table's name, or before that of an index of its schema.
@@ -120,7 +120,7 @@ impl Place {
 
     async fn has_view(&self, conn: &mut PgConnection, table: &str) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar(
-            "-- postgres.place.has_view
+            "-- postgres.search_path.has_view
              select coalesce((
                select array_agg(a.attname order by a.attnum) from pg_attribute a
                where a.attrelid = to_regclass('cdc_export.' || $2) and a.attnum > 0 and not a.attisdropped)
@@ -142,14 +142,14 @@ impl Place {
             }
             let mut tx = conn.begin().await?;
             let made = format!(
-                "-- postgres.place.view
+                "-- postgres.search_path.view
                  drop view if exists cdc_export.{table};
                  create view cdc_export.{table} as select * from {}.{table}",
                 self.ours
             );
             sqlx::raw_sql(AssertSqlSafe(made)).execute(&mut *tx).await?;
             let grants: Vec<String> = sqlx::query_scalar(
-                "-- postgres.place.view_rights
+                "-- postgres.search_path.view_rights
                  select format('grant %s on cdc_export.%I to %s', g.privilege_type, c.relname,
                    case when g.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end)
                  from pg_class c cross join lateral aclexplode(c.relacl) g
@@ -161,7 +161,7 @@ impl Place {
             .fetch_all(&mut *tx)
             .await?;
             for grant in grants {
-                let grant = format!("-- postgres.place.view_grant\n {grant}");
+                let grant = format!("-- postgres.search_path.view_grant\n {grant}");
                 sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut *tx).await?;
             }
             tx.commit().await?;
@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn a_migration_names_each_table_with_its_schema() {
-        let place = Place { ours: quoted("a'b"), users: quoted("U") };
-        let named = place.named_in(
+        let schemas = TableSchemas { ours: quoted("a'b"), users: quoted("U") };
+        let named = schemas.named_in(
             "alter table exports add column x int;\ncreate index exports_a on exports (a);\nselect cdc_export.own('watermarks');
              drop index exports_a; before insert on users for each row; create table cdc_export.keys (from_exports int)",
         );

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,48 +16,48 @@ use crate::postgres::embedded::{Error, Settings};
 pub(super) const SYSTEM_DATA_DIR: &str = "/var/lib/cdc-export";
 
 /// How long a supervisor waits for the lock: `join` holds it for a moment to see whether it is free.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A folder that the account of the server can reach, existing or not.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct DataDir {
     pub(super) path: PathBuf,
     pub(super) account: Account,
 }
 
-impl Place {
+impl DataDir {
     /// The folder of the settings, or the system's where the settings leave the choice. Makes nothing.
-    pub(super) fn find(settings: &Settings) -> Result<Place, Error> {
+    pub(super) fn find(settings: &Settings) -> Result<DataDir, Error> {
         let path = std::path::absolute(&settings.data_dir).map_err(Error::file("find", &settings.data_dir))?;
-        match Place::at(path) {
+        match DataDir::at(path) {
             Err(Error::Unreachable { .. }) if settings.data_dir_is_default && nix::unistd::geteuid().is_root() => {
-                Place::at(PathBuf::from(SYSTEM_DATA_DIR))
+                DataDir::at(PathBuf::from(SYSTEM_DATA_DIR))
             }
             // Where there is data already, an empty folder elsewhere would be a surprise.
             Err(Error::Unguarded { data_dir, .. }) if settings.data_dir_is_default && !data_dir.exists() => {
-                Place::at(PathBuf::from(SYSTEM_DATA_DIR))
+                DataDir::at(PathBuf::from(SYSTEM_DATA_DIR))
             }
             found => found,
         }
     }
 
-    fn at(path: PathBuf) -> Result<Place, Error> {
+    fn at(path: PathBuf) -> Result<DataDir, Error> {
         require_guarded(&path)?;
         let account = Account::for_folders(&path.join("postgres"), &path)?;
-        let place = Place { path, account };
-        let existing = place.path.ancestors().find(|folder| folder.exists());
-        place.require_reach(existing.unwrap_or(Path::new("/")))?;
-        Ok(place)
+        let data_dir = DataDir { path, account };
+        let existing = data_dir.path.ancestors().find(|folder| folder.exists());
+        data_dir.require_reach(existing.unwrap_or(Path::new("/")))?;
+        Ok(data_dir)
     }
 
     /// The server's own folder.
-    pub(super) fn data(&self) -> PathBuf {
+    pub(super) fn cluster(&self) -> PathBuf {
         self.path.join("postgres")
     }
 
     /// The server's own folder, held open.
-    pub(super) fn held_data(&self) -> Result<HeldFolder, Error> {
-        let data = self.data();
+    pub(super) fn held_cluster(&self) -> Result<HeldFolder, Error> {
+        let data = self.cluster();
         HeldFolder::open(&data, &self.account).map_err(Error::file("use", &data))
     }
 
@@ -134,32 +135,40 @@ impl Place {
     }
 }
 
-/// A place that this process alone supervises, for as long as this value lives.
+/// A data folder that this process alone supervises, for as long as this value lives.
 #[derive(Debug)]
-pub(super) struct Folder {
-    pub(super) place: Place,
+pub(super) struct LockedDataDir {
+    data_dir: DataDir,
     _lock: File,
 }
 
-impl Folder {
+impl LockedDataDir {
     /// Makes the folder where there is none, and locks it.
-    pub(super) fn open(place: Place) -> Result<Folder, Error> {
-        place.make()?;
-        let path = place.lock();
-        let lock = place.account.open_file(&path).map_err(Error::file("open", &path))?;
-        let deadline = Instant::now() + LOCK_PATIENCE;
+    pub(super) fn open(data_dir: DataDir) -> Result<LockedDataDir, Error> {
+        data_dir.make()?;
+        let path = data_dir.lock();
+        let lock = data_dir.account.open_file(&path).map_err(Error::file("open", &path))?;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match lock.try_lock() {
-                Ok(()) => return Ok(Folder { place, _lock: lock }),
+                Ok(()) => return Ok(LockedDataDir { data_dir, _lock: lock }),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                Err(TryLockError::WouldBlock) => return Err(Error::AlreadySupervised(place.path)),
+                Err(TryLockError::WouldBlock) => return Err(Error::AlreadySupervised(data_dir.path)),
                 Err(TryLockError::Error(source)) => {
                     return Err(Error::file("lock", &path)(source));
                 }
             }
         }
+    }
+}
+
+impl Deref for LockedDataDir {
+    type Target = DataDir;
+
+    fn deref(&self) -> &DataDir {
+        &self.data_dir
     }
 }
 
@@ -183,10 +192,10 @@ mod tests {
         let closed = tempfile::tempdir().unwrap();
         fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let folder = closed.path().join("data");
-        let place = Place::find(&settings(folder.clone())).unwrap();
+        let data_dir = DataDir::find(&settings(folder.clone())).unwrap();
         // An ordinary user reaches his own folder and stays.
         let expected = if nix::unistd::geteuid().is_root() { PathBuf::from(SYSTEM_DATA_DIR) } else { folder };
-        assert_eq!(place.path, expected);
+        assert_eq!(data_dir.path, expected);
     }
 
     #[test]
@@ -194,7 +203,7 @@ mod tests {
         let open = tempfile::tempdir().unwrap();
         fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let folder = open.path().join("data");
-        let place = Place::find(&settings(folder.clone())).unwrap();
-        assert_eq!(place.path, folder);
+        let data_dir = DataDir::find(&settings(folder.clone())).unwrap();
+        assert_eq!(data_dir.path, folder);
     }
 }
