@@ -13,8 +13,8 @@ import urllib.parse
 from pathlib import Path
 
 import duckdb
-import pandas
 import psycopg
+from pyarrow.parquet import ParquetFile
 
 SERVER = sys.argv[1]
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ def of_duckdb(file):
 
 def of_pandas(folder):
     (file,) = glob.glob(f"{folder}/users.*.parquet")
-    users = pandas.read_parquet(file).sort_index().reset_index()
+    users = ParquetFile(file).read().to_pandas().sort_index().reset_index()
     for column in ("created_at", "updated_at"):
         users[column] = users[column].astype("datetime64[us, UTC]").astype("int64")
     return list(users[COLUMNS].itertuples(index=False, name=None))

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import duckdb
-import pandas
 import psycopg
+from pyarrow.parquet import ParquetFile
 
 SERVER = sys.argv[1]
 GUIDES = Path(os.environ.get("GUIDES") or Path(__file__).resolve().parent.parent / "docs/guides")
@@ -55,7 +55,7 @@ def check(what, export_type, columns):
     with duckdb.connect(TARGETS["duckdb"], read_only=True) as target:
         made = {"postgres": postgres, "duckdb": rows(target, columns)}
     (file,) = glob.glob(f"{TARGETS['pandas']}/*.parquet")
-    frame = pandas.read_parquet(file).sort_index().reset_index()
+    frame = ParquetFile(file).read().to_pandas().sort_index().reset_index()
     made["pandas"] = list(frame[columns.split(", ")].itertuples(index=False, name=None))
     for which, found in made.items():
         assert found == expected, f"{what}: {which} differs: {found[:3]}, not {expected[:3]}"
