@@ -7,7 +7,7 @@
 use std::hint::black_box;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use cdc_export::dataset::{Column, Kind};
+use cdc_export::dataset::{Column, ColumnType};
 use cdc_export::encode::Encoder;
 use cdc_export::job::encoding::Format;
 use cdc_export::row::Frame;
@@ -39,16 +39,16 @@ fn put_row(fields: &[&[u8]], rows: &mut BytesMut) {
 
 /// The kinds that users don't have.
 const OTHERS: [Column; 10] = [
-    Column::named("a", Kind::Int4),
-    Column::named("b", Kind::Float4),
-    Column::named("c", Kind::Float8),
-    Column::named("d", Kind::Numeric),
-    Column::named("e", Kind::Uuid),
-    Column::named("f", Kind::Bytea),
-    Column::named("g", Kind::Jsonb),
-    Column::named("h", Kind::Timestamp),
-    Column::named("i", Kind::Date),
-    Column::named("j", Kind::Time),
+    Column::named("a", ColumnType::Int4),
+    Column::named("b", ColumnType::Float4),
+    Column::named("c", ColumnType::Float8),
+    Column::named("d", ColumnType::Numeric),
+    Column::named("e", ColumnType::Uuid),
+    Column::named("f", ColumnType::Bytea),
+    Column::named("g", ColumnType::Jsonb),
+    Column::named("h", ColumnType::Timestamp),
+    Column::named("i", ColumnType::Date),
+    Column::named("j", ColumnType::Time),
 ];
 
 /// A frame of rows with a value of each of the other kinds.
@@ -95,12 +95,12 @@ fn ndjson(c: &mut Criterion) {
 
 fn users() -> Vec<Column> {
     [
-        ("id", Kind::Int8),
-        ("name", Kind::Text),
-        ("email", Kind::Text),
-        ("created_at", Kind::Timestamptz),
-        ("updated_at", Kind::Timestamptz),
-        ("is_deleted", Kind::Bool),
+        ("id", ColumnType::Int8),
+        ("name", ColumnType::Text),
+        ("email", ColumnType::Text),
+        ("created_at", ColumnType::Timestamptz),
+        ("updated_at", ColumnType::Timestamptz),
+        ("is_deleted", ColumnType::Bool),
     ]
     .map(|(name, kind)| Column::named(name, kind))
     .into()

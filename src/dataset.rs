@@ -1,6 +1,6 @@
 //! What may be exported: a table, which of its columns, and how its changes show.
 //!
-//! A [`Dataset`] is what the operator says, a [`Shape`] what the table has for it at a moment. Knows no SQL; `source` quotes the
+//! A [`Dataset`] is what the operator says, a [`TableSchema`] what the table has for it at a moment. Knows no SQL; `source` quotes the
 //! names and looks at the table, `encode` picks a formatter by kind.
 
 pub mod catalog;
@@ -20,7 +20,7 @@ pub use signature::Signature;
 
 /// How a column's values travel and are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ColumnType {
     /// `smallint`
     Int2,
     /// `integer`
@@ -63,21 +63,21 @@ pub struct Column {
     /// Its number in the table, which stays when it is renamed; 0: it is in none.
     pub number: i16,
     /// Its values.
-    pub kind: Kind,
+    pub kind: ColumnType,
     /// Its type as it was declared.
     pub type_name: Cow<'static, str>,
     /// The type to cast a value to, with its schema unless it is Postgres's own: a domain's base, and no length. Nothing is cut off, and
     /// a null is none's violation.
     pub base_type: Cow<'static, str>,
     /// How Postgres sends its values.
-    pub sent: Sent,
+    pub sent: WireFormat,
     /// The schema of the operators that compare its values.
     pub operators: Cow<'static, str>,
 }
 
 /// How Postgres sends a column's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
+pub enum WireFormat {
     /// In the binary form of their kind.
     Binary,
     /// As the texts that it writes them as.
@@ -88,7 +88,7 @@ pub enum Sent {
 
 impl Column {
     /// A column that is sent in the binary form of its kind.
-    pub const fn named(name: &'static str, kind: Kind) -> Column {
+    pub const fn named(name: &'static str, kind: ColumnType) -> Column {
         let none = Cow::Borrowed("");
         let (name, base_type) = (Cow::Borrowed(name), Cow::Borrowed(""));
         Column {
@@ -97,7 +97,7 @@ impl Column {
             kind,
             type_name: none,
             base_type,
-            sent: Sent::Binary,
+            sent: WireFormat::Binary,
             operators: Cow::Borrowed("pg_catalog"),
         }
     }
@@ -221,7 +221,7 @@ pub const USERS: &str = "users";
 
 /// What a dataset's table has for it at a moment.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub struct TableSchema {
     /// The table, with its schema.
     pub table: Table,
     /// The columns that tell rows apart. None is ever null.
@@ -242,7 +242,7 @@ pub struct Shape {
     pub is_filtered: bool,
 }
 
-impl Shape {
+impl TableSchema {
     /// Whether these columns, in this order, are its key.
     pub fn has_key(&self, columns: &[String]) -> bool {
         self.key.iter().map(|part| &*part.column.name).eq(columns)
@@ -261,10 +261,10 @@ impl Shape {
     }
 
     /// With the columns that somebody selects, of those there are.
-    pub fn narrowed(&self, selection: &Selection) -> Shape {
+    pub fn narrowed(&self, selection: &Selection) -> TableSchema {
         let Some(names) = &selection.columns else { return self.clone() };
         let find = |name: &String| self.columns.iter().find(|column| column.name == *name).cloned();
-        Shape { columns: names.iter().filter_map(find).collect(), ..self.clone() }
+        TableSchema { columns: names.iter().filter_map(find).collect(), ..self.clone() }
     }
 
     /// Names and types of a file's columns, for comparison.
@@ -279,7 +279,7 @@ pub struct Description {
     /// What the operator says.
     pub dataset: Arc<Dataset>,
     /// What the table has for it, or what is wrong with that.
-    pub shape: Result<Shape, Faults>,
+    pub shape: Result<TableSchema, Faults>,
     /// About how many rows the table has; `None`: nobody has counted yet.
     pub rows: Option<u64>,
     /// How much room the table takes, without its indexes.
@@ -289,4 +289,4 @@ pub struct Description {
 }
 
 /// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`. No other may have its name.
-pub const OPERATION: Column = Column::named("operation", Kind::Text);
+pub const OPERATION: Column = Column::named("operation", ColumnType::Text);

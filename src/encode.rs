@@ -134,37 +134,37 @@ pub enum Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::Kind;
+    use crate::dataset::ColumnType;
     use proptest::prelude::*;
 
-    const KINDS: [Kind; 16] = [
-        Kind::Int2,
-        Kind::Int4,
-        Kind::Int8,
-        Kind::Float4,
-        Kind::Float8,
-        Kind::Numeric,
-        Kind::Bool,
-        Kind::Text,
-        Kind::Uuid,
-        Kind::Bytea,
-        Kind::Json,
-        Kind::Jsonb,
-        Kind::Timestamptz,
-        Kind::Timestamp,
-        Kind::Date,
-        Kind::Time,
+    const KINDS: [ColumnType; 16] = [
+        ColumnType::Int2,
+        ColumnType::Int4,
+        ColumnType::Int8,
+        ColumnType::Float4,
+        ColumnType::Float8,
+        ColumnType::Numeric,
+        ColumnType::Bool,
+        ColumnType::Text,
+        ColumnType::Uuid,
+        ColumnType::Bytea,
+        ColumnType::Json,
+        ColumnType::Jsonb,
+        ColumnType::Timestamptz,
+        ColumnType::Timestamp,
+        ColumnType::Date,
+        ColumnType::Time,
     ];
 
     /// A row of one value.
-    fn row(format: Format, kind: Kind, field: &[u8]) -> Result<Vec<u8>, Error> {
+    fn row(format: Format, kind: ColumnType, field: &[u8]) -> Result<Vec<u8>, Error> {
         let mut encoder = Encoder::new(format, vec![Column::named("v", kind)], None)?;
         let mut out = Vec::new();
         encoder.row(&[Some(field)], &mut out)?;
         Ok(out)
     }
 
-    fn text(format: Format, kind: Kind, field: &[u8]) -> String {
+    fn text(format: Format, kind: ColumnType, field: &[u8]) -> String {
         String::from_utf8(row(format, kind, field).unwrap()).unwrap()
     }
 
@@ -176,28 +176,33 @@ mod tests {
         let nan = [0, 0, 0xC000, 0].into_iter().flat_map(u16::to_be_bytes).collect::<Vec<u8>>();
         let uuid = *b"\x01\x23\x45\x67\x89\xAB\xCD\xEF\x01\x23\x45\x67\x89\xAB\xCD\xEF";
         for (kind, field, csv, json) in [
-            (Kind::Int2, &i16::MIN.to_be_bytes()[..], "-32768", "-32768"),
-            (Kind::Int4, &i32::MAX.to_be_bytes(), "2147483647", "2147483647"),
-            (Kind::Int8, &(-1i64).to_be_bytes(), "-1", "-1"),
-            (Kind::Float4, &0.1f32.to_be_bytes(), "0.1", "0.1"),
-            (Kind::Float4, &f32::NAN.to_be_bytes(), "NaN", r#""NaN""#),
-            (Kind::Float8, &1e-7f64.to_be_bytes(), "1e-07", "1e-07"),
-            (Kind::Float8, &f64::NEG_INFINITY.to_be_bytes(), "-Infinity", r#""-Infinity""#),
-            (Kind::Numeric, &numeric(0x4000, 3), "-7.500", "-7.500"),
-            (Kind::Numeric, &nan, "NaN", r#""NaN""#),
-            (Kind::Bool, &[1], "true", "true"),
-            (Kind::Text, b"a,\"b\"", r#""a,""b""""#, r#""a,\"b\"""#),
-            (Kind::Uuid, &uuid, "01234567-89ab-cdef-0123-456789abcdef", r#""01234567-89ab-cdef-0123-456789abcdef""#),
-            (Kind::Bytea, b"\0\xfe\n", r"\x00fe0a", r#""\\x00fe0a""#),
-            (Kind::Bytea, b"", r"\x", r#""\\x""#),
-            (Kind::Json, b"{\"a\" :\r\n\t1e400}", "\"{\"\"a\"\" :\r\n\t1e400}\"", "{\"a\" :  \t1e400}"),
-            (Kind::Json, b"null", "null", "null"),
-            (Kind::Jsonb, b"\x01[1, \"\\n\"]", r#""[1, ""\n""]""#, r#"[1, "\n"]"#),
-            (Kind::Timestamptz, &[0; 8], "2000-01-01T00:00:00.000000Z", r#""2000-01-01T00:00:00.000000Z""#),
-            (Kind::Timestamp, &[0; 8], "2000-01-01T00:00:00.000000", r#""2000-01-01T00:00:00.000000""#),
-            (Kind::Timestamp, &i64::MAX.to_be_bytes(), "infinity", r#""infinity""#),
-            (Kind::Date, &[0; 4], "2000-01-01", r#""2000-01-01""#),
-            (Kind::Time, &[0; 8], "00:00:00.000000", r#""00:00:00.000000""#),
+            (ColumnType::Int2, &i16::MIN.to_be_bytes()[..], "-32768", "-32768"),
+            (ColumnType::Int4, &i32::MAX.to_be_bytes(), "2147483647", "2147483647"),
+            (ColumnType::Int8, &(-1i64).to_be_bytes(), "-1", "-1"),
+            (ColumnType::Float4, &0.1f32.to_be_bytes(), "0.1", "0.1"),
+            (ColumnType::Float4, &f32::NAN.to_be_bytes(), "NaN", r#""NaN""#),
+            (ColumnType::Float8, &1e-7f64.to_be_bytes(), "1e-07", "1e-07"),
+            (ColumnType::Float8, &f64::NEG_INFINITY.to_be_bytes(), "-Infinity", r#""-Infinity""#),
+            (ColumnType::Numeric, &numeric(0x4000, 3), "-7.500", "-7.500"),
+            (ColumnType::Numeric, &nan, "NaN", r#""NaN""#),
+            (ColumnType::Bool, &[1], "true", "true"),
+            (ColumnType::Text, b"a,\"b\"", r#""a,""b""""#, r#""a,\"b\"""#),
+            (
+                ColumnType::Uuid,
+                &uuid,
+                "01234567-89ab-cdef-0123-456789abcdef",
+                r#""01234567-89ab-cdef-0123-456789abcdef""#,
+            ),
+            (ColumnType::Bytea, b"\0\xfe\n", r"\x00fe0a", r#""\\x00fe0a""#),
+            (ColumnType::Bytea, b"", r"\x", r#""\\x""#),
+            (ColumnType::Json, b"{\"a\" :\r\n\t1e400}", "\"{\"\"a\"\" :\r\n\t1e400}\"", "{\"a\" :  \t1e400}"),
+            (ColumnType::Json, b"null", "null", "null"),
+            (ColumnType::Jsonb, b"\x01[1, \"\\n\"]", r#""[1, ""\n""]""#, r#"[1, "\n"]"#),
+            (ColumnType::Timestamptz, &[0; 8], "2000-01-01T00:00:00.000000Z", r#""2000-01-01T00:00:00.000000Z""#),
+            (ColumnType::Timestamp, &[0; 8], "2000-01-01T00:00:00.000000", r#""2000-01-01T00:00:00.000000""#),
+            (ColumnType::Timestamp, &i64::MAX.to_be_bytes(), "infinity", r#""infinity""#),
+            (ColumnType::Date, &[0; 4], "2000-01-01", r#""2000-01-01""#),
+            (ColumnType::Time, &[0; 8], "00:00:00.000000", r#""00:00:00.000000""#),
         ] {
             assert_eq!(text(Format::Csv, kind, field), format!("{csv}\n"), "{kind:?}");
             assert_eq!(text(Format::Ndjson, kind, field), format!("{{\"v\":{json}}}\n"), "{kind:?}");
@@ -207,15 +212,15 @@ mod tests {
     #[test]
     fn a_value_of_another_type_is_an_error_in_every_format() {
         let beyond = (datetime::MICROS_PER_DAY + 1).to_be_bytes();
-        let others: [(Kind, &[u8]); 8] = [
-            (Kind::Int2, b"\0\0\0\0"),
-            (Kind::Float8, b"\0\0\0\0"),
-            (Kind::Numeric, b"\0\x01\0\0\0\0\0\0"),
-            (Kind::Uuid, b"01234567-89ab-cdef-0123-456789abcdef"),
-            (Kind::Date, &[0; 8]),
-            (Kind::Time, &beyond),
-            (Kind::Jsonb, b"{}"),
-            (Kind::Jsonb, b""),
+        let others: [(ColumnType, &[u8]); 8] = [
+            (ColumnType::Int2, b"\0\0\0\0"),
+            (ColumnType::Float8, b"\0\0\0\0"),
+            (ColumnType::Numeric, b"\0\x01\0\0\0\0\0\0"),
+            (ColumnType::Uuid, b"01234567-89ab-cdef-0123-456789abcdef"),
+            (ColumnType::Date, &[0; 8]),
+            (ColumnType::Time, &beyond),
+            (ColumnType::Jsonb, b"{}"),
+            (ColumnType::Jsonb, b""),
         ];
         for (kind, field) in others {
             for format in built() {
@@ -223,7 +228,7 @@ mod tests {
                 assert!(matches!(error, Error::WrongType { column } if column == "v"), "{kind:?} as {format}");
             }
         }
-        for kind in [Kind::Text, Kind::Json, Kind::Jsonb] {
+        for kind in [ColumnType::Text, ColumnType::Json, ColumnType::Jsonb] {
             for format in built() {
                 let error = row(format, kind, b"\x01\xff").unwrap_err();
                 assert!(matches!(error, Error::InvalidText { column } if column == "v"), "{kind:?} as {format}");
@@ -264,12 +269,12 @@ mod tests {
         fn a_json_is_embedded_in_one_line(value in json()) {
             let pretty = serde_json::to_string_pretty(&value).unwrap().replace('\n', "\r\n");
             let binary = [&[1], serde_json::to_vec(&value).unwrap().as_slice()].concat();
-            for (kind, field) in [(Kind::Json, pretty.as_bytes()), (Kind::Jsonb, &binary)] {
+            for (kind, field) in [(ColumnType::Json, pretty.as_bytes()), (ColumnType::Jsonb, &binary)] {
                 let line = text(Format::Ndjson, kind, field);
                 prop_assert_eq!(line.find(['\n', '\r']), Some(line.len() - 1));
                 prop_assert_eq!(&serde_json::from_str::<serde_json::Value>(&line).unwrap()["v"], &value);
             }
-            let file = text(Format::Csv, Kind::Json, pretty.as_bytes());
+            let file = text(Format::Csv, ColumnType::Json, pretty.as_bytes());
             let mut reader = csv_reader(&file);
             let record = reader.records().next().unwrap().unwrap();
             prop_assert_eq!(record.iter().collect::<Vec<_>>(), vec![pretty.as_str()]);
@@ -277,9 +282,9 @@ mod tests {
 
         #[test]
         fn a_uuid_and_bytes_come_back(uuid: [u8; 16], bytes: Vec<u8>) {
-            let written = text(Format::Csv, Kind::Uuid, &uuid);
+            let written = text(Format::Csv, ColumnType::Uuid, &uuid);
             prop_assert_eq!(uuid::Uuid::parse_str(written.trim_end()).unwrap().into_bytes(), uuid);
-            let written = text(Format::Csv, Kind::Bytea, &bytes);
+            let written = text(Format::Csv, ColumnType::Bytea, &bytes);
             let digits = written.strip_prefix("\\x").unwrap().trim_end();
             let pair = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
             prop_assert_eq!((0..digits.len()).step_by(2).map(pair).collect::<Vec<_>>(), bytes);

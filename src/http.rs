@@ -63,7 +63,7 @@ use crate::http::query::Parameters;
 use crate::http::stream::{Answer, ClientStream};
 use crate::job::Job;
 use crate::service::Service;
-use crate::watermark::Standing;
+use crate::watermark::ConsumerLag;
 
 /// A client has this long to send a request's head, and as long to send its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -198,7 +198,7 @@ pub fn job_as_json(job: Job) -> serde_json::Value {
 }
 
 /// A consumer as the API shows it, for the command line.
-pub fn consumer_as_json(consumer: (Standing, Option<Job>)) -> serde_json::Value {
+pub fn consumer_as_json(consumer: (ConsumerLag, Option<Job>)) -> serde_json::Value {
     serde_json::json!(consumers::body(consumer))
 }
 

@@ -26,7 +26,7 @@ use crate::job::selection::Selection;
 use crate::job::words::words;
 
 pub use after::After;
-pub use continuity::{Continuity, Findings};
+pub use continuity::{Continuity, SnapshotReport};
 
 /// Names a job for ever. Ids of later jobs sort after those of earlier ones (UUID version 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -310,7 +310,7 @@ pub struct Job {
     /// Why it failed.
     pub error: Option<Failure>,
     /// What the export found when it began.
-    pub findings: Findings,
+    pub report: SnapshotReport,
     /// Rows that the timestamps alone would have missed: changed, but with a time up to the watermark, or gone.
     pub late_rows: u64,
     /// Deleted rows of which only the key is known, since the log has no image of them: their other columns are empty.

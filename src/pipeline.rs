@@ -6,7 +6,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::mpsc;
 
-use crate::dataset::{CellMax, Column, Shape};
+use crate::dataset::{CellMax, Column, TableSchema};
 use crate::encode::{self, Encoder, compress::Compressor};
 use crate::job::file::Exported;
 use crate::job::{ExportType, Job, Progress};
@@ -60,11 +60,11 @@ impl From<encode::Error> for Error {
 
 /// What is to be written.
 #[derive(Debug)]
-pub struct Order<'a> {
+pub struct ExportSpec<'a> {
     /// For whom, which rows, and how.
     pub job: &'a Job,
     /// What its table looks like.
-    pub shape: &'a Shape,
+    pub shape: &'a TableSchema,
     /// The watermark that the export begins at.
     pub since: Option<DateTime<Utc>>,
     /// How large a value may be.
@@ -79,7 +79,7 @@ pub struct Order<'a> {
 ///
 /// # Errors
 /// If any step fails; the draft is removed then.
-pub async fn run(rows: Rows<'_>, order: &Order<'_>, draft: Draft) -> Result<Exported, Error> {
+pub async fn run(rows: Rows<'_>, order: &ExportSpec<'_>, draft: Draft) -> Result<Exported, Error> {
     let (frames_in, frames_out) = mpsc::channel(FRAMES_AHEAD);
     let writer = Writer::new(order, draft)?;
     // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next frame.
@@ -121,8 +121,8 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(order: &Order<'_>, draft: Draft) -> Result<Writer, Error> {
-        let &Order { job, shape, since, compression_level, progress, .. } = order;
+    fn new(order: &ExportSpec<'_>, draft: Draft) -> Result<Writer, Error> {
+        let &ExportSpec { job, shape, since, compression_level, progress, .. } = order;
         let shape = shape.narrowed(&job.selection);
         // A full export finds no changes, late ones neither.
         let since = since.filter(|_| job.export_type != ExportType::Full);

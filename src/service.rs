@@ -2,11 +2,11 @@
 //!
 //! HTTP is one way in and knows this room only. Knows no status codes and runs no export.
 
+mod consumers;
 pub mod files;
 mod followers;
 mod keys;
 mod scrape;
-mod standings;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,7 +149,7 @@ fn gone_on(jobs: &[Job]) -> String {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Error {
         match error {
-            store::Error::Unavailable(_) | store::Error::InTheWay(_) => Error::DatabaseUnavailable(error),
+            store::Error::Unavailable(_) | store::Error::LockConflict(_) => Error::DatabaseUnavailable(error),
             store::Error::XidsSetBack(_) => Error::DatabaseSetBack(error),
             store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_) => Error::Database(error),
         }
@@ -177,17 +177,17 @@ pub struct Health {
 }
 
 /// A client gets an answer within 2 seconds, if only that there is none.
-pub const PATIENCE: Duration = Duration::from_millis(1_900);
+pub const CALL_TIMEOUT: Duration = Duration::from_millis(1_900);
 
 /// How long a caller who has waited for so long is kept for a look at why.
 const LAST_LOOK_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long the changes that wait for consumers may be counted, the one thing that takes its time.
-pub const COUNTING_PATIENCE: Duration = Duration::from_secs(5);
+pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A look at a table, which somebody may have locked.
 async fn on_table<T>(look: impl Future<Output = Result<T, source::Error>>) -> Result<T, Error> {
-    match tokio::time::timeout(COUNTING_PATIENCE, look).await {
+    match tokio::time::timeout(COUNTING_TIMEOUT, look).await {
         Ok(Ok(seen)) => Ok(seen),
         Ok(Err(source::Error::Mismatch(faults))) => Err(Error::Mismatch(faults)),
         Ok(Err(error)) => Err(Error::Table(Some(error))),
@@ -195,8 +195,8 @@ async fn on_table<T>(look: impl Future<Output = Result<T, source::Error>>) -> Re
     }
 }
 
-async fn within<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
-    Ok(store::within(PATIENCE, call).await?)
+async fn with_timeout<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
+    Ok(store::with_timeout(CALL_TIMEOUT, call).await?)
 }
 
 /// The job at its end; `None` if nobody can tell.
@@ -350,12 +350,12 @@ impl Service {
             && let Err(bad) = self.check(dataset, &request.selection).await
         {
             // Sent before, it was good then, whatever the table is now.
-            let before = within(self.store.sent_before(request)).await?;
+            let before = with_timeout(self.store.sent_before(request)).await?;
             return before.filter(|job| request.made(job)).ok_or(bad);
         }
         // A broken folder is the worker's to report: the job fails with the reason.
         let store = self.on_folder(|folder| folder.store()).await.ok();
-        let submitted = within(self.store.submit(request, store, self.terms)).await;
+        let submitted = with_timeout(self.store.submit(request, store, self.terms)).await;
         match self.or_set_back(submitted).await? {
             Submitted::Made(job) | Submitted::Before(job) => Ok(job),
             Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
@@ -389,7 +389,7 @@ impl Service {
     /// # Errors
     /// If there is none of this id.
     pub async fn job(&self, id: JobId) -> Result<Job, Error> {
-        within(self.store.job(id)).await?.ok_or(Error::NoJob)
+        with_timeout(self.store.job(id)).await?.ok_or(Error::NoJob)
     }
 
     /// Cancels a job, or asks its worker to stop. True: it was cancelled before.
@@ -397,7 +397,7 @@ impl Service {
     /// # Errors
     /// If it is too late, or there is no such job.
     pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
-        match within(self.store.cancel(id)).await? {
+        match with_timeout(self.store.cancel(id)).await? {
             Cancelled::Asked(job) => {
                 // A pending job ends here, a processing one with its worker.
                 if job.status.is_terminal() {
@@ -417,8 +417,8 @@ impl Service {
     ///
     /// # Errors
     /// If there is none of this id, too many follow jobs already, or the database fails.
-    pub async fn ended_job(&self, id: JobId, patience: Duration, party: Party) -> Result<Job, Error> {
-        let deadline = Instant::now() + patience;
+    pub async fn ended_job(&self, id: JobId, timeout: Duration, party: Party) -> Result<Job, Error> {
+        let deadline = Instant::now() + timeout;
         // Before the first look, so that no end is missed in between.
         let follower = self.followers.join(party, id);
         let job = self.job(id).await?;
@@ -459,7 +459,7 @@ impl Service {
     /// # Errors
     /// If the database fails.
     pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
-        within(self.store.jobs(filter, limit)).await
+        with_timeout(self.store.jobs(filter, limit)).await
     }
 
     /// The published exports of a lane after this one, by their numbers and from after the number `from`, where that is said.
@@ -473,7 +473,7 @@ impl Service {
         from: Option<u64>,
         limit: u32,
     ) -> Result<Vec<Job>, Error> {
-        within(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
+        with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
     }
 
     /// Marks a user of the demo table as deleted.
@@ -481,7 +481,7 @@ impl Service {
     /// # Errors
     /// If there is none of this id.
     pub async fn soft_delete_user(&self, id: i64) -> Result<User, Error> {
-        within(self.store.soft_delete_user(id)).await?.ok_or(Error::NoUser)
+        with_timeout(self.store.soft_delete_user(id)).await?.ok_or(Error::NoUser)
     }
 
     /// Whether Postgres answers.
@@ -489,7 +489,7 @@ impl Service {
     /// # Errors
     /// If it doesn't within 2 seconds.
     pub async fn ping(&self) -> Result<(), Error> {
-        within(self.probe.ping()).await
+        with_timeout(self.probe.ping()).await
     }
 
     /// Why a write failed, if that is Postgres's transaction ids. One that waited in vain for another transaction may have waited for

@@ -9,16 +9,16 @@ pub mod catalog;
 mod copy;
 mod filter;
 mod guard;
+mod lag;
 pub mod purge;
 mod quote;
+mod reader_slots;
 pub mod rows;
 mod select;
 mod selection;
 mod session;
 mod shape;
 pub mod snapshot;
-mod spare;
-mod standing;
 mod stream;
 
 use std::fmt;
@@ -38,7 +38,7 @@ pub enum Error {
     Unavailable(#[source] sqlx::Error),
     /// Somebody else's lock or transaction was in the way for too long.
     #[error("another transaction was in the way")]
-    InTheWay(#[source] sqlx::Error),
+    LockConflict(#[source] sqlx::Error),
     /// No such table, or not with these columns.
     #[error("the table `{table}` is missing, or a column of it")]
     TableMissing {
@@ -126,7 +126,7 @@ pub enum Error {
     Protocol(&'static str),
     /// Nobody takes the frames any more; the other side says why.
     #[error("nobody takes the rows")]
-    NotTaken,
+    ReceiverGone,
 }
 
 /// What makes a consumer's exports exact again.
@@ -155,7 +155,7 @@ impl Error {
     /// Whether it says nothing of what was read: the server had no room or no time, something was in the way, or the role may not.
     fn is_of_the_server(&self) -> bool {
         match self {
-            Error::Unavailable(_) | Error::InTheWay(_) | Error::Denied { .. } => true,
+            Error::Unavailable(_) | Error::LockConflict(_) | Error::Denied { .. } => true,
             Error::Sql(cause) => {
                 let code = cause.as_database_error().and_then(|told| told.code()).unwrap_or_default();
                 ["40", "53", "54", "55", "57", "58"].iter().any(|class| code.starts_with(class))
@@ -191,8 +191,8 @@ impl Error {
                 }
                 "42P01" | "42703" => Error::TableMissing { table, cause },
                 "42501" => Error::Denied { table, cause },
-                "55P03" => Error::InTheWay(cause),
-                code if code.starts_with("40") => Error::InTheWay(cause),
+                "55P03" => Error::LockConflict(cause),
+                code if code.starts_with("40") => Error::LockConflict(cause),
                 code if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => Error::Unavailable(cause),
                 "22021" | "22P05" => Error::InvalidText { table, cause },
                 _ => Error::Sql(cause),
@@ -217,14 +217,14 @@ type Frames = tokio::sync::mpsc::Sender<Frame>;
 const FRAME_BYTES: usize = 128 * 1024;
 
 /// Gives up after `patience` what has no other end when the network swallows packets.
-async fn within<T>(patience: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(patience, call).await.unwrap_or(Err(Error::Unavailable(sqlx::Error::PoolTimedOut)))
+async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(timeout, call).await.unwrap_or(Err(Error::Unavailable(sqlx::Error::PoolTimedOut)))
 }
 
 async fn send(frames: &Frames, rows: &mut bytes::BytesMut) -> Result<(), Error> {
     let frame = Frame(rows.split().freeze());
     rows.reserve(FRAME_BYTES);
-    frames.send(frame).await.map_err(|_| Error::NotTaken)
+    frames.send(frame).await.map_err(|_| Error::ReceiverGone)
 }
 
 #[cfg(test)]

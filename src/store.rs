@@ -33,7 +33,7 @@ use crate::job::{ConsumerId, JobId};
 const CHANNEL: &str = "cdc_export";
 
 /// After this long without a hint the listener asks whether its connection still lives.
-const SILENCE: Duration = Duration::from_secs(30);
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub enum Error {
     Unavailable(#[source] sqlx::Error),
     /// Somebody else's lock or transaction was in the way.
     #[error("another transaction was in the way")]
-    InTheWay(#[source] sqlx::Error),
+    LockConflict(#[source] sqlx::Error),
     /// Postgres refused the statement.
     #[error("the database refused a statement")]
     Sql(#[source] sqlx::Error),
@@ -83,7 +83,7 @@ impl From<sqlx::Error> for Error {
         if gone {
             Error::Unavailable(error)
         } else if code == "55P03" || code.starts_with("40") {
-            Error::InTheWay(error)
+            Error::LockConflict(error)
         } else {
             Error::Sql(error)
         }
@@ -95,7 +95,7 @@ impl Error {
     pub fn was_waiting(&self) -> bool {
         match self {
             Error::Unavailable(sqlx::Error::Database(cause)) => cause.code().as_deref() == Some("57014"),
-            Error::InTheWay(_) => true,
+            Error::LockConflict(_) => true,
             _ => false,
         }
     }
@@ -202,14 +202,14 @@ impl Store {
     ///
     /// # Errors
     /// If Postgres can't be reached.
-    pub async fn listen(&self) -> Result<Hints, Error> {
+    pub async fn listen(&self) -> Result<Notifications, Error> {
         // In a pool of its own: a listener that is dropped takes leave of the server before it gives its connection back, and
         // where nobody answers that never ends.
         let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
         let own = own.connect_lazy_with((*self.pool.connect_options()).clone());
         let mut listener = PgListener::connect_with(&own).await?;
         listener.listen(CHANNEL).await?;
-        Ok(Hints { listener })
+        Ok(Notifications { listener })
     }
 }
 
@@ -226,8 +226,8 @@ async fn by_index(tx: &mut PgConnection) -> Result<(), Error> {
 ///
 /// # Errors
 /// If the call fails or takes too long: nothing else ends one when the network swallows packets.
-pub async fn within<T>(patience: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(patience, call).await.unwrap_or(Err(Error::Unavailable(sqlx::Error::PoolTimedOut)))
+pub async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(timeout, call).await.unwrap_or(Err(Error::Unavailable(sqlx::Error::PoolTimedOut)))
 }
 
 /// A connection that goes back to the pool only when it is given back. One whose call failed or was given up half-way is
@@ -250,7 +250,7 @@ impl Drop for Connection {
     }
 }
 
-/// Hints that a job has ended.
+/// Notifications that a job has ended.
 #[derive(Debug)]
 pub struct Endings(broadcast::Receiver<JobId>);
 
@@ -276,34 +276,34 @@ impl Endings {
 
 /// What somebody hints at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hint {
+pub enum Notification {
     /// There may be work.
     Work,
     /// This job was asked to stop.
     Cancel(JobId),
 }
 
-/// Hints that it is worth looking again.
+/// Notifications that it is worth looking again.
 #[derive(Debug)]
-pub struct Hints {
+pub struct Notifications {
     listener: PgListener,
 }
 
-impl Hints {
+impl Notifications {
     /// Waits for the next one. A lost connection is a hint too: something may have been missed.
     ///
     /// # Errors
     /// If the connection is lost for good, or doesn't answer after half a minute's silence.
-    pub async fn next(&mut self) -> Result<Hint, Error> {
+    pub async fn next(&mut self) -> Result<Notification, Error> {
         loop {
-            match tokio::time::timeout(SILENCE, self.listener.try_recv()).await {
+            match tokio::time::timeout(LISTEN_TIMEOUT, self.listener.try_recv()).await {
                 Ok(received) => {
                     let job = received?.and_then(|hint| hint.payload().parse::<uuid::Uuid>().ok());
-                    return Ok(job.map_or(Hint::Work, |job| Hint::Cancel(job.into())));
+                    return Ok(job.map_or(Notification::Work, |job| Notification::Cancel(job.into())));
                 }
                 Err(_) => {
                     let question = sqlx::query("-- store.listening\n select 1").execute(&mut self.listener);
-                    within(Duration::from_secs(5), async { Ok(question.await.map(drop)?) }).await?;
+                    with_timeout(Duration::from_secs(5), async { Ok(question.await.map(drop)?) }).await?;
                 }
             }
         }

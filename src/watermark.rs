@@ -35,7 +35,7 @@ pub enum Waiting {
 
 /// Where a consumer stands in a dataset, seen from the table.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct ConsumerLag {
     /// Who.
     pub consumer: ConsumerId,
     /// Its watermark, if it has one.
@@ -68,7 +68,7 @@ pub type Snapshot = String;
 
 /// Where an export stands itself: what its commit saves as the consumer's new position.
 #[derive(Clone, Debug, Default)]
-pub struct Standpoint {
+pub struct NewPosition {
     /// The exported snapshot; `None`: the times alone rule.
     pub snapshot: Option<Snapshot>,
     /// When it was taken.

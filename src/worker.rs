@@ -26,13 +26,13 @@ use crate::pipeline;
 use crate::sink::{self, Folder};
 use crate::source::{
     self, purge,
-    snapshot::{Permit, Purpose, Snapshot, Source},
+    snapshot::{ExportConnections, Purpose, Snapshot, Source},
 };
 use crate::store::{
     self, Store,
-    files::FilePlace,
-    jobs::{self, Committed, Found},
-    queue::{Beat, Claimant, Lease, Settlement},
+    files::FileRecord,
+    jobs::{self, CommitInput, Committed},
+    queue::{Claimant, Lease, Renewal, Settlement},
 };
 use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, ExportLabels};
@@ -43,7 +43,7 @@ use crate::worker::publish::FolderAccess;
 const POLL: Duration = Duration::from_secs(1);
 
 /// How long a shutdown waits for a database that doesn't answer. The jobs are taken over when their leases end.
-const FAREWELL: Duration = Duration::from_secs(10);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What an operator may set.
 #[derive(Clone, Debug)]
@@ -130,14 +130,14 @@ impl Error {
             }
             Error::Stopped(Stop::Silence) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
             Error::WatermarkChanged => Settlement::Retry(failure(FailureCode::WatermarkChanged)),
-            Error::Store(store::Error::Unavailable(_) | store::Error::InTheWay(_) | store::Error::XidsSetBack(_)) => {
-                Settlement::Retry(failure(FailureCode::SourceUnavailable))
-            }
+            Error::Store(
+                store::Error::Unavailable(_) | store::Error::LockConflict(_) | store::Error::XidsSetBack(_),
+            ) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
             Error::Store(store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_)) => {
                 Settlement::Fail(failure(FailureCode::Internal))
             }
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
-                source::Error::Unavailable(_) | source::Error::InTheWay(_) => {
+                source::Error::Unavailable(_) | source::Error::LockConflict(_) => {
                     Settlement::Retry(failure(FailureCode::SourceUnavailable))
                 }
                 source::Error::Standby => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
@@ -162,7 +162,7 @@ impl Error {
                 }
                 source::Error::Unreadable { .. } => Settlement::Fail(failure(FailureCode::ValueUnreadable)),
                 source::Error::Denied { .. } => Settlement::Fail(failure(FailureCode::PermissionDenied)),
-                source::Error::Sql(_) | source::Error::Protocol(_) | source::Error::NotTaken => {
+                source::Error::Sql(_) | source::Error::Protocol(_) | source::Error::ReceiverGone => {
                     Settlement::Fail(failure(FailureCode::Internal))
                 }
             },
@@ -215,36 +215,36 @@ impl Worker {
     pub async fn run(self, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
         let mut tasks = JoinSet::new();
-        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::listen));
-        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::reap));
-        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::announce_on));
-        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::publish_all));
-        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::sweep));
-        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::retain));
-        tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), maintenance::purge));
+        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::listen));
+        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::reap));
+        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::announce_on));
+        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::publish_all));
+        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::sweep));
+        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::retain));
+        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::purge));
         for _ in 0..self.settings.workers {
-            tasks.spawn(in_spite_of_panics(shutdown.clone(), self.clone(), Worker::work));
+            tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), Worker::work));
         }
         let done = async { while tasks.join_next().await.is_some() {} };
         let patience = async {
             shutdown.cancelled().await;
-            tokio::time::sleep(FAREWELL).await;
+            tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
         };
         // Who doesn't come back in time is dropped with `tasks`.
         tokio::select! { () = done => {}, () = patience => tracing::warn!(event = "workers_abandoned") }
     }
 
-    /// One job after another, for as long as the connections of one permit last, then with the next permit.
+    /// One job after another, for as long as the connections of one connections last, then with the next connections.
     async fn work(self, shutdown: CancellationToken) {
-        let mut permit: Option<Permit> = None;
+        let mut connections: Option<ExportConnections> = None;
         while !shutdown.is_cancelled() {
             let hint = self.work_hint.notified();
             tokio::pin!(hint);
             // From here on a hint isn't missed: it may come while the claim looks and finds nothing.
             hint.as_mut().enable();
-            match self.claim(&mut permit).await {
+            match self.claim(&mut connections).await {
                 Ok(Some((lease, taken))) => {
-                    permit = self.export(lease, taken, &shutdown).await;
+                    connections = self.export(lease, taken, &shutdown).await;
                     continue;
                 }
                 Ok(None) => {}
@@ -259,29 +259,37 @@ impl Worker {
     }
 
     /// A job, and the connections for it, which are there before it is claimed.
-    async fn claim(&self, permit: &mut Option<Permit>) -> Result<Option<(Lease, Permit)>, Error> {
-        let kept = match permit.take() {
-            Some(kept) => kept.checked(self.patience()).await,
+    async fn claim(
+        &self,
+        connections: &mut Option<ExportConnections>,
+    ) -> Result<Option<(Lease, ExportConnections)>, Error> {
+        let kept = match connections.take() {
+            Some(kept) => kept.checked(self.call_timeout()).await,
             None => None,
         };
         let ready = match kept {
             Some(kept) => kept,
-            None => self.source.permit(self.patience()).await?,
+            None => self.source.connections(self.call_timeout()).await?,
         };
         // Without a store id the folder is broken: the job is claimed all the same, to fail with the reason.
         let store = self.on_folder(|folder| folder.store()).await.ok();
         let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, store };
-        match self.within(self.store.claim(&claimant, self.settings.lease)).await? {
+        match self.with_timeout(self.store.claim(&claimant, self.settings.lease)).await? {
             Some(lease) => Ok(Some((lease, ready))),
             None => {
-                *permit = Some(ready);
+                *connections = Some(ready);
                 Ok(None)
             }
         }
     }
 
     /// Runs one attempt to its end. Gives the connections back if they are good for another job.
-    async fn export(&self, lease: Lease, permit: Permit, shutdown: &CancellationToken) -> Option<Permit> {
+    async fn export(
+        &self,
+        lease: Lease,
+        connections: ExportConnections,
+        shutdown: &CancellationToken,
+    ) -> Option<ExportConnections> {
         let job = &lease.job;
         tracing::info!(
             event = "export_started",
@@ -290,8 +298,8 @@ impl Worker {
             exportType = %job.export_type,
             attempt = job.attempt,
         );
-        let permit = match self.attempt(&lease, permit, shutdown).await {
-            Ok(permit) => permit,
+        let connections = match self.attempt(&lease, connections, shutdown).await {
+            Ok(connections) => connections,
             Err(error) => match self.settle(&lease, error, shutdown).await {
                 Ended::Committed => None,
                 Ended::Otherwise => return None,
@@ -303,22 +311,22 @@ impl Worker {
             // It is committed: maintenance gives it its name as soon as that is possible.
             tracing::error!(event = "publish_failed", jobId = %job.id, error = chain(&error));
         }
-        permit
+        connections
     }
 
     /// One attempt: open a snapshot, write its rows to a hidden file, make that durable, and commit it with the watermark.
     async fn attempt(
         &self,
         lease: &Lease,
-        permit: Permit,
+        connections: ExportConnections,
         shutdown: &CancellationToken,
-    ) -> Result<Option<Permit>, Error> {
+    ) -> Result<Option<ExportConnections>, Error> {
         let begun = Instant::now();
         failpoint!("worker.claimed");
         let progress = Progress::default();
         let mut heartbeat =
             Heartbeat::start(&self.store, lease, progress.clone(), self.settings.lease, self.cancel_hints.subscribe());
-        let export = self.write_file(lease, permit, &progress);
+        let export = self.write_file(lease, connections, &progress);
         let written = tokio::select! {
             biased;
             stop = heartbeat.stopped() => Err(Error::Stopped(stop)),
@@ -333,9 +341,9 @@ impl Worker {
         if begun.elapsed() > heartbeat::interval(self.settings.lease) {
             let extend = || self.store.extend(lease, self.settings.lease, progress.read());
             match self.insist(lease, shutdown, extend).await? {
-                Beat::Held => {}
-                Beat::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked)),
-                Beat::Lost => return Err(Error::Stopped(Stop::LeaseLost)),
+                Renewal::Held => {}
+                Renewal::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked)),
+                Renewal::Lost => return Err(Error::Stopped(Stop::LeaseLost)),
             }
         }
         failpoint!("worker.extended");
@@ -353,10 +361,10 @@ impl Worker {
         exported: &Exported,
         marker: Option<JobId>,
     ) -> Result<(), Error> {
-        let found = Found {
+        let found = CommitInput {
             position: snapshot.position().clone(),
-            standpoint: snapshot.standpoint().clone(),
-            findings: snapshot.findings().clone(),
+            new_position: snapshot.new_position().clone(),
+            report: snapshot.report().clone(),
             columns: snapshot.shape().narrowed(&lease.job.selection).fingerprint(),
             marker,
         };
@@ -368,7 +376,12 @@ impl Worker {
         }
     }
 
-    async fn write_file(&self, lease: &Lease, permit: Permit, progress: &Progress) -> Result<Written, Error> {
+    async fn write_file(
+        &self,
+        lease: &Lease,
+        connections: ExportConnections,
+        progress: &Progress,
+    ) -> Result<Written, Error> {
         let job = &lease.job;
         let dataset = self.catalog.get(&job.dataset).expect("jobs of other datasets are not claimed");
         let (hidden, lane) =
@@ -388,20 +401,20 @@ impl Worker {
         }
         let (consumer, export_type) = (job.consumer.as_ref(), job.export_type);
         let purpose = Purpose { consumer, export_type, job: Some(job.id), marker: marker.as_ref() };
-        let mut snapshot = permit.open(&purpose, dataset, self.settings.lease).await?;
+        let mut snapshot = connections.open(&purpose, dataset, self.settings.lease).await?;
         failpoint!("worker.opened");
         // By their times alone, or without any, no row is late.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
         let since = snapshot.position().since.filter(|_| exact);
         let shape = snapshot.shape().clone();
         let Settings { cell_max, compression_level, .. } = self.settings;
-        let order = pipeline::Order { job, shape: &shape, since, cell_max, compression_level, progress };
+        let order = pipeline::ExportSpec { job, shape: &shape, since, cell_max, compression_level, progress };
         let (leader, rows) = snapshot.split();
         let mut exported = tokio::select! {
             lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
             exported = pipeline::run(rows, &order, draft) => exported?,
         };
-        let taken_at = snapshot.standpoint().taken_at;
+        let taken_at = snapshot.new_position().taken_at;
         if dataset.updated_at.is_none() {
             exported.last_updated_at = Some(taken_at).filter(|_| exported.rows > 0);
         } else if dataset.capture != Capture::Triggers {
@@ -452,7 +465,7 @@ impl Worker {
 
     async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> Ended {
         let id = lease.job.id;
-        let ours = |place: &FilePlace| place.staged_name.contains(&lease.token().as_uuid().to_string());
+        let ours = |place: &FileRecord| place.staged_name.contains(&lease.token().as_uuid().to_string());
         match self.insist(lease, shutdown, || self.store.file_place(id)).await {
             Ok(place) if place.as_ref().is_some_and(ours) => Ended::Committed,
             _ => {
@@ -476,10 +489,10 @@ impl Worker {
         let begun = Instant::now();
         loop {
             let time = if shutdown.is_cancelled() { Duration::from_secs(5) } else { self.settings.lease };
-            match self.within(statement()).await {
-                Err(store::Error::Unavailable(cause) | store::Error::InTheWay(cause)) if begun.elapsed() < time => {
+            match self.with_timeout(statement()).await {
+                Err(store::Error::Unavailable(cause) | store::Error::LockConflict(cause)) if begun.elapsed() < time => {
                     tracing::warn!(event = "database_unavailable", jobId = %lease.job.id, error = %cause);
-                    tokio::time::sleep(POLL.min(self.patience())).await;
+                    tokio::time::sleep(POLL.min(self.call_timeout())).await;
                 }
                 done => return done,
             }
@@ -487,16 +500,16 @@ impl Worker {
     }
 
     /// How long one statement may take without an answer: within a lease there is time for another try.
-    fn patience(&self) -> Duration {
+    fn call_timeout(&self) -> Duration {
         (self.settings.lease / 3).min(Duration::from_secs(10))
     }
 
-    async fn within<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
-        store::within(self.patience(), call).await
+    async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
+        store::with_timeout(self.call_timeout(), call).await
     }
 
     async fn publish(&self, job: &Job) -> Result<(), Error> {
-        match self.within(self.store.file_place(job.id)).await? {
+        match self.with_timeout(self.store.file_place(job.id)).await? {
             // One that is missing is looked for again.
             Some(place) => publish::publish(self, &FolderAccess::new(self), place).await.map(drop),
             None => Ok(()),
@@ -515,7 +528,7 @@ impl Worker {
 }
 
 /// Runs a task again when it panics, which is a defect: its job is taken over when the lease ends, the others go on.
-async fn in_spite_of_panics<F: Future<Output = ()>>(
+async fn restart_on_panic<F: Future<Output = ()>>(
     shutdown: CancellationToken,
     worker: Worker,
     task: impl Fn(Worker, CancellationToken) -> F,

@@ -127,11 +127,11 @@ pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping:
     let worker = Worker::new(settings, store.clone(), source(control.clone()), its_folder, Arc::clone(&catalog));
     let callers = |connections, patience| database.pool_for_callers(connections, patience);
     let stores = Stores {
-        api: store.over(callers(config.api_connections, service::PATIENCE)),
-        probe: Store::new(callers(1, service::PATIENCE)),
+        api: store.over(callers(config.api_connections, service::CALL_TIMEOUT)),
+        probe: Store::new(callers(1, service::CALL_TIMEOUT)),
         control: Some(Store::new(control.clone())).filter(|_| workers > 0),
     };
-    let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_PATIENCE);
+    let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);
     let settings = service::Settings { folder, catalog, terms: config.terms };
     let service = Service::new(settings, stores, source(counting), stopping.clone());
     Wired { worker, service }

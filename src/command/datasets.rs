@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cdc_export::config::Config;
-use cdc_export::dataset::{Capture, Column, Columns, Dataset, Description, Kind, Table};
+use cdc_export::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Table};
 use cdc_export::postgres::Database;
 use cdc_export::source::catalog;
 use tokio_util::sync::CancellationToken;
@@ -76,8 +76,8 @@ async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Resu
     outln!("table = {}", quoted(&dataset.table.to_string()))?;
     outln!("# key = [{}]", names(&key))?;
     outln!("# columns = [{}]", names(&shape.columns.iter().collect::<Vec<_>>()))?;
-    let is_time = |column: &Column| matches!(column.kind, Kind::Timestamptz | Kind::Timestamp);
-    let is_time_or_flag = |column: &Column| is_time(column) || column.kind == Kind::Bool;
+    let is_time = |column: &Column| matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp);
+    let is_time_or_flag = |column: &Column| is_time(column) || column.kind == ColumnType::Bool;
     let updated = ["updated_at", "modified_at", "last_update", "changed_at", "updated", "modified", "last_modified"];
     let created = ["created_at", "inserted_at", "create_date", "created", "made_at"];
     let deleted = ["is_deleted", "deleted_at", "deleted"];

@@ -42,8 +42,8 @@ pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> a
     let (consumer, export_type) = (Some(&what.consumer), what.export_type);
     let purpose = Purpose { consumer, export_type, job: None, marker: marker.as_ref() };
     let source = Source::new(database.options().clone(), database.pool(1), 1);
-    let permit = source.permit(PLAN_TIMEOUT).await?;
-    let mut snapshot = match permit.open(&purpose, dataset, PLAN_TIMEOUT).await {
+    let connections = source.connections(PLAN_TIMEOUT).await?;
+    let mut snapshot = match connections.open(&purpose, dataset, PLAN_TIMEOUT).await {
         Ok(snapshot) => snapshot,
         Err(error @ source::Error::FullExportNeeded { .. }) => {
             anyhow::bail!("the export would fail: {error}")

@@ -126,7 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::dataset::Kind;
+    use crate::dataset::ColumnType;
 
     /// A dataset with every member that decides, and characters that are written in a way of their own.
     fn orders() -> Dataset {
@@ -160,7 +160,7 @@ mod tests {
     fn the_form_of_columns_is_never_changed() {
         let column = |name: &'static str, type_name: &'static str| Column {
             type_name: type_name.into(),
-            ..Column::named(name, Kind::Text)
+            ..Column::named(name, ColumnType::Text)
         };
         let columns = Signature::of_columns(&[column("id", "bigint"), column("a \"b\"", "numeric(10,2)")]);
         assert_eq!(columns.newest(), "v1\n[\"id\",\"bigint\"]\n[\"a \\\"b\\\"\",\"numeric(10,2)\"]\n");

@@ -4,7 +4,7 @@
 //! (PostgreSQL documentation, "COPY", "CSV Format"). Values are in the form that Postgres gives them, but for moments,
 //! which are RFC 3339.
 
-use crate::dataset::{Column, Kind};
+use crate::dataset::{Column, ColumnType};
 use crate::encode::{Error, value};
 
 /// Writes rows of fixed columns.
@@ -48,12 +48,18 @@ impl Encoder {
 fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
         // None of these has a character that needs quotes.
-        Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Float4 | Kind::Float8 | Kind::Numeric | Kind::Bool => {
+        ColumnType::Int2
+        | ColumnType::Int4
+        | ColumnType::Int8
+        | ColumnType::Float4
+        | ColumnType::Float8
+        | ColumnType::Numeric
+        | ColumnType::Bool => value::plain(column, field, out),
+        ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Date | ColumnType::Time => {
             value::plain(column, field, out)
         }
-        Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time => value::plain(column, field, out),
-        Kind::Uuid | Kind::Bytea => value::plain(column, field, out),
-        Kind::Text | Kind::Json | Kind::Jsonb => {
+        ColumnType::Uuid | ColumnType::Bytea => value::plain(column, field, out),
+        ColumnType::Text | ColumnType::Json | ColumnType::Jsonb => {
             let text = value::text(column, field)?;
             let bytes = marks(text);
             if bytes & NOT_ASCII != 0 {
@@ -115,7 +121,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TWO_TEXTS: [Column; 2] = [Column::named("a", Kind::Text), Column::named("b,\"c\"", Kind::Text)];
+    const TWO_TEXTS: [Column; 2] = [Column::named("a", ColumnType::Text), Column::named("b,\"c\"", ColumnType::Text)];
 
     fn encoded(columns: &[Column], rows: &[Vec<Option<&[u8]>>]) -> Result<String, Error> {
         let encoder = Encoder::new(columns.to_vec());
@@ -130,10 +136,10 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let columns = [
-            Column::named("id", Kind::Int8),
-            Column::named("name", Kind::Text),
-            Column::named("at", Kind::Timestamptz),
-            Column::named("deleted", Kind::Bool),
+            Column::named("id", ColumnType::Int8),
+            Column::named("name", ColumnType::Text),
+            Column::named("at", ColumnType::Timestamptz),
+            Column::named("deleted", ColumnType::Bool),
         ];
         let (least, seven) = (i64::MIN.to_be_bytes(), 7i64.to_be_bytes());
         let rows = [
@@ -152,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_field_that_does_not_fit_is_an_error_that_names_its_column() {
-        let columns = [Column::named("n", Kind::Int8)];
+        let columns = [Column::named("n", ColumnType::Int8)];
         assert!(
             matches!(encoded(&columns, &[vec![Some(&b"1"[..])]]), Err(Error::WrongType { column }) if column == "n")
         );

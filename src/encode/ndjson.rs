@@ -7,7 +7,7 @@
 //! - A `bytea` is a string of hexadecimal digits behind `\x`, as Postgres writes and reads it.
 //! - All the rest are strings, with the same text as in CSV.
 
-use crate::dataset::{Column, Kind};
+use crate::dataset::{Column, ColumnType};
 use crate::encode::{Error, digits, value};
 
 /// Writes rows of fixed columns.
@@ -46,24 +46,24 @@ impl Encoder {
 
 fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
-        Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Bool => value::plain(column, field, out),
-        Kind::Float4 | Kind::Float8 | Kind::Numeric => number(column, field, out),
+        ColumnType::Int2 | ColumnType::Int4 | ColumnType::Int8 | ColumnType::Bool => value::plain(column, field, out),
+        ColumnType::Float4 | ColumnType::Float8 | ColumnType::Numeric => number(column, field, out),
         // Nothing in it needs an escape.
-        Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time | Kind::Uuid => {
+        ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Date | ColumnType::Time | ColumnType::Uuid => {
             out.push(b'"');
             value::plain(column, field, out)?;
             out.push(b'"');
             Ok(())
         }
-        Kind::Bytea => {
+        ColumnType::Bytea => {
             // Its text begins with a backslash, and has no other.
             out.extend_from_slice(b"\"\\");
             value::plain(column, field, out)?;
             out.push(b'"');
             Ok(())
         }
-        Kind::Json | Kind::Jsonb => json(column, field, out),
-        Kind::Text => {
+        ColumnType::Json | ColumnType::Jsonb => json(column, field, out),
+        ColumnType::Text => {
             value::require_utf8(column, field)?;
             string(field, out);
             Ok(())
@@ -150,10 +150,10 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let columns = [
-            Column::named("id", Kind::Int8),
-            Column::named("na\"me", Kind::Text),
-            Column::named("at", Kind::Timestamptz),
-            Column::named("deleted", Kind::Bool),
+            Column::named("id", ColumnType::Int8),
+            Column::named("na\"me", ColumnType::Text),
+            Column::named("at", ColumnType::Timestamptz),
+            Column::named("deleted", ColumnType::Bool),
         ];
         let (least, ever) = (i64::MIN.to_be_bytes(), i64::MAX.to_be_bytes());
         let rows = [
@@ -181,12 +181,12 @@ mod tests {
 
     #[test]
     fn a_field_that_does_not_fit_is_an_error_that_names_its_column() {
-        let columns = [Column::named("n", Kind::Int8)];
+        let columns = [Column::named("n", ColumnType::Int8)];
         assert!(
             matches!(encoded(&columns, &[vec![Some(&b"1"[..])]]), Err(Error::WrongType { column }) if column == "n")
         );
         assert!(matches!(encoded(&columns, &[vec![]]), Err(Error::WrongShape { expected: 1, found: 0 })));
-        let columns = [Column::named("a", Kind::Text)];
+        let columns = [Column::named("a", ColumnType::Text)];
         assert!(
             matches!(encoded(&columns, &[vec![Some(&b"\xff"[..])]]), Err(Error::InvalidText { column }) if column == "a")
         );
@@ -195,7 +195,7 @@ mod tests {
     proptest! {
         #[test]
         fn an_independent_reader_reads_the_same(rows in prop::collection::vec(any::<Option<String>>(), 0..8)) {
-            let columns = [Column::named("a\n", Kind::Text)];
+            let columns = [Column::named("a\n", ColumnType::Text)];
             let fields: Vec<_> = rows.iter().map(|text| vec![text.as_deref().map(str::as_bytes)]).collect();
             let file = encoded(&columns, &fields).unwrap();
             let read: Vec<Map<String, Value>> = file.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -20,7 +20,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::types::{ColumnPath, Type};
 
-use crate::dataset::{Column, Kind};
+use crate::dataset::{Column, ColumnType};
 use crate::encode::{Error, datetime, value};
 
 /// A row group ends at this many bytes of values, about 37,000 users. In memory there is four times as much: with the room that
@@ -53,7 +53,7 @@ impl Encoder {
             .set_offset_index_disabled(true)
             .set_dictionary_enabled(false);
         // Texts of a few words are small as a dictionary; where they turn out to be many, the writer gives it up.
-        let texts = columns.iter().filter(|column| matches!(column.kind, Kind::Text | Kind::Numeric));
+        let texts = columns.iter().filter(|column| matches!(column.kind, ColumnType::Text | ColumnType::Numeric));
         let properties = texts.fold(properties, |properties, column| {
             properties.set_column_dictionary_enabled(ColumnPath::new(vec![column.name.to_string()]), true)
         });
@@ -107,23 +107,23 @@ impl Encoder {
 
 fn field(column: &Column) -> Result<Type, ParquetError> {
     let (physical, logical) = match column.kind {
-        Kind::Int2 => (basic::Type::INT32, Some(LogicalType::integer(16, true))),
-        Kind::Int4 => (basic::Type::INT32, None),
-        Kind::Int8 => (basic::Type::INT64, None),
-        Kind::Float4 => (basic::Type::FLOAT, None),
-        Kind::Float8 => (basic::Type::DOUBLE, None),
-        Kind::Bool => (basic::Type::BOOLEAN, None),
-        Kind::Timestamptz => (basic::Type::INT64, Some(LogicalType::timestamp(true, TimeUnit::MICROS))),
-        Kind::Timestamp => (basic::Type::INT64, Some(LogicalType::timestamp(false, TimeUnit::MICROS))),
-        Kind::Date => (basic::Type::INT32, Some(LogicalType::Date)),
-        Kind::Time => (basic::Type::INT64, Some(LogicalType::time(false, TimeUnit::MICROS))),
-        Kind::Text | Kind::Numeric => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
-        Kind::Uuid => (basic::Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid)),
-        Kind::Json | Kind::Jsonb => (basic::Type::BYTE_ARRAY, Some(LogicalType::Json)),
-        Kind::Bytea => (basic::Type::BYTE_ARRAY, None),
+        ColumnType::Int2 => (basic::Type::INT32, Some(LogicalType::integer(16, true))),
+        ColumnType::Int4 => (basic::Type::INT32, None),
+        ColumnType::Int8 => (basic::Type::INT64, None),
+        ColumnType::Float4 => (basic::Type::FLOAT, None),
+        ColumnType::Float8 => (basic::Type::DOUBLE, None),
+        ColumnType::Bool => (basic::Type::BOOLEAN, None),
+        ColumnType::Timestamptz => (basic::Type::INT64, Some(LogicalType::timestamp(true, TimeUnit::MICROS))),
+        ColumnType::Timestamp => (basic::Type::INT64, Some(LogicalType::timestamp(false, TimeUnit::MICROS))),
+        ColumnType::Date => (basic::Type::INT32, Some(LogicalType::Date)),
+        ColumnType::Time => (basic::Type::INT64, Some(LogicalType::time(false, TimeUnit::MICROS))),
+        ColumnType::Text | ColumnType::Numeric => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
+        ColumnType::Uuid => (basic::Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid)),
+        ColumnType::Json | ColumnType::Jsonb => (basic::Type::BYTE_ARRAY, Some(LogicalType::Json)),
+        ColumnType::Bytea => (basic::Type::BYTE_ARRAY, None),
     };
     Type::primitive_type_builder(&column.name, physical)
-        .with_length(if column.kind == Kind::Uuid { UUID_BYTES as i32 } else { -1 })
+        .with_length(if column.kind == ColumnType::Uuid { UUID_BYTES as i32 } else { -1 })
         .with_logical_type(logical)
         .with_repetition(Repetition::OPTIONAL)
         .build()
@@ -156,13 +156,17 @@ struct Slices {
 impl Chunk {
     fn of(column: &Column) -> Chunk {
         let values = match column.kind {
-            Kind::Int2 | Kind::Int4 | Kind::Date => Values::Int32(Vec::new()),
-            Kind::Int8 | Kind::Timestamptz | Kind::Timestamp | Kind::Time => Values::Int64(Vec::new()),
-            Kind::Float4 => Values::Float(Vec::new()),
-            Kind::Float8 => Values::Double(Vec::new()),
-            Kind::Bool => Values::Bool(Vec::new()),
-            Kind::Text | Kind::Numeric | Kind::Json | Kind::Jsonb | Kind::Bytea => Values::Bytes(Slices::default()),
-            Kind::Uuid => Values::Uuid(Slices::default()),
+            ColumnType::Int2 | ColumnType::Int4 | ColumnType::Date => Values::Int32(Vec::new()),
+            ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Time => {
+                Values::Int64(Vec::new())
+            }
+            ColumnType::Float4 => Values::Float(Vec::new()),
+            ColumnType::Float8 => Values::Double(Vec::new()),
+            ColumnType::Bool => Values::Bool(Vec::new()),
+            ColumnType::Text | ColumnType::Numeric | ColumnType::Json | ColumnType::Jsonb | ColumnType::Bytea => {
+                Values::Bytes(Slices::default())
+            }
+            ColumnType::Uuid => Values::Uuid(Slices::default()),
         };
         Chunk { levels: Vec::new(), values }
     }
@@ -230,8 +234,8 @@ impl Slices {
     fn push(&mut self, column: &Column, field: &[u8]) -> Result<usize, Error> {
         let begin = self.bytes.len();
         match column.kind {
-            Kind::Bytea => self.bytes.extend_from_slice(field),
-            Kind::Uuid => self.bytes.extend_from_slice(&value::sized::<UUID_BYTES>(column, field)?),
+            ColumnType::Bytea => self.bytes.extend_from_slice(field),
+            ColumnType::Uuid => self.bytes.extend_from_slice(&value::sized::<UUID_BYTES>(column, field)?),
             _ => value::plain(column, field, &mut self.bytes)?,
         }
         self.ends.push(self.bytes.len());
@@ -269,11 +273,11 @@ fn slices(bytes: &[u8], begin: usize, ends: &[usize]) -> impl Iterator<Item = By
 }
 
 fn int32(column: &Column, field: &[u8]) -> Result<i32, Error> {
-    if column.kind == Kind::Int2 {
+    if column.kind == ColumnType::Int2 {
         return Ok(i16::from_be_bytes(value::sized(column, field)?).into());
     }
     let number = i32::from_be_bytes(value::sized(column, field)?);
-    if column.kind == Kind::Int4 {
+    if column.kind == ColumnType::Int4 {
         return Ok(number);
     }
     // The largest number, infinity, is beyond the end anyway.
@@ -283,11 +287,11 @@ fn int32(column: &Column, field: &[u8]) -> Result<i32, Error> {
 
 fn int64(column: &Column, field: &[u8]) -> Result<i64, Error> {
     match column.kind {
-        Kind::Time => {
+        ColumnType::Time => {
             let micros = value::time(column, field)?;
             if micros < datetime::MICROS_PER_DAY { Ok(micros) } else { Err(not_in_format(column)) }
         }
-        Kind::Timestamptz | Kind::Timestamp => {
+        ColumnType::Timestamptz | ColumnType::Timestamp => {
             let micros = i64::from_be_bytes(value::sized(column, field)?);
             // The largest number, infinity, is beyond the end anyway.
             let since_1970 =
@@ -309,10 +313,10 @@ mod tests {
     use parquet::record::Field;
 
     const COLUMNS: [Column; 4] = [
-        Column::named("id", Kind::Int8),
-        Column::named("name", Kind::Text),
-        Column::named("at", Kind::Timestamptz),
-        Column::named("deleted", Kind::Bool),
+        Column::named("id", ColumnType::Int8),
+        Column::named("name", ColumnType::Text),
+        Column::named("at", ColumnType::Timestamptz),
+        Column::named("deleted", ColumnType::Bool),
     ];
 
     type Row<'r> = [Option<&'r [u8]>; 4];
@@ -363,7 +367,7 @@ mod tests {
     }
 
     /// The file of one column with these values.
-    fn encoded_one(kind: Kind, values: &[&[u8]]) -> Result<SerializedFileReader<Bytes>, Error> {
+    fn encoded_one(kind: ColumnType, values: &[&[u8]]) -> Result<SerializedFileReader<Bytes>, Error> {
         let (mut encoder, mut out) = (Encoder::new(vec![Column::named("v", kind)], None)?, Vec::new());
         values.iter().try_for_each(|value| encoder.row(&[Some(value)], &mut out))?;
         encoder.finish(&mut out)?;
@@ -378,30 +382,36 @@ mod tests {
         let (ends_1999, a_day_later) = ((-1i64).to_be_bytes(), 1i32.to_be_bytes());
         let bytes = |bytes: &[u8]| Field::Bytes(bytes.to_vec().into());
         for (kind, value, physical, logical, field) in [
-            (Kind::Int2, &[0xff, 0xfe][..], basic::Type::INT32, Some(LogicalType::integer(16, true)), Field::Short(-2)),
-            (Kind::Int4, &[0x80, 0, 0, 0], basic::Type::INT32, None, Field::Int(i32::MIN)),
-            (Kind::Float4, &1.5f32.to_be_bytes(), basic::Type::FLOAT, None, Field::Float(1.5)),
-            (Kind::Float8, &(-1e300f64).to_be_bytes(), basic::Type::DOUBLE, None, Field::Double(-1e300)),
             (
-                Kind::Numeric,
+                ColumnType::Int2,
+                &[0xff, 0xfe][..],
+                basic::Type::INT32,
+                Some(LogicalType::integer(16, true)),
+                Field::Short(-2),
+            ),
+            (ColumnType::Int4, &[0x80, 0, 0, 0], basic::Type::INT32, None, Field::Int(i32::MIN)),
+            (ColumnType::Float4, &1.5f32.to_be_bytes(), basic::Type::FLOAT, None, Field::Float(1.5)),
+            (ColumnType::Float8, &(-1e300f64).to_be_bytes(), basic::Type::DOUBLE, None, Field::Double(-1e300)),
+            (
+                ColumnType::Numeric,
                 BYTES_OF_ELEVEN,
                 basic::Type::BYTE_ARRAY,
                 Some(LogicalType::String),
                 Field::Str("11.5".into()),
             ),
-            (Kind::Date, &a_day_later, basic::Type::INT32, Some(LogicalType::Date), Field::Date(EPOCH_DAYS + 1)),
-            (Kind::Time, &[0, 0, 0, 0, 0, 0, 1, 0], basic::Type::INT64, Some(time), Field::TimeMicros(256)),
+            (ColumnType::Date, &a_day_later, basic::Type::INT32, Some(LogicalType::Date), Field::Date(EPOCH_DAYS + 1)),
+            (ColumnType::Time, &[0, 0, 0, 0, 0, 0, 1, 0], basic::Type::INT64, Some(time), Field::TimeMicros(256)),
             (
-                Kind::Timestamp,
+                ColumnType::Timestamp,
                 &ends_1999,
                 basic::Type::INT64,
                 Some(timestamp),
                 Field::TimestampMicros(EPOCH_MICROS - 1),
             ),
-            (Kind::Uuid, &[7; 16], basic::Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid), bytes(&[7; 16])),
-            (Kind::Bytea, b"\xff\0", basic::Type::BYTE_ARRAY, None, bytes(b"\xff\0")),
-            (Kind::Json, b"{ }", basic::Type::BYTE_ARRAY, Some(LogicalType::Json), Field::Str("{ }".into())),
-            (Kind::Jsonb, b"\x01[]", basic::Type::BYTE_ARRAY, Some(LogicalType::Json), Field::Str("[]".into())),
+            (ColumnType::Uuid, &[7; 16], basic::Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid), bytes(&[7; 16])),
+            (ColumnType::Bytea, b"\xff\0", basic::Type::BYTE_ARRAY, None, bytes(b"\xff\0")),
+            (ColumnType::Json, b"{ }", basic::Type::BYTE_ARRAY, Some(LogicalType::Json), Field::Str("{ }".into())),
+            (ColumnType::Jsonb, b"\x01[]", basic::Type::BYTE_ARRAY, Some(LogicalType::Json), Field::Str("[]".into())),
         ] {
             let file = encoded_one(kind, &[value]).unwrap();
             let column = file.metadata().file_metadata().schema_descr().column(0);
@@ -416,14 +426,14 @@ mod tests {
         let refused =
             |kind, value: &[u8]| matches!(error(kind, value), Some(Error::NotInFormat { column }) if column == "v");
         for day in [i32::MIN, i32::MAX, i32::MAX - EPOCH_DAYS + 1] {
-            assert!(refused(Kind::Date, &day.to_be_bytes()), "{day}");
+            assert!(refused(ColumnType::Date, &day.to_be_bytes()), "{day}");
         }
         let last = i32::MAX - EPOCH_DAYS;
-        assert_eq!(read(&encoded_one(Kind::Date, &[&last.to_be_bytes()]).unwrap()), [[Field::Date(i32::MAX)]]);
-        assert!(refused(Kind::Timestamp, &i64::MAX.to_be_bytes()));
-        assert!(refused(Kind::Time, &datetime::MICROS_PER_DAY.to_be_bytes()));
+        assert_eq!(read(&encoded_one(ColumnType::Date, &[&last.to_be_bytes()]).unwrap()), [[Field::Date(i32::MAX)]]);
+        assert!(refused(ColumnType::Timestamp, &i64::MAX.to_be_bytes()));
+        assert!(refused(ColumnType::Time, &datetime::MICROS_PER_DAY.to_be_bytes()));
         let last = datetime::MICROS_PER_DAY - 1;
-        assert_eq!(read(&encoded_one(Kind::Time, &[&last.to_be_bytes()]).unwrap()), [[Field::TimeMicros(last)]]);
+        assert_eq!(read(&encoded_one(ColumnType::Time, &[&last.to_be_bytes()]).unwrap()), [[Field::TimeMicros(last)]]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::dataset::{Column, Kind};
+use crate::dataset::{Column, ColumnType};
 use crate::encode::{Error, datetime, digits, float, numeric};
 
 /// Version of the binary form of `jsonb`, and the only one (`jsonb_send` in Postgres's sources).
@@ -14,31 +14,35 @@ const JSONB_VERSION: u8 = 1;
 #[inline]
 pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
-        Kind::Int8 => sized(column, field).map(|bytes| integer(i64::from_be_bytes(bytes), out)),
-        Kind::Bool => {
+        ColumnType::Int8 => sized(column, field).map(|bytes| integer(i64::from_be_bytes(bytes), out)),
+        ColumnType::Bool => {
             sized(column, field).map(|[byte]| out.extend_from_slice(if byte == 0 { b"false" } else { b"true" }))
         }
-        Kind::Timestamptz => sized(column, field).map(|bytes| datetime::timestamptz(i64::from_be_bytes(bytes), out)),
-        Kind::Int2 => rarer(column, field, out, |bytes, out| integer(i16::from_be_bytes(bytes), out)),
-        Kind::Int4 => rarer(column, field, out, |bytes, out| integer(i32::from_be_bytes(bytes), out)),
-        Kind::Float4 => rarer(column, field, out, |bytes, out| float::float4(f32::from_be_bytes(bytes), out)),
-        Kind::Float8 => rarer(column, field, out, |bytes, out| float::float8(f64::from_be_bytes(bytes), out)),
-        Kind::Numeric => numeric(column, field, out),
-        Kind::Timestamp => rarer(column, field, out, |bytes, out| datetime::timestamp(i64::from_be_bytes(bytes), out)),
-        Kind::Date => rarer(column, field, out, |bytes, out| datetime::date(i32::from_be_bytes(bytes), out)),
-        Kind::Time => time(column, field).map(|micros| datetime::time(micros, out)),
-        Kind::Uuid => rarer(column, field, out, |bytes, out| uuid(Uuid::from_bytes(bytes), out)),
-        Kind::Bytea => {
+        ColumnType::Timestamptz => {
+            sized(column, field).map(|bytes| datetime::timestamptz(i64::from_be_bytes(bytes), out))
+        }
+        ColumnType::Int2 => rarer(column, field, out, |bytes, out| integer(i16::from_be_bytes(bytes), out)),
+        ColumnType::Int4 => rarer(column, field, out, |bytes, out| integer(i32::from_be_bytes(bytes), out)),
+        ColumnType::Float4 => rarer(column, field, out, |bytes, out| float::float4(f32::from_be_bytes(bytes), out)),
+        ColumnType::Float8 => rarer(column, field, out, |bytes, out| float::float8(f64::from_be_bytes(bytes), out)),
+        ColumnType::Numeric => numeric(column, field, out),
+        ColumnType::Timestamp => {
+            rarer(column, field, out, |bytes, out| datetime::timestamp(i64::from_be_bytes(bytes), out))
+        }
+        ColumnType::Date => rarer(column, field, out, |bytes, out| datetime::date(i32::from_be_bytes(bytes), out)),
+        ColumnType::Time => time(column, field).map(|micros| datetime::time(micros, out)),
+        ColumnType::Uuid => rarer(column, field, out, |bytes, out| uuid(Uuid::from_bytes(bytes), out)),
+        ColumnType::Bytea => {
             bytea(field, out);
             Ok(())
         }
-        Kind::Text | Kind::Json | Kind::Jsonb => checked_text(column, field, out),
+        ColumnType::Text | ColumnType::Json | ColumnType::Jsonb => checked_text(column, field, out),
     }
 }
 
 /// The text within the binary form of a text or a JSON: not checked for being one.
 pub(crate) fn text<'f>(column: &Column, field: &'f [u8]) -> Result<&'f [u8], Error> {
-    if column.kind != Kind::Jsonb {
+    if column.kind != ColumnType::Jsonb {
         return Ok(field);
     }
     match field.split_first() {

@@ -12,7 +12,7 @@ use crate::http::pages::{self, Page};
 use crate::http::problem::{Code, Problem};
 use crate::job::{ConsumerId, Continuity, Job};
 use crate::service::Service;
-use crate::watermark::{Standing, Waiting};
+use crate::watermark::{ConsumerLag, Waiting};
 
 /// The query of `/consumers`.
 #[derive(Deserialize, IntoParams)]
@@ -77,7 +77,7 @@ fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
     Ok((consumer.parse().map_err(|_| pages::bad_cursor())?, dataset))
 }
 
-pub(super) fn body((standing, job): (Standing, Option<Job>)) -> ConsumerBody {
+pub(super) fn body((standing, job): (ConsumerLag, Option<Job>)) -> ConsumerBody {
     let (rows_waiting, rows_waiting_capped) = match standing.rows_waiting {
         Waiting::Exactly(rows) => (Some(rows), false),
         Waiting::AtLeast(rows) => (Some(rows), true),

@@ -75,7 +75,7 @@ impl Continuity {
 
 /// What an export found when it took its snapshot.
 #[derive(Clone, Debug, Default)]
-pub struct Findings {
+pub struct SnapshotReport {
     /// What stands between the last export and this one.
     pub continuity: Option<Continuity>,
     /// Transactions in this database that had changed something and were open: their changes belong to the next export.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 
 use crate::job::{FailureCode, JobId, Status};
-use crate::service::{Error, PATIENCE, Service, within};
+use crate::service::{CALL_TIMEOUT, Error, Service, with_timeout};
 use crate::sink::{self, Folder};
-use crate::store::files::FilePlace;
+use crate::store::files::FileRecord;
 use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, ExportLabels};
 
@@ -28,7 +28,7 @@ pub(super) const FOLDER_TURNS: usize = 16;
 pub struct OpenFile {
     file: File,
     /// What is recorded of it.
-    pub place: FilePlace,
+    pub place: FileRecord,
 }
 
 impl OpenFile {
@@ -50,7 +50,7 @@ impl Service {
     /// # Errors
     /// If it has none, or it is not what was exported, or not here.
     pub async fn open_file(&self, id: JobId) -> Result<OpenFile, Error> {
-        let place = match within(self.store.file_place(id)).await? {
+        let place = match with_timeout(self.store.file_place(id)).await? {
             Some(place) if place.is_published => place,
             Some(_) => return Err(Error::NoFile(Status::Processing)),
             None => return Err(Error::NoFile(self.job(id).await?.status)),
@@ -74,7 +74,7 @@ impl Service {
         if !job.status.is_terminal() {
             return Err(Error::Open(job.status));
         }
-        let Some(place) = within(self.store.file_place(id)).await? else { return Ok(()) };
+        let Some(place) = with_timeout(self.store.file_place(id)).await? else { return Ok(()) };
         if !place.is_own {
             return Err(Error::FileOfOtherDatabase);
         }
@@ -85,7 +85,7 @@ impl Service {
             Ok(Ok(folder.remove(&place.output_filename, &place.identity)?))
         });
         removed.await??;
-        within(self.store.file_removed(id)).await
+        with_timeout(self.store.file_removed(id)).await
     }
 
     /// Gives up a job that was committed a while ago and whose file has no name yet: it fails, and its file
@@ -95,8 +95,8 @@ impl Service {
     /// If the job is open otherwise, or is to get its name in this moment.
     pub async fn give_up(&self, id: JobId) -> Result<(), Error> {
         let job = self.job(id).await?;
-        let Some(place) = within(self.store.file_place(id)).await? else { return Err(Error::Open(job.status)) };
-        if !within(self.store.give_up(&place, UNPUBLISHED_FOR)).await? {
+        let Some(place) = with_timeout(self.store.file_place(id)).await? else { return Err(Error::Open(job.status)) };
+        if !with_timeout(self.store.give_up(&place, UNPUBLISHED_FOR)).await? {
             return Err(Error::Open(job.status));
         }
         let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
@@ -133,7 +133,7 @@ impl Service {
             })
             .await
         };
-        match tokio::time::timeout(PATIENCE, done).await {
+        match tokio::time::timeout(CALL_TIMEOUT, done).await {
             Ok(done) => done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
             Err(_) => Err(sink::Error::Io(std::io::ErrorKind::TimedOut.into())),
         }

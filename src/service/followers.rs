@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::job::{Job, JobId};
 use crate::key::Prefix;
-use crate::service::{Error, within};
+use crate::service::{Error, with_timeout};
 use crate::store::{Ended, Endings, Store};
 
 /// Together they leave a third of the places that one address has, a proxy's, say; and one key's leave half of its own.
@@ -188,7 +188,7 @@ impl Shared {
     /// Looks at these jobs and tells their followers. How many looks have failed in a row.
     async fn look_at(&self, jobs: &[JobId], failed: u32) -> u32 {
         let begun = Instant::now();
-        let (seen, failed) = match within(self.store.followed(jobs)).await {
+        let (seen, failed) = match with_timeout(self.store.followed(jobs)).await {
             Ok(seen) => (seen.into_iter().map(|job| (job.id, Arc::new(job))).collect(), 0),
             Err(Error::DatabaseUnavailable(_)) => (HashMap::new(), failed + 1),
             Err(_) => (HashMap::new(), FAILED_LOOKS),

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::key::{Grant, Prefix, PresentedKey, StoredKey};
-use crate::service::{Error, within};
+use crate::service::{Error, with_timeout};
 use crate::store::Store;
 
 /// How long what was looked up is believed.
@@ -122,7 +122,7 @@ impl Keyring {
 
     async fn ask(&self, key: &PresentedKey) -> Result<Option<StoredKey>, Error> {
         let turns = if self.knows(key) { &self.turns_of_known } else { &self.turns_of_others };
-        let looked_up = within(async {
+        let looked_up = with_timeout(async {
             let _turn = turns.acquire().await.expect("nobody closes the semaphore");
             // Whoever had the turn before may have asked for the same.
             if let Some(stored) = self.believed(key.prefix()) {
@@ -137,7 +137,7 @@ impl Keyring {
         let stored = looked_up.await?;
         if stored.as_ref().is_some_and(|stored| stored.is_use_due && key.is(stored)) {
             // Only for people to read.
-            if let Err(error) = within(self.store.note_use(key.prefix())).await {
+            if let Err(error) = with_timeout(self.store.note_use(key.prefix())).await {
                 tracing::debug!(event = "key_use_not_noted", key = %key.prefix(), error = %error);
             }
         }

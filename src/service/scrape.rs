@@ -18,8 +18,8 @@ use crate::telemetry::metrics::{self, ExportLabels, Gauges};
 /// A look serves every scrape that comes so soon after it: several scrapers cost the database what one costs.
 const LOOK_LASTS: Duration = Duration::from_secs(1);
 
-/// How long a look waits for each thing. Less than a client's patience: who comes in its middle waits for its end.
-const LOOK_PATIENCE: Duration = Duration::from_millis(1_500);
+/// How long a look waits for each thing. Less than a client's timeout: who comes in its middle waits for its end.
+const SCRAPE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// When somebody last looked, and what was seen.
 pub(crate) type LastLook = Mutex<Option<(Instant, String)>>;
@@ -59,9 +59,9 @@ impl Service {
         gauges.set_pool("counting", self.source.pool_use());
 
         let (up, ready, read) = tokio::join!(
-            timeout(LOOK_PATIENCE, self.ping()),
-            timeout(LOOK_PATIENCE, self.room()),
-            store::within(LOOK_PATIENCE, self.read())
+            timeout(SCRAPE_TIMEOUT, self.ping()),
+            timeout(SCRAPE_TIMEOUT, self.room()),
+            store::with_timeout(SCRAPE_TIMEOUT, self.read())
         );
         gauges.set(&metrics::DATABASE_UP, &[], f64::from(matches!(up, Ok(Ok(())))));
         gauges.set(&metrics::OUTPUT_READY, &[], f64::from(matches!(ready, Ok(Ok(())))));

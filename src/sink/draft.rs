@@ -21,7 +21,7 @@ const LOOK_EVERY: u64 = 8 << 20;
 /// A file that is being written. Dropped before it is staged, it is removed.
 pub struct Draft {
     store: Uuid,
-    place: Option<HiddenPlace>,
+    place: Option<StagedPath>,
     file: File,
     sha256: digest::Context,
     size: u64,
@@ -30,7 +30,7 @@ pub struct Draft {
     sync: Option<JoinHandle<io::Result<()>>>,
 }
 
-struct HiddenPlace {
+struct StagedPath {
     dir: OwnedFd,
     name: String,
 }
@@ -38,7 +38,7 @@ struct HiddenPlace {
 impl Draft {
     /// The empty file of this name in this folder.
     pub(super) fn new(store: Uuid, dir: OwnedFd, name: String, file: File) -> Draft {
-        let place = Some(HiddenPlace { dir, name });
+        let place = Some(StagedPath { dir, name });
         let sha256 = digest::Context::new(&digest::SHA256);
         Draft { store, place, file, sha256, size: 0, asked: 0, sync: None }
     }

@@ -8,7 +8,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::SEARCH_PATH;
-use crate::dataset::Shape;
+use crate::dataset::TableSchema;
 use crate::source::capture::logged_key;
 use crate::source::quote;
 use crate::watermark::Snapshot;
@@ -22,7 +22,7 @@ pub(super) async fn have_unlogged_rows(
     reader: &mut PgConnection,
     partitions: &[Oid],
     table: Oid,
-    shape: &Shape,
+    shape: &TableSchema,
     saved: &Snapshot,
 ) -> Result<bool, sqlx::Error> {
     // A reader for an operator's filter has his role's path, in which others may have functions. It has it again afterwards.
@@ -37,7 +37,7 @@ async fn any_is_unlogged(
     reader: &mut PgConnection,
     partitions: &[Oid],
     table: Oid,
-    shape: &Shape,
+    shape: &TableSchema,
     saved: &Snapshot,
 ) -> Result<bool, sqlx::Error> {
     let leaves: Vec<(Oid, String, String, bool)> = sqlx::query_as(

@@ -13,7 +13,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::dataset::catalog::{Catalog, Faults};
-use crate::dataset::{Capture, Dataset, Shape, Table};
+use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::{quote, shape};
 
 pub(crate) use captured::capture;
@@ -195,7 +195,7 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
             before = marks::all(&mut tx).await?;
         }
         remove(&mut tx, &dataset.table, &found, kept.as_deref()).await?;
-        let shape = look(&mut tx, dataset).await?;
+        let shape = introspect(&mut tx, dataset).await?;
         let key: Vec<_> = shape.key.iter().map(|part| part.column.name.to_string()).collect();
         make(&mut tx, &found, kept.as_deref(), &key).await.map_err(|cause| denied_or_else(&dataset.table, cause))?;
     }
@@ -341,8 +341,8 @@ fn check(found: &Found, dataset: &Dataset) -> Result<(), Error> {
     }
 }
 
-async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Shape, Error> {
-    shape::look(conn, dataset).await.map_err(|error| match error {
+async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
+    shape::introspect(conn, dataset).await.map_err(|error| match error {
         shape::Error::Faults(faults) => Error::Mismatch(faults),
         shape::Error::Sql(cause) => denied_or_else(&dataset.table, cause),
     })

@@ -4,7 +4,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::{PgConnection, PgPool};
 
 use crate::dataset::catalog::{Catalog, Fault, Faults};
-use crate::dataset::{Capture, Dataset, Shape};
+use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::source::capture::capture;
 use crate::source::quote::relation;
 use crate::source::{filter, shape};
@@ -36,7 +36,7 @@ pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> R
     let Some(shape) = fits(&mut conn, dataset, &mut faults).await? else { return Ok(Faults(faults)) };
     let Some(logged) = Logged::by(&mut conn, dataset, &shape).await? else { return Ok(Faults(faults)) };
     for other in catalog.iter().filter(|other| other.name != dataset.name) {
-        let Some(shape) = look(&mut conn, other).await?.ok() else { continue };
+        let Some(shape) = introspect(&mut conn, other).await?.ok() else { continue };
         let other = Logged::by(&mut conn, other, &shape).await?;
         faults.extend(other.and_then(|other| logged.conflict(&other)));
     }
@@ -52,7 +52,7 @@ pub async fn untracked(pool: &PgPool, catalog: &Catalog) -> Result<Vec<String>, 
     let mut conn = pool.acquire().await?;
     let mut names = Vec::new();
     for dataset in catalog.iter().filter(|dataset| dataset.capture == Capture::Triggers) {
-        let Some(shape) = look(&mut conn, dataset).await?.ok() else { continue };
+        let Some(shape) = introspect(&mut conn, dataset).await?.ok() else { continue };
         let key: Option<Option<Vec<String>>> = sqlx::query_scalar(concat!(
             "-- source.catalog.captured_key
              select case when capture.captured then capture.logged_key end
@@ -83,7 +83,11 @@ struct Logged {
 
 impl Logged {
     /// `None`: it wants no triggers.
-    async fn by(conn: &mut PgConnection, dataset: &Dataset, shape: &Shape) -> Result<Option<Logged>, sqlx::Error> {
+    async fn by(
+        conn: &mut PgConnection,
+        dataset: &Dataset,
+        shape: &TableSchema,
+    ) -> Result<Option<Logged>, sqlx::Error> {
         if dataset.capture != Capture::Triggers {
             return Ok(None);
         }
@@ -106,8 +110,8 @@ async fn fits(
     conn: &mut PgConnection,
     dataset: &Dataset,
     faults: &mut Vec<Fault>,
-) -> Result<Option<Shape>, sqlx::Error> {
-    match look(conn, dataset).await? {
+) -> Result<Option<TableSchema>, sqlx::Error> {
+    match introspect(conn, dataset).await? {
         Ok(shape) => {
             faults.extend(filter::check(conn, dataset, &shape.table).await?);
             Ok(Some(shape))
@@ -119,8 +123,8 @@ async fn fits(
     }
 }
 
-async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Result<Shape, Faults>, sqlx::Error> {
-    match shape::look(conn, dataset).await {
+async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<Result<TableSchema, Faults>, sqlx::Error> {
+    match shape::introspect(conn, dataset).await {
         Ok(shape) => Ok(Ok(shape)),
         Err(shape::Error::Faults(found)) => Ok(Err(found)),
         Err(shape::Error::Sql(cause)) => Err(cause),

@@ -9,10 +9,10 @@ use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::{Fault, Faults};
 use crate::job::{Continuity, ExportType, Job, Progress};
+use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
 use crate::source::select::{Rule, Select};
 use crate::source::session::{Readers, Session};
 use crate::source::snapshot::join;
-use crate::source::spare::{Seat, Spare};
 use crate::source::{Error, Frames, Remedy, copy, stream};
 use crate::telemetry::chain;
 use crate::watermark::Position;
@@ -30,7 +30,7 @@ pub struct Rows<'s> {
     pub(super) reader: &'s mut PgConnection,
     pub(super) readers: &'s Readers,
     pub(super) session: &'s Session,
-    pub(super) spare: &'s Spare,
+    pub(super) spare: &'s ReaderSlots,
     pub(super) import: &'s str,
     pub(super) select: Select<'s>,
     pub(super) position: &'s Position,
@@ -211,10 +211,10 @@ impl Rows<'_> {
     }
 }
 
-/// Reads beside the permit's reader; returns how many ranges. Who can't connect is done without, and nobody waits for it: the
+/// Reads beside the export's first reader; returns how many ranges. Who can't connect is done without, and nobody waits for it: the
 /// others read all there is.
 async fn read_too(
-    seat: Seat,
+    seat: ReaderSlot,
     readers: &Readers,
     import: &str,
     reading: &copy::Reading<'_>,

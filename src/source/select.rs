@@ -1,4 +1,4 @@
-//! The SQL of each export. Names come from a [`Dataset`] and its [`Shape`] alone and are quoted by [`quote`](crate::source::quote); a
+//! The SQL of each export. Names come from a [`Dataset`] and its [`TableSchema`] alone and are quoted by [`quote`](crate::source::quote); a
 //! filter is the operator's own SQL. With one, a statement is read under the role's own search_path, where others may have functions:
 //! so every function says its schema here, and every operator whose operands may be of other types than its own.
 //!
@@ -7,7 +7,7 @@
 //! the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table: null, where it is
 //! gone and the log has the key alone.
 
-use crate::dataset::{Capture, CellMax, Column, Dataset, KeyColumn, Kind, Sent, Shape};
+use crate::dataset::{Capture, CellMax, Column, ColumnType, Dataset, KeyColumn, TableSchema, WireFormat};
 use crate::job::selection::{Condition, Operator, Selection};
 use crate::source::quote::{literal, quoted, relation};
 
@@ -24,7 +24,7 @@ pub(crate) enum Rule {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Select<'a> {
     pub(crate) dataset: &'a Dataset,
-    pub(crate) shape: &'a Shape,
+    pub(crate) shape: &'a TableSchema,
 }
 
 impl Select<'_> {
@@ -284,7 +284,8 @@ impl Select<'_> {
         if let Some(filter) = self.filter() {
             return format!("case when {filter} then {live} end");
         }
-        let is_flag = column.kind == Kind::Bool && self.shape.deleted.as_ref().is_some_and(|it| it.name == column.name);
+        let is_flag =
+            column.kind == ColumnType::Bool && self.shape.deleted.as_ref().is_some_and(|it| it.name == column.name);
         // The log's image has no deleted flag set: the row was alive when it went.
         if is_flag {
             return format!("case when {gone} then true else {live} end");
@@ -299,8 +300,8 @@ impl Select<'_> {
         let last = if is_text(column) { last } else { sent(column, &format!("{last}::{}", column.base_type)) };
         let old = match column.sent {
             // A consumer that loads the file into such a column couldn't read JSON there.
-            Sent::WrittenNotFromJson => "null".to_owned(),
-            Sent::Binary | Sent::Written => sent(column, &format!("o.{}", quoted(&column.name))),
+            WireFormat::WrittenNotFromJson => "null".to_owned(),
+            WireFormat::Binary | WireFormat::Written => sent(column, &format!("o.{}", quoted(&column.name))),
         };
         format!("case when ch.{IMAGE} is null then {old} else {last} end")
     }
@@ -329,7 +330,7 @@ impl Select<'_> {
         }
         let is_key = |column: &&Column| self.shape.key.iter().any(|part| part.column.name == column.name);
         let columns =
-            self.shape.columns.iter().filter(|column| column.sent != Sent::WrittenNotFromJson && !is_key(column));
+            self.shape.columns.iter().filter(|column| column.sent != WireFormat::WrittenNotFromJson && !is_key(column));
         let old: Vec<_> = columns.map(|column| format!("{} {}", quoted(&column.name), column.base_type)).collect();
         let image = format!("left join lateral cdc_export.values_of(ch.{IMAGE}) as i (parts) on {gone}");
         match old.as_slice() {
@@ -359,7 +360,7 @@ impl Select<'_> {
     /// That a row `u` is deleted, softly; or that it isn't.
     fn deleted(&self, is: bool) -> Option<String> {
         let column = self.shape.deleted.as_ref()?;
-        let test = match (column.kind == Kind::Bool, is) {
+        let test = match (column.kind == ColumnType::Bool, is) {
             (true, true) => "is true",
             (true, false) => "is not true",
             (false, true) => "is not null",
@@ -467,7 +468,7 @@ impl Select<'_> {
             // `octet_length` doesn't fetch a text that is kept outside of its row. What has to be made a text is made one only
             // where it takes so much room that it may be large.
             let test = match (column.kind, column.sent) {
-                (Kind::Text | Kind::Bytea, Sent::Binary) => size,
+                (ColumnType::Text | ColumnType::Bytea, WireFormat::Binary) => size,
                 _ => format!("(pg_catalog.pg_column_size({name}) > {} and {size})", max / MOST_WRITTEN),
             };
             (column.name.to_string(), test)
@@ -519,19 +520,19 @@ fn operator(schema: &str, name: &str) -> String {
 
 /// A moment as a column of times has it: one without a zone is taken for UTC.
 fn in_zone_of(column: &Column, moment: &str) -> String {
-    if column.kind == Kind::Timestamp { format!("({moment} at time zone 'UTC')") } else { moment.to_owned() }
+    if column.kind == ColumnType::Timestamp { format!("({moment} at time zone 'UTC')") } else { moment.to_owned() }
 }
 
 /// A value in the form that the encoder knows.
 fn sent(column: &Column, value: &str) -> String {
     match column.sent {
         // The same bytes as a text, which nobody parses.
-        Sent::Binary if column.kind == Kind::Json => format!("{value}::{}::text", column.base_type),
+        WireFormat::Binary if column.kind == ColumnType::Json => format!("{value}::{}::text", column.base_type),
         // To the type that it has, which costs nothing.
-        Sent::Binary => format!("{value}::{}", column.base_type),
+        WireFormat::Binary => format!("{value}::{}", column.base_type),
         // By the type's output function, as COPY does: a cast loses the padding of a `char`. NULL stays, and a row of nulls isn't
         // one.
-        Sent::Written | Sent::WrittenNotFromJson => {
+        WireFormat::Written | WireFormat::WrittenNotFromJson => {
             format!("case when pg_catalog.num_nulls({value}) = 0 then pg_catalog.concat({value}) end")
         }
     }
@@ -539,24 +540,32 @@ fn sent(column: &Column, value: &str) -> String {
 
 /// Whether a value is sent as a text that its type wrote.
 fn is_text(column: &Column) -> bool {
-    column.sent != Sent::Binary || column.kind == Kind::Json
+    column.sent != WireFormat::Binary || column.kind == ColumnType::Json
 }
 
 /// How many bytes a value has in that form, or in a text of it.
 fn octets(column: &Column, sent: &str) -> String {
     match column.kind {
         // Postgres knows no length of a JSON but that of its text.
-        Kind::Json | Kind::Jsonb => format!("pg_catalog.octet_length(({sent})::text)"),
+        ColumnType::Json | ColumnType::Jsonb => format!("pg_catalog.octet_length(({sent})::text)"),
         _ => format!("pg_catalog.octet_length({sent})"),
     }
 }
 
 fn may_be_large(column: &Column) -> bool {
     match column.kind {
-        Kind::Text | Kind::Bytea | Kind::Json | Kind::Jsonb => true,
+        ColumnType::Text | ColumnType::Bytea | ColumnType::Json | ColumnType::Jsonb => true,
         // A numeric ends at 150 kB of text.
-        Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Float4 | Kind::Float8 | Kind::Numeric | Kind::Bool => false,
-        Kind::Timestamptz | Kind::Timestamp | Kind::Date | Kind::Time | Kind::Uuid => false,
+        ColumnType::Int2
+        | ColumnType::Int4
+        | ColumnType::Int8
+        | ColumnType::Float4
+        | ColumnType::Float8
+        | ColumnType::Numeric
+        | ColumnType::Bool => false,
+        ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Date | ColumnType::Time | ColumnType::Uuid => {
+            false
+        }
     }
 }
 

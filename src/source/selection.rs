@@ -8,7 +8,7 @@ use crate::dataset::{Column, Dataset};
 use crate::job::selection::{BadSelection, Condition, Selection};
 use crate::source::Error;
 use crate::source::select::Select;
-use crate::source::shape::look;
+use crate::source::shape::introspect;
 use crate::source::snapshot::Source;
 
 impl Source {
@@ -18,7 +18,7 @@ impl Source {
     /// If the database fails, or the table isn't as the dataset says.
     pub async fn check(&self, dataset: &Dataset, selection: &Selection) -> Result<Result<(), BadSelection>, Error> {
         let mut conn = self.pool().acquire().await.map_err(Error::of(&dataset.table))?;
-        let shape = look(&mut conn, dataset).await?;
+        let shape = introspect(&mut conn, dataset).await?;
         let select = Select { dataset, shape: &shape };
         for (i, name) in selection.columns.iter().flatten().enumerate() {
             if let Err(why) = select.find(name) {
@@ -60,7 +60,7 @@ impl<'a> Select<'a> {
             let Err(cause) = tried.execute(&mut *conn).await else { continue };
             let code = cause.as_database_error().and_then(|told| told.code()).unwrap_or_default().into_owned();
             return match (member, Error::of(&self.dataset.table)(cause)) {
-                (_, not_the_callers @ (Error::Unavailable(_) | Error::InTheWay(_))) => Err(not_the_callers),
+                (_, not_the_callers @ (Error::Unavailable(_) | Error::LockConflict(_))) => Err(not_the_callers),
                 ("value", _) => Ok(Some((member, format!("a value of `{name}`, which is {type_name}, is expected")))),
                 // No such operator, or none that is the best.
                 _ if ["42883", "42725", "42P22"].contains(&code.as_str()) => {

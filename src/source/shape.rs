@@ -6,7 +6,9 @@ use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
 use crate::dataset::catalog::{Fault, Faults, hint};
-use crate::dataset::{Capture, Column, Columns, Dataset, Description, KeyColumn, Kind, OPERATION, Sent, Shape, Table};
+use crate::dataset::{
+    Capture, Column, ColumnType, Columns, Dataset, Description, KeyColumn, OPERATION, Table, TableSchema, WireFormat,
+};
 use crate::source;
 use crate::source::capture::capture;
 use crate::source::guard::columns::Known;
@@ -57,14 +59,14 @@ impl Found {
     fn column(&self) -> Column {
         let kind = self.own_type.as_deref().and_then(binary_kind);
         let sent = match kind {
-            Some(_) => Sent::Binary,
-            None if self.has_json_cast => Sent::WrittenNotFromJson,
-            None => Sent::Written,
+            Some(_) => WireFormat::Binary,
+            None if self.has_json_cast => WireFormat::WrittenNotFromJson,
+            None => WireFormat::Written,
         };
         Column {
             name: self.name.clone().into(),
             number: self.number,
-            kind: kind.unwrap_or(Kind::Text),
+            kind: kind.unwrap_or(ColumnType::Text),
             type_name: self.type_name.clone().into(),
             base_type: self.base_type.clone().into(),
             sent,
@@ -117,24 +119,24 @@ fn unsteady_text(own_type: Option<&str>) -> Option<&'static str> {
 }
 
 /// The types whose binary form the encoder knows, by their names in `pg_type`.
-fn binary_kind(own_type: &str) -> Option<Kind> {
+fn binary_kind(own_type: &str) -> Option<ColumnType> {
     match own_type {
-        "int2" => Some(Kind::Int2),
-        "int4" => Some(Kind::Int4),
-        "int8" => Some(Kind::Int8),
-        "float4" => Some(Kind::Float4),
-        "float8" => Some(Kind::Float8),
-        "numeric" => Some(Kind::Numeric),
-        "bool" => Some(Kind::Bool),
-        "text" | "varchar" => Some(Kind::Text),
-        "uuid" => Some(Kind::Uuid),
-        "bytea" => Some(Kind::Bytea),
-        "json" => Some(Kind::Json),
-        "jsonb" => Some(Kind::Jsonb),
-        "timestamptz" => Some(Kind::Timestamptz),
-        "timestamp" => Some(Kind::Timestamp),
-        "date" => Some(Kind::Date),
-        "time" => Some(Kind::Time),
+        "int2" => Some(ColumnType::Int2),
+        "int4" => Some(ColumnType::Int4),
+        "int8" => Some(ColumnType::Int8),
+        "float4" => Some(ColumnType::Float4),
+        "float8" => Some(ColumnType::Float8),
+        "numeric" => Some(ColumnType::Numeric),
+        "bool" => Some(ColumnType::Bool),
+        "text" | "varchar" => Some(ColumnType::Text),
+        "uuid" => Some(ColumnType::Uuid),
+        "bytea" => Some(ColumnType::Bytea),
+        "json" => Some(ColumnType::Json),
+        "jsonb" => Some(ColumnType::Jsonb),
+        "timestamptz" => Some(ColumnType::Timestamptz),
+        "timestamp" => Some(ColumnType::Timestamp),
+        "date" => Some(ColumnType::Date),
+        "time" => Some(ColumnType::Time),
         _ => None,
     }
 }
@@ -143,7 +145,7 @@ fn binary_kind(own_type: &str) -> Option<Kind> {
 ///
 /// # Errors
 /// With everything that doesn't fit.
-pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Shape, Error> {
+pub(crate) async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
     let located = locate(conn, &dataset.table).await.map_err(|cause| unseen(dataset, cause))?;
     // Where there is none, none is found under its name.
     look_at(conn, dataset, located.as_ref().unwrap_or(&dataset.table)).await
@@ -169,7 +171,7 @@ pub(crate) async fn locate(conn: &mut PgConnection, table: &Table) -> Result<Opt
 ///
 /// # Errors
 /// With everything that doesn't fit.
-pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &Table) -> Result<Shape, Error> {
+pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &Table) -> Result<TableSchema, Error> {
     let columns: Result<Vec<Found>, _> = sqlx::query_as(
         "-- source.shape.columns
          select a.attname::text as name, a.attnum as number, format_type(base.oid, -1) as base_type,
@@ -261,7 +263,7 @@ pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &
         seen["filter"] = filter::called(conn, filter, table).await?.into();
     }
     let is_filtered = dataset.filter.is_some();
-    Ok(Shape { table: table.clone(), key, columns, updated_at, created_at, deleted, types, seen, is_filtered })
+    Ok(TableSchema { table: table.clone(), key, columns, updated_at, created_at, deleted, types, seen, is_filtered })
 }
 
 /// A schema that the role may not use is the operator's to mend.
@@ -403,7 +405,7 @@ impl<'a> Fitting<'a> {
 
     fn deleted(&mut self) -> Option<Column> {
         let column = self.find("deleted", self.dataset.deleted.as_deref()?)?.column();
-        if column.kind != Kind::Bool && !is_time(&column) {
+        if column.kind != ColumnType::Bool && !is_time(&column) {
             let why = format!("`{}` is {}: a boolean or a time is expected", column.name, column.type_name);
             self.wrong("deleted", None, why);
         }
@@ -412,7 +414,7 @@ impl<'a> Fitting<'a> {
 }
 
 fn is_time(column: &Column) -> bool {
-    matches!(column.kind, Kind::Timestamptz | Kind::Timestamp)
+    matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp)
 }
 
 /// A column of a unique index.
@@ -476,7 +478,7 @@ impl Source {
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, source::Error> {
         let failed = source::Error::of(&dataset.table);
         let mut conn = self.pool().acquire().await.map_err(&failed)?;
-        let shape = match look(&mut conn, dataset).await {
+        let shape = match introspect(&mut conn, dataset).await {
             Ok(shape) => Ok(shape),
             Err(Error::Faults(faults)) => Err(faults),
             Err(error) => return Err(error.into()),

@@ -10,17 +10,17 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::connection;
 use crate::dataset::catalog::Faults;
-use crate::dataset::{Capture, Dataset, Shape, Table};
+use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, Continuity, ExportType, Findings, JobId};
+use crate::job::{ConsumerId, Continuity, ExportType, JobId, SnapshotReport};
 use crate::source::guard::{continuity, here, witness};
+use crate::source::reader_slots::ReaderSlots;
 use crate::source::rows::Rows;
 use crate::source::select::Select;
 use crate::source::session::{Leader, Readers, Session};
-use crate::source::spare::Spare;
-use crate::source::{Error, Remedy, arrivals, filter, purge, quote, shape, within};
+use crate::source::{Error, Remedy, arrivals, filter, purge, quote, shape, with_timeout};
 use crate::telemetry::metrics::PoolUse;
-use crate::watermark::{Fingerprint, Position, Standpoint};
+use crate::watermark::{Fingerprint, NewPosition, Position};
 
 /// How long a lock on the table is waited for before the attempt is given up and made again.
 const LOCK_TIMEOUT: &str = "5s";
@@ -30,15 +30,15 @@ const LOCK_TIMEOUT: &str = "5s";
 pub struct Source {
     options: PgConnectOptions,
     pool: PgPool,
-    spare: Spare,
+    spare: ReaderSlots,
 }
 
 impl Source {
     /// Reads over connections made with `options`, `readers` at once for a full export if no other one has them; `pool` is for
     /// what is no export.
     pub fn new(options: PgConnectOptions, pool: PgPool, readers: u32) -> Source {
-        // One is the permit's.
-        let spare = Spare::new(options.clone(), readers.saturating_sub(1) as usize);
+        // One is the export's.
+        let spare = ReaderSlots::new(options.clone(), readers.saturating_sub(1) as usize);
         Source { options, pool, spare }
     }
 
@@ -64,8 +64,8 @@ impl Source {
     /// Opens the two connections that an export needs.
     ///
     /// # Errors
-    /// If Postgres refuses or can't be reached within `patience`.
-    pub async fn permit(&self, patience: Duration) -> Result<Permit, Error> {
+    /// If Postgres refuses or can't be reached within `timeout`.
+    pub async fn connections(&self, timeout: Duration) -> Result<ExportConnections, Error> {
         let connect = async || {
             let mut conn = connection::connect(&self.options).await?;
             let session = Session::of(&mut conn).await?;
@@ -79,9 +79,9 @@ impl Source {
                 .await?;
             Ok::<_, sqlx::Error>((leader, reader))
         };
-        let both = within(patience, async { both.await.map_err(Error::Unavailable) }).await?;
+        let both = with_timeout(timeout, async { both.await.map_err(Error::Unavailable) }).await?;
         let ((leader, leading), (reader, reading)) = both;
-        Ok(Permit { leader, leading, reader, reading, spare: self.spare.clone() })
+        Ok(ExportConnections { leader, leading, reader, reading, spare: self.spare.clone() })
     }
 }
 
@@ -101,22 +101,22 @@ pub struct Purpose<'a> {
 /// A worker's right to take a job: a leader and a reader, both connected. Leaders that hold snapshots while they wait for
 /// readers out of one pool would wait for ever.
 #[derive(Debug)]
-pub struct Permit {
+pub struct ExportConnections {
     leader: PgConnection,
     /// The leader's session.
     leading: Session,
     reader: PgConnection,
     /// The reader's.
     reading: Session,
-    spare: Spare,
+    spare: ReaderSlots,
 }
 
-impl Permit {
-    /// The permit, if both its connections still answer within `patience`.
-    pub async fn checked(mut self, patience: Duration) -> Option<Permit> {
+impl ExportConnections {
+    /// These connections, if both still answer within `timeout`.
+    pub async fn checked(mut self, timeout: Duration) -> Option<ExportConnections> {
         let pings =
             async { tokio::try_join!(self.leader.ping(), self.reader.ping()).map(drop).map_err(Error::Unavailable) };
-        within(patience, pings).await.ok().map(|()| self)
+        with_timeout(timeout, pings).await.ok().map(|()| self)
     }
 
     /// Takes the snapshot of an export: from now on the table can't be truncated, altered or dropped, and the consumer's
@@ -126,7 +126,7 @@ impl Permit {
     /// If the table can't be read. The connections are closed then.
     pub async fn open(self, purpose: &Purpose<'_>, dataset: &Arc<Dataset>, lease: Duration) -> Result<Snapshot, Error> {
         let &Purpose { consumer, export_type, job, marker } = purpose;
-        let Permit { mut leader, leading, mut reader, reading, spare } = self;
+        let ExportConnections { mut leader, leading, mut reader, reading, spare } = self;
         let failed = Error::of(&dataset.table);
         let version = leader.server_version_num().unwrap_or(0);
         // Where there is none, the lock says so.
@@ -310,8 +310,8 @@ impl Permit {
             import,
             dataset: Arc::clone(dataset),
             position,
-            findings: opened.findings(continuity),
-            standpoint: Standpoint {
+            report: opened.report(continuity),
+            new_position: NewPosition {
                 snapshot: Some(opened.snapshot).filter(|_| by_triggers),
                 taken_at: opened.taken_at,
                 table: Fingerprint {
@@ -424,8 +424,8 @@ impl Opened {
         is_its || self.snap_live.is_none() || continuity.is_some_and(Continuity::is_by_hand)
     }
 
-    fn findings(&self, continuity: Option<Continuity>) -> Findings {
-        Findings {
+    fn report(&self, continuity: Option<Continuity>) -> SnapshotReport {
+        SnapshotReport {
             continuity,
             open_transactions: u32::try_from(self.open_transactions).ok(),
             oldest_transaction_seconds: self.oldest_transaction_seconds,
@@ -442,14 +442,14 @@ pub struct Snapshot {
     reader: PgConnection,
     reading: Session,
     readers: Readers,
-    spare: Spare,
+    spare: ReaderSlots,
     /// What makes a connection one of its readers.
     import: String,
     dataset: Arc<Dataset>,
-    shape: Shape,
+    shape: TableSchema,
     position: Position,
-    findings: Findings,
-    standpoint: Standpoint,
+    report: SnapshotReport,
+    new_position: NewPosition,
     /// Whether a value may be kept outside of its row.
     toasted: bool,
     blocks: Option<u64>,
@@ -463,18 +463,18 @@ impl Snapshot {
     }
 
     /// What the table looks like in it.
-    pub fn shape(&self) -> &Shape {
+    pub fn shape(&self) -> &TableSchema {
         &self.shape
     }
 
     /// What was found beside it.
-    pub fn findings(&self) -> &Findings {
-        &self.findings
+    pub fn report(&self) -> &SnapshotReport {
+        &self.report
     }
 
     /// Where this export stands, to be its consumer's next position.
-    pub fn standpoint(&self) -> &Standpoint {
-        &self.standpoint
+    pub fn new_position(&self) -> &NewPosition {
+        &self.new_position
     }
 
     /// The leader, to be kept alive, and the rows, to be read meanwhile.
@@ -487,7 +487,7 @@ impl Snapshot {
             import: &self.import,
             select: Select { dataset: &self.dataset, shape: &self.shape },
             position: &self.position,
-            table_oid: self.standpoint.table.table_oid,
+            table_oid: self.new_position.table.table_oid,
             toasted: self.toasted,
             blocks: self.blocks,
         };
@@ -524,15 +524,15 @@ impl Snapshot {
     /// # Errors
     /// If the answer is lost or takes longer than `patience`, or Postgres refuses. Whether it committed is not known then: only
     /// the job's row tells.
-    pub async fn commit(mut self, patience: Duration) -> Result<Option<Permit>, Error> {
+    pub async fn commit(mut self, timeout: Duration) -> Result<Option<ExportConnections>, Error> {
         let failed = Error::of(&self.dataset.table);
         let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit").execute(&mut self.leader);
-        within(patience, async { commit.await.map_err(failed) }).await?;
+        with_timeout(timeout, async { commit.await.map_err(failed) }).await?;
         let Snapshot { mut leader, leading, reader, reading, spare, reader_is_good, .. } = self;
         if !reader_is_good {
             reading.end(&mut leader).await;
             return Ok(None);
         }
-        Ok(Some(Permit { leader, leading, reader, reading, spare }))
+        Ok(Some(ExportConnections { leader, leading, reader, reading, spare }))
     }
 }

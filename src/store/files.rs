@@ -26,7 +26,7 @@ pub(crate) use place_columns;
 
 /// Where a completed job's file is, or shall be.
 #[derive(Clone, Debug)]
-pub struct FilePlace {
+pub struct FileRecord {
     /// Whose file.
     pub job: JobId,
     /// For whom; `None`: for whoever asked.
@@ -76,7 +76,7 @@ macro_rules! is_next {
     };
 }
 
-impl FilePlace {
+impl FileRecord {
     /// What the folder shall remember of its lane when it hands this file out.
     pub fn marker(&self) -> Marker {
         Marker { job: self.job, sha256: self.sha256.clone() }
@@ -89,7 +89,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn unpublished(&self, store: Uuid) -> Result<Vec<FilePlace>, Error> {
+    pub async fn unpublished(&self, store: Uuid) -> Result<Vec<FileRecord>, Error> {
         let mut conn = self.connection().await?;
         let rows: Vec<PlaceRow> = sqlx::query_as(concat!(
             "-- store.files.unpublished\n select ",
@@ -104,14 +104,14 @@ impl Store {
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
-        rows.into_iter().map(FilePlace::try_from).collect()
+        rows.into_iter().map(FileRecord::try_from).collect()
     }
 
     /// Where the file of a completed job is.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn file_place(&self, id: JobId) -> Result<Option<FilePlace>, Error> {
+    pub async fn file_place(&self, id: JobId) -> Result<Option<FileRecord>, Error> {
         let mut conn = self.connection().await?;
         let row: Option<PlaceRow> = sqlx::query_as(concat!(
             "-- store.files.place\n select ",
@@ -122,14 +122,14 @@ impl Store {
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
-        row.map(FilePlace::try_from).transpose()
+        row.map(FileRecord::try_from).transpose()
     }
 
     /// Where the file of the last completed job of a file's lane is: that of this very one, or of a later one.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn last_of_lane(&self, place: &FilePlace) -> Result<Option<FilePlace>, Error> {
+    pub async fn last_of_lane(&self, place: &FileRecord) -> Result<Option<FileRecord>, Error> {
         let mut conn = self.connection().await?;
         let row: Option<PlaceRow> = sqlx::query_as(concat!(
             "-- store.files.last_of_lane\n select ",
@@ -141,14 +141,14 @@ impl Store {
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
-        row.map(FilePlace::try_from).transpose()
+        row.map(FileRecord::try_from).transpose()
     }
 
     /// Whether a marker names an export of the file's lane that the database knows, and that came before it.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn is_after(&self, place: &FilePlace, marker: &Marker) -> Result<bool, Error> {
+    pub async fn is_after(&self, place: &FileRecord, marker: &Marker) -> Result<bool, Error> {
         let mut conn = self.connection().await?;
         let is_after = sqlx::query_scalar(
             "-- store.files.is_after
@@ -171,7 +171,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn published(&self, place: &FilePlace) -> Result<bool, Error> {
+    pub async fn published(&self, place: &FileRecord) -> Result<bool, Error> {
         let mut conn = self.connection().await?;
         // Of two processes that record the same file, the second waits for the job's row, and finds it published.
         let published = sqlx::query(concat!(
@@ -204,7 +204,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn give_up(&self, place: &FilePlace, after: Duration) -> Result<bool, Error> {
+    pub async fn give_up(&self, place: &FileRecord, after: Duration) -> Result<bool, Error> {
         let mut conn = self.connection().await?;
         // An export of the lane that runs finds its position changed and begins anew. A full one that was completed meanwhile
         // has made up for the loss.
@@ -250,7 +250,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn rename_output(&self, place: &FilePlace) -> Result<(), Error> {
+    pub async fn rename_output(&self, place: &FileRecord) -> Result<(), Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
         let (stem, present) = parts_of(&place.output_filename, place.encoding);
@@ -347,11 +347,11 @@ pub(crate) struct PlaceRow {
     late_rows: i64,
 }
 
-impl TryFrom<PlaceRow> for FilePlace {
+impl TryFrom<PlaceRow> for FileRecord {
     type Error = Error;
 
-    fn try_from(row: PlaceRow) -> Result<FilePlace, Error> {
-        Ok(FilePlace {
+    fn try_from(row: PlaceRow) -> Result<FileRecord, Error> {
+        Ok(FileRecord {
             job: row.id.into(),
             consumer: row.consumer_id.and_then(|id| id.parse().ok()),
             database: database_of(&row.database)?,

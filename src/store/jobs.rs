@@ -10,12 +10,12 @@ use crate::job::encoding::Encoding;
 use crate::job::file::Exported;
 use crate::job::lane::Lane;
 use crate::job::selection::Selection;
-use crate::job::{After, ExportType, Failure, Findings, Job, JobId, Request, Status, Terms};
+use crate::job::{After, ExportType, Failure, Job, JobId, Request, SnapshotReport, Status, Terms};
 use crate::store::files::{names_taken, numbered};
 use crate::store::lanes::{Elsewhere, elsewhere};
 use crate::store::queue::Lease;
 use crate::store::{CHANNEL, Error, Store, watermarks};
-use crate::watermark::{Position, Standpoint};
+use crate::watermark::{NewPosition, Position};
 
 /// A job's status as it looks from outside: one that is completed, and whose file has no name yet, is still processing. The
 /// indexes of the lists have it in just these words.
@@ -101,7 +101,7 @@ impl TryFrom<JobRow> for Job {
             sha256: row.sha256,
             attempt: row.attempt.unsigned_abs(),
             error: error.transpose()?,
-            findings: Findings {
+            report: SnapshotReport {
                 continuity,
                 open_transactions: row.open_transactions.and_then(|n| n.try_into().ok()),
                 oldest_transaction_seconds: row.oldest_transaction_seconds,
@@ -163,13 +163,13 @@ pub enum Cancelled {
 
 /// What an export found when it took its snapshot.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct CommitInput {
     /// Where the consumer stood.
     pub position: Position,
     /// Where it will stand.
-    pub standpoint: Standpoint,
+    pub new_position: NewPosition,
     /// What was found beside it.
-    pub findings: Findings,
+    pub report: SnapshotReport,
     /// Names and types of the file's columns.
     pub columns: Signature,
     /// Which export the folder's marker of the lane named.
@@ -384,13 +384,13 @@ impl Store {
 pub async fn commit(
     conn: &mut PgConnection,
     lease: &Lease,
-    found: &Found,
+    found: &CommitInput,
     exported: &Exported,
 ) -> Result<Committed, Error> {
     for _ in 0..2 {
         sqlx::raw_sql("-- store.jobs.commit.savepoint\n savepoint writes").execute(&mut *conn).await?;
         match commit_once(conn, lease, found, exported).await {
-            Err(Error::InTheWay(_)) => {
+            Err(Error::LockConflict(_)) => {
                 sqlx::raw_sql("-- store.jobs.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
             }
             done => return done,
@@ -402,12 +402,12 @@ pub async fn commit(
 async fn commit_once(
     conn: &mut PgConnection,
     lease: &Lease,
-    found: &Found,
+    found: &CommitInput,
     exported: &Exported,
 ) -> Result<Committed, Error> {
     let job = &lease.job;
     let file = &exported.file;
-    let Found { position, standpoint, findings, columns, marker } = found;
+    let CommitInput { position, new_position, report, columns, marker } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
     let completed = sqlx::query(
         "-- store.jobs.commit
@@ -436,11 +436,11 @@ async fn commit_once(
     .bind(position.last_exported_at)
     .bind(watermark_to)
     .bind(file.store)
-    .bind(findings.continuity.map(|why| why.as_str()))
+    .bind(report.continuity.map(|why| why.as_str()))
     .bind(exported.late_rows as i64)
-    .bind(findings.open_transactions.map(|n| n as i32))
-    .bind(findings.oldest_transaction_seconds)
-    .bind(findings.table_rewritten)
+    .bind(report.open_transactions.map(|n| n as i32))
+    .bind(report.oldest_transaction_seconds)
+    .bind(report.table_rewritten)
     .bind(columns.forms())
     .bind(exported.key_only_deletes as i64)
     .bind(marker.map(JobId::as_uuid))
@@ -454,7 +454,7 @@ async fn commit_once(
         // No position yet: the next export starts from the beginning as well, and nothing was missed.
         return Ok(Committed::Done);
     }
-    let step = watermarks::Step { export_type: job.export_type, position, standpoint, to: watermark_to };
+    let step = watermarks::Step { export_type: job.export_type, position, new_position, to: watermark_to };
     let moved = watermarks::advance(conn, consumer, &job.dataset, &step).await?;
     Ok(if moved { Committed::Done } else { Committed::WatermarkChanged })
 }

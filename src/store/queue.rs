@@ -55,7 +55,7 @@ impl Lease {
 
 /// What a heartbeat learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beat {
+pub enum Renewal {
     /// The lease is extended.
     Held,
     /// The lease is extended, and somebody asked to cancel the job.
@@ -67,12 +67,12 @@ pub enum Beat {
 /// The heartbeat of one attempt, over a connection of its own: the busiest pool doesn't starve it, and a connection that went
 /// silent is dropped with it. Connects at the first beat, which a short export never comes to.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct LeaseRenewer {
     options: PgConnectOptions,
     conn: Option<PgConnection>,
 }
 
-impl Pulse {
+impl LeaseRenewer {
     /// Extends a lease and records how far its export is: percent, rows, bytes.
     ///
     /// # Errors
@@ -83,8 +83,8 @@ impl Pulse {
         token: LeaseToken,
         lease: Duration,
         progress: (u8, u64, u64),
-        patience: Duration,
-    ) -> Result<Beat, Error> {
+        timeout: Duration,
+    ) -> Result<Renewal, Error> {
         // Taken out and put back only after an answer: a statement given up leaves no connection behind.
         let conn = self.conn.take();
         let beat = async {
@@ -95,7 +95,7 @@ impl Pulse {
             let beat = beat(&mut conn, job, token, lease, progress).await?;
             Ok::<_, Error>((conn, beat))
         };
-        let answer = tokio::time::timeout(patience, beat).await;
+        let answer = tokio::time::timeout(timeout, beat).await;
         let (conn, beat) = answer.map_err(|_| Error::Unavailable(sqlx::Error::PoolTimedOut))??;
         self.conn = Some(conn);
         Ok(beat)
@@ -108,7 +108,7 @@ async fn beat(
     token: LeaseToken,
     lease: Duration,
     (percent, rows, bytes): (u8, u64, u64),
-) -> Result<Beat, Error> {
+) -> Result<Renewal, Error> {
     // Not waited for until it is on disk: a beat that a crash of Postgres takes back is one that came late.
     let cancel: Option<bool> = sqlx::query_scalar(
         "-- store.queue.beat
@@ -127,9 +127,9 @@ async fn beat(
     .fetch_optional(conn)
     .await?;
     Ok(match cancel {
-        None => Beat::Lost,
-        Some(true) => Beat::CancelAsked,
-        Some(false) => Beat::Held,
+        None => Renewal::Lost,
+        Some(true) => Renewal::CancelAsked,
+        Some(false) => Renewal::Held,
     })
 }
 
@@ -282,15 +282,15 @@ pub enum Settlement {
 
 impl Store {
     /// A heartbeat for one attempt.
-    pub fn pulse(&self) -> Pulse {
-        Pulse { options: (*self.pool.connect_options()).clone(), conn: None }
+    pub fn lease_renewer(&self) -> LeaseRenewer {
+        LeaseRenewer { options: (*self.pool.connect_options()).clone(), conn: None }
     }
 
     /// Extends a lease once more, before a commit that may take a while.
     ///
     /// # Errors
     /// If the database fails; whether the lease was extended is not known then.
-    pub async fn extend(&self, lease: &Lease, time: Duration, progress: (u8, u64, u64)) -> Result<Beat, Error> {
+    pub async fn extend(&self, lease: &Lease, time: Duration, progress: (u8, u64, u64)) -> Result<Renewal, Error> {
         let mut conn = self.connection().await?;
         let beat = beat(conn.get(), lease.job.id, lease.token, time, progress).await?;
         conn.give_back();

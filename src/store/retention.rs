@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::job::{JobId, Retention};
-use crate::store::files::{FilePlace, PlaceRow, place_columns};
+use crate::store::files::{FileRecord, PlaceRow, place_columns};
 use crate::store::{Error, Store, by_index};
 
 /// What one statement takes at most, so that the first clean-up of a year's jobs doesn't hold anybody up.
@@ -84,7 +84,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn files_past(&self, retention: &Retention, of: Of, store: Uuid) -> Result<Vec<FilePlace>, Error> {
+    pub async fn files_past(&self, retention: &Retention, of: Of, store: Uuid) -> Result<Vec<FileRecord>, Error> {
         let (tour, statement) = match of {
             Of::Files => {
                 let files = sqlx::query_as(concat!(
@@ -120,7 +120,7 @@ impl Store {
         tx.commit().await?;
         conn.give_back();
         go_on(tour, next);
-        rows.into_iter().map(FilePlace::try_from).collect()
+        rows.into_iter().map(FileRecord::try_from).collect()
     }
 
     /// Forgets the jobs past the retention of jobs that have ended and have no file any more, the oldest first. Returns how many. A

@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection, Postgres};
 
 use crate::job::{ConsumerId, ExportType};
 use crate::store::{Error, Store, by_index, texts};
-use crate::watermark::{Position, Standpoint, Watermark};
+use crate::watermark::{NewPosition, Position, Watermark};
 
 impl Store {
     /// A consumer's watermark, if it has one.
@@ -42,7 +42,7 @@ const DATASET: &str = "^[a-z][a-z0-9_-]{0,62}$";
 
 /// A consumer's place in a dataset, as far as it is known without a look at the table.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct ConsumerPosition {
     /// Whose.
     pub consumer: ConsumerId,
     /// In which dataset.
@@ -62,7 +62,7 @@ impl Store {
         after: Option<(&ConsumerId, &str)>,
         among: Option<&[ConsumerId]>,
         limit: u32,
-    ) -> Result<Vec<Place>, Error> {
+    ) -> Result<Vec<ConsumerPosition>, Error> {
         // Before every name that there may be, and from there to behind them.
         let (consumer, dataset) = after.map_or(("", ""), |(consumer, dataset)| (consumer.as_str(), dataset));
         let (first, last) = texts(among).map_or((vec![""], vec!["~"]), |among| (among.clone(), among));
@@ -102,7 +102,7 @@ impl Store {
         tx.commit().await?;
         conn.give_back();
         let place = |(consumer, dataset, last_exported_at): (String, String, _)| {
-            Some(Place { consumer: consumer.parse().ok()?, dataset, last_exported_at })
+            Some(ConsumerPosition { consumer: consumer.parse().ok()?, dataset, last_exported_at })
         };
         Ok(rows.into_iter().filter_map(place).collect())
     }
@@ -156,7 +156,7 @@ impl Store {
                 conn.give_back();
                 Ok(Written::Done)
             }
-            Err(Error::InTheWay(_)) => Ok(Written::Committing),
+            Err(Error::LockConflict(_)) => Ok(Written::Committing),
             Err(error) => Err(error),
         }
     }
@@ -168,7 +168,7 @@ pub(crate) struct Step<'a> {
     /// From here,
     pub(crate) position: &'a Position,
     /// to here.
-    pub(crate) standpoint: &'a Standpoint,
+    pub(crate) new_position: &'a NewPosition,
     /// The time that people read; `None`: no exported row had one that could be.
     pub(crate) to: Option<DateTime<Utc>>,
 }
@@ -180,11 +180,11 @@ pub(crate) async fn advance(
     dataset: &str,
     step: &Step<'_>,
 ) -> Result<bool, Error> {
-    let Step { export_type, position, standpoint, to } = step;
+    let Step { export_type, position, new_position, to } = step;
     // An incremental export delivers no deletions: those since its last delta or full stay due.
     let deletions = match (export_type, &position.deletions) {
-        (ExportType::Incremental, Some(due)) if standpoint.snapshot.is_some() => Some(due),
-        _ => standpoint.snapshot.as_ref(),
+        (ExportType::Incremental, Some(due)) if new_position.snapshot.is_some() => Some(due),
+        _ => new_position.snapshot.as_ref(),
     };
     let statement = match position.version {
         None => sqlx::query(
@@ -217,14 +217,14 @@ pub(crate) async fn advance(
              where consumer_id = $1 and dataset = $2 and version = $4 and last_exported_at is not distinct from $5",
         ),
     };
-    let table = &standpoint.table;
+    let table = &new_position.table;
     let moved = statement
         .bind(consumer.as_str())
         .bind(dataset)
         .bind(to)
         .bind(position.version)
         .bind(position.last_exported_at)
-        .bind(&standpoint.snapshot)
+        .bind(&new_position.snapshot)
         .bind(deletions)
         .bind(Oid(table.table_oid))
         .bind(table.relfilenode.map(Oid))

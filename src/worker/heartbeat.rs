@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use crate::job::{JobId, LeaseToken, Progress};
 use crate::store::{
     Store,
-    queue::{Beat, Lease, Pulse},
+    queue::{Lease, LeaseRenewer, Renewal},
 };
 
 /// Why an attempt must stop.
@@ -54,8 +54,8 @@ impl Heartbeat {
         time: Duration,
         cancel_hints: broadcast::Receiver<JobId>,
     ) -> Heartbeat {
-        let (pulse, job, token) = (store.pulse(), lease.job.id, lease.token());
-        let beating = Beating { pulse, job, token, progress, time, cancel_hints };
+        let (lease_renewer, job, token) = (store.lease_renewer(), lease.job.id, lease.token());
+        let beating = Beating { lease_renewer, job, token, progress, time, cancel_hints };
         Heartbeat { task: tokio::spawn(beating.run()) }
     }
 
@@ -81,7 +81,7 @@ impl Drop for Heartbeat {
 }
 
 struct Beating {
-    pulse: Pulse,
+    lease_renewer: LeaseRenewer,
     job: JobId,
     token: LeaseToken,
     progress: Progress,
@@ -101,11 +101,11 @@ impl Beating {
 
             let sent = Instant::now();
             // The first beat connects, which takes several round trips.
-            let patience = self.time / 3;
-            match self.pulse.beat(self.job, self.token, self.time, self.progress.read(), patience).await {
-                Ok(Beat::Held) => answered = sent,
-                Ok(Beat::CancelAsked) => return Stop::CancelAsked,
-                Ok(Beat::Lost) => return Stop::LeaseLost,
+            let timeout = self.time / 3;
+            match self.lease_renewer.beat(self.job, self.token, self.time, self.progress.read(), timeout).await {
+                Ok(Renewal::Held) => answered = sent,
+                Ok(Renewal::CancelAsked) => return Stop::CancelAsked,
+                Ok(Renewal::Lost) => return Stop::LeaseLost,
                 Err(error) => tracing::warn!(event = "heartbeat_failed", jobId = %self.job, error = %error),
             }
             if answered.elapsed() > self.time * 2 / 3 {

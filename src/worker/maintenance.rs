@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::job::{FailureCode, JobId, Retention, Status};
 use crate::sink::Folder;
 use crate::source::purge::PURGE_ROWS;
-use crate::store::Hint;
-use crate::store::files::FilePlace;
+use crate::store::Notification;
+use crate::store::files::FileRecord;
 use crate::store::queue::{EndedAttempt, Reaped};
 use crate::store::retention::Of;
 use crate::telemetry::chain;
@@ -102,12 +102,12 @@ pub(crate) async fn listen(worker: Worker, shutdown: CancellationToken) {
 }
 
 async fn pass_hints_on(worker: &Worker) -> Result<(), Error> {
-    let mut hints = worker.within(worker.store.listen()).await?;
+    let mut hints = worker.with_timeout(worker.store.listen()).await?;
     loop {
         match hints.next().await? {
-            Hint::Work => worker.work_hint.notify_waiters(),
+            Notification::Work => worker.work_hint.notify_waiters(),
             // Without a running export nobody listens.
-            Hint::Cancel(job) => drop(worker.cancel_hints.send(job)),
+            Notification::Cancel(job) => drop(worker.cancel_hints.send(job)),
         }
     }
 }
@@ -126,8 +126,8 @@ impl Task for Reap {
 
     async fn round(&mut self) -> Result<(), Error> {
         let Reap { worker } = self;
-        worker.within(worker.store.make_good_a_clock_set_back(worker.settings.lease)).await?;
-        for Reaped { job, dataset, export_type, status } in worker.within(worker.store.reap()).await? {
+        worker.with_timeout(worker.store.make_good_a_clock_set_back(worker.settings.lease)).await?;
+        for Reaped { job, dataset, export_type, status } in worker.with_timeout(worker.store.reap()).await? {
             tracing::warn!(event = "export_taken_over", jobId = %job, status = %status);
             metrics::lease_taken_over();
             let labels = ExportLabels { dataset: &dataset, export_type: export_type.as_str() };
@@ -185,7 +185,7 @@ impl Task for Publish {
     async fn round(&mut self) -> Result<(), Error> {
         let Publish { worker, folder, missing, complaints } = self;
         let store = folder.run(|folder| folder.store()).await?;
-        let unpublished = worker.within(worker.store.unpublished(store)).await?;
+        let unpublished = worker.with_timeout(worker.store.unpublished(store)).await?;
         missing.retain(|job, _| unpublished.iter().any(|place| place.job == *job));
         for place in unpublished {
             let job = place.job;
@@ -214,7 +214,7 @@ impl Task for Publish {
 }
 
 /// Gives a job up whose file was missing at each look for a while.
-async fn look_again(worker: &Worker, missing: &mut HashMap<JobId, Instant>, place: &FilePlace) -> Result<(), Error> {
+async fn look_again(worker: &Worker, missing: &mut HashMap<JobId, Instant>, place: &FileRecord) -> Result<(), Error> {
     let first = *missing.entry(place.job).or_insert_with(|| {
         tracing::warn!(event = "staged_file_missing", jobId = %place.job, file = place.staged_name);
         Instant::now()
@@ -226,8 +226,8 @@ async fn look_again(worker: &Worker, missing: &mut HashMap<JobId, Instant>, plac
 pub(crate) async fn announce(worker: &Worker, folder: &FolderAccess) -> Result<uuid::Uuid, Error> {
     let store = folder.run(|folder| folder.store()).await?;
     // Says what it is where writing would only take too long.
-    worker.within(worker.store.ping()).await?;
-    worker.within(worker.store.seen(store)).await?;
+    worker.with_timeout(worker.store.ping()).await?;
+    worker.with_timeout(worker.store.seen(store)).await?;
     Ok(store)
 }
 
@@ -253,7 +253,7 @@ impl Task for Sweep {
             return Ok(());
         }
         let mut outcome = Ok(());
-        for EndedAttempt { file, is_known } in worker.within(worker.store.ended_attempts(hidden)).await? {
+        for EndedAttempt { file, is_known } in worker.with_timeout(worker.store.ended_attempts(hidden)).await? {
             let job = file.job;
             let sweep = move |folder: &Folder| {
                 let is_nobodys = is_known || folder.is_abandoned(&file, ABANDONED_AFTER)?;
@@ -293,7 +293,7 @@ impl Task for Retain {
         for (retention, of) in [(retain_files, Of::Files), (retain_jobs, Of::Jobs)] {
             if retention != Retention::default() {
                 let store = folder.run(|folder| folder.store()).await?;
-                for place in worker.within(worker.store.files_past(&retention, of, store)).await? {
+                for place in worker.with_timeout(worker.store.files_past(&retention, of, store)).await? {
                     // One that can't be removed keeps no other one.
                     if let Err(error) = remove(worker, folder, place).await {
                         outcome = Err(error);
@@ -302,24 +302,24 @@ impl Task for Retain {
             }
         }
         if retain_jobs != Retention::default() {
-            let jobs = worker.within(worker.store.forget_jobs_past(&retain_jobs)).await?;
+            let jobs = worker.with_timeout(worker.store.forget_jobs_past(&retain_jobs)).await?;
             if jobs > 0 {
                 tracing::info!(event = "jobs_forgotten", jobs);
             }
         }
-        worker.within(worker.store.forget_lanes()).await?;
-        worker.within(worker.store.forget_stores()).await?;
+        worker.with_timeout(worker.store.forget_lanes()).await?;
+        worker.with_timeout(worker.store.forget_stores()).await?;
         outcome
     }
 }
 
-async fn remove(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Result<(), Error> {
+async fn remove(worker: &Worker, folder: &FolderAccess, place: FileRecord) -> Result<(), Error> {
     let (job, is_own, name) = (place.job, place.is_own, place.output_filename.clone());
     if is_own {
         folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
     }
     // Another database's file stays where it is; here its job is forgotten all the same.
-    worker.within(worker.store.file_removed(job)).await?;
+    worker.with_timeout(worker.store.file_removed(job)).await?;
     if is_own {
         tracing::info!(event = "file_removed", jobId = %job, file = name);
     }

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use crate::job::file::FileIdentity;
 use crate::job::{FailureCode, Status};
 use crate::sink::{self, Folder, Published};
-use crate::store::files::FilePlace;
+use crate::store::files::FileRecord;
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
 use crate::worker::{Error, Worker};
 
@@ -21,7 +21,7 @@ pub(crate) enum Publication {
     /// The file has its name, or somebody else ended the job.
     Done,
     /// It is nowhere in the folder. Perhaps another process is just renaming it.
-    Missing(Box<FilePlace>),
+    Missing(Box<FileRecord>),
 }
 
 /// The way of one task to the folder. Operations block, and one on a dead network never returns: it keeps its thread, and the task
@@ -61,7 +61,7 @@ impl FolderAccess {
 pub(crate) async fn publish(
     worker: &Worker,
     folder: &FolderAccess,
-    mut place: FilePlace,
+    mut place: FileRecord,
 ) -> Result<Publication, Error> {
     loop {
         // What is handed out is known beside the database first: that may be put back to where it knows nothing of it.
@@ -74,10 +74,10 @@ pub(crate) async fn publish(
                 record(worker, folder, place).await?;
                 return Ok(Publication::Done);
             }
-            Published::Taken => worker.within(worker.store.rename_output(&place)).await?,
+            Published::Taken => worker.with_timeout(worker.store.rename_output(&place)).await?,
             Published::Gone => {}
         }
-        match worker.within(worker.store.file_place(place.job)).await? {
+        match worker.with_timeout(worker.store.file_place(place.job)).await? {
             Some(now) if now.output_filename != place.output_filename => place = now,
             Some(now) if now.is_published => return Ok(Publication::Done),
             Some(now) => return Ok(Publication::Missing(Box::new(now))),
@@ -86,10 +86,10 @@ pub(crate) async fn publish(
     }
 }
 
-async fn record(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Result<(), Error> {
-    if worker.within(worker.store.published(&place)).await? {
+async fn record(worker: &Worker, folder: &FolderAccess, place: FileRecord) -> Result<(), Error> {
+    if worker.with_timeout(worker.store.published(&place)).await? {
         // Here, since of all processes that may finish a job one gets here.
-        let FilePlace { rows, identity: FileIdentity { size: bytes, .. }, late_rows, seconds, .. } = place;
+        let FileRecord { rows, identity: FileIdentity { size: bytes, .. }, late_rows, seconds, .. } = place;
         let labels = ExportLabels { dataset: &place.dataset, export_type: place.export_type.as_str() };
         metrics::job_ended(labels, Status::Completed.as_str());
         metrics::job_completed(labels, Completed { rows, bytes, late_rows, seconds });
@@ -101,10 +101,10 @@ async fn record(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Res
         );
         // Its lane waited for that.
         worker.work_hint.notify_waiters();
-    } else if worker.within(worker.store.file_place(place.job)).await?.is_none() {
+    } else if worker.with_timeout(worker.store.file_place(place.job)).await?.is_none() {
         // Somebody gave it up in this moment: a file without a completed job is nobody's.
         folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
-    } else if let Some(last) = worker.within(worker.store.last_of_lane(&place)).await? {
+    } else if let Some(last) = worker.with_timeout(worker.store.last_of_lane(&place)).await? {
         // Who slept through somebody else's publication may have put an old marker in place of a newer one.
         mark(worker, folder, &last).await?;
     }
@@ -113,18 +113,18 @@ async fn record(worker: &Worker, folder: &FolderAccess, place: FilePlace) -> Res
 
 /// Has the folder remember that this is the last file of its lane, unless it remembers one that came after it, or that the database
 /// doesn't know: it was put back then. The lane's next attempt sees that marker, and a full export goes on from it.
-async fn mark(worker: &Worker, folder: &FolderAccess, place: &FilePlace) -> Result<(), Error> {
+async fn mark(worker: &Worker, folder: &FolderAccess, place: &FileRecord) -> Result<(), Error> {
     let Some(consumer) = &place.consumer else { return Ok(()) };
     let mut replaced = place.marker_seen;
     loop {
         let (place_there, consumer) = (place.clone(), consumer.clone());
         let mark = move |folder: &Folder| {
-            let FilePlace { database, dataset, .. } = &place_there;
+            let FileRecord { database, dataset, .. } = &place_there;
             folder.mark(database, &consumer, dataset, &place_there.marker(), replaced)
         };
         let Some(other) = folder.run(mark).await? else { return Ok(()) };
         // What the folder names by then may be a third one, which is asked about as well.
-        if !worker.within(worker.store.is_after(place, &other)).await? {
+        if !worker.with_timeout(worker.store.is_after(place, &other)).await? {
             tracing::warn!(event = "marker_left", jobId = %place.job, marked = %other.job);
             return Ok(());
         }
@@ -133,10 +133,10 @@ async fn mark(worker: &Worker, folder: &FolderAccess, place: &FilePlace) -> Resu
 }
 
 /// Fails a job whose file is in the folder under no name. Nothing happens if it was published meanwhile.
-pub(crate) async fn give_up(worker: &Worker, place: &FilePlace) -> Result<(), Error> {
+pub(crate) async fn give_up(worker: &Worker, place: &FileRecord) -> Result<(), Error> {
     // Whose file another database names has nothing to wait for.
     let after = if place.is_own { LOST_AFTER } else { Duration::ZERO };
-    if worker.within(worker.store.give_up(place, after)).await? {
+    if worker.with_timeout(worker.store.give_up(place, after)).await? {
         let labels = ExportLabels { dataset: &place.dataset, export_type: place.export_type.as_str() };
         metrics::job_ended(labels, Status::Failed.as_str());
         metrics::job_failed(labels, FailureCode::FileLost.as_str());

@@ -1,7 +1,7 @@
 //! Every type that the encoder knows by its binary form: what Postgres sent comes back from the files, value by value.
 
 use bytes::Bytes;
-use cdc_export::dataset::{Column, Kind};
+use cdc_export::dataset::{Column, ColumnType};
 use cdc_export::encode::Encoder;
 use cdc_export::job::encoding::Format;
 use cdc_export::row::Frame;
@@ -12,23 +12,23 @@ use sqlx::{AssertSqlSafe, Executor, Postgres};
 use crate::harness::Database;
 
 /// Each with its name in Postgres. Its values are in the table `of_{name}` of `types.sql`.
-const TYPES: [(Kind, &str); 16] = [
-    (Kind::Int2, "int2"),
-    (Kind::Int4, "int4"),
-    (Kind::Int8, "int8"),
-    (Kind::Float4, "float4"),
-    (Kind::Float8, "float8"),
-    (Kind::Numeric, "numeric"),
-    (Kind::Bool, "bool"),
-    (Kind::Text, "text"),
-    (Kind::Uuid, "uuid"),
-    (Kind::Bytea, "bytea"),
-    (Kind::Json, "json"),
-    (Kind::Jsonb, "jsonb"),
-    (Kind::Timestamptz, "timestamptz"),
-    (Kind::Timestamp, "timestamp"),
-    (Kind::Date, "date"),
-    (Kind::Time, "time"),
+const TYPES: [(ColumnType, &str); 16] = [
+    (ColumnType::Int2, "int2"),
+    (ColumnType::Int4, "int4"),
+    (ColumnType::Int8, "int8"),
+    (ColumnType::Float4, "float4"),
+    (ColumnType::Float8, "float8"),
+    (ColumnType::Numeric, "numeric"),
+    (ColumnType::Bool, "bool"),
+    (ColumnType::Text, "text"),
+    (ColumnType::Uuid, "uuid"),
+    (ColumnType::Bytea, "bytea"),
+    (ColumnType::Json, "json"),
+    (ColumnType::Jsonb, "jsonb"),
+    (ColumnType::Timestamptz, "timestamptz"),
+    (ColumnType::Timestamp, "timestamp"),
+    (ColumnType::Date, "date"),
+    (ColumnType::Time, "time"),
 ];
 
 /// Before the first row of a COPY, and behind the last one (PostgreSQL documentation, "COPY", "Binary Format").
@@ -44,11 +44,11 @@ async fn values() -> PoolConnection<Postgres> {
 }
 
 /// The file of a query's rows, each an `id` and a value.
-async fn file(connection: &mut PoolConnection<Postgres>, format: Format, kind: Kind, query: &str) -> Vec<u8> {
+async fn file(connection: &mut PoolConnection<Postgres>, format: Format, kind: ColumnType, query: &str) -> Vec<u8> {
     let copied = connection.copy_out_raw(&format!("copy ({query}) to stdout (format binary)")).await.unwrap();
     let copied = Bytes::from(copied.try_collect::<Vec<Bytes>>().await.unwrap().concat());
     let frame = Frame(copied.slice(HEADER_BYTES..copied.len() - TRAILER_BYTES));
-    let columns = vec![Column::named("id", Kind::Int8), Column::named("v", kind)];
+    let columns = vec![Column::named("id", ColumnType::Int8), Column::named("v", kind)];
     let mut encoder = Encoder::new(format, columns, None).unwrap();
     let (mut rows, mut fields, mut out) = (frame.rows(), Vec::new(), Vec::new());
     encoder.begin(&mut out);
@@ -85,7 +85,7 @@ async fn copy_from_restores_every_value_of_a_csv() {
         let both = format!("of_{name} o full join restored_{name} r using (id)");
         // A json equals nothing, and some values that are equal are not the same: 0 and -0, 1.5 and 1.50.
         let differs = match kind {
-            Kind::Json => "o.v::text is distinct from r.v::text",
+            ColumnType::Json => "o.v::text is distinct from r.v::text",
             _ => "o.v is distinct from r.v or o.v::text is distinct from r.v::text",
         };
         assert_eq!(counts(&mut connection, &both, differs).await, (copied as i64, 0), "{name}");
@@ -109,10 +109,10 @@ async fn a_line_of_json_has_what_postgres_would_make_of_the_value() {
         let both = format!("of_{name} o full join line_of_{name} on id = (line ->> 'id')::int8");
         let value = match kind {
             // A line has no line ends in it, and `->` leaves out what is around a value.
-            Kind::Json => {
+            ColumnType::Json => {
                 r"(line -> 'v')::text is distinct from coalesce(btrim(translate(v::text, E'\r\n', '  ')), 'null')"
             }
-            Kind::Jsonb => "(line -> 'v')::jsonb is distinct from coalesce(v, 'null')",
+            ColumnType::Jsonb => "(line -> 'v')::jsonb is distinct from coalesce(v, 'null')",
             _ => &format!("(line ->> 'v')::{name}::text is distinct from v::text"),
         };
         let differs =
@@ -129,11 +129,11 @@ mod in_parquet {
     use super::*;
 
     /// The values that Parquet has a form for.
-    fn representable(kind: Kind) -> &'static str {
+    fn representable(kind: ColumnType) -> &'static str {
         match kind {
-            Kind::Timestamp | Kind::Timestamptz => "v is null or isfinite(v) and v < '294247-01-01'",
-            Kind::Date => "v is null or isfinite(v)",
-            Kind::Time => "v is null or v < '24:00'",
+            ColumnType::Timestamp | ColumnType::Timestamptz => "v is null or isfinite(v) and v < '294247-01-01'",
+            ColumnType::Date => "v is null or isfinite(v)",
+            ColumnType::Time => "v is null or v < '24:00'",
             _ => "true",
         }
     }
@@ -154,15 +154,15 @@ mod in_parquet {
     }
 
     /// What a text of the file, `p`, stands for.
-    fn meaning(kind: Kind, name: &str) -> String {
+    fn meaning(kind: ColumnType, name: &str) -> String {
         let moment = "timestamp '1970-01-01' + p::int8 / 86400000000 * interval '1 day'
                       + p::int8 % 86400000000 * interval '1 microsecond'";
         match kind {
-            Kind::Bytea => "decode(p, 'hex')".to_owned(),
-            Kind::Date => "date '1970-01-01' + p::int4".to_owned(),
-            Kind::Time => "time '00:00' + p::int8 * interval '1 microsecond'".to_owned(),
-            Kind::Timestamp => moment.to_owned(),
-            Kind::Timestamptz => format!("({moment}) at time zone 'UTC'"),
+            ColumnType::Bytea => "decode(p, 'hex')".to_owned(),
+            ColumnType::Date => "date '1970-01-01' + p::int4".to_owned(),
+            ColumnType::Time => "time '00:00' + p::int8 * interval '1 microsecond'".to_owned(),
+            ColumnType::Timestamp => moment.to_owned(),
+            ColumnType::Timestamptz => format!("({moment}) at time zone 'UTC'"),
             _ => format!("p::{name}"),
         }
     }

@@ -6,7 +6,7 @@
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-use crate::dataset::{Capture, Column, Dataset, Kind};
+use crate::dataset::{Capture, Column, ColumnType, Dataset};
 use crate::job::Continuity;
 use crate::job::marker::Marker;
 use crate::source::guard::{continuity, here, witness};
@@ -14,7 +14,7 @@ use crate::source::quote::{quoted, relation};
 use crate::source::select::{Select, logged};
 use crate::source::snapshot::Source;
 use crate::source::{Error, shape};
-use crate::watermark::{COUNTED_ROWS, Standing, Waiting};
+use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
 
 impl Source {
     /// The standings of these consumers, each with its lane's marker, in a dataset, in the order of their ids, counted out of so many
@@ -27,10 +27,10 @@ impl Source {
         dataset: &Dataset,
         consumers: &[(&str, Option<Marker>)],
         changes: u64,
-    ) -> Result<Vec<Standing>, Error> {
+    ) -> Result<Vec<ConsumerLag>, Error> {
         let failed = Error::of(&dataset.table);
         let mut conn = self.pool().acquire().await.map_err(&failed)?;
-        let shape = shape::look(&mut conn, dataset).await?;
+        let shape = shape::introspect(&mut conn, dataset).await?;
         let select = Select { dataset, shape: &shape };
         let mut tx = conn.begin().await.map_err(&failed)?;
         // The newest come from an index, in its order, whatever the planner guesses of how much there is.
@@ -64,7 +64,7 @@ impl Source {
             let word: Option<String> = row.try_get("continuity").map_err(&failed)?;
             let rows: i64 = row.try_get("rows_waiting").map_err(&failed)?;
             let is_capped: bool = row.try_get("is_capped").map_err(&failed)?;
-            Ok(Standing {
+            Ok(ConsumerLag {
                 consumer: consumer.parse().map_err(|_| Error::Protocol("a consumer id that is none"))?,
                 dataset: dataset.name.clone(),
                 last_exported_at: row.try_get("last_exported_at").map_err(&failed)?,
@@ -200,7 +200,7 @@ const SHARE: &str = "greatest($7 / (select count(*) from positions), 100)";
 fn by_time(time: &Column, table: &str, newest: bool) -> String {
     let name = format!("u.{}", quoted(&time.name));
     // One without a zone is taken for UTC.
-    let at = if time.kind == Kind::Timestamp { format!("({name} at time zone 'UTC')") } else { name.clone() };
+    let at = if time.kind == ColumnType::Timestamp { format!("({name} at time zone 'UTC')") } else { name.clone() };
     let order = if newest { format!("where {name} is not null order by {name} desc") } else { String::new() };
     let reached = if newest { "p.last_exported_at >= all_of_them.oldest" } else { "false" };
     format!(

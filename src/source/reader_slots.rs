@@ -1,4 +1,4 @@
-//! Connections beside those of the permits: a full export takes what is free of them as further readers, and never waits.
+//! Connections beside the leader's and the reader's: a full export takes what is free of them as further readers, and never waits.
 
 use std::sync::Arc;
 
@@ -10,32 +10,32 @@ use crate::connection;
 
 /// What all exports of a process have between them.
 #[derive(Clone, Debug)]
-pub(crate) struct Spare {
+pub(crate) struct ReaderSlots {
     options: PgConnectOptions,
     free: Arc<Semaphore>,
 }
 
 /// The right to one connection. Dropped, it is free again.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct ReaderSlot {
     options: PgConnectOptions,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Spare {
+impl ReaderSlots {
     /// So many connections.
-    pub(crate) fn new(options: PgConnectOptions, connections: usize) -> Spare {
-        Spare { options, free: Arc::new(Semaphore::new(connections)) }
+    pub(crate) fn new(options: PgConnectOptions, connections: usize) -> ReaderSlots {
+        ReaderSlots { options, free: Arc::new(Semaphore::new(connections)) }
     }
 
     /// As many as are free now, `most` of them at most.
-    pub(crate) fn take(&self, most: usize) -> Vec<Seat> {
+    pub(crate) fn take(&self, most: usize) -> Vec<ReaderSlot> {
         let permits = std::iter::repeat_with(|| Arc::clone(&self.free).try_acquire_owned().ok()).take(most);
-        permits.map_while(|permit| Some(Seat { options: self.options.clone(), _permit: permit? })).collect()
+        permits.map_while(|permit| Some(ReaderSlot { options: self.options.clone(), _permit: permit? })).collect()
     }
 }
 
-impl Seat {
+impl ReaderSlot {
     /// Connects.
     pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         connection::connect(&self.options).await
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn what_one_takes_another_goes_without() {
-        let spare = Spare::new(PgConnectOptions::new_without_pgpass(), 3);
+        let spare = ReaderSlots::new(PgConnectOptions::new_without_pgpass(), 3);
         let two = spare.take(2);
         assert_eq!((two.len(), spare.take(2).len()), (2, 1));
         drop(two);

@@ -9,11 +9,11 @@ use crate::dataset::Dataset;
 use crate::dataset::catalog::is_name;
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Job};
-use crate::service::{COUNTING_PATIENCE, Error, Service, on_table, within};
+use crate::service::{COUNTING_TIMEOUT, Error, Service, on_table, with_timeout};
 use crate::source;
-use crate::store::watermarks::{Place, Written};
+use crate::store::watermarks::{ConsumerPosition, Written};
 use crate::telemetry::chain;
-use crate::watermark::{Standing, Waiting, Watermark};
+use crate::watermark::{ConsumerLag, Waiting, Watermark};
 
 /// How many changes are looked through for a page, and for each dataset on it: of one, enough for 10,000 rows that changed once and
 /// some that changed more often.
@@ -31,7 +31,7 @@ impl Service {
     /// If it has no watermark.
     pub async fn watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<Watermark, Error> {
         let dataset = self.dataset(dataset)?;
-        within(self.store.watermark(consumer, &dataset.name)).await?.ok_or(Error::NoWatermark)
+        with_timeout(self.store.watermark(consumer, &dataset.name)).await?.ok_or(Error::NoWatermark)
     }
 
     /// Where consumers stand in datasets, in the order of their ids, those after `after` and, if that is said, of those `among`;
@@ -44,13 +44,13 @@ impl Service {
         after: Option<(&ConsumerId, &str)>,
         among: Option<&[ConsumerId]>,
         limit: u32,
-    ) -> Result<Vec<(Standing, Option<Job>)>, Error> {
-        let places = within(self.store.places(after, among, limit)).await?;
+    ) -> Result<Vec<(ConsumerLag, Option<Job>)>, Error> {
+        let places = with_timeout(self.store.places(after, among, limit)).await?;
         let standings = self.standings(&places).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
             places.iter().map(|place| (place.consumer.as_str(), place.dataset.as_str())).unzip();
-        let mut jobs = within(self.store.last_jobs(&ids, &datasets)).await?;
-        let with_job = |standing: Standing| {
+        let mut jobs = with_timeout(self.store.last_jobs(&ids, &datasets)).await?;
+        let with_job = |standing: ConsumerLag| {
             let is_its =
                 |job: &Job| job.consumer.as_ref() == Some(&standing.consumer) && job.dataset == standing.dataset;
             let job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
@@ -63,7 +63,7 @@ impl Service {
     ///
     /// # Errors
     /// If the table can't be read.
-    pub async fn standing(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<Standing, Error> {
+    pub async fn standing(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<ConsumerLag, Error> {
         let consumers = self.with_markers(dataset, &[consumer]).await?;
         let standings = on_table(self.source.standings(dataset, &consumers, MOST_CHANGES)).await?;
         standings.into_iter().next().ok_or(Error::NoWatermark)
@@ -84,7 +84,7 @@ impl Service {
         dataset: &Dataset,
         consumers: &[&'a ConsumerId],
     ) -> Result<Vec<(&'a str, Option<Marker>)>, Error> {
-        let database = within(self.store.database()).await?;
+        let database = with_timeout(self.store.database()).await?;
         let (ids, name) = (consumers.iter().map(|id| (*id).clone()).collect::<Vec<_>>(), dataset.name.clone());
         let read = self.on_folder(move |folder| ids.iter().map(|id| folder.marker(&database, id, &name)).collect());
         let read = tokio::time::timeout(MARKERS_TIMEOUT, read).await;
@@ -96,7 +96,7 @@ impl Service {
     }
 
     /// Where consumers stand, seen from the tables. A table that can't be read hides nobody.
-    async fn standings(&self, places: &[Place]) -> Result<Vec<Standing>, Error> {
+    async fn standings(&self, places: &[ConsumerPosition]) -> Result<Vec<ConsumerLag>, Error> {
         let mut seen = Vec::new();
         let datasets = places.iter().map(|place| &place.dataset).collect::<BTreeSet<_>>().len();
         for dataset in self.catalog.iter() {
@@ -107,7 +107,7 @@ impl Service {
             }
             let consumers = self.with_markers(dataset, &consumers).await?;
             // Each has its share of the time: a table that is locked, or too large to count, hides no other one.
-            let share = COUNTING_PATIENCE / u32::try_from(datasets).unwrap_or(u32::MAX);
+            let share = COUNTING_TIMEOUT / u32::try_from(datasets).unwrap_or(u32::MAX);
             let changes = (CHANGES_OF_A_PAGE / datasets as u64).clamp(FEWEST_CHANGES, MOST_CHANGES);
             let error = match tokio::time::timeout(share, self.source.standings(dataset, &consumers, changes)).await {
                 Ok(Ok(standings)) => {
@@ -124,9 +124,9 @@ impl Service {
             let error = error.map_or("no answer in time".to_owned(), |error| chain(&error));
             tracing::warn!(event = "table_unreadable", dataset = dataset.name, error);
         }
-        let standing = |place: &Place| {
-            let is_its = |seen: &Standing| seen.consumer == place.consumer && seen.dataset == place.dataset;
-            seen.iter().position(is_its).map(|at| seen.swap_remove(at)).unwrap_or_else(|| Standing {
+        let standing = |place: &ConsumerPosition| {
+            let is_its = |seen: &ConsumerLag| seen.consumer == place.consumer && seen.dataset == place.dataset;
+            seen.iter().position(is_its).map(|at| seen.swap_remove(at)).unwrap_or_else(|| ConsumerLag {
                 consumer: place.consumer.clone(),
                 dataset: place.dataset.clone(),
                 last_exported_at: place.last_exported_at,
@@ -152,7 +152,7 @@ impl Service {
             return Err(Error::NoTimes(dataset.name.clone()));
         }
         let watermark = Watermark { consumer, dataset: dataset.name.clone(), last_exported_at: time };
-        match within(self.store.set_watermark(&watermark)).await? {
+        match with_timeout(self.store.set_watermark(&watermark)).await? {
             Written::Done => Ok(watermark),
             Written::Committing => Err(Error::Committing),
         }
@@ -166,7 +166,7 @@ impl Service {
         if !is_name(dataset) {
             return Err(Error::NoDataset(self.catalog.names()));
         }
-        match within(self.store.forget_watermark(consumer, dataset)).await? {
+        match with_timeout(self.store.forget_watermark(consumer, dataset)).await? {
             Written::Done => Ok(()),
             Written::Committing => Err(Error::Committing),
         }
