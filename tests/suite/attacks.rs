@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::catalog::{Catalog, export};
-use crate::harness::{Csv, Database, PATIENCE, Start, eventually};
+use crate::harness::{Csv, Database, HANG_TIMEOUT, Start, eventually};
 
 /// Somebody without rights, connected once: his temporary objects stay.
 struct Attacker {
@@ -658,7 +658,7 @@ async fn locks_that_anybody_may_take_hold_nothing_up() {
     attacker.runs("select pg_advisory_lock(hashtextextended('cdc_export.migrate', 0))").await;
     let (mut waiting, _folder) = Start::on(&database).with("LOG_FORMAT", "json").spawn();
     let mut lines = BufReader::new(waiting.stderr.take().unwrap()).lines();
-    let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().unwrap();
+    let line = tokio::time::timeout(HANG_TIMEOUT, lines.next_line()).await.unwrap().unwrap().unwrap();
     assert!(line.contains("migration_waits") && line.contains(&attacker.name), "who holds a start up is named: {line}");
     waiting.kill().await.unwrap();
     attacker.runs("select pg_advisory_unlock(hashtextextended('cdc_export.migrate', 0))").await;

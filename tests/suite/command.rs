@@ -1,4 +1,4 @@
-//! The command line: commands that end, on a database that was brought or on the private one.
+//! The command line: commands that end, on a database of the operator or on the private one.
 
 use std::process::{Output, Stdio};
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::harness::{
-    Csv, Database, PATIENCE, Service, Start, chosen_binaries, eventually, option_env, reachable_folder,
+    Csv, Database, HANG_TIMEOUT, Service, Start, chosen_binaries, eventually, option_env, reachable_folder,
 };
 
 /// A command, with these settings.
@@ -22,7 +22,7 @@ fn command(arguments: &[&str], settings: &[(&str, &str)]) -> Command {
 }
 
 async fn run(arguments: &[&str], settings: &[(&str, &str)]) -> (i32, String, String) {
-    let done = tokio::time::timeout(PATIENCE, command(arguments, settings).output()).await.expect("it ends");
+    let done = tokio::time::timeout(HANG_TIMEOUT, command(arguments, settings).output()).await.expect("it ends");
     let Output { status, stdout, stderr } = done.unwrap();
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
@@ -85,7 +85,7 @@ async fn a_failed_or_interrupted_export_is_no_success() {
     let one = "select count(*) from exports where status = 'processing'";
     eventually("it runs", || async { (database.one::<i64>(one).await == 1).then_some(()) }).await;
     kill(pid, Signal::SIGINT).unwrap();
-    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+    let output = tokio::time::timeout(HANG_TIMEOUT, child.wait_with_output()).await.expect("it ends").unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("cancelled"));
     assert_eq!(database.one::<String>("select status from exports").await, "cancelled");
@@ -120,7 +120,7 @@ async fn workers_and_services_share_a_folder() {
     assert_eq!(service.ended(&id).await["status"], "completed");
     assert_eq!(service.files().len(), 1);
     kill(Pid::from_raw(worker.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
-    let ended = tokio::time::timeout(PATIENCE, worker.wait()).await.expect("it ends").unwrap();
+    let ended = tokio::time::timeout(HANG_TIMEOUT, worker.wait()).await.expect("it ends").unwrap();
     assert_eq!(ended.code(), Some(0));
 
     let port = service.address.rsplit_once(':').unwrap().1.to_owned();

@@ -452,8 +452,8 @@ async fn a_rewritten_table_is_named_and_fails_nothing() {
 const OF_THE_CAPTURE: &str = "select count(*) from (select oid from pg_trigger where tgname like 'cdc%'
   union all select oid from pg_proc where proname like 'capture%') x";
 
-/// A `users` that somebody brought.
-const BROUGHT: &str = "create table users (id bigserial primary key, name varchar(255) not null, email varchar(255) not null unique,
+/// A `users` table that was there before the service.
+const EXTERNAL_USERS: &str = "create table users (id bigserial primary key, name varchar(255) not null, email varchar(255) not null unique,
     created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false, born date not null);
   insert into users (name, email, created_at, updated_at, born)
   select 'User ' || n, 'user' || n, '2026-01-01', '2026-01-02', '2000-01-01' from generate_series(1, 9) n";
@@ -461,7 +461,7 @@ const BROUGHT: &str = "create table users (id bigserial primary key, name varcha
 #[tokio::test]
 async fn a_table_that_somebody_brought_is_exported_from_track_to_untrack() {
     let database = Database::empty().await;
-    database.run(BROUGHT).await;
+    database.run(EXTERNAL_USERS).await;
     track(&database).await;
     track(&database).await;
     let service = Start::on(&database).service().await;
@@ -653,7 +653,7 @@ async fn children_that_come_later_are_not_captured_and_said_to_be() {
 #[tokio::test]
 async fn installing_on_a_busy_table_keeps_no_writer_waiting() {
     let database = Database::empty().await;
-    database.run(BROUGHT).await;
+    database.run(EXTERNAL_USERS).await;
     let mut long = database.pool.begin().await.unwrap();
     long.execute("update users set name = 'long' where id = 1").await.unwrap();
     let tracking = tokio::spawn(Start::on(&database).arguments(&["track", "users"]).until_it_ends());

@@ -15,8 +15,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::OnceCell;
 
-/// Nothing here takes this long unless it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// What takes longer than this hangs, on a busy machine too.
+pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` gives something.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
@@ -25,7 +25,7 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
         if let Some(found) = condition().await {
             return found;
         }
-        assert!(begun.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(begun.elapsed() < HANG_TIMEOUT, "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -323,7 +323,8 @@ impl Start {
         let written = Arc::clone(&log);
         let mut other = Vec::new();
         let address = loop {
-            let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("the service starts").unwrap();
+            let line =
+                tokio::time::timeout(HANG_TIMEOUT, lines.next_line()).await.expect("the service starts").unwrap();
             let line = line.unwrap_or_else(|| panic!("the service ended: {other:?} {:?}", log.lock().unwrap()));
             match serde_json::from_str::<Value>(&line) {
                 Ok(event) => {
@@ -365,7 +366,8 @@ impl Start {
     /// Starts it and waits until it ends by itself: exit code, what it printed, and standard error.
     pub(crate) async fn output(self) -> (i32, String, String) {
         let work = reachable_folder();
-        let output = tokio::time::timeout(PATIENCE, self.command(work.path()).stdout(Stdio::piped()).output()).await;
+        let output =
+            tokio::time::timeout(HANG_TIMEOUT, self.command(work.path()).stdout(Stdio::piped()).output()).await;
         let output = output.expect("it ends by itself").unwrap();
         let [printed, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         (output.status.code().unwrap(), printed, errors)
@@ -483,7 +485,7 @@ impl Service {
 
     /// Waits until it has ended: its exit code, `None` after a signal.
     pub(crate) async fn exit(&mut self) -> Option<i32> {
-        tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("the service ends").unwrap().code()
+        tokio::time::timeout(HANG_TIMEOUT, self.child.wait()).await.expect("the service ends").unwrap().code()
     }
 
     /// Waits until it has died of a failpoint.

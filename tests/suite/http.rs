@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Database, PATIENCE, Service, Start, eventually};
+use crate::harness::{Database, HANG_TIMEOUT, Service, Start, eventually};
 use crate::openapi;
 
 const CONSUMER: (&str, &str) = ("X-Consumer-ID", "a");
@@ -712,7 +712,7 @@ async fn connected(service: &Service, sent: &str) -> TcpStream {
 /// What comes until the service closes the connection.
 async fn rest(mut stream: TcpStream) -> String {
     let mut text = String::new();
-    let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await;
+    let read = tokio::time::timeout(HANG_TIMEOUT, stream.read_to_string(&mut text)).await;
     read.expect("the service closes the connection").unwrap();
     text
 }

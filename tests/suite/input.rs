@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
-use crate::harness::{Database, PATIENCE, Service, Start};
+use crate::harness::{Database, HANG_TIMEOUT, Service, Start};
 
 /// A service with an export, and what it takes to call it from a property.
 struct Called {
@@ -45,7 +45,7 @@ impl Called {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.service.client.request(method, format!("{}{path}", self.service.address)).timeout(PATIENCE)
+        self.service.client.request(method, format!("{}{path}", self.service.address)).timeout(HANG_TIMEOUT)
     }
 
     /// The answer to a request; never that the service failed, and a problem if it is an error.

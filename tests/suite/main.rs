@@ -3,13 +3,9 @@
 #[cfg(test)]
 mod account;
 #[cfg(test)]
-mod afar;
-#[cfg(test)]
 mod after;
 #[cfg(test)]
 mod attacks;
-#[cfg(test)]
-mod brought;
 #[cfg(test)]
 mod capture;
 #[cfg(test)]
@@ -42,6 +38,8 @@ mod embedded;
 mod events;
 #[cfg(test)]
 mod exports;
+#[cfg(test)]
+mod external_database;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
@@ -100,6 +98,8 @@ mod partitions;
 mod pooler;
 #[cfg(test)]
 mod readers;
+#[cfg(test)]
+mod remote;
 #[cfg(test)]
 mod requests;
 #[cfg(test)]

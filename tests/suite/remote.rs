@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{Csv, Database, PATIENCE, Service, Start, eventually, reachable_folder};
+use crate::harness::{Csv, Database, HANG_TIMEOUT, Service, Start, eventually, reachable_folder};
 
 /// A command that has no database to fall back on.
 fn far(arguments: &[&str]) -> Start {
@@ -71,7 +71,7 @@ fn path_in(printed: &str) -> &Path {
 }
 
 #[tokio::test]
-async fn an_export_from_afar_needs_no_database() {
+async fn a_remote_export_needs_no_database() {
     let (database, service) = with_users(19).await;
     let folder = reachable_folder();
     let here = folder.path().to_str().unwrap();
@@ -153,7 +153,7 @@ async fn whoever_asked_for_an_export_learns_its_name() {
     })
     .await;
     kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
-    let done = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+    let done = tokio::time::timeout(HANG_TIMEOUT, child.wait_with_output()).await.expect("it ends").unwrap();
     let said = String::from_utf8(done.stderr).unwrap();
     assert_eq!(done.status.code(), Some(1), "{said}");
     let id = said.split(named).nth(1).unwrap_or_else(|| panic!("{said}")).split(' ').next().unwrap();
@@ -199,7 +199,7 @@ async fn an_interrupted_export_is_cancelled_there() {
     let one = "select count(*) from exports where status = 'processing'";
     eventually("it runs", || async { (database.one::<i64>(one).await == 1).then_some(()) }).await;
     kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
-    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+    let output = tokio::time::timeout(HANG_TIMEOUT, child.wait_with_output()).await.expect("it ends").unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("the export was cancelled"));
     assert_eq!(database.one::<String>("select status from exports").await, "cancelled");
@@ -369,7 +369,7 @@ async fn a_watched_status_outlives_the_service() {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut next = async || -> Value {
         let line =
-            tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("a line").unwrap().expect("it goes on");
+            tokio::time::timeout(HANG_TIMEOUT, lines.next_line()).await.expect("a line").unwrap().expect("it goes on");
         serde_json::from_str(&line).unwrap()
     };
     assert_eq!(next().await["consumers"], serde_json::json!([]));
@@ -383,7 +383,7 @@ async fn a_watched_status_outlives_the_service() {
     service.export("full", "b").await;
     while next().await["consumers"][1]["consumerId"] != "b" {}
     kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
-    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
+    let status = tokio::time::timeout(HANG_TIMEOUT, child.wait()).await.expect("it ends").unwrap();
     assert_eq!(status.code(), Some(0));
     service.stop().await;
 }
@@ -397,7 +397,7 @@ async fn a_shell_completes_commands() {
     // A reader that has seen enough is no failure.
     let (mut child, _work) = far(&["completions", "bash"]).spawn_piped();
     drop(child.stdout.take());
-    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+    let output = tokio::time::timeout(HANG_TIMEOUT, child.wait_with_output()).await.expect("it ends").unwrap();
     assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
 }
 

@@ -1,4 +1,4 @@
-//! Somebody's database: his own migrations, a role with few rights, another encoding.
+//! A database that an operator brings: with migrations of its own, a role with few rights, another encoding.
 
 use serde_json::{Value, json};
 
