@@ -19,15 +19,13 @@ pub use authorities::trust_alone;
 
 use crate::dataset::CellMax;
 use crate::dataset::catalog::{Catalog, Mistakes};
+use crate::embedded::mirror::{Checksum, Mirror, NotAChecksum, NotAMirror};
 use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Origins};
 use crate::job::{Retention, Terms};
 use crate::key::PresentedKey;
-use crate::postgres::{
-    BadUrl, Database, Named,
-    embedded::{self, Checksum, Mirror, NotAChecksum, NotAMirror},
-};
+use crate::postgres::{BadUrl, Database, Named};
 use crate::source::purge;
-use crate::{telemetry, worker};
+use crate::{embedded, telemetry, worker};
 
 /// A setting that can't be used, as one line.
 #[derive(Debug, thiserror::Error)]

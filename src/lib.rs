@@ -22,8 +22,9 @@ pub mod sink;
 pub mod source;
 pub mod worker;
 
-// The ground: the server, its schema, connections, logs, and the faults that tests inject.
+// The ground: the private server, the schema, connections, logs, and the faults that tests inject.
 mod connection;
+pub mod embedded;
 pub mod failpoint;
 pub mod postgres;
 pub mod telemetry;

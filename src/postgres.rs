@@ -3,7 +3,6 @@
 //! Knows tables only to make them; what is done with them is the business of `store` and `source`.
 
 pub mod demo;
-pub mod embedded;
 mod pooler;
 mod schema;
 mod search_path;
@@ -12,13 +11,14 @@ mod url;
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::MigrateError;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
 pub use schema::migrate;
 pub use url::{BadUrl, Named};
 
 use crate::connection;
+use crate::embedded::{self, Endpoint};
 
 /// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
 const OLDEST: i32 = 130_000;
@@ -108,6 +108,19 @@ impl From<PgConnectOptions> for Database {
         // since version 12.
         let options = options.extra_float_digits(None);
         Database(options.application_name("cdc-export").disable_statement_logging())
+    }
+}
+
+impl From<&Endpoint> for Database {
+    fn from(endpoint: &Endpoint) -> Database {
+        let options = PgConnectOptions::new_without_pgpass()
+            .socket(&endpoint.socket_folder)
+            .port(embedded::PORT)
+            .username(embedded::ROLE)
+            .password(&endpoint.password)
+            .database(embedded::DATABASE)
+            .ssl_mode(PgSslMode::Disable);
+        options.into()
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cdc_export::config::Config;
-use cdc_export::postgres::{self, Database, embedded};
+use cdc_export::embedded;
+use cdc_export::postgres::{self, Database};
 use cdc_export::service::{self, Service, Stores};
 use cdc_export::sink::Folder;
 use cdc_export::source::{capture, snapshot::Source};
@@ -71,19 +72,19 @@ pub(super) async fn prepare(database: &Database) -> anyhow::Result<()> {
 pub(super) async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<DatabaseHandle> {
     // A process that just starts its server has the folder, but no server to join yet.
     for _ in 0..30 {
-        if let Some(options) = embedded::join(settings)? {
-            return Ok(Database::from(options).into());
+        if let Some(endpoint) = embedded::join(settings)? {
+            return Ok(Database::from(&endpoint).into());
         }
         match embedded::Server::start(settings).await {
             Ok(server) => {
-                return Ok(DatabaseHandle { database: server.connect_options().into(), server: Some(server) });
+                return Ok(DatabaseHandle { database: server.endpoint().into(), server: Some(server) });
             }
             Err(embedded::Error::AlreadySupervised(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
             Err(error) => return Err(error.into()),
         }
     }
     embedded::join(settings)?
-        .map(|options| Database::from(options).into())
+        .map(|endpoint| Database::from(&endpoint).into())
         .context("the private Postgres of another process doesn't get ready")
 }
 

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use cdc_export::postgres::embedded::{Error, Server, Settings, join};
+use cdc_export::embedded::{Error, Server, Settings, join};
 use nix::unistd::{Pid, geteuid};
 use sqlx::ConnectOptions;
 use tempfile::TempDir;
 
-use crate::harness::{Database, Start, embedded_settings, reachable_folder};
+use crate::harness::{Database, Start, connect_options, embedded_settings, reachable_folder};
 
 const SECRET: &str = "for-root-alone";
 
@@ -48,7 +48,7 @@ impl Home {
     }
 
     fn socket_folder(&self) -> PathBuf {
-        self.server.connect_options().get_socket().unwrap().clone()
+        connect_options(self.server.endpoint()).get_socket().unwrap().clone()
     }
 
     fn postmaster(&self) -> Pid {
@@ -74,7 +74,7 @@ async fn no_password_is_read_from_another_file_than_the_accounts_own() {
     let refused = |what: &str| match join(&home.settings()) {
         Err(Error::File { path, .. }) => assert_eq!(path, password, "{what}"),
         Err(error) => panic!("{what}: {error}"),
-        Ok(joined) => panic!("{what}: {}", joined.unwrap().to_url_lossy()),
+        Ok(joined) => panic!("{what}: {}", joined.unwrap().password),
     };
     symlink(&secret, &password).unwrap();
     refused("a link to another's file");
@@ -103,7 +103,7 @@ async fn no_password_is_read_from_another_file_than_the_accounts_own() {
 
     fs::write(&password, &ours).unwrap();
     home.give_away(&password);
-    join(&home.settings()).unwrap().unwrap().connect().await.unwrap();
+    connect_options(&join(&home.settings()).unwrap().unwrap()).connect().await.unwrap();
     home.server.stop().await;
 }
 
@@ -131,13 +131,13 @@ async fn a_server_that_asks_for_the_password_itself_gets_nothing() {
         }
     });
     let refused = match join(&home.settings()) {
-        Ok(joined) => Ok(joined.unwrap().connect().await.map(drop)),
+        Ok(joined) => Ok(connect_options(&joined.unwrap()).connect().await.map(drop)),
         Err(error) => Err(error),
     };
     assert_eq!(String::from_utf8_lossy(&sent.lock().unwrap()), "");
     assert!(matches!(refused, Err(Error::Impostor { .. })), "{refused:?}");
     fs::rename(&real, &socket).unwrap();
-    join(&home.settings()).unwrap().unwrap().connect().await.unwrap();
+    connect_options(&join(&home.settings()).unwrap().unwrap()).connect().await.unwrap();
     home.server.stop().await;
 }
 

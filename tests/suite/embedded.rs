@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use cdc_export::postgres::embedded::{Error, Server, Settings, join};
+use cdc_export::embedded::{Error, Server, Settings, join};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid, getpgid};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -18,7 +18,7 @@ use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 use tokio::time::interval;
 
-use crate::harness::{embedded_settings, option_env};
+use crate::harness::{connect_options, embedded_settings, option_env};
 
 /// Set for the process that [`supervise_until_killed`] turns into a supervisor.
 const DATA_DIR_OF_CHILD: &str = "CDC_EXPORT_TEST_SUPERVISE";
@@ -144,7 +144,7 @@ impl Supervisor {
         let supervisor = Supervisor(child);
         let mut options = None;
         until("the other process' server is ready", async || {
-            options = join(&home.settings()).unwrap();
+            options = join(&home.settings()).unwrap().as_ref().map(connect_options);
             options.is_some()
         })
         .await;
@@ -172,7 +172,7 @@ impl Drop for Supervisor {
 async fn starts_on_an_empty_folder_and_answers() {
     let home = Home::new();
     let server = Server::start(&home.settings()).await.unwrap();
-    let options = server.connect_options();
+    let options = connect_options(server.endpoint());
     let facts = ask(
         &options,
         "select concat_ws(' ', current_user, current_database(), current_setting('server_encoding'),
@@ -188,7 +188,7 @@ async fn starts_on_an_empty_folder_and_answers() {
 async fn password_and_socket_are_closed_to_other_users() {
     let home = Home::new();
     let server = Server::start(&home.settings()).await.unwrap();
-    let options = server.connect_options();
+    let options = connect_options(server.endpoint());
     let socket = options.get_socket().unwrap().clone();
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
     assert_eq!(mode(&home.data_dir().join("postgres.password")), 0o600);
@@ -204,11 +204,11 @@ async fn password_and_socket_are_closed_to_other_users() {
 async fn rows_outlive_a_stop() {
     let home = Home::new();
     let server = Server::start(&home.settings()).await.unwrap();
-    keep_a_row(&server.connect_options()).await;
+    keep_a_row(&connect_options(server.endpoint())).await;
     server.stop().await;
     assert_eq!(home.postmaster(), None);
     let server = Server::start(&home.settings()).await.unwrap();
-    assert_eq!(ask(&server.connect_options(), "select word from kept").await, "row");
+    assert_eq!(ask(&connect_options(server.endpoint()), "select word from kept").await, "row");
     server.stop().await;
 }
 
@@ -219,7 +219,7 @@ async fn second_supervisor_is_refused_by_the_folders_name() {
     let error = Server::start(&home.settings()).await.unwrap_err();
     assert!(matches!(error, Error::AlreadySupervised(_)), "{error:?}");
     assert!(error.to_string().contains(home.data_dir().to_str().unwrap()));
-    assert_eq!(ask(&server.connect_options(), "select 'unharmed'").await, "unharmed");
+    assert_eq!(ask(&connect_options(server.endpoint()), "select 'unharmed'").await, "unharmed");
     server.stop().await;
 }
 
@@ -229,7 +229,7 @@ async fn join_finds_a_supervised_server_only() {
     assert!(join(&home.settings()).unwrap().is_none());
     assert!(!home.data_dir().exists());
     let server = Server::start(&home.settings()).await.unwrap();
-    let options = join(&home.settings()).unwrap().unwrap();
+    let options = connect_options(&join(&home.settings()).unwrap().unwrap());
     assert_eq!(ask(&options, "select 'joined'").await, "joined");
     server.stop().await;
     assert!(join(&home.settings()).unwrap().is_none());
@@ -274,7 +274,7 @@ async fn server_has_a_process_group_of_its_own() {
 async fn stop_ends_a_busy_server() {
     let home = Home::new();
     let server = Server::start(&home.settings()).await.unwrap();
-    let backend = busy_backend(&server.connect_options()).await;
+    let backend = busy_backend(&connect_options(server.endpoint())).await;
     let postmaster = home.postmaster().unwrap();
     server.stop().await;
     assert!(!lives(backend) && !lives(postmaster));
@@ -319,7 +319,7 @@ async fn a_start_that_is_given_up_leaves_no_server() {
 async fn killed_server_is_restarted_despite_its_busy_backends() {
     let home = Home::new();
     let server = Server::start(&home.settings()).await.unwrap();
-    let options = server.connect_options();
+    let options = connect_options(server.endpoint());
     let backend = busy_backend(&options).await;
     let first = home.postmaster().unwrap();
     sigkill(first);
@@ -340,7 +340,7 @@ async fn server_ends_with_a_killed_supervisor() {
     is_gone(postmaster).await;
     assert!(join(&home.settings()).unwrap().is_none());
     let server = Server::start(&home.settings()).await.unwrap();
-    assert_eq!(ask(&server.connect_options(), "select word from kept").await, "row");
+    assert_eq!(ask(&connect_options(server.endpoint()), "select word from kept").await, "row");
     server.stop().await;
 }
 
@@ -361,7 +361,7 @@ async fn start_waits_for_the_server_of_a_killed_supervisor() {
     assert!(early.is_err(), "{early:?}");
     let server = start.await.unwrap();
     assert!(!lives(backend));
-    assert_eq!(ask(&server.connect_options(), "select 'here'").await, "here");
+    assert_eq!(ask(&connect_options(server.endpoint()), "select 'here'").await, "here");
     server.stop().await;
 }
 
@@ -387,7 +387,7 @@ async fn start_ends_the_backends_of_a_killed_server() {
 async fn stale_files_naming_a_foreign_process_are_no_obstacle() {
     let home = Home::new();
     let server = Server::start(&home.settings()).await.unwrap();
-    let socket = server.connect_options().get_socket().unwrap().clone();
+    let socket = connect_options(server.endpoint()).get_socket().unwrap().clone();
     let pid_file = fs::read_to_string(home.data().join("postmaster.pid")).unwrap();
     let postmaster = home.postmaster().unwrap().to_string();
     server.stop().await;
@@ -415,7 +415,7 @@ async fn stale_files_naming_a_foreign_process_are_no_obstacle() {
     foreign.wait().unwrap();
     let server = started.unwrap();
     assert!(unharmed);
-    assert_eq!(server.connect_options().get_socket(), Some(&socket));
+    assert_eq!(connect_options(server.endpoint()).get_socket(), Some(&socket));
     server.stop().await;
 }
 
@@ -448,7 +448,7 @@ async fn lost_password_is_replaced() {
     let lost = fs::read_to_string(&file).unwrap();
     fs::remove_file(&file).unwrap();
     let server = Server::start(&home.settings()).await.unwrap();
-    assert_eq!(ask(&server.connect_options(), "select 'in'").await, "in");
+    assert_eq!(ask(&connect_options(server.endpoint()), "select 'in'").await, "in");
     assert_ne!(fs::read_to_string(&file).unwrap(), lost);
     server.stop().await;
 }
@@ -499,7 +499,7 @@ async fn socket_is_kept_in_the_runtime_folder() {
     open_to_all(&runtime_dir);
     let settings = Settings { runtime_dir: Some(runtime_dir.clone()), ..home.settings() };
     let server = Server::start(&settings).await.unwrap();
-    let options = join(&settings).unwrap().unwrap();
+    let options = connect_options(&join(&settings).unwrap().unwrap());
     assert!(options.get_socket().unwrap().starts_with(&runtime_dir));
     assert_eq!(ask(&options, "select 'found'").await, "found");
     server.stop().await;
@@ -513,7 +513,7 @@ async fn too_long_a_runtime_folder_gives_way_to_tmp() {
     open_to_all(&runtime_dir);
     let settings = Settings { runtime_dir: Some(runtime_dir.clone()), ..home.settings() };
     let server = Server::start(&settings).await.unwrap();
-    let options = server.connect_options();
+    let options = connect_options(server.endpoint());
     assert_eq!(options.get_socket().unwrap().parent(), Some(Path::new("/tmp")));
     assert_eq!(ask(&options, "select 'short'").await, "short");
     server.stop().await;
@@ -523,7 +523,7 @@ async fn too_long_a_runtime_folder_gives_way_to_tmp() {
 async fn socket_folder_planted_by_somebody_else_is_not_used() {
     let home = Home::new();
     let server = Server::start(&home.settings()).await.unwrap();
-    let expected = server.connect_options().get_socket().unwrap().clone();
+    let expected = connect_options(server.endpoint()).get_socket().unwrap().clone();
     server.stop().await;
     let elsewhere = home.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
@@ -535,8 +535,8 @@ async fn socket_folder_planted_by_somebody_else_is_not_used() {
     let started = Server::start(&home.settings()).await;
     fs::remove_file(&expected).unwrap();
     let server = started.unwrap();
-    assert_ne!(server.connect_options().get_socket(), Some(&expected));
-    assert_eq!(ask(&server.connect_options(), "select 'safe'").await, "safe");
+    assert_ne!(connect_options(server.endpoint()).get_socket(), Some(&expected));
+    assert_eq!(ask(&connect_options(server.endpoint()), "select 'safe'").await, "safe");
     server.stop().await;
 }
 

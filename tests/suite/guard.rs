@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use cdc_export::postgres::embedded;
+use cdc_export::embedded;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 
-use crate::harness::{Csv, Database, Service, Start, embedded_settings, eventually, reachable_folder};
+use crate::harness::{Csv, Database, Service, Start, connect_options, embedded_settings, eventually, reachable_folder};
 
 /// The whole row of a consumer's watermark, hidden columns too.
 async fn position(database: &Database, consumer: &str) -> Option<String> {
@@ -758,7 +758,7 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
     service.stop().await;
     let home = reachable_folder();
     let other = embedded::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
-    let other_options = other.connect_options();
+    let other_options = connect_options(other.endpoint());
 
     let name = database.options.get_database().unwrap();
     let mut dump = program(&database.options, "pg_dump", home.path()).await;
@@ -799,7 +799,7 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
 async fn a_standby_is_refused_in_one_line() {
     let home = reachable_folder();
     let primary = embedded::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
-    let options = primary.connect_options();
+    let options = connect_options(primary.endpoint());
     let owned = home.path().join("data/postgres");
     let copy = owned.parent().unwrap().join("standby");
     // A migrated one, so that nothing but its being a standby is in the way.

@@ -5,10 +5,11 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cdc_export::postgres::{self, embedded};
+use cdc_export::embedded::{self, Endpoint};
+use cdc_export::postgres;
 use cdc_export::source::capture;
 use serde_json::Value;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -47,6 +48,17 @@ pub(crate) fn embedded_settings(data_dir: &Path) -> embedded::Settings {
         search_path: std::env::split_paths(&option_env("PATH").unwrap()).collect(),
         runtime_dir: None,
     }
+}
+
+/// How to connect to a private server.
+pub(crate) fn connect_options(endpoint: &Endpoint) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .socket(&endpoint.socket_folder)
+        .port(embedded::PORT)
+        .username(embedded::ROLE)
+        .password(&endpoint.password)
+        .database(embedded::DATABASE)
+        .ssl_mode(PgSslMode::Disable)
 }
 
 /// `TEST_PG_BIN_DIR`: the folder of another Postgres than the one that would be found.
@@ -124,7 +136,7 @@ async fn start_private_server() -> PgConnectOptions {
                 std::fs::create_dir_all(&folder).unwrap();
                 match embedded::Server::start(&embedded_settings(&folder)).await {
                     Ok(server) => {
-                        ready.send(server.connect_options()).unwrap();
+                        ready.send(connect_options(server.endpoint())).unwrap();
                         return std::future::pending().await;
                     }
                     Err(embedded::Error::AlreadySupervised(_)) => {}

@@ -12,10 +12,16 @@ fn allowed(room: &str) -> BTreeSet<&'static str> {
         "service" => &["store", "source", "sink"],
         "worker" => &["pipeline", "store", "source", "sink"],
         "pipeline" => &["source", "encode", "sink"],
-        "store" | "source" | "postgres" => &["connection"],
+        "store" | "source" => &["connection"],
+        // How to connect to the private server.
+        "postgres" => &["connection", "embedded"],
         "encode" | "sink" | "dataset" | "job" | "key" | "row" | "watermark" => &[],
         // Their settings.
-        "config" => return ["http", "postgres", "source", "telemetry", "worker"].into_iter().chain(NOUNS).collect(),
+        "config" => {
+            let settings = ["embedded", "http", "postgres", "source", "telemetry", "worker"];
+            return settings.into_iter().chain(NOUNS).collect();
+        }
+        "embedded" => return ["failpoint", "telemetry"].into(),
         "connection" | "telemetry" | "failpoint" => return BTreeSet::new(),
         other => panic!("src/{other} is a new room: say here and in docs/ARCHITECTURE.md whom it may use"),
     };
@@ -109,8 +115,8 @@ fn what_only_some_rooms_know() {
         ("sqlx", &["store", "source", "postgres", "connection"]),
         ("StatusCode", &["http"]),
         ("std::env", &["config"]),
-        ("rustix::fs", &["command", "config", "sink", "postgres"]),
-        ("std::fs", &["command", "config", "sink", "postgres", "service"]),
+        ("rustix::fs", &["command", "config", "embedded", "sink"]),
+        ("std::fs", &["command", "config", "embedded", "sink", "service"]),
         ("anyhow", &["main", "command"]),
         ("println!", &["main", "command"]),
         ("prometheus::", &["telemetry"]),

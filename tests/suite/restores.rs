@@ -5,13 +5,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cdc_export::postgres::embedded;
+use cdc_export::embedded;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
 use crate::guard::{connection, full_heals, output, passes, program, refused};
-use crate::harness::{Database, Service, Start, embedded_settings, eventually, reachable_folder, refusal};
+use crate::harness::{
+    Database, Service, Start, connect_options, embedded_settings, eventually, reachable_folder, refusal,
+};
 
 /// A cluster whose data directory a test may copy and put back.
 struct Cluster {
@@ -36,7 +38,7 @@ impl Cluster {
     }
 
     fn database(&self) -> Database {
-        Database::at(self.server.as_ref().unwrap().connect_options())
+        Database::at(connect_options(self.server.as_ref().unwrap().endpoint()))
     }
 
     fn data(&self) -> PathBuf {
@@ -59,7 +61,7 @@ impl Cluster {
         let owner = std::fs::metadata(self.data()).unwrap();
         std::os::unix::fs::chown(self.copy(), Some(owner.uid()), Some(owner.gid())).unwrap();
         std::fs::set_permissions(self.copy(), PermissionsExt::from_mode(0o700)).unwrap();
-        let options = self.server.as_ref().unwrap().connect_options();
+        let options = connect_options(self.server.as_ref().unwrap().endpoint());
         let mut backup = program(&options, "pg_basebackup", &self.copy()).await;
         output(backup.args(connection(&options)).args(["-X", "fetch", "-c", "fast", "-D"]).arg(self.copy())).await;
     }

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cdc_export::postgres::embedded;
+use cdc_export::embedded;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::json;
 use sqlx::ConnectOptions;
 
-use crate::harness::{Csv, Database, Start, embedded_settings, reachable_folder};
+use crate::harness::{Csv, Database, Start, connect_options, embedded_settings, reachable_folder};
 
 /// A start that is refused says so in one line, nothing else.
 async fn refused(start: Start) -> (i32, String) {
@@ -267,7 +267,7 @@ async fn the_private_server_outlives_what_happens_to_services() {
     assert_eq!((&next["watermarkFrom"], delta.header[0].as_str()), (&job["watermarkTo"], "operation"));
 
     // A Postgres that is there and doesn't answer keeps nobody from ending.
-    let url = embedded::join(&embedded_settings(&data)).unwrap().unwrap().to_url_lossy();
+    let url = connect_options(&embedded::join(&embedded_settings(&data)).unwrap().unwrap()).to_url_lossy();
     let mut third = Start::plain().with("DATABASE_URL", url).service().await;
     let postgres = processes_in(&data);
     assert!(!postgres.is_empty() || cfg!(not(target_os = "linux")));

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use cdc_export::postgres::embedded;
+use cdc_export::embedded;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 
-use crate::harness::{Csv, Database, Service, Start, embedded_settings, eventually, reachable_folder};
+use crate::harness::{Csv, Database, Service, Start, connect_options, embedded_settings, eventually, reachable_folder};
 
 /// What a consumer has after its files: names by id.
 #[derive(Default)]
@@ -53,10 +53,10 @@ async fn what_a_subscription_writes_is_captured_once() {
     let home = reachable_folder();
     let settings = embedded_settings(&home.path().join("data"));
     let server = embedded::Server::start(&settings).await.unwrap();
-    Database::at(server.connect_options()).run("alter system set wal_level = logical").await;
+    Database::at(connect_options(server.endpoint())).run("alter system set wal_level = logical").await;
     server.stop().await;
     let server = embedded::Server::start(&settings).await.unwrap();
-    let options = server.connect_options();
+    let options = connect_options(server.endpoint());
     let admin = Database::at(options.clone());
     for name in ["publisher", "subscriber"] {
         admin.run(&format!("create database {name}")).await;

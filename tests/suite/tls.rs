@@ -5,13 +5,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use cdc_export::postgres::embedded::Server;
+use cdc_export::embedded::Server;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, Executor, PgConnection};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::harness::{Start, embedded_settings, eventually, option_env, reachable_folder};
+use crate::harness::{Start, connect_options, embedded_settings, eventually, option_env, reachable_folder};
 
 /// A Postgres on 127.0.0.1, with a certificate for that address alone. Two roles, both with the password `pass`: `either`, and
 /// `strict`, who gets in with TLS only.
@@ -52,7 +52,7 @@ impl Postgres {
 
         // The private server makes the data; it listens on no network, so its data is served by another one.
         let private = Server::start(&embedded_settings(&path.join("home"))).await.unwrap();
-        let mut superuser = private.connect_options().connect().await.unwrap();
+        let mut superuser = connect_options(private.endpoint()).connect().await.unwrap();
         for role in ["either", "strict"] {
             let role = format!("create role {role} superuser login password 'pass'");
             superuser.execute(sqlx::AssertSqlSafe(role)).await.unwrap();

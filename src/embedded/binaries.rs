@@ -5,11 +5,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::embedded::account::Account;
+use crate::embedded::data_dir::DataDir;
+use crate::embedded::files::HeldFolder;
+use crate::embedded::{Error, Settings, download};
 use crate::failpoint;
-use crate::postgres::embedded::account::Account;
-use crate::postgres::embedded::data_dir::DataDir;
-use crate::postgres::embedded::files::HeldFolder;
-use crate::postgres::embedded::{Error, Settings, download};
 
 /// `PG_VERSION` has a number and a line's end.
 const VERSION_MAX_BYTES: u64 = 64;

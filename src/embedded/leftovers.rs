@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::postgres::embedded::account::Account;
-use crate::postgres::embedded::files::HeldFolder;
-use crate::postgres::embedded::{ESCALATION, Error, PidFile, pid_file};
+use crate::embedded::account::Account;
+use crate::embedded::files::HeldFolder;
+use crate::embedded::pid_file::{self, PidFile};
+use crate::embedded::{ESCALATION, Error};
 
 /// Ends every server process at work in `data`, then removes the pid file they left. Blocks, up to half a minute; only for the holder of the lock.
 pub(super) fn clear(data: &Path, account: &Account) -> Result<(), Error> {

@@ -1,17 +1,14 @@
 //! The database cluster in the data folder: made once, whole or not at all, and its password. It starts no server.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use crate::postgres::embedded::binaries::Binaries;
-use crate::postgres::embedded::data_dir::{DataDir, LockedDataDir};
-use crate::postgres::embedded::files::HeldFolder;
-use crate::postgres::embedded::{DATABASE, Error, ROLE, leftovers};
-
-/// Where a cluster grows, or a download, before it is renamed; what a crash leaves under such a name is swept at the next start.
-pub(super) const SCRATCH: &str = "postgres.new-";
+use crate::embedded::binaries::Binaries;
+use crate::embedded::data_dir::{DataDir, LockedDataDir, SCRATCH};
+use crate::embedded::files::HeldFolder;
+use crate::embedded::{DATABASE, Error, ROLE, leftovers};
 
 /// Ours has 64 characters and a line's end; somebody may have chosen a longer one.
 const PASSWORD_MAX_BYTES: u64 = 1024;
@@ -42,9 +39,7 @@ fn initialise(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, E
     tracing::info!(event = "postgres_initialising", folder = %data_dir.cluster().display(), major = binaries.major, "making a Postgres data folder");
     let password = new_password();
     write_password(data_dir, &password)?;
-    let id = uuid::Uuid::new_v4().simple();
-    let scratch = data_dir.path.join(format!("{SCRATCH}{id}"));
-    data_dir.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
+    let scratch = data_dir.make_scratch()?;
     let initdb = binaries.initdb();
     let output = data_dir
         .account
@@ -64,7 +59,7 @@ fn initialise(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, E
     single_user(data_dir, binaries, &scratch, &format!("create database {DATABASE}"))?;
     let data = data_dir.cluster();
     fs::rename(&scratch, &data).map_err(Error::file("rename a new cluster to", &data))?;
-    sync_folder(&data_dir.path)?;
+    data_dir.sync()?;
     Ok(password)
 }
 
@@ -153,11 +148,7 @@ fn write_password(data_dir: &LockedDataDir, password: &str) -> Result<(), Error>
         fs::rename(&new, &path)
     };
     write().map_err(Error::file("write", &path))?;
-    sync_folder(&data_dir.path)
-}
-
-pub(super) fn sync_folder(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", path))
+    data_dir.sync()
 }
 
 /// Removes what crashed attempts left, once nothing writes to it any more.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use crate::postgres::embedded::Error;
+use crate::embedded::Error;
 
 /// As many as the kernel follows.
 const MAX_LINKS: u32 = 40;

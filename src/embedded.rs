@@ -1,12 +1,13 @@
 //! The private Postgres server: finds installed binaries or downloads them, makes a data folder, runs `postgres` as long as this process lives, restarts it if it dies.
 //!
-//! It knows nothing of what the database is for: no schema, no pool, no environment variable.
+//! It knows nothing of what the database is for: no schema, no pool, no client library, no environment variable.
 //!
 //! | module | its part |
 //! |---|---|
 //! | `account` | the system user that runs Postgres when we are root |
 //! | `ancestors` | whether anybody else could exchange a folder on the way to the data |
 //! | `binaries` | which Postgres to run |
+//! | `mirror` | where programs may be downloaded from |
 //! | `download` | the programs of one, where none is installed |
 //! | `data_dir` | where everything lives, and the lock that makes one supervisor |
 //! | `cluster` | `initdb`, the database, the password |
@@ -26,36 +27,35 @@ mod download;
 mod files;
 mod greeting;
 mod leftovers;
+pub mod mirror;
 mod pid_file;
 mod postmaster;
 mod socket;
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::sync::oneshot;
 
-use crate::postgres::embedded::binaries::Binaries;
-use crate::postgres::embedded::data_dir::{DataDir, LockedDataDir, SYSTEM_DATA_DIR};
-use crate::postgres::embedded::leftovers::processes_in;
-use crate::postgres::embedded::pid_file::PidFile;
-use crate::postgres::embedded::postmaster::{Control, Postmaster};
-use crate::postgres::embedded::socket::SocketFolder;
+use crate::embedded::binaries::Binaries;
+use crate::embedded::data_dir::{DataDir, LockedDataDir, SYSTEM_DATA_DIR};
+use crate::embedded::leftovers::processes_in;
+use crate::embedded::mirror::Mirror;
+use crate::embedded::pid_file::PidFile;
+use crate::embedded::postmaster::{Control, Postmaster};
+use crate::embedded::socket::SocketFolder;
 
-/// The superuser of the private server, and the database made in it.
-const ROLE: &str = "postgres";
-/// Not the name of our schema for the role: `"$user"` in the search_path would lead into it.
-const DATABASE: &str = "cdc_export";
+/// The superuser of the private server. Not the name of our schema: `"$user"` in the search_path would lead into it.
+pub const ROLE: &str = "postgres";
+/// The database that is made in the private server.
+pub const DATABASE: &str = "cdc_export";
 
-/// Only the name of a socket here: the server listens on no network.
-const PORT: u16 = 5432;
+/// The port of the private server. It is only part of the socket's name: the server listens on no network.
+pub const PORT: u16 = 5432;
 
 /// How a server is asked to end, and how long each request may take: roll back and checkpoint, drop everything (the next start recovers), the kernel's way.
 const ESCALATION: [(Signal, Duration); 3] = [
@@ -81,75 +81,20 @@ pub struct Settings {
     pub runtime_dir: Option<PathBuf>,
 }
 
-/// A web folder of Postgres' programs: `{version}/postgresql-{version}-{target}.tar.gz`.
-#[derive(Clone, Debug)]
-pub struct Mirror {
-    /// Without a `/` at its end.
-    url: String,
-    /// What its archive has to be, if it isn't the one that the source names.
-    checksum: Option<Checksum>,
+/// How to connect to a private server: as [`ROLE`] to [`DATABASE`], by the socket of [`PORT`] in a folder.
+#[derive(Clone)]
+pub struct Endpoint {
+    /// The folder of the server's Unix socket.
+    pub socket_folder: PathBuf,
+    /// The password of [`ROLE`].
+    pub password: String,
 }
 
-impl Mirror {
-    /// With this checksum of its archive, in place of the ones in the source.
-    pub fn with_checksum(self, checksum: Checksum) -> Mirror {
-        Mirror { checksum: Some(checksum), ..self }
+/// Without the password.
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("socket_folder", &self.socket_folder).finish_non_exhaustive()
     }
-}
-
-/// The SHA-256 of an archive, in 64 small hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checksum(String);
-
-/// A text that is no SHA-256.
-#[derive(Debug, thiserror::Error)]
-#[error("not a SHA-256 of 64 hexadecimal digits")]
-pub struct NotAChecksum;
-
-impl FromStr for Checksum {
-    type Err = NotAChecksum;
-
-    fn from_str(text: &str) -> Result<Checksum, NotAChecksum> {
-        let is_one = text.len() == 64 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
-        if is_one { Ok(Checksum(text.to_ascii_lowercase())) } else { Err(NotAChecksum) }
-    }
-}
-
-impl Default for Mirror {
-    /// The builds of the `postgresql-binaries` project.
-    fn default() -> Mirror {
-        let url = "https://github.com/theseus-rs/postgresql-binaries/releases/download".to_owned();
-        Mirror { url, checksum: None }
-    }
-}
-
-/// A text that is no address of a web folder.
-#[derive(Debug, thiserror::Error)]
-#[error("not an https address without a password, nor an http one of this machine")]
-pub struct NotAMirror;
-
-impl FromStr for Mirror {
-    type Err = NotAMirror;
-
-    fn from_str(text: &str) -> Result<Mirror, NotAMirror> {
-        let url: ureq::http::Uri = text.parse().map_err(|_| NotAMirror)?;
-        // A password would come to be logged.
-        let is_open = url.query().is_none() && !url.authority().is_some_and(|host| host.as_str().contains('@'));
-        let usable = match url.scheme_str() {
-            Some("https") => is_open,
-            // Anybody on the way could see what this machine lacks, and change what it gets.
-            Some("http") => is_open && url.host().is_some_and(is_this_machine),
-            _ => false,
-        };
-        let mirror = Mirror { url: text.trim_end_matches('/').to_owned(), checksum: None };
-        if usable { Ok(mirror) } else { Err(NotAMirror) }
-    }
-}
-
-/// Whether what is sent to a host stays here: an address of the loopback, or `localhost`.
-fn is_this_machine(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    address.map_or(host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
 }
 
 /// What somebody may do who has no Postgres.
@@ -294,7 +239,7 @@ impl Error {
 
 /// A running private server. It is restarted when it dies, and ends with this value: at leisure through [`stop`](Server::stop), or signalled when dropped.
 pub struct Server {
-    options: PgConnectOptions,
+    endpoint: Endpoint,
     control: Arc<Control>,
     /// Closed by the supervising thread when the server is gone and the folder unlocked.
     ended: oneshot::Receiver<()>,
@@ -304,13 +249,13 @@ impl Server {
     /// Starts the server, making its data folder first where there is none. Returns once it accepts connections, however long a recovery takes; drop the future to give up.
     pub async fn start(settings: &Settings) -> Result<Server, Error> {
         let settings = settings.clone();
-        let (postmaster, options) = tokio::task::spawn_blocking(move || prepare(&settings))
+        let (postmaster, endpoint) = tokio::task::spawn_blocking(move || prepare(&settings))
             .await
             .map_err(|panic| Error::Supervisor(io::Error::other(panic)))??;
         let (ready_sender, ready) = oneshot::channel();
         let (ended_sender, ended) = oneshot::channel();
         // Made before the first wait, so that a start that is given up stops the server too.
-        let server = Server { options, control: postmaster.control(), ended };
+        let server = Server { endpoint, control: postmaster.control(), ended };
         // Not a thread of the runtime: the kernel ends the server with the thread that started it.
         std::thread::Builder::new()
             .name("postgres".to_owned())
@@ -323,9 +268,9 @@ impl Server {
         Ok(server)
     }
 
-    /// How to connect; it stays true across restarts of the server.
-    pub fn connect_options(&self) -> PgConnectOptions {
-        self.options.clone()
+    /// How to connect. It stays true across restarts of the server.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// Ends the server and returns when it is gone: 20 s to roll back and checkpoint, 5 s to drop everything, then SIGKILL.
@@ -341,7 +286,6 @@ impl Server {
     }
 }
 
-/// Without the options: they print the password.
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").finish_non_exhaustive()
@@ -356,7 +300,7 @@ impl Drop for Server {
 }
 
 /// How to connect to the server that another process supervises in this data folder; `None` where there is none or it isn't ready.
-pub fn join(settings: &Settings) -> Result<Option<PgConnectOptions>, Error> {
+pub fn join(settings: &Settings) -> Result<Option<Endpoint>, Error> {
     let data_dir = DataDir::find(settings)?;
     if !data_dir.is_supervised()? {
         return Ok(None);
@@ -374,11 +318,11 @@ pub fn join(settings: &Settings) -> Result<Option<PgConnectOptions>, Error> {
     };
     let password = cluster::read_password(&data_dir)?;
     greeting::require_scram(&server.socket_folder, &data_dir.account)?;
-    Ok(Some(connect_options(&server.socket_folder, &password)))
+    Ok(Some(Endpoint { socket_folder: server.socket_folder, password }))
 }
 
 /// All that blocks and may be refused, up to the moment of starting the server.
-fn prepare(settings: &Settings) -> Result<(Postmaster, PgConnectOptions), Error> {
+fn prepare(settings: &Settings) -> Result<(Postmaster, Endpoint), Error> {
     let data_dir = DataDir::find(settings)?;
     let (data_dir, binaries) = match (Binaries::find(settings, &data_dir), settings.mirror()) {
         (Ok(binaries), _) => (LockedDataDir::open(data_dir)?, binaries),
@@ -399,16 +343,6 @@ fn prepare(settings: &Settings) -> Result<(Postmaster, PgConnectOptions), Error>
     }
     let password = cluster::ensure(&data_dir, &binaries)?;
     let socket = SocketFolder::make(settings.runtime_dir.as_deref(), &data_dir)?;
-    let options = connect_options(&socket.path, &password);
-    Ok((Postmaster::new(data_dir, binaries, socket), options))
-}
-
-fn connect_options(socket_folder: &Path, password: &str) -> PgConnectOptions {
-    PgConnectOptions::new_without_pgpass()
-        .socket(socket_folder)
-        .port(PORT)
-        .username(ROLE)
-        .password(password)
-        .database(DATABASE)
-        .ssl_mode(PgSslMode::Disable)
+    let endpoint = Endpoint { socket_folder: socket.path.clone(), password };
+    Ok((Postmaster::new(data_dir, binaries, socket), endpoint))
 }

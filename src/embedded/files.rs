@@ -11,7 +11,7 @@ use std::process::Stdio;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::postgres::embedded::account::Account;
+use crate::embedded::account::Account;
 
 /// A folder of the account's, held open: whatever takes its name meanwhile, this one is looked into.
 #[derive(Debug)]

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::postgres::embedded::account::Account;
-use crate::postgres::embedded::{DATABASE, Error, ROLE, socket};
+use crate::embedded::account::Account;
+use crate::embedded::{DATABASE, Error, ROLE, socket};
 
 /// How long all of a greeting may take; a server that is asked by many at once is slow.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);

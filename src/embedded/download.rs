@@ -10,11 +10,11 @@ use ring::digest::{SHA256, digest};
 use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig};
 
-use crate::postgres::embedded::account::Account;
-use crate::postgres::embedded::cluster::{SCRATCH, sync_folder};
-use crate::postgres::embedded::data_dir::{DataDir, LockedDataDir};
-use crate::postgres::embedded::files::HeldFolder;
-use crate::postgres::embedded::{Checksum, Error, Mirror};
+use crate::embedded::Error;
+use crate::embedded::account::Account;
+use crate::embedded::data_dir::{DataDir, LockedDataDir};
+use crate::embedded::files::HeldFolder;
+use crate::embedded::mirror::{Checksum, Mirror};
 use crate::telemetry::chain;
 
 /// What is fetched, as the mirror numbers it, and its major version.
@@ -64,8 +64,7 @@ pub(super) fn fetch(mirror: &Mirror, data_dir: &LockedDataDir) -> Result<(), Err
         "no installed Postgres found, downloading one; PG_DOWNLOAD=off forbids that"
     );
     let archive = checked(&url, &checksum).map_err(failed)?;
-    let scratch = data_dir.path.join(format!("{SCRATCH}{}", uuid::Uuid::new_v4().simple()));
-    data_dir.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
+    let scratch = data_dir.make_scratch()?;
     let placed = match unpack(&archive, &scratch, &data_dir.account) {
         Ok(unpacked) => unpacked.move_only_folder(&home).map_err(Error::file("place a download in", &home)),
         Err(error) => Err(failed(format!("it can't be unpacked: {}", chain(&error)))),
@@ -73,7 +72,7 @@ pub(super) fn fetch(mirror: &Mirror, data_dir: &LockedDataDir) -> Result<(), Err
     // What a crash leaves is swept with half-made clusters.
     data_dir.account.remove_folder(&scratch).map_err(Error::file("remove", &scratch))?;
     placed?;
-    sync_folder(&data_dir.path)
+    data_dir.sync()
 }
 
 /// The machine, as the names of archives have it; `None` where there are none for it.

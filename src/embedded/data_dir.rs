@@ -7,13 +7,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::postgres::embedded::account::Account;
-use crate::postgres::embedded::ancestors::require_guarded;
-use crate::postgres::embedded::files::HeldFolder;
-use crate::postgres::embedded::{Error, Settings};
+use crate::embedded::account::Account;
+use crate::embedded::ancestors::require_guarded;
+use crate::embedded::files::HeldFolder;
+use crate::embedded::{Error, Settings};
 
 /// Where root keeps the server when nobody chose a folder and the default is closed to the user that runs Postgres.
 pub(super) const SYSTEM_DATA_DIR: &str = "/var/lib/cdc-export";
+
+/// The names of scratch folders begin so. What a crash leaves under such a name is swept at the next start.
+pub(super) const SCRATCH: &str = "postgres.new-";
 
 /// How long a supervisor waits for the lock: `join` holds it for a moment to see whether it is free.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -161,6 +164,20 @@ impl LockedDataDir {
                 }
             }
         }
+    }
+}
+
+impl LockedDataDir {
+    /// Makes a folder of the account's for what is put together before it is renamed into its place.
+    pub(super) fn make_scratch(&self) -> Result<PathBuf, Error> {
+        let scratch = self.path.join(format!("{SCRATCH}{}", uuid::Uuid::new_v4().simple()));
+        self.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
+        Ok(scratch)
+    }
+
+    /// Makes the names in the folder outlive a power cut.
+    pub(super) fn sync(&self) -> Result<(), Error> {
+        File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", &self.path))
     }
 }
 

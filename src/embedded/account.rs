@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::{Gid, Uid, User};
 
-use crate::postgres::embedded::Error;
+use crate::embedded::Error;
 
 /// Where programs are looked for that root has run by another user.
 const PATH_OF_LENT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

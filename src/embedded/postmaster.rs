@@ -11,12 +11,12 @@ use nix::unistd::Pid;
 use rustix::process::{WaitId, WaitIdOptions};
 use tokio::sync::oneshot;
 
-use crate::postgres::embedded::binaries::Binaries;
-use crate::postgres::embedded::cluster::last_error;
-use crate::postgres::embedded::data_dir::LockedDataDir;
-use crate::postgres::embedded::pid_file::PidFile;
-use crate::postgres::embedded::socket::SocketFolder;
-use crate::postgres::embedded::{Error, PORT, greeting, leftovers};
+use crate::embedded::binaries::Binaries;
+use crate::embedded::cluster::last_error;
+use crate::embedded::data_dir::LockedDataDir;
+use crate::embedded::pid_file::PidFile;
+use crate::embedded::socket::SocketFolder;
+use crate::embedded::{Error, PORT, greeting, leftovers};
 
 /// Before the first restart; doubled for each one that follows soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
