@@ -5,7 +5,6 @@
 pub mod after;
 mod continuity;
 pub mod encoding;
-pub mod file;
 pub mod lane;
 pub mod marker;
 pub mod selection;
@@ -20,7 +19,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::dataset::USERS;
 use crate::job::encoding::Encoding;
 use crate::job::selection::Selection;
 use crate::job::words::words;
@@ -98,11 +96,6 @@ impl ConsumerId {
     /// The id as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-
-    /// The id as part of a file name: `:` and `@`, which some file systems and shells treat specially, become `_`.
-    fn file_part(&self) -> String {
-        self.0.replace([':', '@'], "_")
     }
 }
 
@@ -262,20 +255,6 @@ impl Request {
         (consumer, dataset, *export_type) == (&job.consumer, &job.dataset, job.export_type)
             && (selection, *encoding, after, *retry_of) == (&job.selection, job.encoding, &job.after, job.retry_of)
     }
-
-    /// The name of its file up to the extension, for a request made at `now`:
-    /// `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc `export_{YYYYMMDDTHHMMSSZ}`, with a dataset other than `users` behind the
-    /// first word.
-    ///
-    /// It always ends with the time, so that a `-2` behind it can't be part of another request's name.
-    pub fn file_stem(&self, now: DateTime<Utc>) -> String {
-        let time = now.format("%Y%m%dT%H%M%SZ");
-        let dataset = if self.dataset == USERS { String::new() } else { format!("_{}", self.dataset) };
-        match &self.consumer {
-            Some(consumer) => format!("{}{dataset}_{}_{time}", self.export_type, consumer.file_part()),
-            None => format!("export{dataset}_{time}"),
-        }
-    }
 }
 
 /// A job as everybody sees it.
@@ -418,7 +397,6 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::encoding::{Compression, Format};
 
     #[test]
     fn terminal_states_are_final() {
@@ -438,25 +416,6 @@ mod tests {
         for bad in ["", "-a", ".a", "_a", "a b", "a/b", "ä", "a\n", "a'", &"x".repeat(129)] {
             assert_eq!(bad.parse::<ConsumerId>(), Err(BadConsumerId), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn file_stem_has_type_consumer_and_time() {
-        let now = DateTime::from_timestamp_nanos(1_772_080_200_123_456_000);
-        let request = |dataset: &str, consumer: Option<&str>| Request {
-            consumer: consumer.map(|c| c.parse().unwrap()),
-            dataset: dataset.to_owned(),
-            export_type: ExportType::Delta,
-            selection: Selection::default(),
-            encoding: Encoding { format: Format::Csv, compression: Compression::None },
-            after: None,
-            retry_of: None,
-            key: None,
-        };
-        assert_eq!(request("users", Some("a:b@c")).file_stem(now), "delta_a_b_c_20260226T043000Z");
-        assert_eq!(request("users", None).file_stem(now), "export_20260226T043000Z");
-        assert_eq!(request("orders", Some("a")).file_stem(now), "delta_orders_a_20260226T043000Z");
-        assert_eq!(request("orders", None).file_stem(now), "export_orders_20260226T043000Z");
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! The modules in reading order, from the words everybody uses to the edges; `docs/ARCHITECTURE.md` walks through them.
 
 // Nouns: plain values, no I/O.
+pub mod database;
 pub mod dataset;
+pub mod file;
 pub mod job;
 pub mod key;
 pub mod row;

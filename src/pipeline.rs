@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::dataset::{CellMax, Column, TableSchema};
 use crate::encode::{self, Encoder, compress::Compressor};
-use crate::job::file::Exported;
+use crate::file::Exported;
 use crate::job::{ExportType, Job, Progress};
 use crate::row::Frame;
 use crate::sink::{self, Draft};

@@ -354,7 +354,7 @@ impl Service {
             return before.filter(|job| request.made(job)).ok_or(bad);
         }
         // A broken folder is the worker's to report: the job fails with the reason.
-        let store = self.on_folder(|folder| folder.store()).await.ok();
+        let store = self.on_folder(|folder| folder.destination_id()).await.ok();
         let submitted = with_timeout(self.store.submit(request, store, self.terms)).await;
         match self.or_set_back(submitted).await? {
             Submitted::Made(job) | Submitted::Before(job) => Ok(job),

@@ -20,14 +20,14 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::failpoint;
-use crate::job::file::FileIdentity;
-use crate::job::marker::HiddenFile;
+use crate::file::hidden::HiddenFile;
+use crate::file::{FileIdentity, FileLocation, StagedFile};
 
 pub use draft::Draft;
 pub use marker::marker_name;
 
 /// Holds the folder's id, so that a process with another disk doesn't take its jobs for its own.
-const STORE_MARK: &str = ".cdc-export-store";
+const ID_FILE: &str = ".cdc-export-store";
 /// It has 36 characters and a line's end.
 const MARK_MAX_BYTES: u64 = 64;
 /// What the process's umask is taken from, where nobody set a mode.
@@ -91,13 +91,13 @@ pub enum Published {
 pub struct Folder {
     path: PathBuf,
     file_mode: Option<Mode>,
-    store: OnceLock<Uuid>,
+    id: OnceLock<Uuid>,
 }
 
 impl Folder {
     /// The folder at `path`; touches nothing yet.
     pub fn new(path: PathBuf) -> Folder {
-        Folder { path, file_mode: None, store: OnceLock::new() }
+        Folder { path, file_mode: None, id: OnceLock::new() }
     }
 
     /// With this mode for its files, whatever the umask is; `None`: what the umask leaves of 0666. The folder itself, where it
@@ -112,28 +112,28 @@ impl Folder {
     /// If it can't be made or used.
     pub fn prepare(&self) -> Result<(), Error> {
         std::fs::DirBuilder::new().recursive(true).create(&self.path)?;
-        self.store().map(drop)
+        self.destination_id().map(drop)
     }
 
     /// The folder's id, made at the first call and kept in a small file of the folder.
     ///
     /// # Errors
     /// If there was none and it can't be written, or the file holds no id or another one than before.
-    pub fn store(&self) -> Result<Uuid, Error> {
-        Ok(self.open_store()?.1)
+    pub fn destination_id(&self) -> Result<Uuid, Error> {
+        Ok(self.open_with_id()?.1)
     }
 
     /// The folder, and its id as it reads this very one: where a disk was unmounted, an empty folder answers to the same path,
     /// and its emptiness says nothing of our files.
-    fn open_store(&self) -> Result<(OwnedFd, Uuid), Error> {
+    fn open_with_id(&self) -> Result<(OwnedFd, Uuid), Error> {
         let dir = self.open_dir()?;
-        let found = match (read_mark(&dir)?, self.store.get()) {
+        let found = match (read_mark(&dir)?, self.id.get()) {
             (Some(id), _) => id,
             (None, None) => make_mark(&dir, self.file_mode)?,
-            (None, Some(_)) => return Err(Error::Missing(io::Error::other(format!("{STORE_MARK} is gone")))),
+            (None, Some(_)) => return Err(Error::Missing(io::Error::other(format!("{ID_FILE} is gone")))),
         };
-        if *self.store.get_or_init(|| found) != found {
-            return Err(Error::Missing(io::Error::other(format!("{STORE_MARK} is another folder's"))));
+        if *self.id.get_or_init(|| found) != found {
+            return Err(Error::Missing(io::Error::other(format!("{ID_FILE} is another folder's"))));
         }
         Ok((dir, found))
     }
@@ -144,10 +144,10 @@ impl Folder {
     /// If the folder can't be written.
     pub fn create(&self, hidden: &HiddenFile) -> Result<Draft, Error> {
         failpoint!("sink.create", Err(Error::Full(Errno::NOSPC.into())));
-        let (dir, store) = self.open_store()?;
+        let (dir, id) = self.open_with_id()?;
         require_room(&dir)?;
         let file = create(&dir, &hidden.name, self.file_mode)?;
-        Ok(Draft::new(store, dir, hidden.name.clone(), file))
+        Ok(Draft::new(id, dir, hidden.name.clone(), file))
     }
 
     /// Gives a staged file its final name and puts the name on disk. Never replaces a file. May be called again after a
@@ -155,26 +155,27 @@ impl Folder {
     ///
     /// # Errors
     /// If the folder can't be written; nothing has changed then, or the file has its name but the name isn't yet safe on disk.
-    pub fn publish(&self, staged_name: &str, final_name: &str, recorded: &FileIdentity) -> Result<Published, Error> {
+    pub fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
         failpoint!("sink.publish", Err(Error::Io(Errno::IO.into())));
+        let (staged, recorded) = (file.name.as_str(), &file.identity);
         // The database says so, and who may write there must not move files elsewhere.
-        if !is_own_name(final_name) || HiddenFile::read(staged_name).is_none() {
-            return Err(Error::Io(io::Error::other(format!("{final_name:?} or {staged_name:?} is no name of ours"))));
+        if !is_own_name(name) || HiddenFile::read(staged).is_none() {
+            return Err(Error::Io(io::Error::other(format!("{name:?} or {staged:?} is no name of ours"))));
         }
-        let (dir, _) = self.open_store()?;
-        let renamed = match rename_without_replacing(&dir, staged_name, final_name) {
-            Err(Errno::NOENT) if identity_at(&dir, final_name)? != Some(*recorded) => match find(&dir, recorded)? {
+        let (dir, _) = self.open_with_id()?;
+        let renamed = match rename_without_replacing(&dir, staged, name) {
+            Err(Errno::NOENT) if identity_at(&dir, name)?.as_ref() != Some(recorded) => match find(&dir, recorded)? {
                 // Who gave it that name was overtaken or died, and it was never recorded.
-                Some(name) => rename_without_replacing(&dir, &name, final_name),
+                Some(found) => rename_without_replacing(&dir, &found, name),
                 None => Err(Errno::NOENT),
             },
             renamed => renamed,
         };
         let published = match renamed {
             Ok(()) => Published::Done,
-            Err(Errno::EXIST | Errno::NOENT) if identity_at(&dir, final_name)? == Some(*recorded) => {
+            Err(Errno::EXIST | Errno::NOENT) if identity_at(&dir, name)?.as_ref() == Some(recorded) => {
                 // Left by a `link` without its `unlink`, or not there.
-                remove_at(&dir, staged_name)?;
+                remove_at(&dir, staged)?;
                 Published::Done
             }
             Err(Errno::EXIST) => Published::Taken,
@@ -190,28 +191,28 @@ impl Folder {
     ///
     /// # Errors
     /// If the folder or the file can't be read.
-    pub fn open(&self, name: &str, recorded: &FileIdentity) -> Result<Option<File>, Error> {
-        let (dir, _) = self.open_store()?;
+    pub fn open(&self, file: &StagedFile, name: &str) -> Result<Option<File>, Error> {
+        let (dir, _) = self.open_with_id()?;
         if !is_own_name(name) {
             return Ok(None);
         }
         // NONBLOCK: a pipe planted under the name must not hang the caller.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
+        let found = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
+            Ok(found) => File::from(found),
             Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
-        Ok((file.metadata()?.is_file() && identity(&file)? == *recorded).then_some(file))
+        Ok((found.metadata()?.is_file() && identity(&found)? == file.identity).then_some(found))
     }
 
     /// Removes a published file if it is still the one that was recorded; what somebody put in its place stays.
     ///
     /// # Errors
     /// If the folder can't be written.
-    pub fn remove(&self, name: &str, recorded: &FileIdentity) -> Result<(), Error> {
-        let (dir, _) = self.open_store()?;
-        if is_own_name(name) && identity_at(&dir, name)? == Some(*recorded) {
+    pub fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
+        let (dir, _) = self.open_with_id()?;
+        if is_own_name(name) && identity_at(&dir, name)?.as_ref() == Some(&file.identity) {
             remove_at(&dir, name)?;
             rustix::fs::fsync(&dir)?;
         }
@@ -222,11 +223,11 @@ impl Folder {
     ///
     /// # Errors
     /// If the folder can't be written.
-    pub fn discard(&self, staged_name: &str, final_name: &str, recorded: &FileIdentity) -> Result<(), Error> {
-        if let Some(hidden) = HiddenFile::read(staged_name) {
+    pub fn discard(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
+        if let Some(hidden) = HiddenFile::read(&file.name) {
             self.remove_hidden(&hidden)?;
         }
-        self.remove(final_name, recorded)
+        self.remove(file, name)
     }
 
     /// The hidden files that there are, of live attempts and other databases too.
@@ -236,7 +237,7 @@ impl Folder {
     pub fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
         let mut found = Vec::new();
         failpoint!("sink.sweep", Err(Error::Io(Errno::IO.into())));
-        for entry in rustix::fs::Dir::new(self.open_store()?.0)? {
+        for entry in rustix::fs::Dir::new(self.open_with_id()?.0)? {
             found.extend(HiddenFile::read(&entry?.file_name().to_string_lossy()));
         }
         Ok(found)
@@ -247,9 +248,10 @@ impl Folder {
     /// # Errors
     /// If the folder can't be read.
     pub fn is_abandoned(&self, hidden: &HiddenFile, time: Duration) -> Result<bool, Error> {
-        let (dir, _) = self.open_store()?;
+        let (dir, _) = self.open_with_id()?;
         let Some(found) = identity_at(&dir, &hidden.name)? else { return Ok(false) };
-        let modified = UNIX_EPOCH + Duration::from_nanos(found.modified_ns.unsigned_abs());
+        let FileLocation::Folder { modified_ns, .. } = found.location;
+        let modified = UNIX_EPOCH + Duration::from_nanos(modified_ns.unsigned_abs());
         Ok(modified.elapsed().is_ok_and(|elapsed| elapsed >= time))
     }
 
@@ -258,7 +260,7 @@ impl Folder {
     /// # Errors
     /// If the folder can't be written.
     pub fn remove_hidden(&self, hidden: &HiddenFile) -> Result<(), Error> {
-        Ok(remove_at(&self.open_store()?.0, &hidden.name)?)
+        Ok(remove_at(&self.open_with_id()?.0, &hidden.name)?)
     }
 
     /// Whether the folder can take a file now.
@@ -266,7 +268,7 @@ impl Folder {
     /// # Errors
     /// If it can't.
     pub fn require_room(&self) -> Result<(), Error> {
-        let (dir, _) = self.open_store()?;
+        let (dir, _) = self.open_with_id()?;
         rustix::fs::accessat(&dir, ".", rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK, AtFlags::empty())?;
         require_room(&dir)
     }
@@ -306,22 +308,20 @@ fn is_own_name(name: &str) -> bool {
 
 fn identity(file: &File) -> io::Result<FileIdentity> {
     let found = file.metadata()?;
-    Ok(FileIdentity {
-        size: found.size(),
-        inode: found.ino(),
-        modified_ns: found.mtime() * 1_000_000_000 + found.mtime_nsec(),
-    })
+    let modified_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
+    let location = FileLocation::Folder { inode: found.ino(), modified_ns };
+    Ok(FileIdentity { bytes: found.size(), location })
 }
 
 /// The file of this name, whether or not it may be read. A link, a folder or a pipe is no file of ours.
 fn identity_at(dir: &OwnedFd, name: impl rustix::path::Arg) -> Result<Option<FileIdentity>, Error> {
     match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile => Ok(None),
-        Ok(found) => Ok(Some(FileIdentity {
-            size: found.st_size.unsigned_abs(),
-            inode: found.st_ino,
-            modified_ns: found.st_mtime * 1_000_000_000 + found.st_mtime_nsec as i64,
-        })),
+        Ok(found) => {
+            let modified_ns = found.st_mtime * 1_000_000_000 + found.st_mtime_nsec as i64;
+            let location = FileLocation::Folder { inode: found.st_ino, modified_ns };
+            Ok(Some(FileIdentity { bytes: found.st_size.unsigned_abs(), location }))
+        }
         Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
@@ -332,7 +332,7 @@ fn find(dir: &OwnedFd, recorded: &FileIdentity) -> Result<Option<String>, Error>
     for entry in rustix::fs::Dir::read_from(dir)? {
         let Ok(name) = entry?.file_name().to_owned().into_string() else { continue };
         let may_be_ours = HiddenFile::read(&name).is_some() || is_own_name(&name);
-        if may_be_ours && identity_at(dir, &*name)? == Some(*recorded) {
+        if may_be_ours && identity_at(dir, &*name)?.as_ref() == Some(recorded) {
             return Ok(Some(name));
         }
     }
@@ -359,12 +359,12 @@ fn rename_without_replacing(dir: &OwnedFd, from: &str, to: &str) -> Result<(), E
 
 fn read_mark(dir: &OwnedFd) -> Result<Option<Uuid>, Error> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::openat(dir, STORE_MARK, flags, Mode::empty()) {
+    let file = match rustix::fs::openat(dir, ID_FILE, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    let no_id = || Error::Io(io::Error::other(format!("{STORE_MARK} holds no id")));
+    let no_id = || Error::Io(io::Error::other(format!("{ID_FILE} holds no id")));
     // Whoever may write to the folder may have made it a file without an end.
     if !file.metadata()?.is_file() {
         return Err(no_id());
@@ -380,20 +380,20 @@ fn read_mark(dir: &OwnedFd) -> Result<Option<Uuid>, Error> {
 /// Writes the mark whole and then names it, so that a replica that starts in the same moment reads all of it or none.
 fn make_mark(dir: &OwnedFd, mode: Option<Mode>) -> Result<Uuid, Error> {
     let id = Uuid::new_v4();
-    let name = format!("{STORE_MARK}.{id}");
+    let name = format!("{ID_FILE}.{id}");
     let mut file = create(dir, &name, mode)?;
     if let Err(error) = writeln!(file, "{id}").and_then(|()| file.sync_all()) {
         remove_at(dir, &name)?;
         return Err(error.into());
     }
-    match rename_without_replacing(dir, &name, STORE_MARK) {
+    match rename_without_replacing(dir, &name, ID_FILE) {
         Ok(()) => {
             rustix::fs::fsync(dir)?;
             Ok(id)
         }
         Err(Errno::EXIST) => {
             remove_at(dir, &name)?;
-            read_mark(dir)?.ok_or_else(|| Error::Io(io::Error::other(format!("{STORE_MARK} came and went"))))
+            read_mark(dir)?.ok_or_else(|| Error::Io(io::Error::other(format!("{ID_FILE} came and went"))))
         }
         Err(errno) => Err(errno.into()),
     }
@@ -402,8 +402,7 @@ fn make_mark(dir: &OwnedFd, mode: Option<Mode>) -> Result<Uuid, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::file::StagedFile;
-    use crate::job::marker::DatabaseId;
+    use crate::database::DatabaseId;
     use crate::job::{JobId, LeaseToken};
 
     fn hidden() -> HiddenFile {
@@ -426,7 +425,7 @@ mod tests {
 
     fn visible(dir: &tempfile::TempDir) -> Vec<String> {
         let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name != STORE_MARK).collect()
+        names.filter(|name| name != ID_FILE).collect()
     }
 
     #[test]
@@ -445,10 +444,10 @@ mod tests {
         let file = staged(&folder, "abc");
         assert_eq!(file.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         for _ in 0..2 {
-            assert_eq!(folder.publish(&file.name, "a.csv", &file.identity).unwrap(), Published::Done);
+            assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done);
         }
         assert_eq!(visible(&dir), ["a.csv"]);
-        assert!(folder.open("a.csv", &file.identity).unwrap().is_some());
+        assert!(folder.open(&file, "a.csv").unwrap().is_some());
     }
 
     #[test]
@@ -456,35 +455,37 @@ mod tests {
         let (dir, folder) = folder();
         std::fs::write(dir.path().join("a.csv"), "theirs").unwrap();
         let file = staged(&folder, "ours");
-        assert_eq!(folder.publish(&file.name, "a.csv", &file.identity).unwrap(), Published::Taken);
+        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Taken);
         assert_eq!(std::fs::read_to_string(dir.path().join("a.csv")).unwrap(), "theirs");
-        assert_eq!(folder.publish(&file.name, "a-2.csv", &file.identity).unwrap(), Published::Done);
+        assert_eq!(folder.publish(&file, "a-2.csv").unwrap(), Published::Done);
     }
 
     #[test]
     fn a_removed_or_replaced_file_is_not_served() {
         let (dir, folder) = folder();
         let file = staged(&folder, "abc");
-        folder.publish(&file.name, "a.csv", &file.identity).unwrap();
+        folder.publish(&file, "a.csv").unwrap();
         std::fs::copy(dir.path().join("a.csv"), dir.path().join("copy")).unwrap();
         std::fs::rename(dir.path().join("copy"), dir.path().join("a.csv")).unwrap();
-        assert!(folder.open("a.csv", &file.identity).unwrap().is_none(), "replaced by a copy");
+        assert!(folder.open(&file, "a.csv").unwrap().is_none(), "replaced by a copy");
         std::fs::remove_file(dir.path().join("a.csv")).unwrap();
-        assert!(folder.open("a.csv", &file.identity).unwrap().is_none(), "removed");
-        assert_eq!(folder.publish(&file.name, "a.csv", &file.identity).unwrap(), Published::Gone);
+        assert!(folder.open(&file, "a.csv").unwrap().is_none(), "removed");
+        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Gone);
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("a.csv")).unwrap();
-        assert!(folder.open("a.csv", &file.identity).unwrap().is_none(), "a link");
+        assert!(folder.open(&file, "a.csv").unwrap().is_none(), "a link");
     }
 
     #[test]
     fn only_the_recorded_file_is_removed() {
         let (dir, folder) = folder();
         let file = staged(&folder, "abc");
-        folder.publish(&file.name, "a.csv", &file.identity).unwrap();
-        folder.remove("a.csv", &FileIdentity { inode: 0, ..file.identity }).unwrap();
+        folder.publish(&file, "a.csv").unwrap();
+        let location = FileLocation::Folder { inode: 0, modified_ns: 0 };
+        let identity = FileIdentity { location, ..file.identity };
+        folder.remove(&StagedFile { identity, ..file.clone() }, "a.csv").unwrap();
         assert_eq!(visible(&dir), ["a.csv"]);
         for _ in 0..2 {
-            folder.remove("a.csv", &file.identity).unwrap();
+            folder.remove(&file, "a.csv").unwrap();
             assert!(visible(&dir).is_empty());
         }
     }
@@ -503,56 +504,59 @@ mod tests {
             "/tmp/out",
             "a/../../out",
             ".hidden",
-            STORE_MARK,
+            ID_FILE,
             "a\0b",
             "a\nb",
             "a\"b",
             "a\\b",
             "\u{e9}",
         ] {
-            assert!(folder.publish(&file.name, name, &file.identity).is_err(), "{name:?}");
+            assert!(folder.publish(&file, name).is_err(), "{name:?}");
         }
         std::fs::write(outer.path().join("out"), "theirs").unwrap();
         let identity = identity(&File::open(outer.path().join("out")).unwrap()).unwrap();
-        assert!(folder.publish("../out", "a.csv", &identity).is_err());
-        assert!(folder.open("../out", &identity).unwrap().is_none());
-        folder.remove("../out", &identity).unwrap();
+        let out = StagedFile { name: "../out".to_owned(), identity, ..file.clone() };
+        assert!(folder.publish(&out, "a.csv").is_err());
+        assert!(folder.open(&out, "../out").unwrap().is_none());
+        folder.remove(&out, "../out").unwrap();
         assert!(outer.path().join("out").exists());
-        assert_eq!(folder.publish(&file.name, "a.csv", &file.identity).unwrap(), Published::Done);
+        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done);
     }
 
     #[test]
     fn the_store_id_stays() {
         let (dir, folder) = folder();
         let again = Folder::new(dir.path().to_owned());
-        assert_eq!(folder.store().unwrap(), again.store().unwrap());
+        assert_eq!(folder.destination_id().unwrap(), again.destination_id().unwrap());
         assert_eq!(visible(&dir), Vec::<String>::new());
     }
 
     #[test]
     fn a_mark_is_a_short_file() {
         let (dir, folder) = folder();
-        let id = folder.store().unwrap();
-        let mark = dir.path().join(STORE_MARK);
+        let id = folder.destination_id().unwrap();
+        let mark = dir.path().join(ID_FILE);
         std::fs::write(&mark, format!("{id}{}", " ".repeat(1 << 20))).unwrap();
-        assert!(folder.store().is_err(), "a large file");
+        assert!(folder.destination_id().is_err(), "a large file");
         std::fs::write(&mark, format!("{id}\n")).unwrap();
-        assert_eq!(folder.store().unwrap(), id);
+        assert_eq!(folder.destination_id().unwrap(), id);
     }
 
     #[test]
     fn a_lost_file_is_looked_for_among_exports_alone() {
         let (dir, folder) = folder();
-        let staged = hidden().name;
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
         std::fs::write(dir.path().join(".theirs"), "theirs").unwrap();
         for name in [".theirs", "link"] {
             let found = std::fs::symlink_metadata(dir.path().join(name)).unwrap();
             let modified_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
-            let identity = FileIdentity { size: found.size(), inode: found.ino(), modified_ns };
-            assert_eq!(folder.publish(&staged, "a.csv", &identity).unwrap(), Published::Gone, "{name}");
-            folder.remove("link", &identity).unwrap();
+            let location = FileLocation::Folder { inode: found.ino(), modified_ns };
+            let identity = FileIdentity { bytes: found.size(), location };
+            let destination = folder.destination_id().unwrap();
+            let file = StagedFile { destination, name: hidden().name, sha256: String::new(), identity };
+            assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Gone, "{name}");
+            folder.remove(&file, "link").unwrap();
             assert!(dir.path().join(name).symlink_metadata().is_ok(), "{name}");
         }
     }

@@ -25,7 +25,7 @@ use sqlx::postgres::{PgDatabaseError, PgListener, PgPoolOptions, PgSeverity};
 use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::sync::broadcast;
 
-use crate::job::marker::{BadDatabaseId, DatabaseId};
+use crate::database::{BadDatabaseId, DatabaseId};
 use crate::job::{ConsumerId, JobId};
 
 /// The channel that says "look again": a job is new, or one was asked to stop. Only a hint; whoever misses it finds out by

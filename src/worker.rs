@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::{Capture, CellMax};
 use crate::failpoint;
-use crate::job::file::Exported;
+use crate::file::{Exported, FileRecord};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, Failure, FailureCode, Job, JobId, Progress, Retention, Status};
 use crate::pipeline;
@@ -30,7 +30,6 @@ use crate::source::{
 };
 use crate::store::{
     self, Store,
-    files::FileRecord,
     jobs::{self, CommitInput, Committed},
     queue::{Claimant, Lease, Renewal, Settlement},
 };
@@ -272,7 +271,7 @@ impl Worker {
             None => self.source.connections(self.call_timeout()).await?,
         };
         // Without a store id the folder is broken: the job is claimed all the same, to fail with the reason.
-        let store = self.on_folder(|folder| folder.store()).await.ok();
+        let store = self.on_folder(|folder| folder.destination_id()).await.ok();
         let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, store };
         match self.with_timeout(self.store.claim(&claimant, self.settings.lease)).await? {
             Some(lease) => Ok(Some((lease, ready))),
@@ -465,9 +464,9 @@ impl Worker {
 
     async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> Ended {
         let id = lease.job.id;
-        let ours = |place: &FileRecord| place.staged_name.contains(&lease.token().as_uuid().to_string());
-        match self.insist(lease, shutdown, || self.store.file_place(id)).await {
-            Ok(place) if place.as_ref().is_some_and(ours) => Ended::Committed,
+        let ours = |record: &FileRecord| record.staged.name.contains(&lease.token().as_uuid().to_string());
+        match self.insist(lease, shutdown, || self.store.file(id)).await {
+            Ok(record) if record.as_ref().is_some_and(ours) => Ended::Committed,
             _ => {
                 tracing::warn!(event = "lease_lost", jobId = %id);
                 Ended::Otherwise
@@ -509,9 +508,9 @@ impl Worker {
     }
 
     async fn publish(&self, job: &Job) -> Result<(), Error> {
-        match self.with_timeout(self.store.file_place(job.id)).await? {
+        match self.with_timeout(self.store.file(job.id)).await? {
             // One that is missing is looked for again.
-            Some(place) => publish::publish(self, &FolderAccess::new(self), place).await.map(drop),
+            Some(record) => publish::publish(self, &FolderAccess::new(self), record).await.map(drop),
             None => Ok(()),
         }
     }

@@ -249,7 +249,7 @@ impl Backend {
         match self {
             Backend::Local(service) => {
                 let file = service.open_file(id).await?;
-                let size = file.place.identity.size;
+                let size = file.record.staged.identity.bytes;
                 let mut part = file.part(from, size - from).await?;
                 loop {
                     match part.read(&mut chunk).await? {

@@ -69,21 +69,6 @@ impl Encoding {
         }
     }
 
-    /// The file name's ending, with its dots.
-    pub fn extension(self) -> String {
-        let format = match self.format {
-            Format::Csv => ".csv",
-            Format::Ndjson => ".ndjson",
-            Format::Parquet => ".parquet",
-        };
-        let compression = match self.compression {
-            Compression::None => "",
-            Compression::Gzip => ".gz",
-            Compression::Zstd => ".zst",
-        };
-        format!("{format}{compression}")
-    }
-
     /// The media type of a download. What is compressed is sent as it is: a `Content-Encoding` would have clients unpack it.
     pub fn media_type(self) -> &'static str {
         match (self.compression, self.format) {

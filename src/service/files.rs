@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 
+use crate::file::FileRecord;
 use crate::job::{FailureCode, JobId, Status};
 use crate::service::{CALL_TIMEOUT, Error, Service, with_timeout};
 use crate::sink::{self, Folder};
-use crate::store::files::FileRecord;
 use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, ExportLabels};
 
@@ -28,7 +28,7 @@ pub(super) const FOLDER_TURNS: usize = 16;
 pub struct OpenFile {
     file: File,
     /// What is recorded of it.
-    pub place: FileRecord,
+    pub record: FileRecord,
 }
 
 impl OpenFile {
@@ -50,19 +50,19 @@ impl Service {
     /// # Errors
     /// If it has none, or it is not what was exported, or not here.
     pub async fn open_file(&self, id: JobId) -> Result<OpenFile, Error> {
-        let place = match with_timeout(self.store.file_place(id)).await? {
-            Some(place) if place.is_published => place,
+        let record = match with_timeout(self.store.file(id)).await? {
+            Some(record) if record.is_published => record,
             Some(_) => return Err(Error::NoFile(Status::Processing)),
             None => return Err(Error::NoFile(self.job(id).await?.status)),
         };
-        let wanted = place.clone();
+        let wanted = record.clone();
         let opened = self.on_folder(move |folder| {
-            if folder.store()? != wanted.store {
+            if folder.destination_id()? != wanted.staged.destination {
                 return Ok(Err(Error::FileOnOtherHost));
             }
-            Ok(folder.open(&wanted.output_filename, &wanted.identity)?.ok_or(Error::FileGone))
+            Ok(folder.open(&wanted.staged, &wanted.name)?.ok_or(Error::FileGone))
         });
-        Ok(OpenFile { file: opened.await??, place })
+        Ok(OpenFile { file: opened.await??, record })
     }
 
     /// Removes the file of a job that has ended, if it has one. The job stays.
@@ -74,15 +74,15 @@ impl Service {
         if !job.status.is_terminal() {
             return Err(Error::Open(job.status));
         }
-        let Some(place) = with_timeout(self.store.file_place(id)).await? else { return Ok(()) };
-        if !place.is_own {
+        let Some(record) = with_timeout(self.store.file(id)).await? else { return Ok(()) };
+        if !record.is_own {
             return Err(Error::FileOfOtherDatabase);
         }
         let removed = self.on_folder(move |folder| {
-            if folder.store()? != place.store {
+            if folder.destination_id()? != record.staged.destination {
                 return Ok(Err(Error::FileOnOtherHost));
             }
-            Ok(Ok(folder.remove(&place.output_filename, &place.identity)?))
+            Ok(Ok(folder.remove(&record.staged, &record.name)?))
         });
         removed.await??;
         with_timeout(self.store.file_removed(id)).await
@@ -95,8 +95,8 @@ impl Service {
     /// If the job is open otherwise, or is to get its name in this moment.
     pub async fn give_up(&self, id: JobId) -> Result<(), Error> {
         let job = self.job(id).await?;
-        let Some(place) = with_timeout(self.store.file_place(id)).await? else { return Err(Error::Open(job.status)) };
-        if !with_timeout(self.store.give_up(&place, UNPUBLISHED_FOR)).await? {
+        let Some(record) = with_timeout(self.store.file(id)).await? else { return Err(Error::Open(job.status)) };
+        if !with_timeout(self.store.give_up(&record, UNPUBLISHED_FOR)).await? {
             return Err(Error::Open(job.status));
         }
         let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
@@ -104,9 +104,11 @@ impl Service {
         metrics::job_failed(labels, FailureCode::FileLost.as_str());
         tracing::error!(event = "export_failed", jobId = %id, error = %FailureCode::FileLost);
         // In a folder that is another one's the sweeper of that removes it, should it ever be back.
-        let removed = self.on_folder(move |folder| match place.is_own && folder.store()? == place.store {
-            true => folder.discard(&place.staged_name, &place.output_filename, &place.identity),
-            false => Ok(()),
+        let removed = self.on_folder(move |folder| {
+            match record.is_own && folder.destination_id()? == record.staged.destination {
+                true => folder.discard(&record.staged, &record.name),
+                false => Ok(()),
+            }
         });
         if let Err(error) = removed.await {
             tracing::warn!(event = "file_left_behind", jobId = %id, error = chain(&error));

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::failpoint;
-use crate::job::file::StagedFile;
+use crate::file::StagedFile;
 use crate::sink::{Error, identity, identity_at, remove_at, require_room};
 
 /// So much is written before the disk is asked to take it. Left to the end, all of it would be waited for there.
@@ -20,8 +20,8 @@ const LOOK_EVERY: u64 = 8 << 20;
 
 /// A file that is being written. Dropped before it is staged, it is removed.
 pub struct Draft {
-    store: Uuid,
-    place: Option<StagedPath>,
+    destination: Uuid,
+    path: Option<StagedPath>,
     file: File,
     sha256: digest::Context,
     size: u64,
@@ -37,10 +37,10 @@ struct StagedPath {
 
 impl Draft {
     /// The empty file of this name in this folder.
-    pub(super) fn new(store: Uuid, dir: OwnedFd, name: String, file: File) -> Draft {
-        let place = Some(StagedPath { dir, name });
+    pub(super) fn new(destination: Uuid, dir: OwnedFd, name: String, file: File) -> Draft {
+        let path = Some(StagedPath { dir, name });
         let sha256 = digest::Context::new(&digest::SHA256);
-        Draft { store, place, file, sha256, size: 0, asked: 0, sync: None }
+        Draft { destination, path, file, sha256, size: 0, asked: 0, sync: None }
     }
 
     /// Appends bytes.
@@ -93,24 +93,24 @@ impl Draft {
         self.join_sync()?;
         self.file.sync_all()?;
         let identity = identity(&self.file)?;
-        let place = self.place.take().expect("only `stage` takes the place, and it consumes the draft");
-        if identity_at(&place.dir, &place.name)? != Some(identity) || identity.size != self.size {
+        let path = self.path.take().expect("only `stage` takes the path, and it consumes the draft");
+        if identity_at(&path.dir, &path.name)?.as_ref() != Some(&identity) || identity.bytes != self.size {
             return Err(Error::Io(io::Error::other("somebody removed or changed the staged file")));
         }
         let sha256 = std::mem::replace(&mut self.sha256, digest::Context::new(&digest::SHA256)).finish();
         let hex = sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         // The hidden name must survive a power cut as well: the commit that follows records it.
-        rustix::fs::fsync(&place.dir)?;
-        Ok(StagedFile { store: self.store, name: place.name, sha256: hex, identity })
+        rustix::fs::fsync(&path.dir)?;
+        Ok(StagedFile { destination: self.destination, name: path.name, sha256: hex, identity })
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        let Some(place) = &self.place else { return };
-        if let Err(errno) = remove_at(&place.dir, &place.name) {
+        let Some(path) = &self.path else { return };
+        if let Err(errno) = remove_at(&path.dir, &path.name) {
             // The sweeper takes it later.
-            tracing::warn!(event = "draft_left_behind", file = place.name, error = %errno);
+            tracing::warn!(event = "draft_left_behind", file = path.name, error = %errno);
         }
     }
 }
@@ -118,7 +118,7 @@ impl Drop for Draft {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::marker::HiddenFile;
+    use crate::file::hidden::HiddenFile;
     use crate::job::{JobId, LeaseToken};
     use crate::sink::Folder;
 
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_sync_that_failed_while_more_was_written_fails_the_draft() {
         let (dir, mut it) = draft();
-        let name = it.place.as_ref().unwrap().name.clone();
+        let name = it.path.as_ref().unwrap().name.clone();
         it.sync = Some(std::thread::spawn(|| Err(io::ErrorKind::StorageFull.into())));
         assert!(matches!(it.stage(), Err(Error::Full(_))));
         assert!(!dir.path().join(name).exists());

@@ -10,8 +10,10 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::database::DatabaseId;
 use crate::failpoint;
-use crate::job::marker::{DatabaseId, HiddenFile, Marker};
+use crate::file::hidden::HiddenFile;
+use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 use crate::sink::{Error, Folder, create, remove_at};
 
@@ -34,7 +36,7 @@ impl Folder {
     /// # Errors
     /// If the folder or the file can't be read.
     pub fn marker(&self, database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> Result<Option<Marker>, Error> {
-        let (dir, _) = self.open_store()?;
+        let (dir, _) = self.open_with_id()?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let name = marker_name(database, consumer, dataset);
         let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
@@ -71,7 +73,7 @@ impl Folder {
         replaced: Option<JobId>,
     ) -> Result<Option<Marker>, Error> {
         failpoint!("sink.mark", Err(Error::Io(Errno::IO.into())));
-        let (dir, _) = self.open_store()?;
+        let (dir, _) = self.open_with_id()?;
         let present = self.marker(database, consumer, dataset)?;
         if let Some(other) = present.as_ref().filter(|present| *present != marker && Some(present.job) != replaced) {
             return Ok(Some(other.clone()));

@@ -6,14 +6,15 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use crate::file::name::{numbered, stem_and_number};
+use crate::file::{FileIdentity, FileLocation, FileRecord, StagedFile};
 use crate::job::encoding::Encoding;
-use crate::job::file::FileIdentity;
-use crate::job::marker::{DatabaseId, Marker};
-use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, JobId};
+use crate::job::marker::Marker;
+use crate::job::{Continuity, FailureCode, JobId};
 use crate::store::{Error, Store, database_of};
 
-/// The columns of [`PlaceRow`].
-macro_rules! place_columns {
+/// The columns of [`FileRow`].
+macro_rules! file_columns {
     () => {
         "e.id, e.consumer_id, (select cdc_export.database_id()) as database,
          coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.export_type, e.format, e.compression, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256, e.marker_seen,
@@ -22,48 +23,7 @@ macro_rules! place_columns {
          coalesce(e.late_rows, 0) as late_rows"
     };
 }
-pub(crate) use place_columns;
-
-/// Where a completed job's file is, or shall be.
-#[derive(Clone, Debug)]
-pub struct FileRecord {
-    /// Whose file.
-    pub job: JobId,
-    /// For whom; `None`: for whoever asked.
-    pub consumer: Option<ConsumerId>,
-    /// The database that was asked.
-    pub database: DatabaseId,
-    /// Whether that made the file. Another one's, of which it is a copy, is not its own to name or to remove.
-    pub is_own: bool,
-    /// Of which dataset.
-    pub dataset: String,
-    /// Which rows of it.
-    pub export_type: ExportType,
-    /// How it is written.
-    pub encoding: Encoding,
-    /// Its hidden name, until it is published.
-    pub staged_name: String,
-    /// Its final name.
-    pub output_filename: String,
-    /// How to know it again.
-    pub identity: FileIdentity,
-    /// Its SHA-256 in hexadecimal.
-    pub sha256: String,
-    /// Which export the folder's marker of the lane named when the job's attempt began.
-    pub marker_seen: Option<JobId>,
-    /// The folder that has it.
-    pub store: Uuid,
-    /// When it was committed.
-    pub finished_at: DateTime<Utc>,
-    /// From the first attempt's start to the commit.
-    pub seconds: f64,
-    /// Whether it has its final name.
-    pub is_published: bool,
-    /// Rows in it.
-    pub rows: u64,
-    /// Of these, those that their times alone would have missed.
-    pub late_rows: u64,
-}
+pub(crate) use file_columns;
 
 /// Whether nothing of its lane that is earlier than the job `e` is open, or has no file yet. A lane is blocked until then, so that this
 /// is said of jobs that a process of an older version ran.
@@ -76,31 +36,24 @@ macro_rules! is_next {
     };
 }
 
-impl FileRecord {
-    /// What the folder shall remember of its lane when it hands this file out.
-    pub fn marker(&self) -> Marker {
-        Marker { job: self.job, sha256: self.sha256.clone() }
-    }
-}
-
 impl Store {
     /// The files of this folder that are committed, have no final name yet, and are the next of their lane to get one; and those that
     /// another database has to name, wherever they are.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn unpublished(&self, store: Uuid) -> Result<Vec<FileRecord>, Error> {
+    pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
         let mut conn = self.connection().await?;
-        let rows: Vec<PlaceRow> = sqlx::query_as(concat!(
+        let rows: Vec<FileRow> = sqlx::query_as(concat!(
             "-- store.files.unpublished\n select ",
-            place_columns!(),
+            file_columns!(),
             " from exports e
              where e.status = 'completed' and e.published_at is null
                and (e.store_id = $1 or e.database_id <> (select cdc_export.database_id())) and ",
             is_next!(),
             " order by e.finished_at limit 1000"
         ))
-        .bind(store)
+        .bind(destination)
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
@@ -111,11 +64,11 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn file_place(&self, id: JobId) -> Result<Option<FileRecord>, Error> {
+    pub async fn file(&self, id: JobId) -> Result<Option<FileRecord>, Error> {
         let mut conn = self.connection().await?;
-        let row: Option<PlaceRow> = sqlx::query_as(concat!(
-            "-- store.files.place\n select ",
-            place_columns!(),
+        let row: Option<FileRow> = sqlx::query_as(concat!(
+            "-- store.files.get\n select ",
+            file_columns!(),
             " from exports e where e.id = $1 and e.status = 'completed'"
         ))
         .bind(id.as_uuid())
@@ -129,15 +82,15 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn last_of_lane(&self, place: &FileRecord) -> Result<Option<FileRecord>, Error> {
+    pub async fn last_of_lane(&self, record: &FileRecord) -> Result<Option<FileRecord>, Error> {
         let mut conn = self.connection().await?;
-        let row: Option<PlaceRow> = sqlx::query_as(concat!(
+        let row: Option<FileRow> = sqlx::query_as(concat!(
             "-- store.files.last_of_lane\n select ",
-            place_columns!(),
+            file_columns!(),
             " from exports e where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_seq desc limit 1"
         ))
-        .bind(place.consumer.as_ref().map(|consumer| consumer.as_str()))
-        .bind(&place.dataset)
+        .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
+        .bind(&record.dataset)
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
@@ -148,7 +101,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn is_after(&self, place: &FileRecord, marker: &Marker) -> Result<bool, Error> {
+    pub async fn is_after(&self, record: &FileRecord, marker: &Marker) -> Result<bool, Error> {
         let mut conn = self.connection().await?;
         let is_after = sqlx::query_scalar(
             "-- store.files.is_after
@@ -157,7 +110,7 @@ impl Store {
                where e.id = $1 and earlier.id = $2 and earlier.lane_seq < e.lane_seq
                  and (earlier.status = 'completed' and earlier.sha256 = $3 or earlier.error_code = 'file_lost'))",
         )
-        .bind(place.job.as_uuid())
+        .bind(record.job.as_uuid())
         .bind(marker.job.as_uuid())
         .bind(&marker.sha256)
         .fetch_one(conn.get())
@@ -171,7 +124,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn published(&self, place: &FileRecord) -> Result<bool, Error> {
+    pub async fn published(&self, record: &FileRecord) -> Result<bool, Error> {
         let mut conn = self.connection().await?;
         // Of two processes that record the same file, the second waits for the job's row, and finds it published.
         let published = sqlx::query(concat!(
@@ -189,13 +142,13 @@ impl Store {
              update exports e set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered)
              from job where e.id = job.id",
         ))
-        .bind(place.job.as_uuid())
-        .bind(&place.output_filename)
+        .bind(record.job.as_uuid())
+        .bind(&record.name)
         .execute(conn.get())
         .await?;
         conn.give_back();
         // Who waits may be gone.
-        let _ = self.ended.send(place.job);
+        let _ = self.ended.send(record.job);
         Ok(published.rows_affected() == 1)
     }
 
@@ -204,7 +157,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn give_up(&self, place: &FileRecord, after: Duration) -> Result<bool, Error> {
+    pub async fn give_up(&self, record: &FileRecord, after: Duration) -> Result<bool, Error> {
         let mut conn = self.connection().await?;
         // An export of the lane that runs finds its position changed and begins anew. A full one that was completed meanwhile
         // has made up for the loss.
@@ -229,11 +182,11 @@ impl Store {
                      and later.export_type = 'full' and later.status = 'completed'))
              select 1 from lost",
         )
-        .bind(place.job.as_uuid())
-        .bind(&place.output_filename)
+        .bind(record.job.as_uuid())
+        .bind(&record.name)
         .bind(after.as_secs_f64())
         .bind(FailureCode::FileLost.as_str())
-        .bind(match place.is_own {
+        .bind(match record.is_own {
             true => "its file was removed after the commit, before it had its name: what it held needs a full export",
             false => "the database is a copy of the one whose file this is, and which gives it its name: a full export goes on from here",
         })
@@ -241,7 +194,7 @@ impl Store {
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
-        let _ = self.ended.send(place.job);
+        let _ = self.ended.send(record.job);
         Ok(given_up.is_some())
     }
 
@@ -250,14 +203,14 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn rename_output(&self, place: &FileRecord) -> Result<(), Error> {
+    pub async fn rename_output(&self, record: &FileRecord) -> Result<(), Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        let (stem, present) = parts_of(&place.output_filename, place.encoding);
+        let (stem, present) = stem_and_number(&record.name, record.encoding);
         // Only forward: of two publishers one would else look for the file under the name that the other one went back to.
         let mut number = (names_taken(&mut tx, stem).await? + 1).max(present + 1);
         loop {
-            let name = numbered(stem, number, place.encoding);
+            let name = numbered(stem, number, record.encoding);
             let free: bool = sqlx::query_scalar(
                 "-- store.files.name_is_free
                  select not exists (select from exports where lower(output_filename) = lower($1))",
@@ -274,8 +227,8 @@ impl Store {
                  update exports set output_filename = $3
                  where id = $1 and output_filename = $2 and status = 'completed' and published_at is null",
             )
-            .bind(place.job.as_uuid())
-            .bind(&place.output_filename)
+            .bind(record.job.as_uuid())
+            .bind(&record.name)
             .bind(name)
             .execute(&mut *tx)
             .await?;
@@ -306,24 +259,8 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
     Ok(taken)
 }
 
-pub(crate) fn numbered(stem: &str, number: i64, encoding: Encoding) -> String {
-    match number {
-        1 => format!("{stem}{}", encoding.extension()),
-        n => format!("{stem}-{n}{}", encoding.extension()),
-    }
-}
-
-/// The inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number behind a `-` is none of it.
-fn parts_of(name: &str, encoding: Encoding) -> (&str, i64) {
-    let name = name.strip_suffix(&encoding.extension()).unwrap_or(name);
-    match name.rsplit_once('-') {
-        Some((stem, number)) => number.parse().map_or((name, 1), |number| (stem, number)),
-        None => (name, 1),
-    }
-}
-
 #[derive(sqlx::FromRow)]
-pub(crate) struct PlaceRow {
+pub(crate) struct FileRow {
     id: Uuid,
     consumer_id: Option<String>,
     database: String,
@@ -347,10 +284,10 @@ pub(crate) struct PlaceRow {
     late_rows: i64,
 }
 
-impl TryFrom<PlaceRow> for FileRecord {
+impl TryFrom<FileRow> for FileRecord {
     type Error = Error;
 
-    fn try_from(row: PlaceRow) -> Result<FileRecord, Error> {
+    fn try_from(row: FileRow) -> Result<FileRecord, Error> {
         Ok(FileRecord {
             job: row.id.into(),
             consumer: row.consumer_id.and_then(|id| id.parse().ok()),
@@ -359,39 +296,22 @@ impl TryFrom<PlaceRow> for FileRecord {
             dataset: row.dataset,
             export_type: row.export_type.parse()?,
             encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
-            staged_name: row.staged_name,
-            output_filename: row.output_filename,
-            identity: FileIdentity {
-                size: row.bytes_written.unsigned_abs(),
-                inode: row.file_inode as u64,
-                modified_ns: row.file_modified_ns,
+            name: row.output_filename,
+            staged: StagedFile {
+                destination: row.store_id,
+                name: row.staged_name,
+                sha256: row.sha256,
+                identity: FileIdentity {
+                    bytes: row.bytes_written.unsigned_abs(),
+                    location: FileLocation::Folder { inode: row.file_inode as u64, modified_ns: row.file_modified_ns },
+                },
             },
-            sha256: row.sha256,
             marker_seen: row.marker_seen.map(JobId::from),
-            store: row.store_id,
             finished_at: row.finished_at,
             seconds: row.seconds,
             is_published: row.is_published,
             rows: row.rows_exported.unsigned_abs(),
             late_rows: row.late_rows.unsigned_abs(),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::encoding::{Compression, Format};
-
-    #[test]
-    fn numbers_go_and_come_back() {
-        for (format, compression) in Format::ALL.iter().flat_map(|f| Compression::ALL.iter().map(|c| (*f, *c))) {
-            let encoding = Encoding { format, compression };
-            for number in [1, 2, 37] {
-                let name = numbered("full_a.csv-1_20260226T043000Z", number, encoding);
-                assert_eq!(parts_of(&name, encoding), ("full_a.csv-1_20260226T043000Z", number), "{name}");
-            }
-        }
-        assert_eq!(numbered("s", 2, Encoding { format: Format::Csv, compression: Compression::Gzip }), "s-2.csv.gz");
     }
 }

@@ -6,12 +6,13 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::dataset::Signature;
+use crate::file::name::{numbered, stem};
+use crate::file::{Exported, FileLocation};
 use crate::job::encoding::Encoding;
-use crate::job::file::Exported;
 use crate::job::lane::Lane;
 use crate::job::selection::Selection;
 use crate::job::{After, ExportType, Failure, Job, JobId, Request, SnapshotReport, Status, Terms};
-use crate::store::files::{names_taken, numbered};
+use crate::store::files::names_taken;
 use crate::store::lanes::{Elsewhere, elsewhere};
 use crate::store::queue::Lease;
 use crate::store::{CHANNEL, Error, Store, watermarks};
@@ -247,7 +248,7 @@ impl Store {
             Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.as_deref()),
             Some(After::Nothing) | None => (None, None),
         };
-        let stem = request.file_stem(now);
+        let stem = stem(request, now);
         let mut number = names_taken(&mut tx, &stem).await? + 1;
         let job = loop {
             let row: Option<JobRow> = sqlx::query_as(concat!(
@@ -407,6 +408,7 @@ async fn commit_once(
 ) -> Result<Committed, Error> {
     let job = &lease.job;
     let file = &exported.file;
+    let FileLocation::Folder { inode, modified_ns } = file.identity.location;
     let CommitInput { position, new_position, report, columns, marker } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
     let completed = sqlx::query(
@@ -428,14 +430,14 @@ async fn commit_once(
     .bind(job.id.as_uuid())
     .bind(lease.token().as_uuid())
     .bind(exported.rows as i64)
-    .bind(file.identity.size as i64)
+    .bind(file.identity.bytes as i64)
     .bind(&file.sha256)
     .bind(&file.name)
-    .bind(file.identity.inode as i64)
-    .bind(file.identity.modified_ns)
+    .bind(inode as i64)
+    .bind(modified_ns)
     .bind(position.last_exported_at)
     .bind(watermark_to)
-    .bind(file.store)
+    .bind(file.destination)
     .bind(report.continuity.map(|why| why.as_str()))
     .bind(exported.late_rows as i64)
     .bind(report.open_transactions.map(|n| n as i32))

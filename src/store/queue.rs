@@ -13,8 +13,9 @@ use sqlx::postgres::PgConnectOptions;
 use uuid::Uuid;
 
 use crate::connection;
+use crate::database::DatabaseId;
+use crate::file::hidden::HiddenFile;
 use crate::job::encoding::{Compression, Format};
-use crate::job::marker::{DatabaseId, HiddenFile};
 use crate::job::{ExportType, Failure, FailureCode, Job, JobId, LeaseToken, Status};
 use crate::store::jobs::{JobRow, job_columns};
 use crate::store::{Error, Front, Store, database_of};

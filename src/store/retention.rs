@@ -8,8 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use crate::file::FileRecord;
 use crate::job::{JobId, Retention};
-use crate::store::files::{FileRecord, PlaceRow, place_columns};
+use crate::store::files::{FileRow, file_columns};
 use crate::store::{Error, Store, by_index};
 
 /// What one statement takes at most, so that the first clean-up of a year's jobs doesn't hold anybody up.
@@ -60,7 +61,7 @@ macro_rules! files_past {
     ($among:literal, $which:literal) => {
         concat!(
             "select ",
-            place_columns!(),
+            file_columns!(),
             " from unnest($1::text[]) as whose (consumer_id)
              cross join lateral ",
             past!($among),
@@ -84,7 +85,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn files_past(&self, retention: &Retention, of: Of, store: Uuid) -> Result<Vec<FileRecord>, Error> {
+    pub async fn files_past(&self, retention: &Retention, of: Of, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
         let (tour, statement) = match of {
             Of::Files => {
                 let files = sqlx::query_as(concat!(
@@ -109,11 +110,11 @@ impl Store {
         let mut tx = conn.get().begin().await?;
         by_index(&mut tx).await?;
         let (consumers, next) = consumers(&mut tx, &position(tour), retention).await?;
-        let rows: Vec<PlaceRow> = statement
+        let rows: Vec<FileRow> = statement
             .bind(consumers)
             .bind(retention.count.map(|count| count as i64))
             .bind(retention.age.map(|age| age.as_secs_f64()))
-            .bind(store)
+            .bind(destination)
             .bind(BATCH)
             .fetch_all(&mut *tx)
             .await?;

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::file::FileRecord;
 use crate::job::{FailureCode, JobId, Retention, Status};
 use crate::sink::Folder;
 use crate::source::purge::PURGE_ROWS;
 use crate::store::Notification;
-use crate::store::files::FileRecord;
 use crate::store::queue::{EndedAttempt, Reaped};
 use crate::store::retention::Of;
 use crate::telemetry::chain;
@@ -184,15 +184,15 @@ impl Task for Publish {
 
     async fn round(&mut self) -> Result<(), Error> {
         let Publish { worker, folder, missing, complaints } = self;
-        let store = folder.run(|folder| folder.store()).await?;
+        let store = folder.run(|folder| folder.destination_id()).await?;
         let unpublished = worker.with_timeout(worker.store.unpublished(store)).await?;
-        missing.retain(|job, _| unpublished.iter().any(|place| place.job == *job));
-        for place in unpublished {
-            let job = place.job;
-            let outcome = if place.is_own {
-                match publish(worker, folder, place).await {
+        missing.retain(|job, _| unpublished.iter().any(|record| record.job == *job));
+        for record in unpublished {
+            let job = record.job;
+            let outcome = if record.is_own {
+                match publish(worker, folder, record).await {
                     Ok(Publication::Done) => Ok(()),
-                    Ok(Publication::Missing(place)) => look_again(worker, missing, &place).await,
+                    Ok(Publication::Missing(record)) => look_again(worker, missing, &record).await,
                     Err(error) => {
                         // No proof of anything: a folder that failed may have the file.
                         missing.remove(&job);
@@ -201,7 +201,7 @@ impl Task for Publish {
                 }
             } else {
                 // Nobody here may name it, so nobody shall wait for it.
-                give_up(worker, &place).await
+                give_up(worker, &record).await
             };
             if let Err(error) = outcome
                 && complaints.is_new(format!("{job} {}", chain(&error)))
@@ -214,17 +214,17 @@ impl Task for Publish {
 }
 
 /// Gives a job up whose file was missing at each look for a while.
-async fn look_again(worker: &Worker, missing: &mut HashMap<JobId, Instant>, place: &FileRecord) -> Result<(), Error> {
-    let first = *missing.entry(place.job).or_insert_with(|| {
-        tracing::warn!(event = "staged_file_missing", jobId = %place.job, file = place.staged_name);
+async fn look_again(worker: &Worker, missing: &mut HashMap<JobId, Instant>, record: &FileRecord) -> Result<(), Error> {
+    let first = *missing.entry(record.job).or_insert_with(|| {
+        tracing::warn!(event = "staged_file_missing", jobId = %record.job, file = record.staged.name);
         Instant::now()
     });
-    if first.elapsed() > LOST_AFTER { give_up(worker, place).await } else { Ok(()) }
+    if first.elapsed() > LOST_AFTER { give_up(worker, record).await } else { Ok(()) }
 }
 
 /// Says that a process with this folder lives; which it is.
 pub(crate) async fn announce(worker: &Worker, folder: &FolderAccess) -> Result<uuid::Uuid, Error> {
-    let store = folder.run(|folder| folder.store()).await?;
+    let store = folder.run(|folder| folder.destination_id()).await?;
     // Says what it is where writing would only take too long.
     worker.with_timeout(worker.store.ping()).await?;
     worker.with_timeout(worker.store.seen(store)).await?;
@@ -292,10 +292,10 @@ impl Task for Retain {
         let mut outcome = Ok(());
         for (retention, of) in [(retain_files, Of::Files), (retain_jobs, Of::Jobs)] {
             if retention != Retention::default() {
-                let store = folder.run(|folder| folder.store()).await?;
-                for place in worker.with_timeout(worker.store.files_past(&retention, of, store)).await? {
+                let store = folder.run(|folder| folder.destination_id()).await?;
+                for record in worker.with_timeout(worker.store.files_past(&retention, of, store)).await? {
                     // One that can't be removed keeps no other one.
-                    if let Err(error) = remove(worker, folder, place).await {
+                    if let Err(error) = remove(worker, folder, record).await {
                         outcome = Err(error);
                     }
                 }
@@ -313,10 +313,10 @@ impl Task for Retain {
     }
 }
 
-async fn remove(worker: &Worker, folder: &FolderAccess, place: FileRecord) -> Result<(), Error> {
-    let (job, is_own, name) = (place.job, place.is_own, place.output_filename.clone());
+async fn remove(worker: &Worker, folder: &FolderAccess, record: FileRecord) -> Result<(), Error> {
+    let (job, is_own, name) = (record.job, record.is_own, record.name.clone());
     if is_own {
-        folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
+        folder.run(move |folder| folder.remove(&record.staged, &record.name)).await?;
     }
     // Another database's file stays where it is; here its job is forgotten all the same.
     worker.with_timeout(worker.store.file_removed(job)).await?;

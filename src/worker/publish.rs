@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::job::file::FileIdentity;
+use crate::file::FileRecord;
 use crate::job::{FailureCode, Status};
 use crate::sink::{self, Folder, Published};
-use crate::store::files::FileRecord;
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
 use crate::worker::{Error, Worker};
 
@@ -61,24 +60,23 @@ impl FolderAccess {
 pub(crate) async fn publish(
     worker: &Worker,
     folder: &FolderAccess,
-    mut place: FileRecord,
+    mut record: FileRecord,
 ) -> Result<Publication, Error> {
     loop {
         // What is handed out is known beside the database first: that may be put back to where it knows nothing of it.
-        mark(worker, folder, &place).await?;
-        let wanted = place.clone();
-        let publish =
-            move |folder: &Folder| folder.publish(&wanted.staged_name, &wanted.output_filename, &wanted.identity);
+        mark(worker, folder, &record).await?;
+        let wanted = record.clone();
+        let publish = move |folder: &Folder| folder.publish(&wanted.staged, &wanted.name);
         match folder.run(publish).await? {
             Published::Done => {
-                record(worker, folder, place).await?;
+                set_published(worker, folder, record).await?;
                 return Ok(Publication::Done);
             }
-            Published::Taken => worker.with_timeout(worker.store.rename_output(&place)).await?,
+            Published::Taken => worker.with_timeout(worker.store.rename_output(&record)).await?,
             Published::Gone => {}
         }
-        match worker.with_timeout(worker.store.file_place(place.job)).await? {
-            Some(now) if now.output_filename != place.output_filename => place = now,
+        match worker.with_timeout(worker.store.file(record.job)).await? {
+            Some(now) if now.name != record.name => record = now,
             Some(now) if now.is_published => return Ok(Publication::Done),
             Some(now) => return Ok(Publication::Missing(Box::new(now))),
             None => return Ok(Publication::Done),
@@ -86,25 +84,26 @@ pub(crate) async fn publish(
     }
 }
 
-async fn record(worker: &Worker, folder: &FolderAccess, place: FileRecord) -> Result<(), Error> {
-    if worker.with_timeout(worker.store.published(&place)).await? {
+async fn set_published(worker: &Worker, folder: &FolderAccess, record: FileRecord) -> Result<(), Error> {
+    if worker.with_timeout(worker.store.published(&record)).await? {
         // Here, since of all processes that may finish a job one gets here.
-        let FileRecord { rows, identity: FileIdentity { size: bytes, .. }, late_rows, seconds, .. } = place;
-        let labels = ExportLabels { dataset: &place.dataset, export_type: place.export_type.as_str() };
+        let FileRecord { rows, late_rows, seconds, .. } = record;
+        let bytes = record.staged.identity.bytes;
+        let labels = ExportLabels { dataset: &record.dataset, export_type: record.export_type.as_str() };
         metrics::job_ended(labels, Status::Completed.as_str());
         metrics::job_completed(labels, Completed { rows, bytes, late_rows, seconds });
         tracing::info!(
             event = "export_completed",
-            jobId = %place.job,
-            rowsExported = place.rows,
-            durationSeconds = place.seconds,
+            jobId = %record.job,
+            rowsExported = record.rows,
+            durationSeconds = record.seconds,
         );
         // Its lane waited for that.
         worker.work_hint.notify_waiters();
-    } else if worker.with_timeout(worker.store.file_place(place.job)).await?.is_none() {
+    } else if worker.with_timeout(worker.store.file(record.job)).await?.is_none() {
         // Somebody gave it up in this moment: a file without a completed job is nobody's.
-        folder.run(move |folder| folder.remove(&place.output_filename, &place.identity)).await?;
-    } else if let Some(last) = worker.with_timeout(worker.store.last_of_lane(&place)).await? {
+        folder.run(move |folder| folder.remove(&record.staged, &record.name)).await?;
+    } else if let Some(last) = worker.with_timeout(worker.store.last_of_lane(&record)).await? {
         // Who slept through somebody else's publication may have put an old marker in place of a newer one.
         mark(worker, folder, &last).await?;
     }
@@ -113,19 +112,19 @@ async fn record(worker: &Worker, folder: &FolderAccess, place: FileRecord) -> Re
 
 /// Has the folder remember that this is the last file of its lane, unless it remembers one that came after it, or that the database
 /// doesn't know: it was put back then. The lane's next attempt sees that marker, and a full export goes on from it.
-async fn mark(worker: &Worker, folder: &FolderAccess, place: &FileRecord) -> Result<(), Error> {
-    let Some(consumer) = &place.consumer else { return Ok(()) };
-    let mut replaced = place.marker_seen;
+async fn mark(worker: &Worker, folder: &FolderAccess, record: &FileRecord) -> Result<(), Error> {
+    let Some(consumer) = &record.consumer else { return Ok(()) };
+    let mut replaced = record.marker_seen;
     loop {
-        let (place_there, consumer) = (place.clone(), consumer.clone());
+        let (there, consumer) = (record.clone(), consumer.clone());
         let mark = move |folder: &Folder| {
-            let FileRecord { database, dataset, .. } = &place_there;
-            folder.mark(database, &consumer, dataset, &place_there.marker(), replaced)
+            let FileRecord { database, dataset, .. } = &there;
+            folder.mark(database, &consumer, dataset, &there.marker(), replaced)
         };
         let Some(other) = folder.run(mark).await? else { return Ok(()) };
         // What the folder names by then may be a third one, which is asked about as well.
-        if !worker.with_timeout(worker.store.is_after(place, &other)).await? {
-            tracing::warn!(event = "marker_left", jobId = %place.job, marked = %other.job);
+        if !worker.with_timeout(worker.store.is_after(record, &other)).await? {
+            tracing::warn!(event = "marker_left", jobId = %record.job, marked = %other.job);
             return Ok(());
         }
         replaced = Some(other.job);
@@ -133,14 +132,14 @@ async fn mark(worker: &Worker, folder: &FolderAccess, place: &FileRecord) -> Res
 }
 
 /// Fails a job whose file is in the folder under no name. Nothing happens if it was published meanwhile.
-pub(crate) async fn give_up(worker: &Worker, place: &FileRecord) -> Result<(), Error> {
+pub(crate) async fn give_up(worker: &Worker, record: &FileRecord) -> Result<(), Error> {
     // Whose file another database names has nothing to wait for.
-    let after = if place.is_own { LOST_AFTER } else { Duration::ZERO };
-    if worker.with_timeout(worker.store.give_up(place, after)).await? {
-        let labels = ExportLabels { dataset: &place.dataset, export_type: place.export_type.as_str() };
+    let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
+    if worker.with_timeout(worker.store.give_up(record, after)).await? {
+        let labels = ExportLabels { dataset: &record.dataset, export_type: record.export_type.as_str() };
         metrics::job_ended(labels, Status::Failed.as_str());
         metrics::job_failed(labels, FailureCode::FileLost.as_str());
-        tracing::error!(event = "export_failed", jobId = %place.job, error = %FailureCode::FileLost, file = place.staged_name);
+        tracing::error!(event = "export_failed", jobId = %record.job, error = %FailureCode::FileLost, file = record.staged.name);
         worker.work_hint.notify_waiters();
     }
     Ok(())

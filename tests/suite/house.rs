@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-const NOUNS: [&str; 5] = ["dataset", "job", "key", "row", "watermark"];
+const NOUNS: [&str; 7] = ["database", "dataset", "file", "job", "key", "row", "watermark"];
 
 /// What a room may use, besides itself.
 fn allowed(room: &str) -> BTreeSet<&'static str> {
@@ -15,7 +15,7 @@ fn allowed(room: &str) -> BTreeSet<&'static str> {
         "store" | "source" => &["connection"],
         // How to connect to the private server.
         "postgres" => &["connection", "embedded"],
-        "encode" | "sink" | "dataset" | "job" | "key" | "row" | "watermark" => &[],
+        "encode" | "sink" | "database" | "dataset" | "file" | "job" | "key" | "row" | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = ["embedded", "http", "postgres", "source", "telemetry", "worker"];

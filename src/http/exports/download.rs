@@ -59,9 +59,9 @@ pub(crate) async fn download(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let file = service.open_file(id).await?;
-    let place = &file.place;
-    let size = place.identity.size;
-    let etag = format!("\"{}\"", place.sha256);
+    let record = &file.record;
+    let size = record.staged.identity.bytes;
+    let etag = format!("\"{}\"", record.staged.sha256);
     let mut response_headers = HeaderMap::new();
     let mut set = |name, value: String| {
         // All are words of ours, but the database says them, and who may write there isn't asked what a header takes.
@@ -69,11 +69,11 @@ pub(crate) async fn download(
             response_headers.insert(name, value);
         }
     };
-    set(header::CONTENT_TYPE, place.encoding.media_type().to_owned());
-    set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", place.output_filename));
+    set(header::CONTENT_TYPE, record.encoding.media_type().to_owned());
+    set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", record.name));
     set(header::ETAG, etag.clone());
     set(header::ACCEPT_RANGES, "bytes".to_owned());
-    set(header::LAST_MODIFIED, place.finished_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
+    set(header::LAST_MODIFIED, record.finished_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
 
     if input::has_already(&headers, etag.as_bytes()) {
         return Ok((StatusCode::NOT_MODIFIED, response_headers).into_response());

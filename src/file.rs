@@ -1,0 +1,142 @@
+//! A file of an export: where it is, how it is known, and how it is called.
+//!
+//! Knows neither the destination that holds it nor the table that records it.
+
+pub mod hidden;
+pub mod name;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::database::DatabaseId;
+use crate::job::encoding::Encoding;
+use crate::job::marker::Marker;
+use crate::job::{ConsumerId, ExportType, JobId};
+
+/// What an attempt made: a file that is whole and durable, still under its hidden name.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// Rows in the file, the header not among them.
+    pub rows: u64,
+    /// Those among them that the timestamps alone would have missed.
+    pub late_rows: u64,
+    /// Those that are gone, and of which the log has the key alone.
+    pub key_only_deletes: u64,
+    /// The latest finite `updated_at` among those that are in the table.
+    pub last_updated_at: Option<DateTime<Utc>>,
+    /// The file.
+    pub file: StagedFile,
+}
+
+/// A staged file, and how to know it again under its final name.
+#[derive(Clone, Debug)]
+pub struct StagedFile {
+    /// The id of the destination that has it.
+    pub destination: Uuid,
+    /// Its hidden name there.
+    pub name: String,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// What a file of another content can't share.
+    pub identity: FileIdentity,
+}
+
+/// How a file is known again: a renamed file keeps all of it, a rewritten or copied one doesn't.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    /// Its size.
+    pub bytes: u64,
+    /// Where its destination has it, whatever it is called there.
+    pub location: FileLocation,
+}
+
+/// Where a destination has a file. Recorded as JSON; the numbers are texts there, since a JSON reader may round those beyond 2^53.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FileLocation {
+    /// On the disk of a folder.
+    #[serde(rename_all = "camelCase")]
+    Folder {
+        /// Number of its inode.
+        #[serde(with = "text")]
+        inode: u64,
+        /// Last modification, nanoseconds since 1970.
+        #[serde(with = "text")]
+        modified_ns: i64,
+    },
+}
+
+/// A number as the text of its decimal digits.
+mod text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(number: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(number)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>, N: FromStr<Err: Display>>(
+        deserializer: D,
+    ) -> Result<N, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// What is recorded of a completed job's file.
+#[derive(Clone, Debug)]
+pub struct FileRecord {
+    /// Whose file.
+    pub job: JobId,
+    /// For whom; `None`: for whoever asked.
+    pub consumer: Option<ConsumerId>,
+    /// The database that was asked.
+    pub database: DatabaseId,
+    /// Whether that made the file. Another one's, of which it is a copy, is not its own to name or to remove.
+    pub is_own: bool,
+    /// Of which dataset.
+    pub dataset: String,
+    /// Which rows of it.
+    pub export_type: ExportType,
+    /// How it is written.
+    pub encoding: Encoding,
+    /// Its final name.
+    pub name: String,
+    /// The file as its attempt left it.
+    pub staged: StagedFile,
+    /// Which export the destination's marker of the lane named when the job's attempt began.
+    pub marker_seen: Option<JobId>,
+    /// When it was committed.
+    pub finished_at: DateTime<Utc>,
+    /// From the first attempt's start to the commit, in seconds.
+    pub seconds: f64,
+    /// Whether it has its final name.
+    pub is_published: bool,
+    /// Rows in it.
+    pub rows: u64,
+    /// Of these, those that their times alone would have missed.
+    pub late_rows: u64,
+}
+
+impl FileRecord {
+    /// What the destination shall remember of its lane when it hands this file out.
+    pub fn marker(&self) -> Marker {
+        Marker { job: self.job, sha256: self.staged.sha256.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_survives_any_reader_of_json() {
+        let location = FileLocation::Folder { inode: u64::MAX, modified_ns: i64::MIN };
+        let json = r#"{"folder":{"inode":"18446744073709551615","modifiedNs":"-9223372036854775808"}}"#;
+        assert_eq!(serde_json::to_string(&location).unwrap(), json);
+        assert_eq!(serde_json::from_str::<FileLocation>(json).unwrap(), location);
+        assert!(serde_json::from_str::<FileLocation>(r#"{"folder":{"inode":"-1","modifiedNs":"0"}}"#).is_err());
+    }
+}

@@ -1,0 +1,70 @@
+//! The hidden files of a destination: what is written there before it has its final name.
+
+use uuid::Uuid;
+
+use crate::database::DatabaseId;
+use crate::job::{JobId, LeaseToken};
+
+/// A hidden file of the output folder: what an attempt writes, or a marker before it has its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HiddenFile {
+    /// How it is called.
+    pub name: String,
+    /// Whose it is; `None`: it is of a version that didn't say.
+    pub database: Option<DatabaseId>,
+    /// Of which job.
+    pub job: JobId,
+    /// Of which attempt; a marker has a token of its own.
+    pub token: LeaseToken,
+}
+
+impl HiddenFile {
+    /// The file of an attempt.
+    pub fn of_attempt(database: &DatabaseId, job: JobId, token: LeaseToken) -> HiddenFile {
+        let name = format!(".{database}.{job}.{}.part", token.as_uuid());
+        HiddenFile { name, database: Some(database.clone()), job, token }
+    }
+
+    /// A marker that is being written.
+    pub fn of_marker(database: &DatabaseId, job: JobId) -> HiddenFile {
+        let token = LeaseToken::random();
+        let name = format!(".{database}.{job}.{}.mark", token.as_uuid());
+        HiddenFile { name, database: Some(database.clone()), job, token }
+    }
+
+    /// The file of this name, if it is one of these.
+    pub fn read(name: &str) -> Option<HiddenFile> {
+        let stem = name.strip_prefix('.')?;
+        let stem = stem.strip_suffix(".part").or_else(|| stem.strip_suffix(".mark"))?;
+        let (rest, token) = stem.rsplit_once('.')?;
+        let (database, job) = match rest.split_once('.') {
+            Some((database, job)) => (Some(database.parse().ok()?), job),
+            None => (None, rest),
+        };
+        let (job, token) = (job.parse::<Uuid>().ok()?.into(), token.parse::<Uuid>().ok()?.into());
+        Some(HiddenFile { name: name.to_owned(), database, job, token })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_names_are_read_as_they_were_given() {
+        let database: DatabaseId = "00000000000000ff-16384".parse().unwrap();
+        for file in [
+            HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random()),
+            HiddenFile::of_marker(&database, JobId::new()),
+        ] {
+            assert_eq!(HiddenFile::read(&file.name), Some(file));
+        }
+        // As older versions called them.
+        let (job, token) = (JobId::new(), LeaseToken::random());
+        let name = format!(".{job}.{}.part", token.as_uuid());
+        assert_eq!(HiddenFile::read(&name), Some(HiddenFile { name, database: None, job, token }));
+        for other in [".cdc-export-store", ".lane-00000000000000ff-1-0.json", ".a.b.c.part", "a.part", ".part"] {
+            assert_eq!(HiddenFile::read(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! How the file of an export is called: a stem that says what it holds, a number where that stem is taken, an extension.
+
+use chrono::{DateTime, Utc};
+
+use crate::dataset::USERS;
+use crate::job::Request;
+use crate::job::encoding::{Compression, Encoding, Format};
+
+/// The name up to the number and the extension, for a request made at `now`: `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc
+/// `export_{YYYYMMDDTHHMMSSZ}`, with a dataset other than `users` behind the first word.
+///
+/// It always ends with the time, so that a `-2` behind it can't be part of another request's name.
+pub fn stem(request: &Request, now: DateTime<Utc>) -> String {
+    let time = now.format("%Y%m%dT%H%M%SZ");
+    let dataset = if request.dataset == USERS { String::new() } else { format!("_{}", request.dataset) };
+    match &request.consumer {
+        Some(consumer) => {
+            // Some file systems and shells treat these two specially.
+            let consumer = consumer.as_str().replace([':', '@'], "_");
+            format!("{}{dataset}_{consumer}_{time}", request.export_type)
+        }
+        None => format!("export{dataset}_{time}"),
+    }
+}
+
+/// The name with this stem and number, which only shows from 2 on.
+pub fn numbered(stem: &str, number: i64, encoding: Encoding) -> String {
+    let extension = extension(encoding);
+    match number {
+        1 => format!("{stem}{extension}"),
+        n => format!("{stem}-{n}{extension}"),
+    }
+}
+
+/// Stem and number of a name: the inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number behind a `-` is none of
+/// it.
+pub fn stem_and_number(name: &str, encoding: Encoding) -> (&str, i64) {
+    let name = name.strip_suffix(&extension(encoding)).unwrap_or(name);
+    match name.rsplit_once('-') {
+        Some((stem, number)) => number.parse().map_or((name, 1), |number| (stem, number)),
+        None => (name, 1),
+    }
+}
+
+/// The name's ending, with its dots.
+fn extension(encoding: Encoding) -> String {
+    let format = match encoding.format {
+        Format::Csv => ".csv",
+        Format::Ndjson => ".ndjson",
+        Format::Parquet => ".parquet",
+    };
+    let compression = match encoding.compression {
+        Compression::None => "",
+        Compression::Gzip => ".gz",
+        Compression::Zstd => ".zst",
+    };
+    format!("{format}{compression}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::ExportType;
+    use crate::job::selection::Selection;
+
+    #[test]
+    fn a_stem_has_type_consumer_and_time() {
+        let now = DateTime::from_timestamp_nanos(1_772_080_200_123_456_000);
+        let stem = |dataset: &str, consumer: Option<&str>| {
+            let request = Request {
+                consumer: consumer.map(|c| c.parse().unwrap()),
+                dataset: dataset.to_owned(),
+                export_type: ExportType::Delta,
+                selection: Selection::default(),
+                encoding: Encoding { format: Format::Csv, compression: Compression::None },
+                after: None,
+                retry_of: None,
+                key: None,
+            };
+            super::stem(&request, now)
+        };
+        assert_eq!(stem("users", Some("a:b@c")), "delta_a_b_c_20260226T043000Z");
+        assert_eq!(stem("users", None), "export_20260226T043000Z");
+        assert_eq!(stem("orders", Some("a")), "delta_orders_a_20260226T043000Z");
+        assert_eq!(stem("orders", None), "export_orders_20260226T043000Z");
+    }
+
+    #[test]
+    fn numbers_go_and_come_back() {
+        for (format, compression) in Format::ALL.iter().flat_map(|f| Compression::ALL.iter().map(|c| (*f, *c))) {
+            let encoding = Encoding { format, compression };
+            for number in [1, 2, 37] {
+                let name = numbered("full_a.csv-1_20260226T043000Z", number, encoding);
+                assert_eq!(stem_and_number(&name, encoding), ("full_a.csv-1_20260226T043000Z", number), "{name}");
+            }
+        }
+        assert_eq!(numbered("s", 2, Encoding { format: Format::Csv, compression: Compression::Gzip }), "s-2.csv.gz");
+    }
+}
