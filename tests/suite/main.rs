@@ -81,6 +81,8 @@ mod metrics;
 #[cfg(test)]
 mod modes;
 #[cfg(test)]
+mod modules;
+#[cfg(test)]
 mod network;
 #[cfg(test)]
 mod odd_keys;

@@ -1,0 +1,255 @@
+//! The modules of the source, and which names of one another they use, read from the text of their files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// A module's file, or that of the crate's root.
+pub(crate) struct Module {
+    /// `src/sink/draft.rs` is `["sink", "draft"]`; the roots, `lib.rs` and `main.rs`, are `[]` and `["main"]`.
+    pub(crate) path: Vec<String>,
+    /// Below `src`.
+    pub(crate) file: String,
+    /// Lines of the whole file.
+    pub(crate) lines: usize,
+    /// Without comments and tests.
+    pub(crate) code: String,
+}
+
+/// A name of another module that a module's code has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Use {
+    /// The module that uses it.
+    pub(crate) by: Vec<String>,
+    /// The module whose it is.
+    pub(crate) of: Vec<String>,
+    /// The name in that module: a type, a function, a constant. Empty where the module itself is named, to import it.
+    pub(crate) name: String,
+    /// As it is called where it is used: its own name, but for `use … as …`.
+    pub(crate) local: String,
+    /// Whether `pub use` hands it on.
+    pub(crate) is_handed_on: bool,
+}
+
+/// All modules of the library and of the binary.
+pub(crate) fn modules() -> Vec<Module> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut modules, mut folders) = (Vec::new(), vec![src.clone()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let file = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+                modules.push(Module::new(file, &std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    modules.sort_by(|a, b| a.path.cmp(&b.path));
+    modules
+}
+
+impl Module {
+    pub(crate) fn new(file: String, text: &str) -> Module {
+        let path = match &*file {
+            "lib.rs" => Vec::new(),
+            file => file.trim_end_matches(".rs").split('/').map(str::to_owned).collect(),
+        };
+        let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap();
+        let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        Module { path, file, lines: text.lines().count(), code: code.join("\n") }
+    }
+
+    /// The first name of its path: the module of the crate that it belongs to.
+    pub(crate) fn room(&self) -> &str {
+        self.path.first().map_or("lib", String::as_str)
+    }
+}
+
+/// Every use of one module's name by another. Methods are not seen: their calls name no module.
+pub(crate) fn uses(modules: &[Module]) -> BTreeSet<Use> {
+    let paths: BTreeSet<&[String]> = modules.iter().map(|module| &*module.path).collect();
+    let mut uses = BTreeSet::new();
+    for module in modules {
+        let is_child = |name: &str| paths.contains(&*[&*module.path, &[name.to_owned()]].concat());
+        let absolute = |path: &[String]| -> Option<Vec<String>> {
+            let rest = &path[1..];
+            match &*path[0] {
+                "crate" => Some(rest.to_vec()),
+                "self" => Some([&*module.path, rest].concat()),
+                "super" => Some([&module.path[..module.path.len() - 1], rest].concat()),
+                child if is_child(child) => Some([&*module.path, path].concat()),
+                _ => None,
+            }
+        };
+        let mut add = |path: &[String], local: Option<&str>, is_handed_on: bool| {
+            // The longest beginning that is a module; what comes after it is that one's name.
+            let Some(end) = (0..=path.len()).rev().find(|end| paths.contains(&path[..*end])) else { return };
+            if path[..end] != *module.path {
+                let name = path.get(end).cloned().unwrap_or_default();
+                uses.insert(Use {
+                    by: module.path.clone(),
+                    of: path[..end].to_vec(),
+                    local: local.unwrap_or(&name).to_owned(),
+                    name,
+                    is_handed_on,
+                });
+            }
+        };
+        let code = without_texts(&module.code);
+        let (declared, code) = declarations(&code);
+        let mut imported = BTreeMap::new();
+        for (tree, is_handed_on) in declared {
+            for (path, local) in branches(&tree) {
+                let Some(path) = absolute(&path) else { continue };
+                add(&path, Some(&local), is_handed_on);
+                imported.insert(local, path);
+            }
+        }
+        for path in paths_in(&code) {
+            let whole = match imported.get(&path[0]) {
+                Some(import) => Some([&**import, &path[1..]].concat()),
+                None => absolute(&path),
+            };
+            if let Some(whole) = whole {
+                add(&whole, None, false);
+            }
+        }
+    }
+    uses
+}
+
+/// Code without the texts and the comments at the ends of its lines.
+fn without_texts(code: &str) -> String {
+    let code: Vec<char> = code.chars().collect();
+    let (mut kept, mut at) = (String::new(), 0);
+    let find = |from: usize, wanted: &dyn Fn(usize) -> bool| (from..code.len()).find(|at| wanted(*at));
+    while at < code.len() {
+        let next = |n: usize| code.get(at + n).copied().unwrap_or(' ');
+        match code[at] {
+            '/' if next(1) == '/' => at = find(at, &|at| code[at] == '\n').unwrap_or(code.len()),
+            'r' if next(1) == '"' || next(1) == '#' && next(2) == '"' => {
+                let hashes = usize::from(next(1) == '#');
+                let ends = |at: usize| code[at] == '"' && (hashes == 0 || code.get(at + 1) == Some(&'#'));
+                at = find(at + 2 + hashes, &ends).unwrap_or(code.len()) + 1 + hashes;
+            }
+            '"' => {
+                at += 1;
+                while at < code.len() && code[at] != '"' {
+                    at += if code[at] == '\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            '\'' if next(1) == '\\' => at = find(at + 3, &|at| code[at] == '\'').unwrap_or(code.len()) + 1,
+            '\'' if next(2) == '\'' => at += 3,
+            other => {
+                kept.push(other);
+                at += 1;
+            }
+        }
+    }
+    kept
+}
+
+/// The trees of all `use` declarations, with whether they are `pub`, and the code without them.
+fn declarations(code: &str) -> (Vec<(String, bool)>, String) {
+    let (mut trees, mut rest, mut at) = (Vec::new(), String::new(), 0);
+    for (begin, _) in code.match_indices("use ") {
+        let line = &code[code[..begin].rfind('\n').map_or(0, |end| end + 1)..begin];
+        let before = line.trim();
+        if begin < at || !(before.is_empty() || before.starts_with("pub") && !before.contains(' ')) {
+            continue;
+        }
+        let end = begin + code[begin..].find(';').unwrap();
+        trees.push((code[begin + "use ".len()..end].to_owned(), before.starts_with("pub")));
+        rest.push_str(&code[at..begin]);
+        at = end;
+    }
+    rest.push_str(&code[at..]);
+    (trees, rest)
+}
+
+/// The paths of a `use` tree, each with the name that it gives: `a::{self, b as c}` is `a`, called `a`, and `a::b`, called `c`.
+fn branches(tree: &str) -> Vec<(Vec<String>, String)> {
+    let tree = tree.trim();
+    let segments = |path: &str| -> Vec<String> {
+        path.split("::").map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
+    };
+    let Some((head, group)) = tree.split_once('{') else {
+        let (path, local) = tree.split_once(" as ").unwrap_or((tree, tree));
+        let mut path = segments(path);
+        if path.last().is_some_and(|name| name == "self") {
+            path.pop();
+        }
+        let local = segments(local).pop().filter(|name| name != "self").or_else(|| path.last().cloned());
+        return local.map(|local| (path, local)).into_iter().collect();
+    };
+    let head = segments(head);
+    let (mut found, mut depth, mut branch) = (Vec::new(), 0, String::new());
+    for c in group[..group.rfind('}').unwrap()].chars().chain([',']) {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        if c != ',' || depth > 0 {
+            branch.push(c);
+            continue;
+        }
+        for (path, local) in branches(&branch) {
+            found.push(([&*head, &*path].concat(), local));
+        }
+        if branch.trim() == "self" {
+            found.push((head.clone(), head.last().unwrap().clone()));
+        }
+        branch.clear();
+    }
+    found
+}
+
+/// Names in code that are joined by `::`, and single ones, which may be imported.
+fn paths_in(code: &str) -> BTreeSet<Vec<String>> {
+    let mut paths = BTreeSet::new();
+    let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    for word in code.split(|c| !is_word(c)) {
+        // Of `a::b: C` the type stands apart already.
+        let word = word.trim_end_matches(':');
+        let path: Vec<String> = word.split("::").map(str::to_owned).collect();
+        if path.len() > 1 && path.iter().all(|name| !name.is_empty() && !name.contains(':')) {
+            paths.insert(path);
+        }
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_a_use_is_seen() {
+        let module = |file: &str, text: &str| Module::new(file.to_owned(), text);
+        let user = "use crate::a::{self, b::{C, d}, e as f};\npub use child::G;\nmod child;\n\
+                    fn x() { a::y(); d::z(\"crate::no::text\"); f(); super::h(); crate::a::b::K } // crate::a::comment";
+        let modules = [
+            module("a.rs", ""),
+            module("a/b.rs", ""),
+            module("a/b/d.rs", ""),
+            module("u.rs", user),
+            module("u/child.rs", "use super::L;\nfn i() { crate::u::m() }"),
+            module("lib.rs", ""),
+        ];
+        let seen: Vec<String> = uses(&modules)
+            .into_iter()
+            .filter(|it| !it.name.is_empty())
+            .map(|it| {
+                format!(
+                    "{} {}.{}{}",
+                    it.by.join("."),
+                    it.of.join("."),
+                    it.name,
+                    ["", "!"][usize::from(it.is_handed_on)]
+                )
+            })
+            .collect();
+        let expected =
+            ["u .h", "u a.e", "u a.y", "u a.b.C", "u a.b.K", "u a.b.d.z", "u u.child.G!", "u.child u.L", "u.child u.m"];
+        assert_eq!(seen, expected);
+    }
+}
