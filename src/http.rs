@@ -3,6 +3,7 @@
 //! Knows `service` and the nouns; `problem` has the only status codes of errors. No SQL, no files, no environment.
 
 mod access;
+mod body;
 mod connections;
 mod consumers;
 mod cors;

@@ -1,6 +1,7 @@
-//! `/exports`: look at them, follow one, cancel it, remove its file. How one is asked for is in `submit`, its file in `download`.
+//! `/exports`: look at them, follow one, cancel it, remove its file. `submit` takes requests for new ones, `download` answers with a file.
 
 pub(super) mod download;
+mod submission;
 pub(super) mod submit;
 
 use std::fmt::Display;

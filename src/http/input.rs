@@ -1,36 +1,24 @@
-//! What requests carry, read and checked: the consumer, a job's id, an optional JSON body.
+//! What requests carry beside a query and a body, read and checked: the consumer, a job's id, an idempotency key.
 
 use std::fmt::Display;
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
+use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
-use chrono::{DateTime, Datelike, Utc};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde_json::{Map, Value};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{Ref, Required};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::http::REQUEST_TIMEOUT;
 use crate::http::access::Caller;
-use crate::http::json::{self, Fault};
 use crate::http::problem::{Code, Problem};
-use crate::job::selection::{Condition, Operator};
-use crate::job::{After, ConsumerId, IdempotencyKey, JobId};
+use crate::job::{ConsumerId, IdempotencyKey, JobId};
 use crate::service::{self, Service};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
 const KEY_HEADER: &str = "Idempotency-Key";
-const MAX_BODY_BYTES: usize = 1_000_000;
-/// Columns that a table may have.
-const MOST_NAMES: usize = 1_600;
-const MOST_CONDITIONS: usize = 100;
 
 /// The consumer that the header names, if there is one; one that the caller is allowed.
 pub(crate) struct MaybeConsumer(pub(crate) Option<ConsumerId>);
@@ -105,14 +93,14 @@ impl IntoParams for PathJob {
     }
 }
 
-impl<C: IntoParams> IntoParams for Submission<C> {
-    fn into_params(place: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+impl IntoParams for Key {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let schema = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[!-~]{1,255}$"));
         let key = ParameterBuilder::new().name(KEY_HEADER).parameter_in(ParameterIn::Header).required(Required::False);
         let key = key.schema(Some(schema)).example(Some("order-7".into())).description(Some(
             "A name for this request. Sent again, it gets the first answer and makes no second job, for as long as the job is kept",
         ));
-        C::into_params(place).into_iter().chain([key.build()]).collect()
+        vec![key.build()]
     }
 }
 
@@ -196,218 +184,6 @@ impl FromRequestParts<Service> for PathJob {
             return Err(service::Error::NoJob.into());
         }
         Ok(PathJob(id))
-    }
-}
-
-/// What a call that makes an export carries: what it is to be of, as `C` reads it, the client's name for the request, and a body.
-pub(crate) struct Submission<C> {
-    pub(crate) of: C,
-    pub(crate) key: Option<IdempotencyKey>,
-    pub(crate) members: Members,
-}
-
-impl<S: Send + Sync, C: FromRequestParts<S, Rejection = Problem> + Send> FromRequest<S> for Submission<C> {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, state: &S) -> Result<Submission<C>, Problem> {
-        let (mut parts, body) = request.into_parts();
-        let of = C::from_request_parts(&mut parts, state).await?;
-        let Key(key) = Key::from_request_parts(&mut parts, state).await?;
-        let members = Members::from_request(Request::from_parts(parts, body), state).await?;
-        Ok(Submission { of, key, members })
-    }
-}
-
-/// The members of an optional JSON body. An empty body is no body, whatever its `Content-Type`.
-pub(crate) struct Members(Map<String, Value>);
-
-impl<S: Sync> FromRequest<S> for Members {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, _state: &S) -> Result<Members, Problem> {
-        let (parts, body) = request.into_parts();
-        let bytes = read(body).await?;
-        if bytes.is_empty() {
-            return Ok(Members(Map::new()));
-        }
-        if !says_json(&parts.headers) {
-            return Err(Problem::not_json());
-        }
-        match json::read(&bytes) {
-            Ok(Value::Object(members)) => Ok(Members(members)),
-            Ok(_) => Err(Problem::bad_body("body: a JSON object is expected")),
-            Err(Fault::Twice(member)) => Err(invalid(&member, "given twice")),
-            Err(Fault::Reserved(member)) => Err(unknown(&member)),
-            Err(why @ Fault::NotJson(_)) => Err(Problem::bad_body(format!("body: {why}"))),
-        }
-    }
-}
-
-async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
-    let collected = tokio::time::timeout(REQUEST_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
-    match collected.map_err(|_| Problem::body_too_slow())? {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(why) if why.is::<LengthLimitError>() => Err(Problem::body_too_large()),
-        Err(_) => Err(Problem::bad_body("body: it broke off")),
-    }
-}
-
-fn says_json(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media_type = value.split(';').next().unwrap_or_default().trim();
-    media_type.eq_ignore_ascii_case("application/json")
-}
-
-/// A value as a text, which its column's type reads.
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        // Postgres's texts have no NUL.
-        Value::String(text) if !text.contains('\0') => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(boolean) => Some(boolean.to_string()),
-        _ => None,
-    }
-}
-
-fn invalid(name: &str, why: impl Display) -> Problem {
-    Problem::bad_input(Code::MemberInvalid, name, format!("{name}: {why}"))
-}
-
-fn unknown(name: &str) -> Problem {
-    Problem::bad_input(Code::MemberUnknown, name, format!("{name}: there is no such member"))
-}
-
-impl Members {
-    /// Takes a member that is a text.
-    pub(crate) fn take_text(&mut self, name: &str) -> Result<Option<String>, Problem> {
-        match self.0.remove(name) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(invalid(name, "a string is expected")),
-        }
-    }
-
-    /// Takes `after` and `afterSha256`: what the caller loaded last, if it says that.
-    pub(crate) fn take_after(&mut self) -> Result<Option<After>, Problem> {
-        let after = match self.0.remove("after") {
-            None => None,
-            Some(Value::Null) => Some(After::Nothing),
-            Some(Value::String(text)) => {
-                let job =
-                    text.parse::<Uuid>().map_err(|_| invalid("after", "the id of an export, or null, is expected"))?;
-                Some(After::Export { job: job.into(), sha256: None })
-            }
-            Some(_) => return Err(invalid("after", "the id of an export, or null, is expected")),
-        };
-        match (after, self.take_text("afterSha256")?) {
-            (after, None) => Ok(after),
-            (Some(After::Export { job, .. }), Some(text)) if After::is_sha256(&text) => {
-                Ok(Some(After::Export { job, sha256: Some(text) }))
-            }
-            (Some(After::Export { .. }), Some(_)) => {
-                Err(invalid("afterSha256", "64 hexadecimal digits in lower case are expected"))
-            }
-            (_, Some(_)) => Err(invalid("afterSha256", "it goes with the id of an export in `after`")),
-        }
-    }
-
-    /// Takes a member that is one of a type's words.
-    pub(crate) fn take_word<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<Option<T>, Problem> {
-        let word = self.take_text(name)?;
-        word.map(|word| word.parse().map_err(|why| invalid(name, why))).transpose()
-    }
-
-    /// Takes a member that is a whole number of this range.
-    pub(crate) fn take_number(&mut self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Problem> {
-        let Some(value) = self.0.remove(name) else { return Ok(None) };
-        let number = value.as_u64().filter(|number| range.contains(number));
-        number.map(Some).ok_or_else(|| {
-            invalid(name, format!("a whole number from {} to {} is expected", range.start(), range.end()))
-        })
-    }
-
-    /// Takes a member that is a list of names, each once.
-    pub(crate) fn take_names(&mut self, name: &str) -> Result<Option<Vec<String>>, Problem> {
-        let Some(value) = self.0.remove(name) else { return Ok(None) };
-        let expected = || invalid(name, format!("a list of 1 to {MOST_NAMES} strings is expected"));
-        let Value::Array(items) = value else { return Err(expected()) };
-        let text = |item| match item {
-            Value::String(text) => Some(text),
-            _ => None,
-        };
-        let names: Option<Vec<String>> = items.into_iter().map(text).collect();
-        let names = names.filter(|names| (1..=MOST_NAMES).contains(&names.len()));
-        let names = names.ok_or_else(expected)?;
-        match names.iter().enumerate().find(|(i, one)| names[..*i].contains(one)) {
-            Some((i, one)) => Err(invalid(&format!("{name}[{i}]"), format!("`{one}` is there already"))),
-            None => Ok(Some(names)),
-        }
-    }
-
-    /// Takes a member that is a list of conditions, objects of `column`, `op` and `value`.
-    pub(crate) fn take_conditions(&mut self, name: &str) -> Result<Vec<Condition>, Problem> {
-        let conditions = match self.0.remove(name) {
-            None => return Ok(Vec::new()),
-            Some(Value::Array(conditions)) if conditions.len() <= MOST_CONDITIONS => conditions,
-            Some(_) => return Err(invalid(name, format!("a list of up to {MOST_CONDITIONS} objects is expected"))),
-        };
-        let read = |(i, condition)| match condition {
-            Value::Object(members) => Members(members).into_condition(&format!("{name}[{i}]")),
-            _ => Err(invalid(&format!("{name}[{i}]"), "an object of column, op and value is expected")),
-        };
-        conditions.into_iter().enumerate().map(read).collect()
-    }
-
-    fn into_condition(mut self, at: &str) -> Result<Condition, Problem> {
-        let member = |name: &str| format!("{at}.{name}");
-        let mut text = |name: &str| match self.0.remove(name) {
-            Some(Value::String(text)) => Ok(text),
-            _ => Err(invalid(&member(name), "a string is expected")),
-        };
-        let column = text("column")?;
-        let operator: Operator = text("op")?.parse().map_err(|why| invalid(&member("op"), why))?;
-        let value = self.0.remove("value").unwrap_or(Value::Null);
-        let value = match (operator, &value) {
-            (Operator::In, Value::Array(values)) => {
-                let texts: Option<Vec<String>> = values.iter().map(scalar).collect();
-                texts.map(|texts| serde_json::json!(texts).to_string())
-            }
-            (Operator::In, _) => None,
-            (Operator::IsNull, Value::Bool(_)) => scalar(&value),
-            (Operator::IsNull, _) => None,
-            _ => scalar(&value),
-        };
-        let expected = match operator {
-            Operator::In => "a list of strings, numbers or booleans is expected",
-            Operator::IsNull => "true or false is expected",
-            _ => "a string, a number or a boolean is expected; for NULL there is isNull",
-        };
-        let value = value.ok_or_else(|| invalid(&member("value"), expected))?;
-        match self.0.into_iter().next() {
-            None => Ok(Condition { column, operator, value }),
-            Some((name, _)) => Err(unknown(&member(&name))),
-        }
-    }
-
-    /// Takes a member that is a time, RFC 3339.
-    pub(crate) fn take_time(&mut self, name: &str) -> Result<DateTime<Utc>, Problem> {
-        let time = match self.0.remove(name) {
-            Some(Value::String(time)) => DateTime::parse_from_rfc3339(&time).ok(),
-            _ => None,
-        };
-        // Postgres has no year 0 and no leap second, which this type has; RFC 3339 has no year of five digits.
-        let has_form =
-            |time: &DateTime<Utc>| (1..=9999).contains(&time.year()) && time.timestamp_subsec_nanos() < 1_000_000_000;
-        let time = time.map(DateTime::<Utc>::from).filter(has_form);
-        time.ok_or_else(|| invalid(name, "an RFC 3339 time is expected"))
-    }
-
-    /// Refuses every member that nobody has taken.
-    pub(crate) fn refuse_others(self) -> Result<(), Problem> {
-        match self.0.into_iter().next() {
-            None => Ok(()),
-            Some((name, _)) => Err(unknown(&name)),
-        }
     }
 }
 

@@ -1,18 +1,22 @@
-//! Reads the JSON of others into a value, in one pass, and refuses what a value of it would hide: members given twice (RFC 8259,
-//! section 4: what a reader makes of them is anybody's guess; serde_json takes the last one), and members by whose names serde_json
-//! passes on what it has read itself. `serde_json::Value` takes such an object for what its text says, and begins a new count of
-//! levels for each text in a text, until the stack ends. What is read here holds no such name, so that it may go anywhere.
+//! Reads a JSON text that somebody else wrote into a value, and refuses what the value would hide.
+//!
+//! serde can't do that once the value is there, nor for members that no struct has:
+//! - A member given twice. RFC 8259, section 4, leaves open what a reader makes of it; serde_json takes the last one.
+//! - A member by whose name serde_json passes on what it has read itself. `serde_json::Value` takes an object of such a name for what
+//!   its text says, and begins a new count of levels for each text in a text, until the stack ends. A value that was read here holds
+//!   no such name, so that it may go anywhere.
 
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
+use serde_path_to_error::Track;
 
 /// serde_json's own names begin so.
 const RESERVED: &str = "$serde_json::private::";
-/// By this one it passes on a number with all its digits, as an object of one member.
-const NUMBER: &str = "$serde_json::private::Number";
+/// By this name serde_json passes on a number with all its digits: an object whose one member is their text.
+pub(crate) const NUMBER: &str = "$serde_json::private::Number";
 
 /// Why a text is not read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +27,7 @@ pub(crate) enum Fault {
     /// An object has a member again, at this place: `filter[0].column`.
     #[error("{0}: given twice")]
     Twice(String),
-    /// A member has a name that nobody gives one.
+    /// A member at this place has a name of serde_json's own.
     #[error("{0}: there is no such member")]
     Reserved(String),
 }
@@ -33,74 +37,31 @@ pub(crate) enum Fault {
 /// # Errors
 /// The first fault of the text.
 pub(crate) fn read(text: &[u8]) -> Result<Value, Fault> {
-    let mut fault = Found::default();
+    let (fault, mut track) = (Cell::new(None), Track::new());
     let mut from = serde_json::Deserializer::from_slice(text);
-    let read = Once(&mut fault).deserialize(&mut from).and_then(|value| from.end().map(|()| value));
-    match (read, fault.kind) {
-        (Ok(value), _) => Ok(value),
-        (Err(why), None) => Err(Fault::NotJson(why.to_string())),
-        (Err(_), Some(Kind::Twice)) => Err(Fault::Twice(place(fault.steps))),
-        (Err(_), Some(Kind::Reserved)) => Err(Fault::Reserved(place(fault.steps))),
-    }
-}
-
-/// Steps from the innermost on, as one writes them.
-fn place(steps: Vec<Step>) -> String {
-    let mut steps = steps.into_iter().rev();
-    let first = steps.next().map(|step| step.to_string()).unwrap_or_default();
-    steps.fold(first, |place, step| match step {
-        Step::Member(_) => format!("{place}.{step}"),
-        Step::Item(_) => format!("{place}{step}"),
+    let read = Strict(&fault).deserialize(serde_path_to_error::Deserializer::new(&mut from, &mut track));
+    let read = read.and_then(|value| from.end().map(|()| value));
+    read.map_err(|why| match fault.get() {
+        Some(fault) => fault(track.path().to_string()),
+        None => Fault::NotJson(why.to_string()),
     })
 }
 
+/// The fault of the member that is being read, from the member's place.
+type FaultAt = fn(String) -> Fault;
+
+/// Reads a value whose objects have each member once and none of a reserved name; leaves the fault there if one has.
 #[derive(Clone, Copy)]
-enum Kind {
-    Twice,
-    Reserved,
-}
+struct Strict<'f>(&'f Cell<Option<FaultAt>>);
 
-/// A fault, and on the way back from it the steps that lead there, the innermost first; on the way in they would be work for every
-/// value of a text, which may have many under a long name.
-#[derive(Default)]
-struct Found {
-    kind: Option<Kind>,
-    steps: Vec<Step>,
-}
-
-enum Step {
-    Member(String),
-    Item(usize),
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Step::Member(name) => f.write_str(name),
-            Step::Item(at) => write!(f, "[{at}]"),
-        }
-    }
-}
-
-/// Reads a value whose objects have each member once.
-struct Once<'f>(&'f mut Found);
-
-impl Once<'_> {
-    fn through<T, E>(&mut self, step: impl FnOnce() -> Step, read: Result<T, E>) -> Result<T, E> {
-        if read.is_err() && self.0.kind.is_some() {
-            self.0.steps.push(step());
-        }
-        read
-    }
-
-    fn refuse<E: Error>(&mut self, kind: Kind, name: String) -> E {
-        self.0.kind = Some(kind);
-        self.0.steps.push(Step::Member(name));
+impl Strict<'_> {
+    fn refuse<E: Error>(self, fault: FaultAt) -> E {
+        self.0.set(Some(fault));
         E::custom("refused")
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Once<'_> {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
@@ -108,7 +69,7 @@ impl<'de> DeserializeSeed<'de> for Once<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Once<'_> {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -139,60 +100,73 @@ impl<'de> Visitor<'de> for Once<'_> {
         Ok(Value::Null)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut values = Vec::new();
-        loop {
-            let read = items.next_element_seed(Once(&mut *self.0));
-            match self.through(|| Step::Item(values.len()), read)? {
-                Some(value) => values.push(value),
-                None => return Ok(Value::Array(values)),
-            }
+        while let Some(value) = items.next_element_seed(self)? {
+            values.push(value);
         }
+        Ok(Value::Array(values))
     }
 
     /// Numbers come here too: with all their digits they are an object of one member to serde_json.
-    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let mut values = Map::new();
-        while let Some(name) = members.next_key::<String>()? {
-            if name.starts_with(RESERVED) {
-                if name == NUMBER
-                    && values.is_empty()
-                    && let Ok(number) = members.next_value_seed(Digits)
-                {
-                    return Ok(Value::Number(number));
-                }
-                return Err(self.refuse(Kind::Reserved, name));
+        while let Some(name) = members.next_key_seed(NewName { strict: self, known: &values })? {
+            if name == NUMBER {
+                return members.next_value_seed(Digits(self)).map(Value::Number);
             }
-            match values.entry(name) {
-                Entry::Occupied(given) => {
-                    let name = given.key().clone();
-                    return Err(self.refuse(Kind::Twice, name));
-                }
-                Entry::Vacant(member) => {
-                    let read = members.next_value_seed(Once(&mut *self.0));
-                    let value = self.through(|| Step::Member(member.key().clone()), read)?;
-                    member.insert(value);
-                }
-            }
+            values.insert(name, members.next_value_seed(self)?);
         }
         Ok(Value::Object(values))
     }
 }
 
-/// Reads a number with all its digits, which serde_json passes on as a text of its own making (`visit_string`), and nothing else:
-/// a text of somebody's comes as a slice.
-struct Digits;
+/// Reads the name of an object's next member: one that the object doesn't have yet, and no reserved one, unless it can be a number's.
+struct NewName<'f, 'm> {
+    strict: Strict<'f>,
+    known: &'m Map<String, Value>,
+}
 
-impl<'de> DeserializeSeed<'de> for Digits {
-    type Value = Number;
+impl<'de> DeserializeSeed<'de> for NewName<'_, '_> {
+    type Value = String;
 
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Number, D::Error> {
-        from.deserialize_any(self)
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<String, D::Error> {
+        from.deserialize_str(self)
     }
 }
 
-#[expect(clippy::serde_api_misuse, reason = "a text of somebody's comes by `visit_str`, and is no number")]
-impl Visitor<'_> for Digits {
+impl Visitor<'_> for NewName<'_, '_> {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a member's name")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<String, E> {
+        match name {
+            name if self.known.contains_key(name) => Err(self.strict.refuse(Fault::Twice)),
+            NUMBER if self.known.is_empty() => Ok(name.to_owned()),
+            name if name.starts_with(RESERVED) => Err(self.strict.refuse(Fault::Reserved)),
+            name => Ok(name.to_owned()),
+        }
+    }
+}
+
+/// Reads a number with all its digits, which serde_json passes on as a text of its own making (`visit_string`), and nothing else:
+/// a text of the client's comes as a slice.
+struct Digits<'f>(Strict<'f>);
+
+impl<'de> DeserializeSeed<'de> for Digits<'_> {
+    type Value = Number;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Number, D::Error> {
+        let Digits(strict) = self;
+        from.deserialize_any(self).map_err(|_| strict.refuse(Fault::Reserved))
+    }
+}
+
+#[expect(clippy::serde_api_misuse, reason = "a text of the client's comes by `visit_str`, and is no number")]
+impl Visitor<'_> for Digits<'_> {
     type Value = Number;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

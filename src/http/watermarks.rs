@@ -3,12 +3,15 @@
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
+use chrono::{DateTime, Datelike, Utc};
+use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::dataset::USERS;
+use crate::http::body::JsonBody;
 use crate::http::exports::rfc3339;
-use crate::http::input::{Consumer, Members};
+use crate::http::input::Consumer;
 use crate::http::openapi::DatasetName;
 use crate::http::problem::{Code, Problem};
 use crate::service::Service;
@@ -31,14 +34,23 @@ pub(crate) struct WatermarkBody {
 }
 
 /// A watermark to set.
-#[derive(ToSchema)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schema(example = json!({ "lastExportedAt": "2026-11-01T00:00:00Z" }))]
-#[expect(dead_code, reason = "the document's: a body is read by `Members`, which names what is wrong with it")]
-struct NewWatermark {
+pub(crate) struct NewWatermark {
     /// From the year 1 on
-    #[schema(format = DateTime)]
-    last_exported_at: String,
+    #[serde(deserialize_with = "time")]
+    #[schema(value_type = String, format = DateTime)]
+    last_exported_at: DateTime<Utc>,
+}
+
+fn time<'de, D: Deserializer<'de>>(from: D) -> Result<DateTime<Utc>, D::Error> {
+    let time = String::deserialize(from).ok().and_then(|text| DateTime::parse_from_rfc3339(&text).ok());
+    // Postgres has no year 0 and no leap second, which this type has; RFC 3339 has no year of five digits.
+    let has_form =
+        |time: &DateTime<Utc>| (1..=9999).contains(&time.year()) && time.timestamp_subsec_nanos() < 1_000_000_000;
+    let time = time.map(DateTime::<Utc>::from).filter(has_form);
+    time.ok_or_else(|| D::Error::custom("an RFC 3339 time is expected"))
 }
 
 /// The query of `/exports/watermark`.
@@ -84,11 +96,9 @@ pub(crate) async fn put(
     State(service): State<Service>,
     Consumer(consumer): Consumer,
     Query(DatasetQuery { dataset }): Query<DatasetQuery>,
-    mut members: Members,
+    JsonBody(NewWatermark { last_exported_at }): JsonBody<NewWatermark>,
 ) -> Result<Json<WatermarkBody>, Problem> {
-    let time = members.take_time("lastExportedAt")?;
-    members.refuse_others()?;
-    Ok(Json(service.set_watermark(consumer, &dataset, time).await?.into()))
+    Ok(Json(service.set_watermark(consumer, &dataset, last_exported_at).await?.into()))
 }
 
 /// Forget where a consumer stands

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::words::{UnknownWord, words};
+use crate::job::words::words;
 
 /// What an ad-hoc export has of its dataset; the default is everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +49,6 @@ pub struct Condition {
 
 words! {
     /// How a column is compared with a value.
-    #[derive(Serialize, Deserialize)]
-    #[serde(into = "&'static str", try_from = "String")]
     Operator, "an operator: eq, ne, lt, lte, gt, gte, in, isNull" {
         /// Equal.
         Eq = "eq",
@@ -68,20 +66,6 @@ words! {
         In = "in",
         /// NULL, or not NULL.
         IsNull = "isNull",
-    }
-}
-
-impl From<Operator> for &'static str {
-    fn from(operator: Operator) -> &'static str {
-        operator.as_str()
-    }
-}
-
-impl TryFrom<String> for Operator {
-    type Error = UnknownWord;
-
-    fn try_from(word: String) -> Result<Operator, UnknownWord> {
-        word.parse()
     }
 }
 

@@ -63,7 +63,7 @@ const CIRCLES: [(&str, &str); 8] = [
     ("command", "arguments backend datasets download export keys plan self serve status"),
     (
         "http",
-        "access connections consumers datasets docs exports input local openapi ops page pages problem query self stream users \
+        "access body connections consumers datasets docs exports input local openapi ops page pages problem query self stream users \
          watermarks",
     ),
     ("service", "files followers keys self"),

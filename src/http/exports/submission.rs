@@ -1,0 +1,308 @@
+//! What a call that makes an export carries: the consumer, an idempotency key and a body. Out of it comes the request for `service`.
+
+use std::fmt::Display;
+
+use axum::extract::{FromRequest, FromRequestParts, Request as HttpRequest};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error};
+use serde_json::{Value, json};
+use utoipa::openapi::path::{Parameter, ParameterIn};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::dataset::USERS;
+use crate::http::body::{JsonBody, given, invalid, unknown};
+use crate::http::input::{Key, MaybeConsumer};
+use crate::http::openapi::DatasetName;
+use crate::http::problem::{Code, Problem};
+use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
+use crate::job::selection::{Condition, Operator, Selection};
+use crate::job::{After, ConsumerId, ExportType, IdempotencyKey, Request};
+
+/// The most columns that a table may have.
+const MAX_COLUMNS: usize = 1_600;
+const MAX_CONDITIONS: usize = 100;
+
+/// What a call that makes an export carries. `C` reads whose export it is, or of which job; `B` is the body.
+pub(crate) struct Submission<C, B> {
+    pub(crate) of: C,
+    pub(crate) key: Option<IdempotencyKey>,
+    pub(crate) body: B,
+}
+
+impl<S, C, B> FromRequest<S> for Submission<C, B>
+where
+    S: Send + Sync,
+    C: FromRequestParts<S, Rejection = Problem> + Send,
+    JsonBody<B>: FromRequest<S, Rejection = Problem>,
+{
+    type Rejection = Problem;
+
+    async fn from_request(request: HttpRequest, state: &S) -> Result<Submission<C, B>, Problem> {
+        let (mut parts, body) = request.into_parts();
+        let of = C::from_request_parts(&mut parts, state).await?;
+        let Key(key) = Key::from_request_parts(&mut parts, state).await?;
+        let JsonBody(body) = JsonBody::from_request(HttpRequest::from_parts(parts, body), state).await?;
+        Ok(Submission { of, key, body })
+    }
+}
+
+impl<C: IntoParams, B> IntoParams for Submission<C, B> {
+    fn into_params(place: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        C::into_params(&place).into_iter().chain(Key::into_params(&place)).collect()
+    }
+}
+
+impl<C: Into<ConsumerId>> Submission<C, Options> {
+    /// The request for an export of the type that the call's path says.
+    pub(crate) fn request(self, export_type: ExportType) -> Result<Request, Problem> {
+        let Submission { of, key, body: Options { dataset, format, compression, after, after_sha256 } } = self;
+        Ok(Request {
+            consumer: Some(of.into()),
+            dataset: dataset.unwrap_or_else(|| USERS.to_owned()),
+            export_type,
+            selection: Selection::default(),
+            encoding: encoding_of(format, compression)?,
+            after: after_of(after, after_sha256)?,
+            retry_of: None,
+            key,
+        })
+    }
+}
+
+impl Submission<MaybeConsumer, NewExport> {
+    /// The request for an export of any type, or for an ad-hoc one.
+    pub(crate) fn request(self) -> Result<Request, Problem> {
+        let Submission { of: MaybeConsumer(consumer), key, body } = self;
+        body.refuse_misplaced(consumer.is_some())?;
+        let NewExport { export_type, dataset, format, compression, after, after_sha256, columns, filter, limit } = body;
+        if consumer.is_none() && export_type != ExportType::Full {
+            let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
+            return Err(Problem::bad_input(Code::ConsumerRequired, "X-Consumer-ID", detail));
+        }
+        Ok(Request {
+            consumer,
+            dataset: dataset.unwrap_or_else(|| USERS.to_owned()),
+            export_type,
+            selection: Selection {
+                columns: columns.map(checked_columns).transpose()?,
+                filter: conditions_of(filter.unwrap_or_default())?,
+                limit,
+            },
+            encoding: encoding_of(format, compression)?,
+            after: after_of(after, after_sha256)?,
+            retry_of: None,
+            key,
+        })
+    }
+}
+
+/// The body of a call whose path says the type: all of it may be left out.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schema(example = json!({ "format": "ndjson", "compression": "zstd" }))]
+pub(crate) struct Options {
+    /// Which dataset's rows
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, default = "users", value_type = DatasetName)]
+    dataset: Option<String>,
+    /// How they are written
+    #[serde(default = "csv")]
+    #[schema(required = false, default = "csv")]
+    format: Format,
+    /// What that is compressed with; not with `parquet`
+    #[serde(default = "uncompressed")]
+    #[schema(required = false, default = "none")]
+    compression: Compression,
+    /// The export that the caller loaded last, null for none: the call is refused where the consumer's exports are elsewhere. Left out,
+    /// nothing is checked. A full export is never refused by it
+    #[serde(default, deserialize_with = "job_or_null")]
+    #[schema(required = false, value_type = Option<Uuid>)]
+    after: Option<Option<Uuid>>,
+    /// Beside an id in `after`: the SHA-256 of the file that was loaded
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, value_type = String, pattern = "^[0-9a-f]{64}$")]
+    after_sha256: Option<String>,
+}
+
+/// The body of `POST /exports`: all of it may be left out.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schema(example = json!({
+    "columns": ["id", "email"], "filter": [{ "column": "id", "op": "gte", "value": 100 }], "limit": 1000
+}))]
+pub(crate) struct NewExport {
+    /// Which rows; without a consumer, `full` alone
+    #[serde(default = "full")]
+    #[schema(required = false, default = "full")]
+    export_type: ExportType,
+    /// Which dataset's rows
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, default = "users", value_type = DatasetName)]
+    dataset: Option<String>,
+    /// How they are written
+    #[serde(default = "csv")]
+    #[schema(required = false, default = "csv")]
+    format: Format,
+    /// What that is compressed with; not with `parquet`
+    #[serde(default = "uncompressed")]
+    #[schema(required = false, default = "none")]
+    compression: Compression,
+    /// With a consumer: the export that the caller loaded last, null for none
+    #[serde(default, deserialize_with = "job_or_null")]
+    #[schema(required = false, value_type = Option<Uuid>)]
+    after: Option<Option<Uuid>>,
+    /// Beside an id in `after`: the SHA-256 of the file that was loaded
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, value_type = String, pattern = "^[0-9a-f]{64}$")]
+    after_sha256: Option<String>,
+    /// The columns of the file, in this order; without a consumer
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, value_type = Vec<String>, min_items = 1, max_items = 1600)]
+    columns: Option<Vec<String>>,
+    /// What must hold of a row, all of it; without a consumer
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, value_type = Vec<ConditionBody>, max_items = 100)]
+    filter: Option<Vec<ConditionBody>>,
+    /// So many rows at most, the first by the key; without a consumer
+    #[serde(default, deserialize_with = "row_limit")]
+    #[schema(required = false, value_type = u64, minimum = 1, maximum = 9223372036854775807i64)]
+    limit: Option<u64>,
+}
+
+/// A condition on a column.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object of column, op and value")]
+#[schema(as = Condition, example = json!({ "column": "id", "op": "in", "value": [1, 2, 3] }))]
+struct ConditionBody {
+    /// The column
+    column: String,
+    /// How it is compared
+    op: Operator,
+    /// With what: a string, a number or a boolean, read by the column's type; for `in` a list of such; for `isNull` a boolean
+    #[schema(value_type = Value)]
+    value: Value,
+}
+
+/// No members.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Nothing {}
+
+fn full() -> ExportType {
+    ExportType::Full
+}
+
+fn csv() -> Format {
+    Format::Csv
+}
+
+fn uncompressed() -> Compression {
+    Compression::None
+}
+
+fn job_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<Uuid>>, D::Error> {
+    let job = |text: String| text.parse::<Uuid>().ok();
+    let read = Option::<String>::deserialize(from).ok().and_then(|text| match text {
+        Some(text) => job(text).map(Some),
+        None => Some(None),
+    });
+    read.map(Some).ok_or_else(|| D::Error::custom("the id of an export, or null, is expected"))
+}
+
+fn row_limit<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let range = 1..=i64::MAX as u64;
+    let rows = u64::deserialize(from).ok().filter(|rows| range.contains(rows));
+    let expected = || format!("a whole number from {} to {} is expected", range.start(), range.end());
+    rows.map(Some).ok_or_else(|| D::Error::custom(expected()))
+}
+
+impl NewExport {
+    /// Refuses the members that only an ad-hoc export takes, or only a consumer's.
+    fn refuse_misplaced(&self, has_consumer: bool) -> Result<(), Problem> {
+        let of_ad_hoc =
+            [("columns", self.columns.is_some()), ("filter", self.filter.is_some()), ("limit", self.limit.is_some())];
+        let of_consumer = [("after", self.after.is_some()), ("afterSha256", self.after_sha256.is_some())];
+        let refused = if has_consumer { &of_ad_hoc[..] } else { &of_consumer };
+        match refused.iter().find(|(_, is_given)| *is_given) {
+            Some((name, _)) => Err(unknown(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn encoding_of(format: Format, compression: Compression) -> Result<Encoding, Problem> {
+    Encoding::new(format, compression).map_err(|why| {
+        let field = match why {
+            BadEncoding::NotBuilt(_) => "format",
+            BadEncoding::CompressedInside(_) => "compression",
+        };
+        invalid(field, why)
+    })
+}
+
+/// What the caller loaded last, from `after` and `afterSha256`. `None`: the caller doesn't say.
+fn after_of(after: Option<Option<Uuid>>, sha256: Option<String>) -> Result<Option<After>, Problem> {
+    match (after, sha256) {
+        (None, None) => Ok(None),
+        (Some(None), None) => Ok(Some(After::Nothing)),
+        (Some(Some(_)), Some(text)) if !After::is_sha256(&text) => {
+            Err(invalid("afterSha256", "64 hexadecimal digits in lower case are expected"))
+        }
+        (Some(Some(job)), sha256) => Ok(Some(After::Export { job: job.into(), sha256 })),
+        (_, Some(_)) => Err(invalid("afterSha256", "it goes with the id of an export in `after`")),
+    }
+}
+
+fn checked_columns(names: Vec<String>) -> Result<Vec<String>, Problem> {
+    if !(1..=MAX_COLUMNS).contains(&names.len()) {
+        return Err(invalid("columns", format!("a list of 1 to {MAX_COLUMNS} strings is expected")));
+    }
+    match names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        Some((i, name)) => Err(invalid(&format!("columns[{i}]"), format!("`{name}` is there already"))),
+        None => Ok(names),
+    }
+}
+
+fn conditions_of(conditions: Vec<ConditionBody>) -> Result<Vec<Condition>, Problem> {
+    if conditions.len() > MAX_CONDITIONS {
+        return Err(invalid("filter", format!("a list of up to {MAX_CONDITIONS} objects is expected")));
+    }
+    let read = |(i, condition): (usize, ConditionBody)| {
+        condition.read().map_err(|expected| invalid(&format!("filter[{i}].value"), expected))
+    };
+    conditions.into_iter().enumerate().map(read).collect()
+}
+
+impl ConditionBody {
+    /// The condition; `Err`: what its operator expects for a value.
+    fn read(self) -> Result<Condition, impl Display> {
+        let ConditionBody { column, op: operator, value } = self;
+        let value = match (operator, &value) {
+            (Operator::In, Value::Array(values)) => {
+                let texts: Option<Vec<String>> = values.iter().map(scalar).collect();
+                texts.map(|texts| json!(texts).to_string())
+            }
+            (Operator::In, _) => None,
+            (Operator::IsNull, Value::Bool(_)) => scalar(&value),
+            (Operator::IsNull, _) => None,
+            _ => scalar(&value),
+        };
+        value.map(|value| Condition { column, operator, value }).ok_or(match operator {
+            Operator::In => "a list of strings, numbers or booleans is expected",
+            Operator::IsNull => "true or false is expected",
+            _ => "a string, a number or a boolean is expected; for NULL there is isNull",
+        })
+    }
+}
+
+/// A value as a text, which its column's type reads.
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        // Postgres's texts have no NUL.
+        Value::String(text) if !text.contains('\0') => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(boolean) => Some(boolean.to_string()),
+        _ => None,
+    }
+}
