@@ -79,7 +79,7 @@ impl TableSchemas {
     /// A migration, with the schemas of the tables that it names without one.
     pub(super) fn named_in(&self, migration: &str) -> String {
         // What stands before a table's name, or before that of an index of its schema.
-        const BEFORE: [&str; 12] = [
+        const BEFORE: [&str; 13] = [
             "create table ",
             "alter table ",
             "drop table ",
@@ -92,6 +92,7 @@ impl TableSchemas {
             "drop index ",
             "alter index ",
             "analyze ",
+            "references ",
         ];
         let mut text = migration.to_owned();
         for (table, schema) in [("users", &self.users), ("watermarks", &self.ours), ("exports", &self.ours)] {
@@ -179,11 +180,11 @@ mod tests {
         let schemas = TableSchemas { ours: quoted("a'b"), users: quoted("U") };
         let named = schemas.named_in(
             "alter table exports add column x int;\ncreate index exports_a on exports (a);\nselect cdc_export.own('watermarks');
-             drop index exports_a; before insert on users for each row; create table cdc_export.keys (from_exports int)",
+             drop index exports_a; before insert on users for each row; create table cdc_export.keys (from_exports int references exports (id))",
         );
         let wanted = "alter table \"a'b\".exports add column x int;\ncreate index exports_a on \"a'b\".exports (a);
 select cdc_export.own('\"a''b\".watermarks');
-             drop index \"a'b\".exports_a; before insert on \"U\".users for each row; create table cdc_export.keys (from_exports int)";
+             drop index \"a'b\".exports_a; before insert on \"U\".users for each row; create table cdc_export.keys (from_exports int references \"a'b\".exports (id))";
         assert_eq!(named, wanted);
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
@@ -13,17 +14,31 @@ use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
 use crate::store::{Error, Store, database_of};
 
-/// The columns of [`FileRow`].
+/// The columns of [`FileRow`], of a job `e` with [`recorded_file!`]. What has no row in `files` is from before that table, or of a
+/// process of the version before.
 macro_rules! file_columns {
     () => {
         "e.id, e.consumer_id, (select cdc_export.database_id()) as database,
-         coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.export_type, e.format, e.compression, e.staged_name, e.output_filename, e.bytes_written, e.file_inode, e.file_modified_ns, e.sha256, e.marker_seen,
-         e.store_id, e.finished_at,
-         extract(epoch from e.finished_at - e.started_at)::float8 as seconds, e.published_at is not null as is_published, e.rows_exported,
-         coalesce(e.late_rows, 0) as late_rows"
+         coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.export_type, e.format, e.compression,
+         e.marker_seen, e.store_id, e.finished_at, extract(epoch from e.finished_at - e.started_at)::float8 as seconds,
+         e.published_at is not null as is_published, coalesce(e.late_rows, 0) as late_rows,
+         coalesce(f.name, e.output_filename) as name, coalesce(f.staged_name, e.staged_name) as staged_name,
+         coalesce(f.bytes, e.bytes_written) as bytes, coalesce(f.rows, e.rows_exported) as rows, coalesce(f.sha256, e.sha256) as sha256,
+         -- An inode is unsigned.
+         coalesce(f.place, jsonb_build_object('folder', jsonb_build_object(
+           'inode', (e.file_inode + case when e.file_inode < 0 then 18446744073709551616 else 0 end)::text,
+           'modifiedNs', e.file_modified_ns::text))) as place"
     };
 }
 pub(crate) use file_columns;
+
+/// The row `f` of the file of a job `e`, if it has one.
+macro_rules! recorded_file {
+    () => {
+        " left join cdc_export.files f on f.job = e.id and f.part = 1"
+    };
+}
+pub(crate) use recorded_file;
 
 /// Whether nothing of its lane that is earlier than the job `e` is open, or has no file yet. A lane is blocked until then, so that this
 /// is said of jobs that a process of an older version ran.
@@ -47,8 +62,9 @@ impl Store {
         let rows: Vec<FileRow> = sqlx::query_as(concat!(
             "-- store.files.unpublished\n select ",
             file_columns!(),
-            " from exports e
-             where e.status = 'completed' and e.published_at is null
+            " from exports e",
+            recorded_file!(),
+            " where e.status = 'completed' and e.published_at is null
                and (e.store_id = $1 or e.database_id <> (select cdc_export.database_id())) and ",
             is_next!(),
             " order by e.finished_at limit 1000"
@@ -69,7 +85,9 @@ impl Store {
         let row: Option<FileRow> = sqlx::query_as(concat!(
             "-- store.files.get\n select ",
             file_columns!(),
-            " from exports e where e.id = $1 and e.status = 'completed'"
+            " from exports e",
+            recorded_file!(),
+            " where e.id = $1 and e.status = 'completed'"
         ))
         .bind(id.as_uuid())
         .fetch_optional(conn.get())
@@ -87,7 +105,9 @@ impl Store {
         let row: Option<FileRow> = sqlx::query_as(concat!(
             "-- store.files.last_of_lane\n select ",
             file_columns!(),
-            " from exports e where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_seq desc limit 1"
+            " from exports e",
+            recorded_file!(),
+            " where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_seq desc limit 1"
         ))
         .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
         .bind(&record.dataset)
@@ -269,19 +289,18 @@ pub(crate) struct FileRow {
     export_type: String,
     format: String,
     compression: String,
-    staged_name: String,
-    output_filename: String,
-    bytes_written: i64,
-    file_inode: i64,
-    file_modified_ns: i64,
-    sha256: String,
     marker_seen: Option<Uuid>,
     store_id: Uuid,
     finished_at: DateTime<Utc>,
     seconds: f64,
     is_published: bool,
-    rows_exported: i64,
     late_rows: i64,
+    name: String,
+    staged_name: String,
+    bytes: i64,
+    rows: i64,
+    sha256: String,
+    place: Json<FileLocation>,
 }
 
 impl TryFrom<FileRow> for FileRecord {
@@ -296,21 +315,18 @@ impl TryFrom<FileRow> for FileRecord {
             dataset: row.dataset,
             export_type: row.export_type.parse()?,
             encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
-            name: row.output_filename,
+            name: row.name,
             staged: StagedFile {
                 destination: row.store_id,
                 name: row.staged_name,
                 sha256: row.sha256,
-                identity: FileIdentity {
-                    bytes: row.bytes_written.unsigned_abs(),
-                    location: FileLocation::Folder { inode: row.file_inode as u64, modified_ns: row.file_modified_ns },
-                },
+                identity: FileIdentity { bytes: row.bytes.unsigned_abs(), location: row.place.0 },
             },
             marker_seen: row.marker_seen.map(JobId::from),
             finished_at: row.finished_at,
             seconds: row.seconds,
             is_published: row.is_published,
-            rows: row.rows_exported.unsigned_abs(),
+            rows: row.rows.unsigned_abs(),
             late_rows: row.late_rows.unsigned_abs(),
         })
     }

@@ -413,6 +413,7 @@ async fn commit_once(
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
     let completed = sqlx::query(
         "-- store.jobs.commit
+         with completed as (
          update exports e
          set status = 'completed', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
              lease_token = null, lease_owner = null, lease_expires_at = null, error_code = null, error_detail = null,
@@ -425,7 +426,10 @@ async fn commit_once(
                where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
                  and l.status = 'completed'
                order by l.lane_seq desc limit 1)
-         where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null",
+         where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null
+         returning e.id, e.output_filename)
+         insert into cdc_export.files (job, part, name, staged_name, place, bytes, rows, sha256)
+         select id, 1, output_filename, $6, $20, $4, $3, $5 from completed",
     )
     .bind(job.id.as_uuid())
     .bind(lease.token().as_uuid())
@@ -446,6 +450,7 @@ async fn commit_once(
     .bind(columns.forms())
     .bind(exported.key_only_deletes as i64)
     .bind(marker.map(JobId::as_uuid))
+    .bind(Json(&file.identity.location))
     .execute(&mut *conn)
     .await?;
     if completed.rows_affected() == 0 {

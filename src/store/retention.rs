@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::file::FileRecord;
 use crate::job::{JobId, Retention};
-use crate::store::files::{FileRow, file_columns};
+use crate::store::files::{FileRow, file_columns, recorded_file};
 use crate::store::{Error, Store, by_index};
 
 /// What one statement takes at most, so that the first clean-up of a year's jobs doesn't hold anybody up.
@@ -73,8 +73,9 @@ macro_rules! files_past {
                  and (f.finished_at, f.id) <= (past.finished_at, past.id) and ",
             $which,
             "
-               order by f.finished_at, f.id limit $5) e
-             limit $5"
+               order by f.finished_at, f.id limit $5) e",
+            recorded_file!(),
+            " limit $5"
         )
     };
 }

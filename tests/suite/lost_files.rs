@@ -8,7 +8,11 @@ use serde_json::{Value, json};
 use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
 
 /// A service that dies between the commit of an export and its file's name, and where the file stands until then.
-async fn dead_after_a_commit(database: &Database, path: &str, consumer: Option<&str>) -> (Service, String, PathBuf) {
+pub(crate) async fn dead_after_a_commit(
+    database: &Database,
+    path: &str,
+    consumer: Option<&str>,
+) -> (Service, String, PathBuf) {
     let mut doomed = Start::on(database).with("FAILPOINTS", "worker.committed=kill").service().await;
     let mut request = doomed.client.post(format!("{}{path}", doomed.address));
     if let Some(consumer) = consumer {

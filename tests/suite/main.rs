@@ -43,6 +43,8 @@ mod external_database;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod files;
+#[cfg(test)]
 mod followers;
 #[cfg(test)]
 mod formats;
