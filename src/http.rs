@@ -4,6 +4,7 @@
 
 mod access;
 mod body;
+mod code;
 mod connections;
 mod consumers;
 mod cors;
@@ -11,6 +12,7 @@ mod datasets;
 mod docs;
 mod exports;
 mod input;
+mod job;
 mod json;
 mod local;
 mod openapi;
@@ -20,6 +22,7 @@ mod pages;
 mod problem;
 mod query;
 mod rate;
+mod schemas;
 mod stream;
 mod users;
 mod watermarks;
@@ -29,12 +32,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
+use axum::{Extension, Router};
 use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -59,6 +62,7 @@ pub use rate::{NotARate, Rate};
 
 use crate::http::access::{AccessControl, Peer};
 use crate::http::connections::{Connection, Connections};
+use crate::http::openapi::RouterDocument;
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
 use crate::http::stream::{Answer, ClientStream};
@@ -145,6 +149,7 @@ fn watched() -> OpenApiRouter<Service> {
 
 fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, settings: &Settings) -> Router {
     let (routes, api) = routes.split_for_parts();
+    let parameters = Parameters::of(&api);
     let control = AccessControl::new(access, settings, service.clone());
     let routes = routes
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
@@ -152,7 +157,8 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
         .with_state(service);
     // From the inside out.
     let routes = routes
-        .layer(middleware::from_fn_with_state(Parameters::of(&api), query::check))
+        .layer(middleware::from_fn_with_state(parameters, query::check))
+        .layer(Extension(RouterDocument::of(api)))
         .layer(middleware::from_fn(connections::take_caller_slot))
         .layer(middleware::from_fn_with_state(control, access::check))
         .layer(middleware::from_fn(refuse_long_heads))
@@ -195,7 +201,7 @@ async fn log_with_its_id(request: Request, next: Next) -> Response {
 
 /// A job as the API shows it, for the command line.
 pub fn job_as_json(job: Job) -> serde_json::Value {
-    serde_json::json!(exports::JobBody::from(job))
+    serde_json::json!(job::JobBody::from(job))
 }
 
 /// A consumer as the API shows it, for the command line.

@@ -16,8 +16,9 @@ use serde::forward_to_deserialize_any;
 use serde_json::{Map, Value};
 
 use crate::http::REQUEST_TIMEOUT;
+use crate::http::code::Code;
 use crate::http::json::{self, Fault};
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
 
 const MAX_BODY_BYTES: usize = 1_000_000;
 

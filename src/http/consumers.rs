@@ -7,9 +7,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::dataset::catalog::is_name;
 use crate::http::access::Caller;
-use crate::http::exports::{JobBody, rfc3339};
+use crate::http::code::Code;
+use crate::http::job::JobBody;
 use crate::http::pages::{self, Page};
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
+use crate::http::schemas::rfc3339;
 use crate::job::{ConsumerId, Continuity, Job};
 use crate::service::Service;
 use crate::watermark::{ConsumerLag, Waiting};

@@ -6,9 +6,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::dataset::{Capture, Column, Description};
+use crate::http::code::Code;
 use crate::http::input::PathParameter;
-use crate::http::openapi::DatasetName;
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
+use crate::http::schemas::DatasetName;
 use crate::service::Service;
 
 /// Every dataset.

@@ -1,16 +1,15 @@
 //! `/docs`: the document of the API for people, one page that is made from it. It fetches nothing but its own stylesheet and runs
 //! no script, so that it reads the same without a network.
 
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
+use axum::Extension;
 use axum::http::{HeaderName, header};
 use axum::response::IntoResponse;
 use maud::{DOCTYPE, Markup, html};
 use serde_json::Value;
 
-use crate::http::openapi::DOCUMENT;
-
-static PAGE: LazyLock<String> = LazyLock::new(|| Reader(&DOCUMENT.value).page().into_string());
+use crate::http::openapi::RouterDocument;
 
 const STYLE: &str = include_str!("docs.css");
 /// What the page may fetch: its stylesheet.
@@ -24,7 +23,10 @@ const HERE: &str = "http://localhost:8080";
     get, path = "/docs", operation_id = "getDocs", tag = "service",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
 )]
-pub(crate) async fn page() -> impl IntoResponse {
+pub(crate) async fn page(Extension(document): Extension<RouterDocument>) -> impl IntoResponse {
+    // A process has the page of one router alone.
+    static PAGE: OnceLock<String> = OnceLock::new();
+    let page = PAGE.get_or_init(|| Reader(&document.value).page().into_string());
     let headers: [(HeaderName, &str); 4] = [
         // It holds no data and may be kept; another version says something else.
         (header::CACHE_CONTROL, "no-cache"),
@@ -32,7 +34,7 @@ pub(crate) async fn page() -> impl IntoResponse {
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::REFERRER_POLICY, "no-referrer"),
     ];
-    (headers, PAGE.as_str())
+    (headers, page.as_str())
 }
 
 /// The page's stylesheet
@@ -326,6 +328,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn document() -> RouterDocument {
+        RouterDocument::of(crate::http::routes().into_openapi())
+    }
+
     #[test]
     fn texts_are_shown_as_texts() {
         let page = Reader(&json!({
@@ -341,12 +347,14 @@ mod tests {
 
     #[test]
     fn there_is_no_list_of_nothing() {
-        assert!(PAGE.contains("<dl><dt>") && !PAGE.contains("<dl></dl>"));
+        let page = Reader(&document().value).page().into_string();
+        assert!(page.contains("<dl><dt>") && !page.contains("<dl></dl>"));
     }
 
     #[test]
     fn a_call_is_a_line_for_a_shell() {
-        let reader = Reader(&DOCUMENT.value);
+        let document = document();
+        let reader = Reader(&document.value);
         let line = |tag: &str, id: &str| {
             let call = reader.calls(tag).into_iter().find(|call| call.says["operationId"] == id).unwrap();
             reader.curl(&call)

@@ -13,7 +13,8 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::http::access::Caller;
-use crate::http::problem::{Code, Problem};
+use crate::http::code::Code;
+use crate::http::problem::Problem;
 use crate::job::{ConsumerId, IdempotencyKey, JobId};
 use crate::service::{self, Service};
 

@@ -5,24 +5,21 @@
 //! those with a body, a consumer or a job; which scope it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::LazyLock;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
 
+use axum::Extension;
 use axum::http::{Method, StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::{Map, Value, json};
-use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
-use utoipa::openapi::{OpenApi, RefOr};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::openapi::OpenApi;
 
+use crate::http::access;
+use crate::http::code::Code;
 use crate::http::exports::submit::Submitted;
-use crate::http::problem::{Code, Problem};
-use crate::http::{access, routes};
-use crate::job::encoding::{Compression, Format};
-use crate::job::selection::Operator;
-use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Status};
-
-/// The document, as it is served.
-pub(crate) static DOCUMENT: LazyLock<Document> = LazyLock::new(|| Document::of(routes().into_openapi()));
+use crate::http::problem::Problem;
+use crate::http::schemas::DatasetName;
+use crate::job::ConsumerId;
 
 /// What all of it begins with.
 #[derive(utoipa::OpenApi)]
@@ -48,12 +45,31 @@ pub(crate) static DOCUMENT: LazyLock<Document> = LazyLock::new(|| Document::of(r
 )]
 pub(crate) struct Base;
 
+/// The document of a router's routes. It is made when somebody first asks for it.
+#[derive(Clone)]
+pub(crate) struct RouterDocument(Arc<LazyLock<Document, Box<dyn FnOnce() -> Document + Send>>>);
+
+impl RouterDocument {
+    /// The document of routes that say `api` of themselves.
+    pub(crate) fn of(api: OpenApi) -> RouterDocument {
+        RouterDocument(Arc::new(LazyLock::new(Box::new(|| Document::of(api)))))
+    }
+}
+
+impl Deref for RouterDocument {
+    type Target = Document;
+
+    fn deref(&self) -> &Document {
+        &self.0
+    }
+}
+
 /// The document, as data and as text.
 pub(crate) struct Document {
     /// As data.
     pub(crate) value: Value,
     /// As text.
-    pub(crate) json: String,
+    json: String,
 }
 
 /// The API's own description, OpenAPI 3.1
@@ -61,69 +77,8 @@ pub(crate) struct Document {
     get, path = "/openapi.json", operation_id = "getOpenapi", tag = "service",
     responses((status = 200, description = "This document.", body = Object)),
 )]
-pub(crate) async fn get() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.json.as_str())
-}
-
-/// A word's schema: its type's words, and what each stands for.
-fn words<'w>(meaning: &str, words: impl Iterator<Item = (&'w str, &'w str)>) -> RefOr<Schema> {
-    let words: Vec<_> = words.collect();
-    let list: String = words.iter().map(|(word, stands_for)| format!("\n- `{word}`: {stands_for}")).collect();
-    let words = words.into_iter().map(|(word, _)| word.to_owned());
-    let object = ObjectBuilder::new().schema_type(Type::String).description(Some(format!("{meaning}:\n{list}")));
-    object.enum_values(Some(words)).into()
-}
-
-/// The nouns know nothing of documents.
-macro_rules! document_words {
-    ($($name:ident, $as:literal, $meaning:literal;)+) => {$(
-        impl PartialSchema for $name {
-            fn schema() -> RefOr<Schema> {
-                words($meaning, $name::ALL.iter().map(|word| (word.as_str(), word.meaning())))
-            }
-        }
-
-        impl ToSchema for $name {
-            fn name() -> std::borrow::Cow<'static, str> {
-                $as.into()
-            }
-        }
-    )+};
-}
-
-document_words! {
-    ExportType, "ExportType", "Which rows an export holds";
-    Status, "Status", "Where a job stands";
-    Continuity, "Continuity", "What stands between a consumer's last export and this one, if not just changes";
-    FailureCode, "FailureCode", "Why an export failed";
-    Format, "Format", "How a file's rows are written";
-    Compression, "Compression", "What a file is compressed with, as a whole";
-    Operator, "Operator", "How a column is compared with a value";
-    Code, "ProblemCode", "What went wrong";
-}
-
-/// A consumer's id, as a header, a path or a query names it.
-impl PartialSchema for ConsumerId {
-    fn schema() -> RefOr<Schema> {
-        named("^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$", "search")
-    }
-}
-
-impl ToSchema for ConsumerId {}
-
-/// A dataset's name. In the code it is a text.
-pub(crate) enum DatasetName {}
-
-impl PartialSchema for DatasetName {
-    fn schema() -> RefOr<Schema> {
-        named("^[a-z][a-z0-9_-]{0,62}$", "users")
-    }
-}
-
-impl ToSchema for DatasetName {}
-
-fn named(pattern: &str, example: &str) -> RefOr<Schema> {
-    ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern)).examples([example]).into()
+pub(crate) async fn get(Extension(document): Extension<RouterDocument>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], document.json.clone())
 }
 
 impl Document {
@@ -302,41 +257,19 @@ fn refusal(status: StatusCode, codes: &[Code]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::catalog::is_name;
-    use proptest::prelude::*;
-    use proptest::string::string_regex;
 
     #[test]
     fn every_code_of_a_problem_is_told_and_where_it_comes() {
-        let schemas = &DOCUMENT.value["components"]["schemas"];
+        let document = RouterDocument::of(crate::http::routes().into_openapi());
+        let schemas = &document.value["components"]["schemas"];
         assert_eq!(schemas["ProblemCode"]["enum"], json!(Code::ALL));
         assert_eq!(schemas["Problem"]["properties"]["code"]["$ref"], "#/components/schemas/ProblemCode");
-        let calls = DOCUMENT.value["paths"].to_string();
+        let calls = document.value["paths"].to_string();
         for code in Code::ALL {
             // Of paths and methods that there are none of.
             let of_no_call = *code == Code::MethodNotAllowed;
             let told = calls.contains(&format!(".{code}.")) || calls.contains(&format!(".{code}\""));
             assert!(told != of_no_call, "{code}: name it where a call may answer it");
         }
-    }
-
-    fn pattern(schema: RefOr<Schema>) -> String {
-        let schema = serde_json::to_value(schema).unwrap();
-        let pattern = schema["pattern"].as_str().unwrap();
-        // What makes up texts has no anchors.
-        pattern.strip_prefix('^').unwrap().strip_suffix('$').unwrap().to_owned()
-    }
-
-    #[test]
-    fn names_are_as_their_patterns_say() {
-        let consumer = string_regex(&pattern(ConsumerId::schema())).unwrap();
-        let dataset = string_regex(&pattern(DatasetName::schema())).unwrap();
-        proptest!(|(consumer in consumer, dataset in dataset)| {
-            prop_assert!(consumer.parse::<ConsumerId>().is_ok() && is_name(&dataset), "{} {}", consumer, dataset);
-        });
-        // And the longest are no longer than said.
-        let longest = "x".repeat(128);
-        assert!(longest.parse::<ConsumerId>().is_ok() && format!("{longest}x").parse::<ConsumerId>().is_err());
-        assert!(is_name(&longest[..63]) && !is_name(&longest[..64]));
     }
 }

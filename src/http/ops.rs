@@ -10,7 +10,7 @@ use chrono::Utc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::exports::rfc3339;
+use crate::http::schemas::rfc3339;
 use crate::service::Service;
 use crate::telemetry::metrics::CONTENT_TYPE;
 

@@ -4,7 +4,8 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::problem::{Code, Problem};
+use crate::http::code::Code;
+use crate::http::problem::Problem;
 
 /// Rows of a page, if the client doesn't say.
 const DEFAULT_ROWS: u32 = 50;

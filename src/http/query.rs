@@ -14,7 +14,8 @@ use axum::response::Response;
 use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
 use utoipa::openapi::{OpenApi, RefOr};
 
-use crate::http::problem::{Code, Problem};
+use crate::http::code::Code;
+use crate::http::problem::Problem;
 
 /// The parameters that each call knows, by path and method, as the routes' own description has them.
 #[derive(Clone, Debug)]

@@ -5,8 +5,9 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::http::code::Code;
 use crate::http::input::PathParameter;
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
 use crate::service::Service;
 
 /// A user of the demo table.

@@ -10,10 +10,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::dataset::USERS;
 use crate::http::body::JsonBody;
-use crate::http::exports::rfc3339;
+use crate::http::code::Code;
 use crate::http::input::Consumer;
-use crate::http::openapi::DatasetName;
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
+use crate::http::schemas::DatasetName;
+use crate::http::schemas::rfc3339;
 use crate::service::Service;
 use crate::watermark::Watermark;
 

@@ -7,8 +7,9 @@ use axum::response::{IntoResponse, Response};
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
 use tokio_util::io::ReaderStream;
 
+use crate::http::code::Code;
 use crate::http::input::{self, PathJob};
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
 use crate::service::Service;
 
 /// As much of a file is read at a time. A client that doesn't read holds a few of them.

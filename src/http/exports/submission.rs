@@ -12,9 +12,10 @@ use uuid::Uuid;
 
 use crate::dataset::USERS;
 use crate::http::body::{JsonBody, given, invalid, unknown};
+use crate::http::code::Code;
 use crate::http::input::{Key, MaybeConsumer};
-use crate::http::openapi::DatasetName;
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
+use crate::http::schemas::DatasetName;
 use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
 use crate::job::selection::{Condition, Operator, Selection};
 use crate::job::{After, ConsumerId, ExportType, IdempotencyKey, Request};

@@ -12,9 +12,10 @@ use utoipa::openapi::link::LinkBuilder;
 use utoipa::openapi::{self, RefOr};
 use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
+use crate::http::code::Code;
 use crate::http::exports::submission::{NewExport, Nothing, Options, Submission};
 use crate::http::input::{Consumer, MaybeConsumer, PathConsumer, PathJob};
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
 use crate::job::{ConsumerId, ExportType, Job, Request};
 use crate::service::{self, Service};
 

@@ -1,0 +1,170 @@
+//! The codes of problems, and the status that an answer with each of them has.
+
+use axum::http::StatusCode;
+
+use crate::http::schemas::document_words;
+use crate::job::words::words;
+
+words! {
+    /// What went wrong, as a stable word: the details beside it may change, these don't.
+    pub(crate) Code, "a problem code" {
+        /// The request can't be read.
+        BadRequest = "bad_request",
+        /// The body is not one JSON object.
+        InvalidBody = "invalid_body",
+        /// The call is a consumer's, and `X-Consumer-ID` is missing.
+        ConsumerRequired = "consumer_required",
+        /// Not the id of a consumer, or two of them.
+        ConsumerInvalid = "consumer_invalid",
+        /// `Idempotency-Key` is not 1 to 255 visible ASCII characters, or is given twice.
+        IdempotencyKeyInvalid = "idempotency_key_invalid",
+        /// A parameter of the query has a value that can't be, or is given twice; `field` names it.
+        ParameterInvalid = "parameter_invalid",
+        /// The query has a parameter that there is none of here; `field` names it.
+        ParameterUnknown = "parameter_unknown",
+        /// A member of the body has a value that can't be, lacks, or is given twice; `field` names it.
+        MemberInvalid = "member_invalid",
+        /// The body has a member that there is none of here; `field` names it.
+        MemberUnknown = "member_unknown",
+        /// No `Authorization: Bearer`.
+        KeyRequired = "key_required",
+        /// The key is malformed, unknown, revoked or expired.
+        KeyInvalid = "key_invalid",
+        /// Without keys only callers on this machine are served, by a `Host` that is this machine's.
+        HostNotLocal = "host_not_local",
+        /// Without keys a proxy is not served, since it would publish everything; `field` names the header that gives it away.
+        ProxyNotAllowed = "proxy_not_allowed",
+        /// A web page of an origin that may not call.
+        OriginNotAllowed = "origin_not_allowed",
+        /// The key is not for that; `WWW-Authenticate` names the scope.
+        ScopeMissing = "scope_missing",
+        /// The key is not for that consumer.
+        ConsumerNotAllowed = "consumer_not_allowed",
+        /// There is nothing here, or it is another's.
+        NotFound = "not_found",
+        /// There is no dataset of this name.
+        NoDataset = "no_dataset",
+        /// The consumer has no watermark yet.
+        NoWatermark = "no_watermark",
+        /// The path has no such method; `Allow` names those it has.
+        MethodNotAllowed = "method_not_allowed",
+        /// The body did not arrive in time.
+        RequestTimeout = "request_timeout",
+        /// The dataset has no times that a watermark could be compared with.
+        NoUpdatedAt = "no_updated_at",
+        /// The export has no file yet, and may never have one.
+        NotCompleted = "not_completed",
+        /// An export is being committed in this moment.
+        Committing = "committing",
+        /// The export has not ended yet.
+        StillOpen = "still_open",
+        /// The export has ended, and not by a cancel.
+        AlreadyEnded = "already_ended",
+        /// The consumer's exports are not where `after` has them; `jobs` names those since, and those that are open.
+        OutOfStep = "out_of_step",
+        /// The database doesn't know as completed what `after` names, or what came then: it was restored, or they are not kept any more.
+        DatabaseRestored = "database_restored",
+        /// Only a failed or cancelled export is tried again.
+        NotFailed = "not_failed",
+        /// The file was removed, or is not the one that was exported.
+        FileGone = "file_gone",
+        /// The body has more than 1 MB.
+        BodyTooLarge = "body_too_large",
+        /// The path and its query have more than 8 KB.
+        UriTooLong = "uri_too_long",
+        /// The body doesn't say that it is `application/json`.
+        UnsupportedMediaType = "unsupported_media_type",
+        /// The range begins past the end of the file; `Content-Range` has its size.
+        RangeNotSatisfiable = "range_not_satisfiable",
+        /// The key was sent with another request before.
+        IdempotencyKeyReused = "idempotency_key_reused",
+        /// Too many requests; `Retry-After` says how long to wait.
+        RateLimited = "rate_limited",
+        /// As many exports are open as there may be.
+        TooManyOpenJobs = "too_many_open_jobs",
+        /// More than 100 headers, or 32 KB of them.
+        HeadersTooLarge = "headers_too_large",
+        /// A defect of the service; its log has the cause under the answer's `X-Request-Id`.
+        Internal = "internal",
+        /// Postgres can't be reached now.
+        DatabaseUnavailable = "database_unavailable",
+        /// The table can't be read now.
+        TableUnreadable = "table_unreadable",
+        /// The table isn't as its dataset says.
+        DatasetMismatch = "dataset_mismatch",
+        /// The output folder has no room left.
+        StorageFull = "storage_full",
+        /// The output folder can't be written.
+        StorageReadonly = "storage_readonly",
+        /// The output folder is missing.
+        OutputMissing = "output_missing",
+        /// The output folder can't be used.
+        OutputFailed = "output_failed",
+        /// The file is on another host.
+        FileOnOtherHost = "file_on_other_host",
+        /// The file is of the database that this one is a copy of.
+        FileOfOtherDatabase = "file_of_other_database",
+        /// As many clients follow or wait for exports as may: of the key, of the address, or of all.
+        TooManyFollowers = "too_many_followers",
+        /// As many requests are under way as may be: of the address, or of all.
+        TooManyConnections = "too_many_connections",
+    }
+}
+
+impl Code {
+    /// The status that an answer with this code has.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Code::BadRequest
+            | Code::InvalidBody
+            | Code::ConsumerRequired
+            | Code::ConsumerInvalid
+            | Code::IdempotencyKeyInvalid
+            | Code::ParameterInvalid
+            | Code::ParameterUnknown
+            | Code::MemberInvalid
+            | Code::MemberUnknown => StatusCode::BAD_REQUEST,
+            Code::KeyRequired | Code::KeyInvalid => StatusCode::UNAUTHORIZED,
+            Code::HostNotLocal
+            | Code::ProxyNotAllowed
+            | Code::OriginNotAllowed
+            | Code::ScopeMissing
+            | Code::ConsumerNotAllowed => StatusCode::FORBIDDEN,
+            Code::NotFound | Code::NoDataset | Code::NoWatermark => StatusCode::NOT_FOUND,
+            Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Code::NoUpdatedAt
+            | Code::NotCompleted
+            | Code::Committing
+            | Code::StillOpen
+            | Code::AlreadyEnded
+            | Code::OutOfStep
+            | Code::DatabaseRestored
+            | Code::NotFailed
+            | Code::FileOfOtherDatabase => StatusCode::CONFLICT,
+            Code::FileGone => StatusCode::GONE,
+            Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Code::UriTooLong => StatusCode::URI_TOO_LONG,
+            Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Code::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
+            Code::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Code::RateLimited | Code::TooManyOpenJobs => StatusCode::TOO_MANY_REQUESTS,
+            Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Code::DatabaseUnavailable
+            | Code::TableUnreadable
+            | Code::DatasetMismatch
+            | Code::StorageFull
+            | Code::StorageReadonly
+            | Code::OutputMissing
+            | Code::OutputFailed
+            | Code::FileOnOtherHost
+            | Code::TooManyFollowers
+            | Code::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+document_words! {
+    Code, "ProblemCode", "What went wrong";
+}

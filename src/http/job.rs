@@ -1,0 +1,152 @@
+//! A job as the API shows it.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::http::schemas::rfc3339;
+use crate::job::encoding::{Compression, Format};
+use crate::job::{Continuity, ExportType, FailureCode, Job, Status};
+
+/// An export.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Job, example = json!({
+    "jobId": "01a1f83b-4327-76af-8511-139e6c6a362d", "consumerId": "search", "dataset": "users", "exportType": "delta",
+    "status": "completed", "progress": 100, "rowsExported": 29, "bytesWritten": 3401,
+    "outputFilename": "delta_search_20261120T091315Z.csv", "format": "csv", "compression": "none",
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "attempt": 1, "error": null, "continuity": null,
+    "lateRows": 0, "keyOnlyDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
+    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "retryOf": null,
+    "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
+    "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
+}))]
+pub(crate) struct JobBody {
+    /// Its id
+    #[schema(value_type = Uuid)]
+    job_id: String,
+    /// Whose it is; null: ad hoc
+    #[schema(required)]
+    consumer_id: Option<String>,
+    /// Which dataset's rows
+    dataset: String,
+    /// Which of them
+    #[schema(value_type = ExportType)]
+    export_type: &'static str,
+    /// Where it stands
+    #[schema(value_type = Status)]
+    status: &'static str,
+    /// In percent: never back within an attempt, 100 only when completed
+    #[schema(maximum = 100)]
+    progress: u8,
+    /// Rows written so far, all of them once completed
+    rows_exported: u64,
+    /// Bytes written so far, the file's size once completed
+    bytes_written: u64,
+    /// The file's name in the output folder
+    output_filename: String,
+    /// How its rows are written
+    #[schema(value_type = Format)]
+    format: &'static str,
+    /// What that is compressed with
+    #[schema(value_type = Compression)]
+    compression: &'static str,
+    /// The file's SHA-256 in hexadecimal, once completed
+    #[schema(required, pattern = "^[0-9a-f]{64}$")]
+    sha256: Option<String>,
+    /// How many times a worker took it
+    attempt: u32,
+    /// Why it failed
+    #[schema(required)]
+    error: Option<FailureBody>,
+    /// What stands between the consumer's last export and this one, if not just changes
+    #[schema(required, value_type = Option<Continuity>)]
+    continuity: Option<&'static str>,
+    /// Rows that the timestamps alone would have missed
+    late_rows: u64,
+    /// Deleted rows of which only the key is known, since they were too large for the log: their other columns are empty, and their key is
+    /// right
+    key_only_deletes: u64,
+    /// Transactions that had changed something and were open: their changes belong to the next export
+    #[schema(required)]
+    open_transactions: Option<u32>,
+    /// The age of the oldest of them in seconds
+    #[schema(required)]
+    oldest_transaction_seconds: Option<f64>,
+    /// Whether the columns are others than those of the consumer's last export
+    schema_changed: bool,
+    /// Whether the table's rows were written anew since that, as `VACUUM FULL` does
+    table_rewritten: bool,
+    /// The consumer's watermark before
+    #[schema(required, format = DateTime)]
+    watermark_from: Option<String>,
+    /// The consumer's watermark after
+    #[schema(required, format = DateTime)]
+    watermark_to: Option<String>,
+    /// Its place among the published exports of the consumer in this dataset, from 1 and without gaps; null before that, and for an
+    /// ad-hoc export. Their order is this one's, never that of names
+    #[schema(required, minimum = 1)]
+    number: Option<u64>,
+    /// The export that this one was made after, on request
+    #[schema(required, value_type = Option<Uuid>)]
+    retry_of: Option<String>,
+    /// When it was asked for
+    #[schema(format = DateTime)]
+    created_at: String,
+    /// When a worker first took it
+    #[schema(required, format = DateTime)]
+    started_at: Option<String>,
+    /// When it ended
+    #[schema(required, format = DateTime)]
+    finished_at: Option<String>,
+    /// How long it took
+    #[schema(required)]
+    duration_seconds: Option<f64>,
+}
+
+/// Why an export failed.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Failure)]
+struct FailureBody {
+    /// For programs
+    #[schema(value_type = FailureCode)]
+    code: &'static str,
+    /// For people
+    detail: String,
+}
+
+impl From<Job> for JobBody {
+    fn from(job: Job) -> JobBody {
+        let duration = job.started_at.zip(job.finished_at).map(|(start, end)| (end - start).as_seconds_f64());
+        JobBody {
+            job_id: job.id.to_string(),
+            consumer_id: job.consumer.map(|consumer| consumer.to_string()),
+            dataset: job.dataset,
+            export_type: job.export_type.as_str(),
+            status: job.status.as_str(),
+            progress: job.progress,
+            rows_exported: job.rows_exported,
+            bytes_written: job.bytes_written,
+            output_filename: job.output_filename,
+            format: job.encoding.format.as_str(),
+            compression: job.encoding.compression.as_str(),
+            sha256: job.sha256,
+            attempt: job.attempt,
+            error: job.error.map(|failure| FailureBody { code: failure.code.as_str(), detail: failure.detail }),
+            continuity: job.report.continuity.map(|why| why.as_str()),
+            late_rows: job.late_rows,
+            key_only_deletes: job.key_only_deletes,
+            open_transactions: job.report.open_transactions,
+            oldest_transaction_seconds: job.report.oldest_transaction_seconds,
+            schema_changed: job.schema_changed,
+            table_rewritten: job.report.table_rewritten,
+            watermark_from: job.watermark_from.map(rfc3339),
+            watermark_to: job.watermark_to.map(rfc3339),
+            number: job.number,
+            retry_of: job.retry_of.map(|job| job.to_string()),
+            created_at: rfc3339(job.created_at),
+            started_at: job.started_at.map(rfc3339),
+            finished_at: job.finished_at.map(rfc3339),
+            duration_seconds: duration,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! How the API writes the nouns that are in many bodies and queries, and what its document says of them. The nouns themselves know
+//! nothing of documents.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::job::encoding::{Compression, Format};
+use crate::job::selection::Operator;
+use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Status};
+
+/// A time in JSON: RFC 3339, UTC, microseconds.
+pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// A word's schema: its type's words, and what each stands for.
+pub(crate) fn of_words<'w>(meaning: &str, words: impl Iterator<Item = (&'w str, &'w str)>) -> RefOr<Schema> {
+    let words: Vec<_> = words.collect();
+    let list: String = words.iter().map(|(word, stands_for)| format!("\n- `{word}`: {stands_for}")).collect();
+    let words = words.into_iter().map(|(word, _)| word.to_owned());
+    let object = ObjectBuilder::new().schema_type(Type::String).description(Some(format!("{meaning}:\n{list}")));
+    object.enum_values(Some(words)).into()
+}
+
+/// Says of enums of words what the document has of them.
+macro_rules! document_words {
+    ($($name:ident, $as:literal, $meaning:literal;)+) => {$(
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                $crate::http::schemas::of_words($meaning, $name::ALL.iter().map(|word| (word.as_str(), word.meaning())))
+            }
+        }
+
+        impl utoipa::ToSchema for $name {
+            fn name() -> std::borrow::Cow<'static, str> {
+                $as.into()
+            }
+        }
+    )+};
+}
+pub(crate) use document_words;
+
+document_words! {
+    ExportType, "ExportType", "Which rows an export holds";
+    Status, "Status", "Where a job stands";
+    Continuity, "Continuity", "What stands between a consumer's last export and this one, if not just changes";
+    FailureCode, "FailureCode", "Why an export failed";
+    Format, "Format", "How a file's rows are written";
+    Compression, "Compression", "What a file is compressed with, as a whole";
+    Operator, "Operator", "How a column is compared with a value";
+}
+
+/// A consumer's id, as a header, a path or a query names it.
+impl PartialSchema for ConsumerId {
+    fn schema() -> RefOr<Schema> {
+        named("^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$", "search")
+    }
+}
+
+impl ToSchema for ConsumerId {}
+
+/// A dataset's name. In the code it is a text.
+pub(crate) enum DatasetName {}
+
+impl PartialSchema for DatasetName {
+    fn schema() -> RefOr<Schema> {
+        named("^[a-z][a-z0-9_-]{0,62}$", "users")
+    }
+}
+
+impl ToSchema for DatasetName {}
+
+fn named(pattern: &str, example: &str) -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern)).examples([example]).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::catalog::is_name;
+    use proptest::prelude::*;
+    use proptest::string::string_regex;
+
+    fn pattern(schema: RefOr<Schema>) -> String {
+        let schema = serde_json::to_value(schema).unwrap();
+        let pattern = schema["pattern"].as_str().unwrap();
+        // What makes up texts has no anchors.
+        pattern.strip_prefix('^').unwrap().strip_suffix('$').unwrap().to_owned()
+    }
+
+    #[test]
+    fn names_are_as_their_patterns_say() {
+        let consumer = string_regex(&pattern(ConsumerId::schema())).unwrap();
+        let dataset = string_regex(&pattern(DatasetName::schema())).unwrap();
+        proptest!(|(consumer in consumer, dataset in dataset)| {
+            prop_assert!(consumer.parse::<ConsumerId>().is_ok() && is_name(&dataset), "{} {}", consumer, dataset);
+        });
+        // And the longest are no longer than said.
+        let longest = "x".repeat(128);
+        assert!(longest.parse::<ConsumerId>().is_ok() && format!("{longest}x").parse::<ConsumerId>().is_err());
+        assert!(is_name(&longest[..63]) && !is_name(&longest[..64]));
+    }
+}
