@@ -13,6 +13,7 @@ pub mod watermark;
 
 // The way of a request: from HTTP to a row in `exports`.
 pub mod config;
+pub mod demo;
 pub mod http;
 pub mod service;
 pub mod store;

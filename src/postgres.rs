@@ -2,7 +2,6 @@
 //!
 //! Knows tables only to make them; what is done with them is the business of `store` and `source`.
 
-pub mod demo;
 mod pooler;
 mod schema;
 mod search_path;

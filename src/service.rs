@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::{Catalog, Faults};
 use crate::dataset::{Dataset, Description};
+use crate::demo;
 use crate::job::lane::Lane;
 use crate::job::selection::{BadSelection, Selection};
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status, Terms};
@@ -32,7 +33,6 @@ use crate::store::{
     self, Store,
     jobs::{Cancelled, Submitted},
     lanes::Elsewhere,
-    users::User,
 };
 use crate::telemetry::metrics::{self, ExportLabels};
 
@@ -480,8 +480,8 @@ impl Service {
     ///
     /// # Errors
     /// If there is none of this id.
-    pub async fn soft_delete_user(&self, id: i64) -> Result<User, Error> {
-        with_timeout(self.store.soft_delete_user(id)).await?.ok_or(Error::NoUser)
+    pub async fn soft_delete_user(&self, id: i64) -> Result<demo::User, Error> {
+        with_timeout(demo::soft_delete(&self.store, id)).await?.ok_or(Error::NoUser)
     }
 
     /// Whether Postgres answers.

@@ -13,7 +13,6 @@ pub mod lists;
 pub mod queue;
 pub mod retention;
 mod room;
-pub mod users;
 pub mod watermarks;
 
 use std::sync::{Arc, Mutex};
@@ -194,7 +193,8 @@ impl Store {
         Ok(())
     }
 
-    async fn connection(&self) -> Result<Connection, Error> {
+    /// A connection of the pool, for a call that its caller may give up.
+    pub(crate) async fn connection(&self) -> Result<Connection, Error> {
         Ok(Connection(Some(self.pool.acquire().await?)))
     }
 
@@ -232,14 +232,14 @@ pub async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Resul
 
 /// A connection that goes back to the pool only when it is given back. One whose call failed or was given up half-way is
 /// closed: the pool would ask it whether it still lives, and wait for the answer.
-struct Connection(Option<PoolConnection<Postgres>>);
+pub(crate) struct Connection(Option<PoolConnection<Postgres>>);
 
 impl Connection {
-    fn get(&mut self) -> &mut PgConnection {
+    pub(crate) fn get(&mut self) -> &mut PgConnection {
         self.0.as_mut().expect("it is there until it is given back, which consumes it")
     }
 
-    fn give_back(mut self) {
+    pub(crate) fn give_back(mut self) {
         self.0.take();
     }
 }

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use cdc_export::config::{self, Config};
+use cdc_export::demo;
 use cdc_export::http::{self, Access, ConnectionLimits};
-use cdc_export::postgres::{self, Database, demo};
+use cdc_export::postgres::{self, Database};
 use cdc_export::source::catalog;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;

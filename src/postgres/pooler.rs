@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::postgres::{Database, Error, connect};
@@ -40,7 +40,7 @@ async fn are_lent(conn: &mut PgConnection, other: &mut PgConnection) -> Result<b
         let mark = Uuid::new_v4().simple().to_string();
         let set =
             format!("-- postgres.pooler.mark\n select pg_catalog.set_config('cdc_export.session', '{mark}', false)");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(set)).execute(&mut *conn).await?;
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut *conn).await?;
         let marked = look(conn).await?;
         if marked.mark != mark || look(other).await? == marked {
             return Ok(true);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use cdc_export::postgres::demo;
+use cdc_export::demo;
 use sqlx::PgPool;
 
 use crate::harness::Database;

@@ -1,42 +1,52 @@
-//! postgres::demo: the seeded users of the demo table, a plausible month of people for a first
-//! export to show. It must not know exports, jobs or consumers, nor touch a `users` table that
-//! somebody brought: only one recorded in `cdc_export.owned` is filled, and only while empty.
+//! The demo's table `users`: a plausible month of people for a first export to show, and a soft delete, so that a delta has a
+//! deletion to show. A migration makes the table where nobody has one of that name; [`Dataset::users`] says how it is exported.
+//!
+//! Nothing here knows of exports, jobs or consumers, nor touches a `users` that somebody brought: only the one recorded in
+//! `cdc_export.owned`.
+//!
+//! [`Dataset::users`]: crate::dataset::Dataset::users
+
+pub mod people;
 
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use fake::faker::name::raw::Name;
-use fake::locales::{DE_DE, EN, FR_FR, IT_IT, JA_JP, NL_NL, PT_BR, TR_TR, ZH_CN};
-use fake::rand::SeedableRng;
-use fake::rand::rngs::StdRng;
-use fake::{Fake, RngExt};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
-/// Every so-manieth user is soft deleted: 1.9 %, so that 98,113 of 100,000 are live.
-///
-/// A stride and no dice: a small table has its deleted users too, from the seventh on.
-pub const DELETED_EVERY: u64 = 53;
-
-/// The share of live users, in percent, whose `updated_at` is later than their `created_at`.
-pub const CHANGED_PERCENT: u32 = 40;
-
-/// The users were created, and changed, within this many days before the seeding.
-pub const SPAN_DAYS: i64 = 30;
-
-/// Fixed, so that user 17 has the same name and address on every machine. (An upgrade of `fake` may change them all: its
-/// lists grow, and its dice promise no sequence across versions.)
-const SEED: u64 = 0x6364_635f_6578_706f;
-
-const SPAN_MICROS: i64 = SPAN_DAYS * 24 * 60 * 60 * 1_000_000;
-
-/// 2000-01-01T00:00:00Z, where Postgres begins to count, in microseconds of the Unix epoch.
-const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+use crate::demo::people::{COPY_HEADER, COPY_TRAILER, encode, person};
+use crate::store::{self, Store};
 
 /// Rows are sent once this many bytes of them are ready.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Why the demo table could not be seeded.
+/// A row of the demo table. Times are RFC 3339 with microseconds; `None` for an infinite one.
+#[derive(Debug, sqlx::FromRow)]
+pub struct User {
+    /// Its key.
+    pub id: i64,
+    /// Full name.
+    pub name: String,
+    /// Unique address.
+    pub email: String,
+    /// When it was made.
+    pub created_at: Option<String>,
+    /// When it was last changed.
+    pub updated_at: Option<String>,
+    /// Whether it is soft-deleted.
+    pub is_deleted: bool,
+}
+
+/// Written by Postgres: its calendar is longer than ours.
+macro_rules! user_columns {
+    () => {
+        "id, name, email, is_deleted,
+         to_char(created_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') as created_at,
+         to_char(updated_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') as updated_at"
+    };
+}
+
+/// Why the demo table could not be filled.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The table is somebody's.
@@ -74,7 +84,7 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
 
     // Asked before the lock too: on every start but the first nothing is locked, and nothing waits.
-    let Some(users) = ours(&mut tx).await? else { return Ok(0) };
+    let Some(users) = ours(&mut tx).await.map_err(Error::Inspect)? else { return Ok(0) };
     if !is_empty(&mut tx, &users).await? {
         return Ok(0);
     }
@@ -97,11 +107,11 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
 /// If the table isn't ours, or Postgres fails; nothing was added then.
 pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sync) -> Result<u64, Error> {
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
-    let users = ours(&mut tx).await?.ok_or(Error::NotOurs)?;
+    let users = ours(&mut tx).await.map_err(Error::Inspect)?.ok_or(Error::NotOurs)?;
     let filling = |source| Error::Fill { rows, source };
     lock(&mut tx, &users).await.map_err(filling)?;
     let count = format!(
-        "-- postgres.demo.count
+        "-- demo.count
         select count(*), coalesce(max(substring(email from '\\.([0-9]{{1,18}})@example\\.(?:com|net|org)$')::bigint), 0)
         from {users}"
     );
@@ -119,10 +129,37 @@ pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sy
     Ok(inserted)
 }
 
+/// Marks a user of the demo table as deleted now; one that is deleted stays as it is. `None`: there is no such user, or the table is
+/// somebody's.
+///
+/// # Errors
+/// If the database fails.
+pub async fn soft_delete(store: &Store, id: i64) -> Result<Option<User>, store::Error> {
+    let mut conn = store.connection().await?;
+    let Some(users) = ours(conn.get()).await? else {
+        conn.give_back();
+        return Ok(None);
+    };
+    let columns = user_columns!();
+    let delete = format!(
+        "-- demo.soft_delete
+         update {users} set is_deleted = true, updated_at = now() where id = $1 and not is_deleted returning {columns}"
+    );
+    let deleted = sqlx::query_as(AssertSqlSafe(delete)).bind(id).fetch_optional(conn.get()).await?;
+    if deleted.is_some() {
+        conn.give_back();
+        return Ok(deleted);
+    }
+    let user = format!("-- demo.user\n select {columns} from {users} where id = $1");
+    let user = sqlx::query_as(AssertSqlSafe(user)).bind(id).fetch_optional(conn.get()).await?;
+    conn.give_back();
+    Ok(user)
+}
+
 /// The demo table, with its schema; `None`: the `users` that the role's search_path finds is somebody's, or there is none.
-async fn ours(connection: &mut PgConnection) -> Result<Option<String>, Error> {
+async fn ours(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar(
-        "-- postgres.demo.ours
+        "-- demo.ours
         select format('%I.%I', n.nspname, c.relname)
         from pg_class as c
         join pg_namespace as n on n.oid = c.relnamespace
@@ -131,11 +168,10 @@ async fn ours(connection: &mut PgConnection) -> Result<Option<String>, Error> {
     )
     .fetch_optional(connection)
     .await
-    .map_err(Error::Inspect)
 }
 
 async fn is_empty(connection: &mut PgConnection, users: &str) -> Result<bool, Error> {
-    let empty = format!("-- postgres.demo.is_empty\n select not exists (select from {users})");
+    let empty = format!("-- demo.is_empty\n select not exists (select from {users})");
     sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(connection).await.map_err(Error::Inspect)
 }
 
@@ -143,13 +179,13 @@ async fn is_empty(connection: &mut PgConnection, users: &str) -> Result<bool, Er
 async fn lock(connection: &mut PgConnection, users: &str) -> Result<(), sqlx::Error> {
     // Another replica's millions of users may take longer than a timeout meant for statements.
     sqlx::query(
-        "-- postgres.demo.lift_timeouts
+        "-- demo.lift_timeouts
         select set_config(name, '0', true)
         from unnest(array['lock_timeout', 'statement_timeout']) as name",
     )
     .execute(&mut *connection)
     .await?;
-    let lock = format!("-- postgres.demo.lock\n lock table {users} in share row exclusive mode");
+    let lock = format!("-- demo.lock\n lock table {users} in share row exclusive mode");
     sqlx::query(AssertSqlSafe(lock)).execute(connection).await?;
     Ok(())
 }
@@ -164,14 +200,14 @@ async fn load(
     let first = *numbers.start();
     let now = now(connection).await?;
     let copy = format!(
-        "-- postgres.demo.load
+        "-- demo.load
         copy {users} (name, email, created_at, updated_at, is_deleted) from stdin (format binary)"
     );
     let mut copy = connection.copy_in_raw(&copy).await?;
     let mut chunk = Vec::with_capacity(CHUNK_BYTES + 1024);
     chunk.extend_from_slice(COPY_HEADER);
     for number in numbers {
-        encode(&user(number, now), &mut chunk);
+        encode(&person(number, now), &mut chunk);
         if chunk.len() >= CHUNK_BYTES {
             copy.send(chunk.as_slice()).await?;
             chunk.clear();
@@ -186,7 +222,7 @@ async fn load(
 /// The database's clock, not ours: no user of theirs comes from the future.
 async fn now(connection: &mut PgConnection) -> Result<DateTime<Utc>, sqlx::Error> {
     sqlx::query_scalar(
-        "-- postgres.demo.now
+        "-- demo.now
         select now()",
     )
     .fetch_one(connection)
@@ -195,87 +231,7 @@ async fn now(connection: &mut PgConnection) -> Result<DateTime<Utc>, sqlx::Error
 
 /// So that the planner knows the table, and its estimated rows are right, before autovacuum comes.
 async fn analyze(connection: &mut PgConnection, users: &str) -> Result<(), sqlx::Error> {
-    let analyze = format!("-- postgres.demo.analyze\n analyze {users}");
+    let analyze = format!("-- demo.analyze\n analyze {users}");
     sqlx::query(AssertSqlSafe(analyze)).execute(connection).await?;
     Ok(())
-}
-
-struct User {
-    name: String,
-    email: String,
-    created_at: i64,
-    updated_at: i64,
-    is_deleted: bool,
-}
-
-/// The user of that number, counted from 1. Each has dice of its own, so that it stays the same
-/// however many are made, and whichever is made first. The times, in microseconds of the Unix
-/// epoch, lie relative to `now`.
-fn user(number: u64, now: DateTime<Utc>) -> User {
-    let mut dice = StdRng::seed_from_u64(SEED ^ number);
-    let name = name(&mut dice);
-    let email = email(&name, number, &mut dice);
-
-    let is_deleted = number % DELETED_EVERY == 7;
-    let is_changed = is_deleted || dice.random_range(0..100) < CHANGED_PERCENT;
-    let created_ago = dice.random_range(1..SPAN_MICROS);
-    let updated_ago = if is_changed { dice.random_range(0..created_ago) } else { created_ago };
-    User {
-        name,
-        email,
-        created_at: now.timestamp_micros() - created_ago,
-        updated_at: now.timestamp_micros() - updated_ago,
-        is_deleted,
-    }
-}
-
-/// Mostly English, and every other script that a file has to carry unharmed.
-fn name(dice: &mut StdRng) -> String {
-    match dice.random_range(0..20) {
-        0 => Name(DE_DE).fake_with_rng(dice),
-        1 => Name(FR_FR).fake_with_rng(dice),
-        2 => Name(IT_IT).fake_with_rng(dice),
-        3 => Name(JA_JP).fake_with_rng(dice),
-        4 => Name(NL_NL).fake_with_rng(dice),
-        5 => Name(PT_BR).fake_with_rng(dice),
-        6 => Name(TR_TR).fake_with_rng(dice),
-        7 => Name(ZH_CN).fake_with_rng(dice),
-        _ => Name(EN).fake_with_rng(dice),
-    }
-}
-
-/// `ada.lovelace.17@example.org`: the number makes it unique, and RFC 2606 keeps those domains
-/// free of real people.
-fn email(name: &str, number: u64, dice: &mut StdRng) -> String {
-    let words: Vec<String> = name
-        .split_whitespace()
-        .map(|word| word.chars().filter(char::is_ascii_alphanumeric).collect())
-        .filter(|word: &String| !word.is_empty())
-        .collect();
-    let who = if words.is_empty() { "user".to_owned() } else { words.join(".").to_ascii_lowercase() };
-    let domain = ["com", "net", "org"][dice.random_range(0..3)];
-    format!("{who}.{number}@example.{domain}")
-}
-
-/// Signature, no flags, no extension: <https://www.postgresql.org/docs/15/sql-copy.html>, "Binary Format".
-const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-
-/// A count of fields that no row has.
-const COPY_TRAILER: &[u8] = &(-1_i16).to_be_bytes();
-
-/// Binary, because a name needs no escaping there and a time no formatting.
-fn encode(user: &User, chunk: &mut Vec<u8>) {
-    chunk.extend_from_slice(&5_i16.to_be_bytes());
-    encode_field(user.name.as_bytes(), chunk);
-    encode_field(user.email.as_bytes(), chunk);
-    for micros in [user.created_at, user.updated_at] {
-        encode_field(&(micros - POSTGRES_EPOCH_MICROS).to_be_bytes(), chunk);
-    }
-    encode_field(&[u8::from(user.is_deleted)], chunk);
-}
-
-fn encode_field(value: &[u8], chunk: &mut Vec<u8>) {
-    let length = i32::try_from(value.len()).expect("a generated value is far below 2 GiB");
-    chunk.extend_from_slice(&length.to_be_bytes());
-    chunk.extend_from_slice(value);
 }
