@@ -5,14 +5,10 @@ mod command;
 
 use std::io;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::Context;
-use cdc_export::config::{self, Environment};
-use cdc_export::telemetry;
+use cdc_export::config;
 use clap::Parser;
 
-use crate::command::client::Client;
 use crate::command::{BadUsage, Command};
 
 /// Hands a table's rows to downstream consumers as files, with nothing lost and nothing twice.
@@ -28,7 +24,7 @@ struct CommandLine {
 /// 0: done. 1: failed. 2: bad usage, which clap says by itself, or a bad setting, the catalog among them.
 fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
-    match run(command.unwrap_or_default()) {
+    match command.unwrap_or_default().run() {
         Ok(code) => code,
         // Whoever reads has seen enough.
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => {
@@ -50,33 +46,4 @@ fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
         .collect();
     eprintln!("cdc-export: {text}");
     ExitCode::from(code)
-}
-
-fn run(command: Command) -> anyhow::Result<ExitCode> {
-    if let Command::Completions { shell } = command {
-        return command::completions(shell);
-    }
-    let environment = Environment::read()?;
-    if let Some(server) = command.server() {
-        let client = Client::new(server.clone(), environment.key()?);
-        return block_on(command.run_remotely(client));
-    }
-    let config = environment.config(command.catalog_file())?;
-    if let Some(file) = &config.authorities {
-        config::trust_alone(file).context("can't start anew, with the authorities of sslrootcert alone")?;
-    }
-    telemetry::start(&command.telemetry(&config));
-    #[cfg(debug_assertions)]
-    if let Some(list) = &config.failpoints {
-        cdc_export::failpoint::arm(list)?;
-    }
-    block_on(command.run(config))
-}
-
-fn block_on(task: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let done = runtime.block_on(task);
-    // A thread that a dead disk or network holds up would hold up the end of the process.
-    runtime.shutdown_timeout(Duration::from_secs(3));
-    done
 }

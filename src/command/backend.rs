@@ -2,29 +2,68 @@
 //! in one way, as the API shows them.
 
 use std::io::{IsTerminal, Read, Write};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use cdc_export::config::{CatalogFile, Environment};
 use cdc_export::http;
-use cdc_export::job::encoding::Encoding;
-use cdc_export::job::selection::Selection;
 use cdc_export::job::{After, Filter, Job, JobId, Request, Status};
 use cdc_export::service::{self, Party, Service};
+use clap::Args;
 use hyper::http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::command::arguments::Export;
-use crate::command::client::{Client, Error, NamedJob, Plain};
+use crate::command::client::{Address, Client, Error, NamedJob, Plain};
+use crate::command::database_handle::DatabaseHandle;
+use crate::command::start::{Logs, block_on, settings};
+use crate::command::wiring::wire;
 
 /// Rows that are shown of each list.
 pub(crate) const SHOWN: u32 = 200;
 /// What of a file is in memory at a time.
 const CHUNK_BYTES: usize = 256 << 10;
+
+/// Which service.
+#[derive(Args)]
+pub(super) struct Server {
+    /// The service at this address, with the key in CDC_EXPORT_KEY if it wants one; without it, the database of DATABASE_URL
+    #[arg(long, value_name = "URL")]
+    server: Option<Address>,
+}
+
+impl Server {
+    /// How to speak to the service that is named; `None`: none is, so the database is meant.
+    pub(super) fn client(&self) -> anyhow::Result<Option<Client>> {
+        let Some(address) = &self.server else { return Ok(None) };
+        Ok(Some(Client::new(address.clone(), Environment::read()?.key()?)))
+    }
+
+    /// Runs a command at the service that is named, or else at one over the database.
+    pub(super) fn run(
+        &self,
+        catalog: CatalogFile,
+        command: impl AsyncFnOnce(&Backend) -> anyhow::Result<()>,
+    ) -> anyhow::Result<ExitCode> {
+        if let Some(client) = self.client()? {
+            return block_on(async { command(&Backend::Remote(client)).await.map(|()| ExitCode::SUCCESS) });
+        }
+        let config = settings(catalog, Logs::Errors)?;
+        block_on(async {
+            let handle = DatabaseHandle::open(&config).await?;
+            let service = wire(&config, &handle.database, 1, &CancellationToken::new()).service;
+            let done = command(&Backend::Local(Box::new(service))).await;
+            handle.close().await;
+            done.map(|()| ExitCode::SUCCESS)
+        })
+    }
+}
 
 /// One of the two.
 pub(crate) enum Backend {
@@ -103,47 +142,37 @@ impl JobView {
 
 impl Backend {
     /// Asks for an export.
-    pub(crate) async fn submit(&self, what: &Export) -> anyhow::Result<JobId> {
+    pub(crate) async fn submit(&self, request: &Request) -> anyhow::Result<JobId> {
         match self {
-            Backend::Local(service) => {
-                let request = Request {
-                    consumer: Some(what.consumer.clone()),
-                    dataset: what.dataset.clone(),
-                    export_type: what.export_type,
-                    selection: Selection::default(),
-                    encoding: Encoding::new(what.format, what.compression)?,
-                    after: what.after()?,
-                    retry_of: None,
-                    key: None,
-                };
-                match service.submit(&request).await {
-                    Ok(job) => Ok(job.id),
-                    Err(error) => Err(match &error {
-                        service::Error::OutOfStep(jobs) => {
-                            let named = |job: &Job| (job.id, job.status == Status::Completed);
-                            self.naming(error.to_string(), jobs.iter().map(named))
-                        }
-                        _ => error.into(),
-                    }),
-                }
-            }
+            Backend::Local(service) => match service.submit(request).await {
+                Ok(job) => Ok(job.id),
+                Err(error) => Err(match &error {
+                    service::Error::OutOfStep(jobs) => {
+                        let named = |job: &Job| (job.id, job.status == Status::Completed);
+                        self.naming(error.to_string(), jobs.iter().map(named))
+                    }
+                    _ => error.into(),
+                }),
+            },
             Backend::Remote(client) => {
                 let mut headers = HeaderMap::new();
-                headers.insert("x-consumer-id", what.consumer.as_str().parse()?);
+                if let Some(consumer) = &request.consumer {
+                    headers.insert("x-consumer-id", consumer.as_str().parse()?);
+                }
                 headers.insert("idempotency-key", Uuid::new_v4().to_string().parse()?);
-                let (format, compression) = (what.format.as_str(), what.compression.as_str());
-                let mut body = json!({ "dataset": what.dataset, "format": format, "compression": compression });
-                match what.after()? {
+                let (format, compression) = (request.encoding.format.as_str(), request.encoding.compression.as_str());
+                let mut body = json!({ "dataset": request.dataset, "format": format, "compression": compression });
+                match &request.after {
                     None => {}
                     Some(After::Nothing) => body["after"] = Value::Null,
                     Some(After::Export { job, sha256 }) => {
                         body["after"] = job.to_string().into();
                         if let Some(sha256) = sha256 {
-                            body["afterSha256"] = sha256.into();
+                            body["afterSha256"] = sha256.as_str().into();
                         }
                     }
                 }
-                let path = format!("/exports/{}", what.export_type);
+                let path = format!("/exports/{}", request.export_type);
                 let answer = remote(client, move |client| client.post(&path, &headers, Some(&body))).await;
                 answer.map(|Accepted { job_id }| job_id.into()).map_err(|error| match &error {
                     Error::Refused { jobs, .. } => {

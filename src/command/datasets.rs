@@ -1,19 +1,48 @@
 //! `datasets`: the catalog against the tables, a list of it, and a first draft of what it might say.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 
-use cdc_export::config::Config;
+use cdc_export::config::{CatalogFile, Config};
 use cdc_export::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Table};
 use cdc_export::postgres::Database;
 use cdc_export::source::catalog;
+use clap::Subcommand;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::arguments::Datasets;
-use crate::command::check;
-use crate::command::database_handle::wire;
+use crate::command::catalog::check;
+use crate::command::database_handle::with_database;
+use crate::command::start::{Logs, block_on, settings};
+use crate::command::wiring::wire;
 
-/// Does it.
-pub(crate) async fn run(config: &Config, database: &Database, what: Datasets) -> anyhow::Result<()> {
+/// What to do with datasets.
+#[derive(Subcommand)]
+pub(crate) enum Datasets {
+    /// Hold the file of DATASETS against the tables
+    Check,
+    /// List them with their tables
+    List,
+    /// Print what the file might say of a table
+    Add {
+        /// The table, as `orders` or `sales.orders`
+        table: Table,
+    },
+}
+
+impl Datasets {
+    /// Checks the catalog, lists it, or prints a first draft of a block for it.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let catalog = match self {
+            Datasets::Check | Datasets::List => CatalogFile::Read,
+            // Somebody is editing the file.
+            Datasets::Add { .. } => CatalogFile::Unread,
+        };
+        let config = settings(catalog, Logs::Errors)?;
+        block_on(with_database(&config, async |database| datasets(&config, database, self).await))
+    }
+}
+
+async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyhow::Result<()> {
     match what {
         Datasets::Check => {
             anyhow::ensure!(config.catalog_file.is_some(), "DATASETS names no file: there is `users` alone");

@@ -7,63 +7,51 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use cdc_export::config::CatalogFile;
 use cdc_export::job::{JobId, Status};
 use cdc_export::telemetry::chain;
+use clap::Args;
 use indicatif::ProgressBar;
 use ring::digest::{self, SHA256};
 use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
+use uuid::Uuid;
 
-use crate::command::backend::{Backend, JobView};
+use crate::command::BadUsage;
+use crate::command::backend::{Backend, JobView, Server};
 use crate::command::client::Error;
-use crate::command::{BadUsage, bar_of_bytes};
+use crate::command::output::{Output, folder_of};
+use crate::command::progress::bar_of_bytes;
 
 /// A download ends without a byte for this long.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Where to put a file.
-#[derive(Clone, Debug)]
-pub(crate) enum Output {
-    Stdout,
-    /// A file, or a folder for it.
-    Path(PathBuf),
+/// What to fetch.
+#[derive(Args)]
+pub(crate) struct Download {
+    /// The export's id
+    job: Uuid,
+    /// The file to make, or the folder that is there already, or - for standard output; without it, the current folder
+    #[arg(long, short, value_name = "PATH")]
+    output: Option<Output>,
+    #[command(flatten)]
+    at: Server,
 }
 
-impl Output {
-    /// Whether a file may be put there, which is better known before there is one.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let Output::Path(path) = self else { return Ok(()) };
-        if path.as_os_str().is_empty() {
-            return Err("a file, a folder, or - is expected".to_owned());
-        }
-        let folder = if path.is_dir() { path } else { folder_of(path) };
-        if !path.is_dir() && path.exists() {
-            return Err(format!("{} is there already", path.display()));
-        }
-        let probe = folder.join(format!(".cdc-export-{}.part", std::process::id()));
-        File::create_new(&probe)
-            .and_then(|_| fs::remove_file(&probe))
-            .map_err(|why| format!("{}: {why}", folder.display()))
+impl Download {
+    /// Fetches the file of a job that has completed, and prints where it is.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        self.at.run(CatalogFile::Unread, async |backend| download(backend, self.job.into(), self.output.as_ref()).await)
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-impl From<&str> for Output {
-    fn from(text: &str) -> Output {
-        if text == "-" { Output::Stdout } else { Output::Path(text.into()) }
-    }
-}
-
-/// Fetches the file of a job that has completed, and prints where it is.
-pub(crate) async fn download(backend: &Backend, id: JobId, output: Option<&Output>) -> anyhow::Result<()> {
+async fn download(backend: &Backend, id: JobId, output: Option<&Output>) -> anyhow::Result<()> {
     if let Some(output) = output {
         output.check().map_err(|why| BadUsage(format!("--output: {why}")))?;
     }

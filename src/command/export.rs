@@ -3,21 +3,34 @@
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use cdc_export::config::Config;
-use cdc_export::job::{FailureCode, JobId, Status};
+use cdc_export::config::{CatalogFile, Config};
+use cdc_export::dataset::USERS;
+use cdc_export::job::encoding::{Compression, Encoding, Format};
+use cdc_export::job::selection::Selection;
+use cdc_export::job::{After, ConsumerId, ExportType, FailureCode, JobId, Request, Status};
 use cdc_export::postgres::Database;
+use clap::Args;
 use indicatif::ProgressBar;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::command::arguments::Export;
-use crate::command::backend::{Backend, JobView};
+use crate::command::BadUsage;
+use crate::command::backend::{Backend, JobView, Server};
+use crate::command::catalog::dataset_of;
 use crate::command::client::Client;
-use crate::command::database_handle::{Wired, wire};
-use crate::command::{bar, download, stop_on_signal};
+use crate::command::database_handle::DatabaseHandle;
+use crate::command::download;
+use crate::command::output::Output;
+use crate::command::progress::bar_of_rows;
+use crate::command::signals::stop_on_signal;
+use crate::command::start::{Logs, block_on, settings};
+use crate::command::wiring::{Wired, wire};
+use crate::command::words::words;
 
 /// A job that nobody takes for this long is run here.
 const NOBODY_TAKES_IT: Duration = Duration::from_secs(1);
@@ -25,41 +38,145 @@ const NOBODY_TAKES_IT: Duration = Duration::from_secs(1);
 /// In a pipe, how far it is is said this often.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
-/// Submits the export, waits for its end, and prints where its file is. Ctrl-C cancels it.
-pub(crate) async fn export(config: &Config, database: &Database, what: &Export) -> anyhow::Result<ExitCode> {
-    let interrupted = stop_on_signal()?;
-    let done = CancellationToken::new();
-    let Wired { worker, service } = wire(config, database, 1, &done);
-    let backend = Backend::Local(Box::new(service));
-    let id = backend.submit(what).await?;
-
-    let run_here = async {
-        let taken = tokio::time::timeout(NOBODY_TAKES_IT, taken(&backend, id)).await;
-        if taken.is_err() {
-            worker.announce().await;
-            worker.run(done.clone()).await;
-        }
-    };
-    let watched = async {
-        let watched = follow(&backend, id, what, &config.output_dir, &interrupted).await;
-        done.cancel();
-        watched
-    };
-    let (code, ()) = tokio::join!(watched, run_here);
-    code
+/// What to export.
+#[derive(Args)]
+pub(crate) struct Export {
+    /// Which rows
+    #[arg(value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
+    export_type: ExportType,
+    /// Whose export it is
+    #[arg(long)]
+    consumer: ConsumerId,
+    /// Of which dataset
+    #[arg(long, default_value = USERS)]
+    dataset: String,
+    /// How its rows are written
+    #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
+    format: Format,
+    /// What the file is compressed with
+    #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
+    compression: Compression,
+    /// What was loaded last, the id of an export or `none`: the export is refused if the consumer's exports have gone on from there
+    #[arg(long, value_name = "ID")]
+    after: Option<Loaded>,
+    /// The SHA-256 of the file that was loaded last
+    #[arg(long, value_name = "SHA256", requires = "after")]
+    after_sha256: Option<String>,
+    /// Put the file there too: a file, a folder that is there already, or - for standard output
+    #[arg(long, short, value_name = "PATH")]
+    output: Option<Output>,
+    /// Print the job as JSON at the end; not together with --output
+    #[arg(long, conflicts_with = "output")]
+    json: bool,
+    #[command(flatten)]
+    at: Server,
 }
 
-/// The same by a service elsewhere.
-pub(crate) async fn export_remotely(client: Client, what: &Export) -> anyhow::Result<ExitCode> {
-    let interrupted = stop_on_signal()?;
-    what.check()?;
-    let backend = Backend::Remote(client);
-    let id = backend.submit(what).await?;
-    let code = follow(&backend, id, what, Path::new(""), &interrupted).await?;
-    if code == ExitCode::SUCCESS && what.output.is_none() && !what.json {
-        eprintln!("`cdc-export download {id}{}` fetches it.", backend.option());
+/// What a caller loaded last.
+#[derive(Clone, Copy)]
+enum Loaded {
+    Nothing,
+    Export(Uuid),
+}
+
+impl FromStr for Loaded {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Loaded, &'static str> {
+        match text {
+            "none" => Ok(Loaded::Nothing),
+            id => id.parse().map(Loaded::Export).map_err(|_| "not the id of an export, nor `none`"),
+        }
     }
-    Ok(code)
+}
+
+impl Export {
+    /// Submits the export, waits for its end, and prints where its file is. Ctrl-C cancels it.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        if let Some(client) = self.at.client()? {
+            return block_on(self.run_remotely(client));
+        }
+        let config = settings(CatalogFile::Read, Logs::Errors)?;
+        block_on(async {
+            dataset_of(&config, &self.dataset)?;
+            let request = self.request()?;
+            let handle = DatabaseHandle::open(&config).await?;
+            let done = self.run_locally(&config, &handle.database, &request).await;
+            handle.close().await;
+            done
+        })
+    }
+
+    /// What is asked for, if that may be. Once an export has completed, an `--output` that can't be written is too late.
+    fn request(&self) -> Result<Request, BadUsage> {
+        let encoding = Encoding::new(self.format, self.compression).map_err(|why| BadUsage(why.to_string()))?;
+        let after = self.after()?;
+        if let Some(output) = &self.output {
+            output.check().map_err(|why| BadUsage(format!("--output: {why}")))?;
+        }
+        Ok(Request {
+            consumer: Some(self.consumer.clone()),
+            dataset: self.dataset.clone(),
+            export_type: self.export_type,
+            selection: Selection::default(),
+            encoding,
+            after,
+            retry_of: None,
+            key: None,
+        })
+    }
+
+    /// What was loaded last, if that is said.
+    fn after(&self) -> Result<Option<After>, BadUsage> {
+        match (self.after, &self.after_sha256) {
+            (None, _) => Ok(None),
+            (Some(Loaded::Nothing), None) => Ok(Some(After::Nothing)),
+            (Some(Loaded::Export(job)), sha256) if sha256.as_deref().is_none_or(After::is_sha256) => {
+                Ok(Some(After::Export { job: job.into(), sha256: sha256.clone() }))
+            }
+            (Some(_), _) => {
+                let why = "64 hexadecimal digits in lower case are expected, beside the id of an export in --after";
+                Err(BadUsage(format!("--after-sha256: {why}")))
+            }
+        }
+    }
+
+    /// Has the export run by whoever takes it, which is this process if nobody else does.
+    async fn run_locally(&self, config: &Config, database: &Database, request: &Request) -> anyhow::Result<ExitCode> {
+        let interrupted = stop_on_signal()?;
+        let done = CancellationToken::new();
+        let Wired { worker, service } = wire(config, database, 1, &done);
+        let backend = Backend::Local(Box::new(service));
+        let id = backend.submit(request).await?;
+
+        let run_here = async {
+            let taken = tokio::time::timeout(NOBODY_TAKES_IT, taken(&backend, id)).await;
+            if taken.is_err() {
+                worker.announce().await;
+                worker.run(done.clone()).await;
+            }
+        };
+        let watched = async {
+            let watched = follow(&backend, id, self, &config.output_dir, &interrupted).await;
+            done.cancel();
+            watched
+        };
+        let (code, ()) = tokio::join!(watched, run_here);
+        code
+    }
+
+    /// Has the export run by a service elsewhere.
+    async fn run_remotely(&self, client: Client) -> anyhow::Result<ExitCode> {
+        let interrupted = stop_on_signal()?;
+        let request = self.request()?;
+        let backend = Backend::Remote(client);
+        let id = backend.submit(&request).await?;
+        let code = follow(&backend, id, self, Path::new(""), &interrupted).await?;
+        if code == ExitCode::SUCCESS && self.output.is_none() && !self.json {
+            eprintln!("`cdc-export download {id}{}` fetches it.", backend.option());
+        }
+        Ok(code)
+    }
 }
 
 /// Sees a job to its end, and its file to where it shall be. Whoever asked for it learns its name whatever happens: once it has
@@ -67,14 +184,14 @@ pub(crate) async fn export_remotely(client: Client, what: &Export) -> anyhow::Re
 async fn follow(
     backend: &Backend,
     id: JobId,
-    what: &Export,
+    export: &Export,
     output_dir: &Path,
     interrupted: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let job = watch(backend, id, interrupted).await;
     let job =
         job.with_context(|| format!("the export {id} goes on; `cdc-export status{}` shows it", backend.option()))?;
-    finish(backend, id, &job, what, output_dir, interrupted).await
+    finish(backend, id, &job, export, output_dir, interrupted).await
 }
 
 async fn taken(backend: &Backend, id: JobId) {
@@ -83,7 +200,7 @@ async fn taken(backend: &Backend, id: JobId) {
 
 /// Follows a job to its end. After an interruption it is cancelled, unless it just commits.
 async fn watch(backend: &Backend, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<JobView> {
-    let bar = bar(100).with_message(id.to_string());
+    let bar = bar_of_rows(100).with_message(id.to_string());
     let (mut said, mut cancelled) = (Instant::now(), false);
     loop {
         let look = backend.look(id);
@@ -129,28 +246,28 @@ async fn finish(
     backend: &Backend,
     id: JobId,
     job: &JobView,
-    what: &Export,
+    export: &Export,
     output_dir: &Path,
     interrupted: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    if what.json {
+    if export.json {
         outln!("{}", job.json)?;
     }
     if !job.is(Status::Completed) {
-        if !what.json {
+        if !export.json {
             eprintln!("cdc-export: the export {}", why(job));
         }
         return Ok(ExitCode::FAILURE);
     }
-    if what.output.is_some() {
+    if export.output.is_some() {
         let saved = tokio::select! {
-            saved = download::save(backend, id, job, what.output.as_ref()) => saved,
+            saved = download::save(backend, id, job, export.output.as_ref()) => saved,
             () = interrupted.cancelled() => Err(anyhow!("interrupted")),
         };
         let fetches =
             || format!("the export has completed; `cdc-export download {id}{}` fetches its file", backend.option());
         saved.with_context(fetches)?;
-    } else if !what.json {
+    } else if !export.json {
         outln!("{}  {} rows", output_dir.join(&*job.output_filename).display(), job.rows_exported)?;
     }
     Ok(ExitCode::SUCCESS)

@@ -1,22 +1,79 @@
 //! `keys`: made, listed, revoked, by whoever can reach the database.
 
+use std::process::ExitCode;
+use std::time::Duration;
+
 use anyhow::bail;
-use cdc_export::key::{KeyInfo, KeySelector, PresentedKey, Scope};
-use cdc_export::postgres::Database;
+use cdc_export::config::CatalogFile;
+use cdc_export::job::ConsumerId;
+use cdc_export::key::{self, KeyInfo, KeySelector, PresentedKey, Scope};
 use cdc_export::store::Store;
 use cdc_export::store::keys::{Created, NewKey};
 use chrono::{DateTime, Utc};
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::command::arguments::{CreateKey, Keys};
+use crate::command::database_handle::with_database;
+use crate::command::start::{Logs, block_on, settings};
+use crate::command::words::words;
 
-/// Does it.
-pub(crate) async fn run(database: &Database, what: Keys) -> anyhow::Result<()> {
-    let store = Store::new(database.pool(1));
-    match what {
-        Keys::Create(new) => create(&store, new).await,
-        Keys::List { json } => list(&store, json).await,
-        Keys::Revoke { key } => revoke(&store, &key).await,
+/// What to do with keys.
+#[derive(Subcommand)]
+pub(crate) enum Keys {
+    /// Make a key and print it, this once
+    Create(CreateKey),
+    /// List all keys, revoked ones too
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a key for good; running services refuse it within 5 seconds
+    Revoke {
+        /// Its prefix or its name
+        #[arg(value_name = "PREFIX|NAME")]
+        key: String,
+    },
+}
+
+/// The key to make.
+#[derive(Args)]
+pub(crate) struct CreateKey {
+    /// What to call it
+    #[arg(long)]
+    name: key::KeyName,
+    /// Only for this consumer, or for these; without it, for all, and for exports without one
+    #[arg(long = "consumer", value_name = "ID")]
+    consumers: Vec<ConsumerId>,
+    /// What for; admin implies the others. Without it: export:read and export:write
+    #[arg(long = "scope", value_parser = words::<Scope>(Scope::ALL.iter().map(|it| it.as_str())))]
+    scopes: Vec<Scope>,
+    /// How long it is good, as 90d or 12h; without it, until it is revoked
+    #[arg(long, value_name = "TIME", value_parser = lifetime)]
+    expires: Option<Duration>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(100 * 365 * 24 * 60 * 60));
+    let time = humantime::parse_duration(text).ok().filter(|time| (shortest..=longest).contains(time));
+    time.ok_or_else(|| "not a time from 1s to 36500d, such as 90d or 12h".to_owned())
+}
+
+impl Keys {
+    /// Makes, lists or revokes keys.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let config = settings(CatalogFile::Unread, Logs::Errors)?;
+        block_on(with_database(&config, async |database| {
+            let store = Store::new(database.pool(1));
+            match self {
+                Keys::Create(new) => create(&store, new).await,
+                Keys::List { json } => list(&store, json).await,
+                Keys::Revoke { key } => revoke(&store, &key).await,
+            }
+        }))
     }
 }
 

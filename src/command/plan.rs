@@ -1,28 +1,53 @@
 //! `plan`: what an export would read, without exporting anything.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
-use cdc_export::config::Config;
-use cdc_export::dataset::Description;
-use cdc_export::job::ExportType;
+use cdc_export::config::{CatalogFile, Config};
+use cdc_export::dataset::{Description, USERS};
+use cdc_export::job::{ConsumerId, ExportType};
 use cdc_export::postgres::Database;
 use cdc_export::source::{
     self,
     snapshot::{Purpose, Source},
 };
 use cdc_export::watermark::Waiting;
+use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
 use tokio_util::sync::CancellationToken;
 
-use crate::command::arguments::Plan;
-use crate::command::database_handle::wire;
-use crate::command::dataset_of;
+use crate::command::catalog::dataset_of;
+use crate::command::database_handle::with_database;
+use crate::command::start::{Logs, block_on, settings};
+use crate::command::wiring::wire;
+use crate::command::words::words;
 
 /// Time for the locks and the plan; nothing is read.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Takes the snapshot that the export would take, and asks Postgres how it would read it.
-pub(crate) async fn plan(config: &Config, database: &Database, what: &Plan) -> anyhow::Result<()> {
+/// What to plan.
+#[derive(Args)]
+pub(crate) struct Plan {
+    /// Which rows
+    #[arg(value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
+    export_type: ExportType,
+    /// Of which dataset
+    #[arg(long, default_value = USERS)]
+    dataset: String,
+    /// Whose export it would be
+    #[arg(long)]
+    consumer: ConsumerId,
+}
+
+impl Plan {
+    /// Takes the snapshot that the export would take, and asks Postgres how it would read it.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let config = settings(CatalogFile::Read, Logs::Errors)?;
+        block_on(with_database(&config, async |database| plan(&config, database, &self).await))
+    }
+}
+
+async fn plan(config: &Config, database: &Database, what: &Plan) -> anyhow::Result<()> {
     let dataset = dataset_of(config, &what.dataset)?;
     let service = wire(config, database, 1, &CancellationToken::new()).service;
     let Description { rows, bytes, .. } = service.describe(dataset).await?;

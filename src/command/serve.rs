@@ -3,26 +3,42 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use cdc_export::config::{self, Config};
+use cdc_export::config::{self, CatalogFile, Config};
 use cdc_export::demo;
 use cdc_export::http::{self, Access, ConnectionLimits};
 use cdc_export::postgres::{self, Database};
 use cdc_export::source::catalog;
+use clap::Args;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::arguments::Serve;
-use crate::command::database_handle::{
-    DatabaseHandle, connections_of_api, connections_of_exports, join_or_start, prepare, wire,
-};
-use crate::command::{check, stop_on_signal};
+use crate::command::catalog::check;
+use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
+use crate::command::signals::stop_on_signal;
+use crate::command::start::{Logs, block_on, settings};
+use crate::command::wiring::{connections_of_api, connections_of_exports, wire};
 
 /// One asks whether Postgres is there, one looks at what waits.
 const CONNECTIONS_OF_A_WATCH: u32 = 2;
 
-/// The API, and the exports unless others run them.
-pub(crate) async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
+/// How to serve.
+#[derive(Args, Default)]
+pub(crate) struct Serve {
+    /// Leave the exports to other processes
+    #[arg(long)]
+    no_workers: bool,
+}
+
+impl Serve {
+    /// Serves the API, and runs the exports unless others do.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let config = settings(CatalogFile::Read, Logs::AsSet)?;
+        block_on(serve(config, &self))
+    }
+}
+
+async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
     let limits = allow_descriptors();
     // Before anything is started: a signal that comes meanwhile must stop it properly.
     let shutdown = stop_on_signal()?;
@@ -115,8 +131,13 @@ fn allow_descriptors() -> ConnectionLimits {
     ConnectionLimits::for_descriptors(most.unwrap_or(u64::MAX))
 }
 
-/// The exports alone. Watched on a port of its own, if it shall be: what it does, no other process counts.
-pub(crate) async fn work(config: Config) -> anyhow::Result<ExitCode> {
+/// Runs the exports alone. The process is watched on a port of its own, if there is one: what it does, no other process counts.
+pub(crate) fn run_worker() -> anyhow::Result<ExitCode> {
+    let config = settings(CatalogFile::Read, Logs::AsSet)?;
+    block_on(work(config))
+}
+
+async fn work(config: Config) -> anyhow::Result<ExitCode> {
     let limits = allow_descriptors();
     let shutdown = stop_on_signal()?;
     let listener = match config.metrics_port {

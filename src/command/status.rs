@@ -1,25 +1,19 @@
-//! `status` and `healthcheck`: how it stands.
+//! `status`: where consumers stand, and what runs.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::body::Body;
-use cdc_export::config::Config;
-use hyper::Request;
-use hyper_util::rt::TokioIo;
+use cdc_export::config::CatalogFile;
+use clap::Args;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::net::TcpStream;
 
-use crate::command::arguments::Status;
-use crate::command::backend::Backend;
-use crate::command::backend::{ConsumerView, JobView, SHOWN};
+use crate::command::backend::{Backend, ConsumerView, JobView, SHOWN, Server};
 use crate::command::client::Plain;
-use crate::command::stop_on_signal;
+use crate::command::signals::stop_on_signal;
 
 /// What [`Backend::status`] has.
 #[derive(Deserialize)]
@@ -32,8 +26,27 @@ struct Standings {
 /// How often it is looked again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Prints where consumers stand, and the jobs that are open; while it watches, again and again until it is interrupted.
-pub(crate) async fn status(backend: &Backend, what: &Status) -> anyhow::Result<()> {
+/// What to show.
+#[derive(Args)]
+pub(crate) struct Status {
+    /// Again and again, until it is interrupted
+    #[arg(long)]
+    watch: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    at: Server,
+}
+
+impl Status {
+    /// Prints where consumers stand, and the jobs that are open; while it watches, again and again until it is interrupted.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        self.at.run(CatalogFile::Read, async |backend| status(backend, &self).await)
+    }
+}
+
+async fn status(backend: &Backend, what: &Status) -> anyhow::Result<()> {
     if !what.watch {
         return show(&backend.status().await?, what.json, false);
     }
@@ -104,24 +117,4 @@ fn consumer_line(consumer: &ConsumerView) -> String {
     let (watermark, continuity) = (or_none(last_exported_at), or_none(continuity));
     let job = last_job.as_ref().map_or("-".to_owned(), |job| format!("{} {}", job.export_type, job.status));
     format!("{consumer_id:<24} {dataset:<16} {watermark:<28} {waiting:>8}  {continuity:<20} {job}")
-}
-
-/// Asks the service on this machine whether it is ready: what a container's health check runs.
-pub(crate) async fn healthcheck(config: &Config) -> anyhow::Result<ExitCode> {
-    let host = if config.http.host.is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { config.http.host };
-    let address = SocketAddr::from((host, config.http.port));
-    let asked = tokio::time::timeout(Duration::from_secs(5), ask(address)).await;
-    asked.context("no answer in 5 seconds")?.with_context(|| format!("{address} is not ready"))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn ask(address: SocketAddr) -> anyhow::Result<()> {
-    let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/health/ready").header("host", address.to_string()).body(Body::empty())?;
-    // Drives the connection until the process ends, which is at once.
-    tokio::spawn(connection);
-    let status = sender.send_request(request).await?.status();
-    anyhow::ensure!(status.is_success(), "it answers {status}");
-    Ok(())
 }

@@ -1,0 +1,37 @@
+//! The catalog as the commands take it: the dataset of a name, and what the file says held against the tables.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cdc_export::config::{self, Config};
+use cdc_export::dataset::Dataset;
+use cdc_export::dataset::catalog::Faults;
+use cdc_export::postgres::Database;
+use cdc_export::source::catalog;
+
+use crate::command::BadUsage;
+
+/// The dataset of this name.
+pub(super) fn dataset_of<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<Dataset>, BadUsage> {
+    let none = || BadUsage(format!("there is no dataset `{name}`; there are: {}", config.catalog.names()));
+    config.catalog.get(name).ok_or_else(none)
+}
+
+/// Holds the catalog against the tables, if there is a file of it.
+pub(super) async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
+    let Some(file) = &config.catalog_file else { return Ok(()) };
+    refuse_faults(config, file, catalog::check(&database.pool(1), &config.catalog).await?)
+}
+
+/// Holds one dataset of the file against its table: another one's table may be gone, or not there yet.
+pub(super) async fn check_one(config: &Config, database: &Database, dataset: &Dataset) -> anyhow::Result<()> {
+    let Some(file) = &config.catalog_file else { return Ok(()) };
+    refuse_faults(config, file, catalog::check_one(&database.pool(1), &config.catalog, dataset).await?)
+}
+
+fn refuse_faults(config: &Config, file: &Path, faults: Faults) -> anyhow::Result<()> {
+    if faults.0.is_empty() {
+        return Ok(());
+    }
+    Err(config::Error::catalog(file, config.catalog.mistakes(faults)).into())
+}

@@ -1,0 +1,24 @@
+//! `completions`: what makes a shell complete the commands.
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+use crate::CommandLine;
+
+/// For whom.
+#[derive(Args)]
+pub(crate) struct Completions {
+    /// Which shell
+    shell: Shell,
+}
+
+impl Completions {
+    /// Prints what the shell reads, whole or not at all.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut CommandLine::command(), "cdc-export", &mut script);
+        outln!("{}", String::from_utf8(script)?.trim_end()).map(|()| ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,14 @@
+//! `migrate`: the schema, brought up to date.
+
+use std::process::ExitCode;
+
+use cdc_export::config::CatalogFile;
+
+use crate::command::database_handle::with_database;
+use crate::command::start::{Logs, block_on, settings};
+
+/// Brings the database's schema up to date, as each command does that uses the database.
+pub(crate) fn run() -> anyhow::Result<ExitCode> {
+    let config = settings(CatalogFile::Unread, Logs::Errors)?;
+    block_on(with_database(&config, async |_| Ok(())))
+}

@@ -1,0 +1,17 @@
+//! Bars of progress for who waits at a terminal.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar of rows on a terminal; nothing in a pipe.
+pub(super) fn bar_of_rows(length: u64) -> ProgressBar {
+    bar_like("{bar:30} {percent:>3}%  {human_pos} rows  {per_sec}  {eta} left  {msg}", length)
+}
+
+/// A bar of bytes on a terminal; nothing in a pipe.
+pub(super) fn bar_of_bytes(length: u64) -> ProgressBar {
+    bar_like("{bar:30} {percent:>3}%  {binary_bytes}  {binary_bytes_per_sec}  {eta} left", length)
+}
+
+fn bar_like(template: &str, length: u64) -> ProgressBar {
+    ProgressBar::new(length).with_style(ProgressStyle::with_template(template).expect("the template is a constant"))
+}

@@ -1,0 +1,47 @@
+//! How a command begins: its settings, its log, and the runtime it runs on.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use cdc_export::config::{self, CatalogFile, Config, Environment};
+use cdc_export::telemetry;
+use tracing::level_filters::LevelFilter;
+
+/// How much a command logs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Logs {
+    /// As LOG_LEVEL says.
+    AsSet,
+    /// Errors alone: a person waits for the command, which says by itself what it does.
+    Errors,
+}
+
+/// Reads all settings, and begins to log.
+///
+/// The process may begin anew here, to trust the authorities of `sslrootcert` alone: nothing is to be started before.
+pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Config> {
+    let config = Environment::read()?.config(catalog)?;
+    if let Some(file) = &config.authorities {
+        config::trust_alone(file).context("can't start anew, with the authorities of sslrootcert alone")?;
+    }
+    let mut settings = config.telemetry;
+    if logs == Logs::Errors {
+        settings.level = settings.level.min(LevelFilter::ERROR);
+    }
+    telemetry::start(&settings);
+    #[cfg(debug_assertions)]
+    if let Some(list) = &config.failpoints {
+        cdc_export::failpoint::arm(list)?;
+    }
+    Ok(config)
+}
+
+/// Runs a command to its end.
+pub(super) fn block_on(task: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(task);
+    // A thread that a dead disk or network holds up would hold up the end of the process.
+    runtime.shutdown_timeout(Duration::from_secs(3));
+    done
+}
