@@ -3,26 +3,25 @@
 //! Every variable is in `.env.example`. A value that can't be used stops the start with one line that names the variable.
 
 mod authorities;
+mod environment;
+mod variables;
 
-use std::collections::HashMap;
-use std::fmt::{self, Display};
 use std::net::IpAddr;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing_subscriber::filter::LevelFilter;
 
 pub use authorities::trust_alone;
+pub use environment::{ApiKey, Environment};
 
+use crate::config::variables::{Variables, bad, read_mode};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::{Catalog, Mistakes};
 use crate::embedded::mirror::{Checksum, Mirror, NotAChecksum, NotAMirror};
 use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Origins};
-use crate::job::{Retention, Terms};
-use crate::key::PresentedKey;
+use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, Named};
 use crate::source::purge;
 use crate::{embedded, telemetry, worker};
@@ -89,23 +88,6 @@ pub struct Config {
     pub failpoints: Option<String>,
 }
 
-/// The text of a key for another service.
-#[derive(Clone)]
-pub struct ApiKey(String);
-
-impl ApiKey {
-    /// The key, to be sent and shown nowhere.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey")
-    }
-}
-
 impl Error {
     /// What is wrong with the catalog in this file.
     pub fn catalog(file: &Path, mistakes: Mistakes) -> Error {
@@ -131,51 +113,6 @@ pub enum CatalogFile {
     Read,
     /// It is left alone.
     Unread,
-}
-
-/// What settings are read from: the process's environment, and `.env` for what that doesn't set.
-pub struct Environment(Variables);
-
-impl Environment {
-    /// Reads it, and the `.env` of the current folder.
-    ///
-    /// # Errors
-    /// If there is an `.env` that can't be read, or may be somebody else's words.
-    pub fn read() -> Result<Environment, Error> {
-        let mut variables: HashMap<String, String> = match open_own(Path::new(".env")) {
-            Ok(file) => dotenvy::from_read_iter(file).collect::<Result<_, _>>().map_err(unreadable)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => HashMap::new(),
-            Err(error) => return Err(Error::File(error.to_string())),
-        };
-        #[expect(clippy::disallowed_methods, reason = "here and nowhere else")]
-        let environment = std::env::vars_os();
-        variables
-            .extend(environment.map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())));
-        Ok(Environment(Variables(variables)))
-    }
-
-    /// All settings.
-    ///
-    /// # Errors
-    /// At the first value that can't be used.
-    pub fn config(mut self, file: CatalogFile) -> Result<Config, Error> {
-        if file == CatalogFile::Unread {
-            self.0.0.remove("DATASETS");
-        }
-        Config::from_variables(self.0)
-    }
-
-    /// What is shown to a service elsewhere: the one setting of a client.
-    ///
-    /// # Errors
-    /// If it is no key.
-    pub fn key(&self) -> Result<Option<ApiKey>, Error> {
-        let Environment(vars) = self;
-        // From a file it comes with a line's end.
-        let Some(text) = vars.get("CDC_EXPORT_KEY").map(str::trim) else { return Ok(None) };
-        let no_key = |why| bad("CDC_EXPORT_KEY", format!("{why} as `cdc-export keys create` prints it"));
-        text.parse::<PresentedKey>().map(|_| Some(ApiKey(text.to_owned()))).map_err(no_key)
-    }
 }
 
 impl Config {
@@ -304,72 +241,6 @@ impl Config {
     }
 }
 
-struct Variables(HashMap<String, String>);
-
-impl Variables {
-    /// A variable's value. An empty one is an unset one, as compose files and shells produce it.
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
-    }
-
-    fn parsed<T: FromStr>(&self, name: &'static str, default: T, expected: impl Display) -> Result<T, Error> {
-        let Some(value) = self.get(name) else { return Ok(default) };
-        value.parse().map_err(|_| bad(name, format!("`{value}` is not {expected}")))
-    }
-
-    /// `30d`, `500` or both, as `30d,500`.
-    fn retention(&self, name: &'static str) -> Result<Retention, Error> {
-        let mut retention = Retention::default();
-        for part in self.get(name).into_iter().flat_map(|value| value.split(',')) {
-            match (part.trim().parse(), humantime::parse_duration(part.trim())) {
-                (Ok(count), _) if retention.count.is_none() => retention.count = Some(count),
-                (Err(_), Ok(age)) if retention.age.is_none() => retention.age = Some(age),
-                _ => {
-                    return Err(bad(
-                        name,
-                        format!("`{part}` is neither an age as 30d nor a count as 500, or is given twice"),
-                    ));
-                }
-            }
-        }
-        Ok(retention)
-    }
-
-    /// A number of bytes, as `64MiB`.
-    fn bytes(&self, name: &'static str, default: u64, range: std::ops::RangeInclusive<u64>) -> Result<u64, Error> {
-        let Some(value) = self.get(name) else { return Ok(default) };
-        let (digits, unit) = value.split_at(value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len()));
-        let scale = match unit.trim_start() {
-            "" | "B" => Some(1),
-            "KiB" => Some(1 << 10),
-            "MiB" => Some(1 << 20),
-            "GiB" => Some(1 << 30),
-            _ => None,
-        };
-        let bytes = digits.parse().ok().zip(scale).and_then(|(number, scale): (u64, u64)| number.checked_mul(scale));
-        bytes.filter(|bytes| range.contains(bytes)).ok_or_else(|| {
-            let why = format!("`{value}` is no size from {} to {} bytes, such as 64MiB", range.start(), range.end());
-            bad(name, why)
-        })
-    }
-
-    fn number(&self, name: &'static str, default: u64, range: std::ops::RangeInclusive<u64>) -> Result<u64, Error> {
-        let expected = format!("a number from {} to {}", range.start(), range.end());
-        let number = self.parsed(name, default, &expected)?;
-        if range.contains(&number) { Ok(number) } else { Err(bad(name, format!("`{number}` is not {expected}"))) }
-    }
-}
-
-/// A file's permissions as chmod takes them. Its owner, who is the service, has to read it.
-fn read_mode(text: &str) -> Result<u32, Error> {
-    let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
-    let mode = u32::from_str_radix(text, 8).ok().filter(|_| is_octal);
-    mode.filter(|mode| *mode <= 0o666 && mode & 0o111 == 0 && mode & 0o400 != 0).ok_or_else(|| {
-        let why = "no mode of a file in octal digits that its owner may read and nobody run, such as 0640";
-        bad("OUTPUT_MODE", format!("`{text}` is {why}"))
-    })
-}
-
 fn read_catalog(file: &Path) -> Result<Catalog, Error> {
     let text = std::fs::read_to_string(file).map_err(|why| bad("DATASETS", format!("{}: {why}", file.display())))?;
     Catalog::from_toml(&text).map_err(|mistakes| Error::catalog(file, mistakes))
@@ -380,45 +251,13 @@ fn cores() -> u64 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
 }
 
-/// A file that says what we do and as whom: somebody else's, or one that others may write to, is not believed.
-fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let found = file.metadata()?;
-    let own = rustix::process::geteuid().as_raw();
-    let refused = |why: String| Err(std::io::Error::other(why));
-    if found.is_dir() {
-        return refused("it is a folder".to_owned());
-    }
-    if found.uid() != own && found.uid() != 0 {
-        return refused(format!("it belongs to user {}, who is neither you nor root", found.uid()));
-    }
-    // A group of one's own name is nobody else's: with it, the umask lets the group write.
-    let others = if found.gid() == rustix::process::getegid().as_raw() { 0o002 } else { 0o022 };
-    if found.mode() & others != 0 && found.is_file() {
-        return refused("others may write to it: `chmod go-w .env`".to_owned());
-    }
-    Ok(file)
-}
-
-fn unreadable(error: dotenvy::Error) -> Error {
-    Error::File(match error {
-        dotenvy::Error::LineParse(line, _) => match line.split_once('=') {
-            Some((name, _)) => format!("the value of {name} can't be read: does it need quotes?"),
-            None => "a line has no `=`".to_owned(),
-        },
-        dotenvy::Error::Io(cause) => cause.to_string(),
-        _ => "it can't be read".to_owned(),
-    })
-}
-
-fn bad(name: &'static str, why: impl Into<String>) -> Error {
-    Error::Value { name, why: why.into() }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::job::Retention;
+    use crate::key::PresentedKey;
 
     fn read(variables: &[(&str, &str)]) -> Result<Config, String> {
         let variables = variables.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();

@@ -1,0 +1,104 @@
+//! What the variables are read from: the environment and `.env`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::config::variables::{Variables, bad};
+use crate::config::{CatalogFile, Config, Error};
+use crate::key::PresentedKey;
+
+/// The text of a key for another service.
+#[derive(Clone)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// The key, to be sent and shown nowhere.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey")
+    }
+}
+
+/// What settings are read from: the process's environment, and `.env` for what that doesn't set.
+pub struct Environment(pub(super) Variables);
+
+impl Environment {
+    /// Reads it, and the `.env` of the current folder.
+    ///
+    /// # Errors
+    /// If there is an `.env` that can't be read, or may be somebody else's words.
+    pub fn read() -> Result<Environment, Error> {
+        let mut variables: HashMap<String, String> = match open_own(Path::new(".env")) {
+            Ok(file) => dotenvy::from_read_iter(file).collect::<Result<_, _>>().map_err(unreadable)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => HashMap::new(),
+            Err(error) => return Err(Error::File(error.to_string())),
+        };
+        #[expect(clippy::disallowed_methods, reason = "here and nowhere else")]
+        let environment = std::env::vars_os();
+        variables
+            .extend(environment.map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())));
+        Ok(Environment(Variables(variables)))
+    }
+
+    /// All settings.
+    ///
+    /// # Errors
+    /// At the first value that can't be used.
+    pub fn config(mut self, file: CatalogFile) -> Result<Config, Error> {
+        if file == CatalogFile::Unread {
+            self.0.0.remove("DATASETS");
+        }
+        Config::from_variables(self.0)
+    }
+
+    /// What is shown to a service elsewhere: the one setting of a client.
+    ///
+    /// # Errors
+    /// If it is no key.
+    pub fn key(&self) -> Result<Option<ApiKey>, Error> {
+        let Environment(vars) = self;
+        // From a file it comes with a line's end.
+        let Some(text) = vars.get("CDC_EXPORT_KEY").map(str::trim) else { return Ok(None) };
+        let no_key = |why| bad("CDC_EXPORT_KEY", format!("{why} as `cdc-export keys create` prints it"));
+        text.parse::<PresentedKey>().map(|_| Some(ApiKey(text.to_owned()))).map_err(no_key)
+    }
+}
+
+/// A file that says what we do and as whom: somebody else's, or one that others may write to, is not believed.
+fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let found = file.metadata()?;
+    let own = rustix::process::geteuid().as_raw();
+    let refused = |why: String| Err(std::io::Error::other(why));
+    if found.is_dir() {
+        return refused("it is a folder".to_owned());
+    }
+    if found.uid() != own && found.uid() != 0 {
+        return refused(format!("it belongs to user {}, who is neither you nor root", found.uid()));
+    }
+    // A group of one's own name is nobody else's: with it, the umask lets the group write.
+    let others = if found.gid() == rustix::process::getegid().as_raw() { 0o002 } else { 0o022 };
+    if found.mode() & others != 0 && found.is_file() {
+        return refused("others may write to it: `chmod go-w .env`".to_owned());
+    }
+    Ok(file)
+}
+
+fn unreadable(error: dotenvy::Error) -> Error {
+    Error::File(match error {
+        dotenvy::Error::LineParse(line, _) => match line.split_once('=') {
+            Some((name, _)) => format!("the value of {name} can't be read: does it need quotes?"),
+            None => "a line has no `=`".to_owned(),
+        },
+        dotenvy::Error::Io(cause) => cause.to_string(),
+        _ => "it can't be read".to_owned(),
+    })
+}
