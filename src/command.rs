@@ -1,7 +1,7 @@
 //! The commands: which there are. Each has its arguments and its `run` in a file of its own.
 
-/// A line for whoever called, as `println!` prints one; but a reader who has seen enough, as `head`, is an error, which `main`
-/// knows.
+/// Prints a line as `println!` does, but returns an error where standard output is closed, as by `head`; `main` takes that for
+/// success.
 macro_rules! outln {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -92,7 +92,7 @@ impl Command {
     /// Runs the command to its end.
     ///
     /// # Errors
-    /// If it fails, with one line for whoever called. What can't be asked for is [`BadUsage`] or a bad setting.
+    /// If the command fails. [`BadUsage`] and a bad setting mean exit code 2.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Command::Serve(serve) => serve.run(),
@@ -113,7 +113,7 @@ impl Command {
     }
 }
 
-/// What was asked for can't be, whatever the database has.
+/// Arguments that can't be, whatever the database holds.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct BadUsage(String);

@@ -1,4 +1,4 @@
-//! The environment, read once into a settings struct for each room. Nothing else reads it.
+//! All settings, read once from the environment into a struct for each module. Nothing else reads the environment.
 //!
 //! Every variable is in `.env.example`. A value that can't be used stops the start with one line that names the variable.
 
@@ -22,7 +22,7 @@ use crate::dataset::catalog::{Catalog, Mistakes};
 use crate::embedded::mirror::{Checksum, Mirror, NotAChecksum, NotAMirror};
 use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Origins};
 use crate::job::Terms;
-use crate::postgres::{BadUrl, Database, Named};
+use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::source::purge;
 use crate::{embedded, telemetry, worker};
 
@@ -37,12 +37,12 @@ pub enum Error {
         /// What is wrong with it, and what may be there.
         why: String,
     },
-    /// A catalog, by itself or held against its tables.
+    /// A catalog that is wrong, by itself or beside its tables.
     #[error("DATASETS: {file}:\n{mistakes}")]
     Catalog {
-        /// Its file.
+        /// The catalog's file.
         file: String,
-        /// All that is wrong with it.
+        /// Everything that is wrong with the catalog.
         mistakes: Mistakes,
     },
     /// The file `.env`. Its lines are not quoted: they may hold passwords.
@@ -61,25 +61,25 @@ pub struct Config {
     pub embedded: embedded::Settings,
     /// What may be exported.
     pub catalog: Arc<Catalog>,
-    /// The file that says so, if one does.
+    /// The catalog's file; `None`: there is the demo's dataset alone.
     pub catalog_file: Option<PathBuf>,
-    /// Where files go.
+    /// The folder of the exports' files.
     pub output_dir: PathBuf,
     /// The mode of the files; `None`: what the umask leaves.
     pub output_mode: Option<u32>,
-    /// Users in an empty demo table.
+    /// How many users an empty demo table is filled with.
     pub seed_rows: u64,
     /// The API.
     pub http: http::Settings,
-    /// Connections for it.
+    /// How many connections to Postgres the API has.
     pub api_connections: u32,
-    /// Where a process without the API is watched; `None`: nowhere.
+    /// The port on which a process without the API serves its metrics; `None`: none.
     pub metrics_port: Option<u16>,
     /// The exports.
     pub worker: worker::Settings,
-    /// Connections that read for a full export.
+    /// How many connections read a large table for a full export.
     pub readers: u32,
-    /// How a job is taken on.
+    /// The limits under which a job is accepted.
     pub terms: Terms,
     /// The logs.
     pub telemetry: telemetry::Settings,
@@ -94,7 +94,7 @@ impl Error {
         Error::Catalog { file: file.display().to_string(), mistakes }
     }
 
-    /// Nobody could call: the host is not this machine alone, and there is no key.
+    /// The API is open to other machines, and there is no key: nobody could call it.
     pub fn no_keys(host: IpAddr) -> Error {
         bad(
             "AUTH",
@@ -106,22 +106,23 @@ impl Error {
     }
 }
 
-/// Whether the file of `DATASETS` is of interest. A draft of it is made before it can be read.
+/// Whether a command reads the file of `DATASETS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CatalogFile {
-    /// It is read, and has to be right.
+    /// The file is read, and has to be right.
     Read,
-    /// It is left alone.
+    /// The command doesn't need it: the file may be wrong, or be missing.
     Unread,
 }
 
 impl Config {
     fn from_variables(vars: Variables) -> Result<Config, Error> {
-        let named = match vars.get("DATABASE_URL").map(|url| Named::read(url, |name| vars.get(name))).transpose() {
-            Ok(named) => named,
-            Err(BadUrl::Variable { name, why }) => return Err(bad(name, why)),
-            Err(why) => return Err(bad("DATABASE_URL", why.to_string())),
-        };
+        let named =
+            match vars.get("DATABASE_URL").map(|url| NamedDatabase::read(url, |name| vars.get(name))).transpose() {
+                Ok(named) => named,
+                Err(BadUrl::Variable { name, why }) => return Err(bad(name, why)),
+                Err(why) => return Err(bad("DATABASE_URL", why.to_string())),
+            };
         let (database, authorities) = named.map(|named| (named.database, named.authorities)).unzip();
         let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
         let catalog_file = vars.get("DATASETS").map(PathBuf::from);
@@ -137,7 +138,7 @@ impl Config {
         };
         let access = match vars.get("AUTH") {
             None if host.is_loopback() => Some(Access::LocalCallers),
-            // Whether there are keys, the database knows.
+            // The start asks the database whether there are keys.
             None => None,
             Some("none") => Some(Access::Everybody),
             Some("keys") => Some(Access::Keys),
@@ -164,7 +165,7 @@ impl Config {
                 download: match vars.get("PG_DOWNLOAD") {
                     None => Some(Mirror::default()),
                     Some("off") => None,
-                    // Not quoted: it may hold a password.
+                    // The error doesn't quote the value, which may hold a password.
                     Some(url) => Some(url.parse().map_err(|why: NotAMirror| {
                         bad("PG_DOWNLOAD", format!("neither off nor the address of a mirror: {why}"))
                     })?),
@@ -183,7 +184,7 @@ impl Config {
             catalog_file,
             output_dir: vars.get("OUTPUT_DIR").unwrap_or("./output").into(),
             output_mode: vars.get("OUTPUT_MODE").map(read_mode).transpose()?,
-            // A database that somebody brings gets no demo rows unasked.
+            // A database that the operator names gets demo rows only when asked for.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
             authorities: authorities.flatten(),
@@ -246,7 +247,7 @@ fn read_catalog(file: &Path) -> Result<Catalog, Error> {
     Catalog::from_toml(&text).map_err(|mistakes| Error::catalog(file, mistakes))
 }
 
-/// How many this process may use.
+/// How many cores this process may use.
 fn cores() -> u64 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
 }

@@ -37,7 +37,7 @@ pub struct User {
     pub is_deleted: bool,
 }
 
-/// Written by Postgres: its calendar is longer than ours.
+/// Postgres formats the times: its calendar is longer than chrono's.
 macro_rules! user_columns {
     () => {
         "id, name, email, is_deleted,
@@ -49,7 +49,7 @@ macro_rules! user_columns {
 /// Why the demo table could not be filled.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The table is somebody's.
+    /// The `users` there is not the service's.
     #[error("`users` is not the demo table: nothing was added")]
     NotOurs,
     /// The database could not be asked whether the table is ours and empty.
@@ -65,11 +65,10 @@ pub enum Error {
     },
 }
 
-/// Fills an empty demo table with `rows` users and returns how many it inserted: 0 when the
-/// table isn't ours or isn't empty.
+/// Fills an empty demo table with `rows` users and returns how many it inserted: 0 when the table isn't ours or isn't empty.
 ///
-/// One transaction, so that nobody sees half of the users. Of several replicas that start at once
-/// one seeds; the others wait for it, lest they serve exports of an empty table.
+/// All users come in one transaction. Of several replicas that start at once, one fills the table and the others wait, so that
+/// none serves exports of an empty table.
 ///
 /// # Errors
 /// If Postgres or the connection to it fails. Nothing was inserted then, unless the answer to the commit was lost; in
@@ -79,11 +78,11 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
         return Ok(0);
     }
     let begun = Instant::now();
-    // Read committed whatever the database's default: the look under the lock needs a snapshot
-    // taken after the lock was granted.
+    // Read committed whatever the database's default is: the check under the lock needs a snapshot from after the lock was
+    // granted.
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
 
-    // Asked before the lock too: on every start but the first nothing is locked, and nothing waits.
+    // Checked before the lock too, so that only the first start locks the table and waits.
     let Some(users) = ours(&mut tx).await.map_err(Error::Inspect)? else { return Ok(0) };
     if !is_empty(&mut tx, &users).await? {
         return Ok(0);
@@ -129,8 +128,8 @@ pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sy
     Ok(inserted)
 }
 
-/// Marks a user of the demo table as deleted now; one that is deleted stays as it is. `None`: there is no such user, or the table is
-/// somebody's.
+/// Marks a user of the demo table as deleted now; one that is deleted stays as it is. `None`: there is no such user, or the table
+/// is somebody's.
 ///
 /// # Errors
 /// If the database fails.
@@ -156,7 +155,8 @@ pub async fn soft_delete(store: &Store, id: i64) -> Result<Option<User>, store::
     Ok(user)
 }
 
-/// The demo table, with its schema; `None`: the `users` that the role's search_path finds is somebody's, or there is none.
+/// The demo table's name with its schema; `None`: the `users` that the role's search_path finds was made by somebody else, or
+/// there is none.
 async fn ours(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar(
         "-- demo.ours
@@ -175,7 +175,7 @@ async fn is_empty(connection: &mut PgConnection, users: &str) -> Result<bool, Er
     sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(connection).await.map_err(Error::Inspect)
 }
 
-/// Keeps out every other writer, a second seeding above all; readers are not disturbed.
+/// Locks out all other writers, another replica's seeding above all; readers go on.
 async fn lock(connection: &mut PgConnection, users: &str) -> Result<(), sqlx::Error> {
     // Another replica's millions of users may take longer than a timeout meant for statements.
     sqlx::query(
@@ -219,7 +219,7 @@ async fn load(
     copy.finish().await
 }
 
-/// The database's clock, not ours: no user of theirs comes from the future.
+/// The database's clock, so that no user's times are in its future.
 async fn now(connection: &mut PgConnection) -> Result<DateTime<Utc>, sqlx::Error> {
     sqlx::query_scalar(
         "-- demo.now

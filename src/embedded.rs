@@ -1,19 +1,20 @@
-//! The private Postgres server: finds installed binaries or downloads them, makes a data folder, runs `postgres` as long as this process lives, restarts it if it dies.
+//! The private Postgres server: finds installed binaries or downloads them, makes a data folder, runs `postgres` as long as this
+//! process lives, and restarts it if it dies.
 //!
 //! It knows nothing of what the database is for: no schema, no pool, no client library, no environment variable.
 //!
 //! | module | its part |
 //! |---|---|
 //! | `account` | the system user that runs Postgres when we are root |
-//! | `ancestors` | whether anybody else could exchange a folder on the way to the data |
+//! | `ancestors` | whether another user could replace a folder on the path to the data |
 //! | `binaries` | which Postgres to run |
 //! | `mirror` | where programs may be downloaded from |
 //! | `download` | the programs of one, where none is installed |
 //! | `data_dir` | where everything lives, and the lock that makes one supervisor |
 //! | `cluster` | `initdb`, the database, the password |
-//! | `files` | what lies in the reach of that user, touched with care |
+//! | `files` | access to files which that user may have tampered with |
 //! | `socket` | the folder of the Unix socket |
-//! | `greeting` | whether who listens there is the server, before it gets a password |
+//! | `greeting` | whether the process on the socket is the server, before it gets a password |
 //! | `pid_file` | what Postgres says of itself in `postmaster.pid` |
 //! | `leftovers` | processes of a server whose supervisor is gone |
 //! | `postmaster` | the thread that starts, watches and restarts the server |
@@ -57,7 +58,8 @@ pub const DATABASE: &str = "cdc_export";
 /// The port of the private server. It is only part of the socket's name: the server listens on no network.
 pub const PORT: u16 = 5432;
 
-/// How a server is asked to end, and how long each request may take: roll back and checkpoint, drop everything (the next start recovers), the kernel's way.
+/// The signals that end a server, each with the time it may take: a fast shutdown with a checkpoint, an immediate one (the next
+/// start recovers), and SIGKILL.
 const ESCALATION: [(Signal, Duration); 3] = [
     (Signal::SIGINT, Duration::from_secs(20)),
     (Signal::SIGQUIT, Duration::from_secs(5)),
@@ -69,11 +71,11 @@ const ESCALATION: [(Signal, Duration); 3] = [
 pub struct Settings {
     /// The folder of the server's data, log, password and lock.
     pub data_dir: PathBuf,
-    /// Nobody chose `data_dir`, so root uses `/var/lib/cdc-export` where Postgres can't reach it.
+    /// Whether `data_dir` is the default. Root then uses `/var/lib/cdc-export` where the user that runs Postgres can't reach it.
     pub data_dir_is_default: bool,
     /// The folder of `postgres` and `initdb`; unset, installed ones are looked for.
     pub bin_dir: Option<PathBuf>,
-    /// Where to fetch the programs if there are none; `None`: nowhere.
+    /// Where to download the programs from if none are installed; `None`: nothing is downloaded.
     pub download: Option<Mirror>,
     /// The folders of `PATH`.
     pub search_path: Vec<PathBuf>,
@@ -97,11 +99,11 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// What somebody may do who has no Postgres.
+/// What an operator without a Postgres can do.
 const HOW_TO_INSTALL: &str = "set DATABASE_URL, or install one (Debian, Ubuntu: `apt-get install postgresql`; Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql@17`)";
 
 impl Settings {
-    /// Where to download from; a chosen folder of programs leaves nothing to download.
+    /// Where to download from; `None` too where the operator chose a folder of programs.
     fn mirror(&self) -> Option<&Mirror> {
         self.download.as_ref().filter(|_| self.bin_dir.is_none())
     }
@@ -165,7 +167,7 @@ pub enum Error {
         /// The user's name or number.
         user: String,
     },
-    /// Another user could put another folder in the data's place, and root would go on there.
+    /// Another user could put another folder in the place of the data folder, and root would use that.
     #[error(
         "DATA_DIR {}: {} {why}: choose a place below root's own folders, as {SYSTEM_DATA_DIR}, or start as an ordinary user", .data_dir.display(), .part.display()
     )]
@@ -206,7 +208,7 @@ pub enum Error {
         /// The log's last error.
         detail: String,
     },
-    /// Somebody else listens where the server should, or the server was told to ask for another authentication.
+    /// Another process listens on the server's socket, or the server was configured to ask for another authentication.
     #[error(
         "what listens in {} {why}, and the private server asks for SCRAM-SHA-256: end it, or see its pg_hba.conf", .folder.to_string_lossy().escape_debug()
     )]
@@ -216,7 +218,7 @@ pub enum Error {
         /// What it is or does instead.
         why: String,
     },
-    /// Processes of an earlier server outlive even SIGKILL.
+    /// Processes of an earlier server are still there after SIGKILL.
     #[error("processes of an earlier Postgres still use {} and can't be ended: {pids:?}", .folder.display())]
     Leftovers {
         /// The folder they use.
@@ -237,7 +239,8 @@ impl Error {
     }
 }
 
-/// A running private server. It is restarted when it dies, and ends with this value: at leisure through [`stop`](Server::stop), or signalled when dropped.
+/// A running private server. Its supervisor restarts it when it dies. [`stop`](Server::stop) ends it and waits; dropping this
+/// value only signals it.
 pub struct Server {
     endpoint: Endpoint,
     control: Arc<Control>,
@@ -246,7 +249,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the server, making its data folder first where there is none. Returns once it accepts connections, however long a recovery takes; drop the future to give up.
+    /// Starts the server, and makes its data folder first where there is none. Returns once the server accepts connections,
+    /// however long a recovery takes; dropping the future gives the start up.
     pub async fn start(settings: &Settings) -> Result<Server, Error> {
         let settings = settings.clone();
         let (postmaster, endpoint) = tokio::task::spawn_blocking(move || prepare(&settings))
@@ -299,7 +303,8 @@ impl Drop for Server {
     }
 }
 
-/// How to connect to the server that another process supervises in this data folder; `None` where there is none or it isn't ready.
+/// How to connect to the server that another process supervises in this data folder; `None` where there is none or it isn't
+/// ready.
 pub fn join(settings: &Settings) -> Result<Option<Endpoint>, Error> {
     let data_dir = DataDir::find(settings)?;
     if !data_dir.is_supervised()? {
@@ -310,7 +315,7 @@ pub fn join(settings: &Settings) -> Result<Option<Endpoint>, Error> {
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         held => held?,
     };
-    // The file of a killed server says `ready` until the supervisor comes to removing it.
+    // The pid file of a killed server says `ready` until the next supervisor removes it.
     let server = PidFile::read(&folder)
         .filter(|server| server.ready && processes_in(&folder, &data, &data_dir.account).contains(&server.pid));
     let Some(server) = server else {
@@ -321,18 +326,18 @@ pub fn join(settings: &Settings) -> Result<Option<Endpoint>, Error> {
     Ok(Some(Endpoint { socket_folder: server.socket_folder, password }))
 }
 
-/// All that blocks and may be refused, up to the moment of starting the server.
+/// Everything that comes before the server's start. Blocks.
 fn prepare(settings: &Settings) -> Result<(Postmaster, Endpoint), Error> {
     let data_dir = DataDir::find(settings)?;
     let (data_dir, binaries) = match (Binaries::find(settings, &data_dir), settings.mirror()) {
         (Ok(binaries), _) => (LockedDataDir::open(data_dir)?, binaries),
         (Err(Error::NotInstalled | Error::VersionMismatch { data: download::MAJOR, .. }), Some(mirror)) => {
-            // Locked first, so that of two processes one fetches.
+            // Locked first, so that only one of two processes downloads.
             let data_dir = LockedDataDir::open(data_dir)?;
             if !download::programs(&data_dir).exists() {
                 download::fetch(mirror, &data_dir)?;
             }
-            // Not one of several that may be passed over: where it doesn't run, somebody wants to know why.
+            // There is no other candidate, so an error of this one is the start's error.
             let binaries = Binaries::only(&download::programs(&data_dir), &data_dir)?;
             (data_dir, binaries)
         }

@@ -1,5 +1,4 @@
-//! The command line: what may be asked for, and how it ends. The commands wire the rooms; they are the only ones that print for
-//! people, and the only users of anyhow.
+//! The command line: its parser, and the process's exit code. Only the binary prints for people and uses anyhow.
 
 mod command;
 
@@ -21,12 +20,12 @@ struct CommandLine {
     command: Option<Command>,
 }
 
-/// 0: done. 1: failed. 2: bad usage, which clap says by itself, or a bad setting, the catalog among them.
+/// Exit codes are 0: done; 1: failed; 2: bad usage, which clap reports by itself, or a bad setting or catalog.
 fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
     match command.unwrap_or_default().run() {
         Ok(code) => code,
-        // Whoever reads has seen enough.
+        // The reader of our standard output has closed it, as `head` does.
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => {
             ExitCode::SUCCESS
         }
@@ -35,9 +34,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line: what failed and why. Of a catalog a line for each mistake, and one for each export that comes before a refused one.
+/// Prints what failed and why, on one line. A bad catalog has a line for each mistake; a refused export, one for each export that
+/// comes before it.
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
-    // Names of others' may be in it, and a terminal obeys control characters.
+    // The text may hold names that others chose, and a terminal obeys control characters.
     let plain = |letter: char| letter == '\n' || !letter.is_control();
     let text = format!("{error:#}");
     let text: String = text

@@ -1,6 +1,6 @@
-//! The database under the service: how it is reached, that it is new enough, and that its schema is ours.
+//! The database under the service: pools of connections to it, checks of the server, and the migration of our schema.
 //!
-//! Knows tables only to make them; what is done with them is the business of `store` and `source`.
+//! Knows tables only to make them; `store` and `source` read and write them.
 
 mod pooler;
 mod schema;
@@ -14,7 +14,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
 pub use schema::migrate;
-pub use url::{BadUrl, Named};
+pub use url::{BadUrl, NamedDatabase};
 
 use crate::connection;
 use crate::embedded::{self, Endpoint};
@@ -22,7 +22,7 @@ use crate::embedded::{self, Endpoint};
 /// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
 const OLDEST: i32 = 130_000;
 
-/// How long a server that is starting is waited for.
+/// How long a start waits for a server that is starting itself.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the database can't be used. Each is one line for the operator.
@@ -37,7 +37,7 @@ pub enum Error {
     /// A standby: its snapshots hide transactions that are in progress on its primary, and nothing can be written to it.
     #[error("this Postgres is a standby: give the service its primary")]
     Standby,
-    /// A table of ours would hide somebody's, or the other way round.
+    /// A table of ours would hide one that somebody else made, or that one would hide ours.
     #[error(
         "the database has a table `{0}` that this service did not make: give the service a database or a search_path of its own"
     )]
@@ -47,9 +47,9 @@ pub enum Error {
     Denied {
         /// The role.
         role: String,
-        /// What it may not.
+        /// What the role may not do.
         deed: &'static str,
-        /// What lets it, or who may.
+        /// The grant that is missing, or the role that has it.
         remedy: String,
     },
     /// The tables are there, and the connection doesn't find them.
@@ -57,7 +57,7 @@ pub enum Error {
         "the service's table `{0}` can't be found: the search_path must lead to its schema, and the role have USAGE on that"
     )]
     Hidden(String),
-    /// More connections than there can be.
+    /// The settings need more connections than there can be.
     #[error(
         "this needs up to {needed} connections, and Postgres gives the role {most} at most: lower WORKERS, READERS or API_CONNECTIONS, or raise the server's max_connections or the limit of the role or database"
     )]
@@ -85,13 +85,13 @@ pub enum Error {
     Sql(#[source] sqlx::Error),
 }
 
-/// How long a connection of a pool may take to say that it lives, when it is lent and when it comes back. Of the caller's 2
-/// seconds there have to be some left for a new one; and the pool itself would wait for ever for one that comes back.
-const SIGN_OF_LIFE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a pool waits for a connection's ping, when the connection is acquired and when it is released. A caller has 2
+/// seconds, of which some must be left for a new connection; and for a released one the pool itself would wait for ever.
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Whether a connection of a pool answers. An error has the pool drop it and waste no farewell on it.
-async fn require_life(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    match tokio::time::timeout(SIGN_OF_LIFE_TIMEOUT, conn.ping()).await {
+/// Pings a connection of a pool. On an error the pool drops the connection without the usual goodbye, which could hang.
+async fn require_answer(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    match tokio::time::timeout(PING_TIMEOUT, conn.ping()).await {
         Ok(answer) => answer.map(|()| true),
         Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
     }
@@ -103,8 +103,7 @@ pub struct Database(PgConnectOptions);
 
 impl From<PgConnectOptions> for Database {
     fn from(options: PgConnectOptions) -> Database {
-        // Nothing at the start of a connection that a pooler refuses to pass on. Postgres has printed floats exactly by itself
-        // since version 12.
+        // Poolers refuse this parameter at the start of a connection. Since version 12 Postgres prints floats exactly without it.
         let options = options.extra_float_digits(None);
         Database(options.application_name("cdc-export").disable_statement_logging())
     }
@@ -124,23 +123,23 @@ impl From<&Endpoint> for Database {
 }
 
 impl Database {
-    /// What each connection is made with.
+    /// The options of each connection.
     pub fn options(&self) -> &PgConnectOptions {
         &self.0
     }
 
-    /// A pool of at most `connections` for short statements, none of them open yet. Waits 2 seconds at most for a free one: an
-    /// API caller wants an answer, and who isn't one tries again anyway. A statement that somebody's lock holds up ends by
-    /// itself, lest it holds up others in turn.
+    /// A pool of at most `connections` for short statements, none of them open yet. Acquiring one waits 2 seconds at most: a
+    /// caller of the API wants an answer, and all others try again anyway. A statement that waits for a lock is ended after 3
+    /// seconds, so that it doesn't hold up others in turn.
     pub fn pool(&self, connections: u32) -> PgPool {
         self.pool_with(connections, "3s", "10s")
     }
 
-    /// A pool whose statements end before a caller gives them up after `patience`: one that went on would hold a connection
-    /// that the pool has given up, beside the new one.
-    pub fn pool_for_callers(&self, connections: u32, patience: Duration) -> PgPool {
-        let patience = format!("{}ms", patience.mul_f64(0.8).as_millis());
-        self.pool_with(connections, &patience, &patience)
+    /// A pool whose statements end before their caller gives up after `timeout`. A statement that went on would keep its
+    /// connection busy, beside the new one that the pool opens instead.
+    pub fn pool_for_callers(&self, connections: u32, timeout: Duration) -> PgPool {
+        let timeout = format!("{}ms", timeout.mul_f64(0.8).as_millis());
+        self.pool_with(connections, &timeout, &timeout)
     }
 
     fn pool_with(&self, connections: u32, lock_timeout: &str, statement_timeout: &str) -> PgPool {
@@ -155,8 +154,8 @@ impl Database {
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(2))
             .test_before_acquire(false)
-            .before_acquire(|conn, _| Box::pin(require_life(conn)))
-            .after_release(|conn, _| Box::pin(require_life(conn)))
+            .before_acquire(|conn, _| Box::pin(require_answer(conn)))
+            .after_release(|conn, _| Box::pin(require_answer(conn)))
             .after_connect(move |conn, _| {
                 let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));
                 Box::pin(async move { set.execute(conn).await.map(drop) })
@@ -165,7 +164,8 @@ impl Database {
     }
 }
 
-/// Connects, and sets nothing: whether it is a session of ours alone isn't known yet. A server that is starting, or recovering from a crash, is waited for; both may begin with the same power.
+/// Connects, and sets nothing: a pooler may share the session with other clients. Waits for a server that is starting or
+/// recovering from a crash: after a power cut, service and server start together.
 async fn connect(database: &Database) -> Result<PgConnection, Error> {
     let begun = Instant::now();
     loop {
@@ -183,7 +183,7 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
     }
 }
 
-/// Whether somebody has made a key, as far as the schema has a place for one. Asked before the migration, and touches nothing.
+/// Whether there is a key. Reads only, and works before the migration: without our schema there is none.
 ///
 /// # Errors
 /// If the database can't be reached or read.
@@ -209,8 +209,8 @@ pub async fn has_keys(database: &Database) -> Result<bool, Error> {
     Ok(has_keys)
 }
 
-/// Checks that there can be so many connections at all. Where others have them now, it only says so: a service that is started
-/// again finds its last life's connections not yet closed.
+/// Checks that the server allows so many connections. If others hold them now, it only warns: a service that is restarted may
+/// find its old connections not yet closed.
 ///
 /// # Errors
 /// If the server, the role or the database never allows so many.

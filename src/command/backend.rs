@@ -1,5 +1,5 @@
-//! Where exports are asked for: a service that this process has wired over its database, or one elsewhere. The commands see both
-//! in one way, as the API shows them.
+//! The service that a command talks to: one that this process has wired over the database, or a remote one. Commands see both in
+//! one way, as the API shows jobs and consumers.
 
 use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
@@ -20,14 +20,14 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::command::client::{Address, Client, Error, NamedJob, Plain};
+use crate::command::client::{Address, Client, Error, NamedJob, PlainText};
 use crate::command::database_handle::DatabaseHandle;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire;
 
-/// Rows that are shown of each list.
+/// How many rows of each list are shown.
 pub(crate) const SHOWN: u32 = 200;
-/// What of a file is in memory at a time.
+/// How much of a file is in memory at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// Which service.
@@ -39,13 +39,13 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// How to speak to the service that is named; `None`: none is, so the database is meant.
+    /// The client of the remote service; `None`: no service was named, so the command uses the database.
     pub(super) fn client(&self) -> anyhow::Result<Option<Client>> {
         let Some(address) = &self.server else { return Ok(None) };
         Ok(Some(Client::new(address.clone(), Environment::read()?.key()?)))
     }
 
-    /// Runs a command at the service that is named, or else at one over the database.
+    /// Runs a command at the remote service, or at one that is wired over the database.
     pub(super) fn run(
         &self,
         catalog: CatalogFile,
@@ -65,7 +65,7 @@ impl Server {
     }
 }
 
-/// One of the two.
+/// The service of this process, or a remote one.
 pub(crate) enum Backend {
     Local(Box<Service>),
     Remote(Client),
@@ -75,18 +75,18 @@ pub(crate) enum Backend {
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct JobView {
-    pub(crate) job_id: Plain,
-    pub(crate) consumer_id: Option<Plain>,
-    pub(crate) dataset: Plain,
-    pub(crate) export_type: Plain,
-    pub(crate) status: Plain,
+    pub(crate) job_id: PlainText,
+    pub(crate) consumer_id: Option<PlainText>,
+    pub(crate) dataset: PlainText,
+    pub(crate) export_type: PlainText,
+    pub(crate) status: PlainText,
     pub(crate) progress: u8,
     pub(crate) rows_exported: u64,
     pub(crate) bytes_written: u64,
-    pub(crate) output_filename: Plain,
-    pub(crate) sha256: Option<Plain>,
+    pub(crate) output_filename: PlainText,
+    pub(crate) sha256: Option<PlainText>,
     pub(crate) error: Option<FailureView>,
-    /// All of it.
+    /// The whole job as the API shows it.
     #[serde(skip)]
     pub(crate) json: Value,
 }
@@ -94,21 +94,21 @@ pub(crate) struct JobView {
 /// Why a job failed.
 #[derive(Clone, Deserialize)]
 pub(crate) struct FailureView {
-    pub(crate) code: Plain,
-    pub(crate) detail: Plain,
+    pub(crate) code: PlainText,
+    pub(crate) detail: PlainText,
 }
 
 /// Where a consumer stands.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ConsumerView {
-    pub(crate) consumer_id: Plain,
-    pub(crate) dataset: Plain,
-    pub(crate) last_exported_at: Option<Plain>,
+    pub(crate) consumer_id: PlainText,
+    pub(crate) dataset: PlainText,
+    pub(crate) last_exported_at: Option<PlainText>,
     pub(crate) rows_waiting: Option<u64>,
     #[serde(default)]
     pub(crate) rows_waiting_capped: bool,
-    pub(crate) continuity: Option<Plain>,
+    pub(crate) continuity: Option<PlainText>,
     pub(crate) last_job: Option<JobView>,
 }
 
@@ -130,12 +130,12 @@ impl JobView {
         Ok(JobView { json, ..view })
     }
 
-    /// Of a word that a later version has, nobody knows; it is waited for.
+    /// Whether the job has ended. A status that only a later version knows counts as open.
     pub(crate) fn has_ended(&self) -> bool {
         self.status.parse::<Status>().is_ok_and(Status::is_terminal)
     }
 
-    pub(crate) fn is(&self, status: Status) -> bool {
+    pub(crate) fn has_status(&self, status: Status) -> bool {
         &*self.status == status.as_str()
     }
 }
@@ -149,7 +149,7 @@ impl Backend {
                 Err(error) => Err(match &error {
                     service::Error::OutOfStep(jobs) => {
                         let named = |job: &Job| (job.id, job.status == Status::Completed);
-                        self.naming(error.to_string(), jobs.iter().map(named))
+                        self.refusal(error.to_string(), jobs.iter().map(named))
                     }
                     _ => error.into(),
                 }),
@@ -177,7 +177,7 @@ impl Backend {
                 answer.map(|Accepted { job_id }| job_id.into()).map_err(|error| match &error {
                     Error::Refused { jobs, .. } => {
                         let named = |job: &NamedJob| (job.job_id.into(), &*job.status == Status::Completed.as_str());
-                        self.naming(error.to_string(), jobs.iter().map(named))
+                        self.refusal(error.to_string(), jobs.iter().map(named))
                     }
                     _ => error.into(),
                 })
@@ -186,8 +186,8 @@ impl Backend {
     }
 
     /// Why an export was refused, with a line for each export that comes first, published or not.
-    fn naming(&self, why: String, jobs: impl Iterator<Item = (JobId, bool)>) -> anyhow::Error {
-        let option = self.option();
+    fn refusal(&self, why: String, jobs: impl Iterator<Item = (JobId, bool)>) -> anyhow::Error {
+        let option = self.server_option();
         let lines = jobs.map(|(id, is_published)| match is_published {
             true => format!("\n  cdc-export download {id}{option}"),
             false => format!("\n  {id} is open"),
@@ -195,7 +195,7 @@ impl Backend {
         anyhow!(lines.fold(why, |text, line| text + &line))
     }
 
-    /// A job as it stands.
+    /// A job's present state.
     pub(crate) async fn job(&self, id: JobId) -> anyhow::Result<JobView> {
         let json = match self {
             Backend::Local(service) => http::job_as_json(service.job(id).await?),
@@ -204,14 +204,14 @@ impl Backend {
         JobView::of(json)
     }
 
-    /// A job: at its end, or after a moment.
-    pub(crate) async fn look(&self, id: JobId) -> anyhow::Result<JobView> {
+    /// A job's state when it ends, or after a moment if it doesn't end before.
+    pub(crate) async fn poll(&self, id: JobId) -> anyhow::Result<JobView> {
         let json = match self {
             Backend::Local(service) => http::job_as_json(
                 service.ended_job(id, Duration::from_millis(100), Party::Address([127, 0, 0, 1].into())).await?,
             ),
             Backend::Remote(client) => {
-                // Where nobody looks at a bar, a call does for longer.
+                // Without a bar to draw, one call may wait for longer.
                 let wait = if std::io::stderr().is_terminal() { 1 } else { 5 };
                 remote(client, move |client| client.get(&format!("/exports/{id}?wait={wait}"))).await?
             }
@@ -219,7 +219,7 @@ impl Backend {
         JobView::of(json)
     }
 
-    /// Asks a job to stop. False: it is too late, and it ends by itself.
+    /// Asks a job to stop. False: it is too late, the job is ending by itself.
     pub(crate) async fn cancel(&self, id: JobId) -> anyhow::Result<bool> {
         match self {
             Backend::Local(service) => match service.cancel(id).await {
@@ -239,7 +239,7 @@ impl Backend {
     }
 
     /// What `download` must be told to reach the same service.
-    pub(crate) fn option(&self) -> String {
+    pub(crate) fn server_option(&self) -> String {
         match self {
             Backend::Local(_) => String::new(),
             Backend::Remote(client) => format!(" --server {}", client.server()),
@@ -296,7 +296,7 @@ impl Backend {
                     loop {
                         match part.read(&mut chunk).map_err(|cause| client.broken(cause))? {
                             0 => return Ok(()),
-                            // Nobody wants it any more.
+                            // The receiver is gone: the download was given up.
                             read if chunks.blocking_send(chunk[..read].to_vec()).is_err() => return Ok(()),
                             _ => {}
                         }
@@ -312,7 +312,7 @@ impl Backend {
     }
 }
 
-/// Calls block; they have a thread of their own, so that an interruption is seen meanwhile.
+/// Makes a blocking call on a thread of its own, so that Ctrl-C is seen meanwhile.
 async fn remote<T: Send + 'static>(
     client: &Client,
     call: impl FnOnce(&Client) -> Result<T, Error> + Send + 'static,

@@ -1,4 +1,4 @@
-//! The catalog as the commands take it: the dataset of a name, and what the file says held against the tables.
+//! The catalog as the commands use it: finding a dataset by its name, and checking the catalog file against the tables.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ pub(super) fn dataset_of<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<D
     config.catalog.get(name).ok_or_else(none)
 }
 
-/// Holds the catalog against the tables, if there is a file of it.
+/// Checks the catalog against the tables, where a file says it.
 pub(super) async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
     refuse_faults(config, file, catalog::check(&database.pool(1), &config.catalog).await?)
 }
 
-/// Holds one dataset of the file against its table: another one's table may be gone, or not there yet.
+/// Checks one dataset of the file against its table. The tables of others may be gone, or not there yet.
 pub(super) async fn check_one(config: &Config, database: &Database, dataset: &Dataset) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
     refuse_faults(config, file, catalog::check_one(&database.pool(1), &config.catalog, dataset).await?)

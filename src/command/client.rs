@@ -1,7 +1,7 @@
-//! A service elsewhere, spoken to over its API.
+//! A client of a remote service's API.
 //!
-//! Each call may be sent again without harm: one that makes a job has a key by which the service knows it. So a network that fails,
-//! a service that restarts and one that is busy are waited for, once there was an answer at all.
+//! Each call may be sent again without harm: a submission carries an idempotency key. So once the service has answered at all,
+//! the client retries while the network fails, or the service restarts or is busy.
 
 use std::fmt::{self, Display};
 use std::io::Read;
@@ -23,18 +23,18 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 use uuid::Uuid;
 
-/// How long one thing is tried.
+/// How long one call is retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Without a byte from the service for so long a call has failed. It answers within 2 seconds, if only that it can't.
+/// How long a call waits for the next byte. The service answers within 2 seconds, if only that it can't.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// An answer that is no file is at most this long: a page of jobs has some 200 kB.
+/// The longest JSON answer that is read: a page of jobs has some 200 kB.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// Where a service is: `http://host:port`, with a path before the API's own where a proxy puts one.
+/// A service's address: `http://host:port`, with a path before the API's own where a proxy puts one.
 #[derive(Clone, Debug)]
 pub(crate) struct Address(String);
 
-/// A text that is none.
+/// A text that is not an [`Address`].
 #[derive(Debug, thiserror::Error)]
 #[error("not the address of a service, such as http://127.0.0.1:8080")]
 pub(crate) struct NotAnAddress;
@@ -45,7 +45,7 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Address, NotAnAddress> {
         let uri: Uri = text.parse().map_err(|_| NotAnAddress)?;
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
-        // A name and a password in it would be shown by `ps`.
+        // `ps` would show a name and a password in it.
         let is_plain = uri.authority().is_some_and(|authority| {
             let port = authority.as_str().trim_start_matches(authority.host());
             !authority.as_str().contains('@') && (port.is_empty() || authority.port_u16().is_some())
@@ -59,12 +59,12 @@ impl FromStr for Address {
 }
 
 impl Address {
-    /// Whether everybody on the way to it can read what is sent.
+    /// Whether everybody on the way to the service can read what is sent.
     fn is_readable_on_the_way(&self) -> bool {
         self.0.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:")) && !self.is_here()
     }
 
-    /// Whether it is on this machine.
+    /// Whether the address is on this machine.
     fn is_here(&self) -> bool {
         let host =
             self.0.parse::<Uri>().ok().and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned()));
@@ -88,27 +88,27 @@ pub(crate) enum Error {
     #[error("the connection to {server} broke: {cause}")]
     Broken { server: Address, cause: std::io::Error },
     #[error("{detail}{}", next_step(.code))]
-    Refused { status: u16, code: Plain, detail: Plain, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
+    Refused { status: u16, code: PlainText, detail: PlainText, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
     #[error("{server} answers {status}, and not as cdc-export does: is the address right?")]
     Foreign { server: Address, status: u16 },
 }
 
-/// What a refused client can do, where the detail doesn't say it.
+/// What the caller can do about a refusal, where the detail doesn't say it.
 fn next_step(code: &str) -> &'static str {
     match code {
         "key_required" => {
             "; put a key into CDC_EXPORT_KEY: `cdc-export keys create`, run where the service is, prints one"
         }
         "key_invalid" => {
-            "; the one in CDC_EXPORT_KEY is of no use: `cdc-export keys list`, run where the service is, says why"
+            "; the key in CDC_EXPORT_KEY is of no use: `cdc-export keys list`, run where the service is, says why"
         }
-        "host_not_local" => "; there, AUTH=keys opens it to those who have a key",
+        "host_not_local" => "; with AUTH=keys, the service is open to callers that have a key",
         _ => "",
     }
 }
 
 impl Error {
-    /// Whether it was too late for what was asked.
+    /// Whether the job's state doesn't allow the call (409): it was too late.
     pub(crate) fn is_conflict(&self) -> bool {
         matches!(self, Error::Refused { status: 409, .. })
     }
@@ -118,24 +118,24 @@ impl Error {
         match self {
             Error::Unreachable { .. } | Error::Broken { .. } => true,
             Error::Refused { status, .. } => matches!(status, 429 | 503),
-            // What stands in front of a service that restarts.
+            // A proxy's answer while the service behind it restarts.
             Error::Foreign { status, .. } => matches!(status, 502..=504),
         }
     }
 }
 
-/// A service's text. What would steer a terminal is left out of it.
+/// A text from a service, without the control characters that a terminal would obey.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(from = "String")]
-pub(crate) struct Plain(String);
+pub(crate) struct PlainText(String);
 
-impl From<String> for Plain {
-    fn from(text: String) -> Plain {
-        Plain(text.chars().filter(|c| !c.is_control()).collect())
+impl From<String> for PlainText {
+    fn from(text: String) -> PlainText {
+        PlainText(text.chars().filter(|c| !c.is_control()).collect())
     }
 }
 
-impl std::ops::Deref for Plain {
+impl std::ops::Deref for PlainText {
     type Target = str;
 
     fn deref(&self) -> &str {
@@ -143,17 +143,17 @@ impl std::ops::Deref for Plain {
     }
 }
 
-impl Display for Plain {
+impl Display for PlainText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
 }
 
-/// A problem, as far as it is of use here.
+/// The members of a problem that this client uses.
 #[derive(Deserialize)]
 struct Problem {
-    code: Plain,
-    detail: Plain,
+    code: PlainText,
+    detail: PlainText,
     #[serde(default)]
     jobs: Vec<NamedJob>,
 }
@@ -163,38 +163,38 @@ struct Problem {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NamedJob {
     pub(crate) job_id: Uuid,
-    pub(crate) status: Plain,
+    pub(crate) status: PlainText,
 }
 
 /// Speaks to one service.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     agent: Agent,
-    /// For answers of any length.
+    /// Without a limit of the whole time, for files of any length.
     agent_of_files: Agent,
     server: Address,
     key: Option<ApiKey>,
-    /// Whether there was an answer of the service: an address that is wrong is not waited for.
+    /// Whether the service has answered once. Until then nothing is retried: the address may be wrong.
     has_answered: Arc<AtomicBool>,
-    /// Whether somebody was told that it doesn't answer now.
-    has_complained: Arc<AtomicBool>,
+    /// Whether the user was told that the service doesn't answer now.
+    has_warned: Arc<AtomicBool>,
 }
 
 impl Client {
-    /// Speaks to the service at an address, and shows it the key. Says so beforehand if others could read that.
+    /// A client of the service at an address, which it shows the key. Warns where others on the way could read the key.
     pub(crate) fn new(server: Address, key: Option<ApiKey>) -> Client {
         if key.is_some() && server.is_readable_on_the_way() {
             eprintln!(
                 "cdc-export: warning: the key goes to {server} as it is, for everybody on the way to read: use https://"
             );
         }
-        // One for the process; refused if there is one already, which will do.
+        // An error means that the process has a provider already, which will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let agent = |whole: Option<Duration>| {
             let config = Agent::config_builder()
                 .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
                 .http_status_as_error(false)
-                // A key is for the one whom it was meant for.
+                // Another server must not get the key.
                 .max_redirects(0)
                 .timeout_connect(Some(ANSWER_TIMEOUT))
                 .timeout_recv_response(Some(ANSWER_TIMEOUT))
@@ -205,21 +205,21 @@ impl Client {
             config.build().into()
         };
         let (agent, agent_of_files) = (agent(Some(4 * ANSWER_TIMEOUT)), agent(None));
-        let (has_answered, has_complained) = (Arc::default(), Arc::default());
-        Client { agent, agent_of_files, server, key, has_answered, has_complained }
+        let (has_answered, has_warned) = (Arc::default(), Arc::default());
+        Client { agent, agent_of_files, server, key, has_answered, has_warned }
     }
 
-    /// Whose service it is, for people.
+    /// The service's address.
     pub(crate) fn server(&self) -> &Address {
         &self.server
     }
 
-    /// What is at a path.
+    /// Gets the JSON at a path.
     pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         self.retry_while_unavailable(|| self.call(Method::GET, path, &HeaderMap::new(), None))
     }
 
-    /// Sends a body, or none. The headers, or the call itself, must make it harmless to be sent twice.
+    /// Posts a body, or none. The call must be idempotent, by its nature or by its headers: it may be sent twice.
     pub(crate) fn post<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -229,7 +229,7 @@ impl Client {
         self.retry_while_unavailable(|| self.call(Method::POST, path, headers, body))
     }
 
-    /// The bytes of a file from `from` on, of that file alone which has this tag, a SHA-256.
+    /// Reads the file at a path from its byte `from` on, if the file's ETag is this SHA-256.
     pub(crate) fn file(&self, path: &str, from: u64, etag: &str) -> Result<impl Read + use<>, Error> {
         let mut headers = HeaderMap::new();
         let mut set = |name, value: String| {
@@ -262,7 +262,7 @@ impl Client {
         answer_from_json(&body).ok_or_else(|| self.foreign(status))
     }
 
-    /// An answer that is no problem.
+    /// Makes a call, and takes every status but success for an error.
     fn answer(
         &self,
         agent: &Agent,
@@ -302,12 +302,12 @@ impl Client {
         Error::Foreign { server: self.server.clone(), status }
     }
 
-    /// That the bytes of an answer stopped coming.
+    /// The error of an answer whose bytes stopped coming.
     pub(crate) fn broken(&self, cause: std::io::Error) -> Error {
         Error::Broken { server: self.server.clone(), cause }
     }
 
-    /// Tries a call until it gets an answer that lasts.
+    /// Makes a call, again while the service is unavailable or busy, for [`RETRY_TIMEOUT`] at most.
     fn retry_while_unavailable<T>(&self, call: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(250);
@@ -315,7 +315,7 @@ impl Client {
             let error = match call() {
                 Err(error) if error.may_pass() && self.has_answered.load(Ordering::Relaxed) => error,
                 Ok(done) => {
-                    self.has_complained.store(false, Ordering::Relaxed);
+                    self.has_warned.store(false, Ordering::Relaxed);
                     return Ok(done);
                 }
                 Err(error) => return Err(error),
@@ -327,9 +327,9 @@ impl Client {
             if begun.elapsed() + rest > RETRY_TIMEOUT {
                 return Err(error);
             }
-            // A limit of requests is nothing to worry about.
+            // A rate limit is no trouble: the user isn't told.
             let is_limit = matches!(error, Error::Refused { status: 429, .. });
-            if !is_limit && !self.has_complained.swap(true, Ordering::Relaxed) {
+            if !is_limit && !self.has_warned.swap(true, Ordering::Relaxed) {
                 eprintln!("cdc-export: {error}. Trying again for {} seconds.", RETRY_TIMEOUT.as_secs());
             }
             sleep(rest);

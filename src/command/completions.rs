@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use crate::CommandLine;
 
-/// For whom.
+/// The shell that is to complete the commands.
 #[derive(Args)]
 pub(crate) struct Completions {
     /// Which shell
@@ -15,7 +15,7 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
-    /// Prints what the shell reads, whole or not at all.
+    /// Prints the shell's script, whole or not at all.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut CommandLine::command(), "cdc-export", &mut script);

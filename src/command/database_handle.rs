@@ -1,4 +1,4 @@
-//! The database that a command works on: one that was given, or the private one, joined or run.
+//! The database that a command works on: that of `DATABASE_URL`, or the private server's, which the command joins or runs.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,21 +20,22 @@ pub(super) async fn with_database(
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// A migrated database, and the private server under it if this process runs that.
+/// A database, and the private server under it if this process runs that.
 pub(super) struct DatabaseHandle {
     pub(super) database: Database,
     server: Option<embedded::Server>,
 }
 
 impl From<Database> for DatabaseHandle {
-    /// One that others run.
+    /// A database that this process doesn't run.
     fn from(database: Database) -> DatabaseHandle {
         DatabaseHandle { database, server: None }
     }
 }
 
 impl DatabaseHandle {
-    /// `DATABASE_URL`, else the private server that another process runs, else one that this process runs while it lasts.
+    /// Opens and migrates `DATABASE_URL`'s database, else that of the private server that another process runs, else that of one
+    /// that this process starts.
     pub(super) async fn open(config: &Config) -> anyhow::Result<DatabaseHandle> {
         let handle = match &config.database {
             Some(database) => database.clone().into(),
@@ -54,7 +55,7 @@ impl DatabaseHandle {
     }
 }
 
-/// Brings the schema up to date, with what the triggers call, and the triggers of the demo's own table.
+/// Brings the schema up to date, the functions that the triggers call, and the triggers on the demo's table.
 pub(super) async fn prepare(database: &Database) -> anyhow::Result<()> {
     postgres::migrate(database).await?;
     let pool = database.pool(1);
@@ -63,7 +64,7 @@ pub(super) async fn prepare(database: &Database) -> anyhow::Result<()> {
 }
 
 pub(super) async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<DatabaseHandle> {
-    // A process that just starts its server has the folder, but no server to join yet.
+    // Another process may have locked the data folder, and its server not be ready to be joined yet.
     for _ in 0..30 {
         if let Some(endpoint) = embedded::join(settings)? {
             return Ok(Database::from(&endpoint).into());

@@ -1,4 +1,4 @@
-//! `datasets`: the catalog against the tables, a list of it, and a first draft of what it might say.
+//! `datasets`: checks the catalog against the tables, lists it, and drafts a block for it.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::command::wiring::wire;
 /// What to do with datasets.
 #[derive(Subcommand)]
 pub(crate) enum Datasets {
-    /// Hold the file of DATASETS against the tables
+    /// Check the file of DATASETS against the tables
     Check,
     /// List them with their tables
     List,
-    /// Print what the file might say of a table
+    /// Print a first draft of a table's block for the file
     Add {
         /// The table, as `orders` or `sales.orders`
         table: Table,
@@ -30,11 +30,11 @@ pub(crate) enum Datasets {
 }
 
 impl Datasets {
-    /// Checks the catalog, lists it, or prints a first draft of a block for it.
+    /// Checks the catalog, lists it, or drafts a block for it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let catalog = match self {
             Datasets::Check | Datasets::List => CatalogFile::Read,
-            // Somebody is editing the file.
+            // The operator is still writing the file.
             Datasets::Add { .. } => CatalogFile::Unread,
         };
         let config = settings(catalog, Logs::Errors)?;
@@ -79,7 +79,7 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints a block for the file. What is guessed from names of columns is for the operator to look at.
+/// Prints a block for the file. The operator has to check the members that are guessed from the columns' names.
 async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Result<()> {
     let service = wire(config, database, 1, &CancellationToken::new()).service;
     let allowed = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };

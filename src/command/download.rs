@@ -1,7 +1,7 @@
-//! `download`: a file of an export, whole and checked, from here or from afar.
+//! `download`: fetches a file of an export, and checks it.
 //!
-//! What has arrived lies beside its place under a hidden name, and a download that broke off goes on from there, also that of another
-//! process. The name is for what is whole: its SHA-256 is the one that was recorded.
+//! The bytes that have arrived are in a hidden file beside the final one. A download that broke off continues with that file,
+//! also in another process. The file gets its name once its SHA-256 is the recorded one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -27,7 +27,7 @@ use crate::command::client::Error;
 use crate::command::output::{Output, folder_of};
 use crate::command::progress::bar_of_bytes;
 
-/// A download ends without a byte for this long.
+/// A download without a byte for this long has failed.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -59,17 +59,17 @@ async fn download(backend: &Backend, id: JobId, output: Option<&Output>) -> anyh
     if !job.has_ended() {
         bail!("the export is {}, at {} %: its file is there once it has completed", job.status, job.progress);
     }
-    ensure!(job.is(Status::Completed), "the export is {}, so it has no file", job.status);
+    ensure!(job.has_status(Status::Completed), "the export is {}, so it has no file", job.status);
     save(backend, id, &job, output).await
 }
 
-/// Fetches the file of this job to where it shall be, and prints where that is; without `output`, to its own name in the current
+/// Fetches a job's file to `output`, and prints where the file is. Without `output`, the file goes to its own name in the current
 /// folder.
 pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Option<&Output>) -> anyhow::Result<()> {
     let path = match output {
         Some(Output::Stdout) => {
-            let mut arriving = Arriving::new(Sink::Stdout, job)?;
-            return arriving.all(backend, id).await;
+            let mut partial = PartialFile::new(Sink::Stdout, job)?;
+            return partial.fetch_rest(backend, id).await;
         }
         Some(Output::Path(path)) if path.is_dir() => path.join(name_of(job)?),
         Some(Output::Path(path)) => path.clone(),
@@ -81,15 +81,15 @@ pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Op
     let at_part = || part.display().to_string();
     let file = open_part(&part).with_context(at_part)?;
     let ours = file.metadata().with_context(at_part)?;
-    let mut arriving = Arriving::new(Sink::File(file), job)?;
-    if let Err(error) = arriving.all(backend, id).await {
-        if arriving.is_whole() {
-            // Whatever it is, it is of no use for another try.
+    let mut partial = PartialFile::new(Sink::File(file), job)?;
+    if let Err(error) = partial.fetch_rest(backend, id).await {
+        if partial.is_whole() {
+            // The bytes are wrong: another try has to begin anew.
             fs::remove_file(&part).with_context(at_part)?;
         }
         return Err(error.context(at_part()));
     }
-    // Whoever else may write to the folder may have put another file there.
+    // Another user who may write to the folder may have put another file there.
     let is_ours = |path: &Path| {
         fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
     };
@@ -107,7 +107,7 @@ pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Op
     outln!("{}  {} rows", path.display(), job.rows_exported)
 }
 
-/// A name of its own, whatever the service says: nothing is written outside of the folder.
+/// The file's name, if it is a plain one: the service must not make us write outside of the folder.
 fn name_of(job: &JobView) -> anyhow::Result<&str> {
     let name = &job.output_filename;
     let is_plain = Path::new(&**name).file_name().is_some_and(|only| only == &**name);
@@ -115,22 +115,22 @@ fn name_of(job: &JobView) -> anyhow::Result<&str> {
     Ok(name)
 }
 
-/// Each job's own, so that it is nobody else's file and no other job's beginning.
+/// The hidden file of a job's download. Its name has the job's id, so that two jobs never share one.
 fn part_of(path: &Path, id: JobId) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     folder_of(path).join(format!(".{name}.{id}.part"))
 }
 
-/// Gives the file another name, and takes nobody's place by it.
+/// Renames the file, and never replaces another one.
 fn give_name(part: &Path, path: &Path) -> io::Result<()> {
-    // A link, unlike a rename, takes nobody's place.
+    // A link, unlike a rename, replaces nothing.
     let Err(error) = fs::hard_link(part, path) else { return Ok(()) };
     if error.kind() == io::ErrorKind::AlreadyExists {
         return Err(error);
     }
-    // There are file systems without links.
+    // Some file systems have no hard links,
     match rustix::fs::renameat_with(CWD, part, CWD, path, RenameFlags::NOREPLACE) {
-        // And some that know neither.
+        // and some have neither links nor NOREPLACE.
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if fs::symlink_metadata(path).is_err() => {
             fs::rename(part, path)
         }
@@ -138,8 +138,9 @@ fn give_name(part: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
-/// A new file, or the beginning that an earlier download of this user's left. Whoever else may write to the folder may have put
-/// a link, a pipe or another's file in its place, and what that is must not be written to. NONBLOCK: a pipe would hang us.
+/// Opens the hidden file: a new one, or the one that an earlier download by this user left. Another user who may write to the
+/// folder may have put a link, a pipe or somebody's file there, which must not be written to. NONBLOCK: opening a pipe would hang
+/// us.
 fn open_part(part: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut options = OpenOptions::new();
@@ -168,8 +169,8 @@ enum Sink {
     File(File),
 }
 
-/// A file as far as it has come.
-struct Arriving<'j> {
+/// A file of which some bytes have arrived.
+struct PartialFile<'j> {
     job: &'j JobView,
     sha256: &'j str,
     sink: Sink,
@@ -178,9 +179,9 @@ struct Arriving<'j> {
     bar: ProgressBar,
 }
 
-impl Arriving<'_> {
-    /// Takes what is there of it for its beginning.
-    fn new(mut sink: Sink, job: &JobView) -> anyhow::Result<Arriving<'_>> {
+impl PartialFile<'_> {
+    /// Takes the bytes that the hidden file has for the file's beginning.
+    fn new(mut sink: Sink, job: &JobView) -> anyhow::Result<PartialFile<'_>> {
         let is_hex = |text: &&str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let sha256 = job.sha256.as_deref().filter(is_hex).context("the export has no SHA-256")?;
         let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
@@ -202,29 +203,29 @@ impl Arriving<'_> {
         }
         let bar = bar_of_bytes(job.bytes_written);
         bar.set_position(have);
-        Ok(Arriving { job, sha256, sink, have, hash, bar })
+        Ok(PartialFile { job, sha256, sink, have, hash, bar })
     }
 
     fn is_whole(&self) -> bool {
         self.have == self.job.bytes_written
     }
 
-    /// What is missing, then a look at whether it is what was exported.
-    async fn all(&mut self, backend: &Backend, id: JobId) -> anyhow::Result<()> {
-        let mut moved = Instant::now();
+    /// Fetches the missing bytes, then checks the whole file's SHA-256.
+    async fn fetch_rest(&mut self, backend: &Backend, id: JobId) -> anyhow::Result<()> {
+        let mut last_progress = Instant::now();
         while !self.is_whole() {
             let had = self.have;
             let fetched = backend.fetch(id, self.sha256, had, self).await;
             if self.have > had {
-                moved = Instant::now();
+                last_progress = Instant::now();
             }
             match fetched {
                 Ok(()) if self.is_whole() => {}
-                // Ended before its time.
-                Ok(()) if moved.elapsed() < RETRY_TIMEOUT => tokio::time::sleep(PAUSE).await,
+                // The answer ended too early.
+                Ok(()) if last_progress.elapsed() < RETRY_TIMEOUT => tokio::time::sleep(PAUSE).await,
                 Ok(()) => bail!("the file ends after {} of {} bytes", self.have, self.job.bytes_written),
                 Err(error) => match error.downcast_ref::<Error>() {
-                    Some(cause @ Error::Broken { .. }) if moved.elapsed() < RETRY_TIMEOUT => {
+                    Some(cause @ Error::Broken { .. }) if last_progress.elapsed() < RETRY_TIMEOUT => {
                         if self.have > had {
                             self.bar.suspend(|| eprintln!("cdc-export: {}; going on from there.", chain(cause)));
                         }
@@ -246,7 +247,7 @@ impl Arriving<'_> {
     }
 }
 
-impl Write for Arriving<'_> {
+impl Write for PartialFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() as u64 > self.job.bytes_written - self.have {
             return Err(io::Error::other("more of the file arrives than was exported"));

@@ -1,4 +1,4 @@
-//! `export`: one export from the command line, watched to its end.
+//! `export`: submits an export and follows it to its end.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -32,11 +32,11 @@ use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::{Wired, wire};
 use crate::command::words::words;
 
-/// A job that nobody takes for this long is run here.
-const NOBODY_TAKES_IT: Duration = Duration::from_secs(1);
+/// A job that no worker claims for this long is run by this process.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// In a pipe, how far it is is said this often.
-const SAY_EVERY: Duration = Duration::from_secs(5);
+/// Without a terminal, progress is printed this often.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What to export.
 #[derive(Args)]
@@ -56,7 +56,8 @@ pub(crate) struct Export {
     /// What the file is compressed with
     #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Compression,
-    /// What was loaded last, the id of an export or `none`: the export is refused if the consumer's exports have gone on from there
+    /// What was loaded last, the id of an export or `none`: the export is refused if the consumer's exports have gone on from
+    /// there
     #[arg(long, value_name = "ID")]
     after: Option<Loaded>,
     /// The SHA-256 of the file that was loaded last
@@ -107,7 +108,7 @@ impl Export {
         })
     }
 
-    /// What is asked for, if that may be. Once an export has completed, an `--output` that can't be written is too late.
+    /// The request, if the arguments are right. `--output` is checked too: after the export it would be too late.
     fn request(&self) -> Result<Request, BadUsage> {
         let encoding = Encoding::new(self.format, self.compression).map_err(|why| BadUsage(why.to_string()))?;
         let after = self.after()?;
@@ -126,7 +127,7 @@ impl Export {
         })
     }
 
-    /// What was loaded last, if that is said.
+    /// What the caller loaded last, if the arguments say so.
     fn after(&self) -> Result<Option<After>, BadUsage> {
         match (self.after, &self.after_sha256) {
             (None, _) => Ok(None),
@@ -141,7 +142,7 @@ impl Export {
         }
     }
 
-    /// Has the export run by whoever takes it, which is this process if nobody else does.
+    /// Submits the export to the database's queue. This process runs it if no worker claims it.
     async fn run_locally(&self, config: &Config, database: &Database, request: &Request) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let done = CancellationToken::new();
@@ -150,7 +151,7 @@ impl Export {
         let id = backend.submit(request).await?;
 
         let run_here = async {
-            let taken = tokio::time::timeout(NOBODY_TAKES_IT, taken(&backend, id)).await;
+            let taken = tokio::time::timeout(CLAIM_TIMEOUT, taken(&backend, id)).await;
             if taken.is_err() {
                 worker.announce().await;
                 worker.run(done.clone()).await;
@@ -165,7 +166,7 @@ impl Export {
         code
     }
 
-    /// Has the export run by a service elsewhere.
+    /// Submits the export to a remote service.
     async fn run_remotely(&self, client: Client) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let request = self.request()?;
@@ -173,14 +174,14 @@ impl Export {
         let id = backend.submit(&request).await?;
         let code = follow(&backend, id, self, Path::new(""), &interrupted).await?;
         if code == ExitCode::SUCCESS && self.output.is_none() && !self.json {
-            eprintln!("`cdc-export download {id}{}` fetches it.", backend.option());
+            eprintln!("`cdc-export download {id}{}` fetches it.", backend.server_option());
         }
         Ok(code)
     }
 }
 
-/// Sees a job to its end, and its file to where it shall be. Whoever asked for it learns its name whatever happens: once it has
-/// completed, no other export has its rows.
+/// Follows a job to its end, and fetches its file to `--output`. Every error names the job: once it has completed, no other
+/// export has its rows.
 async fn follow(
     backend: &Backend,
     id: JobId,
@@ -189,33 +190,33 @@ async fn follow(
     interrupted: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let job = watch(backend, id, interrupted).await;
-    let job =
-        job.with_context(|| format!("the export {id} goes on; `cdc-export status{}` shows it", backend.option()))?;
+    let job = job
+        .with_context(|| format!("the export {id} goes on; `cdc-export status{}` shows it", backend.server_option()))?;
     finish(backend, id, &job, export, output_dir, interrupted).await
 }
 
 async fn taken(backend: &Backend, id: JobId) {
-    while backend.look(id).await.is_ok_and(|job| job.is(Status::Pending)) {}
+    while backend.poll(id).await.is_ok_and(|job| job.has_status(Status::Pending)) {}
 }
 
-/// Follows a job to its end. After an interruption it is cancelled, unless it just commits.
+/// Follows a job to its end. Ctrl-C cancels the job, unless it is committing.
 async fn watch(backend: &Backend, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<JobView> {
     let bar = bar_of_rows(100).with_message(id.to_string());
-    let (mut said, mut cancelled) = (Instant::now(), false);
+    let (mut printed_at, mut cancelled) = (Instant::now(), false);
     loop {
-        let look = backend.look(id);
+        let polled = backend.poll(id);
         let job = if cancelled {
-            look.await?
+            polled.await?
         } else {
             tokio::select! {
-                job = look => job?,
+                job = polled => job?,
                 () = interrupted.cancelled() => {
                     cancelled = true;
                     match backend.cancel(id).await {
                         Ok(true) => bar.suspend(|| eprintln!("cdc-export: cancelling the export")),
-                        // Then it completes.
+                        // The job is committing, and will complete.
                         Ok(false) => {}
-                        Err(error) => bar.suspend(|| eprintln!("cdc-export: it can't be cancelled: {error:#}")),
+                        Err(error) => bar.suspend(|| eprintln!("cdc-export: the export can't be cancelled: {error:#}")),
                     }
                     continue;
                 }
@@ -225,23 +226,23 @@ async fn watch(backend: &Backend, id: JobId, interrupted: &CancellationToken) ->
             bar.finish_and_clear();
             return Ok(job);
         }
-        show(&bar, &job, &mut said);
+        show(&bar, &job, &mut printed_at);
     }
 }
 
-fn show(bar: &ProgressBar, job: &JobView, said: &mut Instant) {
+fn show(bar: &ProgressBar, job: &JobView, printed_at: &mut Instant) {
     if std::io::stderr().is_terminal() {
-        // The bar counts rows; how many there will be follows from how far it is.
+        // The bar counts rows. Their number is estimated from the percentage.
         let all = job.rows_exported.saturating_mul(100).checked_div(u64::from(job.progress)).unwrap_or(0);
         bar.set_length(all.max(job.rows_exported).max(1));
         bar.set_position(job.rows_exported);
-    } else if said.elapsed() >= SAY_EVERY {
+    } else if printed_at.elapsed() >= PROGRESS_INTERVAL {
         eprintln!("{} {}% {} rows", job.status, job.progress, job.rows_exported);
-        *said = Instant::now();
+        *printed_at = Instant::now();
     }
 }
 
-/// Says how it ended, and fetches the file if that is wanted.
+/// Prints how the job ended, and fetches the file where `--output` is given.
 async fn finish(
     backend: &Backend,
     id: JobId,
@@ -253,7 +254,7 @@ async fn finish(
     if export.json {
         outln!("{}", job.json)?;
     }
-    if !job.is(Status::Completed) {
+    if !job.has_status(Status::Completed) {
         if !export.json {
             eprintln!("cdc-export: the export {}", why(job));
         }
@@ -264,8 +265,9 @@ async fn finish(
             saved = download::save(backend, id, job, export.output.as_ref()) => saved,
             () = interrupted.cancelled() => Err(anyhow!("interrupted")),
         };
-        let fetches =
-            || format!("the export has completed; `cdc-export download {id}{}` fetches its file", backend.option());
+        let fetches = || {
+            format!("the export has completed; `cdc-export download {id}{}` fetches its file", backend.server_option())
+        };
         saved.with_context(fetches)?;
     } else if !export.json {
         outln!("{}  {} rows", output_dir.join(&*job.output_filename).display(), job.rows_exported)?;
@@ -273,7 +275,7 @@ async fn finish(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Why there is no file, and what helps.
+/// Why a job has no file, and what the caller can do.
 fn why(job: &JobView) -> String {
     let Some(error) = &job.error else { return format!("was {}", job.status) };
     let consumer = job.consumer_id.as_deref().unwrap_or_default();

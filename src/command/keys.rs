@@ -1,4 +1,4 @@
-//! `keys`: made, listed, revoked, by whoever can reach the database.
+//! `keys`: makes, lists and revokes keys, for everybody who can reach the database.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -77,7 +77,7 @@ impl Keys {
     }
 }
 
-/// The only place that ever shows a key.
+/// Makes a key and prints it. Nothing else ever shows a key.
 async fn create(store: &Store, new: CreateKey) -> anyhow::Result<()> {
     let CreateKey { name, consumers, mut scopes, expires: lifetime, json } = new;
     if scopes.is_empty() {

@@ -12,7 +12,7 @@ pub(crate) enum Output {
 }
 
 impl Output {
-    /// Whether a file may be put there, which is better known before there is one.
+    /// Whether a file can be made there, checked before there is anything to write.
     pub(crate) fn check(&self) -> Result<(), String> {
         let Output::Path(path) = self else { return Ok(()) };
         if path.as_os_str().is_empty() {

@@ -22,7 +22,7 @@ use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire;
 use crate::command::words::words;
 
-/// Time for the locks and the plan; nothing is read.
+/// How long locks and plan may take. No rows are read.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What to plan.

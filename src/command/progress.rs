@@ -1,13 +1,13 @@
-//! Bars of progress for who waits at a terminal.
+//! Progress bars on a terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar of rows on a terminal; nothing in a pipe.
+/// A bar that counts rows. Draws nothing where standard error is no terminal.
 pub(super) fn bar_of_rows(length: u64) -> ProgressBar {
     bar_like("{bar:30} {percent:>3}%  {human_pos} rows  {per_sec}  {eta} left  {msg}", length)
 }
 
-/// A bar of bytes on a terminal; nothing in a pipe.
+/// A bar that counts bytes. Draws nothing where standard error is no terminal.
 pub(super) fn bar_of_bytes(length: u64) -> ProgressBar {
     bar_like("{bar:30} {percent:>3}%  {binary_bytes}  {binary_bytes_per_sec}  {eta} left", length)
 }

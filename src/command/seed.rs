@@ -1,4 +1,4 @@
-//! `seed`: more users in the demo's table.
+//! `seed`: adds users to the demo's table.
 
 use std::process::ExitCode;
 
@@ -13,13 +13,13 @@ use crate::command::start::{Logs, block_on, settings};
 /// How many users to add.
 #[derive(Args)]
 pub(crate) struct Seed {
-    /// How many there shall be
+    /// How many users the table is to have
     #[arg(long)]
     rows: u64,
 }
 
 impl Seed {
-    /// Adds users to the demo table until there are as many as wanted.
+    /// Adds users to the demo table until it has as many.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Unread, Logs::Errors)?;
         block_on(with_database(&config, async |database| {

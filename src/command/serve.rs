@@ -1,4 +1,4 @@
-//! `serve` and `worker`: what runs until it is told to stop.
+//! `serve` and `worker`: the commands that run until a signal stops them.
 
 use std::process::ExitCode;
 
@@ -19,7 +19,7 @@ use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::{connections_of_api, connections_of_exports, wire};
 
-/// One asks whether Postgres is there, one looks at what waits.
+/// Connections of a watched worker: one pings Postgres, one reads the gauges.
 const CONNECTIONS_OF_A_WATCH: u32 = 2;
 
 /// How to serve.
@@ -42,7 +42,7 @@ async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
     let limits = allow_descriptors();
     // Before anything is started: a signal that comes meanwhile must stop it properly.
     let shutdown = stop_on_signal()?;
-    // The port comes first: a second service on it shouldn't get as far as the database.
+    // The port comes first: where another service has it, this one doesn't get as far as the database.
     let listener = listen(&config.http).await?;
     let Some(handle) = database_handle(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let served = serve_on(&config, how, (listener, limits), &handle.database, shutdown).await;
@@ -61,7 +61,7 @@ async fn serve_on(
     let prepared = async {
         let access = access(config, database).await?;
         prepare(database).await?;
-        look_at_tables(config, database).await?;
+        check_tables(config, database).await?;
         let exports = if workers == 0 { 0 } else { connections_of_exports(config, workers) };
         postgres::require_connections(database, exports + connections_of_api(config)).await?;
         if config.seed_rows > 0 {
@@ -69,7 +69,7 @@ async fn serve_on(
         }
         anyhow::Ok(access)
     };
-    // Either may wait for another replica.
+    // The migration and the seeding may wait for another replica.
     let access = tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
     let wired = wire(config, database, workers, &shutdown);
     let router = http::router(wired.service, access, &config.http);
@@ -81,16 +81,16 @@ async fn serve_on(
     } else {
         wired.worker.announce().await;
         listening();
-        // The two end together: an API without workers would take jobs on that nobody does.
+        // The two end together: an API without workers would accept jobs that nobody runs.
         tokio::join!(http::serve(listener, router, limits, shutdown.clone()), wired.worker.run(shutdown));
     }
     tracing::info!(event = "stopped");
     Ok(())
 }
 
-/// Refuses a catalog that doesn't fit its tables, and warns of those whose changes aren't captured: after the restore of a dump, a full
-/// export from before `track` would need another one.
-async fn look_at_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
+/// Refuses a catalog that doesn't fit its tables, and warns of tables whose changes aren't captured: the rows that change before
+/// `track` are in no delta, so a full export from before it would need another one.
+async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     check(config, database).await?;
     for dataset in catalog::untracked(&database.pool(1), &config.catalog).await? {
         tracing::warn!(
@@ -108,7 +108,8 @@ async fn listen(settings: &http::Settings) -> anyhow::Result<TcpListener> {
     listener.with_context(|| format!("can't listen on {}:{}", settings.host, settings.port))
 }
 
-/// Who may call. Where nobody has said, and not only this machine could, whoever has a key: once there is one.
+/// Who may call. Where AUTH is unset and HOST is open to other machines, callers need a key, and the start fails until a key
+/// exists.
 async fn access(config: &Config, database: &Database) -> anyhow::Result<Access> {
     match config.http.access {
         Some(access @ (Access::LocalCallers | Access::Everybody)) => Ok(access),
@@ -121,17 +122,17 @@ async fn access(config: &Config, database: &Database) -> anyhow::Result<Access> 
     }
 }
 
-/// Lets the process have as many descriptors as it may: what a shell gives is less than the connections of the API. So many of
-/// them there is room for then.
+/// Raises the limit of open descriptors to the hard one, since a shell's soft limit is less than the API's connections need.
+/// Returns how many connections there can be then.
 fn allow_descriptors() -> ConnectionLimits {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
-    // No limit is `None`.
+    // `None` means that there is no limit.
     let most = if raised.is_ok() { limit.maximum } else { limit.current };
     ConnectionLimits::for_descriptors(most.unwrap_or(u64::MAX))
 }
 
-/// Runs the exports alone. The process is watched on a port of its own, if there is one: what it does, no other process counts.
+/// Runs the exports, without an API. METRICS_PORT serves the metrics of this process, which no other process counts.
 pub(crate) fn run_worker() -> anyhow::Result<ExitCode> {
     let config = settings(CatalogFile::Read, Logs::AsSet)?;
     block_on(work(config))
@@ -152,7 +153,7 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
                 None => None,
             };
             prepare(&handle.database).await?;
-            look_at_tables(&config, &handle.database).await?;
+            check_tables(&config, &handle.database).await?;
             let watching = if listener.is_some() { CONNECTIONS_OF_A_WATCH } else { 0 };
             let needed = connections_of_exports(&config, config.worker.workers) + watching;
             postgres::require_connections(&handle.database, needed).await?;
@@ -179,7 +180,7 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
     worked.map(|()| ExitCode::SUCCESS)
 }
 
-/// A database, not yet migrated; `None` after a signal.
+/// The database, not yet migrated; `None` after a signal.
 async fn database_handle(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<DatabaseHandle>> {
     if let Some(database) = &config.database {
         return Ok(Some(database.clone().into()));

@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A token that SIGTERM or Ctrl-C cancels; a second signal ends the process at once.
 pub(super) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
-    // With a handler, however idle, a file past `ulimit -f` is an error of its write instead of the end of the process.
+    // With a handler, even an idle one, a write past `ulimit -f` fails instead of ending the process.
     let mut file_too_large = signal(SignalKind::from_raw(nix::libc::SIGXFSZ))?;
     tokio::spawn(async move { while file_too_large.recv().await.is_some() {} });
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

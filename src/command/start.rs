@@ -13,17 +13,17 @@ use tracing::level_filters::LevelFilter;
 pub(super) enum Logs {
     /// As LOG_LEVEL says.
     AsSet,
-    /// Errors alone: a person waits for the command, which says by itself what it does.
+    /// Errors alone: the command prints by itself what it does.
     Errors,
 }
 
 /// Reads all settings, and begins to log.
 ///
-/// The process may begin anew here, to trust the authorities of `sslrootcert` alone: nothing is to be started before.
+/// The process may restart itself here, to trust the authorities of `sslrootcert` alone: nothing may be started before this call.
 pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Config> {
     let config = Environment::read()?.config(catalog)?;
     if let Some(file) = &config.authorities {
-        config::trust_alone(file).context("can't start anew, with the authorities of sslrootcert alone")?;
+        config::trust_alone(file).context("can't restart with the authorities of sslrootcert alone")?;
     }
     let mut settings = config.telemetry;
     if logs == Logs::Errors {
@@ -41,7 +41,7 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
 pub(super) fn block_on(task: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(task);
-    // A thread that a dead disk or network holds up would hold up the end of the process.
+    // A thread that hangs on a dead disk or network must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(3));
     done
 }

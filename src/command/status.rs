@@ -1,4 +1,4 @@
-//! `status`: where consumers stand, and what runs.
+//! `status`: the consumers' positions, and the jobs that are open.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -12,10 +12,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::command::backend::{Backend, ConsumerView, JobView, SHOWN, Server};
-use crate::command::client::Plain;
+use crate::command::client::PlainText;
 use crate::command::signals::stop_on_signal;
 
-/// What [`Backend::status`] has.
+/// The members of [`Backend::status`].
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Standings {
@@ -23,13 +23,13 @@ struct Standings {
     open_jobs: Vec<JobView>,
 }
 
-/// How often it is looked again.
-const AGAIN: Duration = Duration::from_secs(2);
+/// The time between two looks of `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What to show.
 #[derive(Args)]
 pub(crate) struct Status {
-    /// Again and again, until it is interrupted
+    /// Print it again and again, until Ctrl-C
     #[arg(long)]
     watch: bool,
     /// As JSON
@@ -40,7 +40,7 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// Prints where consumers stand, and the jobs that are open; while it watches, again and again until it is interrupted.
+    /// Prints the consumers and the open jobs; with `--watch`, again and again until Ctrl-C.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         self.at.run(CatalogFile::Read, async |backend| status(backend, &self).await)
     }
@@ -61,11 +61,11 @@ async fn status(backend: &Backend, what: &Status) -> anyhow::Result<()> {
                 show(&status, what.json, clear)?;
                 seen = true;
             }
-            // A database that restarts is what somebody watches for.
+            // A watch goes on while the database or the service restarts.
             Err(error) if seen => eprintln!("cdc-export: {error:#}"),
             Err(error) => return Err(error),
         }
-        tokio::select! { () = tokio::time::sleep(AGAIN) => {}, () = interrupted.cancelled() => return Ok(()) }
+        tokio::select! { () = tokio::time::sleep(WATCH_INTERVAL) => {}, () = interrupted.cancelled() => return Ok(()) }
     }
 }
 
@@ -113,7 +113,7 @@ fn consumer_line(consumer: &ConsumerView) -> String {
         Some(rows) => format!("{rows}{}", if *rows_waiting_capped { "+" } else { "" }),
         None => "?".to_owned(),
     };
-    let or_none = |text: &Option<Plain>| text.as_deref().unwrap_or("-").to_owned();
+    let or_none = |text: &Option<PlainText>| text.as_deref().unwrap_or("-").to_owned();
     let (watermark, continuity) = (or_none(last_exported_at), or_none(continuity));
     let job = last_job.as_ref().map_or("-".to_owned(), |job| format!("{} {}", job.export_type, job.status));
     format!("{consumer_id:<24} {dataset:<16} {watermark:<28} {waiting:>8}  {continuity:<20} {job}")

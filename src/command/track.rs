@@ -10,7 +10,7 @@ use crate::command::catalog::{check_one, dataset_of};
 use crate::command::database_handle::with_database;
 use crate::command::start::{Logs, block_on, settings};
 
-/// What to capture, or not to.
+/// The dataset whose changes to capture, or to capture no longer.
 #[derive(Args)]
 pub(crate) struct Track {
     /// The dataset whose table it is

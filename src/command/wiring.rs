@@ -1,4 +1,4 @@
-//! Service and worker, wired over one database, and how many connections they may come to have.
+//! Wires service and worker over one database, and counts the connections that they may come to have.
 
 use std::sync::Arc;
 
@@ -12,35 +12,35 @@ use cdc_export::telemetry;
 use cdc_export::worker::{self, Worker};
 use tokio_util::sync::CancellationToken;
 
-/// Connections that so many exports at once may have: a leader, a reader and a heartbeat each, the further readers that they
-/// share, what claims and settles them, and one that listens.
+/// The connections of so many exports at once: a leader, a reader and a heartbeat each, the further readers that they share,
+/// those that claim and settle them, and one that listens.
 pub(super) fn connections_of_exports(config: &Config, workers: u32) -> u32 {
     3 * workers + (config.readers - 1) + control_connections(workers) + 1
 }
 
-/// Connections of the API: those that are set, one that asks whether Postgres is there, and those that count for `/consumers`.
+/// The connections of the API: those of API_CONNECTIONS, one that pings Postgres, and those that count rows for `/consumers`.
 pub(super) fn connections_of_api(config: &Config) -> u32 {
     config.api_connections + 1 + COUNTING_CONNECTIONS
 }
 
 pub(super) const COUNTING_CONNECTIONS: u32 = 2;
 
-/// To claim and settle a job at a time for each worker, and to keep up.
+/// One to claim and settle for each worker, and one for maintenance.
 fn control_connections(workers: u32) -> u32 {
     workers + 1
 }
 
-/// What exports run on.
+/// The service and the worker of one process.
 pub(super) struct Wired {
     pub(super) worker: Worker,
     pub(super) service: Service,
 }
 
-/// Wires service and worker over one database, for so many exports at once; 0: for the service alone. Makes the output folder.
+/// Wires service and worker, for so many exports at once; 0: for the service alone. Makes the output folder.
 pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping: &CancellationToken) -> Wired {
     let folder = Arc::new(Folder::new(config.output_dir.clone()).with_file_mode(config.output_mode));
     if let Err(error) = folder.prepare() {
-        // The service is of use without it: jobs fail with the reason until somebody mends the folder.
+        // The service starts without the folder: jobs fail with the reason until the operator mends it.
         let error = telemetry::chain(&error);
         tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error);
     }

@@ -1,11 +1,11 @@
-//! Arguments that are one of a type's words.
+//! Arguments whose values are the words of a type.
 
 use std::str::FromStr;
 
 use cdc_export::job::words::UnknownWord;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-/// One of a type's words, which clap lists.
+/// A parser of a type's words, which clap lists in its help.
 pub(super) fn words<T>(all: impl Iterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
 where
     T: FromStr<Err = UnknownWord> + Clone + Send + Sync + 'static,

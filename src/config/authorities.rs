@@ -1,4 +1,4 @@
-//! Who alone may vouch for the database's server.
+//! The certificate authorities that the connection to the database trusts.
 
 use std::ffi::OsStr;
 use std::io;
@@ -6,18 +6,18 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-/// Where the platform's authorities are read from instead of their usual places: a file, and folders.
+/// The variables that name the platform's authorities instead of their usual places: a file, and folders.
 const FILE: &str = "SSL_CERT_FILE";
 const FOLDERS: &str = "SSL_CERT_DIR";
 
-/// Makes the authorities in `file` the only ones of this process, which begins anew for that; at once if they are.
+/// Makes this process trust the authorities in `file` alone. Returns at once if it does; otherwise the process restarts itself.
 ///
-/// sqlx asks the platform's beside those of `sslrootcert`. With `verify-ca`, which looks at no name, anybody's certificate of any
-/// public authority would do. Where the platform's are is read from the environment, which a process doesn't change safely once
-/// it runs, and hands on to the one that it becomes: the same program with the same arguments, under the same number.
+/// sqlx trusts the platform's authorities beside those of `sslrootcert`. With `verify-ca`, which checks no name, a certificate
+/// that any public authority gave to anybody would do. The environment says where the platform's authorities are. A process can't
+/// safely change its environment once it runs, so it executes its own program with another one: same arguments, same process id.
 ///
 /// # Errors
-/// If the program can't be started again.
+/// If the process can't be restarted.
 pub fn trust_alone(file: &Path) -> io::Result<()> {
     if variable(FILE).is_some_and(|own| own == file.as_os_str()) && variable(FOLDERS).is_none() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What the variables are read from: the environment and `.env`.
+//! The sources of the variables: the environment and `.env`.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,12 +9,12 @@ use crate::config::variables::{Variables, bad};
 use crate::config::{CatalogFile, Config, Error};
 use crate::key::PresentedKey;
 
-/// The text of a key for another service.
+/// The text of a key for a remote service.
 #[derive(Clone)]
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// The key, to be sent and shown nowhere.
+    /// The key's text, to be sent to the service and shown nowhere.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -26,14 +26,14 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// What settings are read from: the process's environment, and `.env` for what that doesn't set.
+/// The process's variables, and those of `.env` that the process doesn't have.
 pub struct Environment(pub(super) Variables);
 
 impl Environment {
-    /// Reads it, and the `.env` of the current folder.
+    /// Reads the process's environment, and the `.env` of the current folder.
     ///
     /// # Errors
-    /// If there is an `.env` that can't be read, or may be somebody else's words.
+    /// If `.env` can't be read, or another user may have written it.
     pub fn read() -> Result<Environment, Error> {
         let mut variables: HashMap<String, String> = match open_own(Path::new(".env")) {
             Ok(file) => dotenvy::from_read_iter(file).collect::<Result<_, _>>().map_err(unreadable)?,
@@ -58,20 +58,20 @@ impl Environment {
         Config::from_variables(self.0)
     }
 
-    /// What is shown to a service elsewhere: the one setting of a client.
+    /// The key that is shown to a remote service: the one setting of a client.
     ///
     /// # Errors
-    /// If it is no key.
+    /// If CDC_EXPORT_KEY is no key.
     pub fn key(&self) -> Result<Option<ApiKey>, Error> {
         let Environment(vars) = self;
-        // From a file it comes with a line's end.
+        // A key that was read from a file ends with a newline.
         let Some(text) = vars.get("CDC_EXPORT_KEY").map(str::trim) else { return Ok(None) };
         let no_key = |why| bad("CDC_EXPORT_KEY", format!("{why} as `cdc-export keys create` prints it"));
         text.parse::<PresentedKey>().map(|_| Some(ApiKey(text.to_owned()))).map_err(no_key)
     }
 }
 
-/// A file that says what we do and as whom: somebody else's, or one that others may write to, is not believed.
+/// Opens the file, if no other user but root may have written it: it decides what this process does, and as whom.
 fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -84,7 +84,7 @@ fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
     if found.uid() != own && found.uid() != 0 {
         return refused(format!("it belongs to user {}, who is neither you nor root", found.uid()));
     }
-    // A group of one's own name is nobody else's: with it, the umask lets the group write.
+    // A user's own group has no other members; with it, the usual umask lets the group write.
     let others = if found.gid() == rustix::process::getegid().as_raw() { 0o002 } else { 0o022 };
     if found.mode() & others != 0 && found.is_file() {
         return refused("others may write to it: `chmod go-w .env`".to_owned());

@@ -1,4 +1,4 @@
-//! Variables and what their values say: numbers, sizes, times, modes.
+//! Variables, and the parsing of their values: numbers, sizes, times, modes.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -11,7 +11,7 @@ use crate::job::Retention;
 pub(super) struct Variables(pub(super) HashMap<String, String>);
 
 impl Variables {
-    /// A variable's value. An empty one is an unset one, as compose files and shells produce it.
+    /// A variable's value. An empty value counts as unset: compose files and shells set variables so.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
@@ -79,7 +79,7 @@ impl Variables {
     }
 }
 
-/// A file's permissions as chmod takes them. Its owner, who is the service, has to read it.
+/// Reads a file mode in octal digits, as chmod takes it. The service, the file's owner, has to be able to read the file.
 pub(super) fn read_mode(text: &str) -> Result<u32, Error> {
     let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
     let mode = u32::from_str_radix(text, 8).ok().filter(|_| is_octal);
@@ -89,7 +89,7 @@ pub(super) fn read_mode(text: &str) -> Result<u32, Error> {
     })
 }
 
-/// A variable's value that can't be used.
+/// The error of a variable's value that can't be used.
 pub(super) fn bad(name: &'static str, why: impl Into<String>) -> Error {
     Error::Value { name, why: why.into() }
 }

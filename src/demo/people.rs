@@ -7,9 +7,8 @@ use fake::rand::SeedableRng;
 use fake::rand::rngs::StdRng;
 use fake::{Fake, RngExt};
 
-/// Every so-manieth user is soft deleted: 1.9 %, so that 98,113 of 100,000 are live.
-///
-/// A stride and no dice: a small table has its deleted users too, from the seventh on.
+/// One user in so many is soft-deleted: 1.9 %, so that 98,113 of 100,000 are live. Not by chance: a small table has deleted users
+/// too, from the seventh on.
 pub const DELETED_EVERY: u64 = 53;
 
 /// The share of live users, in percent, whose `updated_at` is later than their `created_at`.
@@ -56,7 +55,7 @@ pub(super) fn person(number: u64, now: DateTime<Utc>) -> Person {
     }
 }
 
-/// Mostly English, and every other script that a file has to carry unharmed.
+/// Mostly English names, and some in scripts that a file has to carry unharmed.
 fn name(dice: &mut StdRng) -> String {
     match dice.random_range(0..20) {
         0 => Name(DE_DE).fake_with_rng(dice),
@@ -87,10 +86,10 @@ fn email(name: &str, number: u64, dice: &mut StdRng) -> String {
 /// Signature, no flags, no extension: <https://www.postgresql.org/docs/15/sql-copy.html>, "Binary Format".
 pub(super) const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
-/// A count of fields that no row has.
+/// A field count of -1 ends the rows.
 pub(super) const COPY_TRAILER: &[u8] = &(-1_i16).to_be_bytes();
 
-/// Binary, because a name needs no escaping there and a time no formatting.
+/// Appends a row in the binary format of COPY, in which names need no escaping and times no formatting.
 pub(super) fn encode(person: &Person, chunk: &mut Vec<u8>) {
     chunk.extend_from_slice(&5_i16.to_be_bytes());
     encode_field(person.name.as_bytes(), chunk);

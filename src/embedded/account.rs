@@ -1,4 +1,5 @@
-//! The system user that runs Postgres. Postgres refuses to run as root, so root lends it another user; anybody else runs it as himself.
+//! The system user that runs Postgres. Postgres refuses to run as root, so root runs it as another user; any other user runs it
+//! himself.
 
 use std::fs;
 use std::io;
@@ -11,7 +12,7 @@ use nix::unistd::{Gid, Uid, User};
 
 use crate::embedded::Error;
 
-/// Where programs are looked for that root has run by another user.
+/// The PATH of programs that root runs as another user.
 const PATH_OF_LENT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Who runs `initdb` and `postgres` and owns their files.
@@ -19,7 +20,7 @@ const PATH_OF_LENT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub(super) enum Account {
     /// The user of this process.
     Own,
-    /// Another one, since this process is root.
+    /// Another user, since this process is root.
     Lent {
         /// For messages.
         name: String,
@@ -29,8 +30,8 @@ pub(super) enum Account {
 }
 
 impl Account {
-    /// The owner of `folders`, the first who isn't root, else `postgres`, else `nobody`. Folders that don't exist are skipped,
-    /// and so is what a link in the inner one's place leads to: whoever may put a link there doesn't choose whom root lends.
+    /// The first owner of the two folders who isn't root, else `postgres`, else `nobody`. Folders that don't exist are skipped. A
+    /// link in the inner one's place isn't followed: whoever may put a link there must not choose the user.
     pub(super) fn for_folders(inner: &Path, outer: &Path) -> Result<Account, Error> {
         if !nix::unistd::geteuid().is_root() {
             return Ok(Account::Own);
@@ -40,7 +41,7 @@ impl Account {
         if let Some(owner) = owner {
             return Ok(Account::lend(owner.uid(), owner.gid()));
         }
-        // A user list that can't be read is as good as an empty one.
+        // A list of users that can't be read counts as empty.
         ["postgres", "nobody"]
             .iter()
             .find_map(|name| User::from_name(name).ok().flatten())
@@ -57,7 +58,9 @@ impl Account {
         }
     }
 
-    /// A command run by this account in `folder` (the one we were started in may be closed to it), in a session of its own: a terminal's Ctrl-C goes to us only, and the account's user can't type into root's terminal. Nor does it get to see root's environment. It must be waited for by the thread that spawns it.
+    /// A command that the account's user runs in `folder`; our own working folder may be closed to that user. The command has a
+    /// session of its own: Ctrl-C reaches only this process, and the user can't type into root's terminal. It doesn't see root's
+    /// environment. The thread that spawns the command must wait for it.
     pub(super) fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = Command::new(program);
         command.current_dir(folder).stdin(Stdio::null());
@@ -84,7 +87,8 @@ impl Account {
         }
     }
 
-    /// Whether the account can enter an existing folder. The kernel is asked by entering it, since mode bits alone know nothing of access lists and mounts.
+    /// Whether the account's user can enter an existing folder. Found out by entering it: mode bits don't show access lists and
+    /// mounts.
     pub(super) fn reaches(&self, folder: &Path) -> Result<bool, Error> {
         let shell = Path::new("/bin/sh");
         let mut command = self.command(shell, folder);
@@ -96,7 +100,8 @@ impl Account {
     }
 }
 
-/// Begins a session, passes on no file but the standard three, and on Linux lets the kernel send SIGINT to the child when the thread that spawns it ends, so that not even our SIGKILL leaves a server behind; elsewhere the next start clears up.
+/// Makes the child begin a session and inherit only the three standard files. On Linux the kernel sends the child SIGINT when the
+/// thread that spawned it ends, so that no server stays behind when this process is killed; elsewhere the next start ends it.
 #[expect(
     unsafe_code,
     reason = "pre_exec is the only way between fork and exec; the closure makes a few system calls and allocates nothing"
@@ -110,7 +115,7 @@ fn detach(command: &mut Command) {
         #[cfg(target_os = "linux")]
         {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::INT))?;
-            // We may have died before the request was made, and then no signal comes.
+            // This process may have died before the request for the signal; then no signal comes.
             if rustix::process::getppid() != Some(parent) {
                 return Err(io::ErrorKind::NotFound.into());
             }
@@ -122,8 +127,8 @@ fn detach(command: &mut Command) {
     }
 }
 
-/// Has every file but the standard three closed where a program begins: whoever started us may have left root's files open. Only
-/// for a process that is just to begin one.
+/// Closes every file but the standard three when the program begins: our caller may have left root's files open. Only for a
+/// process that is about to execute a program.
 #[expect(
     unsafe_code,
     reason = "numbers of files, open or not, which only these calls take; none is closed or used here"

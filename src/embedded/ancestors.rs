@@ -1,5 +1,5 @@
-//! The way to the data folder. Root looks the path up again and again, and lends whoever owns the folder at its end: nobody else
-//! may be able to put another folder, or a link, in the place of any part of it.
+//! The path to the data folder. Root resolves it again and again, and runs Postgres as the owner of the folder at its end: so no
+//! other user may be able to replace any part of the path by another folder or a link.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -8,13 +8,13 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::embedded::Error;
 
-/// As many as the kernel follows.
+/// How many links the kernel follows.
 const MAX_LINKS: u32 = 40;
 
 const STICKY: u32 = 0o1000;
 
-/// Refuses a path to which another user than root can give another end, and a folder there that others than its owner may
-/// write to. Anybody but root may go where he likes: he is lent nobody.
+/// Refuses a path of which another user than root can replace a part, and a folder at its end that others than its owner may
+/// write to. Checks nothing unless this process is root.
 ///
 /// # Errors
 /// If the path is refused, or a part of it can't be looked at.
@@ -28,7 +28,7 @@ pub(super) fn require_guarded(data_dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// The part of the path that somebody else may exchange, and by what. The path is absolute.
+/// The part of an absolute path that another user can replace, and why.
 fn weak_part(path: &Path, links: u32) -> io::Result<Option<(PathBuf, &'static str)>> {
     let parts: Vec<Component> = path.components().collect();
     let mut at = PathBuf::new();
@@ -51,7 +51,7 @@ fn weak_part(path: &Path, links: u32) -> io::Result<Option<(PathBuf, &'static st
                 return Ok(Some((parent, "is open to others, who could exchange what is in it")));
             }
         }
-        // Root makes the rest.
+        // The rest doesn't exist; root will make it.
         let Some(found) = found else { return Ok(None) };
         if found.is_symlink() {
             if !is_roots {
@@ -65,7 +65,7 @@ fn weak_part(path: &Path, links: u32) -> io::Result<Option<(PathBuf, &'static st
         }
         above = Some(found);
     }
-    // Whoever may write to the folder would choose by a folder of his own whom root lends.
+    // A user who may write to the folder would choose, by a folder of his own in it, the user that root runs Postgres as.
     Ok(above.filter(others_may_write).map(|_| (at, "may be written by others than its owner")))
 }
 

@@ -1,4 +1,4 @@
-//! Which Postgres to run: one that is installed, or one that was downloaded. It looks and asks for versions; it fetches nothing.
+//! Which Postgres to run: one that is installed, or one that was downloaded. Downloads nothing itself.
 
 use std::cmp::Reverse;
 use std::fs;
@@ -22,8 +22,8 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
-    /// The binaries for the data folder: of its major version where it exists, else the first found. A `bin_dir` in the
-    /// settings is the only candidate; a download is the last.
+    /// The binaries for the data folder: those of the data's major version, or the first that are found where there is no data. A
+    /// `bin_dir` in the settings is the only candidate; downloaded programs are the last one.
     pub(super) fn find(settings: &Settings, data_dir: &DataDir) -> Result<Binaries, Error> {
         if let Some(folder) = &settings.bin_dir {
             return Binaries::only(folder, data_dir);
@@ -35,7 +35,7 @@ impl Binaries {
         choose(installed(&folders, &data_dir.account), wanted, &data)
     }
 
-    /// The binaries of this folder, if they are there, run here, and are those of the data folder.
+    /// The binaries in this folder, which must exist, run, and have the data's major version.
     pub(super) fn only(folder: &Path, data_dir: &DataDir) -> Result<Binaries, Error> {
         let data = data_dir.cluster();
         let wanted = major_of_data(data_dir)?;
@@ -51,8 +51,8 @@ impl Binaries {
         self.folder.join("initdb")
     }
 
-    /// `None` where the two programs aren't both there. The account asks them for their version: what lies in its reach isn't
-    /// root's to run.
+    /// `None` where the two programs aren't both there. The account's user runs them to learn their version: root must not run
+    /// what that user may have written.
     fn in_folder(folder: &Path, account: &Account) -> Result<Option<Binaries>, Error> {
         // Absolute, since the programs are run in another working folder.
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
@@ -84,7 +84,7 @@ fn choose(mut installed: Vec<Binaries>, wanted: Option<u32>, data: &Path) -> Res
     Err(Error::VersionMismatch { folder: data.to_owned(), data: wanted, binaries: majors.join(", ") })
 }
 
-/// Every usable one of the folders, in their order. One that can't be asked for its version is passed over: another may do.
+/// The binaries of all folders that have usable ones, in the folders' order. One whose version can't be learned is skipped.
 fn installed(folders: &[PathBuf], account: &Account) -> Vec<Binaries> {
     folders
         .iter()
@@ -102,7 +102,7 @@ fn installed(folders: &[PathBuf], account: &Account) -> Vec<Binaries> {
 fn candidates(search_path: &[PathBuf]) -> Vec<PathBuf> {
     failpoint!("postgres.installed", Vec::new());
     let mut folders = versioned("/usr/lib/postgresql", "");
-    // An entry of PATH that depends on the working folder could be anybody's.
+    // A relative entry of PATH could lead to programs of any user.
     folders.extend(search_path.iter().filter(|entry| entry.is_absolute()).cloned());
     folders.extend(versioned("/opt/homebrew/opt", "postgresql@"));
     folders.extend(versioned("/usr/local/opt", "postgresql@"));
@@ -119,7 +119,7 @@ fn versioned(parent: &str, prefix: &str) -> Vec<PathBuf> {
         .flatten()
         .filter_map(|entry| {
             let name = entry.file_name();
-            // A fraction, for the two-part majors of old: 9.6.
+            // A fraction, for old major versions of two parts: 9.6.
             let version = name.to_str()?.strip_prefix(prefix)?.parse().ok()?;
             Some((version, entry.path().join("bin")))
         })

@@ -10,10 +10,10 @@ use crate::embedded::data_dir::{DataDir, LockedDataDir, SCRATCH};
 use crate::embedded::files::HeldFolder;
 use crate::embedded::{DATABASE, Error, ROLE, leftovers};
 
-/// Ours has 64 characters and a line's end; somebody may have chosen a longer one.
+/// Our passwords have 64 characters and a newline; the operator may have set a longer one.
 const PASSWORD_MAX_BYTES: u64 = 1024;
 
-/// Makes the cluster where there is none; the password of its superuser.
+/// Makes the cluster where there is none. Returns the superuser's password.
 pub(super) fn ensure(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, Error> {
     sweep(data_dir)?;
     if !data_dir.cluster().exists() {
@@ -27,14 +27,15 @@ pub(super) fn ensure(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<St
     }
 }
 
-/// The password of the superuser, from its file. It is no secret from the account, whose server it is for, so nothing but a file of the account's is taken for one.
+/// The superuser's password, from its file. The file must belong to the account, whose user runs the server and so may know the
+/// password: otherwise that user could have root read another file for it.
 pub(super) fn read_password(data_dir: &DataDir) -> Result<String, Error> {
     let path = data_dir.password();
     let text = data_dir.account.read_file(&path, PASSWORD_MAX_BYTES).map_err(Error::file("read", &path))?;
     Ok(text.trim_end().to_owned())
 }
 
-/// `initdb` and the database in a scratch folder, then its rename: a data folder is never seen half made.
+/// Runs `initdb` and makes the database in a scratch folder, then renames that: a half-made cluster is never in the data's place.
 fn initialise(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, Error> {
     tracing::info!(event = "postgres_initialising", folder = %data_dir.cluster().display(), major = binaries.major, "making a Postgres data folder");
     let password = new_password();
@@ -63,14 +64,14 @@ fn initialise(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, E
     Ok(password)
 }
 
-/// For a cluster whose password file was lost: whoever holds its folder may set another.
+/// Sets another password for a cluster whose password file is gone.
 fn replace_password(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, Error> {
     tracing::warn!(event = "postgres_password_replaced", file = %data_dir.password().display(), "the password file is gone, setting a new password");
     leftovers::clear(&data_dir.cluster(), &data_dir.account)?;
     let password = new_password();
     let statement = format!("alter role {ROLE} password '{password}'");
     single_user(data_dir, binaries, &data_dir.cluster(), &statement)?;
-    // After the role: a crash between the two leaves no file, which brings us here again.
+    // Written after the role is changed: after a crash in between there is no file, and the next start comes here again.
     write_password(data_dir, &password)?;
     Ok(password)
 }
@@ -101,7 +102,7 @@ fn single_user(data_dir: &LockedDataDir, binaries: &Binaries, data: &Path, state
         None => Ok(()),
     };
     let output = child.wait_with_output().map_err(failed)?;
-    // First the status: a program that failed early explains itself better than the broken pipe.
+    // The status comes first: the message of a program that failed early says more than the broken pipe.
     require_success(data_dir, &output)?;
     written.map_err(failed)
 }
@@ -123,17 +124,17 @@ pub(super) fn last_error(text: &str) -> Option<String> {
     let last = lines.clone().next()?;
     let error =
         lines.find(|line| ["FATAL:", "PANIC:", "ERROR:", "error:"].iter().any(|severity| line.contains(severity)));
-    // Escape sequences would reach the terminal of whoever started us, as root perhaps.
+    // Escape sequences must not reach the terminal of the user who started us, perhaps root.
     Some(error.unwrap_or(last).trim().replace(char::is_control, " "))
 }
 
-/// 244 random bits of the operating system, in letters and digits that no quoting can touch.
+/// 244 random bits of the operating system, as letters and digits that need no quoting.
 fn new_password() -> String {
     let half = || uuid::Uuid::new_v4().simple().to_string();
     half() + &half()
 }
 
-/// Renamed into place, so that a crash leaves the whole password or none.
+/// Writes the password file by a rename, so that a crash leaves the whole password or none.
 fn write_password(data_dir: &LockedDataDir, password: &str) -> Result<(), Error> {
     let path = data_dir.password();
     let new = path.with_extension("password.new");
@@ -151,17 +152,18 @@ fn write_password(data_dir: &LockedDataDir, password: &str) -> Result<(), Error>
     data_dir.sync()
 }
 
-/// Removes what crashed attempts left, once nothing writes to it any more.
+/// Removes the scratch folders that crashed attempts left, after ending the processes that still use them.
 fn sweep(data_dir: &LockedDataDir) -> Result<(), Error> {
     let entries = fs::read_dir(&data_dir.path).map_err(Error::file("list", &data_dir.path))?;
     for entry in entries.flatten() {
         let is_scratch = entry.file_name().to_string_lossy().starts_with(SCRATCH);
-        // A link of that name is nothing that an attempt left.
+        // An attempt never leaves a link of that name.
         if !is_scratch || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
         let path = entry.path();
-        // All of a folder only where it is the account's: with another one's its user could have root remove what it can't.
+        // The folder's contents are removed only where the folder is the account's: otherwise its user could have root remove
+        // files of others.
         let removed = match HeldFolder::open(&path, &data_dir.account) {
             Ok(_) => {
                 leftovers::clear(&path, &data_dir.account)?;

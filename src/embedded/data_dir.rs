@@ -1,4 +1,5 @@
-//! Where the private server lives: the choice of the folder, its parts by name, and the lock that admits one supervisor. It knows nothing of Postgres' own files.
+//! The data folder of the private server: which one is used, the names in it, and the lock by which one process alone supervises
+//! it. Knows nothing of Postgres' own files.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -12,10 +13,10 @@ use crate::embedded::ancestors::require_guarded;
 use crate::embedded::files::HeldFolder;
 use crate::embedded::{Error, Settings};
 
-/// Where root keeps the server when nobody chose a folder and the default is closed to the user that runs Postgres.
+/// The folder that root uses where the default one is closed to the user that runs Postgres.
 pub(super) const SYSTEM_DATA_DIR: &str = "/var/lib/cdc-export";
 
-/// The names of scratch folders begin so. What a crash leaves under such a name is swept at the next start.
+/// The beginning of scratch folders' names. The next start removes those that a crash left.
 pub(super) const SCRATCH: &str = "postgres.new-";
 
 /// How long a supervisor waits for the lock: `join` holds it for a moment to see whether it is free.
@@ -29,7 +30,7 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
-    /// The folder of the settings, or the system's where the settings leave the choice. Makes nothing.
+    /// The folder of the settings, or the system's where the default one can't be used. Makes nothing.
     pub(super) fn find(settings: &Settings) -> Result<DataDir, Error> {
         let path = std::path::absolute(&settings.data_dir).map_err(Error::file("find", &settings.data_dir))?;
         match DataDir::at(path) {

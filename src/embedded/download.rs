@@ -31,17 +31,17 @@ const CHECKSUMS: [(&str, &str); 4] = [
     ("aarch64-apple-darwin", "fd4b62794b160e26973a768a1eef3248aef9d2ff23ebd6d884a4299485e28e57"),
 ];
 
-/// So often an https mirror may send us elsewhere, to https again: releases lie on other hosts than their pages.
+/// How many redirects of an https mirror are followed, to https only: releases are on other hosts than their pages.
 const MAX_REDIRECTS: u32 = 5;
 
-/// An archive of the programs has some 12 MB; what is much larger is something else.
+/// The largest archive that is read; one of the programs has some 12 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
 /// How long a mirror may take to begin, and to send it all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The folder of a data folder's downloaded programs, there or not.
+/// The folder of the downloaded programs in a data folder, whether it exists or not.
 pub(super) fn programs(data_dir: &DataDir) -> PathBuf {
     home(data_dir).join("bin")
 }
@@ -50,7 +50,7 @@ fn home(data_dir: &DataDir) -> PathBuf {
     data_dir.path.join(format!("postgresql-{VERSION}"))
 }
 
-/// Fetches the programs into the folder, whole or not at all: they have to be the ones that the checksum is of.
+/// Downloads the programs into the data folder, whole or not at all, and only with the expected checksum.
 pub(super) fn fetch(mirror: &Mirror, data_dir: &LockedDataDir) -> Result<(), Error> {
     let Some(target) = target() else { return Err(Error::NotInstalled) };
     let url = format!("{}/{VERSION}/postgresql-{VERSION}-{target}.tar.gz", mirror.url);
@@ -69,13 +69,13 @@ pub(super) fn fetch(mirror: &Mirror, data_dir: &LockedDataDir) -> Result<(), Err
         Ok(unpacked) => unpacked.move_only_folder(&home).map_err(Error::file("place a download in", &home)),
         Err(error) => Err(failed(format!("it can't be unpacked: {}", chain(&error)))),
     };
-    // What a crash leaves is swept with half-made clusters.
+    // After a crash the next start removes the scratch folder, as it does with half-made clusters.
     data_dir.account.remove_folder(&scratch).map_err(Error::file("remove", &scratch))?;
     placed?;
     data_dir.sync()
 }
 
-/// The machine, as the names of archives have it; `None` where there are none for it.
+/// This machine's name in the names of the archives; `None` where the mirror has none for it.
 fn target() -> Option<String> {
     let architecture = if cfg!(target_arch = "x86_64") {
         "x86_64"
@@ -96,7 +96,7 @@ fn target() -> Option<String> {
     Some(format!("{architecture}-{system}"))
 }
 
-/// What the archive for a target has to be: as the operator says, else as is known here.
+/// The expected checksum of a target's archive: the operator's, else the one in this file.
 fn checksum(mirror: &Mirror, target: &str) -> Result<Checksum, String> {
     let known = || CHECKSUMS.iter().find(|(of, _)| *of == target).map(|(_, sum)| Checksum((*sum).to_owned()));
     mirror
@@ -106,14 +106,14 @@ fn checksum(mirror: &Mirror, target: &str) -> Result<Checksum, String> {
         .ok_or_else(|| format!("no sha256 is known of the build for {target}, PG_DOWNLOAD_SHA256 would state it"))
 }
 
-/// An archive that has this checksum.
+/// Downloads an archive, which must have this checksum.
 fn checked(url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> {
-    // One for the process; refused if there is one already, which will do.
+    // An error means that the process has a provider already, which will do.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let is_https = url.starts_with("https:");
     let agent: Agent = Agent::config_builder()
         .https_only(is_https)
-        // From http, which is this machine, it would lead off it.
+        // An http mirror is on this machine; a redirect could lead away from it.
         .max_redirects(if is_https { MAX_REDIRECTS } else { 0 })
         .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
         .timeout_connect(Some(ANSWER_TIMEOUT))
@@ -131,8 +131,7 @@ fn checked(url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> 
     if found == *expected { Ok(archive) } else { Err(format!("its sha256 is {found}, not {expected}")) }
 }
 
-/// Unpacks an archive into a folder. The account does it: root would follow whatever link the account's
-/// user may put into a folder of its own.
+/// Unpacks an archive into a folder, as the account's user: root would follow links that this user may have put into the folder.
 fn unpack(archive: &[u8], scratch: &Path, account: &Account) -> io::Result<HeldFolder> {
     let folder = HeldFolder::open(scratch, account)?;
     let tar = account
@@ -143,7 +142,7 @@ fn unpack(archive: &[u8], scratch: &Path, account: &Account) -> io::Result<HeldF
         .stderr(Stdio::piped())
         .spawn();
     let mut tar = tar.map_err(|error| io::Error::new(error.kind(), format!("can't run tar: {error}")))?;
-    // It may end before it has read everything, and then says why.
+    // `tar` may end before it has read everything, and then its output says why.
     let fed = tar.stdin.take().expect("it is piped").write_all(archive);
     let output = tar.wait_with_output()?;
     if !output.status.success() {

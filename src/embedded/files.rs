@@ -1,5 +1,5 @@
-//! What lies in the account's reach, as this process touches it. Where that is root, the account's user may have put a link, a
-//! pipe or somebody else's file under any name there, and must not get root to read, write or remove for it what it can't itself.
+//! Access to files that the account's user may have tampered with. Where this process is root, that user may have put a link, a
+//! pipe or another user's file under any name, and must not get root to read, write or remove for him what he can't himself.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::embedded::account::Account;
 
-/// A folder of the account's, held open: whatever takes its name meanwhile, this one is looked into.
+/// A folder of the account's, held open: if another one takes its name meanwhile, this one is still used.
 #[derive(Debug)]
 pub(super) struct HeldFolder {
     dir: OwnedFd,
@@ -21,16 +21,16 @@ pub(super) struct HeldFolder {
 }
 
 impl HeldFolder {
-    /// Opens a folder. Lent to another user, it has to be that user's own, and no link.
+    /// Opens a folder. Where root runs Postgres as another user, the folder must be that user's, and no link.
     pub(super) fn open(path: &Path, account: &Account) -> io::Result<HeldFolder> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let uid = account.uid();
-        // An ordinary user's link leads to where he may go anyway: to a larger disk, say.
+        // An ordinary user may use a link, to a larger disk for example: he could go there anyway.
         if let Account::Own = account {
             return Ok(HeldFolder { dir: rustix::fs::open(path, flags, Mode::empty())?, uid });
         }
         let dir = match rustix::fs::open(path, flags | OFlags::NOFOLLOW, Mode::empty()) {
-            // Linux says of a link that it is no folder.
+            // On Linux a link gives NOTDIR.
             Err(Errno::LOOP | Errno::NOTDIR) => return Err(io::Error::other("it is a link, or no folder")),
             opened => opened?,
         };
@@ -51,7 +51,7 @@ impl HeldFolder {
         }
     }
 
-    /// Gives the one folder that it holds, the account's too, another place on its disk.
+    /// Moves the only folder in this one, which must be the account's too, to another path on the same disk.
     pub(super) fn move_only_folder(&self, to: &Path) -> io::Result<()> {
         let not_one = || io::Error::other("not one folder that holds everything");
         let mut names = Vec::new();
@@ -86,12 +86,12 @@ impl Account {
         let Account::Lent { uid, gid, .. } = self else { return Ok(()) };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
-        // Where the account may rename, it may have put another folder of root's in this one's place. It gets none with
-        // something in it, nor one that was open to others.
+        // If the account's user may rename here, he may have put another folder of root's in this one's place. He must not get
+        // one that has something in it, or that was open to others.
         let found = rustix::fs::fstat(&dir)?;
         let mut entries = rustix::fs::Dir::read_from(&dir)?.filter_map(Result::ok);
         let is_empty = entries.all(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."));
-        // A folder above may have passed its setgid bit on.
+        // The folder may have inherited a setgid bit.
         let is_closed = found.st_mode & 0o5777 == 0o700;
         if found.st_uid != nix::unistd::geteuid().as_raw() || !is_closed || !is_empty {
             return Err(io::Error::other("somebody put another folder in its place"));
@@ -99,19 +99,19 @@ impl Account {
         let (uid, gid) = (rustix::fs::Uid::from_raw(uid.as_raw()), rustix::fs::Gid::from_raw(gid.as_raw()));
         let given = rustix::fs::fchmod(&dir, Mode::RWXU).and_then(|()| rustix::fs::fchown(&dir, Some(uid), Some(gid)));
         if given.is_err() {
-            // Of no use to anybody, and in the way of the next start.
+            // The folder can't be used, and would be in the way of the next start.
             let _ = std::fs::remove_dir(path);
         }
         Ok(given?)
     }
 
-    /// Removes a folder with all that the account may remove of it. Where it is lent, it does so itself: root would remove
-    /// what others own in there, too. Of the folder above, which may be root's, root removes the empty folder.
+    /// Removes a folder with everything in it that the account's user may remove. Where root runs Postgres as another user, that
+    /// user removes the contents, since root would remove what others own in there too; then root removes the empty folder.
     pub(super) fn remove_folder(&self, path: &Path) -> io::Result<()> {
         let Account::Lent { .. } = self else { return std::fs::remove_dir_all(path) };
         let above = path.parent().unwrap_or(Path::new("/"));
         let mut rm = self.command(Path::new("rm"), above);
-        // What it can't remove is known by the folder that isn't empty then.
+        // If something can't be removed, the folder isn't empty, and removing it fails below.
         rm.args(["-rf", "--"]).arg(path).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
         match std::fs::remove_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -140,10 +140,10 @@ impl Account {
         }
     }
 
-    /// Gives the account what a crash left between the making of its file and giving it away: an empty one of root's.
+    /// Gives the account an empty file of root's: a crash between making a file and giving it away leaves one.
     fn adopt(&self, path: &Path) -> io::Result<()> {
         let Account::Lent { uid, gid, .. } = self else { return Ok(()) };
-        // Whatever else is there is looked at by who opens it.
+        // The caller, who opens the file next, refuses everything else.
         let Ok(file) = open(CWD, path, OFlags::RDONLY, nix::unistd::geteuid().as_raw()) else { return Ok(()) };
         let found = file.metadata()?;
         if found.nlink() == 1 && found.len() == 0 {
@@ -153,8 +153,8 @@ impl Account {
         Ok(())
     }
 
-    /// Opens a file of the account's to look at it. It may have no second name: the account could have given one to what it
-    /// may not read.
+    /// Opens a file of the account's for reading. The file may have no second name: its user could have linked a file that he may
+    /// not read.
     pub(super) fn look_at_file(&self, path: &Path) -> io::Result<File> {
         require_one_name(open(CWD, path, OFlags::RDONLY, self.uid())?)
     }
@@ -165,7 +165,7 @@ impl Account {
     }
 }
 
-/// A regular file of this user's and no link. NONBLOCK: a pipe must not hang whoever looks.
+/// Opens a regular file of this user's that is no link. NONBLOCK: opening a pipe must not hang.
 fn open(dir: impl AsFd, path: &Path, access: OFlags, uid: u32) -> io::Result<File> {
     let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(dir, path, flags, Mode::empty()) {

@@ -1,5 +1,6 @@
-//! Whether what listens on a socket is the account's server and wants to know us by SCRAM, found out by greeting it and going
-//! away. The client that connects afterwards would send its password to whoever asks for it, in clear text or as good as that.
+//! Checks that the process listening on the socket is the account's server and asks for SCRAM: connects, reads the request for
+//! authentication, and leaves. The client that connects afterwards sends its password to any server that asks for it, in clear
+//! text too.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -12,19 +13,19 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::embedded::account::Account;
 use crate::embedded::{DATABASE, Error, ROLE, socket};
 
-/// How long all of a greeting may take; a server that is asked by many at once is slow.
+/// How long a greeting may take in all; a busy server is slow.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two tries to connect, where a queue is full.
+/// The pause between two tries to connect while the listener's queue is full.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A request for authentication names mechanisms, a few words. What is longer is something else.
+/// The longest request for authentication: it names mechanisms in a few words.
 const ANSWER_MAX_BYTES: usize = 1024;
 
 const MECHANISM: &[u8] = b"SCRAM-SHA-256";
 
-/// Refuses what listens in this folder if it isn't the account's, or asks for anything but SCRAM. Where nobody listens there is
-/// nobody to refuse.
+/// Refuses a listener in this folder that isn't the account's process, or asks for anything but SCRAM. Where nothing listens,
+/// nothing is refused.
 pub(super) fn require_scram(socket_folder: &Path, account: &Account) -> Result<(), Error> {
     match greet(&socket::path(socket_folder), account.uid(), GREETING_TIMEOUT) {
         Ok(None) => Ok(()),
@@ -34,9 +35,9 @@ pub(super) fn require_scram(socket_folder: &Path, account: &Account) -> Result<(
     }
 }
 
-/// Why the one that listens there gets no password.
+/// Why the listener gets no password; `None`: it may have it.
 fn greet(socket: &Path, uid: u32, timeout: Duration) -> io::Result<Option<String>> {
-    // Not followed: a link leads to somebody else's.
+    // Not followed: a link could lead to another user's socket.
     let found = std::fs::symlink_metadata(socket)?;
     if !found.file_type().is_socket() || found.uid() != uid {
         return Ok(Some(format!("is no socket of user {uid}")));
@@ -57,7 +58,7 @@ fn greet(socket: &Path, uid: u32, timeout: Duration) -> io::Result<Option<String
     let [kind, length @ ..] = head;
     let length = (u32::from_be_bytes(length) as usize).saturating_sub(4);
     Ok(match kind {
-        // What keeps it from asking, too many connections say, it tells the client as well.
+        // If the server can't ask, because of too many connections for example, it will tell the client so too.
         b'E' => None,
         b'R' if length <= ANSWER_MAX_BYTES => {
             let mut request = vec![0; length];
@@ -68,7 +69,7 @@ fn greet(socket: &Path, uid: u32, timeout: Duration) -> io::Result<Option<String
     })
 }
 
-/// Connects, but waits for nobody who takes no connection: whoever listens there may leave its queue full.
+/// Connects, but only until the deadline: a listener may leave its queue full for ever.
 fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -106,7 +107,7 @@ fn read_exact(server: &mut UnixStream, mut buffer: &mut [u8], deadline: Instant)
     Ok(())
 }
 
-/// Postgres' protocol, version 3.0: who wants to go where.
+/// The start-up message of Postgres' protocol 3.0: role and database.
 fn startup_message() -> Vec<u8> {
     let mut message = vec![0; 4];
     message.extend(0x0003_0000_u32.to_be_bytes());
@@ -119,7 +120,7 @@ fn startup_message() -> Vec<u8> {
     message
 }
 
-/// Why a request for authentication isn't met; `None` if it is for SCRAM.
+/// Why a request for authentication is refused; `None`: it asks for SCRAM.
 fn refusal(request: &[u8]) -> Option<String> {
     let (code, rest) = request.split_at_checked(4)?;
     Some(match u32::from_be_bytes(code.try_into().ok()?) {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 pub struct Mirror {
     /// Without a `/` at its end.
     pub(super) url: String,
-    /// What its archive has to be, if it isn't the one that the source names.
+    /// The checksum of its archive, if it isn't the one in the source.
     pub(super) checksum: Option<Checksum>,
 }
 
@@ -55,11 +55,11 @@ impl FromStr for Mirror {
 
     fn from_str(text: &str) -> Result<Mirror, NotAMirror> {
         let url: ureq::http::Uri = text.parse().map_err(|_| NotAMirror)?;
-        // A password would come to be logged.
+        // A password in it would be logged.
         let is_open = url.query().is_none() && !url.authority().is_some_and(|host| host.as_str().contains('@'));
         let usable = match url.scheme_str() {
             Some("https") => is_open,
-            // Anybody on the way could see what this machine lacks, and change what it gets.
+            // Others on the way could read and change what is sent.
             Some("http") => is_open && url.host().is_some_and(is_this_machine),
             _ => false,
         };
@@ -68,7 +68,7 @@ impl FromStr for Mirror {
     }
 }
 
-/// Whether what is sent to a host stays here: an address of the loopback, or `localhost`.
+/// Whether a host is this machine: an address of the loopback, or `localhost`.
 fn is_this_machine(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     address.map_or(host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())

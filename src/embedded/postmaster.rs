@@ -1,4 +1,5 @@
-//! The server process: started, watched and restarted by one thread that lives as long as it. Everybody else can only ask it to stop.
+//! The server process. One thread starts, watches and restarts it, and lives as long as it; other threads can only ask it to
+//! stop.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -18,25 +19,25 @@ use crate::embedded::pid_file::PidFile;
 use crate::embedded::socket::SocketFolder;
 use crate::embedded::{Error, PORT, greeting, leftovers};
 
-/// Before the first restart; doubled for each one that follows soon.
+/// The pause before the first restart. It doubles for each further one that follows soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
-/// No restart waits longer.
+/// The longest pause before a restart.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// A server that lived this long died of something new.
+/// A server that ran this long before it died is restarted after [`FIRST_PAUSE`] again.
 const STEADY: Duration = Duration::from_secs(60);
 
 /// Between two looks at a server that isn't ready yet.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How often a long recovery is mentioned in the log.
-const NOTE_EVERY: Duration = Duration::from_secs(10);
+/// How often the log mentions a start that takes long, as a recovery does.
+const NOTE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Past this size the server's log is set aside before a start, and the one set aside earlier is lost.
 const LOG_MAX_BYTES: u64 = 16 << 20;
 
-/// How much of the log's end is searched for why a start failed.
+/// How much of the log's end is searched for the reason of a failed start.
 const LOG_END_BYTES: u64 = 1 << 20;
 
 /// What the supervising thread shares with those who want the server gone.
@@ -48,25 +49,26 @@ pub(super) struct Control {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Set once, never unset: nothing is started from here on.
+    /// Set once, never unset: no server is started after that.
     stopping: bool,
-    /// Taken out in the moment it is reaped, so that a signal never meets a process id that is another's by then.
+    /// Taken out when the child is reaped, so that no signal reaches another process that got its id.
     child: Option<Child>,
 }
 
 impl Control {
-    /// Signals the server, if there is one, and has it not started again.
+    /// Signals the server, if there is one, and keeps it from being restarted.
     pub(super) fn stop(&self, signal: Signal) {
         let mut state = self.lock();
         state.stopping = true;
         if let Some(child) = &state.child {
-            // The only failure is that it is gone.
+            // The only possible error is that the process is gone.
             let _ = kill(Pid::from_raw(child.id().cast_signed()), signal);
         }
         self.changed.notify_all();
     }
 
-    /// `None` when stopping. Spawned under the lock, or a `stop` between spawn and store would signal nobody.
+    /// Starts the server, and returns its process id; `None` when stopping. Under the lock, so that a `stop` always finds the
+    /// child.
     fn spawn(&self, command: &mut Command) -> io::Result<Option<i32>> {
         let mut state = self.lock();
         if state.stopping {
@@ -97,7 +99,7 @@ impl Control {
         let pid = id.and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
         let gone = || io::Error::other("there is no server to wait for");
         let pid = pid.ok_or_else(gone)?;
-        // Leaves it a zombie, whose id nobody else can get.
+        // The child stays a zombie, so that no other process can get its id.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), options))?;
         self.lock().child.take().ok_or_else(gone)?.wait()
@@ -122,7 +124,7 @@ impl Control {
 /// All that it takes to start the server, again and again.
 #[derive(Debug)]
 pub(super) struct Postmaster {
-    // In the order of their end: the lock on the folder goes last.
+    // Dropped in this order: the lock on the folder goes last.
     socket: SocketFolder,
     binaries: Binaries,
     data_dir: LockedDataDir,
@@ -138,15 +140,16 @@ impl Postmaster {
         Arc::clone(&self.control)
     }
 
-    /// Runs the server until it is stopped; `ready` hears of the first start only. The calling thread must do nothing else, the kernel ends the server with it.
+    /// Runs the server until it is stopped. `ready` is told of the first start only. The calling thread must live as long: the
+    /// kernel ends the server with it.
     pub(super) fn run(self, ready: oneshot::Sender<Result<(), Error>>) {
         if let Err(error) = self.launch() {
-            // Unlocked first: whoever hears of the failure may try again at once.
+            // Unlocked first: the caller may try again as soon as it learns of the failure.
             drop(self);
             let _ = ready.send(Err(error));
             return;
         }
-        // Nobody listens where the start was given up; then a stop is on its way.
+        // The receiver is gone if the start was given up; then a stop follows.
         let _ = ready.send(Ok(()));
         let mut pause = FIRST_PAUSE;
         loop {
@@ -162,7 +165,7 @@ impl Postmaster {
             }
             self.relaunch(&mut pause);
         }
-        // A server ended by SIGKILL leaves backends; they must be gone before the lock is.
+        // A server that SIGKILL ended leaves backends, which must be gone before the lock is released.
         if let Err(error) = leftovers::clear(&self.data_dir.cluster(), &self.data_dir.account) {
             tracing::warn!(event = "postgres_left", error = %error, "Postgres did not end cleanly");
         }
@@ -181,7 +184,7 @@ impl Postmaster {
                     tracing::warn!(event = "postgres_restarted", "Postgres runs again");
                     return;
                 }
-                // No failure: it was stopped while it started.
+                // The server was stopped while it started, which is no failure.
                 Err(_) if self.control.is_stopping() => return,
                 Err(error) => {
                     tracing::error!(event = "postgres_restart_failed", error = %error, cause = ?std::error::Error::source(&error), "Postgres could not be restarted");
@@ -207,7 +210,7 @@ impl Postmaster {
             Ok(None) => return Ok(()),
             Ok(Some(status)) => status,
             Err(error) => {
-                // It may run, and whoever is told of the failure looks after it no more.
+                // The server may run, and after the error nothing supervises it any more.
                 leftovers::clear(&self.data_dir.cluster(), &self.data_dir.account)?;
                 return Err(error);
             }
@@ -216,7 +219,8 @@ impl Postmaster {
         Err(self.not_started(last_error(&said).unwrap_or_else(|| status.to_string())))
     }
 
-    /// `None` once the server is ready, else how it ended. A recovery may take any time, so there is no limit but the end of the process.
+    /// `None` once the server is ready, else how it ended. A recovery may take any time, so there is no limit but the end of the
+    /// process.
     fn await_ready(&self, pid: i32) -> Result<Option<ExitStatus>, Error> {
         let started = Instant::now();
         let mut noted = started;
@@ -232,7 +236,7 @@ impl Postmaster {
                 tracing::info!(event = "postgres_ready", pid, major = self.binaries.major, data_dir = %self.data_dir.path.display(), "Postgres is ready");
                 return Ok(None);
             }
-            if noted.elapsed() > NOTE_EVERY {
+            if noted.elapsed() > NOTE_INTERVAL {
                 noted = Instant::now();
                 tracing::info!(event = "postgres_starting", pid, seconds = started.elapsed().as_secs(), log = %self.data_dir.log().display(), "Postgres isn't ready yet");
             }
@@ -240,7 +244,8 @@ impl Postmaster {
         }
     }
 
-    /// The settings that this service relies on are arguments, so that neither an edited file nor an `alter system` can undo them; all others are the cluster's own.
+    /// The server's command line. The settings that this service relies on are arguments, which neither an edited file nor an
+    /// `alter system` can override; all others are the cluster's own.
     fn command(&self, log: &File) -> io::Result<Command> {
         let data = self.data_dir.cluster();
         let mut command = self.data_dir.account.command(&self.binaries.postgres(), &data);
@@ -268,7 +273,7 @@ impl Postmaster {
             .stderr(log.try_clone()?)
             // The log is searched for errors, so they must not be translated.
             .env("LC_ALL", "C")
-            // It would tell our service manager that this service is ready, and that it stops.
+            // The server would tell our service manager that this service is ready, or stops.
             .env_remove("NOTIFY_SOCKET")
             .env_remove("PGDATESTYLE")
             .env_remove("PGCLIENTENCODING");
@@ -291,7 +296,7 @@ impl Postmaster {
     }
 }
 
-/// A log need not be UTF-8. Of a long one, the end: there is what the server died of.
+/// The log's text from `begin` on; of a long one the end, where the reason of a failure is. A log need not be UTF-8.
 fn read_from(log: &mut File, begin: u64) -> io::Result<String> {
     let mut bytes = Vec::new();
     let end = log.seek(SeekFrom::End(0))?;

@@ -1,4 +1,5 @@
-//! The folder of the server's Unix socket: closed to other users, and short enough for a socket's path. The data folder can't serve, its path may be of any length.
+//! The folder of the server's Unix socket: closed to other users, and with a path that is short enough for a socket, as that of
+//! the data folder need not be.
 
 use std::fs;
 use std::io;
@@ -13,7 +14,7 @@ use crate::embedded::files::HeldFolder;
 /// The longest path of a socket in bytes, without the final NUL.
 const LONGEST_PATH: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
 
-/// Used where the preferred folder can't be. Not the system's temporary folder by its variable: on macOS that path is half the length already.
+/// Used where the preferred folder can't be. Not the folder of TMPDIR: on macOS that path alone has half the length.
 const FALLBACK: &str = "/tmp";
 
 /// The socket's name, by the port 5432, and that of its lock file.
@@ -28,7 +29,8 @@ pub(super) struct SocketFolder {
 }
 
 impl SocketFolder {
-    /// Makes the folder in `preferred`, else in `/tmp`. Its name follows from the data folder, so that a start after a crash finds and reuses it; where somebody else sits on that name, a random one does.
+    /// Makes the folder in `preferred`, else in `/tmp`. Its name is derived from the data folder's path, so that a start after a
+    /// crash reuses it; where another user has taken the name, a random one is used.
     pub(super) fn make(preferred: Option<&Path>, data_dir: &LockedDataDir) -> Result<SocketFolder, Error> {
         let name = name_for(&data_dir.path);
         let fallback = Path::new(FALLBACK);
@@ -52,7 +54,8 @@ impl SocketFolder {
         format!("\"{}\"", self.path.display().to_string().replace('"', "\"\""))
     }
 
-    /// Removes the socket and its lock file that a killed server left. Only for the one who knows that no server runs: Postgres itself keeps off a lock file whose process id some other process has got meanwhile.
+    /// Removes the socket and its lock file that a killed server left. The caller must know that no server runs. Postgres itself
+    /// refuses to replace a lock file whose process id another process has got meanwhile.
     pub(super) fn clear(&self) {
         let folder = match HeldFolder::open(&self.path, &self.account) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
@@ -73,10 +76,11 @@ impl Drop for SocketFolder {
     }
 }
 
-/// Makes the folder or takes over our own; `false` where it is another's or closed to the account.
+/// Makes the folder, or takes over one of the account's; `false` where it is another user's, or the account's user can't enter
+/// it.
 fn make_private(path: &Path, data_dir: &LockedDataDir) -> Result<bool, Error> {
     let account = &data_dir.account;
-    // Root's own runtime folder is closed to the account; nothing is to be left there.
+    // Root's own runtime folder is closed to the account's user; no folder must be left there.
     if let Some(parent) = path.parent()
         && !account.reaches(parent)?
     {
@@ -86,13 +90,13 @@ fn make_private(path: &Path, data_dir: &LockedDataDir) -> Result<bool, Error> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => made.map_err(Error::file("make", path))?,
     }
-    // Not `metadata`: in /tmp anybody may have planted a link to a folder of ours.
+    // Not `metadata`: in /tmp another user may have made a link to a folder of ours.
     let found = fs::symlink_metadata(path).map_err(Error::file("read", path))?;
     let private = found.is_dir() && found.uid() == account.uid() && found.mode() & 0o777 == 0o700;
     Ok(private && account.reaches(path)?)
 }
 
-/// The same for the same data folder, and unlikely for another.
+/// The socket folder's name: the same for the same data folder, and most probably another for another one.
 fn name_for(data_dir: &Path) -> String {
     let data_dir = data_dir.canonicalize().unwrap_or(data_dir.to_owned());
     let digest = ring::digest::digest(&ring::digest::SHA256, data_dir.as_os_str().as_encoded_bytes());
@@ -100,7 +104,7 @@ fn name_for(data_dir: &Path) -> String {
     format!("cdc-export-{id:016x}")
 }
 
-/// A path that isn't UTF-8 fits nowhere: the client takes text.
+/// Whether a socket's path in this folder is short enough, and UTF-8, which the client needs.
 fn fits(folder: &Path) -> bool {
     folder.to_str().is_some() && path(folder).as_os_str().len() <= LONGEST_PATH
 }

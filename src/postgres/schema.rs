@@ -1,4 +1,4 @@
-//! The service's own schema: made and brought up to date at each start, and never where somebody else's tables have its names.
+//! The migration of the service's own schema, at each start. Refuses a database in which others' tables have our tables' names.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::connection;
 use crate::postgres::search_path::{SearchPath, TableSchemas};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 
-/// How often a migration is tried whose tables are busy, with a second between.
+/// How many times a migration is tried while its tables are locked, with a second between.
 const MIGRATION_TRIES: u32 = 120;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
@@ -41,7 +41,7 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
         return Err(Error::Standby);
     }
 
-    // Another replica's migration may take long, and so may ours.
+    // The session waits for another replica's migration, which may take long, and so may its own.
     sqlx::query(
         "-- postgres.migrate.lift_timeouts
          select set_config(name, '0', false) from pg_settings
@@ -53,13 +53,13 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     lock(&mut conn).await?;
     let rights = Rights::of(&mut conn, &path).await.map_err(Error::Sql)?;
     if rights.has_migrations {
-        rights.let_use()?
+        rights.require_use()?
     } else {
-        rights.let_create()?
+        rights.require_create()?
     }
     refuse_foreign_tables(&mut conn, &path).await?;
-    // Not left to the migrator, which wants the right to create its table even where that exists: whoever runs the service
-    // needs no more than to use what another role has made.
+    // The migrator would need the right to create its table even where that exists. A service needs no such right where another
+    // role has migrated.
     let schemas = path.table_schemas(&mut conn).await.map_err(Error::Sql)?;
     if rights.has_migrations
         && is_current(&mut conn).await?
@@ -67,18 +67,19 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     {
         return conn.close().await.map_err(Error::Sql);
     }
-    rights.let_create()?;
+    rights.require_create()?;
     if !rights.has_schema {
         let created =
             sqlx::query("-- postgres.migrate.create_schema\n create schema cdc_export").execute(&mut conn).await;
         created.map_err(Error::Sql)?;
     }
-    // An index on a table that is written to waits for its writers, and the next ones for it: not for long, and then again.
+    // `create index` waits for the table's writers, and later writers wait for it. So it waits 2 seconds at most, then tries
+    // again.
     sqlx::query("-- postgres.migrate.lock_timeout\n set lock_timeout = '2s'")
         .execute(&mut conn)
         .await
         .map_err(Error::Sql)?;
-    // An older binary may start beside a newer one: it ignores migrations that it doesn't know.
+    // An older binary may start beside a newer one; the older one ignores the migrations that it doesn't know.
     let mut migrator = Migrator::with_migrations(migrations(&schemas));
     migrator.set_locking(false).set_ignore_missing(true);
     migrator.dangerous_set_table_name("cdc_export.migrations");
@@ -101,10 +102,11 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     conn.close().await.map_err(Error::Sql)
 }
 
-/// Waits until no other process migrates. A session's lock: the migrations commit one by one under it. It goes with the connection,
-/// also if this future does. Anybody who may connect may take it, and hold every start up: so it is said who does.
+/// Waits until no other process migrates. The lock is the session's, since the migrations commit one by one; it ends with the
+/// connection, also when this future is dropped. Every role that may connect can hold it, and so hold up a start: the log names
+/// the holder.
 async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
-    let mut said: Option<Instant> = None;
+    let mut logged_at: Option<Instant> = None;
     loop {
         let (is_ours, holder): (bool, Option<String>) = sqlx::query_as(
             "-- postgres.migrate.lock
@@ -121,25 +123,25 @@ async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
         if is_ours {
             return Ok(());
         }
-        if said.is_none_or(|said| said.elapsed() > Duration::from_secs(10)) {
+        if logged_at.is_none_or(|logged_at| logged_at.elapsed() > Duration::from_secs(10)) {
             tracing::warn!(event = "migration_waits", holder, "somebody else holds the lock of the migrations");
-            said = Some(Instant::now());
+            logged_at = Some(Instant::now());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// The migrations, as they are run: the statements of an older release name tables by the search_path.
+/// The migrations with the tables' schemas written out: their text names tables without a schema.
 fn migrations(schemas: &TableSchemas) -> Vec<Migration> {
     let named = |migration: &Migration| {
         let sql = AssertSqlSafe(schemas.named_in(migration.sql.as_str())).into_sql_str();
-        // By the text in the file.
+        // The checksum stays that of the file's text.
         Migration { sql, ..migration.clone() }
     };
     MIGRATIONS.iter().map(named).collect()
 }
 
-/// Whether a lock was not to be had in time.
+/// Whether a lock timeout ended the migration.
 fn is_busy(error: &MigrateError) -> bool {
     let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else { return false };
     cause.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
@@ -167,17 +169,17 @@ async fn is_current(conn: &mut PgConnection) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// What is there of the schema, and what the role may do with it. Asked first, so that nothing is half made.
+/// What exists of the schema, and what the role may do with it. Read before anything is made, so that no part is made alone.
 #[derive(sqlx::FromRow)]
 struct Rights {
     role: String,
     has_schema: bool,
     has_migrations: bool,
-    /// Who made the tables, if the role may not act for him.
+    /// The owner of the tables, if our role isn't a member of it.
     owner: Option<String>,
     may_read: bool,
     to_use: String,
-    /// Empty where nothing is lacking.
+    /// The grants that are missing to migrate; empty where none is.
     to_create: String,
 }
 
@@ -222,14 +224,14 @@ impl Rights {
         .await
     }
 
-    fn let_use(&self) -> Result<(), Error> {
+    fn require_use(&self) -> Result<(), Error> {
         if self.may_read {
             return Ok(());
         }
         Err(self.denied("use the service's tables", format!("run {}", self.to_use)))
     }
 
-    fn let_create(&self) -> Result<(), Error> {
+    fn require_create(&self) -> Result<(), Error> {
         if let Some(owner) = &self.owner {
             return Err(self.denied("migrate the service's tables", format!("run `cdc-export migrate` as `{owner}`")));
         }
@@ -244,8 +246,8 @@ impl Rights {
     }
 }
 
-/// `exports` and `watermarks` must be ours wherever the search_path finds them. Asked before every migration, and again when
-/// there is nothing to migrate: a search_path may have changed since.
+/// Checks that `exports` and `watermarks`, as the search_path finds them, are ours. Also where there is nothing to migrate: the
+/// search_path may have changed.
 async fn refuse_foreign_tables(conn: &mut PgConnection, path: &SearchPath) -> Result<(), Error> {
     let known: bool = sqlx::query_scalar(
         "-- postgres.migrate.known

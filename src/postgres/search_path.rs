@@ -1,14 +1,15 @@
-//! Where the three tables stand that people read: in the first schema of the role's own search_path, normally `public`. Our statements
-//! don't go by that path, in which others may have put functions and operators: migrations are given the tables' names with their
-//! schema, and what is said without one finds a view of the table in our own.
+//! The schemas of the three tables that people read: `exports`, `watermarks` and the demo's `users`. They are in the first schema
+//! of the role's own search_path, normally `public`. Our statements don't use that path, because others may have put functions
+//! and operators there: migrations get the tables' schemas written out, and all other statements find views of the tables in our
+//! schema.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-/// The tables with views of their names. The demo's isn't among them: `users` may be somebody's. A migration that drops a column of
-/// one, or gives it another type, has to drop the view first; it is made anew when all migrations are done.
+/// The tables that have a view of the same name in our schema. `users` has none: it may be a table that somebody else made. A
+/// migration that drops or retypes a column has to drop the view first; the views are made anew after all migrations.
 const VIEWED: [&str; 2] = ["exports", "watermarks"];
 
-/// The schemas of the role's search_path that it may use, but for Postgres's own and ours.
+/// The schemas of the role's search_path that the role may use, without Postgres's own and ours.
 #[derive(Clone, Debug)]
 pub(super) struct SearchPath(Vec<String>);
 
@@ -17,12 +18,12 @@ pub(super) struct SearchPath(Vec<String>);
 pub(super) struct TableSchemas {
     /// Of `exports` and `watermarks`.
     pub(super) ours: String,
-    /// Of the `users` that the path leads to, whoever's it is.
+    /// Of the `users` that the path finds, whoever made it.
     users: String,
 }
 
 impl SearchPath {
-    /// The role's. Asked before the session is set up.
+    /// Reads the role's search_path. Must run before the session is set up, which sets another path.
     pub(super) async fn of_role(conn: &mut PgConnection) -> Result<SearchPath, sqlx::Error> {
         // A pooler may hand on a session that has our path already.
         sqlx::raw_sql(
@@ -43,7 +44,7 @@ impl SearchPath {
         Ok(SearchPath(others.collect()))
     }
 
-    /// Where new tables go.
+    /// The schema in which new tables are made.
     pub(super) fn first(&self) -> &str {
         self.0.first().map_or("public", String::as_str)
     }
@@ -63,7 +64,7 @@ impl SearchPath {
         .await
     }
 
-    /// Where the tables are, or would be made.
+    /// The schemas in which the tables are, or would be made.
     pub(super) async fn table_schemas(&self, conn: &mut PgConnection) -> Result<TableSchemas, sqlx::Error> {
         let ours = self.find(&mut *conn, "exports").await?.unwrap_or_else(|| self.first().to_owned());
         let users = self.find(conn, "users").await?.unwrap_or_else(|| self.first().to_owned());
@@ -76,9 +77,9 @@ fn quoted(name: &str) -> String {
 }
 
 impl TableSchemas {
-    /// A migration, with the schemas of the tables that it names without one.
+    /// A migration's text, with schemas written before the tables' names.
     pub(super) fn named_in(&self, migration: &str) -> String {
-        // What stands before a table's name, or before that of an index of its schema.
+        // The words before a table's name, or before the name of an index in its schema.
         const BEFORE: [&str; 13] = [
             "create table ",
             "alter table ",
@@ -100,7 +101,7 @@ impl TableSchemas {
                 let (plain, named) = (format!("{before}{table}"), format!("{before}{schema}.{table}"));
                 text = text.replace(&plain, &named);
             }
-            // As a text: it is in quotes then.
+            // A name as a text constant is in quotes.
             let constant = format!("'{}.{table}'", schema.replace('\'', "''"));
             for call in ["cdc_export.own(", "to_regclass("] {
                 text = text.replace(&format!("{call}'{table}')"), &format!("{call}{constant})"));
@@ -135,7 +136,7 @@ impl TableSchemas {
         .await
     }
 
-    /// Brings the views up to date with the columns of their tables. Who may use a table may use its view.
+    /// Makes the views anew whose tables have other columns by now. A view gets the grants of its table.
     pub(super) async fn renew_views(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
         for table in VIEWED {
             if self.has_view(&mut *conn, table).await? {

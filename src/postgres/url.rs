@@ -1,7 +1,7 @@
-//! What `DATABASE_URL` may say, and libpq's variables beside it: all that is understood here, and nothing that would be ignored.
+//! Reads `DATABASE_URL`, and libpq's variables beside it. Refuses every parameter that would be ignored.
 //!
-//! sqlx leaves out what it doesn't know, and takes a `PGSSLMODE` that it can't read for none. Whoever asks for `channel_binding=require`
-//! or `sslmode=verify-fulll` would be connected with less than that, and never know.
+//! sqlx ignores parameters that it doesn't know, and treats a `PGSSLMODE` that it can't read as unset. An operator who asks for
+//! `channel_binding=require` or `sslmode=verify-fulll` would get a weaker connection, and never know.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -10,8 +10,8 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::postgres::Database;
 
-/// The parameters that sqlx obeys. It also knows `application_name`, but that is the service's own: by it the service tells its own
-/// sessions from those of writers.
+/// The parameters that sqlx obeys, but for `application_name`: the service sets that, to tell its own sessions from those of
+/// writers.
 const KNOWN: [&str; 17] = [
     "dbname",
     "host",
@@ -36,8 +36,8 @@ const MODES: [&str; 2] = ["sslmode", "ssl-mode"];
 /// The names of `sslrootcert`.
 const ROOTS: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
 
-/// What asks for nothing but what is done anyway: a parameter, libpq's variable for it, and such values. There is neither channel
-/// binding nor GSSAPI here, and TLS begins with 1.2.
+/// Parameters that change nothing here, each with libpq's variable for it and the values that are accepted. There is neither
+/// channel binding nor GSSAPI here, and TLS begins with 1.2.
 const AS_IT_IS: [(&str, &str, &[&str]); 9] = [
     ("channel_binding", "PGCHANNELBINDING", &["disable", "prefer"]),
     ("gssencmode", "PGGSSENCMODE", &["disable", "prefer"]),
@@ -50,33 +50,33 @@ const AS_IT_IS: [(&str, &str, &[&str]); 9] = [
     ("target_session_attrs", "PGTARGETSESSIONATTRS", &["any"]),
 ];
 
-/// Why a database can't be used as it is named. Quotes no value, and no name that may be a part of a password.
+/// Why a URL is refused. The texts quote no value, and no name that may be a part of a password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
-    /// Something else.
+    /// The text is not a URL of Postgres.
     #[error("not a postgres:// URL")]
     NotAUrl,
-    /// What comes after it would be left out.
+    /// Everything after a `#` would be ignored.
     #[error("a URL of a database has no `#`: one that belongs to a name or password is written %23")]
     Fragment,
-    /// A parameter that isn't obeyed.
+    /// A parameter that would be ignored.
     #[error("the parameter {0} is not known here, and none is ignored: take it out of the URL")]
     Unknown(String),
-    /// One whose name is none.
+    /// A parameter whose name may be a part of a password, so it isn't quoted.
     #[error(
         "a parameter is not known here, and none is ignored: a `&` or `?` that belongs to a value is written %26 or %3F"
     )]
     Nameless,
-    /// A value that can't be.
+    /// A parameter's value that can't be read.
     #[error("the parameter {0} has a value that can't be read")]
     Value(String),
-    /// Authorities that nobody would ask.
+    /// `sslrootcert` with a mode that checks no certificate.
     #[error("the parameter sslrootcert is of no use here without sslmode=verify-full, verify-ca or require")]
     RootsUnasked,
-    /// A word where a file must be.
+    /// `sslrootcert=system`, where a file is expected.
     #[error("the parameter sslrootcert names a file: without it, sslmode=verify-full asks the platform's authorities")]
     RootsOfSystem,
-    /// A variable beside it that isn't obeyed.
+    /// One of libpq's variables that would be ignored.
     #[error("{why}")]
     Variable {
         /// Which one.
@@ -88,23 +88,23 @@ pub enum BadUrl {
 
 /// A database as it was named.
 #[derive(Debug)]
-pub struct Named {
+pub struct NamedDatabase {
     /// How to reach it.
     pub database: Database,
-    /// The file whose authorities alone may vouch for the server; `None`: nobody has to, or those of the platform do. sqlx asks
-    /// the platform's beside the file's, which [`crate::config::trust_alone`] keeps it from.
+    /// The file of the only authorities to trust; `None`: no certificate is checked, or the platform's authorities are trusted.
+    /// sqlx trusts the platform's beside the file's, which [`crate::config::trust_alone`] prevents.
     pub authorities: Option<PathBuf>,
 }
 
 /// A parameter of the query, as its reader sees it.
 type Parameter<'u> = (Cow<'u, str>, Cow<'u, str>);
 
-impl Named {
+impl NamedDatabase {
     /// Reads a `postgres://` URL, and by `variable` what libpq would read from the environment beside it.
     ///
     /// # Errors
-    /// If it is none, or it or a variable says something that would be ignored.
-    pub fn read<'v>(url: &str, variable: impl Fn(&str) -> Option<&'v str>) -> Result<Named, BadUrl> {
+    /// If the text is no such URL, or the URL or a variable asks for something that would be ignored.
+    pub fn read<'v>(url: &str, variable: impl Fn(&str) -> Option<&'v str>) -> Result<NamedDatabase, BadUrl> {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(BadUrl::NotAUrl);
         }
@@ -145,14 +145,14 @@ impl Named {
             options = options.ssl_root_cert(file);
         }
         let options = match mode {
-            // As libpq: where somebody is named who vouches, he is asked.
+            // As libpq does: where authorities are named, the certificate is checked.
             PgSslMode::Require if file.is_some() => options.ssl_mode(PgSslMode::VerifyCa),
-            // sqlx would never encrypt; libpq does where the server insists.
+            // With `allow`, sqlx never encrypts; libpq does where the server insists.
             PgSslMode::Allow => options.ssl_mode(PgSslMode::Prefer),
             _ => options,
         };
         let authorities = file.map(PathBuf::from);
-        Ok(Named { database: options.into(), authorities })
+        Ok(NamedDatabase { database: options.into(), authorities })
     }
 }
 
@@ -169,7 +169,7 @@ fn check_parameter((name, value): &Parameter) -> Result<(), BadUrl> {
     Err(if is_word { BadUrl::Unknown(name.to_owned()) } else { BadUrl::Nameless })
 }
 
-/// What of a URL can't be read: a URL with one parameter alone tells of which.
+/// Which part of a URL can't be read: each parameter is tried in a URL that has no other.
 fn unreadable(address: &str, parameters: &[Parameter]) -> BadUrl {
     let is_good = |url: &str| url.parse::<PgConnectOptions>().is_ok();
     let alone = |(name, value): &Parameter| {
