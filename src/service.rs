@@ -34,7 +34,6 @@ use crate::store::{
     jobs::{Cancelled, Submitted},
     lanes::Elsewhere,
 };
-use crate::telemetry::metrics::{self, ExportLabels};
 
 pub use followers::Party;
 
@@ -398,14 +397,7 @@ impl Service {
     /// If it is too late, or there is no such job.
     pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
         match with_timeout(self.store.cancel(id)).await? {
-            Cancelled::Asked(job) => {
-                // A pending job ends here, a processing one with its worker.
-                if job.status.is_terminal() {
-                    let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
-                    metrics::job_ended(labels, job.status.as_str());
-                }
-                Ok((job, false))
-            }
+            Cancelled::Asked(job) => Ok((job, false)),
             Cancelled::Already(job) => Ok((job, true)),
             Cancelled::Committing => Err(Error::Committing),
             Cancelled::Ended(status) => Err(Error::Ended(status)),

@@ -3,16 +3,20 @@
 //! The only room that writes the tables the service owns. A statement is one named function here; what is transient, and what
 //! an HTTP client is told, is decided elsewhere.
 
+pub mod commit;
 pub mod files;
 pub mod followed;
 pub mod gauges;
+mod job_row;
 pub mod jobs;
 pub mod keys;
 pub mod lanes;
+pub mod lease;
 pub mod lists;
 pub mod queue;
 pub mod retention;
 mod room;
+pub mod transitions;
 pub mod watermarks;
 
 use std::sync::{Arc, Mutex};
@@ -128,7 +132,7 @@ pub struct Store {
     /// How far the clean-up of what has ended has come.
     tours: Arc<retention::Tours>,
     /// Jobs that this process saw end.
-    ended: broadcast::Sender<JobId>,
+    endings: broadcast::Sender<JobId>,
 }
 
 impl Store {
@@ -139,18 +143,13 @@ impl Store {
             front: Arc::default(),
             room: Arc::default(),
             tours: Arc::default(),
-            ended: broadcast::Sender::new(64),
+            endings: broadcast::Sender::new(64),
         }
     }
 
     /// The same control plane over another pool: what one of the two sees end, the other one tells.
     pub fn over(&self, pool: PgPool) -> Store {
         Store { pool, ..self.clone() }
-    }
-
-    /// Tells from now on which jobs this process brings to their end. A hint: others may run in other processes.
-    pub fn endings(&self) -> Endings {
-        Endings(self.ended.subscribe())
     }
 
     /// The identity of the database.
@@ -250,30 +249,6 @@ impl Drop for Connection {
     }
 }
 
-/// Notifications that a job has ended.
-#[derive(Debug)]
-pub struct Endings(broadcast::Receiver<JobId>);
-
-/// What has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// This job.
-    Job(JobId),
-    /// There were more than could be told: it may be any.
-    Any,
-}
-
-impl Endings {
-    /// Waits for the next one.
-    pub async fn next(&mut self) -> Ended {
-        match self.0.recv().await {
-            Ok(job) => Ended::Job(job),
-            Err(broadcast::error::RecvError::Lagged(_)) => Ended::Any,
-            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-        }
-    }
-}
-
 /// What somebody hints at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notification {
@@ -307,29 +282,5 @@ impl Notifications {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn what_one_pool_sees_end_another_tells() {
-        let pool = || PgPoolOptions::new().connect_lazy("postgres://nobody@localhost/nowhere").unwrap();
-        let worker = Store::new(pool());
-        let (job, other) = (JobId::new(), JobId::new());
-        let mut endings = worker.over(pool()).endings();
-        for ended in [other, job] {
-            worker.ended.send(ended).unwrap();
-            assert_eq!(endings.next().now_or_never(), Some(Ended::Job(ended)));
-        }
-        assert_eq!(endings.next().now_or_never(), None, "it is told once");
-        for _ in 0..100 {
-            worker.ended.send(other).unwrap();
-        }
-        assert_eq!(endings.next().now_or_never(), Some(Ended::Any), "it may be among those that were missed");
     }
 }

@@ -30,11 +30,12 @@ use crate::source::{
 };
 use crate::store::{
     self, Store,
-    jobs::{self, CommitInput, Committed},
-    queue::{Claimant, Lease, Renewal, Settlement},
+    commit::{CommitInput, Committed, commit},
+    lease::{Lease, Renewal},
+    queue::{Claimant, Settlement},
 };
 use crate::telemetry::chain;
-use crate::telemetry::metrics::{self, ExportLabels};
+use crate::telemetry::metrics;
 use crate::worker::heartbeat::{Heartbeat, Stop};
 use crate::worker::publish::FolderAccess;
 
@@ -339,7 +340,7 @@ impl Worker {
         // A lease that was taken just now is as good as extended; the commit itself asks whose it is, and for a cancel.
         if begun.elapsed() > heartbeat::interval(self.settings.lease) {
             let extend = || self.store.extend(lease, self.settings.lease, progress.read());
-            match self.insist(lease, shutdown, extend).await? {
+            match self.retry_while_leased(lease, shutdown, extend).await? {
                 Renewal::Held => {}
                 Renewal::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked)),
                 Renewal::Lost => return Err(Error::Stopped(Stop::LeaseLost)),
@@ -368,7 +369,7 @@ impl Worker {
             marker,
         };
         let transaction = snapshot.begin_commit(self.settings.lease).await?;
-        match jobs::commit(transaction, lease, &found, exported).await? {
+        match commit(transaction, lease, &found, exported).await? {
             Committed::Done => Ok(()),
             Committed::NotOurs => Err(Error::NotOurs),
             Committed::WatermarkChanged => Err(Error::WatermarkChanged),
@@ -427,37 +428,29 @@ impl Worker {
     /// commit's answer was lost.
     async fn settle(&self, lease: &Lease, error: Error, shutdown: &CancellationToken) -> Ended {
         let job = &lease.job;
-        let settlement = error.settlement();
-        let status = match self.insist(lease, shutdown, || self.store.settle(lease, &settlement)).await {
-            Ok(status) => status,
-            Err(cause) => {
+        let (settlement, cause) = (error.settlement(), chain(&error));
+        let settled = self.retry_while_leased(lease, shutdown, || self.store.settle(lease, &settlement, &cause)).await;
+        let left = match settled {
+            Ok(Some(transition)) => transition.job,
+            Ok(None) => return self.committed_after_all(lease, shutdown).await,
+            Err(failed) => {
                 // The lease runs out, somebody takes the job over, the sweeper takes the file.
-                tracing::error!(event = "settle_failed", jobId = %job.id, error = chain(&error), cause = chain(&cause));
+                tracing::error!(event = "settle_failed", jobId = %job.id, error = cause, cause = chain(&failed));
                 return Ended::Otherwise;
             }
         };
-        let Some(status) = status else {
-            return self.committed_after_all(lease, shutdown).await;
-        };
         // From here on this attempt can't be committed any more, so its file is nobody's.
         let (id, hidden) = (job.id, lease.hidden_file());
-        if let Err(cause) = self.on_folder(move |folder| folder.remove_hidden(&hidden)).await {
-            tracing::warn!(event = "draft_left_behind", jobId = %id, error = chain(&cause));
+        if let Err(error) = self.on_folder(move |folder| folder.remove_hidden(&hidden)).await {
+            tracing::warn!(event = "draft_left_behind", jobId = %id, error = chain(&error));
         }
-        let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
-        if status.is_terminal() {
-            metrics::job_ended(labels, status.as_str());
-        }
-        if let (Status::Failed, Settlement::Fail(failure) | Settlement::Retry(failure)) = (status, &settlement) {
-            metrics::job_failed(labels, failure.code.as_str());
-        }
-        match (status, &settlement) {
-            (Status::Failed, _) => tracing::error!(event = "export_failed", jobId = %id, error = chain(&error)),
-            (Status::Cancelled, _) => tracing::info!(event = "export_cancelled", jobId = %id),
-            (_, Settlement::Release) => tracing::info!(event = "export_released", jobId = %id),
-            (_, _) => {
-                tracing::warn!(event = "export_retried", jobId = %id, attempt = job.attempt, error = chain(&error))
+        match (left.status, &settlement) {
+            (Status::Pending, Settlement::Release) => tracing::info!(event = "export_released", jobId = %id),
+            (Status::Pending, Settlement::Retry(_) | Settlement::Fail(_)) => {
+                tracing::warn!(event = "export_retried", jobId = %id, attempt = job.attempt, error = cause);
             }
+            // The store told of the end.
+            (_, _) => {}
         }
         Ended::Otherwise
     }
@@ -465,7 +458,7 @@ impl Worker {
     async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> Ended {
         let id = lease.job.id;
         let ours = |record: &FileRecord| record.staged.name.contains(&lease.token().as_uuid().to_string());
-        match self.insist(lease, shutdown, || self.store.file(id)).await {
+        match self.retry_while_leased(lease, shutdown, || self.store.file(id)).await {
             Ok(record) if record.as_ref().is_some_and(ours) => Ended::Committed,
             _ => {
                 tracing::warn!(event = "lease_lost", jobId = %id);
@@ -476,7 +469,7 @@ impl Worker {
 
     /// Tries for as long as a lease lasts, and a few seconds at most once the process shall end: what has to be recorded
     /// outlives a restart of the database.
-    async fn insist<T, F>(
+    async fn retry_while_leased<T, F>(
         &self,
         lease: &Lease,
         shutdown: &CancellationToken,

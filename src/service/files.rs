@@ -8,11 +8,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 
 use crate::file::FileRecord;
-use crate::job::{FailureCode, JobId, Status};
+use crate::job::{JobId, Status};
 use crate::service::{CALL_TIMEOUT, Error, Service, with_timeout};
 use crate::sink::{self, Folder};
 use crate::telemetry::chain;
-use crate::telemetry::metrics::{self, ExportLabels};
 
 /// A file has its name within a second of its commit: one that hasn't after so long may be given up.
 const UNPUBLISHED_FOR: Duration = Duration::from_secs(10);
@@ -96,13 +95,9 @@ impl Service {
     pub async fn give_up(&self, id: JobId) -> Result<(), Error> {
         let job = self.job(id).await?;
         let Some(record) = with_timeout(self.store.file(id)).await? else { return Err(Error::Open(job.status)) };
-        if !with_timeout(self.store.give_up(&record, UNPUBLISHED_FOR)).await? {
+        if with_timeout(self.store.give_up(&record, UNPUBLISHED_FOR)).await?.is_none() {
             return Err(Error::Open(job.status));
         }
-        let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
-        metrics::job_ended(labels, Status::Failed.as_str());
-        metrics::job_failed(labels, FailureCode::FileLost.as_str());
-        tracing::error!(event = "export_failed", jobId = %id, error = %FailureCode::FileLost);
         // In a folder that is another one's the sweeper of that removes it, should it ever be back.
         let removed = self.on_folder(move |folder| {
             match record.is_own && folder.destination_id()? == record.staged.destination {

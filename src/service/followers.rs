@@ -12,7 +12,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::job::{Job, JobId};
 use crate::key::Prefix;
 use crate::service::{Error, with_timeout};
-use crate::store::{Ended, Endings, Store};
+use crate::store::Store;
+use crate::store::transitions::{Ended, Endings};
 
 /// Together they leave a third of the places that one address has, a proxy's, say; and one key's leave half of its own.
 const MOST: usize = 500;

@@ -12,6 +12,8 @@ use crate::file::{FileIdentity, FileLocation, FileRecord, StagedFile};
 use crate::job::encoding::Encoding;
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
+use crate::store::job_row::job_columns;
+use crate::store::transitions::{Transition, TransitionRow};
 use crate::store::{Error, Store, database_of};
 
 /// The columns of [`FileRow`], of a job `e` with [`recorded_file!`]. What has no row in `files` is from before that table, or of a
@@ -144,10 +146,9 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn published(&self, record: &FileRecord) -> Result<bool, Error> {
-        let mut conn = self.connection().await?;
+    pub async fn published(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
         // Of two processes that record the same file, the second waits for the job's row, and finds it published.
-        let published = sqlx::query(concat!(
+        let statement = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.files.published
              with job as materialized (
                select e.id, e.consumer_id, e.dataset, e.lane_seq from exports e
@@ -160,16 +161,13 @@ impl Store {
                on conflict (consumer_id, dataset) do update set last_number = l.last_number + 1
                returning last_number)
              update exports e set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered)
-             from job where e.id = job.id",
+             from job where e.id = job.id
+             returning 'processing' as was, ",
+            job_columns!()
         ))
         .bind(record.job.as_uuid())
-        .bind(&record.name)
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
-        // Who waits may be gone.
-        let _ = self.ended.send(record.job);
-        Ok(published.rows_affected() == 1)
+        .bind(&record.name);
+        self.transition(statement, None).await
     }
 
     /// Fails a committed job whose file was lost before it had its name, and bars its consumer's position: only a full export goes on
@@ -177,21 +175,22 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn give_up(&self, record: &FileRecord, after: Duration) -> Result<bool, Error> {
-        let mut conn = self.connection().await?;
+    pub async fn give_up(&self, record: &FileRecord, after: Duration) -> Result<Option<Transition>, Error> {
         // An export of the lane that runs finds its position changed and begins anew. A full one that was completed meanwhile
         // has made up for the loss.
-        let given_up: Option<i32> = sqlx::query_scalar(
+        let statement = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.files.give_up
              with lost as (
-               update exports
+               update exports e
                set status = 'failed', progress = least(progress, 99), finished_at = greatest(clock_timestamp(), finished_at),
                    error_code = $4, error_detail = $5, continuity = $6,
                    staged_name = null, sha256 = null, file_inode = null, file_modified_ns = null
                where id = $1 and status = 'completed' and published_at is null and output_filename = $2
                  -- Of a time to come, left by a clock that was set back, nobody knows how long ago it was.
                  and finished_at not between clock_timestamp() - make_interval(secs => $3) and clock_timestamp()
-               returning consumer_id, dataset, lane_seq),
+               returning 'processing' as was, e.lane_seq, ",
+            job_columns!(),
+            "),
              barred as (
                update watermarks w set file_lost = true, version = w.version + 1
                from lost
@@ -200,8 +199,8 @@ impl Store {
                    select from exports later
                    where later.consumer_id = lost.consumer_id and later.dataset = lost.dataset and later.lane_seq > lost.lane_seq
                      and later.export_type = 'full' and later.status = 'completed'))
-             select 1 from lost",
-        )
+             select * from lost",
+        ))
         .bind(record.job.as_uuid())
         .bind(&record.name)
         .bind(after.as_secs_f64())
@@ -210,12 +209,8 @@ impl Store {
             true => "its file was removed after the commit, before it had its name: what it held needs a full export",
             false => "the database is a copy of the one whose file this is, and which gives it its name: a full export goes on from here",
         })
-        .bind(Continuity::FileLost.as_str())
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
-        let _ = self.ended.send(record.job);
-        Ok(given_up.is_some())
+        .bind(Continuity::FileLost.as_str());
+        self.transition(statement, None).await
     }
 
     /// Gives a committed file another final name, since that one is taken in the folder. Recorded before the file is renamed,

@@ -1,7 +1,7 @@
 //! Jobs that clients follow, as they stand.
 
 use crate::job::{Job, JobId};
-use crate::store::jobs::{JobRow, job_columns};
+use crate::store::job_row::{JobRow, job_columns};
 use crate::store::{Error, Store};
 use crate::telemetry::chain;
 

@@ -1,130 +1,18 @@
-//! A job's row as clients see it: made, read, cancelled, completed.
+//! Jobs as clients make, read and cancel them.
 
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::dataset::Signature;
 use crate::file::name::{numbered, stem};
-use crate::file::{Exported, FileLocation};
-use crate::job::encoding::Encoding;
 use crate::job::lane::Lane;
-use crate::job::selection::Selection;
-use crate::job::{After, ExportType, Failure, Job, JobId, Request, SnapshotReport, Status, Terms};
+use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
+use crate::store::job_row::{JobRow, job_columns};
 use crate::store::lanes::{Elsewhere, elsewhere};
-use crate::store::queue::Lease;
-use crate::store::{CHANNEL, Error, Store, watermarks};
-use crate::watermark::{NewPosition, Position};
-
-/// A job's status as it looks from outside: one that is completed, and whose file has no name yet, is still processing. The
-/// indexes of the lists have it in just these words.
-macro_rules! public_status {
-    () => {
-        "case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end"
-    };
-}
-pub(crate) use public_status;
-
-/// The columns of [`JobRow`], in every statement that returns one.
-macro_rules! job_columns {
-    () => {
-        concat!("e.id, e.consumer_id, e.dataset, e.export_type, e.format, e.compression, e.attempt, e.rows_exported, e.bytes_written, e.output_filename,
-         ", $crate::store::jobs::public_status!(), " as status,
-         case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
-         case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
-         e.selection, e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
-         e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number, e.has_after, e.after_job, e.after_sha256, e.retry_of, e.created_at, e.started_at,
-         case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at")
-    };
-}
-pub(crate) use job_columns;
-
-#[derive(sqlx::FromRow)]
-pub(crate) struct JobRow {
-    id: Uuid,
-    consumer_id: Option<String>,
-    dataset: String,
-    export_type: String,
-    format: String,
-    compression: String,
-    status: String,
-    progress: i16,
-    attempt: i32,
-    rows_exported: i64,
-    bytes_written: i64,
-    output_filename: String,
-    sha256: Option<String>,
-    error_code: Option<String>,
-    error_detail: Option<String>,
-    selection: Option<Json<Selection>>,
-    schema_changed: Option<bool>,
-    continuity: Option<String>,
-    late_rows: Option<i64>,
-    key_only_deletes: Option<i64>,
-    open_transactions: Option<i32>,
-    oldest_transaction_seconds: Option<f64>,
-    table_rewritten: Option<bool>,
-    watermark_from: Option<DateTime<Utc>>,
-    watermark_to: Option<DateTime<Utc>>,
-    number: Option<i64>,
-    has_after: bool,
-    after_job: Option<Uuid>,
-    after_sha256: Option<String>,
-    retry_of: Option<Uuid>,
-    created_at: DateTime<Utc>,
-    started_at: Option<DateTime<Utc>>,
-    finished_at: Option<DateTime<Utc>>,
-}
-
-impl TryFrom<JobRow> for Job {
-    type Error = Error;
-
-    fn try_from(row: JobRow) -> Result<Job, Error> {
-        let continuity = row.continuity.map(|word| word.parse()).transpose()?;
-        let error = row.error_code.map(|code| {
-            Ok::<_, Error>(Failure { continuity, code: code.parse()?, detail: row.error_detail.unwrap_or_default() })
-        });
-        Ok(Job {
-            id: row.id.into(),
-            // Ids are checked before they are stored; one that somebody else put there is no consumer of ours.
-            consumer: row.consumer_id.and_then(|id| id.parse().ok()),
-            dataset: row.dataset,
-            export_type: row.export_type.parse()?,
-            selection: row.selection.map(|Json(selection)| selection).unwrap_or_default(),
-            encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
-            status: row.status.parse()?,
-            progress: row.progress.clamp(0, 100) as u8,
-            rows_exported: row.rows_exported.unsigned_abs(),
-            bytes_written: row.bytes_written.unsigned_abs(),
-            output_filename: row.output_filename,
-            sha256: row.sha256,
-            attempt: row.attempt.unsigned_abs(),
-            error: error.transpose()?,
-            report: SnapshotReport {
-                continuity,
-                open_transactions: row.open_transactions.and_then(|n| n.try_into().ok()),
-                oldest_transaction_seconds: row.oldest_transaction_seconds,
-                table_rewritten: row.table_rewritten.unwrap_or(false),
-            },
-            late_rows: row.late_rows.unwrap_or(0).unsigned_abs(),
-            key_only_deletes: row.key_only_deletes.unwrap_or(0).unsigned_abs(),
-            schema_changed: row.schema_changed.unwrap_or(false),
-            watermark_from: row.watermark_from,
-            watermark_to: row.watermark_to,
-            number: row.number.map(i64::unsigned_abs),
-            after: row.has_after.then(|| match row.after_job {
-                Some(job) => After::Export { job: job.into(), sha256: row.after_sha256 },
-                None => After::Nothing,
-            }),
-            retry_of: row.retry_of.map(JobId::from),
-            created_at: row.created_at,
-            started_at: row.started_at,
-            finished_at: row.finished_at,
-        })
-    }
-}
+use crate::store::transitions::{TransitionRow, step};
+use crate::store::{CHANNEL, Error, Store};
 
 /// How many jobs of one consumer may be open, and of all that have none: enough for any client that waits for its exports, and an
 /// end to a loop that doesn't.
@@ -160,32 +48,6 @@ pub enum Cancelled {
     Ended(Status),
     /// There is no such job.
     Unknown,
-}
-
-/// What an export found when it took its snapshot.
-#[derive(Clone, Debug)]
-pub struct CommitInput {
-    /// Where the consumer stood.
-    pub position: Position,
-    /// Where it will stand.
-    pub new_position: NewPosition,
-    /// What was found beside it.
-    pub report: SnapshotReport,
-    /// Names and types of the file's columns.
-    pub columns: Signature,
-    /// Which export the folder's marker of the lane named.
-    pub marker: Option<JobId>,
-}
-
-/// How a commit went. On all but `Done` the transaction must be rolled back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Committed {
-    /// Everything is written; only the `COMMIT` itself is missing.
-    Done,
-    /// The lease is somebody else's by now, or the job was cancelled.
-    NotOurs,
-    /// Somebody moved the consumer's watermark since the export began.
-    WatermarkChanged,
 }
 
 impl Store {
@@ -337,28 +199,27 @@ impl Store {
         let mut tx = conn.get().begin().await?;
         // The commit of an export holds the row's lock: who waits for it would be told "too late" after it anyway.
         sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
-        let updated: Result<Option<JobRow>, sqlx::Error> = sqlx::query_as(concat!(
+        let cancel = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.jobs.cancel
              update exports e
              set status = case e.status when 'pending' then 'cancelled' else e.status end,
                  cancel_requested_at = coalesce(e.cancel_requested_at, clock_timestamp()),
                  finished_at = case e.status when 'pending' then greatest(clock_timestamp(), e.created_at) end
              where e.id = $1 and e.status in ('pending', 'processing')
-             returning ",
+             returning case e.status when 'cancelled' then 'pending' else e.status end as was, ",
             job_columns!()
-        ))
-        .bind(id.as_uuid())
-        .fetch_optional(&mut *tx)
-        .await;
-        match updated {
-            Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("55P03") => return Ok(Cancelled::Committing),
-            Err(error) => return Err(error.into()),
-            Ok(Some(row)) => {
+        ));
+        match step(&mut tx, cancel.bind(id.as_uuid())).await {
+            Err(Error::LockConflict(sqlx::Error::Database(e))) if e.code().as_deref() == Some("55P03") => {
+                return Ok(Cancelled::Committing);
+            }
+            Err(error) => return Err(error),
+            Ok(Some(transition)) => {
                 hint_at_cancel(&mut tx, id).await?;
                 tx.commit().await?;
                 conn.give_back();
-                let _ = self.ended.send(id);
-                return Ok(Cancelled::Asked(row.try_into()?));
+                self.tell(&transition, None);
+                return Ok(Cancelled::Asked(transition.job));
             }
             Ok(None) => tx.rollback().await?,
         }
@@ -373,97 +234,6 @@ impl Store {
             },
         })
     }
-}
-
-/// Completes a job and moves its consumer's watermark, in the transaction whose snapshot was exported.
-///
-/// Whether the lease has expired doesn't matter here, only whose it is: clocks decide when a job is taken over, never what is
-/// true. A lock of somebody else's is waited for three times, since the export may have taken hours.
-///
-/// # Errors
-/// If the database fails; the transaction is broken then.
-pub async fn commit(
-    conn: &mut PgConnection,
-    lease: &Lease,
-    found: &CommitInput,
-    exported: &Exported,
-) -> Result<Committed, Error> {
-    for _ in 0..2 {
-        sqlx::raw_sql("-- store.jobs.commit.savepoint\n savepoint writes").execute(&mut *conn).await?;
-        match commit_once(conn, lease, found, exported).await {
-            Err(Error::LockConflict(_)) => {
-                sqlx::raw_sql("-- store.jobs.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
-            }
-            done => return done,
-        }
-    }
-    commit_once(conn, lease, found, exported).await
-}
-
-async fn commit_once(
-    conn: &mut PgConnection,
-    lease: &Lease,
-    found: &CommitInput,
-    exported: &Exported,
-) -> Result<Committed, Error> {
-    let job = &lease.job;
-    let file = &exported.file;
-    let FileLocation::Folder { inode, modified_ns } = file.identity.location;
-    let CommitInput { position, new_position, report, columns, marker } = found;
-    let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
-    let completed = sqlx::query(
-        "-- store.jobs.commit
-         with completed as (
-         update exports e
-         set status = 'completed', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
-             lease_token = null, lease_owner = null, lease_expires_at = null, error_code = null, error_detail = null,
-             rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
-             watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
-             continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
-             columns_hash = md5(($17::text[])[1]), key_only_deletes = $18, marker_seen = $19,
-             schema_changed = (
-               select l.columns_hash <> all (array(select md5(form) from unnest($17::text[]) as form)) from exports l
-               where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
-                 and l.status = 'completed'
-               order by l.lane_seq desc limit 1)
-         where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null
-         returning e.id, e.output_filename)
-         insert into cdc_export.files (job, part, name, staged_name, place, bytes, rows, sha256)
-         select id, 1, output_filename, $6, $20, $4, $3, $5 from completed",
-    )
-    .bind(job.id.as_uuid())
-    .bind(lease.token().as_uuid())
-    .bind(exported.rows as i64)
-    .bind(file.identity.bytes as i64)
-    .bind(&file.sha256)
-    .bind(&file.name)
-    .bind(inode as i64)
-    .bind(modified_ns)
-    .bind(position.last_exported_at)
-    .bind(watermark_to)
-    .bind(file.destination)
-    .bind(report.continuity.map(|why| why.as_str()))
-    .bind(exported.late_rows as i64)
-    .bind(report.open_transactions.map(|n| n as i32))
-    .bind(report.oldest_transaction_seconds)
-    .bind(report.table_rewritten)
-    .bind(columns.forms())
-    .bind(exported.key_only_deletes as i64)
-    .bind(marker.map(JobId::as_uuid))
-    .bind(Json(&file.identity.location))
-    .execute(&mut *conn)
-    .await?;
-    if completed.rows_affected() == 0 {
-        return Ok(Committed::NotOurs);
-    }
-    let Some(consumer) = &job.consumer else { return Ok(Committed::Done) };
-    if position.version.is_none() && exported.rows == 0 {
-        // No position yet: the next export starts from the beginning as well, and nothing was missed.
-        return Ok(Committed::Done);
-    }
-    let step = watermarks::Step { export_type: job.export_type, position, new_position, to: watermark_to };
-    let moved = watermarks::advance(conn, consumer, &job.dataset, &step).await?;
-    Ok(if moved { Committed::Done } else { Committed::WatermarkChanged })
 }
 
 async fn next_in_lane(conn: &mut PgConnection, request: &Request) -> Result<Option<i64>, Error> {

@@ -5,7 +5,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::job::lane::Lane;
 use crate::job::{After, Job, JobId};
-use crate::store::jobs::{JobRow, job_columns};
+use crate::store::job_row::{JobRow, job_columns};
 use crate::store::{Error, Store, by_index};
 
 /// So many jobs of each kind are named to a caller that is elsewhere than its lane.

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection};
 use uuid::Uuid;
 
 use crate::job::{ExportType, Filter, Job, Status};
-use crate::store::jobs::{JobRow, job_columns, public_status};
+use crate::store::job_row::{JobRow, job_columns, public_status};
 use crate::store::{Error, Store, by_index};
 
 /// Entries that are read of each list to begin with; of those that go on, so many more; and of those that still do, a page.

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
-use sqlx::postgres::PgConnectOptions;
 use uuid::Uuid;
 
-use crate::connection;
 use crate::database::DatabaseId;
 use crate::file::hidden::HiddenFile;
 use crate::job::encoding::{Compression, Format};
-use crate::job::{ExportType, Failure, FailureCode, Job, JobId, LeaseToken, Status};
-use crate::store::jobs::{JobRow, job_columns};
+use crate::job::{Failure, FailureCode, LeaseToken};
+use crate::store::job_row::{JobRow, job_columns};
+use crate::store::lease::Lease;
+use crate::store::transitions::{Transition, TransitionRow, steps};
 use crate::store::{Error, Front, Store, database_of};
 
 /// The formats that this build writes.
@@ -31,108 +31,6 @@ fn known_compressions() -> Vec<&'static str> {
 
 /// Who puts an old time into the table by hand waits for so long at most.
 const FRONT_EVERY: Duration = Duration::from_secs(5);
-
-/// The right to one attempt of a job.
-#[derive(Debug)]
-pub struct Lease {
-    /// The job as it was claimed.
-    pub job: Job,
-    /// In which database.
-    pub database: DatabaseId,
-    token: LeaseToken,
-}
-
-impl Lease {
-    /// What proves the right.
-    pub fn token(&self) -> LeaseToken {
-        self.token
-    }
-
-    /// What its attempt writes.
-    pub fn hidden_file(&self) -> HiddenFile {
-        HiddenFile::of_attempt(&self.database, self.job.id, self.token)
-    }
-}
-
-/// What a heartbeat learned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Renewal {
-    /// The lease is extended.
-    Held,
-    /// The lease is extended, and somebody asked to cancel the job.
-    CancelAsked,
-    /// The lease is somebody else's, or the job has ended.
-    Lost,
-}
-
-/// The heartbeat of one attempt, over a connection of its own: the busiest pool doesn't starve it, and a connection that went
-/// silent is dropped with it. Connects at the first beat, which a short export never comes to.
-#[derive(Debug)]
-pub struct LeaseRenewer {
-    options: PgConnectOptions,
-    conn: Option<PgConnection>,
-}
-
-impl LeaseRenewer {
-    /// Extends a lease and records how far its export is: percent, rows, bytes.
-    ///
-    /// # Errors
-    /// If the database fails or doesn't answer within `patience`; whether the lease was extended is not known then.
-    pub async fn beat(
-        &mut self,
-        job: JobId,
-        token: LeaseToken,
-        lease: Duration,
-        progress: (u8, u64, u64),
-        timeout: Duration,
-    ) -> Result<Renewal, Error> {
-        // Taken out and put back only after an answer: a statement given up leaves no connection behind.
-        let conn = self.conn.take();
-        let beat = async {
-            let mut conn = match conn {
-                Some(conn) => conn,
-                None => connection::connect(&self.options).await?,
-            };
-            let beat = beat(&mut conn, job, token, lease, progress).await?;
-            Ok::<_, Error>((conn, beat))
-        };
-        let answer = tokio::time::timeout(timeout, beat).await;
-        let (conn, beat) = answer.map_err(|_| Error::Unavailable(sqlx::Error::PoolTimedOut))??;
-        self.conn = Some(conn);
-        Ok(beat)
-    }
-}
-
-async fn beat(
-    conn: &mut PgConnection,
-    job: JobId,
-    token: LeaseToken,
-    lease: Duration,
-    (percent, rows, bytes): (u8, u64, u64),
-) -> Result<Renewal, Error> {
-    // Not waited for until it is on disk: a beat that a crash of Postgres takes back is one that came late.
-    let cancel: Option<bool> = sqlx::query_scalar(
-        "-- store.queue.beat
-         update exports
-         set lease_expires_at = clock_timestamp() + make_interval(secs => $3),
-             progress = greatest(progress, $4), rows_exported = $5, bytes_written = $6
-         where id = $1 and lease_token = $2 and status = 'processing'
-         returning cancel_requested_at is not null, set_config('synchronous_commit', 'off', true)",
-    )
-    .bind(job.as_uuid())
-    .bind(token.as_uuid())
-    .bind(lease.as_secs_f64())
-    .bind(i16::from(percent))
-    .bind(rows as i64)
-    .bind(bytes as i64)
-    .fetch_optional(conn)
-    .await?;
-    Ok(match cancel {
-        None => Renewal::Lost,
-        Some(true) => Renewal::CancelAsked,
-        Some(false) => Renewal::Held,
-    })
-}
 
 /// Which pending jobs `r` a process may take once their time has come: `$1` formats, `$2` compressions, `$3` datasets that it
 /// knows, `$4` its folder.
@@ -220,9 +118,7 @@ async fn claim(
     .await;
     match claimed {
         Ok(None) => Ok(None),
-        Ok(Some(ClaimedRow { job, database })) => {
-            Ok(Some(Lease { job: job.try_into()?, database: database_of(&database)?, token }))
-        }
+        Ok(Some(ClaimedRow { job, database })) => Ok(Some(Lease::new(job.try_into()?, database_of(&database)?, token))),
         // Another job of the lane began to run in the same moment: nothing to claim here.
         Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Ok(None),
         Err(error) => Err(error.into()),
@@ -248,19 +144,6 @@ async fn front(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateT
     Ok(front)
 }
 
-/// A job that was taken from a worker which vanished.
-#[derive(Clone, Debug)]
-pub struct Reaped {
-    /// Which.
-    pub job: JobId,
-    /// Of which dataset.
-    pub dataset: String,
-    /// Which rows of it.
-    pub export_type: ExportType,
-    /// What became of it.
-    pub status: Status,
-}
-
 /// A hidden file of an attempt that has ended without completing its job.
 #[derive(Debug)]
 pub struct EndedAttempt {
@@ -282,22 +165,6 @@ pub enum Settlement {
 }
 
 impl Store {
-    /// A heartbeat for one attempt.
-    pub fn lease_renewer(&self) -> LeaseRenewer {
-        LeaseRenewer { options: (*self.pool.connect_options()).clone(), conn: None }
-    }
-
-    /// Extends a lease once more, before a commit that may take a while.
-    ///
-    /// # Errors
-    /// If the database fails; whether the lease was extended is not known then.
-    pub async fn extend(&self, lease: &Lease, time: Duration, progress: (u8, u64, u64)) -> Result<Renewal, Error> {
-        let mut conn = self.connection().await?;
-        let beat = beat(conn.get(), lease.job.id, lease.token, time, progress).await?;
-        conn.give_back();
-        Ok(beat)
-    }
-
     /// Takes the oldest ready job of a lane in which no earlier job is open, or completed without its file's name.
     ///
     /// A job belongs to the folder of the process that took it on, which will serve its file, for as long as some process
@@ -326,21 +193,26 @@ impl Store {
         Ok(claimed)
     }
 
-    /// Leaves a job: it is pending, failed or cancelled then. `None`: it wasn't ours to leave.
+    /// Leaves a job: it is pending, failed or cancelled then. `None`: it wasn't this lease's to leave. `cause` is the attempt's error with
+    /// its causes, for the log.
     ///
-    /// Waits for a commit of ours that is still under way, since that holds the row; so after `Some` such a commit can't
+    /// Waits for a commit of this attempt that is still under way, since that holds the row; so after `Some` such a commit can't
     /// happen any more.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn settle(&self, lease: &Lease, settlement: &Settlement) -> Result<Option<Status>, Error> {
+    pub async fn settle(
+        &self,
+        lease: &Lease,
+        settlement: &Settlement,
+        cause: &str,
+    ) -> Result<Option<Transition>, Error> {
         let (fatal, refund, failure) = match settlement {
             Settlement::Retry(failure) => (false, 0, Some(failure)),
             Settlement::Fail(failure) => (true, 0, Some(failure)),
             Settlement::Release => (false, 1, None),
         };
-        let mut conn = self.connection().await?;
-        let status: Option<String> = sqlx::query_scalar(
+        let statement = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.queue.settle
              update exports e
              set status = held.next, progress = 0,
@@ -358,20 +230,17 @@ impl Store {
                from exports where id = $1 and lease_token = $2 and status = 'processing'
                for update) held
              where e.id = held.id
-             returning e.status",
-        )
+             returning 'processing' as was, ",
+            job_columns!()
+        ))
         .bind(lease.job.id.as_uuid())
-        .bind(lease.token.as_uuid())
+        .bind(lease.token().as_uuid())
         .bind(fatal)
         .bind(refund)
         .bind(failure.map(|f| f.code.as_str()))
         .bind(failure.map(|f| f.detail.as_str()))
-        .bind(failure.and_then(|f| f.continuity).map(|why| why.as_str()))
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
-        let _ = self.ended.send(lease.job.id);
-        Ok(status.map(|s| s.parse()).transpose()?)
+        .bind(failure.and_then(|f| f.continuity).map(|why| why.as_str()));
+        self.transition(statement, Some(cause)).await
     }
 
     /// Makes good what the database's clock leaves where it was set back: jobs that were ready, or would have been by now, and leases
@@ -414,9 +283,8 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn reap(&self) -> Result<Vec<Reaped>, Error> {
-        let mut conn = self.connection().await?;
-        let rows: Vec<(Uuid, String, String, String)> = sqlx::query_as(
+    pub async fn reap(&self) -> Result<Vec<Transition>, Error> {
+        let statement = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.queue.reap
              update exports e
              set status = lost.next, progress = 0, lease_token = null, lease_owner = null, lease_expires_at = null,
@@ -430,16 +298,14 @@ impl Store {
                from exports where status = 'processing' and lease_expires_at < clock_timestamp()
                for update skip locked) lost
              where e.id = lost.id
-             returning e.id, e.dataset, e.export_type, e.status",
-        )
-        .bind(FailureCode::AttemptsExhausted.as_str())
-        .fetch_all(conn.get())
-        .await?;
+             returning 'processing' as was, ",
+            job_columns!()
+        ));
+        let mut conn = self.connection().await?;
+        let reaped = steps(conn.get(), statement.bind(FailureCode::AttemptsExhausted.as_str())).await?;
         conn.give_back();
-        let reaped = |(id, dataset, export_type, status): (Uuid, _, String, String)| {
-            Ok(Reaped { job: id.into(), dataset, export_type: export_type.parse()?, status: status.parse()? })
-        };
-        rows.into_iter().map(reaped).collect()
+        reaped.iter().for_each(|transition| self.tell(transition, None));
+        Ok(reaped)
     }
 
     /// Which of these hidden files are of attempts that have ended without completing their job, so that they are nobody's.

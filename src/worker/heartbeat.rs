@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use crate::job::{JobId, LeaseToken, Progress};
 use crate::store::{
     Store,
-    queue::{Lease, LeaseRenewer, Renewal},
+    lease::{Lease, LeaseRenewer, Renewal},
 };
 
 /// Why an attempt must stop.

@@ -11,14 +11,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::file::FileRecord;
-use crate::job::{FailureCode, JobId, Retention, Status};
+use crate::job::{JobId, Retention};
 use crate::sink::Folder;
 use crate::source::purge::PURGE_ROWS;
 use crate::store::Notification;
-use crate::store::queue::{EndedAttempt, Reaped};
+use crate::store::queue::EndedAttempt;
 use crate::store::retention::Of;
+use crate::store::transitions::Transition;
 use crate::telemetry::chain;
-use crate::telemetry::metrics::{self, ExportLabels};
+use crate::telemetry::metrics;
 use crate::worker::publish::{FolderAccess, LOST_AFTER, Publication, give_up, publish};
 use crate::worker::{Error, Settings, Worker, heartbeat};
 
@@ -127,17 +128,9 @@ impl Task for Reap {
     async fn round(&mut self) -> Result<(), Error> {
         let Reap { worker } = self;
         worker.with_timeout(worker.store.make_good_a_clock_set_back(worker.settings.lease)).await?;
-        for Reaped { job, dataset, export_type, status } in worker.with_timeout(worker.store.reap()).await? {
-            tracing::warn!(event = "export_taken_over", jobId = %job, status = %status);
+        for Transition { job, .. } in worker.with_timeout(worker.store.reap()).await? {
+            tracing::warn!(event = "export_taken_over", jobId = %job.id, status = %job.status);
             metrics::lease_taken_over();
-            let labels = ExportLabels { dataset: &dataset, export_type: export_type.as_str() };
-            if status.is_terminal() {
-                metrics::job_ended(labels, status.as_str());
-            }
-            if status == Status::Failed {
-                metrics::job_failed(labels, FailureCode::AttemptsExhausted.as_str());
-                tracing::error!(event = "export_failed", jobId = %job, error = %FailureCode::AttemptsExhausted);
-            }
             worker.work_hint.notify_waiters();
             worker.sweep_hint.notify_one();
         }

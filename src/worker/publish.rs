@@ -7,9 +7,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::file::FileRecord;
-use crate::job::{FailureCode, Status};
 use crate::sink::{self, Folder, Published};
-use crate::telemetry::metrics::{self, Completed, ExportLabels};
 use crate::worker::{Error, Worker};
 
 /// A file that is committed and nowhere in its folder for so long is lost: who was just renaming it has long done that.
@@ -85,19 +83,7 @@ pub(crate) async fn publish(
 }
 
 async fn set_published(worker: &Worker, folder: &FolderAccess, record: FileRecord) -> Result<(), Error> {
-    if worker.with_timeout(worker.store.published(&record)).await? {
-        // Here, since of all processes that may finish a job one gets here.
-        let FileRecord { rows, late_rows, seconds, .. } = record;
-        let bytes = record.staged.identity.bytes;
-        let labels = ExportLabels { dataset: &record.dataset, export_type: record.export_type.as_str() };
-        metrics::job_ended(labels, Status::Completed.as_str());
-        metrics::job_completed(labels, Completed { rows, bytes, late_rows, seconds });
-        tracing::info!(
-            event = "export_completed",
-            jobId = %record.job,
-            rowsExported = record.rows,
-            durationSeconds = record.seconds,
-        );
+    if worker.with_timeout(worker.store.published(&record)).await?.is_some() {
         // Its lane waited for that.
         worker.work_hint.notify_waiters();
     } else if worker.with_timeout(worker.store.file(record.job)).await?.is_none() {
@@ -135,11 +121,7 @@ async fn mark(worker: &Worker, folder: &FolderAccess, record: &FileRecord) -> Re
 pub(crate) async fn give_up(worker: &Worker, record: &FileRecord) -> Result<(), Error> {
     // Whose file another database names has nothing to wait for.
     let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
-    if worker.with_timeout(worker.store.give_up(record, after)).await? {
-        let labels = ExportLabels { dataset: &record.dataset, export_type: record.export_type.as_str() };
-        metrics::job_ended(labels, Status::Failed.as_str());
-        metrics::job_failed(labels, FailureCode::FileLost.as_str());
-        tracing::error!(event = "export_failed", jobId = %record.job, error = %FailureCode::FileLost, file = record.staged.name);
+    if worker.with_timeout(worker.store.give_up(record, after)).await?.is_some() {
         worker.work_hint.notify_waiters();
     }
     Ok(())

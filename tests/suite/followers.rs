@@ -4,6 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use cdc_export::job::Status;
+use cdc_export::store::Store;
+use cdc_export::store::transitions::Ended;
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -99,4 +103,28 @@ async fn many_followers_cost_one_look_a_second_together() {
     drop(streams);
     eventually("nobody follows", async || (begun_in_five_seconds().await == 0).then_some(())).await;
     service.stop().await;
+}
+
+/// Whoever follows a job in this process hears of its end at once, also where its worker has vanished.
+#[tokio::test]
+async fn the_end_of_a_job_whose_worker_vanished_is_told() {
+    let database = Database::new().await;
+    database
+        .run(
+            "insert into exports (id, dataset, export_type, format, attempt, max_attempts, output_filename, status, started_at,
+                                  lease_token, lease_owner, lease_expires_at, cancel_requested_at)
+             select gen_random_uuid(), 'users', 'full', 'csv', n, 2, 'f' || n, 'processing', now(),
+               gen_random_uuid(), 'o', now() - interval '1 second', case n when 3 then now() end
+             from generate_series(1, 3) n",
+        )
+        .await;
+    let store = Store::new(database.pool.clone());
+    let mut endings = store.endings();
+    assert_eq!(store.reap().await.unwrap().len(), 3);
+    let mut told = Vec::new();
+    while let Some(Ended::Job(job)) = endings.next().now_or_never() {
+        told.push(store.job(job).await.unwrap().unwrap().status);
+    }
+    told.sort_by_key(|status| status.as_str());
+    assert_eq!(told, [Status::Cancelled, Status::Failed, Status::Pending]);
 }

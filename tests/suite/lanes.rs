@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use cdc_export::job::JobId;
 use cdc_export::store::Store;
-use cdc_export::store::queue::{Claimant, Lease, Settlement};
+use cdc_export::store::lease::Lease;
+use cdc_export::store::queue::{Claimant, Settlement};
 
 use crate::harness::Database;
 
@@ -67,7 +68,7 @@ async fn three_thousand_lanes_of_ten_jobs_are_claimed_in_milliseconds() {
         if running.len() > 4 {
             let oldest = running.pop_front().unwrap();
             let id: JobId = oldest.job.id;
-            claims.store.settle(&oldest, &fail()).await.unwrap().unwrap_or_else(|| panic!("{id}"));
+            claims.store.settle(&oldest, &fail(), "").await.unwrap().unwrap_or_else(|| panic!("{id}"));
         }
     }
     assert_eq!(seen.len(), 3_000, "no lane starves");
@@ -132,7 +133,7 @@ async fn a_claim_stays_short_beside_a_snapshot_of_an_hour() {
     let mut claims = Claims::on(&database);
     for _ in 0..500 {
         let lease = claims.next().await.expect("there is work");
-        claims.store.settle(&lease, &fail()).await.unwrap();
+        claims.store.settle(&lease, &fail(), "").await.unwrap();
     }
     let quartile = claims.quartile();
     assert!(quartile < Duration::from_millis(5), "{quartile:?}");

@@ -224,7 +224,7 @@ async fn nothing_reads_all_jobs_again_and_again() {
         "lanes.published",
         "lanes.under_way",
         "files.published",
-        "jobs.commit",
+        "commit.complete",
         "jobs.last",
         "jobs.open_of",
         "room.count",

@@ -1,0 +1,132 @@
+//! The commit of an export: its job is completed and its consumer's watermark moved, in the transaction whose snapshot was exported.
+
+use sqlx::PgConnection;
+use sqlx::types::Json;
+
+use crate::dataset::Signature;
+use crate::file::{Exported, FileLocation};
+use crate::job::{JobId, SnapshotReport};
+use crate::store::job_row::job_columns;
+use crate::store::lease::Lease;
+use crate::store::transitions::{TransitionRow, step};
+use crate::store::{Error, watermarks};
+use crate::watermark::{NewPosition, Position};
+
+/// What an export found when it took its snapshot.
+#[derive(Clone, Debug)]
+pub struct CommitInput {
+    /// Where the consumer stood.
+    pub position: Position,
+    /// Where it will stand.
+    pub new_position: NewPosition,
+    /// What was found beside it.
+    pub report: SnapshotReport,
+    /// Names and types of the file's columns.
+    pub columns: Signature,
+    /// Which export the folder's marker of the lane named.
+    pub marker: Option<JobId>,
+}
+
+/// How a commit went. On all but `Done` the transaction must be rolled back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// Everything is written; only the `COMMIT` itself is missing.
+    Done,
+    /// The lease is somebody else's by now, or the job was cancelled.
+    NotOurs,
+    /// Somebody moved the consumer's watermark since the export began.
+    WatermarkChanged,
+}
+
+/// Completes a job and moves its consumer's watermark, in the transaction whose snapshot was exported.
+///
+/// Whether the lease has expired doesn't matter here, only whose it is: clocks decide when a job is taken over, never what is
+/// true. A lock of somebody else's is waited for three times, since the export may have taken hours.
+///
+/// # Errors
+/// If the database fails; the transaction is broken then.
+pub async fn commit(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    found: &CommitInput,
+    exported: &Exported,
+) -> Result<Committed, Error> {
+    for _ in 0..2 {
+        sqlx::raw_sql("-- store.commit.savepoint\n savepoint writes").execute(&mut *conn).await?;
+        match commit_once(conn, lease, found, exported).await {
+            Err(Error::LockConflict(_)) => {
+                sqlx::raw_sql("-- store.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
+            }
+            done => return done,
+        }
+    }
+    commit_once(conn, lease, found, exported).await
+}
+
+async fn commit_once(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    found: &CommitInput,
+    exported: &Exported,
+) -> Result<Committed, Error> {
+    let job = &lease.job;
+    let file = &exported.file;
+    let FileLocation::Folder { inode, modified_ns } = file.identity.location;
+    let CommitInput { position, new_position, report, columns, marker } = found;
+    let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
+    let complete = sqlx::query_as::<_, TransitionRow>(concat!(
+        "-- store.commit.complete
+         with completed as (
+         update exports e
+         set status = 'completed', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
+             lease_token = null, lease_owner = null, lease_expires_at = null, error_code = null, error_detail = null,
+             rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
+             watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
+             continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
+             columns_hash = md5(($17::text[])[1]), key_only_deletes = $18, marker_seen = $19,
+             schema_changed = (
+               select l.columns_hash <> all (array(select md5(form) from unnest($17::text[]) as form)) from exports l
+               where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
+                 and l.status = 'completed'
+               order by l.lane_seq desc limit 1)
+         where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null
+         returning 'processing' as was, ",
+        job_columns!(),
+        "),
+         recorded as (
+         insert into cdc_export.files (job, part, name, staged_name, place, bytes, rows, sha256)
+         select id, 1, output_filename, $6, $20, $4, $3, $5 from completed)
+         select * from completed"
+    ))
+    .bind(job.id.as_uuid())
+    .bind(lease.token().as_uuid())
+    .bind(exported.rows as i64)
+    .bind(file.identity.bytes as i64)
+    .bind(&file.sha256)
+    .bind(&file.name)
+    .bind(inode as i64)
+    .bind(modified_ns)
+    .bind(position.last_exported_at)
+    .bind(watermark_to)
+    .bind(file.destination)
+    .bind(report.continuity.map(|why| why.as_str()))
+    .bind(exported.late_rows as i64)
+    .bind(report.open_transactions.map(|n| n as i32))
+    .bind(report.oldest_transaction_seconds)
+    .bind(report.table_rewritten)
+    .bind(columns.forms())
+    .bind(exported.key_only_deletes as i64)
+    .bind(marker.map(JobId::as_uuid))
+    .bind(Json(&file.identity.location));
+    if step(conn, complete).await?.is_none() {
+        return Ok(Committed::NotOurs);
+    }
+    let Some(consumer) = &job.consumer else { return Ok(Committed::Done) };
+    if position.version.is_none() && exported.rows == 0 {
+        // No position yet: the next export starts from the beginning as well, and nothing was missed.
+        return Ok(Committed::Done);
+    }
+    let step = watermarks::Step { export_type: job.export_type, position, new_position, to: watermark_to };
+    let moved = watermarks::advance(conn, consumer, &job.dataset, &step).await?;
+    Ok(if moved { Committed::Done } else { Committed::WatermarkChanged })
+}

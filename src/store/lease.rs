@@ -1,0 +1,136 @@
+//! The lease of one attempt: what proves the right to write, and how it is extended.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::connection;
+use crate::database::DatabaseId;
+use crate::file::hidden::HiddenFile;
+use crate::job::{Job, JobId, LeaseToken};
+use crate::store::{Error, Store};
+
+/// The right to one attempt of a job.
+#[derive(Debug)]
+pub struct Lease {
+    /// The job as it was claimed.
+    pub job: Job,
+    /// In which database.
+    pub database: DatabaseId,
+    token: LeaseToken,
+}
+
+impl Lease {
+    pub(super) fn new(job: Job, database: DatabaseId, token: LeaseToken) -> Lease {
+        Lease { job, database, token }
+    }
+
+    /// What proves the right.
+    pub fn token(&self) -> LeaseToken {
+        self.token
+    }
+
+    /// What its attempt writes.
+    pub fn hidden_file(&self) -> HiddenFile {
+        HiddenFile::of_attempt(&self.database, self.job.id, self.token)
+    }
+}
+
+/// What a heartbeat learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The lease is extended.
+    Held,
+    /// The lease is extended, and somebody asked to cancel the job.
+    CancelAsked,
+    /// The lease is somebody else's, or the job has ended.
+    Lost,
+}
+
+/// The heartbeat of one attempt, over a connection of its own: the busiest pool doesn't starve it, and a connection that went
+/// silent is dropped with it. Connects at the first beat, which a short export never comes to.
+#[derive(Debug)]
+pub struct LeaseRenewer {
+    options: PgConnectOptions,
+    conn: Option<PgConnection>,
+}
+
+impl LeaseRenewer {
+    /// Extends a lease and records how far its export is: percent, rows, bytes.
+    ///
+    /// # Errors
+    /// If the database fails or doesn't answer within `patience`; whether the lease was extended is not known then.
+    pub async fn beat(
+        &mut self,
+        job: JobId,
+        token: LeaseToken,
+        lease: Duration,
+        progress: (u8, u64, u64),
+        timeout: Duration,
+    ) -> Result<Renewal, Error> {
+        // Taken out and put back only after an answer: a statement given up leaves no connection behind.
+        let conn = self.conn.take();
+        let beat = async {
+            let mut conn = match conn {
+                Some(conn) => conn,
+                None => connection::connect(&self.options).await?,
+            };
+            let beat = beat(&mut conn, job, token, lease, progress).await?;
+            Ok::<_, Error>((conn, beat))
+        };
+        let answer = tokio::time::timeout(timeout, beat).await;
+        let (conn, beat) = answer.map_err(|_| Error::Unavailable(sqlx::Error::PoolTimedOut))??;
+        self.conn = Some(conn);
+        Ok(beat)
+    }
+}
+
+async fn beat(
+    conn: &mut PgConnection,
+    job: JobId,
+    token: LeaseToken,
+    lease: Duration,
+    (percent, rows, bytes): (u8, u64, u64),
+) -> Result<Renewal, Error> {
+    // Not waited for until it is on disk: a beat that a crash of Postgres takes back is one that came late.
+    let cancel: Option<bool> = sqlx::query_scalar(
+        "-- store.queue.beat
+         update exports
+         set lease_expires_at = clock_timestamp() + make_interval(secs => $3),
+             progress = greatest(progress, $4), rows_exported = $5, bytes_written = $6
+         where id = $1 and lease_token = $2 and status = 'processing'
+         returning cancel_requested_at is not null, set_config('synchronous_commit', 'off', true)",
+    )
+    .bind(job.as_uuid())
+    .bind(token.as_uuid())
+    .bind(lease.as_secs_f64())
+    .bind(i16::from(percent))
+    .bind(rows as i64)
+    .bind(bytes as i64)
+    .fetch_optional(conn)
+    .await?;
+    Ok(match cancel {
+        None => Renewal::Lost,
+        Some(true) => Renewal::CancelAsked,
+        Some(false) => Renewal::Held,
+    })
+}
+
+impl Store {
+    /// A heartbeat for one attempt.
+    pub fn lease_renewer(&self) -> LeaseRenewer {
+        LeaseRenewer { options: (*self.pool.connect_options()).clone(), conn: None }
+    }
+
+    /// Extends a lease once more, before a commit that may take a while.
+    ///
+    /// # Errors
+    /// If the database fails; whether the lease was extended is not known then.
+    pub async fn extend(&self, lease: &Lease, time: Duration, progress: (u8, u64, u64)) -> Result<Renewal, Error> {
+        let mut conn = self.connection().await?;
+        let beat = beat(conn.get(), lease.job.id, lease.token, time, progress).await?;
+        conn.give_back();
+        Ok(beat)
+    }
+}

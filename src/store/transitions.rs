@@ -1,0 +1,175 @@
+//! A job's transitions after its submission: each statement that changes a status runs in [`step`] or [`steps`], and what it changed is
+//! told in one place, `Store::tell`.
+//!
+//! What must be true together with a transition belongs into its transaction, beside [`step`]. What only has to be heard of it
+//! belongs into `tell`: the process whose statement ended a job counts the end, logs it and wakes the job's followers, once for all processes.
+
+use sqlx::postgres::PgArguments;
+use sqlx::query::QueryAs;
+use sqlx::{PgConnection, Postgres};
+use tokio::sync::broadcast;
+
+use crate::job::{Job, JobId, Status};
+use crate::store::job_row::JobRow;
+use crate::store::{Error, Store};
+use crate::telemetry::chain;
+use crate::telemetry::metrics::{self, Completed, ExportLabels};
+
+/// What a statement made of a job.
+#[derive(Clone, Debug)]
+pub struct Transition {
+    /// The job's status before, as clients saw it.
+    pub from: Status,
+    /// The job after the transition, as clients see it: a committed job is still processing until its file has its name.
+    pub job: Job,
+}
+
+impl Transition {
+    /// Whether clients see another status than before.
+    fn is_seen(&self) -> bool {
+        self.from != self.job.status
+    }
+}
+
+/// What a statement of a transition returns: `was`, which is the status before, and the job's columns.
+#[derive(sqlx::FromRow)]
+pub(super) struct TransitionRow {
+    was: String,
+    #[sqlx(flatten)]
+    job: JobRow,
+}
+
+impl TryFrom<TransitionRow> for Transition {
+    type Error = Error;
+
+    fn try_from(row: TransitionRow) -> Result<Transition, Error> {
+        Ok(Transition { from: row.was.parse()?, job: row.job.try_into()? })
+    }
+}
+
+type Statement<'q> = QueryAs<'q, Postgres, TransitionRow, PgArguments>;
+
+/// Runs a statement that changes one job's status. `None`: it changed nothing.
+pub(super) async fn step(conn: &mut PgConnection, statement: Statement<'_>) -> Result<Option<Transition>, Error> {
+    statement.fetch_optional(conn).await?.map(Transition::try_from).transpose()
+}
+
+/// Runs a statement that changes many jobs' statuses.
+pub(super) async fn steps(conn: &mut PgConnection, statement: Statement<'_>) -> Result<Vec<Transition>, Error> {
+    let read = |row: TransitionRow| {
+        let transition = Transition::try_from(row);
+        // A newer version may have written the row: no reason to lose the others.
+        transition.inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error))).ok()
+    };
+    Ok(statement.fetch_all(conn).await?.into_iter().filter_map(read).collect())
+}
+
+impl Store {
+    /// Runs a statement that changes one job's status, by itself, and tells what it changed. `cause` is the error that ended the job,
+    /// with its causes, for the log.
+    pub(super) async fn transition(
+        &self,
+        statement: Statement<'_>,
+        cause: Option<&str>,
+    ) -> Result<Option<Transition>, Error> {
+        let mut conn = self.connection().await?;
+        let transition = step(conn.get(), statement).await?;
+        conn.give_back();
+        transition.iter().for_each(|transition| self.tell(transition, cause));
+        Ok(transition)
+    }
+
+    /// Tells of a transition whose transaction is committed: the job's followers, and of an end the log and the metrics.
+    pub(super) fn tell(&self, transition: &Transition, cause: Option<&str>) {
+        let Transition { job, .. } = transition;
+        if !transition.is_seen() {
+            return;
+        }
+        // Without followers nobody listens.
+        let _ = self.endings.send(job.id);
+        let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
+        match job.status {
+            Status::Pending | Status::Processing => return,
+            Status::Completed => {
+                let seconds = seconds(job);
+                let (rows, bytes) = (job.rows_exported, job.bytes_written);
+                metrics::job_completed(labels, Completed { rows, bytes, late_rows: job.late_rows, seconds });
+                tracing::info!(
+                    event = "export_completed",
+                    jobId = %job.id,
+                    rowsExported = rows,
+                    durationSeconds = seconds
+                );
+            }
+            Status::Failed => {
+                if let Some(failure) = &job.error {
+                    metrics::job_failed(labels, failure.code.as_str());
+                    let error = cause.unwrap_or(&failure.detail);
+                    tracing::error!(event = "export_failed", jobId = %job.id, code = %failure.code, error);
+                }
+            }
+            Status::Cancelled => tracing::info!(event = "export_cancelled", jobId = %job.id),
+        }
+        metrics::job_ended(labels, job.status.as_str());
+    }
+
+    /// Tells from now on which jobs this process brings to their end, or back into the queue. A hint: other processes end jobs too.
+    pub fn endings(&self) -> Endings {
+        Endings(self.endings.subscribe())
+    }
+}
+
+/// From the start of a job's first attempt to the commit.
+fn seconds(job: &Job) -> f64 {
+    let time = job.started_at.zip(job.finished_at).map(|(started, finished)| finished - started);
+    time.and_then(|time| time.to_std().ok()).unwrap_or_default().as_secs_f64()
+}
+
+/// Hints that a job has ended.
+#[derive(Debug)]
+pub struct Endings(broadcast::Receiver<JobId>);
+
+/// What has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// This job.
+    Job(JobId),
+    /// More jobs than could be told: it may be any.
+    Any,
+}
+
+impl Endings {
+    /// Waits for the next end.
+    pub async fn next(&mut self) -> Ended {
+        match self.0.recv().await {
+            Ok(job) => Ended::Job(job),
+            Err(broadcast::error::RecvError::Lagged(_)) => Ended::Any,
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use sqlx::postgres::PgPoolOptions;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_one_pool_sees_end_another_tells() {
+        let pool = || PgPoolOptions::new().connect_lazy("postgres://nobody@localhost/nowhere").unwrap();
+        let worker = Store::new(pool());
+        let (job, other) = (JobId::new(), JobId::new());
+        let mut endings = worker.over(pool()).endings();
+        for ended in [other, job] {
+            worker.endings.send(ended).unwrap();
+            assert_eq!(endings.next().now_or_never(), Some(Ended::Job(ended)));
+        }
+        assert_eq!(endings.next().now_or_never(), None, "it is told once");
+        for _ in 0..100 {
+            worker.endings.send(other).unwrap();
+        }
+        assert_eq!(endings.next().now_or_never(), Some(Ended::Any), "it may be among those that were missed");
+    }
+}
