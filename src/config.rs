@@ -24,7 +24,7 @@ use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Ori
 use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::source::purge;
-use crate::{embedded, telemetry, worker};
+use crate::{embedded, maintenance, telemetry, worker};
 
 /// A setting that can't be used, as one line.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,8 @@ pub struct Config {
     pub metrics_port: Option<u16>,
     /// The exports.
     pub worker: worker::Settings,
+    /// What is done whosever job it was.
+    pub maintenance: maintenance::Settings,
     /// How many connections read a large table for a full export.
     pub readers: u32,
     /// The limits under which a job is accepted.
@@ -126,6 +128,7 @@ impl Config {
         let (database, authorities) = named.map(|named| (named.database, named.authorities)).unzip();
         let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
         let catalog_file = vars.get("DATASETS").map(PathBuf::from);
+        let lease = Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?);
         let checksum: Option<Checksum> = match vars.get("PG_DOWNLOAD_SHA256") {
             None => None,
             Some(text) => Some(
@@ -203,12 +206,15 @@ impl Config {
             api_connections: vars.number("API_CONNECTIONS", 10, 1..=1000)? as u32,
             worker: worker::Settings {
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
-                lease: Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?),
+                lease,
                 cell_max: CellMax(vars.bytes("CELL_MAX_BYTES", 64 << 20, 1 << 10..=1 << 30)?),
                 compression_level: match vars.get("COMPRESSION_LEVEL") {
                     None => None,
                     Some(_) => Some(vars.number("COMPRESSION_LEVEL", 1, 1..=19)? as u8),
                 },
+            },
+            maintenance: maintenance::Settings {
+                lease,
                 retain_files: vars.retention("RETAIN_FILES")?,
                 retain_jobs: vars.retention("RETAIN_JOBS")?,
                 log_caps: purge::Caps {
@@ -272,7 +278,7 @@ mod tests {
         assert_eq!((config.seed_rows, config.http.port, config.worker.workers), (100_000, 8080, 2));
         assert_eq!((config.http.access, config.http.rate), (Some(Access::LocalCallers), None));
         assert_eq!(read(&[("RATE_LIMIT", "600/min")]).unwrap().http.rate, Some("600/min".parse().unwrap()));
-        assert_eq!(config.worker.retain_files, Retention::default());
+        assert_eq!(config.maintenance.retain_files, Retention::default());
         assert_eq!(config.worker.cell_max.0, 64 << 20);
         for (text, bytes) in
             [("1024", 1024), ("2048B", 2048), ("64 KiB", 64 << 10), ("3MiB", 3 << 20), ("1GiB", 1 << 30)]
@@ -292,7 +298,7 @@ mod tests {
             ("7", None, Some(7)),
             ("1d", Some(day), None),
         ] {
-            assert_eq!(read(&[("RETAIN_JOBS", text)]).unwrap().worker.retain_jobs, Retention { age, count });
+            assert_eq!(read(&[("RETAIN_JOBS", text)]).unwrap().maintenance.retain_jobs, Retention { age, count });
         }
         for here in ["http://127.0.0.1:1/b", "http://[::1]/b", "http://LocalHost:8080", "https://mirror.example/b/"] {
             assert!(read(&[("PG_DOWNLOAD", here)]).unwrap().embedded.download.is_some(), "{here}");

@@ -20,7 +20,9 @@ pub mod store;
 
 // The way of an export: from a row in `exports` to a file.
 pub mod encode;
+pub mod maintenance;
 pub mod pipeline;
+pub mod publisher;
 pub mod sink;
 pub mod source;
 pub mod worker;

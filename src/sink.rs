@@ -4,6 +4,7 @@
 //! below the folder's own descriptor, and symbolic links are not followed. Blocking throughout. Knows no queue, no store and
 //! no format; what the names belong to is the caller's business.
 
+pub mod access;
 mod draft;
 mod marker;
 

@@ -1,5 +1,6 @@
 //! Logs: one line an event, on standard error; and `metrics`. Never a row's values, a password or a key.
 
+pub mod complaints;
 pub mod metrics;
 
 use std::io::IsTerminal;

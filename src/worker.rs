@@ -1,11 +1,12 @@
 //! The worker: claims jobs, runs their exports under a heartbeat, and settles them.
 //!
 //! One export reads top to bottom in [`Worker::attempt`]. What is tried again and what fails is one match,
-//! [`Error::settlement`]. Knows no HTTP; rows pass through the pipeline, never through here.
+//! [`Error::settlement`]. Knows no HTTP; rows pass through the pipeline, never through here. What has to be done whosever job it was is
+//! `maintenance`'s.
 
+mod error;
 mod heartbeat;
-mod maintenance;
-mod publish;
+mod listen;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -21,23 +22,20 @@ use crate::dataset::{Capture, CellMax};
 use crate::failpoint;
 use crate::file::{Exported, FileRecord};
 use crate::job::marker::Marker;
-use crate::job::{Continuity, Failure, FailureCode, Job, JobId, Progress, Retention, Status};
+use crate::job::{JobId, Progress, Status};
 use crate::pipeline;
+use crate::publisher::Publisher;
 use crate::sink::{self, Folder};
-use crate::source::{
-    self, purge,
-    snapshot::{ExportConnections, Purpose, Snapshot, Source},
-};
+use crate::source::snapshot::{ExportConnections, Purpose, Snapshot, Source};
 use crate::store::{
     self, Store,
     commit::{CommitInput, Committed, commit},
-    lease::{Lease, Renewal},
+    lease::{self, Lease, Renewal},
     queue::{Claimant, Settlement},
 };
 use crate::telemetry::chain;
-use crate::telemetry::metrics;
+use crate::worker::error::Error;
 use crate::worker::heartbeat::{Heartbeat, Stop};
-use crate::worker::publish::FolderAccess;
 
 /// How long an idle worker waits for a hint before it looks by itself, and how long it rests after the database failed.
 const POLL: Duration = Duration::from_secs(1);
@@ -56,12 +54,6 @@ pub struct Settings {
     pub cell_max: CellMax,
     /// The level of compressed files; `None`: each codec's own.
     pub compression_level: Option<u8>,
-    /// How much of the change log a consumer that doesn't come may hold.
-    pub log_caps: purge::Caps,
-    /// Files that are kept.
-    pub retain_files: Retention,
-    /// Jobs that are kept; a job's file goes with it at the latest.
-    pub retain_jobs: Retention,
 }
 
 /// Runs exports until it is told to stop.
@@ -77,30 +69,9 @@ pub struct Worker {
     /// Their names.
     datasets: Arc<[String]>,
     /// Work may have come.
-    work_hint: Arc<Notify>,
-    /// Somebody left something in the folder.
-    sweep_hint: Arc<Notify>,
+    work: Arc<Notify>,
     /// Jobs that were asked to stop.
-    cancel_hints: broadcast::Sender<JobId>,
-}
-
-/// Why an attempt ended without a file.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Source(#[from] source::Error),
-    #[error(transparent)]
-    Pipeline(#[from] pipeline::Error),
-    #[error(transparent)]
-    Sink(#[from] sink::Error),
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    #[error("the attempt was stopped: {0}")]
-    Stopped(Stop),
-    #[error("the consumer's watermark was changed while the export ran")]
-    WatermarkChanged,
-    #[error("the lease is somebody else's, or the job was cancelled")]
-    NotOurs,
+    cancels: broadcast::Sender<JobId>,
 }
 
 /// An attempt whose file is written.
@@ -119,69 +90,6 @@ enum Ended {
     Otherwise,
 }
 
-impl Error {
-    /// What becomes of the job. Transient is what may be gone next time: the database, locks, room on the disk.
-    fn settlement(&self) -> Settlement {
-        use pipeline::Error as Pipe;
-        let failure = |code| Failure { continuity: None, code, detail: self.to_string() };
-        match self {
-            Error::Stopped(Stop::Shutdown | Stop::CancelAsked | Stop::LeaseLost) | Error::NotOurs => {
-                Settlement::Release
-            }
-            Error::Stopped(Stop::Silence) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
-            Error::WatermarkChanged => Settlement::Retry(failure(FailureCode::WatermarkChanged)),
-            Error::Store(
-                store::Error::Unavailable(_) | store::Error::LockConflict(_) | store::Error::XidsSetBack(_),
-            ) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
-            Error::Store(store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_)) => {
-                Settlement::Fail(failure(FailureCode::Internal))
-            }
-            Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
-                source::Error::Unavailable(_) | source::Error::LockConflict(_) => {
-                    Settlement::Retry(failure(FailureCode::SourceUnavailable))
-                }
-                source::Error::Standby => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
-                source::Error::FullExportNeeded { why, .. } => {
-                    let failure = failure(FailureCode::FullExportNeeded);
-                    Settlement::Fail(Failure { continuity: Some(*why), ..failure })
-                }
-                source::Error::JobRestored(_) => {
-                    let failure = failure(FailureCode::FullExportNeeded);
-                    Settlement::Fail(Failure { continuity: Some(Continuity::DatabaseRestored), ..failure })
-                }
-                source::Error::TableMissing { .. } | source::Error::NotTracked(_) => {
-                    Settlement::Fail(failure(FailureCode::TableMissing))
-                }
-                source::Error::Mismatch(faults) => Settlement::Fail(failure(match faults.0.as_slice() {
-                    [fault] if fault.member == "table" => FailureCode::TableMissing,
-                    _ => FailureCode::DatasetMismatch,
-                })),
-                source::Error::InvalidText { .. } => Settlement::Fail(failure(FailureCode::InvalidText)),
-                source::Error::RowTooLarge { .. } | source::Error::RowBeyondPostgres { .. } => {
-                    Settlement::Fail(failure(FailureCode::RowTooLarge))
-                }
-                source::Error::Unreadable { .. } => Settlement::Fail(failure(FailureCode::ValueUnreadable)),
-                source::Error::Denied { .. } => Settlement::Fail(failure(FailureCode::PermissionDenied)),
-                source::Error::Sql(_) | source::Error::Protocol(_) | source::Error::ReceiverGone => {
-                    Settlement::Fail(failure(FailureCode::Internal))
-                }
-            },
-            Error::Sink(cause) | Error::Pipeline(Pipe::Sink(cause)) => match cause {
-                sink::Error::Full(_) => Settlement::Retry(failure(FailureCode::StorageFull)),
-                sink::Error::ReadOnly(_) => Settlement::Fail(failure(FailureCode::StorageReadonly)),
-                sink::Error::Missing(_) => Settlement::Fail(failure(FailureCode::OutputMissing)),
-                // A disk that failed once gets another try, with a file written anew.
-                sink::Error::Io(_) => Settlement::Retry(failure(FailureCode::Internal)),
-            },
-            Error::Pipeline(Pipe::InvalidText(_)) => Settlement::Fail(failure(FailureCode::InvalidText)),
-            Error::Pipeline(Pipe::NotInFormat(_)) => Settlement::Fail(failure(FailureCode::NotInFormat)),
-            Error::Pipeline(Pipe::WrongRow(_)) => Settlement::Fail(failure(FailureCode::Internal)),
-            Error::Pipeline(Pipe::Compressor(_)) => Settlement::Retry(failure(FailureCode::Internal)),
-            Error::Pipeline(Pipe::Panicked(_)) => Settlement::Fail(failure(FailureCode::Internal)),
-        }
-    }
-}
-
 impl Worker {
     /// A worker that claims over `store`'s pool, reads the datasets of `catalog` from `source` and writes to `folder`.
     pub fn new(settings: Settings, store: Store, source: Source, folder: Arc<Folder>, catalog: Arc<Catalog>) -> Worker {
@@ -194,34 +102,16 @@ impl Worker {
             folder,
             datasets: catalog.iter().map(|dataset| dataset.name.clone()).collect(),
             catalog,
-            work_hint: Arc::new(Notify::new()),
-            sweep_hint: Arc::new(Notify::new()),
-            cancel_hints: broadcast::Sender::new(64),
-        }
-    }
-
-    /// Says that the jobs of this folder have a worker, before the first of them is submitted: a process with another folder
-    /// would else take it.
-    pub async fn announce(&self) {
-        let folder = FolderAccess::new(self);
-        // A folder that hangs doesn't keep the API from starting.
-        let announced = tokio::time::timeout(POLL * 5, maintenance::announce(self, &folder)).await;
-        if let Err(error) = announced.unwrap_or(Err(Error::Stopped(Stop::Silence))) {
-            tracing::warn!(event = "announce_failed", error = chain(&error));
+            work: Arc::new(Notify::new()),
+            cancels: broadcast::Sender::new(64),
         }
     }
 
     /// Works until `shutdown`, then gives running jobs back and returns.
     pub async fn run(self, shutdown: CancellationToken) {
-        metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
         let mut tasks = JoinSet::new();
-        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::listen));
-        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::reap));
-        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::announce_on));
-        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::publish_all));
-        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::sweep));
-        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::retain));
-        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), maintenance::purge));
+        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), listen::listen));
+        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), listen::wake));
         for _ in 0..self.settings.workers {
             tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), Worker::work));
         }
@@ -238,7 +128,7 @@ impl Worker {
     async fn work(self, shutdown: CancellationToken) {
         let mut connections: Option<ExportConnections> = None;
         while !shutdown.is_cancelled() {
-            let hint = self.work_hint.notified();
+            let hint = self.work.notified();
             tokio::pin!(hint);
             // From here on a hint isn't missed: it may come while the claim looks and finds nothing.
             hint.as_mut().enable();
@@ -306,10 +196,15 @@ impl Worker {
             },
         };
         failpoint!("worker.committed", None);
-        let publishing = tokio::time::timeout(self.settings.lease, self.publish(job));
-        if let Err(error) = publishing.await.unwrap_or(Err(Error::Stopped(Stop::Silence))) {
+        let publisher = Publisher::new(&self.store, &self.folder, self.settings.lease);
+        let publishing = tokio::time::timeout(self.settings.lease, publisher.publish_job(job.id));
+        let failed = match publishing.await {
+            Ok(published) => published.err().map(|error| chain(&error)),
+            Err(_) => Some("it takes too long".to_owned()),
+        };
+        if let Some(error) = failed {
             // It is committed: maintenance gives it its name as soon as that is possible.
-            tracing::error!(event = "publish_failed", jobId = %job.id, error = chain(&error));
+            tracing::error!(event = "publish_failed", jobId = %job.id, error);
         }
         connections
     }
@@ -325,7 +220,7 @@ impl Worker {
         failpoint!("worker.claimed");
         let progress = Progress::default();
         let mut heartbeat =
-            Heartbeat::start(&self.store, lease, progress.clone(), self.settings.lease, self.cancel_hints.subscribe());
+            Heartbeat::start(&self.store, lease, progress.clone(), self.settings.lease, self.cancels.subscribe());
         let export = self.write_file(lease, connections, &progress);
         let written = tokio::select! {
             biased;
@@ -338,7 +233,7 @@ impl Worker {
         let Written { mut snapshot, exported, marker } = written?;
         failpoint!("worker.staged");
         // A lease that was taken just now is as good as extended; the commit itself asks whose it is, and for a cancel.
-        if begun.elapsed() > heartbeat::interval(self.settings.lease) {
+        if begun.elapsed() > lease::interval(self.settings.lease) {
             let extend = || self.store.extend(lease, self.settings.lease, progress.read());
             match self.retry_while_leased(lease, shutdown, extend).await? {
                 Renewal::Held => {}
@@ -411,7 +306,7 @@ impl Worker {
         let order = pipeline::ExportSpec { job, shape: &shape, since, cell_max, compression_level, progress };
         let (leader, rows) = snapshot.split();
         let mut exported = tokio::select! {
-            lost = leader.keep_alive(heartbeat::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
+            lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
             exported = pipeline::run(rows, &order, draft) => exported?,
         };
         let taken_at = snapshot.new_position().taken_at;
@@ -493,19 +388,11 @@ impl Worker {
 
     /// How long one statement may take without an answer: within a lease there is time for another try.
     fn call_timeout(&self) -> Duration {
-        (self.settings.lease / 3).min(Duration::from_secs(10))
+        lease::call_timeout(self.settings.lease)
     }
 
     async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
         store::with_timeout(self.call_timeout(), call).await
-    }
-
-    async fn publish(&self, job: &Job) -> Result<(), Error> {
-        match self.with_timeout(self.store.file(job.id)).await? {
-            // One that is missing is looked for again.
-            Some(record) => publish::publish(self, &FolderAccess::new(self), record).await.map(drop),
-            None => Ok(()),
-        }
     }
 
     /// File operations block; they have threads of their own.

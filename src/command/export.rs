@@ -146,15 +146,15 @@ impl Export {
     async fn run_locally(&self, config: &Config, database: &Database, request: &Request) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let done = CancellationToken::new();
-        let Wired { worker, service } = wire(config, database, 1, &done);
+        let Wired { exports, service } = wire(config, database, 1, &done);
         let backend = Backend::Local(Box::new(service));
         let id = backend.submit(request).await?;
 
         let run_here = async {
             let taken = tokio::time::timeout(CLAIM_TIMEOUT, taken(&backend, id)).await;
             if taken.is_err() {
-                worker.announce().await;
-                worker.run(done.clone()).await;
+                exports.announce().await;
+                exports.run(done.clone()).await;
             }
         };
         let watched = async {

@@ -79,10 +79,10 @@ async fn serve_on(
         listening();
         http::serve(listener, router, limits, shutdown).await;
     } else {
-        wired.worker.announce().await;
+        wired.exports.announce().await;
         listening();
         // The two end together: an API without workers would accept jobs that nobody runs.
-        tokio::join!(http::serve(listener, router, limits, shutdown.clone()), wired.worker.run(shutdown));
+        tokio::join!(http::serve(listener, router, limits, shutdown.clone()), wired.exports.run(shutdown));
     }
     tracing::info!(event = "stopped");
     Ok(())
@@ -161,7 +161,7 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
         };
         let access = tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
         let wired = wire(&config, &handle.database, config.worker.workers, &shutdown);
-        wired.worker.announce().await;
+        wired.exports.announce().await;
         tracing::info!(event = "working");
         if let Some(listener) = &listener {
             tracing::info!(event = "listening", address = %format!("http://{}", listener.local_addr()?));
@@ -171,7 +171,7 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
             let router = http::watched_router(wired.service, access, &config.http);
             http::serve(listener, router, limits, shutdown.clone()).await;
         };
-        tokio::join!(watched, wired.worker.run(shutdown.clone()));
+        tokio::join!(watched, wired.exports.run(shutdown.clone()));
         tracing::info!(event = "stopped");
         anyhow::Ok(())
     };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cdc_export::config::Config;
+use cdc_export::maintenance::Maintenance;
 use cdc_export::postgres::Database;
 use cdc_export::service::{self, Service, Stores};
 use cdc_export::sink::Folder;
@@ -30,13 +31,31 @@ fn control_connections(workers: u32) -> u32 {
     workers + 1
 }
 
-/// The service and the worker of one process.
+/// The service and the exports of one process.
 pub(super) struct Wired {
-    pub(super) worker: Worker,
+    pub(super) exports: Exports,
     pub(super) service: Service,
 }
 
-/// Wires service and worker, for so many exports at once; 0: for the service alone. Makes the output folder.
+/// What a process does that runs exports.
+pub(super) struct Exports {
+    worker: Worker,
+    maintenance: Maintenance,
+}
+
+impl Exports {
+    /// Says that the jobs of this folder have a worker.
+    pub(super) async fn announce(&self) {
+        self.maintenance.announce().await;
+    }
+
+    /// Works until `shutdown`, then gives running jobs back and returns.
+    pub(super) async fn run(self, shutdown: CancellationToken) {
+        tokio::join!(self.worker.run(shutdown.clone()), self.maintenance.run(shutdown));
+    }
+}
+
+/// Wires the modules, for so many exports at once; 0: for the service alone. Makes the output folder.
 pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping: &CancellationToken) -> Wired {
     let folder = Arc::new(Folder::new(config.output_dir.clone()).with_file_mode(config.output_mode));
     if let Err(error) = folder.prepare() {
@@ -47,9 +66,10 @@ pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping:
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
     let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };
-    let (its_folder, catalog) = (Arc::clone(&folder), Arc::clone(&config.catalog));
-    let store = Store::new(control.clone());
-    let worker = Worker::new(settings, store.clone(), source(control.clone()), its_folder, Arc::clone(&catalog));
+    let catalog = Arc::clone(&config.catalog);
+    let (store, tables) = (Store::new(control.clone()), source(control.clone()));
+    let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), Arc::clone(&folder));
+    let worker = Worker::new(settings, store.clone(), tables, Arc::clone(&folder), Arc::clone(&catalog));
     let callers = |connections, patience| database.pool_for_callers(connections, patience);
     let stores = Stores {
         api: store.over(callers(config.api_connections, service::CALL_TIMEOUT)),
@@ -59,5 +79,5 @@ pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping:
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);
     let settings = service::Settings { folder, catalog, terms: config.terms };
     let service = Service::new(settings, stores, source(counting), stopping.clone());
-    Wired { worker, service }
+    Wired { exports: Exports { worker, maintenance }, service }
 }

@@ -11,6 +11,16 @@ use crate::file::hidden::HiddenFile;
 use crate::job::{Job, JobId, LeaseToken};
 use crate::store::{Error, Store};
 
+/// How often a lease is extended, and what depends on leases is looked at.
+pub fn interval(lease: Duration) -> Duration {
+    Duration::from_secs(1).min(lease / 3)
+}
+
+/// How long one statement may take without an answer: within a lease there is time for another try.
+pub fn call_timeout(lease: Duration) -> Duration {
+    (lease / 3).min(Duration::from_secs(10))
+}
+
 /// The right to one attempt of a job.
 #[derive(Debug)]
 pub struct Lease {

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use crate::job::{JobId, LeaseToken, Progress};
 use crate::store::{
     Store,
-    lease::{Lease, LeaseRenewer, Renewal},
+    lease::{self, Lease, LeaseRenewer, Renewal},
 };
 
 /// Why an attempt must stop.
@@ -33,11 +33,6 @@ impl std::fmt::Display for Stop {
             Stop::Shutdown => "the service is shutting down",
         })
     }
-}
-
-/// How often a lease is extended.
-pub(crate) fn interval(lease: Duration) -> Duration {
-    Duration::from_secs(1).min(lease / 3)
 }
 
 /// A running heartbeat. Dropped, it ends.
@@ -96,7 +91,7 @@ impl Beating {
         loop {
             // An export of more than a minute has shown its progress often enough.
             let fast = begun.elapsed() < Duration::from_secs(60);
-            let pause = if fast { interval(self.time) } else { Duration::from_secs(5).min(self.time / 3) };
+            let pause = if fast { lease::interval(self.time) } else { Duration::from_secs(5).min(self.time / 3) };
             tokio::select! { () = tokio::time::sleep(pause) => {}, () = cancelled(&mut self.cancel_hints, self.job) => {} }
 
             let sent = Instant::now();

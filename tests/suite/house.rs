@@ -13,7 +13,9 @@ fn allowed(room: &str) -> BTreeSet<&'static str> {
         // What a user of the demo's table is.
         "http" => &["service", "demo"],
         "service" => &["demo", "store", "source", "sink"],
-        "worker" => &["pipeline", "store", "source", "sink"],
+        "worker" => &["pipeline", "publisher", "store", "source", "sink"],
+        "maintenance" => &["publisher", "store", "source", "sink"],
+        "publisher" => &["store", "sink"],
         "pipeline" => &["source", "encode", "sink"],
         "demo" => &["store"],
         "store" | "source" => &["connection"],
@@ -22,7 +24,7 @@ fn allowed(room: &str) -> BTreeSet<&'static str> {
         "encode" | "sink" | "database" | "dataset" | "file" | "job" | "key" | "row" | "watermark" => &[],
         // Their settings.
         "config" => {
-            let settings = ["embedded", "http", "postgres", "source", "telemetry", "worker"];
+            let settings = ["embedded", "http", "maintenance", "postgres", "source", "telemetry", "worker"];
             return settings.into_iter().chain(NOUNS).collect();
         }
         "embedded" => return ["failpoint", "telemetry"].into(),

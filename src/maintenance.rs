@@ -1,0 +1,201 @@
+//! What has to be done whosever job it was: take over jobs of vanished workers, give committed files their names, remove what is left
+//! in the folder or past its retention, purge the change log. Every process that runs exports does all of it; each step is safe to do
+//! twice.
+//!
+//! Each is a [`Task`] of its own in a file of its own, so that a folder that hangs or a file that can't be removed delays nothing else.
+//! [`Maintenance::run`] lists them.
+
+mod announce;
+mod publish;
+mod purge;
+mod reap;
+mod retain;
+mod sweep;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::Retention;
+use crate::maintenance::announce::Announce;
+use crate::maintenance::publish::Publish;
+use crate::maintenance::purge::Purge;
+use crate::maintenance::reap::Reap;
+use crate::maintenance::retain::Retain;
+use crate::maintenance::sweep::Sweep;
+use crate::publisher;
+use crate::sink::{self, Folder};
+use crate::source::{self, purge::Caps, snapshot::Source};
+use crate::store::{self, Store, lease};
+use crate::telemetry::complaints::Complaints;
+use crate::telemetry::{chain, metrics};
+
+/// Reading the whole folder costs more than all the rest, and what a crash left there is in nobody's way.
+const FOLDER_PERIOD: Duration = Duration::from_secs(60);
+
+/// The log grows slowly beside what a purge takes away, and a statement in ten seconds is nothing.
+const PURGE_PERIOD: Duration = Duration::from_secs(10);
+
+/// How long a round of a task may take before it begins anew. A purging statement may take a minute.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long the start waits for the folder and the database to be told that this process lives.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What an operator may set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long a job stays with a worker that gives no sign.
+    pub lease: Duration,
+    /// How much of the change log a consumer that doesn't come may hold.
+    pub log_caps: Caps,
+    /// Files that are kept.
+    pub retain_files: Retention,
+    /// Jobs that are kept; a job's file goes with it at the latest.
+    pub retain_jobs: Retention,
+}
+
+/// What the tasks work with.
+#[derive(Clone, Debug)]
+pub struct Maintenance {
+    settings: Settings,
+    store: Store,
+    source: Source,
+    folder: Arc<Folder>,
+    /// Somebody left something in the folder.
+    swept: Arc<Notify>,
+}
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    #[error(transparent)]
+    Sink(#[from] sink::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Publisher(#[from] publisher::Error),
+}
+
+/// What is done again and again.
+trait Task: Send {
+    /// The name in the log.
+    const NAME: &'static str;
+
+    /// Does it once. A round that takes too long is given up, and the next one begins anew.
+    fn round(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Returns when the next round shall begin before its time.
+    fn woken(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+}
+
+impl Maintenance {
+    /// Maintenance of `store`'s database and of `folder`.
+    pub fn new(settings: Settings, store: Store, source: Source, folder: Arc<Folder>) -> Maintenance {
+        Maintenance { settings, store, source, folder, swept: Arc::new(Notify::new()) }
+    }
+
+    /// Says that the jobs of this folder have a worker, before the first of them is submitted: a process with another folder
+    /// would else take it.
+    pub async fn announce(&self) {
+        let mut announce = Announce::new(self);
+        // A folder that hangs doesn't keep the API from starting.
+        let error = match tokio::time::timeout(ANNOUNCE_TIMEOUT, announce.round()).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "it takes too long".to_owned(),
+        };
+        tracing::warn!(event = "announce_failed", error);
+    }
+
+    /// Does what there is to do until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
+        let often = lease::interval(self.settings.lease);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(every(often, Announce::new(&self), shutdown.clone()));
+        tasks.spawn(every(often, Reap::new(&self), shutdown.clone()));
+        tasks.spawn(every(often, Publish::new(&self), shutdown.clone()));
+        tasks.spawn(every(FOLDER_PERIOD, Sweep::new(&self), shutdown.clone()));
+        tasks.spawn(every(FOLDER_PERIOD, Retain::new(&self), shutdown.clone()));
+        tasks.spawn(every(PURGE_PERIOD, Purge::new(&self), shutdown));
+        while tasks.join_next().await.is_some() {}
+    }
+
+    async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
+        store::with_timeout(lease::call_timeout(self.settings.lease), call).await
+    }
+}
+
+/// Does a task until `shutdown`, whatever becomes of a round, with a rest of `period` in between, which the task may end.
+async fn every<T: Task>(period: Duration, mut task: T, shutdown: CancellationToken) {
+    let mut complaints = Complaints::default();
+    while !shutdown.is_cancelled() {
+        let round = AssertUnwindSafe(task.round()).catch_unwind();
+        let done = tokio::select! {
+            () = shutdown.cancelled() => return,
+            done = tokio::time::timeout(ROUND_TIMEOUT, round) => done,
+        };
+        let failed = match done {
+            Ok(Ok(Ok(()))) => None,
+            Ok(Ok(Err(error))) => Some(chain(&error)),
+            Ok(Err(_)) => {
+                tracing::error!(event = "maintenance_panicked", task = T::NAME);
+                None
+            }
+            Err(_) => Some("it takes too long".to_owned()),
+        };
+        if let Some(error) = failed
+            && complaints.is_new(error.clone())
+        {
+            tracing::warn!(event = "maintenance_failed", task = T::NAME, error);
+        }
+        tokio::select! { () = shutdown.cancelled() => {}, () = tokio::time::sleep(period) => {}, () = task.woken() => {} }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// Fails, panics, and is done, one after the other.
+    struct Troubled {
+        rounds: Arc<AtomicU32>,
+        shutdown: CancellationToken,
+    }
+
+    impl Task for Troubled {
+        const NAME: &'static str = "troubled";
+
+        async fn round(&mut self) -> Result<(), Error> {
+            match self.rounds.fetch_add(1, Ordering::SeqCst) {
+                0 => Err(store::Error::XidsSetBack("7".to_owned()).into()),
+                1 => panic!("a defect"),
+                2 => Ok(()),
+                _ => {
+                    self.shutdown.cancel();
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn no_round_stops_the_next_one() {
+        let (rounds, shutdown) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
+        let task = Troubled { rounds: Arc::clone(&rounds), shutdown: shutdown.clone() };
+        every(Duration::from_millis(1), task, shutdown).await;
+        assert_eq!(rounds.load(Ordering::SeqCst), 4);
+    }
+}

@@ -1,0 +1,28 @@
+//! Says again and again that a process with this folder lives: also while a look through the whole folder takes long.
+
+use crate::maintenance::{Error, Maintenance, Task};
+use crate::sink::access::FolderAccess;
+
+pub(super) struct Announce {
+    maintenance: Maintenance,
+    folder: FolderAccess,
+}
+
+impl Announce {
+    pub(super) fn new(maintenance: &Maintenance) -> Announce {
+        Announce { maintenance: maintenance.clone(), folder: FolderAccess::new(&maintenance.folder) }
+    }
+}
+
+impl Task for Announce {
+    const NAME: &'static str = "announce";
+
+    async fn round(&mut self) -> Result<(), Error> {
+        let Announce { maintenance, folder } = self;
+        let destination = folder.run(|folder| folder.destination_id()).await?;
+        // Says what it is where writing would only take too long.
+        maintenance.with_timeout(maintenance.store.ping()).await?;
+        maintenance.with_timeout(maintenance.store.seen(destination)).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! Gives committed files their names, and gives jobs up whose files are nowhere to be found.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use crate::file::FileRecord;
+use crate::job::JobId;
+use crate::maintenance::{Error, Maintenance, Task};
+use crate::publisher::{self, LOST_AFTER, Publication, Publisher};
+use crate::sink::access::FolderAccess;
+use crate::telemetry::chain;
+use crate::telemetry::complaints::Complaints;
+
+pub(super) struct Publish {
+    maintenance: Maintenance,
+    publisher: Publisher,
+    folder: FolderAccess,
+    /// Since when a job's file is missing.
+    missing: HashMap<JobId, Instant>,
+    complaints: Complaints,
+}
+
+impl Publish {
+    pub(super) fn new(maintenance: &Maintenance) -> Publish {
+        let Maintenance { store, folder, settings, .. } = maintenance;
+        Publish {
+            maintenance: maintenance.clone(),
+            publisher: Publisher::new(store, folder, settings.lease),
+            folder: FolderAccess::new(folder),
+            missing: HashMap::new(),
+            complaints: Complaints::default(),
+        }
+    }
+}
+
+impl Task for Publish {
+    const NAME: &'static str = "publish";
+
+    async fn round(&mut self) -> Result<(), Error> {
+        let Publish { maintenance, publisher, folder, missing, complaints } = self;
+        let destination = folder.run(|folder| folder.destination_id()).await?;
+        let unpublished = maintenance.with_timeout(maintenance.store.unpublished(destination)).await?;
+        missing.retain(|job, _| unpublished.iter().any(|record| record.job == *job));
+        for record in unpublished {
+            let job = record.job;
+            let outcome = if record.is_own {
+                match publisher.publish(record).await {
+                    Ok(Publication::Done) => Ok(()),
+                    Ok(Publication::Missing(record)) => look_again(publisher, missing, &record).await,
+                    Err(error) => {
+                        // No proof of anything: a folder that failed may have the file.
+                        missing.remove(&job);
+                        Err(error)
+                    }
+                }
+            } else {
+                // Nobody here may name it, so nobody shall wait for it.
+                publisher.give_up(&record).await
+            };
+            if let Err(error) = outcome
+                && complaints.is_new(format!("{job} {}", chain(&error)))
+            {
+                tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives a job up whose file was missing at each look for a while.
+async fn look_again(
+    publisher: &Publisher,
+    missing: &mut HashMap<JobId, Instant>,
+    record: &FileRecord,
+) -> Result<(), publisher::Error> {
+    let first = *missing.entry(record.job).or_insert_with(|| {
+        tracing::warn!(event = "staged_file_missing", jobId = %record.job, file = record.staged.name);
+        Instant::now()
+    });
+    if first.elapsed() > LOST_AFTER { publisher.give_up(record).await } else { Ok(()) }
+}
