@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::dataset::catalog::Faults;
 use crate::job::ExportType;
 use crate::job::selection::Selection;
+use crate::watermark::GuardMemory;
 
 pub use signature::Signature;
 
@@ -70,7 +71,7 @@ pub struct Column {
     /// a null is none's violation.
     pub base_type: Cow<'static, str>,
     /// How Postgres sends its values.
-    pub sent: WireFormat,
+    pub wire_format: WireFormat,
     /// The schema of the operators that compare its values.
     pub operators: Cow<'static, str>,
 }
@@ -97,7 +98,7 @@ impl Column {
             kind,
             type_name: none,
             base_type,
-            sent: WireFormat::Binary,
+            wire_format: WireFormat::Binary,
             operators: Cow::Borrowed("pg_catalog"),
         }
     }
@@ -199,7 +200,7 @@ impl Dataset {
         Signature::of_rows(self)
     }
 
-    /// The demo table, and any `users` of its shape.
+    /// The demo table, and any `users` of its schema.
     pub fn users() -> Dataset {
         let columns = ["id", "name", "email", "created_at", "updated_at", "is_deleted"];
         Dataset {
@@ -236,8 +237,8 @@ pub struct TableSchema {
     pub deleted: Option<Column>,
     /// The types of the columns that its files have, or that decide what they have, by their names.
     pub types: BTreeMap<String, String>,
-    /// What else a position remembers of it, by name: an object, opaque to all but the guard in `source`.
-    pub seen: serde_json::Value,
+    /// What else a position remembers of it.
+    pub guard_memory: GuardMemory,
     /// Whether a file tells only of some rows what they hold.
     pub is_filtered: bool,
 }
@@ -279,7 +280,7 @@ pub struct Description {
     /// What the operator says.
     pub dataset: Arc<Dataset>,
     /// What the table has for it, or what is wrong with that.
-    pub shape: Result<TableSchema, Faults>,
+    pub schema: Result<TableSchema, Faults>,
     /// About how many rows the table has; `None`: nobody has counted yet.
     pub rows: Option<u64>,
     /// How much room the table takes, without its indexes.

@@ -30,7 +30,7 @@ use crate::maintenance::retain::Retain;
 use crate::maintenance::sweep::Sweep;
 use crate::publisher;
 use crate::sink::{self, Folder};
-use crate::source::{self, purge::Caps, snapshot::Source};
+use crate::source::{self, Source, purge::Caps};
 use crate::store::{self, Store, lease};
 use crate::telemetry::complaints::Complaints;
 use crate::telemetry::{chain, metrics};

@@ -64,7 +64,7 @@ pub struct ExportSpec<'a> {
     /// For whom, which rows, and how.
     pub job: &'a Job,
     /// What its table looks like.
-    pub shape: &'a TableSchema,
+    pub schema: &'a TableSchema,
     /// The watermark that the export begins at.
     pub since: Option<DateTime<Utc>>,
     /// How large a value may be.
@@ -122,14 +122,14 @@ struct Writer {
 
 impl Writer {
     fn new(order: &ExportSpec<'_>, draft: Draft) -> Result<Writer, Error> {
-        let &ExportSpec { job, shape, since, compression_level, progress, .. } = order;
-        let shape = shape.narrowed(&job.selection);
+        let &ExportSpec { job, schema, since, compression_level, progress, .. } = order;
+        let schema = schema.narrowed(&job.selection);
         // A full export finds no changes, late ones neither.
         let since = since.filter(|_| job.export_type != ExportType::Full);
-        let columns = shape.file_columns(job.export_type);
+        let columns = schema.file_columns(job.export_type);
         let width = columns.len();
-        let hidden_time = shape.hidden_time().is_some();
-        let is_time = |column: &Column| shape.updated_at.as_ref().is_some_and(|time| time.name == column.name);
+        let hidden_time = schema.hidden_time().is_some();
+        let is_time = |column: &Column| schema.updated_at.as_ref().is_some_and(|time| time.name == column.name);
         let updated_at = if hidden_time { Some(width) } else { columns.iter().position(is_time) };
         let encoder = Encoder::new(job.encoding.format, columns, compression_level)?;
         let mut buffer = Vec::new();

@@ -28,7 +28,7 @@ use crate::service::followers::{Follower, Followers, Look, Seen};
 use crate::service::keys::Keyring;
 use crate::service::scrape::LastLook;
 use crate::sink::{self, Folder};
-use crate::source::{self, snapshot::Source};
+use crate::source::{self, Source};
 use crate::store::{
     self, Store,
     jobs::{Cancelled, Submitted},

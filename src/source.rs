@@ -5,11 +5,17 @@
 
 mod arrivals;
 pub mod capture;
-pub mod catalog;
+mod captured;
+pub mod catalog_check;
+pub mod connections;
 mod copy;
+mod exported_snapshot;
 mod filter;
 mod guard;
+mod import;
 mod lag;
+pub mod opening;
+mod primary_key;
 pub mod purge;
 mod quote;
 mod reader_slots;
@@ -17,18 +23,46 @@ pub mod rows;
 mod select;
 mod selection;
 mod session;
-mod shape;
 pub mod snapshot;
 mod stream;
+mod table_schema;
+mod trigger;
 
 use std::fmt;
 use std::time::Duration;
 
-use sqlx::postgres::{PgDatabaseError, PgSeverity};
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgSeverity};
 
 use crate::dataset::catalog::Faults;
 use crate::job::Continuity;
 use crate::row::Frame;
+use crate::source::reader_slots::ReaderSlots;
+use crate::telemetry::metrics::PoolUse;
+
+/// How to reach the database that has the tables.
+#[derive(Clone, Debug)]
+pub struct Source {
+    options: PgConnectOptions,
+    pool: PgPool,
+    reader_slots: ReaderSlots,
+}
+
+impl Source {
+    /// Exports over connections made with `options`, and reads a full export with `readers` connections at once, if no other export
+    /// has them. `pool` is for everything that is no export.
+    pub fn new(options: PgConnectOptions, pool: PgPool, readers: u32) -> Source {
+        // One reader is the export's own.
+        let reader_slots = ReaderSlots::new(options.clone(), readers.saturating_sub(1) as usize);
+        Source { options, pool, reader_slots }
+    }
+
+    /// How the connections of everything that is no export are used.
+    pub fn pool_use(&self) -> PoolUse {
+        let Source { pool, .. } = self;
+        PoolUse { open: pool.size(), idle: pool.num_idle() as u32, most: pool.options().get_max_connections() }
+    }
+}
 
 /// Why reading failed. The texts name no SQL: callers show them to clients.
 #[derive(Debug, thiserror::Error)]
@@ -197,15 +231,6 @@ impl Error {
                 "22021" | "22P05" => Error::InvalidText { table, cause },
                 _ => Error::Sql(cause),
             }
-        }
-    }
-}
-
-impl From<shape::Error> for Error {
-    fn from(error: shape::Error) -> Error {
-        match error {
-            shape::Error::Faults(faults) => Error::Mismatch(faults),
-            shape::Error::Sql(cause) => Error::of("pg_catalog")(cause),
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use crate::job::{ConsumerId, Continuity};
 
@@ -90,14 +91,32 @@ pub struct Fingerprint {
     pub triggers_hash: Option<String>,
     /// Its partitions; `None`: there is none.
     pub partitions_hash: Option<String>,
-    /// What else the guard compares, by name: an object.
-    pub seen: serde_json::Value,
+    /// What else the guard compares.
+    pub guard_memory: GuardMemory,
     /// What the catalog says of its rows, in the form that is saved.
     pub definition: String,
     /// The types of its columns that matter, by their names.
     pub types: BTreeMap<String, String>,
     /// The cluster's identifier.
     pub cluster_id: i64,
+}
+
+/// What a position remembers of a table for the guard in `source`, by name: a JSON object. Opaque to all but the guard. A member that
+/// a saved position lacks, since its version didn't know it, isn't compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GuardMemory(serde_json::Map<String, serde_json::Value>);
+
+impl GuardMemory {
+    /// The member of this name; null: there is none.
+    pub fn get(&self, name: &str) -> &serde_json::Value {
+        self.0.get(name).unwrap_or(&serde_json::Value::Null)
+    }
+
+    /// Sets a member.
+    pub fn set(&mut self, name: &str, value: impl Into<serde_json::Value>) {
+        self.0.insert(name.to_owned(), value.into());
+    }
 }
 
 impl Position {

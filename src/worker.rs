@@ -26,7 +26,11 @@ use crate::job::{JobId, Progress, Status};
 use crate::pipeline;
 use crate::publisher::Publisher;
 use crate::sink::{self, Folder};
-use crate::source::snapshot::{ExportConnections, Purpose, Snapshot, Source};
+use crate::source::{
+    Source,
+    connections::ExportConnections,
+    snapshot::{Purpose, Snapshot},
+};
 use crate::store::{
     self, Store,
     commit::{CommitInput, Committed, commit},
@@ -260,7 +264,7 @@ impl Worker {
             position: snapshot.position().clone(),
             new_position: snapshot.new_position().clone(),
             report: snapshot.report().clone(),
-            columns: snapshot.shape().narrowed(&lease.job.selection).fingerprint(),
+            columns: snapshot.schema().narrowed(&lease.job.selection).fingerprint(),
             marker,
         };
         let transaction = snapshot.begin_commit(self.settings.lease).await?;
@@ -301,9 +305,9 @@ impl Worker {
         // By their times alone, or without any, no row is late.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
         let since = snapshot.position().since.filter(|_| exact);
-        let shape = snapshot.shape().clone();
+        let schema = snapshot.schema().clone();
         let Settings { cell_max, compression_level, .. } = self.settings;
-        let order = pipeline::ExportSpec { job, shape: &shape, since, cell_max, compression_level, progress };
+        let order = pipeline::ExportSpec { job, schema: &schema, since, cell_max, compression_level, progress };
         let (leader, rows) = snapshot.split();
         let mut exported = tokio::select! {
             lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),

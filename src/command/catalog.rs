@@ -7,7 +7,7 @@ use cdc_export::config::{self, Config};
 use cdc_export::dataset::Dataset;
 use cdc_export::dataset::catalog::Faults;
 use cdc_export::postgres::Database;
-use cdc_export::source::catalog;
+use cdc_export::source::catalog_check;
 
 use crate::command::BadUsage;
 
@@ -20,13 +20,13 @@ pub(super) fn dataset_of<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<D
 /// Checks the catalog against the tables, where a file says it.
 pub(super) async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
-    refuse_faults(config, file, catalog::check(&database.pool(1), &config.catalog).await?)
+    refuse_faults(config, file, catalog_check::check(&database.pool(1), &config.catalog).await?)
 }
 
 /// Checks one dataset of the file against its table. The tables of others may be gone, or not there yet.
 pub(super) async fn check_one(config: &Config, database: &Database, dataset: &Dataset) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
-    refuse_faults(config, file, catalog::check_one(&database.pool(1), &config.catalog, dataset).await?)
+    refuse_faults(config, file, catalog_check::check_one(&database.pool(1), &config.catalog, dataset).await?)
 }
 
 fn refuse_faults(config: &Config, file: &Path, faults: Faults) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use cdc_export::config::Config;
 use cdc_export::embedded;
 use cdc_export::postgres::{self, Database};
-use cdc_export::source::capture;
+use cdc_export::source::capture::{functions, tracking};
 
 /// Runs a short command on a migrated database.
 pub(super) async fn with_database(
@@ -59,8 +59,8 @@ impl DatabaseHandle {
 pub(super) async fn prepare(database: &Database) -> anyhow::Result<()> {
     postgres::migrate(database).await?;
     let pool = database.pool(1);
-    capture::renew(&pool).await?;
-    Ok(capture::restore(&pool).await?)
+    functions::renew(&pool).await?;
+    Ok(tracking::restore(&pool).await?)
 }
 
 pub(super) async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<DatabaseHandle> {

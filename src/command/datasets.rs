@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cdc_export::config::{CatalogFile, Config};
 use cdc_export::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Table};
 use cdc_export::postgres::Database;
-use cdc_export::source::catalog;
+use cdc_export::source::catalog_check;
 use clap::Subcommand;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,7 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
             anyhow::ensure!(config.catalog_file.is_some(), "DATASETS names no file: there is `users` alone");
             check(config, database).await?;
             outln!("{}: as their tables are.", config.catalog.names())?;
-            for name in catalog::untracked(&database.pool(1), &config.catalog).await? {
+            for name in catalog_check::untracked(&database.pool(1), &config.catalog).await? {
                 eprintln!(
                     "cdc-export: {name}: its changes are not captured: `cdc-export track {name}` comes before its exports"
                 );
@@ -63,15 +63,15 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
 async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     let service = wire(config, database, 1, &CancellationToken::new()).service;
     outln!("{:<20} {:<32} {:>12}  {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE")?;
-    for Description { dataset, shape, rows, captured, .. } in service.datasets().await? {
+    for Description { dataset, schema, rows, captured, .. } in service.datasets().await? {
         let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
         let capture = match dataset.capture {
             Capture::Timestamp { .. } => "timestamp",
             Capture::Triggers if captured => "triggers",
             Capture::Triggers => "untracked",
         };
-        let columns = match &shape {
-            Ok(shape) => shape.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),
+        let columns = match &schema {
+            Ok(schema) => schema.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),
             Err(faults) => faults.to_string(),
         };
         outln!("{:<20} {:<32} {rows:>12}  {capture:<10} {columns}", dataset.name, dataset.table.to_string())?;
@@ -95,23 +95,23 @@ async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Resu
         filter: None,
         capture: Capture::Triggers,
     };
-    let Description { dataset, shape, .. } = service.describe(&Arc::new(dataset)).await?;
-    let shape = shape?;
+    let Description { dataset, schema, .. } = service.describe(&Arc::new(dataset)).await?;
+    let schema = schema?;
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let names = |columns: &[&Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
-    let key: Vec<_> = shape.key.iter().map(|part| &part.column).collect();
+    let key: Vec<_> = schema.key.iter().map(|part| &part.column).collect();
     outln!("[[dataset]]")?;
     outln!("name = {}", quoted(&dataset.name))?;
     outln!("table = {}", quoted(&dataset.table.to_string()))?;
     outln!("# key = [{}]", names(&key))?;
-    outln!("# columns = [{}]", names(&shape.columns.iter().collect::<Vec<_>>()))?;
+    outln!("# columns = [{}]", names(&schema.columns.iter().collect::<Vec<_>>()))?;
     let is_time = |column: &Column| matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp);
     let is_time_or_flag = |column: &Column| is_time(column) || column.kind == ColumnType::Bool;
     let updated = ["updated_at", "modified_at", "last_update", "changed_at", "updated", "modified", "last_modified"];
     let created = ["created_at", "inserted_at", "create_date", "created", "made_at"];
     let deleted = ["is_deleted", "deleted_at", "deleted"];
     let find = |words: &[&str], fits: &dyn Fn(&Column) -> bool| {
-        let named = |word: &&str| shape.columns.iter().find(|column| column.name.eq_ignore_ascii_case(word));
+        let named = |word: &&str| schema.columns.iter().find(|column| column.name.eq_ignore_ascii_case(word));
         words.iter().filter_map(named).find(|column| fits(column)).map(|column| column.name.to_string())
     };
     let updated_at = find(&updated, &is_time);

@@ -7,10 +7,7 @@ use cdc_export::config::{CatalogFile, Config};
 use cdc_export::dataset::{Description, USERS};
 use cdc_export::job::{ConsumerId, ExportType};
 use cdc_export::postgres::Database;
-use cdc_export::source::{
-    self,
-    snapshot::{Purpose, Source},
-};
+use cdc_export::source::{self, Source, snapshot::Purpose};
 use cdc_export::watermark::Waiting;
 use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};

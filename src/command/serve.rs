@@ -7,7 +7,7 @@ use cdc_export::config::{self, CatalogFile, Config};
 use cdc_export::demo;
 use cdc_export::http::{self, Access, ConnectionLimits};
 use cdc_export::postgres::{self, Database};
-use cdc_export::source::catalog;
+use cdc_export::source::catalog_check;
 use clap::Args;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
@@ -92,7 +92,7 @@ async fn serve_on(
 /// `track` are in no delta, so a full export from before it would need another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     check(config, database).await?;
-    for dataset in catalog::untracked(&database.pool(1), &config.catalog).await? {
+    for dataset in catalog_check::untracked(&database.pool(1), &config.catalog).await? {
         tracing::warn!(
             event = "not_captured",
             dataset,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use cdc_export::config::CatalogFile;
-use cdc_export::source::capture;
+use cdc_export::source::capture::tracking;
 use clap::Args;
 
 use crate::command::catalog::{check_one, dataset_of};
@@ -25,7 +25,7 @@ impl Track {
             let dataset = dataset_of(&config, &self.dataset)?;
             let track = async |database: &_| {
                 check_one(&config, database, dataset).await?;
-                Ok(capture::track(&database.pool(1), dataset).await?)
+                Ok(tracking::track(&database.pool(1), dataset).await?)
             };
             with_database(&config, track).await
         })
@@ -37,7 +37,7 @@ impl Track {
         block_on(async {
             let dataset = dataset_of(&config, &self.dataset)?;
             with_database(&config, async |database| {
-                Ok(capture::untrack(&database.pool(1), dataset, &config.catalog).await?)
+                Ok(tracking::untrack(&database.pool(1), dataset, &config.catalog).await?)
             })
             .await
         })

@@ -7,7 +7,7 @@ use cdc_export::maintenance::Maintenance;
 use cdc_export::postgres::Database;
 use cdc_export::service::{self, Service, Stores};
 use cdc_export::sink::Folder;
-use cdc_export::source::snapshot::Source;
+use cdc_export::source::Source;
 use cdc_export::store::Store;
 use cdc_export::telemetry;
 use cdc_export::worker::{self, Worker};

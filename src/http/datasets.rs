@@ -96,23 +96,23 @@ pub(crate) async fn get(
 
 impl From<Description> for DatasetBody {
     fn from(description: Description) -> DatasetBody {
-        let Description { dataset, shape, rows, bytes, captured } = description;
-        let faults = shape.as_ref().err().map(|faults| faults.0.as_slice()).unwrap_or_default();
+        let Description { dataset, schema, rows, bytes, captured } = description;
+        let faults = schema.as_ref().err().map(|faults| faults.0.as_slice()).unwrap_or_default();
         let mut problems: Vec<_> = faults.iter().map(ToString::to_string).collect();
         if !captured {
             problems.push(format!("its changes are not captured: `cdc-export track {}`", dataset.name));
         }
-        let shape = shape.ok();
-        let columns = shape.as_ref().map(|shape| {
+        let schema = schema.ok();
+        let columns = schema.as_ref().map(|schema| {
             let column =
                 |column: &Column| ColumnBody { name: column.name.to_string(), type_name: column.type_name.to_string() };
-            shape.columns.iter().map(column).collect()
+            schema.columns.iter().map(column).collect()
         });
         DatasetBody {
             name: dataset.name.clone(),
             table: dataset.table.to_string(),
             columns,
-            key: shape.map(|shape| shape.key.into_iter().map(|part| part.column.name.into_owned()).collect()),
+            key: schema.map(|schema| schema.key.into_iter().map(|part| part.column.name.into_owned()).collect()),
             updated_at: dataset.updated_at.clone(),
             created_at: dataset.created_at.clone(),
             deleted: dataset.deleted.clone(),

@@ -9,8 +9,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::SEARCH_PATH;
 use crate::dataset::TableSchema;
-use crate::source::capture::logged_key;
 use crate::source::quote;
+use crate::source::trigger::key_text;
 use crate::watermark::Snapshot;
 
 /// Whether the partitions, which came since `saved`, have rows that were not logged. Reads all of their rows, which the export does
@@ -22,13 +22,13 @@ pub(super) async fn have_unlogged_rows(
     reader: &mut PgConnection,
     partitions: &[Oid],
     table: Oid,
-    shape: &TableSchema,
+    schema: &TableSchema,
     saved: &Snapshot,
 ) -> Result<bool, sqlx::Error> {
     // A reader for an operator's filter has his role's path, in which others may have functions. It has it again afterwards.
     let path = format!("-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}");
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *reader).await?;
-    let have = any_is_unlogged(reader, partitions, table, shape, saved).await?;
+    let have = any_is_unlogged(reader, partitions, table, schema, saved).await?;
     sqlx::raw_sql("-- source.arrivals.path_again\n rollback to savepoint arrivals").execute(&mut *reader).await?;
     Ok(have)
 }
@@ -37,7 +37,7 @@ async fn any_is_unlogged(
     reader: &mut PgConnection,
     partitions: &[Oid],
     table: Oid,
-    shape: &TableSchema,
+    schema: &TableSchema,
     saved: &Snapshot,
 ) -> Result<bool, sqlx::Error> {
     let leaves: Vec<(Oid, String, String, bool)> = sqlx::query_as(
@@ -59,10 +59,10 @@ async fn any_is_unlogged(
         }
     }
     if !through.is_empty() {
-        places.push((quote::relation(&shape.table), through));
+        places.push((quote::relation(&schema.table), through));
     }
-    let key: Vec<_> = shape.key.iter().map(|part| part.column.name.to_string()).collect();
-    let key = logged_key("u", &key);
+    let key: Vec<_> = schema.key.iter().map(|part| part.column.name.to_string()).collect();
+    let key = key_text("u", &key);
     for (place, leaves) in places {
         let has = format!(
             "-- source.arrivals.has_unlogged_rows

@@ -27,7 +27,7 @@ macro_rules! here {
             $crate::source::guard::triggers::touches!(),
             ") as seen
              from ",
-            $crate::source::capture::capture!(),
+            $crate::source::captured::capture!(),
             " capture
              offset 0)"
         )

@@ -12,8 +12,7 @@ use crate::job::marker::Marker;
 use crate::source::guard::{continuity, here, witness};
 use crate::source::quote::{quoted, relation};
 use crate::source::select::{Select, logged};
-use crate::source::snapshot::Source;
-use crate::source::{Error, shape};
+use crate::source::{Error, Source, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
 
 impl Source {
@@ -29,32 +28,32 @@ impl Source {
         changes: u64,
     ) -> Result<Vec<ConsumerLag>, Error> {
         let failed = Error::of(&dataset.table);
-        let mut conn = self.pool().acquire().await.map_err(&failed)?;
-        let shape = shape::introspect(&mut conn, dataset).await?;
-        let select = Select { dataset, shape: &shape };
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        let schema = table_schema::introspect(&mut conn, dataset).await?;
+        let select = Select { dataset, schema: &schema };
         let mut tx = conn.begin().await.map_err(&failed)?;
         // The newest come from an index, in its order, whatever the planner guesses of how much there is.
         sqlx::raw_sql("-- source.standing.plan\n set local enable_seqscan = off; set local enable_bitmapscan = off")
             .execute(&mut *tx)
             .await
             .map_err(&failed)?;
-        let newest = match &shape.updated_at {
-            Some(time) => has_index(&mut tx, &relation(&shape.table), &time.name).await.map_err(&failed)?,
+        let newest = match &schema.updated_at {
+            Some(time) => has_index(&mut tx, &relation(&schema.table), &time.name).await.map_err(&failed)?,
             None => false,
         };
         let (ids, markers): (Vec<_>, Vec<_>) = consumers.iter().map(|(id, marker)| (*id, marker.as_ref())).unzip();
         let rows = sqlx::query(AssertSqlSafe(statement(&select, newest)))
             .bind(&dataset.name)
             .bind(ids)
-            .bind(relation(&shape.table))
+            .bind(relation(&schema.table))
             .bind(dataset.capture == Capture::Triggers)
             .bind(dataset.definition().forms())
-            .bind(Json(&shape.types))
+            .bind(Json(&schema.types))
             .bind(changes as i64)
             .bind(COUNTED_ROWS as i64 + 1)
             .bind(markers.iter().map(|marker| marker.map(|marker| marker.job.as_uuid())).collect::<Vec<_>>())
             .bind(markers.iter().map(|marker| marker.map(|marker| marker.sha256.as_str())).collect::<Vec<_>>())
-            .bind(Json(&shape.seen))
+            .bind(Json(&schema.guard_memory))
             .fetch_all(&mut *tx)
             .await
             .map_err(&failed)?;
@@ -100,8 +99,8 @@ async fn has_index(conn: &mut PgConnection, table: &str, column: &str) -> Result
 /// has only a watermark; by both where somebody set that back; and are all rows where it has neither. `newest`: the newest rows are
 /// found by an index.
 fn statement(select: &Select<'_>, newest: bool) -> String {
-    let table = relation(&select.shape.table);
-    let time = select.shape.updated_at.as_ref();
+    let table = relation(&select.schema.table);
+    let time = select.schema.updated_at.as_ref();
     // A snapshot has not seen what began after it, nor what was under way: two ranges of the log, each read from its near end.
     let by_log = format!(
         "recent as materialized (
@@ -225,7 +224,7 @@ fn by_time(time: &Column, table: &str, newest: bool) -> String {
 
 /// For a consumer whose watermark was set back: what changed, and what its watermark says, each row once.
 fn by_both(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> String {
-    let key = select.shape.key.iter().map(|part| &part.column).filter(|column| column.name != time.name);
+    let key = select.schema.key.iter().map(|part| &part.column).filter(|column| column.name != time.name);
     let names: Vec<String> = key.chain([time]).map(|column| format!("u.{}", quoted(&column.name))).collect();
     let name = format!("u.{}", quoted(&time.name));
     let order = if newest { format!("where {name} is not null order by {name} desc") } else { String::new() };
@@ -254,7 +253,7 @@ fn by_both(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> Str
                (select count(*) from log) >= {SHARE} or (select count(*) from found) >= {SHARE} and not {reached} as is_capped) changed
            where p.by_log and p.is_set_back and p.last_exported_at is not null)",
         columns = names.join(", "),
-        logged_key = select.logged_key().join(", "),
+        logged_key = select.keys_of_log().join(", "),
         logged = logged("tbl", "p.snap_live"),
         key = select.keys_of("u").join(", "),
         stated = select.stated_since("p.last_exported_at", "p.last_exported_at", "p.snap_live"),

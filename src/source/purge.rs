@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
+use crate::source::{Error, Source};
+
 /// How much of the log a consumer that doesn't come may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
@@ -13,6 +15,16 @@ pub struct Caps {
     pub rows: u64,
     /// Time since.
     pub age: Duration,
+}
+
+impl Source {
+    /// Removes what every consumer has seen from the change log; see [`purge`].
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn purge(&self, caps: &Caps) -> Result<u64, Error> {
+        purge(&self.pool, caps).await.map_err(Error::of("cdc_export.change_log"))
+    }
 }
 
 /// Rows of one purging statement. A purge that removes fewer has removed all that it may.

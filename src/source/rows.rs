@@ -9,10 +9,10 @@ use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::{Fault, Faults};
 use crate::job::{Continuity, ExportType, Job, Progress};
+use crate::source::import::Import;
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
 use crate::source::select::{Rule, Select};
 use crate::source::session::{Readers, Session};
-use crate::source::snapshot::join;
 use crate::source::{Error, Frames, Remedy, copy, stream};
 use crate::telemetry::chain;
 use crate::watermark::Position;
@@ -30,8 +30,8 @@ pub struct Rows<'s> {
     pub(super) reader: &'s mut PgConnection,
     pub(super) readers: &'s Readers,
     pub(super) session: &'s Session,
-    pub(super) spare: &'s ReaderSlots,
-    pub(super) import: &'s str,
+    pub(super) reader_slots: &'s ReaderSlots,
+    pub(super) import: &'s Import,
     pub(super) select: Select<'s>,
     pub(super) position: &'s Position,
     pub(super) table_oid: u32,
@@ -77,7 +77,7 @@ impl Rows<'_> {
     /// Each reader sends its rows as they come: a frame has whole rows, and their order is promised to nobody. To keep it, all
     /// but one would have to hold what they read.
     async fn full(&mut self, reading: &copy::Reading<'_>, frames: &Frames) -> Result<(), Error> {
-        let further = self.spare.take(reading.ranges.readers() - 1);
+        let further = self.reader_slots.take(reading.ranges.readers() - 1);
         let further = further.into_iter().map(|seat| read_too(seat, self.readers, self.import, reading, frames));
         let reader = self.readers.join(self.session.clone());
         let own = copy::read(self.reader, &reader, reading, frames);
@@ -150,7 +150,7 @@ impl Rows<'_> {
         reader.awaits_server();
         // What failed has ended its transaction.
         sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
-        join(self.reader, self.import, table).await?;
+        self.import.join(self.reader, table).await?;
         let statement = AssertSqlSafe(format!("-- source.rows.logged\n {}", self.select.logged_values()));
         let read = sqlx::query_with(statement, since).persistent(false).execute(&mut *self.reader).await;
         reader.rests();
@@ -216,14 +216,14 @@ impl Rows<'_> {
 async fn read_too(
     seat: ReaderSlot,
     readers: &Readers,
-    import: &str,
+    import: &Import,
     reading: &copy::Reading<'_>,
     frames: &Frames,
 ) -> Result<u64, Error> {
     let joined = async {
         let mut conn = seat.connect().await.map_err(Error::Unavailable)?;
         let session = Session::of(&mut conn).await.map_err(Error::Unavailable)?;
-        join(&mut conn, import, reading.table).await?;
+        import.join(&mut conn, reading.table).await?;
         Ok::<_, Error>((conn, session))
     };
     let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };

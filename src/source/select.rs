@@ -24,7 +24,7 @@ pub(crate) enum Rule {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Select<'a> {
     pub(crate) dataset: &'a Dataset,
-    pub(crate) shape: &'a TableSchema,
+    pub(crate) schema: &'a TableSchema,
 }
 
 impl Select<'_> {
@@ -39,12 +39,12 @@ impl Select<'_> {
 
     /// The live rows that a caller selects, by the parameters `$1`, `$2`, …: the values of its conditions, all texts.
     pub(crate) fn selected(&self, selection: &Selection, max: CellMax) -> String {
-        let narrowed = self.shape.narrowed(selection);
-        let narrowed = Select { shape: &narrowed, ..*self };
+        let narrowed = self.schema.narrowed(selection);
+        let narrowed = Select { schema: &narrowed, ..*self };
         let (table, columns, alive) = (self.table(), narrowed.columns(), self.alive());
         let conditions = selection.filter.iter().enumerate().map(|(i, condition)| self.condition(condition, i + 1));
         let conditions: String = conditions.map(|condition| format!(" and {condition}")).collect();
-        let order = || self.shape.key.iter().map(|part| compared(&part.column)).collect::<Vec<_>>().join(", ");
+        let order = || self.schema.key.iter().map(|part| compared(&part.column)).collect::<Vec<_>>().join(", ");
         let limit = selection.limit.map(|limit| format!(" order by {} limit {limit}", order()));
         format!(
             "select {columns}, {} from {table} u where {alive}{conditions}{}",
@@ -55,7 +55,7 @@ impl Select<'_> {
 
     /// A condition on rows `u`, its value being this parameter.
     fn condition(&self, condition: &Condition, parameter: usize) -> String {
-        let column = self.shape.columns.iter().find(|column| column.name == condition.column);
+        let column = self.schema.columns.iter().find(|column| column.name == condition.column);
         let name = column.map_or_else(|| format!("u.{}", quoted(&condition.column)), compared);
         let value = self.value(condition, parameter);
         let compared = match condition.operator {
@@ -76,7 +76,7 @@ impl Select<'_> {
 
     /// What a condition compares with, in the column's type: of several values a query.
     fn value(&self, condition: &Condition, parameter: usize) -> String {
-        let column = self.shape.columns.iter().find(|column| column.name == condition.column);
+        let column = self.schema.columns.iter().find(|column| column.name == condition.column);
         let base_type = column.map_or("text", |column| &column.base_type);
         match condition.operator {
             Operator::In => {
@@ -110,7 +110,7 @@ impl Select<'_> {
     /// deletions come first without a sort of everything. One does where live rows and deletions were delivered up to the same
     /// snapshot, as they are to whoever takes deltas alone: the log is gone through once then.
     pub(crate) fn delta(&self, rule: Rule, is_even: bool, max: CellMax) -> Vec<String> {
-        let by_times = self.shape.created_at.as_ref().zip(self.shape.updated_at.as_ref());
+        let by_times = self.schema.created_at.as_ref().zip(self.schema.updated_at.as_ref());
         let is_new = match (by_times, rule) {
             (Some((created_at, updated_at)), _) => {
                 format!("{} {} {}", compared(created_at), operator("pg_catalog", "="), compared(updated_at))
@@ -162,12 +162,12 @@ impl Select<'_> {
         let (table, alive, stated) = (self.table(), self.alive(), self.stated());
         let (logged, ordinals) = (logged("$2::oid", "$3::text::pg_snapshot"), self.ordinals());
         let (logged_key, key, names) =
-            (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
+            (self.keys_of_log().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
         let hit = |rest: &str| match operation {
-            Some(_) if self.shape.key.iter().any(|part| !part.has_one_text) => self.hit_by_deletions(rest),
+            Some(_) if self.schema.key.iter().any(|part| !part.has_one_text) => self.hit_by_deletions(rest),
             _ => String::new(),
         };
-        if operation.is_some() && self.shape.created_at.is_none() {
+        if operation.is_some() && self.schema.created_at.is_none() {
             let hit = hit("null, null");
             // What is new only the log tells, so that every row is looked up in it.
             return format!(
@@ -205,9 +205,9 @@ impl Select<'_> {
     /// type deletes these rows by them, so they are sent again. They are known already only to who took them by an incremental export.
     fn hit_by_deletions(&self, rest: &str) -> String {
         let (key, names, logged_key) =
-            (self.keys_of("u").join(", "), self.key_names().join(", "), self.logged_key().join(", "));
+            (self.keys_of("u").join(", "), self.key_names().join(", "), self.keys_of_log().join(", "));
         let (table, logged, same) = (self.table(), logged("$2::oid", "$4::text::pg_snapshot"), self.is_same("d"));
-        let texts = self.shape.key.iter().enumerate().filter(|(_, part)| !part.has_one_text);
+        let texts = self.schema.key.iter().enumerate().filter(|(_, part)| !part.has_one_text);
         let texts: Vec<_> = texts
             .map(|(i, part)| format!("{} {} d.{}", text_of("u", part), operator("pg_catalog", "="), key_name(i)))
             .collect();
@@ -227,13 +227,13 @@ impl Select<'_> {
         let (table, alive, stated, ended) = (self.table(), self.alive(), self.stated(), self.ended());
         let (logged, ordinals, joined) = (logged("$2::oid", "$4::text::pg_snapshot"), self.ordinals(), self.joined());
         let (logged_key, key, names) =
-            (self.logged_key().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
+            (self.keys_of_log().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
         // Not by its key, of which one of several fields may be null.
         let gone = "u.tableoid is null";
         let written: Vec<(&str, String)> =
-            self.shape.columns.iter().map(|column| (&*column.name, self.last_of(column, gone))).collect();
-        let hidden = self.shape.hidden_time().map(|time| sent(time, &format!("u.{}", quoted(&time.name))));
-        let cells = written.iter().zip(&self.shape.columns).filter(|(_, column)| may_be_large(column));
+            self.schema.columns.iter().map(|column| (&*column.name, self.last_of(column, gone))).collect();
+        let hidden = self.schema.hidden_time().map(|time| wire_value(time, &format!("u.{}", quoted(&time.name))));
+        let cells = written.iter().zip(&self.schema.columns).filter(|(_, column)| may_be_large(column));
         let large = |((name, value), column): (&(&str, String), &Column)| {
             (name.to_string(), format!("{} > {}", octets(column, value), max.0))
         };
@@ -242,7 +242,7 @@ impl Select<'_> {
         let images = self.images(gone);
         // Of what is outside of a filter nobody is told more than the key.
         let is_gone = match self.dataset.filter {
-            None if self.shape.columns.len() > self.shape.key.len() => {
+            None if self.schema.columns.len() > self.schema.key.len() => {
                 format!(
                     "case when {gone} then nullif(pg_catalog.num_nulls(ch.{IMAGE}, ch.{OLD}) < 2, false) else false end"
                 )
@@ -272,20 +272,20 @@ impl Select<'_> {
 
     /// What a row of deletions says of a column.
     fn last_of(&self, column: &Column, gone: &str) -> String {
-        let live = sent(column, &format!("u.{}", quoted(&column.name)));
-        if let Some((i, part)) = self.shape.key.iter().enumerate().find(|(_, part)| part.column.name == column.name) {
+        let live = wire_value(column, &format!("u.{}", quoted(&column.name)));
+        if let Some((i, part)) = self.schema.key.iter().enumerate().find(|(_, part)| part.column.name == column.name) {
             let key = format!("ch.{}", key_name(i));
             return match part.has_one_text {
-                true => sent(column, &key),
+                true => wire_value(column, &key),
                 false if is_text(column) => key,
-                false => sent(column, &format!("{key}::{}", part.read_as)),
+                false => wire_value(column, &format!("{key}::{}", part.read_as)),
             };
         }
         if let Some(filter) = self.filter() {
             return format!("case when {filter} then {live} end");
         }
         let is_flag =
-            column.kind == ColumnType::Bool && self.shape.deleted.as_ref().is_some_and(|it| it.name == column.name);
+            column.kind == ColumnType::Bool && self.schema.deleted.as_ref().is_some_and(|it| it.name == column.name);
         // The log's image has no deleted flag set: the row was alive when it went.
         if is_flag {
             return format!("case when {gone} then true else {live} end");
@@ -297,21 +297,21 @@ impl Select<'_> {
     fn image_of(&self, column: &Column) -> String {
         // A text stays as it is: what a type writes it may not read, or no more.
         let last = format!("i.parts[pg_catalog.array_position(ch.{NUMBERS}, {}::smallint)]", column.number);
-        let last = if is_text(column) { last } else { sent(column, &format!("{last}::{}", column.base_type)) };
-        let old = match column.sent {
+        let last = if is_text(column) { last } else { wire_value(column, &format!("{last}::{}", column.base_type)) };
+        let old = match column.wire_format {
             // A consumer that loads the file into such a column couldn't read JSON there.
             WireFormat::WrittenNotFromJson => "null".to_owned(),
-            WireFormat::Binary | WireFormat::Written => sent(column, &format!("o.{}", quoted(&column.name))),
+            WireFormat::Binary | WireFormat::Written => wire_value(column, &format!("o.{}", quoted(&column.name))),
         };
         format!("case when ch.{IMAGE} is null then {old} else {last} end")
     }
 
     /// Whatever an export of changes reads of the log, read by its columns' types as they are now.
     pub(crate) fn logged_values(&self) -> String {
-        let (names, logged_key) = (self.key_names().join(", "), self.logged_key().join(", "));
+        let (names, logged_key) = (self.key_names().join(", "), self.keys_of_log().join(", "));
         let (live, deleted) = (logged("$2::oid", "$3::text::pg_snapshot"), logged("$2::oid", "$4::text::pg_snapshot"));
-        let is_key = |column: &&Column| self.shape.key.iter().any(|part| part.column.name == column.name);
-        let columns = self.shape.columns.iter().filter(|column| self.dataset.filter.is_none() && !is_key(column));
+        let is_key = |column: &&Column| self.schema.key.iter().any(|part| part.column.name == column.name);
+        let columns = self.schema.columns.iter().filter(|column| self.dataset.filter.is_none() && !is_key(column));
         let keys = self.key_names().into_iter().map(|name| format!("ch.{name}"));
         let values: Vec<_> = keys.chain(columns.map(|column| self.image_of(column))).collect();
         let images = self.images("true");
@@ -328,9 +328,12 @@ impl Select<'_> {
         if self.dataset.filter.is_some() {
             return String::new();
         }
-        let is_key = |column: &&Column| self.shape.key.iter().any(|part| part.column.name == column.name);
-        let columns =
-            self.shape.columns.iter().filter(|column| column.sent != WireFormat::WrittenNotFromJson && !is_key(column));
+        let is_key = |column: &&Column| self.schema.key.iter().any(|part| part.column.name == column.name);
+        let columns = self
+            .schema
+            .columns
+            .iter()
+            .filter(|column| column.wire_format != WireFormat::WrittenNotFromJson && !is_key(column));
         let old: Vec<_> = columns.map(|column| format!("{} {}", quoted(&column.name), column.base_type)).collect();
         let image = format!("left join lateral cdc_export.values_of(ch.{IMAGE}) as i (parts) on {gone}");
         match old.as_slice() {
@@ -343,13 +346,13 @@ impl Select<'_> {
     }
 
     fn table(&self) -> String {
-        relation(&self.shape.table)
+        relation(&self.schema.table)
     }
 
     /// The columns of a file, and the hidden time, of rows `u`.
     fn columns(&self) -> String {
-        let columns = self.shape.columns.iter().chain(self.shape.hidden_time());
-        columns.map(|column| sent(column, &format!("u.{}", quoted(&column.name)))).collect::<Vec<_>>().join(", ")
+        let columns = self.schema.columns.iter().chain(self.schema.hidden_time());
+        columns.map(|column| wire_value(column, &format!("u.{}", quoted(&column.name)))).collect::<Vec<_>>().join(", ")
     }
 
     /// The operator's condition, to be asked where no other table has a column that it may mean.
@@ -359,7 +362,7 @@ impl Select<'_> {
 
     /// That a row `u` is deleted, softly; or that it isn't.
     fn deleted(&self, is: bool) -> Option<String> {
-        let column = self.shape.deleted.as_ref()?;
+        let column = self.schema.deleted.as_ref()?;
         let test = match (column.kind == ColumnType::Bool, is) {
             (true, true) => "is true",
             (true, false) => "is not true",
@@ -404,7 +407,7 @@ impl Select<'_> {
     /// is a position and no watermark, since none that was exported had a time that could be.
     pub(crate) fn stated_since(&self, watermark: &str, since: &str, snapshot: &str) -> String {
         let begins = format!("{watermark} is null and {snapshot} is null");
-        let Some(column) = &self.shape.updated_at else { return format!("({begins})") };
+        let Some(column) = &self.schema.updated_at else { return format!("({begins})") };
         let (updated_at, later, earlier) = (compared(column), operator("pg_catalog", ">"), operator("pg_catalog", "<"));
         let (since, bound) = (in_zone_of(column, since), in_zone_of(column, "timestamptz '200000-01-01 00:00:00+00'"));
         format!("({begins} or {updated_at} {later} {since} and ({updated_at} {earlier} {bound} or {snapshot} is null))")
@@ -412,12 +415,12 @@ impl Select<'_> {
 
     /// The key as the log has it: in its type, or as a text where the type takes several texts for one. Read and written again, since
     /// the form of a text may be that of an older version.
-    pub(crate) fn logged_key(&self) -> Vec<String> {
+    pub(crate) fn keys_of_log(&self) -> Vec<String> {
         let read = |text: &str, part: &KeyColumn| match part.has_one_text {
             true => typed(part, text),
             false => format!("pg_catalog.concat({text}::{}) collate pg_catalog.\"C\"", part.read_as),
         };
-        match self.shape.key.as_slice() {
+        match self.schema.key.as_slice() {
             [part] => vec![read("pk", part)],
             parts => parts.iter().enumerate().map(|(i, part)| read(&format!("(pk::jsonb ->> {i})"), part)).collect(),
         }
@@ -429,21 +432,21 @@ impl Select<'_> {
             true => format!("{row}.{}::{}", quoted(&part.column.name), part.column.base_type),
             false => text_of(row, part),
         };
-        self.shape.key.iter().map(value).collect()
+        self.schema.key.iter().map(value).collect()
     }
 
     fn key_names(&self) -> Vec<String> {
-        (0..self.shape.key.len()).map(key_name).collect()
+        (0..self.schema.key.len()).map(key_name).collect()
     }
 
     fn ordinals(&self) -> String {
-        (1..=self.shape.key.len()).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
+        (1..=self.schema.key.len()).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
     }
 
     /// That a row `u` has the key of `ch`. By the operator of the key's index, which finds it; where that takes several texts for one,
     /// by its text too, since a consumer has the texts.
     fn joined(&self) -> String {
-        let texts = self.shape.key.iter().enumerate().filter(|(_, part)| !part.has_one_text);
+        let texts = self.schema.key.iter().enumerate().filter(|(_, part)| !part.has_one_text);
         let texts = texts
             .map(|(i, part)| format!(" and {} {} ch.{}", text_of("u", part), operator("pg_catalog", "="), key_name(i)));
         format!("{}{}", self.is_same("ch"), texts.collect::<String>())
@@ -456,7 +459,7 @@ impl Select<'_> {
             let key = if part.has_one_text { key } else { typed(part, &key) };
             format!("{} {} {key}", compared(&part.column), part.equals)
         };
-        self.shape.key.iter().enumerate().map(same).collect::<Vec<_>>().join(" and ")
+        self.schema.key.iter().enumerate().map(same).collect::<Vec<_>>().join(" and ")
     }
 
     /// False; with a cell of a row `u` beyond the bound, the end of the export. Here, and not when the row has come, since a
@@ -464,16 +467,16 @@ impl Select<'_> {
     fn refused(&self, CellMax(max): CellMax) -> String {
         let cell = |column: &Column| {
             let name = format!("u.{}", quoted(&column.name));
-            let size = format!("{} > {max}", octets(column, &sent(column, &name)));
+            let size = format!("{} > {max}", octets(column, &wire_value(column, &name)));
             // `octet_length` doesn't fetch a text that is kept outside of its row. What has to be made a text is made one only
             // where it takes so much room that it may be large.
-            let test = match (column.kind, column.sent) {
+            let test = match (column.kind, column.wire_format) {
                 (ColumnType::Text | ColumnType::Bytea, WireFormat::Binary) => size,
                 _ => format!("(pg_catalog.pg_column_size({name}) > {} and {size})", max / MOST_WRITTEN),
             };
             (column.name.to_string(), test)
         };
-        refused(&self.shape.columns.iter().filter(|column| may_be_large(column)).map(cell).collect::<Vec<_>>())
+        refused(&self.schema.columns.iter().filter(|column| may_be_large(column)).map(cell).collect::<Vec<_>>())
     }
 }
 
@@ -524,8 +527,8 @@ fn in_zone_of(column: &Column, moment: &str) -> String {
 }
 
 /// A value in the form that the encoder knows.
-fn sent(column: &Column, value: &str) -> String {
-    match column.sent {
+fn wire_value(column: &Column, value: &str) -> String {
+    match column.wire_format {
         // The same bytes as a text, which nobody parses.
         WireFormat::Binary if column.kind == ColumnType::Json => format!("{value}::{}::text", column.base_type),
         // To the type that it has, which costs nothing.
@@ -540,15 +543,15 @@ fn sent(column: &Column, value: &str) -> String {
 
 /// Whether a value is sent as a text that its type wrote.
 fn is_text(column: &Column) -> bool {
-    column.sent != WireFormat::Binary || column.kind == ColumnType::Json
+    column.wire_format != WireFormat::Binary || column.kind == ColumnType::Json
 }
 
 /// How many bytes a value has in that form, or in a text of it.
-fn octets(column: &Column, sent: &str) -> String {
+fn octets(column: &Column, value: &str) -> String {
     match column.kind {
         // Postgres knows no length of a JSON but that of its text.
-        ColumnType::Json | ColumnType::Jsonb => format!("pg_catalog.octet_length(({sent})::text)"),
-        _ => format!("pg_catalog.octet_length({sent})"),
+        ColumnType::Json | ColumnType::Jsonb => format!("pg_catalog.octet_length(({value})::text)"),
+        _ => format!("pg_catalog.octet_length({value})"),
     }
 }
 

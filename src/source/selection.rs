@@ -6,10 +6,9 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::dataset::catalog::hint;
 use crate::dataset::{Column, Dataset};
 use crate::job::selection::{BadSelection, Condition, Selection};
-use crate::source::Error;
 use crate::source::select::Select;
-use crate::source::shape::introspect;
-use crate::source::snapshot::Source;
+use crate::source::table_schema::introspect;
+use crate::source::{Error, Source};
 
 impl Source {
     /// Whether a selection is one of the dataset's rows and columns.
@@ -17,9 +16,9 @@ impl Source {
     /// # Errors
     /// If the database fails, or the table isn't as the dataset says.
     pub async fn check(&self, dataset: &Dataset, selection: &Selection) -> Result<Result<(), BadSelection>, Error> {
-        let mut conn = self.pool().acquire().await.map_err(Error::of(&dataset.table))?;
-        let shape = introspect(&mut conn, dataset).await?;
-        let select = Select { dataset, shape: &shape };
+        let mut conn = self.pool.acquire().await.map_err(Error::of(&dataset.table))?;
+        let schema = introspect(&mut conn, dataset).await?;
+        let select = Select { dataset, schema: &schema };
         for (i, name) in selection.columns.iter().flatten().enumerate() {
             if let Err(why) = select.find(name) {
                 return Ok(Err(BadSelection { field: format!("columns[{i}]"), why }));
@@ -40,7 +39,7 @@ impl Source {
 
 impl<'a> Select<'a> {
     fn find(&self, name: &str) -> Result<&'a Column, String> {
-        let columns = &self.shape.columns;
+        let columns = &self.schema.columns;
         let found = columns.iter().find(|column| &*column.name == name);
         let near = || hint(name, columns.iter().map(|column| &*column.name));
         found.ok_or_else(|| format!("there is no column `{name}`{}", near()))

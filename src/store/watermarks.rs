@@ -235,7 +235,7 @@ pub(crate) async fn advance(
         .bind(export_type.as_str())
         .bind(&table.definition)
         .bind(Json(&table.types))
-        .bind(Json(&table.seen))
+        .bind(Json(&table.guard_memory))
         .execute(conn)
         .await?;
     Ok(moved.rows_affected() == 1)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cdc_export::embedded::{self, Endpoint};
 use cdc_export::postgres;
-use cdc_export::source::capture;
+use cdc_export::source::capture::tracking;
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
@@ -104,7 +104,7 @@ async fn server() -> &'static PgConnectOptions {
             let template: postgres::Database = options.clone().database(&name).into();
             postgres::migrate(&template).await.unwrap();
             let pool = template.pool(1);
-            capture::restore(&pool).await.unwrap();
+            tracking::restore(&pool).await.unwrap();
             // A database can't be cloned while somebody is connected to it.
             pool.close().await;
             options

@@ -6,9 +6,9 @@
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::source::capture::captured::capture;
-use crate::source::capture::triggers::{Function, VERSION};
-use crate::source::capture::{Error, marks, one_at_a_time};
+use crate::source::capture::function_text::{Function, VERSION};
+use crate::source::capture::{Error, one_at_a_time, stamps};
+use crate::source::captured::capture;
 use crate::source::quote;
 
 /// The role that the functions of a database run as, where the service may make one, without the database's oid: nobody logs in as it,
@@ -169,11 +169,11 @@ impl Installed {
     fn function(&self) -> Option<Function> {
         let unquoted = |name: &String| name[1..name.len() - 1].replace("\"\"", "\"");
         let mut key = self.key.clone().unwrap_or_else(|| self.old_key.iter().map(unquoted).collect());
-        let mut seen = std::collections::HashSet::new();
-        key.retain(|name| seen.insert(name.clone()));
+        let mut names = std::collections::HashSet::new();
+        key.retain(|name| names.insert(name.clone()));
         // One that logs another table's changes goes on to: it came with a dump, and isn't what `track` would make here.
         let function = Function::named(&self.name, self.root.or(self.table_oid)?.0, key)?;
-        (!function.key.is_empty() || function.logs_no_key()).then_some(function)
+        (!function.key.is_empty() || function.kind.logs_no_key()).then_some(function)
     }
 
     /// Whether somebody else has written to a text of today.
@@ -201,7 +201,7 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
         return Ok(());
     }
     let definer = definer(&mut tx).await?;
-    let before = marks::all(&mut tx).await?;
+    let before = stamps::all(&mut tx).await?;
     let mut is_forged = false;
     let mut left = Vec::new();
     for it in &installed {
@@ -239,7 +239,7 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     }
     // What was logged meanwhile is anybody's guess.
     if !is_forged {
-        marks::record(&mut tx, &before).await?;
+        stamps::record(&mut tx, &before).await?;
     }
     let of_before: Vec<String> = of_before(&mut tx).await?;
     tx.commit().await?;

@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::PgConnection;
 
 use crate::dataset::Table;
 use crate::source::quote::relation;
+use crate::watermark::GuardMemory;
 
-/// A column that is in a dataset's files, or decides what is.
-pub(crate) struct Known<'a> {
+/// A column that is in a dataset's files, or decides what is in them.
+pub(crate) struct RememberedColumn<'a> {
     pub(crate) name: &'a str,
     pub(crate) number: i16,
     /// The `xmin` of its row of `pg_attribute`.
@@ -22,13 +23,14 @@ pub(crate) struct Known<'a> {
     pub(crate) is_sent: bool,
 }
 
-/// The members of a table of so many columns, those that are gone included, whose rows' times are in the column `time`.
-pub(crate) fn seen<'a>(
-    columns: impl Iterator<Item = Known<'a>>,
+/// What a position remembers of `columns` of a table that has ever had `width` columns, and whose rows' times are in the column
+/// `time`.
+pub(crate) fn remembered<'a>(
+    columns: impl Iterator<Item = RememberedColumn<'a>>,
     parts: &BTreeMap<String, String>,
     width: i16,
     time: Option<i16>,
-) -> Value {
+) -> GuardMemory {
     let (mut numbers, mut versions, mut sent) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     for column in columns {
         let number = column.number.to_string();
@@ -38,7 +40,14 @@ pub(crate) fn seen<'a>(
             sent.push(number);
         }
     }
-    json!({ "numbers": numbers, "versions": versions, "parts": parts, "sent": sent, "width": width, "time": time.unwrap_or(0) })
+    let mut memory = GuardMemory::default();
+    memory.set("numbers", json!(numbers));
+    memory.set("versions", json!(versions));
+    memory.set("parts", json!(parts));
+    memory.set("sent", sent);
+    memory.set("width", width);
+    memory.set("time", time.unwrap_or(0));
+    memory
 }
 
 /// What these columns' values are made of by somebody, by its name, each with a text that is another one when it changes: labels and

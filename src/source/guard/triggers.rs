@@ -42,16 +42,16 @@ macro_rules! touched {
 }
 pub(crate) use touched;
 
-/// Of a mark that a position has saved, the one that took its place, if we put one there.
+/// Of a stamp that a position has saved, the one that took its place, if we put one there.
 macro_rules! renewed {
-    ($mark:literal) => {
+    ($stamp:literal) => {
         concat!(
             "coalesce((select k.renewed ->> (",
-            $mark,
+            $stamp,
             ") from cdc_export.tracked k where k.renewed ? (",
-            $mark,
+            $stamp,
             ") limit 1), ",
-            $mark,
+            $stamp,
             ")"
         )
     };

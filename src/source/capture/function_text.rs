@@ -6,6 +6,7 @@
 //! `concat` writes a value, or a row, by its type's output function, which only superusers make.
 
 use crate::source::quote;
+use crate::source::trigger::{TriggerKind, key_text};
 
 /// What renews a function has to be able to tell whether it is of today: goes up with each change of what follows.
 pub(super) const VERSION: u32 = 3;
@@ -22,65 +23,24 @@ const HEAD: &str =
 pub(super) struct Function {
     /// What the functions of one table have in common in their names.
     pub(super) id: String,
-    /// Which of them it is.
-    pub(super) does: Does,
+    pub(super) kind: TriggerKind,
     /// The oid of the table whose changes it logs.
     pub(super) root: u32,
     /// The names of the columns that tell the table's rows apart.
     pub(super) key: Vec<String>,
 }
 
-/// What a trigger function logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Does {
-    /// The rows that a statement inserted.
-    Inserts,
-    /// Those that it updated.
-    Updates,
-    /// Those that it deleted.
-    Deletes,
-    /// That it emptied the table.
-    Truncates,
-    /// A row that was written to a partition.
-    Rows,
-    /// A row that was written to a plain table where statement triggers don't fire: by a subscription's apply worker, or with
-    /// `session_replication_role = replica`.
-    Replicated,
-}
-
-impl Does {
-    const ALL: [Does; 6] = [Does::Inserts, Does::Updates, Does::Deletes, Does::Truncates, Does::Rows, Does::Replicated];
-
-    /// The last part of the function's name, and of its trigger's.
-    fn letter(self) -> &'static str {
-        match self {
-            Does::Inserts => "i",
-            Does::Updates => "u",
-            Does::Deletes => "d",
-            Does::Truncates => "t",
-            Does::Rows => "r",
-            // Not "r": a partition's trigger can't have the name of one that its root hands down.
-            Does::Replicated => "s",
-        }
-    }
-}
-
 impl Function {
     /// The function of that name.
     pub(super) fn named(name: &str, root: u32, key: Vec<String>) -> Option<Function> {
         let (id, letter) = name.strip_prefix("capture_")?.split_once('_')?;
-        let does = Does::ALL.into_iter().find(|does| does.letter() == letter)?;
-        Some(Function { id: id.to_owned(), does, root, key })
-    }
-
-    /// Whether the names of its table's key don't matter to it.
-    pub(super) fn logs_no_key(&self) -> bool {
-        self.does == Does::Truncates
+        let kind = TriggerKind::of_letter(letter)?;
+        Some(Function { id: id.to_owned(), kind, root, key })
     }
 
     /// Its name, with its schema.
     pub(super) fn name(&self) -> String {
-        format!("cdc_export.capture_{}_{}", self.id, self.does.letter())
+        format!("cdc_export.capture_{}_{}", self.id, self.kind.letter())
     }
 
     /// The statement that makes it, or puts it in the place of an older one. No name in its body can end that. What a table calls
@@ -101,7 +61,7 @@ impl Function {
     fn statements(&self) -> String {
         const LOG: &str = "insert into cdc_export.change_log (tbl, op, pk";
         // Not the root that the partition has now: while the table itself is somebody's partition, that is another.
-        let root = if self.does == Does::Replicated { "tg_relid".to_owned() } else { self.root.to_string() };
+        let root = if self.kind == TriggerKind::Replicated { "tg_relid".to_owned() } else { self.root.to_string() };
         let (old, new) = (self.key_of(OLD_ROWS), self.key_of(NEW_ROWS));
         // A whole row by its star: its bare name would be a column of that name.
         let image = format!("{}, {}", image_of(&format!("{OLD_ROWS}.*")), columns_of("tg_relid"));
@@ -116,10 +76,10 @@ impl Function {
         };
         let (in_full, if_it_fits) = (of_row("concat(old)"), of_row(&image_of("old")));
         let lost = format!("{OLD_ROWS} where not exists (select from {NEW_ROWS} where {})", self.is_same());
-        match self.does {
-            Does::Inserts => format!("begin {LOG}) select tg_relid, 'I', {new} from {NEW_ROWS}; return null; end"),
+        match self.kind {
+            TriggerKind::Inserts => format!("begin {LOG}) select tg_relid, 'I', {new} from {NEW_ROWS}; return null; end"),
             // One trigger sees the rows before and after, so a key that was changed is logged as gone.
-            Does::Updates => format!(
+            TriggerKind::Updates => format!(
                 "begin
                    {LOG}) select tg_relid, 'U', {new} from {NEW_ROWS};
                    if exists (select from {lost}) then {} end if;
@@ -127,9 +87,9 @@ impl Function {
                  end",
                 gone(&lost)
             ),
-            Does::Deletes => format!("begin {} return null; end", gone(OLD_ROWS)),
+            TriggerKind::Deletes => format!("begin {} return null; end", gone(OLD_ROWS)),
             // A partition that was detached keeps this trigger, and is no part of any tree.
-            Does::Truncates => format!(
+            TriggerKind::Truncates => format!(
                 "begin
                    if tg_relid = {root} or exists (select from pg_partition_ancestors(tg_relid) as its (oid) where its.oid = {root}) then
                      {LOG}) values ({root}, 'T', null);
@@ -138,7 +98,7 @@ impl Function {
                  end"
             ),
             // Each row of a partition would begin a transaction within its own: only one that may be too large does.
-            Does::Rows | Does::Replicated => format!(
+            TriggerKind::Rows | TriggerKind::Replicated => format!(
                 "declare root constant oid := {root}; begin
                    if tg_op <> 'DELETE' then
                      {LOG}) values (root, case tg_op when 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", {new});
@@ -156,7 +116,7 @@ impl Function {
     }
 
     fn key_of(&self, row: &str) -> String {
-        logged_key(row, &self.key)
+        key_text(row, &self.key)
     }
 
     /// That an old row and a new one have the same key, by its texts: the log has a text, and a type's operators are in some schema.
@@ -166,15 +126,6 @@ impl Function {
             format!("concat({NEW_ROWS}.{name}) = concat({OLD_ROWS}.{name}) collate \"C\"")
         };
         self.key.iter().map(part).collect::<Vec<_>>().join(" and ")
-    }
-}
-
-/// A row's key as the log has it: a text for one column, a JSON array of texts for several.
-pub(crate) fn logged_key(row: &str, key: &[String]) -> String {
-    let columns: Vec<_> = key.iter().map(|name| format!("concat({row}.{})", quote::quoted(name))).collect();
-    match columns.as_slice() {
-        [column] => column.clone(),
-        columns => format!("jsonb_build_array({})::pg_catalog.text", columns.join(", ")),
     }
 }
 
@@ -216,45 +167,29 @@ fn columns_of(table: &str) -> String {
 /// What a table's triggers call, all of `id`: they are not named after the table, which may be renamed, or dumped and restored
 /// beside another one.
 pub(super) fn functions(id: &str, is_partitioned: bool, root: u32, key: &[String]) -> Vec<Function> {
-    let all: &[Does] = match is_partitioned {
-        true => &[Does::Rows, Does::Truncates],
-        false => &[Does::Inserts, Does::Updates, Does::Deletes, Does::Truncates, Does::Replicated],
+    let function = |kind: TriggerKind| {
+        let key = if kind.logs_no_key() { Vec::new() } else { key.to_owned() };
+        Function { id: id.to_owned(), kind, root, key }
     };
-    let function = |does| {
-        let function = Function { id: id.to_owned(), does, root, key: Vec::new() };
-        if function.logs_no_key() { function } else { Function { key: key.to_owned(), ..function } }
-    };
-    all.iter().copied().map(function).collect()
+    TriggerKind::of_table(is_partitioned).iter().copied().map(function).collect()
 }
 
 impl Function {
-    /// Which of a table and its partitions has a trigger of its own for it: Postgres clones row triggers to every partition, those
-    /// to come too, so that they see what is written directly into one; statement triggers of the parent wouldn't. A row that moves
-    /// is a delete and an insert.
-    pub(super) fn is_of_each_partition(&self) -> bool {
-        self.does == Does::Truncates
-    }
-
-    /// The last part of its name, and of its trigger's.
-    pub(super) fn letter(&self) -> &'static str {
-        self.does.letter()
-    }
-
     /// The statement that makes its trigger on a table.
     pub(super) fn trigger(&self, table: &str) -> String {
-        let (event, seen) = match self.does {
-            Does::Inserts => ("insert", format!("referencing new table as {NEW_ROWS} for each statement")),
-            Does::Updates => {
+        let (event, rows) = match self.kind {
+            TriggerKind::Inserts => ("insert", format!("referencing new table as {NEW_ROWS} for each statement")),
+            TriggerKind::Updates => {
                 ("update", format!("referencing old table as {OLD_ROWS} new table as {NEW_ROWS} for each statement"))
             }
-            Does::Deletes => ("delete", format!("referencing old table as {OLD_ROWS} for each statement")),
-            Does::Truncates => ("truncate", "for each statement".to_owned()),
-            Does::Rows | Does::Replicated => ("insert or update or delete", "for each row".to_owned()),
+            TriggerKind::Deletes => ("delete", format!("referencing old table as {OLD_ROWS} for each statement")),
+            TriggerKind::Truncates => ("truncate", "for each statement".to_owned()),
+            TriggerKind::Rows | TriggerKind::Replicated => ("insert or update or delete", "for each row".to_owned()),
         };
-        let (letter, name) = (self.letter(), self.name());
+        let (letter, name) = (self.kind.letter(), self.name());
         format!(
             "-- source.capture.trigger
-             create trigger cdc_export_{letter} after {event} on {table} {seen} execute function {name}()"
+             create trigger cdc_export_{letter} after {event} on {table} {rows} execute function {name}()"
         )
     }
 }
@@ -263,14 +198,14 @@ impl Function {
 mod tests {
     use super::*;
 
-    fn function(does: Does, key: &[&str]) -> Function {
-        Function { id: "0f".to_owned(), does, root: 16384, key: key.iter().map(|name| (*name).to_owned()).collect() }
+    fn function(kind: TriggerKind, key: &[&str]) -> Function {
+        Function { id: "0f".to_owned(), kind, root: 16384, key: key.iter().map(|name| (*name).to_owned()).collect() }
     }
 
     #[test]
     fn a_function_is_known_again_by_its_name() {
-        for does in Does::ALL {
-            let function = function(does, &["id", "a\"b"]);
+        for &kind in TriggerKind::ALL {
+            let function = function(kind, &["id", "a\"b"]);
             let name = function.name();
             let (name, key) = (name.strip_prefix("cdc_export.").unwrap(), function.key.clone());
             assert_eq!(Function::named(name, 16384, key), Some(function));
@@ -279,8 +214,8 @@ mod tests {
 
     #[test]
     fn no_value_goes_through_a_cast() {
-        for does in Does::ALL {
-            let body = function(does, &["a", "b"]).body();
+        for &kind in TriggerKind::ALL {
+            let body = function(kind, &["a", "b"]).body();
             let casts = body.replace("::pg_catalog.", "");
             assert!(!casts.contains("::") && !body.contains("to_jsonb"), "{body}");
         }

@@ -9,11 +9,11 @@ use crate::dataset::catalog::{Fault, Faults, hint};
 use crate::dataset::{
     Capture, Column, ColumnType, Columns, Dataset, Description, KeyColumn, OPERATION, Table, TableSchema, WireFormat,
 };
-use crate::source;
-use crate::source::capture::capture;
-use crate::source::guard::columns::Known;
+use crate::source::captured::capture;
+use crate::source::guard::columns::RememberedColumn;
+use crate::source::primary_key::primary_key;
 use crate::source::quote::relation;
-use crate::source::snapshot::Source;
+use crate::source::{self, Source};
 use crate::source::{filter, guard};
 
 /// Why a table can't be looked at.
@@ -27,8 +27,18 @@ pub(crate) enum Error {
     Sql(#[from] sqlx::Error),
 }
 
+impl From<Error> for source::Error {
+    fn from(error: Error) -> source::Error {
+        match error {
+            Error::Faults(faults) => source::Error::Mismatch(faults),
+            Error::Sql(cause) => source::Error::of("pg_catalog")(cause),
+        }
+    }
+}
+
+/// A column as the system catalogs have it.
 #[derive(sqlx::FromRow)]
-struct Found {
+struct ColumnRow {
     name: String,
     number: i16,
     type_name: String,
@@ -55,10 +65,10 @@ struct Found {
     width: i16,
 }
 
-impl Found {
+impl ColumnRow {
     fn column(&self) -> Column {
         let kind = self.own_type.as_deref().and_then(binary_kind);
-        let sent = match kind {
+        let wire_format = match kind {
             Some(_) => WireFormat::Binary,
             None if self.has_json_cast => WireFormat::WrittenNotFromJson,
             None => WireFormat::Written,
@@ -69,7 +79,7 @@ impl Found {
             kind: kind.unwrap_or(ColumnType::Text),
             type_name: self.type_name.clone().into(),
             base_type: self.base_type.clone().into(),
-            sent,
+            wire_format,
             operators: self.operators.clone().into(),
         }
     }
@@ -148,7 +158,7 @@ fn binary_kind(own_type: &str) -> Option<ColumnType> {
 pub(crate) async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
     let located = locate(conn, &dataset.table).await.map_err(|cause| unseen(dataset, cause))?;
     // Where there is none, none is found under its name.
-    look_at(conn, dataset, located.as_ref().unwrap_or(&dataset.table)).await
+    introspect_at(conn, dataset, located.as_ref().unwrap_or(&dataset.table)).await
 }
 
 /// The table with its schema, as the role's own search_path finds it.
@@ -157,7 +167,7 @@ pub(crate) async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Re
 /// If Postgres refuses.
 pub(crate) async fn locate(conn: &mut PgConnection, table: &Table) -> Result<Option<Table>, sqlx::Error> {
     let found: Option<(String, String)> = sqlx::query_as(
-        "-- source.shape.locate
+        "-- source.table_schema.locate
          select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
          where c.oid = cdc_export.table_of_role($1)",
     )
@@ -171,9 +181,13 @@ pub(crate) async fn locate(conn: &mut PgConnection, table: &Table) -> Result<Opt
 ///
 /// # Errors
 /// With everything that doesn't fit.
-pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &Table) -> Result<TableSchema, Error> {
-    let columns: Result<Vec<Found>, _> = sqlx::query_as(
-        "-- source.shape.columns
+pub(crate) async fn introspect_at(
+    conn: &mut PgConnection,
+    dataset: &Dataset,
+    table: &Table,
+) -> Result<TableSchema, Error> {
+    let columns: Result<Vec<ColumnRow>, _> = sqlx::query_as(concat!(
+        "-- source.table_schema.columns
          select a.attname::text as name, a.attnum as number, format_type(base.oid, -1) as base_type,
            cdc_export.type_of_role(a.atttypid, a.atttypmod) as type_name, cdc_export.type_of_role(base.oid, -1) as saved_type,
            coalesce(
@@ -202,9 +216,9 @@ pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &
              select from pg_cast c join parts on parts.oid = c.castsource
              where c.castsource >= 16384 and c.casttarget = 'json'::regtype) as has_json_cast,
            format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum, a.attnotnull as not_null,
-           (select array_position(x.indkey::int2[], a.attnum) + 1 from pg_index x
-            where x.indrelid = a.attrelid and x.indisprimary
-              and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1])) as key_place,
+           array_position(",
+        primary_key!("c.oid"),
+        ", a.attname::text) as key_place,
            a.xmin::text as version, a.attcollation as collation, base.oid >= 16384 or a.attgenerated = 'v' as may_change,
            c.relnatts as width
          from pg_attribute a
@@ -218,8 +232,8 @@ pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &
              from base d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd')
            select * from base where typtype <> 'd') base
          where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
-         order by a.attnum",
-    )
+         order by a.attnum"
+    ))
     .bind(relation(table))
     .fetch_all(&mut *conn)
     .await;
@@ -242,28 +256,38 @@ pub(crate) async fn look_at(conn: &mut PgConnection, dataset: &Dataset, table: &
     // What happens to a column that is of no interest is nobody's business.
     let times = [&updated_at, &created_at, &deleted].into_iter().flatten();
     let deciding: Vec<_> = key.iter().map(|key| &key.column).chain(times).map(|column| column.number).collect();
-    let is_sent = |it: &Found| columns.iter().any(|column| column.number == it.number);
-    let is_asked = |it: &Found| dataset.filter.as_deref().is_some_and(|text| filter::mentions(text, &it.name));
-    let of_interest = |it: &&Found| is_sent(it) || deciding.contains(&it.number) || is_asked(it);
+    let is_sent = |it: &ColumnRow| columns.iter().any(|column| column.number == it.number);
+    let is_asked = |it: &ColumnRow| dataset.filter.as_deref().is_some_and(|text| filter::mentions(text, &it.name));
+    let of_interest = |it: &&ColumnRow| is_sent(it) || deciding.contains(&it.number) || is_asked(it);
     let known: Vec<_> = found.iter().filter(of_interest).collect();
     let types = known.iter().map(|it| (it.name.clone(), it.saved_type.clone())).collect();
     let changing: Vec<_> = known.iter().filter(|it| it.may_change).map(|it| it.number).collect();
     let mut parts = guard::columns::parts(conn, table, &changing).await?;
     // Which rows a filter finds may be told by the order of texts.
-    let order = |it: &&&Found| it.collation.0 != 0 && is_asked(it);
+    let order = |it: &&&ColumnRow| it.collation.0 != 0 && is_asked(it);
     parts.extend(known.iter().filter(order).map(|it| (format!("order {}", it.number), it.collation.0.to_string())));
     let known = known.into_iter().map(|it| {
-        let Found { name, number, version, .. } = it;
-        Known { name, number: *number, version, is_sent: is_sent(it) }
+        let ColumnRow { name, number, version, .. } = it;
+        RememberedColumn { name, number: *number, version, is_sent: is_sent(it) }
     });
     let width = found.first().map_or(0, |it| it.width);
     let time = updated_at.as_ref().map(|time| time.number);
-    let mut seen = guard::columns::seen(known, &parts, width, time);
+    let mut guard_memory = guard::columns::remembered(known, &parts, width, time);
     if let Some(filter) = &dataset.filter {
-        seen["filter"] = filter::called(conn, filter, table).await?.into();
+        guard_memory.set("filter", filter::called(conn, filter, table).await?);
     }
     let is_filtered = dataset.filter.is_some();
-    Ok(TableSchema { table: table.clone(), key, columns, updated_at, created_at, deleted, types, seen, is_filtered })
+    Ok(TableSchema {
+        table: table.clone(),
+        key,
+        columns,
+        updated_at,
+        created_at,
+        deleted,
+        types,
+        guard_memory,
+        is_filtered,
+    })
 }
 
 /// A schema that the role may not use is the operator's to mend.
@@ -279,7 +303,7 @@ fn unseen(dataset: &Dataset, cause: sqlx::Error) -> Error {
 
 async fn hint_of_tables(conn: &mut PgConnection, dataset: &Dataset) -> Result<String, sqlx::Error> {
     let tables: Vec<(String, String)> = sqlx::query_as(
-        "-- source.shape.tables
+        "-- source.table_schema.tables
          select n.nspname::text, c.relname::text
          from pg_class c join pg_namespace n on n.oid = c.relnamespace
          where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'cdc_export')
@@ -298,7 +322,7 @@ async fn hint_of_tables(conn: &mut PgConnection, dataset: &Dataset) -> Result<St
 struct Fitting<'a> {
     dataset: &'a Dataset,
     table: &'a Table,
-    columns: &'a [Found],
+    columns: &'a [ColumnRow],
     faults: Vec<Fault>,
 }
 
@@ -308,7 +332,7 @@ impl<'a> Fitting<'a> {
         self.faults.push(Fault { dataset, member, item, why });
     }
 
-    fn find(&mut self, member: &'static str, name: &str) -> Option<&'a Found> {
+    fn find(&mut self, member: &'static str, name: &str) -> Option<&'a ColumnRow> {
         let columns = self.columns;
         let found = columns.iter().find(|column| column.name == name);
         if found.is_none() {
@@ -333,7 +357,7 @@ impl<'a> Fitting<'a> {
             let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
             self.wrong("key", None, why);
         }
-        let compared = |found: &&Found| {
+        let compared = |found: &&ColumnRow| {
             let part = parts.iter().find(|part| part.name == found.name);
             let own_equals = || format!("operator({}.=)", found.operators);
             KeyColumn {
@@ -348,7 +372,7 @@ impl<'a> Fitting<'a> {
         Ok(key.iter().map(compared).collect())
     }
 
-    fn key_columns(&mut self) -> Vec<&'a Found> {
+    fn key_columns(&mut self) -> Vec<&'a ColumnRow> {
         let columns = self.columns;
         let Some(names) = &self.dataset.key else {
             let mut key: Vec<_> = columns.iter().filter(|column| column.key_place.is_some()).collect();
@@ -391,7 +415,7 @@ impl<'a> Fitting<'a> {
             let why = format!("without the key's `{}` nobody can tell which row a DELETE is", column.name);
             self.wrong(member, Some(&column.name), why);
         }
-        chosen.into_iter().map(Found::column).collect()
+        chosen.into_iter().map(ColumnRow::column).collect()
     }
 
     fn time(&mut self, member: &'static str, name: Option<&str>) -> Option<Column> {
@@ -431,7 +455,7 @@ struct KeyPart {
 /// The unique index that tells rows apart by just these columns; empty: there is none.
 async fn key_index(conn: &mut PgConnection, table: &Table, key: &[String]) -> Result<Vec<KeyPart>, sqlx::Error> {
     sqlx::query_as(
-        "-- source.shape.key_index
+        "-- source.table_schema.key_index
          select a.attname::text as name,
            (select format('operator(%I.%s)', n.nspname, p.oprname)
             from pg_opclass s join pg_am m on m.oid = s.opcmethod and m.amname = 'btree'
@@ -463,7 +487,7 @@ async fn key_index(conn: &mut PgConnection, table: &Table, key: &[String]) -> Re
 }
 
 #[derive(Default, sqlx::FromRow)]
-struct Seen {
+struct TableStatus {
     rows: Option<f32>,
     bytes: i64,
     captured: bool,
@@ -477,14 +501,14 @@ impl Source {
     /// If the database fails.
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, source::Error> {
         let failed = source::Error::of(&dataset.table);
-        let mut conn = self.pool().acquire().await.map_err(&failed)?;
-        let shape = match introspect(&mut conn, dataset).await {
-            Ok(shape) => Ok(shape),
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        let schema = match introspect(&mut conn, dataset).await {
+            Ok(schema) => Ok(schema),
             Err(Error::Faults(faults)) => Err(faults),
             Err(error) => return Err(error.into()),
         };
-        let seen: Option<Seen> = sqlx::query_as(concat!(
-            "-- source.shape.describe
+        let status: Option<TableStatus> = sqlx::query_as(concat!(
+            "-- source.table_schema.describe
              select
                parts.rows, parts.bytes::bigint as bytes, capture.captured, capture.logged_key
              from pg_class t join pg_namespace n on n.oid = t.relnamespace
@@ -504,11 +528,11 @@ impl Source {
         .fetch_optional(&mut *conn)
         .await
         .map_err(&failed)?;
-        let Seen { rows, bytes, captured, logged_key } = seen.unwrap_or_default();
-        let logs_it = logged_key.is_some_and(|key| shape.as_ref().map_or(true, |shape| shape.has_key(&key)));
+        let TableStatus { rows, bytes, captured, logged_key } = status.unwrap_or_default();
+        let logs_it = logged_key.is_some_and(|key| schema.as_ref().map_or(true, |schema| schema.has_key(&key)));
         Ok(Description {
             dataset: Arc::clone(dataset),
-            shape,
+            schema,
             rows: rows.map(|rows| rows as u64),
             bytes: bytes.unsigned_abs(),
             captured: captured && logs_it || dataset.capture != Capture::Triggers,

@@ -6,9 +6,10 @@
 /// - `is_newest`: they are those that `track` would make.
 /// - `set`: what the names of the functions that they call begin with.
 /// - `logged_key`: what they log; what they shall log, where there are none; null: nobody let the table be exported.
-/// - `relations`: by the oids of the table and its partitions an array of three: the marks of the triggers that log rows, that of
-///   the one that logs a TRUNCATE, and the number of the file, which a TRUNCATE changes.
-/// - `functions`: a mark of the functions.
+/// - `relations`: by the oids of the table and its partitions an array of three: the stamps of the triggers that log rows, that of
+///   the one that logs a TRUNCATE, and the number of the file, which a TRUNCATE changes. A stamp is an oid and an xmin: a catalog's row
+///   that was changed, or made anew, has another one.
+/// - `functions`: a stamp of the functions.
 /// - `triggers_hash`, `partitions_hash`: what positions of before were compared by.
 ///
 /// A trigger is told by the function that it calls, never by its name or by how many there are: a partition has triggers of its own
@@ -17,7 +18,8 @@
 /// functions for that don't: one that came since then has rows that the snapshot can't see.
 macro_rules! capture {
     () => {
-        "(with recursive tree (oid) as (
+        concat!(
+            "(with recursive tree (oid) as (
             select t.oid
             union all
             select i.inhrelid
@@ -28,7 +30,7 @@ macro_rules! capture {
             select c.oid, c.relfilenode, c.relpersistence = 'p' and c.relhastriggers and c.relkind in ('r', 'p') as is_safe
             from tree join pg_class c on c.oid = tree.oid),
           functions as materialized (
-            select p.oid, p.xmin, left(p.proname::text, -1) as set, right(p.proname::text, 1) as does, head[2]::jsonb as key
+            select p.oid, p.xmin, left(p.proname::text, -1) as set, right(p.proname::text, 1) as kind, head[2]::jsonb as key
             from (select distinct x.tgfoid from pg_trigger x where x.tgrelid = t.oid) called
             join pg_proc p on p.oid = called.tgfoid
             cross join lateral regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \\d+ (?:(\\d+) )?(\\[.*\\])$') head
@@ -36,41 +38,49 @@ macro_rules! capture {
               -- Before 3 they logged the table that they were on.
               and head is not null and coalesce(head[1]::oid, t.oid) = t.oid),
           triggers as materialized (
-            select x.tgrelid, format('%s %s', x.oid, x.xmin) as mark, f.set, f.does || x.tgenabled::text as does
+            select x.tgrelid, format('%s %s', x.oid, x.xmin) as stamp, f.set, f.kind || x.tgenabled::text as kind
             from relations r join pg_trigger x on x.tgrelid = r.oid join functions f on f.oid = x.tgfoid
             where x.tgqual is null and x.tgattr::text = ''
-              and x.tgtype = case f.does when 'i' then 4 when 'd' then 8 when 'u' then 16 when 't' then 32 else 29 end),
+              and x.tgtype = ",
+            $crate::source::trigger::triggers!(type_of_kind),
+            "),
           sets as (
             select g.set,
               case t.relkind
                 -- A TRUNCATE of a partition without a trigger for it is told by its file.
-                when 'p' then count(distinct g.tgrelid) filter (where g.does = 'rA') = (select count(*) from relations)
-                else array_agg(g.does) @> '{iO,uO,dO,tA,sR}'
+                when 'p' then count(distinct g.tgrelid) filter (where g.kind = ",
+            $crate::source::trigger::triggers!(rows_of_partition),
+            ") = (select count(*) from relations)
+                else array_agg(g.kind) @> ",
+            $crate::source::trigger::triggers!(all_of_plain_table),
+            "
                   -- Of before 3: statement triggers alone see nothing that a subscription writes.
-                  or array_agg(g.does) @> '{iA,uA,dA,tA}' and not exists (select from pg_subscription_rel s where s.srrelid = t.oid)
+                  or array_agg(g.kind) @> '{iA,uA,dA,tA}' and not exists (select from pg_subscription_rel s where s.srrelid = t.oid)
               end as is_whole,
               case t.relkind
-                when 'p' then count(distinct g.tgrelid) filter (where g.does = 'tA') = (select count(*) from relations)
-                else array_agg(g.does) @> '{iO,uO,dO,tA,sR}' end as is_newest
+                when 'p' then count(distinct g.tgrelid) filter (where g.kind = ",
+            $crate::source::trigger::triggers!(truncates),
+            ") = (select count(*) from relations)
+                else array_agg(g.kind) @> ",
+            $crate::source::trigger::triggers!(all_of_plain_table),
+            " end as is_newest
             from triggers g group by g.set),
           its as materialized (
             select s.set, s.is_whole, s.is_newest from sets s order by s.is_whole desc, s.is_newest desc, s.set limit 1)
           select found.captured, found.captured and its.is_newest as is_newest, its.set,
             case when listed.is_there then coalesce(
-              (select array(select jsonb_array_elements_text(f.key)) from functions f where f.set = its.set and f.does <> 't' limit 1),
+              (select array(select jsonb_array_elements_text(f.key)) from functions f where f.set = its.set and f.kind <> 't' limit 1),
               listed.key,
-              array(
-                select a.attname::text
-                from pg_index x
-                cross join lateral unnest(x.indkey) with ordinality as i (attnum, place)
-                join pg_attribute a on a.attrelid = t.oid and a.attnum = i.attnum
-                where x.indrelid = t.oid and x.indisprimary and i.place <= x.indnkeyatts
-                order by i.place)) end as logged_key,
+              ",
+            $crate::source::primary_key::primary_key!("t.oid"),
+            ") end as logged_key,
             (select jsonb_object_agg(r.oid::text, jsonb_build_array(g.rows, g.truncates, r.relfilenode))
              from relations r
              left join (
-               select x.tgrelid, md5(string_agg(x.mark, ',' order by x.mark) filter (where x.does not like 't%')) as rows,
-                 string_agg(x.mark, ',' order by x.mark) filter (where x.does = 'tA') as truncates
+               select x.tgrelid, md5(string_agg(x.stamp, ',' order by x.stamp) filter (where x.kind not like 't%')) as rows,
+                 string_agg(x.stamp, ',' order by x.stamp) filter (where x.kind = ",
+            $crate::source::trigger::triggers!(truncates),
+            ") as truncates
                from triggers x join its on its.set = x.set
                group by x.tgrelid) g on g.tgrelid = r.oid) as relations,
             (select md5(string_agg(format('%s %s', f.oid, f.xmin), ',' order by f.oid)) from functions f where f.set = its.set) as functions,
@@ -92,6 +102,7 @@ macro_rules! capture {
                 or not exists (select from pg_inherits i where i.inhparent = t.oid)
                   and not exists (select from pg_inherits i where i.inhrelid = t.oid)) as captured) found
           offset 0)"
+        )
     };
 }
 pub(crate) use capture;

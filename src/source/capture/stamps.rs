@@ -1,14 +1,14 @@
-//! The marks that the guard knows a table's triggers and functions by, carried on where we replace what is as good as what was: no
+//! The stamps that the guard knows a table's triggers and functions by, carried on where we replace what is as good as what was: no
 //! consumer pays a full export for an upgrade.
 
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
-use crate::source::capture::captured::capture;
+use crate::source::captured::capture;
 
-/// The marks of a table whose changes are captured.
+/// The stamps of a table whose changes are captured.
 #[derive(Debug, sqlx::FromRow)]
-pub(super) struct Marks {
+pub(super) struct Stamps {
     table_oid: Oid,
     rows: Option<String>,
     functions: Option<String>,
@@ -19,9 +19,9 @@ pub(super) struct Marks {
 ///
 /// # Errors
 /// If the database fails.
-pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Marks>, sqlx::Error> {
+pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Stamps>, sqlx::Error> {
     sqlx::query_as(concat!(
-        "-- source.capture.marks
+        "-- source.capture.stamps
          select t.oid as table_oid, capture.relations -> t.oid::text ->> 0 as rows, capture.functions, capture.triggers_hash
          from (
            select distinct x.tgrelid
@@ -38,12 +38,12 @@ pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Marks>, sqlx::Err
     .await
 }
 
-/// Lets positions that were saved with a mark of `before` go on with the one that took its place, where the table has been captured
-/// all the time. Not in the positions: an export that runs saves the mark that it saw when it began.
+/// Lets positions that were saved with a stamp of `before` go on with the one that took its place, where the table has been captured
+/// all the time. Not in the positions: an export that runs saves the stamp that it saw when it began.
 ///
 /// # Errors
 /// If the database fails.
-pub(super) async fn record(conn: &mut PgConnection, before: &[Marks]) -> Result<(), sqlx::Error> {
+pub(super) async fn record(conn: &mut PgConnection, before: &[Stamps]) -> Result<(), sqlx::Error> {
     for now in all(conn).await? {
         let Some(was) = before.iter().find(|was| was.table_oid == now.table_oid) else { continue };
         for (was, now_is) in

@@ -5,9 +5,9 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::dataset::catalog::{Catalog, Fault, Faults};
 use crate::dataset::{Capture, Dataset, TableSchema};
-use crate::source::capture::capture;
+use crate::source::captured::capture;
 use crate::source::quote::relation;
-use crate::source::{filter, shape};
+use crate::source::{filter, table_schema};
 
 /// Holds a whole catalog against the live tables.
 ///
@@ -17,8 +17,8 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Faults, sqlx::Err
     let mut conn = pool.acquire().await?;
     let (mut faults, mut seen) = (Vec::new(), Vec::<Logged>::new());
     for dataset in catalog.iter() {
-        let Some(shape) = fits(&mut conn, dataset, &mut faults).await? else { continue };
-        if let Some(logged) = Logged::by(&mut conn, dataset, &shape).await? {
+        let Some(schema) = fits(&mut conn, dataset, &mut faults).await? else { continue };
+        if let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? {
             faults.extend(seen.iter().find_map(|other| logged.conflict(other)));
             seen.push(logged);
         }
@@ -33,11 +33,11 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Faults, sqlx::Err
 pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut faults = Vec::new();
-    let Some(shape) = fits(&mut conn, dataset, &mut faults).await? else { return Ok(Faults(faults)) };
-    let Some(logged) = Logged::by(&mut conn, dataset, &shape).await? else { return Ok(Faults(faults)) };
+    let Some(schema) = fits(&mut conn, dataset, &mut faults).await? else { return Ok(Faults(faults)) };
+    let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? else { return Ok(Faults(faults)) };
     for other in catalog.iter().filter(|other| other.name != dataset.name) {
-        let Some(shape) = introspect(&mut conn, other).await?.ok() else { continue };
-        let other = Logged::by(&mut conn, other, &shape).await?;
+        let Some(schema) = introspect(&mut conn, other).await?.ok() else { continue };
+        let other = Logged::by(&mut conn, other, &schema).await?;
         faults.extend(other.and_then(|other| logged.conflict(&other)));
     }
     Ok(Faults(faults))
@@ -52,9 +52,9 @@ pub async fn untracked(pool: &PgPool, catalog: &Catalog) -> Result<Vec<String>, 
     let mut conn = pool.acquire().await?;
     let mut names = Vec::new();
     for dataset in catalog.iter().filter(|dataset| dataset.capture == Capture::Triggers) {
-        let Some(shape) = introspect(&mut conn, dataset).await?.ok() else { continue };
+        let Some(schema) = introspect(&mut conn, dataset).await?.ok() else { continue };
         let key: Option<Option<Vec<String>>> = sqlx::query_scalar(concat!(
-            "-- source.catalog.captured_key
+            "-- source.catalog_check.captured_key
              select case when capture.captured then capture.logged_key end
              from pg_class t join pg_namespace n on n.oid = t.relnamespace
              cross join lateral ",
@@ -65,7 +65,7 @@ pub async fn untracked(pool: &PgPool, catalog: &Catalog) -> Result<Vec<String>, 
         .bind(relation(&dataset.table))
         .fetch_optional(&mut *conn)
         .await?;
-        if !key.flatten().is_some_and(|key| shape.has_key(&key)) {
+        if !key.flatten().is_some_and(|key| schema.has_key(&key)) {
             names.push(dataset.name.clone());
         }
     }
@@ -86,14 +86,14 @@ impl Logged {
     async fn by(
         conn: &mut PgConnection,
         dataset: &Dataset,
-        shape: &TableSchema,
+        schema: &TableSchema,
     ) -> Result<Option<Logged>, sqlx::Error> {
         if dataset.capture != Capture::Triggers {
             return Ok(None);
         }
-        let oid = sqlx::query_scalar("-- source.catalog.oid\n select cdc_export.table_of_role($1)::oid");
+        let oid = sqlx::query_scalar("-- source.catalog_check.oid\n select cdc_export.table_of_role($1)::oid");
         let oid = oid.bind(relation(&dataset.table)).fetch_one(conn).await?;
-        let key = shape.key.iter().map(|part| part.column.name.to_string()).collect();
+        let key = schema.key.iter().map(|part| part.column.name.to_string()).collect();
         Ok(Some(Logged { dataset: dataset.name.clone(), table: dataset.table.to_string(), oid, key }))
     }
 
@@ -105,16 +105,16 @@ impl Logged {
     }
 }
 
-/// The table's shape, if the dataset fits it; whatever doesn't is added to the faults.
+/// The table's schema, if the dataset fits it; whatever doesn't is added to the faults.
 async fn fits(
     conn: &mut PgConnection,
     dataset: &Dataset,
     faults: &mut Vec<Fault>,
 ) -> Result<Option<TableSchema>, sqlx::Error> {
     match introspect(conn, dataset).await? {
-        Ok(shape) => {
-            faults.extend(filter::check(conn, dataset, &shape.table).await?);
-            Ok(Some(shape))
+        Ok(schema) => {
+            faults.extend(filter::check(conn, dataset, &schema.table).await?);
+            Ok(Some(schema))
         }
         Err(found) => {
             faults.extend(found.0);
@@ -124,9 +124,9 @@ async fn fits(
 }
 
 async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<Result<TableSchema, Faults>, sqlx::Error> {
-    match shape::introspect(conn, dataset).await {
-        Ok(shape) => Ok(Ok(shape)),
-        Err(shape::Error::Faults(found)) => Ok(Err(found)),
-        Err(shape::Error::Sql(cause)) => Err(cause),
+    match table_schema::introspect(conn, dataset).await {
+        Ok(schema) => Ok(Ok(schema)),
+        Err(table_schema::Error::Faults(found)) => Ok(Err(found)),
+        Err(table_schema::Error::Sql(cause)) => Err(cause),
     }
 }

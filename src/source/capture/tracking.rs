@@ -1,0 +1,372 @@
+//! Which tables' changes are captured: triggers are put on a dataset's table, put back, and removed.
+
+use std::time::Duration;
+
+use sqlx::postgres::types::Oid;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+
+use crate::dataset::catalog::Catalog;
+use crate::dataset::{Capture, Dataset, Table, TableSchema};
+use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
+use crate::source::captured::capture;
+use crate::source::primary_key::primary_key;
+use crate::source::trigger::triggers;
+use crate::source::{quote, table_schema};
+
+/// The lock that triggers need queues the table's writers behind it, so it is not waited for longer than this.
+const LOCK_TIMEOUT: &str = "2s";
+/// How often it is tried, with a pause for the writers in between.
+const TRIES: u32 = 20;
+
+/// A dataset's table, as far as its capture goes.
+#[derive(sqlx::FromRow)]
+struct TableState {
+    oid: Oid,
+    schema_name: String,
+    table_name: String,
+    kind: String,
+    parent: Option<String>,
+    has_children: bool,
+    is_child: bool,
+    /// It, or one of its partitions.
+    is_unlogged: bool,
+    has_foreign: bool,
+    captured: bool,
+    is_newest: bool,
+    /// What the names of its functions begin with.
+    set: Option<String>,
+    primary_key: Vec<String>,
+    logged_key: Option<Vec<String>>,
+}
+
+impl TableState {
+    /// Whether its triggers log `key`, and see everything.
+    fn logs(&self, key: &[String]) -> bool {
+        self.captured && self.logged_key.as_ref().unwrap_or(&self.primary_key) == key
+    }
+}
+
+/// Installs the triggers on a dataset's table, unless they are there, and lets it be exported.
+///
+/// # Errors
+/// If the table can't be captured. Nothing has changed then.
+pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<(), Error> {
+    let mut conn = pool.acquire().await?;
+    for _ in 0..TRIES {
+        match install(&mut conn, dataset).await {
+            Err(Error::Busy(_)) => tokio::time::sleep(Duration::from_millis(500)).await,
+            done => return done,
+        }
+    }
+    Err(Error::Busy(dataset.table.to_string()))
+}
+
+/// Puts the triggers back on the demo's own table, where they are missing. Not on one that somebody brought: that is for `track`.
+///
+/// # Errors
+/// If they are missing and can't be installed.
+pub async fn restore(pool: &PgPool) -> Result<(), Error> {
+    let users = Dataset::users();
+    let ours: Option<Option<Vec<String>>> = sqlx::query_scalar(
+        "-- source.capture.ours
+         select (select k.key from cdc_export.tracked k where (k.schema_name, k.table_name) = (o.schema_name, o.table_name))
+         from cdc_export.owned o
+         join pg_namespace n on n.nspname = o.schema_name
+         join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
+         where c.oid = cdc_export.table_of_role($1)",
+    )
+    .bind(quote::relation(&users.table))
+    .fetch_optional(pool)
+    .await?;
+    match ours {
+        None => Ok(()),
+        // What the triggers log is for `track` to change.
+        Some(key) => track(pool, &Dataset { key, ..users }).await,
+    }
+}
+
+/// Removes the triggers from a dataset's table. The dataset can't be exported from then on.
+///
+/// # Errors
+/// If there is no such table, another dataset needs its triggers, or the role may not.
+pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Result<(), Error> {
+    let mut conn = pool.acquire().await?;
+    let mut tx = conn.begin().await?;
+    let state = find(&mut tx, dataset).await?;
+    lock(&mut tx, dataset, &state).await?;
+    let state = find(&mut tx, dataset).await?;
+    for other in catalog.iter().filter(|other| other.name != dataset.name && other.capture == Capture::Triggers) {
+        if find(&mut tx, other).await.is_ok_and(|its| its.oid == state.oid) {
+            return Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() });
+        }
+    }
+    remove(&mut tx, &dataset.table, &state, None).await?;
+    sqlx::query(
+        "-- source.capture.untrack
+         delete from cdc_export.tracked where schema_name = $1 and table_name = $2",
+    )
+    .bind(&state.schema_name)
+    .bind(&state.table_name)
+    .execute(&mut *tx)
+    .await?;
+    Ok(tx.commit().await?)
+}
+
+async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error> {
+    if dataset.capture != Capture::Triggers {
+        return Err(Error::ByTimestamp(dataset.name.clone()));
+    }
+    let mut tx = conn.begin().await?;
+    one_at_a_time(&mut tx).await?;
+    let state = find(&mut tx, dataset).await?;
+    let key = dataset.key.as_ref().unwrap_or(&state.primary_key).clone();
+    let installed = state.logs(&key) && state.is_newest;
+    let mut before = Vec::new();
+    if !installed {
+        check(&state, dataset)?;
+        lock(&mut tx, dataset, &state).await?;
+        // Nothing comes or goes under the lock.
+        let state = find(&mut tx, dataset).await?;
+        check(&state, dataset)?;
+        // Those that are right stay as they are, and with them every consumer's position.
+        let kept = state.set.clone().filter(|_| state.logs(&key));
+        if kept.is_some() {
+            before = stamps::all(&mut tx).await?;
+        }
+        remove(&mut tx, &dataset.table, &state, kept.as_deref()).await?;
+        let schema = introspect(&mut tx, dataset).await?;
+        let key: Vec<_> = schema.key.iter().map(|part| part.column.name.to_string()).collect();
+        make(&mut tx, &state, kept.as_deref(), &key).await.map_err(|cause| denied_or_else(&dataset.table, cause))?;
+    }
+    sqlx::query(
+        "-- source.capture.track
+         insert into cdc_export.tracked (schema_name, table_name, key) values ($1, $2, $3)
+         on conflict (schema_name, table_name) do update set key = excluded.key",
+    )
+    .bind(&state.schema_name)
+    .bind(&state.table_name)
+    .bind(key)
+    .execute(&mut *tx)
+    .await?;
+    stamps::record(&mut tx, &before).await?;
+    tx.commit().await?;
+    if !installed {
+        tracing::info!(event = "table_tracked", table = %dataset.table);
+    }
+    Ok(())
+}
+
+/// Makes what is missing of the triggers and functions of a table: of the set that is `kept`, or all of a new one.
+async fn make(
+    conn: &mut PgConnection,
+    state: &TableState,
+    kept: Option<&str>,
+    key: &[String],
+) -> Result<(), sqlx::Error> {
+    let relations = relations(conn, state).await?;
+    let mut owners: Vec<_> = relations.iter().map(|relation| relation.owner.clone()).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    let definer = functions::definer(conn).await?;
+    let id = match kept.and_then(|set| set.strip_prefix("capture_")?.strip_suffix('_')) {
+        Some(id) => id.to_owned(),
+        None => uuid::Uuid::new_v4().simple().to_string(),
+    };
+    for function in function_text::functions(&id, state.kind == "p", state.oid.0, key) {
+        let has_it: Vec<Oid> = sqlx::query_scalar(
+            "-- source.capture.has_it
+             select x.tgrelid from pg_trigger x where x.tgfoid = to_regprocedure($1 || '()')",
+        )
+        .bind(function.name())
+        .fetch_all(&mut *conn)
+        .await?;
+        if has_it.is_empty() {
+            functions::make(conn, &function, &owners, definer.as_ref()).await?;
+        }
+        for (n, relation) in relations.iter().enumerate() {
+            if (n == 0 || function.kind.is_of_each_partition()) && !has_it.contains(&relation.oid) {
+                sqlx::raw_sql(AssertSqlSafe(function.trigger(&relation.name))).execute(&mut *conn).await?;
+            }
+        }
+    }
+    for relation in &relations {
+        enable(conn, relation, &format!("capture_{id}_")).await?;
+    }
+    Ok(())
+}
+
+/// Lets the triggers of a table that call functions of `set` fire when they shall: statement triggers for who writes here; those of
+/// rows where these don't fire; and the others whatever `session_replication_role` says.
+async fn enable(conn: &mut PgConnection, relation: &Relation, set: &str) -> Result<(), sqlx::Error> {
+    let others: Vec<(String, String)> = sqlx::query_as(concat!(
+        "-- source.capture.others
+         select x.tgname::text, case fires.setting when 'A' then 'always' when 'R' then 'replica' else '' end
+         from pg_trigger x
+         join pg_proc p on p.oid = x.tgfoid and p.pronamespace = to_regnamespace('cdc_export') and left(p.proname::text, -1) = $2
+         cross join lateral (select ",
+        triggers!(fires_of_function),
+        " as setting) fires
+         where x.tgrelid = $1 and x.tgenabled::text <> fires.setting"
+    ))
+    .bind(relation.oid)
+    .bind(set)
+    .fetch_all(&mut *conn)
+    .await?;
+    for (trigger, how) in others {
+        let (table, trigger) = (&relation.name, quote::quoted(&trigger));
+        let enable = format!("-- source.capture.enable\n alter table {table} enable {how} trigger {trigger}");
+        sqlx::raw_sql(AssertSqlSafe(enable)).execute(&mut *conn).await?;
+    }
+    Ok(())
+}
+
+async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableState, Error> {
+    let state: Option<TableState> = sqlx::query_as(concat!(
+        "-- source.capture.find
+         select t.oid, n.nspname::text as schema_name, t.relname::text as table_name, t.relkind::text as kind,
+           case when t.relispartition then pg_partition_root(t.oid)::text end as parent,
+           t.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = t.oid) as has_children,
+           not t.relispartition and exists (select from pg_inherits i where i.inhrelid = t.oid) as is_child,
+           parts.is_unlogged, parts.has_foreign,
+           ",
+        primary_key!("t.oid"),
+        " as primary_key,
+           capture.logged_key, capture.captured, coalesce(capture.is_newest, false) as is_newest, capture.set
+         from pg_class t join pg_namespace n on n.oid = t.relnamespace
+         cross join lateral (
+           select coalesce(bool_or(p.relpersistence <> 'p'), false) as is_unlogged, coalesce(bool_or(p.relkind = 'f'), false) as has_foreign
+           from pg_class p where p.oid = t.oid or p.oid in (select relid from pg_partition_tree(t.oid))) parts
+         cross join lateral ",
+        capture!(),
+        " capture
+         where t.oid = cdc_export.table_of_role($1)"
+    ))
+    .bind(quote::relation(&dataset.table))
+    .fetch_optional(conn)
+    .await?;
+    state.ok_or_else(|| Error::NoTable(dataset.table.to_string()))
+}
+
+/// Whether triggers see everything that is written to it.
+fn check(state: &TableState, dataset: &Dataset) -> Result<(), Error> {
+    let table = dataset.table.to_string();
+    let kind = match state.kind.as_str() {
+        "r" | "p" if state.has_children => "a table with children that inherit from it",
+        // What is written through its parent fires the triggers of the parent alone.
+        "r" | "p" if state.is_child => "a table that inherits from another",
+        "r" if state.is_unlogged => "an unlogged table, which a crash empties",
+        "p" if state.is_unlogged => "a table with an unlogged partition, which a crash empties",
+        "p" if state.has_foreign => "a table with a partition elsewhere, a foreign table",
+        "r" | "p" => "",
+        "v" => "a view",
+        "m" => "a materialized view",
+        "f" => "a foreign table",
+        _ => "not a table",
+    };
+    if !kind.is_empty() {
+        return Err(Error::NotATable { table, kind });
+    }
+    match state.parent.clone() {
+        Some(parent) => Err(Error::Partition { table, parent }),
+        None => Ok(()),
+    }
+}
+
+async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
+    table_schema::introspect(conn, dataset).await.map_err(|error| match error {
+        table_schema::Error::Faults(faults) => Error::Mismatch(faults),
+        table_schema::Error::Sql(cause) => denied_or_else(&dataset.table, cause),
+    })
+}
+
+async fn lock(conn: &mut PgConnection, dataset: &Dataset, state: &TableState) -> Result<(), Error> {
+    let table = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
+    let lock = format!(
+        "-- source.capture.lock
+         set local lock_timeout = '{LOCK_TIMEOUT}';
+         lock table {} in share row exclusive mode",
+        quote::relation(&table)
+    );
+    let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(conn).await;
+    locked.map(drop).map_err(|cause| denied_or_else(&dataset.table, cause))
+}
+
+fn denied_or_else(table: &Table, cause: sqlx::Error) -> Error {
+    match cause.as_database_error().and_then(|e| e.code()).as_deref() {
+        // A reader that goes on to write while its table is locked here.
+        Some("55P03" | "40P01") => Error::Busy(table.to_string()),
+        Some("42501") => Error::Denied { table: table.to_string(), cause },
+        _ => Error::Sql(cause),
+    }
+}
+
+/// A table or a partition.
+struct Relation {
+    oid: Oid,
+    /// Quoted, with its schema.
+    name: String,
+    owner: String,
+}
+
+/// The table, and its partitions if it has any.
+async fn relations(conn: &mut PgConnection, state: &TableState) -> Result<Vec<Relation>, sqlx::Error> {
+    let state: Vec<(Oid, String, String, String)> = sqlx::query_as(
+        "-- source.capture.relations
+         select c.oid, n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where c.oid = $1 or c.oid in (select relid from pg_partition_tree($1))
+         order by c.oid <> $1",
+    )
+    .bind(state.oid)
+    .fetch_all(conn)
+    .await?;
+    let relation = |(oid, schema, name, owner): (Oid, String, String, String)| {
+        let name = format!("{}.{}", quote::quoted(&schema), quote::quoted(&name));
+        Relation { oid, name, owner }
+    };
+    Ok(state.into_iter().map(relation).collect())
+}
+
+/// Removes the triggers of a table and its partitions, but those that call functions of the set that is `kept`, and the functions that
+/// no trigger calls any more: of a table that was a partition they may still be called where it was one.
+async fn remove(conn: &mut PgConnection, table: &Table, state: &TableState, kept: Option<&str>) -> Result<(), Error> {
+    let triggers: Vec<(Oid, String, String)> = sqlx::query_as(
+        "-- source.capture.triggers
+         select p.oid, format('cdc_export.%I', p.proname), format('%I on %I.%I', x.tgname, n.nspname, c.relname)
+         from pg_trigger x
+         join pg_proc p on p.oid = x.tgfoid
+         join pg_class c on c.oid = x.tgrelid
+         join pg_namespace n on n.oid = c.relnamespace
+         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
+           and left(p.proname::text, -1) is distinct from $2
+           and (x.tgrelid = $1 or x.tgrelid in (select relid from pg_partition_tree($1)))
+           -- What a root hands down goes with the root's.
+           and x.tgparentid = 0",
+    )
+    .bind(state.oid)
+    .bind(kept)
+    .fetch_all(&mut *conn)
+    .await?;
+    let denied = |cause| denied_or_else(table, cause);
+    for (_, _, trigger) in &triggers {
+        let drop = format!("-- source.capture.remove\n drop trigger {trigger}");
+        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;
+    }
+    let mut functions: Vec<_> = triggers.into_iter().map(|(oid, name, _)| (oid.0, name)).collect();
+    functions.sort_unstable();
+    functions.dedup();
+    for (oid, name) in functions {
+        let is_used: bool = sqlx::query_scalar(
+            "-- source.capture.is_used
+             select exists (select from pg_trigger x where x.tgfoid = $1)",
+        )
+        .bind(Oid(oid))
+        .fetch_one(&mut *conn)
+        .await?;
+        if !is_used {
+            let drop = format!("-- source.capture.remove.function\n drop function {name}()");
+            sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! The two connections of an export: a leader, which holds the snapshot, and a reader, which reads it.
+
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection};
+
+use crate::connection;
+use crate::source::reader_slots::ReaderSlots;
+use crate::source::session::Session;
+use crate::source::{Error, Source, with_timeout};
+
+/// A leader and a reader, both connected. A worker has them before it claims a job: leaders that hold snapshots while they wait
+/// for readers out of one pool would wait for ever.
+#[derive(Debug)]
+pub struct ExportConnections {
+    pub(super) leader: PgConnection,
+    pub(super) leader_session: Session,
+    pub(super) reader: PgConnection,
+    pub(super) reader_session: Session,
+    pub(super) reader_slots: ReaderSlots,
+}
+
+impl Source {
+    /// Opens the two connections of an export.
+    ///
+    /// # Errors
+    /// If Postgres refuses or can't be reached within `timeout`.
+    pub async fn connections(&self, timeout: Duration) -> Result<ExportConnections, Error> {
+        let connect = async || {
+            let mut conn = connection::connect(&self.options).await?;
+            let session = Session::of(&mut conn).await?;
+            Ok::<_, sqlx::Error>((conn, session))
+        };
+        let both = async {
+            let (mut leader, reader) = (connect().await?, connect().await?);
+            // Planned once for each connection: the leader asks the catalog the same for every job, which takes less than its plan.
+            sqlx::raw_sql("-- source.connections.leader\n set plan_cache_mode = force_generic_plan")
+                .execute(&mut leader.0)
+                .await?;
+            Ok::<_, sqlx::Error>((leader, reader))
+        };
+        let both = with_timeout(timeout, async { both.await.map_err(Error::Unavailable) }).await?;
+        let ((leader, leader_session), (reader, reader_session)) = both;
+        let reader_slots = self.reader_slots.clone();
+        Ok(ExportConnections { leader, leader_session, reader, reader_session, reader_slots })
+    }
+}
+
+impl ExportConnections {
+    /// These connections, if both still answer within `timeout`.
+    pub async fn checked(mut self, timeout: Duration) -> Option<ExportConnections> {
+        let pings =
+            async { tokio::try_join!(self.leader.ping(), self.reader.ping()).map(drop).map_err(Error::Unavailable) };
+        with_timeout(timeout, pings).await.ok().map(|()| self)
+    }
+}

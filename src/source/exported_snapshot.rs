@@ -1,0 +1,207 @@
+//! An exported snapshot, and what the statement that exports it says of the moment: the consumer's position, the guard's word, and what
+//! the position after this export has to remember.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use sqlx::postgres::types::Oid;
+use sqlx::types::Json;
+
+use crate::dataset::{Capture, Dataset, TableSchema};
+use crate::job::{Continuity, ExportType, JobId, SnapshotReport};
+use crate::source::guard::{continuity, here, witness};
+use crate::source::snapshot::Purpose;
+use crate::source::{Error, quote};
+use crate::watermark::{Fingerprint, GuardMemory, NewPosition, Position};
+
+/// What the statement tells.
+#[derive(sqlx::FromRow)]
+pub(super) struct ExportedSnapshot {
+    /// What readers import it by.
+    pub(super) name: String,
+    snapshot: String,
+    taken_at: DateTime<Utc>,
+    /// The database's encoding.
+    pub(super) encoding: String,
+    /// Whether the server is a standby.
+    pub(super) standby: bool,
+    /// The columns whose values the triggers log.
+    pub(super) logged_key: Option<Vec<String>>,
+    pub(super) captured: bool,
+    /// Whether a value may be kept outside of its row.
+    pub(super) toasted: bool,
+    /// Of the table's file, if it has one.
+    pub(super) blocks: Option<i64>,
+    version: Option<i64>,
+    last_exported_at: Option<DateTime<Utc>>,
+    snap_live: Option<String>,
+    snap_del: Option<String>,
+    continuity: Option<String>,
+    /// Whether the job was made before the database was put back or copied.
+    pub(super) is_restored: bool,
+    /// Partitions that the position doesn't know.
+    pub(super) arrived: Vec<Oid>,
+    table_rewritten: bool,
+    open_transactions: i32,
+    oldest_transaction_seconds: Option<f64>,
+    pub(super) table_oid: Oid,
+    relfilenode: Option<Oid>,
+    columns_hash: String,
+    triggers_hash: Option<String>,
+    partitions_hash: Option<String>,
+    #[sqlx(rename = "seen")]
+    guard_memory: Json<GuardMemory>,
+    /// The number of the column whose times the watermark is of; 0: of none alone.
+    timed_by: Option<i64>,
+    /// Whether the position was saved with the filter's functions as they are.
+    pub(super) knows_filter: bool,
+    cluster_id: i64,
+}
+
+impl ExportedSnapshot {
+    /// Exports the snapshot of the leader's transaction. In one statement, so that the position, the guard and the snapshot are of one
+    /// moment.
+    pub(super) async fn take(
+        leader: &mut PgConnection,
+        purpose: &Purpose<'_>,
+        dataset: &Dataset,
+        schema: &TableSchema,
+    ) -> Result<ExportedSnapshot, sqlx::Error> {
+        let &Purpose { consumer, job, marker, .. } = purpose;
+        sqlx::query_as(concat!(
+            "-- source.snapshot.open
+             select pg_export_snapshot() as name, here.snapshot::text as snapshot, statement_timestamp() as taken_at,
+               current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, here.logged_key, here.captured,
+               case when t.relkind = 'r' then pg_relation_size(t.oid) / current_setting('block_size')::bigint end as blocks,
+               exists (
+                 select from (select t.oid union all select relid from pg_partition_tree(t.oid)) parts (oid)
+                 join pg_class part on part.oid = parts.oid
+                 where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
+               w.version, w.last_exported_at, w.snap_live::text, w.snap_del::text, ",
+            continuity!(),
+            " as continuity,
+               coalesce(j.database_id <> cdc_export.database_id(), false) or coalesce(m.job = j.id, false)
+                 or coalesce(j.timeline <> cdc_export.timeline(), false) and not witness.vouches
+                 -- A copy of the data is put back while there is no server.
+                 or j.id is not null and j.server_started_at is distinct from pg_postmaster_start_time() and witness.denies as is_restored,
+               coalesce(w.table_oid = t.oid and w.columns_hash = here.columns_hash and w.relfilenode <> here.relfilenode, false)
+                 as table_rewritten,
+               case when w.seen ? 'relations' then array(
+                   select p::oid from jsonb_object_keys(here.seen -> 'relations') p where not w.seen -> 'relations' ? p)
+                 else '{}' end as arrived,
+               writers.open_transactions, writers.oldest_transaction_seconds,
+               t.oid as table_oid, here.relfilenode, here.columns_hash, here.triggers_hash, here.partitions_hash, here.seen || wanted.seen as seen,
+               (w.seen ->> 'time')::bigint as timed_by, coalesce(w.seen ->> 'filter' = wanted.seen ->> 'filter', false) as knows_filter,
+               c.system_identifier as cluster_id
+             from pg_class t
+             join pg_namespace n on n.oid = t.relnamespace
+             cross join pg_control_system() c
+             cross join lateral ",
+            here!(),
+            " here
+             -- The snapshot has the whole cluster's transactions; of interest are those that may yet change this database's
+             -- tables, which our own don't.
+             cross join lateral (
+               select (count(distinct l.pid) + (select count(*) from pg_prepared_xacts p where p.database = current_database()))::int
+                   as open_transactions,
+                 max(extract(epoch from clock_timestamp() - a.xact_start))::float8 as oldest_transaction_seconds
+               from pg_locks l join pg_stat_activity a on a.pid = l.pid
+               where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
+                 and a.backend_type <> 'autovacuum worker'
+                 and a.application_name is distinct from current_setting('application_name')) writers
+             cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types, $10::jsonb as seen) wanted
+             cross join (select $2::text as consumer_id, $3::text as dataset) lane
+             left join exports j on j.id = $7
+             -- What the caller had loaded last was looked at when it asked, unless that was before the database was put back.
+             cross join lateral (
+               select $8::uuid as job, $9::text as sha256,
+                 j.has_after and j.timeline = cdc_export.timeline() and j.server_started_at = pg_postmaster_start_time() as is_asked) m
+             cross join lateral ",
+            witness!(),
+            " witness
+             left join watermarks w on w.consumer_id = lane.consumer_id and w.dataset = lane.dataset
+             where t.oid = to_regclass($1)"
+        ))
+        .bind(quote::relation(&schema.table))
+        .bind(consumer.map(|consumer| consumer.as_str()))
+        .bind(&dataset.name)
+        .bind(dataset.capture == Capture::Triggers)
+        .bind(dataset.definition().forms())
+        .bind(Json(&schema.types))
+        .bind(job.map(JobId::as_uuid))
+        .bind(marker.map(|marker| marker.job.as_uuid()))
+        .bind(marker.map(|marker| &marker.sha256))
+        .bind(Json(&schema.guard_memory))
+        .fetch_one(leader)
+        .await
+    }
+
+    /// The guard's word.
+    pub(super) fn continuity(&self) -> Result<Option<Continuity>, Error> {
+        Continuity::of_guard(self.continuity.as_deref())
+            .map_err(|_| Error::Protocol("a word of continuity that nobody knows"))
+    }
+
+    /// Where the consumer stands.
+    pub(super) fn position(&self, continuity: Option<Continuity>) -> Position {
+        // A time that somebody set in place of ours rules alone, once.
+        let by_hand = matches!(continuity, Some(Continuity::NoSnapshot | Continuity::WatermarkEdited));
+        // Set back to nothing: every live row again, and the deletions that are due.
+        let anew = continuity == Some(Continuity::Rewound) && self.last_exported_at.is_none();
+        Position {
+            version: self.version,
+            last_exported_at: self.last_exported_at,
+            since: self.last_exported_at.filter(|_| self.is_timed(continuity)),
+            live: self.snap_live.clone().filter(|_| !by_hand && !anew),
+            deletions: self.snap_del.clone().filter(|_| !by_hand),
+        }
+    }
+
+    /// Whether the watermark rules beside the log. A time of another column than now says nothing of this one's, until somebody sets
+    /// it, or a full export has brought every row.
+    fn is_timed(&self, continuity: Option<Continuity>) -> bool {
+        let is_its = self.timed_by.is_none_or(|was| *self.guard_memory.0.get("time") == was);
+        is_its || self.snap_live.is_none() || continuity.is_some_and(Continuity::is_by_hand)
+    }
+
+    /// What is reported of the job.
+    pub(super) fn report(&self, continuity: Option<Continuity>) -> SnapshotReport {
+        SnapshotReport {
+            continuity,
+            open_transactions: u32::try_from(self.open_transactions).ok(),
+            oldest_transaction_seconds: self.oldest_transaction_seconds,
+            table_rewritten: self.table_rewritten,
+        }
+    }
+
+    /// Where the consumer stands after an export of this type.
+    pub(super) fn new_position(
+        mut self,
+        export_type: ExportType,
+        continuity: Option<Continuity>,
+        dataset: &Dataset,
+        schema: &TableSchema,
+    ) -> NewPosition {
+        if export_type != ExportType::Full && !self.is_timed(continuity) {
+            self.guard_memory.0.set("time", 0);
+        }
+        // The deletions stay due, while the position knows the new file as the table's.
+        if export_type == ExportType::Incremental && continuity == Some(Continuity::Truncated) {
+            self.guard_memory.0.set("truncated", true);
+        }
+        NewPosition {
+            snapshot: Some(self.snapshot).filter(|_| dataset.capture == Capture::Triggers),
+            taken_at: self.taken_at,
+            table: Fingerprint {
+                table_oid: self.table_oid.0,
+                relfilenode: self.relfilenode.map(|oid| oid.0),
+                columns_hash: self.columns_hash,
+                definition: dataset.definition().newest().to_owned(),
+                types: schema.types.clone(),
+                triggers_hash: self.triggers_hash,
+                partitions_hash: self.partitions_hash,
+                guard_memory: self.guard_memory.0,
+                cluster_id: self.cluster_id,
+            },
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What makes a connection a reader of a snapshot that another one has exported.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::dataset::{Dataset, Table};
+use crate::source::{Error, quote};
+
+/// The statements that make a connection a reader of one snapshot.
+#[derive(Clone, Debug)]
+pub(super) struct Import(String);
+
+impl Import {
+    /// The import of the exported snapshot `name`, to read `dataset` from `table`. `encoding`: the database's.
+    pub(super) fn new(name: &str, encoding: &str, dataset: &Dataset, table: &Table, server_version: u32) -> Import {
+        // A database in SQL_ASCII promises nothing of its texts. They are sent as they are, and the encoder checks them and names the column.
+        let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
+        // An operator's filter means what it means in the role's own search_path.
+        let path = if dataset.filter.is_some() { ROLE_PATH } else { "" };
+        let no_timeouts = no_timeouts(server_version);
+        // The reader doesn't wait for its lock: a reader that queues behind an ALTER which waits for the leader would wait for ever, and
+        // no deadlock detector sees that the leader waits for its reader outside of Postgres.
+        Import(format!(
+            "-- source.snapshot.import
+             begin isolation level repeatable read read only;
+             set transaction snapshot '{name}';
+             {no_timeouts}
+             {NOTICE_A_LOST_CLIENT}
+             {raw_texts}
+             {path}
+             set local timezone = 'UTC';
+             set local datestyle = 'ISO';
+             set local intervalstyle = 'postgres';
+             set local extra_float_digits = 1;
+             set local bytea_output = 'hex';
+             set local synchronize_seqscans = off;
+             set local enable_tidscan = on;
+             set local max_parallel_workers_per_gather = 0;
+             set local random_page_cost = 1.1;
+             lock table {} in access share mode nowait",
+            quote::relation(table)
+        ))
+    }
+
+    /// Makes a connection a reader of the snapshot.
+    pub(super) async fn join(&self, conn: &mut PgConnection, table: &Table) -> Result<(), Error> {
+        let imported = sqlx::raw_sql(AssertSqlSafe(self.0.clone())).execute(conn).await;
+        imported.map(drop).map_err(|cause| match cause.as_database_error().and_then(|e| e.code()).as_deref() {
+            // There is no such snapshot any more, or its transaction isn't running: the leader was lost in between.
+            Some("22023" | "42704" | "55000") => Error::Unavailable(cause),
+            _ => Error::of(table)(cause),
+        })
+    }
+}
+
+/// Ends a query whose client is gone, where the server's system can tell (Postgres 14 and later, not every platform).
+const NOTICE_A_LOST_CLIENT: &str = "do $$ begin
+    perform set_config('client_connection_check_interval', '1s', true);
+  exception when others then null; end $$;";
+
+/// Lets the role's own search_path rule to the end of the transaction.
+const ROLE_PATH: &str = "select set_config('search_path', current_setting('cdc_export.role_path'), true);";
+
+/// Lets a transaction take as long as it takes, whatever timeouts the server or the role sets.
+pub(super) fn no_timeouts(server_version: u32) -> &'static str {
+    if server_version >= 170_000 {
+        "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; set local transaction_timeout = 0;"
+    } else {
+        "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0;"
+    }
+}
