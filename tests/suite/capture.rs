@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use cdc_export::dataset::catalog::Catalog;
+use cdc_export::source::capture::tracking;
 use cdc_export::source::purge;
 use serde_json::json;
 
-use crate::harness::{Database, Service, Start};
+use crate::harness::{Database, Service, Start, eventually};
 
 async fn after_a_full_export(users: i64) -> (Database, Service) {
     let database = Database::new().await;
@@ -190,4 +192,27 @@ async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
     let (_, delta) = service.export("delta", "a").await;
     assert_eq!(delta.ids(), [3]);
     service.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_changes_while_track_waits_for_its_lock_is_the_one_that_is_kept() {
+    let database = Database::new().await;
+    database.run("create table parts (id bigint primary key, code text not null unique, name text)").await;
+    let mut change = database.pool.begin().await.unwrap();
+    let another_key = "alter table parts drop constraint parts_pkey; alter table parts add primary key (code)";
+    sqlx::raw_sql(another_key).execute(&mut *change).await.unwrap();
+    let parts = Catalog::from_toml("[[dataset]]\nname = \"parts\"\ntable = \"parts\"").unwrap();
+    let (pool, parts) = (database.pool.clone(), parts.get("parts").unwrap().clone());
+    let track = tokio::spawn(async move { tracking::track(&pool, &parts).await });
+    eventually("track waits", || async {
+        let waits =
+            "select pid from pg_locks where mode = 'ShareRowExclusiveLock' and not granted and relation is not null";
+        sqlx::query_scalar::<_, i32>(waits).fetch_optional(&database.pool).await.unwrap()
+    })
+    .await;
+    change.commit().await.unwrap();
+    track.await.unwrap().unwrap();
+    let kept = "select key from cdc_export.tracked where table_name = 'parts'";
+    let kept: Vec<String> = sqlx::query_scalar(kept).fetch_one(&database.pool).await.unwrap();
+    assert_eq!(kept, ["code"], "as the triggers log it");
 }

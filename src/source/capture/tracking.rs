@@ -93,8 +93,7 @@ pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Res
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
     let state = find(&mut tx, dataset).await?;
-    lock(&mut tx, dataset, &state).await?;
-    let state = find(&mut tx, dataset).await?;
+    let state = lock(&mut tx, dataset, &state).await?;
     for other in catalog.iter().filter(|other| other.name != dataset.name && other.capture == Capture::Triggers) {
         if find(&mut tx, other).await.is_ok_and(|its| its.oid == state.oid) {
             return Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() });
@@ -119,41 +118,37 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
     let state = find(&mut tx, dataset).await?;
-    let key = dataset.key.as_ref().unwrap_or(&state.primary_key).clone();
-    let installed = state.logs(&key) && state.is_newest;
-    let mut before = Vec::new();
-    if !installed {
-        check(&state, dataset)?;
-        lock(&mut tx, dataset, &state).await?;
-        // Nothing comes or goes under the lock.
-        let state = find(&mut tx, dataset).await?;
-        check(&state, dataset)?;
-        // Those that are right stay as they are, and with them every consumer's position.
-        let kept = state.set.clone().filter(|_| state.logs(&key));
-        if kept.is_some() {
-            before = stamps::all(&mut tx).await?;
-        }
-        remove(&mut tx, &dataset.table, &state, kept.as_deref()).await?;
-        let schema = introspect(&mut tx, dataset).await?;
-        let key: Vec<_> = schema.key.iter().map(|part| part.column.name.to_string()).collect();
-        make(&mut tx, &state, kept.as_deref(), &key).await.map_err(|cause| denied_or_else(&dataset.table, cause))?;
+    let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
+    if state.logs(key) && state.is_newest {
+        list(&mut tx, &state, key).await?;
+        return Ok(tx.commit().await?);
     }
-    sqlx::query(
+    check(&state, dataset)?;
+    let state = lock(&mut tx, dataset, &state).await?;
+    check(&state, dataset)?;
+    let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
+    // Those that are right stay as they are, and with them every consumer's position.
+    let kept = state.set.as_deref().filter(|_| state.logs(key));
+    let before = if kept.is_some() { stamps::all(&mut tx).await? } else { Vec::new() };
+    remove(&mut tx, &dataset.table, &state, kept).await?;
+    let schema = introspect(&mut tx, dataset).await?;
+    let key: Vec<_> = schema.key.iter().map(|part| part.column.name.to_string()).collect();
+    make(&mut tx, &state, kept, &key).await.map_err(|cause| denied_or_else(&dataset.table, cause))?;
+    list(&mut tx, &state, &key).await?;
+    stamps::record(&mut tx, &before).await?;
+    tx.commit().await?;
+    tracing::info!(event = "table_tracked", table = %dataset.table);
+    Ok(())
+}
+
+/// Lists a table as one whose changes are captured by this key.
+async fn list(conn: &mut PgConnection, state: &TableState, key: &[String]) -> Result<(), sqlx::Error> {
+    let tracked = sqlx::query(
         "-- source.capture.track
          insert into cdc_export.tracked (schema_name, table_name, key) values ($1, $2, $3)
          on conflict (schema_name, table_name) do update set key = excluded.key",
-    )
-    .bind(&state.schema_name)
-    .bind(&state.table_name)
-    .bind(key)
-    .execute(&mut *tx)
-    .await?;
-    stamps::record(&mut tx, &before).await?;
-    tx.commit().await?;
-    if !installed {
-        tracing::info!(event = "table_tracked", table = %dataset.table);
-    }
-    Ok(())
+    );
+    tracked.bind(&state.schema_name).bind(&state.table_name).bind(key).execute(conn).await.map(drop)
 }
 
 /// Makes what is missing of the triggers and functions of a table: of the set that is `kept`, or all of a new one.
@@ -279,7 +274,8 @@ async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableS
     })
 }
 
-async fn lock(conn: &mut PgConnection, dataset: &Dataset, state: &TableState) -> Result<(), Error> {
+/// Locks a table, so that nothing comes or goes, and finds it again: what was found before may be otherwise by now.
+async fn lock(conn: &mut PgConnection, dataset: &Dataset, state: &TableState) -> Result<TableState, Error> {
     let table = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
     let lock = format!(
         "-- source.capture.lock
@@ -287,8 +283,11 @@ async fn lock(conn: &mut PgConnection, dataset: &Dataset, state: &TableState) ->
          lock table {} in share row exclusive mode",
         quote::relation(&table)
     );
-    let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(conn).await;
-    locked.map(drop).map_err(|cause| denied_or_else(&dataset.table, cause))
+    let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *conn).await;
+    locked.map_err(|cause| denied_or_else(&dataset.table, cause))?;
+    let locked = find(conn, dataset).await?;
+    // The dataset's name may be another table's by now, which isn't locked.
+    if locked.oid == state.oid { Ok(locked) } else { Err(Error::Busy(dataset.table.to_string())) }
 }
 
 fn denied_or_else(table: &Table, cause: sqlx::Error) -> Error {
