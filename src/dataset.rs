@@ -4,7 +4,8 @@
 //! names and looks at the table, `encode` picks a formatter by kind.
 
 pub mod catalog;
-mod signature;
+pub mod fault;
+pub mod signature;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,12 +13,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dataset::catalog::Faults;
+use crate::dataset::fault::Faults;
 use crate::job::ExportType;
 use crate::job::selection::Selection;
 use crate::watermark::GuardMemory;
-
-pub use signature::Signature;
 
 /// How a column's values travel and are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,12 +193,6 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// What decides which rows a consumer has after an export, for comparison: where it changes, what a consumer has is no
-    /// longer what deltas go on from.
-    pub fn definition(&self) -> Signature {
-        Signature::of_rows(self)
-    }
-
     /// The demo table, and any `users` of its schema.
     pub fn users() -> Dataset {
         let columns = ["id", "name", "email", "created_at", "updated_at", "is_deleted"];
@@ -266,11 +259,6 @@ impl TableSchema {
         let Some(names) = &selection.columns else { return self.clone() };
         let find = |name: &String| self.columns.iter().find(|column| column.name == *name).cloned();
         TableSchema { columns: names.iter().filter_map(find).collect(), ..self.clone() }
-    }
-
-    /// Names and types of a file's columns, for comparison.
-    pub fn fingerprint(&self) -> Signature {
-        Signature::of_columns(&self.columns)
     }
 }
 

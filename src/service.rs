@@ -16,7 +16,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::catalog::{Catalog, Faults};
+use crate::dataset::catalog::Catalog;
+use crate::dataset::fault::Faults;
 use crate::dataset::{Dataset, Description};
 use crate::demo;
 use crate::job::lane::Lane;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cdc_export::config::{self, Config};
 use cdc_export::dataset::Dataset;
-use cdc_export::dataset::catalog::Faults;
+use cdc_export::dataset::fault::Faults;
 use cdc_export::postgres::Database;
 use cdc_export::source::catalog_check;
 

@@ -11,37 +11,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Columns, Dataset, Table};
 
 /// How long a transaction may take where changes are found by their times, unless the file says.
 const OVERLAP: Duration = Duration::from_secs(5 * 60);
-
-/// Something that a dataset says and that can't be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{dataset}: {member}: {why}")]
-pub struct Fault {
-    /// The dataset's name.
-    pub dataset: String,
-    /// What of it.
-    pub member: &'static str,
-    /// Which of a list's entries.
-    pub item: Option<String>,
-    /// What is wrong, and what may be there.
-    pub why: String,
-}
-
-/// What a dataset says and its table is not. On one line.
-#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
-pub struct Faults(pub Vec<Fault>);
-
-impl fmt::Display for Faults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, fault) in self.0.iter().enumerate() {
-            write!(f, "{}{fault}", if i == 0 { "" } else { "; " })?;
-        }
-        Ok(())
-    }
-}
 
 /// Everything that is wrong with a catalog: a line each, with its place in the file.
 #[derive(Debug)]

@@ -5,20 +5,18 @@
 
 use std::sync::LazyLock;
 
-use crate::dataset::{Capture, Column, Dataset};
+use crate::dataset::{Capture, Column, Dataset, TableSchema};
 
 /// The same thing in every form that a database may have the MD5 of, the newest first: that one is saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature([String; 2]);
 
 impl Signature {
-    /// What decides which rows a consumer has after an export.
-    pub(super) fn of_rows(dataset: &Dataset) -> Signature {
+    fn of_rows(dataset: &Dataset) -> Signature {
         Signature([rows_v1(dataset), rows_v0(dataset)])
     }
 
-    /// Names and types of a file's columns.
-    pub(super) fn of_columns(columns: &[Column]) -> Signature {
+    fn of_columns(columns: &[Column]) -> Signature {
         Signature([columns_v1(columns), columns_v0(columns)])
     }
 
@@ -30,6 +28,21 @@ impl Signature {
     /// Every form, the newest first.
     pub fn forms(&self) -> &[String] {
         &self.0
+    }
+}
+
+impl Dataset {
+    /// What decides which rows a consumer has after an export, for comparison: where it changes, what a consumer has is no
+    /// longer what deltas go on from.
+    pub fn definition(&self) -> Signature {
+        Signature::of_rows(self)
+    }
+}
+
+impl TableSchema {
+    /// Names and types of a file's columns, for comparison.
+    pub fn fingerprint(&self) -> Signature {
+        Signature::of_columns(&self.columns)
     }
 }
 

@@ -9,7 +9,7 @@ pub mod tracking;
 
 use sqlx::PgConnection;
 
-use crate::dataset::catalog::Faults;
+use crate::dataset::fault::Faults;
 
 /// Why a table's changes can't be captured. Each is one line for the operator.
 #[derive(Debug, thiserror::Error)]

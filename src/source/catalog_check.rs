@@ -3,7 +3,8 @@
 use sqlx::postgres::types::Oid;
 use sqlx::{PgConnection, PgPool};
 
-use crate::dataset::catalog::{Catalog, Fault, Faults};
+use crate::dataset::catalog::Catalog;
+use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::source::captured::capture;
 use crate::source::quote::relation;

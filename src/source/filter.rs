@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::dataset::catalog::Fault;
+use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, Table};
 use crate::source::quote::{quoted, relation};
 

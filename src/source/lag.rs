@@ -253,9 +253,9 @@ fn by_both(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> Str
                (select count(*) from log) >= {SHARE} or (select count(*) from found) >= {SHARE} and not {reached} as is_capped) changed
            where p.by_log and p.is_set_back and p.last_exported_at is not null)",
         columns = names.join(", "),
-        logged_key = select.keys_of_log().join(", "),
+        logged_key = select.key().of_log().join(", "),
         logged = logged("tbl", "p.snap_live"),
-        key = select.keys_of("u").join(", "),
+        key = select.key().of_row("u").join(", "),
         stated = select.stated_since("p.last_exported_at", "p.last_exported_at", "p.snap_live"),
     )
 }

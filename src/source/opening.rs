@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
-use crate::dataset::catalog::Faults;
+use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::job::{Continuity, ExportType};
 use crate::source::connections::ExportConnections;

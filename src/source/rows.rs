@@ -7,7 +7,7 @@ use sqlx::postgres::{PgArguments, types::Oid};
 use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection};
 
 use crate::dataset::CellMax;
-use crate::dataset::catalog::{Fault, Faults};
+use crate::dataset::fault::{Fault, Faults};
 use crate::job::{Continuity, ExportType, Job, Progress};
 use crate::source::import::Import;
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};

@@ -7,9 +7,12 @@
 //! the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table: null, where it is
 //! gone and the log has the key alone.
 
-use crate::dataset::{Capture, CellMax, Column, ColumnType, Dataset, KeyColumn, TableSchema, WireFormat};
-use crate::job::selection::{Condition, Operator, Selection};
-use crate::source::quote::{literal, quoted, relation};
+use crate::dataset::{Capture, CellMax, Column, ColumnType, Dataset, TableSchema, WireFormat};
+use crate::source::key::{Key, key_name};
+use crate::source::quote::{quoted, relation};
+use crate::source::value::{
+    compared, in_zone_of, is_text, may_be_large, octets, operator, refused, refused_of, wire_value,
+};
 
 /// What tells that a live row has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,72 +36,8 @@ impl Select<'_> {
     pub(crate) fn full(&self, max: Option<CellMax>) -> String {
         let (table, columns, alive) = (self.table(), self.columns(), self.alive());
         // Postgres asks first what costs less, so that a deleted row has no say.
-        let within = max.map(|max| format!(" and not {}", self.refused(max))).unwrap_or_default();
+        let within = max.map(|max| format!(" and not {}", refused_of(&self.schema.columns, max))).unwrap_or_default();
         format!("select {columns} from {table} u where {alive}{within}")
-    }
-
-    /// The live rows that a caller selects, by the parameters `$1`, `$2`, …: the values of its conditions, all texts.
-    pub(crate) fn selected(&self, selection: &Selection, max: CellMax) -> String {
-        let narrowed = self.schema.narrowed(selection);
-        let narrowed = Select { schema: &narrowed, ..*self };
-        let (table, columns, alive) = (self.table(), narrowed.columns(), self.alive());
-        let conditions = selection.filter.iter().enumerate().map(|(i, condition)| self.condition(condition, i + 1));
-        let conditions: String = conditions.map(|condition| format!(" and {condition}")).collect();
-        let order = || self.schema.key.iter().map(|part| compared(&part.column)).collect::<Vec<_>>().join(", ");
-        let limit = selection.limit.map(|limit| format!(" order by {} limit {limit}", order()));
-        format!(
-            "select {columns}, {} from {table} u where {alive}{conditions}{}",
-            narrowed.refused(max),
-            limit.unwrap_or_default()
-        )
-    }
-
-    /// A condition on rows `u`, its value being this parameter.
-    fn condition(&self, condition: &Condition, parameter: usize) -> String {
-        let column = self.schema.columns.iter().find(|column| column.name == condition.column);
-        let name = column.map_or_else(|| format!("u.{}", quoted(&condition.column)), compared);
-        let value = self.value(condition, parameter);
-        let compared = match condition.operator {
-            Operator::Eq | Operator::In => "=",
-            Operator::Ne => "<>",
-            Operator::Lt => "<",
-            Operator::Lte => "<=",
-            Operator::Gt => ">",
-            Operator::Gte => ">=",
-            Operator::IsNull => return format!("(pg_catalog.num_nulls({name}) = 1) = {value}"),
-        };
-        let compared = operator(column.map_or("pg_catalog", |column| &column.operators), compared);
-        match condition.operator {
-            Operator::In => format!("{name} {compared} any ({value})"),
-            _ => format!("{name} {compared} {value}"),
-        }
-    }
-
-    /// What a condition compares with, in the column's type: of several values a query.
-    fn value(&self, condition: &Condition, parameter: usize) -> String {
-        let column = self.schema.columns.iter().find(|column| column.name == condition.column);
-        let base_type = column.map_or("text", |column| &column.base_type);
-        match condition.operator {
-            Operator::In => {
-                format!(
-                    "select one::{base_type} from pg_catalog.jsonb_array_elements_text(${parameter}::text::jsonb) as one"
-                )
-            }
-            Operator::IsNull => format!("${parameter}::text::boolean"),
-            _ => format!("${parameter}::text::{base_type}"),
-        }
-    }
-
-    /// A statement that fails where a condition's value, `$1`, is none of the column's type, and one that Postgres doesn't
-    /// understand where the type has no such comparison.
-    pub(crate) fn tried(&self, condition: &Condition) -> [String; 2] {
-        let value = self.value(condition, 1);
-        let value = match condition.operator {
-            Operator::In => format!("select pg_catalog.count(value) from ({value}) as several (value)"),
-            // Of a type that the client knows, which would else ask what the value's is.
-            _ => format!("select pg_catalog.num_nulls({value})"),
-        };
-        [value, format!("select from {} u where {} limit 0", self.table(), self.condition(condition, 1))]
     }
 
     /// The live rows changed since.
@@ -136,7 +75,8 @@ impl Select<'_> {
     /// Of a live row: its operation in a delta, the columns of the file, and whether a cell is too large; not as a condition, which
     /// might be asked of rows that have not changed.
     fn live_columns(&self, operation: Option<&str>, max: CellMax) -> String {
-        let columns = operation.into_iter().map(str::to_owned).chain([self.columns(), self.refused(max)]);
+        let columns =
+            operation.into_iter().map(str::to_owned).chain([self.columns(), refused_of(&self.schema.columns, max)]);
         columns.collect::<Vec<_>>().join(", ")
     }
 
@@ -147,7 +87,7 @@ impl Select<'_> {
 
     /// The live ones among the keys of `ch`.
     fn live_by_log(&self, columns: &str) -> String {
-        format!("select {columns} from ch join {} u on {} where {}", self.table(), self.joined(), self.alive())
+        format!("select {columns} from ch join {} u on {} where {}", self.table(), self.key().joined(), self.alive())
     }
 
     /// What the stated rule says, and what the log alone knows, which is looked up by its key: a row is under one of the two,
@@ -160,9 +100,9 @@ impl Select<'_> {
             return by_time;
         }
         let (table, alive, stated) = (self.table(), self.alive(), self.stated());
-        let (logged, ordinals) = (logged("$2::oid", "$3::text::pg_snapshot"), self.ordinals());
+        let (logged, ordinals) = (logged("$2::oid", "$3::text::pg_snapshot"), self.key().ordinals());
         let (logged_key, key, names) =
-            (self.keys_of_log().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
+            (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
         let hit = |rest: &str| match operation {
             Some(_) if self.schema.key.iter().any(|part| !part.has_one_text) => self.hit_by_deletions(rest),
             _ => String::new(),
@@ -205,18 +145,14 @@ impl Select<'_> {
     /// type deletes these rows by them, so they are sent again. They are known already only to who took them by an incremental export.
     fn hit_by_deletions(&self, rest: &str) -> String {
         let (key, names, logged_key) =
-            (self.keys_of("u").join(", "), self.key_names().join(", "), self.keys_of_log().join(", "));
-        let (table, logged, same) = (self.table(), logged("$2::oid", "$4::text::pg_snapshot"), self.is_same("d"));
-        let texts = self.schema.key.iter().enumerate().filter(|(_, part)| !part.has_one_text);
-        let texts: Vec<_> = texts
-            .map(|(i, part)| format!("{} {} d.{}", text_of("u", part), operator("pg_catalog", "="), key_name(i)))
-            .collect();
+            (self.key().of_row("u").join(", "), self.key().names().join(", "), self.key().of_log().join(", "));
+        let (table, logged, same) = (self.table(), logged("$2::oid", "$4::text::pg_snapshot"), self.key().is_same("d"));
         format!(
             "union all
              select {key}, {rest}
              from (select distinct {logged_key} from cdc_export.change_log where {logged} and op = 'D') as d ({names})
              join {table} u on {same} and not ({})",
-            texts.join(" and ")
+            self.key().has_same_texts()
         )
     }
 
@@ -225,9 +161,10 @@ impl Select<'_> {
     /// last image is had by a maximum, which is hashed, where an ordered aggregate sorts everything.
     fn changed_deleted(&self, max: CellMax) -> String {
         let (table, alive, stated, ended) = (self.table(), self.alive(), self.stated(), self.ended());
-        let (logged, ordinals, joined) = (logged("$2::oid", "$4::text::pg_snapshot"), self.ordinals(), self.joined());
+        let (logged, ordinals, joined) =
+            (logged("$2::oid", "$4::text::pg_snapshot"), self.key().ordinals(), self.key().joined());
         let (logged_key, key, names) =
-            (self.keys_of_log().join(", "), self.keys_of("u").join(", "), self.key_names().join(", "));
+            (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
         // Not by its key, of which one of several fields may be null.
         let gone = "u.tableoid is null";
         let written: Vec<(&str, String)> =
@@ -308,11 +245,11 @@ impl Select<'_> {
 
     /// Whatever an export of changes reads of the log, read by its columns' types as they are now.
     pub(crate) fn logged_values(&self) -> String {
-        let (names, logged_key) = (self.key_names().join(", "), self.keys_of_log().join(", "));
+        let (names, logged_key) = (self.key().names().join(", "), self.key().of_log().join(", "));
         let (live, deleted) = (logged("$2::oid", "$3::text::pg_snapshot"), logged("$2::oid", "$4::text::pg_snapshot"));
         let is_key = |column: &&Column| self.schema.key.iter().any(|part| part.column.name == column.name);
         let columns = self.schema.columns.iter().filter(|column| self.dataset.filter.is_none() && !is_key(column));
-        let keys = self.key_names().into_iter().map(|name| format!("ch.{name}"));
+        let keys = self.key().names().into_iter().map(|name| format!("ch.{name}"));
         let values: Vec<_> = keys.chain(columns.map(|column| self.image_of(column))).collect();
         let images = self.images("true");
         format!(
@@ -345,12 +282,16 @@ impl Select<'_> {
         }
     }
 
-    fn table(&self) -> String {
+    pub(crate) fn key(&self) -> Key<'_> {
+        Key(&self.schema.key)
+    }
+
+    pub(crate) fn table(&self) -> String {
         relation(&self.schema.table)
     }
 
     /// The columns of a file, and the hidden time, of rows `u`.
-    fn columns(&self) -> String {
+    pub(crate) fn columns(&self) -> String {
         let columns = self.schema.columns.iter().chain(self.schema.hidden_time());
         columns.map(|column| wire_value(column, &format!("u.{}", quoted(&column.name)))).collect::<Vec<_>>().join(", ")
     }
@@ -373,7 +314,7 @@ impl Select<'_> {
     }
 
     /// That a row `u` is one for a full export.
-    fn alive(&self) -> String {
+    pub(crate) fn alive(&self) -> String {
         let conditions: Vec<_> = self.deleted(false).into_iter().chain(self.filter()).collect();
         if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") }
     }
@@ -412,76 +353,7 @@ impl Select<'_> {
         let (since, bound) = (in_zone_of(column, since), in_zone_of(column, "timestamptz '200000-01-01 00:00:00+00'"));
         format!("({begins} or {updated_at} {later} {since} and ({updated_at} {earlier} {bound} or {snapshot} is null))")
     }
-
-    /// The key as the log has it: in its type, or as a text where the type takes several texts for one. Read and written again, since
-    /// the form of a text may be that of an older version.
-    pub(crate) fn keys_of_log(&self) -> Vec<String> {
-        let read = |text: &str, part: &KeyColumn| match part.has_one_text {
-            true => typed(part, text),
-            false => format!("pg_catalog.concat({text}::{}) collate pg_catalog.\"C\"", part.read_as),
-        };
-        match self.schema.key.as_slice() {
-            [part] => vec![read("pk", part)],
-            parts => parts.iter().enumerate().map(|(i, part)| read(&format!("(pk::jsonb ->> {i})"), part)).collect(),
-        }
-    }
-
-    /// The key of a row, in the same form.
-    pub(crate) fn keys_of(&self, row: &str) -> Vec<String> {
-        let value = |part: &KeyColumn| match part.has_one_text {
-            true => format!("{row}.{}::{}", quoted(&part.column.name), part.column.base_type),
-            false => text_of(row, part),
-        };
-        self.schema.key.iter().map(value).collect()
-    }
-
-    fn key_names(&self) -> Vec<String> {
-        (0..self.schema.key.len()).map(key_name).collect()
-    }
-
-    fn ordinals(&self) -> String {
-        (1..=self.schema.key.len()).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
-    }
-
-    /// That a row `u` has the key of `ch`. By the operator of the key's index, which finds it; where that takes several texts for one,
-    /// by its text too, since a consumer has the texts.
-    fn joined(&self) -> String {
-        let texts = self.schema.key.iter().enumerate().filter(|(_, part)| !part.has_one_text);
-        let texts = texts
-            .map(|(i, part)| format!(" and {} {} ch.{}", text_of("u", part), operator("pg_catalog", "="), key_name(i)));
-        format!("{}{}", self.is_same("ch"), texts.collect::<String>())
-    }
-
-    /// That a row `u` has a key which its index takes for that of `other`.
-    fn is_same(&self, other: &str) -> String {
-        let same = |(i, part): (usize, &KeyColumn)| {
-            let key = format!("{other}.{}", key_name(i));
-            let key = if part.has_one_text { key } else { typed(part, &key) };
-            format!("{} {} {key}", compared(&part.column), part.equals)
-        };
-        self.schema.key.iter().enumerate().map(same).collect::<Vec<_>>().join(" and ")
-    }
-
-    /// False; with a cell of a row `u` beyond the bound, the end of the export. Here, and not when the row has come, since a
-    /// client takes a row into its memory before it can see how large it is.
-    fn refused(&self, CellMax(max): CellMax) -> String {
-        let cell = |column: &Column| {
-            let name = format!("u.{}", quoted(&column.name));
-            let size = format!("{} > {max}", octets(column, &wire_value(column, &name)));
-            // `octet_length` doesn't fetch a text that is kept outside of its row. What has to be made a text is made one only
-            // where it takes so much room that it may be large.
-            let test = match (column.kind, column.wire_format) {
-                (ColumnType::Text | ColumnType::Bytea, WireFormat::Binary) => size,
-                _ => format!("(pg_catalog.pg_column_size({name}) > {} and {size})", max / MOST_WRITTEN),
-            };
-            (column.name.to_string(), test)
-        };
-        refused(&self.schema.columns.iter().filter(|column| may_be_large(column)).map(cell).collect::<Vec<_>>())
-    }
 }
-
-/// A stored byte is written as so many at most: what compresses values does it 255 times at best, and a byte is a few in a text.
-const MOST_WRITTEN: u64 = 4096;
 
 /// Columns beside the key in what is changed. With a space, so that no filter means them.
 const OP: &str = "\"logged op\"";
@@ -489,96 +361,9 @@ const OLD: &str = "\"logged old\"";
 const IMAGE: &str = "\"logged image\"";
 const NUMBERS: &str = "\"logged columns\"";
 
-fn key_name(i: usize) -> String {
-    format!("\"logged key {}\"", i + 1)
-}
-
 /// Logged of a table, by a transaction that the snapshot could not see: an index range, and an exact test.
 pub(crate) fn logged(table: &str, snapshot: &str) -> String {
     format!(
         "tbl = {table} and pk is not null and xid >= pg_catalog.pg_snapshot_xmin({snapshot}) and not pg_catalog.pg_visible_in_snapshot(xid, {snapshot})"
     )
-}
-
-/// A text of a key, in its type. The log's texts have a collation of their own, in which no index of the table is.
-fn typed(part: &KeyColumn, text: &str) -> String {
-    let collation = part.collation.as_ref().map(|collation| format!(" collate {collation}"));
-    format!("{text}::{}{}", part.read_as, collation.unwrap_or_default())
-}
-
-/// The text of a row's key, as the log has it.
-fn text_of(row: &str, part: &KeyColumn) -> String {
-    format!("pg_catalog.concat({row}.{}) collate pg_catalog.\"C\"", quoted(&part.column.name))
-}
-
-/// A column of a row `u` to be compared, in its base type: of a domain others may have operators that fit better.
-fn compared(column: &Column) -> String {
-    format!("u.{}::{}", quoted(&column.name), column.base_type)
-}
-
-/// An operator of that schema, which Postgres has quoted where it must be.
-fn operator(schema: &str, name: &str) -> String {
-    format!("operator({schema}.{name})")
-}
-
-/// A moment as a column of times has it: one without a zone is taken for UTC.
-fn in_zone_of(column: &Column, moment: &str) -> String {
-    if column.kind == ColumnType::Timestamp { format!("({moment} at time zone 'UTC')") } else { moment.to_owned() }
-}
-
-/// A value in the form that the encoder knows.
-fn wire_value(column: &Column, value: &str) -> String {
-    match column.wire_format {
-        // The same bytes as a text, which nobody parses.
-        WireFormat::Binary if column.kind == ColumnType::Json => format!("{value}::{}::text", column.base_type),
-        // To the type that it has, which costs nothing.
-        WireFormat::Binary => format!("{value}::{}", column.base_type),
-        // By the type's output function, as COPY does: a cast loses the padding of a `char`. NULL stays, and a row of nulls isn't
-        // one.
-        WireFormat::Written | WireFormat::WrittenNotFromJson => {
-            format!("case when pg_catalog.num_nulls({value}) = 0 then pg_catalog.concat({value}) end")
-        }
-    }
-}
-
-/// Whether a value is sent as a text that its type wrote.
-fn is_text(column: &Column) -> bool {
-    column.wire_format != WireFormat::Binary || column.kind == ColumnType::Json
-}
-
-/// How many bytes a value has in that form, or in a text of it.
-fn octets(column: &Column, value: &str) -> String {
-    match column.kind {
-        // Postgres knows no length of a JSON but that of its text.
-        ColumnType::Json | ColumnType::Jsonb => format!("pg_catalog.octet_length(({value})::text)"),
-        _ => format!("pg_catalog.octet_length({value})"),
-    }
-}
-
-fn may_be_large(column: &Column) -> bool {
-    match column.kind {
-        ColumnType::Text | ColumnType::Bytea | ColumnType::Json | ColumnType::Jsonb => true,
-        // A numeric ends at 150 kB of text.
-        ColumnType::Int2
-        | ColumnType::Int4
-        | ColumnType::Int8
-        | ColumnType::Float4
-        | ColumnType::Float8
-        | ColumnType::Numeric
-        | ColumnType::Bool => false,
-        ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Date | ColumnType::Time | ColumnType::Uuid => {
-            false
-        }
-    }
-}
-
-/// False; true for no row, but an error that names the first cell whose test is true.
-fn refused(cells: &[(String, String)]) -> String {
-    if cells.is_empty() {
-        return "false".to_owned();
-    }
-    let any = cells.iter().map(|(_, large)| large.as_str()).collect::<Vec<_>>().join(" or ");
-    let named = |(name, large): &(String, String)| format!("when {large} then {}", literal(name));
-    let name = cells.iter().map(named).collect::<Vec<_>>().join(" ");
-    format!("(({any}) is true and cdc_export.refuse_cell(case {name} end))")
 }

@@ -4,10 +4,12 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::catalog::hint;
-use crate::dataset::{Column, Dataset};
-use crate::job::selection::{BadSelection, Condition, Selection};
+use crate::dataset::{CellMax, Column, Dataset};
+use crate::job::selection::{BadSelection, Condition, Operator, Selection};
+use crate::source::quote::quoted;
 use crate::source::select::Select;
 use crate::source::table_schema::introspect;
+use crate::source::value::{compared, operator, refused_of};
 use crate::source::{Error, Source};
 
 impl Source {
@@ -38,6 +40,70 @@ impl Source {
 }
 
 impl<'a> Select<'a> {
+    /// The live rows that a caller selects, by the parameters `$1`, `$2`, …: the values of its conditions, all texts.
+    pub(crate) fn selected(&self, selection: &Selection, max: CellMax) -> String {
+        let narrowed = self.schema.narrowed(selection);
+        let narrowed = Select { schema: &narrowed, ..*self };
+        let (table, columns, alive) = (self.table(), narrowed.columns(), self.alive());
+        let conditions = selection.filter.iter().enumerate().map(|(i, condition)| self.condition(condition, i + 1));
+        let conditions: String = conditions.map(|condition| format!(" and {condition}")).collect();
+        let order = || self.schema.key.iter().map(|part| compared(&part.column)).collect::<Vec<_>>().join(", ");
+        let limit = selection.limit.map(|limit| format!(" order by {} limit {limit}", order()));
+        format!(
+            "select {columns}, {} from {table} u where {alive}{conditions}{}",
+            refused_of(&narrowed.schema.columns, max),
+            limit.unwrap_or_default()
+        )
+    }
+
+    /// A condition on rows `u`, its value being this parameter.
+    fn condition(&self, condition: &Condition, parameter: usize) -> String {
+        let column = self.schema.columns.iter().find(|column| column.name == condition.column);
+        let name = column.map_or_else(|| format!("u.{}", quoted(&condition.column)), compared);
+        let value = self.value(condition, parameter);
+        let compared = match condition.operator {
+            Operator::Eq | Operator::In => "=",
+            Operator::Ne => "<>",
+            Operator::Lt => "<",
+            Operator::Lte => "<=",
+            Operator::Gt => ">",
+            Operator::Gte => ">=",
+            Operator::IsNull => return format!("(pg_catalog.num_nulls({name}) = 1) = {value}"),
+        };
+        let compared = operator(column.map_or("pg_catalog", |column| &column.operators), compared);
+        match condition.operator {
+            Operator::In => format!("{name} {compared} any ({value})"),
+            _ => format!("{name} {compared} {value}"),
+        }
+    }
+
+    /// What a condition compares with, in the column's type: of several values a query.
+    fn value(&self, condition: &Condition, parameter: usize) -> String {
+        let column = self.schema.columns.iter().find(|column| column.name == condition.column);
+        let base_type = column.map_or("text", |column| &column.base_type);
+        match condition.operator {
+            Operator::In => {
+                format!(
+                    "select one::{base_type} from pg_catalog.jsonb_array_elements_text(${parameter}::text::jsonb) as one"
+                )
+            }
+            Operator::IsNull => format!("${parameter}::text::boolean"),
+            _ => format!("${parameter}::text::{base_type}"),
+        }
+    }
+
+    /// A statement that fails where a condition's value, `$1`, is none of the column's type, and one that Postgres doesn't
+    /// understand where the type has no such comparison.
+    fn tried(&self, condition: &Condition) -> [String; 2] {
+        let value = self.value(condition, 1);
+        let value = match condition.operator {
+            Operator::In => format!("select pg_catalog.count(value) from ({value}) as several (value)"),
+            // Of a type that the client knows, which would else ask what the value's is.
+            _ => format!("select pg_catalog.num_nulls({value})"),
+        };
+        [value, format!("select from {} u where {} limit 0", self.table(), self.condition(condition, 1))]
+    }
+
     fn find(&self, name: &str) -> Result<&'a Column, String> {
         let columns = &self.schema.columns;
         let found = columns.iter().find(|column| &*column.name == name);

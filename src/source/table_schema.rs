@@ -1,20 +1,18 @@
 //! A dataset's table as it is: its columns and key, and whatever of the dataset doesn't fit them.
 
-use std::sync::Arc;
-
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
-use crate::dataset::catalog::{Fault, Faults, hint};
+use crate::dataset::catalog::hint;
+use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{
-    Capture, Column, ColumnType, Columns, Dataset, Description, KeyColumn, OPERATION, Table, TableSchema, WireFormat,
+    Column, ColumnType, Columns, Dataset, KeyColumn, OPERATION, Table, TableSchema, WireFormat,
 };
-use crate::source::captured::capture;
+use crate::source;
 use crate::source::guard::columns::RememberedColumn;
 use crate::source::primary_key::primary_key;
 use crate::source::quote::relation;
-use crate::source::{self, Source};
-use crate::source::{filter, guard};
+use crate::source::{filter, guard, key_index};
 
 /// Why a table can't be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -82,49 +80,6 @@ impl ColumnRow {
             wire_format,
             operators: self.operators.clone().into(),
         }
-    }
-}
-
-/// Whether two values of a type that are the same to its `=` always have the same text, in a deterministic collation. `own_type`: its
-/// name, where it is Postgres's own.
-fn has_one_text(own_type: Option<&str>, is_enum: bool) -> bool {
-    const ONE_TEXT: &[&str] = &[
-        "int2",
-        "int4",
-        "int8",
-        "oid",
-        "xid8",
-        "pg_lsn",
-        "bool",
-        "text",
-        "varchar",
-        "name",
-        "char",
-        "uuid",
-        "bytea",
-        "bit",
-        "varbit",
-        "timestamptz",
-        "timestamp",
-        "date",
-        "time",
-        "inet",
-        "cidr",
-        "macaddr",
-        "macaddr8",
-    ];
-    is_enum || own_type.is_some_and(|name| ONE_TEXT.contains(&name))
-}
-
-/// Why the text of a type tells no rows apart, if it doesn't: it is another one for who writes, who tracks and who exports.
-fn unsteady_text(own_type: Option<&str>) -> Option<&'static str> {
-    match own_type.map(|name| name.trim_start_matches('_'))? {
-        "money" => Some("whose text depends on lc_monetary"),
-        "regclass" | "regproc" | "regprocedure" | "regoper" | "regoperator" | "regtype" | "regrole"
-        | "regnamespace" | "regconfig" | "regdictionary" | "regcollation" => {
-            Some("whose text depends on a search_path and on names: oid has the number alone")
-        }
-        _ => None,
     }
 }
 
@@ -346,13 +301,13 @@ impl<'a> Fitting<'a> {
     async fn key(&mut self, conn: &mut PgConnection) -> Result<Vec<KeyColumn>, sqlx::Error> {
         let key = self.key_columns();
         for found in &key {
-            if let Some(why) = unsteady_text(found.own_type.as_deref()) {
+            if let Some(why) = key_index::unsteady_text(found.own_type.as_deref()) {
                 let why = format!("`{}` is {}, {why}", found.name, found.type_name);
                 self.wrong("key", self.dataset.key.is_some().then_some(&found.name), why);
             }
         }
         let names: Vec<_> = key.iter().map(|found| found.name.clone()).collect();
-        let parts = key_index(conn, self.table, &names).await?;
+        let parts = key_index::find(conn, self.table, &names).await?;
         if parts.is_empty() && !key.is_empty() && self.faults.is_empty() {
             let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
             self.wrong("key", None, why);
@@ -365,7 +320,7 @@ impl<'a> Fitting<'a> {
                 read_as: if found.base_type == "bpchar" { &found.declared_base } else { &found.base_type }.clone(),
                 equals: part.and_then(|part| part.equals.clone()).unwrap_or_else(own_equals),
                 collation: part.and_then(|part| part.collation.clone()),
-                has_one_text: has_one_text(found.own_type.as_deref(), found.is_enum)
+                has_one_text: key_index::has_one_text(found.own_type.as_deref(), found.is_enum)
                     && part.is_some_and(|part| part.is_deterministic),
             }
         };
@@ -439,103 +394,4 @@ impl<'a> Fitting<'a> {
 
 fn is_time(column: &Column) -> bool {
     matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp)
-}
-
-/// A column of a unique index.
-#[derive(sqlx::FromRow)]
-struct KeyPart {
-    name: String,
-    /// The index's own, with its schema; `None`: its method has another one for every type.
-    equals: Option<String>,
-    /// Quoted.
-    collation: Option<String>,
-    is_deterministic: bool,
-}
-
-/// The unique index that tells rows apart by just these columns; empty: there is none.
-async fn key_index(conn: &mut PgConnection, table: &Table, key: &[String]) -> Result<Vec<KeyPart>, sqlx::Error> {
-    sqlx::query_as(
-        "-- source.table_schema.key_index
-         select a.attname::text as name,
-           (select format('operator(%I.%s)', n.nspname, p.oprname)
-            from pg_opclass s join pg_am m on m.oid = s.opcmethod and m.amname = 'btree'
-            join pg_amop o on o.amopfamily = s.opcfamily and o.amoplefttype = s.opcintype and o.amoprighttype = s.opcintype
-              and o.amopstrategy = 3 and o.amoppurpose = 's'
-            join pg_operator p on p.oid = o.amopopr
-            join pg_namespace n on n.oid = p.oprnamespace
-            where s.oid = part.opclass) as equals,
-           (select format('%I.%I', n.nspname, l.collname) from pg_collation l join pg_namespace n on n.oid = l.collnamespace
-            where l.oid = part.coll) as collation,
-           coalesce((select l.collisdeterministic from pg_collation l where l.oid = part.coll), true) as is_deterministic
-         from (
-           select x.* from pg_index x
-           where x.indrelid = to_regclass($1) and x.indisunique and x.indisvalid and x.indpred is null and x.indexprs is null
-             and (select array_agg(a.attname::text order by a.attname::text)
-                  from pg_attribute a
-                  where a.attrelid = x.indrelid and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1]))
-               = (select array_agg(name order by name) from unnest($2::text[]) as name)
-           order by x.indisprimary desc, x.indexrelid limit 1) x
-         cross join lateral unnest(x.indkey::int2[], x.indclass::oid[], x.indcollation::oid[])
-           with ordinality as part (attnum, opclass, coll, place)
-         join pg_attribute a on a.attrelid = x.indrelid and a.attnum = part.attnum
-         where part.place <= x.indnkeyatts",
-    )
-    .bind(relation(table))
-    .bind(key)
-    .fetch_all(conn)
-    .await
-}
-
-#[derive(Default, sqlx::FromRow)]
-struct TableStatus {
-    rows: Option<f32>,
-    bytes: i64,
-    captured: bool,
-    logged_key: Option<Vec<String>>,
-}
-
-impl Source {
-    /// What a dataset's table looks like now.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, source::Error> {
-        let failed = source::Error::of(&dataset.table);
-        let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        let schema = match introspect(&mut conn, dataset).await {
-            Ok(schema) => Ok(schema),
-            Err(Error::Faults(faults)) => Err(faults),
-            Err(error) => return Err(error.into()),
-        };
-        let status: Option<TableStatus> = sqlx::query_as(concat!(
-            "-- source.table_schema.describe
-             select
-               parts.rows, parts.bytes::bigint as bytes, capture.captured, capture.logged_key
-             from pg_class t join pg_namespace n on n.oid = t.relnamespace
-             cross join lateral ",
-            capture!(),
-            " capture
-             -- As they were last counted: their sizes are known only to who waits for a lock on them.
-             cross join lateral (
-               select sum(p.reltuples) filter (where p.reltuples >= 0) as rows,
-                 coalesce(sum(p.relpages + coalesce(x.relpages, 0)), 0) * current_setting('block_size')::bigint as bytes
-               from pg_class p left join pg_class x on x.oid = p.reltoastrelid
-               where case t.relkind when 'p' then p.oid in (select relid from pg_partition_tree(t.oid) where isleaf)
-                 else p.oid = t.oid end) parts
-             where t.oid = cdc_export.table_of_role($1)"
-        ))
-        .bind(relation(&dataset.table))
-        .fetch_optional(&mut *conn)
-        .await
-        .map_err(&failed)?;
-        let TableStatus { rows, bytes, captured, logged_key } = status.unwrap_or_default();
-        let logs_it = logged_key.is_some_and(|key| schema.as_ref().map_or(true, |schema| schema.has_key(&key)));
-        Ok(Description {
-            dataset: Arc::clone(dataset),
-            schema,
-            rows: rows.map(|rows| rows as u64),
-            bytes: bytes.unsigned_abs(),
-            captured: captured && logs_it || dataset.capture != Capture::Triggers,
-        })
-    }
 }

@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use crate::dataset::Signature;
+use crate::dataset::signature::Signature;
 use crate::file::{Exported, FileLocation};
 use crate::job::{JobId, SnapshotReport};
 use crate::store::job_row::job_columns;

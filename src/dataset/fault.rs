@@ -1,0 +1,30 @@
+//! What is wrong with a dataset: what it says and can't be, or what its table is not.
+
+use std::fmt;
+
+/// Something that a dataset says and that can't be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{dataset}: {member}: {why}")]
+pub struct Fault {
+    /// The dataset's name.
+    pub dataset: String,
+    /// What of it.
+    pub member: &'static str,
+    /// Which of a list's entries.
+    pub item: Option<String>,
+    /// What is wrong, and what may be there.
+    pub why: String,
+}
+
+/// What a dataset says and its table is not. On one line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
+pub struct Faults(pub Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.0.iter().enumerate() {
+            write!(f, "{}{fault}", if i == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! A column's values of one row group, until Parquet's writer takes them.
+
+use bytes::Bytes;
+use parquet::data_type::{
+    BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
+};
+use parquet::errors::ParquetError;
+use parquet::file::writer::SerializedColumnWriter;
+
+use crate::dataset::{Column, ColumnType};
+use crate::encode::{Error, datetime, value};
+
+/// So many slices at once are made what the writer takes, each of which has its own overhead.
+const BATCH_SLICES: usize = 1024;
+pub(super) const UUID_BYTES: usize = size_of::<uuid::Bytes>();
+/// From 1970, where Parquet counts from, to 2000, where Postgres does.
+pub(super) const EPOCH_DAYS: i32 = 10_957;
+pub(super) const EPOCH_MICROS: i64 = EPOCH_DAYS as i64 * datetime::MICROS_PER_DAY;
+
+/// A column's values of one row group.
+pub(super) struct Chunk {
+    /// 1 for a value, 0 for NULL.
+    levels: Vec<i16>,
+    values: Values,
+}
+
+enum Values {
+    Int32(Vec<i32>),
+    Int64(Vec<i64>),
+    Float(Vec<f32>),
+    Double(Vec<f64>),
+    Bool(Vec<bool>),
+    Bytes(Slices),
+    Uuid(Slices),
+}
+
+/// One behind the other, and where each ends.
+#[derive(Default)]
+struct Slices {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Chunk {
+    pub(super) fn of(column: &Column) -> Chunk {
+        let values = match column.kind {
+            ColumnType::Int2 | ColumnType::Int4 | ColumnType::Date => Values::Int32(Vec::new()),
+            ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Time => {
+                Values::Int64(Vec::new())
+            }
+            ColumnType::Float4 => Values::Float(Vec::new()),
+            ColumnType::Float8 => Values::Double(Vec::new()),
+            ColumnType::Bool => Values::Bool(Vec::new()),
+            ColumnType::Text | ColumnType::Numeric | ColumnType::Json | ColumnType::Jsonb | ColumnType::Bytea => {
+                Values::Bytes(Slices::default())
+            }
+            ColumnType::Uuid => Values::Uuid(Slices::default()),
+        };
+        Chunk { levels: Vec::new(), values }
+    }
+
+    /// Takes a value; returns what it takes of the memory.
+    pub(super) fn push(&mut self, column: &Column, field: Option<&[u8]>) -> Result<usize, Error> {
+        self.levels.push(field.is_some().into());
+        let Some(field) = field else { return Ok(size_of::<i16>()) };
+        let size = match &mut self.values {
+            Values::Int32(values) => {
+                values.push(int32(column, field)?);
+                size_of::<i32>()
+            }
+            Values::Int64(values) => {
+                values.push(int64(column, field)?);
+                size_of::<i64>()
+            }
+            Values::Float(values) => {
+                values.push(f32::from_be_bytes(value::sized(column, field)?));
+                size_of::<f32>()
+            }
+            Values::Double(values) => {
+                values.push(f64::from_be_bytes(value::sized(column, field)?));
+                size_of::<f64>()
+            }
+            Values::Bool(values) => {
+                let [byte] = value::sized(column, field)?;
+                values.push(byte != 0);
+                size_of::<bool>()
+            }
+            Values::Bytes(values) | Values::Uuid(values) => values.push(column, field)?,
+        };
+        Ok(size_of::<i16>() + size)
+    }
+
+    /// Writes the values and forgets them, but keeps their room.
+    pub(super) fn write(&mut self, column: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
+        let Chunk { levels, values } = self;
+        match values {
+            Values::Int32(values) => write_all::<Int32Type>(values, levels, column)?,
+            Values::Int64(values) => write_all::<Int64Type>(values, levels, column)?,
+            Values::Float(values) => write_all::<FloatType>(values, levels, column)?,
+            Values::Double(values) => write_all::<DoubleType>(values, levels, column)?,
+            Values::Bool(values) => write_all::<BoolType>(values, levels, column)?,
+            Values::Bytes(values) => values.write_all::<ByteArrayType>(levels, column)?,
+            Values::Uuid(values) => values.write_all::<FixedLenByteArrayType>(levels, column)?,
+        }
+        levels.clear();
+        Ok(())
+    }
+}
+
+fn write_all<T: DataType>(
+    values: &mut Vec<T::T>,
+    levels: &[i16],
+    column: &mut SerializedColumnWriter<'_>,
+) -> Result<(), ParquetError> {
+    column.typed::<T>().write_batch(values, Some(levels), None)?;
+    values.clear();
+    Ok(())
+}
+
+impl Slices {
+    /// Takes a value; returns what it takes of the memory.
+    fn push(&mut self, column: &Column, field: &[u8]) -> Result<usize, Error> {
+        let begin = self.bytes.len();
+        match column.kind {
+            ColumnType::Bytea => self.bytes.extend_from_slice(field),
+            ColumnType::Uuid => self.bytes.extend_from_slice(&value::sized::<UUID_BYTES>(column, field)?),
+            _ => value::plain(column, field, &mut self.bytes)?,
+        }
+        self.ends.push(self.bytes.len());
+        Ok(self.bytes.len() - begin + size_of::<usize>())
+    }
+
+    fn write_all<T>(&mut self, levels: &[i16], column: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError>
+    where
+        T: DataType,
+        T::T: From<ByteArray>,
+    {
+        let (mut begin, mut rest) = (0, self.ends.as_slice());
+        for levels in levels.chunks(BATCH_SLICES) {
+            let present = levels.iter().filter(|level| **level == 1).count();
+            let (batch, others) = rest.split_at(present);
+            let end = batch.last().copied().unwrap_or(begin);
+            let slices: Vec<T::T> = slices(&self.bytes[begin..end], begin, batch).map(T::T::from).collect();
+            column.typed::<T>().write_batch(&slices, Some(levels), None)?;
+            (begin, rest) = (end, others);
+        }
+        self.bytes.clear();
+        self.ends.clear();
+        Ok(())
+    }
+}
+
+/// The values of a batch, whose bytes begin at `begin` of those that the ends are counted in.
+fn slices(bytes: &[u8], begin: usize, ends: &[usize]) -> impl Iterator<Item = ByteArray> {
+    let bytes = Bytes::copy_from_slice(bytes);
+    let mut from = 0;
+    ends.iter().map(move |end| {
+        let from = std::mem::replace(&mut from, end - begin);
+        ByteArray::from(bytes.slice(from..end - begin))
+    })
+}
+
+fn int32(column: &Column, field: &[u8]) -> Result<i32, Error> {
+    if column.kind == ColumnType::Int2 {
+        return Ok(i16::from_be_bytes(value::sized(column, field)?).into());
+    }
+    let number = i32::from_be_bytes(value::sized(column, field)?);
+    if column.kind == ColumnType::Int4 {
+        return Ok(number);
+    }
+    // The largest number, infinity, is beyond the end anyway.
+    let day = Some(number).filter(|day| *day > i32::MIN).and_then(|day| day.checked_add(EPOCH_DAYS));
+    day.ok_or_else(|| not_in_format(column))
+}
+
+fn int64(column: &Column, field: &[u8]) -> Result<i64, Error> {
+    match column.kind {
+        ColumnType::Time => {
+            let micros = value::time(column, field)?;
+            if micros < datetime::MICROS_PER_DAY { Ok(micros) } else { Err(not_in_format(column)) }
+        }
+        ColumnType::Timestamptz | ColumnType::Timestamp => {
+            let micros = i64::from_be_bytes(value::sized(column, field)?);
+            // The largest number, infinity, is beyond the end anyway.
+            let since_1970 =
+                Some(micros).filter(|micros| *micros > i64::MIN).and_then(|micros| micros.checked_add(EPOCH_MICROS));
+            since_1970.ok_or_else(|| not_in_format(column))
+        }
+        _ => Ok(i64::from_be_bytes(value::sized(column, field)?)),
+    }
+}
+
+fn not_in_format(column: &Column) -> Error {
+    Error::NotInFormat { column: column.name.to_string() }
+}

@@ -1,0 +1,62 @@
+//! What a dataset's table looks like now, for who asks.
+
+use std::sync::Arc;
+
+use crate::dataset::{Capture, Dataset, Description};
+use crate::source::captured::capture;
+use crate::source::quote::relation;
+use crate::source::{Error, Source, table_schema};
+
+#[derive(Default, sqlx::FromRow)]
+struct TableStatus {
+    rows: Option<f32>,
+    bytes: i64,
+    captured: bool,
+    logged_key: Option<Vec<String>>,
+}
+
+impl Source {
+    /// What a dataset's table looks like now.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
+        let failed = Error::of(&dataset.table);
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        let schema = match table_schema::introspect(&mut conn, dataset).await {
+            Ok(schema) => Ok(schema),
+            Err(table_schema::Error::Faults(faults)) => Err(faults),
+            Err(error) => return Err(error.into()),
+        };
+        let status: Option<TableStatus> = sqlx::query_as(concat!(
+            "-- source.description.describe
+             select
+               parts.rows, parts.bytes::bigint as bytes, capture.captured, capture.logged_key
+             from pg_class t join pg_namespace n on n.oid = t.relnamespace
+             cross join lateral ",
+            capture!(),
+            " capture
+             -- As they were last counted: their sizes are known only to who waits for a lock on them.
+             cross join lateral (
+               select sum(p.reltuples) filter (where p.reltuples >= 0) as rows,
+                 coalesce(sum(p.relpages + coalesce(x.relpages, 0)), 0) * current_setting('block_size')::bigint as bytes
+               from pg_class p left join pg_class x on x.oid = p.reltoastrelid
+               where case t.relkind when 'p' then p.oid in (select relid from pg_partition_tree(t.oid) where isleaf)
+                 else p.oid = t.oid end) parts
+             where t.oid = cdc_export.table_of_role($1)"
+        ))
+        .bind(relation(&dataset.table))
+        .fetch_optional(&mut *conn)
+        .await
+        .map_err(&failed)?;
+        let TableStatus { rows, bytes, captured, logged_key } = status.unwrap_or_default();
+        let logs_it = logged_key.is_some_and(|key| schema.as_ref().map_or(true, |schema| schema.has_key(&key)));
+        Ok(Description {
+            dataset: Arc::clone(dataset),
+            schema,
+            rows: rows.map(|rows| rows as u64),
+            bytes: bytes.unsigned_abs(),
+            captured: captured && logs_it || dataset.capture != Capture::Triggers,
+        })
+    }
+}

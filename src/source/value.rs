@@ -1,0 +1,96 @@
+//! A column's value in SQL: how it is compared, how it is sent, and how large it may be.
+
+use crate::dataset::{CellMax, Column, ColumnType, WireFormat};
+use crate::source::quote::{literal, quoted};
+
+/// A stored byte is written as so many at most: what compresses values does it 255 times at best, and a byte is a few in a text.
+const MOST_WRITTEN: u64 = 4096;
+
+/// A column of a row `u` to be compared, in its base type: of a domain others may have operators that fit better.
+pub(crate) fn compared(column: &Column) -> String {
+    format!("u.{}::{}", quoted(&column.name), column.base_type)
+}
+
+/// An operator of that schema, which Postgres has quoted where it must be.
+pub(crate) fn operator(schema: &str, name: &str) -> String {
+    format!("operator({schema}.{name})")
+}
+
+/// A moment as a column of times has it: one without a zone is taken for UTC.
+pub(crate) fn in_zone_of(column: &Column, moment: &str) -> String {
+    if column.kind == ColumnType::Timestamp { format!("({moment} at time zone 'UTC')") } else { moment.to_owned() }
+}
+
+/// A value in the form that the encoder knows.
+pub(crate) fn wire_value(column: &Column, value: &str) -> String {
+    match column.wire_format {
+        // The same bytes as a text, which nobody parses.
+        WireFormat::Binary if column.kind == ColumnType::Json => format!("{value}::{}::text", column.base_type),
+        // To the type that it has, which costs nothing.
+        WireFormat::Binary => format!("{value}::{}", column.base_type),
+        // By the type's output function, as COPY does: a cast loses the padding of a `char`. NULL stays, and a row of nulls isn't
+        // one.
+        WireFormat::Written | WireFormat::WrittenNotFromJson => {
+            format!("case when pg_catalog.num_nulls({value}) = 0 then pg_catalog.concat({value}) end")
+        }
+    }
+}
+
+/// Whether a value is sent as a text that its type wrote.
+pub(crate) fn is_text(column: &Column) -> bool {
+    column.wire_format != WireFormat::Binary || column.kind == ColumnType::Json
+}
+
+/// How many bytes a value has in that form, or in a text of it.
+pub(crate) fn octets(column: &Column, value: &str) -> String {
+    match column.kind {
+        // Postgres knows no length of a JSON but that of its text.
+        ColumnType::Json | ColumnType::Jsonb => format!("pg_catalog.octet_length(({value})::text)"),
+        _ => format!("pg_catalog.octet_length({value})"),
+    }
+}
+
+pub(crate) fn may_be_large(column: &Column) -> bool {
+    match column.kind {
+        ColumnType::Text | ColumnType::Bytea | ColumnType::Json | ColumnType::Jsonb => true,
+        // A numeric ends at 150 kB of text.
+        ColumnType::Int2
+        | ColumnType::Int4
+        | ColumnType::Int8
+        | ColumnType::Float4
+        | ColumnType::Float8
+        | ColumnType::Numeric
+        | ColumnType::Bool => false,
+        ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Date | ColumnType::Time | ColumnType::Uuid => {
+            false
+        }
+    }
+}
+
+/// False; true for no row, but an error that names the first cell whose test is true.
+pub(crate) fn refused(cells: &[(String, String)]) -> String {
+    if cells.is_empty() {
+        return "false".to_owned();
+    }
+    let any = cells.iter().map(|(_, large)| large.as_str()).collect::<Vec<_>>().join(" or ");
+    let named = |(name, large): &(String, String)| format!("when {large} then {}", literal(name));
+    let name = cells.iter().map(named).collect::<Vec<_>>().join(" ");
+    format!("(({any}) is true and cdc_export.refuse_cell(case {name} end))")
+}
+
+/// False; with a cell of a row `u` beyond the bound, the end of the export. Here, and not when the row has come, since a
+/// client takes a row into its memory before it can see how large it is.
+pub(crate) fn refused_of(columns: &[Column], CellMax(max): CellMax) -> String {
+    let cell = |column: &Column| {
+        let name = format!("u.{}", quoted(&column.name));
+        let size = format!("{} > {max}", octets(column, &wire_value(column, &name)));
+        // `octet_length` doesn't fetch a text that is kept outside of its row. What has to be made a text is made one only
+        // where it takes so much room that it may be large.
+        let test = match (column.kind, column.wire_format) {
+            (ColumnType::Text | ColumnType::Bytea, WireFormat::Binary) => size,
+            _ => format!("(pg_catalog.pg_column_size({name}) > {} and {size})", max / MOST_WRITTEN),
+        };
+        (column.name.to_string(), test)
+    };
+    refused(&columns.iter().filter(|column| may_be_large(column)).map(cell).collect::<Vec<_>>())
+}
