@@ -169,6 +169,26 @@ pub enum Capture {
     },
 }
 
+/// What a delta calls a row that is there, `INSERT` or `UPDATE`. A row that is deleted or gone is a `DELETE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// What the log has of the row first. Without a position every row is an `INSERT`; a row that its time alone brought is an
+    /// `UPDATE`.
+    Log,
+    /// `INSERT` where the row's `created_at` is its `updated_at`.
+    Timestamps,
+}
+
+impl Operation {
+    /// As the catalog says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Operation::Log => "log",
+            Operation::Timestamps => "timestamps",
+        }
+    }
+}
+
 /// A table that may be exported, as the operator says.
 #[derive(Clone, Debug)]
 pub struct Dataset {
@@ -182,7 +202,7 @@ pub struct Dataset {
     pub columns: Columns,
     /// The column that says when a row was last changed.
     pub updated_at: Option<String>,
-    /// The column that says when a row was made; without it the log tells an INSERT from an UPDATE.
+    /// The column that says when a row was made.
     pub created_at: Option<String>,
     /// The column that says whether a row is deleted, or when it was.
     pub deleted: Option<String>,
@@ -190,6 +210,8 @@ pub struct Dataset {
     pub filter: Option<String>,
     /// How its changes are found.
     pub capture: Capture,
+    /// What a delta calls its rows.
+    pub operation: Operation,
 }
 
 impl Dataset {
@@ -206,7 +228,15 @@ impl Dataset {
             deleted: Some("is_deleted".to_owned()),
             filter: None,
             capture: Capture::Triggers,
+            operation: Operation::Timestamps,
         }
+    }
+
+    /// Whether its table has the name and the times of the demo's.
+    fn is_like_users(&self) -> bool {
+        let users = Dataset::users();
+        let times = |it: &Dataset| (it.updated_at.clone(), it.created_at.clone(), it.deleted.clone());
+        self.name == users.name && self.table.name == users.table.name && times(self) == times(&users)
     }
 }
 
@@ -224,7 +254,7 @@ pub struct TableSchema {
     pub columns: Vec<Column>,
     /// Says when a row was last changed: a `timestamptz`, or a `timestamp` that is taken for UTC.
     pub updated_at: Option<Column>,
-    /// Says when a row was made, as `updated_at`.
+    /// Says when a row was made, as `updated_at`; `None`: a delta's operation isn't told by it.
     pub created_at: Option<Column>,
     /// Says whether a row is deleted, or when it was: a `boolean`, or a time.
     pub deleted: Option<Column>,

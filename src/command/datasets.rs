@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cdc_export::config::{CatalogFile, Config};
-use cdc_export::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Table};
+use cdc_export::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Operation, Table};
 use cdc_export::postgres::Database;
 use cdc_export::source::catalog_check;
 use clap::Subcommand;
@@ -62,7 +62,7 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
 
 async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     let service = wire(config, database, 1, &CancellationToken::new()).service;
-    outln!("{:<20} {:<32} {:>12}  {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE")?;
+    outln!("{:<20} {:<32} {:>12}  {:<10} {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE", "OPERATION")?;
     for Description { dataset, schema, rows, captured, .. } in service.datasets().await? {
         let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
         let capture = match dataset.capture {
@@ -74,7 +74,8 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
             Ok(schema) => schema.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),
             Err(faults) => faults.to_string(),
         };
-        outln!("{:<20} {:<32} {rows:>12}  {capture:<10} {columns}", dataset.name, dataset.table.to_string())?;
+        let (name, table, operation) = (&dataset.name, dataset.table.to_string(), dataset.operation.as_str());
+        outln!("{name:<20} {table:<32} {rows:>12}  {capture:<10} {operation:<10} {columns}")?;
     }
     Ok(())
 }
@@ -94,6 +95,7 @@ async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Resu
         deleted: None,
         filter: None,
         capture: Capture::Triggers,
+        operation: Operation::Log,
     };
     let Description { dataset, schema, .. } = service.describe(&Arc::new(dataset)).await?;
     let schema = schema?;
@@ -116,12 +118,16 @@ async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Resu
     };
     let updated_at = find(&updated, &is_time);
     let created_at = find(&created, &is_time).filter(|_| updated_at.is_some());
+    let has_both_times = created_at.is_some();
     for (member, column) in
         [("updated_at", updated_at), ("created_at", created_at), ("deleted", find(&deleted, &is_time_or_flag))]
     {
         if let Some(column) = column {
             outln!("{member} = {}", quoted(&column))?;
         }
+    }
+    if has_both_times {
+        outln!("# operation = \"timestamps\"")?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Capture, Columns, Dataset, Table};
+use crate::dataset::{Capture, Columns, Dataset, Operation, Table};
 
 /// How long a transaction may take where changes are found by their times, unless the file says.
 const OVERLAP: Duration = Duration::from_secs(5 * 60);
@@ -143,6 +143,7 @@ struct Block {
     filter: Option<Spanned<String>>,
     capture: Option<Spanned<String>>,
     overlap: Option<Spanned<String>>,
+    operation: Option<Spanned<String>>,
 }
 
 impl Block {
@@ -198,10 +199,32 @@ impl Block {
         if capture != Capture::Triggers && self.updated_at.is_none() {
             wrong("capture", "by timestamp there is nothing to find changes by without updated_at".to_owned());
         }
+        let has_both_times = self.updated_at.is_some() && self.created_at.is_some();
+        let operation = self.operation.as_ref().map(|word| word.as_ref().as_str());
+        let operation = match operation {
+            None | Some("log") => Operation::Log,
+            Some("timestamps") => {
+                if !has_both_times {
+                    wrong("operation", "timestamps compares created_at with updated_at: name both".to_owned());
+                }
+                Operation::Timestamps
+            }
+            Some(other) => {
+                wrong("operation", format!("`{other}` is neither log nor timestamps"));
+                Operation::Log
+            }
+        };
+        let says_operation = self.operation.is_some();
         let [updated_at, created_at, deleted, filter] =
             [self.updated_at, self.created_at, self.deleted, self.filter].map(|member| member.map(Spanned::into_inner));
         let key = self.key.map(names);
-        Dataset { name, table, key, columns, updated_at, created_at, deleted, filter, capture }
+        let dataset =
+            Dataset { name, table, key, columns, updated_at, created_at, deleted, filter, capture, operation };
+        if says_operation || !dataset.is_like_users() {
+            dataset
+        } else {
+            Dataset { operation: Operation::Timestamps, ..dataset }
+        }
     }
 }
 
@@ -263,6 +286,7 @@ impl Lines {
             ("filter", &b.filter),
             ("capture", &b.capture),
             ("overlap", &b.overlap),
+            ("operation", &b.operation),
         ];
         for (member, text) in texts {
             text.iter().for_each(|text| put(member, None, text.span().start));
@@ -305,6 +329,7 @@ mod tests {
             filter = "tenant_id = 7"
             capture = "timestamp"
             overlap = "90s"
+            operation = "timestamps"
 
             [[dataset]]
             name = "lines"
@@ -319,6 +344,7 @@ mod tests {
         let lines = catalog.get("lines").unwrap();
         assert_eq!(lines.table, Table { schema: None, name: "Order.Lines".to_owned() });
         assert_eq!(lines.columns, Columns::AllBut(vec!["note".to_owned()]));
+        assert_eq!((orders.operation, lines.operation), (Operation::Timestamps, Operation::Log));
         assert_eq!((lines.capture, catalog.names()), (Capture::Triggers, "orders, lines".to_owned()));
         assert!(catalog.get("users").is_none(), "only what the file says");
     }
@@ -358,6 +384,29 @@ overlap = \"5m\"
         for (line, expected) in found.lines().zip(expected) {
             assert!(line.starts_with(expected), "{line}");
         }
+    }
+
+    #[test]
+    fn the_operation_of_users_is_told_by_its_times() {
+        let users = |rest: &str| {
+            let text = format!(
+                "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\ndeleted = \"is_deleted\"\n{rest}"
+            );
+            Catalog::from_toml(&text).unwrap().get("users").unwrap().operation
+        };
+        assert_eq!(users(""), Operation::Log);
+        assert_eq!(users("created_at = \"created_at\""), Operation::Timestamps);
+        assert_eq!(users("created_at = \"created_at\"\noperation = \"log\""), Operation::Log);
+        assert_eq!(users("created_at = \"made_at\""), Operation::Log);
+        assert_eq!(Dataset::users().operation, Operation::Timestamps);
+    }
+
+    #[test]
+    fn an_operation_that_cannot_be_is_told() {
+        let text = |rest: &str| format!("[[dataset]]\nname = \"a\"\ntable = \"a\"\n{rest}");
+        assert_eq!(wrong(&text("operation = \"wal\"")), "line 4: a: operation: `wal` is neither log nor timestamps");
+        let why = wrong(&text("updated_at = \"at\"\noperation = \"timestamps\""));
+        assert_eq!(why, "line 5: a: operation: timestamps compares created_at with updated_at: name both");
     }
 
     #[test]

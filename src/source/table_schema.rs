@@ -6,7 +6,7 @@ use sqlx::postgres::types::Oid;
 use crate::dataset::catalog::hint;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{
-    Column, ColumnType, Columns, Dataset, KeyColumn, OPERATION, Table, TableSchema, WireFormat,
+    Column, ColumnType, Columns, Dataset, KeyColumn, OPERATION, Operation, Table, TableSchema, WireFormat,
 };
 use crate::source;
 use crate::source::guard::columns::RememberedColumn;
@@ -204,6 +204,7 @@ pub(crate) async fn introspect_at(
     let columns = fitting.chosen(&key);
     let updated_at = fitting.time("updated_at", dataset.updated_at.as_deref());
     let created_at = fitting.time("created_at", dataset.created_at.as_deref());
+    let created_at = created_at.filter(|_| dataset.operation == Operation::Timestamps);
     let deleted = fitting.deleted();
     if !fitting.faults.is_empty() {
         return Err(Faults(fitting.faults).into());

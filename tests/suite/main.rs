@@ -93,6 +93,8 @@ mod odd_values;
 #[cfg(test)]
 mod openapi;
 #[cfg(test)]
+mod operation;
+#[cfg(test)]
 mod order;
 #[cfg(test)]
 mod page;
