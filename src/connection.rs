@@ -1,6 +1,8 @@
-//! A connection to Postgres, its session set up as every statement of ours expects it, whichever room it is for.
+//! A connection to Postgres, its session set up as every statement of ours expects it, and what its errors mean, whichever room it is for.
 //!
 //! Knows no table.
+
+pub(crate) mod failure;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};

@@ -17,6 +17,7 @@ pub use schema::migrate;
 pub use url::{BadUrl, NamedDatabase};
 
 use crate::connection;
+use crate::connection::failure::SqlFailure;
 use crate::embedded::{self, Endpoint};
 
 /// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
@@ -173,8 +174,7 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
             Ok(conn) => return Ok(conn),
             Err(error) => error,
         };
-        // cannot_connect_now
-        let starting = error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("57P03"));
+        let starting = SqlFailure::of(&error) == SqlFailure::Starting;
         if !starting || begun.elapsed() > START_TIMEOUT {
             return Err(Error::Unreachable(error));
         }

@@ -33,11 +33,11 @@ mod trigger;
 mod value;
 
 use std::fmt;
-use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgSeverity};
+use sqlx::postgres::PgConnectOptions;
 
+use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::fault::Faults;
 use crate::job::Continuity;
 use crate::row::Frame;
@@ -190,50 +190,37 @@ impl fmt::Display for Remedy {
 }
 
 impl Error {
-    /// Whether it says nothing of what was read: the server had no room or no time, something was in the way, or the role may not.
+    /// Whether the error says nothing of what was read: the server had no room or no time, something was in the way, or the role may
+    /// not.
     fn is_of_the_server(&self) -> bool {
         match self {
             Error::Unavailable(_) | Error::LockConflict(_) | Error::Denied { .. } => true,
             Error::Sql(cause) => {
-                let code = cause.as_database_error().and_then(|told| told.code()).unwrap_or_default();
+                let code = sqlstate(cause);
                 ["40", "53", "54", "55", "57", "58"].iter().any(|class| code.starts_with(class))
             }
             _ => false,
         }
     }
 
-    /// Sorts an error by what can be done about it (SQLSTATEs: PostgreSQL documentation, appendix A).
+    /// Says of an error what can be done about it.
     fn of(table: impl fmt::Display) -> impl Fn(sqlx::Error) -> Error {
         move |cause| {
             let table = table.to_string();
-            let code = match &cause {
-                sqlx::Error::Database(e) => match e.try_downcast_ref::<PgDatabaseError>() {
-                    // A fatal error ends the connection, whatever its code.
-                    Some(e) if matches!(e.severity(), PgSeverity::Fatal | PgSeverity::Panic) => {
-                        return Error::Unavailable(cause);
-                    }
-                    _ => e.code().unwrap_or_default().into_owned(),
-                },
-                sqlx::Error::Io(_)
-                | sqlx::Error::Protocol(_)
-                | sqlx::Error::Tls(_)
-                | sqlx::Error::PoolTimedOut
-                | sqlx::Error::PoolClosed => return Error::Unavailable(cause),
-                _ => return Error::Sql(cause),
-            };
-            match code.as_str() {
+            match SqlFailure::of(&cause) {
+                SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Cancelled => Error::Unavailable(cause),
+                SqlFailure::LockTimeout | SqlFailure::Conflict => Error::LockConflict(cause),
+                SqlFailure::NotThere => Error::TableMissing { table, cause },
+                SqlFailure::Denied => Error::Denied { table, cause },
+                SqlFailure::InvalidText => Error::InvalidText { table, cause },
                 // Raised by our own `refuse_cell`, with the column for a message.
-                "CE001" => {
+                SqlFailure::Refused if sqlstate(&cause) == "CE001" => {
                     let column = cause.as_database_error().map(|e| e.message().to_owned()).unwrap_or_default();
                     Error::RowTooLarge { column }
                 }
-                "42P01" | "42703" => Error::TableMissing { table, cause },
-                "42501" => Error::Denied { table, cause },
-                "55P03" => Error::LockConflict(cause),
-                code if code.starts_with("40") => Error::LockConflict(cause),
-                code if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => Error::Unavailable(cause),
-                "22021" | "22P05" => Error::InvalidText { table, cause },
-                _ => Error::Sql(cause),
+                SqlFailure::Refused | SqlFailure::ReadOnly | SqlFailure::Duplicate | SqlFailure::Client => {
+                    Error::Sql(cause)
+                }
             }
         }
     }
@@ -245,24 +232,8 @@ type Frames = tokio::sync::mpsc::Sender<Frame>;
 /// A frame has about this many bytes; a row of more makes a larger one.
 const FRAME_BYTES: usize = 128 * 1024;
 
-/// Gives up after `patience` what has no other end when the network swallows packets.
-async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(timeout, call).await.unwrap_or(Err(Error::Unavailable(sqlx::Error::PoolTimedOut)))
-}
-
 async fn send(frames: &Frames, rows: &mut bytes::BytesMut) -> Result<(), Error> {
     let frame = Frame(rows.split().freeze());
     rows.reserve(FRAME_BYTES);
     frames.send(frame).await.map_err(|_| Error::ReceiverGone)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pool_without_a_free_connection_is_no_refusal() {
-        let busy = Error::of("users")(sqlx::Error::PoolTimedOut);
-        assert!(matches!(busy, Error::Unavailable(_)), "{busy}");
-    }
 }

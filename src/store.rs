@@ -24,10 +24,11 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgDatabaseError, PgListener, PgPoolOptions, PgSeverity};
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use sqlx::{PgConnection, PgPool, Postgres};
 use tokio::sync::broadcast;
 
+use crate::connection::failure::{self, SqlFailure};
 use crate::database::{BadDatabaseId, DatabaseId};
 use crate::job::{ConsumerId, JobId};
 
@@ -64,31 +65,15 @@ pub enum Error {
 }
 
 impl From<sqlx::Error> for Error {
-    /// Sorts an error by what can be done about it (SQLSTATEs: PostgreSQL documentation, appendix A).
+    /// Says of an error what can be done about it.
     fn from(error: sqlx::Error) -> Error {
-        let (severity, code) = match &error {
-            sqlx::Error::Database(e) => match e.try_downcast_ref::<PgDatabaseError>() {
-                Some(e) => (e.severity(), e.code().to_owned()),
-                None => return Error::Sql(error),
-            },
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::Protocol(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed => return Error::Unavailable(error),
-            _ => return Error::Sql(error),
-        };
-        // A fatal error refuses or ends the connection, whatever its code. Else: connection exceptions, insufficient resources,
-        // operator intervention, and a server that is read-only for the moment.
-        let gone = matches!(severity, PgSeverity::Fatal | PgSeverity::Panic)
-            || ["08", "53", "57"].iter().any(|class| code.starts_with(class))
-            || code == "25006";
-        if gone {
-            Error::Unavailable(error)
-        } else if code == "55P03" || code.starts_with("40") {
-            Error::LockConflict(error)
-        } else {
-            Error::Sql(error)
+        match SqlFailure::of(&error) {
+            // A server that is read-only for the moment is about to be replaced, or promoted.
+            SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Cancelled | SqlFailure::ReadOnly => {
+                Error::Unavailable(error)
+            }
+            SqlFailure::LockTimeout | SqlFailure::Conflict => Error::LockConflict(error),
+            _ => Error::Sql(error),
         }
     }
 }
@@ -97,7 +82,7 @@ impl Error {
     /// Whether it is a statement that ended since it waited for too long, or took so.
     pub fn was_waiting(&self) -> bool {
         match self {
-            Error::Unavailable(sqlx::Error::Database(cause)) => cause.code().as_deref() == Some("57014"),
+            Error::Unavailable(cause) => SqlFailure::of(cause) == SqlFailure::Cancelled,
             Error::LockConflict(_) => true,
             _ => false,
         }
@@ -226,7 +211,7 @@ async fn by_index(tx: &mut PgConnection) -> Result<(), Error> {
 /// # Errors
 /// If the call fails or takes too long: nothing else ends one when the network swallows packets.
 pub async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(timeout, call).await.unwrap_or(Err(Error::Unavailable(sqlx::Error::PoolTimedOut)))
+    failure::with_timeout(timeout, call, Error::Unavailable).await
 }
 
 /// A connection that goes back to the pool only when it is given back. One whose call failed or was given up half-way is

@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
+use crate::connection::failure::sqlstate;
 use crate::postgres::{Database, Error, connect};
 
 /// Rounds of the check: in one alone, the pooler may happen to give us the same session throughout.
@@ -48,7 +49,7 @@ async fn are_shared(conn: &mut PgConnection, other: &mut PgConnection) -> Result
         // A transaction keeps the other connection's session with it. If that was our session, ours has to move.
         let begun = sqlx::raw_sql("-- postgres.pooler.begin\n begin").execute(&mut *other).await;
         // What a pooler in statement mode answers: protocol_violation.
-        if begun.is_err_and(|error| error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("08P01"))) {
+        if begun.is_err_and(|error| sqlstate(&error) == "08P01") {
             return Ok(true);
         }
         if identify(other).await? == marked || moves(conn, &marked).await? {

@@ -7,6 +7,7 @@ use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
 use crate::connection;
+use crate::connection::failure::SqlFailure;
 use crate::postgres::search_path::{SearchPath, TableSchemas};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 
@@ -144,7 +145,7 @@ fn migrations(schemas: &TableSchemas) -> Vec<Migration> {
 /// Whether a lock timeout ended the migration.
 fn is_busy(error: &MigrateError) -> bool {
     let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else { return false };
-    cause.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
+    SqlFailure::of(cause) == SqlFailure::LockTimeout
 }
 
 /// Whether there is nothing to migrate.

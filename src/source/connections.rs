@@ -5,9 +5,10 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 
 use crate::connection;
+use crate::connection::failure::with_timeout;
 use crate::source::reader_slots::ReaderSlots;
 use crate::source::session::Session;
-use crate::source::{Error, Source, with_timeout};
+use crate::source::{Error, Source};
 
 /// A leader and a reader, both connected. A worker has them before it claims a job: leaders that hold snapshots while they wait
 /// for readers out of one pool would wait for ever.
@@ -39,7 +40,7 @@ impl Source {
                 .await?;
             Ok::<_, sqlx::Error>((leader, reader))
         };
-        let both = with_timeout(timeout, async { both.await.map_err(Error::Unavailable) }).await?;
+        let both = with_timeout(timeout, async { both.await.map_err(Error::Unavailable) }, Error::Unavailable).await?;
         let ((leader, leader_session), (reader, reader_session)) = both;
         let reader_slots = self.reader_slots.clone();
         Ok(ExportConnections { leader, leader_session, reader, reader_session, reader_slots })
@@ -51,6 +52,6 @@ impl ExportConnections {
     pub async fn checked(mut self, timeout: Duration) -> Option<ExportConnections> {
         let pings =
             async { tokio::try_join!(self.leader.ping(), self.reader.ping()).map(drop).map_err(Error::Unavailable) };
-        with_timeout(timeout, pings).await.ok().map(|()| self)
+        with_timeout(timeout, pings, Error::Unavailable).await.ok().map(|()| self)
     }
 }

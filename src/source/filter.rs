@@ -2,6 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, Table};
 use crate::source::quote::{quoted, relation};
@@ -41,11 +42,11 @@ pub(crate) async fn check(
     tx.rollback().await?;
     let Err(cause) = made else { return Ok(None) };
     let Some(told) = cause.as_database_error() else { return Err(cause) };
-    let why = match told.code().as_deref() {
+    let why = match (SqlFailure::of(&cause), &*sqlstate(&cause)) {
         // The role may make no temporary table: the filter is tried at the first export.
-        Some("42501") => return Ok(None),
-        Some("42P17" | "0A000") => format!("it has to be told from the row alone ({})", told.message()),
-        Some("55P03") => return Err(cause),
+        (SqlFailure::Denied, _) => return Ok(None),
+        (SqlFailure::LockTimeout, _) => return Err(cause),
+        (_, "42P17" | "0A000") => format!("it has to be told from the row alone ({})", told.message()),
         _ => format!("Postgres doesn't take it as a condition: {}", told.message()),
     };
     Ok(Some(fault(why)))

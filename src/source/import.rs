@@ -2,6 +2,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::connection::failure::sqlstate;
 use crate::dataset::{Dataset, Table};
 use crate::source::{Error, quote};
 
@@ -44,9 +45,9 @@ impl Import {
     /// Makes a connection a reader of the snapshot.
     pub(super) async fn join(&self, conn: &mut PgConnection, table: &Table) -> Result<(), Error> {
         let imported = sqlx::raw_sql(AssertSqlSafe(self.0.clone())).execute(conn).await;
-        imported.map(drop).map_err(|cause| match cause.as_database_error().and_then(|e| e.code()).as_deref() {
+        imported.map(drop).map_err(|cause| match &*sqlstate(&cause) {
             // There is no such snapshot any more, or its transaction isn't running: the leader was lost in between.
-            Some("22023" | "42704" | "55000") => Error::Unavailable(cause),
+            "22023" | "42704" | "55000" => Error::Unavailable(cause),
             _ => Error::of(table)(cause),
         })
     }

@@ -6,6 +6,7 @@ use futures_util::future::try_join_all;
 use sqlx::postgres::{PgArguments, types::Oid};
 use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection};
 
+use crate::connection::failure::sqlstate;
 use crate::dataset::CellMax;
 use crate::dataset::fault::{Fault, Faults};
 use crate::job::{Continuity, ExportType, Job, Progress};
@@ -102,7 +103,7 @@ impl Rows<'_> {
     async fn explained(mut self, error: Error, job: &Job) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(told) = cause.as_database_error() else { return error };
-        let (code, message) = (told.code().unwrap_or_default().into_owned(), told.message().to_owned());
+        let (code, message) = (sqlstate(cause).into_owned(), told.message().to_owned());
         if job.export_type != ExportType::Full {
             match self.logged_is_readable().await {
                 Ok(true) => {}

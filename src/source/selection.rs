@@ -3,6 +3,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::connection::failure::sqlstate;
 use crate::dataset::catalog::hint;
 use crate::dataset::{CellMax, Column, Dataset};
 use crate::job::selection::{BadSelection, Condition, Operator, Selection};
@@ -123,7 +124,7 @@ impl<'a> Select<'a> {
             let statement = format!("-- source.selection.try\n {statement}");
             let tried = sqlx::query(AssertSqlSafe(statement)).bind(&condition.value).persistent(false);
             let Err(cause) = tried.execute(&mut *conn).await else { continue };
-            let code = cause.as_database_error().and_then(|told| told.code()).unwrap_or_default().into_owned();
+            let code = sqlstate(&cause).into_owned();
             return match (member, Error::of(&self.dataset.table)(cause)) {
                 (_, not_the_callers @ (Error::Unavailable(_) | Error::LockConflict(_))) => Err(not_the_callers),
                 ("value", _) => Ok(Some((member, format!("a value of `{name}`, which is {type_name}, is expected")))),

@@ -12,7 +12,8 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
-use crate::source::{Error, with_timeout};
+use crate::connection::failure::with_timeout;
+use crate::source::Error;
 use crate::telemetry::chain;
 
 /// How often a silent session is asked about.
@@ -223,7 +224,7 @@ impl Leader<'_> {
         loop {
             tokio::time::sleep(every).await;
             let ping = async { self.conn.ping().await.map_err(Error::Unavailable) };
-            if let Err(lost) = with_timeout(lease * 2 / 3, ping).await {
+            if let Err(lost) = with_timeout(lease * 2 / 3, ping, Error::Unavailable).await {
                 return lost;
             }
             for (at, reader) in self.readers.all().iter().enumerate() {

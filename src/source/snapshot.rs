@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::connection::failure::with_timeout;
 use crate::dataset::{Dataset, TableSchema};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, ExportType, JobId, SnapshotReport};
+use crate::source::Error;
 use crate::source::connections::ExportConnections;
 use crate::source::import::Import;
 use crate::source::rows::Rows;
 use crate::source::select::Select;
 use crate::source::session::{Leader, Readers};
-use crate::source::{Error, with_timeout};
 use crate::watermark::{NewPosition, Position};
 
 /// What a snapshot is taken for.
@@ -119,7 +120,7 @@ impl Snapshot {
     pub async fn commit(mut self, timeout: Duration) -> Result<Option<ExportConnections>, Error> {
         let failed = Error::of(&self.dataset.table);
         let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit").execute(&mut self.connections.leader);
-        with_timeout(timeout, async { commit.await.map_err(failed) }).await?;
+        with_timeout(timeout, async { commit.await.map_err(failed) }, Error::Unavailable).await?;
         let Snapshot { mut connections, reader_is_good, .. } = self;
         if !reader_is_good {
             connections.reader_session.end(&mut connections.leader).await;

@@ -3,6 +3,7 @@
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
+use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::hint;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{
@@ -249,7 +250,7 @@ pub(crate) async fn introspect_at(
 /// A schema that the role may not use is the operator's to mend.
 fn unseen(dataset: &Dataset, cause: sqlx::Error) -> Error {
     match cause.as_database_error() {
-        Some(told) if told.code().as_deref() == Some("42501") => {
+        Some(told) if SqlFailure::of(&cause) == SqlFailure::Denied => {
             let why = format!("the database role may not see `{}`: {}", dataset.table, told.message());
             Faults(vec![Fault { dataset: dataset.name.clone(), member: "table", item: None, why }]).into()
         }

@@ -5,6 +5,7 @@ use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use crate::connection::failure::SqlFailure;
 use crate::file::name::{numbered, stem};
 use crate::job::lane::Lane;
 use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
@@ -210,7 +211,7 @@ impl Store {
             job_columns!()
         ));
         match step(&mut tx, cancel.bind(id.as_uuid())).await {
-            Err(Error::LockConflict(sqlx::Error::Database(e))) if e.code().as_deref() == Some("55P03") => {
+            Err(Error::LockConflict(cause)) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => {
                 return Ok(Cancelled::Committing);
             }
             Err(error) => return Err(error),

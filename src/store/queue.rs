@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::connection::failure::SqlFailure;
 use crate::database::DatabaseId;
 use crate::file::hidden::HiddenFile;
 use crate::job::encoding::{Compression, Format};
@@ -120,7 +121,7 @@ async fn claim(
         Ok(None) => Ok(None),
         Ok(Some(ClaimedRow { job, database })) => Ok(Some(Lease::new(job.try_into()?, database_of(&database)?, token))),
         // Another job of the lane began to run in the same moment: nothing to claim here.
-        Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Ok(None),
+        Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -6,6 +6,7 @@
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
+use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::source::capture::function_text::{Function, VERSION};
 use crate::source::capture::{Error, one_at_a_time, stamps};
 use crate::source::captured::capture;
@@ -120,8 +121,8 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
 
 /// No right; or a role of that name, or a change of it, from another transaction.
 fn is_refused(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    matches!(code.as_deref(), Some("42501" | "0LP01" | "42710" | "23505" | "XX000"))
+    matches!(SqlFailure::of(error), SqlFailure::Denied | SqlFailure::Duplicate)
+        || matches!(&*sqlstate(error), "0LP01" | "42710" | "XX000")
 }
 
 async fn look_at_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {

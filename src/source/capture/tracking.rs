@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
+use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
@@ -291,10 +292,10 @@ async fn lock(conn: &mut PgConnection, dataset: &Dataset, state: &TableState) ->
 }
 
 fn denied_or_else(table: &Table, cause: sqlx::Error) -> Error {
-    match cause.as_database_error().and_then(|e| e.code()).as_deref() {
+    match SqlFailure::of(&cause) {
         // A reader that goes on to write while its table is locked here.
-        Some("55P03" | "40P01") => Error::Busy(table.to_string()),
-        Some("42501") => Error::Denied { table: table.to_string(), cause },
+        SqlFailure::LockTimeout | SqlFailure::Conflict => Error::Busy(table.to_string()),
+        SqlFailure::Denied => Error::Denied { table: table.to_string(), cause },
         _ => Error::Sql(cause),
     }
 }
