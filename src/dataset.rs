@@ -66,8 +66,8 @@ pub struct Column {
     pub kind: ColumnType,
     /// Its type as it was declared.
     pub type_name: Cow<'static, str>,
-    /// The type to cast a value to, with its schema unless it is Postgres's own: a domain's base, and no length. Nothing is cut off, and
-    /// a null is none's violation.
+    /// The type to cast a value to, with its schema unless it is Postgres's own: a domain's base, and no length. Such a cast cuts
+    /// nothing off, and a null violates no constraint of a domain.
     pub base_type: Cow<'static, str>,
     /// How Postgres sends its values.
     pub wire_format: WireFormat,
@@ -82,7 +82,8 @@ pub enum WireFormat {
     Binary,
     /// As the texts that it writes them as.
     Written,
-    /// The same; and their type doesn't read its own JSON, which is what the log has of a row that is gone: nothing is said of it.
+    /// As texts too. Their type doesn't read its own JSON, in which an older version logged rows that are gone: a DELETE of such a row
+    /// has no value here.
     WrittenNotFromJson,
 }
 
@@ -113,7 +114,7 @@ pub struct KeyColumn {
     pub read_as: String,
     /// The operator that is true of two values which the index takes for one, with its schema.
     pub equals: String,
-    /// The collation of the index, quoted, if it has one: who compares in another doesn't find anything by it.
+    /// The collation of the index, quoted, if it has one: a comparison in another collation finds nothing by the index.
     pub collation: Option<String>,
     /// Whether values that are the same to that operator always have the same text. Where not (`citext`, 1.0 and 1.00), a consumer, who
     /// has the texts, takes for two rows what the index takes for one.

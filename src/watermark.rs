@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{ConsumerId, Continuity};
 
-/// What a consumer may know of its place: everything up to this time it has, by the stated rule.
+/// What a consumer may know of its place: everything up to this time it has, by the timestamp rule.
 #[derive(Clone, Debug)]
 pub struct Watermark {
     /// Whose.
@@ -56,7 +56,7 @@ pub struct Position {
     pub version: Option<i64>,
     /// The row's time. Compared beside the version, since an `UPDATE` by hand leaves the version alone.
     pub last_exported_at: Option<DateTime<Utc>>,
-    /// Rows after this time are changed by the stated rule; `None`: by the log alone, where there is a snapshot.
+    /// Rows after this time are changed by the timestamp rule; `None`: by the log alone, where there is a snapshot.
     pub since: Option<DateTime<Utc>>,
     /// Live rows are delivered up to this snapshot; `None`: the time alone rules.
     pub live: Option<Snapshot>,

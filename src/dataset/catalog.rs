@@ -51,7 +51,7 @@ impl Default for Catalog {
 }
 
 impl Catalog {
-    /// The one that a TOML text describes.
+    /// The catalog that a TOML text describes.
     ///
     /// # Errors
     /// With all that is wrong with it, as far as the text alone tells.
@@ -94,7 +94,7 @@ impl Catalog {
         self.datasets.iter().map(|dataset| dataset.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 
-    /// What was found wrong when the tables were looked at, with its places in the file.
+    /// What was found wrong when the catalog was held against the tables, with its places in the file.
     pub fn mistakes(&self, faults: Faults) -> Mistakes {
         Mistakes(self.located(faults.0))
     }

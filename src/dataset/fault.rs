@@ -8,7 +8,7 @@ use std::fmt;
 pub struct Fault {
     /// The dataset's name.
     pub dataset: String,
-    /// What of it.
+    /// The member that says it.
     pub member: &'static str,
     /// Which of a list's entries.
     pub item: Option<String>,

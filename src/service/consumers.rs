@@ -65,7 +65,7 @@ impl Service {
     /// If the table can't be read.
     pub async fn standing(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<ConsumerLag, Error> {
         let consumers = self.with_markers(dataset, &[consumer]).await?;
-        let standings = on_table(self.source.standings(dataset, &consumers, MOST_CHANGES)).await?;
+        let standings = on_table(self.source.lags(dataset, &consumers, MOST_CHANGES)).await?;
         standings.into_iter().next().ok_or(Error::NoWatermark)
     }
 
@@ -109,7 +109,7 @@ impl Service {
             // Each has its share of the time: a table that is locked, or too large to count, hides no other one.
             let share = COUNTING_TIMEOUT / u32::try_from(datasets).unwrap_or(u32::MAX);
             let changes = (CHANGES_OF_A_PAGE / datasets as u64).clamp(FEWEST_CHANGES, MOST_CHANGES);
-            let error = match tokio::time::timeout(share, self.source.standings(dataset, &consumers, changes)).await {
+            let error = match tokio::time::timeout(share, self.source.lags(dataset, &consumers, changes)).await {
                 Ok(Ok(standings)) => {
                     seen.extend(standings);
                     continue;

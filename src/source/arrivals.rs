@@ -13,8 +13,8 @@ use crate::source::quote;
 use crate::source::trigger::key_text;
 use crate::watermark::Snapshot;
 
-/// Whether the partitions, which came since `saved`, have rows that were not logged. Reads all of their rows, which the export does
-/// too if they were; where the role may not read one by itself, of the whole table, once.
+/// Whether the partitions that came since `saved` have rows that were not logged. Reads all rows of these partitions, as the export
+/// would if they were logged. Where the role may not read a partition by itself, the whole table is read, once.
 ///
 /// # Errors
 /// If the database fails.
@@ -25,7 +25,8 @@ pub(super) async fn have_unlogged_rows(
     schema: &TableSchema,
     saved: &Snapshot,
 ) -> Result<bool, sqlx::Error> {
-    // A reader for an operator's filter has his role's path, in which others may have functions. It has it again afterwards.
+    // Where the dataset has a filter, the reader has the role's own search_path, in which others may have functions. The rollback
+    // restores that path.
     let path = format!("-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}");
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *reader).await?;
     let have = any_is_unlogged(reader, partitions, table, schema, saved).await?;

@@ -17,7 +17,7 @@ pub enum Error {
     /// There is no such table.
     #[error("there is no table `{0}`")]
     NoTable(String),
-    /// A view, a foreign table, or what else has no triggers of its own.
+    /// A view, a foreign table, or anything else that has no triggers of its own.
     #[error("`{table}` is {kind}, whose changes can't be captured")]
     NotATable {
         /// Its name.
@@ -49,10 +49,10 @@ pub enum Error {
         /// The other one.
         other: String,
     },
-    /// Its writers never left room for the lock.
+    /// The table's writers never left a moment for the lock.
     #[error("`{0}` is too busy: no moment was found to install the triggers; try again")]
     Busy(String),
-    /// The role may not.
+    /// The role may not put triggers on the table.
     #[error("the database role may not put triggers on `{table}`: it must own it")]
     Denied {
         /// Its name.
@@ -66,7 +66,7 @@ pub enum Error {
     Sql(#[from] sqlx::Error),
 }
 
-/// Replicas that start at once: one installs, the others find it done.
+/// Lets one process at a time install triggers: of replicas that start at once, one installs them, and the others find them installed.
 async fn one_at_a_time(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     let lock = sqlx::raw_sql(
         "-- source.capture.one_at_a_time

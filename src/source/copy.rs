@@ -44,18 +44,18 @@ pub(crate) struct Ranges {
 }
 
 impl Ranges {
-    /// Those of a table of so many blocks.
+    /// The ranges of a table of so many blocks.
     pub(crate) fn of(blocks: Option<u64>) -> Ranges {
         let (taken, read, exhausted) = Default::default();
         Ranges { blocks, taken, read, exhausted }
     }
 
-    /// How many readers are of use.
+    /// How many readers the ranges keep busy.
     pub(crate) fn readers(&self) -> usize {
         usize::try_from(self.count() / RANGES_FOR_A_READER).unwrap_or(usize::MAX).max(1)
     }
 
-    /// Waits until the last one is taken.
+    /// Waits until the last range is taken.
     pub(crate) async fn exhausted(&self) {
         self.exhausted.cancelled().await;
     }
@@ -64,7 +64,7 @@ impl Ranges {
         self.blocks.map_or(1, |blocks| blocks.div_ceil(RANGE_BLOCKS).max(1))
     }
 
-    /// The next one as a condition on its rows, to be put behind others.
+    /// Takes the next range, as a condition on its rows that is put behind other conditions.
     fn take(&self) -> Option<String> {
         let (n, last) = (self.taken.fetch_add(1, Ordering::Relaxed), self.count() - 1);
         if n >= last {

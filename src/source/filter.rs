@@ -7,7 +7,7 @@ use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, Table};
 use crate::source::quote::{quoted, relation};
 
-/// How long a lock on the table is waited for. Whoever waits in front of us may wait for whoever asks.
+/// How long the check waits for a lock on the table: the transaction that has the lock may wait for our caller.
 const LOCK_TIMEOUT: &str = "2s";
 
 /// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of the row,
@@ -22,7 +22,7 @@ pub(crate) async fn check(
 ) -> Result<Option<Fault>, sqlx::Error> {
     let Some(filter) = &dataset.filter else { return Ok(None) };
     let fault = |why| Fault { dataset: dataset.name.clone(), member: "filter", item: None, why };
-    // Constants once Postgres has read them, and others tomorrow.
+    // Postgres makes constants of these words when it reads them, and other ones tomorrow.
     let words = ["'now'", "'today'", "'tomorrow'", "'yesterday'"];
     if let Some(word) = words.into_iter().find(|word| filter.to_lowercase().contains(word)) {
         return Ok(Some(fault(format!("it has to be told from the row alone, and {word} is another time each day"))));
@@ -52,7 +52,7 @@ pub(crate) async fn check(
     Ok(Some(fault(why)))
 }
 
-/// Whether a filter may ask this column: one too many is no harm.
+/// Whether a filter may ask for this column. To say so of one column too many is no harm.
 pub(crate) fn mentions(filter: &str, column: &str) -> bool {
     let (text, name) = (filter.to_lowercase(), column.to_lowercase());
     let mut words = text.split(|c: char| c.is_ascii() && !c.is_ascii_alphanumeric() && c != '_' && c != '$');

@@ -58,8 +58,8 @@ macro_rules! witness {
 }
 pub(crate) use witness;
 
-/// The word for what stands between, `first` where there is no position yet, null where nothing does. The order is that of
-/// precedence. With `here` and `witness` being the other pieces.
+/// The guard's word: what keeps an export from going on from the position. `first` where there is no position yet, null where nothing
+/// keeps it. The order is that of precedence. With `here` and `witness` being the other pieces.
 macro_rules! continuity {
     () => {
         concat!(

@@ -1,4 +1,4 @@
-//! Where consumers stand, seen from the table: how much has changed since, and whether that can be told exactly.
+//! How far consumers lag behind a table: how much has changed since their last exports, and whether that can be told exactly.
 //!
 //! What waits is counted out of a bounded number of entries, which all consumers share: however much waits, and for however many, a
 //! page costs the same. Who is further behind than these entries reach has at least what they say.
@@ -16,12 +16,12 @@ use crate::source::{Error, Source, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
 
 impl Source {
-    /// The standings of these consumers, each with its lane's marker, in a dataset, in the order of their ids, counted out of so many
+    /// How far these consumers, each with its lane's marker, lag behind a dataset, in the order of their ids. Counts out of `changes`
     /// changes at most.
     ///
     /// # Errors
     /// If the database fails, or the table isn't as the dataset says.
-    pub async fn standings(
+    pub async fn lags(
         &self,
         dataset: &Dataset,
         consumers: &[(&str, Option<Marker>)],
@@ -33,7 +33,7 @@ impl Source {
         let select = Select { dataset, schema: &schema };
         let mut tx = conn.begin().await.map_err(&failed)?;
         // The newest come from an index, in its order, whatever the planner guesses of how much there is.
-        sqlx::raw_sql("-- source.standing.plan\n set local enable_seqscan = off; set local enable_bitmapscan = off")
+        sqlx::raw_sql("-- source.lag.plan\n set local enable_seqscan = off; set local enable_bitmapscan = off")
             .execute(&mut *tx)
             .await
             .map_err(&failed)?;
@@ -58,7 +58,7 @@ impl Source {
             .await
             .map_err(&failed)?;
         tx.commit().await.map_err(&failed)?;
-        let standing = |row: sqlx::postgres::PgRow| {
+        let lag = |row: sqlx::postgres::PgRow| {
             let consumer: String = row.try_get("consumer_id").map_err(&failed)?;
             let word: Option<String> = row.try_get("continuity").map_err(&failed)?;
             let rows: i64 = row.try_get("rows_waiting").map_err(&failed)?;
@@ -74,14 +74,14 @@ impl Source {
                 continuity: Continuity::of_guard(word.as_deref()).map_err(|_| Error::Protocol("an unknown word"))?,
             })
         };
-        rows.into_iter().map(standing).collect()
+        rows.into_iter().map(lag).collect()
     }
 }
 
 /// Whether an index has the rows of a table by this column, so that the newest are had without reading all.
 async fn has_index(conn: &mut PgConnection, table: &str, column: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
-        "-- source.standing.has_index
+        "-- source.lag.has_index
          select exists (
            select from pg_index x
            join pg_class i on i.oid = x.indexrelid
@@ -95,7 +95,7 @@ async fn has_index(conn: &mut PgConnection, table: &str, column: &str) -> Result
     .await
 }
 
-/// The statement of a dataset's standings. A consumer's changes are told by the log where it has a position; by the rows' times where it
+/// The statement of how far consumers lag behind a dataset. A consumer's changes are told by the log where it has a position; by the rows' times where it
 /// has only a watermark; by both where somebody set that back; and are all rows where it has neither. `newest`: the newest rows are
 /// found by an index.
 fn statement(select: &Select<'_>, newest: bool) -> String {
@@ -139,7 +139,7 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
         ),
     };
     format!(
-        "-- source.standing.list
+        "-- source.lag.list
          with t as materialized (select oid, relname, relnamespace, relkind, relispartition from pg_class where oid = to_regclass($3)),
          n as materialized (select n.nspname from pg_namespace n join t on t.relnamespace = n.oid),
          here as materialized (select here.* from t cross join n cross join lateral {here} here),
@@ -192,7 +192,7 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
     )
 }
 
-/// What each consumer may read for itself, of what all of them may.
+/// How many changes are read for one consumer alone, of those that are read for all.
 const SHARE: &str = "greatest($7 / (select count(*) from positions), 100)";
 
 /// The times of the table's newest rows, or of any, and for each consumer how many of these are after its watermark.
@@ -231,7 +231,7 @@ fn by_both(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> Str
     let reached = if newest {
         format!(
             "exists (select from found u where not {})",
-            select.stated_since("p.last_exported_at", "p.last_exported_at", "p.snap_live")
+            select.timestamp_rule_since("p.last_exported_at", "p.last_exported_at", "p.snap_live")
         )
     } else {
         "false".to_owned()
@@ -249,13 +249,13 @@ fn by_both(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> Str
                (select count(*) from (
                   select {logged_key} from log where {logged}
                   union
-                  select {key} from found u where {stated}) either_way) as rows,
+                  select {key} from found u where {by_rule}) either_way) as rows,
                (select count(*) from log) >= {SHARE} or (select count(*) from found) >= {SHARE} and not {reached} as is_capped) changed
            where p.by_log and p.is_set_back and p.last_exported_at is not null)",
         columns = names.join(", "),
         logged_key = select.key().of_log().join(", "),
         logged = logged("tbl", "p.snap_live"),
         key = select.key().of_row("u").join(", "),
-        stated = select.stated_since("p.last_exported_at", "p.last_exported_at", "p.snap_live"),
+        by_rule = select.timestamp_rule_since("p.last_exported_at", "p.last_exported_at", "p.snap_live"),
     )
 }

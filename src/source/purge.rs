@@ -8,12 +8,12 @@ use sqlx::PgPool;
 
 use crate::source::{Error, Source};
 
-/// How much of the log a consumer that doesn't come may hold.
+/// How much of the log a consumer may hold that doesn't export.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
-    /// Rows logged since.
+    /// Rows logged since its last export.
     pub rows: u64,
-    /// Time since.
+    /// Time since its last export.
     pub age: Duration,
 }
 
@@ -40,8 +40,8 @@ pub const PURGE_ROWS: u64 = 50_000;
 /// If the database fails.
 pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
     let mut tx = pool.begin().await?;
-    // What a mass of dead rows slows down must still get to its end.
-    sqlx::raw_sql("-- source.purge.patience\n set local statement_timeout = '60s'").execute(&mut *tx).await?;
+    // The purge has to get to its end even where a mass of dead rows slows it down.
+    sqlx::raw_sql("-- source.purge.timeout\n set local statement_timeout = '60s'").execute(&mut *tx).await?;
     let mine = sqlx::query(
         "-- source.purge.one_purger
          select from cdc_export.locks where name = 'purge' for update skip locked",

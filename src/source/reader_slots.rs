@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::connection;
 
-/// What all exports of a process have between them.
+/// The connections that all exports of a process share.
 #[derive(Clone, Debug)]
 pub(crate) struct ReaderSlots {
     options: PgConnectOptions,

@@ -98,8 +98,8 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Whose values Postgres could not read, where it could not: the log's, those that the filter is asked of, or the table's own. What
-    /// is exported is locked, so a name that isn't there is the filter's or the log's too.
+    /// Says of an error whose values Postgres could not read: the log's, those that the filter is asked of, or the table's own. The
+    /// exported table is locked, so a name that isn't there is the filter's or the log's too.
     async fn explained(mut self, error: Error, job: &Job) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(told) = cause.as_database_error() else { return error };
@@ -149,7 +149,7 @@ impl Rows<'_> {
         let reader = self.readers.join(self.session.clone());
         let failed = Error::of(table);
         reader.awaits_server();
-        // What failed has ended its transaction.
+        // The statement that failed has ended the reader's transaction.
         sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
         self.import.join(self.reader, table).await?;
         let statement = AssertSqlSafe(format!("-- source.rows.logged\n {}", self.select.logged_values()));
@@ -230,7 +230,7 @@ async fn read_too(
     let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };
     let (mut conn, session) = match joined {
         Ok(joined) => joined,
-        // It has taken nothing yet. What keeps it out, an ALTER that waits, say, is no harm to those who are in.
+        // This reader has taken no range yet. What keeps it out, say an ALTER that waits, is no harm to the readers that have joined.
         Err(error) => {
             tracing::warn!(event = "reader_missing", error = chain(&error));
             return Ok(0);
@@ -238,7 +238,7 @@ async fn read_too(
     };
     let reader = readers.join(session);
     let ranges = copy::read(&mut conn, &reader, reading, frames).await?;
-    // Its rows are on their way: one that is lost now is no loss, and none that is waited for.
+    // The reader's rows are on their way: a connection that is lost now is no loss, and its end isn't waited for.
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, conn.close()).await;
     Ok(ranges)
 }

@@ -66,7 +66,7 @@ impl Select<'_> {
             return vec![deleted, self.changed_live(rule, Some(&operation), max)];
         }
         // The parts of a union come in their order, as long as none of them is read in parallel. What the deletions look up is all
-        // that the stated rule doesn't find alive.
+        // that the timestamp rule doesn't find alive.
         let columns = self.live_columns(Some(&operation), max);
         let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
         vec![format!("{deleted}\nunion all\n{by_time}\nunion all\n{by_log}")]
@@ -80,9 +80,9 @@ impl Select<'_> {
         columns.collect::<Vec<_>>().join(", ")
     }
 
-    /// The live rows that the stated rule finds.
+    /// The live rows that the timestamp rule finds.
     fn live_by_time(&self, columns: &str) -> String {
-        format!("select {columns} from {} u where {} and {}", self.table(), self.stated(), self.alive())
+        format!("select {columns} from {} u where {} and {}", self.table(), self.timestamp_rule(), self.alive())
     }
 
     /// The live ones among the keys of `ch`.
@@ -90,7 +90,7 @@ impl Select<'_> {
         format!("select {columns} from ch join {} u on {} where {}", self.table(), self.key().joined(), self.alive())
     }
 
-    /// What the stated rule says, and what the log alone knows, which is looked up by its key: a row is under one of the two,
+    /// What the timestamp rule says, and what the log alone knows, which is looked up by its key: a row is under one of the two,
     /// since both see the same snapshot. By an aggregate, not an anti-join: the statistics don't know yet what was written since
     /// they were made, and for the few rows that the planner then expects it compares each with each.
     fn changed_live(&self, rule: Rule, operation: Option<&str>, max: CellMax) -> String {
@@ -99,7 +99,7 @@ impl Select<'_> {
         if rule == Rule::TimeAlone {
             return by_time;
         }
-        let (table, alive, stated) = (self.table(), self.alive(), self.stated());
+        let (table, alive, by_rule) = (self.table(), self.alive(), self.timestamp_rule());
         let (logged, ordinals) = (logged("$2::oid", "$3::text::pg_snapshot"), self.key().ordinals());
         let (logged_key, key, names) =
             (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
@@ -116,7 +116,7 @@ impl Select<'_> {
                    from (
                      select {logged_key}, seq, op from cdc_export.change_log where {logged}
                      union all
-                     select {key}, null, null from {table} u where {stated} and {alive}
+                     select {key}, null, null from {table} u where {by_rule} and {alive}
                      {hit}) as changes ({names}, seq, op)
                    group by {ordinals}
                    order by {ordinals})
@@ -130,9 +130,9 @@ impl Select<'_> {
                from (
                  select {logged_key}, false from cdc_export.change_log where {logged}
                  union all
-                 select {key}, true from {table} u where {stated}
-                 {hit}) as changes ({names}, stated)
-               group by {ordinals} having not pg_catalog.bool_or(stated)
+                 select {key}, true from {table} u where {by_rule}
+                 {hit}) as changes ({names}, by_rule)
+               group by {ordinals} having not pg_catalog.bool_or(by_rule)
                -- In their order they are found side by side in the index, and mostly in the table.
                order by {ordinals})
              {by_time}
@@ -157,10 +157,10 @@ impl Select<'_> {
     }
 
     /// A row that is gone is written as the log has it last. Of one that is outside of the filter, as far as that is known, the
-    /// consumer learns the key alone. Of the keys in the log those are looked up that the stated rule doesn't find alive anyway. The
+    /// consumer learns the key alone. Of the keys in the log those are looked up that the timestamp rule doesn't find alive anyway. The
     /// last image is had by a maximum, which is hashed, where an ordered aggregate sorts everything.
     fn changed_deleted(&self, max: CellMax) -> String {
-        let (table, alive, stated, ended) = (self.table(), self.alive(), self.stated(), self.ended());
+        let (table, alive, by_rule, ended) = (self.table(), self.alive(), self.timestamp_rule(), self.ended());
         let (logged, ordinals, joined) =
             (logged("$2::oid", "$4::text::pg_snapshot"), self.key().ordinals(), self.key().joined());
         let (logged_key, key, names) =
@@ -196,7 +196,7 @@ impl Select<'_> {
                    union all
                    -- Without a log there is no key to be saved from a look-up.
                    select {key}, null, null, null, null, null, ({alive}) is true from {table} u
-                   where {stated} and (({ended}) or ({alive}) and $4::text is not null))
+                   where {by_rule} and (({ended}) or ({alive}) and $4::text is not null))
                    as changes ({names}, seq, op, old, image, image_columns, alive)
                  group by {ordinals} having not pg_catalog.bool_or(alive)) as lasts ({names}, found)
                order by {ordinals})
@@ -243,7 +243,7 @@ impl Select<'_> {
         format!("case when ch.{IMAGE} is null then {old} else {last} end")
     }
 
-    /// Whatever an export of changes reads of the log, read by its columns' types as they are now.
+    /// A statement that reads whatever an export of changes reads of the log, as the types that the columns have now.
     pub(crate) fn logged_values(&self) -> String {
         let (names, logged_key) = (self.key().names().join(", "), self.key().of_log().join(", "));
         let (live, deleted) = (logged("$2::oid", "$3::text::pg_snapshot"), logged("$2::oid", "$4::text::pg_snapshot"));
@@ -319,7 +319,7 @@ impl Select<'_> {
         if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") }
     }
 
-    /// That a row `u` which the stated rule finds is a deletion. One outside of the filter may have been inside before, but not
+    /// That a row `u` which the timestamp rule finds is a deletion. One outside of the filter may have been inside before, but not
     /// for a consumer that begins; where there is a log, that knows.
     fn ended(&self) -> String {
         let deleted = self.deleted(true).unwrap_or_else(|| "false".to_owned());
@@ -332,21 +332,21 @@ impl Select<'_> {
         }
     }
 
-    /// The stated rule for the consumer whose position the parameters are.
-    fn stated(&self) -> String {
+    /// The timestamp rule for the consumer whose position the parameters are.
+    fn timestamp_rule(&self) -> String {
         let since = match self.dataset.capture {
             Capture::Triggers => "$1::timestamptz".to_owned(),
             Capture::Timestamp { overlap } => {
                 format!("($1::timestamptz - interval '{} microseconds')", overlap.as_micros())
             }
         };
-        self.stated_since("$1::timestamptz", &since, "$3::text")
+        self.timestamp_rule_since("$1::timestamptz", &since, "$3::text")
     }
 
-    /// The stated rule: rows `u` after `since`, or all for who begins. A row at infinity, or so far ahead that its time can't be a
+    /// The timestamp rule: rows `u` after `since`, or all for who begins. A row at infinity, or so far ahead that its time can't be a
     /// watermark, is above every one: it would come each time, and its changes are in the log. So it is with every row where there
     /// is a position and no watermark, since none that was exported had a time that could be.
-    pub(crate) fn stated_since(&self, watermark: &str, since: &str, snapshot: &str) -> String {
+    pub(crate) fn timestamp_rule_since(&self, watermark: &str, since: &str, snapshot: &str) -> String {
         let begins = format!("{watermark} is null and {snapshot} is null");
         let Some(column) = &self.schema.updated_at else { return format!("({begins})") };
         let (updated_at, later, earlier) = (compared(column), operator("pg_catalog", ">"), operator("pg_catalog", "<"));
@@ -355,7 +355,7 @@ impl Select<'_> {
     }
 }
 
-/// Columns beside the key in what is changed. With a space, so that no filter means them.
+/// Names of the columns beside the key in the changes. Each has a space, so that no filter means it.
 const OP: &str = "\"logged op\"";
 const OLD: &str = "\"logged old\"";
 const IMAGE: &str = "\"logged image\"";

@@ -173,7 +173,7 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// From now on it waits for the server.
+    /// From now on the reader waits for the server.
     pub(crate) fn awaits_server(&self) {
         self.heard();
         self.awaits.store(true, Ordering::Relaxed);
@@ -184,7 +184,7 @@ impl Reader {
         self.heard.store(self.heard.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// From now on it waits for those who take its rows, or for nobody.
+    /// From now on the reader waits for those who take its rows, or for nobody.
     pub(crate) fn rests(&self) {
         self.awaits.store(false, Ordering::Relaxed);
     }
@@ -195,7 +195,7 @@ impl Reader {
 pub(crate) struct Readers(Arc<Mutex<Vec<Arc<Reader>>>>);
 
 impl Readers {
-    /// One more.
+    /// Adds a reader.
     pub(crate) fn join(&self, session: Session) -> Arc<Reader> {
         let (awaits, heard) = Default::default();
         let reader = Arc::new(Reader { session, awaits, heard });

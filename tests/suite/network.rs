@@ -224,7 +224,7 @@ async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
     service.export("full", "one").await;
     // As many as the pool has connections.
     for _ in 0..2 {
-        proxy.silence("source.standing.list");
+        proxy.silence("source.lag.list");
         assert_eq!(service.call("GET", "/consumers", &[]).await.status(), 503);
         assert!(proxy.has_silenced());
     }

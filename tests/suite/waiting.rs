@@ -75,7 +75,7 @@ async fn a_page_of_consumers_costs_the_same_whatever_waits() {
     println!("a page of 195 consumers, for a hundred of which 320,000 changes wait: {quickest:?}");
     // 50 ms, of a build that isn't optimized, on a machine that runs other tests.
     assert!(quickest < Duration::from_millis(250), "{quickest:?}");
-    for plan in service.plans("-- source.standing.list") {
+    for plan in service.plans("-- source.lag.list") {
         let (read, filtered) = cost_of(&plan, "change_log");
         assert!((15_000..40_000).contains(&read) && filtered < 100, "{read} {filtered} {plan}");
         let (read, filtered) = cost_of(&plan, "users");

@@ -10,7 +10,7 @@ use parquet::file::writer::SerializedColumnWriter;
 use crate::dataset::{Column, ColumnType};
 use crate::encode::{Error, datetime, value};
 
-/// So many slices at once are made what the writer takes, each of which has its own overhead.
+/// How many slices the writer is given at once: each has its own overhead there.
 const BATCH_SLICES: usize = 1024;
 pub(super) const UUID_BYTES: usize = size_of::<uuid::Bytes>();
 /// From 1970, where Parquet counts from, to 2000, where Postgres does.
@@ -34,7 +34,7 @@ enum Values {
     Uuid(Slices),
 }
 
-/// One behind the other, and where each ends.
+/// Values one behind the other, and where each ends.
 #[derive(Default)]
 struct Slices {
     bytes: Vec<u8>,

@@ -8,11 +8,11 @@
 use crate::source::quote;
 use crate::source::trigger::{TriggerKind, key_text};
 
-/// What renews a function has to be able to tell whether it is of today: goes up with each change of what follows.
+/// The version of the functions' text, by which `renew` recognizes an older text. It goes up with each change of the text below.
 pub(super) const VERSION: u32 = 3;
 
-/// The head of every trigger function: its writer's settings must not show in a key's text, or one key would have two, and its
-/// rights must not matter.
+/// The head of every trigger function: the writer's settings must not show in a key's text, or one key would have two texts, and the
+/// writer's rights must not matter.
 const HEAD: &str =
     "returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC'
   set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1

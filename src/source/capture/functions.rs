@@ -119,7 +119,7 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
     Ok(Some(Definer { role: roles.definer, is_granted_by_superuser: roles.is_superuser }))
 }
 
-/// No right; or a role of that name, or a change of it, from another transaction.
+/// Whether the role has no right to do so, or another transaction made or changed a role of that name.
 fn is_refused(error: &sqlx::Error) -> bool {
     matches!(SqlFailure::of(error), SqlFailure::Denied | SqlFailure::Duplicate)
         || matches!(&*sqlstate(error), "0LP01" | "42710" | "XX000")
@@ -166,7 +166,7 @@ struct Installed {
 }
 
 impl Installed {
-    /// What it shall be; `None`: nobody knows what it is.
+    /// The function that should stand in its place; `None`: neither its name nor its text tells.
     fn function(&self) -> Option<Function> {
         let unquoted = |name: &String| name[1..name.len() - 1].replace("\"\"", "\"");
         let mut key = self.key.clone().unwrap_or_else(|| self.old_key.iter().map(unquoted).collect());
@@ -177,7 +177,7 @@ impl Installed {
         (!function.key.is_empty() || function.kind.logs_no_key()).then_some(function)
     }
 
-    /// Whether somebody else has written to a text of today.
+    /// Whether its text says that it is of today's version and isn't what that version writes: somebody else wrote it.
     fn is_forged(&self, function: &Function) -> bool {
         self.version == Some(VERSION.cast_signed()) && self.body != function.body()
     }
@@ -188,8 +188,8 @@ impl Installed {
     }
 }
 
-/// Brings the trigger functions that are installed up to date, whichever version made them, and removes those that no trigger calls
-/// any more: until then, what an older one let writers do they may still do. Touches no table and waits for no writer.
+/// Brings the trigger functions that are installed up to date, whichever version made them, and removes those that no trigger calls any
+/// more. Until that is done, writers may still do what an older function let them do. Touches no table and waits for no writer.
 ///
 /// # Errors
 /// If the database fails. Where the role may not, a line of the log says so.
@@ -238,7 +238,7 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
             }
         }
     }
-    // What was logged meanwhile is anybody's guess.
+    // Nobody knows what a forged function logged.
     if !is_forged {
         stamps::record(&mut tx, &before).await?;
     }
@@ -289,7 +289,7 @@ async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Erro
     .await
 }
 
-/// The tables whose triggers were made before subscriptions were thought of.
+/// The tables whose triggers, made by an older version, don't see what a subscription writes.
 async fn of_before(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(concat!(
         "-- source.capture.of_before

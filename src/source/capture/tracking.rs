@@ -14,9 +14,9 @@ use crate::source::primary_key::primary_key;
 use crate::source::trigger::triggers;
 use crate::source::{quote, table_schema};
 
-/// The lock that triggers need queues the table's writers behind it, so it is not waited for longer than this.
+/// How long `track` waits for its lock, behind which the table's writers queue.
 const LOCK_TIMEOUT: &str = "2s";
-/// How often it is tried, with a pause for the writers in between.
+/// How often `track` tries to get its lock, with pauses that let the writers go on.
 const TRIES: u32 = 20;
 
 /// A dataset's table, as far as its capture goes.
@@ -29,7 +29,7 @@ struct TableState {
     parent: Option<String>,
     has_children: bool,
     is_child: bool,
-    /// It, or one of its partitions.
+    /// Whether the table, or one of its partitions, is unlogged.
     is_unlogged: bool,
     has_foreign: bool,
     captured: bool,
@@ -62,7 +62,7 @@ pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<(), Error> {
     Err(Error::Busy(dataset.table.to_string()))
 }
 
-/// Puts the triggers back on the demo's own table, where they are missing. Not on one that somebody brought: that is for `track`.
+/// Puts the triggers back on the demo's own table, where they are missing. A table that somebody brought is left to `track`.
 ///
 /// # Errors
 /// If they are missing and can't be installed.
@@ -191,8 +191,7 @@ async fn make(
     Ok(())
 }
 
-/// Lets the triggers of a table that call functions of `set` fire when they shall: statement triggers for who writes here; those of
-/// rows where these don't fire; and the others whatever `session_replication_role` says.
+/// Lets each trigger of a table that calls a function of `set` fire when a trigger of its kind shall.
 async fn enable(conn: &mut PgConnection, relation: &Relation, set: &str) -> Result<(), sqlx::Error> {
     let others: Vec<(String, String)> = sqlx::query_as(concat!(
         "-- source.capture.others
@@ -243,7 +242,7 @@ async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableState, 
     state.ok_or_else(|| Error::NoTable(dataset.table.to_string()))
 }
 
-/// Whether triggers see everything that is written to it.
+/// Refuses a table of which triggers don't see every write.
 fn check(state: &TableState, dataset: &Dataset) -> Result<(), Error> {
     let table = dataset.table.to_string();
     let kind = match state.kind.as_str() {
