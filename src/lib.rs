@@ -1,6 +1,6 @@
 //! `cdc-export`: hands a table's rows to downstream consumers as files.
 //!
-//! The modules in reading order, from the words everybody uses to the edges; `docs/ARCHITECTURE.md` walks through them.
+//! The modules in reading order, from the nouns that all of them use to the edges; `docs/ARCHITECTURE.md` walks through them.
 
 // Nouns: plain values, no I/O.
 pub mod database;
@@ -13,7 +13,6 @@ pub mod watermark;
 
 // The way of a request: from HTTP to a row in `exports`.
 pub mod config;
-pub mod demo;
 pub mod http;
 pub mod service;
 pub mod store;
@@ -27,7 +26,10 @@ pub mod sink;
 pub mod source;
 pub mod worker;
 
-// The ground: the private server, the schema, connections, logs, and the faults that tests inject.
+// The demo's table.
+pub mod demo;
+
+// Below both: the private server, the schema, connections, logs, and the faults that tests inject.
 mod connection;
 pub mod embedded;
 pub mod failpoint;
