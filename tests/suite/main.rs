@@ -55,8 +55,6 @@ mod harness;
 #[cfg(test)]
 mod hosts;
 #[cfg(test)]
-mod house;
-#[cfg(test)]
 mod http;
 #[cfg(test)]
 mod input;
@@ -68,6 +66,8 @@ mod keys;
 mod lanes;
 #[cfg(test)]
 mod large;
+#[cfg(test)]
+mod layering;
 #[cfg(test)]
 mod lists;
 #[cfg(test)]
@@ -82,8 +82,6 @@ mod many_jobs;
 mod metrics;
 #[cfg(test)]
 mod modes;
-#[cfg(test)]
-mod modules;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
@@ -112,6 +110,8 @@ mod requests;
 mod restores;
 #[cfg(test)]
 mod retention;
+#[cfg(test)]
+mod source_files;
 #[cfg(test)]
 mod startup;
 #[cfg(test)]

@@ -1,15 +1,15 @@
-//! The walls of the house: which room may use which, and what only one room may know. `docs/ARCHITECTURE.md` says why.
+//! The layering: which module may use which, and what only some modules may name. `docs/ARCHITECTURE.md` says why.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::modules::{Use, modules, uses};
+use crate::source_files::{Use, source_files, uses};
 
 const NOUNS: [&str; 7] = ["database", "dataset", "file", "job", "key", "row", "watermark"];
 
-/// What a room may use, besides itself.
-fn allowed(room: &str) -> BTreeSet<&'static str> {
-    let own: &[&str] = match room {
+/// The modules that a module of the library may use, besides itself.
+fn allowed(module: &str) -> BTreeSet<&'static str> {
+    let own: &[&str] = match module {
         // What a user of the demo's table is.
         "http" => &["service", "demo"],
         "service" => &["demo", "store", "source", "sink"],
@@ -29,35 +29,38 @@ fn allowed(room: &str) -> BTreeSet<&'static str> {
         }
         "embedded" => return ["failpoint", "telemetry"].into(),
         "connection" | "telemetry" | "failpoint" => return BTreeSet::new(),
-        other => panic!("src/{other} is a new room: say here and in docs/ARCHITECTURE.md whom it may use"),
+        other => panic!("src/{other} is a new module: say here and in docs/ARCHITECTURE.md which others it may use"),
     };
-    let mut rooms: BTreeSet<_> = own.iter().copied().chain(NOUNS).collect();
-    if !NOUNS.contains(&room) {
-        rooms.insert("failpoint");
-        if room != "encode" {
-            rooms.insert("telemetry");
+    let mut others: BTreeSet<_> = own.iter().copied().chain(NOUNS).collect();
+    if !NOUNS.contains(&module) {
+        others.insert("failpoint");
+        if module != "encode" {
+            others.insert("telemetry");
         }
     }
-    rooms
+    others
 }
 
-/// The code of each room, by file, without comments and tests.
-fn rooms() -> BTreeMap<String, Vec<(String, String)>> {
-    let mut rooms = BTreeMap::<_, Vec<_>>::new();
-    for module in modules() {
-        rooms.entry(module.room().to_owned()).or_default().push((module.file, module.code));
+/// Whether the layering holds for a module. Not for those of the binary, which wire the others.
+fn is_layered(module: &str) -> bool {
+    !matches!(module, "command" | "lib" | "main")
+}
+
+/// The files of each module, with their code without comments and tests.
+fn code_by_module() -> BTreeMap<String, Vec<(String, String)>> {
+    let mut modules = BTreeMap::<_, Vec<_>>::new();
+    for file in source_files() {
+        modules.entry(file.top().to_owned()).or_default().push((file.name, file.code));
     }
-    rooms
+    modules
 }
 
 #[test]
-fn a_room_uses_only_whom_it_may() {
-    // The commands wire the rooms, and are no room of the library themselves.
-    let is_room = |room: &str| !matches!(room, "main" | "command" | "lib");
-    for Use { by, of, .. } in uses(&modules()) {
-        let (Some(room), Some(other)) = (by.first(), of.first()) else { continue };
-        let may = room == other || !is_room(room) || allowed(room).contains(other.as_str());
-        assert!(may, "src/{} uses {other}, which {room} may not", by.join("/"));
+fn a_module_uses_only_those_that_it_may() {
+    for Use { by, of, .. } in uses(&source_files()) {
+        let (Some(module), Some(other)) = (by.first(), of.first()) else { continue };
+        let may = module == other || !is_layered(module) || allowed(module).contains(other.as_str());
+        assert!(may, "src/{} uses {other}, which {module} may not", by.join("/"));
     }
 }
 
@@ -68,9 +71,9 @@ const CIRCLES: &[(&str, &str)] = &[
     ("store", "files jobs lanes queue retention self"),
 ];
 
-/// Modules that use one another in a circle are one module in several files: none can be read, or changed, by itself.
+/// Modules that use each other in a circle are one module in several files: none can be read, or changed, by itself.
 ///
-/// Modules of one parent may use each other one way only, whatever of each other's they use, and however deep below: where
+/// Of two modules of one parent, only one may use the other, whatever it uses of it, and however deep below: where
 /// `source::guard::columns` uses `source::capture::stamps`, then `guard` uses `capture`. A parent may use its children. A child may
 /// use its parent's nouns (types, traits and constants: `store::Error`), which the modules below a parent share; but a function of
 /// its parent only if the parent's file doesn't use that child. `pub use` counts for nothing: it is how a parent shows its children.
@@ -79,7 +82,7 @@ fn no_modules_use_each_other_in_a_circle() {
     let is_noun = |name: &str| name.chars().next().is_none_or(char::is_uppercase);
     // Of each parent: which of its modules uses which.
     let mut parents = BTreeMap::<Vec<String>, BTreeSet<(String, String)>>::new();
-    for Use { by, of, name, is_handed_on, .. } in uses(&modules()) {
+    for Use { by, of, name, is_handed_on, .. } in uses(&source_files()) {
         let common = by.iter().zip(&of).take_while(|(a, b)| a == b).count();
         let is_of_parent = of.len() == common;
         if name.is_empty() || is_handed_on || is_of_parent && is_noun(&name) {
@@ -124,42 +127,40 @@ fn no_modules_use_each_other_in_a_circle() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-/// Types that still reach a room by way of another one.
+/// Types that still reach a module by way of another one.
 const TRAVELLERS: &[&str] = &[];
 
-/// A room gets to know what the rooms it uses hand to it: what their functions return, and what is in that. It must be allowed to
-/// use the room whose type it is. The cause of an error is nobody's business: it is shown by its own text alone.
+/// A module gets what the modules that it uses hand to it: what their functions return, and what that contains. It must be allowed to
+/// use the modules of all these types. Errors are exempt: as the cause of another error, one is shown by its text alone.
 #[test]
-fn no_type_travels_to_a_room_that_may_not_use_its_own() {
-    let modules = modules();
-    let uses = uses(&modules);
-    let is_room = |room: &str| !matches!(room, "lib" | "main" | "command");
+fn no_type_reaches_a_module_that_may_not_use_the_types_own() {
+    let files = source_files();
+    let uses = uses(&files);
     let mut found = BTreeSet::new();
-    // From each name of another room that a room uses to what it hands over, and on from there within that other room.
-    let other_rooms =
-        |it: &&Use| it.of.first().is_some_and(|of| it.by.first().is_some_and(|by| by != of && is_room(by)));
+    // From each name of another module that a module uses to what that name hands over, and on from there within the other module.
+    let of_another =
+        |it: &&Use| it.of.first().is_some_and(|of| it.by.first().is_some_and(|by| by != of && is_layered(by)));
     let mut open: Vec<(&str, &str, &str)> =
-        uses.iter().filter(other_rooms).map(|it| (&*it.by[0], &*it.of[0], &*it.name)).collect();
+        uses.iter().filter(of_another).map(|it| (&*it.by[0], &*it.of[0], &*it.name)).collect();
     let mut seen: BTreeSet<_> = open.iter().copied().collect();
-    let handed_over: Vec<_> = modules.iter().map(|module| (module, handed_over(&module.code))).collect();
-    while let Some((user, room, name)) = open.pop() {
-        for (module, handed_over) in handed_over.iter().filter(|(module, _)| module.room() == room) {
+    let handed_over: Vec<_> = files.iter().map(|file| (file, handed_over(&file.code))).collect();
+    while let Some((user, module, name)) = open.pop() {
+        for (file, handed_over) in handed_over.iter().filter(|(file, _)| file.top() == module) {
             for (word, module_of_word) in handed_over.get(name).into_iter().flatten() {
                 let is_it = |it: &&Use| {
-                    it.by == module.path
+                    it.by == file.path
                         && (it.local == *word || it.name == *word)
                         && module_of_word.as_ref().is_none_or(|of| it.of.last() == Some(of))
                 };
                 let (owner, name) = match uses.iter().find(is_it) {
                     Some(Use { of, name, .. }) if !of.is_empty() => (&*of[0], &**name),
-                    _ => (room, &**word),
+                    _ => (module, &**word),
                 };
-                if owner != user && owner != room && !allowed(user).contains(owner) {
-                    found.insert(format!("{owner}::{name} to {user} by {}", module.file));
+                if owner != user && owner != module && !allowed(user).contains(owner) {
+                    found.insert(format!("{owner}::{name} to {user} by {}", file.name));
                 }
-                // Its own room is looked through for the same user, whether he may use it or not: a line for each mistake will do.
-                if owner == room && seen.insert((user, room, word)) {
-                    open.push((user, room, word));
+                if owner == module && seen.insert((user, module, word)) {
+                    open.push((user, module, word));
                 }
             }
         }
@@ -222,13 +223,13 @@ const TOO_LONG: &[&str] = &["job.rs", "service.rs", "sink.rs", "store/jobs.rs", 
 /// A file is one noun.
 #[test]
 fn no_file_has_more_than_450_lines() {
-    for module in modules() {
-        assert!(module.lines <= 450 || TOO_LONG.contains(&&*module.file), "{} has {} lines", module.file, module.lines);
+    for file in source_files() {
+        assert!(file.lines <= 450 || TOO_LONG.contains(&&*file.name), "{} has {} lines", file.name, file.lines);
     }
 }
 
 #[test]
-fn what_only_some_rooms_know() {
+fn what_only_some_modules_name() {
     let rules: &[(&str, &[&str])] = &[
         ("sqlx", &["connection", "demo", "postgres", "source", "store"]),
         ("StatusCode", &["http"]),
@@ -239,20 +240,21 @@ fn what_only_some_rooms_know() {
         ("println!", &["main", "command"]),
         ("prometheus::", &["telemetry"]),
     ];
-    for (room, files) in rooms() {
+    for (module, files) in code_by_module() {
         for (file, code) in files {
-            for (word, knowing) in rules {
-                assert!(!code.contains(word) || knowing.contains(&room.as_str()), "src/{file} names {word}");
+            for (word, naming) in rules {
+                assert!(!code.contains(word) || naming.contains(&module.as_str()), "src/{file} names {word}");
             }
-            assert!(room != "encode" || !code.contains(".await"), "src/{file} awaits");
+            assert!(module != "encode" || !code.contains(".await"), "src/{file} awaits");
         }
     }
 }
 
 #[test]
 fn every_statement_is_headed_by_its_name() {
-    for (room, files) in
-        rooms().iter().filter(|(room, _)| matches!(room.as_str(), "demo" | "postgres" | "store" | "source"))
+    for (module, files) in code_by_module()
+        .iter()
+        .filter(|(module, _)| matches!(module.as_str(), "demo" | "postgres" | "store" | "source"))
     {
         for (file, code) in files {
             // Where a statement is made, its text begins a few characters on.
@@ -260,7 +262,7 @@ fn every_statement_is_headed_by_its_name() {
                 for (at, _) in code.match_indices(call) {
                     let text: String = code[at + call.len()..].chars().take(60).collect();
                     let text = text.trim_start().trim_start_matches("concat!(").trim_start();
-                    let named = text.starts_with(&format!("\"-- {room}.")) || text.starts_with("AssertSqlSafe(");
+                    let named = text.starts_with(&format!("\"-- {module}.")) || text.starts_with("AssertSqlSafe(");
                     assert!(named, "src/{file}: {text}");
                 }
             }
@@ -271,7 +273,7 @@ fn every_statement_is_headed_by_its_name() {
 /// `routes!` takes route and description from the handler; what `route` adds has none. That is for pages, which people look at.
 #[test]
 fn a_route_is_documented() {
-    for (file, code) in &rooms()["http"] {
+    for (file, code) in &code_by_module()["http"] {
         for call in code.split(".route(").skip(1) {
             let path = call.trim_start().trim_start_matches('"').split('"').next().unwrap();
             let is_page = path == "/" || path.starts_with("/page/");
@@ -294,7 +296,7 @@ fn every_setting_is_in_the_example() {
     let example = std::fs::read_to_string(root.join(".env.example")).unwrap();
     let shown: BTreeSet<&str> =
         example.lines().filter_map(|line| line.strip_prefix('#')?.split_once('=')).map(|(name, _)| name).collect();
-    let code: String = rooms()["config"].iter().map(|(_, code)| code.as_str()).collect();
+    let code: String = code_by_module()["config"].iter().map(|(_, code)| code.as_str()).collect();
     let upper = |c: char| c.is_ascii_uppercase() || c == '_';
     let read: BTreeSet<&str> = code
         .split("vars.")

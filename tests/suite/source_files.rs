@@ -1,17 +1,17 @@
-//! The modules of the source, and which names of one another they use, read from the text of their files.
+//! The source's files, and which names of each other's modules they use, read from their text.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// A module's file, or that of the crate's root.
-pub(crate) struct Module {
-    /// `src/sink/draft.rs` is `["sink", "draft"]`; the roots, `lib.rs` and `main.rs`, are `[]` and `["main"]`.
+/// A file of the source: that of a module, or of a crate's root.
+pub(crate) struct SourceFile {
+    /// The module's path. `src/sink/draft.rs` is `["sink", "draft"]`; the roots, `lib.rs` and `main.rs`, are `[]` and `["main"]`.
     pub(crate) path: Vec<String>,
-    /// Below `src`.
-    pub(crate) file: String,
-    /// Lines of the whole file.
+    /// The file's name below `src`.
+    pub(crate) name: String,
+    /// How many lines the whole file has.
     pub(crate) lines: usize,
-    /// Without comments and tests.
+    /// The code without comments and tests.
     pub(crate) code: String,
 }
 
@@ -30,65 +30,65 @@ pub(crate) struct Use {
     pub(crate) is_handed_on: bool,
 }
 
-/// All modules of the library and of the binary.
-pub(crate) fn modules() -> Vec<Module> {
+/// All files of the library and of the binary.
+pub(crate) fn source_files() -> Vec<SourceFile> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut modules, mut folders) = (Vec::new(), vec![src.clone()]);
+    let (mut files, mut folders) = (Vec::new(), vec![src.clone()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let file = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
-                modules.push(Module::new(file, &std::fs::read_to_string(&path).unwrap()));
+                let name = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+                files.push(SourceFile::new(name, &std::fs::read_to_string(&path).unwrap()));
             }
         }
     }
-    modules.sort_by(|a, b| a.path.cmp(&b.path));
-    modules
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    files
 }
 
-impl Module {
-    pub(crate) fn new(file: String, text: &str) -> Module {
-        let path = match &*file {
+impl SourceFile {
+    pub(crate) fn new(name: String, text: &str) -> SourceFile {
+        let path = match &*name {
             "lib.rs" => Vec::new(),
-            file => file.trim_end_matches(".rs").split('/').map(str::to_owned).collect(),
+            name => name.trim_end_matches(".rs").split('/').map(str::to_owned).collect(),
         };
         let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap();
         let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-        Module { path, file, lines: text.lines().count(), code: code.join("\n") }
+        SourceFile { path, name, lines: text.lines().count(), code: code.join("\n") }
     }
 
-    /// The first name of its path: the module of the crate that it belongs to.
-    pub(crate) fn room(&self) -> &str {
+    /// The top-level module that the file belongs to.
+    pub(crate) fn top(&self) -> &str {
         self.path.first().map_or("lib", String::as_str)
     }
 }
 
 /// Every use of one module's name by another. Methods are not seen: their calls name no module.
-pub(crate) fn uses(modules: &[Module]) -> BTreeSet<Use> {
-    let paths: BTreeSet<&[String]> = modules.iter().map(|module| &*module.path).collect();
+pub(crate) fn uses(files: &[SourceFile]) -> BTreeSet<Use> {
+    let paths: BTreeSet<&[String]> = files.iter().map(|file| &*file.path).collect();
     let mut uses = BTreeSet::new();
-    for module in modules {
-        let is_child = |name: &str| paths.contains(&*[&*module.path, &[name.to_owned()]].concat());
+    for file in files {
+        let is_child = |name: &str| paths.contains(&*[&*file.path, &[name.to_owned()]].concat());
         let absolute = |path: &[String]| -> Option<Vec<String>> {
             let rest = &path[1..];
             match &*path[0] {
                 "crate" => Some(rest.to_vec()),
-                "self" => Some([&*module.path, rest].concat()),
-                "super" => Some([&module.path[..module.path.len() - 1], rest].concat()),
-                child if is_child(child) => Some([&*module.path, path].concat()),
+                "self" => Some([&*file.path, rest].concat()),
+                "super" => Some([&file.path[..file.path.len() - 1], rest].concat()),
+                child if is_child(child) => Some([&*file.path, path].concat()),
                 _ => None,
             }
         };
         let mut add = |path: &[String], local: Option<&str>, is_handed_on: bool| {
             // The longest beginning that is a module; what comes after it is that one's name.
             let Some(end) = (0..=path.len()).rev().find(|end| paths.contains(&path[..*end])) else { return };
-            if path[..end] != *module.path {
+            if path[..end] != *file.path {
                 let name = path.get(end).cloned().unwrap_or_default();
                 uses.insert(Use {
-                    by: module.path.clone(),
+                    by: file.path.clone(),
                     of: path[..end].to_vec(),
                     local: local.unwrap_or(&name).to_owned(),
                     name,
@@ -96,7 +96,7 @@ pub(crate) fn uses(modules: &[Module]) -> BTreeSet<Use> {
                 });
             }
         };
-        let code = without_texts(&module.code);
+        let code = without_texts(&file.code);
         let (declared, code) = declarations(&code);
         let mut imported = BTreeMap::new();
         for (tree, is_handed_on) in declared {
@@ -224,18 +224,18 @@ mod tests {
 
     #[test]
     fn every_form_of_a_use_is_seen() {
-        let module = |file: &str, text: &str| Module::new(file.to_owned(), text);
+        let file = |name: &str, text: &str| SourceFile::new(name.to_owned(), text);
         let user = "use crate::a::{self, b::{C, d}, e as f};\npub use child::G;\nmod child;\n\
                     fn x() { a::y(); d::z(\"crate::no::text\"); f(); super::h(); crate::a::b::K } // crate::a::comment";
-        let modules = [
-            module("a.rs", ""),
-            module("a/b.rs", ""),
-            module("a/b/d.rs", ""),
-            module("u.rs", user),
-            module("u/child.rs", "use super::L;\nfn i() { crate::u::m() }"),
-            module("lib.rs", ""),
+        let files = [
+            file("a.rs", ""),
+            file("a/b.rs", ""),
+            file("a/b/d.rs", ""),
+            file("u.rs", user),
+            file("u/child.rs", "use super::L;\nfn i() { crate::u::m() }"),
+            file("lib.rs", ""),
         ];
-        let seen: Vec<String> = uses(&modules)
+        let seen: Vec<String> = uses(&files)
             .into_iter()
             .filter(|it| !it.name.is_empty())
             .map(|it| {
