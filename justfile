@@ -19,9 +19,9 @@ fmt-check:
 lint:
     cargo clippy --locked --all-targets -- -D warnings
 
-# All tests, or those that match; they bring their own Postgres up.
+# All tests, or those that match; they bring their own Postgres up. Without the torture, which is no test of its own.
 test *args:
-    cargo test --locked {{ args }}
+    cargo test --locked --lib --bins --tests {{ args }}
 
 # The loaders of docs/guides, and what other programs read of each format. Needs python3 and psql; fetches packages from PyPI.
 guides:
@@ -48,6 +48,7 @@ openapi:
 #
 # The page in a real browser, on a service of its own.
 browser *args:
+    cargo build --locked --bin cdc-export
     tests/browser.sh {{ args }}
 
 # What the dependencies are: their licences, sources, versions.

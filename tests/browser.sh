@@ -5,6 +5,8 @@
 #   tests/browser.sh tour narrow       what has one of these words in its name
 #   tests/browser.sh --pictures docs   no tests, but docs/page.png and its siblings anew
 #   CHROMIUM=/path/to/chrome tests/browser.sh
+#
+# `cargo build` comes first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,16 +16,6 @@ chromium=${CHROMIUM:-$(command -v chromium || command -v chromium-browser || com
 [[ -n $chromium ]] || die 'no Chromium found: install the package chromium, or set CHROMIUM'
 command -v psql >/dev/null || die 'no psql found: install the package postgresql-client'
 
-# Whoever drives the browser, and who looks for what keeps people out. Pinned: a new one may find more.
-pins='playwright==1.65.2 axe-playwright-python==0.1.8'
-venv=target/browser
-if [[ $(cat "$venv/pins" 2>/dev/null) != "$pins" ]]; then
-    rm -rf "$venv"
-    python3 -m venv "$venv" || die 'no venv can be made: install the package python3-venv'
-    # shellcheck disable=SC2086
-    timeout 600 "$venv/bin/pip" install --quiet --disable-pip-version-check $pins
-    printf '%s\n' "$pins" >"$venv/pins"
-fi
-
-cargo build --locked --quiet
-exec "$venv/bin/python" tests/browser.py --chromium "$chromium" --binary "$PWD/target/debug/cdc-export" "$@"
+python=$(tests/venv.sh browser)
+binary=${BINARY:-$PWD/target/debug/cdc-export}
+exec "$python" tests/browser.py --chromium "$chromium" --binary "$binary" "$@"

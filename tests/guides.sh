@@ -3,14 +3,11 @@
 # changes, hard deletes, a TRUNCATE, crashes, lost answers, two loaders at once and exports that somebody made by hand or took away; then a
 # table of one's own, through changes of its columns. In between tests/formats.py, on the same service.
 #
-# `cargo build` comes first. Needs python3 with venv, psql, and a package index or a cache of its packages.
+# `cargo build` comes first. Needs psql, and what tests/venv.sh does.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 binary=${BINARY:-$root/target/debug/cdc-export}
-venv=$root/target/guides
-[[ -x $venv/bin/python ]] || python3 -m venv "$venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check \
-    duckdb==1.4.1 'pandas==2.3.3' pyarrow==22.0.0 'psycopg[binary]==3.2.12' zstandard==0.25.0
+python=$("$root/tests/venv.sh" guides)
 
 work=$(mktemp -d)
 chmod 755 "$work"
@@ -26,9 +23,9 @@ start() {
 trap 'kill $service; wait $service || true; rm -rf "$work"' EXIT
 export PGPASSWORD PGHOST PGUSER=postgres PGDATABASE=cdc_export
 start "$binary"
-"$venv/bin/python" "$root/tests/guides.py" "$server"
+"$python" "$root/tests/guides.py" "$server"
 psql -q -f "$root/seeds/awkward.sql"
-"$venv/bin/python" "$root/tests/formats.py" "$server"
+"$python" "$root/tests/formats.py" "$server"
 
 # A table of one's own, beside a dataset file.
 psql -q -c 'create table people (region text, id bigint, first text, last text, primary key (region, id))' \
@@ -38,4 +35,4 @@ kill $service
 wait $service || true
 start DATASETS="$work/datasets.toml" "$binary"
 env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/datasets.toml" "$binary" track people
-"$venv/bin/python" "$root/tests/guides_columns.py" "$server"
+"$python" "$root/tests/guides_columns.py" "$server"

@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
 # What the API says of itself, held against it by schemathesis: calls made up from /openapi.json, good and bad ones, with a
-# key. All of its checks, but for what schemathesis.toml says; a failure is a defect of the document or of the service. `cargo build` comes first. Needs python3 with venv.
+# key. All of its checks, but for what schemathesis.toml says; a failure is a defect of the document or of the service. `cargo build` comes first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-version=4.32.5
 binary=${BINARY:-$PWD/target/debug/cdc-export}
-venv=$PWD/target/schemathesis-$version
 work=$(mktemp -d)
 chmod 755 "$work"
 : >"$work/log"
@@ -16,11 +14,7 @@ trap '[[ -z $service ]] || kill "$service"; wait; rm -rf "$work"' EXIT
 die() { printf 'error: %s\n' "$*" >&2; tail -5 "$work/log" >&2; exit 1; }
 member() { sed -n "s/.*\"$1\":\"\\{0,1\\}\\([^\",}]*\\).*/\\1/p"; }
 
-if [[ ! -x $venv/bin/schemathesis ]]; then
-    rm -rf "$venv"
-    python3 -m venv "$venv"
-    timeout 600 "$venv/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$version"
-fi
+python=$(tests/venv.sh schemathesis)
 
 # Its own database and files; no limit that thousands of calls would meet.
 settings=(env -i PATH="$PATH" HOME="$HOME" PORT=0 LOG_FORMAT=json AUTH=keys RATE_LIMIT=1000000/s SEED_ROWS=200 OUTPUT_DIR="$work/output")
@@ -43,7 +37,7 @@ call "$api/exports/$job?wait=60" >"$work/job"
 
 rules=$PWD/tests/schemathesis
 (cd "$work" && SCHEMATHESIS_HOOKS=hooks API_KEY="$key" PYTHONPATH="$rules" PYTHONDONTWRITEBYTECODE=1 \
-    timeout 300 "$venv/bin/schemathesis" --config-file "$rules/schemathesis.toml" run "$api/openapi.json" "$@")
+    timeout 300 "${python%/*}/schemathesis" --config-file "$rules/schemathesis.toml" run "$api/openapi.json" "$@")
 
 if grep -q 'panicked at\|"event":"request_failed"' "$work/log"; then
     die 'the service failed'

@@ -17,21 +17,31 @@ pub(crate) fn tree() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Profile {
     /// With failpoints.
     Debug,
-    /// As it is shipped.
+    /// The same without failpoints, which shares its compiled dependencies: it is there sooner than a release build.
+    Unarmed,
+    /// As users run it.
     Release,
 }
 
-/// Builds the binary of the tree at `tree`, in `target` if not where cargo would.
+/// Builds the binary of the tree at `tree`, in `target` if not where cargo would. The next build with another profile than
+/// [`Profile::Release`] takes its place.
 pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) -> Result<PathBuf> {
     let mut cargo = Command::new(environment("CARGO").unwrap_or_else(|| "cargo".to_owned()));
     cargo.args(["build", "--locked", "--bin", BINARY, "--message-format", "json-render-diagnostics"]);
+    // With this program: without it the dependencies would have other features than the tests and this program want, and be
+    // compiled again.
+    cargo.args(["--example", "torture"]);
     if profile == Profile::Release {
-        // With this program, which is built already: without it the dependencies would have other features, and be built again.
-        cargo.args(["--release", "--example", "torture"]);
+        cargo.arg("--release");
+    }
+    if profile == Profile::Unarmed {
+        // Failpoints are in where debug assertions are. The dependencies stay as they are compiled.
+        cargo.args(["--config", "profile.dev.debug-assertions=false"]);
+        cargo.args(["--config", "profile.dev.package.'*'.debug-assertions=true"]);
     }
     for name in inherited() {
         cargo.env_remove(name);

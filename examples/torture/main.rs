@@ -32,11 +32,11 @@ mod trial;
 mod upheavals;
 mod writers;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use tempfile::TempDir;
 
@@ -62,7 +62,7 @@ struct Arguments {
     /// Against each service that lacks a protection.
     #[arg(long)]
     controls: bool,
-    /// Only the order of one export's file operations, as strace sees them; then against services that have another.
+    /// Only the order of one export's file operations, as strace sees them.
     #[arg(long)]
     file_order: bool,
     /// What is done beside kills and cuts; all, unless it says which; nothing, where it names none.
@@ -71,6 +71,9 @@ struct Arguments {
     /// Only the second phase, and on the debug build: to try something.
     #[arg(long)]
     quick: bool,
+    /// In the second phase the debug build without failpoints, which is there sooner than the release build.
+    #[arg(long)]
+    unarmed: bool,
     /// Keep the run's folder.
     #[arg(long)]
     keep: bool,
@@ -86,7 +89,7 @@ async fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let all = async {
         match (&arguments.control, arguments.controls) {
-            _ if arguments.file_order => controls::file_order().await,
+            _ if arguments.file_order => file_order().await,
             (Some(name), _) => controls::run(arguments.seed, Some(name.as_str())).await,
             (None, true) => controls::run(arguments.seed, None).await,
             (None, false) => torture(&arguments).await,
@@ -102,8 +105,17 @@ async fn main() -> Result<ExitCode> {
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Looks at the order of the service's file operations. False: a rule is broken.
+async fn file_order() -> Result<bool> {
+    let binary = builds::build(builds::tree(), Profile::Debug, None).await?;
+    let broken = file_order::check(&binary, reachable_folder()?.path()).await?;
+    println!("file order: {}", if broken.is_empty() { "as it must be".to_owned() } else { broken.join("\n  ") });
+    Ok(broken.is_empty())
+}
+
 async fn torture(arguments: &Arguments) -> Result<bool> {
-    let Arguments { seed, secs, keep, quick, .. } = *arguments;
+    let Arguments { seed, secs, keep, quick, unarmed, .. } = *arguments;
+    controls::require_applicable(builds::tree())?;
     let mut moves = arguments.moves.clone().unwrap_or(Move::ALL.to_vec());
     println!("seed {seed}, {secs} s, {moves:?}");
     let length = Duration::from_secs(secs);
@@ -117,13 +129,18 @@ async fn torture(arguments: &Arguments) -> Result<bool> {
         println!("there is no libfaketime: nobody sets the database's clock");
         moves.retain(|what| *what != Move::Clock);
     }
+    let struck = match (quick, unarmed) {
+        (true, _) => Profile::Debug,
+        (false, true) => Profile::Unarmed,
+        (false, false) => Profile::Release,
+    };
     let plan = Plan::new(seed, trial::REPLICAS, length, &moves);
     let schedule = plan.text();
     let trial = Trial {
         seed,
         failpoints: if quick { Vec::new() } else { builds::failpoints(builds::tree())?.into_iter().collect() },
-        debug: builds::build(builds::tree(), Profile::Debug, None).await?,
-        struck: builds::build(builds::tree(), if quick { Profile::Debug } else { Profile::Release }, None).await?,
+        debug: build(Profile::Debug, folder.path()).await?,
+        struck: build(struck, folder.path()).await?,
         attack: Attack::Planned(plan),
         ends_with: None,
         clock,
@@ -154,6 +171,14 @@ async fn torture(arguments: &Arguments) -> Result<bool> {
     }
     println!("seed {seed}: {}", if fine { "0 violations, and the run is valid" } else { "NOT PASSED" });
     Ok(fine)
+}
+
+/// Builds the binary and keeps it in `folder`, where no other build takes its place.
+async fn build(profile: Profile, folder: &Path) -> Result<PathBuf> {
+    let built = builds::build(builds::tree(), profile, None).await?;
+    let kept = folder.join(format!("cdc-export-{profile:?}").to_lowercase());
+    std::fs::copy(&built, &kept).with_context(|| format!("can't keep {}", built.display()))?;
+    Ok(kept)
 }
 
 /// A folder that the user who runs Postgres can reach.

@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::harness::{Database, Start, eventually, reachable_folder};
+use crate::harness::{Database, Start, eventually, lacks, reachable_folder};
 
 /// A web server that has what it is given under names that end so, and remembers what it was asked for.
 struct Mirror {
@@ -198,6 +198,9 @@ impl<T: Read + Write> ReadWrite for T {}
 
 #[tokio::test]
 async fn a_redirect_to_http_is_not_followed() {
+    if lacks("openssl", "openssl") {
+        return;
+    }
     let archive = archive().await;
     let checksum = sha256(&archive);
     let mirror = Mirror::of(archive).await;

@@ -18,7 +18,7 @@ use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 use tokio::time::interval;
 
-use crate::harness::{connect_options, embedded_settings, option_env};
+use crate::harness::{chosen_binaries, connect_options, embedded_settings, option_env};
 
 /// Set for the process that [`supervise_until_killed`] turns into a supervisor.
 const DATA_DIR_OF_CHILD: &str = "CDC_EXPORT_TEST_SUPERVISE";
@@ -138,6 +138,8 @@ impl Supervisor {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["embedded::supervise_until_killed", "--exact"])
             .env(DATA_DIR_OF_CHILD, home.data_dir())
+            // It needn't find out by a server of its own.
+            .env("TEST_PG_BIN_DIR", chosen_binaries().unwrap_or_default())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();

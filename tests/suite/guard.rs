@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 
-use crate::harness::{Csv, Database, Service, Start, connect_options, embedded_settings, eventually, reachable_folder};
+use crate::harness::{
+    Csv, Database, Service, Start, connect_options, embedded_settings, eventually, reachable_folder, server_lacks,
+};
 
 /// The whole row of a consumer's watermark, hidden columns too.
 async fn position(database: &Database, consumer: &str) -> Option<String> {
@@ -751,6 +753,9 @@ pub(crate) async fn output(program: &mut tokio::process::Command) -> String {
 
 #[tokio::test]
 async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
+    if server_lacks("pg_dump").await || server_lacks("psql").await {
+        return;
+    }
     let (database, service) = exported(19, &["a"]).await;
     // So that the other cluster's transactions are behind the log's.
     database.run("select pg_current_xact_id(); update users set name = 'x' where id = 1; truncate users").await;
@@ -797,6 +802,9 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
 
 #[tokio::test]
 async fn a_standby_is_refused_in_one_line() {
+    if server_lacks("pg_basebackup").await {
+        return;
+    }
     let home = reachable_folder();
     let primary = embedded::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
     let options = connect_options(primary.endpoint());

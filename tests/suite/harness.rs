@@ -1,8 +1,10 @@
 //! What every test stands on: one Postgres a run, a fresh database a test, and the real binary over HTTP.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use cdc_export::embedded::{self, Endpoint};
@@ -38,12 +40,16 @@ pub(crate) fn reachable_folder() -> TempDir {
     folder
 }
 
-/// Settings for a private server in `data_dir`.
+/// Settings for a private server in `data_dir`, of the Postgres that the tests run on.
 pub(crate) fn embedded_settings(data_dir: &Path) -> embedded::Settings {
+    settings_with(data_dir, chosen_binaries())
+}
+
+fn settings_with(data_dir: &Path, bin_dir: Option<PathBuf>) -> embedded::Settings {
     embedded::Settings {
         data_dir: data_dir.to_owned(),
         data_dir_is_default: false,
-        bin_dir: chosen_binaries(),
+        bin_dir,
         download: None,
         search_path: std::env::split_paths(&option_env("PATH").unwrap()).collect(),
         runtime_dir: None,
@@ -61,9 +67,41 @@ pub(crate) fn connect_options(endpoint: &Endpoint) -> PgConnectOptions {
         .ssl_mode(PgSslMode::Disable)
 }
 
-/// `TEST_PG_BIN_DIR`: the folder of another Postgres than the one that would be found.
+/// The folder of the Postgres that the tests run on, where it isn't the one that the service finds installed: that of
+/// `TEST_PG_BIN_DIR`, else, where none is installed, of the one that was downloaded for the run's server.
 pub(crate) fn chosen_binaries() -> Option<PathBuf> {
-    option_env("TEST_PG_BIN_DIR").map(PathBuf::from)
+    match option_env("TEST_PG_BIN_DIR") {
+        Some(folder) => Some(PathBuf::from(folder)).filter(|folder| !folder.as_os_str().is_empty()),
+        None => private_server().downloaded.clone(),
+    }
+}
+
+/// Whether a program isn't there. The test that needs it passes then, and says what to install; in CI it fails.
+#[must_use]
+pub(crate) fn lacks(program: &str, package: &str) -> bool {
+    // Debian keeps servers where only root looks.
+    let folders: Vec<PathBuf> =
+        std::env::split_paths(&option_env("PATH").unwrap()).chain(["/usr/sbin".into()]).collect();
+    lacks_in(&folders, program, package)
+}
+
+/// The same of a program that comes with Postgres.
+#[must_use]
+pub(crate) async fn server_lacks(program: &str) -> bool {
+    let mut connection = PgConnection::connect_with(server().await).await.unwrap();
+    lacks_in(&[programs(&mut connection).await], program, "postgresql")
+}
+
+fn lacks_in(folders: &[PathBuf], program: &str, package: &str) -> bool {
+    if folders.iter().any(|folder| folder.join(program).is_file()) {
+        return false;
+    }
+    let why = format!("no `{program}` was found: install it (Debian, Ubuntu: `apt-get install {package}`)");
+    assert!(option_env("CI").is_none_or(|ci| ci != "true"), "{why}");
+    let thread = std::thread::current();
+    // Not by a macro: what those print is shown of tests that fail.
+    let _ = writeln!(std::io::stderr(), "{} did not run: {why}", thread.name().unwrap_or("a test"));
+    true
 }
 
 /// The run's server: `TEST_DATABASE_URL`, else a private one, started at the first call. With a migrated template database.
@@ -73,7 +111,7 @@ async fn server() -> &'static PgConnectOptions {
         .get_or_init(|| async {
             let options = match option_env("TEST_DATABASE_URL") {
                 Some(url) => url.parse().unwrap(),
-                None => start_private_server().await,
+                None => private_server().options.clone(),
             };
             let mut admin = PgConnection::connect_with(&options).await.unwrap();
             // What earlier runs left; a run beside this one is connected to its own.
@@ -121,31 +159,89 @@ fn template() -> String {
     format!("cdc_test_{}_template", std::process::id())
 }
 
-/// Starts a server that lives as long as this process: nothing runs at a test binary's end, but the server gets a signal when
-/// the process is gone. Its folder is kept for the next run of the same Postgres; a run beside this one takes the next folder.
-async fn start_private_server() -> PgConnectOptions {
-    let (ready, options) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async move {
-            let binaries = option_env("TEST_PG_BIN_DIR").unwrap_or_default().replace('/', "-");
-            for n in 0.. {
-                let folder = std::env::temp_dir()
-                    .join(format!("cdc-export-tests-{}{binaries}", nix::unistd::getuid()))
-                    .join(n.to_string());
-                std::fs::create_dir_all(&folder).unwrap();
-                match embedded::Server::start(&embedded_settings(&folder)).await {
-                    Ok(server) => {
-                        ready.send(connect_options(server.endpoint())).unwrap();
-                        return std::future::pending().await;
-                    }
-                    Err(embedded::Error::AlreadySupervised(_)) => {}
-                    Err(error) => panic!("no private server for the tests: {error}"),
-                }
-            }
+/// The run's own server.
+struct PrivateServer {
+    options: PgConnectOptions,
+    /// The folder of its programs, if they were downloaded.
+    downloaded: Option<PathBuf>,
+}
+
+/// Starts the run's server at the first call. It lives as long as this process: nothing runs at a test binary's end, but the
+/// server gets a signal when the thread that started it is gone.
+fn private_server() -> &'static PrivateServer {
+    static SERVER: OnceLock<PrivateServer> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let (ready, started) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let (folder, _lock) = run_folder();
+                let bin_dir = option_env("TEST_PG_BIN_DIR").filter(|folder| !folder.is_empty());
+                let mut settings = settings_with(&folder, bin_dir.map(PathBuf::from));
+                settings.download = mirror();
+                let server = embedded::Server::start(&settings).await;
+                let server = server.unwrap_or_else(|error| panic!("no private server for the tests: {error}"));
+                let options = connect_options(server.endpoint());
+                let programs = hasten(&options).await;
+                let downloaded = Some(programs).filter(|programs| programs.starts_with(&folder));
+                ready.send(PrivateServer { options, downloaded }).unwrap();
+                std::future::pending::<()>().await;
+            });
         });
-    });
-    options.await.unwrap()
+        started.recv().expect("a private server for the tests")
+    })
+}
+
+/// Where a Postgres is fetched from if none is installed: as `cargo run` has it.
+fn mirror() -> Option<embedded::mirror::Mirror> {
+    let mirror = match option_env("PG_DOWNLOAD").filter(|text| !text.is_empty()) {
+        None => embedded::mirror::Mirror::default(),
+        Some(text) if text == "off" => return None,
+        Some(url) => url.parse().unwrap(),
+    };
+    let checksum = option_env("PG_DOWNLOAD_SHA256").filter(|text| !text.is_empty());
+    Some(match checksum {
+        None => mirror,
+        Some(text) => mirror.with_checksum(text.parse().unwrap()),
+    })
+}
+
+/// A folder that no run beside this one uses, without an earlier run's cluster: to make a new one takes less than to drop that
+/// one's hundreds of databases. A Postgres that was downloaded to it stays.
+fn run_folder() -> (PathBuf, File) {
+    let binaries = option_env("TEST_PG_BIN_DIR").unwrap_or_default().replace('/', "-");
+    let runs = std::env::temp_dir().join(format!("cdc-export-tests-{}{binaries}", nix::unistd::getuid()));
+    std::fs::create_dir_all(&runs).unwrap();
+    for n in 0.. {
+        let lock = File::create(runs.join(format!("{n}.lock"))).unwrap();
+        if lock.try_lock().is_err() {
+            continue;
+        }
+        let folder = runs.join(n.to_string());
+        match std::fs::remove_dir_all(folder.join("postgres")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{}: {error}", folder.display()),
+            _ => {}
+        }
+        std::fs::create_dir_all(&folder).unwrap();
+        return (folder, lock);
+    }
+    unreachable!("a number is free")
+}
+
+/// Spares the server what outlives a power cut, which no test of it is about; the folder of its programs.
+async fn hasten(options: &PgConnectOptions) -> PathBuf {
+    let mut admin = PgConnection::connect_with(options).await.unwrap();
+    for setting in ["fsync", "full_page_writes"] {
+        admin.execute(AssertSqlSafe(format!("alter system set {setting} = off"))).await.unwrap();
+    }
+    admin.execute("select pg_reload_conf()").await.unwrap();
+    programs(&mut admin).await
+}
+
+/// The folder of a server's programs.
+async fn programs(connection: &mut PgConnection) -> PathBuf {
+    let folder = "select setting from pg_config() where name = 'BINDIR'";
+    sqlx::query_scalar::<_, String>(folder).fetch_one(connection).await.unwrap().into()
 }
 
 /// A fresh, migrated database.
@@ -198,7 +294,7 @@ impl Database {
 
     /// The folder of the server's programs.
     pub(crate) async fn programs(&self) -> PathBuf {
-        self.one::<String>("select setting from pg_config() where name = 'BINDIR'").await.into()
+        programs(&mut PgConnection::connect_with(&self.options).await.unwrap()).await
     }
 
     /// One value.

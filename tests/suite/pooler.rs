@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::harness::{Database, Start, eventually, option_env, reachable_folder};
+use crate::harness::{Database, Start, eventually, lacks, option_env, reachable_folder};
 
 /// A PgBouncer before the server of a database.
 struct Pooler {
@@ -65,6 +65,9 @@ impl Pooler {
 
 #[tokio::test]
 async fn through_a_pool_of_sessions_everything_works() {
+    if lacks("pgbouncer", "pgbouncer") {
+        return;
+    }
     let database = Database::empty().await;
     let name: String = database.one("select current_database()::text").await;
     // A pooler passes no options on, so what the service needs is not lost with them.
@@ -95,6 +98,9 @@ async fn through_a_pool_of_sessions_everything_works() {
 
 #[tokio::test]
 async fn a_pool_that_lends_sessions_is_refused_at_the_start() {
+    if lacks("pgbouncer", "pgbouncer") {
+        return;
+    }
     let database = Database::empty().await;
     for settings in [
         "pool_mode = transaction",

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::guard::{connection, full_heals, output, passes, program, refused};
 use crate::harness::{
-    Database, Service, Start, connect_options, embedded_settings, eventually, reachable_folder, refusal,
+    Database, Service, Start, connect_options, embedded_settings, eventually, reachable_folder, refusal, server_lacks,
 };
 
 /// A cluster whose data directory a test may copy and put back.
@@ -216,6 +216,9 @@ async fn a_cold_copy_put_back_is_seen_by_what_the_folder_knows() {
 
 #[tokio::test]
 async fn a_recovery_to_a_point_in_time_is_seen() {
+    if server_lacks("pg_basebackup").await {
+        return;
+    }
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a", "b"]).await;
     cluster.copy_hot().await;
@@ -239,6 +242,9 @@ async fn a_recovery_to_a_point_in_time_is_seen() {
 
 #[tokio::test]
 async fn without_a_marker_another_timeline_needs_a_full_export() {
+    if server_lacks("pg_basebackup").await {
+        return;
+    }
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a", "b"]).await;
     service.end().await;
@@ -433,6 +439,9 @@ async fn a_marker_that_cannot_be_read_vouches_for_nothing() {
 
 #[tokio::test]
 async fn transaction_ids_that_were_set_back_are_named() {
+    if server_lacks("pg_resetwal").await {
+        return;
+    }
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a"]).await;
     let database = cluster.database();

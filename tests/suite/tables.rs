@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::catalog::{Catalog, Replica, ended, export};
-use crate::harness::{Csv, Database};
+use crate::harness::{Csv, Database, server_lacks};
 
 /// Types, and an expression for a value of each, which `n` and `random()` vary.
 const TYPES: &[(&str, &str)] = &[
@@ -333,6 +333,9 @@ async fn partitions_generated_columns_and_no_rows_are_no_matter() {
 
 #[tokio::test]
 async fn deltas_follow_a_table_that_pgbench_writes_to() {
+    if server_lacks("pgbench").await {
+        return;
+    }
     let database = Database::empty().await;
     // Without the parameters that are our driver's own.
     let mut url = reqwest::Url::parse(&database.url()).unwrap();

@@ -11,7 +11,7 @@ use sqlx::{ConnectOptions, Executor, PgConnection};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::harness::{Start, connect_options, embedded_settings, eventually, option_env, reachable_folder};
+use crate::harness::{Start, connect_options, embedded_settings, eventually, lacks, option_env, reachable_folder};
 
 /// A Postgres on 127.0.0.1, with a certificate for that address alone. Two roles, both with the password `pass`: `either`, and
 /// `strict`, who gets in with TLS only.
@@ -138,6 +138,9 @@ fn on(url: String) -> Start {
 
 #[tokio::test]
 async fn each_sslmode_asks_what_it_says() {
+    if lacks("openssl", "openssl") {
+        return;
+    }
     let postgres = Postgres::start().await;
     let url = |role: &str, host: &str, rest: &str| postgres.url(role, host, rest);
 

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# A virtual environment of Python packages under target/, made where it isn't there yet: prints the path of its `python`.
+#
+#   tests/venv.sh guides|schemathesis|browser|just
+#
+# Needs python3 with venv, and a package index or a cache of its packages. The packages are pinned: a new one may find more, or less.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+case $1 in
+    guides) pins='duckdb==1.4.1 pandas==2.3.3 pyarrow==22.0.0 psycopg[binary]==3.2.12 zstandard==0.25.0' ;;
+    schemathesis) pins='schemathesis==4.32.5' ;;
+    # Whoever drives the browser, and who looks for what keeps people out.
+    browser) pins='playwright==1.65.2 axe-playwright-python==0.1.8' ;;
+    # The program of that name, for a machine that can't compile it in a moment.
+    just) pins='rust-just==1.59.0' ;;
+    *) echo "error: no packages are known for $1" >&2; exit 2 ;;
+esac
+
+venv=$PWD/target/$1
+mkdir -p target
+# Two that start at once: the second one waits for the first one's.
+exec 9>"$venv.lock"
+flock 9
+if [[ $(cat "$venv/pins" 2>/dev/null) != "$pins" ]]; then
+    rm -rf "$venv"
+    python3 -m venv "$venv" || { echo 'error: no venv can be made: install the package python3-venv' >&2; exit 1; }
+    # Compiled when they are first used: most never are.
+    # shellcheck disable=SC2086
+    timeout 600 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-compile $pins >&2
+    printf '%s\n' "$pins" >"$venv/pins"
+fi
+echo "$venv/bin/python"
