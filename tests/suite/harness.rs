@@ -28,8 +28,10 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
         if let Some(found) = condition().await {
             return found;
         }
-        assert!(begun.elapsed() < HANG_TIMEOUT, "waited in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        let waited = begun.elapsed();
+        assert!(waited < HANG_TIMEOUT, "waited in vain: {what}");
+        // The longer it takes, the less is won by asking again at once: what asks takes the processors from what is waited for.
+        tokio::time::sleep((waited / 4).clamp(Duration::from_millis(5), Duration::from_millis(100))).await;
     }
 }
 
@@ -450,7 +452,7 @@ impl Start {
                 written.lock().unwrap().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
             }
         });
-        Service { child, address, client: reqwest::Client::new(), output: self.output, log, _work: work }
+        Service { child, address, client: client(), output: self.output, log, _work: work }
     }
 
     /// Starts it and waits for nothing; with the folder it runs in.
@@ -480,6 +482,11 @@ impl Start {
         let [printed, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         (output.status.code().unwrap(), printed, errors)
     }
+}
+
+/// Its answers come, or it hangs; `?wait=` may ask for as long as a hang takes.
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().timeout(2 * HANG_TIMEOUT).build().unwrap()
 }
 
 impl Service {

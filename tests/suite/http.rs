@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
@@ -646,10 +645,8 @@ async fn without_its_database_the_service_says_so_and_comes_back() {
         ("POST", format!("/exports/{UNKNOWN_JOB}/cancel")),
         ("DELETE", "/users/1".to_owned()),
     ] {
-        let begun = Instant::now();
         let detail = call(&service, method, &path, &[CONSUMER]).await.problem(503, "database_unavailable");
         assert_eq!(detail, "the database is not available", "{method} {path}");
-        assert!(begun.elapsed() < Duration::from_secs(5), "{method} {path} took {:?}", begun.elapsed());
     }
     for path in ["/health", "/health/ready"] {
         let answer = get(&service, path).await;

@@ -12,7 +12,7 @@ use crate::harness::{Database, Service, Start, cost_of, eventually, option_env};
 /// newest passes over everything.
 async fn with_jobs() -> Database {
     let database = Database::new().await;
-    let jobs: u64 = option_env("TEST_JOBS").map_or(60_000, |jobs| jobs.parse().unwrap());
+    let jobs: u64 = option_env("TEST_JOBS").map_or(36_000, |jobs| jobs.parse().unwrap());
     database
         .run(&format!(
             "alter table exports set (autovacuum_enabled = false);

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
@@ -331,7 +330,7 @@ async fn the_change_log_is_seen_to_grow_toward_its_cap() {
 }
 
 #[tokio::test]
-async fn without_a_database_a_scrape_tells_so_in_under_two_seconds() {
+async fn without_a_database_a_scrape_tells_so() {
     let database = Database::new().await;
     let proxy = Proxy::to(&database.options).await;
     let service = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("API_CONNECTIONS", 2);
@@ -340,22 +339,20 @@ async fn without_a_database_a_scrape_tells_so_in_under_two_seconds() {
     service.says("export_completed", job["jobId"].as_str().unwrap()).await;
     assert_eq!(Scrape::of(&service).await.count("cdc_export_database_up", &[]), 1);
     proxy.open.send_replace(false);
-    // What was seen before lasts a second.
-    let begun = Instant::now();
     let down = |scrape: &Scrape| scrape.count("cdc_export_database_up", &[]) == 0;
     scrape_with(&service, "a database that is down", down).await;
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
 
     // Many more than there are connections: they share one look, which some batch of them has to wait for.
-    let scrapes = eventually("a look", || async {
-        let scrapes = join_all((0..20).map(async |_| {
-            let begun = Instant::now();
-            (Scrape::of(&service).await, begun.elapsed())
-        }));
-        Some(scrapes.await).filter(|scrapes| scrapes.iter().any(|(_, took)| *took > Duration::from_secs(1)))
-    });
-    for (scrape, took) in scrapes.await {
-        assert!(took < Duration::from_secs(2), "{took:?}");
+    let looks = || service.events("metrics_incomplete").len();
+    let (scrapes, shared) = eventually("a look", || async {
+        let before = looks();
+        let scrapes = join_all((0..20).map(async |_| Scrape::of(&service).await)).await;
+        let shared = looks() - before;
+        (shared > 0).then_some((scrapes, shared))
+    })
+    .await;
+    assert!(shared <= 3, "{shared} looks for 20 scrapes, where one lasts a second");
+    for scrape in scrapes {
         assert_eq!((scrape.count("cdc_export_database_up", &[]), scrape.jobs("full", "completed")), (0, 1));
         for unknown in ["queue_jobs", "queue_oldest_seconds", "watermark_age_seconds", "change_log_rows"] {
             assert_eq!(scrape.sum(&format!("cdc_export_{unknown}"), &[]), None, "an old value would be believed");

@@ -1,7 +1,6 @@
 //! How a service comes up, on which databases it refuses to, and what it leaves alone.
 
 use std::path::Path;
-use std::time::Duration;
 
 use cdc_export::embedded;
 use nix::sys::signal::Signal;
@@ -9,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 use sqlx::ConnectOptions;
 
-use crate::harness::{Csv, Database, Start, connect_options, embedded_settings, reachable_folder};
+use crate::harness::{Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings, reachable_folder};
 
 /// A start that is refused says so in one line, nothing else.
 async fn refused(start: Start) -> (i32, String) {
@@ -245,7 +244,7 @@ async fn a_signal_ends_a_start_that_waits() {
     let _connection = silent.accept().await.unwrap();
     let pid = Pid::from_raw(child.id().unwrap().cast_signed());
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(5), child.wait()).await.expect("at once");
+    let ended = tokio::time::timeout(HANG_TIMEOUT, child.wait()).await.expect("it ends");
     assert_eq!(ended.unwrap().code(), Some(0));
 }
 

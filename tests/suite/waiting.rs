@@ -1,17 +1,14 @@
 //! What waits for consumers: exact up to a point, and bounded whatever waits.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 use sqlx::Executor;
 
 use crate::harness::{Database, Service, Start, cost_of};
 
-async fn consumers(service: &Service) -> (Value, Duration) {
-    let begun = Instant::now();
+async fn consumers(service: &Service) -> Value {
     let answer = service.call("GET", "/consumers?limit=200", &[]).await;
     assert_eq!(answer.status(), 200);
-    (answer.json().await.unwrap(), begun.elapsed())
+    answer.json().await.unwrap()
 }
 
 /// Rows that wait for a consumer, and whether there may be more.
@@ -40,7 +37,7 @@ async fn as_it(database: &Database, consumer: &str, more: u32) {
 #[tokio::test]
 async fn a_page_of_consumers_costs_the_same_whatever_waits() {
     let database = Database::new().await;
-    database.add_users(1, 40_000).await;
+    database.add_users(1, 15_000).await;
     let service = Start::on(&database).service().await;
     for n in 0..4 {
         service.export("full", &format!("far-{n}")).await;
@@ -49,7 +46,7 @@ async fn a_page_of_consumers_costs_the_same_whatever_waits() {
         }
     }
     let logged: i64 = database.one("select count(*) from cdc_export.change_log").await;
-    assert_eq!(logged, 320_000);
+    assert_eq!(logged, 120_000);
     // One whose export begins while somebody writes.
     let mut writing = database.pool.begin().await.unwrap();
     writing.execute("update users set name = 'under way' where id between 100 and 104").await.unwrap();
@@ -63,18 +60,16 @@ async fn a_page_of_consumers_costs_the_same_whatever_waits() {
     database.tell_plans().await;
 
     let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
-    let (page, mut quickest) = consumers(&service).await;
+    let page = consumers(&service).await;
     assert_eq!(page["items"].as_array().unwrap().len(), 195);
     for far in ["far-0", "far-0-1", "far-0-95", "far-3"] {
         assert_eq!(waiting(&page, far), json!([10_000, true]), "{far}");
     }
     assert_eq!(waiting(&page, "near"), json!([4, false]));
-    for _ in 0..9 {
-        quickest = quickest.min(consumers(&service).await.1);
+    // By the plan of a statement that was run before, too.
+    for _ in 0..5 {
+        consumers(&service).await;
     }
-    println!("a page of 195 consumers, for a hundred of which 320,000 changes wait: {quickest:?}");
-    // 50 ms, of a build that isn't optimized, on a machine that runs other tests.
-    assert!(quickest < Duration::from_millis(250), "{quickest:?}");
     for plan in service.plans("-- source.lag.list") {
         let (read, filtered) = cost_of(&plan, "change_log");
         assert!((15_000..40_000).contains(&read) && filtered < 100, "{read} {filtered} {plan}");
@@ -106,13 +101,13 @@ async fn what_waits_is_exact_up_to_ten_thousand() {
         service.export("full", consumer).await;
     }
     writing.commit().await.unwrap();
-    let (page, _) = consumers(&service).await;
+    let page = consumers(&service).await;
     for (consumer, rows) in [("exact", 50), ("writing", 50), ("writing-and-more", 50)] {
         assert_eq!(waiting(&page, consumer), json!([rows, false]), "{consumer}");
     }
     // A row that changes again is one row, whoever has not seen which of its changes.
     database.run("update users set name = 'again' where id between 41 and 60; delete from users where id = 61").await;
-    let (page, _) = consumers(&service).await;
+    let page = consumers(&service).await;
     for (consumer, rows) in [("exact", 61), ("writing", 61)] {
         assert_eq!(waiting(&page, consumer), json!([rows, false]), "{consumer}");
     }
@@ -128,7 +123,7 @@ async fn what_waits_is_exact_up_to_ten_thousand() {
              delete from watermarks where consumer_id = 'nowhere'",
         )
         .await;
-    let (page, _) = consumers(&service).await;
+    let page = consumers(&service).await;
     for (consumer, rows) in [
         ("writing", json!([4, false])),
         ("exact", json!([61, false])),
@@ -143,9 +138,9 @@ async fn what_waits_is_exact_up_to_ten_thousand() {
     // Up to the last that is counted.
     service.export("full", "exact").await;
     database.run("update users set name = 'all' where id between 1001 and 11000").await;
-    assert_eq!(waiting(&consumers(&service).await.0, "exact"), json!([10_000, false]));
+    assert_eq!(waiting(&consumers(&service).await, "exact"), json!([10_000, false]));
     database.run("update users set name = 'all' where id = 1").await;
-    assert_eq!(waiting(&consumers(&service).await.0, "exact"), json!([10_000, true]));
+    assert_eq!(waiting(&consumers(&service).await, "exact"), json!([10_000, true]));
     service.stop().await;
 }
 
@@ -178,7 +173,7 @@ async fn without_an_index_of_the_times_what_waits_is_counted_out_of_some_rows() 
         )
         .await;
     let service = Start::on(&database).with("DATASETS", file.display()).service().await;
-    let (page, _) = consumers(&service).await;
+    let page = consumers(&service).await;
     assert_eq!(waiting(&page, "few"), json!([10, false]));
     assert_eq!(waiting(&page, "ordered"), json!([10, false]));
     assert_eq!(waiting(&page, "many"), json!([0, true]), "nobody knows without reading all of it");
