@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::harness::{Database, Start, eventually, lacks, reachable_folder};
+use crate::harness::{Database, Start, eventually, lacks, lent_user, reachable_folder};
 
 /// A web server that has what it is given under names that end so, and remembers what it was asked for.
 struct Mirror {
@@ -231,7 +231,7 @@ async fn a_download_is_not_run_on_the_data_of_another_version() {
     std::fs::write(data.join("postgres/PG_VERSION"), "12\n").unwrap();
     // Root lends the server the folder's owner.
     if nix::unistd::geteuid().is_root() {
-        let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
+        let user = lent_user();
         for folder in [&data, &data.join("postgres"), &data.join("postgres/PG_VERSION")] {
             std::os::unix::fs::chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
         }

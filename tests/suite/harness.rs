@@ -42,6 +42,12 @@ pub(crate) fn reachable_folder() -> TempDir {
     folder
 }
 
+/// Whom root lends a private server: Postgres doesn't run as root.
+pub(crate) fn lent_user() -> nix::unistd::User {
+    let named = |name: &&str| nix::unistd::User::from_name(name).unwrap();
+    ["postgres", "nobody"].iter().find_map(named).expect("a user without rights")
+}
+
 /// Settings for a private server in `data_dir`, of the Postgres that the tests run on.
 pub(crate) fn embedded_settings(data_dir: &Path) -> embedded::Settings {
     settings_with(data_dir, chosen_binaries())

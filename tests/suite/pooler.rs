@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::harness::{Database, Start, eventually, lacks, option_env, reachable_folder};
+use crate::harness::{Database, Start, eventually, lacks, lent_user, option_env, reachable_folder};
 
 /// A PgBouncer before the server of a database.
 struct Pooler {
@@ -45,8 +45,8 @@ impl Pooler {
         command.arg("-q").arg(at("pgbouncer.ini")).env_clear().env("PATH", path.unwrap());
         // It doesn't run as root.
         if nix::unistd::geteuid().is_root() {
-            let postgres = nix::unistd::User::from_name("postgres").unwrap().expect("the user whom Postgres runs as");
-            command.uid(postgres.uid.as_raw()).gid(postgres.gid.as_raw());
+            let user = lent_user();
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
         }
         let log = std::fs::File::create(at("log")).unwrap();
         let (stdout, stderr) = (log.try_clone().unwrap(), log);
