@@ -1,7 +1,8 @@
 //! The demo's table `users`: a plausible month of people for a first export to show, and a soft delete, so that a delta has a
-//! deletion to show. A migration makes the table where nobody has one of that name; [`Dataset::users`] says how it is exported.
+//! deletion to show. A migration makes the table unless the database has a `users` already; [`Dataset::users`] says how it is
+//! exported.
 //!
-//! Nothing here knows of exports, jobs or consumers, nor touches a `users` that somebody brought: only the one recorded in
+//! Nothing here knows of exports, jobs or consumers, nor touches a `users` that others made: only the one recorded in
 //! `cdc_export.owned`.
 //!
 //! [`Dataset::users`]: crate::dataset::Dataset::users
@@ -129,7 +130,7 @@ pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sy
 }
 
 /// Marks a user of the demo table as deleted now; one that is deleted stays as it is. `None`: there is no such user, or the table
-/// is somebody's.
+/// isn't ours.
 ///
 /// # Errors
 /// If the database fails.

@@ -162,7 +162,7 @@ pub enum Error {
         "the user `{user}`, who runs Postgres, can't reach {}: choose another DATA_DIR or open the folders above it", .folder.display()
     )]
     Unreachable {
-        /// The folder nobody but root can reach.
+        /// The folder that only root can reach.
         folder: PathBuf,
         /// The user's name or number.
         user: String,

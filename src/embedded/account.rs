@@ -13,7 +13,7 @@ use nix::unistd::{Gid, Uid, User};
 use crate::embedded::Error;
 
 /// The PATH of programs that root runs as another user.
-const PATH_OF_LENT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const PATH_OF_OTHER: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Who runs `initdb` and `postgres` and owns their files.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub(super) enum Account {
     /// The user of this process.
     Own,
     /// Another user, since this process is root.
-    Lent {
+    Other {
         /// For messages.
         name: String,
         uid: Uid,
@@ -39,22 +39,22 @@ impl Account {
         let found = [fs::symlink_metadata(inner), fs::metadata(outer)];
         let owner = found.into_iter().flatten().find(|metadata| metadata.uid() != 0);
         if let Some(owner) = owner {
-            return Ok(Account::lend(owner.uid(), owner.gid()));
+            return Ok(Account::other(owner.uid(), owner.gid()));
         }
         // A list of users that can't be read counts as empty.
         ["postgres", "nobody"]
             .iter()
             .find_map(|name| User::from_name(name).ok().flatten())
-            .map(|user| Account::Lent { name: user.name, uid: user.uid, gid: user.gid })
+            .map(|user| Account::Other { name: user.name, uid: user.uid, gid: user.gid })
             .ok_or(Error::NoAccount)
     }
 
-    fn lend(uid: u32, gid: u32) -> Account {
+    fn other(uid: u32, gid: u32) -> Account {
         let uid = Uid::from_raw(uid);
         match User::from_uid(uid) {
-            Ok(Some(user)) => Account::Lent { name: user.name, uid, gid: user.gid },
+            Ok(Some(user)) => Account::Other { name: user.name, uid, gid: user.gid },
             // A container's volume may belong to a number without a name.
-            _ => Account::Lent { name: uid.to_string(), uid, gid: Gid::from_raw(gid) },
+            _ => Account::Other { name: uid.to_string(), uid, gid: Gid::from_raw(gid) },
         }
     }
 
@@ -65,8 +65,8 @@ impl Account {
         let mut command = Command::new(program);
         command.current_dir(folder).stdin(Stdio::null());
         detach(&mut command);
-        if let Account::Lent { uid, gid, .. } = self {
-            command.uid(uid.as_raw()).gid(gid.as_raw()).env_clear().env("PATH", PATH_OF_LENT);
+        if let Account::Other { uid, gid, .. } = self {
+            command.uid(uid.as_raw()).gid(gid.as_raw()).env_clear().env("PATH", PATH_OF_OTHER);
         }
         command
     }
@@ -75,7 +75,7 @@ impl Account {
     pub(super) fn uid(&self) -> u32 {
         match self {
             Account::Own => nix::unistd::geteuid().as_raw(),
-            Account::Lent { uid, .. } => uid.as_raw(),
+            Account::Other { uid, .. } => uid.as_raw(),
         }
     }
 
@@ -83,7 +83,7 @@ impl Account {
     pub(super) fn name(&self) -> String {
         match self {
             Account::Own => nix::unistd::geteuid().to_string(),
-            Account::Lent { name, .. } => name.clone(),
+            Account::Other { name, .. } => name.clone(),
         }
     }
 

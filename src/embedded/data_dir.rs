@@ -37,7 +37,7 @@ impl DataDir {
             Err(Error::Unreachable { .. }) if settings.data_dir_is_default && nix::unistd::geteuid().is_root() => {
                 DataDir::at(PathBuf::from(SYSTEM_DATA_DIR))
             }
-            // Where there is data already, an empty folder elsewhere would be a surprise.
+            // Only without data: where there is some, an empty folder elsewhere would be a surprise.
             Err(Error::Unguarded { data_dir, .. }) if settings.data_dir_is_default && !data_dir.exists() => {
                 DataDir::at(PathBuf::from(SYSTEM_DATA_DIR))
             }
@@ -84,7 +84,7 @@ impl DataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             file => file.map_err(Error::file("open", &path))?,
         };
-        // Shared, so that two who only look don't see each other.
+        // Shared, so that two processes that only check don't see each other's lock.
         match file.try_lock_shared() {
             Ok(()) => Ok(false),
             Err(TryLockError::WouldBlock) => Ok(true),
@@ -99,7 +99,8 @@ impl DataDir {
         Err(Error::Unreachable { folder: self.path.clone(), user: self.account.name() })
     }
 
-    /// Makes the folders above. The account has to get through them, whatever the umask is; who lends nobody leaves them to it.
+    /// Makes the folders above the data folder. Where root runs Postgres as another user, that user can pass through them,
+    /// whatever the umask is.
     fn make_parents(&self, folder: &Path) -> io::Result<()> {
         if folder.exists() {
             return Ok(());
@@ -108,11 +109,11 @@ impl DataDir {
             self.make_parents(above)?;
         }
         match fs::create_dir(folder) {
-            // By another process that starts in this moment.
+            // Another process, which is starting too, has made it.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => return Ok(()),
             made => made?,
         }
-        let Account::Lent { .. } = self.account else { return Ok(()) };
+        let Account::Other { .. } = self.account else { return Ok(()) };
         let mode = fs::symlink_metadata(folder)?.permissions().mode();
         fs::set_permissions(folder, fs::Permissions::from_mode(mode | 0o011))
     }
@@ -122,19 +123,19 @@ impl DataDir {
             if let Some(parent) = self.path.parent() {
                 self.make_parents(parent).map_err(Error::file("make", parent))?;
             }
-            // Under another name until it is the account's: who looks for it in between would find a folder closed to that, and
-            // give up or go elsewhere.
+            // Made under another name, and renamed once it is the account's: another process that looks for it in between would
+            // find a folder that the account's user can't enter, and give up or use another one.
             let new = self.path.with_added_extension(format!("new-{}", uuid::Uuid::new_v4().simple()));
             self.account.make_folder(&new).map_err(Error::file("make", &new))?;
             if let Err(error) = fs::rename(&new, &self.path) {
                 fs::remove_dir(&new).map_err(Error::file("remove", &new))?;
-                // Somebody else made it in this moment, and uses it already; the lock decides whose it is.
+                // Another process has just made it, and uses it already; the lock decides which one supervises.
                 if !self.path.is_dir() {
                     return Err(Error::file("make", &self.path)(error));
                 }
             }
         }
-        // Again: a strict umask may have closed the folders just made above it.
+        // Checked again: a strict umask may have closed the folders that were just made above it.
         self.require_reach(&self.path)
     }
 }

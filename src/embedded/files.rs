@@ -83,7 +83,7 @@ impl Account {
     /// Makes a folder that only the account may enter.
     pub(super) fn make_folder(&self, path: &Path) -> io::Result<()> {
         rustix::fs::mkdir(path, Mode::RWXU)?;
-        let Account::Lent { uid, gid, .. } = self else { return Ok(()) };
+        let Account::Other { uid, gid, .. } = self else { return Ok(()) };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
         // If the account's user may rename here, he may have put another folder of root's in this one's place. He must not get
@@ -108,7 +108,7 @@ impl Account {
     /// Removes a folder with everything in it that the account's user may remove. Where root runs Postgres as another user, that
     /// user removes the contents, since root would remove what others own in there too; then root removes the empty folder.
     pub(super) fn remove_folder(&self, path: &Path) -> io::Result<()> {
-        let Account::Lent { .. } = self else { return std::fs::remove_dir_all(path) };
+        let Account::Other { .. } = self else { return std::fs::remove_dir_all(path) };
         let above = path.parent().unwrap_or(Path::new("/"));
         let mut rm = self.command(Path::new("rm"), above);
         // If something can't be removed, the folder isn't empty, and removing it fails below.
@@ -123,7 +123,7 @@ impl Account {
     pub(super) fn create_file(&self, path: &Path) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
-        if let Account::Lent { uid, gid, .. } = self {
+        if let Account::Other { uid, gid, .. } = self {
             fchown(&file, Some(uid.as_raw()), Some(gid.as_raw()))?;
         }
         Ok(file)
@@ -142,7 +142,7 @@ impl Account {
 
     /// Gives the account an empty file of root's: a crash between making a file and giving it away leaves one.
     fn adopt(&self, path: &Path) -> io::Result<()> {
-        let Account::Lent { uid, gid, .. } = self else { return Ok(()) };
+        let Account::Other { uid, gid, .. } = self else { return Ok(()) };
         // The caller, who opens the file next, refuses everything else.
         let Ok(file) = open(CWD, path, OFlags::RDONLY, nix::unistd::geteuid().as_raw()) else { return Ok(()) };
         let found = file.metadata()?;
