@@ -12,27 +12,27 @@ use zstd::zstd_safe::compress_bound;
 use crate::encode::Error;
 use crate::job::encoding::Compression;
 
-/// So many bytes of the file go into a frame; a row of more makes a larger one.
+/// How many bytes of the file go into a frame. A row of more bytes makes a larger frame.
 pub const FRAME_BYTES: usize = 1 << 20;
 
 /// The fastest level with this ratio: 1 packs a quarter worse, 6 a tenth better in twice the time (docs/PERFORMANCE.md).
 const GZIP_LEVEL: u8 = 2;
 const ZSTD_LEVEL: u8 = 1;
-/// Gzip has no more.
+/// The highest level of gzip.
 const MOST_GZIP: u8 = 9;
 
 /// Packs frames.
 pub enum Compressor {
-    /// Leaves them as they are.
+    /// Leaves the bytes as they are.
     None,
-    /// Into members.
+    /// Packs them into members.
     Gzip(flate2::Compression),
-    /// Into frames with a checksum.
+    /// Packs them into frames with a checksum.
     Zstd(bulk::Compressor<'static>),
 }
 
 impl Compressor {
-    /// At the codec's own level where none is given, which is 1 to 19; gzip ends at 9.
+    /// Packs at this level, 1 to 19, of which gzip has those to 9; `None`: at the codec's own level.
     ///
     /// # Errors
     /// If there is no memory for it.

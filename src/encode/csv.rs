@@ -71,7 +71,7 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
     }
 }
 
-/// Writes a text, quoted only where a reader would else take it for something else.
+/// Writes a text, and quotes it only where a reader would otherwise take it for something else.
 fn text(bytes: &[u8], out: &mut Vec<u8>) {
     text_with(marks(bytes), bytes, out);
 }
@@ -98,7 +98,7 @@ const SPECIAL: u8 = 1;
 /// A byte beyond ASCII.
 const NOT_ASCII: u8 = 2;
 
-/// What there is among the bytes of a text, found in one pass: texts are short, and a search for each thing costs its start.
+/// Which bytes of interest a text has, found in one pass: texts are short, and to start a search for each costs more.
 fn marks(bytes: &[u8]) -> u8 {
     const MARKS: [u8; 256] = {
         let mut marks = [0; 256];

@@ -14,7 +14,7 @@ const EPOCH_DAYS: i64 = 730_425;
 /// The calendar repeats every 400 years.
 const YEARS_OF_CYCLE: i64 = 400;
 const DAYS_OF_CYCLE: i64 = 146_097;
-/// As many as lie before the first day of a timestamp.
+/// How many cycles of the calendar lie before the first day of a timestamp.
 const CYCLES: i64 = 1_000;
 
 /// Appends a `timestamptz`: microseconds since 2000-01-01 UTC, Postgres's binary form.
@@ -78,7 +78,7 @@ fn dated<'o, const N: usize>(
     text
 }
 
-/// Fills in `00:00:00.000000`, which begins there.
+/// Fills in a time, `00:00:00.000000`, that begins there.
 fn put_time<const N: usize>(at: usize, micros: u64, text: &mut [u8; N]) {
     // Seconds of a whole day, and of no more, fit 32 bits, which divide faster.
     let (seconds, fraction) = ((micros / 1_000_000) as u32, (micros % 1_000_000) as u32);

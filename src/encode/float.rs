@@ -8,9 +8,9 @@
 /// From this power of ten on Postgres writes an exponent (`DBL_DIG` and `FLT_DIG` in its sources).
 const FLOAT8_EXPONENT: i32 = 15;
 const FLOAT4_EXPONENT: i32 = 6;
-/// And below this one.
+/// Below this power of ten Postgres writes an exponent too.
 const LEAST_PLAIN: i32 = -4;
-/// `ryu` writes no more.
+/// The most bytes that `ryu` writes.
 const MOST_DIGITS: usize = 24;
 
 /// Appends a `double precision`.

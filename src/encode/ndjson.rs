@@ -71,7 +71,7 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
     }
 }
 
-/// Writes a number, or what is none in JSON as a string: `NaN`, `Infinity`.
+/// Writes a number; as a string where JSON has no such number: `NaN`, `Infinity`.
 fn number(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let begin = out.len();
     value::plain(column, field, out)?;
@@ -82,7 +82,7 @@ fn number(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error>
     Ok(())
 }
 
-/// Writes a JSON on one line. Postgres has seen to it that it is one, whose strings have no line ends in them.
+/// Writes a JSON on one line. Postgres has checked that it is a JSON, whose strings have no line ends in them.
 fn json(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let begin = out.len();
     value::plain(column, field, out)?;

@@ -10,12 +10,12 @@ const NEGATIVE: u16 = 0x4000;
 const NAN: u16 = 0xC000;
 const INFINITY: u16 = 0xD000;
 const MINUS_INFINITY: u16 = 0xF000;
-/// The digits behind the point that there can be.
+/// How many digits there can be behind the point.
 const MOST_SCALE: u16 = 0x3FFF;
-/// A digit of the binary form is so many of the text.
+/// How many digits of the text a digit of the binary form is.
 const PLACES: i32 = 4;
 
-/// Appends it; `None` where it isn't one.
+/// Appends the text of a `numeric`; `None`: the field isn't the binary form of one.
 pub(crate) fn text(field: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let (header, digits) = field.as_chunks::<2>().0.split_at_checked(4)?;
     let [count, weight, sign, scale] = [0, 1, 2, 3].map(|i| u16::from_be_bytes(header[i]));

@@ -8,9 +8,9 @@ use crate::encode::{Error, datetime, digits, float, numeric};
 /// Version of the binary form of `jsonb`, and the only one (`jsonb_send` in Postgres's sources).
 const JSONB_VERSION: u8 = 1;
 
-/// Appends a value's text. Only that of a text or a JSON may hold a character that a format gives a meaning to.
+/// Appends a value's text. Only the text of a text or a JSON may hold a character that a format gives a meaning to.
 ///
-/// Inlined are the kinds that nearly every table has; the code of all of them in one place makes each one slower.
+/// The types that nearly every table has are inlined here; the code of all types in one place would make each slower.
 #[inline]
 pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
@@ -40,7 +40,7 @@ pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<
     }
 }
 
-/// The text within the binary form of a text or a JSON: not checked for being one.
+/// The text within the binary form of a text or a JSON. Nobody has checked yet that it is UTF-8.
 pub(crate) fn text<'f>(column: &Column, field: &'f [u8]) -> Result<&'f [u8], Error> {
     if column.kind != ColumnType::Jsonb {
         return Ok(field);

@@ -16,18 +16,19 @@ use crate::source::{filter, table_schema};
 /// If the database fails. What doesn't fit is the result.
 pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
-    let (mut faults, mut seen) = (Vec::new(), Vec::<Logged>::new());
+    let (mut faults, mut others) = (Vec::new(), Vec::<Logged>::new());
     for dataset in catalog.iter() {
         let Some(schema) = fits(&mut conn, dataset, &mut faults).await? else { continue };
         if let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? {
-            faults.extend(seen.iter().find_map(|other| logged.conflict(other)));
-            seen.push(logged);
+            faults.extend(others.iter().find_map(|other| logged.conflict(other)));
+            others.push(logged);
         }
     }
     Ok(Faults(faults))
 }
 
-/// Holds one dataset against its table, and against the others that share its triggers. What else is wrong with those is theirs.
+/// Holds one dataset against its table, and against the other datasets that share its triggers. What else is wrong with the others
+/// isn't looked at.
 ///
 /// # Errors
 /// If the database fails. What doesn't fit is the result.
@@ -44,8 +45,8 @@ pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> R
     Ok(Faults(faults))
 }
 
-/// The names of the datasets whose changes shall be captured by triggers, and aren't: `track` has never seen the table, or it is another
-/// one since, as after the restore of a dump. Those whose tables don't fit are left out.
+/// The names of the datasets whose changes shall be captured by triggers, and aren't: `track` has never had the table, or the name is
+/// another table's since, as after the restore of a dump. Datasets that don't fit their tables are left out.
 ///
 /// # Errors
 /// If the database fails.

@@ -9,8 +9,8 @@ use crate::source::value::{compared, operator};
 pub(crate) struct Key<'a>(pub(crate) &'a [KeyColumn]);
 
 impl Key<'_> {
-    /// The key as the log has it: in its type, or as a text where the type takes several texts for one. Read and written again, since
-    /// the form of a text may be that of an older version.
+    /// The key of a row of the log: in its type, or as a text where the type takes several texts for one. The log's text is read and
+    /// written again, since it may have the form of an older version of Postgres.
     pub(crate) fn of_log(&self) -> Vec<String> {
         let read = |text: &str, part: &KeyColumn| match part.has_one_text {
             true => typed(part, text),
@@ -31,21 +31,21 @@ impl Key<'_> {
         self.0.iter().map(value).collect()
     }
 
+    /// The names of its parts in the changes.
     pub(crate) fn names(&self) -> Vec<String> {
         (0..self.0.len()).map(key_name).collect()
     }
 
+    /// The numbers of its parts, where they are the first columns of a query.
     pub(crate) fn ordinals(&self) -> String {
         (1..=self.0.len()).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
     }
 
-    /// That a row `u` has the key of `ch`. By the operator of the key's index, which finds it; where that takes several texts for one,
-    /// by its text too, since a consumer has the texts.
+    /// That a row `u` has the key of `ch`. By the operator of the key's index, so that Postgres finds the row by that index. Where the
+    /// operator takes several texts for one, by the text too, since a consumer has the texts.
     pub(crate) fn joined(&self) -> String {
-        let texts = self.0.iter().enumerate().filter(|(_, part)| !part.has_one_text);
-        let texts = texts
-            .map(|(i, part)| format!(" and {} {} ch.{}", text_of("u", part), operator("pg_catalog", "="), key_name(i)));
-        format!("{}{}", self.is_same("ch"), texts.collect::<String>())
+        let conditions: Vec<_> = [self.is_same("ch")].into_iter().chain(self.same_texts("ch")).collect();
+        conditions.join(" and ")
     }
 
     /// That a row `u` has a key which its index takes for that of `other`.
@@ -58,21 +58,20 @@ impl Key<'_> {
         self.0.iter().enumerate().map(same).collect::<Vec<_>>().join(" and ")
     }
 
-    /// That a row `u` has the key of `d` by its texts.
-    pub(crate) fn has_same_texts(&self) -> String {
-        let texts = self.0.iter().enumerate().filter(|(_, part)| !part.has_one_text);
-        let same =
-            texts.map(|(i, part)| format!("{} {} d.{}", text_of("u", part), operator("pg_catalog", "="), key_name(i)));
-        same.collect::<Vec<_>>().join(" and ")
+    /// That a row `u` has the texts of the key of `other`, for each part of the key of which the index takes several texts for one.
+    pub(crate) fn same_texts(&self, other: &str) -> Vec<String> {
+        let parts = self.0.iter().enumerate().filter(|(_, part)| !part.has_one_text);
+        let equals = operator("pg_catalog", "=");
+        parts.map(|(i, part)| format!("{} {equals} {other}.{}", text_of("u", part), key_name(i))).collect()
     }
 }
 
-/// The name of a part of the key, in what is changed. With a space, so that no filter means it.
+/// The name of a part of the key in the changes. It has a space, so that no filter means it.
 pub(crate) fn key_name(i: usize) -> String {
     format!("\"logged key {}\"", i + 1)
 }
 
-/// A text of a key, in its type. The log's texts have a collation of their own, in which no index of the table is.
+/// A text of a key, in its type and in the collation of the index: the log's texts have a collation of their own.
 fn typed(part: &KeyColumn, text: &str) -> String {
     let collation = part.collation.as_ref().map(|collation| format!(" collate {collation}"));
     format!("{text}::{}{}", part.read_as, collation.unwrap_or_default())

@@ -78,7 +78,7 @@ impl Source {
     }
 }
 
-/// Whether an index has the rows of a table by this column, so that the newest are had without reading all.
+/// Whether an index has the rows of a table by this column, so that the newest rows are found without reading all.
 async fn has_index(conn: &mut PgConnection, table: &str, column: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "-- source.lag.has_index
@@ -95,9 +95,9 @@ async fn has_index(conn: &mut PgConnection, table: &str, column: &str) -> Result
     .await
 }
 
-/// The statement of how far consumers lag behind a dataset. A consumer's changes are told by the log where it has a position; by the rows' times where it
-/// has only a watermark; by both where somebody set that back; and are all rows where it has neither. `newest`: the newest rows are
-/// found by an index.
+/// The statement of how far consumers lag behind a dataset. Where a consumer has a position, the log tells its changes; where it has a
+/// watermark alone, the rows' times do; where somebody set the watermark back, both do. Where a consumer has neither, all rows are its
+/// changes. `newest`: the newest rows are found by an index.
 fn statement(select: &Select<'_>, newest: bool) -> String {
     let table = relation(&select.schema.table);
     let time = select.schema.updated_at.as_ref();

@@ -30,7 +30,7 @@ impl Source {
 /// Rows of one purging statement. A purge that removes fewer has removed all that it may.
 pub const PURGE_ROWS: u64 = 50_000;
 
-/// Gives up the positions of consumers that hold too much of the log, then removes what every other one has seen. Returns the
+/// Gives up the positions of consumers that hold too much of the log, then removes what every other consumer has seen. Returns the
 /// number of rows removed; call it again while there are some.
 ///
 /// A position loses its deletions first, counted from its last delta or full export: its incremental exports stay exact, and

@@ -11,19 +11,19 @@ use crate::dataset::{Capture, CellMax, Column, ColumnType, Dataset, TableSchema,
 use crate::source::key::{Key, key_name};
 use crate::source::quote::{quoted, relation};
 use crate::source::value::{
-    compared, in_zone_of, is_text, may_be_large, octets, operator, refused, refused_of, wire_value,
+    compared, in_zone_of, is_text, may_be_large, octets, operator, refused, refused_of_row, wire_value,
 };
 
 /// What tells that a live row has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// Its time is after the watermark: there is no snapshot to compare the log with.
+    /// The row's time is after the watermark: there is no snapshot to compare the log with.
     TimeAlone,
-    /// That, or the log.
+    /// The row's time is after the watermark, or the log has its key.
     LogToo,
 }
 
-/// The statements for a dataset whose table looks so.
+/// The statements for a dataset whose table has this schema.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Select<'a> {
     pub(crate) dataset: &'a Dataset,
@@ -31,23 +31,24 @@ pub(crate) struct Select<'a> {
 }
 
 impl Select<'_> {
-    /// Every live row. Without parameters, which COPY doesn't take. Without `max` where no cell can be so large: the comparison
-    /// is a quarter of what the scan costs.
+    /// Every live row, in a statement without parameters, which COPY doesn't take. `max` is `None` where no cell can be too large: the
+    /// comparison is a quarter of what the scan costs.
     pub(crate) fn full(&self, max: Option<CellMax>) -> String {
         let (table, columns, alive) = (self.table(), self.columns(), self.alive());
         // Postgres asks first what costs less, so that a deleted row has no say.
-        let within = max.map(|max| format!(" and not {}", refused_of(&self.schema.columns, max))).unwrap_or_default();
+        let within =
+            max.map(|max| format!(" and not {}", refused_of_row(&self.schema.columns, max))).unwrap_or_default();
         format!("select {columns} from {table} u where {alive}{within}")
     }
 
-    /// The live rows changed since.
+    /// The live rows that changed since the position.
     pub(crate) fn incremental(&self, rule: Rule, max: CellMax) -> String {
         self.changed_live(rule, None, max)
     }
 
-    /// The rows changed since, deleted ones too, each with its operation: statements to be read one after the other, so that the
-    /// deletions come first without a sort of everything. One does where live rows and deletions were delivered up to the same
-    /// snapshot, as they are to whoever takes deltas alone: the log is gone through once then.
+    /// The rows that changed since the position, deleted ones too, each with its operation: statements to be read one after the other,
+    /// so that the deletions come first without a sort of everything. `is_even`: live rows and deletions were delivered up to the same
+    /// snapshot, as they are to a consumer that takes deltas alone. One statement, which goes through the log once, does then.
     pub(crate) fn delta(&self, rule: Rule, is_even: bool, max: CellMax) -> Vec<String> {
         let by_times = self.schema.created_at.as_ref().zip(self.schema.updated_at.as_ref());
         let is_new = match (by_times, rule) {
@@ -72,11 +73,11 @@ impl Select<'_> {
         vec![format!("{deleted}\nunion all\n{by_time}\nunion all\n{by_log}")]
     }
 
-    /// Of a live row: its operation in a delta, the columns of the file, and whether a cell is too large; not as a condition, which
-    /// might be asked of rows that have not changed.
+    /// Of a live row: its operation in a delta, the columns of the file, and whether a cell is too large. The last one is no condition:
+    /// Postgres might ask a condition of rows that have not changed.
     fn live_columns(&self, operation: Option<&str>, max: CellMax) -> String {
         let columns =
-            operation.into_iter().map(str::to_owned).chain([self.columns(), refused_of(&self.schema.columns, max)]);
+            operation.into_iter().map(str::to_owned).chain([self.columns(), refused_of_row(&self.schema.columns, max)]);
         columns.collect::<Vec<_>>().join(", ")
     }
 
@@ -85,14 +86,14 @@ impl Select<'_> {
         format!("select {columns} from {} u where {} and {}", self.table(), self.timestamp_rule(), self.alive())
     }
 
-    /// The live ones among the keys of `ch`.
+    /// The live rows that have a key of `ch`.
     fn live_by_log(&self, columns: &str) -> String {
         format!("select {columns} from ch join {} u on {} where {}", self.table(), self.key().joined(), self.alive())
     }
 
-    /// What the timestamp rule says, and what the log alone knows, which is looked up by its key: a row is under one of the two,
-    /// since both see the same snapshot. By an aggregate, not an anti-join: the statistics don't know yet what was written since
-    /// they were made, and for the few rows that the planner then expects it compares each with each.
+    /// The rows that the timestamp rule finds, and those that the log alone knows, which are looked up by their keys. A row is in one
+    /// of the two, since both see the same snapshot. An aggregate tells them apart, not an anti-join: the statistics don't know yet
+    /// what was written since they were made, and for the few rows that the planner then expects it would compare each with each.
     fn changed_live(&self, rule: Rule, operation: Option<&str>, max: CellMax) -> String {
         let columns = self.live_columns(operation, max);
         let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
@@ -141,8 +142,9 @@ impl Select<'_> {
         )
     }
 
-    /// The keys of rows which the deletions of this delta are to a type, and aren't by their texts: a consumer whose own column is of that
-    /// type deletes these rows by them, so they are sent again. They are known already only to who took them by an incremental export.
+    /// The keys of live rows that are equal to a deletion of this delta by the key's type, and not by its text: a consumer whose own
+    /// column is of that type deletes these rows with the deletion, so they are sent again. Only a consumer that took them by an
+    /// incremental export has them already.
     fn hit_by_deletions(&self, rest: &str) -> String {
         let (key, names, logged_key) =
             (self.key().of_row("u").join(", "), self.key().names().join(", "), self.key().of_log().join(", "));
@@ -152,13 +154,13 @@ impl Select<'_> {
              select {key}, {rest}
              from (select distinct {logged_key} from cdc_export.change_log where {logged} and op = 'D') as d ({names})
              join {table} u on {same} and not ({})",
-            self.key().has_same_texts()
+            self.key().same_texts("d").join(" and ")
         )
     }
 
-    /// A row that is gone is written as the log has it last. Of one that is outside of the filter, as far as that is known, the
-    /// consumer learns the key alone. Of the keys in the log those are looked up that the timestamp rule doesn't find alive anyway. The
-    /// last image is had by a maximum, which is hashed, where an ordered aggregate sorts everything.
+    /// The deletions. A row that is gone is written as the log has it last. Of a row that is outside of the filter, as far as that is
+    /// known, the consumer learns the key alone. Of the keys in the log those are looked up that the timestamp rule doesn't find alive
+    /// anyway. A maximum finds the last image, since it is hashed, where an ordered aggregate sorts everything.
     fn changed_deleted(&self, max: CellMax) -> String {
         let (table, alive, by_rule, ended) = (self.table(), self.alive(), self.timestamp_rule(), self.ended());
         let (logged, ordinals, joined) =
@@ -207,7 +209,7 @@ impl Select<'_> {
         )
     }
 
-    /// What a row of deletions says of a column.
+    /// What a deletion says of a column.
     fn last_of(&self, column: &Column, gone: &str) -> String {
         let live = wire_value(column, &format!("u.{}", quoted(&column.name)));
         if let Some((i, part)) = self.schema.key.iter().enumerate().find(|(_, part)| part.column.name == column.name) {
@@ -296,12 +298,12 @@ impl Select<'_> {
         columns.map(|column| wire_value(column, &format!("u.{}", quoted(&column.name)))).collect::<Vec<_>>().join(", ")
     }
 
-    /// The operator's condition, to be asked where no other table has a column that it may mean.
+    /// The operator's condition. It has to stand where no other table has a column that the condition may mean.
     fn filter(&self) -> Option<String> {
         self.dataset.filter.as_ref().map(|filter| format!("(\n{filter}\n)"))
     }
 
-    /// That a row `u` is deleted, softly; or that it isn't.
+    /// That a row `u` is soft-deleted, or that it isn't; `None`: no column says so.
     fn deleted(&self, is: bool) -> Option<String> {
         let column = self.schema.deleted.as_ref()?;
         let test = match (column.kind == ColumnType::Bool, is) {
@@ -313,14 +315,14 @@ impl Select<'_> {
         Some(format!("u.{} {test}", quoted(&column.name)))
     }
 
-    /// That a row `u` is one for a full export.
+    /// That a row `u` is in a full export.
     pub(crate) fn alive(&self) -> String {
         let conditions: Vec<_> = self.deleted(false).into_iter().chain(self.filter()).collect();
         if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") }
     }
 
-    /// That a row `u` which the timestamp rule finds is a deletion. One outside of the filter may have been inside before, but not
-    /// for a consumer that begins; where there is a log, that knows.
+    /// That a row `u` which the timestamp rule finds is a deletion. A row outside of the filter may have been inside before, but not
+    /// for a consumer that begins; where there is a log, the log knows.
     fn ended(&self) -> String {
         let deleted = self.deleted(true).unwrap_or_else(|| "false".to_owned());
         match self.filter() {
@@ -343,9 +345,9 @@ impl Select<'_> {
         self.timestamp_rule_since("$1::timestamptz", &since, "$3::text")
     }
 
-    /// The timestamp rule: rows `u` after `since`, or all for who begins. A row at infinity, or so far ahead that its time can't be a
-    /// watermark, is above every one: it would come each time, and its changes are in the log. So it is with every row where there
-    /// is a position and no watermark, since none that was exported had a time that could be.
+    /// The timestamp rule: rows `u` after `since`, or all rows for a consumer that begins. A row at infinity, or so far ahead that its
+    /// time can't be a watermark, is above every one: such a row would come each time, and its changes are in the log. So it is with
+    /// every row where there is a position and no watermark, since no exported row had a time that can be a watermark.
     pub(crate) fn timestamp_rule_since(&self, watermark: &str, since: &str, snapshot: &str) -> String {
         let begins = format!("{watermark} is null and {snapshot} is null");
         let Some(column) = &self.schema.updated_at else { return format!("({begins})") };
@@ -361,7 +363,7 @@ const OLD: &str = "\"logged old\"";
 const IMAGE: &str = "\"logged image\"";
 const NUMBERS: &str = "\"logged columns\"";
 
-/// Logged of a table, by a transaction that the snapshot could not see: an index range, and an exact test.
+/// That the log has an entry of a table by a transaction that the snapshot could not see: an index range, and an exact test.
 pub(crate) fn logged(table: &str, snapshot: &str) -> String {
     format!(
         "tbl = {table} and pk is not null and xid >= pg_catalog.pg_snapshot_xmin({snapshot}) and not pg_catalog.pg_visible_in_snapshot(xid, {snapshot})"

@@ -10,7 +10,7 @@ use crate::job::selection::{BadSelection, Condition, Operator, Selection};
 use crate::source::quote::quoted;
 use crate::source::select::Select;
 use crate::source::table_schema::introspect;
-use crate::source::value::{compared, operator, refused_of};
+use crate::source::value::{compared, operator, refused_of_row};
 use crate::source::{Error, Source};
 
 impl Source {
@@ -52,7 +52,7 @@ impl<'a> Select<'a> {
         let limit = selection.limit.map(|limit| format!(" order by {} limit {limit}", order()));
         format!(
             "select {columns}, {} from {table} u where {alive}{conditions}{}",
-            refused_of(&narrowed.schema.columns, max),
+            refused_of_row(&narrowed.schema.columns, max),
             limit.unwrap_or_default()
         )
     }

@@ -6,7 +6,7 @@ use crate::source::quote::{literal, quoted};
 /// A stored byte is written as so many at most: what compresses values does it 255 times at best, and a byte is a few in a text.
 const MOST_WRITTEN: u64 = 4096;
 
-/// A column of a row `u` to be compared, in its base type: of a domain others may have operators that fit better.
+/// A column of a row `u` to be compared, in its base type: others may have made operators of a domain, which would fit better.
 pub(crate) fn compared(column: &Column) -> String {
     format!("u.{}::{}", quoted(&column.name), column.base_type)
 }
@@ -50,6 +50,7 @@ pub(crate) fn octets(column: &Column, value: &str) -> String {
     }
 }
 
+/// Whether a value may be larger than a bound of memory.
 pub(crate) fn may_be_large(column: &Column) -> bool {
     match column.kind {
         ColumnType::Text | ColumnType::Bytea | ColumnType::Json | ColumnType::Jsonb => true,
@@ -67,7 +68,7 @@ pub(crate) fn may_be_large(column: &Column) -> bool {
     }
 }
 
-/// False; true for no row, but an error that names the first cell whose test is true.
+/// False, or an error that names the first of these cells, each a name and a test, whose test is true.
 pub(crate) fn refused(cells: &[(String, String)]) -> String {
     if cells.is_empty() {
         return "false".to_owned();
@@ -78,9 +79,9 @@ pub(crate) fn refused(cells: &[(String, String)]) -> String {
     format!("(({any}) is true and cdc_export.refuse_cell(case {name} end))")
 }
 
-/// False; with a cell of a row `u` beyond the bound, the end of the export. Here, and not when the row has come, since a
-/// client takes a row into its memory before it can see how large it is.
-pub(crate) fn refused_of(columns: &[Column], CellMax(max): CellMax) -> String {
+/// False, or an error where a cell of a row `u` is beyond the bound. Postgres tests it, since a client takes a row into its memory
+/// before it can see how large the row is.
+pub(crate) fn refused_of_row(columns: &[Column], CellMax(max): CellMax) -> String {
     let cell = |column: &Column| {
         let name = format!("u.{}", quoted(&column.name));
         let size = format!("{} > {max}", octets(column, &wire_value(column, &name)));
