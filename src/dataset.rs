@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::dataset::fault::Faults;
 use crate::job::ExportType;
+use crate::job::columns::{FileColumn, FileColumns, Wire};
 use crate::job::selection::Selection;
 use crate::watermark::GuardMemory;
 
@@ -290,6 +291,20 @@ impl TableSchema {
         let Some(names) = &selection.columns else { return self.clone() };
         let find = |name: &String| self.columns.iter().find(|column| column.name == *name).cloned();
         TableSchema { columns: names.iter().filter_map(find).collect(), ..self.clone() }
+    }
+
+    /// The columns of an export's file and the key, as they are saved with the job.
+    pub fn saved_columns(&self, export_type: ExportType) -> FileColumns {
+        let saved = |column: Column| FileColumn {
+            wire: if column.wire_format == WireFormat::Binary { Wire::Binary } else { Wire::Text },
+            // The operation is a column of no table.
+            type_name: if column.number == 0 { "text".to_owned() } else { column.type_name.into_owned() },
+            name: column.name.into_owned(),
+        };
+        FileColumns {
+            columns: self.file_columns(export_type).into_iter().map(saved).collect(),
+            key: self.key.iter().map(|part| part.column.name.clone().into_owned()).collect(),
+        }
     }
 }
 

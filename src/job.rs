@@ -3,6 +3,7 @@
 //! Knows the words and the transitions between them; must not know HTTP, SQL or files.
 
 pub mod after;
+pub mod columns;
 mod continuity;
 pub mod encoding;
 pub mod lane;

@@ -260,11 +260,13 @@ impl Worker {
         exported: &Exported,
         marker: Option<JobId>,
     ) -> Result<(), Error> {
+        let schema = snapshot.schema().narrowed(&lease.job.selection);
         let found = CommitInput {
             position: snapshot.position().clone(),
             new_position: snapshot.new_position().clone(),
             report: snapshot.report().clone(),
-            columns: snapshot.schema().narrowed(&lease.job.selection).fingerprint(),
+            signature: schema.fingerprint(),
+            columns: schema.saved_columns(lease.job.export_type),
             marker,
         };
         let transaction = snapshot.begin_commit(self.settings.lease).await?;

@@ -5,6 +5,7 @@ use sqlx::types::Json;
 
 use crate::dataset::signature::Signature;
 use crate::file::{Exported, FileLocation};
+use crate::job::columns::FileColumns;
 use crate::job::{JobId, SnapshotReport};
 use crate::store::job_row::job_columns;
 use crate::store::lease::Lease;
@@ -21,8 +22,10 @@ pub struct CommitInput {
     pub new_position: NewPosition,
     /// What was found beside it.
     pub report: SnapshotReport,
-    /// Names and types of the file's columns.
-    pub columns: Signature,
+    /// Names and types of the file's columns, for comparison with the lane's next export.
+    pub signature: Signature,
+    /// The file's columns and the key, as they are saved with the job.
+    pub columns: FileColumns,
     /// Which export the folder's marker of the lane named.
     pub marker: Option<JobId>,
 }
@@ -72,7 +75,7 @@ async fn commit_once(
     let job = &lease.job;
     let file = &exported.file;
     let FileLocation::Folder { inode, modified_ns } = file.identity.location;
-    let CommitInput { position, new_position, report, columns, marker } = found;
+    let CommitInput { position, new_position, report, signature, columns, marker } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
     let complete = sqlx::query_as::<_, TransitionRow>(concat!(
         "-- store.commit.complete
@@ -83,7 +86,7 @@ async fn commit_once(
              rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
              watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
              continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
-             columns_hash = md5(($17::text[])[1]), key_only_deletes = $18, marker_seen = $19,
+             columns_hash = md5(($17::text[])[1]), key_only_deletes = $18, marker_seen = $19, file_columns = $21,
              schema_changed = (
                select l.columns_hash <> all (array(select md5(form) from unnest($17::text[]) as form)) from exports l
                where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
@@ -114,10 +117,11 @@ async fn commit_once(
     .bind(report.open_transactions.map(|n| n as i32))
     .bind(report.oldest_transaction_seconds)
     .bind(report.table_rewritten)
-    .bind(columns.forms())
+    .bind(signature.forms())
     .bind(exported.key_only_deletes as i64)
     .bind(marker.map(JobId::as_uuid))
-    .bind(Json(&file.identity.location));
+    .bind(Json(&file.identity.location))
+    .bind(Json(columns));
     if step(conn, complete).await?.is_none() {
         return Ok(Committed::NotOurs);
     }

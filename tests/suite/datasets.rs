@@ -747,3 +747,39 @@ async fn what_is_not_captured_is_tracked_before_the_full_export() {
     assert_eq!(warned, ["a", "c"]);
     service.stop().await;
 }
+
+/// Of each completed job is saved which columns its file has, of which types, and the key: after a DDL change of a table too.
+#[tokio::test]
+async fn a_job_keeps_the_columns_of_its_file() {
+    let database = Database::empty().await;
+    database
+        .run("create table t (no numeric(8,2), code varchar(5), at inet, gone boolean not null default false, primary key (code, no))")
+        .await;
+    database.run("insert into t values (1.5, 'a', '10.0.0.1'), (2.5, 'b', null)").await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\ndeleted = \"gone\"\n");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
+    let saved = async |job: &Value, types: &[&str]| {
+        let id = job["jobId"].as_str().unwrap();
+        let text = format!("select file_columns::text from exports where id = '{id}'");
+        let saved: Value = serde_json::from_str(&database.one::<String>(&text).await).unwrap();
+        let columns = saved["columns"].as_array().unwrap();
+        let names: Vec<_> = columns.iter().map(|column| column["name"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(names, Csv::read(&service.path(job)).header, "{saved}");
+        assert_eq!(columns.iter().map(|column| &column["type"]).collect::<Vec<_>>(), types, "{saved}");
+        assert_eq!(saved["key"], json!(["code", "no"]));
+        columns.iter().map(|column| column["wire"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let full = export(&service, "full", "t", "c").await;
+    let sent = saved(&full, &["numeric(8,2)", "character varying(5)", "inet", "boolean"]).await;
+    assert_eq!(sent, ["binary", "binary", "text", "binary"]);
+    database.run("alter table t add column more jsonb; alter table t drop column at; update t set more = '{}'").await;
+    let delta = export(&service, "delta", "t", "c").await;
+    assert_eq!(delta["rowsExported"], 2);
+    saved(&delta, &["text", "numeric(8,2)", "character varying(5)", "boolean", "jsonb"]).await;
+    // The earlier job's are as they were, and a selection has its own.
+    saved(&full, &["numeric(8,2)", "character varying(5)", "inet", "boolean"]).await;
+    let some = ended(&service, "/exports", None, json!({ "dataset": "t", "columns": ["more", "code"] })).await;
+    saved(&some, &["jsonb", "character varying(5)"]).await;
+    service.stop().await;
+}
