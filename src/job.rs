@@ -251,7 +251,7 @@ impl FromStr for IdempotencyKey {
 
 impl Request {
     /// Whether a job is what this request asks for.
-    pub fn made(&self, job: &Job) -> bool {
+    pub fn asks_for(&self, job: &Job) -> bool {
         let Request { consumer, dataset, export_type, selection, encoding, after, retry_of, key: _ } = self;
         (consumer, dataset, *export_type) == (&job.consumer, &job.dataset, job.export_type)
             && (selection, *encoding, after, *retry_of) == (&job.selection, job.encoding, &job.after, job.retry_of)

@@ -3,40 +3,36 @@
 //! HTTP is one way in and knows this room only. Knows no status codes and runs no export.
 
 mod consumers;
+mod deadline;
 pub mod files;
 mod followers;
+mod jobs;
 mod keys;
 mod scrape;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Dataset, Description};
 use crate::demo;
-use crate::job::lane::Lane;
-use crate::job::selection::{BadSelection, Selection};
-use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status, Terms};
+use crate::job::selection::BadSelection;
+use crate::job::{Job, JobId, Status, Terms};
 use crate::key::{Grant, PresentedKey};
+use crate::service::deadline::{on_table, with_timeout};
 use crate::service::files::FOLDER_TURNS;
-use crate::service::followers::{Follower, Followers, Look, Seen};
+use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
 use crate::service::scrape::LastLook;
 use crate::sink::{self, Folder};
 use crate::source::{self, Source};
-use crate::store::{
-    self, Store,
-    jobs::{Cancelled, Submitted},
-    lanes::Elsewhere,
-};
+use crate::store::{self, Store};
 
-pub use followers::Party;
+pub use followers::Subscriber;
 
 /// Why a request can't be met.
 #[derive(Debug, thiserror::Error)]
@@ -185,45 +181,6 @@ const LAST_LOOK_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long the changes that wait for consumers may be counted, the one thing that takes its time.
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A look at a table, which somebody may have locked.
-async fn on_table<T>(look: impl Future<Output = Result<T, source::Error>>) -> Result<T, Error> {
-    match tokio::time::timeout(COUNTING_TIMEOUT, look).await {
-        Ok(Ok(seen)) => Ok(seen),
-        Ok(Err(source::Error::Mismatch(faults))) => Err(Error::Mismatch(faults)),
-        Ok(Err(error)) => Err(Error::Table(Some(error))),
-        Err(_) => Err(Error::Table(None)),
-    }
-}
-
-async fn with_timeout<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
-    Ok(store::with_timeout(CALL_TIMEOUT, call).await?)
-}
-
-/// The job at its end; `None` if nobody can tell.
-async fn ended(mut follower: Follower) -> Option<Job> {
-    loop {
-        match follower.look().await.seen {
-            Seen::Job(job) if job.status.is_terminal() => return Some(Job::clone(&job)),
-            Seen::Job(_) | Seen::Nothing => {}
-            Seen::Lost => return None,
-        }
-    }
-}
-
-/// The job once it stands differently; `None` if it never will, or nobody can tell.
-async fn changed(follower: &mut Follower, last: &Job, since: Instant) -> Option<Job> {
-    let standing = |job: &Job| (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt);
-    while !last.status.is_terminal() {
-        let Look { begun, seen } = follower.look().await;
-        match seen {
-            Seen::Job(job) if begun >= since && standing(&job) != standing(last) => return Some(Job::clone(&job)),
-            Seen::Job(_) | Seen::Nothing => {}
-            Seen::Lost => return None,
-        }
-    }
-    None
-}
-
 /// What it works with.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -338,137 +295,6 @@ impl Service {
         on_table(self.source.describe(dataset)).await
     }
 
-    /// Takes a job on. It will be done, whatever happens to this process. A request that was sent before, by its key, is the
-    /// job that it was then.
-    ///
-    /// # Errors
-    /// If there is no such dataset, or not with what is selected of it, the key was sent with another request, too much is open,
-    /// or the database fails.
-    pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
-        let dataset = self.dataset(&request.dataset)?;
-        if !request.selection.is_all()
-            && let Err(bad) = self.check(dataset, &request.selection).await
-        {
-            // Sent before, it was good then, whatever the table is now.
-            let before = with_timeout(self.store.sent_before(request)).await?;
-            return before.filter(|job| request.made(job)).ok_or(bad);
-        }
-        // A broken folder is the worker's to report: the job fails with the reason.
-        let store = self.on_folder(|folder| folder.destination_id()).await.ok();
-        let submitted = with_timeout(self.store.submit(request, store, self.terms)).await;
-        match self.or_set_back(submitted).await? {
-            Submitted::Made(job) | Submitted::Before(job) => Ok(job),
-            Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
-            Submitted::Elsewhere(Elsewhere::GoneOn(jobs)) => Err(Error::OutOfStep(jobs)),
-            Submitted::Elsewhere(Elsewhere::Unknown) => Err(Error::Restored),
-            Submitted::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
-            Submitted::QueueFull(open) => Err(Error::QueueFull(open)),
-        }
-    }
-
-    /// Takes a job on that is like one which failed or was cancelled.
-    ///
-    /// # Errors
-    /// If there is no such job, or it ended otherwise, or not yet; and as [`submit`](Service::submit).
-    pub async fn retry(&self, id: JobId, key: Option<IdempotencyKey>) -> Result<Job, Error> {
-        let Job { consumer, dataset, export_type, selection, encoding, after, status, .. } = self.job(id).await?;
-        if !matches!(status, Status::Failed | Status::Cancelled) {
-            return Err(Error::NotToRetry(status));
-        }
-        let retry_of = Some(id);
-        self.submit(&Request { consumer, dataset, export_type, selection, encoding, after, retry_of, key }).await
-    }
-
-    async fn check(&self, dataset: &Arc<Dataset>, selection: &Selection) -> Result<(), Error> {
-        let checked = on_table(self.source.check(dataset, selection)).await?;
-        checked.map_err(Error::BadSelection)
-    }
-
-    /// A job.
-    ///
-    /// # Errors
-    /// If there is none of this id.
-    pub async fn job(&self, id: JobId) -> Result<Job, Error> {
-        with_timeout(self.store.job(id)).await?.ok_or(Error::NoJob)
-    }
-
-    /// Cancels a job, or asks its worker to stop. True: it was cancelled before.
-    ///
-    /// # Errors
-    /// If it is too late, or there is no such job.
-    pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
-        match with_timeout(self.store.cancel(id)).await? {
-            Cancelled::Asked(job) => Ok((job, false)),
-            Cancelled::Already(job) => Ok((job, true)),
-            Cancelled::Committing => Err(Error::Committing),
-            Cancelled::Ended(status) => Err(Error::Ended(status)),
-            Cancelled::Unknown => Err(Error::NoJob),
-        }
-    }
-
-    /// A job, once it has ended or `patience` has passed.
-    ///
-    /// # Errors
-    /// If there is none of this id, too many follow jobs already, or the database fails.
-    pub async fn ended_job(&self, id: JobId, timeout: Duration, party: Party) -> Result<Job, Error> {
-        let deadline = Instant::now() + timeout;
-        // Before the first look, so that no end is missed in between.
-        let follower = self.followers.join(party, id);
-        let job = self.job(id).await?;
-        if job.status.is_terminal() || Instant::now() >= deadline {
-            return Ok(job);
-        }
-        tokio::select! {
-            job = ended(follower?) => if let Some(job) = job { return Ok(job) },
-            () = tokio::time::sleep_until(deadline) => {}
-            () = self.stopping.cancelled() => {}
-        }
-        self.job(id).await
-    }
-
-    /// A job as it stands, then again each time that it was seen to have changed, up to its end.
-    ///
-    /// # Errors
-    /// If there is none of this id, too many follow jobs already, or the database fails; later that ends the stream after some
-    /// time.
-    pub async fn follow(&self, id: JobId, party: Party) -> Result<impl Stream<Item = Job> + use<>, Error> {
-        let follower = self.followers.join(party, id)?;
-        let first = self.job(id).await?;
-        // A look that others began before may show the job as it was before.
-        let since = Instant::now();
-        let start = (follower, first.clone(), since, self.stopping.clone());
-        let changes = stream::unfold(start, async |(mut follower, last, since, stopping)| {
-            let next = tokio::select! {
-                next = changed(&mut follower, &last, since) => next?,
-                () = stopping.cancelled() => return None,
-            };
-            Some((next.clone(), (follower, next, since, stopping)))
-        });
-        Ok(stream::once(std::future::ready(first)).chain(changes))
-    }
-
-    /// Jobs that a filter lets through, newest first.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
-        with_timeout(self.store.jobs(filter, limit)).await
-    }
-
-    /// The published exports of a lane after this one, by their numbers and from after the number `from`, where that is said.
-    ///
-    /// # Errors
-    /// If the database knows no completed export of this id in the lane, or fails.
-    pub async fn published_after(
-        &self,
-        lane: Lane<'_>,
-        after: JobId,
-        from: Option<u64>,
-        limit: u32,
-    ) -> Result<Vec<Job>, Error> {
-        with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
-    }
-
     /// Marks a user of the demo table as deleted.
     ///
     /// # Errors
@@ -483,18 +309,6 @@ impl Service {
     /// If it doesn't within 2 seconds.
     pub async fn ping(&self) -> Result<(), Error> {
         with_timeout(self.probe.ping()).await
-    }
-
-    /// Why a write failed, if that is Postgres's transaction ids. One that waited in vain for another transaction may have waited for
-    /// one that never was.
-    async fn or_set_back<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
-        if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.was_waiting()) {
-            return written;
-        }
-        match tokio::time::timeout(LAST_LOOK_TIMEOUT, self.probe.ping()).await {
-            Ok(Err(cause @ store::Error::XidsSetBack(_))) => Err(cause.into()),
-            _ => written,
-        }
     }
 
     /// Whether a job could start now.

@@ -7,15 +7,16 @@ pub mod commit;
 pub mod files;
 pub mod followed;
 pub mod gauges;
+mod index_order;
 mod job_row;
 pub mod jobs;
 pub mod keys;
 pub mod lanes;
 pub mod lease;
 pub mod lists;
+mod open_jobs;
 pub mod queue;
 pub mod retention;
-mod room;
 pub mod transitions;
 pub mod watermarks;
 
@@ -30,7 +31,7 @@ use tokio::sync::broadcast;
 
 use crate::connection::failure::{self, SqlFailure};
 use crate::database::{BadDatabaseId, DatabaseId};
-use crate::job::{ConsumerId, JobId};
+use crate::job::JobId;
 
 /// The channel that says "look again": a job is new, or one was asked to stop. Only a hint; whoever misses it finds out by
 /// polling.
@@ -89,16 +90,6 @@ impl Error {
     }
 }
 
-/// The identity that the database told of itself.
-fn database_of(text: &str) -> Result<DatabaseId, Error> {
-    Ok(text.parse()?)
-}
-
-/// Consumers as an array, for `= any`.
-fn texts(consumers: Option<&[ConsumerId]>) -> Option<Vec<&str>> {
-    consumers.map(|consumers| consumers.iter().map(ConsumerId::as_str).collect())
-}
-
 /// Where in time the queue began when that was asked.
 #[derive(Clone, Copy, Debug)]
 struct Front {
@@ -113,9 +104,9 @@ pub struct Store {
     /// Where a claim begins to look, for as long as that is known.
     front: Arc<Mutex<Option<Front>>>,
     /// How many jobs are open, as far as that is known.
-    room: Arc<room::Room>,
+    open_jobs: Arc<open_jobs::OpenJobs>,
     /// How far the clean-up of what has ended has come.
-    tours: Arc<retention::Tours>,
+    cursors: Arc<retention::Cursors>,
     /// Jobs that this process saw end.
     endings: broadcast::Sender<JobId>,
 }
@@ -126,8 +117,8 @@ impl Store {
         Store {
             pool,
             front: Arc::default(),
-            room: Arc::default(),
-            tours: Arc::default(),
+            open_jobs: Arc::default(),
+            cursors: Arc::default(),
             endings: broadcast::Sender::new(64),
         }
     }
@@ -146,7 +137,7 @@ impl Store {
         let database: String =
             sqlx::query_scalar("-- store.database\n select cdc_export.database_id()").fetch_one(conn.get()).await?;
         conn.give_back();
-        database_of(&database)
+        Ok(database.parse()?)
     }
 
     /// Whether Postgres answers, and can write to our tables as far as its transaction ids go.
@@ -195,15 +186,6 @@ impl Store {
         listener.listen(CHANNEL).await?;
         Ok(Notifications { listener })
     }
-}
-
-/// Lets what this transaction asks for be read from an index, in the index's order, whatever the planner guesses of how much there is:
-/// a page of a long list is never had by sorting the list.
-async fn by_index(tx: &mut PgConnection) -> Result<(), Error> {
-    sqlx::raw_sql("-- store.by_index\n set local enable_seqscan = off; set local enable_bitmapscan = off")
-        .execute(tx)
-        .await?;
-    Ok(())
 }
 
 /// Gives up a call to the store after `patience`. Its connection goes with it, and whether it had an effect is not known.

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow};
 use cdc_export::config::{CatalogFile, Environment};
 use cdc_export::http;
 use cdc_export::job::{After, Filter, Job, JobId, Request, Status};
-use cdc_export::service::{self, Party, Service};
+use cdc_export::service::{self, Service, Subscriber};
 use clap::Args;
 use hyper::http::HeaderMap;
 use serde::Deserialize;
@@ -208,7 +208,7 @@ impl Backend {
     pub(crate) async fn poll(&self, id: JobId) -> anyhow::Result<JobView> {
         let json = match self {
             Backend::Local(service) => http::job_as_json(
-                service.ended_job(id, Duration::from_millis(100), Party::Address([127, 0, 0, 1].into())).await?,
+                service.ended_job(id, Duration::from_millis(100), Subscriber::Address([127, 0, 0, 1].into())).await?,
             ),
             Backend::Remote(client) => {
                 // Without a bar to draw, one call may wait for longer.

@@ -23,7 +23,7 @@ use crate::http::rate::{Rate, RateKey, RateLimits, client_network};
 use crate::http::{Origins, Settings};
 use crate::job::{ConsumerId, Job};
 use crate::key::{Grant, Prefix, PresentedKey, Scope};
-use crate::service::{Party, Service};
+use crate::service::{Service, Subscriber};
 
 /// Who may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 
 /// Who is counted where each may have a share only: the key, or the address where there is none.
 pub(crate) struct Follower {
-    pub(crate) party: Party,
+    pub(crate) party: Subscriber,
 }
 
 impl<S: Sync> FromRequestParts<S> for Follower {
@@ -129,7 +129,8 @@ impl<S: Sync> FromRequestParts<S> for Follower {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Follower, Problem> {
         let Caller(grant) = Caller::from_request_parts(parts, state).await?;
         let address = parts.extensions.get().map_or(Ipv4Addr::UNSPECIFIED.into(), |Peer(address)| *address);
-        let party = grant.map_or(Party::Address(client_network(address)), |grant| Party::Key(grant.prefix.clone()));
+        let party =
+            grant.map_or(Subscriber::Address(client_network(address)), |grant| Subscriber::Key(grant.prefix.clone()));
         Ok(Follower { party })
     }
 }

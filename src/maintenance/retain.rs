@@ -4,7 +4,7 @@ use crate::file::FileRecord;
 use crate::job::Retention;
 use crate::maintenance::{Error, Maintenance, Settings, Task};
 use crate::sink::access::FolderAccess;
-use crate::store::retention::Of;
+use crate::store::retention::Retained;
 
 pub(super) struct Retain {
     maintenance: Maintenance,
@@ -24,11 +24,11 @@ impl Task for Retain {
         let Retain { maintenance, folder } = self;
         let Settings { retain_files, retain_jobs, .. } = maintenance.settings;
         let mut outcome = Ok(());
-        for (retention, of) in [(retain_files, Of::Files), (retain_jobs, Of::Jobs)] {
+        for (retention, retained) in [(retain_files, Retained::Files), (retain_jobs, Retained::Jobs)] {
             if retention != Retention::default() {
                 let destination = folder.run(|folder| folder.destination_id()).await?;
                 for record in
-                    maintenance.with_timeout(maintenance.store.files_past(&retention, of, destination)).await?
+                    maintenance.with_timeout(maintenance.store.files_past(&retention, retained, destination)).await?
                 {
                     // One that can't be removed keeps no other one.
                     if let Err(error) = remove(maintenance, folder, record).await {

@@ -9,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 
 use crate::file::FileRecord;
 use crate::job::{JobId, Status};
-use crate::service::{CALL_TIMEOUT, Error, Service, with_timeout};
+use crate::service::deadline::with_timeout;
+use crate::service::{CALL_TIMEOUT, Error, Service};
 use crate::sink::{self, Folder};
 use crate::telemetry::chain;
 

@@ -1,4 +1,4 @@
-//! Those who wait for jobs, by `events` or `?wait=`: how many there may be, and one look at the database for all of them.
+//! Clients that wait for jobs, by `events` or `?wait=`: how many there may be, and one poll of the database for all of them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,124 +11,125 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::job::{Job, JobId};
 use crate::key::Prefix;
-use crate::service::{Error, with_timeout};
+use crate::service::Error;
+use crate::service::deadline::with_timeout;
 use crate::store::Store;
 use crate::store::transitions::{Ended, Endings};
 
-/// Together they leave a third of the places that one address has, a proxy's, say; and one key's leave half of its own.
+/// Followers in all: a third of the connections that one address may have, a proxy's, say, is left to other calls; and of one key half.
 const MOST: usize = 500;
-/// Two keys or addresses together could have all.
+/// Followers of one key or address: it takes two of them to use all up.
 const MOST_OF_ONE: usize = 250;
-/// Jobs are looked at so often while somebody follows them.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A job that somebody begins to follow may be a short one: it is looked at after this time, and after twice as long each time.
-const FIRST_LOOK: Duration = Duration::from_millis(50);
-/// Followers outlive so many failed looks, less one.
-const FAILED_LOOKS: u32 = 5;
+/// Followed jobs are polled this often.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// A job that a client begins to follow may be a short one: it is polled after this time first, and then after twice as long each time.
+const FIRST_POLL: Duration = Duration::from_millis(50);
+/// After this many failed polls in a row followers are told that their jobs are lost.
+const FAILED_POLLS: u32 = 5;
 
-/// Who follows: what a share is counted by.
+/// The client that a follower is counted for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Party {
-    /// Whoever has this key.
+pub enum Subscriber {
+    /// The holder of this key.
     Key(Prefix),
-    /// Whoever calls from there without a key.
+    /// A caller without a key, by its address.
     Address(IpAddr),
 }
 
-/// What a look at a job showed.
+/// What a poll of a job showed.
 #[derive(Clone, Debug)]
-pub(super) struct Look {
-    /// When it was begun.
+pub(super) struct Poll {
+    /// When the poll began.
     pub(super) begun: Instant,
-    pub(super) seen: Seen,
+    pub(super) outcome: PollOutcome,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Seen {
+pub(super) enum PollOutcome {
     Job(Arc<Job>),
     /// The database failed just now.
-    Nothing,
+    Failed,
     /// There is no such job any more, or the database has failed for some time.
     Lost,
 }
 
-/// All who follow jobs of this process.
+/// All followers of jobs in this process.
 #[derive(Debug)]
 pub(super) struct Followers {
     shared: Arc<Shared>,
-    _looks: AbortOnDropHandle<()>,
+    _polling: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug)]
 struct Shared {
     store: Store,
     followed: Mutex<Followed>,
-    /// Somebody has begun to follow.
+    /// A follower has joined.
     came: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Followed {
-    jobs: HashMap<JobId, Watched>,
-    of_party: HashMap<Party, usize>,
+    jobs: HashMap<JobId, PolledJob>,
+    of_subscriber: HashMap<Subscriber, usize>,
     followers: usize,
 }
 
 #[derive(Debug)]
-struct Watched {
-    looks: watch::Sender<Look>,
+struct PolledJob {
+    polls: watch::Sender<Poll>,
     followers: usize,
 }
 
-/// One who follows a job.
+/// A client that follows a job.
 #[derive(Debug)]
 pub(super) struct Follower {
     shared: Arc<Shared>,
-    party: Party,
+    subscriber: Subscriber,
     job: JobId,
-    looks: watch::Receiver<Look>,
+    polls: watch::Receiver<Poll>,
 }
 
 impl Followers {
-    /// Nobody yet. Looks until it is dropped, while there is somebody.
+    /// No followers yet. Polls while there are some, until it is dropped.
     pub(super) fn new(store: Store) -> Followers {
         let endings = store.endings();
         let shared = Arc::new(Shared { store, followed: Mutex::default(), came: Notify::new() });
-        let looks = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shared).look_on(endings)));
-        Followers { shared, _looks: looks }
+        let polling = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shared).poll_on(endings)));
+        Followers { shared, _polling: polling }
     }
 
-    /// One more. What its job is like from now on, it is told by a look that began later, within a second.
+    /// Adds a follower. It learns of its job's state from now on by a poll that begins later, within a second.
     ///
     /// # Errors
-    /// If there are as many of the party or of all as may be.
-    pub(super) fn join(&self, party: Party, job: JobId) -> Result<Follower, Error> {
+    /// If the subscriber, or all together, have as many followers as they may.
+    pub(super) fn join(&self, subscriber: Subscriber, job: JobId) -> Result<Follower, Error> {
         let mut followed = self.shared.followed();
-        let of_party = followed.of_party.get(&party).copied().unwrap_or(0);
-        if followed.followers >= MOST || of_party >= MOST_OF_ONE {
+        let of_subscriber = followed.of_subscriber.get(&subscriber).copied().unwrap_or(0);
+        if followed.followers >= MOST || of_subscriber >= MOST_OF_ONE {
             return Err(Error::TooManyFollowers);
         }
         followed.followers += 1;
-        followed.of_party.insert(party.clone(), of_party + 1);
-        let watched = followed.jobs.entry(job).or_insert_with(|| {
-            let nothing = Look { begun: Instant::now(), seen: Seen::Nothing };
-            Watched { looks: watch::Sender::new(nothing), followers: 0 }
+        followed.of_subscriber.insert(subscriber.clone(), of_subscriber + 1);
+        let polled = followed.jobs.entry(job).or_insert_with(|| {
+            let unknown = Poll { begun: Instant::now(), outcome: PollOutcome::Failed };
+            PolledJob { polls: watch::Sender::new(unknown), followers: 0 }
         });
-        watched.followers += 1;
-        let looks = watched.looks.subscribe();
+        polled.followers += 1;
+        let polls = polled.polls.subscribe();
         drop(followed);
         self.shared.came.notify_one();
-        Ok(Follower { shared: Arc::clone(&self.shared), party, job, looks })
+        Ok(Follower { shared: Arc::clone(&self.shared), subscriber, job, polls })
     }
 }
 
 impl Follower {
-    /// The next look at its job.
-    pub(super) async fn look(&mut self) -> Look {
-        match self.looks.changed().await {
-            Ok(()) => self.looks.borrow_and_update().clone(),
-            // Never: who follows a job keeps it watched.
-            Err(_) => Look { begun: Instant::now(), seen: Seen::Lost },
+    /// The next poll of its job.
+    pub(super) async fn next(&mut self) -> Poll {
+        match self.polls.changed().await {
+            Ok(()) => self.polls.borrow_and_update().clone(),
+            // Never: a follower keeps its job polled.
+            Err(_) => Poll { begun: Instant::now(), outcome: PollOutcome::Lost },
         }
     }
 }
@@ -137,15 +138,15 @@ impl Drop for Follower {
     fn drop(&mut self) {
         let mut followed = self.shared.followed();
         followed.followers -= 1;
-        if let Some(number) = followed.of_party.get_mut(&self.party) {
+        if let Some(number) = followed.of_subscriber.get_mut(&self.subscriber) {
             *number -= 1;
             if *number == 0 {
-                followed.of_party.remove(&self.party);
+                followed.of_subscriber.remove(&self.subscriber);
             }
         }
-        if let Some(watched) = followed.jobs.get_mut(&self.job) {
-            watched.followers -= 1;
-            if watched.followers == 0 {
+        if let Some(polled) = followed.jobs.get_mut(&self.job) {
+            polled.followers -= 1;
+            if polled.followers == 0 {
                 followed.jobs.remove(&self.job);
             }
         }
@@ -153,25 +154,25 @@ impl Drop for Follower {
 }
 
 impl Shared {
-    /// Looks at all that is followed, and at a job that this process brought to its end right then.
-    async fn look_on(self: Arc<Shared>, mut endings: Endings) {
-        let (mut pause, mut failed) = (FIRST_LOOK, 0);
+    /// Polls all followed jobs from time to time, and a job that this process brought to its end at once.
+    async fn poll_on(self: Arc<Shared>, mut endings: Endings) {
+        let (mut pause, mut failed) = (FIRST_POLL, 0);
         let mut next = Instant::now();
         loop {
             if self.followed().followers == 0 {
                 self.came.notified().await;
-                (pause, next) = (FIRST_LOOK, Instant::now() + FIRST_LOOK);
+                (pause, next) = (FIRST_POLL, Instant::now() + FIRST_POLL);
                 continue;
             }
             let ended = tokio::select! {
                 () = sleep_until(next) => {
                     next = Instant::now() + pause;
-                    pause = (pause * 2).min(LOOK_EVERY);
+                    pause = (pause * 2).min(POLL_EVERY);
                     Ended::Any
                 }
                 () = self.came.notified() => {
-                    // Whoever comes can't put off the look that others wait for.
-                    (pause, next) = (FIRST_LOOK, next.min(Instant::now() + FIRST_LOOK));
+                    // A new follower can't put off the poll that others wait for.
+                    (pause, next) = (FIRST_POLL, next.min(Instant::now() + FIRST_POLL));
                     continue;
                 }
                 ended = endings.next() => ended,
@@ -181,27 +182,27 @@ impl Shared {
                 Ended::Any => self.followed().jobs.keys().copied().collect(),
             };
             if !jobs.is_empty() {
-                failed = self.look_at(&jobs, failed).await;
+                failed = self.poll(&jobs, failed).await;
             }
         }
     }
 
-    /// Looks at these jobs and tells their followers. How many looks have failed in a row.
-    async fn look_at(&self, jobs: &[JobId], failed: u32) -> u32 {
+    /// Polls these jobs and tells their followers. Returns how many polls have failed in a row.
+    async fn poll(&self, jobs: &[JobId], failed: u32) -> u32 {
         let begun = Instant::now();
-        let (seen, failed) = match with_timeout(self.store.followed(jobs)).await {
-            Ok(seen) => (seen.into_iter().map(|job| (job.id, Arc::new(job))).collect(), 0),
+        let (jobs_now, failed) = match with_timeout(self.store.followed(jobs)).await {
+            Ok(jobs) => (jobs.into_iter().map(|job| (job.id, Arc::new(job))).collect(), 0),
             Err(Error::DatabaseUnavailable(_)) => (HashMap::new(), failed + 1),
-            Err(_) => (HashMap::new(), FAILED_LOOKS),
+            Err(_) => (HashMap::new(), FAILED_POLLS),
         };
         let followed = self.followed();
-        for (id, watched) in jobs.iter().filter_map(|id| Some((id, followed.jobs.get(id)?))) {
-            let seen = match seen.get(id) {
-                Some(job) => Seen::Job(Arc::clone(job)),
-                None if (1..FAILED_LOOKS).contains(&failed) => Seen::Nothing,
-                None => Seen::Lost,
+        for (id, polled) in jobs.iter().filter_map(|id| Some((id, followed.jobs.get(id)?))) {
+            let outcome = match jobs_now.get(id) {
+                Some(job) => PollOutcome::Job(Arc::clone(job)),
+                None if (1..FAILED_POLLS).contains(&failed) => PollOutcome::Failed,
+                None => PollOutcome::Lost,
             };
-            watched.looks.send_replace(Look { begun, seen });
+            polled.polls.send_replace(Poll { begun, outcome });
         }
         failed
     }

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::key::{Grant, Prefix, PresentedKey, StoredKey};
-use crate::service::{Error, with_timeout};
+use crate::service::Error;
+use crate::service::deadline::with_timeout;
 use crate::store::Store;
 
 /// How long what was looked up is believed.

@@ -130,7 +130,7 @@ async fn commit_once(
         // No position yet: the next export starts from the beginning as well, and nothing was missed.
         return Ok(Committed::Done);
     }
-    let step = watermarks::Step { export_type: job.export_type, position, new_position, to: watermark_to };
-    let moved = watermarks::advance(conn, consumer, &job.dataset, &step).await?;
+    let advance = watermarks::Advance { export_type: job.export_type, position, new_position, to: watermark_to };
+    let moved = watermarks::advance(conn, consumer, &job.dataset, &advance).await?;
     Ok(if moved { Committed::Done } else { Committed::WatermarkChanged })
 }

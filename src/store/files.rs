@@ -14,7 +14,7 @@ use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
 use crate::store::job_row::job_columns;
 use crate::store::transitions::{Transition, TransitionRow};
-use crate::store::{Error, Store, database_of};
+use crate::store::{Error, Store};
 
 /// The columns of [`FileRow`], of a job `e` with [`recorded_file!`]. What has no row in `files` is from before that table, or of a
 /// process of the version before.
@@ -305,7 +305,7 @@ impl TryFrom<FileRow> for FileRecord {
         Ok(FileRecord {
             job: row.id.into(),
             consumer: row.consumer_id.and_then(|id| id.parse().ok()),
-            database: database_of(&row.database)?,
+            database: row.database.parse()?,
             is_own: row.is_own,
             dataset: row.dataset,
             export_type: row.export_type.parse()?,

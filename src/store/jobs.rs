@@ -11,7 +11,7 @@ use crate::job::lane::Lane;
 use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
 use crate::store::job_row::{JobRow, job_columns};
-use crate::store::lanes::{Elsewhere, elsewhere};
+use crate::store::lanes::{OutOfStep, out_of_step};
 use crate::store::transitions::{TransitionRow, step};
 use crate::store::{CHANNEL, Error, Store};
 
@@ -23,13 +23,13 @@ const MOST_OPEN: i64 = 20;
 #[derive(Debug)]
 pub enum Submitted {
     /// It is a job now.
-    Made(Job),
+    Accepted(Job),
     /// It was sent before, and is this job.
     Before(Job),
     /// Its key belongs to another request, which is this job.
     KeyTaken(Job),
     /// Its caller says that it loaded something else last than its lane has it.
-    Elsewhere(Elsewhere),
+    OutOfStep(OutOfStep),
     /// Its consumer has as many open jobs as it may have, this many.
     TooManyOpen(i64),
     /// There are as many open jobs as there may be, this many.
@@ -87,10 +87,10 @@ impl Store {
         let lane_seq = next_in_lane(&mut tx, request).await?;
         let now = next_time(&mut tx, request).await?;
         let refused = match sent_before(&mut tx, request).await? {
-            Some(job) if request.made(&job) => Some(Submitted::Before(job)),
+            Some(job) if request.asks_for(&job) => Some(Submitted::Before(job)),
             Some(job) => Some(Submitted::KeyTaken(job)),
-            None => match out_of_step(&mut tx, request).await? {
-                Some(elsewhere) => Some(Submitted::Elsewhere(elsewhere)),
+            None => match is_out_of_step(&mut tx, request).await? {
+                Some(why) => Some(Submitted::OutOfStep(why)),
                 None if open_of_consumer(&mut tx, request).await? >= MOST_OPEN => {
                     Some(Submitted::TooManyOpen(MOST_OPEN))
                 }
@@ -102,7 +102,7 @@ impl Store {
             conn.give_back();
             return Ok(refused);
         }
-        let Some(place) = self.place(&mut tx, terms.max_open).await? else {
+        let Some(slot) = self.slot(&mut tx, terms.max_open).await? else {
             tx.rollback().await?;
             conn.give_back();
             return Ok(Submitted::QueueFull(terms.max_open));
@@ -151,8 +151,8 @@ impl Store {
         };
         tx.commit().await?;
         conn.give_back();
-        place.made();
-        Ok(Submitted::Made(job))
+        slot.used();
+        Ok(Submitted::Accepted(job))
     }
 
     /// A job, if there is one of this id.
@@ -270,11 +270,11 @@ async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTim
 }
 
 /// Whether the request's caller stands elsewhere than its lane. A full export is good from everywhere.
-async fn out_of_step(conn: &mut PgConnection, request: &Request) -> Result<Option<Elsewhere>, Error> {
+async fn is_out_of_step(conn: &mut PgConnection, request: &Request) -> Result<Option<OutOfStep>, Error> {
     let Request { consumer: Some(consumer), dataset, after: Some(after), .. } = request else { return Ok(None) };
     match request.export_type {
         ExportType::Full => Ok(None),
-        ExportType::Incremental | ExportType::Delta => elsewhere(conn, Lane { consumer, dataset }, after).await,
+        ExportType::Incremental | ExportType::Delta => out_of_step(conn, Lane { consumer, dataset }, after).await,
     }
 }
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use crate::job::ConsumerId;
 use crate::key::{Grant, KeyInfo, KeyName, KeySelector, Prefix, PresentedKey, Scope, StoredKey};
-use crate::store::{Error, Store, texts};
+use crate::store::{Error, Store};
 
 /// A key that is to be made.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ impl Store {
         .bind(new.name.as_str())
         .bind(key.prefix().as_str())
         .bind(key.hash().as_bytes())
-        .bind(texts(new.consumers.as_deref()))
+        .bind(new.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>()))
         .bind(new.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>())
         .bind(new.lifetime.map(|lifetime| lifetime.as_secs_f64()))
         .fetch_one(conn.get())

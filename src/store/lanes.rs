@@ -5,15 +5,16 @@ use sqlx::{Connection, PgConnection};
 
 use crate::job::lane::Lane;
 use crate::job::{After, Job, JobId};
+use crate::store::index_order::read_in_index_order;
 use crate::store::job_row::{JobRow, job_columns};
-use crate::store::{Error, Store, by_index};
+use crate::store::{Error, Store};
 
 /// So many jobs of each kind are named to a caller that is elsewhere than its lane.
 const MOST_NAMED: i64 = 100;
 
 /// Why a caller doesn't stand where its lane does.
 #[derive(Debug)]
-pub enum Elsewhere {
+pub enum OutOfStep {
     /// The database doesn't know what the caller loaded, or not with that content, or has forgotten what came after that.
     Unknown,
     /// The lane has gone on: the exports that were published since, a hundred at most, then those under way, in the lane's order.
@@ -35,7 +36,7 @@ impl Store {
     ) -> Result<Option<Vec<Job>>, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        by_index(&mut tx).await?;
+        read_in_index_order(&mut tx).await?;
         let jobs = match known(&mut tx, lane, after, None).await? {
             None => None,
             Some(number) => {
@@ -50,24 +51,24 @@ impl Store {
 }
 
 /// Where the lane stands, if the caller stands elsewhere. The lane's row must be locked: nothing is published meanwhile.
-pub(super) async fn elsewhere(
+pub(super) async fn out_of_step(
     conn: &mut PgConnection,
     lane: Lane<'_>,
     after: &After,
-) -> Result<Option<Elsewhere>, Error> {
+) -> Result<Option<OutOfStep>, Error> {
     let number = match after {
         After::Nothing => Some(0),
         After::Export { job, sha256 } => known(conn, lane, *job, sha256.as_deref()).await?,
     };
-    let Some(number) = number else { return Ok(Some(Elsewhere::Unknown)) };
-    let Some(mut jobs) = published(conn, lane, number, MOST_NAMED).await? else { return Ok(Some(Elsewhere::Unknown)) };
+    let Some(number) = number else { return Ok(Some(OutOfStep::Unknown)) };
+    let Some(mut jobs) = published(conn, lane, number, MOST_NAMED).await? else { return Ok(Some(OutOfStep::Unknown)) };
     jobs.extend(under_way(conn, lane).await?);
     if !jobs.is_empty() {
-        return Ok(Some(Elsewhere::GoneOn(jobs)));
+        return Ok(Some(OutOfStep::GoneOn(jobs)));
     }
     // As an upgrade leaves a lane whose jobs were forgotten before they had numbers.
     let is_further = *after == After::Nothing && has_position(conn, lane).await?;
-    Ok(is_further.then_some(Elsewhere::Unknown))
+    Ok(is_further.then_some(OutOfStep::Unknown))
 }
 
 /// Whether an export of the lane has been handed out, by what is saved of its position. One whose file was lost wasn't.

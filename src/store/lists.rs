@@ -9,8 +9,9 @@ use sqlx::{AssertSqlSafe, Connection};
 use uuid::Uuid;
 
 use crate::job::{ExportType, Filter, Job, Status};
+use crate::store::index_order::read_in_index_order;
 use crate::store::job_row::{JobRow, job_columns, public_status};
-use crate::store::{Error, Store, by_index};
+use crate::store::{Error, Store};
 
 /// Entries that are read of each list to begin with; of those that go on, so many more; and of those that still do, a page.
 const FIRST: i64 = 4;
@@ -32,7 +33,7 @@ impl Store {
         };
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        by_index(&mut tx).await?;
+        read_in_index_order(&mut tx).await?;
         let rows: Vec<JobRow> = sqlx::query_as(AssertSqlSafe(statement(filter)))
             .bind(keys)
             .bind(time)

@@ -19,7 +19,7 @@ use crate::job::{Failure, FailureCode, LeaseToken};
 use crate::store::job_row::{JobRow, job_columns};
 use crate::store::lease::Lease;
 use crate::store::transitions::{Transition, TransitionRow, steps};
-use crate::store::{Error, Front, Store, database_of};
+use crate::store::{Error, Front, Store};
 
 /// The formats that this build writes.
 fn known_formats() -> Vec<&'static str> {
@@ -119,7 +119,7 @@ async fn claim(
     .await;
     match claimed {
         Ok(None) => Ok(None),
-        Ok(Some(ClaimedRow { job, database })) => Ok(Some(Lease::new(job.try_into()?, database_of(&database)?, token))),
+        Ok(Some(ClaimedRow { job, database })) => Ok(Some(Lease::new(job.try_into()?, database.parse()?, token))),
         // Another job of the lane began to run in the same moment: nothing to claim here.
         Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
         Err(error) => Err(error.into()),

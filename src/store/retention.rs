@@ -11,7 +11,8 @@ use uuid::Uuid;
 use crate::file::FileRecord;
 use crate::job::{JobId, Retention};
 use crate::store::files::{FileRow, file_columns, recorded_file};
-use crate::store::{Error, Store, by_index};
+use crate::store::index_order::read_in_index_order;
+use crate::store::{Error, Store};
 
 /// What one statement takes at most, so that the first clean-up of a year's jobs doesn't hold anybody up.
 const BATCH: i64 = 1_000;
@@ -21,7 +22,7 @@ const COUNTED: u64 = 50_000;
 
 /// What a retention counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Of {
+pub enum Retained {
     /// The files that are there.
     Files,
     /// The jobs that have ended, with a file or without.
@@ -30,7 +31,7 @@ pub enum Of {
 
 /// After whom the next look begins; the empty text: from the beginning. It is this process's own.
 #[derive(Debug, Default)]
-pub(super) struct Tours {
+pub(super) struct Cursors {
     files: Mutex<String>,
     files_of_jobs: Mutex<String>,
     jobs: Mutex<String>,
@@ -86,9 +87,14 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn files_past(&self, retention: &Retention, of: Of, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
-        let (tour, statement) = match of {
-            Of::Files => {
+    pub async fn files_past(
+        &self,
+        retention: &Retention,
+        retained: Retained,
+        destination: Uuid,
+    ) -> Result<Vec<FileRecord>, Error> {
+        let (cursor, statement) = match retained {
+            Retained::Files => {
                 let files = sqlx::query_as(concat!(
                     "-- store.retention.files_past\n ",
                     files_past!(
@@ -97,20 +103,20 @@ impl Store {
                         "coalesce(f.database_id = (select cdc_export.database_id()), true)"
                     )
                 ));
-                (&self.tours.files, files)
+                (&self.cursors.files, files)
             }
-            Of::Jobs => {
+            Retained::Jobs => {
                 let files = sqlx::query_as(concat!(
                     "-- store.retention.files_of_jobs_past\n ",
                     files_past!("f.finished_at is not null", "true")
                 ));
-                (&self.tours.files_of_jobs, files)
+                (&self.cursors.files_of_jobs, files)
             }
         };
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        by_index(&mut tx).await?;
-        let (consumers, next) = consumers(&mut tx, &position(tour), retention).await?;
+        read_in_index_order(&mut tx).await?;
+        let (consumers, next) = consumers(&mut tx, &read(cursor), retention).await?;
         let rows: Vec<FileRow> = statement
             .bind(consumers)
             .bind(retention.count.map(|count| count as i64))
@@ -121,7 +127,7 @@ impl Store {
             .await?;
         tx.commit().await?;
         conn.give_back();
-        go_on(tour, next);
+        advance(cursor, next);
         rows.into_iter().map(FileRecord::try_from).collect()
     }
 
@@ -132,11 +138,11 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn forget_jobs_past(&self, retention: &Retention) -> Result<u64, Error> {
-        let tour = &self.tours.jobs;
+        let cursor = &self.cursors.jobs;
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        by_index(&mut tx).await?;
-        let (consumers, next) = consumers(&mut tx, &position(tour), retention).await?;
+        read_in_index_order(&mut tx).await?;
+        let (consumers, next) = consumers(&mut tx, &read(cursor), retention).await?;
         let forgotten = sqlx::query(concat!(
             "-- store.retention.forget_jobs_past
              delete from exports where id = any (array(
@@ -172,7 +178,7 @@ impl Store {
         .await?;
         tx.commit().await?;
         conn.give_back();
-        go_on(tour, next);
+        advance(cursor, next);
         Ok(forgotten.rows_affected())
     }
 
@@ -182,11 +188,11 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn forget_lanes(&self) -> Result<u64, Error> {
-        let tour = &self.tours.lanes;
-        let after = tour.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let cursor = &self.cursors.lanes;
+        let after = cursor.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        by_index(&mut tx).await?;
+        read_in_index_order(&mut tx).await?;
         let next: Option<(String, String)> = sqlx::query_as(
             "-- store.retention.lanes
              select consumer_id, dataset from cdc_export.lanes where (consumer_id, dataset) > ($1, $2)
@@ -228,7 +234,7 @@ impl Store {
         .await?;
         tx.commit().await?;
         conn.give_back();
-        *tour.lock().unwrap_or_else(PoisonError::into_inner) = next.unwrap_or_default();
+        *cursor.lock().unwrap_or_else(PoisonError::into_inner) = next.unwrap_or_default();
         Ok(forgotten.rows_affected())
     }
 
@@ -267,12 +273,12 @@ impl Store {
     }
 }
 
-fn position(tour: &Mutex<String>) -> String {
-    tour.lock().unwrap_or_else(PoisonError::into_inner).clone()
+fn read(cursor: &Mutex<String>) -> String {
+    cursor.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-fn go_on(tour: &Mutex<String>, next: String) {
-    *tour.lock().unwrap_or_else(PoisonError::into_inner) = next;
+fn advance(cursor: &Mutex<String>, next: String) {
+    *cursor.lock().unwrap_or_else(PoisonError::into_inner) = next;
 }
 
 /// The next consumers to look at, and after whom to go on. Exports without one are looked at each time.

@@ -8,7 +8,8 @@ use sqlx::types::Json;
 use sqlx::{Connection, PgConnection, Postgres};
 
 use crate::job::{ConsumerId, ExportType};
-use crate::store::{Error, Store, by_index, texts};
+use crate::store::index_order::read_in_index_order;
+use crate::store::{Error, Store};
 use crate::watermark::{NewPosition, Position, Watermark};
 
 impl Store {
@@ -65,10 +66,11 @@ impl Store {
     ) -> Result<Vec<ConsumerPosition>, Error> {
         // Before every name that there may be, and from there to behind them.
         let (consumer, dataset) = after.map_or(("", ""), |(consumer, dataset)| (consumer.as_str(), dataset));
-        let (first, last) = texts(among).map_or((vec![""], vec!["~"]), |among| (among.clone(), among));
+        let among = among.map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
+        let (first, last) = among.map_or((vec![""], vec!["~"]), |ids| (ids.clone(), ids));
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        by_index(&mut tx).await?;
+        read_in_index_order(&mut tx).await?;
         let rows: Vec<(String, String, Option<DateTime<Utc>>)> = sqlx::query_as(
             "-- store.watermarks.places
              select k.consumer_id, k.dataset, w.last_exported_at
@@ -162,12 +164,12 @@ impl Store {
     }
 }
 
-/// The step that an export takes.
-pub(crate) struct Step<'a> {
+/// What a commit makes of a consumer's position.
+pub(crate) struct Advance<'a> {
     pub(crate) export_type: ExportType,
-    /// From here,
+    /// The position that the export found.
     pub(crate) position: &'a Position,
-    /// to here.
+    /// The position that the export leaves.
     pub(crate) new_position: &'a NewPosition,
     /// The time that people read; `None`: no exported row had one that could be.
     pub(crate) to: Option<DateTime<Utc>>,
@@ -178,9 +180,9 @@ pub(crate) async fn advance(
     conn: &mut PgConnection,
     consumer: &ConsumerId,
     dataset: &str,
-    step: &Step<'_>,
+    advance: &Advance<'_>,
 ) -> Result<bool, Error> {
-    let Step { export_type, position, new_position, to } = step;
+    let Advance { export_type, position, new_position, to } = advance;
     // An incremental export delivers no deletions: those since its last delta or full stay due.
     let deletions = match (export_type, &position.deletions) {
         (ExportType::Incremental, Some(due)) if new_position.snapshot.is_some() => Some(due),

@@ -227,7 +227,7 @@ async fn nothing_reads_all_jobs_again_and_again() {
         "commit.complete",
         "jobs.last",
         "jobs.open_of",
-        "room.count",
+        "open_jobs.count",
         "queue.claim",
         "queue.reap",
         "gauges.backlog",

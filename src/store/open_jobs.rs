@@ -1,4 +1,4 @@
-//! How many jobs are open in all, and whether there is room for one more.
+//! A bound on open jobs: how many there are in all, and whether one more may be made.
 //!
 //! Nobody counts them each time: beside an export that runs for hours, the index of open jobs keeps an entry for each one that has
 //! ended since, and all submissions would wait for one row that had the number. A process counts once in a while, and its own from
@@ -16,7 +16,7 @@ const BELIEVED: Duration = Duration::from_secs(1);
 
 /// What this process knows of the number of open jobs.
 #[derive(Debug, Default)]
-pub(super) struct Room {
+pub(super) struct OpenJobs {
     open: Mutex<Open>,
     /// One counts, and the others wait for that.
     counting: tokio::sync::Mutex<()>,
@@ -58,29 +58,29 @@ impl Open {
     }
 }
 
-/// A place for one more open job, until it is made or given up.
+/// The right to make one more open job, until it is used or given up.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
-    room: &'a Room,
-    is_made: bool,
+pub(super) struct Slot<'a> {
+    open_jobs: &'a OpenJobs,
+    is_used: bool,
 }
 
-impl Place<'_> {
-    /// The job is there.
-    pub(super) fn made(mut self) {
-        self.is_made = true;
+impl Slot<'_> {
+    /// The job is made.
+    pub(super) fn used(mut self) {
+        self.is_used = true;
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        let mut open = self.room.open();
+        let mut open = self.open_jobs.open();
         open.making -= 1;
-        open.made += u32::from(self.is_made);
+        open.made += u32::from(self.is_used);
     }
 }
 
-impl Room {
+impl OpenJobs {
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,36 +92,36 @@ impl Room {
         open.made -= made;
     }
 
-    fn take(&self, max: u32) -> (Answer, Option<Place<'_>>) {
+    fn take(&self, max: u32) -> (Answer, Option<Slot<'_>>) {
         let answer = self.open().take(max);
-        (answer, (answer == Answer::Taken).then(|| Place { room: self, is_made: false }))
+        (answer, (answer == Answer::Taken).then(|| Slot { open_jobs: self, is_used: false }))
     }
 }
 
 impl Store {
-    /// A place for one more job among `max` open ones; `None`: there is none.
-    pub(super) async fn place(&self, conn: &mut PgConnection, max: u32) -> Result<Option<Place<'_>>, Error> {
-        let (answer, place) = self.room.take(max);
+    /// The right to make one more job among `max` open ones; `None`: there are as many.
+    pub(super) async fn slot(&self, conn: &mut PgConnection, max: u32) -> Result<Option<Slot<'_>>, Error> {
+        let (answer, slot) = self.open_jobs.take(max);
         if answer != Answer::CountAgain {
-            return Ok(place);
+            return Ok(slot);
         }
-        let _turn = self.room.counting.lock().await;
+        let _turn = self.open_jobs.counting.lock().await;
         // Somebody may just have counted.
-        let (answer, place) = self.room.take(max);
+        let (answer, slot) = self.open_jobs.take(max);
         if answer != Answer::CountAgain {
-            return Ok(place);
+            return Ok(slot);
         }
         // What is made from here on is counted twice at worst.
-        let (at, made) = (Instant::now(), self.room.open().made);
+        let (at, made) = (Instant::now(), self.open_jobs.open().made);
         let counted: i64 = sqlx::query_scalar(
-            "-- store.room.count
+            "-- store.open_jobs.count
              select count(*) from (select from exports where status in ('pending', 'processing') limit $1) open",
         )
         .bind(i64::from(max))
         .fetch_one(conn)
         .await?;
-        self.room.counted(u32::try_from(counted).unwrap_or(u32::MAX), at, made);
-        Ok(self.room.take(max).1)
+        self.open_jobs.counted(u32::try_from(counted).unwrap_or(u32::MAX), at, made);
+        Ok(self.open_jobs.take(max).1)
     }
 }
 
@@ -131,27 +131,27 @@ mod tests {
 
     #[test]
     fn a_count_is_believed_while_it_can_be() {
-        let room = Room::default();
-        let answer = || room.open().take(10);
+        let open_jobs = OpenJobs::default();
+        let answer = || open_jobs.open().take(10);
         assert_eq!(answer(), Answer::CountAgain, "nobody has counted");
-        *room.open() = Open { counted: Some((8, Instant::now())), ..Open::default() };
-        let (first, second) = (room.take(10).1.unwrap(), room.take(10).1.unwrap());
+        *open_jobs.open() = Open { counted: Some((8, Instant::now())), ..Open::default() };
+        let (first, second) = (open_jobs.take(10).1.unwrap(), open_jobs.take(10).1.unwrap());
         assert_eq!(answer(), Answer::CountAgain, "some of the eight may have ended");
         drop(first);
-        let (answered, place) = room.take(10);
+        let (answered, slot) = open_jobs.take(10);
         assert_eq!(answered, Answer::Taken, "it was given up");
-        second.made();
-        place.unwrap().made();
-        let Open { made, making, .. } = *room.open();
+        second.used();
+        slot.unwrap().used();
+        let Open { made, making, .. } = *open_jobs.open();
         assert_eq!((made, making), (2, 0));
         assert_eq!(answer(), Answer::CountAgain);
         // One more was made while somebody counted.
-        room.open().made = 3;
-        room.counted(8, Instant::now(), 2);
-        assert_eq!((answer(), room.open().made), (Answer::Taken, 1));
-        room.counted(10, Instant::now(), 1);
+        open_jobs.open().made = 3;
+        open_jobs.counted(8, Instant::now(), 2);
+        assert_eq!((answer(), open_jobs.open().made), (Answer::Taken, 1));
+        open_jobs.counted(10, Instant::now(), 1);
         assert_eq!(answer(), Answer::Full);
-        room.counted(10, Instant::now() - BELIEVED * 2, 0);
+        open_jobs.counted(10, Instant::now() - BELIEVED * 2, 0);
         assert_eq!(answer(), Answer::CountAgain, "it is old");
     }
 }

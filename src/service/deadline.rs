@@ -1,0 +1,19 @@
+//! A call of a client gets its answer in time, if only that there is none.
+
+use crate::service::{CALL_TIMEOUT, COUNTING_TIMEOUT, Error};
+use crate::{source, store};
+
+/// A look at a table, which somebody may have locked.
+pub(super) async fn on_table<T>(look: impl Future<Output = Result<T, source::Error>>) -> Result<T, Error> {
+    match tokio::time::timeout(COUNTING_TIMEOUT, look).await {
+        Ok(Ok(seen)) => Ok(seen),
+        Ok(Err(source::Error::Mismatch(faults))) => Err(Error::Mismatch(faults)),
+        Ok(Err(error)) => Err(Error::Table(Some(error))),
+        Err(_) => Err(Error::Table(None)),
+    }
+}
+
+/// A statement of the store.
+pub(super) async fn with_timeout<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
+    Ok(store::with_timeout(CALL_TIMEOUT, call).await?)
+}

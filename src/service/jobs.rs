@@ -1,0 +1,192 @@
+//! Jobs: asked for, looked at, stopped, followed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt, stream};
+use tokio::time::Instant;
+
+use crate::dataset::Dataset;
+use crate::job::lane::Lane;
+use crate::job::selection::Selection;
+use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::service::deadline::{on_table, with_timeout};
+use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
+use crate::service::{Error, LAST_LOOK_TIMEOUT, Service};
+use crate::store::{
+    self,
+    jobs::{Cancelled, Submitted},
+    lanes::OutOfStep,
+};
+
+impl Service {
+    /// Takes a job on. It will be done, whatever happens to this process. A request that was sent before, by its key, is the
+    /// job that it was then.
+    ///
+    /// # Errors
+    /// If there is no such dataset, or not with what is selected of it, the key was sent with another request, too much is open,
+    /// or the database fails.
+    pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
+        let dataset = self.dataset(&request.dataset)?;
+        if !request.selection.is_all()
+            && let Err(bad) = self.check(dataset, &request.selection).await
+        {
+            // Sent before, it was good then, whatever the table is now.
+            let before = with_timeout(self.store.sent_before(request)).await?;
+            return before.filter(|job| request.asks_for(job)).ok_or(bad);
+        }
+        // A broken folder is the worker's to report: the job fails with the reason.
+        let store = self.on_folder(|folder| folder.destination_id()).await.ok();
+        let submitted = with_timeout(self.store.submit(request, store, self.terms)).await;
+        match self.or_set_back(submitted).await? {
+            Submitted::Accepted(job) | Submitted::Before(job) => Ok(job),
+            Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
+            Submitted::OutOfStep(OutOfStep::GoneOn(jobs)) => Err(Error::OutOfStep(jobs)),
+            Submitted::OutOfStep(OutOfStep::Unknown) => Err(Error::Restored),
+            Submitted::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
+            Submitted::QueueFull(open) => Err(Error::QueueFull(open)),
+        }
+    }
+
+    /// Takes a job on that is like one which failed or was cancelled.
+    ///
+    /// # Errors
+    /// If there is no such job, or it ended otherwise, or not yet; and as [`submit`](Service::submit).
+    pub async fn retry(&self, id: JobId, key: Option<IdempotencyKey>) -> Result<Job, Error> {
+        let Job { consumer, dataset, export_type, selection, encoding, after, status, .. } = self.job(id).await?;
+        if !matches!(status, Status::Failed | Status::Cancelled) {
+            return Err(Error::NotToRetry(status));
+        }
+        let retry_of = Some(id);
+        self.submit(&Request { consumer, dataset, export_type, selection, encoding, after, retry_of, key }).await
+    }
+
+    async fn check(&self, dataset: &Arc<Dataset>, selection: &Selection) -> Result<(), Error> {
+        let checked = on_table(self.source.check(dataset, selection)).await?;
+        checked.map_err(Error::BadSelection)
+    }
+
+    /// A job.
+    ///
+    /// # Errors
+    /// If there is none of this id.
+    pub async fn job(&self, id: JobId) -> Result<Job, Error> {
+        with_timeout(self.store.job(id)).await?.ok_or(Error::NoJob)
+    }
+
+    /// Cancels a job, or asks its worker to stop. True: it was cancelled before.
+    ///
+    /// # Errors
+    /// If it is too late, or there is no such job.
+    pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
+        match with_timeout(self.store.cancel(id)).await? {
+            Cancelled::Asked(job) => Ok((job, false)),
+            Cancelled::Already(job) => Ok((job, true)),
+            Cancelled::Committing => Err(Error::Committing),
+            Cancelled::Ended(status) => Err(Error::Ended(status)),
+            Cancelled::Unknown => Err(Error::NoJob),
+        }
+    }
+
+    /// A job, once it has ended or `patience` has passed.
+    ///
+    /// # Errors
+    /// If there is none of this id, too many follow jobs already, or the database fails.
+    pub async fn ended_job(&self, id: JobId, timeout: Duration, subscriber: Subscriber) -> Result<Job, Error> {
+        let deadline = Instant::now() + timeout;
+        // Before the first look, so that no end is missed in between.
+        let follower = self.followers.join(subscriber, id);
+        let job = self.job(id).await?;
+        if job.status.is_terminal() || Instant::now() >= deadline {
+            return Ok(job);
+        }
+        tokio::select! {
+            job = ended(follower?) => if let Some(job) = job { return Ok(job) },
+            () = tokio::time::sleep_until(deadline) => {}
+            () = self.stopping.cancelled() => {}
+        }
+        self.job(id).await
+    }
+
+    /// A job as it stands, then again each time that it was seen to have changed, up to its end.
+    ///
+    /// # Errors
+    /// If there is none of this id, too many follow jobs already, or the database fails; later that ends the stream after some
+    /// time.
+    pub async fn follow(&self, id: JobId, subscriber: Subscriber) -> Result<impl Stream<Item = Job> + use<>, Error> {
+        let follower = self.followers.join(subscriber, id)?;
+        let first = self.job(id).await?;
+        // A look that others began before may show the job as it was before.
+        let since = Instant::now();
+        let start = (follower, first.clone(), since, self.stopping.clone());
+        let changes = stream::unfold(start, async |(mut follower, last, since, stopping)| {
+            let next = tokio::select! {
+                next = changed(&mut follower, &last, since) => next?,
+                () = stopping.cancelled() => return None,
+            };
+            Some((next.clone(), (follower, next, since, stopping)))
+        });
+        Ok(stream::once(std::future::ready(first)).chain(changes))
+    }
+
+    /// Jobs that a filter lets through, newest first.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
+        with_timeout(self.store.jobs(filter, limit)).await
+    }
+
+    /// The published exports of a lane after this one, by their numbers and from after the number `from`, where that is said.
+    ///
+    /// # Errors
+    /// If the database knows no completed export of this id in the lane, or fails.
+    pub async fn published_after(
+        &self,
+        lane: Lane<'_>,
+        after: JobId,
+        from: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<Job>, Error> {
+        with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
+    }
+
+    /// Why a write failed, if that is Postgres's transaction ids. One that waited in vain for another transaction may have waited for
+    /// one that never was.
+    async fn or_set_back<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
+        if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.was_waiting()) {
+            return written;
+        }
+        match tokio::time::timeout(LAST_LOOK_TIMEOUT, self.probe.ping()).await {
+            Ok(Err(cause @ store::Error::XidsSetBack(_))) => Err(cause.into()),
+            _ => written,
+        }
+    }
+}
+
+/// The job at its end; `None` if nobody can tell.
+async fn ended(mut follower: Follower) -> Option<Job> {
+    loop {
+        match follower.next().await.outcome {
+            PollOutcome::Job(job) if job.status.is_terminal() => return Some(Job::clone(&job)),
+            PollOutcome::Job(_) | PollOutcome::Failed => {}
+            PollOutcome::Lost => return None,
+        }
+    }
+}
+
+/// The job once it stands differently; `None` if it never will, or nobody can tell.
+async fn changed(follower: &mut Follower, last: &Job, since: Instant) -> Option<Job> {
+    let standing = |job: &Job| (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt);
+    while !last.status.is_terminal() {
+        let Poll { begun, outcome } = follower.next().await;
+        match outcome {
+            PollOutcome::Job(job) if begun >= since && standing(&job) != standing(last) => {
+                return Some(Job::clone(&job));
+            }
+            PollOutcome::Job(_) | PollOutcome::Failed => {}
+            PollOutcome::Lost => return None,
+        }
+    }
+    None
+}
