@@ -21,6 +21,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::job::encoding::Encoding;
+use crate::job::lane::Lane;
 use crate::job::selection::Selection;
 use crate::job::words::words;
 
@@ -313,6 +314,13 @@ pub struct Job {
     pub started_at: Option<DateTime<Utc>>,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl Job {
+    /// The job's lane; `None`: an ad-hoc export has none.
+    pub fn lane(&self) -> Option<Lane<'_>> {
+        self.consumer.as_ref().map(|consumer| Lane { consumer, dataset: &self.dataset })
+    }
 }
 
 /// Why a job failed: a stable word for programs, a sentence for people.

@@ -53,7 +53,7 @@ async fn plan(config: &Config, database: &Database, what: &Plan) -> anyhow::Resu
         None => outln!("Nobody has counted the rows of {} yet: ANALYZE does.", dataset.table)?,
     }
     if what.export_type != ExportType::Full {
-        let waiting = match service.standing(&what.consumer, dataset).await?.rows_waiting {
+        let waiting = match service.lag(&what.consumer, dataset).await?.rows_waiting {
             Waiting::Exactly(rows) => HumanCount(rows).to_string(),
             Waiting::AtLeast(rows) => format!("at least {}", HumanCount(rows)),
             Waiting::Unknown => "an unknown number of".to_owned(),

@@ -12,6 +12,7 @@ use crate::http::job::JobBody;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::schemas::rfc3339;
+use crate::job::lane::Lane;
 use crate::job::{ConsumerId, Continuity, Job};
 use crate::service::Service;
 use crate::watermark::{ConsumerLag, Waiting};
@@ -67,7 +68,7 @@ pub(crate) async fn list(
 ) -> Result<Json<Page<ConsumerBody>>, Problem> {
     let limit = pages::limit(query.limit.as_deref())?;
     let after = query.cursor.as_deref().map(read_cursor).transpose()?;
-    let after = after.as_ref().map(|(consumer, dataset)| (consumer, *dataset));
+    let after = after.as_ref().map(|(consumer, dataset)| Lane { consumer, dataset });
     let consumers = service.consumers(after, caller.consumers(), limit + 1).await?;
     Ok(Json(Page::new(consumers, limit, |(standing, _)| format!("{}/{}", standing.consumer, standing.dataset), body)))
 }

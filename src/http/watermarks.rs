@@ -15,6 +15,7 @@ use crate::http::input::Consumer;
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::http::schemas::rfc3339;
+use crate::job::lane::Lane;
 use crate::service::Service;
 use crate::watermark::Watermark;
 
@@ -80,7 +81,7 @@ pub(crate) async fn get(
     Consumer(consumer): Consumer,
     Query(DatasetQuery { dataset }): Query<DatasetQuery>,
 ) -> Result<Json<WatermarkBody>, Problem> {
-    Ok(Json(service.watermark(&consumer, &dataset).await?.into()))
+    Ok(Json(service.watermark(Lane { consumer: &consumer, dataset: &dataset }).await?.into()))
 }
 
 /// Set where a consumer stands
@@ -113,7 +114,7 @@ pub(crate) async fn delete(
     Consumer(consumer): Consumer,
     Query(DatasetQuery { dataset }): Query<DatasetQuery>,
 ) -> Result<StatusCode, Problem> {
-    service.forget_watermark(&consumer, &dataset).await?;
+    service.forget_watermark(Lane { consumer: &consumer, dataset: &dataset }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

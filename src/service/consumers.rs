@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 
 use crate::dataset::Dataset;
 use crate::dataset::catalog::is_name;
+use crate::job::lane::Lane;
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Job};
 use crate::service::deadline::{on_table, with_timeout};
@@ -30,9 +31,9 @@ impl Service {
     ///
     /// # Errors
     /// If it has no watermark.
-    pub async fn watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<Watermark, Error> {
-        let dataset = self.dataset(dataset)?;
-        with_timeout(self.store.watermark(consumer, &dataset.name)).await?.ok_or(Error::NoWatermark)
+    pub async fn watermark(&self, lane: Lane<'_>) -> Result<Watermark, Error> {
+        self.dataset(lane.dataset)?;
+        with_timeout(self.store.watermark(lane)).await?.ok_or(Error::NoWatermark)
     }
 
     /// Where consumers stand in datasets, in the order of their ids, those after `after` and, if that is said, of those `among`;
@@ -42,32 +43,31 @@ impl Service {
     /// If the database fails, or doesn't count in time.
     pub async fn consumers(
         &self,
-        after: Option<(&ConsumerId, &str)>,
+        after: Option<Lane<'_>>,
         among: Option<&[ConsumerId]>,
         limit: u32,
     ) -> Result<Vec<(ConsumerLag, Option<Job>)>, Error> {
-        let places = with_timeout(self.store.places(after, among, limit)).await?;
-        let standings = self.standings(&places).await?;
+        let positions = with_timeout(self.store.positions(after, among, limit)).await?;
+        let lags = self.lags(&positions).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
-            places.iter().map(|place| (place.consumer.as_str(), place.dataset.as_str())).unzip();
+            positions.iter().map(|position| (position.consumer.as_str(), position.dataset.as_str())).unzip();
         let mut jobs = with_timeout(self.store.last_jobs(&ids, &datasets)).await?;
-        let with_job = |standing: ConsumerLag| {
-            let is_its =
-                |job: &Job| job.consumer.as_ref() == Some(&standing.consumer) && job.dataset == standing.dataset;
+        let with_job = |lag: ConsumerLag| {
+            let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
             let job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
-            (standing, job)
+            (lag, job)
         };
-        Ok(standings.into_iter().map(with_job).collect())
+        Ok(lags.into_iter().map(with_job).collect())
     }
 
     /// Where a consumer stands in a dataset, or would.
     ///
     /// # Errors
     /// If the table can't be read.
-    pub async fn standing(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<ConsumerLag, Error> {
+    pub async fn lag(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<ConsumerLag, Error> {
         let consumers = self.with_markers(dataset, &[consumer]).await?;
-        let standings = on_table(self.source.lags(dataset, &consumers, MOST_CHANGES)).await?;
-        standings.into_iter().next().ok_or(Error::NoWatermark)
+        let lags = on_table(self.source.lags(dataset, &consumers, MOST_CHANGES)).await?;
+        lags.into_iter().next().ok_or(Error::NoWatermark)
     }
 
     /// What the folder says of a consumer's lane.
@@ -96,23 +96,23 @@ impl Service {
         Ok(consumers.iter().map(|id| id.as_str()).zip(markers).collect())
     }
 
-    /// Where consumers stand, seen from the tables. A table that can't be read hides nobody.
-    async fn standings(&self, places: &[ConsumerPosition]) -> Result<Vec<ConsumerLag>, Error> {
-        let mut seen = Vec::new();
-        let datasets = places.iter().map(|place| &place.dataset).collect::<BTreeSet<_>>().len();
+    /// Where consumers stand, seen from the tables. Of a table that can't be read a consumer's waiting rows are unknown.
+    async fn lags(&self, positions: &[ConsumerPosition]) -> Result<Vec<ConsumerLag>, Error> {
+        let mut found = Vec::new();
+        let datasets = positions.iter().map(|position| &position.dataset).collect::<BTreeSet<_>>().len();
         for dataset in self.catalog.iter() {
-            let of = places.iter().filter(|place| place.dataset == dataset.name);
-            let consumers: Vec<_> = of.map(|place| &place.consumer).collect();
+            let its = positions.iter().filter(|position| position.dataset == dataset.name);
+            let consumers: Vec<_> = its.map(|position| &position.consumer).collect();
             if consumers.is_empty() {
                 continue;
             }
             let consumers = self.with_markers(dataset, &consumers).await?;
-            // Each has its share of the time: a table that is locked, or too large to count, hides no other one.
+            // Each table has its share of the time, so that one that is locked, or too large to count, takes none from the others.
             let share = COUNTING_TIMEOUT / u32::try_from(datasets).unwrap_or(u32::MAX);
             let changes = (CHANGES_OF_A_PAGE / datasets as u64).clamp(FEWEST_CHANGES, MOST_CHANGES);
             let error = match tokio::time::timeout(share, self.source.lags(dataset, &consumers, changes)).await {
-                Ok(Ok(standings)) => {
-                    seen.extend(standings);
+                Ok(Ok(lags)) => {
+                    found.extend(lags);
                     continue;
                 }
                 Ok(Err(error)) => Some(error),
@@ -125,17 +125,17 @@ impl Service {
             let error = error.map_or("no answer in time".to_owned(), |error| chain(&error));
             tracing::warn!(event = "table_unreadable", dataset = dataset.name, error);
         }
-        let standing = |place: &ConsumerPosition| {
-            let is_its = |seen: &ConsumerLag| seen.consumer == place.consumer && seen.dataset == place.dataset;
-            seen.iter().position(is_its).map(|at| seen.swap_remove(at)).unwrap_or_else(|| ConsumerLag {
-                consumer: place.consumer.clone(),
-                dataset: place.dataset.clone(),
-                last_exported_at: place.last_exported_at,
+        let lag = |position: &ConsumerPosition| {
+            let is_its = |lag: &ConsumerLag| lag.consumer == position.consumer && lag.dataset == position.dataset;
+            found.iter().position(is_its).map(|at| found.swap_remove(at)).unwrap_or_else(|| ConsumerLag {
+                consumer: position.consumer.clone(),
+                dataset: position.dataset.clone(),
+                last_exported_at: position.last_exported_at,
                 rows_waiting: Waiting::Unknown,
                 continuity: None,
             })
         };
-        Ok(places.iter().map(standing).collect())
+        Ok(positions.iter().map(lag).collect())
     }
 
     /// Sets a consumer's watermark by hand.
@@ -163,11 +163,11 @@ impl Service {
     ///
     /// # Errors
     /// If an export of that consumer is being committed.
-    pub async fn forget_watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
-        if !is_name(dataset) {
+    pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<(), Error> {
+        if !is_name(lane.dataset) {
             return Err(Error::NoDataset(self.catalog.names()));
         }
-        match with_timeout(self.store.forget_watermark(consumer, dataset)).await? {
+        match with_timeout(self.store.forget_watermark(lane)).await? {
             Written::Done => Ok(()),
             Written::Committing => Err(Error::Committing),
         }

@@ -125,12 +125,12 @@ async fn commit_once(
     if step(conn, complete).await?.is_none() {
         return Ok(Committed::NotOurs);
     }
-    let Some(consumer) = &job.consumer else { return Ok(Committed::Done) };
+    let Some(lane) = job.lane() else { return Ok(Committed::Done) };
     if position.version.is_none() && exported.rows == 0 {
         // No position yet: the next export starts from the beginning as well, and nothing was missed.
         return Ok(Committed::Done);
     }
     let advance = watermarks::Advance { export_type: job.export_type, position, new_position, to: watermark_to };
-    let moved = watermarks::advance(conn, consumer, &job.dataset, &advance).await?;
+    let moved = watermarks::advance(conn, lane, &advance).await?;
     Ok(if moved { Committed::Done } else { Committed::WatermarkChanged })
 }

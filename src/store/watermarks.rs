@@ -7,6 +7,7 @@ use sqlx::query::Query;
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection, Postgres};
 
+use crate::job::lane::Lane;
 use crate::job::{ConsumerId, ExportType};
 use crate::store::index_order::read_in_index_order;
 use crate::store::{Error, Store};
@@ -17,21 +18,21 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<Option<Watermark>, Error> {
+    pub async fn watermark(&self, lane: Lane<'_>) -> Result<Option<Watermark>, Error> {
         let mut conn = self.connection().await?;
         let time: Option<DateTime<Utc>> = sqlx::query_scalar(
             "-- store.watermarks.get
              select last_exported_at from watermarks
              where consumer_id = $1 and dataset = $2 and last_exported_at is not null",
         )
-        .bind(consumer.as_str())
-        .bind(dataset)
+        .bind(lane.consumer.as_str())
+        .bind(lane.dataset)
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
         Ok(time.map(|last_exported_at| Watermark {
-            consumer: consumer.clone(),
-            dataset: dataset.to_owned(),
+            consumer: lane.consumer.clone(),
+            dataset: lane.dataset.to_owned(),
             last_exported_at,
         }))
     }
@@ -58,14 +59,14 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn places(
+    pub async fn positions(
         &self,
-        after: Option<(&ConsumerId, &str)>,
+        after: Option<Lane<'_>>,
         among: Option<&[ConsumerId]>,
         limit: u32,
     ) -> Result<Vec<ConsumerPosition>, Error> {
         // Before every name that there may be, and from there to behind them.
-        let (consumer, dataset) = after.map_or(("", ""), |(consumer, dataset)| (consumer.as_str(), dataset));
+        let (consumer, dataset) = after.map_or(("", ""), |lane| (lane.consumer.as_str(), lane.dataset));
         let among = among.map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
         let (first, last) = among.map_or((vec![""], vec!["~"]), |ids| (ids.clone(), ids));
         let mut conn = self.connection().await?;
@@ -139,12 +140,12 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn forget_watermark(&self, consumer: &ConsumerId, dataset: &str) -> Result<Written, Error> {
+    pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<Written, Error> {
         let statement = sqlx::query(
             "-- store.watermarks.forget
              delete from watermarks where consumer_id = $1 and dataset = $2",
         );
-        self.write_by_hand(statement.bind(consumer.as_str()).bind(dataset)).await
+        self.write_by_hand(statement.bind(lane.consumer.as_str()).bind(lane.dataset)).await
     }
 
     async fn write_by_hand(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<Written, Error> {
@@ -176,12 +177,7 @@ pub(crate) struct Advance<'a> {
 }
 
 /// Moves a consumer's position, if it still is what the export found when it began: version and time. False: it isn't.
-pub(crate) async fn advance(
-    conn: &mut PgConnection,
-    consumer: &ConsumerId,
-    dataset: &str,
-    advance: &Advance<'_>,
-) -> Result<bool, Error> {
+pub(crate) async fn advance(conn: &mut PgConnection, lane: Lane<'_>, advance: &Advance<'_>) -> Result<bool, Error> {
     let Advance { export_type, position, new_position, to } = advance;
     // An incremental export delivers no deletions: those since its last delta or full stay due.
     let deletions = match (export_type, &position.deletions) {
@@ -221,8 +217,8 @@ pub(crate) async fn advance(
     };
     let table = &new_position.table;
     let moved = statement
-        .bind(consumer.as_str())
-        .bind(dataset)
+        .bind(lane.consumer.as_str())
+        .bind(lane.dataset)
         .bind(to)
         .bind(position.version)
         .bind(position.last_exported_at)
