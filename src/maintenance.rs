@@ -35,7 +35,7 @@ use crate::store::{self, Store, lease};
 use crate::telemetry::complaints::Complaints;
 use crate::telemetry::{chain, metrics};
 
-/// Reading the whole folder costs more than all the rest, and what a crash left there is in nobody's way.
+/// Reading the whole folder costs more than all the rest, and a file that a crash left there harms nothing.
 const FOLDER_PERIOD: Duration = Duration::from_secs(60);
 
 /// The log grows slowly beside what a purge takes away, and a statement in ten seconds is nothing.
@@ -50,13 +50,13 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What an operator may set.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How long a job stays with a worker that gives no sign.
+    /// How long a job stays with a worker that doesn't renew its lease.
     pub lease: Duration,
-    /// How much of the change log a consumer that doesn't come may hold.
+    /// How much of the change log a consumer may hold that asks for no export.
     pub log_caps: Caps,
-    /// Files that are kept.
+    /// Which files are kept.
     pub retain_files: Retention,
-    /// Jobs that are kept; a job's file goes with it at the latest.
+    /// Which jobs are kept; a job's file is removed with the job at the latest.
     pub retain_jobs: Retention,
 }
 
@@ -67,7 +67,7 @@ pub struct Maintenance {
     store: Store,
     source: Source,
     folder: Arc<Folder>,
-    /// Somebody left something in the folder.
+    /// Wakes the sweep: a vanished attempt may have left a file.
     swept: Arc<Notify>,
 }
 
@@ -84,7 +84,7 @@ enum Error {
     Publisher(#[from] publisher::Error),
 }
 
-/// What is done again and again.
+/// A task that is done again and again.
 trait Task: Send {
     /// The name in the log.
     const NAME: &'static str;
@@ -104,8 +104,8 @@ impl Maintenance {
         Maintenance { settings, store, source, folder, swept: Arc::new(Notify::new()) }
     }
 
-    /// Says that the jobs of this folder have a worker, before the first of them is submitted: a process with another folder
-    /// would else take it.
+    /// Records that this destination has a worker, before the first job is submitted: a process with another destination would otherwise
+    /// take the job.
     pub async fn announce(&self) {
         let mut announce = Announce::new(self);
         // A folder that hangs doesn't keep the API from starting.
@@ -117,7 +117,7 @@ impl Maintenance {
         tracing::warn!(event = "announce_failed", error);
     }
 
-    /// Does what there is to do until `shutdown`.
+    /// Runs all tasks until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
         let often = lease::interval(self.settings.lease);

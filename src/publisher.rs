@@ -10,15 +10,15 @@ use crate::sink::access::FolderAccess;
 use crate::sink::{self, Folder, Published};
 use crate::store::{self, Store, lease};
 
-/// A file that is committed and nowhere in its folder for so long is lost: who was just renaming it has long done that.
+/// A committed file that is missing in its folder for so long is lost: a process that was just renaming it has long done so.
 pub(crate) const LOST_AFTER: Duration = Duration::from_secs(10);
 
 /// How a publication went.
 #[derive(Debug)]
 pub enum Publication {
-    /// The file has its name, or somebody else ended the job.
+    /// The file has its name, or the job was ended otherwise.
     Done,
-    /// It is nowhere in the folder. Perhaps another process is just renaming it.
+    /// The file is not in the folder. Perhaps another process is just renaming it.
     Missing(Box<FileRecord>),
 }
 
@@ -42,12 +42,12 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes in this folder. `lease` is how long a job stays with a worker that gives no sign.
+    /// A publisher for this folder. `lease` is how long a job stays with a worker that doesn't renew its lease.
     pub fn new(store: &Store, folder: &Arc<Folder>, lease: Duration) -> Publisher {
         Publisher { store: store.clone(), folder: FolderAccess::new(folder), call_timeout: lease::call_timeout(lease) }
     }
 
-    /// Gives a job's file its final name, if the job is committed. One that is missing is left for the next look.
+    /// Gives a job's file its final name, if the job is committed. A missing file is left to maintenance.
     ///
     /// # Errors
     /// If the folder or the database fails.
@@ -64,7 +64,7 @@ impl Publisher {
     /// If the folder or the database fails.
     pub async fn publish(&self, mut record: FileRecord) -> Result<Publication, Error> {
         loop {
-            // What is handed out is known beside the database first: that may be put back to where it knows nothing of it.
+            // The marker beside the files comes first: the database may be restored to a state in which it knows nothing of this export.
             self.mark(&record).await?;
             let wanted = record.clone();
             let publish = move |folder: &Folder| folder.publish(&wanted.staged, &wanted.name);
@@ -90,17 +90,17 @@ impl Publisher {
             return Ok(());
         }
         if self.with_timeout(self.store.file(record.job)).await?.is_none() {
-            // Somebody gave it up in this moment: a file without a completed job is nobody's.
+            // The job was given up in this moment: a file without a completed job has to go.
             self.folder.run(move |folder| folder.remove(&record.staged, &record.name)).await?;
         } else if let Some(last) = self.with_timeout(self.store.last_of_lane(&record)).await? {
-            // Who slept through somebody else's publication may have put an old marker in place of a newer one.
+            // A process that slept while another one published may have replaced a newer marker by an older one.
             self.mark(&last).await?;
         }
         Ok(())
     }
 
-    /// Has the folder remember that this is the last file of its lane, unless it remembers one that came after it, or that the database
-    /// doesn't know: it was put back then. The lane's next attempt sees that marker, and a full export goes on from it.
+    /// Makes the folder's marker of the lane name this file, unless the marker names a later one, or one that the database doesn't know
+    /// because it was restored. The lane's next attempt sees such a marker, and only a full export goes on.
     async fn mark(&self, record: &FileRecord) -> Result<(), Error> {
         let Some(consumer) = &record.consumer else { return Ok(()) };
         let mut replaced = record.marker_seen;
@@ -111,7 +111,7 @@ impl Publisher {
                 folder.mark(database, &consumer, dataset, &there.marker(), replaced)
             };
             let Some(other) = self.folder.run(mark).await? else { return Ok(()) };
-            // What the folder names by then may be a third one, which is asked about as well.
+            // By then the marker may name a third export, which is asked about as well.
             if !self.with_timeout(self.store.is_after(record, &other)).await? {
                 tracing::warn!(event = "marker_left", jobId = %record.job, marked = %other.job);
                 return Ok(());
@@ -120,12 +120,12 @@ impl Publisher {
         }
     }
 
-    /// Fails a job whose file is in the folder under no name. Nothing happens if it was published meanwhile.
+    /// Fails a job whose file is in the folder under neither name. Nothing happens if the file was published meanwhile.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn give_up(&self, record: &FileRecord) -> Result<(), Error> {
-        // Whose file another database names has nothing to wait for.
+        // A file that another database names is not waited for.
         let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
         self.with_timeout(self.store.give_up(record, after)).await?;
         Ok(())

@@ -1,7 +1,7 @@
-//! The control plane in Postgres: jobs, their queue, watermarks, keys, and the demo's soft delete.
+//! The control plane in Postgres: jobs, their queue, watermarks and keys.
 //!
-//! The only room that writes the tables the service owns. A statement is one named function here; what is transient, and what
-//! an HTTP client is told, is decided elsewhere.
+//! The only module that writes the tables which the service owns. A statement is one named function here; `worker` decides what is tried
+//! again, and `http` what a client is told.
 
 pub mod commit;
 pub mod files;
@@ -33,11 +33,10 @@ use crate::connection::failure::{self, SqlFailure};
 use crate::database::{BadDatabaseId, DatabaseId};
 use crate::job::JobId;
 
-/// The channel that says "look again": a job is new, or one was asked to stop. Only a hint; whoever misses it finds out by
-/// polling.
+/// The channel of notifications: a job is new, or one was asked to stop. A process that misses a notification finds out by polling.
 const CHANNEL: &str = "cdc_export";
 
-/// After this long without a hint the listener asks whether its connection still lives.
+/// After this long without a notification the listener asks whether its connection still lives.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a statement failed.
@@ -46,13 +45,13 @@ pub enum Error {
     /// Postgres can't be reached, is starting or stopping, or has no free connection.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
-    /// Somebody else's lock or transaction was in the way.
+    /// Another transaction, or its lock, was in the way.
     #[error("another transaction was in the way")]
     LockConflict(#[source] sqlx::Error),
     /// Postgres refused the statement.
     #[error("the database refused a statement")]
     Sql(#[source] sqlx::Error),
-    /// Rows are of transactions that the server has not begun: who writes to them waits for these for ever.
+    /// Rows are of transactions that the server has not begun: a statement that writes to such a row waits for ever.
     #[error(
         "Postgres's transaction ids were set back, to before {0}: what later ones wrote can't be seen or changed. Stop it and set them forward (`pg_resetwal -x`), or restore a backup"
     )]
@@ -60,7 +59,7 @@ pub enum Error {
     /// A row holds what this version of the service doesn't know.
     #[error("the database holds an unknown value")]
     Unknown(#[from] crate::job::words::UnknownWord),
-    /// The database's identity isn't what one looks like.
+    /// The identity that the database tells has not the form of one.
     #[error("the database tells no identity of itself")]
     Identity(#[from] BadDatabaseId),
 }
@@ -80,7 +79,7 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
-    /// Whether it is a statement that ended since it waited for too long, or took so.
+    /// Whether the statement waited for a lock, or ran, for too long.
     pub fn was_waiting(&self) -> bool {
         match self {
             Error::Unavailable(cause) => SqlFailure::of(cause) == SqlFailure::Cancelled,
@@ -90,7 +89,7 @@ impl Error {
     }
 }
 
-/// Where in time the queue began when that was asked.
+/// The time of the queue's oldest job, and when that was asked.
 #[derive(Clone, Copy, Debug)]
 struct Front {
     at: DateTime<Utc>,
@@ -101,13 +100,13 @@ struct Front {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
-    /// Where a claim begins to look, for as long as that is known.
+    /// Where a claim begins to search, while that is fresh.
     front: Arc<Mutex<Option<Front>>>,
-    /// How many jobs are open, as far as that is known.
+    /// The bound on open jobs.
     open_jobs: Arc<open_jobs::OpenJobs>,
-    /// How far the clean-up of what has ended has come.
+    /// How far the retention has come.
     cursors: Arc<retention::Cursors>,
-    /// Jobs that this process saw end.
+    /// Tells of jobs that this process brought to their end.
     endings: broadcast::Sender<JobId>,
 }
 
@@ -123,7 +122,7 @@ impl Store {
         }
     }
 
-    /// The same control plane over another pool: what one of the two sees end, the other one tells.
+    /// The same control plane over another pool: both tell of the same endings.
     pub fn over(&self, pool: PgPool) -> Store {
         Store { pool, ..self.clone() }
     }
@@ -140,13 +139,14 @@ impl Store {
         Ok(database.parse()?)
     }
 
-    /// Whether Postgres answers, and can write to our tables as far as its transaction ids go.
+    /// Whether Postgres answers, and its transaction ids let it write to the service's tables.
     ///
     /// # Errors
-    /// If it doesn't.
+    /// If it doesn't answer, or its transaction ids were set back.
     pub async fn ping(&self) -> Result<(), Error> {
         let mut conn = self.connection().await?;
-        // A row that every process writes to every ten seconds: if its next version is of a transaction that isn't begun, so are others.
+        // Every process writes to this table's rows every ten seconds: if the next version of one is of a transaction that has not begun,
+        // rows of other tables are too.
         let beyond: Option<String> = sqlx::query_scalar(
             "-- store.ping
              select s.xmax::text from cdc_export.stores s where age(s.xmax) < 0 order by age(s.xmax) limit 1",
@@ -154,7 +154,7 @@ impl Store {
         .fetch_optional(conn.get())
         .await?;
         if let Some(xid) = beyond {
-            // One that began after the statement has begun by now.
+            // A transaction that began after the first statement's snapshot has begun by now.
             let still: bool = sqlx::query_scalar("-- store.ping.again\n select age($1::text::xid) < 0")
                 .bind(&xid)
                 .fetch_one(conn.get())
@@ -173,13 +173,13 @@ impl Store {
         Ok(Connection(Some(self.pool.acquire().await?)))
     }
 
-    /// Listens for hints on a connection of its own.
+    /// Listens for notifications on a connection of its own.
     ///
     /// # Errors
     /// If Postgres can't be reached.
     pub async fn listen(&self) -> Result<Notifications, Error> {
-        // In a pool of its own: a listener that is dropped takes leave of the server before it gives its connection back, and
-        // where nobody answers that never ends.
+        // In a pool of its own: a listener that is dropped sends a goodbye before it gives its connection back, and waits for ever where
+        // the server doesn't answer.
         let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
         let own = own.connect_lazy_with((*self.pool.connect_options()).clone());
         let mut listener = PgListener::connect_with(&own).await?;
@@ -188,16 +188,16 @@ impl Store {
     }
 }
 
-/// Gives up a call to the store after `patience`. Its connection goes with it, and whether it had an effect is not known.
+/// Gives up a call to the store after `timeout`. The call's connection is closed, and whether the call had an effect is not known.
 ///
 /// # Errors
-/// If the call fails or takes too long: nothing else ends one when the network swallows packets.
+/// If the call fails or takes too long: nothing else ends a call when the network swallows packets.
 pub async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     failure::with_timeout(timeout, call, Error::Unavailable).await
 }
 
-/// A connection that goes back to the pool only when it is given back. One whose call failed or was given up half-way is
-/// closed: the pool would ask it whether it still lives, and wait for the answer.
+/// A connection that goes back to the pool only when it is given back. A connection whose call failed or was given up half-way is closed:
+/// the pool would ping it, and wait for the answer.
 pub(crate) struct Connection(Option<PoolConnection<Postgres>>);
 
 impl Connection {
@@ -216,7 +216,7 @@ impl Drop for Connection {
     }
 }
 
-/// What somebody hints at.
+/// What Postgres notified the listener of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notification {
     /// There may be work.
@@ -225,14 +225,14 @@ pub enum Notification {
     Cancel(JobId),
 }
 
-/// Notifications that it is worth looking again.
+/// The listener's notifications.
 #[derive(Debug)]
 pub struct Notifications {
     listener: PgListener,
 }
 
 impl Notifications {
-    /// Waits for the next one. A lost connection is a hint too: something may have been missed.
+    /// Waits for the next notification. A lost connection counts as one, since a notification may have been missed.
     ///
     /// # Errors
     /// If the connection is lost for good, or doesn't answer after half a minute's silence.

@@ -41,20 +41,20 @@ use crate::telemetry::chain;
 use crate::worker::error::Error;
 use crate::worker::heartbeat::{Heartbeat, Stop};
 
-/// How long an idle worker waits for a hint before it looks by itself, and how long it rests after the database failed.
+/// How long an idle worker waits to be woken before it looks for a job by itself, and how long it rests after the database failed.
 const POLL: Duration = Duration::from_secs(1);
 
-/// How long a shutdown waits for a database that doesn't answer. The jobs are taken over when their leases end.
+/// How long a shutdown waits for a database that doesn't answer. Other workers take the jobs over when their leases end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What an operator may set.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Exports at once in this process.
+    /// How many exports this process runs at once.
     pub workers: u32,
-    /// How long a job stays with a worker that gives no sign.
+    /// How long a job stays with a worker that doesn't renew its lease.
     pub lease: Duration,
-    /// How large a value may be.
+    /// How many bytes a value may have.
     pub cell_max: CellMax,
     /// The level of compressed files; `None`: each codec's own.
     pub compression_level: Option<u8>,
@@ -64,17 +64,17 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Worker {
     settings: Settings,
-    /// Who this is, in `exports.lease_owner`: for people, not for the fencing.
+    /// The text in `exports.lease_owner`: for people, not for the fencing.
     owner: Arc<str>,
     store: Store,
     source: Source,
     folder: Arc<Folder>,
     catalog: Arc<Catalog>,
-    /// Their names.
+    /// The names of the catalog's datasets.
     datasets: Arc<[String]>,
-    /// Work may have come.
+    /// Wakes idle workers.
     work: Arc<Notify>,
-    /// Jobs that were asked to stop.
+    /// Tells running attempts which jobs were cancelled.
     cancels: broadcast::Sender<JobId>,
 }
 
@@ -82,15 +82,15 @@ pub struct Worker {
 struct Written {
     snapshot: Snapshot,
     exported: Exported,
-    /// Which export the folder's marker of the lane named when it began.
+    /// The export that the destination's marker of the lane named when the attempt began.
     marker: Option<JobId>,
 }
 
 /// How an attempt that failed left its job.
 enum Ended {
-    /// Committed after all.
+    /// The attempt was committed after all.
     Committed,
-    /// Somebody else's, or settled as pending, failed or cancelled.
+    /// Another worker has the job, or it was settled as pending, failed or cancelled.
     Otherwise,
 }
 
@@ -124,17 +124,17 @@ impl Worker {
             shutdown.cancelled().await;
             tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
         };
-        // Who doesn't come back in time is dropped with `tasks`.
+        // A task that isn't done in time is dropped with `tasks`.
         tokio::select! { () = done => {}, () = patience => tracing::warn!(event = "workers_abandoned") }
     }
 
-    /// One job after another, for as long as the connections of one connections last, then with the next connections.
+    /// Runs one job after another; the connections are kept from job to job while they are good.
     async fn work(self, shutdown: CancellationToken) {
         let mut connections: Option<ExportConnections> = None;
         while !shutdown.is_cancelled() {
             let hint = self.work.notified();
             tokio::pin!(hint);
-            // From here on a hint isn't missed: it may come while the claim looks and finds nothing.
+            // From here on no wake-up is missed: it may come while the claim finds nothing.
             hint.as_mut().enable();
             match self.claim(&mut connections).await {
                 Ok(Some((lease, taken))) => {
@@ -152,7 +152,7 @@ impl Worker {
         }
     }
 
-    /// A job, and the connections for it, which are there before it is claimed.
+    /// A job with its connections, which are opened before the job is claimed.
     async fn claim(
         &self,
         connections: &mut Option<ExportConnections>,
@@ -165,7 +165,7 @@ impl Worker {
             Some(kept) => kept,
             None => self.source.connections(self.call_timeout()).await?,
         };
-        // Without a store id the folder is broken: the job is claimed all the same, to fail with the reason.
+        // A destination without an id is broken: the job is claimed all the same, to fail with the reason.
         let store = self.on_folder(|folder| folder.destination_id()).await.ok();
         let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, store };
         match self.with_timeout(self.store.claim(&claimant, self.settings.lease)).await? {
@@ -232,11 +232,11 @@ impl Worker {
             () = shutdown.cancelled() => Err(Error::Stopped(Stop::Shutdown)),
             written = export => written,
         };
-        // Joined before the commit: a beat would wait for the commit's row lock, and then take the finished job for lost.
+        // Joined before the commit: a renewal would wait for the commit's row lock, and then take the finished job for lost.
         heartbeat.end().await;
         let Written { mut snapshot, exported, marker } = written?;
         failpoint!("worker.staged");
-        // A lease that was taken just now is as good as extended; the commit itself asks whose it is, and for a cancel.
+        // A lease that was taken just now needs no extension; the commit itself checks the token and a cancel.
         if begun.elapsed() > lease::interval(self.settings.lease) {
             let extend = || self.store.extend(lease, self.settings.lease, progress.read());
             match self.retry_while_leased(lease, shutdown, extend).await? {
@@ -246,7 +246,7 @@ impl Worker {
             }
         }
         failpoint!("worker.extended");
-        // The lease covers a commit that waits for locks; one that gets no answer at all is given up with it.
+        // A commit may wait for locks for as long as the lease lasts; after that it is given up.
         let commit = self.commit(lease, &mut snapshot, &exported, marker);
         tokio::time::timeout(self.settings.lease, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
         failpoint!("worker.commit");
@@ -325,8 +325,7 @@ impl Worker {
         Ok(Written { snapshot, exported, marker: marker.map(|marker| marker.job) })
     }
 
-    /// Leaves a job after an attempt that ended with `error`. It may turn out to be committed all the same, if only the
-    /// commit's answer was lost.
+    /// Leaves a job after an attempt that ended with `error`. If only the commit's answer was lost, the job turns out to be committed.
     async fn settle(&self, lease: &Lease, error: Error, shutdown: &CancellationToken) -> Ended {
         let job = &lease.job;
         let (settlement, cause) = (error.settlement(), chain(&error));
@@ -335,12 +334,12 @@ impl Worker {
             Ok(Some(transition)) => transition.job,
             Ok(None) => return self.committed_after_all(lease, shutdown).await,
             Err(failed) => {
-                // The lease runs out, somebody takes the job over, the sweeper takes the file.
+                // The lease runs out, another worker takes the job over, and the sweep removes the file.
                 tracing::error!(event = "settle_failed", jobId = %job.id, error = cause, cause = chain(&failed));
                 return Ended::Otherwise;
             }
         };
-        // From here on this attempt can't be committed any more, so its file is nobody's.
+        // From here on this attempt can't be committed any more, so its file may go.
         let (id, hidden) = (job.id, lease.hidden_file());
         if let Err(error) = self.on_folder(move |folder| folder.remove_hidden(&hidden)).await {
             tracing::warn!(event = "draft_left_behind", jobId = %id, error = chain(&error));
@@ -350,7 +349,7 @@ impl Worker {
             (Status::Pending, Settlement::Retry(_) | Settlement::Fail(_)) => {
                 tracing::warn!(event = "export_retried", jobId = %id, attempt = job.attempt, error = cause);
             }
-            // The store told of the end.
+            // The store has logged the end.
             (_, _) => {}
         }
         Ended::Otherwise
@@ -368,8 +367,8 @@ impl Worker {
         }
     }
 
-    /// Tries for as long as a lease lasts, and a few seconds at most once the process shall end: what has to be recorded
-    /// outlives a restart of the database.
+    /// Tries for as long as a lease lasts, or a few seconds once the process is shutting down, so that a restart of the database loses no
+    /// record.
     async fn retry_while_leased<T, F>(
         &self,
         lease: &Lease,
@@ -412,7 +411,7 @@ impl Worker {
     }
 }
 
-/// Runs a task again when it panics, which is a defect: its job is taken over when the lease ends, the others go on.
+/// Runs a task again when it panics, which is a defect: the task's job is taken over when its lease ends, and other tasks go on.
 async fn restart_on_panic<F: Future<Output = ()>>(
     shutdown: CancellationToken,
     worker: Worker,

@@ -1,4 +1,4 @@
-//! Says again and again that a process with this folder lives: also while a look through the whole folder takes long.
+//! Records again and again that a process with this destination lives, also while reading the whole folder takes long.
 
 use crate::maintenance::{Error, Maintenance, Task};
 use crate::sink::access::FolderAccess;
@@ -20,7 +20,7 @@ impl Task for Announce {
     async fn round(&mut self) -> Result<(), Error> {
         let Announce { maintenance, folder } = self;
         let destination = folder.run(|folder| folder.destination_id()).await?;
-        // Says what it is where writing would only take too long.
+        // Tells the cause where the write below would only time out.
         maintenance.with_timeout(maintenance.store.ping()).await?;
         maintenance.with_timeout(maintenance.store.seen(destination)).await?;
         Ok(())

@@ -1,4 +1,4 @@
-//! Gives committed files their names, and gives jobs up whose files are nowhere to be found.
+//! Gives committed files their final names, and gives up jobs whose files are missing.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -48,13 +48,13 @@ impl Task for Publish {
                     Ok(Publication::Done) => Ok(()),
                     Ok(Publication::Missing(record)) => look_again(publisher, missing, &record).await,
                     Err(error) => {
-                        // No proof of anything: a folder that failed may have the file.
+                        // No proof that the file is missing: a folder that failed may have it.
                         missing.remove(&job);
                         Err(error)
                     }
                 }
             } else {
-                // Nobody here may name it, so nobody shall wait for it.
+                // Another database names this file, so no lane of this one may wait for it.
                 publisher.give_up(&record).await
             };
             if let Err(error) = outcome
@@ -67,7 +67,7 @@ impl Task for Publish {
     }
 }
 
-/// Gives a job up whose file was missing at each look for a while.
+/// Gives up a job whose file was missing each time for a while.
 async fn look_again(
     publisher: &Publisher,
     missing: &mut HashMap<JobId, Instant>,

@@ -30,7 +30,7 @@ impl Task for Retain {
                 for record in
                     maintenance.with_timeout(maintenance.store.files_past(&retention, retained, destination)).await?
                 {
-                    // One that can't be removed keeps no other one.
+                    // A file that can't be removed stops no other removal.
                     if let Err(error) = remove(maintenance, folder, record).await {
                         outcome = Err(error);
                     }
@@ -54,7 +54,7 @@ async fn remove(maintenance: &Maintenance, folder: &FolderAccess, record: FileRe
     if is_own {
         folder.run(move |folder| folder.remove(&record.staged, &record.name)).await?;
     }
-    // Another database's file stays where it is; here its job is forgotten all the same.
+    // Another database's file stays where it is; this database forgets it all the same.
     maintenance.with_timeout(maintenance.store.file_removed(job)).await?;
     if is_own {
         tracing::info!(event = "file_removed", jobId = %job, file = name);

@@ -7,7 +7,7 @@ use crate::sink::Folder;
 use crate::sink::access::FolderAccess;
 use crate::store::queue::EndedAttempt;
 
-/// A file of a job that the database doesn't know is swept when nobody has written it for so long.
+/// A file of a job that the database doesn't know is swept when it was not written to for so long.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 pub(super) struct Sweep {

@@ -16,17 +16,17 @@ use crate::watermark::{NewPosition, Position};
 /// What an export found when it took its snapshot.
 #[derive(Clone, Debug)]
 pub struct CommitInput {
-    /// Where the consumer stood.
+    /// The consumer's position, which the commit must find unchanged.
     pub position: Position,
-    /// Where it will stand.
+    /// The consumer's position after the commit.
     pub new_position: NewPosition,
-    /// What was found beside it.
+    /// What the snapshot showed beside the position.
     pub report: SnapshotReport,
     /// Names and types of the file's columns, for comparison with the lane's next export.
     pub signature: Signature,
     /// The file's columns and the key, as they are saved with the job.
     pub columns: FileColumns,
-    /// Which export the folder's marker of the lane named.
+    /// The export that the destination's marker of the lane named.
     pub marker: Option<JobId>,
 }
 
@@ -35,16 +35,16 @@ pub struct CommitInput {
 pub enum Committed {
     /// Everything is written; only the `COMMIT` itself is missing.
     Done,
-    /// The lease is somebody else's by now, or the job was cancelled.
+    /// Another worker has the lease by now, or the job was cancelled.
     NotOurs,
-    /// Somebody moved the consumer's watermark since the export began.
+    /// The consumer's watermark was moved since the export began.
     WatermarkChanged,
 }
 
 /// Completes a job and moves its consumer's watermark, in the transaction whose snapshot was exported.
 ///
-/// Whether the lease has expired doesn't matter here, only whose it is: clocks decide when a job is taken over, never what is
-/// true. A lock of somebody else's is waited for three times, since the export may have taken hours.
+/// Whether the lease has expired doesn't matter here, only which worker has it: clocks decide when a job is taken over, never what is
+/// true. A conflicting lock is waited for three times, since the export may have taken hours.
 ///
 /// # Errors
 /// If the database fails; the transaction is broken then.

@@ -1,4 +1,4 @@
-//! Jobs that clients follow, as they stand.
+//! The present state of the jobs that clients follow.
 
 use crate::job::{Job, JobId};
 use crate::store::job_row::{JobRow, job_columns};
@@ -6,7 +6,7 @@ use crate::store::{Error, Store};
 use crate::telemetry::chain;
 
 impl Store {
-    /// These jobs, in one statement: those of them that there are, and that this version can read.
+    /// These jobs, in one statement; without those that don't exist, and those that this version can't read.
     ///
     /// # Errors
     /// If the database fails.

@@ -1,15 +1,15 @@
-//! How it stands, in a few numbers: what waits, how far behind consumers are, how large the change log has become.
+//! The gauges that a scrape of the metrics shows: the queue, how far behind consumers are, the size of the change log.
 //!
-//! Read again and again by whoever watches, so each statement costs about as much as there are open jobs or watermarks.
+//! A monitor reads them again and again, so a statement reads no more than the open jobs and the watermarks.
 
 use crate::job::ConsumerId;
 use crate::store::{Error, Store};
 use crate::telemetry::metrics::PoolUse;
 
-/// Consumers whose watermarks are told one by one.
+/// How many consumers' watermarks have a series of their own.
 const MOST_AGES: usize = 100;
 
-/// What waits.
+/// The queue and the change log.
 #[derive(Clone, Copy, Debug, sqlx::FromRow)]
 pub struct Backlog {
     /// Jobs that no worker has.
@@ -18,15 +18,15 @@ pub struct Backlog {
     pub processing: i64,
     /// Of these, jobs that are committed and whose files have no names yet: their lanes wait.
     pub unpublished: i64,
-    /// Since the oldest pending job was submitted.
+    /// Seconds since the oldest pending job was submitted; 0 where none is pending.
     pub oldest_seconds: f64,
-    /// Rows of the change log, about.
+    /// Rows of the change log, by Postgres's statistics.
     pub log_rows: i64,
-    /// Its size with its indexes.
+    /// Bytes of the change log with its indexes.
     pub log_bytes: i64,
-    /// Rows logged since the position furthest behind, of those whose deletions are held.
+    /// Rows logged since the position that is furthest behind, of those whose deletions the log still holds.
     pub held_rows: i64,
-    /// Since the oldest of these was saved.
+    /// Seconds since the oldest of these positions was saved.
     pub held_seconds: f64,
     /// Positions that the log was purged past.
     pub given_up: i64,
@@ -35,11 +35,11 @@ pub struct Backlog {
 /// How far behind a consumer is.
 #[derive(Clone, Debug)]
 pub struct WatermarkAge {
-    /// Who.
+    /// The consumer.
     pub consumer: ConsumerId,
-    /// In which dataset.
+    /// The dataset's name.
     pub dataset: String,
-    /// Since the time that its watermark names; 0 if that is still to come.
+    /// Seconds since the time that its watermark names; 0 if that time is still to come.
     pub seconds: f64,
 }
 
@@ -99,7 +99,7 @@ impl Store {
         .await?;
         conn.give_back();
         let all = rows.first().map_or(0, |(.., all)| all.unsigned_abs());
-        // Somebody may have inserted one for a consumer that can't be.
+        // A row that was inserted by hand may have an id that no consumer can have.
         let age = |(consumer, dataset, seconds, _): (String, String, f64, i64)| {
             Some(WatermarkAge { consumer: consumer.parse().ok()?, dataset, seconds })
         };
@@ -108,7 +108,7 @@ impl Store {
         Ok((ages, others))
     }
 
-    /// How its connections are used.
+    /// How the pool's connections are used.
     pub fn pool_use(&self) -> PoolUse {
         let Store { pool, .. } = self;
         PoolUse { open: pool.size(), idle: pool.num_idle() as u32, most: pool.options().get_max_connections() }

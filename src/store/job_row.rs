@@ -9,8 +9,8 @@ use crate::job::selection::Selection;
 use crate::job::{After, Failure, Job, JobId, SnapshotReport};
 use crate::store::Error;
 
-/// A job's status as it looks from outside: one that is completed, and whose file has no name yet, is still processing. The
-/// indexes of the lists have it in just these words.
+/// A job's status as clients see it: a completed job whose file has no name yet is still processing. The indexes of the lists are on
+/// exactly this expression.
 macro_rules! public_status {
     () => {
         "case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end"
@@ -79,7 +79,7 @@ impl TryFrom<JobRow> for Job {
         });
         Ok(Job {
             id: row.id.into(),
-            // Ids are checked before they are stored; one that somebody else put there is no consumer of ours.
+            // Ids are checked before they are saved; an invalid one was inserted by hand, and is no consumer's.
             consumer: row.consumer_id.and_then(|id| id.parse().ok()),
             dataset: row.dataset,
             export_type: row.export_type.parse()?,

@@ -15,51 +15,51 @@ use crate::store::lanes::{OutOfStep, out_of_step};
 use crate::store::transitions::{TransitionRow, step};
 use crate::store::{CHANNEL, Error, Store};
 
-/// How many jobs of one consumer may be open, and of all that have none: enough for any client that waits for its exports, and an
-/// end to a loop that doesn't.
+/// How many jobs of one consumer may be open, and how many ad-hoc jobs in all: enough for any client that waits for its exports, and an
+/// end to a loop that doesn't wait.
 const MOST_OPEN: i64 = 20;
 
 /// How a request for an export went.
 #[derive(Debug)]
 pub enum Submitted {
-    /// It is a job now.
+    /// A job was made of it.
     Accepted(Job),
-    /// It was sent before, and is this job.
+    /// The request was sent before, and made this job.
     Before(Job),
-    /// Its key belongs to another request, which is this job.
+    /// The idempotency key is of another request, which made this job.
     KeyTaken(Job),
-    /// Its caller says that it loaded something else last than its lane has it.
+    /// What the caller says it loaded last is not the lane's last export.
     OutOfStep(OutOfStep),
-    /// Its consumer has as many open jobs as it may have, this many.
+    /// The consumer has this many open jobs, and may have no more.
     TooManyOpen(i64),
-    /// There are as many open jobs as there may be, this many.
+    /// This many jobs are open in all, and no more may be.
     QueueFull(u32),
 }
 
 /// How a request to cancel went.
 #[derive(Debug)]
 pub enum Cancelled {
-    /// It is cancelled, or its worker will stop.
+    /// The job is cancelled, or its worker will stop.
     Asked(Job),
-    /// It was before.
+    /// The job was cancelled before.
     Already(Job),
-    /// Too late: its commit is under way, or done and the file about to get its name.
+    /// Too late: the job's commit is under way, or its file is about to get its name.
     Committing,
-    /// Too late: it has ended.
+    /// Too late: the job has ended.
     Ended(Status),
     /// There is no such job.
     Unknown,
 }
 
 impl Store {
-    /// Makes a job: numbers it in its consumer's lane, names its file, and hints that it is there. Unless its key was seen
-    /// before, or too much is open.
+    /// Makes a job: numbers it in its consumer's lane, names its file, and notifies the workers; unless the request's key was seen
+    /// before, or too many jobs are open.
     ///
     /// # Errors
     /// If the database fails; there is no job then.
     pub async fn submit(&self, request: &Request, store: Option<Uuid>, terms: Terms) -> Result<Submitted, Error> {
         match self.submit_once(request, store, terms).await {
-            // A key is its consumer's, a lane's lock the dataset's: it was just sent for another one.
+            // A key is unique for its consumer, and a lane's lock is for a dataset: the key was just sent with another dataset.
             Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("exports_idempotency_key") => {
                 self.submit_once(request, store, terms).await
             }
@@ -67,7 +67,7 @@ impl Store {
         }
     }
 
-    /// The job that a request made which was sent before, by its key.
+    /// The job of an earlier request with the same key.
     ///
     /// # Errors
     /// If the database fails.
@@ -81,8 +81,8 @@ impl Store {
     async fn submit_once(&self, request: &Request, store: Option<Uuid>, terms: Terms) -> Result<Submitted, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        // The lanes stay locked to the end of the transaction: whoever sent the same key meanwhile is seen, or waits, and what is
-        // open of the consumer is counted once.
+        // The lanes stay locked to the end of the transaction: a request with the same key is either seen or waits, and the consumer's
+        // open jobs are counted by one request at a time.
         lock_lanes(&mut tx, request).await?;
         let lane_seq = next_in_lane(&mut tx, request).await?;
         let now = next_time(&mut tx, request).await?;
@@ -198,7 +198,7 @@ impl Store {
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        // The commit of an export holds the row's lock: who waits for it would be told "too late" after it anyway.
+        // The commit of an export holds the row's lock: a cancel that waited for the lock would come too late anyway.
         sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
         let cancel = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.jobs.cancel
@@ -229,7 +229,7 @@ impl Store {
             None => Cancelled::Unknown,
             Some(job) => match job.status {
                 Status::Cancelled => Cancelled::Already(job),
-                // Completed, its file without a name yet.
+                // The job is committed, and its file has no name yet.
                 Status::Processing | Status::Pending => Cancelled::Committing,
                 Status::Completed | Status::Failed => Cancelled::Ended(job.status),
             },
@@ -269,7 +269,7 @@ async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTim
     Ok(now)
 }
 
-/// Whether the request's caller stands elsewhere than its lane. A full export is good from everywhere.
+/// Whether what the request's caller loaded last is not the lane's last export. A full export goes on from anything.
 async fn is_out_of_step(conn: &mut PgConnection, request: &Request) -> Result<Option<OutOfStep>, Error> {
     let Request { consumer: Some(consumer), dataset, after: Some(after), .. } = request else { return Ok(None) };
     match request.export_type {
@@ -293,7 +293,7 @@ async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Optio
     row.map(Job::try_from).transpose()
 }
 
-/// Locks what lanes the consumer has, in one order: its jobs are submitted one after the other, whichever dataset they are of.
+/// Locks all lanes of the consumer, in one order, so that its jobs are submitted one after the other, whichever datasets they are of.
 async fn lock_lanes(conn: &mut PgConnection, request: &Request) -> Result<(), Error> {
     sqlx::query(
         "-- store.jobs.lock_lanes
@@ -305,7 +305,7 @@ async fn lock_lanes(conn: &mut PgConnection, request: &Request) -> Result<(), Er
     Ok(())
 }
 
-/// How many jobs of the request's consumer are open, or of those that have none; counted no further than matters.
+/// How many jobs of the request's consumer are open, or how many ad-hoc jobs, counted up to the bound.
 async fn open_of_consumer(conn: &mut PgConnection, request: &Request) -> Result<i64, Error> {
     let open = match &request.consumer {
         Some(consumer) => sqlx::query_scalar(
@@ -325,7 +325,7 @@ async fn open_of_consumer(conn: &mut PgConnection, request: &Request) -> Result<
     Ok(open.fetch_one(conn).await?)
 }
 
-/// Hints that this job was asked to stop.
+/// Notifies the workers that this job was asked to stop.
 async fn hint_at_cancel(conn: &mut PgConnection, job: JobId) -> Result<(), Error> {
     sqlx::query("-- store.jobs.hint_at_cancel\n select pg_notify($1, $2)")
         .bind(CHANNEL)

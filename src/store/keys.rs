@@ -11,22 +11,22 @@ use crate::store::{Error, Store};
 /// A key that is to be made.
 #[derive(Clone, Debug)]
 pub struct NewKey {
-    /// What the operator calls it.
+    /// The name that the operator gives it.
     pub name: KeyName,
-    /// Only for these consumers; `None`: for all.
+    /// The consumers that it is for; `None`: all.
     pub consumers: Option<Vec<ConsumerId>>,
-    /// What for.
+    /// What it permits.
     pub scopes: Vec<Scope>,
-    /// How long; `None`: until it is revoked.
+    /// How long it is valid; `None`: until it is revoked.
     pub lifetime: Option<Duration>,
 }
 
-/// How the making of a key went.
+/// Whether a key was made.
 #[derive(Debug)]
 pub enum Created {
-    /// It is there.
+    /// The key is saved.
     Done(KeyInfo),
-    /// Another one that isn't revoked has its name.
+    /// Another key that isn't revoked has the name.
     NameTaken,
 }
 
@@ -73,7 +73,7 @@ fn grant(prefix: String, consumers: Option<Vec<String>>, scopes: &[String]) -> G
 }
 
 impl Store {
-    /// Keeps a key: what it is known by, and what it may do.
+    /// Saves a key: its prefix and hash, and what it permits.
     ///
     /// # Errors
     /// If the database fails.
@@ -103,7 +103,7 @@ impl Store {
         }
     }
 
-    /// Every key there ever was, in the order in which they were made.
+    /// Every key ever made, the oldest first.
     ///
     /// # Errors
     /// If the database fails.
@@ -120,7 +120,7 @@ impl Store {
         Ok(rows.into_iter().map(KeyInfo::from).collect())
     }
 
-    /// Ends a key for good. `None`: there is none of this name or prefix, or it was ended before.
+    /// Revokes a key. `None`: no key has this name or prefix, or it was revoked before.
     ///
     /// # Errors
     /// If the database fails.
@@ -165,7 +165,7 @@ impl Store {
         }))
     }
 
-    /// Notes that a key is used.
+    /// Records that a key is used.
     ///
     /// # Errors
     /// If the database fails.

@@ -1,5 +1,5 @@
-//! A lane in its order: its published exports by their numbers, what of it is under way, and whether a caller that says what it loaded
-//! last stands where the lane does.
+//! A lane in its order: its published exports by their numbers, its jobs under way, and whether the export that a caller says it loaded
+//! last is the lane's last one.
 
 use sqlx::{Connection, PgConnection};
 
@@ -9,21 +9,21 @@ use crate::store::index_order::read_in_index_order;
 use crate::store::job_row::{JobRow, job_columns};
 use crate::store::{Error, Store};
 
-/// So many jobs of each kind are named to a caller that is elsewhere than its lane.
+/// How many jobs of each kind are named to a caller that is out of step.
 const MOST_NAMED: i64 = 100;
 
-/// Why a caller doesn't stand where its lane does.
+/// Why a caller is out of step with its lane.
 #[derive(Debug)]
 pub enum OutOfStep {
-    /// The database doesn't know what the caller loaded, or not with that content, or has forgotten what came after that.
+    /// The database doesn't know the export that the caller loaded, or knows it with another content, or has forgotten a later one.
     Unknown,
-    /// The lane has gone on: the exports that were published since, a hundred at most, then those under way, in the lane's order.
+    /// The lane has gone on: the exports published since, a hundred at most, then the jobs under way, in the lane's order.
     GoneOn(Vec<Job>),
 }
 
 impl Store {
-    /// The published exports of a lane after this one of its jobs, `limit` of them at most, by their numbers and from after the number
-    /// `from`, where that is said. `None`: no completed export of the lane has this id, or one after it was forgotten.
+    /// The lane's exports that were published after the job `after`, by their numbers, `limit` of them at most; with `from`, those after
+    /// that number. `None`: no completed export of the lane has this id, or a later one was forgotten.
     ///
     /// # Errors
     /// If the database fails.
@@ -50,7 +50,7 @@ impl Store {
     }
 }
 
-/// Where the lane stands, if the caller stands elsewhere. The lane's row must be locked: nothing is published meanwhile.
+/// Why the caller is out of step, if it is. The lane's row must be locked, so that nothing is published meanwhile.
 pub(super) async fn out_of_step(
     conn: &mut PgConnection,
     lane: Lane<'_>,
@@ -66,12 +66,12 @@ pub(super) async fn out_of_step(
     if !jobs.is_empty() {
         return Ok(Some(OutOfStep::GoneOn(jobs)));
     }
-    // As an upgrade leaves a lane whose jobs were forgotten before they had numbers.
+    // So an upgrade leaves a lane whose jobs were forgotten before exports had numbers.
     let is_further = *after == After::Nothing && has_position(conn, lane).await?;
     Ok(is_further.then_some(OutOfStep::Unknown))
 }
 
-/// Whether an export of the lane has been handed out, by what is saved of its position. One whose file was lost wasn't.
+/// Whether an export of the lane has been handed out, as the consumer's saved position tells. An export whose file was lost was not.
 async fn has_position(conn: &mut PgConnection, lane: Lane<'_>) -> Result<bool, Error> {
     let has_position = sqlx::query_scalar(
         "-- store.lanes.has_position
@@ -85,8 +85,8 @@ async fn has_position(conn: &mut PgConnection, lane: Lane<'_>) -> Result<bool, E
     Ok(has_position)
 }
 
-/// The number of a completed export; the lane's last one, if it is yet to get its own. `None`: there is none of this id in the lane, or
-/// its file was another one.
+/// The number of a completed export, or the lane's last number if the export has none yet. `None`: the lane has no such export, or its
+/// file has another content.
 async fn known(
     conn: &mut PgConnection,
     lane: Lane<'_>,
@@ -108,14 +108,14 @@ async fn known(
     Ok(number)
 }
 
-/// The exports behind this number. `None`: the next of them was forgotten, or one in between.
+/// The exports after this number. `None`: one of them was forgotten.
 async fn published(
     conn: &mut PgConnection,
     lane: Lane<'_>,
     number: i64,
     limit: i64,
 ) -> Result<Option<Vec<Job>>, Error> {
-    // Asked first: what is published meanwhile may be among those found.
+    // Asked first: an export that is published meanwhile may be found below.
     let last: Option<i64> = sqlx::query_scalar(
         "-- store.lanes.last_number
          select last_number from cdc_export.lanes where consumer_id = $1 and dataset = $2",

@@ -11,7 +11,7 @@ use crate::file::hidden::HiddenFile;
 use crate::job::{Job, JobId, LeaseToken};
 use crate::store::{Error, Store};
 
-/// How often a lease is extended, and what depends on leases is looked at.
+/// How often a lease is extended, and expired leases are looked for.
 pub fn interval(lease: Duration) -> Duration {
     Duration::from_secs(1).min(lease / 3)
 }
@@ -26,7 +26,7 @@ pub fn call_timeout(lease: Duration) -> Duration {
 pub struct Lease {
     /// The job as it was claimed.
     pub job: Job,
-    /// In which database.
+    /// The database that the job is in.
     pub database: DatabaseId,
     token: LeaseToken,
 }
@@ -36,30 +36,30 @@ impl Lease {
         Lease { job, database, token }
     }
 
-    /// What proves the right.
+    /// The token that proves the right.
     pub fn token(&self) -> LeaseToken {
         self.token
     }
 
-    /// What its attempt writes.
+    /// The file that the attempt writes.
     pub fn hidden_file(&self) -> HiddenFile {
         HiddenFile::of_attempt(&self.database, self.job.id, self.token)
     }
 }
 
-/// What a heartbeat learned.
+/// What the renewal of a lease learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
     /// The lease is extended.
     Held,
-    /// The lease is extended, and somebody asked to cancel the job.
+    /// The lease is extended, and a client asked to cancel the job.
     CancelAsked,
-    /// The lease is somebody else's, or the job has ended.
+    /// Another worker has the lease, or the job has ended.
     Lost,
 }
 
-/// The heartbeat of one attempt, over a connection of its own: the busiest pool doesn't starve it, and a connection that went
-/// silent is dropped with it. Connects at the first beat, which a short export never comes to.
+/// Renews the lease of one attempt over a connection of its own, so that a busy pool doesn't starve the renewal. Connects for the first
+/// renewal, before which a short export has ended.
 #[derive(Debug)]
 pub struct LeaseRenewer {
     options: PgConnectOptions,
@@ -70,7 +70,7 @@ impl LeaseRenewer {
     /// Extends a lease and records how far its export is: percent, rows, bytes.
     ///
     /// # Errors
-    /// If the database fails or doesn't answer within `patience`; whether the lease was extended is not known then.
+    /// If the database fails or doesn't answer within `timeout`; whether the lease was extended is not known then.
     pub async fn beat(
         &mut self,
         job: JobId,
@@ -79,7 +79,7 @@ impl LeaseRenewer {
         progress: (u8, u64, u64),
         timeout: Duration,
     ) -> Result<Renewal, Error> {
-        // Taken out and put back only after an answer: a statement given up leaves no connection behind.
+        // Put back only after an answer: a statement that was given up takes its connection with it.
         let conn = self.conn.take();
         let beat = async {
             let mut conn = match conn {
@@ -103,7 +103,7 @@ async fn beat(
     lease: Duration,
     (percent, rows, bytes): (u8, u64, u64),
 ) -> Result<Renewal, Error> {
-    // Not waited for until it is on disk: a beat that a crash of Postgres takes back is one that came late.
+    // Committed without waiting for the disk: a renewal that a crash of Postgres undoes is like one that came late.
     let cancel: Option<bool> = sqlx::query_scalar(
         "-- store.queue.beat
          update exports
@@ -128,7 +128,7 @@ async fn beat(
 }
 
 impl Store {
-    /// A heartbeat for one attempt.
+    /// A renewer for the lease of one attempt.
     pub fn lease_renewer(&self) -> LeaseRenewer {
         LeaseRenewer { options: (*self.pool.connect_options()).clone(), conn: None }
     }

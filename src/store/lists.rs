@@ -1,4 +1,4 @@
-//! Lists of jobs, newest first: whatever is asked for, as many entries of an index are read as a page has rows, or a few times so many.
+//! Lists of jobs, newest first. Whatever the filter, a page reads about as many entries of an index as it has rows.
 //!
 //! An index has the key of a kind of job, as one text: all that a filter may name, or all but the consumer, the dataset or both. A
 //! filter is a set of such keys, each of which is a list of its own, and a page is merged out of them. No key leaves anything to be
@@ -13,7 +13,7 @@ use crate::store::index_order::read_in_index_order;
 use crate::store::job_row::{JobRow, job_columns, public_status};
 use crate::store::{Error, Store};
 
-/// Entries that are read of each list to begin with; of those that go on, so many more; and of those that still do, a page.
+/// How many entries of each list are read first, and how many more of a list that goes on; of one that still goes on, a page is read.
 const FIRST: i64 = 4;
 const SECOND: i64 = 32;
 
@@ -49,7 +49,7 @@ impl Store {
     }
 }
 
-/// Beyond what a job was ever made at.
+/// A time after that of any job.
 fn last_time() -> DateTime<Utc> {
     DateTime::from_timestamp(253_402_300_799, 0).expect("the end of the year 9999 is a time")
 }
@@ -73,7 +73,7 @@ fn keys(filter: &Filter) -> Vec<String> {
             }
         }
     }
-    // Somebody may be named twice.
+    // A consumer may be named twice.
     keys.sort_unstable();
     keys.dedup();
     keys

@@ -1,8 +1,9 @@
 //! A bound on open jobs: how many there are in all, and whether one more may be made.
 //!
-//! Nobody counts them each time: beside an export that runs for hours, the index of open jobs keeps an entry for each one that has
-//! ended since, and all submissions would wait for one row that had the number. A process counts once in a while, and its own from
-//! then on. So the bound is kept by each process; several may go beyond it, by what the others take on in that time.
+//! They are not counted for each submission: beside an export that runs for hours, the index of open jobs keeps an entry for each job
+//! that has ended since, and all submissions would wait for one row that had the number. A process counts the open jobs once in a while,
+//! and from then on adds the jobs that it makes. So each process keeps the bound; several together may exceed it by the jobs that the
+//! others make in that time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ const BELIEVED: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct OpenJobs {
     open: Mutex<Open>,
-    /// One counts, and the others wait for that.
+    /// Held by the submission that counts; others wait for its count.
     counting: tokio::sync::Mutex<()>,
 }
 
@@ -26,9 +27,9 @@ pub(super) struct OpenJobs {
 struct Open {
     /// How many there were, and when that was counted.
     counted: Option<(u32, Instant)>,
-    /// Made here since.
+    /// Jobs that this process made since then.
     made: u32,
-    /// Being made here.
+    /// Jobs that this process is making.
     making: u32,
 }
 
@@ -37,7 +38,7 @@ struct Open {
 enum Answer {
     Taken,
     Full,
-    /// It is old, or what came on top of it may have ended.
+    /// The count is old, or jobs may have ended since.
     CountAgain,
 }
 
@@ -85,7 +86,7 @@ impl OpenJobs {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A count that began at a time, when so many had been made since the one before: those are in it.
+    /// Takes a count that began at `at`. The `made` jobs that this process had made by then are in it.
     fn counted(&self, counted: u32, at: Instant, made: u32) {
         let mut open = self.open();
         open.counted = Some((counted, at));
@@ -106,7 +107,7 @@ impl Store {
             return Ok(slot);
         }
         let _turn = self.open_jobs.counting.lock().await;
-        // Somebody may just have counted.
+        // Another submission may just have counted.
         let (answer, slot) = self.open_jobs.take(max);
         if answer != Answer::CountAgain {
             return Ok(slot);

@@ -30,11 +30,11 @@ fn known_compressions() -> Vec<&'static str> {
     Compression::ALL.iter().map(|compression| compression.as_str()).collect()
 }
 
-/// Who puts an old time into the table by hand waits for so long at most.
+/// A front is used for so long: a job whose time somebody set back by hand waits no longer.
 const FRONT_EVERY: Duration = Duration::from_secs(5);
 
-/// Which pending jobs `r` a process may take once their time has come: `$1` formats, `$2` compressions, `$3` datasets that it
-/// knows, `$4` its folder.
+/// Which pending jobs `r` a process may take once their time has come. The process knows the formats `$1`, the compressions `$2` and the
+/// datasets `$3`, and its destination is `$4`.
 macro_rules! claimable {
     () => {
         "r.status = 'pending' and r.format = any($1) and r.compression = any($2) and r.dataset = any($3)
@@ -60,12 +60,12 @@ macro_rules! claimable {
     };
 }
 
-/// Who claims.
+/// The process that claims.
 #[derive(Clone, Copy, Debug)]
 pub struct Claimant<'a> {
-    /// Its name, for people.
+    /// The name that people see in `lease_owner`.
     pub owner: &'a str,
-    /// The datasets that it knows.
+    /// The datasets in its catalog.
     pub datasets: &'a [String],
     /// The id of the folder that it writes to.
     pub store: Option<Uuid>,
@@ -129,7 +129,7 @@ async fn claim(
 /// A time before which there is no job to claim. While some export holds an old snapshot, the index keeps an entry for each job
 /// that has left the queue since, and a claim that began at the index's end would read them all, each time.
 async fn front(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateTime<Utc>, Error> {
-    // A job that is being submitted isn't seen yet, and may be as old as a client's patience.
+    // A job that is being submitted isn't seen yet, and may be as old as the timeout of a client's call.
     let front = sqlx::query_scalar(concat!(
         "-- store.queue.front
          select least((select r.run_at from exports r where ",
@@ -148,9 +148,9 @@ async fn front(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateT
 /// A hidden file of an attempt that has ended without completing its job.
 #[derive(Debug)]
 pub struct EndedAttempt {
-    /// What it left.
+    /// The file that the attempt left.
     pub file: HiddenFile,
-    /// Whether the database knows its job. One that it doesn't may be another database's, of the same identity: a clone's.
+    /// Whether the database knows the attempt's job. An unknown job may be that of a clone, which has the same identity.
     pub is_known: bool,
 }
 
@@ -161,15 +161,15 @@ pub enum Settlement {
     Retry(Failure),
     /// Don't try again.
     Fail(Failure),
-    /// Somebody else shall go on at once; the attempt doesn't count.
+    /// Another worker may go on at once; the attempt doesn't count.
     Release,
 }
 
 impl Store {
     /// Takes the oldest ready job of a lane in which no earlier job is open, or completed without its file's name.
     ///
-    /// A job belongs to the folder of the process that took it on, which will serve its file, for as long as some process
-    /// with that folder lives. What only a newer version or another catalog knows is left to that.
+    /// A job belongs to the destination of the process that accepted it, which will serve its file, while any process with that
+    /// destination lives. A job of a format or dataset that this process doesn't know is left to a process that does.
     ///
     /// # Errors
     /// If the database fails.
@@ -244,8 +244,8 @@ impl Store {
         self.transition(statement, Some(cause)).await
     }
 
-    /// Makes good what the database's clock leaves where it was set back: jobs that were ready, or would have been by now, and leases
-    /// that would last until it is as late again. A time that lies further ahead than anybody puts one is such a time.
+    /// Mends times that lie in the future since the database's clock was set back: pending jobs become ready, and leases end as they
+    /// would have. Such a time is one that lies further ahead than the service ever sets it.
     ///
     /// A lease is shortened to four of this process's, so that a worker with a longer one of its own has time to renew it.
     ///
@@ -278,9 +278,9 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the jobs whose workers vanished from them: ready again, or failed once their attempts are spent.
+    /// Takes over the jobs of vanished workers: they are pending again, or failed once their attempts are spent.
     ///
-    /// Passes over a row that is locked: its worker may just be committing it.
+    /// Passes over a locked row, whose worker may just be committing it.
     ///
     /// # Errors
     /// If the database fails.
@@ -309,11 +309,11 @@ impl Store {
         Ok(reaped)
     }
 
-    /// Which of these hidden files are of attempts that have ended without completing their job, so that they are nobody's.
+    /// Which of these hidden files are left over by attempts that ended without completing their jobs.
     ///
-    /// The folder may be shared with another database's service, a copy of this one's too: its files are none of them, and where
-    /// a version that didn't say so left one, a file of a job that isn't known here, or not of this database. This database's are
-    /// also those of jobs that it knew before it was put back.
+    /// A folder may be shared with the service of another database, also of a copy of this one: that service's files are not among those
+    /// returned, nor is a file of an older version, which doesn't name its database, if this database doesn't know the job or another
+    /// database made it. Files that name this database are returned also where it was restored to before it knew the job.
     ///
     /// # Errors
     /// If the database fails.
@@ -347,7 +347,7 @@ impl Store {
         Ok(ended.collect())
     }
 
-    /// Says that a process with this folder lives. Written once in ten seconds at most.
+    /// Records that a process with this destination lives, once in ten seconds at most.
     ///
     /// # Errors
     /// If the database fails.

@@ -1,7 +1,7 @@
-//! Retention: which files and which jobs are past what an operator wants kept, and what nobody asks for once they are gone.
+//! Retention: the files and jobs that are past what the operator keeps, and the lanes and destinations that are not used any more.
 //!
-//! Each call looks at some consumers and the next one at those behind them, so that it costs the same however many jobs there are;
-//! a few hundred consumers are looked at each time.
+//! Each call goes through a few hundred consumers and the next call goes on after them, so that a call costs the same however many jobs
+//! there are.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,22 +14,22 @@ use crate::store::files::{FileRow, file_columns, recorded_file};
 use crate::store::index_order::read_in_index_order;
 use crate::store::{Error, Store};
 
-/// What one statement takes at most, so that the first clean-up of a year's jobs doesn't hold anybody up.
+/// How many rows one statement takes at most, so that the first clean-up of a year's jobs blocks nothing for long.
 const BATCH: i64 = 1_000;
 
-/// How many of the newest, of all the consumers that one call looks at, are counted off at most: about 20 ms.
+/// How many of the newest jobs one call counts at most, of all its consumers together: about 20 ms.
 const COUNTED: u64 = 50_000;
 
 /// What a retention counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retained {
-    /// The files that are there.
+    /// Files that are in the folder.
     Files,
-    /// The jobs that have ended, with a file or without.
+    /// Jobs that have ended, with a file or without.
     Jobs,
 }
 
-/// After whom the next look begins; the empty text: from the beginning. It is this process's own.
+/// After which consumer, or lane, the next call of this process begins; empty: from the beginning.
 #[derive(Debug, Default)]
 pub(super) struct Cursors {
     files: Mutex<String>,
@@ -38,8 +38,8 @@ pub(super) struct Cursors {
     lanes: Mutex<(String, String)>,
 }
 
-/// The position behind which everything of a consumer is past the retention `$2` (count) and `$3` (seconds): that of the first one
-/// too many of what `$among` says, or the time that is too long ago.
+/// The time and id from which on everything older of a consumer is past the retention `$2` (count) and `$3` (seconds): those of the first
+/// row too many among `$among`, or of the time that is too long ago.
 macro_rules! past {
     ($among:literal) => {
         concat!(
@@ -57,7 +57,7 @@ macro_rules! past {
     };
 }
 
-/// Files of the folder `$4`, of the consumers `$1`, that are past and of which `$which` holds.
+/// Files of the destination `$4` and the consumers `$1` that are past the retention and of which `$which` holds.
 macro_rules! files_past {
     ($among:literal, $which:literal) => {
         concat!(
@@ -82,8 +82,9 @@ macro_rules! files_past {
 }
 
 impl Store {
-    /// Files of this folder that are past a retention: too old, or with too many newer ones of their consumer. Of files, those in the
-    /// folder are counted; of jobs, all. Of jobs there are such of another database too, whose files aren't this one's to remove.
+    /// Files of this destination that are past a retention: too old, or with too many newer ones of their consumer. A retention of files
+    /// counts the files that are there, a retention of jobs all ended jobs; the latter returns files of another database too, which only
+    /// that database's service removes.
     ///
     /// # Errors
     /// If the database fails.
@@ -99,7 +100,7 @@ impl Store {
                     "-- store.retention.files_past\n ",
                     files_past!(
                         "f.store_id = $4 and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null",
-                        // What another database made is for that to remove.
+                        // The service of the database that made a file removes it.
                         "coalesce(f.database_id = (select cdc_export.database_id()), true)"
                     )
                 ));
@@ -131,9 +132,9 @@ impl Store {
         rows.into_iter().map(FileRecord::try_from).collect()
     }
 
-    /// Forgets the jobs past the retention of jobs that have ended and have no file any more, the oldest first. Returns how many. A
-    /// lane's last published job stays: the next one goes on from it. So does all that was published after a job whose file is still
-    /// there: who has loaded that one last is told of them. A folder that no process has any more holds nothing up.
+    /// Deletes jobs that are past the retention of jobs, have ended, and have no file any more, the oldest first. Returns how many. A
+    /// lane's last published job stays, since the next one goes on from it. Jobs that were published after one whose file is still there
+    /// stay too, since a consumer that loaded that file last asks for them. A destination that no process has any more keeps no job.
     ///
     /// # Errors
     /// If the database fails.
@@ -182,8 +183,8 @@ impl Store {
         Ok(forgotten.rows_affected())
     }
 
-    /// Forgets lanes that no job and no watermark is of any more. Returns how many. One that has ever published stays, and goes on
-    /// counting where it was.
+    /// Deletes lanes that have neither a job nor a watermark any more. Returns how many. A lane that has ever published stays, so that
+    /// its numbers go on.
     ///
     /// # Errors
     /// If the database fails.
@@ -203,8 +204,8 @@ impl Store {
         .bind(BATCH)
         .fetch_optional(&mut *tx)
         .await?;
-        // One that is locked has a job in the making. The look at the jobs comes after the lock, in a statement of its own, so that
-        // it sees what was submitted before; who submits later waits for the lock, and finds no lane.
+        // A locked lane has a job in the making. Jobs are looked for after the lock, in a statement of its own, which sees every job
+        // submitted before; a later submission waits for the lock, and then finds no lane.
         let unused: Vec<(String, String)> = sqlx::query_as(
             "-- store.retention.lock_lanes
              select consumer_id, dataset from cdc_export.lanes l
@@ -238,7 +239,7 @@ impl Store {
         Ok(forgotten.rows_affected())
     }
 
-    /// Forgets the output folders that no process has had for a day. What waits for one isn't kept waiting by it after a minute.
+    /// Deletes the destinations that no process has used for a day. A job stops waiting for such a destination after a minute already.
     ///
     /// # Errors
     /// If the database fails.
@@ -281,7 +282,7 @@ fn advance(cursor: &Mutex<String>, next: String) {
     *cursor.lock().unwrap_or_else(PoisonError::into_inner) = next;
 }
 
-/// The next consumers to look at, and after whom to go on. Exports without one are looked at each time.
+/// The consumers of this call, and after which one the next call goes on. Ad-hoc exports, under the empty name, belong to every call.
 async fn consumers(
     conn: &mut PgConnection,
     after: &str,

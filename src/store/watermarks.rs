@@ -38,24 +38,24 @@ impl Store {
     }
 }
 
-/// Ids that a consumer and a dataset may have. Others are of rows that somebody put there by hand, and of nobody.
+/// Ids that a consumer and a dataset may have. A row with another id was inserted by hand, and belongs to no consumer.
 const CONSUMER: &str = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$";
 const DATASET: &str = "^[a-z][a-z0-9_-]{0,62}$";
 
-/// A consumer's place in a dataset, as far as it is known without a look at the table.
+/// A consumer's position in a dataset, as far as it is known without reading the table.
 #[derive(Clone, Debug)]
 pub struct ConsumerPosition {
-    /// Whose.
+    /// The consumer.
     pub consumer: ConsumerId,
-    /// In which dataset.
+    /// The dataset's name.
     pub dataset: String,
     /// Its watermark, if it has one.
     pub last_exported_at: Option<DateTime<Utc>>,
 }
 
 impl Store {
-    /// The places of everybody who has a watermark or ever asked for an export, by consumer and dataset, `limit` of them at most,
-    /// those after `after`, and of the consumers `among`, if that is said.
+    /// The positions of all consumers that have a watermark or ever asked for an export, by consumer and dataset, `limit` of them at
+    /// most; those after `after`, and of the consumers `among`, where these are given.
     ///
     /// # Errors
     /// If the database fails.
@@ -65,7 +65,7 @@ impl Store {
         among: Option<&[ConsumerId]>,
         limit: u32,
     ) -> Result<Vec<ConsumerPosition>, Error> {
-        // Before every name that there may be, and from there to behind them.
+        // Without a lane: before every name, and from the first to the last.
         let (consumer, dataset) = after.map_or(("", ""), |lane| (lane.consumer.as_str(), lane.dataset));
         let among = among.map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
         let (first, last) = among.map_or((vec![""], vec!["~"]), |ids| (ids.clone(), ids));
@@ -111,17 +111,17 @@ impl Store {
     }
 }
 
-/// How a watermark was set by hand.
+/// Whether a watermark was set or forgotten by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// It is.
+    /// Done.
     Done,
-    /// It isn't: an export of that consumer is being committed.
+    /// Refused: an export of that consumer is being committed.
     Committing,
 }
 
 impl Store {
-    /// Sets a consumer's watermark by hand. An export of it that runs is done again from there.
+    /// Sets a consumer's watermark by hand. A running export of the consumer begins anew from there.
     ///
     /// # Errors
     /// If the database fails.

@@ -1,4 +1,4 @@
-//! The sign of life of one attempt: extends its lease, records its progress, and learns that it must stop.
+//! The heartbeat of one attempt: renews its lease, records its progress, and learns that the attempt must stop.
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,13 @@ use crate::store::{
 /// Why an attempt must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// Somebody asked to cancel the job.
+    /// A client asked to cancel the job.
     CancelAsked,
-    /// The lease is somebody else's.
+    /// Another worker has the lease.
     LeaseLost,
     /// No answer for two thirds of a lease: the job may soon be taken over.
     Silence,
-    /// The process ends.
+    /// The process is shutting down.
     Shutdown,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Beats every second, or three times a lease, and when somebody hints that the job was cancelled.
+    /// Renews every second, or three times a lease, and when told that the job was cancelled.
     pub(crate) fn start(
         store: &Store,
         lease: &Lease,
@@ -56,11 +56,11 @@ impl Heartbeat {
 
     /// Waits until the attempt must stop.
     pub(crate) async fn stopped(&mut self) -> Stop {
-        // A heartbeat that panicked is one that beats no more.
+        // A heartbeat that panicked renews nothing any more.
         (&mut self.task).await.unwrap_or(Stop::Silence)
     }
 
-    /// Ends the heartbeat. A beat that the server still works on changes nothing by then: nobody reads its answer.
+    /// Ends the heartbeat. A renewal that the server still works on does no harm: its answer is not read.
     pub(crate) async fn end(mut self) {
         self.task.abort();
         if !self.task.is_finished() {
@@ -89,13 +89,13 @@ impl Beating {
         let begun = Instant::now();
         let mut answered = begun;
         loop {
-            // An export of more than a minute has shown its progress often enough.
+            // After a minute progress is shown less often.
             let fast = begun.elapsed() < Duration::from_secs(60);
             let pause = if fast { lease::interval(self.time) } else { Duration::from_secs(5).min(self.time / 3) };
             tokio::select! { () = tokio::time::sleep(pause) => {}, () = cancelled(&mut self.cancel_hints, self.job) => {} }
 
             let sent = Instant::now();
-            // The first beat connects, which takes several round trips.
+            // The first renewal connects, which takes several round trips.
             let timeout = self.time / 3;
             match self.lease_renewer.beat(self.job, self.token, self.time, self.progress.read(), timeout).await {
                 Ok(Renewal::Held) => answered = sent,
@@ -110,12 +110,12 @@ impl Beating {
     }
 }
 
-/// Waits for a hint that this job was cancelled. One that came during the last beat is still there.
+/// Waits until told that this job was cancelled. What was told during the last renewal is still there.
 async fn cancelled(hints: &mut broadcast::Receiver<JobId>, job: JobId) {
     loop {
         match hints.recv().await {
             Ok(hinted) if hinted != job => {}
-            // It may be among those that were missed.
+            // The job may be among those that were missed.
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
