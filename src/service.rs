@@ -1,6 +1,6 @@
 //! What a client may do: ask for exports, look at them, stop them, fetch their files, see a watermark.
 //!
-//! HTTP is one way in and knows this room only. Knows no status codes and runs no export.
+//! `http` uses this module alone. Knows no status codes and runs no export.
 
 mod consumers;
 mod deadline;
@@ -40,7 +40,7 @@ pub enum Error {
     /// Postgres can't be reached now.
     #[error("the database is not available")]
     DatabaseUnavailable(#[source] store::Error),
-    /// Postgres answers, and can't write to our tables.
+    /// Postgres answers, and can't write to the service's tables.
     #[error("{0}")]
     DatabaseSetBack(store::Error),
     /// Postgres refused what the service wants: a defect, or a schema that somebody changed.
@@ -61,16 +61,16 @@ pub enum Error {
     /// The output folder can't be used.
     #[error("the output folder can't be used")]
     Output(#[source] sink::Error),
-    /// Nobody's key, or one that was revoked or has expired.
+    /// No such key, or one that was revoked or has expired.
     #[error("this key is not known, or it was revoked or has expired")]
     NoKey,
     /// There is no such job.
     #[error("there is no export with this id")]
     NoJob,
-    /// There is no such user in a demo table of ours.
+    /// The demo's table has no such user, or is not the service's.
     #[error("there is no user with this id")]
     NoUser,
-    /// The consumer has none yet.
+    /// The consumer has no watermark yet.
     #[error("No watermark for this consumer")]
     NoWatermark,
     /// There is no such dataset.
@@ -100,7 +100,7 @@ pub enum Error {
     /// The job is being committed.
     #[error("the export is being committed")]
     Committing,
-    /// The job may yet make its file.
+    /// The job is open, and may yet make its file.
     #[error("the export is {0}, so its file can't be removed yet")]
     Open(Status),
     /// The job has ended.
@@ -112,10 +112,10 @@ pub enum Error {
     /// The key was sent with another request.
     #[error("this key was sent with another request, which made the export {0}")]
     KeyTaken(JobId),
-    /// As many clients follow jobs as may, of one party or of all.
+    /// As many followers as there may be, of one key or address, or in all.
     #[error("too many clients follow or wait for exports now, with this key or from this address, or in all")]
     TooManyFollowers,
-    /// The caller loaded another export last than its lane has it: those that were published since, then those under way.
+    /// The caller is out of step with its lane: the exports that were published since, then those under way.
     #[error("{}", gone_on(.0))]
     OutOfStep(Vec<Job>),
     /// The database doesn't know what the caller loaded last, or has forgotten what came after it.
@@ -132,7 +132,7 @@ pub enum Error {
     QueueFull(u32),
 }
 
-/// What a caller that is out of step has to do.
+/// Tells a caller that is out of step what to load, and when to ask again.
 fn gone_on(jobs: &[Job]) -> String {
     let open = jobs.iter().filter(|job| !job.status.is_terminal()).count();
     format!(
@@ -163,7 +163,7 @@ impl From<sink::Error> for Error {
     }
 }
 
-/// The state of what the service stands on: `Err` says why not.
+/// Whether the service can work; `Err` says why not.
 #[derive(Debug)]
 pub struct Health {
     /// Postgres answers.
@@ -175,31 +175,31 @@ pub struct Health {
 /// A client gets an answer within 2 seconds, if only that there is none.
 pub const CALL_TIMEOUT: Duration = Duration::from_millis(1_900);
 
-/// How long a caller who has waited for so long is kept for a look at why.
+/// How much longer a caller whose call timed out is kept to find the cause.
 const LAST_LOOK_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How long the changes that wait for consumers may be counted, the one thing that takes its time.
+/// How long the changes that wait for consumers may be counted: the one call that may take longer.
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What it works with.
+/// What the service works with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where files are.
+    /// The output folder.
     pub folder: Arc<Folder>,
-    /// What may be exported.
+    /// The datasets.
     pub catalog: Arc<Catalog>,
-    /// How a job submitted here is taken on.
+    /// The limits under which a job is accepted.
     pub terms: Terms,
 }
 
-/// The database, in pools for different ends.
+/// The database, in a pool for each purpose.
 #[derive(Clone, Debug)]
 pub struct Stores {
-    /// For what clients ask.
+    /// For the calls of clients.
     pub api: Store,
-    /// To ask whether it answers at all, with a pool that nobody else uses.
+    /// To ask whether Postgres answers: a pool of its own.
     pub probe: Store,
-    /// What the exports of this process have, if it runs some: only to see how busy it is.
+    /// The pool of this process's exports, if it runs some: only for the metrics of its use.
     pub control: Option<Store>,
 }
 
@@ -207,7 +207,7 @@ pub struct Stores {
 #[derive(Clone, Debug)]
 pub struct Service {
     store: Store,
-    /// On a connection of its own: a busy API is not a database that is gone.
+    /// On a connection of its own, so that a busy API isn't taken for a database that is gone.
     probe: Store,
     control: Option<Store>,
     source: Source,
@@ -215,16 +215,16 @@ pub struct Service {
     catalog: Arc<Catalog>,
     terms: Terms,
     last_look: Arc<LastLook>,
-    /// Ends what only waits.
+    /// Ends calls that only wait.
     stopping: CancellationToken,
-    /// A few operations on the folder at a time: a network file system may hang, and each would keep a thread.
+    /// Bounds operations on the folder at a time: a network file system may hang, and each operation would keep a thread.
     turns: Arc<Semaphore>,
     followers: Arc<Followers>,
     keyring: Arc<Keyring>,
 }
 
 impl Service {
-    /// Once it is `stopping`, it answers those who wait for a job. Needs a runtime.
+    /// After `stopping`, calls that wait for a job are answered at once. Needs a runtime.
     pub fn new(settings: Settings, stores: Stores, source: Source, stopping: CancellationToken) -> Service {
         let Settings { folder, catalog, terms } = settings;
         let Stores { api, probe, control } = stores;
@@ -249,7 +249,7 @@ impl Service {
         }
     }
 
-    /// Whether this key was good when it was last looked up, however long ago: to know it from a guess, not to let it in.
+    /// Whether this key was good when it was last looked up, however long ago: this tells a known key from a guess, and lets nobody in.
     pub fn knows(&self, key: &PresentedKey) -> bool {
         self.keyring.knows(key)
     }
@@ -257,7 +257,7 @@ impl Service {
     /// What a key permits.
     ///
     /// # Errors
-    /// If it is nobody's, or was revoked or has expired some seconds ago, or nobody can tell.
+    /// If there is no such key, or it was revoked or has expired some seconds ago, or the database fails.
     pub async fn grant(&self, key: &PresentedKey) -> Result<Arc<Grant>, Error> {
         self.keyring.grant(key).await
     }
@@ -275,7 +275,7 @@ impl Service {
         self.catalog.get(name).ok_or_else(|| Error::NoDataset(self.catalog.names()))
     }
 
-    /// Every dataset there is, with what its table looks like now.
+    /// Every dataset, with its table's present columns.
     ///
     /// # Errors
     /// If the database fails.
@@ -287,7 +287,7 @@ impl Service {
         Ok(datasets)
     }
 
-    /// A dataset with what its table looks like now.
+    /// A dataset with its table's present columns.
     ///
     /// # Errors
     /// If the database fails.

@@ -20,17 +20,17 @@ pub struct Watermark {
     pub last_exported_at: DateTime<Utc>,
 }
 
-/// So many waiting rows are counted, and no more.
+/// How many waiting rows are counted at most.
 pub const COUNTED_ROWS: u64 = 10_000;
 
 /// A number of rows, as far as they are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
-    /// So many.
+    /// Exactly so many.
     Exactly(u64),
     /// So many, and perhaps more: more than [`COUNTED_ROWS`], or the changes reach further back than is looked.
     AtLeast(u64),
-    /// Nobody can tell: the table can't be read as its dataset says, or there is no such dataset any more.
+    /// Unknown: the table can't be read as its dataset says, or the dataset is not in the catalog any more.
     Unknown,
 }
 
@@ -49,7 +49,7 @@ pub struct ConsumerLag {
     pub continuity: Option<Continuity>,
 }
 
-/// What an export saw of its consumer's place when it began, and must find unchanged when it commits.
+/// The consumer's position when an export began, which the commit must find unchanged.
 #[derive(Clone, Debug, Default)]
 pub struct Position {
     /// The row's version; `None`: there was no row.
@@ -67,14 +67,14 @@ pub struct Position {
 /// A `pg_snapshot` in Postgres's text form: which transactions were visible at a moment.
 pub type Snapshot = String;
 
-/// Where an export stands itself: what its commit saves as the consumer's new position.
+/// What the commit of an export saves as the consumer's new position.
 #[derive(Clone, Debug, Default)]
 pub struct NewPosition {
     /// The exported snapshot; `None`: the times alone rule.
     pub snapshot: Option<Snapshot>,
     /// When it was taken.
     pub taken_at: DateTime<Utc>,
-    /// The table, and how to notice that it is not the same any more.
+    /// The table, and what shows that it is not the same any more.
     pub table: Fingerprint,
 }
 

@@ -1,18 +1,18 @@
-//! What the caller of an export had loaded before, by its own word.
+//! What the caller of an export says it loaded last.
 
 use crate::job::JobId;
 
-/// The last export that a caller loaded. Said with a request, it is held against the consumer's lane: a caller that is elsewhere than the
-/// lane would lose what is in between, or take what a database forgot for what it knows.
+/// The last export that a caller loaded. It is compared with the consumer's lane: a caller that is out of step would lose the exports in
+/// between, or go on from an export that a restored database doesn't know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum After {
-    /// It has loaded none.
+    /// The caller has loaded none.
     Nothing,
-    /// This one.
+    /// The caller has loaded this export.
     Export {
-        /// Which.
+        /// Its id.
         job: JobId,
-        /// The SHA-256 of the file that it loaded, in lower-case hexadecimal, where it says that.
+        /// The SHA-256 of the loaded file in lower-case hexadecimal, if the caller sent it.
         sha256: Option<String>,
     },
 }

@@ -2,11 +2,11 @@
 
 use crate::job::ConsumerId;
 
-/// Which line. Its jobs are worked one after another; those that are published have numbers.
+/// A consumer's jobs for one dataset run one after another; the published ones have numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Lane<'a> {
-    /// Whose.
+    /// The consumer.
     pub consumer: &'a ConsumerId,
-    /// Of which dataset.
+    /// The dataset's name.
     pub dataset: &'a str,
 }

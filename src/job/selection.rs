@@ -1,37 +1,37 @@
-//! What an ad-hoc export has of its dataset: columns, rows, and how many.
+//! The columns and rows of its dataset that an ad-hoc export has.
 
 use serde::{Deserialize, Serialize};
 
 use crate::job::words::words;
 
-/// What an ad-hoc export has of its dataset; the default is everything.
+/// The columns and rows of its dataset that an ad-hoc export has; by default all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
     /// The columns of the file; `None`: the dataset's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<Vec<String>>,
-    /// What must hold of a row, all of it.
+    /// Conditions that a row must meet, all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filter: Vec<Condition>,
-    /// So many rows at most, the first by the key.
+    /// How many rows at most, the first by the key; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
 
 impl Selection {
-    /// Whether it is everything.
+    /// Whether it selects everything.
     pub fn is_all(&self) -> bool {
         *self == Selection::default()
     }
 }
 
-/// A selection that can't be.
+/// Why a selection can't be met.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {why}")]
 pub struct BadSelection {
-    /// Where it is wrong, as `filter[0].value`.
+    /// The member that is wrong: `filter[0].value`.
     pub field: String,
-    /// What is.
+    /// What is wrong with it.
     pub why: String,
 }
 
@@ -42,8 +42,8 @@ pub struct Condition {
     pub column: String,
     /// How it is compared.
     pub operator: Operator,
-    /// With what, as a text that the column's type reads; of [`Operator::In`], a JSON array of such; of [`Operator::IsNull`],
-    /// `true` or `false`.
+    /// The value to compare with, as a text that the column's type reads; for [`Operator::In`] a JSON array of such texts; for
+    /// [`Operator::IsNull`] `true` or `false`.
     pub value: String,
 }
 

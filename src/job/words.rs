@@ -1,6 +1,6 @@
 //! Enums whose values are words: the same in SQL, JSON, logs and on the command line.
 
-/// A word that stands for none of the values it was read as.
+/// A word that is none of an enum's.
 #[derive(Debug, thiserror::Error)]
 #[error("`{word}` is not {expected}")]
 pub struct UnknownWord {

@@ -22,7 +22,7 @@ impl Task for Announce {
         let destination = folder.run(|folder| folder.destination_id()).await?;
         // Tells the cause where the write below would only time out.
         maintenance.with_timeout(maintenance.store.ping()).await?;
-        maintenance.with_timeout(maintenance.store.seen(destination)).await?;
+        maintenance.with_timeout(maintenance.store.record_destination(destination)).await?;
         Ok(())
     }
 }

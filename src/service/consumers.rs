@@ -17,13 +17,13 @@ use crate::store::watermarks::{ConsumerPosition, Written};
 use crate::telemetry::chain;
 use crate::watermark::{ConsumerLag, Waiting, Watermark};
 
-/// How many changes are looked through for a page, and for each dataset on it: of one, enough for 10,000 rows that changed once and
-/// some that changed more often.
+/// How many changes are read for a page, and for each dataset on it: for one dataset, enough for 10,000 rows that changed once and some
+/// that changed more often.
 const CHANGES_OF_A_PAGE: u64 = 36_000;
 const MOST_CHANGES: u64 = 15_000;
 const FEWEST_CHANGES: u64 = 1_000;
 
-/// How long the folder's markers are waited for. Without them a restore is told by the timeline alone.
+/// How long reading the folder's markers may take. Without markers a restore is told by the timeline alone.
 const MARKERS_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Service {
@@ -36,8 +36,8 @@ impl Service {
         with_timeout(self.store.watermark(lane)).await?.ok_or(Error::NoWatermark)
     }
 
-    /// Where consumers stand in datasets, in the order of their ids, those after `after` and, if that is said, of those `among`;
-    /// each with its last job.
+    /// Where consumers stand in datasets, in the order of their ids, each with its last job; those after `after`, and of the consumers
+    /// `among`, where these are given.
     ///
     /// # Errors
     /// If the database fails, or doesn't count in time.
@@ -60,7 +60,7 @@ impl Service {
         Ok(lags.into_iter().map(with_job).collect())
     }
 
-    /// Where a consumer stands in a dataset, or would.
+    /// Where a consumer stands in a dataset, also before its first export.
     ///
     /// # Errors
     /// If the table can't be read.
@@ -70,7 +70,7 @@ impl Service {
         lags.into_iter().next().ok_or(Error::NoWatermark)
     }
 
-    /// What the folder says of a consumer's lane.
+    /// The folder's marker of a consumer's lane.
     ///
     /// # Errors
     /// If the database fails.
@@ -79,7 +79,7 @@ impl Service {
         Ok(marked.into_iter().next().and_then(|(_, marker)| marker))
     }
 
-    /// Consumers with what the folder says of their lanes.
+    /// Consumers with the folder's markers of their lanes.
     async fn with_markers<'a>(
         &self,
         dataset: &Dataset,
@@ -159,7 +159,8 @@ impl Service {
         }
     }
 
-    /// Forgets a consumer's watermark, if it has one, also of a dataset that there is no more: it holds the change log.
+    /// Forgets a consumer's watermark, if it has one, also of a dataset that is not in the catalog any more: the watermark holds the
+    /// change log.
     ///
     /// # Errors
     /// If an export of that consumer is being committed.

@@ -20,18 +20,18 @@ use crate::store::{
 };
 
 impl Service {
-    /// Takes a job on. It will be done, whatever happens to this process. A request that was sent before, by its key, is the
-    /// job that it was then.
+    /// Accepts a job. It will be run, whatever happens to this process. A request whose idempotency key was sent before returns the job
+    /// that it made then.
     ///
     /// # Errors
-    /// If there is no such dataset, or not with what is selected of it, the key was sent with another request, too much is open,
-    /// or the database fails.
+    /// If there is no such dataset, its table can't meet the selection, the key was sent with another request, too many jobs are open, or
+    /// the database fails.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         let dataset = self.dataset(&request.dataset)?;
         if !request.selection.is_all()
             && let Err(bad) = self.check(dataset, &request.selection).await
         {
-            // Sent before, it was good then, whatever the table is now.
+            // A request that was sent before was good then, whatever the table is now.
             let before = with_timeout(self.store.sent_before(request)).await?;
             return before.filter(|job| request.asks_for(job)).ok_or(bad);
         }
@@ -48,10 +48,10 @@ impl Service {
         }
     }
 
-    /// Takes a job on that is like one which failed or was cancelled.
+    /// Accepts a job like one that failed or was cancelled.
     ///
     /// # Errors
-    /// If there is no such job, or it ended otherwise, or not yet; and as [`submit`](Service::submit).
+    /// If there is no such job, it has not ended, or ended otherwise; and as [`submit`](Service::submit).
     pub async fn retry(&self, id: JobId, key: Option<IdempotencyKey>) -> Result<Job, Error> {
         let Job { consumer, dataset, export_type, selection, encoding, after, status, .. } = self.job(id).await?;
         if !matches!(status, Status::Failed | Status::Cancelled) {
@@ -88,13 +88,13 @@ impl Service {
         }
     }
 
-    /// A job, once it has ended or `patience` has passed.
+    /// A job, once it has ended or `timeout` has passed.
     ///
     /// # Errors
     /// If there is none of this id, too many follow jobs already, or the database fails.
     pub async fn ended_job(&self, id: JobId, timeout: Duration, subscriber: Subscriber) -> Result<Job, Error> {
         let deadline = Instant::now() + timeout;
-        // Before the first look, so that no end is missed in between.
+        // Before the job is read, so that no end is missed in between.
         let follower = self.followers.join(subscriber, id);
         let job = self.job(id).await?;
         if job.status.is_terminal() || Instant::now() >= deadline {
@@ -108,7 +108,7 @@ impl Service {
         self.job(id).await
     }
 
-    /// A job as it stands, then again each time that it was seen to have changed, up to its end.
+    /// A job as it is now, then again each time that a poll shows a change, up to its end.
     ///
     /// # Errors
     /// If there is none of this id, too many follow jobs already, or the database fails; later that ends the stream after some
@@ -116,7 +116,7 @@ impl Service {
     pub async fn follow(&self, id: JobId, subscriber: Subscriber) -> Result<impl Stream<Item = Job> + use<>, Error> {
         let follower = self.followers.join(subscriber, id)?;
         let first = self.job(id).await?;
-        // A look that others began before may show the job as it was before.
+        // A poll that began earlier may show the job as it was before.
         let since = Instant::now();
         let start = (follower, first.clone(), since, self.stopping.clone());
         let changes = stream::unfold(start, async |(mut follower, last, since, stopping)| {
@@ -129,7 +129,7 @@ impl Service {
         Ok(stream::once(std::future::ready(first)).chain(changes))
     }
 
-    /// Jobs that a filter lets through, newest first.
+    /// Jobs that match a filter, newest first.
     ///
     /// # Errors
     /// If the database fails.
@@ -137,7 +137,7 @@ impl Service {
         with_timeout(self.store.jobs(filter, limit)).await
     }
 
-    /// The published exports of a lane after this one, by their numbers and from after the number `from`, where that is said.
+    /// The lane's exports that were published after the job `after`, by their numbers; with `from`, those after that number.
     ///
     /// # Errors
     /// If the database knows no completed export of this id in the lane, or fails.
@@ -151,8 +151,8 @@ impl Service {
         with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
     }
 
-    /// Why a write failed, if that is Postgres's transaction ids. One that waited in vain for another transaction may have waited for
-    /// one that never was.
+    /// Finds whether a write failed since Postgres's transaction ids were set back: a write that waited in vain for another transaction
+    /// may have waited for one that never began.
     async fn or_set_back<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
         if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.was_waiting()) {
             return written;
@@ -164,7 +164,7 @@ impl Service {
     }
 }
 
-/// The job at its end; `None` if nobody can tell.
+/// The job at its end; `None` if the database fails.
 async fn ended(mut follower: Follower) -> Option<Job> {
     loop {
         match follower.next().await.outcome {
@@ -175,7 +175,7 @@ async fn ended(mut follower: Follower) -> Option<Job> {
     }
 }
 
-/// The job once it stands differently; `None` if it never will, or nobody can tell.
+/// The job once it has changed; `None` if it has ended, or the database fails.
 async fn changed(follower: &mut Follower, last: &Job, since: Instant) -> Option<Job> {
     let standing = |job: &Job| (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt);
     while !last.status.is_terminal() {

@@ -39,8 +39,9 @@ pub(crate) use here;
 /// and sha256 of its marker, null where there is none, and `is_asked`: the caller has said what it loaded last, and that was so.
 ///
 /// WAL survives as a prefix. All that an export saw was committed before its own completion: where the last one that was handed out
-/// is known as completed, nothing that was handed out is lost, whatever became of the server. An older one that is known says nothing
-/// of those since, whose files may be elsewhere.
+/// is known as completed, nothing that was handed out is lost, whatever became of the server. An older one that is known says nothing of
+/// those since, whose files may be elsewhere. A part of the statement that reads the position, though the jobs are the store's: asked in
+/// a statement of its own, it would see another moment than the position, and give an answer that doesn't go with it.
 macro_rules! witness {
     () => {
         "(select coalesce(m.is_asked, false) or coalesce(m.job = last.id and m.sha256 = last.sha256, false) as vouches,

@@ -351,15 +351,15 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn seen(&self, store: Uuid) -> Result<(), Error> {
+    pub async fn record_destination(&self, destination: Uuid) -> Result<(), Error> {
         let mut conn = self.connection().await?;
         sqlx::query(
-            "-- store.queue.seen
+            "-- store.queue.record_destination
              insert into cdc_export.stores as s (id, seen_at) values ($1, clock_timestamp())
              on conflict (id) do update set seen_at = excluded.seen_at
              where s.seen_at < clock_timestamp() - interval '10 seconds'",
         )
-        .bind(store)
+        .bind(destination)
         .execute(conn.get())
         .await?;
         conn.give_back();
