@@ -29,7 +29,7 @@ use crate::maintenance::reap::Reap;
 use crate::maintenance::retain::Retain;
 use crate::maintenance::sweep::Sweep;
 use crate::publisher;
-use crate::sink::{self, Folder};
+use crate::sink::{self, Destination, Limits};
 use crate::source::{self, Source, purge::Caps};
 use crate::store::{self, Store, lease};
 use crate::telemetry::complaints::Complaints;
@@ -66,7 +66,7 @@ pub struct Maintenance {
     settings: Settings,
     store: Store,
     source: Source,
-    folder: Arc<Folder>,
+    destination: Destination,
     /// Wakes the sweep: a vanished attempt may have left a file.
     swept: Arc<Notify>,
 }
@@ -99,9 +99,9 @@ trait Task: Send {
 }
 
 impl Maintenance {
-    /// Maintenance of `store`'s database and of `folder`.
-    pub fn new(settings: Settings, store: Store, source: Source, folder: Arc<Folder>) -> Maintenance {
-        Maintenance { settings, store, source, folder, swept: Arc::new(Notify::new()) }
+    /// Maintenance of `store`'s database and of `destination`.
+    pub fn new(settings: Settings, store: Store, source: Source, destination: Destination) -> Maintenance {
+        Maintenance { settings, store, source, destination, swept: Arc::new(Notify::new()) }
     }
 
     /// Records that this destination has a worker, before the first job is submitted: a process with another destination would otherwise
@@ -129,6 +129,12 @@ impl Maintenance {
         tasks.spawn(every(FOLDER_PERIOD, Retain::new(&self), shutdown.clone()));
         tasks.spawn(every(PURGE_PERIOD, Purge::new(&self), shutdown));
         while tasks.join_next().await.is_some() {}
+    }
+
+    /// The destination for one task, which does one thing after the other there: an operation on a dead network never returns. It keeps
+    /// its thread, and the task gets no second one.
+    fn destination(&self) -> Destination {
+        self.destination.limited(Limits { at_once: 1, timeout: None })
     }
 
     async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {

@@ -11,7 +11,7 @@ use crate::encode::{self, Encoder, compress::Compressor};
 use crate::file::Exported;
 use crate::job::{ExportType, Job, Progress};
 use crate::row::Frame;
-use crate::sink::{self, Draft};
+use crate::sink::{self, Draft, Drafts};
 use crate::source::{self, rows::Rows};
 
 /// Frames that wait between the reader and the writer.
@@ -75,13 +75,13 @@ pub struct ExportSpec<'a> {
     pub progress: &'a Progress,
 }
 
-/// Writes the rows of a job's snapshot into `draft` and stages it.
+/// Writes the rows of a job's snapshot into a draft and stages it.
 ///
 /// # Errors
 /// If any step fails; the draft is removed then.
-pub async fn run(rows: Rows<'_>, order: &ExportSpec<'_>, draft: Draft) -> Result<Exported, Error> {
+pub async fn run(rows: Rows<'_>, order: &ExportSpec<'_>, drafts: &Drafts) -> Result<Exported, Error> {
+    let writer = Writer::new(order, drafts.create().await?)?;
     let (frames_in, frames_out) = mpsc::channel(FRAMES_AHEAD);
-    let writer = Writer::new(order, draft)?;
     // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next frame.
     let read = async { Ok(rows.read(order.job, order.cell_max, order.progress, frames_in).await?) };
     let ((), writer) = tokio::try_join!(read, write(writer, frames_out))?;

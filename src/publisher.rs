@@ -1,31 +1,26 @@
 //! A committed file gets its final name, and that is recorded. Safe to be done by several processes at once and after a crash at any
 //! point.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::file::FileRecord;
 use crate::job::JobId;
-use crate::sink::access::FolderAccess;
-use crate::sink::{self, Folder, Published};
+use crate::sink::{self, Destination, Published};
 use crate::store::{self, Store, lease};
-
-/// A committed file that is missing in its folder for so long is lost: a process that was just renaming it has long done so.
-pub(crate) const LOST_AFTER: Duration = Duration::from_secs(10);
 
 /// How a publication went.
 #[derive(Debug)]
 pub enum Publication {
     /// The file has its name, or the job was ended otherwise.
     Done,
-    /// The file is not in the folder. Perhaps another process is just renaming it.
+    /// The file is not in the destination. Perhaps another process is just renaming it.
     Missing(Box<FileRecord>),
 }
 
 /// Why a file has no name yet.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The folder failed.
+    /// The destination failed.
     #[error(transparent)]
     Sink(#[from] sink::Error),
     /// The database failed.
@@ -37,20 +32,20 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Publisher {
     store: Store,
-    folder: FolderAccess,
+    destination: Destination,
     call_timeout: Duration,
 }
 
 impl Publisher {
-    /// A publisher for this folder. `lease` is how long a job stays with a worker that doesn't renew its lease.
-    pub fn new(store: &Store, folder: &Arc<Folder>, lease: Duration) -> Publisher {
-        Publisher { store: store.clone(), folder: FolderAccess::new(folder), call_timeout: lease::call_timeout(lease) }
+    /// A publisher for this destination, within its limits. `lease` is how long a job stays with a worker that doesn't renew its lease.
+    pub fn new(store: &Store, destination: &Destination, lease: Duration) -> Publisher {
+        Publisher { store: store.clone(), destination: destination.clone(), call_timeout: lease::call_timeout(lease) }
     }
 
     /// Gives a job's file its final name, if the job is committed. A missing file is left to maintenance.
     ///
     /// # Errors
-    /// If the folder or the database fails.
+    /// If the destination or the database fails.
     pub async fn publish_job(&self, job: JobId) -> Result<(), Error> {
         match self.with_timeout(self.store.file(job)).await? {
             Some(record) => self.publish(record).await.map(drop),
@@ -61,14 +56,12 @@ impl Publisher {
     /// Gives a committed file its final name and records that.
     ///
     /// # Errors
-    /// If the folder or the database fails.
+    /// If the destination or the database fails.
     pub async fn publish(&self, mut record: FileRecord) -> Result<Publication, Error> {
         loop {
             // The marker beside the files comes first: the database may be restored to a state in which it knows nothing of this export.
             self.mark(&record).await?;
-            let wanted = record.clone();
-            let publish = move |folder: &Folder| folder.publish(&wanted.staged, &wanted.name);
-            match self.folder.run(publish).await? {
+            match self.destination.publish(&record).await? {
                 Published::Done => {
                     self.set_published(record).await?;
                     return Ok(Publication::Done);
@@ -91,7 +84,7 @@ impl Publisher {
         }
         if self.with_timeout(self.store.file(record.job)).await?.is_none() {
             // The job was given up in this moment: a file without a completed job has to go.
-            self.folder.run(move |folder| folder.remove(&record.staged, &record.name)).await?;
+            self.destination.remove(&record).await?;
         } else if let Some(last) = self.with_timeout(self.store.last_of_lane(&record)).await? {
             // A process that slept while another one published may have replaced a newer marker by an older one.
             self.mark(&last).await?;
@@ -99,18 +92,13 @@ impl Publisher {
         Ok(())
     }
 
-    /// Makes the folder's marker of the lane name this file, unless the marker names a later one, or one that the database doesn't know
+    /// Makes the destination's marker of the lane name this file, unless the marker names a later one, or one that the database doesn't know
     /// because it was restored. The lane's next attempt sees such a marker, and only a full export goes on.
     async fn mark(&self, record: &FileRecord) -> Result<(), Error> {
         let Some(consumer) = &record.consumer else { return Ok(()) };
         let mut replaced = record.marker_seen;
         loop {
-            let (there, consumer) = (record.clone(), consumer.clone());
-            let mark = move |folder: &Folder| {
-                let FileRecord { database, dataset, .. } = &there;
-                folder.mark(database, &consumer, dataset, &there.marker(), replaced)
-            };
-            let Some(other) = self.folder.run(mark).await? else { return Ok(()) };
+            let Some(other) = self.destination.mark(record, consumer, replaced).await? else { return Ok(()) };
             // By then the marker may name a third export, which is asked about as well.
             if !self.with_timeout(self.store.is_after(record, &other)).await? {
                 tracing::warn!(event = "marker_left", jobId = %record.job, marked = %other.job);
@@ -120,14 +108,12 @@ impl Publisher {
         }
     }
 
-    /// Fails a job whose file is in the folder under neither name. Nothing happens if the file was published meanwhile.
+    /// Fails a job whose file is in the destination under neither name. Nothing happens if the file was published meanwhile.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn give_up(&self, record: &FileRecord) -> Result<(), Error> {
-        // A file that another database names is not waited for.
-        let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
-        self.with_timeout(self.store.give_up(record, after)).await?;
+        self.with_timeout(self.store.give_up(record)).await?;
         Ok(())
     }
 

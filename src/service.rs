@@ -13,7 +13,6 @@ mod scrape;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::Catalog;
@@ -24,11 +23,10 @@ use crate::job::selection::BadSelection;
 use crate::job::{Job, JobId, Status, Terms};
 use crate::key::{Grant, PresentedKey};
 use crate::service::deadline::{on_table, with_timeout};
-use crate::service::files::FOLDER_TURNS;
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
 use crate::service::scrape::LastLook;
-use crate::sink::{self, Folder};
+use crate::sink::{self, Destination, Limits};
 use crate::source::{self, Source};
 use crate::store::{self, Store};
 
@@ -158,6 +156,7 @@ impl From<sink::Error> for Error {
             sink::Error::Full(_) => Error::OutputFull(error),
             sink::Error::ReadOnly(_) => Error::OutputReadOnly(error),
             sink::Error::Missing(_) => Error::OutputMissing(error),
+            sink::Error::Elsewhere => Error::FileOnOtherHost,
             sink::Error::Io(_) => Error::Output(error),
         }
     }
@@ -175,6 +174,9 @@ pub struct Health {
 /// A client gets an answer within 2 seconds, if only that there is none.
 pub const CALL_TIMEOUT: Duration = Duration::from_millis(1_900);
 
+/// Operations on the destination at a time: each may hang on a network file system, and keeps a thread then.
+const OPERATIONS: usize = 16;
+
 /// How much longer a caller whose call timed out is kept to find the cause.
 const LAST_LOOK_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -184,8 +186,8 @@ pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the service works with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The output folder.
-    pub folder: Arc<Folder>,
+    /// Where files are.
+    pub destination: Destination,
     /// The datasets.
     pub catalog: Arc<Catalog>,
     /// The limits under which a job is accepted.
@@ -211,14 +213,12 @@ pub struct Service {
     probe: Store,
     control: Option<Store>,
     source: Source,
-    folder: Arc<Folder>,
+    destination: Destination,
     catalog: Arc<Catalog>,
     terms: Terms,
     last_look: Arc<LastLook>,
     /// Ends calls that only wait.
     stopping: CancellationToken,
-    /// Bounds operations on the folder at a time: a network file system may hang, and each operation would keep a thread.
-    turns: Arc<Semaphore>,
     followers: Arc<Followers>,
     keyring: Arc<Keyring>,
 }
@@ -226,9 +226,10 @@ pub struct Service {
 impl Service {
     /// After `stopping`, calls that wait for a job are answered at once. Needs a runtime.
     pub fn new(settings: Settings, stores: Stores, source: Source, stopping: CancellationToken) -> Service {
-        let Settings { folder, catalog, terms } = settings;
+        let Settings { destination, catalog, terms } = settings;
+        // As long as a client waits.
+        let destination = destination.limited(Limits { at_once: OPERATIONS, timeout: Some(CALL_TIMEOUT) });
         let Stores { api, probe, control } = stores;
-        let turns = Arc::new(Semaphore::new(FOLDER_TURNS));
         let followers = Arc::new(Followers::new(api.clone()));
         let keyring = Arc::new(Keyring::new(api.clone()));
         scrape::init_series(&catalog);
@@ -238,12 +239,11 @@ impl Service {
             probe,
             control,
             source,
-            folder,
+            destination,
             catalog,
             terms,
             last_look,
             stopping,
-            turns,
             followers,
             keyring,
         }

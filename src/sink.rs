@@ -1,41 +1,38 @@
-//! The output folder: files are written here under hidden names and appear under their final ones when they are committed.
+//! A destination: where the files of exports go, and the markers of their lanes. Drafts are written there under hidden names and appear
+//! under their final ones when they are committed.
 //!
-//! Durability: after [`Draft::stage`] the bytes are on disk, after [`Folder::publish`] the name is too. Every path is one name
-//! below the folder's own descriptor, and symbolic links are not followed. Blocking throughout. Knows no queue, no store and
-//! no format; what the names belong to is the caller's business.
+//! Each caller has limits of its own, within which its operations may block. Knows no queue, no store and no format; what the names
+//! belong to is the caller's business.
 
-pub mod access;
-mod draft;
-mod marker;
+mod folder;
+mod threads;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::sync::OnceLock;
-use std::time::{Duration, UNIX_EPOCH};
+use std::io::{self, SeekFrom};
+use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 use uuid::Uuid;
 
-use crate::failpoint;
+use crate::database::DatabaseId;
+use crate::file::FileRecord;
 use crate::file::hidden::HiddenFile;
-use crate::file::{FileIdentity, FileLocation, StagedFile};
+use crate::job::marker::Marker;
+use crate::job::{ConsumerId, JobId};
+use crate::sink::threads::Threads;
+use crate::telemetry::chain;
 
-pub use draft::Draft;
-pub use marker::marker_name;
+pub use folder::{Draft, Folder, marker_name};
+pub use threads::Limits;
 
-/// Holds the folder's id, so that a process with another disk doesn't take its jobs for its own.
-const ID_FILE: &str = ".cdc-export-store";
-/// It has 36 characters and a line's end.
-const MARK_MAX_BYTES: u64 = 64;
-/// What the process's umask is taken from, where nobody set a mode.
-const OPEN_TO_ALL: Mode = Mode::from_raw_mode(0o666);
+/// What a caller has that set no limits: operations at once, and no timeout.
+const LIMITS: Limits = Limits { at_once: 16, timeout: None };
 
-/// What an export leaves free on its disk, in bytes. Postgres may live there too, and stops when it can't write.
-const LEAST_ROOM: u64 = 32 << 20;
+/// As much of a file is read ahead for a client, in bytes; by default tokio would keep up to 2 MiB.
+const READ_BYTES: usize = 64 * 1024;
+
 /// What went wrong with the output folder. No text here has a path: callers show it to clients.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -48,6 +45,9 @@ pub enum Error {
     /// Not there, not a folder, or a link where none may be.
     #[error("the output folder is missing")]
     Missing(#[source] io::Error),
+    /// The file is in another destination than this one.
+    #[error("the file is in another output folder")]
+    Elsewhere,
     /// Anything else that the system reports.
     #[error("the output folder failed")]
     Io(#[source] io::Error),
@@ -87,488 +87,260 @@ pub enum Published {
     Gone,
 }
 
-/// A folder for files, on a disk of this host.
-#[derive(Debug)]
-pub struct Folder {
-    path: PathBuf,
-    file_mode: Option<Mode>,
-    id: OnceLock<Uuid>,
+/// Where files go. Clones share their limits.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// A folder on a disk of this host, whose operations block.
+    Folder(FolderOnThreads),
 }
 
-impl Folder {
-    /// The folder at `path`; touches nothing yet.
-    pub fn new(path: PathBuf) -> Folder {
-        Folder { path, file_mode: None, id: OnceLock::new() }
-    }
+/// A folder, and the threads on which its operations may block.
+#[derive(Clone, Debug)]
+pub struct FolderOnThreads {
+    folder: Arc<Folder>,
+    threads: Threads,
+}
 
-    /// With this mode for its files, whatever the umask is; `None`: what the umask leaves of 0666. The folder itself, where it
-    /// is made, gets what the umask leaves of 0777.
-    pub fn with_file_mode(self, mode: Option<u32>) -> Folder {
-        Folder { file_mode: mode.map(Mode::from_raw_mode), ..self }
+impl FolderOnThreads {
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let folder = Arc::clone(&self.folder);
+        self.threads.run(move || work(&folder)).await
     }
+}
 
-    /// Makes the folder where there is none.
-    ///
-    /// # Errors
-    /// If it can't be made or used.
-    pub fn prepare(&self) -> Result<(), Error> {
-        std::fs::DirBuilder::new().recursive(true).create(&self.path)?;
-        self.destination_id().map(drop)
+impl From<Folder> for Destination {
+    fn from(folder: Folder) -> Destination {
+        Destination::Folder(FolderOnThreads { folder: Arc::new(folder), threads: Threads::new(LIMITS) })
     }
+}
 
-    /// The folder's id, made at the first call and kept in a small file of the folder.
-    ///
-    /// # Errors
-    /// If there was none and it can't be written, or the file holds no id or another one than before.
-    pub fn destination_id(&self) -> Result<Uuid, Error> {
-        Ok(self.open_with_id()?.1)
-    }
-
-    /// The folder, and its id as it reads this very one: where a disk was unmounted, an empty folder answers to the same path,
-    /// and its emptiness says nothing of our files.
-    fn open_with_id(&self) -> Result<(OwnedFd, Uuid), Error> {
-        let dir = self.open_dir()?;
-        let found = match (read_mark(&dir)?, self.id.get()) {
-            (Some(id), _) => id,
-            (None, None) => make_mark(&dir, self.file_mode)?,
-            (None, Some(_)) => return Err(Error::Missing(io::Error::other(format!("{ID_FILE} is gone")))),
-        };
-        if *self.id.get_or_init(|| found) != found {
-            return Err(Error::Missing(io::Error::other(format!("{ID_FILE} is another folder's"))));
-        }
-        Ok((dir, found))
-    }
-
-    /// Begins the hidden file of an attempt.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn create(&self, hidden: &HiddenFile) -> Result<Draft, Error> {
-        failpoint!("sink.create", Err(Error::Full(Errno::NOSPC.into())));
-        let (dir, id) = self.open_with_id()?;
-        require_room(&dir)?;
-        let file = create(&dir, &hidden.name, self.file_mode)?;
-        Ok(Draft::new(id, dir, hidden.name.clone(), file))
-    }
-
-    /// Gives a staged file its final name and puts the name on disk. Never replaces a file. May be called again after a
-    /// crash at any point, by any process that sees the folder.
-    ///
-    /// # Errors
-    /// If the folder can't be written; nothing has changed then, or the file has its name but the name isn't yet safe on disk.
-    pub fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
-        failpoint!("sink.publish", Err(Error::Io(Errno::IO.into())));
-        let (staged, recorded) = (file.name.as_str(), &file.identity);
-        // The database says so, and who may write there must not move files elsewhere.
-        if !is_own_name(name) || HiddenFile::read(staged).is_none() {
-            return Err(Error::Io(io::Error::other(format!("{name:?} or {staged:?} is no name of ours"))));
-        }
-        let (dir, _) = self.open_with_id()?;
-        let renamed = match rename_without_replacing(&dir, staged, name) {
-            Err(Errno::NOENT) if identity_at(&dir, name)?.as_ref() != Some(recorded) => match find(&dir, recorded)? {
-                // Who gave it that name was overtaken or died, and it was never recorded.
-                Some(found) => rename_without_replacing(&dir, &found, name),
-                None => Err(Errno::NOENT),
-            },
-            renamed => renamed,
-        };
-        let published = match renamed {
-            Ok(()) => Published::Done,
-            Err(Errno::EXIST | Errno::NOENT) if identity_at(&dir, name)?.as_ref() == Some(recorded) => {
-                // Left by a `link` without its `unlink`, or not there.
-                remove_at(&dir, staged)?;
-                Published::Done
+impl Destination {
+    /// The same destination for another caller, whom these limits hold.
+    pub fn limited(&self, limits: Limits) -> Destination {
+        match self {
+            Destination::Folder(FolderOnThreads { folder, .. }) => {
+                let folder = Arc::clone(folder);
+                Destination::Folder(FolderOnThreads { folder, threads: Threads::new(limits) })
             }
-            Err(Errno::EXIST) => Published::Taken,
-            Err(Errno::NOENT) => Published::Gone,
-            Err(errno) => return Err(errno.into()),
-        };
-        failpoint!("sink.publish.renamed", Err(Error::Io(Errno::IO.into())));
-        rustix::fs::fsync(&dir)?;
-        Ok(published)
+        }
     }
 
-    /// Opens a published file if it is still the one that was recorded.
+    /// The destination's id, which is the same to every process that has this destination.
     ///
     /// # Errors
-    /// If the folder or the file can't be read.
-    pub fn open(&self, file: &StagedFile, name: &str) -> Result<Option<File>, Error> {
-        let (dir, _) = self.open_with_id()?;
-        if !is_own_name(name) {
-            return Ok(None);
+    /// If there is none and none can be made, or it is another one than before.
+    pub async fn id(&self) -> Result<Uuid, Error> {
+        match self {
+            Destination::Folder(folder) => folder.run(Folder::destination_id).await,
         }
-        // NONBLOCK: a pipe planted under the name must not hang the caller.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let found = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
-            Ok(found) => File::from(found),
-            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
-            Err(errno) => return Err(errno.into()),
-        };
-        Ok((found.metadata()?.is_file() && identity(&found)? == file.identity).then_some(found))
+    }
+
+    /// Whether a file can be written now.
+    ///
+    /// # Errors
+    /// If it can't.
+    pub async fn require_room(&self) -> Result<(), Error> {
+        match self {
+            Destination::Folder(folder) => folder.run(Folder::require_room).await,
+        }
+    }
+
+    /// What makes the drafts of an attempt.
+    pub fn drafts(&self, hidden: HiddenFile) -> Drafts {
+        Drafts { destination: self.clone(), hidden }
+    }
+
+    /// Removes the draft of an attempt that has ended; one that isn't there is fine.
+    ///
+    /// # Errors
+    /// If the destination fails.
+    pub async fn abort(&self, hidden: HiddenFile) -> Result<(), Error> {
+        match self {
+            Destination::Folder(folder) => folder.run(move |folder| folder.remove_hidden(&hidden)).await,
+        }
+    }
+
+    /// Gives a staged file its final name, durably. Never replaces a file. May be called again after a crash at any point, by any
+    /// process that has this destination.
+    ///
+    /// # Errors
+    /// If the file is elsewhere or the destination fails. The file may have its name then, which perhaps doesn't survive a crash.
+    pub async fn publish(&self, record: &FileRecord) -> Result<Published, Error> {
+        let (file, name) = (record.staged.clone(), record.name.clone());
+        match self {
+            Destination::Folder(folder) => folder.run(move |folder| folder.publish(&file, &name)).await,
+        }
+    }
+
+    /// Opens a published file. `None`: it isn't there any more, or another one is in its place.
+    ///
+    /// # Errors
+    /// If the file is elsewhere or the destination fails.
+    pub async fn open(&self, record: &FileRecord) -> Result<Option<PublishedFile>, Error> {
+        let (file, name) = (record.staged.clone(), record.name.clone());
+        match self {
+            Destination::Folder(folder) => {
+                let opened = folder.run(move |folder| folder.open(&file, &name)).await?;
+                Ok(opened.map(|file| PublishedFile { file }))
+            }
+        }
     }
 
     /// Removes a published file if it is still the one that was recorded; what somebody put in its place stays.
     ///
     /// # Errors
-    /// If the folder can't be written.
-    pub fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
-        let (dir, _) = self.open_with_id()?;
-        if is_own_name(name) && identity_at(&dir, name)?.as_ref() == Some(&file.identity) {
-            remove_at(&dir, name)?;
-            rustix::fs::fsync(&dir)?;
+    /// If the file is elsewhere or the destination fails.
+    pub async fn remove(&self, record: &FileRecord) -> Result<(), Error> {
+        let (file, name) = (record.staged.clone(), record.name.clone());
+        match self {
+            Destination::Folder(folder) => folder.run(move |folder| folder.remove(&file, &name)).await,
         }
-        Ok(())
     }
 
     /// Removes a staged file that nobody may publish any more, wherever a publisher left it.
     ///
     /// # Errors
-    /// If the folder can't be written.
-    pub fn discard(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
-        if let Some(hidden) = HiddenFile::read(&file.name) {
-            self.remove_hidden(&hidden)?;
+    /// If the file is elsewhere or the destination fails.
+    pub async fn discard(&self, record: &FileRecord) -> Result<(), Error> {
+        let (file, name) = (record.staged.clone(), record.name.clone());
+        match self {
+            Destination::Folder(folder) => folder.run(move |folder| folder.discard(&file, &name)).await,
         }
-        self.remove(file, name)
     }
 
     /// The hidden files that there are, of live attempts and other databases too.
     ///
     /// # Errors
-    /// If the folder can't be read.
-    pub fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
-        let mut found = Vec::new();
-        failpoint!("sink.sweep", Err(Error::Io(Errno::IO.into())));
-        for entry in rustix::fs::Dir::new(self.open_with_id()?.0)? {
-            found.extend(HiddenFile::read(&entry?.file_name().to_string_lossy()));
+    /// If the destination fails.
+    pub async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
+        match self {
+            Destination::Folder(folder) => folder.run(Folder::hidden_files).await,
         }
-        Ok(found)
     }
 
-    /// Whether a hidden file was last written at least so long ago, by the clock of this host. One that isn't there wasn't.
+    /// Removes a hidden file, or only one that nobody has written for a while, where that is said. True: it did.
     ///
     /// # Errors
-    /// If the folder can't be read.
-    pub fn is_abandoned(&self, hidden: &HiddenFile, time: Duration) -> Result<bool, Error> {
-        let (dir, _) = self.open_with_id()?;
-        let Some(found) = identity_at(&dir, &hidden.name)? else { return Ok(false) };
-        let FileLocation::Folder { modified_ns, .. } = found.location;
-        let modified = UNIX_EPOCH + Duration::from_nanos(modified_ns.unsigned_abs());
-        Ok(modified.elapsed().is_ok_and(|elapsed| elapsed >= time))
+    /// If the destination fails.
+    pub async fn sweep(&self, hidden: HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
+        match self {
+            Destination::Folder(folder) => folder.run(move |folder| folder.sweep(&hidden, unwritten_for)).await,
+        }
     }
 
-    /// Removes a hidden file; one that isn't there is fine.
+    /// The marker of a database's lane; `None` if there is none, [`Marker::unreadable`] if something else has its name, or nobody may
+    /// read it.
     ///
     /// # Errors
-    /// If the folder can't be written.
-    pub fn remove_hidden(&self, hidden: &HiddenFile) -> Result<(), Error> {
-        Ok(remove_at(&self.open_with_id()?.0, &hidden.name)?)
+    /// If the destination fails.
+    pub async fn marker(
+        &self,
+        database: &DatabaseId,
+        consumer: &ConsumerId,
+        dataset: &str,
+    ) -> Result<Option<Marker>, Error> {
+        let (database, consumer, dataset) = (database.clone(), consumer.clone(), dataset.to_owned());
+        match self {
+            Destination::Folder(folder) => {
+                folder.run(move |folder| folder.marker(&database, &consumer, &dataset)).await
+            }
+        }
     }
 
-    /// Whether the folder can take a file now.
+    /// The markers of a database's lanes, one for each consumer. Where one can't be read for the moment, it is `None` as well.
     ///
     /// # Errors
-    /// If it can't.
-    pub fn require_room(&self) -> Result<(), Error> {
-        let (dir, _) = self.open_with_id()?;
-        rustix::fs::accessat(&dir, ".", rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK, AtFlags::empty())?;
-        require_room(&dir)
-    }
-
-    fn open_dir(&self) -> Result<OwnedFd, Error> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::open(&self.path, flags, Mode::empty())?)
-    }
-}
-
-/// Whether what an ordinary user may still write is more than what has to stay free.
-fn require_room(place: &impl AsFd) -> Result<(), Error> {
-    let disk = rustix::fs::fstatvfs(place)?;
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if free < LEAST_ROOM { Err(Error::Full(Errno::NOSPC.into())) } else { Ok(()) }
-}
-
-/// Makes a file. With a mode of its own it is closed to all others until it has that, so that the umask opens it to nobody.
-fn create(dir: &OwnedFd, name: &str, mode: Option<Mode>) -> Result<File, Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(dir, name, flags, mode.map_or(OPEN_TO_ALL, |mode| mode & Mode::RWXU))?;
-    if let Some(mode) = mode
-        && let Err(errno) = rustix::fs::fchmod(&file, mode)
-    {
-        remove_at(dir, name)?;
-        return Err(errno);
-    }
-    Ok(file.into())
-}
-
-/// Whether an export's file may be called so: one name, that leads nowhere else and isn't hidden, of characters that stand in
-/// quotes in a header as they are. All names that we give are so.
-fn is_own_name(name: &str) -> bool {
-    let is_plain = |byte: u8| (byte.is_ascii_graphic() || byte == b' ') && !matches!(byte, b'/' | b'"' | b'\\');
-    !name.is_empty() && !name.starts_with('.') && name.bytes().all(is_plain)
-}
-
-fn identity(file: &File) -> io::Result<FileIdentity> {
-    let found = file.metadata()?;
-    let modified_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
-    let location = FileLocation::Folder { inode: found.ino(), modified_ns };
-    Ok(FileIdentity { bytes: found.size(), location })
-}
-
-/// The file of this name, whether or not it may be read. A link, a folder or a pipe is no file of ours.
-fn identity_at(dir: &OwnedFd, name: impl rustix::path::Arg) -> Result<Option<FileIdentity>, Error> {
-    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile => Ok(None),
-        Ok(found) => {
-            let modified_ns = found.st_mtime * 1_000_000_000 + found.st_mtime_nsec as i64;
-            let location = FileLocation::Folder { inode: found.st_ino, modified_ns };
-            Ok(Some(FileIdentity { bytes: found.st_size.unsigned_abs(), location }))
-        }
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// The name under which the recorded file stands: its hidden one, or any that a file of ours may have.
-fn find(dir: &OwnedFd, recorded: &FileIdentity) -> Result<Option<String>, Error> {
-    for entry in rustix::fs::Dir::read_from(dir)? {
-        let Ok(name) = entry?.file_name().to_owned().into_string() else { continue };
-        let may_be_ours = HiddenFile::read(&name).is_some() || is_own_name(&name);
-        if may_be_ours && identity_at(dir, &*name)?.as_ref() == Some(recorded) {
-            return Ok(Some(name));
-        }
-    }
-    Ok(None)
-}
-
-fn remove_at(dir: &OwnedFd, name: &str) -> Result<(), Errno> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Err(Errno::NOENT) => Ok(()),
-        removed => removed,
-    }
-}
-
-fn rename_without_replacing(dir: &OwnedFd, from: &str, to: &str) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE) {
-        // The file system doesn't know the flag.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
-            rustix::fs::linkat(dir, from, dir, to, AtFlags::empty())?;
-            rustix::fs::unlinkat(dir, from, AtFlags::empty())
-        }
-        renamed => renamed,
-    }
-}
-
-fn read_mark(dir: &OwnedFd) -> Result<Option<Uuid>, Error> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::openat(dir, ID_FILE, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::NOENT) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
-    };
-    let no_id = || Error::Io(io::Error::other(format!("{ID_FILE} holds no id")));
-    // Whoever may write to the folder may have made it a file without an end.
-    if !file.metadata()?.is_file() {
-        return Err(no_id());
-    }
-    let mut text = String::new();
-    file.take(MARK_MAX_BYTES + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MARK_MAX_BYTES {
-        return Err(no_id());
-    }
-    Ok(Some(text.trim().parse().map_err(|_| no_id())?))
-}
-
-/// Writes the mark whole and then names it, so that a replica that starts in the same moment reads all of it or none.
-fn make_mark(dir: &OwnedFd, mode: Option<Mode>) -> Result<Uuid, Error> {
-    let id = Uuid::new_v4();
-    let name = format!("{ID_FILE}.{id}");
-    let mut file = create(dir, &name, mode)?;
-    if let Err(error) = writeln!(file, "{id}").and_then(|()| file.sync_all()) {
-        remove_at(dir, &name)?;
-        return Err(error.into());
-    }
-    match rename_without_replacing(dir, &name, ID_FILE) {
-        Ok(()) => {
-            rustix::fs::fsync(dir)?;
-            Ok(id)
-        }
-        Err(Errno::EXIST) => {
-            remove_at(dir, &name)?;
-            read_mark(dir)?.ok_or_else(|| Error::Io(io::Error::other(format!("{ID_FILE} came and went"))))
-        }
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::database::DatabaseId;
-    use crate::job::{JobId, LeaseToken};
-
-    fn hidden() -> HiddenFile {
-        let database: DatabaseId = "00000000000000ff-1".parse().unwrap();
-        HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random())
-    }
-
-    fn folder() -> (tempfile::TempDir, Folder) {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::new(dir.path().to_owned());
-        folder.prepare().unwrap();
-        (dir, folder)
-    }
-
-    fn staged(folder: &Folder, content: &str) -> StagedFile {
-        let mut draft = folder.create(&hidden()).unwrap();
-        draft.write(content.as_bytes()).unwrap();
-        draft.stage().unwrap()
-    }
-
-    fn visible(dir: &tempfile::TempDir) -> Vec<String> {
-        let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name != ID_FILE).collect()
-    }
-
-    #[test]
-    fn a_dropped_draft_leaves_nothing() {
-        let (dir, folder) = folder();
-        let mut draft = folder.create(&hidden()).unwrap();
-        draft.write(b"half").unwrap();
-        assert_eq!(folder.hidden_files().unwrap().len(), 1);
-        drop(draft);
-        assert!(visible(&dir).is_empty());
-    }
-
-    #[test]
-    fn publishing_twice_is_publishing_once() {
-        let (dir, folder) = folder();
-        let file = staged(&folder, "abc");
-        assert_eq!(file.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        for _ in 0..2 {
-            assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done);
-        }
-        assert_eq!(visible(&dir), ["a.csv"]);
-        assert!(folder.open(&file, "a.csv").unwrap().is_some());
-    }
-
-    #[test]
-    fn a_taken_name_is_not_replaced() {
-        let (dir, folder) = folder();
-        std::fs::write(dir.path().join("a.csv"), "theirs").unwrap();
-        let file = staged(&folder, "ours");
-        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Taken);
-        assert_eq!(std::fs::read_to_string(dir.path().join("a.csv")).unwrap(), "theirs");
-        assert_eq!(folder.publish(&file, "a-2.csv").unwrap(), Published::Done);
-    }
-
-    #[test]
-    fn a_removed_or_replaced_file_is_not_served() {
-        let (dir, folder) = folder();
-        let file = staged(&folder, "abc");
-        folder.publish(&file, "a.csv").unwrap();
-        std::fs::copy(dir.path().join("a.csv"), dir.path().join("copy")).unwrap();
-        std::fs::rename(dir.path().join("copy"), dir.path().join("a.csv")).unwrap();
-        assert!(folder.open(&file, "a.csv").unwrap().is_none(), "replaced by a copy");
-        std::fs::remove_file(dir.path().join("a.csv")).unwrap();
-        assert!(folder.open(&file, "a.csv").unwrap().is_none(), "removed");
-        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Gone);
-        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("a.csv")).unwrap();
-        assert!(folder.open(&file, "a.csv").unwrap().is_none(), "a link");
-    }
-
-    #[test]
-    fn only_the_recorded_file_is_removed() {
-        let (dir, folder) = folder();
-        let file = staged(&folder, "abc");
-        folder.publish(&file, "a.csv").unwrap();
-        let location = FileLocation::Folder { inode: 0, modified_ns: 0 };
-        let identity = FileIdentity { location, ..file.identity };
-        folder.remove(&StagedFile { identity, ..file.clone() }, "a.csv").unwrap();
-        assert_eq!(visible(&dir), ["a.csv"]);
-        for _ in 0..2 {
-            folder.remove(&file, "a.csv").unwrap();
-            assert!(visible(&dir).is_empty());
+    /// If the destination doesn't answer in time.
+    pub async fn markers(
+        &self,
+        database: &DatabaseId,
+        consumers: &[&ConsumerId],
+        dataset: &str,
+    ) -> Result<Vec<Option<Marker>>, Error> {
+        let (database, dataset) = (database.clone(), dataset.to_owned());
+        let consumers: Vec<_> = consumers.iter().map(|consumer| (*consumer).clone()).collect();
+        match self {
+            Destination::Folder(folder) => {
+                let read = move |folder: &Folder| {
+                    let marker = |consumer: &ConsumerId| {
+                        let read = folder.marker(&database, consumer, &dataset);
+                        read.unwrap_or_else(|error| {
+                            tracing::warn!(
+                                event = "marker_unread",
+                                consumerId = consumer.as_str(),
+                                error = chain(&error)
+                            );
+                            None
+                        })
+                    };
+                    Ok(consumers.iter().map(marker).collect())
+                };
+                folder.run(read).await
+            }
         }
     }
 
-    #[test]
-    fn a_name_that_leads_out_of_the_folder_is_none_of_ours() {
-        let outer = tempfile::tempdir().unwrap();
-        let folder = Folder::new(outer.path().join("inner"));
-        folder.prepare().unwrap();
-        let file = staged(&folder, "abc");
-        for name in [
-            "../out",
-            "..",
-            ".",
-            "",
-            "/tmp/out",
-            "a/../../out",
-            ".hidden",
-            ID_FILE,
-            "a\0b",
-            "a\nb",
-            "a\"b",
-            "a\\b",
-            "\u{e9}",
-        ] {
-            assert!(folder.publish(&file, name).is_err(), "{name:?}");
-        }
-        std::fs::write(outer.path().join("out"), "theirs").unwrap();
-        let identity = identity(&File::open(outer.path().join("out")).unwrap()).unwrap();
-        let out = StagedFile { name: "../out".to_owned(), identity, ..file.clone() };
-        assert!(folder.publish(&out, "a.csv").is_err());
-        assert!(folder.open(&out, "../out").unwrap().is_none());
-        folder.remove(&out, "../out").unwrap();
-        assert!(outer.path().join("out").exists());
-        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done);
-    }
-
-    #[test]
-    fn the_store_id_stays() {
-        let (dir, folder) = folder();
-        let again = Folder::new(dir.path().to_owned());
-        assert_eq!(folder.destination_id().unwrap(), again.destination_id().unwrap());
-        assert_eq!(visible(&dir), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_mark_is_a_short_file() {
-        let (dir, folder) = folder();
-        let id = folder.destination_id().unwrap();
-        let mark = dir.path().join(ID_FILE);
-        std::fs::write(&mark, format!("{id}{}", " ".repeat(1 << 20))).unwrap();
-        assert!(folder.destination_id().is_err(), "a large file");
-        std::fs::write(&mark, format!("{id}\n")).unwrap();
-        assert_eq!(folder.destination_id().unwrap(), id);
-    }
-
-    #[test]
-    fn a_lost_file_is_looked_for_among_exports_alone() {
-        let (dir, folder) = folder();
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
-        std::fs::write(dir.path().join(".theirs"), "theirs").unwrap();
-        for name in [".theirs", "link"] {
-            let found = std::fs::symlink_metadata(dir.path().join(name)).unwrap();
-            let modified_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
-            let location = FileLocation::Folder { inode: found.ino(), modified_ns };
-            let identity = FileIdentity { bytes: found.size(), location };
-            let destination = folder.destination_id().unwrap();
-            let file = StagedFile { destination, name: hidden().name, sha256: String::new(), identity };
-            assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Gone, "{name}");
-            folder.remove(&file, "link").unwrap();
-            assert!(dir.path().join(name).symlink_metadata().is_ok(), "{name}");
+    /// Makes it durable that this file is the last one of its lane that is handed out, in place of no marker or of that of `replaced`.
+    /// Called before the file has its name. Returns another marker that stands there, and that it left: what that tells of is perhaps
+    /// known to nobody else.
+    ///
+    /// # Errors
+    /// If the destination fails. The marker is the one before then, or this one.
+    pub async fn mark(
+        &self,
+        record: &FileRecord,
+        consumer: &ConsumerId,
+        replaced: Option<JobId>,
+    ) -> Result<Option<Marker>, Error> {
+        let FileRecord { database, dataset, .. } = record;
+        let (database, consumer, dataset) = (database.clone(), consumer.clone(), dataset.clone());
+        let marker = record.marker();
+        match self {
+            Destination::Folder(folder) => {
+                folder.run(move |folder| folder.mark(&database, &consumer, &dataset, &marker, replaced)).await
+            }
         }
     }
+}
 
-    #[test]
-    fn a_missing_folder_is_named_so() {
-        let (dir, folder) = folder();
-        std::fs::remove_dir_all(dir.path()).unwrap();
-        assert!(matches!(folder.create(&hidden()), Err(Error::Missing(_))));
-        std::fs::write(dir.path(), "a file").unwrap();
-        assert!(matches!(folder.require_room(), Err(Error::Missing(_))));
-        std::fs::remove_file(dir.path()).unwrap();
+/// Makes the drafts of one attempt.
+#[derive(Clone, Debug)]
+pub struct Drafts {
+    destination: Destination,
+    hidden: HiddenFile,
+}
+
+impl Drafts {
+    /// Begins the attempt's file.
+    ///
+    /// # Errors
+    /// If the destination fails or has no room, or the attempt's file was begun before.
+    pub async fn create(&self) -> Result<Draft, Error> {
+        let hidden = self.hidden.clone();
+        match &self.destination {
+            Destination::Folder(folder) => folder.run(move |folder| folder.create(&hidden)).await,
+        }
+    }
+}
+
+/// A published file, open: the very one that was exported.
+#[derive(Debug)]
+pub struct PublishedFile {
+    file: File,
+}
+
+impl PublishedFile {
+    /// `length` bytes from `from` on.
+    ///
+    /// # Errors
+    /// If the file can't be read there.
+    pub async fn part(self, from: u64, length: u64) -> Result<impl AsyncRead, Error> {
+        let mut file = tokio::fs::File::from_std(self.file);
+        file.set_max_buf_size(READ_BYTES);
+        file.seek(SeekFrom::Start(from)).await?;
+        Ok(file.take(length))
     }
 }

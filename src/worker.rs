@@ -25,7 +25,7 @@ use crate::job::marker::Marker;
 use crate::job::{JobId, Progress, Status};
 use crate::pipeline;
 use crate::publisher::Publisher;
-use crate::sink::{self, Folder};
+use crate::sink::{self, Destination};
 use crate::source::{
     Source,
     connections::ExportConnections,
@@ -68,7 +68,7 @@ pub struct Worker {
     owner: Arc<str>,
     store: Store,
     source: Source,
-    folder: Arc<Folder>,
+    destination: Destination,
     catalog: Arc<Catalog>,
     /// The names of the catalog's datasets.
     datasets: Arc<[String]>,
@@ -95,15 +95,21 @@ enum Ended {
 }
 
 impl Worker {
-    /// A worker that claims over `store`'s pool, reads the datasets of `catalog` from `source` and writes to `folder`.
-    pub fn new(settings: Settings, store: Store, source: Source, folder: Arc<Folder>, catalog: Arc<Catalog>) -> Worker {
+    /// A worker that claims over `store`'s pool, reads the datasets of `catalog` from `source` and writes to `destination`.
+    pub fn new(
+        settings: Settings,
+        store: Store,
+        source: Source,
+        destination: Destination,
+        catalog: Arc<Catalog>,
+    ) -> Worker {
         let owner = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4().simple());
         Worker {
             settings,
             owner: owner.into(),
             store,
             source,
-            folder,
+            destination,
             datasets: catalog.iter().map(|dataset| dataset.name.clone()).collect(),
             catalog,
             work: Arc::new(Notify::new()),
@@ -166,8 +172,8 @@ impl Worker {
             None => self.source.connections(self.call_timeout()).await?,
         };
         // A destination without an id is broken: the job is claimed all the same, to fail with the reason.
-        let store = self.on_folder(|folder| folder.destination_id()).await.ok();
-        let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, store };
+        let destination = self.destination.id().await.ok();
+        let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, destination };
         match self.with_timeout(self.store.claim(&claimant, self.settings.lease)).await? {
             Some(lease) => Ok(Some((lease, ready))),
             None => {
@@ -200,7 +206,7 @@ impl Worker {
             },
         };
         failpoint!("worker.committed", None);
-        let publisher = Publisher::new(&self.store, &self.folder, self.settings.lease);
+        let publisher = Publisher::new(&self.store, &self.destination, self.settings.lease);
         let publishing = tokio::time::timeout(self.settings.lease, publisher.publish_job(job.id));
         let failed = match publishing.await {
             Ok(published) => published.err().map(|error| chain(&error)),
@@ -285,17 +291,11 @@ impl Worker {
     ) -> Result<Written, Error> {
         let job = &lease.job;
         let dataset = self.catalog.get(&job.dataset).expect("jobs of other datasets are not claimed");
-        let (hidden, lane) =
-            (lease.hidden_file(), job.consumer.clone().map(|consumer| (consumer, job.dataset.clone())));
-        let database = lease.database.clone();
-        let begin = move |folder: &Folder| {
-            let marker = match &lane {
-                Some((consumer, dataset)) => folder.marker(&database, consumer, dataset)?,
-                None => None,
-            };
-            Ok((folder.create(&hidden)?, marker))
+        let marker = match &job.consumer {
+            Some(consumer) => self.destination.marker(&lease.database, consumer, &job.dataset).await?,
+            None => None,
         };
-        let (draft, marker) = self.on_folder(begin).await?;
+        let drafts = self.destination.drafts(lease.hidden_file());
         if let (Some(consumer), true) = (&job.consumer, marker.as_ref().is_some_and(Marker::is_unreadable)) {
             let file = sink::marker_name(&lease.database, consumer, &job.dataset);
             tracing::warn!(event = "marker_unreadable", jobId = %job.id, file);
@@ -313,7 +313,7 @@ impl Worker {
         let (leader, rows) = snapshot.split();
         let mut exported = tokio::select! {
             lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
-            exported = pipeline::run(rows, &order, draft) => exported?,
+            exported = pipeline::run(rows, &order, &drafts) => exported?,
         };
         let taken_at = snapshot.new_position().taken_at;
         if dataset.updated_at.is_none() {
@@ -341,7 +341,7 @@ impl Worker {
         };
         // From here on this attempt can't be committed any more, so its file may go.
         let (id, hidden) = (job.id, lease.hidden_file());
-        if let Err(error) = self.on_folder(move |folder| folder.remove_hidden(&hidden)).await {
+        if let Err(error) = self.destination.abort(hidden).await {
             tracing::warn!(event = "draft_left_behind", jobId = %id, error = chain(&error));
         }
         match (left.status, &settlement) {
@@ -398,16 +398,6 @@ impl Worker {
 
     async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
         store::with_timeout(self.call_timeout(), call).await
-    }
-
-    /// File operations block; they have threads of their own.
-    async fn on_folder<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Folder) -> Result<T, sink::Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let folder = Arc::clone(&self.folder);
-        let done = tokio::task::spawn_blocking(move || work(&folder)).await;
-        Ok(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
     }
 }
 

@@ -6,7 +6,7 @@ use cdc_export::config::Config;
 use cdc_export::maintenance::Maintenance;
 use cdc_export::postgres::Database;
 use cdc_export::service::{self, Service, Stores};
-use cdc_export::sink::Folder;
+use cdc_export::sink::{Destination, Folder};
 use cdc_export::source::Source;
 use cdc_export::store::Store;
 use cdc_export::telemetry;
@@ -57,19 +57,20 @@ impl Exports {
 
 /// Wires the modules, for so many exports at once; 0: for the service alone. Makes the output folder.
 pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping: &CancellationToken) -> Wired {
-    let folder = Arc::new(Folder::new(config.output_dir.clone()).with_file_mode(config.output_mode));
+    let folder = Folder::new(config.output_dir.clone()).with_file_mode(config.output_mode);
     if let Err(error) = folder.prepare() {
         // The service starts without the folder: jobs fail with the reason until the operator mends it.
         let error = telemetry::chain(&error);
         tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error);
     }
+    let destination = Destination::from(folder);
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
     let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let catalog = Arc::clone(&config.catalog);
     let (store, tables) = (Store::new(control.clone()), source(control.clone()));
-    let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), Arc::clone(&folder));
-    let worker = Worker::new(settings, store.clone(), tables, Arc::clone(&folder), Arc::clone(&catalog));
+    let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone());
+    let worker = Worker::new(settings, store.clone(), tables, destination.clone(), Arc::clone(&catalog));
     let callers = |connections, patience| database.pool_for_callers(connections, patience);
     let stores = Stores {
         api: store.over(callers(config.api_connections, service::CALL_TIMEOUT)),
@@ -77,7 +78,7 @@ pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping:
         control: Some(Store::new(control.clone())).filter(|_| workers > 0),
     };
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);
-    let settings = service::Settings { folder, catalog, terms: config.terms };
+    let settings = service::Settings { destination, catalog, terms: config.terms };
     let service = Service::new(settings, stores, source(counting), stopping.clone());
     Wired { exports: Exports { worker, maintenance }, service }
 }

@@ -1,16 +1,16 @@
 //! Records again and again that a process with this destination lives, also while reading the whole folder takes long.
 
 use crate::maintenance::{Error, Maintenance, Task};
-use crate::sink::access::FolderAccess;
+use crate::sink::Destination;
 
 pub(super) struct Announce {
     maintenance: Maintenance,
-    folder: FolderAccess,
+    destination: Destination,
 }
 
 impl Announce {
     pub(super) fn new(maintenance: &Maintenance) -> Announce {
-        Announce { maintenance: maintenance.clone(), folder: FolderAccess::new(&maintenance.folder) }
+        Announce { maintenance: maintenance.clone(), destination: maintenance.destination() }
     }
 }
 
@@ -18,11 +18,11 @@ impl Task for Announce {
     const NAME: &'static str = "announce";
 
     async fn round(&mut self) -> Result<(), Error> {
-        let Announce { maintenance, folder } = self;
-        let destination = folder.run(|folder| folder.destination_id()).await?;
+        let Announce { maintenance, destination } = self;
+        let id = destination.id().await?;
         // Tells the cause where the write below would only time out.
         maintenance.with_timeout(maintenance.store.ping()).await?;
-        maintenance.with_timeout(maintenance.store.record_destination(destination)).await?;
+        maintenance.with_timeout(maintenance.store.record_destination(id)).await?;
         Ok(())
     }
 }

@@ -6,15 +6,16 @@ use std::time::Instant;
 use crate::file::FileRecord;
 use crate::job::JobId;
 use crate::maintenance::{Error, Maintenance, Task};
-use crate::publisher::{self, LOST_AFTER, Publication, Publisher};
-use crate::sink::access::FolderAccess;
+use crate::publisher::{self, Publication, Publisher};
+use crate::sink::Destination;
+use crate::store::files::LOST_AFTER;
 use crate::telemetry::chain;
 use crate::telemetry::complaints::Complaints;
 
 pub(super) struct Publish {
     maintenance: Maintenance,
     publisher: Publisher,
-    folder: FolderAccess,
+    destination: Destination,
     /// Since when a job's file is missing.
     missing: HashMap<JobId, Instant>,
     complaints: Complaints,
@@ -22,11 +23,11 @@ pub(super) struct Publish {
 
 impl Publish {
     pub(super) fn new(maintenance: &Maintenance) -> Publish {
-        let Maintenance { store, folder, settings, .. } = maintenance;
+        let destination = maintenance.destination();
         Publish {
             maintenance: maintenance.clone(),
-            publisher: Publisher::new(store, folder, settings.lease),
-            folder: FolderAccess::new(folder),
+            publisher: Publisher::new(&maintenance.store, &destination, maintenance.settings.lease),
+            destination,
             missing: HashMap::new(),
             complaints: Complaints::default(),
         }
@@ -37,9 +38,9 @@ impl Task for Publish {
     const NAME: &'static str = "publish";
 
     async fn round(&mut self) -> Result<(), Error> {
-        let Publish { maintenance, publisher, folder, missing, complaints } = self;
-        let destination = folder.run(|folder| folder.destination_id()).await?;
-        let unpublished = maintenance.with_timeout(maintenance.store.unpublished(destination)).await?;
+        let Publish { maintenance, publisher, destination, missing, complaints } = self;
+        let id = destination.id().await?;
+        let unpublished = maintenance.with_timeout(maintenance.store.unpublished(id)).await?;
         missing.retain(|job, _| unpublished.iter().any(|record| record.job == *job));
         for record in unpublished {
             let job = record.job;
@@ -48,7 +49,7 @@ impl Task for Publish {
                     Ok(Publication::Done) => Ok(()),
                     Ok(Publication::Missing(record)) => look_again(publisher, missing, &record).await,
                     Err(error) => {
-                        // No proof that the file is missing: a folder that failed may have it.
+                        // No proof that the file is missing: a destination that failed may have it.
                         missing.remove(&job);
                         Err(error)
                     }

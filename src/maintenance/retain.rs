@@ -3,17 +3,17 @@
 use crate::file::FileRecord;
 use crate::job::Retention;
 use crate::maintenance::{Error, Maintenance, Settings, Task};
-use crate::sink::access::FolderAccess;
+use crate::sink::Destination;
 use crate::store::retention::Retained;
 
 pub(super) struct Retain {
     maintenance: Maintenance,
-    folder: FolderAccess,
+    destination: Destination,
 }
 
 impl Retain {
     pub(super) fn new(maintenance: &Maintenance) -> Retain {
-        Retain { maintenance: maintenance.clone(), folder: FolderAccess::new(&maintenance.folder) }
+        Retain { maintenance: maintenance.clone(), destination: maintenance.destination() }
     }
 }
 
@@ -21,17 +21,15 @@ impl Task for Retain {
     const NAME: &'static str = "retain";
 
     async fn round(&mut self) -> Result<(), Error> {
-        let Retain { maintenance, folder } = self;
+        let Retain { maintenance, destination } = self;
         let Settings { retain_files, retain_jobs, .. } = maintenance.settings;
         let mut outcome = Ok(());
         for (retention, retained) in [(retain_files, Retained::Files), (retain_jobs, Retained::Jobs)] {
             if retention != Retention::default() {
-                let destination = folder.run(|folder| folder.destination_id()).await?;
-                for record in
-                    maintenance.with_timeout(maintenance.store.files_past(&retention, retained, destination)).await?
-                {
+                let id = destination.id().await?;
+                for record in maintenance.with_timeout(maintenance.store.files_past(&retention, retained, id)).await? {
                     // A file that can't be removed stops no other removal.
-                    if let Err(error) = remove(maintenance, folder, record).await {
+                    if let Err(error) = remove(maintenance, destination, record).await {
                         outcome = Err(error);
                     }
                 }
@@ -49,15 +47,15 @@ impl Task for Retain {
     }
 }
 
-async fn remove(maintenance: &Maintenance, folder: &FolderAccess, record: FileRecord) -> Result<(), Error> {
-    let (job, is_own, name) = (record.job, record.is_own, record.name.clone());
+async fn remove(maintenance: &Maintenance, destination: &Destination, record: FileRecord) -> Result<(), Error> {
+    let FileRecord { job, is_own, .. } = record;
     if is_own {
-        folder.run(move |folder| folder.remove(&record.staged, &record.name)).await?;
+        destination.remove(&record).await?;
     }
     // Another database's file stays where it is; this database forgets it all the same.
     maintenance.with_timeout(maintenance.store.file_removed(job)).await?;
     if is_own {
-        tracing::info!(event = "file_removed", jobId = %job, file = name);
+        tracing::info!(event = "file_removed", jobId = %job, file = record.name);
     }
     Ok(())
 }

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use crate::maintenance::{Error, Maintenance, Task};
-use crate::sink::Folder;
-use crate::sink::access::FolderAccess;
+use crate::sink::Destination;
 use crate::store::queue::EndedAttempt;
 
 /// A file of a job that the database doesn't know is swept when it was not written to for so long.
@@ -12,12 +11,12 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 pub(super) struct Sweep {
     maintenance: Maintenance,
-    folder: FolderAccess,
+    destination: Destination,
 }
 
 impl Sweep {
     pub(super) fn new(maintenance: &Maintenance) -> Sweep {
-        Sweep { maintenance: maintenance.clone(), folder: FolderAccess::new(&maintenance.folder) }
+        Sweep { maintenance: maintenance.clone(), destination: maintenance.destination() }
     }
 }
 
@@ -25,9 +24,9 @@ impl Task for Sweep {
     const NAME: &'static str = "sweep";
 
     async fn round(&mut self) -> Result<(), Error> {
-        let Sweep { maintenance, folder } = self;
+        let Sweep { maintenance, destination } = self;
         // Listed before the question, so that an attempt which begins in between isn't among them.
-        let hidden = folder.run(|folder| folder.hidden_files()).await?;
+        let hidden = destination.hidden_files().await?;
         if hidden.is_empty() {
             return Ok(());
         }
@@ -36,14 +35,7 @@ impl Task for Sweep {
             maintenance.with_timeout(maintenance.store.ended_attempts(hidden)).await?
         {
             let job = file.job;
-            let sweep = move |folder: &Folder| {
-                let is_nobodys = is_known || folder.is_abandoned(&file, ABANDONED_AFTER)?;
-                if is_nobodys {
-                    folder.remove_hidden(&file)?;
-                }
-                Ok(is_nobodys)
-            };
-            match folder.run(sweep).await {
+            match destination.sweep(file, (!is_known).then_some(ABANDONED_AFTER)).await {
                 Ok(true) => tracing::info!(event = "draft_swept", jobId = %job),
                 Ok(false) => {}
                 Err(error) => outcome = Err(error.into()),

@@ -86,10 +86,8 @@ impl Service {
         consumers: &[&'a ConsumerId],
     ) -> Result<Vec<(&'a str, Option<Marker>)>, Error> {
         let database = with_timeout(self.store.database()).await?;
-        let (ids, name) = (consumers.iter().map(|id| (*id).clone()).collect::<Vec<_>>(), dataset.name.clone());
-        let read = self.on_folder(move |folder| ids.iter().map(|id| folder.marker(&database, id, &name)).collect());
-        let read = tokio::time::timeout(MARKERS_TIMEOUT, read).await;
-        let markers: Vec<Option<Marker>> = match read {
+        let read = self.destination.markers(&database, consumers, &dataset.name);
+        let markers: Vec<Option<Marker>> = match tokio::time::timeout(MARKERS_TIMEOUT, read).await {
             Ok(Ok(markers)) => markers,
             Ok(Err(_)) | Err(_) => vec![None; consumers.len()],
         };

@@ -35,9 +35,9 @@ impl Service {
             let before = with_timeout(self.store.sent_before(request)).await?;
             return before.filter(|job| request.asks_for(job)).ok_or(bad);
         }
-        // A broken folder is the worker's to report: the job fails with the reason.
-        let store = self.on_folder(|folder| folder.destination_id()).await.ok();
-        let submitted = with_timeout(self.store.submit(request, store, self.terms)).await;
+        // A broken destination is the worker's to report: the job fails with the reason.
+        let destination = self.destination.id().await.ok();
+        let submitted = with_timeout(self.store.submit(request, destination, self.terms)).await;
         match self.or_set_back(submitted).await? {
             Submitted::Accepted(job) | Submitted::Before(job) => Ok(job),
             Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),

@@ -53,6 +53,9 @@ macro_rules! is_next {
     };
 }
 
+/// A committed file that is missing in its destination for so long is lost: a process that was just renaming it has long done so.
+pub const LOST_AFTER: Duration = Duration::from_secs(10);
+
 impl Store {
     /// The files of this folder that are committed, have no final name yet, and are the next of their lane to get one; and those that
     /// another database has to name, wherever they are.
@@ -171,11 +174,13 @@ impl Store {
     }
 
     /// Fails a committed job whose file was lost before it had its name, and bars its consumer's position: only a full export goes on
-    /// from there. False: it was published meanwhile, or was committed less than `after` ago, or has ended otherwise.
+    /// from there. `None`: it was published meanwhile, or was committed too recently, or has ended otherwise.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn give_up(&self, record: &FileRecord, after: Duration) -> Result<Option<Transition>, Error> {
+    pub async fn give_up(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
+        // A file that another database names is not waited for.
+        let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
         // An export of the lane that runs finds its position changed and begins anew. A full one that was completed meanwhile
         // has made up for the loss.
         let statement = sqlx::query_as::<_, TransitionRow>(concat!(

@@ -57,11 +57,11 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails; there is no job then.
-    pub async fn submit(&self, request: &Request, store: Option<Uuid>, terms: Terms) -> Result<Submitted, Error> {
-        match self.submit_once(request, store, terms).await {
+    pub async fn submit(&self, request: &Request, destination: Option<Uuid>, terms: Terms) -> Result<Submitted, Error> {
+        match self.submit_once(request, destination, terms).await {
             // A key is unique for its consumer, and a lane's lock is for a dataset: the key was just sent with another dataset.
             Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("exports_idempotency_key") => {
-                self.submit_once(request, store, terms).await
+                self.submit_once(request, destination, terms).await
             }
             done => done,
         }
@@ -78,7 +78,12 @@ impl Store {
         Ok(job)
     }
 
-    async fn submit_once(&self, request: &Request, store: Option<Uuid>, terms: Terms) -> Result<Submitted, Error> {
+    async fn submit_once(
+        &self,
+        request: &Request,
+        destination: Option<Uuid>,
+        terms: Terms,
+    ) -> Result<Submitted, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
         // The lanes stay locked to the end of the transaction: a request with the same key is either seen or waits, and the consumer's
@@ -132,7 +137,7 @@ impl Store {
             .bind(request.encoding.format.as_str())
             .bind(terms.max_attempts as i32)
             .bind(numbered(&stem, number, request.encoding))
-            .bind(store)
+            .bind(destination)
             .bind(now)
             .bind(request.retry_of.map(JobId::as_uuid))
             .bind(request.key.as_ref().map(|key| key.as_str()))

@@ -67,8 +67,8 @@ pub struct Claimant<'a> {
     pub owner: &'a str,
     /// The datasets in its catalog.
     pub datasets: &'a [String],
-    /// The id of the folder that it writes to.
-    pub store: Option<Uuid>,
+    /// The id of the destination that it writes to.
+    pub destination: Option<Uuid>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -110,7 +110,7 @@ async fn claim(
     .bind(known_formats())
     .bind(known_compressions())
     .bind(claimant.datasets)
-    .bind(claimant.store)
+    .bind(claimant.destination)
     .bind(token.as_uuid())
     .bind(claimant.owner)
     .bind(lease.as_secs_f64())
@@ -139,7 +139,7 @@ async fn front(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateT
     .bind(known_formats())
     .bind(known_compressions())
     .bind(claimant.datasets)
-    .bind(claimant.store)
+    .bind(claimant.destination)
     .fetch_one(conn)
     .await?;
     Ok(front)

@@ -75,6 +75,8 @@ impl Error {
                 sink::Error::Full(_) => Settlement::Retry(failure(FailureCode::StorageFull)),
                 sink::Error::ReadOnly(_) => Settlement::Fail(failure(FailureCode::StorageReadonly)),
                 sink::Error::Missing(_) => Settlement::Fail(failure(FailureCode::OutputMissing)),
+                // An attempt writes to its own destination.
+                sink::Error::Elsewhere => Settlement::Fail(failure(FailureCode::Internal)),
                 // A disk that failed once gets another try, with a file written anew.
                 sink::Error::Io(_) => Settlement::Retry(failure(FailureCode::Internal)),
             },

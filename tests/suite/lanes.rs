@@ -30,7 +30,7 @@ impl Claims {
 
     async fn next(&mut self) -> Option<Lease> {
         let datasets = ["users".to_owned()];
-        let claimant = Claimant { owner: "test", datasets: &datasets, store: None };
+        let claimant = Claimant { owner: "test", datasets: &datasets, destination: None };
         let begun = Instant::now();
         let lease = self.store.claim(&claimant, LEASE).await.unwrap();
         self.times.push(begun.elapsed());

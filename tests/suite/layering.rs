@@ -65,11 +65,8 @@ fn a_module_uses_only_those_that_it_may() {
 }
 
 /// Circles that are still open, none of which may grow: their parent, and its modules that are in them. `self` is the parent's file.
-const CIRCLES: &[(&str, &str)] = &[
-    ("service", "files followers keys self"),
-    ("sink", "draft self"),
-    ("store", "files jobs lanes queue retention self"),
-];
+const CIRCLES: &[(&str, &str)] =
+    &[("service", "files followers keys self"), ("store", "files jobs lanes queue retention self")];
 
 /// Modules that use each other in a circle are one module in several files: none can be read, or changed, by itself.
 ///
@@ -218,7 +215,7 @@ fn handed_over(code: &str) -> BTreeMap<String, BTreeSet<(String, Option<String>)
 }
 
 /// Files that are still too long, and whose second noun is still to be found.
-const TOO_LONG: &[&str] = &["job.rs", "service.rs", "sink.rs", "store/jobs.rs", "store/queue.rs", "worker.rs"];
+const TOO_LONG: &[&str] = &["service.rs", "store/jobs.rs", "store/queue.rs", "worker.rs"];
 
 /// A file is one noun.
 #[test]
@@ -235,7 +232,7 @@ fn what_only_some_modules_name() {
         ("StatusCode", &["http"]),
         ("std::env", &["config"]),
         ("rustix::fs", &["command", "config", "embedded", "sink"]),
-        ("std::fs", &["command", "config", "embedded", "sink", "service"]),
+        ("std::fs", &["command", "config", "embedded", "sink"]),
         ("anyhow", &["main", "command"]),
         ("println!", &["main", "command"]),
         ("prometheus::", &["telemetry"]),

@@ -49,3 +49,29 @@ async fn a_file_that_cannot_be_removed_keeps_no_other_one() {
     keeping.stop().await;
     service.stop().await;
 }
+
+#[tokio::test]
+async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let identity: String = database.one("select cdc_export.database_id()").await;
+    let hidden = |ending: &str| {
+        let name = format!(".{identity}.{}.{}.{ending}", job["jobId"].as_str().unwrap(), uuid::Uuid::new_v4());
+        std::fs::write(service.output().join(&name), "{}").unwrap();
+        name
+    };
+    let (in_the_making, left, draft) = (hidden("mark"), hidden("mark"), hidden("part"));
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
+    let file = std::fs::File::options().write(true).open(service.output().join(&left)).unwrap();
+    file.set_modified(long_ago).unwrap();
+    let output = Start::on(&database).sharing_output(&service);
+    service.stop().await;
+    // It sweeps as it starts.
+    let service = output.service().await;
+    let is_swept = async || service.files().iter().all(|name| *name != left && *name != draft).then_some(());
+    eventually("the others go", is_swept).await;
+    assert!(service.files().contains(&in_the_making), "somebody is about to give it its name");
+    service.stop().await;
+}

@@ -438,6 +438,25 @@ async fn a_marker_that_cannot_be_read_vouches_for_nothing() {
 }
 
 #[tokio::test]
+async fn a_marker_that_fails_to_be_read_hides_no_other_one() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    for consumer in ["a", "b", "c"] {
+        service.export("full", consumer).await;
+    }
+    let output = Start::on(&database).sharing_output(&service);
+    service.stop().await;
+    // As in a database that was put back: it doesn't know what the folder's markers name.
+    database.run("delete from exports").await;
+    let service = output.with("FAILPOINTS", "sink.marker=error@2").service().await;
+    let consumers: serde_json::Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+    let words: Vec<_> = consumers["items"].as_array().unwrap().iter().map(|consumer| &consumer["continuity"]).collect();
+    assert_eq!(words, [&json!("database_restored"), &json!(null), &json!("database_restored")], "{consumers}");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn transaction_ids_that_were_set_back_are_named() {
     if server_lacks("pg_resetwal").await {
         return;

@@ -15,7 +15,9 @@ use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
-use crate::sink::{Error, Folder, create, remove_at};
+use crate::sink::Error;
+use crate::sink::folder::Folder;
+use crate::sink::folder::entries::{create, remove_at};
 
 /// It has some hundred bytes.
 const MARKER_MAX_BYTES: u64 = 4096;
@@ -36,6 +38,7 @@ impl Folder {
     /// # Errors
     /// If the folder or the file can't be read.
     pub fn marker(&self, database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> Result<Option<Marker>, Error> {
+        failpoint!("sink.marker", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let name = marker_name(database, consumer, dataset);

@@ -11,14 +11,15 @@ use uuid::Uuid;
 
 use crate::failpoint;
 use crate::file::StagedFile;
-use crate::sink::{Error, identity, identity_at, remove_at, require_room};
+use crate::sink::Error;
+use crate::sink::folder::entries::{identity, identity_at, remove_at, require_room};
 
 /// So much is written before the disk is asked to take it. Left to the end, all of it would be waited for there.
 const AHEAD_BYTES: u64 = 16 << 20;
 /// So many bytes are written between two looks at what is free.
 const LOOK_EVERY: u64 = 8 << 20;
 
-/// A file that is being written. Dropped before it is staged, it is removed.
+/// A file that is being written, on a thread that may block. Dropped before it is staged, it is removed.
 pub struct Draft {
     destination: Uuid,
     path: Option<StagedPath>,
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
     use crate::file::hidden::HiddenFile;
     use crate::job::{JobId, LeaseToken};
-    use crate::sink::Folder;
+    use crate::sink::folder::Folder;
 
     fn draft() -> (tempfile::TempDir, Draft) {
         let dir = tempfile::tempdir().unwrap();

@@ -1,0 +1,85 @@
+//! Threads for what blocks: a folder's operations do, and one on a dead network never returns.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use crate::sink::Error;
+
+/// How much one caller of a destination may have under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Operations at once; a further one waits for its turn. One that never returns keeps its turn, and its thread: a caller has no more
+    /// threads than turns.
+    pub at_once: usize,
+    /// How long an operation is waited for, its turn included; `None`: for as long as it takes.
+    pub timeout: Option<Duration>,
+}
+
+/// The threads of one caller. Clones share its turns.
+#[derive(Clone, Debug)]
+pub(super) struct Threads {
+    turns: Arc<Semaphore>,
+    timeout: Option<Duration>,
+}
+
+impl Threads {
+    pub(super) fn new(limits: Limits) -> Threads {
+        Threads { turns: Arc::new(Semaphore::new(limits.at_once)), timeout: limits.timeout }
+    }
+
+    /// Runs what blocks on a thread of its own.
+    ///
+    /// # Errors
+    /// If that fails, or isn't done in time. It goes on then, and what it does is not known.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = async {
+            let turn = Arc::clone(&self.turns).acquire_owned().await.expect("nobody closes the semaphore");
+            let work = move || {
+                let _turn = turn;
+                work()
+            };
+            tokio::task::spawn_blocking(work).await
+        };
+        let done = match self.timeout {
+            None => done.await,
+            Some(timeout) => match tokio::time::timeout(timeout, done).await {
+                Ok(done) => done,
+                Err(_) => return Err(Error::Io(std::io::ErrorKind::TimedOut.into())),
+            },
+        };
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_never_returns_keeps_its_turn_and_no_caller_longer_than_its_timeout() {
+        let threads = Threads::new(Limits { at_once: 1, timeout: Some(Duration::from_millis(50)) });
+        let (release, held) = mpsc::channel::<()>();
+        let hangs = threads.run(move || Ok(held.recv().is_ok())).await;
+        assert!(matches!(hangs, Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::TimedOut));
+        let begun = Arc::new(Semaphore::new(0));
+        let begins = Arc::clone(&begun);
+        let begin = move || {
+            begins.add_permits(1);
+            Ok(())
+        };
+        let behind = threads.run(begin).await;
+        assert!(behind.is_err() && begun.available_permits() == 0, "no second thread");
+        // Other callers have turns of their own, and the same one has its again when the operation returns.
+        assert_eq!(Threads::new(Limits { at_once: 1, timeout: None }).run(|| Ok(1)).await.unwrap(), 1);
+        release.send(()).unwrap();
+        let patient = Threads { timeout: None, ..threads };
+        assert_eq!(patient.run(|| Ok(2)).await.unwrap(), 2);
+    }
+}
