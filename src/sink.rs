@@ -22,7 +22,6 @@ use crate::file::hidden::HiddenFile;
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 use crate::sink::threads::Threads;
-use crate::telemetry::chain;
 
 pub use folder::{Draft, Folder, marker_name};
 pub use threads::Limits;
@@ -265,17 +264,7 @@ impl Destination {
         match self {
             Destination::Folder(folder) => {
                 let read = move |folder: &Folder| {
-                    let marker = |consumer: &ConsumerId| {
-                        let read = folder.marker(&database, consumer, &dataset);
-                        read.unwrap_or_else(|error| {
-                            tracing::warn!(
-                                event = "marker_unread",
-                                consumerId = consumer.as_str(),
-                                error = chain(&error)
-                            );
-                            None
-                        })
-                    };
+                    let marker = |consumer| folder.marker(&database, consumer, &dataset).unwrap_or(None);
                     Ok(consumers.iter().map(marker).collect())
                 };
                 folder.run(read).await

@@ -5,6 +5,9 @@ use uuid::Uuid;
 use crate::database::DatabaseId;
 use crate::job::{JobId, LeaseToken};
 
+const DRAFT_ENDING: &str = ".part";
+const MARKER_ENDING: &str = ".mark";
+
 /// A hidden file of the output folder: what an attempt writes, or a marker before it has its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HiddenFile {
@@ -21,21 +24,26 @@ pub struct HiddenFile {
 impl HiddenFile {
     /// The file of an attempt.
     pub fn of_attempt(database: &DatabaseId, job: JobId, token: LeaseToken) -> HiddenFile {
-        let name = format!(".{database}.{job}.{}.part", token.as_uuid());
+        let name = format!(".{database}.{job}.{}{DRAFT_ENDING}", token.as_uuid());
         HiddenFile { name, database: Some(database.clone()), job, token }
     }
 
     /// A marker that is being written.
     pub fn of_marker(database: &DatabaseId, job: JobId) -> HiddenFile {
         let token = LeaseToken::random();
-        let name = format!(".{database}.{job}.{}.mark", token.as_uuid());
+        let name = format!(".{database}.{job}.{}{MARKER_ENDING}", token.as_uuid());
         HiddenFile { name, database: Some(database.clone()), job, token }
+    }
+
+    /// Whether it is a marker that is being written.
+    pub fn is_marker(&self) -> bool {
+        self.name.ends_with(MARKER_ENDING)
     }
 
     /// The file of this name, if it is one of these.
     pub fn read(name: &str) -> Option<HiddenFile> {
         let stem = name.strip_prefix('.')?;
-        let stem = stem.strip_suffix(".part").or_else(|| stem.strip_suffix(".mark"))?;
+        let stem = stem.strip_suffix(DRAFT_ENDING).or_else(|| stem.strip_suffix(MARKER_ENDING))?;
         let (rest, token) = stem.rsplit_once('.')?;
         let (database, job) = match rest.split_once('.') {
             Some((database, job)) => (Some(database.parse().ok()?), job),
@@ -61,7 +69,7 @@ mod tests {
         }
         // As older versions called them.
         let (job, token) = (JobId::new(), LeaseToken::random());
-        let name = format!(".{job}.{}.part", token.as_uuid());
+        let name = format!(".{job}.{}{DRAFT_ENDING}", token.as_uuid());
         assert_eq!(HiddenFile::read(&name), Some(HiddenFile { name, database: None, job, token }));
         for other in [".cdc-export-store", ".lane-00000000000000ff-1-0.json", ".a.b.c.part", "a.part", ".part"] {
             assert_eq!(HiddenFile::read(other), None, "{other}");

@@ -6,7 +6,7 @@ use crate::maintenance::{Error, Maintenance, Task};
 use crate::sink::Destination;
 use crate::store::queue::EndedAttempt;
 
-/// A file of a job that the database doesn't know is swept when it was not written to for so long.
+/// A marker in the making, and a file of a job that the database doesn't know, are swept when they were not written to for so long.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 pub(super) struct Sweep {
@@ -35,7 +35,9 @@ impl Task for Sweep {
             maintenance.with_timeout(maintenance.store.ended_attempts(hidden)).await?
         {
             let job = file.job;
-            match destination.sweep(file, (!is_known).then_some(ABANDONED_AFTER)).await {
+            // A marker in the making has a token of its own, and gets its name in a moment.
+            let is_nobodys = is_known && !file.is_marker();
+            match destination.sweep(file, (!is_nobodys).then_some(ABANDONED_AFTER)).await {
                 Ok(true) => tracing::info!(event = "draft_swept", jobId = %job),
                 Ok(false) => {}
                 Err(error) => outcome = Err(error.into()),
@@ -43,6 +45,7 @@ impl Task for Sweep {
         }
         outcome
     }
+
     async fn woken(&self) {
         self.maintenance.swept.notified().await;
     }
