@@ -79,11 +79,11 @@ pub struct ExportSpec<'a> {
 ///
 /// # Errors
 /// If any step fails; the draft is removed then.
-pub async fn run(rows: Rows<'_>, order: &ExportSpec<'_>, drafts: &Drafts) -> Result<Exported, Error> {
-    let writer = Writer::new(order, drafts.create().await?)?;
+pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Result<Exported, Error> {
+    let writer = Writer::new(spec, drafts.create().await?)?;
     let (frames_in, frames_out) = mpsc::channel(FRAMES_AHEAD);
     // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next frame.
-    let read = async { Ok(rows.read(order.job, order.cell_max, order.progress, frames_in).await?) };
+    let read = async { Ok(rows.read(spec.job, spec.cell_max, spec.progress, frames_in).await?) };
     let ((), writer) = tokio::try_join!(read, write(writer, frames_out))?;
     blocking(move || writer.stage()).await
 }
@@ -111,7 +111,7 @@ struct Writer {
     columns: usize,
     /// Where in a row of the source its time is, perhaps behind the file's columns.
     updated_at: Option<usize>,
-    /// Fields that aren't for the file: a time, and, of changes, whether the row is gone.
+    /// Whether a row of the source has a time behind the file's columns, which isn't for the file.
     hidden_time: bool,
     since: Option<i64>,
     latest: Option<i64>,
@@ -121,8 +121,8 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(order: &ExportSpec<'_>, draft: Draft) -> Result<Writer, Error> {
-        let &ExportSpec { job, schema, since, compression_level, progress, .. } = order;
+    fn new(spec: &ExportSpec<'_>, draft: Draft) -> Result<Writer, Error> {
+        let &ExportSpec { job, schema, since, compression_level, progress, .. } = spec;
         let schema = schema.narrowed(&job.selection);
         // A full export finds no changes, late ones neither.
         let since = since.filter(|_| job.export_type != ExportType::Full);

@@ -92,8 +92,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// Makes the destination's marker of the lane name this file, unless the marker names a later one, or one that the database doesn't know
-    /// because it was restored. The lane's next attempt sees such a marker, and only a full export goes on.
+    /// Makes the destination's marker of the lane name this file, unless the marker names a later one, or one that the database doesn't
+    /// know because it was restored. The lane's next attempt sees such a marker, and only a full export goes on.
     async fn mark(&self, record: &FileRecord) -> Result<(), Error> {
         let Some(consumer) = &record.consumer else { return Ok(()) };
         let mut replaced = record.marker_seen;

@@ -309,11 +309,11 @@ impl Worker {
         let since = snapshot.position().since.filter(|_| exact);
         let schema = snapshot.schema().clone();
         let Settings { cell_max, compression_level, .. } = self.settings;
-        let order = pipeline::ExportSpec { job, schema: &schema, since, cell_max, compression_level, progress };
+        let spec = pipeline::ExportSpec { job, schema: &schema, since, cell_max, compression_level, progress };
         let (leader, rows) = snapshot.split();
         let mut exported = tokio::select! {
             lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
-            exported = pipeline::run(rows, &order, &drafts) => exported?,
+            exported = pipeline::run(rows, &spec, &drafts) => exported?,
         };
         let taken_at = snapshot.new_position().taken_at;
         if dataset.updated_at.is_none() {

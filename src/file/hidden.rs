@@ -8,16 +8,16 @@ use crate::job::{JobId, LeaseToken};
 const DRAFT_ENDING: &str = ".part";
 const MARKER_ENDING: &str = ".mark";
 
-/// A hidden file of the output folder: what an attempt writes, or a marker before it has its name.
+/// A hidden file of a destination: what an attempt writes, or a marker before it has its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HiddenFile {
-    /// How it is called.
+    /// Its name.
     pub name: String,
-    /// Whose it is; `None`: it is of a version that didn't say.
+    /// The database it belongs to; `None`: a version wrote it that didn't say.
     pub database: Option<DatabaseId>,
     /// Of which job.
     pub job: JobId,
-    /// Of which attempt; a marker has a token of its own.
+    /// The attempt's token; a marker has a token of its own.
     pub token: LeaseToken,
 }
 

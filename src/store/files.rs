@@ -42,8 +42,8 @@ macro_rules! recorded_file {
 }
 pub(crate) use recorded_file;
 
-/// Whether nothing of its lane that is earlier than the job `e` is open, or has no file yet. A lane is blocked until then, so that this
-/// is said of jobs that a process of an older version ran.
+/// Whether no earlier job of the lane of the job `e` is completed without its file's name. Such a job blocks its lane, but not for a
+/// process of an older version, whose jobs are meant here.
 macro_rules! is_next {
     () => {
         "not exists (

@@ -14,9 +14,9 @@ use crate::file::StagedFile;
 use crate::sink::Error;
 use crate::sink::folder::entries::{identity, identity_at, remove_at, require_room};
 
-/// So much is written before the disk is asked to take it. Left to the end, all of it would be waited for there.
+/// Bytes that are written before the disk is asked to take them. Asked at the end alone, it would keep the export waiting for all.
 const AHEAD_BYTES: u64 = 16 << 20;
-/// So many bytes are written between two looks at what is free.
+/// Bytes that are written between two looks at what is free.
 const LOOK_EVERY: u64 = 8 << 20;
 
 /// A file that is being written, on a thread that may block. Dropped before it is staged, it is removed.
@@ -26,7 +26,7 @@ pub struct Draft {
     file: File,
     sha256: digest::Context,
     size: u64,
-    /// How much of it the disk was asked to take.
+    /// Bytes of it that the disk was asked to take.
     asked: u64,
     sync: Option<JoinHandle<io::Result<()>>>,
 }
@@ -67,13 +67,13 @@ impl Draft {
         }
         self.join_sync()?;
         self.asked = self.size;
-        // Without a descriptor or a thread to spare it is all synced in the end.
+        // Where no descriptor or thread is to spare, `stage` syncs all of it.
         let Ok(file) = self.file.try_clone() else { return Ok(()) };
         self.sync = std::thread::Builder::new().name("sync".to_owned()).spawn(move || file.sync_data()).ok();
         Ok(())
     }
 
-    /// A failure is told once, to whoever syncs next, so the one of that thread must not be lost.
+    /// The system tells of a failed sync once, to whoever syncs next, so the error of that thread must not be lost.
     fn join_sync(&mut self) -> Result<(), Error> {
         let Some(running) = self.sync.take() else { return Ok(()) };
         Ok(running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)

@@ -1,5 +1,5 @@
 //! Markers: which export of each lane the folder has handed out last, as a witness against a database that was put back. No
-//! retention takes one, and no sweep.
+//! retention and no sweep removes a marker.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -109,7 +109,8 @@ impl Folder {
     }
 }
 
-/// How the marker of a database's lane is called. A consumer's id has characters that no name should have, and case that some disks don't keep.
+/// The name of the marker of a database's lane. A consumer's id has characters that no name should have, and case that some disks don't
+/// keep.
 pub fn marker_name(database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> String {
     let lane = digest::digest(&digest::SHA256, format!("{consumer}\n{dataset}").as_bytes());
     let lane: String = lane.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
