@@ -12,7 +12,7 @@ create table cdc_export.files (
   part integer not null check (part > 0),
   name text collate "C" not null, -- the final one
   staged_name text collate "C" not null,
-  place jsonb not null, -- where its destination has it: {"folder": {"inode": "…", "modifiedNs": "…"}}, numbers as texts
+  place jsonb not null, -- where its destination has it: {"folder": {"inode": "...", "modifiedNs": "..."}}, numbers as texts
   bytes bigint not null check (bytes >= 0),
   rows bigint not null check (rows >= 0),
   sha256 text collate "C" not null,
