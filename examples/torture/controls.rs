@@ -45,19 +45,19 @@ enum Scenario {
 /// Leaves the job on doubt, and takes the file away with it.
 const REMOVE_ON_DOUBT: Edit = Edit {
     file: "src/worker.rs",
-    text: "            return self.committed_after_all(lease, shutdown).await;\n",
-    instead: "            let hidden = lease.hidden_file();
-            let _ = self.on_folder(move |folder| folder.remove_hidden(&hidden)).await;
-            return self.committed_after_all(lease, shutdown).await;\n",
+    text: "            Ok(None) => return self.committed_after_all(lease, shutdown).await,\n",
+    instead: "            Ok(None) => {
+                let _ = self.destination.abort(lease.hidden_file()).await;
+                return self.committed_after_all(lease, shutdown).await;
+            }\n",
 };
 
 /// Names the file before anything is committed.
 const PUBLISH_FIRST: Edit = Edit {
     file: "src/worker.rs",
     text: "        failpoint!(\"worker.extended\");\n",
-    instead: "        let (staged, name) = (exported.file.name.clone(), lease.job.output_filename.clone());
-        let identity = exported.file.identity.clone();
-        self.on_folder(move |folder| folder.publish(&staged, &name, &identity)).await?;
+    instead: "        let folder = std::path::PathBuf::from(std::env::var_os(\"OUTPUT_DIR\").unwrap_or_default());
+        let _ = std::fs::rename(folder.join(&exported.file.name), folder.join(&lease.job.output_filename));
         failpoint!(\"worker.extended\");\n",
 };
 
@@ -70,7 +70,7 @@ const CONTROLS: [Control; 9] = [
         name: "no-token",
         breaks: Some("4"),
         edits: &[Edit {
-            file: "src/store/jobs.rs",
+            file: "src/store/commit.rs",
             text: "where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null",
             instead: "where id = $1 and $2::uuid is not null and status = 'processing' and cancel_requested_at is null",
         }],
@@ -219,10 +219,10 @@ const MISORDERED: [(&str, &str, &[Edit]); 4] = [
         "file-not-synced",
         "the file is synced",
         &[
-            Edit { file: "src/sink/draft.rs", text: "        self.file.sync_all()?;\n", instead: "" },
+            Edit { file: "src/sink/folder/draft.rs", text: "        self.file.sync_all()?;\n", instead: "" },
             // One that was to begin earlier may come late enough to do instead.
             Edit {
-                file: "src/sink/draft.rs",
+                file: "src/sink/folder/draft.rs",
                 text: "self.size - self.asked >= AHEAD_BYTES",
                 instead: "self.size >= AHEAD_BYTES && false",
             },
@@ -231,14 +231,14 @@ const MISORDERED: [(&str, &str, &[Edit]); 4] = [
     (
         "hidden-name-not-synced",
         "the hidden name is synced",
-        &[Edit { file: "src/sink/draft.rs", text: "        rustix::fs::fsync(&place.dir)?;\n", instead: "" }],
+        &[Edit { file: "src/sink/folder/draft.rs", text: "        rustix::fs::fsync(&path.dir)?;\n", instead: "" }],
     ),
     ("published-before-the-commit", "the file gets its name after the commit", &[PUBLISH_FIRST]),
     (
         "name-not-synced",
         "the name is synced",
         &[Edit {
-            file: "src/sink.rs",
+            file: "src/sink/folder.rs",
             text: "        rustix::fs::fsync(&dir)?;\n        Ok(published)\n",
             instead: "        Ok(published)\n",
         }],
