@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::catalog::Catalog;
+use crate::dataset::catalog::{Catalog, SeveralDatasets};
 use crate::dataset::fault::Faults;
 use crate::dataset::{Dataset, Description};
 use crate::demo;
@@ -273,6 +273,14 @@ impl Service {
     /// If there is none.
     pub fn dataset(&self, name: &str) -> Result<&Arc<Dataset>, Error> {
         self.catalog.get(name).ok_or_else(|| Error::NoDataset(self.catalog.names()))
+    }
+
+    /// The dataset that a call means which names none.
+    ///
+    /// # Errors
+    /// If there are several, and none is `users`.
+    pub fn implied_dataset(&self) -> Result<&Arc<Dataset>, SeveralDatasets> {
+        self.catalog.implied()
     }
 
     /// Every dataset, with its table's present columns.

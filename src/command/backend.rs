@@ -161,7 +161,11 @@ impl Backend {
                 }
                 headers.insert("idempotency-key", Uuid::new_v4().to_string().parse()?);
                 let (format, compression) = (request.encoding.format.as_str(), request.encoding.compression.as_str());
-                let mut body = json!({ "dataset": request.dataset, "format": format, "compression": compression });
+                let mut body = json!({ "format": format, "compression": compression });
+                // The service knows which one is meant where the command names none.
+                if !request.dataset.is_empty() {
+                    body["dataset"] = request.dataset.as_str().into();
+                }
                 match &request.after {
                     None => {}
                     Some(After::Nothing) => body["after"] = Value::Null,

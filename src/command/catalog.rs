@@ -17,6 +17,14 @@ pub(super) fn dataset_of<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<D
     config.catalog.get(name).ok_or_else(none)
 }
 
+/// The dataset of this name, or where none is named, the one that is meant then.
+pub(super) fn named_or_implied<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Arc<Dataset>, BadUsage> {
+    match name {
+        Some(name) => dataset_of(config, name),
+        None => config.catalog.implied().map_err(|why| BadUsage(why.to_string())),
+    }
+}
+
 /// Checks the catalog against the tables, where a file says it.
 pub(super) async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use cdc_export::config::{CatalogFile, Config};
-use cdc_export::dataset::USERS;
 use cdc_export::job::encoding::{Compression, Encoding, Format};
 use cdc_export::job::selection::Selection;
 use cdc_export::job::{After, ConsumerId, ExportType, FailureCode, JobId, Request, Status};
@@ -21,7 +20,7 @@ use uuid::Uuid;
 
 use crate::command::BadUsage;
 use crate::command::backend::{Backend, JobView, Server};
-use crate::command::catalog::dataset_of;
+use crate::command::catalog::named_or_implied;
 use crate::command::client::Client;
 use crate::command::database_handle::DatabaseHandle;
 use crate::command::download;
@@ -47,9 +46,9 @@ pub(crate) struct Export {
     /// Whose export it is
     #[arg(long)]
     consumer: ConsumerId,
-    /// Of which dataset
-    #[arg(long, default_value = USERS)]
-    dataset: String,
+    /// Of which dataset; left out: users, or the only one there is
+    #[arg(long)]
+    dataset: Option<String>,
     /// How its rows are written
     #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Format,
@@ -99,8 +98,8 @@ impl Export {
         }
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
-            dataset_of(&config, &self.dataset)?;
-            let request = self.request()?;
+            let dataset = named_or_implied(&config, self.dataset.as_deref())?;
+            let request = self.request(&dataset.name)?;
             let handle = DatabaseHandle::open(&config).await?;
             let done = self.run_locally(&config, &handle.database, &request).await;
             handle.close().await;
@@ -109,7 +108,7 @@ impl Export {
     }
 
     /// The request, if the arguments are right. `--output` is checked too: after the export it would be too late.
-    fn request(&self) -> Result<Request, BadUsage> {
+    fn request(&self, dataset: &str) -> Result<Request, BadUsage> {
         let encoding = Encoding::new(self.format, self.compression).map_err(|why| BadUsage(why.to_string()))?;
         let after = self.after()?;
         if let Some(output) = &self.output {
@@ -117,7 +116,7 @@ impl Export {
         }
         Ok(Request {
             consumer: Some(self.consumer.clone()),
-            dataset: self.dataset.clone(),
+            dataset: dataset.to_owned(),
             export_type: self.export_type,
             selection: Selection::default(),
             encoding,
@@ -169,7 +168,7 @@ impl Export {
     /// Submits the export to a remote service.
     async fn run_remotely(&self, client: Client) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
-        let request = self.request()?;
+        let request = self.request(self.dataset.as_deref().unwrap_or_default())?;
         let backend = Backend::Remote(client);
         let id = backend.submit(&request).await?;
         let code = follow(&backend, id, self, Path::new(""), &interrupted).await?;

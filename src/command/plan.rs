@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cdc_export::config::{CatalogFile, Config};
-use cdc_export::dataset::{Description, USERS};
+use cdc_export::dataset::Description;
 use cdc_export::job::{ConsumerId, ExportType};
 use cdc_export::postgres::Database;
 use cdc_export::source::{self, Source, snapshot::Purpose};
@@ -13,7 +13,7 @@ use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
 use tokio_util::sync::CancellationToken;
 
-use crate::command::catalog::dataset_of;
+use crate::command::catalog::named_or_implied;
 use crate::command::database_handle::with_database;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire;
@@ -28,9 +28,9 @@ pub(crate) struct Plan {
     /// Which rows
     #[arg(value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
     export_type: ExportType,
-    /// Of which dataset
-    #[arg(long, default_value = USERS)]
-    dataset: String,
+    /// Of which dataset; left out: users, or the only one there is
+    #[arg(long)]
+    dataset: Option<String>,
     /// Whose export it would be
     #[arg(long)]
     consumer: ConsumerId,
@@ -45,7 +45,7 @@ impl Plan {
 }
 
 async fn plan(config: &Config, database: &Database, what: &Plan) -> anyhow::Result<()> {
-    let dataset = dataset_of(config, &what.dataset)?;
+    let dataset = named_or_implied(config, what.dataset.as_deref())?;
     let service = wire(config, database, 1, &CancellationToken::new()).service;
     let Description { rows, bytes, .. } = service.describe(dataset).await?;
     match rows {

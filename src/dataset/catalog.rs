@@ -12,7 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Capture, Columns, Dataset, Operation, Table};
+use crate::dataset::{Capture, Columns, Dataset, Operation, Table, USERS};
 
 /// How long a transaction may take where changes are found by their times, unless the file says.
 const OVERLAP: Duration = Duration::from_secs(5 * 60);
@@ -35,6 +35,11 @@ impl fmt::Display for Mistakes {
 }
 
 impl std::error::Error for Mistakes {}
+
+/// No dataset was named, and none is implied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there are several datasets, and none is called {USERS}: name one of {0}")]
+pub struct SeveralDatasets(String);
 
 /// Every dataset there is.
 #[derive(Clone, Debug)]
@@ -82,6 +87,17 @@ impl Catalog {
     /// The dataset of this name.
     pub fn get(&self, name: &str) -> Option<&Arc<Dataset>> {
         self.datasets.iter().find(|dataset| dataset.name == name)
+    }
+
+    /// The dataset that a call means which names none: `users`, or the only one there is.
+    ///
+    /// # Errors
+    /// If there are several, and none is `users`.
+    pub fn implied(&self) -> Result<&Arc<Dataset>, SeveralDatasets> {
+        match (self.get(USERS), self.datasets.as_slice()) {
+            (Some(dataset), _) | (None, [dataset]) => Ok(dataset),
+            (None, _) => Err(SeveralDatasets(self.names())),
+        }
     }
 
     /// Each, in the order of the file.

@@ -8,7 +8,6 @@ use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::dataset::USERS;
 use crate::http::body::JsonBody;
 use crate::http::code::Code;
 use crate::http::input::Consumer;
@@ -59,15 +58,21 @@ fn time<'de, D: Deserializer<'de>>(from: D) -> Result<DateTime<Utc>, D::Error> {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct DatasetQuery {
-    /// In which dataset
-    #[serde(default = "users")]
-    #[param(required = false, default = "users", value_type = DatasetName)]
-    dataset: String,
+    /// The dataset of the watermark. Left out, it is `users`, or the only dataset there is
+    #[param(required = false, value_type = DatasetName)]
+    dataset: Option<String>,
 }
 
-/// The dataset that is meant where none is named.
-pub(super) fn users() -> String {
-    USERS.to_owned()
+impl DatasetQuery {
+    fn name(self, service: &Service) -> Result<String, Problem> {
+        match self.dataset {
+            Some(name) => Ok(name),
+            None => {
+                let bad = |why| Problem::bad_input(Code::ParameterInvalid, "dataset", format!("dataset: {why}"));
+                Ok(service.implied_dataset().map_err(bad)?.name.clone())
+            }
+        }
+    }
 }
 
 /// See where a consumer stands
@@ -79,8 +84,9 @@ pub(super) fn users() -> String {
 pub(crate) async fn get(
     State(service): State<Service>,
     Consumer(consumer): Consumer,
-    Query(DatasetQuery { dataset }): Query<DatasetQuery>,
+    Query(query): Query<DatasetQuery>,
 ) -> Result<Json<WatermarkBody>, Problem> {
+    let dataset = query.name(&service)?;
     Ok(Json(service.watermark(Lane { consumer: &consumer, dataset: &dataset }).await?.into()))
 }
 
@@ -97,10 +103,10 @@ pub(crate) async fn get(
 pub(crate) async fn put(
     State(service): State<Service>,
     Consumer(consumer): Consumer,
-    Query(DatasetQuery { dataset }): Query<DatasetQuery>,
+    Query(query): Query<DatasetQuery>,
     JsonBody(NewWatermark { last_exported_at }): JsonBody<NewWatermark>,
 ) -> Result<Json<WatermarkBody>, Problem> {
-    Ok(Json(service.set_watermark(consumer, &dataset, last_exported_at).await?.into()))
+    Ok(Json(service.set_watermark(consumer, &query.name(&service)?, last_exported_at).await?.into()))
 }
 
 /// Forget where a consumer stands
@@ -112,8 +118,9 @@ pub(crate) async fn put(
 pub(crate) async fn delete(
     State(service): State<Service>,
     Consumer(consumer): Consumer,
-    Query(DatasetQuery { dataset }): Query<DatasetQuery>,
+    Query(query): Query<DatasetQuery>,
 ) -> Result<StatusCode, Problem> {
+    let dataset = query.name(&service)?;
     service.forget_watermark(Lane { consumer: &consumer, dataset: &dataset }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -604,6 +604,71 @@ async fn ad_hoc_exports_select_rows_and_columns() {
 }
 
 #[tokio::test]
+async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
+    let database = Database::new().await;
+    database
+        .run("create table a (id int primary key, at timestamptz not null default now()); insert into a values (1)")
+        .await;
+    let a = "[[dataset]]\nname = \"a\"\ntable = \"a\"\nupdated_at = \"at\"\n";
+    let (b, users) = (a.replace("name = \"a\"", "name = \"b\""), a.replace("name = \"a\"", "name = \"users\""));
+    let catalog = Catalog::of(a);
+    catalog.track(&database, "a").await;
+    let watermark = async |service: &Service, method: &str| {
+        service.call(method, "/exports/watermark", &[("X-Consumer-ID", "c")]).await
+    };
+
+    // The only one.
+    let service = catalog.start(&database).service().await;
+    for (path, consumer) in [("/exports/full", Some("c")), ("/exports", None), ("/export/c", None)] {
+        let job = ended(&service, path, consumer, json!({})).await;
+        assert_eq!((&job["status"], &job["dataset"]), (&json!("completed"), &json!("a")), "{path}");
+    }
+    assert_eq!(watermark(&service, "GET").await.json::<Value>().await.unwrap()["dataset"], "a");
+    let arguments = ["export", "full", "--consumer", "d", "--server", &service.address];
+    let (code, _, said) = catalog.command(&database, &arguments).await;
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(watermark(&service, "DELETE").await.status(), 204);
+    service.stop().await;
+    let (code, printed, said) = catalog.command(&database, &["plan", "full", "--consumer", "d"]).await;
+    assert!(code == 0 && printed.starts_with("a has "), "{printed} {said}");
+    let (code, _, said) = catalog.command(&database, &["export", "full", "--consumer", "d"]).await;
+    assert_eq!(code, 0, "{said}");
+    let theirs = "select array_agg(dataset) from exports where consumer_id = 'd'";
+    assert_eq!(database.one::<Vec<String>>(theirs).await, ["a", "a"]);
+
+    // Several, and none of them is `users`.
+    catalog.write(&format!("{a}{b}"));
+    let why = "there are several datasets, and none is called users: name one of a, b";
+    let service = catalog.start(&database).service().await;
+    for path in ["/exports", "/exports/full", "/exports/incremental", "/exports/delta", "/export/c"] {
+        let problem: Value = post(&service, path, Some("c"), &json!({})).await.json().await.unwrap();
+        let found = (&problem["status"], &problem["code"], &problem["field"], &problem["detail"]);
+        let expected = (&json!(400), &json!("member_invalid"), &json!("dataset"), &json!(format!("dataset: {why}")));
+        assert_eq!(found, expected, "{path}");
+    }
+    for method in ["GET", "DELETE"] {
+        let problem: Value = watermark(&service, method).await.json().await.unwrap();
+        let found = (&problem["status"], &problem["code"], &problem["field"], &problem["detail"]);
+        let expected = (&json!(400), &json!("parameter_invalid"), &json!("dataset"), &json!(format!("dataset: {why}")));
+        assert_eq!(found, expected, "{method}");
+    }
+    let arguments = ["export", "full", "--consumer", "d", "--server", &service.address];
+    let (code, _, said) = catalog.command(&database, &arguments).await;
+    assert!(code == 1 && said.contains(why), "{said}");
+    service.stop().await;
+    for command in ["export", "plan"] {
+        let (code, _, said) = catalog.command(&database, &[command, "full", "--consumer", "d"]).await;
+        assert!(code != 0 && said.contains(why), "{code} {said}");
+    }
+
+    // One of several is.
+    catalog.write(&format!("{a}{users}"));
+    let service = catalog.start(&database).service().await;
+    assert_eq!(ended(&service, "/exports", None, json!({})).await["dataset"], "users");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn another_key_wants_other_triggers() {
     let database = Database::empty().await;
     database

@@ -10,7 +10,6 @@ use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::dataset::USERS;
 use crate::http::body::{JsonBody, given, invalid, unknown};
 use crate::http::code::Code;
 use crate::http::input::{Key, MaybeConsumer};
@@ -19,6 +18,7 @@ use crate::http::schemas::DatasetName;
 use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
 use crate::job::selection::{Condition, Operator, Selection};
 use crate::job::{After, ConsumerId, ExportType, IdempotencyKey, Request};
+use crate::service::Service;
 
 /// The most columns that a table may have.
 const MAX_COLUMNS: usize = 1_600;
@@ -56,11 +56,11 @@ impl<C: IntoParams, B> IntoParams for Submission<C, B> {
 
 impl<C: Into<ConsumerId>> Submission<C, Options> {
     /// The request for an export of the type that the call's path says.
-    pub(crate) fn request(self, export_type: ExportType) -> Result<Request, Problem> {
+    pub(crate) fn request(self, service: &Service, export_type: ExportType) -> Result<Request, Problem> {
         let Submission { of, key, body: Options { dataset, format, compression, after, after_sha256 } } = self;
         Ok(Request {
             consumer: Some(of.into()),
-            dataset: dataset.unwrap_or_else(|| USERS.to_owned()),
+            dataset: dataset_of(service, dataset)?,
             export_type,
             selection: Selection::default(),
             encoding: encoding_of(format, compression)?,
@@ -73,7 +73,7 @@ impl<C: Into<ConsumerId>> Submission<C, Options> {
 
 impl Submission<MaybeConsumer, NewExport> {
     /// The request for an export of any type, or for an ad-hoc one.
-    pub(crate) fn request(self) -> Result<Request, Problem> {
+    pub(crate) fn request(self, service: &Service) -> Result<Request, Problem> {
         let Submission { of: MaybeConsumer(consumer), key, body } = self;
         body.refuse_misplaced(consumer.is_some())?;
         let NewExport { export_type, dataset, format, compression, after, after_sha256, columns, filter, limit } = body;
@@ -83,7 +83,7 @@ impl Submission<MaybeConsumer, NewExport> {
         }
         Ok(Request {
             consumer,
-            dataset: dataset.unwrap_or_else(|| USERS.to_owned()),
+            dataset: dataset_of(service, dataset)?,
             export_type,
             selection: Selection {
                 columns: columns.map(checked_columns).transpose()?,
@@ -103,9 +103,9 @@ impl Submission<MaybeConsumer, NewExport> {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schema(example = json!({ "format": "ndjson", "compression": "zstd" }))]
 pub(crate) struct Options {
-    /// Which dataset's rows
+    /// The dataset whose rows they are. Left out, it is `users`, or the only dataset there is
     #[serde(default, deserialize_with = "given")]
-    #[schema(required = false, default = "users", value_type = DatasetName)]
+    #[schema(required = false, value_type = DatasetName)]
     dataset: Option<String>,
     /// How they are written
     #[serde(default = "csv")]
@@ -137,9 +137,9 @@ pub(crate) struct NewExport {
     #[serde(default = "full")]
     #[schema(required = false, default = "full")]
     export_type: ExportType,
-    /// Which dataset's rows
+    /// The dataset whose rows they are. Left out, it is `users`, or the only dataset there is
     #[serde(default, deserialize_with = "given")]
-    #[schema(required = false, default = "users", value_type = DatasetName)]
+    #[schema(required = false, value_type = DatasetName)]
     dataset: Option<String>,
     /// How they are written
     #[serde(default = "csv")]
@@ -229,6 +229,13 @@ impl NewExport {
             Some((name, _)) => Err(unknown(name)),
             None => Ok(()),
         }
+    }
+}
+
+fn dataset_of(service: &Service, name: Option<String>) -> Result<String, Problem> {
+    match name {
+        Some(name) => Ok(name),
+        None => Ok(service.implied_dataset().map_err(|why| invalid("dataset", why))?.name.clone()),
     }
 }
 

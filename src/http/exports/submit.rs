@@ -34,7 +34,7 @@ pub(crate) async fn create(
     State(service): State<Service>,
     submission: Submission<MaybeConsumer, NewExport>,
 ) -> Result<Response, Problem> {
-    Ok(accepted(submit(&service, &submission.request()?).await?, "pending"))
+    Ok(accepted(submit(&service, &submission.request(&service)?).await?, "pending"))
 }
 
 /// Ask for every live row
@@ -99,7 +99,7 @@ async fn start<C: Into<ConsumerId>>(
     submission: Submission<C, Options>,
     export_type: ExportType,
 ) -> Result<Response, Problem> {
-    Ok(accepted(submit(service, &submission.request(export_type)?).await?, "started"))
+    Ok(accepted(submit(service, &submission.request(service, export_type)?).await?, "started"))
 }
 
 /// Ask again for an export that failed or was cancelled
