@@ -3,7 +3,7 @@
 //! A key is `cdcx_<prefix>_<secret>`. The prefix is public, and finds the key; the secret has 256 random bits, which only the
 //! client has. Here is no text of a key but for the moment it is made: what is kept, and compared, is the SHA-256 of the whole.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -132,10 +132,7 @@ impl PresentedKey {
 fn random_hex<const N: usize>() -> String {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).expect("the system has random bytes");
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes everything");
-        text
-    })
+    hex::encode(bytes)
 }
 
 /// What an operator calls a key: 1 to 100 characters, no control characters, no space at the ends, and nothing that a key begins

@@ -237,7 +237,7 @@ impl PartialFile<'_> {
         }
         self.bar.finish_and_clear();
         let found = self.hash.clone().finish();
-        let found: String = found.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let found = hex::encode(found);
         ensure!(found == self.sha256, "what has arrived is not the file that was exported: download it once more");
         match &mut self.sink {
             Sink::Stdout => io::stdout().flush()?,

@@ -127,7 +127,7 @@ fn checked(url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> 
     }
     let archive = response.into_body().with_config().limit(MAX_BYTES).read_to_vec();
     let archive = archive.map_err(|error| chain(&error))?;
-    let found: String = digest(&SHA256, &archive).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let found = hex::encode(digest(&SHA256, &archive));
     if found == *expected { Ok(archive) } else { Err(format!("its sha256 is {found}, not {expected}")) }
 }
 

@@ -4,7 +4,6 @@
 //! into the binary, so that a page and the API that it speaks to are always of one version.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::LazyLock;
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -68,11 +67,8 @@ impl Asset {
             Some("svg") => "image/svg+xml",
             _ => "text/javascript; charset=utf-8",
         };
-        let mut etag = String::from("\"");
-        for byte in &ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref()[..12] {
-            write!(etag, "{byte:02x}").expect("a String takes everything");
-        }
-        etag.push('"');
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        let etag = format!("\"{}\"", hex::encode(&digest.as_ref()[..12]));
         let etag = etag.parse().expect("digits are a valid header value");
         Asset { media_type: HeaderValue::from_static(media_type), text, etag }
     }

@@ -99,7 +99,7 @@ impl Draft {
             return Err(Error::Io(io::Error::other("somebody removed or changed the staged file")));
         }
         let sha256 = std::mem::replace(&mut self.sha256, digest::Context::new(&digest::SHA256)).finish();
-        let hex = sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex::encode(sha256);
         // The hidden name must survive a power cut as well: the commit that follows records it.
         rustix::fs::fsync(&path.dir)?;
         Ok(StagedFile { destination: self.destination, name: path.name, sha256: hex, identity })

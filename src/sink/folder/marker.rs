@@ -113,7 +113,7 @@ impl Folder {
 /// keep.
 pub fn marker_name(database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> String {
     let lane = digest::digest(&digest::SHA256, format!("{consumer}\n{dataset}").as_bytes());
-    let lane: String = lane.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let lane = hex::encode(&lane.as_ref()[..16]);
     format!(".lane-{database}-{lane}.json")
 }
 
