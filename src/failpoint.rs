@@ -1,9 +1,9 @@
 //! Faults that a test asks for at a named place: `failpoint!("sink.fsync", Err(…))`.
 //!
-//! Compiled out of release builds, name and all. In others a place does nothing until `FAILPOINTS` names it:
-//! `FAILPOINTS=worker.publish=kill,sink.fsync=error@2` kills the process at the first hit of one and returns the given error
-//! at the second hit of the other. `sleep:MS` stops what comes to that place for so long, while the rest of the process goes on;
-//! a SIGSTOP meanwhile stops that too, as a paused virtual machine would.
+//! Release builds don't have the places, nor their names. In other builds a place does nothing until `FAILPOINTS` names it:
+//! `FAILPOINTS=worker.publish=kill,sink.fsync=error@2` kills the process at the first hit of `worker.publish`, and has the second hit of
+//! `sink.fsync` return the given error. `sleep:MS` holds up the task that hits the place, while the rest of the process goes on; with a
+//! SIGSTOP meanwhile a test stops that too, as a paused virtual machine would.
 
 /// A place where a test may inject a fault. With a second argument, `error` makes the function return that value.
 #[macro_export]
@@ -17,7 +17,7 @@ macro_rules! failpoint {
         if $crate::failpoint::hit($name) {
             return $error;
         }
-        // What the error is made of is used in release builds too, as far as the compiler can see.
+        // So that the compiler doesn't call unused, in release builds, what the error is made of.
         #[cfg(not(debug_assertions))]
         if false {
             return $error;
@@ -25,7 +25,7 @@ macro_rules! failpoint {
     };
 }
 
-/// Why a list of failpoints can't be read.
+/// The error of a list of failpoints that can't be read.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a failpoint: NAME=kill|error|sleep:MS, then @N for the Nth hit")]
 pub struct BadSpec(String);
@@ -63,7 +63,7 @@ mod armed {
     pub fn arm(list: &str) -> Result<(), BadSpec> {
         let points = list.split(',').map(|spec| parse(spec).ok_or_else(|| BadSpec(spec.to_owned())));
         let points = points.collect::<Result<Vec<_>, _>>()?;
-        // A second list in one process has nobody who would expect it; the first one stays.
+        // A process has one list: a second one, which nothing sets, would be ignored.
         let _ = ARMED.set(points);
         Ok(())
     }
@@ -80,7 +80,7 @@ mod armed {
         Some(Failpoint { name: name.to_owned(), action, at: at.parse().ok()?, hits: AtomicU64::new(0) })
     }
 
-    /// Counts a hit and does what was armed for it; true asks the place to return its error.
+    /// Counts a hit of a place, and does what is armed for this hit. `true`: the place shall return its error.
     pub fn hit(name: &str) -> bool {
         let Some(point) = ARMED.get().and_then(|points| points.iter().find(|point| point.name == name)) else {
             return false;
@@ -96,8 +96,8 @@ mod armed {
             }
             Action::Error => true,
             Action::Sleep(time) => {
-                // In place, so that the runtime moves its other tasks to another thread: it might be this one that watches
-                // the sockets.
+                // `block_in_place` has the runtime move its other tasks to another thread: this thread may be the one that watches the
+                // sockets.
                 tokio::task::block_in_place(|| std::thread::sleep(time));
                 false
             }

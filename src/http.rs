@@ -70,37 +70,39 @@ use crate::job::Job;
 use crate::service::Service;
 use crate::watermark::ConsumerLag;
 
-/// A client has this long to send a request's head, and as long to send its body.
+/// A client has this long to send a request's head, and again this long to send its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Answers under way, downloads too, have this long after a stop.
+/// After a stop, answers under way, downloads too, have this long to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// So many connections wait to be accepted, if the system lets them (`net.core.somaxconn`): those beyond come again a second later.
+/// The most connections that wait to be accepted, if the system allows as many (`net.core.somaxconn`). Clients beyond them try again a
+/// second later.
 const BACKLOG: u32 = 4_096;
 const MAX_URI_BYTES: usize = 8 * 1024;
 const MAX_HEADERS: usize = 100;
 const MAX_HEADER_BYTES: usize = 32 * 1024;
-/// So many headers are read, so that who sends too many gets an answer of ours; beyond them hyper answers, with no body.
+/// The most headers that hyper reads. Up to here a request with too many headers gets a problem as its answer; beyond, hyper answers
+/// without a body.
 const MAX_HEADERS_READ: usize = 1000;
-/// So much of a connection waits here to be read or written: by default it would be 400 KiB. A head whose URI or headers are a bit
-/// too long still fits in, to get an answer of ours.
+/// The buffer of each connection; hyper's default is 400 KiB. A head whose URI or headers are somewhat too long still fits, so that it gets
+/// a problem as its answer.
 const CONNECTION_BYTES: usize = 64 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const EMBEDDED_BY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
-/// What an operator may set.
+/// The API's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Address to listen on.
     pub host: IpAddr,
-    /// Port; 0: any free one.
+    /// The port; 0: any free one.
     pub port: u16,
-    /// Who may call; `None`: whoever has a key, if there are keys.
+    /// Who may call; `None`: clients with a key, and the start fails until a key exists.
     pub access: Option<Access>,
-    /// What a caller on this machine may call it, besides localhost and loopback addresses.
+    /// Names that a local caller may have in `Host`, besides localhost and loopback addresses.
     pub local_hosts: LocalHosts,
-    /// How many requests of each key, or each address where there are none.
+    /// How many requests each key may send, or each address where there are no keys; `None`: the default limit with keys, else none.
     pub rate: Option<Rate>,
-    /// Whose web pages may call.
+    /// The origins whose web pages may call.
     pub origins: Origins,
 }
 
@@ -109,7 +111,7 @@ pub fn router(service: Service, access: Access, settings: &Settings) -> Router {
     layered(routes(), service, access, settings)
 }
 
-/// The routes, and what the document says of them.
+/// The routes with their descriptions.
 fn routes() -> OpenApiRouter<Service> {
     watched()
         .routes(routes!(exports::submit::create, exports::list))
@@ -134,7 +136,7 @@ fn routes() -> OpenApiRouter<Service> {
         .route("/page/{name}", get(page::asset))
 }
 
-/// The routes alone by which a process is watched, with every layer: of one that runs exports and has no API.
+/// The routes for monitoring alone, with every layer: for a process that runs exports and has no API.
 pub fn watched_router(service: Service, access: Access, settings: &Settings) -> Router {
     layered(watched(), service, access, settings)
 }
@@ -164,16 +166,17 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
         .layer(middleware::from_fn(refuse_long_heads))
         .layer(CatchPanicLayer::custom(problem::for_panic))
         .layer(middleware::map_response(problem::for_foreign_errors));
-    // A browser has no key yet when it asks whether a page may call, and that page reads refusals too.
+    // Outside access control: a browser asks without a key whether a page may call, and the page shall read refusals too.
     let routes = match settings.origins.layer() {
         Some(origins) => routes.layer(origins),
         None => routes,
     };
     routes
         .layer(SetResponseHeaderLayer::overriding(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
-        // Answers hold rows and names of somebody's table: no cache on the way or in a browser keeps them. What holds none says so.
+        // Answers hold rows and names of a user's table, which no cache on the way or in a browser shall keep. An answer without any says
+        // so itself.
         .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        // A page elsewhere can't embed them. What CORS lets in, this doesn't hinder: it is asked about embedding alone.
+        // Pages of other origins can't embed an answer. It doesn't hinder pages that CORS lets in: browsers ask it about embedding alone.
         .layer(SetResponseHeaderLayer::overriding(EMBEDDED_BY, HeaderValue::from_static("same-origin")))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(middleware::from_fn(log_with_its_id))
@@ -182,7 +185,7 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
         .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
 }
 
-/// A client may choose a request's id, as long as it is one that a log line can hold.
+/// Removes a request id that the client chose if a log line can't hold it.
 async fn drop_odd_ids(mut request: Request, next: Next) -> Response {
     let good = |id: &HeaderValue| id.len() <= 128 && id.as_bytes().iter().all(u8::is_ascii_graphic);
     if !request.headers().get(REQUEST_ID).is_some_and(good) {
@@ -191,7 +194,7 @@ async fn drop_odd_ids(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// What is logged while a request is answered has its id, and the public part of its key.
+/// Gives each log line of a request the request's id and the public part of its key.
 async fn log_with_its_id(request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
     // At the level of an error, so that no log level takes it away.
@@ -209,7 +212,7 @@ pub fn consumer_as_json(consumer: (ConsumerLag, Option<Job>)) -> serde_json::Val
     serde_json::json!(consumers::body(consumer))
 }
 
-/// What a service answered, for the command line. `None`: that is no JSON, or none that a service of ours answers.
+/// Reads a service's answer, for the command line. `None`: the text is no JSON, or not of the form that `T` has.
 pub fn answer_from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Option<T> {
     serde_json::from_value(json::read(text).ok()?).ok()
 }
@@ -234,14 +237,14 @@ async fn refuse_long_heads(request: Request, next: Next) -> Result<Response, Pro
 pub async fn listen(settings: &Settings) -> std::io::Result<TcpListener> {
     let address = SocketAddr::from((settings.host, settings.port));
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // As std has it: where a process before had the port, its last connections linger.
+    // As std does: the last connections of an earlier process linger on the port.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Serves until `shutdown`, then lets answers under way finish.
+/// Serves until `shutdown`, then waits for answers under way, [`DRAIN_TIMEOUT`] at most.
 pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimits, shutdown: CancellationToken) {
     let graceful = GracefulShutdown::new();
     let mut http1 = hyper::server::conn::http1::Builder::new();
@@ -258,7 +261,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
         let (stream, peer, connection) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, most likely: connections that end will free some.
+                // Most likely there are no file descriptors left: connections that end will free some.
                 tracing::warn!(event = "accept_failed", error = %error);
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -266,7 +269,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
         };
         let served = graceful.watch(serve_connection(&http1, &router, stream, peer, &connection));
         tokio::spawn(async move {
-            // A client that goes away is its own business.
+            // The error of a client that goes away is nothing to log.
             tokio::select! { _ = served => {}, () = connection.gone() => {} }
         });
     }

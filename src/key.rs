@@ -1,7 +1,7 @@
 //! An API key: what a client presents, and what it may do with it.
 //!
-//! A key is `cdcx_<prefix>_<secret>`. The prefix is public, and finds the key; the secret has 256 random bits, which only the
-//! client has. Here is no text of a key but for the moment it is made: what is kept, and compared, is the SHA-256 of the whole.
+//! A key is `cdcx_<prefix>_<secret>`. The prefix is public, and finds the stored key; the secret is 256 random bits, which only the client
+//! has. The service holds a key's text only while it makes or reads the key: it keeps, and compares, the SHA-256 of the whole text.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use crate::job::ConsumerId;
 use crate::job::words::words;
 
-/// What every key begins with, so that scanners for leaked secrets can know it.
+/// What every key begins with, so that scanners for leaked secrets can find keys.
 const MARK: &str = "cdcx_";
 const PREFIX_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
@@ -36,12 +36,12 @@ words! {
 pub struct Prefix(String);
 
 impl Prefix {
-    /// One that was stored.
+    /// A prefix that was stored.
     pub fn stored(digits: String) -> Prefix {
         Prefix(digits)
     }
 
-    /// Its digits.
+    /// The digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -63,18 +63,18 @@ impl Hash {
         Hash(digest.as_ref().try_into().expect("a SHA-256 has 32 bytes"))
     }
 
-    /// Its bytes, to be stored.
+    /// The bytes, to be stored.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether it is this one, in a time that doesn't tell where they differ.
+    /// Whether the stored bytes are this hash. The time of the comparison doesn't tell where they differ.
     fn is(&self, stored: &[u8]) -> bool {
         self.0.as_slice().ct_eq(stored).into()
     }
 }
 
-/// A key as a client presents it: well-formed, but perhaps nobody's. Its secret is gone already.
+/// A key as a client presents it: well-formed, but perhaps none that was made. The secret is not kept.
 #[derive(Clone)]
 pub struct PresentedKey {
     prefix: Prefix,
@@ -87,7 +87,7 @@ impl fmt::Debug for PresentedKey {
     }
 }
 
-/// A text that is no key. Doesn't quote it.
+/// The error of a text that is no key. It doesn't quote the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a key")]
 pub struct NotAKey;
@@ -106,24 +106,24 @@ impl FromStr for PresentedKey {
 }
 
 impl PresentedKey {
-    /// A key that nobody has, and its text, which is nowhere else.
+    /// A new random key, and the text of it, which exists nowhere else.
     pub fn random() -> (PresentedKey, String) {
         let text = format!("{MARK}{}_{}", random_hex::<PREFIX_BYTES>(), random_hex::<SECRET_BYTES>());
         let key = text.parse().expect("a key is made as it is read");
         (key, text)
     }
 
-    /// Its public part.
+    /// The public part.
     pub fn prefix(&self) -> &Prefix {
         &self.prefix
     }
 
-    /// What is stored of it.
+    /// The hash, which is stored.
     pub fn hash(&self) -> &Hash {
         &self.hash
     }
 
-    /// Whether it is the key of which this was stored.
+    /// Whether this is the key that was stored.
     pub fn is(&self, stored: &StoredKey) -> bool {
         self.hash.is(&stored.hash)
     }
@@ -135,12 +135,11 @@ fn random_hex<const N: usize>() -> String {
     hex::encode(bytes)
 }
 
-/// What an operator calls a key: 1 to 100 characters, no control characters, no space at the ends, and nothing that a key begins
-/// with.
+/// The name that an operator gives a key: 1 to 100 characters, no control characters, no space at the ends. It doesn't begin like a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyName(String);
 
-/// Why a text is no name of a key.
+/// The error of a text that can't be a key's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a key's name has 1 to 100 characters, no control characters, no space at its ends, and doesn't begin with {MARK}"
@@ -167,13 +166,13 @@ impl FromStr for KeyName {
     }
 }
 
-/// How an operator names a key that is there: by its name, by its prefix with or without `cdcx_`, or by its whole text, as where
-/// it leaked. That one isn't kept.
+/// How an operator selects a key: by its name, by its prefix with or without `cdcx_`, or by its whole text, which somebody has who found
+/// a leaked key. Of the text only the prefix is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeySelector(String);
 
 impl KeySelector {
-    /// A name or a prefix.
+    /// The name or the prefix.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -189,34 +188,34 @@ impl From<&str> for KeySelector {
 /// What a key may do, and for whom.
 #[derive(Clone, Debug)]
 pub struct Grant {
-    /// Which key it is.
+    /// The prefix of the key.
     pub prefix: Prefix,
-    /// Only for these consumers; `None`: for all, and for exports without one.
+    /// The consumers that the key is for; `None`: all consumers, and ad-hoc exports.
     pub consumers: Option<Vec<ConsumerId>>,
-    /// What for.
+    /// The scopes of the key.
     pub scopes: Vec<Scope>,
 }
 
 impl Grant {
-    /// Whether it is for this.
+    /// Whether the key allows what needs this scope.
     pub fn allows(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
     }
 
-    /// Whether it is for what belongs to this consumer, or to none.
+    /// Whether the key is for this consumer's exports; `None`: for ad-hoc ones.
     pub fn is_for(&self, consumer: Option<&ConsumerId>) -> bool {
         self.consumers.as_ref().is_none_or(|its| consumer.is_some_and(|consumer| its.contains(consumer)))
     }
 }
 
-/// A key that may be used, as it is stored.
+/// A valid key as the database has it.
 #[derive(Clone)]
 pub struct StoredKey {
-    /// What whoever has it may do.
+    /// What a client with this key may do.
     pub grant: Arc<Grant>,
-    /// By which it is known.
+    /// The SHA-256 of the key's text.
     pub hash: Vec<u8>,
-    /// It is a while since anybody noted that it is used.
+    /// Whether it is a while since the use of the key was last noted.
     pub is_use_due: bool,
 }
 
@@ -229,17 +228,17 @@ impl fmt::Debug for StoredKey {
 /// A key as operators see it.
 #[derive(Clone, Debug)]
 pub struct KeyInfo {
-    /// What the operator calls it.
+    /// The name that the operator gave the key.
     pub name: String,
-    /// What whoever has it may do.
+    /// What a client with this key may do.
     pub grant: Grant,
-    /// When it was made.
+    /// When the key was made.
     pub created_at: DateTime<Utc>,
-    /// When it ends.
+    /// When the key expires; `None`: never.
     pub expires_at: Option<DateTime<Utc>>,
-    /// When somebody ended it.
+    /// When the key was revoked; `None`: it was not.
     pub revoked_at: Option<DateTime<Utc>>,
-    /// About when it was last used.
+    /// About when the key was last used; `None`: never.
     pub last_used_at: Option<DateTime<Utc>>,
 }
 

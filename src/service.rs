@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::catalog::{Catalog, SeveralDatasets};
-use crate::dataset::fault::Faults;
+use crate::dataset::catalog::Catalog;
+use crate::dataset::fault::{Faults, SeveralDatasets};
 use crate::dataset::{Dataset, Description};
 use crate::demo;
 use crate::job::selection::BadSelection;

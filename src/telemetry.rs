@@ -10,34 +10,34 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, filter::Targets, fmt};
 
-/// How a log line looks.
+/// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A JSON object, its `event` and fields at the top level.
     Json,
-    /// For people.
+    /// A line for people to read.
     Pretty,
 }
 
 impl Format {
-    /// Pretty where a person sees it, JSON otherwise.
+    /// Pretty where standard error is a terminal, otherwise JSON.
     pub fn for_stderr() -> Format {
         if std::io::stderr().is_terminal() { Format::Pretty } else { Format::Json }
     }
 }
 
-/// What an operator may set.
+/// The log's settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The least severe level that is written.
     pub level: LevelFilter,
-    /// How it looks.
+    /// The form of the lines.
     pub format: Format,
 }
 
-/// Begins to log, once a process.
+/// Begins to log. Called once in a process.
 pub fn start(settings: &Settings) {
-    // The libraries' own chatter would bury the events.
+    // Lower levels of the libraries would bury this program's events.
     let targets =
         Targets::new().with_default(settings.level.min(LevelFilter::WARN)).with_target("cdc_export", settings.level);
     let layer = fmt::layer().with_writer(std::io::stderr);
@@ -45,8 +45,9 @@ pub fn start(settings: &Settings) {
         Format::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
         Format::Pretty => layer.with_target(false).boxed(),
     };
-    // The filter is for the whole registry: one for the layer alone loses the event that follows a library's question whether
-    // its own would be written (tracing's `enabled!`, which sqlx asks).
+    // The filter is the whole registry's. A filter of the layer alone would lose the event after each one that a library has asked about
+    // and
+    // not written (tracing's `enabled!`, which sqlx uses).
     tracing_subscriber::registry().with(layer).with(targets).init();
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::fault::{Fault, Faults, SeveralDatasets};
 use crate::dataset::{Capture, Columns, Dataset, Operation, Table, USERS};
 
 /// How long a transaction may take where changes are found by their times, unless the file says.
@@ -35,11 +35,6 @@ impl fmt::Display for Mistakes {
 }
 
 impl std::error::Error for Mistakes {}
-
-/// No dataset was named, and none is implied.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there are several datasets, and none is called {USERS}: name one of {0}")]
-pub struct SeveralDatasets(String);
 
 /// Every dataset there is.
 #[derive(Clone, Debug)]

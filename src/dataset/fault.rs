@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::dataset::USERS;
+
 /// Something that a dataset says and that can't be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{dataset}: {member}: {why}")]
@@ -28,3 +30,8 @@ impl fmt::Display for Faults {
         Ok(())
     }
 }
+
+/// A call named no dataset, and none is implied. It has the names of all.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there are several datasets, and none is called {USERS}: name one of {0}")]
+pub struct SeveralDatasets(pub String);

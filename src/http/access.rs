@@ -1,7 +1,8 @@
-//! Who may call, and what: callers on this machine, everybody, or whoever has a key.
+//! Access control: who may call which route. Callers on this machine, everybody, or clients with a key.
 //!
-//! Who is a caller on this machine, `local` says. With keys a route that isn't named here wants one. What a key permits is checked
-//! here by the route's scope; whose exports it is for, where a consumer or a job is read from a request (`input`), and in lists.
+//! `local` decides whether a caller is on this machine. With `AUTH=keys` every route needs a key that this file doesn't name as open.
+//! A key's scope is checked here, by the route. Whether a key is for a consumer is checked where a request names a consumer or a job
+//! (`input`), and in lists.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -30,13 +31,13 @@ use crate::service::{Service, Subscriber};
 pub enum Access {
     /// Callers on this machine, but no proxy, and no web page of another origin, unless that is listed.
     LocalCallers,
-    /// Everybody who reaches the port.
+    /// Every client that reaches the port.
     Everybody,
-    /// Whoever has a key for it.
+    /// Clients with a key whose scope is the route's.
     Keys,
 }
 
-/// What lets requests in.
+/// Decides which requests are let in, and how many of each client.
 #[derive(Clone, Debug)]
 pub(crate) struct AccessControl {
     access: Access,
@@ -47,7 +48,7 @@ pub(crate) struct AccessControl {
 }
 
 impl AccessControl {
-    /// Where there are keys there is a limit.
+    /// Access control by the settings. With keys there is always a rate limit.
     pub(crate) fn new(access: Access, settings: &Settings, service: Service) -> AccessControl {
         let rate = settings.rate.or((access == Access::Keys).then(Rate::generous));
         let (hosts, origins) = (settings.local_hosts.clone(), settings.origins.clone());
@@ -59,10 +60,10 @@ impl AccessControl {
         charged.map_err(Problem::rate_limited)
     }
 
-    /// The key that a request has, and what it permits.
+    /// The key of a request, and what the key permits.
     async fn key(&self, headers: &HeaderMap, address: IpAddr) -> Result<(PresentedKey, Arc<Grant>), Problem> {
         let key = bearer(headers);
-        // Whoever guesses pays by his address, and before anything is looked up.
+        // A request with an unknown key counts for its address, before the database is asked: guessing keys is limited.
         if !key.as_ref().is_ok_and(|key| self.service.knows(key)) {
             self.charge(RateKey::Address(address))?;
         }
@@ -73,7 +74,7 @@ impl AccessControl {
     }
 }
 
-/// The other end of a connection.
+/// The address at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
@@ -82,28 +83,31 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 pub(crate) struct Caller(Option<Arc<Grant>>);
 
 impl Caller {
-    /// Refuses what belongs to this consumer, or to none.
+    /// Checks that the caller may see and make exports of this consumer; `None`: ad-hoc ones.
+    ///
+    /// # Errors
+    /// If the caller's key is for other consumers.
     pub(crate) fn require(&self, consumer: Option<&ConsumerId>) -> Result<(), Problem> {
         let permitted = self.0.as_ref().is_none_or(|grant| grant.is_for(consumer));
         if permitted { Ok(()) } else { Err(Problem::consumer_not_allowed(consumer)) }
     }
 
-    /// The consumers whose exports alone it may see; `None`: all.
+    /// The consumers whose exports the caller may see; `None`: all exports.
     pub(crate) fn consumers(&self) -> Option<&[ConsumerId]> {
         self.0.as_ref().and_then(|grant| grant.consumers.as_deref())
     }
 
-    /// The public part of its key, if it has one.
+    /// The public part of the caller's key; `None`: no key was asked for.
     pub(crate) fn key(&self) -> Option<&Prefix> {
         self.0.as_ref().map(|grant| &grant.prefix)
     }
 
-    /// Whether it may do what is an operator's.
+    /// Whether the caller may do what only operators may.
     pub(crate) fn is_admin(&self) -> bool {
         self.0.as_ref().is_none_or(|grant| grant.allows(Scope::Admin))
     }
 
-    /// Whether it may see a job.
+    /// Whether the caller may see a job.
     pub(crate) fn sees(&self, job: &Job) -> bool {
         self.0.as_ref().is_none_or(|grant| grant.is_for(job.consumer.as_ref()))
     }
@@ -113,12 +117,12 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Caller, Problem> {
-        // Without it nobody has asked for a key.
+        // `check` always puts it there: without it the route would be open.
         parts.extensions.get().cloned().ok_or_else(Problem::internal)
     }
 }
 
-/// Who is counted where each may have a share only: the key, or the address where there is none.
+/// The client that follows a job, by its key, or by its address where it has none: each client may follow so many jobs at a time.
 pub(crate) struct Follower {
     pub(crate) party: Subscriber,
 }
@@ -135,7 +139,7 @@ impl<S: Sync> FromRequestParts<S> for Follower {
     }
 }
 
-/// The layer that refuses whom [`Access`] doesn't let in, and who sends too much.
+/// The layer that refuses the requests which [`Access`] doesn't let in, and those beyond the rate limit.
 pub(crate) async fn check(
     State(control): State<AccessControl>,
     peer: Option<Extension<Peer>>,
@@ -143,7 +147,7 @@ pub(crate) async fn check(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    // Connections whose other end isn't known share a bucket.
+    // Requests whose sender's address isn't known share a bucket.
     let address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |Extension(Peer(address))| address);
     let path = path.as_ref().map_or("", MatchedPath::as_str);
     if control.access == Access::LocalCallers {
@@ -171,19 +175,19 @@ pub(crate) async fn check(
     Ok(while_good(answer, control.service, key))
 }
 
-/// What needs no key: whether it is well, what it can do, and the page that asks for the key. By a route's path, never by what a
-/// client wrote.
+/// Whether a route needs no key: health checks, the API's document, and the page that asks for the key. `path` is the route's, never what
+/// a client wrote.
 pub(crate) fn is_open(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready" | "/docs" | "/openapi.json" | "/" | "/page/{name}")
         || path.starts_with("/docs/")
 }
 
-/// What is never limited: who watches a process asks while it is busy, too.
+/// Whether a route has no rate limit: monitoring asks for health while the process is busy, too.
 pub(crate) fn is_free(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready")
 }
 
-/// What a key must be for to call a route.
+/// The scope that a key needs to call a route.
 pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     match (path, method) {
         ("/metrics" | "/users/{id}", _) => Scope::Admin,
@@ -192,7 +196,7 @@ pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     }
 }
 
-/// The key in `Authorization: Bearer` (RFC 6750). It is nowhere else: an address is logged by everybody on the way.
+/// The key in `Authorization: Bearer` (RFC 6750). It is read from nowhere else: proxies log the addresses of requests.
 fn bearer(headers: &HeaderMap) -> Result<PresentedKey, Problem> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = match (values.next(), values.next()) {
@@ -207,8 +211,8 @@ fn bearer(headers: &HeaderMap) -> Result<PresentedKey, Problem> {
     key.trim_start_matches(' ').parse().map_err(|_| Problem::key_invalid())
 }
 
-/// An answer that takes its time, as a download or events, breaks off when its key is revoked. Somebody else looks whether it is: a
-/// body is polled as long as its client reads, and what it had begun it would hold until then.
+/// An answer that is sent over a longer time, a download or events, breaks off when its key is revoked. A task of its own looks at the key:
+/// the body is polled only while its client reads, and a look-up that it had begun would hold a connection until then.
 fn while_good(answer: Response, service: Service, key: PresentedKey) -> Response {
     if answer.body().size_hint().exact().is_some() {
         return answer;

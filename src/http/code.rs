@@ -6,7 +6,7 @@ use crate::http::schemas::document_words;
 use crate::job::words::words;
 
 words! {
-    /// What went wrong, as a stable word: the details beside it may change, these don't.
+    /// What went wrong, as a stable word: the sentences of `detail` may change, these words don't.
     pub(crate) Code, "a problem code" {
         /// The request can't be read.
         BadRequest = "bad_request",
@@ -18,29 +18,29 @@ words! {
         ConsumerInvalid = "consumer_invalid",
         /// `Idempotency-Key` is not 1 to 255 visible ASCII characters, or is given twice.
         IdempotencyKeyInvalid = "idempotency_key_invalid",
-        /// A parameter of the query has a value that can't be, or is given twice; `field` names it.
+        /// A parameter of the query has a bad value, is missing, or is given twice; `field` names it.
         ParameterInvalid = "parameter_invalid",
-        /// The query has a parameter that there is none of here; `field` names it.
+        /// The query has a parameter that this call doesn't have; `field` names it.
         ParameterUnknown = "parameter_unknown",
-        /// A member of the body has a value that can't be, lacks, or is given twice; `field` names it.
+        /// A member of the body has a bad value, is missing, or is given twice; `field` names it.
         MemberInvalid = "member_invalid",
-        /// The body has a member that there is none of here; `field` names it.
+        /// The body has a member that this call doesn't have; `field` names it.
         MemberUnknown = "member_unknown",
         /// No `Authorization: Bearer`.
         KeyRequired = "key_required",
         /// The key is malformed, unknown, revoked or expired.
         KeyInvalid = "key_invalid",
-        /// Without keys only callers on this machine are served, by a `Host` that is this machine's.
+        /// Without keys only callers on this machine are served, and `Host` has to be this machine's.
         HostNotLocal = "host_not_local",
-        /// Without keys a proxy is not served, since it would publish everything; `field` names the header that gives it away.
+        /// Without keys a proxy is not served, since it would publish everything; `field` names the header that shows the proxy.
         ProxyNotAllowed = "proxy_not_allowed",
         /// A web page of an origin that may not call.
         OriginNotAllowed = "origin_not_allowed",
-        /// The key is not for that; `WWW-Authenticate` names the scope.
+        /// The key lacks the call's scope, which `WWW-Authenticate` names.
         ScopeMissing = "scope_missing",
-        /// The key is not for that consumer.
+        /// The key is for other consumers.
         ConsumerNotAllowed = "consumer_not_allowed",
-        /// There is nothing here, or it is another's.
+        /// There is nothing here, or it belongs to another consumer than the key is for.
         NotFound = "not_found",
         /// There is no dataset of this name.
         NoDataset = "no_dataset",
@@ -54,15 +54,17 @@ words! {
         NoUpdatedAt = "no_updated_at",
         /// The export has no file yet, and may never have one.
         NotCompleted = "not_completed",
-        /// An export is being committed in this moment.
+        /// An export is being committed right now.
         Committing = "committing",
         /// The export has not ended yet.
         StillOpen = "still_open",
         /// The export has ended, and not by a cancel.
         AlreadyEnded = "already_ended",
-        /// The consumer's exports are not where `after` has them; `jobs` names those since, and those that are open.
+        /// The consumer's last export is not the one that `after` names; `jobs` has the exports since, and the open ones.
         OutOfStep = "out_of_step",
-        /// The database doesn't know as completed what `after` names, or what came then: it was restored, or they are not kept any more.
+        /// The database doesn't have the export that `after` names as completed, or exports that came after it: the database was
+        /// restored, or the
+        /// exports are not kept any more.
         DatabaseRestored = "database_restored",
         /// Only a failed or cancelled export is tried again.
         NotFailed = "not_failed",

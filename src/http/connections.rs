@@ -1,8 +1,9 @@
-//! Who holds a connection, and who has to give one up: nobody who hangs may keep others out, and least of all who asks for health.
+//! Which connections stay open, and which are closed for others: a client that hangs must not keep others out, least of all a health check.
 //!
-//! A *guest* has no request under way, or one that needs no key. Guests may take all the room there is for them, since they lose
-//! it again: a new connection always gets in, in the place of another guest, of the address that has most. A *caller* has a request
-//! under way that was let in. He is never thrown out for another's sake, so there are so many and no more, and fewer of one address or key.
+//! A connection is a *guest* while it has no request under way, or one that needs no key. A new connection always gets in: where there
+//! are as many guests as may be, a guest of the address with the most guests is closed for it. A connection is a *caller* while it has a
+//! request under way that access control let in. A caller is never closed for another connection, so the number of callers is limited: of
+//! all, of one address, and of one key.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -24,16 +25,16 @@ use crate::http::problem::Problem;
 use crate::http::rate::client_network;
 use crate::key::Prefix;
 
-/// More callers than this are of no use: they wait for a few connections to Postgres.
+/// More callers than this are of no use: all of them share a few connections to Postgres.
 const MAX_CALLERS: usize = 1_000;
-/// Descriptors that are none of clients: of Postgres, of files being written.
+/// File descriptors for other things than clients: connections to Postgres, files that are being written.
 const OTHER_DESCRIPTORS: usize = 250;
-/// A new connection has this long to send a request before it is given up for another one, and so has a guest's request.
+/// A new connection, or a guest's request, is not closed for another connection before this time.
 const GRACE_TIMEOUT: Duration = Duration::from_millis(500);
-/// A caller waits this long for others to end.
+/// A request waits at most this long for a caller's slot.
 const CALLER_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// So many may be connected.
+/// How many connections there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
     guests: usize,
@@ -43,18 +44,19 @@ pub struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// What a process has that may have so many descriptors: 1,000 guests and 1,000 callers, if there are enough. One address has
-    /// three quarters of the callers: a proxy brings everybody from one, and is left room for; and whatever comes by it, it leaves
-    /// room for others. One key has half, wherever it is used: behind a proxy all keys share an address.
+    /// The limits of a process that may have `most` file descriptors: 1,000 guests and 1,000 callers, where the descriptors suffice.
+    ///
+    /// One address may have three quarters of the callers: all clients of a proxy share its address, and a quarter is left for clients
+    /// elsewhere. One key may have half of the callers, from whatever addresses: behind a proxy all keys share one.
     pub fn for_descriptors(most: u64) -> ConnectionLimits {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        // A caller may have a file open.
+        // A caller may have a file open beside its socket, and a guest has its socket.
         let share = (most.saturating_sub(OTHER_DESCRIPTORS) / 3).clamp(16, MAX_CALLERS);
         ConnectionLimits { guests: share, callers: share, callers_of_one: share / 4 * 3, callers_of_key: share / 2 }
     }
 }
 
-/// The connections there are.
+/// The open connections of this process.
 #[derive(Debug)]
 pub(crate) struct Connections {
     limits: ConnectionLimits,
@@ -67,7 +69,7 @@ pub(crate) struct Connections {
 
 #[derive(Debug, Default)]
 struct Guests {
-    /// In the order in which they became what they are.
+    /// By a number that rises with the time at which each became a guest.
     by_age: BTreeMap<u64, Guest>,
     next: u64,
 }
@@ -75,14 +77,14 @@ struct Guests {
 #[derive(Debug)]
 struct Guest {
     owner: IpAddr,
-    /// Until then it is not given up.
+    /// Not closed for another connection before then.
     spared_until: Instant,
     gone: CancellationToken,
 }
 
 impl Guests {
-    /// Gives up the one that has been so longest, of the address that has most; one that is spared only if its address has more
-    /// than half of all. `Err`: all are spared until then.
+    /// Closes the oldest guest of the address that has most. A guest that is still spared is closed only if its address has more than half
+    /// of all guests. `Err`: every guest is spared; the first of them until then.
     fn give_one_up(&mut self) -> Result<(), Instant> {
         let now = Instant::now();
         let expendable = |guest: &Guest| guest.spared_until <= now;
@@ -92,7 +94,7 @@ impl Guests {
         let mut guests = self.by_age.iter();
         let oldest = match (most, flood) {
             (Some(owner), _) => guests.find(|(_, guest)| guest.owner == owner && expendable(guest)),
-            // Whoever comes faster than guests are spared would have everybody wait who comes after him.
+            // An address that connects faster than its guests may be closed would hold up everybody else's connections.
             (None, Some(owner)) => guests.find(|(_, guest)| guest.owner == owner),
             (None, None) => return Err(guests.map(|(_, guest)| guest.spared_until).min().unwrap_or(now)),
         };
@@ -102,7 +104,7 @@ impl Guests {
         Ok(())
     }
 
-    /// The address that has most of such guests, and how many; of several that have as many, the one whose guest is the oldest.
+    /// The address that has most of such guests, and how many it has. Of several addresses with as many, the one with the oldest guest.
     fn most_of(&self, such: impl Fn(&Guest) -> bool) -> Option<(IpAddr, usize)> {
         let mut numbers = HashMap::<IpAddr, (usize, Reverse<u64>)>::new();
         for (age, guest) in self.by_age.iter().filter(|(_, guest)| such(guest)) {
@@ -126,8 +128,8 @@ impl Connections {
         })
     }
 
-    /// Takes a new connection of an address in. Another guest goes for it. It waits, for half a second at most, only where all guests
-    /// have just come and no address has more than half of them.
+    /// Takes in a new connection from an address, and closes a guest for it where there are too many. Waits, half a second at most, only
+    /// where all guests are new and no address has more than half of them.
     pub(crate) async fn admit(self: &Arc<Connections>, address: IpAddr) -> Arc<Connection> {
         loop {
             let left = self.left.notified();
@@ -151,12 +153,12 @@ impl Connections {
         Arc::new(connection)
     }
 
-    /// Waits for a caller's place: among all, among those of his address, and of his key if he has one.
+    /// Waits for a caller's slot: one of all, one of the address's and, with a key, one of the key's.
     async fn caller_slot(&self, owner: IpAddr, key: Option<&Prefix>) -> Result<CallerSlot, Problem> {
         let of_key = key.map(|key| self.of_keys.turns(key));
         let of_address = self.of_addresses.turns(&owner);
         let all = async {
-            // The key's first: who waits for it leaves the places of his address to others.
+            // The key's first: a request that waits for it leaves the slots of its address to others.
             let of_key = match of_key {
                 Some(of_key) => Some(of_key.acquire_owned().await.ok()?),
                 None => None,
@@ -174,7 +176,7 @@ impl Connections {
     }
 }
 
-/// Who has how many of the callers' places; nobody has more than `most`.
+/// Shares of the callers' slots: an address, or a key, has at most `most` of them.
 #[derive(Debug)]
 struct Shares<T> {
     most: usize,
@@ -200,7 +202,7 @@ impl<T: Hash + Eq + Clone> Shares<T> {
     }
 }
 
-/// A caller's place.
+/// A caller's slot, which is free again when this is dropped.
 #[derive(Debug)]
 struct CallerSlot {
     _of_key: Option<OwnedSemaphorePermit>,
@@ -211,14 +213,14 @@ struct CallerSlot {
 #[derive(Debug)]
 enum Stage {
     New,
-    /// Under this number.
+    /// The number under which `Guests` has it.
     Guest(u64),
     Caller {
         _slot: CallerSlot,
     },
 }
 
-/// A client's connection.
+/// A client's connection, and whether it is a guest or a caller.
 #[derive(Debug)]
 pub(crate) struct Connection {
     owner: IpAddr,
@@ -228,20 +230,20 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Returns once the connection has to go, for another one.
+    /// Returns once the connection has to be closed for another one.
     pub(crate) async fn gone(&self) {
         self.gone.cancelled().await;
     }
 
-    /// A request has come.
+    /// A request begins: the connection is a guest until access control lets the request in.
     pub(crate) fn begins(&self) {
         self.is_guest(GRACE_TIMEOUT);
     }
 
-    /// An answer has been sent, or there was none: it waits for the next request.
+    /// The answer was sent, or broke off: the connection waits for its next request, and may be closed.
     pub(crate) fn rests(&self) {
         self.is_guest(Duration::ZERO);
-        // It may go for a new one.
+        // A new connection may be waiting for one that can be closed.
         self.connections.left.notify_waiters();
     }
 
@@ -251,7 +253,7 @@ impl Connection {
         if let Stage::Guest(number) = *stage
             && guests.by_age.remove(&number).is_none()
         {
-            // It is given up already.
+            // It is being closed already.
             return;
         }
         let number = guests.next;
@@ -261,7 +263,7 @@ impl Connection {
         *stage = Stage::Guest(number);
     }
 
-    /// Its request was let in: it is a caller's from now on.
+    /// Access control let the request in: the connection is a caller, once there is a slot for it.
     async fn calls(&self, key: Option<&Prefix>) -> Result<(), Problem> {
         let slot = self.connections.caller_slot(self.owner, key).await?;
         let mut stage = self.stage();
@@ -287,7 +289,7 @@ impl Drop for Connection {
     }
 }
 
-/// The layer that gives a request that was let in a caller's place.
+/// The layer that takes a caller's slot for a request that access control let in.
 pub(crate) async fn take_caller_slot(
     connection: Option<Extension<Arc<Connection>>>,
     caller: Option<Extension<Caller>>,

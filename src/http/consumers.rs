@@ -1,4 +1,4 @@
-//! `/consumers`: where everybody stands.
+//! `/consumers`: the watermarks of all consumers, and what waits for each.
 
 use axum::Json;
 use axum::extract::{Query, State};
@@ -21,41 +21,41 @@ use crate::watermark::{ConsumerLag, Waiting};
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ConsumerQuery {
-    /// So many at most; 50, if that isn't said
+    /// At most this many; 50 if left out
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
-    /// Go on where a page ended: its `nextCursor`
+    /// The `nextCursor` of the page before
     cursor: Option<String>,
 }
 
-/// A consumer in a dataset.
+/// A consumer's watermark in a dataset, and what waits for the consumer.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Consumer)]
 pub(crate) struct ConsumerBody {
-    /// Who
+    /// The consumer's id
     consumer_id: String,
-    /// In which dataset
+    /// The dataset's name
     dataset: String,
-    /// Its watermark
+    /// The consumer's watermark
     #[schema(required, format = DateTime)]
     last_exported_at: Option<String>,
-    /// Rows that changed since its last export, exact up to 10,000; null where nobody can tell
+    /// How many rows changed since the consumer's last export, exact up to 10,000; null where that can't be counted
     #[schema(required, maximum = 10000)]
     rows_waiting: Option<u64>,
-    /// It is at least so many: more than 10,000, or more changes than are looked through
+    /// Whether `rowsWaiting` is a lower bound: there are more than 10,000 rows, or more changes than the service looks through
     rows_waiting_capped: bool,
-    /// What stands between its last export and the next
+    /// What stands between the consumer's last export and the next, other than changes
     #[schema(required, value_type = Option<Continuity>)]
     continuity: Option<&'static str>,
-    /// Its last export
+    /// The consumer's last export
     #[schema(required)]
     last_job: Option<JobBody>,
 }
 
-/// List consumers and where they stand
+/// List consumers with their watermarks
 ///
-/// In the order of their ids.
+/// In the order of the consumers' ids.
 #[utoipa::path(
     get, path = "/consumers", operation_id = "listConsumers", tag = "watermarks",
     params(ConsumerQuery), responses((status = 200, description = "A page.", body = Page<ConsumerBody>)),

@@ -1,6 +1,6 @@
-//! Which web pages may call from a browser (CORS): those of the origins that an operator lists, none unless he does.
+//! Which web pages may call from a browser (CORS): those of the origins that the operator lists; without a list, none.
 //!
-//! There is no `*`. A service without keys would be open to every page that somebody behind its door looks at.
+//! There is no `*`: a service without keys would be open to every page that is looked at in a browser on this machine.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tower_http::cors::CorsLayer;
 
 use crate::http::REQUEST_ID;
 
-/// A browser asks again after so long.
+/// How long a browser remembers that a page may call.
 const MAX_AGE: Duration = Duration::from_secs(600);
 
 const CONSUMER: HeaderName = HeaderName::from_static("x-consumer-id");
@@ -22,7 +22,7 @@ const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origins(Arc<[HeaderValue]>);
 
-/// A text that is no list of origins.
+/// The error of a text that is no list of origins.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is no origin: http or https, a host and perhaps a port, as https://app.example.com; each is listed, there is no `*`"
@@ -68,7 +68,7 @@ impl Origins {
         self.0.contains(origin)
     }
 
-    /// The layer that tells browsers so; `None`: there is nothing to tell.
+    /// The layer that tells browsers which pages may call; `None`: no origin is listed.
     pub(crate) fn layer(&self) -> Option<CorsLayer> {
         let layer = CorsLayer::new()
             .allow_origin(self.0.to_vec())

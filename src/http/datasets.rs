@@ -1,4 +1,4 @@
-//! `/datasets`: what may be exported.
+//! `/datasets`: the datasets of the catalog, with what their tables look like.
 
 use axum::Json;
 use axum::extract::State;
@@ -12,10 +12,10 @@ use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::service::Service;
 
-/// Every dataset.
+/// All datasets.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Datasets {
-    /// In the order of the catalog
+    /// The datasets, in the order of the catalog
     items: Vec<DatasetBody>,
 }
 
@@ -24,11 +24,11 @@ pub(crate) struct Datasets {
 #[serde(rename_all = "camelCase")]
 #[schema(as = Dataset)]
 pub(crate) struct DatasetBody {
-    /// Its name in all calls
+    /// The dataset's name in all calls
     name: String,
-    /// Its table
+    /// The dataset's table
     table: String,
-    /// The columns of a file; null where the table isn't as the operator says
+    /// The columns of a file; null where the table doesn't fit the catalog
     #[schema(required)]
     columns: Option<Vec<ColumnBody>>,
     /// The columns that tell rows apart
@@ -48,12 +48,12 @@ pub(crate) struct DatasetBody {
     capture: &'static str,
     /// Whether an export could start now
     ready: bool,
-    /// Why not
+    /// Why an export could not start now
     problems: Vec<String>,
-    /// About how many rows the table has; null until somebody has counted
+    /// About how many rows the table has; null until Postgres has analyzed it
     #[schema(required)]
     rows: Option<u64>,
-    /// How much room the table takes, without its indexes
+    /// The table's size on disk in bytes, without its indexes
     bytes: u64,
 }
 
@@ -61,14 +61,14 @@ pub(crate) struct DatasetBody {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Column)]
 pub(crate) struct ColumnBody {
-    /// Its name
+    /// The column's name
     name: String,
-    /// Its type in Postgres
+    /// The column's type in Postgres
     #[serde(rename = "type")]
     type_name: String,
 }
 
-/// List what may be exported
+/// List the datasets
 #[utoipa::path(
     get, path = "/datasets", operation_id = "listDatasets", tag = "datasets",
     responses((status = 200, description = "Every dataset.", body = Datasets)),

@@ -1,4 +1,5 @@
-//! `/exports`: look at them, follow one, cancel it, remove its file. `submit` takes requests for new ones, `download` answers with a file.
+//! `/exports`: list exports, look at one, follow it, cancel it, remove its file. `submit` takes requests for new exports, `download`
+//! answers with a file.
 
 pub(super) mod download;
 mod submission;
@@ -31,17 +32,17 @@ use crate::job::lane::Lane;
 use crate::job::{ConsumerId, ExportType, Filter, Job, JobId, Status};
 use crate::service::{self, Service};
 
-/// A client whose events broke off asks again after this time.
+/// A client whose event stream broke off asks again after this time.
 const RECONNECT: Duration = Duration::from_secs(2);
 
-/// A client waits for a job's end this long at most.
+/// The longest that a request waits for a job's end, in seconds.
 const MOST_SECONDS: u64 = 60;
 
 /// The query of `/exports/{jobId}`.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct WaitQuery {
-    /// Answer when the export has ended, or after so many seconds, 60 at most
+    /// Answer when the export has ended, or after this many seconds, 60 at most
     #[param(value_type = Option<u64>, example = 30)]
     wait: Option<String>,
 }
@@ -71,13 +72,13 @@ pub(crate) async fn get(
     Ok(Json(job.into()))
 }
 
-/// Digits alone; a number beyond what fits is the largest that does.
+/// Reads a number of digits alone. A number that is too large for the type is the type's largest.
 fn whole_number(text: &str) -> Option<u64> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// An event of a stream.
+/// An event of the stream.
 #[derive(ToSchema)]
 #[schema(as = Event)]
 #[expect(dead_code, reason = "the document's: axum writes them")]
@@ -88,14 +89,14 @@ struct JobEvent {
     /// A `Job`
     #[schema(content_media_type = "application/json")]
     data: String,
-    /// After so many milliseconds a client whose stream broke off asks again
+    /// A client whose stream broke off asks again after this many milliseconds
     retry: u64,
 }
 
 /// Follow an export by server-sent events
 ///
-/// `job` as it stands, `progress` at each change, then `completed`, `failed` or `cancelled` and the end of the stream. The data of
-/// each is the job. A stream that ends without its end is for the client to ask for again.
+/// First `job`, then `progress` at each change, at last `completed`, `failed` or `cancelled`, with which the stream ends. The data of each
+/// event is the job. Where the stream ends without one of the last three, the client asks again.
 #[utoipa::path(
     get, path = "/exports/{jobId}/events", operation_id = "followExport", tag = "exports",
     params(PathJob),
@@ -128,31 +129,31 @@ pub(crate) async fn events(
 #[serde(rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ExportQuery {
-    /// This consumer's
+    /// Exports of this consumer
     #[param(value_type = Option<ConsumerId>, example = "search")]
     consumer: Option<String>,
-    /// Those that stand so
+    /// Exports with this status
     #[param(value_type = Option<Status>)]
     status: Option<String>,
-    /// Those of this type
+    /// Exports of this type
     #[param(value_type = Option<ExportType>)]
     export_type: Option<String>,
-    /// Those of this dataset
+    /// Exports of this dataset
     #[param(value_type = Option<DatasetName>, example = "users")]
     dataset: Option<String>,
-    /// So many at most; 50, if that isn't said
+    /// At most this many; 50 if left out
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
-    /// Those that were published after this one, with `consumer` and `dataset`: oldest first, in the order of their numbers
+    /// With `consumer` and `dataset`: the exports that were published after this one, oldest first, in the order of their numbers
     #[param(value_type = Option<Uuid>)]
     after: Option<String>,
-    /// Go on where a page ended: its `nextCursor`
+    /// The `nextCursor` of the page before
     cursor: Option<String>,
 }
 
 /// List exports, newest first
 ///
-/// With `after`, `consumer` and `dataset`: what was published after that export, oldest first, which is what a loader has to load.
+/// With `after`, `consumer` and `dataset`: the exports that were published after that one, oldest first. A loader has to load these.
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
     params(ExportQuery), responses((status = 200, description = "A page.", body = Page<JobBody>)),
@@ -179,7 +180,7 @@ pub(crate) async fn list(
     Ok(Json(Page::new(jobs, limit, cursor_of, JobBody::from)))
 }
 
-/// What was published after an export, in its lane's order.
+/// The exports that were published after one, in the order of their lane.
 async fn published_after(
     service: &Service,
     caller: &Caller,
@@ -198,7 +199,7 @@ async fn published_after(
     let (Some(consumer), Some(dataset)) = (consumer, of.map(dataset).transpose()?) else {
         return Err(bad("after", "it needs `consumer` and `dataset`, whose exports have an order"));
     };
-    // An empty list would be taken for news.
+    // Refused, since a loader would take an empty list for "nothing to load".
     caller.require(Some(&consumer))?;
     let from = cursor.map(|cursor| read_number(&cursor).ok_or_else(pages::bad_cursor)).transpose()?;
     let lane = Lane { consumer: &consumer, dataset: &dataset };
@@ -216,31 +217,32 @@ fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<String>) -> R
     text.map(|text| text.parse().map_err(bad)).transpose()
 }
 
-/// A name that a dataset may have or have had.
+/// Reads a dataset's name. The dataset need not be there any more: its exports are.
 fn dataset(name: String) -> Result<String, Problem> {
     let bad = || Problem::bad_input(Code::ParameterInvalid, "dataset", "dataset: the name of a dataset is expected");
     if is_name(&name) { Ok(name) } else { Err(bad()) }
 }
 
-/// A cursor is its job's time and id.
+/// The cursor after a job: the job's time and id.
 fn cursor_of(job: &Job) -> String {
     format!("{}_{}", job.created_at.timestamp_micros(), job.id)
 }
 
 fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
     let (micros, id) = cursor.split_once('_')?;
-    // Postgres's times begin later than those of this type.
+    // This type has times before the first that Postgres has.
     let time = DateTime::from_timestamp_micros(micros.parse().ok()?).filter(|time| time.year() > 0)?;
     Some((time, id.parse::<Uuid>().ok()?.into()))
 }
 
 /// Remove an export's file
 ///
-/// The job stays. A key of scope `admin` also gives up an export that is committed and whose file has had no name for a while: the
-/// export fails with `file_lost`, and its consumer needs a full one.
+/// The job stays. With a key of scope `admin` the call also gives up an export that is committed and whose file has been without its name
+/// for
+/// a while: the export fails with `file_lost`, and its consumer needs a full export.
 #[utoipa::path(
     delete, path = "/exports/{jobId}", operation_id = "deleteExportFile", tag = "exports",
-    params(PathJob), responses((status = 204, description = "It has no file any more.")),
+    params(PathJob), responses((status = 204, description = "The export has no file any more.")),
     extensions(("x-codes" = json!([
         Code::StillOpen, Code::FileOfOtherDatabase, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed, Code::StorageFull,
         Code::StorageReadonly,
@@ -263,8 +265,8 @@ pub(crate) async fn delete(
     post, path = "/exports/{jobId}/cancel", operation_id = "cancelExport", tag = "exports",
     params(PathJob),
     responses(
-        (status = 202, description = "It is cancelled, or will be in a moment.", body = JobBody),
-        (status = 200, description = "It was cancelled before.", body = JobBody),
+        (status = 202, description = "The export is cancelled, or will be in a moment.", body = JobBody),
+        (status = 200, description = "The export was cancelled before.", body = JobBody),
     ),
     extensions(("x-codes" = json!([Code::Committing, Code::AlreadyEnded]))),
 )]

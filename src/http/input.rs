@@ -21,7 +21,7 @@ use crate::service::{self, Service};
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
 const KEY_HEADER: &str = "Idempotency-Key";
 
-/// The consumer that the header names, if there is one; one that the caller is allowed.
+/// The consumer that the header names, if there is the header. The caller's key is for that consumer.
 pub(crate) struct MaybeConsumer(pub(crate) Option<ConsumerId>);
 
 impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
@@ -34,7 +34,7 @@ impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
     }
 }
 
-/// The consumer that the header names; one that the caller is allowed.
+/// The consumer that the header names. The caller's key is for that consumer.
 pub(crate) struct Consumer(pub(crate) ConsumerId);
 
 impl<S: Sync> FromRequestParts<S> for Consumer {
@@ -49,7 +49,7 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     }
 }
 
-/// The client's name for its request, if it has one.
+/// The client's idempotency key, if the request has one.
 pub(crate) struct Key(pub(crate) Option<IdempotencyKey>);
 
 impl<S: Sync> FromRequestParts<S> for Key {
@@ -105,7 +105,7 @@ impl IntoParams for Key {
     }
 }
 
-/// A header's value, if it has one; two that might contradict each other are none.
+/// A header's value, if the request has the header. Two values are refused: they might contradict each other.
 fn header_of<T>(headers: &HeaderMap, name: &str, code: Code) -> Result<Option<T>, Problem>
 where
     T: FromStr<Err: Display>,
@@ -126,14 +126,14 @@ pub(crate) fn has_already(headers: &HeaderMap, etag: &[u8]) -> bool {
     tags.any(|tag| tag == "*" || tag.as_bytes() == etag)
 }
 
-/// The consumer that the path names; one that the caller is allowed.
+/// The consumer that the path names. The caller's key is for that consumer.
 pub(crate) struct PathConsumer(pub(crate) ConsumerId);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<PathConsumer, Problem> {
-        // What can't be decoded is no consumer id either.
+        // A segment that can't be decoded is no consumer id either.
         let text = PathParameter::from_request_parts(parts, state).await.map(|PathParameter(text)| text);
         let consumer = text.unwrap_or_default().parse();
         let consumer = consumer
@@ -155,7 +155,7 @@ impl From<PathConsumer> for ConsumerId {
     }
 }
 
-/// The one parameter of the path. What can't be decoded is the name of nothing.
+/// The path's one parameter. A path that can't be decoded is not found.
 pub(crate) struct PathParameter(pub(crate) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathParameter {
@@ -169,8 +169,8 @@ impl<S: Send + Sync> FromRequestParts<S> for PathParameter {
     }
 }
 
-/// The job that the path names. A malformed id is the id of no job, and so is that of one which the caller may not see: nobody
-/// learns whether somebody else's exists.
+/// The job that the path names. A malformed id is answered like the id of no job, and so is the id of a job that the caller may not see: a
+/// client doesn't learn whether another client's job exists.
 pub(crate) struct PathJob(pub(crate) JobId);
 
 impl FromRequestParts<Service> for PathJob {

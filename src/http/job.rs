@@ -21,21 +21,21 @@ use crate::job::{Continuity, ExportType, FailureCode, Job, Status};
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
 }))]
 pub(crate) struct JobBody {
-    /// Its id
+    /// The export's id
     #[schema(value_type = Uuid)]
     job_id: String,
-    /// Whose it is; null: ad hoc
+    /// The consumer's id; null: an ad-hoc export
     #[schema(required)]
     consumer_id: Option<String>,
-    /// Which dataset's rows
+    /// The dataset's name
     dataset: String,
-    /// Which of them
+    /// Which rows the file holds
     #[schema(value_type = ExportType)]
     export_type: &'static str,
-    /// Where it stands
+    /// The export's status
     #[schema(value_type = Status)]
     status: &'static str,
-    /// In percent: never back within an attempt, 100 only when completed
+    /// In percent: it never falls within an attempt, and is 100 only when completed
     #[schema(maximum = 100)]
     progress: u8,
     /// Rows written so far, all of them once completed
@@ -44,61 +44,61 @@ pub(crate) struct JobBody {
     bytes_written: u64,
     /// The file's name in the output folder
     output_filename: String,
-    /// How its rows are written
+    /// The file's format
     #[schema(value_type = Format)]
     format: &'static str,
-    /// What that is compressed with
+    /// What the file is compressed with
     #[schema(value_type = Compression)]
     compression: &'static str,
     /// The file's SHA-256 in hexadecimal, once completed
     #[schema(required, pattern = "^[0-9a-f]{64}$")]
     sha256: Option<String>,
-    /// How many times a worker took it
+    /// How many times a worker has claimed the export
     attempt: u32,
-    /// Why it failed
+    /// Why the export failed
     #[schema(required)]
     error: Option<FailureBody>,
-    /// What stands between the consumer's last export and this one, if not just changes
+    /// What stands between the consumer's last export and this one, other than changes
     #[schema(required, value_type = Option<Continuity>)]
     continuity: Option<&'static str>,
     /// Rows that the timestamps alone would have missed
     late_rows: u64,
-    /// Deleted rows of which only the key is known, since they were too large for the log: their other columns are empty, and their key is
-    /// right
+    /// Deleted rows of which the log knows only the key, since they were too large for it: their key is right, their other columns are
+    /// empty
     key_only_deletes: u64,
-    /// Transactions that had changed something and were open: their changes belong to the next export
+    /// Transactions that had changed something and were still open: their changes belong to the next export
     #[schema(required)]
     open_transactions: Option<u32>,
-    /// The age of the oldest of them in seconds
+    /// The age of the oldest of these transactions, in seconds
     #[schema(required)]
     oldest_transaction_seconds: Option<f64>,
-    /// Whether the columns are others than those of the consumer's last export
+    /// Whether the columns differ from those of the consumer's last export
     schema_changed: bool,
-    /// Whether the table's rows were written anew since that, as `VACUUM FULL` does
+    /// Whether the table was rewritten since the consumer's last export, as `VACUUM FULL` does
     table_rewritten: bool,
-    /// The consumer's watermark before
+    /// The consumer's watermark before the export
     #[schema(required, format = DateTime)]
     watermark_from: Option<String>,
-    /// The consumer's watermark after
+    /// The consumer's watermark after the export
     #[schema(required, format = DateTime)]
     watermark_to: Option<String>,
-    /// Its place among the published exports of the consumer in this dataset, from 1 and without gaps; null before that, and for an
-    /// ad-hoc export. Their order is this one's, never that of names
+    /// The export's place among the published exports of its consumer and dataset, from 1 and without gaps; null before the export is
+    /// published, and for an ad-hoc export. Load exports in the order of their numbers, never of their names
     #[schema(required, minimum = 1)]
     number: Option<u64>,
-    /// The export that this one was made after, on request
+    /// The export that this one repeats, on request
     #[schema(required, value_type = Option<Uuid>)]
     retry_of: Option<String>,
-    /// When it was asked for
+    /// When the export was asked for
     #[schema(format = DateTime)]
     created_at: String,
-    /// When a worker first took it
+    /// When a worker first claimed the export
     #[schema(required, format = DateTime)]
     started_at: Option<String>,
-    /// When it ended
+    /// When the export ended
     #[schema(required, format = DateTime)]
     finished_at: Option<String>,
-    /// How long it took
+    /// How long the export took, in seconds
     #[schema(required)]
     duration_seconds: Option<f64>,
 }
@@ -107,10 +107,10 @@ pub(crate) struct JobBody {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Failure)]
 struct FailureBody {
-    /// For programs
+    /// The reason as a word, for programs
     #[schema(value_type = FailureCode)]
     code: &'static str,
-    /// For people
+    /// The reason as a sentence, for people
     detail: String,
 }
 

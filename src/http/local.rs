@@ -1,10 +1,12 @@
-//! Callers on this machine: who is let in while no key is asked for.
+//! Which requests come from this machine: with `AUTH=local` they alone are let in, without a key.
 //!
-//! A browser on this machine is a local caller too, whatever page it shows, and so is a proxy, whomever it serves. What gives them
-//! away are headers that a page can't forge and that a proxy adds: `Host` names the host that the page thinks it talks to (DNS
-//! rebinding), `Origin` and `Sec-Fetch-Site` where the page is from, `X-Forwarded-For` and its like that somebody else asks.
+//! Requests of a browser on this machine come from here whatever page it shows, and so do those of a proxy on this machine. Headers tell
+//! them
+//! apart, which a page can't forge and which a proxy adds: `Host` names the host that the page believes it talks to (DNS rebinding),
+//! `Origin`
+//! and `Sec-Fetch-Site` say where the page is from, `X-Forwarded-For` and the like say that another client asks.
 //!
-//! This is no authentication: whoever reaches the port and writes his headers himself is let in.
+//! This is no authentication: a client that reaches the port and chooses its headers is let in.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -19,11 +21,11 @@ use crate::http::problem::Problem;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// Names and addresses that are this machine's besides those that always are, in lower case, without ports and brackets.
+/// Names and addresses of this machine besides localhost and loopback addresses, in lower case, without ports and brackets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalHosts(Arc<[String]>);
 
-/// A text that is no list of hosts.
+/// The error of a text that is no list of hosts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no host: a name or an address without a port, as app or 10.0.0.5; each is listed, there is no `*`")]
 pub struct NotAHost(String);
@@ -37,7 +39,7 @@ impl FromStr for LocalHosts {
     }
 }
 
-/// A name of letters, digits, `-`, `_` and dots, or an address; as a `Host` is compared with it.
+/// Reads a host, a name of letters, digits, `-`, `_` and dots or an address, in the form in which hosts are compared.
 fn host(text: &str) -> Option<String> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     if let Ok(address) = bare.parse::<IpAddr>() {
@@ -58,7 +60,7 @@ impl LocalHosts {
     }
 }
 
-/// A request, as far as it tells who sends it.
+/// What a request says of its sender.
 pub(crate) struct Sender<'r> {
     pub(crate) method: &'r Method,
     pub(crate) uri: &'r Uri,
@@ -66,12 +68,12 @@ pub(crate) struct Sender<'r> {
 }
 
 impl Sender<'_> {
-    /// Refuses whoever isn't a local caller.
+    /// Checks that the sender is a local caller.
     ///
     /// # Errors
-    /// The problem that says what gives him away.
+    /// The problem names the header that says otherwise.
     pub(crate) fn check(&self, hosts: &LocalHosts, listed: &Origins) -> Result<(), Problem> {
-        // First, since a proxy's `Host` is mostly a public name as well, and to know of the proxy is of more help.
+        // First: behind a proxy `Host` is mostly a public name as well, and an answer that names the proxy helps more.
         if let Some(mark) = self.headers.keys().find(|name| is_of_a_proxy(name.as_str())) {
             return Err(Problem::proxy_refused(mark.as_str()));
         }
@@ -85,10 +87,10 @@ impl Sender<'_> {
         if !origins.all(|origin| is_own(origin) || listed.have(origin)) {
             return Err(Problem::origin_refused("Origin"));
         }
-        // Pages needn't say their origin where they only embed something, and browsers say for them where that is from.
+        // A page that only embeds an answer sends no `Origin`; the browser says in `Sec-Fetch-Site` where the page is from.
         let mut sites = self.headers.get_all(SEC_FETCH_SITE).iter();
         let is_listed = self.headers.get(header::ORIGIN).is_some_and(|origin| listed.have(origin));
-        // Another port of this machine is the same site, and as foreign as any other. `none` is a person's own doing.
+        // A page on another port of this machine is `same-site`, and as foreign as any other. `none`: a person typed the address.
         if is_listed || self.follows_a_link() || sites.all(|site| site == "same-origin" || site == "none") {
             Ok(())
         } else {
@@ -96,29 +98,30 @@ impl Sender<'_> {
         }
     }
 
-    /// The one host that the request names, which is this machine's.
+    /// The one host that the request names, if it is this machine's.
     fn host(&self, hosts: &LocalHosts) -> Result<Authority, Problem> {
         let mut named = self.headers.get_all(header::HOST).iter();
         let host = match (named.next(), named.next()) {
             (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
             _ => None,
         };
-        // A target in absolute form has a host as well.
+        // A request target in absolute form has a host too.
         let target = self.uri.authority();
         let host = host.filter(|host| hosts.have(host) && target.is_none_or(|target| hosts.have(target)));
         host.ok_or_else(Problem::host_refused)
     }
 
-    /// Whether somebody follows a link to a page of ours: that shows him the page, and the one with the link nothing. The pages
-    /// can't be framed.
+    /// Whether a person follows a link to one of this service's pages. The page with the link learns nothing by that, since these pages
+    /// can't
+    /// be framed.
     fn follows_a_link(&self) -> bool {
         let navigates = self.headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
         navigates && *self.method == Method::GET && matches!(self.uri.path(), "/" | "/docs")
     }
 }
 
-/// Headers that proxies add, besides all that begin with `x-forwarded`: what those became (RFC 7239), the one that every intermediary
-/// has to add (RFC 9110, 7.6.3), nginx's usual one, and those of content delivery networks, load balancers and ingresses.
+/// Headers that proxies add, besides all that begin with `x-forwarded`: `forwarded` (RFC 7239), `via`, which every intermediary has to add
+/// (RFC 9110, 7.6.3), nginx's usual one, and those of content delivery networks, load balancers and ingresses.
 const OF_PROXIES: [&str; 18] = [
     "cdn-loop",
     "cf-connecting-ip",

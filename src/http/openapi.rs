@@ -1,8 +1,9 @@
 //! `/openapi.json`: what the API says of itself, OpenAPI 3.1.
 //!
-//! A route is there because it is documented: `utoipa_axum::routes!` takes both from the handler. What a call has of its own it
-//! says there, its own problems by their codes (`x-codes`). What follows from that is added here: what every call answers, and
-//! those with a body, a consumer or a job; which scope it needs.
+//! Each route is documented: `utoipa_axum::routes!` takes route and description from the handler. The handler describes what its call alone
+//! has, its own problems by their codes (`x-codes`). This file adds what follows from that: the problems that every call may answer,
+//! those of
+//! calls with a body, a consumer or a job, and the scope that each call needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -21,7 +22,7 @@ use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::job::ConsumerId;
 
-/// What all of it begins with.
+/// What the document has besides the calls.
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(
@@ -36,10 +37,10 @@ use crate::job::ConsumerId;
     ),
     tags(
         (name = "exports", description = "Ask for an export, follow it, fetch its file."),
-        (name = "watermarks", description = "Where consumers stand."),
-        (name = "datasets", description = "What may be exported."),
+        (name = "watermarks", description = "The watermarks of consumers."),
+        (name = "datasets", description = "The tables that may be exported."),
         (name = "demo", description = "The demo table."),
-        (name = "service", description = "For whoever watches or explores this process."),
+        (name = "service", description = "For monitoring this process, and for its documentation."),
     ),
     components(schemas(Submitted, Problem, ConsumerId, DatasetName)),
 )]
@@ -95,13 +96,13 @@ impl Document {
             "type": "http", "scheme": "bearer", "bearerFormat": "cdcx_…",
             "description": "A key that `cdc-export keys create` made. Each call names the scope that it needs.",
         }});
-        // A list's items are named, not told again.
+        // The items of a page refer to their schema, instead of repeating it.
         for (name, schema) in members(&mut value["components"]["schemas"]) {
             if let Some(of) = name.strip_prefix("Page_") {
                 schema["properties"]["items"]["items"] = json!({ "$ref": format!("#/components/schemas/{of}") });
             }
         }
-        // What the derives have no words for.
+        // What the derives can't express.
         value["components"]["schemas"]["NewExport"]["properties"]["columns"]["uniqueItems"] = json!(true);
         value["components"]["schemas"]["Options"]["not"] = uncompressed_only();
         value["components"]["schemas"]["NewExport"]["not"] = uncompressed_only();
@@ -135,7 +136,7 @@ fn uncompressed_only() -> Value {
     })
 }
 
-/// The schemas that nothing satisfies as well.
+/// The schemas without a required member: their body may be left out.
 fn optional_bodies(document: &Value) -> BTreeSet<String> {
     let schemas = document["components"]["schemas"].as_object().into_iter().flatten();
     let optional = schemas.filter(|(_, schema)| schema.get("required").is_none());
@@ -147,9 +148,9 @@ fn headers() -> Value {
     let header = |kind: &str, description: &str| json!({ "required": true, "schema": { "type": kind }, "description": description });
     json!({
         "X-Request-Id": header("string", "The request's name, which the log has too."),
-        "Retry-After": header("integer", "So many seconds later it is worth another try."),
-        "WWW-Authenticate": header("string", "How to show a key (RFC 6750), and what is wrong with this one."),
-        "Content-Range": header("string", "The part that this is, or `bytes */` and the file's size."),
+        "Retry-After": header("integer", "After this many seconds another try is worthwhile."),
+        "WWW-Authenticate": header("string", "How to send a key (RFC 6750), and what is wrong with the one that was sent."),
+        "Content-Range": header("string", "The range of this part, or `bytes */` and the file's size."),
     })
 }
 
@@ -157,10 +158,10 @@ fn header_ref(name: &str) -> Value {
     json!({ "$ref": format!("#/components/headers/{name}") })
 }
 
-/// Adds what follows from what a call says of itself.
+/// Adds what follows from the description of a call.
 fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map<String, Value>) {
     let mut codes = codes_of(path, operation);
-    // Where a key is asked for, it is looked up and a caller's place taken; and whoever sends too much is refused.
+    // A call that needs a key looks it up and takes a caller's slot; and every call but the health checks has a rate limit.
     if !access::is_free(path) {
         codes.push(Code::RateLimited);
     }
@@ -181,7 +182,7 @@ fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map
         by_status.entry(code.status()).or_default().push(*code);
     }
     for (_, answer) in members(&mut operation["responses"]) {
-        // What is said of a header is that it is there.
+        // A described header is always there.
         for (_, header) in members(&mut answer["headers"]) {
             header["required"] = json!(true);
         }
@@ -200,7 +201,7 @@ fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map
     }
 }
 
-/// The problems that a call may answer, but for those of keys.
+/// The codes of the problems that a call may answer, without those of keys.
 fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
     let own = operation.as_object_mut().and_then(|operation| operation.remove("x-codes")).unwrap_or_default();
     let own = own.as_array().into_iter().flatten().filter_map(Value::as_str);

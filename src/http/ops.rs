@@ -1,4 +1,4 @@
-//! `/health` and `/metrics`: for whoever watches or routes to this process.
+//! `/health` and `/metrics`: for monitoring and load balancers.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::http::schemas::rfc3339;
 use crate::service::Service;
 use crate::telemetry::metrics::CONTENT_TYPE;
 
-/// How it is.
+/// The health of this process.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health, example = json!({
     "status": "ok", "timestamp": "2026-11-20T09:13:10.962731Z", "checks": { "postgres": "ok" }
@@ -23,10 +23,10 @@ struct HealthBody {
     /// `ok` or `unavailable`
     #[schema(pattern = "^(ok|unavailable)$")]
     status: &'static str,
-    /// Now
+    /// The time of the answer
     #[schema(format = DateTime)]
     timestamp: String,
-    /// What was looked at: `ok`, or what is wrong with it
+    /// Each check: `ok`, or what is wrong
     checks: BTreeMap<&'static str, String>,
 }
 
@@ -53,7 +53,7 @@ pub(crate) async fn live() -> Response {
 
 /// Ask whether an export could start now
 ///
-/// Postgres, the output folder, and room on its disk.
+/// Checks Postgres, the output folder, and the room on its disk.
 #[utoipa::path(
     get, path = "/health/ready", operation_id = "getReadiness", tag = "service",
     responses(
@@ -68,7 +68,7 @@ pub(crate) async fn ready(State(service): State<Service>) -> Response {
 
 /// Read the metrics, for Prometheus
 ///
-/// 200 also without a database, which is then one of the things to be told.
+/// 200 without a database too: the metrics then say that it is away.
 #[utoipa::path(
     get, path = "/metrics", operation_id = "getMetrics", tag = "service",
     responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain")),

@@ -1,5 +1,5 @@
-//! Lists in pages: `limit` rows, and a cursor that says where the next page begins. A cursor names the last row of its page, so
-//! that rows which come or go meanwhile neither repeat others nor hide them.
+//! Lists in pages: `limit` rows, and a cursor that says where the next page begins. A cursor names the last row of its page, so that rows
+//! which are added or removed meanwhile neither repeat nor hide others.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -7,9 +7,9 @@ use utoipa::ToSchema;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 
-/// Rows of a page, if the client doesn't say.
+/// Rows of a page where the client sets no limit.
 const DEFAULT_ROWS: u32 = 50;
-/// Rows of a page at most.
+/// The most rows of a page.
 const MOST_ROWS: u32 = 200;
 
 /// Reads `limit`.
@@ -29,15 +29,15 @@ pub(crate) fn limit(text: Option<&str>) -> Result<u32, Problem> {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Page<T> {
-    /// What is on it
+    /// The page's items
     items: Vec<T>,
-    /// Where the next one begins, as `cursor`; null: there is none
+    /// The `cursor` of the next page; null: this is the last page
     #[schema(required)]
     next_cursor: Option<String>,
 }
 
 impl<T> Page<T> {
-    /// A page of `limit` rows out of `rows`, which are one more if there is a next page. `cursor` names a row.
+    /// A page of the first `limit` rows of `rows`. A further row means that there is a next page. `cursor` is the name of a row.
     pub(crate) fn new<R>(rows: Vec<R>, limit: u32, cursor: impl Fn(&R) -> String, body: impl Fn(R) -> T) -> Page<T> {
         let limit = limit as usize;
         let next_cursor = (rows.len() > limit).then(|| cursor(&rows[limit - 1]));
@@ -45,7 +45,7 @@ impl<T> Page<T> {
     }
 }
 
-/// A cursor that can't be read.
+/// The problem of a cursor that can't be read.
 pub(crate) fn bad_cursor() -> Problem {
     Problem::bad_input(Code::ParameterInvalid, "cursor", "cursor: not one that a page gave")
 }

@@ -1,7 +1,7 @@
 //! Errors as clients see them: `application/problem+json` (RFC 9457). `code` has the words and their statuses; a match here says
 //! which of them an error of `service` is.
 //!
-//! A `detail` never has SQL, a path or a cause from inside; those go to the log, under the answer's request id.
+//! A `detail` never has SQL, a path or an inner cause; those go to the log, under the answer's request id.
 
 use std::any::Any;
 use std::error::Error as _;
@@ -33,7 +33,7 @@ pub(crate) struct Problem {
     detail: String,
     /// What went wrong, for programs
     code: Code,
-    /// The header, parameter or member that it is about, where there is one
+    /// The header, parameter or member that the problem is about, where there is one
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     field: Option<String>,
@@ -41,7 +41,7 @@ pub(crate) struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Vec<JobBody>)]
     jobs: Option<Box<[JobBody]>>,
-    /// A header that the answer has beside it.
+    /// A header of the answer.
     #[serde(skip)]
     header: Option<Box<(HeaderName, HeaderValue)>>,
 }
@@ -82,7 +82,7 @@ impl Problem {
         self
     }
 
-    /// A header or member with a bad value, or none where one must be.
+    /// The problem of a header, parameter or member with a bad value, or of a missing one.
     pub(crate) fn bad_input(code: Code, field: &str, detail: impl Into<String>) -> Problem {
         Problem::new(code, detail).about(field)
     }
@@ -96,7 +96,7 @@ impl Problem {
         Problem::new(Code::HostNotLocal, detail).about("Host")
     }
 
-    /// A proxy asks, as the header `mark` says.
+    /// The problem of a request that a proxy sends, as the header `mark` shows.
     pub(crate) fn proxy_refused(mark: &str) -> Problem {
         let mark = conventional(mark);
         let detail = format!(
@@ -106,7 +106,7 @@ impl Problem {
         Problem::new(Code::ProxyNotAllowed, detail).about(mark)
     }
 
-    /// A page of an origin that isn't listed asks, as the header `mark` says.
+    /// The problem of a web page whose origin isn't listed, as the header `mark` shows.
     pub(crate) fn origin_refused(mark: &str) -> Problem {
         let detail = "a web page of another origin may not call this service";
         Problem::new(Code::OriginNotAllowed, detail).about(mark)
@@ -117,7 +117,7 @@ impl Problem {
         Problem::new(Code::KeyRequired, detail).about("Authorization").with(header::WWW_AUTHENTICATE, REALM.to_owned())
     }
 
-    /// Says the same of all keys that aren't good: who guesses shall not learn whether he comes nearer.
+    /// The problem of every key that isn't valid, whyever: a client that guesses shall not learn whether it comes nearer.
     pub(crate) fn key_invalid() -> Problem {
         Problem::new(Code::KeyInvalid, service::Error::NoKey.to_string())
             .about("Authorization")
@@ -130,7 +130,7 @@ impl Problem {
             .with(header::WWW_AUTHENTICATE, format!("{REALM}, error=\"insufficient_scope\", scope=\"{scope}\""))
     }
 
-    /// The consumer is the caller's own word, so it tells him nothing.
+    /// The detail names the consumer, since the caller has named it.
     pub(crate) fn consumer_not_allowed(consumer: Option<&ConsumerId>) -> Problem {
         let detail = match consumer {
             Some(consumer) => format!("this key is not for the consumer {consumer}"),
@@ -179,7 +179,7 @@ impl Problem {
         Problem::new(Code::UnsupportedMediaType, detail).about("Content-Type")
     }
 
-    /// A range past the end of a file of `size` bytes.
+    /// The answer to a range past the end of a file of `size` bytes.
     pub(crate) fn range_not_satisfiable(size: u64) -> Response {
         let detail = format!("the file has {size} bytes");
         let problem = Problem::new(Code::RangeNotSatisfiable, detail).about("Range");
@@ -267,7 +267,7 @@ impl From<service::Error> for Problem {
     }
 }
 
-/// A header's name as it is usually written: `X-Real-IP`.
+/// A header's name in its usual spelling: `X-Real-IP`.
 fn conventional(name: &str) -> String {
     let part = |part: &str| match (part, part.split_at_checked(1)) {
         ("ip", _) => "IP".to_owned(),
@@ -277,12 +277,12 @@ fn conventional(name: &str) -> String {
     name.split('-').map(part).collect::<Vec<_>>().join("-")
 }
 
-/// A panic in a handler: the client learns that it failed, the log has the panic.
+/// The answer after a panic in a handler. The log has the panic.
 pub(crate) fn for_panic(_panic: Box<dyn Any + Send>) -> Response {
     Problem::internal().into_response()
 }
 
-/// Errors that the framework made, as text, become problems like all others.
+/// Makes problems of the errors that the framework answers as text.
 pub(crate) async fn for_foreign_errors(response: Response) -> Response {
     let status = response.status();
     let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();

@@ -1,8 +1,9 @@
-//! The parameters of a query: those that the document has of a call, each once, and no others.
+//! The parameters of a query: a call takes those that its description has, each once, and no others.
 //!
-//! A parameter that nobody reads makes a call do something else than was asked: `POST /exports/delta?dataset=orders` would export
-//! `users`, and move a watermark. One layer looks at every route, the page's files and the health checks too: a rule without
-//! exceptions is one that a client can rely on, and no probe needs a parameter.
+//! A parameter that the call doesn't read would have it do something else than the client asked for: `POST /exports/delta?dataset=orders`
+//! would export `users`, and move a watermark. One layer checks every route, the page's files and the health checks too: clients can rely
+//! on
+//! a rule without exceptions, and no probe needs a parameter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,11 +18,11 @@ use utoipa::openapi::{OpenApi, RefOr};
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 
-/// The parameters that each call knows, by path and method, as the routes' own description has them.
+/// The parameters of each call, by path and method, from the routes' descriptions.
 #[derive(Clone, Debug)]
 pub(crate) struct Parameters(Arc<BTreeMap<String, Calls>>);
 
-/// The calls of a path, and what each knows.
+/// The calls of a path, each with the names of its parameters.
 type Calls = Vec<(Method, BTreeSet<String>)>;
 
 impl Parameters {
@@ -30,10 +31,10 @@ impl Parameters {
         Parameters(Arc::new(paths.map(|(path, item)| (path.clone(), calls_of(item).collect())).collect()))
     }
 
-    /// What a call knows; `None`: there is no such call.
+    /// The names of a call's parameters; `None`: there is no such call.
     fn known(&self, path: &str, method: &Method) -> Option<&BTreeSet<String>> {
         static NONE: BTreeSet<String> = BTreeSet::new();
-        // A HEAD is the GET that it stands for.
+        // A HEAD has the parameters of the GET.
         let method = if method == Method::HEAD { Method::GET } else { method.clone() };
         match self.0.get(path) {
             Some(calls) => calls.iter().find(|(own, _)| *own == method).map(|(_, known)| known),
@@ -63,8 +64,8 @@ fn names_of(call: &Operation) -> BTreeSet<String> {
     of_query.collect()
 }
 
-/// The layer that refuses parameters which the call doesn't know, and those that are given twice. Of paths and methods that there
-/// are none of, the routes say so.
+/// The layer that refuses parameters which the call doesn't have, and those given twice. Unknown paths and methods go on to the router,
+/// which refuses them.
 pub(crate) async fn check(
     State(parameters): State<Parameters>,
     path: Option<MatchedPath>,

@@ -1,8 +1,8 @@
-//! How many requests a caller may send: a bucket for each key, and for each address where there is none.
+//! How many requests a client may send: a bucket for each key, and for each address where a request has no key.
 //!
-//! A bucket of `600/min` holds 600 requests and fills up by ten a second. It is this process's alone. The `governor` crate counts,
-//! directly: its tower layer would want to know who calls from the request alone, before any key is looked up, and a key that
-//! turns out to be nobody's is its address's to pay for.
+//! A bucket of `600/min` holds 600 requests and is filled by ten a second. Each process has its own buckets. The `governor` crate counts.
+//! Its tower layer is not used: it would choose the bucket from the request alone, before a key is looked up, but a request with an
+//! unknown key counts for its address.
 
 use std::fmt::{self, Debug};
 use std::hash::Hash;
@@ -17,16 +17,16 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use crate::key::Prefix;
 
-/// Buckets that are not full, of addresses; those that come on top share one.
+/// The most buckets of addresses that are not full; further addresses share one bucket.
 const MOST_BUCKETS: usize = 50_000;
-/// Buckets that have filled up are forgotten every so many requests.
+/// Full buckets are forgotten each time that so many requests were counted.
 const FORGET_EVERY: u32 = 1_024;
 
-/// So many requests in a second, a minute or an hour.
+/// A number of requests in a second, a minute or an hour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(Quota);
 
-/// A text that is no rate.
+/// The error of a text that is no rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a number of requests as 10/s, 600/min or 5000/h")]
 pub struct NotARate;
@@ -36,7 +36,7 @@ impl FromStr for Rate {
 
     fn from_str(text: &str) -> Result<Rate, NotARate> {
         let (number, unit) = text.split_once('/').ok_or(NotARate)?;
-        // More than a million of them are no limit, and no interval that a clock could tell.
+        // More than a million limit nothing, and a clock couldn't tell the interval between two.
         let number: NonZeroU32 = number.trim().parse().map_err(|_| NotARate)?;
         if number.get() > 1_000_000 {
             return Err(NotARate);
@@ -51,22 +51,22 @@ impl FromStr for Rate {
 }
 
 impl Rate {
-    /// What no client of good will comes near: 100 requests a second, 6,000 at once.
+    /// The limit where none is set: 100 requests a second, 6,000 at once. No well-behaved client comes near it.
     pub fn generous() -> Rate {
         Rate(Quota::per_minute(NonZeroU32::new(6_000).expect("it is not zero")))
     }
 }
 
-/// Who pays for a request.
+/// The bucket that a request is counted in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RateKey<'a> {
-    /// A key that is good.
+    /// That of a valid key.
     Key(&'a Prefix),
-    /// The other end of the connection.
+    /// That of the address at the other end of the connection.
     Address(IpAddr),
 }
 
-/// The buckets.
+/// All buckets.
 pub(crate) struct RateLimits {
     keys: Buckets<Prefix>,
     addresses: Buckets<IpAddr>,
@@ -88,7 +88,7 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
         Buckets { limiter: RateLimiter::keyed(quota), charged: AtomicU32::new(0) }
     }
 
-    /// Takes a request out of a bucket; `Err`: it is empty for so long.
+    /// Takes one request out of a key's bucket. `Err`: the bucket is empty for this long.
     fn charge(&self, key: &K) -> Result<(), Duration> {
         if self.charged.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
             self.limiter.retain_recent();
@@ -102,10 +102,10 @@ impl RateLimits {
         RateLimits { keys: Buckets::new(rate), addresses: Buckets::new(rate) }
     }
 
-    /// Takes a request out of somebody's bucket; `Err`: it is empty for so long.
+    /// Takes one request out of a bucket. `Err`: the bucket is empty for this long.
     pub(crate) fn charge(&self, key: RateKey) -> Result<(), Duration> {
         match key {
-            // There are no more of them than were made.
+            // Their number needs no limit: an operator made each key.
             RateKey::Key(prefix) => self.keys.charge(prefix),
             RateKey::Address(_) if self.addresses.limiter.len() >= MOST_BUCKETS => {
                 self.addresses.charge(&Ipv6Addr::UNSPECIFIED.into())
@@ -115,7 +115,7 @@ impl RateLimits {
     }
 }
 
-/// Whose an address is: in IPv6 a host has all of a /64.
+/// The client's network: the address itself, or in IPv6 its /64, of which a host has every address.
 pub(crate) fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),

@@ -15,7 +15,7 @@ pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// A word's schema: its type's words, and what each stands for.
+/// The schema of an enum of words: the words, and what each stands for.
 pub(crate) fn of_words<'w>(meaning: &str, words: impl Iterator<Item = (&'w str, &'w str)>) -> RefOr<Schema> {
     let words: Vec<_> = words.collect();
     let list: String = words.iter().map(|(word, stands_for)| format!("\n- `{word}`: {stands_for}")).collect();
@@ -61,7 +61,7 @@ impl PartialSchema for ConsumerId {
 
 impl ToSchema for ConsumerId {}
 
-/// A dataset's name. In the code it is a text.
+/// A dataset's name. In the code it is a `String`.
 pub(crate) enum DatasetName {}
 
 impl PartialSchema for DatasetName {

@@ -1,4 +1,4 @@
-//! A connection's bytes: a write that makes no progress ends, and nobody is left waiting for who doesn't read.
+//! A connection's bytes: a write that makes no progress ends, so that a client that doesn't read holds nothing for long.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -15,18 +15,19 @@ use tokio::time::{Sleep, sleep};
 
 use crate::http::connections::Connection;
 
-/// A client that reads nothing for so long is given up.
+/// The connection of a client that reads nothing for this long is closed.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// The system gives a connection up whose other end acknowledges nothing for so long: a machine that is gone, or a window that stays
-/// closed after all was written.
+/// The system closes a connection whose other end acknowledges nothing for this long: its machine is gone, or its window stays closed after
+/// everything was written.
 #[cfg(target_os = "linux")]
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// So much of an answer waits in the system to be sent. A client's progress is seen at each half of it, so that one is slow, and not
-/// stalled, who reads 2 KiB a second.
+/// This much of an answer may wait in the system to be sent. A client's progress shows at each half of it, so that a client that reads 2
+/// KiB
+/// a second counts as slow, not as stalled.
 #[cfg(target_os = "linux")]
 const UNSENT_BYTES: u32 = 128 * 1024;
 
-/// Sets what the system has for connections of clients.
+/// Sets the socket's options for a client's connection.
 pub(crate) fn prepare(stream: &TcpStream) {
     // Without it the last bytes of an answer wait for the client's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
@@ -38,13 +39,13 @@ pub(crate) fn prepare(stream: &TcpStream) {
     }
 }
 
-/// A connection's stream.
+/// A client's stream, whose writes end with an error when they make no progress.
 pub(crate) struct ClientStream {
     stream: TcpStream,
     connection: Arc<Connection>,
-    /// Whether an answer was handed over whole, and may yet have to be written.
+    /// Whether hyper has taken the whole answer, of which a part may not be written yet.
     answered: Arc<AtomicBool>,
-    /// When the write that is waiting ends.
+    /// The end of the time that the waiting write has.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -92,7 +93,7 @@ impl AsyncWrite for ClientStream {
         self.stream.is_write_vectored()
     }
 
-    /// hyper calls it once all that it has was written.
+    /// hyper calls it once it has written everything that it has.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         if self.answered.swap(false, Ordering::Relaxed) {
             self.connection.rests();
@@ -108,13 +109,13 @@ impl AsyncWrite for ClientStream {
 impl Drop for ClientStream {
     fn drop(&mut self) {
         if self.stalled.is_some() {
-            // What nobody reads would stay with the system for a while.
+            // Otherwise the system would keep the unread bytes for a while.
             let _ = self.stream.set_zero_linger();
         }
     }
 }
 
-/// An answer's body, which tells when it was handed over whole or given up.
+/// An answer's body. It sets `answered` when hyper has taken the whole body, or dropped it.
 pub(crate) struct Answer {
     body: Body,
     answered: Arc<AtomicBool>,

@@ -18,28 +18,28 @@ use crate::service::Service;
     "updatedAt": "2026-11-20T09:13:15.806135Z", "isDeleted": true
 }))]
 pub(crate) struct UserBody {
-    /// Its key
+    /// The user's key
     id: i64,
     /// Full name
     name: String,
     /// Unique address
     email: String,
-    /// When it was made; null: an infinite time
+    /// When the row was made; null: an infinite time
     #[schema(required)]
     created_at: Option<String>,
-    /// When it was last changed; null: an infinite time
+    /// When the row was last changed; null: an infinite time
     #[schema(required)]
     updated_at: Option<String>,
-    /// Whether it is deleted
+    /// Whether the user is deleted
     is_deleted: bool,
 }
 
 /// Soft-delete a user of the demo table
 ///
-/// One that is deleted already stays as it is. A `users` that somebody brought is not touched.
+/// A user that is deleted already stays as it is. A `users` table that the service did not make is not touched.
 #[utoipa::path(
     delete, path = "/users/{id}", operation_id = "deleteUser", tag = "demo",
-    params(("id" = i64, Path, description = "Its key", example = 42)),
+    params(("id" = i64, Path, description = "The user's key", example = 42)),
     responses((status = 200, description = "The user, deleted.", body = UserBody)),
     extensions(("x-codes" = json!([Code::NotFound]))),
 )]

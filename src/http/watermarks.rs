@@ -1,4 +1,4 @@
-//! `/exports/watermark`: where a consumer stands.
+//! `/exports/watermark`: a consumer's watermark in a dataset.
 
 use axum::Json;
 use axum::extract::{Query, State};
@@ -18,19 +18,19 @@ use crate::job::lane::Lane;
 use crate::service::Service;
 use crate::watermark::Watermark;
 
-/// Where a consumer stands.
+/// A consumer's watermark in a dataset.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Watermark, example = json!({
     "consumerId": "search", "lastExportedAt": "2026-11-20T09:13:10.962731Z", "dataset": "users"
 }))]
 pub(crate) struct WatermarkBody {
-    /// Who
+    /// The consumer's id
     consumer_id: String,
-    /// The latest `updated_at` that was exported, or a time that somebody set
+    /// The latest `updated_at` that was exported, or the time that a client set
     #[schema(format = DateTime)]
     last_exported_at: String,
-    /// In which dataset
+    /// The dataset's name
     dataset: String,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct WatermarkBody {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schema(example = json!({ "lastExportedAt": "2026-11-01T00:00:00Z" }))]
 pub(crate) struct NewWatermark {
-    /// From the year 1 on
+    /// The new watermark, from the year 1 on
     #[serde(deserialize_with = "time")]
     #[schema(value_type = String, format = DateTime)]
     last_exported_at: DateTime<Utc>,
@@ -47,7 +47,7 @@ pub(crate) struct NewWatermark {
 
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<DateTime<Utc>, D::Error> {
     let time = String::deserialize(from).ok().and_then(|text| DateTime::parse_from_rfc3339(&text).ok());
-    // Postgres has no year 0 and no leap second, which this type has; RFC 3339 has no year of five digits.
+    // This type has a year 0 and leap seconds, Postgres has neither; and RFC 3339 has no year of five digits.
     let has_form =
         |time: &DateTime<Utc>| (1..=9999).contains(&time.year()) && time.timestamp_subsec_nanos() < 1_000_000_000;
     let time = time.map(DateTime::<Utc>::from).filter(has_form);
@@ -75,7 +75,7 @@ impl DatasetQuery {
     }
 }
 
-/// See where a consumer stands
+/// Look at a consumer's watermark
 #[utoipa::path(
     get, path = "/exports/watermark", operation_id = "getWatermark", tag = "watermarks",
     params(Consumer, DatasetQuery), responses((status = 200, description = "The watermark.", body = WatermarkBody)),
@@ -90,14 +90,14 @@ pub(crate) async fn get(
     Ok(Json(service.watermark(Lane { consumer: &consumer, dataset: &dataset }).await?.into()))
 }
 
-/// Set where a consumer stands
+/// Set a consumer's watermark
 ///
-/// It is obeyed as it reads: set forward, only later times count once, and the exact rule from then on; set back, the rows since then
-/// are exported again.
+/// A watermark that is set forward skips rows: the next export has the rows with later times alone, those after it are exact again. A
+/// watermark that is set back has the rows since then exported again.
 #[utoipa::path(
     put, path = "/exports/watermark", operation_id = "setWatermark", tag = "watermarks",
     params(Consumer, DatasetQuery), request_body = NewWatermark,
-    responses((status = 200, description = "The watermark, as it is now.", body = WatermarkBody)),
+    responses((status = 200, description = "The new watermark.", body = WatermarkBody)),
     extensions(("x-codes" = json!([Code::NoDataset, Code::NoUpdatedAt, Code::Committing]))),
 )]
 pub(crate) async fn put(
@@ -109,10 +109,10 @@ pub(crate) async fn put(
     Ok(Json(service.set_watermark(consumer, &query.name(&service)?, last_exported_at).await?.into()))
 }
 
-/// Forget where a consumer stands
+/// Forget a consumer's watermark
 #[utoipa::path(
     delete, path = "/exports/watermark", operation_id = "forgetWatermark", tag = "watermarks",
-    params(Consumer, DatasetQuery), responses((status = 204, description = "It has no watermark any more.")),
+    params(Consumer, DatasetQuery), responses((status = 204, description = "The consumer has no watermark any more.")),
     extensions(("x-codes" = json!([Code::NoDataset, Code::Committing]))),
 )]
 pub(crate) async fn delete(

@@ -1,6 +1,6 @@
-//! Metrics, in Prometheus's text format: what the process counts, and gauges that somebody has just read.
+//! Metrics in Prometheus's text format: what this process counts, and gauges that `service` has just read.
 //!
-//! Words and numbers in, text out. A label's value is a word of the operator's or of ours, or a consumer's id; never a row's.
+//! A label's value is a name that the operator chose, a word of this program or a consumer's id; never a row's value.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -8,10 +8,10 @@ use std::sync::LazyLock;
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
 
-/// The media type of what is rendered here.
+/// The media type of the metrics' text.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// A metric: what `docs/METRICS.md` has a row for.
+/// A metric. `docs/METRICS.md` has a row for each.
 #[derive(Debug)]
 pub struct Metric {
     name: &'static str,
@@ -86,7 +86,7 @@ pub const WATERMARK_AGE: Metric = metric(
     &["consumer", "dataset"],
     "Since the time that the watermark names, of the consumers furthest behind.",
 );
-/// Of how many consumers that isn't said.
+/// Consumers without a series of [`WATERMARK_AGE`].
 pub const WATERMARKS_LEFT_OUT: Metric = metric(
     "cdc_export_watermarks_left_out",
     &[],
@@ -101,16 +101,16 @@ pub const POSITIONS_GIVEN_UP: Metric = metric(
 /// Rows of the change log.
 pub const CHANGE_LOG_ROWS: Metric =
     metric("cdc_export_change_log_rows", &[], "Rows of the change log, as Postgres estimates them.");
-/// Its size.
+/// The size of the change log, in bytes.
 pub const CHANGE_LOG_BYTES: Metric =
     metric("cdc_export_change_log_bytes", &[], "Bytes of the change log on the database's disk, with its indexes.");
-/// How near the next position is to being given up, in rows.
+/// How near the oldest position is to being given up, in rows.
 pub const CHANGE_LOG_HELD_ROWS: Metric = metric(
     "cdc_export_change_log_held_rows",
     &[],
     "Rows logged since the position that is furthest behind; at cdc_export_change_log_max_rows it is given up.",
 );
-/// How near the next position is to being given up, in time.
+/// How near the oldest position is to being given up, in seconds.
 pub const CHANGE_LOG_HELD: Metric = metric(
     "cdc_export_change_log_held_seconds",
     &[],
@@ -130,31 +130,31 @@ pub struct ExportLabels<'a> {
     pub export_type: &'a str,
 }
 
-/// What a completed export amounts to.
+/// What is counted of a completed export.
 #[derive(Clone, Copy, Debug)]
 pub struct Completed {
-    /// In its file.
+    /// Rows in its file.
     pub rows: u64,
-    /// Of its file.
+    /// Bytes of its file.
     pub bytes: u64,
-    /// Rows that their times alone would have missed.
+    /// Rows that a comparison of their times with the watermark would have missed.
     pub late_rows: u64,
-    /// From its first start to its commit.
+    /// Seconds from its first start to its commit.
     pub seconds: f64,
 }
 
 /// How a pool's connections are used.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolUse {
-    /// Connections that there are.
+    /// Open connections.
     pub open: u32,
-    /// Of these, those that nobody uses.
+    /// Open connections that are not in use.
     pub idle: u32,
-    /// How many there may be.
+    /// The most connections that may be open.
     pub most: u32,
 }
 
-/// A process has one of it, as it has one log.
+/// The counters of this process.
 static COUNTERS: LazyLock<Counters> = LazyLock::new(Counters::new);
 
 struct Counters {
@@ -212,8 +212,8 @@ impl Counters {
     }
 }
 
-/// Lets the counters of these labels begin at 0, with these ends and codes of failures: the first one that is counted would
-/// else be no increase, and no alert.
+/// Makes the series of these labels begin at 0, for each of these ends and failure codes. Otherwise the first event of a series would be no
+/// increase to Prometheus, and would raise no alert.
 pub fn init_series<'a>(
     labels: ExportLabels<'_>,
     ends: impl Iterator<Item = &'a str>,
@@ -233,12 +233,12 @@ pub fn job_ended(labels: ExportLabels<'_>, status: &str) {
     COUNTERS.jobs.with_label_values(&[labels.dataset, labels.export_type, status]).inc();
 }
 
-/// Counts why a job failed, beside its end.
+/// Counts a job's failure by its code. Its end is counted by [`job_ended`].
 pub fn job_failed(labels: ExportLabels<'_>, code: &str) {
     COUNTERS.failures.with_label_values(&[labels.dataset, code]).inc();
 }
 
-/// Counts what a completed job amounts to, beside its end.
+/// Counts the rows, bytes and time of a completed job. Its end is counted by [`job_ended`].
 pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
     let labels = &[labels.dataset, labels.export_type];
     COUNTERS.rows.with_label_values(labels).inc_by(completed.rows);
@@ -247,23 +247,23 @@ pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
     COUNTERS.duration.with_label_values(labels).observe(completed.seconds);
 }
 
-/// Counts a job that was taken from a worker.
+/// Counts a job that was taken over from a worker whose lease had ended.
 pub fn lease_taken_over() {
     COUNTERS.takeovers.with_label_values::<&str>(&[]).inc();
 }
 
-/// Says how much of the change log this process lets a position hold.
+/// Sets how much of the change log this process lets a position hold.
 pub fn change_log_caps(rows: u64, age: std::time::Duration) {
     COUNTERS.change_log_max_rows.with_label_values::<&str>(&[]).set(rows as f64);
     COUNTERS.change_log_max_age.with_label_values::<&str>(&[]).set(age.as_secs_f64());
 }
 
-/// What the process has counted.
+/// The counters' text.
 pub fn counted() -> String {
     text(&COUNTERS.registry)
 }
 
-/// Gauges of one look. The next look has gauges of its own, so that a consumer which is gone leaves no series.
+/// The gauges of one answer. Each answer has gauges of its own, so that a consumer which is gone leaves no series.
 #[derive(Debug, Default)]
 pub struct Gauges {
     registry: Registry,
@@ -284,7 +284,7 @@ impl Gauges {
         }
     }
 
-    /// All that were set.
+    /// The text of all gauges that were set.
     pub fn text(&self) -> String {
         text(&self.registry)
     }

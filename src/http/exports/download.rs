@@ -12,7 +12,7 @@ use crate::http::input::{self, PathJob};
 use crate::http::problem::Problem;
 use crate::service::Service;
 
-/// As much of a file is read at a time. A client that doesn't read holds a few of them.
+/// Bytes of a file that are read at a time. An answer whose client doesn't read holds a few times as many.
 const READ_BYTES: usize = 64 * 1024;
 
 /// Fetch an export's file
@@ -23,10 +23,10 @@ const READ_BYTES: usize = 64 * 1024;
     get, path = "/exports/{jobId}/download", operation_id = "downloadExport", tag = "exports",
     params(
         PathJob,
-        ("Range" = Option<String>, Header, description = "The part that is wanted; one that can't be read is ignored",
+        ("Range" = Option<String>, Header, description = "The part that is asked for; a range that can't be read is ignored",
             example = "bytes=0-1023"),
-        ("If-Range" = Option<String>, Header, description = "The `ETag` of the file that the range is of; for another file it is ignored"),
-        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a file that is there already"),
+        ("If-Range" = Option<String>, Header, description = "The `ETag` of the file whose range is asked for; of another file the range is ignored"),
+        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a file that the client has already"),
     ),
     responses(
         (status = 200, description = "The file.", headers(
@@ -41,12 +41,12 @@ const READ_BYTES: usize = 64 * 1024;
         )),
         (status = 206, description = "The part of the file.", headers(
             ("ETag" = String, description = "The file's SHA-256, in quotes"),
-            ("Content-Range" = String, description = "Which part, and the file's size"),
+            ("Content-Range" = String, description = "The range of this part, and the file's size"),
         ), content(
             (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
             (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
         )),
-        (status = 304, description = "It is there already.", headers(("ETag" = String, description = "The file's SHA-256, in quotes"))),
+        (status = 304, description = "The client has the file already.", headers(("ETag" = String, description = "The file's SHA-256, in quotes"))),
     ),
     extensions(("x-codes" = json!([
         Code::NotCompleted, Code::FileGone, Code::RangeNotSatisfiable, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
@@ -65,7 +65,7 @@ pub(crate) async fn download(
     let etag = format!("\"{}\"", record.staged.sha256);
     let mut response_headers = HeaderMap::new();
     let mut set = |name, value: String| {
-        // All are words of ours, but the database says them, and who may write there isn't asked what a header takes.
+        // These values come from the database, where others may write what no header takes.
         if let Ok(value) = value.parse() {
             response_headers.insert(name, value);
         }
@@ -79,7 +79,7 @@ pub(crate) async fn download(
     if input::has_already(&headers, etag.as_bytes()) {
         return Ok((StatusCode::NOT_MODIFIED, response_headers).into_response());
     }
-    // A range of an older file must not be glued to this one: the tag must be the very same.
+    // A client must not join a part of this file to a part of an older one: the tags must be the same.
     let unchanged = text(&headers, header::IF_RANGE).is_none_or(|tag| tag == etag);
     // Only a GET has ranges (RFC 9110, 14.2).
     let range = text(&headers, header::RANGE)
@@ -105,7 +105,7 @@ enum RequestedRange {
     PastTheEnd,
 }
 
-/// What a `Range` header asks for of `size` bytes. One that can't be read is ignored (RFC 9110, 14.2).
+/// What a `Range` header asks for of `size` bytes. A header that can't be read asks for all of them (RFC 9110, 14.2).
 fn requested_range(range: &str, size: u64) -> RequestedRange {
     let ranges = match parse_range_header(range) {
         Ok(parsed) => parsed.ranges,

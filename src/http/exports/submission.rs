@@ -107,16 +107,16 @@ pub(crate) struct Options {
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = DatasetName)]
     dataset: Option<String>,
-    /// How they are written
+    /// The file's format
     #[serde(default = "csv")]
     #[schema(required = false, default = "csv")]
     format: Format,
-    /// What that is compressed with; not with `parquet`
+    /// What the file is compressed with; not with `parquet`
     #[serde(default = "uncompressed")]
     #[schema(required = false, default = "none")]
     compression: Compression,
-    /// The export that the caller loaded last, null for none: the call is refused where the consumer's exports are elsewhere. Left out,
-    /// nothing is checked. A full export is never refused by it
+    /// The export that the caller loaded last, null for none: the call is refused if another one is the consumer's last export. Left out,
+    /// nothing is checked. A full export is never refused for it
     #[serde(default, deserialize_with = "job_or_null")]
     #[schema(required = false, value_type = Option<Uuid>)]
     after: Option<Option<Uuid>>,
@@ -141,11 +141,11 @@ pub(crate) struct NewExport {
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = DatasetName)]
     dataset: Option<String>,
-    /// How they are written
+    /// The file's format
     #[serde(default = "csv")]
     #[schema(required = false, default = "csv")]
     format: Format,
-    /// What that is compressed with; not with `parquet`
+    /// What the file is compressed with; not with `parquet`
     #[serde(default = "uncompressed")]
     #[schema(required = false, default = "none")]
     compression: Compression,
@@ -161,11 +161,11 @@ pub(crate) struct NewExport {
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = Vec<String>, min_items = 1, max_items = 1600)]
     columns: Option<Vec<String>>,
-    /// What must hold of a row, all of it; without a consumer
+    /// Conditions that must all hold of a row; without a consumer
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = Vec<ConditionBody>, max_items = 100)]
     filter: Option<Vec<ConditionBody>>,
-    /// So many rows at most, the first by the key; without a consumer
+    /// At most this many rows, the first by the key; without a consumer
     #[serde(default, deserialize_with = "row_limit")]
     #[schema(required = false, value_type = u64, minimum = 1, maximum = 9223372036854775807i64)]
     limit: Option<u64>,
@@ -178,9 +178,9 @@ pub(crate) struct NewExport {
 struct ConditionBody {
     /// The column
     column: String,
-    /// How it is compared
+    /// The operator that compares the column with `value`
     op: Operator,
-    /// With what: a string, a number or a boolean, read by the column's type; for `in` a list of such; for `isNull` a boolean
+    /// A string, a number or a boolean, which the column's type reads; for `in` a list of such; for `isNull` a boolean
     #[schema(value_type = Value)]
     value: Value,
 }

@@ -21,8 +21,9 @@ use crate::service::{self, Service};
 
 /// Ask for an export of any type, or an ad-hoc one
 ///
-/// With `X-Consumer-ID` it is that consumer's, of the type that the body says. Without, it is an ad-hoc full export, which reads and
-/// moves no watermark and runs beside others; only these take `columns`, `filter` and `limit`.
+/// With `X-Consumer-ID` the export is that consumer's, of the type that the body says. Without, it is an ad-hoc full export, which reads
+/// and
+/// moves no watermark and runs beside others; only ad-hoc exports take `columns`, `filter` and `limit`.
 #[utoipa::path(
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
@@ -93,7 +94,7 @@ pub(crate) async fn incremental_of(
     start(&service, submission, ExportType::Incremental).await
 }
 
-/// Starts an export of the type that the call's path has said.
+/// Submits an export of the type that the call's path says.
 async fn start<C: Into<ConsumerId>>(
     service: &Service,
     submission: Submission<C, Options>,
@@ -104,7 +105,7 @@ async fn start<C: Into<ConsumerId>>(
 
 /// Ask again for an export that failed or was cancelled
 ///
-/// It is a new job like that one, which it names in `retryOf`.
+/// The call makes a new job like that one, and names that one in `retryOf`.
 #[utoipa::path(
     post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
     params(Submission<PathJob, Nothing>), request_body = Nothing, responses(Submitted),
@@ -119,7 +120,7 @@ pub(crate) async fn retry(
     Ok(accepted(service.retry(id, key).await?, "pending"))
 }
 
-/// A dataset in a body is input, not the name of what is asked for.
+/// Submits a request. A dataset in a body is input, not the thing that the path names: an unknown one is 400, not 404.
 async fn submit(service: &Service, request: &Request) -> Result<Job, Problem> {
     match service.submit(request).await {
         Err(error @ service::Error::NoDataset(_)) => {
@@ -129,7 +130,7 @@ async fn submit(service: &Service, request: &Request) -> Result<Job, Problem> {
     }
 }
 
-/// An export that was taken on.
+/// An export that is queued.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -137,16 +138,16 @@ async fn submit(service: &Service, request: &Request) -> Result<Job, Problem> {
     "outputFilename": "delta_search_20261120T091314Z.csv"
 }))]
 pub(crate) struct Submitted {
-    /// Its id
+    /// The export's id
     #[schema(value_type = Uuid)]
     job_id: String,
     /// `started` where the path said the type, else `pending`
     #[schema(pattern = "^(started|pending)$")]
     status: &'static str,
-    /// Which rows it will hold
+    /// Which rows the file will hold
     #[schema(value_type = ExportType)]
     export_type: &'static str,
-    /// The name that its file will have
+    /// The name that the file will have
     output_filename: String,
 }
 
@@ -158,7 +159,7 @@ impl IntoResponses for Submitted {
             |operation: &str| LinkBuilder::new().operation_id(operation).parameter("jobId", "$response.body#/jobId");
         let links = ["getExport", "followExport", "cancelExport", "downloadExport", "deleteExportFile"];
         let answer = openapi::ResponseBuilder::new()
-            .description("The export was taken on. It will be done, whatever happens to this process.")
+            .description("The export is queued. It will be done, whatever happens to this process.")
             .header("Location", location.build())
             .content("application/json", openapi::Content::new(Some(openapi::Ref::from_schema_name("Submitted"))));
         let answer = links.iter().fold(answer, |answer, operation| answer.link(*operation, to(operation).build()));
@@ -166,7 +167,7 @@ impl IntoResponses for Submitted {
     }
 }
 
-/// A job was taken on; `status` is the word that the call's answer has for that.
+/// The answer to a request whose job is queued. `status` is the word that the call's answer has for that.
 fn accepted(job: Job, status: &'static str) -> Response {
     let location = [(header::LOCATION, format!("/exports/{}", job.id))];
     let answer = Submitted {

@@ -2,10 +2,10 @@
 
 import { serverSays } from "./figures.js";
 
-// An answer takes no longer, unless it is streamed or waits for somebody.
-const PATIENCE_MS = 15_000;
-// The service sends a comment every 15 seconds where nothing happens.
-const SILENCE_MS = 40_000;
+// The longest that an answer may take, unless it is streamed or waits for a job's end.
+const ANSWER_TIMEOUT_MS = 15_000;
+// The longest without an event: the service sends a comment every 15 seconds where nothing happens.
+const EVENT_TIMEOUT_MS = 40_000;
 const STORED = "cdc-export.key";
 
 // An answer that is an error, as RFC 9457 has it. What the service says of it is `message`.
@@ -70,7 +70,7 @@ async function answered(method, path, options) {
 
 // A call whose answer is JSON, or nothing.
 export async function call(method, path, options = {}) {
-  const late = AbortSignal.timeout(PATIENCE_MS);
+  const late = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
   const signal = options.signal ? AbortSignal.any([options.signal, late]) : late;
   const answer = await answered(method, path, { ...options, signal });
   try {
@@ -108,7 +108,7 @@ export function jobPath(id, rest = "") {
 export async function follow(id, onJob, signal) {
   const silence = new AbortController();
   const both = AbortSignal.any([signal, silence.signal]);
-  let timer = setTimeout(() => silence.abort(), SILENCE_MS);
+  let timer = setTimeout(() => silence.abort(), EVENT_TIMEOUT_MS);
   try {
     const answer = await answered("GET", jobPath(id, "/events"), { signal: both });
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -117,7 +117,7 @@ export async function follow(id, onJob, signal) {
       const { done, value } = await reader.read();
       if (done) return;
       clearTimeout(timer);
-      timer = setTimeout(() => silence.abort(), SILENCE_MS);
+      timer = setTimeout(() => silence.abort(), EVENT_TIMEOUT_MS);
       const events = (waiting + value).split("\n\n");
       waiting = events.pop();
       for (const event of events) {
