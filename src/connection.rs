@@ -1,4 +1,4 @@
-//! A connection to Postgres, its session set up as every statement of ours expects it, and what its errors mean, whichever room it is for.
+//! A connection to Postgres, its session set up as every statement of ours expects it, and what its errors mean, whichever module it is for.
 //!
 //! Knows no table.
 

@@ -9,7 +9,7 @@
 //! | `ancestors` | whether another user could replace a folder on the path to the data |
 //! | `binaries` | which Postgres to run |
 //! | `mirror` | where programs may be downloaded from |
-//! | `download` | the programs of one, where none is installed |
+//! | `download` | Postgres's programs, where none are installed |
 //! | `data_dir` | where everything lives, and the lock that makes one supervisor |
 //! | `cluster` | `initdb`, the database, the password |
 //! | `files` | access to files which that user may have tampered with |

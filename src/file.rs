@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::database::DatabaseId;
 use crate::job::encoding::Encoding;
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, ExportType, JobId};
+use crate::job::{ConsumerId, JobId};
 
 /// What an attempt made: a file that is whole and durable, still under its hidden name.
 #[derive(Clone, Debug)]
@@ -88,18 +88,16 @@ mod text {
 /// What is recorded of a completed job's file.
 #[derive(Clone, Debug)]
 pub struct FileRecord {
-    /// Whose file.
+    /// The job that made the file.
     pub job: JobId,
-    /// For whom; `None`: for whoever asked.
+    /// The consumer of the job's lane; `None`: the job is an ad-hoc one.
     pub consumer: Option<ConsumerId>,
-    /// The database that was asked.
+    /// The database that this record was read from.
     pub database: DatabaseId,
-    /// Whether that made the file. Another one's, of which it is a copy, is not its own to name or to remove.
+    /// Whether that database's service made the file. A copy of the database doesn't name or remove the original's files.
     pub is_own: bool,
     /// Of which dataset.
     pub dataset: String,
-    /// Which rows of it.
-    pub export_type: ExportType,
     /// How it is written.
     pub encoding: Encoding,
     /// Its final name.
@@ -110,14 +108,8 @@ pub struct FileRecord {
     pub marker_seen: Option<JobId>,
     /// When it was committed.
     pub finished_at: DateTime<Utc>,
-    /// From the first attempt's start to the commit, in seconds.
-    pub seconds: f64,
     /// Whether it has its final name.
     pub is_published: bool,
-    /// Rows in it.
-    pub rows: u64,
-    /// Of these, those that their times alone would have missed.
-    pub late_rows: u64,
 }
 
 impl FileRecord {

@@ -345,7 +345,7 @@ pub struct Filter {
     pub dataset: Option<String>,
     /// Of this type.
     pub export_type: Option<ExportType>,
-    /// That stand so, as clients see it.
+    /// Jobs of this status, as clients see it.
     pub status: Option<Status>,
     /// Older than the job that was made at this time and has this id.
     pub before: Option<(DateTime<Utc>, JobId)>,

@@ -26,8 +26,9 @@ use crate::sink::threads::Threads;
 pub use folder::{Draft, Folder, marker_name};
 pub use threads::Limits;
 
-/// What a caller has that set no limits: operations at once, and no timeout.
-const LIMITS: Limits = Limits { at_once: 16, timeout: None };
+/// The limits of a caller that set none, which are the workers of a process: twice as many operations at once as there may be workers,
+/// since one that hangs keeps its turn when its attempt has ended.
+const LIMITS: Limits = Limits { at_once: 128, timeout: None };
 
 /// As much of a file is read ahead for a client, in bytes; by default tokio would keep up to 2 MiB.
 const READ_BYTES: usize = 64 * 1024;
@@ -220,7 +221,7 @@ impl Destination {
         }
     }
 
-    /// Removes a hidden file, or only one that nobody has written for a while, where that is said. True: it did.
+    /// Removes a hidden file; where `unwritten_for` is given, only one that nobody has written for so long. True: it is removed.
     ///
     /// # Errors
     /// If the destination fails.

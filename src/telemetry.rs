@@ -46,8 +46,7 @@ pub fn start(settings: &Settings) {
         Format::Pretty => layer.with_target(false).boxed(),
     };
     // The filter is the whole registry's. A filter of the layer alone would lose the event after each one that a library has asked about
-    // and
-    // not written (tracing's `enabled!`, which sqlx uses).
+    // and not written (tracing's `enabled!`, which sqlx uses).
     tracing_subscriber::registry().with(layer).with(targets).init();
 }
 

@@ -126,12 +126,12 @@ impl Worker {
             tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), Worker::work));
         }
         let done = async { while tasks.join_next().await.is_some() {} };
-        let patience = async {
+        let timeout = async {
             shutdown.cancelled().await;
             tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
         };
         // A task that isn't done in time is dropped with `tasks`.
-        tokio::select! { () = done => {}, () = patience => tracing::warn!(event = "workers_abandoned") }
+        tokio::select! { () = done => {}, () = timeout => tracing::warn!(event = "workers_abandoned") }
     }
 
     /// Runs one job after another; the connections are kept from job to job while they are good.
@@ -271,7 +271,7 @@ impl Worker {
             position: snapshot.position().clone(),
             new_position: snapshot.new_position().clone(),
             report: snapshot.report().clone(),
-            signature: schema.fingerprint(),
+            signature: schema.signature(),
             columns: schema.saved_columns(lease.job.export_type),
             marker,
         };
@@ -300,6 +300,8 @@ impl Worker {
             let file = sink::marker_name(&lease.database, consumer, &job.dataset);
             tracing::warn!(event = "marker_unreadable", jobId = %job.id, file);
         }
+        // A full disk is better found before a snapshot holds back vacuum than by the draft, which is made after it.
+        self.destination.require_room().await?;
         let (consumer, export_type) = (job.consumer.as_ref(), job.export_type);
         let purpose = Purpose { consumer, export_type, job: Some(job.id), marker: marker.as_ref() };
         let mut snapshot = connections.open(&purpose, dataset, self.settings.lease).await?;

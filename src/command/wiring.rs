@@ -71,7 +71,7 @@ pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping:
     let (store, tables) = (Store::new(control.clone()), source(control.clone()));
     let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone());
     let worker = Worker::new(settings, store.clone(), tables, destination.clone(), Arc::clone(&catalog));
-    let callers = |connections, patience| database.pool_for_callers(connections, patience);
+    let callers = |connections, timeout| database.pool_for_callers(connections, timeout);
     let stores = Stores {
         api: store.over(callers(config.api_connections, service::CALL_TIMEOUT)),
         probe: Store::new(callers(1, service::CALL_TIMEOUT)),

@@ -1,6 +1,6 @@
 //! What an error of sqlx means, and when a call is given up.
 //!
-//! Sorts by what can be done about an error (SQLSTATEs: PostgreSQL documentation, appendix A). What that is to a caller, each room says
+//! Sorts by what can be done about an error (SQLSTATEs: PostgreSQL documentation, appendix A). What that is to a caller, each module says
 //! in its own errors.
 
 use std::borrow::Cow;
@@ -78,7 +78,7 @@ pub(crate) fn sqlstate(error: &sqlx::Error) -> Cow<'_, str> {
 }
 
 /// Gives a call up after `timeout`: nothing else ends one when the network swallows packets. Its connection goes with it, and
-/// whether it had an effect is not known. `unavailable` makes the room's own error of that.
+/// whether it had an effect is not known. `unavailable` makes the module's own error of that.
 ///
 /// # Errors
 /// If the call fails or takes too long.

@@ -41,7 +41,7 @@ impl Dataset {
 
 impl TableSchema {
     /// Names and types of a file's columns, for comparison.
-    pub fn fingerprint(&self) -> Signature {
+    pub fn signature(&self) -> Signature {
         Signature::of_columns(&self.columns)
     }
 }

@@ -124,7 +124,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 
 /// The client that follows a job, by its key, or by its address where it has none: each client may follow so many jobs at a time.
 pub(crate) struct Follower {
-    pub(crate) party: Subscriber,
+    pub(crate) subscriber: Subscriber,
 }
 
 impl<S: Sync> FromRequestParts<S> for Follower {
@@ -133,9 +133,9 @@ impl<S: Sync> FromRequestParts<S> for Follower {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Follower, Problem> {
         let Caller(grant) = Caller::from_request_parts(parts, state).await?;
         let address = parts.extensions.get().map_or(Ipv4Addr::UNSPECIFIED.into(), |Peer(address)| *address);
-        let party =
+        let subscriber =
             grant.map_or(Subscriber::Address(client_network(address)), |grant| Subscriber::Key(grant.prefix.clone()));
-        Ok(Follower { party })
+        Ok(Follower { subscriber })
     }
 }
 

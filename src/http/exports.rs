@@ -62,7 +62,7 @@ pub(crate) async fn get(
     let job = match wait.map(|text| whole_number(&text)) {
         None => service.job(id).await?,
         Some(Some(seconds)) => {
-            service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS)), follower.party).await?
+            service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS)), follower.subscriber).await?
         }
         Some(None) => {
             let detail = format!("wait: a number of seconds up to {MOST_SECONDS} is expected");
@@ -108,7 +108,7 @@ pub(crate) async fn events(
     PathJob(id): PathJob,
     follower: Follower,
 ) -> Result<Response, Problem> {
-    let jobs = service.follow(id, follower.party).await?.enumerate();
+    let jobs = service.follow(id, follower.subscriber).await?.enumerate();
     let events = jobs.flat_map(|(number, job)| {
         let first = (number == 0).then_some("job");
         let end = job.status.is_terminal().then(|| job.status.as_str());
@@ -238,8 +238,7 @@ fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
 /// Remove an export's file
 ///
 /// The job stays. With a key of scope `admin` the call also gives up an export that is committed and whose file has been without its name
-/// for
-/// a while: the export fails with `file_lost`, and its consumer needs a full export.
+/// for a while: the export fails with `file_lost`, and its consumer needs a full export.
 #[utoipa::path(
     delete, path = "/exports/{jobId}", operation_id = "deleteExportFile", tag = "exports",
     params(PathJob), responses((status = 204, description = "The export has no file any more.")),

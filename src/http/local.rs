@@ -1,10 +1,8 @@
 //! Which requests come from this machine: with `AUTH=local` they alone are let in, without a key.
 //!
 //! Requests of a browser on this machine come from here whatever page it shows, and so do those of a proxy on this machine. Headers tell
-//! them
-//! apart, which a page can't forge and which a proxy adds: `Host` names the host that the page believes it talks to (DNS rebinding),
-//! `Origin`
-//! and `Sec-Fetch-Site` say where the page is from, `X-Forwarded-For` and the like say that another client asks.
+//! them apart, which a page can't forge and which a proxy adds: `Host` names the host that the page believes it talks to (DNS rebinding),
+//! `Origin` and `Sec-Fetch-Site` say where the page is from, `X-Forwarded-For` and the like say that another client asks.
 //!
 //! This is no authentication: a client that reaches the port and chooses its headers is let in.
 

@@ -2,8 +2,7 @@
 //!
 //! Each route is documented: `utoipa_axum::routes!` takes route and description from the handler. The handler describes what its call alone
 //! has, its own problems by their codes (`x-codes`). This file adds what follows from that: the problems that every call may answer,
-//! those of
-//! calls with a body, a consumer or a job, and the scope that each call needs.
+//! those of calls with a body, a consumer or a job, and the scope that each call needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;

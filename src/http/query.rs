@@ -2,8 +2,7 @@
 //!
 //! A parameter that the call doesn't read would have it do something else than the client asked for: `POST /exports/delta?dataset=orders`
 //! would export `users`, and move a watermark. One layer checks every route, the page's files and the health checks too: clients can rely
-//! on
-//! a rule without exceptions, and no probe needs a parameter.
+//! on a rule without exceptions, and no probe needs a parameter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

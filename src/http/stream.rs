@@ -22,8 +22,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 #[cfg(target_os = "linux")]
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// This much of an answer may wait in the system to be sent. A client's progress shows at each half of it, so that a client that reads 2
-/// KiB
-/// a second counts as slow, not as stalled.
+/// KiB a second counts as slow, not as stalled.
 #[cfg(target_os = "linux")]
 const UNSENT_BYTES: u32 = 128 * 1024;
 

@@ -38,7 +38,7 @@ impl Task for Sweep {
             // A marker in the making has a token of its own, and gets its name in a moment.
             let is_nobodys = is_known && !file.is_marker();
             match destination.sweep(file, (!is_nobodys).then_some(ABANDONED_AFTER)).await {
-                Ok(true) => tracing::info!(event = "draft_swept", jobId = %job),
+                Ok(true) => tracing::info!(event = "hidden_file_swept", jobId = %job),
                 Ok(false) => {}
                 Err(error) => outcome = Err(error.into()),
             }

@@ -74,7 +74,7 @@ impl Service {
             return Ok(());
         }
         match self.destination.discard(&record).await {
-            // The sweeper of that other one removes it, should it ever be back.
+            // The other destination's sweep removes it, should that destination ever be back.
             Ok(()) | Err(sink::Error::Elsewhere) => {}
             Err(error) => tracing::warn!(event = "file_left_behind", jobId = %id, error = chain(&error)),
         }

@@ -11,7 +11,7 @@ use crate::sink::Error;
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Operations at once; a further one waits for its turn. One that never returns keeps its turn, and its thread: a caller has no more
-    /// threads than turns.
+    /// threads than turns. Bytes that are written to a draft, or read from an opened file, are not among the operations.
     pub at_once: usize,
     /// How long an operation is waited for, its turn included; `None`: for as long as it takes.
     pub timeout: Option<Duration>,

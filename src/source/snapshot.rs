@@ -115,7 +115,7 @@ impl Snapshot {
     /// Commits, and gives the connections back for the next job if both are good.
     ///
     /// # Errors
-    /// If the answer is lost or takes longer than `patience`, or Postgres refuses. Whether it committed is not known then: only
+    /// If the answer is lost or takes longer than `timeout`, or Postgres refuses. Whether it committed is not known then: only
     /// the job's row tells.
     pub async fn commit(mut self, timeout: Duration) -> Result<Option<ExportConnections>, Error> {
         let failed = Error::of(&self.dataset.table);

@@ -13,7 +13,7 @@ use crate::store::transitions::{TransitionRow, step};
 use crate::store::{Error, watermarks};
 use crate::watermark::{NewPosition, Position};
 
-/// What an export found when it took its snapshot.
+/// What a commit compares and saves beside the file.
 #[derive(Clone, Debug)]
 pub struct CommitInput {
     /// The consumer's position, which the commit must find unchanged.

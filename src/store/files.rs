@@ -18,21 +18,20 @@ use crate::store::{Error, Store};
 
 /// The columns of [`FileRow`], of a job `e` with [`recorded_file!`]. What has no row in `files` is from before that table, or of a
 /// process of the version before.
-macro_rules! file_columns {
+macro_rules! file_row_columns {
     () => {
         "e.id, e.consumer_id, (select cdc_export.database_id()) as database,
-         coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.export_type, e.format, e.compression,
-         e.marker_seen, e.store_id, e.finished_at, extract(epoch from e.finished_at - e.started_at)::float8 as seconds,
-         e.published_at is not null as is_published, coalesce(e.late_rows, 0) as late_rows,
+         coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.format, e.compression,
+         e.marker_seen, e.store_id, e.finished_at, e.published_at is not null as is_published,
          coalesce(f.name, e.output_filename) as name, coalesce(f.staged_name, e.staged_name) as staged_name,
-         coalesce(f.bytes, e.bytes_written) as bytes, coalesce(f.rows, e.rows_exported) as rows, coalesce(f.sha256, e.sha256) as sha256,
+         coalesce(f.bytes, e.bytes_written) as bytes, coalesce(f.sha256, e.sha256) as sha256,
          -- An inode is unsigned.
          coalesce(f.place, jsonb_build_object('folder', jsonb_build_object(
            'inode', (e.file_inode + case when e.file_inode < 0 then 18446744073709551616 else 0 end)::text,
            'modifiedNs', e.file_modified_ns::text))) as place"
     };
 }
-pub(crate) use file_columns;
+pub(crate) use file_row_columns;
 
 /// The row `f` of the file of a job `e`, if it has one.
 macro_rules! recorded_file {
@@ -66,7 +65,7 @@ impl Store {
         let mut conn = self.connection().await?;
         let rows: Vec<FileRow> = sqlx::query_as(concat!(
             "-- store.files.unpublished\n select ",
-            file_columns!(),
+            file_row_columns!(),
             " from exports e",
             recorded_file!(),
             " where e.status = 'completed' and e.published_at is null
@@ -89,7 +88,7 @@ impl Store {
         let mut conn = self.connection().await?;
         let row: Option<FileRow> = sqlx::query_as(concat!(
             "-- store.files.get\n select ",
-            file_columns!(),
+            file_row_columns!(),
             " from exports e",
             recorded_file!(),
             " where e.id = $1 and e.status = 'completed'"
@@ -109,7 +108,7 @@ impl Store {
         let mut conn = self.connection().await?;
         let row: Option<FileRow> = sqlx::query_as(concat!(
             "-- store.files.last_of_lane\n select ",
-            file_columns!(),
+            file_row_columns!(),
             " from exports e",
             recorded_file!(),
             " where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_seq desc limit 1"
@@ -144,8 +143,8 @@ impl Store {
         Ok(is_after)
     }
 
-    /// Records that the file has its final name, and numbers it among the published exports of its lane. False: somebody did before, or
-    /// an earlier one of the lane has to be published first.
+    /// Records that the file has its final name, and numbers it among the published exports of its lane. `None`: another process did before, or
+    /// an earlier file of the lane has to be published first.
     ///
     /// # Errors
     /// If the database fails.
@@ -189,13 +188,15 @@ impl Store {
                update exports e
                set status = 'failed', progress = least(progress, 99), finished_at = greatest(clock_timestamp(), finished_at),
                    error_code = $4, error_detail = $5, continuity = $6,
-                   staged_name = null, sha256 = null, file_inode = null, file_modified_ns = null
+                   staged_name = null, sha256 = null, file_inode = null, file_modified_ns = null, file_columns = null
                where id = $1 and status = 'completed' and published_at is null and output_filename = $2
                  -- Of a time to come, left by a clock that was set back, nobody knows how long ago it was.
                  and finished_at not between clock_timestamp() - make_interval(secs => $3) and clock_timestamp()
                returning 'processing' as was, e.lane_seq, ",
             job_columns!(),
             "),
+             forgotten as (
+               delete from cdc_export.files f using lost where f.job = lost.id),
              barred as (
                update watermarks w set file_lost = true, version = w.version + 1
                from lost
@@ -244,8 +245,11 @@ impl Store {
             }
             sqlx::query(
                 "-- store.files.rename_output
-                 update exports set output_filename = $3
-                 where id = $1 and output_filename = $2 and status = 'completed' and published_at is null",
+                 with renamed as (
+                   update exports set output_filename = $3
+                   where id = $1 and output_filename = $2 and status = 'completed' and published_at is null
+                   returning id)
+                 update cdc_export.files f set name = $3 from renamed where f.job = renamed.id and f.part = 1",
             )
             .bind(record.job.as_uuid())
             .bind(&record.name)
@@ -286,19 +290,15 @@ pub(crate) struct FileRow {
     database: String,
     is_own: bool,
     dataset: String,
-    export_type: String,
     format: String,
     compression: String,
     marker_seen: Option<Uuid>,
     store_id: Uuid,
     finished_at: DateTime<Utc>,
-    seconds: f64,
     is_published: bool,
-    late_rows: i64,
     name: String,
     staged_name: String,
     bytes: i64,
-    rows: i64,
     sha256: String,
     place: Json<FileLocation>,
 }
@@ -313,7 +313,6 @@ impl TryFrom<FileRow> for FileRecord {
             database: row.database.parse()?,
             is_own: row.is_own,
             dataset: row.dataset,
-            export_type: row.export_type.parse()?,
             encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
             name: row.name,
             staged: StagedFile {
@@ -324,10 +323,7 @@ impl TryFrom<FileRow> for FileRecord {
             },
             marker_seen: row.marker_seen.map(JobId::from),
             finished_at: row.finished_at,
-            seconds: row.seconds,
             is_published: row.is_published,
-            rows: row.rows.unsigned_abs(),
-            late_rows: row.late_rows.unsigned_abs(),
         })
     }
 }

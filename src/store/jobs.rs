@@ -220,12 +220,11 @@ impl Store {
                 return Ok(Cancelled::Committing);
             }
             Err(error) => return Err(error),
-            Ok(Some(transition)) => {
+            Ok(Some(row)) => {
                 hint_at_cancel(&mut tx, id).await?;
                 tx.commit().await?;
                 conn.give_back();
-                self.tell(&transition, None);
-                return Ok(Cancelled::Asked(transition.job));
+                return Ok(Cancelled::Asked(self.told(row, None)?.job));
             }
             Ok(None) => tx.rollback().await?,
         }

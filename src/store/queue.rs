@@ -18,7 +18,7 @@ use crate::job::encoding::{Compression, Format};
 use crate::job::{Failure, FailureCode, LeaseToken};
 use crate::store::job_row::{JobRow, job_columns};
 use crate::store::lease::Lease;
-use crate::store::transitions::{Transition, TransitionRow, steps};
+use crate::store::transitions::{Transition, TransitionRow};
 use crate::store::{Error, Front, Store};
 
 /// The formats that this build writes.
@@ -302,11 +302,7 @@ impl Store {
              returning 'processing' as was, ",
             job_columns!()
         ));
-        let mut conn = self.connection().await?;
-        let reaped = steps(conn.get(), statement.bind(FailureCode::AttemptsExhausted.as_str())).await?;
-        conn.give_back();
-        reaped.iter().for_each(|transition| self.tell(transition, None));
-        Ok(reaped)
+        self.transitions(statement.bind(FailureCode::AttemptsExhausted.as_str())).await
     }
 
     /// Which of these hidden files are left over by attempts that ended without completing their jobs.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::file::FileRecord;
 use crate::job::{JobId, Retention};
-use crate::store::files::{FileRow, file_columns, recorded_file};
+use crate::store::files::{FileRow, file_row_columns, recorded_file};
 use crate::store::index_order::read_in_index_order;
 use crate::store::{Error, Store};
 
@@ -62,7 +62,7 @@ macro_rules! files_past {
     ($among:literal, $which:literal) => {
         concat!(
             "select ",
-            file_columns!(),
+            file_row_columns!(),
             " from unnest($1::text[]) as whose (consumer_id)
              cross join lateral ",
             past!($among),

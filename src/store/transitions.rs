@@ -1,12 +1,13 @@
-//! A job's transitions after its submission: each statement that changes a status runs in [`step`] or [`steps`], and what it changed is
+//! A job's transitions after its claim: each statement that changes a status then runs in [`step`] or [`steps`], and what it changed is
 //! told in one place, `Store::tell`.
 //!
 //! What must be true together with a transition belongs into its transaction, beside [`step`]. What only has to be heard of it
-//! belongs into `tell`: the process whose statement ended a job counts the end, logs it and wakes the job's followers, once for all processes.
+//! belongs into `tell`: the process whose statement ended a job counts the end, logs it and wakes the job's followers. Of all processes
+//! at most one does: none, where that process dies between the two, or the statement's answer is lost.
 
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
-use sqlx::{PgConnection, Postgres};
+use sqlx::{Connection, PgConnection, Postgres};
 use tokio::sync::broadcast;
 
 use crate::job::{Job, JobId, Status};
@@ -49,42 +50,62 @@ impl TryFrom<TransitionRow> for Transition {
 
 type Statement<'q> = QueryAs<'q, Postgres, TransitionRow, PgArguments>;
 
-/// Runs a statement that changes one job's status. `None`: it changed nothing.
-pub(super) async fn step(conn: &mut PgConnection, statement: Statement<'_>) -> Result<Option<Transition>, Error> {
-    statement.fetch_optional(conn).await?.map(Transition::try_from).transpose()
+/// Runs a statement that changes one job's status, in a transaction. `None`: it changed nothing.
+pub(super) async fn step(conn: &mut PgConnection, statement: Statement<'_>) -> Result<Option<TransitionRow>, Error> {
+    Ok(statement.fetch_optional(conn).await?)
 }
 
-/// Runs a statement that changes many jobs' statuses.
-pub(super) async fn steps(conn: &mut PgConnection, statement: Statement<'_>) -> Result<Vec<Transition>, Error> {
-    let read = |row: TransitionRow| {
-        let transition = Transition::try_from(row);
-        // A newer version may have written the row: no reason to lose the others.
-        transition.inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error))).ok()
-    };
-    Ok(statement.fetch_all(conn).await?.into_iter().filter_map(read).collect())
+/// Runs a statement that changes many jobs' statuses, in a transaction.
+pub(super) async fn steps(conn: &mut PgConnection, statement: Statement<'_>) -> Result<Vec<TransitionRow>, Error> {
+    Ok(statement.fetch_all(conn).await?)
 }
 
 impl Store {
-    /// Runs a statement that changes one job's status, by itself, and tells what it changed. `cause` is the error that ended the job,
-    /// with its causes, for the log.
+    /// Runs a statement that changes one job's status, in a transaction of its own, and tells what it changed. `cause` is the error that
+    /// ended the job, with its causes, for the log.
     pub(super) async fn transition(
         &self,
         statement: Statement<'_>,
         cause: Option<&str>,
     ) -> Result<Option<Transition>, Error> {
         let mut conn = self.connection().await?;
-        let transition = step(conn.get(), statement).await?;
+        let mut tx = conn.get().begin().await?;
+        let row = step(&mut tx, statement).await?;
+        tx.commit().await?;
         conn.give_back();
-        transition.iter().for_each(|transition| self.tell(transition, cause));
+        row.map(|row| self.told(row, cause)).transpose()
+    }
+
+    /// Runs a statement that changes many jobs' statuses, in a transaction of its own, and tells what it changed.
+    pub(super) async fn transitions(&self, statement: Statement<'_>) -> Result<Vec<Transition>, Error> {
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
+        let rows = steps(&mut tx, statement).await?;
+        tx.commit().await?;
+        conn.give_back();
+        let told = |row: TransitionRow| {
+            // A newer version may have written the row: no reason to lose the others.
+            self.told(row, None)
+                .inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error)))
+                .ok()
+        };
+        Ok(rows.into_iter().filter_map(told).collect())
+    }
+
+    /// Tells of a transition whose transaction is committed, and returns it.
+    ///
+    /// # Errors
+    /// If this version doesn't know a word of the job's. The transition has happened.
+    pub(super) fn told(&self, row: TransitionRow, cause: Option<&str>) -> Result<Transition, Error> {
+        let transition = Transition::try_from(row)?;
+        if transition.is_seen() {
+            self.tell(&transition.job, cause);
+        }
         Ok(transition)
     }
 
-    /// Tells of a transition whose transaction is committed: the job's followers, and of an end the log and the metrics.
-    pub(super) fn tell(&self, transition: &Transition, cause: Option<&str>) {
-        let Transition { job, .. } = transition;
-        if !transition.is_seen() {
-            return;
-        }
+    /// Tells the job's followers of its new status, and of an end the log and the metrics.
+    fn tell(&self, job: &Job, cause: Option<&str>) {
         // Without followers nobody listens.
         let _ = self.endings.send(job.id);
         let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };

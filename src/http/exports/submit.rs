@@ -22,8 +22,7 @@ use crate::service::{self, Service};
 /// Ask for an export of any type, or an ad-hoc one
 ///
 /// With `X-Consumer-ID` the export is that consumer's, of the type that the body says. Without, it is an ad-hoc full export, which reads
-/// and
-/// moves no watermark and runs beside others; only ad-hoc exports take `columns`, `filter` and `limit`.
+/// and moves no watermark and runs beside others; only ad-hoc exports take `columns`, `filter` and `limit`.
 #[utoipa::path(
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
