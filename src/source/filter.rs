@@ -73,7 +73,7 @@ pub(crate) async fn called(conn: &mut PgConnection, filter: &str, table: &Table)
         with recursive reached (function, depth) as (
           select 0::oid, 0
           union
-          select f.oid, r.depth + 1
+          select called.oid, r.depth + 1
           from reached r
           cross join lateral (
             select case when r.function = 0 then $1
@@ -98,9 +98,9 @@ pub(crate) async fn called(conn: &mut PgConnection, filter: &str, table: &Table)
               or exists (
                 select from pg_type y
                 where y.oid in (c.castsource, c.casttarget) and y.typname = any (words.names::name[])))) called (oid)
-          join pg_proc f on f.oid = called.oid
-          -- Somebody's schema may have thousands, each of which speaks of all others.
-          where f.oid >= 16384 and r.depth < 2)
+          -- A schema may have thousands of functions, each of which names all others. No join here: a planner without statistics
+          -- of them looks at all of them for each.
+          where called.oid >= 16384 and r.depth < 2)
         -- The path says which of several of a name is meant.
         select md5(coalesce(string_agg(body, E'\\n' order by body) || coalesce(current_setting('cdc_export.role_path', true), ''), ''))
         from (

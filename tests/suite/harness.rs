@@ -187,10 +187,16 @@ fn private_server() -> &'static PrivateServer {
                 let bin_dir = option_env("TEST_PG_BIN_DIR").filter(|folder| !folder.is_empty());
                 let mut settings = settings_with(&folder, bin_dir.map(PathBuf::from));
                 settings.download = mirror();
-                let server = embedded::Server::start(&settings).await;
-                let server = server.unwrap_or_else(|error| panic!("no private server for the tests: {error}"));
+                let start = async || {
+                    let server = embedded::Server::start(&settings).await;
+                    server.unwrap_or_else(|error| panic!("no private server for the tests: {error}"))
+                };
+                let server = start().await;
+                let programs = hasten(&connect_options(server.endpoint())).await;
+                // Some settings are read at the start alone.
+                server.stop().await;
+                let server = start().await;
                 let options = connect_options(server.endpoint());
-                let programs = hasten(&options).await;
                 let downloaded = Some(programs).filter(|programs| programs.starts_with(&folder));
                 ready.send(PrivateServer { options, downloaded }).unwrap();
                 std::future::pending::<()>().await;
@@ -236,13 +242,13 @@ fn run_folder() -> (PathBuf, File) {
     unreachable!("a number is free")
 }
 
-/// Spares the server what outlives a power cut, which no test of it is about; the folder of its programs.
+/// Spares the server what outlives a power cut, which no test of it is about, and gives it connections for all tests that run at once;
+/// the folder of its programs.
 async fn hasten(options: &PgConnectOptions) -> PathBuf {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
-    for setting in ["fsync", "full_page_writes"] {
-        admin.execute(AssertSqlSafe(format!("alter system set {setting} = off"))).await.unwrap();
+    for (setting, value) in [("fsync", "off"), ("full_page_writes", "off"), ("max_connections", "400")] {
+        admin.execute(AssertSqlSafe(format!("alter system set {setting} = {value}"))).await.unwrap();
     }
-    admin.execute("select pg_reload_conf()").await.unwrap();
     programs(&mut admin).await
 }
 
