@@ -1,4 +1,5 @@
-//! The commands: which there are. Each has its arguments and its `run` in a file of its own.
+//! The command line: its parser, the commands and the process's exit code. Each command has its arguments and its `run` in a file of its
+//! own. Only this module prints for people and uses anyhow.
 
 /// Prints a line as `println!` does, but returns an error where standard output is closed, as by `head`; `main` takes that for
 /// success.
@@ -32,9 +33,10 @@ mod track;
 mod wiring;
 mod words;
 
+use std::io;
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Parser, Subcommand};
 
 use crate::command::completions::Completions;
 use crate::command::datasets::Datasets;
@@ -46,6 +48,31 @@ use crate::command::seed::Seed;
 use crate::command::serve::Serve;
 use crate::command::status::Status;
 use crate::command::track::Track;
+use crate::config;
+
+/// Hands a table's rows to downstream consumers as files, with nothing lost and nothing twice.
+///
+/// Settings come from the environment and from `.env`; `.env.example` lists them all.
+#[derive(Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Runs what the process was asked for. Exit codes are 0: done; 1: failed; 2: bad usage, which clap reports by itself, or a bad setting or catalog.
+pub fn main() -> ExitCode {
+    let CommandLine { command } = CommandLine::parse();
+    match command.unwrap_or_default().run() {
+        Ok(code) => code,
+        // The reader of our standard output has closed it, as `head` does.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
+        Err(error) if error.is::<BadUsage>() || error.is::<config::Error>() => fail(2, &error),
+        Err(error) => fail(1, &error),
+    }
+}
 
 /// What may be asked for.
 #[derive(Subcommand)]
@@ -117,3 +144,17 @@ impl Command {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct BadUsage(String);
+
+/// Prints what failed and why, on one line. A bad catalog has a line for each mistake; a refused export, one for each export that
+/// comes before it.
+fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
+    // The text may hold names that others chose, and a terminal obeys control characters.
+    let plain = |letter: char| letter == '\n' || !letter.is_control();
+    let text = format!("{error:#}");
+    let text: String = text
+        .chars()
+        .map(|letter| if plain(letter) { letter.to_string() } else { letter.escape_default().to_string() })
+        .collect();
+    eprintln!("cdc-export: {text}");
+    ExitCode::from(code)
+}

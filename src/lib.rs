@@ -29,6 +29,9 @@ pub mod worker;
 // The demo's table.
 pub mod demo;
 
+// The command line, which wires the modules.
+pub mod command;
+
 // Below both: the private server, the schema, connections, logs, and the faults that tests inject.
 mod connection;
 pub mod embedded;

@@ -5,11 +5,11 @@ use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::config::{CatalogFile, Environment};
+use crate::http;
+use crate::job::{After, Filter, Job, JobId, Request, Status};
+use crate::service::{self, Service, Subscriber};
 use anyhow::{Context, anyhow};
-use cdc_export::config::{CatalogFile, Environment};
-use cdc_export::http;
-use cdc_export::job::{After, Filter, Job, JobId, Request, Status};
-use cdc_export::service::{self, Service, Subscriber};
 use clap::Args;
 use hyper::http::HeaderMap;
 use serde::Deserialize;

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use cdc_export::config::{self, Config};
-use cdc_export::dataset::Dataset;
-use cdc_export::dataset::fault::Faults;
-use cdc_export::postgres::Database;
-use cdc_export::source::catalog_check;
+use crate::config::{self, Config};
+use crate::dataset::Dataset;
+use crate::dataset::fault::Faults;
+use crate::postgres::Database;
+use crate::source::catalog_check;
 
 use crate::command::BadUsage;
 

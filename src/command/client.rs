@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use cdc_export::config::ApiKey;
-use cdc_export::http::answer_from_json;
-use cdc_export::telemetry::chain;
+use crate::config::ApiKey;
+use crate::http::answer_from_json;
+use crate::telemetry::chain;
 use hyper::http::{HeaderMap, Method, Request, Response, Uri, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

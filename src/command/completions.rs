@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use crate::CommandLine;
+use crate::command::CommandLine;
 
 /// The shell that is to complete the commands.
 #[derive(Args)]

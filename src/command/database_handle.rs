@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::config::Config;
+use crate::embedded;
+use crate::postgres::{self, Database};
+use crate::source::capture::{functions, tracking};
 use anyhow::Context;
-use cdc_export::config::Config;
-use cdc_export::embedded;
-use cdc_export::postgres::{self, Database};
-use cdc_export::source::capture::{functions, tracking};
 
 /// Runs a short command on a migrated database.
 pub(super) async fn with_database(

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use cdc_export::config::{CatalogFile, Config};
-use cdc_export::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Operation, Table};
-use cdc_export::postgres::Database;
-use cdc_export::source::catalog_check;
+use crate::config::{CatalogFile, Config};
+use crate::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Operation, Table};
+use crate::postgres::Database;
+use crate::source::catalog_check;
 use clap::Subcommand;
 use tokio_util::sync::CancellationToken;
 

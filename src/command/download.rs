@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::config::CatalogFile;
+use crate::job::{JobId, Status};
+use crate::telemetry::chain;
 use anyhow::{Context, bail, ensure};
-use cdc_export::config::CatalogFile;
-use cdc_export::job::{JobId, Status};
-use cdc_export::telemetry::chain;
 use clap::Args;
 use indicatif::ProgressBar;
 use ring::digest::{self, SHA256};

@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::config::{CatalogFile, Config};
+use crate::job::encoding::{Compression, Encoding, Format};
+use crate::job::selection::Selection;
+use crate::job::{After, ConsumerId, ExportType, FailureCode, JobId, Request, Status};
+use crate::postgres::Database;
 use anyhow::{Context, anyhow};
-use cdc_export::config::{CatalogFile, Config};
-use cdc_export::job::encoding::{Compression, Encoding, Format};
-use cdc_export::job::selection::Selection;
-use cdc_export::job::{After, ConsumerId, ExportType, FailureCode, JobId, Request, Status};
-use cdc_export::postgres::Database;
 use clap::Args;
 use indicatif::ProgressBar;
 use tokio::time::Instant;

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::config::CatalogFile;
 use anyhow::{Context, ensure};
-use cdc_export::config::CatalogFile;
 use ureq::Agent;
 
 use crate::command::start::{Logs, settings};

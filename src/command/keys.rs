@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::config::CatalogFile;
+use crate::job::ConsumerId;
+use crate::key::{self, KeyInfo, KeySelector, PresentedKey, Scope};
+use crate::store::Store;
+use crate::store::keys::{Created, NewKey};
 use anyhow::bail;
-use cdc_export::config::CatalogFile;
-use cdc_export::job::ConsumerId;
-use cdc_export::key::{self, KeyInfo, KeySelector, PresentedKey, Scope};
-use cdc_export::store::Store;
-use cdc_export::store::keys::{Created, NewKey};
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use cdc_export::config::CatalogFile;
+use crate::config::CatalogFile;
 
 use crate::command::database_handle::with_database;
 use crate::command::start::{Logs, block_on, settings};

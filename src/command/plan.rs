@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use cdc_export::config::{CatalogFile, Config};
-use cdc_export::dataset::Description;
-use cdc_export::job::{ConsumerId, ExportType};
-use cdc_export::postgres::Database;
-use cdc_export::source::{self, Source, snapshot::Purpose};
-use cdc_export::watermark::Waiting;
+use crate::config::{CatalogFile, Config};
+use crate::dataset::Description;
+use crate::job::{ConsumerId, ExportType};
+use crate::postgres::Database;
+use crate::source::{self, Source, snapshot::Purpose};
+use crate::watermark::Waiting;
 use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
 use tokio_util::sync::CancellationToken;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use cdc_export::config::CatalogFile;
-use cdc_export::demo;
+use crate::config::CatalogFile;
+use crate::demo;
 use clap::Args;
 
 use crate::command::database_handle::with_database;

@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
+use crate::config::{self, CatalogFile, Config};
+use crate::demo;
+use crate::http::{self, Access, ConnectionLimits};
+use crate::postgres::{self, Database};
+use crate::source::catalog_check;
 use anyhow::Context;
-use cdc_export::config::{self, CatalogFile, Config};
-use cdc_export::demo;
-use cdc_export::http::{self, Access, ConnectionLimits};
-use cdc_export::postgres::{self, Database};
-use cdc_export::source::catalog_check;
 use clap::Args;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::config::{self, CatalogFile, Config, Environment};
+use crate::telemetry;
 use anyhow::Context;
-use cdc_export::config::{self, CatalogFile, Config, Environment};
-use cdc_export::telemetry;
 use tracing::level_filters::LevelFilter;
 
 /// How much a command logs.
@@ -32,7 +32,7 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
     telemetry::start(&settings);
     #[cfg(debug_assertions)]
     if let Some(list) = &config.failpoints {
-        cdc_export::failpoint::arm(list)?;
+        crate::failpoint::arm(list)?;
     }
     Ok(config)
 }

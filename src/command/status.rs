@@ -5,8 +5,8 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::config::CatalogFile;
 use anyhow::Context;
-use cdc_export::config::CatalogFile;
 use clap::Args;
 use serde::Deserialize;
 use serde_json::Value;

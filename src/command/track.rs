@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use cdc_export::config::CatalogFile;
-use cdc_export::source::capture::tracking;
+use crate::config::CatalogFile;
+use crate::source::capture::tracking;
 use clap::Args;
 
 use crate::command::catalog::{check_one, dataset_of};

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use cdc_export::config::Config;
-use cdc_export::maintenance::Maintenance;
-use cdc_export::postgres::Database;
-use cdc_export::service::{self, Service, Stores};
-use cdc_export::sink::{Destination, Folder};
-use cdc_export::source::Source;
-use cdc_export::store::Store;
-use cdc_export::telemetry;
-use cdc_export::worker::{self, Worker};
+use crate::config::Config;
+use crate::maintenance::Maintenance;
+use crate::postgres::Database;
+use crate::service::{self, Service, Stores};
+use crate::sink::{Destination, Folder};
+use crate::source::Source;
+use crate::store::Store;
+use crate::telemetry;
+use crate::worker::{self, Worker};
 use tokio_util::sync::CancellationToken;
 
 /// The connections of so many exports at once: a leader, a reader and a heartbeat each, the further readers that they share,

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use cdc_export::job::words::UnknownWord;
+use crate::job::words::UnknownWord;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 /// A parser of a type's words, which clap lists in its help.
