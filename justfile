@@ -28,6 +28,11 @@ guides:
     cargo build --locked
     tests/guides.sh
 
+# What README says, command by command, as somebody new would paste it. Needs psql and curl.
+readme:
+    cargo build --locked --bin cdc-export
+    tests/readme.sh
+
 # A small disk that fills up, turns read-only and goes away. Needs root, or user namespaces.
 disk:
     cargo build --locked --release --bins --examples

@@ -1,8 +1,11 @@
 //! What the docs say is there, and all that there is has its line.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use cdc_export::dataset::ColumnType;
 use cdc_export::job::{Continuity, FailureCode};
+use serde_json::Value;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -92,6 +95,160 @@ fn every_attack_has_a_test_that_is_there() {
                 None => format!("tests/suite/{}.rs", module.replace("::", "/")),
             };
             assert!(read(&file).contains(&format!("fn {name}(")), "{file} has no test {name}");
+        }
+    }
+}
+
+/// The rows of a page's tables whose first cell is one name in backticks: that name, and the cells behind it.
+fn rows_by_name(page: &str) -> BTreeMap<String, Vec<String>> {
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    let cells = |rest: &str| rest.trim_end_matches(" |").split(" | ").map(str::to_owned).collect();
+    rows.filter(|(name, _)| !name.contains('`')).map(|(name, rest)| (name.to_owned(), cells(rest))).collect()
+}
+
+#[test]
+fn every_setting_is_explained_with_its_default() {
+    let explained = rows_by_name(&read("docs/SETTINGS.md"));
+    let example = read(".env.example");
+    let is_name = |name: &&str| name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    let settings: BTreeMap<&str, &str> = example
+        .lines()
+        .filter_map(|line| line.strip_prefix('#')?.split_once('='))
+        .filter(|(name, _)| is_name(name))
+        .collect();
+    let names: BTreeSet<&str> = explained.keys().map(|name| &**name).filter(is_name).collect();
+    assert_eq!(names, settings.keys().copied().collect());
+    for (name, default) in settings {
+        let shown = &explained[name][0];
+        let expected = if default.is_empty() { "unset".to_owned() } else { format!("`{default}`") };
+        assert_eq!(shown, &expected, "the default of {name}");
+    }
+}
+
+/// A value of the API's document, at a path of names.
+fn document(path: &[&str]) -> Value {
+    let document: Value = serde_json::from_str(&read("docs/openapi.json")).unwrap();
+    path.iter().fold(document, |value, name| value[name].clone())
+}
+
+#[test]
+fn every_call_is_explained_with_what_it_takes_and_answers() {
+    let page = read("docs/API.md");
+    let is_told = |word: &str| page.contains(&format!("`{word}`"));
+    for (path, methods) in document(&["paths"]).as_object().unwrap() {
+        for (method, call) in methods.as_object().unwrap() {
+            let call_name = format!("{} {path}", method.to_uppercase());
+            assert!(is_told(&call_name), "docs/API.md lacks `{call_name}`");
+            let parameters = call["parameters"].as_array().into_iter().flatten();
+            for name in parameters.filter_map(|parameter| parameter["name"].as_str()) {
+                assert!(
+                    is_told(name) || path.contains(&format!("{{{name}}}")),
+                    "docs/API.md lacks `{name}` of {call_name}"
+                );
+            }
+        }
+    }
+    for (name, schema) in document(&["components", "schemas"]).as_object().unwrap() {
+        let members = schema["properties"].as_object().into_iter().flatten().map(|(member, _)| &**member);
+        let words = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        for word in members.chain(words) {
+            // What failed jobs and interrupted chains say is in the guide for operators, with what to do.
+            if !["FailureCode", "Continuity"].contains(&&**name) {
+                assert!(is_told(word), "docs/API.md lacks `{word}` of {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_type_of_a_column_has_its_form_in_each_format() {
+    use ColumnType::{
+        Bool, Bytea, Date, Float4, Float8, Int2, Int4, Int8, Json, Jsonb, Numeric, Text, Time, Timestamp, Timestamptz,
+        Uuid,
+    };
+    let kinds = [
+        Int2,
+        Int4,
+        Int8,
+        Float4,
+        Float8,
+        Numeric,
+        Bool,
+        Text,
+        Uuid,
+        Bytea,
+        Json,
+        Jsonb,
+        Timestamptz,
+        Timestamp,
+        Date,
+        Time,
+    ];
+    // The compiler asks for a new kind here; name it above, too.
+    let names = |kind| match kind {
+        Int2 => ["smallint"].as_slice(),
+        Int4 => &["integer"],
+        Int8 => &["bigint"],
+        Float4 => &["real"],
+        Float8 => &["double precision"],
+        Numeric => &["numeric"],
+        Bool => &["boolean"],
+        Text => &["text", "varchar", "every other type"],
+        Uuid => &["uuid"],
+        Bytea => &["bytea"],
+        Json => &["json"],
+        Jsonb => &["jsonb"],
+        Timestamptz => &["timestamptz"],
+        Timestamp => &["timestamp"],
+        Date => &["date"],
+        Time => &["time"],
+    };
+    let page = read("docs/FORMATS.md");
+    let rows: Vec<Vec<&str>> =
+        page.lines().filter_map(|line| Some(line.strip_prefix("| ")?.split(" | ").collect())).collect();
+    for kind in kinds {
+        for name in names(kind) {
+            let row = rows.iter().find(|row| row[0].replace('`', "").split(", ").any(|cell| cell == *name));
+            assert_eq!(row.map(Vec::len), Some(4), "docs/FORMATS.md has no row with three formats for {name}");
+        }
+    }
+}
+
+#[test]
+fn every_command_is_explained_with_its_options() {
+    let page = read("docs/COMMANDS.md");
+    let help = |command: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_cdc-export")).args(command).arg("--help").output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let mut commands = vec![vec![]];
+    while let Some(command) = commands.pop() {
+        let text = help(&command);
+        assert!(page.contains(&format!("`{}", [&["cdc-export"], &*command].concat().join(" "))), "{command:?}");
+        let listed = text.split_once("\nCommands:\n").map_or("", |(_, rest)| rest.split("\n\n").next().unwrap());
+        for name in listed.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()) {
+            if !["help", ""].contains(&name) {
+                commands.push([&*command, &[name.to_owned().leak()]].concat());
+            }
+        }
+        let words = text.split_once("\nOptions:\n").map_or("", |(_, rest)| rest).split_whitespace();
+        for option in words.filter(|word| word.starts_with("--") && !["--help", "--version"].contains(word)) {
+            let option = option.trim_end_matches([',', ';', '.', ')']);
+            assert!(page.contains(&format!("`{option}")), "docs/COMMANDS.md lacks {option} of {command:?}");
+        }
+    }
+}
+
+#[test]
+fn the_readme_is_short_and_its_blocks_can_be_pasted() {
+    let text = read("README.md");
+    assert!(text.lines().count() <= 130, "{} lines", text.lines().count());
+    assert!(text.lines().all(|line| line.chars().count() <= 150));
+    for block in text.split("\n```sh\n").skip(1) {
+        for line in block.split("\n```").next().unwrap().lines() {
+            // zsh takes a comment for arguments, and a bare `?` for a file's name; a prompt is no command.
+            assert!(!line.contains(" # ") && !line.starts_with(['#', '$']), "{line}");
+            assert!(!line.contains('?') || line.contains(['"', '\'']), "{line}");
         }
     }
 }
