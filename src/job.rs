@@ -181,6 +181,8 @@ words! {
         SourceUnavailable = "source_unavailable",
         /// The table to export doesn't exist.
         TableMissing = "table_missing",
+        /// Nobody ran `cdc-export track` for the dataset, or not since it has another key.
+        NotTracked = "not_tracked",
         /// The table isn't as its dataset says; the detail names what to mend.
         DatasetMismatch = "dataset_mismatch",
         /// The database role may not read the table.

@@ -74,6 +74,9 @@ pub enum Error {
     /// There is no such dataset.
     #[error("there is no dataset of this name; there are: {0}")]
     NoDataset(String),
+    /// Nobody told the service to capture the dataset's changes.
+    #[error("{}", source::Error::NotTracked(.0.clone()))]
+    NotTracked(String),
     /// The dataset has no times that a watermark could be compared with.
     #[error("the dataset `{0}` has no updated_at: a watermark can be forgotten, but not set")]
     NoTimes(String),
@@ -169,6 +172,9 @@ pub struct Health {
     pub postgres: Result<(), Error>,
     /// The output folder can take a file.
     pub output: Result<(), Error>,
+    /// The datasets of which no consumer can have an export yet, since nobody ran `track` for them. Other datasets' exports start all the
+    /// same. `None`: Postgres doesn't say.
+    pub untracked: Option<Vec<String>>,
 }
 
 /// A client gets an answer within 2 seconds, if only that there is none.
@@ -321,7 +327,15 @@ impl Service {
 
     /// Whether a job could start now.
     pub async fn health(&self) -> Health {
-        let (postgres, output) = tokio::join!(self.ping(), self.room());
-        Health { postgres, output }
+        let look = async {
+            self.probe.ping().await?;
+            self.probe.untracked(self.catalog.iter().map(|dataset| &**dataset)).await
+        };
+        let (look, output) = tokio::join!(with_timeout(look), self.room());
+        let (postgres, untracked) = match look {
+            Ok(untracked) => (Ok(()), Some(untracked)),
+            Err(error) => (Err(error), None),
+        };
+        Health { postgres, output, untracked }
     }
 }

@@ -86,8 +86,8 @@ pub enum Error {
         #[source]
         cause: sqlx::Error,
     },
-    /// The table is somebody's, and nobody told the service to export it.
-    #[error("the changes of dataset `{0}` are not captured; `cdc-export track {0}` lets it be exported")]
+    /// Nobody told the service to capture the table's changes, or not by the key that the dataset has now.
+    #[error("the changes of dataset `{0}` are not captured, or not by its key: run `cdc-export track {0}` first")]
     NotTracked(String),
     /// The table isn't as the dataset says.
     #[error("the table is not as its dataset says: {0}")]

@@ -47,8 +47,13 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
         Datasets::Check => {
             anyhow::ensure!(config.catalog_file.is_some(), "DATASETS names no file: there is `users` alone");
             check(config, database).await?;
-            outln!("{}: as their tables are.", config.catalog.names())?;
-            for name in catalog_check::untracked(&database.pool(1), &config.catalog).await? {
+            let untracked = catalog_check::untracked(&database.pool(1), &config.catalog).await?;
+            let names = config.catalog.iter().map(|dataset| dataset.name.as_str());
+            let ready: Vec<_> = names.filter(|name| untracked.iter().all(|other| other != name)).collect();
+            if !ready.is_empty() {
+                outln!("{}: as their tables are.", ready.join(", "))?;
+            }
+            for name in untracked {
                 eprintln!(
                     "cdc-export: {name}: its changes are not captured: `cdc-export track {name}` comes before its exports"
                 );

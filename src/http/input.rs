@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::http::access::Caller;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
-use crate::job::{ConsumerId, IdempotencyKey, JobId};
+use crate::job::{ConsumerId, ExportType, IdempotencyKey, JobId};
 use crate::service::{self, Service};
 
 const CONSUMER_HEADER: &str = "X-Consumer-ID";
@@ -135,7 +135,15 @@ impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<PathConsumer, Problem> {
         // A segment that can't be decoded is no consumer id either.
         let text = PathParameter::from_request_parts(parts, state).await.map(|PathParameter(text)| text);
-        let consumer = text.unwrap_or_default().parse();
+        let text = text.unwrap_or_default();
+        // Taken for a consumer's id, a slip of one letter would make a consumer that nobody knows, and move its watermark.
+        if text == "watermark" || text.parse::<ExportType>().is_ok() {
+            let detail = format!(
+                "there is nothing at this path: the call is /exports/{text}, with the consumer in {CONSUMER_HEADER}"
+            );
+            return Err(Problem::not_found(&detail));
+        }
+        let consumer = text.parse();
         let consumer = consumer
             .map_err(|why| Problem::bad_input(Code::ConsumerInvalid, "consumer_id", format!("consumer_id: {why}")))?;
         Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;

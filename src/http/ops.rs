@@ -39,7 +39,7 @@ struct HealthBody {
     ),
 )]
 pub(crate) async fn health(State(service): State<Service>) -> Response {
-    answer([("postgres", word(service.ping().await))])
+    answer([("postgres", word(service.ping().await))], None)
 }
 
 /// Ask whether this process answers
@@ -48,12 +48,13 @@ pub(crate) async fn health(State(service): State<Service>) -> Response {
     responses((status = 200, description = "Yes.", body = HealthBody)),
 )]
 pub(crate) async fn live() -> Response {
-    answer([])
+    answer([], None)
 }
 
 /// Ask whether an export could start now
 ///
-/// Checks Postgres, the output folder, and the room on its disk.
+/// Checks Postgres, the output folder, and the room on its disk. `datasets` names those that nobody has tracked yet; the answer is 200 all
+/// the same, since the others' exports can start.
 #[utoipa::path(
     get, path = "/health/ready", operation_id = "getReadiness", tag = "service",
     responses(
@@ -63,7 +64,8 @@ pub(crate) async fn live() -> Response {
 )]
 pub(crate) async fn ready(State(service): State<Service>) -> Response {
     let health = service.health().await;
-    answer([("postgres", word(health.postgres)), ("output", word(health.output))])
+    let datasets = health.untracked.map(|names| ("datasets", tracked_or_how(&names)));
+    answer([("postgres", word(health.postgres)), ("output", word(health.output))], datasets)
 }
 
 /// Read the metrics, for Prometheus
@@ -77,13 +79,27 @@ pub(crate) async fn metrics(State(service): State<Service>) -> impl IntoResponse
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.metrics().await)
 }
 
+/// `ok`, or how the datasets of these names are tracked.
+fn tracked_or_how(untracked: &[String]) -> String {
+    let commands: Vec<_> = untracked.iter().map(|name| format!("`cdc-export track {name}`")).collect();
+    match commands.as_slice() {
+        [] => "ok".to_owned(),
+        commands => format!("not tracked, and not exported for consumers before {}", commands.join(" and ")),
+    }
+}
+
 fn word<E: std::fmt::Display>(check: Result<(), E>) -> Result<(), String> {
     check.map_err(|error| error.to_string())
 }
 
-fn answer<const N: usize>(checks: [(&'static str, Result<(), String>); N]) -> Response {
+/// The answer of these checks, with a note that no health depends on.
+fn answer<const N: usize>(
+    checks: [(&'static str, Result<(), String>); N],
+    note: Option<(&'static str, String)>,
+) -> Response {
     let healthy = checks.iter().all(|(_, check)| check.is_ok());
     let checks = checks.into_iter().map(|(name, check)| (name, check.err().unwrap_or_else(|| "ok".to_owned())));
+    let checks = checks.chain(note);
     let body = HealthBody {
         status: if healthy { "ok" } else { "unavailable" },
         timestamp: rfc3339(Utc::now()),

@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use crate::dataset::Dataset;
 use crate::job::lane::Lane;
-use crate::job::selection::Selection;
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
@@ -24,13 +23,11 @@ impl Service {
     /// that it made then.
     ///
     /// # Errors
-    /// If there is no such dataset, its table can't meet the selection, the key was sent with another request, too many jobs are open, or
+    /// If there is no such dataset, its table can't meet the selection or isn't tracked for a consumer, the key was sent with another request, too many jobs are open, or
     /// the database fails.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         let dataset = self.dataset(&request.dataset)?;
-        if !request.selection.is_all()
-            && let Err(bad) = self.check(dataset, &request.selection).await
-        {
+        if let Err(bad) = self.check(dataset, request).await {
             // A request that was sent before was good then, whatever the table is now.
             let before = with_timeout(self.store.sent_before(request)).await?;
             return before.filter(|job| request.asks_for(job)).ok_or(bad);
@@ -61,9 +58,17 @@ impl Service {
         self.submit(&Request { consumer, dataset, export_type, selection, encoding, after, retry_of, key }).await
     }
 
-    async fn check(&self, dataset: &Arc<Dataset>, selection: &Selection) -> Result<(), Error> {
-        let checked = on_table(self.source.check(dataset, selection)).await?;
-        checked.map_err(Error::BadSelection)
+    /// Whether the dataset's table can meet a request, as far as a look at it tells. An ad-hoc export needs no triggers, since it has no
+    /// position.
+    async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
+        if request.consumer.is_some() {
+            let untracked = with_timeout(self.store.untracked([&**dataset])).await?;
+            return untracked.into_iter().next().map_or(Ok(()), |name| Err(Error::NotTracked(name)));
+        }
+        if request.selection.is_all() {
+            return Ok(());
+        }
+        on_table(self.source.check(dataset, &request.selection)).await?.map_err(Error::BadSelection)
     }
 
     /// A job.

@@ -7,8 +7,8 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::dataset::{Capture, Column, ColumnType, Dataset};
-use crate::job::Continuity;
 use crate::job::marker::Marker;
+use crate::job::{Continuity, ExportType};
 use crate::source::guard::{continuity, here, witness};
 use crate::source::quote::{quoted, relation};
 use crate::source::select::{Select, logged};
@@ -62,6 +62,10 @@ impl Source {
             let consumer: String = row.try_get("consumer_id").map_err(&failed)?;
             let word: Option<String> = row.try_get("continuity").map_err(&failed)?;
             let rows: i64 = row.try_get("rows_waiting").map_err(&failed)?;
+            let word = Continuity::of_guard(word.as_deref()).map_err(|_| Error::Protocol("an unknown word"))?;
+            let logged_key: Option<Vec<String>> = row.try_get("logged_key").map_err(&failed)?;
+            let captured: bool = row.try_get("captured").map_err(&failed)?;
+            let is_captured = captured && logged_key.is_some_and(|key| schema.has_key(&key));
             let is_capped: bool = row.try_get("is_capped").map_err(&failed)?;
             Ok(ConsumerLag {
                 consumer: consumer.parse().map_err(|_| Error::Protocol("a consumer id that is none"))?,
@@ -71,7 +75,12 @@ impl Source {
                     rows if rows <= COUNTED_ROWS && !is_capped => Waiting::Exactly(rows),
                     rows => Waiting::AtLeast(rows.min(COUNTED_ROWS)),
                 },
-                continuity: Continuity::of_guard(word.as_deref()).map_err(|_| Error::Protocol("an unknown word"))?,
+                // The guard lets a first export be, or one that goes by its time: the next one would need a full export.
+                continuity: match word {
+                    Some(why) if !why.allows(ExportType::Delta) => Some(why),
+                    _ if dataset.capture == Capture::Triggers && !is_captured => Some(Continuity::TriggerMissing),
+                    _ => word,
+                },
             })
         };
         rows.into_iter().map(lag).collect()
@@ -166,7 +175,7 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
              select from {table} u
              limit case when exists (select from positions where last_exported_at is null and (not by_log or is_set_back))
                then $8 else 0 end) few)
-         select p.consumer_id, p.last_exported_at, p.continuity,
+         select p.consumer_id, p.last_exported_at, p.continuity, here.captured, here.logged_key,
            case
              when p.last_exported_at is null and (not p.by_log or p.is_set_back) then everything.rows
              when p.by_log and p.is_set_back then set_back.rows
@@ -178,6 +187,7 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
              when p.by_log then coalesce(p.next <= reach.oldest, false) or coalesce(under_way.entries >= {SHARE}, false)
              else coalesce(behind.is_capped, false) end as is_capped
          from positions p
+         cross join here
          cross join everything
          left join reach on true
          left join later using (consumer_id)

@@ -108,11 +108,12 @@ impl Opening<'_> {
         fault.map_or(Ok(()), |fault| Err(Error::Mismatch(Faults(vec![fault]))))
     }
 
-    /// Requires that the table's triggers were made for the dataset's key, and that the job is of this database. Returns what would
-    /// help where the guard refuses.
+    /// Requires that the table's triggers were made for the dataset's key, where the export has a position, and that the job is of this
+    /// database. Returns what would help where the guard refuses.
     fn require_capture(&self, schema: &TableSchema, exported: &ExportedSnapshot) -> Result<Remedy, Error> {
         let by_triggers = self.dataset.capture == Capture::Triggers;
-        if by_triggers && !exported.logged_key.as_ref().is_some_and(|key| schema.has_key(key)) {
+        let has_position = self.purpose.consumer.is_some();
+        if by_triggers && has_position && !exported.logged_key.as_ref().is_some_and(|key| schema.has_key(key)) {
             return Err(Error::NotTracked(self.dataset.name.clone()));
         }
         let remedy = match by_triggers && !exported.captured {

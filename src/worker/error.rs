@@ -54,9 +54,8 @@ impl Error {
                     let failure = failure(FailureCode::FullExportNeeded);
                     Settlement::Fail(Failure { continuity: Some(Continuity::DatabaseRestored), ..failure })
                 }
-                source::Error::TableMissing { .. } | source::Error::NotTracked(_) => {
-                    Settlement::Fail(failure(FailureCode::TableMissing))
-                }
+                source::Error::TableMissing { .. } => Settlement::Fail(failure(FailureCode::TableMissing)),
+                source::Error::NotTracked(_) => Settlement::Fail(failure(FailureCode::NotTracked)),
                 source::Error::Mismatch(faults) => Settlement::Fail(failure(match faults.0.as_slice() {
                     [fault] if fault.member == "table" => FailureCode::TableMissing,
                     _ => FailureCode::DatasetMismatch,

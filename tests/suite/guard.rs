@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 
 use crate::harness::{
     Csv, Database, HANG_TIMEOUT, Service, Start, connect_options, embedded_settings, eventually, reachable_folder,
-    server_lacks,
+    refusal, server_lacks,
 };
 
 /// The whole row of a consumer's watermark, hidden columns too.
@@ -481,8 +481,8 @@ async fn a_table_that_somebody_brought_is_exported_from_track_to_untrack() {
     let (code, errors) = command(&database, &["untrack", "users"]).await;
     assert_eq!(code, 0, "{errors}");
     assert_eq!(database.one::<i64>(OF_THE_CAPTURE).await, 0);
-    let job = service.ended(&service.submit("full", "a").await).await;
-    assert_eq!(job["error"]["code"], "table_missing", "{job}");
+    let answer = service.call("POST", "/exports/full", &[("X-Consumer-ID", "a")]).await;
+    assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
     service.stop().await;
     // A start leaves what isn't ours as it is; tracked again, the position is from before.
     Start::on(&database).service().await.stop().await;

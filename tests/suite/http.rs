@@ -599,7 +599,7 @@ async fn health_tells_what_is_wrong() {
     for (path, checks) in [
         ("/health", json!({ "postgres": "ok" })),
         ("/health/live", json!({})),
-        ("/health/ready", json!({ "postgres": "ok", "output": "ok" })),
+        ("/health/ready", json!({ "postgres": "ok", "output": "ok", "datasets": "ok" })),
     ] {
         let body = get(&service, path).await.success(200);
         assert_eq!(members(&body), BTreeSet::from(["checks", "status", "timestamp"]));
@@ -617,7 +617,7 @@ async fn health_tells_what_is_wrong() {
     let ready = get(&service, "/health/ready").await;
     let body = ready.success(503);
     assert_eq!(body["status"], "unavailable");
-    assert_eq!(body["checks"], json!({ "postgres": "ok", "output": "the output folder is missing" }));
+    assert_eq!(body["checks"], json!({ "postgres": "ok", "output": "the output folder is missing", "datasets": "ok" }));
     assert!(!ready.header("retry-after").is_empty());
     get(&service, &download_of(&job)).await.problem(503, "output_missing");
     for path in ["/health", "/health/live"] {

@@ -125,6 +125,8 @@ mod tables;
 #[cfg(test)]
 mod tls;
 #[cfg(test)]
+mod tracked;
+#[cfg(test)]
 mod types;
 #[cfg(test)]
 mod waiting;

@@ -317,7 +317,7 @@ async fn the_key_that_is_logged_is_the_one_that_counts_whatever_the_table_is_cal
     tables.run("alter table plain rename to other; alter table moved rename to plain").await;
     // The log has codes.
     let job = tables.ended("full", "plain").await;
-    assert_eq!(job["error"]["code"], "table_missing", "{job}");
+    assert_eq!(job["error"]["code"], "not_tracked", "{job}");
     tables.catalog.track(&tables.database, "plain").await;
     export(&tables.service, "full", "plain", "a").await;
     let replica = Replica { database: &tables.database, source: "select * from plain", key: &["id"] };

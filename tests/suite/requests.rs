@@ -223,3 +223,26 @@ async fn a_failed_or_cancelled_job_is_tried_again_as_a_new_one() {
     assert_eq!(refusal(nobody).await, (404, "not_found".to_owned()));
     service.stop().await;
 }
+
+#[tokio::test]
+async fn a_slip_in_a_path_makes_no_consumer() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    for (word, call) in [
+        ("full", "/exports/full"),
+        ("incremental", "/exports/incremental"),
+        ("delta", "/exports/delta"),
+        ("watermark", "/exports/watermark"),
+    ] {
+        let answer = service.call("POST", &format!("/export/{word}"), &[("X-Consumer-ID", "search")]).await;
+        let problem: Value = answer.json().await.unwrap();
+        assert_eq!((&problem["status"], &problem["code"]), (&json!(404), &json!("not_found")), "{problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(&format!("{call},")) && detail.contains("X-Consumer-ID"), "{detail}");
+    }
+    assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
+    // Whose name only begins like that is a consumer, and so is who says so in the header.
+    assert_eq!(service.call("POST", "/export/full-text", &[]).await.status(), 202);
+    assert_eq!(service.call("POST", "/exports/incremental", &[("X-Consumer-ID", "full")]).await.status(), 202);
+    service.stop().await;
+}

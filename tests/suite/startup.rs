@@ -5,10 +5,11 @@ use std::path::Path;
 use cdc_export::embedded;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde_json::json;
 use sqlx::ConnectOptions;
 
-use crate::harness::{Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings, reachable_folder};
+use crate::harness::{
+    Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings, reachable_folder, refusal,
+};
 
 /// A start that is refused says so in one line, nothing else.
 async fn refused(start: Start) -> (i32, String) {
@@ -79,8 +80,8 @@ async fn a_users_table_that_somebody_brought_is_left_alone() {
     let before = look().await;
     let service = Start::on(&database).with("SEED_ROWS", 1000).service().await;
     for export_type in ["full", "incremental", "delta"] {
-        let job = service.ended(&service.submit(export_type, "a").await).await;
-        assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{job}");
+        let answer = service.call("POST", &format!("/exports/{export_type}"), &[("X-Consumer-ID", "a")]).await;
+        assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
     }
     assert_eq!(service.call("DELETE", "/users/1", &[]).await.status(), 404);
     assert_eq!(look().await, before);
@@ -135,8 +136,8 @@ async fn the_tables_are_where_the_search_path_puts_them() {
     database.run("create schema theirs; create table theirs.users (like app.users including all)").await;
     database.run(&format!("alter database {name} set search_path = theirs, app, public")).await;
     let service = Start::on(&database).with("SEED_ROWS", 100).service().await;
-    let job = service.ended(&service.submit("full", "a").await).await;
-    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{job}");
+    let answer = service.call("POST", "/exports/full", &[("X-Consumer-ID", "a")]).await;
+    assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
     assert_eq!(database.one::<i64>("select count(*) from theirs.users").await, 0);
     service.stop().await;
 }

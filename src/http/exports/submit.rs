@@ -27,7 +27,8 @@ use crate::service::{self, Service};
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs, Code::TableUnreadable, Code::DatasetMismatch,
+        Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs, Code::TableUnreadable,
+        Code::DatasetMismatch,
     ]))),
 )]
 pub(crate) async fn create(
@@ -43,7 +44,7 @@ pub(crate) async fn create(
 #[utoipa::path(
     post, path = "/exports/full", operation_id = "startFull", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
-    extensions(("x-codes" = json!([Code::TooManyOpenJobs]))),
+    extensions(("x-codes" = json!([Code::NotTracked, Code::TooManyOpenJobs]))),
 )]
 pub(crate) async fn full(
     State(service): State<Service>,
@@ -56,7 +57,9 @@ pub(crate) async fn full(
 #[utoipa::path(
     post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
-    extensions(("x-codes" = json!([Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs]))),
+    extensions(("x-codes" = json!([
+        Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+    ]))),
 )]
 pub(crate) async fn incremental(
     State(service): State<Service>,
@@ -71,7 +74,9 @@ pub(crate) async fn incremental(
 #[utoipa::path(
     post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
-    extensions(("x-codes" = json!([Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs]))),
+    extensions(("x-codes" = json!([
+        Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+    ]))),
 )]
 pub(crate) async fn delta(
     State(service): State<Service>,
@@ -81,10 +86,14 @@ pub(crate) async fn delta(
 }
 
 /// Ask for an incremental export of the consumer that the path names
+///
+/// `full`, `incremental`, `delta` and `watermark` are no consumers here, but slips for calls under `/exports/`: 404 names the call.
 #[utoipa::path(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
     params(Submission<PathConsumer, Options>), request_body = Options, responses(Submitted),
-    extensions(("x-codes" = json!([Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs]))),
+    extensions(("x-codes" = json!([
+        Code::NotFound, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+    ]))),
 )]
 pub(crate) async fn incremental_of(
     State(service): State<Service>,
@@ -109,7 +118,8 @@ async fn start<C: Into<ConsumerId>>(
     post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
     params(Submission<PathJob, Nothing>), request_body = Nothing, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFailed, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs, Code::TableUnreadable, Code::DatasetMismatch,
+        Code::NotFailed, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
+        Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
 pub(crate) async fn retry(

@@ -40,6 +40,7 @@ const NEXT = {
   storage_readonly: "Let the service write to its output folder (permissions, mount), then retry.",
   output_missing: "Mount or make the output folder again, then retry.",
   source_unavailable: "See whether Postgres can be reached, then retry.",
+  not_tracked: "Track the dataset first: cdc-export track, with its name. Then retry.",
   table_missing: "Make the table, or take its dataset out of the catalog.",
   dataset_mismatch: "Mend what the text names in the table or the catalog: cdc-export datasets check.",
   permission_denied: "Grant the service's role SELECT on the table, then retry.",

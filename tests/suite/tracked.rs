@@ -1,0 +1,155 @@
+//! Datasets that nobody has tracked: no call takes them for ready, and what to run is said at once.
+
+use serde_json::{Value, json};
+
+use crate::catalog::{Catalog, ended, export, post};
+use crate::harness::{Database, Service, refusal};
+
+/// Two tables, of which one is tracked in no test of its own accord.
+async fn tables() -> (Database, Catalog) {
+    let database = Database::empty().await;
+    for name in ["orders", "stock"] {
+        database
+            .run(&format!(
+                "create table {name} (id int primary key, code text not null unique, at timestamptz not null default '2026-01-01');
+                 insert into {name} values (1, 'a'), (2, 'b')"
+            ))
+            .await;
+    }
+    let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\nupdated_at = \"at\"\n");
+    (database, Catalog::of(&(of("orders") + &of("stock"))))
+}
+
+async fn get(service: &Service, path: &str) -> Value {
+    service.call("GET", path, &[]).await.json().await.unwrap()
+}
+
+async fn continuity(service: &Service) -> Vec<Value> {
+    let consumers = get(service, "/consumers").await;
+    consumers["items"].as_array().unwrap().iter().map(|item| item["continuity"].clone()).collect()
+}
+
+#[tokio::test]
+async fn a_request_for_a_dataset_that_nobody_tracked_is_refused_with_the_command_to_run() {
+    let (database, catalog) = tables().await;
+    catalog.track(&database, "stock").await;
+    let service = catalog.start(&database).service().await;
+    let of_orders = json!({ "dataset": "orders" });
+    for path in ["/exports", "/exports/full", "/exports/incremental", "/exports/delta", "/export/c"] {
+        let problem: Value = post(&service, path, Some("c"), &of_orders).await.json().await.unwrap();
+        let found = (&problem["status"], &problem["code"], &problem["field"]);
+        assert_eq!(found, (&json!(409), &json!("not_tracked"), &json!("dataset")), "{path}");
+        assert!(problem["detail"].as_str().unwrap().contains("`cdc-export track orders`"), "{problem}");
+    }
+    assert_eq!(get(&service, "/exports").await["items"], json!([]), "no job was made");
+    // Another dataset, and what has no position, needs nothing of it.
+    export(&service, "full", "stock", "c").await;
+    let ad_hoc = ended(&service, "/exports", None, json!({ "dataset": "orders", "columns": ["code"] })).await;
+    assert_eq!((&ad_hoc["status"], &ad_hoc["rowsExported"]), (&json!("completed"), &json!(2)), "{ad_hoc}");
+
+    catalog.track(&database, "orders").await;
+    export(&service, "full", "orders", "c").await;
+    export(&service, "delta", "orders", "c").await;
+    // Triggers that are gone are the guard's to tell.
+    database.run("drop trigger cdc_export_u on orders").await;
+    let job = ended(&service, "/exports/delta", Some("c"), of_orders.clone()).await;
+    assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("trigger_missing")));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_retry_of_an_export_whose_dataset_was_untracked_is_refused_and_a_repeated_request_is_not() {
+    let (database, catalog) = tables().await;
+    catalog.track(&database, "orders").await;
+    let service = catalog.start(&database).service().await;
+    let send = async || {
+        let request =
+            service.client.post(format!("{}/exports/full", service.address)).json(&json!({ "dataset": "orders" }));
+        request.header("X-Consumer-ID", "c").header("Idempotency-Key", "k").send().await.unwrap()
+    };
+    let first: Value = send().await.json().await.unwrap();
+    let id = first["jobId"].as_str().unwrap();
+    assert_eq!(service.ended(id).await["status"], "completed");
+    let mut held = database.pool.begin().await.unwrap();
+    sqlx::query("lock table orders in access exclusive mode").execute(&mut *held).await.unwrap();
+    let answer: Value =
+        post(&service, "/exports/full", Some("c"), &json!({ "dataset": "orders" })).await.json().await.unwrap();
+    let cancelled = answer["jobId"].as_str().unwrap();
+    service.call("POST", &format!("/exports/{cancelled}/cancel"), &[]).await;
+    assert_eq!(service.ended(cancelled).await["status"], "cancelled");
+    held.rollback().await.unwrap();
+
+    let (code, _, said) = catalog.command(&database, &["untrack", "orders"]).await;
+    assert_eq!(code, 0, "{said}");
+    let retry = service.call("POST", &format!("/exports/{cancelled}/retry"), &[]).await;
+    assert_eq!(refusal(retry).await, (409, "not_tracked".to_owned()));
+    let again = send().await;
+    assert_eq!(again.status(), 202);
+    assert_eq!(again.json::<Value>().await.unwrap()["jobId"], first["jobId"]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_dataset_whose_key_is_another_than_the_triggers_log_is_tracked_anew() {
+    let (database, catalog) = tables().await;
+    catalog.track(&database, "orders").await;
+    let text = std::fs::read_to_string(catalog.path()).unwrap();
+    catalog.write(&text.replacen("\"at\"\n", "\"at\"\nkey = [\"code\"]\n", 1));
+    let service = catalog.start(&database).service().await;
+    let of_orders = json!({ "dataset": "orders" });
+    let answer = post(&service, "/exports/full", Some("c"), &of_orders).await;
+    assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
+    catalog.track(&database, "orders").await;
+    export(&service, "full", "orders", "c").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn no_look_takes_an_untracked_dataset_for_exact_or_ready() {
+    let (database, catalog) = tables().await;
+    let service = catalog.start(&database).service().await;
+    let warned: Vec<_> = service.events("not_captured").into_iter().map(|line| line["message"].to_string()).collect();
+    assert!(warned.len() == 2 && warned[0].contains("`cdc-export track orders`"), "{warned:?}");
+    let ready = service.call("GET", "/health/ready", &[]).await;
+    assert_eq!(ready.status(), 200, "other datasets' exports start, and so does the service");
+    let ready: Value = ready.json().await.unwrap();
+    let said = ready["checks"]["datasets"].as_str().unwrap();
+    assert!(said.contains("`cdc-export track orders`") && said.contains("`cdc-export track stock`"), "{ready}");
+    for dataset in get(&service, "/datasets").await["items"].as_array().unwrap() {
+        let name = dataset["name"].as_str().unwrap();
+        assert_eq!(dataset["ready"], false);
+        assert!(dataset["problems"][0].as_str().unwrap().contains(&format!("`cdc-export track {name}`")), "{dataset}");
+    }
+    // A consumer that has a watermark, made by hand, and one whose exports are of before `untrack`.
+    let set = service.client.put(format!("{}/exports/watermark?dataset=orders", service.address));
+    let set = set.header("X-Consumer-ID", "c").json(&json!({ "lastExportedAt": "2026-01-01T00:00:00Z" })).send().await;
+    assert_eq!(set.unwrap().status(), 200);
+    assert_eq!(continuity(&service).await, ["trigger_missing"]);
+    for arguments in [
+        &["export", "delta", "--consumer", "c", "--dataset", "orders"][..],
+        &["export", "full", "--consumer", "d", "--dataset", "orders"],
+    ] {
+        let with_server = [arguments, &["--server", &service.address]].concat();
+        for arguments in [arguments, &with_server] {
+            let (code, printed, said) = catalog.command(&database, arguments).await;
+            assert!(
+                code == 1 && printed.is_empty() && said.contains("`cdc-export track orders`"),
+                "{code} {printed} {said}"
+            );
+        }
+    }
+    let (code, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert_eq!((code, printed.as_str()), (0, ""));
+    assert!(said.contains("`cdc-export track orders`") && said.contains("`cdc-export track stock`"), "{said}");
+
+    catalog.track(&database, "orders").await;
+    let (_, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert!(printed == "orders: as their tables are.\n" && !said.contains("orders"), "{printed} {said}");
+    assert_eq!(continuity(&service).await, ["no_snapshot"]);
+    export(&service, "full", "orders", "c").await;
+    assert_eq!(continuity(&service).await, [Value::Null]);
+    let (code, _, said) = catalog.command(&database, &["untrack", "orders"]).await;
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(continuity(&service).await, ["trigger_missing"]);
+    service.stop().await;
+}
