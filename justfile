@@ -45,6 +45,11 @@ schemathesis *args:
     cargo build --locked --bin cdc-export
     tests/schemathesis.sh {{ args }}
 
+# Clients that others' generators make of the API's document, each compiled and called. Needs Node.js with npm.
+clients:
+    cargo build --locked --bin cdc-export
+    tests/clients.sh
+
 # Renews docs/openapi.json, which the tests hold against the service.
 openapi:
     RENEW_OPENAPI=1 cargo test --locked --test suite -- openapi::the_document_in_the_clone

@@ -131,7 +131,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(users::soft_delete))
         .routes(routes!(openapi::get))
         .routes(routes!(docs::page))
-        .routes(routes!(docs::style))
+        .route("/docs/style.css", get(docs::style))
         .route("/", get(page::index))
         .route("/page/{name}", get(page::asset))
 }

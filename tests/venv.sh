@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A virtual environment of Python packages under target/, made where it isn't there yet: prints the path of its `python`.
 #
-#   tests/venv.sh guides|schemathesis|browser|just
+#   tests/venv.sh guides|schemathesis|clients|browser|just
 #
 # Needs python3 with venv, and a package index or a cache of its packages. The packages are pinned: a new one may find more, or less.
 set -euo pipefail
@@ -10,6 +10,8 @@ cd "$(dirname "$0")/.."
 case $1 in
     guides) pins='duckdb==1.4.1 pandas==2.3.3 pyarrow==22.0.0 psycopg[binary]==3.2.12 zstandard==0.25.0' ;;
     schemathesis) pins='schemathesis==4.32.5' ;;
+    # A generator of clients.
+    clients) pins='openapi-python-client==0.29.1' ;;
     # Whoever drives the browser, and who looks for what keeps people out.
     browser) pins='playwright==1.65.2 axe-playwright-python==0.1.8' ;;
     # The program of that name, for a machine that can't compile it in a moment.

@@ -37,11 +37,7 @@ pub(crate) async fn page(Extension(document): Extension<RouterDocument>) -> impl
     (headers, page.as_str())
 }
 
-/// The page's stylesheet
-#[utoipa::path(
-    get, path = "/docs/style.css", operation_id = "getDocsStyle", tag = "service",
-    responses((status = 200, description = "The stylesheet.", body = String, content_type = "text/css")),
-)]
+/// The page's stylesheet, which the page alone asks for, and which is no call of the API.
 pub(crate) async fn style() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)
 }

@@ -107,13 +107,13 @@ pub(crate) struct Options {
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = DatasetName)]
     dataset: Option<String>,
-    /// The file's format
+    /// The file's format. Left out, it is `csv`
     #[serde(default = "csv")]
-    #[schema(required = false, default = "csv")]
+    #[schema(required = false)]
     format: Format,
-    /// What the file is compressed with; not with `parquet`
+    /// What the file is compressed with; not with `parquet`. Left out, it is `none`
     #[serde(default = "uncompressed")]
-    #[schema(required = false, default = "none")]
+    #[schema(required = false)]
     compression: Compression,
     /// The export that the caller loaded last, null for none: the call is refused if another one is the consumer's last export. Left out,
     /// nothing is checked. A full export is never refused for it
@@ -133,21 +133,21 @@ pub(crate) struct Options {
     "columns": ["id", "email"], "filter": [{ "column": "id", "op": "gte", "value": 100 }], "limit": 1000
 }))]
 pub(crate) struct NewExport {
-    /// Which rows; without a consumer, `full` alone
+    /// Which rows; without a consumer, `full` alone. Left out, it is `full`
     #[serde(default = "full")]
-    #[schema(required = false, default = "full")]
+    #[schema(required = false)]
     export_type: ExportType,
     /// The dataset whose rows they are. Left out, it is `users`, or the only dataset there is
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = DatasetName)]
     dataset: Option<String>,
-    /// The file's format
+    /// The file's format. Left out, it is `csv`
     #[serde(default = "csv")]
-    #[schema(required = false, default = "csv")]
+    #[schema(required = false)]
     format: Format,
-    /// What the file is compressed with; not with `parquet`
+    /// What the file is compressed with; not with `parquet`. Left out, it is `none`
     #[serde(default = "uncompressed")]
-    #[schema(required = false, default = "none")]
+    #[schema(required = false)]
     compression: Compression,
     /// With a consumer: the export that the caller loaded last, null for none
     #[serde(default, deserialize_with = "job_or_null")]
