@@ -28,7 +28,7 @@ class Refused(Exception):
 
 
 class Gap(Exception):
-    """Changes that no file at hand has."""
+    """Some changes are in no file that can still be fetched."""
 
 
 class Exports:
@@ -37,9 +37,9 @@ class Exports:
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def catch_up(self, folder, after=None):
-        """Has the service write what changed, and yields the exports to load, in their order: each job, and the path of its file. `after`
-        is the id and the SHA-256 of the export that was loaded last. Where changes alone don't do, a full export comes, which replaces
-        all before it, and standard error says why."""
+        """Asks for an export, and yields all exports to load, in their order: each job, and the path of its file. `after` is the id and
+        the SHA-256 of the export that was loaded last. If a delta isn't possible, it yields a full export, which replaces all that was loaded
+        before, and says on standard error why."""
         export_type = "delta" if after else "full"
         while True:
             try:
@@ -75,8 +75,8 @@ class Exports:
             print(f"a full export is next: {why}", file=sys.stderr)
 
     def missed(self, jobs, after):
-        """Of these jobs of the lane, in its order, those that are to be loaded after this one: from the last full export on, the open
-        ones when they have completed."""
+        """Yields those of these jobs that have to be loaded after `after`, in their order. What comes before the last full export need not
+        be loaded; an open job is yielded when it has completed."""
         fulls = [at for at, job in enumerate(jobs) if job["exportType"] == "full" and job["status"] == "completed"]
         number = self.call("GET", f"/exports/{after}")["number"]
         for job in jobs[fulls[-1]:] if fulls else jobs:
@@ -91,7 +91,8 @@ class Exports:
             yield job
 
     def see(self, job):
-        """That a job's file is one to go on from. Another one was asked for by hand perhaps, and its changes are in no other file."""
+        """Raises Gap unless the copy can go on from this job's file. Perhaps somebody asked by hand for another kind of export: what
+        changed is then in no other file."""
         if (job["format"], job["compression"]) != (self.format, "none"):
             raise Gap(f"the export {job['jobId']} is {job['format']} with the compression {job['compression']}, not {self.format}")
         if job["exportType"] == "incremental":
@@ -110,7 +111,7 @@ class Exports:
         return job
 
     def ended(self, job):
-        """A job when it has ended."""
+        """The job, once it has ended."""
         while job["status"] not in ("completed", "failed", "cancelled"):
             job = self.call("GET", f"/exports/{job['jobId']}?wait=30")
         return job
@@ -132,7 +133,7 @@ class Exports:
             return json.load(answer)
 
     def open(self, method, path, headers={}, body=None):
-        """An answer. A service that is busy or restarts is asked again for a minute."""
+        """The answer to a call. A service that is busy or restarts is asked again for a minute."""
         data = None if body is None else json.dumps(body).encode()
         headers = self.headers | headers | ({"Content-Type": "application/json"} if data else {})
         end = time.monotonic() + 60
@@ -152,7 +153,7 @@ class Exports:
 
 
 def problem_of(error):
-    """What the service says; of something between, a proxy perhaps, only that."""
+    """The service's own words; or that something else has answered, such as a proxy."""
     try:
         return json.load(error)
     except ValueError:

@@ -20,7 +20,7 @@ with duckdb.connect(database) as target, tempfile.TemporaryDirectory() as folder
     target.execute("create table if not exists loads (loaded text primary key, job_id text, sha256 text)")
     last = target.execute("select job_id, sha256 from loads where loaded = ?", [TABLE]).fetchone()
     for job, path in exports.catch_up(folder, after=last):
-        # The rows and the name of what they came from, both or neither: the next run begins behind it.
+        # The rows and the id of their export are committed together, so that the next run goes on behind it.
         target.begin()
         if job["exportType"] == "full":
             # Each column has the type that it has in the source.

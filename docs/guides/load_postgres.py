@@ -44,7 +44,7 @@ with psycopg.connect(conninfo, autocommit=True) as target, tempfile.TemporaryDir
     target.execute(SETUP)
     last = target.execute("select job_id::text, sha256 from loads where loaded = %s", [TABLE]).fetchone()
     for job, path in exports.catch_up(folder, after=last):
-        # The rows and the name of what they came from, both or neither: the next run begins behind it.
+        # The rows and the id of their export are committed together, so that the next run goes on behind it.
         with target.transaction():
             if job["exportType"] == "full":
                 target.execute(f"truncate {TABLE}")
