@@ -7,6 +7,8 @@ use cdc_export::dataset::ColumnType;
 use cdc_export::job::{Continuity, FailureCode};
 use serde_json::Value;
 
+use crate::types::TYPES;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -162,56 +164,62 @@ fn every_call_is_explained_with_what_it_takes_and_answers() {
 
 #[test]
 fn every_type_of_a_column_has_its_form_in_each_format() {
-    use ColumnType::{
-        Bool, Bytea, Date, Float4, Float8, Int2, Int4, Int8, Json, Jsonb, Numeric, Text, Time, Timestamp, Timestamptz,
-        Uuid,
-    };
-    let kinds = [
-        Int2,
-        Int4,
-        Int8,
-        Float4,
-        Float8,
-        Numeric,
-        Bool,
-        Text,
-        Uuid,
-        Bytea,
-        Json,
-        Jsonb,
-        Timestamptz,
-        Timestamp,
-        Date,
-        Time,
-    ];
-    // The compiler asks for a new kind here; name it above, too.
+    // The compiler asks for a new kind here.
     let names = |kind| match kind {
-        Int2 => ["smallint"].as_slice(),
-        Int4 => &["integer"],
-        Int8 => &["bigint"],
-        Float4 => &["real"],
-        Float8 => &["double precision"],
-        Numeric => &["numeric"],
-        Bool => &["boolean"],
-        Text => &["text", "varchar", "every other type"],
-        Uuid => &["uuid"],
-        Bytea => &["bytea"],
-        Json => &["json"],
-        Jsonb => &["jsonb"],
-        Timestamptz => &["timestamptz"],
-        Timestamp => &["timestamp"],
-        Date => &["date"],
-        Time => &["time"],
+        ColumnType::Int2 => ["smallint"].as_slice(),
+        ColumnType::Int4 => &["integer"],
+        ColumnType::Int8 => &["bigint"],
+        ColumnType::Float4 => &["real"],
+        ColumnType::Float8 => &["double precision"],
+        ColumnType::Numeric => &["numeric"],
+        ColumnType::Bool => &["boolean"],
+        ColumnType::Text => &["text", "varchar", "every other type"],
+        ColumnType::Uuid => &["uuid"],
+        ColumnType::Bytea => &["bytea"],
+        ColumnType::Json => &["json"],
+        ColumnType::Jsonb => &["jsonb"],
+        ColumnType::Timestamptz => &["timestamptz"],
+        ColumnType::Timestamp => &["timestamp"],
+        ColumnType::Date => &["date"],
+        ColumnType::Time => &["time"],
     };
     let page = read("docs/FORMATS.md");
     let rows: Vec<Vec<&str>> =
         page.lines().filter_map(|line| Some(line.strip_prefix("| ")?.split(" | ").collect())).collect();
-    for kind in kinds {
+    for (kind, _) in TYPES {
         for name in names(kind) {
             let row = rows.iter().find(|row| row[0].replace('`', "").split(", ").any(|cell| cell == *name));
-            assert_eq!(row.map(Vec::len), Some(4), "docs/FORMATS.md has no row with three formats for {name}");
+            let row = row.unwrap_or_else(|| panic!("docs/FORMATS.md has no row for {name}"));
+            assert_eq!(row.len(), 4, "docs/FORMATS.md lacks a format of {name}");
+            #[cfg(feature = "parquet")]
+            for word in in_parquet(kind) {
+                assert!(row[3].contains(&format!("`{word}`")), "{name} is `{word}` in Parquet, not {}", row[3]);
+            }
         }
     }
+}
+
+/// The physical and the logical type of a kind of column, as Parquet's own printer names them.
+#[cfg(feature = "parquet")]
+fn in_parquet(kind: ColumnType) -> Vec<String> {
+    use cdc_export::dataset::Column;
+    use cdc_export::encode::Encoder;
+    use cdc_export::job::encoding::Format;
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+
+    let mut file = Vec::new();
+    let mut encoder = Encoder::new(Format::Parquet, vec![Column::named("v", kind)], None).unwrap();
+    encoder.begin(&mut file);
+    encoder.finish(&mut file).unwrap();
+    let reader = SerializedFileReader::new(bytes::Bytes::from(file)).unwrap();
+    let mut printed = Vec::new();
+    parquet::schema::printer::print_schema(&mut printed, reader.metadata().file_metadata().schema());
+    let printed = String::from_utf8(printed).unwrap();
+    // `  OPTIONAL INT32 v (DATE);`
+    let line = printed.lines().find(|line| line.contains(" v")).unwrap().trim().trim_end_matches(';');
+    let (physical, logical) = line.trim_start_matches("OPTIONAL ").split_once(" v").unwrap();
+    let logical = logical.trim().strip_prefix('(').and_then(|text| text.strip_suffix(')'));
+    [Some(physical), logical].into_iter().flatten().map(str::to_owned).collect()
 }
 
 #[test]

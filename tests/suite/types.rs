@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Executor, Postgres};
 use crate::harness::Database;
 
 /// Each with its name in Postgres. Its values are in the table `of_{name}` of `types.sql`.
-const TYPES: [(ColumnType, &str); 16] = [
+pub(crate) const TYPES: [(ColumnType, &str); 16] = [
     (ColumnType::Int2, "int2"),
     (ColumnType::Int4, "int4"),
     (ColumnType::Int8, "int8"),
