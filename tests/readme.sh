@@ -1,70 +1,57 @@
 #!/usr/bin/env bash
 # README.md, word by word: every `sh` block runs in its order, in one shell, in an empty folder, as a reader would paste it; and what a block
-# prints is what the `text` block behind it says, but for ids, times and figures of a run.
+# prints is what the `text` block behind it says, but for ids and times.
 #
 #   tests/readme.sh                 with target/debug/cdc-export
 #   BINARY=… tests/readme.sh        with another build
 #
 # In place of port 8080 the service gets a free one, `cargo run` and `cargo install` use the binary that is there, and
-# `postgres://localhost/shop` is a database of a Postgres that a second service keeps. Needs psql, curl and a Postgres; no root.
+# `postgres://localhost/shop` is a database of a Postgres that a second service keeps. Needs psql, curl, python3 and a Postgres; no root.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-binary=$(realpath "${BINARY:-$root/target/debug/cdc-export}")
+cd "$(dirname "$0")/.."
 if [[ -z ${README_CLEAN:-} ]]; then
-    # No setting of the caller's changes what a reader would see.
-    exec env -i README_CLEAN=yes PATH="$PATH" HOME="$HOME" TMPDIR="${TMPDIR:-/tmp}" BINARY="$binary" "$0"
+    # No setting of the caller's changes what a reader sees.
+    exec env -i README_CLEAN=yes PATH="$PATH" HOME="$HOME" TMPDIR="${TMPDIR:-/tmp}" ${BINARY:+BINARY="$(realpath "$BINARY")"} tests/readme.sh
 fi
-
-work=$(mktemp -d)
-chmod 755 "$work"
-mkdir "$work/reader" "$work/shop" "$work/blocks"
-services=()
+readme=$PWD/README.md
+. tests/service.sh
+reader=
 finish() {
     local status=$?
-    for service in "${services[@]}"; do kill "$service" 2>/dev/null || true; done
-    wait
     [[ $status == 0 ]] || tail -n 20 "$work"/*.log "$work"/blocks/*.err >&2 || true
+    [[ -z $reader ]] || kill "$reader" || true
+    [[ -z $service ]] || kill "$service" || true
+    wait
     rm -rf "$work"
     exit $status
 }
 trap finish EXIT
-die() { printf 'error: %s\n' "$*" >&2; exit 1; }
-
-# start LOG COMMAND…: runs a service in the background, and waits until it listens.
-start() {
-    local log=$work/$1.log
-    shift
-    : >"$log"
-    "$@" >>"$log" 2>&1 &
-    services+=($!)
-    until grep -q '"listening"' "$log"; do kill -0 $! 2>/dev/null || die "$* has ended"; sleep 0.1; done
-    address=$(grep -o 'http://[0-9.:]*' "$log" | tail -1)
-}
+mkdir "$work/reader" "$work/blocks"
 
 # Somebody's database, with a table that knows nothing of the service.
-start shop env DATA_DIR="$work/shop/data" OUTPUT_DIR="$work/shop/output" PORT=0 SEED_ROWS=0 LOG_FORMAT=json "$binary" serve --no-workers
-secret=$(cat "$work/shop/data/postgres.password") socket=$(sed -n 5p "$work/shop/data/postgres/postmaster.pid")
+start_service SEED_ROWS=0
+secret=$(cat "$work/data/postgres.password") socket=$(sed -n 5p "$work/data/postgres/postmaster.pid")
 as_owner() { PGPASSWORD=$secret psql -qAt -v ON_ERROR_STOP=1 -h "$socket" -U postgres "$@"; }
 as_owner cdc_export -c 'create database shop'
 as_owner shop -c 'create schema sales; create table sales.orders (id bigint primary key, total numeric, modified_at timestamptz not null)' \
     -c "insert into sales.orders values (1, 9.90, now()), (2, 12, now()), (3, null, now())"
 shop="postgres://postgres:$secret@localhost/shop?host=$socket"
-
-# A free port: the one that a service has just been given, once that service is gone.
-start port env DATABASE_URL="$shop" OUTPUT_DIR="$work/shop/output" PORT=0 LOG_FORMAT=json "$binary" serve --no-workers
-port=${address##*:}
-kill "${services[1]}" && wait "${services[1]}" || true
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
 # The blocks: N.sh, and N.text where the next block says what N.sh prints.
 awk -v folder="$work/blocks" '
     /^```/ { if (inside) { inside = 0 } else { inside = 1; kind = substr($0, 4); if (kind == "sh") n++
         if (kind != "") { file = sprintf("%s/%02d.%s", folder, n, kind); printf "" >file } else { file = "/dev/null" } } next }
-    inside { print >file }' "$root/README.md"
+    inside { print >file }' "$readme"
 
-# What a block starts and doesn't end runs on beside the next block, as in a terminal of its own; the reader stops the one before.
+# What a reader does in a terminal of its own: the service runs on beside the next blocks. The reader ends the one before.
 serve() {
-    if ((${#services[@]} > 2)); then kill "${services[-1]}" && wait "${services[-1]}" || true; fi
-    start reader env PORT="$port" LOG_FORMAT=json "$binary"
+    local log=$work/reader.log
+    if [[ -n $reader ]]; then kill "$reader" && wait "$reader" || true; fi
+    : >"$log"
+    PORT=$port LOG_FORMAT=json "$binary" 2>>"$log" &
+    reader=$!
+    until grep -q '"listening"' "$log"; do kill -0 "$reader" || die 'the service ended'; sleep 0.1; done
 }
 cargo() {
     case "$*" in
@@ -75,7 +62,7 @@ cargo() {
 }
 cdc-export() { if (($# == 0)); then serve; else "$binary" "$@"; fi; }
 
-# Ids, times and sizes that each run has anew.
+# A text without the ids and times that each run has anew.
 settled() {
     sed -E -e 's/[0-9a-f]{8}-[0-9a-f-]{27}/ID/g' -e 's/[0-9]{8}T[0-9]{6}Z/TIME/g' \
         -e 's/[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(\.[0-9]{1,6})?Z/TIME/g' "$1"
@@ -84,12 +71,11 @@ settled() {
 cd "$work/reader"
 for block in "$work"/blocks/*.sh; do
     printf '==> %s\n' "$(head -1 "$block")"
-    # As it is sourced, what the block defines and exports is there for the next one.
     sed -e "s/localhost:8080/localhost:$port/g" -e "s|postgres://localhost/shop|'$shop'|" "$block" >"$work/block"
-    # shellcheck disable=SC1091
+    # Sourced, so that what a block exports is there for the next one.
     source "$work/block" >"${block%.sh}.out" 2> >(cat >"${block%.sh}.err")
     if [[ -f ${block%.sh}.text ]]; then
-        diff <(settled "${block%.sh}.text") <(settled "${block%.sh}.out") || die "README shows something else"
+        diff <(settled "${block%.sh}.text") <(settled "${block%.sh}.out") || die 'README shows something else'
     fi
 done
 
@@ -99,6 +85,6 @@ cmp missed.csv output/delta_warehouse_*.csv
 files=(inbox/*)
 [[ ${#files[@]} == 2 ]] || die "inbox has ${files[*]}"
 grep -q '^1,9.90,' inbox/full_orders_warehouse_*.csv
-[[ $(wc -l <"$(echo inbox/delta_orders_warehouse_*.csv)") == 1 ]] || die 'nothing has changed, and the delta has rows'
+[[ $(cat inbox/delta_orders_warehouse_*.csv | wc -l) == 1 ]] || die 'nothing has changed, and the delta has rows'
 [[ $(grep -c '^name = "orders"' datasets.toml) == 1 ]] || die 'datasets.toml lacks the dataset'
 echo '==> README runs'
