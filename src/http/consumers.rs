@@ -11,6 +11,7 @@ use crate::http::code::Code;
 use crate::http::job::JobBody;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
+use crate::http::query;
 use crate::http::schemas::rfc3339;
 use crate::job::lane::Lane;
 use crate::job::{ConsumerId, Continuity, Job};
@@ -21,6 +22,9 @@ use crate::watermark::{ConsumerLag, Waiting};
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ConsumerQuery {
+    /// This consumer alone, in each of its datasets
+    #[param(value_type = Option<ConsumerId>)]
+    consumer: Option<String>,
     /// At most this many; 50 if left out
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
@@ -69,7 +73,14 @@ pub(crate) async fn list(
     let limit = pages::limit(query.limit.as_deref())?;
     let after = query.cursor.as_deref().map(read_cursor).transpose()?;
     let after = after.as_ref().map(|(consumer, dataset)| Lane { consumer, dataset });
-    let consumers = service.consumers(after, caller.consumers(), limit + 1).await?;
+    let one: Option<ConsumerId> = query::word("consumer", query.consumer)?;
+    let visible = one.as_ref().is_none_or(|consumer| caller.consumers().is_none_or(|own| own.contains(consumer)));
+    let among = match &one {
+        Some(_) if !visible => Some([].as_slice()),
+        Some(consumer) => Some(std::slice::from_ref(consumer)),
+        None => caller.consumers(),
+    };
+    let consumers = service.consumers(after, among, limit + 1).await?;
     Ok(Json(Page::new(consumers, limit, |(standing, _)| format!("{}/{}", standing.consumer, standing.dataset), body)))
 }
 

@@ -5,8 +5,6 @@ pub(super) mod download;
 mod submission;
 pub(super) mod submit;
 
-use std::fmt::Display;
-use std::str::FromStr;
 use std::time::Duration;
 
 use axum::Json;
@@ -27,6 +25,7 @@ use crate::http::input::PathJob;
 use crate::http::job::JobBody;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
+use crate::http::query;
 use crate::http::schemas::DatasetName;
 use crate::job::lane::Lane;
 use crate::job::{ConsumerId, ExportType, Filter, Job, JobId, Status};
@@ -169,11 +168,11 @@ pub(crate) async fn list(
         return published_after(&service, &caller, query, limit).await;
     }
     let filter = Filter {
-        consumer: word("consumer", query.consumer)?,
+        consumer: query::word("consumer", query.consumer)?,
         among: caller.consumers().map(<[_]>::to_vec),
         dataset: query.dataset.map(dataset).transpose()?,
-        export_type: word("exportType", query.export_type)?,
-        status: word("status", query.status)?,
+        export_type: query::word("exportType", query.export_type)?,
+        status: query::word("status", query.status)?,
         before: query.cursor.map(|cursor| read_cursor(&cursor).ok_or_else(pages::bad_cursor)).transpose()?,
     };
     let jobs = service.jobs(&filter, limit + 1).await?;
@@ -195,7 +194,7 @@ async fn published_after(
             return Err(bad(name, "beside `after` it would leave out what has to be loaded"));
         }
     }
-    let consumer: Option<ConsumerId> = word("consumer", consumer)?;
+    let consumer: Option<ConsumerId> = query::word("consumer", consumer)?;
     let (Some(consumer), Some(dataset)) = (consumer, of.map(dataset).transpose()?) else {
         return Err(bad("after", "it needs `consumer` and `dataset`, whose exports have an order"));
     };
@@ -210,11 +209,6 @@ async fn published_after(
 fn read_number(cursor: &str) -> Option<u64> {
     let digits = cursor.strip_prefix("number_")?;
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
-}
-
-fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<String>) -> Result<Option<T>, Problem> {
-    let bad = |why: T::Err| Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: {why}"));
-    text.map(|text| text.parse().map_err(bad)).transpose()
 }
 
 /// Reads a dataset's name. The dataset need not be there any more: its exports are.

@@ -5,6 +5,8 @@
 //! on a rule without exceptions, and no probe needs a parameter.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Query, Request, State};
@@ -16,6 +18,15 @@ use utoipa::openapi::{OpenApi, RefOr};
 
 use crate::http::code::Code;
 use crate::http::problem::Problem;
+
+/// Reads a parameter's value, where the query has that parameter.
+///
+/// # Errors
+/// If the value is none of its type: a problem that names the parameter.
+pub(crate) fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<String>) -> Result<Option<T>, Problem> {
+    let bad = |why: T::Err| Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: {why}"));
+    text.map(|text| text.parse().map_err(bad)).transpose()
+}
 
 /// The parameters of each call, by path and method, from the routes' descriptions.
 #[derive(Clone, Debug)]

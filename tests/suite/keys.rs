@@ -447,6 +447,9 @@ async fn lists_show_a_bound_key_its_own_consumers_page_by_page() {
     for (path, count) in [("/exports?consumer=b", 3), ("/exports?consumer=a", 0), ("/exports?consumer=nobody", 0)] {
         assert_eq!(pages(&service, &key, path, 200).await.len(), count, "{path}");
     }
+    for (path, count) in [("/consumers?consumer=b", 1), ("/consumers?consumer=a", 0)] {
+        assert_eq!(pages(&service, &key, path, 200).await.len(), count, "{path}");
+    }
     let all = bearer(&database, "all", &[], &[]).await;
     assert_eq!(pages(&service, &all, "/exports", 200).await.len(), 15);
     assert_eq!(pages(&service, &all, "/consumers", 200).await.len(), 4);

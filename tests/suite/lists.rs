@@ -132,7 +132,12 @@ async fn consumers_are_listed_with_what_waits_for_them() {
         ])
     );
     assert_eq!((&listed[0]["lastJob"], &listed[2]["lastJob"]), (&job, &Value::Null));
-    assert_eq!(refused(&service, "/consumers?cursor=%20").await, "cursor");
+    for (consumer, known) in [("b", &listed[1..2]), ("nobody", &listed[..0])] {
+        assert_eq!(pages(&service, &format!("/consumers?consumer={consumer}"), 2).await, known);
+    }
+    for (query, field) in [("cursor=%20", "cursor"), ("consumer=-", "consumer")] {
+        assert_eq!(refused(&service, &format!("/consumers?{query}")).await, field);
+    }
     service.stop().await;
 }
 
