@@ -1,10 +1,11 @@
 // What may be done with a job: cancel, retry, download. What the service says against it stands next to the button.
 
-import { Problem, call, jobPath, submission } from "./api.js";
-import { dialog, el, once, say, show, text } from "./dom.js";
+import { Problem, call, cancelling, jobPath, submission } from "./api.js";
+import { el, once, say, set, show, text } from "./dom.js";
 import { downloadOf } from "./download.js";
 import { wake } from "./pulse.js";
-import { hint, isOpen, title } from "./words.js";
+import { mayMove, question } from "./question.js";
+import { healedByFull, hint, isOpen, title } from "./words.js";
 
 // A place for an error's words, and the function that fills it.
 export function complaints() {
@@ -42,10 +43,11 @@ export function acting(label, about, complain, act, attributes = {}) {
   return button;
 }
 
-// A submission that keeps its name until it is known whether it made a job.
-export function submitting(path, options, done) {
+// A submission that keeps its name until it is known whether it made a job. `may` says whether to go on with it.
+export function submitting(path, options, done, may = async () => true) {
   let pending = null;
   return async () => {
+    if (pending === null && !(await may())) return null;
     pending ??= submission(path, options);
     try {
       const job = await pending();
@@ -58,43 +60,77 @@ export function submitting(path, options, done) {
   };
 }
 
-// The buttons of a job, kept as its status wants them. `onRetry` gets the id of the new job.
-export function actions(onRetry = () => {}) {
+// What heals a job's lane, where a retry would fail in the same way.
+function healing(job, onMade, complain) {
+  const { consumerId, dataset, format, compression } = job;
+  const options = { headers: { "X-Consumer-ID": consumerId }, body: { dataset, format, compression } };
+  const full = submitting("/exports/full", options, (made) => {
+    onMade(made.jobId);
+    return `started: full export of ${dataset} for ${consumerId}`;
+  });
+  return acting("Start a full export", `of ${dataset} for ${consumerId}`, complain, full, { class: "main" });
+}
+
+function retrying(job, onMade, complain) {
+  const retry = submitting(jobPath(job.jobId, "/retry"), {}, (made) => {
+    onMade(made.jobId);
+    return `retried: ${title(job)}`;
+  }, () => mayMove(job));
+  return acting("Retry", title(job), complain, retry);
+}
+
+// The buttons of a job, kept as its status wants them. `onMade` gets the id of a new job that one of them has made, `changed` is
+// called when the job is to be shown anew.
+export function actions({ onMade = () => {}, changed }) {
   const { node: complaint, complain } = complaints();
   const buttons = el("div", { class: "buttons" });
   const node = el("div", { class: "actions" }, buttons, complaint);
+  let asked = null;
+  let cancel = null;
+
+  // Hours of work may be lost by a slip, so it asks, for as long as the job can be cancelled.
+  async function cancelled(job) {
+    if (cancelling.has(job.jobId)) return null;
+    asked = question({
+      title: "Cancel this export?",
+      text: `The ${title(job)}. What it has written so far is dropped, and the watermark stays where it is.`,
+      yes: "Cancel the export",
+      no: "Let it run",
+      weight: "danger",
+    });
+    const sure = await asked.answer;
+    asked = null;
+    if (!sure) return null;
+    cancelling.add(job.jobId);
+    changed();
+    try {
+      await call("POST", jobPath(job.jobId, "/cancel"));
+    } catch (error) {
+      cancelling.delete(job.jobId);
+      changed();
+      throw error;
+    }
+    return `cancelling: ${title(job)}`;
+  }
+
+  function gone() {
+    asked?.drop();
+  }
+
   const update = (job) => {
-    const kind = isOpen(job) ? "open" : job.status === "completed" ? "file" : "again";
+    if (!isOpen(job)) {
+      cancelling.delete(job.jobId);
+      gone();
+    }
+    const again = healedByFull(job) ? "heal" : "again";
+    const kind = isOpen(job) ? "open" : job.status === "completed" ? "file" : again;
     once(buttons, `${job.jobId} ${kind}`, () => {
       complain(null);
-      if (kind === "open") return acting("Cancel", title(job), complain, () => cancelled(job));
+      if (kind === "open") return (cancel = acting("Cancel", title(job), complain, () => cancelled(job)));
       if (kind === "file") return downloadOf(job, "Download", complain);
-      const retry = submitting(jobPath(job.jobId, "/retry"), {}, (made) => {
-        onRetry(made.jobId);
-        return `retried: ${title(job)}`;
-      });
-      return acting("Retry", title(job), complain, retry);
+      return (kind === "heal" ? healing : retrying)(job, onMade, complain);
     });
+    if (kind === "open") set(cancel, "aria-disabled", cancelling.has(job.jobId) && "true");
   };
-  return { node, update };
-}
-
-// Hours of work may be lost by a slip, so it asks. Resolves to what is to be said.
-async function cancelled(job) {
-  const sure = await new Promise((resolve) => {
-    const opened = dialog(
-      "Cancel this export?",
-      el("p", {}, `The ${title(job)}. What it has written so far is dropped, and the watermark stays where it is.`),
-      el(
-        "p",
-        { class: "buttons" },
-        el("button", { type: "button", class: "danger", onclick: () => opened.close("yes") }, "Cancel the export"),
-        el("button", { type: "button", onclick: () => opened.close("no") }, "Let it run"),
-      ),
-    );
-    opened.addEventListener("close", () => resolve(opened.returnValue === "yes"));
-  });
-  if (!sure) return null;
-  await call("POST", jobPath(job.jobId, "/cancel"));
-  return `cancelled: ${title(job)}`;
+  return { node, update, gone };
 }

@@ -90,6 +90,9 @@ export function get(path, query = {}, signal = undefined) {
 // The jobs that were asked for in this tab.
 export const asked = new Set();
 
+// The open jobs that this tab has had cancelled: the service says so once their workers have stopped.
+export const cancelling = new Set();
+
 // A call that makes a job. Clicked again after an answer that was lost it carries the same name, and makes no second job.
 export function submission(path, options) {
   const name = Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(16)).join("-");

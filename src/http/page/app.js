@@ -1,9 +1,16 @@
 // The page: which view the address means.
 //
-//     #/                    consumers and exports; ?consumer=&status=&exportType=&dataset= filter the exports
+//     #/                    what runs, what failed, and all consumers
+//     #/exports             all exports; ?consumer=&status=&exportType=&dataset= filter them
 //     #/jobs/{id}           one export
+//     #/consumers/{id}      one consumer
+//     #/datasets            what may be exported
 
 import { countDown, watchConnection } from "./banner.js";
+import { consumerView } from "./consumer.js";
+import { datasetsView } from "./datasets.js";
+import { set } from "./dom.js";
+import { exportsView } from "./exports.js";
 import { tick } from "./figures.js";
 import { jobView } from "./job.js";
 import { watchKey } from "./key.js";
@@ -15,40 +22,62 @@ const ID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 
 const content = document.getElementById("content");
 
-function viewOf(hash) {
-  const [path, query] = hash.replace(/^#/, "").split("?");
-  const job = /^\/jobs\/([^/]+)$/.exec(path);
-  if (job === null) return overview(new URLSearchParams(query ?? ""));
-  // What is no id must not become another call's path; nothing has this one.
-  const id = ID.test(job[1]) ? job[1] : "00000000-0000-0000-0000-000000000000";
-  return { ...jobView(id, (made) => (location.hash = `#/jobs/${made}`)), title: "Export – cdc-export" };
+function toJob(id) {
+  location.hash = `#/jobs/${id}`;
 }
 
-let first = true;
+function viewOf(hash) {
+  const [path, query] = hash.replace(/^#/, "").split("?");
+  const [, kind, name] = /^\/([a-z]*)(?:\/([^/]+))?$/.exec(path) ?? [null, "", undefined];
+  if (kind === "jobs" && name !== undefined) {
+    // What is no id must not become another call's path; nothing has this one.
+    const id = ID.test(name) ? name : "00000000-0000-0000-0000-000000000000";
+    return { ...jobView(id, toJob), title: "Export – cdc-export", name: "job" };
+  }
+  if (kind === "consumers" && name !== undefined) return consumerView(decoded(name));
+  if (kind === "datasets") return datasetsView();
+  // A filter is one of the exports, whatever it stands behind.
+  if (kind === "exports" || query) return exportsView(new URLSearchParams(query ?? ""));
+  return overview();
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+let view = null;
 
 function route() {
   for (const opened of document.querySelectorAll("dialog")) opened.close();
-  const view = viewOf(location.hash);
+  const isFirst = view === null;
+  view = viewOf(location.hash);
   document.title = view.title;
+  for (const link of document.querySelectorAll("nav a")) set(link, "aria-current", link.dataset.view === view.name && "page");
   // Where a filter has changed the view, it keeps the focus.
   const focused = document.activeElement?.id;
   content.replaceChildren(view.node);
-  if (!first) {
+  if (!isFirst) {
     const same = focused?.startsWith("filter-") ? document.getElementById(focused) : null;
     if (same) same.focus();
     else {
       view.heading.tabIndex = -1;
-      if (view.heading.tagName === "H1") scrollTo(0, 0);
+      scrollTo(0, 0);
       view.heading.focus();
     }
   }
-  first = false;
   show(view.beat);
 }
 
 watchConnection();
 watchKey();
-document.getElementById("new-export").addEventListener("click", () => askForExport(() => {}));
+// Where no list shows the new export, its own page does.
+document.getElementById("new-export").addEventListener("click", () =>
+  askForExport((id) => ["overview", "exports"].includes(view.name) || toJob(id)),
+);
 // The address is the view's: an anchor can't be used to skip.
 document.querySelector("[data-skip]").addEventListener("click", (event) => {
   event.preventDefault();

@@ -1,14 +1,15 @@
-// Where every consumer stands: how old its watermark is, what waits for it, and whether its next export can be exact.
+// Where every consumer stands: how old its watermark is, what waits for it, and whether its next export can be exact. Those in trouble
+// come first, and what somebody looks for is found among all.
 
 import { acting, complaints, submitting } from "./actions.js";
+import { get } from "./api.js";
 import { starting } from "./curl.js";
 import { el, keyed, row, set, show, table, text } from "./dom.js";
-import { count, rows, when } from "./figures.js";
-import { paged } from "./pages.js";
-import { wake } from "./pulse.js";
-import { STATUS, continuity } from "./words.js";
+import { count, now, rows, when } from "./figures.js";
+import { mayMove } from "./question.js";
+import { STATUS, consumerPath, continuity, trouble } from "./words.js";
 
-const COLUMNS = [
+export const CONSUMER_COLUMNS = [
   ["Consumer", "key"],
   ["Dataset"],
   ["Watermark"],
@@ -17,44 +18,97 @@ const COLUMNS = [
   ["Last export"],
   ["Start an export", "does"],
 ];
+export const CONSUMER_SECONDS = 15;
+// Of an answer, and of all.
+const PAGE = 200;
+const MOST = 1000;
+// What they cost the database, it may have this many times over for others.
+const REST = 10;
+const STEP = 20;
 const FIRST = { consumerId: "consumer-1", exportType: "full", dataset: "users", format: "csv", compression: "none" };
 
-const keyOf = (of) => `${of.consumerId}/${of.dataset}`;
+export const keyOf = (of) => `${of.consumerId}/${of.dataset}`;
 
 export function consumersSection() {
-  const list = table("Consumers and where they stand", COLUMNS);
-  const pages = paged("/consumers", 50, keyOf);
-  const more = el("button", { type: "button", hidden: true, onclick: () => (pages.more(), wake()) }, "Show more consumers");
+  const list = table("Consumers and where they stand", CONSUMER_COLUMNS);
+  let shown = STEP;
+  const more = el("button", { type: "button", hidden: true, onclick: () => ((shown += STEP), draw()) }, "Show more consumers");
   const empty = firstExport();
   const unknown = el("p", { class: "notice", hidden: true });
+  const beyond = el("p", { class: "hint", hidden: true });
+  const none = el("p", { class: "empty", hidden: true });
+  const search = el("input", {
+    id: "search-consumers",
+    type: "search",
+    placeholder: "name, dataset or trouble",
+    spellcheck: "false",
+    autocapitalize: "none",
+    oninput: () => ((shown = STEP), draw()),
+  });
+  const form = el(
+    "form",
+    { class: "filters", role: "search", "aria-label": "Search the consumers", onsubmit: (event) => event.preventDefault() },
+    el("label", { for: search.id }, "Search", search),
+  );
+  const heading = el("h2", { id: "consumers-heading", tabindex: "-1" }, "Consumers");
   const node = el(
     "section",
-    { "aria-labelledby": "consumers-heading" },
-    el("h2", { id: "consumers-heading" }, "Consumers"),
+    { "aria-labelledby": heading.id },
+    el("div", { class: "heading" }, heading, form),
     unknown,
     list.node,
+    none,
+    beyond,
     more,
     empty.node,
   );
-  show(list.node, false);
-  show(empty.node, false);
+  for (const unseen of [list.node, empty.node, form]) show(unseen, false);
+  let known = [];
+  let isAll = true;
 
+  function draw() {
+    const words = search.value.trim().toLowerCase();
+    const has = ({ consumerId, dataset, continuity: word, lastJob }) =>
+      [consumerId, dataset, word ?? "exact", lastJob?.status ?? "", lastJob?.error?.code ?? ""].some((text) => text.toLowerCase().includes(words));
+    const found = known.filter(has).sort((one, other) => trouble(other) - trouble(one));
+    keyed(list.body, found.slice(0, shown), keyOf, (first) => consumerRow(CONSUMER_COLUMNS, first));
+    show(list.node, found.length > 0);
+    show(more, found.length > shown);
+    text(more, `Show more of ${count(found.length)} consumers`);
+    show(none, known.length > 0 && found.length === 0);
+    text(none, `No consumer here has “${search.value.trim()}”.`);
+  }
+
+  // Gives the seconds until it is time to ask again.
   async function refresh(signal) {
-    const items = await pages.read({}, signal);
-    keyed(list.body, items, keyOf, consumerRow);
-    show(list.node, items.length > 0);
-    show(more, !pages.ends());
+    const begun = now();
+    const items = [];
+    let pages = 0;
+    let cursor = null;
+    do {
+      const page = await get("/consumers", { limit: PAGE, cursor }, signal);
+      items.push(...page.items);
+      cursor = page.nextCursor;
+      pages++;
+    } while (cursor !== null && items.length < MOST);
+    [known, isAll] = [items, cursor === null];
+    draw();
+    show(form, items.length > 1);
+    show(beyond, !isAll);
+    text(beyond, `Only the first ${count(items.length)} by name are looked at. A consumer's own page has the address ${location.origin}/#/consumers/NAME.`);
     show(empty.node, items.length === 0);
     if (items.length === 0) empty.update();
+    return Math.max(CONSUMER_SECONDS * pages, (REST * (now() - begun)) / 1000);
   }
   const complain = (error) => {
     show(unknown, error !== null);
     text(unknown, error === null ? "" : `How the consumers stand can't be told now: ${error.message}`);
   };
-  return { node, refresh, complain };
+  return { node, heading, refresh, complain, all: () => known, isAll: () => isAll };
 }
 
-function consumerRow(first) {
+// `columns` are all of a consumer, or all but its name.
+export function consumerRow(columns, first) {
   const { consumerId, dataset } = first;
   const watermark = when();
   const none = el("span", { class: "quiet" }, "none yet");
@@ -70,10 +124,11 @@ function consumerRow(first) {
       `/exports/${exportType}`,
       { headers: { "X-Consumer-ID": consumerId }, body: { dataset } },
       () => `started: ${exportType} export of ${dataset} for ${consumerId}`,
+      () => mayMove({ exportType, consumerId, dataset }),
     ), { "data-start": exportType });
   const buttons = ["full", "incremental", "delta"].map(start);
   const cells = [
-    el("a", { href: `#/?consumer=${encodeURIComponent(consumerId)}`, title: "its exports" }, consumerId),
+    el("a", { href: consumerPath(consumerId), title: "its page" }, consumerId),
     dataset,
     el("div", {}, watermark, none),
     waiting,
@@ -107,7 +162,7 @@ function consumerRow(first) {
     set(last, "title", job.status === "completed" ? rows(job.rowsExported) : (job.error?.code ?? null));
     lastAt.at(job.finishedAt ?? job.createdAt);
   };
-  return { node: row(COLUMNS, cells), update };
+  return { node: row(columns, cells.slice(-columns.length)), update };
 }
 
 // Nobody has asked for anything yet: what that is, by a button and by hand.

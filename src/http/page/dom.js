@@ -57,9 +57,11 @@ export function keyed(parent, items, keyOf, make) {
   const wanted = new Set(items.map(keyOf));
   for (const [key, row] of rows) {
     if (wanted.has(key)) continue;
+    row.gone?.();
     row.node.remove();
     rows.delete(key);
   }
+  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
   let place = parent.firstElementChild;
   for (const item of items) {
     const key = keyOf(item);
@@ -69,6 +71,8 @@ export function keyed(parent, items, keyOf, make) {
     if (row.node === place) place = place.nextElementSibling;
     else parent.insertBefore(row.node, place);
   }
+  // A row that moves loses it.
+  if (focused?.isConnected && document.activeElement !== focused) focused.focus({ preventScroll: true });
 }
 
 // A table of which a narrow screen makes cards. The roles are said, because a table that isn't laid out as one loses them.

@@ -1,22 +1,22 @@
 // One export's whole story: what was asked for, how it went, what its file is, and the commands to do it again.
 
 import { Problem, follow, get, jobPath } from "./api.js";
-import { acting, actions, complaints, submitting } from "./actions.js";
+import { actions } from "./actions.js";
 import { checking, downloading, following, retrying, starting } from "./curl.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
 import { bytes, count, duration, rows, utc, when } from "./figures.js";
-import { progressBar, speed, statusBadge } from "./jobs.js";
-import { STATUS, TYPES, continuity, isOpen, title, whatNext } from "./words.js";
+import { progressBar, speed, statusBadge } from "./jobrow.js";
+import { STATUS, TYPES, consumerPath, continuity, isOpen, title, whatNext } from "./words.js";
 
 // What has ended stays as it is; the page only looks whether the service is there.
 const ENDED_SECONDS = 30;
 
-export function jobView(id, onRetry) {
+export function jobView(id, onMade) {
   const heading = el("h1", {}, "Export");
   const status = statusBadge();
   const bar = progressBar();
   const going = el("p", { class: "going" });
-  const does = actions(onRetry);
+  const does = actions({ onMade, changed: () => update(known) });
   const failure = el("div", { class: "failure", hidden: true });
   const timeline = el("ol", { class: "timeline" });
   const members = el("dl", {});
@@ -38,7 +38,7 @@ export function jobView(id, onRetry) {
     el("details", {}, el("summary", {}, "As the API has it"), el("pre", { tabindex: "0" }, raw)),
   );
   const missing = el("p", { class: "empty", hidden: true });
-  const node = el("article", { class: "job" }, el("p", {}, el("a", { href: "#/" }, "← All exports")), heading, missing, story);
+  const node = el("article", { class: "job" }, el("p", {}, el("a", { href: "#/" }, "← Overview")), heading, missing, story);
   let known = null;
 
   function update(job) {
@@ -55,7 +55,7 @@ export function jobView(id, onRetry) {
     text(going, goingOn(job));
     show(failure, job.error !== null);
     // Made anew only where it changed: somebody may be about to copy out of it, or have the focus there.
-    once(failure, JSON.stringify(job.error), () => failureOf(job, onRetry));
+    once(failure, JSON.stringify(job.error), () => failureOf(job));
     once(timeline, [job.status, job.attempt, job.startedAt, job.finishedAt].join(), () => timelineOf(job));
     keyed(members, membersOf(job), ([name]) => name, memberRow);
     once(commands, `${job.jobId} ${job.status}`, () => commandsOf(job));
@@ -97,22 +97,13 @@ function goingOn(job) {
   return parts.join(" ");
 }
 
-function failureOf(job, onStarted) {
+function failureOf(job) {
   if (job.error === null) return [];
-  const says = [
+  return [
     el("p", {}, el("strong", {}, el("code", {}, job.error.code))),
     el("p", {}, job.error.detail),
     el("p", {}, el("b", {}, "What to do: "), whatNext(job.error.code)),
   ];
-  if (job.error.code !== "full_export_needed" || job.consumerId === null) return says;
-  // A retry would fail in the same way.
-  const { consumerId, dataset, format, compression } = job;
-  const { node: complaint, complain } = complaints();
-  const start = submitting("/exports/full", { headers: { "X-Consumer-ID": consumerId }, body: { dataset, format, compression } }, (made) => {
-    onStarted(made.jobId);
-    return `started: full export of ${dataset} for ${consumerId}`;
-  });
-  return [...says, el("p", { class: "buttons" }, acting("Start a full export", `of ${dataset} for ${consumerId}`, complain, start)), complaint];
 }
 
 function timelineOf(job) {
@@ -144,7 +135,7 @@ function membersOf(job) {
   const adHoc = job.consumerId === null;
   const none = (why) => el("span", { class: "quiet" }, why);
   const list = [
-    ["Consumer", adHoc ? none("none: an ad-hoc export, which reads and moves no watermark") : el("a", { href: `#/?consumer=${encodeURIComponent(job.consumerId)}` }, job.consumerId)],
+    ["Consumer", adHoc ? none("none: an ad-hoc export, which reads and moves no watermark") : el("a", { href: consumerPath(job.consumerId) }, job.consumerId)],
     ["Dataset", job.dataset],
     ["Type", `${job.exportType}: ${TYPES[job.exportType]}`],
     ["Rows", count(job.rowsExported)],

@@ -4,6 +4,10 @@
 import { Problem, Unreachable, hasKey } from "./api.js";
 import { now } from "./figures.js";
 
+// Exports that are open move; all else changes rarely, and what waits for consumers costs the database a count.
+export const OPEN_SECONDS = 1.5;
+export const QUIET_SECONDS = 10;
+export const DATASET_SECONDS = 60;
 // How long the page waits for a service that gives no answer, each time longer.
 const BACKOFF_SECONDS = [1, 2, 4, 8, 15, 30];
 // A limit of requests makes the page slower by up to this.

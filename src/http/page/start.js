@@ -5,6 +5,7 @@ import { complaints } from "./actions.js";
 import { starting } from "./curl.js";
 import { dialog, el, say, set, show, text } from "./dom.js";
 import { wake } from "./pulse.js";
+import { mayMove } from "./question.js";
 import { TYPES } from "./words.js";
 
 const ID = /^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$/;
@@ -84,6 +85,14 @@ export function askForExport(onStarted) {
       set(consumer, "aria-invalid", true);
       consumer.focus();
       return complain(new Error("A consumer id has 1 to 128 of A-Z a-z 0-9 . _ : @ - and begins with a letter or a digit."));
+    }
+    start.disabled = true;
+    try {
+      if (pending === null && !(await mayMove({ consumerId, exportType, dataset: options.dataset }))) return;
+    } catch (error) {
+      return complain(error);
+    } finally {
+      start.disabled = false;
     }
     pending ??= consumerId === null ? submission("/exports", { body: { exportType, ...options } })
       : submission(`/exports/${exportType}`, { headers: { "X-Consumer-ID": consumerId }, body: options });

@@ -34,6 +34,19 @@ export function continuity(word) {
   return { weight, label: word, meaning: `${meaning} ${EXACT[needs]}`.trim(), needs };
 }
 
+// How a dataset's changes are found, and what stands against an export of it.
+export function tracking({ capture, ready, problems }) {
+  if (!ready) return { weight: "bad", label: "not ready", meaning: problems.join("; ") };
+  if (capture === "triggers") return { weight: "good", label: "triggers", meaning: "Triggers log every change, deletions too." };
+  return { weight: "notice", label: "timestamp", meaning: "Changes are found by the time in each row alone: what is deleted, or has an old time, is not seen." };
+}
+
+// How bad it is for a consumer: 0 where nothing is, more the worse.
+export function trouble({ continuity: word, lastJob }) {
+  if (lastJob?.status === "failed") return 4;
+  return { full: 3, incremental: 2, delta: 1 }[continuity(word).needs] ?? 0;
+}
+
 const NEXT = {
   full_export_needed: "Start a full export: it is always exact, and heals it.",
   storage_full: "Make room on the disk of the output folder, then retry.",
@@ -54,6 +67,11 @@ const NEXT = {
   internal: "A defect of the service: its log has the cause. Retry once, then report it.",
 };
 
+// Whether a full export goes on where a retry would fail again.
+export function healedByFull(job) {
+  return job.consumerId !== null && ["full_export_needed", "file_lost"].includes(job.error?.code);
+}
+
 export function whatNext(code) {
   return NEXT[code] ?? "Look into the service's log, then retry.";
 }
@@ -71,6 +89,13 @@ export const STATUS = {
   failed: { weight: "bad", meaning: "It ended without a file. The watermark is where it was, but after file_lost." },
   cancelled: { weight: "quiet", meaning: "It was cancelled. The watermark is where it was." },
 };
+
+// What an open job is called from the click on until its worker has stopped.
+export const CANCELLING = { weight: "quiet", meaning: "It was asked to stop, and will have stopped in a moment." };
+
+export function consumerPath(id) {
+  return `#/consumers/${encodeURIComponent(id)}`;
+}
 
 export function isOpen(job) {
   return job.status === "pending" || job.status === "processing";

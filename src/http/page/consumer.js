@@ -1,0 +1,55 @@
+// One consumer: where it stands in each dataset, and its exports with the numbers by which they are to be loaded.
+
+import { aside } from "./aside.js";
+import { get } from "./api.js";
+import { CONSUMER_COLUMNS, CONSUMER_SECONDS, consumerRow, keyOf } from "./consumers.js";
+import { el, keyed, show, table, text } from "./dom.js";
+import { jobsSection } from "./jobs.js";
+import { OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
+
+const COLUMNS = CONSUMER_COLUMNS.slice(1);
+
+export function consumerView(id) {
+  const list = table("Where it stands, by dataset", COLUMNS);
+  const empty = el("p", { class: "empty", hidden: true });
+  const unknown = el("p", { class: "notice", hidden: true });
+  const jobs = jobsSection({ consumer: id });
+  const heading = el("h1", {}, id);
+  show(list.node, false);
+  const node = el(
+    "div",
+    {},
+    el("div", {}, el("p", {}, el("a", { href: "#/" }, "← Overview")), heading),
+    el(
+      "section",
+      { "aria-labelledby": "lanes-heading" },
+      el("h2", { id: "lanes-heading" }, "Where it stands"),
+      el("p", { class: "hint" }, "A position moves when a file is complete, not when it was loaded. Load the files of a dataset in the order of their numbers."),
+      unknown,
+      list.node,
+      empty,
+    ),
+    jobs.node,
+  );
+
+  async function lookAtLanes(signal) {
+    const { items } = await get("/consumers", { consumer: id, limit: 200 }, signal);
+    keyed(list.body, items, keyOf, (first) => consumerRow(COLUMNS, first));
+    show(list.node, items.length > 0);
+    show(empty, items.length === 0);
+    text(empty, "Nobody has asked for an export for this consumer, or this key is not for it.");
+    return CONSUMER_SECONDS;
+  }
+  const lanes = aside(lookAtLanes, (error) => {
+    show(unknown, error !== null);
+    text(unknown, error === null ? "" : `Where it stands can't be told now: ${error.message}`);
+  });
+
+  async function beat(signal) {
+    const { moves, ended } = await jobs.refresh(signal);
+    if (ended) lanes.soon();
+    lanes.beat(signal);
+    return moves || lanes.isSoon() ? OPEN_SECONDS : QUIET_SECONDS;
+  }
+  return { node, heading, beat, title: `${id} – cdc-export`, name: "consumer" };
+}

@@ -1,0 +1,239 @@
+"""The page where there is much of everything, its views beside the overview, and /docs."""
+
+import re
+from urllib.parse import parse_qsl, urlsplit
+
+from browser_service import accessible, answered_by, asked_again, consumer_row, job_rows, start, wait_for
+from playwright.sync_api import expect
+
+JOBS = 1_000
+CONSUMERS = 200
+
+
+class Crowd:
+    """As many exports and consumers as a page has to bear, in the place of those that the service has."""
+
+    def __init__(self, service):
+        self.template = service.call("GET", "/exports?status=completed&limit=1")["items"][0]
+        standing = service.call("GET", "/consumers?limit=1")["items"][0]
+        names = [f"{'loader-of-the-warehouse-' * 6}"[:125] + f"{n:03}" for n in range(CONSUMERS)]
+        assert {len(name) for name in names} == {128}
+        self.consumers = [{**standing, "consumerId": name, "lastJob": None, "continuity": None} for name in names]
+        # Newest first: what is open has been so for long.
+        self.jobs = [self.job(n, names[n % CONSUMERS]) for n in range(JOBS, 0, -1)]
+        for job in self.jobs[-2:]:
+            job.update(status="processing", progress=40, finishedAt=None, durationSeconds=None)
+        for job in self.jobs[-7:-2]:
+            job.update(status="pending", progress=0, startedAt=None, finishedAt=None, durationSeconds=None)
+        failed = self.jobs[500]
+        error = {"code": "full_export_needed", "detail": "a full export is needed first"}
+        failed.update(status="failed", error=error, createdAt="2026-01-01T00:00:00.000000Z", consumerId=names[150])
+        self.jobs = [job for job in self.jobs if job is failed or job["consumerId"] != names[150]]
+        self.consumers[150]["lastJob"] = failed
+        for n in (120, 170, 199):
+            self.consumers[n]["continuity"] = "table_recreated"
+        self.consumers[60]["continuity"] = "truncated"
+
+    def job(self, n, consumer):
+        return {**self.template, "jobId": f"{n:08}-0000-7000-8000-000000000000", "consumerId": consumer, "number": n}
+
+    def exports(self, route):
+        query = dict(parse_qsl(urlsplit(route.request.url).query))
+        wanted = [job for job in self.jobs if all(job[name] == query[name] for name in ("status", "dataset") if name in query)]
+        wanted = [job for job in wanted if query.get("consumer") in (None, job["consumerId"])]
+        limit = int(query["limit"])
+        route.fulfill(json={"items": wanted[:limit], "nextCursor": "more" if len(wanted) > limit else None})
+
+    def standings(self, route):
+        query = dict(parse_qsl(urlsplit(route.request.url).query))
+        items = [one for one in self.consumers if query.get("consumer") in (None, one["consumerId"])]
+        route.fulfill(json={"items": items[: int(query["limit"])], "nextCursor": None})
+
+    def shown_to(self, page):
+        answered_by(page, "**/exports?*", self.exports)
+        answered_by(page, "**/consumers?*", self.standings)
+
+
+def top_of(locator):
+    return locator.bounding_box()["y"]
+
+
+def is_laid_out(page, width, most_height):
+    """That a page is as wide as its window, and not much longer than its content."""
+    size = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+    assert size[0] <= width and size[1] <= most_height, f"{size} at {width}"
+
+
+def test_a_crowd_is_seen_at_a_glance(watch, service):
+    page = watch.page
+    crowd = Crowd(service)
+    crowd.shown_to(page)
+    page.goto(service.url)
+    strip = page.get_by_role("list", name="At a glance")
+    expect(strip.get_by_role("listitem")).to_have_text(
+        ["2 running", "5 waiting", "1 failed", "3 need a full export", "1 needs a full export before a delta"]
+    )
+    # What is open or failed comes first, however old it is; then the last ones.
+    statuses = job_rows(page).evaluate_all("rows => rows.map(row => row.dataset.status)")
+    assert statuses == ["processing"] * 2 + ["failed"] + ["pending"] * 5 + ["completed"] * 4, statuses
+    failed = job_rows(page).nth(2)
+    expect(failed.get_by_role("button", name="Start a full export")).to_be_visible()
+    consumers = page.get_by_role("table", name="Consumers and where they stand")
+    names = consumers.locator("td.key").all_text_contents()
+    assert [name[-3:] for name in names][:7] == ["150", "120", "170", "199", "060", "000", "001"] and len(names) == 20, names
+    for width, first, last, most in ((1280, 400, 1700, 5_000), (390, 400, 6_000, 16_000)):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert top_of(page.get_by_role("heading", name="Exports: open, failed and last")) < first
+        assert top_of(page.get_by_role("heading", name="Consumers", exact=True)) < last
+        is_laid_out(page, width, most)
+        accessible(page, f"a crowd at {width}")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    strip.get_by_role("button", name="3 need a full export").click()
+    expect(page.get_by_role("heading", name="Consumers", exact=True)).to_be_focused()
+    expect(page.get_by_role("heading", name="Consumers", exact=True)).to_be_in_viewport()
+
+    # Among all of them one is found.
+    search = page.get_by_role("searchbox", name="Search")
+    search.fill("no such one")
+    expect(page.get_by_text("No consumer here has “no such one”")).to_be_visible()
+    search.fill(crowd.consumers[175]["consumerId"][-5:])
+    expect(consumers.locator("td.key")).to_have_text([crowd.consumers[175]["consumerId"]])
+    search.fill("table_recreated")
+    expect(consumers.locator("td.key")).to_have_count(3)
+    search.fill("")
+    page.get_by_role("button", name="Show more of 200 consumers").click()
+    expect(consumers.locator("td.key")).to_have_count(40)
+
+    # One that ends is seen to end, however many came after it.
+    crowd.jobs[-1].update(status="completed", progress=100, finishedAt="2026-01-01T00:00:00.000000Z", durationSeconds=1.0)
+    expect(strip.get_by_role("listitem").first).to_have_text("1 running")
+    expect(page.locator("tr[data-status=processing]")).to_have_count(1)
+
+
+def test_a_crowd_is_asked_for_with_measure(watch, service):
+    page = watch.page
+    crowd = Crowd(service)
+    crowd.shown_to(page)
+    page.clock.install()
+    page.goto(service.url)
+    expect(consumer_row(page, crowd.consumers[150]["consumerId"])).to_be_visible()
+
+    minute = watch.asked_in(60)
+    assert 45 <= len(minute) <= 60, (len(minute), minute)
+
+    # The worst: all the time one ends and another begins.
+    def go_on(second):
+        done = crowd.jobs[-1]
+        done.update(status="completed", progress=100, finishedAt=done["createdAt"], durationSeconds=1.0)
+        begun = {**crowd.job(2_000 + second, crowd.consumers[0]["consumerId"]), "status": "processing", "finishedAt": None, "durationSeconds": None}
+        crowd.jobs.insert(0, begun)
+        crowd.jobs.sort(key=lambda job: job["status"] == "processing")
+
+    minute = watch.asked_in(60, go_on)
+    assert 80 <= len(minute) <= 110, (len(minute), minute)
+
+
+def test_the_question_goes_when_its_export_ends(watch, service):
+    page = watch.page
+    page.goto(service.url)
+    expect(consumer_row(page, "consumer-1")).to_be_visible()
+    with service.held():
+        start(page, consumer_row(page, "consumer-1"), "delta")
+        first = job_rows(page).first
+        expect(first).to_have_attribute("data-status", "processing")
+        first.get_by_role("button", name="Cancel").click()
+        asked = page.get_by_role("dialog", name="Cancel this export?")
+        expect(asked).to_be_visible()
+    expect(asked).to_be_hidden()
+    expect(first).to_have_attribute("data-status", "completed")
+    # On its own page too.
+    with service.held():
+        job = service.call("POST", "/exports/delta", {"X-Consumer-ID": "consumer-1"})["jobId"]
+        page.goto(f"{service.url}/#/jobs/{job}")
+        page.get_by_role("button", name="Cancel").click()
+        expect(asked).to_be_visible()
+    expect(asked).to_be_hidden()
+    expect(page.locator(".badge").first).to_have_text("completed")
+
+
+def test_a_consumer_has_its_page(watch, service):
+    page = watch.page
+    name = "page.of:one@1"
+    for kind in ("full", "delta", "delta"):
+        service.export(kind, name)
+    page.goto(service.url)
+    consumer_row(page, name).get_by_role("link", name=name).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(name)
+    expect(page).to_have_title(f"{name} – cdc-export")
+    lanes = page.get_by_role("table", name="Where it stands, by dataset")
+    expect(lanes.get_by_role("row")).to_have_count(2)
+    expect(lanes.get_by_role("cell").first).to_have_text("users")
+    expect(lanes).to_contain_text("exact")
+    expect(job_rows(page)).to_have_count(3)
+    numbers = job_rows(page).locator("td[data-label=Number]")
+    expect(numbers).to_have_text(["3", "2", "1"])
+    accessible(page, "a consumer's page")
+    start(page, lanes, "delta")
+    expect(numbers.first).to_have_text("4")
+    expect(job_rows(page)).to_have_count(4)
+    # An export leads to its consumer, and a name that nobody has is told.
+    page.get_by_role("navigation", name="Views").get_by_role("link", name="Exports").click()
+    job_rows(page).first.get_by_role("link", name=name).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(name)
+    page.goto(f"{service.url}/#/consumers/nobody")
+    expect(page.get_by_text("Nobody has asked for an export for this consumer")).to_be_visible()
+
+
+def test_datasets_show_their_columns_and_tracking(watch, service):
+    page = watch.page
+    page.goto(service.url)
+    views = page.get_by_role("navigation", name="Views")
+    views.get_by_role("link", name="Datasets").click()
+    expect(views.get_by_role("link", name="Datasets")).to_have_attribute("aria-current", "page")
+    table = page.get_by_role("table", name="Datasets")
+    row = table.get_by_role("row").filter(has_text="users")
+    expect(row).to_contain_text("Triggers log every change")
+    known = service.call("GET", "/datasets/users")
+    row.get_by_text(f"{len(known['columns'])} columns").click()
+    expect(row.get_by_role("listitem")).to_have_count(len(known["columns"]))
+    expect(row.get_by_role("listitem").first).to_have_text("id bigint – key")
+    accessible(page, "the datasets")
+
+    other = {**known, "name": "d" * 63, "table": "s" * 63 + "." + "t" * 63, "ready": False, "problems": ["its changes are not captured"]}
+    answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": [known, other]}))
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.reload()
+        expect(table.get_by_role("row").filter(has_text="its changes are not captured")).to_contain_text("not ready")
+        is_laid_out(page, width, 2_000)
+        accessible(page, f"the datasets at {width}")
+    views.get_by_role("link", name="API").click()
+    expect(page).to_have_title("cdc-export: the API")
+
+
+def test_the_api_is_read_where_the_eye_falls(watch, service):
+    page = watch.page
+    for width, column in ((1280, 700), (390, 340)):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(f"{service.url}/docs")
+        heading = page.get_by_role("heading", level=1)
+        box = heading.bounding_box()
+        assert box["y"] < 450 and box["width"] >= column, (width, box)
+        call = page.locator("article").first.bounding_box()
+        assert call["width"] >= column and call["x"] + call["width"] <= width, (width, call)
+        is_laid_out(page, width, 60_000)
+        if width == 390:
+            accessible(page, "/docs")
+        # The way past the list is there for who goes by keyboard, and in nobody's way.
+        skip = page.get_by_role("link", name="Skip the list of calls")
+        assert skip.bounding_box()["y"] < 0
+        page.keyboard.press("Tab")
+        expect(skip).to_be_focused()
+        expect(skip).to_be_in_viewport()
+        page.keyboard.press("Enter")
+        expect(heading).to_be_in_viewport()
+        # Whoever follows a call's link is at that call.
+        page.get_by_role("navigation", name="Calls").get_by_role("link", name="/exports/delta").click()
+        expect(page.locator("#startDelta")).to_be_in_viewport()
+        page.get_by_role("link", name="The page").click()
+        expect(page).to_have_title("cdc-export")

@@ -1,0 +1,496 @@
+"""The page as a newcomer and an operator use it, from the first export on."""
+
+import json
+import pathlib
+import re
+import subprocess
+
+from browser_service import accessible, answered_by, asked_again, consumer_row, job_rows, saved, start, wait_for
+from playwright.sync_api import expect
+
+# Text that would do something if anything took it for HTML.
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+
+def test_the_first_export_by_one_button(watch, service):
+    page = watch.page
+    page.goto(service.url)
+    expect(page.get_by_text("Nobody has asked for an export yet")).to_be_visible()
+    expect(page.locator(".empty code")).to_have_text(
+        f"curl -X POST -H 'X-Consumer-ID: consumer-1' '{service.url}/exports/full'"
+    )
+    accessible(page, "the empty page")
+    page.get_by_role("button", name="Start a full export for consumer-1").click()
+
+    # It moves: a failpoint stops it in its middle for a while.
+    row = job_rows(page).first
+    bar = row.get_by_role("progressbar")
+    expect(bar).to_be_visible()
+    wait_for("progress in the middle", lambda: 0 < int(bar.get_attribute("value") or 0) < 100)
+    expect(row).to_contain_text(" left")
+    accessible(page, "an export that runs")
+    expect(row).to_have_attribute("data-status", "completed")
+    # What ended is said to who doesn't see it.
+    expect(page.locator("#said")).to_have_text(re.compile(r"completed: full export of users, for consumer-1, [0-9,]+ rows"))
+    expect(bar).to_be_hidden()
+
+    job = service.call("GET", "/exports?limit=1")["items"][0]
+    expect(row).to_contain_text(f"{job['rowsExported']:,}")
+    with page.expect_download() as download:
+        row.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == job["outputFilename"]
+    assert saved(download.value) == job["sha256"]
+
+
+def test_the_tour_goes_on_to_a_delta(watch, service):
+    page = watch.page
+    page.goto(service.url)
+    row = consumer_row(page, "consumer-1")
+    before = row.locator("time").first.get_attribute("datetime")
+    expect(row).to_contain_text("exact")
+    service.call("DELETE", "/users/42")
+    service.sql("update users set name = 'Renamed', updated_at = now() where id = 43")
+    page.reload()
+    expect(row.get_by_role("cell").nth(3)).to_have_text("2")
+    # It asks before it moves the position, and what is done without thinking moves nothing.
+    jobs = len(service.call("GET", "/exports")["items"])
+    row.get_by_role("button", name="delta").click()
+    asked = page.get_by_role("dialog", name="Start a delta for consumer-1?")
+    expect(asked).to_contain_text("It moves consumer-1's position in users: its loader must fetch this file")
+    accessible(page, "the question before a delta")
+    expect(asked.get_by_role("button", name="Not now")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(asked).to_be_hidden()
+    expect(row.get_by_role("button", name="delta")).to_be_focused()
+    row.get_by_role("button", name="full").click()
+    expect(page.get_by_role("dialog", name="Start a full export for consumer-1?")).to_be_visible()
+    page.keyboard.press("Escape")
+    assert len(service.call("GET", "/exports")["items"]) == jobs
+    start(page, row, "delta")
+    first = job_rows(page).first
+    expect(first).to_contain_text("delta users")
+    expect(first).to_have_attribute("data-status", "completed")
+    expect(row.get_by_role("cell").nth(3)).to_have_text("0")
+    wait_for("the watermark moves", lambda: row.locator("time").first.get_attribute("datetime") > before)
+    with page.expect_download() as download:
+        first.get_by_role("link", name="Download").click()
+    lines = pathlib.Path(download.value.path()).read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["DELETE", "42"], ["UPDATE", "43"]], lines
+
+
+def test_one_is_cancelled_and_retried(watch, service):
+    page = watch.page
+    page.goto(service.url)
+    row = consumer_row(page, "consumer-1")
+    expect(row).to_be_visible()
+    with service.held():
+        start(page, row, "incremental")
+        first = job_rows(page).first
+        expect(first).to_have_attribute("data-status", "processing")
+        first.get_by_role("button", name="Cancel").click()
+        dialog = page.get_by_role("dialog")
+        accessible(page, "the question before a cancel")
+        expect(dialog.get_by_role("button", name="Let it run")).to_be_focused()
+        dialog.get_by_role("button", name="Let it run").click()
+        expect(first).to_have_attribute("data-status", "processing")
+        first.get_by_role("button", name="Cancel").click()
+        # The row says so from the click on, whenever the service answers.
+        held = []
+        page.route("**/cancel", lambda route: held.append(route))
+        dialog.get_by_role("button", name="Cancel the export").click()
+        expect(first.locator(".badge")).to_have_text("cancelling…")
+        expect(first.get_by_role("button", name="Cancel")).to_have_attribute("aria-disabled", "true")
+        accessible(page, "an export that is being cancelled")
+        wait_for("it is asked for", lambda: page.evaluate("1") and held)
+        held[0].continue_()
+        expect(first).to_have_attribute("data-status", "cancelled")
+    # The button that was clicked is gone, and its successor has the focus.
+    expect(first.get_by_role("button", name="Retry")).to_be_focused()
+    cancelled = first.get_attribute("data-job")
+    start(page, first, "Retry")
+    again = job_rows(page).filter(has=page.locator(f":scope:not([data-job='{cancelled}'])")).first
+    expect(again).to_have_attribute("data-status", "completed")
+
+    # The story of both, by their own addresses.
+    again.get_by_role("link", name="incremental users").click()
+    expect(page).to_have_url(re.compile(r"#/jobs/[0-9a-f-]{36}$"))
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
+    page.get_by_role("link", name=cancelled).click()
+    expect(page.locator(".timeline")).to_contain_text("Cancelled")
+    expect(page.get_by_text("The watermark is where it was")).to_be_visible()
+
+
+def test_a_table_that_is_locked_holds_the_exports_up_nowhere(watch, service):
+    page = watch.page
+    watch.expected = ["Failed to load resource.*503"]
+    with service.held():
+        page.goto(service.url)
+        expect(job_rows(page).first).to_be_visible(timeout=2_000)
+        expect(page.get_by_text("How the consumers stand can't be told now: ")).to_be_visible()
+        expect(page.locator("#banner")).to_be_hidden()
+    consumers = page.get_by_role("region", name="Consumers")
+    expect(consumers.get_by_role("cell").first).to_be_visible()
+    expect(consumers.get_by_text("can't be told now")).to_be_hidden()
+
+
+def test_what_is_too_late_is_said_beside_its_button(watch, service):
+    page = watch.page
+    watch.expected = ["Failed to load resource.*409"]
+    page.goto(service.url)
+    expect(consumer_row(page, "consumer-1")).to_be_visible()
+    # The button's job ends between the look and the click.
+    with service.held():
+        start(page, consumer_row(page, "consumer-1"), "full")
+        first = job_rows(page).first
+        expect(first).to_have_attribute("data-status", "processing")
+        first.get_by_role("button", name="Cancel").click()
+        page.route("**/exports?*", lambda route: None)
+        expect(page.get_by_role("dialog")).to_be_visible()
+    job = first.get_attribute("data-job")
+    assert service.call("GET", f"/exports/{job}?wait=60")["status"] == "completed"
+    page.get_by_role("button", name="Cancel the export").click()
+    expect(first.get_by_role("alert")).to_have_text("the export is completed already")
+
+
+def test_a_job_tells_its_story_while_it_runs(watch, service):
+    page = watch.page
+    with service.held():
+        job = service.call("POST", "/exports/delta", {"X-Consumer-ID": "consumer-1"})["jobId"]
+        page.goto(f"{service.url}/#/jobs/{job}")
+        expect(page.locator(".timeline")).to_contain_text("Asked for")
+        expect(page.locator(".badge").first).to_have_text("processing")
+    # Its events tell, not a poll: they are one request for as long as it runs.
+    expect(page.locator(".badge").first).to_have_text("completed")
+    events = [url for _, _, url in watch.requests if url.endswith(f"{job}/events")]
+    assert len(events) == 1, events
+    expect(page.locator(".timeline")).to_contain_text("Completed")
+    known = service.call("GET", f"/exports/{job}")
+    story = page.locator("dl")
+    for value in (known["sha256"], known["outputFilename"], f"{known['bytesWritten']:,} bytes", job):
+        expect(story).to_contain_text(value)
+    expect(page.get_by_role("heading", name="Ask for another one like it")).to_be_visible()
+    command = page.locator(".command code").first.text_content()
+    again = subprocess.run(["bash", "-c", command.replace("curl", "curl -sf", 1)], capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout)["exportType"] == "delta", again.stdout
+    assert json.loads(page.locator("details code").text_content()) == known
+    watch.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy to check the file").click()
+    expect(page.get_by_role("button", name="Copied to check the file")).to_be_visible()
+    checked = subprocess.run(
+        ["bash", "-c", page.evaluate("navigator.clipboard.readText()")],
+        cwd=service.folder / "output", capture_output=True, text=True, check=False,
+    )
+    assert checked.stdout == f"{known['outputFilename']}: OK\n", checked
+    accessible(page, "a job")
+    page.goto(f"{service.url}/#/jobs/nobody")
+    watch.expected = ["Failed to load resource.*404"]
+    expect(page.get_by_text("RETAIN_JOBS")).to_be_visible()
+
+
+def test_the_form_starts_any_export(watch, service):
+    page = watch.page
+    page.goto(service.url)
+    page.get_by_role("button", name="New export").click()
+    form = page.get_by_role("dialog")
+    expect(form.get_by_label("Consumer")).to_be_focused()
+    expect(form.get_by_label("delta")).to_be_disabled()
+    form.get_by_label("Consumer").fill("no good")
+    form.get_by_role("button", name="Start").click()
+    expect(form.get_by_role("alert")).to_contain_text("A consumer id has")
+    accessible(page, "the form")
+    form.get_by_label("Consumer").fill("search:eu@1")
+    form.get_by_label("incremental").check()
+    form.get_by_label("Format").select_option("parquet")
+    expect(form.get_by_label("Compression")).to_be_disabled()
+    form.get_by_label("Format").select_option("ndjson")
+    form.get_by_label("Compression").select_option("zstd")
+    command = form.locator("pre code").text_content()
+    assert """-d '{"format":"ndjson","compression":"zstd"}'""" in command, command
+    form.get_by_role("button", name="Start").click()
+    asked = page.get_by_role("dialog", name="Start an incremental export for search:eu@1?")
+    asked.get_by_role("button", name="Not now").click()
+    expect(form.get_by_role("button", name="Start")).to_be_enabled()
+    form.get_by_role("button", name="Start").click()
+    asked.get_by_role("button", name="Start it").click()
+    expect(form).to_be_hidden()
+    first = job_rows(page).first
+    expect(first).to_contain_text("search:eu@1")
+    expect(first).to_contain_text("ndjson, zstd")
+    expect(first).to_have_attribute("data-status", "completed")
+    job = service.call("GET", "/exports?limit=1")["items"][0]
+    assert (job["consumerId"], job["exportType"]) == ("search:eu@1", "incremental"), job
+    with page.expect_download() as download:
+        first.get_by_role("link", name="Download").click()
+    assert saved(download.value) == job["sha256"]
+
+
+def test_an_answer_that_was_lost_makes_no_second_job(watch, service):
+    page = watch.page
+    watch.expected = ["Failed to load resource", "ERR_FAILED"]
+    page.goto(service.url)
+    names = []
+
+    def lose(route):
+        names.append(route.request.headers.get("idempotency-key"))
+        if len(names) == 1:
+            route.fetch()
+            route.abort()
+        else:
+            route.continue_()
+
+    answered_by(page, "**/exports/delta", lose)
+    before = len(service.call("GET", "/exports?limit=200")["items"])
+    row = consumer_row(page, "consumer-1")
+    start(page, row, "delta")
+    expect(row.get_by_role("alert")).to_have_text("the service gave no answer")
+    row.get_by_role("button", name="delta").click()
+    expect(row.get_by_role("alert")).to_be_hidden()
+    wait_for("both were sent", lambda: len(names) == 2)
+    assert names[0] == names[1] and len(names[0]) > 20, names
+    assert len(service.call("GET", "/exports?limit=200")["items"]) == before + 1
+
+
+def test_filters_and_pages(watch, service):
+    page = watch.page
+    for _ in range(13):
+        service.export("delta", "consumer-1")
+        service.export("delta", "consumer-2")
+    page.goto(f"{service.url}/#/exports")
+    expect(job_rows(page)).to_have_count(25)
+    page.get_by_role("button", name="Show older exports").click()
+    wait_for("more of them", lambda: job_rows(page).count() > 30)
+    ids = job_rows(page).evaluate_all("rows => rows.map(row => row.dataset.job)")
+    assert ids == [job["jobId"] for job in service.call("GET", "/exports?limit=200")["items"]][: len(ids)]
+    page.get_by_label("Consumer", exact=True).fill("consumer-2")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{service.url}/#/exports?consumer=consumer-2")
+    # The first of a consumer has all rows, and so a column of its own in the chart.
+    expect(job_rows(page)).to_have_count(13)
+    page.get_by_label("Type").select_option("full")
+    expect(page.get_by_text("No export is like that")).to_be_visible()
+    page.get_by_role("link", name="All exports").click()
+    expect(job_rows(page)).to_have_count(25)
+    # A link to what can't be is told by the service's own words, and is no trouble of the connection.
+    watch.expected = ["Failed to load resource.*400"]
+    page.goto(f"{service.url}/#/exports?consumer=no%20good")
+    expect(page.get_by_text("consumer: a consumer id has")).to_be_visible()
+    expect(page.locator("#banner")).to_be_hidden()
+
+
+def test_a_list_longer_than_an_answer(watch, service):
+    page = watch.page
+    template = service.call("GET", "/exports?limit=1")["items"][0]
+    made = [{**template, "jobId": f"{n:08}-0000-7000-8000-000000000000", "consumerId": f"c{n}"} for n in range(400, 0, -1)]
+
+    def answer(route):
+        query = dict(part.split("=") for part in route.request.url.split("?")[1].split("&"))
+        limit, cursor = int(query["limit"]), query.get("cursor")
+        assert limit <= 200, limit
+        begin = 0 if cursor is None else next(i for i, job in enumerate(made) if job["jobId"] == cursor) + 1
+        items = made[begin : begin + limit]
+        more = begin + limit < len(made)
+        route.fulfill(json={"items": items, "nextCursor": items[-1]["jobId"] if more else None})
+
+    answered_by(page, "**/exports?*", answer)
+    page.goto(f"{service.url}/#/exports")
+    for shown in range(25, 300, 25):
+        expect(job_rows(page)).to_have_count(shown)
+        page.get_by_role("button", name="Show older exports").click()
+    expect(job_rows(page)).to_have_count(300)
+    # New ones come on top, and nothing is lost where the two parts meet.
+    made[:0] = [{**template, "jobId": f"{n:08}-0000-7000-8000-000000000000", "consumerId": f"c{n}"} for n in range(430, 400, -1)]
+    asked_again(page)
+    expect(job_rows(page).first).to_contain_text("c430")
+    ids = job_rows(page).evaluate_all("rows => rows.map(row => row.dataset.job)")
+    assert ids == [job["jobId"] for job in made[: len(ids)]] and len(ids) == 330, len(ids)
+
+
+def test_the_chart_by_keyboard_and_in_figures(watch, service):
+    page = watch.page
+    page.goto(f"{service.url}/#/exports")
+    columns = page.locator(".picture a")
+    expect(columns.first).to_be_attached()
+    done = [job for job in service.call("GET", "/exports?status=completed&limit=40")["items"]]
+    assert columns.count() == len(done)
+    columns.last.focus()
+    readout = page.locator(".readout")
+    expect(readout).to_contain_text("delta export of users")
+    page.keyboard.press("Home")
+    oldest = done[-1]
+    expect(columns.first).to_be_focused()
+    expect(readout).to_contain_text(f"{oldest['rowsExported']:,} row")
+    page.get_by_text("In figures", exact=True).click()
+    expect(page.get_by_role("table", name="The same in figures").get_by_role("row")).to_have_count(len(done) + 1)
+    page.keyboard.press("Home")
+    columns.first.focus()
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{service.url}/#/jobs/{oldest['jobId']}")
+
+
+def test_a_failure_says_what_to_do(watch, service):
+    page = watch.page
+    service.sql("delete from users where id = 44; truncate users")
+    page.goto(service.url)
+    row = consumer_row(page, "consumer-1")
+    expect(row).to_contain_text("truncated")
+    expect(row).to_contain_text("deltas need a full export first")
+    start(page, row, "delta")
+    first = job_rows(page).first
+    expect(first).to_have_attribute("data-status", "failed")
+    expect(first).to_contain_text("full_export_needed")
+    strip = page.get_by_role("list", name="At a glance")
+    expect(strip.get_by_role("listitem")).to_have_text(["1 failed", re.compile(r"^\d+ need a full export before a delta$")])
+    # A retry would fail in the same way.
+    expect(first.get_by_role("button", name="Start a full export")).to_be_visible()
+    expect(first.get_by_role("button", name="Retry")).to_have_count(0)
+    first.get_by_role("link", name="delta users").click()
+    expect(page.get_by_text("Start a full export: it is always exact")).to_be_visible()
+    accessible(page, "a failure")
+    page.get_by_role("button", name="Start a full export").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Full export of users, for consumer-1")
+    expect(page.locator(".badge").first).to_have_text("completed")
+    page.goto(f"{service.url}/#/")
+    expect(strip).to_contain_text("need a full export before a delta")
+    expect(strip).not_to_contain_text("failed")
+
+
+def test_hostile_texts_are_texts(watch, service):
+    page = watch.page
+    job = service.call("GET", "/exports?status=failed&limit=1")["items"][0]["jobId"]
+    quoted = HOSTILE.replace("'", "''")
+    service.sql(f"update exports set error_detail = '{quoted}' where id = '{job}'")
+    page.goto(f"{service.url}/#/jobs/{job}")
+    expect(page.locator(".failure")).to_contain_text(HOSTILE)
+    # No name of ours can be hostile; another version's may, or a proxy's.
+    names = ("consumerId", "dataset", "name", "outputFilename", "continuity", "code", "detail")
+
+    def soil(route):
+        def soiled(value, name=None):
+            if isinstance(value, dict):
+                return {key: soiled(one, key) for key, one in value.items()}
+            if isinstance(value, list):
+                return [HOSTILE] if name == "problems" else [soiled(one) for one in value]
+            return HOSTILE if name in names else False if name == "ready" else value
+
+        route.fulfill(json=soiled(route.fetch().json()))
+
+    answered_by(page, re.compile(r".*/(consumers|datasets|exports)(\?.*)?$"), soil)
+    page.goto(f"{service.url}/#/")
+    expect(consumer_row(page, HOSTILE).first).to_be_visible()
+    expect(page.get_by_label("Datasets that can't be exported now")).to_contain_text(HOSTILE)
+    expect(job_rows(page).first).to_contain_text(HOSTILE)
+    page.get_by_role("button", name="New export").click()
+    expect(page.get_by_role("dialog")).to_contain_text(HOSTILE)
+    assert page.locator("main img, main script, dialog img, dialog script").count() == 0
+    assert page.title() == "cdc-export"
+    # What forbids it is the page's policy too, not only its care.
+    refused = page.evaluate("() => { try { document.body.innerHTML = '<b>x</b>'; return false } catch (e) { return e.name } }")
+    assert refused == "TypeError", refused
+    watch.expected = ["policy: require-trusted-types-for", "TrustedHTML"]
+
+
+def test_the_page_is_quiet(watch, service):
+    page = watch.page
+    page.clock.install()
+    page.goto(service.url)
+    expect(job_rows(page).first).to_be_visible()
+    expect(consumer_row(page, "consumer-1")).to_be_visible()
+
+    minute = [url.removeprefix(service.url) for url in watch.asked_in(60)]
+    assert 5 <= sum(url.startswith("/exports") for url in minute) <= 7 and len(minute) <= 12, minute
+    # What nobody sees is not kept fresh.
+    page.evaluate(
+        """() => { Object.defineProperty(document, 'hidden', { value: true, configurable: true });
+                   document.dispatchEvent(new Event('visibilitychange')); }"""
+    )
+    assert watch.asked_in(60) == []
+    before = len(watch.requests)
+    page.evaluate(
+        """() => { Object.defineProperty(document, 'hidden', { value: false, configurable: true });
+                   document.dispatchEvent(new Event('visibilitychange')); }"""
+    )
+    wait_for("it is asked for again", lambda: page.evaluate("1") and len(watch.requests) > before)
+    watch.asked_in(1)
+    back = watch.requests[before:]
+    assert "/exports?" in back[0][2] and len(back) <= 4, back
+
+
+def test_by_keyboard_alone(watch, service):
+    page = watch.page
+    page.goto(service.url)
+    expect(job_rows(page).first).to_be_visible()
+
+    def tab_to(words, key="Tab"):
+        for _ in range(120):
+            page.keyboard.press(key)
+            name = page.evaluate("document.activeElement.textContent.trim() + ' ' + (document.activeElement.id || '')")
+            seen = page.evaluate(
+                "(() => { const s = getComputedStyle(document.activeElement); return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2 })()"
+            )
+            assert seen, f"the focus can't be seen on: {name}"
+            if re.search(words, name):
+                return name
+        raise AssertionError(f"no {words} by Tab")
+
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    tab_to("^New export")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.type("by-keyboard")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.get_by_role("button", name="New export")).to_be_focused()
+    expect(job_rows(page).first).to_contain_text("by-keyboard")
+    expect(job_rows(page).first).to_have_attribute("data-status", "completed")
+    expect(consumer_row(page, "by-keyboard")).to_be_visible()
+    tab_to("delta export of users for by-keyboard")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Not now")).to_be_focused()
+    tab_to("^Start it", "Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(job_rows(page).first).to_contain_text("delta users")
+    expect(job_rows(page).first).to_have_attribute("data-status", "completed")
+    # The row was kept up to date meanwhile, and the focus with it.
+    assert "delta" in page.evaluate("document.activeElement.textContent")
+    tab_to("^All exports", "Shift+Tab")
+    tab_to("^delta users")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Delta export of users, for by-keyboard")
+    tab_to("^← Overview", "Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(job_rows(page).first).to_be_visible()
+    tab_to("^New export", "Shift+Tab")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_narrow_light_and_dark(watch, service):
+    page = watch.page
+    page.set_viewport_size({"width": 400, "height": 860})
+    # As long as a name may be, with no place to break it.
+    service.export("full", "x" * 128)
+    failed = service.call("GET", "/exports?status=failed&limit=1")["items"][0]["jobId"]
+    done = service.call("GET", "/exports?status=completed&limit=1")["items"][0]["jobId"]
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        for where in ("/#/", "/#/exports", "/#/datasets", f"/#/consumers/{'x' * 128}", f"/#/jobs/{failed}", f"/#/jobs/{done}"):
+            page.goto(service.url + where)
+            expect(page.locator(".badge").first).to_be_visible()
+            for width in (320, 960, 961, 1024, 1280, 400):
+                page.set_viewport_size({"width": width, "height": 860})
+                wide = page.evaluate("document.documentElement.scrollWidth")
+                assert wide <= width, f"{where} is {wide} wide at {width}, {scheme}"
+            accessible(page, f"{where} at 400, {scheme}")
+        page.goto(service.url)
+        page.get_by_role("button", name="New export").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        accessible(page, f"the form at 400, {scheme}")
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.keyboard.press("Escape")
+        accessible(page, f"the overview at 1280, {scheme}")
+        page.set_viewport_size({"width": 400, "height": 860})
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", ground))) < 60, ground
