@@ -4,7 +4,7 @@ import json
 import re
 import signal
 
-from browser_service import accessible, answered_by, asked_again, consumer_row, job_rows, limited, saved, start, wait_for
+from browser_service import accessible, answered_by, asked_again, consumer_row, job_rows, limited, saved, start, started, wait_for
 from playwright.sync_api import expect
 
 
@@ -145,12 +145,9 @@ def test_keys(watch, service):
     dialog.get_by_label("Key").fill(keys["all"])
     page.keyboard.press("Enter")
     expect(dialog).to_be_hidden()
-    start(page, row, "delta")
-    expect(job_rows(page).first).to_have_attribute("data-status", "completed")
+    expect(started(page, row, "delta")).to_have_attribute("data-status", "completed")
     with service.held():
-        start(page, row, "full")
-        expect(job_rows(page).first).to_have_attribute("data-status", "processing")
-        job_rows(page).first.get_by_role("link").first.click()
+        started(page, row, "full").get_by_role("link").first.click()
         expect(page.locator(".badge").first).to_have_text("processing")
     expect(page.locator(".badge").first).to_have_text("completed")
     page.get_by_role("button", name=re.compile("Forget key cdcx_[0-9a-f]{12}$")).click()

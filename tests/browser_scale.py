@@ -3,7 +3,7 @@
 import re
 from urllib.parse import parse_qsl, urlsplit
 
-from browser_service import accessible, answered_by, asked_again, consumer_row, job_rows, start, wait_for
+from browser_service import accessible, answered_by, consumer_row, job_rows, start, started
 from playwright.sync_api import expect
 
 JOBS = 1_000
@@ -138,8 +138,7 @@ def test_the_question_goes_when_its_export_ends(watch, service):
     page.goto(service.url)
     expect(consumer_row(page, "consumer-1")).to_be_visible()
     with service.held():
-        start(page, consumer_row(page, "consumer-1"), "delta")
-        first = job_rows(page).first
+        first = started(page, consumer_row(page, "consumer-1"), "delta")
         expect(first).to_have_attribute("data-status", "processing")
         first.get_by_role("button", name="Cancel").click()
         asked = page.get_by_role("dialog", name="Cancel this export?")

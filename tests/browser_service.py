@@ -202,6 +202,13 @@ def start(page, row, kind):
     page.get_by_role("dialog").get_by_role("button", name="Start it").click()
 
 
+def started(page, row, kind):
+    """The row of the export that is started so."""
+    with page.expect_response(lambda answer: answer.request.method == "POST") as answer:
+        start(page, row, kind)
+    return page.locator(f"tr[data-job='{answer.value.json()['jobId']}']")
+
+
 def answered_by(page, addresses, answer):
     """Has `answer` answer what the page asks of these addresses."""
 

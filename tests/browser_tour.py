@@ -5,7 +5,7 @@ import pathlib
 import re
 import subprocess
 
-from browser_service import accessible, answered_by, asked_again, consumer_row, job_rows, saved, start, wait_for
+from browser_service import accessible, answered_by, asked_again, consumer_row, job_rows, saved, start, started, wait_for
 from playwright.sync_api import expect
 
 # Text that would do something if anything took it for HTML.
@@ -66,8 +66,7 @@ def test_the_tour_goes_on_to_a_delta(watch, service):
     expect(page.get_by_role("dialog", name="Start a full export for consumer-1?")).to_be_visible()
     page.keyboard.press("Escape")
     assert len(service.call("GET", "/exports")["items"]) == jobs
-    start(page, row, "delta")
-    first = job_rows(page).first
+    first = started(page, row, "delta")
     expect(first).to_contain_text("delta users")
     expect(first).to_have_attribute("data-status", "completed")
     expect(row.get_by_role("cell").nth(3)).to_have_text("0")
@@ -84,8 +83,7 @@ def test_one_is_cancelled_and_retried(watch, service):
     row = consumer_row(page, "consumer-1")
     expect(row).to_be_visible()
     with service.held():
-        start(page, row, "incremental")
-        first = job_rows(page).first
+        first = started(page, row, "incremental")
         expect(first).to_have_attribute("data-status", "processing")
         first.get_by_role("button", name="Cancel").click()
         dialog = page.get_by_role("dialog")
@@ -140,8 +138,7 @@ def test_what_is_too_late_is_said_beside_its_button(watch, service):
     expect(consumer_row(page, "consumer-1")).to_be_visible()
     # The button's job ends between the look and the click.
     with service.held():
-        start(page, consumer_row(page, "consumer-1"), "full")
-        first = job_rows(page).first
+        first = started(page, consumer_row(page, "consumer-1"), "full")
         expect(first).to_have_attribute("data-status", "processing")
         first.get_by_role("button", name="Cancel").click()
         page.route("**/exports?*", lambda route: None)
@@ -334,8 +331,7 @@ def test_a_failure_says_what_to_do(watch, service):
     row = consumer_row(page, "consumer-1")
     expect(row).to_contain_text("truncated")
     expect(row).to_contain_text("deltas need a full export first")
-    start(page, row, "delta")
-    first = job_rows(page).first
+    first = started(page, row, "delta")
     expect(first).to_have_attribute("data-status", "failed")
     expect(first).to_contain_text("full_export_needed")
     strip = page.get_by_role("list", name="At a glance")

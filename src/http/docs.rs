@@ -102,7 +102,7 @@ impl<'d> Reader<'d> {
     fn index(&self) -> Markup {
         html! {
             nav aria-label="Calls" {
-                ul { li { a href="/" { "The page" } ", which shows what runs" } }
+                a.tag href="/" { "The page" }
                 @for tag in items(&self.0["tags"]) {
                     a.tag href={ "#" (text(&tag["name"])) } { (text(&tag["name"])) }
                     ul {

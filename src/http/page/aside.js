@@ -2,7 +2,7 @@
 // hold the exports up, and says itself what it can't tell. All other trouble is the connection's.
 
 import { Problem } from "./api.js";
-import { now } from "./figures.js";
+import { elapsed } from "./figures.js";
 import { wake } from "./pulse.js";
 
 // Where one export ends after the other, what follows from an end is asked for now and then.
@@ -42,11 +42,11 @@ export function aside(work, complain = () => {}) {
       trouble = null;
       throw told;
     }
-    if (now() < nextAt) return;
-    lookedAt = now();
+    if (elapsed() < nextAt) return;
+    lookedAt = elapsed();
     [nextAt, wantedAt] = [Infinity, Infinity];
     // The beats are not quite regular.
-    look(signal).then((seconds) => (nextAt = Math.min(wantedAt, now() + seconds * 1000 - 500)));
+    look(signal).then((seconds) => (nextAt = Math.min(wantedAt, elapsed() + seconds * 1000 - 500)));
   }
 
   // Something has changed: it is done before its time, but not all the time.
@@ -54,5 +54,5 @@ export function aside(work, complain = () => {}) {
     wantedAt = lookedAt + SOON_MS;
     if (nextAt < Infinity) nextAt = Math.min(nextAt, wantedAt);
   }
-  return { beat, soon, isSoon: () => nextAt - now() < SOON_MS };
+  return { beat, soon, isSoon: () => nextAt - elapsed() < SOON_MS };
 }

@@ -5,7 +5,7 @@ import { acting, complaints, submitting } from "./actions.js";
 import { get } from "./api.js";
 import { starting } from "./curl.js";
 import { el, keyed, row, set, show, table, text } from "./dom.js";
-import { count, now, rows, when } from "./figures.js";
+import { count, elapsed, rows, when } from "./figures.js";
 import { mayMove } from "./question.js";
 import { STATUS, consumerPath, continuity, trouble } from "./words.js";
 
@@ -81,7 +81,7 @@ export function consumersSection() {
 
   // Gives the seconds until it is time to ask again.
   async function refresh(signal) {
-    const begun = now();
+    const begun = elapsed();
     const items = [];
     let pages = 0;
     let cursor = null;
@@ -98,7 +98,7 @@ export function consumersSection() {
     text(beyond, `Only the first ${count(items.length)} by name are looked at. A consumer's own page has the address ${location.origin}/#/consumers/NAME.`);
     show(empty.node, items.length === 0);
     if (items.length === 0) empty.update();
-    return Math.max(CONSUMER_SECONDS * pages, (REST * (now() - begun)) / 1000);
+    return Math.max(CONSUMER_SECONDS * pages, (REST * (elapsed() - begun)) / 1000);
   }
   const complain = (error) => {
     show(unknown, error !== null);

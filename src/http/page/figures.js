@@ -47,6 +47,11 @@ export function now() {
   return Date.now() + behind;
 }
 
+// For how long something is left alone: a clock that is set meanwhile changes nothing about it.
+export function elapsed() {
+  return performance.now();
+}
+
 export function ago(time) {
   const seconds = (now() - Date.parse(time)) / 1000;
   if (Number.isNaN(seconds)) return time;

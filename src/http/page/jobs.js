@@ -4,7 +4,7 @@ import { Problem, get } from "./api.js";
 import { SOON_MS } from "./aside.js";
 import { chart } from "./chart.js";
 import { el, keyed, show, table, text } from "./dom.js";
-import { now } from "./figures.js";
+import { elapsed } from "./figures.js";
 import { columns, jobRow, keyOf, tellEnds } from "./jobrow.js";
 import { paged } from "./pages.js";
 import { wake } from "./pulse.js";
@@ -61,8 +61,8 @@ export function jobsSection(filter, onFilter = null) {
     const ended = tellEnds(items, seen);
     seen = new Map(items.map((job) => [job.jobId, job.status]));
     if (ended) chartAt = Math.min(chartAt, chartedAt + SOON_MS);
-    if (now() >= chartAt) {
-      [chartAt, chartedAt] = [Infinity, now()];
+    if (elapsed() >= chartAt) {
+      [chartAt, chartedAt] = [Infinity, elapsed()];
       // What failed has no rows to compare.
       const completed = filter.status && filter.status !== "completed" ? [] :
         (await get("/exports", { ...filter, status: "completed", limit: CHARTED }, signal)).items;

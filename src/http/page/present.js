@@ -4,7 +4,7 @@
 import { asked, get } from "./api.js";
 import { SOON_MS } from "./aside.js";
 import { el, keyed, show, table, text } from "./dom.js";
-import { count, now } from "./figures.js";
+import { count, elapsed } from "./figures.js";
 import { columns, jobRow, keyOf, tellEnds } from "./jobrow.js";
 import { isOpen } from "./words.js";
 
@@ -56,7 +56,7 @@ export function presentSection() {
     const ended = tellEnds(page.items, seen);
     seen = new Map(page.items.map((job) => [job.jobId, job.status]));
     [newest, areAll, askedThen] = [page.items, page.nextCursor === null, asked.size];
-    listedAt = now();
+    listedAt = elapsed();
     listAt = listedAt + LIST_SECONDS * 1000;
     return ended;
   }
@@ -68,7 +68,7 @@ export function presentSection() {
   async function refresh(signal) {
     let ended = false;
     const runBefore = running.items.map(keyOf);
-    if (areAll || !open() || now() >= listAt || asked.size !== askedThen) {
+    if (areAll || !open() || elapsed() >= listAt || asked.size !== askedThen) {
       ended = await readNewest(signal);
       const ofStatus = (status) => ({ items: newest.filter((job) => job.status === status), nextCursor: null });
       if (areAll) [running, waiting, isUnknown] = [ofStatus("processing"), ofStatus("pending"), false];
