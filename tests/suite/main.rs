@@ -111,6 +111,8 @@ mod restores;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+mod soft_deletes;
+#[cfg(test)]
 mod source_files;
 #[cfg(test)]
 mod startup;
