@@ -73,6 +73,8 @@ mod lists;
 #[cfg(test)]
 mod local;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod lost_files;
 #[cfg(test)]
 mod maintenance;
