@@ -30,9 +30,9 @@ mod watermarks;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -68,6 +68,7 @@ use crate::http::query::Parameters;
 use crate::http::stream::{Answer, ClientStream};
 use crate::job::Job;
 use crate::service::Service;
+use crate::telemetry::complaints::Complaints;
 use crate::watermark::ConsumerLag;
 
 /// A client has this long to send a request's head, and again this long to send its body.
@@ -171,23 +172,18 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
         Some(origins) => routes.layer(origins),
         None => routes,
     };
-    let routes = routes
+    routes
         .layer(SetResponseHeaderLayer::overriding(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
         // Answers hold rows and names of a user's table, which no cache on the way or in a browser shall keep. An answer without any says
         // so itself.
         .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
         // Pages of other origins can't embed an answer. It doesn't hinder pages that CORS lets in: browsers ask it about embedding alone.
-        .layer(SetResponseHeaderLayer::overriding(EMBEDDED_BY, HeaderValue::from_static("same-origin")));
-    named(routes).layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
-}
-
-/// Gives each request an id, which its answer and its log lines have.
-fn named(routes: Router) -> Router {
-    routes
+        .layer(SetResponseHeaderLayer::overriding(EMBEDDED_BY, HeaderValue::from_static("same-origin")))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(middleware::from_fn(log_with_its_id))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(middleware::from_fn(drop_odd_ids))
+        .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
 }
 
 /// Removes a request id that the client chose if a log line can't hold it.
@@ -199,19 +195,12 @@ async fn drop_odd_ids(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Gives each log line of a request the request's id and the public part of its key, and logs the request itself for who debugs.
-async fn log_with_its_id(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
-    let begun = Instant::now();
-    let method = request.method().clone();
+/// Gives each log line of a request the request's id and the public part of its key.
+async fn log_with_its_id(request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
     // At the level of an error, so that no log level takes it away.
     let span = tracing::error_span!("request", requestId = id, key = tracing::field::Empty);
-    let answer = next.run(request).instrument(span.clone()).await;
-    // Up to the head of the answer. The route's path, not the client's, which may hold anything.
-    let (route, status) = (path.as_ref().map(MatchedPath::as_str), answer.status().as_u16());
-    let milliseconds = begun.elapsed().as_secs_f64() * 1_000.0;
-    span.in_scope(|| tracing::debug!(event = "request", %method, route, status, milliseconds));
-    answer
+    next.run(request).instrument(span).await
 }
 
 /// A job as the API shows it, for the command line.
@@ -263,6 +252,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
     http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).max_headers(MAX_HEADERS_READ);
     http1.max_buf_size(CONNECTION_BYTES);
     let connections = Connections::new(limits);
+    let complaints = Complaints::default();
     let next = async || {
         let (stream, peer) = listener.accept().await?;
         let connection = connections.admit(peer.ip()).await;
@@ -274,7 +264,9 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
             Ok(accepted) => accepted,
             Err(error) => {
                 // Most likely there are no file descriptors left: connections that end will free some.
-                tracing::warn!(event = "accept_failed", error = %error);
+                if let Some(times) = complaints.due(error.to_string()) {
+                    tracing::warn!(event = "accept_failed", error = %error, times);
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -314,34 +306,6 @@ fn serve_connection(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_panic_is_logged_under_the_request_id_of_its_answer() {
-        #[derive(Clone, Default)]
-        struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
-        impl std::io::Write for Log {
-            fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-                self.0.lock().unwrap().extend_from_slice(text);
-                Ok(text.len())
-            }
-            fn flush(&mut self) -> std::io::Result<()> {
-                Ok(())
-            }
-        }
-        let log = Log::default();
-        let writer = log.clone();
-        let _logging = tracing::subscriber::set_default(
-            tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish(),
-        );
-        let panics = async || -> () { panic!("a defect") };
-        let routes = Router::new().route("/", get(panics)).layer(CatchPanicLayer::custom(problem::for_panic));
-        let request = Request::builder().uri("/").header(REQUEST_ID, "mine").body(axum::body::Body::empty()).unwrap();
-        let answer = TowerToHyperService::new(named(routes)).call(request).await.unwrap();
-        assert_eq!((answer.status().as_u16(), &answer.headers()[REQUEST_ID]), (500, &HeaderValue::from_static("mine")));
-        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        let line = log.lines().find(|line| line.contains("request_panicked")).expect(&log);
-        assert!(line.contains("a defect") && line.contains(r#""requestId":"mine""#), "{line}");
-    }
 
     #[tokio::test]
     async fn hundreds_may_wait_to_be_accepted() {

@@ -144,7 +144,7 @@ impl Maintenance {
 
 /// Does a task until `shutdown`, whatever becomes of a round, with a rest of `period` in between, which the task may end.
 async fn every<T: Task>(period: Duration, mut task: T, shutdown: CancellationToken) {
-    let mut complaints = Complaints::default();
+    let complaints = Complaints::default();
     while !shutdown.is_cancelled() {
         let round = AssertUnwindSafe(task.round()).catch_unwind();
         let done = tokio::select! {
@@ -155,15 +155,17 @@ async fn every<T: Task>(period: Duration, mut task: T, shutdown: CancellationTok
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(error))) => Some(chain(&error)),
             Ok(Err(_)) => {
-                tracing::error!(event = "maintenance_panicked", task = T::NAME);
+                if let Some(times) = complaints.due("panicked".to_owned()) {
+                    tracing::error!(event = "maintenance_panicked", task = T::NAME, times);
+                }
                 None
             }
             Err(_) => Some("it takes too long".to_owned()),
         };
         if let Some(error) = failed
-            && complaints.is_new(error.clone())
+            && let Some(times) = complaints.due(error.clone())
         {
-            tracing::warn!(event = "maintenance_failed", task = T::NAME, error);
+            tracing::warn!(event = "maintenance_failed", task = T::NAME, error, times);
         }
         tokio::select! { () = shutdown.cancelled() => {}, () = tokio::time::sleep(period) => {}, () = task.woken() => {} }
     }

@@ -35,16 +35,11 @@ pub struct Settings {
     pub format: Format,
 }
 
-/// What is told of who may call, by commands too that log nothing else but errors.
-pub const AUDIT: &str = "cdc_export::audit";
-
-/// Begins to log what is at least as severe as `least` and as the settings say; of [`AUDIT`], what the settings say. Called once in a
-/// process.
-pub fn start(settings: &Settings, least: LevelFilter) {
+/// Begins to log. Called once in a process.
+pub fn start(settings: &Settings) {
     // Lower levels of the libraries would bury this program's events.
-    let level = settings.level.min(least);
-    let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("cdc_export", level);
-    let targets = targets.with_target(AUDIT, settings.level);
+    let targets =
+        Targets::new().with_default(settings.level.min(LevelFilter::WARN)).with_target("cdc_export", settings.level);
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = match settings.format {
         Format::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
@@ -55,8 +50,51 @@ pub fn start(settings: &Settings, least: LevelFilter) {
     tracing_subscriber::registry().with(layer).with(targets).init();
 }
 
-/// An error and its causes in one line.
+/// An error and its causes in one line, each text once: some libraries put the cause into the text of an error, beside its source.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+    let (mut line, mut last) = (String::new(), String::new());
+    for error in std::iter::successors(Some(error), |error| error.source()) {
+        let text = error.to_string();
+        if line.is_empty() {
+            line.push_str(plain(&text));
+        } else if !last.ends_with(&text) {
+            line.extend([": ", plain(&text)]);
+        }
+        last = text;
+    }
+    line
+}
+
+/// The text of an error, without what sqlx adds to Postgres's message: that it is one, and the line of Postgres's own source.
+fn plain(text: &str) -> &str {
+    if let Some(told) = text.strip_prefix("error communicating with database: ") {
+        return told;
+    }
+    let Some(told) = text.strip_prefix("error returned from database: ") else { return text };
+    match told.rsplit_once(" at line ") {
+        Some((message, line)) if line.bytes().all(|byte| byte.is_ascii_digit()) => message,
+        _ => told,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Told(&'static str, #[source] Option<Box<Told>>);
+
+    #[test]
+    fn a_chain_says_each_thing_once() {
+        let chained = |texts: &[&'static str]| {
+            let error = texts.iter().rev().fold(None, |source, text| Some(Box::new(Told(text, source))));
+            chain(&error.unwrap())
+        };
+        assert_eq!(chained(&["can't", "no room", "No space (os error 28)"]), "can't: no room: No space (os error 28)");
+        let refused = "error returned from database: relation \"a at line 7\" is not there at line 334";
+        let cause = "relation \"a at line 7\" is not there at line 334";
+        assert_eq!(chained(&["can't", refused, cause]), "can't: relation \"a at line 7\" is not there");
+        assert_eq!(chained(&["error communicating with database: refused", "refused"]), "refused");
+    }
 }

@@ -38,6 +38,7 @@ use crate::store::{
     queue::{Claimant, Settlement},
 };
 use crate::telemetry::chain;
+use crate::telemetry::complaints::Complaints;
 use crate::worker::error::Error;
 use crate::worker::heartbeat::{Heartbeat, Stop};
 
@@ -76,6 +77,8 @@ pub struct Worker {
     work: Arc<Notify>,
     /// Tells running attempts which jobs were cancelled.
     cancels: broadcast::Sender<JobId>,
+    /// What fails again and again: all workers of a process meet the same trouble.
+    complaints: Arc<Complaints>,
 }
 
 /// An attempt whose file is written.
@@ -114,6 +117,7 @@ impl Worker {
             catalog,
             work: Arc::new(Notify::new()),
             cancels: broadcast::Sender::new(64),
+            complaints: Arc::default(),
         }
     }
 
@@ -149,7 +153,10 @@ impl Worker {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(event = "claim_failed", error = chain(&error));
+                    let error = chain(&error);
+                    if let Some(times) = self.complaints.due(format!("claim: {error}")) {
+                        tracing::warn!(event = "claim_failed", error, times);
+                    }
                     tokio::select! { () = shutdown.cancelled() => {}, () = tokio::time::sleep(POLL) => {} }
                     continue;
                 }
@@ -195,7 +202,6 @@ impl Worker {
             event = "export_started",
             jobId = %job.id,
             consumerId = job.consumer.as_ref().map(|c| c.as_str()),
-            dataset = job.dataset,
             exportType = %job.export_type,
             attempt = job.attempt,
         );
@@ -386,7 +392,10 @@ impl Worker {
             let time = if shutdown.is_cancelled() { Duration::from_secs(5) } else { self.settings.lease };
             match self.with_timeout(statement()).await {
                 Err(store::Error::Unavailable(cause) | store::Error::LockConflict(cause)) if begun.elapsed() < time => {
-                    tracing::warn!(event = "database_unavailable", jobId = %lease.job.id, error = %cause);
+                    let (id, error) = (lease.job.id, chain(&cause));
+                    if let Some(times) = self.complaints.due(format!("{id}: {error}")) {
+                        tracing::warn!(event = "database_unavailable", jobId = %id, error, times);
+                    }
                     tokio::time::sleep(POLL.min(self.call_timeout())).await;
                 }
                 done => return done,

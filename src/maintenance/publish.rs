@@ -59,9 +59,9 @@ impl Task for Publish {
                 publisher.give_up(&record).await
             };
             if let Err(error) = outcome
-                && complaints.is_new(format!("{job} {}", chain(&error)))
+                && let Some(times) = complaints.due(format!("{job} {}", chain(&error)))
             {
-                tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error));
+                tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error), times);
             }
         }
         Ok(())

@@ -12,12 +12,12 @@ use crate::worker::{Error, Worker};
 /// Passes notifications on, until `shutdown`. Without a connection it tries again; the workers poll meanwhile.
 pub(super) async fn listen(worker: Worker, shutdown: CancellationToken) {
     let listening = async {
-        let mut complaints = Complaints::default();
+        let complaints = Complaints::default();
         loop {
             if let Err(error) = pass_on(&worker).await
-                && complaints.is_new(chain(&error))
+                && let Some(times) = complaints.due(chain(&error))
             {
-                tracing::warn!(event = "listen_failed", error = chain(&error));
+                tracing::warn!(event = "listen_failed", error = chain(&error), times);
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
