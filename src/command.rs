@@ -11,7 +11,9 @@ macro_rules! outln {
 }
 
 mod backend;
+mod cancel;
 mod catalog;
+mod catalog_file;
 mod client;
 mod completions;
 mod database_handle;
@@ -20,10 +22,12 @@ mod download;
 mod export;
 mod healthcheck;
 mod keys;
+mod list;
 mod migrate;
 mod output;
 mod plan;
 mod progress;
+mod retry;
 mod seed;
 mod serve;
 mod signals;
@@ -38,21 +42,25 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::command::cancel::Cancel;
 use crate::command::completions::Completions;
 use crate::command::datasets::Datasets;
 use crate::command::download::Download;
 use crate::command::export::Export;
 use crate::command::keys::Keys;
+use crate::command::list::List;
 use crate::command::plan::Plan;
+use crate::command::retry::Retry;
 use crate::command::seed::Seed;
 use crate::command::serve::Serve;
 use crate::command::status::Status;
 use crate::command::track::Track;
 use crate::config;
+use crate::telemetry::chain;
 
 /// Hands a table's rows to downstream consumers as files, with nothing lost and nothing twice.
 ///
-/// Settings come from the environment and from `.env`; `.env.example` lists them all.
+/// Settings come from environment variables, and from the file `.env` of the current folder; `.env.example` lists them all.
 #[derive(Parser)]
 #[command(version)]
 struct CommandLine {
@@ -77,35 +85,41 @@ pub fn main() -> ExitCode {
 /// What may be asked for.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Serve the API and run exports (the default)
+    /// Run the service: the API, the page, and the exports (the default)
     Serve(Serve),
-    /// Run exports for services on the same database and output folder, without an API
+    /// Run exports for a service on the same database and output folder, without an API
     Worker,
-    /// Bring the database's schema up to date
+    /// Create or update the service's own tables in the database
     Migrate,
-    /// Top the demo table up with users
+    /// Fill the demo table `users` with made-up users
     Seed(Seed),
-    /// Export a consumer's rows to a file, and wait for it
+    /// Run an export for a consumer, and wait for its file
     Export(Export),
-    /// Show consumers and open jobs
+    /// Show every consumer and the exports that are waiting or running
     Status(Status),
-    /// Fetch the file of a completed export, and check it
+    /// List exports, newest first
+    List(List),
+    /// Cancel an export that is waiting or running
+    Cancel(Cancel),
+    /// Ask again for an export that failed or was cancelled
+    Retry(Retry),
+    /// Fetch the file of a completed export, and check that it arrived whole
     Download(Download),
-    /// Ask the service on HOST and PORT whether it is ready
+    /// Check that the service on HOST and PORT is ready
     Healthcheck,
-    /// Capture the changes of a table that was there before, and let it be exported
+    /// Start to record the changes of a dataset's table (with triggers), so that it can be exported
     Track(Track),
-    /// Remove what `track` installed; the table can't be exported any more
+    /// Stop to record the changes of a dataset's table; it can't be exported any more
     Untrack(Track),
-    /// Look at what may be exported
+    /// Check, list or extend the datasets: the tables that may be exported
     #[command(subcommand)]
     Datasets(Datasets),
-    /// Show what an export would read: rows, bytes, and Postgres's plan
+    /// Show what an export would read, without running it: rows, bytes, and Postgres's plan
     Plan(Plan),
-    /// Make, list and revoke the keys of the API
+    /// Create, list and revoke API keys
     #[command(subcommand)]
     Keys(Keys),
-    /// Print what makes a shell complete these commands
+    /// Print a script that completes these commands with Tab in your shell
     Completions(Completions),
 }
 
@@ -128,6 +142,9 @@ impl Command {
             Command::Seed(seed) => seed.run(),
             Command::Export(export) => export.run(),
             Command::Status(status) => status.run(),
+            Command::List(list) => list.run(),
+            Command::Cancel(cancel) => cancel.run(),
+            Command::Retry(retry) => retry.run(),
             Command::Download(download) => download.run(),
             Command::Healthcheck => healthcheck::run(),
             Command::Track(track) => track.run(),
@@ -150,7 +167,7 @@ pub(crate) struct BadUsage(String);
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
     // The text may hold names that others chose, and a terminal obeys control characters.
     let plain = |letter: char| letter == '\n' || !letter.is_control();
-    let text = format!("{error:#}");
+    let text = chain(error.as_ref());
     let text: String = text
         .chars()
         .map(|letter| if plain(letter) { letter.to_string() } else { letter.escape_default().to_string() })

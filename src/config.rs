@@ -96,6 +96,26 @@ impl Error {
         Error::Catalog { file: file.display().to_string(), mistakes }
     }
 
+    /// HOST is an address that this machine doesn't have.
+    pub fn no_such_host(host: IpAddr) -> Error {
+        bad(
+            "HOST",
+            format!(
+                "{host} is no address of this machine: 127.0.0.1 is open to this machine alone, 0.0.0.0 to all networks"
+            ),
+        )
+    }
+
+    /// The output folder can't be used.
+    pub fn output(folder: &Path, why: &str) -> Error {
+        bad("OUTPUT_DIR", format!("{}: {why}", folder.display()))
+    }
+
+    /// The catalog's file can't be read.
+    pub fn unreadable_catalog(file: &Path, why: &std::io::Error) -> Error {
+        bad("DATASETS", format!("{}: {why}", file.display()))
+    }
+
     /// The API is open to other machines, and there is no key: nobody could call it.
     pub fn no_keys(host: IpAddr) -> Error {
         bad(
@@ -115,6 +135,8 @@ pub enum CatalogFile {
     Read,
     /// The command doesn't need it: the file may be wrong, or be missing.
     Unread,
+    /// The command reads it by itself: the file may not be there yet.
+    Named,
 }
 
 impl Config {
@@ -125,6 +147,11 @@ impl Config {
                 Err(BadUrl::Variable { name, why }) => return Err(bad(name, why)),
                 Err(why) => return Err(bad("DATABASE_URL", why.to_string())),
             };
+        for (name, file) in named.iter().flat_map(|named| &named.files) {
+            // sqlx's own error would name neither.
+            std::fs::File::open(file)
+                .map_err(|why| bad("DATABASE_URL", format!("{name}: {}: {why}", file.display())))?;
+        }
         let (database, authorities) = named.map(|named| (named.database, named.authorities)).unzip();
         let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
         let catalog_file = vars.get("DATASETS").map(PathBuf::from);
@@ -249,7 +276,7 @@ impl Config {
 }
 
 fn read_catalog(file: &Path) -> Result<Catalog, Error> {
-    let text = std::fs::read_to_string(file).map_err(|why| bad("DATASETS", format!("{}: {why}", file.display())))?;
+    let text = std::fs::read_to_string(file).map_err(|why| Error::unreadable_catalog(file, &why))?;
     Catalog::from_toml(&text).map_err(|mistakes| Error::catalog(file, mistakes))
 }
 

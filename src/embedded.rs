@@ -303,6 +303,16 @@ impl Drop for Server {
     }
 }
 
+/// Whether there is a private server in the data folder: a stopped one, a running one, or one that another process is making. Makes
+/// nothing.
+///
+/// # Errors
+/// If the folder can't be used for one.
+pub fn is_there(settings: &Settings) -> Result<bool, Error> {
+    let data_dir = DataDir::find(settings)?;
+    Ok(data_dir.cluster().exists() || data_dir.is_supervised()?)
+}
+
 /// How to connect to the server that another process supervises in this data folder; `None` where there is none or it isn't
 /// ready.
 pub fn join(settings: &Settings) -> Result<Option<Endpoint>, Error> {

@@ -2,23 +2,29 @@
 //!
 //! Knows tables only to make them; `store` and `source` read and write them.
 
+mod migrations;
 mod pooler;
+mod preview;
+mod reach;
 mod schema;
 mod search_path;
 mod url;
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
-pub use schema::migrate;
+pub use schema::{migrate, preview_of, require_migrated};
 pub use url::{BadUrl, NamedDatabase};
 
 use crate::connection;
 use crate::connection::failure::SqlFailure;
 use crate::embedded::{self, Endpoint};
+use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
+use crate::telemetry::complaints::Complaints;
 
 /// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
 const OLDEST: i32 = 130_000;
@@ -29,9 +35,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Why the database can't be used. Each is one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No answer, or a refusal.
-    #[error("can't connect to Postgres")]
-    Unreachable(#[source] sqlx::Error),
+    /// No connection, and what to do about it.
+    #[error("{0}")]
+    Unreachable(String),
     /// Too old a server.
     #[error("Postgres {0} is too old: 13 or later is needed")]
     TooOld(String),
@@ -78,6 +84,12 @@ pub enum Error {
         "a second connection to Postgres gets no answer: where a pooler is in between, its pool is too small for the service"
     )]
     OneSession,
+    /// Nobody has migrated the database.
+    #[error("there is no cdc-export in this database yet: run `cdc-export migrate`")]
+    NotMigrated,
+    /// The schema is an earlier version's.
+    #[error("the service's tables in this database are of an earlier version: run `cdc-export migrate`")]
+    Outdated,
     /// A migration failed.
     #[error("can't migrate the database")]
     Migrate(#[source] MigrateError),
@@ -100,13 +112,20 @@ async fn require_answer(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
 
 /// How to reach a database.
 #[derive(Clone, Debug)]
-pub struct Database(PgConnectOptions);
+pub struct Database {
+    options: PgConnectOptions,
+    /// The setting that says where it is.
+    setting: &'static str,
+    /// Whether its sessions find our schema in the making, which nobody has made.
+    is_preview: bool,
+}
 
 impl From<PgConnectOptions> for Database {
     fn from(options: PgConnectOptions) -> Database {
         // Poolers refuse this parameter at the start of a connection. Since version 12 Postgres prints floats exactly without it.
         let options = options.extra_float_digits(None);
-        Database(options.application_name("cdc-export").disable_statement_logging())
+        let options = options.application_name("cdc-export").disable_statement_logging();
+        Database { options, setting: "DATABASE_URL", is_preview: false }
     }
 }
 
@@ -119,14 +138,30 @@ impl From<&Endpoint> for Database {
             .password(&endpoint.password)
             .database(embedded::DATABASE)
             .ssl_mode(PgSslMode::Disable);
-        options.into()
+        Database { setting: "DATA_DIR", ..options.into() }
+    }
+}
+
+/// As an error names it: the setting, and the address that it says, never the password.
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Database { options, setting, .. } = self;
+        let user = options.get_username();
+        write!(f, "{setting}: {user}@")?;
+        match options.get_socket() {
+            Some(folder) => write!(f, "{}", folder.display())?,
+            None if options.get_host().contains(':') => write!(f, "[{}]", options.get_host())?,
+            None => write!(f, "{}", options.get_host())?,
+        }
+        // As libpq has it: where no database is named, it has the user's name.
+        write!(f, ":{}/{}", options.get_port(), options.get_database().unwrap_or(user))
     }
 }
 
 impl Database {
     /// The options of each connection.
     pub fn options(&self) -> &PgConnectOptions {
-        &self.0
+        &self.options
     }
 
     /// A pool of at most `connections` for short statements, none of them open yet. Acquiring one waits 2 seconds at most: a
@@ -151,34 +186,43 @@ impl Database {
              set idle_in_transaction_session_timeout = '10s'",
             connection::SET_UP
         );
+        let is_preview = self.is_preview;
         PgPoolOptions::new()
-            .max_connections(connections)
+            // A second preview would wait for the first one's transaction.
+            .max_connections(if is_preview { 1 } else { connections })
             .acquire_timeout(Duration::from_secs(2))
             .test_before_acquire(false)
             .before_acquire(|conn, _| Box::pin(require_answer(conn)))
             .after_release(|conn, _| Box::pin(require_answer(conn)))
             .after_connect(move |conn, _| {
                 let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));
-                Box::pin(async move { set.execute(conn).await.map(drop) })
+                Box::pin(async move {
+                    set.execute(&mut *conn).await?;
+                    if is_preview { preview::begin(conn).await } else { Ok(()) }
+                })
             })
-            .connect_lazy_with(self.0.clone())
+            .connect_lazy_with(self.options.clone())
     }
 }
 
 /// Connects, and sets nothing: a pooler may share the session with other clients. Waits for a server that is starting or
 /// recovering from a crash: after a power cut, service and server start together.
 async fn connect(database: &Database) -> Result<PgConnection, Error> {
-    let begun = Instant::now();
+    let (begun, complaints) = (Instant::now(), Complaints::default());
     loop {
-        let error = match PgConnection::connect_with(database.options()).await {
-            Ok(conn) => return Ok(conn),
-            Err(error) => error,
+        let connecting = PgConnection::connect_with(database.options());
+        let error = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(Ok(conn)) => return Ok(conn),
+            Ok(Err(error)) => error,
+            Err(_) => return Err(Error::Unreachable(no_answer())),
         };
         let starting = SqlFailure::of(&error) == SqlFailure::Starting;
         if !starting || begun.elapsed() > START_TIMEOUT {
-            return Err(Error::Unreachable(error));
+            return Err(Error::Unreachable(unreachable(&error)));
         }
-        tracing::info!(event = "postgres_starting", "waiting for Postgres to accept connections");
+        if let Some(times) = complaints.due("starting".to_owned()) {
+            tracing::info!(event = "postgres_starting", times, "waiting for Postgres to accept connections");
+        }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

@@ -54,7 +54,7 @@ pub enum Error {
     #[error("the output folder can't be written")]
     OutputReadOnly(#[source] sink::Error),
     /// The output folder isn't there, or another one is in its place.
-    #[error("the output folder is missing")]
+    #[error("{0}")]
     OutputMissing(#[source] sink::Error),
     /// The output folder can't be used.
     #[error("the output folder can't be used")]
@@ -158,7 +158,7 @@ impl From<sink::Error> for Error {
         match error {
             sink::Error::Full(_) => Error::OutputFull(error),
             sink::Error::ReadOnly(_) => Error::OutputReadOnly(error),
-            sink::Error::Missing(_) => Error::OutputMissing(error),
+            sink::Error::Missing(_) | sink::Error::Unused | sink::Error::Replaced(_) => Error::OutputMissing(error),
             sink::Error::Elsewhere => Error::FileOnOtherHost,
             sink::Error::Io(_) => Error::Output(error),
         }

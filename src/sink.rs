@@ -23,7 +23,9 @@ use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 use crate::sink::threads::Threads;
 
-pub use folder::{Draft, Folder, marker_name};
+use folder::id::MARK;
+
+pub use folder::{Draft, Folder, Prepared, marker_name};
 pub use threads::Limits;
 
 /// The limits of a caller that set none, which are the workers of a process: twice as many operations at once as there may be workers,
@@ -45,6 +47,12 @@ pub enum Error {
     /// Not there, not a folder, or a link where none may be.
     #[error("the output folder is missing")]
     Missing(#[source] io::Error),
+    /// No process has prepared the folder, which has no mark: it may be another one than the exports'.
+    #[error("the output folder has no `{MARK}`, so no service has used it: does OUTPUT_DIR name the right one?")]
+    Unused,
+    /// Another folder is in the place of the one that this process prepared.
+    #[error("the `{MARK}` of the output folder {0}: mount the right disk, or restart to adopt this folder")]
+    Replaced(&'static str),
     /// The file is in another destination than this one.
     #[error("the file is in another output folder")]
     Elsewhere,

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::config::{CatalogFile, Environment};
 use crate::http;
-use crate::job::{After, Filter, Job, JobId, Request, Status};
+use crate::job::lane::Lane;
+use crate::job::{After, ConsumerId, Filter, Job, JobId, Request, Status};
 use crate::service::{self, Service, Subscriber};
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -17,13 +18,12 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::command::client::{Address, Client, Error, NamedJob, PlainText};
-use crate::command::database_handle::DatabaseHandle;
+use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::wire;
+use crate::command::wiring::wire_service;
 
 /// How many rows of each list are shown.
 pub(crate) const SHOWN: u32 = 200;
@@ -33,7 +33,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Which service.
 #[derive(Args)]
 pub(super) struct Server {
-    /// The service at this address, with the key in CDC_EXPORT_KEY if it wants one; without it, the database of DATABASE_URL
+    /// Ask the service at this address, with the key in CDC_EXPORT_KEY if it wants one [default: use the database of
+    /// DATABASE_URL]
     #[arg(long, value_name = "URL")]
     server: Option<Address>,
 }
@@ -56,8 +57,8 @@ impl Server {
         }
         let config = settings(catalog, Logs::Errors)?;
         block_on(async {
-            let handle = DatabaseHandle::open(&config).await?;
-            let service = wire(&config, &handle.database, 1, &CancellationToken::new()).service;
+            let handle = DatabaseHandle::open(&config, Makes::Nothing, OtherWays::DataDirOrServer).await?;
+            let service = wire_service(&config, &handle.database);
             let done = command(&Backend::Local(Box::new(service))).await;
             handle.close().await;
             done.map(|()| ExitCode::SUCCESS)
@@ -120,8 +121,10 @@ struct Accepted {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Items {
     items: Vec<Value>,
+    next_cursor: Option<String>,
 }
 
 impl JobView {
@@ -242,6 +245,58 @@ impl Backend {
         }
     }
 
+    /// Asks for an export like one that failed or was cancelled; the new one's id.
+    pub(crate) async fn retry(&self, id: JobId) -> anyhow::Result<JobId> {
+        match self {
+            Backend::Local(service) => Ok(service.retry(id, None).await?.id),
+            Backend::Remote(client) => {
+                let mut headers = HeaderMap::new();
+                headers.insert("idempotency-key", Uuid::new_v4().to_string().parse()?);
+                let path = format!("/exports/{id}/retry");
+                let Accepted { job_id } = remote(client, move |client| client.post(&path, &headers, None)).await?;
+                Ok(job_id.into())
+            }
+        }
+    }
+
+    /// The newest jobs that a filter lets through: `limit`, and one more if there is one.
+    pub(crate) async fn jobs(&self, filter: &Filter, limit: u32) -> anyhow::Result<Vec<JobView>> {
+        match self {
+            Backend::Local(service) => views(service.jobs(filter, limit + 1).await?),
+            Backend::Remote(client) => {
+                let Filter { consumer, dataset, export_type, status, .. } = filter;
+                let query = [
+                    ("consumer", consumer.as_ref().map(|it| it.as_str())),
+                    ("dataset", dataset.as_deref()),
+                    ("exportType", export_type.map(|it| it.as_str())),
+                    ("status", status.map(|it| it.as_str())),
+                ];
+                listed(client, &query, limit).await
+            }
+        }
+    }
+
+    /// The exports of a lane that were published after this one, oldest first: `limit`, and one more if there is one.
+    pub(crate) async fn published_after(
+        &self,
+        consumer: &ConsumerId,
+        dataset: &str,
+        after: JobId,
+        limit: u32,
+    ) -> anyhow::Result<Vec<JobView>> {
+        match self {
+            Backend::Local(service) => {
+                let lane = Lane { consumer, dataset };
+                views(service.published_after(lane, after, None, limit + 1).await?)
+            }
+            Backend::Remote(client) => {
+                let after = after.to_string();
+                let query = [("consumer", consumer.as_str()), ("dataset", dataset), ("after", &after)];
+                listed(client, &query.map(|(name, value)| (name, Some(value))), limit).await
+            }
+        }
+    }
+
     /// What `download` must be told to reach the same service.
     pub(crate) fn server_option(&self) -> String {
         match self {
@@ -314,6 +369,37 @@ impl Backend {
             }
         }
     }
+}
+
+fn views(jobs: Vec<Job>) -> anyhow::Result<Vec<JobView>> {
+    jobs.into_iter().map(|job| JobView::of(http::job_as_json(job))).collect()
+}
+
+/// The first items of a list of the API: `limit`, and one more if there is one.
+async fn listed(client: &Client, query: &[(&str, Option<&str>)], limit: u32) -> anyhow::Result<Vec<JobView>> {
+    let mut path = form_urlencoded::Serializer::for_suffix("/exports?".to_owned(), "/exports?".len());
+    for (name, value) in query {
+        if let Some(value) = value {
+            path.append_pair(name, value);
+        }
+    }
+    let mut jobs = Vec::new();
+    let (path, mut cursor) = (path.finish(), None::<String>);
+    let wanted = limit as usize + 1;
+    while jobs.len() < wanted {
+        let rest = (wanted - jobs.len()).min(SHOWN as usize);
+        let mut next = format!("{path}&limit={rest}");
+        if let Some(cursor) = &cursor {
+            next.extend(["&cursor=", &form_urlencoded::byte_serialize(cursor.as_bytes()).collect::<String>()]);
+        }
+        let page: Items = remote(client, move |client| client.get(&next)).await?;
+        jobs.extend(page.items.into_iter().map(JobView::of).collect::<anyhow::Result<Vec<_>>>()?);
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    Ok(jobs)
 }
 
 /// Makes a blocking call on a thread of its own, so that Ctrl-C is seen meanwhile.

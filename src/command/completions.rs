@@ -10,7 +10,7 @@ use crate::command::CommandLine;
 /// The shell that is to complete the commands.
 #[derive(Args)]
 pub(crate) struct Completions {
-    /// Which shell
+    /// Your shell
     shell: Shell,
 }
 

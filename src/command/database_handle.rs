@@ -1,4 +1,5 @@
-//! The database that a command works on: that of `DATABASE_URL`, or the private server's, which the command joins or runs.
+//! The database that a command works on: that of `DATABASE_URL`, or the private server's, which the command joins or runs. What is
+//! not there is made only by the commands that are for it.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,12 +10,37 @@ use crate::postgres::{self, Database};
 use crate::source::capture::{functions, tracking};
 use anyhow::Context;
 
+use crate::command::BadUsage;
+
+/// What a command makes where it isn't there yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Makes {
+    /// Nothing: the command looks, or uses what others have made.
+    Nothing,
+    /// Nothing, and it needs nothing: the command looks at tables alone.
+    NothingAndNeedsNone,
+    /// The service's tables, on a server that is there.
+    Tables,
+    /// The service's tables, and a private server where `DATABASE_URL` is unset.
+    Server,
+}
+
+/// Where a command finds the service's tables, if not in the database of `DATABASE_URL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OtherWays {
+    /// In a private server.
+    DataDir,
+    /// There too, or behind the API of a service.
+    DataDirOrServer,
+}
+
 /// Runs a short command on a migrated database.
 pub(super) async fn with_database(
     config: &Config,
+    makes: Makes,
     command: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
-    let handle = DatabaseHandle::open(config).await?;
+    let handle = DatabaseHandle::open(config, makes, OtherWays::DataDir).await?;
     let done = command(&handle.database).await;
     handle.close().await;
     done.map(|()| ExitCode::SUCCESS)
@@ -34,18 +60,46 @@ impl From<Database> for DatabaseHandle {
 }
 
 impl DatabaseHandle {
-    /// Opens and migrates `DATABASE_URL`'s database, else that of the private server that another process runs, else that of one
-    /// that this process starts.
-    pub(super) async fn open(config: &Config) -> anyhow::Result<DatabaseHandle> {
+    /// Opens `DATABASE_URL`'s database, else that of the private server that another process runs, else that of one that this
+    /// process starts. Migrates it, or requires that it is migrated.
+    pub(super) async fn open(config: &Config, makes: Makes, other: OtherWays) -> anyhow::Result<DatabaseHandle> {
         let handle = match &config.database {
             Some(database) => database.clone().into(),
+            None if makes != Makes::Server && !embedded::is_there(&config.embedded)? => {
+                return Err(nothing_there(config, other).into());
+            }
             None => join_or_start(&config.embedded).await?,
         };
-        if let Err(error) = prepare(&handle.database).await {
+        let prepared = match makes {
+            Makes::NothingAndNeedsNone => return handle.or_preview().await,
+            Makes::Nothing => {
+                postgres::require_migrated(&handle.database).await.with_context(|| handle.database.to_string())
+            }
+            Makes::Tables | Makes::Server => prepare(config, &handle.database).await,
+        };
+        if let Err(error) = prepared {
             handle.close().await;
             return Err(error);
         }
         Ok(handle)
+    }
+
+    /// The database as it is if it is migrated, else as it would be.
+    async fn or_preview(mut self) -> anyhow::Result<DatabaseHandle> {
+        let found = match postgres::require_migrated(&self.database).await {
+            Err(postgres::Error::NotMigrated) => postgres::preview_of(&self.database).await,
+            found => found.map(|()| self.database.clone()),
+        };
+        match found.with_context(|| self.database.to_string()) {
+            Ok(database) => {
+                self.database = database;
+                Ok(self)
+            }
+            Err(error) => {
+                self.close().await;
+                Err(error)
+            }
+        }
     }
 
     pub(super) async fn close(self) {
@@ -55,9 +109,21 @@ impl DatabaseHandle {
     }
 }
 
+/// Without a database, an answer would be that of an empty one: what a lost variable would bring about unseen.
+fn nothing_there(config: &Config, other: OtherWays) -> BadUsage {
+    let server = match other {
+        OtherWays::DataDir => "",
+        OtherWays::DataDirOrServer => ", or give --server",
+    };
+    BadUsage(format!(
+        "DATABASE_URL is unset, and there is no private Postgres in {}: set DATABASE_URL, or DATA_DIR to the folder of one{server}",
+        config.embedded.data_dir.display()
+    ))
+}
+
 /// Brings the schema up to date, the functions that the triggers call, and the triggers on the demo's table.
-pub(super) async fn prepare(database: &Database) -> anyhow::Result<()> {
-    postgres::migrate(database).await?;
+pub(super) async fn prepare(config: &Config, database: &Database) -> anyhow::Result<()> {
+    postgres::migrate(database, &config.catalog).await.with_context(|| database.to_string())?;
     let pool = database.pool(1);
     functions::renew(&pool).await?;
     Ok(tracking::restore(&pool).await?)

@@ -1,5 +1,6 @@
-//! `datasets`: checks the catalog against the tables, lists it, and drafts a block for it.
+//! `datasets`: checks the catalog against the tables, lists it, and adds a block to its file.
 
+use std::fmt::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -8,21 +9,21 @@ use crate::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description,
 use crate::postgres::Database;
 use crate::source::catalog_check;
 use clap::Subcommand;
-use tokio_util::sync::CancellationToken;
 
 use crate::command::catalog::check;
-use crate::command::database_handle::with_database;
+use crate::command::catalog_file;
+use crate::command::database_handle::{Makes, with_database};
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::wire;
+use crate::command::wiring::wire_service;
 
 /// What to do with datasets.
 #[derive(Subcommand)]
 pub(crate) enum Datasets {
-    /// Check the file of DATASETS against the tables
+    /// Check the dataset file against the tables, and name each mistake with its line
     Check,
-    /// List them with their tables
+    /// List the datasets with their tables
     List,
-    /// Print a first draft of a table's block for the file
+    /// Add a table to the dataset file; without DATASETS, print the block to put there
     Add {
         /// The table, as `orders` or `sales.orders`
         table: Table,
@@ -30,15 +31,21 @@ pub(crate) enum Datasets {
 }
 
 impl Datasets {
-    /// Checks the catalog, lists it, or drafts a block for it.
+    /// Checks the catalog, lists it, or adds a block to it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let catalog = match self {
             Datasets::Check | Datasets::List => CatalogFile::Read,
-            // The operator is still writing the file.
-            Datasets::Add { .. } => CatalogFile::Unread,
+            // The file may be one that isn't there yet.
+            Datasets::Add { .. } => CatalogFile::Named,
         };
         let config = settings(catalog, Logs::Errors)?;
-        block_on(with_database(&config, async |database| datasets(&config, database, self).await))
+        block_on(async {
+            if let (Datasets::Add { table }, Some(file)) = (&self, &config.catalog_file) {
+                catalog_file::check(file, &name_of(table))?;
+            }
+            with_database(&config, Makes::NothingAndNeedsNone, async |database| datasets(&config, database, self).await)
+                .await
+        })
     }
 }
 
@@ -61,12 +68,23 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
             Ok(())
         }
         Datasets::List => list(config, database).await,
-        Datasets::Add { table } => add(config, database, table).await,
+        Datasets::Add { table } => {
+            let name = name_of(&table);
+            let block = draft(config, database, table).await?;
+            if let Some(file) = &config.catalog_file {
+                catalog_file::append(file, &block)?;
+                eprintln!(
+                    "This is in {} now. Look at what was guessed from names, then run `cdc-export track {name}`.",
+                    file.display()
+                );
+            }
+            outln!("{}", block.trim_end())
+        }
     }
 }
 
 async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
-    let service = wire(config, database, 1, &CancellationToken::new()).service;
+    let service = wire_service(config, database);
     outln!("{:<20} {:<32} {:>12}  {:<10} {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE", "OPERATION")?;
     for Description { dataset, schema, rows, captured, .. } in service.datasets().await? {
         let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
@@ -85,13 +103,18 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints a block for the file. The operator has to check the members that are guessed from the columns' names.
-async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Result<()> {
-    let service = wire(config, database, 1, &CancellationToken::new()).service;
+/// The name that the dataset of a table gets.
+fn name_of(table: &Table) -> String {
     let allowed = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
     let name: String = table.name.to_lowercase().chars().map(allowed).take(63).collect();
+    if name.starts_with(|c: char| c.is_ascii_lowercase()) { name } else { "dataset".to_owned() }
+}
+
+/// A block for the file. The operator has to check the members that are guessed from the columns' names.
+async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Result<String> {
+    let service = wire_service(config, database);
     let dataset = Dataset {
-        name: if name.starts_with(|c: char| c.is_ascii_lowercase()) { name } else { "dataset".to_owned() },
+        name: name_of(&table),
         table,
         key: None,
         columns: Columns::All,
@@ -107,11 +130,12 @@ async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Resu
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let names = |columns: &[&Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
     let key: Vec<_> = schema.key.iter().map(|part| &part.column).collect();
-    outln!("[[dataset]]")?;
-    outln!("name = {}", quoted(&dataset.name))?;
-    outln!("table = {}", quoted(&dataset.table.to_string()))?;
-    outln!("# key = [{}]", names(&key))?;
-    outln!("# columns = [{}]", names(&schema.columns.iter().collect::<Vec<_>>()))?;
+    // Writing to a text can't fail.
+    let mut text = "[[dataset]]\n".to_owned();
+    let _ = writeln!(text, "name = {}", quoted(&dataset.name));
+    let _ = writeln!(text, "table = {}", quoted(&dataset.table.to_string()));
+    let _ = writeln!(text, "# key = [{}]", names(&key));
+    let _ = writeln!(text, "# columns = [{}]", names(&schema.columns.iter().collect::<Vec<_>>()));
     let is_time = |column: &Column| matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp);
     let is_time_or_flag = |column: &Column| is_time(column) || column.kind == ColumnType::Bool;
     let updated = ["updated_at", "modified_at", "last_update", "changed_at", "updated", "modified", "last_modified"];
@@ -128,11 +152,11 @@ async fn add(config: &Config, database: &Database, table: Table) -> anyhow::Resu
         [("updated_at", updated_at), ("created_at", created_at), ("deleted", find(&deleted, &is_time_or_flag))]
     {
         if let Some(column) = column {
-            outln!("{member} = {}", quoted(&column))?;
+            let _ = writeln!(text, "{member} = {}", quoted(&column));
         }
     }
     if has_both_times {
-        outln!("# operation = \"timestamps\"")?;
+        let _ = writeln!(text, "# operation = \"timestamps\"");
     }
-    Ok(())
+    Ok(text)
 }

@@ -35,9 +35,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// What to fetch.
 #[derive(Args)]
 pub(crate) struct Download {
-    /// The export's id
+    /// The id of the export
     job: Uuid,
-    /// The file to make, or the folder that is there already, or - for standard output; without it, the current folder
+    /// Where to put the file. A name with an extension is a file; any other is a folder, made if need be; - is standard output
+    /// [default: the current folder]
     #[arg(long, short, value_name = "PATH")]
     output: Option<Output>,
     #[command(flatten)]
@@ -71,8 +72,12 @@ pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Op
             let mut partial = PartialFile::new(Sink::Stdout, job)?;
             return partial.fetch_rest(backend, id).await;
         }
-        Some(Output::Path(path)) if path.is_dir() => path.join(name_of(job)?),
-        Some(Output::Path(path)) => path.clone(),
+        Some(Output::Folder(folder)) => {
+            let path = folder.join(name_of(job)?);
+            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+            path
+        }
+        Some(Output::File(path)) => path.clone(),
         None => PathBuf::from(name_of(job)?),
     };
     let exists = || format!("{} is there already: --output names another place", path.display());

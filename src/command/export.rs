@@ -11,6 +11,7 @@ use crate::job::encoding::{Compression, Encoding, Format};
 use crate::job::selection::Selection;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
+use crate::telemetry::chain;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use indicatif::ProgressBar;
@@ -22,13 +23,13 @@ use crate::command::BadUsage;
 use crate::command::backend::{Backend, JobView, Server};
 use crate::command::catalog::named_or_implied;
 use crate::command::client::Client;
-use crate::command::database_handle::DatabaseHandle;
+use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
 use crate::command::download;
 use crate::command::output::Output;
 use crate::command::progress::bar_of_rows;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::{Wired, wire};
+use crate::command::wiring::{OutputFolder, Wired, wire};
 use crate::command::words::words;
 
 /// A job that no worker claims for this long is run by this process.
@@ -40,29 +41,30 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// What to export.
 #[derive(Args)]
 pub(crate) struct Export {
-    /// Which rows
+    /// The type of the export
     #[arg(value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
     export_type: ExportType,
-    /// Whose export it is
+    /// The consumer to export for
     #[arg(long)]
     consumer: ConsumerId,
-    /// Of which dataset; left out: users, or the only one there is
+    /// The dataset to export [default: users, or the only one there is]
     #[arg(long)]
     dataset: Option<String>,
-    /// How its rows are written
+    /// The format of the file
     #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Format,
-    /// What the file is compressed with
+    /// The compression of the file
     #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Compression,
-    /// What was loaded last, the id of an export or `none`: the export is refused if the consumer's exports have gone on from
-    /// there
+    /// The id of the export that you loaded last, or `none`. The new export is refused if the consumer has exports after that
+    /// one, which you would miss
     #[arg(long, value_name = "ID")]
     after: Option<Loaded>,
-    /// The SHA-256 of the file that was loaded last
+    /// The SHA-256 of the file that you loaded last
     #[arg(long, value_name = "SHA256", requires = "after")]
     after_sha256: Option<String>,
-    /// Put the file there too: a file, a folder that is there already, or - for standard output
+    /// Put a copy of the file here. A name with an extension is a file; any other is a folder, made if need be; - is standard
+    /// output
     #[arg(long, short, value_name = "PATH")]
     output: Option<Output>,
     /// Print the job as JSON at the end; not together with --output
@@ -100,7 +102,7 @@ impl Export {
         block_on(async {
             let dataset = named_or_implied(&config, self.dataset.as_deref())?;
             let request = self.request(&dataset.name)?;
-            let handle = DatabaseHandle::open(&config).await?;
+            let handle = DatabaseHandle::open(&config, Makes::Nothing, OtherWays::DataDirOrServer).await?;
             let done = self.run_locally(&config, &handle.database, &request).await;
             handle.close().await;
             done
@@ -145,7 +147,7 @@ impl Export {
     async fn run_locally(&self, config: &Config, database: &Database, request: &Request) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let done = CancellationToken::new();
-        let Wired { exports, service } = wire(config, database, 1, &done);
+        let Wired { exports, service } = wire(config, database, OutputFolder::prepare(config)?, 1, &done);
         let backend = Backend::Local(Box::new(service));
         let id = backend.submit(request).await?;
 
@@ -215,7 +217,7 @@ async fn watch(backend: &Backend, id: JobId, interrupted: &CancellationToken) ->
                         Ok(true) => bar.suspend(|| eprintln!("cdc-export: cancelling the export")),
                         // The job is committing, and will complete.
                         Ok(false) => {}
-                        Err(error) => bar.suspend(|| eprintln!("cdc-export: the export can't be cancelled: {error:#}")),
+                        Err(error) => bar.suspend(|| eprintln!("cdc-export: the export can't be cancelled: {}", chain(error.as_ref()))),
                     }
                     continue;
                 }

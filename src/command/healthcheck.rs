@@ -29,5 +29,6 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let answer = agent.get(format!("http://{address}/health/ready")).call();
     let status = answer.with_context(|| format!("{address} is not ready"))?.status();
     ensure!(status.is_success(), "{address} is not ready: it answers {status}");
+    outln!("{address} is ready.")?;
     Ok(ExitCode::SUCCESS)
 }

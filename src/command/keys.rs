@@ -13,24 +13,24 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::command::database_handle::with_database;
+use crate::command::database_handle::{Makes, with_database};
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::words::words;
 
 /// What to do with keys.
 #[derive(Subcommand)]
 pub(crate) enum Keys {
-    /// Make a key and print it, this once
+    /// Create a key and print it; it is never shown again
     Create(CreateKey),
     /// List all keys, revoked ones too
     List {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// End a key for good; running services refuse it within 5 seconds
+    /// Revoke a key for good; running services refuse it within 5 seconds
     Revoke {
-        /// Its prefix or its name
+        /// The prefix or the name of the key
         #[arg(value_name = "PREFIX|NAME")]
         key: String,
     },
@@ -39,19 +39,19 @@ pub(crate) enum Keys {
 /// The key to make.
 #[derive(Args)]
 pub(crate) struct CreateKey {
-    /// What to call it
+    /// A name for the key
     #[arg(long)]
     name: key::KeyName,
-    /// Only for this consumer, or for these; without it, for all, and for exports without one
+    /// A consumer that the key is for; may be repeated [default: all consumers, and exports without one]
     #[arg(long = "consumer", value_name = "ID")]
     consumers: Vec<ConsumerId>,
-    /// What for; admin implies the others. Without it: export:read and export:write
+    /// What the key allows; may be repeated; admin allows everything [default: export:read and export:write]
     #[arg(long = "scope", value_parser = words::<Scope>(Scope::ALL.iter().map(|it| it.as_str())))]
     scopes: Vec<Scope>,
-    /// How long it is good, as 90d or 12h; without it, until it is revoked
+    /// How long the key is valid, as 90d or 12h [default: until it is revoked]
     #[arg(long, value_name = "TIME", value_parser = lifetime)]
     expires: Option<Duration>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -65,8 +65,13 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 impl Keys {
     /// Makes, lists or revokes keys.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let config = settings(CatalogFile::Unread, Logs::Errors)?;
-        block_on(with_database(&config, async |database| {
+        // The first migration asks the catalog whether there shall be a `users`.
+        let (catalog, makes) = match self {
+            Keys::Create(_) => (CatalogFile::Read, Makes::Tables),
+            Keys::List { .. } | Keys::Revoke { .. } => (CatalogFile::Unread, Makes::Nothing),
+        };
+        let config = settings(catalog, Logs::Errors)?;
+        block_on(with_database(&config, makes, async |database| {
             let store = Store::new(database.pool(1));
             match self {
                 Keys::Create(new) => create(&store, new).await,

@@ -4,28 +4,40 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// Where to put a file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     Stdout,
-    /// A file, or a folder for it.
-    Path(PathBuf),
+    /// In this file, which isn't there yet.
+    File(PathBuf),
+    /// In this folder, under its own name. The folder is made if need be.
+    Folder(PathBuf),
 }
 
 impl Output {
-    /// Whether a file can be made there, checked before there is anything to write.
+    /// Whether a file can be made there, checked before there is anything to write. Makes nothing.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let Output::Path(path) = self else { return Ok(()) };
-        if path.as_os_str().is_empty() {
-            return Err("a file, a folder, or - is expected".to_owned());
+        let folder = match self {
+            Output::Stdout => return Ok(()),
+            Output::File(path) | Output::Folder(path) if path.as_os_str().is_empty() => {
+                return Err("a file, a folder, or - is expected".to_owned());
+            }
+            Output::File(path) if path.exists() => return Err(format!("{} is there already", path.display())),
+            Output::File(path) => folder_of(path),
+            Output::Folder(path) => path,
+        };
+        // Where the folder is to be made: the one above it that is there.
+        let there = match self {
+            Output::Folder(_) => folder.ancestors().find(|above| above.exists()).unwrap_or(Path::new(".")),
+            _ => folder,
+        };
+        let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+        if there.exists() && !there.is_dir() {
+            return Err(format!("{} is a file, and a folder is expected there", there.display()));
         }
-        let folder = if path.is_dir() { path } else { folder_of(path) };
-        if !path.is_dir() && path.exists() {
-            return Err(format!("{} is there already", path.display()));
-        }
-        let probe = folder.join(format!(".cdc-export-{}.part", std::process::id()));
+        let probe = there.join(format!(".cdc-export-{}.part", std::process::id()));
         File::create_new(&probe)
             .and_then(|_| fs::remove_file(&probe))
-            .map_err(|why| format!("{}: {why}", folder.display()))
+            .map_err(|why| format!("{}: {why}", there.display()))
     }
 }
 
@@ -35,7 +47,36 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 }
 
 impl From<&str> for Output {
+    /// A name with an extension is a file's; one without, or with a slash at its end, or of a folder that is there, is a folder's.
     fn from(text: &str) -> Output {
-        if text == "-" { Output::Stdout } else { Output::Path(text.into()) }
+        if text == "-" {
+            return Output::Stdout;
+        }
+        let path = PathBuf::from(text);
+        let is_folder = path.is_dir() || text.ends_with('/') || path.extension().is_none() && !path.exists();
+        if is_folder && !text.is_empty() { Output::Folder(path) } else { Output::File(path) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_an_extension_is_a_files() {
+        for (text, output) in [
+            ("-", Output::Stdout),
+            ("inbox", Output::Folder("inbox".into())),
+            ("./inbox", Output::Folder("./inbox".into())),
+            ("a/b.d/", Output::Folder("a/b.d/".into())),
+            ("/", Output::Folder("/".into())),
+            ("..", Output::Folder("..".into())),
+            ("a.csv", Output::File("a.csv".into())),
+            ("inbox/a.csv.zst", Output::File("inbox/a.csv.zst".into())),
+            ("", Output::File("".into())),
+            ("/etc/passwd", Output::File("/etc/passwd".into())),
+        ] {
+            assert_eq!(Output::from(text), output, "{text}");
+        }
     }
 }

@@ -11,12 +11,11 @@ use crate::source::{self, Source, snapshot::Purpose};
 use crate::watermark::Waiting;
 use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
-use tokio_util::sync::CancellationToken;
 
 use crate::command::catalog::named_or_implied;
-use crate::command::database_handle::with_database;
+use crate::command::database_handle::{Makes, with_database};
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::wire;
+use crate::command::wiring::wire_service;
 use crate::command::words::words;
 
 /// How long locks and plan may take. No rows are read.
@@ -25,13 +24,13 @@ const PLAN_TIMEOUT: Duration = Duration::from_secs(30);
 /// What to plan.
 #[derive(Args)]
 pub(crate) struct Plan {
-    /// Which rows
+    /// The type of the export
     #[arg(value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
     export_type: ExportType,
-    /// Of which dataset; left out: users, or the only one there is
+    /// The dataset to export [default: users, or the only one there is]
     #[arg(long)]
     dataset: Option<String>,
-    /// Whose export it would be
+    /// The consumer whose export to plan
     #[arg(long)]
     consumer: ConsumerId,
 }
@@ -40,13 +39,13 @@ impl Plan {
     /// Takes the snapshot that the export would take, and asks Postgres how it would read it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
-        block_on(with_database(&config, async |database| plan(&config, database, &self).await))
+        block_on(with_database(&config, Makes::Nothing, async |database| plan(&config, database, &self).await))
     }
 }
 
 async fn plan(config: &Config, database: &Database, what: &Plan) -> anyhow::Result<()> {
     let dataset = named_or_implied(config, what.dataset.as_deref())?;
-    let service = wire(config, database, 1, &CancellationToken::new()).service;
+    let service = wire_service(config, database);
     let Description { rows, bytes, .. } = service.describe(dataset).await?;
     match rows {
         Some(rows) => outln!("{} has about {} rows in {}.", dataset.table, HumanCount(rows), BinaryBytes(bytes))?,

@@ -1,5 +1,7 @@
 //! `serve` and `worker`: the commands that run until a signal stops them.
 
+use std::io;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use crate::config::{self, CatalogFile, Config};
@@ -7,7 +9,7 @@ use crate::demo;
 use crate::http::{self, Access, ConnectionLimits};
 use crate::postgres::{self, Database};
 use crate::source::catalog_check;
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Args;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
@@ -17,7 +19,7 @@ use crate::command::catalog::check;
 use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::{connections_of_api, connections_of_exports, wire};
+use crate::command::wiring::{OutputFolder, connections_of_api, connections_of_exports, wire};
 
 /// Connections of a watched worker: one pings Postgres, one reads the gauges.
 const CONNECTIONS_OF_A_WATCH: u32 = 2;
@@ -25,7 +27,7 @@ const CONNECTIONS_OF_A_WATCH: u32 = 2;
 /// How to serve.
 #[derive(Args, Default)]
 pub(crate) struct Serve {
-    /// Leave the exports to other processes
+    /// Serve the API alone; `cdc-export worker`, in other processes, runs the exports
     #[arg(long)]
     no_workers: bool,
 }
@@ -43,7 +45,7 @@ async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
     // Before anything is started: a signal that comes meanwhile must stop it properly.
     let shutdown = stop_on_signal()?;
     // The port comes first: where another service has it, this one doesn't get as far as the database.
-    let listener = listen(&config.http).await?;
+    let listener = listen(&config.http, "PORT").await?;
     let Some(handle) = database_handle(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let served = serve_on(&config, how, (listener, limits), &handle.database, shutdown).await;
     handle.close().await;
@@ -60,18 +62,20 @@ async fn serve_on(
     let workers = if how.no_workers { 0 } else { config.worker.workers };
     let prepared = async {
         let access = access(config, database).await?;
-        prepare(database).await?;
+        let folder = OutputFolder::prepare(config)?;
+        prepare(config, database).await?;
         check_tables(config, database).await?;
         let exports = if workers == 0 { 0 } else { connections_of_exports(config, workers) };
-        postgres::require_connections(database, exports + connections_of_api(config)).await?;
+        require_connections(database, exports + connections_of_api(config)).await?;
         if config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
         }
-        anyhow::Ok(access)
+        anyhow::Ok((access, folder))
     };
     // The migration and the seeding may wait for another replica.
-    let access = tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
-    let wired = wire(config, database, workers, &shutdown);
+    let (access, folder) =
+        tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
+    let wired = wire(config, database, folder, workers, &shutdown);
     let router = http::router(wired.service, access, &config.http);
     let address = listener.local_addr()?;
     let listening = || tracing::info!(event = "listening", address = %format!("http://{address}"));
@@ -103,18 +107,34 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
     Ok(())
 }
 
-async fn listen(settings: &http::Settings) -> anyhow::Result<TcpListener> {
-    let listener = http::listen(settings).await;
-    listener.with_context(|| format!("can't listen on {}:{}", settings.host, settings.port))
+async fn require_connections(database: &Database, needed: u32) -> anyhow::Result<()> {
+    postgres::require_connections(database, needed).await.with_context(|| database.to_string())
+}
+
+/// Listens on HOST and the port that this setting names.
+async fn listen(settings: &http::Settings, name: &'static str) -> anyhow::Result<TcpListener> {
+    let error = match http::listen(settings).await {
+        Ok(listener) => return Ok(listener),
+        Err(error) => error,
+    };
+    let address = SocketAddr::from((settings.host, settings.port));
+    Err(match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            anyhow!("{name}: another process listens on {address}: stop it, or set {name} to a free port")
+        }
+        io::ErrorKind::AddrNotAvailable => config::Error::no_such_host(settings.host).into(),
+        _ => anyhow!("{name}: can't listen on {address}: {error}"),
+    })
 }
 
 /// Who may call. Where AUTH is unset and HOST is open to other machines, callers need a key, and the start fails until a key
 /// exists.
 async fn access(config: &Config, database: &Database) -> anyhow::Result<Access> {
+    let has_keys = async || postgres::has_keys(database).await.with_context(|| database.to_string());
     match config.http.access {
         Some(access @ (Access::LocalCallers | Access::Everybody)) => Ok(access),
-        None if !postgres::has_keys(database).await? => Err(config::Error::no_keys(config.http.host).into()),
-        Some(Access::Keys) if !postgres::has_keys(database).await? => {
+        None if !has_keys().await? => Err(config::Error::no_keys(config.http.host).into()),
+        Some(Access::Keys) if !has_keys().await? => {
             tracing::warn!(event = "no_keys", "nobody can call yet: `cdc-export keys create --name NAME` makes a key");
             Ok(Access::Keys)
         }
@@ -142,7 +162,7 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
     let limits = allow_descriptors();
     let shutdown = stop_on_signal()?;
     let listener = match config.metrics_port {
-        Some(port) => Some(listen(&http::Settings { port, ..config.http.clone() }).await?),
+        Some(port) => Some(listen(&http::Settings { port, ..config.http.clone() }, "METRICS_PORT").await?),
         None => None,
     };
     let Some(handle) = database_handle(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
@@ -152,15 +172,17 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
                 Some(_) => Some(access(&config, &handle.database).await?),
                 None => None,
             };
-            prepare(&handle.database).await?;
+            let folder = OutputFolder::prepare(&config)?;
+            prepare(&config, &handle.database).await?;
             check_tables(&config, &handle.database).await?;
             let watching = if listener.is_some() { CONNECTIONS_OF_A_WATCH } else { 0 };
             let needed = connections_of_exports(&config, config.worker.workers) + watching;
-            postgres::require_connections(&handle.database, needed).await?;
-            anyhow::Ok(access)
+            require_connections(&handle.database, needed).await?;
+            anyhow::Ok((access, folder))
         };
-        let access = tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
-        let wired = wire(&config, &handle.database, config.worker.workers, &shutdown);
+        let (access, folder) =
+            tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
+        let wired = wire(&config, &handle.database, folder, config.worker.workers, &shutdown);
         wired.exports.announce().await;
         tracing::info!(event = "working");
         if let Some(listener) = &listener {

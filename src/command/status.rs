@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::CatalogFile;
+use crate::telemetry::chain;
 use anyhow::Context;
 use clap::Args;
 use serde::Deserialize;
@@ -29,10 +30,10 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// What to show.
 #[derive(Args)]
 pub(crate) struct Status {
-    /// Print it again and again, until Ctrl-C
+    /// Print it again every 2 seconds, until Ctrl-C
     #[arg(long)]
     watch: bool,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -62,7 +63,7 @@ async fn status(backend: &Backend, what: &Status) -> anyhow::Result<()> {
                 seen = true;
             }
             // A watch goes on while the database or the service restarts.
-            Err(error) if seen => eprintln!("cdc-export: {error:#}"),
+            Err(error) if seen => eprintln!("cdc-export: {}", chain(error.as_ref())),
             Err(error) => return Err(error),
         }
         tokio::select! { () = tokio::time::sleep(WATCH_INTERVAL) => {}, () = interrupted.cancelled() => return Ok(()) }

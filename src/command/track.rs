@@ -3,17 +3,17 @@
 use std::process::ExitCode;
 
 use crate::config::CatalogFile;
-use crate::source::capture::tracking;
+use crate::source::capture::tracking::{self, Tracked};
 use clap::Args;
 
 use crate::command::catalog::{check_one, dataset_of};
-use crate::command::database_handle::with_database;
+use crate::command::database_handle::{Makes, with_database};
 use crate::command::start::{Logs, block_on, settings};
 
 /// The dataset whose changes to capture, or to capture no longer.
 #[derive(Args)]
 pub(crate) struct Track {
-    /// The dataset whose table it is
+    /// The name of the dataset
     dataset: String,
 }
 
@@ -25,9 +25,15 @@ impl Track {
             let dataset = dataset_of(&config, &self.dataset)?;
             let track = async |database: &_| {
                 check_one(&config, database, dataset).await?;
-                Ok(tracking::track(&database.pool(1), dataset).await?)
+                let (name, table) = (&dataset.name, &dataset.table);
+                match tracking::track(&database.pool(1), dataset).await? {
+                    Tracked::Now => {
+                        outln!("The changes of {table} are captured from now on: `{name}` can be exported.")
+                    }
+                    Tracked::Before => outln!("The changes of {table} were captured already: nothing has changed."),
+                }
             };
-            with_database(&config, track).await
+            with_database(&config, Makes::Tables, track).await
         })
     }
 
@@ -36,8 +42,13 @@ impl Track {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
             let dataset = dataset_of(&config, &self.dataset)?;
-            with_database(&config, async |database| {
-                Ok(tracking::untrack(&database.pool(1), dataset, &config.catalog).await?)
+            with_database(&config, Makes::Nothing, async |database| {
+                tracking::untrack(&database.pool(1), dataset, &config.catalog).await?;
+                let (name, table) = (&dataset.name, &dataset.table);
+                outln!(
+                    "The changes of {table} are captured no longer: `{name}` can't be exported until `cdc-export track {name}`, and then \
+                     begins with a full export for each consumer."
+                )
             })
             .await
         })

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::maintenance::Maintenance;
 use crate::postgres::Database;
 use crate::service::{self, Service, Stores};
-use crate::sink::{Destination, Folder};
+use crate::sink::{self, Destination, Folder, Prepared};
 use crate::source::Source;
 use crate::store::Store;
 use crate::telemetry;
@@ -55,15 +55,57 @@ impl Exports {
     }
 }
 
-/// Wires the modules, for so many exports at once; 0: for the service alone. Makes the output folder.
-pub(super) fn wire(config: &Config, database: &Database, workers: u32, stopping: &CancellationToken) -> Wired {
-    let folder = Folder::new(config.output_dir.clone()).with_file_mode(config.output_mode);
-    if let Err(error) = folder.prepare() {
-        // The service starts without the folder: jobs fail with the reason until the operator mends it.
-        let error = telemetry::chain(&error);
-        tracing::error!(event = "output_unusable", folder = %config.output_dir.display(), error);
+/// The output folder, and what was done to it.
+pub(super) struct OutputFolder {
+    folder: Folder,
+    prepared: Prepared,
+}
+
+impl OutputFolder {
+    /// Makes the folder usable, for a process that exports or serves.
+    pub(super) fn prepare(config: &Config) -> Result<OutputFolder, config::Error> {
+        let OutputFolder { folder, .. } = OutputFolder::as_it_is(config);
+        match folder.prepare() {
+            Ok(prepared) => Ok(OutputFolder { folder, prepared }),
+            Err(error) => {
+                let why = match &error {
+                    sink::Error::Missing(cause) => cause.to_string(),
+                    sink::Error::ReadOnly(cause) => format!("it can't be written: {cause}"),
+                    other => telemetry::chain(other),
+                };
+                Err(config::Error::output(&config.output_dir, &why))
+            }
+        }
     }
-    let destination = Destination::from(folder);
+
+    /// The folder for a process that only looks: nothing is made.
+    fn as_it_is(config: &Config) -> OutputFolder {
+        let folder = Folder::new(config.output_dir.clone()).with_file_mode(config.output_mode);
+        OutputFolder { folder, prepared: Prepared::Known }
+    }
+}
+
+/// Wires the service alone, for a command that looks: the output folder stays as it is.
+pub(super) fn wire_service(config: &Config, database: &Database) -> Service {
+    wire(config, database, OutputFolder::as_it_is(config), 1, &CancellationToken::new()).service
+}
+
+/// Wires the modules, for so many exports at once; 0: for the service alone.
+pub(super) fn wire(
+    config: &Config,
+    database: &Database,
+    output: OutputFolder,
+    workers: u32,
+    stopping: &CancellationToken,
+) -> Wired {
+    if output.prepared == Prepared::New {
+        tracing::info!(
+            event = "output_folder_new",
+            folder = %config.output_dir.display(),
+            "the folder had no `.cdc-export-store`, and has one now; files of earlier exports are in another folder"
+        );
+    }
+    let destination = Destination::from(output.folder);
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
     let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };

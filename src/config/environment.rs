@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::variables::{Variables, bad};
 use crate::config::{CatalogFile, Config, Error};
@@ -52,10 +52,15 @@ impl Environment {
     /// # Errors
     /// At the first value that can't be used.
     pub fn config(mut self, file: CatalogFile) -> Result<Config, Error> {
-        if file == CatalogFile::Unread {
+        let named = self.0.get("DATASETS").map(PathBuf::from);
+        if file != CatalogFile::Read {
             self.0.0.remove("DATASETS");
         }
-        Config::from_variables(self.0)
+        let config = Config::from_variables(self.0)?;
+        Ok(match file {
+            CatalogFile::Named => Config { catalog_file: named, ..config },
+            CatalogFile::Read | CatalogFile::Unread => config,
+        })
     }
 
     /// The key that is shown to a remote service: the one setting of a client.

@@ -175,8 +175,7 @@ impl Problem {
     }
 
     pub(crate) fn not_json() -> Problem {
-        let detail = "a body must be JSON, and its header has to say so: Content-Type: application/json (with curl, which else says \
-            application/x-www-form-urlencoded: -H 'Content-Type: application/json')";
+        let detail = "a body must be application/json, and say so";
         Problem::new(Code::UnsupportedMediaType, detail).about("Content-Type")
     }
 
@@ -279,10 +278,8 @@ fn conventional(name: &str) -> String {
     name.split('-').map(part).collect::<Vec<_>>().join("-")
 }
 
-/// The answer after a panic in a handler. The log has the panic under the answer's request id.
-pub(crate) fn for_panic(panic: Box<dyn Any + Send>) -> Response {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    tracing::error!(event = "request_panicked", error = text);
+/// The answer after a panic in a handler. The log has the panic.
+pub(crate) fn for_panic(_panic: Box<dyn Any + Send>) -> Response {
     Problem::internal().into_response()
 }
 

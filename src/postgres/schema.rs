@@ -8,21 +8,51 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
 use crate::connection;
 use crate::connection::failure::SqlFailure;
+use crate::dataset::catalog::Catalog;
+use crate::postgres::migrations::{MIGRATIONS, USERS_ARE_THERE};
+use crate::postgres::preview::begin;
 use crate::postgres::search_path::{SearchPath, TableSchemas};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 
 /// How many times a migration is tried while its tables are locked, with a second between.
 const MIGRATION_TRIES: u32 = 120;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
-
-/// Checks the server and brings the schema up to date. Safe at every start and from several replicas at once: the first one
-/// migrates, the others wait for it.
+/// Checks the server and that its schema is this version's, or a later one's. Changes nothing.
 ///
 /// # Errors
-/// If the database can't be reached or used, is behind a pooler in transaction mode, or holds a foreign `exports` or
-/// `watermarks`.
-pub async fn migrate(database: &Database) -> Result<(), Error> {
+/// If the database can't be reached or used, or nobody has migrated it.
+pub async fn require_migrated(database: &Database) -> Result<(), Error> {
+    let (mut conn, path) = open(database).await?;
+    let rights = Rights::of(&mut conn, &path).await.map_err(Error::Sql)?;
+    if !rights.has_migrations {
+        return Err(Error::NotMigrated);
+    }
+    rights.require_use()?;
+    refuse_foreign_tables(&mut conn, &path).await?;
+    let schemas = path.table_schemas(&mut conn).await.map_err(Error::Sql)?;
+    if !is_current(&mut conn).await? || !schemas.has_views(&mut conn).await.map_err(Error::Sql)? {
+        return Err(Error::Outdated);
+    }
+    conn.close().await.map_err(Error::Sql)
+}
+
+/// A database whose pools' sessions find our schema in the making, so that statements about tables can be run where nobody has
+/// migrated. Its pools have one connection each, and one of them can be used at a time.
+///
+/// # Errors
+/// If the database can't be reached, or the role may not make a schema.
+pub async fn preview_of(database: &Database) -> Result<Database, Error> {
+    let (mut conn, _) = open(database).await?;
+    begin(&mut conn).await.map_err(|cause| match SqlFailure::of(&cause) {
+        SqlFailure::Denied => Error::NotMigrated,
+        _ => Error::Sql(cause),
+    })?;
+    conn.close().await.map_err(Error::Sql)?;
+    Ok(Database { is_preview: true, ..database.clone() })
+}
+
+/// A session on a server that can be used, and its role's own search_path.
+async fn open(database: &Database) -> Result<(PgConnection, SearchPath), Error> {
     let mut conn = connect(database).await?;
     // Before anything is set or locked.
     pooler::require_sessions(&mut conn, database).await?;
@@ -41,7 +71,17 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
     if standby {
         return Err(Error::Standby);
     }
+    Ok((conn, path))
+}
 
+/// Checks the server and brings the schema up to date. Safe at every start and from several replicas at once: the first one
+/// migrates, the others wait for it. The first migration makes the demo's `users` only where the catalog has a dataset of it.
+///
+/// # Errors
+/// If the database can't be reached or used, is behind a pooler in transaction mode, or holds a foreign `exports` or
+/// `watermarks`.
+pub async fn migrate(database: &Database, catalog: &Catalog) -> Result<(), Error> {
+    let (mut conn, path) = open(database).await?;
     // The session waits for another replica's migration, which may take long, and so may its own.
     sqlx::query(
         "-- postgres.migrate.lift_timeouts
@@ -81,7 +121,7 @@ pub async fn migrate(database: &Database) -> Result<(), Error> {
         .await
         .map_err(Error::Sql)?;
     // An older binary may start beside a newer one; the older one ignores the migrations that it doesn't know.
-    let mut migrator = Migrator::with_migrations(migrations(&schemas));
+    let mut migrator = Migrator::with_migrations(migrations(&schemas, has_users(catalog, &path)));
     migrator.set_locking(false).set_ignore_missing(true);
     migrator.dangerous_set_table_name("cdc_export.migrations");
     for left in (0..MIGRATION_TRIES).rev() {
@@ -132,10 +172,21 @@ async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
     }
 }
 
-/// The migrations with the tables' schemas written out: their text names tables without a schema.
-fn migrations(schemas: &TableSchemas) -> Vec<Migration> {
+/// Whether the catalog has a dataset of the demo's table.
+fn has_users(catalog: &Catalog, path: &SearchPath) -> bool {
+    let is_here = |schema: &Option<String>| schema.as_deref().is_none_or(|schema| schema == path.first());
+    catalog.iter().any(|dataset| dataset.table.name == "users" && is_here(&dataset.table.schema))
+}
+
+/// The migrations with the tables' schemas written out: their text names tables without a schema. The first one leaves `users` out
+/// where it is not wanted.
+fn migrations(schemas: &TableSchemas, has_users: bool) -> Vec<Migration> {
     let named = |migration: &Migration| {
-        let sql = AssertSqlSafe(schemas.named_in(migration.sql.as_str())).into_sql_str();
+        let mut text = migration.sql.as_str().to_owned();
+        if !has_users {
+            text = text.replace(USERS_ARE_THERE, "if true then");
+        }
+        let sql = AssertSqlSafe(schemas.named_in(&text)).into_sql_str();
         // The checksum stays that of the file's text.
         Migration { sql, ..migration.clone() }
     };

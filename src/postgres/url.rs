@@ -94,6 +94,8 @@ pub struct NamedDatabase {
     /// The file of the only authorities to trust; `None`: no certificate is checked, or the platform's authorities are trusted.
     /// sqlx trusts the platform's beside the file's, which [`crate::config::trust_alone`] prevents.
     pub authorities: Option<PathBuf>,
+    /// The files that it names, each with the parameter or variable that does.
+    pub files: Vec<(&'static str, PathBuf)>,
 }
 
 /// A parameter of the query, as its reader sees it.
@@ -152,7 +154,14 @@ impl NamedDatabase {
             _ => options,
         };
         let authorities = file.map(PathBuf::from);
-        Ok(NamedDatabase { database: options.into(), authorities })
+        let own = [("sslcert", ["sslcert", "ssl-cert"], "PGSSLCERT"), ("sslkey", ["sslkey", "ssl-key"], "PGSSLKEY")];
+        let own = own.into_iter().filter_map(|(name, names, beside)| {
+            // A key may be there as its text.
+            let file = last(&names).or(variable(beside)).filter(|file| !file.starts_with("-----"));
+            file.map(|file| (name, PathBuf::from(file)))
+        });
+        let files = authorities.iter().map(|file| ("sslrootcert", file.clone())).chain(own).collect();
+        Ok(NamedDatabase { database: options.into(), authorities, files })
     }
 }
 

@@ -5,8 +5,9 @@
 
 mod draft;
 mod entries;
-mod id;
+pub(super) mod id;
 mod marker;
+mod preparation;
 
 use std::fs::File;
 use std::io;
@@ -25,11 +26,13 @@ use crate::file::{FileLocation, StagedFile};
 use crate::sink::folder::entries::{
     create, find, identity, identity_at, is_own_name, remove_at, rename_without_replacing, require_room,
 };
-use crate::sink::folder::id::ID_FILE;
 use crate::sink::{Error, Published};
 
 pub use draft::Draft;
 pub use marker::marker_name;
+pub use preparation::Prepared;
+
+const ANOTHER: Error = Error::Replaced("is another folder's");
 
 /// A folder for files, on a disk of this host.
 #[derive(Debug)]
@@ -51,19 +54,10 @@ impl Folder {
         Folder { file_mode: mode.map(Mode::from_raw_mode), ..self }
     }
 
-    /// Makes the folder where there is none.
+    /// The folder's id, which is kept in a small file of the folder, its mark.
     ///
     /// # Errors
-    /// If it can't be made or used.
-    pub fn prepare(&self) -> Result<(), Error> {
-        std::fs::DirBuilder::new().recursive(true).create(&self.path)?;
-        self.destination_id().map(drop)
-    }
-
-    /// The folder's id, made at the first call and kept in a small file of the folder.
-    ///
-    /// # Errors
-    /// If there was none and it can't be written, or the file holds no id or another one than before.
+    /// If the folder has no mark, or another one than before.
     pub fn destination_id(&self) -> Result<Uuid, Error> {
         Ok(self.open_with_id()?.1)
     }
@@ -74,11 +68,11 @@ impl Folder {
         let dir = self.open_dir()?;
         let found = match (id::read(&dir)?, self.id.get()) {
             (Some(id), _) => id,
-            (None, None) => id::make(&dir, self.file_mode)?,
-            (None, Some(_)) => return Err(Error::Missing(io::Error::other(format!("{ID_FILE} is gone")))),
+            (None, None) => return Err(Error::Unused),
+            (None, Some(_)) => return Err(Error::Replaced("is gone")),
         };
         if *self.id.get_or_init(|| found) != found {
-            return Err(Error::Missing(io::Error::other(format!("{ID_FILE} is another folder's"))));
+            return Err(ANOTHER);
         }
         Ok((dir, found))
     }
@@ -246,6 +240,7 @@ mod tests {
     use crate::database::DatabaseId;
     use crate::file::FileIdentity;
     use crate::job::{JobId, LeaseToken};
+    use crate::sink::folder::id::MARK;
 
     fn hidden() -> HiddenFile {
         let database: DatabaseId = "00000000000000ff-1".parse().unwrap();
@@ -267,7 +262,7 @@ mod tests {
 
     fn visible(dir: &tempfile::TempDir) -> Vec<String> {
         let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name != ID_FILE).collect()
+        names.filter(|name| name != MARK).collect()
     }
 
     #[test]
@@ -346,7 +341,7 @@ mod tests {
             "/tmp/out",
             "a/../../out",
             ".hidden",
-            ID_FILE,
+            MARK,
             "a\0b",
             "a\nb",
             "a\"b",
@@ -377,7 +372,7 @@ mod tests {
     fn a_mark_is_a_short_file() {
         let (dir, folder) = folder();
         let id = folder.destination_id().unwrap();
-        let mark = dir.path().join(ID_FILE);
+        let mark = dir.path().join(MARK);
         std::fs::write(&mark, format!("{id}{}", " ".repeat(1 << 20))).unwrap();
         assert!(folder.destination_id().is_err(), "a large file");
         std::fs::write(&mark, format!("{id}\n")).unwrap();

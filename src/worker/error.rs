@@ -73,7 +73,9 @@ impl Error {
             Error::Sink(cause) | Error::Pipeline(Pipe::Sink(cause)) => match cause {
                 sink::Error::Full(_) => Settlement::Retry(failure(FailureCode::StorageFull)),
                 sink::Error::ReadOnly(_) => Settlement::Fail(failure(FailureCode::StorageReadonly)),
-                sink::Error::Missing(_) => Settlement::Fail(failure(FailureCode::OutputMissing)),
+                sink::Error::Missing(_) | sink::Error::Unused | sink::Error::Replaced(_) => {
+                    Settlement::Fail(failure(FailureCode::OutputMissing))
+                }
                 // An attempt writes to its own destination.
                 sink::Error::Elsewhere => Settlement::Fail(failure(FailureCode::Internal)),
                 // A disk that failed once gets another try, with a file written anew.

@@ -427,7 +427,6 @@ async fn what_somebody_puts_into_public_is_never_called() {
     for arguments in [
         vec!["datasets", "check"],
         vec!["datasets", "list"],
-        vec!["datasets", "add", "kept.orders"],
         vec!["plan", "delta", "--consumer", "a"],
         vec!["keys", "create", "--name", "k"],
         vec!["keys", "list"],
@@ -438,6 +437,10 @@ async fn what_somebody_puts_into_public_is_never_called() {
         let (code, printed, errors) = start().arguments(&arguments).output().await;
         assert!(code == 0, "{arguments:?}: {printed} {errors}");
     }
+    // A catalog that has no such name yet.
+    let (code, printed, errors) =
+        start().with("DATASETS", "").arguments(&["datasets", "add", "kept.orders"]).output().await;
+    assert!(code == 0, "{printed} {errors}");
     let changes = [
         "insert into kept.orders values ('a', 'b', 'C', default, 'n'), ('d', 'e', 'F', default, 'n'); insert into kept.events values (1), (2)",
         "update kept.orders set note = 'm' where note is not null; delete from kept.events; update public.users set name = 'z'",

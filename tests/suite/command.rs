@@ -1,5 +1,6 @@
 //! The command line: commands that end, on a database of the operator or on the private one.
 
+use std::path::Path;
 use std::process::{Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -21,8 +22,20 @@ fn command(arguments: &[&str], settings: &[(&str, &str)]) -> Command {
     command
 }
 
-async fn run(arguments: &[&str], settings: &[(&str, &str)]) -> (i32, String, String) {
-    let done = tokio::time::timeout(HANG_TIMEOUT, command(arguments, settings).output()).await.expect("it ends");
+/// Runs a command to its end: exit code, what it printed, and standard error.
+pub(crate) async fn run(arguments: &[&str], settings: &[(&str, &str)]) -> (i32, String, String) {
+    ended(command(arguments, settings)).await
+}
+
+/// The same, in a folder.
+pub(crate) async fn run_in(folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> (i32, String, String) {
+    let mut command = command(arguments, settings);
+    command.current_dir(folder);
+    ended(command).await
+}
+
+async fn ended(mut command: Command) -> (i32, String, String) {
+    let done = tokio::time::timeout(HANG_TIMEOUT, command.output()).await.expect("it ends");
     let Output { status, stdout, stderr } = done.unwrap();
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
@@ -124,7 +137,8 @@ async fn workers_and_services_share_a_folder() {
     assert_eq!(ended.code(), Some(0));
 
     let port = service.address.rsplit_once(':').unwrap().1.to_owned();
-    assert_eq!(run(&["healthcheck"], &[("PORT", &port)]).await.0, 0);
+    let (code, printed, _) = run(&["healthcheck"], &[("PORT", &port)]).await;
+    assert_eq!((code, printed), (0, format!("127.0.0.1:{port} is ready.\n")));
     service.stop().await;
     let (code, _, said) = run(&["healthcheck"], &[("PORT", &port)]).await;
     assert!(code == 1 && said.lines().count() == 1, "{said}");
@@ -137,13 +151,122 @@ async fn a_command_joins_the_private_server_or_runs_it() {
     let (folder, output) = (folder.to_str().unwrap(), data.path().to_str().unwrap());
     let settings = [("DATA_DIR", folder), ("OUTPUT_DIR", output)];
     let (code, printed, said) = run(&["seed", "--rows", "300"], &settings).await;
-    assert_eq!((code, printed.as_str(), said.as_str()), (0, "300 users added.\n", ""));
+    assert_eq!((code, printed.as_str(), said.as_str()), (0, "300 users added: the demo table has 300 now.\n", ""));
 
     let service = Start::plain().with("DATA_DIR", folder).with("SEED_ROWS", 10).service().await;
-    assert_eq!(run(&["seed", "--rows", "1000"], &settings).await.1, "700 users added.\n");
-    assert_eq!(run(&["seed", "--rows", "1000"], &settings).await.1, "0 users added.\n");
-    assert_eq!(run(&["migrate"], &settings).await.0, 0);
+    assert_eq!(run(&["seed", "--rows", "1000"], &settings).await.1, "700 users added: the demo table has 1000 now.\n");
+    assert_eq!(
+        run(&["seed", "--rows", "1000"], &settings).await.1,
+        "0 users added: the demo table has 1000 or more.\n"
+    );
+    let (code, printed, _) = run(&["migrate"], &settings).await;
+    assert!(code == 0 && printed.starts_with("DATA_DIR: ") && printed.ends_with("are up to date.\n"), "{printed}");
     let (_, file) = service.export("delta", "a").await;
     assert_eq!(file.rows.len(), 1000);
     service.stop().await;
+}
+
+#[tokio::test]
+async fn exports_are_listed_cancelled_and_asked_for_again_here_and_at_the_service() {
+    let database = Database::new().await;
+    database.add_users(1, 9).await;
+    let service = Start::on(&database).service().await;
+    let url = database.url();
+    let output = folder_of(&service);
+    let settings = settings_of(&url, &output);
+    let server = ["--server", &service.address];
+    let (full, _) = service.export("full", "a").await;
+    let (delta, _) = service.export("delta", "a").await;
+    let (other, _) = service.export("full", "b").await;
+    let ids = |jobs: &[&Value]| jobs.iter().map(|job| job["jobId"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let after = full["jobId"].as_str().unwrap();
+    for at in [&[][..], &server] {
+        for (more, found) in [
+            (&[][..], vec![&other, &delta, &full]),
+            (&["--consumer", "a"], vec![&delta, &full]),
+            (&["--type", "full", "--status", "completed", "--dataset", "users"], vec![&other, &full]),
+            (&["--status", "failed"], vec![]),
+            (&["--consumer", "a", "--dataset", "users", "--after", after], vec![&delta]),
+            (&["--limit", "1"], vec![&other]),
+        ] {
+            let (code, printed, said) = run(&[&["list", "--json"], more, at].concat(), &settings).await;
+            let jobs: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            assert_eq!((code, ids(&jobs.iter().collect::<Vec<_>>())), (0, ids(&found)), "{more:?} {said}");
+            assert_eq!(said.contains("there are more"), more == ["--limit", "1"], "{said}");
+        }
+        let (code, printed, _) = run(&[&["list"][..], at].concat(), &settings).await;
+        let line = printed.lines().find(|line| line.starts_with(delta["jobId"].as_str().unwrap())).unwrap();
+        assert!(code == 0 && line.ends_with(delta["outputFilename"].as_str().unwrap()), "{printed}");
+        for bad in [&["list", "--after", after][..], &["list", "--status", "done"], &["list", "--limit", "0"]] {
+            assert_eq!(run(&[bad, at].concat(), &settings).await.0, 2, "{bad:?}");
+        }
+    }
+    for at in [&[][..], &server] {
+        let held = database.hold_exports().await;
+        let id = service.submit("delta", "a").await;
+        service.becomes(&id, "processing").await;
+        let (code, printed, said) = run(&[&["cancel", &id][..], at].concat(), &settings).await;
+        assert!(code == 0 && printed.starts_with(&id), "{printed}{said}");
+        service.becomes(&id, "cancelled").await;
+        held.rollback().await.unwrap();
+        let (code, printed, _) = run(&[&["cancel", &id][..], at].concat(), &settings).await;
+        assert_eq!((code, printed), (0, format!("{id} is cancelled.\n")), "once more");
+        let (code, _, said) = run(&[&["cancel", after][..], at].concat(), &settings).await;
+        assert_eq!((code, said), (1, format!("cdc-export: {after} is completed already\n")));
+
+        let (code, printed, said) = run(&[&["retry", &id, "--json"][..], at].concat(), &settings).await;
+        let new: Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!((code, new["retryOf"].as_str()), (0, Some(id.as_str())), "{said}");
+        let job = service.ended(new["jobId"].as_str().unwrap()).await;
+        assert_eq!((&job["status"], &job["retryOf"]), (&"completed".into(), &id.into()), "{job}");
+        let (code, _, said) = run(&[&["retry", after][..], at].concat(), &settings).await;
+        assert!(code == 1 && said.contains("only a failed or cancelled one"), "{said}");
+        for command in ["cancel", "retry"] {
+            let unknown = [command, "00000000-0000-4000-8000-000000000000"];
+            let (code, _, said) = run(&[&unknown[..], at].concat(), &settings).await;
+            assert!(code == 1 && said.contains("there is no export with this id"), "{said}");
+        }
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_without_an_extension_is_a_folder_that_is_made() {
+    let database = Database::new().await;
+    database.add_users(1, 9).await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let (id, name) = (job["jobId"].as_str().unwrap(), job["outputFilename"].as_str().unwrap());
+    let work = reachable_folder();
+    let download = async |output: &str| {
+        let arguments = ["download", id, "--output", output, "--server", &service.address];
+        let (code, printed, said) = run_in(work.path(), &arguments, &[]).await;
+        (code, printed + &said)
+    };
+    for (output, file) in [
+        ("./inbox", format!("inbox/{name}")),
+        ("made/on the way/", format!("made/on the way/{name}")),
+        ("dotted.d/", format!("dotted.d/{name}")),
+        ("inbox/mine.csv", "inbox/mine.csv".to_owned()),
+    ] {
+        let (code, said) = download(output).await;
+        assert_eq!(code, 0, "{output}: {said}");
+        assert_eq!(Csv::read(&work.path().join(file)).rows.len(), 9, "{output}");
+    }
+    let (code, said) = download("nowhere/mine.csv").await;
+    assert!(code == 2 && !work.path().join("nowhere").exists(), "{said}");
+    let missing = ["download", "00000000-0000-4000-8000-000000000000", "--output", "new", "--server", &service.address];
+    assert_eq!(run_in(work.path(), &missing, &[]).await.0, 1);
+    assert!(!work.path().join("new").exists(), "nothing came of it");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn help_says_what_a_command_does() {
+    let commands = run(&["--help"], &[]).await.1;
+    for command in ["serve", "list", "cancel", "retry", "track", "completions"] {
+        assert!(commands.lines().any(|line| line.trim_start().starts_with(command)), "{commands}");
+        let (code, help, _) = run(&[command, "--help"], &[]).await;
+        assert!(code == 0 && help.contains("Usage: cdc-export"), "{help}");
+    }
 }

@@ -101,6 +101,12 @@ async fn without_an_output_folder_a_job_fails_and_moves_nothing() {
         assert!(service.says("export_failed", &id).await["error"].is_string());
     }
     assert_eq!(service.watermark("a").await, watermark);
+    // The folder is there, so it isn't called missing.
+    let ready = service.call("GET", "/health/ready", &[]).await.json::<Value>().await.unwrap();
+    let gone =
+        "the `.cdc-export-store` of the output folder is gone: mount the right disk, or restart to adopt this folder";
+    assert_eq!(ready["checks"]["output"], gone, "{ready}");
+    assert!(std::fs::read_dir(service.output()).unwrap().next().is_none(), "nothing is written there");
 
     std::fs::remove_dir(service.output()).unwrap();
     std::fs::rename(&elsewhere, service.output()).unwrap();
@@ -108,6 +114,30 @@ async fn without_an_output_folder_a_job_fails_and_moves_nothing() {
     assert_eq!(file.ids(), [6, 7]);
     assert_eq!(job["watermarkFrom"].as_str(), watermark.as_deref());
     service.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_adopts_an_empty_folder_and_goes_on_where_the_database_is() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let (old, _) = service.export("full", "a").await;
+    for entry in std::fs::read_dir(service.output()).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    database.run("update users set name = 'x' where id = 3").await;
+    let again = Start::on(&database).sharing_output(&service);
+    service.stop().await;
+    let again = again.service().await;
+    let (delta, file) = again.export("delta", "a").await;
+    assert_eq!((file.ids(), &delta["watermarkFrom"]), (vec![3], &old["watermarkTo"]));
+    // What was lost with the old folder is said to be elsewhere, never served as something else.
+    let path = format!("/exports/{}/download", old["jobId"].as_str().unwrap());
+    assert_eq!(
+        crate::harness::refusal(again.call("GET", &path, &[]).await).await,
+        (503, "file_on_other_host".to_owned())
+    );
+    again.stop().await;
 }
 
 #[tokio::test]
@@ -135,15 +165,14 @@ async fn a_file_that_has_the_name_stays_and_the_export_takes_the_next() {
 }
 
 #[tokio::test]
-async fn a_table_that_is_gone_or_not_ours_is_missing() {
+async fn a_table_that_is_gone_is_missing() {
     let database = Database::new().await;
     let service = Start::on(&database).service().await;
-    for change in ["delete from cdc_export.tracked", "drop table users"] {
-        database.run(change).await;
-        let job = service.ended(&service.submit("full", "a").await).await;
-        assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{change}");
-        assert_eq!(job["attempt"], 1, "no retry helps");
-    }
+    // One that `track` hasn't seen is refused at the request.
+    database.run("drop table users").await;
+    let job = service.ended(&service.submit("full", "a").await).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{job}");
+    assert_eq!(job["attempt"], 1, "no retry helps");
     assert_eq!(service.watermark("a").await, None);
     assert_eq!(service.files(), Vec::<String>::new());
     service.stop().await;

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use cdc_export::dataset::catalog::Catalog;
 use cdc_export::embedded::{self, Endpoint};
 use cdc_export::postgres;
 use cdc_export::source::capture::tracking;
@@ -148,7 +149,7 @@ async fn server() -> &'static PgConnectOptions {
             let _ = admin.execute(AssertSqlSafe(format!("drop database if exists {name}"))).await;
             admin.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
             let template: postgres::Database = options.clone().database(&name).into();
-            postgres::migrate(&template).await.unwrap();
+            postgres::migrate(&template, &Catalog::default()).await.unwrap();
             let pool = template.pool(1);
             tracking::restore(&pool).await.unwrap();
             // A database can't be cloned while somebody is connected to it.

@@ -57,8 +57,7 @@ pub(crate) async fn bearer(database: &Database, name: &str, scopes: &[&str], con
 
 async fn revoke(database: &Database, name: &str) {
     let (code, _, said) = keys(database, &["revoke", name]).await;
-    let line: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!((code, &line["event"]), (0, &serde_json::json!("key_revoked")));
+    assert_eq!((code, said.as_str()), (0, ""));
 }
 
 /// A service that wants keys, with a key that may do everything in its client.

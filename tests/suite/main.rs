@@ -73,7 +73,7 @@ mod lists;
 #[cfg(test)]
 mod local;
 #[cfg(test)]
-mod logs;
+mod looking;
 #[cfg(test)]
 mod lost_files;
 #[cfg(test)]
@@ -112,8 +112,6 @@ mod requests;
 mod restores;
 #[cfg(test)]
 mod retention;
-#[cfg(test)]
-mod soft_deletes;
 #[cfg(test)]
 mod source_files;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use cdc_export::embedded;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use sqlx::ConnectOptions;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{
     Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings, reachable_folder, refusal,
@@ -217,16 +218,15 @@ async fn what_is_missing_is_said_in_one_line() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = nobody.local_addr().unwrap().port();
     let (code, line) = refused(Start::on(&database).with("PORT", port)).await;
-    assert!(code == 1 && line.contains(&format!("can't listen on 127.0.0.1:{port}")), "{line}");
+    let told = format!("PORT: another process listens on 127.0.0.1:{port}: stop it, or set PORT to a free port");
+    assert_eq!((code, line), (1, format!("cdc-export: {told}")));
+    let start = Start::on(&database).arguments(&["worker"]).with("METRICS_PORT", port);
+    let (code, line) = refused(start).await;
+    assert!(code == 1 && line.starts_with("cdc-export: METRICS_PORT: ") && line.contains("set METRICS_PORT"), "{line}");
+    let (code, line) = refused(Start::on(&database).with("HOST", "192.0.2.1").with("AUTH", "none")).await;
+    assert!(code == 2 && line.starts_with("cdc-export: HOST: 192.0.2.1 is no address of this machine"), "{line}");
     assert_eq!(relations(&database).await, Vec::<String>::new(), "the port comes first");
     drop(nobody);
-
-    let url = format!("postgres://somebody:secret@127.0.0.1:{port}/db");
-    let (code, line) = refused(Start::plain().with("DATABASE_URL", url)).await;
-    assert!(code == 1 && line.contains("can't connect to Postgres") && !line.contains("secret"), "{line}");
-    let url = database.options.clone().database("there_is_no_such_database");
-    let (code, line) = refused(Start::plain().with("DATABASE_URL", url.to_url_lossy())).await;
-    assert!(code == 1 && line.contains("there_is_no_such_database"), "{line}");
 
     let work = reachable_folder();
     let data = work.path().join("data");
@@ -234,6 +234,133 @@ async fn what_is_missing_is_said_in_one_line() {
     let (code, line) = refused(start).await;
     assert!(code == 1 && line.contains("PG_BIN_DIR") && line.contains("initdb"), "{line}");
     assert!(!data.exists());
+}
+
+#[tokio::test]
+async fn a_database_that_cant_be_used_is_named_with_its_address_and_what_to_do() {
+    let database = Database::empty().await;
+    let role = format!("visitor_{}", uuid::Uuid::new_v4().simple());
+    database.run(&format!("create role {role} login password 'secret'; revoke all on schema public from public")).await;
+    let name: String = database.one("select current_database()::text").await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = silent.local_addr().unwrap().port();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let socket = database.options.get_socket().unwrap().display().to_string();
+    let port = database.options.get_port();
+    let refusing = |password: &str, name: &str| {
+        database.options.clone().username(&role).password(password).database(name).to_url_lossy().to_string()
+    };
+    // A server that says what is written here to whoever connects, for TLS and for passwords.
+    let says = async |answer: &'static [u8]| {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream.write_all(answer).await;
+                let _ = stream.read(&mut [0; 1024]).await;
+            }
+        });
+        port
+    };
+    let plain = says(b"N").await;
+    let wrong = says(b"E\0\0\0\x35SFATAL\0C28P01\0Mpassword authentication failed\0L334\0\0").await;
+    let may_not = format!(
+        "DATABASE_URL: {role}@{socket}:{port}/{name}: the database role `{role}` may not create the service's tables: run GRANT CREATE ON \
+         DATABASE {name} TO {role}; GRANT CREATE, USAGE ON SCHEMA public TO {role}"
+    );
+    let cases = [
+        (
+            format!("postgres://shop:secret@localhost:{closed}/shop"),
+            format!("DATABASE_URL: shop@localhost:{closed}/shop: connection refused; is Postgres running there?"),
+        ),
+        (
+            format!("postgres://shop:secret@127.0.0.1:{silent}/shop?sslmode=disable"),
+            format!(
+                "DATABASE_URL: shop@127.0.0.1:{silent}/shop: no answer within 15 seconds; is the address right, and does no firewall lie \
+                 between?"
+            ),
+        ),
+        (
+            "postgres://shop:secret@no-such-host.invalid/shop".to_owned(),
+            "DATABASE_URL: shop@no-such-host.invalid:5432/shop: the host is not known (".to_owned(),
+        ),
+        (
+            "postgres://shop:secret@%2Fno%2Fsuch%2Ffolder/shop".to_owned(),
+            "DATABASE_URL: shop@/no/such/folder:5432/shop: there is no such socket; is Postgres running there?"
+                .to_owned(),
+        ),
+        (
+            format!("postgres://shop:secret@127.0.0.1:{wrong}/shop?sslmode=disable"),
+            format!(
+                "DATABASE_URL: shop@127.0.0.1:{wrong}/shop: password authentication failed; are user and password right?"
+            ),
+        ),
+        (
+            format!("postgres://shop:secret@127.0.0.1:{plain}/shop?sslmode=require"),
+            format!(
+                "DATABASE_URL: shop@127.0.0.1:{plain}/shop: no connection with TLS: server does not support TLS; see sslmode"
+            ),
+        ),
+        (
+            refusing("secret", "there_is_no_such_database"),
+            format!(
+                "DATABASE_URL: {role}@{socket}:{port}/there_is_no_such_database: database \"there_is_no_such_database\" does not exist; \
+                 `createdb` makes it, or name another one"
+            ),
+        ),
+        (refusing("secret", &name), may_not),
+    ];
+    for (url, told) in cases {
+        for arguments in [&["serve"][..], &["migrate"]] {
+            let (code, line) = refused(Start::plain().with("DATABASE_URL", &url).arguments(arguments)).await;
+            assert!(code == 1 && line.starts_with(&format!("cdc-export: {told}")), "{url}: {line}\nnot {told}");
+            assert!(!line.contains("secret") && !line.contains("at line"), "{line}");
+        }
+    }
+    database.run(&format!("drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn a_folder_that_takes_no_files_stops_the_start() {
+    let database = Database::new().await;
+    let work = reachable_folder();
+    let below = work.path().join("a file/output");
+    std::fs::write(work.path().join("a file"), "theirs").unwrap();
+    for (folder, told) in [
+        ("/etc/passwd", "/etc/passwd: there is a file, and a folder is expected"),
+        (below.to_str().unwrap(), "there is a file, and a folder is expected"),
+        // Nobody makes a folder there, root neither.
+        ("/proc/cdc-export", "/proc/cdc-export: "),
+        // Nor a file here.
+        ("/proc/self", "/proc/self: "),
+    ] {
+        for arguments in [&["serve"][..], &["worker"], &["export", "full", "--consumer", "a"]] {
+            let start = Start::on(&database).with("OUTPUT_DIR", folder).arguments(arguments);
+            let (code, line) = refused(start).await;
+            assert!(
+                code == 2 && line.starts_with("cdc-export: OUTPUT_DIR: ") && line.contains(told),
+                "{folder}: {line}"
+            );
+        }
+    }
+    assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
+}
+
+#[tokio::test]
+async fn certificates_that_cant_be_read_are_named() {
+    let database = Database::empty().await;
+    let url = |query: &str| format!("postgres://shop@127.0.0.1:1/shop?{query}");
+    for (query, parameter) in [
+        ("sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslrootcert"),
+        ("sslmode=require&sslcert=/nowhere/ca.pem&sslkey=/nowhere/ca.pem", "sslcert"),
+    ] {
+        let (code, line) = refused(Start::on(&database).with("DATABASE_URL", url(query))).await;
+        let told = format!("cdc-export: DATABASE_URL: {parameter}: /nowhere/ca.pem: ");
+        assert!(code == 2 && line.starts_with(&told), "{line}");
+    }
+    let (code, line) = refused(Start::on(&database).with("DATASETS", "/nowhere/datasets.toml")).await;
+    assert!(code == 2 && line.starts_with("cdc-export: DATASETS: /nowhere/datasets.toml: "), "{line}");
 }
 
 #[tokio::test]

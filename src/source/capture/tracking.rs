@@ -47,11 +47,20 @@ impl TableState {
     }
 }
 
+/// What `track` found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracked {
+    /// The triggers were not there, or not all of them or not as they shall be; they are now.
+    Now,
+    /// They were there.
+    Before,
+}
+
 /// Installs the triggers on a dataset's table, unless they are there, and lets it be exported.
 ///
 /// # Errors
 /// If the table can't be captured. Nothing has changed then.
-pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<(), Error> {
+pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
     let mut conn = pool.acquire().await?;
     for _ in 0..TRIES {
         match install(&mut conn, dataset).await {
@@ -82,7 +91,7 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
     match ours {
         None => Ok(()),
         // What the triggers log is for `track` to change.
-        Some(key) => track(pool, &Dataset { key, ..users }).await,
+        Some(key) => track(pool, &Dataset { key, ..users }).await.map(drop),
     }
 }
 
@@ -112,7 +121,7 @@ pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Res
     Ok(tx.commit().await?)
 }
 
-async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error> {
+async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, Error> {
     if dataset.capture != Capture::Triggers {
         return Err(Error::ByTimestamp(dataset.name.clone()));
     }
@@ -122,7 +131,8 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
     let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
     if state.logs(key) && state.is_newest {
         list(&mut tx, &state, key).await?;
-        return Ok(tx.commit().await?);
+        tx.commit().await?;
+        return Ok(Tracked::Before);
     }
     check(&state, dataset)?;
     let state = lock(&mut tx, dataset, &state).await?;
@@ -139,7 +149,7 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<(), Error
     stamps::record(&mut tx, &before).await?;
     tx.commit().await?;
     tracing::info!(event = "table_tracked", table = %dataset.table);
-    Ok(())
+    Ok(Tracked::Now)
 }
 
 /// Lists a table as one whose changes are captured by this key.

@@ -1,0 +1,97 @@
+//! `list`: exports, newest first, or those of a consumer that come after one.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use crate::config::CatalogFile;
+use crate::job::{ConsumerId, ExportType, Filter, Status};
+use clap::Args;
+use uuid::Uuid;
+
+use crate::command::backend::{Backend, JobView, Server};
+use crate::command::words::words;
+
+/// Which exports to list.
+#[derive(Args)]
+pub(crate) struct List {
+    /// List the exports of this consumer only
+    #[arg(long, value_name = "ID")]
+    consumer: Option<ConsumerId>,
+    /// List the exports of this dataset only
+    #[arg(long, value_name = "NAME")]
+    dataset: Option<String>,
+    /// List the exports with this status only
+    #[arg(long, value_parser = words::<Status>(Status::ALL.iter().map(|it| it.as_str())))]
+    status: Option<Status>,
+    /// List the exports of this type only
+    #[arg(long = "type", value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
+    export_type: Option<ExportType>,
+    /// List what a loader has still to load after this export, oldest first. Needs --consumer and --dataset
+    #[arg(long, value_name = "EXPORT", requires_all = ["consumer", "dataset"], conflicts_with_all = ["status", "export_type"])]
+    after: Option<Uuid>,
+    /// List at most this many
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
+    limit: u32,
+    /// Print each export as JSON, one on a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    at: Server,
+}
+
+impl List {
+    /// Prints the exports.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        self.at.run(CatalogFile::Read, async |backend| self.list(backend).await)
+    }
+
+    async fn list(&self, backend: &Backend) -> anyhow::Result<()> {
+        // One more than is shown tells whether there are more.
+        let mut jobs = match (self.after, &self.consumer, &self.dataset) {
+            (Some(after), Some(consumer), Some(dataset)) => {
+                backend.published_after(consumer, dataset, after.into(), self.limit).await?
+            }
+            _ => {
+                let filter = Filter {
+                    consumer: self.consumer.clone(),
+                    dataset: self.dataset.clone(),
+                    status: self.status,
+                    export_type: self.export_type,
+                    ..Filter::default()
+                };
+                backend.jobs(&filter, self.limit).await?
+            }
+        };
+        let has_more = jobs.len() > self.limit as usize;
+        jobs.truncate(self.limit as usize);
+        if self.json {
+            jobs.iter().try_for_each(|job| outln!("{}", job.json))?;
+        } else {
+            outln!("{}", table(&jobs).trim_end_matches('\n'))?;
+        }
+        if has_more {
+            eprintln!("cdc-export: there are more: --limit, up to 200, or a narrower choice shows them");
+        }
+        Ok(())
+    }
+}
+
+fn table(jobs: &[JobView]) -> String {
+    let mut text = String::new();
+    // Writing to a text can't fail.
+    let _ = writeln!(
+        text,
+        "{:<37} {:<24} {:<16} {:<12} {:<11} {:>12}  FILE",
+        "EXPORT", "CONSUMER", "DATASET", "TYPE", "STATUS", "ROWS"
+    );
+    for JobView { job_id, consumer_id, dataset, export_type, status, rows_exported, output_filename, error, .. } in jobs
+    {
+        let consumer = consumer_id.as_deref().unwrap_or("-");
+        let last = error.as_ref().map_or(output_filename, |error| &error.code);
+        let _ = writeln!(
+            text,
+            "{job_id:<37} {consumer:<24} {dataset:<16} {export_type:<12} {status:<11} {rows_exported:>12}  {last}"
+        );
+    }
+    text
+}

@@ -1,0 +1,41 @@
+//! `retry`: asks again for an export that failed or was cancelled.
+
+use std::process::ExitCode;
+
+use crate::config::CatalogFile;
+use crate::job::JobId;
+use clap::Args;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::command::backend::{Backend, Server};
+
+/// Which export to ask for again.
+#[derive(Args)]
+pub(crate) struct Retry {
+    /// The id of the export that failed or was cancelled
+    #[arg(value_name = "EXPORT")]
+    job: Uuid,
+    /// Print the new export's id as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    at: Server,
+}
+
+impl Retry {
+    /// Submits an export like the one before, and prints the new one's id.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        self.at.run(CatalogFile::Read, async |backend| retry(backend, self.job.into(), self.json).await)
+    }
+}
+
+async fn retry(backend: &Backend, id: JobId, json: bool) -> anyhow::Result<()> {
+    let new = backend.retry(id).await?;
+    if json {
+        return outln!("{}", json!({ "jobId": new.to_string(), "retryOf": id.to_string() }));
+    }
+    outln!("{new} does again what {id} was asked for.")?;
+    eprintln!("A running service or worker takes it; `cdc-export status{}` shows it.", backend.server_option());
+    Ok(())
+}
