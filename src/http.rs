@@ -30,9 +30,9 @@ mod watermarks;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -172,18 +172,23 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
         Some(origins) => routes.layer(origins),
         None => routes,
     };
-    routes
+    let routes = routes
         .layer(SetResponseHeaderLayer::overriding(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
         // Answers hold rows and names of a user's table, which no cache on the way or in a browser shall keep. An answer without any says
         // so itself.
         .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
         // Pages of other origins can't embed an answer. It doesn't hinder pages that CORS lets in: browsers ask it about embedding alone.
-        .layer(SetResponseHeaderLayer::overriding(EMBEDDED_BY, HeaderValue::from_static("same-origin")))
+        .layer(SetResponseHeaderLayer::overriding(EMBEDDED_BY, HeaderValue::from_static("same-origin")));
+    named(routes).layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
+}
+
+/// Gives each request an id, which its answer and its log lines have.
+fn named(routes: Router) -> Router {
+    routes
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(middleware::from_fn(log_with_its_id))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(middleware::from_fn(drop_odd_ids))
-        .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
 }
 
 /// Removes a request id that the client chose if a log line can't hold it.
@@ -195,12 +200,19 @@ async fn drop_odd_ids(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Gives each log line of a request the request's id and the public part of its key.
-async fn log_with_its_id(request: Request, next: Next) -> Response {
+/// Gives each log line of a request the request's id and the public part of its key, and logs the request itself for who debugs.
+async fn log_with_its_id(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let method = request.method().clone();
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
     // At the level of an error, so that no log level takes it away.
     let span = tracing::error_span!("request", requestId = id, key = tracing::field::Empty);
-    next.run(request).instrument(span).await
+    let answer = next.run(request).instrument(span.clone()).await;
+    // Up to the head of the answer. The route's path, not the client's, which may hold anything.
+    let (route, status) = (path.as_ref().map(MatchedPath::as_str), answer.status().as_u16());
+    let milliseconds = begun.elapsed().as_secs_f64() * 1_000.0;
+    span.in_scope(|| tracing::debug!(event = "request", %method, route, status, milliseconds));
+    answer
 }
 
 /// A job as the API shows it, for the command line.
@@ -306,6 +318,34 @@ fn serve_connection(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_logged_under_the_request_id_of_its_answer() {
+        #[derive(Clone, Default)]
+        struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+        impl std::io::Write for Log {
+            fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(text);
+                Ok(text.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let log = Log::default();
+        let writer = log.clone();
+        let _logging = tracing::subscriber::set_default(
+            tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish(),
+        );
+        let panics = async || -> () { panic!("a defect") };
+        let routes = Router::new().route("/", get(panics)).layer(CatchPanicLayer::custom(problem::for_panic));
+        let request = Request::builder().uri("/").header(REQUEST_ID, "mine").body(axum::body::Body::empty()).unwrap();
+        let answer = TowerToHyperService::new(named(routes)).call(request).await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()[REQUEST_ID]), (500, &HeaderValue::from_static("mine")));
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let line = log.lines().find(|line| line.contains("request_panicked")).expect(&log);
+        assert!(line.contains("a defect") && line.contains(r#""requestId":"mine""#), "{line}");
+    }
 
     #[tokio::test]
     async fn hundreds_may_wait_to_be_accepted() {

@@ -35,11 +35,16 @@ pub struct Settings {
     pub format: Format,
 }
 
-/// Begins to log. Called once in a process.
-pub fn start(settings: &Settings) {
+/// What is told of who may call, by commands too that log nothing else but errors.
+pub const AUDIT: &str = "cdc_export::audit";
+
+/// Begins to log what is at least as severe as `least` and as the settings say; of [`AUDIT`], what the settings say. Called once in a
+/// process.
+pub fn start(settings: &Settings, least: LevelFilter) {
     // Lower levels of the libraries would bury this program's events.
-    let targets =
-        Targets::new().with_default(settings.level.min(LevelFilter::WARN)).with_target("cdc_export", settings.level);
+    let level = settings.level.min(least);
+    let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("cdc_export", level);
+    let targets = targets.with_target(AUDIT, settings.level);
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = match settings.format {
         Format::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),

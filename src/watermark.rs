@@ -62,6 +62,9 @@ pub struct Position {
     pub live: Option<Snapshot>,
     /// Deletions are delivered up to this one, which is never newer.
     pub deletions: Option<Snapshot>,
+    /// Beside the log's deletions, soft-deleted rows after this time are due: the time was set by hand, or an older version saved it.
+    /// `None`: the log alone tells deletions, where there is a snapshot.
+    pub deleted_since: Option<DateTime<Utc>>,
 }
 
 /// A `pg_snapshot` in Postgres's text form: which transactions were visible at a moment.

@@ -202,6 +202,7 @@ impl Worker {
             event = "export_started",
             jobId = %job.id,
             consumerId = job.consumer.as_ref().map(|c| c.as_str()),
+            dataset = job.dataset,
             exportType = %job.export_type,
             attempt = job.attempt,
         );

@@ -25,11 +25,11 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
     if let Some(file) = &config.authorities {
         config::trust_alone(file).context("can't restart with the authorities of sslrootcert alone")?;
     }
-    let mut settings = config.telemetry;
-    if logs == Logs::Errors {
-        settings.level = settings.level.min(LevelFilter::ERROR);
-    }
-    telemetry::start(&settings);
+    let least = match logs {
+        Logs::AsSet => LevelFilter::TRACE,
+        Logs::Errors => LevelFilter::ERROR,
+    };
+    telemetry::start(&config.telemetry, least);
     #[cfg(debug_assertions)]
     if let Some(list) = &config.failpoints {
         crate::failpoint::arm(list)?;

@@ -67,9 +67,20 @@ pub(crate) fn invalid(name: &str, why: impl Display) -> Problem {
     Problem::bad_input(Code::MemberInvalid, name, format!("{name}: {why}"))
 }
 
-/// The problem of a member that the call doesn't have.
+/// The problem of a member that the call doesn't have. Of one that another call has, the problem says which.
 pub(crate) fn unknown(name: &str) -> Problem {
-    Problem::bad_input(Code::MemberUnknown, name, format!("{name}: there is no such member"))
+    let why = match name {
+        "columns" | "filter" | "limit" => {
+            "only an ad-hoc export takes it, POST /exports without X-Consumer-ID: a consumer's exports hold all of the dataset, so that the \
+             next one can go on from them"
+        }
+        "after" | "afterSha256" => {
+            "only a consumer's export takes it, with X-Consumer-ID: an ad-hoc export goes on from nothing"
+        }
+        "exportType" => "only POST /exports takes it: of the other calls, the path says the type",
+        _ => "there is no such member",
+    };
+    Problem::bad_input(Code::MemberUnknown, name, format!("{name}: {why}"))
 }
 
 /// Reads a member that a body need not have. Without this, serde would take null for a member that is left out.

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::dataset::catalog::is_name;
 use crate::http::access::{Caller, Follower};
 use crate::http::code::Code;
-use crate::http::input::PathJob;
+use crate::http::input::{PathJob, dataset_or_implied};
 use crate::http::job::JobBody;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
@@ -143,7 +143,8 @@ pub(crate) struct ExportQuery {
     /// At most this many; 50 if left out
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
-    /// With `consumer` and `dataset`: the exports that were published after this one, oldest first, in the order of their numbers
+    /// With `consumer`: the exports of that consumer and of `dataset` that were published after this one, oldest first, in the order of their
+    /// numbers. `dataset` may be left out where a request may leave it out
     #[param(value_type = Option<Uuid>)]
     after: Option<String>,
     /// The `nextCursor` of the page before
@@ -152,7 +153,8 @@ pub(crate) struct ExportQuery {
 
 /// List exports, newest first
 ///
-/// With `after`, `consumer` and `dataset`: the exports that were published after that one, oldest first. A loader has to load these.
+/// With `after`, `consumer` and `dataset`: the exports that were published after that one, **oldest first**. This is how a loader goes on: it
+/// gives the id of the export that it loaded last, and loads these in their order.
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
     params(ExportQuery), responses((status = 200, description = "A page.", body = Page<JobBody>)),
@@ -195,9 +197,10 @@ async fn published_after(
         }
     }
     let consumer: Option<ConsumerId> = query::word("consumer", consumer)?;
-    let (Some(consumer), Some(dataset)) = (consumer, of.map(dataset).transpose()?) else {
-        return Err(bad("after", "it needs `consumer` and `dataset`, whose exports have an order"));
+    let Some(consumer) = consumer else {
+        return Err(bad("after", "it needs `consumer`, whose exports have an order"));
     };
+    let dataset = dataset_or_implied(service, of.map(dataset).transpose()?)?;
     // Refused, since a loader would take an empty list for "nothing to load".
     caller.require(Some(&consumer))?;
     let from = cursor.map(|cursor| read_number(&cursor).ok_or_else(pages::bad_cursor)).transpose()?;

@@ -105,6 +105,12 @@ impl IntoParams for Key {
     }
 }
 
+/// The dataset that a parameter of the query names, or that a call means which names none.
+pub(crate) fn dataset_or_implied(service: &Service, name: Option<String>) -> Result<String, Problem> {
+    let bad = |why| Problem::bad_input(Code::ParameterInvalid, "dataset", format!("dataset: {why}"));
+    name.map_or_else(|| Ok(service.implied_dataset().map_err(bad)?.name.clone()), Ok)
+}
+
 /// A header's value, if the request has the header. Two values are refused: they might contradict each other.
 fn header_of<T>(headers: &HeaderMap, name: &str, code: Code) -> Result<Option<T>, Problem>
 where

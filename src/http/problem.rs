@@ -175,7 +175,8 @@ impl Problem {
     }
 
     pub(crate) fn not_json() -> Problem {
-        let detail = "a body must be application/json, and say so";
+        let detail = "a body must be JSON, and its header has to say so: Content-Type: application/json (with curl, which else says \
+            application/x-www-form-urlencoded: -H 'Content-Type: application/json')";
         Problem::new(Code::UnsupportedMediaType, detail).about("Content-Type")
     }
 
@@ -278,8 +279,10 @@ fn conventional(name: &str) -> String {
     name.split('-').map(part).collect::<Vec<_>>().join("-")
 }
 
-/// The answer after a panic in a handler. The log has the panic.
-pub(crate) fn for_panic(_panic: Box<dyn Any + Send>) -> Response {
+/// The answer after a panic in a handler. The log has the panic under the answer's request id.
+pub(crate) fn for_panic(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    tracing::error!(event = "request_panicked", error = text);
     Problem::internal().into_response()
 }
 

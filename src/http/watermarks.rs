@@ -10,7 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::http::body::JsonBody;
 use crate::http::code::Code;
-use crate::http::input::Consumer;
+use crate::http::input::{Consumer, dataset_or_implied};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::http::schemas::rfc3339;
@@ -63,18 +63,6 @@ pub(crate) struct DatasetQuery {
     dataset: Option<String>,
 }
 
-impl DatasetQuery {
-    fn name(self, service: &Service) -> Result<String, Problem> {
-        match self.dataset {
-            Some(name) => Ok(name),
-            None => {
-                let bad = |why| Problem::bad_input(Code::ParameterInvalid, "dataset", format!("dataset: {why}"));
-                Ok(service.implied_dataset().map_err(bad)?.name.clone())
-            }
-        }
-    }
-}
-
 /// Look at a consumer's watermark
 #[utoipa::path(
     get, path = "/exports/watermark", operation_id = "getWatermark", tag = "watermarks",
@@ -86,7 +74,7 @@ pub(crate) async fn get(
     Consumer(consumer): Consumer,
     Query(query): Query<DatasetQuery>,
 ) -> Result<Json<WatermarkBody>, Problem> {
-    let dataset = query.name(&service)?;
+    let dataset = dataset_or_implied(&service, query.dataset)?;
     Ok(Json(service.watermark(Lane { consumer: &consumer, dataset: &dataset }).await?.into()))
 }
 
@@ -106,7 +94,9 @@ pub(crate) async fn put(
     Query(query): Query<DatasetQuery>,
     JsonBody(NewWatermark { last_exported_at }): JsonBody<NewWatermark>,
 ) -> Result<Json<WatermarkBody>, Problem> {
-    Ok(Json(service.set_watermark(consumer, &query.name(&service)?, last_exported_at).await?.into()))
+    Ok(Json(
+        service.set_watermark(consumer, &dataset_or_implied(&service, query.dataset)?, last_exported_at).await?.into(),
+    ))
 }
 
 /// Forget a consumer's watermark
@@ -120,7 +110,7 @@ pub(crate) async fn delete(
     Consumer(consumer): Consumer,
     Query(query): Query<DatasetQuery>,
 ) -> Result<StatusCode, Problem> {
-    let dataset = query.name(&service)?;
+    let dataset = dataset_or_implied(&service, query.dataset)?;
     service.forget_watermark(Lane { consumer: &consumer, dataset: &dataset }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

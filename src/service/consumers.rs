@@ -152,7 +152,15 @@ impl Service {
         }
         let watermark = Watermark { consumer, dataset: dataset.name.clone(), last_exported_at: time };
         match with_timeout(self.store.set_watermark(&watermark)).await? {
-            Written::Done => Ok(watermark),
+            Written::Done => {
+                tracing::info!(
+                    event = "watermark_set",
+                    consumerId = watermark.consumer.as_str(),
+                    dataset = watermark.dataset,
+                    lastExportedAt = %time.to_rfc3339(),
+                );
+                Ok(watermark)
+            }
             Written::Committing => Err(Error::Committing),
         }
     }
@@ -167,7 +175,11 @@ impl Service {
             return Err(Error::NoDataset(self.catalog.names()));
         }
         match with_timeout(self.store.forget_watermark(lane)).await? {
-            Written::Done => Ok(()),
+            Written::Done => {
+                let (consumer, dataset) = (lane.consumer.as_str(), lane.dataset);
+                tracing::info!(event = "watermark_deleted", consumerId = consumer, dataset);
+                Ok(())
+            }
             Written::Committing => Err(Error::Committing),
         }
     }

@@ -3,7 +3,7 @@
 use tokio::io::AsyncRead;
 
 use crate::file::FileRecord;
-use crate::job::{JobId, Status};
+use crate::job::{ConsumerId, JobId, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::sink;
@@ -56,7 +56,16 @@ impl Service {
             return Err(Error::FileOfOtherDatabase);
         }
         self.destination.remove(&record).await?;
-        with_timeout(self.store.file_removed(id)).await
+        with_timeout(self.store.file_removed(id)).await?;
+        tracing::info!(
+            event = "file_removed",
+            jobId = %id,
+            consumerId = job.consumer.as_ref().map(ConsumerId::as_str),
+            dataset = job.dataset,
+            exportType = %job.export_type,
+            file = record.name,
+        );
+        Ok(())
     }
 
     /// Gives up a job that was committed a while ago and whose file has no name yet: it fails, and its file

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::dataset::Dataset;
 use crate::job::lane::Lane;
-use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
 use crate::service::{Error, LAST_LOOK_TIMEOUT, Service};
@@ -36,7 +36,18 @@ impl Service {
         let destination = self.destination.id().await.ok();
         let submitted = with_timeout(self.store.submit(request, destination, self.terms)).await;
         match self.or_set_back(submitted).await? {
-            Submitted::Accepted(job) | Submitted::Before(job) => Ok(job),
+            Submitted::Accepted(job) => {
+                tracing::info!(
+                    event = "export_submitted",
+                    jobId = %job.id,
+                    consumerId = job.consumer.as_ref().map(ConsumerId::as_str),
+                    dataset = job.dataset,
+                    exportType = %job.export_type,
+                    retryOf = job.retry_of.map(tracing::field::display),
+                );
+                Ok(job)
+            }
+            Submitted::Before(job) => Ok(job),
             Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
             Submitted::OutOfStep(OutOfStep::GoneOn(jobs)) => Err(Error::OutOfStep(jobs)),
             Submitted::OutOfStep(OutOfStep::Unknown) => Err(Error::Restored),
@@ -85,7 +96,19 @@ impl Service {
     /// If it is too late, or there is no such job.
     pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
         match with_timeout(self.store.cancel(id)).await? {
-            Cancelled::Asked(job) => Ok((job, false)),
+            Cancelled::Asked(job) => {
+                // The end is logged where the job ends, perhaps in another process.
+                if !job.status.is_terminal() {
+                    tracing::info!(
+                        event = "cancel_requested",
+                        jobId = %job.id,
+                        consumerId = job.consumer.as_ref().map(ConsumerId::as_str),
+                        dataset = job.dataset,
+                        exportType = %job.export_type,
+                    );
+                }
+                Ok((job, false))
+            }
             Cancelled::Already(job) => Ok((job, true)),
             Cancelled::Committing => Err(Error::Committing),
             Cancelled::Ended(status) => Err(Error::Ended(status)),

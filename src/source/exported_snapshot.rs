@@ -50,6 +50,8 @@ pub(super) struct ExportedSnapshot {
     partitions_hash: Option<String>,
     #[sqlx(rename = "seen")]
     guard_memory: Json<GuardMemory>,
+    /// Since when the times tell deletions that the log doesn't have. An older version didn't save it: the watermark is taken for it.
+    deleted_since: Option<DateTime<Utc>>,
     /// The number of the column whose times the watermark is of; 0: of none alone.
     timed_by: Option<i64>,
     /// Whether the position was saved with the filter's functions as they are.
@@ -90,6 +92,8 @@ impl ExportedSnapshot {
                  else '{}' end as arrived,
                writers.open_transactions, writers.oldest_transaction_seconds,
                t.oid as table_oid, here.relfilenode, here.columns_hash, here.triggers_hash, here.partitions_hash, here.seen || wanted.seen as seen,
+               case when w.seen ? 'deleted_since' then (w.seen ->> 'deleted_since')::timestamptz else w.last_exported_at end
+                 as deleted_since,
                (w.seen ->> 'time')::bigint as timed_by, coalesce(w.seen ->> 'filter' = wanted.seen ->> 'filter', false) as knows_filter,
                c.system_identifier as cluster_id
              from pg_class t
@@ -153,7 +157,18 @@ impl ExportedSnapshot {
             since: self.last_exported_at.filter(|_| self.is_timed(continuity)),
             live: self.snap_live.clone().filter(|_| !by_hand && !anew),
             deletions: self.snap_del.clone().filter(|_| !by_hand),
+            deleted_since: self.deleted_since(continuity),
         }
+    }
+
+    /// Since when soft-deleted rows are due by their times. A watermark that was set by hand is obeyed for them as for live rows.
+    fn deleted_since(&self, continuity: Option<Continuity>) -> Option<DateTime<Utc>> {
+        let since = match continuity {
+            Some(Continuity::NoSnapshot | Continuity::WatermarkEdited) => self.last_exported_at,
+            Some(Continuity::Rewound) => self.last_exported_at.into_iter().chain(self.deleted_since).min(),
+            _ => self.deleted_since,
+        };
+        since.filter(|_| self.is_timed(continuity))
     }
 
     /// Whether the watermark rules beside the log. A time of another column than now says nothing of this one's, until somebody sets
@@ -183,6 +198,11 @@ impl ExportedSnapshot {
     ) -> NewPosition {
         if export_type != ExportType::Full && !self.is_timed(continuity) {
             self.guard_memory.0.set("time", 0);
+        }
+        if dataset.capture == Capture::Triggers {
+            // An incremental export leaves the deletions due.
+            let due = self.deleted_since(continuity).filter(|_| export_type == ExportType::Incremental);
+            self.guard_memory.0.set("deleted_since", due.map(|time| time.to_rfc3339()));
         }
         // The deletions stay due, while the position knows the new file as the table's.
         if export_type == ExportType::Incremental && continuity == Some(Continuity::Truncated) {

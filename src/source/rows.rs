@@ -207,7 +207,8 @@ impl Rows<'_> {
             .add(self.position.since)
             .and_then(|()| since.add(Oid(self.table_oid)))
             .and_then(|()| since.add(&self.position.live))
-            .and_then(|()| since.add(&self.position.deletions));
+            .and_then(|()| since.add(&self.position.deletions))
+            .and_then(|()| since.add(self.position.deleted_since));
         added.map(|()| since).map_err(|_| Error::Protocol("a position that can't be sent"))
     }
 }

@@ -3,8 +3,8 @@
 //! so every function says its schema here, and every operator whose operands may be of other types than its own.
 //!
 //! The parameters of the changes: `$1` the watermark, null, with `$3`, to begin from the beginning; `$2` the table's oid; `$3` and `$4` the
-//! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules. Behind the columns of
-//! the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table: null, where it is
+//! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules; `$5` the time since which soft-deleted
+//! rows are due by their times, beside the log's deletions, null for none. Behind the columns of the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table: null, where it is
 //! gone and the log has the key alone.
 
 use crate::dataset::{Capture, CellMax, Column, ColumnType, Dataset, TableSchema, WireFormat};
@@ -62,7 +62,7 @@ impl Select<'_> {
             (None, Rule::TimeAlone) => "$1::timestamptz is null".to_owned(),
         };
         let operation = format!("case when {is_new} then 'INSERT' else 'UPDATE' end");
-        let deleted = self.changed_deleted(max);
+        let deleted = self.changed_deleted(rule, max);
         if rule == Rule::TimeAlone || !is_even || by_times.is_none() {
             return vec![deleted, self.changed_live(rule, Some(&operation), max)];
         }
@@ -159,10 +159,15 @@ impl Select<'_> {
     }
 
     /// The deletions. A row that is gone is written as the log has it last. Of a row that is outside of the filter, as far as that is
-    /// known, the consumer learns the key alone. Of the keys in the log those are looked up that the timestamp rule doesn't find alive
+    /// known, the consumer learns the key alone. Where there is a log, it alone tells deletions, and the times only those that somebody's own
+    /// watermark asks for: rows that were soft-deleted before a full export have later times than its watermark. Of the keys in the log those are looked up that the timestamp rule doesn't find alive
     /// anyway. A maximum finds the last image, since it is hashed, where an ordered aggregate sorts everything.
-    fn changed_deleted(&self, max: CellMax) -> String {
+    fn changed_deleted(&self, rule: Rule, max: CellMax) -> String {
         let (table, alive, by_rule, ended) = (self.table(), self.alive(), self.timestamp_rule(), self.ended());
+        let ended_by_rule = match rule {
+            Rule::TimeAlone => by_rule.clone(),
+            Rule::LogToo => self.timestamp_rule_since("$5::timestamptz", "$5::timestamptz", "$3::text"),
+        };
         let (logged, ordinals, joined) =
             (logged("$2::oid", "$4::text::pg_snapshot"), self.key().ordinals(), self.key().joined());
         let (logged_key, key, names) =
@@ -196,9 +201,10 @@ impl Select<'_> {
                  from (
                    select {logged_key}, seq, op, old, image, image_columns, false from cdc_export.change_log where {logged}
                    union all
+                   select {key}, null, null, null, null, null, false from {table} u where {ended_by_rule} and ({ended})
+                   union all
                    -- Without a log there is no key to be saved from a look-up.
-                   select {key}, null, null, null, null, null, ({alive}) is true from {table} u
-                   where {by_rule} and (({ended}) or ({alive}) and $4::text is not null))
+                   select {key}, null, null, null, null, null, true from {table} u where {by_rule} and ({alive}) and $4::text is not null)
                    as changes ({names}, seq, op, old, image, image_columns, alive)
                  group by {ordinals} having not pg_catalog.bool_or(alive)) as lasts ({names}, found)
                order by {ordinals})

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::job::ConsumerId;
 use crate::key::{Grant, KeyInfo, KeyName, KeySelector, Prefix, PresentedKey, Scope, StoredKey};
 use crate::store::{Error, Store};
+use crate::telemetry::AUDIT;
 
 /// A key that is to be made.
 #[derive(Clone, Debug)]
@@ -72,6 +73,14 @@ fn grant(prefix: String, consumers: Option<Vec<String>>, scopes: &[String]) -> G
     }
 }
 
+/// Tells the log what became of a key, by its public part.
+fn tell(event: &str, KeyInfo { name, grant, .. }: &KeyInfo) {
+    let consumers =
+        grant.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>().join(" "));
+    let scopes = grant.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ");
+    tracing::info!(target: AUDIT, event, key = grant.prefix.as_str(), name, consumers, scopes);
+}
+
 impl Store {
     /// Saves a key: its prefix and hash, and what it permits.
     ///
@@ -96,7 +105,9 @@ impl Store {
         match created {
             Ok(row) => {
                 conn.give_back();
-                Ok(Created::Done(row.into()))
+                let info = KeyInfo::from(row);
+                tell("key_created", &info);
+                Ok(Created::Done(info))
             }
             Err(sqlx::Error::Database(e)) if e.constraint() == Some("keys_name") => Ok(Created::NameTaken),
             Err(error) => Err(error.into()),
@@ -139,7 +150,11 @@ impl Store {
         .fetch_optional(conn.get())
         .await?;
         conn.give_back();
-        Ok(row.map(KeyInfo::from))
+        let info = row.map(KeyInfo::from);
+        if let Some(info) = &info {
+            tell("key_revoked", info);
+        }
+        Ok(info)
     }
 
     /// The key of this prefix, if it may be used now.

@@ -10,7 +10,7 @@ use sqlx::query::QueryAs;
 use sqlx::{Connection, PgConnection, Postgres};
 use tokio::sync::broadcast;
 
-use crate::job::{Job, JobId, Status};
+use crate::job::{ConsumerId, Continuity, Job, JobId, Status};
 use crate::store::job_row::JobRow;
 use crate::store::{Error, Store};
 use crate::telemetry::chain;
@@ -108,6 +108,7 @@ impl Store {
     fn tell(&self, job: &Job, cause: Option<&str>) {
         // Without followers nobody listens.
         let _ = self.endings.send(job.id);
+        let consumer = job.consumer.as_ref().map(ConsumerId::as_str);
         let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
         match job.status {
             Status::Pending | Status::Processing => return,
@@ -118,6 +119,9 @@ impl Store {
                 tracing::info!(
                     event = "export_completed",
                     jobId = %job.id,
+                    consumerId = consumer,
+                    dataset = job.dataset,
+                    exportType = %job.export_type,
                     rowsExported = rows,
                     durationSeconds = seconds
                 );
@@ -126,10 +130,25 @@ impl Store {
                 if let Some(failure) = &job.error {
                     metrics::job_failed(labels, failure.code.as_str());
                     let error = cause.unwrap_or(&failure.detail);
-                    tracing::error!(event = "export_failed", jobId = %job.id, code = %failure.code, error);
+                    tracing::error!(
+                        event = "export_failed",
+                        jobId = %job.id,
+                        consumerId = consumer,
+                        dataset = job.dataset,
+                        exportType = %job.export_type,
+                        code = %failure.code,
+                        continuity = failure.continuity.map(Continuity::as_str),
+                        error
+                    );
                 }
             }
-            Status::Cancelled => tracing::info!(event = "export_cancelled", jobId = %job.id),
+            Status::Cancelled => tracing::info!(
+                event = "export_cancelled",
+                jobId = %job.id,
+                consumerId = consumer,
+                dataset = job.dataset,
+                exportType = %job.export_type
+            ),
         }
         metrics::job_ended(labels, job.status.as_str());
     }

@@ -624,6 +624,11 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
         assert_eq!((&job["status"], &job["dataset"]), (&json!("completed"), &json!("a")), "{path}");
     }
     assert_eq!(watermark(&service, "GET").await.json::<Value>().await.unwrap()["dataset"], "a");
+    let jobs: Value = service.call("GET", "/exports?consumer=c", &[]).await.json().await.unwrap();
+    let first = jobs["items"].as_array().unwrap().last().unwrap()["jobId"].as_str().unwrap();
+    let since: Value =
+        service.call("GET", &format!("/exports?consumer=c&after={first}"), &[]).await.json().await.unwrap();
+    assert_eq!((since["items"].as_array().unwrap().len(), &since["items"][0]["dataset"]), (1, &json!("a")), "{since}");
     let arguments = ["export", "full", "--consumer", "d", "--server", &service.address];
     let (code, _, said) = catalog.command(&database, &arguments).await;
     assert_eq!(code, 0, "{said}");
@@ -646,8 +651,18 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
         let expected = (&json!(400), &json!("member_invalid"), &json!("dataset"), &json!(format!("dataset: {why}")));
         assert_eq!(found, expected, "{path}");
     }
-    for method in ["GET", "DELETE"] {
-        let problem: Value = watermark(&service, method).await.json().await.unwrap();
+    let put = async || {
+        let put = service.client.put(format!("{}/exports/watermark", service.address)).header("X-Consumer-ID", "c");
+        put.json(&json!({ "lastExportedAt": "2026-01-01T00:00:00Z" })).send().await.unwrap()
+    };
+    let after = "/exports?consumer=c&after=00000000-0000-0000-0000-000000000000";
+    for (method, answer) in [
+        ("GET", watermark(&service, "GET").await),
+        ("DELETE", watermark(&service, "DELETE").await),
+        ("PUT", put().await),
+        ("after", service.call("GET", after, &[]).await),
+    ] {
+        let problem: Value = answer.json().await.unwrap();
         let found = (&problem["status"], &problem["code"], &problem["field"], &problem["detail"]);
         let expected = (&json!(400), &json!("parameter_invalid"), &json!("dataset"), &json!(format!("dataset: {why}")));
         assert_eq!(found, expected, "{method}");

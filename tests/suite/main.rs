@@ -73,6 +73,8 @@ mod lists;
 #[cfg(test)]
 mod local;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod looking;
 #[cfg(test)]
 mod lost_files;
@@ -112,6 +114,8 @@ mod requests;
 mod restores;
 #[cfg(test)]
 mod retention;
+#[cfg(test)]
+mod soft_deletes;
 #[cfg(test)]
 mod source_files;
 #[cfg(test)]

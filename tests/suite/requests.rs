@@ -225,6 +225,37 @@ async fn a_failed_or_cancelled_job_is_tried_again_as_a_new_one() {
 }
 
 #[tokio::test]
+async fn a_member_that_another_call_takes_is_refused_with_that_call() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let refused = async |path: &str, consumer: Option<&str>, body: &str| {
+        let request =
+            service.client.post(format!("{}{path}", service.address)).header("Content-Type", "application/json");
+        let request = consumer.into_iter().fold(request, |request, id| request.header("X-Consumer-ID", id));
+        let problem: Value = request.body(body.to_owned()).send().await.unwrap().json().await.unwrap();
+        assert_eq!((&problem["status"], &problem["code"]), (&json!(400), &json!("member_unknown")), "{problem}");
+        problem["detail"].as_str().unwrap().to_owned()
+    };
+    for body in [r#"{"columns":["id"]}"#, r#"{"limit":1}"#, r#"{"filter":[]}"#] {
+        for path in ["/exports", "/exports/full", "/exports/delta", "/export/c"] {
+            let why = refused(path, Some("c"), body).await;
+            assert!(why.contains("ad-hoc") && why.contains("without X-Consumer-ID"), "{path} {body}: {why}");
+        }
+    }
+    assert!(refused("/exports", None, r#"{"after":null}"#).await.contains("with X-Consumer-ID"));
+    assert!(refused("/exports/full", Some("c"), r#"{"exportType":"full"}"#).await.contains("POST /exports"));
+    // As `curl -d` sends it.
+    let form = service
+        .client
+        .post(format!("{}/exports", service.address))
+        .header("Content-Type", "application/x-www-form-urlencoded");
+    let problem: Value = form.body("{}").send().await.unwrap().json().await.unwrap();
+    assert_eq!((&problem["status"], &problem["field"]), (&json!(415), &json!("Content-Type")));
+    assert!(problem["detail"].as_str().unwrap().contains("-H 'Content-Type: application/json'"), "{problem}");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_slip_in_a_path_makes_no_consumer() {
     let database = Database::new().await;
     let service = Start::on(&database).service().await;

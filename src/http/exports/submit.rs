@@ -23,6 +23,9 @@ use crate::service::{self, Service};
 ///
 /// With `X-Consumer-ID` the export is that consumer's, of the type that the body says. Without, it is an ad-hoc full export, which reads
 /// and moves no watermark and runs beside others; only ad-hoc exports take `columns`, `filter` and `limit`.
+///
+/// A consumer's position moves when the file is complete, not when somebody has loaded it: each file has to be loaded, in the order of
+/// `GET /exports?consumer=…&dataset=…&after={jobId}`.
 #[utoipa::path(
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
@@ -40,7 +43,11 @@ pub(crate) async fn create(
 
 /// Ask for every live row
 ///
-/// The export moves the consumer's watermark to the latest `updated_at` among the rows.
+/// The export moves the consumer's watermark to the latest `updated_at` among the rows. What the consumer has of before may go: the file has
+/// everything.
+///
+/// The position moves when the file is complete, not when somebody has loaded it: each file has to be loaded, in the order of
+/// `GET /exports?consumer=…&dataset=…&after={jobId}`.
 #[utoipa::path(
     post, path = "/exports/full", operation_id = "startFull", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
@@ -54,6 +61,9 @@ pub(crate) async fn full(
 }
 
 /// Ask for the live rows that changed since the consumer's last export
+///
+/// The position moves when the file is complete, not when somebody has loaded it: each file has to be loaded, in the order of
+/// `GET /exports?consumer=…&dataset=…&after={jobId}`.
 #[utoipa::path(
     post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
@@ -71,6 +81,9 @@ pub(crate) async fn incremental(
 /// Ask for the rows that changed since the consumer's last export, deleted ones too
 ///
 /// Each row has its operation: `INSERT`, `UPDATE` or `DELETE`. Deletions come first.
+///
+/// The position moves when the file is complete, not when somebody has loaded it: each file has to be loaded, in the order of
+/// `GET /exports?consumer=…&dataset=…&after={jobId}`.
 #[utoipa::path(
     post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
@@ -88,6 +101,9 @@ pub(crate) async fn delta(
 /// Ask for an incremental export of the consumer that the path names
 ///
 /// `full`, `incremental`, `delta` and `watermark` are no consumers here, but slips for calls under `/exports/`: 404 names the call.
+///
+/// The position moves when the file is complete, not when somebody has loaded it: each file has to be loaded, in the order of
+/// `GET /exports?consumer=…&dataset=…&after={jobId}`.
 #[utoipa::path(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
     params(Submission<PathConsumer, Options>), request_body = Options, responses(Submitted),
@@ -168,7 +184,12 @@ impl IntoResponses for Submitted {
             |operation: &str| LinkBuilder::new().operation_id(operation).parameter("jobId", "$response.body#/jobId");
         let links = ["getExport", "followExport", "cancelExport", "downloadExport", "deleteExportFile"];
         let answer = openapi::ResponseBuilder::new()
-            .description("The export is queued. It will be done, whatever happens to this process.")
+            .description(
+                "The export is queued. It will be done, whatever happens to this process.\n\nA consumer's position moves when the file is \
+                complete, not when somebody has loaded it. If this answer is lost, the file isn't: a loader goes on with \
+                `GET /exports?consumer=…&dataset=…&after={jobId}`, where `jobId` is the export that it loaded last. The answer has every \
+                export since, oldest first.",
+            )
             .header("Location", location.build())
             .content("application/json", openapi::Content::new(Some(openapi::Ref::from_schema_name("Submitted"))));
         let answer = links.iter().fold(answer, |answer, operation| answer.link(*operation, to(operation).build()));
