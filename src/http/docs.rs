@@ -102,7 +102,7 @@ impl<'d> Reader<'d> {
     fn index(&self) -> Markup {
         html! {
             nav aria-label="Calls" {
-                a.tag href="/" { "The page" }
+                ul { li { a href="/" { "The page" } } }
                 @for tag in items(&self.0["tags"]) {
                     a.tag href={ "#" (text(&tag["name"])) } { (text(&tag["name"])) }
                     ul {

@@ -13,7 +13,7 @@ const MOST_OPEN = 100;
 const LIST_SECONDS = 10;
 // How many rows of each kind are shown; of those that ended as many as there is room for.
 const SHOWN = { running: 10, failed: 10, waiting: 5 };
-const ROWS = 10;
+const ROWS = 8;
 const FEWEST_ENDED = 4;
 
 const COLUMNS = columns(false);

@@ -15,7 +15,7 @@ const CONTINUITY = {
   other_cluster: ["The database was restored on another cluster.", "full"],
   database_restored: ["The database was put back or copied, and doesn't know what was handed out since.", "full"],
   xid_went_back: ["The database was restored to an older state.", "full"],
-  trigger_missing: ["A trigger that captures changes is missing or disabled. First: cdc-export track.", "full"],
+  trigger_missing: ["Nobody has tracked the dataset, or a trigger that captures its changes is missing or disabled. First: cdc-export track.", "full"],
   trigger_changed: ["A trigger that captures changes was gone or disabled for a while.", "full"],
   partitions_changed: ["A partition came or went with its rows.", "full"],
 };
