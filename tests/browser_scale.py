@@ -155,6 +155,26 @@ def test_the_question_goes_when_its_export_ends(watch, service):
     expect(page.locator(".badge").first).to_have_text("completed")
 
 
+def test_the_question_stays_while_its_export_does(watch, service):
+    page = watch.page
+    crowd = Crowd(service)
+    crowd.shown_to(page)
+    answered_by(page, re.compile("/exports/[0-9-]{36}$"), lambda route: route.fulfill(json=job))
+    page.clock.install()
+    page.goto(service.url)
+    row = page.locator("tr[data-status=pending]").last
+    job = next(one for one in crowd.jobs if one["jobId"] == row.get_attribute("data-job"))
+    row.get_by_role("button", name="Cancel").click()
+    asked = page.get_by_role("dialog", name="Cancel this export?")
+    expect(asked).to_be_visible()
+    # One that waits since then takes its row's place.
+    crowd.jobs.insert(0, {**job, "jobId": "00003001-0000-7000-8000-000000000000"})
+    watch.asked_in(12)
+    expect(page.locator(f"tr[data-job='{job['jobId']}']")).to_have_count(0)
+    expect(asked).to_be_visible()
+    asked.get_by_role("button", name="Let it run").click()
+
+
 def test_a_consumer_has_its_page(watch, service):
     page = watch.page
     name = "page.of:one@1"
@@ -181,6 +201,10 @@ def test_a_consumer_has_its_page(watch, service):
     expect(page.get_by_role("heading", level=1)).to_have_text(name)
     page.goto(f"{service.url}/#/consumers/nobody")
     expect(page.get_by_text("Nobody has asked for an export for this consumer")).to_be_visible()
+    watch.expected = ["Failed to load resource.*400"]
+    page.goto(f"{service.url}/#/consumers/no%20good")
+    expect(page.get_by_text("consumer: a consumer id has").first).to_be_visible()
+    expect(page.locator("#banner")).to_be_hidden()
 
 
 def test_datasets_show_their_columns_and_tracking(watch, service):

@@ -1,6 +1,6 @@
 // What may be done with a job: cancel, retry, download. What the service says against it stands next to the button.
 
-import { Problem, call, cancelling, jobPath, submission } from "./api.js";
+import { Problem, call, cancelling, get, jobPath, submission } from "./api.js";
 import { el, once, say, set, show, text } from "./dom.js";
 import { downloadOf } from "./download.js";
 import { wake } from "./pulse.js";
@@ -113,14 +113,15 @@ export function actions({ onMade = () => {}, changed }) {
     return `cancelling: ${title(job)}`;
   }
 
-  function gone() {
-    asked?.drop();
+  // A row that goes away may be one that ended, or one that others have taken the place of.
+  function gone(job) {
+    if (asked !== null) get(jobPath(job.jobId)).then((now) => isOpen(now) || asked?.drop(), () => {});
   }
 
   const update = (job) => {
     if (!isOpen(job)) {
       cancelling.delete(job.jobId);
-      gone();
+      asked?.drop();
     }
     const again = healedByFull(job) ? "heal" : "again";
     const kind = isOpen(job) ? "open" : job.status === "completed" ? "file" : again;

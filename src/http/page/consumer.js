@@ -1,7 +1,7 @@
 // One consumer: where it stands in each dataset, and its exports with the numbers by which they are to be loaded.
 
 import { aside } from "./aside.js";
-import { get } from "./api.js";
+import { Problem, get } from "./api.js";
 import { CONSUMER_COLUMNS, CONSUMER_SECONDS, consumerRow, keyOf } from "./consumers.js";
 import { el, keyed, show, table, text } from "./dom.js";
 import { jobsSection } from "./jobs.js";
@@ -33,11 +33,19 @@ export function consumerView(id) {
   );
 
   async function lookAtLanes(signal) {
-    const { items } = await get("/consumers", { consumer: id, limit: 200 }, signal);
+    let items = [];
+    let none = "Nobody has asked for an export for this consumer, or this key is not for it.";
+    try {
+      ({ items } = await get("/consumers", { consumer: id, limit: 200 }, signal));
+    } catch (error) {
+      // The address has a name that is none.
+      if (!(error instanceof Problem) || error.status !== 400) throw error;
+      none = error.message;
+    }
     keyed(list.body, items, keyOf, (first) => consumerRow(COLUMNS, first));
     show(list.node, items.length > 0);
     show(empty, items.length === 0);
-    text(empty, "Nobody has asked for an export for this consumer, or this key is not for it.");
+    text(empty, none);
     return CONSUMER_SECONDS;
   }
   const lanes = aside(lookAtLanes, (error) => {

@@ -115,5 +115,5 @@ export function jobRow(columns, job) {
     does.update(of);
     set(node, "data-status", of.status);
   };
-  return { node, update, gone: does.gone };
+  return { node, update, gone: () => does.gone(known) };
 }
