@@ -20,6 +20,18 @@ def test_the_first_export_by_one_button(watch, service):
         f"curl -X POST -H 'X-Consumer-ID: consumer-1' '{service.url}/exports/full'"
     )
     accessible(page, "the empty page")
+    # Where there is no such dataset, it is another one's.
+    orders = [{**one, "name": "orders"} for one in service.call("GET", "/datasets")["items"]]
+    answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": orders}))
+    page.reload()
+    expect(page.locator(".empty code")).to_contain_text("""-d '{"dataset":"orders"}'""")
+    with page.expect_request("**/exports/full") as request:
+        page.get_by_role("button", name="Start a full export for consumer-1 of orders").click()
+    assert request.value.post_data_json == {"dataset": "orders"}
+    expect(page.locator(".empty").get_by_role("alert")).to_contain_text("there is no dataset of this name")
+    watch.expected = ["Failed to load resource.*400"]
+    page.unroute("**/datasets")
+    page.reload()
     page.get_by_role("button", name="Start a full export for consumer-1").click()
 
     # It moves: a failpoint stops it in its middle for a while.

@@ -4,7 +4,7 @@
 import { acting, complaints, submitting } from "./actions.js";
 import { get } from "./api.js";
 import { starting } from "./curl.js";
-import { el, keyed, row, set, show, table, text } from "./dom.js";
+import { el, keyed, once, row, set, show, table, text } from "./dom.js";
 import { count, elapsed, rows, when } from "./figures.js";
 import { mayMove } from "./question.js";
 import { STATUS, consumerPath, continuity, trouble } from "./words.js";
@@ -25,7 +25,7 @@ const MOST = 1000;
 // What they cost the database, it may have this many times over for others.
 const REST = 10;
 const STEP = 20;
-const FIRST = { consumerId: "consumer-1", exportType: "full", dataset: "users", format: "csv", compression: "none" };
+const FIRST = { consumerId: "consumer-1", exportType: "full", format: "csv", compression: "none" };
 
 export const keyOf = (of) => `${of.consumerId}/${of.dataset}`;
 
@@ -65,6 +65,7 @@ export function consumersSection() {
   for (const unseen of [list.node, empty.node, form]) show(unseen, false);
   let known = [];
   let isAll = true;
+  let first = "users";
 
   function draw() {
     const words = search.value.trim().toLowerCase();
@@ -97,14 +98,19 @@ export function consumersSection() {
     show(beyond, !isAll);
     text(beyond, `Only the first ${count(items.length)} by name are looked at. A consumer's own page has the address ${location.origin}/#/consumers/NAME.`);
     show(empty.node, items.length === 0);
-    if (items.length === 0) empty.update();
+    empty.update(first);
     return Math.max(CONSUMER_SECONDS * pages, (REST * (elapsed() - begun)) / 1000);
   }
   const complain = (error) => {
     show(unknown, error !== null);
     text(unknown, error === null ? "" : `How the consumers stand can't be told now: ${error.message}`);
   };
-  return { node, heading, refresh, complain, all: () => known, isAll: () => isAll };
+  // Which dataset a first export is of: the one that a call means which names none, or else the first.
+  const offer = (datasets) => {
+    if (!datasets.includes(first)) first = datasets[0] ?? first;
+    empty.update(first);
+  };
+  return { node, heading, refresh, complain, offer, all: () => known, isAll: () => isAll };
 }
 
 // `columns` are all of a consumer, or all but its name.
@@ -169,21 +175,23 @@ export function consumerRow(columns, first) {
 function firstExport() {
   const { node: complaint, complain } = complaints();
   const command = el("code", {});
+  const button = el("p", { class: "buttons" });
   const node = el(
     "div",
     { class: "empty" },
     el("p", {}, "Nobody has asked for an export yet. A consumer is whoever asks: its name is all it takes."),
-    el("p", { class: "buttons" }, acting(
-      `Start a full export for ${FIRST.consumerId}`,
-      "",
-      complain,
-      submitting("/exports/full", { headers: { "X-Consumer-ID": FIRST.consumerId } }, () => `started: full export for ${FIRST.consumerId}`),
-      { class: "main" },
-    )),
+    button,
     complaint,
     el("p", {}, "The same by hand:"),
     el("pre", { tabindex: "0" }, command),
   );
-  // Whether it needs a key shows when there is one.
-  return { node, update: () => text(command, starting(FIRST)) };
+  const update = (dataset) => {
+    const { consumerId } = FIRST;
+    const options = { headers: { "X-Consumer-ID": consumerId }, body: { dataset } };
+    const done = () => `started: full export of ${dataset} for ${consumerId}`;
+    once(button, dataset, () => acting(`Start a full export for ${consumerId}`, `of ${dataset}`, complain, submitting("/exports/full", options, done), { class: "main" }));
+    // Whether it needs a key shows when there is one.
+    text(command, starting({ ...FIRST, dataset }));
+  };
+  return { node, update };
 }

@@ -26,6 +26,7 @@ async function lookAtConsumers(signal) {
 
 async function lookAtDatasets(signal) {
   const { items } = await get("/datasets", {}, signal);
+  consumers.offer(items.map(({ name }) => name));
   const broken = items.filter(({ ready }) => !ready);
   show(unready, broken.length > 0);
   keyed(unready, broken, ({ name }) => name, () => {
@@ -71,5 +72,7 @@ async function beat(signal) {
 }
 
 export function overview() {
+  // Whoever comes back may have changed something.
+  besides[0].soon();
   return { node, heading, beat, title: "cdc-export", name: "overview" };
 }
