@@ -102,7 +102,7 @@ pub(super) fn wire(
         tracing::info!(
             event = "output_folder_new",
             folder = %config.output_dir.display(),
-            "the folder had no `.cdc-export-store`, and has one now; files of earlier exports are in another folder"
+            "the folder is new, and marked by `.cdc-export-store` now; files of earlier exports would be elsewhere"
         );
     }
     let destination = Destination::from(output.folder);
