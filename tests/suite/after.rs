@@ -211,7 +211,6 @@ async fn what_was_published_since_is_listed_in_its_order() {
     let first = id_of(&jobs[0]);
     for query in [
         format!("after={first}"),
-        format!("consumer=a&after={first}"),
         format!("dataset=users&after={first}"),
         "consumer=a&dataset=users&after=".to_owned(),
         format!("consumer=a&dataset=users&status=completed&after={first}"),

@@ -165,14 +165,21 @@ async fn a_file_that_has_the_name_stays_and_the_export_takes_the_next() {
 }
 
 #[tokio::test]
-async fn a_table_that_is_gone_is_missing() {
+async fn a_table_that_is_gone_or_untracked_since_the_request_is_told() {
     let database = Database::new().await;
     let service = Start::on(&database).service().await;
-    // One that `track` hasn't seen is refused at the request.
-    database.run("drop table users").await;
-    let job = service.ended(&service.submit("full", "a").await).await;
-    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{job}");
-    assert_eq!(job["attempt"], 1, "no retry helps");
+    // Asked for before, and met by the export.
+    for (change, code) in [("delete from cdc_export.tracked", "not_tracked"), ("drop table users", "table_missing")] {
+        let tracked = "insert into cdc_export.tracked (schema_name, table_name, key) values ('public', 'users', '{id}') on conflict do nothing";
+        database.run(tracked).await;
+        let mut held = database.hold_exports().await;
+        let id = service.submit("full", "a").await;
+        sqlx::raw_sql(change).execute(&mut *held).await.unwrap();
+        held.commit().await.unwrap();
+        let job = service.ended(&id).await;
+        assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!(code)), "{change}");
+        assert_eq!(job["attempt"], 1, "no retry helps");
+    }
     assert_eq!(service.watermark("a").await, None);
     assert_eq!(service.files(), Vec::<String>::new());
     service.stop().await;

@@ -386,7 +386,7 @@ async fn a_user_is_soft_deleted_once() {
 }
 
 #[tokio::test]
-async fn somebodys_users_are_neither_deleted_nor_exported() {
+async fn somebodys_users_are_neither_deleted_nor_exported_for_a_consumer() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     database.run("delete from cdc_export.owned where table_name = 'users'; delete from cdc_export.tracked").await;
@@ -394,6 +394,15 @@ async fn somebodys_users_are_neither_deleted_nor_exported() {
     call(&service, "DELETE", "/users/3", &[]).await.problem(404, "not_found");
     assert_eq!(database.one::<i64>("select count(*) from users where is_deleted").await, 0);
 
+    call(&service, "POST", "/exports/full", &[CONSUMER]).await.problem_of(409, "not_tracked", "dataset");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_export_has_its_reason_and_no_file() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    database.run("alter table users rename to away").await;
     let job = service.ended(&service.submit("full", "a").await).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")));
     assert_eq!(members(&job["error"]), BTreeSet::from(["code", "detail"]));
