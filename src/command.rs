@@ -101,15 +101,15 @@ pub(crate) enum Command {
     List(List),
     /// Cancel an export that is waiting or running
     Cancel(Cancel),
-    /// Ask again for an export that failed or was cancelled
+    /// Run an export again that failed or was cancelled
     Retry(Retry),
     /// Fetch the file of a completed export, and check that it arrived whole
     Download(Download),
     /// Check that the service on HOST and PORT is ready
     Healthcheck,
-    /// Start to record the changes of a dataset's table (with triggers), so that it can be exported
+    /// Install triggers that record the changes of a dataset's table, so that it can be exported
     Track(Track),
-    /// Stop to record the changes of a dataset's table; it can't be exported any more
+    /// Remove the triggers of `track`; the dataset can't be exported any more
     Untrack(Track),
     /// Check, list or extend the datasets: the tables that may be exported
     #[command(subcommand)]

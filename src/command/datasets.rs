@@ -23,7 +23,7 @@ pub(crate) enum Datasets {
     Check,
     /// List the datasets with their tables
     List,
-    /// Add a table to the dataset file; without DATASETS, print the block to put there
+    /// Add a table to the dataset file, which DATASETS names; without DATASETS, print the block for it
     Add {
         /// The table, as `orders` or `sales.orders`
         table: Table,
