@@ -122,7 +122,8 @@ export function presentSection() {
     const { fails, waits, runs } = groups();
     return {
       running: { number: runs.length, isMore: running.nextCursor !== null },
-      waiting: { number: waits.length, isMore: waiting.nextCursor !== null },
+      // One that ran a moment ago isn't among them.
+      waiting: { number: waits.filter(({ status }) => status === "pending").length, isMore: waiting.nextCursor !== null },
       failed: { number: fails.length, isMore: false },
     };
   }
