@@ -166,6 +166,8 @@ impl ExportedSnapshot {
         let since = match continuity {
             Some(Continuity::NoSnapshot | Continuity::WatermarkEdited) => self.last_exported_at,
             Some(Continuity::Rewound) => self.last_exported_at.into_iter().chain(self.deleted_since).min(),
+            // Without a log nobody sees that a watermark was set back.
+            _ if self.snap_live.is_none() => self.last_exported_at.into_iter().chain(self.deleted_since).min(),
             _ => self.deleted_since,
         };
         since.filter(|_| self.is_timed(continuity))
@@ -199,9 +201,9 @@ impl ExportedSnapshot {
         if export_type != ExportType::Full && !self.is_timed(continuity) {
             self.guard_memory.0.set("time", 0);
         }
-        if dataset.capture == Capture::Triggers {
-            // An incremental export leaves the deletions due.
-            let due = self.deleted_since(continuity).filter(|_| export_type == ExportType::Incremental);
+        // An incremental export leaves the deletions due. After another one the log tells them, and without a log the watermark.
+        let due = self.deleted_since(continuity).filter(|_| export_type == ExportType::Incremental);
+        if due.is_some() || dataset.capture == Capture::Triggers {
             self.guard_memory.0.set("deleted_since", due.map(|time| time.to_rfc3339()));
         }
         // The deletions stay due, while the position knows the new file as the table's.

@@ -160,12 +160,17 @@ impl Select<'_> {
 
     /// The deletions. A row that is gone is written as the log has it last. Of a row that is outside of the filter, as far as that is
     /// known, the consumer learns the key alone. Where there is a log, it alone tells deletions, and the times only those that somebody's own
-    /// watermark asks for: rows that were soft-deleted before a full export have later times than its watermark. Of the keys in the log those are looked up that the timestamp rule doesn't find alive
-    /// anyway. A maximum finds the last image, since it is hashed, where an ordered aggregate sorts everything.
+    /// watermark asks for: rows that were soft-deleted before a full export have later times than its watermark. Of the keys in the log those
+    /// are looked up that the timestamp rule doesn't find alive anyway. A maximum finds the last image, since it is hashed, where an ordered
+    /// aggregate sorts everything.
     fn changed_deleted(&self, rule: Rule, max: CellMax) -> String {
         let (table, alive, by_rule, ended) = (self.table(), self.alive(), self.timestamp_rule(), self.ended());
         let ended_by_rule = match rule {
-            Rule::TimeAlone => by_rule.clone(),
+            // An incremental export moves the watermark past deletions that are still due.
+            Rule::TimeAlone => {
+                let since = self.less_overlap("least($1::timestamptz, $5::timestamptz)");
+                self.timestamp_rule_since("$1::timestamptz", &since, "$3::text")
+            }
             Rule::LogToo => self.timestamp_rule_since("$5::timestamptz", "$5::timestamptz", "$3::text"),
         };
         let (logged, ordinals, joined) =
@@ -342,13 +347,17 @@ impl Select<'_> {
 
     /// The timestamp rule for the consumer whose position the parameters are.
     fn timestamp_rule(&self) -> String {
-        let since = match self.dataset.capture {
-            Capture::Triggers => "$1::timestamptz".to_owned(),
+        self.timestamp_rule_since("$1::timestamptz", &self.less_overlap("$1::timestamptz"), "$3::text")
+    }
+
+    /// The time from which rows are read for a watermark: earlier, where the dataset has an overlap.
+    fn less_overlap(&self, watermark: &str) -> String {
+        match self.dataset.capture {
+            Capture::Triggers => watermark.to_owned(),
             Capture::Timestamp { overlap } => {
-                format!("($1::timestamptz - interval '{} microseconds')", overlap.as_micros())
+                format!("({watermark} - interval '{} microseconds')", overlap.as_micros())
             }
-        };
-        self.timestamp_rule_since("$1::timestamptz", &since, "$3::text")
+        }
     }
 
     /// The timestamp rule: rows `u` after `since`, or all rows for a consumer that begins. A row at infinity, or so far ahead that its

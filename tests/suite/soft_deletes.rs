@@ -166,3 +166,35 @@ async fn a_position_of_an_older_version_loses_no_deletion() {
     }
     service.stop().await;
 }
+
+/// Without a log the watermark tells deletions, and an incremental export moves it past them.
+#[tokio::test]
+async fn without_a_log_an_incremental_takes_no_deletion_away() {
+    let database = Database::empty().await;
+    database.run(TABLES).await;
+    let catalog = Catalog::of(
+        "[[dataset]]\nname = \"flag\"\ntable = \"flag\"\nupdated_at = \"at\"\ndeleted = \"gone\"\ncapture = \"timestamp\"\noverlap = \"0s\"\n",
+    );
+    let service = catalog.start(&database).service().await;
+    export(&service, "full", "flag", "a").await;
+    delta(&service, "flag", "a").await;
+    for (id, day) in [(1, 10), (2, 20)] {
+        database
+            .run(&format!(
+                "update flag set gone = true, at = timestamptz '2026-02-01' + {day} * interval '1 day' where id = {id};
+                 update flag set n = n + 1, at = timestamptz '2026-02-02' + {day} * interval '1 day' where id = 3"
+            ))
+            .await;
+        export(&service, "incremental", "flag", "a").await;
+    }
+    let mut rows = delta(&service, "flag", "a").await;
+    rows.retain(|row| row.starts_with("DELETE"));
+    assert_eq!(rows, ["DELETE 1", "DELETE 2"]);
+    // The delta's own watermark tells again what is due.
+    assert_eq!(delta(&service, "flag", "a").await, Vec::<String>::new());
+    // Set back by hand, and past it by an incremental.
+    set_watermark(&service, "flag", "a", "2026-02-15T00:00:00Z").await;
+    export(&service, "incremental", "flag", "a").await;
+    assert_eq!(delta(&service, "flag", "a").await, ["DELETE 2"]);
+    service.stop().await;
+}
