@@ -56,7 +56,7 @@ serve() {
 cargo() {
     case "$*" in
         'run --release') serve ;;
-        'install --path .') ;;
+        'install --locked --path .') ;;
         *) die "README runs cargo $*" ;;
     esac
 }
