@@ -834,7 +834,8 @@ async fn a_standby_is_refused_in_one_line() {
         let (code, errors) = command(&standby, arguments).await;
         assert_eq!(code, 1);
         let line = errors.strip_suffix('\n').unwrap();
-        assert!(line.starts_with("cdc-export: this Postgres is a standby") && !line.contains('\n'), "{errors}");
+        assert!(line.starts_with("cdc-export: DATABASE_URL: ") && !line.contains('\n'), "{errors}");
+        assert!(line.ends_with(": this Postgres is a standby: give the service its primary"), "{errors}");
     }
     let pid = nix::unistd::Pid::from_raw(server.id().unwrap().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
