@@ -129,15 +129,15 @@ async fn one_address_leaves_places_to_others() {
     let (download, _) = large_file(&database, &service).await;
     let hanging = many(&service, MANY, &download).await;
     let path = "/exports?limit=1";
-    let answer = eventually("the places of one address are taken", async || {
+    // On a busy machine the database has no connection for so many before.
+    let head = eventually("the places of one address are taken", async || {
         let (status, answer) = asked(&service, [127, 0, 0, 1], path).await;
-        (status != 200).then_some(answer)
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let problem: Value = serde_json::from_str(body).unwrap();
+        (status == 503 && problem["code"] == "too_many_connections").then(|| head.to_owned())
     })
     .await;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("retry-after: "), "{answer}");
-    let problem: Value = serde_json::from_str(body).unwrap();
-    assert_eq!(problem["code"], "too_many_connections");
+    assert!(head.contains("retry-after: "), "{head}");
     assert_eq!(asked(&service, [127, 0, 0, 2], path).await.0, 200, "another address has places");
     // What needs no key is no place of theirs.
     assert_eq!(asked(&service, [127, 0, 0, 1], "/openapi.json").await.0, 200);
@@ -157,12 +157,13 @@ async fn one_key_leaves_places_to_others_of_its_address() {
     let (download, _) = large_file(&database, &service).await;
     let hanging = many(&service, 510, &with_key(&download, &greedy)).await;
     let path = "/exports?limit=1";
-    let code = eventually("the key's places are taken", async || {
+    // On a busy machine the database has no connection for so many before.
+    eventually("the key's places are taken", async || {
         let answer = call_as(&service, &greedy, "GET", path).await;
-        if answer.status() == 200 { None } else { Some(refusal(answer).await) }
+        let is_taken = answer.status() != 200 && refusal(answer).await == (503, "too_many_connections".to_owned());
+        is_taken.then_some(())
     })
     .await;
-    assert_eq!(code, (503, "too_many_connections".to_owned()));
     assert_eq!(service.call("GET", path, &[]).await.status(), 200, "another key has places, from the same address");
     drop(hanging);
     eventually("they are free again", async || {
