@@ -21,18 +21,23 @@ impl Output {
             Output::File(path) | Output::Folder(path) if path.as_os_str().is_empty() => {
                 return Err("a file, a folder, or - is expected".to_owned());
             }
-            Output::File(path) if path.exists() => return Err(format!("{} is there already", path.display())),
+            // A link that leads to nothing is there too.
+            Output::File(path) if path.symlink_metadata().is_ok() => {
+                return Err(format!("{} is there already", path.display()));
+            }
             Output::File(path) => folder_of(path),
             Output::Folder(path) => path,
         };
         // Where the folder is to be made: the one above it that is there.
         let there = match self {
-            Output::Folder(_) => folder.ancestors().find(|above| above.exists()).unwrap_or(Path::new(".")),
+            Output::Folder(_) => {
+                folder.ancestors().find(|above| above.symlink_metadata().is_ok()).unwrap_or(Path::new("."))
+            }
             _ => folder,
         };
         let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
-        if there.exists() && !there.is_dir() {
-            return Err(format!("{} is a file, and a folder is expected there", there.display()));
+        if there.symlink_metadata().is_ok() && !there.is_dir() {
+            return Err(format!("{} is no folder, and one is expected there", there.display()));
         }
         let probe = there.join(format!(".cdc-export-{}.part", std::process::id()));
         File::create_new(&probe)
@@ -52,7 +57,8 @@ impl From<&str> for Output {
         if text == "-" {
             return Output::Stdout;
         }
-        let path = PathBuf::from(text);
+        // Without the slash at its end, which would hide a file of that name.
+        let path: PathBuf = Path::new(text).components().collect();
         let is_folder = path.is_dir() || text.ends_with('/') || path.extension().is_none() && !path.exists();
         if is_folder && !text.is_empty() { Output::Folder(path) } else { Output::File(path) }
     }
@@ -68,7 +74,8 @@ mod tests {
             ("-", Output::Stdout),
             ("inbox", Output::Folder("inbox".into())),
             ("./inbox", Output::Folder("./inbox".into())),
-            ("a/b.d/", Output::Folder("a/b.d/".into())),
+            ("inbox/", Output::Folder("inbox".into())),
+            ("a/b.d/", Output::Folder("a/b.d".into())),
             ("/", Output::Folder("/".into())),
             ("..", Output::Folder("..".into())),
             ("a.csv", Output::File("a.csv".into())),

@@ -167,6 +167,21 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     assert_eq!(std::fs::read_dir(work.path()).unwrap().count(), 1, "nothing is left beside it");
     assert_eq!(everything_of(&database).await, before);
 
+    // Nor is anything replaced that is no file of its own.
+    let at = |name: &str| work.path().join(name);
+    std::os::unix::fs::symlink("nowhere", at("link.toml")).unwrap();
+    std::fs::write(at("one.toml"), "").unwrap();
+    std::fs::hard_link(at("one.toml"), at("two.toml")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(at("pipe.toml")).status().unwrap().success());
+    for (name, code_of, why) in
+        [("link.toml", 2, "No such file"), ("one.toml", 1, "another name"), ("pipe.toml", 1, "is no file")]
+    {
+        let settings = [("DATABASE_URL", url.as_str()), ("DATASETS", name)];
+        let (code, printed, said) = run_in(work.path(), &["datasets", "add", "items"], &settings).await;
+        assert!(code == code_of && printed.is_empty() && said.contains(why), "{name}: {code} {said}");
+    }
+    assert!(!at("nowhere").exists() && std::fs::read(at("two.toml")).unwrap().is_empty());
+
     // Who may not make anything is told what comes first.
     let role = format!("visitor_{}", uuid::Uuid::new_v4().simple());
     database.run(&format!("create role {role} login password 'pass'; grant select on items to {role}")).await;

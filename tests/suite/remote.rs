@@ -232,6 +232,20 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
     // What is there is nobody's to replace.
     let (code, _, said) = run(&["download", &id, "--output", output, "--server", &server]).await;
     assert!(code == 2 && said.contains("is there already"), "{said}");
+    // Nor is it found out after an export that nothing can be put there.
+    let (dangling, below) = (folder.path().join("dangling.csv"), folder.path().join("users.csv/"));
+    std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+    let jobs = database.one::<i64>("select count(*) from exports").await;
+    for output in [&dangling, &folder.path().join("dangling.csv/"), &below] {
+        let arguments =
+            ["export", "full", "--consumer", "late", "--output", output.to_str().unwrap(), "--server", &server];
+        let (code, _, said) = run(&arguments).await;
+        assert!(
+            code == 2 && (said.contains("is there already") || said.contains("is no folder")),
+            "{output:?}: {said}"
+        );
+    }
+    assert_eq!(database.one::<i64>("select count(*) from exports").await, jobs);
 
     // A part that another process has left is gone on from; what it was is found out at the end.
     let part = folder.path().join(format!(".again.csv.{id}.part"));
