@@ -125,6 +125,10 @@ impl NamedDatabase {
             return Err(BadUrl::Variable { name: "PGPORT", why: "not a port" });
         }
         let mut options: PgConnectOptions = url.parse().map_err(|_| unreadable(address, &parameters))?;
+        // An IPv6 address has its brackets in a URL alone.
+        if let Some(host) = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            options = options.clone().host(host);
+        }
 
         let last =
             |names: &[&str]| parameters.iter().rfind(|(name, _)| names.contains(&&**name)).map(|(_, value)| &**value);
@@ -188,5 +192,17 @@ fn unreadable(address: &str, parameters: &[Parameter]) -> BadUrl {
     match bad {
         Some((name, _)) if is_good(address) => BadUrl::Value(name.clone().into_owned()),
         _ => BadUrl::NotAUrl,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_has_its_brackets_in_the_url_alone() {
+        let named = NamedDatabase::read("postgres://shop@[::1]:5432/shop", |_| None).unwrap();
+        assert_eq!(named.database.options().get_host(), "::1");
+        assert!(named.database.to_string().contains("shop@[::1]:5432/shop"), "{}", named.database);
     }
 }
