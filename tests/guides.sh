@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What docs/guides/ says, for real: its loaders keep tables in another Postgres, in DuckDB and in pandas equal to the source, through
 # changes, hard deletes, a TRUNCATE, crashes, lost answers, two loaders at once and exports that somebody made by hand or took away; then a
-# table of one's own, through changes of its columns. In between tests/formats.py, on the same service.
+# table of one's own, through changes of its columns, wrong keys and triggers that are gone. In between tests/formats.py, on the same service.
 #
 # `cargo build` comes first. Needs psql, and what tests/venv.sh does.
 set -euo pipefail
@@ -34,5 +34,6 @@ printf '[[dataset]]\nname = "people"\ntable = "people"\n' >datasets.toml
 kill $service
 wait $service || true
 start DATASETS="$work/datasets.toml" "$binary"
-env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/datasets.toml" "$binary" track people
-"$python" "$root/tests/guides_columns.py" "$server"
+track=(env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/datasets.toml" "$binary" track people)
+"${track[@]}"
+"$python" "$root/tests/guides_columns.py" "$server" "${track[@]}"

@@ -1,6 +1,8 @@
 """Runs the loaders of docs/guides, with nothing but their constants changed, against a table whose columns change. See guides.sh.
 
-    python tests/guides_columns.py SERVER      with libpq's variables for the service's database, which has the dataset `people`
+    python tests/guides_columns.py SERVER TRACK…    with libpq's variables for the service's database, which has the dataset `people`
+
+TRACK is the command line that tracks the dataset.
 """
 
 import glob
@@ -14,7 +16,7 @@ import duckdb
 import psycopg
 from pyarrow.parquet import ParquetFile
 
-SERVER = sys.argv[1]
+SERVER, TRACK = sys.argv[1], sys.argv[2:]
 GUIDES = Path(os.environ.get("GUIDES") or Path(__file__).resolve().parent.parent / "docs/guides")
 TARGETS = {"postgres": "dbname=people", "duckdb": "people.duckdb", "pandas": "people"}
 CONSTANTS = {
@@ -32,8 +34,8 @@ for script in GUIDES.glob("*.py"):
     Path(script.name).write_text(text)
 
 
-def load(which):
-    command = [sys.executable, f"load_{which}.py", SERVER, TARGETS[which]]
+def load(which, script="load_{}.py"):
+    command = [sys.executable, script.format(which), SERVER, TARGETS[which]]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -87,3 +89,39 @@ check("and a delta with it", "delta", "region, id, first, last, age")
 run("alter table people rename column last to family")
 run("alter table people rename column last to family", TARGETS["postgres"])
 check("a column of another name", "full", "region, id, first, family, age")
+
+# A loader whose KEY lacks a column would delete rows that nobody deleted: the loader stops in one line, and has asked for no export.
+run("update people set family = 'kept' where id = 5")
+for which in TARGETS:
+    text = Path(f"load_{which}.py").read_text()
+    for wrong in (["id"], ["region", "id", "first"]):
+        key = str(wrong) if which == "pandas" else repr(", ".join(wrong))
+        Path(f"wrong_{which}.py").write_text(re.sub("^KEY = .*", f"KEY = {key}", text, flags=re.M))
+        loaded = load(which, "wrong_{}.py")
+        expected = f"error: KEY is {', '.join(wrong)}, but the key of the dataset people is region, id\n"
+        assert (loaded.returncode, loaded.stdout, loaded.stderr) == (1, "", expected), loaded
+# The names may be quoted, and stand in another order.
+for which in ("postgres", "duckdb"):
+    text = Path(f"load_{which}.py").read_text()
+    Path(f"load_{which}.py").write_text(text.replace('KEY = "region, id"', "KEY = '\"id\",\"region\"'"))
+check("a delta after a KEY that was wrong", "delta", "region, id, first, family, age")
+
+# A bulk load that leaves the triggers as Postgres gives them back: each run loads a full export, and says that none of them mends it.
+run("alter table people disable trigger all; update people set family = 'bulk' where id = 6; alter table people enable trigger all")
+for turn in range(2):
+    for which in TARGETS:
+        loaded = load(which)
+        assert loaded.returncode == 1 and loaded.stdout.startswith("full: "), loaded
+        assert "`cdc-export track people`" in loaded.stderr.splitlines()[-1], loaded
+        assert "Traceback" not in loaded.stderr, loaded
+subprocess.run(TRACK, check=True, stdout=subprocess.DEVNULL)
+check("triggers that are back", "full", "region, id, first, family, age")
+run("update people set family = 'after' where id = 7")
+check("and a delta behind them", "delta", "region, id, first, family, age")
+
+# What is no use of a loader is said in one line, at once.
+for which in TARGETS:
+    for arguments in ([], [SERVER.removeprefix("http://"), TARGETS[which]], [SERVER]):
+        loaded = subprocess.run([sys.executable, f"load_{which}.py", *arguments], capture_output=True, text=True)
+        assert loaded.returncode == 2 and re.fullmatch(r"usage: python load_.*\.py http://HOST:PORT .*\n", loaded.stderr), loaded
+print("ok: a loader that is called in another way")

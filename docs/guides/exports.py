@@ -1,5 +1,6 @@
 """A consumer of cdc-export, in the standard library alone: copy it beside your loader. loading.md says why it does what it does."""
 
+import csv
 import hashlib
 import json
 import os
@@ -31,10 +32,37 @@ class Gap(Exception):
     """Some changes are in no file that can still be fetched."""
 
 
+def arguments(target):
+    """The service's address and the target, as the command line has them. Other arguments end the loader with one line."""
+    if len(sys.argv) != 3 or not sys.argv[1].startswith(("http://", "https://")):
+        print(f"usage: python {os.path.basename(sys.argv[0])} http://HOST:PORT {target}", file=sys.stderr)
+        sys.exit(2)
+    return sys.argv[1:]
+
+
 class Exports:
     def __init__(self, server, consumer, format="csv", dataset="users", key=None):
         self.server, self.consumer, self.format, self.dataset = server.rstrip("/"), consumer, format, dataset
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def check_key(self, names):
+        """Ends the loader with one line unless these are the dataset's key: the names in a list, or as SQL writes them. By another key a
+        delta would delete rows that nobody deleted."""
+        names = [name.strip() for name in next(csv.reader([names], skipinitialspace=True))] if isinstance(names, str) else names
+        try:
+            dataset = self.call("GET", f"/datasets/{self.dataset}")
+        except Refused as refused:
+            sys.exit(f"error: {refused}")
+        if dataset["key"] is None:
+            sys.exit(f"error: the dataset {self.dataset}: {'; '.join(dataset['problems'])}")
+        if sorted(names) != sorted(dataset["key"]):
+            sys.exit(f"error: KEY is {', '.join(names)}, but the key of the dataset {self.dataset} is {', '.join(dataset['key'])}")
+
+    def trouble(self):
+        """Why the next delta is going to fail although all that was asked for is loaded, or None. While the table's triggers are missing,
+        for example, nobody sees what changes: each run would load a full export, and nobody would know."""
+        problems = self.call("GET", f"/datasets/{self.dataset}")["problems"]
+        return f"error: no delta of the dataset {self.dataset} is possible: {'; '.join(problems)}" if problems else None
 
     def catch_up(self, folder, after=None):
         """Asks for an export, and yields all exports to load, in their order: each job, and the path of its file. `after` is the id and

@@ -6,16 +6,17 @@ import tempfile
 
 import duckdb
 
-from exports import Exports
+from exports import Exports, arguments
 
 # All that is to be changed for another table.
 DATASET = "users"
 CONSUMER = "duckdb"
 TABLE = "users"
-KEY = "id"  # of several columns: "region, id"
+KEY = "id"  # the dataset's key, as SQL; of several columns: "region, id"
 
-server, database = sys.argv[1:]
+server, database = arguments("FILE")
 exports = Exports(server, CONSUMER, "parquet", DATASET, key=os.environ.get("CDC_EXPORT_KEY"))
+exports.check_key(KEY)
 with duckdb.connect(database) as target, tempfile.TemporaryDirectory() as folder:
     target.execute("create table if not exists loads (loaded text primary key, job_id text, sha256 text)")
     last = target.execute("select job_id, sha256 from loads where loaded = ?", [TABLE]).fetchone()
@@ -33,3 +34,5 @@ with duckdb.connect(database) as target, tempfile.TemporaryDirectory() as folder
         target.commit()
         os.remove(path)
         print(f"{job['exportType']}: {job['rowsExported']} rows")
+# What was loaded is loaded; but if the next delta can't be, cron should hear of it.
+sys.exit(exports.trouble())

@@ -8,12 +8,12 @@ import tempfile
 import pandas
 from pyarrow.parquet import ParquetFile
 
-from exports import Exports
+from exports import Exports, arguments
 
 # All that is to be changed for another table.
 DATASET = "users"
 CONSUMER = "pandas"
-KEY = ["id"]
+KEY = ["id"]  # the dataset's key
 
 
 def read(path):
@@ -22,8 +22,9 @@ def read(path):
     return ParquetFile(path).read().to_pandas()
 
 
-server, folder = sys.argv[1:]
+server, folder = arguments("FOLDER")
 exports = Exports(server, CONSUMER, "parquet", DATASET, key=os.environ.get("CDC_EXPORT_KEY"))
+exports.check_key(KEY)
 os.makedirs(folder, exist_ok=True)
 # The frame's file has the last export's id and SHA-256 in its name, so that both are there at once.
 kept = max(glob.glob(f"{folder}/{DATASET}.*.*.parquet"), default=None, key=os.path.getmtime)
@@ -45,3 +46,5 @@ os.replace(f"{written}.part", written)
 for old in set(glob.glob(f"{folder}/{DATASET}.*.*.parquet*")) - {written}:
     os.remove(old)
 print(f"{len(frame)} rows in all")
+# What was loaded is loaded; but if the next delta can't be, cron should hear of it.
+sys.exit(exports.trouble())

@@ -7,13 +7,13 @@ import tempfile
 
 import psycopg
 
-from exports import Exports
+from exports import Exports, arguments
 
 # All that is to be changed for another table.
 DATASET = "users"
 CONSUMER = "replica"
 TABLE = "users"
-KEY = "id"  # of several columns: "region, id"
+KEY = "id"  # the dataset's key, as SQL; of several columns: "region, id"
 COLUMNS = """id bigint primary key, name text not null, email text not null,
     created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null"""
 
@@ -36,8 +36,9 @@ def copy(target, table, path):
             into.write(chunk)
 
 
-server, conninfo = sys.argv[1:]
+server, conninfo = arguments("TARGET")
 exports = Exports(server, CONSUMER, "csv", DATASET, key=os.environ.get("CDC_EXPORT_KEY"))
+exports.check_key(KEY)
 with psycopg.connect(conninfo, autocommit=True) as target, tempfile.TemporaryDirectory() as folder:
     # Two loaders at once would load twice.
     target.execute("select pg_advisory_lock(hashtext('load_postgres'))")
@@ -65,3 +66,5 @@ with psycopg.connect(conninfo, autocommit=True) as target, tempfile.TemporaryDir
             )
         os.remove(path)
         print(f"{job['exportType']}: {job['rowsExported']} rows")
+# What was loaded is loaded; but if the next delta can't be, cron should hear of it.
+sys.exit(exports.trouble())
