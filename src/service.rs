@@ -172,9 +172,9 @@ pub struct Health {
     pub postgres: Result<(), Error>,
     /// The output folder can take a file.
     pub output: Result<(), Error>,
-    /// The datasets of which no consumer can have an export yet, since nobody ran `track` for them. Other datasets' exports start all the
-    /// same. `None`: Postgres doesn't say.
-    pub untracked: Option<Vec<String>>,
+    /// The datasets, each with whether its table is as it says and captured. Other datasets' exports start all the same. `None`:
+    /// Postgres doesn't say in time.
+    pub datasets: Option<Vec<Description>>,
 }
 
 /// A client gets an answer within 2 seconds, if only that there is none.
@@ -327,15 +327,8 @@ impl Service {
 
     /// Whether a job could start now.
     pub async fn health(&self) -> Health {
-        let look = async {
-            self.probe.ping().await?;
-            self.probe.untracked(self.catalog.iter().map(|dataset| &**dataset)).await
-        };
-        let (look, output) = tokio::join!(with_timeout(look), self.room());
-        let (postgres, untracked) = match look {
-            Ok(untracked) => (Ok(()), Some(untracked)),
-            Err(error) => (Err(error), None),
-        };
-        Health { postgres, output, untracked }
+        let datasets = tokio::time::timeout(CALL_TIMEOUT, self.datasets());
+        let (postgres, output, datasets) = tokio::join!(self.ping(), self.room(), datasets);
+        Health { postgres, output, datasets: datasets.ok().and_then(Result::ok) }
     }
 }

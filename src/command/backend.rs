@@ -86,6 +86,7 @@ pub(crate) struct JobView {
     pub(crate) bytes_written: u64,
     pub(crate) output_filename: PlainText,
     pub(crate) sha256: Option<PlainText>,
+    pub(crate) continuity: Option<PlainText>,
     pub(crate) error: Option<FailureView>,
     /// The whole job as the API shows it.
     #[serde(skip)]

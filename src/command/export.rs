@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::config::{CatalogFile, Config};
 use crate::job::encoding::{Compression, Encoding, Format};
 use crate::job::selection::Selection;
-use crate::job::{After, ConsumerId, ExportType, FailureCode, JobId, Request, Status};
+use crate::job::{After, ConsumerId, Continuity, ExportType, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
 use crate::telemetry::chain;
 use anyhow::{Context, anyhow};
@@ -261,6 +261,13 @@ async fn finish(
         }
         return Ok(ExitCode::FAILURE);
     }
+    if job.continuity.as_deref() == Some(Continuity::TriggerMissing.as_str()) {
+        eprintln!(
+            "cdc-export: the file is right, but the changes of the table are not captured: the next incremental or delta will fail until \
+             you run `cdc-export track {}`, and then a full export again",
+            job.dataset
+        );
+    }
     if export.output.is_some() {
         let saved = tokio::select! {
             saved = download::save(backend, id, job, export.output.as_ref()) => saved,
@@ -282,7 +289,8 @@ fn why(job: &JobView) -> String {
     let consumer = job.consumer_id.as_deref().unwrap_or_default();
     let next = match error.code.parse() {
         Ok(FailureCode::FullExportNeeded) => {
-            format!("; `cdc-export export full --consumer {consumer} --dataset {}` heals it", job.dataset)
+            // The detail ends with what is needed, perhaps after something else.
+            format!(": `cdc-export export full --consumer {consumer} --dataset {}`", job.dataset)
         }
         _ => String::new(),
     };

@@ -94,14 +94,21 @@ pub(crate) async fn get(
     Ok(Json(service.describe(dataset).await?.into()))
 }
 
+/// What keeps a dataset from being exported for consumers; nothing where it is ready.
+pub(crate) fn problems(description: &Description) -> Vec<String> {
+    let Description { dataset, schema, captured, .. } = description;
+    let faults = schema.as_ref().err().map(|faults| faults.0.as_slice()).unwrap_or_default();
+    let mut problems: Vec<_> = faults.iter().map(ToString::to_string).collect();
+    if !captured {
+        problems.push(format!("its changes are not captured: `cdc-export track {}`", dataset.name));
+    }
+    problems
+}
+
 impl From<Description> for DatasetBody {
     fn from(description: Description) -> DatasetBody {
-        let Description { dataset, schema, rows, bytes, captured } = description;
-        let faults = schema.as_ref().err().map(|faults| faults.0.as_slice()).unwrap_or_default();
-        let mut problems: Vec<_> = faults.iter().map(ToString::to_string).collect();
-        if !captured {
-            problems.push(format!("its changes are not captured: `cdc-export track {}`", dataset.name));
-        }
+        let problems = problems(&description);
+        let Description { dataset, schema, rows, bytes, .. } = description;
         let schema = schema.ok();
         let columns = schema.as_ref().map(|schema| {
             let column =

@@ -10,6 +10,8 @@ use chrono::Utc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::dataset::Description;
+use crate::http::datasets::problems;
 use crate::http::schemas::rfc3339;
 use crate::service::Service;
 use crate::telemetry::metrics::CONTENT_TYPE;
@@ -53,8 +55,8 @@ pub(crate) async fn live() -> Response {
 
 /// Ask whether an export could start now
 ///
-/// Checks Postgres, the output folder, and the room on its disk. `datasets` names those that nobody has tracked yet; the answer is 200 all
-/// the same, since the others' exports can start.
+/// Checks Postgres, the output folder, and the room on its disk. `datasets` says of those that are not ready why, as `/datasets` does; the
+/// answer is 200 all the same, since the others' exports can start.
 #[utoipa::path(
     get, path = "/health/ready", operation_id = "getReadiness", tag = "service",
     responses(
@@ -64,7 +66,7 @@ pub(crate) async fn live() -> Response {
 )]
 pub(crate) async fn ready(State(service): State<Service>) -> Response {
     let health = service.health().await;
-    let datasets = health.untracked.map(|names| ("datasets", tracked_or_how(&names)));
+    let datasets = health.datasets.map(|datasets| ("datasets", ready_or_why(&datasets)));
     answer([("postgres", word(health.postgres)), ("output", word(health.output))], datasets)
 }
 
@@ -79,13 +81,14 @@ pub(crate) async fn metrics(State(service): State<Service>) -> impl IntoResponse
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.metrics().await)
 }
 
-/// `ok`, or how the datasets of these names are tracked.
-fn tracked_or_how(untracked: &[String]) -> String {
-    let commands: Vec<_> = untracked.iter().map(|name| format!("`cdc-export track {name}`")).collect();
-    match commands.as_slice() {
-        [] => "ok".to_owned(),
-        commands => format!("not tracked, and not exported for consumers before {}", commands.join(" and ")),
-    }
+/// `ok`, or why datasets are not ready, as `/datasets` says it.
+fn ready_or_why(datasets: &[Description]) -> String {
+    let why = |dataset: &Description| {
+        let problems = problems(dataset);
+        (!problems.is_empty()).then(|| format!("{}: {}", dataset.dataset.name, problems.join("; ")))
+    };
+    let why: Vec<_> = datasets.iter().filter_map(why).collect();
+    if why.is_empty() { "ok".to_owned() } else { why.join("; ") }
 }
 
 fn word<E: std::fmt::Display>(check: Result<(), E>) -> Result<(), String> {

@@ -173,6 +173,10 @@ impl Opening<'_> {
         position: Position,
         continuity: Option<Continuity>,
     ) -> Snapshot {
+        // A full export is exact without triggers, but nothing goes on from it: its job says so, for a first one too.
+        let is_uncaptured =
+            self.purpose.consumer.is_some() && self.dataset.capture == Capture::Triggers && !exported.captured;
+        let told = continuity.or(is_uncaptured.then_some(Continuity::TriggerMissing));
         // Before 14 there is no scan of a ctid range: each one would read the whole table.
         let has_ranges = self.connections.leader.server_version_num().is_some_and(|version| version >= 140_000);
         Snapshot {
@@ -181,7 +185,7 @@ impl Opening<'_> {
             import,
             dataset: Arc::clone(self.dataset),
             position,
-            report: exported.report(continuity),
+            report: exported.report(told),
             toasted: exported.toasted,
             blocks: exported.blocks.filter(|_| has_ranges).map(i64::unsigned_abs),
             new_position: exported.new_position(self.purpose.export_type, continuity, self.dataset, &schema),

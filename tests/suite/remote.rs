@@ -187,7 +187,7 @@ async fn a_failed_export_says_what_helps() {
     let (code, printed, said) = run(&["export", "delta", "--consumer", "a", "--server", &service.address]).await;
     assert_eq!((code, printed.as_str()), (1, ""));
     assert!(said.contains("full_export_needed"), "{said}");
-    assert!(said.contains("`cdc-export export full --consumer a --dataset users` heals it"), "{said}");
+    assert!(said.contains("a full export is needed: `cdc-export export full --consumer a --dataset users`"), "{said}");
     service.stop().await;
 }
 

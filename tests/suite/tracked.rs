@@ -153,3 +153,45 @@ async fn no_look_takes_an_untracked_dataset_for_exact_or_ready() {
     assert_eq!(continuity(&service).await, ["trigger_missing"]);
     service.stop().await;
 }
+
+/// `alter table … enable trigger all` after a `disable` leaves triggers that don't fire for everybody, and `track` was run.
+#[tokio::test]
+async fn triggers_that_are_there_but_not_always_enabled_are_told_everywhere() {
+    let (database, catalog) = tables().await;
+    for name in ["orders", "stock"] {
+        catalog.track(&database, name).await;
+    }
+    let service = catalog.start(&database).service().await;
+    let ready = async || get(&service, "/health/ready").await["checks"]["datasets"].as_str().unwrap().to_owned();
+    assert_eq!(ready().await, "ok");
+    export(&service, "full", "orders", "c").await;
+    database.run("alter table orders disable trigger all; alter table orders enable trigger all").await;
+
+    let dataset = get(&service, "/datasets/orders").await;
+    let problem = dataset["problems"][0].as_str().unwrap().to_owned();
+    assert_eq!((&dataset["ready"], ready().await), (&json!(false), format!("orders: {problem}")));
+    let (_, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert!(said.contains("`cdc-export track orders`") && !said.contains("stock"), "{said}");
+
+    let run = async |export_type: &str, consumer: &str| {
+        let arguments = ["export", export_type, "--consumer", consumer, "--dataset", "orders"];
+        catalog.command(&database, &[&arguments[..], &["--server", &service.address]].concat()).await
+    };
+    let (code, _, said) = run("delta", "c").await;
+    assert!(code == 1 && said.contains("(trigger_missing): `cdc-export track orders`"), "{said}");
+    let needed = "then a full export is needed: `cdc-export export full --consumer c --dataset orders`";
+    assert!(said.contains(needed) && !said.contains("heals"), "{said}");
+    // Of the first one of a consumer, too.
+    for consumer in ["c", "new"] {
+        let (code, _, said) = run("full", consumer).await;
+        assert!(code == 0 && said.contains("will fail until you run `cdc-export track orders`"), "{consumer}: {said}");
+    }
+    catalog.track(&database, "orders").await;
+    assert_eq!(ready().await, "ok");
+    run("full", "new").await;
+    for export_type in ["delta", "full"] {
+        let (code, _, said) = run(export_type, "new").await;
+        assert!(code == 0 && !said.contains("track"), "{export_type}: {said}");
+    }
+    service.stop().await;
+}
