@@ -210,7 +210,10 @@ impl Store {
              update exports e
              set status = case e.status when 'pending' then 'cancelled' else e.status end,
                  cancel_requested_at = coalesce(e.cancel_requested_at, clock_timestamp()),
-                 finished_at = case e.status when 'pending' then greatest(clock_timestamp(), e.created_at) end
+                 finished_at = case e.status when 'pending' then greatest(clock_timestamp(), e.created_at) end,
+                 -- Of an attempt that would have been followed by another: a cancelled job has not failed.
+                 error_code = case e.status when 'processing' then e.error_code end,
+                 error_detail = case e.status when 'processing' then e.error_detail end
              where e.id = $1 and e.status in ('pending', 'processing')
              returning case e.status when 'cancelled' then 'pending' else e.status end as was, ",
             job_columns!()
