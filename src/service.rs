@@ -92,8 +92,8 @@ pub enum Error {
     /// The file was removed, or is not the one that was exported.
     #[error("the file of this export was removed or replaced: a full export goes on from there")]
     FileGone,
-    /// The file is in another host's folder.
-    #[error("the file of this export is on another host")]
+    /// The file is in another folder, perhaps another host's.
+    #[error("the file of this export is in another OUTPUT_DIR, or on another host")]
     FileOnOtherHost,
     /// The file is of the database that this one is a copy of.
     #[error("the file is of the database that this one is a copy of, and is removed there")]

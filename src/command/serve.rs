@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use crate::config::{self, CatalogFile, Config};
 use crate::demo;
 use crate::http::{self, Access, ConnectionLimits};
+use crate::job::Retention;
 use crate::postgres::{self, Database};
 use crate::source::catalog_check;
 use anyhow::{Context, anyhow};
@@ -64,12 +65,14 @@ async fn serve_on(
         let access = access(config, database).await?;
         let folder = OutputFolder::prepare(config)?;
         prepare(config, database).await?;
+        folder.tell_if_new(config, database).await?;
         check_tables(config, database).await?;
         let exports = if workers == 0 { 0 } else { connections_of_exports(config, workers) };
         require_connections(database, exports + connections_of_api(config)).await?;
         if config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
         }
+        look_for_demo(config, database).await?;
         anyhow::Ok((access, folder))
     };
     // The migration and the seeding may wait for another replica.
@@ -84,6 +87,7 @@ async fn serve_on(
         http::serve(listener, router, limits, shutdown).await;
     } else {
         wired.exports.announce().await;
+        tell_retention(config);
         listening();
         // The two end together: an API without workers would accept jobs that nobody runs.
         tokio::join!(http::serve(listener, router, limits, shutdown.clone()), wired.exports.run(shutdown));
@@ -105,6 +109,33 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
         );
     }
     Ok(())
+}
+
+/// Warns where DATASETS is unset and the demo's table is not there: every export would fail.
+async fn look_for_demo(config: &Config, database: &Database) -> anyhow::Result<()> {
+    if config.catalog_file.is_some() {
+        return Ok(());
+    }
+    let faults = catalog_check::check(&database.pool(1), &config.catalog).await?;
+    if !faults.0.is_empty() {
+        tracing::warn!(
+            event = "datasets_unset",
+            faults = %faults,
+            "DATASETS is unset, so there is only the demo's dataset `users`, which has no such table here: name a file in DATASETS, and \
+             `cdc-export datasets add TABLE` writes it"
+        );
+    }
+    Ok(())
+}
+
+/// Tells how RETAIN_FILES and RETAIN_JOBS were understood, where they are set: `30` is a count and `30d` an age.
+fn tell_retention(config: &Config) {
+    let settings = &config.maintenance;
+    for (setting, retention) in [("RETAIN_FILES", settings.retain_files), ("RETAIN_JOBS", settings.retain_jobs)] {
+        if retention != Retention::default() {
+            tracing::info!(event = "retention", setting, "{setting} keeps {retention}");
+        }
+    }
 }
 
 async fn require_connections(database: &Database, needed: u32) -> anyhow::Result<()> {
@@ -174,6 +205,7 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
             };
             let folder = OutputFolder::prepare(&config)?;
             prepare(&config, &handle.database).await?;
+            folder.tell_if_new(&config, &handle.database).await?;
             check_tables(&config, &handle.database).await?;
             let watching = if listener.is_some() { CONNECTIONS_OF_A_WATCH } else { 0 };
             let needed = connections_of_exports(&config, config.worker.workers) + watching;
@@ -184,6 +216,7 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
             tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
         let wired = wire(&config, &handle.database, folder, config.worker.workers, &shutdown);
         wired.exports.announce().await;
+        tell_retention(&config);
         tracing::info!(event = "working");
         if let Some(listener) = &listener {
             tracing::info!(event = "listening", address = %format!("http://{}", listener.local_addr()?));

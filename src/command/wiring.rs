@@ -78,6 +78,29 @@ impl OutputFolder {
         }
     }
 
+    /// Tells of a folder that is new, and warns where the database knows files, which then are all in other folders.
+    pub(super) async fn tell_if_new(&self, config: &Config, database: &Database) -> anyhow::Result<()> {
+        if self.prepared == Prepared::Known {
+            return Ok(());
+        }
+        let folder = config.output_dir.display();
+        if Store::new(database.pool(1)).has_files().await? {
+            tracing::warn!(
+                event = "output_folder_new",
+                %folder,
+                "the folder of OUTPUT_DIR is new, and the files of earlier exports are in another folder, or on another host: set \
+                 OUTPUT_DIR to that folder's absolute path if this start was meant to have them"
+            );
+        } else {
+            tracing::info!(
+                event = "output_folder_new",
+                %folder,
+                "the folder is new, and marked by `.cdc-export-store` now"
+            );
+        }
+        Ok(())
+    }
+
     /// The folder for a process that only looks: nothing is made.
     fn as_it_is(config: &Config) -> OutputFolder {
         let folder = Folder::new(config.output_dir.clone()).with_file_mode(config.output_mode);
@@ -98,13 +121,6 @@ pub(super) fn wire(
     workers: u32,
     stopping: &CancellationToken,
 ) -> Wired {
-    if output.prepared == Prepared::New {
-        tracing::info!(
-            event = "output_folder_new",
-            folder = %config.output_dir.display(),
-            "the folder is new, and marked by `.cdc-export-store` now; files of earlier exports would be elsewhere"
-        );
-    }
     let destination = Destination::from(output.folder);
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
     let control = database.pool(control_connections(workers));

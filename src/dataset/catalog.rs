@@ -100,9 +100,10 @@ impl Catalog {
         self.datasets.iter()
     }
 
-    /// The names, for a message.
+    /// The names, for a message. The demo's has no line in a file.
     pub fn names(&self) -> String {
-        self.datasets.iter().map(|dataset| dataset.name.as_str()).collect::<Vec<_>>().join(", ")
+        let names = self.datasets.iter().map(|dataset| dataset.name.as_str()).collect::<Vec<_>>().join(", ");
+        if self.lines.0.is_empty() { format!("{names} (the demo's, since DATASETS is unset)") } else { names }
     }
 
     /// What was found wrong when the catalog was held against the tables, with its places in the file.

@@ -104,7 +104,7 @@ words! {
         OutputMissing = "output_missing",
         /// The output folder can't be used.
         OutputFailed = "output_failed",
-        /// The file is on another host.
+        /// The file is in another `OUTPUT_DIR`, or on another host.
         FileOnOtherHost = "file_on_other_host",
         /// The file is of the database that this one is a copy of.
         FileOfOtherDatabase = "file_of_other_database",

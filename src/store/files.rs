@@ -56,6 +56,23 @@ macro_rules! is_next {
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
 
 impl Store {
+    /// Whether there is an export whose file was not removed, in whatever folder.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn has_files(&self) -> Result<bool, Error> {
+        let mut conn = self.connection().await?;
+        let found = sqlx::query_scalar(
+            "-- store.files.has_files
+             select exists (
+               select from exports where status = 'completed' and published_at is not null and file_removed_at is null)",
+        )
+        .fetch_one(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(found)
+    }
+
     /// The files of this folder that are committed, have no final name yet, and are the next of their lane to get one; and those that
     /// another database has to name, wherever they are.
     ///
