@@ -164,7 +164,11 @@ impl Config {
         };
         let host: IpAddr = match vars.get("HOST") {
             Some("localhost") => IpAddr::from([127, 0, 0, 1]),
-            _ => vars.parsed("HOST", IpAddr::from([127, 0, 0, 1]), "an IP address to listen on")?,
+            _ => vars.parsed(
+                "HOST",
+                IpAddr::from([127, 0, 0, 1]),
+                "an IP address to listen on, such as 127.0.0.1 or 0.0.0.0, nor localhost",
+            )?,
         };
         let access = match vars.get("AUTH") {
             None if host.is_loopback() => Some(Access::LocalCallers),

@@ -86,6 +86,8 @@ pub(crate) struct JobView {
     pub(crate) bytes_written: u64,
     pub(crate) output_filename: PlainText,
     pub(crate) sha256: Option<PlainText>,
+    #[serde(default)]
+    pub(crate) attempt: u32,
     pub(crate) continuity: Option<PlainText>,
     pub(crate) error: Option<FailureView>,
     /// The whole job as the API shows it.
@@ -137,6 +139,12 @@ impl JobView {
     /// Whether the job has ended. A status that only a later version knows counts as open.
     pub(crate) fn has_ended(&self) -> bool {
         self.status.parse::<Status>().is_ok_and(Status::is_terminal)
+    }
+
+    /// Why an open job's last attempt has failed, to be written behind its other figures; nothing where none has.
+    pub(crate) fn last_error(&self) -> String {
+        let Some(FailureView { code, detail }) = &self.error else { return String::new() };
+        format!("  (attempt {} failed: {code}: {detail})", self.attempt)
     }
 
     pub(crate) fn has_status(&self, status: Status) -> bool {

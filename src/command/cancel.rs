@@ -9,12 +9,14 @@ use clap::Args;
 use uuid::Uuid;
 
 use crate::command::backend::{Backend, Server};
+use crate::command::words::job_id;
 
 /// Which export to cancel.
 #[derive(Args)]
 pub(crate) struct Cancel {
     /// The id of the export
     #[arg(value_name = "EXPORT")]
+    #[arg(value_parser = job_id)]
     job: Uuid,
     #[command(flatten)]
     at: Server,

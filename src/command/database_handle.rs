@@ -68,7 +68,14 @@ impl DatabaseHandle {
             None if makes != Makes::Server && !embedded::is_there(&config.embedded)? => {
                 return Err(nothing_there(config, other).into());
             }
-            None => join_or_start(&config.embedded).await?,
+            None => {
+                // Whoever lost the variable would take its database for the one that DATABASE_URL names elsewhere.
+                if makes != Makes::Server {
+                    let folder = config.embedded.data_dir.display();
+                    eprintln!("cdc-export: DATABASE_URL is unset: using the private Postgres in {folder}");
+                }
+                join_or_start(&config.embedded).await?
+            }
         };
         let prepared = match makes {
             Makes::NothingAndNeedsNone => return handle.or_preview().await,

@@ -52,13 +52,18 @@ impl Datasets {
 async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyhow::Result<()> {
     match what {
         Datasets::Check => {
-            anyhow::ensure!(config.catalog_file.is_some(), "DATASETS names no file: there is `users` alone");
+            anyhow::ensure!(
+                config.catalog_file.is_some(),
+                "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it"
+            );
             check(config, database).await?;
             let untracked = catalog_check::untracked(&database.pool(1), &config.catalog).await?;
             let names = config.catalog.iter().map(|dataset| dataset.name.as_str());
             let ready: Vec<_> = names.filter(|name| untracked.iter().all(|other| other != name)).collect();
-            if !ready.is_empty() {
-                outln!("{}: as their tables are.", ready.join(", "))?;
+            match ready.as_slice() {
+                [] => {}
+                [one] => outln!("1 dataset fits its table: {one}")?,
+                all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", "))?,
             }
             for name in untracked {
                 eprintln!(

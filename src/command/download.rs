@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::CatalogFile;
 use crate::job::{JobId, Status};
+use crate::service;
 use crate::telemetry::chain;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -26,6 +27,7 @@ use crate::command::backend::{Backend, JobView, Server};
 use crate::command::client::Error;
 use crate::command::output::{Output, folder_of};
 use crate::command::progress::bar_of_bytes;
+use crate::command::words::job_id;
 
 /// A download without a byte for this long has failed.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -36,6 +38,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Args)]
 pub(crate) struct Download {
     /// The id of the export
+    #[arg(value_parser = job_id)]
     job: Uuid,
     /// Where to put the file. A name with an extension is a file; any other is a folder, made if need be; - is standard output
     /// [default: the current folder]
@@ -88,8 +91,8 @@ pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Op
     let ours = file.metadata().with_context(at_part)?;
     let mut partial = PartialFile::new(Sink::File(file), job)?;
     if let Err(error) = partial.fetch_rest(backend, id).await {
-        if partial.is_whole() {
-            // The bytes are wrong: another try has to begin anew.
+        // The bytes are wrong, or there are none: another try has to begin anew, or there will be none.
+        if partial.is_whole() || partial.have == 0 || is_gone(&error) {
             fs::remove_file(&part).with_context(at_part)?;
         }
         return Err(error.context(at_part()));
@@ -110,6 +113,12 @@ pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Op
     }
     File::open(folder_of(&path)).and_then(|folder| folder.sync_all()).with_context(|| path.display().to_string())?;
     outln!("{}  {} rows", path.display(), job.rows_exported)
+}
+
+/// Whether the service has the file no more.
+fn is_gone(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Refused { status: 410, .. }))
+        || matches!(error.downcast_ref(), Some(service::Error::FileGone))
 }
 
 /// The file's name, if it is a plain one: the service must not make us write outside of the folder.

@@ -147,7 +147,9 @@ impl Export {
     async fn run_locally(&self, config: &Config, database: &Database, request: &Request) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let done = CancellationToken::new();
-        let Wired { exports, service } = wire(config, database, OutputFolder::prepare(config)?, 1, &done);
+        let folder = OutputFolder::prepare(config)?;
+        folder.tell_if_new(config, database).await?;
+        let Wired { exports, service } = wire(config, database, folder, 1, &done);
         let backend = Backend::Local(Box::new(service));
         let id = backend.submit(request).await?;
 
@@ -237,8 +239,9 @@ fn show(bar: &ProgressBar, job: &JobView, printed_at: &mut Instant) {
         let all = job.rows_exported.saturating_mul(100).checked_div(u64::from(job.progress)).unwrap_or(0);
         bar.set_length(all.max(job.rows_exported).max(1));
         bar.set_position(job.rows_exported);
+        bar.set_message(format!("{}{}", job.job_id, job.last_error()));
     } else if printed_at.elapsed() >= PROGRESS_INTERVAL {
-        eprintln!("{} {}% {} rows", job.status, job.progress, job.rows_exported);
+        eprintln!("{} {}% {} rows{}", job.status, job.progress, job.rows_exported, job.last_error());
         *printed_at = Instant::now();
     }
 }
@@ -268,24 +271,30 @@ async fn finish(
             job.dataset
         );
     }
+    let path = output_dir.join(&*job.output_filename);
+    let is_elsewhere = matches!(backend, Backend::Local(_)) && !path.exists();
+    let server = if is_elsewhere { " --server URL".to_owned() } else { backend.server_option() };
+    let fetches = format!("`cdc-export download {id}{server}` fetches its file");
     if export.output.is_some() {
         let saved = tokio::select! {
             saved = download::save(backend, id, job, export.output.as_ref()) => saved,
             () = interrupted.cancelled() => Err(anyhow!("interrupted")),
         };
-        let fetches = || {
-            format!("the export has completed; `cdc-export download {id}{}` fetches its file", backend.server_option())
-        };
-        saved.with_context(fetches)?;
+        saved.with_context(|| format!("the export has completed; {fetches}"))?;
+    } else if !export.json && is_elsewhere {
+        outln!("{}  {} rows", job.output_filename, job.rows_exported)?;
+        eprintln!("cdc-export: a service with another output folder ran the export; {fetches}");
     } else if !export.json {
-        outln!("{}  {} rows", output_dir.join(&*job.output_filename).display(), job.rows_exported)?;
+        outln!("{}  {} rows", path.display(), job.rows_exported)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Why a job has no file, and what the caller can do.
 fn why(job: &JobView) -> String {
-    let Some(error) = &job.error else { return format!("was {}", job.status) };
+    let Some(error) = job.error.as_ref().filter(|_| job.has_status(Status::Failed)) else {
+        return format!("was {}", job.status);
+    };
     let consumer = job.consumer_id.as_deref().unwrap_or_default();
     let next = match error.code.parse() {
         Ok(FailureCode::FullExportNeeded) => {

@@ -27,7 +27,8 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         .build()
         .into();
     let answer = agent.get(format!("http://{address}/health/ready")).call();
-    let status = answer.with_context(|| format!("{address} is not ready"))?.status();
+    let status =
+        answer.with_context(|| format!("{address} is not ready, or the service has another HOST and PORT"))?.status();
     ensure!(status.is_success(), "{address} is not ready: it answers {status}");
     outln!("{address} is ready.")?;
     Ok(ExitCode::SUCCESS)

@@ -9,12 +9,14 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::command::backend::{Backend, Server};
+use crate::command::words::job_id;
 
 /// Which export to ask for again.
 #[derive(Args)]
 pub(crate) struct Retry {
     /// The id of the export that failed or was cancelled
     #[arg(value_name = "EXPORT")]
+    #[arg(value_parser = job_id)]
     job: Uuid,
     /// Print the new export's id as JSON
     #[arg(long)]

@@ -93,9 +93,14 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
         "\n{:<37} {:<24} {:<16} {:<12} {:<11} {:>4}",
         "OPEN JOB", "CONSUMER", "DATASET", "TYPE", "STATUS", "%"
     )?;
-    for JobView { job_id, consumer_id, dataset, export_type, status, progress, .. } in &open_jobs {
+    for job in &open_jobs {
+        let JobView { job_id, consumer_id, dataset, export_type, status, progress, .. } = job;
         let consumer = consumer_id.as_deref().unwrap_or("-");
-        writeln!(text, "{job_id:<37} {consumer:<24} {dataset:<16} {export_type:<12} {status:<11} {progress:>4}")?;
+        writeln!(
+            text,
+            "{job_id:<37} {consumer:<24} {dataset:<16} {export_type:<12} {status:<11} {progress:>4}{}",
+            job.last_error()
+        )?;
     }
     outln!("{}", text.trim_end_matches('\n'))
 }

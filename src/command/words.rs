@@ -4,6 +4,12 @@ use std::str::FromStr;
 
 use crate::job::words::UnknownWord;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use uuid::Uuid;
+
+/// Reads the id of an export.
+pub(super) fn job_id(text: &str) -> Result<Uuid, &'static str> {
+    text.parse().map_err(|_| "not the id of an export: `cdc-export list` shows the ids")
+}
 
 /// A parser of a type's words, which clap lists in its help.
 pub(super) fn words<T>(all: impl Iterator<Item = &'static str>) -> impl TypedValueParser<Value = T>

@@ -54,7 +54,7 @@ const AS_IT_IS: [(&str, &str, &[&str]); 9] = [
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
     /// The text is not a URL of Postgres.
-    #[error("not a postgres:// URL")]
+    #[error("not a URL of the form postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     NotAUrl,
     /// Everything after a `#` would be ignored.
     #[error("a URL of a database has no `#`: one that belongs to a name or password is written %23")]

@@ -163,6 +163,9 @@ async fn a_command_joins_the_private_server_or_runs_it() {
     assert!(code == 0 && printed.starts_with("DATA_DIR: ") && printed.ends_with("are up to date.\n"), "{printed}");
     let (_, file) = service.export("delta", "a").await;
     assert_eq!(file.rows.len(), 1000);
+    let (code, _, said) = run(&["status"], &settings).await;
+    let told = format!("cdc-export: DATABASE_URL is unset: using the private Postgres in {folder}\n");
+    assert_eq!((code, said), (0, told));
     service.stop().await;
 }
 
@@ -269,4 +272,112 @@ async fn help_says_what_a_command_does() {
         let (code, help, _) = run(&[command, "--help"], &[]).await;
         assert!(code == 0 && help.contains("Usage: cdc-export"), "{help}");
     }
+}
+
+#[tokio::test]
+async fn an_export_that_a_service_with_another_folder_ran_names_no_path_here() {
+    let database = Database::new().await;
+    database.add_users(1, 3).await;
+    let service = Start::on(&database).service().await;
+    let (url, folder) = (database.url(), reachable_folder());
+    let settings = settings_of(&url, folder.path().to_str().unwrap());
+    let (code, printed, said) = run(&["export", "full", "--consumer", "a"], &settings).await;
+    assert_eq!(service.events("export_started").len(), 1, "the service ran it");
+    assert!(code == 0 && printed.starts_with("full_a_") && printed.ends_with("  3 rows\n"), "{printed}");
+    assert!(said.contains("`cdc-export download ") && said.contains(" --server URL` fetches its file"), "{said}");
+    let inbox = folder.path().join("inbox");
+    let (code, printed, said) =
+        run(&["export", "full", "--consumer", "b", "-o", inbox.to_str().unwrap()], &settings).await;
+    assert!(code == 1 && printed.is_empty() && said.contains(" --server URL` fetches its file"), "{said}");
+    assert_eq!(std::fs::read_dir(&inbox).unwrap().count(), 0, "no hidden file is left");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_start_in_another_folder_says_that_the_files_are_elsewhere() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    assert_eq!(service.events("output_folder_new")[0]["level"], "INFO");
+    let (job, _) = service.export("full", "a").await;
+    service.stop().await;
+    let service = Start::on(&database).service().await;
+    let told = &service.events("output_folder_new")[0];
+    assert!(told["level"] == "WARN" && told["message"].as_str().unwrap().contains("OUTPUT_DIR"), "{told}");
+    let path = format!("/exports/{}/download", job["jobId"].as_str().unwrap());
+    let problem: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
+    assert!(problem["detail"].as_str().unwrap().contains("another OUTPUT_DIR"), "{problem}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_between_two_attempts_shows_why_it_waits_and_is_cancelled_without_an_error() {
+    let database = Database::new().await;
+    let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
+    let id = service.submit("full", "a").await;
+    database
+        .run(
+            "update cdc_export.exports set attempt = 1, started_at = clock_timestamp(), run_at = now() + interval '1 minute',
+               error_code = 'storage_full', error_detail = 'no room'",
+        )
+        .await;
+    let (_, printed, _) = run(&["status", "--server", &service.address], &[]).await;
+    assert!(printed.trim_end().ends_with("0  (attempt 1 failed: storage_full: no room)"), "{printed}");
+    service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
+    let job = service.ended(&id).await;
+    assert_eq!((&job["status"], &job["error"]), (&"cancelled".into(), &Value::Null));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_download_leaves_no_hidden_file() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    std::fs::remove_file(service.path(&job)).unwrap();
+    let (folder, id) = (reachable_folder(), job["jobId"].as_str().unwrap());
+    let inbox = folder.path().join("inbox");
+    let arguments = ["download", id, "--server", &service.address, "-o", inbox.to_str().unwrap()];
+    let (code, _, said) = run(&arguments, &[]).await;
+    assert!(code == 1 && said.contains("removed or replaced"), "{said}");
+    assert_eq!(std::fs::read_dir(&inbox).unwrap().count(), 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_mistyped_is_answered_with_what_to_do() {
+    for command in ["cancel", "retry", "download"] {
+        let (code, _, said) = run(&[command, "7"], &[]).await;
+        assert!(code == 2 && said.contains("`cdc-export list` shows the ids"), "{said}");
+    }
+    for (setting, words) in [
+        (("DATABASE_URL", "localhost/shop"), "postgres://USER:PASSWORD@HOST:PORT/DATABASE"),
+        (("HOST", "localhst"), "such as 127.0.0.1"),
+        (("PORT", "1"), "another HOST and PORT"),
+    ] {
+        let (code, _, said) = run(&["healthcheck"], &[setting]).await;
+        assert!(code > 0 && said.contains(words), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_start_without_datasets_and_without_the_demo_says_so() {
+    let database = Database::empty().await;
+    let service =
+        Start::on(&database).with("SEED_ROWS", 0).with("RETAIN_FILES", 30).with("RETAIN_JOBS", "30d").service().await;
+    let told: Vec<_> = service.events("retention").iter().map(|line| line["message"].clone()).collect();
+    assert_eq!(
+        told,
+        ["RETAIN_FILES keeps the 30 newest of each consumer", "RETAIN_JOBS keeps what ended in the last 30days"]
+    );
+    service.stop().await;
+    database.run("drop table users").await;
+    let service = Start::on(&database).service().await;
+    let told = service.events("datasets_unset");
+    assert!(
+        told[0]["level"] == "WARN" && told[0]["message"].as_str().unwrap().contains("DATASETS is unset"),
+        "{told:?}"
+    );
+    let answer = service.call("GET", "/datasets/orders", &[]).await.json::<Value>().await.unwrap();
+    assert!(answer["detail"].as_str().unwrap().contains("DATASETS is unset"), "{answer}");
+    service.stop().await;
 }

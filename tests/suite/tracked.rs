@@ -144,7 +144,7 @@ async fn no_look_takes_an_untracked_dataset_for_exact_or_ready() {
 
     catalog.track(&database, "orders").await;
     let (_, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert!(printed == "orders: as their tables are.\n" && !said.contains("orders"), "{printed} {said}");
+    assert!(printed == "1 dataset fits its table: orders\n" && !said.contains("orders"), "{printed} {said}");
     assert_eq!(continuity(&service).await, ["no_snapshot"]);
     export(&service, "full", "orders", "c").await;
     assert_eq!(continuity(&service).await, [Value::Null]);
