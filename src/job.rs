@@ -362,18 +362,6 @@ pub struct Retention {
     pub count: Option<u64>,
 }
 
-impl fmt::Display for Retention {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.count.map(|count| format!("the {count} newest of each consumer"));
-        let age = self.age.map(|age| format!("what ended in the last {}", humantime::format_duration(age)));
-        match (count, age) {
-            (None, None) => write!(f, "everything"),
-            (Some(one), None) | (None, Some(one)) => write!(f, "{one}"),
-            (Some(count), Some(age)) => write!(f, "{count}, and of these {age}"),
-        }
-    }
-}
-
 /// How a job is taken on.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use crate::config::{self, CatalogFile, Config};
 use crate::demo;
 use crate::http::{self, Access, ConnectionLimits};
-use crate::job::Retention;
 use crate::postgres::{self, Database};
 use crate::source::catalog_check;
 use anyhow::{Context, anyhow};
@@ -132,9 +131,14 @@ async fn look_for_demo(config: &Config, database: &Database) -> anyhow::Result<(
 fn tell_retention(config: &Config) {
     let settings = &config.maintenance;
     for (setting, retention) in [("RETAIN_FILES", settings.retain_files), ("RETAIN_JOBS", settings.retain_jobs)] {
-        if retention != Retention::default() {
-            tracing::info!(event = "retention", setting, "{setting} keeps {retention}");
-        }
+        let count = retention.count.map(|count| format!("the {count} newest of each consumer"));
+        let age = retention.age.map(|age| format!("what ended in the last {}", humantime::format_duration(age)));
+        let kept = match (count, age) {
+            (None, None) => continue,
+            (Some(one), None) | (None, Some(one)) => one,
+            (Some(count), Some(age)) => format!("{count}, and of these {age}"),
+        };
+        tracing::info!(event = "retention", setting, "{setting} keeps {kept}");
     }
 }
 
