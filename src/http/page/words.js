@@ -48,7 +48,7 @@ export function trouble({ continuity: word, lastJob }) {
 }
 
 const NEXT = {
-  full_export_needed: "Start a full export: it is always exact, and heals it.",
+  full_export_needed: "If the error names a command, run it first. Then start a full export: it has every live row, and deltas go on from it.",
   storage_full: "Make room on the disk of the output folder, then retry.",
   storage_readonly: "Let the service write to its output folder (permissions, mount), then retry.",
   output_missing: "Mount or make the output folder again, then retry.",
