@@ -64,10 +64,10 @@ async fn serve_on(
         let access = access(config, database).await?;
         let folder = OutputFolder::prepare(config)?;
         prepare(config, database).await?;
-        folder.tell_if_new(config, database).await?;
         check_tables(config, database).await?;
         let exports = if workers == 0 { 0 } else { connections_of_exports(config, workers) };
         require_connections(database, exports + connections_of_api(config)).await?;
+        folder.tell_if_new(config, database).await?;
         if config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
         }
@@ -209,11 +209,11 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
             };
             let folder = OutputFolder::prepare(&config)?;
             prepare(&config, &handle.database).await?;
-            folder.tell_if_new(&config, &handle.database).await?;
             check_tables(&config, &handle.database).await?;
             let watching = if listener.is_some() { CONNECTIONS_OF_A_WATCH } else { 0 };
             let needed = connections_of_exports(&config, config.worker.workers) + watching;
             require_connections(&handle.database, needed).await?;
+            folder.tell_if_new(&config, &handle.database).await?;
             anyhow::Ok((access, folder))
         };
         let (access, folder) =

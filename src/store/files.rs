@@ -64,8 +64,13 @@ impl Store {
         let mut conn = self.connection().await?;
         let found = sqlx::query_scalar(
             "-- store.files.has_files
-             select exists (
-               select from exports where status = 'completed' and published_at is not null and file_removed_at is null)",
+             select (
+               select store_id
+               from exports
+               where status = 'completed' and published_at is not null and file_removed_at is null
+               -- The order of an index: `exists` would read the table up to the first such job.
+               order by store_id
+               limit 1) is not null",
         )
         .fetch_one(conn.get())
         .await?;
