@@ -352,7 +352,7 @@ def test_a_failure_says_what_to_do(watch, service):
     expect(first.get_by_role("button", name="Start a full export")).to_be_visible()
     expect(first.get_by_role("button", name="Retry")).to_have_count(0)
     first.get_by_role("link", name="delta users").click()
-    expect(page.get_by_text("Start a full export: it is always exact")).to_be_visible()
+    expect(page.get_by_text("Then start a full export: it has every live row")).to_be_visible()
     accessible(page, "a failure")
     page.get_by_role("button", name="Start a full export").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Full export of users, for consumer-1")
