@@ -28,7 +28,7 @@ pub(crate) struct List {
     #[arg(long = "type", value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
     export_type: Option<ExportType>,
     /// List what a loader has still to load after this export, oldest first. Needs --consumer and --dataset
-    #[arg(long, value_name = "EXPORT", value_parser = job_id, requires_all = ["consumer", "dataset"], conflicts_with_all = ["status", "export_type"])]
+    #[arg(long, value_name = "JOB", value_parser = job_id, requires_all = ["consumer", "dataset"], conflicts_with_all = ["status", "export_type"])]
     after: Option<Uuid>,
     /// List at most this many
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
