@@ -28,7 +28,7 @@ use crate::job::ConsumerId;
         title = "cdc-export",
         description = "Hands a Postgres table's rows to downstream consumers as files. A consumer asks for a full, incremental or delta \
             export; a background job writes the file, and the consumer's watermark moves in the same transaction.\n\n\
-            **The loading rule.** A consumer's position moves when the file is complete, not when somebody has loaded it: who asks twice and \
+            The loading rule: a consumer's position moves when the file is complete, not when somebody has loaded it: who asks twice and \
             loads once lacks the first file's rows. The file isn't lost, even if the answer was. A loader goes on with \
             `GET /exports?consumer=…&dataset=…&after={jobId}`, with the id of the export that it loaded last, and loads what this lists, \
             oldest first.\n\n\
