@@ -153,7 +153,7 @@ pub(crate) struct ExportQuery {
 
 /// List exports, newest first
 ///
-/// With `after`, `consumer` and `dataset`: the exports that were published after that one, **oldest first**. This is how a loader goes on: it
+/// With `after`, `consumer` and `dataset`: the exports that were published after that one, oldest first. This is how a loader goes on: it
 /// gives the id of the export that it loaded last, and loads these in their order.
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
