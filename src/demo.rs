@@ -22,7 +22,7 @@ use crate::store::{self, Store};
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// A row of the demo table. Times are RFC 3339 with microseconds; `None` for an infinite one.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Debug, sqlx_macros::FromRow)]
 pub struct User {
     /// Its key.
     pub id: i64,

@@ -11,7 +11,7 @@ use crate::lanes::{LANES, Lane};
 use crate::recorder::{self, History, MoveMade, Row, Versions};
 use crate::replay::{Said, Window};
 
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Debug, sqlx_macros::FromRow)]
 pub(crate) struct Job {
     pub(crate) id: Uuid,
     /// Empty: ad hoc.

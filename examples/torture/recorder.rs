@@ -119,8 +119,7 @@ pub(crate) fn record_gone(table: &str, which: &str) -> String {
 }
 
 /// What follows from something that is done to a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Consequence {
     /// Exports of changes may be refused.
     Refused,
@@ -134,20 +133,24 @@ pub(crate) enum Consequence {
     Added,
 }
 
+impl Consequence {
+    const ALL: [(Consequence, &str); 5] = [
+        (Consequence::Refused, "refused"),
+        (Consequence::RefusedUntilNext, "refused_until_next"),
+        (Consequence::NewFile, "new_file"),
+        (Consequence::Renamed, "renamed"),
+        (Consequence::Added, "added"),
+    ];
+}
+
 /// As SQL: notes that something is done to a table.
 pub(crate) fn move_made(table: &str, what: &str, consequence: Consequence) -> String {
-    let consequence = match consequence {
-        Consequence::Refused => "refused",
-        Consequence::RefusedUntilNext => "refused_until_next",
-        Consequence::NewFile => "new_file",
-        Consequence::Renamed => "renamed",
-        Consequence::Added => "added",
-    };
-    format!("insert into torture.moves (tbl, what, consequence) values ('{table}', '{what}', '{consequence}')")
+    let word = Consequence::ALL.iter().find(|(known, _)| *known == consequence).map_or("", |(_, word)| word);
+    format!("insert into torture.moves (tbl, what, consequence) values ('{table}', '{what}', '{word}')")
 }
 
 /// Something that was done to a table.
-#[derive(Clone, Debug, sqlx::FromRow)]
+#[derive(Clone, Debug)]
 pub(crate) struct MoveMade {
     xid: i64,
     pub(crate) tbl: String,
@@ -162,9 +165,15 @@ impl MoveMade {
 
 /// In their order.
 pub(crate) async fn moves(conn: &mut PgConnection) -> Result<Vec<MoveMade>> {
-    Ok(sqlx::query_as("select xid::text::bigint as xid, tbl, consequence from torture.moves order by seq")
-        .fetch_all(conn)
-        .await?)
+    let made: Vec<(i64, String, String)> =
+        sqlx::query_as("select xid::text::bigint, tbl, consequence from torture.moves order by seq")
+            .fetch_all(conn)
+            .await?;
+    let known = |word: &str| Consequence::ALL.iter().find(|(_, known)| *known == word).map(|(it, _)| *it);
+    let made = made.into_iter().map(|(xid, tbl, word)| {
+        Ok(MoveMade { xid, tbl, consequence: known(&word).with_context(|| format!("no consequence {word}"))? })
+    });
+    made.collect()
 }
 
 /// Whether something was done to a table that an export refused at `now` may see, since the last one's claim.
@@ -276,7 +285,7 @@ pub(crate) struct Step {
     pub(crate) code: Option<String>,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct RecordedStep {
     up: f64,
     snapshot: String,

@@ -5,7 +5,7 @@ use sqlx::migrate::Migrator;
 /// The condition under which the first migration makes no `users`.
 pub(super) const USERS_ARE_THERE: &str = "if to_regclass('users') is not null then";
 
-pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+pub(super) static MIGRATIONS: Migrator = sqlx_macros::migrate!("./migrations");
 
 /// The text of a function as a migration makes it, by the beginning of its name and arguments.
 pub(super) fn function(begins: &str) -> String {

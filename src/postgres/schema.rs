@@ -222,7 +222,7 @@ async fn is_current(conn: &mut PgConnection) -> Result<bool, Error> {
 }
 
 /// What exists of the schema, and what the role may do with it. Read before anything is made, so that no part is made alone.
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct Rights {
     role: String,
     has_schema: bool,

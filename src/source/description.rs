@@ -7,7 +7,7 @@ use crate::source::captured::capture;
 use crate::source::quote::relation;
 use crate::source::{Error, Source, table_schema};
 
-#[derive(Default, sqlx::FromRow)]
+#[derive(Default, sqlx_macros::FromRow)]
 struct TableStatus {
     rows: Option<f32>,
     bytes: i64,

@@ -14,7 +14,7 @@ use crate::source::{Error, quote};
 use crate::watermark::{Fingerprint, GuardMemory, NewPosition, Position};
 
 /// What the statement tells.
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 pub(super) struct ExportedSnapshot {
     /// What readers import it by.
     pub(super) name: String,

@@ -6,7 +6,7 @@ use crate::dataset::Table;
 use crate::source::quote::relation;
 
 /// A column of a unique index.
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 pub(crate) struct KeyPart {
     pub(crate) name: String,
     /// The index's own, with its schema; `None`: its method has another one for every type.

@@ -36,7 +36,7 @@ impl From<Error> for source::Error {
 }
 
 /// A column as the system catalogs have it.
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct ColumnRow {
     name: String,
     number: i16,

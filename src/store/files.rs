@@ -305,7 +305,7 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
     Ok(taken)
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 pub(crate) struct FileRow {
     id: Uuid,
     consumer_id: Option<String>,

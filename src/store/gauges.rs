@@ -10,7 +10,7 @@ use crate::telemetry::metrics::PoolUse;
 const MOST_AGES: usize = 100;
 
 /// The queue and the change log.
-#[derive(Clone, Copy, Debug, sqlx::FromRow)]
+#[derive(Clone, Copy, Debug, sqlx_macros::FromRow)]
 pub struct Backlog {
     /// Jobs that no worker has.
     pub pending: i64,

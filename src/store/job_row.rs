@@ -32,7 +32,7 @@ macro_rules! job_columns {
 }
 pub(crate) use job_columns;
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 pub(crate) struct JobRow {
     id: Uuid,
     consumer_id: Option<String>,

@@ -31,7 +31,7 @@ pub enum Created {
     NameTaken,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct KeyRow {
     name: String,
     prefix: String,
@@ -56,7 +56,7 @@ impl From<KeyRow> for KeyInfo {
     }
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct UsableRow {
     consumers: Option<Vec<String>>,
     scopes: Vec<String>,

@@ -71,7 +71,7 @@ pub struct Claimant<'a> {
     pub destination: Option<Uuid>,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct ClaimedRow {
     #[sqlx(flatten)]
     job: JobRow,

@@ -33,7 +33,7 @@ impl Transition {
 }
 
 /// What a statement of a transition returns: `was`, which is the status before, and the job's columns.
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 pub(super) struct TransitionRow {
     was: String,
     #[sqlx(flatten)]

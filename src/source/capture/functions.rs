@@ -56,7 +56,7 @@ pub(super) struct Definer {
     is_granted_by_superuser: bool,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct Roles {
     definer: String,
     is_superuser: bool,
@@ -142,7 +142,7 @@ async fn look_at_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {
     .await
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct Installed {
     name: String,
     body: String,

@@ -7,7 +7,7 @@ use sqlx::postgres::types::Oid;
 use crate::source::captured::capture;
 
 /// The stamps of a table whose changes are captured.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Debug, sqlx_macros::FromRow)]
 pub(super) struct Stamps {
     table_oid: Oid,
     rows: Option<String>,

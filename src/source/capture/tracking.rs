@@ -20,7 +20,7 @@ const LOCK_TIMEOUT: &str = "2s";
 const TRIES: u32 = 20;
 
 /// A dataset's table, as far as its capture goes.
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct TableState {
     oid: Oid,
     schema_name: String,
