@@ -303,14 +303,29 @@ impl Drop for Server {
     }
 }
 
-/// Whether there is a private server in the data folder: a stopped one, a running one, or one that another process is making. Makes
-/// nothing.
+/// The folder of a private server, existing or not.
+#[derive(Clone, Debug)]
+pub struct Location {
+    /// The folder: that of the settings, or the system's where root uses that instead.
+    pub data_dir: PathBuf,
+    /// Whether there is a server in it: a stopped one, a running one, or one that another process is making.
+    pub has_server: bool,
+}
+
+/// Where the private server is, or would be. Makes nothing.
 ///
 /// # Errors
 /// If the folder can't be used for one.
-pub fn is_there(settings: &Settings) -> Result<bool, Error> {
+pub fn locate(settings: &Settings) -> Result<Location, Error> {
     let data_dir = DataDir::find(settings)?;
-    Ok(data_dir.cluster().exists() || data_dir.is_supervised()?)
+    let has_server = data_dir.cluster().exists() || data_dir.is_supervised()?;
+    let data_dir = if has_moved(settings, &data_dir) { data_dir.path } else { settings.data_dir.clone() };
+    Ok(Location { data_dir, has_server })
+}
+
+/// Whether root uses the system's folder instead of the default one.
+fn has_moved(settings: &Settings, data_dir: &DataDir) -> bool {
+    settings.data_dir_is_default && data_dir.path == Path::new(SYSTEM_DATA_DIR)
 }
 
 /// How to connect to the server that another process supervises in this data folder; `None` where there is none or it isn't
@@ -353,7 +368,7 @@ fn prepare(settings: &Settings) -> Result<(Postmaster, Endpoint), Error> {
         }
         (Err(error), _) => return Err(error),
     };
-    if settings.data_dir_is_default && data_dir.path == Path::new(SYSTEM_DATA_DIR) {
+    if has_moved(settings, &data_dir) {
         tracing::info!(event = "data_dir_moved", data_dir = %data_dir.path.display(), "the user that runs Postgres can't reach the default data folder, using this one");
     }
     let password = cluster::ensure(&data_dir, &binaries)?;

@@ -74,6 +74,14 @@ pub enum Error {
     /// There is no such dataset.
     #[error("there is no dataset of this name; there are: {0}")]
     NoDataset(String),
+    /// The dataset's table isn't there.
+    #[error("there is no table `{table}`, whose rows the dataset `{dataset}` has")]
+    NoTable {
+        /// The dataset's name.
+        dataset: String,
+        /// The table, as the catalog has it.
+        table: String,
+    },
     /// Nobody told the service to capture the dataset's changes.
     #[error("{}", source::Error::NotTracked(.0.clone()))]
     NotTracked(String),

@@ -17,7 +17,7 @@ pub mod lists;
 mod open_jobs;
 pub mod queue;
 pub mod retention;
-mod tracked;
+pub mod tracked;
 pub mod transitions;
 pub mod watermarks;
 

@@ -1,11 +1,12 @@
 //! The database that a command works on: that of `DATABASE_URL`, or the private server's, which the command joins or runs. What is
 //! not there is made only by the commands that are for it.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::embedded;
+use crate::embedded::{self, Location};
 use crate::postgres::{self, Database};
 use crate::source::capture::{functions, tracking};
 use anyhow::Context;
@@ -46,6 +47,34 @@ pub(super) async fn with_database(
     done.map(|()| ExitCode::SUCCESS)
 }
 
+/// Runs a short command that makes the service's tables, once a look at the database as it is has found nothing wrong.
+pub(super) async fn with_tables_after(
+    look: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
+    config: &Config,
+    command: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let handle = DatabaseHandle::reach(config, Makes::Tables, OtherWays::DataDir).await?;
+    let done = async {
+        let database = &handle.database;
+        match postgres::require_migrated(database).await {
+            Ok(()) => look(database).await?,
+            Err(postgres::Error::NotMigrated) => {
+                // A role that may not make a schema has no preview: the migration says what to grant.
+                if let Ok(preview) = postgres::preview_of(database).await {
+                    look(&preview).await?;
+                }
+            }
+            // The migration says it, or mends it.
+            Err(_) => {}
+        }
+        prepare(config, database).await?;
+        command(database).await
+    };
+    let done = done.await;
+    handle.close().await;
+    done.map(|()| ExitCode::SUCCESS)
+}
+
 /// A database, and the private server under it if this process runs that.
 pub(super) struct DatabaseHandle {
     pub(super) database: Database,
@@ -63,20 +92,7 @@ impl DatabaseHandle {
     /// Opens `DATABASE_URL`'s database, else that of the private server that another process runs, else that of one that this
     /// process starts. Migrates it, or requires that it is migrated.
     pub(super) async fn open(config: &Config, makes: Makes, other: OtherWays) -> anyhow::Result<DatabaseHandle> {
-        let handle = match &config.database {
-            Some(database) => database.clone().into(),
-            None if makes != Makes::Server && !embedded::is_there(&config.embedded)? => {
-                return Err(nothing_there(config, other).into());
-            }
-            None => {
-                // Whoever lost the variable would take its database for the one that DATABASE_URL names elsewhere.
-                if makes != Makes::Server {
-                    let folder = config.embedded.data_dir.display();
-                    eprintln!("cdc-export: DATABASE_URL is unset: using the private Postgres in {folder}");
-                }
-                join_or_start(&config.embedded).await?
-            }
-        };
+        let handle = DatabaseHandle::reach(config, makes, other).await?;
         let prepared = match makes {
             Makes::NothingAndNeedsNone => return handle.or_preview().await,
             Makes::Nothing => {
@@ -89,6 +105,21 @@ impl DatabaseHandle {
             return Err(error);
         }
         Ok(handle)
+    }
+
+    async fn reach(config: &Config, makes: Makes, other: OtherWays) -> anyhow::Result<DatabaseHandle> {
+        if let Some(database) = &config.database {
+            return Ok(database.clone().into());
+        }
+        if makes != Makes::Server {
+            let Location { data_dir, has_server } = embedded::locate(&config.embedded)?;
+            if !has_server {
+                return Err(nothing_there(&data_dir, other).into());
+            }
+            // Whoever lost the variable would take its database for the one that DATABASE_URL names elsewhere.
+            eprintln!("cdc-export: DATABASE_URL is unset: using the private Postgres in {}", data_dir.display());
+        }
+        join_or_start(&config.embedded).await
     }
 
     /// The database as it is if it is migrated, else as it would be.
@@ -117,14 +148,14 @@ impl DatabaseHandle {
 }
 
 /// Without a database, an answer would be that of an empty one: what a lost variable would bring about unseen.
-fn nothing_there(config: &Config, other: OtherWays) -> BadUsage {
+fn nothing_there(data_dir: &Path, other: OtherWays) -> BadUsage {
     let server = match other {
         OtherWays::DataDir => "",
         OtherWays::DataDirOrServer => ", or give --server",
     };
     BadUsage(format!(
         "DATABASE_URL is unset, and there is no private Postgres in {}: set DATABASE_URL, or DATA_DIR to the folder of one{server}",
-        config.embedded.data_dir.display()
+        data_dir.display()
     ))
 }
 

@@ -3,11 +3,14 @@
 use std::process::ExitCode;
 
 use crate::config::CatalogFile;
+use crate::dataset::Capture;
 use crate::source::capture::tracking::{self, Tracked};
+use crate::store::Store;
+use crate::store::tracked::Tracking;
 use clap::Args;
 
 use crate::command::catalog::{check_one, dataset_of};
-use crate::command::database_handle::{Makes, with_database};
+use crate::command::database_handle::{Makes, with_database, with_tables_after};
 use crate::command::start::{Logs, block_on, settings};
 
 /// The dataset whose changes to capture, or to capture no longer.
@@ -33,7 +36,7 @@ impl Track {
                     Tracked::Before => outln!("The changes of {table} were captured already: nothing has changed."),
                 }
             };
-            with_database(&config, Makes::Tables, track).await
+            with_tables_after(async |database| check_one(&config, database, dataset).await, &config, track).await
         })
     }
 
@@ -43,8 +46,16 @@ impl Track {
         block_on(async {
             let dataset = dataset_of(&config, &self.dataset)?;
             with_database(&config, Makes::Nothing, async |database| {
-                tracking::untrack(&database.pool(1), dataset, &config.catalog).await?;
+                let pool = database.pool(1);
+                let before = Store::new(pool.clone()).tracking(dataset).await?;
+                tracking::untrack(&pool, dataset, &config.catalog).await?;
                 let (name, table) = (&dataset.name, &dataset.table);
+                if before == Tracking::Untracked {
+                    return outln!("`{name}` was not tracked: nothing has changed.");
+                }
+                if dataset.capture != Capture::Triggers {
+                    return outln!("The changes of {table} are captured no longer: `{name}` finds them by their times.");
+                }
                 outln!(
                     "The changes of {table} are captured no longer: `{name}` can't be exported until `cdc-export track {name}`, and then \
                      begins with a full export for each consumer."

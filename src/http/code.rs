@@ -52,6 +52,8 @@ words! {
         RequestTimeout = "request_timeout",
         /// The dataset has no times that a watermark could be compared with.
         NoUpdatedAt = "no_updated_at",
+        /// The dataset's table isn't there.
+        TableMissing = "table_missing",
         /// Nobody ran `cdc-export track` for the dataset, or not since it has another key: its changes are not captured.
         NotTracked = "not_tracked",
         /// The export has no file yet, and may never have one.
@@ -138,6 +140,7 @@ impl Code {
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Code::NoUpdatedAt
+            | Code::TableMissing
             | Code::NotTracked
             | Code::NotCompleted
             | Code::Committing

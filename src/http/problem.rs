@@ -245,6 +245,7 @@ impl From<service::Error> for Problem {
             Error::NoKey => Problem::key_invalid(),
             Error::NoJob | Error::NoUser => Problem::not_found(&detail),
             Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).about("dataset"),
+            Error::NoTable { .. } => Problem::new(Code::TableMissing, detail).about("dataset"),
             Error::NotTracked(_) => Problem::new(Code::NotTracked, detail).about("dataset"),
             Error::NoTimes(_) => Problem::new(Code::NoUpdatedAt, detail).about("lastExportedAt"),
             Error::BadSelection(bad) => Problem::bad_input(Code::MemberInvalid, &bad.field, detail),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::time::Instant;
 
-use crate::dataset::Dataset;
+use crate::dataset::{Capture, Dataset};
 use crate::job::lane::Lane;
 use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
@@ -16,6 +16,7 @@ use crate::store::{
     self,
     jobs::{Cancelled, Submitted},
     lanes::OutOfStep,
+    tracked::Tracking,
 };
 
 impl Service {
@@ -23,8 +24,8 @@ impl Service {
     /// that it made then.
     ///
     /// # Errors
-    /// If there is no such dataset, its table can't meet the selection or isn't tracked for a consumer, the key was sent with another request, too many jobs are open, or
-    /// the database fails.
+    /// If there is no such dataset, its table isn't there, can't meet the selection or isn't tracked for a consumer, the key was sent with
+    /// another request, too many jobs are open, or the database fails.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         let dataset = self.dataset(&request.dataset)?;
         if let Err(bad) = self.check(dataset, request).await {
@@ -72,9 +73,15 @@ impl Service {
     /// Whether the dataset's table can meet a request, as far as a look at it tells. An ad-hoc export needs no triggers, since it has no
     /// position.
     async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
-        if request.consumer.is_some() {
-            let untracked = with_timeout(self.store.untracked([&**dataset])).await?;
-            return untracked.into_iter().next().map_or(Ok(()), |name| Err(Error::NotTracked(name)));
+        let needs_triggers = request.consumer.is_some() && dataset.capture == Capture::Triggers;
+        match with_timeout(self.store.tracking(dataset)).await? {
+            Tracking::NoTable => {
+                return Err(Error::NoTable { dataset: dataset.name.clone(), table: dataset.table.to_string() });
+            }
+            Tracking::Untracked | Tracking::ByAnotherKey if needs_triggers => {
+                return Err(Error::NotTracked(dataset.name.clone()));
+            }
+            Tracking::Untracked | Tracking::ByAnotherKey | Tracking::Tracked => {}
         }
         if request.selection.is_all() {
             return Ok(());

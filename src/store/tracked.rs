@@ -1,42 +1,48 @@
 //! Which datasets `track` has seen: of the others no consumer can have an export.
 
-use serde_json::json;
-use sqlx::types::Json;
-
-use crate::dataset::{Capture, Dataset};
+use crate::dataset::Dataset;
 use crate::store::{Error, Store};
 
+/// What `track` has made of a dataset's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// There is no such table.
+    NoTable,
+    /// Nobody ran `track` for it, or `untrack` came since.
+    Untracked,
+    /// Its changes are captured by another key than the one that the catalog names.
+    ByAnotherKey,
+    /// Its changes were captured when somebody last looked. Triggers that are gone since are the guard's to find.
+    Tracked,
+}
+
 impl Store {
-    /// The names of those datasets whose changes triggers shall capture, and for whose tables nobody ran `track`, or by another key than
-    /// the catalog names. Triggers that are gone since are the guard's to find, and a table that isn't there is the export's.
+    /// What `track` has made of a dataset's table.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn untracked(&self, datasets: impl IntoIterator<Item = &Dataset>) -> Result<Vec<String>, Error> {
-        let by_triggers = datasets.into_iter().filter(|dataset| dataset.capture == Capture::Triggers);
-        let wanted: Vec<_> = by_triggers
-            .map(|Dataset { name, table, key, .. }| {
-                json!({ "name": name, "in_schema": table.schema, "of_table": table.name, "key": key })
-            })
-            .collect();
+    pub async fn tracking(&self, dataset: &Dataset) -> Result<Tracking, Error> {
+        let Dataset { table, key, .. } = dataset;
         let mut conn = self.connection().await?;
-        let untracked = sqlx::query_scalar(
-            "-- store.tracked.untracked
-             select d.name
-             from jsonb_to_recordset($1) as d (name text, in_schema text, of_table text, key text[])
-             cross join lateral (
-               select cdc_export.table_of_role(
-                 case when d.in_schema is null then format('%I', d.of_table) else format('%I.%I', d.in_schema, d.of_table) end) as oid) t
-             join pg_class c on c.oid = t.oid
-             join pg_namespace n on n.oid = c.relnamespace
-             left join cdc_export.tracked k on k.schema_name = n.nspname and k.table_name = c.relname
-             where k.table_name is null or k.key <> d.key
-             order by d.name",
+        let found: (bool, bool, Option<Vec<String>>) = sqlx::query_as(
+            "-- store.tracked.tracking
+             select c.oid is not null, k.table_name is not null, k.key
+             from (select cdc_export.table_of_role(
+               case when $1::text is null then format('%I', $2::text) else format('%I.%I', $1, $2) end) as oid) t
+             left join pg_class c on c.oid = t.oid
+             left join pg_namespace n on n.oid = c.relnamespace
+             left join cdc_export.tracked k on k.schema_name = n.nspname and k.table_name = c.relname",
         )
-        .bind(Json(wanted))
-        .fetch_all(conn.get())
+        .bind(&table.schema)
+        .bind(&table.name)
+        .fetch_one(conn.get())
         .await?;
         conn.give_back();
-        Ok(untracked)
+        Ok(match found {
+            (false, ..) => Tracking::NoTable,
+            (_, false, _) => Tracking::Untracked,
+            (_, _, Some(logged)) if key.as_ref().is_some_and(|key| *key != logged) => Tracking::ByAnotherKey,
+            _ => Tracking::Tracked,
+        })
     }
 }

@@ -69,9 +69,11 @@ async fn each_event_says_whose_export_it_is_and_which_request_asked() {
     let deleted = line(&service, "watermark_deleted", "r-forget").await;
     assert_eq!((&deleted["consumerId"], &deleted["dataset"]), (&json!("search"), &json!("users")), "{deleted}");
 
-    database.run("alter table users rename to away").await;
+    let mut held = database.hold_exports().await;
     let (_, answer) = send(&service, "POST", "/exports/full", "r-fails", json!({})).await;
     let failed = answer["jobId"].as_str().unwrap();
+    sqlx::query("alter table users rename to away").execute(&mut *held).await.unwrap();
+    held.commit().await.unwrap();
     service.ended(failed).await;
     let failure = service.says("export_failed", failed).await;
     require_whose(&failure, failed, "full");

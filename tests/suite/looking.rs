@@ -75,6 +75,30 @@ async fn without_a_database_a_command_says_what_to_set_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn where_root_uses_another_folder_than_the_default_one_a_command_names_it() {
+    let system = Path::new("/var/lib/cdc-export");
+    if !nix::unistd::geteuid().is_root() || system.exists() {
+        return;
+    }
+    let work = reachable_folder();
+    std::fs::set_permissions(work.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let (code, _, said) = run_in(work.path(), &["status"], &[]).await;
+    assert!(code == 2 && said.contains("no private Postgres in /var/lib/cdc-export: set DATABASE_URL"), "{said}");
+    assert!(!system.exists());
+}
+
+#[tokio::test]
+async fn track_of_a_table_that_is_not_there_makes_nothing() {
+    let database = Database::empty().await;
+    let catalog = Catalog::of(ORDERS);
+    let before = everything_of(&database).await;
+    let (code, printed, said) = catalog.command(&database, &["track", "orders"]).await;
+    assert_eq!((code, printed.as_str(), said.lines().count()), (2, "", 1), "{said}");
+    assert!(said.contains("there is no table `orders`"), "{said}");
+    assert_eq!(everything_of(&database).await, before);
+}
+
+#[tokio::test]
 async fn a_private_server_that_is_there_is_started_for_a_command() {
     let work = reachable_folder();
     let settings = [("SEED_ROWS", "0")];

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Database, Service, refusal};
+use crate::harness::{Database, Service, Start, refusal};
 
 /// Two tables, of which one is tracked in no test of its own accord.
 async fn tables() -> (Database, Catalog) {
@@ -55,6 +55,48 @@ async fn a_request_for_a_dataset_that_nobody_tracked_is_refused_with_the_command
     let job = ended(&service, "/exports/delta", Some("c"), of_orders.clone()).await;
     assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("trigger_missing")));
     service.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_for_a_dataset_whose_table_is_not_there_is_refused() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let held = database.hold_exports().await;
+    let waiting = service.submit("full", "c").await;
+    service.call("POST", &format!("/exports/{waiting}/cancel"), &[]).await;
+    assert_eq!(service.ended(&waiting).await["status"], "cancelled");
+    held.rollback().await.unwrap();
+    database.run("alter table users rename to away").await;
+    for (path, consumer) in [
+        ("/exports".to_owned(), None),
+        ("/exports".to_owned(), Some("c")),
+        ("/exports/full".to_owned(), Some("c")),
+        ("/exports/delta".to_owned(), Some("c")),
+        ("/export/c".to_owned(), None),
+        (format!("/exports/{waiting}/retry"), None),
+    ] {
+        let problem: Value = post(&service, &path, consumer, &json!({})).await.json().await.unwrap();
+        let found = (&problem["status"], &problem["code"], &problem["field"]);
+        assert_eq!(found, (&json!(409), &json!("table_missing"), &json!("dataset")), "{path}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains("`users`"), "{problem}");
+    }
+    let jobs = get(&service, "/exports").await;
+    assert_eq!(jobs["items"].as_array().unwrap().len(), 1, "no job was made");
+    database.run("alter table away rename to users").await;
+    service.export("full", "c").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn untrack_says_what_it_found() {
+    let (database, catalog) = tables().await;
+    catalog.track(&database, "stock").await;
+    let (code, printed, said) = catalog.command(&database, &["untrack", "orders"]).await;
+    assert_eq!((code, printed.as_str()), (0, "`orders` was not tracked: nothing has changed.\n"), "{said}");
+    let (code, printed, said) = catalog.command(&database, &["untrack", "stock"]).await;
+    assert!(code == 0 && printed.starts_with("The changes of stock are captured no longer: "), "{printed}{said}");
+    let (_, printed, _) = catalog.command(&database, &["untrack", "stock"]).await;
+    assert_eq!(printed, "`stock` was not tracked: nothing has changed.\n");
 }
 
 #[tokio::test]
