@@ -67,6 +67,7 @@ use crate::http::problem::Problem;
 use crate::http::query::Parameters;
 use crate::http::stream::{Answer, ClientStream};
 use crate::job::Job;
+use crate::key;
 use crate::service::Service;
 use crate::telemetry::complaints::Complaints;
 use crate::watermark::ConsumerLag;
@@ -191,10 +192,10 @@ fn named(routes: Router) -> Router {
         .layer(middleware::from_fn(drop_odd_ids))
 }
 
-/// Removes a request id that the client chose if a log line can't hold it.
+/// Removes a request id that the client chose if a log line can't hold it, or if it is a key.
 async fn drop_odd_ids(mut request: Request, next: Next) -> Response {
-    let good = |id: &HeaderValue| id.len() <= 128 && id.as_bytes().iter().all(u8::is_ascii_graphic);
-    if !request.headers().get(REQUEST_ID).is_some_and(good) {
+    let is_id = |id: &&str| id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic()) && !key::is_in(id);
+    if request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(is_id).is_none() {
         request.headers_mut().remove(REQUEST_ID);
     }
     next.run(request).await

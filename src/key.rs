@@ -129,6 +129,11 @@ impl PresentedKey {
     }
 }
 
+/// Whether a key, or its beginning, is in a text that is no place for one, whatever its case. Such a text is logged nowhere.
+pub fn is_in(text: &str) -> bool {
+    text.to_ascii_lowercase().contains(MARK)
+}
+
 fn random_hex<const N: usize>() -> String {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).expect("the system has random bytes");

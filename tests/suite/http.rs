@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use cdc_export::key::PresentedKey;
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
@@ -171,6 +172,12 @@ async fn request_ids_tell_answers_apart() {
     assert_ne!(first.header("x-request-id"), second.header("x-request-id"));
     let named = call(&service, "GET", "/nowhere", &[("X-Request-Id", "mine")]).await;
     assert_eq!(named.header("x-request-id"), "mine", "a caller's own id is kept, on errors too");
+    // The log would have the key.
+    let (_, key) = PresentedKey::random();
+    for odd in [key.as_str(), &format!("Bearer-{key}"), &key.to_uppercase(), &"a".repeat(129), "a b"] {
+        let renamed = call(&service, "GET", "/nowhere", &[("X-Request-Id", odd)]).await;
+        assert_eq!(renamed.header("x-request-id").len(), 36, "{odd}");
+    }
     service.stop().await;
 }
 
@@ -402,8 +409,12 @@ async fn somebodys_users_are_neither_deleted_nor_exported_for_a_consumer() {
 async fn a_failed_export_has_its_reason_and_no_file() {
     let database = Database::new().await;
     let service = Start::on(&database).service().await;
-    database.run("alter table users rename to away").await;
-    let job = service.ended(&service.submit("full", "a").await).await;
+    // The table goes between the request and the export.
+    let mut held = database.hold_exports().await;
+    let id = service.submit("full", "a").await;
+    held.execute("alter table users rename to away").await.unwrap();
+    held.commit().await.unwrap();
+    let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")));
     assert_eq!(members(&job["error"]), BTreeSet::from(["code", "detail"]));
     assert!(job["sha256"].is_null() && is_time(&job["finishedAt"]), "{job}");
