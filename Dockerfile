@@ -16,6 +16,7 @@ RUN mkdir -p benches src tests/suite \
 FROM manifest AS build
 ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
 RUN cargo build --release --locked
+COPY .env.example ./
 COPY migrations migrations
 COPY src src
 # Cargo goes by times, and a clone may be older than the layer above.

@@ -162,8 +162,8 @@ impl Command {
 #[error("{0}")]
 pub(crate) struct BadUsage(String);
 
-/// Prints what failed and why, on one line. A bad catalog has a line for each mistake; a refused export, one for each export that
-/// comes before it.
+/// Prints what failed and why, on one line. A bad catalog has a line for each mistake; a refused export, an indented one for each export
+/// that comes before it.
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
     // The text may hold names that others chose, and a terminal obeys control characters.
     let plain = |letter: char| letter == '\n' || !letter.is_control();
@@ -172,6 +172,8 @@ fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
         .chars()
         .map(|letter| if plain(letter) { letter.to_string() } else { letter.escape_default().to_string() })
         .collect();
-    eprintln!("cdc-export: {text}");
+    for line in text.lines() {
+        eprintln!("{}{line}", if line.starts_with(' ') { "" } else { "cdc-export: " });
+    }
     ExitCode::from(code)
 }

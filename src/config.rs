@@ -15,6 +15,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 pub use authorities::trust_alone;
 pub use environment::{ApiKey, Environment};
+pub use variables::Misspelt;
 
 use crate::config::variables::{Variables, bad, read_mode};
 use crate::dataset::CellMax;
@@ -37,8 +38,8 @@ pub enum Error {
         /// What is wrong with it, and what may be there.
         why: String,
     },
-    /// A catalog that is wrong, by itself or beside its tables.
-    #[error("DATASETS: {file}:\n{mistakes}")]
+    /// A catalog that is wrong, by itself or beside its tables: a line for each mistake.
+    #[error("{}", a_line_each(.file, .mistakes))]
     Catalog {
         /// The catalog's file.
         file: String,
@@ -277,6 +278,11 @@ impl Config {
             failpoints: vars.get("FAILPOINTS").map(str::to_owned),
         })
     }
+}
+
+fn a_line_each(file: &str, mistakes: &Mistakes) -> String {
+    let lines: Vec<_> = mistakes.to_string().lines().map(|mistake| format!("DATASETS: {file}: {mistake}")).collect();
+    lines.join("\n")
 }
 
 fn read_catalog(file: &Path) -> Result<Catalog, Error> {

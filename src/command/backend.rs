@@ -20,7 +20,8 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
-use crate::command::client::{Address, Client, Error, NamedJob, PlainText};
+use crate::command::BadUsage;
+use crate::command::client::{Address, AddressParser, Client, Error, NamedJob, PlainText};
 use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire_service;
@@ -35,7 +36,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 pub(super) struct Server {
     /// Ask the service at this address, with the key in CDC_EXPORT_KEY if it wants one [default: use the database of
     /// DATABASE_URL]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = AddressParser)]
     server: Option<Address>,
 }
 
@@ -43,7 +44,9 @@ impl Server {
     /// The client of the remote service; `None`: no service was named, so the command uses the database.
     pub(super) fn client(&self) -> anyhow::Result<Option<Client>> {
         let Some(address) = &self.server else { return Ok(None) };
-        Ok(Some(Client::new(address.clone(), Environment::read()?.key()?)))
+        let environment = Environment::read()?;
+        environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
+        Ok(Some(Client::new(address.clone(), environment.key()?)))
     }
 
     /// Runs a command at the remote service, or at one that is wired over the database.
@@ -302,6 +305,20 @@ impl Backend {
                 let after = after.to_string();
                 let query = [("consumer", consumer.as_str()), ("dataset", dataset), ("after", &after)];
                 listed(client, &query.map(|(name, value)| (name, Some(value))), limit).await
+            }
+        }
+    }
+
+    /// Refuses a name that no dataset has.
+    pub(crate) async fn require_dataset(&self, name: &str) -> anyhow::Result<()> {
+        match self {
+            Backend::Local(service) => service.dataset(name).map(drop).map_err(|why| BadUsage(why.to_string()).into()),
+            Backend::Remote(client) => {
+                let name = name.to_owned();
+                match remote(client, move |client| client.get::<Value>(&format!("/datasets/{name}"))).await {
+                    Err(error) if error.is_of("no_dataset") => Err(error.into()),
+                    _ => Ok(()),
+                }
             }
         }
     }

@@ -3,8 +3,9 @@
 //! Each call may be sent again without harm: a submission carries an idempotency key. So once the service has answered at all,
 //! the client retries while the network fails, or the service restarts or is busy.
 
+use std::ffi::OsStr;
 use std::fmt::{self, Display};
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 use crate::config::ApiKey;
 use crate::http::answer_from_json;
 use crate::telemetry::chain;
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
 use hyper::http::{HeaderMap, Method, Request, Response, Uri, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -58,6 +61,20 @@ impl FromStr for Address {
     }
 }
 
+/// Reads an [`Address`] argument. Unlike clap's own parsers it doesn't quote what it refuses, which may hold a password.
+#[derive(Clone)]
+pub(crate) struct AddressParser;
+
+impl TypedValueParser for AddressParser {
+    type Value = Address;
+
+    fn parse_ref(&self, cmd: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<Address, clap::Error> {
+        let name = arg.and_then(clap::Arg::get_long).unwrap_or_default();
+        let refusal = |why| clap::Error::raw(ErrorKind::ValueValidation, format!("--{name}: {why}\n")).with_cmd(cmd);
+        value.to_str().ok_or(NotAnAddress).and_then(str::parse).map_err(refusal)
+    }
+}
+
 impl Address {
     /// Whether everybody on the way to the service can read what is sent.
     fn is_readable_on_the_way(&self) -> bool {
@@ -83,7 +100,7 @@ impl Display for Address {
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("{server} can't be reached: {}; is a service running there?", chain(.cause))]
+    #[error("{server} can't be reached: {}; is a service running there?", unreachable(.cause))]
     Unreachable { server: Address, cause: ureq::Error },
     #[error("the connection to {server} broke: {cause}")]
     Broken { server: Address, cause: std::io::Error },
@@ -91,6 +108,20 @@ pub(crate) enum Error {
     Refused { status: u16, code: PlainText, detail: PlainText, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
     #[error("{server} answers {status}, and not as cdc-export does: is the address right?")]
     Foreign { server: Address, status: u16 },
+}
+
+/// Why a call got no answer.
+pub(super) fn unreachable(cause: &ureq::Error) -> String {
+    match cause {
+        ureq::Error::Io(cause) => match cause.kind() {
+            io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => "the connection was closed".to_owned(),
+            _ => cause.to_string(),
+        },
+        ureq::Error::HostNotFound => "the host is not known".to_owned(),
+        ureq::Error::Timeout(_) => "no answer in time".to_owned(),
+        other => chain(other),
+    }
 }
 
 /// What the caller can do about a refusal, where the detail doesn't say it.
@@ -111,6 +142,11 @@ impl Error {
     /// Whether the job's state doesn't allow the call (409): it was too late.
     pub(crate) fn is_conflict(&self) -> bool {
         matches!(self, Error::Refused { status: 409, .. })
+    }
+
+    /// Whether the service refused the call with this code.
+    pub(crate) fn is_of(&self, word: &str) -> bool {
+        matches!(self, Error::Refused { code, .. } if &**code == word)
     }
 
     /// Whether the same call may get another answer later.

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::CatalogFile;
-use anyhow::{Context, ensure};
+use anyhow::{anyhow, ensure};
 use ureq::Agent;
 
+use crate::command::client::unreachable;
 use crate::command::start::{Logs, settings};
 
 /// How long the service may take to answer.
@@ -27,8 +28,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         .build()
         .into();
     let answer = agent.get(format!("http://{address}/health/ready")).call();
-    let status =
-        answer.with_context(|| format!("{address} is not ready, or the service has another HOST and PORT"))?.status();
+    let not_ready =
+        |cause| anyhow!("{address} is not ready, or the service has another HOST and PORT: {}", unreachable(&cause));
+    let status = answer.map_err(not_ready)?.status();
     ensure!(status.is_success(), "{address} is not ready: it answers {status}");
     outln!("{address} is ready.")?;
     Ok(ExitCode::SUCCESS)

@@ -48,9 +48,9 @@ impl List {
 
     async fn list(&self, backend: &Backend) -> anyhow::Result<()> {
         // One more than is shown tells whether there are more.
-        let mut jobs = match (self.after, &self.consumer, &self.dataset) {
+        let listed = match (self.after, &self.consumer, &self.dataset) {
             (Some(after), Some(consumer), Some(dataset)) => {
-                backend.published_after(consumer, dataset, after.into(), self.limit).await?
+                backend.published_after(consumer, dataset, after.into(), self.limit).await
             }
             _ => {
                 let filter = Filter {
@@ -60,9 +60,16 @@ impl List {
                     export_type: self.export_type,
                     ..Filter::default()
                 };
-                backend.jobs(&filter, self.limit).await?
+                backend.jobs(&filter, self.limit).await
             }
         };
+        // A dataset that the catalog had once may have exports still.
+        if let Some(dataset) = &self.dataset
+            && !listed.as_ref().is_ok_and(|jobs| !jobs.is_empty())
+        {
+            backend.require_dataset(dataset).await?;
+        }
+        let mut jobs = listed?;
         let has_more = jobs.len() > self.limit as usize;
         jobs.truncate(self.limit as usize);
         if self.json {

@@ -21,7 +21,9 @@ pub(super) enum Logs {
 ///
 /// The process may restart itself here, to trust the authorities of `sslrootcert` alone: nothing may be started before this call.
 pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Config> {
-    let config = Environment::read()?.config(catalog)?;
+    let environment = Environment::read()?;
+    let misspelt = environment.misspelt();
+    let config = environment.config(catalog)?;
     if let Some(file) = &config.authorities {
         config::trust_alone(file).context("can't restart with the authorities of sslrootcert alone")?;
     }
@@ -30,6 +32,12 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
         Logs::Errors => LevelFilter::ERROR,
     };
     telemetry::start(&config.telemetry, least);
+    for misspelt in misspelt {
+        match logs {
+            Logs::AsSet => tracing::warn!(event = "setting_unknown", "{misspelt}"),
+            Logs::Errors => eprintln!("cdc-export: {misspelt}"),
+        }
+    }
     #[cfg(debug_assertions)]
     if let Some(list) = &config.failpoints {
         crate::failpoint::arm(list)?;

@@ -5,8 +5,9 @@ use std::fmt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::variables::{Variables, bad};
+use crate::config::variables::{Misspelt, Variables, bad, is_read, settings};
 use crate::config::{CatalogFile, Config, Error};
+use crate::dataset::catalog::hint;
 use crate::key::PresentedKey;
 
 /// The text of a key for a remote service.
@@ -33,18 +34,28 @@ impl Environment {
     /// Reads the process's environment, and the `.env` of the current folder.
     ///
     /// # Errors
-    /// If `.env` can't be read, or another user may have written it.
+    /// If `.env` can't be read, has a name that is no setting, or another user may have written it.
     pub fn read() -> Result<Environment, Error> {
         let mut variables: HashMap<String, String> = match open_own(Path::new(".env")) {
             Ok(file) => dotenvy::from_read_iter(file).collect::<Result<_, _>>().map_err(unreadable)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => HashMap::new(),
             Err(error) => return Err(Error::File(error.to_string())),
         };
+        // Sorted, so that of several the same one is named each time.
+        if let Some(name) = variables.keys().filter(|name| !is_read(name)).min() {
+            let near = hint(name, settings());
+            return Err(Error::File(format!("{name} is no setting{near}; .env.example lists them")));
+        }
         #[expect(clippy::disallowed_methods, reason = "here and nowhere else")]
         let environment = std::env::vars_os();
         variables
             .extend(environment.map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())));
         Ok(Environment(Variables(variables)))
+    }
+
+    /// The variables that were probably meant to be settings, and are none.
+    pub fn misspelt(&self) -> Vec<Misspelt> {
+        self.0.misspelt()
     }
 
     /// All settings.

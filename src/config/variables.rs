@@ -1,11 +1,58 @@
-//! Variables, and the parsing of their values: numbers, sizes, times, modes.
+//! Variables: their names, and the parsing of their values: numbers, sizes, times, modes.
 
 use std::collections::HashMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use crate::config::Error;
 use crate::job::Retention;
+
+/// The list of all settings, each on a line `#NAME=` with its default.
+const EXAMPLE: &str = include_str!("../../.env.example");
+
+/// What is read beside the settings, from the environment or `.env`.
+const NO_SETTINGS: [&str; 5] = ["FAILPOINTS", "PATH", "PGSSLMODE", "PGSSLROOTCERT", "XDG_RUNTIME_DIR"];
+
+/// How the names begin that docker-compose reads from the `.env` beside its file, which a clone of this repository has.
+const OF_COMPOSE: [&str; 2] = ["COMPOSE_", "DOCKER_"];
+
+/// How near to a setting's name (Jaro-Winkler, at most 1) another variable's has to be to be taken for a slip.
+const NEAR: f64 = 0.9;
+
+/// Names of fewer letters are near to too many others: `HOSTNAME`, which every container has, to `HOST`.
+const SHORTEST: usize = 7;
+
+/// The names of all settings.
+pub(super) fn settings() -> impl Iterator<Item = &'static str> {
+    let is_name =
+        |name: &str| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_' || byte.is_ascii_digit());
+    EXAMPLE
+        .lines()
+        .filter_map(|line| line.strip_prefix('#')?.split_once('='))
+        .map(|(name, _)| name)
+        .filter(move |name| is_name(name))
+}
+
+/// Whether a variable of `.env` is read, by this service or by docker-compose.
+pub(super) fn is_read(name: &str) -> bool {
+    settings().any(|setting| setting == name)
+        || NO_SETTINGS.contains(&name)
+        || OF_COMPOSE.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// A variable of the environment that is nearly a setting.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Misspelt {
+    name: String,
+    setting: &'static str,
+}
+
+impl Display for Misspelt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Misspelt { name, setting } = self;
+        write!(f, "the variable {name} is no setting, and is ignored: is {setting} meant?")
+    }
+}
 
 /// The variables' values, by their names.
 pub(super) struct Variables(pub(super) HashMap<String, String>);
@@ -14,6 +61,23 @@ impl Variables {
     /// A variable's value. An empty value counts as unset: compose files and shells set variables so.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// The variables that are no settings, and nearly have the name of one that isn't set; by their names.
+    pub(super) fn misspelt(&self) -> Vec<Misspelt> {
+        let mut found: Vec<_> =
+            self.0.keys().filter(|name| !is_read(name)).filter_map(|name| self.meant(name)).collect();
+        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        found
+    }
+
+    fn meant(&self, name: &str) -> Option<Misspelt> {
+        let upper = name.to_uppercase();
+        let unset = settings().filter(|setting| setting.len() >= SHORTEST && self.get(setting).is_none());
+        let alike = unset.filter(|setting| setting.starts_with(upper.chars().next().unwrap_or_default()));
+        let scored = alike.map(|setting| (strsim::jaro_winkler(&upper, setting), setting));
+        let (_, setting) = scored.filter(|(score, _)| *score >= NEAR).max_by(|(a, _), (b, _)| a.total_cmp(b))?;
+        Some(Misspelt { name: name.to_owned(), setting })
     }
 
     pub(super) fn parsed<T: FromStr>(

@@ -107,7 +107,7 @@ async fn a_failed_or_interrupted_export_is_no_success() {
     database.run("drop table users").await;
     let (code, printed, said) = run(&["export", "full", "--consumer", "a"], &settings).await;
     assert_eq!((code, printed.as_str()), (1, ""));
-    assert!(said.contains("table_missing"), "{said}");
+    assert!(said.contains("there is no table `users`"), "{said}");
     for bad in [
         &["export", "all", "--consumer", "a"][..],
         &["export", "full"],
@@ -202,6 +202,11 @@ async fn exports_are_listed_cancelled_and_asked_for_again_here_and_at_the_servic
         assert!(code == 0 && line.ends_with(delta["outputFilename"].as_str().unwrap()), "{printed}");
         for bad in [&["list", "--after", after][..], &["list", "--status", "done"], &["list", "--limit", "0"]] {
             assert_eq!(run(&[bad, at].concat(), &settings).await.0, 2, "{bad:?}");
+        }
+        for more in [&[][..], &["--consumer", "a", "--after", after]] {
+            let (code, printed, said) = run(&[&["list", "--dataset", "nope"], more, at].concat(), &settings).await;
+            assert_eq!((code, printed.as_str()), (if at.is_empty() { 2 } else { 1 }, ""), "{said}");
+            assert!(said.contains("there is no dataset") && said.contains("users"), "{said}");
         }
     }
     for at in [&[][..], &server] {
@@ -352,7 +357,7 @@ async fn what_was_mistyped_is_answered_with_what_to_do() {
     for (setting, words) in [
         (("DATABASE_URL", "localhost/shop"), "postgres://USER:PASSWORD@HOST:PORT/DATABASE"),
         (("HOST", "localhst"), "such as 127.0.0.1"),
-        (("PORT", "1"), "another HOST and PORT"),
+        (("PORT", "1"), "127.0.0.1:1 is not ready, or the service has another HOST and PORT: connection refused"),
     ] {
         let (code, _, said) = run(&["healthcheck"], &[setting]).await;
         assert!(code > 0 && said.contains(words), "{said}");

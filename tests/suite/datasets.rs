@@ -408,10 +408,14 @@ filter = "at > 'Yesterday'"
         for (line, expected) in found.iter().zip(expected) {
             assert!(line.starts_with(expected), "{line}");
         }
+        let begins = format!("cdc-export: DATASETS: {}: line ", catalog.path().display());
+        assert_eq!(said.matches(&begins).count(), said.lines().count(), "a line for each: {said}");
     }
     catalog.write("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"\ncolums = []");
     let (code, _, said) = catalog.command(&database, &["datasets", "list"]).await;
-    assert!(code == 2 && said.contains("DATASETS: ") && said.contains("line 4: unknown field `colums`"), "{said}");
+    assert!(code == 2 && said.lines().count() == 1, "{said}");
+    let path = catalog.path().display().to_string();
+    assert!(said.starts_with(&format!("cdc-export: DATASETS: {path}: line 4: unknown field `colums`")), "{said}");
 }
 
 #[tokio::test]

@@ -115,6 +115,8 @@ mod restores;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+mod settings;
+#[cfg(test)]
 mod soft_deletes;
 #[cfg(test)]
 mod source_files;
