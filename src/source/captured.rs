@@ -36,7 +36,11 @@ macro_rules! capture {
             cross join lateral regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \\d+ (?:(\\d+) )?(\\[.*\\])$') head
             where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
               -- Before 3 they logged the table that they were on.
-              and head is not null and coalesce(head[1]::oid, t.oid) = t.oid),
+              and head is not null and coalesce(head[1]::oid, t.oid) = t.oid
+              -- One without settings of its own was made for a key whose type was another one.
+              and (p.proconfig is not null or ",
+            $crate::source::captured::is_plain_key!("t.oid", "head[2]::jsonb"),
+            ")),
           triggers as materialized (
             select x.tgrelid, format('%s %s', x.oid, x.xmin) as stamp, f.set, f.kind || x.tgenabled::text as kind
             from relations r join pg_trigger x on x.tgrelid = r.oid join functions f on f.oid = x.tgfoid
@@ -106,3 +110,20 @@ macro_rules! capture {
     };
 }
 pub(crate) use capture;
+
+/// Whether the texts of a key, a JSON array of names, of a table show no setting of a session: of types of which that is known.
+macro_rules! is_plain_key {
+    ($table:literal, $key:literal) => {
+        concat!(
+            "not exists (
+               select from jsonb_array_elements_text(",
+            $key,
+            ") part (name)
+               left join pg_attribute a on a.attrelid = ",
+            $table,
+            " and a.attname = part.name and not a.attisdropped
+               where a.atttypid is null or a.atttypid <> all ('{int2,int4,int8,numeric,oid,uuid,text,varchar,bpchar,bool}'::regtype[]))"
+        )
+    };
+}
+pub(crate) use is_plain_key;

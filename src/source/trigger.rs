@@ -146,9 +146,9 @@ impl TriggerKind {
 
 /// A row's key as the log has it: a text for one column, a JSON array of texts for several.
 pub(crate) fn key_text(row: &str, key: &[String]) -> String {
-    let columns: Vec<_> = key.iter().map(|name| format!("concat({row}.{})", quote::quoted(name))).collect();
+    let columns: Vec<_> = key.iter().map(|name| format!("pg_catalog.concat({row}.{})", quote::quoted(name))).collect();
     match columns.as_slice() {
         [column] => column.clone(),
-        columns => format!("jsonb_build_array({})::pg_catalog.text", columns.join(", ")),
+        columns => format!("pg_catalog.jsonb_build_array({})::pg_catalog.text", columns.join(", ")),
     }
 }

@@ -100,6 +100,85 @@ async fn a_writers_temporary_objects_are_never_used() {
     attacker.assert_gained_nothing(&database).await;
 }
 
+/// Functions of the triggers' text, each with its arguments and what it returns, and a value of that.
+const NAMED_FUNCTIONS: [(&str, &str, &str); 8] = [
+    ("concat(text)", "text", "'x'"),
+    ("concat(bigint)", "text", "'x'"),
+    ("concat(public.users)", "text", "'x'"),
+    ("current_setting(text)", "text", "'on'"),
+    ("set_config(text, text, boolean)", "text", "'on'"),
+    ("pg_column_size(public.users)", "integer", "1"),
+    ("jsonb_build_array(text, text)", "jsonb", "'[]'"),
+    ("pg_partition_ancestors(regclass)", "setof regclass", "next null"),
+];
+
+/// The types of the operands of the triggers' operators.
+const OPERANDS: [(&str, &str); 8] = [
+    ("text", "text"),
+    ("bigint", "integer"),
+    ("bigint", "bigint"),
+    ("integer", "integer"),
+    ("smallint", "integer"),
+    ("oid", "oid"),
+    ("oid", "bigint"),
+    ("name", "name"),
+];
+
+/// The triggers' functions run under the writer's search_path, which may begin with a schema of his own.
+#[tokio::test]
+async fn what_a_writer_puts_before_postgres_s_own_is_never_called() {
+    let database = Database::new().await;
+    database
+        .run(
+            "create table parts (a int, b text, at timestamptz, primary key (a, b)) partition by list (a);
+             create table part_1 partition of parts for values in (1); create table part_2 partition of parts for values in (2)",
+        )
+        .await;
+    Catalog::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n").track(&database, "parts").await;
+    let attacker = Attacker::new(&database).await;
+    let own = attacker.name.clone();
+    database
+        .run(&format!(
+            "grant all on users, parts, part_1 to {own}; grant usage on all sequences in schema public to {own}"
+        ))
+        .await;
+    for (function, of, value) in NAMED_FUNCTIONS {
+        attacker.makes_a_trap(&format!("{own}.{function} returns {of}"), value).await;
+    }
+    for (n, (left, right)) in OPERANDS.iter().enumerate() {
+        attacker.makes_a_trap(&format!("{own}.compared_{n}({left}, {right}) returns boolean"), "true").await;
+        for operator in ["=", "<>", "<", "<=", ">", ">="] {
+            attacker
+                .runs(&format!(
+                    "create operator {own}.{operator} (leftarg = {left}, rightarg = {right}, function = {own}.compared_{n})"
+                ))
+                .await;
+        }
+    }
+    for name in TEMPORARY_TYPES {
+        attacker.makes_a_trap(&format!("{own}.holds(value pg_catalog.varchar) returns pg_catalog.bool"), "true").await;
+        attacker.runs(&format!("create domain {own}.{name} as pg_catalog.varchar check ({own}.holds(value))")).await;
+    }
+    attacker.runs(&format!("create table {own}.change_log (n int); create table {own}.pg_attribute (n int)")).await;
+    attacker.runs(&format!("grant usage on schema {own} to public; set search_path = {own}, pg_catalog")).await;
+    let trapped = attacker.tries("select concat('a'::pg_catalog.text)").await;
+    assert!(trapped.is_err(), "a trap that holds nobody proves nothing");
+    attacker
+        .runs(
+            "insert into public.users (name, email, created_at, updated_at) values ('a', 'a', now(), now()), ('b', 'b', now(), now());
+             update public.users set name = 'c'; update public.users set id = id operator(pg_catalog.+) 100;
+             update public.users set id = 7 where email operator(pg_catalog.=) 'a';
+             delete from public.users where email operator(pg_catalog.=) 'b'; truncate public.users;
+             insert into public.parts values (1, 'x'), (1, 'y'); update public.parts set b = 'z' where b operator(pg_catalog.=) 'x';
+             update public.parts set a = 2 where b operator(pg_catalog.=) 'y'; delete from public.parts; truncate public.parts;
+             truncate public.part_1",
+        )
+        .await;
+    let logged: i64 = database.one("select count(*) from cdc_export.change_log where op = 'D'").await;
+    assert_eq!(logged, 8, "of users two keys, a key and a row; of parts a key, a row that moved, and two rows");
+    attacker.assert_gained_nothing(&database).await;
+}
+
 #[tokio::test]
 async fn casts_of_a_tables_owner_are_not_run_by_its_triggers() {
     let database = Database::new().await;

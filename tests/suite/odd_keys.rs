@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, export};
+use crate::catalog::{Catalog, ended, export};
 use crate::harness::{Csv, Database, Service};
 
 /// A consumer that knows no type: rows by the texts of their keys, the last of them a number.
@@ -187,4 +187,34 @@ async fn a_key_whose_text_depends_on_who_reads_it_is_refused() {
         }
         database.run("drop table t").await;
     }
+}
+
+#[tokio::test]
+async fn a_key_whose_text_comes_to_show_settings_is_tracked_again() {
+    let database = database().await;
+    database
+        .run("create table t (k text primary key, n int); insert into t values ('2026-01-01 12:00:00+00', 1)")
+        .await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
+    export(&service, "full", "t", "a").await;
+    database.run("alter table t alter k type timestamptz using k::timestamptz").await;
+    let mut copy = Texts::of(1);
+    copy.exports(&service, "full", "t", "a").await;
+    let job = ended(&service, "/exports/delta", Some("a"), json!({"dataset": "t"})).await;
+    assert_eq!(job["continuity"], "trigger_missing", "the triggers write such a key as each session would: {job}");
+
+    catalog.track(&database, "t").await;
+    copy.exports(&service, "full", "t", "a").await;
+    let writes = "set timezone = 'Asia/Tokyo'; set datestyle = 'German'; update t set n = 2; update t set k = k + '1 day'; reset all";
+    database.run(writes).await;
+    copy.exports(&service, "delta", "t", "a").await;
+    let texts: Vec<String> = sqlx::query_scalar("select distinct pk from cdc_export.change_log order by 1")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(texts, ["2026-01-01 12:00:00+00", "2026-01-02 12:00:00+00"], "one key has one text");
+    assert_eq!(copy.rows.len(), 1, "{:?}", copy.rows);
+    service.stop().await;
 }

@@ -1,22 +1,37 @@
 //! The text of the triggers. Their bodies are generated once, with the table's own names in them: a dynamic statement would be
 //! planned at every call.
 //!
-//! A function runs in its writer's session, with rights that the writer doesn't have. So nothing in it is looked up where the writer
-//! may put things (his temporary schema is searched last), and no value goes through a cast, which the owner of its type may have made:
-//! `concat` writes a value, or a row, by its type's output function, which only superusers make.
+//! A function runs in its writer's session, with rights that the writer doesn't have. So every function, operator, type and table says
+//! its schema, and no value goes through a cast, which the owner of its type may have made: `concat` writes a value, or a row, by its
+//! type's output function, which only superusers make.
 
 use crate::source::quote;
 use crate::source::trigger::{TriggerKind, key_text};
 
 /// The version of the functions' text, by which `renew` recognizes an older text. It goes up with each change of the text below.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
-/// The head of every trigger function: the writer's settings must not show in a key's text, or one key would have two texts, and the
-/// writer's rights must not matter.
-const HEAD: &str =
-    "returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC'
+/// What a text may show of the writer's settings, set for the call: or one key would have two texts. It takes longer than the call
+/// itself, so that functions whose texts show none of it go without.
+const SETTINGS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC'
   set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
   set lc_monetary from current";
+
+/// What the text of a table's key depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyText {
+    /// On the key's values alone.
+    Plain,
+    /// On settings of the session too, as far as anybody knows.
+    BySettings,
+}
+
+impl KeyText {
+    /// Plain where that is known.
+    pub(super) fn of(is_plain: bool) -> KeyText {
+        if is_plain { KeyText::Plain } else { KeyText::BySettings }
+    }
+}
 
 /// A trigger function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,14 +43,15 @@ pub(super) struct Function {
     pub(super) root: u32,
     /// The names of the columns that tell the table's rows apart.
     pub(super) key: Vec<String>,
+    pub(super) key_text: KeyText,
 }
 
 impl Function {
     /// The function of that name.
-    pub(super) fn named(name: &str, root: u32, key: Vec<String>) -> Option<Function> {
+    pub(super) fn named(name: &str, root: u32, key: Vec<String>, key_text: KeyText) -> Option<Function> {
         let (id, letter) = name.strip_prefix("capture_")?.split_once('_')?;
         let kind = TriggerKind::of_letter(letter)?;
-        Some(Function { id: id.to_owned(), kind, root, key })
+        Some(Function { id: id.to_owned(), kind, root, key, key_text })
     }
 
     /// Its name, with its schema.
@@ -44,11 +60,24 @@ impl Function {
     }
 
     /// The statement that makes it, or puts it in the place of an older one. No name in its body can end that. What a table calls
-    /// its columns hides no variable. plpgsql keeps the plan of a session's first, small update; as a nested loop it would never end
-    /// on 200,000 rows.
+    /// its columns hides no variable.
     pub(super) fn create(&self) -> String {
         let (name, id, body) = (self.name(), &self.id, self.body());
-        format!("create or replace function {name}() {HEAD} set enable_nestloop = off as $f{id}${body}$f{id}$")
+        let settings = if self.has_settings() { SETTINGS } else { "" };
+        format!(
+            "create or replace function {name}() returns trigger language plpgsql security definer {settings} as $f{id}${body}$f{id}$"
+        )
+    }
+
+    /// Whether it runs with settings of its own.
+    pub(super) fn has_settings(&self) -> bool {
+        match self.kind {
+            TriggerKind::Truncates => false,
+            TriggerKind::Deletes => true,
+            TriggerKind::Inserts | TriggerKind::Updates | TriggerKind::Rows | TriggerKind::Replicated => {
+                self.key_text == KeyText::BySettings
+            }
+        }
     }
 
     /// What is between its quotes.
@@ -64,7 +93,7 @@ impl Function {
         let root = if self.kind == TriggerKind::Replicated { "tg_relid".to_owned() } else { self.root.to_string() };
         let (old, new) = (self.key_of(OLD_ROWS), self.key_of(NEW_ROWS));
         // A whole row by its star: its bare name would be a column of that name.
-        let image = format!("{}, {}", image_of(&format!("{OLD_ROWS}.*")), columns_of("tg_relid"));
+        let image = format!("{}, {}", self.image_of(&format!("{OLD_ROWS}.*")), columns_of("tg_relid"));
         let gone = |rows: &str| {
             let (row, key) =
                 (format!("tg_relid, 'D', {old}, {image} from {rows}"), format!("tg_relid, 'D', {old} from {rows}"));
@@ -74,15 +103,29 @@ impl Function {
             let (key, columns) = (self.key_of("old"), columns_of("root"));
             format!("{LOG}, image, image_columns) values (root, 'D', {key}, {image}, {columns})")
         };
-        let (in_full, if_it_fits) = (of_row("concat(old)"), of_row(&image_of("old")));
-        let lost = format!("{OLD_ROWS} where not exists (select from {NEW_ROWS} where {})", self.is_same());
+        let (in_full, if_it_fits) = (of_row(&self.text_of("old")), of_row(&self.image_of("old")));
+        let same = self.is_same();
+        let lost = format!("{OLD_ROWS} where not exists (select from {NEW_ROWS} where {same})");
         match self.kind {
             TriggerKind::Inserts => format!("begin {LOG}) select tg_relid, 'I', {new} from {NEW_ROWS}; return null; end"),
-            // One trigger sees the rows before and after, so a key that was changed is logged as gone.
+            // One trigger sees the rows before and after, so a key that was changed is logged as gone. Most statements change one row,
+            // of which this is soon seen. plpgsql keeps the plan that it made for a session's first statement, maybe of two rows: as a
+            // nested loop it would never end on 200,000.
             TriggerKind::Updates => format!(
-                "begin
+                "declare
+                   rows pg_catalog.int8;
+                   nestloop pg_catalog.text;
+                 begin
                    {LOG}) select tg_relid, 'U', {new} from {NEW_ROWS};
+                   get diagnostics rows = row_count;
+                   if rows operator(pg_catalog.<=) 1 then
+                     perform from {OLD_ROWS}, {NEW_ROWS} where not ({same});
+                     if not found then return null; end if;
+                   end if;
+                   nestloop := pg_catalog.current_setting('enable_nestloop');
+                   perform pg_catalog.set_config('enable_nestloop', 'off', true);
                    if exists (select from {lost}) then {} end if;
+                   perform pg_catalog.set_config('enable_nestloop', nestloop, true);
                    return null;
                  end",
                 gone(&lost)
@@ -91,7 +134,8 @@ impl Function {
             // A partition that was detached keeps this trigger, and is no part of any tree.
             TriggerKind::Truncates => format!(
                 "begin
-                   if tg_relid = {root} or exists (select from pg_partition_ancestors(tg_relid) as its (oid) where its.oid = {root}) then
+                   if tg_relid operator(pg_catalog.=) {root} or exists (
+                     select from pg_catalog.pg_partition_ancestors(tg_relid) as its (oid) where its.oid operator(pg_catalog.=) {root}) then
                      {LOG}) values ({root}, 'T', null);
                    end if;
                    return null;
@@ -99,12 +143,13 @@ impl Function {
             ),
             // Each row of a partition would begin a transaction within its own: only one that may be too large does.
             TriggerKind::Rows | TriggerKind::Replicated => format!(
-                "declare root constant oid := {root}; begin
-                   if tg_op <> 'DELETE' then
-                     {LOG}) values (root, case tg_op when 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", {new});
+                "declare root constant pg_catalog.oid := {root}; begin
+                   if tg_op operator(pg_catalog.<>) 'DELETE' then
+                     {LOG}) values (root, case when tg_op operator(pg_catalog.=) 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", {new});
                    end if;
-                   if tg_op = 'DELETE' or tg_op = 'UPDATE' and {old} <> {new} collate \"C\" then
-                     if pg_column_size(old) <= {LARGE} then {in_full}; else {} end if;
+                   if tg_op operator(pg_catalog.=) 'DELETE'
+                     or tg_op operator(pg_catalog.=) 'UPDATE' and {old} operator(pg_catalog.<>) {new} collate pg_catalog.\"C\" then
+                     if pg_catalog.pg_column_size(old) operator(pg_catalog.<=) {LARGE} then {in_full}; else {} end if;
                    end if;
                    return null;
                  end",
@@ -123,9 +168,22 @@ impl Function {
     fn is_same(&self) -> String {
         let part = |name: &String| {
             let name = quote::quoted(name);
-            format!("concat({NEW_ROWS}.{name}) = concat({OLD_ROWS}.{name}) collate \"C\"")
+            format!(
+                "pg_catalog.concat({NEW_ROWS}.{name}) operator(pg_catalog.=) pg_catalog.concat({OLD_ROWS}.{name}) collate pg_catalog.\"C\""
+            )
         };
         self.key.iter().map(part).collect::<Vec<_>>().join(" and ")
+    }
+
+    /// The text of a row, which shows no setting of the writer.
+    fn text_of(&self, row: &str) -> String {
+        if self.has_settings() { format!("pg_catalog.concat({row})") } else { format!("cdc_export.image_of({row})") }
+    }
+
+    /// The text of a row, if it has an image. Its size is asked without unpacking what is compressed.
+    fn image_of(&self, row: &str) -> String {
+        let text = self.text_of(row);
+        format!("case when pg_catalog.pg_column_size({row}) operator(pg_catalog.<=) {LARGEST} then {text} end")
     }
 }
 
@@ -136,11 +194,6 @@ const LARGE: u32 = 1_000_000;
 /// A row that takes more room than so many bytes has no image: its text would take its writer half a minute for each 100 MB, and twelve times
 /// the memory.
 const LARGEST: u32 = 16 << 20;
-
-/// The text of a row, if it has an image. Its size is asked without unpacking what is compressed.
-fn image_of(row: &str) -> String {
-    format!("case when pg_column_size({row}) <= {LARGEST} then concat({row}) end")
-}
 
 /// Logs rows that are gone with their images; where one can't be written, since a text has no room for it, all by their keys alone:
 /// nobody's statement fails because of what a row holds. Where the log can't be written to at all, it does fail.
@@ -154,22 +207,24 @@ const NEW_ROWS: &str = "\"new rows\"";
 
 /// The numbers, in that table, of the columns that a row of `tg_relid` has: a partition may have others than its root.
 fn columns_of(table: &str) -> String {
-    let own = "pg_attribute a where a.attrelid = tg_relid and a.attnum > 0 and not a.attisdropped";
-    if table == "tg_relid" {
-        return format!("(select array_agg(a.attnum order by a.attnum) from {own})");
-    }
-    format!(
-        "(select array_agg((select r.attnum from pg_attribute r where r.attrelid = {table} and r.attname = a.attname) order by a.attnum)
-          from {own})"
-    )
+    let own = "pg_catalog.pg_attribute a
+      where a.attrelid operator(pg_catalog.=) tg_relid and a.attnum operator(pg_catalog.>) 0 and not a.attisdropped";
+    let number = match table {
+        "tg_relid" => "a.attnum".to_owned(),
+        table => format!(
+            "(select r.attnum from pg_catalog.pg_attribute r
+              where r.attrelid operator(pg_catalog.=) {table} and r.attname operator(pg_catalog.=) a.attname)"
+        ),
+    };
+    format!("(select pg_catalog.array_agg({number} order by a.attnum) from {own})")
 }
 
 /// What a table's triggers call, all of `id`: they are not named after the table, which may be renamed, or dumped and restored
 /// beside another one.
-pub(super) fn functions(id: &str, is_partitioned: bool, root: u32, key: &[String]) -> Vec<Function> {
+pub(super) fn functions(id: &str, is_partitioned: bool, root: u32, key: &[String], key_text: KeyText) -> Vec<Function> {
     let function = |kind: TriggerKind| {
         let key = if kind.logs_no_key() { Vec::new() } else { key.to_owned() };
-        Function { id: id.to_owned(), kind, root, key }
+        Function { id: id.to_owned(), kind, root, key, key_text }
     };
     TriggerKind::of_table(is_partitioned).iter().copied().map(function).collect()
 }
@@ -198,26 +253,60 @@ impl Function {
 mod tests {
     use super::*;
 
-    fn function(kind: TriggerKind, key: &[&str]) -> Function {
-        Function { id: "0f".to_owned(), kind, root: 16384, key: key.iter().map(|name| (*name).to_owned()).collect() }
+    fn function(kind: TriggerKind, key: &[&str], key_text: KeyText) -> Function {
+        let key = key.iter().map(|name| (*name).to_owned()).collect();
+        Function { id: "0f".to_owned(), kind, root: 16384, key, key_text }
+    }
+
+    fn all(key: &[&str]) -> Vec<Function> {
+        let both = |kind: &TriggerKind| [KeyText::Plain, KeyText::BySettings].map(|text| function(*kind, key, text));
+        TriggerKind::ALL.iter().flat_map(both).collect()
     }
 
     #[test]
     fn a_function_is_known_again_by_its_name() {
-        for &kind in TriggerKind::ALL {
-            let function = function(kind, &["id", "a\"b"]);
+        for function in all(&["id", "a\"b"]) {
             let name = function.name();
             let (name, key) = (name.strip_prefix("cdc_export.").unwrap(), function.key.clone());
-            assert_eq!(Function::named(name, 16384, key), Some(function));
+            assert_eq!(Function::named(name, 16384, key, function.key_text), Some(function));
         }
     }
 
     #[test]
     fn no_value_goes_through_a_cast() {
-        for &kind in TriggerKind::ALL {
-            let body = function(kind, &["a", "b"]).body();
+        for body in all(&["a", "b"]).iter().map(Function::body) {
             let casts = body.replace("::pg_catalog.", "");
             assert!(!casts.contains("::") && !body.contains("to_jsonb"), "{body}");
+        }
+    }
+
+    /// A name without a schema is looked up by the writer's search_path, and so is an operator.
+    #[test]
+    fn every_name_says_its_schema() {
+        let syntax = ["exists", "case", "and", "or", "not", "values", "from", "operator", "if", "then", "its", "where"];
+        for body in all(&["a", "b"]).iter().map(Function::body) {
+            let text = body.split_once("use_variable").unwrap().1.replace("operator(pg_catalog.", "operator(");
+            for (at, _) in text.match_indices('(') {
+                let before = text[..at].trim_end();
+                let name = before.rsplit(|c: char| !(c.is_alphanumeric() || "_.".contains(c))).next().unwrap();
+                let is_known = name.is_empty() || syntax.contains(&name) || name.ends_with("change_log");
+                assert!(
+                    is_known || name.starts_with("pg_catalog.") || name.starts_with("cdc_export."),
+                    "{name} in {body}"
+                );
+            }
+            let mut rest = text.clone();
+            for said in ["operator(=)", "operator(<>)", "operator(<=)", "operator(>)", ":=", "rows = row_count"] {
+                rest = rest.replace(said, "");
+            }
+            assert!(!rest.contains(['=', '<', '>', '|', '+']), "{rest}");
+            assert!(!rest.contains(" in (") && !rest.contains("distinct from") && !rest.contains(" like "), "{rest}");
+            for (at, _) in rest.match_indices(" from ") {
+                let relation = rest[at + 6..].trim_start();
+                let is_known =
+                    ["pg_catalog.", "\"old rows\"", "\"new rows\""].iter().any(|it| relation.starts_with(it));
+                assert!(is_known, "{rest}");
+            }
         }
     }
 }

@@ -4,12 +4,13 @@
 //! notices.
 
 use sqlx::postgres::types::Oid;
+use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::connection::failure::{SqlFailure, sqlstate};
-use crate::source::capture::function_text::{Function, VERSION};
+use crate::source::capture::function_text::{Function, KeyText, VERSION};
 use crate::source::capture::{Error, one_at_a_time, stamps};
-use crate::source::captured::capture;
+use crate::source::captured::{capture, is_plain_key};
 use crate::source::quote;
 
 /// The role that the functions of a database run as, where the service may make one, without the database's oid: nobody logs in as it,
@@ -47,6 +48,20 @@ pub(super) async fn make(
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *conn).await?;
     }
     Ok(())
+}
+
+/// What the text of a table's key depends on.
+///
+/// # Errors
+/// If the database fails.
+pub(super) async fn key_text(conn: &mut PgConnection, table: Oid, key: &[String]) -> Result<KeyText, sqlx::Error> {
+    let is_plain: bool =
+        sqlx::query_scalar(concat!("-- source.capture.is_plain_key\n select ", is_plain_key!("$1", "$2::jsonb")))
+            .bind(table)
+            .bind(Json(key))
+            .fetch_one(conn)
+            .await?;
+    Ok(KeyText::of(is_plain))
 }
 
 /// The right to give functions to the role that they shall run as.
@@ -155,6 +170,8 @@ struct Installed {
     version: Option<i32>,
     root: Option<Oid>,
     key: Option<Vec<String>>,
+    /// Whether it runs with settings of its own.
+    has_settings: bool,
     /// The table that has its trigger, or that of the rows beside it, and hands it down: whose changes a text of before logs.
     table_oid: Option<Oid>,
     /// The key's names, quoted, in a text of before they stood in its first line.
@@ -167,14 +184,19 @@ struct Installed {
 
 impl Installed {
     /// The function that should stand in its place; `None`: neither its name nor its text tells.
-    fn function(&self) -> Option<Function> {
+    ///
+    /// # Errors
+    /// If the database fails.
+    async fn function(&self, conn: &mut PgConnection) -> Result<Option<Function>, sqlx::Error> {
         let unquoted = |name: &String| name[1..name.len() - 1].replace("\"\"", "\"");
         let mut key = self.key.clone().unwrap_or_else(|| self.old_key.iter().map(unquoted).collect());
         let mut names = std::collections::HashSet::new();
         key.retain(|name| names.insert(name.clone()));
         // One that logs another table's changes goes on to: it came with a dump, and isn't what `track` would make here.
-        let function = Function::named(&self.name, self.root.or(self.table_oid)?.0, key)?;
-        (!function.key.is_empty() || function.kind.logs_no_key()).then_some(function)
+        let Some(root) = self.root.or(self.table_oid) else { return Ok(None) };
+        let key_text = key_text(conn, root, &key).await?;
+        let function = Function::named(&self.name, root.0, key, key_text);
+        Ok(function.filter(|function| !function.key.is_empty() || function.kind.logs_no_key()))
     }
 
     /// Whether its text says that it is of today's version and isn't what that version writes: somebody else wrote it.
@@ -184,7 +206,8 @@ impl Installed {
 
     fn is_as(&self, function: &Function, definer: Option<&Definer>) -> bool {
         let is_owned = definer.is_none_or(|definer| self.owner == definer.role);
-        self.body == function.body() && is_owned && !self.is_public && !self.is_lacking
+        let is_written = self.body == function.body() && self.has_settings == function.has_settings();
+        is_written && is_owned && !self.is_public && !self.is_lacking
     }
 }
 
@@ -206,7 +229,7 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     let mut is_forged = false;
     let mut left = Vec::new();
     for it in &installed {
-        let function = it.function();
+        let function = it.function(&mut tx).await?;
         if it.is_used && function.as_ref().is_some_and(|function| it.is_as(function, definer.as_ref())) {
             continue;
         }
@@ -269,6 +292,7 @@ async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Erro
          select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::text as owner,
            pg_has_role(p.proowner, 'usage') as is_ours, head[1]::int as version, head[2]::oid as root,
            case when head is not null then array(select jsonb_array_elements_text(head[3]::jsonb)) end as key,
+           p.proconfig is not null as has_settings,
            (select case when count(distinct x.tgrelid) = 1 then min(x.tgrelid::bigint)::oid end
             from pg_proc r join pg_trigger x on x.tgfoid = r.oid and x.tgparentid = 0
             where r.pronamespace = p.pronamespace

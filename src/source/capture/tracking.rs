@@ -178,7 +178,8 @@ async fn make(
         Some(id) => id.to_owned(),
         None => uuid::Uuid::new_v4().simple().to_string(),
     };
-    for function in function_text::functions(&id, state.kind == "p", state.oid.0, key) {
+    let key_text = functions::key_text(conn, state.oid, key).await?;
+    for function in function_text::functions(&id, state.kind == "p", state.oid.0, key, key_text) {
         let has_it: Vec<Oid> = sqlx::query_scalar(
             "-- source.capture.has_it
              select x.tgrelid from pg_trigger x where x.tgfoid = to_regprocedure($1 || '()')",
