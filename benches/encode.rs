@@ -6,30 +6,32 @@
 
 use std::hint::black_box;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use std::sync::Arc;
+
+use bytes::BufMut;
 use cdc_export::dataset::{Column, ColumnType};
-use cdc_export::encode::Encoder;
-use cdc_export::job::encoding::Format;
-use cdc_export::row::Frame;
+use cdc_export::encode::{Assembler, Encoder, Layout};
+use cdc_export::job::encoding::{Compression, Encoding, Format};
+use cdc_export::row::{Fields, Rows};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 
-/// About what a frame of an export holds.
-const ROWS: i64 = 1_200;
+/// About what a piece of an export holds.
+const ROWS: i64 = 2_400;
 
-/// A frame of users, each with this name.
-fn frame(name: &str) -> Frame {
-    let mut rows = BytesMut::new();
+/// Users, each with this name.
+fn rows_of_users(name: &str) -> Vec<u8> {
+    let mut rows = Vec::new();
     for id in 0..ROWS {
         let made = 825_000_000_000_000 + id * 2_592_000_017;
         let email = format!("user.{id}@example.com");
         let (id, made, changed) = (id.to_be_bytes(), made.to_be_bytes(), (made + 86_400_123_456).to_be_bytes());
         put_row(&[&id, name.as_bytes(), email.as_bytes(), &made, &changed, &[0]], &mut rows);
     }
-    Frame(Bytes::from(rows))
+    rows
 }
 
-fn put_row(fields: &[&[u8]], rows: &mut BytesMut) {
+fn put_row(fields: &[&[u8]], rows: &mut Vec<u8>) {
     rows.put_i16(fields.len() as i16);
     for field in fields {
         rows.put_i32(field.len() as i32);
@@ -51,9 +53,9 @@ const OTHERS: [Column; 10] = [
     Column::named("j", ColumnType::Time),
 ];
 
-/// A frame of rows with a value of each of the other kinds.
-fn frame_of_others() -> Frame {
-    let mut rows = BytesMut::new();
+/// Rows with a value of each of the other kinds.
+fn rows_of_others() -> Vec<u8> {
+    let mut rows = Vec::new();
     for n in 0..ROWS {
         let float = (n as f64 + 0.123_456_789) * 1.7;
         // 1234 0000 5678.90
@@ -75,14 +77,19 @@ fn frame_of_others() -> Frame {
         ];
         put_row(&fields, &mut rows);
     }
-    Frame(Bytes::from(rows))
+    rows
 }
 
-fn encode(encoder: &mut Encoder, frame: &Frame, out: &mut Vec<u8>) {
-    let (mut rows, mut fields) = (frame.rows(), Vec::new());
-    while rows.next_into(&mut fields).expect("the frame is whole") {
-        encoder.row(&fields, out).expect("the rows are of these columns");
+/// Encodes as an export does, into a piece of the file; returns how many bytes it is.
+fn encode(layout: &Arc<Layout>, encoder: &mut Encoder, room: &mut Fields, rows: &[u8]) -> usize {
+    let (mut rows, mut fields) = (Rows::of(rows), room.take());
+    while rows.next_into(&mut fields).expect("the rows are whole") {
+        encoder.row(&fields).expect("the rows are of these columns");
     }
+    room.put_back(fields);
+    let piece = encoder.pack().expect("it can be packed");
+    let (mut assembler, _) = Assembler::begin(layout).expect("the format is built");
+    assembler.append(piece).expect("the piece is of this layout").len()
 }
 
 fn csv(c: &mut Criterion) {
@@ -107,27 +114,28 @@ fn users() -> Vec<Column> {
 }
 
 fn measure(c: &mut Criterion, format: Format) {
-    let mut encoder = Encoder::new(format, users(), None).expect("it is built");
     let mut group = c.benchmark_group(format.as_str());
     for (case, name) in [("plain", "Ada Lovelace"), ("quoted", "Lovelace, Ada \"A.\""), ("not ascii", "Ada Łóvelace")]
     {
-        measure_one(&mut group, case, &mut encoder, &frame(name));
+        measure_one(&mut group, case, format, users(), &rows_of_users(name));
     }
-    let mut encoder = Encoder::new(format, OTHERS.to_vec(), None).expect("it is built");
-    measure_one(&mut group, "other kinds", &mut encoder, &frame_of_others());
+    measure_one(&mut group, "other kinds", format, OTHERS.to_vec(), &rows_of_others());
     group.finish();
 }
 
-fn measure_one(group: &mut BenchmarkGroup<'_, WallTime>, case: &str, encoder: &mut Encoder, frame: &Frame) {
-    let mut out = Vec::new();
-    encode(encoder, frame, &mut out);
-    group.throughput(Throughput::Bytes(out.len() as u64));
-    group.bench_function(case, |bencher| {
-        bencher.iter(|| {
-            out.clear();
-            encode(encoder, black_box(frame), &mut out);
-        });
-    });
+fn measure_one(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    case: &str,
+    format: Format,
+    columns: Vec<Column>,
+    rows: &[u8],
+) {
+    let encoding = Encoding { format, compression: Compression::None };
+    let layout = Arc::new(Layout::new(encoding, columns, None).expect("the format is built"));
+    let (mut encoder, mut room) = (Encoder::new(&layout), Fields::default());
+    let bytes = encode(&layout, &mut encoder, &mut room, rows);
+    group.throughput(Throughput::Bytes(bytes as u64));
+    group.bench_function(case, |bencher| bencher.iter(|| encode(&layout, &mut encoder, &mut room, black_box(rows))));
 }
 
 criterion_group!(benches, csv, ndjson);

@@ -1,6 +1,7 @@
 //! Rows to bytes of a file format. Synchronous, no I/O; knows nothing of queries, jobs or files.
 
-pub mod compress;
+mod assembler;
+mod compress;
 mod csv;
 mod datetime;
 mod digits;
@@ -9,79 +10,58 @@ mod ndjson;
 mod numeric;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod piece;
 mod value;
 
 use crate::dataset::Column;
-use crate::job::encoding::Format;
+use crate::encode::compress::Compressor;
+use crate::job::encoding::{Compression, Encoding, Format};
 use crate::row;
 
-/// Writes rows of fixed columns in one of the formats.
-pub enum Encoder {
-    /// CSV
-    Csv(csv::Encoder),
-    /// Lines of JSON
-    Ndjson(ndjson::Encoder),
-    /// Parquet
+pub use assembler::Assembler;
+pub use piece::{Encoder, Piece};
+
+/// How a file is written: what its columns are, in which format, compressed how.
+pub struct Layout {
+    encoding: Encoding,
+    /// What the codec shall do; `None`: at its own level.
+    level: Option<u8>,
+    columns: Vec<Column>,
     #[cfg(feature = "parquet")]
-    Parquet(Box<parquet::Encoder>),
+    parquet: Option<parquet::Layout>,
 }
 
-impl Encoder {
-    /// For rows that have just these columns, in this order. What a format compresses by itself it does at this level, its own
-    /// where none is given.
+impl Layout {
+    /// A file of just these columns, in this order, compressed at this level, 1 to 19; `None`: at the codec's own. What a format
+    /// compresses by itself it does at this level too.
     ///
     /// # Errors
     /// If this build doesn't have the format.
-    pub fn new(format: Format, columns: Vec<Column>, level: Option<u8>) -> Result<Encoder, Error> {
-        match format {
-            Format::Csv => Ok(Encoder::Csv(csv::Encoder::new(columns))),
-            Format::Ndjson => Ok(Encoder::Ndjson(ndjson::Encoder::new(columns))),
-            #[cfg(feature = "parquet")]
-            Format::Parquet => Ok(Encoder::Parquet(Box::new(parquet::Encoder::new(columns, level)?))),
-            #[cfg(not(feature = "parquet"))]
-            Format::Parquet => {
-                let _ = level;
-                Err(Error::NotBuilt(format))
-            }
+    pub fn new(encoding: Encoding, columns: Vec<Column>, level: Option<u8>) -> Result<Layout, Error> {
+        if !encoding.format.is_built() {
+            return Err(Error::NotBuilt(encoding.format));
         }
+        #[cfg(feature = "parquet")]
+        let parquet = match encoding.format {
+            Format::Parquet => Some(parquet::Layout::new(&columns, level)?),
+            Format::Csv | Format::Ndjson => None,
+        };
+        Ok(Layout {
+            encoding,
+            level,
+            columns,
+            #[cfg(feature = "parquet")]
+            parquet,
+        })
     }
 
-    /// Appends what stands before the rows.
-    pub fn begin(&self, out: &mut Vec<u8>) {
-        match self {
-            Encoder::Csv(csv) => csv.header(out),
-            Encoder::Ndjson(_) => {}
-            #[cfg(feature = "parquet")]
-            Encoder::Parquet(_) => {}
-        }
+    /// Whether to pack a piece takes so long, in milliseconds, that it keeps others from the thread.
+    pub fn packs_long(&self) -> bool {
+        self.encoding.compression != Compression::None || self.encoding.format == Format::Parquet
     }
 
-    /// Takes a row, given as its fields' binary forms, and appends what can be written by now.
-    ///
-    /// # Errors
-    /// If a field doesn't fit its column; `out` then ends in half a row.
-    pub fn row(&mut self, fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error> {
-        match self {
-            Encoder::Csv(csv) => csv.row(fields, out),
-            Encoder::Ndjson(ndjson) => ndjson.row(fields, out),
-            #[cfg(feature = "parquet")]
-            Encoder::Parquet(parquet) => parquet.row(fields, out),
-        }
-    }
-
-    /// Appends what is left, and what stands behind the rows.
-    ///
-    /// # Errors
-    /// If the format's writer fails: a defect.
-    pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
-        match self {
-            #[cfg(feature = "parquet")]
-            Encoder::Parquet(parquet) => parquet.finish(out),
-            Encoder::Csv(_) | Encoder::Ndjson(_) => {
-                let _ = out;
-                Ok(())
-            }
-        }
+    fn compressor(&self) -> Result<Compressor, Error> {
+        Compressor::new(self.encoding.compression, self.level)
     }
 }
 
@@ -134,7 +114,10 @@ pub enum Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use crate::dataset::ColumnType;
+    use crate::encode::piece::Content;
     use proptest::prelude::*;
 
     const KINDS: [ColumnType; 16] = [
@@ -156,12 +139,57 @@ mod tests {
         ColumnType::Time,
     ];
 
-    /// A row of one value.
+    fn layout(format: Format, compression: Compression, columns: Vec<Column>) -> Result<Arc<Layout>, Error> {
+        Layout::new(Encoding { format, compression }, columns, None).map(Arc::new)
+    }
+
+    /// What is made of a row of one value.
     fn row(format: Format, kind: ColumnType, field: &[u8]) -> Result<Vec<u8>, Error> {
-        let mut encoder = Encoder::new(format, vec![Column::named("v", kind)], None)?;
-        let mut out = Vec::new();
-        encoder.row(&[Some(field)], &mut out)?;
-        Ok(out)
+        let layout = layout(format, Compression::None, vec![Column::named("v", kind)])?;
+        let mut encoder = Encoder::new(&layout);
+        encoder.row(&[Some(field)])?;
+        match encoder.pack()?.0 {
+            Content::Bytes(bytes) => Ok(bytes),
+            #[cfg(feature = "parquet")]
+            Content::RowGroup(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// A file of these pieces.
+    fn file(layout: &Arc<Layout>, pieces: impl IntoIterator<Item = Piece>) -> Vec<u8> {
+        let (mut assembler, mut file) = Assembler::begin(layout).unwrap();
+        for piece in pieces {
+            file.append(&mut assembler.append(piece).unwrap());
+        }
+        file.append(&mut assembler.finish().unwrap());
+        file
+    }
+
+    #[test]
+    fn pieces_of_several_encoders_are_one_file() {
+        let columns = vec![Column::named("id", ColumnType::Int2), Column::named("name", ColumnType::Text)];
+        for compression in Compression::ALL {
+            let layout = layout(Format::Csv, *compression, columns.clone()).unwrap();
+            let piece = |ids: std::ops::Range<i16>| {
+                let mut encoder = Encoder::new(&layout);
+                ids.for_each(|id| encoder.row(&[Some(&id.to_be_bytes()), Some(b"x")]).unwrap());
+                encoder.pack().unwrap()
+            };
+            let unpacked = compress::tests::unpacked(*compression, &file(&layout, [piece(2..4), piece(0..2)]));
+            assert_eq!(String::from_utf8(unpacked).unwrap(), "id,name\n2,x\n3,x\n0,x\n1,x\n", "{compression}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_file_of_no_rows_has_a_frame() {
+        for compression in [Compression::Gzip, Compression::Zstd] {
+            for (format, text) in [(Format::Csv, "v\n"), (Format::Ndjson, "")] {
+                let layout = layout(format, compression, vec![Column::named("v", ColumnType::Int2)]).unwrap();
+                let file = file(&layout, []);
+                assert!(!file.is_empty(), "an unpacker refuses a file of no bytes");
+                assert_eq!(compress::tests::unpacked(compression, &file), text.as_bytes());
+            }
+        }
     }
 
     fn text(format: Format, kind: ColumnType, field: &[u8]) -> String {

@@ -1,21 +1,23 @@
 //! One export's rows from the source to a staged file: read, encode, hash, write.
 //!
-//! Knows no queue and no store. Reading goes on while the last frame is encoded and written on a thread that may block; memory
-//! is the frames in between.
+//! Knows no queue and no store. Each reader encodes and compresses what it reads where it arrives; what is left to one thread, which
+//! may block, is to hash the pieces and to write them. Memory is a piece for each reader, and those in between.
+
+use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::mpsc;
 
 use crate::dataset::{CellMax, Column, TableSchema};
-use crate::encode::{self, Encoder, compress::Compressor};
+use crate::encode::{self, Assembler, Encoder, Layout, Piece};
 use crate::file::Exported;
 use crate::job::{ExportType, Job, Progress};
-use crate::row::Frame;
+use crate::row::{self, Fields, RowReceiver, Unwanted};
 use crate::sink::{self, Draft, Drafts};
 use crate::source::{self, rows::Rows};
 
-/// Frames that wait between the reader and the writer.
-const FRAMES_AHEAD: usize = 2;
+/// Pieces that wait between the readers and the writer.
+const PIECES_AHEAD: usize = 2;
 
 /// Why there is no file.
 #[derive(Debug, thiserror::Error)]
@@ -80,49 +82,50 @@ pub struct ExportSpec<'a> {
 /// # Errors
 /// If any step fails; the draft is removed then.
 pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Result<Exported, Error> {
-    let writer = Writer::new(spec, drafts.create().await?)?;
-    let (frames_in, frames_out) = mpsc::channel(FRAMES_AHEAD);
-    // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next frame.
-    let read = async { Ok(rows.read(spec.job, spec.cell_max, spec.progress, frames_in).await?) };
-    let ((), writer) = tokio::try_join!(read, write(writer, frames_out))?;
+    let shape = Arc::new(RowShape::of(spec)?);
+    let writer = Writer::new(&shape.layout, drafts.create().await?, spec.progress)?;
+    let (pieces_in, pieces_out) = mpsc::channel(PIECES_AHEAD);
+    let read = async move {
+        let receiver = || Encoding::new(&shape, &pieces_in);
+        match rows.read(spec.job, spec.cell_max, spec.progress, receiver).await {
+            // The writer says why, as soon as it comes to it.
+            Err(source::Error::ReceiverGone) => std::future::pending().await,
+            read => Ok(read?),
+        }
+    };
+    // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next piece.
+    let ((), writer) = tokio::try_join!(read, write(writer, pieces_out))?;
     blocking(move || writer.stage()).await
 }
 
-/// Writes on a thread of its own, from the first frame to the last.
-async fn write(writer: Writer, mut frames: mpsc::Receiver<Frame>) -> Result<Writer, Error> {
-    // The receiver comes back too: dropped over there, it would fail the reader before the cause is known here.
-    let (written, _frames) = blocking(move || Ok((writer.write_all(&mut frames), frames))).await?;
-    written
+/// Writes on a thread of its own, from the first piece to the last.
+async fn write(writer: Writer, mut pieces: mpsc::Receiver<FoundPiece>) -> Result<Writer, Error> {
+    blocking(move || writer.write_all(&mut pieces)).await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(Error::Panicked)?
 }
 
-/// The end of the line: rows become bytes, bytes become a file.
-struct Writer {
-    encoder: Encoder,
-    compressor: Compressor,
-    draft: Draft,
-    /// What is encoded and not yet written.
-    buffer: Vec<u8>,
-    packed: Vec<u8>,
-    rows: u64,
+/// What the rows of an export are: the file's columns first, and what stands behind them.
+struct RowShape {
+    layout: Arc<Layout>,
+    /// Columns of the file.
     columns: usize,
     /// Where in a row of the source its time is, perhaps behind the file's columns.
     updated_at: Option<usize>,
     /// Whether a row of the source has a time behind the file's columns, which isn't for the file.
     hidden_time: bool,
+    /// The column that doesn't come with the rows, since its value is known.
+    known: Option<(usize, Option<&'static [u8]>)>,
     since: Option<i64>,
-    latest: Option<i64>,
-    late_rows: u64,
-    key_only_deletes: u64,
-    progress: Progress,
 }
 
-impl Writer {
-    fn new(spec: &ExportSpec<'_>, draft: Draft) -> Result<Writer, Error> {
-        let &ExportSpec { job, schema, since, compression_level, progress, .. } = spec;
+impl RowShape {
+    fn of(spec: &ExportSpec<'_>) -> Result<RowShape, Error> {
+        let &ExportSpec { job, schema, since, compression_level, .. } = spec;
+        let reads_all = job.export_type == ExportType::Full && job.selection.is_all();
+        let known = schema.known_if_alive().filter(|_| reads_all);
         let schema = schema.narrowed(&job.selection);
         // A full export finds no changes, late ones neither.
         let since = since.filter(|_| job.export_type != ExportType::Full);
@@ -131,85 +134,164 @@ impl Writer {
         let hidden_time = schema.hidden_time().is_some();
         let is_time = |column: &Column| schema.updated_at.as_ref().is_some_and(|time| time.name == column.name);
         let updated_at = if hidden_time { Some(width) } else { columns.iter().position(is_time) };
-        let encoder = Encoder::new(job.encoding.format, columns, compression_level)?;
-        let mut buffer = Vec::new();
-        encoder.begin(&mut buffer);
-        Ok(Writer {
-            encoder,
-            compressor: Compressor::new(job.encoding.compression, compression_level)?,
-            draft,
-            buffer,
-            packed: Vec::new(),
-            rows: 0,
+        Ok(RowShape {
+            layout: Arc::new(Layout::new(job.encoding, columns, compression_level)?),
             columns: width,
             updated_at,
             hidden_time,
+            known,
             since: since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds()),
-            latest: None,
-            late_rows: 0,
-            key_only_deletes: 0,
-            progress: progress.clone(),
+        })
+    }
+}
+
+/// What is found in the rows of a piece, or of several.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    rows: u64,
+    late_rows: u64,
+    key_only_deletes: u64,
+    /// The latest time that can be a watermark, in microseconds since Postgres's epoch.
+    latest: Option<i64>,
+}
+
+impl Found {
+    fn add(&mut self, other: Found) {
+        self.rows += other.rows;
+        self.late_rows += other.late_rows;
+        self.key_only_deletes += other.key_only_deletes;
+        self.latest = self.latest.max(other.latest);
+    }
+
+    fn observe(&mut self, shape: &RowShape, fields: &[Option<&[u8]>]) {
+        self.rows += 1;
+        // A full export has no such field.
+        let gone = fields.get(shape.columns + usize::from(shape.hidden_time));
+        let is_key_only = gone == Some(&None);
+        self.key_only_deletes += u64::from(is_key_only);
+        let is_gone = is_key_only || gone == Some(&Some(&[1]));
+        let updated_at = shape.updated_at.and_then(|i| micros((*fields.get(i)?)?));
+        // A row that is gone has no time that could be a watermark, and the timestamps alone would never have found it.
+        if !is_gone {
+            self.latest = self.latest.max(updated_at.filter(|micros| is_watermark(*micros)));
+        }
+        let late = updated_at.zip(shape.since).is_some_and(|(updated_at, since)| updated_at <= since);
+        // Without a watermark everything is new.
+        self.late_rows += u64::from(shape.since.is_some() && (is_gone || late || updated_at.is_none()));
+    }
+}
+
+/// A piece, and what was found in its rows; or why there is none, which ends the export.
+type FoundPiece = Result<(Piece, Found), Error>;
+
+/// A reader's end of the line: rows become pieces of the file.
+struct Encoding {
+    shape: Arc<RowShape>,
+    /// `None` only while a piece is packed elsewhere.
+    encoder: Option<Encoder>,
+    found: Found,
+    fields: Fields,
+    failed: Option<Error>,
+    pieces: mpsc::Sender<FoundPiece>,
+}
+
+impl Encoding {
+    fn new(shape: &Arc<RowShape>, pieces: &mpsc::Sender<FoundPiece>) -> Encoding {
+        Encoding {
+            shape: Arc::clone(shape),
+            encoder: Some(Encoder::new(&shape.layout)),
+            found: Found::default(),
+            fields: Fields::default(),
+            failed: None,
+            pieces: pieces.clone(),
+        }
+    }
+
+    /// Takes whole rows. True: the encoder holds a piece.
+    fn encode(&mut self, rows: &[u8]) -> Result<bool, Error> {
+        let Some(encoder) = &mut self.encoder else { return Ok(true) };
+        let (mut rows, mut fields) = (row::Rows::of(rows), self.fields.take());
+        while rows.next_into(&mut fields).map_err(encode::Error::from)? {
+            if let Some((at, value)) = self.shape.known.filter(|(at, _)| *at <= fields.len()) {
+                fields.insert(at, value);
+            }
+            encoder.row(fields.get(..self.shape.columns).unwrap_or(&fields))?;
+            self.found.observe(&self.shape, &fields);
+        }
+        self.fields.put_back(fields);
+        Ok(encoder.is_full())
+    }
+
+    /// What the encoder holds as a piece; `None`: it holds nothing.
+    async fn pack(&mut self) -> Result<Option<Piece>, Error> {
+        let Some(mut encoder) = self.encoder.take_if(|encoder| !encoder.is_empty()) else { return Ok(None) };
+        let pack = move || {
+            let piece = encoder.pack()?;
+            Ok((piece, encoder))
+        };
+        // The runtime's threads are the API's too.
+        let (piece, encoder) = if self.shape.layout.packs_long() { blocking(pack).await? } else { pack()? };
+        self.encoder = Some(encoder);
+        Ok(Some(piece))
+    }
+}
+
+impl RowReceiver for Encoding {
+    fn receive(&mut self, rows: &[u8]) -> bool {
+        self.encode(rows).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            true
         })
     }
 
-    fn write_all(mut self, frames: &mut mpsc::Receiver<Frame>) -> Result<Writer, Error> {
-        while let Some(frame) = frames.blocking_recv() {
-            self.write(&frame)?;
+    async fn pass_on(&mut self) -> Result<(), Unwanted> {
+        let packed = match self.failed.take() {
+            Some(error) => Err(error),
+            None => self.pack().await,
+        };
+        let (piece, goes_on) = match packed {
+            Ok(None) => return Ok(()),
+            Ok(Some(piece)) => (Ok((piece, std::mem::take(&mut self.found))), Ok(())),
+            Err(error) => (Err(error), Err(Unwanted)),
+        };
+        self.pieces.send(piece).await.map_err(|_| Unwanted)?;
+        goes_on
+    }
+}
+
+/// The end of the line: pieces become a file.
+struct Writer {
+    assembler: Assembler,
+    draft: Draft,
+    /// What stands before the rows.
+    begin: Vec<u8>,
+    found: Found,
+    progress: Progress,
+}
+
+impl Writer {
+    fn new(layout: &Arc<Layout>, draft: Draft, progress: &Progress) -> Result<Writer, Error> {
+        let (assembler, begin) = Assembler::begin(layout)?;
+        Ok(Writer { assembler, draft, begin, found: Found::default(), progress: progress.clone() })
+    }
+
+    fn write_all(mut self, pieces: &mut mpsc::Receiver<FoundPiece>) -> Result<Writer, Error> {
+        self.draft.write(&self.begin)?;
+        while let Some(piece) = pieces.blocking_recv() {
+            let (piece, found) = piece?;
+            self.draft.write(&self.assembler.append(piece)?)?;
+            self.found.add(found);
+            self.progress.written(self.found.rows, self.draft.size());
         }
         Ok(self)
     }
 
-    fn write(&mut self, frame: &Frame) -> Result<(), Error> {
-        let mut rows = frame.rows();
-        let mut fields = Vec::new();
-        while rows.next_into(&mut fields).map_err(encode::Error::from)? {
-            let row = fields.get(..self.columns).unwrap_or(&fields);
-            self.encoder.row(row, &mut self.buffer)?;
-            self.rows += 1;
-            // A full export has no such field.
-            let gone = fields.get(self.columns + usize::from(self.hidden_time));
-            let is_key_only = gone == Some(&None);
-            self.key_only_deletes += u64::from(is_key_only);
-            self.observe(&fields, is_key_only || gone == Some(&Some(&[1])));
-        }
-        if self.buffer.len() >= self.compressor.frame_bytes() {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    /// A row that is gone has no time that could be a watermark, and the timestamps alone would never have found it.
-    fn observe(&mut self, fields: &[Option<&[u8]>], gone: bool) {
-        let updated_at = self.updated_at.and_then(|i| micros((*fields.get(i)?)?));
-        if !gone {
-            self.latest = self.latest.max(updated_at.filter(|micros| is_watermark(*micros)));
-        }
-        let late = updated_at.zip(self.since).is_some_and(|(updated_at, since)| updated_at <= since);
-        // Without a watermark everything is new.
-        self.late_rows += u64::from(self.since.is_some() && (gone || late || updated_at.is_none()));
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        self.draft.write(self.compressor.frame(&self.buffer, &mut self.packed)?)?;
-        self.buffer.clear();
-        self.progress.written(self.rows, self.draft.size());
-        Ok(())
-    }
-
     fn stage(mut self) -> Result<Exported, Error> {
-        self.encoder.finish(&mut self.buffer)?;
-        // An unpacker wants at least one frame, be it empty.
-        if !self.buffer.is_empty() || self.draft.size() == 0 {
-            self.flush()?;
-        }
+        self.draft.write(&self.assembler.finish()?)?;
+        let Found { rows, late_rows, key_only_deletes, latest } = self.found;
+        self.progress.written(rows, self.draft.size());
         let file = self.draft.stage()?;
-        Ok(Exported {
-            rows: self.rows,
-            late_rows: self.late_rows,
-            key_only_deletes: self.key_only_deletes,
-            last_updated_at: self.latest.map(time),
-            file,
-        })
+        Ok(Exported { rows, late_rows, key_only_deletes, last_updated_at: latest.map(time), file })
     }
 }
 

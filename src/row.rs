@@ -1,38 +1,67 @@
-//! Rows on their way from the source to the encoder: fields in Postgres's binary form, many rows to a frame.
+//! Rows on their way from the source to the encoder: fields in Postgres's binary form.
 //!
 //! A row is a 16-bit count of fields, then each field as a 32-bit length (−1: NULL) and that many bytes. This is the tuple
 //! of `COPY … (FORMAT BINARY)` and the body of the protocol's DataRow message (PostgreSQL documentation, "COPY" and "Message
 //! Formats"), so that both readers of `source` feed one formatter.
 
-use bytes::Bytes;
+/// Takes the rows that one reader of a snapshot reads, where they arrive: on the reader's own task.
+pub trait RowReceiver: Send + 'static {
+    /// Takes whole rows. True: it holds as much as it wants to, and is to pass that on before it takes more.
+    fn receive(&mut self, rows: &[u8]) -> bool;
 
-/// A frame that doesn't hold whole rows. The connection broke, or the service has a defect.
+    /// Passes on what it holds, and waits where that isn't wanted yet: a slow writer slows the reader.
+    ///
+    /// # Errors
+    /// If nobody wants it any more. The other side says why.
+    fn pass_on(&mut self) -> impl Future<Output = Result<(), Unwanted>> + Send;
+}
+
+/// Nobody takes the rows any more.
+#[derive(Debug)]
+pub struct Unwanted;
+
+/// Bytes that don't hold whole rows. The connection broke, or the service has a defect.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a row from Postgres is cut short")]
 pub struct CutShort;
 
-/// Whole rows, one after another.
-#[derive(Clone, Debug)]
-pub struct Frame(pub Bytes);
+/// Room for the fields of a row, kept from one call to the next: rows come one by one, and to allocate it for each takes longer than to
+/// read them.
+#[derive(Debug, Default)]
+pub struct Fields(Vec<Option<&'static [u8]>>);
 
-impl Frame {
-    /// Walks over the rows.
-    pub fn rows(&self) -> Rows<'_> {
-        Rows { rest: &self.0 }
+impl Fields {
+    /// The room, empty, for fields that live as long as they do.
+    pub fn take<'f>(&mut self) -> Vec<Option<&'f [u8]>> {
+        let mut fields = std::mem::take(&mut self.0);
+        fields.clear();
+        // Of the same size and empty: the allocation stays.
+        fields.into_iter().map(|_| None).collect()
+    }
+
+    /// Takes the room back.
+    pub fn put_back(&mut self, mut fields: Vec<Option<&[u8]>>) {
+        fields.clear();
+        self.0 = fields.into_iter().map(|_| None).collect();
     }
 }
 
-/// The rows of a frame that are still to come.
+/// Whole rows, one after another, that are still to come.
 #[derive(Debug)]
 pub struct Rows<'f> {
     rest: &'f [u8],
 }
 
 impl<'f> Rows<'f> {
+    /// The rows of these bytes.
+    pub fn of(rows: &'f [u8]) -> Rows<'f> {
+        Rows { rest: rows }
+    }
+
     /// Puts the next row's fields into `fields`, `None` for NULL; false at the end.
     ///
     /// # Errors
-    /// If the frame ends inside a row.
+    /// If the bytes end inside a row.
     pub fn next_into(&mut self, fields: &mut Vec<Option<&'f [u8]>>) -> Result<bool, CutShort> {
         fields.clear();
         if self.rest.is_empty() {
@@ -69,9 +98,8 @@ mod tests {
     const TWO_ROWS: &[u8] = b"\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\x01\0\0\0\0";
 
     #[test]
-    fn a_frame_gives_its_rows() {
-        let frame = Frame(Bytes::from_static(TWO_ROWS));
-        let (mut rows, mut fields) = (frame.rows(), Vec::new());
+    fn bytes_give_their_rows() {
+        let (mut rows, mut fields) = (Rows::of(TWO_ROWS), Vec::new());
         assert_eq!(rows.next_into(&mut fields), Ok(true));
         assert_eq!(fields, [Some(&b"a"[..]), None]);
         assert_eq!(rows.next_into(&mut fields), Ok(true));
@@ -80,10 +108,20 @@ mod tests {
     }
 
     #[test]
+    fn the_room_for_fields_is_kept() {
+        let mut room = Fields::default();
+        let mut fields = room.take();
+        fields.extend([Some(TWO_ROWS), None]);
+        let (at, capacity) = (fields.as_ptr().addr(), fields.capacity());
+        room.put_back(fields);
+        let again: Vec<Option<&[u8]>> = room.take();
+        assert_eq!((again.len(), again.as_ptr().addr(), again.capacity()), (0, at, capacity));
+    }
+
+    #[test]
     fn a_cut_row_is_an_error() {
         for end in (1..TWO_ROWS.len()).filter(|end| *end != 11) {
-            let frame = Frame(Bytes::from_static(&TWO_ROWS[..end]));
-            let (mut rows, mut fields) = (frame.rows(), Vec::new());
+            let (mut rows, mut fields) = (Rows::of(&TWO_ROWS[..end]), Vec::new());
             let last = std::iter::from_fn(|| Some(rows.next_into(&mut fields))).find(|r| *r != Ok(true));
             assert_eq!(last, Some(Err(CutShort)), "cut at {end}");
         }

@@ -1,4 +1,4 @@
-//! The data plane: reads one snapshot of a table, from an open transaction to frames of rows.
+//! The data plane: reads one snapshot of a table, from an open transaction to its rows.
 //!
 //! Never writes to a user's table and asks the queue nothing. The transaction that holds the snapshot is lent to the store for
 //! the commit, which is how the watermark moves with the very snapshot that was exported.
@@ -40,7 +40,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::fault::Faults;
 use crate::job::Continuity;
-use crate::row::Frame;
+use crate::row::Unwanted;
 use crate::source::reader_slots::ReaderSlots;
 use crate::telemetry::metrics::PoolUse;
 
@@ -162,7 +162,7 @@ pub enum Error {
     /// The stream from Postgres isn't what the protocol promises.
     #[error("Postgres sent something unexpected: {0}")]
     Protocol(&'static str),
-    /// Nobody takes the frames any more; the other side says why.
+    /// Nobody takes the rows any more; the other side says why.
     #[error("nobody takes the rows")]
     ReceiverGone,
 }
@@ -226,14 +226,8 @@ impl Error {
     }
 }
 
-/// Where a reader puts its frames. Bounded: a slow writer slows the reader.
-type Frames = tokio::sync::mpsc::Sender<Frame>;
-
-/// A frame has about this many bytes; a row of more makes a larger one.
-const FRAME_BYTES: usize = 128 * 1024;
-
-async fn send(frames: &Frames, rows: &mut bytes::BytesMut) -> Result<(), Error> {
-    let frame = Frame(rows.split().freeze());
-    rows.reserve(FRAME_BYTES);
-    frames.send(frame).await.map_err(|_| Error::ReceiverGone)
+impl From<Unwanted> for Error {
+    fn from(Unwanted: Unwanted) -> Error {
+        Error::ReceiverGone
+    }
 }

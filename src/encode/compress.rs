@@ -13,7 +13,7 @@ use crate::encode::Error;
 use crate::job::encoding::Compression;
 
 /// How many bytes of the file go into a frame. A row of more bytes makes a larger frame.
-pub const FRAME_BYTES: usize = 1 << 20;
+pub(super) const FRAME_BYTES: usize = 1 << 20;
 
 /// The fastest level with this ratio: 1 packs a quarter worse, 6 a tenth better in twice the time (docs/PERFORMANCE.md).
 const GZIP_LEVEL: u8 = 2;
@@ -22,7 +22,7 @@ const ZSTD_LEVEL: u8 = 1;
 const MOST_GZIP: u8 = 9;
 
 /// Packs frames.
-pub enum Compressor {
+pub(super) enum Compressor {
     /// Leaves the bytes as they are.
     None,
     /// Packs them into members.
@@ -36,7 +36,7 @@ impl Compressor {
     ///
     /// # Errors
     /// If there is no memory for it.
-    pub fn new(compression: Compression, level: Option<u8>) -> Result<Compressor, Error> {
+    pub(super) fn new(compression: Compression, level: Option<u8>) -> Result<Compressor, Error> {
         Ok(match compression {
             Compression::None => Compressor::None,
             Compression::Gzip => {
@@ -47,30 +47,24 @@ impl Compressor {
         })
     }
 
-    /// How many bytes make a frame; what is not packed need not wait for more.
-    pub fn frame_bytes(&self) -> usize {
-        match self {
-            Compressor::None => 0,
-            Compressor::Gzip(_) | Compressor::Zstd(_) => FRAME_BYTES,
-        }
-    }
-
-    /// Packs these bytes as a frame of their own and gives what belongs into the file: `out`, if they are packed.
+    /// Packs these bytes as a frame of their own, in the place of what is in `out`.
     ///
     /// # Errors
     /// If there is no memory for it.
-    pub fn frame<'b>(&mut self, plain: &'b [u8], out: &'b mut Vec<u8>) -> Result<&'b [u8], Error> {
+    pub(super) fn frame(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         out.clear();
         match self {
-            Compressor::None => return Ok(plain),
+            Compressor::None => {
+                out.extend_from_slice(plain);
+                Ok(())
+            }
             Compressor::Gzip(level) => gzip(plain, *level, out),
             Compressor::Zstd(zstd) => {
                 out.reserve(compress_bound(plain.len()));
                 zstd.compress_to_buffer(plain, out).map(drop)
             }
         }
-        .map_err(Error::Compressor)?;
-        Ok(out)
+        .map_err(Error::Compressor)
     }
 }
 
@@ -87,12 +81,12 @@ fn gzip(plain: &[u8], level: flate2::Compression, out: &mut Vec<u8>) -> io::Resu
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::io::Read;
 
     /// What an unpacker makes of the frames of a file.
-    fn unpacked(compression: Compression, packed: &[u8]) -> Vec<u8> {
+    pub(crate) fn unpacked(compression: Compression, packed: &[u8]) -> Vec<u8> {
         let mut plain = Vec::new();
         match compression {
             Compression::None => plain.extend_from_slice(packed),
@@ -115,7 +109,8 @@ mod tests {
                 let mut compressor = Compressor::new(*compression, level).unwrap();
                 let (mut file, mut out) = (Vec::new(), Vec::new());
                 for frame in frames {
-                    file.extend_from_slice(compressor.frame(frame, &mut out).unwrap());
+                    compressor.frame(frame, &mut out).unwrap();
+                    file.extend_from_slice(&out);
                 }
                 assert!(unpacked(*compression, &file) == frames.concat(), "{compression} at {level:?}");
             }
@@ -126,9 +121,9 @@ mod tests {
     fn an_empty_frame_is_a_file_of_its_own() {
         for compression in [Compression::Gzip, Compression::Zstd] {
             let mut out = Vec::new();
-            let packed = Compressor::new(compression, None).unwrap().frame(b"", &mut out).unwrap().to_vec();
-            assert!(!packed.is_empty(), "an unpacker refuses a file of no bytes");
-            assert_eq!(unpacked(compression, &packed), b"");
+            Compressor::new(compression, None).unwrap().frame(b"", &mut out).unwrap();
+            assert!(!out.is_empty(), "an unpacker refuses a file of no bytes");
+            assert_eq!(unpacked(compression, &out), b"");
         }
     }
 
@@ -136,7 +131,8 @@ mod tests {
     fn a_level_beyond_a_codecs_own_is_its_highest() {
         let packed = |level| {
             let (mut compressor, mut out) = (Compressor::new(Compression::Gzip, level).unwrap(), Vec::new());
-            compressor.frame(include_bytes!("compress.rs"), &mut out).unwrap().to_vec()
+            compressor.frame(include_bytes!("compress.rs"), &mut out).unwrap();
+            out
         };
         assert!(packed(Some(19)) == packed(Some(9)));
         assert!(packed(Some(9)).len() < packed(Some(1)).len());

@@ -7,26 +7,26 @@
 use crate::dataset::{Column, ColumnType};
 use crate::encode::{Error, value};
 
+/// Appends the header line.
+pub(crate) fn header(columns: &[Column], out: &mut Vec<u8>) {
+    for (i, column) in columns.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        text(column.name.as_bytes(), out);
+    }
+    out.push(b'\n');
+}
+
 /// Writes rows of fixed columns.
 #[derive(Clone, Debug)]
-pub struct Encoder {
+pub(super) struct Encoder {
     columns: Vec<Column>,
 }
 
 impl Encoder {
     pub(crate) fn new(columns: Vec<Column>) -> Encoder {
         Encoder { columns }
-    }
-
-    /// Appends the header line.
-    pub(crate) fn header(&self, out: &mut Vec<u8>) {
-        for (i, column) in self.columns.iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            text(column.name.as_bytes(), out);
-        }
-        out.push(b'\n');
     }
 
     /// Appends a row.
@@ -126,7 +126,7 @@ mod tests {
     fn encoded(columns: &[Column], rows: &[Vec<Option<&[u8]>>]) -> Result<String, Error> {
         let encoder = Encoder::new(columns.to_vec());
         let mut out = Vec::new();
-        encoder.header(&mut out);
+        header(columns, &mut out);
         for row in rows {
             encoder.row(row, &mut out)?;
         }

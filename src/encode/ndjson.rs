@@ -12,7 +12,7 @@ use crate::encode::{Error, digits, value};
 
 /// Writes rows of fixed columns.
 #[derive(Clone, Debug)]
-pub struct Encoder {
+pub(super) struct Encoder {
     columns: Vec<Column>,
     /// What stands before each value: `{"id":`, `,"name":`, ….
     names: Vec<Vec<u8>>,

@@ -12,11 +12,13 @@ mod chunk;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parquet::basic::{self, LogicalType, Repetition, TimeUnit, ZstdLevel};
+use parquet::column::writer::{ColumnCloseResult, get_column_writer};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::types::{ColumnPath, Type};
+use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
+use parquet::schema::types::{ColumnPath, SchemaDescriptor, Type};
 
 use crate::dataset::{Column, ColumnType};
 use crate::encode::parquet::chunk::{Chunk, UUID_BYTES};
@@ -27,16 +29,15 @@ use crate::encode::{Error, value};
 const GROUP_BYTES: usize = 4 << 20;
 const ZSTD_LEVEL: u8 = 1;
 
-/// Writes rows of fixed columns.
-pub struct Encoder {
-    chunks: Vec<Chunk>,
-    columns: Vec<Column>,
-    bytes: usize,
-    writer: SerializedFileWriter<Vec<u8>>,
+/// The columns of a file as Parquet has them.
+pub(super) struct Layout {
+    schema: Arc<Type>,
+    columns: SchemaDescriptor,
+    properties: Arc<WriterProperties>,
 }
 
-impl Encoder {
-    pub(crate) fn new(columns: Vec<Column>, level: Option<u8>) -> Result<Encoder, Error> {
+impl Layout {
+    pub(super) fn new(columns: &[Column], level: Option<u8>) -> Result<Layout, Error> {
         let level = ZstdLevel::try_new(level.unwrap_or(ZSTD_LEVEL).into())?;
         let properties = WriterProperties::builder()
             .set_created_by(concat!("cdc-export version ", env!("CARGO_PKG_VERSION")).to_owned())
@@ -51,50 +52,90 @@ impl Encoder {
             properties.set_column_dictionary_enabled(ColumnPath::new(vec![column.name.to_string()]), true)
         });
         let fields = columns.iter().map(|column| Ok(Arc::new(field(column)?))).collect::<Result<_, ParquetError>>()?;
-        let schema = Type::group_type_builder("rows").with_fields(fields).build()?;
-        let writer = SerializedFileWriter::new(Vec::new(), Arc::new(schema), Arc::new(properties.build()))?;
-        let chunks = columns.iter().map(Chunk::of).collect();
-        Ok(Encoder { chunks, columns, bytes: 0, writer })
+        let schema = Arc::new(Type::group_type_builder("rows").with_fields(fields).build()?);
+        let columns = SchemaDescriptor::new(Arc::clone(&schema));
+        Ok(Layout { schema, columns, properties: Arc::new(properties.build()) })
+    }
+}
+
+/// Gathers rows, and makes row groups of them.
+pub(super) struct GroupEncoder {
+    chunks: Vec<Chunk>,
+    rows: u64,
+    bytes: usize,
+}
+
+/// A row group, encoded: each column's pages, and what the file's footer says of them.
+pub(super) struct RowGroup(Vec<(Bytes, ColumnCloseResult)>);
+
+impl GroupEncoder {
+    pub(super) fn new(columns: &[Column]) -> GroupEncoder {
+        GroupEncoder { chunks: columns.iter().map(Chunk::of).collect(), rows: 0, bytes: 0 }
     }
 
-    /// Takes a row; appends a row group when that is full.
-    pub(crate) fn row(&mut self, fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error> {
-        value::require_shape(&self.columns, fields)?;
-        for ((column, chunk), field) in self.columns.iter().zip(&mut self.chunks).zip(fields) {
+    /// Takes a row.
+    pub(super) fn row(&mut self, columns: &[Column], fields: &[Option<&[u8]>]) -> Result<(), Error> {
+        value::require_shape(columns, fields)?;
+        for ((column, chunk), field) in columns.iter().zip(&mut self.chunks).zip(fields) {
             self.bytes += chunk.push(column, *field)?;
         }
-        if self.bytes >= GROUP_BYTES {
-            self.end_group(out)?;
-        }
+        self.rows += 1;
         Ok(())
     }
 
-    /// Appends the last row group and what stands behind all of them.
-    pub(crate) fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
-        if self.bytes > 0 {
-            self.end_group(out)?;
-        }
-        self.writer.finish()?;
-        self.take(out)
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes >= GROUP_BYTES
     }
 
-    fn end_group(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
-        let mut group = self.writer.next_row_group()?;
-        for chunk in &mut self.chunks {
-            let mut column = group.next_column()?.expect("there are as many chunks as columns");
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// Encodes the rows, and begins anew.
+    pub(super) fn pack(&mut self, layout: &Layout) -> Result<RowGroup, Error> {
+        let mut columns = Vec::with_capacity(self.chunks.len());
+        for (descriptor, chunk) in layout.columns.columns().iter().zip(&mut self.chunks) {
+            let mut pages = TrackedWrite::new(Vec::new());
+            let to_pages = Box::new(SerializedPageWriter::new(&mut pages));
+            let mut column = get_column_writer(Arc::clone(descriptor), Arc::clone(&layout.properties), to_pages);
             chunk.write(&mut column)?;
-            column.close()?;
+            let closed = column.close()?;
+            columns.push((pages.into_inner()?.into(), closed));
+        }
+        (self.rows, self.bytes) = (0, 0);
+        Ok(RowGroup(columns))
+    }
+}
+
+/// Puts row groups one behind the other, and the footer behind them.
+pub(super) struct Assembler(SerializedFileWriter<Vec<u8>>);
+
+impl Assembler {
+    pub(super) fn begin(layout: &Layout) -> Result<Assembler, Error> {
+        let (schema, properties) = (Arc::clone(&layout.schema), Arc::clone(&layout.properties));
+        Ok(Assembler(SerializedFileWriter::new(Vec::new(), schema, properties)?))
+    }
+
+    /// A row group as it stands in the file.
+    pub(super) fn append(&mut self, RowGroup(columns): RowGroup) -> Result<Vec<u8>, Error> {
+        let mut group = self.0.next_row_group()?;
+        for (pages, closed) in columns {
+            group.append_column(&pages, closed)?;
         }
         group.close()?;
-        self.bytes = 0;
-        self.take(out)
+        self.take()
+    }
+
+    /// What stands behind the row groups.
+    pub(super) fn finish(mut self) -> Result<Vec<u8>, Error> {
+        self.0.finish()?;
+        self.take()
     }
 
     /// What is written so far goes into the file; the writer knows by its own count how much that was.
-    fn take(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
-        self.writer.flush().map_err(ParquetError::from)?;
-        out.append(self.writer.inner_mut());
-        Ok(())
+    fn take(&mut self) -> Result<Vec<u8>, Error> {
+        self.0.flush().map_err(ParquetError::from)?;
+        Ok(std::mem::take(self.0.inner_mut()))
     }
 }
 
@@ -127,7 +168,6 @@ mod tests {
     use super::*;
     use crate::encode::datetime;
     use crate::encode::parquet::chunk::{EPOCH_DAYS, EPOCH_MICROS};
-    use bytes::Bytes;
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::Field;
 
@@ -140,13 +180,25 @@ mod tests {
 
     type Row<'r> = [Option<&'r [u8]>; 4];
 
-    fn encoded<'r>(rows: impl IntoIterator<Item = Row<'r>>) -> Result<SerializedFileReader<Bytes>, Error> {
-        let (mut encoder, mut out) = (Encoder::new(COLUMNS.to_vec(), None)?, Vec::new());
+    /// The file of these rows.
+    fn file<'r>(columns: &[Column], rows: impl IntoIterator<Item = Vec<Option<&'r [u8]>>>) -> Result<Bytes, Error> {
+        let (layout, mut encoder) = (Layout::new(columns, None)?, GroupEncoder::new(columns));
+        let (mut assembler, mut out) = (Assembler::begin(&layout)?, Vec::new());
         for row in rows {
-            encoder.row(&row, &mut out)?;
+            encoder.row(columns, &row)?;
+            if encoder.is_full() {
+                out.append(&mut assembler.append(encoder.pack(&layout)?)?);
+            }
         }
-        encoder.finish(&mut out)?;
-        Ok(SerializedFileReader::new(out.into()).unwrap())
+        if !encoder.is_empty() {
+            out.append(&mut assembler.append(encoder.pack(&layout)?)?);
+        }
+        out.append(&mut assembler.finish()?);
+        Ok(out.into())
+    }
+
+    fn encoded<'r>(rows: impl IntoIterator<Item = Row<'r>>) -> Result<SerializedFileReader<Bytes>, Error> {
+        Ok(SerializedFileReader::new(file(&COLUMNS, rows.into_iter().map(Vec::from))?).unwrap())
     }
 
     fn read(file: &SerializedFileReader<Bytes>) -> Vec<Vec<Field>> {
@@ -187,10 +239,8 @@ mod tests {
 
     /// The file of one column with these values.
     fn encoded_one(kind: ColumnType, values: &[&[u8]]) -> Result<SerializedFileReader<Bytes>, Error> {
-        let (mut encoder, mut out) = (Encoder::new(vec![Column::named("v", kind)], None)?, Vec::new());
-        values.iter().try_for_each(|value| encoder.row(&[Some(value)], &mut out))?;
-        encoder.finish(&mut out)?;
-        Ok(SerializedFileReader::new(out.into()).unwrap())
+        let rows = values.iter().map(|value| vec![Some(*value)]);
+        Ok(SerializedFileReader::new(file(&[Column::named("v", kind)], rows)?).unwrap())
     }
 
     #[test]

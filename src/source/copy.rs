@@ -3,15 +3,16 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Buf, BytesMut};
+use bytes::Buf;
 use futures_util::TryStreamExt;
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataset::Table;
 use crate::job::Progress;
+use crate::row::RowReceiver;
+use crate::source::Error;
 use crate::source::session::Reader;
-use crate::source::{Error, FRAME_BYTES, Frames, send};
 
 /// Signature, flags and length of the header extension (PostgreSQL documentation, "COPY", "Binary Format").
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
@@ -26,12 +27,12 @@ const RANGE_BLOCKS: u64 = 256;
 const RANGES_FOR_A_READER: u64 = 4;
 
 /// What to read of a table, for all who read it.
-pub(crate) struct Reading<'a> {
+pub(crate) struct Reading {
     /// A SELECT with a WHERE.
     pub(crate) select: String,
     pub(crate) ranges: Ranges,
-    pub(crate) table: &'a Table,
-    pub(crate) progress: &'a Progress,
+    pub(crate) table: Table,
+    pub(crate) progress: Progress,
 }
 
 /// The ranges of a table: each is taken once, by whoever comes next.
@@ -85,32 +86,30 @@ impl Ranges {
     }
 }
 
-/// Reads range after range until none is left, and sends the rows as frames. Returns how many ranges it read.
+/// Reads range after range until none is left. Returns how many ranges it read.
 pub(crate) async fn read(
     conn: &mut PgConnection,
     reader: &Reader,
-    reading: &Reading<'_>,
-    frames: &Frames,
+    reading: &Reading,
+    receiver: &mut impl RowReceiver,
 ) -> Result<u64, Error> {
-    let mut rows = BytesMut::with_capacity(FRAME_BYTES);
     let mut ranges = 0;
     while let Some(range) = reading.ranges.take() {
-        read_one((conn, reader), reading, &range, &mut rows, frames).await?;
-        reading.ranges.finish_one(reading.progress);
+        read_one((conn, reader), reading, &range, receiver).await?;
+        reading.ranges.finish_one(&reading.progress);
         ranges += 1;
     }
-    send(frames, &mut rows).await?;
+    receiver.pass_on().await?;
     Ok(ranges)
 }
 
 async fn read_one(
     (conn, reader): (&mut PgConnection, &Reader),
-    reading: &Reading<'_>,
+    reading: &Reading,
     range: &str,
-    rows: &mut BytesMut,
-    frames: &Frames,
+    receiver: &mut impl RowReceiver,
 ) -> Result<(), Error> {
-    let failed = Error::of(reading.table);
+    let failed = Error::of(&reading.table);
     let copy = format!("-- source.copy\n copy ({}{range}) to stdout (format binary)", reading.select);
     reader.awaits_server();
     let mut messages = conn.copy_out_raw(&copy).await.map_err(&failed)?;
@@ -133,12 +132,11 @@ async fn read_one(
             ended = true;
             continue;
         }
-        if rows.len() + message.len() > FRAME_BYTES && !rows.is_empty() {
+        if receiver.receive(&message) {
             reader.rests();
-            send(frames, rows).await?;
+            receiver.pass_on().await?;
             reader.awaits_server();
         }
-        rows.extend_from_slice(&message);
     }
     reader.rests();
     if ended { Ok(()) } else { Err(Error::Protocol("a COPY without its end")) }

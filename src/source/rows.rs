@@ -1,20 +1,22 @@
 //! The rows of a snapshot: which statements bring them, over how many connections.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
 use sqlx::postgres::{PgArguments, types::Oid};
 use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection};
+use tokio::task::JoinSet;
 
 use crate::connection::failure::sqlstate;
 use crate::dataset::CellMax;
 use crate::dataset::fault::{Fault, Faults};
 use crate::job::{Continuity, ExportType, Job, Progress};
+use crate::row::RowReceiver;
 use crate::source::import::Import;
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
 use crate::source::select::{Rule, Select};
 use crate::source::session::{Readers, Session};
-use crate::source::{Error, Frames, Remedy, copy, stream};
+use crate::source::{Error, Remedy, copy, stream};
 use crate::telemetry::chain;
 use crate::watermark::Position;
 
@@ -41,20 +43,32 @@ pub struct Rows<'s> {
 }
 
 impl Rows<'_> {
-    /// Reads the rows of an export of this job and sends them, in frames. A row of changes has one field more than the file:
-    /// whether it is gone from the table, null where only its key is known.
+    /// Reads the rows of an export of this job, over one or several connections, each with a `receiver` of its own. A row of changes has
+    /// one field more than the file: whether it is gone from the table, null where only its key is known.
     ///
     /// # Errors
-    /// If Postgres fails, or nobody takes the frames.
-    pub async fn read(mut self, job: &Job, max: CellMax, progress: &Progress, frames: Frames) -> Result<(), Error> {
-        let read = self.read_all(job, max, progress, frames).await;
+    /// If Postgres fails, or nobody takes the rows.
+    pub async fn read<R: RowReceiver>(
+        mut self,
+        job: &Job,
+        max: CellMax,
+        progress: &Progress,
+        receiver: impl Fn() -> R,
+    ) -> Result<(), Error> {
+        let read = self.read_all(job, max, progress, receiver).await;
         match read {
             Err(error) => Err(self.explained(error, job).await),
             Ok(()) => Ok(()),
         }
     }
 
-    async fn read_all(&mut self, job: &Job, max: CellMax, progress: &Progress, frames: Frames) -> Result<(), Error> {
+    async fn read_all<R: RowReceiver>(
+        &mut self,
+        job: &Job,
+        max: CellMax,
+        progress: &Progress,
+        receiver: impl Fn() -> R,
+    ) -> Result<(), Error> {
         let (select, table, rule, is_even) = (self.select, &self.select.dataset.table, self.rule(), self.is_even());
         match job.export_type {
             ExportType::Full if !job.selection.is_all() => {
@@ -63,39 +77,54 @@ impl Rows<'_> {
                     values.add(&condition.value).map_err(|_| Error::Protocol("a text that can't be sent"))?;
                 }
                 let reader = self.readers.join(self.session.clone());
-                stream::read(self.reader, &reader, table, &select.selected(&job.selection, max), values, &frames).await
+                let (selected, mut receiver) = (select.selected(&job.selection, max), receiver());
+                stream::read(self.reader, &reader, table, &selected, values, &mut receiver).await?;
+                Ok(receiver.pass_on().await?)
             }
             ExportType::Full => {
                 let ranges = copy::Ranges::of(self.blocks);
                 let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
-                self.full(&copy::Reading { select: select.full(max), ranges, table, progress }, &frames).await
+                let (table, progress) = (table.clone(), progress.clone());
+                self.full(copy::Reading { select: select.full(max), ranges, table, progress }, receiver).await
             }
-            ExportType::Incremental => self.changes(&[select.incremental(rule, max)], &frames).await,
-            ExportType::Delta => self.changes(&select.delta(rule, is_even, max), &frames).await,
+            ExportType::Incremental => self.changes(&[select.incremental(rule, max)], &mut receiver()).await,
+            ExportType::Delta => self.changes(&select.delta(rule, is_even, max), &mut receiver()).await,
         }
     }
 
-    /// Each reader sends its rows as they come: a frame has whole rows, and their order is promised to nobody. To keep it, all
-    /// but one would have to hold what they read.
-    async fn full(&mut self, reading: &copy::Reading<'_>, frames: &Frames) -> Result<(), Error> {
-        let further = self.reader_slots.take(reading.ranges.readers() - 1);
-        let further = further.into_iter().map(|seat| read_too(seat, self.readers, self.import, reading, frames));
+    /// Each reader hands its rows over as they come: their order is promised to nobody. To keep it, all but one would have to hold what
+    /// they read. Further readers are tasks of their own, so that each may have a processor.
+    async fn full<R: RowReceiver>(&mut self, reading: copy::Reading, receiver: impl Fn() -> R) -> Result<(), Error> {
+        let reading = Arc::new(reading);
+        let mut further = JoinSet::new();
+        for slot in self.reader_slots.take(reading.ranges.readers() - 1) {
+            let (readers, import, reading) = (self.readers.clone(), self.import.clone(), Arc::clone(&reading));
+            further.spawn(read_too(slot, readers, import, reading, receiver()));
+        }
         let reader = self.readers.join(self.session.clone());
-        let own = copy::read(self.reader, &reader, reading, frames);
-        let (own, further) = tokio::try_join!(own, try_join_all(further))?;
-        let readers = 1 + further.iter().filter(|ranges| **ranges > 0).count();
-        let ranges = own + further.iter().sum::<u64>();
+        let mut receiver = receiver();
+        let own = copy::read(self.reader, &reader, &reading, &mut receiver);
+        let others = async {
+            let mut ranges = Vec::new();
+            while let Some(done) = further.join_next().await {
+                ranges.push(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?);
+            }
+            Ok::<_, Error>(ranges)
+        };
+        let (own, others) = tokio::try_join!(own, others)?;
+        let readers = 1 + others.iter().filter(|ranges| **ranges > 0).count();
+        let ranges = own + others.iter().sum::<u64>();
         tracing::debug!(event = "table_read", table = %reading.table, readers, ranges);
         Ok(())
     }
 
-    async fn changes(&mut self, statements: &[String], frames: &Frames) -> Result<(), Error> {
+    async fn changes(&mut self, statements: &[String], receiver: &mut impl RowReceiver) -> Result<(), Error> {
         let reader = self.readers.join(self.session.clone());
         for statement in statements {
             let since = self.since()?;
-            stream::read(self.reader, &reader, &self.select.dataset.table, statement, since, frames).await?;
+            stream::read(self.reader, &reader, &self.select.dataset.table, statement, since, receiver).await?;
         }
-        Ok(())
+        Ok(receiver.pass_on().await?)
     }
 
     /// Says of an error whose values Postgres could not read: the log's, those that the filter is asked of, or the table's own. The
@@ -216,16 +245,16 @@ impl Rows<'_> {
 /// Reads beside the export's first reader; returns how many ranges. Who can't connect is done without, and nobody waits for it: the
 /// others read all there is.
 async fn read_too(
-    seat: ReaderSlot,
-    readers: &Readers,
-    import: &Import,
-    reading: &copy::Reading<'_>,
-    frames: &Frames,
+    slot: ReaderSlot,
+    readers: Readers,
+    import: Import,
+    reading: Arc<copy::Reading>,
+    mut receiver: impl RowReceiver,
 ) -> Result<u64, Error> {
     let joined = async {
-        let mut conn = seat.connect().await.map_err(Error::Unavailable)?;
+        let mut conn = slot.connect().await.map_err(Error::Unavailable)?;
         let session = Session::of(&mut conn).await.map_err(Error::Unavailable)?;
-        import.join(&mut conn, reading.table).await?;
+        import.join(&mut conn, &reading.table).await?;
         Ok::<_, Error>((conn, session))
     };
     let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };
@@ -238,7 +267,7 @@ async fn read_too(
         }
     };
     let reader = readers.join(session);
-    let ranges = copy::read(&mut conn, &reader, reading, frames).await?;
+    let ranges = copy::read(&mut conn, &reader, &reading, &mut receiver).await?;
     // The reader's rows are on their way: a connection that is lost now is no loss, and its end isn't waited for.
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, conn.close()).await;
     Ok(ranges)

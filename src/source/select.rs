@@ -31,10 +31,12 @@ pub(crate) struct Select<'a> {
 }
 
 impl Select<'_> {
-    /// Every live row, in a statement without parameters, which COPY doesn't take. `max` is `None` where no cell can be too large: the
+    /// Every live row, in a statement without parameters, which COPY doesn't take, but for the column that is
+    /// [known](TableSchema::known_if_alive). `max` is `None` where no cell can be too large: the
     /// comparison is a quarter of what the scan costs.
     pub(crate) fn full(&self, max: Option<CellMax>) -> String {
-        let (table, columns, alive) = (self.table(), self.columns(), self.alive());
+        let known = self.schema.known_if_alive().map(|(at, _)| at);
+        let (table, columns, alive) = (self.table(), self.columns_but(known), self.alive());
         // Postgres asks first what costs less, so that a deleted row has no say.
         let within =
             max.map(|max| format!(" and not {}", refused_of_row(&self.schema.columns, max))).unwrap_or_default();
@@ -305,7 +307,12 @@ impl Select<'_> {
 
     /// The columns of a file, and the hidden time, of rows `u`.
     pub(crate) fn columns(&self) -> String {
-        let columns = self.schema.columns.iter().chain(self.schema.hidden_time());
+        self.columns_but(None)
+    }
+
+    fn columns_but(&self, known: Option<usize>) -> String {
+        let columns = self.schema.columns.iter().enumerate().filter(|(at, _)| Some(*at) != known);
+        let columns = columns.map(|(_, column)| column).chain(self.schema.hidden_time());
         columns.map(|column| wire_value(column, &format!("u.{}", quoted(&column.name)))).collect::<Vec<_>>().join(", ")
     }
 

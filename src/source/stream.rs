@@ -1,16 +1,17 @@
 //! Reads a statement with parameters, row by row as the server sends them: who takes them slowly slows the server, and nobody holds
-//! more than a frame.
+//! more than the receiver wants to.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 use futures_util::TryStreamExt;
 use sqlx::postgres::{PgArguments, PgRow, PgValueFormat};
 use sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef};
 
 use crate::dataset::Table;
+use crate::row::RowReceiver;
+use crate::source::Error;
 use crate::source::session::Reader;
-use crate::source::{Error, FRAME_BYTES, Frames, send};
 
-/// Reads one statement with its parameters and sends its rows as frames. The first row may take hours; `reader` tells the leader
+/// Reads one statement with its parameters and hands its rows over; what the receiver holds in the end is left with it. The first row may take hours; `reader` tells the leader
 /// that it is waited for.
 pub(crate) async fn read(
     conn: &mut PgConnection,
@@ -18,29 +19,30 @@ pub(crate) async fn read(
     table: &Table,
     select: &str,
     parameters: PgArguments,
-    frames: &Frames,
+    receiver: &mut impl RowReceiver,
 ) -> Result<(), Error> {
     let failed = Error::of(table);
     let statement = AssertSqlSafe(format!("-- source.stream.read\n {select}"));
     // Not persistent: planned with these values, so that the planner knows how much of the log lies behind the snapshot.
     let mut rows = sqlx::query_with(statement, parameters).persistent(false).fetch(conn);
-    let mut out = BytesMut::with_capacity(FRAME_BYTES * 2);
+    let mut bytes = Vec::new();
     reader.awaits_server();
     while let Some(row) = rows.try_next().await.map_err(&failed)? {
         reader.heard();
-        put(&row, &mut out).map_err(&failed)?;
-        if out.len() >= FRAME_BYTES {
+        bytes.clear();
+        put(&row, &mut bytes).map_err(&failed)?;
+        if receiver.receive(&bytes) {
             reader.rests();
-            send(frames, &mut out).await?;
+            receiver.pass_on().await?;
             reader.awaits_server();
         }
     }
     reader.rests();
-    send(frames, &mut out).await
+    Ok(())
 }
 
 /// Appends a row in the layout that `row` describes.
-fn put(row: &PgRow, out: &mut BytesMut) -> Result<(), sqlx::Error> {
+fn put(row: &PgRow, out: &mut Vec<u8>) -> Result<(), sqlx::Error> {
     let too_large = |_| sqlx::Error::Protocol("a row beyond the protocol's limits".into());
     out.put_i16(i16::try_from(row.len()).map_err(too_large)?);
     for i in 0..row.len() {

@@ -51,7 +51,9 @@ struct ColumnRow {
     /// Where the type is Postgres's own: its name.
     own_type: Option<String>,
     has_json_cast: bool,
+    /// No row of its table has a null there; of others that inherit it, nothing is said.
     not_null: bool,
+    stands_alone: bool,
     /// From 1, where it is a part of the primary key.
     key_place: Option<i32>,
     /// The `xmin` of its row of `pg_attribute`.
@@ -171,7 +173,13 @@ pub(crate) async fn introspect_at(
                where t.oid >= 16384 or t.typelem <> 0)
              select from pg_cast c join parts on parts.oid = c.castsource
              where c.castsource >= 16384 and c.casttarget = 'json'::regtype) as has_json_cast,
-           format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum, a.attnotnull as not_null,
+           format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum, 
+           -- A constraint may hold for new rows alone.
+           a.attnotnull and not exists (
+             select from pg_constraint n
+             where n.conrelid = a.attrelid and n.contype = 'n' and n.conkey = array[a.attnum] and not n.convalidated) as not_null,
+           -- What inherits a column may do without its constraint.
+           c.relkind = 'r' and not c.relhassubclass as stands_alone,
            array_position(",
         primary_key!("c.oid"),
         ", a.attname::text) as key_place,
@@ -207,6 +215,9 @@ pub(crate) async fn introspect_at(
     let created_at = fitting.time("created_at", dataset.created_at.as_deref());
     let created_at = created_at.filter(|_| dataset.operation == Operation::Timestamps);
     let deleted = fitting.deleted();
+    let is_set = |it: &ColumnRow| it.not_null && it.stands_alone;
+    let deleted_is_set =
+        deleted.as_ref().is_some_and(|deleted| found.iter().any(|it| it.number == deleted.number && is_set(it)));
     if !fitting.faults.is_empty() {
         return Err(Faults(fitting.faults).into());
     }
@@ -241,6 +252,7 @@ pub(crate) async fn introspect_at(
         updated_at,
         created_at,
         deleted,
+        deleted_is_set,
         types,
         guard_memory,
         is_filtered,

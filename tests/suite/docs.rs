@@ -203,14 +203,10 @@ fn every_type_of_a_column_has_its_form_in_each_format() {
 #[cfg(feature = "parquet")]
 fn in_parquet(kind: ColumnType) -> Vec<String> {
     use cdc_export::dataset::Column;
-    use cdc_export::encode::Encoder;
     use cdc_export::job::encoding::Format;
     use parquet::file::reader::{FileReader, SerializedFileReader};
 
-    let mut file = Vec::new();
-    let mut encoder = Encoder::new(Format::Parquet, vec![Column::named("v", kind)], None).unwrap();
-    encoder.begin(&mut file);
-    encoder.finish(&mut file).unwrap();
+    let file = crate::types::file_of(Format::Parquet, vec![Column::named("v", kind)], &[]);
     let reader = SerializedFileReader::new(bytes::Bytes::from(file)).unwrap();
     let mut printed = Vec::new();
     parquet::schema::printer::print_schema(&mut printed, reader.metadata().file_metadata().schema());

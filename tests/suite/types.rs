@@ -1,10 +1,12 @@
 //! Every type that the encoder knows by its binary form: what Postgres sent comes back from the files, value by value.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use cdc_export::dataset::{Column, ColumnType};
-use cdc_export::encode::Encoder;
-use cdc_export::job::encoding::Format;
-use cdc_export::row::Frame;
+use cdc_export::encode::{Assembler, Encoder, Layout};
+use cdc_export::job::encoding::{Compression, Encoding, Format};
+use cdc_export::row::Rows;
 use futures_util::TryStreamExt;
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Executor, Postgres};
@@ -46,17 +48,26 @@ async fn values() -> PoolConnection<Postgres> {
 /// The file of a query's rows, each an `id` and a value.
 async fn file(connection: &mut PoolConnection<Postgres>, format: Format, kind: ColumnType, query: &str) -> Vec<u8> {
     let copied = connection.copy_out_raw(&format!("copy ({query}) to stdout (format binary)")).await.unwrap();
-    let copied = Bytes::from(copied.try_collect::<Vec<Bytes>>().await.unwrap().concat());
-    let frame = Frame(copied.slice(HEADER_BYTES..copied.len() - TRAILER_BYTES));
+    let copied = copied.try_collect::<Vec<Bytes>>().await.unwrap().concat();
     let columns = vec![Column::named("id", ColumnType::Int8), Column::named("v", kind)];
-    let mut encoder = Encoder::new(format, columns, None).unwrap();
-    let (mut rows, mut fields, mut out) = (frame.rows(), Vec::new(), Vec::new());
-    encoder.begin(&mut out);
+    file_of(format, columns, &copied[HEADER_BYTES..copied.len() - TRAILER_BYTES])
+}
+
+/// The file of these rows, which one encoder makes.
+pub(crate) fn file_of(format: Format, columns: Vec<Column>, rows: &[u8]) -> Vec<u8> {
+    let encoding = Encoding { format, compression: Compression::None };
+    let layout = Arc::new(Layout::new(encoding, columns, None).unwrap());
+    let mut encoder = Encoder::new(&layout);
+    let (mut rows, mut fields) = (Rows::of(rows), Vec::new());
     while rows.next_into(&mut fields).unwrap() {
-        encoder.row(&fields, &mut out).unwrap();
+        encoder.row(&fields).unwrap();
     }
-    encoder.finish(&mut out).unwrap();
-    out
+    let (mut assembler, mut file) = Assembler::begin(&layout).unwrap();
+    if !encoder.is_empty() {
+        file.extend(assembler.append(encoder.pack().unwrap()).unwrap());
+    }
+    file.extend(assembler.finish().unwrap());
+    file
 }
 
 /// How many rows there are, and how many of them a condition holds for.

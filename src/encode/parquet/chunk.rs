@@ -1,11 +1,11 @@
 //! A column's values of one row group, until Parquet's writer takes them.
 
 use bytes::Bytes;
+use parquet::column::writer::{ColumnWriter, get_typed_column_writer_mut};
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
 };
 use parquet::errors::ParquetError;
-use parquet::file::writer::SerializedColumnWriter;
 
 use crate::dataset::{Column, ColumnType};
 use crate::encode::{Error, datetime, value};
@@ -91,7 +91,7 @@ impl Chunk {
     }
 
     /// Writes the values and forgets them, but keeps their room.
-    pub(super) fn write(&mut self, column: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
+    pub(super) fn write(&mut self, column: &mut ColumnWriter<'_>) -> Result<(), ParquetError> {
         let Chunk { levels, values } = self;
         match values {
             Values::Int32(values) => write_all::<Int32Type>(values, levels, column)?,
@@ -110,9 +110,9 @@ impl Chunk {
 fn write_all<T: DataType>(
     values: &mut Vec<T::T>,
     levels: &[i16],
-    column: &mut SerializedColumnWriter<'_>,
+    column: &mut ColumnWriter<'_>,
 ) -> Result<(), ParquetError> {
-    column.typed::<T>().write_batch(values, Some(levels), None)?;
+    get_typed_column_writer_mut::<T>(column).write_batch(values, Some(levels), None)?;
     values.clear();
     Ok(())
 }
@@ -130,7 +130,7 @@ impl Slices {
         Ok(self.bytes.len() - begin + size_of::<usize>())
     }
 
-    fn write_all<T>(&mut self, levels: &[i16], column: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError>
+    fn write_all<T>(&mut self, levels: &[i16], column: &mut ColumnWriter<'_>) -> Result<(), ParquetError>
     where
         T: DataType,
         T::T: From<ByteArray>,
@@ -141,7 +141,7 @@ impl Slices {
             let (batch, others) = rest.split_at(present);
             let end = batch.last().copied().unwrap_or(begin);
             let slices: Vec<T::T> = slices(&self.bytes[begin..end], begin, batch).map(T::T::from).collect();
-            column.typed::<T>().write_batch(&slices, Some(levels), None)?;
+            get_typed_column_writer_mut::<T>(column).write_batch(&slices, Some(levels), None)?;
             (begin, rest) = (end, others);
         }
         self.bytes.clear();
