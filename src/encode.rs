@@ -175,7 +175,7 @@ mod tests {
                 ids.for_each(|id| encoder.row(&[Some(&id.to_be_bytes()), Some(b"x")]).unwrap());
                 encoder.pack().unwrap()
             };
-            let unpacked = compress::tests::unpacked(*compression, &file(&layout, [piece(2..4), piece(0..2)]));
+            let unpacked = compress::unpacked(*compression, &file(&layout, [piece(2..4), piece(0..2)]));
             assert_eq!(String::from_utf8(unpacked).unwrap(), "id,name\n2,x\n3,x\n0,x\n1,x\n", "{compression}");
         }
     }
@@ -187,7 +187,7 @@ mod tests {
                 let layout = layout(format, compression, vec![Column::named("v", ColumnType::Int2)]).unwrap();
                 let file = file(&layout, []);
                 assert!(!file.is_empty(), "an unpacker refuses a file of no bytes");
-                assert_eq!(compress::tests::unpacked(compression, &file), text.as_bytes());
+                assert_eq!(compress::unpacked(compression, &file), text.as_bytes());
             }
         }
     }

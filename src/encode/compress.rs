@@ -80,25 +80,27 @@ fn gzip(plain: &[u8], level: flate2::Compression, out: &mut Vec<u8>) -> io::Resu
     member.finish().map(drop)
 }
 
+/// What an unpacker makes of the frames of a file.
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
+pub(super) fn unpacked(compression: Compression, packed: &[u8]) -> Vec<u8> {
     use std::io::Read;
 
-    /// What an unpacker makes of the frames of a file.
-    pub(crate) fn unpacked(compression: Compression, packed: &[u8]) -> Vec<u8> {
-        let mut plain = Vec::new();
-        match compression {
-            Compression::None => plain.extend_from_slice(packed),
-            Compression::Gzip => {
-                flate2::read::MultiGzDecoder::new(packed).read_to_end(&mut plain).unwrap();
-            }
-            Compression::Zstd => {
-                zstd::Decoder::new(packed).unwrap().read_to_end(&mut plain).unwrap();
-            }
+    let mut plain = Vec::new();
+    match compression {
+        Compression::None => plain.extend_from_slice(packed),
+        Compression::Gzip => {
+            flate2::read::MultiGzDecoder::new(packed).read_to_end(&mut plain).unwrap();
         }
-        plain
+        Compression::Zstd => {
+            zstd::Decoder::new(packed).unwrap().read_to_end(&mut plain).unwrap();
+        }
     }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn frames_concatenate() {

@@ -198,3 +198,47 @@ async fn without_a_log_an_incremental_takes_no_deletion_away() {
     assert_eq!(delta(&service, "flag", "a").await, ["DELETE 2"]);
     service.stop().await;
 }
+
+/// The flag of a live row isn't read where no row can have another one than `false`: that is not so where it may be null, or where a table
+/// inherits the column and does without its constraint.
+#[tokio::test]
+async fn a_full_export_has_the_flag_that_each_live_row_has() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create table lone (gone bool not null default false, id int primary key, at timestamptz not null default now());
+             create table loose (id int primary key, gone bool, at timestamptz not null default now());
+             create table parent (id int primary key, gone bool not null, at timestamptz not null default now());
+             create table child () inherits (parent);
+             alter table child alter gone drop not null;
+             create table stamp (id int primary key, at timestamptz not null default now(), gone timestamptz);
+             insert into lone values (false, 1), (true, 2), (false, 3);
+             insert into loose values (1, false), (2, true), (3, null);
+             insert into parent values (1, false), (2, true);
+             insert into child values (3, null);
+             insert into stamp (id, gone) values (1, null), (2, now()), (3, null)",
+        )
+        .await;
+    let cases = [("lone", "false"), ("loose", ""), ("parent", ""), ("stamp", "")];
+    let of = |(name, _): &(&str, &str)| {
+        format!(
+            "[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\nkey = [\"id\"]\nupdated_at = \"at\"\ndeleted = \"gone\"
+             capture = \"timestamp\"\n"
+        )
+    };
+    let catalog = Catalog::of(&cases.iter().map(of).collect::<String>());
+    let service = catalog.start(&database).service().await;
+    for (name, third) in cases {
+        let job = export(&service, "full", name, "a").await;
+        let file = Csv::read(&service.path(&job));
+        let column = |name: &str| file.header.iter().position(|it| it == name).unwrap();
+        let (id, gone, at) = (column("id"), column("gone"), column("at"));
+        let mut rows: Vec<_> = file.rows.iter().map(|row| (row[id].clone(), row[gone].clone())).collect();
+        rows.sort();
+        let first = if name == "stamp" { "" } else { "false" };
+        let expected = [("1", first), ("3", third)].map(|(id, gone)| (id.to_owned(), gone.to_owned()));
+        assert_eq!(rows, expected, "{name}");
+        assert!(file.rows.iter().all(|row| row[at].ends_with('Z')), "{name}: {:?}", file.rows);
+    }
+    service.stop().await;
+}
