@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod fault;
 pub mod signature;
+mod table_name;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -74,6 +75,24 @@ pub struct Column {
     pub wire_format: WireFormat,
     /// The schema of the operators that compare its values.
     pub operators: Cow<'static, str>,
+    /// What it is in Parquet.
+    pub parquet: ParquetType,
+}
+
+/// What a column is in Parquet, where there is a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParquetType {
+    /// What is nearest to its kind.
+    OfKind,
+    /// A `numeric` with all its digits, of which so many are behind the point: at most 38 of the first, and no more of the second.
+    Decimal {
+        /// How many digits there are.
+        precision: u8,
+        /// How many of them are behind the point.
+        scale: u8,
+    },
+    /// A text of it.
+    Text,
 }
 
 /// How Postgres sends a column's values.
@@ -101,6 +120,7 @@ impl Column {
             base_type,
             wire_format: WireFormat::Binary,
             operators: Cow::Borrowed("pg_catalog"),
+            parquet: ParquetType::OfKind,
         }
     }
 }
@@ -214,6 +234,10 @@ pub struct Dataset {
     pub capture: Capture,
     /// What a delta calls its rows.
     pub operation: Operation,
+    /// Whether a `numeric` of declared digits is a `DECIMAL` in Parquet, in place of a text.
+    pub decimals: bool,
+    /// Whether a `uuid` is a text in Parquet.
+    pub uuid_texts: bool,
 }
 
 impl Dataset {
@@ -231,6 +255,8 @@ impl Dataset {
             filter: None,
             capture: Capture::Triggers,
             operation: Operation::Timestamps,
+            decimals: false,
+            uuid_texts: false,
         }
     }
 

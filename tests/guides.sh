@@ -31,9 +31,12 @@ psql -q -f "$root/seeds/awkward.sql"
 psql -q -c 'create table people (region text, id bigint, first text, last text, primary key (region, id))' \
     -c "insert into people select 'r' || i % 3, i, 'F' || i, 'L' || i from generate_series(1, 50) as i"
 printf '[[dataset]]\nname = "people"\ntable = "people"\n' >datasets.toml
+psql -q -f "$root/tests/decimals.sql"
+printf '[[dataset]]\nname = "amounts"\ntable = "amounts"\nupdated_at = "at"\ncapture = "timestamp"\nnumeric = "decimal"\nuuid = "text"\n' >>datasets.toml
 kill $service
 wait $service || true
 start DATASETS="$work/datasets.toml" "$binary"
 track=(env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/datasets.toml" "$binary" track people)
 "${track[@]}"
 "$python" "$root/tests/guides_columns.py" "$server" "${track[@]}"
+"$python" "$root/tests/decimals.py" "$server"

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 case $1 in
-    guides) pins='duckdb==1.4.1 pandas==2.3.3 pyarrow==22.0.0 psycopg[binary]==3.2.12 zstandard==0.25.0' ;;
+    guides) pins='duckdb==1.4.1 pandas==2.3.3 pyarrow==22.0.0 polars==2.1.0 psycopg[binary]==3.2.12 zstandard==0.25.0' ;;
     schemathesis) pins='schemathesis==4.32.5' ;;
     # A generator of clients.
     clients) pins='openapi-python-client==0.29.1' ;;

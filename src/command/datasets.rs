@@ -129,6 +129,8 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
         filter: None,
         capture: Capture::Triggers,
         operation: Operation::Log,
+        decimals: false,
+        uuid_texts: false,
     };
     let Description { dataset, schema, .. } = service.describe(&Arc::new(dataset)).await?;
     let schema = schema?;

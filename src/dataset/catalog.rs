@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::dataset::fault::{Fault, Faults, SeveralDatasets};
+use crate::dataset::table_name::NotATable;
 use crate::dataset::{Capture, Columns, Dataset, Operation, Table, USERS};
 
 /// How long a transaction may take where changes are found by their times, unless the file says.
@@ -156,6 +156,8 @@ struct Block {
     capture: Option<Spanned<String>>,
     overlap: Option<Spanned<String>>,
     operation: Option<Spanned<String>>,
+    numeric: Option<Spanned<String>>,
+    uuid: Option<Spanned<String>>,
 }
 
 impl Block {
@@ -227,11 +229,37 @@ impl Block {
             }
         };
         let says_operation = self.operation.is_some();
+        let mut is_second =
+            |member: &'static str, said: &Option<Spanned<String>>, [first, second]: [&str; 2]| match said
+                .as_ref()
+                .map(|word| word.as_ref().as_str())
+            {
+                Some(word) if word == second => true,
+                Some(word) if word != first => {
+                    wrong(member, format!("`{word}` is neither {first} nor {second}"));
+                    false
+                }
+                _ => false,
+            };
+        let decimals = is_second("numeric", &self.numeric, ["text", "decimal"]);
+        let uuid_texts = is_second("uuid", &self.uuid, ["uuid", "text"]);
         let [updated_at, created_at, deleted, filter] =
             [self.updated_at, self.created_at, self.deleted, self.filter].map(|member| member.map(Spanned::into_inner));
         let key = self.key.map(names);
-        let dataset =
-            Dataset { name, table, key, columns, updated_at, created_at, deleted, filter, capture, operation };
+        let dataset = Dataset {
+            name,
+            table,
+            key,
+            columns,
+            updated_at,
+            created_at,
+            deleted,
+            filter,
+            capture,
+            operation,
+            decimals,
+            uuid_texts,
+        };
         if says_operation || !dataset.is_like_users() {
             dataset
         } else {
@@ -242,40 +270,6 @@ impl Block {
 
 fn names(list: Spanned<Vec<Spanned<String>>>) -> Vec<String> {
     list.into_inner().into_iter().map(Spanned::into_inner).collect()
-}
-
-/// A text that names no table.
-#[derive(Debug, thiserror::Error)]
-#[error("a table's name, or a schema's and a table's with a dot between, is expected")]
-pub struct NotATable;
-
-impl FromStr for Table {
-    type Err = NotATable;
-
-    fn from_str(text: &str) -> Result<Table, NotATable> {
-        table(text).ok_or(NotATable)
-    }
-}
-
-/// `orders`, `sales.orders`; a name with a dot in it has quotes, and two for one of its own.
-fn table(text: &str) -> Option<Table> {
-    let mut parts = vec![String::new()];
-    let mut rest = text.chars().peekable();
-    let mut quoted = false;
-    while let Some(c) = rest.next() {
-        match c {
-            '"' if quoted && rest.peek() == Some(&'"') => parts.last_mut()?.push(rest.next()?),
-            '"' => quoted = !quoted,
-            '.' if !quoted => parts.push(String::new()),
-            c => parts.last_mut()?.push(c),
-        }
-    }
-    if quoted || parts.iter().any(String::is_empty) {
-        return None;
-    }
-    let name = parts.pop()?;
-    let schema = parts.pop();
-    parts.is_empty().then_some(Table { schema, name })
 }
 
 /// Where in the file everything is.
@@ -299,6 +293,8 @@ impl Lines {
             ("capture", &b.capture),
             ("overlap", &b.overlap),
             ("operation", &b.operation),
+            ("numeric", &b.numeric),
+            ("uuid", &b.uuid),
         ];
         for (member, text) in texts {
             text.iter().for_each(|text| put(member, None, text.span().start));
@@ -427,18 +423,6 @@ overlap = \"5m\"
         assert!(wrong("[[dataset]]\nname = \"a\"\n").contains("missing field `table`"));
         assert!(wrong("[[dataset]]\nname = a").starts_with("line 2: "));
         assert_eq!(wrong(""), "there is no [[dataset]] in it");
-    }
-
-    #[test]
-    fn names_of_tables() {
-        let named =
-            |schema: Option<&str>, name: &str| Table { schema: schema.map(str::to_owned), name: name.to_owned() };
-        assert_eq!(table("a"), Some(named(None, "a")));
-        assert_eq!(table("S.Order Lines"), Some(named(Some("S"), "Order Lines")));
-        assert_eq!(table(r#""a.b"."c""d""#), Some(named(Some("a.b"), "c\"d")));
-        for bad in ["", ".", "a.", ".a", "a.b.c", "\"a", "\"\""] {
-            assert_eq!(table(bad), None, "{bad}");
-        }
     }
 
     #[test]

@@ -15,14 +15,65 @@ const MOST_SCALE: u16 = 0x3FFF;
 /// How many digits of the text a digit of the binary form is.
 const PLACES: i32 = 4;
 
-/// Appends the text of a `numeric`; `None`: the field isn't the binary form of one.
-pub(crate) fn text(field: &[u8], out: &mut Vec<u8>) -> Option<()> {
-    let (header, digits) = field.as_chunks::<2>().0.split_at_checked(4)?;
-    let [count, weight, sign, scale] = [0, 1, 2, 3].map(|i| u16::from_be_bytes(header[i]));
-    let invalid = |digit: &[u8; 2]| u16::from_be_bytes(*digit) > 9999;
-    if field.len() != 8 + 2 * usize::from(count) || scale > MOST_SCALE || digits.iter().any(invalid) {
+/// The parts of a binary form.
+struct Parts<'f> {
+    weight: i32,
+    sign: u16,
+    scale: u16,
+    digits: &'f [[u8; 2]],
+}
+
+impl Parts<'_> {
+    /// `None`: the field isn't the binary form of a `numeric`.
+    fn of(field: &[u8]) -> Option<Parts<'_>> {
+        let (header, digits) = field.as_chunks::<2>().0.split_at_checked(4)?;
+        let [count, weight, sign, scale] = [0, 1, 2, 3].map(|i| u16::from_be_bytes(header[i]));
+        let invalid = |digit: &[u8; 2]| u16::from_be_bytes(*digit) > 9999;
+        if field.len() != 8 + 2 * usize::from(count) || scale > MOST_SCALE || digits.iter().any(invalid) {
+            return None;
+        }
+        Some(Parts { weight: i32::from(weight as i16), sign, scale, digits })
+    }
+}
+
+/// A `numeric` as a whole number of units of its last place.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Unscaled {
+    /// So many.
+    Units(i128),
+    /// NaN, or an infinity.
+    NotANumber,
+}
+
+/// A `numeric` in units of its place `scale` behind the point: 1.50 with a scale of 2 is 150. `None`: the field isn't the binary form of
+/// one, or it has more digits than an `i128` or that scale.
+pub(crate) fn unscaled(field: &[u8], scale: u8) -> Option<Unscaled> {
+    let Parts { weight, sign, digits, .. } = Parts::of(field)?;
+    match sign {
+        POSITIVE | NEGATIVE => {}
+        NAN | INFINITY | MINUS_INFINITY => return Some(Unscaled::NotANumber),
+        _ => return None,
+    }
+    let Some((last, others)) = digits.split_last() else { return Some(Unscaled::Units(0)) };
+    let digit = |digit: &[u8; 2]| i128::from(u16::from_be_bytes(*digit));
+    let others = others.iter().try_fold(0_i128, |sum, next| sum.checked_mul(10_000)?.checked_add(digit(next)));
+    let ten_to = |exponent: u32| 10_i128.checked_pow(exponent);
+    // The places behind the point that the last digit ends with, which may be zeros beyond the scale.
+    let places = PLACES * (i32::try_from(digits.len()).ok()? - 1 - weight);
+    let beyond = u32::try_from((places - i32::from(scale)).max(0)).ok()?;
+    if beyond >= PLACES.unsigned_abs() || digit(last) % ten_to(beyond)? != 0 {
         return None;
     }
+    let units = others?
+        .checked_mul(ten_to(PLACES.unsigned_abs() - beyond)?)?
+        .checked_add(digit(last) / ten_to(beyond)?)?
+        .checked_mul(ten_to(u32::try_from((i32::from(scale) - places).max(0)).ok()?)?)?;
+    Some(Unscaled::Units(if sign == NEGATIVE { -units } else { units }))
+}
+
+/// Appends the text of a `numeric`; `None`: the field isn't the binary form of one.
+pub(crate) fn text(field: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let Parts { weight, sign, scale, digits } = Parts::of(field)?;
     out.extend_from_slice(match sign {
         POSITIVE => b"",
         NEGATIVE => b"-",
@@ -34,7 +85,6 @@ pub(crate) fn text(field: &[u8], out: &mut Vec<u8>) -> Option<()> {
     if !matches!(sign, POSITIVE | NEGATIVE) {
         return Some(());
     }
-    let weight = i32::from(weight as i16);
     // Of the digits that have this many before them; none is written for a zero at either end.
     let digit = |at: i32| {
         let digit = usize::try_from(at).ok().and_then(|at| digits.get(at));
@@ -88,6 +138,43 @@ mod tests {
         let last = digits.iter().rposition(|digit| *digit > 0).unwrap();
         let weight = whole.len() as i16 / 4 - 1 - first as i16;
         binary(weight, sign, fraction.len() as u16, &digits[first..=last])
+    }
+
+    #[test]
+    fn golden_units() {
+        for (field, scale, units) in [
+            (parsed("0"), 2, Some(0)),
+            (parsed("0.00"), 0, Some(0)),
+            (parsed("1.5"), 1, Some(15)),
+            (parsed("-7.50"), 2, Some(-750)),
+            (parsed("7.5"), 3, Some(7_500)),
+            (parsed("10000000"), 0, Some(10_000_000)),
+            (parsed("0.0001"), 38, Some(10_i128.pow(34))),
+            (parsed(&"9".repeat(38)), 0, Some(10_i128.pow(38) - 1)),
+            (parsed(&format!("-0.{}", "9".repeat(38))), 38, Some(1 - 10_i128.pow(38))),
+            // More places than the scale has, or digits than there is room for.
+            (parsed("1.25"), 1, None),
+            (parsed("0.00001"), 4, None),
+            (parsed(&"9".repeat(40)), 0, None),
+            (parsed("10"), 38, None),
+        ] {
+            assert_eq!(unscaled(&field, scale), units.map(Unscaled::Units), "{field:?}");
+        }
+        for sign in [NAN, INFINITY, MINUS_INFINITY] {
+            assert_eq!(unscaled(&binary(0, sign, 0, &[]), 2), Some(Unscaled::NotANumber));
+        }
+        assert_eq!(unscaled(&binary(0, 1, 0, &[]), 2), None);
+    }
+
+    proptest! {
+        #[test]
+        fn units_are_the_digits_of_the_text(units in -(10_i128.pow(38) - 1)..10_i128.pow(38), scale in 0_u8..=38) {
+            let digits = format!("{:0>39}", units.unsigned_abs());
+            let (whole, fraction) = digits.split_at(39 - usize::from(scale));
+            let point = if scale > 0 { "." } else { "" };
+            let number = format!("{}{whole}{point}{fraction}", if units < 0 { "-" } else { "" });
+            prop_assert_eq!(unscaled(&parsed(&number), scale), Some(Unscaled::Units(units)));
+        }
     }
 
     #[test]

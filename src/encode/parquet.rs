@@ -2,8 +2,8 @@
 //!
 //! Every column is optional, and of the type that Parquet has for it: `INT(16)`, `INT32`, `INT64`, `FLOAT`, `DOUBLE`,
 //! `BOOLEAN`, `STRING`, `UUID`, `JSON`, bare bytes, `DATE`, `TIME` and `TIMESTAMP` in microseconds, adjusted to UTC where
-//! Postgres knows the zone. A `numeric` is a `STRING` of its digits: a `DECIMAL` has one precision and scale for the whole
-//! column, known before the first row, and neither NaN nor infinity.
+//! Postgres knows the zone. A `numeric` is a `STRING` of its digits, unless somebody asks for a `DECIMAL`, which has one precision and scale
+//! for the whole column, known before the first row, and neither NaN nor infinity.
 //!
 //! Parquet counts microseconds from 1970, which ends in January 294247, and has no infinity, nor the time 24:00:00: an
 //! export that comes to such a time fails, since a large number in its place would be read as a time.
@@ -20,8 +20,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::{ColumnPath, SchemaDescriptor, Type};
 
-use crate::dataset::{Column, ColumnType};
-use crate::encode::parquet::chunk::{Chunk, UUID_BYTES};
+use crate::dataset::{Column, ColumnType, ParquetType};
+use crate::encode::parquet::chunk::{Chunk, fixed_bytes};
 use crate::encode::{Error, value};
 
 /// A row group ends at this many bytes of values, about 37,000 users. In memory there is four times as much: with the room that
@@ -140,6 +140,23 @@ impl Assembler {
 }
 
 fn field(column: &Column) -> Result<Type, ParquetError> {
+    let builder = |physical| Type::primitive_type_builder(&column.name, physical).with_repetition(Repetition::OPTIONAL);
+    let length = fixed_bytes(column).and_then(|bytes| bytes.try_into().ok()).unwrap_or(-1);
+    match column.parquet {
+        ParquetType::OfKind => {}
+        ParquetType::Text => {
+            return builder(basic::Type::BYTE_ARRAY).with_logical_type(Some(LogicalType::String)).build();
+        }
+        ParquetType::Decimal { precision, scale } => {
+            let (precision, scale) = (precision.into(), scale.into());
+            return builder(basic::Type::FIXED_LEN_BYTE_ARRAY)
+                .with_length(length)
+                .with_precision(precision)
+                .with_scale(scale)
+                .with_logical_type(Some(LogicalType::decimal(scale, precision)))
+                .build();
+        }
+    }
     let (physical, logical) = match column.kind {
         ColumnType::Int2 => (basic::Type::INT32, Some(LogicalType::integer(16, true))),
         ColumnType::Int4 => (basic::Type::INT32, None),
@@ -156,11 +173,7 @@ fn field(column: &Column) -> Result<Type, ParquetError> {
         ColumnType::Json | ColumnType::Jsonb => (basic::Type::BYTE_ARRAY, Some(LogicalType::Json)),
         ColumnType::Bytea => (basic::Type::BYTE_ARRAY, None),
     };
-    Type::primitive_type_builder(&column.name, physical)
-        .with_length(if column.kind == ColumnType::Uuid { UUID_BYTES as i32 } else { -1 })
-        .with_logical_type(logical)
-        .with_repetition(Repetition::OPTIONAL)
-        .build()
+    builder(physical).with_length(length).with_logical_type(logical).build()
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ pub(crate) fn sized<const N: usize>(column: &Column, field: &[u8]) -> Result<[u8
     field.try_into().map_err(|_| wrong_type(column))
 }
 
-fn wrong_type(column: &Column) -> Error {
+pub(crate) fn wrong_type(column: &Column) -> Error {
     Error::WrongType { column: column.name.to_string() }
 }
 

@@ -7,7 +7,7 @@ use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::hint;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{
-    Column, ColumnType, Columns, Dataset, KeyColumn, OPERATION, Operation, Table, TableSchema, WireFormat,
+    Column, ColumnType, Columns, Dataset, KeyColumn, OPERATION, Operation, ParquetType, Table, TableSchema, WireFormat,
 };
 use crate::source;
 use crate::source::guard::columns::RememberedColumn;
@@ -45,6 +45,8 @@ struct ColumnRow {
     /// The base type as the role's own search_path has it written, which is how it is saved.
     saved_type: String,
     operators: String,
+    /// The length, or the precision and scale, that its type or its domain's was declared with, as `pg_attribute` has it; -1: none.
+    modifier: i32,
     /// The base type with the length that it was declared with.
     declared_base: String,
     is_enum: bool,
@@ -67,7 +69,7 @@ struct ColumnRow {
 }
 
 impl ColumnRow {
-    fn column(&self) -> Column {
+    fn column(&self, dataset: &Dataset) -> Column {
         let kind = self.own_type.as_deref().and_then(binary_kind);
         let wire_format = match kind {
             Some(_) => WireFormat::Binary,
@@ -82,8 +84,23 @@ impl ColumnRow {
             base_type: self.base_type.clone().into(),
             wire_format,
             operators: self.operators.clone().into(),
+            parquet: match kind {
+                Some(ColumnType::Numeric) if dataset.decimals => decimal(self.modifier).unwrap_or(ParquetType::OfKind),
+                Some(ColumnType::Uuid) if dataset.uuid_texts => ParquetType::Text,
+                _ => ParquetType::OfKind,
+            },
         }
     }
+}
+
+/// What a `numeric` of this modifier is in Parquet (`make_numeric_typmod` in Postgres's sources: the precision, then 11 bits of the
+/// scale, which has a sign); `None`: it has no digits declared, or Parquet has no such type.
+fn decimal(modifier: i32) -> Option<ParquetType> {
+    const MOST_DIGITS: u8 = 38;
+    let digits = u32::try_from(modifier.checked_sub(4)?).ok()?;
+    let (precision, scale) = (u8::try_from(digits >> 16).ok()?, u8::try_from(digits & 0x7ff).ok()?);
+    (1..=MOST_DIGITS).contains(&precision).then_some(())?;
+    (scale <= precision).then_some(ParquetType::Decimal { precision, scale })
 }
 
 /// The types whose binary form the encoder knows, by their names in `pg_type`.
@@ -173,7 +190,7 @@ pub(crate) async fn introspect_at(
                where t.oid >= 16384 or t.typelem <> 0)
              select from pg_cast c join parts on parts.oid = c.castsource
              where c.castsource >= 16384 and c.casttarget = 'json'::regtype) as has_json_cast,
-           format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum, 
+           base.modifier, format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum, 
            -- A constraint may hold for new rows alone.
            a.attnotnull and not exists (
              select from pg_constraint n
@@ -330,7 +347,7 @@ impl<'a> Fitting<'a> {
             let part = parts.iter().find(|part| part.name == found.name);
             let own_equals = || format!("operator({}.=)", found.operators);
             KeyColumn {
-                column: found.column(),
+                column: found.column(self.dataset),
                 read_as: if found.base_type == "bpchar" { &found.declared_base } else { &found.base_type }.clone(),
                 equals: part.and_then(|part| part.equals.clone()).unwrap_or_else(own_equals),
                 collation: part.and_then(|part| part.collation.clone()),
@@ -384,11 +401,11 @@ impl<'a> Fitting<'a> {
             let why = format!("without the key's `{}` nobody can tell which row a DELETE is", column.name);
             self.wrong(member, Some(&column.name), why);
         }
-        chosen.into_iter().map(ColumnRow::column).collect()
+        chosen.into_iter().map(|column| column.column(self.dataset)).collect()
     }
 
     fn time(&mut self, member: &'static str, name: Option<&str>) -> Option<Column> {
-        let column = self.find(member, name?)?.column();
+        let column = self.find(member, name?)?.column(self.dataset);
         if !is_time(&column) {
             let why = format!("`{}` is {}: a timestamptz or a timestamp is expected", column.name, column.type_name);
             self.wrong(member, None, why);
@@ -397,7 +414,7 @@ impl<'a> Fitting<'a> {
     }
 
     fn deleted(&mut self) -> Option<Column> {
-        let column = self.find("deleted", self.dataset.deleted.as_deref()?)?.column();
+        let column = self.find("deleted", self.dataset.deleted.as_deref()?)?.column(self.dataset);
         if column.kind != ColumnType::Bool && !is_time(&column) {
             let why = format!("`{}` is {}: a boolean or a time is expected", column.name, column.type_name);
             self.wrong("deleted", None, why);

@@ -148,8 +148,11 @@ async fn the_formats_hold_the_same_values() {
 #[cfg(feature = "parquet")]
 mod in_parquet {
     use chrono::{DateTime, Datelike, SecondsFormat};
+    use parquet::basic::LogicalType;
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::Field;
+
+    use crate::catalog::{Catalog, ended};
 
     use super::*;
 
@@ -216,6 +219,71 @@ mod in_parquet {
         assert_eq!(service.watermark("a").await, None);
         assert!(service.files().is_empty());
         export(&service, "full", "a", &json!({"format": "ndjson"})).await;
+        service.stop().await;
+    }
+
+    /// A number as Parquet has it: its units, the highest byte first.
+    fn decimal(field: &Field) -> String {
+        let Field::Decimal(decimal) = field else { panic!("{field} is no decimal") };
+        let sign = if decimal.data()[0] < 0x80 { 0 } else { 0xff };
+        let mut bytes = [sign; 16];
+        bytes[16 - decimal.data().len()..].copy_from_slice(decimal.data());
+        let (units, scale) = (i128::from_be_bytes(bytes), decimal.scale() as usize);
+        let digits = format!("{:0>width$}", units.unsigned_abs(), width = scale + 1);
+        let (whole, fraction) = digits.split_at(digits.len() - scale);
+        format!("{}{whole}{}{fraction}", if units < 0 { "-" } else { "" }, if scale > 0 { "." } else { "" })
+    }
+
+    #[tokio::test]
+    async fn a_numeric_is_a_decimal_and_a_uuid_a_text_where_the_dataset_says_so() {
+        let database = Database::empty().await;
+        let nines = "9".repeat(38);
+        database
+            .run(&format!(
+                "create domain cents as numeric(5, 2);
+                 create table amounts (id int primary key, price numeric(10, 2), whole numeric(38), tiny numeric(38, 38), dom cents,
+                   free numeric, rounded numeric(4, -2), finer numeric(2, 4), key uuid, at timestamptz not null default now());
+                 insert into amounts values
+                   (1, 0, 0, 0, 0, 1.50, 100, 0.0012, '00000000-0000-0000-0000-00000000000a'),
+                   (2, -12345678.90, {nines}, 0.{nines}, -999.99, 1e-30, -9900, -0.0099, null),
+                   (3, 99999999.99, -{nines}, -0.{nines}, 0.01, -5, 0, 0, 'ffffffff-ffff-ffff-ffff-ffffffffffff'),
+                   (4, null, null, null, null, 'NaN', null, null, null)"
+            ))
+            .await;
+        let catalog = Catalog::of(
+            "[[dataset]]\nname = \"amounts\"\ntable = \"amounts\"\nupdated_at = \"at\"\nexclude = [\"at\"]
+             capture = \"timestamp\"\nnumeric = \"decimal\"\nuuid = \"text\"\n",
+        );
+        let service = catalog.start(&database).service().await;
+        let ask = |format: &str| json!({"dataset": "amounts", "format": format});
+        let csv = ended(&service, "/exports/full", Some("a"), ask("csv")).await;
+        let parquet = ended(&service, "/exports/full", Some("b"), ask("parquet")).await;
+        let file = SerializedFileReader::new(std::fs::File::open(service.path(&parquet)).unwrap()).unwrap();
+        let schema = file.metadata().file_metadata().schema_descr();
+        let types: Vec<_> =
+            schema.columns().iter().map(|it| (it.logical_type_ref().cloned(), it.type_length())).collect();
+        let decimal_of = |precision, scale, bytes| (Some(LogicalType::decimal(scale, precision)), bytes);
+        assert_eq!(
+            types[1..5],
+            [decimal_of(10, 2, 5), decimal_of(38, 0, 16), decimal_of(38, 38, 16), decimal_of(5, 2, 3),]
+        );
+        // Without digits, or with those that Parquet has no type for, it stays a text.
+        assert!(types[5..].iter().all(|(logical, _)| *logical == Some(LogicalType::String)), "{types:?}");
+        let text = |field: &Field| match field {
+            Field::Null => None,
+            Field::Int(number) => Some(number.to_string()),
+            Field::Str(text) => Some(text.clone()),
+            other => Some(decimal(other)),
+        };
+        let rows = file.get_row_iter(None).unwrap().map(Result::unwrap);
+        let rows: Vec<Vec<_>> = rows.map(|row| row.get_column_iter().map(|(_, field)| text(field)).collect()).collect();
+        assert_eq!(rows.len(), 4);
+        assert_eq!(sorted(rows), sorted(values_of_csv(&std::fs::read_to_string(service.path(&csv)).unwrap())));
+
+        database.run("insert into amounts (id, price) values (5, 'NaN')").await;
+        let failed = ended(&service, "/exports/full", Some("b"), ask("parquet")).await;
+        assert_eq!(failed["error"]["code"], "not_in_format", "{failed}");
+        assert!(failed["error"]["detail"].as_str().unwrap().starts_with("column `price`"), "{failed}");
         service.stop().await;
     }
 

@@ -7,7 +7,8 @@ use parquet::data_type::{
 };
 use parquet::errors::ParquetError;
 
-use crate::dataset::{Column, ColumnType};
+use crate::dataset::{Column, ColumnType, ParquetType};
+use crate::encode::numeric::{self, Unscaled};
 use crate::encode::{Error, datetime, value};
 
 /// How many slices the writer is given at once: each has its own overhead there.
@@ -31,7 +32,7 @@ enum Values {
     Double(Vec<f64>),
     Bool(Vec<bool>),
     Bytes(Slices),
-    Uuid(Slices),
+    Fixed(Slices),
 }
 
 /// Values one behind the other, and where each ends.
@@ -44,6 +45,7 @@ struct Slices {
 impl Chunk {
     pub(super) fn of(column: &Column) -> Chunk {
         let values = match column.kind {
+            _ if fixed_bytes(column).is_some() => Values::Fixed(Slices::default()),
             ColumnType::Int2 | ColumnType::Int4 | ColumnType::Date => Values::Int32(Vec::new()),
             ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Time => {
                 Values::Int64(Vec::new())
@@ -51,10 +53,10 @@ impl Chunk {
             ColumnType::Float4 => Values::Float(Vec::new()),
             ColumnType::Float8 => Values::Double(Vec::new()),
             ColumnType::Bool => Values::Bool(Vec::new()),
-            ColumnType::Text | ColumnType::Numeric | ColumnType::Json | ColumnType::Jsonb | ColumnType::Bytea => {
+            ColumnType::Text | ColumnType::Numeric | ColumnType::Json | ColumnType::Jsonb => {
                 Values::Bytes(Slices::default())
             }
-            ColumnType::Uuid => Values::Uuid(Slices::default()),
+            ColumnType::Bytea | ColumnType::Uuid => Values::Bytes(Slices::default()),
         };
         Chunk { levels: Vec::new(), values }
     }
@@ -85,7 +87,7 @@ impl Chunk {
                 values.push(byte != 0);
                 size_of::<bool>()
             }
-            Values::Bytes(values) | Values::Uuid(values) => values.push(column, field)?,
+            Values::Bytes(values) | Values::Fixed(values) => values.push(column, field)?,
         };
         Ok(size_of::<i16>() + size)
     }
@@ -100,7 +102,7 @@ impl Chunk {
             Values::Double(values) => write_all::<DoubleType>(values, levels, column)?,
             Values::Bool(values) => write_all::<BoolType>(values, levels, column)?,
             Values::Bytes(values) => values.write_all::<ByteArrayType>(levels, column)?,
-            Values::Uuid(values) => values.write_all::<FixedLenByteArrayType>(levels, column)?,
+            Values::Fixed(values) => values.write_all::<FixedLenByteArrayType>(levels, column)?,
         }
         levels.clear();
         Ok(())
@@ -121,13 +123,31 @@ impl Slices {
     /// Takes a value; returns what it takes of the memory.
     fn push(&mut self, column: &Column, field: &[u8]) -> Result<usize, Error> {
         let begin = self.bytes.len();
-        match column.kind {
-            ColumnType::Bytea => self.bytes.extend_from_slice(field),
-            ColumnType::Uuid => self.bytes.extend_from_slice(&value::sized::<UUID_BYTES>(column, field)?),
+        match (column.kind, column.parquet) {
+            (ColumnType::Bytea, _) => self.bytes.extend_from_slice(field),
+            (ColumnType::Uuid, ParquetType::OfKind) => {
+                self.bytes.extend_from_slice(&value::sized::<UUID_BYTES>(column, field)?);
+            }
+            (ColumnType::Numeric, ParquetType::Decimal { precision, scale }) => {
+                self.decimal(column, field, precision, scale)?;
+            }
             _ => value::plain(column, field, &mut self.bytes)?,
         }
         self.ends.push(self.bytes.len());
         Ok(self.bytes.len() - begin + size_of::<usize>())
+    }
+
+    /// Takes a number as its units, the highest byte first (Parquet's "DECIMAL").
+    #[inline(never)]
+    fn decimal(&mut self, column: &Column, field: &[u8], precision: u8, scale: u8) -> Result<(), Error> {
+        let units = match numeric::unscaled(field, scale) {
+            Some(Unscaled::Units(units)) if units.unsigned_abs() < 10_u128.pow(precision.into()) => units,
+            Some(Unscaled::NotANumber) => return Err(not_in_format(column)),
+            _ => return Err(value::wrong_type(column)),
+        };
+        let bytes = units.to_be_bytes();
+        self.bytes.extend_from_slice(&bytes[bytes.len() - decimal_bytes(precision)..]);
+        Ok(())
     }
 
     fn write_all<T>(&mut self, levels: &[i16], column: &mut ColumnWriter<'_>) -> Result<(), ParquetError>
@@ -148,6 +168,21 @@ impl Slices {
         self.ends.clear();
         Ok(())
     }
+}
+
+/// How many bytes each value of a column has that has them in a fixed number.
+pub(super) fn fixed_bytes(column: &Column) -> Option<usize> {
+    match (column.kind, column.parquet) {
+        (ColumnType::Uuid, ParquetType::OfKind) => Some(UUID_BYTES),
+        (ColumnType::Numeric, ParquetType::Decimal { precision, .. }) => Some(decimal_bytes(precision)),
+        _ => None,
+    }
+}
+
+/// The fewest bytes that hold every number of so many digits, and its sign.
+fn decimal_bytes(precision: u8) -> usize {
+    let most = 10_u128.pow(precision.into()) - 1;
+    (most.ilog2() as usize + 1) / 8 + 1
 }
 
 /// The values of a batch, whose bytes begin at `begin` of those that the ends are counted in.

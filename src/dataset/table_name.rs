@@ -1,0 +1,56 @@
+//! A table's name as somebody writes it.
+
+use std::str::FromStr;
+
+use crate::dataset::Table;
+
+/// A text that names no table.
+#[derive(Debug, thiserror::Error)]
+#[error("a table's name, or a schema's and a table's with a dot between, is expected")]
+pub struct NotATable;
+
+impl FromStr for Table {
+    type Err = NotATable;
+
+    fn from_str(text: &str) -> Result<Table, NotATable> {
+        table(text).ok_or(NotATable)
+    }
+}
+
+/// `orders`, `sales.orders`; a name with a dot in it has quotes, and two for one of its own.
+fn table(text: &str) -> Option<Table> {
+    let mut parts = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    let mut quoted = false;
+    while let Some(c) = rest.next() {
+        match c {
+            '"' if quoted && rest.peek() == Some(&'"') => parts.last_mut()?.push(rest.next()?),
+            '"' => quoted = !quoted,
+            '.' if !quoted => parts.push(String::new()),
+            c => parts.last_mut()?.push(c),
+        }
+    }
+    if quoted || parts.iter().any(String::is_empty) {
+        return None;
+    }
+    let name = parts.pop()?;
+    let schema = parts.pop();
+    parts.is_empty().then_some(Table { schema, name })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_tables() {
+        let named =
+            |schema: Option<&str>, name: &str| Table { schema: schema.map(str::to_owned), name: name.to_owned() };
+        assert_eq!(table("a"), Some(named(None, "a")));
+        assert_eq!(table("S.Order Lines"), Some(named(Some("S"), "Order Lines")));
+        assert_eq!(table(r#""a.b"."c""d""#), Some(named(Some("a.b"), "c\"d")));
+        for bad in ["", ".", "a.", ".a", "a.b.c", "\"a", "\"\""] {
+            assert_eq!(table(bad), None, "{bad}");
+        }
+    }
+}
