@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use axum::Extension;
 use axum::http::{HeaderName, header};
 use axum::response::IntoResponse;
-use maud::{DOCTYPE, Markup, html};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
 use crate::http::openapi::RouterDocument;
@@ -84,8 +84,8 @@ impl<'d> Reader<'d> {
                         section #schemas {
                             h2 { "schemas" }
                             @for (name, schema) in members(&self.0["components"]["schemas"]) {
-                                article id={ "schema-" (name) } {
-                                    h3 { code { (name) } }
+                                details.schema id={ "schema-" (name) } {
+                                    summary { h3 { code { (name) } } }
                                     (prose(text(&schema["description"])))
                                     @if schema.get("properties").is_none() { p.kind { (self.kind(schema)) } }
                                     (self.properties(schema))
@@ -133,6 +133,8 @@ impl<'d> Reader<'d> {
         let parameters = items(&call.says["parameters"]).map(|parameter| self.resolved(parameter));
         let parameters: Vec<_> =
             parameters.map(|parameter| (self.parameter(parameter), text(&parameter["description"]))).collect();
+        let answers = members(&call.says["responses"]).map(|(status, answer)| (status, self.resolved(answer)));
+        let (problems, answers): (Vec<_>, Vec<_>) = answers.partition(|(status, _)| status.starts_with(['4', '5']));
         html! {
             article id=(text(&call.says["operationId"])) {
                 h3 { span.method data-method=(call.method) { (call.method) } " " code { (call.path) } }
@@ -144,13 +146,22 @@ impl<'d> Reader<'d> {
                     h4 { "Body " span.kind {
                         (self.kind(schema)) @if body["required"] == true { ", required" } @else { ", may be left out" }
                     } }
-                    (self.properties(self.resolved(schema)))
+                    @let properties = self.properties(self.resolved(schema)).into_string();
+                    // Several calls have the same body.
+                    @if !properties.is_empty() { details { summary { "Its members" } (PreEscaped(properties)) } }
                 }
                 h4 { "Example" }
                 pre { (self.curl(call)) }
                 h4 { "Answers" }
-                @for (status, answer) in members(&call.says["responses"]) {
-                    (self.answer(status, self.resolved(answer)))
+                @for (status, answer) in answers { (self.answer(status, answer)) }
+                @if !problems.is_empty() {
+                    // Most calls have most of them.
+                    details.problems {
+                        summary { "Problems: " @for (i, (status, _)) in problems.iter().enumerate() {
+                            @if i > 0 { ", " } code { (status) }
+                        } }
+                        @for (status, problem) in problems { (self.answer(status, problem)) }
+                    }
                 }
             }
         }
@@ -346,6 +357,23 @@ mod tests {
     fn there_is_no_list_of_nothing() {
         let page = Reader(&document().value).page().into_string();
         assert!(page.contains("<dl><dt>") && !page.contains("<dl></dl>"));
+    }
+
+    #[test]
+    fn what_many_calls_have_is_closed_at_first() {
+        let page = Reader(&document().value).page().into_string();
+        let (_, call) = page.split_once("<article id=\"startDelta\">").unwrap();
+        let (open, closed) =
+            call.split_once("</article>").unwrap().0.split_once("<details class=\"problems\">").unwrap();
+        assert!(closed.starts_with("<summary>Problems: <code>400</code>, ") && closed.contains("<code>409</code>"));
+        assert!(open.contains("<code>202</code>") && !open.contains("<code>409</code>"), "{open}");
+        assert!(open.contains("<details><summary>Its members</summary><dl>"), "{open}");
+        assert!(page.contains("<details class=\"schema\" id=\"schema-Job\">"));
+        assert_eq!(
+            page.matches("<details open").count() + page.matches("open>").count(),
+            1,
+            "the list of calls alone is open"
+        );
     }
 
     #[test]
