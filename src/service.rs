@@ -13,6 +13,7 @@ mod scrape;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::Catalog;
@@ -180,9 +181,9 @@ pub struct Health {
     pub postgres: Result<(), Error>,
     /// The output folder can take a file.
     pub output: Result<(), Error>,
-    /// The datasets, each with whether its table is as it says and captured. Other datasets' exports start all the same. `None`:
-    /// Postgres doesn't say in time.
-    pub datasets: Option<Vec<Description>>,
+    /// The datasets, each with whether its table was as it says and captured, up to five seconds ago. Other datasets' exports start all
+    /// the same. `None`: Postgres doesn't say in time.
+    pub datasets: Option<Arc<Vec<Description>>>,
 }
 
 /// A client gets an answer within 2 seconds, if only that there is none.
@@ -193,6 +194,9 @@ const OPERATIONS: usize = 16;
 
 /// How much longer a caller whose call timed out is kept to find the cause.
 const LAST_LOOK_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How long readiness goes by one look at the datasets, which costs several statements for each of them.
+const DATASETS_LOOK_LASTS: Duration = Duration::from_secs(5);
 
 /// How long the changes that wait for consumers may be counted: the one call that may take longer.
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -230,7 +234,8 @@ pub struct Service {
     destination: Destination,
     catalog: Arc<Catalog>,
     terms: Terms,
-    last_look: Arc<LastLook>,
+    last_look: Arc<LastLook<String>>,
+    last_datasets: Arc<LastLook<Arc<Vec<Description>>>>,
     /// Ends calls that only wait.
     stopping: CancellationToken,
     followers: Arc<Followers>,
@@ -247,7 +252,6 @@ impl Service {
         let followers = Arc::new(Followers::new(api.clone()));
         let keyring = Arc::new(Keyring::new(api.clone()));
         scrape::init_series(&catalog);
-        let last_look = Arc::default();
         Service {
             store: api,
             probe,
@@ -256,7 +260,8 @@ impl Service {
             destination,
             catalog,
             terms,
-            last_look,
+            last_look: Arc::default(),
+            last_datasets: Arc::default(),
             stopping,
             followers,
             keyring,
@@ -335,8 +340,22 @@ impl Service {
 
     /// Whether a job could start now.
     pub async fn health(&self) -> Health {
-        let datasets = tokio::time::timeout(CALL_TIMEOUT, self.datasets());
+        let datasets = tokio::time::timeout(CALL_TIMEOUT, self.seen_datasets());
         let (postgres, output, datasets) = tokio::join!(self.ping(), self.room(), datasets);
         Health { postgres, output, datasets: datasets.ok().and_then(Result::ok) }
+    }
+
+    /// Every dataset as somebody saw it some seconds ago, else as it is now.
+    async fn seen_datasets(&self) -> Result<Arc<Vec<Description>>, Error> {
+        // Held for a whole look: who comes meanwhile takes what it saw.
+        let mut last = self.last_datasets.lock().await;
+        if let Some((at, seen)) = &*last
+            && at.elapsed() < DATASETS_LOOK_LASTS
+        {
+            return Ok(Arc::clone(seen));
+        }
+        let seen = Arc::new(self.datasets().await?);
+        *last = Some((Instant::now(), Arc::clone(&seen)));
+        Ok(seen)
     }
 }

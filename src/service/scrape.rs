@@ -22,7 +22,7 @@ const LOOK_LASTS: Duration = Duration::from_secs(1);
 const SCRAPE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// When somebody last looked, and what was seen.
-pub(crate) type LastLook = Mutex<Option<(Instant, String)>>;
+pub(crate) type LastLook<T> = Mutex<Option<(Instant, T)>>;
 
 /// Lets the counters of everything that may be exported begin at 0.
 pub(crate) fn init_series(catalog: &Catalog) {
