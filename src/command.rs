@@ -34,6 +34,7 @@ mod signals;
 mod start;
 mod status;
 mod track;
+mod view;
 mod wiring;
 mod words;
 

@@ -8,13 +8,12 @@ mod continuity;
 pub mod encoding;
 pub mod lane;
 pub mod marker;
+mod progress;
 pub mod selection;
 pub mod words;
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -27,6 +26,7 @@ use crate::job::words::words;
 
 pub use after::After;
 pub use continuity::{Continuity, SnapshotReport};
+pub use progress::{Progress, Reached};
 
 /// Names a job for ever. Ids of later jobs sort after those of earlier ones (UUID version 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -310,6 +310,10 @@ pub struct Job {
     pub after: Option<After>,
     /// The job that this one was made after, on request.
     pub retry_of: Option<JobId>,
+    /// Before when it isn't tried again, while it waits for that.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    /// When somebody first asked to cancel it.
+    pub cancel_requested_at: Option<DateTime<Utc>>,
     /// When it was asked for.
     pub created_at: DateTime<Utc>,
     /// When a worker first took it.
@@ -371,40 +375,6 @@ pub struct Terms {
     pub max_open: u32,
 }
 
-/// How far a running export is. The pipeline writes it, the heartbeat reads it.
-#[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<Counters>);
-
-#[derive(Debug, Default)]
-struct Counters {
-    percent: AtomicU8,
-    rows: AtomicU64,
-    bytes: AtomicU64,
-}
-
-impl Progress {
-    /// Says that `done` of `all` parts are read. Stays below 100, which belongs to completed jobs.
-    pub fn reach(&self, done: u64, all: u64) {
-        let percent = done.saturating_mul(100) / all.max(1);
-        self.0.percent.fetch_max(percent.min(99) as u8, Ordering::Relaxed);
-    }
-
-    /// Says how many rows and bytes are written by now.
-    pub fn written(&self, rows: u64, bytes: u64) {
-        self.0.rows.store(rows, Ordering::Relaxed);
-        self.0.bytes.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Percent, rows, bytes.
-    pub fn read(&self) -> (u8, u64, u64) {
-        (
-            self.0.percent.load(Ordering::Relaxed),
-            self.0.rows.load(Ordering::Relaxed),
-            self.0.bytes.load(Ordering::Relaxed),
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,16 +397,5 @@ mod tests {
         for bad in ["", "-a", ".a", "_a", "a b", "a/b", "ä", "a\n", "a'", &"x".repeat(129)] {
             assert_eq!(bad.parse::<ConsumerId>(), Err(BadConsumerId), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn progress_never_goes_back_and_stays_below_100() {
-        let progress = Progress::default();
-        progress.reach(50, 100);
-        progress.reach(10, 100);
-        assert_eq!(progress.read().0, 50);
-        progress.reach(100, 100);
-        progress.reach(0, 0);
-        assert_eq!(progress.read().0, 99);
     }
 }

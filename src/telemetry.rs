@@ -55,6 +55,21 @@ pub fn start(settings: &Settings, least: LevelFilter) {
     tracing_subscriber::registry().with(layer).with(targets).init();
 }
 
+/// Logs an event of a job at a level, with whose and what the job is, and with further fields.
+macro_rules! job_event {
+    ($level:ident, $job:expr, $event:literal $(, $($more:tt)*)?) => {
+        tracing::$level!(
+            event = $event,
+            jobId = %$job.id,
+            consumerId = $job.consumer.as_ref().map(|consumer| consumer.as_str()),
+            dataset = $job.dataset,
+            exportType = %$job.export_type,
+            $($($more)*)?
+        )
+    };
+}
+pub(crate) use job_event;
+
 /// An error and its causes in one line, each text once: some libraries put the cause into the text of an error, beside its source.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let (mut line, mut last) = (String::new(), String::new());

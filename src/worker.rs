@@ -37,8 +37,8 @@ use crate::store::{
     lease::{self, Lease, Renewal},
     queue::{Claimant, Settlement},
 };
-use crate::telemetry::chain;
 use crate::telemetry::complaints::Complaints;
+use crate::telemetry::{chain, job_event};
 use crate::worker::error::Error;
 use crate::worker::heartbeat::{Heartbeat, Stop};
 
@@ -90,7 +90,7 @@ struct Written {
 }
 
 /// How an attempt that failed left its job.
-enum Ended {
+enum AttemptEnd {
     /// The attempt was committed after all.
     Committed,
     /// Another worker has the job, or it was settled as pending, failed or cancelled.
@@ -198,19 +198,12 @@ impl Worker {
         shutdown: &CancellationToken,
     ) -> Option<ExportConnections> {
         let job = &lease.job;
-        tracing::info!(
-            event = "export_started",
-            jobId = %job.id,
-            consumerId = job.consumer.as_ref().map(|c| c.as_str()),
-            dataset = job.dataset,
-            exportType = %job.export_type,
-            attempt = job.attempt,
-        );
+        job_event!(info, job, "export_started", attempt = job.attempt);
         let connections = match self.attempt(&lease, connections, shutdown).await {
             Ok(connections) => connections,
             Err(error) => match self.settle(&lease, error, shutdown).await {
-                Ended::Committed => None,
-                Ended::Otherwise => return None,
+                AttemptEnd::Committed => None,
+                AttemptEnd::Otherwise => return None,
             },
         };
         failpoint!("worker.committed", None);
@@ -336,7 +329,7 @@ impl Worker {
     }
 
     /// Leaves a job after an attempt that ended with `error`. If only the commit's answer was lost, the job turns out to be committed.
-    async fn settle(&self, lease: &Lease, error: Error, shutdown: &CancellationToken) -> Ended {
+    async fn settle(&self, lease: &Lease, error: Error, shutdown: &CancellationToken) -> AttemptEnd {
         let job = &lease.job;
         let (settlement, cause) = (error.settlement(), chain(&error));
         let settled = self.retry_while_leased(lease, shutdown, || self.store.settle(lease, &settlement, &cause)).await;
@@ -346,7 +339,7 @@ impl Worker {
             Err(failed) => {
                 // The lease runs out, another worker takes the job over, and the sweep removes the file.
                 tracing::error!(event = "settle_failed", jobId = %job.id, error = cause, cause = chain(&failed));
-                return Ended::Otherwise;
+                return AttemptEnd::Otherwise;
             }
         };
         // From here on this attempt can't be committed any more, so its file may go.
@@ -362,17 +355,17 @@ impl Worker {
             // The store has logged the end.
             (_, _) => {}
         }
-        Ended::Otherwise
+        AttemptEnd::Otherwise
     }
 
-    async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> Ended {
+    async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> AttemptEnd {
         let id = lease.job.id;
         let ours = |record: &FileRecord| record.staged.name.contains(&lease.token().as_uuid().to_string());
         match self.retry_while_leased(lease, shutdown, || self.store.file(id)).await {
-            Ok(record) if record.as_ref().is_some_and(ours) => Ended::Committed,
+            Ok(record) if record.as_ref().is_some_and(ours) => AttemptEnd::Committed,
             _ => {
                 tracing::warn!(event = "lease_lost", jobId = %id);
-                Ended::Otherwise
+                AttemptEnd::Otherwise
             }
         }
     }

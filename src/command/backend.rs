@@ -10,7 +10,7 @@ use crate::http;
 use crate::job::lane::Lane;
 use crate::job::{After, ConsumerId, Filter, Job, JobId, Request, Status};
 use crate::service::{self, Service, Subscriber};
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::Args;
 use hyper::http::HeaderMap;
 use serde::Deserialize;
@@ -21,9 +21,10 @@ use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use crate::command::BadUsage;
-use crate::command::client::{Address, AddressParser, Client, Error, NamedJob, PlainText};
+use crate::command::client::{Address, AddressParser, Client, Error, NamedJob};
 use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
 use crate::command::start::{Logs, block_on, settings};
+use crate::command::view::JobView;
 use crate::command::wiring::wire_service;
 
 /// How many rows of each list are shown.
@@ -75,50 +76,6 @@ pub(crate) enum Backend {
     Remote(Client),
 }
 
-/// A job, as far as the commands look at it.
-#[derive(Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct JobView {
-    pub(crate) job_id: PlainText,
-    pub(crate) consumer_id: Option<PlainText>,
-    pub(crate) dataset: PlainText,
-    pub(crate) export_type: PlainText,
-    pub(crate) status: PlainText,
-    pub(crate) progress: u8,
-    pub(crate) rows_exported: u64,
-    pub(crate) bytes_written: u64,
-    pub(crate) output_filename: PlainText,
-    pub(crate) sha256: Option<PlainText>,
-    #[serde(default)]
-    pub(crate) attempt: u32,
-    pub(crate) continuity: Option<PlainText>,
-    pub(crate) error: Option<FailureView>,
-    /// The whole job as the API shows it.
-    #[serde(skip)]
-    pub(crate) json: Value,
-}
-
-/// Why a job failed.
-#[derive(Clone, Deserialize)]
-pub(crate) struct FailureView {
-    pub(crate) code: PlainText,
-    pub(crate) detail: PlainText,
-}
-
-/// Where a consumer stands.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct ConsumerView {
-    pub(crate) consumer_id: PlainText,
-    pub(crate) dataset: PlainText,
-    pub(crate) last_exported_at: Option<PlainText>,
-    pub(crate) rows_waiting: Option<u64>,
-    #[serde(default)]
-    pub(crate) rows_waiting_capped: bool,
-    pub(crate) continuity: Option<PlainText>,
-    pub(crate) last_job: Option<JobView>,
-}
-
 /// What the answer to a submission says of the job.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -131,28 +88,6 @@ struct Accepted {
 struct Items {
     items: Vec<Value>,
     next_cursor: Option<String>,
-}
-
-impl JobView {
-    fn of(json: Value) -> anyhow::Result<JobView> {
-        let view: JobView = serde_json::from_value(json.clone()).context("a job as the API shows it was expected")?;
-        Ok(JobView { json, ..view })
-    }
-
-    /// Whether the job has ended. A status that only a later version knows counts as open.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.status.parse::<Status>().is_ok_and(Status::is_terminal)
-    }
-
-    /// Why an open job's last attempt has failed, to be written behind its other figures; nothing where none has.
-    pub(crate) fn last_error(&self) -> String {
-        let Some(FailureView { code, detail }) = &self.error else { return String::new() };
-        format!("  (attempt {} failed: {code}: {detail})", self.attempt)
-    }
-
-    pub(crate) fn has_status(&self, status: Status) -> bool {
-        &*self.status == status.as_str()
-    }
 }
 
 impl Backend {

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::config::CatalogFile;
-use crate::job::{JobId, Status};
+use crate::job::{After, JobId, Status};
 use crate::service;
 use crate::telemetry::chain;
 use anyhow::{Context, bail, ensure};
@@ -23,10 +23,11 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::command::BadUsage;
-use crate::command::backend::{Backend, JobView, Server};
+use crate::command::backend::{Backend, Server};
 use crate::command::client::Error;
 use crate::command::output::{Output, folder_of};
 use crate::command::progress::bar_of_bytes;
+use crate::command::view::JobView;
 use crate::command::words::job_id;
 
 /// A download without a byte for this long has failed.
@@ -196,7 +197,7 @@ struct PartialFile<'j> {
 impl PartialFile<'_> {
     /// Takes the bytes that the hidden file has for the file's beginning.
     fn new(mut sink: Sink, job: &JobView) -> anyhow::Result<PartialFile<'_>> {
-        let is_hex = |text: &&str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_hex = |text: &&str| After::is_sha256(text);
         let sha256 = job.sha256.as_deref().filter(is_hex).context("the export has no SHA-256")?;
         let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
         if let Sink::File(file) = &mut sink {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::command::BadUsage;
-use crate::command::backend::{Backend, JobView, Server};
+use crate::command::backend::{Backend, Server};
 use crate::command::catalog::named_or_implied;
 use crate::command::client::Client;
 use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
@@ -29,6 +29,7 @@ use crate::command::output::Output;
 use crate::command::progress::bar_of_rows;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
+use crate::command::view::JobView;
 use crate::command::wiring::{OutputFolder, Wired, wire};
 use crate::command::words::words;
 
@@ -239,9 +240,9 @@ fn show(bar: &ProgressBar, job: &JobView, printed_at: &mut Instant) {
         let all = job.rows_exported.saturating_mul(100).checked_div(u64::from(job.progress)).unwrap_or(0);
         bar.set_length(all.max(job.rows_exported).max(1));
         bar.set_position(job.rows_exported);
-        bar.set_message(format!("{}{}", job.job_id, job.last_error()));
+        bar.set_message(format!("{}{}", job.job_id, job.remark()));
     } else if printed_at.elapsed() >= PROGRESS_INTERVAL {
-        eprintln!("{} {}% {} rows{}", job.status, job.progress, job.rows_exported, job.last_error());
+        eprintln!("{} {}% {} rows{}", job.status, job.progress, job.rows_exported, job.remark());
         *printed_at = Instant::now();
     }
 }

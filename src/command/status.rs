@@ -12,9 +12,10 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::command::backend::{Backend, ConsumerView, JobView, SHOWN, Server};
+use crate::command::backend::{Backend, SHOWN, Server};
 use crate::command::client::PlainText;
 use crate::command::signals::stop_on_signal;
+use crate::command::view::{ConsumerView, JobView};
 
 /// The members of [`Backend::status`].
 #[derive(Deserialize)]
@@ -99,7 +100,7 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
         writeln!(
             text,
             "{job_id:<37} {consumer:<24} {dataset:<16} {export_type:<12} {status:<11} {progress:>4}{}",
-            job.last_error()
+            job.remark()
         )?;
     }
     outln!("{}", text.trim_end_matches('\n'))

@@ -17,6 +17,7 @@ use crate::job::{Continuity, ExportType, FailureCode, Job, Status};
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "attempt": 1, "error": null, "continuity": null,
     "lateRows": 0, "keyOnlyDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
     "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "retryOf": null,
+    "nextAttemptAt": null, "cancelRequestedAt": null,
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
 }))]
@@ -89,6 +90,12 @@ pub(crate) struct JobBody {
     /// The export that this one repeats, on request
     #[schema(required, value_type = Option<Uuid>)]
     retry_of: Option<String>,
+    /// When the export is tried again at the earliest, while it waits for that
+    #[schema(required, format = DateTime)]
+    next_attempt_at: Option<String>,
+    /// When somebody first asked to cancel the export: an open one ends as soon as its worker hears of it
+    #[schema(required, format = DateTime)]
+    cancel_requested_at: Option<String>,
     /// When the export was asked for
     #[schema(format = DateTime)]
     created_at: String,
@@ -143,6 +150,8 @@ impl From<Job> for JobBody {
             watermark_to: job.watermark_to.map(rfc3339),
             number: job.number,
             retry_of: job.retry_of.map(|job| job.to_string()),
+            next_attempt_at: job.next_attempt_at.map(rfc3339),
+            cancel_requested_at: job.cancel_requested_at.map(rfc3339),
             created_at: rfc3339(job.created_at),
             started_at: job.started_at.map(rfc3339),
             finished_at: job.finished_at.map(rfc3339),

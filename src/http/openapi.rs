@@ -92,7 +92,7 @@ impl Document {
         value["components"]["headers"] = headers();
         value["components"]["parameters"] = json!({ "X-Request-Id": {
             "name": "X-Request-Id", "in": "header", "required": false, "schema": { "type": "string" }, "example": "my-request-1",
-            "description": "A name for the request, 1 to 128 visible ASCII characters, which its answer and the log have too. Another \
+            "description": "A name for the request, 1 to 128 visible ASCII characters without a key in them, which its answer and the log have too. Another \
                 one, or none, is replaced by a UUID.",
         }});
         value["components"]["securitySchemes"] = json!({ "key": {

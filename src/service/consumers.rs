@@ -13,7 +13,7 @@ use crate::job::{ConsumerId, Job};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::{COUNTING_TIMEOUT, Error, Service};
 use crate::source;
-use crate::store::watermarks::{ConsumerPosition, Written};
+use crate::store::watermarks::{ConsumerPosition, WatermarkEdit};
 use crate::telemetry::chain;
 use crate::watermark::{ConsumerLag, Waiting, Watermark};
 
@@ -152,7 +152,7 @@ impl Service {
         }
         let watermark = Watermark { consumer, dataset: dataset.name.clone(), last_exported_at: time };
         match with_timeout(self.store.set_watermark(&watermark)).await? {
-            Written::Done => {
+            WatermarkEdit::Done => {
                 tracing::info!(
                     event = "watermark_set",
                     consumerId = watermark.consumer.as_str(),
@@ -161,7 +161,7 @@ impl Service {
                 );
                 Ok(watermark)
             }
-            Written::Committing => Err(Error::Committing),
+            WatermarkEdit::Committing => Err(Error::Committing),
         }
     }
 
@@ -175,12 +175,12 @@ impl Service {
             return Err(Error::NoDataset(self.catalog.names()));
         }
         match with_timeout(self.store.forget_watermark(lane)).await? {
-            Written::Done => {
+            WatermarkEdit::Done => {
                 let (consumer, dataset) = (lane.consumer.as_str(), lane.dataset);
                 tracing::info!(event = "watermark_deleted", consumerId = consumer, dataset);
                 Ok(())
             }
-            Written::Committing => Err(Error::Committing),
+            WatermarkEdit::Committing => Err(Error::Committing),
         }
     }
 }

@@ -3,11 +3,11 @@
 use tokio::io::AsyncRead;
 
 use crate::file::FileRecord;
-use crate::job::{ConsumerId, JobId, Status};
+use crate::job::{JobId, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::sink;
-use crate::telemetry::chain;
+use crate::telemetry::{chain, job_event};
 
 /// A committed file, open: the very one that was exported.
 #[derive(Debug)]
@@ -57,14 +57,7 @@ impl Service {
         }
         self.destination.remove(&record).await?;
         with_timeout(self.store.file_removed(id)).await?;
-        tracing::info!(
-            event = "file_removed",
-            jobId = %id,
-            consumerId = job.consumer.as_ref().map(ConsumerId::as_str),
-            dataset = job.dataset,
-            exportType = %job.export_type,
-            file = record.name,
-        );
+        job_event!(info, job, "file_removed", file = record.name);
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::key::Prefix;
 use crate::service::Error;
 use crate::service::deadline::with_timeout;
 use crate::store::Store;
-use crate::store::transitions::{Ended, Endings};
+use crate::store::transitions::{Ending, Endings};
 
 /// Followers in all: a third of the connections that one address may have, a proxy's, say, is left to other calls; and of one key half.
 const MOST: usize = 500;
@@ -168,7 +168,7 @@ impl Shared {
                 () = sleep_until(next) => {
                     next = Instant::now() + pause;
                     pause = (pause * 2).min(POLL_EVERY);
-                    Ended::Any
+                    Ending::Any
                 }
                 () = self.came.notified() => {
                     // A new follower can't put off the poll that others wait for.
@@ -178,8 +178,8 @@ impl Shared {
                 ended = endings.next() => ended,
             };
             let jobs: Vec<JobId> = match ended {
-                Ended::Job(job) => self.followed().jobs.contains_key(&job).then_some(job).into_iter().collect(),
-                Ended::Any => self.followed().jobs.keys().copied().collect(),
+                Ending::Job(job) => self.followed().jobs.contains_key(&job).then_some(job).into_iter().collect(),
+                Ending::Any => self.followed().jobs.keys().copied().collect(),
             };
             if !jobs.is_empty() {
                 failed = self.poll(&jobs, failed).await;

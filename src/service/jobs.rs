@@ -8,16 +8,17 @@ use tokio::time::Instant;
 
 use crate::dataset::{Capture, Dataset};
 use crate::job::lane::Lane;
-use crate::job::{ConsumerId, Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
 use crate::service::{Error, LAST_LOOK_TIMEOUT, Service};
 use crate::store::{
     self,
-    jobs::{Cancelled, Submitted},
+    jobs::{Cancelled, SubmitOutcome},
     lanes::OutOfStep,
     tracked::Tracking,
 };
+use crate::telemetry::job_event;
 
 impl Service {
     /// Accepts a job. It will be run, whatever happens to this process. A request whose idempotency key was sent before returns the job
@@ -37,23 +38,17 @@ impl Service {
         let destination = self.destination.id().await.ok();
         let submitted = with_timeout(self.store.submit(request, destination, self.terms)).await;
         match self.or_set_back(submitted).await? {
-            Submitted::Accepted(job) => {
-                tracing::info!(
-                    event = "export_submitted",
-                    jobId = %job.id,
-                    consumerId = job.consumer.as_ref().map(ConsumerId::as_str),
-                    dataset = job.dataset,
-                    exportType = %job.export_type,
-                    retryOf = job.retry_of.map(tracing::field::display),
-                );
+            SubmitOutcome::Accepted(job) => {
+                let retry_of = job.retry_of.map(tracing::field::display);
+                job_event!(info, job, "export_submitted", retryOf = retry_of);
                 Ok(job)
             }
-            Submitted::Before(job) => Ok(job),
-            Submitted::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
-            Submitted::OutOfStep(OutOfStep::GoneOn(jobs)) => Err(Error::OutOfStep(jobs)),
-            Submitted::OutOfStep(OutOfStep::Unknown) => Err(Error::Restored),
-            Submitted::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
-            Submitted::QueueFull(open) => Err(Error::QueueFull(open)),
+            SubmitOutcome::Before(job) => Ok(job),
+            SubmitOutcome::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
+            SubmitOutcome::OutOfStep(OutOfStep::GoneOn(jobs)) => Err(Error::OutOfStep(jobs)),
+            SubmitOutcome::OutOfStep(OutOfStep::Unknown) => Err(Error::Restored),
+            SubmitOutcome::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
+            SubmitOutcome::QueueFull(open) => Err(Error::QueueFull(open)),
         }
     }
 
@@ -106,13 +101,7 @@ impl Service {
             Cancelled::Asked(job) => {
                 // The end is logged where the job ends, perhaps in another process.
                 if !job.status.is_terminal() {
-                    tracing::info!(
-                        event = "cancel_requested",
-                        jobId = %job.id,
-                        consumerId = job.consumer.as_ref().map(ConsumerId::as_str),
-                        dataset = job.dataset,
-                        exportType = %job.export_type,
-                    );
+                    job_event!(info, job, "cancel_requested");
                 }
                 Ok((job, false))
             }
@@ -212,7 +201,9 @@ async fn ended(mut follower: Follower) -> Option<Job> {
 
 /// The job once it has changed; `None` if it has ended, or the database fails.
 async fn changed(follower: &mut Follower, last: &Job, since: Instant) -> Option<Job> {
-    let standing = |job: &Job| (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt);
+    let standing = |job: &Job| {
+        (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt, job.cancel_requested_at)
+    };
     while !last.status.is_terminal() {
         let Poll { begun, outcome } = follower.next().await;
         match outcome {

@@ -180,7 +180,7 @@ mod tests {
         let (ranges, progress) = (Ranges::of(Some(4 * 256)), Progress::default());
         let reached = [(); 4].map(|()| {
             ranges.finish_one(&progress);
-            progress.read().0
+            progress.read().percent
         });
         assert_eq!(reached, [25, 50, 75, 99]);
     }

@@ -26,7 +26,8 @@ macro_rules! job_columns {
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
          case when e.published_at is not null then e.sha256 end as sha256, e.error_code, e.error_detail,
          e.selection, e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
-         e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number, e.has_after, e.after_job, e.after_sha256, e.retry_of, e.created_at, e.started_at,
+         e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number, e.has_after, e.after_job, e.after_sha256, e.retry_of,
+         case when e.status = 'pending' and e.attempt > 0 then e.run_at end as next_attempt_at, e.cancel_requested_at, e.created_at, e.started_at,
          case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at")
     };
 }
@@ -64,6 +65,8 @@ pub(crate) struct JobRow {
     after_job: Option<Uuid>,
     after_sha256: Option<String>,
     retry_of: Option<Uuid>,
+    next_attempt_at: Option<DateTime<Utc>>,
+    cancel_requested_at: Option<DateTime<Utc>>,
     created_at: DateTime<Utc>,
     started_at: Option<DateTime<Utc>>,
     finished_at: Option<DateTime<Utc>>,
@@ -110,6 +113,8 @@ impl TryFrom<JobRow> for Job {
                 None => After::Nothing,
             }),
             retry_of: row.retry_of.map(JobId::from),
+            next_attempt_at: row.next_attempt_at,
+            cancel_requested_at: row.cancel_requested_at,
             created_at: row.created_at,
             started_at: row.started_at,
             finished_at: row.finished_at,

@@ -21,7 +21,7 @@ const MOST_OPEN: i64 = 20;
 
 /// How a request for an export went.
 #[derive(Debug)]
-pub enum Submitted {
+pub enum SubmitOutcome {
     /// A job was made of it.
     Accepted(Job),
     /// The request was sent before, and made this job.
@@ -57,7 +57,12 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails; there is no job then.
-    pub async fn submit(&self, request: &Request, destination: Option<Uuid>, terms: Terms) -> Result<Submitted, Error> {
+    pub async fn submit(
+        &self,
+        request: &Request,
+        destination: Option<Uuid>,
+        terms: Terms,
+    ) -> Result<SubmitOutcome, Error> {
         match self.submit_once(request, destination, terms).await {
             // A key is unique for its consumer, and a lane's lock is for a dataset: the key was just sent with another dataset.
             Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("exports_idempotency_key") => {
@@ -83,7 +88,7 @@ impl Store {
         request: &Request,
         destination: Option<Uuid>,
         terms: Terms,
-    ) -> Result<Submitted, Error> {
+    ) -> Result<SubmitOutcome, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
         // The lanes stay locked to the end of the transaction: a request with the same key is either seen or waits, and the consumer's
@@ -92,12 +97,12 @@ impl Store {
         let lane_seq = next_in_lane(&mut tx, request).await?;
         let now = next_time(&mut tx, request).await?;
         let refused = match sent_before(&mut tx, request).await? {
-            Some(job) if request.asks_for(&job) => Some(Submitted::Before(job)),
-            Some(job) => Some(Submitted::KeyTaken(job)),
+            Some(job) if request.asks_for(&job) => Some(SubmitOutcome::Before(job)),
+            Some(job) => Some(SubmitOutcome::KeyTaken(job)),
             None => match is_out_of_step(&mut tx, request).await? {
-                Some(why) => Some(Submitted::OutOfStep(why)),
+                Some(why) => Some(SubmitOutcome::OutOfStep(why)),
                 None if open_of_consumer(&mut tx, request).await? >= MOST_OPEN => {
-                    Some(Submitted::TooManyOpen(MOST_OPEN))
+                    Some(SubmitOutcome::TooManyOpen(MOST_OPEN))
                 }
                 None => None,
             },
@@ -110,7 +115,7 @@ impl Store {
         let Some(slot) = self.slot(&mut tx, terms.max_open).await? else {
             tx.rollback().await?;
             conn.give_back();
-            return Ok(Submitted::QueueFull(terms.max_open));
+            return Ok(SubmitOutcome::QueueFull(terms.max_open));
         };
         let (after_job, after_sha256) = match &request.after {
             Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.as_deref()),
@@ -157,7 +162,7 @@ impl Store {
         tx.commit().await?;
         conn.give_back();
         slot.used();
-        Ok(Submitted::Accepted(job))
+        Ok(SubmitOutcome::Accepted(job))
     }
 
     /// A job, if there is one of this id.

@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::connection;
 use crate::database::DatabaseId;
 use crate::file::hidden::HiddenFile;
-use crate::job::{Job, JobId, LeaseToken};
+use crate::job::{Job, JobId, LeaseToken, Reached};
 use crate::store::{Error, Store};
 
 /// How often a lease is extended, and expired leases are looked for.
@@ -76,7 +76,7 @@ impl LeaseRenewer {
         job: JobId,
         token: LeaseToken,
         lease: Duration,
-        progress: (u8, u64, u64),
+        progress: Reached,
         timeout: Duration,
     ) -> Result<Renewal, Error> {
         // Put back only after an answer: a statement that was given up takes its connection with it.
@@ -101,7 +101,7 @@ async fn beat(
     job: JobId,
     token: LeaseToken,
     lease: Duration,
-    (percent, rows, bytes): (u8, u64, u64),
+    Reached { percent, rows, bytes }: Reached,
 ) -> Result<Renewal, Error> {
     // Committed without waiting for the disk: a renewal that a crash of Postgres undoes is like one that came late.
     let cancel: Option<bool> = sqlx::query_scalar(
@@ -137,7 +137,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails; whether the lease was extended is not known then.
-    pub async fn extend(&self, lease: &Lease, time: Duration, progress: (u8, u64, u64)) -> Result<Renewal, Error> {
+    pub async fn extend(&self, lease: &Lease, time: Duration, progress: Reached) -> Result<Renewal, Error> {
         let mut conn = self.connection().await?;
         let beat = beat(conn.get(), lease.job.id, lease.token, time, progress).await?;
         conn.give_back();

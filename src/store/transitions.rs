@@ -10,11 +10,11 @@ use sqlx::query::QueryAs;
 use sqlx::{Connection, PgConnection, Postgres};
 use tokio::sync::broadcast;
 
-use crate::job::{ConsumerId, Continuity, Job, JobId, Status};
+use crate::job::{Continuity, Job, JobId, Status};
 use crate::store::job_row::JobRow;
 use crate::store::{Error, Store};
-use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
+use crate::telemetry::{chain, job_event};
 
 /// What a statement made of a job.
 #[derive(Clone, Debug)]
@@ -108,7 +108,6 @@ impl Store {
     fn tell(&self, job: &Job, cause: Option<&str>) {
         // Without followers nobody listens.
         let _ = self.endings.send(job.id);
-        let consumer = job.consumer.as_ref().map(ConsumerId::as_str);
         let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
         match job.status {
             Status::Pending | Status::Processing => return,
@@ -116,39 +115,17 @@ impl Store {
                 let seconds = seconds(job);
                 let (rows, bytes) = (job.rows_exported, job.bytes_written);
                 metrics::job_completed(labels, Completed { rows, bytes, late_rows: job.late_rows, seconds });
-                tracing::info!(
-                    event = "export_completed",
-                    jobId = %job.id,
-                    consumerId = consumer,
-                    dataset = job.dataset,
-                    exportType = %job.export_type,
-                    rowsExported = rows,
-                    durationSeconds = seconds
-                );
+                job_event!(info, job, "export_completed", rowsExported = rows, durationSeconds = seconds);
             }
             Status::Failed => {
                 if let Some(failure) = &job.error {
                     metrics::job_failed(labels, failure.code.as_str());
                     let error = cause.unwrap_or(&failure.detail);
-                    tracing::error!(
-                        event = "export_failed",
-                        jobId = %job.id,
-                        consumerId = consumer,
-                        dataset = job.dataset,
-                        exportType = %job.export_type,
-                        code = %failure.code,
-                        continuity = failure.continuity.map(Continuity::as_str),
-                        error
-                    );
+                    let continuity = failure.continuity.map(Continuity::as_str);
+                    job_event!(error, job, "export_failed", code = %failure.code, continuity, error);
                 }
             }
-            Status::Cancelled => tracing::info!(
-                event = "export_cancelled",
-                jobId = %job.id,
-                consumerId = consumer,
-                dataset = job.dataset,
-                exportType = %job.export_type
-            ),
+            Status::Cancelled => job_event!(info, job, "export_cancelled"),
         }
         metrics::job_ended(labels, job.status.as_str());
     }
@@ -171,7 +148,7 @@ pub struct Endings(broadcast::Receiver<JobId>);
 
 /// What has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum Ending {
     /// This job.
     Job(JobId),
     /// More jobs than could be told: it may be any.
@@ -180,10 +157,10 @@ pub enum Ended {
 
 impl Endings {
     /// Waits for the next end.
-    pub async fn next(&mut self) -> Ended {
+    pub async fn next(&mut self) -> Ending {
         match self.0.recv().await {
-            Ok(job) => Ended::Job(job),
-            Err(broadcast::error::RecvError::Lagged(_)) => Ended::Any,
+            Ok(job) => Ending::Job(job),
+            Err(broadcast::error::RecvError::Lagged(_)) => Ending::Any,
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
     }
@@ -204,12 +181,12 @@ mod tests {
         let mut endings = worker.over(pool()).endings();
         for ended in [other, job] {
             worker.endings.send(ended).unwrap();
-            assert_eq!(endings.next().now_or_never(), Some(Ended::Job(ended)));
+            assert_eq!(endings.next().now_or_never(), Some(Ending::Job(ended)));
         }
         assert_eq!(endings.next().now_or_never(), None, "it is told once");
         for _ in 0..100 {
             worker.endings.send(other).unwrap();
         }
-        assert_eq!(endings.next().now_or_never(), Some(Ended::Any), "it may be among those that were missed");
+        assert_eq!(endings.next().now_or_never(), Some(Ending::Any), "it may be among those that were missed");
     }
 }

@@ -113,7 +113,7 @@ impl Store {
 
 /// Whether a watermark was set or forgotten by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Written {
+pub enum WatermarkEdit {
     /// Done.
     Done,
     /// Refused: an export of that consumer is being committed.
@@ -125,7 +125,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn set_watermark(&self, watermark: &Watermark) -> Result<Written, Error> {
+    pub async fn set_watermark(&self, watermark: &Watermark) -> Result<WatermarkEdit, Error> {
         let statement = sqlx::query(
             "-- store.watermarks.set
              insert into watermarks (consumer_id, dataset, last_exported_at, updated_at) values ($1, $2, $3, clock_timestamp())
@@ -140,7 +140,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<Written, Error> {
+    pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<WatermarkEdit, Error> {
         let statement = sqlx::query(
             "-- store.watermarks.forget
              delete from watermarks where consumer_id = $1 and dataset = $2",
@@ -148,7 +148,7 @@ impl Store {
         self.write_by_hand(statement.bind(lane.consumer.as_str()).bind(lane.dataset)).await
     }
 
-    async fn write_by_hand(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<Written, Error> {
+    async fn write_by_hand(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<WatermarkEdit, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
         // The commit of an export holds the row's lock, and would be undone by a change under it.
@@ -157,9 +157,9 @@ impl Store {
             Ok(_) => {
                 tx.commit().await?;
                 conn.give_back();
-                Ok(Written::Done)
+                Ok(WatermarkEdit::Done)
             }
-            Err(Error::LockConflict(_)) => Ok(Written::Committing),
+            Err(Error::LockConflict(_)) => Ok(WatermarkEdit::Committing),
             Err(error) => Err(error),
         }
     }

@@ -325,11 +325,44 @@ async fn a_job_between_two_attempts_shows_why_it_waits_and_is_cancelled_without_
                error_code = 'storage_full', error_detail = 'no room'",
         )
         .await;
+    let next = service.job(&id).await["nextAttemptAt"].as_str().unwrap().to_owned();
+    let exact = format!("select run_at = '{next}' from cdc_export.exports");
+    assert!(database.one::<bool>(&exact).await, "{next}");
     let (_, printed, _) = run(&["status", "--server", &service.address], &[]).await;
-    assert!(printed.trim_end().ends_with("0  (attempt 1 failed: storage_full: no room)"), "{printed}");
+    let told = format!("0  (attempt 1 failed: storage_full: no room; the next one comes at {next})");
+    assert!(printed.trim_end().ends_with(&told), "{printed}");
     service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["error"]), (&"cancelled".into(), &Value::Null));
+    assert_eq!(job["nextAttemptAt"], Value::Null);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancel_that_was_asked_for_is_shown_until_the_worker_stops() {
+    let database = Database::new().await;
+    let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
+    let (mut worker, _folder) = Start::on(&database).sharing_output(&service).arguments(&["worker"]).spawn();
+    let pid = Pid::from_raw(worker.id().unwrap().cast_signed());
+    let held = database.hold_exports().await;
+    let id = service.submit("full", "a").await;
+    service.becomes(&id, "processing").await;
+    assert_eq!(service.job(&id).await["cancelRequestedAt"], Value::Null);
+    // Its worker neither hears of the cancel nor can end the job.
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let answer = service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
+    assert_eq!(answer.status(), 202);
+    let list: Value = service.call("GET", "/exports", &[]).await.json().await.unwrap();
+    let listed = &list["items"][0];
+    assert!(listed["status"] == "processing" && listed["cancelRequestedAt"].is_string(), "{listed}");
+    held.rollback().await.unwrap();
+    let (_, printed, _) = run(&["status", "--server", &service.address], &[]).await;
+    assert!(printed.trim_end().ends_with("  (a cancel was asked for)"), "{printed}");
+    kill(pid, Signal::SIGCONT).unwrap();
+    let job = service.becomes(&id, "cancelled").await;
+    assert_eq!(job["cancelRequestedAt"], listed["cancelRequestedAt"]);
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert!(tokio::time::timeout(HANG_TIMEOUT, worker.wait()).await.expect("it ends").unwrap().success());
     service.stop().await;
 }
 

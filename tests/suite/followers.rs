@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cdc_export::job::Status;
 use cdc_export::store::Store;
-use cdc_export::store::transitions::Ended;
+use cdc_export::store::transitions::Ending;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -123,7 +123,7 @@ async fn the_end_of_a_job_whose_worker_vanished_is_told() {
     let mut endings = store.endings();
     assert_eq!(store.reap().await.unwrap().len(), 3);
     let mut told = Vec::new();
-    while let Some(Ended::Job(job)) = endings.next().now_or_never() {
+    while let Some(Ending::Job(job)) = endings.next().now_or_never() {
         told.push(store.job(job).await.unwrap().unwrap().status);
     }
     told.sort_by_key(|status| status.as_str());

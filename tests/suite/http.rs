@@ -326,6 +326,7 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
     let documented = [
         "attempt",
         "bytesWritten",
+        "cancelRequestedAt",
         "compression",
         "consumerId",
         "continuity",
@@ -339,6 +340,7 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
         "jobId",
         "keyOnlyDeletes",
         "lateRows",
+        "nextAttemptAt",
         "number",
         "oldestTransactionSeconds",
         "openTransactions",

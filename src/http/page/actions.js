@@ -1,6 +1,6 @@
 // What may be done with a job: cancel, retry, download. What the service says against it stands next to the button.
 
-import { Problem, call, cancelling, get, jobPath, submission } from "./api.js";
+import { Problem, call, cancelling, get, isLeaving, jobPath, submission } from "./api.js";
 import { el, once, say, set, show, text } from "./dom.js";
 import { downloadOf } from "./download.js";
 import { wake } from "./pulse.js";
@@ -90,7 +90,7 @@ export function actions({ onMade = () => {}, changed }) {
 
   // Hours of work may be lost by a slip, so it asks, for as long as the job can be cancelled.
   async function cancelled(job) {
-    if (cancelling.has(job.jobId)) return null;
+    if (isLeaving(job)) return null;
     asked = question({
       title: "Cancel this export?",
       text: `The ${title(job)}. What it has written so far is dropped, and the watermark stays where it is.`,
@@ -131,7 +131,7 @@ export function actions({ onMade = () => {}, changed }) {
       if (kind === "file") return downloadOf(job, "Download", complain);
       return (kind === "heal" ? healing : retrying)(job, onMade, complain);
     });
-    if (kind === "open") set(cancel, "aria-disabled", cancelling.has(job.jobId) && "true");
+    if (kind === "open") set(cancel, "aria-disabled", isLeaving(job) && "true");
   };
   return { node, update, gone };
 }

@@ -1,6 +1,7 @@
 // Calls of the API, and all that is known of the connection by how they went.
 
 import { serverSays } from "./figures.js";
+import { isOpen } from "./words.js";
 
 // The longest that an answer may take, unless it is streamed or waits for a job's end.
 const ANSWER_TIMEOUT_MS = 15_000;
@@ -90,8 +91,12 @@ export function get(path, query = {}, signal = undefined) {
 // The jobs that were asked for in this tab.
 export const asked = new Set();
 
-// The open jobs that this tab has had cancelled: the service says so once their workers have stopped.
+// The open jobs that this tab asks to cancel: the service says so of a job, too, once it has the call.
 export const cancelling = new Set();
+
+export function isLeaving(job) {
+  return isOpen(job) && (job.cancelRequestedAt !== null || cancelling.has(job.jobId));
+}
 
 // A call that makes a job. Clicked again after an answer that was lost it carries the same name, and makes no second job.
 export function submission(path, options) {

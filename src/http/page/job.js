@@ -56,7 +56,7 @@ export function jobView(id, onMade) {
     show(failure, job.error !== null);
     // Made anew only where it changed: somebody may be about to copy out of it, or have the focus there.
     once(failure, JSON.stringify(job.error), () => failureOf(job));
-    once(timeline, [job.status, job.attempt, job.startedAt, job.finishedAt].join(), () => timelineOf(job));
+    once(timeline, [job.status, job.attempt, job.startedAt, job.finishedAt, job.nextAttemptAt, job.cancelRequestedAt].join(), () => timelineOf(job));
     keyed(members, membersOf(job), ([name]) => name, memberRow);
     once(commands, `${job.jobId} ${job.status}`, () => commandsOf(job));
     text(raw, JSON.stringify(job, null, 2));
@@ -114,13 +114,15 @@ function timelineOf(job) {
     const attempt = job.attempt > 1 ? `attempt ${job.attempt}; ` : "";
     steps.push(step("done", "Started", job.startedAt, `${attempt}${between(job.createdAt, job.startedAt)} after it was asked for`));
   } else if (job.finishedAt === null) {
-    steps.push(step("next", job.attempt > 0 ? `Waits for attempt ${job.attempt + 1}` : "Waits for its turn", null, STATUS.pending.meaning));
+    steps.push(step("next", job.attempt > 0 ? `Waits for attempt ${job.attempt + 1}` : "Waits for its turn", job.nextAttemptAt, STATUS.pending.meaning));
   }
+  if (job.cancelRequestedAt !== null) steps.push(step("done", "Cancel asked for", job.cancelRequestedAt, null));
   if (job.finishedAt !== null) {
     const took = job.durationSeconds === null ? null : `after ${duration(job.durationSeconds)}`;
     steps.push(step(`done ${STATUS[job.status].weight}`, job.status[0].toUpperCase() + job.status.slice(1), job.finishedAt, took));
   } else if (job.startedAt !== null) {
-    steps.push(step("next", job.status === "pending" ? `Waits for attempt ${job.attempt + 1}` : "Running", null, null));
+    const label = job.status === "pending" ? `Waits for attempt ${job.attempt + 1}` : "Running";
+    steps.push(step("next", label, job.nextAttemptAt, null));
   }
   return steps;
 }

@@ -1,6 +1,6 @@
 // An export as a row of a table: its status as it moves, its figures, and what may be done with it.
 
-import { asked, cancelling } from "./api.js";
+import { asked, isLeaving } from "./api.js";
 import { actions } from "./actions.js";
 import { el, row, say, set, show, text } from "./dom.js";
 import { bytes, count, duration, now, rows, when } from "./figures.js";
@@ -63,9 +63,9 @@ export function progressBar() {
 export function statusBadge() {
   const node = el("span", { class: "badge" });
   const update = (job) => {
-    const isLeaving = isOpen(job) && cancelling.has(job.jobId);
-    const says = isLeaving ? CANCELLING : STATUS[job.status];
-    text(node, isLeaving ? "cancelling…" : job.status);
+    const leaves = isLeaving(job);
+    const says = leaves ? CANCELLING : STATUS[job.status];
+    text(node, leaves ? "cancelling…" : job.status);
     node.className = `badge ${says?.weight ?? ""}`;
     set(node, "title", says?.meaning);
   };

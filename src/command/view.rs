@@ -1,0 +1,83 @@
+//! Jobs and consumers as the API shows them, as far as commands look at them.
+
+use crate::job::Status;
+use anyhow::Context;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::command::client::PlainText;
+
+/// A job, as far as the commands look at it.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct JobView {
+    pub(crate) job_id: PlainText,
+    pub(crate) consumer_id: Option<PlainText>,
+    pub(crate) dataset: PlainText,
+    pub(crate) export_type: PlainText,
+    pub(crate) status: PlainText,
+    pub(crate) progress: u8,
+    pub(crate) rows_exported: u64,
+    pub(crate) bytes_written: u64,
+    pub(crate) output_filename: PlainText,
+    pub(crate) sha256: Option<PlainText>,
+    #[serde(default)]
+    pub(crate) attempt: u32,
+    pub(crate) continuity: Option<PlainText>,
+    pub(crate) error: Option<FailureView>,
+    #[serde(default)]
+    pub(crate) next_attempt_at: Option<PlainText>,
+    #[serde(default)]
+    pub(crate) cancel_requested_at: Option<PlainText>,
+    /// The whole job as the API shows it.
+    #[serde(skip)]
+    pub(crate) json: Value,
+}
+
+/// Why a job failed.
+#[derive(Clone, Deserialize)]
+pub(crate) struct FailureView {
+    pub(crate) code: PlainText,
+    pub(crate) detail: PlainText,
+}
+
+/// Where a consumer stands.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConsumerView {
+    pub(crate) consumer_id: PlainText,
+    pub(crate) dataset: PlainText,
+    pub(crate) last_exported_at: Option<PlainText>,
+    pub(crate) rows_waiting: Option<u64>,
+    #[serde(default)]
+    pub(crate) rows_waiting_capped: bool,
+    pub(crate) continuity: Option<PlainText>,
+    pub(crate) last_job: Option<JobView>,
+}
+
+impl JobView {
+    pub(crate) fn of(json: Value) -> anyhow::Result<JobView> {
+        let view: JobView = serde_json::from_value(json.clone()).context("a job as the API shows it was expected")?;
+        Ok(JobView { json, ..view })
+    }
+
+    /// Whether the job has ended. A status that only a later version knows counts as open.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.status.parse::<Status>().is_ok_and(Status::is_terminal)
+    }
+
+    /// What is to be written behind an open job's figures: that it was asked to stop, or why its last attempt has failed, and when the
+    /// next one comes.
+    pub(crate) fn remark(&self) -> String {
+        if self.cancel_requested_at.is_some() {
+            return "  (a cancel was asked for)".to_owned();
+        }
+        let Some(FailureView { code, detail }) = &self.error else { return String::new() };
+        let next = self.next_attempt_at.as_ref().map(|at| format!("; the next one comes at {at}")).unwrap_or_default();
+        format!("  (attempt {} failed: {code}: {detail}{next})", self.attempt)
+    }
+
+    pub(crate) fn has_status(&self, status: Status) -> bool {
+        &*self.status == status.as_str()
+    }
+}

@@ -1,0 +1,65 @@
+//! How far a running export is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// How far a running export is. The pipeline writes it, the heartbeat reads it.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Counters>);
+
+/// How far a running export was at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// 0 to 99: 100 belongs to completed jobs.
+    pub percent: u8,
+    /// Rows written.
+    pub rows: u64,
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    percent: AtomicU8,
+    rows: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Progress {
+    /// Says that `done` of `all` parts are read. Stays below 100, which belongs to completed jobs.
+    pub fn reach(&self, done: u64, all: u64) {
+        let percent = done.saturating_mul(100) / all.max(1);
+        self.0.percent.fetch_max(percent.min(99) as u8, Ordering::Relaxed);
+    }
+
+    /// Says how many rows and bytes are written by now.
+    pub fn written(&self, rows: u64, bytes: u64) {
+        self.0.rows.store(rows, Ordering::Relaxed);
+        self.0.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// How far it is now.
+    pub fn read(&self) -> Reached {
+        Reached {
+            percent: self.0.percent.load(Ordering::Relaxed),
+            rows: self.0.rows.load(Ordering::Relaxed),
+            bytes: self.0.bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_never_goes_back_and_stays_below_100() {
+        let progress = Progress::default();
+        progress.reach(50, 100);
+        progress.reach(10, 100);
+        assert_eq!(progress.read().percent, 50);
+        progress.reach(100, 100);
+        progress.reach(0, 0);
+        assert_eq!(progress.read().percent, 99);
+    }
+}
