@@ -206,15 +206,12 @@ async fn a_filter_whose_function_is_replaced_is_another_one() {
 async fn run(cases: &[Case]) {
     let database = Database::empty().await;
     let named = |text: &str, at: usize| text.replace("{t}", &format!("t{at}")).replace("{T}", &format!("T{at}"));
-    let mut catalog = String::new();
+    let mut blocks = Vec::new();
     for (at, case) in cases.iter().enumerate() {
         database.run(&named(case.made, at)).await;
-        catalog += &named(&format!("[[dataset]]\nname = '{{t}}'\ntable = '{{t}}'\n{}\n", case.dataset), at);
+        blocks.push(named(&format!("[[dataset]]\nname = '{{t}}'\ntable = '{{t}}'\n{}\n", case.dataset), at));
     }
-    let catalog = Catalog::of(&catalog);
-    for at in 0..cases.len() {
-        catalog.track(&database, &format!("t{at}")).await;
-    }
+    let catalog = Catalog::tracked(&database, &blocks).await;
     let service = catalog.start(&database).service().await;
     let mut faults = Vec::new();
     for (at, case) in cases.iter().enumerate() {

@@ -92,7 +92,7 @@ async fn a_key_that_is_another_text_is_another_key() {
         let key = if columns.contains("not null") { "key = [\"k\"]\n" } else { "" };
         format!("[[dataset]]\nname = \"t{i}\"\ntable = \"t{i}\"\n{key}")
     };
-    let catalog = Catalog::of(&KEYS.iter().enumerate().map(block).collect::<String>());
+    let blocks: Vec<_> = KEYS.iter().enumerate().map(block).collect();
     for (i, (columns, first, _, other)) in KEYS.iter().enumerate() {
         // An index of another collation than its column's is what tells these rows apart.
         let key = match columns.contains("not null") {
@@ -103,9 +103,7 @@ async fn a_key_that_is_another_text_is_another_key() {
             .run(&format!("create table t{i} ({columns}, {key}; insert into t{i} values ({first}, 1), ({other}, 2)"))
             .await;
     }
-    for i in 0..KEYS.len() {
-        catalog.track(&database, &format!("t{i}")).await;
-    }
+    let catalog = Catalog::tracked(&database, &blocks).await;
     let service = catalog.start(&database).service().await;
     for (i, (columns, first, second, _)) in KEYS.iter().enumerate() {
         let (table, names) = (format!("t{i}"), names_of(columns));

@@ -193,7 +193,7 @@ async fn keys_of_any_type_are_exact() {
         ),
     ];
     let dataset = |i: usize| format!("[[dataset]]\nname = \"t{i}\"\ntable = \"t{i}\"\n");
-    let catalog = Catalog::of(&(0..keys.len()).map(dataset).collect::<String>());
+    let blocks: Vec<_> = (0..keys.len()).map(dataset).collect();
     for (i, (columns, values, _)) in keys.iter().enumerate() {
         // Columns that are called like what the triggers' functions have.
         database
@@ -203,9 +203,7 @@ async fn keys_of_any_type_are_exact() {
             ))
             .await;
     }
-    for i in 0..keys.len() {
-        catalog.track(&database, &format!("t{i}")).await;
-    }
+    let catalog = Catalog::tracked(&database, &blocks).await;
     let service = catalog.start(&database).service().await;
     for (i, (columns, values, key)) in keys.iter().enumerate() {
         let (dataset, source) = (format!("t{i}"), format!("select * from t{i}"));
@@ -234,8 +232,9 @@ async fn keys_of_any_type_are_exact() {
     }
     for (i, (columns, ..)) in keys.iter().enumerate() {
         let dataset = format!("t{i}");
-        let (_, plan, said) =
-            catalog.command(&database, &["plan", "delta", "--dataset", &dataset, "--consumer", "a"]).await;
+        let (_, plan, said) = Catalog::of(&blocks[i])
+            .command(&database, &["plan", "delta", "--dataset", &dataset, "--consumer", "a"])
+            .await;
         assert!(plan.matches(&format!("using t{i}_pkey")).count() >= 2, "{columns}: {plan} {said}");
         assert!(
             plan.matches("Index Cond: (k").count() + plan.matches("Index Cond: ((k").count() >= 2 || i == 11,
@@ -253,16 +252,14 @@ async fn tables_may_be_called_anything() {
     let block = |(i, name): (usize, &&str)| {
         format!("[[dataset]]\nname = \"t{i}\"\ntable = {}\n", toml::Value::String(quoted(name)))
     };
-    let catalog = Catalog::of(&names.iter().enumerate().map(block).collect::<String>());
+    let blocks: Vec<_> = names.iter().enumerate().map(block).collect();
     for name in names {
         let (key, table) = (quoted("k$f$ %I"), quoted(name));
         database
             .run(&format!("create table {table} ({key} int primary key); insert into {table} values (1), (2)"))
             .await;
     }
-    for i in 0..names.len() {
-        catalog.track(&database, &format!("t{i}")).await;
-    }
+    let catalog = Catalog::tracked(&database, &blocks).await;
     let service = catalog.start(&database).service().await;
     for (i, name) in names.into_iter().enumerate() {
         export(&service, "full", &format!("t{i}"), "a").await;
