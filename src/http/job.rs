@@ -15,7 +15,7 @@ use crate::job::{Continuity, ExportType, FailureCode, Job, Status};
     "status": "completed", "progress": 100, "rowsExported": 29, "bytesWritten": 3401,
     "outputFilename": "delta_search_20261120T091315Z.csv", "format": "csv", "compression": "none",
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "attempt": 1, "error": null, "continuity": null,
-    "lateRows": 0, "keyOnlyDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
+    "lateRows": 0, "keyOnlyDeletes": 0, "quietDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
     "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "retryOf": null,
     "nextAttemptAt": null, "cancelRequestedAt": null,
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
@@ -67,6 +67,8 @@ pub(crate) struct JobBody {
     /// Deleted rows of which the log knows only the key, since they were too large for it: their key is right, their other columns are
     /// empty
     key_only_deletes: u64,
+    /// Rows that were deleted since the consumer's last export by transactions which kept them out of it (`cdc_export.quiet`)
+    quiet_deletes: u64,
     /// Transactions that had changed something and were still open: their changes belong to the next export
     #[schema(required)]
     open_transactions: Option<u32>,
@@ -142,6 +144,7 @@ impl From<Job> for JobBody {
             continuity: job.report.continuity.map(|why| why.as_str()),
             late_rows: job.late_rows,
             key_only_deletes: job.key_only_deletes,
+            quiet_deletes: job.report.quiet_deletes,
             open_transactions: job.report.open_transactions,
             oldest_transaction_seconds: job.report.oldest_transaction_seconds,
             schema_changed: job.schema_changed,

@@ -84,4 +84,6 @@ pub struct SnapshotReport {
     pub oldest_transaction_seconds: Option<f64>,
     /// The table's rows were written anew since the last export, with the columns the same, as `VACUUM FULL` does.
     pub table_rewritten: bool,
+    /// Rows that transactions deleted quietly since the consumer's last export.
+    pub quiet_deletes: u64,
 }

@@ -41,6 +41,7 @@ pub(super) struct ExportedSnapshot {
     /// Partitions that the position doesn't know.
     pub(super) arrived: Vec<Oid>,
     table_rewritten: bool,
+    quiet_deletes: i64,
     open_transactions: i32,
     oldest_transaction_seconds: Option<f64>,
     pub(super) table_oid: Oid,
@@ -87,6 +88,10 @@ impl ExportedSnapshot {
                  or j.id is not null and j.server_started_at is distinct from pg_postmaster_start_time() and witness.denies as is_restored,
                coalesce(w.table_oid = t.oid and w.columns_hash = here.columns_hash and w.relfilenode <> here.relfilenode, false)
                  as table_rewritten,
+               -- Every export moves the position of live rows, so that each tells of those that the one before has not.
+               (select coalesce(sum(l.quiet), 0)::bigint from cdc_export.change_log l
+                where l.tbl = t.oid and l.op = 'Q' and l.xid >= pg_snapshot_xmin(w.snap_live) and not pg_visible_in_snapshot(l.xid, w.snap_live))
+                 as quiet_deletes,
                case when w.seen ? 'relations' then array(
                    select p::oid from jsonb_object_keys(here.seen -> 'relations') p where not w.seen -> 'relations' ? p)
                  else '{}' end as arrived,
@@ -187,6 +192,7 @@ impl ExportedSnapshot {
             open_transactions: u32::try_from(self.open_transactions).ok(),
             oldest_transaction_seconds: self.oldest_transaction_seconds,
             table_rewritten: self.table_rewritten,
+            quiet_deletes: self.quiet_deletes.unsigned_abs(),
         }
     }
 

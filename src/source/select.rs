@@ -201,8 +201,8 @@ impl Select<'_> {
             _ => gone.to_owned(),
         };
         format!(
-            "with ch ({names}, {OLD}, {IMAGE}, {NUMBERS}) as materialized (
-               select {names}, found[2]::jsonb, found[3], found[4]::smallint[]
+            "with ch ({names}, {IS_TOLD}, {OLD}, {IMAGE}, {NUMBERS}) as materialized (
+               select {names}, found is not null, found[2]::jsonb, found[3], found[4]::smallint[]
                from (
                  select {names}, pg_catalog.max(array[pg_catalog.lpad(seq::text, 19, '0'), old::text, image, image_columns::text]) filter (where op = 'D')
                  from (
@@ -218,7 +218,8 @@ impl Select<'_> {
              select 'DELETE'::text, {columns}, {refused} or {is_gone}
              from ch left join {table} u on {joined}
              {images}
-             where {gone} or ({alive}) is not true"
+             -- A row that is gone and whose deletion isn't logged was deleted quietly.
+             where case when {gone} then ch.{IS_TOLD} else ({alive}) is not true end"
         )
     }
 
@@ -381,6 +382,7 @@ impl Select<'_> {
 
 /// Names of the columns beside the key in the changes. Each has a space, so that no filter means it.
 const OP: &str = "\"logged op\"";
+const IS_TOLD: &str = "\"logged deletion\"";
 const OLD: &str = "\"logged old\"";
 const IMAGE: &str = "\"logged image\"";
 const NUMBERS: &str = "\"logged columns\"";

@@ -86,7 +86,7 @@ async fn commit_once(
              rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
              watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
              continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
-             columns_hash = md5(($17::text[])[1]), key_only_deletes = $18, marker_seen = $19, file_columns = $21,
+             columns_hash = md5(($17::text[])[1]), key_only_deletes = $18, marker_seen = $19, file_columns = $21, quiet_deletes = $22,
              schema_changed = (
                select l.columns_hash <> all (array(select md5(form) from unnest($17::text[]) as form)) from exports l
                where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
@@ -121,7 +121,8 @@ async fn commit_once(
     .bind(exported.key_only_deletes as i64)
     .bind(marker.map(JobId::as_uuid))
     .bind(Json(&file.identity.location))
-    .bind(Json(columns));
+    .bind(Json(columns))
+    .bind(report.quiet_deletes as i64);
     if step(conn, complete).await?.is_none() {
         return Ok(Committed::NotOurs);
     }

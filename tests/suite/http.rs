@@ -346,6 +346,7 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
         "openTransactions",
         "outputFilename",
         "progress",
+        "quietDeletes",
         "retryOf",
         "rowsExported",
         "schemaChanged",

@@ -105,6 +105,7 @@ mod partitions;
 #[cfg(test)]
 mod pooler;
 #[cfg(test)]
+mod quiet;
 mod readers;
 #[cfg(test)]
 mod remote;

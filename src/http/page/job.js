@@ -149,6 +149,7 @@ function membersOf(job) {
     ["Continuity", job.continuity === null ? "nothing stood between the last export and this one" : [el("code", {}, job.continuity), ` ${says.meaning}`]],
     ["Late rows", job.lateRows === 0 ? "none" : `${count(job.lateRows)}: changed before the watermark by their own times, and found by the log alone (late commits, back-dated rows, hard deletes)`],
     ["Deleted by key", job.keyOnlyDeletes === 0 ? "none" : `${count(job.keyOnlyDeletes)}: rows too large for the change log, whose other columns are empty in this file`],
+    ["Deleted quietly", job.quietDeletes === 0 ? "none" : `${count(job.quietDeletes)}: rows that the source deleted and no delta tells of (cdc_export.quiet)`],
     ["Open transactions", openOf(job, none)],
     ["Columns", job.schemaChanged ? "changed since this consumer's last export: look whether its reader knows them" : "no change seen"],
     ["Table", job.tableRewritten ? "written anew since the last export, as VACUUM FULL does" : "no rewrite seen"],

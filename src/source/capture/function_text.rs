@@ -9,7 +9,7 @@ use crate::source::quote;
 use crate::source::trigger::{TriggerKind, key_text};
 
 /// The version of the functions' text, by which `renew` recognizes an older text. It goes up with each change of the text below.
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 
 /// What a text may show of the writer's settings, set for the call: or one key would have two texts. It takes longer than the call
 /// itself, so that functions whose texts show none of it go without.
@@ -130,7 +130,17 @@ impl Function {
                  end",
                 gone(&lost)
             ),
-            TriggerKind::Deletes => format!("begin {} return null; end", gone(OLD_ROWS)),
+            TriggerKind::Deletes => format!(
+                "begin
+                   if {IS_QUIET} then
+                     insert into cdc_export.change_log (tbl, op, quiet)
+                       select tg_relid, 'Q', pg_catalog.count(*) from {OLD_ROWS} having pg_catalog.count(*) operator(pg_catalog.>) 0;
+                     return null;
+                   end if;
+                   {} return null;
+                 end",
+                gone(OLD_ROWS)
+            ),
             // A partition that was detached keeps this trigger, and is no part of any tree.
             TriggerKind::Truncates => format!(
                 "begin
@@ -144,6 +154,10 @@ impl Function {
             // Each row of a partition would begin a transaction within its own: only one that may be too large does.
             TriggerKind::Rows | TriggerKind::Replicated => format!(
                 "declare root constant pg_catalog.oid := {root}; begin
+                   if tg_op operator(pg_catalog.=) 'DELETE' and {IS_QUIET} then
+                     insert into cdc_export.change_log (tbl, op, quiet) values (root, 'Q', 1);
+                     return null;
+                   end if;
                    if tg_op operator(pg_catalog.<>) 'DELETE' then
                      {LOG}) values (root, case when tg_op operator(pg_catalog.=) 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", {new});
                    end if;
@@ -186,6 +200,9 @@ impl Function {
         format!("case when pg_catalog.pg_column_size({row}) operator(pg_catalog.<=) {LARGEST} then {text} end")
     }
 }
+
+/// That the writer's transaction keeps quiet about its deletions, as only its own session can say.
+const IS_QUIET: &str = "pg_catalog.current_setting('cdc_export.quiet', true) operator(pg_catalog.=) 'delete'";
 
 /// A row that takes no more room than so many bytes has a text that there is room for: what compresses values does it 255 times at
 /// best, and a character is four in the text of a row.
@@ -283,7 +300,9 @@ mod tests {
     /// A name without a schema is looked up by the writer's search_path, and so is an operator.
     #[test]
     fn every_name_says_its_schema() {
-        let syntax = ["exists", "case", "and", "or", "not", "values", "from", "operator", "if", "then", "its", "where"];
+        let syntax = [
+            "having", "exists", "case", "and", "or", "not", "values", "from", "operator", "if", "then", "its", "where",
+        ];
         for body in all(&["a", "b"]).iter().map(Function::body) {
             let text = body.split_once("use_variable").unwrap().1.replace("operator(pg_catalog.", "operator(");
             for (at, _) in text.match_indices('(') {
