@@ -150,7 +150,9 @@ same_statement() {
     local oid watermark live deletions text=$statement
     IFS='|' read -r watermark oid live deletions < <(sql "select last_exported_at, table_oid, snap_live, snap_del from watermarks where consumer_id = '$consumer'")
     text=${text//\$1/"'$watermark'"} text=${text//\$2/"'$oid'"} text=${text//\$3/"'$live'"}
-    echo "${text//\$4/"'$deletions'"}"
+    text=${text//\$4/"'$deletions'"}
+    # No watermark was set by hand, since which times would tell deletions too.
+    echo "${text//\$5/null}"
 }
 # deltas TIMES: every row changes, then psql takes them, by the service's own statement and from the table alone, and the service.
 deltas() {
