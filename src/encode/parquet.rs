@@ -92,18 +92,20 @@ impl GroupEncoder {
     }
 
     /// Encodes the rows, and begins anew.
-    pub(super) fn pack(&mut self, layout: &Layout) -> Result<RowGroup, Error> {
-        let mut columns = Vec::with_capacity(self.chunks.len());
-        for (descriptor, chunk) in layout.columns.columns().iter().zip(&mut self.chunks) {
+    pub(super) fn pack(&mut self, layout: &Layout, columns: &[Column]) -> Result<RowGroup, Error> {
+        let mut group = Vec::with_capacity(self.chunks.len());
+        for ((descriptor, column), chunk) in layout.columns.columns().iter().zip(columns).zip(&mut self.chunks) {
+            // The values' room is given up when they are encoded: kept for the next group, it would stand beside the pages of this one.
+            let chunk = std::mem::replace(chunk, Chunk::of(column));
             let mut pages = TrackedWrite::new(Vec::new());
             let to_pages = Box::new(SerializedPageWriter::new(&mut pages));
-            let mut column = get_column_writer(Arc::clone(descriptor), Arc::clone(&layout.properties), to_pages);
-            chunk.write(&mut column)?;
-            let closed = column.close()?;
-            columns.push((pages.into_inner()?.into(), closed));
+            let mut writer = get_column_writer(Arc::clone(descriptor), Arc::clone(&layout.properties), to_pages);
+            chunk.write(&mut writer)?;
+            let closed = writer.close()?;
+            group.push((pages.into_inner()?.into(), closed));
         }
         (self.rows, self.bytes) = (0, 0);
-        Ok(RowGroup(columns))
+        Ok(RowGroup(group))
     }
 }
 
@@ -200,11 +202,11 @@ mod tests {
         for row in rows {
             encoder.row(columns, &row)?;
             if encoder.is_full() {
-                out.append(&mut assembler.append(encoder.pack(&layout)?)?);
+                out.append(&mut assembler.append(encoder.pack(&layout, columns)?)?);
             }
         }
         if !encoder.is_empty() {
-            out.append(&mut assembler.append(encoder.pack(&layout)?)?);
+            out.append(&mut assembler.append(encoder.pack(&layout, columns)?)?);
         }
         out.append(&mut assembler.finish()?);
         Ok(out.into())

@@ -102,7 +102,7 @@ impl Encoder {
             #[cfg(feature = "parquet")]
             Form::Parquet(parquet) => {
                 let layout = self.layout.parquet.as_ref().expect("the format is Parquet");
-                return Ok(Piece(Content::RowGroup(parquet.pack(layout)?)));
+                return Ok(Piece(Content::RowGroup(parquet.pack(layout, &self.layout.columns)?)));
             }
         }
         if self.layout.encoding.compression == Compression::None {

@@ -92,31 +92,23 @@ impl Chunk {
         Ok(size_of::<i16>() + size)
     }
 
-    /// Writes the values and forgets them, but keeps their room.
-    pub(super) fn write(&mut self, column: &mut ColumnWriter<'_>) -> Result<(), ParquetError> {
+    /// Writes the values.
+    pub(super) fn write(self, column: &mut ColumnWriter<'_>) -> Result<(), ParquetError> {
         let Chunk { levels, values } = self;
         match values {
-            Values::Int32(values) => write_all::<Int32Type>(values, levels, column)?,
-            Values::Int64(values) => write_all::<Int64Type>(values, levels, column)?,
-            Values::Float(values) => write_all::<FloatType>(values, levels, column)?,
-            Values::Double(values) => write_all::<DoubleType>(values, levels, column)?,
-            Values::Bool(values) => write_all::<BoolType>(values, levels, column)?,
-            Values::Bytes(values) => values.write_all::<ByteArrayType>(levels, column)?,
-            Values::Fixed(values) => values.write_all::<FixedLenByteArrayType>(levels, column)?,
+            Values::Int32(values) => write_all::<Int32Type>(&values, &levels, column),
+            Values::Int64(values) => write_all::<Int64Type>(&values, &levels, column),
+            Values::Float(values) => write_all::<FloatType>(&values, &levels, column),
+            Values::Double(values) => write_all::<DoubleType>(&values, &levels, column),
+            Values::Bool(values) => write_all::<BoolType>(&values, &levels, column),
+            Values::Bytes(values) => values.write_all::<ByteArrayType>(&levels, column),
+            Values::Fixed(values) => values.write_all::<FixedLenByteArrayType>(&levels, column),
         }
-        levels.clear();
-        Ok(())
     }
 }
 
-fn write_all<T: DataType>(
-    values: &mut Vec<T::T>,
-    levels: &[i16],
-    column: &mut ColumnWriter<'_>,
-) -> Result<(), ParquetError> {
-    get_typed_column_writer_mut::<T>(column).write_batch(values, Some(levels), None)?;
-    values.clear();
-    Ok(())
+fn write_all<T: DataType>(values: &[T::T], levels: &[i16], column: &mut ColumnWriter<'_>) -> Result<(), ParquetError> {
+    get_typed_column_writer_mut::<T>(column).write_batch(values, Some(levels), None).map(drop)
 }
 
 impl Slices {
@@ -150,7 +142,7 @@ impl Slices {
         Ok(())
     }
 
-    fn write_all<T>(&mut self, levels: &[i16], column: &mut ColumnWriter<'_>) -> Result<(), ParquetError>
+    fn write_all<T>(&self, levels: &[i16], column: &mut ColumnWriter<'_>) -> Result<(), ParquetError>
     where
         T: DataType,
         T::T: From<ByteArray>,
@@ -164,8 +156,6 @@ impl Slices {
             get_typed_column_writer_mut::<T>(column).write_batch(&slices, Some(levels), None)?;
             (begin, rest) = (end, others);
         }
-        self.bytes.clear();
-        self.ends.clear();
         Ok(())
     }
 }
