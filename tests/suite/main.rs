@@ -106,6 +106,7 @@ mod partitions;
 mod pooler;
 #[cfg(test)]
 mod quiet;
+#[cfg(test)]
 mod readers;
 #[cfg(test)]
 mod remote;
