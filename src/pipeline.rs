@@ -263,7 +263,7 @@ impl RowReceiver for Encoding {
 struct Writer {
     assembler: Assembler,
     draft: Draft,
-    /// What stands before the rows.
+    /// What stands before the rows, until it is written with the first of them.
     begin: Vec<u8>,
     found: Found,
     progress: Progress,
@@ -276,21 +276,31 @@ impl Writer {
     }
 
     fn write_all(mut self, pieces: &mut mpsc::Receiver<FoundPiece>) -> Result<Writer, Error> {
-        self.draft.write(&self.begin)?;
         while let Some(piece) = pieces.blocking_recv() {
             let (piece, found) = piece?;
-            self.draft.write(&self.assembler.append(piece)?)?;
+            let bytes = self.assembler.append(piece)?;
+            Writer::write(&mut self.draft, &mut self.begin, bytes)?;
             self.found.add(found);
             self.progress.written(self.found.rows, self.draft.size());
         }
         Ok(self)
     }
 
-    fn stage(mut self) -> Result<Exported, Error> {
-        self.draft.write(&self.assembler.finish()?)?;
-        let Found { rows, late_rows, key_only_deletes, latest } = self.found;
-        self.progress.written(rows, self.draft.size());
-        let file = self.draft.stage()?;
+    /// Writes bytes, with what stands before the rows if that isn't written yet: so a small file is one write.
+    fn write(draft: &mut Draft, begin: &mut Vec<u8>, mut bytes: Vec<u8>) -> Result<(), Error> {
+        if !begin.is_empty() {
+            begin.append(&mut bytes);
+            bytes = std::mem::take(begin);
+        }
+        if bytes.is_empty() { Ok(()) } else { Ok(draft.write(&bytes)?) }
+    }
+
+    fn stage(self) -> Result<Exported, Error> {
+        let Writer { assembler, mut draft, mut begin, found, progress } = self;
+        Writer::write(&mut draft, &mut begin, assembler.finish()?)?;
+        let Found { rows, late_rows, key_only_deletes, latest } = found;
+        progress.written(rows, draft.size());
+        let file = draft.stage()?;
         Ok(Exported { rows, late_rows, key_only_deletes, last_updated_at: latest.map(time), file })
     }
 }
