@@ -58,7 +58,7 @@ def of_duckdb(file):
 
 def of_pandas(folder):
     (file,) = glob.glob(f"{folder}/users.*.parquet")
-    users = ParquetFile(file).read().to_pandas().sort_index().reset_index()
+    users = ParquetFile(file).read().to_pandas().sort_values("id")
     for column in ("created_at", "updated_at"):
         users[column] = users[column].astype("datetime64[us, UTC]").astype("int64")
     return list(users[COLUMNS].itertuples(index=False, name=None))

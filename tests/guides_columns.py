@@ -57,7 +57,7 @@ def check(what, export_type, columns):
     with duckdb.connect(TARGETS["duckdb"], read_only=True) as target:
         made = {"postgres": postgres, "duckdb": rows(target, columns)}
     (file,) = glob.glob(f"{TARGETS['pandas']}/*.parquet")
-    frame = ParquetFile(file).read().to_pandas().sort_index().reset_index()
+    frame = ParquetFile(file).read().to_pandas().sort_values(["region", "id"])
     made["pandas"] = list(frame[columns.split(", ")].itertuples(index=False, name=None))
     for which, found in made.items():
         assert found == expected, f"{what}: {which} differs: {found[:3]}, not {expected[:3]}"

@@ -6,7 +6,8 @@ import sys
 import tempfile
 
 import pandas
-from pyarrow.parquet import ParquetFile
+import pyarrow
+from pyarrow.parquet import ParquetFile, write_table
 
 from exports import Exports, arguments
 
@@ -19,7 +20,14 @@ KEY = ["id"]  # the dataset's key
 def read(path):
     # `pandas.read_parquet` hands Arrow's threads a Python file. A thread that lets go of it while Python ends aborts the process
     # (https://github.com/apache/arrow/issues/34314); a file that Arrow opens itself has no such end.
-    return ParquetFile(path).read().to_pandas()
+    # By default pandas makes floats of a column of integers that has a NULL, which rounds those beyond 2^53, and NULL of NaN.
+    return ParquetFile(path).read().to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True).set_index(KEY)
+
+
+def write(frame, path):
+    table = pyarrow.Table.from_pandas(frame.reset_index(), preserve_index=False)
+    # What pandas notes of its own types it can't read again of each, as of a uuid.
+    write_table(table.replace_schema_metadata(None), path)
 
 
 server, folder = arguments("FOLDER")
@@ -32,7 +40,7 @@ frame = read(kept) if kept else None
 last = kept.split(".")[-3:-1] if kept else None
 with tempfile.TemporaryDirectory() as inbox:
     for job, path in exports.catch_up(inbox, after=last):
-        rows = read(path).set_index(KEY)
+        rows = read(path)
         if job["exportType"] == "full":
             frame = rows
         else:
@@ -41,7 +49,7 @@ with tempfile.TemporaryDirectory() as inbox:
         print(f"{job['exportType']}: {job['rowsExported']} rows")
         last = (job["jobId"], job["sha256"])
 written = f"{folder}/{DATASET}.{'.'.join(last)}.parquet"
-frame.to_parquet(f"{written}.part")
+write(frame, f"{written}.part")
 os.replace(f"{written}.part", written)
 for old in set(glob.glob(f"{folder}/{DATASET}.*.*.parquet*")) - {written}:
     os.remove(old)

@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use crate::dataset::{Capture, Column, Dataset, TableSchema};
+use crate::dataset::{Capture, Column, Dataset, ParquetType, TableSchema};
 
 /// The same thing in every form that a database may have the MD5 of, the newest first: that one is saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,9 +61,22 @@ fn rows_v1(dataset: &Dataset) -> String {
     format!("v1\nkey={key}\nfilter={filter}\ndeleted={deleted}\n{capture}")
 }
 
-/// A line for each column: its name and its type, as JSON.
+/// What a dataset has asked a column to be in Parquet: no form of before has anything of it, so that those of other columns stay.
+fn asked(column: &Column) -> Option<&'static str> {
+    match column.parquet {
+        ParquetType::OfKind => None,
+        // Its digits are in its type's name.
+        ParquetType::Decimal { .. } => Some("decimal"),
+        ParquetType::Text => Some("text"),
+    }
+}
+
+/// A line for each column: its name, its type, and what it was asked to be in Parquet, as JSON.
 fn columns_v1(columns: &[Column]) -> String {
-    let line = |column: &Column| format!("{}\n", json_list(&[&*column.name, &*column.type_name]));
+    let line = |column: &Column| {
+        let members: Vec<_> = [&*column.name, &*column.type_name].into_iter().chain(asked(column)).collect();
+        format!("{}\n", json_list(&members))
+    };
     format!("v1\n{}", columns.iter().map(line).collect::<String>())
 }
 
@@ -97,7 +110,10 @@ fn rows_v0(dataset: &Dataset) -> String {
 }
 
 fn columns_v0(columns: &[Column]) -> String {
-    let column = |column: &Column| format!("{} {}", debug(&column.name), column.type_name);
+    let column = |column: &Column| {
+        let asked = asked(column).map(|word| format!(" {word}")).unwrap_or_default();
+        format!("{} {}{asked}", debug(&column.name), column.type_name)
+    };
     columns.iter().map(column).collect::<Vec<_>>().join(", ")
 }
 
@@ -181,6 +197,13 @@ mod tests {
         assert_eq!(columns.newest(), "v1\n[\"id\",\"bigint\"]\n[\"a \\\"b\\\"\",\"numeric(10,2)\"]\n");
         assert_eq!(columns.forms()[1], "\"id\" bigint, \"a \\\"b\\\"\" numeric(10,2)");
         assert_eq!(Signature::of_columns(&[]).forms(), ["v1\n", ""]);
+        // A consumer's Parquet has another type: it is told, or it would compare bytes with texts.
+        let price =
+            Column { parquet: ParquetType::Decimal { precision: 10, scale: 2 }, ..column("p", "numeric(10,2)") };
+        let id = Column { parquet: ParquetType::Text, ..column("u", "uuid") };
+        let asked = Signature::of_columns(&[price, id]);
+        assert_eq!(asked.newest(), "v1\n[\"p\",\"numeric(10,2)\",\"decimal\"]\n[\"u\",\"uuid\",\"text\"]\n");
+        assert_eq!(asked.forms()[1], "\"p\" numeric(10,2) decimal, \"u\" uuid text");
     }
 
     /// Texts that version 0.1.0 made, of which databases have the MD5.
