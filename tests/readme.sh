@@ -6,7 +6,8 @@
 #   BINARY=… tests/readme.sh        with another build
 #
 # In place of port 8080 the service gets a free one, `cargo run` and `cargo install` use the binary that is there, and
-# `postgres://localhost/shop` is a database of a Postgres that a second service keeps. Needs psql, curl, python3 and a Postgres; no root.
+# `postgres://owner:secret@localhost/shop` is a database of a Postgres that a second service keeps. Needs psql, curl, python3 and a Postgres;
+# no root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ -z ${README_CLEAN:-} ]]; then
@@ -71,7 +72,7 @@ settled() {
 cd "$work/reader"
 for block in "$work"/blocks/*.sh; do
     printf '==> %s\n' "$(head -1 "$block")"
-    sed -e "s/localhost:8080/localhost:$port/g" -e "s|postgres://localhost/shop|'$shop'|" "$block" >"$work/block"
+    sed -e "s/localhost:8080/localhost:$port/g" -e "s|postgres://owner:secret@localhost/shop|'$shop'|" "$block" >"$work/block"
     # Sourced, so that what a block exports is there for the next one.
     source "$work/block" >"${block%.sh}.out" 2> >(cat >"${block%.sh}.err")
     if [[ -f ${block%.sh}.text ]]; then
