@@ -169,6 +169,16 @@ with psycopg.connect("") as holding:
 said = check("a loader that was killed while its export ran")
 assert all(text.count("delta: ") == 2 for text in said.values()), said
 
+# Two runs of one loader at the same time, as cron begins them: the second one waits, and loads nothing again. DuckDB refuses to open a
+# file twice.
+run(["update users set name = 'overlap', updated_at = now() where id % 53 = 0"])
+for which in ("postgres", "pandas"):
+    runs = [(loader, *loader.communicate()) for loader in [start(which, TARGETS, SERVER) for _ in range(2)]]
+    assert all(loader.returncode == 0 for loader, _, _ in runs), runs
+    loaded = [line for _, printed, _ in runs for line in printed.splitlines() if line.startswith("delta: ")]
+    assert sum(line != "delta: 0 rows" for line in loaded) == 1, loaded
+check("two runs at once")
+
 # Two loaders of one consumer, each with a place of its own, at the same time.
 run(["create database second"])
 check("a second loader of the same consumer", SECOND)

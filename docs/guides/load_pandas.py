@@ -1,5 +1,6 @@
 """Keeps a DataFrame on disk equal to the source: `python load_pandas.py SERVER FOLDER`."""
 
+import fcntl
 import glob
 import os
 import sys
@@ -34,6 +35,9 @@ server, folder = arguments("FOLDER")
 exports = Exports(server, CONSUMER, "parquet", DATASET, key=os.environ.get("CDC_EXPORT_KEY"))
 exports.check_key(KEY)
 os.makedirs(folder, exist_ok=True)
+# Two loaders at once would load twice: the second one waits. The lock ends with the process, however that ends.
+lock = open(f"{folder}/{DATASET}.lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
 # The frame's file has the last export's id and SHA-256 in its name, so that both are there at once.
 kept = max(glob.glob(f"{folder}/{DATASET}.*.*.parquet"), default=None, key=os.path.getmtime)
 frame = read(kept) if kept else None
