@@ -9,16 +9,18 @@
 //! For each format it prints the processor time of a million rows, on the threads and on the one that is serial, and from these what a
 //! machine of 16 processors would need, by Amdahl's law. That figure is calculated, not measured.
 
+mod rows;
+
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use bytes::BufMut;
-use cdc_export::dataset::{Column, ColumnType};
 use cdc_export::encode::{Assembler, Encoder, Layout, Piece};
 use cdc_export::job::encoding::{Compression, Encoding, Format};
 use cdc_export::row::{Fields, Rows};
 use ring::digest;
 use rustix::time::{ClockId, clock_gettime};
+
+use crate::rows::{columns_of_users, put_user};
 
 /// Rows of one case, by all threads together.
 const ROWS: usize = 1_000_000;
@@ -27,32 +29,11 @@ const BLOCK_ROWS: usize = 10_000;
 /// As many pieces wait for the writer in an export.
 const PIECES_AHEAD: usize = 2;
 
-fn users() -> Vec<Column> {
-    [
-        ("id", ColumnType::Int8),
-        ("name", ColumnType::Text),
-        ("email", ColumnType::Text),
-        ("created_at", ColumnType::Timestamptz),
-        ("updated_at", ColumnType::Timestamptz),
-        ("is_deleted", ColumnType::Bool),
-    ]
-    .map(|(name, kind)| Column::named(name, kind))
-    .into()
-}
-
 /// One message for each row, as COPY sends them.
 fn messages() -> Vec<Vec<u8>> {
     let message = |id: i64| {
-        let made = 825_000_000_000_000 + id * 2_592_000_017;
-        let (name, email) = (format!("Ada {} Lovelace", id * 7919 % 9973), format!("user.{id}@example.com"));
-        let (id, made, changed) = (id.to_be_bytes(), made.to_be_bytes(), (made + 86_400_123_456).to_be_bytes());
-        let fields: [&[u8]; 6] = [&id, name.as_bytes(), email.as_bytes(), &made, &changed, &[0]];
         let mut row = Vec::new();
-        row.put_i16(fields.len() as i16);
-        for field in fields {
-            row.put_i32(field.len() as i32);
-            row.put_slice(field);
-        }
+        put_user(id, &format!("Ada {} Lovelace", id * 7919 % 9973), &mut row);
         row
     };
     (0..BLOCK_ROWS as i64).map(message).collect()
@@ -145,7 +126,9 @@ fn main() {
         (Format::Ndjson, Compression::None),
         (Format::Parquet, Compression::None),
     ] {
-        let Ok(layout) = Layout::new(Encoding { format, compression }, users(), None).map(Arc::new) else { continue };
+        let Ok(layout) = Layout::new(Encoding { format, compression }, columns_of_users(), None).map(Arc::new) else {
+            continue;
+        };
         for threads in [1, 2, 4] {
             let Measured { wall, parallel, serial, bytes } = measure(&layout, &messages, threads);
             let slowest = serial.max(parallel / 15).as_secs_f64();

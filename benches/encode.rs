@@ -4,17 +4,19 @@
 //! cargo bench --bench encode
 //! ```
 
-use std::hint::black_box;
+mod rows;
 
+use std::hint::black_box;
 use std::sync::Arc;
 
-use bytes::BufMut;
 use cdc_export::dataset::{Column, ColumnType};
 use cdc_export::encode::{Assembler, Encoder, Layout};
 use cdc_export::job::encoding::{Compression, Encoding, Format};
 use cdc_export::row::{Fields, Rows};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+
+use crate::rows::{columns_of_users, put_row, put_user};
 
 /// About what a piece of an export holds.
 const ROWS: i64 = 2_400;
@@ -23,20 +25,9 @@ const ROWS: i64 = 2_400;
 fn rows_of_users(name: &str) -> Vec<u8> {
     let mut rows = Vec::new();
     for id in 0..ROWS {
-        let made = 825_000_000_000_000 + id * 2_592_000_017;
-        let email = format!("user.{id}@example.com");
-        let (id, made, changed) = (id.to_be_bytes(), made.to_be_bytes(), (made + 86_400_123_456).to_be_bytes());
-        put_row(&[&id, name.as_bytes(), email.as_bytes(), &made, &changed, &[0]], &mut rows);
+        put_user(id, name, &mut rows);
     }
     rows
-}
-
-fn put_row(fields: &[&[u8]], rows: &mut Vec<u8>) {
-    rows.put_i16(fields.len() as i16);
-    for field in fields {
-        rows.put_i32(field.len() as i32);
-        rows.put_slice(field);
-    }
 }
 
 /// The kinds that users don't have.
@@ -100,24 +91,11 @@ fn ndjson(c: &mut Criterion) {
     measure(c, Format::Ndjson);
 }
 
-fn users() -> Vec<Column> {
-    [
-        ("id", ColumnType::Int8),
-        ("name", ColumnType::Text),
-        ("email", ColumnType::Text),
-        ("created_at", ColumnType::Timestamptz),
-        ("updated_at", ColumnType::Timestamptz),
-        ("is_deleted", ColumnType::Bool),
-    ]
-    .map(|(name, kind)| Column::named(name, kind))
-    .into()
-}
-
 fn measure(c: &mut Criterion, format: Format) {
     let mut group = c.benchmark_group(format.as_str());
     for (case, name) in [("plain", "Ada Lovelace"), ("quoted", "Lovelace, Ada \"A.\""), ("not ascii", "Ada Łóvelace")]
     {
-        measure_one(&mut group, case, format, users(), &rows_of_users(name));
+        measure_one(&mut group, case, format, columns_of_users(), &rows_of_users(name));
     }
     measure_one(&mut group, "other kinds", format, OTHERS.to_vec(), &rows_of_others());
     group.finish();
