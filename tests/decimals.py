@@ -5,36 +5,17 @@
 
 import csv
 import io
-import json
-import sys
 import tempfile
-import urllib.request
 from decimal import Decimal
 
 import duckdb
 import polars
 import pyarrow
 import pyarrow.parquet
+from exports import export
 
-BASE = sys.argv[1]
 DECIMALS = {"price": (10, 2), "whole": (38, 0), "tiny": (38, 38), "dom": (5, 2), "digit": (1, 0), "nine": (9, 4), "ten": (19, 10)}
 TEXTS = ["free", "key"]
-
-
-def call(path, body=None):
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(BASE + path, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as answer:
-        return answer.read()
-
-
-def export(encoding):
-    """The bytes of an ad-hoc full export."""
-    job = json.loads(call("/exports", {"dataset": "amounts", "format": encoding}))["jobId"]
-    while (status := json.loads(call(f"/exports/{job}?wait=60")))["status"] in ("pending", "processing"):
-        pass
-    assert status["status"] == "completed", status
-    return call(f"/exports/{job}/download")
 
 
 def from_csv(data):
@@ -45,11 +26,11 @@ def from_csv(data):
     return rows
 
 
-expected = from_csv(export("csv"))
+expected = from_csv(export({"dataset": "amounts", "format": "csv"}))
 assert len(expected) == 5000, len(expected)
 columns = ["id", *DECIMALS, *TEXTS]
 with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
-    file.write(export("parquet"))
+    file.write(export({"dataset": "amounts", "format": "parquet"}))
     file.flush()
     table = pyarrow.parquet.read_table(file.name)
     for name, (precision, scale) in DECIMALS.items():

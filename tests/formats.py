@@ -9,34 +9,13 @@ import csv
 import gzip
 import io
 import json
-import sys
 import tempfile
-import urllib.request
 from datetime import datetime
 
 import duckdb
 import pyarrow.parquet
 import zstandard
-
-BASE = sys.argv[1]
-
-
-def call(path, body=None):
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(BASE + path, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as answer:
-        return answer.read()
-
-
-def export(options):
-    """The bytes of an ad-hoc full export."""
-    job = json.loads(call("/exports", options))["jobId"]
-    while True:
-        status = json.loads(call(f"/exports/{job}?wait=60"))
-        if status["status"] in ("completed", "failed", "cancelled"):
-            break
-    assert status["status"] == "completed", status
-    return call(f"/exports/{job}/download")
+from exports import export
 
 
 def time(text):
