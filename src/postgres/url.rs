@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
+use nix::unistd::{Uid, User};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::postgres::Database;
@@ -56,6 +57,9 @@ pub enum BadUrl {
     /// The text is not a URL of Postgres.
     #[error("not a URL of the form postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     NotAUrl,
+    /// Neither the URL nor `PGUSER` names a user, and this process's user has no name.
+    #[error("it names no user: postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    NoUser,
     /// Everything after a `#` would be ignored.
     #[error("a URL of a database has no `#`: one that belongs to a name or password is written %23")]
     Fragment,
@@ -125,6 +129,11 @@ impl NamedDatabase {
             return Err(BadUrl::Variable { name: "PGPORT", why: "not a port" });
         }
         let mut options: PgConnectOptions = url.parse().map_err(|_| unreadable(address, &parameters))?;
+        // As libpq does. sqlx would go on as `anonymous`, who may be somebody.
+        if !names_user(address, &parameters) && variable("PGUSER").is_none() {
+            let user = User::from_uid(Uid::effective()).ok().flatten().ok_or(BadUrl::NoUser)?;
+            options = options.username(&user.name);
+        }
         // An IPv6 address has its brackets in a URL alone.
         if let Some(host) = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
             options = options.clone().host(host);
@@ -169,6 +178,12 @@ impl NamedDatabase {
     }
 }
 
+fn names_user(address: &str, parameters: &[Parameter]) -> bool {
+    let authority = address.split_once("://").map_or(address, |(_, rest)| rest.split('/').next().unwrap_or(rest));
+    let in_address = authority.rsplit_once('@').is_some_and(|(user, _)| !user.is_empty() && !user.starts_with(':'));
+    in_address || parameters.iter().any(|(name, value)| name == "user" && !value.is_empty())
+}
+
 fn check_parameter((name, value): &Parameter) -> Result<(), BadUrl> {
     let (name, value) = (&**name, &**value);
     let is_option = name.strip_prefix("options[").is_some_and(|rest| rest.ends_with(']'));
@@ -198,6 +213,25 @@ fn unreadable(address: &str, parameters: &[Parameter]) -> BadUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_without_a_user_means_pguser_or_the_user_of_the_system() {
+        let user_of = |url: &str, pguser: Option<&str>| {
+            let named = NamedDatabase::read(url, |name| pguser.filter(|_| name == "PGUSER")).unwrap();
+            named.database.options().get_username().to_owned()
+        };
+        let own = User::from_uid(Uid::effective()).unwrap().unwrap().name;
+        for url in ["postgres://localhost/shop", "postgres://:secret@localhost/shop", "postgres:///shop?host=/run/a@b"]
+        {
+            assert_eq!(user_of(url, None), own, "{url}");
+        }
+        for url in
+            ["postgres://shop@localhost/shop", "postgres://shop:a@b@localhost", "postgres://localhost/shop?user=shop"]
+        {
+            assert_eq!(user_of(url, None), "shop", "{url}");
+            assert_eq!(user_of(url, Some("other")), "shop", "{url}");
+        }
+    }
 
     #[test]
     fn an_ipv6_address_has_its_brackets_in_the_url_alone() {
