@@ -90,11 +90,13 @@ pub enum Error {
     },
     /// A value that the format has no form for.
     #[error(
-        "column `{column}` holds a value that the format has no form for, as infinity: csv and ndjson have one for all"
+        "column `{column}` holds {value}, for which the format has no form: csv and ndjson have one for every value"
     )]
     NotInFormat {
         /// The column's name.
         column: String,
+        /// The value's text, as Postgres writes it.
+        value: String,
     },
     /// This build was made without it.
     #[error("this build doesn't write {0}")]

@@ -308,7 +308,7 @@ mod tests {
     fn a_day_or_time_that_parquet_has_no_form_for_is_an_error() {
         let error = |kind, value: &[u8]| encoded_one(kind, &[value]).err();
         let refused =
-            |kind, value: &[u8]| matches!(error(kind, value), Some(Error::NotInFormat { column }) if column == "v");
+            |kind, value: &[u8]| matches!(error(kind, value), Some(Error::NotInFormat { column, .. }) if column == "v");
         for day in [i32::MIN, i32::MAX, i32::MAX - EPOCH_DAYS + 1] {
             assert!(refused(ColumnType::Date, &day.to_be_bytes()), "{day}");
         }
@@ -342,7 +342,7 @@ mod tests {
     fn a_time_that_parquet_has_no_form_for_is_an_error() {
         let at = |micros: i64| encoded([[None, None, Some(&micros.to_be_bytes()[..]), None]]);
         for micros in [i64::MIN, i64::MAX, i64::MAX - EPOCH_MICROS + 1] {
-            assert!(matches!(at(micros), Err(Error::NotInFormat { column }) if column == "at"), "{micros}");
+            assert!(matches!(at(micros), Err(Error::NotInFormat { column, .. }) if column == "at"), "{micros}");
         }
         let last = read(&at(i64::MAX - EPOCH_MICROS).unwrap());
         assert_eq!(last[0][2], Field::TimestampMicros(i64::MAX));

@@ -215,7 +215,7 @@ mod in_parquet {
         assert_eq!((&job["status"], &job["attempt"]), (&json!("failed"), &json!(1)));
         assert_eq!(job["error"]["code"], "not_in_format");
         let detail = job["error"]["detail"].as_str().unwrap();
-        assert!(detail.starts_with("column `updated_at` holds a value that the format has no form for"), "{detail}");
+        assert!(detail.starts_with("column `updated_at` holds infinity, for which the format has no form"), "{detail}");
         assert_eq!(service.watermark("a").await, None);
         assert!(service.files().is_empty());
         export(&service, "full", "a", &json!({"format": "ndjson"})).await;

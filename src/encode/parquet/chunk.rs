@@ -134,7 +134,7 @@ impl Slices {
     fn decimal(&mut self, column: &Column, field: &[u8], precision: u8, scale: u8) -> Result<(), Error> {
         let units = match numeric::unscaled(field, scale) {
             Some(Unscaled::Units(units)) if units.unsigned_abs() < 10_u128.pow(precision.into()) => units,
-            Some(Unscaled::NotANumber) => return Err(not_in_format(column)),
+            Some(Unscaled::NotANumber) => return Err(not_in_format(column, field)),
             _ => return Err(value::wrong_type(column)),
         };
         let bytes = units.to_be_bytes();
@@ -195,26 +195,33 @@ fn int32(column: &Column, field: &[u8]) -> Result<i32, Error> {
     }
     // The largest number, infinity, is beyond the end anyway.
     let day = Some(number).filter(|day| *day > i32::MIN).and_then(|day| day.checked_add(EPOCH_DAYS));
-    day.ok_or_else(|| not_in_format(column))
+    day.ok_or_else(|| not_in_format(column, field))
 }
 
 fn int64(column: &Column, field: &[u8]) -> Result<i64, Error> {
     match column.kind {
         ColumnType::Time => {
             let micros = value::time(column, field)?;
-            if micros < datetime::MICROS_PER_DAY { Ok(micros) } else { Err(not_in_format(column)) }
+            if micros < datetime::MICROS_PER_DAY { Ok(micros) } else { Err(not_in_format(column, field)) }
         }
         ColumnType::Timestamptz | ColumnType::Timestamp => {
             let micros = i64::from_be_bytes(value::sized(column, field)?);
             // The largest number, infinity, is beyond the end anyway.
             let since_1970 =
                 Some(micros).filter(|micros| *micros > i64::MIN).and_then(|micros| micros.checked_add(EPOCH_MICROS));
-            since_1970.ok_or_else(|| not_in_format(column))
+            since_1970.ok_or_else(|| not_in_format(column, field))
         }
         _ => Ok(i64::from_be_bytes(value::sized(column, field)?)),
     }
 }
 
-fn not_in_format(column: &Column) -> Error {
-    Error::NotInFormat { column: column.name.to_string() }
+fn not_in_format(column: &Column, field: &[u8]) -> Error {
+    let mut text = Vec::new();
+    match value::plain(column, field, &mut text) {
+        Ok(()) => {
+            let value = String::from_utf8_lossy(&text).into_owned();
+            Error::NotInFormat { column: column.name.to_string(), value }
+        }
+        Err(error) => error,
+    }
 }
