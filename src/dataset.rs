@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dataset::fault::Faults;
+use crate::dataset::fault::{Fault, Faults};
 use crate::job::ExportType;
 use crate::job::columns::{FileColumn, FileColumns, Wire};
 use crate::job::selection::Selection;
@@ -356,6 +356,8 @@ pub struct Description {
     pub dataset: Arc<Dataset>,
     /// What the table has for it, or what is wrong with that.
     pub schema: Result<TableSchema, Faults>,
+    /// What keeps the database role from reading the table, which is as it shall be. `None`: nothing.
+    pub unreadable: Option<Fault>,
     /// About how many rows the table has; `None`: nobody has counted yet.
     pub rows: Option<u64>,
     /// How much room the table takes, without its indexes.

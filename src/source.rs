@@ -22,6 +22,7 @@ mod primary_key;
 pub mod purge;
 mod quote;
 mod reader_slots;
+mod rights;
 pub mod rows;
 mod select;
 mod selection;

@@ -37,7 +37,8 @@ pub(super) async fn check_one(config: &Config, database: &Database, dataset: &Da
     refuse_faults(config, file, catalog_check::check_one(&database.pool(1), &config.catalog, dataset).await?)
 }
 
-fn refuse_faults(config: &Config, file: &Path, faults: Faults) -> anyhow::Result<()> {
+/// Says what is wrong with the datasets of a file, each with its line, if anything is.
+pub(super) fn refuse_faults(config: &Config, file: &Path, faults: Faults) -> anyhow::Result<()> {
     if faults.0.is_empty() {
         return Ok(());
     }

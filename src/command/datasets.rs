@@ -4,13 +4,16 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context;
+
 use crate::config::{CatalogFile, Config};
+use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Operation, Table};
 use crate::postgres::Database;
-use crate::source::catalog_check;
+use crate::source::catalog_check::{self, Unready};
 use clap::Subcommand;
 
-use crate::command::catalog::check;
+use crate::command::catalog::refuse_faults;
 use crate::command::catalog_file;
 use crate::command::database_handle::{Makes, with_database};
 use crate::command::start::{Logs, block_on, settings};
@@ -52,25 +55,26 @@ impl Datasets {
 async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyhow::Result<()> {
     match what {
         Datasets::Check => {
-            anyhow::ensure!(
-                config.catalog_file.is_some(),
-                "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it"
-            );
-            check(config, database).await?;
-            let untracked = catalog_check::untracked(&database.pool(1), &config.catalog).await?;
-            let names = config.catalog.iter().map(|dataset| dataset.name.as_str());
-            let ready: Vec<_> = names.filter(|name| untracked.iter().all(|other| other != name)).collect();
-            match ready.as_slice() {
-                [] => {}
-                [one] => outln!("1 dataset fits its table: {one}")?,
-                all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", "))?,
-            }
-            for name in untracked {
+            let file = config.catalog_file.as_deref().context(
+                "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
+            )?;
+            let pool = database.pool(1);
+            let Faults(mut faults) = catalog_check::check(&pool, &config.catalog).await?;
+            let Unready { untracked, unreadable } = catalog_check::unready(&pool, &config.catalog).await?;
+            faults.extend(unreadable);
+            refuse_faults(config, file, Faults(faults))?;
+            for name in &untracked {
                 eprintln!(
                     "cdc-export: {name}: its changes are not captured: `cdc-export track {name}` comes before its exports"
                 );
             }
-            Ok(())
+            let names = config.catalog.iter().map(|dataset| dataset.name.as_str());
+            let ready: Vec<_> = names.filter(|name| untracked.iter().all(|other| other != name)).collect();
+            match ready.as_slice() {
+                [] => Ok(()),
+                [one] => outln!("1 dataset fits its table: {one}"),
+                all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", ")),
+            }
         }
         Datasets::List => list(config, database).await,
         Datasets::Add { table } => {
@@ -91,16 +95,17 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
 async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     let service = wire_service(config, database);
     outln!("{:<20} {:<32} {:>12}  {:<10} {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE", "OPERATION")?;
-    for Description { dataset, schema, rows, captured, .. } in service.datasets().await? {
+    for Description { dataset, schema, unreadable, rows, captured, .. } in service.datasets().await? {
         let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
         let capture = match dataset.capture {
             Capture::Timestamp { .. } => "timestamp",
             Capture::Triggers if captured => "triggers",
             Capture::Triggers => "untracked",
         };
-        let columns = match &schema {
-            Ok(schema) => schema.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),
-            Err(faults) => faults.to_string(),
+        let columns = match (&schema, &unreadable) {
+            (_, Some(fault)) => fault.to_string(),
+            (Ok(schema), _) => schema.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),
+            (Err(faults), _) => faults.to_string(),
         };
         let (name, table, operation) = (&dataset.name, dataset.table.to_string(), dataset.operation.as_str());
         outln!("{name:<20} {table:<32} {rows:>12}  {capture:<10} {operation:<10} {columns}")?;

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use crate::config::{self, CatalogFile, Config};
+use crate::dataset::fault::Fault;
 use crate::demo;
 use crate::http::{self, Access, ConnectionLimits};
 use crate::postgres::{self, Database};
-use crate::source::catalog_check;
+use crate::source::catalog_check::{self, Unready};
 use anyhow::{Context, anyhow};
 use clap::Args;
 use rustix::process::{Resource, Rlimit};
@@ -95,17 +96,21 @@ async fn serve_on(
     Ok(())
 }
 
-/// Refuses a catalog that doesn't fit its tables, and warns of tables whose changes aren't captured: the rows that change before
-/// `track` are in no delta, so a full export from before it would need another one.
+/// Refuses a catalog that doesn't fit its tables. Warns of tables that can't be read, and of those whose changes aren't captured: the
+/// rows that change before `track` are in no delta, so a full export from before it would need another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     check(config, database).await?;
-    for dataset in catalog_check::untracked(&database.pool(1), &config.catalog).await? {
+    let Unready { untracked, unreadable } = catalog_check::unready(&database.pool(1), &config.catalog).await?;
+    for dataset in untracked {
         tracing::warn!(
             event = "not_captured",
             dataset,
             "the changes of its table are not captured: `cdc-export track {dataset}` first, then a full export for each consumer that \
              needs one"
         );
+    }
+    for Fault { dataset, why, .. } in unreadable {
+        tracing::warn!(event = "not_readable", dataset, "its exports will fail: {why}");
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::dataset::fault::Fault;
 use crate::dataset::{Capture, Column, Description};
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
@@ -96,9 +97,10 @@ pub(crate) async fn get(
 
 /// What keeps a dataset from being exported for consumers; nothing where it is ready.
 pub(crate) fn problems(description: &Description) -> Vec<String> {
-    let Description { dataset, schema, captured, .. } = description;
+    let Description { dataset, schema, unreadable, captured, .. } = description;
     let faults = schema.as_ref().err().map(|faults| faults.0.as_slice()).unwrap_or_default();
-    let mut problems: Vec<_> = faults.iter().map(ToString::to_string).collect();
+    let mut problems: Vec<_> =
+        faults.iter().chain(unreadable).map(|Fault { member, why, .. }| format!("{member}: {why}")).collect();
     if !captured {
         problems.push(format!("its changes are not captured: `cdc-export track {}`", dataset.name));
     }

@@ -8,7 +8,7 @@ use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::source::captured::capture;
 use crate::source::quote::relation;
-use crate::source::{filter, table_schema};
+use crate::source::{filter, rights, table_schema};
 
 /// Holds a whole catalog against the live tables.
 ///
@@ -45,33 +45,48 @@ pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> R
     Ok(Faults(faults))
 }
 
-/// The names of the datasets whose changes shall be captured by triggers, and aren't: `track` has never had the table, or the name is
-/// another table's since, as after the restore of a dump. Datasets that don't fit their tables are left out.
+/// The datasets that fit their tables, and whose exports would fail all the same.
+#[derive(Debug, Default)]
+pub struct Unready {
+    /// Those whose changes shall be captured by triggers, and aren't: `track` has never had the table, or the name is another table's
+    /// since, as after the restore of a dump.
+    pub untracked: Vec<String>,
+    /// What the database role may not read.
+    pub unreadable: Vec<Fault>,
+}
+
+/// Finds the datasets that aren't ready though they fit their tables.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn untracked(pool: &PgPool, catalog: &Catalog) -> Result<Vec<String>, sqlx::Error> {
+pub async fn unready(pool: &PgPool, catalog: &Catalog) -> Result<Unready, sqlx::Error> {
     let mut conn = pool.acquire().await?;
-    let mut names = Vec::new();
-    for dataset in catalog.iter().filter(|dataset| dataset.capture == Capture::Triggers) {
+    let mut unready = Unready::default();
+    for dataset in catalog.iter() {
         let Some(schema) = introspect(&mut conn, dataset).await?.ok() else { continue };
-        let key: Option<Option<Vec<String>>> = sqlx::query_scalar(concat!(
-            "-- source.catalog_check.captured_key
-             select case when capture.captured then capture.logged_key end
-             from pg_class t join pg_namespace n on n.oid = t.relnamespace
-             cross join lateral ",
-            capture!(),
-            " capture
-             where t.oid = cdc_export.table_of_role($1)"
-        ))
-        .bind(relation(&dataset.table))
-        .fetch_optional(&mut *conn)
-        .await?;
-        if !key.flatten().is_some_and(|key| schema.has_key(&key)) {
-            names.push(dataset.name.clone());
+        unready.unreadable.extend(rights::unreadable(&mut conn, dataset, &schema).await?);
+        if dataset.capture == Capture::Triggers && !is_captured(&mut conn, dataset, &schema).await? {
+            unready.untracked.push(dataset.name.clone());
         }
     }
-    Ok(names)
+    Ok(unready)
+}
+
+/// Whether the triggers log the table's changes, by the dataset's key.
+async fn is_captured(conn: &mut PgConnection, dataset: &Dataset, schema: &TableSchema) -> Result<bool, sqlx::Error> {
+    let key: Option<Option<Vec<String>>> = sqlx::query_scalar(concat!(
+        "-- source.catalog_check.captured_key
+         select case when capture.captured then capture.logged_key end
+         from pg_class t join pg_namespace n on n.oid = t.relnamespace
+         cross join lateral ",
+        capture!(),
+        " capture
+         where t.oid = cdc_export.table_of_role($1)"
+    ))
+    .bind(relation(&dataset.table))
+    .fetch_optional(conn)
+    .await?;
+    Ok(key.flatten().is_some_and(|key| schema.has_key(&key)))
 }
 
 /// What a dataset has a table's triggers log.

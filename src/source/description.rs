@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::dataset::{Capture, Dataset, Description};
 use crate::source::captured::capture;
 use crate::source::quote::relation;
-use crate::source::{Error, Source, table_schema};
+use crate::source::{Error, Source, rights, table_schema};
 
 #[derive(Default, sqlx_macros::FromRow)]
 struct TableStatus {
@@ -27,6 +27,10 @@ impl Source {
             Ok(schema) => Ok(schema),
             Err(table_schema::Error::Faults(faults)) => Err(faults),
             Err(error) => return Err(error.into()),
+        };
+        let unreadable = match &schema {
+            Ok(schema) => rights::unreadable(&mut conn, dataset, schema).await.map_err(&failed)?,
+            Err(_) => None,
         };
         let status: Option<TableStatus> = sqlx::query_as(concat!(
             "-- source.description.describe
@@ -54,6 +58,7 @@ impl Source {
         Ok(Description {
             dataset: Arc::clone(dataset),
             schema,
+            unreadable,
             rows: rows.map(|rows| rows as u64),
             bytes: bytes.unsigned_abs(),
             captured: captured && logs_it || dataset.capture != Capture::Triggers,

@@ -116,6 +116,7 @@ mod requests;
 mod restores;
 #[cfg(test)]
 mod retention;
+mod rights;
 #[cfg(test)]
 mod settings;
 #[cfg(test)]

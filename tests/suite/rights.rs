@@ -1,0 +1,64 @@
+//! What the database role may not read is told before an export fails for it.
+
+use serde_json::Value;
+
+use crate::catalog::{Catalog, export};
+use crate::harness::Database;
+
+#[tokio::test]
+async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
+    let database = Database::empty().await;
+    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    let name = database.options.get_database().unwrap().to_owned();
+    database
+        .run(&format!(
+            "create table open (id int primary key, x text); insert into open values (1);
+             create table \"Shut\" (id int primary key, x text, secret text, at timestamptz not null default now());
+             insert into \"Shut\" values (1);
+             create role {role} login password 'pass'; grant create on database {name} to {role};
+             grant create on schema public to {role}; grant select on open to {role}"
+        ))
+        .await;
+    let catalog = Catalog::of(
+        "[[dataset]]\nname = \"open\"\ntable = \"open\"\n
+         [[dataset]]\nname = \"shut\"\ntable = \"Shut\"\ncolumns = [\"id\", \"x\"]\nupdated_at = \"at\"\ncapture = \"timestamp\"\n
+         filter = \"secret is null\"\n",
+    );
+    // The tables' owner captures them.
+    catalog.track(&database, "open").await;
+    database
+        .run(&format!(
+            "grant usage on schema cdc_export to {role}; grant all on all tables in schema public, cdc_export to {role};
+             revoke all on \"Shut\" from {role}; grant all on all sequences in schema public, cdc_export to {role}"
+        ))
+        .await;
+    let url = database.url_as(&role, "pass");
+    let problems = async |grants: &str| {
+        database.run(grants).await;
+        let (code, _, said) =
+            catalog.start(&database).with("DATABASE_URL", &url).arguments(&["datasets", "check"]).output().await;
+        let service = catalog.start(&database).with("DATABASE_URL", &url).service().await;
+        let warned: Vec<Value> = service.events("not_readable").iter().map(|it| it["dataset"].clone()).collect();
+        let ready: Value = service.call("GET", "/health/ready", &[]).await.json().await.unwrap();
+        let ready = ready["checks"]["datasets"].as_str().unwrap().to_owned();
+        let shown: Value = service.call("GET", "/datasets/shut", &[]).await.json().await.unwrap();
+        export(&service, "full", "open", "c").await;
+        service.stop().await;
+        let is_silent = code == 0 && warned.is_empty() && ready == "ok" && shown["problems"] == serde_json::json!([]);
+        let is_told = code == 2
+            && warned == ["shut"]
+            && said.contains(&ready)
+            && ready == format!("shut: {}", shown["problems"][0].as_str().unwrap());
+        assert!(is_silent || is_told, "{code} {said} {warned:?} {ready} {shown}");
+        is_told.then_some(ready)
+    };
+    let told = problems("select").await.unwrap();
+    assert!(told.ends_with(&format!("its owner runs `grant select on \"public\".\"Shut\" to {role}`")), "{told}");
+    let told = problems(&format!("grant select (id, x, at) on \"Shut\" to {role}")).await.unwrap();
+    assert!(told.ends_with(&format!("`grant select (\"secret\") on \"public\".\"Shut\" to {role}`")), "{told}");
+    assert_eq!(problems(&format!("grant select (secret) on \"Shut\" to {role}")).await, None);
+    let told = problems("alter table \"Shut\" enable row level security").await.unwrap();
+    assert!(told.ends_with(&format!("`alter role {role} bypassrls`")), "{told}");
+    assert_eq!(problems(&format!("alter role {role} bypassrls")).await, None);
+    database.run(&format!("drop owned by {role}; drop role {role}")).await;
+}
