@@ -124,14 +124,15 @@ pub fn is_name(text: &str) -> bool {
 
 /// The end of a message that there is no such name: which one somebody may have meant.
 pub fn hint<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> String {
-    nearest(name, among).map(|near| format!("; is it `{near}`?")).unwrap_or_default()
+    hint_in_full(name, among.into_iter().map(|other| (other, other)))
 }
 
-fn nearest<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
-    let scored =
-        among.into_iter().map(|other| (strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase()), other));
-    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b));
-    best.filter(|(score, _)| *score > 0.8).map(|(_, other)| other)
+/// As [`hint`], of names that are each told in another way than they are compared.
+pub fn hint_in_full<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'n str)>) -> String {
+    let score = |other: &str| strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase());
+    let scored = among.into_iter().map(|(other, told)| (score(other), told));
+    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b)).filter(|(score, _)| *score > 0.8);
+    best.map(|(_, told)| format!("; is it `{told}`?")).unwrap_or_default()
 }
 
 #[derive(Deserialize)]
@@ -427,8 +428,12 @@ overlap = \"5m\"
 
     #[test]
     fn the_nearest_name_is_near() {
-        assert_eq!(nearest("totl", ["id", "total", "tax"]), Some("total"));
-        assert_eq!(nearest("ID", ["id", "total"]), Some("id"));
-        assert_eq!(nearest("weight", ["id", "total"]), None);
+        assert_eq!(hint("totl", ["id", "total", "tax"]), "; is it `total`?");
+        assert_eq!(hint("ID", ["id", "total"]), "; is it `id`?");
+        assert_eq!(hint("weight", ["id", "total"]), "");
+        assert_eq!(
+            hint_in_full("order", [("orders", "sales.orders"), ("tax", "sales.tax")]),
+            "; is it `sales.orders`?"
+        );
     }
 }

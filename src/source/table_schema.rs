@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
 use crate::connection::failure::SqlFailure;
-use crate::dataset::catalog::hint;
+use crate::dataset::catalog::{hint, hint_in_full};
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{
     Column, ColumnType, Columns, Dataset, KeyColumn, OPERATION, Operation, ParquetType, Table, TableSchema, WireFormat,
@@ -288,20 +288,21 @@ fn unseen(dataset: &Dataset, cause: sqlx::Error) -> Error {
 }
 
 async fn hint_of_tables(conn: &mut PgConnection, dataset: &Dataset) -> Result<String, sqlx::Error> {
-    let tables: Vec<(String, String)> = sqlx::query_as(
+    let tables: Vec<(String, String, bool)> = sqlx::query_as(
         "-- source.table_schema.tables
-         select n.nspname::text, c.relname::text
+         select c.relname::text, n.nspname || '.' || c.relname, coalesce(cdc_export.table_of_role(quote_ident(c.relname)) = c.oid, false)
          from pg_class c join pg_namespace n on n.oid = c.relnamespace
          where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'cdc_export')
            and n.nspname not like 'pg\\_%'",
     )
     .fetch_all(conn)
     .await?;
-    let names: Vec<String> = match dataset.table.schema {
-        Some(_) => tables.iter().map(|(schema, name)| format!("{schema}.{name}")).collect(),
-        None => tables.into_iter().map(|(_, name)| name).collect(),
-    };
-    Ok(hint(&dataset.table.to_string(), names.iter().map(String::as_str)))
+    let has_schema = dataset.table.schema.is_some();
+    let names = tables.iter().map(|(name, full, is_found_by_name)| match has_schema {
+        true => (full.as_str(), full.as_str()),
+        false => (name.as_str(), if *is_found_by_name { name.as_str() } else { full.as_str() }),
+    });
+    Ok(hint_in_full(&dataset.table.to_string(), names))
 }
 
 /// The dataset being held against the columns.
@@ -364,7 +365,10 @@ impl<'a> Fitting<'a> {
             let mut key: Vec<_> = columns.iter().filter(|column| column.key_place.is_some()).collect();
             key.sort_by_key(|column| column.key_place);
             if key.is_empty() {
-                let why = format!("`{}` has no primary key: name columns that tell its rows apart", self.dataset.table);
+                let why = format!(
+                    "`{}` has no primary key: name columns that tell its rows apart and have a unique index, as `key = [\"a\", \"b\"]`",
+                    self.dataset.table
+                );
                 self.wrong("key", None, why);
             }
             return key;
