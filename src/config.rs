@@ -114,7 +114,13 @@ impl Error {
 
     /// The catalog's file can't be read.
     pub fn unreadable_catalog(file: &Path, why: &std::io::Error) -> Error {
-        bad("DATASETS", format!("{}: {why}", file.display()))
+        let file = file.display();
+        match why.kind() {
+            std::io::ErrorKind::NotFound => {
+                bad("DATASETS", format!("there is no file {file}: `cdc-export datasets add TABLE` makes it"))
+            }
+            _ => bad("DATASETS", format!("{file}: {why}")),
+        }
     }
 
     /// The API is open to other machines, and there is no key: nobody could call it.

@@ -43,8 +43,8 @@ pub(super) fn is_read(name: &str) -> bool {
 /// A variable of the environment that is nearly a setting.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Misspelt {
-    name: String,
-    setting: &'static str,
+    pub(super) name: String,
+    pub(super) setting: &'static str,
 }
 
 impl Display for Misspelt {

@@ -60,6 +60,15 @@ async fn a_variable_that_is_nearly_a_setting_is_warned_of() {
     service.stop().await;
 
     let folder = reachable_folder();
+    // Without its database the service would begin with an empty one.
+    let (code, said) = beside(folder.path(), "", &[("DATABSE_URL", NOWHERE)]).await;
+    let told = "cdc-export: DATABASE_URL: unset, and the variable DATABSE_URL is no setting: rename it, or remove it\n";
+    assert_eq!((code, said.as_str()), (2, told));
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().filter(|it| it.as_ref().unwrap().file_name() != ".env").count(),
+        0
+    );
+
     let (_, said) = beside(folder.path(), "", &[("DATABASE_URL", NOWHERE), ("OUTPUT_DIRECTORY", "/secret")]).await;
     let first = said.lines().next().unwrap();
     assert_eq!(
