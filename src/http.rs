@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
@@ -156,7 +156,7 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
     let parameters = Parameters::of(&api);
     let control = AccessControl::new(access, settings, service.clone());
     let routes = routes
-        .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| Problem::method_not_allowed(&method, &uri))
         .fallback(async || Problem::not_found("there is nothing at this path"))
         .with_state(service);
     // From the inside out.

@@ -15,6 +15,7 @@ use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Expected, Int
 use serde::forward_to_deserialize_any;
 use serde_json::{Map, Value};
 
+use crate::dataset::catalog::hint;
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::code::Code;
 use crate::http::json::{self, Fault};
@@ -41,7 +42,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
             Ok(Value::Object(members)) => from_members(members).map(JsonBody),
             Ok(_) => Err(Problem::bad_body("body: a JSON object is expected")),
             Err(Fault::Twice(member)) => Err(invalid(&member, "given twice")),
-            Err(Fault::Reserved(member)) => Err(unknown(&member)),
+            Err(Fault::Reserved(member)) => Err(unknown(&member, &[])),
             Err(why @ Fault::NotJson(_)) => Err(Problem::bad_body(format!("body: {why}"))),
         }
     }
@@ -67,8 +68,8 @@ pub(crate) fn invalid(name: &str, why: impl Display) -> Problem {
     Problem::bad_input(Code::MemberInvalid, name, format!("{name}: {why}"))
 }
 
-/// The problem of a member that the call doesn't have. Of one that another call has, the problem says which.
-pub(crate) fn unknown(name: &str) -> Problem {
+/// The problem of a member that the call doesn't have, but `known`. Of one that another call has, the problem says which.
+pub(crate) fn unknown(name: &str, known: &[&str]) -> Problem {
     let why = match name {
         "columns" | "filter" | "limit" => {
             "only an ad-hoc export takes it, POST /exports without X-Consumer-ID: a consumer's exports hold all of the dataset, so that the \
@@ -80,7 +81,9 @@ pub(crate) fn unknown(name: &str) -> Problem {
         "exportType" => "only POST /exports takes it: of the other calls, the path says the type",
         _ => "there is no such member",
     };
-    Problem::bad_input(Code::MemberUnknown, name, format!("{name}: {why}"))
+    let own = name.rsplit('.').next().unwrap_or(name);
+    let near = hint(own, known.iter().copied());
+    Problem::bad_input(Code::MemberUnknown, name, format!("{name}: {why}{near}"))
 }
 
 /// Reads a member that a body need not have. Without this, serde would take null for a member that is left out.
@@ -92,7 +95,7 @@ fn from_members<T: DeserializeOwned>(members: Map<String, Value>) -> Result<T, P
     serde_path_to_error::deserialize(Node(Value::Object(members))).map_err(|error| {
         let place = error.path().to_string();
         match error.into_inner() {
-            Refusal::Unknown => unknown(&place),
+            Refusal::Unknown(known) => unknown(&place, known),
             Refusal::Missing(name) if place == "." => invalid(name, "the member is missing"),
             Refusal::Missing(name) => invalid(&format!("{place}.{name}"), "the member is missing"),
             Refusal::Invalid(why) => invalid(&place, why),
@@ -104,7 +107,7 @@ fn from_members<T: DeserializeOwned>(members: Map<String, Value>) -> Result<T, P
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("there is no such member")]
-    Unknown,
+    Unknown(&'static [&'static str]),
     #[error("{0}: the member is missing")]
     Missing(&'static str),
     #[error("{0}")]
@@ -120,8 +123,8 @@ impl de::Error for Refusal {
         Refusal::Invalid(format!("{expected} is expected"))
     }
 
-    fn unknown_field(_: &str, _: &'static [&'static str]) -> Refusal {
-        Refusal::Unknown
+    fn unknown_field(_: &str, known: &'static [&'static str]) -> Refusal {
+        Refusal::Unknown(known)
     }
 
     fn missing_field(name: &'static str) -> Refusal {

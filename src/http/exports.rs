@@ -158,7 +158,7 @@ pub(crate) struct ExportQuery {
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
     params(ExportQuery), responses((status = 200, description = "A page.", body = Page<JobBody>)),
-    extensions(("x-codes" = json!([Code::DatabaseRestored, Code::ConsumerNotAllowed]))),
+    extensions(("x-codes" = json!([Code::NoDataset, Code::DatabaseRestored, Code::ConsumerNotAllowed]))),
 )]
 pub(crate) async fn list(
     State(service): State<Service>,
@@ -205,7 +205,10 @@ async fn published_after(
     caller.require(Some(&consumer))?;
     let from = cursor.map(|cursor| read_number(&cursor).ok_or_else(pages::bad_cursor)).transpose()?;
     let lane = Lane { consumer: &consumer, dataset: &dataset };
-    let jobs = service.published_after(lane, after.into(), from, limit + 1).await?;
+    let jobs = service.published_after(lane, after.into(), from, limit + 1).await.map_err(|error| match error {
+        service::Error::OfOtherLane => bad("after", &error.to_string()),
+        error => error.into(),
+    })?;
     Ok(Json(Page::new(jobs, limit, |job| format!("number_{}", job.number.unwrap_or_default()), JobBody::from)))
 }
 

@@ -8,7 +8,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -153,8 +153,13 @@ impl Problem {
         Problem::new(Code::NotFound, detail)
     }
 
-    pub(crate) fn method_not_allowed() -> Problem {
-        Problem::new(Code::MethodNotAllowed, "this path has no such method")
+    pub(crate) fn method_not_allowed(method: &Method, uri: &Uri) -> Problem {
+        let detail = if method == Method::POST && uri.path().starts_with("/exports/") {
+            "this path has no such method: exports are made at /exports/full, /exports/incremental and /exports/delta"
+        } else {
+            "this path has no such method"
+        };
+        Problem::new(Code::MethodNotAllowed, detail)
     }
 
     pub(crate) fn body_too_slow() -> Problem {
@@ -261,6 +266,7 @@ impl From<service::Error> for Problem {
             Error::Committing => Problem::new(Code::Committing, detail),
             Error::Open(_) => Problem::new(Code::StillOpen, detail),
             Error::Ended(_) => Problem::new(Code::AlreadyEnded, detail),
+            Error::OfOtherLane => Problem::bad_input(Code::MemberInvalid, "after", detail),
             Error::Restored => Problem::new(Code::DatabaseRestored, detail).about("after"),
             Error::NotToRetry(_) => Problem::new(Code::NotFailed, detail),
             Error::KeyTaken(_) => Problem::new(Code::IdempotencyKeyReused, detail).about("Idempotency-Key"),

@@ -16,6 +16,7 @@ use axum::response::Response;
 use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
 use utoipa::openapi::{OpenApi, RefOr};
 
+use crate::dataset::catalog::hint;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 
@@ -94,7 +95,8 @@ fn check_names(uri: &Uri, known: &BTreeSet<String>) -> Result<(), Problem> {
     let mut given = BTreeSet::new();
     for (name, _) in &pairs {
         if !known.contains(name) {
-            let detail = format!("{name}: this call has no such parameter");
+            let near = hint(name, known.iter().map(String::as_str));
+            let detail = format!("{name}: this call has no such parameter{near}");
             return Err(Problem::bad_input(Code::ParameterUnknown, name, detail));
         }
         if !given.insert(name) {

@@ -146,9 +146,11 @@ async fn what_is_not_there_is_refused() {
         ("GET", "/users/1", "DELETE"),
         ("BREW", "/health", "GET,HEAD"),
         ("POST", "/exports/x/download", "GET,HEAD"),
+        ("POST", "/exports/dleta", "GET,HEAD,DELETE"),
     ] {
         let answer = call(&service, method, path, &[]).await;
-        answer.problem(405, "method_not_allowed");
+        let detail = answer.problem(405, "method_not_allowed");
+        assert_eq!(detail.contains("/exports/delta"), method == "POST" && path.starts_with("/exports/"), "{detail}");
         assert_eq!(answer.header("allow"), allowed, "{method} {path}");
     }
     let just_short_enough = format!("/exports?cursor={}", "x".repeat(8192 - "/exports?cursor=".len()));
@@ -226,6 +228,9 @@ async fn bodies_are_read_strictly() {
 
     let unknown = post(&service, "/exports", &[JSON], r#"{"exportType":"full","colour":"red"}"#).await;
     assert!(unknown.problem_of(400, "member_unknown", "colour").contains("colour"));
+    let near = post(&service, "/exports", &[JSON], r#"{"exportType":"full","colums":["id"]}"#).await;
+    assert_eq!(near.problem_of(400, "member_unknown", "colums"), "colums: there is no such member; is it `columns`?");
+    get(&service, "/exports?datset=a").await.problem_of(400, "parameter_unknown", "datset").find("`dataset`").unwrap();
     for path in ["/exports/full", "/exports/incremental", "/exports/delta", "/export/a"] {
         let answer = post(&service, path, &[JSON, CONSUMER], r#"{"exportType":"full"}"#).await;
         assert!(answer.problem_of(400, "member_unknown", "exportType").contains("exportType"), "the path has said it");

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Service, Start};
+use crate::harness::{Database, Service, Start, refusal};
 
 async fn get(service: &Service, path: &str) -> Value {
     let answer = service.call("GET", path, &[]).await;
@@ -60,8 +60,15 @@ async fn jobs_are_listed_newest_first_in_pages() {
         ("status=failed", 0),
         ("consumer=b&exportType=delta", 1),
         ("dataset=users", 5),
-        ("dataset=others", 0),
+        ("dataset=users&status=failed", 0),
     ] {
+        assert_eq!(pages(&service, &format!("/exports?{filter}"), 2).await.len(), expected, "{filter}");
+    }
+    // An empty list would say that nothing was exported. A dataset that the catalog had once still has its jobs.
+    let unknown = service.call("GET", "/exports?dataset=user", &[]).await;
+    assert_eq!(refusal(unknown).await, (404, "no_dataset".to_owned()));
+    database.run("update exports set dataset = 'gone' where consumer_id = 'b'").await;
+    for (filter, expected) in [("dataset=gone", 2), ("dataset=gone&status=failed", 0)] {
         assert_eq!(pages(&service, &format!("/exports?{filter}"), 2).await.len(), expected, "{filter}");
     }
     for (query, field) in [

@@ -226,7 +226,7 @@ impl NewExport {
         let of_consumer = [("after", self.after.is_some()), ("afterSha256", self.after_sha256.is_some())];
         let refused = if has_consumer { &of_ad_hoc[..] } else { &of_consumer };
         match refused.iter().find(|(_, is_given)| *is_given) {
-            Some((name, _)) => Err(unknown(name)),
+            Some((name, _)) => Err(unknown(name, &[])),
             None => Ok(()),
         }
     }
