@@ -185,7 +185,7 @@ words! {
         NotTracked = "not_tracked",
         /// The table isn't as its dataset says; the detail names what to mend.
         DatasetMismatch = "dataset_mismatch",
-        /// The database role may not read the table.
+        /// The database role may not read the table, or lacks a right to what the service has in the database; the detail names it.
         PermissionDenied = "permission_denied",
         /// A text that isn't UTF-8; the detail names the column.
         InvalidText = "invalid_text",

@@ -160,7 +160,9 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Unavailable(_) | store::Error::LockConflict(_) => Error::DatabaseUnavailable(error),
             store::Error::XidsSetBack(_) => Error::DatabaseSetBack(error),
-            store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_) => Error::Database(error),
+            store::Error::Denied(_) | store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_) => {
+                Error::Database(error)
+            }
         }
     }
 }

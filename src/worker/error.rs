@@ -38,6 +38,7 @@ impl Error {
             Error::Store(
                 store::Error::Unavailable(_) | store::Error::LockConflict(_) | store::Error::XidsSetBack(_),
             ) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
+            Error::Store(store::Error::Denied(_)) => Settlement::Fail(failure(FailureCode::PermissionDenied)),
             Error::Store(store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_)) => {
                 Settlement::Fail(failure(FailureCode::Internal))
             }

@@ -1,8 +1,8 @@
 //! What the database role may not read is told before an export fails for it.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, export};
+use crate::catalog::{Catalog, ended, export};
 use crate::harness::Database;
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
         let shown: Value = service.call("GET", "/datasets/shut", &[]).await.json().await.unwrap();
         export(&service, "full", "open", "c").await;
         service.stop().await;
-        let is_silent = code == 0 && warned.is_empty() && ready == "ok" && shown["problems"] == serde_json::json!([]);
+        let is_silent = code == 0 && warned.is_empty() && ready == "ok" && shown["problems"] == json!([]);
         let is_told = code == 2
             && warned == ["shut"]
             && said.contains(&ready)
@@ -60,5 +60,28 @@ async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
     let told = problems("alter table \"Shut\" enable row level security").await.unwrap();
     assert!(told.ends_with(&format!("`alter role {role} bypassrls`")), "{told}");
     assert_eq!(problems(&format!("alter role {role} bypassrls")).await, None);
+    database.run(&format!("drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn a_right_of_the_service_that_is_missing_is_named() {
+    let database = Database::empty().await;
+    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    database.run("create table t (id int primary key); insert into t values (1)").await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
+    catalog.track(&database, "t").await;
+    database
+        .run(&format!(
+            "create role {role} login password 'pass'; grant usage on schema cdc_export, public to {role};
+             grant all on all tables in schema public, cdc_export to {role}"
+        ))
+        .await;
+    let service = catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass")).service().await;
+    let job = ended(&service, "/exports/delta", Some("c"), json!({ "dataset": "t" })).await;
+    assert_eq!(job["error"]["code"], "permission_denied", "{job}");
+    assert!(job["error"]["detail"].as_str().unwrap().contains("permission denied for sequence"), "{job}");
+    database.run(&format!("grant usage on all sequences in schema cdc_export to {role}")).await;
+    export(&service, "delta", "t", "c").await;
+    service.stop().await;
     database.run(&format!("drop owned by {role}; drop role {role}")).await;
 }
