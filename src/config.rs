@@ -114,13 +114,12 @@ impl Error {
 
     /// The catalog's file can't be read.
     pub fn unreadable_catalog(file: &Path, why: &std::io::Error) -> Error {
-        let file = file.display();
-        match why.kind() {
-            std::io::ErrorKind::NotFound => {
-                bad("DATASETS", format!("there is no file {file}: `cdc-export datasets add TABLE` makes it"))
-            }
-            _ => bad("DATASETS", format!("{file}: {why}")),
-        }
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+        let help = match why.kind() {
+            std::io::ErrorKind::NotFound => "; a path that begins with / is the same in every folder",
+            _ => "",
+        };
+        bad("DATASETS", format!("{}: {why}{help}", file.display()))
     }
 
     /// The API is open to other machines, and there is no key: nobody could call it.

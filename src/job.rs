@@ -193,7 +193,7 @@ words! {
         RowTooLarge = "row_too_large",
         /// A value that Postgres itself could not read: its type's code fails, or it is damaged. The detail has Postgres's own code.
         ValueUnreadable = "value_unreadable",
-        /// A value that the format has no form for; the detail names the column.
+        /// A value that the format has no form for; the detail names the column and the value.
         NotInFormat = "not_in_format",
         /// The file was removed after the commit, before it had its name. The watermark has moved: only a full export goes on.
         FileLost = "file_lost",

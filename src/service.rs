@@ -128,9 +128,6 @@ pub enum Error {
     /// The caller is out of step with its lane: the exports that were published since, then those under way.
     #[error("{}", gone_on(.0))]
     OutOfStep(Vec<Job>),
-    /// What the caller loaded last is not of the lane that it asks for.
-    #[error("the export that `after` names is another consumer's, or of another dataset")]
-    OfOtherLane,
     /// The database doesn't know what the caller loaded last, or has forgotten what came after it.
     #[error(
         "the database doesn't know, of this consumer and dataset, the completed export with the id and content that `after` names, or one \

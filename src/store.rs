@@ -49,9 +49,9 @@ pub enum Error {
     /// Another transaction, or its lock, was in the way.
     #[error("another transaction was in the way")]
     LockConflict(#[source] sqlx::Error),
-    /// The role lacks a right to one of the service's own tables.
-    #[error("the database role lacks a right ({})", told(.0))]
-    Denied(#[source] sqlx::Error),
+    /// The role lacks a right to what the service has in the database. What Postgres said, which names the object.
+    #[error("the database role lacks a right: {0}")]
+    Denied(String),
     /// Postgres refused the statement.
     #[error("the database refused a statement")]
     Sql(#[source] sqlx::Error),
@@ -68,11 +68,6 @@ pub enum Error {
     Identity(#[from] BadDatabaseId),
 }
 
-/// What Postgres said, which names the object.
-fn told(error: &sqlx::Error) -> String {
-    error.as_database_error().map(|told| told.message().to_owned()).unwrap_or_default()
-}
-
 impl From<sqlx::Error> for Error {
     /// Says of an error what can be done about it.
     fn from(error: sqlx::Error) -> Error {
@@ -82,7 +77,9 @@ impl From<sqlx::Error> for Error {
                 Error::Unavailable(error)
             }
             SqlFailure::LockTimeout | SqlFailure::Conflict => Error::LockConflict(error),
-            SqlFailure::Denied => Error::Denied(error),
+            SqlFailure::Denied => {
+                Error::Denied(error.as_database_error().map(|told| told.message().to_owned()).unwrap_or_default())
+            }
             _ => Error::Sql(error),
         }
     }

@@ -37,12 +37,11 @@ pub(super) fn append(file: &Path, block: &str) -> anyhow::Result<()> {
 
 /// The file's text; empty where there is none. What can't be replaced by another file is refused before it is read.
 fn read(file: &Path) -> anyhow::Result<String> {
-    let shown = file.display();
-    ensure!(file.exists() || !file.is_symlink(), "{shown} is a link that leads to no file");
     let metadata = match fs::metadata(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !file.is_symlink() => return Ok(String::new()),
         metadata => metadata.map_err(|why| config::Error::unreadable_catalog(file, &why))?,
     };
+    let shown = file.display();
     ensure!(metadata.is_file(), "{shown} is no file that a block can be added to");
     ensure!(metadata.nlink() == 1, "{shown} has another name, which would keep the old text: add the block by hand");
     Ok(fs::read_to_string(file).map_err(|why| config::Error::unreadable_catalog(file, &why))?)

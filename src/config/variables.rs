@@ -43,8 +43,8 @@ pub(super) fn is_read(name: &str) -> bool {
 /// A variable of the environment that is nearly a setting.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Misspelt {
-    pub(super) name: String,
-    pub(super) setting: &'static str,
+    name: String,
+    setting: &'static str,
 }
 
 impl Display for Misspelt {
@@ -69,6 +69,16 @@ impl Variables {
             self.0.keys().filter(|name| !is_read(name)).filter_map(|name| self.meant(name)).collect();
         found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         found
+    }
+
+    /// The variable that has a database's URL, and was meant to be DATABASE_URL, which is unset: two slips away at most, since other
+    /// programs have a DATABASE_URL_TEST or a DATABASE_USER.
+    pub(super) fn misspelt_database_url(&self) -> Option<&str> {
+        const SETTING: &str = "DATABASE_URL";
+        let is_near = |name: &str| strsim::damerau_levenshtein(&name.to_uppercase(), SETTING) <= 2;
+        let is_url = |value: &str| value.starts_with("postgres://") || value.starts_with("postgresql://");
+        let mut found = self.0.iter().filter(|(name, value)| !is_read(name) && is_near(name) && is_url(value));
+        found.next().filter(|_| self.get(SETTING).is_none()).map(|(name, _)| name.as_str())
     }
 
     fn meant(&self, name: &str) -> Option<Misspelt> {

@@ -205,10 +205,7 @@ async fn published_after(
     caller.require(Some(&consumer))?;
     let from = cursor.map(|cursor| read_number(&cursor).ok_or_else(pages::bad_cursor)).transpose()?;
     let lane = Lane { consumer: &consumer, dataset: &dataset };
-    let jobs = service.published_after(lane, after.into(), from, limit + 1).await.map_err(|error| match error {
-        service::Error::OfOtherLane => bad("after", &error.to_string()),
-        error => error.into(),
-    })?;
+    let jobs = service.published_after(lane, after.into(), from, limit + 1).await?;
     Ok(Json(Page::new(jobs, limit, |job| format!("number_{}", job.number.unwrap_or_default()), JobBody::from)))
 }
 

@@ -84,7 +84,11 @@ pub(crate) async fn metrics(State(service): State<Service>) -> impl IntoResponse
 /// `ok`, or why datasets are not ready, as `/datasets` says it.
 fn ready_or_why(datasets: &[Description]) -> String {
     let why = |dataset: &Description| {
-        let problems = problems(dataset);
+        // Whoever asks for health needs no key, so it isn't told which role lacks which right.
+        let problems = match dataset.unreadable {
+            Some(_) => vec!["the database role may not read its table".to_owned()],
+            None => problems(dataset),
+        };
         (!problems.is_empty()).then(|| format!("{}: {}", dataset.dataset.name, problems.join("; ")))
     };
     let why: Vec<_> = datasets.iter().filter_map(why).collect();

@@ -154,7 +154,9 @@ impl Problem {
     }
 
     pub(crate) fn method_not_allowed(method: &Method, uri: &Uri) -> Problem {
-        let detail = if method == Method::POST && uri.path().starts_with("/exports/") {
+        let last = uri.path().strip_prefix("/exports/");
+        let is_type_of_export = last.is_some_and(|last| !last.contains('/') && last != "watermark");
+        let detail = if method == Method::POST && is_type_of_export {
             "this path has no such method: exports are made at /exports/full, /exports/incremental and /exports/delta"
         } else {
             "this path has no such method"
@@ -266,7 +268,6 @@ impl From<service::Error> for Problem {
             Error::Committing => Problem::new(Code::Committing, detail),
             Error::Open(_) => Problem::new(Code::StillOpen, detail),
             Error::Ended(_) => Problem::new(Code::AlreadyEnded, detail),
-            Error::OfOtherLane => Problem::bad_input(Code::MemberInvalid, "after", detail),
             Error::Restored => Problem::new(Code::DatabaseRestored, detail).about("after"),
             Error::NotToRetry(_) => Problem::new(Code::NotFailed, detail),
             Error::KeyTaken(_) => Problem::new(Code::IdempotencyKeyReused, detail).about("Idempotency-Key"),

@@ -128,12 +128,14 @@ impl NamedDatabase {
         if variable("PGPORT").is_some_and(|port| port.parse::<u16>().is_err()) {
             return Err(BadUrl::Variable { name: "PGPORT", why: "not a port" });
         }
-        let mut options: PgConnectOptions = url.parse().map_err(|_| unreadable(address, &parameters))?;
-        // As libpq does. sqlx would go on as `anonymous`, who may be somebody.
+        // Without a user, libpq goes on as the system's. sqlx would as `anonymous`, and look up that one's password.
+        let mut named = Cow::Borrowed(url);
         if !names_user(address, &parameters) && variable("PGUSER").is_none() {
             let user = User::from_uid(Uid::effective()).ok().flatten().ok_or(BadUrl::NoUser)?;
-            options = options.username(&user.name);
+            let mut query = form_urlencoded::Serializer::new(query.to_owned());
+            named = format!("{address}?{}", query.append_pair("user", &user.name).finish()).into();
         }
+        let mut options: PgConnectOptions = named.parse().map_err(|_| unreadable(address, &parameters))?;
         // An IPv6 address has its brackets in a URL alone.
         if let Some(host) = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
             options = options.clone().host(host);

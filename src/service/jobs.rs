@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::dataset::{Capture, Dataset};
 use crate::job::lane::Lane;
-use crate::job::{After, Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
 use crate::service::{Error, LAST_LOOK_TIMEOUT, Service};
@@ -46,12 +46,7 @@ impl Service {
             SubmitOutcome::Before(job) => Ok(job),
             SubmitOutcome::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
             SubmitOutcome::OutOfStep(OutOfStep::GoneOn(jobs)) => Err(Error::OutOfStep(jobs)),
-            SubmitOutcome::OutOfStep(OutOfStep::Unknown) => Err(match (&request.after, &request.consumer) {
-                (Some(After::Export { job, .. }), Some(consumer)) => {
-                    self.why_unknown(Lane { consumer, dataset: &request.dataset }, *job).await
-                }
-                _ => Error::Restored,
-            }),
+            SubmitOutcome::OutOfStep(OutOfStep::Unknown) => Err(Error::Restored),
             SubmitOutcome::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
             SubmitOutcome::QueueFull(open) => Err(Error::QueueFull(open)),
         }
@@ -168,7 +163,7 @@ impl Service {
         if let Some(dataset) = filter.dataset.as_ref().filter(|_| jobs.is_empty())
             && let Err(unknown) = self.dataset(dataset)
         {
-            let any = Filter { dataset: Some(dataset.clone()), ..Filter::default() };
+            let any = Filter { dataset: Some(dataset.clone()), among: filter.among.clone(), ..Filter::default() };
             if with_timeout(self.store.jobs(&any, 1)).await?.is_empty() {
                 return Err(unknown);
             }
@@ -179,7 +174,7 @@ impl Service {
     /// The lane's exports that were published after the job `after`, by their numbers; with `from`, those after that number.
     ///
     /// # Errors
-    /// If the database knows no completed export of this id, or one of another lane, or fails.
+    /// If the database knows no completed export of this id in the lane, or fails.
     pub async fn published_after(
         &self,
         lane: Lane<'_>,
@@ -187,20 +182,7 @@ impl Service {
         from: Option<u64>,
         limit: u32,
     ) -> Result<Vec<Job>, Error> {
-        match with_timeout(self.store.published_after(lane, after, from, limit)).await? {
-            Some(jobs) => Ok(jobs),
-            None => Err(self.why_unknown(lane, after).await),
-        }
-    }
-
-    /// Why a lane has no completed export of this id: no restore makes an export another lane's.
-    async fn why_unknown(&self, lane: Lane<'_>, after: JobId) -> Error {
-        match self.job(after).await {
-            Ok(job) if job.consumer.as_ref() != Some(lane.consumer) || job.dataset != lane.dataset => {
-                Error::OfOtherLane
-            }
-            _ => Error::Restored,
-        }
+        with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
     }
 
     /// Finds whether a write failed since Postgres's transaction ids were set back: a write that waited in vain for another transaction

@@ -293,7 +293,9 @@ async fn hint_of_tables(conn: &mut PgConnection, dataset: &Dataset) -> Result<St
          select c.relname::text, n.nspname || '.' || c.relname, coalesce(cdc_export.table_of_role(quote_ident(c.relname)) = c.oid, false)
          from pg_class c join pg_namespace n on n.oid = c.relnamespace
          where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'cdc_export')
-           and n.nspname not like 'pg\\_%'",
+           and n.nspname not like 'pg\\_%'
+         -- Of names that are equally near, the last one is told.
+         order by 3, 2 desc",
     )
     .fetch_all(conn)
     .await?;

@@ -324,3 +324,26 @@ async fn texts_of_another_encoding_arrive_as_utf_8() {
     assert_eq!(delta.sorted("name"), ["Søren", "Zoë"]);
     service.stop().await;
 }
+
+/// As psql: the system's user, with the password that the user's own file has for it.
+#[tokio::test]
+async fn a_url_without_a_user_means_the_user_of_the_system() {
+    let database = Database::new().await;
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
+    let name = database.options.get_database().unwrap();
+    // A role is of the cluster, and other tests may have made it.
+    database
+        .run(&format!(
+            "do $$ begin create role \"{user}\"; exception when duplicate_object then null; end $$;
+             alter role \"{user}\" login superuser password 'secret-of-the-file'"
+        ))
+        .await;
+    let url = database.url_as("somebody", "pass").replace("somebody:pass@", "");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pgpass");
+    std::fs::write(&file, format!("*:*:*:anonymous:wrong\n*:*:{name}:{user}:secret-of-the-file\n")).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let service = Start::plain().with("DATABASE_URL", url).with("PGPASSFILE", file.display()).service().await;
+    service.export("full", "a").await;
+    service.stop().await;
+}

@@ -199,7 +199,7 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     std::fs::hard_link(at("one.toml"), at("two.toml")).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(at("pipe.toml")).status().unwrap().success());
     for (name, code_of, why) in
-        [("link.toml", 1, "leads to no file"), ("one.toml", 1, "another name"), ("pipe.toml", 1, "is no file")]
+        [("link.toml", 2, "No such file"), ("one.toml", 1, "another name"), ("pipe.toml", 1, "is no file")]
     {
         let settings = [("DATABASE_URL", url.as_str()), ("DATASETS", name)];
         let (code, printed, said) = run_in(work.path(), &["datasets", "add", "items"], &settings).await;

@@ -116,6 +116,7 @@ mod requests;
 mod restores;
 #[cfg(test)]
 mod retention;
+#[cfg(test)]
 mod rights;
 #[cfg(test)]
 mod settings;

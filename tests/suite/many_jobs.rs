@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::catalog::Catalog;
 use crate::harness::{Database, Service, Start, cost_of, eventually, option_env};
 
 /// So many, and some that are rare. Those of the consumer `early` are all older than the others, so that whoever looks for them among the
@@ -112,7 +113,11 @@ async fn every_filter_of_the_list_is_served_by_an_index() {
         ("consumer_id = 'nobody'".to_owned(), key(&database, "lone", &lone).await),
     ];
     database.tell_plans().await;
-    let service = Start::on(&database)
+
+    let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"users\"\n");
+    let catalog = Catalog::of(&["users", "rare", "nothing"].map(of).concat());
+    let service = catalog
+        .start(&database)
         .with("AUTH", "keys")
         .with("RATE_LIMIT", "1000000/s")
         .arguments(&["serve", "--no-workers"])

@@ -62,8 +62,15 @@ async fn a_variable_that_is_nearly_a_setting_is_warned_of() {
     let folder = reachable_folder();
     // Without its database the service would begin with an empty one.
     let (code, said) = beside(folder.path(), "", &[("DATABSE_URL", NOWHERE)]).await;
-    let told = "cdc-export: DATABASE_URL: unset, and the variable DATABSE_URL is no setting: rename it, or remove it\n";
+    let told = "cdc-export: DATABASE_URL: unset, and DATABSE_URL is no setting: rename it, or remove it\n";
     assert_eq!((code, said.as_str()), (2, told));
+    // Other programs' variables are in nobody's way.
+    for (name, value) in
+        [("DATABASE_USER", "shop"), ("DATABASE_URL_TEST", NOWHERE), ("DATABASE_URI", "mysql://nobody@127.0.0.1:1/x")]
+    {
+        let (_, said) = beside(folder.path(), "", &[(name, value)]).await;
+        assert!(!said.contains("is no setting: rename it"), "{said}");
+    }
     assert_eq!(
         std::fs::read_dir(folder.path()).unwrap().filter(|it| it.as_ref().unwrap().file_name() != ".env").count(),
         0
