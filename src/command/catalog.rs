@@ -1,4 +1,4 @@
-//! The catalog as the commands use it: finding a dataset by its name, and checking the catalog file against the tables.
+//! The catalog as the commands use it: finding a dataset by its name, and refusing what doesn't fit the tables.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,12 +23,6 @@ pub(super) fn named_or_implied<'c>(config: &'c Config, name: Option<&str>) -> Re
         Some(name) => dataset_of(config, name),
         None => config.catalog.implied().map_err(|why| BadUsage(why.to_string())),
     }
-}
-
-/// Checks the catalog against the tables, where a file says it.
-pub(super) async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
-    let Some(file) = &config.catalog_file else { return Ok(()) };
-    refuse_faults(config, file, catalog_check::check(&database.pool(1), &config.catalog).await?)
 }
 
 /// Checks one dataset of the file against its table. The tables of others may be gone, or not there yet.

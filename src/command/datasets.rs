@@ -10,7 +10,7 @@ use crate::config::{CatalogFile, Config};
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Operation, Table};
 use crate::postgres::Database;
-use crate::source::catalog_check::{self, Unready};
+use crate::source::catalog_check::{self, Findings};
 use clap::Subcommand;
 
 use crate::command::catalog::refuse_faults;
@@ -58,9 +58,8 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
             let file = config.catalog_file.as_deref().context(
                 "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
             )?;
-            let pool = database.pool(1);
-            let Faults(mut faults) = catalog_check::check(&pool, &config.catalog).await?;
-            let Unready { untracked, unreadable } = catalog_check::unready(&pool, &config.catalog).await?;
+            let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
+            let Findings { faults: Faults(mut faults), unreadable, untracked } = found;
             faults.extend(unreadable);
             refuse_faults(config, file, Faults(faults))?;
             for name in &untracked {

@@ -9,14 +9,14 @@ use crate::dataset::fault::Fault;
 use crate::demo;
 use crate::http::{self, Access, ConnectionLimits};
 use crate::postgres::{self, Database};
-use crate::source::catalog_check::{self, Unready};
+use crate::source::catalog_check::{self, Findings};
 use anyhow::{Context, anyhow};
 use clap::Args;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::catalog::check;
+use crate::command::catalog::refuse_faults;
 use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
@@ -99,8 +99,10 @@ async fn serve_on(
 /// Refuses a catalog that doesn't fit its tables. Warns of tables that can't be read, and of those whose changes aren't captured: the
 /// rows that change before `track` are in no delta, so a full export from before it would need another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
-    check(config, database).await?;
-    let Unready { untracked, unreadable } = catalog_check::unready(&database.pool(1), &config.catalog).await?;
+    let Findings { faults, untracked, unreadable } = catalog_check::check(&database.pool(1), &config.catalog).await?;
+    if let Some(file) = &config.catalog_file {
+        refuse_faults(config, file, faults)?;
+    }
     for dataset in untracked {
         tracing::warn!(
             event = "not_captured",
@@ -120,7 +122,7 @@ async fn look_for_demo(config: &Config, database: &Database) -> anyhow::Result<(
     if config.catalog_file.is_some() {
         return Ok(());
     }
-    let faults = catalog_check::check(&database.pool(1), &config.catalog).await?;
+    let Findings { faults, .. } = catalog_check::check(&database.pool(1), &config.catalog).await?;
     if !faults.0.is_empty() {
         tracing::warn!(
             event = "datasets_unset",

@@ -10,21 +10,38 @@ use crate::source::captured::capture;
 use crate::source::quote::relation;
 use crate::source::{filter, rights, table_schema};
 
+/// What a look at the tables of a catalog finds.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What doesn't fit.
+    pub faults: Faults,
+    /// What the database role may not read, of the datasets that fit their tables.
+    pub unreadable: Vec<Fault>,
+    /// The datasets that fit their tables, and whose changes shall be captured by triggers, and aren't: `track` has never had the table,
+    /// or the name is another table's since, as after the restore of a dump.
+    pub untracked: Vec<String>,
+}
+
 /// Holds a whole catalog against the live tables.
 ///
 /// # Errors
 /// If the database fails. What doesn't fit is the result.
-pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Faults, sqlx::Error> {
+pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::Error> {
     let mut conn = pool.acquire().await?;
-    let (mut faults, mut others) = (Vec::new(), Vec::<Logged>::new());
+    let (mut found, mut others) = (Findings::default(), Vec::<Logged>::new());
     for dataset in catalog.iter() {
-        let Some(schema) = fits(&mut conn, dataset, &mut faults).await? else { continue };
+        let Faults(faults) = &mut found.faults;
+        let Some(schema) = fits(&mut conn, dataset, faults).await? else { continue };
+        found.unreadable.extend(rights::unreadable(&mut conn, dataset, &schema).await?);
         if let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? {
             faults.extend(others.iter().find_map(|other| logged.conflict(other)));
             others.push(logged);
+            if !is_captured(&mut conn, dataset, &schema).await? {
+                found.untracked.push(dataset.name.clone());
+            }
         }
     }
-    Ok(Faults(faults))
+    Ok(found)
 }
 
 /// Holds one dataset against its table, and against the other datasets that share its triggers. What else is wrong with the others
@@ -43,33 +60,6 @@ pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> R
         faults.extend(other.and_then(|other| logged.conflict(&other)));
     }
     Ok(Faults(faults))
-}
-
-/// The datasets that fit their tables, and whose exports would fail all the same.
-#[derive(Debug, Default)]
-pub struct Unready {
-    /// Those whose changes shall be captured by triggers, and aren't: `track` has never had the table, or the name is another table's
-    /// since, as after the restore of a dump.
-    pub untracked: Vec<String>,
-    /// What the database role may not read.
-    pub unreadable: Vec<Fault>,
-}
-
-/// Finds the datasets that aren't ready though they fit their tables.
-///
-/// # Errors
-/// If the database fails.
-pub async fn unready(pool: &PgPool, catalog: &Catalog) -> Result<Unready, sqlx::Error> {
-    let mut conn = pool.acquire().await?;
-    let mut unready = Unready::default();
-    for dataset in catalog.iter() {
-        let Some(schema) = introspect(&mut conn, dataset).await?.ok() else { continue };
-        unready.unreadable.extend(rights::unreadable(&mut conn, dataset, &schema).await?);
-        if dataset.capture == Capture::Triggers && !is_captured(&mut conn, dataset, &schema).await? {
-            unready.untracked.push(dataset.name.clone());
-        }
-    }
-    Ok(unready)
 }
 
 /// Whether the triggers log the table's changes, by the dataset's key.
