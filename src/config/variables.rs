@@ -77,8 +77,9 @@ impl Variables {
         const SETTING: &str = "DATABASE_URL";
         let is_near = |name: &str| strsim::damerau_levenshtein(&name.to_uppercase(), SETTING) <= 2;
         let is_url = |value: &str| value.starts_with("postgres://") || value.starts_with("postgresql://");
-        let mut found = self.0.iter().filter(|(name, value)| !is_read(name) && is_near(name) && is_url(value));
-        found.next().filter(|_| self.get(SETTING).is_none()).map(|(name, _)| name.as_str())
+        let found = self.0.iter().filter(|(name, value)| !is_read(name) && is_near(name) && is_url(value));
+        // Of several the same one is named each time.
+        found.map(|(name, _)| name.as_str()).min().filter(|_| self.get(SETTING).is_none())
     }
 
     fn meant(&self, name: &str) -> Option<Misspelt> {
