@@ -19,8 +19,9 @@ pub(super) const SYSTEM_DATA_DIR: &str = "/var/lib/cdc-export";
 /// The beginning of scratch folders' names. The next start removes those that a crash left.
 pub(super) const SCRATCH: &str = "postgres.new-";
 
-/// How long a supervisor waits for the lock: `join` holds it for a moment to see whether it is free.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a supervisor waits for the lock: `join` holds it for a moment to see whether it is free, and so does, until it runs its own
+/// program, a process that was just being started.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A folder that the account of the server can reach, existing or not.
 #[derive(Debug)]

@@ -242,7 +242,9 @@ fn a_cursor_leads_to_a_page_or_is_refused() {
             for parameter in ["cursor", "limit", "dataset"] {
                 let request = called.request(Method::GET, &format!("{path}?{parameter}={}", encoded(&cursor)));
                 let answer = called.answer(request)?;
-                prop_assert!(matches!(answer.status, 200 | 400), "{}", answer.status);
+                // What could name a dataset, and names none.
+                let unknown = answer.status == 404 && (path, parameter) == ("/exports", "dataset");
+                prop_assert!(matches!(answer.status, 200 | 400) || unknown, "{}", answer.status);
             }
         }
         Ok(())

@@ -290,7 +290,7 @@ async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
     catalog.track(&database, "slow").await;
     // Five seconds and a half without a row, where a connection that the server doesn't work for is given up after five. A delta asks
     // the filter of each row four times.
-    let service = catalog.start(&database).with("LEASE_SECONDS", 1).service().await;
+    let service = catalog.start(&database).with("LEASE_SECONDS", 4).service().await;
     for export_type in ["full", "delta"] {
         let job = export(&service, export_type, "slow", "one").await;
         assert_eq!(job["attempt"], 1, "{job}");
