@@ -41,6 +41,16 @@ impl Key<'_> {
         (1..=self.0.len()).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
     }
 
+    /// That two queries' rows have the same key, where both have it in the form of the log's.
+    pub(crate) fn are_same(&self, one: &str, other: &str) -> String {
+        let equals = operator("pg_catalog", "=");
+        self.names()
+            .iter()
+            .map(|name| format!("{one}.{name} {equals} {other}.{name}"))
+            .collect::<Vec<_>>()
+            .join(" and ")
+    }
+
     /// That a row `u` has the key of `ch`. By the operator of the key's index, so that Postgres finds the row by that index. Where the
     /// operator takes several texts for one, by the text too, since a consumer has the texts.
     pub(crate) fn joined(&self) -> String {
