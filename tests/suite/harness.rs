@@ -497,6 +497,11 @@ impl Start {
     }
 }
 
+/// An answer, but for one that says to come back later: on a busy machine the database has no connection in time.
+pub(crate) fn unless_busy(answer: reqwest::Response) -> Option<reqwest::Response> {
+    Some(answer).filter(|answer| answer.status() != 503 || !answer.headers().contains_key("retry-after"))
+}
+
 /// Its answers come, or it hangs; `?wait=` may ask for as long as a hang takes.
 fn client() -> reqwest::Client {
     reqwest::Client::builder().timeout(2 * HANG_TIMEOUT).build().unwrap()
@@ -515,14 +520,20 @@ impl Service {
 
     /// Submits an export and gives its id.
     pub(crate) async fn submit(&self, export_type: &str, consumer: &str) -> String {
-        let answer = self.call("POST", &format!("/exports/{export_type}"), &[("X-Consumer-ID", consumer)]).await;
+        let path = format!("/exports/{export_type}");
+        let answer = eventually("a connection for the call", || async {
+            unless_busy(self.call("POST", &path, &[("X-Consumer-ID", consumer)]).await)
+        })
+        .await;
         assert_eq!(answer.status(), 202);
         answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()
     }
 
     /// A job as it stands.
     pub(crate) async fn job(&self, id: &str) -> Value {
-        let answer = self.call("GET", &format!("/exports/{id}"), &[]).await;
+        let path = format!("/exports/{id}");
+        let answer =
+            eventually("a connection for the call", || async { unless_busy(self.call("GET", &path, &[]).await) }).await;
         assert_eq!(answer.status(), 200);
         answer.json().await.unwrap()
     }
