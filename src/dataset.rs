@@ -354,9 +354,9 @@ impl TableSchema {
 pub struct Description {
     /// What the operator says.
     pub dataset: Arc<Dataset>,
-    /// What the table has for it, or what is wrong with that.
+    /// What the table has for it, or what is wrong with that: nothing, where the role can't see the table.
     pub schema: Result<TableSchema, Faults>,
-    /// What keeps the database role from reading the table, which is as it shall be. `None`: nothing.
+    /// What keeps the database role from reading the table. `None`: nothing, or there is no table.
     pub unreadable: Option<Fault>,
     /// About how many rows the table has; `None`: nobody has counted yet.
     pub rows: Option<u64>,

@@ -42,10 +42,16 @@ pub enum Error {
     /// Postgres answers, and can't write to the service's tables.
     #[error("{0}")]
     DatabaseSetBack(store::Error),
+    /// Postgres answers, and the role lacks a right to what the service has there.
+    #[error("{0}")]
+    DatabaseDenied(store::Error),
     /// Postgres refused what the service wants: a defect, or a schema that somebody changed.
     #[error("the database refused a statement")]
     Database(#[source] store::Error),
-    /// The table didn't answer in time, or is gone, or may not be read.
+    /// The role may not read the dataset's table.
+    #[error("{0}")]
+    NotReadable(source::Error),
+    /// The table didn't answer in time, or is gone.
     #[error("the table can't be read now")]
     Table(Option<source::Error>),
     /// No room on the output folder's disk.
@@ -157,9 +163,8 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Unavailable(_) | store::Error::LockConflict(_) => Error::DatabaseUnavailable(error),
             store::Error::XidsSetBack(_) => Error::DatabaseSetBack(error),
-            store::Error::Denied(_) | store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_) => {
-                Error::Database(error)
-            }
+            store::Error::Denied(_) => Error::DatabaseDenied(error),
+            store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_) => Error::Database(error),
         }
     }
 }

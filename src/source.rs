@@ -39,7 +39,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::connection::failure::{SqlFailure, sqlstate};
-use crate::dataset::fault::Faults;
+use crate::dataset::fault::{Fault, Faults};
 use crate::job::Continuity;
 use crate::row::Unwanted;
 use crate::source::reader_slots::ReaderSlots;
@@ -111,7 +111,10 @@ pub enum Error {
     /// A standby's snapshots hide transactions that are in progress on its primary: rows would be lost.
     #[error("this Postgres is a standby, whose changes can't be told exactly")]
     Standby,
-    /// The role may not read it, or row-level security would hide rows.
+    /// The role may not read the table, or row-level security would hide rows: what is missing, and who gives it.
+    #[error("{0}")]
+    NotReadable(Fault),
+    /// Postgres says that the role may not, though nothing was missing before.
     #[error("the database role may not read the whole table `{table}`")]
     Denied {
         /// Its name.
@@ -195,7 +198,7 @@ impl Error {
     /// not.
     fn is_of_the_server(&self) -> bool {
         match self {
-            Error::Unavailable(_) | Error::LockConflict(_) | Error::Denied { .. } => true,
+            Error::Unavailable(_) | Error::LockConflict(_) | Error::NotReadable(_) | Error::Denied { .. } => true,
             Error::Sql(cause) => {
                 let code = sqlstate(cause);
                 ["40", "53", "54", "55", "57", "58"].iter().any(|class| code.starts_with(class))

@@ -61,19 +61,22 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
             let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
             let Findings { faults: Faults(mut faults), unreadable, untracked } = found;
             faults.extend(unreadable);
-            refuse_faults(config, file, Faults(faults))?;
             for name in &untracked {
                 eprintln!(
                     "cdc-export: {name}: its changes are not captured: `cdc-export track {name}` comes before its exports"
                 );
             }
             let names = config.catalog.iter().map(|dataset| dataset.name.as_str());
-            let ready: Vec<_> = names.filter(|name| untracked.iter().all(|other| other != name)).collect();
+            let is_well = |name: &&str| {
+                untracked.iter().all(|other| other != name) && faults.iter().all(|fault| fault.dataset != *name)
+            };
+            let ready: Vec<_> = names.filter(is_well).collect();
             match ready.as_slice() {
-                [] => Ok(()),
-                [one] => outln!("1 dataset fits its table: {one}"),
-                all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", ")),
+                [] => {}
+                [one] => outln!("1 dataset fits its table: {one}")?,
+                all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", "))?,
             }
+            refuse_faults(config, file, Faults(faults))
         }
         Datasets::List => list(config, database).await,
         Datasets::Add { table } => {
@@ -136,8 +139,12 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
         decimals: false,
         uuid_texts: false,
     };
-    let Description { dataset, schema, .. } = service.describe(&Arc::new(dataset)).await?;
-    let schema = schema?;
+    let Description { dataset, schema, unreadable, .. } = service.describe(&Arc::new(dataset)).await?;
+    let schema = match (schema, unreadable) {
+        (Ok(schema), _) => schema,
+        (Err(_), Some(hidden)) => return Err(hidden.into()),
+        (Err(faults), None) => return Err(faults.into()),
+    };
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let names = |columns: &[&Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
     let key: Vec<_> = schema.key.iter().map(|part| &part.column).collect();

@@ -54,6 +54,8 @@ words! {
         NoUpdatedAt = "no_updated_at",
         /// The dataset's table isn't there.
         TableMissing = "table_missing",
+        /// The service's database role may not read the dataset's table, or row-level security may hide rows of it.
+        PermissionDenied = "permission_denied",
         /// Nobody ran `cdc-export track` for the dataset, or not since it has another key: its changes are not captured.
         NotTracked = "not_tracked",
         /// The export has no file yet, and may never have one.
@@ -141,6 +143,7 @@ impl Code {
             Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Code::NoUpdatedAt
             | Code::TableMissing
+            | Code::PermissionDenied
             | Code::NotTracked
             | Code::NotCompleted
             | Code::Committing

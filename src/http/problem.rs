@@ -226,6 +226,10 @@ impl From<service::Error> for Problem {
                 tracing::error!(event = "transaction_ids_set_back", error = detail);
                 Problem::new(Code::DatabaseUnavailable, detail)
             }
+            Error::DatabaseDenied(_) => {
+                tracing::error!(event = "right_missing", error = detail);
+                Problem::new(Code::DatabaseUnavailable, detail)
+            }
             Error::OutOfStep(jobs) => {
                 let jobs = jobs.iter().cloned().map(JobBody::from).collect();
                 Problem { jobs: Some(jobs), ..Problem::new(Code::OutOfStep, detail).about("after") }
@@ -253,6 +257,10 @@ impl From<service::Error> for Problem {
             Error::NoJob | Error::NoUser => Problem::not_found(&detail),
             Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).about("dataset"),
             Error::NoTable { .. } => Problem::new(Code::TableMissing, detail).about("dataset"),
+            Error::NotReadable(cause) => {
+                tracing::warn!(event = "not_readable", error = detail, cause = cause.source());
+                Problem::new(Code::PermissionDenied, detail).about("dataset")
+            }
             Error::NotTracked(_) => Problem::new(Code::NotTracked, detail).about("dataset"),
             Error::NoTimes(_) => Problem::new(Code::NoUpdatedAt, detail).about("lastExportedAt"),
             Error::BadSelection(bad) => Problem::bad_input(Code::MemberInvalid, &bad.field, detail),

@@ -116,7 +116,8 @@ impl Service {
                 Ok(Err(error)) => Some(error),
                 Err(_) => None,
             };
-            let is_alone = datasets == 1 && !matches!(error, Some(source::Error::Mismatch(_)));
+            use source::Error::{Denied, Mismatch, NotReadable};
+            let is_alone = datasets == 1 && !matches!(error, Some(Mismatch(_) | NotReadable(_) | Denied { .. }));
             if is_alone || matches!(error, Some(source::Error::Unavailable(_))) {
                 return Err(Error::Table(error));
             }

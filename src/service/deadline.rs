@@ -8,6 +8,9 @@ pub(super) async fn on_table<T>(look: impl Future<Output = Result<T, source::Err
     match tokio::time::timeout(COUNTING_TIMEOUT, look).await {
         Ok(Ok(seen)) => Ok(seen),
         Ok(Err(source::Error::Mismatch(faults))) => Err(Error::Mismatch(faults)),
+        Ok(Err(error @ (source::Error::NotReadable(_) | source::Error::Denied { .. }))) => {
+            Err(Error::NotReadable(error))
+        }
         Ok(Err(error)) => Err(Error::Table(Some(error))),
         Err(_) => Err(Error::Table(None)),
     }

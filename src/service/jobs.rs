@@ -11,7 +11,8 @@ use crate::job::lane::Lane;
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
-use crate::service::{Error, LAST_LOOK_TIMEOUT, Service};
+use crate::service::{CALL_TIMEOUT, Error, LAST_LOOK_TIMEOUT, Service};
+use crate::source;
 use crate::store::{
     self,
     jobs::{Cancelled, SubmitOutcome},
@@ -25,8 +26,8 @@ impl Service {
     /// that it made then.
     ///
     /// # Errors
-    /// If there is no such dataset, its table isn't there, can't meet the selection or isn't tracked for a consumer, the key was sent with
-    /// another request, too many jobs are open, or the database fails.
+    /// If there is no such dataset, its table isn't there, may not be read, can't meet the selection or isn't tracked for a consumer, the
+    /// key was sent with another request, too many jobs are open, or the database fails.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         let dataset = self.dataset(&request.dataset)?;
         if let Err(bad) = self.check(dataset, request).await {
@@ -69,7 +70,13 @@ impl Service {
     /// position.
     async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
         let needs_triggers = request.consumer.is_some() && dataset.capture == Capture::Triggers;
-        match with_timeout(self.store.tracking(dataset)).await? {
+        let look = tokio::time::timeout(CALL_TIMEOUT, self.source.unreadable(dataset));
+        let (look, tracking) = tokio::join!(look, with_timeout(self.store.tracking(dataset)));
+        // Where the look fails, the rest says why.
+        if let Ok(Ok(Some(fault))) = look {
+            return Err(Error::NotReadable(source::Error::NotReadable(fault)));
+        }
+        match tracking? {
             Tracking::NoTable => {
                 return Err(Error::NoTable { dataset: dataset.name.clone(), table: dataset.table.to_string() });
             }

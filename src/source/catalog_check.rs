@@ -15,7 +15,7 @@ use crate::source::{filter, rights, table_schema};
 pub struct Findings {
     /// What doesn't fit.
     pub faults: Faults,
-    /// What the database role may not read, of the datasets that fit their tables.
+    /// What the database role may not read, of the datasets that fit their tables, as far as it sees those.
     pub unreadable: Vec<Fault>,
     /// The datasets that fit their tables, and whose changes shall be captured by triggers, and aren't: `track` has never had the table,
     /// or the name is another table's since, as after the restore of a dump.
@@ -31,8 +31,13 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     let (mut found, mut others) = (Findings::default(), Vec::<Logged>::new());
     for dataset in catalog.iter() {
         let Faults(faults) = &mut found.faults;
+        let seen = rights::look(&mut conn, dataset).await?;
+        if let Some(fault) = seen.hidden() {
+            found.unreadable.push(fault.clone());
+            continue;
+        }
         let Some(schema) = fits(&mut conn, dataset, faults).await? else { continue };
-        found.unreadable.extend(rights::unreadable(&mut conn, dataset, &schema).await?);
+        found.unreadable.extend(seen.unreadable);
         if let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? {
             faults.extend(others.iter().find_map(|other| logged.conflict(other)));
             others.push(logged);
@@ -120,8 +125,10 @@ async fn fits(
 ) -> Result<Option<TableSchema>, sqlx::Error> {
     match introspect(conn, dataset).await? {
         Ok(schema) => {
-            faults.extend(filter::check(conn, dataset, &schema.table).await?);
-            Ok(Some(schema))
+            let fault = filter::check(conn, dataset, &schema.table).await?;
+            let fits = fault.is_none();
+            faults.extend(fault);
+            Ok(fits.then_some(schema))
         }
         Err(found) => {
             faults.extend(found.0);
@@ -134,6 +141,7 @@ async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<Result
     match table_schema::introspect(conn, dataset).await {
         Ok(schema) => Ok(Ok(schema)),
         Err(table_schema::Error::Faults(found)) => Ok(Err(found)),
+        Err(table_schema::Error::Hidden(fault)) => Ok(Err(Faults(vec![fault]))),
         Err(table_schema::Error::Sql(cause)) => Err(cause),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Description};
 use crate::source::captured::capture;
 use crate::source::quote::relation;
@@ -23,14 +24,12 @@ impl Source {
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
         let failed = Error::of(&dataset.table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        let schema = match table_schema::introspect(&mut conn, dataset).await {
+        let seen = rights::look(&mut conn, dataset).await.map_err(&failed)?;
+        let schema = match table_schema::introspect_seen(&mut conn, dataset, &seen).await {
             Ok(schema) => Ok(schema),
             Err(table_schema::Error::Faults(faults)) => Err(faults),
+            Err(table_schema::Error::Hidden(_)) => Err(Faults::default()),
             Err(error) => return Err(error.into()),
-        };
-        let unreadable = match &schema {
-            Ok(schema) => rights::unreadable(&mut conn, dataset, schema).await.map_err(&failed)?,
-            Err(_) => None,
         };
         let status: Option<TableStatus> = sqlx::query_as(concat!(
             "-- source.description.describe
@@ -47,9 +46,9 @@ impl Source {
                from pg_class p left join pg_class x on x.oid = p.reltoastrelid
                where case t.relkind when 'p' then p.oid in (select relid from pg_partition_tree(t.oid) where isleaf)
                  else p.oid = t.oid end) parts
-             where t.oid = cdc_export.table_of_role($1)"
+             where t.oid = to_regclass($1)"
         ))
-        .bind(relation(&dataset.table))
+        .bind(seen.table.as_ref().map(relation))
         .fetch_optional(&mut *conn)
         .await
         .map_err(&failed)?;
@@ -58,7 +57,7 @@ impl Source {
         Ok(Description {
             dataset: Arc::clone(dataset),
             schema,
-            unreadable,
+            unreadable: seen.unreadable,
             rows: rows.map(|rows| rows as u64),
             bytes: bytes.unsigned_abs(),
             captured: captured && logs_it || dataset.capture != Capture::Triggers,

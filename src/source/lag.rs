@@ -12,7 +12,7 @@ use crate::job::{Continuity, ExportType};
 use crate::source::guard::{continuity, here, witness};
 use crate::source::quote::{quoted, relation};
 use crate::source::select::{Select, logged};
-use crate::source::{Error, Source, table_schema};
+use crate::source::{Error, Source, rights, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
 
 impl Source {
@@ -29,7 +29,11 @@ impl Source {
     ) -> Result<Vec<ConsumerLag>, Error> {
         let failed = Error::of(&dataset.table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        let schema = table_schema::introspect(&mut conn, dataset).await?;
+        let seen = rights::look(&mut conn, dataset).await.map_err(&failed)?;
+        if let Some(fault) = seen.unreadable {
+            return Err(Error::NotReadable(fault));
+        }
+        let schema = table_schema::introspect_seen(&mut conn, dataset, &seen).await?;
         let select = Select { dataset, schema: &schema };
         let mut tx = conn.begin().await.map_err(&failed)?;
         // The newest come from an index, in its order, whatever the planner guesses of how much there is.

@@ -15,7 +15,7 @@ use crate::source::exported_snapshot::ExportedSnapshot;
 use crate::source::import::{Import, no_timeouts};
 use crate::source::session::Readers;
 use crate::source::snapshot::{Purpose, Snapshot};
-use crate::source::{Error, Remedy, arrivals, filter, quote, table_schema};
+use crate::source::{Error, Remedy, arrivals, filter, quote, rights, table_schema};
 use crate::watermark::Position;
 
 /// How long a lock on the table is waited for before the attempt is given up and made again.
@@ -61,10 +61,14 @@ impl Opening<'_> {
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
         let failed = Error::of(&self.dataset.table);
         let no_timeouts = no_timeouts(leader.server_version_num().unwrap_or(0));
-        let locate = async { table_schema::locate(leader, &self.dataset.table).await.map_err(&failed) };
-        let located = leader_session.watched(reader, self.lease, locate).await?;
+        let look = async { rights::look(leader, self.dataset).await.map_err(&failed) };
+        let seen = leader_session.watched(reader, self.lease, look).await?;
+        // Postgres's own refusal would name neither the role nor what it lacks.
+        if let Some(fault) = seen.unreadable {
+            return Err(Error::NotReadable(fault));
+        }
         // Where there is none, the lock says so.
-        let table = located.unwrap_or_else(|| self.dataset.table.clone());
+        let table = seen.table.unwrap_or_else(|| self.dataset.table.clone());
         let begin = format!(
             "-- source.snapshot.begin
              begin isolation level read committed read write;

@@ -1,40 +1,110 @@
-//! What the role may read of a dataset's table.
+//! What the role may read of a dataset's table, told before an export fails for it.
 
 use sqlx::PgConnection;
 
 use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, TableSchema};
-use crate::source::quote::relation;
+use crate::dataset::{Dataset, Table};
+use crate::source::quote::{quoted, relation};
+use crate::source::{Error, Source};
 
-/// What keeps the role from reading the dataset's table, and what its owner does about it; `None`: nothing. Takes no lock, so it waits
-/// for nobody.
+/// A dataset's table, as the database role sees it.
+pub(crate) struct Seen {
+    /// The table with its schema, as the role's own search_path finds it. `None`: there is none, or it is in a schema that the role may
+    /// not use.
+    pub(crate) table: Option<Table>,
+    /// What keeps the role from reading it, and what its owner does about it. `None`: nothing.
+    pub(crate) unreadable: Option<Fault>,
+}
+
+impl Seen {
+    /// What hides the table, so that its columns can't be asked for. `None`: it is there to be seen, or there is none.
+    pub(crate) fn hidden(&self) -> Option<&Fault> {
+        self.unreadable.as_ref().filter(|_| self.table.is_none())
+    }
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct Rights {
+    role: String,
+    may_use_schema: bool,
+    schema_name: Option<String>,
+    table_name: Option<String>,
+    /// Null where there is no such table.
+    may_select: Option<bool>,
+    has_row_security: Option<bool>,
+}
+
+/// Looks for a dataset's table. Takes no lock, so it waits for nobody.
 ///
 /// # Errors
 /// If the database fails.
-pub(crate) async fn unreadable(
-    conn: &mut PgConnection,
-    dataset: &Dataset,
-    schema: &TableSchema,
-) -> Result<Option<Fault>, sqlx::Error> {
-    let rights: Option<(String, bool, bool)> = sqlx::query_as(
-        // Of the whole table: an export locks it, for which rights to its columns are not enough.
-        "-- source.rights.unreadable
-         select quote_ident(current_user), has_table_privilege(t.oid, 'select'), row_security_active(t.oid)
-         from pg_class t where t.oid = to_regclass($1)",
+pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Seen, sqlx::Error> {
+    let Table { schema, name } = &dataset.table;
+    let rights: Rights = sqlx::query_as(
+        // The search for a name in a schema that the role may not use is an error, also where the planner makes it. SELECT is asked of the
+        // whole table: an export locks it, for which rights to its columns are not enough.
+        "-- source.rights.look
+         with named as materialized (
+           select $1::text as relation, coalesce(has_schema_privilege(n.oid, 'usage'), true) as may_use_schema
+           from (select) here left join pg_namespace n on n.nspname = $2)
+         select quote_ident(current_user) as role, named.may_use_schema, n.nspname::text as schema_name, t.relname::text as table_name,
+           has_table_privilege(t.oid, 'select') as may_select, row_security_active(t.oid) as has_row_security
+         from named
+         left join pg_class t on t.oid = case
+           when named.may_use_schema then cdc_export.table_of_role(named.relation)
+           else (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = $2 and c.relname = $3) end
+         left join pg_namespace n on n.oid = t.relnamespace",
     )
-    .bind(relation(&schema.table))
-    .fetch_optional(conn)
+    .bind(relation(&dataset.table))
+    .bind(schema)
+    .bind(name)
+    .fetch_one(conn)
     .await?;
-    let table = relation(&schema.table);
-    let why = match rights {
-        Some((role, false, _)) => {
-            format!("the database role {role} may not read it: its owner runs `grant select on {table} to {role}`")
+    let unreadable = rights.refusal(&dataset.table).map(|why| {
+        let dataset = dataset.name.clone();
+        Fault { dataset, member: "table", item: None, why }
+    });
+    let table = rights.schema_name.zip(rights.table_name).filter(|_| rights.may_use_schema);
+    Ok(Seen { table: table.map(|(schema, name)| Table { schema: Some(schema), name }), unreadable })
+}
+
+impl Rights {
+    /// What is missing, with the statements that give it.
+    fn refusal(&self, named: &Table) -> Option<String> {
+        let Rights { role, may_use_schema, schema_name, table_name, may_select, has_row_security } = self;
+        let table = match schema_name.clone().zip(table_name.clone()) {
+            Some((schema, name)) => relation(&Table { schema: Some(schema), name }),
+            None => relation(named),
+        };
+        let select = format!("grant select on {table} to {role}");
+        if !may_use_schema {
+            let schema = quoted(named.schema.as_deref().unwrap_or_default());
+            let use_it = format!(
+                "the database role {role} may not use its schema: the schema's owner runs `grant usage on schema {schema} to {role}`"
+            );
+            let and_select =
+                if *may_select == Some(false) { format!(", and the table's `{select}`") } else { String::new() };
+            return Some(format!("{use_it}{and_select}"));
         }
-        Some((role, true, true)) => format!(
-            "row-level security may hide rows of it from the database role {role}: a superuser runs `alter role {role} bypassrls`, or, where \
-             {role} owns the table, {role} runs `alter table {table} no force row level security`"
-        ),
-        Some((_, true, false)) | None => return Ok(None),
-    };
-    Ok(Some(Fault { dataset: dataset.name.clone(), member: "table", item: None, why }))
+        match (may_select, has_row_security) {
+            (Some(false), _) => Some(format!("the database role {role} may not read it: its owner runs `{select}`")),
+            (Some(true), Some(true)) => Some(format!(
+                "row-level security may hide rows of it from the database role {role}: a superuser runs `alter role {role} bypassrls`, or, \
+                 where {role} owns the table, {role} runs `alter table {table} no force row level security`"
+            )),
+            (Some(true), _) | (None, _) => None,
+        }
+    }
+}
+
+impl Source {
+    /// What keeps the role from reading a dataset's table, and what its owner does about it; `None`: nothing, or there is no table.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn unreadable(&self, dataset: &Dataset) -> Result<Option<Fault>, Error> {
+        let failed = Error::of(&dataset.table);
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        Ok(look(&mut conn, dataset).await.map_err(&failed)?.unreadable)
+    }
 }

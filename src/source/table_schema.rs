@@ -3,7 +3,6 @@
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
-use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::{hint, hint_in_full};
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{
@@ -13,7 +12,8 @@ use crate::source;
 use crate::source::guard::columns::RememberedColumn;
 use crate::source::primary_key::primary_key;
 use crate::source::quote::relation;
-use crate::source::{filter, guard, key_index};
+use crate::source::rights::Seen;
+use crate::source::{filter, guard, key_index, rights};
 
 /// Why a table can't be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,9 @@ pub(crate) enum Error {
     /// It isn't as the dataset says.
     #[error(transparent)]
     Faults(#[from] Faults),
+    /// The role may not use its schema.
+    #[error(transparent)]
+    Hidden(Fault),
     /// Postgres refused.
     #[error("Postgres refused")]
     Sql(#[from] sqlx::Error),
@@ -30,6 +33,7 @@ impl From<Error> for source::Error {
     fn from(error: Error) -> source::Error {
         match error {
             Error::Faults(faults) => source::Error::Mismatch(faults),
+            Error::Hidden(fault) => source::Error::NotReadable(fault),
             Error::Sql(cause) => source::Error::of("pg_catalog")(cause),
         }
     }
@@ -131,25 +135,24 @@ fn binary_kind(own_type: &str) -> Option<ColumnType> {
 /// # Errors
 /// With everything that doesn't fit.
 pub(crate) async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
-    let located = locate(conn, &dataset.table).await.map_err(|cause| unseen(dataset, cause))?;
-    // Where there is none, none is found under its name.
-    introspect_at(conn, dataset, located.as_ref().unwrap_or(&dataset.table)).await
+    let seen = rights::look(conn, dataset).await?;
+    introspect_seen(conn, dataset, &seen).await
 }
 
-/// The table with its schema, as the role's own search_path finds it.
+/// Looks at a dataset's table, which was looked for.
 ///
 /// # Errors
-/// If Postgres refuses.
-pub(crate) async fn locate(conn: &mut PgConnection, table: &Table) -> Result<Option<Table>, sqlx::Error> {
-    let found: Option<(String, String)> = sqlx::query_as(
-        "-- source.table_schema.locate
-         select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where c.oid = cdc_export.table_of_role($1)",
-    )
-    .bind(relation(table))
-    .fetch_optional(conn)
-    .await?;
-    Ok(found.map(|(schema, name)| Table { schema: Some(schema), name }))
+/// With everything that doesn't fit.
+pub(crate) async fn introspect_seen(
+    conn: &mut PgConnection,
+    dataset: &Dataset,
+    seen: &Seen,
+) -> Result<TableSchema, Error> {
+    if let Some(fault) = seen.hidden() {
+        return Err(Error::Hidden(fault.clone()));
+    }
+    // Where there is none, none is found under its name.
+    introspect_at(conn, dataset, seen.table.as_ref().unwrap_or(&dataset.table)).await
 }
 
 /// Looks at a dataset's table, which stands there.
@@ -161,7 +164,7 @@ pub(crate) async fn introspect_at(
     dataset: &Dataset,
     table: &Table,
 ) -> Result<TableSchema, Error> {
-    let columns: Result<Vec<ColumnRow>, _> = sqlx::query_as(concat!(
+    let columns: Vec<ColumnRow> = sqlx::query_as(concat!(
         "-- source.table_schema.columns
          select a.attname::text as name, a.attnum as number, format_type(base.oid, -1) as base_type,
            cdc_export.type_of_role(a.atttypid, a.atttypmod) as type_name, cdc_export.type_of_role(base.oid, -1) as saved_type,
@@ -217,8 +220,7 @@ pub(crate) async fn introspect_at(
     ))
     .bind(relation(table))
     .fetch_all(&mut *conn)
-    .await;
-    let columns = columns.map_err(|cause| unseen(dataset, cause))?;
+    .await?;
     let mut fitting = Fitting { dataset, table, columns: &columns, faults: Vec::new() };
     if columns.is_empty() {
         let why = format!("there is no table `{}`{}", dataset.table, hint_of_tables(conn, dataset).await?);
@@ -274,17 +276,6 @@ pub(crate) async fn introspect_at(
         guard_memory,
         is_filtered,
     })
-}
-
-/// A schema that the role may not use is the operator's to mend.
-fn unseen(dataset: &Dataset, cause: sqlx::Error) -> Error {
-    match cause.as_database_error() {
-        Some(told) if SqlFailure::of(&cause) == SqlFailure::Denied => {
-            let why = format!("the database role may not see `{}`: {}", dataset.table, told.message());
-            Faults(vec![Fault { dataset: dataset.name.clone(), member: "table", item: None, why }]).into()
-        }
-        _ => Error::Sql(cause),
-    }
 }
 
 async fn hint_of_tables(conn: &mut PgConnection, dataset: &Dataset) -> Result<String, sqlx::Error> {

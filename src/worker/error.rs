@@ -66,7 +66,9 @@ impl Error {
                     Settlement::Fail(failure(FailureCode::RowTooLarge))
                 }
                 source::Error::Unreadable { .. } => Settlement::Fail(failure(FailureCode::ValueUnreadable)),
-                source::Error::Denied { .. } => Settlement::Fail(failure(FailureCode::PermissionDenied)),
+                source::Error::NotReadable(_) | source::Error::Denied { .. } => {
+                    Settlement::Fail(failure(FailureCode::PermissionDenied))
+                }
                 source::Error::Sql(_) | source::Error::Protocol(_) | source::Error::ReceiverGone => {
                     Settlement::Fail(failure(FailureCode::Internal))
                 }

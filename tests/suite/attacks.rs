@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::catalog::{Catalog, export};
-use crate::harness::{Csv, Database, HANG_TIMEOUT, Start, eventually};
+use crate::harness::{Csv, Database, HANG_TIMEOUT, Start, eventually, refusal};
 
 /// Somebody without rights, connected once: his temporary objects stay.
 struct Attacker {
@@ -580,7 +580,7 @@ async fn the_function_of_a_row_policy_is_not_run() {
              create function runs() returns boolean language plpgsql as $$ begin
                insert into {0}.caught values (current_user); return true; end $$;
              create table kept (id int primary key, updated_at timestamptz not null default now()); insert into kept values (1), (2);
-             grant select on kept to public; alter table kept enable row level security; create policy p on kept using (runs())",
+             grant select on kept to public; create policy p on kept using (runs())",
             owner.name
         ))
         .await;
@@ -588,17 +588,22 @@ async fn the_function_of_a_row_policy_is_not_run() {
         "[[dataset]]\nname = \"kept\"\ntable = \"{}.kept\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n",
         owner.name
     ));
-    let start =
-        catalog.start(&database).with("DATABASE_URL", database.url_as(&service.name, "pass")).with("WORKERS", 1);
-    let serving = start.service().await;
+    let start = || catalog.start(&database).with("DATABASE_URL", database.url_as(&service.name, "pass"));
+    let serving = start().arguments(&["serve", "--no-workers"]).service().await;
     let set = json!({"lastExportedAt": "2020-01-01T00:00:00Z"});
     let watermark = format!("{}/exports/watermark?dataset=kept", serving.address);
     let set = serving.client.put(watermark).header("X-Consumer-ID", "a").json(&set).send().await.unwrap();
     assert_eq!(set.status(), 200);
+    let submit = async || crate::catalog::post(&serving, "/exports/incremental", Some("a"), &json!({})).await;
+    let accepted: serde_json::Value = submit().await.json().await.unwrap();
+    owner.runs(&format!("alter table {}.kept enable row level security", owner.name)).await;
     for path in ["/consumers", "/datasets", "/datasets/kept"] {
         serving.call("GET", path, &[]).await;
     }
-    let job = crate::catalog::ended(&serving, "/exports/incremental", Some("a"), json!({"dataset": "kept"})).await;
+    assert_eq!(refusal(submit().await).await, (409, "permission_denied".to_owned()));
+    let (mut worker, _folder) = start().sharing_output(&serving).arguments(&["worker"]).spawn();
+    let job = serving.ended(accepted["jobId"].as_str().unwrap()).await;
+    worker.kill().await.unwrap();
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("permission_denied")), "{job}");
     let caught: i64 = database.one(&format!("select count(*) from {}.caught", owner.name)).await;
     assert_eq!(caught, 0, "the policy's function ran as the service");

@@ -30,7 +30,7 @@ use crate::service::{self, Service};
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::TableMissing, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs, Code::TableUnreadable,
+        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs, Code::TableUnreadable,
         Code::DatasetMismatch,
     ]))),
 )]
@@ -51,7 +51,7 @@ pub(crate) async fn create(
 #[utoipa::path(
     post, path = "/exports/full", operation_id = "startFull", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
-    extensions(("x-codes" = json!([Code::TableMissing, Code::NotTracked, Code::TooManyOpenJobs]))),
+    extensions(("x-codes" = json!([Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::TooManyOpenJobs]))),
 )]
 pub(crate) async fn full(
     State(service): State<Service>,
@@ -68,7 +68,7 @@ pub(crate) async fn full(
     post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::TableMissing, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
     ]))),
 )]
 pub(crate) async fn incremental(
@@ -88,7 +88,7 @@ pub(crate) async fn incremental(
     post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::TableMissing, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
     ]))),
 )]
 pub(crate) async fn delta(
@@ -108,7 +108,7 @@ pub(crate) async fn delta(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
     params(Submission<PathConsumer, Options>), request_body = Options, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFound, Code::TableMissing, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::NotFound, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
     ]))),
 )]
 pub(crate) async fn incremental_of(
@@ -134,7 +134,7 @@ async fn start<C: Into<ConsumerId>>(
     post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
     params(Submission<PathJob, Nothing>), request_body = Nothing, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFailed, Code::TableMissing, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
+        Code::NotFailed, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
         Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]

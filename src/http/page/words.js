@@ -56,7 +56,7 @@ const NEXT = {
   not_tracked: "Track the dataset first: cdc-export track, with its name. Then retry.",
   table_missing: "Make the table, or take its dataset out of the catalog.",
   dataset_mismatch: "Mend what the text names in the table or the catalog: cdc-export datasets check.",
-  permission_denied: "Grant the service's role SELECT on the table, then retry.",
+  permission_denied: "Give the service's role the right that the text names, then retry.",
   invalid_text: "Mend the value in the column that the text names, then retry.",
   row_too_large: "Raise CELL_MAX_BYTES or leave the column out (exclude), then retry.",
   value_unreadable: "Look for the row with a select of its columns, mend it or leave the column out (exclude), then retry.",

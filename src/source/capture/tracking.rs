@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
+use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
 use crate::source::captured::capture;
@@ -281,6 +282,7 @@ fn check(state: &TableState, dataset: &Dataset) -> Result<(), Error> {
 async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
     table_schema::introspect(conn, dataset).await.map_err(|error| match error {
         table_schema::Error::Faults(faults) => Error::Mismatch(faults),
+        table_schema::Error::Hidden(fault) => Error::Mismatch(Faults(vec![fault])),
         table_schema::Error::Sql(cause) => denied_or_else(&dataset.table, cause),
     })
 }
