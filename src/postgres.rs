@@ -17,7 +17,7 @@ use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
-pub use schema::{migrate, preview_of, require_migrated};
+pub use schema::{Purpose, migrate, preview_of, require_migrated};
 pub use url::{BadUrl, NamedDatabase};
 
 use crate::connection;
@@ -116,6 +116,8 @@ pub struct Database {
     options: PgConnectOptions,
     /// The setting that says where it is.
     setting: &'static str,
+    /// What was taken for a user or a database that the setting doesn't name; empty where it names both.
+    assumed: &'static str,
     /// Whether its sessions find our schema in the making, which nobody has made.
     is_preview: bool,
 }
@@ -125,7 +127,7 @@ impl From<PgConnectOptions> for Database {
         // Poolers refuse this parameter at the start of a connection. Since version 12 Postgres prints floats exactly without it.
         let options = options.extra_float_digits(None);
         let options = options.application_name("cdc-export").disable_statement_logging();
-        Database { options, setting: "DATABASE_URL", is_preview: false }
+        Database { options, setting: "DATABASE_URL", assumed: "", is_preview: false }
     }
 }
 
@@ -154,7 +156,7 @@ impl fmt::Display for Database {
             None => write!(f, "{}", options.get_host())?,
         }
         // As libpq has it: where no database is named, it has the user's name.
-        write!(f, ":{}/{}", options.get_port(), options.get_database().unwrap_or(user))
+        write!(f, ":{}/{}{}", options.get_port(), options.get_database().unwrap_or(user), self.assumed)
     }
 }
 

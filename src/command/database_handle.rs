@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::embedded::{self, Location};
-use crate::postgres::{self, Database};
+use crate::postgres::{self, Database, Purpose};
 use crate::source::capture::{functions, tracking};
 use anyhow::Context;
 
@@ -47,7 +47,7 @@ pub(super) async fn with_database(
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// Runs a short command that makes the service's tables, once a look at the database as it is has found nothing wrong.
+/// Runs `track`, which makes the service's tables, once a look at the database as it is has found nothing wrong.
 pub(super) async fn with_tables_after(
     look: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
     config: &Config,
@@ -67,7 +67,7 @@ pub(super) async fn with_tables_after(
             // The migration says it, or mends it.
             Err(_) => {}
         }
-        prepare(config, database).await?;
+        prepare_for(Purpose::Track, config, database).await?;
         command(database).await
     };
     let done = done.await;
@@ -161,7 +161,11 @@ fn nothing_there(data_dir: &Path, other: OtherWays) -> BadUsage {
 
 /// Brings the schema up to date, the functions that the triggers call, and the triggers on the demo's table.
 pub(super) async fn prepare(config: &Config, database: &Database) -> anyhow::Result<()> {
-    postgres::migrate(database, &config.catalog).await.with_context(|| database.to_string())?;
+    prepare_for(Purpose::Serve, config, database).await
+}
+
+async fn prepare_for(purpose: Purpose, config: &Config, database: &Database) -> anyhow::Result<()> {
+    postgres::migrate(database, &config.catalog, purpose).await.with_context(|| database.to_string())?;
     let pool = database.pool(1);
     functions::renew(&pool).await?;
     Ok(tracking::restore(&pool).await?)

@@ -27,7 +27,7 @@ pub async fn require_migrated(database: &Database) -> Result<(), Error> {
     if !rights.has_migrations {
         return Err(Error::NotMigrated);
     }
-    rights.require_use()?;
+    rights.require_use(Purpose::Serve)?;
     refuse_foreign_tables(&mut conn, &path).await?;
     let schemas = path.table_schemas(&mut conn).await.map_err(Error::Sql)?;
     if !is_current(&mut conn).await? || !schemas.has_views(&mut conn).await.map_err(Error::Sql)? {
@@ -74,13 +74,22 @@ async fn open(database: &Database) -> Result<(PgConnection, SearchPath), Error> 
     Ok((conn, path))
 }
 
+/// What a role wants of the service's schema, which decides what it has to be granted there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run the service.
+    Serve,
+    /// To capture the changes of a table of its own.
+    Track,
+}
+
 /// Checks the server and brings the schema up to date. Safe at every start and from several replicas at once: the first one
 /// migrates, the others wait for it. The first migration makes the demo's `users` only where the catalog has a dataset of it.
 ///
 /// # Errors
 /// If the database can't be reached or used, is behind a pooler in transaction mode, or holds a foreign `exports` or
 /// `watermarks`.
-pub async fn migrate(database: &Database, catalog: &Catalog) -> Result<(), Error> {
+pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -> Result<(), Error> {
     let (mut conn, path) = open(database).await?;
     // The session waits for another replica's migration, which may take long, and so may its own.
     sqlx::query(
@@ -94,7 +103,7 @@ pub async fn migrate(database: &Database, catalog: &Catalog) -> Result<(), Error
     lock(&mut conn).await?;
     let rights = Rights::of(&mut conn, &path).await.map_err(Error::Sql)?;
     if rights.has_migrations {
-        rights.require_use()?
+        rights.require_use(purpose)?
     } else {
         rights.require_create()?
     }
@@ -231,8 +240,11 @@ struct Rights {
     owner: Option<String>,
     may_read: bool,
     to_use: String,
+    to_track: String,
     /// The grants that are missing to migrate; empty where none is.
     to_create: String,
+    /// The owner of the database, if our role isn't a member of it.
+    database_owner: Option<String>,
 }
 
 impl Rights {
@@ -249,13 +261,22 @@ impl Rights {
                  'GRANT USAGE ON ALL SEQUENCES IN SCHEMA cdc_export TO %1$I; '
                  'GRANT SELECT, INSERT, UPDATE, DELETE ON %3$s TO %1$I', role,
                  coalesce(made.place, here.place), coalesce(made.tables, '')) as to_use,
+               concat_ws('; ', format('GRANT USAGE, CREATE ON SCHEMA cdc_export TO %1$I; '
+                 'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA cdc_export TO %1$I', role),
+                 case when not has_schema_privilege(made.place::text, 'usage')
+                   then format('GRANT USAGE ON SCHEMA %I TO %I', made.place, role) end) as to_track,
                concat_ws('; ',
                  case when s.oid is null and not has_database_privilege(current_database(), 'create')
                    then format('GRANT CREATE ON DATABASE %I TO %I', current_database(), role) end,
-                 case when not (has_schema_privilege(s.oid, 'create') and has_schema_privilege(s.oid, 'usage'))
-                   then format('GRANT CREATE, USAGE ON SCHEMA cdc_export TO %I', role) end,
-                 case when not (has_schema_privilege(p.oid, 'create') and has_schema_privilege(p.oid, 'usage'))
-                   then format('GRANT CREATE, USAGE ON SCHEMA %I TO %I', here.place, role) end) as to_create
+                 -- Of the two rights those that are missing; null where neither is.
+                 'GRANT ' || nullif(concat_ws(', ', case when not has_schema_privilege(s.oid, 'create') then 'CREATE' end,
+                   case when not has_schema_privilege(s.oid, 'usage') then 'USAGE' end), '')
+                   || format(' ON SCHEMA cdc_export TO %I', role),
+                 'GRANT ' || nullif(concat_ws(', ', case when not has_schema_privilege(p.oid, 'create') then 'CREATE' end,
+                   case when not has_schema_privilege(p.oid, 'usage') then 'USAGE' end), '')
+                   || format(' ON SCHEMA %I TO %I', here.place, role)) as to_create,
+               (select pg_get_userbyid(d.datdba)::text from pg_database d
+                where d.datname = current_database() and not pg_has_role(d.datdba, 'usage')) as database_owner
              from (
                select current_user::text as role, $1::text as place) here
              left join pg_namespace p on p.nspname = here.place
@@ -276,11 +297,15 @@ impl Rights {
         .await
     }
 
-    fn require_use(&self) -> Result<(), Error> {
+    fn require_use(&self, purpose: Purpose) -> Result<(), Error> {
         if self.may_read {
             return Ok(());
         }
-        Err(self.denied("use the service's tables", format!("run {}", self.to_use)))
+        let grants = match purpose {
+            Purpose::Serve => &self.to_use,
+            Purpose::Track => &self.to_track,
+        };
+        Err(self.denied("use the service's tables", format!("run {grants}")))
     }
 
     fn require_create(&self) -> Result<(), Error> {
@@ -290,7 +315,12 @@ impl Rights {
         if self.to_create.is_empty() {
             return Ok(());
         }
-        Err(self.denied("create the service's tables", format!("run {}", self.to_create)))
+        let as_owner = self
+            .database_owner
+            .as_ref()
+            .map(|owner| format!("run `cdc-export migrate` as the database's owner, `{owner}`, or "));
+        let remedy = format!("{}run {}", as_owner.unwrap_or_default(), self.to_create);
+        Err(self.denied("create the service's tables", remedy))
     }
 
     fn denied(&self, deed: &'static str, remedy: String) -> Error {

@@ -55,7 +55,9 @@ const AS_IT_IS: [(&str, &str, &[&str]); 9] = [
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
     /// The text is not a URL of Postgres.
-    #[error("not a URL of the form postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    #[error(
+        "not a URL of the form postgres://USER:PASSWORD@HOST:PORT/DATABASE; in a user or password, / is written %2F, @ %40, ? %3F and # %23"
+    )]
     NotAUrl,
     /// Neither the URL nor `PGUSER` names a user, and this process's user has no name.
     #[error("it names no user: postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
@@ -118,6 +120,10 @@ impl NamedDatabase {
             return Err(BadUrl::Fragment);
         }
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
+        // With a password such as 12/ab, the host would be the user's name, and the port 12.
+        if address.splitn(4, '/').nth(3).is_some_and(|database| database.contains('@')) {
+            return Err(BadUrl::NotAUrl);
+        }
         let parameters: Vec<Parameter> = form_urlencoded::parse(query.as_bytes()).collect();
         parameters.iter().try_for_each(check_parameter)?;
         for (_, name, harmless) in AS_IT_IS {
@@ -130,7 +136,8 @@ impl NamedDatabase {
         }
         // Without a user, libpq goes on as the system's. sqlx would as `anonymous`, and look up that one's password.
         let mut named = Cow::Borrowed(url);
-        if !names_user(address, &parameters) && variable("PGUSER").is_none() {
+        let is_users_own = !names_user(address, &parameters) && variable("PGUSER").is_none();
+        if is_users_own {
             let user = User::from_uid(Uid::effective()).ok().flatten().ok_or(BadUrl::NoUser)?;
             let mut query = form_urlencoded::Serializer::new(query.to_owned());
             named = format!("{address}?{}", query.append_pair("user", &user.name).finish()).into();
@@ -176,7 +183,13 @@ impl NamedDatabase {
             file.map(|file| (name, PathBuf::from(file)))
         });
         let files = authorities.iter().map(|file| ("sslrootcert", file.clone())).chain(own).collect();
-        Ok(NamedDatabase { database: options.into(), authorities, files })
+        let assumed = match (is_users_own, options.get_database()) {
+            (true, None) => " (it names no user and no database, so the system's user is taken for both)",
+            (true, Some(_)) => " (it names no user, so the system's is taken)",
+            (false, None) => " (it names no database, so the user's name is taken for it)",
+            (false, Some(_)) => "",
+        };
+        Ok(NamedDatabase { database: Database { assumed, ..options.into() }, authorities, files })
     }
 }
 
@@ -232,6 +245,30 @@ mod tests {
         {
             assert_eq!(user_of(url, None), "shop", "{url}");
             assert_eq!(user_of(url, Some("other")), "shop", "{url}");
+        }
+    }
+
+    #[test]
+    fn what_a_url_does_not_name_is_told() {
+        let told = |url: &str, pguser: Option<&str>| {
+            NamedDatabase::read(url, |name| pguser.filter(|_| name == "PGUSER")).unwrap().database.to_string()
+        };
+        let both = told("postgres://localhost", None);
+        assert!(both.ends_with("(it names no user and no database, so the system's user is taken for both)"), "{both}");
+        let user = told("postgres://localhost/shop", None);
+        assert!(user.ends_with("/shop (it names no user, so the system's is taken)"), "{user}");
+        let database = told("postgres://shop@localhost", None);
+        assert!(database.ends_with("/shop (it names no database, so the user's name is taken for it)"), "{database}");
+        for (url, pguser) in [("postgres://shop@localhost/shop", None), ("postgres://localhost/shop", Some("shop"))] {
+            assert!(told(url, pguser).ends_with("@localhost:5432/shop"), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_password_with_a_slash_is_told_to_be_escaped() {
+        for url in ["postgres://shop:pa/ss@localhost/shop", "postgres://shop:12/ss@localhost/shop"] {
+            let why = NamedDatabase::read(url, |_| None).unwrap_err();
+            assert!(why == BadUrl::NotAUrl && why.to_string().contains("%2F"), "{why}");
         }
     }
 

@@ -52,8 +52,23 @@ pub enum Error {
     /// The table's writers never left a moment for the lock.
     #[error("`{0}` is too busy: no moment was found to install the triggers; try again")]
     Busy(String),
-    /// The role may not put triggers on the table.
-    #[error("the database role may not put triggers on `{table}`: it must own it")]
+    /// The role doesn't own the table.
+    #[error("the database role `{role}` may not change the triggers of `{table}`: run this as its owner, `{owner}`")]
+    NotOwner {
+        /// The table's name.
+        table: String,
+        /// The role.
+        role: String,
+        /// The table's owner.
+        owner: String,
+    },
+    /// The role may not make the functions that the triggers call.
+    #[error(
+        "the database role `{0}` may not make the functions of the triggers: run GRANT CREATE ON SCHEMA cdc_export TO {0}"
+    )]
+    NoCreate(String),
+    /// The role may not put triggers on the table, or on a partition of it.
+    #[error("the database role may not put triggers on `{table}`")]
     Denied {
         /// Its name.
         table: String,

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::catalog::Catalog;
 use crate::harness::{Database, Start, eventually};
 
 /// A role of a test, without any right but to connect.
@@ -38,7 +39,7 @@ impl Role {
 
 /// What a line says to run.
 fn remedy(line: &str) -> &str {
-    line.split_once(": run ").unwrap_or_else(|| panic!("nothing to run: {line}")).1
+    line.rsplit_once(" run ").unwrap_or_else(|| panic!("nothing to run: {line}")).1
 }
 
 #[tokio::test]
@@ -97,11 +98,14 @@ async fn what_a_role_may_not_create_is_named_with_the_grants_for_it() {
     let line = role.refused().await;
     assert!(line.contains(&format!("the database role `{name}` may not create")), "{line}");
     assert_eq!(remedy(&line), both);
+    assert!(line.contains(": run `cdc-export migrate` as the database's owner, `postgres`, or run "), "{line}");
 
     // With half of it, the other half is asked for, and nothing is half made.
     let (first, second) = both.split_once("; ").unwrap();
     database.run(first).await;
     assert_eq!(remedy(&role.refused().await), second);
+    database.run(&format!("grant usage on schema public to {name}")).await;
+    assert_eq!(remedy(&role.refused().await), format!("GRANT CREATE ON SCHEMA public TO {name}"));
     assert!(!database.one::<bool>("select to_regnamespace('cdc_export') is not null").await);
     database.run(second).await;
     let service = role.start().with("SEED_ROWS", 100).service().await;
@@ -161,6 +165,54 @@ async fn a_role_that_may_create_nothing_exports_from_what_another_has_made() {
     let line = role.refused().await;
     assert!(line.contains("`public.exports` can't be found"), "{line}");
     role.drop(&database).await;
+}
+
+#[tokio::test]
+async fn the_owner_of_a_table_is_told_what_track_needs() {
+    let database = Database::new().await;
+    let (owner, reader) = (Role::new(&database).await, Role::new(&database).await);
+    database
+        .run(&format!(
+            "create schema sales authorization {0}; create table sales.orders (id int primary key);
+             alter table sales.orders owner to {0}; grant usage on schema sales, cdc_export, public to {1};
+             grant all on all tables in schema cdc_export, public to {1}",
+            owner.name, reader.name
+        ))
+        .await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"\n");
+    let runs = async |role: &Role, arguments: &[&str]| {
+        let (code, _, said) =
+            catalog.start(&database).with("DATABASE_URL", &role.url).arguments(arguments).output().await;
+        (code, said.trim_end().to_owned())
+    };
+    let (code, line) = runs(&owner, &["track", "orders"]).await;
+    let tables = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA cdc_export TO";
+    let grants = format!(
+        "GRANT USAGE, CREATE ON SCHEMA cdc_export TO {0}; {tables} {0}; GRANT USAGE ON SCHEMA public TO {0}",
+        owner.name
+    );
+    assert_eq!((code, remedy(&line)), (1, grants.as_str()), "{line}");
+    database.run(&format!("{grants}; revoke create on schema cdc_export from {}", owner.name)).await;
+    let (code, line) = runs(&owner, &["track", "orders"]).await;
+    assert_eq!(
+        (code, remedy(&line)),
+        (1, format!("GRANT CREATE ON SCHEMA cdc_export TO {}", owner.name).as_str()),
+        "{line}"
+    );
+    database.run(remedy(&line)).await;
+    for arguments in [["track", "orders"], ["untrack", "orders"]] {
+        let (code, line) = runs(&reader, &arguments).await;
+        let told = format!("may not change the triggers of `sales.orders`: run this as its owner, `{}`", owner.name);
+        assert!(code == 1 && line.ends_with(&told) && line.contains(&format!("`{}`", reader.name)), "{line}");
+        assert_eq!(runs(&owner, &arguments).await, (0, String::new()));
+        if arguments[0] == "track" {
+            // The triggers work for who writes.
+            database.run("insert into sales.orders values (1)").await;
+            assert_eq!(database.one::<i64>("select count(*) from cdc_export.change_log where pk = '1'").await, 1);
+        }
+    }
+    owner.drop(&database).await;
+    reader.drop(&database).await;
 }
 
 #[tokio::test]

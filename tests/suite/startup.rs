@@ -266,8 +266,8 @@ async fn a_database_that_cant_be_used_is_named_with_its_address_and_what_to_do()
     let plain = says(b"N").await;
     let wrong = says(b"E\0\0\0\x35SFATAL\0C28P01\0Mpassword authentication failed\0L334\0\0").await;
     let may_not = format!(
-        "DATABASE_URL: {role}@{socket}:{port}/{name}: the database role `{role}` may not create the service's tables: run GRANT CREATE ON \
-         DATABASE {name} TO {role}; GRANT CREATE, USAGE ON SCHEMA public TO {role}"
+        "DATABASE_URL: {role}@{socket}:{port}/{name}: the database role `{role}` may not create the service's tables: run \
+         `cdc-export migrate` as the database's owner, `postgres`, or run GRANT CREATE ON DATABASE {name} TO {role}; GRANT CREATE, USAGE ON SCHEMA public TO {role}"
     );
     let cases = [
         (

@@ -39,9 +39,20 @@ struct TableState {
     set: Option<String>,
     primary_key: Vec<String>,
     logged_key: Option<Vec<String>>,
+    /// The session's role.
+    role: String,
+    /// The table's owner, if our role isn't a member of it.
+    other_owner: Option<String>,
+    may_make_functions: bool,
 }
 
 impl TableState {
+    /// Says who may, where the role may not: Postgres itself would name neither.
+    fn require_owner(&self, dataset: &Dataset) -> Result<(), Error> {
+        let (table, role) = (dataset.table.to_string(), self.role.clone());
+        self.other_owner.clone().map_or(Ok(()), |owner| Err(Error::NotOwner { table, role, owner }))
+    }
+
     /// Whether its triggers log `key`, and see everything.
     fn logs(&self, key: &[String]) -> bool {
         self.captured && self.logged_key.as_ref().unwrap_or(&self.primary_key) == key
@@ -104,6 +115,7 @@ pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Res
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
     let state = find(&mut tx, dataset).await?;
+    state.require_owner(dataset)?;
     let state = lock(&mut tx, dataset, &state).await?;
     for other in catalog.iter().filter(|other| other.name != dataset.name && other.capture == Capture::Triggers) {
         if find(&mut tx, other).await.is_ok_and(|its| its.oid == state.oid) {
@@ -136,6 +148,10 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, 
         return Ok(Tracked::Before);
     }
     check(&state, dataset)?;
+    state.require_owner(dataset)?;
+    if !state.may_make_functions {
+        return Err(Error::NoCreate(state.role));
+    }
     let state = lock(&mut tx, dataset, &state).await?;
     check(&state, dataset)?;
     let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
@@ -238,7 +254,10 @@ async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableState, 
            ",
         primary_key!("t.oid"),
         " as primary_key,
-           capture.logged_key, capture.captured, coalesce(capture.is_newest, false) as is_newest, capture.set
+           capture.logged_key, capture.captured, coalesce(capture.is_newest, false) as is_newest, capture.set,
+           quote_ident(current_user) as role,
+           case when not pg_has_role(t.relowner, 'usage') then pg_get_userbyid(t.relowner)::text end as other_owner,
+           has_schema_privilege('cdc_export', 'create') as may_make_functions
          from pg_class t join pg_namespace n on n.oid = t.relnamespace
          cross join lateral (
            select coalesce(bool_or(p.relpersistence <> 'p'), false) as is_unlogged, coalesce(bool_or(p.relkind = 'f'), false) as has_foreign
