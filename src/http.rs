@@ -27,6 +27,7 @@ mod stream;
 mod users;
 mod watermarks;
 
+use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -154,10 +155,13 @@ fn watched() -> OpenApiRouter<Service> {
 fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, settings: &Settings) -> Router {
     let (routes, api) = routes.split_for_parts();
     let parameters = Parameters::of(&api);
+    let near = parameters.clone();
     let control = AccessControl::new(access, settings, service.clone());
     let routes = routes
         .method_not_allowed_fallback(async |method: Method, uri: Uri| Problem::method_not_allowed(&method, &uri))
-        .fallback(async || Problem::not_found("there is nothing at this path"))
+        .fallback(move |uri: Uri| {
+            ready(Problem::not_found(&format!("there is nothing at this path{}", near.near(uri.path()))))
+        })
         .with_state(service);
     // From the inside out.
     let routes = routes

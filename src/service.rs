@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::Catalog;
-use crate::dataset::fault::{Faults, SeveralDatasets};
+use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
 use crate::dataset::{Dataset, Description};
 use crate::demo;
 use crate::job::selection::BadSelection;
@@ -79,8 +79,8 @@ pub enum Error {
     #[error("No watermark for this consumer")]
     NoWatermark,
     /// There is no such dataset.
-    #[error("there is no dataset of this name; there are: {0}")]
-    NoDataset(String),
+    #[error(transparent)]
+    NoDataset(#[from] UnknownDataset),
     /// The dataset's table isn't there.
     #[error("there is no table `{table}`, whose rows the dataset `{dataset}` has")]
     NoTable {
@@ -298,7 +298,7 @@ impl Service {
     /// # Errors
     /// If there is none.
     pub fn dataset(&self, name: &str) -> Result<&Arc<Dataset>, Error> {
-        self.catalog.get(name).ok_or_else(|| Error::NoDataset(self.catalog.names()))
+        Ok(self.catalog.named(name)?)
     }
 
     /// The dataset that a call means which names none.

@@ -13,8 +13,7 @@ use crate::command::BadUsage;
 
 /// The dataset of this name.
 pub(super) fn dataset_of<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<Dataset>, BadUsage> {
-    let none = || BadUsage(format!("there is no dataset `{name}`; there are: {}", config.catalog.names()));
-    config.catalog.get(name).ok_or_else(none)
+    config.catalog.named(name).map_err(|why| BadUsage(format!("{name}: {why}")))
 }
 
 /// The dataset of this name, or where none is named, the one that is meant then.

@@ -5,9 +5,8 @@ use std::fmt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::variables::{Misspelt, Variables, bad, is_read, settings};
+use crate::config::variables::{Misspelt, Variables, bad, is_read, near};
 use crate::config::{CatalogFile, Config, Error};
-use crate::dataset::catalog::hint;
 use crate::key::PresentedKey;
 
 /// The text of a key for a remote service.
@@ -34,17 +33,18 @@ impl Environment {
     /// Reads the process's environment, and the `.env` of the current folder.
     ///
     /// # Errors
-    /// If `.env` can't be read, has a name that is no setting, or another user may have written it.
+    /// If `.env` can't be read, has names that are no settings, or another user may have written it.
     pub fn read() -> Result<Environment, Error> {
         let mut variables: HashMap<String, String> = match open_own(Path::new(".env")) {
             Ok(file) => dotenvy::from_read_iter(file).collect::<Result<_, _>>().map_err(unreadable)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => HashMap::new(),
             Err(error) => return Err(Error::File(error.to_string())),
         };
-        // Sorted, so that of several the same one is named each time.
-        if let Some(name) = variables.keys().filter(|name| !is_read(name)).min() {
-            let near = hint(name, settings());
-            return Err(Error::File(format!("{name} is no setting{near}; .env.example lists them")));
+        let mut wrong: Vec<_> = variables.keys().filter(|name| !is_read(name)).collect();
+        wrong.sort_unstable();
+        if !wrong.is_empty() {
+            let told: Vec<_> = wrong.iter().map(|name| format!("{name} is no setting{}", near(name))).collect();
+            return Err(Error::File(format!("{}; .env.example lists them", told.join("; "))));
         }
         #[expect(clippy::disallowed_methods, reason = "here and nowhere else")]
         let environment = std::env::vars_os();

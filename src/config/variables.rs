@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use crate::config::Error;
+use crate::dataset::catalog::hint;
 use crate::job::Retention;
 
 /// The list of all settings, each on a line `#NAME=` with its default.
@@ -22,8 +23,18 @@ const NEAR: f64 = 0.9;
 /// Names of fewer letters are near to too many others: `HOSTNAME`, which every container has, to `HOST`.
 const SHORTEST: usize = 7;
 
+/// The end of a message that there is no setting of this name: which one somebody may have meant.
+pub(super) fn near(name: &str) -> String {
+    hint(&comparable(name), settings())
+}
+
+/// A name as it is compared with those of settings, whose folders are all called DIR.
+fn comparable(name: &str) -> String {
+    name.to_uppercase().replace("DIRECTORY", "DIR").replace("FOLDER", "DIR")
+}
+
 /// The names of all settings.
-pub(super) fn settings() -> impl Iterator<Item = &'static str> {
+fn settings() -> impl Iterator<Item = &'static str> {
     let is_name =
         |name: &str| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_' || byte.is_ascii_digit());
     EXAMPLE
@@ -50,7 +61,7 @@ pub struct Misspelt {
 impl Display for Misspelt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Misspelt { name, setting } = self;
-        write!(f, "the variable {name} is no setting, and is ignored: is {setting} meant?")
+        write!(f, "the variable {name} is no setting, and is ignored: is {setting} meant, which is unset?")
     }
 }
 
@@ -83,12 +94,13 @@ impl Variables {
     }
 
     fn meant(&self, name: &str) -> Option<Misspelt> {
-        let upper = name.to_uppercase();
-        let unset = settings().filter(|setting| setting.len() >= SHORTEST && self.get(setting).is_none());
-        let alike = unset.filter(|setting| setting.starts_with(upper.chars().next().unwrap_or_default()));
+        let upper = comparable(name);
+        let long = settings().filter(|setting| setting.len() >= SHORTEST);
+        let alike = long.filter(|setting| setting.starts_with(upper.chars().next().unwrap_or_default()));
         let scored = alike.map(|setting| (strsim::jaro_winkler(&upper, setting), setting));
         let (_, setting) = scored.filter(|(score, _)| *score >= NEAR).max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-        Some(Misspelt { name: name.to_owned(), setting })
+        // Nobody misses one that is there.
+        self.get(setting).is_none().then(|| Misspelt { name: name.to_owned(), setting })
     }
 
     pub(super) fn parsed<T: FromStr>(

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::dataset::fault::{Fault, Faults, SeveralDatasets};
+use crate::dataset::fault::{Fault, Faults, SeveralDatasets, UnknownDataset};
 use crate::dataset::table_name::NotATable;
 use crate::dataset::{Capture, Columns, Dataset, Operation, Table, USERS};
 
@@ -84,6 +84,15 @@ impl Catalog {
         self.datasets.iter().find(|dataset| dataset.name == name)
     }
 
+    /// The dataset that a call means which names this one.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn named(&self, name: &str) -> Result<&Arc<Dataset>, UnknownDataset> {
+        let near = || hint(name, self.datasets.iter().map(|dataset| dataset.name.as_str()));
+        self.get(name).ok_or_else(|| UnknownDataset { near: near(), names: self.names() })
+    }
+
     /// The dataset that a call means which names none: `users`, or the only one there is.
     ///
     /// # Errors
@@ -129,6 +138,8 @@ pub fn hint<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> String 
 
 /// As [`hint`], of names that are each told in another way than they are compared.
 pub fn hint_in_full<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'n str)>) -> String {
+    // Of a caller's megabyte the beginning is enough: to compare it all would take long.
+    let name: String = name.chars().take(256).collect();
     let score = |other: &str| strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase());
     let scored = among.into_iter().map(|(other, told)| (score(other), told));
     let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b)).filter(|(score, _)| *score > 0.8);

@@ -31,6 +31,25 @@ impl fmt::Display for Faults {
     }
 }
 
+/// There is no dataset of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownDataset {
+    /// The end of a sentence that asks whether another one is meant; empty where none is near.
+    pub near: String,
+    /// The names of all.
+    pub names: String,
+}
+
+impl std::error::Error for UnknownDataset {}
+
+impl fmt::Display for UnknownDataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let UnknownDataset { near, names } = self;
+        let all = if near.is_empty() { "; there are" } else { " There are" };
+        write!(f, "there is no dataset of this name{near}{all}: {names}")
+    }
+}
+
 /// A call named no dataset, and none is implied. It has the names of all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there are several datasets, and none is called {USERS}: name one of {0}")]

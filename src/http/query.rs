@@ -42,6 +42,12 @@ impl Parameters {
         Parameters(Arc::new(paths.map(|(path, item)| (path.clone(), calls_of(item).collect())).collect()))
     }
 
+    /// The end of a message that there is nothing at a path: which one somebody may have meant.
+    pub(crate) fn near(&self, path: &str) -> String {
+        let segments: Vec<_> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        hint(&format!("/{}", segments.join("/")), self.0.keys().map(String::as_str))
+    }
+
     /// The names of a call's parameters; `None`: there is no such call.
     fn known(&self, path: &str, method: &Method) -> Option<&BTreeSet<String>> {
         static NONE: BTreeSet<String> = BTreeSet::new();

@@ -173,7 +173,7 @@ impl Service {
     /// If an export of that consumer is being committed.
     pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<(), Error> {
         if !is_name(lane.dataset) {
-            return Err(Error::NoDataset(self.catalog.names()));
+            self.dataset(lane.dataset)?;
         }
         match with_timeout(self.store.forget_watermark(lane)).await? {
             WatermarkEdit::Done => {

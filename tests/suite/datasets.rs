@@ -726,7 +726,10 @@ async fn the_command_line_knows_the_catalog() {
     let (_, printed, _) = catalog.command(&database, &["datasets", "list"]).await;
     assert!(printed.contains("untracked") && printed.contains("Region, No., select, note, modified"), "{printed}");
     let (code, _, said) = catalog.command(&database, &["track", "line"]).await;
-    assert!(code == 2 && said.contains("there is no dataset `line`; there are: lines"), "{said}");
+    assert!(
+        code == 2 && said.contains("line: there is no dataset of this name; is it `lines`? There are: lines"),
+        "{said}"
+    );
     catalog.track(&database, "lines").await;
     let arguments = ["export", "delta", "--dataset", "lines", "--consumer", "c"];
     let (code, _, said) = catalog.command(&database, &arguments).await;

@@ -132,6 +132,10 @@ async fn what_is_not_there_is_refused() {
     for path in ["/nowhere", "/exports/", "/export/", "/export", "//", "/exports/watermark/x", "/nowhere/%ff"] {
         get(&service, path).await.problem(404, "not_found");
     }
+    for path in ["/exports/full/", "//exports/full", "/export/full/", "/export/full"] {
+        let detail = call(&service, "POST", path, &[CONSUMER]).await.problem(404, "not_found");
+        assert!(detail.contains("/exports/full"), "{path}: {detail}");
+    }
     let good_uuid_twice = format!("{UNKNOWN_JOB}{UNKNOWN_JOB}");
     for id in [UNKNOWN_JOB, "x", "0", "%ff", "%00", "%", "..%2f..%2fetc", "'", &good_uuid_twice] {
         get(&service, &format!("/exports/{id}")).await.problem(404, "not_found");

@@ -22,6 +22,7 @@ async fn a_name_in_the_file_that_is_no_setting_is_refused_with_the_one_that_is_m
         ("OUTPUT_DIRECTORY", "; is it `OUTPUT_DIR`?"),
         ("RETAIN_JOB", "; is it `RETAIN_JOBS`?"),
         ("output_dir", "; is it `OUTPUT_DIR`?"),
+        ("OUTPUT_FOLDER", "; is it `OUTPUT_DIR`?"),
         ("FROBNICATE", ""),
         ("PGPASSWORD", ""),
     ] {
@@ -31,6 +32,9 @@ async fn a_name_in_the_file_that_is_no_setting_is_refused_with_the_one_that_is_m
         assert!(said.starts_with(&format!("cdc-export: .env: {name} is no setting")), "{said}");
         assert!(said.contains(told) && !said.contains("secret"), "{said}");
     }
+    let (code, said) = beside(folder.path(), "WORKER=3\nFROBNICATE=1\n", &[]).await;
+    let told = "FROBNICATE is no setting; WORKER is no setting; is it `WORKERS`?; .env.example lists them";
+    assert_eq!((code, said.trim_end()), (2, format!("cdc-export: .env: {told}").as_str()));
     // The names that docker-compose reads from the same file, and libpq's that are obeyed, are no mistakes.
     let text = format!("DATABASE_URL={NOWHERE}\nCOMPOSE_PROJECT_NAME=shop\nPGSSLMODE=disable\nSEED_ROWS=7\n");
     let (code, said) = beside(folder.path(), &text, &[]).await;
@@ -53,8 +57,8 @@ async fn a_variable_that_is_nearly_a_setting_is_warned_of() {
     assert_eq!(
         told,
         [
-            "the variable DATASET is no setting, and is ignored: is DATASETS meant?",
-            "the variable RETAIN_JOB is no setting, and is ignored: is RETAIN_JOBS meant?"
+            "the variable DATASET is no setting, and is ignored: is DATASETS meant, which is unset?",
+            "the variable RETAIN_JOB is no setting, and is ignored: is RETAIN_JOBS meant, which is unset?"
         ]
     );
     service.stop().await;
@@ -79,7 +83,8 @@ async fn a_variable_that_is_nearly_a_setting_is_warned_of() {
     let (_, said) = beside(folder.path(), "", &[("DATABASE_URL", NOWHERE), ("OUTPUT_DIRECTORY", "/secret")]).await;
     let first = said.lines().next().unwrap();
     assert_eq!(
-        first, "cdc-export: the variable OUTPUT_DIRECTORY is no setting, and is ignored: is OUTPUT_DIR meant?",
+        first,
+        "cdc-export: the variable OUTPUT_DIRECTORY is no setting, and is ignored: is OUTPUT_DIR meant, which is unset?",
         "{said}"
     );
 }
