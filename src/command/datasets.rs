@@ -142,8 +142,8 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
     let Description { dataset, schema, unreadable, .. } = service.describe(&Arc::new(dataset)).await?;
     let schema = match (schema, unreadable) {
         (Ok(schema), _) => schema,
-        (Err(_), Some(hidden)) => return Err(hidden.into()),
-        (Err(faults), None) => return Err(faults.into()),
+        (Err(_), Some(hidden)) => anyhow::bail!("nothing was added: {hidden}"),
+        (Err(faults), None) => anyhow::bail!("nothing was added: {faults}"),
     };
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let names = |columns: &[&Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");

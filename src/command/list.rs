@@ -29,7 +29,7 @@ pub(crate) struct List {
     #[arg(long = "type", value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
     export_type: Option<ExportType>,
     /// List what a loader has still to load after this export, oldest first. Needs --consumer and --dataset
-    #[arg(long, value_name = "JOB", value_parser = job_id, requires_all = ["consumer", "dataset"], conflicts_with_all = ["status", "export_type"])]
+    #[arg(long, value_name = "JOB", value_parser = loaded, requires_all = ["consumer", "dataset"], conflicts_with_all = ["status", "export_type"])]
     after: Option<Uuid>,
     /// List at most this many
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
@@ -39,6 +39,14 @@ pub(crate) struct List {
     json: bool,
     #[command(flatten)]
     at: Server,
+}
+
+/// Reads the id of the export that a loader loaded last.
+fn loaded(text: &str) -> Result<Uuid, &'static str> {
+    match text {
+        "none" => Err("not the id of an export: without --after every export is listed, newest first"),
+        id => job_id(id),
+    }
 }
 
 impl List {

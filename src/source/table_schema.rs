@@ -359,7 +359,7 @@ impl<'a> Fitting<'a> {
             key.sort_by_key(|column| column.key_place);
             if key.is_empty() {
                 let why = format!(
-                    "`{}` has no primary key: name columns that tell its rows apart and have a unique index, as `key = [\"a\", \"b\"]`",
+                    "`{}` has no primary key: add one, or name columns that are NOT NULL and have a unique index on just them, as `key = [\"a\", \"b\"]`",
                     self.dataset.table
                 );
                 self.wrong("key", None, why);
