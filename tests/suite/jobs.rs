@@ -3,6 +3,7 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::catalog::ended;
 use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
 
 async fn cancel(service: &Service, id: &str) -> reqwest::Response {
@@ -376,6 +377,18 @@ async fn memory_does_not_grow_with_the_table() {
     }
     let grown = peak(&service) - idle;
     assert!(grown < 24, "{grown} MiB above {idle} MiB");
+    // What is freed goes back, however large it was. A row group is large.
+    #[cfg(all(feature = "parquet", target_env = "gnu"))]
+    {
+        let own = |service: &Service| in_status(service, "RssAnon:") / 1024;
+        let before = own(&service);
+        for consumer in ["first", "second", "third", "fourth"] {
+            let job = ended(&service, "/exports/full", Some(consumer), json!({ "format": "parquet" })).await;
+            assert_eq!(job["status"], "completed", "{job}");
+        }
+        let grown = own(&service).saturating_sub(before);
+        assert!(grown < 16, "{grown} MiB above {before} MiB");
+    }
     service.stop().await;
 }
 
