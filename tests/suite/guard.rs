@@ -757,8 +757,9 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
         return;
     }
     let (database, service) = exported(19, &["a"]).await;
-    // So that the other cluster's transactions are behind the log's.
-    database.run("select pg_current_xact_id(); update users set name = 'x' where id = 1; truncate users").await;
+    // So that the other cluster's transactions are behind the log's, also after what a restore and a start take there.
+    database.run("do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$").await;
+    database.run("update users set name = 'x' where id = 1; truncate users").await;
     database.add_users(1, 9).await;
     service.stop().await;
     let home = reachable_folder();
