@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Csv, Database, Service, Start, eventually, unless_busy};
+use crate::harness::{Csv, Database, Service, Start};
 
 /// A catalog in a folder of its own.
 pub(crate) struct Catalog(TempDir);
@@ -51,9 +51,7 @@ impl Catalog {
 
 /// Submits an export with a body, and waits for its end.
 pub(crate) async fn ended(service: &Service, path: &str, consumer: Option<&str>, body: Value) -> Value {
-    let answer =
-        eventually("a connection for the call", || async { unless_busy(post(service, path, consumer, &body).await) })
-            .await;
+    let answer = post(service, path, consumer, &body).await;
     let (status, answer) = (answer.status(), answer.json::<Value>().await.unwrap());
     assert_eq!(status, 202, "{body} {answer}");
     let id = answer["jobId"].as_str().unwrap().to_owned();

@@ -498,7 +498,7 @@ impl Start {
 }
 
 /// An answer, but for one that says to come back later: on a busy machine the database has no connection in time.
-pub(crate) fn unless_busy(answer: reqwest::Response) -> Option<reqwest::Response> {
+fn unless_busy(answer: reqwest::Response) -> Option<reqwest::Response> {
     Some(answer).filter(|answer| answer.status() != 503 || !answer.headers().contains_key("retry-after"))
 }
 
@@ -518,22 +518,24 @@ impl Service {
         request.send().await.unwrap()
     }
 
+    /// The same, as a client calls who comes again when he is told to.
+    pub(crate) async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
+        eventually("a connection for the call", || async { unless_busy(self.call(method, path, headers).await) }).await
+    }
+
     /// Submits an export and gives its id.
     pub(crate) async fn submit(&self, export_type: &str, consumer: &str) -> String {
-        let path = format!("/exports/{export_type}");
-        let answer = eventually("a connection for the call", || async {
-            unless_busy(self.call("POST", &path, &[("X-Consumer-ID", consumer)]).await)
-        })
-        .await;
+        // It may have been taken although nobody said so.
+        let once = uuid::Uuid::new_v4().to_string();
+        let headers = [("X-Consumer-ID", consumer), ("Idempotency-Key", &once)];
+        let answer = self.ask("POST", &format!("/exports/{export_type}"), &headers).await;
         assert_eq!(answer.status(), 202);
         answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()
     }
 
     /// A job as it stands.
     pub(crate) async fn job(&self, id: &str) -> Value {
-        let path = format!("/exports/{id}");
-        let answer =
-            eventually("a connection for the call", || async { unless_busy(self.call("GET", &path, &[]).await) }).await;
+        let answer = self.ask("GET", &format!("/exports/{id}"), &[]).await;
         assert_eq!(answer.status(), 200);
         answer.json().await.unwrap()
     }

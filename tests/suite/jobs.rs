@@ -134,7 +134,7 @@ async fn a_watermark_changed_while_an_export_runs_is_obeyed() {
         database.run(&set(consumer, 3)).await;
     }
     // Three places, one for each of three exports.
-    let pauses = "worker.opened=sleep:1000,worker.staged=sleep:1000@2,worker.extended=sleep:1000@3";
+    let pauses = "worker.opened=sleep:3000,worker.staged=sleep:3000@2,worker.extended=sleep:3000@3";
     let service = Start::on(&database).with("FAILPOINTS", pauses).with("WORKERS", 3).service().await;
     let mut ids = Vec::new();
     for (consumer, place, change) in [
@@ -144,7 +144,10 @@ async fn a_watermark_changed_while_an_export_runs_is_obeyed() {
     ] {
         ids.push(service.submit("incremental", consumer).await);
         service.reaches(place).await;
+        // However long the change takes.
+        service.signal(Signal::SIGSTOP);
         database.run(&change).await;
+        service.signal(Signal::SIGCONT);
         service.says("export_retried", ids.last().unwrap()).await;
     }
     for (id, rows, from) in [

@@ -259,8 +259,8 @@ async fn falls_silent_at(step: &'static str, export_type: &'static str, attempts
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let proxy = Proxy::to(&database.options).await;
-    // The first export is on fresh connections: later ones don't send a statement's text again.
-    let start = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("LEASE_SECONDS", 2).with("WORKERS", 1);
+    // The first export is on fresh connections: later ones don't send a statement's text again. A lease that ten services keep at once.
+    let start = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("LEASE_SECONDS", 5).with("WORKERS", 1);
     proxy.silence(step);
     let service = start.service().await;
     let id = service.submit(export_type, "one").await;

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use crate::harness::{Database, Service, Start, refusal};
 
+/// An export's answer; of many at once some have to come again, since the API has few connections.
 async fn ask(service: &Service, path: &str, consumer: &str, key: &str) -> reqwest::Response {
-    service.call("POST", path, &[("X-Consumer-ID", consumer), ("Idempotency-Key", key)]).await
+    service.ask("POST", path, &[("X-Consumer-ID", consumer), ("Idempotency-Key", key)]).await
 }
 
 #[tokio::test]
@@ -105,7 +106,7 @@ async fn a_lane_takes_twenty_open_jobs() {
     // A request that is a job already is none more; and the lanes of others are their own.
     assert_eq!(ask(&service, "/exports/delta", "eager", &taken[0]).await.status(), 202);
     let other = service.submit("delta", "modest").await;
-    let answers = join_all((0..25).map(|_| service.call("POST", "/exports", &[]))).await;
+    let answers = join_all((0..25).map(|_| service.ask("POST", "/exports", &[]))).await;
     let accepted = answers.iter().filter(|answer| answer.status() == 202).count();
     assert_eq!(accepted, 20, "exports without a consumer have a bound as well");
 

@@ -368,9 +368,8 @@ async fn deltas_follow_a_table_that_pgbench_writes_to() {
     let last = export(&service, "delta", "accounts", "a").await;
     replica.apply(&service, &last).await;
     replica.require_equal().await;
-    let written: i64 = database
-        .one("select count(distinct pk) from cdc_export.change_log where tbl = 'pgbench_accounts'::regclass")
-        .await;
+    // The log of what the only consumer has is gone, or not yet.
+    let written: i64 = database.one("select count(distinct aid) from pgbench_history").await;
     assert!(written > 1_000 && changed + last["rowsExported"].as_u64().unwrap() <= 2_000, "{written} {changed}");
     // A table of one row that every transaction changes.
     let branch = export(&service, "delta", "branches", "a").await;
