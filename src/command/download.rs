@@ -255,10 +255,20 @@ impl PartialFile<'_> {
         let found = hex::encode(found);
         ensure!(found == self.sha256, "what has arrived is not the file that was exported: download it once more");
         match &mut self.sink {
-            Sink::Stdout => io::stdout().flush()?,
+            Sink::Stdout => io::stdout().flush().map_err(unread)?,
             Sink::File(file) => file.sync_all()?,
         }
         Ok(())
+    }
+}
+
+/// Who doesn't read a list to its end has seen enough of it. Who doesn't read a file to its end hasn't got it.
+fn unread(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => {
+            io::Error::other("whoever reads standard output has closed it before the file's end")
+        }
+        _ => error,
     }
 }
 
@@ -268,7 +278,7 @@ impl Write for PartialFile<'_> {
             return Err(io::Error::other("more of the file arrives than was exported"));
         }
         let written = match &mut self.sink {
-            Sink::Stdout => io::stdout().write(bytes)?,
+            Sink::Stdout => io::stdout().write(bytes).map_err(unread)?,
             Sink::File(file) => file.write(bytes)?,
         };
         self.hash.update(&bytes[..written]);

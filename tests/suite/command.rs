@@ -120,6 +120,25 @@ async fn a_failed_or_interrupted_export_is_no_success() {
     }
 }
 
+/// As it is in `export … --output - | loader` when the loader dies.
+#[tokio::test]
+async fn a_file_that_is_not_read_to_its_end_is_a_failure_and_a_list_is_none() {
+    let database = Database::new().await;
+    database.add_users(1, 9).await;
+    let (url, folder) = (database.url(), reachable_folder());
+    let settings = settings_of(&url, folder.path().to_str().unwrap());
+    let unread = async |arguments: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let child = command(arguments, &settings).stdout(writer).spawn().unwrap();
+        let done = tokio::time::timeout(HANG_TIMEOUT, child.wait_with_output()).await.expect("it ends").unwrap();
+        (done.status.code().unwrap(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (code, said) = unread(&["export", "full", "--consumer", "a", "--output", "-"]).await;
+    assert!(code == 1 && said.contains("before the file's end") && said.contains("cdc-export download "), "{said}");
+    assert_eq!(unread(&["list"]).await.0, 0);
+}
+
 #[tokio::test]
 async fn workers_and_services_share_a_folder() {
     let database = Database::new().await;

@@ -249,6 +249,8 @@ async fn bodies_are_read_strictly() {
 #[tokio::test]
 async fn consumer_ids_are_checked() {
     let service = service().await;
+    let another = call(&service, "POST", "/export/b", &[CONSUMER]).await;
+    another.problem_of(400, "consumer_invalid", "X-Consumer-ID").find("the path names another").unwrap();
     let needs_one = [
         ("POST", "/exports/full"),
         ("POST", "/exports/incremental"),
