@@ -25,7 +25,7 @@ impl Key<'_> {
     /// The key of a row, in the same form.
     pub(crate) fn of_row(&self, row: &str) -> Vec<String> {
         let value = |part: &KeyColumn| match part.has_one_text {
-            true => format!("{row}.{}::{}", quoted(&part.column.name), part.column.base_type),
+            true => format!("{row}.{}::{}{}", quoted(&part.column.name), part.column.base_type, collated(part)),
             false => text_of(row, part),
         };
         self.0.iter().map(value).collect()
@@ -62,7 +62,7 @@ impl Key<'_> {
     pub(crate) fn is_same(&self, other: &str) -> String {
         let same = |(i, part): (usize, &KeyColumn)| {
             let key = format!("{other}.{}", key_name(i));
-            let key = if part.has_one_text { key } else { typed(part, &key) };
+            let key = if part.has_one_text { format!("{key}{}", collated(part)) } else { typed(part, &key) };
             format!("{} {} {key}", compared(&part.column), part.equals)
         };
         self.0.iter().enumerate().map(same).collect::<Vec<_>>().join(" and ")
@@ -81,10 +81,15 @@ pub(crate) fn key_name(i: usize) -> String {
     format!("\"logged key {}\"", i + 1)
 }
 
-/// A text of a key, in its type and in the collation of the index: the log's texts have a collation of their own.
+/// A text of a key, in its type and in the collation of the index.
 fn typed(part: &KeyColumn, text: &str) -> String {
-    let collation = part.collation.as_ref().map(|collation| format!(" collate {collation}"));
-    format!("{text}::{}{}", part.read_as, collation.unwrap_or_default())
+    format!("{text}::{}{}", part.read_as, collated(part))
+}
+
+/// In the collation of the index, whatever that of the column is: the log's texts have one of their own, and between two of them Postgres
+/// doesn't choose.
+fn collated(part: &KeyColumn) -> String {
+    part.collation.as_ref().map(|collation| format!(" collate {collation}")).unwrap_or_default()
 }
 
 /// The text of a row's key, as the log has it.

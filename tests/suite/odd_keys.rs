@@ -86,6 +86,36 @@ fn names_of(columns: &str) -> Vec<&str> {
 }
 
 #[tokio::test]
+async fn a_key_of_another_collation_than_its_index_is_compared_in_that_of_the_index() {
+    let database = database().await;
+    let collations =
+        [("\"C\"", "\"und-x-icu\""), ("\"de-x-icu\"", "\"en-x-icu\""), ("\"und-x-icu\"", "\"C\""), ("ci", "\"C\"")];
+    let mut blocks = Vec::new();
+    for (i, (column, index)) in collations.into_iter().enumerate() {
+        blocks.push(format!("[[dataset]]\nname = \"t{i}\"\ntable = \"t{i}\"\nkey = [\"k\"]\n"));
+        database
+            .run(&format!(
+                "create table t{i} (k varchar(9) collate {column} not null, n int); create unique index on t{i} (k collate {index});
+                 insert into t{i} values ('a', 1), ('b', 2), ('c', 3)"
+            ))
+            .await;
+    }
+    let catalog = Catalog::tracked(&database, &blocks).await;
+    let service = catalog.start(&database).service().await;
+    for (i, of) in collations.iter().enumerate() {
+        let table = format!("t{i}");
+        let mut texts = Texts::of(1);
+        texts.exports(&service, "full", &table, "a").await;
+        database.run(&format!("update {table} set n = 4 where k = 'a'; delete from {table} where k = 'b'")).await;
+        let (job, _) = texts.exports(&service, "incremental", &table, "a").await;
+        assert_eq!(job["rowsExported"], 1, "{of:?}");
+        texts.exports(&service, "delta", &table, "a").await;
+        texts.require(&database, &table, "k", &format!("{of:?}")).await;
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_key_that_is_another_text_is_another_key() {
     let database = database().await;
     let block = |(i, (columns, ..)): (usize, &(&str, &str, &str, &str))| {
