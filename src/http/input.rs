@@ -152,13 +152,13 @@ impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
         let consumer = text.parse();
         let consumer = consumer
             .map_err(|why| Problem::bad_input(Code::ConsumerInvalid, "consumer_id", format!("consumer_id: {why}")))?;
+        Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
         // Whichever of the two was meant, the position of the other one would move.
         let header = header_of::<ConsumerId>(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?;
         if header.is_some_and(|header| header != consumer) {
             let detail = format!("{CONSUMER_HEADER}: the path names another consumer");
             return Err(Problem::bad_input(Code::ConsumerInvalid, CONSUMER_HEADER, detail));
         }
-        Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
         Ok(PathConsumer(consumer))
     }
 }

@@ -341,7 +341,7 @@ async fn a_bound_key_is_for_its_consumers_only() {
             }
         }
     }
-    // The path counts, not a header beside it.
+    // The path's consumer is the one that the key has to be for, whatever the header says beside it.
     let answer = call_for(&service, &key, "a", "POST", "/export/b").await;
     assert_eq!(refusal(answer).await, (403, "consumer_not_allowed".to_owned()));
     let ad_hoc = call_as(&service, &key, "POST", "/exports").await;
