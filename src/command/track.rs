@@ -47,7 +47,7 @@ impl Track {
             let dataset = dataset_of(&config, &self.dataset)?;
             with_database(&config, Makes::Nothing, async |database| {
                 let pool = database.pool(1);
-                let before = Store::new(pool.clone()).tracking(dataset).await?;
+                let before = Store::new(pool.clone()).standing(dataset).await?.tracking;
                 tracking::untrack(&pool, dataset, &config.catalog).await?;
                 let (name, table) = (&dataset.name, &dataset.table);
                 if before == Tracking::Untracked {

@@ -11,13 +11,13 @@ use crate::job::lane::Lane;
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
-use crate::service::{CALL_TIMEOUT, Error, LAST_LOOK_TIMEOUT, Service};
+use crate::service::{Error, LAST_LOOK_TIMEOUT, Service};
 use crate::source;
 use crate::store::{
     self,
     jobs::{Cancelled, SubmitOutcome},
     lanes::OutOfStep,
-    tracked::Tracking,
+    tracked::{Standing, Tracking},
 };
 use crate::telemetry::job_event;
 
@@ -70,13 +70,14 @@ impl Service {
     /// position.
     async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
         let needs_triggers = request.consumer.is_some() && dataset.capture == Capture::Triggers;
-        let look = tokio::time::timeout(CALL_TIMEOUT, self.source.unreadable(dataset));
-        let (look, tracking) = tokio::join!(look, with_timeout(self.store.tracking(dataset)));
-        // Where the look fails, the rest says why.
-        if let Ok(Ok(Some(fault))) = look {
+        let standing = with_timeout(self.store.standing(dataset)).await;
+        // Only a table that can't be read is looked at twice: the second look waits for a connection beside those who count.
+        if matches!(&standing, Ok(Standing { is_readable: false, .. }) | Err(Error::DatabaseDenied(_)))
+            && let Some(fault) = on_table(self.source.unreadable(dataset)).await?
+        {
             return Err(Error::NotReadable(source::Error::NotReadable(fault)));
         }
-        match tracking? {
+        match standing?.tracking {
             Tracking::NoTable => {
                 return Err(Error::NoTable { dataset: dataset.name.clone(), table: dataset.table.to_string() });
             }

@@ -16,17 +16,27 @@ pub enum Tracking {
     Tracked,
 }
 
+/// How a dataset's table stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// What `track` has made of it.
+    pub tracking: Tracking,
+    /// Whether the role may read all its rows. What it lacks is the source's to say.
+    pub is_readable: bool,
+}
+
 impl Store {
-    /// What `track` has made of a dataset's table.
+    /// How a dataset's table stands. Takes no lock on it.
     ///
     /// # Errors
-    /// If the database fails.
-    pub async fn tracking(&self, dataset: &Dataset) -> Result<Tracking, Error> {
+    /// [`Error::Denied`] if the role may not use the table's schema; if the database fails.
+    pub async fn standing(&self, dataset: &Dataset) -> Result<Standing, Error> {
         let Dataset { table, key, .. } = dataset;
         let mut conn = self.connection().await?;
-        let found: (bool, bool, Option<Vec<String>>) = sqlx::query_as(
-            "-- store.tracked.tracking
-             select c.oid is not null, k.table_name is not null, k.key
+        let (is_there, is_tracked, logged, is_readable): (bool, bool, Option<Vec<String>>, bool) = sqlx::query_as(
+            "-- store.tracked.standing
+             select c.oid is not null, k.table_name is not null, k.key,
+               coalesce(has_table_privilege(c.oid, 'select') and not row_security_active(c.oid), true)
              from (select cdc_export.table_of_role(
                case when $1::text is null then format('%I', $2::text) else format('%I.%I', $1, $2) end) as oid) t
              left join pg_class c on c.oid = t.oid
@@ -38,11 +48,13 @@ impl Store {
         .fetch_one(conn.get())
         .await?;
         conn.give_back();
-        Ok(match found {
-            (false, ..) => Tracking::NoTable,
-            (_, false, _) => Tracking::Untracked,
-            (_, _, Some(logged)) if key.as_ref().is_some_and(|key| *key != logged) => Tracking::ByAnotherKey,
-            _ => Tracking::Tracked,
-        })
+        let is_another = |logged| key.as_ref().is_some_and(|key| *key != logged);
+        let tracking = match (is_there, is_tracked) {
+            (false, _) => Tracking::NoTable,
+            (true, false) => Tracking::Untracked,
+            (true, true) if logged.is_some_and(is_another) => Tracking::ByAnotherKey,
+            (true, true) => Tracking::Tracked,
+        };
+        Ok(Standing { tracking, is_readable })
     }
 }
