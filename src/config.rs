@@ -114,11 +114,13 @@ impl Error {
 
     /// The catalog's file can't be read.
     pub fn unreadable_catalog(file: &Path, why: &std::io::Error) -> Error {
-        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         let help = match why.kind() {
-            std::io::ErrorKind::NotFound => "; a path that begins with / is the same in every folder",
+            std::io::ErrorKind::NotFound if file.is_relative() => {
+                "; a path that begins with / is the same in every folder"
+            }
             _ => "",
         };
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         bad("DATASETS", format!("{}: {why}{help}", file.display()))
     }
 

@@ -116,9 +116,11 @@ impl Service {
                 Ok(Err(error)) => Some(error),
                 Err(_) => None,
             };
-            use source::Error::{Denied, Mismatch, NotReadable};
-            let is_alone = datasets == 1 && !matches!(error, Some(Mismatch(_) | NotReadable(_) | Denied { .. }));
-            if is_alone || matches!(error, Some(source::Error::Unavailable(_))) {
+            let is_lasting = matches!(
+                error,
+                Some(source::Error::Mismatch(_) | source::Error::NotReadable(_) | source::Error::Denied { .. })
+            );
+            if (datasets == 1 && !is_lasting) || matches!(error, Some(source::Error::Unavailable(_))) {
                 return Err(Error::Table(error));
             }
             let error = error.map_or("no answer in time".to_owned(), |error| chain(&error));

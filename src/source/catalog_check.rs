@@ -8,6 +8,7 @@ use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::source::captured::capture;
 use crate::source::quote::relation;
+use crate::source::rights::Seen;
 use crate::source::{filter, rights, table_schema};
 
 /// What a look at the tables of a catalog finds.
@@ -36,7 +37,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
             found.unreadable.push(fault.clone());
             continue;
         }
-        let Some(schema) = fits(&mut conn, dataset, faults).await? else { continue };
+        let Some(schema) = fits(&mut conn, dataset, &seen, faults).await? else { continue };
         found.unreadable.extend(seen.unreadable);
         if let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? {
             faults.extend(others.iter().find_map(|other| logged.conflict(other)));
@@ -57,10 +58,12 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
 pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut faults = Vec::new();
-    let Some(schema) = fits(&mut conn, dataset, &mut faults).await? else { return Ok(Faults(faults)) };
+    let seen = rights::look(&mut conn, dataset).await?;
+    let Some(schema) = fits(&mut conn, dataset, &seen, &mut faults).await? else { return Ok(Faults(faults)) };
     let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? else { return Ok(Faults(faults)) };
     for other in catalog.iter().filter(|other| other.name != dataset.name) {
-        let Some(schema) = introspect(&mut conn, other).await?.ok() else { continue };
+        let seen = rights::look(&mut conn, other).await?;
+        let Some(schema) = introspect(&mut conn, other, &seen).await?.ok() else { continue };
         let other = Logged::by(&mut conn, other, &schema).await?;
         faults.extend(other.and_then(|other| logged.conflict(&other)));
     }
@@ -121,9 +124,10 @@ impl Logged {
 async fn fits(
     conn: &mut PgConnection,
     dataset: &Dataset,
+    seen: &Seen,
     faults: &mut Vec<Fault>,
 ) -> Result<Option<TableSchema>, sqlx::Error> {
-    match introspect(conn, dataset).await? {
+    match introspect(conn, dataset, seen).await? {
         Ok(schema) => {
             let fault = filter::check(conn, dataset, &schema.table).await?;
             let fits = fault.is_none();
@@ -137,8 +141,12 @@ async fn fits(
     }
 }
 
-async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<Result<TableSchema, Faults>, sqlx::Error> {
-    match table_schema::introspect(conn, dataset).await {
+async fn introspect(
+    conn: &mut PgConnection,
+    dataset: &Dataset,
+    seen: &Seen,
+) -> Result<Result<TableSchema, Faults>, sqlx::Error> {
+    match table_schema::introspect_seen(conn, dataset, seen).await {
         Ok(schema) => Ok(Ok(schema)),
         Err(table_schema::Error::Faults(found)) => Ok(Err(found)),
         Err(table_schema::Error::Hidden(fault)) => Ok(Err(Faults(vec![fault]))),

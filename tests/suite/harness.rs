@@ -497,11 +497,6 @@ impl Start {
     }
 }
 
-/// An answer, but for one that says to come back later: on a busy machine the database has no connection in time.
-fn unless_busy(answer: reqwest::Response) -> Option<reqwest::Response> {
-    Some(answer).filter(|answer| answer.status() != 503 || !answer.headers().contains_key("retry-after"))
-}
-
 /// Its answers come, or it hangs; `?wait=` may ask for as long as a hang takes.
 fn client() -> reqwest::Client {
     reqwest::Client::builder().timeout(2 * HANG_TIMEOUT).build().unwrap()
@@ -518,9 +513,12 @@ impl Service {
         request.send().await.unwrap()
     }
 
-    /// The same, as a client calls who comes again when he is told to.
+    /// The same, as a client calls who comes again when he is told to: on a busy machine the database has no connection in time.
     pub(crate) async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
-        eventually("a connection for the call", || async { unless_busy(self.call(method, path, headers).await) }).await
+        let is_busy =
+            |answer: &reqwest::Response| answer.status() == 503 && answer.headers().contains_key("retry-after");
+        let call = || async { Some(self.call(method, path, headers).await).filter(|answer| !is_busy(answer)) };
+        eventually("a connection for the call", call).await
     }
 
     /// Submits an export and gives its id.
