@@ -25,6 +25,8 @@ load() { cut -d' ' -f1 /proc/loadavg; }
 clock() { printf -v "$1" %s "${EPOCHREALTIME//[!0-9]/}"; }
 exec {never}<> <(:)
 pause() { read -rt "$1" <&"$never" || true; }
+# Of the numbers in a file: the 99th percentile.
+percentile99() { sort -n "$1" | awk '{v[NR] = $1} END {print v[int((NR * 99 + 99) / 100)]}'; }
 # Of the numbers in a file: median [smallest - largest].
 median() { sort -n "$1" | awk '{v[NR] = $1} END {printf "%s [%s - %s]", v[int((NR + 1) / 2)], v[1], v[NR]}'; }
 milliseconds() { awk -v us="$1" 'BEGIN {printf "%.1f\n", us / 1000}'; }
@@ -130,7 +132,7 @@ incrementals() {
         milliseconds $((b - a)) >>changed.service; milliseconds $((d - c)) >>changed.copy
         awk -v s="$(of_answer durationSeconds)" 'BEGIN {printf "%.1f\n", s * 1000}' >>changed.job
     done
-    echo "incremental of 10000 changed rows, ms: from POST to completed $(median changed.service), from claim to commit $(median changed.job), a fresh psql \\copy $(median changed.copy)"
+    echo "incremental of 10000 changed rows, ms: from POST to completed $(median changed.service), the 99th percentile $(percentile99 changed.service), from claim to commit $(median changed.job), a fresh psql \\copy $(median changed.copy)"
 }
 
 # delta_statement: sets $statement, what the service reads a delta after a delta with, on a line.
