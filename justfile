@@ -50,6 +50,12 @@ clients:
     cargo build --locked --bin cdc-export
     tests/clients.sh
 
+# Needs Python's venv and curl, and for Azure Node.js with npm; arguments go to the program of the tests.
+#
+# Output to object stores, against emulators of S3, GCS and Azure.
+buckets *args:
+    tests/buckets.sh {{ args }}
+
 # Renews docs/openapi.json, which the tests hold against the service.
 openapi:
     RENEW_OPENAPI=1 cargo test --locked --test suite -- openapi::the_document_in_the_clone

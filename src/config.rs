@@ -4,6 +4,7 @@
 
 mod authorities;
 mod environment;
+mod output;
 mod variables;
 
 use std::net::IpAddr;
@@ -17,7 +18,7 @@ pub use authorities::trust_alone;
 pub use environment::{ApiKey, Environment};
 pub use variables::Misspelt;
 
-use crate::config::variables::{Variables, bad, read_mode};
+use crate::config::variables::{Variables, bad};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::{Catalog, Mistakes};
 use crate::embedded::mirror::{Checksum, Mirror, NotAChecksum, NotAMirror};
@@ -25,7 +26,7 @@ use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Ori
 use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::source::purge;
-use crate::{embedded, maintenance, telemetry, worker};
+use crate::{embedded, maintenance, sink, telemetry, worker};
 
 /// A setting that can't be used, as one line.
 #[derive(Debug, thiserror::Error)]
@@ -64,10 +65,8 @@ pub struct Config {
     pub catalog: Arc<Catalog>,
     /// The catalog's file; `None`: there is the demo's dataset alone.
     pub catalog_file: Option<PathBuf>,
-    /// The folder of the exports' files.
-    pub output_dir: PathBuf,
-    /// The mode of the files; `None`: what the umask leaves.
-    pub output_mode: Option<u32>,
+    /// Where the exports' files go.
+    pub output: sink::Settings,
     /// How many users an empty demo table is filled with.
     pub seed_rows: u64,
     /// The API.
@@ -107,9 +106,14 @@ impl Error {
         )
     }
 
-    /// The output folder can't be used.
-    pub fn output(folder: &Path, why: &str) -> Error {
-        bad("OUTPUT_DIR", format!("{}: {why}", folder.display()))
+    /// The destination of the files can't be used.
+    pub fn output(output: &sink::Settings, why: &str) -> Error {
+        let name = match output {
+            sink::Settings::Folder { .. } => "OUTPUT_DIR",
+            #[cfg(feature = "buckets")]
+            sink::Settings::Bucket(_) => "OUTPUT_URL",
+        };
+        bad(name, format!("{output}: {why}"))
     }
 
     /// The catalog's file can't be read.
@@ -224,8 +228,7 @@ impl Config {
                 Some(file) => Arc::new(read_catalog(file)?),
             },
             catalog_file,
-            output_dir: vars.get("OUTPUT_DIR").unwrap_or("./output").into(),
-            output_mode: vars.get("OUTPUT_MODE").map(read_mode).transpose()?,
+            output: output::read(&vars)?,
             // A database that the operator names gets demo rows only when asked for.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
@@ -330,10 +333,6 @@ mod tests {
             assert_eq!(read(&[("CELL_MAX_BYTES", text)]).unwrap().worker.cell_max.0, bytes, "{text}");
         }
         assert_eq!(config.worker.compression_level, None);
-        assert_eq!(config.output_mode, None);
-        for (text, mode) in [("0640", 0o640), ("600", 0o600), ("0444", 0o444)] {
-            assert_eq!(read(&[("OUTPUT_MODE", text)]).unwrap().output_mode, Some(mode));
-        }
         assert_eq!(read(&[("COMPRESSION_LEVEL", "19")]).unwrap().worker.compression_level, Some(19));
         let day = Duration::from_secs(24 * 60 * 60);
         for (text, age, count) in [
@@ -376,15 +375,6 @@ mod tests {
             ("COMPRESSION_LEVEL", "20"),
             ("COMPRESSION_LEVEL", "fast"),
             ("API_CONNECTIONS", "0"),
-            ("OUTPUT_MODE", "rw-r--r--"),
-            ("OUTPUT_MODE", "648"),
-            ("OUTPUT_MODE", "0o640"),
-            ("OUTPUT_MODE", "+640"),
-            ("OUTPUT_MODE", "04644"),
-            ("OUTPUT_MODE", "4644"),
-            ("OUTPUT_MODE", "0755"),
-            ("OUTPUT_MODE", "0044"),
-            ("OUTPUT_MODE", "0"),
             ("CORS_ORIGINS", "*"),
             ("CORS_ORIGINS", "https://app.example.com/"),
             ("SEED_ROWS", "1e6"),

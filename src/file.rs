@@ -65,6 +65,22 @@ pub enum FileLocation {
         #[serde(with = "text")]
         modified_ns: i64,
     },
+    /// Uploaded to a bucket, where it isn't to be seen until the upload is completed.
+    Upload {
+        /// The key that it will have.
+        key: String,
+        /// The store's name for the upload; empty where it needs none.
+        upload: String,
+        /// What the store called the parts, in their order.
+        parts: Vec<String>,
+    },
+    /// An object of a bucket.
+    Object {
+        /// Its key.
+        key: String,
+        /// The tag of its content; `None`: the store gave none.
+        etag: Option<String>,
+    },
 }
 
 /// A number as the text of its decimal digits.

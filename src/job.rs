@@ -177,6 +177,10 @@ words! {
         StorageReadonly = "storage_readonly",
         /// The output folder isn't there, or isn't a folder.
         OutputMissing = "output_missing",
+        /// The object store didn't answer in time, or was too busy.
+        StorageUnavailable = "storage_unavailable",
+        /// More than the object store takes in parts of `OUTPUT_PART_SIZE`.
+        FileTooLarge = "file_too_large",
         /// Postgres could not be reached, or broke off.
         SourceUnavailable = "source_unavailable",
         /// The table to export doesn't exist.

@@ -62,7 +62,8 @@ impl Publisher {
             // The marker beside the files comes first: the database may be restored to a state in which it knows nothing of this export.
             self.mark(&record).await?;
             match self.destination.publish(&record).await? {
-                Published::Done => {
+                Published::Done(location) => {
+                    record.staged.identity.location = location;
                     self.set_published(record).await?;
                     return Ok(Publication::Done);
                 }

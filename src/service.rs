@@ -176,7 +176,11 @@ impl From<sink::Error> for Error {
             sink::Error::ReadOnly(_) => Error::OutputReadOnly(error),
             sink::Error::Missing(_) | sink::Error::Unused | sink::Error::Replaced(_) => Error::OutputMissing(error),
             sink::Error::Elsewhere => Error::FileOnOtherHost,
-            sink::Error::Io(_) => Error::Output(error),
+            sink::Error::Settings(_)
+            | sink::Error::Unavailable(_)
+            | sink::Error::TooLarge(_)
+            | sink::Error::Stopped
+            | sink::Error::Io(_) => Error::Output(error),
         }
     }
 }

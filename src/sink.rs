@@ -4,91 +4,61 @@
 //! Each caller has limits of its own, within which its operations may block. Knows no queue, no store and no format; what the names
 //! belong to is the caller's business.
 
+#[cfg(feature = "buckets")]
+mod bucket;
+mod drafts;
+mod error;
 mod folder;
+mod marker_file;
+mod published_file;
+mod settings;
 mod threads;
 
-use std::fs::File;
-use std::io::{self, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::database::DatabaseId;
-use crate::file::FileRecord;
 use crate::file::hidden::HiddenFile;
+use crate::file::name::FileName;
+use crate::file::{FileLocation, FileRecord};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 use crate::sink::threads::Threads;
 
-use folder::id::MARK;
-
-pub use folder::{Draft, Folder, Prepared, marker_name};
+#[cfg(feature = "buckets")]
+pub use bucket::{Address, Bucket, NotABucket, Settings as BucketSettings};
+pub use drafts::{Draft, Drafts};
+pub use error::Error;
+pub use folder::Folder;
+pub use marker_file::name as marker_name;
+pub use published_file::PublishedFile;
+pub use settings::Settings;
 pub use threads::Limits;
+
+/// What holds the id of a destination, beside its files.
+const MARK: &str = ".cdc-export-store";
+
+/// What a destination was before it was prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prepared {
+    /// It had a mark.
+    Known,
+    /// It had no mark, so it has no file that this service's database knows.
+    New,
+}
 
 /// The limits of a caller that set none, which are the workers of a process: twice as many operations at once as there may be workers,
 /// since one that hangs keeps its turn when its attempt has ended.
 const LIMITS: Limits = Limits { at_once: 128, timeout: None };
 
-/// As much of a file is read ahead for a client, in bytes; by default tokio would keep up to 2 MiB.
-const READ_BYTES: usize = 64 * 1024;
-
-/// What went wrong with the output folder. No text here has a path: callers show it to clients.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The disk is full, or a quota or size limit is reached.
-    #[error("the output folder has no room left")]
-    Full(#[source] io::Error),
-    /// No permission, or a read-only file system.
-    #[error("the output folder can't be written")]
-    ReadOnly(#[source] io::Error),
-    /// Not there, not a folder, or a link where none may be.
-    #[error("the output folder is missing")]
-    Missing(#[source] io::Error),
-    /// No process has prepared the folder, which has no mark: it may be another one than the exports'.
-    #[error("the output folder has no `{MARK}`, so no service has used it: does OUTPUT_DIR name the right one?")]
-    Unused,
-    /// Another folder is in the place of the one that this process prepared.
-    #[error("the `{MARK}` of the output folder {0}: mount the right disk, or restart to adopt this folder")]
-    Replaced(&'static str),
-    /// The file is in another destination than this one.
-    #[error("the file is in another output folder")]
-    Elsewhere,
-    /// Anything else that the system reports.
-    #[error("the output folder failed")]
-    Io(#[source] io::Error),
-}
-
-impl From<io::Error> for Error {
-    fn from(error: io::Error) -> Error {
-        // No stable `ErrorKind` has this one.
-        if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
-            return Error::Missing(error);
-        }
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                Error::Full(error)
-            }
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly(error),
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::Missing(error),
-            _ => Error::Io(error),
-        }
-    }
-}
-
-impl From<Errno> for Error {
-    fn from(errno: Errno) -> Error {
-        io::Error::from(errno).into()
-    }
-}
-
 /// How a publication went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Published {
-    /// The file stands under its final name, by this call or an earlier one.
-    Done,
+    /// The file stands under its final name, by this call or an earlier one; it is here now.
+    Done(FileLocation),
     /// Another file has that name.
     Taken,
     /// The file is in the folder under no name.
@@ -100,6 +70,31 @@ pub enum Published {
 pub enum Destination {
     /// A folder on a disk of this host, whose operations block.
     Folder(FolderOnThreads),
+    /// A bucket of an object store.
+    #[cfg(feature = "buckets")]
+    Bucket(BucketInTurns),
+}
+
+/// A bucket, and the turns in which it is asked.
+#[cfg(feature = "buckets")]
+#[derive(Clone, Debug)]
+pub struct BucketInTurns {
+    bucket: Arc<Bucket>,
+    turns: Threads,
+}
+
+#[cfg(feature = "buckets")]
+impl BucketInTurns {
+    async fn run<T>(&self, work: impl AsyncFnOnce(&Arc<Bucket>) -> Result<T, Error>) -> Result<T, Error> {
+        self.turns.wait(work(&self.bucket)).await
+    }
+}
+
+#[cfg(feature = "buckets")]
+impl From<Bucket> for Destination {
+    fn from(bucket: Bucket) -> Destination {
+        Destination::Bucket(BucketInTurns { bucket: Arc::new(bucket), turns: Threads::new(LIMITS) })
+    }
 }
 
 /// A folder, and the threads on which its operations may block.
@@ -126,12 +121,42 @@ impl From<Folder> for Destination {
 }
 
 impl Destination {
+    /// The destination of these settings; touches nothing yet.
+    ///
+    /// # Errors
+    /// If they can't be used.
+    pub fn new(settings: &Settings) -> Result<Destination, Error> {
+        Ok(match settings {
+            Settings::Folder { path, file_mode } => Folder::new(path.clone()).with_file_mode(*file_mode).into(),
+            #[cfg(feature = "buckets")]
+            Settings::Bucket(bucket) => Bucket::new(bucket.clone())?.into(),
+        })
+    }
+
+    /// Makes the destination usable and marks it as one, where it isn't, and requires that it can be written. For a process that exports or
+    /// serves: those that only look make nothing.
+    ///
+    /// # Errors
+    /// If it can't be made or written.
+    pub async fn prepare(&self) -> Result<Prepared, Error> {
+        match self {
+            Destination::Folder(folder) => folder.run(Folder::prepare).await,
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.prepare().await).await,
+        }
+    }
+
     /// The same destination for another caller, whom these limits hold.
     pub fn limited(&self, limits: Limits) -> Destination {
         match self {
             Destination::Folder(FolderOnThreads { folder, .. }) => {
                 let folder = Arc::clone(folder);
                 Destination::Folder(FolderOnThreads { folder, threads: Threads::new(limits) })
+            }
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(BucketInTurns { bucket, .. }) => {
+                let bucket = Arc::clone(bucket);
+                Destination::Bucket(BucketInTurns { bucket, turns: Threads::new(limits) })
             }
         }
     }
@@ -143,6 +168,8 @@ impl Destination {
     pub async fn id(&self) -> Result<Uuid, Error> {
         match self {
             Destination::Folder(folder) => folder.run(Folder::destination_id).await,
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.id().await).await,
         }
     }
 
@@ -153,12 +180,15 @@ impl Destination {
     pub async fn require_room(&self) -> Result<(), Error> {
         match self {
             Destination::Folder(folder) => folder.run(Folder::require_room).await,
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.fresh_id().await.map(drop)).await,
         }
     }
 
-    /// What makes the drafts of an attempt.
-    pub fn drafts(&self, hidden: HiddenFile) -> Drafts {
-        Drafts { destination: self.clone(), hidden }
+    /// What makes the drafts of an attempt. Dropped, it stops them: nobody waits for them any more.
+    pub fn drafts(&self, hidden: HiddenFile, name: FileName) -> Drafts {
+        let stopped = CancellationToken::new();
+        Drafts { destination: self.clone(), hidden, name, stopped: stopped.drop_guard() }
     }
 
     /// Removes the draft of an attempt that has ended; one that isn't there is fine.
@@ -168,6 +198,8 @@ impl Destination {
     pub async fn abort(&self, hidden: HiddenFile) -> Result<(), Error> {
         match self {
             Destination::Folder(folder) => folder.run(move |folder| folder.remove_hidden(&hidden)).await,
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.sweep(&hidden, None).await.map(drop)).await,
         }
     }
 
@@ -180,6 +212,8 @@ impl Destination {
         let (file, name) = (record.staged.clone(), record.name.clone());
         match self {
             Destination::Folder(folder) => folder.run(move |folder| folder.publish(&file, &name)).await,
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.publish(&file).await).await,
         }
     }
 
@@ -192,7 +226,12 @@ impl Destination {
         match self {
             Destination::Folder(folder) => {
                 let opened = folder.run(move |folder| folder.open(&file, &name)).await?;
-                Ok(opened.map(|file| PublishedFile { file }))
+                Ok(opened.map(PublishedFile::Folder))
+            }
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => {
+                let opened = bucket.run(async |bucket| bucket.open(&file).await).await?;
+                Ok(opened.map(PublishedFile::Object))
             }
         }
     }
@@ -205,6 +244,8 @@ impl Destination {
         let (file, name) = (record.staged.clone(), record.name.clone());
         match self {
             Destination::Folder(folder) => folder.run(move |folder| folder.remove(&file, &name)).await,
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.remove(&file).await).await,
         }
     }
 
@@ -216,6 +257,8 @@ impl Destination {
         let (file, name) = (record.staged.clone(), record.name.clone());
         match self {
             Destination::Folder(folder) => folder.run(move |folder| folder.discard(&file, &name)).await,
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.remove(&file).await).await,
         }
     }
 
@@ -226,6 +269,8 @@ impl Destination {
     pub async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
         match self {
             Destination::Folder(folder) => folder.run(Folder::hidden_files).await,
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.hidden_files().await).await,
         }
     }
 
@@ -236,6 +281,8 @@ impl Destination {
     pub async fn sweep(&self, hidden: HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
         match self {
             Destination::Folder(folder) => folder.run(move |folder| folder.sweep(&hidden, unwritten_for)).await,
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.sweep(&hidden, unwritten_for).await).await,
         }
     }
 
@@ -254,6 +301,10 @@ impl Destination {
         match self {
             Destination::Folder(folder) => {
                 folder.run(move |folder| folder.marker(&database, &consumer, &dataset)).await
+            }
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => {
+                bucket.run(async |bucket| bucket.marker(&database, &consumer, &dataset).await).await
             }
         }
     }
@@ -278,6 +329,15 @@ impl Destination {
                 };
                 folder.run(read).await
             }
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => {
+                let read = async |bucket: &Arc<Bucket>| {
+                    let marker = |consumer| bucket.marker(&database, consumer, &dataset);
+                    let markers = futures_util::future::join_all(consumers.iter().map(marker)).await;
+                    Ok(markers.into_iter().map(|marker| marker.unwrap_or(None)).collect())
+                };
+                bucket.run(read).await
+            }
         }
     }
 
@@ -300,45 +360,10 @@ impl Destination {
             Destination::Folder(folder) => {
                 folder.run(move |folder| folder.mark(&database, &consumer, &dataset, &marker, replaced)).await
             }
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => {
+                bucket.run(async |bucket| bucket.mark(&database, &consumer, &dataset, &marker, replaced).await).await
+            }
         }
-    }
-}
-
-/// Makes the drafts of one attempt.
-#[derive(Clone, Debug)]
-pub struct Drafts {
-    destination: Destination,
-    hidden: HiddenFile,
-}
-
-impl Drafts {
-    /// Begins the attempt's file.
-    ///
-    /// # Errors
-    /// If the destination fails or has no room, or the attempt's file was begun before.
-    pub async fn create(&self) -> Result<Draft, Error> {
-        let hidden = self.hidden.clone();
-        match &self.destination {
-            Destination::Folder(folder) => folder.run(move |folder| folder.create(&hidden)).await,
-        }
-    }
-}
-
-/// A published file, open: the very one that was exported.
-#[derive(Debug)]
-pub struct PublishedFile {
-    file: File,
-}
-
-impl PublishedFile {
-    /// `length` bytes from `from` on.
-    ///
-    /// # Errors
-    /// If the file can't be read there.
-    pub async fn part(self, from: u64, length: u64) -> Result<impl AsyncRead, Error> {
-        let mut file = tokio::fs::File::from_std(self.file);
-        file.set_max_buf_size(READ_BYTES);
-        file.seek(SeekFrom::Start(from)).await?;
-        Ok(file.take(length))
     }
 }

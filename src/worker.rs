@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::{Capture, CellMax};
 use crate::failpoint;
+use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
 use crate::job::marker::Marker;
 use crate::job::{JobId, Progress, Status};
@@ -296,7 +297,13 @@ impl Worker {
             Some(consumer) => self.destination.marker(&lease.database, consumer, &job.dataset).await?,
             None => None,
         };
-        let drafts = self.destination.drafts(lease.hidden_file());
+        let name = FileName {
+            dataset: job.dataset.clone(),
+            consumer: job.consumer.clone(),
+            name: job.output_filename.clone(),
+            encoding: job.encoding,
+        };
+        let drafts = self.destination.drafts(lease.hidden_file(), name);
         if let (Some(consumer), true) = (&job.consumer, marker.as_ref().is_some_and(Marker::is_unreadable)) {
             let file = sink::marker_name(&lease.database, consumer, &job.dataset);
             tracing::warn!(event = "marker_unreadable", jobId = %job.id, file);

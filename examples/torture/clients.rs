@@ -290,7 +290,14 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// An HTTP client in the making, which speaks TLS as the service does: built beside the service, it has no other.
+pub(crate) fn client_builder() -> reqwest::ClientBuilder {
+    // Who comes second finds it installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+}
+
 /// A client's patience: a replica may be stopped for longer than that.
 pub(crate) fn http() -> Result<reqwest::Client, reqwest::Error> {
-    reqwest::Client::builder().timeout(Duration::from_secs(6)).build()
+    client_builder().timeout(Duration::from_secs(6)).build()
 }

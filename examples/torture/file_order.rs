@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::clients::client_builder;
 use crate::cluster::Cluster;
 use crate::environment;
 
@@ -113,7 +114,7 @@ async fn attached(pid: u32, strace: &mut Child) -> Result<()> {
 }
 
 async fn export(address: &str) -> Result<()> {
-    let http = reqwest::Client::new();
+    let http = client_builder().build()?;
     let post = http.post(format!("{address}/exports/full")).header("X-Consumer-ID", "order");
     let job: Value = post.send().await?.error_for_status()?.json().await?;
     let id = job["jobId"].as_str().context("a job has an id")?;

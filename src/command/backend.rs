@@ -62,7 +62,7 @@ impl Server {
         let config = settings(catalog, Logs::Errors)?;
         block_on(async {
             let handle = DatabaseHandle::open(&config, Makes::Nothing, OtherWays::DataDirOrServer).await?;
-            let service = wire_service(&config, &handle.database);
+            let service = wire_service(&config, &handle.database)?;
             let done = command(&Backend::Local(Box::new(service))).await;
             handle.close().await;
             done.map(|()| ExitCode::SUCCESS)

@@ -95,7 +95,7 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
 }
 
 async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
-    let service = wire_service(config, database);
+    let service = wire_service(config, database)?;
     outln!("{:<20} {:<32} {:>12}  {:<10} {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE", "OPERATION")?;
     for Description { dataset, schema, unreadable, rows, captured, .. } in service.datasets().await? {
         let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
@@ -124,7 +124,7 @@ fn name_of(table: &Table) -> String {
 
 /// A block for the file. The operator has to check the members that are guessed from the columns' names.
 async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Result<String> {
-    let service = wire_service(config, database);
+    let service = wire_service(config, database)?;
     let dataset = Dataset {
         name: name_of(&table),
         table,

@@ -30,7 +30,7 @@ use crate::command::progress::bar_of_rows;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::view::JobView;
-use crate::command::wiring::{OutputFolder, Wired, wire};
+use crate::command::wiring::{PreparedOutput, Wired, wire};
 use crate::command::words::words;
 
 /// A job that no worker claims for this long is run by this process.
@@ -148,7 +148,7 @@ impl Export {
     async fn run_locally(&self, config: &Config, database: &Database, request: &Request) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let done = CancellationToken::new();
-        let folder = OutputFolder::prepare(config)?;
+        let folder = PreparedOutput::prepare(config).await?;
         folder.tell_if_new(config, database).await?;
         let Wired { exports, service } = wire(config, database, folder, 1, &done);
         let backend = Backend::Local(Box::new(service));
@@ -162,7 +162,7 @@ impl Export {
             }
         };
         let watched = async {
-            let watched = follow(&backend, id, self, &config.output_dir, &interrupted).await;
+            let watched = follow(&backend, id, self, config.output.folder(), &interrupted).await;
             done.cancel();
             watched
         };
@@ -176,7 +176,7 @@ impl Export {
         let request = self.request(self.dataset.as_deref().unwrap_or_default())?;
         let backend = Backend::Remote(client);
         let id = backend.submit(&request).await?;
-        let code = follow(&backend, id, self, Path::new(""), &interrupted).await?;
+        let code = follow(&backend, id, self, None, &interrupted).await?;
         if code == ExitCode::SUCCESS && self.output.is_none() && !self.json {
             eprintln!("`cdc-export download {id}{}` fetches it.", backend.server_option());
         }
@@ -190,13 +190,13 @@ async fn follow(
     backend: &Backend,
     id: JobId,
     export: &Export,
-    output_dir: &Path,
+    folder: Option<&Path>,
     interrupted: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let job = watch(backend, id, interrupted).await;
     let job = job
         .with_context(|| format!("the export {id} goes on; `cdc-export status{}` shows it", backend.server_option()))?;
-    finish(backend, id, &job, export, output_dir, interrupted).await
+    finish(backend, id, &job, export, folder, interrupted).await
 }
 
 async fn taken(backend: &Backend, id: JobId) {
@@ -253,7 +253,7 @@ async fn finish(
     id: JobId,
     job: &JobView,
     export: &Export,
-    output_dir: &Path,
+    folder: Option<&Path>,
     interrupted: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     if export.json {
@@ -272,8 +272,8 @@ async fn finish(
             job.dataset
         );
     }
-    let path = output_dir.join(&*job.output_filename);
-    let is_elsewhere = matches!(backend, Backend::Local(_)) && !path.exists();
+    let path = folder.map(|folder| folder.join(&*job.output_filename));
+    let is_elsewhere = path.as_ref().is_some_and(|path| !path.exists());
     let server = if is_elsewhere { " --server URL".to_owned() } else { backend.server_option() };
     let fetches = format!("`cdc-export download {id}{server}` fetches its file");
     if export.output.is_some() {
@@ -286,7 +286,8 @@ async fn finish(
         outln!("{}  {} rows", job.output_filename, job.rows_exported)?;
         eprintln!("cdc-export: a service with another output folder ran the export; {fetches}");
     } else if !export.json {
-        outln!("{}  {} rows", path.display(), job.rows_exported)?;
+        let shown = path.as_deref().unwrap_or(Path::new(&*job.output_filename)).display();
+        outln!("{shown}  {} rows", job.rows_exported)?;
     }
     Ok(ExitCode::SUCCESS)
 }

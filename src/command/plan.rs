@@ -45,7 +45,7 @@ impl Plan {
 
 async fn plan(config: &Config, database: &Database, what: &Plan) -> anyhow::Result<()> {
     let dataset = named_or_implied(config, what.dataset.as_deref())?;
-    let service = wire_service(config, database);
+    let service = wire_service(config, database)?;
     let Description { rows, bytes, .. } = service.describe(dataset).await?;
     match rows {
         Some(rows) => outln!("{} has about {} rows in {}.", dataset.table, HumanCount(rows), BinaryBytes(bytes))?,

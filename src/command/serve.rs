@@ -20,7 +20,7 @@ use crate::command::catalog::refuse_faults;
 use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::{OutputFolder, connections_of_api, connections_of_exports, wire};
+use crate::command::wiring::{PreparedOutput, connections_of_api, connections_of_exports, wire};
 
 /// Connections of a watched worker: one pings Postgres, one reads the gauges.
 const CONNECTIONS_OF_A_WATCH: u32 = 2;
@@ -63,7 +63,7 @@ async fn serve_on(
     let workers = if how.no_workers { 0 } else { config.worker.workers };
     let prepared = async {
         let access = access(config, database).await?;
-        let folder = OutputFolder::prepare(config)?;
+        let folder = PreparedOutput::prepare(config).await?;
         prepare(config, database).await?;
         check_tables(config, database).await?;
         let exports = if workers == 0 { 0 } else { connections_of_exports(config, workers) };
@@ -214,7 +214,7 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
                 Some(_) => Some(access(&config, &handle.database).await?),
                 None => None,
             };
-            let folder = OutputFolder::prepare(&config)?;
+            let folder = PreparedOutput::prepare(&config).await?;
             prepare(&config, &handle.database).await?;
             check_tables(&config, &handle.database).await?;
             let watching = if listener.is_some() { CONNECTIONS_OF_A_WATCH } else { 0 };

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use anyhow::anyhow;
+
 use crate::config::{self, Config};
 use crate::maintenance::Maintenance;
 use crate::postgres::Database;
 use crate::service::{self, Service, Stores};
-use crate::sink::{self, Destination, Folder, Prepared};
+use crate::sink::{self, Destination, Prepared};
 use crate::source::Source;
 use crate::store::Store;
 use crate::telemetry;
@@ -55,73 +57,65 @@ impl Exports {
     }
 }
 
-/// The output folder, and what was done to it.
-pub(super) struct OutputFolder {
-    folder: Folder,
+/// Where the files go, and what was done to it.
+pub(super) struct PreparedOutput {
+    destination: Destination,
     prepared: Prepared,
 }
 
-impl OutputFolder {
-    /// Makes the folder usable, for a process that exports or serves.
-    pub(super) fn prepare(config: &Config) -> Result<OutputFolder, config::Error> {
-        let OutputFolder { folder, .. } = OutputFolder::as_it_is(config);
-        match folder.prepare() {
-            Ok(prepared) => Ok(OutputFolder { folder, prepared }),
-            Err(error) => {
-                let why = match &error {
-                    sink::Error::Missing(cause) => cause.to_string(),
-                    sink::Error::ReadOnly(cause) => format!("it can't be written: {cause}"),
-                    other => telemetry::chain(other),
-                };
-                Err(config::Error::output(&config.output_dir, &why))
-            }
-        }
+impl PreparedOutput {
+    /// Makes the destination usable, for a process that exports or serves.
+    pub(super) async fn prepare(config: &Config) -> anyhow::Result<PreparedOutput> {
+        let wrong = |error: sink::Error| {
+            let why = match &error {
+                sink::Error::Missing(cause) => cause.to_string(),
+                sink::Error::ReadOnly(cause) => format!("it can't be written: {cause}"),
+                other => telemetry::chain(other),
+            };
+            let wrong = config::Error::output(&config.output, &why);
+            // Only what a later start can't cure is told as a wrong setting.
+            if error.may_pass() { anyhow!("{wrong}") } else { wrong.into() }
+        };
+        let destination = Destination::new(&config.output).map_err(wrong)?;
+        let prepared = destination.prepare().await.map_err(wrong)?;
+        Ok(PreparedOutput { destination, prepared })
     }
 
-    /// Tells of a folder that is new, and warns where the database knows files, which then are all in other folders.
+    /// Tells of a destination that is new, and warns where the database knows files, which then are all elsewhere.
     pub(super) async fn tell_if_new(&self, config: &Config, database: &Database) -> anyhow::Result<()> {
         if self.prepared == Prepared::Known {
             return Ok(());
         }
-        let folder = config.output_dir.display();
+        let folder = &config.output;
         if Store::new(database.pool(1)).has_files().await? {
             tracing::warn!(
                 event = "output_folder_new",
                 %folder,
-                "the folder of OUTPUT_DIR is new, and the files of earlier exports are in another folder, or on another host: set \
-                 OUTPUT_DIR to that folder's absolute path if this start was meant to have them"
+                "the folder of OUTPUT_DIR, or the bucket of OUTPUT_URL, is new, and the files of earlier exports are elsewhere, or on another \
+                 host: set OUTPUT_DIR to that folder's absolute path, or OUTPUT_URL, if this start was meant to have them"
             );
         } else {
-            tracing::info!(
-                event = "output_folder_new",
-                %folder,
-                "the folder is new, and marked by `.cdc-export-store` now"
-            );
+            tracing::info!(event = "output_folder_new", %folder, "it is new, and marked by `.cdc-export-store` now");
         }
         Ok(())
     }
-
-    /// The folder for a process that only looks: nothing is made.
-    fn as_it_is(config: &Config) -> OutputFolder {
-        let folder = Folder::new(config.output_dir.clone()).with_file_mode(config.output_mode);
-        OutputFolder { folder, prepared: Prepared::Known }
-    }
 }
 
-/// Wires the service alone, for a command that looks: the output folder stays as it is.
-pub(super) fn wire_service(config: &Config, database: &Database) -> Service {
-    wire(config, database, OutputFolder::as_it_is(config), 1, &CancellationToken::new()).service
+/// Wires the service alone, for a command that looks: the destination stays as it is.
+pub(super) fn wire_service(config: &Config, database: &Database) -> anyhow::Result<Service> {
+    let output = PreparedOutput { destination: Destination::new(&config.output)?, prepared: Prepared::Known };
+    Ok(wire(config, database, output, 1, &CancellationToken::new()).service)
 }
 
 /// Wires the modules, for so many exports at once; 0: for the service alone.
 pub(super) fn wire(
     config: &Config,
     database: &Database,
-    output: OutputFolder,
+    output: PreparedOutput,
     workers: u32,
     stopping: &CancellationToken,
 ) -> Wired {
-    let destination = Destination::from(output.folder);
+    let destination = output.destination;
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
     let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };

@@ -17,6 +17,12 @@ const NO_SETTINGS: [&str; 5] = ["FAILPOINTS", "PATH", "PGSSLMODE", "PGSSLROOTCER
 /// How the names begin that docker-compose reads from the `.env` beside its file, which a clone of this repository has.
 const OF_COMPOSE: [&str; 2] = ["COMPOSE_", "DOCKER_"];
 
+/// How the names begin that the clouds' own programs read too, and which reach a bucket.
+#[cfg(feature = "buckets")]
+const OF_CLOUDS: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+#[cfg(not(feature = "buckets"))]
+const OF_CLOUDS: [&str; 0] = [];
+
 /// How near to a setting's name (Jaro-Winkler, at most 1) another variable's has to be to be taken for a slip.
 const NEAR: f64 = 0.9;
 
@@ -44,11 +50,11 @@ fn settings() -> impl Iterator<Item = &'static str> {
         .filter(move |name| is_name(name))
 }
 
-/// Whether a variable of `.env` is read, by this service or by docker-compose.
+/// Whether a variable of `.env` is read, by this service, for its cloud or by docker-compose.
 pub(super) fn is_read(name: &str) -> bool {
     settings().any(|setting| setting == name)
         || NO_SETTINGS.contains(&name)
-        || OF_COMPOSE.iter().any(|prefix| name.starts_with(prefix))
+        || OF_COMPOSE.iter().chain(&OF_CLOUDS).any(|prefix| name.starts_with(prefix))
 }
 
 /// A variable of the environment that is nearly a setting.
@@ -72,6 +78,12 @@ impl Variables {
     /// A variable's value. An empty value counts as unset: compose files and shells set variables so.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// All variables that are set.
+    #[cfg(feature = "buckets")]
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.keys().filter_map(|name| Some((name.as_str(), self.get(name)?)))
     }
 
     /// The variables that are no settings, and nearly have the name of one that isn't set; by their names.

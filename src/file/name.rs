@@ -3,8 +3,10 @@
 use chrono::{DateTime, Utc};
 
 use crate::dataset::USERS;
-use crate::job::Request;
+#[cfg(feature = "buckets")]
+use crate::file::hidden::HiddenFile;
 use crate::job::encoding::{Compression, Encoding, Format};
+use crate::job::{ConsumerId, Request};
 
 /// The name up to the number and the extension, for a request made at `now`: `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc
 /// `export_{YYYYMMDDTHHMMSSZ}`, with a dataset other than `users` behind the first word.
@@ -20,6 +22,34 @@ pub fn stem(request: &Request, now: DateTime<Utc>) -> String {
             format!("{}{dataset}_{consumer}_{time}", request.export_type)
         }
         None => format!("export{dataset}_{time}"),
+    }
+}
+
+/// How a file is called, and whose it is.
+#[derive(Clone, Debug)]
+pub struct FileName {
+    /// Of which dataset it has rows.
+    pub dataset: String,
+    /// For whom; `None`: for nobody in particular.
+    pub consumer: Option<ConsumerId>,
+    /// Its name, as clients know it.
+    pub name: String,
+    /// How it is written.
+    pub encoding: Encoding,
+}
+
+impl FileName {
+    /// The key of an attempt's object: `{dataset}/{consumer}/{stem}_{token}{extension}`, with the first 8 digits of the attempt's token. So
+    /// a consumer can be given the right to its own objects alone, and no two attempts ever share a key.
+    #[cfg(feature = "buckets")]
+    pub fn key(&self, hidden: &HiddenFile) -> String {
+        let FileName { dataset, consumer, name, encoding } = self;
+        let extension = extension(*encoding);
+        let stem = name.strip_suffix(&extension).unwrap_or(name);
+        // No consumer's id begins so.
+        let consumer = consumer.as_ref().map_or("_ad_hoc", ConsumerId::as_str);
+        let token = hidden.token.as_uuid().simple().to_string();
+        format!("{dataset}/{consumer}/{stem}_{}{extension}", &token[..8])
     }
 }
 

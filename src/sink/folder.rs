@@ -28,9 +28,7 @@ use crate::sink::folder::entries::{
 };
 use crate::sink::{Error, Published};
 
-pub use draft::Draft;
-pub use marker::marker_name;
-pub use preparation::Prepared;
+pub(super) use draft::Draft;
 
 const ANOTHER: Error = Error::Replaced("is another folder's");
 
@@ -117,11 +115,11 @@ impl Folder {
             renamed => renamed,
         };
         let published = match renamed {
-            Ok(()) => Published::Done,
+            Ok(()) => Published::Done(recorded.location.clone()),
             Err(Errno::EXIST | Errno::NOENT) if identity_at(&dir, name)?.as_ref() == Some(recorded) => {
                 // Left by a `link` without its `unlink`, or not there.
                 remove_at(&dir, staged)?;
-                Published::Done
+                Published::Done(recorded.location.clone())
             }
             Err(Errno::EXIST) => Published::Taken,
             Err(Errno::NOENT) => Published::Gone,
@@ -198,7 +196,7 @@ impl Folder {
         let (dir, _) = self.open_with_id()?;
         if let Some(time) = unwritten_for {
             let Some(found) = identity_at(&dir, &hidden.name)? else { return Ok(false) };
-            let FileLocation::Folder { modified_ns, .. } = found.location;
+            let FileLocation::Folder { modified_ns, .. } = found.location else { return Ok(false) };
             let modified = UNIX_EPOCH + Duration::from_nanos(modified_ns.unsigned_abs());
             if !modified.elapsed().is_ok_and(|elapsed| elapsed >= time) {
                 return Ok(false);
@@ -240,7 +238,7 @@ mod tests {
     use crate::database::DatabaseId;
     use crate::file::FileIdentity;
     use crate::job::{JobId, LeaseToken};
-    use crate::sink::folder::id::MARK;
+    use crate::sink::MARK;
 
     fn hidden() -> HiddenFile {
         let database: DatabaseId = "00000000000000ff-1".parse().unwrap();
@@ -281,7 +279,7 @@ mod tests {
         let file = staged(&folder, "abc");
         assert_eq!(file.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         for _ in 0..2 {
-            assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done);
+            assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done(file.identity.location.clone()));
         }
         assert_eq!(visible(&dir), ["a.csv"]);
         assert!(folder.open(&file, "a.csv").unwrap().is_some());
@@ -294,7 +292,7 @@ mod tests {
         let file = staged(&folder, "ours");
         assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Taken);
         assert_eq!(std::fs::read_to_string(dir.path().join("a.csv")).unwrap(), "theirs");
-        assert_eq!(folder.publish(&file, "a-2.csv").unwrap(), Published::Done);
+        assert_eq!(folder.publish(&file, "a-2.csv").unwrap(), Published::Done(file.identity.location.clone()));
     }
 
     #[test]
@@ -357,7 +355,7 @@ mod tests {
         assert!(folder.open(&out, "../out").unwrap().is_none());
         folder.remove(&out, "../out").unwrap();
         assert!(outer.path().join("out").exists());
-        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done);
+        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done(file.identity.location.clone()));
     }
 
     #[test]

@@ -29,6 +29,24 @@ impl Threads {
         Threads { turns: Arc::new(Semaphore::new(limits.at_once)), timeout: limits.timeout }
     }
 
+    /// Does what doesn't block, in a turn of its own.
+    ///
+    /// # Errors
+    /// If that fails, or isn't done in time. It is given up then, and what it did is not known.
+    #[cfg(feature = "buckets")]
+    pub(super) async fn wait<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let done = async {
+            let _turn = self.turns.acquire().await.expect("nobody closes the semaphore");
+            work.await
+        };
+        match self.timeout {
+            None => done.await,
+            Some(timeout) => tokio::time::timeout(timeout, done)
+                .await
+                .unwrap_or_else(|_| Err(Error::Unavailable(std::io::ErrorKind::TimedOut.into()))),
+        }
+    }
+
     /// Runs what blocks on a thread of its own.
     ///
     /// # Errors

@@ -74,7 +74,11 @@ async fn commit_once(
 ) -> Result<Committed, Error> {
     let job = &lease.job;
     let file = &exported.file;
-    let FileLocation::Folder { inode, modified_ns } = file.identity.location;
+    // For a process of the version before 0021, which reads a file of a folder here.
+    let (inode, modified_ns) = match file.identity.location {
+        FileLocation::Folder { inode, modified_ns } => (Some(inode as i64), Some(modified_ns)),
+        FileLocation::Upload { .. } | FileLocation::Object { .. } => (None, None),
+    };
     let CommitInput { position, new_position, report, signature, columns, marker } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
     let complete = sqlx::query_as::<_, TransitionRow>(concat!(
@@ -107,7 +111,7 @@ async fn commit_once(
     .bind(file.identity.bytes as i64)
     .bind(&file.sha256)
     .bind(&file.name)
-    .bind(inode as i64)
+    .bind(inode)
     .bind(modified_ns)
     .bind(position.last_exported_at)
     .bind(watermark_to)

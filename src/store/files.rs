@@ -165,7 +165,7 @@ impl Store {
         Ok(is_after)
     }
 
-    /// Records that the file has its final name, and numbers it among the published exports of its lane. `None`: another process did before, or
+    /// Records that the file has its final name and where it is, and numbers it among the published exports of its lane. `None`: another process did before, or
     /// an earlier file of the lane has to be published first.
     ///
     /// # Errors
@@ -183,14 +183,18 @@ impl Store {
                insert into cdc_export.lanes as l (consumer_id, dataset, next_seq, last_number)
                select consumer_id, dataset, lane_seq, 1 from job where consumer_id is not null
                on conflict (consumer_id, dataset) do update set last_number = l.last_number + 1
-               returning last_number)
+               returning last_number),
+             placed as (
+               update cdc_export.files f set place = $3
+               from job where f.job = job.id and f.part = 1 and f.place is distinct from $3)
              update exports e set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered)
              from job where e.id = job.id
              returning 'processing' as was, ",
             job_columns!()
         ))
         .bind(record.job.as_uuid())
-        .bind(&record.name);
+        .bind(&record.name)
+        .bind(Json(&record.staged.identity.location));
         self.transition(statement, None).await
     }
 

@@ -76,9 +76,12 @@ impl Error {
             Error::Sink(cause) | Error::Pipeline(Pipe::Sink(cause)) => match cause {
                 sink::Error::Full(_) => Settlement::Retry(failure(FailureCode::StorageFull)),
                 sink::Error::ReadOnly(_) => Settlement::Fail(failure(FailureCode::StorageReadonly)),
-                sink::Error::Missing(_) | sink::Error::Unused | sink::Error::Replaced(_) => {
+                sink::Error::Missing(_) | sink::Error::Unused | sink::Error::Replaced(_) | sink::Error::Settings(_) => {
                     Settlement::Fail(failure(FailureCode::OutputMissing))
                 }
+                sink::Error::Unavailable(_) => Settlement::Retry(failure(FailureCode::StorageUnavailable)),
+                sink::Error::TooLarge(_) => Settlement::Fail(failure(FailureCode::FileTooLarge)),
+                sink::Error::Stopped => Settlement::Release,
                 // An attempt writes to its own destination.
                 sink::Error::Elsewhere => Settlement::Fail(failure(FailureCode::Internal)),
                 // A disk that failed once gets another try, with a file written anew.

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::harness::{Database, HANG_TIMEOUT, Service, Start, eventually, refusal};
+use crate::harness::{Database, HANG_TIMEOUT, Service, Start, client_builder, eventually, refusal};
 use crate::jobs::in_status;
 use crate::keys::{bearer, call_as};
 
@@ -78,7 +78,7 @@ fn with_key(request: &str, key: &str) -> String {
 
 fn client_of(key: &str) -> reqwest::Client {
     let headers = HeaderMap::from_iter([(AUTHORIZATION, key.parse().unwrap())]);
-    reqwest::Client::builder().default_headers(headers).build().unwrap()
+    client_builder().default_headers(headers).build().unwrap()
 }
 
 /// The status of a request's answer on a connection of its own, and all of it.

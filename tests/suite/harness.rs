@@ -497,9 +497,16 @@ impl Start {
     }
 }
 
+/// An HTTP client in the making, which speaks TLS as the service does: built beside the service, it has no other.
+pub(crate) fn client_builder() -> reqwest::ClientBuilder {
+    // Another test of this process may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+}
+
 /// Its answers come, or it hangs; `?wait=` may ask for as long as a hang takes.
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().timeout(2 * HANG_TIMEOUT).build().unwrap()
+    client_builder().timeout(2 * HANG_TIMEOUT).build().unwrap()
 }
 
 impl Service {

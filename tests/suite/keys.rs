@@ -10,7 +10,7 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, Service, Start, client_builder, eventually, refusal};
 
 const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 /// Every route that wants a key, and the scope that it wants.
@@ -71,7 +71,7 @@ async fn served(start: Start, database: &Database) -> Service {
     let all = bearer(database, &name, &["admin"], &[]).await;
     let mut service = start.service().await;
     let headers = HeaderMap::from_iter([(reqwest::header::AUTHORIZATION, HeaderValue::from_str(&all).unwrap())]);
-    service.client = reqwest::Client::builder().default_headers(headers).build().unwrap();
+    service.client = client_builder().default_headers(headers).build().unwrap();
     service
 }
 
@@ -86,7 +86,7 @@ async fn call_for(service: &Service, key: &str, consumer: &str, method: &str, pa
 /// A request with these headers and no others.
 async fn call_plainly(service: &Service, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
     let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-    let mut request = reqwest::Client::new().request(method, format!("{}{path}", service.address));
+    let mut request = client_builder().build().unwrap().request(method, format!("{}{path}", service.address));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }

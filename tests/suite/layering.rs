@@ -24,7 +24,7 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "encode" | "sink" | "database" | "dataset" | "file" | "job" | "key" | "row" | "watermark" => &[],
         // Their settings.
         "config" => {
-            let settings = ["embedded", "http", "maintenance", "postgres", "source", "telemetry", "worker"];
+            let settings = ["embedded", "http", "maintenance", "postgres", "sink", "source", "telemetry", "worker"];
             return settings.into_iter().chain(NOUNS).collect();
         }
         "embedded" => return ["failpoint", "telemetry"].into(),
@@ -218,6 +218,7 @@ fn what_only_some_modules_name() {
         ("rustix::fs", &["command", "config", "embedded", "sink"]),
         ("std::fs", &["command", "config", "embedded", "sink"]),
         ("anyhow", &["command"]),
+        ("object_store", &["sink"]),
         ("println!", &["command"]),
         ("prometheus::", &["telemetry"]),
     ];

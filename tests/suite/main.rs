@@ -7,6 +7,8 @@ mod after;
 #[cfg(test)]
 mod attacks;
 #[cfg(test)]
+mod buckets;
+#[cfg(test)]
 mod capture;
 #[cfg(test)]
 mod catalog;

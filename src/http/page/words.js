@@ -52,6 +52,8 @@ const NEXT = {
   storage_full: "Make room on the disk of the output folder, then retry.",
   storage_readonly: "Let the service write to its output folder (permissions, mount), then retry.",
   output_missing: "Mount or make the output folder again, then retry.",
+  storage_unavailable: "See whether the object store can be reached, then retry.",
+  file_too_large: "Raise OUTPUT_PART_SIZE, then retry.",
   source_unavailable: "See whether Postgres can be reached, then retry.",
   not_tracked: "Track the dataset first: cdc-export track, with its name. Then retry.",
   table_missing: "Make the table, or take its dataset out of the catalog.",

@@ -8,11 +8,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::sink::Error;
 use crate::sink::folder::entries::{create, remove_at, rename_without_replacing};
+use crate::sink::{Error, MARK};
 
-/// The file that holds it.
-pub(in crate::sink) const MARK: &str = ".cdc-export-store";
 /// It has 36 characters and a line's end.
 const ID_MAX_BYTES: u64 = 64;
 

@@ -4,11 +4,8 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use ring::digest;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::database::DatabaseId;
 use crate::failpoint;
@@ -18,18 +15,10 @@ use crate::job::{ConsumerId, JobId};
 use crate::sink::Error;
 use crate::sink::folder::Folder;
 use crate::sink::folder::entries::{create, remove_at};
+use crate::sink::marker_file;
 
 /// It has some hundred bytes.
 const MARKER_MAX_BYTES: u64 = 4096;
-
-/// A marker's file. Consumer and dataset are for people: its name has only a digest of them.
-#[derive(Serialize, Deserialize)]
-struct Content {
-    consumer: String,
-    dataset: String,
-    job: Uuid,
-    sha256: String,
-}
 
 impl Folder {
     /// The marker of a database's lane; `None` if there is none, [`Marker::unreadable`] if something else has its name, or nobody may
@@ -41,7 +30,7 @@ impl Folder {
         failpoint!("sink.marker", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let name = marker_name(database, consumer, dataset);
+        let name = marker_file::name(database, consumer, dataset);
         let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
             Ok(file) => File::from(file),
             Err(Errno::NOENT) => return Ok(None),
@@ -54,11 +43,7 @@ impl Folder {
         }
         let mut text = Vec::new();
         file.take(MARKER_MAX_BYTES).read_to_end(&mut text)?;
-        // It is written whole before it has its name: one that isn't whole was damaged, and what it told of is not known.
-        let content: Option<Content> = serde_json::from_slice(&text).ok();
-        let content = content.filter(|read| read.consumer == consumer.as_str() && read.dataset == dataset);
-        let marker = content.map(|Content { job, sha256, .. }| Marker { job: job.into(), sha256 });
-        Ok(Some(marker.unwrap_or_else(Marker::unreadable)))
+        Ok(Some(marker_file::read(&text, consumer, dataset)))
     }
 
     /// Makes it durable that this export of a lane is the last one that is handed out, in place of none or of `replaced`. Called before
@@ -82,18 +67,11 @@ impl Folder {
             return Ok(Some(other.clone()));
         }
         if present.as_ref() != Some(marker) {
-            let (consumer_text, dataset_text) = (consumer.as_str().to_owned(), dataset.to_owned());
-            let content = Content {
-                consumer: consumer_text,
-                dataset: dataset_text,
-                job: marker.job.as_uuid(),
-                sha256: marker.sha256.clone(),
-            };
-            let text = serde_json::to_string(&content).map_err(io::Error::other)?;
+            let text = marker_file::text(consumer, dataset, marker)?;
             let draft = HiddenFile::of_marker(database, marker.job).name;
             let mut file = create(&dir, &draft, self.file_mode)?;
-            let written = writeln!(file, "{text}").and_then(|()| file.sync_all()).map_err(Error::from);
-            let name = marker_name(database, consumer, dataset);
+            let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::from);
+            let name = marker_file::name(database, consumer, dataset);
             let named = written.and_then(|()| {
                 let renamed = rustix::fs::renameat(&dir, &draft, &dir, &name);
                 renamed.map_err(|errno| io::Error::new(errno.kind(), format!("{name}: {errno}")).into())
@@ -107,14 +85,6 @@ impl Folder {
         rustix::fs::fsync(&dir)?;
         Ok(None)
     }
-}
-
-/// The name of the marker of a database's lane. A consumer's id has characters that no name should have, and case that some disks don't
-/// keep.
-pub fn marker_name(database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> String {
-    let lane = digest::digest(&digest::SHA256, format!("{consumer}\n{dataset}").as_bytes());
-    let lane = hex::encode(&lane.as_ref()[..16]);
-    format!(".lane-{database}-{lane}.json")
 }
 
 #[cfg(test)]
@@ -161,7 +131,7 @@ mod tests {
         assert_eq!(folder.marker(&ours, &a, "users").unwrap(), Some(first.clone()));
 
         // What can't be replaced is named.
-        let name = marker_name(&ours, &a, "users");
+        let name = marker_file::name(&ours, &a, "users");
         std::fs::remove_file(dir.path().join(&name)).unwrap();
         std::fs::create_dir(dir.path().join(&name)).unwrap();
         assert_eq!(folder.marker(&ours, &a, "users").unwrap(), unreadable);

@@ -6,19 +6,9 @@ use std::os::fd::OwnedFd;
 use rustix::fs::Mode;
 use uuid::Uuid;
 
-use crate::sink::Error;
 use crate::sink::folder::entries::{create, remove_at};
-use crate::sink::folder::id::MARK;
 use crate::sink::folder::{ANOTHER, Folder, id};
-
-/// What a folder was before it was prepared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prepared {
-    /// It had a mark.
-    Known,
-    /// It had no mark, so it has no file that this service's database knows.
-    New,
-}
+use crate::sink::{Error, MARK, Prepared};
 
 impl Folder {
     /// Makes the folder where there is none, gives it its mark, and requires that a file can be made in it. For a process that

@@ -1,0 +1,106 @@
+//! Where the files go.
+
+use std::path::PathBuf;
+#[cfg(feature = "buckets")]
+use std::time::Duration;
+
+use crate::config::Error;
+use crate::config::variables::{Variables, bad, read_mode};
+use crate::sink;
+
+/// Where the files go: OUTPUT_URL, or OUTPUT_DIR.
+pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
+    let folder = |path: PathBuf| {
+        Ok(sink::Settings::Folder { path, file_mode: vars.get("OUTPUT_MODE").map(read_mode).transpose()? })
+    };
+    let Some(url) = vars.get("OUTPUT_URL") else {
+        return folder(vars.get("OUTPUT_DIR").unwrap_or("./output").into());
+    };
+    if vars.get("OUTPUT_DIR").is_some() {
+        return Err(bad("OUTPUT_URL", "OUTPUT_DIR is set too: files go to one place"));
+    }
+    if let Some(path) = url.strip_prefix("file://") {
+        return match path.starts_with('/') {
+            true => folder(path.into()),
+            false => Err(bad("OUTPUT_URL", "a file:// URL has an absolute path, as file:///srv/exports")),
+        };
+    }
+    bucket(vars, url)
+}
+
+#[cfg(feature = "buckets")]
+fn bucket(vars: &Variables, url: &str) -> Result<sink::Settings, Error> {
+    if vars.get("OUTPUT_MODE").is_some() {
+        return Err(bad("OUTPUT_MODE", "files in a bucket have no mode"));
+    }
+    let address = sink::Address::read(url, vars.all()).map_err(|why| bad("OUTPUT_URL", why.to_string()))?;
+    Ok(sink::Settings::Bucket(sink::BucketSettings {
+        address,
+        part_bytes: vars.bytes("OUTPUT_PART_SIZE", 8 << 20, 5 << 20..=64 << 20)? as usize,
+        uploads: vars.number("OUTPUT_UPLOADS", 2, 1..=8)? as usize,
+        stall: Duration::from_secs(vars.number("OUTPUT_STALL_SECONDS", 300, 1..=86_400)?),
+    }))
+}
+
+#[cfg(not(feature = "buckets"))]
+fn bucket(_vars: &Variables, _url: &str) -> Result<sink::Settings, Error> {
+    Err(bad("OUTPUT_URL", "this program was built without buckets: it takes file:///PATH alone"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<sink::Settings, String> {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        super::read(&Variables(variables)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_folder_has_a_path_or_a_url() {
+        for (variables, folder) in [
+            (&[][..], "./output"),
+            (&[("OUTPUT_DIR", "/srv/a b")], "/srv/a b"),
+            (&[("OUTPUT_URL", "file:///srv/exports")], "/srv/exports"),
+            (&[("OUTPUT_URL", ""), ("OUTPUT_DIR", "x")], "x"),
+        ] {
+            assert_eq!(read(variables).unwrap().folder().unwrap().to_str().unwrap(), folder);
+        }
+        for (text, mode) in [("0640", 0o640), ("600", 0o600), ("0444", 0o444)] {
+            let output = read(&[("OUTPUT_MODE", text)]).unwrap();
+            assert!(matches!(output, sink::Settings::Folder { file_mode, .. } if file_mode == Some(mode)));
+        }
+        for text in ["rw-r--r--", "648", "0o640", "+640", "04644", "4644", "0755", "0044", "0"] {
+            assert!(read(&[("OUTPUT_MODE", text)]).unwrap_err().starts_with("OUTPUT_MODE: "), "{text}");
+        }
+    }
+
+    #[test]
+    fn files_go_to_one_place() {
+        for url in ["file://exports", "https://files", "s3://key:secret@files"] {
+            let line = read(&[("OUTPUT_URL", url)]).unwrap_err();
+            assert!(line.starts_with("OUTPUT_URL: ") && !line.contains("secret"), "{line}");
+        }
+        let line = read(&[("OUTPUT_URL", "s3://files"), ("OUTPUT_DIR", "./output")]).unwrap_err();
+        assert_eq!(line, "OUTPUT_URL: OUTPUT_DIR is set too: files go to one place");
+    }
+
+    #[cfg(feature = "buckets")]
+    #[test]
+    fn a_bucket_has_parts_and_no_mode() {
+        let bucket = read(&[("OUTPUT_URL", "s3://files/a"), ("OUTPUT_PART_SIZE", "64MiB")]).unwrap();
+        assert!(matches!(&bucket, sink::Settings::Bucket(bucket) if bucket.part_bytes == 64 << 20));
+        assert_eq!(bucket.to_string(), "s3://files/a");
+        for (name, value) in [
+            ("OUTPUT_PART_SIZE", "4MiB"),
+            ("OUTPUT_PART_SIZE", "65MiB"),
+            ("OUTPUT_UPLOADS", "0"),
+            ("OUTPUT_UPLOADS", "9"),
+            ("OUTPUT_STALL_SECONDS", "0"),
+            ("OUTPUT_MODE", "0640"),
+        ] {
+            let line = read(&[("OUTPUT_URL", "s3://files"), (name, value)]).unwrap_err();
+            assert!(line.starts_with(&format!("{name}: ")), "{line}");
+        }
+    }
+}

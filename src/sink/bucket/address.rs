@@ -1,0 +1,215 @@
+//! Where a bucket is, and the clients that reach it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::multipart::MultipartStore;
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+
+/// A store that takes objects whole and in parts.
+pub(super) trait Remote: ObjectStore + MultipartStore {}
+impl<T: ObjectStore + MultipartStore> Remote for T {}
+
+pub(super) type Client = Arc<dyn Remote>;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a store may be silent that completes an upload or sends an object.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Tries again what may pass, for a shorter time than a lease lasts: those who call go on from there.
+fn retries() -> RetryConfig {
+    let backoff =
+        BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 };
+    RetryConfig { backoff, max_retries: 4, retry_timeout: Duration::from_secs(20) }
+}
+
+/// Whose bucket it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cloud {
+    S3,
+    Gcs,
+    Azure,
+}
+
+impl Cloud {
+    /// How its variables' names begin.
+    fn variables(self) -> &'static str {
+        match self {
+            Cloud::S3 => "AWS_",
+            Cloud::Gcs => "GOOGLE_",
+            Cloud::Azure => "AZURE_",
+        }
+    }
+}
+
+/// A text that is no address of a bucket.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("none of s3://BUCKET/PREFIX, gs://BUCKET/PREFIX and az://CONTAINER/PREFIX")]
+pub struct NotABucket;
+
+/// Where a bucket is, with the variables of its cloud: credentials, region, endpoint.
+#[derive(Clone)]
+pub struct Address {
+    cloud: Cloud,
+    bucket: String,
+    pub(super) prefix: Path,
+    variables: Vec<(String, String)>,
+}
+
+impl Address {
+    /// The bucket at this URL, reached by those of `variables` that are its cloud's.
+    ///
+    /// # Errors
+    /// If it is no such URL.
+    pub fn read<'v>(url: &str, variables: impl IntoIterator<Item = (&'v str, &'v str)>) -> Result<Address, NotABucket> {
+        let (scheme, rest) = url.split_once("://").ok_or(NotABucket)?;
+        let cloud = match scheme {
+            "s3" => Cloud::S3,
+            "gs" => Cloud::Gcs,
+            "az" => Cloud::Azure,
+            _ => return Err(NotABucket),
+        };
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if bucket.is_empty() || !bucket.chars().all(is_name) || prefix.contains(['?', '#']) {
+            return Err(NotABucket);
+        }
+        let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|_| NotABucket)?;
+        let of_cloud = |(name, _): &(&str, &str)| name.starts_with(cloud.variables());
+        let own = |(name, value): (&str, &str)| (name.to_lowercase(), value.to_owned());
+        let mut variables: Vec<_> = variables.into_iter().filter(of_cloud).map(own).collect();
+        // How long requests may take is decided here.
+        variables.retain(|(name, _)| !name.ends_with("_timeout"));
+        // Of two names for one thing the same one wins each time.
+        variables.sort_unstable();
+        Ok(Address { cloud, bucket: bucket.to_owned(), prefix, variables })
+    }
+
+    /// Whether its objects have metadata that are given with an upload.
+    pub(super) fn keeps_metadata(&self) -> bool {
+        self.cloud != Cloud::Azure
+    }
+
+    /// Whether a part may have no bytes.
+    pub(super) fn takes_empty_parts(&self) -> bool {
+        self.cloud != Cloud::Azure
+    }
+
+    /// A client whose requests end within `timeout`, and one for those that may take long.
+    pub(super) fn connect(&self, timeout: Duration) -> Result<(Client, Client), object_store::Error> {
+        // Of several in one process each would be taken for an ambiguity.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let options = ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT);
+        let hasty = options.clone().with_timeout(timeout);
+        let patient = options.with_timeout_disabled().with_read_timeout(SILENCE_TIMEOUT);
+        Ok((self.client(hasty)?, self.client(patient)?))
+    }
+
+    fn client(&self, options: ClientOptions) -> Result<Client, object_store::Error> {
+        // Variables that a cloud's other programs read, and this client doesn't, are passed over.
+        Ok(match self.cloud {
+            Cloud::S3 => {
+                let mut builder = AmazonS3Builder::new().with_client_options(options).with_retry(retries());
+                // An answer to a request for many tells of a refusal as if it were a success.
+                builder = builder.with_config(AmazonS3ConfigKey::DisableBulkDelete, "true");
+                let is_endpoint =
+                    |name: &str| matches!(name, "aws_endpoint" | "aws_endpoint_url" | "aws_endpoint_url_s3");
+                if !self.variables.iter().any(|(name, _)| is_endpoint(name)) {
+                    // S3 refuses a part then that changed on the way.
+                    builder = builder.with_checksum_algorithm(Checksum::SHA256);
+                }
+                for (key, value) in self.parsed::<AmazonS3ConfigKey>() {
+                    builder = builder.with_config(key, value);
+                }
+                Arc::new(builder.with_bucket_name(&self.bucket).build()?)
+            }
+            Cloud::Gcs => {
+                let mut builder = GoogleCloudStorageBuilder::new().with_client_options(options).with_retry(retries());
+                for (key, value) in self.parsed::<GoogleConfigKey>() {
+                    builder = builder.with_config(key, value);
+                }
+                Arc::new(builder.with_bucket_name(&self.bucket).build()?)
+            }
+            Cloud::Azure => {
+                let mut builder = MicrosoftAzureBuilder::new().with_client_options(options).with_retry(retries());
+                for (key, value) in self.parsed::<AzureConfigKey>() {
+                    builder = builder.with_config(key, value);
+                }
+                Arc::new(builder.with_container_name(&self.bucket).build()?)
+            }
+        })
+    }
+
+    fn parsed<K: FromStr>(&self) -> impl Iterator<Item = (K, &str)> {
+        self.variables.iter().filter_map(|(name, value)| Some((name.parse().ok()?, value.as_str())))
+    }
+
+    /// The URL of an object.
+    pub(super) fn url(&self, key: &str) -> String {
+        let Address { bucket, .. } = self;
+        match self.cloud {
+            Cloud::S3 => format!("s3://{bucket}/{key}"),
+            Cloud::Gcs => format!("gs://{bucket}/{key}"),
+            Cloud::Azure => format!("az://{bucket}/{key}"),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url(self.prefix.as_ref()))
+    }
+}
+
+/// Without the variables, which have secrets.
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Address({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for (url, shown) in [
+            ("s3://files", "s3://files/"),
+            ("s3://files/a/b/", "s3://files/a/b"),
+            ("gs://files/exports", "gs://files/exports"),
+            ("az://container/x", "az://container/x"),
+        ] {
+            assert_eq!(Address::read(url, []).unwrap().to_string(), shown);
+        }
+        for url in [
+            "",
+            "files",
+            "s3:/files",
+            "s3:///a",
+            "s3://",
+            "S3://files",
+            "s3://key:secret@files/a",
+            "s3://files/a//b",
+            "s3://files/../b",
+            "s3://files/a?versionId=1",
+            "http://files/a",
+            "file:///a",
+        ] {
+            assert_eq!(Address::read(url, []).err(), Some(NotABucket), "{url}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let address = Address::read("s3://files/a", [("AWS_SECRET_ACCESS_KEY", "geheim")]).unwrap();
+        assert!(!format!("{address:?} {address}").contains("geheim"));
+    }
+}

@@ -1,0 +1,165 @@
+//! A file while it is uploaded: hashed on the way, gathered into parts, of which some are on their way at once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use object_store::PutPayload;
+use ring::digest;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::failpoint;
+use crate::file::{FileIdentity, FileLocation, StagedFile};
+use crate::sink::Error;
+use crate::sink::bucket::failure::may_pass;
+use crate::sink::bucket::note::Note;
+use crate::sink::bucket::objects::{Objects, path};
+
+/// As many parts as every store takes.
+const MOST_PARTS: usize = 10_000;
+
+/// How long the first pause is after a part that was refused, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+
+/// A file that is being uploaded, by a thread that may block. Dropped before it is staged, its upload is left to the sweep.
+pub struct Draft {
+    objects: Arc<Objects>,
+    destination: Uuid,
+    hidden_name: String,
+    note: Note,
+    /// Nobody waits for the file any more.
+    stopped: CancellationToken,
+    sha256: digest::Context,
+    size: u64,
+    /// What is gathered for the next part, and its bytes.
+    gathered: Vec<Bytes>,
+    gathered_bytes: usize,
+    begun: usize,
+    /// The parts on their way; dropped, they are given up.
+    on_their_way: JoinSet<Result<(usize, String), Error>>,
+    /// Ids of the parts that arrived, in any order.
+    arrived: Vec<(usize, String)>,
+}
+
+impl Draft {
+    pub(super) fn new(
+        objects: Arc<Objects>,
+        destination: Uuid,
+        hidden_name: String,
+        note: Note,
+        stopped: CancellationToken,
+    ) -> Draft {
+        Draft {
+            objects,
+            destination,
+            hidden_name,
+            note,
+            stopped,
+            sha256: digest::Context::new(&digest::SHA256),
+            size: 0,
+            gathered: Vec::new(),
+            gathered_bytes: 0,
+            begun: 0,
+            on_their_way: JoinSet::new(),
+            arrived: Vec::new(),
+        }
+    }
+
+    /// Appends bytes. Waits while as many parts are on their way as may be: that is what bounds memory.
+    ///
+    /// # Errors
+    /// If a part can't be uploaded, there are too many, or nobody waits for the file any more; the draft is then of no more use.
+    pub(in crate::sink) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        self.sha256.update(bytes);
+        self.size += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let room = self.objects.settings.part_bytes - self.gathered_bytes;
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.gathered.push(Bytes::copy_from_slice(now));
+            self.gathered_bytes += now.len();
+            bytes = later;
+            if self.gathered_bytes == self.objects.settings.part_bytes {
+                self.send()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes written so far.
+    pub(in crate::sink) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Uploads what is left, and waits until the store has all of it. The file isn't to be seen until it is published.
+    ///
+    /// # Errors
+    /// As [`write`](Draft::write).
+    pub(in crate::sink) fn stage(mut self) -> Result<StagedFile, Error> {
+        // An empty file has an empty part, where a store takes one.
+        if self.gathered_bytes > 0 || (self.begun == 0 && self.objects.settings.address.takes_empty_parts()) {
+            self.send()?;
+        }
+        self.wait_for(0)?;
+        self.arrived.sort_unstable_by_key(|(number, _)| *number);
+        let parts = self.arrived.into_iter().map(|(_, id)| id).collect();
+        let Note { key, upload } = self.note;
+        let location = FileLocation::Upload { key, upload, parts };
+        let sha256 = hex::encode(self.sha256.finish());
+        let identity = FileIdentity { bytes: self.size, location };
+        Ok(StagedFile { destination: self.destination, name: self.hidden_name, sha256, identity })
+    }
+
+    /// Sends what is gathered as the next part.
+    fn send(&mut self) -> Result<(), Error> {
+        if self.begun == MOST_PARTS {
+            return Err(Error::TooLarge(self.size));
+        }
+        self.wait_for(self.objects.settings.uploads - 1)?;
+        let (number, payload) = (self.begun, PutPayload::from_iter(self.gathered.drain(..)));
+        self.gathered_bytes = 0;
+        self.begun += 1;
+        let (objects, note) = (Arc::clone(&self.objects), self.note.clone());
+        self.on_their_way.spawn_on(part(objects, note, number, payload), &Handle::current());
+        Ok(())
+    }
+
+    /// Waits until no more than so many parts are on their way.
+    fn wait_for(&mut self, most: usize) -> Result<(), Error> {
+        let Draft { on_their_way, arrived, stopped, .. } = self;
+        Handle::current().block_on(async {
+            while on_their_way.len() > most {
+                let next = tokio::select! {
+                    next = on_their_way.join_next() => next,
+                    () = stopped.cancelled() => return Err(Error::Stopped),
+                };
+                match next {
+                    Some(Ok(part)) => arrived.push(part?),
+                    Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+                    None => {}
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Uploads a part, again and again while the store fails in a way that may pass.
+async fn part(objects: Arc<Objects>, note: Note, number: usize, payload: PutPayload) -> Result<(usize, String), Error> {
+    failpoint!("bucket.part", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
+    let (key, begun) = (path(&note.key)?, Instant::now());
+    let (mut pause, longest) = PAUSES;
+    loop {
+        let error = match objects.store.put_part(&key, &note.upload, number, payload.clone()).await {
+            Ok(part) => return Ok((number, part.content_id)),
+            Err(error) => error,
+        };
+        if !may_pass(&error) || begun.elapsed() + pause > objects.settings.stall {
+            return Err(error.into());
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
+    }
+}

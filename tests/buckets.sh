@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# The tests of output to object stores, with emulators that get real requests: ministack is S3, and GCS as far as an export calls it;
+# azurite is Azure. Each listens on a free port of 127.0.0.1, keeps what it gets in memory, and ends with this script.
+#
+#   tests/buckets.sh                          all of them
+#   tests/buckets.sh --nocapture --skip gcs   arguments go to the program of the tests; another word adds tests, it takes none away
+#
+# The tests find the emulators by BUCKETS_S3, BUCKETS_GCS and BUCKETS_AZURE. What a machine lacks is said, its addresses are not set, and
+# in CI it is a failure. Needs curl, what tests/venv.sh does, and for Azure Node.js with npm; fetches packages from PyPI and npm.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+work=$(mktemp -d)
+emulators=()
+finish() {
+    local status=$? process
+    for process in "${emulators[@]}"; do
+        kill "$process" 2>/dev/null || true
+        # One that a test has stopped doesn't hear of its end before it goes on.
+        kill -CONT "$process" 2>/dev/null || true
+    done
+    wait
+    rm -rf "$work"
+    exit $status
+}
+trap finish EXIT
+
+# lacks WHAT: says what isn't there; in CI the script ends.
+lacks() {
+    if [[ ${CI:-} == true ]]; then
+        printf 'error: %s\n' "$1" >&2
+        exit 1
+    fi
+    printf 'passed over: %s\n' "$1" >&2
+}
+
+# start NAME COMMAND…: an emulator that says in its output where it listens; sets $address once it answers.
+start() {
+    local name=$1 log=$work/$1.log process _
+    shift
+    # With a socket that isn't there, ministack removes no container of an engine that is.
+    (cd "$work" && exec env -i PATH="$PATH" HOME="$HOME" TMPDIR="$work" DOCKER_HOST="unix://$work/none" "$@") </dev/null >"$log" 2>&1 &
+    process=$!
+    emulators+=("$process")
+    for _ in {1..300}; do
+        address=$(grep -om1 'http://127\.0\.0\.1:[1-9][0-9]*' "$log" || true)
+        if [[ -n $address ]] && curl -s -m 5 -o /dev/null "$address/"; then
+            return 0
+        fi
+        kill -0 "$process" 2>/dev/null || break
+        sleep 0.1
+    done
+    printf '%s does not answer:\n' "$name" >&2
+    tail -5 "$log" >&2
+    return 1
+}
+
+unset BUCKETS_S3 BUCKETS_GCS BUCKETS_AZURE
+
+# Without a worker it is one process, so that its id is the one that answers. Where IOT_MTLS_ENABLED isn't 0, it listens to MQTT
+# too, on every interface.
+if python=$(tests/venv.sh buckets) &&
+    start ministack SERVICES=s3 IOT_MTLS_ENABLED=0 \
+        "${python%/*}/hypercorn" --workers 0 --graceful-timeout 0 --bind 127.0.0.1:0 ministack.app:app; then
+    export BUCKETS_S3=$address BUCKETS_GCS=$address
+else
+    lacks 'S3 and GCS: no ministack'
+fi
+
+azurite=azurite@3.37.0
+modules=$PWD/target/buckets-npm
+install_azurite() {
+    [[ $(cat "$modules/installed" 2>/dev/null) != "$azurite" ]] || return 0
+    mkdir -p "$modules"
+    timeout 600 npm install --prefix "$modules" --silent --no-audit --no-fund --no-package-lock --ignore-scripts "$azurite" >&2 || return 1
+    echo "$azurite" >"$modules/installed"
+}
+if ! command -v npm >/dev/null; then
+    lacks 'Azure: no npm found: install the packages nodejs and npm'
+elif install_azurite && start azurite "$modules/node_modules/.bin/azurite-blob" --inMemoryPersistence --skipApiVersionCheck \
+    --disableTelemetry --silent --blobHost 127.0.0.1 --blobPort 0; then
+    export BUCKETS_AZURE=$address
+else
+    lacks "Azure: no azurite, with Node.js $(node --version)"
+fi
+
+cargo test --locked --test suite -- buckets:: "$@"

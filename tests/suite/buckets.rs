@@ -1,0 +1,358 @@
+//! Files in buckets, on emulators that get real requests. `tests/buckets.sh` starts them; without them each test says so and passes.
+
+use nix::sys::signal::Signal;
+use ring::digest;
+use serde_json::{Value, json};
+
+use crate::harness::{Csv, Database, Service, Start, client_builder, eventually, option_env, refusal};
+
+/// What lets anybody use the emulator of Azure, whose key is public, until the year 2099.
+const AZURITE: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwdlac&sv=2026-10-06&ss=b&srt=sco&sig=5x/ZkIOORRabQ%2BcTQiijQru%2BqlZISjMz8nC58gJezkk%3D";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cloud {
+    S3,
+    Azure,
+}
+
+/// A bucket of a test's own.
+struct Bucket {
+    cloud: Cloud,
+    endpoint: String,
+    name: String,
+    client: reqwest::Client,
+}
+
+/// A bucket of each emulator that runs.
+async fn buckets() -> Vec<Bucket> {
+    let mut found = Vec::new();
+    for (cloud, variable) in [(Cloud::S3, "BUCKETS_S3"), (Cloud::Azure, "BUCKETS_AZURE")] {
+        match option_env(variable) {
+            Some(endpoint) => found.push(Bucket::new(cloud, endpoint).await),
+            None => eprintln!("passed over: {variable} is not set; tests/buckets.sh sets it"),
+        }
+    }
+    found
+}
+
+impl Bucket {
+    async fn new(cloud: Cloud, endpoint: String) -> Bucket {
+        let name = format!("b{}", uuid::Uuid::new_v4().simple());
+        let bucket = Bucket { cloud, endpoint, name, client: client_builder().build().unwrap() };
+        let made = bucket.call("PUT", "", "restype=container").await;
+        assert!(made.status().is_success(), "{}", made.text().await.unwrap());
+        bucket
+    }
+
+    async fn call(&self, method: &str, key: &str, query: &str) -> reqwest::Response {
+        let Bucket { cloud, endpoint, name, client } = self;
+        let slash = if key.is_empty() { "" } else { "/" };
+        let url = match cloud {
+            Cloud::S3 if query == "restype=container" => format!("{endpoint}/{name}"),
+            Cloud::S3 => format!("{endpoint}/{name}{slash}{key}?{query}"),
+            Cloud::Azure => format!("{endpoint}/devstoreaccount1/{name}{slash}{key}?{query}&{AZURITE}"),
+        };
+        client.request(method.parse().unwrap(), url).send().await.unwrap()
+    }
+
+    /// A service on this bucket.
+    fn start(&self, database: &Database) -> Start {
+        let start = Start::on(database).with("OUTPUT_DIR", "").with("OUTPUT_PART_SIZE", "5MiB");
+        match self.cloud {
+            Cloud::S3 => start
+                .with("OUTPUT_URL", format!("s3://{}/exports", self.name))
+                .with("AWS_ENDPOINT_URL", &self.endpoint)
+                .with("AWS_ALLOW_HTTP", "true")
+                .with("AWS_ACCESS_KEY_ID", "test")
+                .with("AWS_SECRET_ACCESS_KEY", "test"),
+            Cloud::Azure => start
+                .with("OUTPUT_URL", format!("az://{}/exports", self.name))
+                .with("AZURE_STORAGE_USE_EMULATOR", "true")
+                .with("AZURITE_BLOB_STORAGE_URL", &self.endpoint),
+        }
+    }
+
+    /// The keys below the prefix, without the bucket's mark and the markers of lanes.
+    async fn keys(&self) -> Vec<String> {
+        let (query, tag) = match self.cloud {
+            Cloud::S3 => ("list-type=2&prefix=exports/", "Key"),
+            Cloud::Azure => ("restype=container&comp=list&prefix=exports/", "Name"),
+        };
+        let listed = self.call("GET", "", query).await.text().await.unwrap();
+        let mut keys = texts(&listed, tag);
+        keys.retain(|key| !key.starts_with("exports/.lane-") && key != "exports/.cdc-export-store");
+        keys
+    }
+
+    /// The keys of uploads that are not completed.
+    async fn uploads(&self) -> Vec<String> {
+        match self.cloud {
+            Cloud::S3 => texts(&self.call("GET", "", "uploads").await.text().await.unwrap(), "Key"),
+            // Nobody can take back what was sent there; Azure drops it after a week.
+            Cloud::Azure => Vec::new(),
+        }
+    }
+
+    /// Waits until the bucket has this job's file and nothing else.
+    async fn holds_only(&self, service: &Service, job: &Value) {
+        eventually("the job's file alone is left", async || {
+            let keys = self.keys().await;
+            (keys.len() == 1 && is_key_of(&keys[0], job) && self.uploads().await.is_empty()).then_some(())
+        })
+        .await;
+        assert_eq!(downloaded(service, job).await.rows.len() as u64, job["rowsExported"].as_u64().unwrap());
+    }
+}
+
+/// The texts of all elements of this name.
+fn texts(xml: &str, tag: &str) -> Vec<String> {
+    let begin = format!("<{tag}>");
+    xml.split(&begin).skip(1).map(|rest| rest.split_once("</").unwrap().0.to_owned()).collect()
+}
+
+/// Whether it is `{prefix}/{dataset}/{consumer}/{stem}_{token8}{ext}`.
+fn is_key_of(key: &str, job: &Value) -> bool {
+    let name = job["outputFilename"].as_str().unwrap();
+    let (stem, extension) = name.split_once('.').unwrap();
+    let begin = format!("exports/users/{}/{stem}_", job["consumerId"].as_str().unwrap_or("_ad_hoc"));
+    let token = key.strip_prefix(&begin).and_then(|rest| rest.strip_suffix(&format!(".{extension}")));
+    token.is_some_and(|token| token.len() == 8 && token.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// A job's file, as the service hands it out; its checksum is the job's.
+async fn downloaded(service: &Service, job: &Value) -> Csv {
+    let answer = service.call("GET", &format!("/exports/{}/download", job["jobId"].as_str().unwrap()), &[]).await;
+    assert_eq!(answer.status(), 200);
+    let bytes = answer.bytes().await.unwrap();
+    let sha256 = hex::encode(digest::digest(&digest::SHA256, &bytes));
+    assert_eq!(Some(sha256.as_str()), job["sha256"].as_str());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    Csv::read(file.path())
+}
+
+/// Runs an export to its end.
+async fn export(service: &Service, export_type: &str, consumer: &str) -> Value {
+    let id = service.submit(export_type, consumer).await;
+    let job = service.ended(&id).await;
+    assert_eq!(job["status"], "completed", "{job}");
+    job
+}
+
+/// Users of 300 bytes each: 40,000 make three parts.
+async fn add_wide_users(database: &Database, users: i64) {
+    database.add_users(1, users).await;
+    database.run("update users set name = repeat('x', 250), is_deleted = false").await;
+}
+
+#[tokio::test]
+async fn an_export_is_one_object() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        add_wide_users(&database, 40_000).await;
+        let service = bucket.start(&database).service().await;
+        let job = export(&service, "full", "a:b@c").await;
+        bucket.holds_only(&service, &job).await;
+        let path = format!("/exports/{}/download", job["jobId"].as_str().unwrap());
+        let part = service.call("GET", &path, &[("Range", "bytes=6000000-6000009")]).await;
+        assert_eq!((part.status().as_u16(), part.bytes().await.unwrap().len()), (206, 10));
+        let head = service.call("HEAD", &path, &[]).await;
+        assert_eq!(head.headers()["content-length"].to_str().unwrap(), job["bytesWritten"].to_string());
+
+        database.run("update users set name = 'new', updated_at = now() where id = 7").await;
+        let changed = export(&service, "incremental", "a:b@c").await;
+        assert_eq!(downloaded(&service, &changed).await.ids(), [7]);
+        // Of no rows too there is a file.
+        let none = export(&service, "delta", "a:b@c").await;
+        assert_eq!(downloaded(&service, &none).await.rows.len(), 0);
+
+        let key = bucket.keys().await.into_iter().find(|key| is_key_of(key, &changed)).unwrap();
+        assert!(bucket.call("DELETE", &key, "").await.status().is_success());
+        let path = format!("/exports/{}/download", changed["jobId"].as_str().unwrap());
+        assert_eq!(refusal(service.call("GET", &path, &[]).await).await, (410, "file_gone".to_owned()));
+        for job in [&job, &changed, &none] {
+            let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
+            assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
+        }
+        assert_eq!(bucket.keys().await, Vec::<String>::new());
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_sees_a_file_before_its_commit() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let service = bucket.start(&database).with("FAILPOINTS", "worker.staged=sleep:1500").service().await;
+        let id = service.submit("full", "a").await;
+        service.reaches("worker.staged").await;
+        let keys = bucket.keys().await;
+        assert!(keys.iter().all(|key| key.starts_with("exports/.uploads/")), "{keys:?}");
+        let job = service.ended(&id).await;
+        bucket.holds_only(&service, &job).await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_leaves_all_or_nothing() {
+    for bucket in buckets().await {
+        for place in ["bucket.part@2", "worker.staged", "worker.commit", "worker.committed", "bucket.completed"] {
+            let database = Database::new().await;
+            add_wide_users(&database, 40_000).await;
+            let bucket = Bucket::new(bucket.cloud, bucket.endpoint.clone()).await;
+            let (name, at) = place.split_once('@').unwrap_or((place, "1"));
+            let start = || bucket.start(&database).with("LEASE_SECONDS", "4");
+            let mut dead = start().with("FAILPOINTS", format!("{name}=kill@{at}")).service().await;
+            let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
+            let _ = request.send().await;
+            dead.dies().await;
+            let heir = start().service().await;
+            let id: String = database.one("select id::text from exports").await;
+            let job = heir.ended(&id).await;
+            assert_eq!(job["status"], "completed", "{place}: {job}");
+            bucket.holds_only(&heir, &job).await;
+            assert_eq!(heir.watermark("a").await.as_deref(), job["watermarkTo"].as_str(), "{place}");
+            heir.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_fails_and_an_answer_that_is_lost_are_made_good() {
+    for bucket in buckets().await {
+        for (place, attempts) in [("bucket.part=error", 2), ("bucket.completed=error", 1)] {
+            let database = Database::new().await;
+            database.add_users(1, 5).await;
+            let bucket = Bucket::new(bucket.cloud, bucket.endpoint.clone()).await;
+            let service = bucket.start(&database).with("FAILPOINTS", place).service().await;
+            let job = export(&service, "full", "a").await;
+            assert_eq!(job["attempt"], attempts, "{place}");
+            bucket.holds_only(&service, &job).await;
+            service.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_services_without_a_common_folder_serve_each_others_jobs() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let services = [bucket.start(&database).service().await, bucket.start(&database).service().await];
+        for consumer in ["a", "b", "c", "d"] {
+            let job = export(&services[0], "full", consumer).await;
+            for service in &services {
+                assert_eq!(downloaded(service, &job).await.rows.len(), 5);
+            }
+        }
+        for service in services {
+            service.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_committed_upload_that_somebody_aborted_is_told_and_not_passed_over() {
+    for bucket in buckets().await.into_iter().filter(|bucket| bucket.cloud == Cloud::S3) {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let start = || bucket.start(&database).with("LEASE_SECONDS", "4");
+        let mut dead = start().with("FAILPOINTS", "worker.committed=kill").service().await;
+        let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
+        let _ = request.send().await;
+        dead.dies().await;
+        let listed = bucket.call("GET", "", "uploads").await.text().await.unwrap();
+        let [key, upload] = ["Key", "UploadId"].map(|tag| texts(&listed, tag).remove(0));
+        assert!(bucket.call("DELETE", &key, &format!("uploadId={upload}")).await.status().is_success());
+
+        let heir = start().service().await;
+        let id: String = database.one("select id::text from exports").await;
+        let job = heir.ended(&id).await;
+        assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
+        let next = heir.submit("incremental", "a").await;
+        assert_eq!(heir.ended(&next).await["error"]["code"], "full_export_needed");
+        let job = export(&heir, "full", "a").await;
+        bucket.holds_only(&heir, &job).await;
+        heir.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_was_stopped_touches_nothing_when_it_wakes() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        add_wide_users(&database, 40_000).await;
+        let start = || bucket.start(&database).with("LEASE_SECONDS", "2");
+        let sleeper = start().with("FAILPOINTS", "bucket.part=sleep:1000@2").service().await;
+        let id = sleeper.submit("full", "a").await;
+        sleeper.reaches("bucket.part").await;
+        sleeper.signal(Signal::SIGSTOP);
+        let heir = start().service().await;
+        let job = heir.ended(&id).await;
+        assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
+        sleeper.signal(Signal::SIGCONT);
+        sleeper.says("lease_lost", &id).await;
+        bucket.holds_only(&heir, &job).await;
+        sleeper.stop().await;
+        heir.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_that_cannot_be_used_stops_the_start_with_one_line() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        let other = match bucket.cloud {
+            Cloud::S3 => "s3://no-such-bucket/exports",
+            Cloud::Azure => "az://no-such-container/exports",
+        };
+        let nobody = "http://127.0.0.1:1";
+        let starts = [
+            (2, bucket.start(&database).with("OUTPUT_URL", other)),
+            // A later start may find it.
+            (1, bucket.start(&database).with("AWS_ENDPOINT_URL", nobody).with("AZURITE_BLOB_STORAGE_URL", nobody)),
+            (2, bucket.start(&database).with("OUTPUT_DIR", "/tmp/exports")),
+        ];
+        for (expected, start) in starts {
+            let (code, errors) = start.until_it_ends().await;
+            let line = errors.lines().last().unwrap();
+            assert!(code == expected && line.starts_with("cdc-export: OUTPUT_URL: "), "{code} {errors}");
+            assert_eq!(errors.lines().filter(|line| line.starts_with("cdc-export: ")).count(), 1, "{errors}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_abandoned_upload_is_swept() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        add_wide_users(&database, 40_000).await;
+        let service = bucket.start(&database).with("MAX_ATTEMPTS", "1").with("FAILPOINTS", "bucket.part=sleep:5000@2");
+        let service = service.service().await;
+        let id = service.submit("full", "a").await;
+        service.reaches("bucket.part").await;
+        assert_eq!(service.call("POST", &format!("/exports/{id}/cancel"), &[]).await.status(), 202);
+        assert_eq!(service.ended(&id).await["status"], "cancelled");
+        eventually("nothing is left", async || {
+            (bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).then_some(())
+        })
+        .await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_mark_is_the_id_of_the_bucket() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        let service = bucket.start(&database).service().await;
+        let answer: Value = service.call("GET", "/health/ready", &[]).await.json().await.unwrap();
+        assert_eq!(answer["checks"]["output"], "ok");
+        assert!(bucket.call("DELETE", "exports/.cdc-export-store", "").await.status().is_success());
+        let answer = service.call("GET", "/health/ready", &[]).await;
+        assert_eq!(answer.status(), 503);
+        service.stop().await;
+    }
+}
