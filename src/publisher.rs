@@ -80,7 +80,8 @@ impl Publisher {
     }
 
     async fn set_published(&self, record: FileRecord) -> Result<(), Error> {
-        if self.with_timeout(self.store.published(&record)).await?.is_some() {
+        let location = self.destination.location(&record);
+        if self.with_timeout(self.store.published(&record, location.as_deref())).await?.is_some() {
             return Ok(());
         }
         if self.with_timeout(self.store.file(record.job)).await?.is_none() {

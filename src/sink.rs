@@ -217,6 +217,15 @@ impl Destination {
         }
     }
 
+    /// Where a published file is, as a URL. `None`: its path is none that a URL has room for.
+    pub fn location(&self, record: &FileRecord) -> Option<String> {
+        match self {
+            Destination::Folder(folder) => folder.folder.location(&record.name),
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(bucket) => bucket.bucket.location(&record.staged),
+        }
+    }
+
     /// Opens a published file. `None`: it isn't there any more, or another one is in its place.
     ///
     /// # Errors

@@ -286,7 +286,14 @@ async fn finish(
         outln!("{}  {} rows", job.output_filename, job.rows_exported)?;
         eprintln!("cdc-export: a service with another output folder ran the export; {fetches}");
     } else if !export.json {
-        let shown = path.as_deref().unwrap_or(Path::new(&*job.output_filename)).display();
+        // A path of another machine says no more than the file's name.
+        let shown = match &path {
+            Some(path) => path.display().to_string(),
+            None => {
+                let location = job.location.as_ref().filter(|location| !location.starts_with("file:"));
+                location.unwrap_or(&job.output_filename).to_string()
+            }
+        };
         outln!("{shown}  {} rows", job.rows_exported)?;
     }
     Ok(ExitCode::SUCCESS)

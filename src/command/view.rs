@@ -20,6 +20,8 @@ pub(crate) struct JobView {
     pub(crate) rows_exported: u64,
     pub(crate) bytes_written: u64,
     pub(crate) output_filename: PlainText,
+    #[serde(default)]
+    pub(crate) location: Option<PlainText>,
     pub(crate) sha256: Option<PlainText>,
     #[serde(default)]
     pub(crate) attempt: u32,

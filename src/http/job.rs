@@ -13,7 +13,7 @@ use crate::job::{Continuity, ExportType, FailureCode, Job, Status};
 #[schema(as = Job, example = json!({
     "jobId": "01a1f83b-4327-76af-8511-139e6c6a362d", "consumerId": "search", "dataset": "users", "exportType": "delta",
     "status": "completed", "progress": 100, "rowsExported": 29, "bytesWritten": 3401,
-    "outputFilename": "delta_search_20261120T091315Z.csv", "format": "csv", "compression": "none",
+    "outputFilename": "delta_search_20261120T091315Z.csv", "location": "file:///srv/exports/delta_search_20261120T091315Z.csv", "format": "csv", "compression": "none",
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "attempt": 1, "error": null, "continuity": null,
     "lateRows": 0, "keyOnlyDeletes": 0, "quietDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
     "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "retryOf": null,
@@ -43,8 +43,10 @@ pub(crate) struct JobBody {
     rows_exported: u64,
     /// Bytes written so far, the file's size once completed
     bytes_written: u64,
-    /// The file's name in the output folder
+    /// The file's name in the output folder, and of a download
     output_filename: String,
+    /// Where the file is: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed, and when the file was removed
+    location: Option<String>,
     /// The file's format
     #[schema(value_type = Format)]
     format: &'static str,
@@ -136,6 +138,7 @@ impl From<Job> for JobBody {
             rows_exported: job.rows_exported,
             bytes_written: job.bytes_written,
             output_filename: job.output_filename,
+            location: job.location,
             format: job.encoding.format.as_str(),
             compression: job.encoding.compression.as_str(),
             sha256: job.sha256,

@@ -178,6 +178,14 @@ impl Bucket {
         Ok(Published::Done(FileLocation::Object { key: key.clone(), etag }))
     }
 
+    /// Where a published file is, as a URL.
+    pub fn location(&self, file: &StagedFile) -> Option<String> {
+        match &file.identity.location {
+            FileLocation::Object { key, .. } => Some(self.objects.settings.address.url(key)),
+            FileLocation::Upload { .. } | FileLocation::Folder { .. } => None,
+        }
+    }
+
     /// The tag of an attempt's object; `None`: there is no object, or another one.
     async fn object(&self, file: &StagedFile, key: &str, etag: Option<&str>) -> Result<Option<Option<String>>, Error> {
         let options = GetOptions { head: true, if_match: etag.map(str::to_owned), ..GetOptions::default() };

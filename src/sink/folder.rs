@@ -130,6 +130,12 @@ impl Folder {
         Ok(published)
     }
 
+    /// Where a file of this name is, as a URL. `None`: the current folder can't be found out.
+    pub fn location(&self, name: &str) -> Option<String> {
+        let path = std::path::absolute(&self.path).ok()?.join(name);
+        Some(url::Url::from_file_path(path).ok()?.into())
+    }
+
     /// Opens a published file if it is still the one that was recorded.
     ///
     /// # Errors

@@ -170,7 +170,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn published(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
+    pub async fn published(&self, record: &FileRecord, location: Option<&str>) -> Result<Option<Transition>, Error> {
         // Of two processes that record the same file, the second waits for the job's row, and finds it published.
         let statement = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.files.published
@@ -185,8 +185,8 @@ impl Store {
                on conflict (consumer_id, dataset) do update set last_number = l.last_number + 1
                returning last_number),
              placed as (
-               update cdc_export.files f set place = $3
-               from job where f.job = job.id and f.part = 1 and f.place is distinct from $3)
+               update cdc_export.files f set place = $3, location = $4
+               from job where f.job = job.id and f.part = 1)
              update exports e set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered)
              from job where e.id = job.id
              returning 'processing' as was, ",
@@ -194,7 +194,8 @@ impl Store {
         ))
         .bind(record.job.as_uuid())
         .bind(&record.name)
-        .bind(Json(&record.staged.identity.location));
+        .bind(Json(&record.staged.identity.location))
+        .bind(location);
         self.transition(statement, None).await
     }
 

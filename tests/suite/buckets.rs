@@ -206,6 +206,13 @@ async fn an_export_is_one_object() {
         let service = bucket.start(&database).service().await;
         let job = export(&service, "full", "a:b@c").await;
         bucket.holds_only(&service, &job).await;
+        let scheme = match bucket.cloud {
+            Cloud::S3 => "s3",
+            Cloud::Gcs => "gs",
+            Cloud::Azure => "az",
+        };
+        let key = bucket.keys().await.remove(0);
+        assert_eq!(job["location"], format!("{scheme}://{}/{key}", bucket.name));
         let path = format!("/exports/{}/download", job["jobId"].as_str().unwrap());
         let part = service.call("GET", &path, &[("Range", "bytes=6000000-6000009")]).await;
         assert_eq!((part.status().as_u16(), part.bytes().await.unwrap().len()), (206, 10));
@@ -226,6 +233,7 @@ async fn an_export_is_one_object() {
         for job in [&job, &changed, &none] {
             let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
             assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
+            assert_eq!(service.job(job["jobId"].as_str().unwrap()).await["location"], Value::Null);
         }
         assert_eq!(bucket.keys().await, Vec::<String>::new());
         service.stop().await;

@@ -29,7 +29,7 @@ async fn a_completed_job_has_a_row_for_its_file_until_it_is_forgotten() {
     let place = json!({ "folder": { "inode": found.ino().to_string(), "modifiedNs": modified_ns.to_string() } });
     let file = json!({
         "job": job["jobId"], "part": 1, "name": job["outputFilename"], "place": place, "bytes": job["bytesWritten"], "rows": 5,
-        "sha256": job["sha256"],
+        "sha256": job["sha256"], "location": format!("file://{}", service.path(&job).display()),
     });
     assert_eq!(recorded(&database).await, [file]);
     database.run("delete from exports").await;
@@ -97,7 +97,7 @@ async fn an_upgrade_keeps_the_files_and_asks_for_no_grant() {
             "drop function cdc_export.exports_file_follows cascade;
              drop table cdc_export.files;
              alter table public.exports drop constraint a_folder_has_inode_and_time;
-             delete from cdc_export.migrations where version = 21;
+             delete from cdc_export.migrations where version in (21, 25);
              create role {role}; grant select, insert, update, delete on all tables in schema cdc_export to {role}"
         ))
         .await;
