@@ -25,6 +25,7 @@ use crate::embedded::mirror::{Checksum, Mirror, NotAChecksum, NotAMirror};
 use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Origins};
 use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
+use crate::service::Downloads;
 use crate::source::purge;
 use crate::{embedded, maintenance, sink, telemetry, worker};
 
@@ -83,6 +84,8 @@ pub struct Config {
     pub readers: u32,
     /// The limits under which a job is accepted.
     pub terms: Terms,
+    /// How clients fetch files from a bucket.
+    pub downloads: Downloads,
     /// The logs.
     pub telemetry: telemetry::Settings,
     /// Faults for tests.
@@ -275,6 +278,7 @@ impl Config {
                 max_attempts: vars.number("MAX_ATTEMPTS", 5, 1..=100)? as u32,
                 max_open: vars.number("MAX_OPEN_JOBS", 10_000, 1..=1_000_000)? as u32,
             },
+            downloads: output::downloads(&vars)?,
             telemetry: telemetry::Settings {
                 level: vars.parsed("LOG_LEVEL", LevelFilter::INFO, "one of error, warn, info, debug, trace, off")?,
                 format: match vars.get("LOG_FORMAT") {

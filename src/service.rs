@@ -104,6 +104,11 @@ pub enum Error {
     /// The job has no file yet, and may never have one.
     #[error("the export is {0}, so it has no file")]
     NoFile(Status),
+    /// The file is in a folder.
+    #[error(
+        "the file is in a folder of the service, where it has no address: fetch it from here, by /exports/{{jobId}}/download"
+    )]
+    NoUrl,
     /// The file was removed, or is not the one that was exported.
     #[error("the file of this export was removed or replaced: a full export goes on from there")]
     FileGone,
@@ -221,6 +226,17 @@ pub struct Settings {
     pub catalog: Arc<Catalog>,
     /// The limits under which a job is accepted.
     pub terms: Terms,
+    /// How clients fetch files from a store.
+    pub downloads: Downloads,
+}
+
+/// How clients fetch files from a store.
+#[derive(Clone, Copy, Debug)]
+pub struct Downloads {
+    /// Whether a download is sent on to the store; else the service passes its bytes on.
+    pub are_redirected: bool,
+    /// How long an address of a file is good.
+    pub url_lifetime: Duration,
 }
 
 /// The database, in a pool for each purpose.
@@ -245,6 +261,7 @@ pub struct Service {
     destination: Destination,
     catalog: Arc<Catalog>,
     terms: Terms,
+    downloads: Downloads,
     last_look: Arc<LastLook<String>>,
     last_datasets: Arc<LastLook<Arc<Vec<Description>>>>,
     /// Ends calls that only wait.
@@ -256,7 +273,7 @@ pub struct Service {
 impl Service {
     /// After `stopping`, calls that wait for a job are answered at once. Needs a runtime.
     pub fn new(settings: Settings, stores: Stores, source: Source, stopping: CancellationToken) -> Service {
-        let Settings { destination, catalog, terms } = settings;
+        let Settings { destination, catalog, terms, downloads } = settings;
         // As long as a client waits.
         let destination = destination.limited(Limits { at_once: OPERATIONS, timeout: Some(CALL_TIMEOUT) });
         let Stores { api, probe, control } = stores;
@@ -271,6 +288,7 @@ impl Service {
             destination,
             catalog,
             terms,
+            downloads,
             last_look: Arc::default(),
             last_datasets: Arc::default(),
             stopping,

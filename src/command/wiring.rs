@@ -130,7 +130,7 @@ pub(super) fn wire(
         control: Some(Store::new(control.clone())).filter(|_| workers > 0),
     };
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);
-    let settings = service::Settings { destination, catalog, terms: config.terms };
+    let settings = service::Settings { destination, catalog, terms: config.terms, downloads: config.downloads };
     let service = Service::new(settings, stores, source(counting), stopping.clone());
     Wired { exports: Exports { worker, maintenance }, service }
 }

@@ -1,11 +1,11 @@
 //! Where the files go.
 
 use std::path::PathBuf;
-#[cfg(feature = "buckets")]
 use std::time::Duration;
 
 use crate::config::Error;
 use crate::config::variables::{Variables, bad, read_mode};
+use crate::service::Downloads;
 use crate::sink;
 
 /// Where the files go: OUTPUT_URL, or OUTPUT_DIR.
@@ -45,6 +45,18 @@ fn bucket(vars: &Variables, url: &str) -> Result<sink::Settings, Error> {
 #[cfg(not(feature = "buckets"))]
 fn bucket(_vars: &Variables, _url: &str) -> Result<sink::Settings, Error> {
     Err(bad("OUTPUT_URL", "this program was built without buckets: it takes file:///PATH alone"))
+}
+
+/// How clients fetch files from a bucket: DOWNLOADS and DOWNLOAD_URL_SECONDS.
+pub(super) fn downloads(vars: &Variables) -> Result<Downloads, Error> {
+    let are_redirected = match vars.get("DOWNLOADS") {
+        None | Some("proxy") => false,
+        Some("redirect") => true,
+        Some(other) => return Err(bad("DOWNLOADS", format!("`{other}` is neither proxy nor redirect"))),
+    };
+    // S3 takes no more than a week.
+    let seconds = vars.number("DOWNLOAD_URL_SECONDS", 300, 1..=604_800)?;
+    Ok(Downloads { are_redirected, url_lifetime: Duration::from_secs(seconds) })
 }
 
 #[cfg(test)]

@@ -74,6 +74,8 @@ words! {
         DatabaseRestored = "database_restored",
         /// Only a failed or cancelled export is tried again.
         NotFailed = "not_failed",
+        /// The file is in a folder, where it has no address.
+        NoUrl = "no_url",
         /// The file was removed, or is not the one that was exported.
         FileGone = "file_gone",
         /// The body has more than 1 MB.
@@ -152,6 +154,7 @@ impl Code {
             | Code::OutOfStep
             | Code::DatabaseRestored
             | Code::NotFailed
+            | Code::NoUrl
             | Code::FileOfOtherDatabase => StatusCode::CONFLICT,
             Code::FileGone => StatusCode::GONE,
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -1,9 +1,10 @@
 //! `/exports`: list exports, look at one, follow it, cancel it, remove its file. `submit` takes requests for new exports, `download`
-//! answers with a file.
+//! answers with a file, `url` with its address.
 
 pub(super) mod download;
 mod submission;
 pub(super) mod submit;
+pub(super) mod url;
 
 use std::time::Duration;
 

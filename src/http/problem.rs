@@ -270,6 +270,7 @@ impl From<service::Error> for Problem {
             }
             Error::NoWatermark => Problem::new(Code::NoWatermark, detail),
             Error::NoFile(_) => Problem::new(Code::NotCompleted, detail),
+            Error::NoUrl => Problem::new(Code::NoUrl, detail),
             Error::FileGone => Problem::new(Code::FileGone, detail),
             Error::FileOnOtherHost => Problem::new(Code::FileOnOtherHost, detail),
             Error::FileOfOtherDatabase => Problem::new(Code::FileOfOtherDatabase, detail),

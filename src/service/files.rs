@@ -1,5 +1,6 @@
 //! The files of exports, as clients have them.
 
+use chrono::{DateTime, SubsecRound, Utc};
 use tokio::io::AsyncRead;
 
 use crate::file::FileRecord;
@@ -15,6 +16,15 @@ pub struct OpenFile {
     file: sink::PublishedFile,
     /// What is recorded of it.
     pub record: FileRecord,
+}
+
+/// An address of a file at its store, which needs no key.
+#[derive(Debug)]
+pub struct FileUrl {
+    /// The address.
+    pub url: String,
+    /// When the store begins to refuse it.
+    pub expires_at: DateTime<Utc>,
 }
 
 impl OpenFile {
@@ -40,6 +50,30 @@ impl Service {
         };
         let file = self.destination.open(&record).await?.ok_or(Error::FileGone)?;
         Ok(OpenFile { file, record })
+    }
+
+    /// An address of a completed job's file at its store.
+    ///
+    /// # Errors
+    /// As [`open_file`](Service::open_file), and if the file is in a folder.
+    pub async fn file_url(&self, id: JobId) -> Result<FileUrl, Error> {
+        let OpenFile { file, .. } = self.open_file(id).await?;
+        self.url_of(&file).await?.ok_or(Error::NoUrl)
+    }
+
+    /// The address that a client of a download is sent to; `None`: the service passes the bytes on.
+    ///
+    /// # Errors
+    /// If the store's credentials can't sign an address.
+    pub async fn redirection(&self, file: &OpenFile) -> Result<Option<FileUrl>, Error> {
+        if self.downloads.are_redirected { self.url_of(&file.file).await } else { Ok(None) }
+    }
+
+    async fn url_of(&self, file: &sink::PublishedFile) -> Result<Option<FileUrl>, Error> {
+        let lifetime = self.downloads.url_lifetime;
+        // Before it is signed, and in whole seconds, as stores count: nobody is promised more than there is.
+        let expires_at = Utc::now().trunc_subsecs(0) + lifetime;
+        Ok(file.url(lifetime).await?.map(|url| FileUrl { url, expires_at }))
     }
 
     /// Removes the file of a job that has ended, if it has one. The job stays.

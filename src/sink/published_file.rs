@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::SeekFrom;
 use std::pin::Pin;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 
@@ -24,6 +25,18 @@ pub enum PublishedFile {
 }
 
 impl PublishedFile {
+    /// An address that anybody may fetch the file at for so long. `None`: it is in a folder.
+    ///
+    /// # Errors
+    /// If the credentials can't sign one.
+    pub async fn url(&self, lifetime: Duration) -> Result<Option<String>, Error> {
+        match self {
+            PublishedFile::Folder(_) => Ok(None),
+            #[cfg(feature = "buckets")]
+            PublishedFile::Object(object) => object.url(lifetime).await.map(Some),
+        }
+    }
+
     /// `length` bytes from `from` on.
     ///
     /// # Errors

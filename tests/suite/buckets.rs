@@ -419,3 +419,49 @@ async fn the_mark_is_the_id_of_the_bucket() {
         service.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_client_is_sent_to_the_bucket_with_an_address_that_expires() {
+    // The client for GCS signs with a key that has to be a real one.
+    for bucket in buckets().await.into_iter().filter(|bucket| bucket.cloud != Cloud::Gcs) {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let service = bucket.start(&database).with("DOWNLOADS", "redirect").with("DOWNLOAD_URL_SECONDS", "4");
+        let service = service.service().await;
+        let job = export(&service, "full", "a").await;
+        // The test's client follows it.
+        assert_eq!(downloaded(&service, &job).await.rows.len(), 5);
+        let id = job["jobId"].as_str().unwrap();
+        let client = client_builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+        let answer = client.get(format!("{}/exports/{id}/download", service.address)).send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.headers()["cache-control"].as_bytes()), (307, &b"no-store"[..]));
+
+        let asked = service.call("GET", &format!("/exports/{id}/url"), &[]).await;
+        assert_eq!((asked.status().as_u16(), asked.headers()["cache-control"].as_bytes()), (200, &b"no-store"[..]));
+        let body: Value = asked.json().await.unwrap();
+        let url = body["url"].as_str().unwrap();
+        assert_eq!(client.get(url).send().await.unwrap().bytes().await.unwrap().len() as u64, job["bytesWritten"]);
+        let other = url.replace("/users/a/", "/users/b/");
+        assert_ne!(client.get(other).send().await.unwrap().status(), 200, "signed for one object");
+        eventually("the address expires", async || {
+            (client.get(url).send().await.unwrap().status() == 403).then_some(())
+        })
+        .await;
+        let expires_at: chrono::DateTime<chrono::Utc> = body["expiresAt"].as_str().unwrap().parse().unwrap();
+        assert!(expires_at <= chrono::Utc::now());
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_in_a_folder_has_no_address() {
+    let database = Database::new().await;
+    let service = Start::on(&database).with("DOWNLOADS", "redirect").service().await;
+    database.add_users(1, 5).await;
+    let (job, _) = service.export("full", "a").await;
+    let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
+    assert_eq!(service.call("GET", &format!("{path}/download"), &[]).await.status(), 200);
+    let answer = service.call("GET", &format!("{path}/url"), &[]).await;
+    assert_eq!(refusal(answer).await, (409, "no_url".to_owned()));
+    service.stop().await;
+}

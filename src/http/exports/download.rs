@@ -11,6 +11,7 @@ use crate::http::code::Code;
 use crate::http::input::{self, PathJob};
 use crate::http::problem::Problem;
 use crate::service::Service;
+use crate::service::files::FileUrl;
 
 /// Bytes of a file that are read at a time. An answer whose client doesn't read holds a few times as many.
 const READ_BYTES: usize = 64 * 1024;
@@ -45,6 +46,9 @@ const READ_BYTES: usize = 64 * 1024;
         ), content(
             (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
             (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
+        )),
+        (status = 307, description = "The file is fetched from its store (`DOWNLOADS=redirect`).", headers(
+            ("Location" = String, description = "An address of the file that needs no key, for a short time"),
         )),
         (status = 304, description = "The client has the file already.", headers(("ETag" = String, description = "The file's SHA-256, in quotes"))),
     ),
@@ -94,6 +98,13 @@ pub(crate) async fn download(
         }
     };
     set(header::CONTENT_LENGTH, length.to_string());
+    // An address is signed for a GET alone. The store has the range of the client's next request to it.
+    if method == Method::GET
+        && let Some(FileUrl { url, .. }) = service.redirection(&file).await?
+    {
+        let headers = [(header::LOCATION, url), (header::CACHE_CONTROL, "no-store".to_owned())];
+        return Ok((StatusCode::TEMPORARY_REDIRECT, headers).into_response());
+    }
     let body = ReaderStream::with_capacity(file.part(from, length).await?, READ_BYTES);
     Ok((status, response_headers, Body::from_stream(body)).into_response())
 }

@@ -10,11 +10,12 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
+use object_store::signer::Signer;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
-/// A store that takes objects whole and in parts.
-pub(super) trait Remote: ObjectStore + MultipartStore {}
-impl<T: ObjectStore + MultipartStore> Remote for T {}
+/// A store that takes objects whole and in parts, and signs addresses of them.
+pub(super) trait Remote: ObjectStore + MultipartStore + Signer {}
+impl<T: ObjectStore + MultipartStore + Signer> Remote for T {}
 
 pub(super) type Client = Arc<dyn Remote>;
 

@@ -1,0 +1,50 @@
+//! `/exports/{jobId}/url`: an address at which a client fetches the file from its store.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::http::code::Code;
+use crate::http::input::PathJob;
+use crate::http::problem::Problem;
+use crate::http::schemas::rfc3339;
+use crate::service::Service;
+use crate::service::files::FileUrl;
+
+/// An address of a file at its store.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = FileUrl, example = json!({
+    "url": "https://acme-exports.s3.eu-central-1.amazonaws.com/shop/users/search/full_search_20261120T091315Z_4f1c9a02.csv?X-Amz-Signature=…",
+    "expiresAt": "2026-11-20T09:18:15.958121Z"
+}))]
+pub(crate) struct FileUrlBody {
+    /// Where anybody may fetch the file with a GET until then, without a key
+    url: String,
+    /// From when on the store refuses the URL
+    #[schema(format = DateTime)]
+    expires_at: String,
+}
+
+/// Get an address of an export's file at its store
+///
+/// For a client that fetches the file from the bucket, not through the service. The address needs no key: who has it may fetch the file until
+/// it expires.
+#[utoipa::path(
+    get, path = "/exports/{jobId}/url", operation_id = "getExportUrl", tag = "exports",
+    params(PathJob),
+    responses((status = 200, description = "The address.", body = FileUrlBody, headers(
+        ("Cache-Control" = String, description = "`no-store`"),
+    ))),
+    extensions(("x-codes" = json!([
+        Code::NotCompleted, Code::NoUrl, Code::FileGone, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed, Code::StorageFull,
+        Code::StorageReadonly,
+    ]))),
+)]
+pub(crate) async fn url(State(service): State<Service>, PathJob(id): PathJob) -> Result<impl IntoResponse, Problem> {
+    let FileUrl { url, expires_at } = service.file_url(id).await?;
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(FileUrlBody { url, expires_at: rfc3339(expires_at) })))
+}
