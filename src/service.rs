@@ -181,6 +181,7 @@ impl From<sink::Error> for Error {
             sink::Error::ReadOnly(_) => Error::OutputReadOnly(error),
             sink::Error::Missing(_) | sink::Error::Unused | sink::Error::Replaced(_) => Error::OutputMissing(error),
             sink::Error::Elsewhere => Error::FileOnOtherHost,
+            sink::Error::Gone => Error::FileGone,
             sink::Error::Settings(_)
             | sink::Error::Unavailable(_)
             | sink::Error::TooLarge(_)

@@ -29,7 +29,7 @@ use crate::job::{ConsumerId, JobId};
 use crate::sink::threads::Threads;
 
 #[cfg(feature = "buckets")]
-pub use bucket::{Address, Bucket, NotABucket, Settings as BucketSettings};
+pub use bucket::{Address, BadAddress, Bucket, Settings as BucketSettings};
 pub use drafts::{Draft, Drafts};
 pub use error::Error;
 pub use folder::Folder;

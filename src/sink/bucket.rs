@@ -27,11 +27,11 @@ use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, StagedFile};
-use crate::sink::bucket::failure::is_no_such_upload;
+use crate::sink::bucket::failure::{is_no_object, is_no_such_upload};
 use crate::sink::bucket::objects::{Objects, path};
 use crate::sink::{Error, MARK, Prepared, Published};
 
-pub use address::{Address, NotABucket};
+pub use address::{Address, BadAddress};
 pub(super) use draft::Draft;
 pub use objects::Settings;
 
@@ -193,9 +193,11 @@ impl Bucket {
             Ok(found) => found,
             Err(object_store::Error::Precondition { .. }) => return Ok(None),
             Err(object_store::Error::NotFound { .. }) => {
-                // Anybody on the way may say so. It is the bucket's word if its mark can be read.
-                self.fresh_id().await?;
-                return Ok(None);
+                // Anybody on the way may say so, without a body.
+                return match self.objects.lacks(&path(key)?).await? {
+                    true => Ok(None),
+                    false => Err(Error::Unavailable(std::io::Error::other("an object is there and isn't"))),
+                };
             }
             Err(error) => return Err(error.into()),
         };
@@ -297,7 +299,11 @@ impl Object {
         let Object { objects, key, etag } = self;
         let range = Some(GetRange::Bounded(from..from + length)).filter(|_| length > 0);
         let options = GetOptions { range, if_match: etag, ..GetOptions::default() };
-        let found = objects.patient.get_opts(&key, options).await?;
+        let found = match objects.patient.get_opts(&key, options).await {
+            Err(object_store::Error::Precondition { .. }) => return Err(Error::Gone),
+            Err(error) if is_no_object(&error) => return Err(Error::Gone),
+            found => found?,
+        };
         Ok(StreamReader::new(found.into_stream().map_err(std::io::Error::other)))
     }
 }

@@ -33,8 +33,11 @@ pub enum Error {
     #[error("its variables can't be used")]
     Settings(#[source] io::Error),
     /// A store that doesn't answer, or is too busy, or fails in a way that may pass.
-    #[error("the object store doesn't take or give files now")]
-    Unavailable(#[source] io::Error),
+    #[error("the object store doesn't take or give files now: {0}")]
+    Unavailable(io::Error),
+    /// The file was removed or replaced since it was opened.
+    #[error("the file was removed or replaced")]
+    Gone,
     /// More bytes than a store takes in parts of the size that was set.
     #[error("a file of more than {0} bytes needs larger parts: raise OUTPUT_PART_SIZE, and have the export done again")]
     TooLarge(u64),

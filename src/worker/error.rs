@@ -83,7 +83,7 @@ impl Error {
                 sink::Error::TooLarge(_) => Settlement::Fail(failure(FailureCode::FileTooLarge)),
                 sink::Error::Stopped => Settlement::Release,
                 // An attempt writes to its own destination.
-                sink::Error::Elsewhere => Settlement::Fail(failure(FailureCode::Internal)),
+                sink::Error::Elsewhere | sink::Error::Gone => Settlement::Fail(failure(FailureCode::Internal)),
                 // A disk that failed once gets another try, with a file written anew.
                 sink::Error::Io(_) => Settlement::Retry(failure(FailureCode::Internal)),
             },

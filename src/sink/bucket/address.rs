@@ -21,9 +21,6 @@ pub(super) type Client = Arc<dyn Remote>;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a store may be silent that completes an upload or sends an object.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Tries again what may pass, for a shorter time than a lease lasts: those who call go on from there.
 fn retries() -> RetryConfig {
     let backoff =
@@ -50,10 +47,19 @@ impl Cloud {
     }
 }
 
-/// A text that is no address of a bucket.
+/// What keeps a bucket from being reached by what an operator has said.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("none of s3://BUCKET/PREFIX, gs://BUCKET/PREFIX and az://CONTAINER/PREFIX")]
-pub struct NotABucket;
+pub enum BadAddress {
+    /// The URL is none of a bucket.
+    #[error("none of s3://BUCKET/PREFIX, gs://BUCKET/PREFIX and az://CONTAINER/PREFIX")]
+    NotABucket,
+    /// A variable has a line break, which no request can carry.
+    #[error("{0} has a line break or another control character")]
+    Control(String),
+    /// A variable has to be an address.
+    #[error("{0} is no address as https://HOST:PORT, without a name or a password in it")]
+    NotAnAddress(String),
+}
 
 /// Where a bucket is, with the variables of its cloud: credentials, region, endpoint.
 #[derive(Clone)]
@@ -68,21 +74,21 @@ impl Address {
     /// The bucket at this URL, reached by those of `variables` that are its cloud's.
     ///
     /// # Errors
-    /// If it is no such URL.
-    pub fn read<'v>(url: &str, variables: impl IntoIterator<Item = (&'v str, &'v str)>) -> Result<Address, NotABucket> {
-        let (scheme, rest) = url.split_once("://").ok_or(NotABucket)?;
+    /// If it is no such URL, or a variable can't be used.
+    pub fn read<'v>(url: &str, variables: impl IntoIterator<Item = (&'v str, &'v str)>) -> Result<Address, BadAddress> {
+        let (scheme, rest) = url.split_once("://").ok_or(BadAddress::NotABucket)?;
         let cloud = match scheme {
             "s3" => Cloud::S3,
             "gs" => Cloud::Gcs,
             "az" => Cloud::Azure,
-            _ => return Err(NotABucket),
+            _ => return Err(BadAddress::NotABucket),
         };
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if bucket.is_empty() || !bucket.chars().all(is_name) || prefix.contains(['?', '#']) {
-            return Err(NotABucket);
+            return Err(BadAddress::NotABucket);
         }
-        let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|_| NotABucket)?;
+        let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|_| BadAddress::NotABucket)?;
         let of_cloud = |(name, _): &(&str, &str)| name.starts_with(cloud.variables());
         let own = |(name, value): (&str, &str)| (name.to_lowercase(), value.to_owned());
         let mut variables: Vec<_> = variables.into_iter().filter(of_cloud).map(own).collect();
@@ -90,6 +96,17 @@ impl Address {
         variables.retain(|(name, _)| !name.ends_with("_timeout"));
         // Of two names for one thing the same one wins each time.
         variables.sort_unstable();
+        for (name, value) in &variables {
+            let told = || name.to_uppercase();
+            // The text of a service account's key has lines.
+            if value.contains(char::is_control) && !name.ends_with("_account_key") {
+                return Err(BadAddress::Control(told()));
+            }
+            let is_address = name.contains("endpoint") || name.contains("_url") || name.ends_with("_uri");
+            if is_address && !name.ends_with("relative_uri") && !is_plain(value) {
+                return Err(BadAddress::NotAnAddress(told()));
+            }
+        }
         Ok(Address { cloud, bucket: bucket.to_owned(), prefix, variables })
     }
 
@@ -103,17 +120,11 @@ impl Address {
         self.cloud != Cloud::Azure
     }
 
-    /// A client whose requests end within `timeout`, and one for those that may take long.
-    pub(super) fn connect(&self, timeout: Duration) -> Result<(Client, Client), object_store::Error> {
-        // Of several in one process each would be taken for an ambiguity.
+    /// A client with these options.
+    pub(super) fn client(&self, options: ClientOptions) -> Result<Client, object_store::Error> {
+        // Another client may have been first.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let options = ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT);
-        let hasty = options.clone().with_timeout(timeout);
-        let patient = options.with_timeout_disabled().with_read_timeout(SILENCE_TIMEOUT);
-        Ok((self.client(hasty)?, self.client(patient)?))
-    }
-
-    fn client(&self, options: ClientOptions) -> Result<Client, object_store::Error> {
+        let options = options.with_connect_timeout(CONNECT_TIMEOUT);
         // Variables that a cloud's other programs read, and this client doesn't, are passed over.
         Ok(match self.cloud {
             Cloud::S3 => {
@@ -176,6 +187,16 @@ impl fmt::Debug for Address {
     }
 }
 
+/// Whether it is an address of HTTP without a password, which error messages would show.
+fn is_plain(address: &str) -> bool {
+    url::Url::parse(address).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,7 +225,25 @@ mod tests {
             "http://files/a",
             "file:///a",
         ] {
-            assert_eq!(Address::read(url, []).err(), Some(NotABucket), "{url}");
+            assert_eq!(Address::read(url, []).err(), Some(BadAddress::NotABucket), "{url}");
+        }
+    }
+
+    #[test]
+    fn variables_that_no_request_can_carry_are_named() {
+        for (name, value, good) in [
+            ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000", true),
+            ("AWS_ENDPOINT_URL", "127.0.0.1:9000", false),
+            ("AWS_ENDPOINT_URL_S3", "ht!tp://x y", false),
+            ("AWS_ENDPOINT_URL", "https://user:geheim@host", false),
+            ("AWS_ACCESS_KEY_ID", "a\nb", false),
+            ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/credentials/1", true),
+        ] {
+            let read = Address::read("s3://files", [(name, value)]);
+            assert_eq!(read.is_ok(), good, "{name}={value}");
+            if let Err(why) = read {
+                assert!(why.to_string().starts_with(name) && !why.to_string().contains("geheim"), "{why}");
+            }
         }
     }
 

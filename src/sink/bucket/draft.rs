@@ -152,7 +152,7 @@ async fn part(objects: Arc<Objects>, note: Note, number: usize, payload: PutPayl
     let (key, begun) = (path(&note.key)?, Instant::now());
     let (mut pause, longest) = PAUSES;
     loop {
-        let error = match objects.store.put_part(&key, &note.upload, number, payload.clone()).await {
+        let error = match objects.parts.put_part(&key, &note.upload, number, payload.clone()).await {
             Ok(part) => return Ok((number, part.content_id)),
             Err(error) => error,
         };

@@ -1,75 +1,114 @@
-//! What a store's errors mean. No text has a key or a secret: callers show it to clients.
+//! What a store's errors mean. No text has a key, a secret or an address: callers show it to clients.
 
 use crate::sink::Error;
 
-/// The codes by which stores tell that an upload was completed or aborted. A 404 without one may be anybody's, as that of a proxy whose store
-/// is being exchanged.
+/// The codes by which stores tell that an upload was completed or aborted.
 const NO_SUCH_UPLOAD: [&str; 3] = ["NoSuchUpload", "InvalidBlockList", "InvalidPart"];
 
-/// The codes by which they tell that the bucket itself isn't there.
-const NO_BUCKET: [&str; 4] =
-    ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist", "InvalidBucketName"];
+/// The codes by which they tell that an object isn't there.
+const NO_OBJECT: [&str; 2] = ["NoSuchKey", "BlobNotFound"];
 
-/// Whether a store says that it has no such upload (any more).
+/// The codes by which they tell that the bucket itself isn't there.
+const NO_BUCKET: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "InvalidBucketName"];
+
+/// Whether a store says that it has no such upload (any more). A 404 without its code may be anybody's, as that of a proxy whose store is
+/// being exchanged.
 pub(super) fn is_no_such_upload(error: &object_store::Error) -> bool {
-    let text = whole(error);
-    says(&text, &NO_SUCH_UPLOAD) && !says(&text, &NO_BUCKET)
+    has_code(error, &NO_SUCH_UPLOAD)
+}
+
+/// Whether a store says that it has no such object, by its code too.
+pub(super) fn is_no_object(error: &object_store::Error) -> bool {
+    has_code(error, &NO_OBJECT)
 }
 
 /// Whether the same request may succeed a while later.
 pub(super) fn may_pass(error: &object_store::Error) -> bool {
-    use object_store::Error as Store;
     match error {
-        Store::Generic { .. } => !whole(error).contains("status code: 400"),
-        Store::JoinError { .. } => true,
+        object_store::Error::Generic { .. } => !cause(error).contains("status code: 400"),
+        object_store::Error::NotFound { .. } => code(&cause(error)).is_none(),
+        object_store::Error::JoinError { .. } => true,
         _ => false,
     }
 }
 
 impl From<object_store::Error> for Error {
     fn from(error: object_store::Error) -> Error {
-        let text = whole(&error);
-        let cause = std::io::Error::other(told(&text));
+        let text = std::io::Error::other(told(&cause(&error)));
         match error {
-            _ if says(&text, &NO_BUCKET) => Error::Missing(cause),
+            _ if has_code(&error, &NO_BUCKET) => Error::Missing(text),
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                Error::ReadOnly(cause)
+                Error::ReadOnly(text)
             }
-            _ if text.contains("QuotaExceeded") => Error::Full(cause),
-            _ => Error::Unavailable(cause),
+            _ if has_code(&error, &["QuotaExceeded"]) => Error::Full(text),
+            _ => Error::Unavailable(text),
         }
     }
 }
 
-fn says(text: &str, codes: &[&str]) -> bool {
-    codes.iter().any(|code| text.contains(code))
+fn has_code(error: &object_store::Error, codes: &[&str]) -> bool {
+    code(&cause(error)).is_some_and(|code| codes.contains(&code.as_str()))
 }
 
-/// The error and its causes, as one text.
-fn whole(error: &dyn std::error::Error) -> String {
-    crate::telemetry::chain(error)
+/// The last of an error's causes, which has the store's answer, or the system's own words. Those above it have the request's address too, in
+/// which stand names that others chose, and perhaps a password.
+fn cause(error: &object_store::Error) -> String {
+    let mut last: &dyn std::error::Error = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last.to_string()
 }
 
-/// What an operator needs of it: the store's code and message where its answer has them, else the end of the chain of causes, which has the
-/// system's own words.
-fn told(text: &str) -> String {
-    let element = |name: &str| {
-        let (_, rest) = text.split_once(&format!("<{name}>"))?;
-        Some(rest.split_once("</")?.0.to_owned())
-    };
-    let found = match (element("Code"), element("Message")) {
+/// The code of a store's answer.
+fn code(answer: &str) -> Option<String> {
+    element(answer, "Code")
+}
+
+fn element(answer: &str, name: &str) -> Option<String> {
+    let (_, rest) = answer.split_once(&format!("<{name}>"))?;
+    Some(rest.split_once("</")?.0.to_owned())
+}
+
+/// What an operator needs of it: the store's code and message where it answered with them.
+fn told(answer: &str) -> String {
+    const MOST: usize = 300;
+    let found = match (code(answer), element(answer, "Message")) {
         (Some(code), Some(message)) => format!("{code}: {message}"),
         (Some(code), None) => code,
-        _ => text.to_owned(),
+        // The page of some proxy.
+        _ => answer.split('<').next().unwrap_or_default().trim_end_matches(['-', ':', ' ', '\n']).to_owned(),
     };
     let found = match found.contains("URL scheme is not allowed") {
         true => found + "; AWS_ALLOW_HTTP=true, or GOOGLE_ALLOW_HTTP or AZURE_ALLOW_HTTP, allows http://",
         false => found,
     };
-    let line: String = found.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    const MOST: usize = 400;
-    match line.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
+    found.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("Error performing POST http://user:secret@host/users/NoSuchUpload/x?uploadId=1 in 1ms")]
+    struct Request(#[source] std::io::Error);
+
+    fn answered(answer: &str) -> object_store::Error {
+        let source = Request(std::io::Error::other(answer.to_owned()));
+        object_store::Error::Generic { store: "S3", source: Box::new(source) }
+    }
+
+    #[test]
+    fn a_name_in_an_address_is_no_answer() {
+        let busy = answered(
+            "Server returned non-2xx status code: 503: <Error><Code>SlowDown</Code><Key>NoSuchUpload</Key></Error>",
+        );
+        assert!(!is_no_such_upload(&busy) && may_pass(&busy));
+        let text = Error::from(busy).to_string();
+        assert!(text.ends_with(": SlowDown") && !text.contains("secret"), "{text}");
+        assert!(is_no_such_upload(&answered("status code: 404: <Code>NoSuchUpload</Code>")));
+        // A proxy's.
+        assert!(!is_no_object(&answered("Server returned non-2xx status code: 404 Not Found: <html>\n<h1>nginx")));
     }
 }

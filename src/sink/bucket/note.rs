@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::sink::Error;
-use crate::sink::bucket::failure::is_no_such_upload;
+use crate::sink::bucket::failure::{is_no_object, is_no_such_upload};
 use crate::sink::bucket::objects::{Objects, path};
 
 /// Where the notes lie, below the prefix.
@@ -37,7 +37,8 @@ impl Objects {
     /// Removes a note.
     pub(super) async fn forget(&self, hidden_name: &str) -> Result<(), Error> {
         match self.store.delete(&self.note_key(hidden_name)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(error) if is_no_object(&error) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
