@@ -290,7 +290,7 @@ pub struct Job {
     pub bytes_written: u64,
     /// The file's name in the output folder.
     pub output_filename: String,
-    /// Where the file is, as a URL. `None`: it isn't handed out yet, or was removed, or a version published it that didn't say.
+    /// Where the file was put, as a URL. `None`: it isn't handed out yet, or a version published it that didn't say.
     pub location: Option<String>,
     /// The file's SHA-256 in hexadecimal, once completed.
     pub sha256: Option<String>,

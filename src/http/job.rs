@@ -45,7 +45,7 @@ pub(crate) struct JobBody {
     bytes_written: u64,
     /// The file's name in the output folder, and of a download
     output_filename: String,
-    /// Where the file is: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed, and when the file was removed
+    /// Where the file was put: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed
     location: Option<String>,
     /// The file's format
     #[schema(value_type = Format)]

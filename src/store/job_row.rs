@@ -25,7 +25,7 @@ macro_rules! job_columns {
          ", $crate::store::job_row::public_status!(), " as status,
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
          case when e.published_at is not null then e.sha256 end as sha256,
-         case when e.published_at is not null and e.file_removed_at is null then
+         case when e.published_at is not null then
            (select f.location from cdc_export.files f where f.job = e.id and f.part = 1) end as location, e.error_code, e.error_detail,
          e.selection, e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.quiet_deletes, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
          e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number, e.has_after, e.after_job, e.after_sha256, e.retry_of,
