@@ -106,7 +106,7 @@ async fn a_large_export_is_cancelled_before_its_end_and_leaves_no_file() {
     let users = "insert into users (name, email, created_at, updated_at)
                  select 'User ' || n, 'user' || n, now(), now() from generate_series(1, 1000000) n";
     database.run(users).await;
-    let service = Start::on(&database).with("LEASE_SECONDS", 1).service().await;
+    let service = Start::on(&database).with("LEASE_SECONDS", 4).service().await;
     let id = service.submit("full", "one").await;
     let begun = |job: &Value| job["bytesWritten"].as_u64() > Some(0);
     let running = eventually("it writes", async || Some(service.job(&id).await).filter(|job| begun(job))).await;
