@@ -12,7 +12,7 @@ mod folder;
 mod marker_file;
 mod published_file;
 mod settings;
-mod threads;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
-use crate::sink::threads::Threads;
+use crate::sink::turns::Turns;
 
 #[cfg(feature = "buckets")]
 pub use bucket::{Address, BadAddress, Bucket, Settings as BucketSettings};
@@ -36,7 +36,7 @@ pub use folder::Folder;
 pub use marker_file::name as marker_name;
 pub use published_file::PublishedFile;
 pub use settings::Settings;
-pub use threads::Limits;
+pub use turns::Limits;
 
 /// What holds the id of a destination, beside its files.
 const MARK: &str = ".cdc-export-store";
@@ -69,7 +69,7 @@ pub enum Published {
 #[derive(Clone, Debug)]
 pub enum Destination {
     /// A folder on a disk of this host, whose operations block.
-    Folder(FolderOnThreads),
+    Folder(FolderInTurns),
     /// A bucket of an object store.
     #[cfg(feature = "buckets")]
     Bucket(BucketInTurns),
@@ -80,7 +80,7 @@ pub enum Destination {
 #[derive(Clone, Debug)]
 pub struct BucketInTurns {
     bucket: Arc<Bucket>,
-    turns: Threads,
+    turns: Turns,
 }
 
 #[cfg(feature = "buckets")]
@@ -93,30 +93,30 @@ impl BucketInTurns {
 #[cfg(feature = "buckets")]
 impl From<Bucket> for Destination {
     fn from(bucket: Bucket) -> Destination {
-        Destination::Bucket(BucketInTurns { bucket: Arc::new(bucket), turns: Threads::new(LIMITS) })
+        Destination::Bucket(BucketInTurns { bucket: Arc::new(bucket), turns: Turns::new(LIMITS) })
     }
 }
 
-/// A folder, and the threads on which its operations may block.
+/// A folder, and the turns in which its operations may block, each on a thread.
 #[derive(Clone, Debug)]
-pub struct FolderOnThreads {
+pub struct FolderInTurns {
     folder: Arc<Folder>,
-    threads: Threads,
+    turns: Turns,
 }
 
-impl FolderOnThreads {
+impl FolderInTurns {
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Folder) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let folder = Arc::clone(&self.folder);
-        self.threads.run(move || work(&folder)).await
+        self.turns.run(move || work(&folder)).await
     }
 }
 
 impl From<Folder> for Destination {
     fn from(folder: Folder) -> Destination {
-        Destination::Folder(FolderOnThreads { folder: Arc::new(folder), threads: Threads::new(LIMITS) })
+        Destination::Folder(FolderInTurns { folder: Arc::new(folder), turns: Turns::new(LIMITS) })
     }
 }
 
@@ -149,14 +149,14 @@ impl Destination {
     /// The same destination for another caller, whom these limits hold.
     pub fn limited(&self, limits: Limits) -> Destination {
         match self {
-            Destination::Folder(FolderOnThreads { folder, .. }) => {
+            Destination::Folder(FolderInTurns { folder, .. }) => {
                 let folder = Arc::clone(folder);
-                Destination::Folder(FolderOnThreads { folder, threads: Threads::new(limits) })
+                Destination::Folder(FolderInTurns { folder, turns: Turns::new(limits) })
             }
             #[cfg(feature = "buckets")]
             Destination::Bucket(BucketInTurns { bucket, .. }) => {
                 let bucket = Arc::clone(bucket);
-                Destination::Bucket(BucketInTurns { bucket, turns: Threads::new(limits) })
+                Destination::Bucket(BucketInTurns { bucket, turns: Turns::new(limits) })
             }
         }
     }

@@ -19,10 +19,11 @@ pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
     if vars.get("OUTPUT_DIR").is_some() {
         return Err(bad("OUTPUT_URL", "OUTPUT_DIR is set too: files go to one place"));
     }
-    if let Some(path) = url.strip_prefix("file://") {
-        return match path.starts_with('/') {
-            true => folder(path.into()),
-            false => Err(bad("OUTPUT_URL", "a file:// URL has an absolute path, as file:///srv/exports")),
+    if url.starts_with("file:") {
+        let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
+        return match path {
+            Some(path) => folder(path),
+            None => Err(bad("OUTPUT_URL", "a file:// URL has an absolute path, as file:///srv/exports")),
         };
     }
     bucket(vars, url)
@@ -74,6 +75,8 @@ mod tests {
             (&[][..], "./output"),
             (&[("OUTPUT_DIR", "/srv/a b")], "/srv/a b"),
             (&[("OUTPUT_URL", "file:///srv/exports")], "/srv/exports"),
+            // As `location` has it.
+            (&[("OUTPUT_URL", "file:///srv/a%20b")], "/srv/a b"),
             (&[("OUTPUT_URL", ""), ("OUTPUT_DIR", "x")], "x"),
         ] {
             assert_eq!(read(variables).unwrap().folder().unwrap().to_str().unwrap(), folder);

@@ -196,7 +196,9 @@ impl Bucket {
                 // Anybody on the way may say so, without a body.
                 return match self.objects.lacks(&path(key)?).await? {
                     true => Ok(None),
-                    false => Err(Error::Unavailable(std::io::Error::other("an object is there and isn't"))),
+                    false => {
+                        Err(Error::Unavailable(std::io::Error::other("it says that an object is missing, and has it")))
+                    }
                 };
             }
             Err(error) => return Err(error.into()),

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::database::DatabaseId;
-use crate::job::ConsumerId;
 use crate::job::marker::Marker;
+use crate::job::{ConsumerId, JobId};
 
 /// What stands in it. Consumer and dataset are for people: its name has only a digest of them.
 #[derive(Serialize, Deserialize)]
@@ -24,6 +24,12 @@ pub(super) fn read(text: &[u8], consumer: &ConsumerId, dataset: &str) -> Marker 
     let content = content.filter(|read| read.consumer == consumer.as_str() && read.dataset == dataset);
     let marker = content.map(|Content { job, sha256, .. }| Marker { job: job.into(), sha256 });
     marker.unwrap_or_else(Marker::unreadable)
+}
+
+/// A marker that stands in place of neither this one nor of that of `replaced`: it is left, since what it tells of is perhaps known to
+/// nobody else.
+pub(super) fn in_the_way(present: Option<&Marker>, marker: &Marker, replaced: Option<JobId>) -> Option<Marker> {
+    present.filter(|present| *present != marker && Some(present.job) != replaced).cloned()
 }
 
 /// The text of the file of a lane's marker, with the end of its line.

@@ -4,6 +4,7 @@ use nix::sys::signal::Signal;
 use ring::digest;
 use serde_json::{Value, json};
 
+use crate::crashes::killed_by_an_export;
 use crate::harness::{Csv, Database, Service, Start, client_builder, eventually, option_env, refusal};
 
 /// What lets anybody use the emulator of Azure, whose key is public, until the year 2099.
@@ -266,11 +267,8 @@ async fn a_crash_at_any_step_leaves_all_or_nothing() {
             let (name, at) = place.split_once('@').unwrap_or((place, "1"));
             let start = || bucket.start(&database).with("LEASE_SECONDS", "4");
             let mut dead = start().with("FAILPOINTS", format!("{name}=kill@{at}")).service().await;
-            let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
-            let _ = request.send().await;
-            dead.dies().await;
+            let id = killed_by_an_export(&database, &mut dead).await;
             let heir = start().service().await;
-            let id: String = database.one("select id::text from exports").await;
             let job = heir.ended(&id).await;
             assert_eq!(job["status"], "completed", "{place}: {job}");
             bucket.holds_only(&heir, &job).await;
@@ -321,15 +319,12 @@ async fn a_committed_upload_that_somebody_aborted_is_told_and_not_passed_over() 
         database.add_users(1, 5).await;
         let start = || bucket.start(&database).with("LEASE_SECONDS", "4");
         let mut dead = start().with("FAILPOINTS", "worker.committed=kill").service().await;
-        let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
-        let _ = request.send().await;
-        dead.dies().await;
+        let id = killed_by_an_export(&database, &mut dead).await;
         let listed = bucket.call("GET", "", "uploads").await.text().await.unwrap();
         let [key, upload] = ["Key", "UploadId"].map(|tag| texts(&listed, tag).remove(0));
         assert!(bucket.call("DELETE", &key, &format!("uploadId={upload}")).await.status().is_success());
 
         let heir = start().service().await;
-        let id: String = database.one("select id::text from exports").await;
         let job = heir.ended(&id).await;
         assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
         let next = heir.submit("incremental", "a").await;

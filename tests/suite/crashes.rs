@@ -14,7 +14,7 @@ async fn status(database: &Database) -> String {
 }
 
 /// Submits an export that kills its service, and gives its id.
-async fn killed_by_an_export(database: &Database, service: &mut Service) -> String {
+pub(crate) async fn killed_by_an_export(database: &Database, service: &mut Service) -> String {
     // The answer may die with it.
     let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
     let _ = request.send().await;

@@ -21,6 +21,7 @@ pub(super) type Client = Arc<dyn Remote>;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Tries again what may pass, for a shorter time than a lease lasts: those who call go on from there.
 fn retries() -> RetryConfig {
     let backoff =
@@ -51,7 +52,7 @@ impl Cloud {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadAddress {
     /// The URL is none of a bucket.
-    #[error("none of s3://BUCKET/PREFIX, gs://BUCKET/PREFIX and az://CONTAINER/PREFIX")]
+    #[error("none of s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX and file:///PATH")]
     NotABucket,
     /// A variable has a line break, which no request can carry.
     #[error("{0} has a line break or another control character")]

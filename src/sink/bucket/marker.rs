@@ -42,8 +42,9 @@ impl Bucket {
     ) -> Result<Option<Marker>, Error> {
         failpoint!("sink.mark", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
         let present = self.marker(database, consumer, dataset).await?;
-        if let Some(other) = present.as_ref().filter(|present| *present != marker && Some(present.job) != replaced) {
-            return Ok(Some(other.clone()));
+        let other = marker_file::in_the_way(present.as_ref(), marker, replaced);
+        if other.is_some() {
+            return Ok(other);
         }
         if present.as_ref() != Some(marker) {
             let text = marker_file::text(consumer, dataset, marker)?;

@@ -63,8 +63,9 @@ impl Folder {
         failpoint!("sink.mark", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
         let present = self.marker(database, consumer, dataset)?;
-        if let Some(other) = present.as_ref().filter(|present| *present != marker && Some(present.job) != replaced) {
-            return Ok(Some(other.clone()));
+        let other = marker_file::in_the_way(present.as_ref(), marker, replaced);
+        if other.is_some() {
+            return Ok(other);
         }
         if present.as_ref() != Some(marker) {
             let text = marker_file::text(consumer, dataset, marker)?;

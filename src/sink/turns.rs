@@ -1,4 +1,5 @@
-//! Threads for what blocks: a folder's operations do, and one on a dead network never returns.
+//! Turns: how much one caller of a destination may have under way. What blocks has a thread in its turn, as a folder's operations, of which
+//! one on a dead network never returns.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,16 +18,16 @@ pub struct Limits {
     pub timeout: Option<Duration>,
 }
 
-/// The threads of one caller. Clones share its turns.
+/// The turns of one caller. Clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct Threads {
+pub(super) struct Turns {
     turns: Arc<Semaphore>,
     timeout: Option<Duration>,
 }
 
-impl Threads {
-    pub(super) fn new(limits: Limits) -> Threads {
-        Threads { turns: Arc::new(Semaphore::new(limits.at_once)), timeout: limits.timeout }
+impl Turns {
+    pub(super) fn new(limits: Limits) -> Turns {
+        Turns { turns: Arc::new(Semaphore::new(limits.at_once)), timeout: limits.timeout }
     }
 
     /// Does what doesn't block, in a turn of its own.
@@ -39,12 +40,7 @@ impl Threads {
             let _turn = self.turns.acquire().await.expect("nobody closes the semaphore");
             work.await
         };
-        match self.timeout {
-            None => done.await,
-            Some(timeout) => tokio::time::timeout(timeout, done)
-                .await
-                .unwrap_or_else(|_| Err(Error::Unavailable(std::io::ErrorKind::TimedOut.into()))),
-        }
+        self.in_time(done).await.unwrap_or_else(|| Err(Error::Unavailable(std::io::ErrorKind::TimedOut.into())))
     }
 
     /// Runs what blocks on a thread of its own.
@@ -63,14 +59,16 @@ impl Threads {
             };
             tokio::task::spawn_blocking(work).await
         };
-        let done = match self.timeout {
-            None => done.await,
-            Some(timeout) => match tokio::time::timeout(timeout, done).await {
-                Ok(done) => done,
-                Err(_) => return Err(Error::Io(std::io::ErrorKind::TimedOut.into())),
-            },
-        };
+        let Some(done) = self.in_time(done).await else { return Err(Error::Io(std::io::ErrorKind::TimedOut.into())) };
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
+    /// Waits as long as the caller has patience; `None`: longer than that.
+    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        match self.timeout {
+            None => Some(work.await),
+            Some(timeout) => tokio::time::timeout(timeout, work).await.ok(),
+        }
     }
 }
 
@@ -82,9 +80,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_never_returns_keeps_its_turn_and_no_caller_longer_than_its_timeout() {
-        let threads = Threads::new(Limits { at_once: 1, timeout: Some(Duration::from_millis(50)) });
+        let turns = Turns::new(Limits { at_once: 1, timeout: Some(Duration::from_millis(50)) });
         let (release, held) = mpsc::channel::<()>();
-        let hangs = threads.run(move || Ok(held.recv().is_ok())).await;
+        let hangs = turns.run(move || Ok(held.recv().is_ok())).await;
         assert!(matches!(hangs, Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::TimedOut));
         let begun = Arc::new(Semaphore::new(0));
         let begins = Arc::clone(&begun);
@@ -92,12 +90,12 @@ mod tests {
             begins.add_permits(1);
             Ok(())
         };
-        let behind = threads.run(begin).await;
+        let behind = turns.run(begin).await;
         assert!(behind.is_err() && begun.available_permits() == 0, "no second thread");
         // Other callers have turns of their own, and the same one has its again when the operation returns.
-        assert_eq!(Threads::new(Limits { at_once: 1, timeout: None }).run(|| Ok(1)).await.unwrap(), 1);
+        assert_eq!(Turns::new(Limits { at_once: 1, timeout: None }).run(|| Ok(1)).await.unwrap(), 1);
         release.send(()).unwrap();
-        let patient = Threads { timeout: None, ..threads };
+        let patient = Turns { timeout: None, ..turns };
         assert_eq!(patient.run(|| Ok(2)).await.unwrap(), 2);
     }
 }
