@@ -88,7 +88,7 @@ pub fn main() -> ExitCode {
 pub(crate) enum Command {
     /// Run the service: the API, the page, and the exports (the default)
     Serve(Serve),
-    /// Run exports for a service on the same database and output folder, without an API
+    /// Run exports for a service on the same database and output folder or bucket, without an API
     Worker,
     /// Create or update the service's own tables in the database
     Migrate,

@@ -171,11 +171,11 @@ words! {
     FailureCode, "a failure code" {
         /// What changed since the last export is not known exactly; a full export heals it. `continuity` says why.
         FullExportNeeded = "full_export_needed",
-        /// No room on the output folder's disk, or over a quota.
+        /// No room in the output folder or bucket, or over a quota.
         StorageFull = "storage_full",
-        /// The output folder can't be written.
+        /// The output folder or bucket can't be written.
         StorageReadonly = "storage_readonly",
-        /// The output folder isn't there, or isn't a folder.
+        /// The output folder or bucket isn't there, or isn't one.
         OutputMissing = "output_missing",
         /// The object store didn't answer in time, or was too busy.
         StorageUnavailable = "storage_unavailable",
@@ -288,7 +288,7 @@ pub struct Job {
     pub rows_exported: u64,
     /// Bytes written so far, the file's size once completed.
     pub bytes_written: u64,
-    /// The file's name in the output folder.
+    /// The file's name in the output folder or bucket.
     pub output_filename: String,
     /// Where the file was put, as a URL. `None`: it isn't handed out yet, or a version published it that didn't say.
     pub location: Option<String>,

@@ -54,17 +54,17 @@ pub enum Error {
     /// The table didn't answer in time, or is gone.
     #[error("the table can't be read now")]
     Table(Option<source::Error>),
-    /// No room on the output folder's disk.
-    #[error("the output folder has no room left")]
+    /// No room in the output folder or bucket.
+    #[error("the output folder or bucket has no room left")]
     OutputFull(#[source] sink::Error),
-    /// The output folder can only be read.
-    #[error("the output folder can't be written")]
+    /// The output folder or bucket can only be read.
+    #[error("the output folder or bucket can't be written")]
     OutputReadOnly(#[source] sink::Error),
-    /// The output folder isn't there, or another one is in its place.
+    /// The output folder or bucket isn't there, or another one is in its place.
     #[error("{0}")]
     OutputMissing(#[source] sink::Error),
-    /// The output folder can't be used.
-    #[error("the output folder can't be used")]
+    /// The output folder or bucket can't be used.
+    #[error("the output folder or bucket can't be used")]
     Output(#[source] sink::Error),
     /// No such key, or one that was revoked or has expired.
     #[error("this key is not known, or it was revoked or has expired")]
@@ -196,7 +196,7 @@ impl From<sink::Error> for Error {
 pub struct Health {
     /// Postgres answers.
     pub postgres: Result<(), Error>,
-    /// The output folder can take a file.
+    /// The output folder or bucket can take a file.
     pub output: Result<(), Error>,
     /// The datasets, each with whether its table was as it says and captured, up to five seconds ago. Other datasets' exports start all
     /// the same. `None`: Postgres doesn't say in time.

@@ -284,7 +284,7 @@ async fn finish(
         saved.with_context(|| format!("the export has completed; {fetches}"))?;
     } else if !export.json && is_elsewhere {
         outln!("{}  {} rows", job.output_filename, job.rows_exported)?;
-        eprintln!("cdc-export: a service with another output folder ran the export; {fetches}");
+        eprintln!("cdc-export: a service with another output folder or bucket ran the export; {fetches}");
     } else if !export.json {
         // A path of another machine says no more than the file's name.
         let shown = match &path {

@@ -102,13 +102,13 @@ words! {
         TableUnreadable = "table_unreadable",
         /// The table isn't as its dataset says.
         DatasetMismatch = "dataset_mismatch",
-        /// The output folder has no room left.
+        /// The output folder or bucket has no room left.
         StorageFull = "storage_full",
-        /// The output folder can't be written.
+        /// The output folder or bucket can't be written.
         StorageReadonly = "storage_readonly",
-        /// The output folder is missing.
+        /// The output folder or bucket is missing.
         OutputMissing = "output_missing",
-        /// The output folder can't be used.
+        /// The output folder or bucket can't be used.
         OutputFailed = "output_failed",
         /// The file is in another `OUTPUT_DIR`, or on another host.
         FileOnOtherHost = "file_on_other_host",

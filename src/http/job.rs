@@ -43,7 +43,7 @@ pub(crate) struct JobBody {
     rows_exported: u64,
     /// Bytes written so far, the file's size once completed
     bytes_written: u64,
-    /// The file's name in the output folder, and of a download
+    /// The file's name in the output folder or bucket, and of a download
     output_filename: String,
     /// Where the file was put: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed
     location: Option<String>,

@@ -96,6 +96,7 @@ impl Figures {
         for (metric, value) in [
             (&metrics::QUEUE_OLDEST, backlog.oldest_seconds),
             (&metrics::UNPUBLISHED_JOBS, backlog.unpublished as f64),
+            (&metrics::UNPUBLISHED, backlog.unpublished_seconds),
             (&metrics::WATERMARKS_LEFT_OUT, *others as f64),
             (&metrics::POSITIONS_GIVEN_UP, backlog.given_up as f64),
             (&metrics::CHANGE_LOG_ROWS, backlog.log_rows as f64),

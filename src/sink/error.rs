@@ -10,24 +10,24 @@ use crate::sink::MARK;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The disk is full, or a quota or size limit is reached.
-    #[error("the output folder has no room left")]
+    #[error("the output folder or bucket has no room left")]
     Full(#[source] io::Error),
     /// No permission, or a read-only file system.
-    #[error("the output folder can't be written")]
+    #[error("the output folder or bucket can't be written")]
     ReadOnly(#[source] io::Error),
     /// Not there, not a folder, or a link where none may be.
-    #[error("the output folder is missing")]
+    #[error("the output folder or bucket is missing")]
     Missing(#[source] io::Error),
     /// No process has prepared the folder, which has no mark: it may be another one than the exports'.
     #[error(
-        "the output folder has no `{MARK}`, so no service has used it: does OUTPUT_DIR or OUTPUT_URL name the right one?"
+        "the output folder or bucket has no `{MARK}`, so no service has used it: does OUTPUT_DIR or OUTPUT_URL name the right one?"
     )]
     Unused,
     /// Another folder is in the place of the one that this process prepared.
-    #[error("the `{MARK}` of the output folder {0}: mount the right disk, or restart to adopt this folder")]
+    #[error("the `{MARK}` of the output folder or bucket {0}: bring the right one back, or restart to adopt this one")]
     Replaced(&'static str),
     /// The file is in another destination than this one.
-    #[error("the file is in another output folder")]
+    #[error("the file is in another output folder or bucket")]
     Elsewhere,
     /// The variables that reach a bucket are wrong.
     #[error("its variables can't be used")]
@@ -45,7 +45,7 @@ pub enum Error {
     #[error("the export was stopped")]
     Stopped,
     /// Anything else that the system reports.
-    #[error("the output folder failed")]
+    #[error("the output folder or bucket failed")]
     Io(#[source] io::Error),
 }
 

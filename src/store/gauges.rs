@@ -18,6 +18,8 @@ pub struct Backlog {
     pub processing: i64,
     /// Of these, jobs that are committed and whose files have no names yet: their lanes wait.
     pub unpublished: i64,
+    /// Seconds since the oldest of these was committed; 0 where there is none.
+    pub unpublished_seconds: f64,
     /// Seconds since the oldest pending job was submitted; 0 where none is pending.
     pub oldest_seconds: f64,
     /// Rows of the change log, by Postgres's statistics.
@@ -54,7 +56,7 @@ impl Store {
         // the statistics say of it is some seconds old. A position is given up by the same numbers, in source.purge.give_up.
         let backlog = sqlx::query_as(
             "-- store.gauges.backlog
-             select queue.pending, queue.oldest_seconds, unpublished.jobs as unpublished,
+             select queue.pending, queue.oldest_seconds, unpublished.jobs as unpublished, unpublished.seconds as unpublished_seconds,
                (select count(*) from exports where status = 'processing') + unpublished.jobs as processing,
                pg_stat_get_live_tuples('cdc_export.change_log'::regclass) as log_rows,
                pg_total_relation_size('cdc_export.change_log'::regclass) as log_bytes,
@@ -63,7 +65,9 @@ impl Store {
                select count(*) as pending,
                  coalesce(extract(epoch from clock_timestamp() - min(created_at)), 0)::float8 as oldest_seconds
                from exports where status = 'pending') queue
-             cross join (select count(*) as jobs from exports where status = 'completed' and published_at is null) unpublished
+             cross join (
+               select count(*) as jobs, coalesce(extract(epoch from clock_timestamp() - min(finished_at)), 0)::float8 as seconds
+               from exports where status = 'completed' and published_at is null) unpublished
              cross join (
                select
                  coalesce(max(log.seq - least(p.saved_seq, p.deletions_saved_seq)) filter (where p.snap_del is not null), 0) as rows,

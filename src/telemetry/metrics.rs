@@ -58,7 +58,7 @@ pub const DATABASE_UP: Metric = metric("cdc_export_database_up", &[], "1 if Post
 pub const OUTPUT_READY: Metric = metric(
     "cdc_export_output_ready",
     &[],
-    "1 if the output folder is there, can be written and has room for an export, else 0.",
+    "1 if the output folder or bucket is there, can be written and has room for an export, else 0.",
 );
 /// Connections of a pool.
 pub const POOL_CONNECTIONS: Metric = metric(
@@ -79,6 +79,12 @@ pub const UNPUBLISHED_JOBS: Metric = metric(
     "cdc_export_unpublished_jobs",
     &[],
     "Jobs that are committed and whose files have no names yet: nothing else of their consumers and datasets is exported meanwhile.",
+);
+/// How long the oldest of these waits.
+pub const UNPUBLISHED: Metric = metric(
+    "cdc_export_unpublished_seconds",
+    &[],
+    "Since the commit of the oldest job whose file has no name yet; 0 where there is none.",
 );
 /// How far behind consumers are.
 pub const WATERMARK_AGE: Metric = metric(

@@ -103,8 +103,7 @@ async fn without_an_output_folder_a_job_fails_and_moves_nothing() {
     assert_eq!(service.watermark("a").await, watermark);
     // The folder is there, so it isn't called missing.
     let ready = service.call("GET", "/health/ready", &[]).await.json::<Value>().await.unwrap();
-    let gone =
-        "the `.cdc-export-store` of the output folder is gone: mount the right disk, or restart to adopt this folder";
+    let gone = "the `.cdc-export-store` of the output folder or bucket is gone: bring the right one back, or restart to adopt this one";
     assert_eq!(ready["checks"]["output"], gone, "{ready}");
     assert!(std::fs::read_dir(service.output()).unwrap().next().is_none(), "nothing is written there");
 

@@ -652,7 +652,10 @@ async fn health_tells_what_is_wrong() {
     let ready = get(&service, "/health/ready").await;
     let body = ready.success(503);
     assert_eq!(body["status"], "unavailable");
-    assert_eq!(body["checks"], json!({ "postgres": "ok", "output": "the output folder is missing", "datasets": "ok" }));
+    assert_eq!(
+        body["checks"],
+        json!({ "postgres": "ok", "output": "the output folder or bucket is missing", "datasets": "ok" })
+    );
     assert!(!ready.header("retry-after").is_empty());
     get(&service, &download_of(&job)).await.problem(503, "output_missing");
     for path in ["/health", "/health/live"] {

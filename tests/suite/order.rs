@@ -54,6 +54,8 @@ async fn a_committed_export_without_its_name_is_not_overtaken() {
     );
     let metrics = elsewhere.call("GET", "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("cdc_export_unpublished_jobs 1\n"), "{metrics}");
+    let waits = metrics.lines().find_map(|line| line.strip_prefix("cdc_export_unpublished_seconds ")).unwrap();
+    assert!(waits.parse::<f64>().unwrap() > 0.0, "{metrics}");
     // What a reader sees of the lane is none of it.
     let completed = get(&elsewhere, "/exports?consumer=a&status=completed").await;
     assert_eq!(completed["items"].as_array().unwrap().len(), 1);
@@ -65,6 +67,8 @@ async fn a_committed_export_without_its_name_is_not_overtaken() {
     assert_eq!(Csv::read(&heir.path(&lost)).ids(), [6, 7, 8]);
     let ad_hoc: Value = heir.call("POST", "/exports", &[]).await.json().await.unwrap();
     assert_eq!(heir.ended(ad_hoc["jobId"].as_str().unwrap()).await["number"], Value::Null, "ad hoc there is no order");
+    let metrics = heir.call("GET", "/metrics", &[]).await.text().await.unwrap();
+    assert!(metrics.contains("cdc_export_unpublished_seconds 0\n"), "{metrics}");
     heir.stop().await;
     elsewhere.stop().await;
 }

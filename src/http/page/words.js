@@ -49,9 +49,9 @@ export function trouble({ continuity: word, lastJob }) {
 
 const NEXT = {
   full_export_needed: "If the error names a command, run it first. Then start a full export: it has every live row, and deltas go on from it.",
-  storage_full: "Make room on the disk of the output folder, then retry.",
-  storage_readonly: "Let the service write to its output folder (permissions, mount), then retry.",
-  output_missing: "Mount or make the output folder again, then retry.",
+  storage_full: "Make room in the output folder or bucket, then retry.",
+  storage_readonly: "Let the service write to its output folder (permissions, mount) or bucket (policy), then retry.",
+  output_missing: "Bring the output folder or bucket back, then retry.",
   storage_unavailable: "See whether the object store can be reached, then retry.",
   file_too_large: "Raise OUTPUT_PART_SIZE, then retry.",
   source_unavailable: "See whether Postgres can be reached, then retry.",
@@ -63,7 +63,7 @@ const NEXT = {
   row_too_large: "Raise CELL_MAX_BYTES or leave the column out (exclude), then retry.",
   value_unreadable: "Look for the row with a select of its columns, mend it or leave the column out (exclude), then retry.",
   not_in_format: "Export as csv or ndjson, which have a form for every value.",
-  file_lost: "Start a full export: what this one held was never handed out. See who removes files from the output folder.",
+  file_lost: "Start a full export: what this one held was never handed out. See who removes files from the output folder, or what rule from the bucket.",
   watermark_changed: "Somebody moves this consumer's watermark while its exports run. Retry when that is over.",
   attempts_exhausted: "Its workers vanished each time: look into their logs and memory limits, then retry.",
   internal: "A defect of the service: its log has the cause. Retry once, then report it.",
