@@ -8,6 +8,7 @@ pub mod dataset;
 pub mod file;
 pub mod job;
 pub mod key;
+pub mod manifest;
 pub mod row;
 pub mod watermark;
 

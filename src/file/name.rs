@@ -72,6 +72,21 @@ pub fn stem_and_number(name: &str, encoding: Encoding) -> (&str, i64) {
     }
 }
 
+/// The name without its ending, of whatever encoding. A stem has no dot behind its time, but a consumer's id may have some before.
+pub fn stem_of(name: &str) -> &str {
+    let endings =
+        Format::ALL.iter().flat_map(|format| Compression::ALL.iter().map(|compression| (*format, *compression)));
+    let stems =
+        endings.filter_map(|(format, compression)| name.strip_suffix(&extension(Encoding { format, compression })));
+    stems.min_by_key(|stem| stem.len()).unwrap_or(name)
+}
+
+/// The name of a file's part where the file is in several, from 1: its number stands before the extension.
+pub fn part_name(name: &str, part: u32) -> String {
+    let stem = stem_of(name);
+    format!("{stem}.part-{part:05}{}", &name[stem.len()..])
+}
+
 /// The name's ending, with its dots.
 fn extension(encoding: Encoding) -> String {
     let format = match encoding.format {
