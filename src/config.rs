@@ -206,6 +206,8 @@ impl Config {
             None => Origins::default(),
             Some(list) => list.parse().map_err(|why: NotAnOrigin| bad("CORS_ORIGINS", why.to_string()))?,
         };
+        let output = output::read(&vars)?;
+        let publisher = output::publisher(&vars, &output)?;
         Ok(Config {
             embedded: embedded::Settings {
                 data_dir_is_default: data_dir.is_none(),
@@ -231,7 +233,7 @@ impl Config {
                 Some(file) => Arc::new(read_catalog(file)?),
             },
             catalog_file,
-            output: output::read(&vars)?,
+            output,
             // A database that the operator names gets demo rows only when asked for.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
@@ -250,6 +252,7 @@ impl Config {
             },
             api_connections: vars.number("API_CONNECTIONS", 10, 1..=1000)? as u32,
             worker: worker::Settings {
+                publisher: publisher.clone(),
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
                 lease,
                 cell_max: CellMax(vars.bytes("CELL_MAX_BYTES", 64 << 20, 1 << 10..=1 << 30)?),
@@ -259,6 +262,7 @@ impl Config {
                 },
             },
             maintenance: maintenance::Settings {
+                publisher,
                 lease,
                 retain_files: vars.retention("RETAIN_FILES")?,
                 retain_jobs: vars.retention("RETAIN_JOBS")?,

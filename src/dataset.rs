@@ -5,6 +5,7 @@
 
 pub mod catalog;
 pub mod fault;
+pub mod name;
 pub mod signature;
 mod table_name;
 
@@ -238,6 +239,8 @@ pub struct Dataset {
     pub decimals: bool,
     /// Whether a `uuid` is a text in Parquet.
     pub uuid_texts: bool,
+    /// How large its files get, where a request doesn't say; see [`Request::max_file_bytes`](crate::job::Request::max_file_bytes).
+    pub max_file_bytes: Option<u64>,
 }
 
 impl Dataset {
@@ -257,6 +260,7 @@ impl Dataset {
             operation: Operation::Timestamps,
             decimals: false,
             uuid_texts: false,
+            max_file_bytes: None,
         }
     }
 
@@ -334,8 +338,8 @@ impl TableSchema {
         TableSchema { columns: names.iter().filter_map(find).collect(), ..self.clone() }
     }
 
-    /// The columns of an export's file and the key, as they are saved with the job.
-    pub fn saved_columns(&self, export_type: ExportType) -> FileColumns {
+    /// The columns of an export's file and the key, as they are saved with the job, of the rows of this snapshot.
+    pub fn saved_columns(&self, export_type: ExportType, snapshot: Option<&str>) -> FileColumns {
         let saved = |column: Column| FileColumn {
             wire: if column.wire_format == WireFormat::Binary { Wire::Binary } else { Wire::Text },
             // The operation is a column of no table.
@@ -345,6 +349,8 @@ impl TableSchema {
         FileColumns {
             columns: self.file_columns(export_type).into_iter().map(saved).collect(),
             key: self.key.iter().map(|part| part.column.name.clone().into_owned()).collect(),
+            table: Some(self.table.to_string()),
+            snapshot: snapshot.map(str::to_owned),
         }
     }
 }

@@ -10,14 +10,15 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::database::DatabaseId;
+use crate::file::name::part_name;
 use crate::job::encoding::Encoding;
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 
-/// What an attempt made: a file that is whole and durable, still under its hidden name.
+/// What an attempt made: files that are whole and durable, still under their hidden names.
 #[derive(Clone, Debug)]
 pub struct Exported {
-    /// Rows in the file, the header not among them.
+    /// Rows in all files, headers not among them.
     pub rows: u64,
     /// Those among them that the timestamps alone would have missed.
     pub late_rows: u64,
@@ -25,8 +26,28 @@ pub struct Exported {
     pub key_only_deletes: u64,
     /// The latest finite `updated_at` among those that are in the table.
     pub last_updated_at: Option<DateTime<Utc>>,
-    /// The file.
-    pub file: StagedFile,
+    /// The files, one at least, in the order of their parts.
+    pub parts: Vec<Part>,
+}
+
+/// A file of an export: the only one, or one of several, each of which is whole by itself.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its rows, the header not among them.
+    pub rows: u64,
+    /// The file as its attempt left it.
+    pub staged: StagedFile,
+}
+
+/// What tells an export's content from any other's: the SHA-256 of its file; of several, that of their SHA-256s, a line each.
+pub fn content_sha256(parts: &[Part]) -> String {
+    match parts {
+        [only] => only.staged.sha256.clone(),
+        several => {
+            let lines: String = several.iter().map(|part| format!("{}\n", part.staged.sha256)).collect();
+            hex::encode(ring::digest::digest(&ring::digest::SHA256, lines.as_bytes()))
+        }
+    }
 }
 
 /// A staged file, and how to know it again under its final name.
@@ -101,38 +122,53 @@ mod text {
     }
 }
 
-/// What is recorded of a completed job's file.
+/// What is recorded of a completed job's files.
 #[derive(Clone, Debug)]
 pub struct FileRecord {
-    /// The job that made the file.
+    /// The job that made them.
     pub job: JobId,
     /// The consumer of the job's lane; `None`: the job is an ad-hoc one.
     pub consumer: Option<ConsumerId>,
     /// The database that this record was read from.
     pub database: DatabaseId,
-    /// Whether that database's service made the file. A copy of the database doesn't name or remove the original's files.
+    /// Whether that database's service made them. A copy of the database doesn't name or remove the original's files.
     pub is_own: bool,
     /// Of which dataset.
     pub dataset: String,
-    /// How it is written.
+    /// How they are written.
     pub encoding: Encoding,
-    /// Its final name.
+    /// The final name of the file, where there is one; those of several are made of it.
     pub name: String,
-    /// The file as its attempt left it.
-    pub staged: StagedFile,
+    /// See [`content_sha256`].
+    pub sha256: String,
+    /// The files, in the order of their parts.
+    pub parts: Vec<Part>,
+    /// The text of the manifest, where it is written down and the files may still lack their names.
+    pub manifest: Option<String>,
     /// Which export the destination's marker of the lane named when the job's attempt began.
     pub marker_seen: Option<JobId>,
-    /// When it was committed.
+    /// When they were committed.
     pub finished_at: DateTime<Utc>,
-    /// Whether it has its final name.
+    /// Whether they have their final names.
     pub is_published: bool,
 }
 
 impl FileRecord {
-    /// What the destination shall remember of its lane when it hands this file out.
+    /// What the destination shall remember of its lane when it hands these files out.
     pub fn marker(&self) -> Marker {
-        Marker { job: self.job, sha256: self.staged.sha256.clone() }
+        Marker { job: self.job, sha256: self.sha256.clone() }
     }
+
+    /// The files with their final names.
+    pub fn files(&self) -> impl Iterator<Item = (String, &StagedFile)> {
+        let names = file_names(&self.name, self.parts.len());
+        names.zip(&self.parts).map(|(name, part)| (name, &part.staged))
+    }
+}
+
+/// The names of so many files of an export: one has the export's own, several have their numbers in it.
+pub fn file_names(name: &str, files: usize) -> impl Iterator<Item = String> {
+    (1..=files as u32).map(move |part| if files == 1 { name.to_owned() } else { part_name(name, part) })
 }
 
 #[cfg(test)]

@@ -131,6 +131,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(exports::cancel))
         .routes(routes!(exports::submit::retry))
         .routes(routes!(exports::download::download))
+        .routes(routes!(exports::download::download_part))
+        .routes(routes!(exports::manifest::manifest))
         .routes(routes!(exports::url::url))
         .routes(routes!(users::soft_delete))
         .routes(routes!(openapi::get))

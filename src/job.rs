@@ -13,6 +13,7 @@ pub mod selection;
 pub mod words;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -210,6 +211,9 @@ words! {
     }
 }
 
+/// What `max_file_bytes` may be: not so small that an export is a crowd of files, and what S3 takes in one piece.
+pub const FILE_BYTES: RangeInclusive<u64> = 16 << 20..=5 << 30;
+
 /// What somebody asks for.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -223,6 +227,8 @@ pub struct Request {
     pub selection: Selection,
     /// How they are written.
     pub encoding: Encoding,
+    /// A file of so many bytes or more gets no further rows: they go into another one. `None`: as the dataset says, or one file.
+    pub max_file_bytes: Option<u64>,
     /// What the caller loaded last, where it says that.
     pub after: Option<After>,
     /// The job that this one is to be like.
@@ -259,9 +265,11 @@ impl FromStr for IdempotencyKey {
 impl Request {
     /// Whether a job is what this request asks for.
     pub fn asks_for(&self, job: &Job) -> bool {
-        let Request { consumer, dataset, export_type, selection, encoding, after, retry_of, key: _ } = self;
+        let Request { consumer, dataset, export_type, selection, encoding, max_file_bytes, after, retry_of, key: _ } =
+            self;
         (consumer, dataset, *export_type) == (&job.consumer, &job.dataset, job.export_type)
-            && (selection, *encoding, after, *retry_of) == (&job.selection, job.encoding, &job.after, job.retry_of)
+            && (selection, *encoding, *max_file_bytes) == (&job.selection, job.encoding, job.max_file_bytes)
+            && (after, *retry_of) == (&job.after, job.retry_of)
     }
 }
 
@@ -280,20 +288,23 @@ pub struct Job {
     pub selection: Selection,
     /// How they are written.
     pub encoding: Encoding,
+    /// A file of so many bytes or more gets no further rows. `None`: as the dataset says, or one file.
+    pub max_file_bytes: Option<u64>,
     /// Where it stands. [`Status::Processing`] also while a committed file waits for its name.
     pub status: Status,
     /// 0 to 100; 100 only when completed.
     pub progress: u8,
     /// Rows written so far, all of them once completed.
     pub rows_exported: u64,
-    /// Bytes written so far, the file's size once completed.
+    /// Bytes written so far, the size of all files once completed.
     pub bytes_written: u64,
-    /// The file's name in the output folder or bucket.
+    /// The file's name in the output folder or bucket; the names of several are made of it.
     pub output_filename: String,
-    /// Where the file was put, as a URL. `None`: it isn't handed out yet, or a version published it that didn't say.
-    pub location: Option<String>,
-    /// The file's SHA-256 in hexadecimal, once completed.
-    pub sha256: Option<String>,
+    /// The files, in the order of their parts; empty until the job is completed.
+    pub files: Vec<JobFile>,
+    /// What the export before it in its lane, and this one, are: the digest of its manifest. `None`: it isn't published, ad hoc, or by a
+    /// version that made no manifests.
+    pub digest: Option<String>,
     /// How many times a worker took it.
     pub attempt: u32,
     /// Why it failed.
@@ -329,10 +340,30 @@ pub struct Job {
 }
 
 impl Job {
+    /// The job's file, where it has one alone.
+    pub fn only_file(&self) -> Option<&JobFile> {
+        if let [only] = self.files.as_slice() { Some(only) } else { None }
+    }
+
     /// The job's lane; `None`: an ad-hoc export has none.
     pub fn lane(&self) -> Option<Lane<'_>> {
         self.consumer.as_ref().map(|consumer| Lane { consumer, dataset: &self.dataset })
     }
+}
+
+/// A file of a completed job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobFile {
+    /// Its name.
+    pub name: String,
+    /// Where it was put, as a URL. `None`: a version published it that didn't say.
+    pub location: Option<String>,
+    /// Its size.
+    pub bytes: u64,
+    /// Its rows.
+    pub rows: u64,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
 }
 
 /// Why a job failed: a stable word for programs, a sentence for people.

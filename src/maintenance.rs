@@ -58,6 +58,8 @@ pub struct Settings {
     pub retain_files: Retention,
     /// Which jobs are kept; a job's file is removed with the job at the latest.
     pub retain_jobs: Retention,
+    /// How files are handed out.
+    pub publisher: publisher::Settings,
 }
 
 /// What the tasks work with.

@@ -3,6 +3,8 @@
 //! Written once, behind the files, and never replaced: whoever reads the manifests of a lane in the order of their numbers has all of its
 //! files, and sees if one is missing. Knows neither the destination that holds it nor the database that it comes from.
 
+pub mod signing;
+
 use std::fmt::Write;
 
 use ring::digest;
@@ -264,9 +266,14 @@ pub fn is_name_in_folder(name: &str) -> bool {
     !name.starts_with('.') && name.ends_with(ENDING)
 }
 
+/// The folder of a lane's manifests in a bucket, below the prefix.
+pub fn folder(dataset: &str, consumer: &ConsumerId) -> String {
+    format!("{dataset}/{consumer}/{FOLDER}")
+}
+
 /// The key of a lane's manifest of this number in a bucket, below the prefix.
 pub fn key(dataset: &str, consumer: &ConsumerId, number: u64) -> String {
-    format!("{dataset}/{consumer}/{FOLDER}/{number:020}.json")
+    format!("{}/{number:020}.json", folder(dataset, consumer))
 }
 
 /// Whether an object is a manifest, by its key.

@@ -1,4 +1,4 @@
-//! One export's rows from the source to a staged file: read, encode, hash, write.
+//! One export's rows from the source to a staged file, or to several: read, encode, hash, write.
 //!
 //! Knows no queue and no store. Each reader encodes and compresses what it reads where it arrives; what is left to one thread, which
 //! may block, is to hash the pieces and to write them. Memory is a piece for each reader, and those in between.
@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::dataset::{CellMax, Column, TableSchema};
 use crate::encode::{self, Assembler, Encoder, Layout, Piece};
-use crate::file::Exported;
+use crate::file::{Exported, Part};
 use crate::job::{ExportType, Job, Progress};
 use crate::row::{self, Fields, RowReceiver, Unwanted};
 use crate::sink::{self, Draft, Drafts};
@@ -18,6 +18,9 @@ use crate::source::{self, rows::Rows};
 
 /// Pieces that wait between the readers and the writer.
 const PIECES_AHEAD: usize = 2;
+
+/// As many files as an export may have: their names have five digits for it, and a client gets all of them in one answer.
+const MOST_PARTS: usize = 10_000;
 
 /// Why there is no file.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +43,9 @@ pub enum Error {
     /// The file could not be written.
     #[error(transparent)]
     Sink(#[from] sink::Error),
+    /// There would be too many files.
+    #[error("an export of more than {MOST_PARTS} files: raise maxFileBytes, and have the export done again")]
+    TooManyFiles,
     /// The writing thread panicked: a defect.
     #[error("writing the file panicked")]
     Panicked(#[source] tokio::task::JoinError),
@@ -71,20 +77,25 @@ pub struct ExportSpec<'a> {
     pub since: Option<DateTime<Utc>>,
     /// How large a value may be.
     pub cell_max: CellMax,
+    /// A file of so many bytes or more gets no further rows; `None`: there is one file.
+    pub max_file_bytes: Option<u64>,
     /// The compressor's level; `None`: the codec's own.
     pub compression_level: Option<u8>,
     /// Where to say how far it is.
     pub progress: &'a Progress,
 }
 
-/// Writes the rows of a job's snapshot into a draft and stages it.
+/// Writes the rows of a job's snapshot into drafts and stages them: into one, or into several where a file is to have no more than so many
+/// bytes.
 ///
 /// # Errors
-/// If any step fails; the draft is removed then.
+/// If any step fails; a draft that isn't staged is removed then, and the others are the caller's to remove.
 pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Result<Exported, Error> {
     let shape = Arc::new(RowShape::of(spec)?);
-    let writer = Writer::new(&shape.layout, drafts.create().await?, spec.progress)?;
+    let first = Writer::new(&shape.layout, drafts.create(1).await?)?;
     let (pieces_in, pieces_out) = mpsc::channel(PIECES_AHEAD);
+    let written = Written::new(spec);
+    let layout = Arc::clone(&shape.layout);
     let read = async move {
         let receiver = || Encoding::new(&shape, &pieces_in);
         match rows.read(spec.job, spec.cell_max, spec.progress, receiver).await {
@@ -94,13 +105,26 @@ pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Resu
         }
     };
     // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next piece.
-    let ((), writer) = tokio::try_join!(read, write(writer, pieces_out))?;
-    blocking(move || writer.stage()).await
+    let ((), (last, written)) = tokio::try_join!(read, write(first, written, pieces_out, &layout, drafts))?;
+    blocking(move || last.finish(written)).await
 }
 
-/// Writes on a thread of its own, from the first piece to the last.
-async fn write(writer: Writer, mut pieces: mpsc::Receiver<FoundPiece>) -> Result<Writer, Error> {
-    blocking(move || writer.write_all(&mut pieces)).await
+/// Writes on threads that may block, one for each file: from the first piece to the last, which leaves the last file to be staged.
+async fn write(
+    mut writer: Writer,
+    mut written: Written,
+    mut pieces: mpsc::Receiver<FoundPiece>,
+    layout: &Arc<Layout>,
+    drafts: &Drafts,
+) -> Result<(Writer, Written), Error> {
+    let mut first = None;
+    loop {
+        match blocking(move || writer.write_all(written, first, pieces)).await? {
+            Filled::Last(writer, written) => return Ok((*writer, written)),
+            Filled::Enough(full, next, further) => (written, first, pieces) = (full, Some(next), further),
+        }
+        writer = Writer::new(layout, drafts.create(written.parts.len() as u32 + 1).await?)?;
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
@@ -259,31 +283,78 @@ impl RowReceiver for Encoding {
     }
 }
 
+/// What is written of an export so far.
+struct Written {
+    /// The files that are staged.
+    parts: Vec<Part>,
+    found: Found,
+    /// A file of so many bytes gets no further piece; `None`: there is one file.
+    max_bytes: Option<u64>,
+    progress: Progress,
+}
+
+impl Written {
+    fn new(spec: &ExportSpec<'_>) -> Written {
+        let (max_bytes, progress) = (spec.max_file_bytes, spec.progress.clone());
+        Written { parts: Vec::new(), found: Found::default(), max_bytes, progress }
+    }
+
+    fn tell(&self, draft: &Draft) {
+        let staged: u64 = self.parts.iter().map(|part| part.staged.identity.bytes).sum();
+        self.progress.written(self.found.rows, staged + draft.size());
+    }
+}
+
 /// The end of the line: pieces become a file.
 struct Writer {
     assembler: Assembler,
     draft: Draft,
     /// What stands before the rows, until it is written with the first of them.
     begin: Vec<u8>,
-    found: Found,
-    progress: Progress,
+    rows: u64,
+}
+
+/// How a file was filled.
+enum Filled {
+    /// It is staged, since there is more to write than it may hold: this piece, and what comes after it.
+    Enough(Written, (Piece, Found), mpsc::Receiver<FoundPiece>),
+    /// There is no more to write, and it is still to be staged.
+    Last(Box<Writer>, Written),
 }
 
 impl Writer {
-    fn new(layout: &Arc<Layout>, draft: Draft, progress: &Progress) -> Result<Writer, Error> {
+    fn new(layout: &Arc<Layout>, draft: Draft) -> Result<Writer, Error> {
         let (assembler, begin) = Assembler::begin(layout)?;
-        Ok(Writer { assembler, draft, begin, found: Found::default(), progress: progress.clone() })
+        Ok(Writer { assembler, draft, begin, rows: 0 })
     }
 
-    fn write_all(mut self, pieces: &mut mpsc::Receiver<FoundPiece>) -> Result<Writer, Error> {
-        while let Some(piece) = pieces.blocking_recv() {
+    fn write_all(
+        mut self,
+        mut written: Written,
+        mut first: Option<(Piece, Found)>,
+        mut pieces: mpsc::Receiver<FoundPiece>,
+    ) -> Result<Filled, Error> {
+        while let Some(piece) = first.take().map(Ok).or_else(|| pieces.blocking_recv()) {
             let (piece, found) = piece?;
-            let bytes = self.assembler.append(piece)?;
-            Writer::write(&mut self.draft, &mut self.begin, bytes)?;
-            self.found.add(found);
-            self.progress.written(self.found.rows, self.draft.size());
+            if written.max_bytes.is_some_and(|max| self.draft.size() >= max) {
+                if written.parts.len() + 1 == MOST_PARTS {
+                    return Err(Error::TooManyFiles);
+                }
+                self.stage(&mut written)?;
+                return Ok(Filled::Enough(written, (piece, found), pieces));
+            }
+            self.append(&mut written, piece, found)?;
         }
-        Ok(self)
+        Ok(Filled::Last(Box::new(self), written))
+    }
+
+    fn append(&mut self, written: &mut Written, piece: Piece, found: Found) -> Result<(), Error> {
+        let bytes = self.assembler.append(piece)?;
+        Writer::write(&mut self.draft, &mut self.begin, bytes)?;
+        self.rows += found.rows;
+        written.found.add(found);
+        written.tell(&self.draft);
+        Ok(())
     }
 
     /// Writes bytes, with what stands before the rows if that isn't written yet: so a small file is one write.
@@ -295,13 +366,20 @@ impl Writer {
         if bytes.is_empty() { Ok(()) } else { Ok(draft.write(&bytes)?) }
     }
 
-    fn stage(self) -> Result<Exported, Error> {
-        let Writer { assembler, mut draft, mut begin, found, progress } = self;
+    /// Ends the file and makes it durable.
+    fn stage(self, written: &mut Written) -> Result<(), Error> {
+        let Writer { assembler, mut draft, mut begin, rows } = self;
         Writer::write(&mut draft, &mut begin, assembler.finish()?)?;
-        let Found { rows, late_rows, key_only_deletes, latest } = found;
-        progress.written(rows, draft.size());
-        let file = draft.stage()?;
-        Ok(Exported { rows, late_rows, key_only_deletes, last_updated_at: latest.map(time), file })
+        written.tell(&draft);
+        let staged = draft.stage()?;
+        written.parts.push(Part { rows, staged });
+        Ok(())
+    }
+
+    fn finish(self, mut written: Written) -> Result<Exported, Error> {
+        self.stage(&mut written)?;
+        let Written { parts, found: Found { rows, late_rows, key_only_deletes, latest }, .. } = written;
+        Ok(Exported { rows, late_rows, key_only_deletes, last_updated_at: latest.map(time), parts })
     }
 }
 

@@ -1,19 +1,23 @@
-//! A committed file gets its final name, and that is recorded. Safe to be done by several processes at once and after a crash at any
-//! point.
+//! Committed files get their final names, the manifest is put beside them, and that is recorded. Safe to be done by several processes at
+//! once and after a crash at any point.
 
 use std::time::Duration;
 
+use crate::failpoint;
 use crate::file::FileRecord;
 use crate::job::JobId;
-use crate::sink::{self, Destination, Published};
+use crate::manifest::Manifest;
+use crate::manifest::signing::SigningKey;
+use crate::sink::{self, Destination, Published, WrittenManifest, path_from_manifest};
+use crate::store::manifests::Planned;
 use crate::store::{self, Store, lease};
 
 /// How a publication went.
 #[derive(Debug)]
 pub enum Publication {
-    /// The file has its name, or the job was ended otherwise.
+    /// The files have their names, or the job was ended otherwise.
     Done,
-    /// The file is not in the destination. Perhaps another process is just renaming it.
+    /// A file is not in the destination. Perhaps another process is just renaming it.
     Missing(Box<FileRecord>),
 }
 
@@ -28,21 +32,50 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
+/// How exports are described to those who read their files where they are.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Whether a consumer's export gets a manifest beside its files. The database has it in any case.
+    pub writes_manifests: bool,
+    /// What manifests are signed with.
+    pub key: Option<SigningKey>,
+}
+
 /// Publishes the files of one task.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     store: Store,
     destination: Destination,
+    settings: Settings,
     call_timeout: Duration,
+}
+
+/// What stands at the destination.
+enum Shown {
+    /// The files, and the manifest behind them if there is to be one.
+    All,
+    /// Something else under one of the names.
+    NameTaken,
+    /// Another manifest under this number, and none under a larger one than the second.
+    NumberTaken(u64, u64),
+    /// Not all files: one has no name at all.
+    Gone,
+    /// Nobody is to look: the export was published or given up meanwhile, or an earlier one comes first.
+    NotNow,
 }
 
 impl Publisher {
     /// A publisher for this destination, within its limits. `lease` is how long a job stays with a worker that doesn't renew its lease.
-    pub fn new(store: &Store, destination: &Destination, lease: Duration) -> Publisher {
-        Publisher { store: store.clone(), destination: destination.clone(), call_timeout: lease::call_timeout(lease) }
+    pub fn new(store: &Store, destination: &Destination, settings: &Settings, lease: Duration) -> Publisher {
+        Publisher {
+            store: store.clone(),
+            destination: destination.clone(),
+            settings: settings.clone(),
+            call_timeout: lease::call_timeout(lease),
+        }
     }
 
-    /// Gives a job's file its final name, if the job is committed. A missing file is left to maintenance.
+    /// Gives a job's files their final names, if the job is committed. A missing file is left to maintenance.
     ///
     /// # Errors
     /// If the destination or the database fails.
@@ -53,7 +86,7 @@ impl Publisher {
         }
     }
 
-    /// Gives a committed file its final name and records that.
+    /// Gives committed files their final names, puts the manifest beside them, and records that.
     ///
     /// # Errors
     /// If the destination or the database fails.
@@ -61,33 +94,103 @@ impl Publisher {
         loop {
             // The marker beside the files comes first: the database may be restored to a state in which it knows nothing of this export.
             self.mark(&record).await?;
-            match self.destination.publish(&record).await? {
-                Published::Done(location) => {
-                    record.staged.identity.location = location;
-                    self.set_published(record).await?;
+            let shown = self.show(&mut record).await?;
+            match shown {
+                Shown::All => {
+                    self.set_published(&record).await?;
                     return Ok(Publication::Done);
                 }
-                Published::Taken => self.with_timeout(self.store.rename_output(&record)).await?,
-                Published::Gone => {}
+                Shown::NameTaken => self.with_timeout(self.store.rename_output(&record)).await?,
+                Shown::NumberTaken(number, last) => {
+                    tracing::warn!(event = "manifest_taken", jobId = %record.job, number, goesOnBehind = last);
+                    self.with_timeout(self.store.skip_to(&record, last)).await?;
+                }
+                Shown::Gone => {}
+                Shown::NotNow => return Ok(Publication::Done),
             }
             match self.with_timeout(self.store.file(record.job)).await? {
-                Some(now) if now.name != record.name => record = now,
-                Some(now) if now.is_published => return Ok(Publication::Done),
-                Some(now) => return Ok(Publication::Missing(Box::new(now))),
                 None => return Ok(Publication::Done),
+                Some(now) if now.is_published => return Ok(Publication::Done),
+                Some(now) if now.name == record.name && matches!(shown, Shown::Gone) => {
+                    return Ok(Publication::Missing(Box::new(now)));
+                }
+                Some(now) => record = now,
             }
         }
     }
 
-    async fn set_published(&self, record: FileRecord) -> Result<(), Error> {
-        let location = self.destination.location(&record);
-        if self.with_timeout(self.store.published(&record, location.as_deref())).await?.is_some() {
+    /// Files first, then the manifest that names them.
+    async fn show(&self, record: &mut FileRecord) -> Result<Shown, Error> {
+        // Written down before any name is given: so a crash leaves no manifest that nobody knows.
+        let manifest = match &record.consumer {
+            Some(_) if self.settings.writes_manifests => match self.plan(record).await? {
+                None => return Ok(Shown::NotNow),
+                manifest => manifest,
+            },
+            _ => None,
+        };
+        record.manifest = manifest.as_ref().map(|(_, text)| text.clone());
+        if let Some((_, text)) = &manifest
+            && self.destination.is_manifest_in_the_way(record, text).await?
+        {
+            return Ok(Shown::NameTaken);
+        }
+        let names: Vec<_> = record.files().map(|(name, _)| name).collect();
+        for (part, name) in record.parts.iter_mut().zip(names) {
+            match self.destination.publish(&part.staged, &name).await? {
+                Published::Done(location) => part.staged.identity.location = location,
+                Published::Taken => return Ok(Shown::NameTaken),
+                Published::Gone => return Ok(Shown::Gone),
+            }
+        }
+        failpoint!("publisher.named", Ok(Shown::NotNow));
+        let Some((number, text)) = manifest else {
+            let is_chained = record.consumer.is_none() || self.plan(record).await?.is_some();
+            return Ok(if is_chained { Shown::All } else { Shown::NotNow });
+        };
+        match self.destination.write_manifest(record, number, &text).await? {
+            WrittenManifest::Done => Ok(Shown::All),
+            WrittenManifest::Taken => {
+                let last = self.destination.last_manifest(record).await?;
+                Ok(if last == 0 { Shown::NameTaken } else { Shown::NumberTaken(number, last) })
+            }
+        }
+    }
+
+    /// The number and the text of the manifest, as they are written down before anybody sees the manifest: all who publish the export, after
+    /// a crash too, write the same. `None`: the export was published or given up meanwhile, or an earlier one comes first.
+    async fn plan(&self, record: &FileRecord) -> Result<Option<(u64, String)>, Error> {
+        loop {
+            let (number, mut export) = match self.with_timeout(self.store.planned_manifest(record)).await? {
+                None => return Ok(None),
+                Some(Planned::Written(number, text)) => return Ok(Some((number, text))),
+                Some(Planned::New(number, export)) => (number, *export),
+            };
+            let mut urls = Vec::new();
+            for (file, (name, staged)) in export.files.iter_mut().zip(record.files()) {
+                let path = path_from_manifest(&staged.identity.location, &name);
+                urls.push(self.destination.location(&staged.identity.location, &name).unwrap_or_else(|| path.clone()));
+                file.path = Some(path);
+            }
+            let mut manifest = Manifest::new(number, export, urls);
+            if let Some(key) = &self.settings.key {
+                key.sign(&mut manifest);
+            }
+            self.with_timeout(self.store.plan_manifest(record, &manifest)).await?;
+        }
+    }
+
+    async fn set_published(&self, record: &FileRecord) -> Result<(), Error> {
+        let files = record.files();
+        let locations: Vec<_> =
+            files.map(|(name, file)| self.destination.location(&file.identity.location, &name)).collect();
+        if self.with_timeout(self.store.published(record, &locations)).await?.is_some() {
             return Ok(());
         }
         if self.with_timeout(self.store.file(record.job)).await?.is_none() {
-            // The job was given up in this moment: a file without a completed job has to go.
-            self.destination.remove(&record).await?;
-        } else if let Some(last) = self.with_timeout(self.store.last_of_lane(&record)).await? {
+            // The job was given up in this moment: files without a completed job have to go.
+            self.destination.discard(record).await?;
+        } else if let Some(last) = self.with_timeout(self.store.last_of_lane(record)).await? {
             // A process that slept while another one published may have replaced a newer marker by an older one.
             self.mark(&last).await?;
         }
@@ -110,12 +213,16 @@ impl Publisher {
         }
     }
 
-    /// Fails a job whose file is in the destination under neither name. Nothing happens if the file was published meanwhile.
+    /// Fails a job of which a file is in the destination under neither name, and removes what else there is of it. Nothing happens if it was
+    /// published meanwhile.
     ///
     /// # Errors
-    /// If the database fails.
+    /// If the database or the destination fails.
     pub async fn give_up(&self, record: &FileRecord) -> Result<(), Error> {
-        self.with_timeout(self.store.give_up(record)).await?;
+        let is_given_up = self.with_timeout(self.store.give_up(record)).await?.is_some();
+        if is_given_up && record.is_own {
+            self.destination.discard(record).await?;
+        }
         Ok(())
     }
 

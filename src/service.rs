@@ -109,6 +109,15 @@ pub enum Error {
         "the file is in a folder of the service, where it has no address: fetch it from here, by /exports/{{jobId}}/download"
     )]
     NoUrl,
+    /// The job has several files.
+    #[error("the export has {0} files: each is fetched by its part, /exports/{{jobId}}/files/{{part}}/download")]
+    SeveralFiles(usize),
+    /// The job has no such file.
+    #[error("the export has {0} files, whose parts are numbered from 1")]
+    NoPart(usize),
+    /// The job has no manifest.
+    #[error("there is no manifest of this export: it is an ad-hoc one, or of a version that made none")]
+    NoManifest,
     /// The file was removed, or is not the one that was exported.
     #[error("the file of this export was removed or replaced: a full export goes on from there")]
     FileGone,

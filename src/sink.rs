@@ -9,6 +9,7 @@ mod bucket;
 mod drafts;
 mod error;
 mod folder;
+mod manifests;
 mod marker_file;
 mod published_file;
 mod settings;
@@ -23,7 +24,7 @@ use uuid::Uuid;
 use crate::database::DatabaseId;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
-use crate::file::{FileLocation, FileRecord};
+use crate::file::{FileLocation, FileRecord, StagedFile};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 use crate::sink::turns::Turns;
@@ -33,6 +34,7 @@ pub use bucket::{Address, BadAddress, Bucket, Settings as BucketSettings};
 pub use drafts::{Draft, Drafts};
 pub use error::Error;
 pub use folder::Folder;
+pub use manifests::{WrittenManifest, path_from_manifest};
 pub use marker_file::name as marker_name;
 pub use published_file::PublishedFile;
 pub use settings::Settings;
@@ -191,16 +193,18 @@ impl Destination {
         Drafts { destination: self.clone(), hidden, name, stopped: stopped.drop_guard() }
     }
 
-    /// Removes the draft of an attempt that has ended; one that isn't there is fine.
+    /// Removes the drafts of an attempt that has ended, whose first one this is; it is fine if there is none.
     ///
     /// # Errors
     /// If the destination fails.
-    pub async fn abort(&self, hidden: HiddenFile) -> Result<(), Error> {
-        match self {
-            Destination::Folder(folder) => folder.run(move |folder| folder.remove_hidden(&hidden)).await,
-            #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.sweep(&hidden, None).await.map(drop)).await,
+    pub async fn abort(&self, first: HiddenFile) -> Result<(), Error> {
+        self.sweep(first.clone(), None).await?;
+        // They are begun in their order, so the first that isn't there is the end.
+        let mut part = 2;
+        while self.sweep(first.with_part(part), None).await? {
+            part += 1;
         }
+        Ok(())
     }
 
     /// Gives a staged file its final name, durably. Never replaces a file. May be called again after a crash at any point, by any
@@ -208,8 +212,8 @@ impl Destination {
     ///
     /// # Errors
     /// If the file is elsewhere or the destination fails. The file may have its name then, which perhaps doesn't survive a crash.
-    pub async fn publish(&self, record: &FileRecord) -> Result<Published, Error> {
-        let (file, name) = (record.staged.clone(), record.name.clone());
+    pub async fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
+        let (file, name) = (file.clone(), name.to_owned());
         match self {
             Destination::Folder(folder) => folder.run(move |folder| folder.publish(&file, &name)).await,
             #[cfg(feature = "buckets")]
@@ -217,12 +221,12 @@ impl Destination {
         }
     }
 
-    /// Where a published file is, as a URL. `None`: its path is none that a URL has room for.
-    pub fn location(&self, record: &FileRecord) -> Option<String> {
+    /// Where a file is once it is published, as a URL. `None`: its path is none that a URL has room for.
+    pub fn location(&self, file: &FileLocation, name: &str) -> Option<String> {
         match self {
-            Destination::Folder(folder) => folder.folder.location(&record.name),
+            Destination::Folder(folder) => folder.folder.location(name),
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.bucket.location(&record.staged),
+            Destination::Bucket(bucket) => bucket.bucket.location(file),
         }
     }
 
@@ -230,8 +234,8 @@ impl Destination {
     ///
     /// # Errors
     /// If the file is elsewhere or the destination fails.
-    pub async fn open(&self, record: &FileRecord) -> Result<Option<PublishedFile>, Error> {
-        let (file, name) = (record.staged.clone(), record.name.clone());
+    pub async fn open(&self, file: &StagedFile, name: &str) -> Result<Option<PublishedFile>, Error> {
+        let (file, name) = (file.clone(), name.to_owned());
         match self {
             Destination::Folder(folder) => {
                 let opened = folder.run(move |folder| folder.open(&file, &name)).await?;
@@ -249,8 +253,8 @@ impl Destination {
     ///
     /// # Errors
     /// If the file is elsewhere or the destination fails.
-    pub async fn remove(&self, record: &FileRecord) -> Result<(), Error> {
-        let (file, name) = (record.staged.clone(), record.name.clone());
+    pub async fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
+        let (file, name) = (file.clone(), name.to_owned());
         match self {
             Destination::Folder(folder) => folder.run(move |folder| folder.remove(&file, &name)).await,
             #[cfg(feature = "buckets")]
@@ -258,17 +262,23 @@ impl Destination {
         }
     }
 
-    /// Removes a staged file that nobody may publish any more, wherever a publisher left it.
+    /// Removes the files of an export that nobody may publish any more, wherever a publisher left them, and its manifest.
     ///
     /// # Errors
-    /// If the file is elsewhere or the destination fails.
+    /// If the files are elsewhere or the destination fails.
     pub async fn discard(&self, record: &FileRecord) -> Result<(), Error> {
-        let (file, name) = (record.staged.clone(), record.name.clone());
-        match self {
-            Destination::Folder(folder) => folder.run(move |folder| folder.discard(&file, &name)).await,
-            #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.remove(&file).await).await,
+        if let Some(text) = &record.manifest {
+            self.remove_manifest(record, text).await?;
         }
+        for (name, file) in record.files() {
+            let file = file.clone();
+            match self {
+                Destination::Folder(folder) => folder.run(move |folder| folder.discard(&file, &name)).await?,
+                #[cfg(feature = "buckets")]
+                Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.remove(&file).await).await?,
+            }
+        }
+        Ok(())
     }
 
     /// The hidden files that there are, of live attempts and other databases too.

@@ -14,6 +14,7 @@ pub mod keys;
 pub mod lanes;
 pub mod lease;
 pub mod lists;
+pub mod manifests;
 mod open_jobs;
 pub mod queue;
 pub mod retention;

@@ -25,7 +25,7 @@ use crate::file::{Exported, FileRecord};
 use crate::job::marker::Marker;
 use crate::job::{JobId, Progress, Status};
 use crate::pipeline;
-use crate::publisher::Publisher;
+use crate::publisher::{self, Publisher};
 use crate::sink::{self, Destination};
 use crate::source::{
     Source,
@@ -60,6 +60,8 @@ pub struct Settings {
     pub cell_max: CellMax,
     /// The level of compressed files; `None`: each codec's own.
     pub compression_level: Option<u8>,
+    /// How files are handed out.
+    pub publisher: publisher::Settings,
 }
 
 /// Runs exports until it is told to stop.
@@ -208,7 +210,7 @@ impl Worker {
             },
         };
         failpoint!("worker.committed", None);
-        let publisher = Publisher::new(&self.store, &self.destination, self.settings.lease);
+        let publisher = Publisher::new(&self.store, &self.destination, &self.settings.publisher, self.settings.lease);
         let publishing = tokio::time::timeout(self.settings.lease, publisher.publish_job(job.id));
         let failed = match publishing.await {
             Ok(published) => published.err().map(|error| chain(&error)),
@@ -274,7 +276,7 @@ impl Worker {
             new_position: snapshot.new_position().clone(),
             report: snapshot.report().clone(),
             signature: schema.signature(),
-            columns: schema.saved_columns(lease.job.export_type),
+            columns: schema.saved_columns(lease.job.export_type, snapshot.new_position().snapshot.as_deref()),
             marker,
         };
         let transaction = snapshot.begin_commit(self.settings.lease).await?;
@@ -319,7 +321,9 @@ impl Worker {
         let since = snapshot.position().since.filter(|_| exact);
         let schema = snapshot.schema().clone();
         let Settings { cell_max, compression_level, .. } = self.settings;
-        let spec = pipeline::ExportSpec { job, schema: &schema, since, cell_max, compression_level, progress };
+        let max_file_bytes = job.max_file_bytes.or(dataset.max_file_bytes);
+        let spec =
+            pipeline::ExportSpec { job, schema: &schema, since, cell_max, max_file_bytes, compression_level, progress };
         let (leader, rows) = snapshot.split();
         let mut exported = tokio::select! {
             lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
@@ -367,7 +371,8 @@ impl Worker {
 
     async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> AttemptEnd {
         let id = lease.job.id;
-        let ours = |record: &FileRecord| record.staged.name.contains(&lease.token().as_uuid().to_string());
+        let token = lease.token().as_uuid().to_string();
+        let ours = |record: &FileRecord| record.parts.iter().all(|part| part.staged.name.contains(&token));
         match self.retry_while_leased(lease, shutdown, || self.store.file(id)).await {
             Ok(record) if record.as_ref().is_some_and(ours) => AttemptEnd::Committed,
             _ => {

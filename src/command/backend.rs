@@ -116,6 +116,9 @@ impl Backend {
                 if !request.dataset.is_empty() {
                     body["dataset"] = request.dataset.as_str().into();
                 }
+                if let Some(bytes) = request.max_file_bytes {
+                    body["maxFileBytes"] = bytes.into();
+                }
                 match &request.after {
                     None => {}
                     Some(After::Nothing) => body["after"] = Value::Null,
@@ -292,13 +295,20 @@ impl Backend {
         Ok(json!({ "consumers": Value::Array(consumers), "openJobs": Value::Array(jobs) }))
     }
 
-    /// Writes a completed job's file, from its byte `from` on, into `into`.
-    pub(crate) async fn fetch(&self, id: JobId, sha256: &str, from: u64, into: &mut dyn Write) -> anyhow::Result<()> {
+    /// Writes a completed job's only file, or this part of several, from its byte `from` on, into `into`.
+    pub(crate) async fn fetch(
+        &self,
+        id: JobId,
+        part: Option<u32>,
+        sha256: &str,
+        from: u64,
+        into: &mut dyn Write,
+    ) -> anyhow::Result<()> {
         let mut chunk = vec![0; CHUNK_BYTES];
         match self {
             Backend::Local(service) => {
-                let file = service.open_file(id).await?;
-                let size = file.record.staged.identity.bytes;
+                let file = service.open_file(id, part).await?;
+                let size = file.bytes;
                 let mut part = file.part(from, size - from).await?;
                 loop {
                     match part.read(&mut chunk).await? {
@@ -308,7 +318,10 @@ impl Backend {
                 }
             }
             Backend::Remote(client) => {
-                let path = format!("/exports/{id}/download");
+                let path = match part {
+                    None => format!("/exports/{id}/download"),
+                    Some(part) => format!("/exports/{id}/files/{part}/download"),
+                };
                 let (client, sha256) = (client.clone(), sha256.to_owned());
                 let (chunks, mut arriving) = mpsc::channel::<Vec<u8>>(2);
                 let read = spawn_blocking(move || {

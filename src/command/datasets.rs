@@ -138,6 +138,7 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
         operation: Operation::Log,
         decimals: false,
         uuid_texts: false,
+        max_file_bytes: None,
     };
     let Description { dataset, schema, unreadable, .. } = service.describe(&Arc::new(dataset)).await?;
     let schema = match (schema, unreadable) {

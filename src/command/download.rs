@@ -68,29 +68,47 @@ async fn download(backend: &Backend, id: JobId, output: Option<&Output>) -> anyh
     save(backend, id, &job, output).await
 }
 
-/// Fetches a job's file to `output`, and prints where the file is. Without `output`, the file goes to its own name in the current
-/// folder.
+/// Fetches a job's files to `output`, and prints where they are. Without `output`, each goes to its own name in the current folder.
 pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Option<&Output>) -> anyhow::Result<()> {
-    let path = match output {
+    let files = files_of(job)?;
+    let several = files.len() > 1;
+    match output {
+        Some(Output::Stdout | Output::File(_)) if several => {
+            bail!("the export has {} files: --output names a folder for them", files.len());
+        }
         Some(Output::Stdout) => {
-            let mut partial = PartialFile::new(Sink::Stdout, job)?;
-            return partial.fetch_rest(backend, id).await;
+            for file in &files {
+                PartialFile::new(Sink::Stdout, file)?.fetch_rest(backend, id).await?;
+            }
+            return Ok(());
         }
-        Some(Output::Folder(folder)) => {
-            let path = folder.join(name_of(job)?);
-            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-            path
+        Some(Output::Folder(folder)) => fs::create_dir_all(folder).with_context(|| folder.display().to_string())?,
+        Some(Output::File(_)) | None => {}
+    }
+    for file in &files {
+        let path = match output {
+            Some(Output::File(path)) => path.clone(),
+            Some(Output::Folder(folder)) => folder.join(file.plain_name()?),
+            Some(Output::Stdout) | None => PathBuf::from(file.plain_name()?),
+        };
+        // Of several, an earlier download that broke off may have fetched some.
+        if !(several && file.is_at(&path)) {
+            save_file(backend, id, file, &path).await?;
         }
-        Some(Output::File(path)) => path.clone(),
-        None => PathBuf::from(name_of(job)?),
-    };
+        outln!("{}  {} rows", path.display(), file.rows)?;
+    }
+    Ok(())
+}
+
+/// Fetches one file.
+async fn save_file(backend: &Backend, id: JobId, file: &Wanted, path: &Path) -> anyhow::Result<()> {
     let exists = || format!("{} is there already: --output names another place", path.display());
     ensure!(!path.exists(), exists());
-    let part = part_of(&path, id);
+    let part = part_of(path, id);
     let at_part = || part.display().to_string();
-    let file = open_part(&part).with_context(at_part)?;
-    let ours = file.metadata().with_context(at_part)?;
-    let mut partial = PartialFile::new(Sink::File(file), job)?;
+    let opened = open_part(&part).with_context(at_part)?;
+    let ours = opened.metadata().with_context(at_part)?;
+    let mut partial = PartialFile::new(Sink::File(opened), file)?;
     if let Err(error) = partial.fetch_rest(backend, id).await {
         // The bytes are wrong, or there are none: another try has to begin anew, or there will be none.
         if partial.is_whole() || partial.have == 0 || is_gone(&error) {
@@ -103,31 +121,93 @@ pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Op
         fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
     };
     ensure!(is_ours(&part), "{}: somebody put another file in its place", part.display());
-    let named = give_name(&part, &path);
-    if named.is_err() && fs::symlink_metadata(&path).is_ok() {
+    let named = give_name(&part, path);
+    if named.is_err() && fs::symlink_metadata(path).is_ok() {
         bail!(exists());
     }
     named.with_context(|| path.display().to_string())?;
-    ensure!(is_ours(&path), "{}: somebody put another file in its place", path.display());
+    ensure!(is_ours(path), "{}: somebody put another file in its place", path.display());
     if is_ours(&part) {
         let _ = fs::remove_file(&part);
     }
-    File::open(folder_of(&path)).and_then(|folder| folder.sync_all()).with_context(|| path.display().to_string())?;
-    outln!("{}  {} rows", path.display(), job.rows_exported)
+    File::open(folder_of(path)).and_then(|folder| folder.sync_all()).with_context(|| path.display().to_string())
+}
+
+/// A file that is to be fetched.
+struct Wanted {
+    /// Which of several; `None`: the only one.
+    part: Option<u32>,
+    name: String,
+    bytes: u64,
+    rows: u64,
+    sha256: String,
+}
+
+/// The files of a job. A service of a version that doesn't list them makes one alone.
+fn files_of(job: &JobView) -> anyhow::Result<Vec<Wanted>> {
+    let is_hex = |text: &&str| After::is_sha256(text);
+    let several = job.files.len() > 1;
+    let listed = job.files.iter().map(|file| Wanted {
+        part: several.then_some(file.part),
+        name: file.name.to_string(),
+        bytes: file.bytes,
+        rows: file.rows,
+        sha256: file.sha256.to_string(),
+    });
+    let files: Vec<_> = match several {
+        true => listed.collect(),
+        false => vec![Wanted {
+            part: None,
+            name: job.output_filename.to_string(),
+            bytes: job.bytes_written,
+            rows: job.rows_exported,
+            sha256: job.sha256.as_deref().unwrap_or_default().to_owned(),
+        }],
+    };
+    ensure!(files.iter().all(|file| is_hex(&&*file.sha256)), "the export has no SHA-256");
+    Ok(files)
+}
+
+impl Wanted {
+    /// The file's name, if it is a plain one: the service must not make us write outside of the folder.
+    fn plain_name(&self) -> anyhow::Result<&str> {
+        let name = &self.name;
+        let is_plain = Path::new(&**name).file_name().is_some_and(|only| only == &**name);
+        ensure!(
+            is_plain && !name.starts_with('.'),
+            "`{}` is no name of a file: --output names one",
+            name.escape_debug()
+        );
+        Ok(name)
+    }
+
+    /// Whether the file is there already, as it was exported.
+    fn is_at(&self, path: &Path) -> bool {
+        let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == self.bytes);
+        is_file
+            && File::open(path).and_then(sha256_of).is_ok_and(|(_, found)| hex::encode(found.finish()) == self.sha256)
+    }
+}
+
+/// How many bytes a file has, and their SHA-256.
+fn sha256_of(mut file: impl Read) -> io::Result<(u64, digest::Context)> {
+    let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
+    let mut chunk = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok((have, hash)),
+            read => {
+                hash.update(&chunk[..read]);
+                have += read as u64;
+            }
+        }
+    }
 }
 
 /// Whether the service has the file no more.
 fn is_gone(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::Refused { status: 410, .. }))
         || matches!(error.downcast_ref(), Some(service::Error::FileGone))
-}
-
-/// The file's name, if it is a plain one: the service must not make us write outside of the folder.
-fn name_of(job: &JobView) -> anyhow::Result<&str> {
-    let name = &job.output_filename;
-    let is_plain = Path::new(&**name).file_name().is_some_and(|only| only == &**name);
-    ensure!(is_plain && !name.starts_with('.'), "`{}` is no name of a file: --output names one", name.escape_debug());
-    Ok(name)
 }
 
 /// The hidden file of a job's download. Its name has the job's id, so that two jobs never share one.
@@ -185,9 +265,8 @@ enum Sink {
 }
 
 /// A file of which some bytes have arrived.
-struct PartialFile<'j> {
-    job: &'j JobView,
-    sha256: &'j str,
+struct PartialFile<'w> {
+    wanted: &'w Wanted,
     sink: Sink,
     have: u64,
     hash: digest::Context,
@@ -196,41 +275,31 @@ struct PartialFile<'j> {
 
 impl PartialFile<'_> {
     /// Takes the bytes that the hidden file has for the file's beginning.
-    fn new(mut sink: Sink, job: &JobView) -> anyhow::Result<PartialFile<'_>> {
-        let is_hex = |text: &&str| After::is_sha256(text);
-        let sha256 = job.sha256.as_deref().filter(is_hex).context("the export has no SHA-256")?;
+    fn new(mut sink: Sink, wanted: &Wanted) -> anyhow::Result<PartialFile<'_>> {
         let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
         if let Sink::File(file) = &mut sink {
-            if file.metadata()?.len() > job.bytes_written {
+            if file.metadata()?.len() > wanted.bytes {
                 file.set_len(0)?;
             }
             file.seek(SeekFrom::Start(0))?;
-            let mut chunk = vec![0; 256 << 10];
-            loop {
-                match file.read(&mut chunk)? {
-                    0 => break,
-                    read => {
-                        hash.update(&chunk[..read]);
-                        have += read as u64;
-                    }
-                }
-            }
+            (have, hash) = sha256_of(file)?;
         }
-        let bar = bar_of_bytes(job.bytes_written);
+        let bar = bar_of_bytes(wanted.bytes);
         bar.set_position(have);
-        Ok(PartialFile { job, sha256, sink, have, hash, bar })
+        Ok(PartialFile { wanted, sink, have, hash, bar })
     }
 
     fn is_whole(&self) -> bool {
-        self.have == self.job.bytes_written
+        self.have == self.wanted.bytes
     }
 
     /// Fetches the missing bytes, then checks the whole file's SHA-256.
     async fn fetch_rest(&mut self, backend: &Backend, id: JobId) -> anyhow::Result<()> {
+        let wanted = self.wanted;
         let mut last_progress = Instant::now();
         while !self.is_whole() {
             let had = self.have;
-            let fetched = backend.fetch(id, self.sha256, had, self).await;
+            let fetched = backend.fetch(id, wanted.part, &wanted.sha256, had, self).await;
             if self.have > had {
                 last_progress = Instant::now();
             }
@@ -238,7 +307,7 @@ impl PartialFile<'_> {
                 Ok(()) if self.is_whole() => {}
                 // The answer ended too early.
                 Ok(()) if last_progress.elapsed() < RETRY_TIMEOUT => tokio::time::sleep(PAUSE).await,
-                Ok(()) => bail!("the file ends after {} of {} bytes", self.have, self.job.bytes_written),
+                Ok(()) => bail!("the file ends after {} of {} bytes", self.have, wanted.bytes),
                 Err(error) => match error.downcast_ref::<Error>() {
                     Some(cause @ Error::Broken { .. }) if last_progress.elapsed() < RETRY_TIMEOUT => {
                         if self.have > had {
@@ -253,7 +322,7 @@ impl PartialFile<'_> {
         self.bar.finish_and_clear();
         let found = self.hash.clone().finish();
         let found = hex::encode(found);
-        ensure!(found == self.sha256, "what has arrived is not the file that was exported: download it once more");
+        ensure!(found == wanted.sha256, "what has arrived is not the file that was exported: download it once more");
         match &mut self.sink {
             Sink::Stdout => io::stdout().flush().map_err(unread)?,
             Sink::File(file) => file.sync_all()?,
@@ -274,7 +343,7 @@ fn unread(error: io::Error) -> io::Error {
 
 impl Write for PartialFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() as u64 > self.job.bytes_written - self.have {
+        if bytes.len() as u64 > self.wanted.bytes - self.have {
             return Err(io::Error::other("more of the file arrives than was exported"));
         }
         let written = match &mut self.sink {

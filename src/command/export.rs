@@ -9,11 +9,12 @@ use std::time::Duration;
 use crate::config::{CatalogFile, Config};
 use crate::job::encoding::{Compression, Encoding, Format};
 use crate::job::selection::Selection;
-use crate::job::{After, ConsumerId, Continuity, ExportType, FailureCode, JobId, Request, Status};
+use crate::job::{After, ConsumerId, Continuity, ExportType, FILE_BYTES, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
 use crate::telemetry::chain;
 use anyhow::{Context, anyhow};
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use indicatif::ProgressBar;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,7 @@ use crate::command::output::Output;
 use crate::command::progress::bar_of_rows;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::view::JobView;
+use crate::command::view::{FileView, JobView};
 use crate::command::wiring::{PreparedOutput, Wired, wire};
 use crate::command::words::words;
 
@@ -57,6 +58,9 @@ pub(crate) struct Export {
     /// The compression of the file
     #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Compression,
+    /// The size from which on a file gets no further rows, which go into another file, in bytes [default: as the dataset says, or one file]
+    #[arg(long, value_name = "BYTES", value_parser = RangedU64ValueParser::<u64>::new().range(FILE_BYTES))]
+    max_file_bytes: Option<u64>,
     /// The id of the export that you loaded last, or `none`. The new export is refused if the consumer has exports after that
     /// one, which you would miss
     #[arg(long, value_name = "ID")]
@@ -123,6 +127,7 @@ impl Export {
             export_type: self.export_type,
             selection: Selection::default(),
             encoding,
+            max_file_bytes: self.max_file_bytes,
             after,
             retry_of: None,
             key: None,
@@ -272,8 +277,12 @@ async fn finish(
             job.dataset
         );
     }
-    let path = folder.map(|folder| folder.join(&*job.output_filename));
-    let is_elsewhere = path.as_ref().is_some_and(|path| !path.exists());
+    let names: Vec<&str> = match job.files.as_slice() {
+        [] => vec![&job.output_filename],
+        files => files.iter().map(|file| &*file.name).collect(),
+    };
+    let paths: Option<Vec<_>> = folder.map(|folder| names.iter().map(|name| folder.join(name)).collect());
+    let is_elsewhere = paths.as_ref().is_some_and(|paths| paths.iter().any(|path| !path.exists()));
     let server = if is_elsewhere { " --server URL".to_owned() } else { backend.server_option() };
     let fetches = format!("`cdc-export download {id}{server}` fetches its file");
     if export.output.is_some() {
@@ -287,14 +296,19 @@ async fn finish(
         eprintln!("cdc-export: a service with another output folder or bucket ran the export; {fetches}");
     } else if !export.json {
         // A path of another machine says no more than the file's name.
-        let shown = match &path {
-            Some(path) => path.display().to_string(),
-            None => {
-                let location = job.location.as_ref().filter(|location| !location.starts_with("file:"));
-                location.unwrap_or(&job.output_filename).to_string()
-            }
+        let shown: Vec<String> = match &paths {
+            Some(paths) => paths.iter().map(|path| path.display().to_string()).collect(),
+            None if job.files.is_empty() => vec![job.output_filename.to_string()],
+            None => job.files.iter().map(FileView::place).collect(),
         };
-        outln!("{shown}  {} rows", job.rows_exported)?;
+        match shown.as_slice() {
+            [only] => outln!("{only}  {} rows", job.rows_exported)?,
+            several => {
+                for (place, file) in several.iter().zip(&job.files) {
+                    outln!("{place}  {} rows", file.rows)?;
+                }
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

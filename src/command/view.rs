@@ -20,9 +20,10 @@ pub(crate) struct JobView {
     pub(crate) rows_exported: u64,
     pub(crate) bytes_written: u64,
     pub(crate) output_filename: PlainText,
-    #[serde(default)]
-    pub(crate) location: Option<PlainText>,
     pub(crate) sha256: Option<PlainText>,
+    /// None where the service is of a version that doesn't list them.
+    #[serde(default)]
+    pub(crate) files: Vec<FileView>,
     #[serde(default)]
     pub(crate) attempt: u32,
     pub(crate) continuity: Option<PlainText>,
@@ -34,6 +35,25 @@ pub(crate) struct JobView {
     /// The whole job as the API shows it.
     #[serde(skip)]
     pub(crate) json: Value,
+}
+
+/// A file of a job.
+#[derive(Clone, Deserialize)]
+pub(crate) struct FileView {
+    pub(crate) part: u32,
+    pub(crate) name: PlainText,
+    pub(crate) location: Option<PlainText>,
+    pub(crate) bytes: u64,
+    pub(crate) rows: u64,
+    pub(crate) sha256: PlainText,
+}
+
+impl FileView {
+    /// Where it is, as far as that says something to another machine: a path there doesn't.
+    pub(crate) fn place(&self) -> String {
+        let location = self.location.as_ref().filter(|location| !location.starts_with("file:"));
+        location.unwrap_or(&self.name).to_string()
+    }
 }
 
 /// Why a job failed.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::config::Error;
 use crate::config::variables::{Variables, bad, read_mode};
+use crate::manifest::signing::SigningKey;
+use crate::publisher;
 use crate::service::Downloads;
 use crate::sink;
 
@@ -46,6 +48,19 @@ fn bucket(vars: &Variables, url: &str) -> Result<sink::Settings, Error> {
 #[cfg(not(feature = "buckets"))]
 fn bucket(_vars: &Variables, _url: &str) -> Result<sink::Settings, Error> {
     Err(bad("OUTPUT_URL", "this program was built without buckets: it takes file:///PATH alone"))
+}
+
+/// Whether and how exports get manifests beside their files: MANIFESTS, by default on in a bucket, and MANIFEST_KEY.
+pub(super) fn publisher(vars: &Variables, output: &sink::Settings) -> Result<publisher::Settings, Error> {
+    let writes_manifests = match vars.get("MANIFESTS") {
+        None => output.folder().is_none(),
+        Some("on") => true,
+        Some("off") => false,
+        Some(other) => return Err(bad("MANIFESTS", format!("`{other}` is neither on nor off"))),
+    };
+    // The text is a secret: it stands in no message.
+    let read = |seed| SigningKey::read(seed).ok_or_else(|| bad("MANIFEST_KEY", "64 hexadecimal digits are expected"));
+    Ok(publisher::Settings { writes_manifests, key: vars.get("MANIFEST_KEY").map(read).transpose()? })
 }
 
 /// How clients fetch files from a bucket: DOWNLOADS and DOWNLOAD_URL_SECONDS.

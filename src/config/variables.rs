@@ -5,7 +5,7 @@ use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use crate::config::Error;
-use crate::dataset::catalog::hint;
+use crate::dataset::name::hint;
 use crate::job::Retention;
 
 /// The list of all settings, each on a line `#NAME=` with its default.

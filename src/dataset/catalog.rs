@@ -11,8 +11,10 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::dataset::fault::{Fault, Faults, SeveralDatasets, UnknownDataset};
+use crate::dataset::name::{hint, is_name};
 use crate::dataset::table_name::NotATable;
 use crate::dataset::{Capture, Columns, Dataset, Operation, Table, USERS};
+use crate::job::FILE_BYTES;
 
 /// How long a transaction may take where changes are found by their times, unless the file says.
 const OVERLAP: Duration = Duration::from_secs(5 * 60);
@@ -125,27 +127,6 @@ impl Catalog {
     }
 }
 
-/// Whether a dataset may be called so: 1 to 63 characters of `a-z 0-9 _ -`, beginning with a letter.
-pub fn is_name(text: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-    text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 63 && text.chars().all(allowed)
-}
-
-/// The end of a message that there is no such name: which one somebody may have meant.
-pub fn hint<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> String {
-    hint_in_full(name, among.into_iter().map(|other| (other, other)))
-}
-
-/// As [`hint`], of names that are each told in another way than they are compared.
-pub fn hint_in_full<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'n str)>) -> String {
-    // Of a caller's megabyte the beginning is enough: to compare it all would take long.
-    let name: String = name.chars().take(256).collect();
-    let score = |other: &str| strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase());
-    let scored = among.into_iter().map(|(other, told)| (score(other), told));
-    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b)).filter(|(score, _)| *score > 0.8);
-    best.map(|(_, told)| format!("; is it `{told}`?")).unwrap_or_default()
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -170,6 +151,7 @@ struct Block {
     operation: Option<Spanned<String>>,
     numeric: Option<Spanned<String>>,
     uuid: Option<Spanned<String>>,
+    max_file_bytes: Option<Spanned<u64>>,
 }
 
 impl Block {
@@ -255,6 +237,13 @@ impl Block {
             };
         let decimals = is_second("numeric", &self.numeric, ["text", "decimal"]);
         let uuid_texts = is_second("uuid", &self.uuid, ["uuid", "text"]);
+        let max_file_bytes = self.max_file_bytes.map(Spanned::into_inner);
+        if max_file_bytes.is_some_and(|bytes| !FILE_BYTES.contains(&bytes)) {
+            wrong(
+                "max_file_bytes",
+                format!("a number from {} to {} is expected", FILE_BYTES.start(), FILE_BYTES.end()),
+            );
+        }
         let [updated_at, created_at, deleted, filter] =
             [self.updated_at, self.created_at, self.deleted, self.filter].map(|member| member.map(Spanned::into_inner));
         let key = self.key.map(names);
@@ -271,6 +260,7 @@ impl Block {
             operation,
             decimals,
             uuid_texts,
+            max_file_bytes,
         };
         if says_operation || !dataset.is_like_users() {
             dataset
@@ -311,6 +301,7 @@ impl Lines {
         for (member, text) in texts {
             text.iter().for_each(|text| put(member, None, text.span().start));
         }
+        b.max_file_bytes.iter().for_each(|bytes| put("max_file_bytes", None, bytes.span().start));
         for (member, list) in [("key", &b.key), ("columns", &b.columns), ("exclude", &b.exclude)] {
             let Some(list) = list else { continue };
             put(member, None, list.span().start);
@@ -435,16 +426,5 @@ overlap = \"5m\"
         assert!(wrong("[[dataset]]\nname = \"a\"\n").contains("missing field `table`"));
         assert!(wrong("[[dataset]]\nname = a").starts_with("line 2: "));
         assert_eq!(wrong(""), "there is no [[dataset]] in it");
-    }
-
-    #[test]
-    fn the_nearest_name_is_near() {
-        assert_eq!(hint("totl", ["id", "total", "tax"]), "; is it `total`?");
-        assert_eq!(hint("ID", ["id", "total"]), "; is it `id`?");
-        assert_eq!(hint("weight", ["id", "total"]), "");
-        assert_eq!(
-            hint_in_full("order", [("orders", "sales.orders"), ("tax", "sales.tax")]),
-            "; is it `sales.orders`?"
-        );
     }
 }

@@ -19,20 +19,28 @@ pub struct HiddenFile {
     pub job: JobId,
     /// The attempt's token; a marker has a token of its own.
     pub token: LeaseToken,
+    /// Which of the attempt's files it is, from 1.
+    pub part: u32,
 }
 
 impl HiddenFile {
-    /// The file of an attempt.
+    /// The first file of an attempt.
     pub fn of_attempt(database: &DatabaseId, job: JobId, token: LeaseToken) -> HiddenFile {
         let name = format!(".{database}.{job}.{}{DRAFT_ENDING}", token.as_uuid());
-        HiddenFile { name, database: Some(database.clone()), job, token }
+        HiddenFile { name, database: Some(database.clone()), job, token, part: 1 }
+    }
+
+    /// Another file of the same attempt, from 2. A version that knows of no parts leaves it alone.
+    pub fn with_part(&self, part: u32) -> HiddenFile {
+        let stem = self.name.strip_suffix(DRAFT_ENDING).unwrap_or(&self.name);
+        HiddenFile { name: format!("{stem}.{part}{DRAFT_ENDING}"), part, ..self.clone() }
     }
 
     /// A marker that is being written.
     pub fn of_marker(database: &DatabaseId, job: JobId) -> HiddenFile {
         let token = LeaseToken::random();
         let name = format!(".{database}.{job}.{}{MARKER_ENDING}", token.as_uuid());
-        HiddenFile { name, database: Some(database.clone()), job, token }
+        HiddenFile { name, database: Some(database.clone()), job, token, part: 1 }
     }
 
     /// Whether it is a marker that is being written.
@@ -44,13 +52,17 @@ impl HiddenFile {
     pub fn read(name: &str) -> Option<HiddenFile> {
         let stem = name.strip_prefix('.')?;
         let stem = stem.strip_suffix(DRAFT_ENDING).or_else(|| stem.strip_suffix(MARKER_ENDING))?;
+        let (stem, part) = match stem.rsplit_once('.') {
+            Some((stem, number)) if number.len() < 10 => (stem, number.parse().ok()?),
+            _ => (stem, 1),
+        };
         let (rest, token) = stem.rsplit_once('.')?;
         let (database, job) = match rest.split_once('.') {
             Some((database, job)) => (Some(database.parse().ok()?), job),
             None => (None, rest),
         };
         let (job, token) = (job.parse::<Uuid>().ok()?.into(), token.parse::<Uuid>().ok()?.into());
-        Some(HiddenFile { name: name.to_owned(), database, job, token })
+        Some(HiddenFile { name: name.to_owned(), database, job, token, part })
     }
 }
 
@@ -63,6 +75,7 @@ mod tests {
         let database: DatabaseId = "00000000000000ff-16384".parse().unwrap();
         for file in [
             HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random()),
+            HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random()).with_part(2),
             HiddenFile::of_marker(&database, JobId::new()),
         ] {
             assert_eq!(HiddenFile::read(&file.name), Some(file));
@@ -70,7 +83,7 @@ mod tests {
         // As older versions called them.
         let (job, token) = (JobId::new(), LeaseToken::random());
         let name = format!(".{job}.{}{DRAFT_ENDING}", token.as_uuid());
-        assert_eq!(HiddenFile::read(&name), Some(HiddenFile { name, database: None, job, token }));
+        assert_eq!(HiddenFile::read(&name), Some(HiddenFile { name, database: None, job, token, part: 1 }));
         for other in [".cdc-export-store", ".lane-00000000000000ff-1-0.json", ".a.b.c.part", "a.part", ".part"] {
             assert_eq!(HiddenFile::read(other), None, "{other}");
         }

@@ -39,8 +39,15 @@ pub struct FileName {
 }
 
 impl FileName {
+    /// The name of a part, as far as it is known when the part begins: the first may turn out to be the only one.
+    #[cfg(feature = "buckets")]
+    pub fn of_part(&self, part: u32) -> String {
+        if part == 1 { self.name.clone() } else { part_name(&self.name, part) }
+    }
+
     /// The key of an attempt's object: `{dataset}/{consumer}/{stem}_{token}{extension}`, with the first 8 digits of the attempt's token. So
-    /// a consumer can be given the right to its own objects alone, and no two attempts ever share a key.
+    /// a consumer can be given the right to its own objects alone, and no two attempts ever share a key. The first part's key is that of an
+    /// only file: when its upload begins nobody knows whether more follow.
     #[cfg(feature = "buckets")]
     pub fn key(&self, hidden: &HiddenFile) -> String {
         let FileName { dataset, consumer, name, encoding } = self;
@@ -49,7 +56,8 @@ impl FileName {
         // No consumer's id begins so.
         let consumer = consumer.as_ref().map_or("_ad_hoc", ConsumerId::as_str);
         let token = hidden.token.as_uuid().simple().to_string();
-        format!("{dataset}/{consumer}/{stem}_{}{extension}", &token[..8])
+        let key = format!("{dataset}/{consumer}/{stem}_{}{extension}", &token[..8]);
+        if hidden.part == 1 { key } else { part_name(&key, hidden.part) }
     }
 }
 
@@ -118,6 +126,7 @@ mod tests {
                 export_type: ExportType::Delta,
                 selection: Selection::default(),
                 encoding: Encoding { format: Format::Csv, compression: Compression::None },
+                max_file_bytes: None,
                 after: None,
                 retry_of: None,
                 key: None,

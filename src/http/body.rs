@@ -15,7 +15,7 @@ use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Expected, Int
 use serde::forward_to_deserialize_any;
 use serde_json::{Map, Value};
 
-use crate::dataset::catalog::hint;
+use crate::dataset::name::hint;
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::code::Code;
 use crate::http::json::{self, Fault};

@@ -76,6 +76,12 @@ words! {
         NotFailed = "not_failed",
         /// The file is in a folder, where it has no address.
         NoUrl = "no_url",
+        /// The export has several files, each of which has an address of its own.
+        SeveralFiles = "several_files",
+        /// The export has no such part.
+        NoPart = "no_part",
+        /// The export has no manifest: it is an ad-hoc one, or a version made it that made none.
+        NoManifest = "no_manifest",
         /// The file was removed, or is not the one that was exported.
         FileGone = "file_gone",
         /// The body has more than 1 MB.
@@ -140,7 +146,7 @@ impl Code {
             | Code::OriginNotAllowed
             | Code::ScopeMissing
             | Code::ConsumerNotAllowed => StatusCode::FORBIDDEN,
-            Code::NotFound | Code::NoDataset | Code::NoWatermark => StatusCode::NOT_FOUND,
+            Code::NotFound | Code::NoDataset | Code::NoWatermark | Code::NoPart => StatusCode::NOT_FOUND,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Code::NoUpdatedAt
@@ -155,6 +161,8 @@ impl Code {
             | Code::DatabaseRestored
             | Code::NotFailed
             | Code::NoUrl
+            | Code::SeveralFiles
+            | Code::NoManifest
             | Code::FileOfOtherDatabase => StatusCode::CONFLICT,
             Code::FileGone => StatusCode::GONE,
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,

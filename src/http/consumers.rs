@@ -5,7 +5,7 @@ use axum::extract::{Query, State};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::dataset::catalog::is_name;
+use crate::dataset::name::is_name;
 use crate::http::access::Caller;
 use crate::http::code::Code;
 use crate::http::job::JobBody;

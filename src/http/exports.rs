@@ -2,6 +2,7 @@
 //! answers with a file, `url` with its address.
 
 pub(super) mod download;
+pub(super) mod manifest;
 mod submission;
 pub(super) mod submit;
 pub(super) mod url;
@@ -19,7 +20,7 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::dataset::catalog::is_name;
+use crate::dataset::name::is_name;
 use crate::http::access::{Caller, Follower};
 use crate::http::code::Code;
 use crate::http::input::{PathJob, dataset_or_implied};

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use crate::http::schemas::rfc3339;
 use crate::job::encoding::{Compression, Format};
-use crate::job::{Continuity, ExportType, FailureCode, Job, Status};
+use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, Status};
 
 /// An export.
 #[derive(Debug, Serialize, ToSchema)]
@@ -14,7 +14,11 @@ use crate::job::{Continuity, ExportType, FailureCode, Job, Status};
     "jobId": "01a1f83b-4327-76af-8511-139e6c6a362d", "consumerId": "search", "dataset": "users", "exportType": "delta",
     "status": "completed", "progress": 100, "rowsExported": 29, "bytesWritten": 3401,
     "outputFilename": "delta_search_20261120T091315Z.csv", "location": "file:///srv/exports/delta_search_20261120T091315Z.csv", "format": "csv", "compression": "none",
-    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "attempt": 1, "error": null, "continuity": null,
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "files": [{
+        "part": 1, "name": "delta_search_20261120T091315Z.csv", "location": "file:///srv/exports/delta_search_20261120T091315Z.csv",
+        "bytes": 3401, "rows": 29, "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    }], "maxFileBytes": null, "digest": "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9",
+    "attempt": 1, "error": null, "continuity": null,
     "lateRows": 0, "keyOnlyDeletes": 0, "quietDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
     "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "retryOf": null,
     "nextAttemptAt": null, "cancelRequestedAt": null,
@@ -41,11 +45,11 @@ pub(crate) struct JobBody {
     progress: u8,
     /// Rows written so far, all of them once completed
     rows_exported: u64,
-    /// Bytes written so far, the file's size once completed
+    /// Bytes written so far, the size of all files once completed
     bytes_written: u64,
-    /// The file's name in the output folder or bucket, and of a download
+    /// The file's name in the output folder or bucket, and of a download; the names of several are made of it
     output_filename: String,
-    /// Where the file was put: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed
+    /// Where the file was put: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed, and if there are several
     location: Option<String>,
     /// The file's format
     #[schema(value_type = Format)]
@@ -53,9 +57,18 @@ pub(crate) struct JobBody {
     /// What the file is compressed with
     #[schema(value_type = Compression)]
     compression: &'static str,
-    /// The file's SHA-256 in hexadecimal, once completed
+    /// The file's SHA-256 in hexadecimal, once completed; null if there are several files
     #[schema(required, pattern = "^[0-9a-f]{64}$")]
     sha256: Option<String>,
+    /// The files once the job is completed, in the order of their parts: one, unless the export was split by `maxFileBytes`
+    files: Vec<FileBody>,
+    /// How large a file gets before another one is begun, if the request said
+    #[schema(required)]
+    max_file_bytes: Option<u64>,
+    /// The digest of the export's manifest, which names the one before it in the same way; null before the export is published, and for an
+    /// ad-hoc export
+    #[schema(required, pattern = "^[0-9a-f]{64}$")]
+    digest: Option<String>,
     /// How many times a worker has claimed the export
     attempt: u32,
     /// Why the export failed
@@ -114,6 +127,28 @@ pub(crate) struct JobBody {
     duration_seconds: Option<f64>,
 }
 
+/// A file of an export.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = File)]
+struct FileBody {
+    /// Its number among the export's files, from 1
+    #[schema(minimum = 1)]
+    part: usize,
+    /// Its name in the output folder, and of a download
+    name: String,
+    /// Where it was put; null: a version put it there that didn't say
+    #[schema(required)]
+    location: Option<String>,
+    /// Its size
+    bytes: u64,
+    /// Its rows
+    rows: u64,
+    /// Its SHA-256 in hexadecimal
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    sha256: String,
+}
+
 /// Why an export failed.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Failure)]
@@ -125,9 +160,17 @@ struct FailureBody {
     detail: String,
 }
 
+impl From<(usize, JobFile)> for FileBody {
+    fn from((part, file): (usize, JobFile)) -> FileBody {
+        let JobFile { name, location, bytes, rows, sha256 } = file;
+        FileBody { part, name, location, bytes, rows, sha256 }
+    }
+}
+
 impl From<Job> for JobBody {
     fn from(job: Job) -> JobBody {
         let duration = job.started_at.zip(job.finished_at).map(|(start, end)| (end - start).as_seconds_f64());
+        let only = job.only_file().cloned();
         JobBody {
             job_id: job.id.to_string(),
             consumer_id: job.consumer.map(|consumer| consumer.to_string()),
@@ -138,10 +181,13 @@ impl From<Job> for JobBody {
             rows_exported: job.rows_exported,
             bytes_written: job.bytes_written,
             output_filename: job.output_filename,
-            location: job.location,
+            location: only.as_ref().and_then(|file| file.location.clone()),
             format: job.encoding.format.as_str(),
             compression: job.encoding.compression.as_str(),
-            sha256: job.sha256,
+            sha256: only.map(|file| file.sha256),
+            files: (1..).zip(job.files).map(FileBody::from).collect(),
+            max_file_bytes: job.max_file_bytes,
+            digest: job.digest,
             attempt: job.attempt,
             error: job.error.map(|failure| FailureBody { code: failure.code.as_str(), detail: failure.detail }),
             continuity: job.report.continuity.map(|why| why.as_str()),

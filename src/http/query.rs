@@ -16,7 +16,7 @@ use axum::response::Response;
 use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
 use utoipa::openapi::{OpenApi, RefOr};
 
-use crate::dataset::catalog::hint;
+use crate::dataset::name::hint;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 

@@ -79,7 +79,7 @@ fn named(pattern: &str, example: &str) -> RefOr<Schema> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::catalog::is_name;
+    use crate::dataset::name::is_name;
     use proptest::prelude::*;
     use proptest::string::string_regex;
 

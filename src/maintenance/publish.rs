@@ -26,7 +26,12 @@ impl Publish {
         let destination = maintenance.destination();
         Publish {
             maintenance: maintenance.clone(),
-            publisher: Publisher::new(&maintenance.store, &destination, maintenance.settings.lease),
+            publisher: Publisher::new(
+                &maintenance.store,
+                &destination,
+                &maintenance.settings.publisher,
+                maintenance.settings.lease,
+            ),
             destination,
             missing: HashMap::new(),
             complaints: Complaints::default(),
@@ -75,7 +80,7 @@ async fn look_again(
     record: &FileRecord,
 ) -> Result<(), publisher::Error> {
     let first = *missing.entry(record.job).or_insert_with(|| {
-        tracing::warn!(event = "staged_file_missing", jobId = %record.job, file = record.staged.name);
+        tracing::warn!(event = "staged_file_missing", jobId = %record.job, file = record.name);
         Instant::now()
     });
     if first.elapsed() > LOST_AFTER { publisher.give_up(record).await } else { Ok(()) }

@@ -50,7 +50,9 @@ impl Task for Retain {
 async fn remove(maintenance: &Maintenance, destination: &Destination, record: FileRecord) -> Result<(), Error> {
     let FileRecord { job, is_own, .. } = record;
     if is_own {
-        destination.remove(&record).await?;
+        for (name, file) in record.files() {
+            destination.remove(file, &name).await?;
+        }
     }
     // Another database's file stays where it is; this database forgets it all the same.
     maintenance.with_timeout(maintenance.store.file_removed(job)).await?;

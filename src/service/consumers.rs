@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::dataset::Dataset;
-use crate::dataset::catalog::is_name;
+use crate::dataset::name::is_name;
 use crate::job::lane::Lane;
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Job};

@@ -3,7 +3,7 @@
 use chrono::{DateTime, SubsecRound, Utc};
 use tokio::io::AsyncRead;
 
-use crate::file::FileRecord;
+use crate::job::encoding::Encoding;
 use crate::job::{JobId, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
@@ -14,8 +14,16 @@ use crate::telemetry::{chain, job_event};
 #[derive(Debug)]
 pub struct OpenFile {
     file: sink::PublishedFile,
-    /// What is recorded of it.
-    pub record: FileRecord,
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// How it is written.
+    pub encoding: Encoding,
+    /// When it was committed.
+    pub finished_at: DateTime<Utc>,
 }
 
 /// An address of a file at its store, which needs no key.
@@ -38,18 +46,25 @@ impl OpenFile {
 }
 
 impl Service {
-    /// Opens the file of a completed job.
+    /// Opens the file of a completed job that has one, or this part of one that has several.
     ///
     /// # Errors
-    /// If it has none, or it is not what was exported, or not here.
-    pub async fn open_file(&self, id: JobId) -> Result<OpenFile, Error> {
+    /// If there is no such file, or several and none is named, or it is not what was exported, or not here.
+    pub async fn open_file(&self, id: JobId, part: Option<u32>) -> Result<OpenFile, Error> {
         let record = match with_timeout(self.store.file(id)).await? {
             Some(record) if record.is_published => record,
             Some(_) => return Err(Error::NoFile(Status::Processing)),
             None => return Err(Error::NoFile(self.job(id).await?.status)),
         };
-        let file = self.destination.open(&record).await?.ok_or(Error::FileGone)?;
-        Ok(OpenFile { file, record })
+        let place = match part {
+            Some(part) => (part as usize).wrapping_sub(1),
+            None if record.parts.len() > 1 => return Err(Error::SeveralFiles(record.parts.len())),
+            None => 0,
+        };
+        let (name, staged) = record.files().nth(place).ok_or(Error::NoPart(record.parts.len()))?;
+        let file = self.destination.open(staged, &name).await?.ok_or(Error::FileGone)?;
+        let (bytes, sha256) = (staged.identity.bytes, staged.sha256.clone());
+        Ok(OpenFile { file, name, bytes, sha256, encoding: record.encoding, finished_at: record.finished_at })
     }
 
     /// An address of a completed job's file at its store.
@@ -57,7 +72,7 @@ impl Service {
     /// # Errors
     /// As [`open_file`](Service::open_file), and if the file is in a folder.
     pub async fn file_url(&self, id: JobId) -> Result<FileUrl, Error> {
-        let OpenFile { file, .. } = self.open_file(id).await?;
+        let OpenFile { file, .. } = self.open_file(id, None).await?;
         self.url_of(&file).await?.ok_or(Error::NoUrl)
     }
 
@@ -89,10 +104,26 @@ impl Service {
         if !record.is_own {
             return Err(Error::FileOfOtherDatabase);
         }
-        self.destination.remove(&record).await?;
+        for (name, file) in record.files() {
+            self.destination.remove(file, &name).await?;
+        }
         with_timeout(self.store.file_removed(id)).await?;
         job_event!(info, job, "file_removed", file = record.name);
         Ok(())
+    }
+
+    /// The text of a completed job's manifest.
+    ///
+    /// # Errors
+    /// If the job isn't completed or has none.
+    pub async fn manifest(&self, id: JobId) -> Result<String, Error> {
+        match with_timeout(self.store.manifest(id)).await? {
+            Some(text) => Ok(text),
+            None => match self.job(id).await?.status {
+                Status::Completed => Err(Error::NoManifest),
+                other => Err(Error::NoFile(other)),
+            },
+        }
     }
 
     /// Gives up a job that was committed a while ago and whose file has no name yet: it fails, and its file

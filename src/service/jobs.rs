@@ -58,12 +58,15 @@ impl Service {
     /// # Errors
     /// If there is no such job, it has not ended, or ended otherwise; and as [`submit`](Service::submit).
     pub async fn retry(&self, id: JobId, key: Option<IdempotencyKey>) -> Result<Job, Error> {
-        let Job { consumer, dataset, export_type, selection, encoding, after, status, .. } = self.job(id).await?;
+        let Job { consumer, dataset, export_type, selection, encoding, max_file_bytes, after, status, .. } =
+            self.job(id).await?;
         if !matches!(status, Status::Failed | Status::Cancelled) {
             return Err(Error::NotToRetry(status));
         }
         let retry_of = Some(id);
-        self.submit(&Request { consumer, dataset, export_type, selection, encoding, after, retry_of, key }).await
+        let request =
+            Request { consumer, dataset, export_type, selection, encoding, max_file_bytes, after, retry_of, key };
+        self.submit(&request).await
     }
 
     /// Whether the dataset's table can meet a request, as far as a look at it tells. An ad-hoc export needs no triggers, since it has no

@@ -7,6 +7,7 @@
 mod address;
 mod draft;
 mod failure;
+mod manifest;
 mod marker;
 mod note;
 mod objects;
@@ -178,11 +179,13 @@ impl Bucket {
         Ok(Published::Done(FileLocation::Object { key: key.clone(), etag }))
     }
 
-    /// Where a published file is, as a URL.
-    pub fn location(&self, file: &StagedFile) -> Option<String> {
-        match &file.identity.location {
-            FileLocation::Object { key, .. } => Some(self.objects.settings.address.url(key)),
-            FileLocation::Upload { .. } | FileLocation::Folder { .. } => None,
+    /// Where a file is once it is published, as a URL.
+    pub fn location(&self, file: &FileLocation) -> Option<String> {
+        match file {
+            FileLocation::Object { key, .. } | FileLocation::Upload { key, .. } => {
+                Some(self.objects.settings.address.url(key))
+            }
+            FileLocation::Folder { .. } => None,
         }
     }
 
@@ -266,7 +269,7 @@ impl Bucket {
     fn attributes(&self, hidden: &HiddenFile, name: &FileName) -> object_store::PutMultipartOptions {
         let mut attributes = object_store::Attributes::new();
         if self.objects.settings.address.keeps_metadata() {
-            let disposition = format!("attachment; filename=\"{}\"", name.name);
+            let disposition = format!("attachment; filename=\"{}\"", name.of_part(hidden.part));
             attributes.insert(object_store::Attribute::ContentType, name.encoding.media_type().into());
             attributes.insert(object_store::Attribute::ContentDisposition, disposition.into());
             attributes.insert(object_store::Attribute::Metadata(ATTEMPT.into()), hidden.name.clone().into());

@@ -21,12 +21,12 @@ pub struct Drafts {
 }
 
 impl Drafts {
-    /// Begins the attempt's file.
+    /// Begins a file of the attempt, its parts in their order from 1.
     ///
     /// # Errors
-    /// If the destination fails or has no room, or the attempt's file was begun before.
-    pub async fn create(&self) -> Result<Draft, Error> {
-        let hidden = self.hidden.clone();
+    /// If the destination fails or has no room, or this file was begun before.
+    pub async fn create(&self, part: u32) -> Result<Draft, Error> {
+        let hidden = if part == 1 { self.hidden.clone() } else { self.hidden.with_part(part) };
         match &self.destination {
             Destination::Folder(folder) => Ok(Draft::Folder(folder.run(move |folder| folder.create(&hidden)).await?)),
             #[cfg(feature = "buckets")]

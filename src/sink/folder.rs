@@ -6,6 +6,7 @@
 mod draft;
 mod entries;
 pub(super) mod id;
+mod manifest;
 mod marker;
 mod preparation;
 
@@ -208,16 +209,7 @@ impl Folder {
                 return Ok(false);
             }
         }
-        remove_at(&dir, &hidden.name)?;
-        Ok(true)
-    }
-
-    /// Removes a hidden file; one that isn't there is fine.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn remove_hidden(&self, hidden: &HiddenFile) -> Result<(), Error> {
-        Ok(remove_at(&self.open_with_id()?.0, &hidden.name)?)
+        Ok(remove_at(&dir, &hidden.name)?)
     }
 
     /// Whether the folder can take a file now.

@@ -4,7 +4,7 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::failure::sqlstate;
-use crate::dataset::catalog::hint;
+use crate::dataset::name::hint;
 use crate::dataset::{CellMax, Column, Dataset};
 use crate::job::selection::{BadSelection, Condition, Operator, Selection};
 use crate::source::quote::quoted;

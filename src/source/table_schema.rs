@@ -3,8 +3,8 @@
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
-use crate::dataset::catalog::{hint, hint_in_full};
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{
     Column, ColumnType, Columns, Dataset, KeyColumn, OPERATION, Operation, ParquetType, Table, TableSchema, WireFormat,
 };

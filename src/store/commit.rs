@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use crate::dataset::signature::Signature;
-use crate::file::{Exported, FileLocation};
+use crate::file::{Exported, FileLocation, Part, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::{JobId, SnapshotReport};
 use crate::store::job_row::job_columns;
@@ -73,12 +73,17 @@ async fn commit_once(
     exported: &Exported,
 ) -> Result<Committed, Error> {
     let job = &lease.job;
-    let file = &exported.file;
+    let parts = &exported.parts;
+    let first = parts.first().ok_or_else(|| Error::Sql(sqlx::Error::Protocol("an export has a file".to_owned())))?;
     // For a process of the version before 0021, which reads a file of a folder here.
-    let (inode, modified_ns) = match file.identity.location {
-        FileLocation::Folder { inode, modified_ns } => (Some(inode as i64), Some(modified_ns)),
-        FileLocation::Upload { .. } | FileLocation::Object { .. } => (None, None),
+    let (inode, modified_ns) = match first.staged.identity.location {
+        FileLocation::Folder { inode, modified_ns } if parts.len() == 1 => (Some(inode as i64), Some(modified_ns)),
+        _ => (None, None),
     };
+    let column = |of: fn(&Part) -> i64| parts.iter().map(of).collect::<Vec<_>>();
+    let texts = |of: fn(&Part) -> &str| parts.iter().map(of).collect::<Vec<_>>();
+    let bytes = column(|part| part.staged.identity.bytes as i64);
+    let places: Vec<_> = parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
     let CommitInput { position, new_position, report, signature, columns, marker } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
     let complete = sqlx::query_as::<_, TransitionRow>(concat!(
@@ -91,6 +96,7 @@ async fn commit_once(
              watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
              continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
              columns_hash = md5(($17::text[])[1]), key_only_deletes = $18, marker_seen = $19, file_columns = $21, quiet_deletes = $22,
+             parts = nullif($23, 1),
              schema_changed = (
                select l.columns_hash <> all (array(select md5(form) from unnest($17::text[]) as form)) from exports l
                where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
@@ -102,20 +108,22 @@ async fn commit_once(
         "),
          recorded as (
          insert into cdc_export.files (job, part, name, staged_name, place, bytes, rows, sha256)
-         select id, 1, output_filename, $6, $20, $4, $3, $5 from completed)
+         select id, p.part, output_filename, p.staged_name, p.place, p.bytes, p.rows, p.sha256
+         from completed cross join unnest($20::jsonb[], $24::text[], $25::int8[], $26::int8[], $27::text[]) with ordinality
+           as p (place, staged_name, bytes, rows, sha256, part))
          select * from completed"
     ))
     .bind(job.id.as_uuid())
     .bind(lease.token().as_uuid())
     .bind(exported.rows as i64)
-    .bind(file.identity.bytes as i64)
-    .bind(&file.sha256)
-    .bind(&file.name)
+    .bind(bytes.iter().sum::<i64>())
+    .bind(content_sha256(parts))
+    .bind(&first.staged.name)
     .bind(inode)
     .bind(modified_ns)
     .bind(position.last_exported_at)
     .bind(watermark_to)
-    .bind(file.destination)
+    .bind(first.staged.destination)
     .bind(report.continuity.map(|why| why.as_str()))
     .bind(exported.late_rows as i64)
     .bind(report.open_transactions.map(|n| n as i32))
@@ -124,9 +132,14 @@ async fn commit_once(
     .bind(signature.forms())
     .bind(exported.key_only_deletes as i64)
     .bind(marker.map(JobId::as_uuid))
-    .bind(Json(&file.identity.location))
+    .bind(places)
     .bind(Json(columns))
-    .bind(report.quiet_deletes as i64);
+    .bind(report.quiet_deletes as i64)
+    .bind(parts.len() as i32)
+    .bind(texts(|part| &part.staged.name))
+    .bind(bytes)
+    .bind(column(|part| part.rows as i64))
+    .bind(texts(|part| &part.staged.sha256));
     if step(conn, complete).await?.is_none() {
         return Ok(Committed::NotOurs);
     }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::file::name::{numbered, stem_and_number};
-use crate::file::{FileIdentity, FileLocation, FileRecord, StagedFile};
+use crate::file::{FileIdentity, FileLocation, FileRecord, Part, StagedFile};
 use crate::job::encoding::Encoding;
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
@@ -16,30 +17,28 @@ use crate::store::job_row::job_columns;
 use crate::store::transitions::{Transition, TransitionRow};
 use crate::store::{Error, Store};
 
-/// The columns of [`FileRow`], of a job `e` with [`recorded_file!`]. What has no row in `files` is from before that table, or of a
+/// The columns of [`FileRow`], of a job `e`. What has no row in `files` is from before that table, or of a
 /// process of the version before.
 macro_rules! file_row_columns {
     () => {
         "e.id, e.consumer_id, (select cdc_export.database_id()) as database,
          coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.format, e.compression,
-         e.marker_seen, e.store_id, e.finished_at, e.published_at is not null as is_published,
-         coalesce(f.name, e.output_filename) as name, coalesce(f.staged_name, e.staged_name) as staged_name,
-         coalesce(f.bytes, e.bytes_written) as bytes, coalesce(f.sha256, e.sha256) as sha256,
-         -- An inode is unsigned.
-         coalesce(f.place, jsonb_build_object('folder', jsonb_build_object(
-           'inode', (e.file_inode + case when e.file_inode < 0 then 18446744073709551616 else 0 end)::text,
-           'modifiedNs', e.file_modified_ns::text))) as place"
+         e.marker_seen, e.store_id, e.finished_at,
+         case when e.published_at is null then e.manifest end as manifest, e.published_at is not null as is_published,
+         e.output_filename as name, e.sha256,
+         coalesce(
+           (select jsonb_agg(jsonb_build_object(
+              'name', f.staged_name, 'bytes', f.bytes, 'rows', f.rows, 'sha256', f.sha256, 'place', f.place) order by f.part)
+            from cdc_export.files f where f.job = e.id),
+           -- An inode is unsigned.
+           jsonb_build_array(jsonb_build_object(
+             'name', e.staged_name, 'bytes', e.bytes_written, 'rows', e.rows_exported, 'sha256', e.sha256,
+             'place', jsonb_build_object('folder', jsonb_build_object(
+               'inode', (e.file_inode + case when e.file_inode < 0 then 18446744073709551616 else 0 end)::text,
+               'modifiedNs', e.file_modified_ns::text))))) as parts"
     };
 }
 pub(crate) use file_row_columns;
-
-/// The row `f` of the file of a job `e`, if it has one.
-macro_rules! recorded_file {
-    () => {
-        " left join cdc_export.files f on f.job = e.id and f.part = 1"
-    };
-}
-pub(crate) use recorded_file;
 
 /// Whether no earlier job of the lane of the job `e` is completed without its file's name. Such a job blocks its lane, but not for a
 /// process of an older version, whose jobs are meant here.
@@ -51,6 +50,8 @@ macro_rules! is_next {
              and earlier.status = 'completed' and earlier.published_at is null)"
     };
 }
+
+pub(super) use is_next;
 
 /// A committed file that is missing in its destination for so long is lost: a process that was just renaming it has long done so.
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
@@ -88,9 +89,8 @@ impl Store {
         let rows: Vec<FileRow> = sqlx::query_as(concat!(
             "-- store.files.unpublished\n select ",
             file_row_columns!(),
-            " from exports e",
-            recorded_file!(),
-            " where e.status = 'completed' and e.published_at is null
+            " from exports e
+             where e.status = 'completed' and e.published_at is null
                and (e.store_id = $1 or e.database_id <> (select cdc_export.database_id())) and ",
             is_next!(),
             " order by e.finished_at limit 1000"
@@ -111,9 +111,7 @@ impl Store {
         let row: Option<FileRow> = sqlx::query_as(concat!(
             "-- store.files.get\n select ",
             file_row_columns!(),
-            " from exports e",
-            recorded_file!(),
-            " where e.id = $1 and e.status = 'completed'"
+            " from exports e where e.id = $1 and e.status = 'completed'"
         ))
         .bind(id.as_uuid())
         .fetch_optional(conn.get())
@@ -131,9 +129,7 @@ impl Store {
         let row: Option<FileRow> = sqlx::query_as(concat!(
             "-- store.files.last_of_lane\n select ",
             file_row_columns!(),
-            " from exports e",
-            recorded_file!(),
-            " where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_seq desc limit 1"
+            " from exports e where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_seq desc limit 1"
         ))
         .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
         .bind(&record.dataset)
@@ -165,12 +161,17 @@ impl Store {
         Ok(is_after)
     }
 
-    /// Records that the file has its final name and where it is, and numbers it among the published exports of its lane. `None`: another process did before, or
-    /// an earlier file of the lane has to be published first.
+    /// Records that the files have their final names and where each is, as a URL, and numbers the export among the published ones of its
+    /// lane. `None`: another process did before, or an earlier export of the lane has to be published first.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn published(&self, record: &FileRecord, location: Option<&str>) -> Result<Option<Transition>, Error> {
+    pub async fn published(
+        &self,
+        record: &FileRecord,
+        locations: &[Option<String>],
+    ) -> Result<Option<Transition>, Error> {
+        let places: Vec<_> = record.parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
         // Of two processes that record the same file, the second waits for the job's row, and finds it published.
         let statement = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.files.published
@@ -185,17 +186,19 @@ impl Store {
                on conflict (consumer_id, dataset) do update set last_number = l.last_number + 1
                returning last_number),
              placed as (
-               update cdc_export.files f set place = $3, location = $4
-               from job where f.job = job.id and f.part = 1)
-             update exports e set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered)
+               update cdc_export.files f set place = p.place, location = p.location
+               from job, unnest($3::jsonb[], $4::text[]) with ordinality as p (place, location, part)
+               where f.job = job.id and f.part = p.part)
+             update exports e set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered),
+               parts_published = e.parts
              from job where e.id = job.id
              returning 'processing' as was, ",
             job_columns!()
         ))
         .bind(record.job.as_uuid())
         .bind(&record.name)
-        .bind(Json(&record.staged.identity.location))
-        .bind(location);
+        .bind(places)
+        .bind(locations);
         self.transition(statement, None).await
     }
 
@@ -215,7 +218,8 @@ impl Store {
                update exports e
                set status = 'failed', progress = least(progress, 99), finished_at = greatest(clock_timestamp(), finished_at),
                    error_code = $4, error_detail = $5, continuity = $6,
-                   staged_name = null, sha256 = null, file_inode = null, file_modified_ns = null, file_columns = null
+                   staged_name = null, sha256 = null, file_inode = null, file_modified_ns = null, file_columns = null, parts = null,
+                   manifest = null, digest = null
                where id = $1 and status = 'completed' and published_at is null and output_filename = $2
                  -- Of a time to come, left by a clock that was set back, nobody knows how long ago it was.
                  and finished_at not between clock_timestamp() - make_interval(secs => $3) and clock_timestamp()
@@ -272,11 +276,8 @@ impl Store {
             }
             sqlx::query(
                 "-- store.files.rename_output
-                 with renamed as (
-                   update exports set output_filename = $3
-                   where id = $1 and output_filename = $2 and status = 'completed' and published_at is null
-                   returning id)
-                 update cdc_export.files f set name = $3 from renamed where f.job = renamed.id and f.part = 1",
+                 update exports set output_filename = $3, manifest = null, digest = null
+                 where id = $1 and output_filename = $2 and status = 'completed' and published_at is null",
             )
             .bind(record.job.as_uuid())
             .bind(&record.name)
@@ -324,16 +325,29 @@ pub(crate) struct FileRow {
     finished_at: DateTime<Utc>,
     is_published: bool,
     name: String,
-    staged_name: String,
-    bytes: i64,
     sha256: String,
-    place: Json<FileLocation>,
+    manifest: Option<String>,
+    parts: Json<Vec<PartRow>>,
+}
+
+#[derive(Deserialize)]
+struct PartRow {
+    name: String,
+    bytes: u64,
+    rows: u64,
+    sha256: String,
+    place: FileLocation,
 }
 
 impl TryFrom<FileRow> for FileRecord {
     type Error = Error;
 
     fn try_from(row: FileRow) -> Result<FileRecord, Error> {
+        let destination = row.store_id;
+        let part = |PartRow { name, bytes, rows, sha256, place: location }| {
+            let identity = FileIdentity { bytes, location };
+            Part { rows, staged: StagedFile { destination, name, sha256, identity } }
+        };
         Ok(FileRecord {
             job: row.id.into(),
             consumer: row.consumer_id.and_then(|id| id.parse().ok()),
@@ -342,12 +356,9 @@ impl TryFrom<FileRow> for FileRecord {
             dataset: row.dataset,
             encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
             name: row.name,
-            staged: StagedFile {
-                destination: row.store_id,
-                name: row.staged_name,
-                sha256: row.sha256,
-                identity: FileIdentity { bytes: row.bytes.unsigned_abs(), location: row.place.0 },
-            },
+            sha256: row.sha256,
+            manifest: row.manifest,
+            parts: row.parts.0.into_iter().map(part).collect(),
             marker_seen: row.marker_seen.map(JobId::from),
             finished_at: row.finished_at,
             is_published: row.is_published,

@@ -1,12 +1,14 @@
 //! A row of `exports` as clients see the job: the columns that statements select, and how they are read.
 
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use crate::file::file_names;
 use crate::job::encoding::Encoding;
 use crate::job::selection::Selection;
-use crate::job::{After, Failure, Job, JobId, SnapshotReport};
+use crate::job::{After, Failure, Job, JobFile, JobId, SnapshotReport};
 use crate::store::Error;
 
 /// A job's status as clients see it: a completed job whose file has no name yet is still processing. The indexes of the lists are on
@@ -24,9 +26,12 @@ macro_rules! job_columns {
         concat!("e.id, e.consumer_id, e.dataset, e.export_type, e.format, e.compression, e.attempt, e.rows_exported, e.bytes_written, e.output_filename,
          ", $crate::store::job_row::public_status!(), " as status,
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
-         case when e.published_at is not null then e.sha256 end as sha256,
-         case when e.published_at is not null then
-           (select f.location from cdc_export.files f where f.job = e.id and f.part = 1) end as location, e.error_code, e.error_detail,
+         case when e.published_at is not null then coalesce(
+           (select jsonb_agg(jsonb_build_object('location', f.location, 'bytes', f.bytes, 'rows', f.rows, 'sha256', f.sha256) order by f.part)
+            from cdc_export.files f where f.job = e.id),
+           -- By a version that had no such table.
+           jsonb_build_array(jsonb_build_object('bytes', e.bytes_written, 'rows', e.rows_exported, 'sha256', e.sha256))) end as files,
+         case when e.published_at is not null then e.digest end as digest, e.max_file_bytes, e.error_code, e.error_detail,
          e.selection, e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.quiet_deletes, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
          e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number, e.has_after, e.after_job, e.after_sha256, e.retry_of,
          case when e.status = 'pending' and e.attempt > 0 then e.run_at end as next_attempt_at, e.cancel_requested_at, e.created_at, e.started_at,
@@ -49,8 +54,9 @@ pub(crate) struct JobRow {
     rows_exported: i64,
     bytes_written: i64,
     output_filename: String,
-    location: Option<String>,
-    sha256: Option<String>,
+    files: Option<Json<Vec<FileRow>>>,
+    digest: Option<String>,
+    max_file_bytes: Option<i64>,
     error_code: Option<String>,
     error_detail: Option<String>,
     selection: Option<Json<Selection>>,
@@ -76,6 +82,14 @@ pub(crate) struct JobRow {
     finished_at: Option<DateTime<Utc>>,
 }
 
+#[derive(Deserialize)]
+struct FileRow {
+    location: Option<String>,
+    bytes: u64,
+    rows: u64,
+    sha256: String,
+}
+
 impl TryFrom<JobRow> for Job {
     type Error = Error;
 
@@ -83,6 +97,11 @@ impl TryFrom<JobRow> for Job {
         let continuity = row.continuity.map(|word| word.parse()).transpose()?;
         let error = row.error_code.map(|code| {
             Ok::<_, Error>(Failure { continuity, code: code.parse()?, detail: row.error_detail.unwrap_or_default() })
+        });
+        let files = row.files.map(|Json(files)| files).unwrap_or_default();
+        let files = file_names(&row.output_filename, files.len()).zip(files).map(|(name, file)| {
+            let FileRow { location, bytes, rows, sha256 } = file;
+            JobFile { name, location, bytes, rows, sha256 }
         });
         Ok(Job {
             id: row.id.into(),
@@ -96,9 +115,10 @@ impl TryFrom<JobRow> for Job {
             progress: row.progress.clamp(0, 100) as u8,
             rows_exported: row.rows_exported.unsigned_abs(),
             bytes_written: row.bytes_written.unsigned_abs(),
+            files: files.collect(),
             output_filename: row.output_filename,
-            location: row.location,
-            sha256: row.sha256,
+            digest: row.digest,
+            max_file_bytes: row.max_file_bytes.map(i64::unsigned_abs),
             attempt: row.attempt.unsigned_abs(),
             error: error.transpose()?,
             report: SnapshotReport {

@@ -97,7 +97,7 @@ async fn known(
         "-- store.lanes.known
          select coalesce(e.number, l.last_number) from exports e
          join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
-         where e.id = $1 and e.consumer_id = $2 and e.dataset = $3 and e.status = 'completed' and ($4::text is null or e.sha256 = $4)",
+         where e.id = $1 and e.consumer_id = $2 and e.dataset = $3 and e.status = 'completed' and ($4::text is null or $4 in (e.sha256, e.digest))",
     )
     .bind(job.as_uuid())
     .bind(lane.consumer.as_str())

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::file::FileRecord;
 use crate::job::{JobId, Retention};
-use crate::store::files::{FileRow, file_row_columns, recorded_file};
+use crate::store::files::{FileRow, file_row_columns};
 use crate::store::index_order::read_in_index_order;
 use crate::store::{Error, Store};
 
@@ -74,9 +74,8 @@ macro_rules! files_past {
                  and (f.finished_at, f.id) <= (past.finished_at, past.id) and ",
             $which,
             "
-               order by f.finished_at, f.id limit $5) e",
-            recorded_file!(),
-            " limit $5"
+               order by f.finished_at, f.id limit $5) e
+             limit $5"
         )
     };
 }

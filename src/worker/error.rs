@@ -90,6 +90,7 @@ impl Error {
             Error::Pipeline(Pipe::InvalidText(_)) => Settlement::Fail(failure(FailureCode::InvalidText)),
             Error::Pipeline(Pipe::NotInFormat(_)) => Settlement::Fail(failure(FailureCode::NotInFormat)),
             Error::Pipeline(Pipe::WrongRow(_)) => Settlement::Fail(failure(FailureCode::Internal)),
+            Error::Pipeline(Pipe::TooManyFiles) => Settlement::Fail(failure(FailureCode::FileTooLarge)),
             Error::Pipeline(Pipe::Compressor(_)) => Settlement::Retry(failure(FailureCode::Internal)),
             Error::Pipeline(Pipe::Panicked(_)) => Settlement::Fail(failure(FailureCode::Internal)),
         }

@@ -24,8 +24,18 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "encode" | "sink" | "database" | "dataset" | "file" | "job" | "key" | "manifest" | "row" | "watermark" => &[],
         // Their settings.
         "config" => {
-            let settings =
-                ["embedded", "http", "maintenance", "postgres", "service", "sink", "source", "telemetry", "worker"];
+            let settings = [
+                "embedded",
+                "http",
+                "maintenance",
+                "postgres",
+                "publisher",
+                "service",
+                "sink",
+                "source",
+                "telemetry",
+                "worker",
+            ];
             return settings.into_iter().chain(NOUNS).collect();
         }
         "embedded" => return ["failpoint", "telemetry"].into(),

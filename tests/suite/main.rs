@@ -83,6 +83,8 @@ mod lost_files;
 #[cfg(test)]
 mod maintenance;
 #[cfg(test)]
+mod manifests;
+#[cfg(test)]
 mod many_jobs;
 #[cfg(test)]
 mod metrics;
@@ -104,6 +106,8 @@ mod order;
 mod page;
 #[cfg(test)]
 mod partitions;
+#[cfg(test)]
+mod parts;
 #[cfg(test)]
 mod pooler;
 #[cfg(test)]

@@ -163,7 +163,7 @@ fn a_query_that_is_read_is_told() {
             }
         }
     }
-    assert_eq!(read, 6);
+    assert_eq!(read, 7);
 }
 
 #[tokio::test]

@@ -1,17 +1,18 @@
-//! `/exports/{jobId}/download`: the file, whole or one range of it.
+//! `/exports/{jobId}/download` and `/exports/{jobId}/files/{part}/download`: a file, whole or one range of it.
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
+use serde::Deserialize;
 use tokio_util::io::ReaderStream;
 
 use crate::http::code::Code;
 use crate::http::input::{self, PathJob};
 use crate::http::problem::Problem;
 use crate::service::Service;
-use crate::service::files::FileUrl;
+use crate::service::files::{FileUrl, OpenFile};
 
 /// Bytes of a file that are read at a time. An answer whose client doesn't read holds a few times as many.
 const READ_BYTES: usize = 64 * 1024;
@@ -53,7 +54,7 @@ const READ_BYTES: usize = 64 * 1024;
         (status = 304, description = "The client has the file already.", headers(("ETag" = String, description = "The file's SHA-256, in quotes"))),
     ),
     extensions(("x-codes" = json!([
-        Code::NotCompleted, Code::FileGone, Code::RangeNotSatisfiable, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
+        Code::NotCompleted, Code::SeveralFiles, Code::FileGone, Code::RangeNotSatisfiable, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
         Code::StorageFull, Code::StorageReadonly,
     ]))),
 )]
@@ -63,10 +64,71 @@ pub(crate) async fn download(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let file = service.open_file(id).await?;
-    let record = &file.record;
-    let size = record.staged.identity.bytes;
-    let etag = format!("\"{}\"", record.staged.sha256);
+    answer(&service, service.open_file(id, None).await?, &method, &headers).await
+}
+
+/// Fetch one of an export's files
+///
+/// As `downloadExport`, for an export that may have several files: each is whole by itself.
+#[utoipa::path(
+    get, path = "/exports/{jobId}/files/{part}/download", operation_id = "downloadExportFile", tag = "exports",
+    params(
+        PathJob,
+        ("part" = u32, Path, description = "The file's number among the export's files, from 1"),
+        ("Range" = Option<String>, Header, description = "The part that is asked for; a range that can't be read is ignored",
+            example = "bytes=0-1023"),
+        ("If-Range" = Option<String>, Header, description = "The `ETag` of the file whose range is asked for; of another file the range is ignored"),
+        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a file that the client has already"),
+    ),
+    responses(
+        (status = 200, description = "The file.", headers(
+            ("ETag" = String, description = "The file's SHA-256, in quotes"),
+            ("Content-Disposition" = String, description = "The file's name"),
+            ("Accept-Ranges" = String, description = "`bytes`"),
+            ("Last-Modified" = String, description = "When the export ended"),
+            ("Cache-Control" = String, description = "`no-store`: a copy is the client's own; the `ETag` says whether it is still the file"),
+        ), content(
+            (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
+            (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
+        )),
+        (status = 206, description = "The part of the file.", headers(
+            ("ETag" = String, description = "The file's SHA-256, in quotes"),
+            ("Content-Range" = String, description = "The range of this part, and the file's size"),
+        ), content(
+            (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
+            (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
+        )),
+        (status = 307, description = "The file is fetched from its store (`DOWNLOADS=redirect`).", headers(
+            ("Location" = String, description = "An address of the file that needs no key, for a short time"),
+        )),
+        (status = 304, description = "The client has the file already.", headers(("ETag" = String, description = "The file's SHA-256, in quotes"))),
+    ),
+    extensions(("x-codes" = json!([
+        Code::NotCompleted, Code::NoPart, Code::FileGone, Code::RangeNotSatisfiable, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
+        Code::StorageFull, Code::StorageReadonly,
+    ]))),
+)]
+pub(crate) async fn download_part(
+    State(service): State<Service>,
+    PathJob(id): PathJob,
+    Path(place): Path<FilePlace>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    // What is no number names no file.
+    let part = place.part.parse().unwrap_or(0);
+    answer(&service, service.open_file(id, Some(part)).await?, &method, &headers).await
+}
+
+/// Which file of an export.
+#[derive(Deserialize)]
+pub(crate) struct FilePlace {
+    part: String,
+}
+
+async fn answer(service: &Service, file: OpenFile, method: &Method, headers: &HeaderMap) -> Result<Response, Problem> {
+    let size = file.bytes;
+    let etag = format!("\"{}\"", file.sha256);
     let mut response_headers = HeaderMap::new();
     let mut set = |name, value: String| {
         // These values come from the database, where others may write what no header takes.
@@ -74,20 +136,20 @@ pub(crate) async fn download(
             response_headers.insert(name, value);
         }
     };
-    set(header::CONTENT_TYPE, record.encoding.media_type().to_owned());
-    set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", record.name));
+    set(header::CONTENT_TYPE, file.encoding.media_type().to_owned());
+    set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", file.name));
     set(header::ETAG, etag.clone());
     set(header::ACCEPT_RANGES, "bytes".to_owned());
-    set(header::LAST_MODIFIED, record.finished_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
+    set(header::LAST_MODIFIED, file.finished_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
 
-    if input::has_already(&headers, etag.as_bytes()) {
+    if input::has_already(headers, etag.as_bytes()) {
         return Ok((StatusCode::NOT_MODIFIED, response_headers).into_response());
     }
     // A client must not join a part of this file to a part of an older one: the tags must be the same.
-    let unchanged = text(&headers, header::IF_RANGE).is_none_or(|tag| tag == etag);
+    let unchanged = text(headers, header::IF_RANGE).is_none_or(|tag| tag == etag);
     // Only a GET has ranges (RFC 9110, 14.2).
-    let range = text(&headers, header::RANGE)
-        .filter(|_| unchanged && method == Method::GET)
+    let range = text(headers, header::RANGE)
+        .filter(|_| unchanged && *method == Method::GET)
         .map_or(RequestedRange::Whole, |range| requested_range(range, size));
     let (status, from, length) = match range {
         RequestedRange::Whole => (StatusCode::OK, 0, size),
@@ -99,7 +161,7 @@ pub(crate) async fn download(
     };
     set(header::CONTENT_LENGTH, length.to_string());
     // An address is signed for a GET alone. The store has the range of the client's next request to it.
-    if method == Method::GET
+    if *method == Method::GET
         && let Some(FileUrl { url, .. }) = service.redirection(&file).await?
     {
         let headers = [(header::LOCATION, url), (header::CACHE_CONTROL, "no-store".to_owned())];

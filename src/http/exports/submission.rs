@@ -1,6 +1,7 @@
 //! What a call that makes an export carries: the consumer, an idempotency key and a body. Out of it comes the request for `service`.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 
 use axum::extract::{FromRequest, FromRequestParts, Request as HttpRequest};
 use serde::Deserialize;
@@ -17,7 +18,7 @@ use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
 use crate::job::selection::{Condition, Operator, Selection};
-use crate::job::{After, ConsumerId, ExportType, IdempotencyKey, Request};
+use crate::job::{After, ConsumerId, ExportType, FILE_BYTES, IdempotencyKey, Request};
 use crate::service::Service;
 
 /// The most columns that a table may have.
@@ -57,13 +58,15 @@ impl<C: IntoParams, B> IntoParams for Submission<C, B> {
 impl<C: Into<ConsumerId>> Submission<C, Options> {
     /// The request for an export of the type that the call's path says.
     pub(crate) fn request(self, service: &Service, export_type: ExportType) -> Result<Request, Problem> {
-        let Submission { of, key, body: Options { dataset, format, compression, after, after_sha256 } } = self;
+        let Submission { of, key, body: Options { dataset, format, compression, max_file_bytes, after, after_sha256 } } =
+            self;
         Ok(Request {
             consumer: Some(of.into()),
             dataset: dataset_of(service, dataset)?,
             export_type,
             selection: Selection::default(),
             encoding: encoding_of(format, compression)?,
+            max_file_bytes,
             after: after_of(after, after_sha256)?,
             retry_of: None,
             key,
@@ -76,7 +79,18 @@ impl Submission<MaybeConsumer, NewExport> {
     pub(crate) fn request(self, service: &Service) -> Result<Request, Problem> {
         let Submission { of: MaybeConsumer(consumer), key, body } = self;
         body.refuse_misplaced(consumer.is_some())?;
-        let NewExport { export_type, dataset, format, compression, after, after_sha256, columns, filter, limit } = body;
+        let NewExport {
+            export_type,
+            dataset,
+            format,
+            compression,
+            max_file_bytes,
+            after,
+            after_sha256,
+            columns,
+            filter,
+            limit,
+        } = body;
         if consumer.is_none() && export_type != ExportType::Full {
             let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
             return Err(Problem::bad_input(Code::ConsumerRequired, "X-Consumer-ID", detail));
@@ -91,6 +105,7 @@ impl Submission<MaybeConsumer, NewExport> {
                 limit,
             },
             encoding: encoding_of(format, compression)?,
+            max_file_bytes,
             after: after_of(after, after_sha256)?,
             retry_of: None,
             key,
@@ -115,12 +130,17 @@ pub(crate) struct Options {
     #[serde(default = "uncompressed")]
     #[schema(required = false)]
     compression: Compression,
+    /// In bytes: a file of so much gets no further rows, which go into another file, each whole by itself. Left out, it is what the dataset
+    /// says, else there is one file
+    #[serde(default, deserialize_with = "file_bytes")]
+    #[schema(required = false, value_type = u64, minimum = 16777216, maximum = 5368709120i64)]
+    max_file_bytes: Option<u64>,
     /// The export that the caller loaded last, null for none: the call is refused if another one is the consumer's last export. Left out,
     /// nothing is checked. A full export is never refused for it
     #[serde(default, deserialize_with = "job_or_null")]
     #[schema(required = false, value_type = Option<Uuid>)]
     after: Option<Option<Uuid>>,
-    /// Beside an id in `after`: the SHA-256 of the file that was loaded
+    /// Beside an id in `after`: the SHA-256 of the file that was loaded; of several files, the export's `digest`
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = String, pattern = "^[0-9a-f]{64}$")]
     after_sha256: Option<String>,
@@ -149,11 +169,16 @@ pub(crate) struct NewExport {
     #[serde(default = "uncompressed")]
     #[schema(required = false)]
     compression: Compression,
+    /// In bytes: a file of so much gets no further rows, which go into another file, each whole by itself. Left out, it is what the dataset
+    /// says, else there is one file
+    #[serde(default, deserialize_with = "file_bytes")]
+    #[schema(required = false, value_type = u64, minimum = 16777216, maximum = 5368709120i64)]
+    max_file_bytes: Option<u64>,
     /// With a consumer: the export that the caller loaded last, null for none
     #[serde(default, deserialize_with = "job_or_null")]
     #[schema(required = false, value_type = Option<Uuid>)]
     after: Option<Option<Uuid>>,
-    /// Beside an id in `after`: the SHA-256 of the file that was loaded
+    /// Beside an id in `after`: the SHA-256 of the file that was loaded; of several files, the export's `digest`
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = String, pattern = "^[0-9a-f]{64}$")]
     after_sha256: Option<String>,
@@ -212,10 +237,17 @@ fn job_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<Uuid>
 }
 
 fn row_limit<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
-    let range = 1..=i64::MAX as u64;
-    let rows = u64::deserialize(from).ok().filter(|rows| range.contains(rows));
+    number_in(1..=i64::MAX as u64, from)
+}
+
+fn file_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    number_in(FILE_BYTES, from)
+}
+
+fn number_in<'de, D: Deserializer<'de>>(range: RangeInclusive<u64>, from: D) -> Result<Option<u64>, D::Error> {
+    let number = u64::deserialize(from).ok().filter(|number| range.contains(number));
     let expected = || format!("a whole number from {} to {} is expected", range.start(), range.end());
-    rows.map(Some).ok_or_else(|| D::Error::custom(expected()))
+    number.map(Some).ok_or_else(|| D::Error::custom(expected()))
 }
 
 impl NewExport {

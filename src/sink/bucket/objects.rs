@@ -78,10 +78,14 @@ impl Objects {
 
     /// The content of a small object, nothing of a large one; `None`: there is none.
     pub(super) async fn small(&self, key: &Path) -> Result<Option<Bytes>, Error> {
-        // Whoever may write to the bucket may have put a large one there.
-        const MOST: u64 = 64 << 10;
+        self.whole(key, 64 << 10).await
+    }
+
+    /// The content of an object, nothing of one that has more than so many bytes; `None`: there is none.
+    pub(super) async fn whole(&self, key: &Path, most: u64) -> Result<Option<Bytes>, Error> {
         match self.store.get_opts(key, GetOptions::default()).await {
-            Ok(found) if found.meta.size > MOST => Ok(Some(Bytes::new())),
+            // Whoever may write to the bucket may have put a large one there.
+            Ok(found) if found.meta.size > most => Ok(Some(Bytes::new())),
             Ok(found) => Ok(Some(found.bytes().await?)),
             Err(error) if is_no_object(&error) => Ok(None),
             Err(error) => Err(error.into()),

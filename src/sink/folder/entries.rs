@@ -78,10 +78,11 @@ pub(super) fn find(dir: &OwnedFd, recorded: &FileIdentity) -> Result<Option<Stri
     Ok(None)
 }
 
-pub(super) fn remove_at(dir: &OwnedFd, name: &str) -> Result<(), Errno> {
+/// Removes a file. False: there was none.
+pub(super) fn remove_at(dir: &OwnedFd, name: &str) -> Result<bool, Errno> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Err(Errno::NOENT) => Ok(()),
-        removed => removed,
+        Err(Errno::NOENT) => Ok(false),
+        removed => removed.map(|()| true),
     }
 }
 

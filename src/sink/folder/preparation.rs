@@ -44,7 +44,8 @@ impl Folder {
 fn probe(dir: &OwnedFd, mode: Option<Mode>) -> Result<(), Error> {
     let name = format!("{MARK}.{}", Uuid::new_v4());
     create(dir, &name, mode)?;
-    Ok(remove_at(dir, &name)?)
+    remove_at(dir, &name)?;
+    Ok(())
 }
 
 #[cfg(test)]

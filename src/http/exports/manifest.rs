@@ -1,0 +1,53 @@
+//! `/exports/{jobId}/manifest`: which files an export has, and which export came before it.
+
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use crate::http::code::Code;
+use crate::http::input::PathJob;
+use crate::http::problem::Problem;
+use crate::manifest::Manifest;
+use crate::service::Service;
+
+/// The query of a manifest.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ManifestQuery {
+    /// `uris`: the files' addresses alone, a line each, as BigQuery and Athena take them
+    #[serde(rename = "as")]
+    #[param(value_type = Option<String>, pattern = "^uris$", example = "uris")]
+    form: Option<String>,
+}
+
+/// Get an export's manifest
+///
+/// The very text that is written beside the files where `MANIFESTS` is on: Redshift's `entries` first, then what the export is, its files
+/// with their SHA-256, and the digest of the export before.
+#[utoipa::path(
+    get, path = "/exports/{jobId}/manifest", operation_id = "getExportManifest", tag = "exports",
+    params(PathJob, ManifestQuery),
+    responses((status = 200, description = "The manifest.", content(
+        (serde_json::Value = "application/json"), (String = "text/plain"),
+    ))),
+    extensions(("x-codes" = json!([Code::NotCompleted, Code::NoManifest]))),
+)]
+pub(crate) async fn manifest(
+    State(service): State<Service>,
+    PathJob(id): PathJob,
+    Query(ManifestQuery { form }): Query<ManifestQuery>,
+) -> Result<Response, Problem> {
+    let wants_uris = match form.as_deref() {
+        None => false,
+        Some("uris") => true,
+        Some(_) => return Err(Problem::bad_input(Code::ParameterInvalid, "as", "as: `uris` is expected, or nothing")),
+    };
+    let text = service.manifest(id).await?;
+    if !wants_uris {
+        return Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response());
+    }
+    let uris = Manifest::read(text.as_bytes()).map_err(|_| Problem::internal())?.uris();
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], uris).into_response())
+}

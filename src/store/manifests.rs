@@ -1,0 +1,167 @@
+//! The manifest of a committed export: what it is made of, and its text, which is written down before anybody sees it, so that whoever goes
+//! on after a crash writes the same.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use sqlx::types::Json;
+
+use crate::file::FileRecord;
+use crate::job::columns::FileColumns;
+use crate::job::{Job, JobId};
+use crate::manifest::{self, Chained, Manifest};
+use crate::store::files::is_next;
+use crate::store::job_row::{JobRow, job_columns};
+use crate::store::{Error, Store};
+
+/// What is known of a manifest that is to be.
+#[derive(Debug)]
+pub enum Planned {
+    /// It is written down: its number and its text.
+    Written(u64, String),
+    /// It is not, and this is what it will be made of: its number and the export, without the files' paths.
+    New(u64, Box<Chained>),
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct PlannedRow {
+    #[sqlx(flatten)]
+    job: JobRow,
+    next_number: i64,
+    previous: Option<String>,
+    manifest: Option<String>,
+    file_columns: Option<Json<FileColumns>>,
+}
+
+impl Store {
+    /// What the manifest of a committed export is, or will be. `None`: the export is published, was given up, or isn't a consumer's; or an
+    /// earlier one of its lane has to be published first.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
+        let mut conn = self.connection().await?;
+        // An export that isn't published keeps its lane waiting, so that all who ask find the same.
+        let row: Option<PlannedRow> = sqlx::query_as(concat!(
+            "-- store.manifests.planned\n select ",
+            job_columns!(),
+            ", coalesce(l.last_number, 0) + 1 as next_number, e.manifest, e.file_columns,
+               (select before.digest from exports before
+                where before.consumer_id = e.consumer_id and before.dataset = e.dataset and before.published_at is not null
+                order by before.lane_seq desc limit 1) as previous
+             from exports e
+             left join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
+             where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
+               and e.consumer_id is not null and ",
+            is_next!()
+        ))
+        .bind(record.job.as_uuid())
+        .bind(&record.name)
+        .fetch_optional(conn.get())
+        .await?;
+        conn.give_back();
+        let Some(PlannedRow { job, next_number, previous, manifest, file_columns }) = row else { return Ok(None) };
+        let number = next_number.unsigned_abs();
+        Ok(Some(match manifest {
+            Some(text) => Planned::Written(number, text),
+            None => {
+                let columns = file_columns.map(|Json(columns)| columns);
+                Planned::New(number, Box::new(chained(Job::try_from(job)?, record, columns, previous)))
+            }
+        }))
+    }
+
+    /// Writes a manifest down, unless somebody else did before, or the file has another name by now.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn plan_manifest(&self, record: &FileRecord, manifest: &Manifest) -> Result<(), Error> {
+        let mut conn = self.connection().await?;
+        sqlx::query(
+            "-- store.manifests.plan
+             update exports set manifest = $3, digest = $4
+             where id = $1 and output_filename = $2 and status = 'completed' and published_at is null and manifest is null",
+        )
+        .bind(record.job.as_uuid())
+        .bind(&record.name)
+        .bind(manifest.text())
+        .bind(&manifest.digest)
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(())
+    }
+
+    /// Has the lane's numbers go on behind this one, which the destination has of another export: the database was put back, and that export
+    /// is none that it knows. The manifest is to be planned anew.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn skip_to(&self, record: &FileRecord, number: u64) -> Result<(), Error> {
+        let mut conn = self.connection().await?;
+        sqlx::query(
+            "-- store.manifests.skip_to
+             with replanned as (
+               update exports set manifest = null, digest = null
+               where id = $1 and status = 'completed' and published_at is null returning consumer_id, dataset)
+             update cdc_export.lanes l set last_number = $2
+             from replanned r where l.consumer_id = r.consumer_id and l.dataset = r.dataset and l.last_number < $2",
+        )
+        .bind(record.job.as_uuid())
+        .bind(number as i64)
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(())
+    }
+
+    /// The text of a published export's manifest. `None`: it has none.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn manifest(&self, job: JobId) -> Result<Option<String>, Error> {
+        let mut conn = self.connection().await?;
+        let text: Option<Option<String>> = sqlx::query_scalar(
+            "-- store.manifests.get
+             select manifest from exports where id = $1 and published_at is not null",
+        )
+        .bind(job.as_uuid())
+        .fetch_optional(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(text.flatten())
+    }
+}
+
+fn chained(job: Job, record: &FileRecord, columns: Option<FileColumns>, previous: Option<String>) -> Chained {
+    let (cluster, database) = record.database.as_str().split_once('-').unwrap_or_default();
+    let FileColumns { columns, key, table, snapshot } = columns.unwrap_or_else(FileColumns::unknown);
+    let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Micros, true);
+    let file = |part: &crate::file::Part| manifest::File {
+        sha256: part.staged.sha256.clone(),
+        bytes: part.staged.identity.bytes.to_string(),
+        rows: part.rows.to_string(),
+        path: None,
+    };
+    Chained {
+        version: manifest::VERSION.to_owned(),
+        job: job.id.to_string(),
+        source: manifest::Source { cluster: cluster.to_owned(), database: database.to_owned() },
+        consumer: job.consumer.map(|consumer| consumer.to_string()).unwrap_or_default(),
+        dataset: job.dataset,
+        table,
+        export_type: job.export_type.to_string(),
+        key,
+        columns: columns
+            .into_iter()
+            .map(|column| manifest::Column { name: column.name, type_name: column.type_name })
+            .collect(),
+        format: job.encoding.format.to_string(),
+        compression: job.encoding.compression.to_string(),
+        snapshot,
+        continuity: job.report.continuity.map(|word| word.to_string()),
+        watermark_from: job.watermark_from.map(time),
+        watermark_to: job.watermark_to.map(time),
+        rows: job.rows_exported.to_string(),
+        files: record.parts.iter().map(file).collect(),
+        previous,
+    }
+}

@@ -1,0 +1,205 @@
+//! Manifests: what stands beside the files, the chain that they are, and what becomes of it after a crash and beside others' files.
+
+use std::path::PathBuf;
+
+use ring::digest;
+use serde_json::{Value, json};
+
+use crate::crashes::killed_by_an_export;
+use crate::harness::{Database, Service, Start, eventually, refusal};
+
+fn path(service: &Service, job: &Value) -> PathBuf {
+    let stem = job["outputFilename"].as_str().unwrap().strip_suffix(".csv").unwrap();
+    service.output().join(format!("{stem}.manifest.json"))
+}
+
+fn read(service: &Service, job: &Value) -> Value {
+    let path = path(service, job);
+    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()))).unwrap()
+}
+
+async fn answer(service: &Service, job: &Value, query: &str) -> reqwest::Response {
+    service.call("GET", &format!("/exports/{}/manifest{query}", job["jobId"].as_str().unwrap()), &[]).await
+}
+
+/// The digest as anybody computes it: no member of `export` is a number, so sorted members without spaces are the canonical form.
+fn digest_of(manifest: &Value) -> String {
+    fn canonical(value: &Value) -> String {
+        match value {
+            Value::Object(members) => {
+                let mut sorted: Vec<_> = members.iter().filter(|(name, _)| *name != "path").collect();
+                sorted.sort_by_key(|(name, _)| *name);
+                let members = sorted.iter().map(|(name, value)| format!("{}:{}", json!(name), canonical(value)));
+                format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+            }
+            Value::Array(items) => format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(",")),
+            other => other.to_string(),
+        }
+    }
+    hex::encode(digest::digest(&digest::SHA256, canonical(&manifest["export"]).as_bytes()))
+}
+
+#[tokio::test]
+async fn each_export_of_a_lane_names_its_files_and_the_export_before() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).with("MANIFESTS", "on").service().await;
+    let mut before = Value::Null;
+    for (number, export_type) in (1..).zip(["full", "incremental", "delta", "full", "delta"]) {
+        database.add_users(number * 10, number * 10 + 2).await;
+        let (job, file) = service.export(export_type, "a").await;
+        let manifest = read(&service, &job);
+        assert_eq!(manifest["number"], number);
+        assert_eq!((&manifest["digest"], &manifest["digest"]), (&job["digest"], &json!(digest_of(&manifest))));
+        let rows = file.rows.len();
+        let entry = json!({
+            "url": job["location"], "mandatory": true, "meta": { "content_length": job["bytesWritten"], "record_count": rows },
+        });
+        assert_eq!(manifest["entries"], json!([entry]));
+        assert_eq!(manifest["meta"], json!({ "content_length": job["bytesWritten"], "record_count": rows }));
+        let export = &manifest["export"];
+        assert_eq!(export["previous"], before, "{export_type}");
+        assert_eq!(
+            export["files"],
+            json!([{
+                "sha256": job["sha256"], "bytes": job["bytesWritten"].to_string(), "rows": rows.to_string(), "path": job["outputFilename"],
+            }])
+        );
+        for (member, value) in [
+            ("version", json!("1")),
+            ("job", job["jobId"].clone()),
+            ("consumer", json!("a")),
+            ("dataset", json!("users")),
+            ("table", json!("public.users")),
+            ("type", json!(export_type)),
+            ("key", json!(["id"])),
+            ("format", json!("csv")),
+            ("compression", json!("none")),
+            ("continuity", Value::Null),
+            ("watermarkFrom", job["watermarkFrom"].clone()),
+            ("watermarkTo", job["watermarkTo"].clone()),
+            ("rows", json!(rows.to_string())),
+        ] {
+            assert_eq!(export[member], value, "{member}");
+        }
+        let names: Vec<_> = export["columns"].as_array().unwrap().iter().map(|column| &column["name"]).collect();
+        assert_eq!(json!(names), json!(file.header));
+        assert!(export["snapshot"].as_str().unwrap().matches(':').count() == 2, "{export}");
+        assert_eq!(answer(&service, &job, "").await.text().await.unwrap(), manifest_text(&service, &job));
+        let uris = answer(&service, &job, "?as=uris").await;
+        assert_eq!(uris.headers()["content-type"], "text/plain; charset=utf-8");
+        assert_eq!(uris.text().await.unwrap(), format!("{}\n", job["location"].as_str().unwrap()));
+        before = job["digest"].clone();
+    }
+    // Another lane has a chain of its own, and what is nobody's has none.
+    let (other, _) = service.export("full", "b").await;
+    assert_eq!(
+        (&read(&service, &other)["number"], &read(&service, &other)["export"]["previous"]),
+        (&json!(1), &Value::Null)
+    );
+    let ad_hoc: Value = service.call("POST", "/exports", &[]).await.json().await.unwrap();
+    let ad_hoc = service.ended(ad_hoc["jobId"].as_str().unwrap()).await;
+    assert_eq!(ad_hoc["digest"], Value::Null);
+    assert_eq!(refusal(answer(&service, &ad_hoc, "").await).await, (409, "no_manifest".to_owned()));
+    assert_eq!(refusal(answer(&service, &other, "?as=json").await).await, (400, "parameter_invalid".to_owned()));
+    assert_eq!(service.files().len(), 6 * 2 + 1);
+    service.stop().await;
+}
+
+fn manifest_text(service: &Service, job: &Value) -> String {
+    std::fs::read_to_string(path(service, job)).unwrap()
+}
+
+/// Whether or not they are written, the chain goes on.
+#[tokio::test]
+async fn in_a_folder_none_is_written_unless_it_is_asked_for() {
+    let database = Database::new().await;
+    let off = Start::on(&database).service().await;
+    let (first, _) = off.export("full", "a").await;
+    assert_eq!(off.files().len(), 1);
+    let text = answer(&off, &first, "").await.text().await.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["digest"], first["digest"]);
+    let on = Start::on(&database).with("MANIFESTS", "on").sharing_output(&off);
+    off.stop().await;
+    let on = on.service().await;
+    let (second, _) = on.export("delta", "a").await;
+    assert_eq!(read(&on, &second)["export"]["previous"], first["digest"]);
+    // What retention or a client removes is a file; its manifest says for ever that there was one.
+    let id = second["jobId"].as_str().unwrap();
+    assert_eq!(on.call("DELETE", &format!("/exports/{id}"), &[]).await.status(), 204);
+    assert_eq!(read(&on, &second)["digest"], second["digest"]);
+    assert_eq!(answer(&on, &second, "").await.status(), 200);
+    on.stop().await;
+}
+
+#[tokio::test]
+async fn a_manifest_is_signed_with_the_services_key() {
+    let database = Database::new().await;
+    let seed = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
+    let service = Start::on(&database).with("MANIFESTS", "on").with("MANIFEST_KEY", seed).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let manifest = read(&service, &job);
+    let public = hex::decode("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a").unwrap();
+    let bytes = |member: &str| hex::decode(manifest[member].as_str().unwrap()).unwrap();
+    let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, public);
+    key.verify(&bytes("digest"), &bytes("signature")).unwrap();
+    service.stop().await;
+    for (name, value, line) in [
+        ("MANIFESTS", "yes", "MANIFESTS: `yes` is neither on nor off"),
+        ("MANIFEST_KEY", "secret", "MANIFEST_KEY: 64 hexadecimal digits are expected"),
+    ] {
+        let (code, said) = Start::on(&database).with(name, value).until_it_ends().await;
+        assert!(code == 2 && said.contains(line) && !said.contains("`secret`"), "{said}");
+    }
+}
+
+/// A file or a manifest of somebody else's under the name of ours stays, and both of ours get another.
+#[tokio::test]
+async fn a_manifest_replaces_nothing() {
+    let database = Database::new().await;
+    let mut dead = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
+    let id = killed_by_an_export(&database, &mut dead).await;
+    let job = json!({ "outputFilename": database.one::<String>("select output_filename from exports").await });
+    let theirs = path(&dead, &job);
+    std::fs::write(&theirs, "theirs").unwrap();
+    let heir = Start::on(&database).with("MANIFESTS", "on").sharing_output(&dead).service().await;
+    let job = heir.ended(&id).await;
+    assert!(job["outputFilename"].as_str().unwrap().ends_with("-2.csv"), "{job}");
+    assert_eq!(read(&heir, &job)["export"]["files"][0]["path"], job["outputFilename"]);
+    assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "theirs");
+    heir.stop().await;
+}
+
+/// Between the files' names and the manifest's, and between that and its record.
+#[tokio::test]
+async fn whoever_goes_on_after_a_crash_writes_the_same_manifest() {
+    for fault in ["publisher.named=kill", "sink.manifest=kill", "sink.manifest.renamed=kill"] {
+        let database = Database::new().await;
+        let start = || Start::on(&database).with("MANIFESTS", "on");
+        let mut dead = start().with("FAILPOINTS", fault).service().await;
+        let id = killed_by_an_export(&database, &mut dead).await;
+        let written: String = database.one("select manifest from exports").await;
+        // Another key would sign it otherwise: what is written down stands.
+        let heir = start().with("MANIFEST_KEY", "00".repeat(32)).sharing_output(&dead).service().await;
+        let job = heir.ended(&id).await;
+        assert_eq!(job["status"], "completed", "{fault}: {job}");
+        assert_eq!(manifest_text(&heir, &job), written, "{fault}");
+        eventually("nothing else is there", async || (heir.files().len() == 2).then_some(())).await;
+        let (next, _) = heir.export("delta", "a").await;
+        assert_eq!(read(&heir, &next)["export"]["previous"], job["digest"], "{fault}");
+        heir.stop().await;
+    }
+}
+
+/// An error of the destination, not a crash: the service itself goes on.
+#[tokio::test]
+async fn a_manifest_that_can_not_be_written_is_written_later() {
+    for fault in ["sink.manifest=error", "sink.manifest.renamed=error"] {
+        let database = Database::new().await;
+        let service = Start::on(&database).with("MANIFESTS", "on").with("FAILPOINTS", fault).service().await;
+        let (job, _) = service.export("full", "a").await;
+        assert_eq!(read(&service, &job)["digest"], job["digest"], "{fault}");
+        assert_eq!(service.events("publish_failed").len(), 1, "{fault}");
+        service.stop().await;
+    }
+}

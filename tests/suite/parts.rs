@@ -1,0 +1,272 @@
+//! Exports in several files (`maxFileBytes`): each is whole by itself, together they are the export, and a crash leaves all or nothing.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use futures_util::future::join_all;
+use ring::digest;
+use serde_json::{Value, json};
+
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+
+const MOST: u64 = 16 << 20;
+/// A value has so many bytes, which no compressor makes less than half of.
+const VALUE: usize = 1 << 20;
+
+/// So many users of a MiB each.
+async fn with_users(users: i64) -> Database {
+    let database = Database::new().await;
+    database.run("alter table users alter column name type text").await;
+    database.add_users(1, users).await;
+    database
+        .run(&format!(
+            "update users set is_deleted = false, name = (select string_agg(md5(g::text || users.id), '') from generate_series(1, {}) g)",
+            VALUE / 32
+        ))
+        .await;
+    database
+}
+
+async fn submit(service: &Service, export_type: &str, options: Value) -> String {
+    let request =
+        service.client.post(format!("{}/exports/{export_type}", service.address)).header("X-Consumer-ID", "a");
+    let answer = request.json(&options).send().await.unwrap();
+    assert_eq!(answer.status(), 202, "{}", answer.text().await.unwrap());
+    answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()
+}
+
+fn files(job: &Value) -> &Vec<Value> {
+    job["files"].as_array().unwrap()
+}
+
+fn names(job: &Value) -> Vec<&str> {
+    files(job).iter().map(|file| file["name"].as_str().unwrap()).collect()
+}
+
+fn paths(service: &Service, job: &Value) -> Vec<PathBuf> {
+    names(job).iter().map(|name| service.output().join(name)).collect()
+}
+
+/// The ids of all files, each of which is a whole CSV.
+fn ids(service: &Service, job: &Value) -> Vec<i64> {
+    let mut ids: Vec<i64> = paths(service, job).iter().flat_map(|path| Csv::read(path).ids()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_more_is_several_whole_files() {
+    let database = with_users(40).await;
+    let service = Start::on(&database).service().await;
+    for (format, compression, ending) in [
+        ("csv", "none", ".csv"),
+        ("ndjson", "gzip", ".ndjson.gz"),
+        ("csv", "zstd", ".csv.zst"),
+        #[cfg(feature = "parquet")]
+        ("parquet", "none", ".parquet"),
+    ] {
+        let options = json!({ "format": format, "compression": compression, "maxFileBytes": MOST });
+        let job = service.ended(&submit(&service, "full", options).await).await;
+        assert_eq!(job["status"], "completed", "{job}");
+        let stem = job["outputFilename"].as_str().unwrap().strip_suffix(ending).unwrap();
+        let parts = files(&job).len();
+        assert!(parts > 1, "{format} {compression}: {job}");
+        let expected: Vec<_> = (1..=parts).map(|part| format!("{stem}.part-{part:05}{ending}")).collect();
+        assert_eq!(names(&job), expected);
+        assert_eq!((&job["sha256"], &job["location"]), (&Value::Null, &Value::Null));
+        assert_eq!(job["maxFileBytes"], MOST);
+        let sum = |member: &str| files(&job).iter().map(|file| file[member].as_u64().unwrap()).sum::<u64>();
+        assert_eq!((sum("bytes"), sum("rows")), (job["bytesWritten"].as_u64().unwrap(), 40));
+        for (number, (file, path)) in (1..).zip(files(&job).iter().zip(paths(&service, &job))) {
+            let content = std::fs::read(&path).unwrap();
+            let sha256 = hex::encode(digest::digest(&digest::SHA256, &content));
+            assert_eq!((&file["part"], &file["sha256"]), (&json!(number), &json!(sha256)));
+            assert_eq!(file["location"], format!("file://{}", path.display()));
+            assert_eq!(file["bytes"], content.len());
+            // A piece more at most, and a value is larger than a piece.
+            assert!(number == parts || (MOST..MOST + 3 * VALUE as u64).contains(&(content.len() as u64)), "{file}");
+            let mut text = String::new();
+            match ending {
+                ".ndjson.gz" => drop(flate2::read::MultiGzDecoder::new(&*content).read_to_string(&mut text).unwrap()),
+                ".csv.zst" => text = String::from_utf8(zstd::decode_all(&*content).unwrap()).unwrap(),
+                ".csv" => text = String::from_utf8(content.clone()).unwrap(),
+                _ => assert!(content.starts_with(b"PAR1") && content.ends_with(b"PAR1")),
+            }
+            if !text.is_empty() {
+                let lines = text.lines().count() as u64;
+                assert_eq!(lines - u64::from(format == "csv"), file["rows"].as_u64().unwrap());
+                assert_eq!(text.starts_with("id,name"), format == "csv");
+            }
+            let downloaded = service
+                .call("GET", &format!("/exports/{}/files/{number}/download", job["jobId"].as_str().unwrap()), &[])
+                .await;
+            assert_eq!(downloaded.headers()["etag"], format!("\"{sha256}\""));
+            assert!(downloaded.headers()["content-disposition"].to_str().unwrap().contains(&expected[number - 1]));
+            assert!(downloaded.bytes().await.unwrap() == content);
+        }
+        if ending == ".csv" {
+            assert_eq!(ids(&service, &job), (1..=40).collect::<Vec<_>>());
+        }
+        let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
+        for (of, status, code) in [
+            ("/download", 409, "several_files"),
+            ("/url", 409, "several_files"),
+            ("/files/0/download", 404, "no_part"),
+            ("/files/99/download", 404, "no_part"),
+            ("/files/x/download", 404, "no_part"),
+        ] {
+            let refused = service.call("GET", &format!("{path}{of}"), &[]).await;
+            assert_eq!(refusal(refused).await, (status, code.to_owned()), "{of}");
+        }
+        assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
+        assert_eq!(service.files(), Vec::<String>::new());
+        let gone = service.call("GET", &format!("{path}/files/1/download"), &[]).await;
+        assert_eq!(refusal(gone).await, (410, "file_gone".to_owned()));
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_export_that_fits_is_one_file_with_the_name_of_one() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let job = service.ended(&submit(&service, "full", json!({ "maxFileBytes": MOST })).await).await;
+    assert_eq!(names(&job), [job["outputFilename"].as_str().unwrap()]);
+    assert_eq!((&files(&job)[0]["sha256"], &files(&job)[0]["location"]), (&job["sha256"], &job["location"]));
+    let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
+    for of in ["/download", "/files/1/download"] {
+        let answer = service.call("GET", &format!("{path}{of}"), &[]).await;
+        assert_eq!(answer.text().await.unwrap(), std::fs::read_to_string(service.path(&job)).unwrap());
+    }
+    let empty = service.ended(&submit(&service, "delta", json!({ "maxFileBytes": MOST })).await).await;
+    assert_eq!((&empty["rowsExported"], files(&empty).len()), (&json!(0), 1));
+    for bytes in [json!(MOST - 1), json!((5_u64 << 30) + 1), json!("16MiB"), json!(null)] {
+        let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
+        let refused = request.json(&json!({ "maxFileBytes": bytes })).send().await.unwrap();
+        assert_eq!(refusal(refused).await, (400, "member_invalid".to_owned()), "{bytes}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_at_any_step_leaves_all_files_or_none() {
+    // Where it dies, and whether the attempt has to be made again.
+    let places = [
+        ("sink.create=kill@2", 2),
+        ("sink.fsync=kill@2", 2),
+        ("worker.staged=kill", 2),
+        ("worker.commit=kill", 2),
+        ("sink.publish=kill@2", 1),
+        ("sink.publish.renamed=kill@2", 1),
+        ("publisher.named=kill", 1),
+        ("sink.manifest=kill", 1),
+        ("sink.manifest.renamed=kill", 1),
+    ];
+    for few in places.chunks(3) {
+        join_all(few.iter().map(|(fault, attempts)| dies_at(fault, *attempts))).await;
+    }
+}
+
+async fn dies_at(fault: &str, attempts: u64) {
+    let database = with_users(20).await;
+    let start = || Start::on(&database).with("MANIFESTS", "on");
+    let mut dead = start().with("FAILPOINTS", fault).with("LEASE_SECONDS", 1).service().await;
+    let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
+    // The answer may die with it.
+    let _ = request.json(&json!({ "maxFileBytes": MOST })).send().await;
+    dead.dies().await;
+    let id: String = database.one("select id::text from exports").await;
+    let heir = start().with("LEASE_SECONDS", 600).sharing_output(&dead).service().await;
+    let job = heir.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(attempts)), "{fault}: {job}");
+    assert_eq!(files(&job).len(), 2, "{fault}");
+    assert_eq!(ids(&heir, &job), (1..=20).collect::<Vec<_>>(), "{fault}");
+    let stem = job["outputFilename"].as_str().unwrap().strip_suffix(".csv").unwrap();
+    let mut expected: Vec<_> = names(&job).into_iter().map(str::to_owned).collect();
+    expected.insert(0, format!("{stem}.manifest.json"));
+    eventually("nothing else is in the folder", || async { (heir.files() == expected).then_some(()) }).await;
+    let manifest: Value = serde_json::from_slice(&std::fs::read(heir.output().join(&expected[0])).unwrap()).unwrap();
+    assert_eq!((&manifest["digest"], &manifest["number"]), (&job["digest"], &job["number"]), "{fault}");
+    heir.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_fails_leaves_none_of_its_files() {
+    let database = with_users(40).await;
+    let service = Start::on(&database).with("FAILPOINTS", "sink.create=error@3").service().await;
+    let id = submit(&service, "full", json!({ "maxFileBytes": MOST })).await;
+    service.says("export_retried", &id).await;
+    eventually("the attempt's files go", || async { service.files().is_empty().then_some(()) }).await;
+    let job = service.ended(&id).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
+    assert_eq!(service.files(), names(&job));
+    service.stop().await;
+}
+
+/// Of an export that lacks a file nothing is handed out.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_which_a_file_is_lost_is_lost_as_a_whole() {
+    let database = with_users(20).await;
+    let mut dead = Start::on(&database).with("FAILPOINTS", "sink.publish=kill@2").service().await;
+    let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
+    let _ = request.json(&json!({ "maxFileBytes": MOST })).send().await;
+    dead.dies().await;
+    let id: String = database.one("select id::text from exports").await;
+    let left = dead.files();
+    assert!(left.len() == 2 && left[0].starts_with('.') && left[1].contains(".part-00001"), "{left:?}");
+    std::fs::remove_file(dead.output().join(&left[0])).unwrap();
+    let heir = Start::on(&database).sharing_output(&dead).service().await;
+    let job = heir.ended(&id).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
+    eventually("the other file goes too", || async { heir.files().is_empty().then_some(()) }).await;
+    heir.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_taken_is_left_and_all_files_get_another() {
+    let database = with_users(20).await;
+    let mut dead = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
+    let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
+    let _ = request.json(&json!({ "maxFileBytes": MOST })).send().await;
+    dead.dies().await;
+    let (id, name): (String, String) =
+        sqlx::query_as("select id::text, output_filename from exports").fetch_one(&database.pool).await.unwrap();
+    let theirs = name.replace(".csv", ".part-00002.csv");
+    std::fs::write(dead.output().join(&theirs), "theirs").unwrap();
+    let heir = Start::on(&database).sharing_output(&dead).service().await;
+    let job = heir.ended(&id).await;
+    let stem = name.strip_suffix(".csv").unwrap();
+    assert_eq!(names(&job), [format!("{stem}-2.part-00001.csv"), format!("{stem}-2.part-00002.csv")]);
+    assert_eq!(ids(&heir, &job), (1..=20).collect::<Vec<_>>());
+    assert_eq!(std::fs::read_to_string(heir.output().join(&theirs)).unwrap(), "theirs");
+    assert_eq!(heir.files().len(), 3);
+    heir.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_fetches_all_files_and_goes_on_where_it_broke_off() {
+    let database = with_users(20).await;
+    let service = Start::on(&database).service().await;
+    let job = service.ended(&submit(&service, "full", json!({ "maxFileBytes": MOST })).await).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (id, to) = (job["jobId"].as_str().unwrap(), folder.path().to_str().unwrap());
+    let download = |output: &str| {
+        Start::plain().arguments(&["download", id, "--server", &service.address, "--output", output]).output()
+    };
+    let (code, _, errors) = download("-").await;
+    assert!(code == 1 && errors.contains("the export has 2 files: --output names a folder"), "{errors}");
+    // As an earlier download left it.
+    std::fs::copy(&paths(&service, &job)[0], folder.path().join(names(&job)[0])).unwrap();
+    for _ in 0..2 {
+        let (code, out, errors) = download(to).await;
+        assert_eq!((code, out.lines().count()), (0, 2), "{errors}");
+    }
+    for (name, path) in names(&job).iter().zip(paths(&service, &job)) {
+        assert!(std::fs::read(folder.path().join(name)).unwrap() == std::fs::read(path).unwrap());
+    }
+    std::fs::write(folder.path().join(names(&job)[1]), "another").unwrap();
+    let (code, _, errors) = download(to).await;
+    assert!(code == 1 && errors.contains("is there already"), "{errors}");
+    service.stop().await;
+}
