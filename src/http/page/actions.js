@@ -128,6 +128,9 @@ export function actions({ onMade = () => {}, changed }) {
     once(buttons, `${job.jobId} ${kind}`, () => {
       complain(null);
       if (kind === "open") return (cancel = acting("Cancel", title(job), complain, () => cancelled(job)));
+      if (kind === "file" && job.files.length > 1) {
+        return el("a", { class: "button", href: `#/jobs/${job.jobId}` }, `${job.files.length} files`, el("span", { class: "unseen" }, ` of the ${title(job)}`));
+      }
       if (kind === "file") return downloadOf(job, "Download", complain);
       return (kind === "heal" ? healing : retrying)(job, onMade, complain);
     });

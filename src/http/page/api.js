@@ -112,6 +112,10 @@ export function jobPath(id, rest = "") {
   return `/exports/${encodeURIComponent(id)}${rest}`;
 }
 
+export function filePath(job, part) {
+  return jobPath(job.jobId, part === null ? "/download" : `/files/${part}/download`);
+}
+
 // A job's events until it ends, each a job. Read by `fetch`: an EventSource can't send a key.
 export async function follow(id, onJob, signal) {
   const silence = new AbortController();
@@ -142,6 +146,7 @@ export async function follow(id, onJob, signal) {
 }
 
 // A file's bytes as they come.
-export async function fileOf(job) {
-  return answered("GET", jobPath(job.jobId, "/download"), {});
+// `part` is null for a job that has one file.
+export async function fileOf(job, part) {
+  return answered("GET", filePath(job, part), {});
 }

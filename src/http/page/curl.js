@@ -30,11 +30,18 @@ export function following(job) {
 }
 
 export function downloading(job) {
+  if (job.files.length > 1) {
+    return `for part in $(seq ${job.files.length}); do ${curl(["-fOJ", `"${location.origin}/exports/${job.jobId}/files/$part/download"`])}; done`;
+  }
   return curl(["-fOJ", quoted(`${location.origin}/exports/${job.jobId}/download`)]);
 }
 
 export function checking(job) {
-  return `echo ${quoted(`${job.sha256}  ${job.outputFilename}`)} | sha256sum -c`;
+  return `printf '%s\\n' ${job.files.map((file) => quoted(`${file.sha256}  ${file.name}`)).join(" ")} | sha256sum -c`;
+}
+
+export function describing(job) {
+  return curl([quoted(`${location.origin}/exports/${job.jobId}/manifest`)]);
 }
 
 export function retrying(job) {

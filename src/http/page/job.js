@@ -1,8 +1,9 @@
 // One export's whole story: what was asked for, how it went, what its file is, and the commands to do it again.
 
 import { Problem, follow, get, jobPath } from "./api.js";
-import { actions } from "./actions.js";
-import { checking, downloading, following, retrying, starting } from "./curl.js";
+import { actions, complaints } from "./actions.js";
+import { checking, describing, downloading, following, retrying, starting } from "./curl.js";
+import { downloadOf } from "./download.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
 import { bytes, count, duration, rows, utc, when } from "./figures.js";
 import { progressBar, speed, statusBadge } from "./jobrow.js";
@@ -10,6 +11,9 @@ import { STATUS, TYPES, consumerPath, continuity, isOpen, title, whatNext } from
 
 // What has ended stays as it is; the page only looks whether the service is there.
 const ENDED_SECONDS = 30;
+
+// As many files are listed; for more there is the command.
+const LISTED = 100;
 
 export function jobView(id, onMade) {
   const heading = el("h1", {}, "Export");
@@ -20,6 +24,8 @@ export function jobView(id, onMade) {
   const failure = el("div", { class: "failure", hidden: true });
   const timeline = el("ol", { class: "timeline" });
   const members = el("dl", {});
+  const files = el("ol", { class: "files" });
+  const filesWords = complaints();
   const commands = el("div", {});
   const raw = el("code", {});
   const story = el(
@@ -33,6 +39,7 @@ export function jobView(id, onMade) {
       { class: "halves" },
       el("section", { "aria-labelledby": "timeline-heading" }, el("h2", { id: "timeline-heading" }, "What happened"), timeline),
       el("section", { "aria-labelledby": "members-heading", class: "tall" }, el("h2", { id: "members-heading" }, "What it is"), members),
+      el("section", { "aria-labelledby": "files-heading", hidden: true }, el("h2", { id: "files-heading" }, "Its files"), filesWords.node, files),
       el("section", { "aria-labelledby": "again-heading" }, el("h2", { id: "again-heading" }, "By hand"), commands),
     ),
     el("details", {}, el("summary", {}, "As the API has it"), el("pre", { tabindex: "0" }, raw)),
@@ -40,6 +47,15 @@ export function jobView(id, onMade) {
   const missing = el("p", { class: "empty", hidden: true });
   const node = el("article", { class: "job" }, el("p", {}, el("a", { href: "#/" }, "← Overview")), heading, missing, story);
   let known = null;
+  // The digest of the export before it in its lane, once its manifest has told.
+  let before;
+
+  async function lookBack(signal) {
+    if (before !== undefined || isOpen(known) || known.digest === null) return;
+    const { export: described } = await get(jobPath(id, "/manifest"), {}, signal);
+    before = described.previous;
+    update(known);
+  }
 
   function update(job) {
     if (known !== null && isOpen(known) && !isOpen(job)) say(`${job.status}: ${title(job)}, ${rows(job.rowsExported)}`);
@@ -57,7 +73,9 @@ export function jobView(id, onMade) {
     // Made anew only where it changed: somebody may be about to copy out of it, or have the focus there.
     once(failure, JSON.stringify(job.error), () => failureOf(job));
     once(timeline, [job.status, job.attempt, job.startedAt, job.finishedAt, job.nextAttemptAt, job.cancelRequestedAt].join(), () => timelineOf(job));
-    keyed(members, membersOf(job), ([name]) => name, memberRow);
+    keyed(members, membersOf(job, before), ([name]) => name, memberRow);
+    show(files.parentElement, job.files.length > 1);
+    once(files, `${job.jobId} ${job.files.length}`, () => filesOf(job, filesWords.complain));
     once(commands, `${job.jobId} ${job.status}`, () => commandsOf(job));
     text(raw, JSON.stringify(job, null, 2));
   }
@@ -69,8 +87,10 @@ export function jobView(id, onMade) {
         alive();
       };
       heard(await get(jobPath(id), {}, signal));
+      await lookBack(signal);
       if (!isOpen(known)) return ENDED_SECONDS;
       await follow(id, heard, signal);
+      await lookBack(signal);
       // Its end, or a stream that ended before: the next look tells.
       return isOpen(known) ? 1 : ENDED_SECONDS;
     } catch (error) {
@@ -132,7 +152,7 @@ function exactly(time) {
   return el("span", { class: "exactly" }, age, el("span", { class: "quiet" }, utc(time)));
 }
 
-function membersOf(job) {
+function membersOf(job, before) {
   const says = continuity(job.continuity);
   const adHoc = job.consumerId === null;
   const none = (why) => el("span", { class: "quiet" }, why);
@@ -144,7 +164,7 @@ function membersOf(job) {
     ["Format", job.compression === "none" ? job.format : `${job.format}, ${job.compression}`],
     ["File", [el("code", {}, job.outputFilename), job.status === "completed" ? null : none(isOpen(job) ? " is there when it is completed" : " was not made")]],
     ["Size", `${count(job.bytesWritten)} bytes`],
-    ["SHA-256", job.sha256 === null ? none(isOpen(job) ? "known when it is completed" : "there is no file") : el("code", {}, job.sha256)],
+    ["SHA-256", job.sha256 === null ? none(shaless(job)) : el("code", {}, job.sha256)],
     ["Watermark", watermarkOf(job, none)],
     ["Continuity", job.continuity === null ? "nothing stood between the last export and this one" : [el("code", {}, job.continuity), ` ${says.meaning}`]],
     ["Late rows", job.lateRows === 0 ? "none" : `${count(job.lateRows)}: changed before the watermark by their own times, and found by the log alone (late commits, back-dated rows, hard deletes)`],
@@ -154,11 +174,33 @@ function membersOf(job) {
     ["Columns", job.schemaChanged ? "changed since this consumer's last export: look whether its reader knows them" : "no change seen"],
     ["Table", job.tableRewritten ? "written anew since the last export, as VACUUM FULL does" : "no rewrite seen"],
     ["Number", adHoc ? none("none: an ad-hoc export has no order") : job.number === null ? none(isOpen(job) ? "known when it is completed" : "none") : `${count(job.number)} of the published exports of ${job.dataset} for this consumer, in the order to load them in`],
+    ["Digest", adHoc ? none("none: an ad-hoc export is in no chain") : digestOf(job, before, none)],
     ["Attempts", job.attempt === 0 ? "none yet" : count(job.attempt)],
     ["Retry of", job.retryOf === null ? none("no other") : el("a", { href: `#/jobs/${job.retryOf}` }, job.retryOf)],
     ["Id", el("code", {}, job.jobId)],
   ];
   return list;
+}
+
+function shaless(job) {
+  if (isOpen(job)) return "known when it is completed";
+  return job.files.length > 1 ? `each of its ${count(job.files.length)} files has its own` : "there is no file";
+}
+
+// The digest of its manifest, and what it says came before.
+function digestOf(job, before, none) {
+  if (job.digest === null) return none(isOpen(job) ? "known when it is completed" : "none: it has no manifest");
+  const own = el("code", {}, job.digest);
+  if (before === undefined) return own;
+  return before === null ? [own, none("; the first of its chain")] : [own, none("; after "), el("code", {}, before)];
+}
+
+function filesOf(job, complain) {
+  const listed = job.files.slice(0, LISTED).map((file) =>
+    el("li", {}, el("code", {}, file.name), el("span", { class: "quiet" }, ` ${bytes(file.bytes)}, ${rows(file.rows)} `), downloadOf(job, "Download", complain, file)),
+  );
+  const others = job.files.length - listed.length;
+  return others > 0 ? [...listed, el("li", { class: "quiet" }, `and ${count(others)} more: the command fetches all`)] : listed;
 }
 
 function memberRow([name]) {
@@ -193,7 +235,11 @@ function openOf(job, none) {
 function commandsOf(job) {
   const list = [["Ask for another one like it", starting(job)]];
   if (isOpen(job)) list.push(["Wait for its end", following(job)]);
-  if (job.status === "completed") list.push(["Fetch its file", downloading(job)], ["Check the file", checking(job)]);
+  if (job.status === "completed") {
+    const [its, the] = job.files.length > 1 ? ["Fetch its files", "Check the files"] : ["Fetch its file", "Check the file"];
+    list.push([its, downloading(job)], [the, checking(job)]);
+    if (job.digest !== null) list.push(["See its manifest", describing(job)]);
+  }
   if (job.status === "failed" || job.status === "cancelled") list.push(["Retry it", retrying(job)]);
   const made = list.map(([label, command]) => el("div", { class: "command" }, el("h3", {}, label), el("pre", { tabindex: "0" }, el("code", {}, command)), copying(label, command)));
   if (job.consumerId === null) made.push(el("p", { class: "hint" }, "Columns, filter and limit of an ad-hoc export are not told by the API: add them if it had some."));

@@ -79,6 +79,7 @@ export function jobRow(columns, job) {
   const why = el("span", { class: "meaning code" });
   const askedFor = when(job.createdAt);
   const number = el("span", {});
+  const digest = el("span", { class: "meaning code" });
   const [written, rate, took, size] = [1, 2, 3, 4].map(() => el("span", {}));
   const left = el("span", { class: "meaning" });
   const does = actions({ changed: () => update(known) });
@@ -89,7 +90,7 @@ export function jobRow(columns, job) {
   const cells = [
     el("div", {}, status.node, bar.node, why),
     el("div", {}, el("a", { href: `#/jobs/${job.jobId}` }, `${job.exportType} ${job.dataset}`), el("span", { class: "meaning" }, packed)),
-    columns[2][0] === "Number" ? number : whose,
+    columns[2][0] === "Number" ? el("div", {}, number, digest) : whose,
     askedFor,
     written,
     rate,
@@ -103,6 +104,8 @@ export function jobRow(columns, job) {
     status.update(of);
     bar.update(of);
     text(number, of.number === null ? "–" : count(of.number));
+    text(digest, of.digest?.slice(0, 8) ?? "");
+    set(digest, "title", of.digest && `The digest of its manifest: ${of.digest}`);
     text(why, of.error?.code ?? "");
     set(why, "title", of.error?.detail);
     const is = speed(of);
