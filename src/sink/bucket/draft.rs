@@ -163,3 +163,82 @@ async fn part(objects: Arc<Objects>, note: Note, number: usize, payload: PutPayl
         pause = (pause * 2).min(longest);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::http::Uri;
+
+    use super::*;
+    use crate::sink::bucket::address::Address;
+    use crate::sink::bucket::objects::Settings;
+
+    /// A draft with parts of so few bytes, at a store that takes every part and calls it by its address.
+    async fn draft(part_bytes: usize) -> Draft {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let store = Router::new().fallback(async |uri: Uri| [("etag", uri.query().unwrap().to_owned())]);
+        tokio::spawn(async move { axum::serve(listener, store).await });
+        let variables = [
+            ("AWS_ENDPOINT_URL", endpoint.as_str()),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
+        ];
+        let address = Address::read("s3://files", variables).unwrap();
+        let settings = Settings { address, part_bytes, uploads: 2, stall: Duration::from_secs(1) };
+        let objects = Arc::new(Objects::new(settings).unwrap());
+        let note = Note { key: "a".to_owned(), upload: "u".to_owned() };
+        Draft::new(objects, Uuid::nil(), "hidden".to_owned(), note, CancellationToken::new())
+    }
+
+    async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        tokio::task::spawn_blocking(work).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn parts_have_one_size_and_their_order() {
+        let mut draft = draft(4).await;
+        let staged = blocking(move || {
+            draft.write(b"0123456").unwrap();
+            draft.write(b"789").unwrap();
+            draft.stage().unwrap()
+        });
+        let staged = staged.await;
+        let FileLocation::Upload { parts, .. } = staged.identity.location else { panic!("it is uploaded") };
+        assert_eq!(staged.identity.bytes, 10);
+        let numbers: Vec<_> = parts.iter().map(|part| part.split('&').next().unwrap()).collect();
+        assert_eq!(numbers, ["partNumber=1", "partNumber=2", "partNumber=3"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_has_as_many_parts_as_a_store_takes_and_not_one_more() {
+        for (bytes, fits) in [(8, true), (9, false)] {
+            let mut draft = draft(4).await;
+            // As it is after 9,998 parts.
+            draft.begun = MOST_PARTS - 2;
+            draft.size = 4 * draft.begun as u64;
+            let staged = blocking(move || {
+                draft.write(&b"012345678"[..bytes])?;
+                draft.stage()
+            });
+            match staged.await {
+                Ok(staged) => {
+                    assert!(fits && staged.identity.bytes == 4 * MOST_PARTS as u64);
+                    let FileLocation::Upload { parts, .. } = staged.identity.location else { panic!("it is uploaded") };
+                    assert!(parts[1].starts_with("partNumber=10000&"), "{parts:?}");
+                }
+                Err(error) => assert!(!fits && matches!(error, Error::TooLarge(_)), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_file_is_as_the_guide_says() {
+        let guide = include_str!("../../../docs/guides/buckets.md");
+        for (part_mib, gib) in [(8, 78), (64, 625)] {
+            assert_eq!(part_mib * MOST_PARTS / 1024, gib);
+            assert!(guide.contains(&format!("{gib} GiB")), "{gib}");
+        }
+    }
+}
