@@ -7,6 +7,7 @@
 mod error;
 mod heartbeat;
 mod listen;
+mod shutdown;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -42,6 +43,7 @@ use crate::telemetry::complaints::Complaints;
 use crate::telemetry::{chain, job_event};
 use crate::worker::error::Error;
 use crate::worker::heartbeat::{Heartbeat, Stop};
+use crate::worker::shutdown::unless_stopped;
 
 /// How long an idle worker waits to be woken before it looks for a job by itself, and how long it rests after the database failed.
 const POLL: Duration = Duration::from_secs(1);
@@ -149,7 +151,7 @@ impl Worker {
             tokio::pin!(hint);
             // From here on no wake-up is missed: it may come while the claim finds nothing.
             hint.as_mut().enable();
-            match self.claim(&mut connections).await {
+            match self.claim(&mut connections, &shutdown).await {
                 Ok(Some((lease, taken))) => {
                     connections = self.export(lease, taken, &shutdown).await;
                     continue;
@@ -172,6 +174,7 @@ impl Worker {
     async fn claim(
         &self,
         connections: &mut Option<ExportConnections>,
+        shutdown: &CancellationToken,
     ) -> Result<Option<(Lease, ExportConnections)>, Error> {
         let kept = match connections.take() {
             Some(kept) => kept.checked(self.call_timeout()).await,
@@ -182,7 +185,8 @@ impl Worker {
             None => self.source.connections(self.call_timeout()).await?,
         };
         // A destination without an id is broken: the job is claimed all the same, to fail with the reason.
-        let destination = self.destination.id().await.ok();
+        let Some(found) = unless_stopped(shutdown, self.destination.id()).await else { return Ok(None) };
+        let destination = found.ok();
         let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, destination };
         match self.with_timeout(self.store.claim(&claimant, self.settings.lease)).await? {
             Some(lease) => Ok(Some((lease, ready))),
@@ -212,9 +216,10 @@ impl Worker {
         failpoint!("worker.committed", None);
         let publisher = Publisher::new(&self.store, &self.destination, &self.settings.publisher, self.settings.lease);
         let publishing = tokio::time::timeout(self.settings.lease, publisher.publish_job(job.id));
-        let failed = match publishing.await {
-            Ok(published) => published.err().map(|error| chain(&error)),
-            Err(_) => Some("it takes too long".to_owned()),
+        let failed = match unless_stopped(shutdown, publishing).await {
+            Some(Ok(published)) => published.err().map(|error| chain(&error)),
+            Some(Err(_)) => Some("it takes too long".to_owned()),
+            None => Some("the service is shutting down".to_owned()),
         };
         if let Some(error) = failed {
             // It is committed: maintenance gives it its name as soon as that is possible.
@@ -355,8 +360,12 @@ impl Worker {
         };
         // From here on this attempt can't be committed any more, so its file may go.
         let (id, hidden) = (job.id, lease.hidden_file());
-        if let Err(error) = self.destination.abort(hidden).await {
-            tracing::warn!(event = "draft_left_behind", jobId = %id, error = chain(&error));
+        let left_behind = match unless_stopped(shutdown, self.destination.abort(hidden)).await {
+            Some(aborted) => aborted.err().map(|error| chain(&error)),
+            None => Some("the service is shutting down".to_owned()),
+        };
+        if let Some(error) = left_behind {
+            tracing::warn!(event = "draft_left_behind", jobId = %id, error);
         }
         match (left.status, &settlement) {
             (Status::Pending, Settlement::Release) => tracing::info!(event = "export_released", jobId = %id),
