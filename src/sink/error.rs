@@ -50,12 +50,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// The settings of a destination can't be used.
-    #[cfg(feature = "buckets")]
-    pub(super) fn settings(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
-        Error::Settings(io::Error::other(cause))
-    }
-
     /// Whether a later try may succeed by itself.
     pub fn may_pass(&self) -> bool {
         matches!(self, Error::Unavailable(_))

@@ -160,6 +160,17 @@ impl Address {
         })
     }
 
+    /// The variable whose value keeps a client from being made: without it one could be.
+    pub(super) fn culprit(&self) -> Option<String> {
+        let is_to_blame = |(at, _): &(usize, _)| {
+            let mut without = self.clone();
+            without.variables.remove(*at);
+            without.client(ClientOptions::new()).is_ok()
+        };
+        let (_, (name, _)) = self.variables.iter().enumerate().find(is_to_blame)?;
+        Some(name.to_uppercase())
+    }
+
     fn parsed<K: FromStr>(&self) -> impl Iterator<Item = (K, &str)> {
         self.variables.iter().filter_map(|(name, value)| Some((name.parse().ok()?, value.as_str())))
     }

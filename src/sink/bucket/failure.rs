@@ -52,7 +52,7 @@ fn has_code(error: &object_store::Error, codes: &[&str]) -> bool {
 
 /// The last of an error's causes, which has the store's answer, or the system's own words. Those above it have the request's address too, in
 /// which stand names that others chose, and perhaps a password.
-fn cause(error: &object_store::Error) -> String {
+pub(super) fn cause(error: &object_store::Error) -> String {
     let mut last: &dyn std::error::Error = error;
     while let Some(next) = last.source() {
         last = next;

@@ -9,7 +9,7 @@ use object_store::{ClientOptions, GetOptions, GetRange};
 
 use crate::sink::Error;
 use crate::sink::bucket::address::{Address, Client};
-use crate::sink::bucket::failure::is_no_object;
+use crate::sink::bucket::failure::{cause, is_no_object};
 
 /// How long a small request may take.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -56,7 +56,7 @@ impl Objects {
         let hasty = ClientOptions::new().with_timeout(SMALL_TIMEOUT);
         let parts = ClientOptions::new().with_timeout(PART_TIMEOUT.max(slow).min((*stall).max(SMALL_TIMEOUT)));
         let patient = ClientOptions::new().with_timeout_disabled().with_read_timeout(SILENCE_TIMEOUT);
-        let client = |options| address.client(options).map_err(Error::settings);
+        let client = |options| address.client(options).map_err(|error| wrong(address, &error));
         let (store, parts, patient) = (client(hasty)?, client(parts)?, client(patient)?);
         Ok(Objects { settings, store, parts, patient })
     }
@@ -93,7 +93,47 @@ impl Objects {
     }
 }
 
+/// Why no client could be made. Which variable is to blame isn't in the client's own words.
+fn wrong(address: &Address, error: &object_store::Error) -> Error {
+    let cause = cause(error);
+    Error::Settings(std::io::Error::other(match address.culprit() {
+        Some(variable) => format!("{variable}: {cause}"),
+        None => cause,
+    }))
+}
+
 /// A key that was given out by [`Objects::key`], read again.
 pub(super) fn path(key: &str) -> Result<Path, Error> {
     Ok(Path::parse(key).map_err(object_store::Error::from)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_variable_is_named_that_keeps_a_client_from_being_made() {
+        let s3 = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "geheim")];
+        let azure = [("AZURE_STORAGE_ACCOUNT_NAME", "a"), ("AZURE_STORAGE_ACCOUNT_KEY", "Z2VoZWlt")];
+        let gcs = [("GOOGLE_SKIP_SIGNATURE", "true")];
+        for (url, others, name, value) in [
+            ("s3://files", &s3[..], "AWS_ALLOW_HTTP", "yesplease"),
+            ("s3://files", &s3, "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "path"),
+            ("s3://files", &s3, "AWS_CHECKSUM_ALGORITHM", "MD5"),
+            ("s3://files", &s3, "AWS_SERVER_SIDE_ENCRYPTION", "rot13"),
+            ("s3://files", &[], "AWS_SECRET_ACCESS_KEY", "geheim"),
+            ("az://files", &azure, "AZURE_ALLOW_HTTP", "yesplease"),
+            ("az://files", &azure[..1], "AZURE_STORAGE_ACCOUNT_KEY", "geheim!"),
+            ("gs://files", &gcs, "GOOGLE_ALLOW_HTTP", "yesplease"),
+            ("gs://files", &gcs, "GOOGLE_SERVICE_ACCOUNT_KEY", "geheim"),
+            ("gs://files", &gcs, "GOOGLE_APPLICATION_CREDENTIALS", "/none"),
+        ] {
+            let variables = others.iter().copied().chain([(name, value)]);
+            let address = Address::read(url, variables).unwrap();
+            let settings = Settings { address, part_bytes: 5 << 20, uploads: 2, stall: Duration::from_secs(1) };
+            let wrong = crate::telemetry::chain(&Objects::new(settings).unwrap_err());
+            assert!(wrong.contains(&format!(": {name}: ")), "{wrong}");
+            assert!(!wrong.contains("geheim") && !wrong.contains('\n'), "{wrong}");
+        }
+    }
 }
