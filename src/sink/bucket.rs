@@ -84,7 +84,7 @@ impl Bucket {
     async fn probe(&self) -> Result<(), Error> {
         let key = self.objects.key(&format!("{MARK}.{}", Uuid::new_v4()));
         self.objects.store.put(&key, "".into()).await?;
-        Ok(self.objects.store.delete(&key).await?)
+        self.objects.delete(&key).await
     }
 
     /// The bucket's id, which is kept in a small object, its mark. Asked for once a minute.
@@ -240,7 +240,7 @@ impl Bucket {
             FileLocation::Folder { .. } => return Err(Error::Elsewhere),
         };
         if self.object(file, key, etag).await?.is_some() {
-            self.objects.store.delete(&path(key)?).await?;
+            self.objects.delete(&path(key)?).await?;
         }
         Ok(())
     }

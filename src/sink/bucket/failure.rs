@@ -11,6 +11,9 @@ const NO_OBJECT: [&str; 2] = ["NoSuchKey", "BlobNotFound"];
 /// The codes by which they tell that the bucket itself isn't there.
 const NO_BUCKET: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "InvalidBucketName"];
 
+/// How the client for Azure begins to tell of a deletion that failed; the object's key follows.
+const DELETION: &str = "Bulk delete request failed for key ";
+
 /// Whether a store says that it has no such upload (any more). A 404 without its code may be anybody's, as that of a proxy whose store is
 /// being exchanged.
 pub(super) fn is_no_such_upload(error: &object_store::Error) -> bool {
@@ -34,12 +37,14 @@ pub(super) fn may_pass(error: &object_store::Error) -> bool {
 
 impl From<object_store::Error> for Error {
     fn from(error: object_store::Error) -> Error {
-        let text = std::io::Error::other(told(&cause(&error)));
+        let cause = cause(&error);
+        let text = std::io::Error::other(told(&cause));
         match error {
             _ if has_code(&error, &NO_BUCKET) => Error::Missing(text),
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
                 Error::ReadOnly(text)
             }
+            _ if cause.starts_with(DELETION) && cause.ends_with("(code: 403)") => Error::ReadOnly(text),
             _ if has_code(&error, &["QuotaExceeded"]) => Error::Full(text),
             _ => Error::Unavailable(text),
         }
@@ -73,6 +78,8 @@ fn element(answer: &str, name: &str) -> Option<String> {
 /// What an operator needs of it: the store's code and message where it answered with them.
 fn told(answer: &str) -> String {
     const MOST: usize = 300;
+    // The key has names that others chose.
+    let answer = answer.strip_prefix(DELETION).and_then(|rest| rest.split_once(": ")).map_or(answer, |(_, told)| told);
     let found = match (code(answer), element(answer, "Message")) {
         (Some(code), Some(message)) => format!("{code}: {message}"),
         (Some(code), None) => code,
@@ -97,6 +104,15 @@ mod tests {
     fn answered(answer: &str) -> object_store::Error {
         let source = Request(std::io::Error::other(answer.to_owned()));
         object_store::Error::Generic { store: "S3", source: Box::new(source) }
+    }
+
+    #[test]
+    fn a_deletion_that_failed_is_told_without_its_key() {
+        let denied =
+            answered(&format!("{DELETION}exports/users/a:b/x.csv: This request is not authorized. (code: 403)"));
+        let error = Error::from(denied);
+        let text = std::error::Error::source(&error).unwrap().to_string();
+        assert!(matches!(error, Error::ReadOnly(_)) && text == "This request is not authorized. (code: 403)", "{text}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::sink::Error;
-use crate::sink::bucket::failure::{is_no_object, is_no_such_upload};
+use crate::sink::bucket::failure::is_no_such_upload;
 use crate::sink::bucket::objects::{Objects, path};
 
 /// Where the notes lie, below the prefix.
@@ -36,11 +36,7 @@ impl Objects {
 
     /// Removes a note.
     pub(super) async fn forget(&self, hidden_name: &str) -> Result<(), Error> {
-        match self.store.delete(&self.note_key(hidden_name)).await {
-            Ok(()) => Ok(()),
-            Err(error) if is_no_object(&error) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.delete(&self.note_key(hidden_name)).await
     }
 
     /// Aborts an upload: what was uploaded goes, and no attempt that still runs adds to it. One that isn't there is fine. Azure knows no

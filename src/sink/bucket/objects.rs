@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{ClientOptions, GetOptions, GetRange};
+use object_store::{ClientOptions, GetOptions, GetRange, ObjectStoreExt};
 
 use crate::sink::Error;
 use crate::sink::bucket::address::{Address, Client};
@@ -74,6 +74,17 @@ impl Objects {
             Err(error) if is_no_object(&error) => Ok(true),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Removes an object; one that isn't there is fine, as another process may have been first.
+    pub(super) async fn delete(&self, key: &Path) -> Result<(), Error> {
+        let error = match self.store.delete(key).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        // Azure's client sends deletions in a batch, whose answers have no codes of the store's own.
+        let is_of_a_batch = matches!(error, object_store::Error::NotFound { .. });
+        if is_no_object(&error) || (is_of_a_batch && self.lacks(key).await?) { Ok(()) } else { Err(error.into()) }
     }
 
     /// The content of a small object, nothing of a large one; `None`: there is none.
