@@ -11,6 +11,10 @@ const NO_OBJECT: [&str; 2] = ["NoSuchKey", "BlobNotFound"];
 /// The codes by which they tell that the bucket itself isn't there.
 const NO_BUCKET: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "InvalidBucketName"];
 
+/// The codes of status 400 that tell of bytes which were lost or changed on the way, or came too slowly.
+const HARMED_ON_THE_WAY: [&str; 5] =
+    ["BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch", "Md5Mismatch"];
+
 /// How the client for Azure begins to tell of a deletion that failed; the object's key follows.
 const DELETION: &str = "Bulk delete request failed for key ";
 
@@ -28,7 +32,9 @@ pub(super) fn is_no_object(error: &object_store::Error) -> bool {
 /// Whether the same request may succeed a while later.
 pub(super) fn may_pass(error: &object_store::Error) -> bool {
     match error {
-        object_store::Error::Generic { .. } => !cause(error).contains("status code: 400"),
+        object_store::Error::Generic { .. } => {
+            !cause(error).contains("status code: 400") || has_code(error, &HARMED_ON_THE_WAY)
+        }
         object_store::Error::NotFound { .. } => code(&cause(error)).is_none(),
         object_store::Error::JoinError { .. } => true,
         _ => false,
@@ -124,6 +130,9 @@ mod tests {
         let text = Error::from(busy).to_string();
         assert!(text.ends_with(": SlowDown") && !text.contains("secret"), "{text}");
         assert!(is_no_such_upload(&answered("status code: 404: <Code>NoSuchUpload</Code>")));
+        // A part that changed on the way is sent again; what was asked for wrongly stays wrong.
+        assert!(may_pass(&answered("Server returned non-2xx status code: 400 Bad Request: <Code>BadDigest</Code>")));
+        assert!(!may_pass(&answered("Server returned non-2xx status code: 400 Bad Request: <Code>InvalidPart</Code>")));
         // A proxy's.
         assert!(!is_no_object(&answered("Server returned non-2xx status code: 404 Not Found: <html>\n<h1>nginx")));
     }
