@@ -4,6 +4,7 @@
 #
 #   tests/buckets.sh                          all of them
 #   tests/buckets.sh --nocapture --skip gcs   arguments go to the program of the tests; another word adds tests, it takes none away
+#   BUCKETS_THIRD=yes tests/buckets.sh        asks s3s-fs too, another S3 by other people: cargo compiles it once, for some minutes
 #
 # The tests find the emulators by BUCKETS_S3, BUCKETS_GCS and BUCKETS_AZURE. What a machine lacks is said, its addresses are not set, and
 # in CI it is a failure. Needs curl, what tests/venv.sh does, and for Azure Node.js with npm; fetches packages from PyPI and npm.
@@ -55,7 +56,7 @@ start() {
     return 1
 }
 
-unset BUCKETS_S3 BUCKETS_GCS BUCKETS_AZURE
+unset BUCKETS_S3 BUCKETS_S3S BUCKETS_GCS BUCKETS_AZURE
 
 # Without a worker it is one process, so that its id is the one that answers. Where IOT_MTLS_ENABLED isn't 0, it listens to MQTT
 # too, on every interface.
@@ -65,6 +66,23 @@ if python=$(tests/venv.sh buckets) &&
     export BUCKETS_S3=$address BUCKETS_GCS=$address
 else
     lacks 'S3 and GCS: no ministack'
+fi
+
+# It checks signatures, knows no upload twice, and keeps its objects in files. 0.14.1 is its last version for this compiler.
+s3s=$PWD/target/buckets-s3s
+install_s3s() {
+    # No lints: it isn't ours.
+    [[ -x $s3s/bin/s3s-fs ]] || env -u RUSTC_WORKSPACE_WRAPPER \
+        cargo install s3s-fs@0.14.1 --features binary --locked --quiet --root "$s3s" --target-dir "$work/s3s-build" >&2
+}
+if [[ ${BUCKETS_THIRD:-} == yes ]]; then
+    mkdir "$work/s3s"
+    if install_s3s && start s3s-fs RUST_LOG=s3s_fs=info "$s3s/bin/s3s-fs" --host 127.0.0.1 --port 0 \
+        --access-key test --secret-key test "$work/s3s"; then
+        export BUCKETS_S3S=$address
+    else
+        lacks 'the third: no s3s-fs'
+    fi
 fi
 
 azurite=azurite@3.37.0
