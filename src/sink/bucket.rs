@@ -80,10 +80,12 @@ impl Bucket {
         }
     }
 
-    /// Requires that an object can be made and removed.
+    /// Requires that an object can be made and removed. It has one name for all, so that the next start removes what a process left that
+    /// died in between.
     async fn probe(&self) -> Result<(), Error> {
-        let key = self.objects.key(&format!("{MARK}.{}", Uuid::new_v4()));
+        let key = self.objects.key(&format!("{MARK}.probe"));
         self.objects.store.put(&key, "".into()).await?;
+        failpoint!("start.probed");
         self.objects.delete(&key).await
     }
 

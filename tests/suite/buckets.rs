@@ -438,6 +438,19 @@ async fn a_bucket_that_cannot_be_used_stops_the_start_with_one_line() {
 }
 
 #[tokio::test]
+async fn a_start_that_dies_leaves_nothing_for_good() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        let (mut dead, _work) = bucket.start(&database).with("FAILPOINTS", "start.probed=kill").spawn();
+        dead.wait().await.unwrap();
+        assert_eq!(bucket.keys().await, ["exports/.cdc-export-store.probe"]);
+        let service = bucket.start(&database).service().await;
+        assert_eq!(bucket.keys().await, Vec::<String>::new());
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn an_abandoned_upload_is_swept() {
     for bucket in buckets().await {
         let database = Database::new().await;
