@@ -96,6 +96,12 @@ coverage *args:
 torture *args:
     cargo run --locked --release --example torture -- {{ args }}
 
+# As `just torture`, with two replicas that have a bucket in common and no folder; needs what `just buckets` does.
+#
+# The same on an emulator of S3; `--store az://torture/exports` is one of Azure.
+torture-buckets *args:
+    tests/buckets.sh --torture {{ args }}
+
 # The service.
 run *args:
     cargo run --locked -- {{ args }}

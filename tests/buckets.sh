@@ -5,8 +5,9 @@
 #   tests/buckets.sh                          all of them
 #   tests/buckets.sh --nocapture --skip gcs   arguments go to the program of the tests; another word adds tests, it takes none away
 #   BUCKETS_THIRD=yes tests/buckets.sh        asks s3s-fs too, another S3 by other people: cargo compiles it once, for some minutes
+#   tests/buckets.sh --torture --seed 7       the torture on a bucket in place of the tests; arguments go to it, --store az://… too
 #
-# The tests find the emulators by BUCKETS_S3, BUCKETS_GCS and BUCKETS_AZURE. What a machine lacks is said, its addresses are not set, and
+# The tests and the torture find the emulators by BUCKETS_S3, BUCKETS_GCS and BUCKETS_AZURE. What a machine lacks is said, its addresses are not set, and
 # in CI it is a failure. Needs curl, what tests/venv.sh does, and for Azure Node.js with npm; fetches packages from PyPI and npm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -102,4 +103,9 @@ else
     lacks "Azure: no azurite, with Node.js $(node --version)"
 fi
 
-cargo test --locked --test suite -- buckets:: "$@"
+if [[ ${1:-} == --torture ]]; then
+    shift
+    cargo run --locked --example torture -- --store s3://torture/exports "$@"
+else
+    cargo test --locked --test suite -- buckets:: "$@"
+fi

@@ -1,8 +1,8 @@
-//! The auditor: looks at the folder and at the tables twenty times a second, and keeps a copy of every file as it first saw it.
+//! The auditor: looks at the place of the files and at the tables twenty times a second, and keeps a copy of every file as it first
+//! saw it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,20 +11,13 @@ use anyhow::Result;
 use sqlx::PgConnection;
 
 use crate::clients::sha256;
+use crate::place::Identity;
 use crate::report::locked;
 use crate::trial::World;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Known files that are looked at again in each round, in turn: thousands would take all the time there is.
 const AGAIN: usize = 200;
-
-/// How to know a file again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    inode: u64,
-    pub(crate) size: u64,
-    modified_ns: i64,
-}
 
 /// A file as it was when it was first seen under its final name.
 #[derive(Clone, Debug)]
@@ -51,22 +44,6 @@ impl Archive {
     }
 }
 
-/// The folder's names: final ones, and hidden ones without the folder's own mark and those of lanes.
-pub(crate) fn names(output: &Path) -> Result<(Vec<String>, Vec<String>)> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(output)? {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    names.retain(|name| name != ".cdc-export-store" && !name.starts_with(".lane-"));
-    Ok(names.into_iter().partition(|name| !name.starts_with('.')))
-}
-
-pub(crate) fn identity(path: &Path) -> Option<Identity> {
-    let found = std::fs::symlink_metadata(path).ok()?;
-    let modified_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
-    Some(Identity { inode: found.ino(), size: found.size(), modified_ns })
-}
-
 /// Looks until the auditor is told to stop. Returns how often it did.
 pub(crate) async fn audit(world: Arc<World>) -> usize {
     let mut looks = 0;
@@ -76,8 +53,8 @@ pub(crate) async fn audit(world: Arc<World>) -> usize {
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while world.auditing.load(Ordering::SeqCst) {
         rounds.tick().await;
-        if let Err(error) = look_at_folder(&world, &mut turn) {
-            world.report.red("5", format!("the folder can't be looked at: {error:#}"));
+        if let Err(error) = look_at_files(&world, &mut turn).await {
+            world.report.red("5", format!("the files can't be looked at: {error:#}"));
         }
         // Between a crash of Postgres and its recovery there is nothing to ask.
         if conn.is_none() {
@@ -94,39 +71,41 @@ pub(crate) async fn audit(world: Arc<World>) -> usize {
 }
 
 /// Takes in every file that there is.
-pub(crate) fn look_once(world: &World) -> Result<()> {
-    look_at_folder(world, &mut 0)
+pub(crate) async fn look_once(world: &World) -> Result<()> {
+    look_at_files(world, &mut 0).await
 }
 
-fn look_at_folder(world: &World, turn: &mut usize) -> Result<()> {
-    let (finals, _) = names(&world.output)?;
-    let mut archive = locked(&world.archive);
-    for name in &finals {
-        let path = world.output.join(name);
-        let known = archive.files.get(name).map(|seen| seen.identity);
-        let is_another =
-            known.is_some() && world.era() > 0 && archive.removed.contains(name) && identity(&path) != known;
-        if known.is_some() && !is_another {
-            continue;
-        }
-        let Some(identity) = identity(&path) else { continue };
-        let Ok(bytes) = std::fs::read(&path) else { continue };
-        let copy = world.folder.join("archive").join(format!("{name}.{}", identity.inode));
-        std::fs::write(&copy, &bytes)?;
-        archive.files.insert(name.clone(), Seen { identity, sha256: sha256(&bytes), copy, job: None });
-    }
-    for at in 0..finals.len().min(AGAIN) {
-        let name = &finals[(*turn + at) % finals.len()];
-        let (now, seen) = (identity(&world.output.join(name)), archive.files.get_mut(name));
-        if let (Some(now), Some(seen)) = (now, seen)
-            && now != seen.identity
-        {
-            world.report.red("5", format!("{name} was {:?} and is {now:?} now", seen.identity));
-            // Said once.
-            seen.identity = now;
+async fn look_at_files(world: &World, turn: &mut usize) -> Result<()> {
+    let listing = world.place.list().await?;
+    let finals = &listing.finals;
+    let mut new = Vec::new();
+    {
+        let archive = locked(&world.archive);
+        // Somebody removed it before the database was put back, and its name is another one's now.
+        let may_be_another = |name: &String| world.era() > 0 && archive.removed.contains(name);
+        let is_due = |name: &&String| !archive.files.contains_key(*name) || may_be_another(name);
+        let in_turn = (0..finals.len().min(AGAIN)).map(|at| &finals[(*turn + at) % finals.len()]);
+        for name in finals.iter().filter(is_due).chain(in_turn) {
+            let Some(now) = listing.identity(name) else { continue };
+            match archive.files.get(name) {
+                Some(seen) if seen.identity == now => continue,
+                Some(seen) if !may_be_another(name) => {
+                    world.report.red("5", format!("{name} was {:?} and is {now:?} now", seen.identity));
+                }
+                _ => {}
+            }
+            new.push((name.clone(), now));
         }
     }
     *turn += AGAIN;
+    for (name, identity) in new {
+        let Some(bytes) = world.place.read(&name).await? else { continue };
+        let kept = format!("{}.{}", name.replace('/', " "), identity.tag.trim_matches('"'));
+        let copy = world.folder.join("archive").join(kept);
+        std::fs::write(&copy, &bytes)?;
+        let seen = Seen { identity, sha256: sha256(&bytes), copy, job: None };
+        locked(&world.archive).files.insert(name, seen);
+    }
     Ok(())
 }
 
@@ -188,17 +167,19 @@ async fn look_at_tables(world: &World, conn: &mut PgConnection) -> Result<(), sq
     let unknown: HashMap<String, (Identity, String)> = {
         let archive = locked(&world.archive);
         let unknown = archive.files.iter().filter(|(_, seen)| seen.job.is_none());
-        unknown.map(|(name, seen)| (name.clone(), (seen.identity, seen.sha256.clone()))).collect()
+        unknown.map(|(name, seen)| (name.clone(), (seen.identity.clone(), seen.sha256.clone()))).collect()
     };
     for (name, (identity, sha256)) in unknown {
         let job: Option<(uuid::Uuid, String, Option<String>, i64)> =
             sqlx::query_as("select id, status, sha256, bytes_written from exports where output_filename = $1")
-                .bind(&name)
+                .bind(world.place.output_filename(&name))
                 .fetch_optional(&mut *conn)
                 .await?;
         match &job {
             Some((_, status, hash, size)) if status == "completed" => {
-                if hash.as_deref() != Some(&sha256) || *size as u64 != identity.size {
+                let is_recorded = hash.as_deref() == Some(&sha256) && *size as u64 == identity.size;
+                // In a bucket a name that is used again is another key.
+                if !is_recorded && !locked(&world.lost).contains(&sha256) {
                     world.report.red("3", format!("{name} is not what its job has recorded: {size} bytes, {hash:?}"));
                 }
             }

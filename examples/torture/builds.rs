@@ -72,15 +72,20 @@ fn inherited() -> impl Iterator<Item = OsString> {
 }
 
 /// The rooms that an export passes through with a fault to meet in them. Those of a start have tests of their own.
-const ROOMS: [&str; 2] = ["sink.", "worker."];
+const ROOMS: [&str; 3] = ["bucket.", "sink.", "worker."];
 
-/// The names of all failpoints of an export in a tree: read, so that a new one can't be forgotten.
-pub(crate) fn failpoints(tree: &Path) -> Result<BTreeSet<String>> {
+/// The names of all failpoints of an export in a tree: read, so that a new one can't be forgotten. Without those of a destination that
+/// isn't in use, `src/sink/bucket` or `src/sink/folder`.
+pub(crate) fn failpoints(tree: &Path, unused: &Path) -> Result<BTreeSet<String>> {
+    let unused = tree.join(unused);
     let mut names = BTreeSet::new();
     let mut folders = vec![tree.join("src")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
+            if path.with_extension("") == unused {
+                continue;
+            }
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {

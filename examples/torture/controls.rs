@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tokio::process::Command;
 
+use crate::bucket::Bucket;
 use crate::builds::{self, Profile};
 use crate::file_order;
 use crate::plan::Plan;
 use crate::report::Counts;
-use crate::trial::{Attack, REPLICAS, Trial};
-use crate::{print_violations, reachable_folder};
+use crate::trial::{Attack, Trial};
+use crate::{place, print_violations, reachable_folder};
 
 struct Control {
     name: &'static str,
@@ -40,6 +41,8 @@ enum Scenario {
     LostAnswers(u64),
     /// Readers hear nothing any more.
     SilentReaders(u64),
+    /// The database is put back, while no upload can be completed.
+    Restores(u64),
 }
 
 /// Leaves the job on doubt, and takes the file away with it.
@@ -60,6 +63,55 @@ const PUBLISH_FIRST: Edit = Edit {
         let _ = std::fs::rename(folder.join(&exported.file.name), folder.join(&lease.job.output_filename));
         failpoint!(\"worker.extended\");\n",
 };
+
+/// Gives all attempts at a job one key.
+const KEY_WITHOUT_TOKEN: Edit = Edit {
+    file: "src/file/name.rs",
+    text: "        format!(\"{dataset}/{consumer}/{stem}_{}{extension}\", &token[..8])\n",
+    instead: "        let _ = token;\n        format!(\"{dataset}/{consumer}/{stem}_00000000{extension}\")\n",
+};
+
+/// The controls of a service whose files go to a bucket.
+const IN_A_BUCKET: [Control; 4] = [
+    // What the directed scenario does by itself is no violation.
+    Control { name: "nothing", breaks: None, edits: &[], scenario: Scenario::Restores(40) },
+    Control {
+        name: "complete-first",
+        breaks: Some("5"),
+        edits: &[Edit {
+            file: "src/sink/bucket/draft.rs",
+            text: "        let location = FileLocation::Upload { key, upload, parts };\n",
+            instead: "        let id = |id: &String| object_store::multipart::PartId { content_id: id.clone() };
+        let (completed, ids) = (path(&key)?, Vec::from_iter(&parts).into_iter().map(id).collect());
+        let _ = Handle::current().block_on(self.objects.patient.complete_multipart(&completed, &upload, ids));
+        let location = FileLocation::Upload { key, upload, parts };\n",
+        }],
+        scenario: Scenario::Usual(60),
+    },
+    // Only what is committed gets completed, so two attempts at a job don't meet at its key as long as one database remembers the
+    // first. One that was put back doesn't.
+    Control {
+        name: "key-without-token",
+        breaks: Some("5"),
+        edits: &[KEY_WITHOUT_TOKEN],
+        scenario: Scenario::Restores(40),
+    },
+    // Alone this is harmless: at a key that no other attempt has, whatever lies there is the attempt's. So the control takes that
+    // protection away too. What a completion that failed finds is then the file of before.
+    Control {
+        name: "head-without-identity",
+        breaks: Some("3"),
+        edits: &[
+            KEY_WITHOUT_TOKEN,
+            Edit {
+                file: "src/sink/bucket.rs",
+                text: "        Ok((is_attempts && found.meta.size == file.identity.bytes).then_some(found.meta.e_tag))\n",
+                instead: "        let _ = is_attempts;\n        Ok(Some(found.meta.e_tag))\n",
+            },
+        ],
+        scenario: Scenario::Restores(40),
+    },
+];
 
 const CONTROLS: [Control; 9] = [
     // What the directed scenario does by itself is no violation.
@@ -152,13 +204,17 @@ const CONTROLS: [Control; 9] = [
 ];
 
 /// Runs one control or all. False: one of them was not found out, or something red where nothing is wrong.
-pub(crate) async fn run(seed: u64, only: Option<&str>) -> Result<bool> {
-    let chosen: Vec<_> = CONTROLS.iter().filter(|control| only.is_none_or(|name| name == control.name)).collect();
-    let names: Vec<_> = CONTROLS.iter().map(|control| control.name).chain(MISORDERED.map(|(name, ..)| name)).collect();
+pub(crate) async fn run(seed: u64, only: Option<&str>, store: Option<Bucket>) -> Result<bool> {
+    // The order of file operations is a folder's.
+    let (controls, misordered): (&[Control], &[Misordered]) =
+        if store.is_some() { (&IN_A_BUCKET, &[]) } else { (&CONTROLS, &MISORDERED) };
+    let chosen: Vec<_> = controls.iter().filter(|control| only.is_none_or(|name| name == control.name)).collect();
+    let names = controls.iter().map(|control| control.name).chain(misordered.iter().map(|(name, ..)| *name));
+    let names: Vec<_> = names.collect();
     if only.is_some_and(|name| !names.contains(&name)) {
         bail!("there is no such control; there are: {}", names.join(", "));
     }
-    let mut all_found_out = misordered(only).await?;
+    let mut all_found_out = find_misordered(misordered, only).await?;
     for control in chosen {
         let begun = Instant::now();
         let binary = build(control.edits).await.with_context(|| control.name)?;
@@ -168,7 +224,7 @@ pub(crate) async fn run(seed: u64, only: Option<&str>) -> Result<bool> {
         let (folder, report, counts) = loop {
             let folder = reachable_folder()?;
             let tried = tries.next().context("a control has a try left")?;
-            let (report, counts) = trial(control, tried, binary.clone()).run(folder.path()).await?;
+            let (report, counts) = trial(control, tried, binary.clone(), store.clone()).run(folder.path()).await?;
             if control.breaks.is_none() || !report.violations().is_empty() || tries.is_empty() {
                 break (folder, report, counts);
             }
@@ -195,12 +251,14 @@ pub(crate) async fn run(seed: u64, only: Option<&str>) -> Result<bool> {
     Ok(all_found_out)
 }
 
-fn trial(control: &Control, seed: u64, binary: PathBuf) -> Trial {
+fn trial(control: &Control, seed: u64, binary: PathBuf, store: Option<Bucket>) -> Trial {
+    let replicas = place::replicas(store.as_ref());
     let attack = match control.scenario {
-        Scenario::Usual(secs) => Attack::Planned(Plan::new(seed, REPLICAS, Duration::from_secs(secs), &[])),
+        Scenario::Usual(secs) => Attack::Planned(Plan::new(seed, replicas, Duration::from_secs(secs), &[])),
         Scenario::Overtaking(secs) => Attack::Overtaking(Duration::from_secs(secs)),
-        Scenario::SilentReaders(secs) => Attack::Planned(Plan::of_silent_readers(REPLICAS, Duration::from_secs(secs))),
-        Scenario::LostAnswers(secs) => Attack::Planned(Plan::of_lost_answers(REPLICAS, Duration::from_secs(secs))),
+        Scenario::SilentReaders(secs) => Attack::Planned(Plan::of_silent_readers(replicas, Duration::from_secs(secs))),
+        Scenario::LostAnswers(secs) => Attack::Planned(Plan::of_lost_answers(replicas, Duration::from_secs(secs))),
+        Scenario::Restores(secs) => Attack::Planned(Plan::of_restores(replicas, Duration::from_secs(secs))),
     };
     Trial {
         seed,
@@ -209,12 +267,15 @@ fn trial(control: &Control, seed: u64, binary: PathBuf) -> Trial {
         struck: binary,
         attack,
         ends_with: control.breaks,
+        store,
         clock: None,
     }
 }
 
-/// Services whose file operations are in another order, each with the rule that it breaks.
-const MISORDERED: [(&str, &str, &[Edit]); 4] = [
+/// A service whose file operations are in another order, and the rule that it breaks.
+type Misordered = (&'static str, &'static str, &'static [Edit]);
+
+const MISORDERED: [Misordered; 4] = [
     (
         "file-not-synced",
         "the file is synced",
@@ -246,9 +307,9 @@ const MISORDERED: [(&str, &str, &[Edit]); 4] = [
 ];
 
 /// Looks at the order of file operations of services that have another one. False: one isn't found out.
-async fn misordered(only: Option<&str>) -> Result<bool> {
+async fn find_misordered(misordered: &[Misordered], only: Option<&str>) -> Result<bool> {
     let mut all_found_out = true;
-    for (name, rule, edits) in MISORDERED.iter().filter(|(name, ..)| only.is_none_or(|only| only == *name)) {
+    for (name, rule, edits) in misordered.iter().filter(|(name, ..)| only.is_none_or(|only| only == *name)) {
         let binary = build(edits).await.context(*name)?;
         let broken = file_order::check(&binary, reachable_folder()?.path()).await?;
         let found_out = broken.iter().any(|line| line.contains(rule));
@@ -261,7 +322,8 @@ async fn misordered(only: Option<&str>) -> Result<bool> {
 /// Fails if a control can't be made of the tree any more.
 pub(crate) fn require_applicable(tree: &Path) -> Result<()> {
     let of_misordered = MISORDERED.iter().flat_map(|(.., edits)| edits.iter());
-    for edit in CONTROLS.iter().flat_map(|control| control.edits).chain(of_misordered) {
+    let of_controls = CONTROLS.iter().chain(&IN_A_BUCKET).flat_map(|control| control.edits);
+    for edit in of_controls.chain(of_misordered) {
         let content = std::fs::read_to_string(tree.join(edit.file));
         edited(content.with_context(|| format!("the source has moved: there is no {}", edit.file))?, edit)?;
     }

@@ -31,6 +31,7 @@ pub(crate) struct Job {
     pub(crate) output_filename: String,
     pub(crate) sha256: Option<String>,
     pub(crate) staged_name: Option<String>,
+    pub(crate) location: Option<String>,
     pub(crate) published: bool,
     pub(crate) watermark_from: Option<DateTime<Utc>>,
     pub(crate) watermark_to: Option<DateTime<Utc>>,
@@ -64,9 +65,10 @@ impl Era {
         let jobs = sqlx::query_as(
             "select id, coalesce(consumer_id, '') as consumer_id, dataset, lane_seq, number,
                (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
-               rows_exported, bytes_written, output_filename, sha256, staged_name, published_at is not null as published,
+               rows_exported, bytes_written, output_filename, sha256, staged_name,
+               (select location from cdc_export.files f where f.job = e.id and f.part = 1), published_at is not null as published,
                watermark_from, watermark_to
-             from exports order by consumer_id, lane_seq",
+             from exports e order by consumer_id, lane_seq",
         );
         let jobs = jobs.fetch_all(&mut *conn).await?;
         let (history, versions) = (History::read(conn).await?, recorder::versions(conn).await?);

@@ -5,6 +5,7 @@
 //! against services that lack one protection each, and succeeds if every one is found out.
 
 mod auditor;
+mod bucket;
 mod builds;
 mod clients;
 mod clock;
@@ -19,6 +20,7 @@ mod loader;
 mod moves;
 mod nemesis;
 mod oracle;
+mod place;
 mod plan;
 mod proxy;
 mod publisher;
@@ -40,6 +42,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use tempfile::TempDir;
 
+use crate::bucket::Bucket;
 use crate::builds::Profile;
 use crate::clock::Clock;
 use crate::moves::Move;
@@ -65,6 +68,10 @@ struct Arguments {
     /// Only the order of one export's file operations, as strace sees them.
     #[arg(long)]
     file_order: bool,
+    /// Two replicas put their files there, an address as the service's OUTPUT_URL, without a folder in common; on the emulators that
+    /// `tests/buckets.sh --torture` starts.
+    #[arg(long, overrides_with = "store")]
+    store: Option<String>,
     /// What is done beside kills and cuts; all, unless it says which; nothing, where it names none.
     #[arg(long, value_enum, value_delimiter = ',', num_args = 0..)]
     moves: Option<Vec<Move>>,
@@ -87,12 +94,13 @@ pub(crate) fn environment(name: &str) -> Option<String> {
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
+    let store = arguments.store.as_deref().map(Bucket::at).transpose()?;
     let all = async {
         match (&arguments.control, arguments.controls) {
             _ if arguments.file_order => file_order().await,
-            (Some(name), _) => controls::run(arguments.seed, Some(name.as_str())).await,
-            (None, true) => controls::run(arguments.seed, None).await,
-            (None, false) => torture(&arguments).await,
+            (Some(name), _) => controls::run(arguments.seed, Some(name.as_str()), store).await,
+            (None, true) => controls::run(arguments.seed, None, store).await,
+            (None, false) => torture(&arguments, store).await,
         }
     };
     // Whoever interrupts it wants the processes gone: they end with what is dropped here. `timeout` sends a SIGTERM.
@@ -113,7 +121,7 @@ async fn file_order() -> Result<bool> {
     Ok(broken.is_empty())
 }
 
-async fn torture(arguments: &Arguments) -> Result<bool> {
+async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
     let Arguments { seed, secs, keep, quick, unarmed, .. } = *arguments;
     controls::require_applicable(builds::tree())?;
     let mut moves = arguments.moves.clone().unwrap_or(Move::ALL.to_vec());
@@ -134,15 +142,21 @@ async fn torture(arguments: &Arguments) -> Result<bool> {
         (false, true) => Profile::Unarmed,
         (false, false) => Profile::Release,
     };
-    let plan = Plan::new(seed, trial::REPLICAS, length, &moves);
+    let replicas = place::replicas(store.as_ref());
+    let mut plan = Plan::new(seed, replicas, length, &moves);
+    if store.is_some() {
+        plan = plan.with_store_blows(seed, length);
+    }
+    let unused = Path::new(if store.is_some() { "src/sink/folder" } else { "src/sink/bucket" });
     let schedule = plan.text();
     let trial = Trial {
         seed,
-        failpoints: if quick { Vec::new() } else { builds::failpoints(builds::tree())?.into_iter().collect() },
+        failpoints: if quick { Vec::new() } else { builds::failpoints(builds::tree(), unused)?.into_iter().collect() },
         debug: build(Profile::Debug, folder.path()).await?,
         struck: build(struck, folder.path()).await?,
         attack: Attack::Planned(plan),
         ends_with: None,
+        store,
         clock,
     };
     let begun = Instant::now();
@@ -157,7 +171,7 @@ async fn torture(arguments: &Arguments) -> Result<bool> {
         }
     };
     print_counts(&counts, begun.elapsed());
-    let invalid = counts.invalid(secs);
+    let invalid = counts.invalid(secs, replicas);
     for why in &invalid {
         println!("not valid: {why}");
     }

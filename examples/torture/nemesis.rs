@@ -10,8 +10,8 @@ use nix::sys::signal::Signal;
 use sqlx::Executor;
 
 use crate::cluster::SERVICE;
-use crate::plan::{Blow, Plan, Quake};
-use crate::proxy::Swallowing;
+use crate::plan::{Blow, Plan, Quake, StoreBlow};
+use crate::proxy::{Link, Swallowing};
 use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
 use crate::report::{EXPIRE, UPHEAVAL, locked};
@@ -47,6 +47,19 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
                     continue;
                 }
                 hit(&world, index, blow.what, &binary).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    for (index, blows) in plan.store_blows.into_iter().enumerate() {
+        let world = Arc::clone(world);
+        tasks.spawn(async move {
+            for blow in blows {
+                tokio::time::sleep(blow.at.saturating_sub(begun.elapsed())).await;
+                if world.is_over() {
+                    break;
+                }
+                hit_store(&world, index, blow.what).await;
             }
             anyhow::Ok(())
         });
@@ -155,15 +168,11 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path) -> Res
             "stop"
         }
         Blow::Hole(time) => {
-            replica.link.swallow(Swallowing::Everything);
-            tokio::time::sleep(time).await;
-            replica.link.swallow(Swallowing::Nothing);
+            swallow_for(&replica.link, time).await;
             "black hole"
         }
         Blow::Slow(by) => {
-            replica.link.slow_down(by);
-            tokio::time::sleep(2 * LEASE).await;
-            replica.link.slow_down(Duration::ZERO);
+            slow_down(&replica.link, by).await;
             "slow link"
         }
         Blow::Reset => {
@@ -192,6 +201,46 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path) -> Res
     };
     report.acted(Some(index), what, from);
     Ok(())
+}
+
+/// What happens on a replica's way to its bucket.
+async fn hit_store(world: &World, index: usize, blow: StoreBlow) {
+    let Some(link) = &world.replicas[index].store_link else { return };
+    world.report.announce(&format!("replica {index}, store: {blow:?}"));
+    let from = Utc::now();
+    let what = match blow {
+        StoreBlow::Hole(time) => {
+            swallow_for(link, time).await;
+            "black hole before the store"
+        }
+        StoreBlow::Slow(by) => {
+            slow_down(link, by).await;
+            "slow store"
+        }
+        StoreBlow::Reset => {
+            link.reset();
+            "reset by the store"
+        }
+        StoreBlow::Refuse(time) => {
+            link.refuse_completions(true);
+            tokio::time::sleep(time).await;
+            link.refuse_completions(false);
+            "no completions"
+        }
+    };
+    world.report.acted(Some(index), what, from);
+}
+
+async fn swallow_for(link: &Link, time: Duration) {
+    link.swallow(Swallowing::Everything);
+    tokio::time::sleep(time).await;
+    link.swallow(Swallowing::Nothing);
+}
+
+async fn slow_down(link: &Link, by: Duration) {
+    link.slow_down(by);
+    tokio::time::sleep(2 * LEASE).await;
+    link.slow_down(Duration::ZERO);
 }
 
 async fn stop_for(world: &World, replica: &Replica, time: Duration) -> Result<()> {

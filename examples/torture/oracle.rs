@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::auditor::{Archive, identity, names};
+use crate::auditor::Archive;
 use crate::era::{Delivered, Era, Job};
 use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::loader;
@@ -118,7 +118,7 @@ impl Oracle {
         judged.check_endings(self.first_phase_ended, end);
         judged.check_steps();
         if end == End::OfAll {
-            judged.check_files()?;
+            judged.check_files().await?;
         }
         for lane in &LANES {
             judged.check_chain(lane.name);
@@ -166,10 +166,14 @@ impl Judged<'_> {
             if promise.cancel_accepted && ["completed", "failed"].contains(&job.status.as_str()) {
                 self.report().red("7", format!("a cancel of {id} was accepted, and it is {}", job.status));
             }
-            if let Some((told, _)) = &promise.ended
-                && told["status"] != job.status.as_str()
-            {
+            let Some((told, _)) = &promise.ended else { continue };
+            if told["status"] != job.status.as_str() {
                 self.report().red("7", format!("{told} is {} in the end", job.status));
+            }
+            // What was told of another file was told before the database was put back.
+            let is_of_this = job.published && told["sha256"].as_str() == job.sha256.as_deref();
+            if is_of_this && told["location"].as_str() != job.location.as_deref() {
+                self.report().red("7", format!("{told} is at {:?} in the end", job.location));
             }
         }
     }
@@ -250,37 +254,40 @@ impl Judged<'_> {
     }
 
     /// 3 and 10: a completed job has its file whole, and there are no others.
-    fn check_files(&self) -> Result<()> {
-        let (finals, hidden) = names(&self.world.output)?;
-        for name in hidden {
-            self.report().red("10", format!("{name} was left over"));
+    async fn check_files(&self) -> Result<()> {
+        let place = &self.world.place;
+        for left in place.leftovers(|job| self.is_forgotten(job)).await? {
+            self.report().red("10", format!("{left} was left over"));
         }
+        let listing = place.list().await?;
         let archive = locked(&self.world.archive);
         let ledger = locked(&self.world.ledger);
         for job in self.era.completed() {
-            let Some(seen) = archive.files.get(&job.output_filename) else {
-                self.report().red("3", format!("{} is completed, and {} was never seen", job.id, job.output_filename));
+            let (due, name) = (place.due_name(job)?, place.name(job).unwrap_or_default());
+            if name != due {
+                self.report().red("api", format!("the file of {} is called {name}, and not {due}", job.id));
+            }
+            let Some(seen) = archive.files.get(&name) else {
+                self.report().red("3", format!("{} is completed, and {name} was never seen", job.id));
                 continue;
             };
             if job.sha256.as_deref() != Some(&seen.sha256) || job.bytes_written as u64 != seen.identity.size {
-                self.report().red("3", format!("{} is not what {} has recorded", job.output_filename, job.id));
+                self.report().red("3", format!("{name} is not what {} has recorded", job.id));
             }
             let removal_asked = ledger.promises.get(&job.id.to_string()).is_some_and(|promise| promise.removal_asked);
-            match identity(&self.world.output.join(&job.output_filename)) {
+            match listing.identity(&name) {
                 Some(now) if now == seen.identity => {}
                 None if removal_asked => {}
                 other => {
-                    let name = &job.output_filename;
                     self.report().red("3", format!("{name} was {:?} and is {other:?} in the end", seen.identity));
                 }
             }
         }
         let lost = locked(&self.world.lost);
         let was_once = |name: &str| archive.files.get(name).is_some_and(|seen| lost.contains(&seen.sha256));
-        let owned: HashSet<&str> = self.era.completed().map(|job| job.output_filename.as_str()).collect();
-        for name in
-            finals.iter().chain(archive.files.keys()).filter(|name| !owned.contains(name.as_str()) && !was_once(name))
-        {
+        let owned: HashSet<String> = self.era.completed().filter_map(|job| place.name(job)).collect();
+        let seen = listing.finals.iter().chain(archive.files.keys());
+        for name in seen.filter(|name| !owned.contains(*name) && !was_once(name)) {
             self.report().red("10", format!("{name} belongs to no completed job"));
         }
         Ok(())
@@ -398,7 +405,7 @@ impl Judged<'_> {
     /// Loads one export more, and compares. False: its file was never seen, which was said before.
     fn load(&self, job: &Job, consumer: &mut Consumer) -> Result<bool> {
         let archive = locked(&self.world.archive);
-        let Some(file) = file(&archive, job) else { return Ok(false) };
+        let Some(file) = self.file(&archive, job) else { return Ok(false) };
         let name = &job.output_filename;
         let nothing = Versions::new();
         let versions = self.era.versions.get(&job.dataset).unwrap_or(&nothing);
@@ -420,7 +427,7 @@ impl Judged<'_> {
     /// 1, of an export for nobody: its rows are the table's, up to its key, at a moment between the attempt's claim and its commit.
     fn compare_ad_hoc(&self, job: &Job) -> Result<()> {
         let archive = locked(&self.world.archive);
-        let Some(file) = file(&archive, job) else { return Ok(()) };
+        let Some(file) = self.file(&archive, job) else { return Ok(()) };
         let is_asked_for = |id: i64| job.up_to.is_none_or(|last| id <= last);
         let window = self.era.window(job).context("a completed job has an attempt that completed it")?;
         let versions = self.era.versions.get(&job.dataset).into_iter().flatten();
@@ -435,9 +442,14 @@ impl Judged<'_> {
         }
         Ok(())
     }
-}
 
-/// The auditor's copy of a job's file.
-fn file(archive: &Archive, job: &Job) -> Option<std::path::PathBuf> {
-    archive.files.get(&job.output_filename).map(|seen| seen.copy.clone())
+    /// The auditor's copy of a job's file.
+    fn file(&self, archive: &Archive, job: &Job) -> Option<std::path::PathBuf> {
+        archive.files.get(&self.world.place.name(job)?).map(|seen| seen.copy.clone())
+    }
+
+    /// Whether it is a job that the database knew before it was put back: what such a one left stays for an hour.
+    fn is_forgotten(&self, job: &str) -> bool {
+        self.world.was_turned_over() && !self.era.jobs.iter().any(|known| known.id.to_string() == job)
+    }
 }

@@ -8,10 +8,12 @@ use crate::moves::Move;
 use crate::publisher::Subscribing;
 use crate::random::Random;
 use crate::replica::LEASE;
-use crate::upheavals::Upheaval;
+use crate::upheavals::{Timeline, Upheaval};
 
 /// A reader that hears nothing is given up after five seconds: nothing else shall meet its replica meanwhile.
 const SILENT: Duration = Duration::from_secs(8);
+/// Longer than whoever publishes tries to have an upload completed before it asks what is there.
+const REFUSED: Duration = Duration::from_secs(6);
 
 /// What is done to one replica.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,19 @@ pub(crate) enum Quake {
     Crash,
 }
 
+/// What is done to one replica's way to its bucket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StoreBlow {
+    /// Nothing gets through for so long.
+    Hole(Duration),
+    /// Every piece takes so much longer, for two leases.
+    Slow(Duration),
+    /// Its connections are reset.
+    Reset,
+    /// For so long no upload can be completed.
+    Refuse(Duration),
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Planned<T> {
     pub(crate) at: Duration,
@@ -53,6 +68,7 @@ pub(crate) struct Planned<T> {
 #[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) blows: Vec<Vec<Planned<Blow>>>,
+    pub(crate) store_blows: Vec<Vec<Planned<StoreBlow>>>,
     pub(crate) quakes: Vec<Planned<Quake>>,
     pub(crate) shapings: Vec<Planned<Shaping>>,
     pub(crate) upheavals: Vec<Planned<Upheaval>>,
@@ -78,7 +94,15 @@ impl Plan {
             upheavals,
             clock,
             subscribings,
+            ..Plan::default()
         }
+    }
+
+    /// The same with what happens between the replicas and their bucket.
+    pub(crate) fn with_store_blows(mut self, seed: u64, length: Duration) -> Plan {
+        let blows = |replica| store_blows(&mut Random::new(seed, 350 + replica as u64), length);
+        self.store_blows = (0..self.blows.len()).map(blows).collect();
+        self
     }
 
     /// For a directed scenario: COMMITs go unanswered.
@@ -93,10 +117,28 @@ impl Plan {
         Plan { blows: (0..replicas).map(silences).collect(), ..Plan::default() }
     }
 
+    /// For a directed scenario: a copy of the database is made and put back, again and again, and for a while after that no replica can
+    /// complete an upload.
+    pub(crate) fn of_restores(replicas: usize, length: Duration) -> Plan {
+        let mut plan = Plan { store_blows: vec![Vec::new(); replicas], ..Plan::default() };
+        for begin in (0..).map(|n| Duration::from_secs(3 + 12 * n)).take_while(|at| *at + 2 * REFUSED < length) {
+            let back = begin + Duration::from_secs(5);
+            plan.upheavals.push(Planned { at: begin, what: Upheaval::Copy });
+            plan.upheavals.push(Planned { at: back, what: Upheaval::PutBack(Timeline::New) });
+            for blows in &mut plan.store_blows {
+                blows.push(Planned { at: back, what: StoreBlow::Refuse(REFUSED) });
+            }
+        }
+        plan
+    }
+
     pub(crate) fn text(&self) -> String {
         let mut lines = Vec::new();
         for (replica, blows) in self.blows.iter().enumerate() {
             lines.extend(blows.iter().map(|blow| (blow.at, format!("replica {replica}: {:?}", blow.what))));
+        }
+        for (replica, blows) in self.store_blows.iter().enumerate() {
+            lines.extend(blows.iter().map(|blow| (blow.at, format!("replica {replica}, store: {:?}", blow.what))));
         }
         lines.extend(self.quakes.iter().map(|quake| (quake.at, format!("all: {:?}", quake.what))));
         lines.extend(self.shapings.iter().map(|shaping| (shaping.at, format!("owner: {:?}", shaping.what))));
@@ -134,6 +176,28 @@ fn blows(random: &mut Random, length: Duration) -> Vec<Planned<Blow>> {
         };
         planned.push(Planned { at, what });
         at += lasts + random.millis(500, 1_800);
+    }
+    planned
+}
+
+fn store_blows(random: &mut Random, length: Duration) -> Vec<Planned<StoreBlow>> {
+    let mut planned = Vec::new();
+    let mut at = random.millis(500, 2_000);
+    while at < length {
+        let (what, lasts) = match random.below(100) {
+            0..35 => (StoreBlow::Reset, Duration::ZERO),
+            35..60 => {
+                let time = random.millis(400, 2_500);
+                (StoreBlow::Hole(time), time)
+            }
+            60..75 => (StoreBlow::Slow(random.millis(30, 150)), 2 * LEASE),
+            _ => {
+                let time = random.millis(300, 4_000);
+                (StoreBlow::Refuse(time), time)
+            }
+        };
+        planned.push(Planned { at, what });
+        at += lasts + random.millis(1_000, 4_000);
     }
     planned
 }

@@ -1,5 +1,5 @@
 //! The network between a replica and Postgres, which may be slow, swallow everything or what one reader is sent, break, or lose the
-//! answer to a COMMIT.
+//! answer to a COMMIT. That between a replica and its bucket is one too, and may refuse to have uploads completed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ const LATENCY: u64 = 6;
 /// Bytes a millisecond from Postgres, for the same reason.
 const RATE: usize = 600;
 
-/// One replica's way to Postgres.
+/// One replica's way to Postgres, or to a bucket.
 #[derive(Clone)]
 pub(crate) struct Link {
     pub(crate) port: u16,
@@ -36,6 +36,8 @@ struct State {
     /// How many readers are to be silenced.
     to_silence: AtomicU32,
     silenced: AtomicU64,
+    /// Requests that would complete an upload get as far as here, and their connections break.
+    refuses_completions: AtomicBool,
 }
 
 /// After its client gave up a silenced connection the server hears of it, as of a host that was started again.
@@ -53,6 +55,7 @@ impl Link {
             lost: AtomicU64::new(0),
             to_silence: AtomicU32::new(0),
             silenced: AtomicU64::new(0),
+            refuses_completions: AtomicBool::new(false),
         });
         let link = Link { port: listener.local_addr()?.port(), state: Arc::clone(&state) };
         tokio::spawn(async move {
@@ -87,6 +90,11 @@ impl Link {
         self.state.to_silence.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether uploads can be completed over it.
+    pub(crate) fn refuse_completions(&self, refuses: bool) {
+        self.state.refuses_completions.store(refuses, Ordering::Relaxed);
+    }
+
     pub(crate) fn readers_silenced(&self) -> u64 {
         self.state.silenced.load(Ordering::Relaxed)
     }
@@ -101,6 +109,7 @@ impl Link {
         self.slow_down(Duration::ZERO);
         self.state.to_lose.store(0, Ordering::Relaxed);
         self.state.to_silence.store(0, Ordering::Relaxed);
+        self.refuse_completions(false);
     }
 }
 
@@ -133,6 +142,9 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
                 }
                 imports = has(&buffer[..n], b"set transaction snapshot");
                 state.pass(n, usize::MAX).await;
+                if state.refuses_completions.load(Ordering::Relaxed) && is_completion(&buffer[..n]) {
+                    return true;
+                }
                 if is_commit(&buffer[..n]) && state.take_answer() {
                     deaf.store(true, Ordering::SeqCst);
                 }
@@ -143,6 +155,7 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
             if silent.load(Ordering::SeqCst) {
                 tokio::time::sleep(FORGOTTEN_AFTER).await;
             }
+            false
         };
         let down = async {
             let mut buffer = vec![0; 16 * 1024];
@@ -165,7 +178,7 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
             false
         };
         tokio::select! {
-            () = up => false,
+            broken = up => broken,
             broken = down => broken,
             _ = epoch.wait_for(|now| *now != ours) => true,
         }
@@ -206,4 +219,11 @@ fn has(bytes: &[u8], text: &[u8]) -> bool {
 /// reading, or one that completes an export.
 fn is_commit(bytes: &[u8]) -> bool {
     bytes.len() > 7 && bytes[bytes.len() - 7..].eq_ignore_ascii_case(b"commit\0")
+}
+
+/// The head of a request of S3 or of Azure that makes an object of what was uploaded in parts.
+fn is_completion(bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    (line.starts_with(b"POST ") && has(line, b"uploadId="))
+        || (line.starts_with(b"PUT ") && has(line, b"comp=blocklist"))
 }

@@ -15,7 +15,10 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::watch;
 
+use crate::cluster::Cluster;
 use crate::environment;
+use crate::lanes::DATASETS;
+use crate::place::Place;
 use crate::proxy::Link;
 use crate::report::{Report, locked};
 
@@ -30,10 +33,12 @@ const START: Duration = Duration::from_secs(15);
 pub(crate) struct Replica {
     pub(crate) index: usize,
     pub(crate) link: Link,
-    url: String,
+    /// To the bucket, if the files go to one.
+    pub(crate) store_link: Option<Link>,
+    environment: Vec<(&'static str, String)>,
+    log: PathBuf,
+    /// Its own: replicas have in common what the place of the files is, and nothing else.
     folder: PathBuf,
-    output: PathBuf,
-    datasets: PathBuf,
     life: tokio::sync::Mutex<Option<Life>>,
     address: watch::Sender<Option<String>>,
     pids: Mutex<Vec<i32>>,
@@ -52,18 +57,30 @@ struct Signs {
 }
 
 impl Replica {
-    pub(crate) fn new(index: usize, link: Link, url: String, folder: &Path, datasets: &Path) -> Replica {
-        Replica {
+    /// One of the service on `cluster`, with a folder of its own in `folder`.
+    pub(crate) async fn new(index: usize, cluster: &Cluster, place: &Place, folder: &Path) -> Result<Replica> {
+        let (link, store_link) = (Link::to(cluster.port()).await?, place.link().await?);
+        let mut environment = place.environment(store_link.as_ref())?;
+        environment.push(("DATABASE_URL", cluster.service_url(link.port)));
+        let own = folder.join(format!("replica-{index}"));
+        std::fs::create_dir(&own)?;
+        std::fs::write(own.join("datasets.toml"), DATASETS)?;
+        Ok(Replica {
             index,
             link,
-            url,
-            folder: folder.to_owned(),
-            output: folder.join("output"),
-            datasets: datasets.to_owned(),
+            store_link,
+            environment,
+            log: folder.join(format!("replica-{index}.log")),
+            folder: own,
             life: tokio::sync::Mutex::new(None),
             address: watch::Sender::new(None),
             pids: Mutex::default(),
-        }
+        })
+    }
+
+    /// All that leads from it to others.
+    pub(crate) fn links(&self) -> impl Iterator<Item = &Link> {
+        [Some(&self.link), self.store_link.as_ref()].into_iter().flatten()
     }
 
     /// Where it listens, while it lives.
@@ -118,9 +135,8 @@ impl Replica {
         command
             .env_clear()
             .env("PATH", environment("PATH").unwrap_or_default())
-            .env("DATABASE_URL", &self.url)
-            .env("OUTPUT_DIR", &self.output)
-            .env("DATASETS", &self.datasets)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .env("DATASETS", "datasets.toml")
             .env("PORT", "0")
             .env("LOG_FORMAT", "json")
             .env("LEASE_SECONDS", LEASE.as_secs().to_string())
@@ -139,7 +155,7 @@ impl Replica {
         locked(&self.pids).push(pid);
         let signs = Signs { address: watch::Sender::new(None), hits: watch::Sender::default() };
         let (address, hits) = (signs.address.subscribe(), signs.hits.subscribe());
-        let log = self.folder.join(format!("replica-{}.log", self.index));
+        let log = self.log.clone();
         let stderr = child.stderr.take().context("it is piped")?;
         tokio::spawn(read_log(stderr, log, signs, Arc::clone(report)));
         Ok((Life { child, pid: Pid::from_raw(pid), hits }, address))

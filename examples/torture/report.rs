@@ -110,15 +110,16 @@ pub(crate) struct Counts {
     pub(crate) replays: usize,
 }
 
-/// What makes a run of three minutes or more valid. A shorter one needs less, in proportion.
+/// What makes a run of three minutes or more with three replicas valid. A shorter one needs less, in proportion, and so does one with
+/// fewer replicas.
 const LEAST_DEATHS: usize = 200;
 const LEAST_ZOMBIES: usize = 20;
 const LEAST_COMPLETED: usize = 60;
 
 impl Counts {
     /// Why a run of so many seconds proves nothing, if it doesn't.
-    pub(crate) fn invalid(&self, secs: u64) -> Vec<String> {
-        let share = |least: usize| (least as u64 * secs.min(180)).div_ceil(180) as usize;
+    pub(crate) fn invalid(&self, secs: u64, replicas: usize) -> Vec<String> {
+        let share = |least: usize| (least as u64 * secs.min(180) * replicas as u64).div_ceil(180 * 3) as usize;
         let least = [
             ("deaths", self.deaths.total(), share(LEAST_DEATHS)),
             ("zombies", self.zombies, share(LEAST_ZOMBIES)),

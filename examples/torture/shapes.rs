@@ -56,7 +56,7 @@ pub(crate) async fn track(world: &World, binary: &Path, dataset: &str) -> Result
         .env_clear()
         .env("DATABASE_URL", world.cluster.service_url(world.cluster.port()))
         .env("DATASETS", &world.datasets)
-        .env("OUTPUT_DIR", &world.output)
+        .envs(world.place.environment(None)?)
         .args(["track", dataset])
         .current_dir(&world.folder)
         .kill_on_drop(true);

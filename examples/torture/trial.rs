@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 use chrono::Utc;
 use sqlx::PgConnection;
 
-use crate::auditor::{self, Archive, names};
+use crate::auditor::{self, Archive};
+use crate::bucket::Bucket;
 use crate::clients::{self, Caller};
 use crate::clock::Clock;
 use crate::cluster::{Cluster, SERVICE};
@@ -19,6 +20,7 @@ use crate::ledger::{Ledger, is_terminal};
 use crate::loader::{self, Recorded};
 use crate::nemesis;
 use crate::oracle::{End, Oracle};
+use crate::place::{self, Place};
 use crate::plan::Plan;
 use crate::proxy::Link;
 use crate::recorder;
@@ -26,7 +28,6 @@ use crate::replica::Replica;
 use crate::report::{Counts, Report, UPHEAVAL, locked};
 use crate::{ddl, publisher, shapes, writers};
 
-pub(crate) const REPLICAS: usize = 3;
 /// From the last fault until every job has ended: the longest pause of a job that is tried for the fourth time (18 s and a fifth
 /// of it), the jobs behind it, and a busy machine.
 const DRAIN: Duration = Duration::from_secs(60);
@@ -38,7 +39,7 @@ const MOST_RESIDENT_KIB: u64 = 256 * 1024;
 pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) folder: PathBuf,
-    pub(crate) output: PathBuf,
+    pub(crate) place: Place,
     /// The operator's file.
     pub(crate) datasets: PathBuf,
     pub(crate) cluster: Cluster,
@@ -95,6 +96,8 @@ pub(crate) struct Trial {
     pub(crate) attack: Attack,
     /// The invariant whose first violation ends it early.
     pub(crate) ends_with: Option<&'static str>,
+    /// Where the files go, if not to a folder.
+    pub(crate) store: Option<Bucket>,
     /// The database's, if somebody may set it.
     pub(crate) clock: Option<Clock>,
 }
@@ -118,23 +121,19 @@ impl Trial {
     }
 
     async fn prepare(&mut self, folder: &Path, report: &Arc<Report>) -> Result<Arc<World>> {
-        let output = folder.join("output");
-        for made in [&output, &folder.join("archive")] {
-            std::fs::create_dir(made)?;
-        }
+        std::fs::create_dir(folder.join("archive"))?;
+        let place = Place::new(self.store.as_ref(), folder).await?;
         let datasets = folder.join("datasets.toml");
         std::fs::write(&datasets, DATASETS)?;
         let cluster = Cluster::start_by(folder, self.clock.take()).await?;
         let mut replicas = Vec::new();
-        for index in 0..REPLICAS {
-            let link = Link::to(cluster.port()).await?;
-            let url = cluster.service_url(link.port);
-            replicas.push(Replica::new(index, link, url, folder, &datasets));
+        for index in 0..place::replicas(self.store.as_ref()) {
+            replicas.push(Replica::new(index, &cluster, &place, folder).await?);
         }
         Ok(Arc::new(World {
             seed: self.seed,
             folder: folder.to_owned(),
-            output,
+            place,
             datasets,
             cluster,
             replicas,
@@ -191,7 +190,7 @@ impl Trial {
             Attack::Overtaking(length) => nemesis::overtake(world, length, &self.struck).await?,
         }
         for replica in &world.replicas {
-            replica.link.heal();
+            replica.links().for_each(Link::heal);
         }
         ddl::rest(world, &self.struck).await?;
 
@@ -329,9 +328,9 @@ async fn rest(world: &Arc<World>, binary: &Path) -> Result<()> {
     if !eventually(Duration::from_secs(5), async || Ok(count(&mut conn, &connected).await? == 0)).await? {
         world.report.red("10", "connections of the service are left although it is gone");
     }
-    // What the killed left in the folder is swept at a start, if nobody came to it before.
+    // What the killed left is swept at a start, if nobody came to it before.
     world.replicas[0].start(binary, None, &world.report).await?;
-    let swept = async || Ok(names(&world.output)?.1.is_empty());
+    let swept = async || Ok(world.place.leftovers(|_| false).await?.is_empty());
     eventually(Duration::from_secs(10), swept).await?;
     world.replicas[0].stop(&world.report).await
 }

@@ -63,7 +63,7 @@ async fn put_back(world: &World, timeline: Timeline) -> Result<()> {
     world.era.fetch_add(1, Ordering::SeqCst);
     let mut oracle = world.oracle.lock().await;
     world.cluster.launch(Reach::OnlyUs).await?;
-    auditor::look_once(world)?;
+    auditor::look_once(world).await?;
     let mut conn = world.cluster.connect_aside().await.context("aside, before")?;
     oracle.judge(world, &mut conn, End::OfEra).await?;
     world.cluster.stop().await?;

@@ -1,0 +1,179 @@
+//! The place of the files, a folder or a bucket: what lies there, as somebody sees it who doesn't ask the service.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::bucket::{Bucket, Object};
+use crate::era::Job;
+use crate::lanes::AD_HOC;
+use crate::proxy::Link;
+
+/// Replicas on one folder, and on one bucket with no folder in common.
+const ON_A_FOLDER: usize = 3;
+const ON_A_BUCKET: usize = 2;
+
+/// Where the uploads' notes are.
+const NOTES: &str = ".uploads/";
+
+/// Where all replicas put their files.
+pub(crate) enum Place {
+    Folder(PathBuf),
+    Bucket(Bucket),
+}
+
+/// How to know a file again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// The inode, or the ETag.
+    pub(crate) tag: String,
+    pub(crate) size: u64,
+    modified: String,
+}
+
+/// What lay there at some moment.
+pub(crate) struct Listing<'p> {
+    place: &'p Place,
+    /// What has its final name.
+    pub(crate) finals: Vec<String>,
+    /// What is hidden, but for the place's own mark and those of lanes.
+    pub(crate) hidden: Vec<String>,
+    /// A bucket's list says with each name what is there.
+    objects: HashMap<String, Object>,
+}
+
+/// How many replicas there are, on the bucket of `--store` or on a folder.
+pub(crate) fn replicas(store: Option<&Bucket>) -> usize {
+    if store.is_some() { ON_A_BUCKET } else { ON_A_FOLDER }
+}
+
+impl Place {
+    /// One that has nothing in it yet: a prefix of its own in the store, else a folder in `folder`.
+    pub(crate) async fn new(store: Option<&Bucket>, folder: &Path) -> Result<Place> {
+        if let Some(bucket) = store {
+            return Ok(Place::Bucket(bucket.unused().await?));
+        }
+        let output = folder.join("output");
+        std::fs::create_dir(&output)?;
+        Ok(Place::Folder(output))
+    }
+
+    /// What its processes are told of it; through a link, where they have one.
+    pub(crate) fn environment(&self, link: Option<&Link>) -> Result<Vec<(&'static str, String)>> {
+        Ok(match self {
+            Place::Folder(path) => vec![("OUTPUT_DIR", path.to_string_lossy().into_owned())],
+            Place::Bucket(bucket) => bucket.environment(link.map_or_else(|| bucket.port(), |link| Ok(link.port))?),
+        })
+    }
+
+    /// A way to it for one replica: there is one over the network only.
+    pub(crate) async fn link(&self) -> Result<Option<Link>> {
+        match self {
+            Place::Folder(_) => Ok(None),
+            Place::Bucket(bucket) => Ok(Some(Link::to(bucket.port()?).await?)),
+        }
+    }
+
+    pub(crate) async fn list(&self) -> Result<Listing<'_>> {
+        let mut objects = HashMap::new();
+        let names: BTreeSet<String> = match self {
+            Place::Folder(path) => {
+                let entries =
+                    std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+                entries.collect::<Result<_>>()?
+            }
+            Place::Bucket(bucket) => {
+                objects = bucket.objects().await?;
+                objects.keys().cloned().collect()
+            }
+        };
+        let is_kept = |name: &String| name == ".cdc-export-store" || name.starts_with(".lane-");
+        let (hidden, finals) = names.into_iter().filter(|name| !is_kept(name)).partition(|name| name.starts_with('.'));
+        Ok(Listing { place: self, finals, hidden, objects })
+    }
+
+    /// A file's bytes; `None`: it isn't there any more.
+    pub(crate) async fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        match self {
+            Place::Folder(path) => Ok(std::fs::read(path.join(name)).ok()),
+            Place::Bucket(bucket) => bucket.read(name).await,
+        }
+    }
+
+    /// What the file of a completed job is called here, as the job says; `None`: it has no name yet.
+    pub(crate) fn name(&self, job: &Job) -> Option<String> {
+        match self {
+            Place::Folder(_) => Some(job.output_filename.clone()),
+            Place::Bucket(bucket) => {
+                let below = job.location.as_deref()?.strip_prefix(&bucket.url(""))?;
+                Some(below.trim_start_matches('/').to_owned())
+            }
+        }
+    }
+
+    /// What it has to be called: in a bucket `{dataset}/{consumer}/{stem}_{token}{extension}`, with the first eight digits of its
+    /// attempt's token.
+    pub(crate) fn due_name(&self, job: &Job) -> Result<String> {
+        let Job { output_filename, dataset, consumer_id, staged_name, .. } = job;
+        if let Place::Folder(_) = self {
+            return Ok(output_filename.clone());
+        }
+        let consumer = if consumer_id == AD_HOC { "_ad_hoc" } else { consumer_id };
+        let (stem, extension) = split(output_filename);
+        let token = staged_name.as_deref().and_then(|hidden| hidden.strip_suffix(".part")?.rsplit_once('.'));
+        let (_, token) = token.context("a completed job has a hidden name, which has its attempt's token")?;
+        Ok(format!("{dataset}/{consumer}/{stem}_{}{extension}", &token[..8.min(token.len())]))
+    }
+
+    /// What a job calls the file of this name.
+    pub(crate) fn output_filename(&self, name: &str) -> String {
+        let (stem, extension) = split(name.rsplit('/').next().unwrap_or_default());
+        match (self, stem.rsplit_once('_')) {
+            (Place::Bucket(_), Some((stem, _token))) => format!("{stem}{extension}"),
+            _ => name.to_owned(),
+        }
+    }
+
+    /// What lies there without a final name: hidden files, notes of uploads, and uploads. Not what a forgotten job has left in a bucket.
+    pub(crate) async fn leftovers(&self, is_forgotten: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        let hidden = self.list().await?.hidden;
+        let Place::Bucket(bucket) = self else { return Ok(hidden) };
+        let (kept, mut left): (Vec<_>, Vec<_>) = hidden.into_iter().partition(|name| {
+            // `.uploads/.{database}.{job}.{token}.part`
+            let job = name.strip_prefix(NOTES).and_then(|hidden| hidden.split('.').nth(2));
+            job.is_some_and(&is_forgotten)
+        });
+        let mut of_kept = Vec::new();
+        for note in kept {
+            of_kept.extend(bucket.read(&note).await?.map(|text| String::from_utf8_lossy(&text).into_owned()));
+        }
+        let is_noted = |key: &str| of_kept.iter().any(|note| note.contains(&format!("\"{key}\"")));
+        let uploads = bucket.uploads().await?.into_iter().filter(|upload| !is_noted(&upload.key));
+        left.extend(uploads.map(|upload| format!("the upload of {}", upload.key)));
+        Ok(left)
+    }
+}
+
+impl Listing<'_> {
+    /// What has this name: in a folder now, in a bucket when it was listed.
+    pub(crate) fn identity(&self, name: &str) -> Option<Identity> {
+        match self.place {
+            Place::Folder(path) => {
+                let found = std::fs::symlink_metadata(path.join(name)).ok()?;
+                let modified = format!("{}.{:09}", found.mtime(), found.mtime_nsec());
+                Some(Identity { tag: found.ino().to_string(), size: found.size(), modified })
+            }
+            Place::Bucket(_) => {
+                let Object { etag, size, modified } = self.objects.get(name)?.clone();
+                Some(Identity { tag: etag, size, modified })
+            }
+        }
+    }
+}
+
+/// Stem and extension; no stem has a dot but that of a consumer's name, and no extension here has two.
+fn split(name: &str) -> (&str, &str) {
+    name.rfind('.').map_or((name, ""), |at| name.split_at(at))
+}
