@@ -12,8 +12,6 @@ use crate::upheavals::{Timeline, Upheaval};
 
 /// A reader that hears nothing is given up after five seconds: nothing else shall meet its replica meanwhile.
 const SILENT: Duration = Duration::from_secs(8);
-/// Longer than whoever publishes tries to have an upload completed before it asks what is there.
-const REFUSED: Duration = Duration::from_secs(6);
 
 /// What is done to one replica.
 #[derive(Clone, Copy, Debug)]
@@ -117,16 +115,18 @@ impl Plan {
         Plan { blows: (0..replicas).map(silences).collect(), ..Plan::default() }
     }
 
-    /// For a directed scenario: a copy of the database is made and put back, again and again, and for a while after that no replica can
-    /// complete an upload.
+    /// For a directed scenario: a copy of the database is made in which exports are under way, and put back when they are done; for a
+    /// while after that no replica can complete an upload. Again and again.
     pub(crate) fn of_restores(replicas: usize, length: Duration) -> Plan {
+        let second = Duration::from_secs;
         let mut plan = Plan { store_blows: vec![Vec::new(); replicas], ..Plan::default() };
-        for begin in (0..).map(|n| Duration::from_secs(3 + 12 * n)).take_while(|at| *at + 2 * REFUSED < length) {
-            let back = begin + Duration::from_secs(5);
-            plan.upheavals.push(Planned { at: begin, what: Upheaval::Copy });
-            plan.upheavals.push(Planned { at: back, what: Upheaval::PutBack(Timeline::New) });
+        for begin in (0..).map(|n| second(1 + 34 * n)).take_while(|begin| *begin + second(34) < length) {
+            let (copied, put_back) = (begin + second(4), begin + second(16));
+            plan.upheavals.push(Planned { at: copied, what: Upheaval::Copy });
+            plan.upheavals.push(Planned { at: put_back, what: Upheaval::PutBack(Timeline::New) });
             for blows in &mut plan.store_blows {
-                blows.push(Planned { at: back, what: StoreBlow::Refuse(REFUSED) });
+                blows.push(Planned { at: begin, what: StoreBlow::Hole(second(5)) });
+                blows.push(Planned { at: put_back, what: StoreBlow::Refuse(second(16)) });
             }
         }
         plan

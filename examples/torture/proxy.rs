@@ -36,7 +36,7 @@ struct State {
     /// How many readers are to be silenced.
     to_silence: AtomicU32,
     silenced: AtomicU64,
-    /// Requests that would complete an upload get as far as here, and their connections break.
+    /// Requests that would complete an upload get as far as here.
     refuses_completions: AtomicBool,
 }
 
@@ -119,6 +119,14 @@ pub(crate) enum Swallowing {
     Nothing,
 }
 
+/// How a connection ended.
+enum End {
+    Closed,
+    Reset,
+    /// By an answer that isn't the store's.
+    Refused,
+}
+
 async fn connect(state: Arc<State>, mut client: TcpStream) {
     // Without a server there is a refusal, as from a host whose Postgres is down.
     let Ok(mut server) = TcpStream::connect(state.server).await else { return };
@@ -127,7 +135,7 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
     let ours = *epoch.borrow_and_update();
     let deaf = AtomicBool::new(false);
     let silent = AtomicBool::new(false);
-    let broken = {
+    let end = {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
         let up = async {
@@ -143,7 +151,7 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
                 imports = has(&buffer[..n], b"set transaction snapshot");
                 state.pass(n, usize::MAX).await;
                 if state.refuses_completions.load(Ordering::Relaxed) && is_completion(&buffer[..n]) {
-                    return true;
+                    return End::Refused;
                 }
                 if is_commit(&buffer[..n]) && state.take_answer() {
                     deaf.store(true, Ordering::SeqCst);
@@ -155,13 +163,13 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
             if silent.load(Ordering::SeqCst) {
                 tokio::time::sleep(FORGOTTEN_AFTER).await;
             }
-            false
+            End::Closed
         };
         let down = async {
             let mut buffer = vec![0; 16 * 1024];
             while let Ok(n @ 1..) = from_server.read(&mut buffer).await {
                 if deaf.load(Ordering::SeqCst) {
-                    return true;
+                    return End::Reset;
                 }
                 if silent.load(Ordering::SeqCst) {
                     continue;
@@ -175,16 +183,28 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
             if silent.load(Ordering::SeqCst) {
                 std::future::pending::<()>().await;
             }
-            false
+            End::Closed
         };
         tokio::select! {
-            broken = up => broken,
-            broken = down => broken,
-            _ = epoch.wait_for(|now| *now != ours) => true,
+            end = up => end,
+            end = down => end,
+            _ = epoch.wait_for(|now| *now != ours) => End::Reset,
         }
     };
-    if broken {
-        let _ = client.set_zero_linger();
+    match end {
+        End::Closed => {}
+        End::Reset => drop(client.set_zero_linger()),
+        End::Refused => refuse(client).await,
+    }
+}
+
+/// Answers as a proxy does that lets nobody through. The client closes when it has read that.
+async fn refuse(mut client: TcpStream) {
+    let answer = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    if client.write_all(answer).await.is_ok() {
+        let mut rest = [0; 1024];
+        let closes = async { while let Ok(1..) = client.read(&mut rest).await {} };
+        let _ = tokio::time::timeout(Duration::from_secs(1), closes).await;
     }
 }
 
