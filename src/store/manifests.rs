@@ -45,8 +45,8 @@ impl Store {
             job_columns!(),
             ", coalesce(l.last_number, 0) + 1 as next_number, e.manifest, e.file_columns,
                (select before.digest from exports before
-                where before.consumer_id = e.consumer_id and before.dataset = e.dataset and before.published_at is not null
-                order by before.lane_seq desc limit 1) as previous
+                where before.consumer_id = e.consumer_id and before.dataset = e.dataset and before.number is not null
+                order by before.number desc limit 1) as previous
              from exports e
              left join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
              where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2

@@ -1,6 +1,7 @@
 //! Files in buckets, on emulators that get real requests. `tests/buckets.sh` starts them; without them each test says so and passes.
 
 mod between;
+mod manifests;
 mod outages;
 
 use nix::sys::signal::Signal;
@@ -105,16 +106,21 @@ impl Bucket {
         }
     }
 
-    /// The keys below the prefix, without the bucket's mark and the markers of lanes.
+    /// The keys below the prefix, without the bucket's mark, the markers of lanes, and manifests.
     async fn keys(&self) -> Vec<String> {
+        let mut keys = self.all_keys().await;
+        let is_kept = |key: &str| key.starts_with("exports/.lane-") || key == "exports/.cdc-export-store";
+        keys.retain(|key| !is_kept(key) && !key.contains("/_manifests/"));
+        keys
+    }
+
+    async fn all_keys(&self) -> Vec<String> {
         let (query, tag) = match self.cloud {
             Cloud::S3 | Cloud::Gcs => ("list-type=2&prefix=exports/", "Key"),
             Cloud::Azure => ("restype=container&comp=list&prefix=exports/", "Name"),
         };
         let listed = self.call("GET", "", query).await.text().await.unwrap();
-        let mut keys = texts(&listed, tag);
-        keys.retain(|key| !key.starts_with("exports/.lane-") && key != "exports/.cdc-export-store");
-        keys
+        texts(&listed, tag)
     }
 
     /// The keys of uploads that are not completed.

@@ -1,0 +1,156 @@
+//! Manifests in a bucket, each under the number of its export, and exports in several objects.
+
+use serde_json::{Value, json};
+
+use super::{Bucket, buckets, export};
+use crate::harness::{Database, Service, eventually, refusal};
+
+impl Bucket {
+    /// The manifests, by their keys below the prefix.
+    async fn manifests(&self) -> Vec<(String, Value)> {
+        let mut found = Vec::new();
+        for key in self.all_keys().await.into_iter().filter(|key| key.contains("/_manifests/")) {
+            let text = self.call("GET", &key, "").await.text().await.unwrap();
+            found.push((key.strip_prefix("exports/").unwrap().to_owned(), serde_json::from_str(&text).unwrap()));
+        }
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        found
+    }
+}
+
+fn key(consumer: &str, number: u64) -> String {
+    format!("users/{consumer}/_manifests/{number:020}.json")
+}
+
+async fn told(service: &Service, job: &Value) -> Value {
+    let path = format!("/exports/{}/manifest", job["jobId"].as_str().unwrap());
+    service.call("GET", &path, &[]).await.json().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_lanes_manifests_have_its_numbers_for_keys() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let service = bucket.start(&database).service().await;
+        let mut expected = Vec::new();
+        let mut before = Value::Null;
+        for (number, export_type) in (1..).zip(["full", "delta", "delta"]) {
+            database.add_users(number as i64 * 10, number as i64 * 10 + 2).await;
+            let job = export(&service, export_type, "a:b").await;
+            let manifest = told(&service, &job).await;
+            assert_eq!((&manifest["number"], &manifest["export"]["previous"]), (&json!(number), &before));
+            assert_eq!(manifest["entries"][0]["url"], job["location"]);
+            let file = job["location"].as_str().unwrap().rsplit('/').next().unwrap();
+            assert_eq!(manifest["export"]["files"][0]["path"], format!("../{file}"));
+            before = job["digest"].clone();
+            expected.push((key("a:b", number), manifest));
+        }
+        assert_eq!(bucket.manifests().await, expected, "{:?}", bucket.cloud);
+        service.stop().await;
+        let off = bucket.start(&database).with("MANIFESTS", "off").service().await;
+        export(&off, "delta", "a:b").await;
+        assert_eq!(bucket.manifests().await.len(), 3);
+        off.stop().await;
+    }
+}
+
+/// What somebody has read stays; the database goes on behind it.
+#[tokio::test]
+async fn after_a_restore_the_manifests_of_what_was_forgotten_stay() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let service = bucket.start(&database).service().await;
+        let first = export(&service, "full", "a").await;
+        for _ in 0..2 {
+            export(&service, "delta", "a").await;
+        }
+        let handed_out = bucket.manifests().await;
+        // As a database is that was put back to after the first.
+        database.run("delete from exports where number > 1; update cdc_export.lanes set last_number = 1").await;
+        let full = export(&service, "full", "a").await;
+        assert_eq!(full["number"], 4, "{full}");
+        assert_eq!(service.events("manifest_taken").len(), 1);
+        let now = bucket.manifests().await;
+        assert_eq!(now[..3], handed_out);
+        assert_eq!(now[3], (key("a", 4), told(&service, &full).await));
+        assert_eq!(now[3].1["export"]["previous"], first["digest"], "a fork, which verify tells");
+        let next = export(&service, "delta", "a").await;
+        assert_eq!((&next["number"], &told(&service, &next).await["export"]["previous"]), (&json!(5), &full["digest"]));
+        service.stop().await;
+    }
+}
+
+/// An answer that was lost, or a process that died behind the request: the same manifest stands there, and is ours.
+#[tokio::test]
+async fn a_manifest_that_is_there_already_is_recognised() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        let service = bucket.start(&database).with("FAILPOINTS", "sink.manifest.renamed=error").service().await;
+        let job = export(&service, "full", "a").await;
+        assert_eq!(job["number"], 1);
+        assert_eq!(bucket.manifests().await, [(key("a", 1), told(&service, &job).await)]);
+        assert!(service.events("manifest_taken").is_empty());
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_more_is_several_objects() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        super::add_wide_users(&database, 100_000).await;
+        let service = bucket.start(&database).service().await;
+        let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
+        let answer = request.json(&json!({ "maxFileBytes": 16 << 20 })).send().await.unwrap();
+        let id = answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+        let job = service.ended(&id).await;
+        assert_eq!(job["status"], "completed", "{job}");
+        let files = job["files"].as_array().unwrap();
+        assert_eq!(files.len(), 2);
+        let first = files[0]["location"].as_str().unwrap().strip_suffix(".csv").unwrap();
+        assert_eq!(files[1]["location"], format!("{first}.part-00002.csv"));
+        let mut lines = 0;
+        for file in files {
+            let path = format!("/exports/{id}/files/{}/download", file["part"]);
+            let text = service.call("GET", &path, &[]).await.text().await.unwrap();
+            assert!(text.starts_with("id,name,") && text.len() == file["bytes"].as_u64().unwrap() as usize);
+            lines += text.lines().count() - 1;
+        }
+        assert_eq!(lines, 100_000);
+        assert_eq!(bucket.keys().await.len(), 2);
+        assert_eq!(service.call("DELETE", &format!("/exports/{id}"), &[]).await.status(), 204);
+        assert_eq!((bucket.keys().await, bucket.uploads().await), (Vec::new(), Vec::new()));
+        let gone = service.call("GET", &format!("/exports/{id}/files/2/download"), &[]).await;
+        assert_eq!(refusal(gone).await, (410, "file_gone".to_owned()));
+        assert_eq!(bucket.manifests().await.len(), 1, "it says for ever what there was");
+        service.stop().await;
+    }
+}
+
+/// Where nothing is left of an attempt, nothing is left of any of its parts either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_among_the_parts_leaves_all_or_nothing() {
+    for (fault, attempt) in [("bucket.created=kill@2", 2), ("worker.staged=kill", 2), ("bucket.completed=kill@2", 1)] {
+        for bucket in buckets().await {
+            let database = Database::new().await;
+            super::add_wide_users(&database, 100_000).await;
+            let mut dead = bucket.start(&database).with("FAILPOINTS", fault).with("LEASE_SECONDS", 1).service().await;
+            let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
+            let _ = request.json(&json!({ "maxFileBytes": 16 << 20 })).send().await;
+            dead.dies().await;
+            let id: String = database.one("select id::text from exports").await;
+            let heir = bucket.start(&database).service().await;
+            let job = heir.ended(&id).await;
+            assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(attempt)), "{fault}: {job}");
+            eventually("nothing else is left", async || {
+                (bucket.keys().await.len() == 2 && bucket.uploads().await.len() <= usize::from(attempt == 2))
+                    .then_some(())
+            })
+            .await;
+            assert_eq!(job["rowsExported"], 100_000);
+            heir.stop().await;
+        }
+    }
+}
