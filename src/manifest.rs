@@ -3,6 +3,8 @@
 //! Written once, behind the files, and never replaced: whoever reads the manifests of a lane in the order of their numbers has all of its
 //! files, and sees if one is missing. Knows neither the destination that holds it nor the database that it comes from.
 
+pub mod chain;
+pub mod seal;
 pub mod signing;
 
 use std::fmt::Write;

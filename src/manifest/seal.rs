@@ -1,0 +1,195 @@
+//! What shows that a manifest is as it was written: its digest, the half that loaders read, its signature and its name.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ring::signature::{ED25519, ED25519_PUBLIC_KEY_LEN, UnparsedPublicKey};
+
+use crate::file::name::stem_of;
+use crate::job::ConsumerId;
+use crate::manifest::{self, Manifest};
+
+/// An Ed25519 public key.
+#[derive(Clone, Debug)]
+pub struct PublicKey([u8; ED25519_PUBLIC_KEY_LEN]);
+
+/// Why a text is no key.
+#[derive(Debug, thiserror::Error)]
+#[error("not the base64 of the 32 bytes of an Ed25519 public key")]
+pub struct BadPublicKey;
+
+impl std::str::FromStr for PublicKey {
+    type Err = BadPublicKey;
+
+    fn from_str(text: &str) -> Result<PublicKey, BadPublicKey> {
+        let bytes = STANDARD.decode(text.trim()).map_err(|_| BadPublicKey)?;
+        bytes.try_into().map(PublicKey).map_err(|_| BadPublicKey)
+    }
+}
+
+/// What shows that a manifest was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// The export isn't the one that the digest is of.
+    #[error("its digest is of another content")]
+    Digest,
+    /// What loaders read doesn't say what the export says.
+    #[error("its entries, schema or meta differ from its export")]
+    LoadersHalf,
+    /// It stands where another one belongs.
+    #[error("it is the manifest of another name")]
+    Name,
+    /// It has no signature.
+    #[error("it has no signature")]
+    Unsigned,
+    /// Its signature is none of this key for this digest.
+    #[error("its signature is not by this key")]
+    Signature,
+}
+
+impl Manifest {
+    /// Whether it is as it was written, under this name of its place.
+    ///
+    /// # Errors
+    /// The first thing that shows the opposite.
+    pub fn check(&self, name: &str, key: Option<&PublicKey>) -> Result<(), Broken> {
+        let urls = self.entries.iter().map(|entry| entry.url.clone()).collect();
+        let written = Manifest::new(self.number, self.export.clone(), urls);
+        if written.digest != self.digest {
+            return Err(Broken::Digest);
+        }
+        let is_same = (&written.entries, &written.schema, written.meta) == (&self.entries, &self.schema, self.meta);
+        if !is_same || self.entries.len() != self.export.files.len() {
+            return Err(Broken::LoadersHalf);
+        }
+        if !self.is_called(name) {
+            return Err(Broken::Name);
+        }
+        let Some(PublicKey(key)) = key else { return Ok(()) };
+        let signature = hex::decode(self.signature.as_ref().ok_or(Broken::Unsigned)?).map_err(|_| Broken::Signature)?;
+        let digest = hex::decode(&self.digest).map_err(|_| Broken::Signature)?;
+        UnparsedPublicKey::new(&ED25519, key).verify(&digest, &signature).map_err(|_| Broken::Signature)
+    }
+
+    /// Whether a manifest of this export and number may have this name.
+    fn is_called(&self, name: &str) -> bool {
+        if manifest::is_key(name) {
+            let consumer: Result<ConsumerId, _> = self.export.consumer.parse();
+            return consumer.is_ok_and(|consumer| manifest::key(&self.export.dataset, &consumer, self.number) == name);
+        }
+        // Beside its files, it has the name that they have in common.
+        let Some(path) = self.export.files.first().and_then(|file| file.path.as_deref()) else { return true };
+        let file = path.rsplit('/').next().unwrap_or(path);
+        let (stem, ending) = file.split_at(stem_of(file).len());
+        let stem = match stem.rsplit_once(".part-") {
+            Some((stem, part)) if part.bytes().all(|byte| byte.is_ascii_digit()) => stem,
+            _ => stem,
+        };
+        manifest::name_in_folder(&format!("{stem}{ending}")) == name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::signature::{Ed25519KeyPair, KeyPair};
+
+    use super::*;
+    use crate::manifest::{Chained, Column, File, Source, VERSION};
+
+    fn manifest() -> Manifest {
+        let text = |text: &str| text.to_owned();
+        let export = Chained {
+            version: text(VERSION),
+            job: text("019a0000-0000-7000-8000-000000000001"),
+            source: Source { cluster: text("00000000000000ff"), database: text("16384") },
+            consumer: text("search"),
+            dataset: text("orders"),
+            table: None,
+            export_type: text("full"),
+            key: vec![text("id")],
+            columns: vec![Column { name: text("id"), type_name: text("bigint") }],
+            format: text("csv"),
+            compression: text("none"),
+            snapshot: None,
+            continuity: None,
+            watermark_from: None,
+            watermark_to: None,
+            rows: text("2"),
+            files: vec![File {
+                sha256: text("ab"),
+                bytes: text("10"),
+                rows: text("2"),
+                path: Some(text("full_orders.part-00001.csv.gz")),
+            }],
+            previous: None,
+        };
+        Manifest::new(17, export, vec![text("file:///srv/full_orders.part-00001.csv.gz")])
+    }
+
+    const NAME: &str = "full_orders.manifest.json";
+    const KEY: &str = "orders/search/_manifests/00000000000000000017.json";
+
+    /// Only where the files are is left to whoever moves them, and who wrote it.
+    #[test]
+    fn no_member_of_a_manifest_can_be_changed() {
+        let whole = serde_json::to_value(manifest()).unwrap();
+        assert_eq!(manifest().check(KEY, None), Ok(()));
+        let (mut open, mut changed) = (vec![(whole.clone(), String::new())], 0);
+        while let Some((value, at)) = open.pop() {
+            match value {
+                serde_json::Value::Object(members) => {
+                    open.extend(members.into_iter().map(|(name, member)| (member, format!("{at}/{name}"))));
+                }
+                serde_json::Value::Array(members) => {
+                    open.extend(members.into_iter().enumerate().map(|(n, member)| (member, format!("{at}/{n}"))));
+                }
+                value if at == "/export/version" => assert_eq!(value, VERSION),
+                value => {
+                    let mut other = whole.clone();
+                    *other.pointer_mut(&at).unwrap() = match value {
+                        serde_json::Value::Number(_) => 7.into(),
+                        serde_json::Value::Bool(is) => (!is).into(),
+                        _ => "7".into(),
+                    };
+                    let found = Manifest::read(other.to_string().as_bytes()).unwrap().check(KEY, None);
+                    let is_free = at.ends_with("/url") || at.ends_with("/path") || at.starts_with("/author");
+                    assert_eq!(found.is_ok(), is_free, "{at}");
+                    changed += 1;
+                }
+            }
+        }
+        assert_eq!(changed, 34);
+    }
+
+    #[test]
+    fn a_manifest_stands_under_its_own_name() {
+        for (name, found) in [
+            (NAME, Ok(())),
+            (KEY, Ok(())),
+            ("full_orders-2.manifest.json", Err(Broken::Name)),
+            ("orders/search/_manifests/00000000000000000018.json", Err(Broken::Name)),
+            ("orders/other/_manifests/00000000000000000017.json", Err(Broken::Name)),
+        ] {
+            assert_eq!(manifest().check(name, None), found, "{name}");
+        }
+        let mut none = manifest();
+        none.entries.pop();
+        assert_eq!(none.check(NAME, None), Err(Broken::LoadersHalf));
+    }
+
+    #[test]
+    fn a_signature_is_of_the_digests_bytes() {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+        let key: PublicKey = STANDARD.encode(pair.public_key()).parse().unwrap();
+        let mut signed = manifest();
+        assert_eq!(signed.check(NAME, Some(&key)), Err(Broken::Unsigned));
+        let sign = |text: &str| hex::encode(pair.sign(&hex::decode(text).unwrap()));
+        signed.signature = Some(sign(&signed.digest));
+        assert_eq!(signed.check(NAME, Some(&key)), Ok(()));
+        signed.signature = Some(sign(&"00".repeat(32)));
+        assert_eq!(signed.check(NAME, Some(&key)), Err(Broken::Signature));
+        assert_eq!(signed.check(NAME, None), Ok(()));
+        for text in ["", "AAAA", "not base64", &STANDARD.encode([0; 33])] {
+            assert!(text.parse::<PublicKey>().is_err(), "{text}");
+        }
+    }
+}
