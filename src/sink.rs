@@ -4,11 +4,13 @@
 //! Each caller has limits of its own, within which its operations may block. Knows no queue, no store and no format; what the names
 //! belong to is the caller's business.
 
+mod archive;
 #[cfg(feature = "buckets")]
 mod bucket;
 mod drafts;
 mod error;
 mod folder;
+mod found;
 mod manifests;
 mod marker_file;
 mod published_file;
@@ -29,11 +31,13 @@ use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 use crate::sink::turns::Turns;
 
+pub use archive::{Archive, ArchivedFile};
 #[cfg(feature = "buckets")]
 pub use bucket::{Address, BadAddress, Bucket, Settings as BucketSettings};
 pub use drafts::{Draft, Drafts};
 pub use error::Error;
 pub use folder::Folder;
+pub use found::Found;
 pub use manifests::{WrittenManifest, path_from_manifest};
 pub use marker_file::name as marker_name;
 pub use published_file::PublishedFile;

@@ -5,6 +5,7 @@
 //! read again. Beside each upload lies a note under a hidden name, so that what an attempt left is found as it is in a folder.
 
 mod address;
+pub(super) mod archive;
 mod draft;
 mod failure;
 mod manifest;

@@ -3,6 +3,7 @@
 //! Durability: after [`Draft::stage`] the bytes are on disk, after [`Folder::publish`] the name is too. Every path is one name
 //! below the folder's own descriptor, and symbolic links are not followed. Blocking throughout.
 
+pub(super) mod archive;
 mod draft;
 mod entries;
 pub(super) mod id;
