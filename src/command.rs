@@ -34,6 +34,7 @@ mod signals;
 mod start;
 mod status;
 mod track;
+mod verify;
 mod view;
 mod wiring;
 mod words;
@@ -56,6 +57,7 @@ use crate::command::seed::Seed;
 use crate::command::serve::Serve;
 use crate::command::status::Status;
 use crate::command::track::Track;
+use crate::command::verify::Verify;
 use crate::config;
 use crate::telemetry::chain;
 
@@ -106,6 +108,8 @@ pub(crate) enum Command {
     Retry(Retry),
     /// Fetch the file of a completed export, and check that it arrived whole
     Download(Download),
+    /// Check that a folder or bucket of exports has every file, unchanged, by their manifests
+    Verify(Verify),
     /// Check that the service on HOST and PORT is ready
     Healthcheck,
     /// Install triggers that record the changes of a dataset's table, so that it can be exported
@@ -147,6 +151,7 @@ impl Command {
             Command::Cancel(cancel) => cancel.run(),
             Command::Retry(retry) => retry.run(),
             Command::Download(download) => download.run(),
+            Command::Verify(verify) => verify.run(),
             Command::Healthcheck => healthcheck::run(),
             Command::Track(track) => track.run(),
             Command::Untrack(track) => track.run_untrack(),

@@ -6,8 +6,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::variables::{Misspelt, Variables, bad, is_read, near};
-use crate::config::{CatalogFile, Config, Error};
+use crate::config::{CatalogFile, Config, Error, output};
 use crate::key::PresentedKey;
+use crate::sink;
 
 /// The text of a key for a remote service.
 #[derive(Clone)]
@@ -75,6 +76,14 @@ impl Environment {
             CatalogFile::Named => Config { catalog_file: named, ..config },
             CatalogFile::Read | CatalogFile::Unread => config,
         })
+    }
+
+    /// A place of files that a command is told: a folder's path, or a URL as OUTPUT_URL has it.
+    ///
+    /// # Errors
+    /// If it is no such URL, or a variable of its cloud can't be used.
+    pub fn place(&self, place: &str) -> Result<sink::Settings, Error> {
+        output::place(&self.0, place)
     }
 
     /// The key that is shown to a remote service: the one setting of a client.

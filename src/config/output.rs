@@ -12,31 +12,45 @@ use crate::sink;
 
 /// Where the files go: OUTPUT_URL, or OUTPUT_DIR.
 pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
-    let folder = |path: PathBuf| {
-        Ok(sink::Settings::Folder { path, file_mode: vars.get("OUTPUT_MODE").map(read_mode).transpose()? })
-    };
     let Some(url) = vars.get("OUTPUT_URL") else {
-        return folder(vars.get("OUTPUT_DIR").unwrap_or("./output").into());
+        return folder(vars, vars.get("OUTPUT_DIR").unwrap_or("./output").into());
     };
     if vars.get("OUTPUT_DIR").is_some() {
         return Err(bad("OUTPUT_URL", "OUTPUT_DIR is set too: files go to one place"));
     }
+    at_url(vars, "OUTPUT_URL", url)
+}
+
+/// The place that a command is told, by a folder's path or by a URL as OUTPUT_URL has it.
+pub(super) fn place(vars: &Variables, place: &str) -> Result<sink::Settings, Error> {
+    if place.contains("://") || place.starts_with("file:") {
+        return at_url(vars, "PLACE", place);
+    }
+    Ok(sink::Settings::Folder { path: place.into(), file_mode: None })
+}
+
+fn folder(vars: &Variables, path: PathBuf) -> Result<sink::Settings, Error> {
+    Ok(sink::Settings::Folder { path, file_mode: vars.get("OUTPUT_MODE").map(read_mode).transpose()? })
+}
+
+/// What is at a URL that `name` has.
+fn at_url(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
     if url.starts_with("file:") {
         let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
         return match path {
-            Some(path) => folder(path),
-            None => Err(bad("OUTPUT_URL", "a file:// URL has an absolute path, as file:///srv/exports")),
+            Some(path) => folder(vars, path),
+            None => Err(bad(name, "a file:// URL has an absolute path, as file:///srv/exports")),
         };
     }
-    bucket(vars, url)
+    bucket(vars, name, url)
 }
 
 #[cfg(feature = "buckets")]
-fn bucket(vars: &Variables, url: &str) -> Result<sink::Settings, Error> {
-    if vars.get("OUTPUT_MODE").is_some() {
+fn bucket(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
+    if vars.get("OUTPUT_MODE").is_some() && name == "OUTPUT_URL" {
         return Err(bad("OUTPUT_MODE", "files in a bucket have no mode"));
     }
-    let address = sink::Address::read(url, vars.all()).map_err(|why| bad("OUTPUT_URL", why.to_string()))?;
+    let address = sink::Address::read(url, vars.all()).map_err(|why| bad(name, why.to_string()))?;
     Ok(sink::Settings::Bucket(sink::BucketSettings {
         address,
         part_bytes: vars.bytes("OUTPUT_PART_SIZE", 8 << 20, 5 << 20..=64 << 20)? as usize,
@@ -46,8 +60,8 @@ fn bucket(vars: &Variables, url: &str) -> Result<sink::Settings, Error> {
 }
 
 #[cfg(not(feature = "buckets"))]
-fn bucket(_vars: &Variables, _url: &str) -> Result<sink::Settings, Error> {
-    Err(bad("OUTPUT_URL", "this program was built without buckets: it takes file:///PATH alone"))
+fn bucket(_vars: &Variables, name: &'static str, _url: &str) -> Result<sink::Settings, Error> {
+    Err(bad(name, "this program was built without buckets: it takes file:///PATH alone"))
 }
 
 /// Whether and how exports get manifests beside their files: MANIFESTS, by default on in a bucket, and MANIFEST_KEY.

@@ -87,23 +87,44 @@ impl Bucket {
     /// A service on this bucket.
     fn start(&self, database: &Database) -> Start {
         let start = Start::on(database).with("OUTPUT_DIR", "").with("OUTPUT_PART_SIZE", "5MiB");
-        match self.cloud {
-            Cloud::S3 => start
-                .with("OUTPUT_URL", format!("s3://{}/exports", self.name))
-                .with("AWS_ENDPOINT_URL", &self.endpoint)
-                .with("AWS_ALLOW_HTTP", "true")
-                .with("AWS_ACCESS_KEY_ID", "test")
-                .with("AWS_SECRET_ACCESS_KEY", "test"),
-            Cloud::Gcs => start
-                .with("OUTPUT_URL", format!("gs://{}/exports", self.name))
-                .with("GOOGLE_SERVICE_ACCOUNT_KEY", service_account(&self.endpoint))
-                .with("GOOGLE_SKIP_SIGNATURE", "true")
-                .with("GOOGLE_ALLOW_HTTP", "true"),
-            Cloud::Azure => start
-                .with("OUTPUT_URL", format!("az://{}/exports", self.name))
-                .with("AZURE_STORAGE_USE_EMULATOR", "true")
-                .with("AZURITE_BLOB_STORAGE_URL", &self.endpoint),
+        self.variables().into_iter().fold(start, |start, (name, value)| start.with(name, value))
+    }
+
+    /// What says where it is, and how to reach it.
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        let Bucket { cloud, endpoint, name, .. } = self;
+        let (endpoint, yes) = (endpoint.clone(), || "true".to_owned());
+        match cloud {
+            Cloud::S3 => vec![
+                ("OUTPUT_URL", format!("s3://{name}/exports")),
+                ("AWS_ENDPOINT_URL", endpoint),
+                ("AWS_ALLOW_HTTP", yes()),
+                ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+                ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
+            ],
+            Cloud::Gcs => vec![
+                ("OUTPUT_URL", format!("gs://{name}/exports")),
+                ("GOOGLE_SERVICE_ACCOUNT_KEY", service_account(&endpoint).to_string()),
+                ("GOOGLE_SKIP_SIGNATURE", yes()),
+                ("GOOGLE_ALLOW_HTTP", yes()),
+            ],
+            Cloud::Azure => vec![
+                ("OUTPUT_URL", format!("az://{name}/exports")),
+                ("AZURE_STORAGE_USE_EMULATOR", yes()),
+                ("AZURITE_BLOB_STORAGE_URL", endpoint),
+            ],
         }
+    }
+
+    /// Puts an object there.
+    async fn put(&self, key: &str, content: impl Into<reqwest::Body>) {
+        let Bucket { cloud, endpoint, name, client } = self;
+        let url = match cloud {
+            Cloud::S3 | Cloud::Gcs => format!("{endpoint}/{name}/{key}"),
+            Cloud::Azure => format!("{endpoint}/devstoreaccount1/{name}/{key}?{AZURITE}"),
+        };
+        let put = client.put(url).header("x-ms-blob-type", "BlockBlob").body(content).send().await.unwrap();
+        assert!(put.status().is_success(), "{}", put.text().await.unwrap());
     }
 
     /// The keys below the prefix, without the bucket's mark, the markers of lanes, and manifests.
@@ -533,4 +554,42 @@ async fn a_file_in_a_folder_has_no_address() {
     let answer = service.call("GET", &format!("{path}/url"), &[]).await;
     assert_eq!(refusal(answer).await, (409, "no_url".to_owned()));
     service.stop().await;
+}
+
+#[tokio::test]
+async fn manifests_and_their_files_are_verified_where_they_are() {
+    for bucket in buckets().await {
+        let lane = crate::verify::lane("a:b", &[(true, vec![4]), (true, vec![5, 6]), (false, vec![7])], "../");
+        let folder = "exports/orders/a:b";
+        for export in &lane {
+            bucket.put(&format!("exports/{}", export.key()), export.manifest.text()).await;
+            for (name, content) in &export.files {
+                bucket.put(&format!("{folder}/{name}"), content.clone()).await;
+            }
+        }
+        let variables = bucket.variables();
+        let settings: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let url = settings[0].1;
+        let verify =
+            async |options: &[&str]| crate::command::run(&[&["verify", url], options].concat(), &settings).await;
+        let (code, said, error) = verify(&["--deep"]).await;
+        assert!(code == 0 && said.starts_with("whole: 1 lane, 3 exports, 4 files, "), "{said}{error}");
+
+        bucket.call("DELETE", &format!("{folder}/{}", lane[0].files[0].0), "").await;
+        bucket.call("DELETE", &format!("{folder}/{}", lane[1].files[1].0), "").await;
+        bucket.put(&format!("exports/{}", lane[2].key()), lane[1].manifest.text()).await;
+        let (code, said, _) = verify(&[]).await;
+        let mut lines: Vec<&str> = said.lines().collect();
+        assert!(lines.pop().unwrap().ends_with("; 1 older file gone") && code == 1, "{said}");
+        let missing = format!("orders/a:b 2 orders/a:b/{}: missing", lane[1].files[1].0);
+        assert!(lines.contains(&&*missing), "{said}");
+        let misplaced = format!("orders/a:b 2 {}: changed (it is the manifest of another name)", lane[2].key());
+        assert!(lines.contains(&&*misplaced), "{said}");
+
+        let (code, _, error) = crate::command::run(&["verify", &format!("{url}-none")], &settings).await;
+        assert_eq!((code, error.as_str()), (1, ""));
+        let other = url.replace(&bucket.name, "none-such");
+        let (code, _, error) = crate::command::run(&["verify", &other], &settings).await;
+        assert!(code == 2 && error.starts_with(&format!("cdc-export: {other}: ")), "{code} {error}");
+    }
 }

@@ -147,4 +147,6 @@ mod tracked;
 #[cfg(test)]
 mod types;
 #[cfg(test)]
+mod verify;
+#[cfg(test)]
 mod waiting;

@@ -1,0 +1,267 @@
+//! `verify`: whether the manifests of a place have no gap, and whether its files are as they were exported.
+//!
+//! Reads all manifests twice: first to see the chains as a whole, and which files they need; then to look at the files, on as many threads
+//! as there are cores. Needs no database and no service, and writes nothing.
+
+mod parallel;
+mod report;
+mod rows;
+
+use std::error::Error as _;
+use std::io::Read;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::config::Environment;
+use crate::manifest::chain::{Chains, Judged};
+use crate::manifest::seal::{Broken, PublicKey};
+use crate::manifest::{File, Manifest};
+use crate::sink::{self, Archive, Found};
+use anyhow::Context;
+use clap::Args;
+use ring::digest::{self, SHA256};
+use tokio::runtime::Handle;
+
+use crate::command::BadUsage;
+use crate::command::start::block_on;
+use crate::command::verify::parallel::{Feed, in_parallel};
+use crate::command::verify::report::{Export, Report};
+use crate::command::verify::rows::Counter;
+
+/// As much of a file is read at once, in bytes.
+const READ_BYTES: usize = 256 << 10;
+/// How often a file is read of which a bucket stops to send the bytes.
+const TRIES: u32 = 3;
+
+/// Which place, and how closely to look.
+#[derive(Args)]
+pub(crate) struct Verify {
+    /// Where the files are: a folder, or a URL as OUTPUT_URL has it, such as s3://BUCKET/PREFIX
+    place: String,
+    /// Count the rows of each file, too
+    #[arg(long)]
+    deep: bool,
+    /// Require that each manifest is signed with the key of which this is the public half: base64 of an Ed25519 key's 32 bytes
+    #[arg(long, value_name = "KEY")]
+    public_key: Option<PublicKey>,
+}
+
+impl Verify {
+    /// Prints a line for each fault, and one that sums up. Exit code 1: there are faults, or no manifests.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let settings = Environment::read()?.place(&self.place)?;
+        block_on(async {
+            let runtime = Handle::current();
+            tokio::task::spawn_blocking(move || self.verify(&settings, &runtime)).await?
+        })
+    }
+
+    fn verify(self, settings: &sink::Settings, runtime: &Handle) -> anyhow::Result<ExitCode> {
+        let archive = Archive::open(settings, runtime).map_err(|error| match error {
+            sink::Error::Unavailable(_) => anyhow::Error::from(error).context(settings.to_string()),
+            _ => BadUsage(format!("{settings}: {}", cause(&error))).into(),
+        })?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let verifier = Verifier { readers: archive.readers(cores), archive, deep: self.deep, key: self.public_key };
+        verifier.run().with_context(|| settings.to_string())
+    }
+}
+
+/// A file that a manifest names.
+struct Checked {
+    export: Export,
+    name: String,
+    file: File,
+    format: String,
+    compression: String,
+    is_required: bool,
+}
+
+/// What there is of a file.
+enum Outcome {
+    Whole(u64),
+    Missing,
+    Fault(String),
+}
+
+struct Verifier {
+    archive: Archive,
+    readers: usize,
+    deep: bool,
+    key: Option<PublicKey>,
+}
+
+impl Verifier {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let (mut judged, bytes) = self.chains(None)?;
+        if judged.is_broken() {
+            // A folder that is written meanwhile may list a manifest, and not the one before.
+            judged = self.chains(Some(&judged))?.0;
+        }
+        let report = Report::new(bytes);
+        let seen: Vec<AtomicBool> = (0..judged.exports()).map(|_| AtomicBool::new(false)).collect();
+        in_parallel(
+            self.readers,
+            |files| self.each_manifest(|name, read| self.manifest(&report, &judged, &seen, files, name, read)),
+            |file: Checked| self.file(&report, &file),
+        )?;
+        for (index, _) in seen.iter().enumerate().filter(|(_, is_seen)| !is_seen.load(Ordering::Relaxed)) {
+            let (dataset, consumer, number) = judged.describe(index);
+            let export = Export::new(dataset, consumer, number);
+            report.fault(&export, "-", "missing (its manifest was there a moment ago)")?;
+        }
+        report.finish(&judged)
+    }
+
+    /// Reads all manifests, and follows their chains. Beside them: how many bytes their files have.
+    fn chains(&self, earlier: Option<&Judged>) -> anyhow::Result<(Judged, u64)> {
+        let (chains, bytes) = (Mutex::new(Chains::default()), AtomicU64::new(0));
+        self.each_manifest(|_, read| {
+            let Ok(manifest) = read else { return Ok(()) };
+            bytes.fetch_add(manifest.meta.content_length, Ordering::Relaxed);
+            chains.lock().unwrap_or_else(PoisonError::into_inner).add(&manifest);
+            Ok(())
+        })?;
+        let mut chains = chains.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(earlier) = earlier {
+            chains.forget_newer_than(earlier);
+        }
+        Ok((chains.judge(), bytes.into_inner()))
+    }
+
+    /// Reads each manifest on a thread of several. One that has gone meanwhile is passed over.
+    fn each_manifest(
+        &self,
+        work: impl Fn(&str, Result<Manifest, String>) -> anyhow::Result<()> + Sync,
+    ) -> anyhow::Result<()> {
+        let feed = |names: &Feed<String>| {
+            for name in self.archive.manifests()? {
+                if !names.give(name?) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        in_parallel(self.readers, feed, |name: String| match self.archive.text(&name) {
+            Ok(None) => Ok(()),
+            Ok(Some(text)) => work(&name, Manifest::read(&text).map_err(|why| why.to_string())),
+            Err(error) if error.may_pass() => Err(error.into()),
+            Err(error) => work(&name, Err(cause(&error))),
+        })
+    }
+
+    /// Says what is wrong with a manifest, and has its files looked at.
+    fn manifest(
+        &self,
+        report: &Report,
+        judged: &Judged,
+        seen: &[AtomicBool],
+        files: &Feed<Checked>,
+        name: &str,
+        read: Result<Manifest, String>,
+    ) -> anyhow::Result<()> {
+        let manifest = match read {
+            Ok(manifest) => manifest,
+            Err(why) => return report.fault(&Export::of_key(name), name, &format!("unreadable ({why})")),
+        };
+        // It came since the chains were followed.
+        let Some(index) = judged.find(&manifest) else { return Ok(()) };
+        let export = Export::new(&manifest.export.dataset, &manifest.export.consumer, manifest.number);
+        let mut is_right = true;
+        match manifest.check(name, self.key.as_ref()) {
+            Ok(()) => {}
+            Err(Broken::Unsigned) => report.fault(&export, name, "unsigned")?,
+            Err(broken) => {
+                report.fault(&export, name, &format!("changed ({broken})"))?;
+                is_right = broken != Broken::Digest;
+            }
+        }
+        if !seen[index].swap(true, Ordering::Relaxed) {
+            for fault in judged.faults(index) {
+                report.chain_fault(&export, name, fault)?;
+            }
+        }
+        // What it says of files may have been changed.
+        for file in manifest.export.files.into_iter().filter(|_| is_right) {
+            let path = file.path.as_deref();
+            let Some(found) = path.and_then(|path| self.archive.name_of(name, path)) else {
+                let fault = if path.is_none() { "missing (its manifest has no path for it)" } else { "outside" };
+                report.fault(&export, path.unwrap_or(name), fault)?;
+                continue;
+            };
+            let (format, compression) = (manifest.export.format.clone(), manifest.export.compression.clone());
+            let is_required = judged.is_required(index);
+            files.give(Checked { export: export.clone(), name: found, file, format, compression, is_required });
+        }
+        Ok(())
+    }
+
+    /// Looks at a file.
+    fn file(&self, report: &Report, checked: &Checked) -> anyhow::Result<()> {
+        let mut tries = 1;
+        let outcome = loop {
+            match self.look(report, checked) {
+                Err(error) if error.may_pass() && tries < TRIES => tries += 1,
+                Err(error) if error.may_pass() => return Err(error.into()),
+                Err(error) => break Outcome::Fault(format!("unreadable ({})", cause(&error))),
+                Ok(outcome) => break outcome,
+            }
+        };
+        match outcome {
+            Outcome::Whole(bytes) => report.whole(bytes),
+            Outcome::Missing if !checked.is_required => report.older(&checked.file),
+            Outcome::Missing => report.fault(&checked.export, &checked.name, "missing")?,
+            Outcome::Fault(fault) => report.fault(&checked.export, &checked.name, &fault)?,
+        }
+        Ok(())
+    }
+
+    fn look(&self, report: &Report, checked: &Checked) -> Result<Outcome, sink::Error> {
+        let Checked { name, file: expected, format, compression, .. } = checked;
+        let (bytes, mut file) = match self.archive.open_file(name)? {
+            Found::Nothing => return Ok(Outcome::Missing),
+            Found::NoFile => return Ok(Outcome::Fault("missing (there is a link or a folder)".to_owned())),
+            Found::File(bytes, file) => (bytes, file),
+        };
+        if bytes.to_string() != expected.bytes {
+            return Ok(Outcome::Fault(format!("changed ({bytes} bytes, not {})", expected.bytes)));
+        }
+        let (mut hash, mut chunk) = (digest::Context::new(&SHA256), vec![0; READ_BYTES]);
+        let mut counter = Counter::new(format, compression).filter(|_| self.deep);
+        loop {
+            let read = file.read(&mut chunk).map_err(|error| self.archive.failure(error))?;
+            if read == 0 {
+                break;
+            }
+            hash.update(&chunk[..read]);
+            report.read(read as u64);
+            // Of a file that can't be unpacked the rest is hashed all the same.
+            if let Some(Ok(rows)) = &mut counter
+                && let Err(error) = rows.take(&chunk[..read])
+            {
+                counter = Some(Err(error));
+            }
+        }
+        if hex::encode(hash.finish()) != expected.sha256 {
+            return Ok(Outcome::Fault("changed (another SHA-256)".to_owned()));
+        }
+        if !self.deep {
+            return Ok(Outcome::Whole(bytes));
+        }
+        let rows = match counter {
+            Some(counter) => counter.and_then(Counter::finish),
+            None => rows::of_parquet(bytes, &file),
+        };
+        Ok(match rows {
+            Ok(rows) if rows.to_string() == expected.rows => Outcome::Whole(bytes),
+            Ok(rows) => Outcome::Fault(format!("changed ({rows} rows, not {})", expected.rows)),
+            Err(error) => Outcome::Fault(format!("unreadable ({error})")),
+        })
+    }
+}
+
+/// What the system or the store said.
+fn cause(error: &sink::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}

@@ -1,0 +1,137 @@
+//! What is printed: a line for each fault, and one that sums up.
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::manifest::File;
+use crate::manifest::chain::{Fault, Judged};
+use anyhow::anyhow;
+use indicatif::ProgressBar;
+
+use crate::command::progress::bar_of_bytes;
+
+/// Which export a line is about, as its manifest calls it.
+#[derive(Clone)]
+pub(super) struct Export(String);
+
+impl Export {
+    pub(super) fn new(dataset: &str, consumer: &str, number: u64) -> Export {
+        // Whoever writes to the place may have written anything.
+        let word = |text: &str| plain(text).replace(char::is_whitespace, "\\u{20}");
+        Export(format!("{}/{} {number}", word(dataset), word(consumer)))
+    }
+
+    /// What the key of a manifest says that can't be read. In a folder nothing does.
+    pub(super) fn of_key(name: &str) -> Export {
+        let parts: Vec<&str> = name.split('/').collect();
+        match *parts {
+            [dataset, consumer, _, file] => {
+                let number = file.split('.').next().and_then(|number| number.parse().ok());
+                Export::new(dataset, consumer, number.unwrap_or_default())
+            }
+            _ => Export("- -".to_owned()),
+        }
+    }
+}
+
+/// What was found.
+pub(super) struct Report {
+    bar: ProgressBar,
+    faults: AtomicU64,
+    files: AtomicU64,
+    bytes: AtomicU64,
+    older: AtomicU64,
+}
+
+impl Report {
+    /// Of files that have so many bytes together.
+    pub(super) fn new(bytes: u64) -> Report {
+        let zero = AtomicU64::default;
+        Report { bar: bar_of_bytes(bytes), faults: zero(), files: zero(), bytes: zero(), older: zero() }
+    }
+
+    /// So many bytes were read.
+    pub(super) fn read(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    /// A file is as it was exported.
+    pub(super) fn whole(&self, bytes: u64) {
+        self.files.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A file has gone that nobody needs any more.
+    pub(super) fn older(&self, file: &File) {
+        self.older.fetch_add(1, Ordering::Relaxed);
+        self.bar.inc(file.bytes.parse().unwrap_or(0));
+    }
+
+    /// An export isn't where it should be in its lane.
+    pub(super) fn chain_fault(&self, export: &Export, name: &str, fault: Fault) -> anyhow::Result<()> {
+        match fault {
+            Fault::GapAfter(number) => self.fault(export, name, &format!("gap after {number}")),
+            Fault::GapBefore(number) => self.fault(export, name, &format!("gap before {number}")),
+            Fault::ForkedAt(number) => self.fault(export, name, &format!("forked at {number}")),
+            Fault::NotAbove(number) => {
+                self.fault(export, name, &format!("changed (its number is not above {number}, which it follows)"))
+            }
+        }
+    }
+
+    /// Something is wrong with what has this name.
+    pub(super) fn fault(&self, Export(export): &Export, name: &str, fault: &str) -> anyhow::Result<()> {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+        self.bar.suspend(|| outln!("{export} {}: {}", plain(name), plain(fault))).map_err(unread)
+    }
+
+    /// Prints the last line.
+    pub(super) fn finish(self, judged: &Judged) -> anyhow::Result<ExitCode> {
+        self.bar.finish_and_clear();
+        let faults = self.faults.into_inner();
+        if judged.exports() == 0 && faults == 0 {
+            outln!("no manifests").map_err(unread)?;
+            return Ok(ExitCode::FAILURE);
+        }
+        let found = [
+            Count(judged.lanes() as u64, "lane"),
+            Count(judged.exports() as u64, "export"),
+            Count(self.files.into_inner(), "file"),
+            Count(self.bytes.into_inner(), "byte"),
+            Count(self.older.into_inner(), "older file"),
+        ];
+        let [lanes, exports, files, bytes, older] = &found;
+        let verdict = if faults == 0 { "whole".to_owned() } else { Count(faults, "fault").to_string() };
+        outln!("{verdict}: {lanes}, {exports}, {files}, {bytes}; {older} gone").map_err(unread)?;
+        Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// A number of things.
+struct Count(u64, &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Count(count, what) = self;
+        write!(f, "{count} {what}{}", if *count == 1 { "" } else { "s" })
+    }
+}
+
+/// Without characters that a terminal obeys.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|letter| if letter.is_control() { letter.escape_default().to_string() } else { letter.to_string() })
+        .collect()
+}
+
+/// Who has closed standard output before the end hasn't learnt that the place is whole.
+fn unread(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<io::Error>() {
+        Some(why) if why.kind() == io::ErrorKind::BrokenPipe => {
+            anyhow!("whoever reads standard output has closed it before the end")
+        }
+        _ => error,
+    }
+}

@@ -1,0 +1,173 @@
+//! How many rows a file has, counted while its bytes pass by.
+
+use std::io::{self, Write};
+
+use crate::sink::ArchivedFile;
+use flate2::write::MultiGzDecoder;
+use zstd::stream::{raw, zio};
+
+/// Counts the rows of CSV or of lines.
+pub(super) struct Rows {
+    /// Whether a quote has opened a field.
+    is_quoted: bool,
+    /// Whether lines end within quotes too.
+    is_csv: bool,
+    lines: u64,
+    is_line_open: bool,
+}
+
+impl Rows {
+    fn new(is_csv: bool) -> Rows {
+        Rows { is_quoted: false, is_csv, lines: 0, is_line_open: false }
+    }
+
+    /// All lines but the header's.
+    fn count(&self) -> u64 {
+        (self.lines + u64::from(self.is_line_open)).saturating_sub(u64::from(self.is_csv))
+    }
+}
+
+impl Write for Rows {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (mut is_quoted, mut lines) = (self.is_quoted, 0);
+        for byte in bytes {
+            // A quote within a field is written twice: it closes the field and opens it again.
+            is_quoted ^= *byte == b'"' && self.is_csv;
+            lines += u64::from(*byte == b'\n' && !is_quoted);
+        }
+        if let Some(last) = bytes.last() {
+            self.is_line_open = *last != b'\n' || is_quoted;
+        }
+        (self.is_quoted, self.lines) = (is_quoted, self.lines + lines);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes a file's bytes, and counts the rows in what they unpack to.
+pub(super) enum Counter {
+    Plain(Rows),
+    Gzip(Box<MultiGzDecoder<Rows>>),
+    Zstd(Box<zio::Writer<Rows, raw::Decoder<'static>>>),
+}
+
+impl Counter {
+    /// For a file of lines, in this format and compression. `None`: there is no such one.
+    pub(super) fn new(format: &str, compression: &str) -> Option<io::Result<Counter>> {
+        let rows = match format {
+            "csv" => Rows::new(true),
+            "ndjson" => Rows::new(false),
+            _ => return None,
+        };
+        match compression {
+            "none" => Some(Ok(Counter::Plain(rows))),
+            "gzip" => Some(Ok(Counter::Gzip(Box::new(MultiGzDecoder::new(rows))))),
+            "zstd" => Some(raw::Decoder::new().map(|decoder| Counter::Zstd(Box::new(zio::Writer::new(rows, decoder))))),
+            _ => None,
+        }
+    }
+
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// If they aren't packed so.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Counter::Plain(rows) => rows.write_all(bytes),
+            Counter::Gzip(decoder) => decoder.write_all(bytes),
+            Counter::Zstd(decoder) => decoder.write_all(bytes),
+        }
+    }
+
+    /// How many rows there were.
+    ///
+    /// # Errors
+    /// If what was packed doesn't end here.
+    pub(super) fn finish(self) -> io::Result<u64> {
+        match self {
+            Counter::Plain(rows) => Ok(rows.count()),
+            Counter::Gzip(decoder) => Ok(decoder.finish()?.count()),
+            Counter::Zstd(mut decoder) => {
+                decoder.finish()?;
+                Ok(decoder.into_inner().0.count())
+            }
+        }
+    }
+}
+
+/// How many rows the row groups have of a Parquet file of so many bytes: its end says it.
+///
+/// # Errors
+/// If it isn't Parquet, or can't be read.
+#[cfg(feature = "parquet")]
+pub(super) fn of_parquet(bytes: u64, file: &ArchivedFile) -> io::Result<u64> {
+    use parquet::file::metadata::{FooterTail, ParquetMetaDataReader};
+
+    /// The longest description of row groups that is read, in bytes.
+    const LONGEST: u64 = 256 << 20;
+
+    let mut end = [0; 8];
+    let end_at = bytes.checked_sub(8).ok_or_else(|| io::Error::other("it is too short for Parquet"))?;
+    file.read_at(&mut end, end_at)?;
+    let length = FooterTail::try_new(&end).map_err(io::Error::other)?.metadata_length();
+    let from = end_at.checked_sub(length as u64).filter(|_| length as u64 <= LONGEST);
+    let from = from.ok_or_else(|| io::Error::other("its footer is too long"))?;
+    let mut footer = vec![0; length];
+    file.read_at(&mut footer, from)?;
+    let found = ParquetMetaDataReader::decode_metadata(&footer).map_err(io::Error::other)?;
+    Ok(found.row_groups().iter().map(|group| group.num_rows().unsigned_abs()).sum())
+}
+
+/// This program can't.
+///
+/// # Errors
+/// That it can't.
+#[cfg(not(feature = "parquet"))]
+pub(super) fn of_parquet(_bytes: u64, _file: &ArchivedFile) -> io::Result<u64> {
+    Err(io::Error::other("this program was built without Parquet, and can't count its rows"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn count(format: &str, compression: &str, packed: &[u8], step: usize) -> io::Result<u64> {
+        let mut counter = Counter::new(format, compression).unwrap()?;
+        packed.chunks(step).try_for_each(|chunk| counter.take(chunk))?;
+        counter.finish()
+    }
+
+    #[test]
+    fn rows_are_counted_through_every_compression() {
+        let csv = "id,text\n1,\"a\nb\"\n2,\"\"\"\n\"\n\n3,\n";
+        for (format, text, rows) in
+            [("csv", csv, 4), ("csv", "id\n", 0), ("csv", "id\n1", 1), ("ndjson", "{}\n{}\n", 2), ("ndjson", "", 0)]
+        {
+            let (one, two) = text.split_at(text.len() / 2);
+            let gzip = |part: &str| {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(part.as_bytes()).unwrap();
+                encoder.finish().unwrap()
+            };
+            // As exports are: several members, or frames.
+            let gzipped = [gzip(one), gzip(two)].concat();
+            let zstd = |part: &str| zstd::encode_all(part.as_bytes(), 1).unwrap();
+            let zstded = [zstd(one), zstd(two)].concat();
+            for step in [1, 7, 1 << 20] {
+                assert_eq!(count(format, "none", text.as_bytes(), step).unwrap(), rows, "{text:?}");
+                assert_eq!(count(format, "gzip", &gzipped, step).unwrap(), rows, "{text:?}");
+                assert_eq!(count(format, "zstd", &zstded, step).unwrap(), rows, "{text:?}");
+            }
+            assert!(count(format, "gzip", &gzipped[..gzipped.len() - 1], 7).is_err());
+            assert!(count(format, "zstd", &zstded[..zstded.len() - 1], 7).is_err(), "{text:?}");
+        }
+        assert!(count("csv", "gzip", b"id\n1\n", 7).is_err());
+        assert!(count("csv", "zstd", b"id\n1\n", 7).is_err());
+        assert!(Counter::new("parquet", "none").is_none() && Counter::new("csv", "lzma").is_none());
+    }
+}

@@ -1,0 +1,444 @@
+//! `verify`: what it finds in a folder that is whole, and after one thing in it was changed.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use cdc_export::manifest::{Chained, Column, File, Manifest, Source, VERSION, key, name_in_folder};
+use proptest::prelude::*;
+use proptest::sample::Index;
+use ring::digest;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::option_env;
+
+/// An export with its files, as the service writes them.
+#[derive(Clone, Debug)]
+pub(crate) struct Export {
+    pub(crate) manifest: Manifest,
+    /// Name and content.
+    pub(crate) files: Vec<(String, Vec<u8>)>,
+}
+
+impl Export {
+    fn name(&self) -> String {
+        name_in_folder(&self.files[0].0.replace(".part-00001", ""))
+    }
+
+    pub(crate) fn key(&self) -> String {
+        let Chained { dataset, consumer, .. } = &self.manifest.export;
+        key(dataset, &consumer.parse().unwrap(), self.manifest.number)
+    }
+
+    fn write(&self, folder: &Path) {
+        std::fs::write(folder.join(self.name()), self.manifest.text()).unwrap();
+        for (name, content) in &self.files {
+            std::fs::write(folder.join(name), content).unwrap();
+        }
+    }
+
+    /// How a line begins that is about this export's file or manifest.
+    fn line(&self, name: &str, fault: &str) -> String {
+        let Chained { dataset, consumer, .. } = &self.manifest.export;
+        format!("{dataset}/{consumer} {} {name}: {fault}", self.manifest.number)
+    }
+}
+
+/// The next export of a lane: a full one or a delta, with so many rows in each of its files, which lie at `at` from the manifest.
+pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[u64], at: &str) -> Export {
+    let number = before.map_or(1, |before| before.manifest.number + 1);
+    let compression = ["none", "gzip", "zstd"][number as usize % 3];
+    let extension = ["", ".gz", ".zst"][number as usize % 3];
+    let kind = if full { "full" } else { "delta" };
+    let (mut files, mut told) = (Vec::new(), Vec::new());
+    for (part, rows) in rows.iter().enumerate() {
+        let text: String = (0..*rows).map(|row| format!("{row},\"{consumer}\n{number}\"\n")).collect();
+        let text = format!("id,name\n{text}");
+        let content = match compression {
+            "gzip" => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(text.as_bytes()).unwrap();
+                encoder.finish().unwrap()
+            }
+            "zstd" => zstd::encode_all(text.as_bytes(), 1).unwrap(),
+            _ => text.into_bytes(),
+        };
+        let part = if rows_are_split(number) { format!(".part-{:05}", part + 1) } else { String::new() };
+        let name = format!("{kind}_orders_{consumer}_20261120T1014{number:02}Z{part}.csv{extension}");
+        told.push(File {
+            sha256: hex::encode(digest::digest(&digest::SHA256, &content)),
+            bytes: content.len().to_string(),
+            rows: rows.to_string(),
+            path: Some(format!("{at}{name}")),
+        });
+        files.push((name, content));
+        if !rows_are_split(number) {
+            break;
+        }
+    }
+    let column = |name: &str, of: &str| Column { name: name.to_owned(), type_name: of.to_owned() };
+    let export = Chained {
+        version: VERSION.to_owned(),
+        job: uuid::Uuid::now_v7().to_string(),
+        source: Source { cluster: "00000000000000ff".to_owned(), database: "16384".to_owned() },
+        consumer: consumer.to_owned(),
+        dataset: "orders".to_owned(),
+        table: Some("sales.orders".to_owned()),
+        export_type: kind.to_owned(),
+        key: vec!["id".to_owned()],
+        columns: vec![column("id", "bigint"), column("name", "character varying(20)")],
+        format: "csv".to_owned(),
+        compression: compression.to_owned(),
+        snapshot: Some("1041:1050:1043".to_owned()),
+        continuity: None,
+        watermark_from: before.map(|_| "2026-11-20T10:14:58.402113Z".to_owned()),
+        watermark_to: Some("2026-11-20T10:14:58.402113Z".to_owned()),
+        rows: rows.iter().take(files.len()).sum::<u64>().to_string(),
+        files: told,
+        previous: before.map(|before| before.manifest.digest.clone()),
+    };
+    let urls = files.iter().map(|(name, _)| format!("file:///srv/exports/{name}")).collect();
+    Export { manifest: Manifest::new(number, export, urls), files }
+}
+
+/// Whether the export of this number is in parts.
+fn rows_are_split(number: u64) -> bool {
+    number.is_multiple_of(2)
+}
+
+pub(crate) fn lane(consumer: &str, exports: &[(bool, Vec<u64>)], at: &str) -> Vec<Export> {
+    let mut lane: Vec<Export> = Vec::new();
+    for (full, rows) in exports {
+        lane.push(next(consumer, lane.last(), *full, rows, at));
+    }
+    lane
+}
+
+/// Exit code, and the lines on standard output; standard error has none.
+fn verify(place: &Path, options: &[&str]) -> (i32, Vec<String>) {
+    let (code, lines, said) = run(&[&["verify", place.to_str().unwrap()], options].concat(), place);
+    assert_eq!(said, "");
+    (code, lines)
+}
+
+fn run(arguments: &[&str], folder: &Path) -> (i32, Vec<String>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
+    command.args(arguments).current_dir(folder).env_clear();
+    command.envs(option_env("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let lines = String::from_utf8(stdout).unwrap().lines().map(str::to_owned).collect();
+    (status.code().unwrap(), lines, String::from_utf8(stderr).unwrap())
+}
+
+fn folder_of(exports: &[Export]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    exports.iter().for_each(|export| export.write(folder.path()));
+    folder
+}
+
+/// The members of a manifest that have a value of their own.
+fn leaves(value: &Value, at: &str) -> Vec<String> {
+    match value {
+        Value::Object(members) => {
+            members.iter().flat_map(|(name, value)| leaves(value, &format!("{at}/{name}"))).collect()
+        }
+        Value::Array(members) => {
+            members.iter().enumerate().flat_map(|(n, value)| leaves(value, &format!("{at}/{n}"))).collect()
+        }
+        _ => vec![at.to_owned()],
+    }
+}
+
+fn exports() -> impl Strategy<Value = Vec<(bool, Vec<u64>)>> {
+    let export = (prop::bool::weighted(0.3), prop::collection::vec(0..20_u64, 1..4));
+    prop::collection::vec(export, 3..8).prop_map(|mut exports| {
+        exports[0].0 = true;
+        exports
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_change_is_one_fault(plans in prop::collection::vec(exports(), 1..4), which: Index, at: Index, part: Index, what in 0..9) {
+        let mut lanes: Vec<Vec<Export>> = plans.iter().zip(["a", "b:c", "d"]).map(|(plan, name)| lane(name, plan, "")).collect();
+        let all = lanes.concat();
+        let folder = folder_of(&all);
+        let files: usize = all.iter().map(|export| export.files.len()).sum();
+        let bytes: usize = all.iter().flat_map(|export| &export.files).map(|(_, content)| content.len()).sum();
+        let s = |count: usize| if count == 1 { "" } else { "s" };
+        let (code, lines) = verify(folder.path(), &["--deep"]);
+        let sum = format!("whole: {} lane{}, {} exports, {files} file{}, {bytes} bytes; 0 older files gone", lanes.len(), s(lanes.len()), all.len(), s(files));
+        prop_assert_eq!((code, lines), (0, vec![sum]));
+
+        let lane = lanes.swap_remove(which.index(lanes.len()));
+        let base = lane.iter().rposition(|export| export.manifest.export.export_type == "full").unwrap();
+        let middle = 1 + at.index(lane.len() - 2);
+        let (export, needed) = (&lane[middle], &lane[base + at.index(lane.len() - base)]);
+        let path = |name: &str| folder.path().join(name);
+        let any = |export: &Export| export.files[part.index(export.files.len())].clone();
+        let mut expected = Vec::new();
+        match what {
+            0 => {
+                let (name, mut content) = any(export);
+                let at = at.index(content.len());
+                content[at] ^= 1;
+                std::fs::write(path(&name), content).unwrap();
+                expected.push(export.line(&name, "changed (another SHA-256)"));
+            }
+            1 => {
+                let (name, _) = any(needed);
+                std::fs::remove_file(path(&name)).unwrap();
+                expected.push(needed.line(&name, "missing"));
+            }
+            2 => {
+                let (name, content) = any(export);
+                std::fs::write(path(&name), &content[1..]).unwrap();
+                expected.push(export.line(&name, &format!("changed ({} bytes, not {})", content.len() - 1, content.len())));
+            }
+            3 => {
+                std::fs::remove_file(path(&export.name())).unwrap();
+                let after = &lane[middle + 1];
+                expected.push(after.line(&after.name(), &format!("gap after {middle}")));
+            }
+            4 => {
+                let other = &lane[middle - 1];
+                std::fs::write(path(&export.name()), other.manifest.text()).unwrap();
+                std::fs::write(path(&other.name()), export.manifest.text()).unwrap();
+                expected.push(other.line(&export.name(), "changed (it is the manifest of another name)"));
+                expected.push(export.line(&other.name(), "changed (it is the manifest of another name)"));
+            }
+            5 => {
+                let mut value = serde_json::to_value(&export.manifest).unwrap();
+                let mut leaves = leaves(&value, "");
+                // What the digest leaves out is where the files are. A number is wrong only beside others.
+                leaves.retain(|at| !at.ends_with("/url") && !at.ends_with("/path") && !at.starts_with("/author"));
+                leaves.retain(|at| at != "/export/version" && at != "/number");
+                let member = value.pointer_mut(&leaves[part.index(leaves.len())]).unwrap();
+                *member = match member {
+                    Value::Number(_) => 12345.into(),
+                    Value::Bool(_) => false.into(),
+                    _ => "12345".into(),
+                };
+                std::fs::write(path(&export.name()), value.to_string()).unwrap();
+                let (_, lines) = verify(folder.path(), &[]);
+                prop_assert!(lines[0].contains(&format!(" {}: changed (", export.name())), "{:?}", lines);
+                prop_assert_eq!(lines.len(), 2);
+                return Ok(());
+            }
+            6 => {
+                let mut other = next("b:c", Some(&lane[middle - 1]), false, &[3], "");
+                let Export { manifest, files } = &mut other;
+                files[0].0 = files[0].0.replace("b:c", "other").replace(".part-00001", "");
+                let chained = Chained { consumer: export.manifest.export.consumer.clone(), ..manifest.export.clone() };
+                *manifest = Manifest::new(manifest.number, chained, vec!["file:///x".to_owned()]);
+                manifest.export.files[0].path = Some(files[0].0.clone());
+                other.write(folder.path());
+                // Which of both is the other one, their digests decide.
+                let both = [(export.manifest.digest.clone(), export), (other.manifest.digest.clone(), &other)];
+                let later = both.iter().max_by_key(|(digest, _)| digest).unwrap().1;
+                expected.push(later.line(&later.name(), &format!("forked at {}", middle + 1)));
+            }
+            7 => {
+                let mut changed = export.manifest.clone();
+                changed.number = 99;
+                std::fs::write(path(&export.name()), changed.text()).unwrap();
+                let after = &lane[middle + 1];
+                expected.push(after.line(&after.name(), "changed (its number is not above 99, which it follows)"));
+            }
+            // Retention.
+            _ => {
+                let older: Vec<_> = lane[..base].iter().flat_map(|export| &export.files).collect();
+                older.iter().for_each(|(name, _)| std::fs::remove_file(path(name)).unwrap());
+                let (code, lines) = verify(folder.path(), &[]);
+                prop_assert_eq!(code, 0);
+                let end = format!("; {} older file{} gone", older.len(), s(older.len()));
+                prop_assert!(lines[0].starts_with("whole: ") && lines[0].ends_with(&end), "{:?}", lines);
+                return Ok(());
+            }
+        }
+        let (code, mut lines) = verify(folder.path(), &[]);
+        let sum = lines.pop().unwrap();
+        prop_assert!(sum.starts_with(&format!("{} fault{}: ", expected.len(), s(expected.len()))), "{}", sum);
+        prop_assert_eq!((code, BTreeSet::from_iter(lines)), (1, BTreeSet::from_iter(expected)));
+    }
+}
+
+#[test]
+fn rows_are_counted_if_asked_for() {
+    let mut export = next("a", None, true, &[5], "");
+    export.manifest.export.files[0].rows = "6".to_owned();
+    let urls = vec!["file:///x".to_owned()];
+    export.manifest = Manifest::new(1, Chained { rows: "6".to_owned(), ..export.manifest.export.clone() }, urls);
+    let folder = folder_of(&[export.clone()]);
+    assert_eq!(verify(folder.path(), &[]).0, 0);
+    let (code, lines) = verify(folder.path(), &["--deep"]);
+    assert_eq!((code, &lines[0]), (1, &export.line(&export.files[0].0, "changed (5 rows, not 6)")));
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn rows_of_parquet_are_in_its_footer() {
+    use cdc_export::dataset::{Column, ColumnType};
+    use cdc_export::job::encoding::Format;
+
+    // A row of COPY BINARY: one field, of four bytes.
+    let rows = [0, 1, 0, 0, 0, 4, 0, 0, 0, 7].repeat(3);
+    let content = crate::types::file_of(Format::Parquet, vec![Column::named("v", ColumnType::Int4)], &rows);
+    let mut export = next("a", None, true, &[3], "");
+    let name = "full_orders_a_20261120T101401Z.parquet".to_owned();
+    let file = File {
+        sha256: hex::encode(digest::digest(&digest::SHA256, &content)),
+        bytes: content.len().to_string(),
+        rows: "3".to_owned(),
+        path: Some(name.clone()),
+    };
+    export.manifest.export.files = vec![file];
+    (export.manifest.export.format, export.manifest.export.compression) = ("parquet".to_owned(), "none".to_owned());
+    export.manifest = Manifest::new(1, export.manifest.export, vec!["file:///x".to_owned()]);
+    export.files = vec![(name, content)];
+    let folder = folder_of(&[export]);
+    let (code, lines) = verify(folder.path(), &["--deep"]);
+    assert_eq!(code, 0, "{lines:?}");
+}
+
+#[test]
+fn what_leads_out_of_the_place_is_not_followed() {
+    let mut lane = lane("a", &[(true, vec![1]), (false, vec![1, 2])], "");
+    lane[1].manifest.export.files[0].path = Some("../../etc/passwd".to_owned());
+    let folder = folder_of(&lane);
+    let link = folder.path().join(&lane[1].files[1].0);
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+    std::fs::write(folder.path().join("broken\u{1b}.manifest.json"), "{}").unwrap();
+    let (code, mut lines) = verify(folder.path(), &[]);
+    let sum = lines.pop().unwrap();
+    lines.sort();
+    assert!(code == 1 && sum.starts_with("4 faults: 1 lane, 2 exports, 1 file, "), "{sum}");
+    assert_eq!(lines[0], "- - broken\\u{1b}.manifest.json: unreadable (missing field `entries` at line 1 column 2)");
+    assert_eq!(lines[1], lane[1].line("../../etc/passwd", "outside"));
+    let of_link = lane[1].line(&lane[1].files[1].0, "missing (there is a link or a folder)");
+    let of_name = lane[1].line(&lane[1].name(), "changed (it is the manifest of another name)");
+    assert_eq!(lines[2..], [of_name, of_link]);
+}
+
+#[test]
+fn a_place_without_manifests_is_not_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("full_a_20261120T101401Z.csv"), "id\n").unwrap();
+    assert_eq!(verify(folder.path(), &[]), (1, vec!["no manifests".to_owned()]));
+    let url = format!("file://{}", folder.path().display());
+    assert_eq!(run(&["verify", &url], folder.path()).0, 1);
+    for (arguments, said) in [
+        (&["verify"][..], "<PLACE>"),
+        (&["verify", "./none"], "./none: No such file or directory"),
+        (&["verify", "full_a_20261120T101401Z.csv"], "Not a directory"),
+        (&["verify", "ftp://files"], "PLACE: none of s3://BUCKET/PREFIX"),
+        (&["verify", ".", "--public-key", "AAAA"], "32 bytes"),
+    ] {
+        let (code, lines, error) = run(arguments, folder.path());
+        assert!(code == 2 && lines.is_empty() && error.contains(said), "{code} {lines:?} {error}");
+    }
+}
+
+#[test]
+fn a_signature_is_asked_for_with_its_key() {
+    use ring::signature::{Ed25519KeyPair, KeyPair};
+
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pair.public_key());
+    let mut lane = lane("a", &[(true, vec![1]), (false, vec![1])], "");
+    for export in &mut lane {
+        let signature = pair.sign(&hex::decode(&export.manifest.digest).unwrap());
+        export.manifest.signature = Some(hex::encode(signature));
+    }
+    let options = ["--public-key", &key];
+    assert_eq!(verify(folder_of(&lane).path(), &options).0, 0);
+    lane[0].manifest.signature = lane[1].manifest.signature.take();
+    let (code, mut lines) = verify(folder_of(&lane).path(), &options);
+    lines.pop();
+    let expected = [
+        lane[0].line(&lane[0].name(), "changed (its signature is not by this key)"),
+        lane[1].line(&lane[1].name(), "unsigned"),
+    ];
+    assert_eq!((code, BTreeSet::from_iter(lines)), (1, BTreeSet::from(expected)));
+}
+
+/// Who stops to read before the end hasn't heard that all is well.
+#[test]
+fn a_closed_pipe_is_no_success() {
+    let folder = folder_of(&lane("a", &[(true, vec![1])], ""));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
+    let output = command.args(["verify", "."]).current_dir(folder.path()).env_clear().stdout(writer).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("has closed it before the end"), "{said}");
+}
+
+/// What `COPY … MANIFEST` of Redshift reads, and `UNLOAD … MANIFEST VERBOSE` writes, member by member.
+#[test]
+fn the_half_for_loaders_is_redshifts() {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "that it is there is enough")]
+    struct Redshift {
+        entries: Vec<Entry>,
+        schema: Schema,
+        meta: Meta,
+        author: Author,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Entry {
+        url: String,
+        mandatory: bool,
+        meta: Meta,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "that it is there is enough")]
+    struct Schema {
+        elements: Vec<Element>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "that it is there is enough")]
+    struct Element {
+        name: String,
+        r#type: Type,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "that it is there is enough")]
+    struct Type {
+        base: String,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Meta {
+        content_length: u64,
+        record_count: u64,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "that it is there is enough")]
+    struct Author {
+        name: String,
+        version: String,
+    }
+    let lane = lane("a", &[(true, vec![1]), (false, vec![4, 5])], "");
+    let mut value: Value = serde_json::from_str(&lane[1].manifest.text()).unwrap();
+    // What COPY doesn't know comes behind, and nothing else does.
+    for ours in ["number", "export", "digest"] {
+        assert!(value.as_object_mut().unwrap().remove(ours).is_some());
+    }
+    let Redshift { entries, meta, .. } = serde_json::from_value(value).unwrap();
+    assert!(entries.iter().all(|entry| entry.mandatory && entry.url.starts_with("file:///")));
+    let sums = (entries.iter().map(|e| e.meta.content_length).sum(), entries.iter().map(|e| e.meta.record_count).sum());
+    assert_eq!((sums, entries.len()), ((meta.content_length, 9), 2));
+    assert_eq!(meta.record_count, 9);
+}
