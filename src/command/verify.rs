@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::config::Environment;
-use crate::manifest::chain::{Chains, Judged};
+use crate::manifest::chain::{Chains, Judged, Newest};
 use crate::manifest::seal::{Broken, PublicKey};
 use crate::manifest::{File, Manifest};
 use crate::sink::{self, Archive, Found};
@@ -24,6 +24,7 @@ use ring::digest::{self, SHA256};
 use tokio::runtime::Handle;
 
 use crate::command::BadUsage;
+use crate::command::progress::bar_of_manifests;
 use crate::command::start::block_on;
 use crate::command::verify::parallel::{Feed, in_parallel};
 use crate::command::verify::report::{Export, Report};
@@ -97,7 +98,8 @@ impl Verifier {
         let (mut judged, bytes) = self.chains(None)?;
         if judged.is_broken() {
             // A folder that is written meanwhile may list a manifest, and not the one before.
-            judged = self.chains(Some(&judged))?.0;
+            let newest = judged.into_newest();
+            judged = self.chains(Some(&newest))?.0;
         }
         let report = Report::new(bytes);
         let seen: Vec<AtomicBool> = (0..judged.exports()).map(|_| AtomicBool::new(false)).collect();
@@ -115,14 +117,17 @@ impl Verifier {
     }
 
     /// Reads all manifests, and follows their chains. Beside them: how many bytes their files have.
-    fn chains(&self, earlier: Option<&Judged>) -> anyhow::Result<(Judged, u64)> {
-        let (chains, bytes) = (Mutex::new(Chains::default()), AtomicU64::new(0));
+    fn chains(&self, earlier: Option<&Newest>) -> anyhow::Result<(Judged, u64)> {
+        let (chains, bytes, bar) = (Mutex::new(Chains::default()), AtomicU64::new(0), bar_of_manifests());
         self.each_manifest(|_, read| {
+            bar.inc(1);
             let Ok(manifest) = read else { return Ok(()) };
             bytes.fetch_add(manifest.meta.content_length, Ordering::Relaxed);
-            chains.lock().unwrap_or_else(PoisonError::into_inner).add(&manifest);
+            let digest = manifest.export.digest();
+            chains.lock().unwrap_or_else(PoisonError::into_inner).add(&manifest, &digest);
             Ok(())
         })?;
+        bar.finish_and_clear();
         let mut chains = chains.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Some(earlier) = earlier {
             chains.forget_newer_than(earlier);

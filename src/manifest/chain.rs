@@ -50,6 +50,10 @@ pub struct Chains {
     aliases: HashMap<Digest, Digest>,
 }
 
+/// The number of each lane's newest export.
+#[derive(Debug)]
+pub struct Newest(HashMap<Lane, u64>);
+
 /// The chains, looked at: each export has an index, in the order of lanes and numbers.
 #[derive(Debug)]
 pub struct Judged {
@@ -60,11 +64,10 @@ pub struct Judged {
 }
 
 impl Chains {
-    /// Adds a manifest. The same one may come again, from elsewhere in the place.
-    pub fn add(&mut self, manifest: &Manifest) {
+    /// Adds a manifest, of whose content this is the digest. The same one may come again, from elsewhere in the place.
+    pub fn add(&mut self, manifest: &Manifest, computed: &str) {
         let export = &manifest.export;
-        let computed = export.digest();
-        let expected = digest_of(&computed).expect("a digest has 32 bytes");
+        let expected = digest_of(computed).expect("a digest has 32 bytes");
         let digest = digest_of(&manifest.digest).unwrap_or(expected);
         let is_right = manifest.digest == computed;
         if !is_right {
@@ -84,15 +87,10 @@ impl Chains {
 
     /// Leaves those out that are newer than the newest of their lane in an earlier look. What both looks lack was never there: the service
     /// publishes a lane's exports one after the other.
-    pub fn forget_newer_than(&mut self, earlier: &Judged) {
-        let mut newest: HashMap<u32, u64> = HashMap::new();
-        for link in &earlier.links {
-            let number = newest.entry(link.lane).or_default();
-            *number = link.number.max(*number);
-        }
-        let bound: HashMap<u32, u64> =
-            self.lanes.iter().filter_map(|(lane, id)| Some((*id, *newest.get(earlier.lanes.get(lane)?)?))).collect();
-        self.links.retain(|link| bound.get(&link.lane).is_some_and(|newest| link.number <= *newest));
+    pub fn forget_newer_than(&mut self, Newest(earlier): &Newest) {
+        let of_lane = |(lane, id): (&Lane, &u32)| Some((*id, *earlier.get(lane)?));
+        let bounds: HashMap<u32, u64> = self.lanes.iter().filter_map(of_lane).collect();
+        self.links.retain(|link| bounds.get(&link.lane).is_some_and(|newest| link.number <= *newest));
     }
 
     /// Follows the chains.
@@ -123,9 +121,9 @@ impl Place<'_> {
     /// Those with this digest: one, or several copies with other numbers.
     fn known(&self, digest: &Digest) -> impl Iterator<Item = usize> {
         let range = |digest: &Digest| {
-            let below = |index: &u32| self.links[*index as usize].digest < *digest;
-            let upto = |index: &u32| self.links[*index as usize].digest <= *digest;
-            &self.by_digest[self.by_digest.partition_point(below)..self.by_digest.partition_point(upto)]
+            let begin = self.by_digest.partition_point(|index| self.links[*index as usize].digest < *digest);
+            let end = self.by_digest.partition_point(|index| self.links[*index as usize].digest <= *digest);
+            &self.by_digest[begin..end]
         };
         let found = match (range(digest), self.aliases.get(digest)) {
             ([], Some(said)) => range(said),
@@ -232,6 +230,15 @@ impl Judged {
         self.links.chunk_by(|a, b| a.lane == b.lane).count()
     }
 
+    /// What is left of a look when another one is taken.
+    pub fn into_newest(self) -> Newest {
+        let Judged { lanes, links, .. } = self;
+        let mut newest: Vec<u64> = vec![0; lanes.len()];
+        // They are in the order of their numbers.
+        links.iter().for_each(|link| newest[link.lane as usize] = link.number);
+        Newest(lanes.into_iter().map(|(lane, id)| (lane, newest[id as usize])).collect())
+    }
+
     /// Whether a chain is broken.
     pub fn is_broken(&self) -> bool {
         !self.faults.is_empty()
@@ -300,7 +307,7 @@ mod tests {
 
     fn judged<'m>(manifests: impl IntoIterator<Item = &'m Manifest>) -> Judged {
         let mut chains = Chains::default();
-        manifests.into_iter().for_each(|manifest| chains.add(manifest));
+        manifests.into_iter().for_each(|manifest| chains.add(manifest, &manifest.export.digest()));
         chains.judge()
     }
 
@@ -433,9 +440,9 @@ mod tests {
         assert_eq!(faults(&earlier), [("a".to_owned(), 3, Fault::GapAfter(1))]);
         let mut chains = Chains::default();
         // The fourth is published during the second look, and the fifth is seen without it.
-        [&all[0], &all[1], &all[2], &other[0]].into_iter().for_each(|manifest| chains.add(manifest));
-        chains.add(&lane("s", "a", 5, &[false], Some("00".repeat(32)))[0]);
-        chains.forget_newer_than(&earlier);
+        let fifth = &lane("s", "a", 5, &[false], Some("00".repeat(32)))[0];
+        [&all[0], &all[1], &all[2], &other[0], fifth].into_iter().for_each(|one| chains.add(one, &one.digest));
+        chains.forget_newer_than(&earlier.into_newest());
         let judged = chains.judge();
         assert_eq!((faults(&judged), judged.exports()), (vec![], 3));
         assert!(judged.find(&all[2]).is_some() && judged.find(&all[3]).is_none() && judged.find(&other[0]).is_none());
