@@ -445,7 +445,7 @@ async fn a_bucket_that_cannot_be_used_stops_the_start_with_one_line() {
         let (other, variable) = match bucket.cloud {
             Cloud::S3 => ("s3://no-such-bucket/exports", "AWS_ALLOW_HTTP"),
             Cloud::Gcs => ("gs://no-such-bucket/exports", "GOOGLE_ALLOW_HTTP"),
-            Cloud::Azure => ("az://no-such-container/exports", "AZURE_ALLOW_HTTP"),
+            Cloud::Azure => ("az://no-such-container/exports", "AZURE_SKIP_SIGNATURE"),
         };
         let starts = [
             (2, other, bucket.start(&database).with("OUTPUT_URL", other)),
