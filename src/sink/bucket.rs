@@ -179,6 +179,7 @@ impl Bucket {
             FileLocation::Folder { .. } => return Err(Error::Elsewhere),
         };
         self.objects.forget(&file.name).await?;
+        failpoint!("bucket.forgotten", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
         Ok(Published::Done(FileLocation::Object { key: key.clone(), etag }))
     }
 

@@ -361,7 +361,9 @@ async fn a_crash_at_any_step_leaves_all_or_nothing() {
 #[tokio::test]
 async fn a_part_that_fails_and_an_answer_that_is_lost_are_made_good() {
     for bucket in buckets().await {
-        for (place, attempts) in [("bucket.part=error", 2), ("bucket.completed=error", 1)] {
+        for (place, attempts) in
+            [("bucket.part=error", 2), ("bucket.completed=error", 1), ("bucket.forgotten=error", 1)]
+        {
             let database = Database::new().await;
             database.add_users(1, 5).await;
             let bucket = Bucket::new(bucket.cloud, bucket.endpoint.clone()).await;

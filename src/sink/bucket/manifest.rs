@@ -1,7 +1,7 @@
 //! Manifests in a bucket: each an object of its own, whose key has the export's number in its lane.
 
 use futures_util::TryStreamExt;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode};
+use object_store::{ObjectStore, PutMode};
 
 use crate::failpoint;
 use crate::job::ConsumerId;
@@ -40,7 +40,7 @@ impl Bucket {
         let key = self.objects.key(key);
         let found = self.objects.whole(&key, text.len() as u64).await?;
         if found.is_some_and(|found| found == text.as_bytes()) {
-            self.objects.store.delete(&key).await?;
+            self.objects.delete(&key).await?;
         }
         Ok(())
     }
