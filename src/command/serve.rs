@@ -88,6 +88,7 @@ async fn serve_on(
     } else {
         wired.exports.announce().await;
         tell_retention(config);
+        tell_signing(config);
         listening();
         // The two end together: an API without workers would accept jobs that nobody runs.
         tokio::join!(http::serve(listener, router, limits, shutdown.clone()), wired.exports.run(shutdown));
@@ -146,6 +147,13 @@ fn tell_retention(config: &Config) {
             (Some(count), Some(age)) => format!("{count}, and of these {age}"),
         };
         tracing::info!(event = "retention", setting, "{setting} keeps {kept}");
+    }
+}
+
+/// Tells with which key manifests are signed: whoever checks them needs its public half.
+fn tell_signing(config: &Config) {
+    if let Some(key) = &config.worker.publisher.key {
+        tracing::info!(event = "manifests_signed", publicKey = key.public_key());
     }
 }
 
@@ -228,6 +236,7 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
         let wired = wire(&config, &handle.database, folder, config.worker.workers, &shutdown);
         wired.exports.announce().await;
         tell_retention(&config);
+        tell_signing(&config);
         tracing::info!(event = "working");
         if let Some(listener) = &listener {
             tracing::info!(event = "listening", address = %format!("http://{}", listener.local_addr()?));

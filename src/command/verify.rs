@@ -43,7 +43,7 @@ pub(crate) struct Verify {
     /// Count the rows of each file, too
     #[arg(long)]
     deep: bool,
-    /// Require that each manifest is signed with the key of which this is the public half: base64 of an Ed25519 key's 32 bytes
+    /// Require that each manifest is signed with the key of which this is the public half: 64 hexadecimal digits, as the service's log says them at its start
     #[arg(long, value_name = "KEY")]
     public_key: Option<PublicKey>,
 }

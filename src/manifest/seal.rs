@@ -1,7 +1,5 @@
 //! What shows that a manifest is as it was written: its digest, the half that loaders read, its signature and its name.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use ring::signature::{ED25519, ED25519_PUBLIC_KEY_LEN, UnparsedPublicKey};
 
 use crate::file::name::stem_of;
@@ -14,14 +12,14 @@ pub struct PublicKey([u8; ED25519_PUBLIC_KEY_LEN]);
 
 /// Why a text is no key.
 #[derive(Debug, thiserror::Error)]
-#[error("not the base64 of the 32 bytes of an Ed25519 public key")]
+#[error("not the 32 bytes of an Ed25519 public key, as 64 hexadecimal digits")]
 pub struct BadPublicKey;
 
 impl std::str::FromStr for PublicKey {
     type Err = BadPublicKey;
 
     fn from_str(text: &str) -> Result<PublicKey, BadPublicKey> {
-        let bytes = STANDARD.decode(text.trim()).map_err(|_| BadPublicKey)?;
+        let bytes = hex::decode(text.trim()).map_err(|_| BadPublicKey)?;
         bytes.try_into().map(PublicKey).map_err(|_| BadPublicKey)
     }
 }
@@ -179,7 +177,7 @@ mod tests {
     #[test]
     fn a_signature_is_of_the_digests_bytes() {
         let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
-        let key: PublicKey = STANDARD.encode(pair.public_key()).parse().unwrap();
+        let key: PublicKey = hex::encode(pair.public_key()).parse().unwrap();
         let mut signed = manifest();
         assert_eq!(signed.check(NAME, Some(&key)), Err(Broken::Unsigned));
         let sign = |text: &str| hex::encode(pair.sign(&hex::decode(text).unwrap()));
@@ -188,7 +186,7 @@ mod tests {
         signed.signature = Some(sign(&"00".repeat(32)));
         assert_eq!(signed.check(NAME, Some(&key)), Err(Broken::Signature));
         assert_eq!(signed.check(NAME, None), Ok(()));
-        for text in ["", "AAAA", "not base64", &STANDARD.encode([0; 33])] {
+        for text in ["", "aaaa", "not hexadecimal", &hex::encode([0; 33])] {
             assert!(text.parse::<PublicKey>().is_err(), "{text}");
         }
     }

@@ -143,6 +143,15 @@ async fn a_manifest_is_signed_with_the_services_key() {
     let bytes = |member: &str| hex::decode(manifest[member].as_str().unwrap()).unwrap();
     let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, public);
     key.verify(&bytes("digest"), &bytes("signature")).unwrap();
+    let public = service.events("manifests_signed")[0]["publicKey"].as_str().unwrap().to_owned();
+    let verify = async |key: &str| {
+        let folder = service.output().to_str().unwrap();
+        Start::plain().arguments(&["verify", "--public-key", key, folder]).output().await
+    };
+    let (code, said, errors) = verify(&public).await;
+    assert!(code == 0 && said.starts_with("whole: 1 lane, 1 export, 1 file,"), "{said}{errors}");
+    let (code, said, _) = verify(&"00".repeat(32)).await;
+    assert!(code == 1 && said.contains("changed (its signature is not by this key)"), "{said}");
     service.stop().await;
     for (name, value, line) in [
         ("MANIFESTS", "yes", "MANIFESTS: `yes` is neither on nor off"),
@@ -151,6 +160,42 @@ async fn a_manifest_is_signed_with_the_services_key() {
         let (code, said) = Start::on(&database).with(name, value).until_it_ends().await;
         assert!(code == 2 && said.contains(line) && !said.contains("`secret`"), "{said}");
     }
+}
+
+#[tokio::test]
+async fn what_the_service_leaves_is_whole_until_somebody_harms_it() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).with("MANIFESTS", "on").service().await;
+    let mut jobs = Vec::new();
+    for (number, export_type) in (1..).zip(["full", "delta", "full", "delta", "incremental"]) {
+        database.add_users(number * 10, number * 10 + 2).await;
+        jobs.push(service.export(export_type, "a").await.0);
+    }
+    service.export("full", "b").await;
+    let verify = async || {
+        let folder = service.output().to_str().unwrap();
+        let (code, said, errors) = Start::plain().arguments(&["verify", "--deep", folder]).output().await;
+        assert!(errors.is_empty(), "{errors}");
+        (code, said)
+    };
+    let (code, said) = verify().await;
+    assert!(code == 0 && said.starts_with("whole: 2 lanes, 6 exports, 6 files"), "{said}");
+    let delete = async |job: &Value| {
+        let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
+        assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
+    };
+    delete(&jobs[1]).await;
+    let (code, said) = verify().await;
+    assert!(code == 0 && said.contains("1 older file gone"), "older than the newest full export: {said}");
+    delete(&jobs[3]).await;
+    let (code, said) = verify().await;
+    let name = jobs[3]["outputFilename"].as_str().unwrap();
+    assert!(code == 1 && said.starts_with(&format!("users/a 4 {name}: missing\n1 fault: ")), "{said}");
+    std::fs::remove_file(path(&service, &jobs[3])).unwrap();
+    let (code, said) = verify().await;
+    assert!(code == 1 && said.contains("gap after 3"), "{said}");
+    service.stop().await;
 }
 
 /// A file or a manifest of somebody else's under the name of ours stays, and both of ours get another.

@@ -171,7 +171,7 @@ async fn a_crash_at_any_step_leaves_all_files_or_none() {
 async fn dies_at(fault: &str, attempts: u64) {
     let database = with_users(20).await;
     let start = || Start::on(&database).with("MANIFESTS", "on");
-    let mut dead = start().with("FAILPOINTS", fault).with("LEASE_SECONDS", 1).service().await;
+    let mut dead = start().with("FAILPOINTS", fault).with("LEASE_SECONDS", 2).service().await;
     let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
     // The answer may die with it.
     let _ = request.json(&json!({ "maxFileBytes": MOST })).send().await;
@@ -185,9 +185,13 @@ async fn dies_at(fault: &str, attempts: u64) {
     let stem = job["outputFilename"].as_str().unwrap().strip_suffix(".csv").unwrap();
     let mut expected: Vec<_> = names(&job).into_iter().map(str::to_owned).collect();
     expected.insert(0, format!("{stem}.manifest.json"));
-    eventually("nothing else is in the folder", || async { (heir.files() == expected).then_some(()) }).await;
+    let alone = || async { (heir.files() == expected).then_some(()) };
+    eventually(&format!("{fault}: nothing else is in the folder"), alone).await;
     let manifest: Value = serde_json::from_slice(&std::fs::read(heir.output().join(&expected[0])).unwrap()).unwrap();
     assert_eq!((&manifest["digest"], &manifest["number"]), (&job["digest"], &job["number"]), "{fault}");
+    let folder = heir.output().to_str().unwrap();
+    let (code, said, errors) = Start::plain().arguments(&["verify", "--deep", folder]).output().await;
+    assert!(code == 0 && said.starts_with("whole: 1 lane, 1 export, 2 files"), "{fault}: {said}{errors}");
     heir.stop().await;
 }
 

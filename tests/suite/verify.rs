@@ -337,7 +337,7 @@ fn a_place_without_manifests_is_not_whole() {
         (&["verify", "./none"], "./none: No such file or directory"),
         (&["verify", "full_a_20261120T101401Z.csv"], "Not a directory"),
         (&["verify", "ftp://files"], "PLACE: none of s3://BUCKET/PREFIX"),
-        (&["verify", ".", "--public-key", "AAAA"], "32 bytes"),
+        (&["verify", ".", "--public-key", "aaaa"], "32 bytes"),
     ] {
         let (code, lines, error) = run(arguments, folder.path());
         assert!(code == 2 && lines.is_empty() && error.contains(said), "{code} {lines:?} {error}");
@@ -349,7 +349,7 @@ fn a_signature_is_asked_for_with_its_key() {
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
     let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
-    let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pair.public_key());
+    let key = hex::encode(pair.public_key());
     let mut lane = lane("a", &[(true, vec![1]), (false, vec![1])], "");
     for export in &mut lane {
         let signature = pair.sign(&hex::decode(&export.manifest.digest).unwrap());
