@@ -175,7 +175,7 @@ def test_a_job_tells_its_story_while_it_runs(watch, service):
     expect(page.locator(".timeline")).to_contain_text("Completed")
     known = service.call("GET", f"/exports/{job}")
     story = page.locator("dl")
-    for value in (known["sha256"], known["outputFilename"], f"{known['bytesWritten']:,} bytes", job):
+    for value in (known["sha256"], known["digest"], "after ", known["outputFilename"], f"{known['bytesWritten']:,} bytes", job):
         expect(story).to_contain_text(value)
     expect(page.get_by_role("heading", name="Ask for another one like it")).to_be_visible()
     command = page.locator(".command code").first.text_content()

@@ -67,8 +67,8 @@ const PUBLISH_FIRST: Edit = Edit {
 /// Gives all attempts at a job one key.
 const KEY_WITHOUT_TOKEN: Edit = Edit {
     file: "src/file/name.rs",
-    text: "        format!(\"{dataset}/{consumer}/{stem}_{}{extension}\", &token[..8])\n",
-    instead: "        let _ = token;\n        format!(\"{dataset}/{consumer}/{stem}_00000000{extension}\")\n",
+    text: "        let key = format!(\"{dataset}/{consumer}/{stem}_{}{extension}\", &token[..8]);\n",
+    instead: "        let _ = token;\n        let key = format!(\"{dataset}/{consumer}/{stem}_00000000{extension}\");\n",
 };
 
 /// The controls of a service whose files go to a bucket.

@@ -32,6 +32,7 @@ pub(crate) struct Job {
     pub(crate) sha256: Option<String>,
     pub(crate) staged_name: Option<String>,
     pub(crate) location: Option<String>,
+    pub(crate) digest: Option<String>,
     pub(crate) published: bool,
     pub(crate) watermark_from: Option<DateTime<Utc>>,
     pub(crate) watermark_to: Option<DateTime<Utc>>,
@@ -66,7 +67,7 @@ impl Era {
             "select id, coalesce(consumer_id, '') as consumer_id, dataset, lane_seq, number,
                (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
                rows_exported, bytes_written, output_filename, sha256, staged_name,
-               (select location from cdc_export.files f where f.job = e.id and f.part = 1), published_at is not null as published,
+               (select location from cdc_export.files f where f.job = e.id and f.part = 1), digest, published_at is not null as published,
                watermark_from, watermark_to
              from exports e order by consumer_id, lane_seq",
         );

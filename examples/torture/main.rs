@@ -17,6 +17,7 @@ mod file_order;
 mod lanes;
 mod ledger;
 mod loader;
+mod manifests;
 mod moves;
 mod nemesis;
 mod oracle;

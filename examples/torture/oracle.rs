@@ -14,6 +14,7 @@ use crate::auditor::Archive;
 use crate::era::{Delivered, Era, Job};
 use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::loader;
+use crate::manifests;
 use crate::recorder::{self, Attempts, Step, Versions};
 use crate::replay::Replica;
 use crate::report::{Report, locked};
@@ -119,6 +120,7 @@ impl Oracle {
         judged.check_steps();
         if end == End::OfAll {
             judged.check_files().await?;
+            manifests::check(world, era).await?;
         }
         for lane in &LANES {
             judged.check_chain(lane.name);

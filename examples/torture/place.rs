@@ -38,6 +38,8 @@ pub(crate) struct Listing<'p> {
     place: &'p Place,
     /// What has its final name.
     pub(crate) finals: Vec<String>,
+    /// The manifests behind it.
+    pub(crate) manifests: Vec<String>,
     /// What is hidden, but for the place's own mark and those of lanes.
     pub(crate) hidden: Vec<String>,
     /// A bucket's list says with each name what is there.
@@ -90,8 +92,11 @@ impl Place {
             }
         };
         let is_kept = |name: &String| name == ".cdc-export-store" || name.starts_with(".lane-");
-        let (hidden, finals) = names.into_iter().filter(|name| !is_kept(name)).partition(|name| name.starts_with('.'));
-        Ok(Listing { place: self, finals, hidden, objects })
+        let (hidden, shown): (_, Vec<String>) =
+            names.into_iter().filter(|name| !is_kept(name)).partition(|name| name.starts_with('.'));
+        let is_manifest = |name: &String| name.ends_with(".manifest.json") || name.contains("/_manifests/");
+        let (manifests, finals) = shown.into_iter().partition(is_manifest);
+        Ok(Listing { place: self, finals, manifests, hidden, objects })
     }
 
     /// A file's bytes; `None`: it isn't there any more.

@@ -138,6 +138,7 @@ impl Replica {
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("DATASETS", "datasets.toml")
             .env("PORT", "0")
+            .env("MANIFESTS", "on")
             .env("LOG_FORMAT", "json")
             .env("LEASE_SECONDS", LEASE.as_secs().to_string())
             .env("MAX_ATTEMPTS", MAX_ATTEMPTS.to_string())

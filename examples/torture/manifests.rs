@@ -1,0 +1,101 @@
+//! The manifests, read by themselves: whoever has them alone replays what the oracle replays by the jobs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::clients::sha256;
+use crate::era::{Era, Job};
+use crate::lanes::AD_HOC;
+use crate::report::Report;
+use crate::trial::World;
+
+/// A manifest, as far as a replay goes by it.
+struct Manifest {
+    name: String,
+    number: i64,
+    job: String,
+    digest: String,
+    previous: Option<String>,
+    files: Vec<String>,
+}
+
+impl Manifest {
+    fn read(name: &str, text: &[u8]) -> Result<(String, Manifest)> {
+        let value: Value = serde_json::from_slice(text)?;
+        let export = &value["export"];
+        let text = |of: &Value| of.as_str().map(str::to_owned).context("a text is missing");
+        let files = export["files"].as_array().context("it has no files")?;
+        let manifest = Manifest {
+            name: name.to_owned(),
+            number: value["number"].as_i64().context("it has no number")?,
+            job: text(&export["job"])?,
+            digest: text(&value["digest"])?,
+            previous: export["previous"].as_str().map(str::to_owned),
+            files: files.iter().map(|file| text(&file["sha256"])).collect::<Result<_>>()?,
+        };
+        anyhow::ensure!(sha256(canonical(export).as_bytes()) == manifest.digest, "its digest is of another content");
+        Ok((text(&export["consumer"])?, manifest))
+    }
+}
+
+/// RFC 8785 of what has no numbers, without the files' paths.
+fn canonical(value: &Value) -> String {
+    match value {
+        Value::Object(members) => {
+            let sorted: BTreeMap<_, _> = members.iter().filter(|(name, _)| *name != "path").collect();
+            let members =
+                sorted.iter().map(|(name, value)| format!("{}:{}", Value::from(name.as_str()), canonical(value)));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+        }
+        Value::Array(items) => format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(",")),
+        other => other.to_string(),
+    }
+}
+
+/// 2, 3 and 6: each published export of a consumer has its manifest, with its number and its file's hash; and if the database was never
+/// put back, the manifests of a lane are all there is of it, each naming the one before.
+pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
+    let report: &Arc<Report> = &world.report;
+    let mut lanes: HashMap<String, Vec<Manifest>> = HashMap::new();
+    for name in world.place.list().await?.manifests {
+        let Some(text) = world.place.read(&name).await? else { continue };
+        match Manifest::read(&name, &text) {
+            Ok((lane, manifest)) => lanes.entry(lane).or_default().push(manifest),
+            Err(error) => report.red("5", format!("{name}: {error:#}")),
+        }
+    }
+    let of_all: HashMap<String, &Manifest> =
+        lanes.values().flatten().map(|manifest| (manifest.digest.clone(), manifest)).collect();
+    for job in era.completed().filter(|job| job.published && job.consumer_id != AD_HOC) {
+        let Job { id, number, sha256, digest, .. } = job;
+        let Some(found) = digest.as_ref().and_then(|digest| of_all.get(digest)) else {
+            report.red("3", format!("{id} is published, and has no manifest of its digest {digest:?}"));
+            continue;
+        };
+        if found.job != id.to_string() || Some(found.number) != *number || found.files.first() != sha256.as_ref() {
+            report.red("3", format!("{} is not the manifest of {id}, number {number:?}", found.name));
+        }
+    }
+    if world.was_turned_over() {
+        return Ok(());
+    }
+    for (lane, manifests) in &mut lanes {
+        manifests.sort_by_key(|manifest| manifest.number);
+        let (mut number, mut before) = (0, None);
+        for manifest in manifests {
+            number += 1;
+            if manifest.number != number || manifest.previous != before {
+                report.red("6", format!("{lane}: {} is no number {number} after {before:?}", manifest.name));
+            }
+            before = Some(manifest.digest.clone());
+        }
+        let published = era.of_lane(lane).filter(|job| job.published).count() as i64;
+        if number != published {
+            report.red("6", format!("{lane}: there are {number} manifests of {published} published exports"));
+        }
+    }
+    Ok(())
+}
