@@ -80,8 +80,8 @@ function retrying(job, onMade, complain) {
 }
 
 // The buttons of a job, kept as its status wants them. `onMade` gets the id of a new job that one of them has made, `changed` is
-// called when the job is to be shown anew.
-export function actions({ onMade = () => {}, changed }) {
+// called when the job is to be shown anew. `listsFiles`: several files have their links elsewhere.
+export function actions({ onMade = () => {}, changed, listsFiles = false }) {
   const { node: complaint, complain } = complaints();
   const buttons = el("div", { class: "buttons" });
   const node = el("div", { class: "actions" }, buttons, complaint);
@@ -129,6 +129,7 @@ export function actions({ onMade = () => {}, changed }) {
       complain(null);
       if (kind === "open") return (cancel = acting("Cancel", title(job), complain, () => cancelled(job)));
       if (kind === "file" && job.files.length > 1) {
+        if (listsFiles) return [];
         return el("a", { class: "button", href: `#/jobs/${job.jobId}` }, `${job.files.length} files`, el("span", { class: "unseen" }, ` of the ${title(job)}`));
       }
       if (kind === "file") return downloadOf(job, "Download", complain);

@@ -20,7 +20,7 @@ export function jobView(id, onMade) {
   const status = statusBadge();
   const bar = progressBar();
   const going = el("p", { class: "going" });
-  const does = actions({ onMade, changed: () => update(known) });
+  const does = actions({ onMade, changed: () => update(known), listsFiles: true });
   const failure = el("div", { class: "failure", hidden: true });
   const timeline = el("ol", { class: "timeline" });
   const members = el("dl", {});
@@ -162,7 +162,7 @@ function membersOf(job, before) {
     ["Type", `${job.exportType}: ${TYPES[job.exportType]}`],
     ["Rows", count(job.rowsExported)],
     ["Format", job.compression === "none" ? job.format : `${job.format}, ${job.compression}`],
-    ["File", [el("code", {}, job.outputFilename), job.status === "completed" ? null : none(isOpen(job) ? " is there when it is completed" : " was not made")]],
+    ["File", job.files.length > 1 ? none(`${count(job.files.length)} files, each whole by itself`) : [el("code", {}, job.outputFilename), job.status === "completed" ? null : none(isOpen(job) ? " is there when it is completed" : " was not made")]],
     ["Size", `${count(job.bytesWritten)} bytes`],
     ["SHA-256", job.sha256 === null ? none(shaless(job)) : el("code", {}, job.sha256)],
     ["Watermark", watermarkOf(job, none)],
