@@ -100,7 +100,7 @@ pub struct Author {
 
 /// An export as its lane's chain has it. All numbers are texts: so its canonical form is the same to every reader of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Chained {
     /// [`VERSION`].
     pub version: String,
@@ -143,6 +143,7 @@ pub struct Chained {
 
 /// The identity of a database.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Source {
     /// Its cluster's identifier, in hexadecimal.
     pub cluster: String,
@@ -152,6 +153,7 @@ pub struct Source {
 
 /// A column of the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Column {
     /// Its name.
     pub name: String,
@@ -162,6 +164,7 @@ pub struct Column {
 
 /// A file of an export.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct File {
     /// Its SHA-256 in hexadecimal.
     pub sha256: String,
@@ -195,7 +198,7 @@ impl Manifest {
             name: column.name.clone(),
             of: ElementType { base: without_modifier(&column.type_name) },
         });
-        let bytes = export.files.iter().map(|file| count(&file.bytes)).sum();
+        let bytes = export.files.iter().map(|file| count(&file.bytes)).fold(0, u64::saturating_add);
         Manifest {
             entries: export.files.iter().zip(urls).map(entry).collect(),
             schema: Schema { elements: elements.collect() },
@@ -318,6 +321,13 @@ mod tests {
         }
     }
 
+    fn manifest_of_large_files() -> Manifest {
+        let mut export = chained();
+        export.files[0].bytes = u64::MAX.to_string();
+        export.files.push(export.files[0].clone());
+        Manifest::new(1, export, Vec::new())
+    }
+
     /// What one version signs and writes, every later one and every other program has to find the same digest for.
     #[test]
     fn the_form_and_the_digest_are_never_changed() {
@@ -359,6 +369,17 @@ mod tests {
         let manifest = Manifest::new(1, Chained { version: "2".to_owned(), ..chained() }, Vec::new());
         assert!(matches!(Manifest::read(manifest.text().as_bytes()), Err(Unreadable::Version(two)) if two == "2"));
         assert!(matches!(Manifest::read(b"{}"), Err(Unreadable::Form(_))));
+        // What the digest would not cover, since we don't know it.
+        let text = Manifest::new(1, chained(), Vec::new()).text();
+        for (known, and) in [
+            ("\"job\":", "\"evil\":1,\"job\":"),
+            ("\"cluster\":", "\"host\":1,\"cluster\":"),
+            ("\"bytes\":", "\"a\":1,\"bytes\":"),
+        ] {
+            assert!(Manifest::read(text.replace(known, and).as_bytes()).is_err(), "{and}");
+        }
+        let large = manifest_of_large_files();
+        assert_eq!(large.meta.content_length, u64::MAX);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::failpoint;
 use crate::file::FileRecord;
-use crate::job::JobId;
+use crate::job::{JobId, Status};
 use crate::manifest::Manifest;
 use crate::manifest::signing::SigningKey;
 use crate::sink::{self, Destination, Published, WrittenManifest, path_from_manifest};
@@ -60,6 +60,8 @@ enum Shown {
     NumberTaken(u64, u64),
     /// Not all files: one has no name at all.
     Gone,
+    /// A file under the name that the export has by now, which is another one than the caller knew.
+    Renamed,
     /// Nobody is to look: the export was published or given up meanwhile, or an earlier one comes first.
     NotNow,
 }
@@ -96,24 +98,26 @@ impl Publisher {
             self.mark(&record).await?;
             let shown = self.show(&mut record).await?;
             match shown {
-                Shown::All => {
-                    self.set_published(&record).await?;
-                    return Ok(Publication::Done);
-                }
+                Shown::All if self.set_published(&record).await? => return Ok(Publication::Done),
+                // Another has done it, perhaps under another name, which is the file's then.
+                Shown::All => {}
                 Shown::NameTaken => self.with_timeout(self.store.rename_output(&record)).await?,
                 Shown::NumberTaken(number, last) => {
                     tracing::warn!(event = "manifest_taken", jobId = %record.job, number, goesOnBehind = last);
                     self.with_timeout(self.store.skip_to(&record, last)).await?;
                 }
-                Shown::Gone => {}
+                Shown::Gone | Shown::Renamed => {}
                 Shown::NotNow => return Ok(Publication::Done),
             }
             match self.with_timeout(self.store.file(record.job)).await? {
                 None => return Ok(Publication::Done),
-                Some(now) if now.is_published => return Ok(Publication::Done),
-                Some(now) if now.name == record.name && matches!(shown, Shown::Gone) => {
-                    return Ok(Publication::Missing(Box::new(now)));
-                }
+                Some(now) if now.name == record.name => match shown {
+                    _ if now.is_published => return Ok(Publication::Done),
+                    Shown::Gone => return Ok(Publication::Missing(Box::new(now))),
+                    // An earlier export of its lane comes first.
+                    Shown::All => return Ok(Publication::Done),
+                    _ => record = now,
+                },
                 Some(now) => record = now,
             }
         }
@@ -137,10 +141,19 @@ impl Publisher {
         }
         let names: Vec<_> = record.files().map(|(name, _)| name).collect();
         for (part, name) in record.parts.iter_mut().zip(names) {
-            match self.destination.publish(&part.staged, &name).await? {
+            let mut published = self.destination.publish(&part.staged, &name).await?;
+            if published == Published::Misnamed {
+                // Who was held up must not take a file back from where another has handed it out meanwhile.
+                let now = self.with_timeout(self.store.file(record.job)).await?;
+                if now.is_none_or(|now| now.name != record.name) {
+                    return Ok(Shown::Renamed);
+                }
+                published = self.destination.rename(&part.staged, &name).await?;
+            }
+            match published {
                 Published::Done(location) => part.staged.identity.location = location,
                 Published::Taken => return Ok(Shown::NameTaken),
-                Published::Gone => return Ok(Shown::Gone),
+                Published::Gone | Published::Misnamed => return Ok(Shown::Gone),
             }
         }
         failpoint!("publisher.named", Ok(Shown::NotNow));
@@ -180,21 +193,27 @@ impl Publisher {
         }
     }
 
-    async fn set_published(&self, record: &FileRecord) -> Result<(), Error> {
+    /// False: another has recorded it, or it was given up, or an earlier export of its lane comes first.
+    async fn set_published(&self, record: &FileRecord) -> Result<bool, Error> {
         let files = record.files();
         let locations: Vec<_> =
             files.map(|(name, file)| self.destination.location(&file.identity.location, &name)).collect();
         if self.with_timeout(self.store.published(record, &locations)).await?.is_some() {
-            return Ok(());
+            return Ok(true);
         }
-        if self.with_timeout(self.store.file(record.job)).await?.is_none() {
-            // The job was given up in this moment: files without a completed job have to go.
-            self.destination.discard(record).await?;
-        } else if let Some(last) = self.with_timeout(self.store.last_of_lane(record)).await? {
-            // A process that slept while another one published may have replaced a newer marker by an older one.
-            self.mark(&last).await?;
+        match self.with_timeout(self.store.job(record.job)).await? {
+            // It was given up in this moment: files without a completed job have to go.
+            Some(job) if job.status == Status::Failed => self.destination.discard(record).await?,
+            // It was published, and is not kept any more: its manifest is.
+            None => {}
+            Some(_) => {
+                if let Some(last) = self.with_timeout(self.store.last_of_lane(record)).await? {
+                    // A process that slept while another one published may have replaced a newer marker by an older one.
+                    self.mark(&last).await?;
+                }
+            }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Makes the destination's marker of the lane name this file, unless the marker names a later one, or one that the database doesn't

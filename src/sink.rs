@@ -67,6 +67,8 @@ pub enum Published {
     Done(FileLocation),
     /// Another file has that name.
     Taken,
+    /// The file has another final name: it was perhaps handed out under that.
+    Misnamed,
     /// The file is in the folder under no name.
     Gone,
 }
@@ -222,6 +224,21 @@ impl Destination {
             Destination::Folder(folder) => folder.run(move |folder| folder.publish(&file, &name)).await,
             #[cfg(feature = "buckets")]
             Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.publish(&file).await).await,
+        }
+    }
+
+    /// As [`publish`](Destination::publish), of a file that may have another final name: its caller has just found that its name is this one.
+    ///
+    /// # Errors
+    /// As [`publish`](Destination::publish).
+    pub async fn rename(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
+        match self {
+            Destination::Folder(folder) => {
+                let (file, name) = (file.clone(), name.to_owned());
+                folder.run(move |folder| folder.rename(&file, &name)).await
+            }
+            #[cfg(feature = "buckets")]
+            Destination::Bucket(_) => self.publish(file, name).await,
         }
     }
 

@@ -101,6 +101,18 @@ impl Folder {
     /// # Errors
     /// If the folder can't be written; nothing has changed then, or the file has its name but the name isn't yet safe on disk.
     pub fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
+        self.give_name(file, name, false)
+    }
+
+    /// As [`publish`](Folder::publish), of a file that may have another final name, which its caller has just found to be none any more.
+    ///
+    /// # Errors
+    /// As [`publish`](Folder::publish).
+    pub fn rename(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
+        self.give_name(file, name, true)
+    }
+
+    fn give_name(&self, file: &StagedFile, name: &str, moves: bool) -> Result<Published, Error> {
         failpoint!("sink.publish", Err(Error::Io(Errno::IO.into())));
         let (staged, recorded) = (file.name.as_str(), &file.identity);
         // The database says so, and who may write there must not move files elsewhere.
@@ -110,6 +122,8 @@ impl Folder {
         let dir = self.open_for(file)?;
         let renamed = match rename_without_replacing(&dir, staged, name) {
             Err(Errno::NOENT) if identity_at(&dir, name)?.as_ref() != Some(recorded) => match find(&dir, recorded)? {
+                // Perhaps it was handed out under that name, and this caller was held up meanwhile.
+                Some(found) if !moves && !found.starts_with('.') => return Ok(Published::Misnamed),
                 // Who gave it that name was overtaken or died, and it was never recorded.
                 Some(found) => rename_without_replacing(&dir, &found, name),
                 None => Err(Errno::NOENT),
@@ -307,6 +321,17 @@ mod tests {
         assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Gone);
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("a.csv")).unwrap();
         assert!(folder.open(&file, "a.csv").unwrap().is_none(), "a link");
+    }
+
+    #[test]
+    fn a_file_is_taken_from_another_final_name_by_those_alone_who_know_that_it_is_none() {
+        let (dir, folder) = folder();
+        let file = staged(&folder, "abc");
+        folder.publish(&file, "a-2.csv").unwrap();
+        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Misnamed);
+        assert_eq!(visible(&dir), ["a-2.csv"]);
+        assert_eq!(folder.rename(&file, "a.csv").unwrap(), Published::Done(file.identity.location.clone()));
+        assert_eq!(visible(&dir), ["a.csv"]);
     }
 
     #[test]

@@ -114,6 +114,7 @@ async fn an_export_of_more_is_several_whole_files() {
             ("/files/0/download", 404, "no_part"),
             ("/files/99/download", 404, "no_part"),
             ("/files/x/download", 404, "no_part"),
+            ("/files/01/download", 404, "no_part"),
         ] {
             let refused = service.call("GET", &format!("{path}{of}"), &[]).await;
             assert_eq!(refusal(refused).await, (status, code.to_owned()), "{of}");
@@ -246,6 +247,28 @@ async fn a_name_that_is_taken_is_left_and_all_files_get_another() {
     assert_eq!(std::fs::read_to_string(heir.output().join(&theirs)).unwrap(), "theirs");
     assert_eq!(heir.files().len(), 3);
     heir.stop().await;
+}
+
+/// Who was held up before a name that was taken meanwhile finds the files handed out under others, and leaves them there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_that_was_held_up_moves_nothing() {
+    let database = with_users(20).await;
+    let service = Start::on(&database).with("WORKERS", 1).with("FAILPOINTS", "sink.publish=sleep:4000").service().await;
+    let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
+    let accepted: Value = request.json(&json!({ "maxFileBytes": MOST })).send().await.unwrap().json().await.unwrap();
+    let stem = accepted["outputFilename"].as_str().unwrap().strip_suffix(".csv").unwrap();
+    std::fs::write(service.output().join(format!("{stem}.part-00002.csv")), "theirs").unwrap();
+    let job = service.ended(accepted["jobId"].as_str().unwrap()).await;
+    let expected = [1, 2].map(|part| format!("{stem}-2.part-{part:05}.csv"));
+    assert_eq!(names(&job), expected);
+    // There is one worker, and it has left the first export when it has done the next.
+    service.ended(&service.submit("full", "b").await).await;
+    assert_eq!(ids(&service, &job), (1..=20).collect::<Vec<_>>());
+    for part in [1, 2] {
+        let path = format!("/exports/{}/files/{part}/download", job["jobId"].as_str().unwrap());
+        assert_eq!(service.call("GET", &path, &[]).await.status(), 200);
+    }
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

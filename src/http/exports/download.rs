@@ -116,7 +116,7 @@ pub(crate) async fn download_part(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     // What is no number names no file.
-    let part = place.part.parse().unwrap_or(0);
+    let part = place.part.parse().ok().filter(|part: &u32| part.to_string() == place.part).unwrap_or(0);
     answer(&service, service.open_file(id, Some(part)).await?, &method, &headers).await
 }
 

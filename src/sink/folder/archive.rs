@@ -26,12 +26,10 @@ impl Dir {
     pub(in crate::sink) fn manifests(&self) -> Result<impl Iterator<Item = Result<String, Error>> + use<>, Error> {
         let entries = rustix::fs::Dir::read_from(&self.0)?;
         Ok(entries.filter_map(|entry| match entry {
-            Ok(entry) => entry
-                .file_name()
-                .to_str()
-                .ok()
+            // One that is no text can't be opened by that, and is told as what it is: nothing that can be read.
+            Ok(entry) => Some(entry.file_name().to_string_lossy())
                 .filter(|name| manifest::is_name_in_folder(name))
-                .map(|name| Ok(name.to_owned())),
+                .map(|name| Ok(name.into_owned())),
             Err(errno) => Some(Err(errno.into())),
         }))
     }

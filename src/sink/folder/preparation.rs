@@ -63,7 +63,7 @@ mod tests {
         let gone = folder.destination_id().unwrap_err().to_string();
         assert_eq!(
             gone,
-            "the `.cdc-export-store` of the output folder is gone: mount the right disk, or restart to adopt this folder"
+            "the `.cdc-export-store` of the output folder or bucket is gone: bring the right one back, or restart to adopt this one"
         );
         assert_eq!(Folder::new(dir.path().to_owned()).prepare().unwrap(), Prepared::New, "a restart adopts it");
         assert!(matches!(folder.destination_id(), Err(Error::Replaced("is another folder's"))));
