@@ -143,7 +143,17 @@ async fn an_export_that_fits_is_one_file_with_the_name_of_one() {
     }
     let empty = service.ended(&submit(&service, "delta", json!({ "maxFileBytes": MOST })).await).await;
     assert_eq!((&empty["rowsExported"], files(&empty).len()), (&json!(0), 1));
-    for bytes in [json!(MOST - 1), json!((5_u64 << 30) + 1), json!("16MiB"), json!(null)] {
+    let job = service.ended(&submit(&service, "full", json!({ "maxFileBytes": MOST as f64 })).await).await;
+    assert_eq!(job["maxFileBytes"], MOST);
+    for bytes in [
+        json!(MOST as f64 + 0.5),
+        json!(1e300),
+        json!(-1),
+        json!(MOST - 1),
+        json!((5_u64 << 30) + 1),
+        json!("16MiB"),
+        json!(null),
+    ] {
         let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
         let refused = request.json(&json!({ "maxFileBytes": bytes })).send().await.unwrap();
         assert_eq!(refusal(refused).await, (400, "member_invalid".to_owned()), "{bytes}");

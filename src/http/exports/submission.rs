@@ -245,7 +245,11 @@ fn file_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Erro
 }
 
 fn number_in<'de, D: Deserializer<'de>>(range: RangeInclusive<u64>, from: D) -> Result<Option<u64>, D::Error> {
-    let number = u64::deserialize(from).ok().filter(|number| range.contains(number));
+    // 16777216.0 is a whole number too; beyond 2^53 such a text may not be the number that was meant.
+    let whole = |number: f64| (number.fract() == 0.0 && (0.0..=9e15).contains(&number)).then_some(number as u64);
+    let value = Value::deserialize(from).ok();
+    let number = value.and_then(|value| value.as_u64().or_else(|| value.as_f64().and_then(whole)));
+    let number = number.filter(|number| range.contains(number));
     let expected = || format!("a whole number from {} to {} is expected", range.start(), range.end());
     number.map(Some).ok_or_else(|| D::Error::custom(expected()))
 }
