@@ -69,7 +69,7 @@ pub struct Maintenance {
     store: Store,
     source: Source,
     destination: Destination,
-    /// Wakes the sweep: a vanished attempt may have left a file.
+    /// Wakes the sweep: a vanished attempt or publisher may have left a file.
     swept: Arc<Notify>,
 }
 

@@ -51,7 +51,11 @@ impl Task for Publish {
             let job = record.job;
             let outcome = if record.is_own {
                 match publisher.publish(record).await {
-                    Ok(Publication::Done) => Ok(()),
+                    Ok(Publication::Done) => {
+                        // Who died before it was done may have left what it wrote.
+                        maintenance.swept.notify_one();
+                        Ok(())
+                    }
                     Ok(Publication::Missing(record)) => look_again(publisher, missing, &record).await,
                     Err(error) => {
                         // No proof that the file is missing: a destination that failed may have it.

@@ -1,4 +1,4 @@
-//! Removes the hidden files of attempts that ended.
+//! Removes the hidden files of attempts that ended, and of publishers that died.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::maintenance::{Error, Maintenance, Task};
 use crate::sink::Destination;
 use crate::store::queue::EndedAttempt;
 
-/// A marker in the making, and a file of a job that the database doesn't know, are swept when they were not written to for so long.
+/// A file that may be somebody's is swept when it was not written to for so long.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 pub(super) struct Sweep {
@@ -31,12 +31,10 @@ impl Task for Sweep {
             return Ok(());
         }
         let mut outcome = Ok(());
-        for EndedAttempt { file, is_known } in
+        for EndedAttempt { file, is_nobodys } in
             maintenance.with_timeout(maintenance.store.ended_attempts(hidden)).await?
         {
             let job = file.job;
-            // A marker in the making has a token of its own, and gets its name in a moment.
-            let is_nobodys = is_known && !file.is_marker();
             match destination.sweep(file, (!is_nobodys).then_some(ABANDONED_AFTER)).await {
                 Ok(true) => tracing::info!(event = "hidden_file_swept", jobId = %job),
                 Ok(false) => {}

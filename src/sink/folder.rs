@@ -26,8 +26,9 @@ use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::{FileLocation, StagedFile};
 use crate::sink::folder::entries::{
-    create, find, identity, identity_at, is_own_name, remove_at, rename_without_replacing, require_room,
+    create, find, identity, identity_at, is_own_name, open_at, remove_at, rename_without_replacing, require_room,
 };
+use crate::sink::found::Found;
 use crate::sink::{Error, Published};
 
 pub(super) use draft::Draft;
@@ -161,14 +162,10 @@ impl Folder {
         if !is_own_name(name) {
             return Ok(None);
         }
-        // NONBLOCK: a pipe planted under the name must not hang the caller.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let found = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
-            Ok(found) => File::from(found),
-            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
-            Err(errno) => return Err(errno.into()),
-        };
-        Ok((found.metadata()?.is_file() && identity(&found)? == file.identity).then_some(found))
+        match open_at(&dir, name)? {
+            Found::File(_, found) if identity(&found)? == file.identity => Ok(Some(found)),
+            _ => Ok(None),
+        }
     }
 
     /// Removes a published file if it is still the one that was recorded; what somebody put in its place stays.

@@ -145,13 +145,14 @@ async fn front(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateT
     Ok(front)
 }
 
-/// A hidden file of an attempt that has ended without completing its job.
+/// A hidden file of an attempt that has ended without completing its job, or of a publisher.
 #[derive(Debug)]
 pub struct EndedAttempt {
-    /// The file that the attempt left.
+    /// The file that was left.
     pub file: HiddenFile,
-    /// Whether the database knows the attempt's job. An unknown job may be that of a clone, which has the same identity.
-    pub is_known: bool,
+    /// Whether nobody writes it any more, or will miss it. Of a job that the database doesn't know nothing is known: it may be that of a
+    /// clone, which has the same identity. A publisher's file has its final name in a moment, or is written again.
+    pub is_nobodys: bool,
 }
 
 /// How a worker leaves a job that it didn't complete.
@@ -317,11 +318,13 @@ impl Store {
         let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) =
             hidden.iter().map(|file| (file.job.as_uuid(), file.token.as_uuid())).unzip();
         let databases: Vec<_> = hidden.iter().map(|file| file.database.as_ref().map(DatabaseId::as_str)).collect();
+        let markers: Vec<_> = hidden.iter().map(HiddenFile::is_marker).collect();
         let mut conn = self.connection().await?;
         let ended: Vec<(i64, bool)> = sqlx::query_as(
             "-- store.queue.ended_attempts
-             select a.place, e.id is not null
-             from unnest($1::uuid[], $2::uuid[], $3::text[]) with ordinality as a (id, token, database, place)
+             select a.place, e.id is not null and (not a.is_marker or e.status <> 'completed' or e.published_at is not null)
+             from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bool[]) with ordinality
+               as a (id, token, database, is_marker, place)
              cross join (select cdc_export.database_id() as database) own
              left join exports e on e.id = a.id
              where case when e.id is null then a.database = own.database
@@ -332,13 +335,14 @@ impl Store {
         .bind(ids)
         .bind(tokens)
         .bind(databases)
+        .bind(markers)
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
         let ended: HashMap<i64, bool> = ended.into_iter().collect();
         let ended = (1..).zip(hidden).filter_map(|(place, file)| {
-            let is_known = *ended.get(&place)?;
-            Some(EndedAttempt { file, is_known })
+            let is_nobodys = *ended.get(&place)?;
+            Some(EndedAttempt { file, is_nobodys })
         });
         Ok(ended.collect())
     }

@@ -22,16 +22,10 @@ pub(crate) async fn killed_by_an_export(database: &Database, service: &mut Servi
     database.one("select id::text from exports").await
 }
 
-/// What is in the folder, without a marker or manifest in the making: another task than the one that a failpoint stops may be writing one
-/// when the process is killed, and that is swept after an hour.
-pub(crate) fn files(service: &Service) -> Vec<String> {
-    service.files().into_iter().filter(|name| !name.ends_with(".mark")).collect()
-}
-
 /// Everything in the folder is the file of this job, and the watermark is its.
 async fn holds_only(service: &Service, job: &Value) {
     let name = job["outputFilename"].as_str().unwrap();
-    eventually("nothing else is in the folder", || async { (files(service) == [name]).then_some(()) }).await;
+    eventually("nothing else is in the folder", || async { (service.files() == [name]).then_some(()) }).await;
     assert_eq!(Csv::read(&service.path(job)).rows.len() as u64, job["rowsExported"].as_u64().unwrap());
     assert_eq!(std::fs::metadata(service.path(job)).unwrap().len(), job["bytesWritten"].as_u64().unwrap());
     assert_eq!(service.watermark("a").await.as_deref(), job["watermarkTo"].as_str());

@@ -7,7 +7,6 @@ use futures_util::future::join_all;
 use ring::digest;
 use serde_json::{Value, json};
 
-use crate::crashes;
 use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
 
 const MOST: u64 = 16 << 20;
@@ -197,7 +196,7 @@ async fn dies_at(fault: &str, attempts: u64) {
     let stem = job["outputFilename"].as_str().unwrap().strip_suffix(".csv").unwrap();
     let mut expected: Vec<_> = names(&job).into_iter().map(str::to_owned).collect();
     expected.insert(0, format!("{stem}.manifest.json"));
-    let alone = || async { (crashes::files(&heir) == expected).then_some(()) };
+    let alone = || async { (heir.files() == expected).then_some(()) };
     eventually(&format!("{fault}: nothing else is in the folder"), alone).await;
     let manifest: Value = serde_json::from_slice(&std::fs::read(heir.output().join(&expected[0])).unwrap()).unwrap();
     assert_eq!((&manifest["digest"], &manifest["number"]), (&job["digest"], &job["number"]), "{fault}");

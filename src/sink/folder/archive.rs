@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use crate::manifest;
 use crate::sink::Error;
+use crate::sink::folder::entries::open_at;
 use crate::sink::found::Found;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -48,16 +49,6 @@ impl Dir {
             };
         }
         let above = folder.as_ref().map_or(self.0.as_fd(), AsFd::as_fd);
-        // NONBLOCK: a pipe planted under the name must not hang the caller.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(above, name, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
-            Err(Errno::NOENT) => return Ok(Found::Nothing),
-            // A link; a socket.
-            Err(Errno::LOOP | Errno::NXIO) => return Ok(Found::NoFile),
-            Err(errno) => return Err(errno.into()),
-        };
-        let found = file.metadata()?;
-        Ok(if found.is_file() { Found::File(found.len(), file) } else { Found::NoFile })
+        Ok(open_at(above, name)?)
     }
 }

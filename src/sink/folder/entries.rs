@@ -1,16 +1,18 @@
 //! The entries of a folder, each by one name below its descriptor. Symbolic links are not followed.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::{FileIdentity, FileLocation};
 use crate::sink::Error;
+use crate::sink::found::Found;
 
 /// What the process's umask is taken from, where nobody set a mode.
 const OPEN_TO_ALL: Mode = Mode::from_raw_mode(0o666);
@@ -36,6 +38,43 @@ pub(super) fn create(dir: &OwnedFd, name: &str, mode: Option<Mode>) -> Result<Fi
         return Err(errno);
     }
     Ok(file.into())
+}
+
+/// Makes a small file: its text goes to disk under a hidden name, and `give_name` gives it its own. The hidden one is gone in the end,
+/// unless the process dies, or the disk does. What it is called by then may not survive a crash if this fails.
+pub(super) fn write_small<T>(
+    dir: &OwnedFd,
+    hidden: &HiddenFile,
+    mode: Option<Mode>,
+    text: &str,
+    give_name: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut file = create(dir, &hidden.name, mode)?;
+    let named = (|| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        failpoint!("sink.drafted", Err(Error::Io(Errno::IO.into())));
+        give_name()
+    })();
+    remove_at(dir, &hidden.name)?;
+    let named = named?;
+    rustix::fs::fsync(dir)?;
+    Ok(named)
+}
+
+/// Opens what has this name. A link is not followed, and a pipe that somebody planted doesn't hang the caller.
+pub(super) fn open_at(dir: impl AsFd, name: &str) -> Result<Found<File>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(Found::Nothing),
+        // A link; a socket.
+        Err(Errno::LOOP | Errno::NXIO) => return Ok(Found::NoFile),
+        Err(errno) => return Err(errno),
+    };
+    let found = rustix::fs::fstat(&file)?;
+    let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+    Ok(if is_file { Found::File(found.st_size.unsigned_abs(), file.into()) } else { Found::NoFile })
 }
 
 /// Whether an export's file may be called so: one name, that leads nowhere else and isn't hidden, of characters that stand in

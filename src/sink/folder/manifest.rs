@@ -1,9 +1,7 @@
 //! Manifests in a folder, beside the files.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::database::DatabaseId;
@@ -12,7 +10,8 @@ use crate::file::hidden::HiddenFile;
 use crate::job::JobId;
 use crate::sink::Error;
 use crate::sink::folder::Folder;
-use crate::sink::folder::entries::{create, remove_at, rename_without_replacing};
+use crate::sink::folder::entries::{open_at, remove_at, rename_without_replacing, write_small};
+use crate::sink::found::Found;
 use crate::sink::manifests::WrittenManifest;
 
 impl Folder {
@@ -29,19 +28,17 @@ impl Folder {
     ) -> Result<WrittenManifest, Error> {
         failpoint!("sink.manifest", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
-        let draft = HiddenFile::of_marker(database, job).name;
-        let mut file = create(&dir, &draft, self.file_mode)?;
-        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::from);
-        let named = written.and_then(|()| match rename_without_replacing(&dir, &draft, name) {
-            Err(Errno::EXIST) if self.is_in_the_way(name, text)? => Ok(WrittenManifest::Taken),
-            Err(Errno::EXIST) | Ok(()) => Ok(WrittenManifest::Done),
-            Err(errno) => Err(errno.into()),
-        });
-        failpoint!("sink.manifest.renamed", Err(Error::Io(Errno::IO.into())));
-        remove_at(&dir, &draft)?;
-        // Also of one that is there: who wrote it may have died before this.
-        rustix::fs::fsync(&dir)?;
-        named
+        let draft = HiddenFile::of_marker(database, job);
+        write_small(&dir, &draft, self.file_mode, text, || {
+            let written = match rename_without_replacing(&dir, &draft.name, name) {
+                Err(Errno::EXIST) if self.is_in_the_way(name, text)? => WrittenManifest::Taken,
+                // Also one that is there: who wrote it may have died before it was safe.
+                Err(Errno::EXIST) | Ok(()) => WrittenManifest::Done,
+                Err(errno) => return Err(errno.into()),
+            };
+            failpoint!("sink.manifest.renamed", Err(Error::Io(Errno::IO.into())));
+            Ok(written)
+        })
     }
 
     /// Whether something has this name, and isn't this text.
@@ -50,17 +47,13 @@ impl Folder {
     /// If the folder or the file can't be read.
     pub fn is_in_the_way(&self, name: &str, text: &str) -> Result<bool, Error> {
         let (dir, _) = self.open_with_id()?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
-            Err(Errno::NOENT) => return Ok(false),
-            // A link, a socket, or nobody's to read.
-            Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS | Errno::PERM) => return Ok(true),
+        let file = match open_at(&dir, name) {
+            Ok(Found::File(_, file)) => file,
+            Ok(Found::Nothing) => return Ok(false),
+            // Nobody's to read.
+            Ok(Found::NoFile) | Err(Errno::ACCESS | Errno::PERM) => return Ok(true),
             Err(errno) => return Err(errno.into()),
         };
-        if !file.metadata()?.is_file() {
-            return Ok(true);
-        }
         let mut found = Vec::new();
         file.take(text.len() as u64 + 1).read_to_end(&mut found)?;
         Ok(found != text.as_bytes())

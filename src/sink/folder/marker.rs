@@ -1,10 +1,8 @@
 //! Markers: which export of each lane the folder has handed out last, as a witness against a database that was put back. No
 //! retention and no sweep removes a marker.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::database::DatabaseId;
@@ -14,7 +12,8 @@ use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 use crate::sink::Error;
 use crate::sink::folder::Folder;
-use crate::sink::folder::entries::{create, remove_at};
+use crate::sink::folder::entries::{open_at, write_small};
+use crate::sink::found::Found;
 use crate::sink::marker_file;
 
 /// It has some hundred bytes.
@@ -29,18 +28,14 @@ impl Folder {
     pub fn marker(&self, database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> Result<Option<Marker>, Error> {
         failpoint!("sink.marker", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let name = marker_file::name(database, consumer, dataset);
-        let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
-            Err(Errno::NOENT) => return Ok(None),
-            // A link, a socket, or nobody's to read.
-            Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS | Errno::PERM) => return Ok(Some(Marker::unreadable())),
+        let file = match open_at(&dir, &name) {
+            Ok(Found::File(_, file)) => file,
+            Ok(Found::Nothing) => return Ok(None),
+            // Nobody's to read.
+            Ok(Found::NoFile) | Err(Errno::ACCESS | Errno::PERM) => return Ok(Some(Marker::unreadable())),
             Err(errno) => return Err(errno.into()),
         };
-        if !file.metadata()?.is_file() {
-            return Ok(Some(Marker::unreadable()));
-        }
         let mut text = Vec::new();
         file.take(MARKER_MAX_BYTES).read_to_end(&mut text)?;
         Ok(Some(marker_file::read(&text, consumer, dataset)))
@@ -67,23 +62,18 @@ impl Folder {
         if other.is_some() {
             return Ok(other);
         }
-        if present.as_ref() != Some(marker) {
-            let text = marker_file::text(consumer, dataset, marker)?;
-            let draft = HiddenFile::of_marker(database, marker.job).name;
-            let mut file = create(&dir, &draft, self.file_mode)?;
-            let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::from);
-            let name = marker_file::name(database, consumer, dataset);
-            let named = written.and_then(|()| {
-                let renamed = rustix::fs::renameat(&dir, &draft, &dir, &name);
-                renamed.map_err(|errno| io::Error::new(errno.kind(), format!("{name}: {errno}")).into())
-            });
-            if let Err(error) = named {
-                remove_at(&dir, &draft)?;
-                return Err(error);
-            }
+        if present.as_ref() == Some(marker) {
+            // Who wrote it may have died before this.
+            rustix::fs::fsync(&dir)?;
+            return Ok(None);
         }
-        // Also of one that is there: who wrote it may have died before this.
-        rustix::fs::fsync(&dir)?;
+        let text = marker_file::text(consumer, dataset, marker)?;
+        let draft = HiddenFile::of_marker(database, marker.job);
+        let name = marker_file::name(database, consumer, dataset);
+        write_small(&dir, &draft, self.file_mode, &text, || {
+            let renamed = rustix::fs::renameat(&dir, &draft.name, &dir, &name);
+            renamed.map_err(|errno| io::Error::new(errno.kind(), format!("{name}: {errno}")).into())
+        })?;
         Ok(None)
     }
 }
