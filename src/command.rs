@@ -20,16 +20,21 @@ mod database_handle;
 mod datasets;
 mod download;
 mod export;
+mod feed;
 mod healthcheck;
+mod inbox;
 mod keys;
 mod list;
 mod migrate;
 mod output;
+mod plain;
 mod plan;
 mod progress;
+mod pull;
 mod retry;
 mod seed;
 mod serve;
+mod server;
 mod signals;
 mod start;
 mod status;
@@ -51,7 +56,9 @@ use crate::command::download::Download;
 use crate::command::export::Export;
 use crate::command::keys::Keys;
 use crate::command::list::List;
+use crate::command::plain::plain;
 use crate::command::plan::Plan;
+use crate::command::pull::Pull;
 use crate::command::retry::Retry;
 use crate::command::seed::Seed;
 use crate::command::serve::Serve;
@@ -108,6 +115,8 @@ pub(crate) enum Command {
     Retry(Retry),
     /// Fetch the file of a completed export, and check that it arrived whole
     Download(Download),
+    /// Fetch all exports of a consumer into a folder, in order, each once, and remember where it is
+    Pull(Pull),
     /// Check that a folder or bucket of exports has every file, unchanged, by their manifests
     Verify(Verify),
     /// Check that the service on HOST and PORT is ready
@@ -151,6 +160,7 @@ impl Command {
             Command::Cancel(cancel) => cancel.run(),
             Command::Retry(retry) => retry.run(),
             Command::Download(download) => download.run(),
+            Command::Pull(pull) => pull.run(),
             Command::Verify(verify) => verify.run(),
             Command::Healthcheck => healthcheck::run(),
             Command::Track(track) => track.run(),
@@ -171,15 +181,9 @@ pub(crate) struct BadUsage(String);
 /// Prints what failed and why, on one line. A bad catalog has a line for each mistake; a refused export, an indented one for each export
 /// that comes before it.
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
-    // The text may hold names that others chose, and a terminal obeys control characters.
-    let plain = |letter: char| letter == '\n' || !letter.is_control();
-    let text = chain(error.as_ref());
-    let text: String = text
-        .chars()
-        .map(|letter| if plain(letter) { letter.to_string() } else { letter.escape_default().to_string() })
-        .collect();
-    for line in text.lines() {
-        eprintln!("{}{line}", if line.starts_with(' ') { "" } else { "cdc-export: " });
+    // The text may hold names that others chose.
+    for line in chain(error.as_ref()).lines() {
+        eprintln!("{}{}", if line.starts_with(' ') { "" } else { "cdc-export: " }, plain(line));
     }
     ExitCode::from(code)
 }

@@ -2,16 +2,14 @@
 //! one way, as the API shows jobs and consumers.
 
 use std::io::{IsTerminal, Read, Write};
-use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::config::{CatalogFile, Environment};
 use crate::http;
 use crate::job::lane::Lane;
 use crate::job::{After, ConsumerId, Filter, Job, JobId, Request, Status};
+use crate::manifest::Manifest;
 use crate::service::{self, Service, Subscriber};
-use anyhow::anyhow;
-use clap::Args;
+use anyhow::Context;
 use hyper::http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -21,59 +19,29 @@ use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use crate::command::BadUsage;
-use crate::command::client::{Address, AddressParser, Client, Error, NamedJob};
-use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
-use crate::command::start::{Logs, block_on, settings};
+use crate::command::client::{Client, Error, NamedJob};
 use crate::command::view::JobView;
-use crate::command::wiring::wire_service;
 
 /// How many rows of each list are shown.
 pub(crate) const SHOWN: u32 = 200;
 /// How much of a file is in memory at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Which service.
-#[derive(Args)]
-pub(super) struct Server {
-    /// Ask the service at this address, with the key in CDC_EXPORT_KEY if it wants one [default: use the database of
-    /// DATABASE_URL]
-    #[arg(long, value_name = "URL", value_parser = AddressParser)]
-    server: Option<Address>,
-}
-
-impl Server {
-    /// The client of the remote service; `None`: no service was named, so the command uses the database.
-    pub(super) fn client(&self) -> anyhow::Result<Option<Client>> {
-        let Some(address) = &self.server else { return Ok(None) };
-        let environment = Environment::read()?;
-        environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
-        Ok(Some(Client::new(address.clone(), environment.key()?)))
-    }
-
-    /// Runs a command at the remote service, or at one that is wired over the database.
-    pub(super) fn run(
-        &self,
-        catalog: CatalogFile,
-        command: impl AsyncFnOnce(&Backend) -> anyhow::Result<()>,
-    ) -> anyhow::Result<ExitCode> {
-        if let Some(client) = self.client()? {
-            return block_on(async { command(&Backend::Remote(client)).await.map(|()| ExitCode::SUCCESS) });
-        }
-        let config = settings(catalog, Logs::Errors)?;
-        block_on(async {
-            let handle = DatabaseHandle::open(&config, Makes::Nothing, OtherWays::DataDirOrServer).await?;
-            let service = wire_service(&config, &handle.database)?;
-            let done = command(&Backend::Local(Box::new(service))).await;
-            handle.close().await;
-            done.map(|()| ExitCode::SUCCESS)
-        })
-    }
-}
-
 /// The service of this process, or a remote one.
 pub(crate) enum Backend {
     Local(Box<Service>),
     Remote(Client),
+}
+
+/// Why an export was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct Refusal {
+    /// The word for it, as the API has it.
+    pub(crate) code: String,
+    /// The open exports that come first.
+    pub(crate) open: Vec<JobId>,
+    text: String,
 }
 
 /// What the answer to a submission says of the job.
@@ -87,6 +55,7 @@ struct Accepted {
 #[serde(rename_all = "camelCase")]
 struct Items {
     items: Vec<Value>,
+    #[serde(default)]
     next_cursor: Option<String>,
 }
 
@@ -99,7 +68,7 @@ impl Backend {
                 Err(error) => Err(match &error {
                     service::Error::OutOfStep(jobs) => {
                         let named = |job: &Job| (job.id, job.status == Status::Completed);
-                        self.refusal(error.to_string(), jobs.iter().map(named))
+                        self.refusal("out_of_step", error.to_string(), jobs.iter().map(named)).into()
                     }
                     _ => error.into(),
                 }),
@@ -132,9 +101,9 @@ impl Backend {
                 let path = format!("/exports/{}", request.export_type);
                 let answer = remote(client, move |client| client.post(&path, &headers, Some(&body))).await;
                 answer.map(|Accepted { job_id }| job_id.into()).map_err(|error| match &error {
-                    Error::Refused { jobs, .. } => {
+                    Error::Refused { code, jobs, .. } => {
                         let named = |job: &NamedJob| (job.job_id.into(), &*job.status == Status::Completed.as_str());
-                        self.refusal(error.to_string(), jobs.iter().map(named))
+                        self.refusal(code, error.to_string(), jobs.iter().map(named)).into()
                     }
                     _ => error.into(),
                 })
@@ -143,13 +112,18 @@ impl Backend {
     }
 
     /// Why an export was refused, with a line for each export that comes first, published or not.
-    fn refusal(&self, why: String, jobs: impl Iterator<Item = (JobId, bool)>) -> anyhow::Error {
+    fn refusal(&self, code: &str, why: String, jobs: impl Iterator<Item = (JobId, bool)>) -> Refusal {
         let option = self.server_option();
-        let lines = jobs.map(|(id, is_published)| match is_published {
-            true => format!("\n  cdc-export download {id}{option}"),
-            false => format!("\n  {id} is open"),
-        });
-        anyhow!(lines.fold(why, |text, line| text + &line))
+        let (mut text, mut open) = (why, Vec::new());
+        for (id, is_published) in jobs {
+            if is_published {
+                text += &format!("\n  cdc-export download {id}{option}");
+            } else {
+                text += &format!("\n  {id} is open");
+                open.push(id);
+            }
+        }
+        Refusal { code: code.to_owned(), open, text }
     }
 
     /// A job's present state.
@@ -193,6 +167,16 @@ impl Backend {
                 }
             }
         }
+    }
+
+    /// Says that this export, and all of its consumer before it, are loaded.
+    pub(crate) async fn ack(&self, id: JobId) -> anyhow::Result<()> {
+        let Backend::Remote(client) = self else { return Err(anyhow::anyhow!("not of this service")) };
+        let path = format!("/exports/{id}/ack");
+        remote(client, move |client| client.post::<Value>(&path, &HeaderMap::new(), None))
+            .await
+            .map(drop)
+            .map_err(Into::into)
     }
 
     /// Asks for an export like one that failed or was cancelled; the new one's id.
@@ -259,6 +243,41 @@ impl Backend {
                 }
             }
         }
+    }
+
+    /// The dataset that is meant where none is named.
+    pub(crate) async fn implied_dataset(&self) -> anyhow::Result<String> {
+        let names: Vec<String> = match self {
+            Backend::Local(service) => return Ok(service.implied_dataset()?.name.clone()),
+            Backend::Remote(client) => {
+                let all: Items = remote(client, |client| client.get("/datasets")).await?;
+                all.items.iter().filter_map(|item| Some(item["name"].as_str()?.to_owned())).collect()
+            }
+        };
+        match names.as_slice() {
+            [only] => Ok(only.clone()),
+            _ if names.iter().any(|name| name == "users") => Ok("users".to_owned()),
+            _ => Err(BadUsage(format!("--dataset: one is to be named; there are: {}", names.join(", "))).into()),
+        }
+    }
+
+    /// A completed export's manifest; `None`: it has none.
+    pub(crate) async fn manifest(&self, id: JobId) -> anyhow::Result<Option<Manifest>> {
+        let text = match self {
+            Backend::Local(service) => match service.manifest(id).await {
+                Err(service::Error::NoManifest) => return Ok(None),
+                text => text?,
+            },
+            Backend::Remote(client) => {
+                let path = format!("/exports/{id}/manifest");
+                match remote(client, move |client| client.get::<Value>(&path)).await {
+                    Err(error) if error.is_of("no_manifest") => return Ok(None),
+                    manifest => manifest?.to_string(),
+                }
+            }
+        };
+        let manifest = Manifest::read(text.as_bytes()).with_context(|| format!("the manifest of {id}"))?;
+        Ok(Some(manifest))
     }
 
     /// What `download` must be told to reach the same service.

@@ -23,10 +23,11 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::command::BadUsage;
-use crate::command::backend::{Backend, Server};
+use crate::command::backend::Backend;
 use crate::command::client::Error;
 use crate::command::output::{Output, folder_of};
 use crate::command::progress::bar_of_bytes;
+use crate::command::server::Server;
 use crate::command::view::JobView;
 use crate::command::words::job_id;
 
@@ -105,17 +106,7 @@ async fn save_file(backend: &Backend, id: JobId, file: &Wanted, path: &Path) -> 
     let exists = || format!("{} is there already: --output names another place", path.display());
     ensure!(!path.exists(), exists());
     let part = part_of(path, id);
-    let at_part = || part.display().to_string();
-    let opened = open_part(&part).with_context(at_part)?;
-    let ours = opened.metadata().with_context(at_part)?;
-    let mut partial = PartialFile::new(Sink::File(opened), file)?;
-    if let Err(error) = partial.fetch_rest(backend, id).await {
-        // The bytes are wrong, or there are none: another try has to begin anew, or there will be none.
-        if partial.is_whole() || partial.have == 0 || is_gone(&error) {
-            fs::remove_file(&part).with_context(at_part)?;
-        }
-        return Err(error.context(at_part()));
-    }
+    let ours = fetch_part(backend, id, file, &part).await?;
     // Another user who may write to the folder may have put another file there.
     let is_ours = |path: &Path| {
         fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
@@ -130,21 +121,47 @@ async fn save_file(backend: &Backend, id: JobId, file: &Wanted, path: &Path) -> 
     if is_ours(&part) {
         let _ = fs::remove_file(&part);
     }
+    sync_folder_of(path)
+}
+
+/// Fetches one file into a hidden one, or what is missing there, and checks it. It is on disk then.
+pub(super) async fn fetch_part(
+    backend: &Backend,
+    id: JobId,
+    file: &Wanted,
+    part: &Path,
+) -> anyhow::Result<fs::Metadata> {
+    let at_part = || part.display().to_string();
+    let opened = open_part(part).with_context(at_part)?;
+    let ours = opened.metadata().with_context(at_part)?;
+    let mut partial = PartialFile::new(Sink::File(opened), file)?;
+    if let Err(error) = partial.fetch_rest(backend, id).await {
+        // The bytes are wrong, or there are none: another try has to begin anew, or there will be none.
+        if partial.is_whole() || partial.have == 0 || is_gone(&error) {
+            fs::remove_file(part).with_context(at_part)?;
+        }
+        return Err(error.context(at_part()));
+    }
+    Ok(ours)
+}
+
+/// Puts the names in a path's folder on disk.
+pub(super) fn sync_folder_of(path: &Path) -> anyhow::Result<()> {
     File::open(folder_of(path)).and_then(|folder| folder.sync_all()).with_context(|| path.display().to_string())
 }
 
 /// A file that is to be fetched.
-struct Wanted {
+pub(super) struct Wanted {
     /// Which of several; `None`: the only one.
     part: Option<u32>,
     name: String,
     bytes: u64,
-    rows: u64,
-    sha256: String,
+    pub(super) rows: u64,
+    pub(super) sha256: String,
 }
 
 /// The files of a job. A service of a version that doesn't list them makes one alone.
-fn files_of(job: &JobView) -> anyhow::Result<Vec<Wanted>> {
+pub(super) fn files_of(job: &JobView) -> anyhow::Result<Vec<Wanted>> {
     let is_hex = |text: &&str| After::is_sha256(text);
     let several = job.files.len() > 1;
     let listed = job.files.iter().map(|file| Wanted {
@@ -170,7 +187,7 @@ fn files_of(job: &JobView) -> anyhow::Result<Vec<Wanted>> {
 
 impl Wanted {
     /// The file's name, if it is a plain one: the service must not make us write outside of the folder.
-    fn plain_name(&self) -> anyhow::Result<&str> {
+    pub(super) fn plain_name(&self) -> anyhow::Result<&str> {
         let name = &self.name;
         let is_plain = Path::new(&**name).file_name().is_some_and(|only| only == &**name);
         ensure!(
@@ -205,19 +222,19 @@ fn sha256_of(mut file: impl Read) -> io::Result<(u64, digest::Context)> {
 }
 
 /// Whether the service has the file no more.
-fn is_gone(error: &anyhow::Error) -> bool {
+pub(super) fn is_gone(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::Refused { status: 410, .. }))
         || matches!(error.downcast_ref(), Some(service::Error::FileGone))
 }
 
 /// The hidden file of a job's download. Its name has the job's id, so that two jobs never share one.
-fn part_of(path: &Path, id: JobId) -> PathBuf {
+pub(super) fn part_of(path: &Path, id: JobId) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     folder_of(path).join(format!(".{name}.{id}.part"))
 }
 
 /// Renames the file, and never replaces another one.
-fn give_name(part: &Path, path: &Path) -> io::Result<()> {
+pub(super) fn give_name(part: &Path, path: &Path) -> io::Result<()> {
     // A link, unlike a rename, replaces nothing.
     let Err(error) = fs::hard_link(part, path) else { return Ok(()) };
     if error.kind() == io::ErrorKind::AlreadyExists {
@@ -236,7 +253,7 @@ fn give_name(part: &Path, path: &Path) -> io::Result<()> {
 /// Opens the hidden file: a new one, or the one that an earlier download by this user left. Another user who may write to the
 /// folder may have put a link, a pipe or somebody's file there, which must not be written to. NONBLOCK: opening a pipe would hang
 /// us.
-fn open_part(part: &Path) -> io::Result<File> {
+pub(super) fn open_part(part: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut options = OpenOptions::new();
     options.read(true).append(true).custom_flags(flags);

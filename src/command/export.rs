@@ -21,13 +21,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::command::BadUsage;
-use crate::command::backend::{Backend, Server};
+use crate::command::backend::Backend;
 use crate::command::catalog::named_or_implied;
 use crate::command::client::Client;
 use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
 use crate::command::download;
 use crate::command::output::Output;
 use crate::command::progress::bar_of_rows;
+use crate::command::server::Server;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::view::{FileView, JobView};
@@ -239,7 +240,8 @@ async fn watch(backend: &Backend, id: JobId, interrupted: &CancellationToken) ->
     }
 }
 
-fn show(bar: &ProgressBar, job: &JobView, printed_at: &mut Instant) {
+/// Shows how far a job is.
+pub(super) fn show(bar: &ProgressBar, job: &JobView, printed_at: &mut Instant) {
     if std::io::stderr().is_terminal() {
         // The bar counts rows. Their number is estimated from the percentage.
         let all = job.rows_exported.saturating_mul(100).checked_div(u64::from(job.progress)).unwrap_or(0);

@@ -8,7 +8,8 @@ use crate::job::{ConsumerId, ExportType, Filter, Status};
 use clap::Args;
 use uuid::Uuid;
 
-use crate::command::backend::{Backend, Server};
+use crate::command::backend::Backend;
+use crate::command::server::Server;
 use crate::command::view::JobView;
 use crate::command::words::job_id;
 use crate::command::words::words;

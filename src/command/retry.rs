@@ -8,7 +8,8 @@ use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::command::backend::{Backend, Server};
+use crate::command::backend::Backend;
+use crate::command::server::Server;
 use crate::command::words::job_id;
 
 /// Which export to ask for again.

@@ -12,8 +12,9 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::command::backend::{Backend, SHOWN, Server};
+use crate::command::backend::{Backend, SHOWN};
 use crate::command::client::PlainText;
+use crate::command::server::Server;
 use crate::command::signals::stop_on_signal;
 use crate::command::view::{ConsumerView, JobView};
 

@@ -21,6 +21,8 @@ pub(crate) struct JobView {
     pub(crate) bytes_written: u64,
     pub(crate) output_filename: PlainText,
     pub(crate) sha256: Option<PlainText>,
+    pub(crate) number: Option<u64>,
+    pub(crate) digest: Option<PlainText>,
     /// None where the service is of a version that doesn't list them.
     #[serde(default)]
     pub(crate) files: Vec<FileView>,

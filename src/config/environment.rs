@@ -86,6 +86,12 @@ impl Environment {
         output::place(&self.0, place)
     }
 
+    /// The failpoints that a test asks for, of a command that reads no other settings.
+    #[cfg(debug_assertions)]
+    pub fn failpoints(&self) -> Option<&str> {
+        self.0.get("FAILPOINTS")
+    }
+
     /// The key that is shown to a remote service: the one setting of a client.
     ///
     /// # Errors

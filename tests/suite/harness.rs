@@ -36,6 +36,9 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
     }
 }
 
+/// The exit code of a command that a signal has ended.
+pub(crate) const KILLED: i32 = -1;
+
 /// A folder that the user who runs Postgres can reach.
 pub(crate) fn reachable_folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -493,7 +496,7 @@ impl Start {
             tokio::time::timeout(HANG_TIMEOUT, self.command(work.path()).stdout(Stdio::piped()).output()).await;
         let output = output.expect("it ends by itself").unwrap();
         let [printed, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-        (output.status.code().unwrap(), printed, errors)
+        (output.status.code().unwrap_or(KILLED), printed, errors)
     }
 }
 

@@ -111,6 +111,8 @@ mod parts;
 #[cfg(test)]
 mod pooler;
 #[cfg(test)]
+mod pull;
+#[cfg(test)]
 mod quiet;
 #[cfg(test)]
 mod readers;

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::harness::{Csv, Database, HANG_TIMEOUT, Service, Start, eventually, reachable_folder};
 
 /// A command that has no database to fall back on.
-fn far(arguments: &[&str]) -> Start {
+pub(crate) fn far(arguments: &[&str]) -> Start {
     Start::plain().with("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing").arguments(arguments)
 }
 
@@ -21,7 +21,7 @@ async fn run(arguments: &[&str]) -> (i32, String, String) {
     far(arguments).output().await
 }
 
-async fn with_users(rows: i64) -> (Database, Service) {
+pub(crate) async fn with_users(rows: i64) -> (Database, Service) {
     let database = Database::new().await;
     database.add_users(1, rows).await;
     let service = Start::on(&database).service().await;

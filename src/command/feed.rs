@@ -1,0 +1,263 @@
+//! A consumer's lane as a service shows it to whoever takes its exports one after the other: those that come after the last one that was
+//! taken, and a new one where there are none.
+
+use crate::job::encoding::Encoding;
+use crate::job::selection::Selection;
+use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
+use crate::service;
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::command::backend::{Backend, Refusal, SHOWN};
+use crate::command::client::Error;
+use crate::command::export::show;
+use crate::command::progress::bar_of_rows;
+use crate::command::view::JobView;
+
+/// How often an export is asked for anew because another one came first.
+const TRIES: u32 = 5;
+
+/// The last export that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Position {
+    pub(super) job_id: Uuid,
+    /// Its place in the lane; `None`: the service is of a version that doesn't number exports.
+    pub(super) number: Option<u64>,
+    /// What the manifest of the next one names; `None` for an export without one.
+    pub(super) digest: Option<String>,
+    /// Of its only file.
+    pub(super) sha256: Option<String>,
+}
+
+impl Position {
+    /// The position of whoever has taken this export.
+    pub(super) fn of(job: &JobView) -> anyhow::Result<Position> {
+        Ok(Position {
+            job_id: id_of(job)?.as_uuid(),
+            number: job.number,
+            digest: job.digest.as_ref().map(ToString::to_string),
+            sha256: job.sha256.as_ref().map(ToString::to_string),
+        })
+    }
+
+    fn after(&self) -> After {
+        After::Export { job: self.job_id.into(), sha256: self.sha256.clone().or_else(|| self.digest.clone()) }
+    }
+}
+
+pub(super) fn id_of(job: &JobView) -> anyhow::Result<JobId> {
+    let id: Uuid = job.job_id.parse().context("an export has no id")?;
+    Ok(id.into())
+}
+
+/// Takes exports, and keeps where it is.
+pub(super) trait Taker {
+    /// The last export that it has taken.
+    fn last(&self) -> Option<&Position>;
+
+    /// Takes the next one.
+    async fn take(&mut self, backend: &Backend, export: &JobView) -> anyhow::Result<Taken>;
+}
+
+/// What became of an export.
+#[derive(Debug)]
+pub(super) enum Taken {
+    Done,
+    /// It can't be taken, for this reason, and none after it but a full one.
+    Unfit(String),
+}
+
+/// The exports of a lane.
+pub(super) struct Feed<'b> {
+    pub(super) backend: &'b Backend,
+    pub(super) consumer: ConsumerId,
+    pub(super) dataset: String,
+    /// What is asked for where nothing is there to be taken; `None`: nothing.
+    pub(super) request: Option<ExportType>,
+    pub(super) encoding: Encoding,
+}
+
+/// What became of a request.
+enum Asked {
+    /// The export has completed.
+    Done,
+    /// Somebody else's came first.
+    Overtaken,
+    /// Only a full export helps, for this reason.
+    Broken(String),
+}
+
+/// What is there to be taken.
+enum Next {
+    Exports(Vec<JobView>),
+    /// Only a full export helps, for this reason.
+    Broken(String),
+}
+
+impl Feed<'_> {
+    /// Gives the taker all that is there for it, oldest first; then asks for another export, if it should, and gives it that. Whenever it is
+    /// dropped meanwhile, another call goes on from what the taker has.
+    pub(super) async fn round(&self, taker: &mut impl Taker) -> anyhow::Result<()> {
+        let mut asked = None;
+        loop {
+            let broken = match self.next(taker.last()).await? {
+                Next::Exports(exports) if exports.is_empty() => match (self.request, asked) {
+                    (None, _) | (_, Some(_)) => return Ok(()),
+                    (Some(wanted), None) => match self.ask(wanted, taker.last()).await? {
+                        Asked::Done => {
+                            asked = Some(wanted);
+                            None
+                        }
+                        Asked::Overtaken => None,
+                        Asked::Broken(why) => Some(why),
+                    },
+                },
+                Next::Exports(exports) => self.give(taker, &exports).await?,
+                Next::Broken(why) => Some(why),
+            };
+            let Some(why) = broken else { continue };
+            if self.request.is_none() {
+                bail!("{why}: only a full export goes on from here, which --request asks for");
+            }
+            if asked == Some(ExportType::Full) {
+                bail!("{why}, although a full export was made just now");
+            }
+            eprintln!("cdc-export: {why}: asking for a full export");
+            asked = Some(ExportType::Full);
+            if let Asked::Broken(why) = self.ask(ExportType::Full, None).await? {
+                bail!("a full export was refused: {why}");
+            }
+            self.give_newest_full(taker).await?;
+        }
+    }
+
+    /// Returns why only a full export goes on from here, if that is so.
+    async fn give(&self, taker: &mut impl Taker, exports: &[JobView]) -> anyhow::Result<Option<String>> {
+        for export in exports {
+            let Taken::Unfit(why) = taker.take(self.backend, export).await? else { continue };
+            // Perhaps a later full export makes up for it.
+            let full = self.newest_full().await?.filter(|full| full.number > export.number);
+            let Some(full) = full else { return Ok(Some(why)) };
+            eprintln!("cdc-export: {why}: going on from the full export {}", full.job_id);
+            return Ok(match taker.take(self.backend, &full).await? {
+                Taken::Done => None,
+                Taken::Unfit(why) => Some(why),
+            });
+        }
+        Ok(None)
+    }
+
+    async fn give_newest_full(&self, taker: &mut impl Taker) -> anyhow::Result<()> {
+        let full = self.newest_full().await?.context("the full export isn't there")?;
+        match taker.take(self.backend, &full).await? {
+            Taken::Done => Ok(()),
+            Taken::Unfit(why) => bail!("{why}, although it was made just now"),
+        }
+    }
+
+    async fn next(&self, last: Option<&Position>) -> anyhow::Result<Next> {
+        let Some(last) = last else { return self.first().await };
+        let (backend, after) = (self.backend, last.job_id.into());
+        match backend.published_after(&self.consumer, &self.dataset, after, SHOWN).await {
+            Ok(exports) => Ok(Next::Exports(exports)),
+            Err(error) if is_restored(&error) => Ok(Next::Broken(format!("{error:#}"))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The exports of a lane for whoever has none of it: from the newest full one on, or all of a lane that has none.
+    async fn first(&self) -> anyhow::Result<Next> {
+        if let Some(full) = self.newest_full().await? {
+            return Ok(Next::Exports(vec![full]));
+        }
+        let mut all = self.completed(None, u32::MAX - 1).await?;
+        all.reverse();
+        match all.first() {
+            Some(first) if first.number.is_some_and(|number| number != 1) => {
+                Ok(Next::Broken("the lane's first exports are forgotten, and it has no full one".to_owned()))
+            }
+            _ => Ok(Next::Exports(all)),
+        }
+    }
+
+    async fn newest_full(&self) -> anyhow::Result<Option<JobView>> {
+        Ok(self.completed(Some(ExportType::Full), 1).await?.into_iter().next())
+    }
+
+    /// The lane's completed exports, newest first.
+    async fn completed(&self, export_type: Option<ExportType>, limit: u32) -> anyhow::Result<Vec<JobView>> {
+        let filter = Filter {
+            consumer: Some(self.consumer.clone()),
+            dataset: Some(self.dataset.clone()),
+            status: Some(Status::Completed),
+            export_type,
+            ..Filter::default()
+        };
+        self.backend.jobs(&filter, limit).await
+    }
+
+    /// Asks for an export behind this one, and waits until it has ended.
+    async fn ask(&self, export_type: ExportType, last: Option<&Position>) -> anyhow::Result<Asked> {
+        let is_full = export_type == ExportType::Full;
+        let request = Request {
+            export_type,
+            consumer: Some(self.consumer.clone()),
+            dataset: self.dataset.clone(),
+            encoding: self.encoding,
+            // A full one goes on from anywhere.
+            after: (!is_full).then(|| last.map_or(After::Nothing, Position::after)),
+            max_file_bytes: None,
+            selection: Selection::default(),
+            retry_of: None,
+            key: None,
+        };
+        for _ in 0..TRIES {
+            let refused = match self.backend.submit(&request).await {
+                Ok(id) => return self.ended(id).await,
+                Err(error) => error,
+            };
+            let Some(Refusal { code, open, .. }) = refused.downcast_ref() else { return Err(refused) };
+            match (&**code, open.as_slice()) {
+                ("database_restored", _) => return Ok(Asked::Broken(format!("{refused:#}"))),
+                ("out_of_step", []) => return Ok(Asked::Overtaken),
+                ("out_of_step", [open, ..]) => drop(self.wait(*open).await?),
+                _ => return Err(refused),
+            }
+        }
+        bail!("other exports of the consumer keep coming first")
+    }
+
+    async fn ended(&self, id: JobId) -> anyhow::Result<Asked> {
+        let job = self.wait(id).await?;
+        let failure = job.error.as_ref().filter(|_| job.has_status(Status::Failed));
+        match failure {
+            _ if job.has_status(Status::Completed) => Ok(Asked::Done),
+            Some(error) if &*error.code == FailureCode::FullExportNeeded.as_str() => {
+                Ok(Asked::Broken(error.detail.to_string()))
+            }
+            Some(error) => bail!("the export {id} failed: {}: {}", error.code, error.detail),
+            None => bail!("the export {id} was {}", job.status),
+        }
+    }
+
+    /// Waits until a job has ended.
+    async fn wait(&self, id: JobId) -> anyhow::Result<JobView> {
+        let (bar, mut printed_at) = (bar_of_rows(100).with_message(id.to_string()), Instant::now());
+        loop {
+            let job = self.backend.poll(id).await?;
+            if job.has_ended() {
+                bar.finish_and_clear();
+                return Ok(job);
+            }
+            show(&bar, &job, &mut printed_at);
+        }
+    }
+}
+
+fn is_restored(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(service::Error::Restored))
+        || error.downcast_ref::<Error>().is_some_and(|error| error.is_of("database_restored"))
+}

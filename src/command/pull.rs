@@ -1,0 +1,124 @@
+//! `pull`: fetches a consumer's exports into a folder, one after the other, and asks for more.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::job::encoding::{Compression, Encoding, Format};
+use crate::job::words::UnknownWord;
+use crate::job::{ConsumerId, ExportType};
+use crate::telemetry::chain;
+use anyhow::bail;
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use tokio::task::spawn_blocking;
+
+use crate::command::BadUsage;
+use crate::command::backend::Backend;
+use crate::command::feed::{Feed, Taker};
+use crate::command::inbox::{Inbox, dataset_of};
+use crate::command::plain::plain;
+use crate::command::server::RemoteServer;
+use crate::command::signals::stop_on_signal;
+use crate::command::start::block_on;
+use crate::command::words::words;
+
+/// Whose exports, from where, and where to.
+#[derive(Args)]
+pub(crate) struct Pull {
+    /// Whose exports
+    #[arg(long)]
+    consumer: ConsumerId,
+    /// Of which dataset [default: users, or the only one there is]
+    #[arg(long)]
+    dataset: Option<String>,
+    #[command(flatten)]
+    at: RemoteServer,
+    /// The folder for the files, made if need be. It remembers in a hidden file which export came last: files may be moved away
+    #[arg(long, value_name = "FOLDER")]
+    into: PathBuf,
+    #[command(flatten)]
+    repeated: Repeated,
+    /// The format of the exports that are asked for
+    #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
+    format: Format,
+    /// The compression of the exports that are asked for
+    #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
+    compression: Compression,
+    /// Tell the service of each export that is in the folder: it keeps those that are not
+    #[arg(long)]
+    ack: bool,
+}
+
+/// What is done where all is there, and how often.
+#[derive(Args)]
+pub(super) struct Repeated {
+    /// What to ask for once all is there. Where only a full export goes on, one is asked for
+    #[arg(long, value_name = "TYPE", default_value = "none", value_parser = request())]
+    request: Asked,
+    /// Go on until SIGTERM, with this pause in between, such as 5m
+    #[arg(long, value_name = "TIME", value_parser = pause)]
+    every: Option<Duration>,
+}
+
+#[derive(Clone, Copy)]
+struct Asked(Option<ExportType>);
+
+fn request() -> impl TypedValueParser<Value = Asked> {
+    let words = ["delta", "incremental", "full", "none"];
+    PossibleValuesParser::new(words).try_map(|word| -> Result<Asked, UnknownWord> {
+        Ok(Asked(if word == "none" { None } else { Some(word.parse()?) }))
+    })
+}
+
+fn pause(text: &str) -> Result<Duration, &'static str> {
+    let pause = humantime::parse_duration(text).ok().filter(|pause| *pause >= Duration::from_millis(100));
+    pause.ok_or("not a time of 100ms at least, such as 1s, 5m, 1h")
+}
+
+impl Pull {
+    /// Fetches what is there, prints where, and asks for more.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let backend = Backend::Remote(self.at.client()?);
+        block_on(async {
+            let stopped = stop_on_signal()?;
+            let every = self.repeated.every;
+            tokio::select! {
+                done = self.pull(&backend) => done.map(|()| ExitCode::SUCCESS),
+                () = stopped.cancelled() => match every {
+                    Some(_) => Ok(ExitCode::SUCCESS),
+                    None => bail!("interrupted: the next pull goes on from here"),
+                },
+            }
+        })
+    }
+
+    async fn pull(self, backend: &Backend) -> anyhow::Result<()> {
+        let Pull { consumer, dataset, into, repeated, format, compression, ack, .. } = self;
+        let encoding = Encoding::new(format, compression).map_err(|why| BadUsage(why.to_string()))?;
+        let dataset = match dataset {
+            Some(named) => named,
+            None => match dataset_of(&into)? {
+                Some(known) => known,
+                None => backend.implied_dataset().await?,
+            },
+        };
+        let lane = (consumer.clone(), dataset.clone());
+        let mut inbox = spawn_blocking(move || Inbox::open(&into, &lane.0, lane.1, ack)).await??;
+        repeated.run(&Feed { backend, consumer, dataset, request: repeated.request.0, encoding }, &mut inbox).await
+    }
+}
+
+impl Repeated {
+    /// One round, or one after the other: then a failure is told, and the next round tries again.
+    async fn run(&self, feed: &Feed<'_>, taker: &mut impl Taker) -> anyhow::Result<()> {
+        loop {
+            let done = feed.round(taker).await;
+            let Some(every) = self.every else { return done };
+            if let Err(error) = done {
+                eprintln!("cdc-export: {}", plain(&chain(error.as_ref())));
+            }
+            tokio::time::sleep(every).await;
+        }
+    }
+}

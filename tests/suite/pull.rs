@@ -1,0 +1,244 @@
+//! `pull`: a consumer's exports in a folder, each once and in order, whatever is killed, moved away or asked for by others.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::harness::{Csv, Database, KILLED, Service, Start, eventually, reachable_folder};
+use crate::remote::{far, with_users};
+
+/// A pull into a folder.
+fn pull(service: &Service, into: &Path, more: &[&str]) -> Start {
+    let into = into.to_str().unwrap();
+    far(&[&["pull", "--consumer", "a", "--server", &service.address, "--into", into], more].concat())
+}
+
+/// The paths that a pull printed.
+async fn pulled(service: &Service, into: &Path, more: &[&str]) -> Vec<PathBuf> {
+    let (code, printed, said) = pull(service, into, more).output().await;
+    assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+    printed.lines().map(|line| line.split_once("  ").unwrap().0.into()).collect()
+}
+
+/// The files of a folder, without hidden ones.
+fn files(into: &Path) -> BTreeSet<String> {
+    let names = std::fs::read_dir(into).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| !name.starts_with('.')).collect()
+}
+
+fn name_of(job: &Value) -> &str {
+    job["outputFilename"].as_str().unwrap()
+}
+
+fn manifest_of(job: &Value) -> String {
+    format!("{}.manifest.json", name_of(job).trim_end_matches(".csv"))
+}
+
+#[tokio::test]
+async fn each_export_arrives_once_and_in_order() {
+    let (database, service) = with_users(19).await;
+    let folder = reachable_folder();
+    let into = folder.path().join("inbox");
+    let mut jobs = Vec::new();
+    for kind in ["delta", "full", "delta", "incremental"] {
+        database.run("update users set name = name || 'x', updated_at = now() where id = 3").await;
+        jobs.push(service.export(kind, "a").await.0);
+    }
+    // Who has nothing begins with the newest full export.
+    let expected: Vec<_> = jobs[1..].iter().map(|job| into.join(name_of(job))).collect();
+    assert_eq!(pulled(&service, &into, &[]).await, expected);
+    for (path, job) in expected.iter().zip(&jobs[1..]) {
+        assert_eq!(std::fs::read(path).unwrap(), std::fs::read(service.path(job)).unwrap());
+        let manifest: Value = serde_json::from_slice(&std::fs::read(into.join(manifest_of(job))).unwrap()).unwrap();
+        assert_eq!((&manifest["digest"], &manifest["number"]), (&job["digest"], &job["number"]));
+        assert_eq!(manifest["export"]["files"][0]["path"], name_of(job));
+        assert_eq!(manifest["entries"][0]["url"], url::Url::from_file_path(path).unwrap().as_str());
+    }
+    assert_eq!(pulled(&service, &into, &[]).await, Vec::<PathBuf>::new());
+    let (code, said, _) = far(&["verify", into.to_str().unwrap()]).output().await;
+    assert_eq!(code, 0, "{said}");
+
+    // A loader moves all away, and gets nothing twice.
+    for name in files(&into) {
+        std::fs::remove_file(into.join(name)).unwrap();
+    }
+    let (job, _) = service.export("delta", "a").await;
+    assert_eq!(pulled(&service, &into, &[]).await, [into.join(name_of(&job))]);
+    assert_eq!(files(&into), [name_of(&job).to_owned(), manifest_of(&job)].into());
+
+    // What is asked for arrives as well, and what somebody else asked for before it.
+    database.run("update users set name = 'y' where id = 4").await;
+    let id = service.submit("delta", "a").await;
+    let more = pulled(&service, &into, &["--request", "delta"]).await;
+    let theirs = service.job(&id).await;
+    assert_eq!((more.len(), &more[0]), (2, &into.join(name_of(&theirs))));
+    let last = service.ended(&id).await["number"].as_u64().unwrap() + 1;
+    let state: Value = serde_json::from_slice(&std::fs::read(into.join(".cdc-export-pull.json")).unwrap()).unwrap();
+    assert_eq!((&state["last"]["number"], &state["dataset"]), (&last.into(), &"users".into()));
+    service.stop().await;
+}
+
+/// Between all steps of an export, with a loader that takes away what has a name.
+#[tokio::test]
+async fn a_killed_pull_goes_on_with_nothing_twice_and_nothing_lost() {
+    let (database, service) = with_users(19).await;
+    let (first, _) = service.export("full", "a").await;
+    database.run("update users set name = 'x', updated_at = now() where id = 3").await;
+    let (second, _) = service.export("delta", "a").await;
+    let expected: Vec<_> = [&first, &second].iter().map(|job| (**job).clone()).collect();
+    for point in ["fetched", "named", "remembered"] {
+        for hit in [1, 2] {
+            let folder = reachable_folder();
+            let mut loaded = Vec::new();
+            let fault = format!("pull.{point}=kill@{hit}");
+            let (code, _, _) = pull(&service, folder.path(), &[]).with("FAILPOINTS", &fault).output().await;
+            assert_eq!(code, KILLED, "{fault}");
+            load(folder.path(), &mut loaded);
+            assert_eq!(loaded.len(), if point == "fetched" { hit - 1 } else { hit } * 2, "{fault}: {loaded:?}");
+            pulled(&service, folder.path(), &[]).await;
+            load(folder.path(), &mut loaded);
+            let all: Vec<_> = expected.iter().flat_map(|job| [name_of(job).to_owned(), manifest_of(job)]).collect();
+            assert_eq!(loaded, all, "{fault}");
+            assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "{fault}: the state and the lock alone");
+        }
+    }
+    service.stop().await;
+}
+
+/// Takes away all files.
+fn load(folder: &Path, loaded: &mut Vec<String>) {
+    for name in files(folder) {
+        std::fs::remove_file(folder.join(&name)).unwrap();
+        loaded.push(name);
+    }
+}
+
+#[tokio::test]
+async fn of_two_pulls_one_waits() {
+    let (_database, service) = with_users(5).await;
+    service.export("full", "a").await;
+    let folder = reachable_folder();
+    let slow = pull(&service, folder.path(), &[]).with("FAILPOINTS", "pull.fetched=sleep:2000");
+    let slow = tokio::spawn(async { slow.output().await });
+    let lock = folder.path().join(".cdc-export-pull.lock");
+    eventually("the first has begun", async || lock.exists().then_some(())).await;
+    let (code, printed, said) = pull(&service, folder.path(), &[]).output().await;
+    assert_eq!((code, printed.as_str()), (0, ""), "{said}");
+    assert!(said.contains("another process fills"), "{said}");
+    let (code, printed, said) = slow.await.unwrap();
+    assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn where_only_a_full_export_goes_on_it_is_asked_for_or_said() {
+    let (database, service) = with_users(19).await;
+    let folder = reachable_folder();
+    // Nothing at all.
+    assert_eq!(pulled(&service, folder.path(), &[]).await, Vec::<PathBuf>::new());
+    let first = pulled(&service, folder.path(), &["--request", "delta"]).await;
+    assert_eq!(Csv::read(&first[0]).rows.len(), 19);
+
+    // Changes were lost.
+    database.run("truncate users").await;
+    database.add_users(1, 7).await;
+    let (code, printed, said) = pull(&service, folder.path(), &["--request", "delta"]).output().await;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("asking for a full export"), "{said}");
+    let full: PathBuf = printed.lines().last().unwrap().split_once("  ").unwrap().0.into();
+    assert!(full.file_name().unwrap().to_str().unwrap().starts_with("full_a_"), "{printed}");
+    assert_eq!(Csv::read(&full).rows.len(), 7);
+
+    // A file is gone that nobody has pulled.
+    let (lost, _) = service.export("delta", "a").await;
+    std::fs::remove_file(service.path(&lost)).unwrap();
+    let (code, _, said) = pull(&service, folder.path(), &[]).output().await;
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("has the files of the export") && said.contains("--request"), "{said}");
+    // Somebody makes a full one: it makes up for that.
+    let (full, _) = service.export("full", "a").await;
+    let (code, printed, said) = pull(&service, folder.path(), &[]).output().await;
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(printed, format!("{}  7 rows\n", folder.path().join(name_of(&full)).display()));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn another_source_and_another_lane_are_refused() {
+    let (_database, service) = with_users(5).await;
+    let folder = reachable_folder();
+    pulled(&service, folder.path(), &["--request", "full"]).await;
+    let before = files(folder.path());
+
+    let (_other, another) = with_users(9).await;
+    let (code, printed, said) = pull(&another, folder.path(), &[]).output().await;
+    assert!(code == 1 && printed.is_empty() && said.contains("--request"), "{said}");
+    let (code, printed, said) = pull(&another, folder.path(), &["--request", "delta"]).output().await;
+    assert!(code == 1 && printed.is_empty() && said.contains("another_source"), "{said}");
+    assert_eq!(files(folder.path()), before);
+
+    let into = folder.path().to_str().unwrap();
+    let (code, _, said) =
+        far(&["pull", "--consumer", "b", "--server", &service.address, "--into", into]).output().await;
+    assert!(code == 1 && said.contains("another lane needs another folder"), "{said}");
+
+    // A file of somebody's stands under the name that an export is to get.
+    let (job, _) = service.export("delta", "a").await;
+    std::fs::write(folder.path().join(name_of(&job)), "mine").unwrap();
+    for _ in 0..2 {
+        let (code, _, said) = pull(&service, folder.path(), &[]).output().await;
+        assert!(code == 1 && said.contains("move it away"), "{said}");
+    }
+    std::fs::remove_file(folder.path().join(name_of(&job))).unwrap();
+    pulled(&service, folder.path(), &[]).await;
+    assert_eq!(Csv::read(&folder.path().join(name_of(&job))).rows.len(), 0);
+    another.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn it_follows_until_it_is_told_to_end() {
+    let (database, service) = with_users(5).await;
+    let folder = reachable_folder();
+    let (mut child, _temporary) = pull(&service, folder.path(), &["--request", "delta", "--every", "100ms"]).spawn();
+    for round in 1..=3 {
+        let is_there = async || (files(folder.path()).len() >= 2 * round).then_some(());
+        eventually("an export", is_there).await;
+        database.run(&format!("update users set name = 'round {round}' where id = 3")).await;
+        let has_it = |name: &String| {
+            let path = folder.path().join(name);
+            name.ends_with(".csv") && std::fs::read_to_string(path).unwrap().contains(&format!("round {round}"))
+        };
+        eventually("the change", async || files(folder.path()).iter().any(has_it).then_some(())).await;
+    }
+    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().await.unwrap().success());
+    service.stop().await;
+}
+
+/// Of several files all have their names before the manifest has.
+#[tokio::test]
+async fn several_files_arrive_together() {
+    let database = Database::new().await;
+    database.run("alter table users alter column name type text").await;
+    database.add_users(1, 40).await;
+    database.run("update users set name = repeat(md5(id::text), 32768)").await;
+    let service = Start::on(&database).service().await;
+    let answer = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
+    let answer = answer.json(&serde_json::json!({ "maxFileBytes": 16 << 20 })).send().await.unwrap();
+    let job: Value = answer.json().await.unwrap();
+    let job = service.ended(job["jobId"].as_str().unwrap()).await;
+    let parts = job["files"].as_array().unwrap().len();
+    assert!(parts > 1, "{job}");
+    let folder = reachable_folder();
+    let (code, _, _) = pull(&service, folder.path(), &[]).with("FAILPOINTS", "pull.fetched=kill").output().await;
+    assert_eq!((code, files(folder.path()).len()), (KILLED, 0));
+    pulled(&service, folder.path(), &[]).await;
+    assert_eq!(files(folder.path()).len(), parts + 1);
+    let (code, said, _) = far(&["verify", "--deep", folder.path().to_str().unwrap()]).output().await;
+    assert_eq!(code, 0, "{said}");
+    service.stop().await;
+}
