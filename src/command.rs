@@ -10,6 +10,7 @@ macro_rules! outln {
     }};
 }
 
+mod apply;
 mod backend;
 mod cancel;
 mod catalog;
@@ -26,6 +27,7 @@ mod inbox;
 mod keys;
 mod list;
 mod migrate;
+mod mirror;
 mod output;
 mod plain;
 mod plan;
@@ -49,6 +51,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::command::apply::Apply;
 use crate::command::cancel::Cancel;
 use crate::command::completions::Completions;
 use crate::command::datasets::Datasets;
@@ -117,6 +120,8 @@ pub(crate) enum Command {
     Download(Download),
     /// Fetch all exports of a consumer into a folder, in order, each once, and remember where it is
     Pull(Pull),
+    /// Keep a table of another Postgres equal to the source: each export once, in one transaction
+    Apply(Apply),
     /// Check that a folder or bucket of exports has every file, unchanged, by their manifests
     Verify(Verify),
     /// Check that the service on HOST and PORT is ready
@@ -161,6 +166,7 @@ impl Command {
             Command::Retry(retry) => retry.run(),
             Command::Download(download) => download.run(),
             Command::Pull(pull) => pull.run(),
+            Command::Apply(apply) => apply.run(),
             Command::Verify(verify) => verify.run(),
             Command::Healthcheck => healthcheck::run(),
             Command::Track(track) => track.run(),

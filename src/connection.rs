@@ -26,6 +26,11 @@ pub(crate) const SET_UP: &str =
    set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;
    set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3;";
 
+/// A name as an identifier: whatever is in it, it is one name.
+pub(crate) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// A connection whose session is set up.
 ///
 /// # Errors

@@ -27,6 +27,9 @@ pub mod sink;
 pub mod source;
 pub mod worker;
 
+// The way on: from a file to another database.
+pub mod apply;
+
 // The demo's table.
 pub mod demo;
 

@@ -21,7 +21,7 @@ use crate::command::plain::plain;
 use crate::command::server::RemoteServer;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::block_on;
-use crate::command::words::words;
+use crate::command::words::{pause, words};
 
 /// Whose exports, from where, and where to.
 #[derive(Args)]
@@ -69,11 +69,6 @@ fn request() -> impl TypedValueParser<Value = Asked> {
     PossibleValuesParser::new(words).try_map(|word| -> Result<Asked, UnknownWord> {
         Ok(Asked(if word == "none" { None } else { Some(word.parse()?) }))
     })
-}
-
-fn pause(text: &str) -> Result<Duration, &'static str> {
-    let pause = humantime::parse_duration(text).ok().filter(|pause| *pause >= Duration::from_millis(100));
-    pause.ok_or("not a time of 100ms at least, such as 1s, 5m, 1h")
 }
 
 impl Pull {

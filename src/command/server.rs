@@ -61,12 +61,19 @@ impl RemoteServer {
     }
 }
 
-fn client_of(address: &Address) -> anyhow::Result<Client> {
-    let environment = Environment::read()?;
-    environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
+/// Arms the failpoints of a command that reads no other settings.
+pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
     if let Some(list) = environment.failpoints() {
         crate::failpoint::arm(list)?;
     }
+    let _ = environment;
+    Ok(())
+}
+
+fn client_of(address: &Address) -> anyhow::Result<Client> {
+    let environment = Environment::read()?;
+    environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
+    arm(&environment)?;
     Ok(Client::new(address.clone(), environment.key()?))
 }

@@ -1,6 +1,7 @@
 //! Arguments whose values are the words of a type.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::job::words::UnknownWord;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -9,6 +10,12 @@ use uuid::Uuid;
 /// Reads the id of an export.
 pub(super) fn job_id(text: &str) -> Result<Uuid, &'static str> {
     text.parse().map_err(|_| "not the id of an export: `cdc-export list` shows the ids")
+}
+
+/// Reads the pause between two rounds.
+pub(super) fn pause(text: &str) -> Result<Duration, &'static str> {
+    let pause = humantime::parse_duration(text).ok().filter(|pause| *pause >= Duration::from_millis(100));
+    pause.ok_or("not a time of 100ms at least, such as 1s, 5m, 1h")
 }
 
 /// A parser of a type's words, which clap lists in its help.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::config::variables::{Misspelt, Variables, bad, is_read, near};
 use crate::config::{CatalogFile, Config, Error, output};
 use crate::key::PresentedKey;
+use crate::postgres::{BadUrl, NamedDatabase};
 use crate::sink;
 
 /// The text of a key for a remote service.
@@ -84,6 +85,14 @@ impl Environment {
     /// If it is no such URL, or a variable of its cloud can't be used.
     pub fn place(&self, place: &str) -> Result<sink::Settings, Error> {
         output::place(&self.0, place)
+    }
+
+    /// A database that a command is told.
+    ///
+    /// # Errors
+    /// If it is no URL of one, or asks for something that would be ignored.
+    pub fn target(&self, url: &str) -> Result<NamedDatabase, BadUrl> {
+        NamedDatabase::read(url, |name| self.0.get(name))
     }
 
     /// The failpoints that a test asks for, of a command that reads no other settings.

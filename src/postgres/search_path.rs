@@ -3,6 +3,7 @@
 //! and operators there: migrations get the tables' schemas written out, and all other statements find views of the tables in our
 //! schema.
 
+use crate::connection::quoted;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 /// The tables that have a view of the same name in our schema. `users` has none: it may be a table that somebody else made. A
@@ -70,10 +71,6 @@ impl SearchPath {
         let users = self.find(conn, "users").await?.unwrap_or_else(|| self.first().to_owned());
         Ok(TableSchemas { ours: quoted(&ours), users: quoted(&users) })
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 impl TableSchemas {

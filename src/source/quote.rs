@@ -2,10 +2,7 @@
 
 use crate::dataset::Table;
 
-/// A name as an identifier.
-pub(crate) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
+pub(crate) use crate::connection::quoted;
 
 /// A table's name, with its schema if that is said.
 pub(crate) fn relation(table: &Table) -> String {

@@ -5,6 +5,8 @@ mod account;
 #[cfg(test)]
 mod after;
 #[cfg(test)]
+mod apply;
+#[cfg(test)]
 mod attacks;
 #[cfg(test)]
 mod buckets;

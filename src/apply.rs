@@ -1,0 +1,227 @@
+//! Apply: brings a table of another Postgres to where a consumer's exports are.
+//!
+//! Each export is one transaction of the target, which also moves the position: so each is applied exactly once, whatever is killed, and
+//! whoever else applies. Knows neither where exports come from nor the service's own database.
+
+pub mod input;
+
+mod load;
+mod merge;
+mod position;
+mod table;
+
+use std::io;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+
+use crate::apply::input::Input;
+use crate::apply::merge::Merge;
+use crate::apply::table::Shape;
+use crate::connection;
+use crate::connection::failure::SqlFailure;
+use crate::dataset::Table;
+use crate::failpoint;
+use crate::job::ConsumerId;
+use crate::manifest::Manifest;
+
+pub use position::Position;
+
+/// How a target is kept.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The table; `None`: of the source table's name.
+    pub table: Option<Table>,
+    /// Whether columns that come in the source are added.
+    pub adds_columns: bool,
+    /// Whether a full export empties the table first. Else readers never see it empty.
+    pub truncates: bool,
+    /// The column that says since when, or that, a row is deleted; `None`: deleted rows go.
+    pub deleted: Option<String>,
+}
+
+/// Why an export can't be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The target, or the export, is not as it has to be.
+    #[error("{code}: {why}")]
+    Refused {
+        /// The word for it.
+        code: &'static str,
+        /// What is to be done.
+        why: String,
+    },
+    /// The target can't be reached now.
+    #[error("the target database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// The target's Postgres refuses something.
+    #[error("the target database refused {deed}")]
+    Sql {
+        /// What it refused.
+        deed: &'static str,
+        /// Why.
+        #[source]
+        cause: sqlx::Error,
+    },
+    /// A file can't be read, or isn't what was exported.
+    #[error("a file of the export can't be read")]
+    Input(#[source] io::Error),
+}
+
+impl Error {
+    fn refused(code: &'static str, why: impl Into<String>) -> Error {
+        Error::Refused { code, why: why.into() }
+    }
+
+    /// Whether it may pass by itself.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Error::Unavailable(_))
+    }
+}
+
+/// Says what was refused.
+trait Doing<T> {
+    fn doing(self, deed: &'static str) -> Result<T, Error>;
+}
+
+impl<T> Doing<T> for Result<T, sqlx::Error> {
+    fn doing(self, deed: &'static str) -> Result<T, Error> {
+        self.map_err(|cause| match SqlFailure::of(&cause) {
+            SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Conflict => Error::Unavailable(cause),
+            _ => Error::Sql { deed, cause },
+        })
+    }
+}
+
+/// What became of an export.
+#[derive(Debug)]
+pub enum Applied {
+    /// It is applied now.
+    Done(Changes),
+    /// It was before, or a later one was.
+    Before,
+    /// It doesn't go on from where the table is, for this reason; a full one would.
+    Unfit(String),
+}
+
+/// What an export has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Rows that were inserted, or updated.
+    pub written: u64,
+    /// Rows that are gone, or marked as deleted.
+    pub deleted: u64,
+}
+
+/// A table of another Postgres, and the lane whose exports it gets.
+pub struct Target {
+    options: PgConnectOptions,
+    settings: Settings,
+    consumer: ConsumerId,
+    dataset: String,
+    /// Idle, and in no transaction; `None`: there is none.
+    conn: Option<PgConnection>,
+    /// What of the table could not be as in the source, to be told.
+    remarks: Vec<String>,
+}
+
+impl Target {
+    /// The target, not yet connected to.
+    pub fn new(options: PgConnectOptions, settings: Settings, consumer: ConsumerId, dataset: String) -> Target {
+        Target { options, settings, consumer, dataset, conn: None, remarks: Vec::new() }
+    }
+
+    /// What of the table could not be as in the source, since this was asked last.
+    pub fn remarks(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.remarks)
+    }
+
+    async fn connection(&mut self) -> Result<PgConnection, Error> {
+        if let Some(mut conn) = self.conn.take()
+            && conn.ping().await.is_ok()
+        {
+            return Ok(conn);
+        }
+        connection::connect(&self.options).await.doing("the connection")
+    }
+
+    /// Where the table is; `None`: it has got no export of the lane.
+    ///
+    /// # Errors
+    /// If the database can't be read, or several tables get the lane and none was named.
+    pub async fn position(&mut self) -> Result<Option<Position>, Error> {
+        let mut conn = self.connection().await?;
+        let found = match &self.settings.table {
+            Some(table) => position::of_table(&mut conn, &position::key(table)).await?,
+            None => position::of_lane(&mut conn, &self.consumer, &self.dataset).await?,
+        };
+        self.conn = Some(conn);
+        Ok(found)
+    }
+
+    /// Applies an export, unless the table has it. `files` are the export's files, in their order.
+    ///
+    /// # Errors
+    /// If the target refuses or is gone: after [`Error::Unavailable`] it may be applied, and a second call tells.
+    pub async fn apply(&mut self, manifest: &Manifest, files: Vec<Input>) -> Result<Applied, Error> {
+        let export = &manifest.export;
+        let table = self.table(manifest)?;
+        let target = position::key(&table);
+        let mut conn = self.connection().await?;
+        let mut tx = conn.begin().await.doing("to begin")?;
+        position::lock(&mut tx, &target).await?;
+        let before = position::of_table(&mut tx, &target).await?;
+        if let Some(position) = &before {
+            position.require_lane(&target, &self.consumer, &self.dataset, &export.source)?;
+            if position.has(manifest) {
+                tx.rollback().await.doing("to roll back")?;
+                self.conn = Some(conn);
+                return Ok(Applied::Before);
+            }
+        }
+        let is_next = match &before {
+            Some(position) => export.previous.as_deref() == Some(&position.digest),
+            None => false,
+        };
+        if !is_next && !export.is_base() {
+            let why = match before {
+                Some(_) => format!("gap: the export {} doesn't go on from the one that the table has", export.job),
+                None => format!("gap: the table has no export yet, and the export {} is no full one", export.job),
+            };
+            tx.rollback().await.doing("to roll back")?;
+            self.conn = Some(conn);
+            return Ok(Applied::Unfit(why));
+        }
+
+        let shape = Shape::fit(&mut tx, &table, manifest, before.as_ref(), &self.settings).await?;
+        let changes = match shape.replaces_all(manifest) {
+            true => {
+                let written = load::into_table(&mut tx, &shape, files).await?;
+                shape.finish(&mut tx).await?;
+                Changes { written, deleted: 0 }
+            }
+            false => {
+                load::into_stage(&mut tx, &shape, manifest, files).await?;
+                failpoint!("apply.staged", Err(Error::refused("failpoint", "apply.staged")));
+                Merge::new(&shape, manifest).run(&mut tx).await?
+            }
+        };
+        position::write(&mut tx, &target, manifest).await?;
+        failpoint!("apply.applied", Err(Error::refused("failpoint", "apply.applied")));
+        tx.commit().await.doing("to commit")?;
+        failpoint!("apply.committed", Err(Error::Unavailable(sqlx::Error::PoolClosed)));
+        self.remarks.extend(shape.remarks);
+        self.conn = Some(conn);
+        Ok(Applied::Done(changes))
+    }
+
+    fn table(&self, manifest: &Manifest) -> Result<Table, Error> {
+        let unnamed = || Error::refused("table_unknown", "the export doesn't say its table: --table names one");
+        let table = match (&self.settings.table, &manifest.export.table) {
+            (Some(table), _) => table.clone(),
+            (None, Some(name)) => name.parse().map_err(|_| unnamed())?,
+            (None, None) => return Err(unnamed()),
+        };
+        Ok(position::with_schema(table))
+    }
+}

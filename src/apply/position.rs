@@ -1,0 +1,215 @@
+//! Where each table of a target is, in the target itself: `cdc_apply.positions`.
+
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use sqlx::types::{Json, Uuid};
+
+use crate::apply::{Doing, Error};
+use crate::dataset::Table;
+use crate::job::ConsumerId;
+use crate::manifest::{Column, Manifest, Source};
+
+/// The schema of a table that is named without one.
+const SCHEMA: &str = "public";
+
+const DEED: &str = "the table cdc_apply.positions";
+
+/// The last export that a table has got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Its id.
+    pub job: Uuid,
+    /// Its place in its lane.
+    pub number: u64,
+    /// What the next one names as the one before.
+    pub digest: String,
+    pub(super) key: Vec<String>,
+    pub(super) columns: Vec<Column>,
+    lane: Lane,
+}
+
+/// Which exports a table gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lane {
+    consumer: String,
+    dataset: String,
+    source: Source,
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct Row {
+    job: Uuid,
+    number: i64,
+    digest: String,
+    consumer: String,
+    dataset: String,
+    source: Json<Source>,
+    details: Json<Details>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Details {
+    key: Vec<String>,
+    columns: Vec<Column>,
+}
+
+impl From<Row> for Position {
+    fn from(row: Row) -> Position {
+        let Row { job, number, digest, consumer, dataset, source: Json(source), details: Json(details) } = row;
+        let lane = Lane { consumer, dataset, source };
+        let Details { key, columns } = details;
+        Position { job, number: number.unsigned_abs(), digest, key, columns, lane }
+    }
+}
+
+impl Position {
+    /// Whether the table has this export already: another process may have applied it meanwhile.
+    pub(super) fn has(&self, manifest: &Manifest) -> bool {
+        self.digest == manifest.digest || manifest.number < self.number && !manifest.export.is_base()
+    }
+
+    /// Refuses exports of another lane, or of another database.
+    pub(super) fn require_lane(
+        &self,
+        target: &str,
+        consumer: &ConsumerId,
+        dataset: &str,
+        source: &Source,
+    ) -> Result<(), Error> {
+        let Lane { consumer: of, dataset: and, source: from } = &self.lane;
+        if (of.as_str(), and.as_str()) != (consumer.as_str(), dataset) {
+            let why = format!(
+                "{target} gets the exports of {and} of the consumer {of}: --table names another table, or remove the table and its row \
+                 of cdc_apply.positions"
+            );
+            return Err(Error::refused("another_lane", why));
+        }
+        if from != source {
+            let why = format!(
+                "the rows of {target} are from the database {} of cluster {}, and the export is from the database {} of cluster {}: \
+                 --table names another table, or remove the table and its row of cdc_apply.positions",
+                from.database, from.cluster, source.database, source.cluster
+            );
+            return Err(Error::refused("another_source", why));
+        }
+        Ok(())
+    }
+}
+
+/// The table, in a schema.
+pub(super) fn with_schema(table: Table) -> Table {
+    Table { schema: table.schema.or_else(|| Some(SCHEMA.to_owned())), ..table }
+}
+
+/// What a table is called among the positions.
+pub(super) fn key(table: &Table) -> String {
+    with_schema(table.clone()).to_string()
+}
+
+/// Makes this transaction the only one that applies to the table.
+pub(super) async fn lock(conn: &mut PgConnection, target: &str) -> Result<(), Error> {
+    sqlx::query("-- apply.position.lock\n select pg_advisory_xact_lock(hashtextextended('cdc_apply ' || $1, 0))")
+        .bind(target)
+        .execute(&mut *conn)
+        .await
+        .doing("a lock")?;
+    if is_there(conn).await? {
+        return Ok(());
+    }
+    // Two tables' first exports may come at once.
+    sqlx::raw_sql(
+        "-- apply.position.create
+         select pg_advisory_xact_lock(hashtextextended('cdc_apply', 0));
+         create schema if not exists cdc_apply;
+         create table if not exists cdc_apply.positions (
+           target text collate \"C\" primary key,
+           consumer text not null,
+           dataset text not null,
+           source jsonb not null,
+           job uuid not null,
+           number bigint not null,
+           digest text not null,
+           details jsonb not null,
+           applied_at timestamptz not null
+         );
+         comment on table cdc_apply.positions is 'The last export that cdc-export apply has brought to each table';",
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+    .doing("to make the table cdc_apply.positions")
+}
+
+async fn is_there(conn: &mut PgConnection) -> Result<bool, Error> {
+    let there =
+        sqlx::query_scalar("-- apply.position.is_there\n select to_regclass('cdc_apply.positions') is not null");
+    there.fetch_one(conn).await.doing(DEED)
+}
+
+/// Where a table is.
+pub(super) async fn of_table(conn: &mut PgConnection, target: &str) -> Result<Option<Position>, Error> {
+    if !is_there(conn).await? {
+        return Ok(None);
+    }
+    let row: Option<Row> = sqlx::query_as(
+        "-- apply.position.of_table
+         select job, number, digest, consumer, dataset, source, details from cdc_apply.positions where target = $1",
+    )
+    .bind(target)
+    .fetch_optional(conn)
+    .await
+    .doing(DEED)?;
+    Ok(row.map(Position::from))
+}
+
+/// Where the only table is that gets a lane.
+pub(super) async fn of_lane(
+    conn: &mut PgConnection,
+    consumer: &ConsumerId,
+    dataset: &str,
+) -> Result<Option<Position>, Error> {
+    if !is_there(conn).await? {
+        return Ok(None);
+    }
+    let rows: Vec<Row> = sqlx::query_as(
+        "-- apply.position.of_lane
+         select job, number, digest, consumer, dataset, source, details from cdc_apply.positions
+         where consumer = $1 and dataset = $2 limit 2",
+    )
+    .bind(consumer.as_str())
+    .bind(dataset)
+    .fetch_all(conn)
+    .await
+    .doing(DEED)?;
+    if rows.len() > 1 {
+        return Err(Error::refused("several_tables", "several tables get these exports: --table names one"));
+    }
+    Ok(rows.into_iter().next().map(Position::from))
+}
+
+/// Records the export as the last one that the table has got.
+pub(super) async fn write(conn: &mut PgConnection, target: &str, manifest: &Manifest) -> Result<(), Error> {
+    let export = &manifest.export;
+    let job: Uuid = export.job.parse().map_err(|_| Error::refused("no_id", "the export's id can't be read"))?;
+    let details = Details { key: export.key.clone(), columns: export.columns.clone() };
+    sqlx::query(
+        "-- apply.position.write
+         insert into cdc_apply.positions (target, consumer, dataset, source, job, number, digest, details, applied_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp())
+         on conflict (target) do update set consumer = excluded.consumer, dataset = excluded.dataset, source = excluded.source,
+           job = excluded.job, number = excluded.number, digest = excluded.digest, details = excluded.details,
+           applied_at = excluded.applied_at",
+    )
+    .bind(target)
+    .bind(&export.consumer)
+    .bind(&export.dataset)
+    .bind(Json(&export.source))
+    .bind(job)
+    .bind(manifest.number.cast_signed())
+    .bind(&manifest.digest)
+    .bind(Json(details))
+    .execute(conn)
+    .await
+    .map(drop)
+    .doing(DEED)
+}

@@ -1,0 +1,170 @@
+//! `apply`: keeps a table of another Postgres equal to the source.
+
+mod shelf;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::apply::{Settings, Target};
+use crate::config::{self, Environment};
+use crate::dataset::Table;
+use crate::job::encoding::{Compression, Encoding, Format};
+use crate::job::{ConsumerId, ExportType};
+use crate::postgres::Database;
+use crate::telemetry::chain;
+use anyhow::{Context, bail};
+use clap::{ArgGroup, Args, ValueEnum};
+use tokio::time::sleep;
+
+use crate::command::BadUsage;
+use crate::command::apply::shelf::Shelf;
+use crate::command::backend::Backend;
+use crate::command::feed::Feed;
+use crate::command::mirror::{Mirror, tell};
+use crate::command::server::{Server, arm};
+use crate::command::signals::stop_on_signal;
+use crate::command::start::block_on;
+use crate::command::words::pause;
+
+/// Whose exports, from where, and which table.
+#[derive(Args)]
+#[command(group = ArgGroup::new("source").args(["server", "from"]).required(true))]
+pub(crate) struct Apply {
+    /// The other database, as postgres://USER@HOST:PORT/DATABASE. A password is best in ~/.pgpass or PGPASSWORD: `ps` shows arguments
+    #[arg(long, value_name = "URL")]
+    to: String,
+    /// Whose exports
+    #[arg(long)]
+    consumer: ConsumerId,
+    /// Of which dataset [default: users, or the only one there is]
+    #[arg(long)]
+    dataset: Option<String>,
+    #[command(flatten)]
+    at: Server,
+    /// Take the exports from this folder or bucket, by their manifests, and ask no service
+    #[arg(long, value_name = "PLACE", requires = "dataset")]
+    from: Option<String>,
+    /// The table of the other database [default: the source table's schema and name]
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    table: Option<Table>,
+    /// What to ask for once all is applied, and where only a full export goes on
+    #[arg(long, default_value = "delta", conflicts_with = "from")]
+    request: Request,
+    /// Go on until SIGTERM, with this pause in between, such as 1s
+    #[arg(long, value_name = "TIME", value_parser = pause)]
+    every: Option<Duration>,
+    /// What becomes of columns that come, or get another type, in the source
+    #[arg(long, default_value = "add")]
+    schema: Schema,
+    /// How a full export is applied: `merge` changes what differs, `truncate` empties the table first
+    #[arg(long, default_value = "merge")]
+    full: Full,
+    /// `hard`: rows that are deleted go; else the column, a timestamp or a boolean, that says so of them
+    #[arg(long, value_name = "hard|COLUMN", default_value = "hard")]
+    deletes: String,
+    /// Tell the service of each export that is applied
+    #[arg(long, conflicts_with = "from")]
+    ack: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Request {
+    Delta,
+    None,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Schema {
+    Add,
+    Fail,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Full {
+    Merge,
+    Truncate,
+}
+
+impl Apply {
+    /// Applies what is there, and asks for more.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let environment = Environment::read()?;
+        let named = environment.target(&self.to).map_err(|why| BadUsage(format!("--to: {why}")))?;
+        if let Some(file) = &named.authorities {
+            config::trust_alone(file).context("can't restart with the authorities of sslrootcert alone")?;
+        }
+        let client = self.at.client()?;
+        if client.is_none() {
+            arm(&environment)?;
+        }
+        let every = self.every;
+        block_on(async {
+            let stopped = stop_on_signal()?;
+            tokio::select! {
+                done = self.apply(&environment, &named.database, client.map(Backend::Remote)) => done.map(|()| ExitCode::SUCCESS),
+                () = stopped.cancelled() => match every {
+                    Some(_) => Ok(ExitCode::SUCCESS),
+                    None => bail!("interrupted: the next call goes on from here"),
+                },
+            }
+        })
+    }
+
+    async fn apply(
+        self,
+        environment: &Environment,
+        database: &Database,
+        backend: Option<Backend>,
+    ) -> anyhow::Result<()> {
+        let dataset = match (self.dataset, &backend) {
+            (Some(named), _) => named,
+            (None, Some(backend)) => backend.implied_dataset().await?,
+            (None, None) => return Err(BadUsage("--dataset: one is to be named".to_owned()).into()),
+        };
+        let settings = Settings {
+            table: self.table,
+            adds_columns: self.schema == Schema::Add,
+            truncates: self.full == Full::Truncate,
+            deleted: Some(self.deletes).filter(|column| column != "hard"),
+        };
+        let target = Target::new(database.options().clone(), settings, self.consumer.clone(), dataset.clone());
+        let mut mirror = Mirror::new(target, self.ack);
+        let source = match (&backend, &self.from) {
+            (Some(backend), _) => Source::Server(Feed {
+                backend,
+                consumer: self.consumer,
+                dataset,
+                request: (self.request == Request::Delta).then_some(ExportType::Delta),
+                encoding: Encoding::new(Format::Csv, Compression::None).context("csv can be unpacked")?,
+            }),
+            (None, from) => {
+                let place = environment.place(from.as_deref().unwrap_or_default())?;
+                Source::Place(Shelf::new(place, self.consumer, dataset))
+            }
+        };
+        loop {
+            let done = source.round(&mut mirror).await;
+            let Some(every) = self.every else { return done };
+            if let Err(error) = done {
+                tell(&chain(error.as_ref()));
+            }
+            sleep(every).await;
+        }
+    }
+}
+
+/// Where exports come from.
+enum Source<'b> {
+    Server(Feed<'b>),
+    Place(Shelf),
+}
+
+impl Source<'_> {
+    async fn round(&self, mirror: &mut Mirror) -> anyhow::Result<()> {
+        mirror.refresh().await?;
+        match self {
+            Source::Server(feed) => feed.round(mirror).await,
+            Source::Place(shelf) => shelf.round(mirror).await,
+        }
+    }
+}

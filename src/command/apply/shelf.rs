@@ -1,0 +1,144 @@
+//! A place of files with their manifests, as `apply` goes through it: from one export to the one that names it as the one before.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use crate::apply::input::Input;
+use crate::job::ConsumerId;
+use crate::manifest::Manifest;
+use crate::sink::{Archive, Found, Settings};
+use anyhow::{Context, bail};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+
+use crate::command::feed::{Taken, Taker};
+use crate::command::mirror::Mirror;
+
+/// The lane of a place.
+pub(super) struct Shelf {
+    place: Settings,
+    consumer: ConsumerId,
+    dataset: String,
+}
+
+/// A lane's export, as far as it is to be found.
+struct Link {
+    name: String,
+    number: u64,
+    digest: String,
+    previous: Option<String>,
+    is_base: bool,
+}
+
+impl Shelf {
+    pub(super) fn new(place: Settings, consumer: ConsumerId, dataset: String) -> Shelf {
+        Shelf { place, consumer, dataset }
+    }
+
+    /// Applies what is there, one export after the other.
+    pub(super) async fn round(&self, mirror: &mut Mirror) -> anyhow::Result<()> {
+        let (place, runtime) = (self.place.clone(), Handle::current());
+        let archive = spawn_blocking(move || Archive::open(&place, &runtime)).await?;
+        let archive = Arc::new(archive.with_context(|| self.place.to_string())?);
+        let links = self.links(&archive).await?;
+        let mut following = HashMap::<&str, Vec<&Link>>::new();
+        for link in &links {
+            if let Some(previous) = &link.previous {
+                following.entry(previous).or_default().push(link);
+            }
+        }
+        let newest_base = links.iter().filter(|link| link.is_base).max_by_key(|link| link.number);
+        let at = mirror.last().and_then(|last| Some((last.digest.clone()?, last.number.unwrap_or_default())));
+        let mut next = match &at {
+            None => newest_base,
+            Some((digest, number)) => match following.get(digest.as_str()).map(Vec::as_slice) {
+                Some([next]) => Some(*next),
+                // A lane that forked goes on from its newest full export; so does one that has a gap here.
+                Some(_) => newest_base.filter(|base| base.number > *number),
+                None => newest_base.filter(|base| base.number > *number),
+            },
+        };
+        if next.is_none()
+            && let Some(last) = links.iter().map(|link| link.number).max()
+            && at.as_ref().is_none_or(|(_, number)| last > *number)
+        {
+            bail!("gap: {} has exports up to number {last}, none of which goes on from where the table is", self.place);
+        }
+        while let Some(link) = next {
+            match self.apply(&archive, link, mirror).await? {
+                Taken::Done => {}
+                Taken::Unfit(why) => bail!(why),
+            }
+            next = match following.get(link.digest.as_str()).map(Vec::as_slice) {
+                None | Some([]) => None,
+                Some([next]) => Some(*next),
+                Some(_) => match newest_base.filter(|base| base.number > link.number) {
+                    Some(base) => Some(base),
+                    None => bail!("forked: several exports of {} go on from number {}", self.place, link.number),
+                },
+            };
+        }
+        Ok(())
+    }
+
+    /// The exports of the lane.
+    async fn links(&self, archive: &Arc<Archive>) -> anyhow::Result<Vec<Link>> {
+        let (archive, consumer, dataset) = (Arc::clone(archive), self.consumer.clone(), self.dataset.clone());
+        spawn_blocking(move || {
+            let mut links = Vec::new();
+            for name in archive.manifests()? {
+                let name = name?;
+                let Some(manifest) = read(&archive, &name)? else { continue };
+                let export = &manifest.export;
+                if (&*export.consumer, &export.dataset) == (consumer.as_str(), &dataset) {
+                    links.push(Link {
+                        name,
+                        number: manifest.number,
+                        previous: export.previous.clone(),
+                        is_base: export.is_base(),
+                        digest: manifest.digest,
+                    });
+                }
+            }
+            anyhow::Ok(links)
+        })
+        .await?
+        .with_context(|| self.place.to_string())
+    }
+
+    async fn apply(&self, archive: &Arc<Archive>, link: &Link, mirror: &mut Mirror) -> anyhow::Result<Taken> {
+        let (read_from, name) = (Arc::clone(archive), link.name.clone());
+        let manifest = spawn_blocking(move || read(&read_from, &name)).await??;
+        let manifest = Arc::new(manifest.with_context(|| format!("{} is gone", link.name))?);
+        let open = async || {
+            let (archive, manifest, name) = (Arc::clone(archive), Arc::clone(&manifest), link.name.clone());
+            spawn_blocking(move || files(&archive, &manifest, &name)).await?
+        };
+        mirror.apply(&manifest, open).await
+    }
+}
+
+/// A manifest, if its digest is right.
+fn read(archive: &Archive, name: &str) -> anyhow::Result<Option<Manifest>> {
+    let Some(text) = archive.text(name).with_context(|| name.to_owned())? else { return Ok(None) };
+    let manifest = Manifest::read(&text).with_context(|| name.to_owned())?;
+    manifest.check(name, None).with_context(|| name.to_owned())?;
+    Ok(Some(manifest))
+}
+
+fn files(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Vec<Input>> {
+    let mut files = Vec::new();
+    for file in &manifest.export.files {
+        let path = file.path.as_deref().unwrap_or_default();
+        let path = archive.name_of(name, path).with_context(|| format!("{name} names a file outside of its place"))?;
+        let at_path = || path.clone();
+        let found = match archive.open_file(&path).with_context(at_path)? {
+            Found::File(_, found) => found,
+            Found::Nothing | Found::NoFile => bail!("{path}, which {name} names, is missing"),
+        };
+        let input: io::Result<_> = Input::new(found, &manifest.export.compression, &file.sha256);
+        files.push(input.with_context(at_path)?);
+    }
+    Ok(files)
+}

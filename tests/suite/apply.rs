@@ -1,0 +1,541 @@
+//! `apply`: a table of another Postgres equals the source after each export, each applied once, whatever is killed and whoever else applies.
+
+use std::path::Path;
+
+use crate::catalog::{Catalog, export};
+use crate::harness::{Database, KILLED, Service, Start, eventually, reachable_folder};
+use crate::remote::far;
+
+/// A source with a service and the dataset `t`, and a target.
+struct Pair {
+    source: Database,
+    target: Database,
+    catalog: Catalog,
+    service: Service,
+}
+
+const DATASET: &str = "[[dataset]]\nname = \"t\"\ntable = \"t\"\n";
+
+impl Pair {
+    /// The source's table `t`, made and filled by this.
+    async fn of(table: &str) -> Pair {
+        Pair::started(table, |start| start).await
+    }
+
+    async fn started(table: &str, with: impl FnOnce(Start) -> Start) -> Pair {
+        let (source, target) = (Database::new().await, Database::empty().await);
+        source.run(table).await;
+        let catalog = Catalog::of(DATASET);
+        catalog.track(&source, "t").await;
+        let service = with(catalog.start(&source)).service().await;
+        Pair { source, target, catalog, service }
+    }
+
+    fn apply(&self, more: &[&str]) -> Start {
+        let to = self.target.url();
+        let fixed = ["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &self.service.address];
+        far(&[&fixed, more].concat())
+    }
+
+    /// The lines that a call printed, which has nothing to complain of.
+    async fn applied(&self, more: &[&str]) -> Vec<String> {
+        let (code, printed, said) = self.apply(more).output().await;
+        assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+        printed.lines().map(str::to_owned).collect()
+    }
+
+    async fn refused(&self, more: &[&str], code: &str) -> String {
+        let (exit, printed, said) = self.apply(more).output().await;
+        assert!(exit == 1 && said.contains(code), "{exit} {printed} {said}");
+        said
+    }
+
+    async fn require_equal(&self, context: &str) {
+        let (left, right) = (rows(&self.source, "t").await, rows(&self.target, "public.t").await);
+        assert_eq!(right, left, "{context}");
+    }
+
+    async fn end(self) {
+        self.service.stop().await;
+    }
+}
+
+/// All rows of a table, as texts.
+async fn rows(database: &Database, table: &str) -> Vec<String> {
+    let texts = format!("select t::text from (select * from {table}) t order by 1");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(texts)).fetch_all(&database.pool).await.unwrap()
+}
+
+const SIMPLE: &str = "create table t (id bigint primary key, name text, at timestamptz default now());
+                      insert into t select g, 'n' || g from generate_series(1, 50) g";
+
+#[tokio::test]
+async fn the_copy_equals_the_source_after_each_export() {
+    let pair = Pair::of(SIMPLE).await;
+    assert_eq!(pair.applied(&[]).await, ["delta 1  50 rows written, 0 deleted"]);
+    pair.require_equal("the first").await;
+    pair.source
+        .run("update t set name = 'x' where id < 4; delete from t where id > 40; insert into t values (100, null), (101, '')")
+        .await;
+    assert_eq!(pair.applied(&[]).await, ["delta 2  5 rows written, 10 deleted"]);
+    pair.require_equal("a delta").await;
+    assert_eq!(pair.applied(&["--request", "none"]).await, Vec::<String>::new());
+
+    // What others asked for, of all types, in order. Nothing is written that is there as it is.
+    pair.source.run("update t set name = 'y' where id = 5").await;
+    for kind in ["incremental", "full", "delta"] {
+        export(&pair.service, kind, "t", "a").await;
+    }
+    pair.source.run("update t set id = 200 where id = 6").await;
+    let lines = pair.applied(&[]).await;
+    assert_eq!(
+        lines,
+        [
+            "incremental 3  1 rows written, 0 deleted",
+            "full 4  0 rows written, 0 deleted",
+            "delta 5  0 rows written, 0 deleted",
+            "delta 6  1 rows written, 1 deleted"
+        ]
+    );
+    pair.require_equal("several").await;
+
+    // A full export makes good what somebody did to the copy.
+    pair.target.run("delete from t where id < 10; update t set name = 'mine'; insert into t values (-1)").await;
+    export(&pair.service, "full", "t", "a").await;
+    let lines = pair.applied(&["--full", "truncate"]).await;
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    pair.require_equal("truncated").await;
+    let (number, at): (i64, bool) =
+        sqlx::query_as("select number, applied_at <= now() from cdc_apply.positions where target = 'public.t'")
+            .fetch_one(&pair.target.pool)
+            .await
+            .unwrap();
+    assert_eq!((number, at), (8, true));
+    pair.end().await;
+}
+
+const TYPES: &str = r#"
+    create schema "Od d"; create type "Od d"."Mood" as enum ('sad', 'o''k'); create domain "Od d".pos as int check (value > 0);
+    create type "Od d".pair as (a int, b text);
+    create table t ("Key A" text, id bigint, primary key (id, "Key A"),
+      c1 smallint, c2 integer, c3 real, c4 double precision, c5 numeric, c6 numeric(12, 2), c7 boolean, c8 text, c9 varchar(20), c10 char(3),
+      c11 uuid, c12 bytea, c13 json, c14 jsonb, c15 timestamptz, c16 timestamp(3), c17 date, c18 time, c19 timetz, c20 interval,
+      c21 int[], c22 text[], c23 numeric(5, 1)[], c24 int4range, c25 tstzrange, c26 inet, c27 cidr, c28 macaddr, c29 macaddr8, c30 bit(3),
+      c31 varbit, c32 point, c33 box, c34 path, c35 polygon, c36 circle, c37 lseg, c38 tsvector, c39 tsquery, c40 xml, c41 oid, c42 name,
+      c43 pg_lsn, c44 "char", c45 jsonpath, c46 int4multirange, c47 timestamptz[], c48 json[], c49 date[], c50 money,
+      "Straße "" x" text, "select" int);
+    insert into t ("Key A", id) values ('', 1);
+    insert into t select 'k"' || g, g, g, -g, 0.1 * g, 1e300 / g, 'NaN', 12.30, g % 2 = 0, E'a,"\n\\.\t' || g, 'v', 'c', gen_random_uuid(),
+      '\x00ff', '{"a": 1, "a":2}', '{"b": null}', '2026-02-26T04:30:00.123456Z', '2026-02-26 04:30:00.1234', '0044-03-15 BC', '24:00:00',
+      '04:05:06+05:30', '-1 year 2 days 03:04:05.678', '{1,null,3}', '{"","a,b",null,"\"q\""}', '{1.5}', '[1,5)',
+      '["2026-01-01 00:00+00",infinity]', '::1/64', '10.0.0.0/8', '08:00:2b:01:02:03', '08:00:2b:01:02:03:04:05', '101', '1', '(1,2)', '((0,0),(1,1))',
+      '[(0,0),(1,1)]', '((0,0),(1,1),(2,0))', '<(0,0),1>', '[(0,0),(1,1)]', 'a:1 b:2', 'a & !b', '<a>x</a>', g, 'n', '0/16B3748', 'x',
+      '$.a[*]', '{[1,3),[5,7)}', '{"2026-02-26 04:30:00+00",infinity}', array['{"a":1}'::json], '{infinity}', '1.50', '', null
+    from generate_series(2, 30) g;
+    insert into t ("Key A", id, c15, c17, c4, c5) values ('inf', 7, 'infinity', '-infinity', '-0', 'Infinity')"#;
+
+#[tokio::test]
+async fn every_value_arrives_as_it_is() {
+    let pair = Pair::of(TYPES).await;
+    pair.applied(&[]).await;
+    pair.require_equal("the first").await;
+    let types =
+        "select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attname) from pg_attribute
+                 where attrelid = 'public.t'::regclass and attnum > 0";
+    assert_eq!(pair.target.one::<String>(types).await, pair.source.one::<String>(types).await);
+    let key =
+        "select pg_get_constraintdef(oid) from pg_constraint where conrelid = 'public.t'::regclass and contype = 'p'";
+    assert_eq!(pair.target.one::<String>(key).await, pair.source.one::<String>(key).await);
+    pair.source.run("update t set c2 = c2 + 1, c13 = '[]'; delete from t where id = 7").await;
+    pair.applied(&[]).await;
+    pair.require_equal("a delta").await;
+    export(&pair.service, "full", "t", "a").await;
+    pair.applied(&[]).await;
+    pair.require_equal("a full one").await;
+
+    // A type that only the source has is text, which is said.
+    pair.source.run(r#"alter table t add mood "Od d"."Mood" default 'o''k', add positive "Od d".pos default 3, add two "Od d".pair"#).await;
+    let (code, _, said) = pair.apply(&[]).output().await;
+    assert!(code == 0 && said.contains("the column mood is text there"), "{said}");
+    assert_eq!(pair.target.one::<i64>("select count(*) from t where mood = 'o''k' and positive = '3'").await, 30);
+    pair.end().await;
+}
+
+/// Between all steps, and where the answer to COMMIT is lost.
+#[tokio::test]
+async fn each_export_is_applied_once_whatever_is_killed() {
+    let pair = Pair::of("create table t (id bigint primary key, n bigint not null default 0)").await;
+    pair.applied(&[]).await;
+    // Whoever applies a delta twice, or leaves one out, is found out by the log.
+    pair.target
+        .run(
+            "create table log (id bigint, n bigint); create function log() returns trigger language plpgsql as $$ begin
+               insert into log values (new.id, new.n); return null; end $$;
+             create trigger log after insert or update on t for each row execute function log()",
+        )
+        .await;
+    let mut changes = 0;
+    for fault in [
+        "apply.staged=kill",
+        "apply.applied=kill",
+        "apply.committed=kill",
+        "apply.committed=error",
+        "apply.staged=error",
+        "apply.applied=error",
+    ] {
+        changes += 1;
+        pair.source.run(&format!("insert into t values ({changes}) ; update t set n = n + 1 where id = 1")).await;
+        let (code, _, said) = pair.apply(&[]).with("FAILPOINTS", fault).output().await;
+        let expected = if fault.ends_with("kill") { KILLED } else { i32::from(!fault.starts_with("apply.committed")) };
+        assert_eq!(code, expected, "{fault}: {said}");
+        if fault.starts_with("apply.committed") {
+            pair.require_equal(fault).await;
+        }
+        pair.applied(&[]).await;
+        pair.require_equal(fault).await;
+    }
+    let of_first = "select array_agg(n order by n) = array(select generate_series(1, 6)::bigint) from log where id = 1";
+    assert!(pair.target.one::<bool>(of_first).await, "each change once");
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn two_at_a_time_apply_each_export_once() {
+    let pair = Pair::of(SIMPLE).await;
+    pair.applied(&[]).await;
+    for round in 0..8 {
+        pair.source.run(&format!("update t set name = 'r{round}' where id = 1 + {round}")).await;
+        export(&pair.service, "delta", "t", "a").await;
+    }
+    let calls = futures_util::future::join_all((0..4).map(|_| pair.apply(&["--request", "none"]).output())).await;
+    let mut lines = Vec::new();
+    for (code, printed, said) in calls {
+        assert_eq!(code, 0, "{said}");
+        lines.extend(printed.lines().map(str::to_owned));
+    }
+    lines.sort();
+    let expected: Vec<_> = (2..10).map(|number| format!("delta {number}  1 rows written, 0 deleted")).collect();
+    assert_eq!(lines, expected);
+    pair.require_equal("all of them").await;
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn unique_values_may_change_places() {
+    let pair = Pair::of(
+        "create table t (id bigint primary key, place int unique, name text); insert into t values (1, 1, 'a'), (2, 2, 'b'), (3, 3, 'c')",
+    )
+    .await;
+    pair.applied(&[]).await;
+    pair.target.run("alter table t add unique (place)").await;
+    for kind in ["delta", "full"] {
+        pair.source
+            .run(
+                "begin; update t set place = -place; update t set place = (-place) % 3 + 1; delete from t where id = 4;
+                 insert into t values (5 + (select count(*) from t), 99 + (select count(*) from t), 'new'); commit",
+            )
+            .await;
+        export(&pair.service, kind, "t", "a").await;
+        pair.applied(&["--request", "none"]).await;
+        pair.require_equal(kind).await;
+    }
+    // Rows that others reference are not deleted for a moment.
+    pair.target.run("create table r (t bigint references t on delete cascade); insert into r values (1)").await;
+    pair.source
+        .run("begin; update t set place = -place; update t set place = (-place) % 3 + 1 where place > -4; commit")
+        .await;
+    let said = pair.refused(&[], "unique_values").await;
+    assert!(said.contains("deferrable"), "{said}");
+    pair.target.run("alter table t drop constraint t_place_key, add constraint later unique (place) deferrable").await;
+    pair.applied(&[]).await;
+    pair.require_equal("deferrable").await;
+    assert_eq!(pair.target.one::<i64>("select count(*) from r").await, 1);
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn the_table_follows_the_sources_columns() {
+    let pair = Pair::of(SIMPLE).await;
+    pair.applied(&[]).await;
+    pair.source.run("alter table t add more int default 7; update t set more = 8 where id = 3").await;
+    let said = pair.refused(&["--schema", "fail"], "schema_changed").await;
+    assert!(said.contains("more"), "{said}");
+    pair.applied(&[]).await;
+    // What nobody changed has no value in a delta: a full export brings it.
+    export(&pair.service, "full", "t", "a").await;
+    pair.applied(&[]).await;
+    pair.require_equal("a new column").await;
+
+    pair.source.run("alter table t alter more type text using 'm' || more").await;
+    let (code, _, said) = pair.apply(&[]).output().await;
+    assert!(code == 0 && said.contains("asking for a full export"), "{said}");
+    pair.require_equal("another type").await;
+
+    // One that goes stays in the copy.
+    pair.source.run("alter table t drop more; insert into t values (77, 'z')").await;
+    pair.apply(&[]).output().await;
+    assert_eq!(pair.target.one::<i64>("select count(*) from t where more is null and id = 77").await, 1);
+
+    pair.target.run("alter table t drop name").await;
+    pair.source.run("update t set name = 'q' where id = 1").await;
+    let (code, _, said) = pair.apply(&[]).output().await;
+    assert!(code == 1 && said.contains("target_changed"), "{said}");
+    pair.target.run("drop table t").await;
+    pair.refused(&[], "target_changed").await;
+    pair.target.run("delete from cdc_apply.positions").await;
+    pair.applied(&[]).await;
+    pair.require_equal("made anew").await;
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn another_key_is_refused_until_the_table_has_it() {
+    let pair =
+        Pair::of("create table t (id bigint primary key, name text not null); insert into t values (1, 'a')").await;
+    pair.target.run("create table t (id bigint, name text)").await;
+    pair.refused(&[], "no_key").await;
+    pair.target.run("create unique index on t (id) where id > 0").await;
+    pair.refused(&[], "no_key").await;
+    pair.target.run("create unique index on t (id)").await;
+    pair.applied(&["--request", "none"]).await;
+    pair.require_equal("an index").await;
+
+    pair.source
+        .run("alter table t drop constraint t_pkey, add primary key (name, id); insert into t values (1, 'b')")
+        .await;
+    pair.catalog.track(&pair.source, "t").await;
+    pair.service.stop().await;
+    let service = pair.catalog.start(&pair.source).service().await;
+    let pair = Pair { service, ..pair };
+    let said = pair.refused(&[], "key_changed").await;
+    assert!(said.contains("(name, id) and was (id)") || said.contains("(name, id)"), "{said}");
+    pair.target.run("drop index t_id_idx, t_id_idx1; alter table t add primary key (id, name)").await;
+    pair.applied(&[]).await;
+    pair.require_equal("the new key").await;
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn deleted_rows_may_stay_and_say_so() {
+    for (column, live) in [("gone_at", "gone_at is null"), ("is_gone", "not is_gone")] {
+        let pair = Pair::of(SIMPLE).await;
+        if column == "is_gone" {
+            pair.target.run("create table t (id bigint primary key, name text, at timestamptz, is_gone bool not null default false)").await;
+        }
+        let deletes = ["--deletes", column];
+        pair.applied(&deletes).await;
+        let equal = async |context: &str| {
+            let copy = rows(&pair.target, &format!("(select id, name, at from t where {live})")).await;
+            assert_eq!(copy, rows(&pair.source, "t").await, "{column} {context}");
+        };
+        equal("the first").await;
+        pair.source.run("delete from t where id <= 10").await;
+        assert_eq!(pair.applied(&deletes).await, ["delta 2  0 rows written, 10 deleted"]);
+        equal("deleted").await;
+        pair.source
+            .run("insert into t select id, 'again' from generate_series(1, 3) id; delete from t where id > 48")
+            .await;
+        pair.applied(&deletes).await;
+        equal("back").await;
+        pair.source.run("delete from t where id = 20").await;
+        export(&pair.service, "full", "t", "a").await;
+        pair.applied(&deletes).await;
+        equal("a full one").await;
+        assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 50);
+        pair.refused(&["--deletes", "name"], "deletes").await;
+        pair.end().await;
+    }
+}
+
+/// A table of the target's own making: with generated and identity columns, and of other types.
+#[tokio::test]
+async fn a_table_that_is_there_is_taken() {
+    let pair = Pair::of(SIMPLE).await;
+    pair.target
+        .run(
+            "create table t (own int default 5, id int generated always as identity primary key, at date,
+               name varchar(10), upper text generated always as (upper(name)) stored);
+             insert into t (name) values ('theirs'), ('theirs too');
+             select setval('t_id_seq', 70); insert into t (name) values ('goes')",
+        )
+        .await;
+    pair.applied(&[]).await;
+    export(&pair.service, "full", "t", "a").await;
+    pair.applied(&[]).await;
+    let copy = rows(&pair.target, "(select id, name, at from t)").await;
+    assert_eq!(copy, rows(&pair.source, "(select id, name, at::date from t)").await);
+    assert_eq!(pair.target.one::<i64>("select count(*) from t where own = 5 and upper = upper(name)").await, 50);
+
+    // Generated in the source as well: the target's own is left to it.
+    pair.source.run("alter table t add upper text generated always as (upper(name)) stored; update t set name = 'up' where id = 1").await;
+    pair.apply(&[]).output().await;
+    assert_eq!(pair.target.one::<String>("select upper from t where id = 1").await, "UP");
+    pair.target.run("create view v as select 1 as id").await;
+    pair.refused(&["--table", "public.v"], "target_changed").await;
+    pair.refused(&["--table", "T"], "several_tables").await;
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn readers_never_see_an_empty_table() {
+    let pair = Pair::of(SIMPLE).await;
+    pair.applied(&[]).await;
+    export(&pair.service, "full", "t", "a").await;
+    let calls = pair.apply(&["--request", "none"]).with("FAILPOINTS", "apply.applied=sleep:1500");
+    let call = tokio::spawn(async { calls.output().await });
+    let is_in_it = "select exists (select from pg_locks where locktype = 'advisory')";
+    eventually("it applies", async || pair.target.one::<bool>(is_in_it).await.then_some(())).await;
+    assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 50);
+    assert_eq!(call.await.unwrap().0, 0);
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn a_gap_is_healed_by_a_full_export_or_said() {
+    let pair = Pair::of(SIMPLE).await;
+    pair.applied(&[]).await;
+    pair.source.run("truncate t; insert into t values (1, 'after')").await;
+    let (code, _, said) = pair.apply(&[]).output().await;
+    assert!(code == 0 && said.contains("asking for a full export"), "{said}");
+    pair.require_equal("after a truncate").await;
+
+    pair.source.run("insert into t values (2, 'lost')").await;
+    let lost = export(&pair.service, "delta", "t", "a").await;
+    std::fs::remove_file(pair.service.path(&lost)).unwrap();
+    pair.refused(&["--request", "none"], "files of the export").await;
+    let (code, _, said) = pair.apply(&[]).output().await;
+    assert!(code == 0 && said.contains("asking for a full export"), "{said}");
+    pair.require_equal("a file that is gone").await;
+
+    // What it can't read, another export makes good.
+    let body = serde_json::json!({ "dataset": "t", "format": "ndjson" });
+    crate::catalog::ended(&pair.service, "/exports/delta", Some("a"), body).await;
+    pair.source.run("insert into t values (3, 'more')").await;
+    let said = pair.refused(&["--request", "none"], "format").await;
+    assert!(said.contains("only csv"), "{said}");
+    let (code, _, said) = pair.apply(&[]).output().await;
+    assert_eq!(code, 0, "{said}");
+    pair.require_equal("another format").await;
+
+    // Another database with the same names.
+    let other = Pair::of(SIMPLE).await;
+    let to = pair.target.url();
+    let (code, _, said) =
+        far(&["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &other.service.address])
+            .output()
+            .await;
+    assert!(code == 1 && said.contains("another_source"), "{said}");
+    pair.require_equal("as it was").await;
+    other.end().await;
+    pair.end().await;
+}
+
+fn from(pair: &Pair, place: &Path, more: &[&str]) -> Start {
+    let (to, place) = (pair.target.url(), place.to_str().unwrap().to_owned());
+    far(&[&["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--from", &place], more].concat())
+}
+
+#[tokio::test]
+async fn a_folder_is_enough() {
+    let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;
+    let place = pair.service.output().to_owned();
+    export(&pair.service, "full", "t", "a").await;
+    export(&pair.service, "full", "t", "another").await;
+    for round in 0..3 {
+        pair.source
+            .run(&format!(
+                "update t set name = 'r{round}' where id = 1 + {round}; delete from t where id = 40 + {round}"
+            ))
+            .await;
+        let compression = ["none", "gzip", "zstd"][round];
+        let body = serde_json::json!({ "dataset": "t", "compression": compression });
+        crate::catalog::ended(&pair.service, "/exports/delta", Some("a"), body).await;
+    }
+    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    assert_eq!((code, printed.lines().count()), (0, 4), "{said}");
+    pair.require_equal("all").await;
+    let (code, printed, _) = from(&pair, &place, &[]).output().await;
+    assert_eq!((code, printed.as_str()), (0, ""));
+
+    // A file that is not as it was exported changes nothing; nor does one that is missing.
+    pair.source.run("update t set name = 'changed'").await;
+    let job = export(&pair.service, "delta", "t", "a").await;
+    let path = pair.service.path(&job);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("changed", "Changed", 1)).unwrap();
+    let before = rows(&pair.target, "t").await;
+    let (code, _, said) = from(&pair, &place, &[]).output().await;
+    assert!(code == 1 && said.contains("SHA-256"), "{said}");
+    std::fs::remove_file(&path).unwrap();
+    let (code, _, said) = from(&pair, &place, &[]).output().await;
+    assert!(code == 1 && said.contains("missing"), "{said}");
+    assert_eq!(rows(&pair.target, "t").await, before);
+    std::fs::write(&path, text).unwrap();
+
+    // A manifest that is missing is a gap, until a full export comes.
+    let next = export(&pair.service, "delta", "t", "a").await;
+    export(&pair.service, "delta", "t", "a").await;
+    let manifest = path.with_file_name(next["outputFilename"].as_str().unwrap().replace(".csv", ".manifest.json"));
+    let text = std::fs::read(&manifest).unwrap();
+    std::fs::remove_file(&manifest).unwrap();
+    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
+    let (code, _, said) = from(&pair, &place, &[]).output().await;
+    assert!(code == 1 && said.contains("gap"), "{said}");
+    std::fs::write(&manifest, text).unwrap();
+    let (code, _, said) = from(&pair, &place, &[]).output().await;
+    assert_eq!(code, 0, "{said}");
+    pair.require_equal("the gap is closed").await;
+
+    // What `pull` has fetched is such a folder as well.
+    let folder = reachable_folder();
+    let into = folder.path().to_str().unwrap();
+    let pull = ["pull", "--consumer", "a", "--dataset", "t", "--server", &pair.service.address, "--into", into];
+    assert_eq!(far(&pull).output().await.0, 0);
+    pair.target.run("drop table t; drop schema cdc_apply cascade").await;
+    let (code, _, said) = from(&pair, folder.path(), &[]).output().await;
+    assert_eq!(code, 0, "{said}");
+    pair.require_equal("from what was pulled").await;
+    pair.end().await;
+}
+
+/// The target's server goes away in the middle of it.
+#[tokio::test]
+async fn a_connection_that_breaks_is_made_anew() {
+    let pair = Pair::of(SIMPLE).await;
+    pair.applied(&[]).await;
+    pair.source.run("update t set name = 'x' where id < 10").await;
+    for point in ["apply.staged", "apply.applied"] {
+        pair.source.run("update t set name = name || 'x' where id < 10").await;
+        let call = pair.apply(&[]).with("FAILPOINTS", format!("{point}=sleep:1500"));
+        let call = tokio::spawn(async { call.output().await });
+        let end = "select count(pg_terminate_backend(pid)) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())";
+        eventually("it applies", async || (pair.target.one::<i64>(end).await > 0).then_some(())).await;
+        let (code, printed, said) = call.await.unwrap();
+        assert_eq!((code, printed.lines().count()), (0, 1), "{point}: {said}");
+        assert!(said.contains("trying again"), "{said}");
+        pair.require_equal(point).await;
+    }
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn it_follows_until_it_is_told_to_end() {
+    let pair = Pair::of(SIMPLE).await;
+    let (mut child, _folder) = pair.apply(&["--every", "100ms"]).spawn();
+    for round in 0..4 {
+        pair.source
+            .run(&format!("update t set name = 'round {round}' where id = 1; delete from t where id = 10 + {round}"))
+            .await;
+        let wanted = rows(&pair.source, "t").await;
+        let is_there = async || {
+            let made: bool = pair.target.one("select to_regclass('public.t') is not null").await;
+            (made && rows(&pair.target, "t").await == wanted).then_some(())
+        };
+        eventually("the copy", is_there).await;
+    }
+    let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(child.wait().await.unwrap().success());
+    pair.end().await;
+}
