@@ -23,7 +23,9 @@ lint:
 test *args:
     cargo test --locked --lib --bins --tests {{ args }}
 
-# The loaders of docs/guides, and what other programs read of each format. Needs python3 and psql; fetches packages from PyPI.
+# Needs python3, psql and curl; fetches packages from PyPI.
+#
+# The loaders and the manifests of docs/guides, and what other programs read of each format.
 guides:
     cargo build --locked
     tests/guides.sh

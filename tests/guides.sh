@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # What docs/guides/ says, for real: its loaders keep tables in another Postgres, in DuckDB and in pandas equal to the source, through
 # changes, hard deletes, a TRUNCATE, crashes, lost answers, two loaders at once and exports that somebody made by hand or took away; then a
-# table of one's own, through changes of its columns, wrong keys and triggers that are gone. In between tests/formats.py, on the same service.
+# table of one's own, through changes of its columns, wrong keys and triggers that are gone, and one whose exports have several files. In between
+# tests/formats.py, on the same service. At last docs/guides/manifests.md, block by block, on a folder and on an emulator of S3.
 #
-# `cargo build` comes first. Needs psql, and what tests/venv.sh does.
+# `cargo build` comes first. Needs psql, curl, and what tests/venv.sh does.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 binary=${BINARY:-$root/target/debug/cdc-export}
 python=$("$root/tests/venv.sh" guides)
+emulator_python=$("$root/tests/venv.sh" buckets)
 
 work=$(mktemp -d)
 chmod 755 "$work"
@@ -20,7 +22,8 @@ start() {
     server=$(grep -o 'http://[0-9.:]*' log | tail -1)
     PGPASSWORD=$(cat data/postgres.password) PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
 }
-trap 'kill $service; wait $service || true; rm -rf "$work"' EXIT
+emulator=
+trap 'kill $service $emulator || true; wait; rm -rf "$work"' EXIT
 export PGPASSWORD PGHOST PGUSER=postgres PGDATABASE=cdc_export
 start "$binary"
 "$python" "$root/tests/guides.py" "$server"
@@ -33,10 +36,40 @@ psql -q -c 'create table people (region text, id bigint, first text, last text, 
 printf '[[dataset]]\nname = "people"\ntable = "people"\n' >datasets.toml
 psql -q -f "$root/tests/decimals.sql"
 printf '[[dataset]]\nname = "amounts"\ntable = "amounts"\nupdated_at = "at"\ncapture = "timestamp"\nnumeric = "decimal"\nuuid = "text"\n' >>datasets.toml
+# Its exports are larger than the smallest bound of a file, in Parquet too.
+psql -q -c 'create table orders (id bigint primary key, total numeric(18, 2), note text not null)' \
+    -c "insert into orders select i, i / 100.0, (select string_agg(encode(sha512((i || '-' || j)::bytea), 'base64'), '') from generate_series(1, 8) as j)
+        from generate_series(1, 40000) as i"
+printf '[[dataset]]\nname = "orders"\ntable = "orders"\nnumeric = "decimal"\nmax_file_bytes = 16777216\n' >>datasets.toml
 kill $service
 wait $service || true
-start DATASETS="$work/datasets.toml" "$binary"
+start DATASETS="$work/datasets.toml" MANIFESTS=on "$binary"
 track=(env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/datasets.toml" "$binary" track people)
 "${track[@]}"
 "$python" "$root/tests/guides_columns.py" "$server" "${track[@]}"
 "$python" "$root/tests/decimals.py" "$server"
+
+env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/datasets.toml" "$binary" track orders
+"$python" "$root/tests/guides_files.py" "$server"
+mkdir bin
+ln -s "$binary" bin/cdc-export
+export PATH="$work/bin:$PATH"
+"$python" "$root/tests/manifests.py" "$server" folder
+
+# A bucket in the folder's place. The emulator is what tests/buckets.sh has, and as there it finds no engine of containers.
+mkdir emulator
+(cd emulator && exec env -i PATH="$PATH" HOME="$HOME" TMPDIR="$work/emulator" DOCKER_HOST="unix://$work/none" SERVICES=s3 IOT_MTLS_ENABLED=0 \
+    "${emulator_python%/*}/hypercorn" --workers 0 --graceful-timeout 0 --bind 127.0.0.1:0 ministack.app:app) &>emulator.log &
+emulator=$!
+until store=$(grep -om1 'http://127\.0\.0\.1:[1-9][0-9]*' emulator.log); do
+    kill -0 $emulator || { cat emulator.log; exit 1; }
+    sleep 0.1
+done
+curl -sf --retry 20 --retry-connrefused --retry-delay 1 -o /dev/null -X PUT "$store/acme-exports" \
+    -d '<CreateBucketConfiguration><LocationConstraint>eu-central-1</LocationConstraint></CreateBucketConfiguration>'
+kill $service
+wait $service || true
+export AWS_ACCESS_KEY_ID=KEY AWS_SECRET_ACCESS_KEY=SECRET
+start DATASETS="$work/datasets.toml" OUTPUT_DIR= OUTPUT_URL=s3://acme-exports/shop AWS_REGION=eu-central-1 AWS_ENDPOINT_URL="$store" \
+    AWS_ALLOW_HTTP=true AWS_ACCESS_KEY_ID=KEY AWS_SECRET_ACCESS_KEY=SECRET "$binary"
+"$python" "$root/tests/manifests.py" "$server" bucket "$store"

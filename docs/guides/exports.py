@@ -65,9 +65,9 @@ class Exports:
         return f"error: no delta of the dataset {self.dataset} is possible: {'; '.join(problems)}" if problems else None
 
     def catch_up(self, folder, after=None):
-        """Asks for an export, and yields all exports to load, in their order: each job, and the path of its file. `after` is the id and
-        the SHA-256 of the export that was loaded last. If a delta isn't possible, it yields a full export, which replaces all that was loaded
-        before, and says on standard error why."""
+        """Asks for an export, and yields all exports to load, in their order: each job, and the paths of its files. `after` is the id and
+        what `identity` says of the export that was loaded last. If a delta isn't possible, it yields a full export, which replaces all that
+        was loaded before, and says on standard error why."""
         export_type = "delta" if after else "full"
         while True:
             try:
@@ -83,7 +83,7 @@ class Exports:
                     # Somebody asked for exports that aren't loaded here: another loader, or this one before it crashed.
                     for job in self.missed(refused.problem["jobs"], after[0]):
                         yield job, self.fetch(job, folder)
-                        after = (job["jobId"], job["sha256"])
+                        after = (job["jobId"], identity(job))
                     continue
                 self.see(job)
                 yield job, self.fetch(job, folder)
@@ -145,14 +145,17 @@ class Exports:
         return job
 
     def fetch(self, job, folder):
-        """The path of a job's file, whole and checked."""
-        path = os.path.join(folder, os.path.basename(job["outputFilename"]))
+        """The paths of a job's files, whole and checked. There are several if the dataset has `max_file_bytes`."""
+        return [self.fetch_file(job, file, folder) for file in job["files"]]
+
+    def fetch_file(self, job, of, folder):
+        path = os.path.join(folder, os.path.basename(of["name"]))
         sha256 = hashlib.sha256()
-        with self.open("GET", f"/exports/{job['jobId']}/download") as answer, open(path, "wb") as file:
+        with self.open("GET", f"/exports/{job['jobId']}/files/{of['part']}/download") as answer, open(path, "wb") as file:
             while chunk := answer.read(1 << 20):
                 sha256.update(chunk)
                 file.write(chunk)
-        if sha256.hexdigest() != job["sha256"]:
+        if sha256.hexdigest() != of["sha256"]:
             raise OSError(f"{path} has not arrived whole")
         return path
 
@@ -178,6 +181,11 @@ class Exports:
                     raise
                 rest = 1
             time.sleep(rest)
+
+
+def identity(job):
+    """By what `afterSha256` knows an export: the SHA-256 of its file, or of several files the digest of their manifest."""
+    return job["sha256"] or job["digest"]
 
 
 def problem_of(error):

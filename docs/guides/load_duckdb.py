@@ -6,7 +6,7 @@ import tempfile
 
 import duckdb
 
-from exports import Exports, arguments
+from exports import Exports, arguments, identity
 
 # All that is to be changed for another table.
 DATASET = "users"
@@ -20,19 +20,20 @@ exports.check_key(KEY)
 with duckdb.connect(database) as target, tempfile.TemporaryDirectory() as folder:
     target.execute("create table if not exists loads (loaded text primary key, job_id text, sha256 text)")
     last = target.execute("select job_id, sha256 from loads where loaded = ?", [TABLE]).fetchone()
-    for job, path in exports.catch_up(folder, after=last):
+    for job, paths in exports.catch_up(folder, after=last):
         # The rows and the id of their export are committed together, so that the next run goes on behind it.
         target.begin()
         if job["exportType"] == "full":
             # Each column has the type that it has in the source.
-            target.execute(f"create or replace table {TABLE} as select * from read_parquet(?)", [path])
+            target.execute(f"create or replace table {TABLE} as select * from read_parquet(?)", [paths])
         else:
-            target.execute(f"delete from {TABLE} where ({KEY}) in (select {KEY} from read_parquet(?))", [path])
+            target.execute(f"delete from {TABLE} where ({KEY}) in (select {KEY} from read_parquet(?))", [paths])
             live = "select * exclude (operation) from read_parquet(?) where operation <> 'DELETE'"
-            target.execute(f"insert into {TABLE} by name {live}", [path])
-        target.execute("insert or replace into loads values (?, ?, ?)", [TABLE, job["jobId"], job["sha256"]])
+            target.execute(f"insert into {TABLE} by name {live}", [paths])
+        target.execute("insert or replace into loads values (?, ?, ?)", [TABLE, job["jobId"], identity(job)])
         target.commit()
-        os.remove(path)
+        for path in paths:
+            os.remove(path)
         print(f"{job['exportType']}: {job['rowsExported']} rows")
 # What was loaded is loaded; but if the next delta can't be, cron should hear of it.
 sys.exit(exports.trouble())

@@ -10,7 +10,7 @@ import pandas
 import pyarrow
 from pyarrow.parquet import ParquetFile, write_table
 
-from exports import Exports, arguments
+from exports import Exports, arguments, identity
 
 # All that is to be changed for another table.
 DATASET = "users"
@@ -18,11 +18,12 @@ CONSUMER = "pandas"
 KEY = ["id"]  # the dataset's key
 
 
-def read(path):
+def read(*paths):
     # `pandas.read_parquet` hands Arrow's threads a Python file. A thread that lets go of it while Python ends aborts the process
     # (https://github.com/apache/arrow/issues/34314); a file that Arrow opens itself has no such end.
     # By default pandas makes floats of a column of integers that has a NULL, which rounds those beyond 2^53, and NULL of NaN.
-    return ParquetFile(path).read().to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True).set_index(KEY)
+    rows = pyarrow.concat_tables([ParquetFile(path).read() for path in paths])
+    return rows.to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True).set_index(KEY)
 
 
 def write(frame, path):
@@ -43,15 +44,15 @@ kept = max(glob.glob(f"{folder}/{DATASET}.*.*.parquet"), default=None, key=os.pa
 frame = read(kept) if kept else None
 last = kept.split(".")[-3:-1] if kept else None
 with tempfile.TemporaryDirectory() as inbox:
-    for job, path in exports.catch_up(inbox, after=last):
-        rows = read(path)
+    for job, paths in exports.catch_up(inbox, after=last):
+        rows = read(*paths)
         if job["exportType"] == "full":
             frame = rows
         else:
             live = rows[rows["operation"] != "DELETE"].drop(columns="operation")
             frame = pandas.concat([frame.drop(index=rows.index, errors="ignore"), live])
         print(f"{job['exportType']}: {job['rowsExported']} rows")
-        last = (job["jobId"], job["sha256"])
+        last = (job["jobId"], identity(job))
 written = f"{folder}/{DATASET}.{'.'.join(last)}.parquet"
 write(frame, f"{written}.part")
 os.replace(f"{written}.part", written)
