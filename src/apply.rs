@@ -17,13 +17,13 @@ use sqlx::{Connection, PgConnection};
 
 use crate::apply::input::Input;
 use crate::apply::merge::Merge;
-use crate::apply::table::Shape;
+use crate::apply::table::{OPERATION, Shape};
 use crate::connection;
 use crate::connection::failure::SqlFailure;
 use crate::dataset::Table;
 use crate::failpoint;
 use crate::job::ConsumerId;
-use crate::manifest::Manifest;
+use crate::manifest::{Chained, Column, Manifest};
 
 pub use position::Position;
 
@@ -179,15 +179,7 @@ impl Target {
                 return Ok(Applied::Before);
             }
         }
-        let is_next = match &before {
-            Some(position) => export.previous.as_deref() == Some(&position.digest),
-            None => false,
-        };
-        if !is_next && !export.is_base() {
-            let why = match before {
-                Some(_) => format!("gap: the export {} doesn't go on from the one that the table has", export.job),
-                None => format!("gap: the table has no export yet, and the export {} is no full one", export.job),
-            };
+        if let Some(why) = unfit(export, before.as_ref()) {
             tx.rollback().await.doing("to roll back")?;
             self.conn = Some(conn);
             return Ok(Applied::Unfit(why));
@@ -196,6 +188,7 @@ impl Target {
         let shape = Shape::fit(&mut tx, &table, manifest, before.as_ref(), &self.settings).await?;
         let changes = match shape.replaces_all(manifest) {
             true => {
+                shape.as_the_role(&mut tx).await?;
                 let written = load::into_table(&mut tx, &shape, files).await?;
                 shape.finish(&mut tx).await?;
                 Changes { written, deleted: 0 }
@@ -203,9 +196,11 @@ impl Target {
             false => {
                 load::into_stage(&mut tx, &shape, manifest, files).await?;
                 failpoint!("apply.staged", Err(Error::refused("failpoint", "apply.staged")));
+                shape.as_the_role(&mut tx).await?;
                 Merge::new(&shape, manifest).run(&mut tx).await?
             }
         };
+        shape.as_ourselves(&mut tx).await?;
         position::write(&mut tx, &target, manifest).await?;
         failpoint!("apply.applied", Err(Error::refused("failpoint", "apply.applied")));
         tx.commit().await.doing("to commit")?;
@@ -224,4 +219,25 @@ impl Target {
         };
         Ok(position::with_schema(table))
     }
+}
+
+/// Why an export can't come next, though a full one in csv could.
+fn unfit(export: &Chained, before: Option<&Position>) -> Option<String> {
+    let job = &export.job;
+    if export.format != "csv" {
+        return Some(format!("format: the export {job} is in {}, and only csv can be applied", export.format));
+    }
+    if export.is_base() {
+        return None;
+    }
+    let Some(before) = before else {
+        return Some(format!("gap: the table has no export yet, and the export {job} is no full one"));
+    };
+    if export.previous.as_deref() != Some(&before.digest) {
+        return Some(format!("gap: the export {job} doesn't go on from the one that the table has"));
+    }
+    // Its values in rows that nobody changed are in no delta.
+    let is_known = |column: &&Column| before.columns.contains(column) || column.name == OPERATION;
+    let changed = export.columns.iter().find(|column| !is_known(column))?;
+    Some(format!("schema_changed: the column {} has come, or has another type", changed.name))
 }

@@ -40,7 +40,7 @@ impl<'s> Merge<'s> {
         let (gone, of_stage) = match manifest.export.export_type.as_str() {
             "full" => (Some(format!("not exists (select from {stage} s where {same_key})")), String::new()),
             "delta" => {
-                let of = |sign: &str| format!("s.{} {sign} 'DELETE'", quoted(OPERATION));
+                let of = |sign: &str| format!("s.{} operator(pg_catalog.{sign}) 'DELETE'", quoted(OPERATION));
                 let gone = format!("exists (select from {stage} s where {same_key} and {})", of("="));
                 (Some(gone), format!(" where {}", of("<>")))
             }
@@ -65,7 +65,7 @@ impl<'s> Merge<'s> {
         let mut set: Vec<_> =
             written.iter().filter(|name| !key.contains(name)).map(|name| format!("{name} = excluded.{name}")).collect();
         // Of types that have no equality, such as json, too.
-        let mut differs = format!("row({}) *<> row({})", of("t"), of("excluded"));
+        let mut differs = format!("row({})::record operator(pg_catalog.*<>) row({})::record", of("t"), of("excluded"));
         if let Some(deleted) = deleted {
             set.push(format!("{} = {}", deleted.column, deleted.live));
             differs += &format!(" or t.{} is distinct from {}", deleted.column, deleted.live);
@@ -126,8 +126,8 @@ impl<'s> Merge<'s> {
 }
 
 async fn run(conn: &mut PgConnection, name: &str, statement: &str) -> Result<u64, sqlx::Error> {
-    let statement = AssertSqlSafe(format!("-- apply.merge.{name}\n {statement}"));
-    Ok(sqlx::raw_sql(statement).execute(conn).await?.rows_affected())
+    let statement = format!("-- apply.merge.{name}\n {statement}");
+    Ok(sqlx::raw_sql(AssertSqlSafe(statement)).execute(conn).await?.rows_affected())
 }
 
 async fn savepoint(conn: &mut PgConnection, verb: &str) -> Result<(), Error> {

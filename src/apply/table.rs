@@ -3,7 +3,7 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::apply::{Doing, Error, Position, Settings};
-use crate::connection::quoted;
+use crate::connection::{SEARCH_PATH, quoted};
 use crate::dataset::Table;
 use crate::manifest::{Chained, Column, Manifest};
 
@@ -11,6 +11,9 @@ use crate::manifest::{Chained, Column, Manifest};
 pub(super) const STAGE: &str = "cdc_apply_stage";
 /// The column of a delta that says what became of a row.
 pub(super) const OPERATION: &str = "operation";
+
+/// Tells whether two values of most types are equal.
+const EQUAL: &str = "operator(pg_catalog.=)";
 
 const DEED: &str = "to look at the table";
 
@@ -67,10 +70,6 @@ impl Shape {
     ) -> Result<Shape, Error> {
         let export = &manifest.export;
         let name = relation(table);
-        if export.format != "csv" {
-            let why = format!("the export {} is in {}, and only csv can be applied", export.job, export.format);
-            return Err(Error::refused("format", why));
-        }
         if export.key.is_empty() || export.columns.is_empty() {
             return Err(Error::refused(
                 "no_key",
@@ -102,7 +101,7 @@ impl Shape {
             Some(found) if !(is_delta(export) && column.name == OPERATION) => found.type_name.clone(),
             _ => "text".to_owned(),
         };
-        let equal = |name: &String| find(name).map_or_else(|| "=".to_owned(), |column| column.equal.clone());
+        let equal = |name: &String| find(name).map_or_else(|| EQUAL.to_owned(), |column| column.equal.clone());
         let shape = Shape {
             written: written.cloned().collect(),
             stage: export.columns.iter().map(|column| (column.name.clone(), type_of(column))).collect(),
@@ -178,6 +177,19 @@ impl Shape {
         Err(Error::refused(code, why))
     }
 
+    /// From here on names are looked up as the role's own sessions do: the table's triggers may rely on that. Our statements name the
+    /// schema of all that they use meanwhile.
+    pub(super) async fn as_the_role(&self, conn: &mut PgConnection) -> Result<(), Error> {
+        let set = "-- apply.table.as_the_role
+             select set_config('search_path', current_setting('cdc_export.role_path'), true)";
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(conn).await.map(drop).doing(DEED)
+    }
+
+    pub(super) async fn as_ourselves(&self, conn: &mut PgConnection) -> Result<(), Error> {
+        let set = format!("-- apply.table.as_ourselves\n set local search_path = {SEARCH_PATH}");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(conn).await.map(drop).doing(DEED)
+    }
+
     async fn run(&self, conn: &mut PgConnection, verb: &str, deed: &'static str) -> Result<(), Error> {
         let statement = format!("-- apply.table.run\n {verb} {}", self.table);
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(conn).await.map(drop).doing(deed)
@@ -201,7 +213,7 @@ impl Deleted {
         };
         let (marked, live) = match type_name.as_str() {
             "boolean" => ("true", "false"),
-            time if time.starts_with("timestamp") => ("clock_timestamp()", "null"),
+            time if time.starts_with("timestamp") => ("pg_catalog.clock_timestamp()", "null"),
             other => {
                 let why = format!("--deletes {column}: it is a boolean or a timestamp, and here it is {other}");
                 return Err(Error::refused("deletes", why));
@@ -260,7 +272,7 @@ async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<Present>, E
              join pg_amop p on p.amopfamily = c.opcfamily and p.amoplefttype = c.opcintype and p.amoprighttype = c.opcintype
              join pg_operator o on o.oid = p.amopopr join pg_namespace n on n.oid = o.oprnamespace
              where c.opcdefault and m.amname = 'btree' and p.amopstrategy = 3
-               and c.opcintype = coalesce(nullif(t.typbasetype, 0), t.oid)), '=') as equal
+               and c.opcintype = coalesce(nullif(t.typbasetype, 0), t.oid)), 'operator(pg_catalog.=)') as equal
          from pg_attribute a join pg_type t on t.oid = a.atttypid
          where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped
          order by a.attnum",

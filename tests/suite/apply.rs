@@ -62,7 +62,7 @@ impl Pair {
 
 /// All rows of a table, as texts.
 async fn rows(database: &Database, table: &str) -> Vec<String> {
-    let texts = format!("select t::text from (select * from {table}) t order by 1");
+    let texts = format!("select t::text from {table} t order by 1");
     sqlx::query_scalar(sqlx::AssertSqlSafe(texts)).fetch_all(&database.pool).await.unwrap()
 }
 
@@ -155,9 +155,10 @@ async fn every_value_arrives_as_it_is() {
 
     // A type that only the source has is text, which is said.
     pair.source.run(r#"alter table t add mood "Od d"."Mood" default 'o''k', add positive "Od d".pos default 3, add two "Od d".pair"#).await;
+    pair.source.run("update t set c2 = 0 where id = 3").await;
     let (code, _, said) = pair.apply(&[]).output().await;
     assert!(code == 0 && said.contains("the column mood is text there"), "{said}");
-    assert_eq!(pair.target.one::<i64>("select count(*) from t where mood = 'o''k' and positive = '3'").await, 30);
+    assert_eq!(pair.target.one::<i64>("select count(*) from t where mood = 'o''k' and positive = '3'").await, 29);
     pair.end().await;
 }
 
@@ -231,7 +232,7 @@ async fn unique_values_may_change_places() {
     for kind in ["delta", "full"] {
         pair.source
             .run(
-                "begin; update t set place = -place; update t set place = (-place) % 3 + 1; delete from t where id = 4;
+                "begin; update t set place = -place where place < 4; update t set place = (-place) % 3 + 1 where place < 0;
                  insert into t values (5 + (select count(*) from t), 99 + (select count(*) from t), 'new'); commit",
             )
             .await;
@@ -242,7 +243,7 @@ async fn unique_values_may_change_places() {
     // Rows that others reference are not deleted for a moment.
     pair.target.run("create table r (t bigint references t on delete cascade); insert into r values (1)").await;
     pair.source
-        .run("begin; update t set place = -place; update t set place = (-place) % 3 + 1 where place > -4; commit")
+        .run("begin; update t set place = -place where place < 4; update t set place = (-place) % 3 + 1 where place < 0; commit")
         .await;
     let said = pair.refused(&[], "unique_values").await;
     assert!(said.contains("deferrable"), "{said}");
@@ -257,13 +258,15 @@ async fn unique_values_may_change_places() {
 async fn the_table_follows_the_sources_columns() {
     let pair = Pair::of(SIMPLE).await;
     pair.applied(&[]).await;
-    pair.source.run("alter table t add more int default 7; update t set more = 8 where id = 3").await;
-    let said = pair.refused(&["--schema", "fail"], "schema_changed").await;
-    assert!(said.contains("more"), "{said}");
-    pair.applied(&[]).await;
     // What nobody changed has no value in a delta: a full export brings it.
-    export(&pair.service, "full", "t", "a").await;
-    pair.applied(&[]).await;
+    pair.source.run("alter table t add more int default 7; update t set more = 8 where id = 3").await;
+    export(&pair.service, "delta", "t", "a").await;
+    let said = pair.refused(&["--request", "none"], "schema_changed").await;
+    assert!(said.contains("more"), "{said}");
+    let (code, _, said) = pair.apply(&["--schema", "fail"]).output().await;
+    assert!(code == 1 && said.contains("let --schema add do so"), "{said}");
+    let (code, _, said) = pair.apply(&[]).output().await;
+    assert_eq!(code, 0, "{said}");
     pair.require_equal("a new column").await;
 
     pair.source.run("alter table t alter more type text using 'm' || more").await;
@@ -284,7 +287,8 @@ async fn the_table_follows_the_sources_columns() {
     pair.refused(&[], "target_changed").await;
     pair.target.run("delete from cdc_apply.positions").await;
     pair.applied(&[]).await;
-    pair.require_equal("made anew").await;
+    let copy = rows(&pair.target, "(select id, name, at from t)").await;
+    assert_eq!(copy, rows(&pair.source, "t").await, "made anew");
     pair.end().await;
 }
 
@@ -372,7 +376,9 @@ async fn a_table_that_is_there_is_taken() {
     assert_eq!(pair.target.one::<String>("select upper from t where id = 1").await, "UP");
     pair.target.run("create view v as select 1 as id").await;
     pair.refused(&["--table", "public.v"], "target_changed").await;
-    pair.refused(&["--table", "T"], "several_tables").await;
+    pair.applied(&["--table", "mart.\"T\"", "--request", "none"]).await;
+    assert_eq!(rows(&pair.target, "mart.\"T\"").await, rows(&pair.source, "t").await);
+    pair.refused(&[], "several_tables").await;
     pair.end().await;
 }
 
@@ -488,10 +494,12 @@ async fn a_folder_is_enough() {
     pair.require_equal("the gap is closed").await;
 
     // What `pull` has fetched is such a folder as well.
+    export(&pair.service, "full", "t", "a").await;
     let folder = reachable_folder();
     let into = folder.path().to_str().unwrap();
     let pull = ["pull", "--consumer", "a", "--dataset", "t", "--server", &pair.service.address, "--into", into];
-    assert_eq!(far(&pull).output().await.0, 0);
+    let (code, _, said) = far(&pull).output().await;
+    assert_eq!(code, 0, "{said}");
     pair.target.run("drop table t; drop schema cdc_apply cascade").await;
     let (code, _, said) = from(&pair, folder.path(), &[]).output().await;
     assert_eq!(code, 0, "{said}");
