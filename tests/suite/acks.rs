@@ -1,0 +1,300 @@
+//! What a loader acknowledges: which exports that covers, what is told of the others, and how long those are kept.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::lost_files::dead_after_a_commit;
+
+const NOBODYS: &str = "01900000-0000-7000-8000-000000000000";
+
+fn id_of(job: &Value) -> &str {
+    job["jobId"].as_str().unwrap()
+}
+
+async fn ack(service: &Service, id: &str) -> reqwest::Response {
+    service.call("POST", &format!("/exports/{id}/ack"), &[]).await
+}
+
+/// The job, as its acknowledgement answers.
+async fn acked(service: &Service, job: &Value) -> Value {
+    let answer = ack(service, id_of(job)).await;
+    assert_eq!(answer.status(), 200, "{job}");
+    answer.json().await.unwrap()
+}
+
+/// What `/consumers` tells of a consumer: how many exports it has not acknowledged, and since when.
+async fn told(service: &Service, consumer: &str) -> (Value, Value) {
+    let page: Value = service.call("GET", &format!("/consumers?consumer={consumer}"), &[]).await.json().await.unwrap();
+    let [of] = page["items"].as_array().unwrap().as_slice() else { panic!("{page}") };
+    let missing = || panic!("{of}");
+    let member = |name: &str| of.get(name).cloned().unwrap_or_else(missing);
+    (member("unacknowledged"), member("unacknowledgedSince"))
+}
+
+/// When a job was published, as the API would tell it.
+async fn published(database: &Database, job: &Value) -> Value {
+    let time = "to_char(published_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    database.one::<String>(&format!("select {time} from exports where id = '{}'", id_of(job))).await.into()
+}
+
+/// The lane's row, as far as acknowledgements change it.
+async fn recorded(database: &Database, consumer: &str) -> String {
+    let lane = format!("from cdc_export.lanes where consumer_id = '{consumer}'");
+    database.one(&format!("select concat(acknowledged, ' ', acknowledged_at) {lane}")).await
+}
+
+async fn exported(service: &Service, consumer: &str, exports: usize) -> Vec<Value> {
+    let mut jobs = Vec::new();
+    for number in 0..exports {
+        jobs.push(service.export(if number == 0 { "full" } else { "delta" }, consumer).await.0);
+    }
+    jobs
+}
+
+#[tokio::test]
+async fn an_acknowledgement_covers_all_earlier_exports_and_is_never_taken_back() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let jobs = exported(&service, "a", 4).await;
+    service.export("full", "b").await;
+    for consumer in ["a", "b"] {
+        assert_eq!(told(&service, consumer).await, (Value::Null, Value::Null), "nobody acknowledges there");
+    }
+    assert_eq!(jobs[0]["acknowledged"], Value::Null);
+
+    let answer = acked(&service, &jobs[1]).await;
+    assert_eq!((&answer["jobId"], &answer["acknowledged"]), (&jobs[1]["jobId"], &json!(true)));
+    assert_eq!(answer, service.job(id_of(&jobs[1])).await);
+    let shown = join_all(jobs.iter().map(|job| service.job(id_of(job)))).await;
+    let shown: Vec<_> = shown.iter().map(|job| &job["acknowledged"]).collect();
+    assert_eq!(shown, [&json!(true), &json!(true), &json!(false), &json!(false)]);
+    assert_eq!(told(&service, "a").await, (json!(2), published(&database, &jobs[2]).await));
+    let event = service.says("export_acknowledged", id_of(&jobs[1])).await;
+    assert_eq!((&event["consumerId"], &event["dataset"], &event["number"]), (&json!("a"), &json!("users"), &json!(2)));
+
+    // Again, and an earlier one.
+    let before = recorded(&database, "a").await;
+    for job in [&jobs[1], &jobs[0]] {
+        assert_eq!(acked(&service, job).await["acknowledged"], true);
+    }
+    assert_eq!(recorded(&database, "a").await, before);
+    assert_eq!(service.events("export_acknowledged").len(), 1);
+
+    acked(&service, &jobs[3]).await;
+    assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
+    assert_eq!(told(&service, "b").await, (Value::Null, Value::Null));
+    let (next, _) = service.export("delta", "a").await;
+    assert_eq!(next["acknowledged"], false);
+    assert_eq!(told(&service, "a").await, (json!(1), published(&database, &next).await));
+    // The file may be gone by the time that its loader has committed the rows.
+    assert_eq!(service.call("DELETE", &format!("/exports/{}", id_of(&next)), &[]).await.status(), 204);
+    acked(&service, &next).await;
+    assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_never_published_for_a_consumer_is_not_acknowledged() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let refused = async |id: &str| refusal(ack(&service, id).await).await;
+    let not_completed = (409, "not_completed".to_owned());
+    service.export("full", "a").await;
+
+    let held = database.hold_exports().await;
+    let running = service.submit("delta", "a").await;
+    service.becomes(&running, "processing").await;
+    let waiting = service.submit("delta", "a").await;
+    for id in [&running, &waiting] {
+        assert_eq!(refused(id).await, not_completed);
+        service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
+        service.becomes(id, "cancelled").await;
+        assert_eq!(refused(id).await, not_completed);
+    }
+    held.rollback().await.unwrap();
+    database.run("truncate users").await;
+    let failed = service.submit("delta", "a").await;
+    assert_eq!(service.ended(&failed).await["status"], "failed");
+    assert_eq!(refused(&failed).await, not_completed);
+
+    let ad_hoc: Value = service.call("POST", "/exports", &[]).await.json().await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(refused(id_of(&ad_hoc)).await, (409, "ad_hoc".to_owned()));
+        assert_eq!(service.ended(id_of(&ad_hoc)).await["acknowledged"], Value::Null);
+    }
+    for unknown in [NOBODYS, "x", "0", "%00"] {
+        assert_eq!(refused(unknown).await, (404, "not_found".to_owned()), "{unknown}");
+    }
+    assert_eq!(recorded(&database, "a").await, " ");
+    assert_eq!(service.call("GET", &format!("/exports/{failed}/ack"), &[]).await.status(), 405);
+    let answer = service.call("POST", &format!("/exports/{failed}/ack?number=1"), &[]).await;
+    assert_eq!(refusal(answer).await, (400, "parameter_unknown".to_owned()));
+    service.stop().await;
+}
+
+/// A committed export may be lost before it has its name: nobody can have loaded it, before and after.
+#[tokio::test]
+async fn an_export_that_is_given_up_was_not_loaded() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let (_doomed, id, _) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
+    let elsewhere = Start::on(&database).service().await;
+    let refused = async || refusal(ack(&elsewhere, &id).await).await;
+    assert_eq!(refused().await, (409, "not_completed".to_owned()));
+    database.run("update exports set finished_at = finished_at - interval '1 minute'").await;
+    assert_eq!(elsewhere.call("DELETE", &format!("/exports/{id}"), &[]).await.status(), 204);
+    assert_eq!(elsewhere.job(&id).await["error"]["code"], "file_lost");
+    assert_eq!(refused().await, (409, "not_completed".to_owned()));
+    assert_eq!(told(&elsewhere, "a").await, (Value::Null, Value::Null));
+    let (next, _) = elsewhere.export("full", "a").await;
+    acked(&elsewhere, &next).await;
+    assert_eq!(told(&elsewhere, "a").await, (json!(0), Value::Null));
+    elsewhere.stop().await;
+}
+
+#[tokio::test]
+async fn an_export_is_acknowledged_while_the_next_one_is_published() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).with("FAILPOINTS", "publisher.named=sleep:2000@2").service().await;
+    let (first, _) = service.export("full", "a").await;
+    let next = service.submit("delta", "a").await;
+    // Its file has its name, and nobody has been told.
+    service.reaches("publisher.named").await;
+    acked(&service, &first).await;
+    assert_eq!(refusal(ack(&service, &next).await).await, (409, "not_completed".to_owned()));
+    assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
+    let next = service.becomes(&next, "completed").await;
+    assert_eq!(told(&service, "a").await, (json!(1), published(&database, &next).await));
+
+    // In the very transaction that gives a number: an acknowledgement waits for it, and neither undoes the other.
+    let mut publishing = database.pool.begin().await.unwrap();
+    sqlx::query("update cdc_export.lanes set last_number = last_number + 1").execute(&mut *publishing).await.unwrap();
+    let (answer, ()) = tokio::join!(acked(&service, &next), async {
+        let waits = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like '%acknowledgements.acknowledge%')";
+        eventually("it waits", || async { database.one::<bool>(waits).await.then_some(()) }).await;
+        publishing.commit().await.unwrap();
+    });
+    assert_eq!(answer["acknowledged"], true);
+    assert_eq!(
+        database.one::<String>("select concat(last_number, ' ', acknowledged) from cdc_export.lanes").await,
+        "3 2"
+    );
+    service.stop().await;
+}
+
+/// So many published exports of the consumer, from `from` on.
+async fn plant(database: &Database, consumer: &str, from: u32, to: u32) {
+    database
+        .run(&format!(
+            "insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, status, max_attempts, output_filename, created_at,
+               finished_at, store_id, staged_name, sha256, file_inode, file_modified_ns, published_at, number)
+             select gen_random_uuid(), '{consumer}', 'users', n, 'delta', 'csv', 'completed', 5, '{consumer}' || n, now() + n * interval '1 second',
+               now(), gen_random_uuid(), 'staged', repeat('a', 64), n, n, now(), n from generate_series({from}, {to}) n;
+             insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number) values ('{consumer}', 'users', {to}, {to})
+             on conflict (consumer_id, dataset) do update set next_seq = {to}, last_number = {to}"
+        ))
+        .await;
+}
+
+#[tokio::test]
+async fn of_many_at_once_the_latest_stands() {
+    let database = Database::new().await;
+    plant(&database, "a", 1, 40).await;
+    database
+        .run(
+            "create function never_back() returns trigger language plpgsql as $$
+             begin
+               if new.acknowledged < old.acknowledged then raise 'back from % to %', old.acknowledged, new.acknowledged; end if;
+               perform pg_sleep(0.01);
+               return new;
+             end $$;
+             create trigger never_back before update on cdc_export.lanes for each row execute function never_back()",
+        )
+        .await;
+    let [one, two] = [Start::on(&database).service().await, Start::on(&database).service().await];
+    let ids: Vec<String> = database.one("select array_agg(id::text order by number * 7 % 41) from exports").await;
+    // Each twice, by either service.
+    let orders = [[&one, &two], [&two, &one]];
+    let acks = ids.iter().zip(orders.iter().cycle()).map(|(id, services)| async move {
+        for service in services {
+            let answer = service.ask("POST", &format!("/exports/{id}/ack"), &[]).await;
+            let (status, job) = (answer.status(), answer.json::<Value>().await.unwrap());
+            assert_eq!((status.as_u16(), &job["acknowledged"]), (200, &json!(true)), "{job}");
+        }
+    });
+    join_all(acks).await;
+    assert!(recorded(&database, "a").await.starts_with("40 "));
+    assert_eq!(told(&one, "a").await, (json!(0), Value::Null));
+    one.stop().await;
+    two.stop().await;
+}
+
+/// What a restore, or whoever writes to the tables, may leave: a lane's numbers skip those that were handed out, or have not come as far as
+/// what was acknowledged.
+#[tokio::test]
+async fn numbers_that_skip_or_were_put_back_are_counted_by_what_is_there() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let jobs = exported(&service, "a", 3).await;
+    acked(&service, &jobs[0]).await;
+    database.run("update cdc_export.lanes set last_number = 9").await;
+    let (tenth, _) = service.export("delta", "a").await;
+    assert_eq!(tenth["number"], 10);
+    let since = published(&database, &jobs[1]).await;
+    assert_eq!(told(&service, "a").await, (json!(3), since), "2, 3 and 10");
+    acked(&service, &tenth).await;
+    assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
+
+    // Back to the second export, but for what was acknowledged.
+    database
+        .run("delete from exports where number > 2; update cdc_export.lanes set last_number = 2, acknowledged = 10")
+        .await;
+    assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
+    let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
+    let negative = metrics.lines().find(|line| line.contains("_unacknowledged_") && line.contains("} -"));
+    assert_eq!(negative, None);
+    let (third, _) = service.export("full", "a").await;
+    assert_eq!((&third["number"], told(&service, "a").await), (&json!(3), (json!(0), Value::Null)));
+    // The next acknowledgement sets that right, though its number is the smaller one.
+    acked(&service, &third).await;
+    assert!(recorded(&database, "a").await.starts_with("3 "));
+    let (fourth, _) = service.export("delta", "a").await;
+    assert_eq!(told(&service, "a").await, (json!(1), published(&database, &fourth).await));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_thousand_are_counted_and_no_more() {
+    let database = Database::new().await;
+    plant(&database, "a", 1, 1_002).await;
+    plant(&database, "b", 1, 1_000).await;
+    database.run("update cdc_export.lanes set acknowledged = 1, acknowledged_at = now()").await;
+    let service = Start::on(&database).service().await;
+    assert_eq!(told(&service, "a").await.0, 1_000);
+    assert_eq!(told(&service, "b").await.0, 999);
+    service.stop().await;
+}
+
+/// An acknowledgement waits for a lane that somebody holds no longer than any call does.
+#[tokio::test]
+async fn an_acknowledgement_is_answered_in_time() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let (job, _) = service.export("full", "a").await;
+    let mut held = database.pool.begin().await.unwrap();
+    sqlx::query("select from cdc_export.lanes for update").execute(&mut *held).await.unwrap();
+    let begun = std::time::Instant::now();
+    assert_eq!(refusal(ack(&service, id_of(&job)).await).await, (503, "database_unavailable".to_owned()));
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    held.rollback().await.unwrap();
+    acked(&service, &job).await;
+    service.stop().await;
+}
