@@ -282,6 +282,120 @@ async fn a_thousand_are_counted_and_no_more() {
     service.stop().await;
 }
 
+/// The numbers of a consumer's exports that are left: of its jobs, and of those whose file is still there.
+async fn left(database: &Database, consumer: &str) -> (Vec<i64>, Vec<i64>) {
+    let numbers = |condition: &str| {
+        let numbered = format!("from exports where consumer_id = '{consumer}' and number is not null {condition}");
+        format!("select coalesce(array_agg(number order by number), '{{}}') {numbered}")
+    };
+    (database.one(&numbers("")).await, database.one(&numbers("and file_removed_at is null")).await)
+}
+
+/// Waits until a retention that keeps one has been through: a lane that acknowledges nothing has one left.
+async fn swept(database: &Database) {
+    eventually("the retention", || async { (left(database, "never").await == (vec![3], vec![3])).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn what_is_not_acknowledged_is_kept() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let mut service = Start::on(&database).service().await;
+    let mut jobs = exported(&service, "a", 4).await;
+    acked(&service, &jobs[1]).await;
+    exported(&service, "never", 3).await;
+    // One that was cancelled is no export that somebody has yet to load.
+    let held = database.hold_exports().await;
+    let cancelled = service.submit("delta", "a").await;
+    service.call("POST", &format!("/exports/{cancelled}/cancel"), &[]).await;
+    service.becomes(&cancelled, "cancelled").await;
+    held.rollback().await.unwrap();
+    jobs.push(service.export("delta", "a").await.0);
+    // Without its file it can't be loaded any more, but its loader still asks what came after the one before.
+    assert_eq!(service.call("DELETE", &format!("/exports/{}", id_of(&jobs[2])), &[]).await.status(), 204);
+    service.end().await;
+
+    let files = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
+    let done = "select file_removed_at is not null from exports where consumer_id = 'never' and number = 2";
+    eventually("files go", || async { database.one::<bool>(done).await.then_some(()) }).await;
+    assert_eq!(left(&database, "a").await.1, [4, 5]);
+    files.stop().await;
+    let both = || Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).with("RETAIN_JOBS", 1);
+    let keeping = both().service().await;
+    swept(&database).await;
+    assert_eq!(left(&database, "a").await, (vec![3, 4, 5], vec![4, 5]));
+    let cancelled = "select count(*) from exports where consumer_id = 'a' and status = 'cancelled'";
+    assert_eq!(database.one::<i64>(cancelled).await, 0);
+    assert!(keeping.events("unacknowledged_removed").is_empty(), "{}", keeping.log());
+    assert_eq!(told(&keeping, "a").await, (json!(3), published(&database, &jobs[2]).await));
+    acked(&keeping, &jobs[4]).await;
+    keeping.stop().await;
+
+    let keeping = both().service().await;
+    eventually("it goes", || async { (left(&database, "a").await == (vec![5], vec![5])).then_some(()) }).await;
+    keeping.stop().await;
+}
+
+#[tokio::test]
+async fn what_nobody_acknowledges_for_long_goes_and_is_told_once() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let mut service = Start::on(&database).service().await;
+    let jobs = exported(&service, "a", 6).await;
+    acked(&service, &jobs[0]).await;
+    exported(&service, "never", 3).await;
+    service.end().await;
+    // The first three are older than an hour, and nearly so the fourth.
+    database
+        .run(
+            "update exports set created_at = created_at - interval '2 hours', finished_at = finished_at - interval '2 hours',
+               published_at = published_at - case number when 4 then interval '50 minutes' else interval '2 hours' end
+             where consumer_id = 'a' and number <= 4",
+        )
+        .await;
+    let keeping = || {
+        Start::on(&database)
+            .sharing_output(&service)
+            .with("RETAIN_FILES", 1)
+            .with("RETAIN_JOBS", 1)
+            .with("RETAIN_UNACKED", "1h")
+    };
+    let first = keeping().service().await;
+    swept(&database).await;
+    assert_eq!(left(&database, "a").await, (vec![4, 5, 6], vec![4, 5, 6]));
+    let told_of = |service: &Service| -> Vec<Value> {
+        let events = service.events("unacknowledged_removed");
+        events.iter().map(|line| json!([line["consumerId"], line["dataset"], line["number"], line["jobId"]])).collect()
+    };
+    let lines = [(1, 2), (2, 3)].map(|(at, number)| json!(["a", "users", number, jobs[at]["jobId"]]));
+    assert_eq!(told_of(&first), lines);
+    assert_eq!(first.events("unacknowledged_removed")[0]["level"], "WARN");
+    // Those that are left are still to be acknowledged.
+    assert_eq!(told(&first, "a").await.0, 3);
+    first.stop().await;
+
+    // The last one's hour passes, and that of the fourth; a lane's last job stays, without its file.
+    database.run("update exports set published_at = published_at - interval '2 hours' where number in (4, 5)").await;
+    let second = keeping().service().await;
+    eventually("they go", || async { (left(&database, "a").await == (vec![6], vec![6])).then_some(()) }).await;
+    let numbers: Vec<Value> = told_of(&second).iter().map(|line| line[2].clone()).collect();
+    assert_eq!(numbers, [json!(4), json!(5)]);
+    second.stop().await;
+}
+
+/// Two processes do the same: each file's end is told by the one that recorded it.
+#[tokio::test]
+async fn two_that_remove_the_same_tell_of_it_once() {
+    let database = Database::new().await;
+    plant(&database, "a", 1, 4).await;
+    database.run("update cdc_export.lanes set acknowledged = 1, acknowledged_at = now()").await;
+    let store = cdc_export::store::Store::new(database.pool.clone());
+    let id = uuid::Uuid::parse_str(&database.one::<String>("select id::text from exports where number = 2").await);
+    let id = cdc_export::job::JobId::from(id.unwrap());
+    assert!(store.file_removed(id).await.unwrap());
+    assert!(!store.file_removed(id).await.unwrap());
+}
+
 /// An acknowledgement waits for a lane that somebody holds no longer than any call does.
 #[tokio::test]
 async fn an_acknowledgement_is_answered_in_time() {

@@ -424,7 +424,11 @@ async fn a_start_without_datasets_and_without_the_demo_says_so() {
     let told: Vec<_> = service.events("retention").iter().map(|line| line["message"].clone()).collect();
     assert_eq!(
         told,
-        ["RETAIN_FILES keeps the 30 newest of each consumer", "RETAIN_JOBS keeps what ended in the last 30days"]
+        [
+            "RETAIN_FILES keeps the 30 newest of each consumer",
+            "RETAIN_JOBS keeps what ended in the last 30days",
+            "RETAIN_UNACKED keeps for 30days what a consumer that acknowledges has not acknowledged"
+        ]
     );
     service.stop().await;
     database.run("drop table users").await;
