@@ -24,6 +24,7 @@ macro_rules! after_acknowledged {
         )
     };
 }
+pub(super) use after_acknowledged;
 
 impl Store {
     /// Records that a published export, and all before it in its lane, are loaded. False: that was known, or nobody was handed such an
