@@ -10,6 +10,7 @@ macro_rules! outln {
     }};
 }
 
+mod ack;
 mod backend;
 mod cancel;
 mod catalog;
@@ -44,6 +45,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::command::ack::Ack;
 use crate::command::cancel::Cancel;
 use crate::command::completions::Completions;
 use crate::command::datasets::Datasets;
@@ -102,6 +104,8 @@ pub(crate) enum Command {
     Status(Status),
     /// List exports, newest first
     List(List),
+    /// Say that an export, and all before it, are loaded
+    Ack(Ack),
     /// Cancel an export that is waiting or running
     Cancel(Cancel),
     /// Run an export again that failed or was cancelled
@@ -148,6 +152,7 @@ impl Command {
             Command::Export(export) => export.run(),
             Command::Status(status) => status.run(),
             Command::List(list) => list.run(),
+            Command::Ack(ack) => ack.run(),
             Command::Cancel(cancel) => cancel.run(),
             Command::Retry(retry) => retry.run(),
             Command::Download(download) => download.run(),

@@ -195,6 +195,18 @@ impl Backend {
         }
     }
 
+    /// Says that a published export, and all before it in its lane, are loaded.
+    pub(crate) async fn ack(&self, id: JobId) -> anyhow::Result<()> {
+        match self {
+            Backend::Local(service) => Ok(service.acknowledge(id).await.map(drop)?),
+            Backend::Remote(client) => {
+                let path = format!("/exports/{id}/ack");
+                remote(client, move |client| client.post::<Value>(&path, &HeaderMap::new(), None)).await?;
+                Ok(())
+            }
+        }
+    }
+
     /// Asks for an export like one that failed or was cancelled; the new one's id.
     pub(crate) async fn retry(&self, id: JobId) -> anyhow::Result<JobId> {
         match self {

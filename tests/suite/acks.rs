@@ -396,6 +396,54 @@ async fn two_that_remove_the_same_tell_of_it_once() {
     assert!(!store.file_removed(id).await.unwrap());
 }
 
+#[tokio::test]
+async fn the_command_line_acknowledges_here_and_at_the_service() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    for place in [vec![], vec!["--server".to_owned(), service.address.clone()]] {
+        let consumer = format!("c{}", place.len());
+        let run = async |arguments: &[&str]| {
+            let arguments: Vec<_> = arguments.iter().copied().chain(place.iter().map(String::as_str)).collect();
+            Start::on(&database).sharing_output(&service).arguments(&arguments).output().await
+        };
+        let jobs = exported(&service, &consumer, 3).await;
+        let status = async || {
+            let (code, printed, said) = run(&["status"]).await;
+            assert_eq!(code, 0, "{said}");
+            printed.lines().find(|line| line.starts_with(&format!("{consumer} "))).unwrap().to_owned()
+        };
+        assert!(!status().await.contains("acknowledged"));
+        for job in [&jobs[1], &jobs[0]] {
+            let (code, printed, said) = run(&["ack", id_of(job)]).await;
+            assert_eq!((code, said.as_str()), (0, ""));
+            let words = format!("{} and all exports of {consumer} before it are acknowledged.\n", id_of(job));
+            assert_eq!(printed, words);
+        }
+        let since = published(&database, &jobs[2]).await;
+        assert_eq!(told(&service, &consumer).await, (json!(1), since.clone()));
+        let line = status().await;
+        assert!(line.ends_with(&format!("  (1 not acknowledged since {})", since.as_str().unwrap())), "{line}");
+        let (_, json, _) = run(&["status", "--json"]).await;
+        let json: Value = serde_json::from_str(&json).unwrap();
+        let of = json["consumers"].as_array().unwrap().iter().find(|of| of["consumerId"] == consumer.as_str()).unwrap();
+        assert_eq!((&of["unacknowledged"], &of["unacknowledgedSince"]), (&json!(1), &since));
+        run(&["ack", id_of(&jobs[2])]).await;
+        assert!(!status().await.contains("acknowledged"));
+
+        let (code, printed, said) = run(&["ack", NOBODYS]).await;
+        assert!(code == 1 && printed.is_empty() && said.contains("there is no export with this id"), "{said}");
+        let held = database.hold_exports().await;
+        let open = service.submit("delta", &consumer).await;
+        let (code, printed, said) = run(&["ack", &open]).await;
+        assert!(code == 1 && printed.is_empty() && said.contains("so nobody can have loaded it"), "{said}");
+        held.rollback().await.unwrap();
+        service.ended(&open).await;
+        assert_eq!(run(&["ack", "x"]).await.0, 2);
+    }
+    service.stop().await;
+}
+
 /// An acknowledgement waits for a lane that somebody holds no longer than any call does.
 #[tokio::test]
 async fn an_acknowledgement_is_answered_in_time() {

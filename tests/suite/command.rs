@@ -402,7 +402,7 @@ async fn a_refused_download_leaves_no_hidden_file() {
 
 #[tokio::test]
 async fn what_was_mistyped_is_answered_with_what_to_do() {
-    for command in ["cancel", "retry", "download"] {
+    for command in ["ack", "cancel", "retry", "download"] {
         let (code, _, said) = run(&[command, "7"], &[]).await;
         assert!(code == 2 && said.contains("`cdc-export list` shows the ids"), "{said}");
     }
