@@ -10,6 +10,7 @@ macro_rules! outln {
     }};
 }
 
+mod ack;
 mod apply;
 mod backend;
 mod cancel;
@@ -51,6 +52,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::command::ack::Ack;
 use crate::command::apply::Apply;
 use crate::command::cancel::Cancel;
 use crate::command::completions::Completions;
@@ -112,6 +114,8 @@ pub(crate) enum Command {
     Status(Status),
     /// List exports, newest first
     List(List),
+    /// Say that an export, and all before it, are loaded
+    Ack(Ack),
     /// Cancel an export that is waiting or running
     Cancel(Cancel),
     /// Run an export again that failed or was cancelled
@@ -162,6 +166,7 @@ impl Command {
             Command::Export(export) => export.run(),
             Command::Status(status) => status.run(),
             Command::List(list) => list.run(),
+            Command::Ack(ack) => ack.run(),
             Command::Cancel(cancel) => cancel.run(),
             Command::Retry(retry) => retry.run(),
             Command::Download(download) => download.run(),

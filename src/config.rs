@@ -29,6 +29,8 @@ use crate::service::Downloads;
 use crate::source::purge;
 use crate::{embedded, maintenance, sink, telemetry, worker};
 
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A setting that can't be used, as one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -266,15 +268,10 @@ impl Config {
                 lease,
                 retain_files: vars.retention("RETAIN_FILES")?,
                 retain_jobs: vars.retention("RETAIN_JOBS")?,
+                retain_unacked: vars.age("RETAIN_UNACKED", 30 * DAY)?,
                 log_caps: purge::Caps {
                     rows: vars.number("CHANGE_LOG_MAX_ROWS", 10_000_000, 1..=1_000_000_000_000)?,
-                    age: match vars.get("CHANGE_LOG_MAX_AGE").map(humantime::parse_duration) {
-                        None => Duration::from_secs(7 * 24 * 60 * 60),
-                        Some(Ok(age)) if age >= Duration::from_secs(1) => age,
-                        Some(_) => {
-                            return Err(bad("CHANGE_LOG_MAX_AGE", "not a time of 1s or more, such as 7d or 12h"));
-                        }
-                    },
+                    age: vars.age("CHANGE_LOG_MAX_AGE", 7 * DAY)?,
                 },
             },
             readers: vars.number("READERS", cores().min(2), 1..=16)? as u32,
@@ -342,12 +339,13 @@ mod tests {
         }
         assert_eq!(config.worker.compression_level, None);
         assert_eq!(read(&[("COMPRESSION_LEVEL", "19")]).unwrap().worker.compression_level, Some(19));
-        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(config.maintenance.retain_unacked, 30 * DAY);
+        assert_eq!(read(&[("RETAIN_UNACKED", "12h")]).unwrap().maintenance.retain_unacked, DAY / 2);
         for (text, age, count) in [
-            ("30d, 500", Some(30 * day), Some(500)),
-            ("500,30d", Some(30 * day), Some(500)),
+            ("30d, 500", Some(30 * DAY), Some(500)),
+            ("500,30d", Some(30 * DAY), Some(500)),
             ("7", None, Some(7)),
-            ("1d", Some(day), None),
+            ("1d", Some(DAY), None),
         ] {
             assert_eq!(read(&[("RETAIN_JOBS", text)]).unwrap().maintenance.retain_jobs, Retention { age, count });
         }
@@ -370,6 +368,9 @@ mod tests {
             ("LEASE_SECONDS", "-1"),
             ("CHANGE_LOG_MAX_ROWS", "0"),
             ("CHANGE_LOG_MAX_AGE", "7 fortnights"),
+            ("RETAIN_UNACKED", "30"),
+            ("RETAIN_UNACKED", "0s"),
+            ("RETAIN_UNACKED", "30d,500"),
             ("MAX_ATTEMPTS", "many"),
             ("MAX_OPEN_JOBS", "0"),
             ("CELL_MAX_BYTES", "0"),

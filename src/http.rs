@@ -70,8 +70,8 @@ use crate::http::stream::{Answer, ClientStream};
 use crate::job::Job;
 use crate::key;
 use crate::service::Service;
+use crate::service::consumers::ListedConsumer;
 use crate::telemetry::complaints::Complaints;
-use crate::watermark::ConsumerLag;
 
 /// A client has this long to send a request's head, and again this long to send its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -128,6 +128,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(datasets::get))
         .routes(routes!(exports::get, exports::delete))
         .routes(routes!(exports::events))
+        .routes(routes!(exports::ack))
         .routes(routes!(exports::cancel))
         .routes(routes!(exports::submit::retry))
         .routes(routes!(exports::download::download))
@@ -229,7 +230,7 @@ pub fn job_as_json(job: Job) -> serde_json::Value {
 }
 
 /// A consumer as the API shows it, for the command line.
-pub fn consumer_as_json(consumer: (ConsumerLag, Option<Job>)) -> serde_json::Value {
+pub fn consumer_as_json(consumer: ListedConsumer) -> serde_json::Value {
     serde_json::json!(consumers::body(consumer))
 }
 

@@ -323,6 +323,9 @@ pub struct Job {
     pub watermark_to: Option<DateTime<Utc>>,
     /// Its place among the published exports of its consumer and dataset, from 1; `None` until it is published, and for an ad-hoc one.
     pub number: Option<u64>,
+    /// Whether its consumer has acknowledged it, or one after it; `None` until it is published, for an ad-hoc one, and where the consumer has
+    /// never acknowledged one of its lane.
+    pub acknowledged: Option<bool>,
     /// What its caller had loaded last, where it said that. Of an incremental or a delta it was true.
     pub after: Option<After>,
     /// The job that this one was made after, on request.

@@ -58,6 +58,8 @@ pub struct Settings {
     pub retain_files: Retention,
     /// Which jobs are kept; a job's file is removed with the job at the latest.
     pub retain_jobs: Retention,
+    /// For how long both spare an export that its consumer, which acknowledges, has not acknowledged.
+    pub retain_unacked: Duration,
     /// How files are handed out.
     pub publisher: publisher::Settings,
 }

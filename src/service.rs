@@ -2,7 +2,7 @@
 //!
 //! `http` uses this module alone. Knows no status codes and runs no export.
 
-mod consumers;
+pub mod consumers;
 mod deadline;
 pub mod files;
 mod followers;
@@ -127,6 +127,12 @@ pub enum Error {
     /// The file is of the database that this one is a copy of.
     #[error("the file is of the database that this one is a copy of, and is removed there")]
     FileOfOtherDatabase,
+    /// The job has no file that anybody could have loaded.
+    #[error("the export is {0}, so nobody can have loaded it")]
+    NotPublished(Status),
+    /// The job is no consumer's.
+    #[error("the export belongs to no consumer, so nobody acknowledges it")]
+    AdHoc,
     /// The job is being committed.
     #[error("the export is being committed")]
     Committing,

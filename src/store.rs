@@ -3,6 +3,7 @@
 //! The only module that writes the tables which the service owns. A statement is one named function here; `worker` decides what is tried
 //! again, and `http` what a client is told.
 
+pub mod acknowledgements;
 pub mod commit;
 pub mod files;
 pub mod followed;

@@ -193,7 +193,29 @@ def test_a_consumer_has_its_page(watch, service):
     # With the beginning of its digest.
     expect(numbers).to_have_text([re.compile(rf"^{number}[0-9a-f]{{8}}$") for number in (3, 2, 1)])
     accessible(page, "a consumer's page")
+    # What its loader has acknowledged shows in its row, and in each export.
+    first, second, third = service.call("GET", f"/exports?consumer={name}")["items"][::-1]
+    standing = lanes.get_by_title("Published exports that it has not acknowledged")
+    expect(standing).to_be_hidden()
+    acknowledged = page.locator("dl > div").filter(has_text="Acknowledged")
+    page.goto(f"{service.url}/#/jobs/{second['jobId']}")
+    expect(acknowledged).to_contain_text("not known")
+    service.call("POST", f"/exports/{first['jobId']}/ack")
+    page.goto(f"{service.url}/#/consumers/{name}")
+    expect(standing).to_have_text(re.compile("^2 not acknowledged since (just now|[0-9]+ s ago)$"))
+    expect(standing).to_be_visible()
+    accessible(page, "a consumer whose loader is behind")
+    for job, words in ((first, "yes: this export is loaded"), (second, "not yet")):
+        page.goto(f"{service.url}/#/jobs/{job['jobId']}")
+        expect(acknowledged).to_contain_text(words)
+        accessible(page, "an export that may be acknowledged")
+    service.call("POST", f"/exports/{third['jobId']}/ack")
+    page.goto(f"{service.url}/#/consumers/{name}")
+    expect(lanes).to_contain_text("exact")
+    expect(standing).to_be_hidden()
     start(page, lanes, "delta")
+    expect(standing).to_have_text(re.compile("^1 not acknowledged since "))
+    expect(standing).to_be_visible()
     expect(numbers.first).to_have_text(re.compile("^4[0-9a-f]{8}$"))
     expect(job_rows(page)).to_have_count(4)
     # An export leads to its consumer, and a name that nobody has is told.

@@ -169,14 +169,16 @@ impl Backend {
         }
     }
 
-    /// Says that this export, and all of its consumer before it, are loaded.
+    /// Says that a published export, and all before it in its lane, are loaded.
     pub(crate) async fn ack(&self, id: JobId) -> anyhow::Result<()> {
-        let Backend::Remote(client) = self else { return Err(anyhow::anyhow!("not of this service")) };
-        let path = format!("/exports/{id}/ack");
-        remote(client, move |client| client.post::<Value>(&path, &HeaderMap::new(), None))
-            .await
-            .map(drop)
-            .map_err(Into::into)
+        match self {
+            Backend::Local(service) => Ok(service.acknowledge(id).await.map(drop)?),
+            Backend::Remote(client) => {
+                let path = format!("/exports/{id}/ack");
+                remote(client, move |client| client.post::<Value>(&path, &HeaderMap::new(), None)).await?;
+                Ok(())
+            }
+        }
     }
 
     /// Asks for an export like one that failed or was cancelled; the new one's id.

@@ -8,6 +8,7 @@ use crate::config::{self, CatalogFile, Config};
 use crate::dataset::fault::Fault;
 use crate::demo;
 use crate::http::{self, Access, ConnectionLimits};
+use crate::job::Retention;
 use crate::postgres::{self, Database};
 use crate::source::catalog_check::{self, Findings};
 use anyhow::{Context, anyhow};
@@ -135,7 +136,7 @@ async fn look_for_demo(config: &Config, database: &Database) -> anyhow::Result<(
     Ok(())
 }
 
-/// Tells how RETAIN_FILES and RETAIN_JOBS were understood, where they are set: `30` is a count and `30d` an age.
+/// Tells how RETAIN_FILES and RETAIN_JOBS were understood, where they are set: `30` is a count and `30d` an age; and what they spare.
 fn tell_retention(config: &Config) {
     let settings = &config.maintenance;
     for (setting, retention) in [("RETAIN_FILES", settings.retain_files), ("RETAIN_JOBS", settings.retain_jobs)] {
@@ -147,6 +148,14 @@ fn tell_retention(config: &Config) {
             (Some(count), Some(age)) => format!("{count}, and of these {age}"),
         };
         tracing::info!(event = "retention", setting, "{setting} keeps {kept}");
+    }
+    if [settings.retain_files, settings.retain_jobs].iter().any(|retention| *retention != Retention::default()) {
+        let (setting, time) = ("RETAIN_UNACKED", humantime::format_duration(settings.retain_unacked));
+        tracing::info!(
+            event = "retention",
+            setting,
+            "{setting} keeps for {time} what a consumer that acknowledges has not acknowledged"
+        );
     }
 }
 

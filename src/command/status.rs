@@ -116,6 +116,8 @@ fn consumer_line(consumer: &ConsumerView) -> String {
         rows_waiting_capped,
         continuity,
         last_job,
+        unacknowledged,
+        unacknowledged_since,
     } = consumer;
     let waiting = match rows_waiting {
         Some(rows) => format!("{rows}{}", if *rows_waiting_capped { "+" } else { "" }),
@@ -124,5 +126,9 @@ fn consumer_line(consumer: &ConsumerView) -> String {
     let or_none = |text: &Option<PlainText>| text.as_deref().unwrap_or("-").to_owned();
     let (watermark, continuity) = (or_none(last_exported_at), or_none(continuity));
     let job = last_job.as_ref().map_or("-".to_owned(), |job| format!("{} {}", job.export_type, job.status));
-    format!("{consumer_id:<24} {dataset:<16} {watermark:<28} {waiting:>8}  {continuity:<20} {job}")
+    let acknowledges = match (unacknowledged, unacknowledged_since) {
+        (Some(exports), Some(since)) => format!("  ({exports} not acknowledged since {since})"),
+        _ => String::new(),
+    };
+    format!("{consumer_id:<24} {dataset:<16} {watermark:<28} {waiting:>8}  {continuity:<20} {job}{acknowledges}")
 }

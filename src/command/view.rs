@@ -77,6 +77,11 @@ pub(crate) struct ConsumerView {
     pub(crate) rows_waiting_capped: bool,
     pub(crate) continuity: Option<PlainText>,
     pub(crate) last_job: Option<JobView>,
+    /// None where the consumer acknowledges nothing, and where the service is of a version that doesn't know of that.
+    #[serde(default)]
+    pub(crate) unacknowledged: Option<u64>,
+    #[serde(default)]
+    pub(crate) unacknowledged_since: Option<PlainText>,
 }
 
 impl JobView {

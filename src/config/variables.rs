@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::{self, Display};
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::config::Error;
 use crate::dataset::name::hint;
@@ -141,6 +142,15 @@ impl Variables {
             }
         }
         Ok(retention)
+    }
+
+    /// A time of a second or more, as `7d`.
+    pub(super) fn age(&self, name: &'static str, default: Duration) -> Result<Duration, Error> {
+        match self.get(name).map(humantime::parse_duration) {
+            None => Ok(default),
+            Some(Ok(age)) if age >= Duration::from_secs(1) => Ok(age),
+            Some(_) => Err(bad(name, "not a time of 1s or more, such as 7d or 12h")),
+        }
     }
 
     /// A number of bytes, as `64MiB`.

@@ -191,6 +191,8 @@ pub(crate) fn is_free(path: &str) -> bool {
 pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     match (path, method) {
         ("/metrics" | "/users/{id}", _) => Scope::Admin,
+        // Who may fetch a file may say that it is loaded.
+        ("/exports/{jobId}/ack", _) => Scope::Read,
         (_, &Method::GET | &Method::HEAD) => Scope::Read,
         _ => Scope::Write,
     }
@@ -268,6 +270,8 @@ mod tests {
             (Method::GET, "/metrics", Scope::Admin),
             (Method::DELETE, "/users/{id}", Scope::Admin),
             (Method::HEAD, "/exports/{jobId}/download", Scope::Read),
+            (Method::POST, "/exports/{jobId}/ack", Scope::Read),
+            (Method::POST, "/exports/{jobId}/cancel", Scope::Write),
             (Method::PUT, "/exports/watermark", Scope::Write),
             (Method::OPTIONS, "/anything", Scope::Write),
         ] {

@@ -60,6 +60,8 @@ words! {
         NotTracked = "not_tracked",
         /// The export has no file yet, and may never have one.
         NotCompleted = "not_completed",
+        /// The export belongs to no consumer, so nobody acknowledges it.
+        AdHoc = "ad_hoc",
         /// An export is being committed right now.
         Committing = "committing",
         /// The export has not ended yet.
@@ -154,6 +156,7 @@ impl Code {
             | Code::PermissionDenied
             | Code::NotTracked
             | Code::NotCompleted
+            | Code::AdHoc
             | Code::Committing
             | Code::StillOpen
             | Code::AlreadyEnded

@@ -14,9 +14,10 @@ use crate::http::problem::Problem;
 use crate::http::query;
 use crate::http::schemas::rfc3339;
 use crate::job::lane::Lane;
-use crate::job::{ConsumerId, Continuity, Job};
+use crate::job::{ConsumerId, Continuity};
 use crate::service::Service;
-use crate::watermark::{ConsumerLag, Waiting};
+use crate::service::consumers::ListedConsumer;
+use crate::watermark::Waiting;
 
 /// The query of `/consumers`.
 #[derive(Deserialize, IntoParams)]
@@ -55,6 +56,13 @@ pub(crate) struct ConsumerBody {
     /// The consumer's last export
     #[schema(required)]
     last_job: Option<JobBody>,
+    /// How many published exports come after the last one that the consumer has acknowledged, of those that are kept, exact up to 1,000;
+    /// null if it has never acknowledged one in the dataset
+    #[schema(required, maximum = 1000)]
+    unacknowledged: Option<u64>,
+    /// When the oldest of these was published; null if there is none
+    #[schema(required, format = DateTime)]
+    unacknowledged_since: Option<String>,
 }
 
 /// List consumers with their watermarks
@@ -81,7 +89,8 @@ pub(crate) async fn list(
         None => caller.consumers(),
     };
     let consumers = service.consumers(after, among, limit + 1).await?;
-    Ok(Json(Page::new(consumers, limit, |(standing, _)| format!("{}/{}", standing.consumer, standing.dataset), body)))
+    let cursor_of = |ListedConsumer { lag, .. }: &ListedConsumer| format!("{}/{}", lag.consumer, lag.dataset);
+    Ok(Json(Page::new(consumers, limit, cursor_of, body)))
 }
 
 /// The consumer and the dataset that a cursor names; neither has a slash in its name.
@@ -91,19 +100,21 @@ fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
     Ok((consumer.parse().map_err(|_| pages::bad_cursor())?, dataset))
 }
 
-pub(super) fn body((standing, job): (ConsumerLag, Option<Job>)) -> ConsumerBody {
-    let (rows_waiting, rows_waiting_capped) = match standing.rows_waiting {
+pub(super) fn body(ListedConsumer { lag, last_job, unacknowledged }: ListedConsumer) -> ConsumerBody {
+    let (rows_waiting, rows_waiting_capped) = match lag.rows_waiting {
         Waiting::Exactly(rows) => (Some(rows), false),
         Waiting::AtLeast(rows) => (Some(rows), true),
         Waiting::Unknown => (None, false),
     };
     ConsumerBody {
-        consumer_id: standing.consumer.to_string(),
-        dataset: standing.dataset,
-        last_exported_at: standing.last_exported_at.map(rfc3339),
+        consumer_id: lag.consumer.to_string(),
+        dataset: lag.dataset,
+        last_exported_at: lag.last_exported_at.map(rfc3339),
         rows_waiting,
         rows_waiting_capped,
-        continuity: standing.continuity.map(|why| why.as_str()),
-        last_job: job.map(JobBody::from),
+        continuity: lag.continuity.map(|why| why.as_str()),
+        last_job: last_job.map(JobBody::from),
+        unacknowledged: unacknowledged.map(|of| of.exports),
+        unacknowledged_since: unacknowledged.and_then(|of| of.since).map(rfc3339),
     }
 }

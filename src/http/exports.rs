@@ -1,4 +1,4 @@
-//! `/exports`: list exports, look at one, follow it, cancel it, remove its file. `submit` takes requests for new exports, `download`
+//! `/exports`: list exports, look at one, follow it, acknowledge it, cancel it, remove its file. `submit` takes requests for new exports, `download`
 //! answers with a file, `url` with its address.
 
 pub(super) mod download;
@@ -256,6 +256,20 @@ pub(crate) async fn delete(
         removed => removed?,
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Say that an export and all before it are loaded
+///
+/// For the consumer's exports of the dataset, in the order of their numbers: call it when the rows are committed where they were loaded. To
+/// acknowledge an export again, or an earlier one than before, changes nothing. Once a consumer has acknowledged an export, retention keeps what
+/// it has not acknowledged, for `RETAIN_UNACKED`.
+#[utoipa::path(
+    post, path = "/exports/{jobId}/ack", operation_id = "acknowledgeExport", tag = "exports",
+    params(PathJob), responses((status = 200, description = "The export, which is acknowledged.", body = JobBody)),
+    extensions(("x-codes" = json!([Code::NotCompleted, Code::AdHoc]))),
+)]
+pub(crate) async fn ack(State(service): State<Service>, PathJob(id): PathJob) -> Result<Json<JobBody>, Problem> {
+    Ok(Json(service.acknowledge(id).await?.into()))
 }
 
 /// Cancel an export

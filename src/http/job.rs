@@ -20,7 +20,7 @@ use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, Status};
     }], "maxFileBytes": null, "digest": "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9",
     "attempt": 1, "error": null, "continuity": null,
     "lateRows": 0, "keyOnlyDeletes": 0, "quietDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
-    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "retryOf": null,
+    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "acknowledged": true, "retryOf": null,
     "nextAttemptAt": null, "cancelRequestedAt": null,
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
@@ -104,6 +104,10 @@ pub(crate) struct JobBody {
     /// published, and for an ad-hoc export. Load exports in the order of their numbers, never of their names
     #[schema(required, minimum = 1)]
     number: Option<u64>,
+    /// Whether the consumer has acknowledged this export, or one after it; null before the export is published, for an ad-hoc export, and if
+    /// the consumer has never acknowledged one in the dataset
+    #[schema(required)]
+    acknowledged: Option<bool>,
     /// The export that this one repeats, on request
     #[schema(required, value_type = Option<Uuid>)]
     retry_of: Option<String>,
@@ -201,6 +205,7 @@ impl From<Job> for JobBody {
             watermark_from: job.watermark_from.map(rfc3339),
             watermark_to: job.watermark_to.map(rfc3339),
             number: job.number,
+            acknowledged: job.acknowledged,
             retry_of: job.retry_of.map(|job| job.to_string()),
             next_attempt_at: job.next_attempt_at.map(rfc3339),
             cancel_requested_at: job.cancel_requested_at.map(rfc3339),

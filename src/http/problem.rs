@@ -269,7 +269,8 @@ impl From<service::Error> for Problem {
                 Problem::new(Code::DatasetMismatch, detail)
             }
             Error::NoWatermark => Problem::new(Code::NoWatermark, detail),
-            Error::NoFile(_) => Problem::new(Code::NotCompleted, detail),
+            Error::NoFile(_) | Error::NotPublished(_) => Problem::new(Code::NotCompleted, detail),
+            Error::AdHoc => Problem::new(Code::AdHoc, detail),
             Error::NoUrl => Problem::new(Code::NoUrl, detail),
             Error::SeveralFiles(_) => Problem::new(Code::SeveralFiles, detail),
             Error::NoPart(_) => Problem::new(Code::NoPart, detail),

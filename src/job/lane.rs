@@ -1,5 +1,7 @@
 //! A consumer's line of jobs for one dataset.
 
+use chrono::{DateTime, Utc};
+
 use crate::job::ConsumerId;
 
 /// A consumer's jobs for one dataset run one after another; the published ones have numbers.
@@ -9,4 +11,16 @@ pub struct Lane<'a> {
     pub consumer: &'a ConsumerId,
     /// The dataset's name.
     pub dataset: &'a str,
+}
+
+/// How many exports that are not acknowledged are counted at most.
+pub const COUNTED_EXPORTS: u64 = 1_000;
+
+/// What there is to acknowledge in a lane whose consumer acknowledges what it has loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unacknowledged {
+    /// Published exports that come after the last one that was acknowledged, of those that are kept; [`COUNTED_EXPORTS`] at most.
+    pub exports: u64,
+    /// When the oldest of them was published; `None`: there is none.
+    pub since: Option<DateTime<Utc>>,
 }

@@ -4,7 +4,7 @@ use crate::file::FileRecord;
 use crate::job::Retention;
 use crate::maintenance::{Error, Maintenance, Settings, Task};
 use crate::sink::Destination;
-use crate::store::retention::Retained;
+use crate::store::retention::{PastFile, Retained};
 
 pub(super) struct Retain {
     maintenance: Maintenance,
@@ -22,21 +22,22 @@ impl Task for Retain {
 
     async fn round(&mut self) -> Result<(), Error> {
         let Retain { maintenance, destination } = self;
-        let Settings { retain_files, retain_jobs, .. } = maintenance.settings;
+        let Settings { retain_files, retain_jobs, retain_unacked: spare, .. } = maintenance.settings;
         let mut outcome = Ok(());
         for (retention, retained) in [(retain_files, Retained::Files), (retain_jobs, Retained::Jobs)] {
             if retention != Retention::default() {
                 let id = destination.id().await?;
-                for record in maintenance.with_timeout(maintenance.store.files_past(&retention, retained, id)).await? {
+                let past = maintenance.store.files_past(&retention, retained, spare, id);
+                for file in maintenance.with_timeout(past).await? {
                     // A file that can't be removed stops no other removal.
-                    if let Err(error) = remove(maintenance, destination, record).await {
+                    if let Err(error) = remove(maintenance, destination, file).await {
                         outcome = Err(error);
                     }
                 }
             }
         }
         if retain_jobs != Retention::default() {
-            let jobs = maintenance.with_timeout(maintenance.store.forget_jobs_past(&retain_jobs)).await?;
+            let jobs = maintenance.with_timeout(maintenance.store.forget_jobs_past(&retain_jobs, spare)).await?;
             if jobs > 0 {
                 tracing::info!(event = "jobs_forgotten", jobs);
             }
@@ -47,7 +48,8 @@ impl Task for Retain {
     }
 }
 
-async fn remove(maintenance: &Maintenance, destination: &Destination, record: FileRecord) -> Result<(), Error> {
+async fn remove(maintenance: &Maintenance, destination: &Destination, file: PastFile) -> Result<(), Error> {
+    let PastFile { record, unacknowledged } = file;
     let FileRecord { job, is_own, .. } = record;
     if is_own {
         for (name, file) in record.files() {
@@ -55,9 +57,20 @@ async fn remove(maintenance: &Maintenance, destination: &Destination, record: Fi
         }
     }
     // Another database's file stays where it is; this database forgets it all the same.
-    maintenance.with_timeout(maintenance.store.file_removed(job)).await?;
+    let is_first = maintenance.with_timeout(maintenance.store.file_removed(job)).await?;
     if is_own {
         tracing::info!(event = "file_removed", jobId = %job, file = record.name);
+    }
+    // Of several processes that come by the same file, one tells of it.
+    if let Some(number) = unacknowledged.filter(|_| is_first) {
+        tracing::warn!(
+            event = "unacknowledged_removed",
+            jobId = %job,
+            consumerId = record.consumer.as_ref().map(|consumer| consumer.as_str()),
+            dataset = record.dataset,
+            number,
+            "the consumer has not acknowledged this export for as long as RETAIN_UNACKED says: whoever has not loaded it needs a full export"
+        );
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use crate::dataset::Dataset;
 use crate::dataset::name::is_name;
-use crate::job::lane::Lane;
+use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Job};
 use crate::service::deadline::{on_table, with_timeout};
@@ -26,6 +26,17 @@ const FEWEST_CHANGES: u64 = 1_000;
 /// How long reading the folder's markers may take. Without markers a restore is told by the timeline alone.
 const MARKERS_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// A consumer in a dataset, as a list shows it.
+#[derive(Clone, Debug)]
+pub struct ListedConsumer {
+    /// Where it stands.
+    pub lag: ConsumerLag,
+    /// Its last job.
+    pub last_job: Option<Job>,
+    /// What it has yet to acknowledge; `None`: it has never acknowledged an export.
+    pub unacknowledged: Option<Unacknowledged>,
+}
+
 impl Service {
     /// Where a consumer stands.
     ///
@@ -36,7 +47,7 @@ impl Service {
         with_timeout(self.store.watermark(lane)).await?.ok_or(Error::NoWatermark)
     }
 
-    /// Where consumers stand in datasets, in the order of their ids, each with its last job; those after `after`, and of the consumers
+    /// Where consumers stand in datasets, in the order of their ids; those after `after`, and of the consumers
     /// `among`, where these are given.
     ///
     /// # Errors
@@ -46,18 +57,20 @@ impl Service {
         after: Option<Lane<'_>>,
         among: Option<&[ConsumerId]>,
         limit: u32,
-    ) -> Result<Vec<(ConsumerLag, Option<Job>)>, Error> {
+    ) -> Result<Vec<ListedConsumer>, Error> {
         let positions = with_timeout(self.store.positions(after, among, limit)).await?;
         let lags = self.lags(&positions).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
             positions.iter().map(|position| (position.consumer.as_str(), position.dataset.as_str())).unzip();
         let mut jobs = with_timeout(self.store.last_jobs(&ids, &datasets)).await?;
-        let with_job = |lag: ConsumerLag| {
+        let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
+        let listed = |lag: ConsumerLag| {
             let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
-            let job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
-            (lag, job)
+            let last_job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
+            let unacknowledged = unacknowledged.remove(&(lag.consumer.clone(), lag.dataset.clone()));
+            ListedConsumer { lag, last_job, unacknowledged }
         };
-        Ok(lags.into_iter().map(with_job).collect())
+        Ok(lags.into_iter().map(listed).collect())
     }
 
     /// Where a consumer stands in a dataset, also before its first export.

@@ -123,6 +123,26 @@ impl Service {
         }
     }
 
+    /// Takes a consumer's word that it has loaded a job's files, and those of all jobs before it in the lane. An earlier job than before changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// If there is no such job, it is no consumer's, or nobody can have loaded it.
+    pub async fn acknowledge(&self, id: JobId) -> Result<Job, Error> {
+        let job = self.job(id).await?;
+        if job.consumer.is_none() {
+            return Err(Error::AdHoc);
+        }
+        // What is published stays so.
+        if job.status != Status::Completed {
+            return Err(Error::NotPublished(job.status));
+        }
+        if with_timeout(self.store.acknowledge(id)).await? {
+            job_event!(info, job, "export_acknowledged", number = job.number);
+        }
+        self.job(id).await
+    }
+
     /// A job, once it has ended or `timeout` has passed.
     ///
     /// # Errors

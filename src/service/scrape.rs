@@ -10,7 +10,7 @@ use crate::job::{ExportType, FailureCode, Status};
 use crate::service::Service;
 use crate::store::{
     self,
-    gauges::{Backlog, WatermarkAge},
+    gauges::{Backlog, UnacknowledgedAge, WatermarkAge},
 };
 use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, ExportLabels, Gauges};
@@ -77,7 +77,8 @@ impl Service {
         let datasets: Vec<_> = self.catalog.iter().map(|dataset| dataset.name.as_str()).collect();
         let backlog = self.store.backlog().await?;
         let (ages, others) = self.store.watermark_ages(&datasets).await?;
-        Ok(Figures { backlog, ages, others })
+        let unacknowledged = self.store.unacknowledged_ages(&datasets).await?;
+        Ok(Figures { backlog, ages, others, unacknowledged })
     }
 }
 
@@ -86,11 +87,12 @@ struct Figures {
     backlog: Backlog,
     ages: Vec<WatermarkAge>,
     others: u64,
+    unacknowledged: Vec<UnacknowledgedAge>,
 }
 
 impl Figures {
     fn show(&self, gauges: &mut Gauges) {
-        let Figures { backlog, ages, others } = self;
+        let Figures { backlog, ages, others, unacknowledged } = self;
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Pending.as_str()], backlog.pending as f64);
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Processing.as_str()], backlog.processing as f64);
         for (metric, value) in [
@@ -108,6 +110,10 @@ impl Figures {
         }
         for WatermarkAge { consumer, dataset, seconds } in ages {
             gauges.set(&metrics::WATERMARK_AGE, &[consumer.as_str(), dataset], *seconds);
+        }
+        for UnacknowledgedAge { consumer, dataset, exports, seconds } in unacknowledged {
+            gauges.set(&metrics::UNACKNOWLEDGED_EXPORTS, &[consumer.as_str(), dataset], *exports as f64);
+            gauges.set(&metrics::UNACKNOWLEDGED, &[consumer.as_str(), dataset], *seconds);
         }
     }
 }

@@ -2,12 +2,17 @@
 //!
 //! A monitor reads them again and again, so a statement reads no more than the open jobs and the watermarks.
 
+use sqlx::Connection;
+
 use crate::job::ConsumerId;
+use crate::job::lane::COUNTED_EXPORTS;
+use crate::store::acknowledgements::after_acknowledged;
+use crate::store::index_order::read_in_index_order;
 use crate::store::{Error, Store};
 use crate::telemetry::metrics::PoolUse;
 
-/// How many consumers' watermarks have a series of their own.
-const MOST_AGES: usize = 100;
+/// How many consumers have a series of their own, of each kind.
+const MOST_CONSUMERS: usize = 100;
 
 /// The queue and the change log.
 #[derive(Clone, Copy, Debug, sqlx_macros::FromRow)]
@@ -42,6 +47,19 @@ pub struct WatermarkAge {
     /// The dataset's name.
     pub dataset: String,
     /// Seconds since the time that its watermark names; 0 if that time is still to come.
+    pub seconds: f64,
+}
+
+/// What a consumer that acknowledges has yet to acknowledge.
+#[derive(Clone, Debug)]
+pub struct UnacknowledgedAge {
+    /// The consumer.
+    pub consumer: ConsumerId,
+    /// The dataset's name.
+    pub dataset: String,
+    /// So many exports, of those that are kept; [`COUNTED_EXPORTS`] at most.
+    pub exports: u64,
+    /// Seconds since the oldest of them was published; 0 if there is none.
     pub seconds: f64,
 }
 
@@ -98,7 +116,7 @@ impl Store {
              order by last_exported_at limit $2",
         )
         .bind(datasets)
-        .bind(MOST_AGES as i64)
+        .bind(MOST_CONSUMERS as i64)
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
@@ -110,6 +128,48 @@ impl Store {
         let ages: Vec<_> = rows.into_iter().filter_map(age).collect();
         let others = all - ages.len() as u64;
         Ok((ages, others))
+    }
+
+    /// What is not acknowledged in these datasets, by the hundred consumers that have not for the longest.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn unacknowledged_ages(&self, datasets: &[&str]) -> Result<Vec<UnacknowledgedAge>, Error> {
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
+        read_in_index_order(&mut tx).await?;
+        let rows: Vec<(String, String, i64, f64)> = sqlx::query_as(concat!(
+            "-- store.gauges.unacknowledged_ages
+             select l.consumer_id, l.dataset, counted.exports,
+               coalesce(greatest(extract(epoch from clock_timestamp() - l.since), 0), 0)::float8
+             from (
+               select l.consumer_id, l.dataset, l.acknowledged, oldest.published_at as since
+               from cdc_export.lanes l
+               left join lateral (",
+            after_acknowledged!("1"),
+            ") oldest on true
+               where l.acknowledged is not null and l.dataset = any($1)
+               order by oldest.published_at nulls last limit $2) l
+             cross join lateral (select count(*) as exports from (",
+            after_acknowledged!("$3"),
+            ") exports) counted"
+        ))
+        .bind(datasets)
+        .bind(MOST_CONSUMERS as i64)
+        .bind(COUNTED_EXPORTS as i64)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        conn.give_back();
+        let age = |(consumer, dataset, exports, seconds): (String, String, i64, f64)| {
+            Some(UnacknowledgedAge {
+                consumer: consumer.parse().ok()?,
+                dataset,
+                exports: exports.unsigned_abs(),
+                seconds,
+            })
+        };
+        Ok(rows.into_iter().filter_map(age).collect())
     }
 
     /// How the pool's connections are used.

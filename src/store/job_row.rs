@@ -33,7 +33,10 @@ macro_rules! job_columns {
            jsonb_build_array(jsonb_build_object('bytes', e.bytes_written, 'rows', e.rows_exported, 'sha256', e.sha256))) end as files,
          case when e.published_at is not null then e.digest end as digest, e.max_file_bytes, e.error_code, e.error_detail,
          e.selection, e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.quiet_deletes, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
-         e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number, e.has_after, e.after_job, e.after_sha256, e.retry_of,
+         e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number,
+         case when e.published_at is not null then
+           (select e.number <= l.acknowledged from cdc_export.lanes l where l.consumer_id = e.consumer_id and l.dataset = e.dataset)
+         end as acknowledged, e.has_after, e.after_job, e.after_sha256, e.retry_of,
          case when e.status = 'pending' and e.attempt > 0 then e.run_at end as next_attempt_at, e.cancel_requested_at, e.created_at, e.started_at,
          case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at")
     };
@@ -71,6 +74,7 @@ pub(crate) struct JobRow {
     watermark_from: Option<DateTime<Utc>>,
     watermark_to: Option<DateTime<Utc>>,
     number: Option<i64>,
+    acknowledged: Option<bool>,
     has_after: bool,
     after_job: Option<Uuid>,
     after_sha256: Option<String>,
@@ -134,6 +138,7 @@ impl TryFrom<JobRow> for Job {
             watermark_from: row.watermark_from,
             watermark_to: row.watermark_to,
             number: row.number.map(i64::unsigned_abs),
+            acknowledged: row.acknowledged,
             after: row.has_after.then(|| match row.after_job {
                 Some(job) => After::Export { job: job.into(), sha256: row.after_sha256 },
                 None => After::Nothing,

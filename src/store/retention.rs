@@ -4,6 +4,7 @@
 //! there are.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -57,13 +58,31 @@ macro_rules! past {
     };
 }
 
-/// Files of the destination `$4` and the consumers `$1` that are past the retention and of which `$which` holds.
+/// Whether the job `f` is an export that a consumer which acknowledges has not acknowledged, and was published less than so many seconds ago.
+/// Numbers that a restore has set back or skipped are compared as they are: at worst an export is kept for longer, or as if nobody
+/// acknowledged.
+macro_rules! is_spared {
+    ($seconds:literal) => {
+        concat!(
+            "exists (
+               select from cdc_export.lanes l
+               where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
+                 and extract(epoch from clock_timestamp() - f.published_at) < ",
+            $seconds,
+            ")"
+        )
+    };
+}
+
+/// Files of the destination `$4` and the consumers `$1` that are past the retention, are not spared (`$6`), and of which `$which` holds.
 macro_rules! files_past {
     ($among:literal, $which:literal) => {
         concat!(
             "select ",
             file_row_columns!(),
-            " from unnest($1::text[]) as whose (consumer_id)
+            ", (select e.number from cdc_export.lanes l
+                where l.consumer_id = e.consumer_id and l.dataset = e.dataset and e.number > l.acknowledged) as unacknowledged
+             from unnest($1::text[]) as whose (consumer_id)
              cross join lateral ",
             past!($among),
             " past
@@ -71,7 +90,9 @@ macro_rules! files_past {
                select f.* from exports f
                where f.store_id = $4 and coalesce(f.consumer_id, '') = whose.consumer_id
                  and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null
-                 and (f.finished_at, f.id) <= (past.finished_at, past.id) and ",
+                 and (f.finished_at, f.id) <= (past.finished_at, past.id) and not ",
+            is_spared!("$6"),
+            " and ",
             $which,
             "
                order by f.finished_at, f.id limit $5) e
@@ -80,10 +101,35 @@ macro_rules! files_past {
     };
 }
 
+/// A file that is past a retention.
+#[derive(Debug)]
+pub struct PastFile {
+    /// The file.
+    pub record: FileRecord,
+    /// The export's number, where a consumer that acknowledges has not acknowledged it.
+    pub unacknowledged: Option<u64>,
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct PastRow {
+    #[sqlx(flatten)]
+    file: FileRow,
+    unacknowledged: Option<i64>,
+}
+
+impl TryFrom<PastRow> for PastFile {
+    type Error = Error;
+
+    fn try_from(PastRow { file, unacknowledged }: PastRow) -> Result<PastFile, Error> {
+        Ok(PastFile { record: file.try_into()?, unacknowledged: unacknowledged.map(i64::unsigned_abs) })
+    }
+}
+
 impl Store {
     /// Files of this destination that are past a retention: too old, or with too many newer ones of their consumer. A retention of files
     /// counts the files that are there, a retention of jobs all ended jobs; the latter returns files of another database too, which only
-    /// that database's service removes.
+    /// that database's service removes. What was published less than `spare` ago and is not acknowledged, by a consumer that acknowledges, is
+    /// spared.
     ///
     /// # Errors
     /// If the database fails.
@@ -91,8 +137,9 @@ impl Store {
         &self,
         retention: &Retention,
         retained: Retained,
+        spare: Duration,
         destination: Uuid,
-    ) -> Result<Vec<FileRecord>, Error> {
+    ) -> Result<Vec<PastFile>, Error> {
         let (cursor, statement) = match retained {
             Retained::Files => {
                 let files = sqlx::query_as(concat!(
@@ -117,27 +164,29 @@ impl Store {
         let mut tx = conn.get().begin().await?;
         read_in_index_order(&mut tx).await?;
         let (consumers, next) = consumers(&mut tx, &read(cursor), retention).await?;
-        let rows: Vec<FileRow> = statement
+        let rows: Vec<PastRow> = statement
             .bind(consumers)
             .bind(retention.count.map(|count| count as i64))
             .bind(retention.age.map(|age| age.as_secs_f64()))
             .bind(destination)
             .bind(BATCH)
+            .bind(spare.as_secs_f64())
             .fetch_all(&mut *tx)
             .await?;
         tx.commit().await?;
         conn.give_back();
         advance(cursor, next);
-        rows.into_iter().map(FileRecord::try_from).collect()
+        rows.into_iter().map(PastFile::try_from).collect()
     }
 
     /// Deletes jobs that are past the retention of jobs, have ended, and have no file any more, the oldest first. Returns how many. A
     /// lane's last published job stays, since the next one goes on from it. Jobs that were published after one whose file is still there
-    /// stay too, since a consumer that loaded that file last asks for them. A destination that no process has any more keeps no job.
+    /// stay too, since a consumer that loaded that file last asks for them. A destination that no process has any more keeps no job. What
+    /// is not acknowledged is spared as in [`files_past`](Store::files_past).
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn forget_jobs_past(&self, retention: &Retention) -> Result<u64, Error> {
+    pub async fn forget_jobs_past(&self, retention: &Retention, spare: Duration) -> Result<u64, Error> {
         let cursor = &self.cursors.jobs;
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
@@ -154,7 +203,9 @@ impl Store {
                  select f.id from exports f
                  where coalesce(f.consumer_id, '') = whose.consumer_id
                    and f.finished_at is not null and (f.status <> 'completed' or f.file_removed_at is not null)
-                   and (f.finished_at, f.id) <= (past.finished_at, past.id)
+                   and (f.finished_at, f.id) <= (past.finished_at, past.id) and not ",
+            is_spared!("$5"),
+            "
                    and (f.published_at is null or f.lane_seq is null or exists (
                      select from exports l
                      where l.consumer_id = f.consumer_id and l.dataset = f.dataset and l.lane_seq > f.lane_seq
@@ -174,6 +225,7 @@ impl Store {
         .bind(retention.count.map(|count| count as i64))
         .bind(retention.age.map(|age| age.as_secs_f64()))
         .bind(BATCH)
+        .bind(spare.as_secs_f64())
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
@@ -254,13 +306,13 @@ impl Store {
         Ok(())
     }
 
-    /// Records that a job's file is gone. Idempotent.
+    /// Records that a job's file is gone. False: somebody did before.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn file_removed(&self, job: JobId) -> Result<(), Error> {
+    pub async fn file_removed(&self, job: JobId) -> Result<bool, Error> {
         let mut conn = self.connection().await?;
-        sqlx::query(
+        let recorded = sqlx::query(
             "-- store.retention.file_removed
              update exports set file_removed_at = clock_timestamp()
              where id = $1 and published_at is not null and file_removed_at is null",
@@ -269,7 +321,7 @@ impl Store {
         .execute(conn.get())
         .await?;
         conn.give_back();
-        Ok(())
+        Ok(recorded.rows_affected() == 1)
     }
 }
 

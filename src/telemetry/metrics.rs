@@ -98,6 +98,18 @@ pub const WATERMARKS_LEFT_OUT: Metric = metric(
     &[],
     "Watermarks that have no series of cdc_export_watermark_age_seconds, since there are too many.",
 );
+/// How much consumers that acknowledge have not acknowledged.
+pub const UNACKNOWLEDGED_EXPORTS: Metric = metric(
+    "cdc_export_unacknowledged_exports",
+    &["consumer", "dataset"],
+    "Published exports that the consumer has not acknowledged, of consumers that acknowledge; up to 1,000 are counted.",
+);
+/// For how long.
+pub const UNACKNOWLEDGED: Metric = metric(
+    "cdc_export_unacknowledged_seconds",
+    &["consumer", "dataset"],
+    "Since the oldest export that the consumer has not acknowledged was published; 0 where there is none.",
+);
 /// Consumers that need a full export.
 pub const POSITIONS_GIVEN_UP: Metric = metric(
     "cdc_export_positions_given_up",

@@ -402,7 +402,7 @@ async fn a_refused_download_leaves_no_hidden_file() {
 
 #[tokio::test]
 async fn what_was_mistyped_is_answered_with_what_to_do() {
-    for command in ["cancel", "retry", "download"] {
+    for command in ["ack", "cancel", "retry", "download"] {
         let (code, _, said) = run(&[command, "7"], &[]).await;
         assert!(code == 2 && said.contains("`cdc-export list` shows the ids"), "{said}");
     }
@@ -424,7 +424,11 @@ async fn a_start_without_datasets_and_without_the_demo_says_so() {
     let told: Vec<_> = service.events("retention").iter().map(|line| line["message"].clone()).collect();
     assert_eq!(
         told,
-        ["RETAIN_FILES keeps the 30 newest of each consumer", "RETAIN_JOBS keeps what ended in the last 30days"]
+        [
+            "RETAIN_FILES keeps the 30 newest of each consumer",
+            "RETAIN_JOBS keeps what ended in the last 30days",
+            "RETAIN_UNACKED keeps for 30days what a consumer that acknowledges has not acknowledged"
+        ]
     );
     service.stop().await;
     database.run("drop table users").await;

@@ -335,6 +335,7 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
     service.export("full", "a").await;
     let (job, _) = service.export("delta", "a").await;
     let documented = [
+        "acknowledged",
         "attempt",
         "bytesWritten",
         "cancelRequestedAt",

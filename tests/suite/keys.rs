@@ -14,7 +14,7 @@ use crate::harness::{Database, Service, Start, client_builder, eventually, refus
 
 const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 /// Every route that wants a key, and the scope that it wants.
-const ROUTES: [(&str, &str, &str); 19] = [
+const ROUTES: [(&str, &str, &str); 20] = [
     ("POST", "/exports", "export:write"),
     ("GET", "/exports", "export:read"),
     ("POST", "/exports/full", "export:write"),
@@ -31,6 +31,7 @@ const ROUTES: [(&str, &str, &str); 19] = [
     ("GET", "/exports/{id}/events", "export:read"),
     ("GET", "/exports/{id}/download", "export:read"),
     ("DELETE", "/exports/{id}", "export:write"),
+    ("POST", "/exports/{id}/ack", "export:read"),
     ("POST", "/exports/{id}/cancel", "export:write"),
     ("POST", "/exports/{id}/retry", "export:write"),
     ("DELETE", "/users/1", "admin"),
@@ -383,6 +384,7 @@ async fn anothers_job_answers_as_one_that_does_not_exist() {
         ("GET", "/exports/{id}/events"),
         ("GET", "/exports/{id}/download"),
         ("HEAD", "/exports/{id}/download"),
+        ("POST", "/exports/{id}/ack"),
         ("POST", "/exports/{id}/cancel"),
         ("POST", "/exports/{id}/retry"),
         ("DELETE", "/exports/{id}"),

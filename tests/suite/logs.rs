@@ -39,6 +39,12 @@ async fn each_event_says_whose_export_it_is_and_which_request_asked() {
     require_whose(&service.says("export_started", full).await, full, "full");
     require_whose(&service.says("export_completed", full).await, full, "full");
 
+    let (status, _) = send(&service, "POST", &format!("/exports/{full}/ack"), "r-ack", json!({})).await;
+    assert_eq!(status, 200);
+    let acknowledged = line(&service, "export_acknowledged", "r-ack").await;
+    require_whose(&acknowledged, full, "full");
+    assert_eq!(acknowledged["number"], 1, "{acknowledged}");
+
     send(&service, "DELETE", &format!("/exports/{full}"), "r-delete", json!({})).await;
     let removed = line(&service, "file_removed", "r-delete").await;
     require_whose(&removed, full, "full");

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod account;
 #[cfg(test)]
+mod acks;
+#[cfg(test)]
 mod after;
 #[cfg(test)]
 mod apply;

@@ -192,6 +192,10 @@ async fn nothing_reads_all_jobs_again_and_again() {
     database
         .run(&format!("update exports set output_filename = 'full_failing_{now}' || output_filename where lane_seq % 2 = 0 and consumer_id = 'early'"))
         .await;
+    // All lanes acknowledge: most are nearly as far as they can be, and one is as far behind.
+    database
+        .run("update cdc_export.lanes set acknowledged = case consumer_id when 'early' then 1 else last_number - 1500 end where consumer_id <> ''")
+        .await;
     database.run("vacuum analyze exports").await;
     database.tell_plans().await;
     let service = Start::on(&database).with("RETAIN_FILES", "9d,20").with("RETAIN_JOBS", "90000d,20").service().await;
@@ -213,6 +217,12 @@ async fn nothing_reads_all_jobs_again_and_again() {
     for path in ["/metrics", "/consumers?limit=200", "/exports"] {
         assert_eq!(service.call("GET", path, &[]).await.status(), 200, "{path}");
     }
+    let begun = Instant::now();
+    let page: Value = service.call("GET", "/consumers?limit=200", &[]).await.json().await.unwrap();
+    println!("consumers: {:?}", begun.elapsed());
+    let told: Vec<_> = page["items"].as_array().unwrap().iter().map(|of| of["unacknowledged"].as_u64()).collect();
+    assert!(told.len() > 150 && told.contains(&Some(1_000)), "{told:?}");
+    assert_eq!(service.call("POST", &format!("/exports/{oldest}/ack"), &[]).await.status(), 200);
     let told = |statement: &str| !service.plans(statement).is_empty();
     eventually("everything has its turn", || async {
         ["retention.files_past", "retention.forget_jobs_past"].iter().all(|name| told(name)).then_some(())
@@ -228,6 +238,9 @@ async fn nothing_reads_all_jobs_again_and_again() {
         "lanes.known",
         "lanes.published",
         "lanes.under_way",
+        "acknowledgements.acknowledge",
+        "acknowledgements.unacknowledged",
+        "gauges.unacknowledged_ages",
         "files.published",
         "commit.complete",
         "jobs.last",

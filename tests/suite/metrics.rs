@@ -297,6 +297,54 @@ async fn of_many_consumers_those_furthest_behind_have_a_series() {
 }
 
 #[tokio::test]
+async fn of_consumers_that_acknowledge_it_is_seen_what_they_have_not() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let mut jobs = Vec::new();
+    for export_type in ["full", "delta", "delta"] {
+        jobs.push(service.export(export_type, "a").await.0);
+    }
+    service.export("full", "never").await;
+    let names = ["cdc_export_unacknowledged_exports", "cdc_export_unacknowledged_seconds"];
+    let seen = |scrape: &Scrape| names.map(|name| scrape.sum(name, &[("consumer", "a"), ("dataset", "users")]));
+    let scrape = Scrape::of(&service).await;
+    assert_eq!(seen(&scrape), [None, None], "nobody acknowledges");
+    let ack = async |number: usize| {
+        let path = format!("/exports/{}/ack", jobs[number - 1]["jobId"].as_str().unwrap());
+        assert_eq!(service.call("POST", &path, &[]).await.status(), 200);
+    };
+    database.run("update exports set published_at = published_at - interval '1 hour' where number = 2").await;
+    ack(1).await;
+    let scrape = scrape_with(&service, "two exports", |scrape| seen(scrape)[0] == Some(2.0)).await;
+    let seconds = seen(&scrape)[1].unwrap();
+    assert!((3600.0..3660.0).contains(&seconds), "{seconds}");
+    assert_eq!(scrape.sum(names[0], &[("consumer", "never")]), None);
+    ack(3).await;
+    scrape_with(&service, "none", |scrape| seen(scrape) == [Some(0.0), Some(0.0)]).await;
+
+    // Of many, those that wait longest; and none of a dataset that isn't there any more.
+    database
+        .run(
+            "insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, status, max_attempts, output_filename, finished_at,
+               store_id, staged_name, sha256, file_inode, file_modified_ns, published_at, number)
+             select gen_random_uuid(), 'c' || n, dataset, 1, 'delta', 'csv', 'completed', 5, dataset || n, now(), gen_random_uuid(), 'staged',
+               repeat('a', 64), n, n, now() - n * interval '1 day', 1
+             from generate_series(1, 150) n, unnest(array['users', 'gone']) dataset;
+             insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number, acknowledged)
+             select consumer_id, dataset, 1, 1, 0 from exports where consumer_id like 'c%'",
+        )
+        .await;
+    let of_it = |scrape: &Scrape| -> BTreeSet<String> {
+        let found = scrape.values.keys().filter(|(name, _)| name == names[0]);
+        found.map(|(_, labels)| format!("{} {}", labels["consumer"], labels["dataset"])).collect()
+    };
+    let longest: BTreeSet<_> = (51..=150).map(|n| format!("c{n} users")).collect();
+    scrape_with(&service, "a hundred", |scrape| of_it(scrape) == longest).await;
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn the_change_log_is_seen_to_grow_toward_its_cap() {
     let database = Database::new().await;
     database.add_users(1, 100).await;
@@ -354,7 +402,9 @@ async fn without_a_database_a_scrape_tells_so() {
     assert!(shared <= 3, "{shared} looks for 20 scrapes, where one lasts a second");
     for scrape in scrapes {
         assert_eq!((scrape.count("cdc_export_database_up", &[]), scrape.jobs("full", "completed")), (0, 1));
-        for unknown in ["queue_jobs", "queue_oldest_seconds", "watermark_age_seconds", "change_log_rows"] {
+        for unknown in
+            ["queue_jobs", "queue_oldest_seconds", "watermark_age_seconds", "unacknowledged_seconds", "change_log_rows"]
+        {
             assert_eq!(scrape.sum(&format!("cdc_export_{unknown}"), &[]), None, "an old value would be believed");
         }
     }
@@ -423,7 +473,12 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
 #[tokio::test]
 async fn the_documents_table_is_what_a_scrape_shows() {
     let database = Database::new().await;
-    database.run("insert into watermarks (consumer_id, last_exported_at) values ('one', now())").await;
+    database
+        .run(
+            "insert into watermarks (consumer_id, last_exported_at) values ('one', now());
+             insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number, acknowledged) values ('one', 'users', 1, 1, 1)",
+        )
+        .await;
     let service = Start::on(&database).service().await;
     let scrape = Scrape::of(&service).await;
     let shown = scrape.types.iter().map(|(name, kind)| {

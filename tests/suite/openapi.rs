@@ -96,7 +96,7 @@ fn a_call_says_all_of_itself() {
         let scope = match (path, method) {
             ("/health" | "/health/live" | "/health/ready" | "/openapi.json" | "/docs", _) => vec![],
             ("/metrics" | "/users/{id}", _) => vec!["admin"],
-            (_, "get") => vec!["export:read"],
+            (_, "get") | ("/exports/{jobId}/ack", "post") => vec!["export:read"],
             _ => vec!["export:write"],
         };
         assert_eq!(scopes, scope, "{method} {path}");

@@ -214,6 +214,53 @@ async fn a_cold_copy_put_back_is_seen_by_what_the_folder_knows() {
     cluster.stop().await;
 }
 
+/// An acknowledgement is a part of the database, and goes back with it: what the database doesn't know can't be acknowledged, and what its
+/// consumer has to be handed again is to be acknowledged again.
+#[tokio::test]
+async fn what_was_acknowledged_goes_back_with_its_lane() {
+    let mut cluster = Cluster::new().await;
+    let mut service = exported(&cluster, &["a", "b"]).await;
+    let ack = async |service: &Service, job: &serde_json::Value| {
+        let path = format!("/exports/{}/ack", job["jobId"].as_str().unwrap());
+        service.call("POST", &path, &[]).await
+    };
+    let told = async |service: &Service| {
+        let page: serde_json::Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+        page["items"].as_array().unwrap().iter().map(|of| of["unacknowledged"].clone()).collect::<Vec<_>>()
+    };
+    let (known, _) = passes(&service, "delta", "a", None).await;
+    assert_eq!(ack(&service, &known).await.status(), 200);
+    service.end().await;
+    cluster.stop().await;
+    cluster.copy_cold();
+    cluster.start().await;
+    let on = |cluster: &Cluster, service: &Service| Start::on(&cluster.database()).sharing_output(service);
+    let mut service = on(&cluster, &service).service().await;
+    let mut lost = Vec::new();
+    for consumer in ["a", "a", "b"] {
+        lost.push(passes(&service, "delta", consumer, None).await.0);
+    }
+    for job in &lost[1..] {
+        assert_eq!(ack(&service, job).await.status(), 200);
+    }
+    assert_eq!(told(&service).await, [json!(0), json!(0)]);
+    service.end().await;
+
+    cluster.put_back().await;
+    let service = on(&cluster, &service).service().await;
+    assert_eq!(told(&service).await, [json!(0), json!(null)]);
+    for job in &lost {
+        assert_eq!(refusal(ack(&service, job).await).await, (404, "not_found".to_owned()));
+    }
+    let (full, _) = passes(&service, "full", "a", Some("database_restored")).await;
+    assert_eq!((&full["number"], &full["acknowledged"]), (&json!(3), &json!(false)));
+    assert_eq!(told(&service).await, [json!(1), json!(null)]);
+    assert_eq!(ack(&service, &full).await.status(), 200);
+    assert_eq!(told(&service).await, [json!(0), json!(null)]);
+    service.stop().await;
+    cluster.stop().await;
+}
+
 #[tokio::test]
 async fn a_recovery_to_a_point_in_time_is_seen() {
     if server_lacks("pg_basebackup").await {

@@ -124,6 +124,9 @@ export function consumerRow(columns, first) {
   const last = el("a", {});
   const lastAt = when();
   const never = el("span", { class: "quiet" }, "none kept");
+  const unloaded = el("span", {});
+  const unloadedSince = when();
+  const toLoad = el("span", { class: "meaning", hidden: true, title: "Published exports that it has not acknowledged" }, unloaded, unloadedSince);
   const { node: complaint, complain } = complaints();
   const start = (exportType) =>
     acting(exportType, `export of ${dataset} for ${consumerId}`, complain, submitting(
@@ -139,7 +142,7 @@ export function consumerRow(columns, first) {
     el("div", {}, watermark, none),
     waiting,
     el("div", {}, badge, meaning),
-    el("div", { class: "last" }, last, lastAt, never),
+    el("div", { class: "last" }, last, lastAt, never, toLoad),
     el("div", { class: "actions" }, el("div", { class: "buttons joined" }, buttons), complaint),
   ];
   const update = (of) => {
@@ -157,6 +160,10 @@ export function consumerRow(columns, first) {
     text(meaning, of.continuity === null ? "" : says.meaning);
     // What would fail is still possible, and the way out stands out.
     buttons[0].classList.toggle("main", says.needs === "full");
+    // Null as well of a consumer that acknowledges nothing.
+    show(toLoad, of.unacknowledgedSince !== null);
+    text(unloaded, notAcknowledged(of.unacknowledged));
+    if (of.unacknowledgedSince !== null) unloadedSince.at(of.unacknowledgedSince);
     const job = of.lastJob;
     show(last, job !== null);
     show(lastAt, job !== null);
@@ -169,6 +176,11 @@ export function consumerRow(columns, first) {
     lastAt.at(job.finishedAt ?? job.createdAt);
   };
   return { node: row(columns, cells.slice(-columns.length)), update };
+}
+
+// What stands before the time since then. A thousand are counted.
+function notAcknowledged(exports) {
+  return `${count(exports)}${exports < 1000 ? "" : "+"} not acknowledged since `;
 }
 
 // Nobody has asked for anything yet: what that is, by a button and by hand.

@@ -174,6 +174,7 @@ function membersOf(job, before) {
     ["Columns", job.schemaChanged ? "changed since this consumer's last export: look whether its reader knows them" : "no change seen"],
     ["Table", job.tableRewritten ? "written anew since the last export, as VACUUM FULL does" : "no rewrite seen"],
     ["Number", adHoc ? none("none: an ad-hoc export has no order") : job.number === null ? none(isOpen(job) ? "known when it is completed" : "none") : `${count(job.number)} of the published exports of ${job.dataset} for this consumer, in the order to load them in`],
+    ["Acknowledged", acknowledgedOf(job, none)],
     ["Digest", adHoc ? none("none: an ad-hoc export is in no chain") : digestOf(job, before, none)],
     ["Attempts", job.attempt === 0 ? "none yet" : count(job.attempt)],
     ["Retry of", job.retryOf === null ? none("no other") : el("a", { href: `#/jobs/${job.retryOf}` }, job.retryOf)],
@@ -185,6 +186,14 @@ function membersOf(job, before) {
 function shaless(job) {
   if (isOpen(job)) return "known when it is completed";
   return job.files.length > 1 ? `each of its ${count(job.files.length)} files has its own` : "there is no file";
+}
+
+// Whether its consumer has said that it is loaded.
+function acknowledgedOf(job, none) {
+  if (job.consumerId === null) return none("an ad-hoc export has nobody who would");
+  if (job.status !== "completed") return none(isOpen(job) ? "may be when it is completed" : "there is nothing to load");
+  if (job.acknowledged === null) return none("not known: this consumer has never acknowledged an export of the dataset");
+  return job.acknowledged ? "yes: this export is loaded, and all before it" : "not yet: nobody has said that this export is loaded";
 }
 
 // The digest of its manifest, and what it says came before.

@@ -1,0 +1,37 @@
+//! `ack`: says that an export, and all before it, are loaded.
+
+use std::process::ExitCode;
+
+use crate::config::CatalogFile;
+use crate::job::JobId;
+use clap::Args;
+use uuid::Uuid;
+
+use crate::command::backend::Backend;
+use crate::command::server::Server;
+use crate::command::words::job_id;
+
+/// Which export is loaded.
+#[derive(Args)]
+pub(crate) struct Ack {
+    /// The id of the export that was loaded last
+    #[arg(value_name = "EXPORT")]
+    #[arg(value_parser = job_id)]
+    job: Uuid,
+    #[command(flatten)]
+    at: Server,
+}
+
+impl Ack {
+    /// Acknowledges the export, and prints what that says.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        self.at.run(CatalogFile::Unread, async |backend| ack(backend, self.job.into()).await)
+    }
+}
+
+async fn ack(backend: &Backend, id: JobId) -> anyhow::Result<()> {
+    backend.ack(id).await?;
+    let consumer = backend.job(id).await?.consumer_id;
+    let whose = consumer.as_deref().unwrap_or("its consumer");
+    outln!("{id} and all exports of {whose} before it are acknowledged.")
+}

@@ -1,0 +1,88 @@
+//! What consumers say that they have loaded: of each lane, all exports up to a number.
+//!
+//! Retention keeps what comes after it (`store::retention`). No position and no claim depends on it.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::Connection;
+
+use crate::job::lane::{COUNTED_EXPORTS, Unacknowledged};
+use crate::job::{ConsumerId, JobId};
+use crate::store::index_order::read_in_index_order;
+use crate::store::{Error, Store};
+
+/// The first `$limit` exports `e` that come after what the lane `l` has acknowledged, of those that are kept. Numbers may skip some after a
+/// restore, so exports are counted, never their numbers subtracted: a lane whose `acknowledged` is beyond all of them has none.
+macro_rules! after_acknowledged {
+    ($limit:literal) => {
+        concat!(
+            "select e.published_at from exports e
+             where e.consumer_id = l.consumer_id and e.dataset = l.dataset and e.number > l.acknowledged and e.published_at is not null
+             order by e.number limit ",
+            $limit
+        )
+    };
+}
+pub(super) use after_acknowledged;
+
+impl Store {
+    /// Records that a published export, and all before it in its lane, are loaded. False: that was known, or nobody was handed such an
+    /// export.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn acknowledge(&self, id: JobId) -> Result<bool, Error> {
+        let mut conn = self.connection().await?;
+        // Of two at once the second waits for the lane's row, and then compares its number with the one that is there by then. A database that was
+        // put back as a whole has what was acknowledged by then. Where only some of it was put back, the number may be beyond the lane's last one:
+        // it is nobody's, and gives way to any.
+        let recorded = sqlx::query(
+            "-- store.acknowledgements.acknowledge
+             update cdc_export.lanes l set acknowledged = e.number, acknowledged_at = clock_timestamp()
+             from exports e
+             where e.id = $1 and e.published_at is not null and e.number is not null
+               and l.consumer_id = e.consumer_id and l.dataset = e.dataset
+               and (l.acknowledged is null or l.acknowledged < e.number or l.acknowledged > l.last_number)",
+        )
+        .bind(id.as_uuid())
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(recorded.rows_affected() == 1)
+    }
+
+    /// What there is to acknowledge in each of these lanes, consumers and datasets, that has ever acknowledged an export.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn unacknowledged(
+        &self,
+        consumers: &[&str],
+        datasets: &[&str],
+    ) -> Result<HashMap<(ConsumerId, String), Unacknowledged>, Error> {
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
+        read_in_index_order(&mut tx).await?;
+        let rows: Vec<(String, String, i64, Option<DateTime<Utc>>)> = sqlx::query_as(concat!(
+            "-- store.acknowledgements.unacknowledged
+             select l.consumer_id, l.dataset, after.exports, after.since
+             from unnest($1::text[], $2::text[]) as k (consumer_id, dataset)
+             join cdc_export.lanes l on l.consumer_id = k.consumer_id and l.dataset = k.dataset and l.acknowledged is not null
+             cross join lateral (select count(*) as exports, min(published_at) as since from (",
+            after_acknowledged!("$3"),
+            ") counted) after"
+        ))
+        .bind(consumers)
+        .bind(datasets)
+        .bind(COUNTED_EXPORTS as i64)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        conn.give_back();
+        let of_lane = |(consumer, dataset, exports, since): (String, String, i64, _)| {
+            Some(((consumer.parse().ok()?, dataset), Unacknowledged { exports: exports.unsigned_abs(), since }))
+        };
+        Ok(rows.into_iter().filter_map(of_lane).collect())
+    }
+}
