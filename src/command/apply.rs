@@ -128,7 +128,7 @@ impl Apply {
             deleted: Some(self.deletes).filter(|column| column != "hard"),
         };
         let target = Target::new(database.options().clone(), settings, self.consumer.clone(), dataset.clone());
-        let mut mirror = Mirror::new(target, self.ack);
+        let mut mirror = Mirror::new(target);
         let source = match (&backend, &self.from) {
             (Some(backend), _) => Source::Server(Feed {
                 backend,
@@ -136,6 +136,7 @@ impl Apply {
                 dataset,
                 request: (self.request == Request::Delta).then_some(ExportType::Delta),
                 encoding: Encoding::new(Format::Csv, Compression::None).context("csv can be unpacked")?,
+                acks: self.ack,
             }),
             (None, from) => {
                 let place = environment.place(from.as_deref().unwrap_or_default())?;

@@ -78,6 +78,8 @@ pub(super) struct Feed<'b> {
     /// What is asked for where nothing is there to be taken; `None`: nothing.
     pub(super) request: Option<ExportType>,
     pub(super) encoding: Encoding,
+    /// Whether the service is told of each export that was taken.
+    pub(super) acks: bool,
 }
 
 /// What became of a request.
@@ -102,6 +104,8 @@ impl Feed<'_> {
     /// dropped meanwhile, another call goes on from what the taker has.
     pub(super) async fn round(&self, taker: &mut impl Taker) -> anyhow::Result<()> {
         let mut asked = None;
+        // A process that was killed may have taken one and not said so. If the service doesn't know it any more, what follows tells.
+        let _ = self.acknowledge(taker).await;
         loop {
             let broken = match self.next(taker.last()).await? {
                 Next::Exports(exports) if exports.is_empty() => match (self.request, asked) {
@@ -137,12 +141,12 @@ impl Feed<'_> {
     /// Returns why only a full export goes on from here, if that is so.
     async fn give(&self, taker: &mut impl Taker, exports: &[JobView]) -> anyhow::Result<Option<String>> {
         for export in exports {
-            let Taken::Unfit(why) = taker.take(self.backend, export).await? else { continue };
+            let Taken::Unfit(why) = self.hand(taker, export).await? else { continue };
             // Perhaps a later full export makes up for it.
             let full = self.newest_full().await?.filter(|full| full.number > export.number);
             let Some(full) = full else { return Ok(Some(why)) };
             eprintln!("cdc-export: {why}: going on from the full export {}", full.job_id);
-            return Ok(match taker.take(self.backend, &full).await? {
+            return Ok(match self.hand(taker, &full).await? {
                 Taken::Done => None,
                 Taken::Unfit(why) => Some(why),
             });
@@ -152,9 +156,24 @@ impl Feed<'_> {
 
     async fn give_newest_full(&self, taker: &mut impl Taker) -> anyhow::Result<()> {
         let full = self.newest_full().await?.context("the full export isn't there")?;
-        match taker.take(self.backend, &full).await? {
+        match self.hand(taker, &full).await? {
             Taken::Done => Ok(()),
             Taken::Unfit(why) => bail!("{why}, although it was made just now"),
+        }
+    }
+
+    async fn hand(&self, taker: &mut impl Taker, export: &JobView) -> anyhow::Result<Taken> {
+        let taken = taker.take(self.backend, export).await?;
+        if matches!(taken, Taken::Done) {
+            self.acknowledge(taker).await?;
+        }
+        Ok(taken)
+    }
+
+    async fn acknowledge(&self, taker: &impl Taker) -> anyhow::Result<()> {
+        match taker.last() {
+            Some(last) if self.acks => self.backend.ack(last.job_id.into()).await,
+            _ => Ok(()),
         }
     }
 

@@ -52,7 +52,6 @@ struct Naming {
 pub(super) struct Inbox {
     folder: PathBuf,
     state: State,
-    acks: bool,
     /// Held while the process lives.
     _lock: File,
 }
@@ -76,7 +75,7 @@ fn read(folder: &Path) -> anyhow::Result<Option<State>> {
 
 impl Inbox {
     /// The folder, made if need be, once no other process fills it. What one that was killed has left undone is done here.
-    pub(super) fn open(folder: &Path, consumer: &ConsumerId, dataset: String, acks: bool) -> anyhow::Result<Inbox> {
+    pub(super) fn open(folder: &Path, consumer: &ConsumerId, dataset: String) -> anyhow::Result<Inbox> {
         let at_folder = || folder.display().to_string();
         fs::create_dir_all(folder).with_context(at_folder)?;
         let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK));
@@ -99,7 +98,7 @@ impl Inbox {
             state.dataset,
             state.consumer
         );
-        let mut inbox = Inbox { folder: folder.to_owned(), state, acks, _lock: lock };
+        let mut inbox = Inbox { folder: folder.to_owned(), state, _lock: lock };
         inbox.name_files()?;
         Ok(inbox)
     }
@@ -241,9 +240,6 @@ impl Taker for Inbox {
         failpoint!("pull.fetched", Err(anyhow::anyhow!("pull.fetched")));
         self.name_files()?;
         failpoint!("pull.remembered", Err(anyhow::anyhow!("pull.remembered")));
-        if self.acks {
-            backend.ack(id).await?;
-        }
         for (path, rows) in shown {
             outln!("{}  {rows} rows", path.display())?;
         }

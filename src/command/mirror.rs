@@ -22,12 +22,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct Mirror {
     target: Target,
     last: Option<Position>,
-    acks: bool,
 }
 
 impl Mirror {
-    pub(super) fn new(target: Target, acks: bool) -> Mirror {
-        Mirror { target, last: None, acks }
+    pub(super) fn new(target: Target) -> Mirror {
+        Mirror { target, last: None }
     }
 
     /// Reads where the table is. Another process may have applied exports meanwhile, and so may this one, if the answer was lost.
@@ -119,10 +118,6 @@ impl Taker for Mirror {
                 .map(|(part, file)| Input::new(std::fs::File::open(part)?, &manifest.export.compression, &file.sha256));
             opened.collect::<io::Result<Vec<_>>>().map_err(Error::Input).map_err(anyhow::Error::from)
         };
-        let taken = self.apply(&manifest, open).await?;
-        if matches!(taken, Taken::Done) && self.acks {
-            backend.ack(id).await?;
-        }
-        Ok(taken)
+        self.apply(&manifest, open).await
     }
 }

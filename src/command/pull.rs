@@ -99,8 +99,10 @@ impl Pull {
             },
         };
         let lane = (consumer.clone(), dataset.clone());
-        let mut inbox = spawn_blocking(move || Inbox::open(&into, &lane.0, lane.1, ack)).await??;
-        repeated.run(&Feed { backend, consumer, dataset, request: repeated.request.0, encoding }, &mut inbox).await
+        let mut inbox = spawn_blocking(move || Inbox::open(&into, &lane.0, lane.1)).await??;
+        repeated
+            .run(&Feed { backend, consumer, dataset, request: repeated.request.0, encoding, acks: ack }, &mut inbox)
+            .await
     }
 }
 

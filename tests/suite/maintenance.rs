@@ -57,12 +57,15 @@ async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
     let service = Start::on(&database).service().await;
     let (job, _) = service.export("full", "a").await;
     let identity: String = database.one("select cdc_export.database_id()").await;
-    let hidden = |ending: &str| {
-        let name = format!(".{identity}.{}.{}.{ending}", job["jobId"].as_str().unwrap(), uuid::Uuid::new_v4());
+    let hidden = |job: &str, ending: &str| {
+        let name = format!(".{identity}.{job}.{}.{ending}", uuid::Uuid::new_v4());
         std::fs::write(service.output().join(&name), "{}").unwrap();
         name
     };
-    let (in_the_making, left, draft) = (hidden("mark"), hidden("mark"), hidden("part"));
+    let (published, unknown) = (job["jobId"].as_str().unwrap(), uuid::Uuid::new_v4().to_string());
+    let (in_the_making, left) = (hidden(&unknown, "mark"), hidden(&unknown, "mark"));
+    // Whoever wrote these had died, or another one was first.
+    let (draft, marker) = (hidden(published, "part"), hidden(published, "mark"));
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
     let file = std::fs::File::options().write(true).open(service.output().join(&left)).unwrap();
     file.set_modified(long_ago).unwrap();
@@ -70,7 +73,8 @@ async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
     service.stop().await;
     // It sweeps as it starts.
     let service = output.service().await;
-    let is_swept = async || service.files().iter().all(|name| *name != left && *name != draft).then_some(());
+    let is_left = |name: &String| [&left, &draft, &marker].contains(&name);
+    let is_swept = async || (!service.files().iter().any(is_left)).then_some(());
     eventually("the others go", is_swept).await;
     assert!(service.files().contains(&in_the_making), "somebody is about to give it its name");
     service.stop().await;

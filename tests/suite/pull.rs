@@ -69,6 +69,12 @@ async fn each_export_arrives_once_and_in_order() {
     assert_eq!(pulled(&service, &into, &[]).await, [into.join(name_of(&job))]);
     assert_eq!(files(&into), [name_of(&job).to_owned(), manifest_of(&job)].into());
 
+    // What is in the folder is acknowledged, if the service is to know.
+    let standing = async || service.job(job["jobId"].as_str().unwrap()).await["acknowledged"].clone();
+    assert_eq!(standing().await, Value::Null);
+    pulled(&service, &into, &["--ack"]).await;
+    assert_eq!(standing().await, true);
+
     // What is asked for arrives as well, and what somebody else asked for before it.
     database.run("update users set name = 'y' where id = 4").await;
     let id = service.submit("delta", "a").await;
@@ -100,7 +106,9 @@ async fn a_killed_pull_goes_on_with_nothing_twice_and_nothing_lost() {
             assert_eq!(loaded.len(), if point == "fetched" { hit - 1 } else { hit } * 2, "{fault}: {loaded:?}");
             pulled(&service, folder.path(), &[]).await;
             load(folder.path(), &mut loaded);
-            let all: Vec<_> = expected.iter().flat_map(|job| [name_of(job).to_owned(), manifest_of(job)]).collect();
+            let mut all: Vec<_> = expected.iter().flat_map(|job| [name_of(job).to_owned(), manifest_of(job)]).collect();
+            loaded.sort();
+            all.sort();
             assert_eq!(loaded, all, "{fault}");
             assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "{fault}: the state and the lock alone");
         }
