@@ -25,6 +25,7 @@ mod keys;
 mod list;
 mod migrate;
 mod output;
+mod plain;
 mod plan;
 mod progress;
 mod retry;
@@ -51,6 +52,7 @@ use crate::command::download::Download;
 use crate::command::export::Export;
 use crate::command::keys::Keys;
 use crate::command::list::List;
+use crate::command::plain::plain;
 use crate::command::plan::Plan;
 use crate::command::retry::Retry;
 use crate::command::seed::Seed;
@@ -171,15 +173,9 @@ pub(crate) struct BadUsage(String);
 /// Prints what failed and why, on one line. A bad catalog has a line for each mistake; a refused export, an indented one for each export
 /// that comes before it.
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
-    // The text may hold names that others chose, and a terminal obeys control characters.
-    let plain = |letter: char| letter == '\n' || !letter.is_control();
-    let text = chain(error.as_ref());
-    let text: String = text
-        .chars()
-        .map(|letter| if plain(letter) { letter.to_string() } else { letter.escape_default().to_string() })
-        .collect();
-    for line in text.lines() {
-        eprintln!("{}{line}", if line.starts_with(' ') { "" } else { "cdc-export: " });
+    // The text may hold names that others chose.
+    for line in chain(error.as_ref()).lines() {
+        eprintln!("{}{}", if line.starts_with(' ') { "" } else { "cdc-export: " }, plain(line));
     }
     ExitCode::from(code)
 }

@@ -325,6 +325,29 @@ fn what_leads_out_of_the_place_is_not_followed() {
     assert_eq!(lines[2..], [of_name, of_link]);
 }
 
+/// Marks that a terminal doesn't show, and obeys: they turn the direction of what follows, or hide it.
+#[test]
+fn names_are_printed_without_what_a_terminal_obeys() {
+    let mut export = next("a", None, true, &[1], "");
+    export.manifest.export.consumer = "a\u{202e}b\u{200b}".to_owned();
+    export.manifest.export.dataset = "o\u{1b}[2J".to_owned();
+    export.manifest.export.files[0].path = Some("x\u{2066}.csv".to_owned());
+    export.manifest = Manifest::new(1, export.manifest.export, vec!["file:///x".to_owned()]);
+    let folder = folder_of(&[]);
+    std::fs::write(folder.path().join("n\u{202e}\u{feff}.manifest.json"), export.manifest.text()).unwrap();
+    std::fs::write(folder.path().join("h\u{e9}\u{5d0}\u{2028}.manifest.json"), "{}").unwrap();
+    let (code, lines) = verify(folder.path(), &[]);
+    let export = r"o\u{1b}[2J/a\u{202e}b\u{200b} 1";
+    let expected = [
+        format!(r"{export} x\u{{2066}}.csv: missing"),
+        format!(r"{export} n\u{{202e}}\u{{feff}}.manifest.json: changed (it is the manifest of another name)"),
+        "- - h\u{e9}\u{5d0}\\u{2028}.manifest.json: unreadable (missing field `entries` at line 1 column 2)".to_owned(),
+    ];
+    assert_eq!((code, BTreeSet::from_iter(lines[..3].to_vec())), (1, BTreeSet::from(expected)));
+    let (code, _, said) = run(&["verify", "no\u{202e}ne"], folder.path());
+    assert!(code == 2 && said.starts_with(r"cdc-export: no\u{202e}ne: "), "{said}");
+}
+
 #[test]
 fn a_place_without_manifests_is_not_whole() {
     let folder = tempfile::tempdir().unwrap();
