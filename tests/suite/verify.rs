@@ -348,6 +348,17 @@ fn names_are_printed_without_what_a_terminal_obeys() {
     assert!(code == 2 && said.starts_with(r"cdc-export: no\u{202e}ne: "), "{said}");
 }
 
+/// Nobody has to read it to see that it is too long.
+#[test]
+fn what_is_too_long_for_a_manifest_is_not_read() {
+    let folder = folder_of(&lane("a", &[(true, vec![1])], ""));
+    let large = std::fs::File::create(folder.path().join("large.manifest.json")).unwrap();
+    large.set_len(1 << 30).unwrap();
+    let (code, lines) = verify(folder.path(), &[]);
+    let told = "unreadable (it has 1073741824 bytes, and no manifest has more than 33554432)";
+    assert_eq!((code, &*lines[0]), (1, &*format!("- - large.manifest.json: {told}")));
+}
+
 #[test]
 fn a_place_without_manifests_is_not_whole() {
     let folder = tempfile::tempdir().unwrap();
