@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::manifest::File;
-use crate::manifest::chain::{Fault, Judged};
+use crate::manifest::chain::Judged;
+use crate::manifest::links::Fault;
 use anyhow::anyhow;
 use indicatif::ProgressBar;
 
