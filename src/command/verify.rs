@@ -10,7 +10,7 @@ mod rows;
 use std::error::Error as _;
 use std::io::Read;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::Environment;
@@ -60,14 +60,22 @@ impl Verify {
     }
 
     fn verify(self, settings: &sink::Settings, runtime: &Handle) -> anyhow::Result<ExitCode> {
-        let archive = Archive::open(settings, runtime).map_err(|error| match error {
-            sink::Error::Unavailable(_) => anyhow::Error::from(error).context(settings.to_string()),
-            _ => BadUsage(format!("{settings}: {}", cause(&error))).into(),
-        })?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let verifier = Verifier { readers: archive.readers(cores), archive, deep: self.deep, key: self.public_key };
-        verifier.run().with_context(|| settings.to_string())
+        let verify = || {
+            let archive = Archive::open(settings, runtime).map_err(unusable)?;
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let readers = archive.readers(cores);
+            Verifier { archive, readers, deep: self.deep, key: self.public_key }.run()
+        };
+        verify().with_context(|| settings.to_string())
     }
+}
+
+/// Why a manifest isn't read.
+enum Unread {
+    /// Nobody lets us.
+    Refused(String),
+    /// It is none.
+    Unreadable(String),
 }
 
 /// A file that a manifest names.
@@ -108,6 +116,7 @@ impl Verifier {
             |files| self.each_manifest(|name, read| self.manifest(&report, &judged, files, name, read)),
             |file: Checked| self.file(&report, &file),
         )?;
+        self.archive.require().map_err(unusable)?;
         for (dataset, consumer, number) in judged.unmet() {
             let export = Export::new(dataset, consumer, number);
             report.fault(&export, "-", "missing (its manifest was there a moment ago)")?;
@@ -118,15 +127,29 @@ impl Verifier {
     /// Reads all manifests, and sums them up. Beside that: how many bytes their files have.
     fn tally(&self) -> anyhow::Result<(Tally, u64)> {
         let (tally, bytes, bar) = (Mutex::new(Tally::default()), AtomicU64::new(0), bar_of_manifests());
-        self.each_manifest(|_, read| {
+        let (is_readable, refused) = (AtomicBool::new(false), Mutex::new((0, String::new())));
+        self.each_manifest(|name, read| {
             bar.inc(1);
-            let Ok(manifest) = read else { return Ok(()) };
-            bytes.fetch_add(manifest.meta.content_length, Ordering::Relaxed);
-            let digest = manifest.export.digest();
-            locked(&tally).add(&manifest, &digest);
+            is_readable.fetch_or(!matches!(read, Err(Unread::Refused(_))), Ordering::Relaxed);
+            match read {
+                Ok(manifest) => {
+                    bytes.fetch_add(manifest.meta.content_length, Ordering::Relaxed);
+                    let digest = manifest.export.digest();
+                    locked(&tally).add(&manifest, &digest);
+                }
+                Err(Unread::Refused(why)) => {
+                    let mut refused = locked(&refused);
+                    *refused = (refused.0 + 1, format!("{name}: {why}"));
+                }
+                Err(Unread::Unreadable(_)) => {}
+            }
             Ok(())
         })?;
         bar.finish_and_clear();
+        let (count, one) = refused.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if count > 0 && !is_readable.into_inner() {
+            return Err(BadUsage(format!("no manifest can be read ({count} tried): {one}")).into());
+        }
         Ok((tally.into_inner().unwrap_or_else(PoisonError::into_inner), bytes.into_inner()))
     }
 
@@ -147,21 +170,30 @@ impl Verifier {
     /// Reads each manifest on a thread of several. One that has gone meanwhile is passed over.
     fn each_manifest(
         &self,
-        work: impl Fn(&str, Result<Manifest, String>) -> anyhow::Result<()> + Sync,
+        work: impl Fn(&str, Result<Manifest, Unread>) -> anyhow::Result<()> + Sync,
     ) -> anyhow::Result<()> {
         let feed = |names: &Feed<String>| {
-            for name in self.archive.manifests()? {
-                if !names.give(name?) {
+            for name in self.archive.manifests().map_err(unusable)? {
+                if !names.give(name.map_err(unusable)?) {
                     break;
                 }
             }
             Ok(())
         };
-        in_parallel(self.readers, feed, |name: String| match self.archive.text(&name) {
-            Ok(None) => Ok(()),
-            Ok(Some(text)) => work(&name, Manifest::read(&text).map_err(|why| why.to_string())),
-            Err(error) if error.may_pass() => Err(error.into()),
-            Err(error) => work(&name, Err(cause(&error))),
+        in_parallel(self.readers, feed, |name: String| {
+            let text = match self.archive.text(&name) {
+                Ok(Some(text)) => {
+                    return work(&name, Manifest::read(&text).map_err(|why| Unread::Unreadable(why.to_string())));
+                }
+                text => text,
+            };
+            self.archive.require().map_err(unusable)?;
+            match text {
+                Err(error) if error.is_of_the_place() => Err(unusable(error)),
+                Err(sink::Error::ReadOnly(why)) => work(&name, Err(Unread::Refused(why.to_string()))),
+                Err(error) => work(&name, Err(Unread::Unreadable(cause(&error)))),
+                Ok(_) => Ok(()),
+            }
         })
     }
 
@@ -172,11 +204,13 @@ impl Verifier {
         judged: &Judged,
         files: &Feed<Checked>,
         name: &str,
-        read: Result<Manifest, String>,
+        read: Result<Manifest, Unread>,
     ) -> anyhow::Result<()> {
         let manifest = match read {
             Ok(manifest) => manifest,
-            Err(why) => return report.fault(&Export::of_key(name), name, &format!("unreadable ({why})")),
+            Err(Unread::Refused(why) | Unread::Unreadable(why)) => {
+                return report.fault(&Export::of_key(name), name, &format!("unreadable ({why})"));
+            }
         };
         // It came since the chains were followed.
         let Some(met) = judged.meet(&manifest) else { return Ok(()) };
@@ -214,11 +248,14 @@ impl Verifier {
         let outcome = loop {
             match self.look(report, checked) {
                 Err(error) if error.may_pass() && tries < TRIES => tries += 1,
-                Err(error) if error.may_pass() => return Err(error.into()),
+                Err(error) if error.is_of_the_place() => return Err(unusable(error)),
                 Err(error) => break Outcome::Fault(format!("unreadable ({})", cause(&error))),
                 Ok(outcome) => break outcome,
             }
         };
+        if !matches!(outcome, Outcome::Whole(_)) {
+            self.archive.require().map_err(unusable)?;
+        }
         match outcome {
             Outcome::Whole(bytes) => report.whole(bytes),
             Outcome::Missing if !checked.is_required => report.older(&checked.file),
@@ -270,6 +307,11 @@ impl Verifier {
             Err(error) => Outcome::Fault(format!("unreadable ({error})")),
         })
     }
+}
+
+/// Why the place can't be read, or not now.
+fn unusable(error: sink::Error) -> anyhow::Error {
+    if error.may_pass() { error.into() } else { BadUsage(cause(&error)).into() }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

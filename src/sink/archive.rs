@@ -44,9 +44,26 @@ impl Archive {
     pub fn open(settings: &Settings, runtime: &Handle) -> Result<Archive, Error> {
         let _ = runtime;
         match settings {
-            Settings::Folder { path, .. } => Dir::open(path).map(Archive::Folder),
+            Settings::Folder { path, .. } => {
+                let dir = Dir::open(path)?;
+                dir.require()?;
+                Ok(Archive::Folder(dir))
+            }
             #[cfg(feature = "buckets")]
             Settings::Bucket(bucket) => Shelf::open(Bucket::new(bucket.clone())?, runtime.clone()).map(Archive::Bucket),
+        }
+    }
+
+    /// Requires that the place is still there to be read: that what can't be found or read in it tells of that alone.
+    ///
+    /// # Errors
+    /// If it was removed, or closed to us.
+    pub fn require(&self) -> Result<(), Error> {
+        match self {
+            Archive::Folder(dir) => dir.require(),
+            // The store's own answer to each request tells.
+            #[cfg(feature = "buckets")]
+            Archive::Bucket(_) => Ok(()),
         }
     }
 
