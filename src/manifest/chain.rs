@@ -276,7 +276,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_change_is_one_fault(lanes in prop::collection::vec(fulls(), 1..4), which: Index, at: Index, what in 0..7) {
+        fn one_change_is_one_fault(lanes in prop::collection::vec(fulls(), 1..4), which: Index, at: Index, what in 0..8) {
             let names = ["a", "b", "c"];
             let mut all: Vec<Vec<Manifest>> =
                 lanes.iter().zip(names).map(|(fulls, name)| lane("s", name, 1, fulls, None)).collect();
@@ -320,6 +320,12 @@ mod tests {
                 5 => {
                     lane[middle].digest = "00".repeat(32);
                     vec![]
+                }
+                // Another one in its place: as many as before, and each number once.
+                6 => {
+                    let export = Chained { rows: "1".to_owned(), ..lane[middle].export.clone() };
+                    lane[middle] = Manifest::new(number, export, Vec::new());
+                    vec![(name, number + 1, Fault::GapAfter(number))]
                 }
                 _ => {
                     lane[middle].number = 99;
