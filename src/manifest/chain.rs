@@ -402,7 +402,7 @@ mod tests {
     fn what_was_there_a_moment_ago_is_met_again() {
         let all = lane("s", "a", 4, &[true, false, false], None);
         let broken = lane("s", "b", 1, &[true, false], None).split_off(1);
-        let unmet = |met: &[&Manifest]| {
+        let unmet_of = |all: &[Manifest], met: &[&Manifest]| {
             let judged = judged(all.iter().chain(&broken));
             let met = met.iter().filter(|manifest| judged.meet(manifest).is_some()).count();
             let mut unmet: Vec<_> =
@@ -410,11 +410,16 @@ mod tests {
             unmet.sort();
             (met, unmet)
         };
+        let unmet = |met: &[&Manifest]| unmet_of(&all, met);
         assert_eq!(unmet(&[&all[0], &all[1], &all[2], &all[1], &broken[0]]), (5, vec![]));
         assert_eq!(unmet(&[&all[0], &all[2]]), (2, vec!["a 5".to_owned(), "b 2".to_owned()]));
         // Another one in its place, with a digest of its own.
         let export = Chained { rows: "1".to_owned(), ..all[1].export.clone() };
         let other = Manifest::new(5, export, Vec::new());
         assert_eq!(unmet(&[&all[0], &other, &all[2], &broken[0]]), (4, vec!["a 6".to_owned()]));
+        // One that was changed before is met as what it says it is.
+        let mut changed = all.clone();
+        changed[2].digest = "00".repeat(32);
+        assert_eq!(unmet_of(&changed, &[&changed[0], &changed[1], &changed[2], &broken[0]]), (4, vec![]));
     }
 }
