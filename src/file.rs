@@ -15,6 +15,9 @@ use crate::job::encoding::Encoding;
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 
+/// As many files as an export may have: their names have five digits for it, and a client gets all of them in one answer.
+pub const MOST_FILES: usize = 10_000;
+
 /// What an attempt made: files that are whole and durable, still under their hidden names.
 #[derive(Clone, Debug)]
 pub struct Exported {

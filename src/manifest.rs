@@ -4,8 +4,11 @@
 //! files, and sees if one is missing. Knows neither the destination that holds it nor the database that it comes from.
 
 pub mod chain;
+pub mod links;
+mod list;
 pub mod seal;
 pub mod signing;
+pub mod tally;
 
 use std::fmt::Write;
 
@@ -27,6 +30,7 @@ const FOLDER: &str = "_manifests";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The files, in the order of their parts.
+    #[serde(deserialize_with = "list::read")]
     pub entries: Vec<Entry>,
     /// Their columns.
     pub schema: Schema,
@@ -69,6 +73,7 @@ pub struct Meta {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schema {
     /// Each of them, in order.
+    #[serde(deserialize_with = "list::read")]
     pub elements: Vec<Element>,
 }
 
@@ -118,8 +123,10 @@ pub struct Chained {
     #[serde(rename = "type")]
     pub export_type: String,
     /// The names of the columns that tell rows apart.
+    #[serde(deserialize_with = "list::read")]
     pub key: Vec<String>,
     /// The files' columns, in order.
+    #[serde(deserialize_with = "list::read")]
     pub columns: Vec<Column>,
     /// `csv`, `ndjson` or `parquet`.
     pub format: String,
@@ -136,6 +143,7 @@ pub struct Chained {
     /// Rows of all files.
     pub rows: String,
     /// The files, in the order of their parts.
+    #[serde(deserialize_with = "list::read")]
     pub files: Vec<File>,
     /// The digest of the lane's export before; `None`: it is the lane's first one that has a digest.
     pub previous: Option<String>,
@@ -377,6 +385,13 @@ mod tests {
             ("\"bytes\":", "\"a\":1,\"bytes\":"),
         ] {
             assert!(Manifest::read(text.replace(known, and).as_bytes()).is_err(), "{and}");
+        }
+        // Three bytes for an element of twenty-four, as long as somebody likes.
+        for (list, most) in [("\"key\":[", r#""","#), ("\"files\":[", r#"{"sha256":"","bytes":"","rows":""},"#)] {
+            let read = |count| Manifest::read(text.replace(list, &format!("{list}{}", most.repeat(count))).as_bytes());
+            assert!(read(9_999).is_ok(), "{list}");
+            let refused = read(10_000).unwrap_err().to_string();
+            assert!(refused.starts_with("a list of more than 10000 at line 1 column "), "{refused}");
         }
         let large = manifest_of_large_files();
         assert_eq!(large.meta.content_length, u64::MAX);

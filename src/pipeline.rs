@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::dataset::{CellMax, Column, TableSchema};
 use crate::encode::{self, Assembler, Encoder, Layout, Piece};
-use crate::file::{Exported, Part};
+use crate::file::{Exported, MOST_FILES, Part};
 use crate::job::{ExportType, Job, Progress};
 use crate::row::{self, Fields, RowReceiver, Unwanted};
 use crate::sink::{self, Draft, Drafts};
@@ -18,9 +18,6 @@ use crate::source::{self, rows::Rows};
 
 /// Pieces that wait between the readers and the writer.
 const PIECES_AHEAD: usize = 2;
-
-/// As many files as an export may have: their names have five digits for it, and a client gets all of them in one answer.
-const MOST_PARTS: usize = 10_000;
 
 /// Why there is no file.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +41,7 @@ pub enum Error {
     #[error(transparent)]
     Sink(#[from] sink::Error),
     /// There would be too many files.
-    #[error("an export of more than {MOST_PARTS} files: raise maxFileBytes, and have the export done again")]
+    #[error("an export of more than {MOST_FILES} files: raise maxFileBytes, and have the export done again")]
     TooManyFiles,
     /// The writing thread panicked: a defect.
     #[error("writing the file panicked")]
@@ -337,7 +334,7 @@ impl Writer {
         while let Some(piece) = first.take().map(Ok).or_else(|| pieces.blocking_recv()) {
             let (piece, found) = piece?;
             if written.max_bytes.is_some_and(|max| self.draft.size() >= max) {
-                if written.parts.len() + 1 == MOST_PARTS {
+                if written.parts.len() + 1 == MOST_FILES {
                     return Err(Error::TooManyFiles);
                 }
                 self.stage(&mut written)?;

@@ -1,7 +1,7 @@
 //! `verify`: whether the manifests of a place have no gap, and whether its files are as they were exported.
 //!
 //! Reads all manifests twice: first to see the chains as a whole, and which files they need; then to look at the files, on as many threads
-//! as there are cores. Needs no database and no service, and writes nothing.
+//! as there are cores. In between, those of lanes that aren't one unbroken chain. Needs no database and no service, and writes nothing.
 
 mod parallel;
 mod report;
@@ -11,11 +11,12 @@ use std::error::Error as _;
 use std::io::Read;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::Environment;
-use crate::manifest::chain::{Chains, Judged, Newest};
+use crate::manifest::chain::{Chains, Judged};
 use crate::manifest::seal::{Broken, PublicKey};
+use crate::manifest::tally::Tally;
 use crate::manifest::{File, Manifest};
 use crate::sink::{self, Archive, Found};
 use anyhow::Context;
@@ -59,14 +60,22 @@ impl Verify {
     }
 
     fn verify(self, settings: &sink::Settings, runtime: &Handle) -> anyhow::Result<ExitCode> {
-        let archive = Archive::open(settings, runtime).map_err(|error| match error {
-            sink::Error::Unavailable(_) => anyhow::Error::from(error).context(settings.to_string()),
-            _ => BadUsage(format!("{settings}: {}", cause(&error))).into(),
-        })?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let verifier = Verifier { readers: archive.readers(cores), archive, deep: self.deep, key: self.public_key };
-        verifier.run().with_context(|| settings.to_string())
+        let verify = || {
+            let archive = Archive::open(settings, runtime).map_err(unusable)?;
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let readers = archive.readers(cores);
+            Verifier { archive, readers, deep: self.deep, key: self.public_key }.run()
+        };
+        verify().with_context(|| settings.to_string())
     }
+}
+
+/// Why a manifest isn't read.
+enum Unread {
+    /// Nobody lets us.
+    Refused(String),
+    /// It is none.
+    Unreadable(String),
 }
 
 /// A file that a manifest names.
@@ -95,64 +104,96 @@ struct Verifier {
 
 impl Verifier {
     fn run(&self) -> anyhow::Result<ExitCode> {
-        let (mut judged, bytes) = self.chains(None)?;
-        if judged.is_broken() {
-            // A folder that is written meanwhile may list a manifest, and not the one before.
-            let newest = judged.into_newest();
-            judged = self.chains(Some(&newest))?.0;
+        let (tally, bytes) = self.tally()?;
+        let mut chains = Chains::new(tally);
+        if !chains.are_whole() {
+            // Also because a folder that is written meanwhile may list a manifest, and not the one before.
+            chains = self.links(chains)?;
         }
-        let report = Report::new(bytes);
-        let seen: Vec<AtomicBool> = (0..judged.exports()).map(|_| AtomicBool::new(false)).collect();
+        let (judged, report) = (chains.judge(), Report::new(bytes));
         in_parallel(
             self.readers,
-            |files| self.each_manifest(|name, read| self.manifest(&report, &judged, &seen, files, name, read)),
+            |files| self.each_manifest(|name, read| self.manifest(&report, &judged, files, name, read)),
             |file: Checked| self.file(&report, &file),
         )?;
-        for (index, _) in seen.iter().enumerate().filter(|(_, is_seen)| !is_seen.load(Ordering::Relaxed)) {
-            let (dataset, consumer, number) = judged.describe(index);
+        self.archive.require().map_err(unusable)?;
+        for (dataset, consumer, number) in judged.unmet() {
             let export = Export::new(dataset, consumer, number);
             report.fault(&export, "-", "missing (its manifest was there a moment ago)")?;
         }
         report.finish(&judged)
     }
 
-    /// Reads all manifests, and follows their chains. Beside them: how many bytes their files have.
-    fn chains(&self, earlier: Option<&Newest>) -> anyhow::Result<(Judged, u64)> {
-        let (chains, bytes, bar) = (Mutex::new(Chains::default()), AtomicU64::new(0), bar_of_manifests());
-        self.each_manifest(|_, read| {
+    /// Reads all manifests, and sums them up. Beside that: how many bytes their files have.
+    fn tally(&self) -> anyhow::Result<(Tally, u64)> {
+        let (tally, bytes, bar) = (Mutex::new(Tally::default()), AtomicU64::new(0), bar_of_manifests());
+        let (is_readable, refused) = (AtomicBool::new(false), Mutex::new((0, String::new())));
+        self.each_manifest(|name, read| {
             bar.inc(1);
-            let Ok(manifest) = read else { return Ok(()) };
-            bytes.fetch_add(manifest.meta.content_length, Ordering::Relaxed);
-            let digest = manifest.export.digest();
-            chains.lock().unwrap_or_else(PoisonError::into_inner).add(&manifest, &digest);
+            is_readable.fetch_or(!matches!(read, Err(Unread::Refused(_))), Ordering::Relaxed);
+            match read {
+                Ok(manifest) => {
+                    bytes.fetch_add(manifest.meta.content_length, Ordering::Relaxed);
+                    let digest = manifest.export.digest();
+                    locked(&tally).add(&manifest, &digest);
+                }
+                Err(Unread::Refused(why)) => {
+                    let mut refused = locked(&refused);
+                    *refused = (refused.0 + 1, format!("{name}: {why}"));
+                }
+                Err(Unread::Unreadable(_)) => {}
+            }
             Ok(())
         })?;
         bar.finish_and_clear();
-        let mut chains = chains.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(earlier) = earlier {
-            chains.forget_newer_than(earlier);
+        let (count, one) = refused.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if count > 0 && !is_readable.into_inner() {
+            return Err(BadUsage(format!("no manifest can be read ({count} tried): {one}")).into());
         }
-        Ok((chains.judge(), bytes.into_inner()))
+        Ok((tally.into_inner().unwrap_or_else(PoisonError::into_inner), bytes.into_inner()))
+    }
+
+    /// Reads all manifests again, for the links of lanes that aren't one unbroken chain.
+    fn links(&self, chains: Chains) -> anyhow::Result<Chains> {
+        let (chains, bar) = (Mutex::new(chains), bar_of_manifests());
+        self.each_manifest(|_, read| {
+            bar.inc(1);
+            let Ok(manifest) = read else { return Ok(()) };
+            let digest = manifest.export.digest();
+            locked(&chains).add(&manifest, &digest);
+            Ok(())
+        })?;
+        bar.finish_and_clear();
+        Ok(chains.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Reads each manifest on a thread of several. One that has gone meanwhile is passed over.
     fn each_manifest(
         &self,
-        work: impl Fn(&str, Result<Manifest, String>) -> anyhow::Result<()> + Sync,
+        work: impl Fn(&str, Result<Manifest, Unread>) -> anyhow::Result<()> + Sync,
     ) -> anyhow::Result<()> {
         let feed = |names: &Feed<String>| {
-            for name in self.archive.manifests()? {
-                if !names.give(name?) {
+            for name in self.archive.manifests().map_err(unusable)? {
+                if !names.give(name.map_err(unusable)?) {
                     break;
                 }
             }
             Ok(())
         };
-        in_parallel(self.readers, feed, |name: String| match self.archive.text(&name) {
-            Ok(None) => Ok(()),
-            Ok(Some(text)) => work(&name, Manifest::read(&text).map_err(|why| why.to_string())),
-            Err(error) if error.may_pass() => Err(error.into()),
-            Err(error) => work(&name, Err(cause(&error))),
+        in_parallel(self.readers, feed, |name: String| {
+            let text = match self.archive.text(&name) {
+                Ok(Some(text)) => {
+                    return work(&name, Manifest::read(&text).map_err(|why| Unread::Unreadable(why.to_string())));
+                }
+                text => text,
+            };
+            self.archive.require().map_err(unusable)?;
+            match text {
+                Err(error) if error.is_of_the_place() => Err(unusable(error)),
+                Err(sink::Error::ReadOnly(why)) => work(&name, Err(Unread::Refused(why.to_string()))),
+                Err(error) => work(&name, Err(Unread::Unreadable(cause(&error)))),
+                Ok(_) => Ok(()),
+            }
         })
     }
 
@@ -161,17 +202,18 @@ impl Verifier {
         &self,
         report: &Report,
         judged: &Judged,
-        seen: &[AtomicBool],
         files: &Feed<Checked>,
         name: &str,
-        read: Result<Manifest, String>,
+        read: Result<Manifest, Unread>,
     ) -> anyhow::Result<()> {
         let manifest = match read {
             Ok(manifest) => manifest,
-            Err(why) => return report.fault(&Export::of_key(name), name, &format!("unreadable ({why})")),
+            Err(Unread::Refused(why) | Unread::Unreadable(why)) => {
+                return report.fault(&Export::of_key(name), name, &format!("unreadable ({why})"));
+            }
         };
         // It came since the chains were followed.
-        let Some(index) = judged.find(&manifest) else { return Ok(()) };
+        let Some(met) = judged.meet(&manifest) else { return Ok(()) };
         let export = Export::new(&manifest.export.dataset, &manifest.export.consumer, manifest.number);
         let mut is_right = true;
         match manifest.check(name, self.key.as_ref()) {
@@ -182,10 +224,8 @@ impl Verifier {
                 is_right = broken != Broken::Digest;
             }
         }
-        if !seen[index].swap(true, Ordering::Relaxed) {
-            for fault in judged.faults(index) {
-                report.chain_fault(&export, name, fault)?;
-            }
+        for fault in met.faults {
+            report.chain_fault(&export, name, fault)?;
         }
         // What it says of files may have been changed.
         for file in manifest.export.files.into_iter().filter(|_| is_right) {
@@ -196,7 +236,7 @@ impl Verifier {
                 continue;
             };
             let (format, compression) = (manifest.export.format.clone(), manifest.export.compression.clone());
-            let is_required = judged.is_required(index);
+            let is_required = met.is_required;
             files.give(Checked { export: export.clone(), name: found, file, format, compression, is_required });
         }
         Ok(())
@@ -208,11 +248,14 @@ impl Verifier {
         let outcome = loop {
             match self.look(report, checked) {
                 Err(error) if error.may_pass() && tries < TRIES => tries += 1,
-                Err(error) if error.may_pass() => return Err(error.into()),
+                Err(error) if error.is_of_the_place() => return Err(unusable(error)),
                 Err(error) => break Outcome::Fault(format!("unreadable ({})", cause(&error))),
                 Ok(outcome) => break outcome,
             }
         };
+        if !matches!(outcome, Outcome::Whole(_)) {
+            self.archive.require().map_err(unusable)?;
+        }
         match outcome {
             Outcome::Whole(bytes) => report.whole(bytes),
             Outcome::Missing if !checked.is_required => report.older(&checked.file),
@@ -264,6 +307,15 @@ impl Verifier {
             Err(error) => Outcome::Fault(format!("unreadable ({error})")),
         })
     }
+}
+
+/// Why the place can't be read, or not now.
+fn unusable(error: sink::Error) -> anyhow::Error {
+    if error.may_pass() { error.into() } else { BadUsage(cause(&error)).into() }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the system or the store said.

@@ -1,71 +1,91 @@
 //! The chains of a place: which export follows which, by the digests of their manifests, and where one is missing or stands twice.
 //!
-//! Keeps a hundred bytes of each manifest. Knows neither the place that they were read from nor whether their files are there.
+//! Keeps a byte of each manifest, and of those in lanes that a [`Tally`] finds broken a hundred. Knows neither the place that they were read
+//! from nor whether their files are there.
 
 use std::collections::HashMap;
+use std::hash::RandomState;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::manifest::{Manifest, Source};
+use crate::manifest::Manifest;
+use crate::manifest::links::{Digest, Fault, Link, Place, digest_of};
+use crate::manifest::tally::{Lane, Tally, hash};
 
-type Digest = [u8; 32];
-
-/// Whose exports follow one another: those of one database, of one dataset, for one consumer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Lane {
-    source: (String, String),
-    dataset: String,
-    consumer: String,
+/// What is known of a lane.
+#[derive(Debug)]
+enum Known {
+    /// It is one unbroken chain of these numbers, whose first export has the index `begin`.
+    Whole { begin: usize, numbers: RangeInclusive<u64>, base: u64, unmet: AtomicU64 },
+    /// It is looked at link by link, up to the newest one of the tally.
+    Links { id: u32, newest: u64 },
 }
 
-/// What is kept of a manifest.
-#[derive(Clone, Debug)]
-struct Link {
-    digest: Digest,
-    previous: Option<Digest>,
-    number: u64,
-    lane: u32,
-    /// Whether the digest is that of its content. Of a changed one nothing is believed but its digest, which the next export names.
-    is_right: bool,
-    is_base: bool,
-}
-
-/// What is wrong with an export's place in its lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The export that it follows is missing, and the newest one before it that is there has this number.
-    GapAfter(u64),
-    /// What it builds on isn't there: it is the lane's first one, with this number, and no full export.
-    GapBefore(u64),
-    /// Another export with this number, or this export itself, follows the same one, or both follow none.
-    ForkedAt(u64),
-    /// It follows the export of this number, which isn't below its own.
-    NotAbove(u64),
-}
-
-/// The manifests of a place, in any order.
-#[derive(Debug, Default)]
+/// The lanes of a place, and the links of those that are doubtful, in any order.
+#[derive(Debug)]
 pub struct Chains {
-    lanes: HashMap<Lane, u32>,
+    lanes: HashMap<Lane, Known>,
+    key: RandomState,
+    /// How many exports whole lanes have.
+    in_whole: usize,
     links: Vec<Link>,
     /// The digests that changed manifests should have, to the ones that they say.
     aliases: HashMap<Digest, Digest>,
 }
 
-/// The number of each lane's newest export.
-#[derive(Debug)]
-pub struct Newest(HashMap<Lane, u64>);
-
-/// The chains, looked at: each export has an index, in the order of lanes and numbers.
+/// The chains, looked at: each export has an index, those of whole lanes first, and then those of links in the order of lanes and numbers.
 #[derive(Debug)]
 pub struct Judged {
-    lanes: HashMap<Lane, u32>,
+    lanes: HashMap<Lane, Known>,
+    key: RandomState,
+    in_whole: usize,
     links: Vec<Link>,
     faults: Vec<(usize, Fault)>,
     required: Vec<bool>,
+    met: Vec<AtomicBool>,
+}
+
+/// An export that was met again.
+#[derive(Debug)]
+pub struct Met {
+    /// Whether its files are needed.
+    pub is_required: bool,
+    /// What is wrong with its place in its lane, when it is met for the first time.
+    pub faults: Vec<Fault>,
 }
 
 impl Chains {
-    /// Adds a manifest, of whose content this is the digest. The same one may come again, from elsewhere in the place.
+    /// After a first look at all manifests.
+    pub fn new(tally: Tally) -> Chains {
+        let (doubtful, Tally { lanes: tallied, key }) = (tally.doubtful(), tally);
+        let (mut lanes, mut in_whole, mut in_links) = (HashMap::with_capacity(tallied.len()), 0, 0);
+        for (id, (lane, sums)) in (0..).zip(tallied) {
+            let is_doubtful = doubtful.contains(&(lane.dataset.clone(), lane.consumer.clone()));
+            let (numbers, count) = (sums.numbers(), if is_doubtful { &mut in_links } else { &mut in_whole });
+            let known = match sums.base.filter(|_| !is_doubtful) {
+                Some(base) => Known::Whole { begin: *count, numbers, base, unmet: AtomicU64::new(sums.digests) },
+                None => Known::Links { id, newest: *numbers.end() },
+            };
+            *count += sums.exports;
+            lanes.insert(lane, known);
+        }
+        Chains { lanes, key, in_whole, links: Vec::with_capacity(in_links), aliases: HashMap::new() }
+    }
+
+    /// Whether no manifest has to be looked at again.
+    pub fn are_whole(&self) -> bool {
+        self.lanes.values().all(|known| matches!(known, Known::Whole { .. }))
+    }
+
+    /// Adds a manifest in a second look, of whose content this is the digest. The same one may come again, from elsewhere in the place.
+    ///
+    /// One that is newer than the newest of its lane in the first look is left out. What both looks lack was never there: the service publishes a
+    /// lane's exports one after the other.
     pub fn add(&mut self, manifest: &Manifest, computed: &str) {
+        let Some(Known::Links { id, newest }) = self.lanes.get(&Lane::of(manifest)) else { return };
+        if manifest.number > *newest {
+            return;
+        }
         let export = &manifest.export;
         let expected = digest_of(computed).expect("a digest has 32 bytes");
         let digest = digest_of(&manifest.digest).unwrap_or(expected);
@@ -73,210 +93,97 @@ impl Chains {
         if !is_right {
             self.aliases.insert(expected, digest);
         }
-        let next = self.lanes.len() as u32;
         self.links.push(Link {
             digest,
             // One that is none is nobody's, so it is missing.
             previous: export.previous.as_ref().map(|text| digest_of(text).unwrap_or_default()),
             number: manifest.number,
-            lane: *self.lanes.entry(lane_of(manifest)).or_insert(next),
+            lane: *id,
             is_right,
             is_base: export.is_base(),
         });
     }
 
-    /// Leaves those out that are newer than the newest of their lane in an earlier look. What both looks lack was never there: the service
-    /// publishes a lane's exports one after the other.
-    pub fn forget_newer_than(&mut self, Newest(earlier): &Newest) {
-        let of_lane = |(lane, id): (&Lane, &u32)| Some((*id, *earlier.get(lane)?));
-        let bounds: HashMap<u32, u64> = self.lanes.iter().filter_map(of_lane).collect();
-        self.links.retain(|link| bounds.get(&link.lane).is_some_and(|newest| link.number <= *newest));
-    }
-
     /// Follows the chains.
     pub fn judge(self) -> Judged {
-        let Chains { lanes, mut links, aliases } = self;
+        let Chains { lanes, key, in_whole, mut links, aliases } = self;
         // Right ones first: where the same export is there twice, that one counts.
         links.sort_unstable_by_key(|link| (link.lane, link.number, link.digest, !link.is_right));
         links.dedup_by_key(|link| (link.lane, link.number, link.digest));
-        let mut by_digest: Vec<u32> = (0..links.len() as u32).collect();
-        by_digest.sort_unstable_by_key(|index| links[*index as usize].digest);
-        let place = Place { links: &links, by_digest, aliases };
-        let mut faults = place.forks();
-        faults.extend((0..links.len()).filter_map(|index| Some((index, place.fault(index)?))));
-        faults.sort_by_key(|(index, _)| *index);
-        let required = place.required();
-        Judged { lanes, links, faults, required }
-    }
-}
-
-/// The links of a place, in the order of lanes and numbers, and their order by digest.
-struct Place<'l> {
-    links: &'l [Link],
-    by_digest: Vec<u32>,
-    aliases: HashMap<Digest, Digest>,
-}
-
-impl Place<'_> {
-    /// Those with this digest: one, or several copies with other numbers.
-    fn known(&self, digest: &Digest) -> impl Iterator<Item = usize> {
-        let range = |digest: &Digest| {
-            let begin = self.by_digest.partition_point(|index| self.links[*index as usize].digest < *digest);
-            let end = self.by_digest.partition_point(|index| self.links[*index as usize].digest <= *digest);
-            &self.by_digest[begin..end]
-        };
-        let found = match (range(digest), self.aliases.get(digest)) {
-            ([], Some(said)) => range(said),
-            (found, _) => found,
-        };
-        found.iter().map(|index| *index as usize)
-    }
-
-    /// The one before in the lane, by its number.
-    fn lower(&self, index: usize) -> Option<usize> {
-        let Link { lane, number, .. } = self.links[index];
-        let end = self.links.partition_point(|link| (link.lane, link.number) < (lane, number));
-        end.checked_sub(1).filter(|lower| self.links[*lower].lane == lane)
-    }
-
-    fn has_base_above(&self, index: usize) -> bool {
-        let Link { lane, number, .. } = self.links[index];
-        let begin = self.links.partition_point(|link| (link.lane, link.number) <= (lane, number));
-        self.links[begin..].iter().take_while(|link| link.lane == lane).any(|link| link.is_base)
-    }
-
-    /// Where exports of one database follow the same one. A copy of the database goes on from there too, in a lane of its own.
-    fn forks(&self) -> Vec<(usize, Fault)> {
-        let mut order: Vec<u32> =
-            (0..self.links.len() as u32).filter(|index| self.links[*index as usize].is_right).collect();
-        let link = |index: &u32| &self.links[*index as usize];
-        // A copy with another number is no other export.
-        order.sort_unstable_by_key(|index| (link(index).lane, link(index).previous, link(index).digest, *index));
-        order.dedup_by_key(|index| (link(index).lane, link(index).previous, link(index).digest));
-        order.sort_unstable_by_key(|index| (link(index).lane, link(index).previous, *index));
-        let mut faults = Vec::new();
-        for twins in order.chunk_by(|a, b| (link(a).lane, link(a).previous) == (link(b).lane, link(b).previous)) {
-            let first = link(&twins[0]);
-            for index in &twins[1..] {
-                let Link { number, previous, .. } = link(index);
-                faults.push((*index as usize, Fault::ForkedAt(previous.map_or(*number, |_| first.number))));
-            }
-        }
-        faults
-    }
-
-    /// What is wrong between an export and the one that it follows.
-    fn fault(&self, index: usize) -> Option<Fault> {
-        let Link { number, lane, is_right, is_base, previous, .. } = self.links[index];
-        if !is_right {
-            return None;
-        }
-        let Some(previous) = previous else {
-            // Nothing is missing: the service has begun to chain the lane's exports with this one. But nobody can begin with it.
-            return (!is_base && !self.has_base_above(index)).then_some(Fault::GapBefore(number));
-        };
-        let mut followed = self.known(&previous).map(|index| &self.links[index]).peekable();
-        if followed.peek().is_some() {
-            // One in another lane, which a copy of the database goes on from, has numbers of its own.
-            let is_above = |link: &Link| link.lane == lane && link.number >= number;
-            let first = followed.next().map(|link| (link.number, is_above(link)));
-            let (above, _) = first.filter(|(_, is_above)| *is_above)?;
-            return followed.all(is_above).then_some(Fault::NotAbove(above));
-        }
-        match self.lower(index) {
-            Some(lower) => Some(Fault::GapAfter(self.links[lower].number)),
-            // What was before a full export nobody needs.
-            None => (!is_base).then_some(Fault::GapBefore(number)),
-        }
-    }
-
-    /// Of each export whether its files are needed: those from the newest full export of its lane on. Where a database was restored as a
-    /// copy, its first export may build on those of the other one.
-    fn required(&self) -> Vec<bool> {
-        let (mut required, mut walked) = (vec![false; self.links.len()], vec![false; self.links.len()]);
-        let mut begin = 0;
-        for lane in self.links.chunk_by(|a, b| a.lane == b.lane) {
-            let base = lane.iter().rposition(|link| link.is_base).unwrap_or(0);
-            let base = lane.partition_point(|link| link.number < lane[base].number);
-            required[begin + base..begin + lane.len()].fill(true);
-            let mut next = Some(begin + lane.len() - 1);
-            while let Some(index) = next.filter(|index| !walked[*index]) {
-                (walked[index], required[index]) = (true, true);
-                let link = &self.links[index];
-                let followed = link.previous.and_then(|previous| self.known(&previous).next());
-                next = followed.or_else(|| self.lower(index)).filter(|_| !link.is_base);
-            }
-            begin += lane.len();
-        }
-        required
+        let place = Place::new(&links, aliases);
+        let (faults, required) = (place.faults(), place.required());
+        let met = (0..in_whole + links.len()).map(|_| AtomicBool::new(false)).collect();
+        Judged { lanes, key, in_whole, links, faults, required, met }
     }
 }
 
 impl Judged {
-    /// The index of a manifest's export; `None`: it wasn't there.
-    pub fn find(&self, manifest: &Manifest) -> Option<usize> {
-        let lane = *self.lanes.get(&lane_of(manifest))?;
-        let digest = digest_of(&manifest.digest).or_else(|| digest_of(&manifest.export.digest()))?;
-        self.links.binary_search_by_key(&(lane, manifest.number, digest), |l| (l.lane, l.number, l.digest)).ok()
+    /// Meets a manifest again; `None`: it wasn't there.
+    pub fn meet(&self, manifest: &Manifest) -> Option<Met> {
+        let is_first = |index: usize| !self.met[index].swap(true, Ordering::Relaxed);
+        match self.lanes.get(&Lane::of(manifest))? {
+            Known::Whole { begin, numbers, base, unmet } => {
+                let number = Some(manifest.number).filter(|number| numbers.contains(number))?;
+                if is_first(begin + (number - numbers.start()) as usize) {
+                    unmet.fetch_sub(hash(&self.key, number, &manifest.digest), Ordering::Relaxed);
+                }
+                Some(Met { is_required: number >= *base, faults: Vec::new() })
+            }
+            Known::Links { id, .. } => {
+                let digest = digest_of(&manifest.digest).or_else(|| digest_of(&manifest.export.digest()))?;
+                let link = (*id, manifest.number, digest);
+                let index = self.links.binary_search_by_key(&link, |l| (l.lane, l.number, l.digest)).ok()?;
+                let faults = if is_first(self.in_whole + index) { self.faults(index).collect() } else { Vec::new() };
+                Some(Met { is_required: self.required[index], faults })
+            }
+        }
+    }
+
+    /// Dataset, consumer and number of what wasn't met. Where all numbers of a whole lane were, but one with another digest, it is the newest.
+    pub fn unmet(&self) -> impl Iterator<Item = (&str, &str, u64)> {
+        let is_unmet = |index: usize| !self.met[index].load(Ordering::Relaxed);
+        self.lanes.iter().flat_map(move |(lane, known)| {
+            let mut unmet: Vec<u64> = match known {
+                Known::Whole { begin, numbers, .. } => (*begin..)
+                    .zip(numbers.clone())
+                    .filter(|(index, _)| is_unmet(*index))
+                    .map(|(_, number)| number)
+                    .collect(),
+                Known::Links { id, .. } => {
+                    let first = self.links.partition_point(|link| link.lane < *id);
+                    let links = self.links[first..].iter().take_while(|link| link.lane == *id);
+                    (self.in_whole + first..)
+                        .zip(links)
+                        .filter(|(index, _)| is_unmet(*index))
+                        .map(|(_, link)| link.number)
+                        .collect()
+                }
+            };
+            if let Known::Whole { numbers, unmet: sum, .. } = known
+                && unmet.is_empty()
+                && sum.load(Ordering::Relaxed) != 0
+            {
+                unmet.push(*numbers.end());
+            }
+            unmet.into_iter().map(|number| (&*lane.dataset, &*lane.consumer, number))
+        })
     }
 
     /// How many exports there are.
     pub fn exports(&self) -> usize {
-        self.links.len()
+        self.met.len()
     }
 
     /// How many lanes there are.
     pub fn lanes(&self) -> usize {
-        self.links.chunk_by(|a, b| a.lane == b.lane).count()
+        let is_whole = |known: &&Known| matches!(known, Known::Whole { .. });
+        self.lanes.values().filter(is_whole).count() + self.links.chunk_by(|a, b| a.lane == b.lane).count()
     }
 
-    /// What is left of a look when another one is taken.
-    pub fn into_newest(self) -> Newest {
-        let Judged { lanes, links, .. } = self;
-        let mut newest: Vec<u64> = vec![0; lanes.len()];
-        // They are in the order of their numbers.
-        links.iter().for_each(|link| newest[link.lane as usize] = link.number);
-        Newest(lanes.into_iter().map(|(lane, id)| (lane, newest[id as usize])).collect())
-    }
-
-    /// Whether a chain is broken.
-    pub fn is_broken(&self) -> bool {
-        !self.faults.is_empty()
-    }
-
-    /// What is wrong with the place of an export in its lane.
-    pub fn faults(&self, index: usize) -> impl Iterator<Item = Fault> {
+    fn faults(&self, index: usize) -> impl Iterator<Item = Fault> {
         let begin = self.faults.partition_point(|(of, _)| *of < index);
         self.faults[begin..].iter().take_while(move |(of, _)| *of == index).map(|(_, fault)| *fault)
     }
-
-    /// Whether the files of an export are needed.
-    pub fn is_required(&self, index: usize) -> bool {
-        self.required[index]
-    }
-
-    /// Dataset, consumer and number of an export.
-    pub fn describe(&self, index: usize) -> (&str, &str, u64) {
-        let link = &self.links[index];
-        let lane = self.lanes.iter().find(|(_, id)| **id == link.lane).map(|(lane, _)| lane);
-        let lane = lane.expect("a link is one of a lane");
-        (&lane.dataset, &lane.consumer, link.number)
-    }
-}
-
-fn lane_of(manifest: &Manifest) -> Lane {
-    let Source { cluster, database } = &manifest.export.source;
-    Lane {
-        source: (cluster.clone(), database.clone()),
-        dataset: manifest.export.dataset.clone(),
-        consumer: manifest.export.consumer.clone(),
-    }
-}
-
-/// The bytes of a digest in lower-case hexadecimal.
-fn digest_of(text: &str) -> Option<Digest> {
-    let mut digest = Digest::default();
-    hex::decode_to_slice(text, &mut digest).ok().map(|()| digest)
 }
 
 #[cfg(test)]
@@ -305,23 +212,59 @@ mod tests {
         fulls.iter().zip(first..).map(of).collect()
     }
 
-    fn judged<'m>(manifests: impl IntoIterator<Item = &'m Manifest>) -> Judged {
-        let mut chains = Chains::default();
-        manifests.into_iter().for_each(|manifest| chains.add(manifest, &manifest.export.digest()));
-        chains.judge()
+    fn tally<'m>(manifests: impl IntoIterator<Item = &'m Manifest>) -> Tally {
+        let mut tally = Tally::default();
+        manifests.into_iter().for_each(|manifest| tally.add(manifest, &manifest.export.digest()));
+        tally
+    }
+
+    fn judged<'m>(manifests: impl IntoIterator<Item = &'m Manifest, IntoIter: Clone>) -> Judged {
+        let manifests = manifests.into_iter();
+        let judged = |tally: Tally| {
+            let mut chains = Chains::new(tally);
+            manifests.clone().for_each(|manifest| chains.add(manifest, &manifest.export.digest()));
+            chains.judge()
+        };
+        // The links of a whole lane would say the same of it.
+        let mut distrusted = tally(manifests.clone());
+        distrusted.lanes.values_mut().for_each(|sums| sums.is_right = false);
+        let (found, by_links) = (judged(tally(manifests.clone())), judged(distrusted));
+        assert_eq!((found.exports(), found.lanes()), (by_links.exports(), by_links.lanes()));
+        let sorted = |judged: &Judged| {
+            let mut faults = faults(judged);
+            faults.sort_by_key(|fault| format!("{fault:?}"));
+            faults
+        };
+        assert_eq!(sorted(&found), sorted(&by_links));
+        ["a", "b", "c"]
+            .iter()
+            .for_each(|consumer| assert_eq!(required(&found, consumer), required(&by_links, consumer)));
+        found
     }
 
     /// Consumer, number and fault of each.
     fn faults(judged: &Judged) -> Vec<(String, u64, Fault)> {
-        let of = |index: usize| judged.faults(index).map(move |fault| (index, fault));
-        let told = |(index, fault)| (judged.describe(index).1.to_owned(), judged.describe(index).2, fault);
-        (0..judged.exports()).flat_map(of).map(told).collect()
+        let lane = |link: &Link| {
+            let is_its = |known: &Known| matches!(known, Known::Links { id, .. } if *id == link.lane);
+            judged.lanes.iter().find(|(_, known)| is_its(known)).unwrap().0.consumer.clone()
+        };
+        let of = |(index, fault): &(usize, Fault)| (lane(&judged.links[*index]), judged.links[*index].number, *fault);
+        judged.faults.iter().map(of).collect()
     }
 
     /// The numbers of those exports of a consumer whose files are needed.
     fn required(judged: &Judged, consumer: &str) -> Vec<u64> {
-        let of_consumer = |index: &usize| judged.is_required(*index) && judged.describe(*index).1 == consumer;
-        (0..judged.exports()).filter(of_consumer).map(|index| judged.describe(index).2).collect()
+        let of_lane = |(_, known): (_, &Known)| match known {
+            Known::Whole { numbers, base, .. } => (*base..=*numbers.end()).collect::<Vec<_>>(),
+            Known::Links { id, .. } => {
+                let links = judged.links.iter().zip(&judged.required);
+                links.filter(|(link, required)| link.lane == *id && **required).map(|(link, _)| link.number).collect()
+            }
+        };
+        let mut numbers: Vec<_> =
+            judged.lanes.iter().filter(|(lane, _)| lane.consumer == consumer).flat_map(of_lane).collect();
+        numbers.sort_unstable();
+        numbers
     }
 
     fn fulls() -> impl Strategy<Value = Vec<bool>> {
@@ -333,12 +276,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_change_is_one_fault(lanes in prop::collection::vec(fulls(), 1..4), which: Index, at: Index, what in 0..7) {
+        fn one_change_is_one_fault(lanes in prop::collection::vec(fulls(), 1..4), which: Index, at: Index, what in 0..8) {
             let names = ["a", "b", "c"];
             let mut all: Vec<Vec<Manifest>> =
                 lanes.iter().zip(names).map(|(fulls, name)| lane("s", name, 1, fulls, None)).collect();
             let whole = judged(all.iter().rev().flat_map(|lane| lane.iter().rev()));
             prop_assert_eq!(faults(&whole), []);
+            prop_assert_eq!((whole.in_whole, whole.links.capacity()), (whole.exports(), 0), "nothing is kept of a manifest");
             for (fulls, name) in lanes.iter().zip(names) {
                 let base = fulls.iter().rposition(|full| *full).unwrap();
                 prop_assert_eq!(required(&whole, name), (base as u64 + 1..=fulls.len() as u64).collect::<Vec<_>>());
@@ -376,6 +320,12 @@ mod tests {
                 5 => {
                     lane[middle].digest = "00".repeat(32);
                     vec![]
+                }
+                // Another one in its place: as many as before, and each number once.
+                6 => {
+                    let export = Chained { rows: "1".to_owned(), ..lane[middle].export.clone() };
+                    lane[middle] = Manifest::new(number, export, Vec::new());
+                    vec![(name, number + 1, Fault::GapAfter(number))]
                 }
                 _ => {
                     lane[middle].number = 99;
@@ -438,13 +388,38 @@ mod tests {
         let other = lane("s", "b", 1, &[true], None);
         let earlier = judged([&all[0], &all[2]]);
         assert_eq!(faults(&earlier), [("a".to_owned(), 3, Fault::GapAfter(1))]);
-        let mut chains = Chains::default();
         // The fourth is published during the second look, and the fifth is seen without it.
         let fifth = &lane("s", "a", 5, &[false], Some("00".repeat(32)))[0];
+        let mut chains = Chains::new(tally([&all[0], &all[2]]));
+        assert!(!chains.are_whole());
         [&all[0], &all[1], &all[2], &other[0], fifth].into_iter().for_each(|one| chains.add(one, &one.digest));
-        chains.forget_newer_than(&earlier.into_newest());
         let judged = chains.judge();
         assert_eq!((faults(&judged), judged.exports()), (vec![], 3));
-        assert!(judged.find(&all[2]).is_some() && judged.find(&all[3]).is_none() && judged.find(&other[0]).is_none());
+        assert!(judged.meet(&all[2]).is_some() && judged.meet(&all[3]).is_none() && judged.meet(&other[0]).is_none());
+    }
+
+    #[test]
+    fn what_was_there_a_moment_ago_is_met_again() {
+        let all = lane("s", "a", 4, &[true, false, false], None);
+        let broken = lane("s", "b", 1, &[true, false], None).split_off(1);
+        let unmet_of = |all: &[Manifest], met: &[&Manifest]| {
+            let judged = judged(all.iter().chain(&broken));
+            let met = met.iter().filter(|manifest| judged.meet(manifest).is_some()).count();
+            let mut unmet: Vec<_> =
+                judged.unmet().map(|(_, consumer, number)| format!("{consumer} {number}")).collect();
+            unmet.sort();
+            (met, unmet)
+        };
+        let unmet = |met: &[&Manifest]| unmet_of(&all, met);
+        assert_eq!(unmet(&[&all[0], &all[1], &all[2], &all[1], &broken[0]]), (5, vec![]));
+        assert_eq!(unmet(&[&all[0], &all[2]]), (2, vec!["a 5".to_owned(), "b 2".to_owned()]));
+        // Another one in its place, with a digest of its own.
+        let export = Chained { rows: "1".to_owned(), ..all[1].export.clone() };
+        let other = Manifest::new(5, export, Vec::new());
+        assert_eq!(unmet(&[&all[0], &other, &all[2], &broken[0]]), (4, vec!["a 6".to_owned()]));
+        // One that was changed before is met as what it says it is.
+        let mut changed = all.clone();
+        changed[2].digest = "00".repeat(32);
+        assert_eq!(unmet_of(&changed, &[&changed[0], &changed[1], &changed[2], &broken[0]]), (4, vec![]));
     }
 }

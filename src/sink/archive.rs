@@ -13,8 +13,8 @@ use crate::sink::folder::archive::Dir;
 use crate::sink::found::Found;
 use crate::sink::{Error, Settings};
 
-/// The longest manifest that is read, in bytes: one of a hundred thousand files.
-const LONGEST: u64 = 64 << 20;
+/// The longest manifest that is read, in bytes. One of as many files as an export may have, with the longest names and keys, is half as long.
+const LONGEST: u64 = 32 << 20;
 
 /// A place of files and their manifests.
 #[derive(Debug)]
@@ -44,9 +44,26 @@ impl Archive {
     pub fn open(settings: &Settings, runtime: &Handle) -> Result<Archive, Error> {
         let _ = runtime;
         match settings {
-            Settings::Folder { path, .. } => Dir::open(path).map(Archive::Folder),
+            Settings::Folder { path, .. } => {
+                let dir = Dir::open(path)?;
+                dir.require()?;
+                Ok(Archive::Folder(dir))
+            }
             #[cfg(feature = "buckets")]
             Settings::Bucket(bucket) => Shelf::open(Bucket::new(bucket.clone())?, runtime.clone()).map(Archive::Bucket),
+        }
+    }
+
+    /// Requires that the place is still there to be read: that what can't be found or read in it tells of that alone.
+    ///
+    /// # Errors
+    /// If it was removed, or closed to us.
+    pub fn require(&self) -> Result<(), Error> {
+        match self {
+            Archive::Folder(dir) => dir.require(),
+            // The store's own answer to each request tells.
+            #[cfg(feature = "buckets")]
+            Archive::Bucket(_) => Ok(()),
         }
     }
 
@@ -91,7 +108,8 @@ impl Archive {
             Found::Nothing => return Ok(None),
             Found::NoFile => return Err(io::Error::other("it is no plain file").into()),
             Found::File(bytes, _) if bytes > LONGEST => {
-                return Err(io::Error::other(format!("it has more than {LONGEST} bytes")).into());
+                let why = format!("it has {bytes} bytes, and no manifest has more than {LONGEST}");
+                return Err(io::Error::other(why).into());
             }
             Found::File(_, file) => file.take(LONGEST).read_to_end(&mut text).map_err(|error| self.failure(error))?,
         };
@@ -157,6 +175,41 @@ impl Read for ArchivedFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_manifest_of_an_export_is_read() {
+        use crate::file::MOST_FILES;
+        use crate::manifest::{Chained, Column, File, Manifest, Source, VERSION};
+
+        let text = |length: usize| "x".repeat(length);
+        let file =
+            File { sha256: text(64), bytes: u64::MAX.to_string(), rows: u64::MAX.to_string(), path: Some(text(255)) };
+        // A name of 63 bytes, each of which JSON writes as six; a type's name with its schema's, in quotes.
+        let column = Column { name: "\u{1}".repeat(63), type_name: text(150) };
+        let export = Chained {
+            version: VERSION.to_owned(),
+            job: text(36),
+            source: Source { cluster: text(16), database: text(10) },
+            consumer: text(128),
+            dataset: text(63),
+            table: Some(text(150)),
+            export_type: "incremental".to_owned(),
+            key: vec![text(63); 32],
+            columns: vec![column; 1600],
+            format: "csv".to_owned(),
+            compression: "none".to_owned(),
+            snapshot: Some(text(1 << 16)),
+            continuity: Some(text(100)),
+            watermark_from: Some(text(30)),
+            watermark_to: Some(text(30)),
+            rows: u64::MAX.to_string(),
+            files: vec![file; MOST_FILES],
+            previous: Some(text(64)),
+        };
+        // The longest key of an object, and its bucket's name.
+        let longest = Manifest::new(u64::MAX, export, vec![text(1024 + 100); MOST_FILES]).text().len() as u64;
+        assert!((LONGEST / 3..=LONGEST * 2 / 3).contains(&longest), "{longest}");
+    }
 
     #[test]
     fn no_path_leads_out() {

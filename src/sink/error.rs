@@ -54,6 +54,11 @@ impl Error {
     pub fn may_pass(&self) -> bool {
         matches!(self, Error::Unavailable(_))
     }
+
+    /// Whether it tells of the folder or the bucket as a whole, and not of one file.
+    pub fn is_of_the_place(&self) -> bool {
+        matches!(self, Error::Unavailable(_) | Error::Missing(_))
+    }
 }
 
 impl From<io::Error> for Error {

@@ -1,9 +1,11 @@
 //! `verify`: what it finds in a folder that is whole, and after one thing in it was changed.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use cdc_export::manifest::{Chained, Column, File, Manifest, Source, VERSION, key, name_in_folder};
 use proptest::prelude::*;
@@ -12,7 +14,7 @@ use ring::digest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::option_env;
+use crate::harness::{lent_user, option_env, reachable_folder};
 
 /// An export with its files, as the service writes them.
 #[derive(Clone, Debug)]
@@ -126,6 +128,10 @@ fn verify(place: &Path, options: &[&str]) -> (i32, Vec<String>) {
 fn run(arguments: &[&str], folder: &Path) -> (i32, Vec<String>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
     command.args(arguments).current_dir(folder).env_clear();
+    ended(&mut command)
+}
+
+fn ended(command: &mut Command) -> (i32, Vec<String>, String) {
     command.envs(option_env("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
     let Output { status, stdout, stderr } = command.output().unwrap();
     let lines = String::from_utf8(stdout).unwrap().lines().map(str::to_owned).collect();
@@ -323,6 +329,172 @@ fn what_leads_out_of_the_place_is_not_followed() {
     let of_link = lane[1].line(&lane[1].files[1].0, "missing (there is a link or a folder)");
     let of_name = lane[1].line(&lane[1].name(), "changed (it is the manifest of another name)");
     assert_eq!(lines[2..], [of_name, of_link]);
+}
+
+/// Marks that a terminal doesn't show, and obeys: they turn the direction of what follows, or hide it.
+#[test]
+fn names_are_printed_without_what_a_terminal_obeys() {
+    let mut export = next("a", None, true, &[1], "");
+    export.manifest.export.consumer = "a\u{202e}b\u{200b}".to_owned();
+    export.manifest.export.dataset = "o\u{1b}[2J".to_owned();
+    export.manifest.export.files[0].path = Some("x\u{2066}.csv".to_owned());
+    export.manifest = Manifest::new(1, export.manifest.export, vec!["file:///x".to_owned()]);
+    let folder = folder_of(&[]);
+    std::fs::write(folder.path().join("n\u{202e}\u{feff}.manifest.json"), export.manifest.text()).unwrap();
+    std::fs::write(folder.path().join("h\u{e9}\u{5d0}\u{2028}.manifest.json"), "{}").unwrap();
+    let (code, lines) = verify(folder.path(), &[]);
+    let export = r"o\u{1b}[2J/a\u{202e}b\u{200b} 1";
+    let expected = [
+        format!(r"{export} x\u{{2066}}.csv: missing"),
+        format!(r"{export} n\u{{202e}}\u{{feff}}.manifest.json: changed (it is the manifest of another name)"),
+        "- - h\u{e9}\u{5d0}\\u{2028}.manifest.json: unreadable (missing field `entries` at line 1 column 2)".to_owned(),
+    ];
+    assert_eq!((code, BTreeSet::from_iter(lines[..3].to_vec())), (1, BTreeSet::from(expected)));
+    let (code, _, said) = run(&["verify", "no\u{202e}ne"], folder.path());
+    assert!(code == 2 && said.starts_with(r"cdc-export: no\u{202e}ne: "), "{said}");
+}
+
+/// Nobody has to read it to see that it is too long.
+#[test]
+fn what_is_too_long_for_a_manifest_is_not_read() {
+    let folder = folder_of(&lane("a", &[(true, vec![1])], ""));
+    let large = std::fs::File::create(folder.path().join("large.manifest.json")).unwrap();
+    large.set_len(1 << 30).unwrap();
+    let (code, lines) = verify(folder.path(), &[]);
+    let told = "unreadable (it has 1073741824 bytes, and no manifest has more than 33554432)";
+    assert_eq!((code, &*lines[0]), (1, &*format!("- - large.manifest.json: {told}")));
+}
+
+/// `verify` by a user who isn't root, where root runs the tests: root may read everything.
+fn run_as_user(folder: &Path) -> (i32, Vec<String>, String) {
+    let program = reachable_folder();
+    let path = program.path().join("cdc-export");
+    std::fs::copy(env!("CARGO_BIN_EXE_cdc-export"), &path).unwrap();
+    let mut command = Command::new(path);
+    command.args(["verify", folder.to_str().unwrap()]).current_dir("/").env_clear();
+    if nix::unistd::geteuid().is_root() {
+        let user = lent_user();
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    ended(&mut command)
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_place_that_may_not_be_read_is_told_from_one_that_is_not_whole() {
+    let user = if nix::unistd::geteuid().is_root() { lent_user().uid } else { nix::unistd::geteuid() };
+    let lane = lane("a", &[(true, vec![1]), (false, vec![1, 2])], "");
+    let folder = folder_of(&lane);
+    let at = |name: &str| folder.path().join(name);
+    set_mode(folder.path(), 0o755);
+    assert_eq!(run_as_user(folder.path()).0, 0);
+
+    // A file of another user's.
+    let (name, _) = &lane[1].files[1];
+    let owner = std::fs::metadata(at(name)).unwrap().uid();
+    set_mode(&at(name), 0o200);
+    let (code, lines, said) = run_as_user(folder.path());
+    let why = format!("unreadable (user {user} may not read it: its owner is user {owner}, and its mode 0200)");
+    assert_eq!((code, &*lines[0], &*said), (1, &*lane[1].line(name, &why), ""));
+
+    // One of the manifests, and then all of them.
+    set_mode(&at(&lane[1].name()), 0o200);
+    let (code, lines, _) = run_as_user(folder.path());
+    assert!(
+        code == 1 && lines[0].starts_with(&format!("- - {}: unreadable (user {user} may not ", lane[1].name())),
+        "{lines:?}"
+    );
+    set_mode(&at(&lane[0].name()), 0o200);
+    let (code, lines, said) = run_as_user(folder.path());
+    let why = format!("no manifest can be read (2 tried): {}: user {user} may not read it: ", lane[0].name());
+    let other = why.replace(&lane[0].name(), &lane[1].name());
+    assert!(code == 2 && lines.is_empty() && (said.contains(&why) || said.contains(&other)), "{code} {lines:?} {said}");
+
+    // The whole folder, which may be listed, or may not.
+    for (mode, why) in [(0o744, "it can be listed, but what is in it can't be opened"), (0o711, "Permission denied")] {
+        set_mode(folder.path(), if nix::unistd::geteuid().is_root() { mode } else { (mode & 0o7) << 6 });
+        let (code, lines, said) = run_as_user(folder.path());
+        assert!(code == 2 && lines.is_empty() && said.contains(why), "{code} {lines:?} {said}");
+        assert!(said.starts_with(&format!("cdc-export: {}: ", folder.path().display())), "{said}");
+    }
+    set_mode(folder.path(), 0o755);
+}
+
+/// The pipe holds fewer lines than there are faults, so that `verify` waits for its reader half way.
+#[test]
+fn a_folder_that_is_removed_meanwhile_is_no_folder_of_missing_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("exports");
+    std::fs::create_dir(&path).unwrap();
+    for n in 0..3000 {
+        std::fs::write(path.join(format!("{n:0200}.manifest.json")), "{}").unwrap();
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
+    command.args(["verify", path.to_str().unwrap()]).current_dir("/").env_clear();
+    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains(": unreadable ("));
+    std::fs::remove_dir_all(&path).unwrap();
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    let ended = process.wait_with_output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(said, format!("cdc-export: {}: it was removed while it was read\n", path.display()));
+    assert!(ended.status.code() == Some(2) && rest.len() < 2999, "{}", rest.len());
+    assert!(rest.iter().all(|line| line.contains(": unreadable (")), "{:?}", rest.last());
+}
+
+/// A bucket whose policy grants the list alone, or all but one object.
+#[cfg(feature = "buckets")]
+#[tokio::test]
+async fn a_bucket_that_may_be_listed_and_not_read_is_told() {
+    use axum::http::{StatusCode, Uri};
+
+    let lane = lane("a", &[(true, vec![1])], "../");
+    let (key, text) = (lane[0].key(), lane[0].manifest.text());
+    for open in [false, true] {
+        let (key, text) = (key.clone(), text.clone());
+        let listed = format!(
+            "<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>{key}</Key><Size>{}</Size>\
+             <LastModified>2026-11-20T10:14:58.000Z</LastModified></Contents></ListBucketResult>",
+            text.len()
+        );
+        let answer = move |uri: Uri| async move {
+            let denied = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>".to_owned();
+            match uri.path() {
+                "/files" | "/files/" => {
+                    (StatusCode::OK, [("ETag", "x"), ("Last-Modified", "Fri, 20 Nov 2026 10:14:58 GMT")], listed)
+                }
+                path if open && path.ends_with(".json") => {
+                    (StatusCode::OK, [("ETag", "x"), ("Last-Modified", "Fri, 20 Nov 2026 10:14:58 GMT")], text)
+                }
+                _ => {
+                    (StatusCode::FORBIDDEN, [("ETag", "x"), ("Last-Modified", "Fri, 20 Nov 2026 10:14:58 GMT")], denied)
+                }
+            }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        let settings = [
+            ("AWS_ENDPOINT_URL", &*endpoint),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
+        ];
+        let (code, said, error) = crate::command::run(&["verify", "s3://files"], &settings).await;
+        server.abort();
+        if open {
+            let line =
+                format!("orders/a 1 orders/a/{}: unreadable (AccessDenied: Access Denied)\n", lane[0].files[0].0);
+            assert!(code == 1 && said.starts_with(&line) && error.is_empty(), "{code} {said} {error}");
+        } else {
+            let why = format!("no manifest can be read (1 tried): {}: AccessDenied: Access Denied\n", lane[0].key());
+            assert_eq!((code, said, error), (2, String::new(), format!("cdc-export: s3://files/: {why}")));
+        }
+    }
 }
 
 #[test]

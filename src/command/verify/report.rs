@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::manifest::File;
-use crate::manifest::chain::{Fault, Judged};
+use crate::manifest::chain::Judged;
+use crate::manifest::links::Fault;
 use anyhow::anyhow;
 use indicatif::ProgressBar;
 
+use crate::command::plain::plain;
 use crate::command::progress::bar_of_bytes;
 
 /// Which export a line is about, as its manifest calls it.
@@ -117,13 +119,6 @@ impl fmt::Display for Count {
         let Count(count, what) = self;
         write!(f, "{count} {what}{}", if *count == 1 { "" } else { "s" })
     }
-}
-
-/// Without characters that a terminal obeys.
-fn plain(text: &str) -> String {
-    text.chars()
-        .map(|letter| if letter.is_control() { letter.escape_default().to_string() } else { letter.to_string() })
-        .collect()
 }
 
 /// Who has closed standard output before the end hasn't learnt that the place is whole.

@@ -1,10 +1,11 @@
 //! A folder that is read as it is found: any folder with manifests and files, of this service or copied from elsewhere.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::manifest;
@@ -21,6 +22,20 @@ pub struct Dir(OwnedFd);
 impl Dir {
     pub(in crate::sink) fn open(path: &Path) -> Result<Dir, Error> {
         Ok(Dir(rustix::fs::openat(CWD, path, FOLDER, Mode::empty())?))
+    }
+
+    /// Requires that the folder still has a name, and that names in it can be looked up.
+    pub(in crate::sink) fn require(&self) -> Result<(), Error> {
+        if rustix::fs::fstat(&self.0)?.st_nlink == 0 {
+            return Err(Error::Missing(io::Error::other("it was removed while it was read")));
+        }
+        match rustix::fs::statat(&self.0, ".", AtFlags::empty()) {
+            Err(Errno::ACCESS) => Err(Error::ReadOnly(io::Error::other(format!(
+                "it can be listed, but what is in it can't be opened: that takes the right x of the folder, which user {} hasn't",
+                rustix::process::geteuid()
+            )))),
+            found => Ok(found.map(drop)?),
+        }
     }
 
     /// Each call reads the folder from its beginning.
@@ -45,10 +60,23 @@ impl Dir {
                 Ok(found) => Some(found),
                 Err(Errno::NOENT) => return Ok(Found::Nothing),
                 Err(Errno::LOOP | Errno::NOTDIR) => return Ok(Found::NoFile),
-                Err(errno) => return Err(errno.into()),
+                Err(errno) => return Err(refused(above, part, errno)),
             };
         }
         let above = folder.as_ref().map_or(self.0.as_fd(), AsFd::as_fd);
-        Ok(open_at(above, name)?)
+        open_at(above, name).map_err(|errno| refused(above, name, errno))
+    }
+}
+
+/// Why this name can't be opened. Who reads that later may be another user than the one who was refused.
+fn refused(above: BorrowedFd<'_>, name: &str, errno: Errno) -> Error {
+    let user = rustix::process::geteuid();
+    match rustix::fs::statat(above, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) if errno == Errno::ACCESS => {
+            let (owner, mode) = (found.st_uid, found.st_mode & 0o7777);
+            let why = format!("user {user} may not read it: its owner is user {owner}, and its mode {mode:04o}");
+            Error::ReadOnly(io::Error::other(why))
+        }
+        _ => errno.into(),
     }
 }
