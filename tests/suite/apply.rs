@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use crate::catalog::{Catalog, export};
-use crate::harness::{Database, KILLED, Service, Start, eventually, reachable_folder};
+use crate::harness::{Database, KILLED, Service, Start, eventually, reachable_folder, server_lacks};
 use crate::remote::far;
+use crate::tables::pgbench;
 
 /// A source with a service and the dataset `t`, and a target.
 struct Pair {
@@ -526,6 +527,55 @@ async fn a_connection_that_breaks_is_made_anew() {
         assert!(said.contains("trying again"), "{said}");
         pair.require_equal(point).await;
     }
+    pair.end().await;
+}
+
+/// The copy of a table that many write to is some state of it at each moment: whatever was committed together comes together. In one
+/// transaction pgbench moves an amount between accounts here, so their sum never changes; two processes apply, and are killed.
+#[tokio::test]
+async fn it_follows_while_pgbench_writes_and_processes_are_killed() {
+    if server_lacks("pgbench").await {
+        return;
+    }
+    let pair = Pair::of("create table t (id int primary key, amount int not null); insert into t select g, 0 from generate_series(1, 500) g")
+        .await;
+    let folder = reachable_folder();
+    let script = folder.path().join("move.sql");
+    let text = "\\set a random(1, 500)\n\\set b random(1, 500)\n\\set x random(1, 100)\nbegin;\n\
+                update t set amount = amount - :x where id = least(:a, :b);\nupdate t set amount = amount + :x where id = greatest(:a, :b);\ncommit;\n";
+    std::fs::write(&script, text).unwrap();
+    pair.applied(&[]).await;
+    let file = format!("--file={}", script.display());
+    let writing = async {
+        pgbench(&pair.source, &["--client=4", "--time=8", "--no-vacuum", &file]).await;
+    };
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let following = async {
+        let (mut kills, mut looks) = (0, std::collections::BTreeSet::new());
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            let (mut one, _folder) = pair.apply(&["--every", "100ms"]).spawn();
+            let (mut two, _other) = pair.apply(&["--every", "150ms"]).spawn();
+            for _ in 0..20 {
+                let sums: String =
+                    pair.target.one("select sum(amount) || ' ' || count(*) || ' ' || sum(abs(amount)) from t").await;
+                assert!(sums.starts_with("0 500 "), "{sums}");
+                looks.insert(sums);
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            one.kill().await.unwrap();
+            two.kill().await.unwrap();
+            kills += 2;
+        }
+        (kills, looks.len())
+    };
+    let writing = async {
+        writing.await;
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let ((), (kills, states)) = tokio::join!(writing, following);
+    assert!(kills > 4 && states > 4, "{kills} kills, {states} states");
+    pair.apply(&[]).output().await;
+    pair.require_equal("all of it").await;
     pair.end().await;
 }
 

@@ -328,22 +328,24 @@ async fn partitions_generated_columns_and_no_rows_are_no_matter() {
     service.stop().await;
 }
 
+/// Runs pgbench against a database.
+pub(crate) async fn pgbench(database: &Database, arguments: &[&str]) {
+    // Without the parameters that are our driver's own.
+    let mut url = reqwest::Url::parse(&database.url()).unwrap();
+    let host = url.query_pairs().find(|(name, _)| name == "host").map(|(_, host)| host.into_owned());
+    url.set_query(host.map(|host| format!("host={host}")).as_deref());
+    let program = database.programs().await.join("pgbench");
+    let output = Command::new(program).args(arguments).arg(url.as_str()).output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[tokio::test]
 async fn deltas_follow_a_table_that_pgbench_writes_to() {
     if server_lacks("pgbench").await {
         return;
     }
     let database = Database::empty().await;
-    // Without the parameters that are our driver's own.
-    let mut url = reqwest::Url::parse(&database.url()).unwrap();
-    let host = url.query_pairs().find(|(name, _)| name == "host").map(|(_, host)| host.into_owned());
-    url.set_query(host.map(|host| format!("host={host}")).as_deref());
-    let pgbench = async |arguments: &[&str]| {
-        let program = database.programs().await.join("pgbench");
-        let output = Command::new(program).args(arguments).arg(url.as_str()).output().await.unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    pgbench(&["--initialize", "--quiet", "--scale=1"]).await;
+    pgbench(&database, &["--initialize", "--quiet", "--scale=1"]).await;
     let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"pgbench_{name}\"\n");
     let catalog = Catalog::of(&["accounts", "tellers", "branches"].map(block).concat());
     for dataset in ["accounts", "tellers", "branches"] {
@@ -352,7 +354,7 @@ async fn deltas_follow_a_table_that_pgbench_writes_to() {
     let service = catalog.start(&database).service().await;
     let key = ["aid"];
     let replica = Replica { database: &database, source: "select * from pgbench_accounts", key: &key };
-    let writing = async { pgbench(&["--client=4", "--transactions=500", "--no-vacuum"]).await };
+    let writing = async { pgbench(&database, &["--client=4", "--transactions=500", "--no-vacuum"]).await };
     let following = async {
         replica.begin(&service, &export(&service, "full", "accounts", "a").await).await;
         let mut changed = 0;

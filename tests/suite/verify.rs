@@ -369,7 +369,9 @@ fn what_is_too_long_for_a_manifest_is_not_read() {
 fn run_as_user(folder: &Path) -> (i32, Vec<String>, String) {
     let program = reachable_folder();
     let path = program.path().join("cdc-export");
-    std::fs::copy(env!("CARGO_BIN_EXE_cdc-export"), &path).unwrap();
+    // By another process: what this one has open for writing, each process that another test begins meanwhile holds for a moment, and
+    // such a file can't be run.
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_cdc-export")).arg(&path).status().unwrap().success());
     let mut command = Command::new(path);
     command.args(["verify", folder.to_str().unwrap()]).current_dir("/").env_clear();
     if nix::unistd::geteuid().is_root() {
