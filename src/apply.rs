@@ -5,6 +5,8 @@
 
 pub mod input;
 
+mod alter;
+mod catalog;
 mod load;
 mod merge;
 mod position;
@@ -15,9 +17,10 @@ use std::io;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
+use crate::apply::catalog::OPERATION;
 use crate::apply::input::Input;
 use crate::apply::merge::Merge;
-use crate::apply::table::{OPERATION, Shape};
+use crate::apply::table::Shape;
 use crate::connection;
 use crate::connection::failure::SqlFailure;
 use crate::dataset::Table;
@@ -51,6 +54,9 @@ pub enum Error {
         /// What is to be done.
         why: String,
     },
+    /// A column of the table is gone, whose values only a full export brings back.
+    #[error("target_changed: the column {0} of the table is gone")]
+    Lost(String),
     /// The target can't be reached now.
     #[error("the target database is not available")]
     Unavailable(#[source] sqlx::Error),
@@ -98,7 +104,7 @@ impl<T> Doing<T> for Result<T, sqlx::Error> {
 pub enum Applied {
     /// It is applied now.
     Done(Changes),
-    /// It was before, or a later one was.
+    /// The table is not where it was when its position was read: it may have this one, and others.
     Before,
     /// It doesn't go on from where the table is, for this reason; a full one would.
     Unfit(String),
@@ -121,6 +127,8 @@ pub struct Target {
     dataset: String,
     /// Idle, and in no transaction; `None`: there is none.
     conn: Option<PgConnection>,
+    /// The digest of the position that was read last: what comes next was chosen by that.
+    seen: Option<String>,
     /// What of the table could not be as in the source, to be told.
     remarks: Vec<String>,
 }
@@ -128,7 +136,7 @@ pub struct Target {
 impl Target {
     /// The target, not yet connected to.
     pub fn new(options: PgConnectOptions, settings: Settings, consumer: ConsumerId, dataset: String) -> Target {
-        Target { options, settings, consumer, dataset, conn: None, remarks: Vec::new() }
+        Target { options, settings, consumer, dataset, conn: None, seen: None, remarks: Vec::new() }
     }
 
     /// What of the table could not be as in the source, since this was asked last.
@@ -152,10 +160,18 @@ impl Target {
     pub async fn position(&mut self) -> Result<Option<Position>, Error> {
         let mut conn = self.connection().await?;
         let found = match &self.settings.table {
-            Some(table) => position::of_table(&mut conn, &position::key(table)).await?,
+            Some(table) => {
+                let target = position::key(table);
+                let found = position::of_table(&mut conn, &target).await?;
+                if let Some(found) = &found {
+                    found.require_lane(&target, &self.consumer, &self.dataset)?;
+                }
+                found
+            }
             None => position::of_lane(&mut conn, &self.consumer, &self.dataset).await?,
         };
         self.conn = Some(conn);
+        self.seen = found.as_ref().map(|found| found.digest.clone());
         Ok(found)
     }
 
@@ -165,6 +181,7 @@ impl Target {
     /// If the target refuses or is gone: after [`Error::Unavailable`] it may be applied, and a second call tells.
     pub async fn apply(&mut self, manifest: &Manifest, files: Vec<Input>) -> Result<Applied, Error> {
         let export = &manifest.export;
+        failpoint!("apply.fetched", Err(Error::refused("failpoint", "apply.fetched")));
         let table = self.table(manifest)?;
         let target = position::key(&table);
         let mut conn = self.connection().await?;
@@ -172,12 +189,15 @@ impl Target {
         position::lock(&mut tx, &target).await?;
         let before = position::of_table(&mut tx, &target).await?;
         if let Some(position) = &before {
-            position.require_lane(&target, &self.consumer, &self.dataset, &export.source)?;
-            if position.has(manifest) {
-                tx.rollback().await.doing("to roll back")?;
-                self.conn = Some(conn);
-                return Ok(Applied::Before);
-            }
+            position.require_lane(&target, &self.consumer, &self.dataset)?;
+            position.require_source(&target, &export.source)?;
+        }
+        // Another process has applied this one or others meanwhile, or this one did, and the answer to its COMMIT was lost.
+        let at = before.as_ref().map(|position| &position.digest);
+        if at != self.seen.as_ref() || at == Some(&manifest.digest) {
+            tx.rollback().await.doing("to roll back")?;
+            self.conn = Some(conn);
+            return Ok(Applied::Before);
         }
         if let Some(why) = unfit(export, before.as_ref()) {
             tx.rollback().await.doing("to roll back")?;
@@ -185,23 +205,37 @@ impl Target {
             return Ok(Applied::Unfit(why));
         }
 
-        let shape = Shape::fit(&mut tx, &table, manifest, before.as_ref(), &self.settings).await?;
+        let shape = match Shape::fit(&mut tx, &table, manifest, before.as_ref(), &self.settings).await {
+            Err(lost @ Error::Lost(_)) => {
+                tx.rollback().await.doing("to roll back")?;
+                self.conn = Some(conn);
+                return Ok(Applied::Unfit(lost.to_string()));
+            }
+            shape => shape?,
+        };
+        if let Some(why) = unfit_here(export, before.as_ref(), &shape) {
+            tx.rollback().await.doing("to roll back")?;
+            self.conn = Some(conn);
+            return Ok(Applied::Unfit(why));
+        }
         let changes = match shape.replaces_all(manifest) {
             true => {
-                shape.as_the_role(&mut tx).await?;
+                alter::as_the_role(&mut tx).await?;
                 let written = load::into_table(&mut tx, &shape, files).await?;
+                require_rows(export, written)?;
                 shape.finish(&mut tx).await?;
                 Changes { written, deleted: 0 }
             }
             false => {
-                load::into_stage(&mut tx, &shape, manifest, files).await?;
+                let rows = load::into_stage(&mut tx, &shape, manifest, files).await?;
+                require_rows(export, rows)?;
                 failpoint!("apply.staged", Err(Error::refused("failpoint", "apply.staged")));
-                shape.as_the_role(&mut tx).await?;
+                alter::as_the_role(&mut tx).await?;
                 Merge::new(&shape, manifest).run(&mut tx).await?
             }
         };
-        shape.as_ourselves(&mut tx).await?;
-        position::write(&mut tx, &target, manifest).await?;
+        alter::as_ourselves(&mut tx).await?;
+        position::write(&mut tx, &target, manifest, &shape, self.settings.deleted.as_deref()).await?;
         failpoint!("apply.applied", Err(Error::refused("failpoint", "apply.applied")));
         tx.commit().await.doing("to commit")?;
         failpoint!("apply.committed", Err(Error::Unavailable(sqlx::Error::PoolClosed)));
@@ -217,13 +251,22 @@ impl Target {
             (None, Some(name)) => name.parse().map_err(|_| unnamed())?,
             (None, None) => return Err(unnamed()),
         };
-        Ok(position::with_schema(table))
+        let table = position::with_schema(table);
+        // Postgres would cut it, so that two names would be one table.
+        let is_long = |name: &str| name.len() > 63;
+        if is_long(&table.name) || table.schema.as_deref().is_some_and(is_long) {
+            return Err(Error::refused("table_unknown", format!("{table}: a name has at most 63 bytes")));
+        }
+        Ok(table)
     }
 }
 
 /// Why an export can't come next, though a full one in csv could.
 fn unfit(export: &Chained, before: Option<&Position>) -> Option<String> {
     let job = &export.job;
+    if !["full", "incremental", "delta"].contains(&export.export_type.as_str()) {
+        return Some(format!("format: the export {job} is of a type that this program doesn't know"));
+    }
     if export.format != "csv" {
         return Some(format!("format: the export {job} is in {}, and only csv can be applied", export.format));
     }
@@ -240,4 +283,35 @@ fn unfit(export: &Chained, before: Option<&Position>) -> Option<String> {
     let is_known = |column: &&Column| before.columns.contains(column) || column.name == OPERATION;
     let changed = export.columns.iter().find(|column| !is_known(column))?;
     Some(format!("schema_changed: the column {} has come, or has another type", changed.name))
+}
+
+/// Why only a full export can come next, as the table stands.
+fn unfit_here(export: &Chained, before: Option<&Position>, shape: &Shape) -> Option<String> {
+    if export.export_type == "full" {
+        return None;
+    }
+    let table = &shape.table;
+    if before.is_some_and(|before| before.oid != shape.oid) {
+        return Some(format!("target_changed: {table} is another table than the one that got the exports until now"));
+    }
+    // A column that came back has no values where nobody changed the row since.
+    let is_other = |(name, number): &(&String, &i16)| {
+        before.is_some_and(|before| before.numbers.get(*name).is_some_and(|had| had != *number))
+    };
+    if let Some((name, _)) = shape.numbers.iter().find(is_other) {
+        return Some(format!("target_changed: somebody has removed the column {name} of {table}, and added it again"));
+    }
+    // What the export doesn't tell of would stay.
+    let has_others = export.is_base() && !shape.is_empty;
+    has_others
+        .then(|| format!("target_changed: {table} has rows already, and the export {} is no full one", export.job))
+}
+
+/// Refuses files that have other rows than the manifest says.
+fn require_rows(export: &Chained, rows: u64) -> Result<(), Error> {
+    if export.rows == rows.to_string() {
+        return Ok(());
+    }
+    let why = format!("the files of the export {} have {rows} rows, and its manifest says {}", export.job, export.rows);
+    Err(Error::refused("changed", why))
 }

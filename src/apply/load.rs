@@ -23,13 +23,13 @@ pub(super) async fn into_table(conn: &mut PgConnection, shape: &Shape, files: Ve
 }
 
 /// Brings all rows into a temporary table, which goes with the transaction. Nothing of it has to be set: of a deleted row perhaps only the
-/// key is known.
+/// key is known. Returns how many.
 pub(super) async fn into_stage(
     conn: &mut PgConnection,
     shape: &Shape,
     manifest: &Manifest,
     files: Vec<Input>,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let columns = shape.stage.iter().map(|(name, type_name)| format!("{} {type_name}", quoted(name)));
     let made = format!(
         "-- apply.load.stage\n create temporary table {STAGE} ({}) on commit drop",
@@ -42,7 +42,7 @@ pub(super) async fn into_stage(
         let analyze = format!("-- apply.load.analyze\n analyze pg_temp.{STAGE}");
         sqlx::raw_sql(AssertSqlSafe(analyze)).execute(conn).await.doing("to analyze a temporary table")?;
     }
-    Ok(())
+    Ok(rows)
 }
 
 /// `columns` are those of the files, in their order.

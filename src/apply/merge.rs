@@ -2,7 +2,8 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::apply::table::{OPERATION, STAGE, Shape};
+use crate::apply::catalog::OPERATION;
+use crate::apply::table::{STAGE, Shape};
 use crate::apply::{Changes, Doing, Error};
 use crate::connection::failure::SqlFailure;
 use crate::connection::quoted;
@@ -17,7 +18,7 @@ pub(super) struct Merge<'s> {
     delete: Option<String>,
     /// Writes what is there.
     upsert: String,
-    /// Takes away every row that the export tells of.
+    /// Takes away every row that the export writes.
     clear: String,
     /// Writes what is there, into a table that has none of it.
     insert: String,
@@ -49,26 +50,31 @@ impl<'s> Merge<'s> {
         let delete = gone.map(|gone| match deleted {
             None => format!("delete from {table} t where {gone}"),
             Some(deleted) => format!(
-                "update {table} t set {} = {} where t.{} is not distinct from {} and {gone}",
-                deleted.column, deleted.marked, deleted.column, deleted.live
+                "update {table} t set {} = {} where (t.{} {}) is false and {gone}",
+                deleted.column, deleted.marked, deleted.column, deleted.is_marked
             ),
         });
         let written: Vec<_> = shape.written.iter().map(|name| quoted(name)).collect();
         let of = |alias: &str| written.iter().map(|name| format!("{alias}.{name}")).collect::<Vec<_>>().join(", ");
         // An identity column takes the source's values, too.
+        let (mark, live) = match deleted {
+            Some(deleted) => (format!(", {}", deleted.column), format!(", {}", deleted.live)),
+            None => Default::default(),
+        };
         let insert = format!(
-            "insert into {table} as t ({}) overriding system value select {} from {stage} s{of_stage}",
+            "insert into {table} as t ({}{mark}) overriding system value select {}{live} from {stage} s{of_stage}",
             written.join(", "),
             of("s")
         );
         let key: Vec<_> = shape.key.iter().map(|(name, _)| quoted(name)).collect();
+        // The key's as well: values that are equal may be written in different ways, as 1.0 and 1.00.
         let mut set: Vec<_> =
-            written.iter().filter(|name| !key.contains(name)).map(|name| format!("{name} = excluded.{name}")).collect();
+            shape.updated.iter().map(|name| quoted(name)).map(|name| format!("{name} = excluded.{name}")).collect();
         // Of types that have no equality, such as json, too.
         let mut differs = format!("row({})::record operator(pg_catalog.*<>) row({})::record", of("t"), of("excluded"));
         if let Some(deleted) = deleted {
             set.push(format!("{} = {}", deleted.column, deleted.live));
-            differs += &format!(" or t.{} is distinct from {}", deleted.column, deleted.live);
+            differs += &format!(" or t.{} {}", deleted.column, deleted.is_marked);
         }
         let conflict = match set.as_slice() {
             [] => "nothing".to_owned(),
@@ -78,19 +84,35 @@ impl<'s> Merge<'s> {
             shape,
             delete,
             upsert: format!("{insert} on conflict ({}) do {conflict}", key.join(", ")),
-            clear: format!("delete from {table} t where exists (select from {stage} s where {same_key})"),
+            clear: format!(
+                "delete from {table} t where exists (select from {stage} s where {same_key}{})",
+                of_stage.replace(" where ", " and ")
+            ),
             insert,
         }
     }
 
     /// Runs them.
     pub(super) async fn run(&self, conn: &mut PgConnection) -> Result<Changes, Error> {
-        let mut changes = Changes::default();
-        if let Some(delete) = &self.delete {
-            changes.deleted = run(conn, "delete", delete).await.doing("to delete rows")?;
+        // Where rows reference others of the table, those that go are referenced no more once the others are written.
+        if self.shape.references_itself {
+            let written = self.write(conn).await?;
+            return Ok(Changes { written, deleted: self.delete(conn).await? });
         }
+        let deleted = self.delete(conn).await?;
+        Ok(Changes { written: self.write(conn).await?, deleted })
+    }
+
+    async fn delete(&self, conn: &mut PgConnection) -> Result<u64, Error> {
+        match &self.delete {
+            Some(delete) => run(conn, "delete", delete).await.doing("to delete rows"),
+            None => Ok(0),
+        }
+    }
+
+    async fn write(&self, conn: &mut PgConnection) -> Result<u64, Error> {
         savepoint(conn, "savepoint").await?;
-        changes.written = match run(conn, "upsert", &self.upsert).await {
+        match run(conn, "upsert", &self.upsert).await {
             Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => {
                 savepoint(conn, "rollback to").await?;
                 self.require_unreferenced(conn, &error).await?;
@@ -100,11 +122,10 @@ impl<'s> Merge<'s> {
             }
             written => written,
         }
-        .doing(ROWS)?;
-        Ok(changes)
+        .doing(ROWS)
     }
 
-    /// Refuses to delete rows for a moment that others reference: these might go with them.
+    /// Refuses to delete rows for a moment that others reference, which might go with them, or that have values of their own.
     async fn require_unreferenced(&self, conn: &mut PgConnection, cause: &sqlx::Error) -> Result<(), Error> {
         let is_referenced: bool = sqlx::query_scalar(
             "-- apply.merge.is_referenced
@@ -114,11 +135,12 @@ impl<'s> Merge<'s> {
         .fetch_one(conn)
         .await
         .doing(ROWS)?;
-        if !is_referenced {
+        if !is_referenced && !self.shape.has_own {
             return Ok(());
         }
+        let what = if is_referenced { "other tables reference it" } else { "it has columns of its own" };
         let why = format!(
-            "rows of {} have exchanged unique values ({cause}), and other tables reference it: make the unique constraint deferrable",
+            "rows of {} have exchanged unique values ({cause}), and {what}: make the unique constraint deferrable",
             self.shape.table
         );
         Err(Error::refused("unique_values", why))

@@ -1,9 +1,12 @@
 //! Where each table of a target is, in the target itself: `cdc_apply.positions`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use sqlx::types::{Json, Uuid};
 
+use crate::apply::table::Shape;
 use crate::apply::{Doing, Error};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
@@ -25,6 +28,12 @@ pub struct Position {
     pub digest: String,
     pub(super) key: Vec<String>,
     pub(super) columns: Vec<Column>,
+    /// How deleted rows were kept.
+    pub(super) deleted: Option<String>,
+    /// The table's number in the catalog.
+    pub(super) oid: i64,
+    /// The numbers of its columns, by their names.
+    pub(super) numbers: BTreeMap<String, i16>,
     lane: Lane,
 }
 
@@ -51,39 +60,42 @@ struct Row {
 struct Details {
     key: Vec<String>,
     columns: Vec<Column>,
+    deleted: Option<String>,
+    oid: i64,
+    numbers: BTreeMap<String, i16>,
 }
 
 impl From<Row> for Position {
     fn from(row: Row) -> Position {
         let Row { job, number, digest, consumer, dataset, source: Json(source), details: Json(details) } = row;
         let lane = Lane { consumer, dataset, source };
-        let Details { key, columns } = details;
-        Position { job, number: number.unsigned_abs(), digest, key, columns, lane }
+        let Details { key, columns, deleted, oid, numbers } = details;
+        Position { job, number: number.unsigned_abs(), digest, key, columns, deleted, oid, numbers, lane }
     }
 }
 
 impl Position {
-    /// Whether the table has this export already: another process may have applied it meanwhile.
-    pub(super) fn has(&self, manifest: &Manifest) -> bool {
-        self.digest == manifest.digest || manifest.number < self.number && !manifest.export.is_base()
+    /// The database that its rows are from.
+    pub fn source(&self) -> &Source {
+        &self.lane.source
     }
 
-    /// Refuses exports of another lane, or of another database.
-    pub(super) fn require_lane(
-        &self,
-        target: &str,
-        consumer: &ConsumerId,
-        dataset: &str,
-        source: &Source,
-    ) -> Result<(), Error> {
-        let Lane { consumer: of, dataset: and, source: from } = &self.lane;
-        if (of.as_str(), and.as_str()) != (consumer.as_str(), dataset) {
-            let why = format!(
-                "{target} gets the exports of {and} of the consumer {of}: --table names another table, or remove the table and its row \
-                 of cdc_apply.positions"
-            );
-            return Err(Error::refused("another_lane", why));
+    /// Refuses another lane.
+    pub(super) fn require_lane(&self, target: &str, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
+        let Lane { consumer: of, dataset: and, .. } = &self.lane;
+        if (of.as_str(), and.as_str()) == (consumer.as_str(), dataset) {
+            return Ok(());
         }
+        let why = format!(
+            "{target} gets the exports of {and} of the consumer {of}: --table names another table, or remove the table and its row of \
+             cdc_apply.positions"
+        );
+        Err(Error::refused("another_lane", why))
+    }
+
+    /// Refuses another database.
+    pub(super) fn require_source(&self, target: &str, source: &Source) -> Result<(), Error> {
+        let from = &self.lane.source;
         if from != source {
             let why = format!(
                 "the rows of {target} are from the database {} of cluster {}, and the export is from the database {} of cluster {}: \
@@ -188,10 +200,19 @@ pub(super) async fn of_lane(
 }
 
 /// Records the export as the last one that the table has got.
-pub(super) async fn write(conn: &mut PgConnection, target: &str, manifest: &Manifest) -> Result<(), Error> {
+pub(super) async fn write(
+    conn: &mut PgConnection,
+    target: &str,
+    manifest: &Manifest,
+    shape: &Shape,
+    deleted: Option<&str>,
+) -> Result<(), Error> {
     let export = &manifest.export;
     let job: Uuid = export.job.parse().map_err(|_| Error::refused("no_id", "the export's id can't be read"))?;
-    let details = Details { key: export.key.clone(), columns: export.columns.clone() };
+    let number = i64::try_from(manifest.number).map_err(|_| Error::refused("no_id", "the export's number can't be"))?;
+    let deleted = deleted.map(str::to_owned);
+    let (oid, numbers) = (shape.oid, shape.numbers.clone());
+    let details = Details { key: export.key.clone(), columns: export.columns.clone(), deleted, oid, numbers };
     sqlx::query(
         "-- apply.position.write
          insert into cdc_apply.positions (target, consumer, dataset, source, job, number, digest, details, applied_at)
@@ -205,7 +226,7 @@ pub(super) async fn write(conn: &mut PgConnection, target: &str, manifest: &Mani
     .bind(&export.dataset)
     .bind(Json(&export.source))
     .bind(job)
-    .bind(manifest.number.cast_signed())
+    .bind(number)
     .bind(&manifest.digest)
     .bind(Json(details))
     .execute(conn)

@@ -1,21 +1,20 @@
 //! The target's table: made as the source has it, or taken as it is, and altered as the source's columns change.
 
+use std::collections::BTreeMap;
+
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::apply::{Doing, Error, Position, Settings};
-use crate::connection::{SEARCH_PATH, quoted};
+use crate::apply::catalog::{
+    DEED, EQUAL, OPERATION, Present, columns, exists, is_delta, is_empty, numbers, of_table, oid, references_itself,
+    relation,
+};
+use crate::apply::{Doing, Error, Position, Settings, alter};
+use crate::connection::quoted;
 use crate::dataset::Table;
 use crate::manifest::{Chained, Column, Manifest};
 
 /// The temporary table that an export's rows are brought into first.
 pub(super) const STAGE: &str = "cdc_apply_stage";
-/// The column of a delta that says what became of a row.
-pub(super) const OPERATION: &str = "operation";
-
-/// Tells whether two values of most types are equal.
-const EQUAL: &str = "operator(pg_catalog.=)";
-
-const DEED: &str = "to look at the table";
 
 /// A table as it stands when an export is applied to it.
 pub(super) struct Shape {
@@ -25,6 +24,16 @@ pub(super) struct Shape {
     pub(super) columns: Vec<String>,
     /// Those of them that are written: not what the table generates by itself.
     pub(super) written: Vec<String>,
+    /// Those of them that are updated: not the key's where it is an identity.
+    pub(super) updated: Vec<String>,
+    /// Whether the table has columns that the export hasn't.
+    pub(super) has_own: bool,
+    /// Its number in the catalog.
+    pub(super) oid: i64,
+    /// Those of its columns that the export has.
+    pub(super) numbers: BTreeMap<String, i16>,
+    /// Whether a row that goes may take others of the table with it.
+    pub(super) references_itself: bool,
     /// The export's columns, each with the type that the target has for it.
     pub(super) stage: Vec<(String, String)>,
     /// The key's columns, each with the operator that tells whether two are equal.
@@ -33,7 +42,7 @@ pub(super) struct Shape {
     pub(super) deleted: Option<Deleted>,
     /// What could not be as in the source.
     pub(super) remarks: Vec<String>,
-    is_empty: bool,
+    pub(super) is_empty: bool,
     truncates: bool,
     /// It was made now, and gets its primary key when the rows are there.
     lacks_key: bool,
@@ -47,16 +56,8 @@ pub(super) struct Deleted {
     pub(super) marked: &'static str,
     /// What stands there of another one.
     pub(super) live: &'static str,
-}
-
-/// A column of the target's table.
-#[derive(sqlx_macros::FromRow)]
-struct Present {
-    name: String,
-    type_name: String,
-    is_generated: bool,
-    /// The operator that tells whether two values are equal.
-    equal: String,
+    /// Whether a value says that the row is deleted, as SQL behind it.
+    pub(super) is_marked: &'static str,
 }
 
 impl Shape {
@@ -77,6 +78,17 @@ impl Shape {
             ));
         }
         let is_new = !exists(conn, table).await?;
+        require_other(conn, table, export).await?;
+        if let Some(before) = before
+            && before.deleted != settings.deleted
+        {
+            let shown = |column: &Option<String>| column.clone().unwrap_or_else(|| "hard".to_owned());
+            let why = format!(
+                "{name} was kept with --deletes {} until now: keep it so, or remove the table and its row of cdc_apply.positions",
+                shown(&before.deleted)
+            );
+            return Err(Error::refused("deletes", why));
+        }
         let mut remarks = Vec::new();
         if is_new {
             if before.is_some() {
@@ -84,9 +96,9 @@ impl Shape {
                     format!("{name} is gone: remove its row of cdc_apply.positions, and a full export makes it anew");
                 return Err(Error::refused("target_changed", why));
             }
-            make(conn, table, export, &mut remarks).await?;
+            alter::make(conn, table, export, &mut remarks).await?;
         } else {
-            alter(conn, &name, export, before, settings, &mut remarks).await?;
+            alter::follow(conn, &name, export, before, settings, &mut remarks).await?;
         }
         let deleted = match &settings.deleted {
             Some(column) => Some(Deleted::find(conn, &name, column, export).await?),
@@ -96,14 +108,31 @@ impl Shape {
         let find = |name: &str| present.iter().find(|column| column.name == name);
         let of_table: Vec<&Column> = of_table(export).collect();
         let columns: Vec<String> = of_table.iter().map(|column| column.name.clone()).collect();
-        let written = columns.iter().filter(|name| find(name).is_some_and(|column| !column.is_generated));
+        let written: Vec<_> =
+            columns.iter().filter(|name| find(name).is_some_and(|column| !column.is_generated)).collect();
+        let is_fixed = |name: &str| find(name).is_some_and(|column| column.is_identity);
+        if let Some(fixed) = written.iter().find(|column| is_fixed(column) && !export.key.contains(column)) {
+            let why = format!(
+                "the column {fixed} of {name} is an identity that nobody may update: `alter table {name} alter column {} set generated by default`",
+                quoted(fixed)
+            );
+            return Err(Error::refused("identity", why));
+        }
+        let is_own = |column: &&Present| {
+            !columns.contains(&column.name) && !column.is_generated && settings.deleted.as_ref() != Some(&column.name)
+        };
         let type_of = |column: &Column| match find(&column.name) {
-            Some(found) if !(is_delta(export) && column.name == OPERATION) => found.type_name.clone(),
+            Some(found) if !(is_delta(export) && column.name == OPERATION) => found.base_type.clone(),
             _ => "text".to_owned(),
         };
         let equal = |name: &String| find(name).map_or_else(|| EQUAL.to_owned(), |column| column.equal.clone());
         let shape = Shape {
-            written: written.cloned().collect(),
+            updated: written.iter().filter(|name| !is_fixed(name)).map(|name| (*name).clone()).collect(),
+            written: written.into_iter().cloned().collect(),
+            has_own: present.iter().any(|column| is_own(&column)),
+            oid: oid(conn, &name).await?,
+            numbers: numbers(&present, export),
+            references_itself: references_itself(conn, &name).await?,
             stage: export.columns.iter().map(|column| (column.name.clone(), type_of(column))).collect(),
             key: export.key.iter().map(|name| (name.clone(), equal(name))).collect(),
             is_empty: is_new || is_empty(conn, &name).await?,
@@ -177,19 +206,6 @@ impl Shape {
         Err(Error::refused(code, why))
     }
 
-    /// From here on names are looked up as the role's own sessions do: the table's triggers may rely on that. Our statements name the
-    /// schema of all that they use meanwhile.
-    pub(super) async fn as_the_role(&self, conn: &mut PgConnection) -> Result<(), Error> {
-        let set = "-- apply.table.as_the_role
-             select set_config('search_path', current_setting('cdc_export.role_path'), true)";
-        sqlx::raw_sql(AssertSqlSafe(set)).execute(conn).await.map(drop).doing(DEED)
-    }
-
-    pub(super) async fn as_ourselves(&self, conn: &mut PgConnection) -> Result<(), Error> {
-        let set = format!("-- apply.table.as_ourselves\n set local search_path = {SEARCH_PATH}");
-        sqlx::raw_sql(AssertSqlSafe(set)).execute(conn).await.map(drop).doing(DEED)
-    }
-
     async fn run(&self, conn: &mut PgConnection, verb: &str, deed: &'static str) -> Result<(), Error> {
         let statement = format!("-- apply.table.run\n {verb} {}", self.table);
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(conn).await.map(drop).doing(deed)
@@ -207,171 +223,36 @@ impl Deleted {
         let type_name = match found {
             Some(found) => found.type_name,
             None => {
-                add(conn, table, column, "timestamp with time zone").await?;
+                alter::add(conn, table, column, "timestamp with time zone").await?;
                 "timestamp with time zone".to_owned()
             }
         };
-        let (marked, live) = match type_name.as_str() {
-            "boolean" => ("true", "false"),
-            time if time.starts_with("timestamp") => ("pg_catalog.clock_timestamp()", "null"),
+        let (marked, live, is_marked) = match type_name.as_str() {
+            "boolean" => ("true", "false", "is true"),
+            time if time.starts_with("timestamp") => ("pg_catalog.clock_timestamp()", "null", "is not null"),
             other => {
                 let why = format!("--deletes {column}: it is a boolean or a timestamp, and here it is {other}");
                 return Err(Error::refused("deletes", why));
             }
         };
-        Ok(Deleted { column: quoted(column), marked, live })
+        Ok(Deleted { column: quoted(column), marked, live, is_marked })
     }
 }
 
-fn is_delta(export: &Chained) -> bool {
-    export.export_type == "delta"
-}
-
-/// The columns that the table has of the export's.
-fn of_table(export: &Chained) -> impl Iterator<Item = &Column> {
-    export.columns.iter().filter(|column| !(is_delta(export) && column.name == OPERATION))
-}
-
-/// A table's name, as SQL.
-fn relation(table: &Table) -> String {
-    let schema = table.schema.as_ref().map(|schema| format!("{}.", quoted(schema))).unwrap_or_default();
-    format!("{schema}{}", quoted(&table.name))
-}
-
-/// Whether there is such a table. Something else of this name is refused.
-async fn exists(conn: &mut PgConnection, table: &Table) -> Result<bool, Error> {
-    let kind: Option<String> = sqlx::query_scalar(
-        "-- apply.table.kind
-         select relkind::text from pg_class where oid = to_regclass($1)",
+/// Refuses the very table that the export is of.
+async fn require_other(conn: &mut PgConnection, table: &Table, export: &Chained) -> Result<(), Error> {
+    let here: (String, String) = sqlx::query_as(
+        "-- apply.table.database
+         select lpad(to_hex(s.system_identifier), 16, '0'), d.oid::text
+         from pg_control_system() s, pg_database d where d.datname = current_database()",
     )
-    .bind(relation(table))
-    .fetch_optional(conn)
+    .fetch_one(conn)
     .await
-    .doing(DEED)?;
-    match kind.as_deref() {
-        None => Ok(false),
-        Some("r" | "p") => Ok(true),
-        Some(_) => {
-            Err(Error::refused("target_changed", format!("{table} is no table, and there can't be one of this name")))
-        }
-    }
-}
-
-async fn is_empty(conn: &mut PgConnection, table: &str) -> Result<bool, Error> {
-    let empty = format!("-- apply.table.is_empty\n select not exists (select from {table})");
-    sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(conn).await.doing("to read the table")
-}
-
-async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<Present>, Error> {
-    let found = sqlx::query_as(
-        "-- apply.table.columns
-         select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_name, a.attgenerated <> '' as is_generated,
-           coalesce((
-             select format('operator(%I.%s)', n.nspname, o.oprname)
-             from pg_opclass c join pg_am m on m.oid = c.opcmethod
-             join pg_amop p on p.amopfamily = c.opcfamily and p.amoplefttype = c.opcintype and p.amoprighttype = c.opcintype
-             join pg_operator o on o.oid = p.amopopr join pg_namespace n on n.oid = o.oprnamespace
-             where c.opcdefault and m.amname = 'btree' and p.amopstrategy = 3
-               and c.opcintype = coalesce(nullif(t.typbasetype, 0), t.oid)), 'operator(pg_catalog.=)') as equal
-         from pg_attribute a join pg_type t on t.oid = a.atttypid
-         where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped
-         order by a.attnum",
-    );
-    found.bind(table).fetch_all(conn).await.doing(DEED)
-}
-
-/// A type as the target has it; one that it doesn't have is text. What Postgres reads as a type is one, and nothing beside it.
-async fn type_here(conn: &mut PgConnection, column: &Column, remarks: &mut Vec<String>) -> Result<String, Error> {
-    let known: bool = sqlx::query_scalar("-- apply.table.type\n select to_regtype($1) is not null")
-        .bind(&column.type_name)
-        .fetch_one(conn)
-        .await
-        .doing("to look for a type")?;
-    if known {
-        return Ok(column.type_name.clone());
-    }
-    remarks.push(format!("the target has no type {}: the column {} is text there", column.type_name, column.name));
-    Ok("text".to_owned())
-}
-
-/// Makes the table, without its key.
-async fn make(
-    conn: &mut PgConnection,
-    table: &Table,
-    export: &Chained,
-    remarks: &mut Vec<String>,
-) -> Result<(), Error> {
-    if let Some(schema) = &table.schema {
-        let there: bool =
-            sqlx::query_scalar("-- apply.table.schema\n select to_regnamespace(quote_ident($1)) is not null")
-                .bind(schema)
-                .fetch_one(&mut *conn)
-                .await
-                .doing(DEED)?;
-        if !there {
-            let make = format!("-- apply.table.make_schema\n create schema {}", quoted(schema));
-            sqlx::raw_sql(AssertSqlSafe(make)).execute(&mut *conn).await.doing("to make a schema")?;
-        }
-    }
-    let mut columns = Vec::new();
-    for column in of_table(export) {
-        let type_name = type_here(conn, column, remarks).await?;
-        let null = if export.key.contains(&column.name) { " not null" } else { "" };
-        columns.push(format!("{} {type_name}{null}", quoted(&column.name)));
-    }
-    let make = format!("-- apply.table.make\n create table {} ({})", relation(table), columns.join(", "));
-    sqlx::raw_sql(AssertSqlSafe(make)).execute(conn).await.map(drop).doing("to make the table")
-}
-
-async fn add(conn: &mut PgConnection, table: &str, column: &str, type_name: &str) -> Result<(), Error> {
-    let add = format!("-- apply.table.add\n alter table {table} add column {} {type_name}", quoted(column));
-    sqlx::raw_sql(AssertSqlSafe(add)).execute(conn).await.map(drop).doing("a new column")
-}
-
-/// Adds the columns that came, and gives those that were retyped their new type. One that is gone in the source stays.
-async fn alter(
-    conn: &mut PgConnection,
-    table: &str,
-    export: &Chained,
-    before: Option<&Position>,
-    settings: &Settings,
-    remarks: &mut Vec<String>,
-) -> Result<(), Error> {
-    let present = columns(conn, table).await?;
-    let had = |name: &str| before.and_then(|before| before.columns.iter().find(|column| column.name == name));
-    for column in of_table(export) {
-        let name = &column.name;
-        let Some(found) = present.iter().find(|present| present.name == *name) else {
-            // Its values in rows that nobody changes come with no delta.
-            if had(name).is_some() && !export.is_base() {
-                let why = format!("the column {name} of {table} is gone: a full export brings it back");
-                return Err(Error::refused("target_changed", why));
-            }
-            if !settings.adds_columns {
-                let why =
-                    format!("{table} has no column {name}, which the source has: add it, or let --schema add do so");
-                return Err(Error::refused("schema_changed", why));
-            }
-            let type_name = type_here(conn, column, remarks).await?;
-            add(conn, table, name, &type_name).await?;
-            continue;
-        };
-        let retyped = had(name).filter(|had| had.type_name != column.type_name && had.type_name == found.type_name);
-        if retyped.is_some() && export.is_base() {
-            if !settings.adds_columns {
-                let why = format!(
-                    "the column {name} of {table} is {}, and {} in the source",
-                    found.type_name, column.type_name
-                );
-                return Err(Error::refused("schema_changed", why));
-            }
-            let type_name = type_here(conn, column, remarks).await?;
-            let name = quoted(name);
-            let retype = format!(
-                "-- apply.table.retype\n alter table {table} alter column {name} type {type_name} using {name}::text::{type_name}"
-            );
-            sqlx::raw_sql(AssertSqlSafe(retype)).execute(&mut *conn).await.doing("a column's new type")?;
-        }
+    .doing("to tell this database from the source")?;
+    let is_source = (&here.0, &here.1) == (&export.source.cluster, &export.source.database);
+    if is_source && export.table.as_deref().is_none_or(|name| name.parse().is_ok_and(|of: Table| of == *table)) {
+        let why = format!("{table} here is the very table that the export is of: --table names another one");
+        return Err(Error::refused("same_table", why));
     }
     Ok(())
 }

@@ -4,8 +4,9 @@
 use crate::job::encoding::Encoding;
 use crate::job::selection::Selection;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
+use crate::manifest::Source;
 use crate::service;
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -13,6 +14,7 @@ use uuid::Uuid;
 use crate::command::backend::{Backend, Refusal, SHOWN};
 use crate::command::client::Error;
 use crate::command::export::show;
+use crate::command::plain::tell;
 use crate::command::progress::bar_of_rows;
 use crate::command::view::JobView;
 
@@ -57,6 +59,9 @@ pub(super) fn id_of(job: &JobView) -> anyhow::Result<JobId> {
 pub(super) trait Taker {
     /// The last export that it has taken.
     fn last(&self) -> Option<&Position>;
+
+    /// The database that they are from, if that is known.
+    fn source(&self) -> Option<&Source>;
 
     /// Takes the next one.
     async fn take(&mut self, backend: &Backend, export: &JobView) -> anyhow::Result<Taken>;
@@ -129,7 +134,8 @@ impl Feed<'_> {
             if asked == Some(ExportType::Full) {
                 bail!("{why}, although a full export was made just now");
             }
-            eprintln!("cdc-export: {why}: asking for a full export");
+            self.require_source(taker).await?;
+            tell(&format!("{why}: asking for a full export"));
             asked = Some(ExportType::Full);
             if let Asked::Broken(why) = self.ask(ExportType::Full, None).await? {
                 bail!("a full export was refused: {why}");
@@ -138,14 +144,36 @@ impl Feed<'_> {
         }
     }
 
+    /// Refuses to ask for a full export that would not be taken: the service has another database, as its last export says.
+    async fn require_source(&self, taker: &impl Taker) -> anyhow::Result<()> {
+        let Some(had) = taker.source() else { return Ok(()) };
+        let Some(newest) = self.completed(None, 1).await?.into_iter().next() else { return Ok(()) };
+        let Some(manifest) = self.backend.manifest(id_of(&newest)?).await? else { return Ok(()) };
+        let found = manifest.export.source;
+        ensure!(
+            *had == found,
+            "another_source: the exports until now are from the database {} of cluster {}, and the service has the database {} of cluster {}: \
+             another source needs another place",
+            had.database,
+            had.cluster,
+            found.database,
+            found.cluster
+        );
+        Ok(())
+    }
+
     /// Returns why only a full export goes on from here, if that is so.
     async fn give(&self, taker: &mut impl Taker, exports: &[JobView]) -> anyhow::Result<Option<String>> {
         for export in exports {
-            let Taken::Unfit(why) = self.hand(taker, export).await? else { continue };
+            let Taken::Unfit(why) = self.hand(taker, export).await? else {
+                let is_there = taker.last().is_some_and(|last| last.job_id.to_string() == *export.job_id);
+                // Another process has taken others meanwhile: what comes next is to be asked anew.
+                if is_there { continue } else { return Ok(None) }
+            };
             // Perhaps a later full export makes up for it.
             let full = self.newest_full().await?.filter(|full| full.number > export.number);
             let Some(full) = full else { return Ok(Some(why)) };
-            eprintln!("cdc-export: {why}: going on from the full export {}", full.job_id);
+            tell(&format!("{why}: going on from the full export {}", full.job_id));
             return Ok(match self.hand(taker, &full).await? {
                 Taken::Done => None,
                 Taken::Unfit(why) => Some(why),

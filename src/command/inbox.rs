@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::backend::Backend;
 use crate::command::download::{fetch_part, files_of, give_name, is_gone, part_of, sync_folder_of};
 use crate::command::feed::{Position, Taken, Taker, id_of};
+use crate::command::plain::plain;
 use crate::command::view::JobView;
 
 /// The version of the state's form.
@@ -200,6 +201,10 @@ impl Taker for Inbox {
         self.state.last.as_ref()
     }
 
+    fn source(&self) -> Option<&Source> {
+        self.state.source.as_ref()
+    }
+
     async fn take(&mut self, backend: &Backend, export: &JobView) -> anyhow::Result<Taken> {
         let id = id_of(export)?;
         let mut manifest = backend.manifest(id).await?;
@@ -241,7 +246,7 @@ impl Taker for Inbox {
         self.name_files()?;
         failpoint!("pull.remembered", Err(anyhow::anyhow!("pull.remembered")));
         for (path, rows) in shown {
-            outln!("{}  {rows} rows", path.display())?;
+            outln!("{}  {rows} rows", plain(&path.display().to_string()))?;
         }
         Ok(Taken::Done)
     }

@@ -1,17 +1,18 @@
 //! A table of another Postgres that takes exports: from a service, or from a place of files with their manifests.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek};
 
 use crate::apply::input::Input;
 use crate::apply::{Applied, Changes, Error, Target};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Source};
 use anyhow::{Context, anyhow};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::command::backend::Backend;
 use crate::command::download::{fetch_part, files_of, is_gone, part_of};
 use crate::command::feed::{Position, Taken, Taker, id_of};
-use crate::command::plain::plain;
+use crate::command::plain::{plain, tell};
 use crate::command::view::JobView;
 
 /// How long the target is waited for.
@@ -22,11 +23,12 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct Mirror {
     target: Target,
     last: Option<Position>,
+    source: Option<Source>,
 }
 
 impl Mirror {
     pub(super) fn new(target: Target) -> Mirror {
-        Mirror { target, last: None }
+        Mirror { target, last: None, source: None }
     }
 
     /// Reads where the table is. Another process may have applied exports meanwhile, and so may this one, if the answer was lost.
@@ -38,6 +40,7 @@ impl Mirror {
                 found => break found?,
             }
         };
+        self.source = found.as_ref().map(|found| found.source().clone());
         self.last = found.map(|found| Position {
             job_id: found.job,
             number: Some(found.number),
@@ -70,7 +73,7 @@ impl Mirror {
             Applied::Unfit(why) => return Ok(Taken::Unfit(why)),
             Applied::Done(Changes { written, deleted }) => {
                 let (kind, number) = (&manifest.export.export_type, manifest.number);
-                outln!("{kind} {number}  {written} rows written, {deleted} deleted")?;
+                outln!("{} {number}  {written} rows written, {deleted} deleted", plain(kind))?;
             }
             Applied::Before => {}
         }
@@ -79,14 +82,13 @@ impl Mirror {
     }
 }
 
-/// What a user should know, on standard error.
-pub(super) fn tell(text: &str) {
-    eprintln!("cdc-export: {}", plain(text));
-}
-
 impl Taker for Mirror {
     fn last(&self) -> Option<&Position> {
         self.last.as_ref()
+    }
+
+    fn source(&self) -> Option<&Source> {
+        self.source.as_ref()
     }
 
     async fn take(&mut self, backend: &Backend, export: &JobView) -> anyhow::Result<Taken> {
@@ -104,18 +106,21 @@ impl Taker for Mirror {
                     return Ok(Taken::Unfit(format!("the service has the files of the export {id} no more")));
                 }
                 Err(error) => return Err(error),
-                Ok(_) => parts.push(part),
+                Ok(_) => parts.push(File::open(part)?),
             }
         }
+        // A process that is killed leaves nothing.
+        drop(folder);
         let same = files.iter().map(|file| &file.sha256).eq(manifest.export.files.iter().map(|file| &file.sha256));
         if !same || manifest.digest != manifest.export.digest() {
             return Err(anyhow!("the manifest of {id} is of other files than the export has"));
         }
         let open = async || {
-            let opened = parts
-                .iter()
-                .zip(&manifest.export.files)
-                .map(|(part, file)| Input::new(std::fs::File::open(part)?, &manifest.export.compression, &file.sha256));
+            let opened = parts.iter().zip(&manifest.export.files).map(|(part, file)| {
+                let mut part = part.try_clone()?;
+                part.rewind()?;
+                Input::new(part, &manifest.export.compression, &file.sha256)
+            });
             opened.collect::<io::Result<Vec<_>>>().map_err(Error::Input).map_err(anyhow::Error::from)
         };
         self.apply(&manifest, open).await

@@ -8,6 +8,11 @@ pub(super) fn plain(text: &str) -> String {
         .collect()
 }
 
+/// Tells the user something, on standard error.
+pub(super) fn tell(text: &str) {
+    eprintln!("cdc-export: {}", plain(text));
+}
+
 fn is_obeyed(letter: char) -> bool {
     letter.is_control()
         || matches!(letter,

@@ -17,7 +17,7 @@ use crate::command::BadUsage;
 use crate::command::backend::Backend;
 use crate::command::feed::{Feed, Taker};
 use crate::command::inbox::{Inbox, dataset_of};
-use crate::command::plain::plain;
+use crate::command::plain::tell;
 use crate::command::server::RemoteServer;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::block_on;
@@ -113,7 +113,7 @@ impl Repeated {
             let done = feed.round(taker).await;
             let Some(every) = self.every else { return done };
             if let Err(error) = done {
-                eprintln!("cdc-export: {}", plain(&chain(error.as_ref())));
+                tell(&chain(error.as_ref()));
             }
             tokio::time::sleep(every).await;
         }

@@ -45,6 +45,13 @@ impl Pair {
         printed.lines().map(str::to_owned).collect()
     }
 
+    /// What a call says that asks for a full export, and then goes on.
+    async fn healed(&self) -> String {
+        let (code, printed, said) = self.apply(&[]).output().await;
+        assert!(code == 0 && said.contains("asking for a full export"), "{code} {printed} {said}");
+        said
+    }
+
     async fn refused(&self, more: &[&str], code: &str) -> String {
         let (exit, printed, said) = self.apply(more).output().await;
         assert!(exit == 1 && said.contains(code), "{exit} {printed} {said}");
@@ -224,6 +231,29 @@ async fn two_at_a_time_apply_each_export_once() {
     pair.end().await;
 }
 
+/// One that was held up has files which another one has applied meanwhile, and more.
+#[tokio::test]
+async fn whoever_was_held_up_takes_nothing_back() {
+    let pair = Pair::of(SIMPLE).await;
+    export(&pair.service, "full", "t", "a").await;
+    let slow = pair.apply(&["--request", "none"]).with("FAILPOINTS", "apply.fetched=sleep:2500");
+    let slow = tokio::spawn(async { slow.output().await });
+    for round in 0..3 {
+        pair.source
+            .run(&format!(
+                "update t set name = 'r{round}' where id = 1 + {round}; delete from t where id = 40 + {round}"
+            ))
+            .await;
+        export(&pair.service, "delta", "t", "a").await;
+    }
+    assert_eq!(pair.applied(&["--request", "none"]).await.len(), 4);
+    let (code, printed, said) = slow.await.unwrap();
+    assert_eq!((code, printed.as_str(), said.as_str()), (0, "", ""));
+    pair.require_equal("as it was").await;
+    assert_eq!(pair.target.one::<i64>("select number from cdc_apply.positions").await, 4);
+    pair.end().await;
+}
+
 #[tokio::test]
 async fn unique_values_may_change_places() {
     let pair = Pair::of(
@@ -284,8 +314,14 @@ async fn the_table_follows_the_sources_columns() {
 
     pair.target.run("alter table t drop name").await;
     pair.source.run("update t set name = 'q' where id = 1").await;
-    let (code, _, said) = pair.apply(&[]).output().await;
-    assert!(code == 1 && said.contains("target_changed"), "{said}");
+    let said = pair.healed().await;
+    assert!(said.contains("the column name of the table is gone"), "{said}");
+    assert_eq!(pair.target.one::<i64>("select count(*) from t where name is null").await, 0);
+    pair.target.run("alter table t drop name; alter table t add name text").await;
+    pair.source.run("update t set name = 'r' where id = 1").await;
+    let said = pair.healed().await;
+    assert!(said.contains("added it again"), "{said}");
+    assert_eq!(pair.target.one::<i64>("select count(*) from t where name is null").await, 0);
     pair.target.run("drop table t").await;
     pair.refused(&[], "target_changed").await;
     pair.target.run("delete from cdc_apply.positions").await;
@@ -366,7 +402,8 @@ async fn a_table_that_is_there_is_taken() {
              select setval('t_id_seq', 70); insert into t (name) values ('goes')",
         )
         .await;
-    pair.applied(&[]).await;
+    let said = pair.healed().await;
+    assert!(said.contains("has rows already"), "{said}");
     export(&pair.service, "full", "t", "a").await;
     pair.applied(&[]).await;
     let copy = rows(&pair.target, "(select id, name, at from t)").await;
@@ -382,6 +419,122 @@ async fn a_table_that_is_there_is_taken() {
     pair.applied(&["--table", "mart.\"T\"", "--request", "none"]).await;
     assert_eq!(rows(&pair.target, "mart.\"T\"").await, rows(&pair.source, "t").await);
     pair.refused(&[], "several_tables").await;
+    pair.end().await;
+}
+
+/// What an adversary has found.
+#[tokio::test]
+async fn nothing_diverges_in_silence() {
+    let pair = Pair::of("create table t (k numeric primary key, name text, place int); insert into t values (1.0, 'a', 1), (2, 'b', 2), (3, 'c', 3)").await;
+    // The source itself.
+    let to = pair.source.url();
+    let fixed = ["apply", "--to", &to, "--consumer", "self", "--dataset", "t", "--server", &pair.service.address];
+    let (code, _, said) = far(&fixed).output().await;
+    assert!(code == 1 && said.contains("same_table"), "{said}");
+    let (code, _, said) = far(&[&fixed[..], &["--table", "copies.t"]].concat()).output().await;
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(rows(&pair.source, "copies.t").await, rows(&pair.source, "t").await);
+
+    // Equal keys that are written in different ways.
+    pair.applied(&[]).await;
+    for kind in ["delta", "full"] {
+        pair.source.run("update t set k = k::text::numeric * 1.0 where k < 3").await;
+        export(&pair.service, kind, "t", "a").await;
+        pair.applied(&["--request", "none"]).await;
+        pair.require_equal(kind).await;
+    }
+
+    // A table that was made anew, and one that a crash empties.
+    pair.target.run("drop table t; create table t (k numeric primary key, name text, place int)").await;
+    pair.source.run("update t set name = 'x' where k = 1").await;
+    let said = pair.healed().await;
+    assert!(said.contains("another table"), "{said}");
+    pair.require_equal("made anew").await;
+    pair.target.run("alter table t set unlogged").await;
+    let said = pair.refused(&[], "target_changed").await;
+    assert!(said.contains("unlogged"), "{said}");
+    pair.target.run("alter table t set logged").await;
+
+    // Values of the table's own, which a row that is written anew would lose.
+    pair.applied(&[]).await;
+    pair.target.run("alter table t add own text default 'theirs', add unique (place); update t set own = 'mine'").await;
+    pair.source.run("begin; update t set place = -place; update t set place = (-place) % 3 + 1; commit").await;
+    let said = pair.refused(&[], "unique_values").await;
+    assert!(said.contains("columns of its own"), "{said}");
+    pair.target.run("alter table t drop constraint t_place_key").await;
+    pair.applied(&[]).await;
+    assert_eq!(pair.target.one::<i64>("select count(*) from t where own = 'mine'").await, 3);
+    pair.refused(&["--deletes", "gone_at"], "deletes").await;
+
+    // Values that have no form in their column's new type.
+    pair.target.run("alter table t drop own").await;
+    pair.source.run("alter table t drop name; alter table t add name int default 7").await;
+    pair.healed().await;
+    assert_eq!(pair.target.one::<i64>("select sum(name) from t").await, 21);
+
+    pair.target.run("alter table t alter place set not null, alter place add generated always as identity").await;
+    pair.source.run("update t set place = place + 10").await;
+    let said = pair.refused(&[], "identity").await;
+    assert!(said.contains("set generated by default"), "{said}");
+    pair.end().await;
+}
+
+/// A row whose parent goes has another one by then.
+#[tokio::test]
+async fn rows_that_reference_each_other_stay() {
+    let table = "create table t (id int primary key, parent int references t on delete cascade)";
+    let pair = Pair::of(&format!("{table}; insert into t values (1, null), (2, 1), (3, 2), (4, null)")).await;
+    pair.target.run(table).await;
+    pair.applied(&[]).await;
+    pair.source.run("begin; update t set parent = 4 where id = 2; delete from t where id = 1; commit").await;
+    pair.applied(&[]).await;
+    pair.require_equal("a new parent").await;
+    pair.end().await;
+}
+
+/// A mark that nobody set is none, and a domain of the table may refuse a NULL.
+#[tokio::test]
+async fn marks_and_domains_of_the_tables_own() {
+    let pair = Pair::of(SIMPLE).await;
+    pair.target
+        .run(
+            "create domain named as text not null;
+             create table t (id bigint primary key, name named, at timestamptz, is_gone boolean)",
+        )
+        .await;
+    let deletes = ["--deletes", "is_gone"];
+    pair.applied(&deletes).await;
+    pair.source.run("delete from t where id < 10; insert into t values (60, 'new'); delete from t where id = 20").await;
+    pair.applied(&deletes).await;
+    pair.source.run("delete from t where id = 60").await;
+    pair.applied(&deletes).await;
+    let copy = rows(&pair.target, "(select id, name, at from t where not is_gone)").await;
+    assert_eq!(copy, rows(&pair.source, "t").await);
+    assert_eq!(pair.target.one::<i64>("select count(*) from t where is_gone").await, 11);
+    pair.end().await;
+}
+
+/// Whoever writes the manifests writes no SQL.
+#[tokio::test]
+async fn a_manifest_is_no_program() {
+    let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;
+    let job = export(&pair.service, "full", "t", "a").await;
+    let path = pair.service.path(&job);
+    let manifest = path.with_extension("manifest.json");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    for type_name in ["integer --", "integer /*", "integer); drop table t; --", "int\n", "no\u{1b}[2Jsuch"] {
+        let mut forged = cdc_export::manifest::Manifest::read(text.as_bytes()).unwrap();
+        forged.export.columns[1].type_name = type_name.to_owned();
+        forged.export.columns[2].name = "x\n text); create table pwned ();--".to_owned();
+        let urls = forged.entries.iter().map(|entry| entry.url.clone()).collect();
+        let forged = cdc_export::manifest::Manifest::new(forged.number, forged.export, urls);
+        std::fs::write(&manifest, forged.text()).unwrap();
+        let (_, printed, said) = from(&pair, pair.service.output(), &[]).output().await;
+        assert!(!said.contains('\u{1b}') && !printed.contains('\u{1b}'), "{said:?}");
+        let made: bool = pair.target.one("select exists (select from pg_class where relname = 'pwned')").await;
+        assert!(!made, "{type_name}");
+        pair.target.run("drop table if exists t; drop schema if exists cdc_apply cascade").await;
+    }
     pair.end().await;
 }
 

@@ -1,6 +1,6 @@
 //! A place of files with their manifests, as `apply` goes through it: from one export to the one that names it as the one before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -48,8 +48,19 @@ impl Shelf {
                 following.entry(previous).or_default().push(link);
             }
         }
-        let newest_base = links.iter().filter(|link| link.is_base).max_by_key(|link| link.number);
         let at = mirror.last().and_then(|last| Some((last.digest.clone()?, last.number.unwrap_or_default())));
+        let mut numbers = HashSet::new();
+        if at.is_none()
+            && let Some(twice) = links.iter().find(|link| !numbers.insert(link.number))
+        {
+            bail!(
+                "forked: {} has the number {} twice, as after a restore of the source: take away the manifests that are not of the source as \
+                 it is now, or take the exports from the service",
+                self.place,
+                twice.number
+            );
+        }
+        let newest_base = links.iter().filter(|link| link.is_base).max_by_key(|link| link.number);
         let mut next = match &at {
             None => newest_base,
             Some((digest, number)) => match following.get(digest.as_str()).map(Vec::as_slice) {
@@ -65,10 +76,24 @@ impl Shelf {
         {
             bail!("gap: {} has exports up to number {last}, none of which goes on from where the table is", self.place);
         }
+        if let (None, Some((digest, _))) = (next, &at)
+            && let Some(base) = beside(&links, digest)
+        {
+            bail!(
+                "forked: {} has a full export, number {}, that doesn't come before what the table has, as after a restore of the source: remove \
+                 the table and its row of cdc_apply.positions to begin with it",
+                self.place,
+                base.number
+            );
+        }
         while let Some(link) = next {
             match self.apply(&archive, link, mirror).await? {
                 Taken::Done => {}
                 Taken::Unfit(why) => bail!(why),
+            }
+            if mirror.last().and_then(|last| last.digest.as_ref()) != Some(&link.digest) {
+                // Another process has applied others meanwhile, and goes on.
+                return Ok(());
             }
             next = match following.get(link.digest.as_str()).map(Vec::as_slice) {
                 None | Some([]) => None,
@@ -117,6 +142,21 @@ impl Shelf {
         };
         mirror.apply(&manifest, open).await
     }
+}
+
+/// The newest full export that is not among those before this one, where all of these are there.
+fn beside<'l>(links: &'l [Link], digest: &str) -> Option<&'l Link> {
+    let by_digest: HashMap<&str, &Link> = links.iter().map(|link| (link.digest.as_str(), link)).collect();
+    let (mut before, mut at) = (HashSet::new(), Some(digest));
+    while let Some(digest) = at {
+        let link = by_digest.get(digest)?;
+        if !before.insert(digest) {
+            return None;
+        }
+        at = link.previous.as_deref();
+    }
+    let others = links.iter().filter(|link| link.is_base && !before.contains(link.digest.as_str()));
+    others.max_by_key(|link| link.number)
 }
 
 /// A manifest, if its digest is right.

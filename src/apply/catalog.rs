@@ -1,0 +1,120 @@
+//! What the target's catalog says of the table.
+
+use std::collections::BTreeMap;
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::apply::{Doing, Error};
+use crate::connection::quoted;
+use crate::dataset::Table;
+use crate::manifest::{Chained, Column};
+
+/// The column of a delta that says what became of a row.
+pub(super) const OPERATION: &str = "operation";
+
+/// Tells whether two values of most types are equal.
+pub(super) const EQUAL: &str = "operator(pg_catalog.=)";
+
+pub(super) const DEED: &str = "to look at the table";
+
+/// A column of the target's table.
+#[derive(sqlx_macros::FromRow)]
+pub(super) struct Present {
+    pub(super) name: String,
+    pub(super) type_name: String,
+    pub(super) is_generated: bool,
+    /// Postgres refuses to update it, unless an INSERT says otherwise.
+    pub(super) is_identity: bool,
+    /// Its type, or what a domain is made of: a domain may refuse a NULL.
+    pub(super) base_type: String,
+    /// The operator that tells whether two values are equal.
+    pub(super) equal: String,
+    /// Its number in the table: a column that is removed and added again has another one.
+    pub(super) number: i16,
+}
+
+pub(super) fn is_delta(export: &Chained) -> bool {
+    export.export_type == "delta"
+}
+
+/// The columns that the table has of the export's.
+pub(super) fn of_table(export: &Chained) -> impl Iterator<Item = &Column> {
+    export.columns.iter().filter(|column| !(is_delta(export) && column.name == OPERATION))
+}
+
+/// A table's name, as SQL.
+pub(super) fn relation(table: &Table) -> String {
+    let schema = table.schema.as_ref().map(|schema| format!("{}.", quoted(schema))).unwrap_or_default();
+    format!("{schema}{}", quoted(&table.name))
+}
+
+/// Whether there is such a table. Something else of this name is refused.
+pub(super) async fn exists(conn: &mut PgConnection, table: &Table) -> Result<bool, Error> {
+    let kind: Option<String> = sqlx::query_scalar(
+        "-- apply.catalog.kind
+         select case relpersistence when 'u' then 'unlogged' else relkind::text end from pg_class where oid = to_regclass($1)",
+    )
+    .bind(relation(table))
+    .fetch_optional(conn)
+    .await
+    .doing(DEED)?;
+    match kind.as_deref() {
+        None => Ok(false),
+        Some("r" | "p") => Ok(true),
+        Some("unlogged") => Err(Error::refused(
+            "target_changed",
+            format!("{table} is unlogged: a crash of its server would empty it, unseen"),
+        )),
+        Some(_) => {
+            Err(Error::refused("target_changed", format!("{table} is no table, and there can't be one of this name")))
+        }
+    }
+}
+
+pub(super) async fn oid(conn: &mut PgConnection, table: &str) -> Result<i64, Error> {
+    let oid = sqlx::query_scalar("-- apply.catalog.oid\n select $1::regclass::oid::int8");
+    oid.bind(table).fetch_one(conn).await.doing(DEED)
+}
+
+pub(super) async fn is_empty(conn: &mut PgConnection, table: &str) -> Result<bool, Error> {
+    let empty = format!("-- apply.catalog.is_empty\n select not exists (select from {table})");
+    sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(conn).await.doing("to read the table")
+}
+
+pub(super) async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<Present>, Error> {
+    let found = sqlx::query_as(
+        "-- apply.catalog.columns
+         select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_name, a.attnum as number, a.attgenerated <> '' as is_generated,
+           a.attidentity = 'a' as is_identity,
+           case when t.typbasetype = 0 then format_type(a.atttypid, a.atttypmod) else format_type(t.typbasetype, t.typtypmod) end as base_type,
+           coalesce((
+             select format('operator(%I.%s)', n.nspname, o.oprname)
+             from pg_opclass c join pg_am m on m.oid = c.opcmethod
+             join pg_amop p on p.amopfamily = c.opcfamily and p.amoplefttype = c.opcintype and p.amoprighttype = c.opcintype
+             join pg_operator o on o.oid = p.amopopr join pg_namespace n on n.oid = o.oprnamespace
+             where c.opcdefault and m.amname = 'btree' and p.amopstrategy = 3
+               and c.opcintype = coalesce(nullif(t.typbasetype, 0), t.oid)), 'operator(pg_catalog.=)') as equal
+         from pg_attribute a join pg_type t on t.oid = a.atttypid
+         where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped
+         order by a.attnum",
+    );
+    found.bind(table).fetch_all(conn).await.doing(DEED)
+}
+
+/// The numbers of the export's columns in the table, by their names.
+pub(super) fn numbers(present: &[Present], export: &Chained) -> BTreeMap<String, i16> {
+    let number = |name: &str| Some(present.iter().find(|column| column.name == name)?.number);
+    of_table(export).filter_map(|column| Some((column.name.clone(), number(&column.name)?))).collect()
+}
+
+/// Whether rows of the table reference others of it.
+pub(super) async fn references_itself(conn: &mut PgConnection, table: &str) -> Result<bool, Error> {
+    sqlx::query_scalar(
+        "-- apply.catalog.references_itself
+         select exists (select from pg_constraint where contype = 'f' and conrelid = $1::regclass and confrelid = conrelid)",
+    )
+    .bind(table)
+    .fetch_one(conn)
+    .await
+    .doing(DEED)
+}
