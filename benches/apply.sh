@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# `cdc-export apply` into another database of the same server: a first full export, and a delta of so many changes, beside `psql \copy` of
-# the same table into `\copy` (with the primary key made afterwards, as apply does) and pg_dump into psql. Then the lag of
-# `apply --every 1s` while 1,000 rows are changed each second: from a row's commit until the copy has it. Medians of the rounds.
+# `cdc-export apply` into another database of the same server: a first full export that is there, the same together with its export, and
+# deltas of so many changed rows, beside `psql \copy` of the table piped into `\copy` and pg_dump piped into psql, with the primary key made
+# afterwards, as apply does. Wall seconds: medians of the rounds, and the ratio of the piped `\copy` to each. Then the lag of
+# `apply --every 1s` while 1,000 rows are changed each second: from a row's commit until the copy has it.
 #
 #   cargo build --release && benches/apply.sh [ROWS [CHANGES [ROUNDS]]]
 #
@@ -10,40 +11,70 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 rows=${1:-1000000} changes=${2:-10000} rounds=${3:-5}
 start_service "$rows"
-binary=$(readlink -f /proc/$service/exe)
-trap 'kill $service; wait $service || true; rm -rf "$dir"' EXIT
-select="select $columns from users where not is_deleted"
+binary=$(readlink "/proc/$service/exe")
 psql -q -c 'create database copy'
-into() { psql -q -v ON_ERROR_STOP=1 -d copy "$@"; }
-table="(id bigint not null, name text, email text, created_at timestamptz, updated_at timestamptz, is_deleted boolean)"
-key='alter table users add primary key (id)'
+select="select $columns from users where not is_deleted"
+table='(id bigint not null, name text not null, email text, created_at timestamptz, updated_at timestamptz, is_deleted boolean)'
 
+into() { psql -qAt -v ON_ERROR_STOP=1 -d copy "$@"; }
+empty() {
+    into -c 'set client_min_messages = error' -c 'drop table if exists users' -c 'drop schema if exists cdc_apply cascade' -c checkpoint
+    # What the last case left to do.
+    pause 0.5
+}
 piped() {
     into -c "create table users $table"
     psql -q -c "\copy ($select) to pstdout csv header" | into -c '\copy users from pstdin csv header'
-    into -c "$key"
+    into -c 'alter table users add primary key (id)'
 }
-dumped() { pg_dump -t users --no-owner --no-privileges | sed '/TRIGGER/d' | into -o /dev/null >/dev/null; }
-apply() { "$binary" apply --to "postgres://$PGUSER:$PGPASSWORD@/copy?host=$PGHOST&port=${PGPORT:-5432}" --consumer "$consumer" --dataset users --server "$server" "$@" >/dev/null 2>&1; }
-empty() { into -c 'drop table if exists users; drop schema if exists cdc_apply cascade; checkpoint' 2>/dev/null; }
-full() { curl -sf -o /dev/null -X POST -H "X-Consumer-ID: $consumer" "$server/exports/full"; until [[ $(jobs_open) == 0 ]]; do sleep 0.02; done; }
-jobs_open() { psql -qtAc "select count(*) from cdc_export.exports where published_at is null and status in ('pending', 'processing', 'completed')"; }
+dumped() { pg_dump --no-owner --no-privileges --exclude-schema cdc_export -t users | grep -v 'TRIGGER' | into -o /dev/null; }
+# apply CONSUMER OPTION…: what it says of a full export that it asks for is no news here.
+apply() {
+    "$binary" apply --to "postgres://$PGUSER@localhost/copy?host=$PGHOST" --server "http://127.0.0.1:$port" --dataset users --consumer "$@" >/dev/null
+}
+whole() { export_and_wait full && apply "$consumer" --request none; }
 # case_of NAME COMMAND…: appends wall seconds.
 case_of() {
-    local name=$1 began=$EPOCHREALTIME
+    local name=$1 began ended
     shift
+    clock began
     "$@"
-    awk -v a="$began" -v b="$EPOCHREALTIME" 'BEGIN {printf "%.3f\n", b - a}' >>"case.$name"
+    clock ended
+    awk -v us=$((ended - began)) 'BEGIN {printf "%.3f\n", us / 1e6}' >>"case.$name"
 }
 
 machine "$rows"
 for round in $(seq "$rounds"); do
-    consumer=full-$round
     empty; case_of copy_into_copy piped
     empty; case_of pg_dump_into_psql dumped
-    full
-    empty; case_of apply_what_is_there apply --request none
     consumer=whole-$round
-    # Export, transport and load, with nothing there.
-    empty; curl -sf -o /dev/null "$server/consumers"; case_of export_and_apply sh_full
-done 2>/dev/null || true
+    empty; case_of export_and_apply whole
+    consumer=bench-$round
+    export_and_wait full
+    empty; case_of apply_alone apply "$consumer" --request none
+    first=$((round * changes % rows))
+    sql "update users set name = 'changed $round', updated_at = now(), is_deleted = false where id > $first and id <= $((first + changes))"
+    export_and_wait delta
+    case_of apply_delta apply "$consumer" --request none
+    [[ $(into -c "select count(*) from users where name = 'changed $round'") == "$changes" ]]
+done
+for name in copy_into_copy pg_dump_into_psql export_and_apply apply_alone apply_delta; do
+    printf '%-18s %s s\n' "$name" "$(median "case.$name")"
+    paste "case.copy_into_copy" "case.$name" | awk '{printf "%.2f\n", $1 / $2}' >ratios
+    [[ $name == apply_delta || $name == copy_into_copy ]] || printf '%-18s %s of the piped \\copy\n' '' "$(median ratios)"
+done
+
+# The last round's table goes on.
+apply "$consumer" --every 1s &
+follower=$!
+trap 'kill $follower $service; wait $follower $service || true; rm -rf "$dir"' EXIT
+for tick in $(seq 30); do
+    sql "update users set name = 'tick $tick', updated_at = now(), is_deleted = false where id <= 1000"
+    clock began
+    until [[ $(into -c "select name from users where id = 1") == "tick $tick" ]]; do pause 0.02; done
+    clock ended
+    milliseconds $((ended - began)) >>lag
+    # Each at another moment of the follower's second.
+    pause "0.$((RANDOM % 900 + 100))"
+done
+echo "from commit to the copy with --every 1s, ms: $(median lag), the 99th percentile $(percentile99 lag)"
