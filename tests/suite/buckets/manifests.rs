@@ -82,6 +82,38 @@ async fn after_a_restore_the_manifests_of_what_was_forgotten_stay() {
     }
 }
 
+/// A copy that is kept by what is in the bucket alone, and one by what `pull` fetches from a service whose files are there.
+#[tokio::test]
+async fn a_bucket_is_applied_and_pulled_from() {
+    for bucket in buckets().await {
+        let (database, target) = (Database::new().await, Database::empty().await);
+        database.add_users(1, 20).await;
+        let service = bucket.start(&database).service().await;
+        export(&service, "full", "a").await;
+        database.run("update users set name = 'x' where id = 3; delete from users where id = 4").await;
+        export(&service, "delta", "a").await;
+        let folder = crate::harness::reachable_folder();
+        let into = folder.path().to_str().unwrap();
+        let pull = ["pull", "--consumer", "a", "--server", &service.address, "--into", into];
+        let (code, printed, said) = crate::remote::far(&pull).output().await;
+        assert_eq!((code, printed.lines().count()), (0, 2), "{said}");
+        let variables = bucket.variables();
+        let place = variables.iter().find(|(name, _)| *name == "OUTPUT_URL").unwrap().1.clone();
+        let live = "select string_agg(concat_ws(',', id, name, email, created_at, updated_at), '|' order by id) from users where not is_deleted";
+        for from in [place.as_str(), into] {
+            let to = target.url();
+            let apply = ["apply", "--to", &to, "--consumer", "a", "--dataset", "users", "--from", from];
+            let start = variables.iter().filter(|(name, _)| *name != "OUTPUT_URL");
+            let start = start.fold(crate::remote::far(&apply), |start, (name, value)| start.with(name, value));
+            let (code, printed, said) = start.output().await;
+            assert_eq!((code, printed.lines().count()), (0, 2), "{from} {said}");
+            assert_eq!(target.one::<String>(live).await, database.one::<String>(live).await, "{from}");
+            target.run("drop table users; drop schema cdc_apply cascade").await;
+        }
+        service.stop().await;
+    }
+}
+
 /// An answer that was lost, or a process that died behind the request: the same manifest stands there, and is ours.
 #[tokio::test]
 async fn a_manifest_that_is_there_already_is_recognised() {
