@@ -28,10 +28,9 @@ piped() {
     into -c 'alter table users add primary key (id)'
 }
 dumped() { pg_dump --no-owner --no-privileges --exclude-schema cdc_export -t users | grep -v 'TRIGGER' | into -o /dev/null; }
-# apply CONSUMER OPTION…: what it says of a full export that it asks for is no news here.
-apply() {
-    "$binary" apply --to "postgres://$PGUSER@localhost/copy?host=$PGHOST" --server "http://127.0.0.1:$port" --dataset users --consumer "$@" >/dev/null
-}
+command=("$binary" apply --to "postgres://$PGUSER@localhost/copy?host=$PGHOST" --server "http://127.0.0.1:$port" --dataset users --consumer)
+# apply CONSUMER OPTION…
+apply() { "${command[@]}" "$@" >/dev/null; }
 whole() { export_and_wait full && apply "$consumer" --request none; }
 # case_of NAME COMMAND…: appends wall seconds.
 case_of() {
@@ -65,7 +64,7 @@ for name in copy_into_copy pg_dump_into_psql export_and_apply apply_alone apply_
 done
 
 # The last round's table goes on.
-apply "$consumer" --every 1s &
+"${command[@]}" "$consumer" --every 1s >/dev/null &
 follower=$!
 trap 'kill $follower $service; wait $follower $service || true; rm -rf "$dir"' EXIT
 for tick in $(seq 30); do
