@@ -4,11 +4,12 @@
 
 mod authorities;
 mod environment;
+mod operator;
 mod output;
 mod variables;
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::service::Downloads;
 use crate::source::purge;
+use crate::webhook::Receiver;
 use crate::{embedded, maintenance, sink, telemetry, worker};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -66,6 +68,10 @@ pub struct Config {
     pub embedded: embedded::Settings,
     /// What may be exported.
     pub catalog: Arc<Catalog>,
+    /// Who is told of the ends of exports over HTTP; only those whose secrets are in the environment.
+    pub receivers: Vec<Receiver>,
+    /// What is wrong with the secrets of the others, for a process that has to tell them too.
+    pub secrets_missing: Vec<String>,
     /// The catalog's file; `None`: there is the demo's dataset alone.
     pub catalog_file: Option<PathBuf>,
     /// Where the exports' files go.
@@ -96,11 +102,6 @@ pub struct Config {
 }
 
 impl Error {
-    /// What is wrong with the catalog in this file.
-    pub fn catalog(file: &Path, mistakes: Mistakes) -> Error {
-        Error::Catalog { file: file.display().to_string(), mistakes }
-    }
-
     /// HOST is an address that this machine doesn't have.
     pub fn no_such_host(host: IpAddr) -> Error {
         bad(
@@ -119,18 +120,6 @@ impl Error {
             sink::Settings::Bucket(_) => "OUTPUT_URL",
         };
         bad(name, format!("{output}: {why}"))
-    }
-
-    /// The catalog's file can't be read.
-    pub fn unreadable_catalog(file: &Path, why: &std::io::Error) -> Error {
-        let help = match why.kind() {
-            std::io::ErrorKind::NotFound if file.is_relative() => {
-                "; a path that begins with / is the same in every folder"
-            }
-            _ => "",
-        };
-        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-        bad("DATASETS", format!("{}: {why}{help}", file.display()))
     }
 
     /// The API is open to other machines, and there is no key: nobody could call it.
@@ -210,6 +199,11 @@ impl Config {
         };
         let output = output::read(&vars)?;
         let publisher = output::publisher(&vars, &output)?;
+        let catalog = match &catalog_file {
+            None => Catalog::default(),
+            Some(file) => operator::read_catalog(file)?,
+        };
+        let (receivers, secrets_missing) = operator::receivers(&vars, &catalog);
         Ok(Config {
             embedded: embedded::Settings {
                 data_dir_is_default: data_dir.is_none(),
@@ -230,10 +224,9 @@ impl Config {
                 search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),
                 runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
             },
-            catalog: match &catalog_file {
-                None => Arc::default(),
-                Some(file) => Arc::new(read_catalog(file)?),
-            },
+            catalog: Arc::new(catalog),
+            receivers,
+            secrets_missing,
             catalog_file,
             output,
             // A database that the operator names gets demo rows only when asked for.
@@ -298,11 +291,6 @@ impl Config {
 fn a_line_each(file: &str, mistakes: &Mistakes) -> String {
     let lines: Vec<_> = mistakes.to_string().lines().map(|mistake| format!("DATASETS: {file}: {mistake}")).collect();
     lines.join("\n")
-}
-
-fn read_catalog(file: &Path) -> Result<Catalog, Error> {
-    let text = std::fs::read_to_string(file).map_err(|why| Error::unreadable_catalog(file, &why))?;
-    Catalog::from_toml(&text).map_err(|mistakes| Error::catalog(file, mistakes))
 }
 
 /// How many cores this process may use.

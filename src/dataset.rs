@@ -8,6 +8,7 @@ pub mod fault;
 pub mod name;
 pub mod signature;
 mod table_name;
+mod webhook_block;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

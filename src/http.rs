@@ -9,6 +9,7 @@ mod connections;
 mod consumers;
 mod cors;
 mod datasets;
+mod deliveries;
 mod docs;
 mod exports;
 mod input;
@@ -135,6 +136,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(exports::download::download_part))
         .routes(routes!(exports::manifest::manifest))
         .routes(routes!(exports::url::url))
+        .routes(routes!(deliveries::list))
+        .routes(routes!(deliveries::redeliver))
         .routes(routes!(users::soft_delete))
         .routes(routes!(openapi::get))
         .routes(routes!(docs::page))

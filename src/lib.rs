@@ -5,6 +5,7 @@
 // Nouns: plain values, no I/O.
 pub mod database;
 pub mod dataset;
+pub mod event;
 pub mod file;
 pub mod job;
 pub mod key;
@@ -25,6 +26,7 @@ pub mod pipeline;
 pub mod publisher;
 pub mod sink;
 pub mod source;
+pub mod webhook;
 pub mod worker;
 
 // The way on: from a file to another database.

@@ -4,6 +4,7 @@
 
 pub mod consumers;
 mod deadline;
+mod deliveries;
 pub mod files;
 mod followers;
 mod jobs;
@@ -72,6 +73,12 @@ pub enum Error {
     /// There is no such job.
     #[error("there is no export with this id")]
     NoJob,
+    /// There is no such delivery.
+    #[error("there is no delivery with this id")]
+    NoDelivery,
+    /// A delivery's receiver is in the catalog no more.
+    #[error("there is no webhook `{0}` in the operator's file any more, so nobody would tell it")]
+    NoEndpoint(String),
     /// The demo's table has no such user, or is not the service's.
     #[error("there is no user with this id")]
     NoUser,

@@ -5,6 +5,7 @@
 
 pub mod acknowledgements;
 pub mod commit;
+pub mod deliveries;
 pub mod files;
 pub mod followed;
 pub mod gauges;
@@ -34,6 +35,7 @@ use tokio::sync::broadcast;
 
 use crate::connection::failure::{self, SqlFailure};
 use crate::database::{BadDatabaseId, DatabaseId};
+use crate::event::Listener;
 use crate::job::JobId;
 
 /// The channel of notifications: a job is new, or one was asked to stop. A process that misses a notification finds out by polling.
@@ -117,6 +119,8 @@ pub struct Store {
     cursors: Arc<retention::Cursors>,
     /// Tells of jobs that this process brought to their end.
     endings: broadcast::Sender<JobId>,
+    /// Who is told of the ends of exports.
+    listeners: Arc<[Listener]>,
 }
 
 impl Store {
@@ -128,6 +132,7 @@ impl Store {
             open_jobs: Arc::default(),
             cursors: Arc::default(),
             endings: broadcast::Sender::new(64),
+            listeners: Arc::default(),
         }
     }
 

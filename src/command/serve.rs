@@ -38,6 +38,9 @@ impl Serve {
     /// Serves the API, and runs the exports unless others do.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::AsSet)?;
+        if !self.no_workers {
+            refuse_missing_secrets(&config)?;
+        }
         block_on(serve(config, &self))
     }
 }
@@ -96,6 +99,16 @@ async fn serve_on(
     }
     tracing::info!(event = "stopped");
     Ok(())
+}
+
+/// Refuses to run exports without the secrets by which their events are signed: nobody would be told of them.
+fn refuse_missing_secrets(config: &Config) -> Result<(), config::Error> {
+    match &config.catalog_file {
+        Some(file) if !config.secrets_missing.is_empty() => {
+            Err(config::Error::no_secrets(file, &config.secrets_missing))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a catalog that doesn't fit its tables. Warns of tables that can't be read, and of those whose changes aren't captured: the
@@ -214,6 +227,7 @@ fn allow_descriptors() -> ConnectionLimits {
 /// Runs the exports, without an API. METRICS_PORT serves the metrics of this process, which no other process counts.
 pub(crate) fn run_worker() -> anyhow::Result<ExitCode> {
     let config = settings(CatalogFile::Read, Logs::AsSet)?;
+    refuse_missing_secrets(&config)?;
     block_on(work(config))
 }
 

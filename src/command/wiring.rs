@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::anyhow;
 
 use crate::config::{self, Config};
+use crate::http;
 use crate::maintenance::Maintenance;
 use crate::postgres::Database;
 use crate::service::{self, Service, Stores};
@@ -12,6 +13,7 @@ use crate::sink::{self, Destination, Prepared};
 use crate::source::Source;
 use crate::store::Store;
 use crate::telemetry;
+use crate::webhook::Webhooks;
 use crate::worker::{self, Worker};
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +45,7 @@ pub(super) struct Wired {
 pub(super) struct Exports {
     worker: Worker,
     maintenance: Maintenance,
+    webhooks: Webhooks,
 }
 
 impl Exports {
@@ -53,7 +56,11 @@ impl Exports {
 
     /// Works until `shutdown`, then gives running jobs back and returns.
     pub(super) async fn run(self, shutdown: CancellationToken) {
-        tokio::join!(self.worker.run(shutdown.clone()), self.maintenance.run(shutdown));
+        tokio::join!(
+            self.worker.run(shutdown.clone()),
+            self.maintenance.run(shutdown.clone()),
+            self.webhooks.run(shutdown)
+        );
     }
 }
 
@@ -120,9 +127,12 @@ pub(super) fn wire(
     let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let catalog = Arc::clone(&config.catalog);
-    let (store, tables) = (Store::new(control.clone()), source(control.clone()));
+    // Whether or not their secrets are known here: another process may have these.
+    let listeners = catalog.webhooks().iter().map(|webhook| webhook.listener.clone()).collect();
+    let (store, tables) = (Store::new(control.clone()).telling(listeners), source(control.clone()));
     let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone());
     let worker = Worker::new(settings, store.clone(), tables, destination.clone(), Arc::clone(&catalog));
+    let webhooks = Webhooks::new(store.clone(), config.receivers.clone(), http::job_as_json);
     let callers = |connections, timeout| database.pool_for_callers(connections, timeout);
     let stores = Stores {
         api: store.over(callers(config.api_connections, service::CALL_TIMEOUT)),
@@ -132,5 +142,5 @@ pub(super) fn wire(
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);
     let settings = service::Settings { destination, catalog, terms: config.terms, downloads: config.downloads };
     let service = Service::new(settings, stores, source(counting), stopping.clone());
-    Wired { exports: Exports { worker, maintenance }, service }
+    Wired { exports: Exports { worker, maintenance, webhooks }, service }
 }

@@ -190,7 +190,7 @@ pub(crate) fn is_free(path: &str) -> bool {
 /// The scope that a key needs to call a route.
 pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     match (path, method) {
-        ("/metrics" | "/users/{id}", _) => Scope::Admin,
+        ("/metrics" | "/users/{id}" | "/deliveries" | "/deliveries/{deliveryId}/redeliver", _) => Scope::Admin,
         // Who may fetch a file may say that it is loaded.
         ("/exports/{jobId}/ack", _) => Scope::Read,
         (_, &Method::GET | &Method::HEAD) => Scope::Read,
@@ -269,6 +269,8 @@ mod tests {
         for (method, path, scope) in [
             (Method::GET, "/metrics", Scope::Admin),
             (Method::DELETE, "/users/{id}", Scope::Admin),
+            (Method::GET, "/deliveries", Scope::Admin),
+            (Method::POST, "/deliveries/{deliveryId}/redeliver", Scope::Admin),
             (Method::HEAD, "/exports/{jobId}/download", Scope::Read),
             (Method::POST, "/exports/{jobId}/ack", Scope::Read),
             (Method::POST, "/exports/{jobId}/cancel", Scope::Write),

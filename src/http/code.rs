@@ -84,6 +84,8 @@ words! {
         NoPart = "no_part",
         /// The export has no manifest: it is an ad-hoc one, or a version made it that made none.
         NoManifest = "no_manifest",
+        /// The delivery's receiver is not in the operator's file any more.
+        NoEndpoint = "no_endpoint",
         /// The file was removed, or is not the one that was exported.
         FileGone = "file_gone",
         /// The body has more than 1 MB.
@@ -166,6 +168,7 @@ impl Code {
             | Code::NoUrl
             | Code::SeveralFiles
             | Code::NoManifest
+            | Code::NoEndpoint
             | Code::FileOfOtherDatabase => StatusCode::CONFLICT,
             Code::FileGone => StatusCode::GONE,
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,

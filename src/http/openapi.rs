@@ -42,6 +42,7 @@ use crate::job::ConsumerId;
         (name = "exports", description = "Ask for an export, follow it, fetch its file."),
         (name = "watermarks", description = "The watermarks of consumers."),
         (name = "datasets", description = "The tables that may be exported."),
+        (name = "deliveries", description = "What receivers are told of ended exports."),
         (name = "demo", description = "The demo table."),
         (name = "service", description = "For monitoring this process, and for its documentation."),
     ),

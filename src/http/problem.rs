@@ -254,7 +254,7 @@ impl From<service::Error> for Problem {
                 Problem::new(Code::OutputFailed, detail)
             }
             Error::NoKey => Problem::key_invalid(),
-            Error::NoJob | Error::NoUser => Problem::not_found(&detail),
+            Error::NoJob | Error::NoUser | Error::NoDelivery => Problem::not_found(&detail),
             Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).about("dataset"),
             Error::NoTable { .. } => Problem::new(Code::TableMissing, detail).about("dataset"),
             Error::NotReadable(cause) => {
@@ -274,6 +274,7 @@ impl From<service::Error> for Problem {
             Error::NoUrl => Problem::new(Code::NoUrl, detail),
             Error::SeveralFiles(_) => Problem::new(Code::SeveralFiles, detail),
             Error::NoPart(_) => Problem::new(Code::NoPart, detail),
+            Error::NoEndpoint(_) => Problem::new(Code::NoEndpoint, detail),
             Error::NoManifest => Problem::new(Code::NoManifest, detail),
             Error::FileGone => Problem::new(Code::FileGone, detail),
             Error::FileOnOtherHost => Problem::new(Code::FileOnOtherHost, detail),

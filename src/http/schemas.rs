@@ -6,6 +6,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::event::DeliveryStatus;
 use crate::job::encoding::{Compression, Format};
 use crate::job::selection::Operator;
 use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Status};
@@ -49,6 +50,7 @@ document_words! {
     FailureCode, "FailureCode", "Why an export failed";
     Format, "Format", "How a file's rows are written";
     Compression, "Compression", "What a file is compressed with, as a whole";
+    DeliveryStatus, "DeliveryStatus", "How the telling of an event to a receiver stands";
     Operator, "Operator", "How a column is compared with a value";
 }
 

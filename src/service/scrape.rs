@@ -6,10 +6,12 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use crate::dataset::catalog::Catalog;
+use crate::event::DeliveryStatus;
 use crate::job::{ExportType, FailureCode, Status};
 use crate::service::Service;
 use crate::store::{
     self,
+    deliveries::OpenDeliveries,
     gauges::{Backlog, UnacknowledgedAge, WatermarkAge},
 };
 use crate::telemetry::chain;
@@ -78,7 +80,8 @@ impl Service {
         let backlog = self.store.backlog().await?;
         let (ages, others) = self.store.watermark_ages(&datasets).await?;
         let unacknowledged = self.store.unacknowledged_ages(&datasets).await?;
-        Ok(Figures { backlog, ages, others, unacknowledged })
+        let undelivered = self.store.open_deliveries().await?;
+        Ok(Figures { backlog, ages, others, unacknowledged, undelivered })
     }
 }
 
@@ -88,11 +91,12 @@ struct Figures {
     ages: Vec<WatermarkAge>,
     others: u64,
     unacknowledged: Vec<UnacknowledgedAge>,
+    undelivered: Vec<OpenDeliveries>,
 }
 
 impl Figures {
     fn show(&self, gauges: &mut Gauges) {
-        let Figures { backlog, ages, others, unacknowledged } = self;
+        let Figures { backlog, ages, others, unacknowledged, undelivered } = self;
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Pending.as_str()], backlog.pending as f64);
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Processing.as_str()], backlog.processing as f64);
         for (metric, value) in [
@@ -114,6 +118,11 @@ impl Figures {
         for UnacknowledgedAge { consumer, dataset, exports, seconds } in unacknowledged {
             gauges.set(&metrics::UNACKNOWLEDGED_EXPORTS, &[consumer.as_str(), dataset], *exports as f64);
             gauges.set(&metrics::UNACKNOWLEDGED, &[consumer.as_str(), dataset], *seconds);
+        }
+        for OpenDeliveries { endpoint, pending, dead } in undelivered {
+            for (status, count) in [(DeliveryStatus::Pending, *pending), (DeliveryStatus::Dead, *dead)] {
+                gauges.set(&metrics::DELIVERIES_OPEN, &[endpoint, status.as_str()], count as f64);
+            }
         }
     }
 }

@@ -140,7 +140,8 @@ async fn commit_once(
     .bind(bytes)
     .bind(column(|part| part.rows as i64))
     .bind(texts(|part| &part.staged.sha256));
-    if step(conn, complete).await?.is_none() {
+    // Nobody is told before the file has its name.
+    if step(conn, &[], complete).await?.is_none() {
         return Ok(Committed::NotOurs);
     }
     let Some(lane) = job.lane() else { return Ok(Committed::Done) };

@@ -45,13 +45,13 @@ pub(crate) use job_columns;
 
 #[derive(sqlx_macros::FromRow)]
 pub(crate) struct JobRow {
-    id: Uuid,
-    consumer_id: Option<String>,
-    dataset: String,
+    pub(super) id: Uuid,
+    pub(super) consumer_id: Option<String>,
+    pub(super) dataset: String,
     export_type: String,
     format: String,
     compression: String,
-    status: String,
+    pub(super) status: String,
     progress: i16,
     attempt: i32,
     rows_exported: i64,

@@ -224,7 +224,7 @@ impl Store {
              returning case e.status when 'cancelled' then 'pending' else e.status end as was, ",
             job_columns!()
         ));
-        match step(&mut tx, cancel.bind(id.as_uuid())).await {
+        match step(&mut tx, &self.listeners, cancel.bind(id.as_uuid())).await {
             Err(Error::LockConflict(cause)) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => {
                 return Ok(Cancelled::Committing);
             }

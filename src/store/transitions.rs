@@ -1,18 +1,19 @@
-//! A job's transitions after its claim: each statement that changes a status then runs in [`step`] or [`steps`], and what it changed is
+//! A job's transitions after its claim: each statement that changes a status then runs in [`step`] or `steps`, and what it changed is
 //! told in one place, `Store::tell`.
 //!
-//! What must be true together with a transition belongs into its transaction, beside [`step`]. What only has to be heard of it
-//! belongs into `tell`: the process whose statement ended a job counts the end, logs it and wakes the job's followers. Of all processes
-//! at most one does: none, where that process dies between the two, or the statement's answer is lost.
+//! What must be true together with a transition belongs into its transaction, beside [`step`], as do the deliveries of an end's event. What
+//! only has to be heard of it in this process belongs into `tell`: the process whose statement ended a job counts the end, logs it and wakes
+//! the job's followers. Of all processes at most one does: none, where that process dies between the two, or the statement's answer is lost.
 
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
 use sqlx::{Connection, PgConnection, Postgres};
 use tokio::sync::broadcast;
 
+use crate::event::Listener;
 use crate::job::{Continuity, Job, JobId, Status};
 use crate::store::job_row::JobRow;
-use crate::store::{Error, Store};
+use crate::store::{Error, Store, deliveries};
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
 use crate::telemetry::{chain, job_event};
 
@@ -50,14 +51,33 @@ impl TryFrom<TransitionRow> for Transition {
 
 type Statement<'q> = QueryAs<'q, Postgres, TransitionRow, PgArguments>;
 
-/// Runs a statement that changes one job's status, in a transaction. `None`: it changed nothing.
-pub(super) async fn step(conn: &mut PgConnection, statement: Statement<'_>) -> Result<Option<TransitionRow>, Error> {
-    Ok(statement.fetch_optional(conn).await?)
+/// Runs a statement that changes one job's status, in a transaction, and writes down which listeners are to be told of its end. `None`: it
+/// changed nothing.
+pub(super) async fn step(
+    conn: &mut PgConnection,
+    listeners: &[Listener],
+    statement: Statement<'_>,
+) -> Result<Option<TransitionRow>, Error> {
+    let row = statement.fetch_optional(&mut *conn).await?;
+    plan_deliveries(conn, listeners, row.as_slice()).await?;
+    Ok(row)
 }
 
-/// Runs a statement that changes many jobs' statuses, in a transaction.
-pub(super) async fn steps(conn: &mut PgConnection, statement: Statement<'_>) -> Result<Vec<TransitionRow>, Error> {
-    Ok(statement.fetch_all(conn).await?)
+/// Runs a statement that changes many jobs' statuses, in a transaction, and writes down which listeners are to be told of their ends.
+async fn steps(
+    conn: &mut PgConnection,
+    listeners: &[Listener],
+    statement: Statement<'_>,
+) -> Result<Vec<TransitionRow>, Error> {
+    let rows = statement.fetch_all(&mut *conn).await?;
+    plan_deliveries(conn, listeners, &rows).await?;
+    Ok(rows)
+}
+
+async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: &[TransitionRow]) -> Result<(), Error> {
+    // Of a job that was asked to stop clients see no other status.
+    let changed: Vec<_> = rows.iter().filter(|row| row.was != row.job.status).map(|row| &row.job).collect();
+    deliveries::plan(conn, listeners, &changed).await
 }
 
 impl Store {
@@ -70,7 +90,7 @@ impl Store {
     ) -> Result<Option<Transition>, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        let row = step(&mut tx, statement).await?;
+        let row = step(&mut tx, &self.listeners, statement).await?;
         tx.commit().await?;
         conn.give_back();
         row.map(|row| self.told(row, cause)).transpose()
@@ -80,7 +100,7 @@ impl Store {
     pub(super) async fn transitions(&self, statement: Statement<'_>) -> Result<Vec<Transition>, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        let rows = steps(&mut tx, statement).await?;
+        let rows = steps(&mut tx, &self.listeners, statement).await?;
         tx.commit().await?;
         conn.give_back();
         let told = |row: TransitionRow| {

@@ -46,6 +46,11 @@ const DURATION: Metric = metric(
 );
 const TAKEOVERS: Metric =
     metric("cdc_export_lease_takeovers_total", &[], "Jobs taken from workers that gave no sign for a lease.");
+const DELIVERIES: Metric = metric(
+    "cdc_export_deliveries_total",
+    &["endpoint", "outcome"],
+    "Posts of events to a receiver by this process: delivered, failed and tried again later, or dead.",
+);
 const CHANGE_LOG_MAX_ROWS: Metric =
     metric("cdc_export_change_log_max_rows", &[], "The setting CHANGE_LOG_MAX_ROWS of this process.");
 const CHANGE_LOG_MAX_AGE: Metric =
@@ -109,6 +114,12 @@ pub const UNACKNOWLEDGED: Metric = metric(
     "cdc_export_unacknowledged_seconds",
     &["consumer", "dataset"],
     "Since the oldest export that the consumer has not acknowledged was published; 0 where there is none.",
+);
+/// Events that receivers have not taken.
+pub const DELIVERIES_OPEN: Metric = metric(
+    "cdc_export_deliveries_undelivered",
+    &["endpoint", "status"],
+    "Events that a receiver has not taken: pending ones are tried again, dead ones are not.",
 );
 /// Consumers that need a full export.
 pub const POSITIONS_GIVEN_UP: Metric = metric(
@@ -184,6 +195,7 @@ struct Counters {
     late_rows: IntCounterVec,
     duration: HistogramVec,
     takeovers: IntCounterVec,
+    deliveries: IntCounterVec,
     change_log_max_rows: GaugeVec,
     change_log_max_age: GaugeVec,
 }
@@ -220,6 +232,7 @@ impl Counters {
             late_rows: counter(&registry, &LATE_ROWS),
             duration: registered(&registry, HistogramVec::new(options, DURATION.labels)),
             takeovers: counter(&registry, &TAKEOVERS),
+            deliveries: counter(&registry, &DELIVERIES),
             change_log_max_rows: gauge(&registry, &CHANGE_LOG_MAX_ROWS),
             change_log_max_age: gauge(&registry, &CHANGE_LOG_MAX_AGE),
             registry,
@@ -268,6 +281,18 @@ pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
 /// Counts a job that was taken over from a worker whose lease had ended.
 pub fn lease_taken_over() {
     COUNTERS.takeovers.with_label_values::<&str>(&[]).inc();
+}
+
+/// Makes the series of a receiver begin at 0, as [`init_series`] does.
+pub fn init_deliveries(endpoint: &str) {
+    for outcome in ["delivered", "failed", "dead"] {
+        COUNTERS.deliveries.with_label_values(&[endpoint, outcome]);
+    }
+}
+
+/// Counts a post to a receiver by what became of it.
+pub fn delivery_tried(endpoint: &str, outcome: &str) {
+    COUNTERS.deliveries.with_label_values(&[endpoint, outcome]).inc();
 }
 
 /// Sets how much of the change log this process lets a position hold.

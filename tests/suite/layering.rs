@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::source_files::{Use, source_files, uses};
 
-const NOUNS: [&str; 8] = ["database", "dataset", "file", "job", "key", "manifest", "row", "watermark"];
+const NOUNS: [&str; 9] = ["database", "dataset", "event", "file", "job", "key", "manifest", "row", "watermark"];
 
 /// The modules that a module of the library may use, besides itself.
 fn allowed(module: &str) -> BTreeSet<&'static str> {
@@ -18,11 +18,13 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "publisher" => &["store", "sink"],
         "pipeline" => &["source", "encode", "sink"],
         "demo" => &["store"],
+        "webhook" => &["store"],
         "apply" => &["connection"],
         "store" | "source" => &["connection"],
         // How to connect to the private server.
         "postgres" => &["connection", "embedded"],
-        "encode" | "sink" | "database" | "dataset" | "file" | "job" | "key" | "manifest" | "row" | "watermark" => &[],
+        "encode" | "sink" | "database" | "dataset" | "event" | "file" | "job" | "key" | "manifest" | "row"
+        | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [
@@ -35,6 +37,7 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
                 "sink",
                 "source",
                 "telemetry",
+                "webhook",
                 "worker",
             ];
             return settings.into_iter().chain(NOUNS).collect();

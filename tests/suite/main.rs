@@ -156,3 +156,5 @@ mod types;
 mod verify;
 #[cfg(test)]
 mod waiting;
+#[cfg(test)]
+mod webhooks;

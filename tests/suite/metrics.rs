@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::harness::{Database, Service, Start, eventually};
 use crate::network::{Proxy, url};
+use crate::webhooks::with_a_closed_door;
 
 type Labels = BTreeMap<String, String>;
 
@@ -479,7 +480,8 @@ async fn the_documents_table_is_what_a_scrape_shows() {
              insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number, acknowledged) values ('one', 'users', 1, 1, 1)",
         )
         .await;
-    let service = Start::on(&database).service().await;
+    let service = with_a_closed_door(&database).await;
+    service.export("full", "two").await;
     let scrape = Scrape::of(&service).await;
     let shown = scrape.types.iter().map(|(name, kind)| {
         let labels = scrape.label_names(name).into_iter().map(str::to_owned).collect();

@@ -95,7 +95,7 @@ fn a_call_says_all_of_itself() {
         let scopes: Vec<_> = call["security"].as_array().unwrap().iter().map(|it| it["key"][0].clone()).collect();
         let scope = match (path, method) {
             ("/health" | "/health/live" | "/health/ready" | "/openapi.json" | "/docs", _) => vec![],
-            ("/metrics" | "/users/{id}", _) => vec!["admin"],
+            ("/metrics" | "/users/{id}" | "/deliveries" | "/deliveries/{deliveryId}/redeliver", _) => vec!["admin"],
             (_, "get") | ("/exports/{jobId}/ack", "post") => vec!["export:read"],
             _ => vec!["export:write"],
         };
@@ -163,7 +163,7 @@ fn a_query_that_is_read_is_told() {
             }
         }
     }
-    assert_eq!(read, 7);
+    assert_eq!(read, 8);
 }
 
 #[tokio::test]

@@ -1,0 +1,237 @@
+//! A `[[webhook]]` of the operator's file, as it is read.
+
+use serde::Deserialize;
+use toml::Spanned;
+use url::Url;
+
+use crate::dataset::fault::UnknownDataset;
+use crate::dataset::name::is_name;
+use crate::event::{self, Listener, Webhook};
+use crate::job::{ConsumerId, Status};
+
+/// The members, as they are written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WebhookBlock {
+    name: Spanned<String>,
+    url: Spanned<String>,
+    secret_env: Spanned<String>,
+    events: Option<Spanned<Vec<Spanned<String>>>>,
+    datasets: Option<Spanned<Vec<Spanned<String>>>>,
+    consumers: Option<Spanned<Vec<Spanned<String>>>>,
+    #[serde(default)]
+    allow_http: bool,
+    #[serde(default)]
+    allow_private: bool,
+}
+
+/// What is wrong, each with its place in the text.
+type Mistakes = Vec<(usize, String)>;
+
+/// The webhooks of a file, and all that is wrong with them. `dataset` looks one up by its name.
+pub(super) fn read(
+    blocks: Vec<Spanned<WebhookBlock>>,
+    dataset: impl Fn(&str) -> Result<(), UnknownDataset>,
+) -> (Vec<Webhook>, Mistakes) {
+    let (mut webhooks, mut mistakes) = (Vec::<Webhook>::new(), Vec::new());
+    for block in blocks {
+        let (at, block) = (block.span().start, block.into_inner());
+        if webhooks.iter().any(|other| other.listener.name == *block.name.as_ref()) {
+            mistakes.push((at, format!("webhook {}: there is a webhook of this name already", block.name.as_ref())));
+            continue;
+        }
+        webhooks.push(block.read(&dataset, &mut mistakes));
+    }
+    (webhooks, mistakes)
+}
+
+impl WebhookBlock {
+    fn read(self, dataset: impl Fn(&str) -> Result<(), UnknownDataset>, mistakes: &mut Mistakes) -> Webhook {
+        let name = self.name.as_ref().clone();
+        let mut wrong = |at: usize, member: &str, why: &str| {
+            mistakes.push((at, format!("webhook {name}: {member}: {why}")));
+        };
+        if !is_name(&name) {
+            let why = "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected";
+            wrong(self.name.span().start, "name", why);
+        }
+        if let Err(why) = check_url(self.url.as_ref(), self.allow_http) {
+            wrong(self.url.span().start, "url", why);
+        }
+        let is_variable = |text: &str| {
+            let is_begun = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+            is_begun && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        };
+        if !is_variable(self.secret_env.as_ref()) {
+            let why = "the name of a variable is expected, not the secret";
+            wrong(self.secret_env.span().start, "secret_env", why);
+        }
+        for (member, list) in [("events", &self.events), ("datasets", &self.datasets), ("consumers", &self.consumers)] {
+            if let Some(list) = list.as_ref().filter(|list| list.as_ref().is_empty()) {
+                wrong(list.span().start, member, "an empty list: leave it out");
+            }
+        }
+        let ends = || Status::ALL.iter().copied().filter(|status| status.is_terminal());
+        let events = match &self.events {
+            None => ends().collect(),
+            Some(list) => {
+                let mut events = Vec::new();
+                for event in list.as_ref() {
+                    match event::named_end(event.as_ref()) {
+                        Some(end) => events.push(end),
+                        None => {
+                            let names: Vec<_> = ends().map(event::event_name).collect();
+                            let why = format!("`{}` is none of {}", event.as_ref(), names.join(", "));
+                            wrong(event.span().start, "events", &why);
+                        }
+                    }
+                }
+                events
+            }
+        };
+        let datasets = self.datasets.map(|list| {
+            for name in list.as_ref() {
+                if let Err(unknown) = dataset(name.as_ref()) {
+                    wrong(name.span().start, "datasets", &unknown.to_string());
+                }
+            }
+            list.into_inner().into_iter().map(Spanned::into_inner).collect()
+        });
+        let consumers = self.consumers.map(|list| {
+            let mut consumers = Vec::new();
+            for id in list.as_ref() {
+                match id.as_ref().parse::<ConsumerId>() {
+                    Ok(consumer) => consumers.push(consumer),
+                    Err(why) => wrong(id.span().start, "consumers", &why.to_string()),
+                }
+            }
+            consumers
+        });
+        Webhook {
+            listener: Listener { name, events, datasets, consumers },
+            url: self.url.into_inner(),
+            secret_env: self.secret_env.into_inner(),
+            allows_private: self.allow_private,
+        }
+    }
+}
+
+/// Whether events may be posted there. No message quotes the address, which may have a token in its path.
+fn check_url(text: &str, allows_http: bool) -> Result<(), &'static str> {
+    let url = Url::parse(text).map_err(|_| "an address such as https://example.com/hooks/cdc is expected")?;
+    match url.scheme() {
+        "https" => {}
+        "http" if allows_http => {}
+        "http" => return Err("everybody on the way could read the events: https is expected, or `allow_http = true`"),
+        _ => return Err("https is expected"),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(
+            "a name and a password in it would be in the file: the receiver knows the service by its signature",
+        );
+    }
+    if url.fragment().is_some() {
+        return Err("what comes after # is never sent");
+    }
+    if url.host_str().is_none_or(str::is_empty) || url.port() == Some(0) {
+        return Err("a host is expected");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::dataset::catalog::Catalog;
+    use crate::job::Status;
+
+    const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
+
+    /// What is wrong with webhooks, the first of whose blocks begins in line 4.
+    fn wrong(blocks: &str) -> String {
+        Catalog::from_toml(&format!("{ORDERS}{blocks}")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn everything_may_be_said() {
+        let catalog = Catalog::from_toml(&format!(
+            "{ORDERS}
+            [[webhook]]
+            name = \"airflow\"
+            url = \"https://airflow.example.com/hooks/cdc?x=1\"
+            secret_env = \"AIRFLOW_WEBHOOK_SECRET\"
+            events = [\"export.completed\", \"export.failed\"]
+            datasets = [\"orders\"]
+            consumers = [\"search\", \"a@b\"]
+
+            [[webhook]]
+            name = \"here\"
+            url = \"http://localhost:9000\"
+            secret_env = \"_S2\"
+            allow_http = true
+            allow_private = true
+            "
+        ))
+        .unwrap();
+        let [airflow, here] = catalog.webhooks() else { panic!("two") };
+        assert_eq!(airflow.listener.events, [Status::Completed, Status::Failed]);
+        assert_eq!(airflow.listener.datasets.as_deref(), Some(&["orders".to_owned()][..]));
+        assert_eq!(airflow.listener.consumers.as_ref().map(Vec::len), Some(2));
+        assert!(!airflow.allows_private && here.allows_private);
+        assert_eq!(here.listener.events, [Status::Completed, Status::Failed, Status::Cancelled]);
+        assert_eq!((&here.listener.datasets, &here.listener.consumers), (&None, &None));
+    }
+
+    #[test]
+    fn each_mistake_is_told_with_its_line() {
+        let found = wrong(
+            "[[webhook]]
+name = \"A\"
+url = \"http://a.example/token\"
+secret_env = \"whsec_secret=\"
+events = [\"export.done\"]
+datasets = [\"order\"]
+consumers = [\"a b\"]
+[[webhook]]
+name = \"b\"
+url = \"https://u:secret@b.example/\"
+secret_env = \"B\"
+events = []
+[[webhook]]
+name = \"b\"
+url = \"https://b.example/\"
+secret_env = \"B\"
+",
+        );
+        let expected = [
+            "line 5: webhook A: name: 1 to 63",
+            "line 6: webhook A: url: everybody on the way",
+            "line 7: webhook A: secret_env: the name of a variable",
+            "line 8: webhook A: events: `export.done` is none of export.completed, export.failed, export.cancelled",
+            "line 9: webhook A: datasets: ",
+            "line 10: webhook A: consumers: ",
+            "line 13: webhook b: url: a name and a password",
+            "line 15: webhook b: events: an empty list",
+            "line 16: webhook b: there is a webhook of this name already",
+        ];
+        assert_eq!(found.lines().count(), expected.len(), "{found}");
+        for (line, expected) in found.lines().zip(expected) {
+            assert!(line.starts_with(expected), "{line}");
+        }
+        assert!(!found.contains("secret@") && !found.contains("token"), "{found}");
+    }
+
+    #[test]
+    fn an_address_is_one_of_the_web() {
+        for url in [
+            "ftp://a.example/",
+            "https:///a",
+            "a.example/hooks",
+            "https://a.example/#x",
+            "file:///etc/passwd",
+            "https://a:0/",
+        ] {
+            let found = wrong(&format!("[[webhook]]\nname = \"a\"\nurl = \"{url}\"\nsecret_env = \"A\"\n"));
+            assert!(found.starts_with("line 6: webhook a: url: "), "{url} {found}");
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! What receivers are told of ended exports: each end, signed, until they take it, and nobody else.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ring::hmac;
+use serde_json::{Value, json};
+
+use crate::catalog::Catalog;
+use crate::harness::{Database, Service, Start, eventually, refusal};
+
+const SECRET: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3";
+const OLD_SECRET: &str = "whsec_b2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xk";
+
+/// How a receiver answers.
+#[derive(Clone)]
+enum Answer {
+    Status(u16),
+    Redirect(String),
+    /// Not before so many milliseconds have passed.
+    After(u64),
+}
+
+/// What a receiver was posted.
+#[derive(Clone)]
+struct Heard {
+    id: String,
+    signed: bool,
+    event: Value,
+}
+
+/// A receiver of our own, which answers as it is told, and then by 200.
+#[derive(Clone, Default)]
+struct Receiver {
+    port: u16,
+    answers: Arc<Mutex<VecDeque<Answer>>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
+}
+
+impl Receiver {
+    async fn start() -> Receiver {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let receiver = Receiver { port: listener.local_addr().unwrap().port(), ..Receiver::default() };
+        let routes = Router::new().fallback(post).with_state(receiver.clone());
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        receiver
+    }
+
+    fn answers(&self, answers: impl IntoIterator<Item = Answer>) {
+        self.answers.lock().unwrap().extend(answers);
+    }
+
+    fn heard(&self) -> Vec<Heard> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    /// Waits until it was posted so much.
+    async fn hears(&self, posts: usize) -> Vec<Heard> {
+        eventually("a post", || async { Some(self.heard()).filter(|heard| heard.len() >= posts) }).await
+    }
+
+    /// A block of the operator's file that names it.
+    fn block(&self, name: &str, more: &str) -> String {
+        let Receiver { port, .. } = self;
+        format!(
+            "[[webhook]]\nname = \"{name}\"\nurl = \"http://localhost:{port}/hooks/token\"\nsecret_env = \"HOOK_SECRET\"\n\
+             allow_http = true\nallow_private = true\n{more}\n"
+        )
+    }
+}
+
+async fn post(State(receiver): State<Receiver>, headers: HeaderMap, body: Bytes) -> Response {
+    let header = |name: &str| headers[name].to_str().unwrap().to_owned();
+    let text =
+        format!("{}.{}.{}", header("webhook-id"), header("webhook-timestamp"), std::str::from_utf8(&body).unwrap());
+    let is_by = |secret: &str| {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(secret.strip_prefix("whsec_").unwrap()).unwrap());
+        let tag = format!("v1,{}", STANDARD.encode(hmac::sign(&key, text.as_bytes())));
+        header("webhook-signature").split(' ').any(|signature| signature == tag)
+    };
+    let signed = is_by(SECRET) && is_by(OLD_SECRET) && header("content-type") == "application/cloudevents+json";
+    let event = serde_json::from_slice(&body).unwrap();
+    receiver.heard.lock().unwrap().push(Heard { id: header("webhook-id"), signed, event });
+    let answer = receiver.answers.lock().unwrap().pop_front();
+    match answer {
+        None => StatusCode::OK.into_response(),
+        Some(Answer::Status(status)) => {
+            (StatusCode::from_u16(status).unwrap(), "a long word".repeat(10_000)).into_response()
+        }
+        Some(Answer::Redirect(to)) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response(),
+        Some(Answer::After(milliseconds)) => {
+            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            StatusCode::OK.into_response()
+        }
+    }
+}
+
+/// An operator's file with the demo's table and webhooks.
+struct Operator(Catalog);
+
+impl Operator {
+    fn with(blocks: &[String]) -> Operator {
+        let users = "[[dataset]]\nname = \"users\"\ntable = \"users\"\ncreated_at = \"created_at\"\nupdated_at = \"updated_at\"\n\
+                     deleted = \"is_deleted\"\n";
+        Operator(Catalog::of(&format!("{users}{}", blocks.concat())))
+    }
+
+    fn start(&self, database: &Database) -> Start {
+        self.0.start(database).with("HOOK_SECRET", format!("{SECRET} {OLD_SECRET}"))
+    }
+}
+
+/// A service with a webhook at an address where nobody listens.
+pub(crate) async fn with_a_closed_door(database: &Database) -> Service {
+    let nobody = Receiver { port: 1, ..Receiver::default() };
+    Operator::with(&[nobody.block("closed", "")]).start(database).service().await
+}
+
+async fn deliveries(service: &Service, query: &str) -> Vec<Value> {
+    let answer = service.call("GET", &format!("/deliveries{query}"), &[]).await;
+    assert_eq!(answer.status(), 200);
+    answer.json::<Value>().await.unwrap()["items"].as_array().unwrap().clone()
+}
+
+/// Waits until the only delivery stands so.
+async fn stands(service: &Service, status: &str, attempt: u64) -> Value {
+    eventually("a delivery", || async {
+        let [delivery] = deliveries(service, "").await.try_into().unwrap();
+        Some(delivery).filter(|it: &Value| it["status"] == status && it["attempt"] == attempt && it["lastStatus"] != -1)
+    })
+    .await
+}
+
+const DUE: &str = "update cdc_export.deliveries set run_at = clock_timestamp() where run_at < 'infinity'";
+
+#[tokio::test]
+async fn each_end_is_told_once_and_signed() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let receiver = Receiver::start().await;
+    let service = Operator::with(&[receiver.block("all", "")]);
+    let service =
+        service.start(&database).with("MAX_ATTEMPTS", 1).with("FAILPOINTS", "sink.write=error").service().await;
+    let failed = service.submit("full", "a").await;
+    assert_eq!(service.ended(&failed).await["status"], "failed");
+    let (completed, _) = service.export("full", "a").await;
+    let held = database.hold_exports().await;
+    let cancelled = service.submit("delta", "a").await;
+    let path = format!("/exports/{cancelled}/cancel");
+    assert_eq!(service.call("POST", &path, &[]).await.status(), 202);
+    held.rollback().await.unwrap();
+    assert_eq!(service.ended(&cancelled).await["status"], "cancelled");
+    // Of no consumer.
+    let adhoc = service.call("POST", "/exports", &[]).await.json::<Value>().await.unwrap();
+    let adhoc = service.ended(adhoc["jobId"].as_str().unwrap()).await;
+
+    let heard = receiver.hears(4).await;
+    let of = |job: &str| {
+        let mut found = heard.iter().filter(|it| it.event["data"]["jobId"] == job);
+        (found.next().unwrap().clone(), found.count())
+    };
+    let id = completed["jobId"].as_str().unwrap();
+    for (job, word) in [(failed.as_str(), "failed"), (id, "completed"), (&cancelled, "cancelled")] {
+        let (Heard { id, signed, event }, others) = of(job);
+        assert!(signed && others == 0, "{event}");
+        assert_eq!(event["id"], id);
+        assert_eq!(event["type"], format!("cdc-export.export.{word}.v1"));
+        assert_eq!((&event["specversion"], &event["subject"]), (&json!("1.0"), &json!("users/a")));
+        assert!(event["source"].as_str().unwrap().starts_with("/cdc-export/"));
+        assert_eq!(event["data"], service.job(job).await, "as the API shows it");
+    }
+    assert_eq!(of(adhoc["jobId"].as_str().unwrap()).0.event["subject"], "users");
+    let told = eventually("they are delivered", || async {
+        let told = deliveries(&service, "?status=delivered").await;
+        Some(told).filter(|told| told.len() == 4)
+    })
+    .await;
+    assert_eq!(
+        told.iter().map(|it| it["jobId"].as_str().unwrap()).collect::<Vec<_>>(),
+        [adhoc["jobId"].as_str().unwrap(), &cancelled, id, &failed]
+    );
+    assert!(deliveries(&service, "?status=pending").await.is_empty());
+    assert!(deliveries(&service, "?endpoint=other").await.is_empty());
+    let page = service.call("GET", "/deliveries?limit=2", &[]).await.json::<Value>().await.unwrap();
+    let next = format!("?limit=2&cursor={}", page["nextCursor"].as_str().unwrap());
+    assert_eq!(deliveries(&service, &next).await, told[2..]);
+    let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
+    assert!(metrics.contains("cdc_export_deliveries_total{endpoint=\"all\",outcome=\"delivered\"} 4"), "{metrics}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_receiver_hears_what_it_asked_for() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let [all, failures, of_b] = [Receiver::start().await, Receiver::start().await, Receiver::start().await];
+    let operator = Operator::with(&[
+        all.block("all", "datasets = [\"users\"]"),
+        failures.block("failures", "events = [\"export.failed\"]"),
+        of_b.block("of-b", "consumers = [\"b\", \"c\"]"),
+    ]);
+    let service = operator.start(&database).service().await;
+    for consumer in ["a", "b"] {
+        service.export("full", consumer).await;
+    }
+    all.hears(2).await;
+    assert_eq!(of_b.hears(1).await[0].event["subject"], "users/b");
+    let planned: Vec<String> = sqlx::query_scalar("select endpoint from cdc_export.deliveries order by 1")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(planned, ["all", "all", "of-b"], "and nothing else is to be told");
+    assert!(failures.heard().is_empty());
+    service.stop().await;
+}
+
+/// Nobody is told of a file that isn't there yet, nor of an end that is not to be.
+#[tokio::test]
+async fn nothing_is_told_before_the_file_has_its_name() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let receiver = Receiver::start().await;
+    let operator = Operator::with(&[receiver.block("all", "")]);
+    let mut dead = operator.start(&database).with("FAILPOINTS", "publisher.named=kill").service().await;
+    let id = dead.submit("full", "a").await;
+    dead.dies().await;
+    let status = format!("select status from exports where id = '{id}'");
+    assert_eq!(database.one::<String>(&status).await, "completed");
+    assert_eq!(database.one::<i64>("select count(*) from cdc_export.deliveries").await, 0);
+    let service = operator.start(&database).sharing_output(&dead).service().await;
+    assert_eq!(service.ended(&id).await["status"], "completed");
+    assert_eq!(receiver.hears(1).await[0].event["data"], service.job(&id).await);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_taken_is_posted_again_and_then_dead() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let [receiver, other] = [Receiver::start().await, Receiver::start().await];
+    receiver.answers([Answer::Status(500), Answer::Redirect(format!("http://localhost:{}/", other.port))]);
+    let operator = Operator::with(&[receiver.block("all", "")]);
+    let service = operator.start(&database).service().await;
+    service.export("full", "a").await;
+    let mut delivery = Value::Null;
+    for (attempt, status, pause) in [(1, 500, 5.0), (2, 307, 30.0)] {
+        stands(&service, "pending", attempt).await;
+        // Until the answer is recorded, it is put off by the lease.
+        delivery = eventually("a record", || async {
+            let [now] = deliveries(&service, "").await.try_into().unwrap();
+            Some(now).filter(|now: &Value| now["lastStatus"] == status)
+        })
+        .await;
+        assert_eq!(
+            (delivery["lastError"].clone(), &delivery["endedAt"]),
+            (json!(format!("it answered {status}")), &Value::Null)
+        );
+        let wait: f64 = database
+            .one("select extract(epoch from run_at - clock_timestamp())::float8 from cdc_export.deliveries")
+            .await;
+        assert!(wait <= pause * 1.2 && wait > pause * 0.8 - 4.0, "{attempt} {wait}");
+        assert_eq!(receiver.heard().len() as u64, attempt);
+        if attempt == 2 {
+            receiver.answers((0..7).map(|_| Answer::Status(503)));
+        }
+        database.run(DUE).await;
+    }
+    for attempt in 3..=8 {
+        receiver.hears(attempt).await;
+        eventually("a record", || async {
+            let [now] = deliveries(&service, "").await.try_into().unwrap();
+            let is_recorded = database
+                .one::<bool>("select run_at - clock_timestamp() > interval '61 s' from cdc_export.deliveries")
+                .await;
+            Some(now).filter(|now: &Value| now["attempt"] == attempt && is_recorded)
+        })
+        .await;
+        database.run(DUE).await;
+    }
+    let dead = stands(&service, "dead", 9).await;
+    assert_eq!((&dead["nextAttemptAt"], &dead["lastStatus"]), (&Value::Null, &json!(503)));
+    assert_eq!(deliveries(&service, "?status=dead&endpoint=all").await, std::slice::from_ref(&dead));
+    let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
+    assert!(metrics.contains("cdc_export_deliveries_undelivered{endpoint=\"all\",status=\"dead\"} 1"), "{metrics}");
+    assert_eq!(service.events("delivery_failed").len(), 9);
+    assert!(!service.log().contains("token"), "an address may have a secret in it");
+
+    let path = format!("/deliveries/{}/redeliver", delivery["deliveryId"].as_str().unwrap());
+    let answer = service.call("POST", &path, &[]).await;
+    assert_eq!((answer.status().as_u16(), answer.json::<Value>().await.unwrap()["attempt"].clone()), (202, json!(0)));
+    stands(&service, "delivered", 1).await;
+    // What was taken is told again, too.
+    assert_eq!(service.call("POST", &path, &[]).await.status(), 202);
+    let heard = receiver.hears(11).await;
+    assert!(heard.iter().all(|it| it.id == delivery["deliveryId"].as_str().unwrap() && it.signed));
+    assert!(other.heard().is_empty(), "a redirect is not followed");
+    for id in ["x", "01a1f83b-6d1e-7c1a-9d4e-2f6f1f0c9a11"] {
+        let answer = service.call("POST", &format!("/deliveries/{id}/redeliver"), &[]).await;
+        assert_eq!(refusal(answer).await, (404, "not_found".to_owned()));
+    }
+    service.stop().await;
+
+    let without = Operator::with(&[]).start(&database).service().await;
+    assert_eq!(refusal(without.call("POST", &path, &[]).await).await, (409, "no_endpoint".to_owned()));
+    without.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_hangs_holds_nobody_else_up_and_one_that_is_gone_hears_nothing_more() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let [slow, gone, good] = [Receiver::start().await, Receiver::start().await, Receiver::start().await];
+    slow.answers((0..50).map(|_| Answer::After(600_000)));
+    gone.answers((0..50).map(|_| Answer::Status(410)));
+    let operator = Operator::with(&[slow.block("slow", ""), gone.block("gone", ""), good.block("good", "")]);
+    let service = operator.start(&database).service().await;
+    service.export("full", "a").await;
+    eventually("one is gone", || async { service.events("webhook_disabled").pop() }).await;
+    for _ in 0..11 {
+        service.export("delta", "a").await;
+    }
+    good.hears(12).await;
+    assert_eq!(gone.heard().len(), 1);
+    let dead = deliveries(&service, "?endpoint=gone&status=dead").await;
+    assert_eq!((dead.len(), &dead[0]["lastStatus"]), (1, &json!(410)));
+    assert_eq!(deliveries(&service, "?endpoint=gone&status=pending").await.len(), 11);
+    // A post that gets no answer ends by itself, and is tried again.
+    let [late] = eventually("one that is given up", || async {
+        let late = deliveries(&service, "?endpoint=slow")
+            .await
+            .into_iter()
+            .filter(|it| it["lastError"] == "no answer in time");
+        late.take(1).collect::<Vec<_>>().try_into().ok()
+    })
+    .await;
+    let late: Value = late;
+    assert_eq!((&late["status"], &late["lastStatus"]), (&json!("pending"), &Value::Null));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn who_dies_before_the_record_tells_again_under_the_same_id() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let receiver = Receiver::start().await;
+    let operator = Operator::with(&[receiver.block("all", "")]);
+    let mut dead = operator.start(&database).with("FAILPOINTS", "webhook.answered=kill").service().await;
+    let id = dead.submit("full", "a").await;
+    dead.dies().await;
+    let first = receiver.hears(1).await;
+    let service = operator.start(&database).sharing_output(&dead).service().await;
+    let [delivery] = deliveries(&service, "").await.try_into().unwrap();
+    assert_eq!((&delivery["status"], &delivery["jobId"]), (&json!("pending"), &json!(id)));
+    assert_eq!(receiver.heard().len(), 1, "as long as the other may be alive");
+    database.run(DUE).await;
+    let both = receiver.hears(2).await;
+    assert_eq!((&both[0].event, &both[0].id), (&both[1].event, &first[0].id));
+    stands(&service, "delivered", 2).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_address_in_the_own_network_has_to_be_allowed() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let receiver = Receiver::start().await;
+    let [public, numeric] =
+        ["public", "numeric"].map(|name| receiver.block(name, "").replace("allow_private = true", ""));
+    let numeric = numeric.replace("localhost", "127.0.0.1");
+    let metadata = receiver.block("metadata", "").replace("localhost", "169.254.169.254");
+    let service = Operator::with(&[public, numeric, metadata]).start(&database).service().await;
+    service.export("full", "a").await;
+    for (name, why) in [
+        ("public", "is private: `allow_private = true` allows it"),
+        ("numeric", "is private"),
+        ("metadata", "link-local"),
+    ] {
+        let why = why.to_owned();
+        eventually("a refusal", || async {
+            let [delivery] = deliveries(&service, &format!("?endpoint={name}")).await.try_into().unwrap();
+            let delivery: Value = delivery;
+            delivery["lastError"].as_str().is_some_and(|error| error.contains(&why)).then_some(())
+        })
+        .await;
+    }
+    assert!(receiver.heard().is_empty());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_secret_has_to_be_there() {
+    let database = Database::new().await;
+    let operator = Operator::with(&[Receiver::start().await.block("all", "")]);
+    for (value, why) in [
+        ("", "the variable HOOK_SECRET, which has its secret, is unset"),
+        ("whsec_secret", "HOOK_SECRET: `whsec_` and 24"),
+    ] {
+        for command in [&[][..], &["worker"]] {
+            let start = operator.start(&database).arguments(command).with("HOOK_SECRET", value);
+            let (code, said) = start.until_it_ends().await;
+            assert_eq!(code, 2, "{said}");
+            assert!(said.contains(why) && said.contains("webhook all: ") && !said.contains("whsec_secret"), "{said}");
+        }
+    }
+    // Who tells nobody needs no secret.
+    let api = operator.start(&database).arguments(&["serve", "--no-workers"]).with("HOOK_SECRET", "").service().await;
+    api.stop().await;
+}
