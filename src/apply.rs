@@ -22,7 +22,7 @@ use crate::apply::input::Input;
 use crate::apply::merge::Merge;
 use crate::apply::table::Shape;
 use crate::connection;
-use crate::connection::failure::SqlFailure;
+use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::Table;
 use crate::failpoint;
 use crate::job::ConsumerId;
@@ -93,6 +93,8 @@ trait Doing<T> {
 impl<T> Doing<T> for Result<T, sqlx::Error> {
     fn doing(self, deed: &'static str) -> Result<T, Error> {
         self.map_err(|cause| match SqlFailure::of(&cause) {
+            // There is no such database or role, or the password is another: that doesn't pass by itself.
+            _ if matches!(&*sqlstate(&cause), "3D000" | "28000" | "28P01") => Error::Sql { deed, cause },
             SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Conflict => Error::Unavailable(cause),
             _ => Error::Sql { deed, cause },
         })

@@ -1,6 +1,9 @@
 //! `apply`: a table of another Postgres equals the source after each export, each applied once, whatever is killed and whoever else applies.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sqlx::ConnectOptions;
 
 use crate::catalog::{Catalog, export};
 use crate::harness::{Database, KILLED, Service, Start, eventually, reachable_folder, server_lacks};
@@ -751,4 +754,23 @@ async fn it_follows_until_it_is_told_to_end() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(child.wait().await.unwrap().success());
     pair.end().await;
+}
+
+/// What doesn't pass by itself is not waited for.
+#[tokio::test]
+async fn a_target_that_is_not_there_is_told_at_once() {
+    let pair = Pair::of("create table t (id int primary key)").await;
+    let nowhere = pair.target.options.clone().database("nowhere").to_url_lossy().to_string();
+    let begun = Instant::now();
+    for (to, why) in [
+        (nowhere, "does not exist"),
+        (pair.target.url_as("nobody_is_called_so", "secret"), "the target database refused the connection"),
+    ] {
+        let call = ["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &pair.service.address];
+        let (code, printed, said) = far(&call).output().await;
+        assert_eq!((code, printed.as_str()), (1, ""), "{said}");
+        assert!(said.contains(why) && !said.contains("secret"), "{said}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    pair.service.stop().await;
 }
