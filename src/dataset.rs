@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod fault;
 pub mod name;
+mod schedule_block;
 pub mod signature;
 mod table_name;
 

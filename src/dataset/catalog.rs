@@ -12,9 +12,11 @@ use toml::Spanned;
 
 use crate::dataset::fault::{Fault, Faults, SeveralDatasets, UnknownDataset};
 use crate::dataset::name::{hint, is_name};
+use crate::dataset::schedule_block::{self, ScheduleBlock};
 use crate::dataset::table_name::NotATable;
 use crate::dataset::{Capture, Columns, Dataset, Operation, Table, USERS};
 use crate::job::FILE_BYTES;
+use crate::schedule::Schedule;
 
 /// How long a transaction may take where changes are found by their times, unless the file says.
 const OVERLAP: Duration = Duration::from_secs(5 * 60);
@@ -38,17 +40,18 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
-/// Every dataset there is.
+/// Every dataset there is, and what the operator's file has beside them.
 #[derive(Clone, Debug)]
 pub struct Catalog {
     datasets: Vec<Arc<Dataset>>,
     lines: Lines,
+    schedules: Vec<Arc<Schedule>>,
 }
 
 impl Default for Catalog {
     /// The demo's.
     fn default() -> Catalog {
-        Catalog { datasets: vec![Arc::new(Dataset::users())], lines: Lines::default() }
+        Catalog { datasets: vec![Arc::new(Dataset::users())], lines: Lines::default(), schedules: Vec::new() }
     }
 }
 
@@ -61,7 +64,7 @@ impl Catalog {
         let line = |at: usize| 1 + text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
         let file: File = toml::from_str(text)
             .map_err(|e| Mistakes(vec![(e.span().map(|span| line(span.start)), e.message().replace('\n', " "))]))?;
-        let mut catalog = Catalog { datasets: Vec::new(), lines: Lines::default() };
+        let mut catalog = Catalog { datasets: Vec::new(), lines: Lines::default(), schedules: Vec::new() };
         let mut mistakes = Vec::new();
         for block in file.dataset {
             let mut faults = Vec::new();
@@ -78,6 +81,9 @@ impl Catalog {
         if catalog.datasets.is_empty() && mistakes.is_empty() {
             mistakes.push((None, "there is no [[dataset]] in it".to_owned()));
         }
+        let (schedules, wrong) = schedule_block::read(file.schedule, |name| catalog.named(name).map(drop));
+        catalog.schedules = schedules;
+        mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
         if mistakes.is_empty() { Ok(catalog) } else { Err(Mistakes(mistakes)) }
     }
 
@@ -111,6 +117,11 @@ impl Catalog {
         self.datasets.iter()
     }
 
+    /// The schedules, in the order of the file.
+    pub fn schedules(&self) -> &[Arc<Schedule>] {
+        &self.schedules
+    }
+
     /// The names, for a message. The demo's has no line in a file.
     pub fn names(&self) -> String {
         let names = self.datasets.iter().map(|dataset| dataset.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -132,6 +143,8 @@ impl Catalog {
 struct File {
     #[serde(default)]
     dataset: Vec<Spanned<Block>>,
+    #[serde(default)]
+    schedule: Vec<Spanned<ScheduleBlock>>,
 }
 
 #[derive(Deserialize)]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::source_files::{Use, source_files, uses};
 
-const NOUNS: [&str; 8] = ["database", "dataset", "file", "job", "key", "manifest", "row", "watermark"];
+const NOUNS: [&str; 9] = ["database", "dataset", "file", "job", "key", "manifest", "row", "schedule", "watermark"];
 
 /// The modules that a module of the library may use, besides itself.
 fn allowed(module: &str) -> BTreeSet<&'static str> {
@@ -22,7 +22,8 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "store" | "source" => &["connection"],
         // How to connect to the private server.
         "postgres" => &["connection", "embedded"],
-        "encode" | "sink" | "database" | "dataset" | "file" | "job" | "key" | "manifest" | "row" | "watermark" => &[],
+        "encode" | "sink" | "database" | "dataset" | "file" | "job" | "key" | "manifest" | "row" | "schedule"
+        | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [
