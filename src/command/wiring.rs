@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::anyhow;
 
 use crate::config::{self, Config};
-use crate::maintenance::Maintenance;
+use crate::maintenance::{Maintenance, Scheduled};
 use crate::postgres::Database;
 use crate::service::{self, Service, Stores};
 use crate::sink::{self, Destination, Prepared};
@@ -121,7 +121,8 @@ pub(super) fn wire(
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let catalog = Arc::clone(&config.catalog);
     let (store, tables) = (Store::new(control.clone()), source(control.clone()));
-    let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone());
+    let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone())
+        .with_schedules(Scheduled { catalog: Arc::clone(&catalog), terms: config.terms });
     let worker = Worker::new(settings, store.clone(), tables, destination.clone(), Arc::clone(&catalog));
     let callers = |connections, timeout| database.pool_for_callers(connections, timeout);
     let stores = Stores {

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout};
 use crate::dataset::catalog::Catalog;
 use crate::job::{ExportType, FailureCode, Status};
 use crate::service::Service;
+use crate::service::schedules::ScheduleAge;
 use crate::store::{
     self,
     gauges::{Backlog, UnacknowledgedAge, WatermarkAge},
@@ -31,6 +32,7 @@ pub(crate) fn init_series(catalog: &Catalog) {
         let codes = FailureCode::ALL.iter().map(|code| code.as_str());
         metrics::init_series(ExportLabels { dataset: &dataset.name, export_type: export_type.as_str() }, ends, codes);
     }
+    catalog.schedules().iter().for_each(|schedule| metrics::init_schedule(&schedule.name));
 }
 
 impl Service {
@@ -78,7 +80,8 @@ impl Service {
         let backlog = self.store.backlog().await?;
         let (ages, others) = self.store.watermark_ages(&datasets).await?;
         let unacknowledged = self.store.unacknowledged_ages(&datasets).await?;
-        Ok(Figures { backlog, ages, others, unacknowledged })
+        let schedules = self.schedule_ages().await?;
+        Ok(Figures { backlog, ages, others, unacknowledged, schedules })
     }
 }
 
@@ -88,11 +91,12 @@ struct Figures {
     ages: Vec<WatermarkAge>,
     others: u64,
     unacknowledged: Vec<UnacknowledgedAge>,
+    schedules: Vec<ScheduleAge>,
 }
 
 impl Figures {
     fn show(&self, gauges: &mut Gauges) {
-        let Figures { backlog, ages, others, unacknowledged } = self;
+        let Figures { backlog, ages, others, unacknowledged, schedules } = self;
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Pending.as_str()], backlog.pending as f64);
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Processing.as_str()], backlog.processing as f64);
         for (metric, value) in [
@@ -114,6 +118,12 @@ impl Figures {
         for UnacknowledgedAge { consumer, dataset, exports, seconds } in unacknowledged {
             gauges.set(&metrics::UNACKNOWLEDGED_EXPORTS, &[consumer.as_str(), dataset], *exports as f64);
             gauges.set(&metrics::UNACKNOWLEDGED, &[consumer.as_str(), dataset], *seconds);
+        }
+        for ScheduleAge { name, overdue, last_run } in schedules {
+            gauges.set(&metrics::SCHEDULE_OVERDUE, &[name], overdue.as_seconds_f64());
+            if let Some(last_run) = last_run {
+                gauges.set(&metrics::SCHEDULE_LAST_RUN, &[name], last_run.as_seconds_f64());
+            }
         }
     }
 }

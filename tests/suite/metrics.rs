@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::catalog::Catalog;
 use crate::harness::{Database, Service, Start, eventually};
 use crate::network::{Proxy, url};
 
@@ -479,8 +480,13 @@ async fn the_documents_table_is_what_a_scrape_shows() {
              insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number, acknowledged) values ('one', 'users', 1, 1, 1)",
         )
         .await;
-    let service = Start::on(&database).service().await;
-    let scrape = Scrape::of(&service).await;
+    let catalog = Catalog::of(
+        "[[dataset]]\nname = \"users\"\ntable = \"users\"\n
+         [[schedule]]\nname = \"yearly\"\nconsumer = \"one\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"366d\"\n",
+    );
+    let service = catalog.start(&database).service().await;
+    let has_run = |scrape: &Scrape| scrape.types.contains_key("cdc_export_schedule_last_run_seconds");
+    let scrape = scrape_with(&service, "the schedule runs", has_run).await;
     let shown = scrape.types.iter().map(|(name, kind)| {
         let labels = scrape.label_names(name).into_iter().map(str::to_owned).collect();
         (name.clone(), (kind.clone(), labels))
