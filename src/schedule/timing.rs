@@ -213,6 +213,49 @@ mod tests {
         );
     }
 
+    /// Some change their clocks at midnight, by half an hour, or by two hours.
+    #[test]
+    fn whatever_a_zone_does_no_slot_is_lost_and_none_comes_twice() {
+        let zones = [
+            "Africa/Cairo",
+            "Africa/Casablanca",
+            "America/Havana",
+            "America/New_York",
+            "America/Santiago",
+            "Antarctica/Troll",
+            "Asia/Beirut",
+            "Asia/Gaza",
+            "Atlantic/Azores",
+            "Australia/Lord_Howe",
+            "Europe/Berlin",
+            "UTC",
+        ];
+        for zone in zones {
+            for (pattern, of_a_day) in
+                [("0 0 * * *", Some(1)), ("30 2 * * *", Some(1)), ("15 1,3 * * *", None), ("*/20 * * * *", None)]
+            {
+                let timing = Timing::cron(pattern, zone).unwrap();
+                let (mut then, end) = (at("2026-01-01T12:00"), at("2027-01-01T12:00"));
+                let mut found = 0;
+                while then < end {
+                    let told = || format!("{pattern} {zone} after {then}");
+                    let next = timing.next(then).unwrap_or_else(|| panic!("{}", told()));
+                    assert!(next > then, "{}", told());
+                    assert_eq!(timing.latest(next), Some(next), "{}", told());
+                    if found > 0 {
+                        assert_eq!(timing.latest(next - TimeDelta::seconds(1)), Some(then), "{}", told());
+                    }
+                    found += 1;
+                    then = next;
+                }
+                assert!(
+                    of_a_day.is_none_or(|number| (365 * number..=365 * number + 1).contains(&found)),
+                    "{pattern} {zone}: {found}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn weekdays_and_rare_days() {
         let weekdays = Timing::cron("15 2 * * 1-5", UTC).unwrap();
