@@ -35,6 +35,7 @@ mod plan;
 mod progress;
 mod pull;
 mod retry;
+mod schedules;
 mod seed;
 mod serve;
 mod server;
@@ -65,6 +66,7 @@ use crate::command::plain::plain;
 use crate::command::plan::Plan;
 use crate::command::pull::Pull;
 use crate::command::retry::Retry;
+use crate::command::schedules::Schedules;
 use crate::command::seed::Seed;
 use crate::command::serve::Serve;
 use crate::command::status::Status;
@@ -137,6 +139,9 @@ pub(crate) enum Command {
     /// Check, list or extend the datasets: the tables that may be exported
     #[command(subcommand)]
     Datasets(Datasets),
+    /// List the schedules: the exports that the service asks for by itself
+    #[command(subcommand)]
+    Schedules(Schedules),
     /// Show what an export would read, without running it: rows, bytes, and Postgres's plan
     Plan(Plan),
     /// Create, list and revoke API keys
@@ -177,6 +182,7 @@ impl Command {
             Command::Track(track) => track.run(),
             Command::Untrack(track) => track.run_untrack(),
             Command::Datasets(datasets) => datasets.run(),
+            Command::Schedules(schedules) => schedules.run(),
             Command::Plan(plan) => plan.run(),
             Command::Keys(keys) => keys.run(),
             Command::Completions(completions) => completions.run(),

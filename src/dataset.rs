@@ -4,8 +4,10 @@
 //! names and looks at the table, `encode` picks a formatter by kind.
 
 pub mod catalog;
+mod dataset_block;
 pub mod fault;
 pub mod name;
+mod schedule_block;
 pub mod signature;
 mod table_name;
 mod webhook_block;

@@ -23,6 +23,7 @@ mod pages;
 mod problem;
 mod query;
 mod rate;
+mod schedules;
 mod schemas;
 mod stream;
 mod users;
@@ -72,6 +73,7 @@ use crate::job::Job;
 use crate::key;
 use crate::service::Service;
 use crate::service::consumers::ListedConsumer;
+use crate::service::schedules::ListedSchedule;
 use crate::telemetry::complaints::Complaints;
 
 /// A client has this long to send a request's head, and again this long to send its body.
@@ -125,6 +127,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(exports::submit::incremental_of))
         .routes(routes!(watermarks::get, watermarks::put, watermarks::delete))
         .routes(routes!(consumers::list))
+        .routes(routes!(schedules::list))
         .routes(routes!(datasets::list))
         .routes(routes!(datasets::get))
         .routes(routes!(exports::get, exports::delete))
@@ -235,6 +238,11 @@ pub fn job_as_json(job: Job) -> serde_json::Value {
 /// A consumer as the API shows it, for the command line.
 pub fn consumer_as_json(consumer: ListedConsumer) -> serde_json::Value {
     serde_json::json!(consumers::body(consumer))
+}
+
+/// A schedule as the API shows it, for the command line.
+pub fn schedule_as_json(schedule: ListedSchedule) -> serde_json::Value {
+    serde_json::json!(schedules::body(schedule))
 }
 
 /// Reads a service's answer, for the command line. `None`: the text is no JSON, or not of the form that `T` has.

@@ -11,6 +11,7 @@ pub mod job;
 pub mod key;
 pub mod manifest;
 pub mod row;
+pub mod schedule;
 pub mod watermark;
 
 // The way of a request: from HTTP to a row in `exports`.

@@ -1,5 +1,5 @@
 //! What has to be done whosever job it was: take over jobs of vanished workers, give committed files their names, remove what is left
-//! in the folder or past its retention, purge the change log. Every process that runs exports does all of it; each step is safe to do
+//! in the folder or past its retention, purge the change log, ask for the exports of schedules. Every process that runs exports does all of it; each step is safe to do
 //! twice.
 //!
 //! Each is a [`Task`] of its own in a file of its own, so that a folder that hangs or a file that can't be removed delays nothing else.
@@ -10,6 +10,7 @@ mod publish;
 mod purge;
 mod reap;
 mod retain;
+mod schedule;
 mod sweep;
 
 use std::panic::AssertUnwindSafe;
@@ -27,6 +28,7 @@ use crate::maintenance::publish::Publish;
 use crate::maintenance::purge::Purge;
 use crate::maintenance::reap::Reap;
 use crate::maintenance::retain::Retain;
+use crate::maintenance::schedule::Scheduling;
 use crate::maintenance::sweep::Sweep;
 use crate::publisher;
 use crate::sink::{self, Destination, Limits};
@@ -35,11 +37,16 @@ use crate::store::{self, Store, lease};
 use crate::telemetry::complaints::Complaints;
 use crate::telemetry::{chain, metrics};
 
+pub use schedule::Scheduled;
+
 /// Reading the whole folder costs more than all the rest, and a file that a crash left there harms nothing.
 const FOLDER_PERIOD: Duration = Duration::from_secs(60);
 
 /// The log grows slowly beside what a purge takes away, and a statement in ten seconds is nothing.
 const PURGE_PERIOD: Duration = Duration::from_secs(10);
+
+/// The shortest distance of a schedule's slots.
+const SCHEDULE_PERIOD: Duration = Duration::from_secs(1);
 
 /// How long a round of a task may take before it begins anew. A purging statement may take a minute.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(120);
@@ -71,6 +78,7 @@ pub struct Maintenance {
     store: Store,
     source: Source,
     destination: Destination,
+    scheduled: Option<Scheduled>,
     /// Wakes the sweep: a vanished attempt or publisher may have left a file.
     swept: Arc<Notify>,
 }
@@ -105,7 +113,13 @@ trait Task: Send {
 impl Maintenance {
     /// Maintenance of `store`'s database and of `destination`.
     pub fn new(settings: Settings, store: Store, source: Source, destination: Destination) -> Maintenance {
-        Maintenance { settings, store, source, destination, swept: Arc::new(Notify::new()) }
+        Maintenance { settings, store, source, destination, scheduled: None, swept: Arc::new(Notify::new()) }
+    }
+
+    /// Which asks for the exports of schedules too, if there are any.
+    pub fn with_schedules(self, scheduled: Scheduled) -> Maintenance {
+        let scheduled = Some(scheduled).filter(|scheduled| !scheduled.catalog.schedules().is_empty());
+        Maintenance { scheduled, ..self }
     }
 
     /// Records that this destination has a worker, before the first job is submitted: a process with another destination would otherwise
@@ -131,6 +145,9 @@ impl Maintenance {
         tasks.spawn(every(often, Publish::new(&self), shutdown.clone()));
         tasks.spawn(every(FOLDER_PERIOD, Sweep::new(&self), shutdown.clone()));
         tasks.spawn(every(FOLDER_PERIOD, Retain::new(&self), shutdown.clone()));
+        if let Some(scheduled) = self.scheduled.clone() {
+            tasks.spawn(every(SCHEDULE_PERIOD, Scheduling::new(&self, scheduled), shutdown.clone()));
+        }
         tasks.spawn(every(PURGE_PERIOD, Purge::new(&self), shutdown));
         while tasks.join_next().await.is_some() {}
     }

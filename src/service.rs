@@ -9,6 +9,7 @@ pub mod files;
 mod followers;
 mod jobs;
 mod keys;
+pub mod schedules;
 mod scrape;
 
 use std::sync::Arc;

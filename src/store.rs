@@ -20,6 +20,7 @@ pub mod manifests;
 mod open_jobs;
 pub mod queue;
 pub mod retention;
+pub mod schedules;
 pub mod tracked;
 pub mod transitions;
 pub mod watermarks;

@@ -1,9 +1,10 @@
 """The page where there is much of everything, its views beside the overview, and /docs."""
 
 import re
+import tempfile
 from urllib.parse import parse_qsl, urlsplit
 
-from browser_service import accessible, answered_by, consumer_row, job_rows, start, started
+from browser_service import accessible, answered_by, consumer_row, job_rows, start, started, wait_for
 from playwright.sync_api import expect
 
 JOBS = 1_000
@@ -255,6 +256,77 @@ def test_datasets_show_their_columns_and_tracking(watch, service):
         accessible(page, f"the datasets at {width}")
     views.get_by_role("link", name="API").click()
     expect(page).to_have_title("cdc-export: the API")
+
+
+def test_schedules_are_there_where_there_are_any(watch, service):
+    page = watch.page
+    section = page.get_by_role("region", name="Schedules")
+    page.goto(service.url)
+    expect(page.get_by_role("heading", name="Consumers")).to_be_visible()
+    expect(section).to_be_hidden()
+    page.goto("about:blank")
+    file = service.folder / "datasets.toml"
+    file.write_text(
+        """[[dataset]]
+           name = "users"
+           table = "users"
+           columns = ["id", "name", "email", "created_at", "updated_at", "is_deleted"]
+           updated_at = "updated_at"
+           created_at = "created_at"
+           deleted = "is_deleted"
+           [[schedule]]
+           name = "hourly"
+           consumer = "scheduled"
+           dataset = "users"
+           type = "delta"
+           every = "1h"
+           [[schedule]]
+           name = "nightly"
+           consumer = "scheduled"
+           dataset = "users"
+           type = "full"
+           cron = "15 2 * * 1-5"
+           timezone = "Europe/Berlin"
+           run_at_start = false
+        """
+    )
+    service.stop()
+    service.start(DATASETS=str(file))
+    try:
+        has_run = lambda: service.call("GET", "/schedules")["items"][0]["lastJob"]  # noqa: E731
+        wait_for("the first one runs", lambda: (has_run() or {}).get("status") == "completed")
+        page.goto(service.url)
+        table = page.get_by_role("table", name="Schedules and when they run")
+        hourly, nightly = (table.get_by_role("row").filter(has_text=name) for name in ("hourly", "nightly"))
+        expect(hourly).to_contain_text("every 1h")
+        expect(hourly.get_by_role("link", name="delta completed")).to_be_visible()
+        expect(hourly.locator("time").last).to_have_text(re.compile("^in "))
+        expect(nightly).to_contain_text("15 2 * * 1-5")
+        expect(nightly).to_contain_text("Europe/Berlin")
+        expect(nightly).to_contain_text("not yet")
+        expect(nightly.locator("time:visible")).to_have_count(1)
+
+        known = service.call("GET", "/schedules")["items"]
+        late = {
+            **known[0], "name": "n" * 63, "consumerId": "c" * 128, "dataset": "d" * 63, "nextAt": "2026-01-01T00:00:00.000000Z", "skipped": 12, "refused": "too_many_open_jobs"
+        }
+        answered_by(page, "**/schedules", lambda route: route.fulfill(json={"items": [*known, late]}))
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.reload()
+            refused = table.get_by_role("row").filter(has_text="too_many_open_jobs")
+            expect(refused).to_contain_text(re.compile("due .* ago"))
+            expect(refused).to_contain_text("tries again every second")
+            expect(refused).to_contain_text("12 skipped since")
+            is_laid_out(page, width, 6_000)
+            accessible(page, f"the schedules at {width}")
+            section.screenshot(path=f"{tempfile.gettempdir()}/schedules-{width}.png")
+        hourly.get_by_role("link", name="delta completed").click()
+        expect(page).to_have_title("Export – cdc-export")
+    finally:
+        page.goto("about:blank")
+        service.stop()
+        service.start()
 
 
 def test_the_api_is_read_where_the_eye_falls(watch, service):

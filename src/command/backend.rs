@@ -233,6 +233,16 @@ impl Backend {
         }
     }
 
+    /// The schedules, as the API shows them.
+    pub(crate) async fn schedules(&self) -> anyhow::Result<Vec<Value>> {
+        match self {
+            Backend::Local(service) => {
+                Ok(service.schedules(None).await?.into_iter().map(http::schedule_as_json).collect())
+            }
+            Backend::Remote(client) => Ok(remote(client, |client| client.get::<Items>("/schedules")).await?.items),
+        }
+    }
+
     /// Refuses a name that no dataset has.
     pub(crate) async fn require_dataset(&self, name: &str) -> anyhow::Result<()> {
         match self {

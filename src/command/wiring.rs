@@ -6,7 +6,7 @@ use anyhow::anyhow;
 
 use crate::config::{self, Config};
 use crate::http;
-use crate::maintenance::Maintenance;
+use crate::maintenance::{Maintenance, Scheduled};
 use crate::postgres::Database;
 use crate::service::{self, Service, Stores};
 use crate::sink::{self, Destination, Prepared};
@@ -130,7 +130,8 @@ pub(super) fn wire(
     // Whether or not their secrets are known here: another process may have these.
     let listeners = catalog.webhooks().iter().map(|webhook| webhook.listener.clone()).collect();
     let (store, tables) = (Store::new(control.clone()).telling(listeners), source(control.clone()));
-    let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone());
+    let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone())
+        .with_schedules(Scheduled { catalog: Arc::clone(&catalog), terms: config.terms });
     let worker = Worker::new(settings, store.clone(), tables, destination.clone(), Arc::clone(&catalog));
     let webhooks = Webhooks::new(store.clone(), config.receivers.clone(), http::job_as_json);
     let callers = |connections, timeout| database.pool_for_callers(connections, timeout);

@@ -2,24 +2,20 @@
 //!
 //! Reads a text, not a file. What only a look at the table can tell is found out by `source`, as [`Fault`]s too.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::dataset::dataset_block::{DatasetBlock, Lines};
 use crate::dataset::fault::{Fault, Faults, SeveralDatasets, UnknownDataset};
-use crate::dataset::name::{hint, is_name};
-use crate::dataset::table_name::NotATable;
+use crate::dataset::name::hint;
+use crate::dataset::schedule_block::{self, ScheduleBlock};
 use crate::dataset::webhook_block::{self, WebhookBlock};
-use crate::dataset::{Capture, Columns, Dataset, Operation, Table, USERS};
+use crate::dataset::{Dataset, USERS};
 use crate::event::Webhook;
-use crate::job::FILE_BYTES;
-
-/// How long a transaction may take where changes are found by their times, unless the file says.
-const OVERLAP: Duration = Duration::from_secs(5 * 60);
+use crate::schedule::Schedule;
 
 /// Everything that is wrong with a catalog: a line each, with its place in the file.
 #[derive(Debug)]
@@ -46,12 +42,18 @@ pub struct Catalog {
     datasets: Vec<Arc<Dataset>>,
     lines: Lines,
     webhooks: Vec<Webhook>,
+    schedules: Vec<Arc<Schedule>>,
 }
 
 impl Default for Catalog {
     /// The demo's.
     fn default() -> Catalog {
-        Catalog { datasets: vec![Arc::new(Dataset::users())], lines: Lines::default(), webhooks: Vec::new() }
+        Catalog {
+            datasets: vec![Arc::new(Dataset::users())],
+            lines: Lines::default(),
+            webhooks: Vec::new(),
+            schedules: Vec::new(),
+        }
     }
 }
 
@@ -64,7 +66,8 @@ impl Catalog {
         let line = |at: usize| 1 + text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
         let file: File = toml::from_str(text)
             .map_err(|e| Mistakes(vec![(e.span().map(|span| line(span.start)), e.message().replace('\n', " "))]))?;
-        let mut catalog = Catalog { datasets: Vec::new(), lines: Lines::default(), webhooks: Vec::new() };
+        let mut catalog =
+            Catalog { datasets: Vec::new(), lines: Lines::default(), webhooks: Vec::new(), schedules: Vec::new() };
         let mut mistakes = Vec::new();
         for block in file.dataset {
             let mut faults = Vec::new();
@@ -83,6 +86,9 @@ impl Catalog {
         }
         let (webhooks, wrong) = webhook_block::read(file.webhook, |name| catalog.named(name).map(drop));
         catalog.webhooks = webhooks;
+        mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
+        let (schedules, wrong) = schedule_block::read(file.schedule, |name| catalog.named(name).map(drop));
+        catalog.schedules = schedules;
         mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
         if mistakes.is_empty() { Ok(catalog) } else { Err(Mistakes(mistakes)) }
     }
@@ -122,10 +128,15 @@ impl Catalog {
         &self.webhooks
     }
 
+    /// The schedules, in the order of the file.
+    pub fn schedules(&self) -> &[Arc<Schedule>] {
+        &self.schedules
+    }
+
     /// The names, for a message. The demo's has no line in a file.
     pub fn names(&self) -> String {
         let names = self.datasets.iter().map(|dataset| dataset.name.as_str()).collect::<Vec<_>>().join(", ");
-        if self.lines.0.is_empty() { format!("{names} (the demo's, since DATASETS is unset)") } else { names }
+        if self.lines.is_empty() { format!("{names} (the demo's, since DATASETS is unset)") } else { names }
     }
 
     /// What was found wrong when the catalog was held against the tables, with its places in the file.
@@ -142,197 +153,19 @@ impl Catalog {
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
-    dataset: Vec<Spanned<Block>>,
+    dataset: Vec<Spanned<DatasetBlock>>,
     #[serde(default)]
     webhook: Vec<Spanned<WebhookBlock>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Block {
-    name: Spanned<String>,
-    table: Spanned<String>,
-    key: Option<Spanned<Vec<Spanned<String>>>>,
-    columns: Option<Spanned<Vec<Spanned<String>>>>,
-    exclude: Option<Spanned<Vec<Spanned<String>>>>,
-    updated_at: Option<Spanned<String>>,
-    created_at: Option<Spanned<String>>,
-    deleted: Option<Spanned<String>>,
-    filter: Option<Spanned<String>>,
-    capture: Option<Spanned<String>>,
-    overlap: Option<Spanned<String>>,
-    operation: Option<Spanned<String>>,
-    numeric: Option<Spanned<String>>,
-    uuid: Option<Spanned<String>>,
-    max_file_bytes: Option<Spanned<u64>>,
-}
-
-impl Block {
-    fn read(self, faults: &mut Vec<Fault>) -> Dataset {
-        let name = self.name.into_inner();
-        let mut wrong = |member, why: String| faults.push(Fault { dataset: name.clone(), member, item: None, why });
-        if !is_name(&name) {
-            wrong("name", "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected".to_owned());
-        }
-        let table = self.table.as_ref().parse().unwrap_or_else(|why: NotATable| {
-            wrong("table", why.to_string());
-            Table { schema: None, name: String::new() }
-        });
-        for (member, list) in [("key", &self.key), ("columns", &self.columns), ("exclude", &self.exclude)] {
-            let names: Vec<&str> =
-                list.iter().flat_map(|list| list.as_ref()).map(|name| name.as_ref().as_str()).collect();
-            if list.is_some() && names.is_empty() {
-                wrong(member, "an empty list: leave it out".to_owned());
-            }
-            if names.iter().collect::<BTreeSet<_>>().len() < names.len() {
-                wrong(member, "a column is named twice".to_owned());
-            }
-        }
-        if self.columns.is_some() && self.exclude.is_some() {
-            wrong("exclude", "columns says already which there are".to_owned());
-        }
-        let columns = match (self.columns, self.exclude) {
-            (Some(only), _) => Columns::Only(names(only)),
-            (None, Some(but)) => Columns::AllBut(names(but)),
-            (None, None) => Columns::All,
-        };
-        if self.created_at.is_some() && self.updated_at.is_none() {
-            wrong("created_at", "it is compared with updated_at, which is not given".to_owned());
-        }
-        let overlap = self.overlap.as_ref().map(|text| humantime::parse_duration(text.as_ref()));
-        let capture = match (self.capture.as_ref().map(|word| word.as_ref().as_str()), &overlap) {
-            (None | Some("triggers"), None) => Capture::Triggers,
-            (None | Some("triggers"), Some(_)) => {
-                wrong("overlap", "only with capture = \"timestamp\"".to_owned());
-                Capture::Triggers
-            }
-            (Some("timestamp"), None) => Capture::Timestamp { overlap: OVERLAP },
-            (Some("timestamp"), Some(Ok(overlap))) => Capture::Timestamp { overlap: *overlap },
-            (Some("timestamp"), Some(Err(_))) => {
-                wrong("overlap", "a time such as 5m or 1h is expected".to_owned());
-                Capture::Triggers
-            }
-            (Some(other), _) => {
-                wrong("capture", format!("`{other}` is neither triggers nor timestamp"));
-                Capture::Triggers
-            }
-        };
-        if capture != Capture::Triggers && self.updated_at.is_none() {
-            wrong("capture", "by timestamp there is nothing to find changes by without updated_at".to_owned());
-        }
-        let has_both_times = self.updated_at.is_some() && self.created_at.is_some();
-        let operation = self.operation.as_ref().map(|word| word.as_ref().as_str());
-        let operation = match operation {
-            None | Some("log") => Operation::Log,
-            Some("timestamps") => {
-                if !has_both_times {
-                    wrong("operation", "timestamps compares created_at with updated_at: name both".to_owned());
-                }
-                Operation::Timestamps
-            }
-            Some(other) => {
-                wrong("operation", format!("`{other}` is neither log nor timestamps"));
-                Operation::Log
-            }
-        };
-        let says_operation = self.operation.is_some();
-        let mut is_second =
-            |member: &'static str, said: &Option<Spanned<String>>, [first, second]: [&str; 2]| match said
-                .as_ref()
-                .map(|word| word.as_ref().as_str())
-            {
-                Some(word) if word == second => true,
-                Some(word) if word != first => {
-                    wrong(member, format!("`{word}` is neither {first} nor {second}"));
-                    false
-                }
-                _ => false,
-            };
-        let decimals = is_second("numeric", &self.numeric, ["text", "decimal"]);
-        let uuid_texts = is_second("uuid", &self.uuid, ["uuid", "text"]);
-        let max_file_bytes = self.max_file_bytes.map(Spanned::into_inner);
-        if max_file_bytes.is_some_and(|bytes| !FILE_BYTES.contains(&bytes)) {
-            wrong(
-                "max_file_bytes",
-                format!("a number from {} to {} is expected", FILE_BYTES.start(), FILE_BYTES.end()),
-            );
-        }
-        let [updated_at, created_at, deleted, filter] =
-            [self.updated_at, self.created_at, self.deleted, self.filter].map(|member| member.map(Spanned::into_inner));
-        let key = self.key.map(names);
-        let dataset = Dataset {
-            name,
-            table,
-            key,
-            columns,
-            updated_at,
-            created_at,
-            deleted,
-            filter,
-            capture,
-            operation,
-            decimals,
-            uuid_texts,
-            max_file_bytes,
-        };
-        if says_operation || !dataset.is_like_users() {
-            dataset
-        } else {
-            Dataset { operation: Operation::Timestamps, ..dataset }
-        }
-    }
-}
-
-fn names(list: Spanned<Vec<Spanned<String>>>) -> Vec<String> {
-    list.into_inner().into_iter().map(Spanned::into_inner).collect()
-}
-
-/// Where in the file everything is.
-#[derive(Clone, Debug, Default)]
-struct Lines(BTreeMap<(String, &'static str, Option<String>), usize>);
-
-impl Lines {
-    fn note(&mut self, block: &Spanned<Block>, line: impl Fn(usize) -> usize) {
-        let b = block.as_ref();
-        let mut put = |member, item: Option<&str>, at: usize| {
-            self.0.entry((b.name.as_ref().clone(), member, item.map(str::to_owned))).or_insert(line(at));
-        };
-        put("dataset", None, block.span().start);
-        put("name", None, b.name.span().start);
-        put("table", None, b.table.span().start);
-        let texts = [
-            ("updated_at", &b.updated_at),
-            ("created_at", &b.created_at),
-            ("deleted", &b.deleted),
-            ("filter", &b.filter),
-            ("capture", &b.capture),
-            ("overlap", &b.overlap),
-            ("operation", &b.operation),
-            ("numeric", &b.numeric),
-            ("uuid", &b.uuid),
-        ];
-        for (member, text) in texts {
-            text.iter().for_each(|text| put(member, None, text.span().start));
-        }
-        b.max_file_bytes.iter().for_each(|bytes| put("max_file_bytes", None, bytes.span().start));
-        for (member, list) in [("key", &b.key), ("columns", &b.columns), ("exclude", &b.exclude)] {
-            let Some(list) = list else { continue };
-            put(member, None, list.span().start);
-            list.as_ref().iter().for_each(|item| put(member, Some(item.as_ref()), item.span().start));
-        }
-    }
-
-    /// The line of a fault: of the entry, else of the member, else of the dataset.
-    fn of(&self, fault: &Fault) -> Option<usize> {
-        let at = |member, item| self.0.get(&(fault.dataset.clone(), member, item)).copied();
-        let item = fault.item.clone().and_then(|item| at(fault.member, Some(item)));
-        item.or_else(|| at(fault.member, None)).or_else(|| at("dataset", None))
-    }
+    #[serde(default)]
+    schedule: Vec<Spanned<ScheduleBlock>>,
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::dataset::{Capture, Columns, Operation, Table};
 
     fn wrong(text: &str) -> String {
         Catalog::from_toml(text).unwrap_err().to_string()

@@ -41,6 +41,7 @@ use crate::job::ConsumerId;
     tags(
         (name = "exports", description = "Ask for an export, follow it, fetch its file."),
         (name = "watermarks", description = "The watermarks of consumers."),
+        (name = "schedules", description = "The exports that the service asks for by itself."),
         (name = "datasets", description = "The tables that may be exported."),
         (name = "deliveries", description = "What receivers are told of ended exports."),
         (name = "demo", description = "The demo table."),

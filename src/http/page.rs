@@ -58,6 +58,7 @@ static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
         "present.js",
         "pulse.js",
         "question.js",
+        "schedules.js",
         "start.js",
         "style.css",
         "words.js",
@@ -113,6 +114,7 @@ mod tests {
     use super::*;
     use crate::job::encoding::{Compression, Format};
     use crate::job::{Continuity, ExportType, FailureCode, Status};
+    use crate::schedule::Refusal;
 
     /// The names that follow a mark in a text, up to the next quote.
     fn named<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
@@ -144,6 +146,7 @@ mod tests {
         let explained = Continuity::ALL.iter().map(|word| word.as_str());
         let explained = explained.chain(FailureCode::ALL.iter().map(|word| word.as_str()));
         let explained = explained.chain(Status::ALL.iter().map(|word| word.as_str()));
+        let explained = explained.chain(Refusal::ALL.iter().map(|word| word.as_str()));
         for word in explained.chain(ExportType::ALL.iter().map(|word| word.as_str())) {
             assert!(has("words.js", word), "words.js doesn't know {word}");
         }

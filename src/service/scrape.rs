@@ -9,6 +9,7 @@ use crate::dataset::catalog::Catalog;
 use crate::event::DeliveryStatus;
 use crate::job::{ExportType, FailureCode, Status};
 use crate::service::Service;
+use crate::service::schedules::ScheduleAge;
 use crate::store::{
     self,
     deliveries::OpenDeliveries,
@@ -33,6 +34,7 @@ pub(crate) fn init_series(catalog: &Catalog) {
         let codes = FailureCode::ALL.iter().map(|code| code.as_str());
         metrics::init_series(ExportLabels { dataset: &dataset.name, export_type: export_type.as_str() }, ends, codes);
     }
+    catalog.schedules().iter().for_each(|schedule| metrics::init_schedule(&schedule.name));
 }
 
 impl Service {
@@ -81,7 +83,8 @@ impl Service {
         let (ages, others) = self.store.watermark_ages(&datasets).await?;
         let unacknowledged = self.store.unacknowledged_ages(&datasets).await?;
         let undelivered = self.store.open_deliveries().await?;
-        Ok(Figures { backlog, ages, others, unacknowledged, undelivered })
+        let schedules = self.schedule_ages().await?;
+        Ok(Figures { backlog, ages, others, unacknowledged, undelivered, schedules })
     }
 }
 
@@ -92,11 +95,12 @@ struct Figures {
     others: u64,
     unacknowledged: Vec<UnacknowledgedAge>,
     undelivered: Vec<OpenDeliveries>,
+    schedules: Vec<ScheduleAge>,
 }
 
 impl Figures {
     fn show(&self, gauges: &mut Gauges) {
-        let Figures { backlog, ages, others, unacknowledged, undelivered } = self;
+        let Figures { backlog, ages, others, unacknowledged, undelivered, schedules } = self;
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Pending.as_str()], backlog.pending as f64);
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Processing.as_str()], backlog.processing as f64);
         for (metric, value) in [
@@ -122,6 +126,12 @@ impl Figures {
         for OpenDeliveries { endpoint, pending, dead } in undelivered {
             for (status, count) in [(DeliveryStatus::Pending, *pending), (DeliveryStatus::Dead, *dead)] {
                 gauges.set(&metrics::DELIVERIES_OPEN, &[endpoint, status.as_str()], count as f64);
+            }
+        }
+        for ScheduleAge { name, overdue, last_run } in schedules {
+            gauges.set(&metrics::SCHEDULE_OVERDUE, &[name], overdue.as_seconds_f64());
+            if let Some(last_run) = last_run {
+                gauges.set(&metrics::SCHEDULE_LAST_RUN, &[name], last_run.as_seconds_f64());
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
 use crate::store::job_row::{JobRow, job_columns};
 use crate::store::lanes::{OutOfStep, out_of_step};
+use crate::store::open_jobs::Slot;
 use crate::store::transitions::{TransitionRow, step};
 use crate::store::{CHANNEL, Error, Store};
 
@@ -34,6 +35,14 @@ pub enum SubmitOutcome {
     TooManyOpen(i64),
     /// This many jobs are open in all, and no more may be.
     QueueFull(u32),
+}
+
+/// A job in a transaction that is not committed yet.
+pub(super) enum Inserted<'s> {
+    /// The job, and its place among the open ones.
+    Job(Box<Job>, Slot<'s>),
+    /// There is none.
+    Refused(Box<SubmitOutcome>),
 }
 
 /// How a request to cancel went.
@@ -91,38 +100,56 @@ impl Store {
     ) -> Result<SubmitOutcome, Error> {
         let mut conn = self.connection().await?;
         let mut tx = conn.get().begin().await?;
-        // The lanes stay locked to the end of the transaction: a request with the same key is either seen or waits, and the consumer's
-        // open jobs are counted by one request at a time.
-        lock_lanes(&mut tx, request).await?;
-        let lane_seq = next_in_lane(&mut tx, request).await?;
-        let now = next_time(&mut tx, request).await?;
-        let refused = match sent_before(&mut tx, request).await? {
+        let lane_seq = enter_lane(&mut tx, request).await?;
+        let outcome = match self.insert(&mut tx, request, lane_seq, destination, terms).await? {
+            Inserted::Job(job, slot) => {
+                tx.commit().await?;
+                slot.used();
+                SubmitOutcome::Accepted(*job)
+            }
+            Inserted::Refused(why) => {
+                tx.rollback().await?;
+                *why
+            }
+        };
+        conn.give_back();
+        Ok(outcome)
+    }
+
+    /// Makes a job in a transaction that has entered its lane. The bound on open jobs holds until the transaction has ended: who
+    /// commits it says so to the slot.
+    pub(super) async fn insert<'s>(
+        &'s self,
+        tx: &mut PgConnection,
+        request: &Request,
+        lane_seq: Option<i64>,
+        destination: Option<Uuid>,
+        terms: Terms,
+    ) -> Result<Inserted<'s>, Error> {
+        let now = next_time(tx, request).await?;
+        let refused = match sent_before(tx, request).await? {
             Some(job) if request.asks_for(&job) => Some(SubmitOutcome::Before(job)),
             Some(job) => Some(SubmitOutcome::KeyTaken(job)),
-            None => match is_out_of_step(&mut tx, request).await? {
+            None => match is_out_of_step(tx, request).await? {
                 Some(why) => Some(SubmitOutcome::OutOfStep(why)),
-                None if open_of_consumer(&mut tx, request).await? >= MOST_OPEN => {
+                None if open_of_consumer(tx, request).await? >= MOST_OPEN => {
                     Some(SubmitOutcome::TooManyOpen(MOST_OPEN))
                 }
                 None => None,
             },
         };
         if let Some(refused) = refused {
-            tx.rollback().await?;
-            conn.give_back();
-            return Ok(refused);
+            return Ok(Inserted::Refused(Box::new(refused)));
         }
-        let Some(slot) = self.slot(&mut tx, terms.max_open).await? else {
-            tx.rollback().await?;
-            conn.give_back();
-            return Ok(SubmitOutcome::QueueFull(terms.max_open));
+        let Some(slot) = self.slot(tx, terms.max_open).await? else {
+            return Ok(Inserted::Refused(Box::new(SubmitOutcome::QueueFull(terms.max_open))));
         };
         let (after_job, after_sha256) = match &request.after {
             Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.as_deref()),
             Some(After::Nothing) | None => (None, None),
         };
         let stem = stem(request, now);
-        let mut number = names_taken(&mut tx, &stem).await? + 1;
+        let mut number = names_taken(tx, &stem).await? + 1;
         let job = loop {
             let row: Option<JobRow> = sqlx::query_as(concat!(
                 "-- store.jobs.insert
@@ -160,10 +187,7 @@ impl Store {
                 None => number += 1,
             }
         };
-        tx.commit().await?;
-        conn.give_back();
-        slot.used();
-        Ok(SubmitOutcome::Accepted(job))
+        Ok(Inserted::Job(Box::new(job), slot))
     }
 
     /// A job, if there is one of this id.
@@ -248,6 +272,13 @@ impl Store {
             },
         })
     }
+}
+
+/// Takes the next number of a request's lane. The lanes stay locked to the end of the transaction: a request with the same key is either
+/// seen or waits, and the consumer's open jobs are counted by one request at a time.
+pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Result<Option<i64>, Error> {
+    lock_lanes(conn, request).await?;
+    next_in_lane(conn, request).await
 }
 
 async fn next_in_lane(conn: &mut PgConnection, request: &Request) -> Result<Option<i64>, Error> {

@@ -51,6 +51,13 @@ const DELIVERIES: Metric = metric(
     &["endpoint", "outcome"],
     "Posts of events to a receiver by this process: delivered, failed and tried again later, or dead.",
 );
+const SCHEDULE_SLOTS: Metric = metric(
+    "cdc_export_schedule_slots_total",
+    &["schedule", "outcome"],
+    "Slots of schedules whose exports were asked for (run), skipped because an export of the lane was open, or refused for now; and full exports that healed.",
+);
+/// What becomes of slots.
+const SLOT_OUTCOMES: [&str; 4] = ["run", "skipped", "refused", "healed"];
 const CHANGE_LOG_MAX_ROWS: Metric =
     metric("cdc_export_change_log_max_rows", &[], "The setting CHANGE_LOG_MAX_ROWS of this process.");
 const CHANGE_LOG_MAX_AGE: Metric =
@@ -127,6 +134,18 @@ pub const POSITIONS_GIVEN_UP: Metric = metric(
     &[],
     "Consumers' positions that the change log was purged past: a full export heals them.",
 );
+/// How late schedules are.
+pub const SCHEDULE_OVERDUE: Metric = metric(
+    "cdc_export_schedule_overdue_seconds",
+    &["schedule"],
+    "Since the oldest slot that is due and has no export yet; 0 where none is.",
+);
+/// When schedules last ran.
+pub const SCHEDULE_LAST_RUN: Metric = metric(
+    "cdc_export_schedule_last_run_seconds",
+    &["schedule"],
+    "Since the schedule last asked for an export; no series before its first.",
+);
 /// Rows of the change log.
 pub const CHANGE_LOG_ROWS: Metric =
     metric("cdc_export_change_log_rows", &[], "Rows of the change log, as Postgres estimates them.");
@@ -196,6 +215,7 @@ struct Counters {
     duration: HistogramVec,
     takeovers: IntCounterVec,
     deliveries: IntCounterVec,
+    schedule_slots: IntCounterVec,
     change_log_max_rows: GaugeVec,
     change_log_max_age: GaugeVec,
 }
@@ -233,6 +253,7 @@ impl Counters {
             duration: registered(&registry, HistogramVec::new(options, DURATION.labels)),
             takeovers: counter(&registry, &TAKEOVERS),
             deliveries: counter(&registry, &DELIVERIES),
+            schedule_slots: counter(&registry, &SCHEDULE_SLOTS),
             change_log_max_rows: gauge(&registry, &CHANGE_LOG_MAX_ROWS),
             change_log_max_age: gauge(&registry, &CHANGE_LOG_MAX_AGE),
             registry,
@@ -257,6 +278,16 @@ pub fn init_series<'a>(
         counter.with_label_values(&[dataset, export_type]);
     }
     COUNTERS.duration.with_label_values(&[dataset, export_type]);
+}
+
+/// Makes the series of a schedule begin at 0.
+pub fn init_schedule(schedule: &str) {
+    SLOT_OUTCOMES.iter().for_each(|outcome| drop(COUNTERS.schedule_slots.with_label_values(&[schedule, outcome])));
+}
+
+/// Counts a slot of a schedule by what became of it: `run`, `skipped` or `refused`; and a full export that `healed`.
+pub fn schedule_slot(schedule: &str, outcome: &str) {
+    COUNTERS.schedule_slots.with_label_values(&[schedule, outcome]).inc();
 }
 
 /// Counts a job that ended as `status`.

@@ -14,7 +14,7 @@ use crate::harness::{Database, Service, Start, client_builder, eventually, refus
 
 const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 /// Every route that wants a key, and the scope that it wants.
-const ROUTES: [(&str, &str, &str); 20] = [
+const ROUTES: [(&str, &str, &str); 21] = [
     ("POST", "/exports", "export:write"),
     ("GET", "/exports", "export:read"),
     ("POST", "/exports/full", "export:write"),
@@ -26,6 +26,7 @@ const ROUTES: [(&str, &str, &str); 20] = [
     ("DELETE", "/exports/watermark", "export:write"),
     ("GET", "/consumers", "export:read"),
     ("GET", "/datasets", "export:read"),
+    ("GET", "/schedules", "export:read"),
     ("GET", "/datasets/users", "export:read"),
     ("GET", "/exports/{id}", "export:read"),
     ("GET", "/exports/{id}/events", "export:read"),

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::source_files::{Use, source_files, uses};
 
-const NOUNS: [&str; 9] = ["database", "dataset", "event", "file", "job", "key", "manifest", "row", "watermark"];
+const NOUNS: [&str; 10] =
+    ["database", "dataset", "event", "file", "job", "key", "manifest", "row", "schedule", "watermark"];
 
 /// The modules that a module of the library may use, besides itself.
 fn allowed(module: &str) -> BTreeSet<&'static str> {
@@ -24,7 +25,7 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         // How to connect to the private server.
         "postgres" => &["connection", "embedded"],
         "encode" | "sink" | "database" | "dataset" | "event" | "file" | "job" | "key" | "manifest" | "row"
-        | "watermark" => &[],
+        | "schedule" | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [

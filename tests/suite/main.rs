@@ -131,6 +131,8 @@ mod retention;
 #[cfg(test)]
 mod rights;
 #[cfg(test)]
+mod schedules;
+#[cfg(test)]
 mod settings;
 #[cfg(test)]
 mod soft_deletes;

@@ -480,9 +480,16 @@ async fn the_documents_table_is_what_a_scrape_shows() {
              insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number, acknowledged) values ('one', 'users', 1, 1, 1)",
         )
         .await;
-    let service = with_a_closed_door(&database).await;
-    service.export("full", "two").await;
-    let scrape = Scrape::of(&service).await;
+    let service = with_a_closed_door(
+        &database,
+        "[[schedule]]\nname = \"yearly\"\nconsumer = \"one\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"366d\"\n",
+    )
+    .await;
+    let has_run = |scrape: &Scrape| {
+        let shows = |name| scrape.types.contains_key(name);
+        shows("cdc_export_schedule_last_run_seconds") && shows("cdc_export_deliveries_undelivered")
+    };
+    let scrape = scrape_with(&service, "the schedule runs, and its end is not told", has_run).await;
     let shown = scrape.types.iter().map(|(name, kind)| {
         let labels = scrape.label_names(name).into_iter().map(str::to_owned).collect();
         (name.clone(), (kind.clone(), labels))

@@ -118,10 +118,10 @@ impl Operator {
     }
 }
 
-/// A service with a webhook at an address where nobody listens.
-pub(crate) async fn with_a_closed_door(database: &Database) -> Service {
+/// A service with a webhook at an address where nobody listens, and with what else the operator's file has.
+pub(crate) async fn with_a_closed_door(database: &Database, more: &str) -> Service {
     let nobody = Receiver { port: 1, ..Receiver::default() };
-    Operator::with(&[nobody.block("closed", "")]).start(database).service().await
+    Operator::with(&[nobody.block("closed", ""), more.to_owned()]).start(database).service().await
 }
 
 async fn deliveries(service: &Service, query: &str) -> Vec<Value> {

@@ -1,4 +1,4 @@
-// What somebody wants to know first: what runs, what failed and who needs a full export; then those exports, then the consumers. It
+// What somebody wants to know first: what runs, what failed and who needs a full export; then those exports, the consumers and the schedules. It
 // stays as it is while something else is looked at.
 
 import { get } from "./api.js";
@@ -8,14 +8,16 @@ import { el, keyed, show, text } from "./dom.js";
 import { count } from "./figures.js";
 import { presentSection } from "./present.js";
 import { DATASET_SECONDS, OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
+import { schedulesSection } from "./schedules.js";
 import { continuity } from "./words.js";
 
 const present = presentSection();
 const consumers = consumersSection();
+const schedules = schedulesSection();
 const strip = el("ul", { class: "strip", "aria-label": "At a glance", hidden: true });
 const unready = el("ul", { class: "notice", hidden: true, "aria-label": "Datasets that can't be exported now" });
 const heading = el("h1", { class: "unseen" }, "Overview");
-const node = el("div", {}, heading, strip, unready, present.node, consumers.node);
+const node = el("div", {}, heading, strip, unready, present.node, consumers.node, schedules.node);
 
 async function lookAtConsumers(signal) {
   const seconds = await consumers.refresh(signal);
@@ -36,7 +38,7 @@ async function lookAtDatasets(signal) {
   return DATASET_SECONDS;
 }
 
-const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets)];
+const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh)];
 
 const NEEDS = { full: "a full export", incremental: "a full export before a delta" };
 

@@ -47,6 +47,14 @@ export function trouble({ continuity: word, lastJob }) {
   return { full: 3, incremental: 2, delta: 1 }[continuity(word).needs] ?? 0;
 }
 
+// Why the slot of a schedule that is due has no export yet.
+export const REFUSED = {
+  table_missing: "There is no such table. The schedule tries again every second.",
+  permission_denied: "The service's role may not read the table. The schedule tries again every second.",
+  not_tracked: "Nobody has tracked the dataset: cdc-export track. The schedule tries again every second.",
+  too_many_open_jobs: "As many exports are open as there may be. The schedule tries again every second.",
+};
+
 const NEXT = {
   full_export_needed: "If the error names a command, run it first. Then start a full export: it has every live row, and deltas go on from it.",
   storage_full: "Make room in the output folder or bucket, then retry.",

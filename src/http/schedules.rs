@@ -1,0 +1,114 @@
+//! `/schedules`: the exports that the service asks for by itself, when they last ran and when they run next.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::http::access::Caller;
+use crate::http::job::JobBody;
+use crate::http::problem::Problem;
+use crate::http::schemas::rfc3339;
+use crate::job::encoding::{Compression, Format};
+use crate::job::{ConsumerId, ExportType};
+use crate::service::Service;
+use crate::service::schedules::ListedSchedule;
+
+/// All schedules.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Schedules {
+    /// The schedules, in the order of the operator's file
+    items: Vec<ScheduleBody>,
+}
+
+/// A schedule.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Schedule)]
+pub(crate) struct ScheduleBody {
+    /// The schedule's name
+    name: String,
+    /// The id of the consumer whose exports it asks for
+    #[schema(value_type = ConsumerId)]
+    consumer_id: String,
+    /// The dataset's name
+    dataset: String,
+    /// The type of its exports
+    #[schema(value_type = ExportType)]
+    export_type: &'static str,
+    /// The format of their files
+    #[schema(value_type = Format)]
+    format: &'static str,
+    /// What their files are compressed with
+    #[schema(value_type = Compression)]
+    compression: &'static str,
+    /// The distance of its slots, such as `5m`, counted from 1970; null if it goes by `cron`
+    #[schema(required)]
+    every: Option<String>,
+    /// The cron pattern of its slots; null if it goes by `every`
+    #[schema(required)]
+    cron: Option<String>,
+    /// The time zone of `cron`
+    #[schema(required)]
+    timezone: Option<String>,
+    /// Whether a full export follows one that failed with `full_export_needed`
+    heal: bool,
+    /// The slot that it runs at next; one in the past is due and has no export yet
+    #[schema(required, format = DateTime)]
+    next_at: Option<String>,
+    /// The last slot that was used, by an export or because it was skipped; null if none was
+    #[schema(required, format = DateTime)]
+    last_slot: Option<String>,
+    /// When it last asked for an export
+    #[schema(required, format = DateTime)]
+    last_run_at: Option<String>,
+    /// The export that it asked for then, if that is kept
+    #[schema(required)]
+    last_job: Option<JobBody>,
+    /// How many slots were skipped since then, because an export of the consumer and dataset was still open
+    skipped: u64,
+    /// When the last of these was skipped
+    #[schema(required, format = DateTime)]
+    skipped_at: Option<String>,
+    /// Why the slot that is due has no export yet: the code that a request would be refused with. Null if nothing stands against it
+    #[schema(required, pattern = "^(table_missing|permission_denied|not_tracked|too_many_open_jobs)$")]
+    refused: Option<&'static str>,
+    /// Since when
+    #[schema(required, format = DateTime)]
+    refused_since: Option<String>,
+}
+
+/// List the schedules
+#[utoipa::path(
+    get, path = "/schedules", operation_id = "listSchedules", tag = "schedules",
+    responses((status = 200, description = "Every schedule; with a key that is for some consumers, theirs.", body = Schedules)),
+)]
+pub(crate) async fn list(State(service): State<Service>, caller: Caller) -> Result<Json<Schedules>, Problem> {
+    let schedules = service.schedules(caller.consumers()).await?;
+    Ok(Json(Schedules { items: schedules.into_iter().map(body).collect() }))
+}
+
+pub(super) fn body(ListedSchedule { schedule, state, next_at, last_job }: ListedSchedule) -> ScheduleBody {
+    let (cron, timezone) = schedule.timing.pattern().unzip();
+    let (refused, refused_since) = state.refused.unzip();
+    ScheduleBody {
+        name: schedule.name.clone(),
+        consumer_id: schedule.consumer.to_string(),
+        dataset: schedule.dataset.clone(),
+        export_type: schedule.export_type.as_str(),
+        format: schedule.encoding.format.as_str(),
+        compression: schedule.encoding.compression.as_str(),
+        every: schedule.timing.distance(),
+        cron: cron.map(str::to_owned),
+        timezone: timezone.map(str::to_owned),
+        heal: schedule.heals,
+        next_at: next_at.map(rfc3339),
+        last_slot: state.slot.map(rfc3339),
+        last_run_at: state.last_run_at.map(rfc3339),
+        last_job: last_job.map(JobBody::from),
+        skipped: state.skipped,
+        skipped_at: state.skipped_at.map(rfc3339),
+        refused: refused.map(|why| why.as_str()),
+        refused_since: refused_since.map(rfc3339),
+    }
+}

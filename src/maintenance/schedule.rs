@@ -1,0 +1,230 @@
+//! Asks for the exports of schedules when they are due. Each process that runs exports does; `store::schedules` lets one of them win.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use uuid::Uuid;
+
+use crate::dataset::catalog::Catalog;
+use crate::dataset::{Capture, Dataset};
+use crate::job::{Job, Terms};
+use crate::maintenance::{Error, Maintenance, Task};
+use crate::schedule::{Due, Refusal, Schedule, ScheduleState};
+use crate::sink::Destination;
+use crate::store::schedules::Asked;
+use crate::store::tracked::{Standing, Tracking};
+use crate::store::{self, lease};
+use crate::telemetry::complaints::Complaints;
+use crate::telemetry::{job_event, metrics};
+
+/// What the exports of schedules are asked for by.
+#[derive(Clone, Debug)]
+pub struct Scheduled {
+    /// The schedules, and their datasets.
+    pub catalog: Arc<Catalog>,
+    /// The limits under which a job is accepted.
+    pub terms: Terms,
+}
+
+pub(super) struct Scheduling {
+    maintenance: Maintenance,
+    destination: Destination,
+    scheduled: Scheduled,
+    /// The schedules whose timings the database knows to be this process's.
+    adopted: BTreeSet<String>,
+    complaints: Complaints,
+}
+
+impl Scheduling {
+    pub(super) fn new(maintenance: &Maintenance, scheduled: Scheduled) -> Scheduling {
+        Scheduling {
+            maintenance: maintenance.clone(),
+            destination: maintenance.destination(),
+            scheduled,
+            adopted: BTreeSet::new(),
+            complaints: Complaints::default(),
+        }
+    }
+
+    /// Does for a schedule what there is to do now.
+    async fn attend(&mut self, schedule: &Schedule, state: ScheduleState, now: DateTime<Utc>) -> Result<(), Error> {
+        let is_adopted = self.adopted.contains(&schedule.name);
+        if !is_adopted && let Some(latest) = needs_adoption(schedule, &state, now) {
+            self.maintenance.with_timeout(self.maintenance.store.adopt_timing(schedule, latest)).await?;
+            self.adopted.insert(schedule.name.clone());
+            // The next round sees what became of it.
+            return Ok(());
+        }
+        if !is_adopted {
+            self.adopted.insert(schedule.name.clone());
+        }
+        // Before the next slot, which would fail as the last one did.
+        if schedule.heals && state.needs_full && self.heal(schedule).await? {
+            return Ok(());
+        }
+        match schedule.due(state.slot, now) {
+            Due::Nothing => Ok(()),
+            Due::Slot(slot) => self.run(schedule, slot).await,
+            Due::ClockSetBack(latest) => {
+                let Some(from) = state.slot else { return Ok(()) };
+                let set_back = self.maintenance.store.set_slot_back(schedule, from, latest);
+                if self.maintenance.with_timeout(set_back).await? {
+                    tracing::warn!(
+                        event = "schedule_clock_set_back",
+                        schedule = schedule.name,
+                        slot = rfc3339(from),
+                        "the database's clock is far behind the slot that was used last: the schedule goes on by the clock as it is now"
+                    );
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks for the export of a slot that is due.
+    async fn run(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
+        let Some(dataset) = self.scheduled.catalog.get(&schedule.dataset) else { return Ok(()) };
+        if let Some(refusal) = self.refusal(dataset).await? {
+            return self.refuse(schedule, slot, refusal).await;
+        }
+        let destination = self.destination_id().await;
+        let Scheduling { maintenance, scheduled: Scheduled { terms, .. }, .. } = self;
+        let asked = maintenance.store.run_slot(schedule, slot, destination, *terms);
+        match maintenance.with_timeout(asked).await? {
+            Asked::Job(job) => {
+                metrics::schedule_slot(&schedule.name, "run");
+                tell(schedule, &job, Some(slot));
+                Ok(())
+            }
+            Asked::Settled => Ok(()),
+            Asked::Busy => self.skip(schedule, slot).await,
+            Asked::TooManyOpen => self.refuse(schedule, slot, Refusal::TooManyOpenJobs).await,
+        }
+    }
+
+    /// Passes over a slot whose lane is busy: what is exported then has what this slot's export would have had, or the next one will.
+    async fn skip(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
+        let Scheduling { maintenance, complaints, .. } = self;
+        if !maintenance.with_timeout(maintenance.store.skip_slot(schedule, slot)).await? {
+            return Ok(());
+        }
+        metrics::schedule_slot(&schedule.name, "skipped");
+        // Of slots that are closer than a minute not each is told.
+        if let Some(times) = complaints.due(schedule.name.clone()) {
+            tracing::warn!(
+                event = "schedule_skipped",
+                schedule = schedule.name,
+                consumerId = schedule.consumer.as_str(),
+                dataset = schedule.dataset,
+                slot = rfc3339(slot),
+                times,
+                "an export of its consumer and dataset is still open"
+            );
+        }
+        Ok(())
+    }
+
+    /// Leaves a slot due whose export can't be asked for now: it is late then, and not lost. That is told once, however many slots pass
+    /// meanwhile.
+    async fn refuse(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<(), Error> {
+        let Scheduling { maintenance, .. } = self;
+        if maintenance.with_timeout(maintenance.store.refuse_slot(schedule, slot, why)).await? {
+            metrics::schedule_slot(&schedule.name, "refused");
+            tracing::warn!(
+                event = "schedule_refused",
+                schedule = schedule.name,
+                consumerId = schedule.consumer.as_str(),
+                dataset = schedule.dataset,
+                slot = rfc3339(slot),
+                code = why.as_str(),
+                "its export can't be asked for now: the schedule tries again every second"
+            );
+        }
+        Ok(())
+    }
+
+    /// Asks for a full export after one that needs it. False: it isn't time for it, or another process was first.
+    async fn heal(&self, schedule: &Schedule) -> Result<bool, Error> {
+        let Some(dataset) = self.scheduled.catalog.get(&schedule.dataset) else { return Ok(false) };
+        if self.refusal(dataset).await?.is_some() {
+            return Ok(false);
+        }
+        let destination = self.destination_id().await;
+        let Scheduling { maintenance, scheduled: Scheduled { terms, .. }, .. } = self;
+        let Asked::Job(job) = maintenance.with_timeout(maintenance.store.heal(schedule, destination, *terms)).await?
+        else {
+            return Ok(false);
+        };
+        metrics::schedule_slot(&schedule.name, "healed");
+        tell(schedule, &job, None);
+        Ok(true)
+    }
+
+    /// Why a request for an export of a dataset would be refused, as far as a look tells. `Service::submit` refuses it for the same.
+    async fn refusal(&self, dataset: &Dataset) -> Result<Option<Refusal>, Error> {
+        let Maintenance { store, source, .. } = &self.maintenance;
+        let standing = match self.maintenance.with_timeout(store.standing(dataset)).await {
+            Err(store::Error::Denied(_)) => return Ok(Some(Refusal::PermissionDenied)),
+            standing => standing?,
+        };
+        Ok(match standing {
+            Standing { is_readable: false, .. } if source.unreadable(dataset).await?.is_some() => {
+                Some(Refusal::PermissionDenied)
+            }
+            Standing { tracking: Tracking::NoTable, .. } => Some(Refusal::TableMissing),
+            Standing { tracking: Tracking::Untracked | Tracking::ByAnotherKey, .. }
+                if dataset.capture == Capture::Triggers =>
+            {
+                Some(Refusal::NotTracked)
+            }
+            Standing { .. } => None,
+        })
+    }
+
+    /// The destination's id. A broken destination, or one that hangs, is the worker's to report: the job fails with the reason.
+    async fn destination_id(&self) -> Option<Uuid> {
+        let timeout = lease::call_timeout(self.maintenance.settings.lease);
+        tokio::time::timeout(timeout, self.destination.id()).await.ok()?.ok()
+    }
+}
+
+impl Task for Scheduling {
+    const NAME: &'static str = "schedule";
+
+    async fn round(&mut self) -> Result<(), Error> {
+        let schedules = self.scheduled.catalog.schedules().to_vec();
+        let names: Vec<&str> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
+        let states = self.maintenance.store.schedule_states(&names);
+        let (now, mut states) = self.maintenance.with_timeout(states).await?;
+        let mut outcome = Ok(());
+        for schedule in &schedules {
+            let state = states.remove(&schedule.name).unwrap_or_default();
+            // One that fails holds up no other.
+            if let Err(error) = self.attend(schedule, state, now).await {
+                outcome = Err(error);
+            }
+        }
+        outcome
+    }
+}
+
+/// The slot up to which all are to be taken for used before anything is due: of a schedule whose timing has changed, or that is new and
+/// doesn't run at its start.
+fn needs_adoption(schedule: &Schedule, state: &ScheduleState, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let is_needed = match &state.timing {
+        Some(timing) => *timing != schedule.timing.to_string(),
+        None => !schedule.runs_at_start,
+    };
+    schedule.timing.latest(now).filter(|_| is_needed)
+}
+
+/// Tells of the job that a schedule has made, for a slot, or else to heal.
+fn tell(schedule: &Schedule, job: &Job, slot: Option<DateTime<Utc>>) {
+    let heals = slot.is_none();
+    job_event!(info, job, "export_submitted", schedule = schedule.name, slot = slot.map(rfc3339), heals);
+}
+
+fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}

@@ -1,0 +1,305 @@
+//! When a schedule's slots are: at a fixed distance, or by a cron pattern in a time zone.
+
+use std::fmt;
+
+use chrono::{DateTime, SubsecRound, Utc};
+use chrono_tz::Tz;
+use croner::Cron;
+use croner::errors::CronError;
+use croner::parser::{CronParser, Seconds, Year};
+
+/// Of what length a distance may be, in seconds: up to a leap year.
+const DISTANCES: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 60 * 60;
+
+/// The zone of a cron pattern without one.
+pub const UTC: &str = "UTC";
+
+/// When the slots are.
+#[derive(Clone, Debug)]
+pub enum Timing {
+    /// At all times that are a multiple of so many seconds after the beginning of 1970, UTC: `1h` is at each full hour.
+    Every {
+        /// The distance, in seconds.
+        seconds: u64,
+    },
+    /// At the times of a cron pattern on the clocks of a zone. Where these are set forward or back, it is as cron does it: a time of day
+    /// that is missed is made good right after the gap, and one that comes twice counts once; of a pattern of many times, those that
+    /// are missed are not there, and those that come twice count twice.
+    Cron {
+        /// As it was written.
+        text: String,
+        /// As it was read.
+        pattern: Box<Cron>,
+        /// The zone.
+        zone: Tz,
+    },
+}
+
+/// Why there is no such timing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadTiming {
+    /// Not a distance.
+    #[error("a time from 1s to 366d in whole seconds is expected, such as 5m or 1h")]
+    Every,
+    /// Not a pattern, and why, where that is known.
+    #[error("not five fields of cron (minute, hour, day of month, month, day of week), such as 15 2 * * 1-5{0}")]
+    Cron(String),
+    /// A pattern that no day has.
+    #[error("no day is ever such a day")]
+    Never,
+    /// Not a zone.
+    #[error("there is no time zone of this name, such as Europe/Berlin")]
+    Zone,
+}
+
+impl Timing {
+    /// At a distance such as `5m`.
+    ///
+    /// # Errors
+    /// If it is none, or too short or too long.
+    pub fn every(text: &str) -> Result<Timing, BadTiming> {
+        let distance = humantime::parse_duration(text).map_err(|_| BadTiming::Every)?;
+        if distance.subsec_nanos() != 0 || !DISTANCES.contains(&distance.as_secs()) {
+            return Err(BadTiming::Every);
+        }
+        Ok(Timing::Every { seconds: distance.as_secs() })
+    }
+
+    /// By a pattern of five fields, in a zone of the IANA's database.
+    ///
+    /// # Errors
+    /// If one of the two is none, or no time is ever one of the pattern's.
+    pub fn cron(text: &str, zone: &str) -> Result<Timing, BadTiming> {
+        let zone: Tz = zone.parse().map_err(|_| BadTiming::Zone)?;
+        let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
+        let pattern = parser.parse(text).map_err(|why| match why {
+            CronError::ComponentError(why) | CronError::IllegalCharacters(why) => BadTiming::Cron(format!(": {why}")),
+            _ => BadTiming::Cron(String::new()),
+        })?;
+        let timing = Timing::Cron { text: text.to_owned(), pattern: Box::new(pattern), zone };
+        // The 30th of February is found out by looking for it.
+        let some_time = DateTime::from_timestamp_secs(1_767_225_600).ok_or(BadTiming::Never)?;
+        if timing.latest(some_time).is_some() && timing.next(some_time).is_some() {
+            Ok(timing)
+        } else {
+            Err(BadTiming::Never)
+        }
+    }
+
+    /// The latest slot up to `now`.
+    pub fn latest(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        match self {
+            Timing::Every { seconds } => multiple(*seconds, now, 0),
+            Timing::Cron { pattern, zone, .. } => {
+                let now = now.trunc_subsecs(0).with_timezone(zone);
+                Some(pattern.find_previous_occurrence(&now, true).ok()?.with_timezone(&Utc))
+            }
+        }
+    }
+
+    /// The first slot after `then`.
+    pub fn next(&self, then: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        match self {
+            Timing::Every { seconds } => multiple(*seconds, then, 1),
+            Timing::Cron { pattern, zone, .. } => {
+                let then = then.trunc_subsecs(0).with_timezone(zone);
+                Some(pattern.find_next_occurrence(&then, false).ok()?.with_timezone(&Utc))
+            }
+        }
+    }
+
+    /// The distance as it is written; `None`: it goes by a pattern.
+    pub fn distance(&self) -> Option<String> {
+        match self {
+            Timing::Every { seconds } => Some(written(*seconds)),
+            Timing::Cron { .. } => None,
+        }
+    }
+
+    /// The pattern and the name of its zone; `None`: it goes by a distance.
+    pub fn pattern(&self) -> Option<(&str, &'static str)> {
+        match self {
+            Timing::Every { .. } => None,
+            Timing::Cron { text, zone, .. } => Some((text, zone.name())),
+        }
+    }
+}
+
+/// The names of all zones.
+pub fn zones() -> impl Iterator<Item = &'static str> {
+    chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name())
+}
+
+/// A distance in days, hours, minutes and seconds.
+fn written(seconds: u64) -> String {
+    let units = [(86_400, u64::MAX, "d"), (3_600, 24, "h"), (60, 60, "m"), (1, 60, "s")];
+    let parts = units.map(|(size, most, unit)| (seconds / size % most, unit));
+    parts.iter().filter(|(number, _)| *number > 0).map(|(number, unit)| format!("{number}{unit}")).collect()
+}
+
+/// The last multiple of so many seconds up to a time, or the one that is `further` multiples after it.
+fn multiple(seconds: u64, time: DateTime<Utc>, further: i64) -> Option<DateTime<Utc>> {
+    let seconds = i64::try_from(seconds).ok()?;
+    DateTime::from_timestamp_secs((time.timestamp().div_euclid(seconds) + further).checked_mul(seconds)?)
+}
+
+impl fmt::Display for Timing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.distance(), self.pattern()) {
+            (Some(distance), _) => write!(f, "every {distance}"),
+            (None, Some((pattern, zone))) => write!(f, "{pattern} {zone}"),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    fn berlin(pattern: &str) -> Timing {
+        Timing::cron(pattern, "Europe/Berlin").unwrap()
+    }
+
+    fn at(text: &str) -> DateTime<Utc> {
+        format!("{text}:00Z").parse().unwrap()
+    }
+
+    /// The slots from one time to another, in UTC, each found forward, and each the latest from its own time to the next one's.
+    fn slots(timing: &Timing, from: &str, to: &str) -> Vec<String> {
+        let (mut then, to) = (at(from), at(to));
+        let mut found = Vec::new();
+        while let Some(next) = timing.next(then).filter(|next| *next < to) {
+            found.push(next);
+            then = next;
+        }
+        for (i, slot) in found.iter().enumerate() {
+            let end = found.get(i + 1).copied().unwrap_or(to);
+            let mut now = *slot;
+            while now < end {
+                assert_eq!(timing.latest(now), Some(*slot), "the latest at {now}");
+                now += TimeDelta::minutes(1);
+            }
+            assert_eq!(timing.latest(end - TimeDelta::milliseconds(1)), Some(*slot), "the latest right before {end}");
+        }
+        found.iter().map(|slot| slot.format("%dT%H:%M").to_string()).collect()
+    }
+
+    #[test]
+    fn a_time_of_day_is_there_each_day_whatever_the_clocks_do() {
+        // In Berlin the clocks went from 02:00 to 03:00 on 29 March 2026, and go from 03:00 to 02:00 on 25 October.
+        let half_past_two = berlin("30 2 * * *");
+        assert_eq!(slots(&half_past_two, "2026-03-27T12:00", "2026-03-30T12:00"), ["28T01:30", "29T01:00", "30T00:30"]);
+        assert_eq!(slots(&half_past_two, "2026-10-23T12:00", "2026-10-26T12:00"), ["24T00:30", "25T00:30", "26T01:30"]);
+        let quarter_past_three = berlin("15 3 * * *");
+        assert_eq!(slots(&quarter_past_three, "2026-03-28T12:00", "2026-03-30T12:00"), ["29T01:15", "30T01:15"]);
+        assert_eq!(slots(&quarter_past_three, "2026-10-24T12:00", "2026-10-26T12:00"), ["25T02:15", "26T02:15"]);
+        let midnight = berlin("@daily");
+        assert_eq!(slots(&midnight, "2026-03-28T12:00", "2026-03-30T12:00"), ["28T23:00", "29T22:00"]);
+    }
+
+    #[test]
+    fn what_comes_every_so_often_goes_on_through_a_change_of_the_clocks() {
+        let half_hours = berlin("*/30 * * * *");
+        assert_eq!(
+            slots(&half_hours, "2026-03-29T00:10", "2026-03-29T02:10"),
+            ["29T00:30", "29T01:00", "29T01:30", "29T02:00"]
+        );
+        assert_eq!(
+            slots(&half_hours, "2026-10-24T23:40", "2026-10-25T02:10"),
+            ["25T00:00", "25T00:30", "25T01:00", "25T01:30", "25T02:00"]
+        );
+    }
+
+    /// Some change their clocks at midnight, by half an hour, or by two hours.
+    #[test]
+    fn whatever_a_zone_does_no_slot_is_lost_and_none_comes_twice() {
+        let zones = [
+            "Africa/Cairo",
+            "Africa/Casablanca",
+            "America/Havana",
+            "America/New_York",
+            "America/Santiago",
+            "Antarctica/Troll",
+            "Asia/Beirut",
+            "Asia/Gaza",
+            "Atlantic/Azores",
+            "Australia/Lord_Howe",
+            "Europe/Berlin",
+            "UTC",
+        ];
+        for zone in zones {
+            for (pattern, of_a_day) in
+                [("0 0 * * *", Some(1)), ("30 2 * * *", Some(1)), ("15 1,3 * * *", None), ("*/20 * * * *", None)]
+            {
+                let timing = Timing::cron(pattern, zone).unwrap();
+                let (mut then, end) = (at("2026-01-01T12:00"), at("2027-01-01T12:00"));
+                let mut found = 0;
+                while then < end {
+                    let told = || format!("{pattern} {zone} after {then}");
+                    let next = timing.next(then).unwrap_or_else(|| panic!("{}", told()));
+                    assert!(next > then, "{}", told());
+                    assert_eq!(timing.latest(next), Some(next), "{}", told());
+                    if found > 0 {
+                        assert_eq!(timing.latest(next - TimeDelta::seconds(1)), Some(then), "{}", told());
+                    }
+                    found += 1;
+                    then = next;
+                }
+                assert!(
+                    of_a_day.is_none_or(|number| (365 * number..=365 * number + 1).contains(&found)),
+                    "{pattern} {zone}: {found}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn weekdays_and_rare_days() {
+        let weekdays = Timing::cron("15 2 * * 1-5", UTC).unwrap();
+        assert_eq!(slots(&weekdays, "2026-11-20T12:00", "2026-11-24T12:00"), ["23T02:15", "24T02:15"]);
+        let leap = Timing::cron("0 0 29 2 *", UTC).unwrap();
+        assert_eq!(leap.latest(at("2026-11-22T00:00")), Some(at("2024-02-29T00:00")));
+        assert_eq!(leap.next(at("2026-11-22T00:00")), Some(at("2028-02-29T00:00")));
+    }
+
+    #[test]
+    fn a_distance_counts_from_1970() {
+        let hour = Timing::every("1h").unwrap();
+        assert_eq!(
+            slots(&hour, "2026-03-28T23:30", "2026-03-29T03:30"),
+            ["29T00:00", "29T01:00", "29T02:00", "29T03:00"]
+        );
+        let (now, second) = ("2026-11-22T10:00:00.999Z".parse().unwrap(), Timing::every("1s").unwrap());
+        assert_eq!(second.latest(now), Some(at("2026-11-22T10:00")));
+        assert_eq!(second.next(now), Some("2026-11-22T10:00:01Z".parse().unwrap()));
+        let before: DateTime<Utc> = "1969-12-31T23:59:30Z".parse().unwrap();
+        assert_eq!(Timing::every("1m").unwrap().latest(before), Some("1969-12-31T23:59:00Z".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_is_no_timing_is_refused() {
+        for bad in ["", "5", "0s", "999ms", "1500ms", "367d", "5 parsecs", "-5m", "18446744073709551615s"] {
+            assert_eq!(Timing::every(bad).unwrap_err(), BadTiming::Every, "{bad}");
+        }
+        for bad in
+            ["", "* * * *", "0 15 2 * * *", "60 2 * * *", "15 2 * * 8", "15 2 * * 1-5 2026", "soon", "15 2 32 * *"]
+        {
+            let why = Timing::cron(bad, UTC).unwrap_err();
+            assert!(matches!(why, BadTiming::Cron(_)), "{bad}: {why}");
+        }
+        assert_eq!(Timing::cron("0 0 30 2 *", UTC).unwrap_err(), BadTiming::Never);
+        assert_eq!(Timing::cron("0 0 * * *", "Europe/Atlantis").unwrap_err(), BadTiming::Zone);
+    }
+
+    #[test]
+    fn a_timing_is_written_as_it_was_read() {
+        for (text, written) in [("90s", "1m30s"), ("5min", "5m"), ("48h", "2d"), ("366d", "366d"), ("1day 1s", "1d1s")]
+        {
+            assert_eq!(Timing::every(text).unwrap().to_string(), format!("every {written}"));
+        }
+        assert_eq!(berlin("15 2 * * 1-5").to_string(), "15 2 * * 1-5 Europe/Berlin");
+    }
+}

@@ -1,0 +1,357 @@
+//! How far schedules have come: which of their slots are used, and by which jobs.
+//!
+//! A slot and its job are one transaction, in which the schedule's row is locked: of any number of processes one makes the job, and if that
+//! one dies before its commit, the slot is still to be had.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
+use uuid::Uuid;
+
+use crate::failpoint;
+use crate::job::lane::Lane;
+use crate::job::{ExportType, Job, JobId, Terms};
+use crate::schedule::{Refusal, Schedule, ScheduleState};
+use crate::store::job_row::{JobRow, job_columns};
+use crate::store::jobs::{Inserted, SubmitOutcome, enter_lane};
+use crate::store::open_jobs::Slot as OpenJobsSlot;
+use crate::store::{Error, Store};
+
+/// How a schedule's request for an export went.
+#[derive(Debug)]
+pub enum Asked {
+    /// This job was made.
+    Job(Box<Job>),
+    /// Another process was first, or there is nothing to do any more.
+    Settled,
+    /// An export of the lane is open.
+    Busy,
+    /// As many exports are open as there may be.
+    TooManyOpen,
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct StateRow {
+    name: String,
+    slot: Option<DateTime<Utc>>,
+    timing: String,
+    last_job: Option<Uuid>,
+    last_run_at: Option<DateTime<Utc>>,
+    needs_full: bool,
+    skipped: i64,
+    skipped_at: Option<DateTime<Utc>>,
+    refused: Option<String>,
+    refused_at: Option<DateTime<Utc>>,
+}
+
+impl Store {
+    /// The database's time, and what it knows of schedules by their names. Those that nobody has seen yet are left out.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn schedule_states(
+        &self,
+        names: &[&str],
+    ) -> Result<(DateTime<Utc>, HashMap<String, ScheduleState>), Error> {
+        let mut conn = self.connection().await?;
+        let now = sqlx::query_scalar("-- store.schedules.now\n select clock_timestamp()").fetch_one(conn.get()).await?;
+        let rows: Vec<StateRow> = sqlx::query_as(
+            "-- store.schedules.states
+             select s.name, s.slot, s.timing, s.last_job, s.last_run_at, s.skipped, s.skipped_at, s.refused, s.refused_at,
+               coalesce(e.status = 'failed' and e.error_code = 'full_export_needed' and e.export_type <> 'full'
+                 -- Its triggers are missing: the next delta would fail as well.
+                 and e.continuity is distinct from 'trigger_missing', false) as needs_full
+             from cdc_export.schedules s left join exports e on e.id = s.last_job
+             where s.name = any($1)",
+        )
+        .bind(names)
+        .fetch_all(conn.get())
+        .await?;
+        conn.give_back();
+        let state = |row: StateRow| {
+            let refused = row.refused.map(|word| word.parse::<Refusal>()).transpose()?;
+            let state = ScheduleState {
+                slot: row.slot,
+                timing: Some(row.timing),
+                last_job: row.last_job.map(JobId::from),
+                last_run_at: row.last_run_at,
+                needs_full: row.needs_full,
+                skipped: row.skipped.unsigned_abs(),
+                skipped_at: row.skipped_at,
+                refused: refused.zip(row.refused_at),
+            };
+            Ok((row.name, state))
+        };
+        Ok((now, rows.into_iter().map(state).collect::<Result<_, Error>>()?))
+    }
+
+    /// Jobs by their ids, in no order. Those that are forgotten are left out.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+        let mut conn = self.connection().await?;
+        let rows: Vec<JobRow> = sqlx::query_as(concat!(
+            "-- store.schedules.jobs\n select ",
+            job_columns!(),
+            " from exports e where e.id = any($1)"
+        ))
+        .bind(ids)
+        .fetch_all(conn.get())
+        .await?;
+        conn.give_back();
+        rows.into_iter().map(Job::try_from).collect()
+    }
+
+    /// Takes the slots up to this one for used, where the schedule is new or its timing is another one than before: they are none of its
+    /// timing's that anybody waits for.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn adopt_timing(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
+        let mut conn = self.connection().await?;
+        sqlx::query(
+            "-- store.schedules.adopt
+             insert into cdc_export.schedules as s (name, slot, timing) values ($1, $2, $3)
+             on conflict (name) do update set timing = excluded.timing, slot = greatest(s.slot, excluded.slot)
+             where s.timing <> excluded.timing",
+        )
+        .bind(&schedule.name)
+        .bind(slot)
+        .bind(schedule.timing.to_string())
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(())
+    }
+
+    /// Makes the job of a slot that is due, and takes the slot for used, both or neither.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn run_slot(
+        &self,
+        schedule: &Schedule,
+        slot: DateTime<Utc>,
+        destination: Option<Uuid>,
+        terms: Terms,
+    ) -> Result<Asked, Error> {
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
+        let claimed: Option<bool> = sqlx::query_scalar(
+            "-- store.schedules.claim
+             insert into cdc_export.schedules as s (name, slot, timing) values ($1, $2, $3)
+             on conflict (name) do update set slot = excluded.slot, timing = excluded.timing
+             where s.slot is null or s.slot < excluded.slot
+             returning true",
+        )
+        .bind(&schedule.name)
+        .bind(slot)
+        .bind(schedule.timing.to_string())
+        .fetch_optional(&mut *tx)
+        .await?;
+        let made = match claimed {
+            Some(_) => self.make(&mut tx, schedule, schedule.export_type, destination, terms).await?,
+            None => Made::None(Asked::Settled),
+        };
+        failpoint!("schedules.claimed");
+        let asked = end(tx, made).await?;
+        conn.give_back();
+        Ok(asked)
+    }
+
+    /// Makes a full export after the schedule's last one, which needs it: once, and only if nothing came after that one in its lane. Where
+    /// a full export didn't help, the next one comes an hour later.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn heal(&self, schedule: &Schedule, destination: Option<Uuid>, terms: Terms) -> Result<Asked, Error> {
+        let Lane { consumer, dataset } = schedule.lane();
+        let mut conn = self.connection().await?;
+        let mut tx = conn.get().begin().await?;
+        // The row of the schedule is locked: who waits for it finds another last job there.
+        let failed: Option<Uuid> = sqlx::query_scalar(
+            "-- store.schedules.heal
+             select e.id from cdc_export.schedules s join exports e on e.id = s.last_job
+             where s.name = $1 and e.consumer_id = $2 and e.dataset = $3
+               and e.status = 'failed' and e.error_code = 'full_export_needed' and e.export_type <> 'full'
+               and not exists (
+                 select from exports later
+                 where later.consumer_id = e.consumer_id and later.dataset = e.dataset and later.lane_seq > e.lane_seq)
+               and not exists (
+                 select from exports h
+                 where h.id = s.healed_by and h.finished_at > clock_timestamp() - interval '1 hour' and not exists (
+                   select from exports good
+                   where good.consumer_id = h.consumer_id and good.dataset = h.dataset and good.lane_seq > h.lane_seq
+                     and good.status = 'completed' and good.export_type <> 'full'))
+             for update of s",
+        )
+        .bind(&schedule.name)
+        .bind(consumer.as_str())
+        .bind(dataset)
+        .fetch_optional(&mut *tx)
+        .await?;
+        let made = match failed {
+            Some(_) => self.make(&mut tx, schedule, ExportType::Full, destination, terms).await?,
+            None => Made::None(Asked::Settled),
+        };
+        let asked = end(tx, made).await?;
+        conn.give_back();
+        Ok(asked)
+    }
+
+    /// Makes a job of a schedule, whose row is locked, unless the lane is busy.
+    async fn make<'s>(
+        &'s self,
+        tx: &mut PgConnection,
+        schedule: &Schedule,
+        export_type: ExportType,
+        destination: Option<Uuid>,
+        terms: Terms,
+    ) -> Result<Made<'s>, Error> {
+        let request = schedule.request(export_type);
+        let lane_seq = enter_lane(tx, &request).await?;
+        if is_busy(tx, schedule.lane()).await? {
+            return Ok(Made::None(Asked::Busy));
+        }
+        let why = match self.insert(tx, &request, lane_seq, destination, terms).await? {
+            Inserted::Job(job, place) => {
+                remember(tx, schedule, &job).await?;
+                return Ok(Made::Job(job, place));
+            }
+            Inserted::Refused(why) => *why,
+        };
+        Ok(Made::None(match why {
+            SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_) => Asked::TooManyOpen,
+            // What can't be: the request has neither a key nor an export that it says it comes after.
+            SubmitOutcome::Accepted(_)
+            | SubmitOutcome::Before(_)
+            | SubmitOutcome::KeyTaken(_)
+            | SubmitOutcome::OutOfStep(_) => Asked::Settled,
+        }))
+    }
+
+    /// Takes a slot for used without a job. False: another process was first.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn skip_slot(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<bool, Error> {
+        let mut conn = self.connection().await?;
+        let skipped = sqlx::query(
+            "-- store.schedules.skip
+             insert into cdc_export.schedules as s (name, slot, timing, skipped, skipped_at)
+             values ($1, $2, $3, 1, clock_timestamp())
+             on conflict (name) do update set slot = excluded.slot, timing = excluded.timing, skipped = s.skipped + 1,
+               skipped_at = excluded.skipped_at, refused = null, refused_at = null
+             where s.slot is null or s.slot < excluded.slot",
+        )
+        .bind(&schedule.name)
+        .bind(slot)
+        .bind(schedule.timing.to_string())
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(skipped.rows_affected() == 1)
+    }
+
+    /// Writes down why a slot that is due has no job yet. The slot stays due. False: that was known, or the slot has its job by now.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn refuse_slot(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<bool, Error> {
+        let mut conn = self.connection().await?;
+        let refused = sqlx::query(
+            "-- store.schedules.refuse
+             insert into cdc_export.schedules as s (name, timing, refused, refused_at)
+             values ($1, $3, $4, clock_timestamp())
+             on conflict (name) do update set refused = excluded.refused, refused_at = coalesce(s.refused_at, excluded.refused_at)
+             where (s.slot is null or s.slot < $2) and s.refused is distinct from excluded.refused",
+        )
+        .bind(&schedule.name)
+        .bind(slot)
+        .bind(schedule.timing.to_string())
+        .bind(why.as_str())
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(refused.rows_affected() == 1)
+    }
+
+    /// Has a schedule go on from `slot` in place of `from`, which the clock won't reach for long. False: another process was first.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn set_slot_back(
+        &self,
+        schedule: &Schedule,
+        from: DateTime<Utc>,
+        slot: DateTime<Utc>,
+    ) -> Result<bool, Error> {
+        let mut conn = self.connection().await?;
+        let set_back = sqlx::query(
+            "-- store.schedules.set_back
+             update cdc_export.schedules set slot = $3 where name = $1 and slot = $2",
+        )
+        .bind(&schedule.name)
+        .bind(from)
+        .bind(slot)
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(set_back.rows_affected() == 1)
+    }
+}
+
+/// What a transaction has made.
+enum Made<'s> {
+    Job(Box<Job>, OpenJobsSlot<'s>),
+    None(Asked),
+}
+
+/// Ends the transaction: a slot without a job isn't used.
+async fn end(tx: Transaction<'_, Postgres>, made: Made<'_>) -> Result<Asked, Error> {
+    match made {
+        Made::Job(job, place) => {
+            tx.commit().await?;
+            place.used();
+            Ok(Asked::Job(job))
+        }
+        Made::None(asked) => {
+            tx.rollback().await?;
+            Ok(asked)
+        }
+    }
+}
+
+/// Whether an export of the lane is open, or its file has no name yet. The lane's row must be locked.
+async fn is_busy(conn: &mut PgConnection, Lane { consumer, dataset }: Lane<'_>) -> Result<bool, Error> {
+    let is_busy = sqlx::query_scalar(
+        "-- store.schedules.is_busy
+         select exists (select from exports where consumer_id = $1 and dataset = $2 and status in ('pending', 'processing'))
+           or exists (select from exports where consumer_id = $1 and dataset = $2 and status = 'completed' and published_at is null)",
+    )
+    .bind(consumer.as_str())
+    .bind(dataset)
+    .fetch_one(conn)
+    .await?;
+    Ok(is_busy)
+}
+
+/// Writes down which job a schedule has made last.
+async fn remember(conn: &mut PgConnection, schedule: &Schedule, job: &Job) -> Result<(), Error> {
+    sqlx::query(
+        "-- store.schedules.remember
+         update cdc_export.schedules s
+         set last_job = $2, last_run_at = clock_timestamp(), skipped = 0, skipped_at = null, refused = null, refused_at = null,
+           healed_by = case when $3 then $2 else s.healed_by end
+         where s.name = $1",
+    )
+    .bind(&schedule.name)
+    .bind(job.id.as_uuid())
+    .bind(job.export_type != schedule.export_type)
+    .execute(conn)
+    .await?;
+    Ok(())
+}

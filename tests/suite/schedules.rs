@@ -1,0 +1,416 @@
+//! Schedules: each slot gets one export, of any number of replicas, or is said to have none.
+//!
+//! Slots are a year apart, so that none comes while a test runs; a test makes one due by setting the schedule's last slot back.
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::catalog::Catalog;
+use crate::harness::{Database, Service, eventually};
+use crate::keys::bearer;
+
+const USERS: &str = "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\n\
+                     created_at = \"created_at\"\ndeleted = \"is_deleted\"\nexclude = [\"operation_type\"]\n";
+
+/// A schedule of users, with more members.
+fn schedule(name: &str, consumer: &str, more: &str) -> String {
+    format!(
+        "[[schedule]]\nname = \"{name}\"\nconsumer = \"{consumer}\"\ndataset = \"users\"\nevery = \"366d\"\n{more}\n"
+    )
+}
+
+async fn users() -> Database {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    database
+}
+
+/// Lets the slots of a schedule come that lie so many before its last one.
+async fn set_back(database: &Database, name: &str, slots: i32) {
+    let set_back =
+        format!("update cdc_export.schedules set slot = slot - {slots} * interval '366 days' where name = '{name}'");
+    database.run(&set_back).await;
+}
+
+async fn jobs(database: &Database) -> i64 {
+    database.one("select count(*) from exports").await
+}
+
+/// Waits until so many exports have ended, and gives their types in the order in which they were made.
+async fn ended(database: &Database, number: usize) -> Vec<String> {
+    eventually("exports end", async || {
+        let types: Vec<String> =
+            sqlx::query_scalar("select export_type || ' ' || status from exports where published_at is not null or status = 'failed' order by created_at, id")
+                .fetch_all(&database.pool)
+                .await
+                .unwrap();
+        assert!(types.len() <= number, "{types:?}");
+        (types.len() == number).then_some(types)
+    })
+    .await
+}
+
+/// A schedule as the API shows it.
+async fn shown(service: &Service, name: &str) -> Value {
+    let list: Value = service.ask("GET", "/schedules", &[]).await.json().await.unwrap();
+    list["items"].as_array().unwrap().iter().find(|item| item["name"] == name).unwrap().clone()
+}
+
+/// Waits until the schedule is shown so.
+async fn becomes(service: &Service, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+    eventually(what, async || Some(shown(service, name).await).filter(&is_so)).await
+}
+
+#[tokio::test]
+async fn of_any_number_of_replicas_one_runs_each_slot() {
+    const SCHEDULES: i64 = 10;
+    let database = users().await;
+    let blocks: Vec<_> =
+        (0..SCHEDULES).map(|n| schedule(&format!("s{n}"), &format!("c{n}"), "type = \"delta\"")).collect();
+    let catalog = Catalog::of(&(USERS.to_owned() + &blocks.concat()));
+    let first = catalog.start(&database).with("WORKERS", 1).service().await;
+    let replica = || catalog.start(&database).with("WORKERS", 1).sharing_output(&first);
+    let others = [replica().service().await, replica().service().await];
+    // Each runs at its first sight.
+    for round in 1..=10 {
+        let done = SCHEDULES * round;
+        eventually("all are published", async || {
+            let published = "select count(*) from exports where published_at is not null";
+            (database.one::<i64>(published).await == done).then_some(())
+        })
+        .await;
+        assert_eq!(jobs(&database).await, done);
+        // The first one has a slot and waits for its lane, the others wait for the slot.
+        let mut held = database.pool.begin().await.unwrap();
+        sqlx::query("lock table cdc_export.lanes in exclusive mode").execute(&mut *held).await.unwrap();
+        database.run("update cdc_export.schedules set slot = slot - interval '366 days'").await;
+        eventually("all three wait", async || {
+            let waiting =
+                "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+                           and (query like '-- store.schedules%' or query like '-- store.jobs%')";
+            (database.one::<i64>(waiting).await >= 3).then_some(())
+        })
+        .await;
+        held.commit().await.unwrap();
+    }
+    let done = 11 * SCHEDULES;
+    ended(&database, done as usize).await;
+    let submitted: usize = others.iter().chain([&first]).map(|it| it.events("export_submitted").len()).sum();
+    assert_eq!((jobs(&database).await, submitted as i64), (done, done));
+    assert!(others.iter().chain([&first]).all(|it| it.events("schedule_skipped").is_empty()));
+    for service in others.into_iter().chain([first]) {
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn slots_that_passed_while_nobody_was_there_are_one() {
+    let database = users().await;
+    let catalog = Catalog::of(
+        &(USERS.to_owned() + &schedule("a", "a", "type = \"delta\"") + &schedule("b", "b", "type = \"full\"")),
+    );
+    let mut service = catalog.start(&database).service().await;
+    ended(&database, 2).await;
+    service.end().await;
+    set_back(&database, "a", 10).await;
+    let service = catalog.start(&database).sharing_output(&service).service().await;
+    ended(&database, 3).await;
+    let a = shown(&service, "a").await;
+    assert_eq!((&a["skipped"], &a["lastJob"]["exportType"]), (&json!(0), &json!("delta")));
+    // The other one's next export comes in a later round.
+    set_back(&database, "b", 1).await;
+    assert_eq!(ended(&database, 4).await, ["delta completed", "full completed", "delta completed", "full completed"]);
+    let [last, next] = ["lastSlot", "nextAt"].map(|time| a[time].as_str().unwrap().to_owned());
+    let apart: f64 = database.one(&format!("select extract(epoch from timestamptz '{next}' - '{last}')::float8")).await;
+    assert_eq!(apart, 366.0 * 86400.0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_that_dies_with_a_slot_in_its_hands_loses_none() {
+    let database = users().await;
+    let catalog = Catalog::of(&(USERS.to_owned() + &schedule("a", "a", "type = \"full\"")));
+    let (mut doomed, _work) = catalog.start(&database).with("FAILPOINTS", "schedules.claimed=kill").spawn();
+    doomed.wait().await.unwrap();
+    assert_eq!((jobs(&database).await, database.one::<i64>("select count(*) from cdc_export.schedules").await), (0, 0));
+    let service = catalog.start(&database).service().await;
+    assert_eq!(ended(&database, 1).await, ["full completed"]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_slot_whose_lane_is_busy_is_skipped_and_said_to_be() {
+    let database = users().await;
+    let catalog = Catalog::of(&(USERS.to_owned() + &schedule("a", "a", "type = \"delta\"")));
+    let service = catalog.start(&database).service().await;
+    ended(&database, 1).await;
+    let held = database.hold_exports().await;
+    let open = service.submit("full", "a").await;
+    for skipped in 1..=2 {
+        set_back(&database, "a", 1).await;
+        let a = becomes(&service, "a", "a slot is skipped", |it| it["skipped"] == skipped).await;
+        assert!(a["skippedAt"].is_string() && a["lastJob"]["exportType"] == "delta", "{a}");
+    }
+    held.rollback().await.unwrap();
+    assert_eq!(service.ended(&open).await["status"], "completed");
+    assert_eq!(jobs(&database).await, 2);
+    let told = service.events("schedule_skipped");
+    assert_eq!(told.len(), 1, "the second one came within a minute: {told:?}");
+    assert_eq!((&told[0]["schedule"], &told[0]["consumerId"]), (&json!("a"), &json!("a")));
+    let metrics = service.ask("GET", "/metrics", &[]).await.text().await.unwrap();
+    for line in [
+        "cdc_export_schedule_slots_total{outcome=\"run\",schedule=\"a\"} 1",
+        "cdc_export_schedule_slots_total{outcome=\"skipped\",schedule=\"a\"} 2",
+        "cdc_export_schedule_slots_total{outcome=\"refused\",schedule=\"a\"} 0",
+        "cdc_export_schedule_overdue_seconds{schedule=\"a\"} 0",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    set_back(&database, "a", 1).await;
+    ended(&database, 3).await;
+    assert_eq!(shown(&service, "a").await["skipped"], 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_is_refused_is_late_and_not_lost() {
+    let database = users().await;
+    database.run("create table orders (id int primary key)").await;
+    let orders = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
+    let of_orders = schedule("late", "c", "type = \"full\"").replace("\"users\"", "\"orders\"");
+    let catalog = Catalog::of(&(USERS.to_owned() + orders + &schedule("a", "a", "type = \"full\"") + &of_orders));
+    let service = catalog.start(&database).service().await;
+    let late = becomes(&service, "late", "it is refused", |it| it["refused"] == "not_tracked").await;
+    assert!(late["refusedSince"].is_string() && late["lastSlot"].is_null() && late["nextAt"].is_string(), "{late}");
+    // Rounds pass.
+    for number in 1..=3 {
+        ended(&database, number).await;
+        set_back(&database, "a", 1).await;
+    }
+    ended(&database, 4).await;
+    let told = service.events("schedule_refused");
+    assert_eq!(
+        (told.len(), &told[0]["code"], &told[0]["schedule"]),
+        (1, &json!("not_tracked"), &json!("late")),
+        "{told:?}"
+    );
+    catalog.track(&database, "orders").await;
+    ended(&database, 5).await;
+    let late = shown(&service, "late").await;
+    assert!(late["refused"].is_null() && late["lastJob"]["dataset"] == "orders", "{late}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_slot_waits_for_room_among_the_open_exports() {
+    let database = users().await;
+    let catalog = Catalog::of(&(USERS.to_owned() + &schedule("a", "a", "type = \"full\"\nrun_at_start = false")));
+    let service = catalog.start(&database).with("MAX_OPEN_JOBS", 1).service().await;
+    becomes(&service, "a", "it is known", |it| it["lastSlot"].is_string()).await;
+    assert_eq!(jobs(&database).await, 0, "it doesn't run at its start");
+    let held = database.hold_exports().await;
+    let open = service.submit("full", "other").await;
+    set_back(&database, "a", 1).await;
+    becomes(&service, "a", "it is refused", |it| it["refused"] == "too_many_open_jobs").await;
+    let metrics = service.ask("GET", "/metrics", &[]).await.text().await.unwrap();
+    let overdue =
+        metrics.lines().find_map(|line| line.strip_prefix("cdc_export_schedule_overdue_seconds{schedule=\"a\"} "));
+    assert!(overdue.unwrap().parse::<f64>().unwrap() > 0.0, "{metrics}");
+    held.rollback().await.unwrap();
+    assert_eq!(service.ended(&open).await["status"], "completed");
+    ended(&database, 2).await;
+    assert_eq!(service.events("schedule_refused").len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_export_follows_one_that_needs_it_once() {
+    let database = Database::empty().await;
+    database.run("create table notes (id int primary key, note text); insert into notes values (1, 'a')").await;
+    let notes = "[[dataset]]\nname = \"users\"\ntable = \"notes\"\n";
+    let heals = schedule("heals", "c", "type = \"delta\"\nheal = true");
+    let catalog =
+        Catalog::of(&(notes.to_owned() + &heals + &schedule("other", "o", "type = \"full\"\nrun_at_start = false")));
+    catalog.track(&database, "users").await;
+    let service = catalog.start(&database).with("CELL_MAX_BYTES", 1024).service().await;
+    let mut expected = vec!["delta completed"];
+    assert_eq!(ended(&database, 1).await, expected);
+    database.run("truncate notes; insert into notes values (2, 'b')").await;
+    set_back(&database, "heals", 1).await;
+    expected.extend(["delta failed", "full completed"]);
+    assert_eq!(ended(&database, 3).await, expected);
+    let healed = shown(&service, "heals").await;
+    assert_eq!(healed["lastJob"]["exportType"], "full");
+    set_back(&database, "heals", 1).await;
+    expected.push("delta completed");
+    assert_eq!(ended(&database, 4).await, expected);
+
+    // A full export that fails is no reason for another one, each time that a delta fails.
+    database.run("truncate notes; insert into notes values (3, repeat('x', 2000))").await;
+    set_back(&database, "heals", 1).await;
+    expected.extend(["delta failed", "full failed"]);
+    assert_eq!(ended(&database, 6).await, expected);
+    set_back(&database, "heals", 1).await;
+    expected.push("delta failed");
+    assert_eq!(ended(&database, 7).await, expected);
+    database.run("update notes set note = 'x'").await;
+    for _ in 0..2 {
+        set_back(&database, "other", 1).await;
+        expected.push("full completed");
+        assert_eq!(ended(&database, expected.len()).await, expected);
+    }
+    // An hour later.
+    database.run("update exports set created_at = created_at - interval '2 hours', finished_at = finished_at - interval '2 hours', started_at = started_at - interval '2 hours'").await;
+    ended(&database, expected.len() + 1).await;
+    assert_eq!(shown(&service, "heals").await["lastJob"]["exportType"], "full");
+    let healed = service.events("export_submitted").into_iter().filter(|event| event["heals"] == true).count();
+    assert_eq!(healed, 3);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_stops_no_schedule_and_uses_no_slot_twice() {
+    let database = users().await;
+    let catalog = Catalog::of(
+        &(USERS.to_owned() + &schedule("a", "a", "type = \"full\"") + &schedule("b", "b", "type = \"full\"")),
+    );
+    let service = catalog.start(&database).service().await;
+    ended(&database, 2).await;
+    let next: String = shown(&service, "a").await["nextAt"].as_str().unwrap().to_owned();
+    // As if the slot to come had been used, before the clock was set back.
+    database.run(&format!("update cdc_export.schedules set slot = '{next}' where name = 'a'")).await;
+    set_back(&database, "b", 1).await;
+    ended(&database, 3).await;
+    assert_eq!(
+        (shown(&service, "a").await["lastSlot"].as_str(), service.events("schedule_clock_set_back").len()),
+        (Some(&*next), 0)
+    );
+    // As if the clock had been years ahead.
+    database.run("update cdc_export.schedules set slot = slot + interval '10 years' where name = 'a'").await;
+    let a = becomes(&service, "a", "it goes on from now", |it| it["lastSlot"].as_str().unwrap() <= &*next).await;
+    assert!(a["nextAt"].as_str().unwrap() <= &*next, "{a}");
+    assert_eq!((jobs(&database).await, service.events("schedule_clock_set_back").len()), (3, 1));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_changed_timing_would_have_missed_does_not_run() {
+    let database = users().await;
+    let old = schedule("a", "a", "type = \"full\"");
+    let catalog = Catalog::of(&(USERS.to_owned() + &old));
+    let mut service = catalog.start(&database).service().await;
+    ended(&database, 1).await;
+    service.end().await;
+    set_back(&database, "a", 1).await;
+    let before: String = database.one("select slot::text from cdc_export.schedules").await;
+    catalog.write(&(USERS.to_owned() + &old.replace("every = \"366d\"", "cron = \"0 0 1 1 *\"")));
+    let service = catalog.start(&database).sharing_output(&service).service().await;
+    let now: String = eventually("it is adopted", async || {
+        let slot: String = database.one("select slot::text from cdc_export.schedules").await;
+        (slot != before).then_some(slot)
+    })
+    .await;
+    assert!(now.contains("-01-01 00:00:00"), "{now}");
+    let a = shown(&service, "a").await;
+    assert_eq!((&a["cron"], &a["timezone"], &a["every"]), (&json!("0 0 1 1 *"), &json!("UTC"), &Value::Null));
+    database.run("update cdc_export.schedules set slot = slot - interval '1 day'").await;
+    ended(&database, 2).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn everybody_sees_their_schedules() {
+    let database = users().await;
+    let nightly = schedule("nightly", "b", "type = \"full\"\nformat = \"ndjson\"\nrun_at_start = false")
+        .replace("every = \"366d\"", "cron = \"15 2 * * 1-5\"\ntimezone = \"Europe/Berlin\"");
+    let catalog = Catalog::of(&(USERS.to_owned() + &schedule("often", "a", "type = \"delta\"") + &nightly));
+    // One process serves, and another one works.
+    let api = catalog.start(&database).arguments(&["serve", "--no-workers"]).service().await;
+    let waiting = shown(&api, "often").await;
+    assert!(waiting["lastRunAt"].is_null() && waiting["nextAt"].is_string(), "{waiting}");
+    let (mut worker, _work) = catalog.start(&database).sharing_output(&api).arguments(&["worker"]).spawn();
+    ended(&database, 1).await;
+    let often = becomes(&api, "often", "it ran", |it| it["lastJob"]["status"] == "completed").await;
+    for (member, value) in [
+        ("consumerId", json!("a")),
+        ("dataset", json!("users")),
+        ("exportType", json!("delta")),
+        ("heal", json!(false)),
+        ("refused", Value::Null),
+    ] {
+        assert_eq!(often[member], value, "{member}: {often}");
+    }
+    let nightly = becomes(&api, "nightly", "it is known", |it| it["lastSlot"].is_string()).await;
+    assert!(nightly["lastRunAt"].is_null() && nightly["format"] == "ndjson", "{nightly}");
+
+    let (code, listed, said) = catalog.command(&database, &["schedules", "list"]).await;
+    assert_eq!(code, 0, "{said}");
+    let (_, remote, _) = catalog.command(&database, &["schedules", "list", "--server", &api.address]).await;
+    assert_eq!(listed, remote);
+    let lines: Vec<_> = listed.lines().collect();
+    assert!(lines.len() == 3 && lines[0].starts_with("SCHEDULE ") && lines[1].ends_with("completed"), "{listed}");
+    assert!(lines[2].contains("15 2 * * 1-5 Europe/Berlin"), "{listed}");
+    let (_, printed, _) = catalog.command(&database, &["schedules", "list", "--json"]).await;
+    let first: Value = serde_json::from_str(printed.lines().next().unwrap()).unwrap();
+    assert_eq!((printed.lines().count(), &first["name"]), (2, &json!("often")));
+
+    let key = bearer(&database, "of b", &["export:read"], &["b"]).await;
+    let writes = bearer(&database, "writes", &["export:write"], &[]).await;
+    let keyed = catalog.start(&database).with("AUTH", "keys").arguments(&["serve", "--no-workers"]).service().await;
+    let list: Value = keyed.call("GET", "/schedules", &[("Authorization", &key)]).await.json().await.unwrap();
+    let names: Vec<_> = list["items"].as_array().unwrap().iter().map(|item| &item["name"]).collect();
+    assert_eq!(names, ["nightly"]);
+    assert_eq!(keyed.call("GET", "/schedules", &[("Authorization", &writes)]).await.status(), 403);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
+    worker.wait().await.unwrap();
+    keyed.stop().await;
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_schedule_that_cannot_be_is_told_by_its_line() {
+    let database = users().await;
+    let catalog = Catalog::of(
+        &(USERS.to_owned()
+            + "[[schedule]]\nname = \"a\"\nconsumer = \"c\"\ndataset = \"user\"\ntype = \"delta\"\ncron = \"61 * * * *\"\n"),
+    );
+    for command in [&["datasets", "check"][..], &["schedules", "list"], &["serve"]] {
+        let (code, _, said) = catalog.command(&database, command).await;
+        let lines: Vec<_> = said.lines().collect();
+        assert!(code == 2 && lines.len() == 2, "{command:?} {code} {said}");
+        assert!(
+            lines[0].contains(": line 11: schedule a: dataset: there is no dataset of this name; is it `users`?"),
+            "{said}"
+        );
+        assert!(lines[1].contains(": line 13: schedule a: cron: "), "{said}");
+    }
+}
+
+/// A slot a second, in earnest.
+#[tokio::test]
+async fn a_schedule_of_every_second_uses_each_slot_once() {
+    let database = users().await;
+    let catalog = Catalog::of(&(USERS.to_owned() + &schedule("a", "a", "type = \"delta\"").replace("366d", "1s")));
+    let first = catalog.start(&database).service().await;
+    let second = catalog.start(&database).sharing_output(&first).service().await;
+    let services = [first, second];
+    eventually("ten slots", async || {
+        let made: usize = services.iter().map(|service| service.events("export_submitted").len()).sum();
+        (made >= 10).then_some(())
+    })
+    .await;
+    for service in &services {
+        service.signal(Signal::SIGTERM);
+    }
+    let mut slots = Vec::new();
+    for mut service in services {
+        assert_eq!(service.exit().await, Some(0));
+        // The end of the log is read a moment later.
+        eventually("the end of the log", async || (!service.events("stopped").is_empty()).then_some(())).await;
+        slots.extend(service.events("export_submitted").iter().map(|event| event["slot"].as_str().unwrap().to_owned()));
+    }
+    slots.sort();
+    let used = slots.len();
+    slots.dedup();
+    assert_eq!((slots.len(), jobs(&database).await), (used, used as i64));
+}
