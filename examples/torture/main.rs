@@ -18,6 +18,7 @@ mod lanes;
 mod ledger;
 mod loader;
 mod manifests;
+mod mirror;
 mod moves;
 mod nemesis;
 mod oracle;
@@ -69,6 +70,9 @@ struct Arguments {
     /// Only the order of one export's file operations, as strace sees them.
     #[arg(long)]
     file_order: bool,
+    /// Only a copy that `apply` keeps in another Postgres, while all of them are killed, for `--secs`.
+    #[arg(long)]
+    apply: bool,
     /// Two replicas put their files there, an address as the service's OUTPUT_URL, without a folder in common; on the emulators that
     /// `tests/buckets.sh --torture` starts.
     #[arg(long, overrides_with = "store")]
@@ -99,6 +103,7 @@ async fn main() -> Result<ExitCode> {
     let all = async {
         match (&arguments.control, arguments.controls) {
             _ if arguments.file_order => file_order().await,
+            _ if arguments.apply => apply(&arguments).await,
             (Some(name), _) => controls::run(arguments.seed, Some(name.as_str()), store).await,
             (None, true) => controls::run(arguments.seed, None, store).await,
             (None, false) => torture(&arguments, store).await,
@@ -120,6 +125,22 @@ async fn file_order() -> Result<bool> {
     let broken = file_order::check(&binary, reachable_folder()?.path()).await?;
     println!("file order: {}", if broken.is_empty() { "as it must be".to_owned() } else { broken.join("\n  ") });
     Ok(broken.is_empty())
+}
+
+/// Lets `apply` keep a copy. False: it was wrong, or too little was tried.
+async fn apply(arguments: &Arguments) -> Result<bool> {
+    let Arguments { seed, secs, unarmed, .. } = *arguments;
+    let folder = reachable_folder()?;
+    let binary = build(if unarmed { Profile::Unarmed } else { Profile::Release }, folder.path()).await?;
+    let fine = mirror::run(binary, folder.path(), seed, Duration::from_secs(secs)).await?;
+    if !fine {
+        println!("logs and files: {}", folder.keep().display());
+    }
+    println!(
+        "seed {seed}: {}",
+        if fine { "the copy was right at each moment, and the run is valid" } else { "NOT PASSED" }
+    );
+    Ok(fine)
 }
 
 async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
