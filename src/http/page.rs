@@ -43,6 +43,7 @@ static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
         "consumers.js",
         "curl.js",
         "datasets.js",
+        "deliveries.js",
         "dom.js",
         "download.js",
         "exports.js",

@@ -1,9 +1,10 @@
-// What somebody wants to know first: what runs, what failed and who needs a full export; then those exports, the consumers and the schedules. It
-// stays as it is while something else is looked at.
+// What somebody wants to know first: what runs, what failed and who needs a full export; then those exports, events that nobody has taken, the
+// consumers and the schedules. It stays as it is while something else is looked at.
 
 import { get } from "./api.js";
 import { aside } from "./aside.js";
 import { consumersSection } from "./consumers.js";
+import { deliveriesSection } from "./deliveries.js";
 import { el, keyed, show, text } from "./dom.js";
 import { count } from "./figures.js";
 import { presentSection } from "./present.js";
@@ -14,10 +15,11 @@ import { continuity } from "./words.js";
 const present = presentSection();
 const consumers = consumersSection();
 const schedules = schedulesSection();
+const deliveries = deliveriesSection();
 const strip = el("ul", { class: "strip", "aria-label": "At a glance", hidden: true });
 const unready = el("ul", { class: "notice", hidden: true, "aria-label": "Datasets that can't be exported now" });
 const heading = el("h1", { class: "unseen" }, "Overview");
-const node = el("div", {}, heading, strip, unready, present.node, consumers.node, schedules.node);
+const node = el("div", {}, heading, strip, unready, present.node, deliveries.node, consumers.node, schedules.node);
 
 async function lookAtConsumers(signal) {
   const seconds = await consumers.refresh(signal);
@@ -38,7 +40,7 @@ async function lookAtDatasets(signal) {
   return DATASET_SECONDS;
 }
 
-const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh)];
+const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh), aside(deliveries.refresh)];
 
 const NEEDS = { full: "a full export", incremental: "a full export before a delta" };
 
