@@ -131,6 +131,8 @@ pub struct Target {
     conn: Option<PgConnection>,
     /// The digest of the position that was read last: what comes next was chosen by that.
     seen: Option<String>,
+    /// The only table that gets the lane, where none is named.
+    known: Option<Table>,
     /// What of the table could not be as in the source, to be told.
     remarks: Vec<String>,
 }
@@ -138,7 +140,7 @@ pub struct Target {
 impl Target {
     /// The target, not yet connected to.
     pub fn new(options: PgConnectOptions, settings: Settings, consumer: ConsumerId, dataset: String) -> Target {
-        Target { options, settings, consumer, dataset, conn: None, seen: None, remarks: Vec::new() }
+        Target { options, settings, consumer, dataset, conn: None, seen: None, known: None, remarks: Vec::new() }
     }
 
     /// What of the table could not be as in the source, since this was asked last.
@@ -170,7 +172,13 @@ impl Target {
                 }
                 found
             }
-            None => position::of_lane(&mut conn, &self.consumer, &self.dataset).await?,
+            None => {
+                let found = position::of_lane(&mut conn, &self.consumer, &self.dataset).await?;
+                // It may have another name than the source's, by a `--table` of before.
+                let (table, found) = found.unzip();
+                self.known = table;
+                found
+            }
         };
         self.conn = Some(conn);
         self.seen = found.as_ref().map(|found| found.digest.clone());
@@ -187,6 +195,7 @@ impl Target {
         let table = self.table(manifest)?;
         let target = position::key(&table);
         let mut conn = self.connection().await?;
+        position::make(&mut conn).await?;
         let mut tx = conn.begin().await.doing("to begin")?;
         position::lock(&mut tx, &target).await?;
         let before = position::of_table(&mut tx, &target).await?;
@@ -248,7 +257,7 @@ impl Target {
 
     fn table(&self, manifest: &Manifest) -> Result<Table, Error> {
         let unnamed = || Error::refused("table_unknown", "the export doesn't say its table: --table names one");
-        let table = match (&self.settings.table, &manifest.export.table) {
+        let table = match (self.settings.table.as_ref().or(self.known.as_ref()), &manifest.export.table) {
             (Some(table), _) => table.clone(),
             (None, Some(name)) => name.parse().map_err(|_| unnamed())?,
             (None, None) => return Err(unnamed()),

@@ -63,8 +63,6 @@ pub struct Delivery {
     pub endpoint: String,
     /// The export.
     pub job: JobId,
-    /// Its consumer; `None`: an ad-hoc one.
-    pub consumer: Option<ConsumerId>,
     /// How it ended.
     pub event: Status,
     /// How the telling stands.

@@ -9,9 +9,11 @@ mod post;
 mod retry;
 pub mod signature;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -73,7 +75,7 @@ impl Webhooks {
                 shown: self.shown,
                 complaints: Arc::default(),
             };
-            tasks.spawn(teller.run(shutdown.clone()));
+            tasks.spawn(teller.restarted(shutdown.clone()));
         }
         while tasks.join_next().await.is_some() {}
     }
@@ -98,6 +100,14 @@ enum GoesOn {
 }
 
 impl Teller {
+    /// Tells until `shutdown`, also after a defect.
+    async fn restarted(self, shutdown: CancellationToken) {
+        while AssertUnwindSafe(self.clone().run(shutdown.clone())).catch_unwind().await.is_err() {
+            tracing::error!(event = "webhook_panicked", endpoint = self.name);
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     async fn run(self, shutdown: CancellationToken) {
         let mut endings = self.store.endings();
         let mut posts = JoinSet::new();
@@ -119,6 +129,8 @@ impl Teller {
                 () = shutdown.cancelled() => return,
                 Some(done) = posts.join_next() => match done {
                     Ok(GoesOn::No) => {
+                        // What is under way is recorded.
+                        while posts.join_next().await.is_some() {}
                         tracing::warn!(event = "webhook_disabled", endpoint = self.name, "the receiver answered 410: it gets no event before this process starts again");
                         return;
                     }

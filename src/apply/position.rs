@@ -65,6 +65,13 @@ struct Details {
     numbers: BTreeMap<String, i16>,
 }
 
+#[derive(sqlx_macros::FromRow)]
+struct NamedRow {
+    target: String,
+    #[sqlx(flatten)]
+    row: Row,
+}
+
 impl From<Row> for Position {
     fn from(row: Row) -> Position {
         let Row { job, number, digest, consumer, dataset, source: Json(source), details: Json(details) } = row;
@@ -124,7 +131,12 @@ pub(super) async fn lock(conn: &mut PgConnection, target: &str) -> Result<(), Er
         .bind(target)
         .execute(&mut *conn)
         .await
-        .doing("a lock")?;
+        .map(drop)
+        .doing("a lock")
+}
+
+/// Makes the table of the positions, if it isn't there, in a transaction of its own: other tables' first exports don't wait for this one's.
+pub(super) async fn make(conn: &mut PgConnection) -> Result<(), Error> {
     if is_there(conn).await? {
         return Ok(());
     }
@@ -174,18 +186,18 @@ pub(super) async fn of_table(conn: &mut PgConnection, target: &str) -> Result<Op
     Ok(row.map(Position::from))
 }
 
-/// Where the only table is that gets a lane.
+/// The only table that gets a lane, and where it is.
 pub(super) async fn of_lane(
     conn: &mut PgConnection,
     consumer: &ConsumerId,
     dataset: &str,
-) -> Result<Option<Position>, Error> {
+) -> Result<Option<(Table, Position)>, Error> {
     if !is_there(conn).await? {
         return Ok(None);
     }
-    let rows: Vec<Row> = sqlx::query_as(
+    let rows: Vec<NamedRow> = sqlx::query_as(
         "-- apply.position.of_lane
-         select job, number, digest, consumer, dataset, source, details from cdc_apply.positions
+         select target, job, number, digest, consumer, dataset, source, details from cdc_apply.positions
          where consumer = $1 and dataset = $2 limit 2",
     )
     .bind(consumer.as_str())
@@ -196,7 +208,9 @@ pub(super) async fn of_lane(
     if rows.len() > 1 {
         return Err(Error::refused("several_tables", "several tables get these exports: --table names one"));
     }
-    Ok(rows.into_iter().next().map(Position::from))
+    let Some(NamedRow { target, row }) = rows.into_iter().next() else { return Ok(None) };
+    let table = target.parse().map_err(|_| Error::refused("table_unknown", format!("{target} is no table's name")))?;
+    Ok(Some((table, row.into())))
 }
 
 /// Records the export as the last one that the table has got.

@@ -26,7 +26,7 @@ pub(crate) struct Cancel {
 impl Cancel {
     /// Cancels the export, and prints what became of it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Unread, async |backend| cancel(backend, self.job.into()).await)
+        self.at.run(CatalogFile::Read, async |backend| cancel(backend, self.job.into()).await)
     }
 }
 

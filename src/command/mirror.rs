@@ -56,10 +56,13 @@ impl Mirror {
         manifest: &Manifest,
         open: impl AsyncFn() -> anyhow::Result<Vec<Input>>,
     ) -> anyhow::Result<Taken> {
-        let begun = Instant::now();
+        // A load may take longer than that before it fails.
+        let mut failing = None;
         let applied = loop {
             match self.target.apply(manifest, open().await?).await {
-                Err(error) if error.may_pass() && begun.elapsed() < RETRY_TIMEOUT => {
+                Err(error)
+                    if error.may_pass() && failing.get_or_insert_with(Instant::now).elapsed() < RETRY_TIMEOUT =>
+                {
                     tell(&format!("{:#}; trying again", anyhow::Error::from(error)));
                     sleep(PAUSE).await;
                 }

@@ -13,11 +13,12 @@ use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, Listener};
 use crate::job::{Job, Status};
 use crate::store::job_row::{JobRow, job_columns};
 use crate::store::{Error, Store};
+use crate::telemetry::chain;
 
 /// The columns of [`DeliveryRow`], of a delivery `d`.
 macro_rules! delivery_columns {
     () => {
-        "d.id as delivery, d.endpoint, d.job, (select e.consumer_id from exports e where e.id = d.job) as consumer_of_job, d.event,
+        "d.id as delivery, d.endpoint, d.job, d.event,
          d.attempt as delivery_attempt, nullif(d.run_at, 'infinity') as run_at, d.delivered_at, d.dead_at, d.last_status, d.last_error,
          d.created_at as event_at"
     };
@@ -28,7 +29,6 @@ struct DeliveryRow {
     delivery: Uuid,
     endpoint: String,
     job: Uuid,
-    consumer_of_job: Option<String>,
     event: String,
     delivery_attempt: i32,
     run_at: Option<DateTime<Utc>>,
@@ -52,7 +52,6 @@ impl TryFrom<DeliveryRow> for Delivery {
             id: row.delivery,
             endpoint: row.endpoint,
             job: row.job.into(),
-            consumer: row.consumer_of_job.and_then(|id| id.parse().ok()),
             event: row.event.parse()?,
             status,
             attempt: row.delivery_attempt.unsigned_abs(),
@@ -160,7 +159,7 @@ impl Store {
             "-- store.deliveries.take
              with due as materialized (
                select id from cdc_export.deliveries
-               where endpoint = $1 and delivered_at is null and run_at <= clock_timestamp()
+               where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp()
                order by run_at limit $2 for update skip locked),
              d as (
                update cdc_export.deliveries d set run_at = clock_timestamp() + make_interval(secs => $3), attempt = d.attempt + 1
@@ -177,22 +176,26 @@ impl Store {
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
-        let taken = |row: TakenRow| Ok(Taken { delivery: row.delivery.try_into()?, job: row.row.try_into()? });
-        rows.into_iter().map(taken).collect()
+        let taken =
+            |row: TakenRow| Ok::<_, Error>(Taken { delivery: row.delivery.try_into()?, job: row.row.try_into()? });
+        // A newer version may have written one: no reason to keep the others.
+        let told =
+            |row| taken(row).inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error))).ok();
+        Ok(rows.into_iter().filter_map(told).collect())
     }
 
-    /// Records what became of a try. False: somebody else has taken the delivery since, or it was asked for again, or it is gone.
+    /// Records what became of a try, unless somebody else has taken the delivery since, or it was asked for again, or it is gone.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn tried(&self, delivery: &Delivery, tried: &Try) -> Result<bool, Error> {
+    pub async fn tried(&self, delivery: &Delivery, tried: &Try) -> Result<(), Error> {
         let (is_delivered, again, error) = match &tried.outcome {
             TryOutcome::Delivered => (true, None, None),
             TryOutcome::Again(after, why) => (false, Some(after.as_secs_f64()), Some(why)),
             TryOutcome::Dead(why) => (false, None, Some(why)),
         };
         let mut conn = self.connection().await?;
-        let recorded = sqlx::query(
+        sqlx::query(
             "-- store.deliveries.tried
              update cdc_export.deliveries set
                delivered_at = case when $3 then clock_timestamp() end,
@@ -210,7 +213,7 @@ impl Store {
         .execute(conn.get())
         .await?;
         conn.give_back();
-        Ok(recorded.rows_affected() == 1)
+        Ok(())
     }
 
     /// Deliveries that a filter lets through, newest first, `limit` of them at most.
@@ -285,17 +288,18 @@ impl Store {
         row.map(Delivery::try_from).transpose()
     }
 
-    /// How many deliveries to each receiver wait or are dead, where there are any.
+    /// How many deliveries to each of these receivers wait or are dead, where there are any.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn open_deliveries(&self) -> Result<Vec<OpenDeliveries>, Error> {
+    pub async fn open_deliveries(&self, endpoints: &[&str]) -> Result<Vec<OpenDeliveries>, Error> {
         let mut conn = self.connection().await?;
         let open = sqlx::query_as(
             "-- store.deliveries.open
              select endpoint, count(*) filter (where run_at < 'infinity') as pending, count(*) filter (where run_at = 'infinity') as dead
-             from cdc_export.deliveries where delivered_at is null group by endpoint",
+             from cdc_export.deliveries where endpoint = any($1) and delivered_at is null group by endpoint",
         )
+        .bind(endpoints)
         .fetch_all(conn.get())
         .await?;
         conn.give_back();

@@ -60,23 +60,7 @@ impl Shelf {
                 twice.number
             );
         }
-        let newest_base = links.iter().filter(|link| link.is_base).max_by_key(|link| link.number);
-        let mut next = match &at {
-            None => newest_base,
-            Some((digest, number)) => match following.get(digest.as_str()).map(Vec::as_slice) {
-                Some([next]) => Some(*next),
-                // A lane that forked goes on from its newest full export; so does one that has a gap here.
-                Some(_) => newest_base.filter(|base| base.number > *number),
-                None => newest_base.filter(|base| base.number > *number),
-            },
-        };
-        if next.is_none()
-            && let Some(last) = links.iter().map(|link| link.number).max()
-            && at.as_ref().is_none_or(|(_, number)| last > *number)
-        {
-            bail!("gap: {} has exports up to number {last}, none of which goes on from where the table is", self.place);
-        }
-        if let (None, Some((digest, _))) = (next, &at)
+        if let (None, Some((digest, _))) = (self.next(&links, &following, at.as_ref())?, &at)
             && let Some(base) = beside(&links, digest)
         {
             bail!(
@@ -86,7 +70,8 @@ impl Shelf {
                 base.number
             );
         }
-        while let Some(link) = next {
+        let mut at = at;
+        while let Some(link) = self.next(&links, &following, at.as_ref())? {
             match self.apply(&archive, link, mirror).await? {
                 Taken::Done => {}
                 Taken::Unfit(why) => bail!(why),
@@ -95,16 +80,40 @@ impl Shelf {
                 // Another process has applied others meanwhile, and goes on.
                 return Ok(());
             }
-            next = match following.get(link.digest.as_str()).map(Vec::as_slice) {
-                None | Some([]) => None,
-                Some([next]) => Some(*next),
-                Some(_) => match newest_base.filter(|base| base.number > link.number) {
-                    Some(base) => Some(base),
-                    None => bail!("forked: several exports of {} go on from number {}", self.place, link.number),
-                },
-            };
+            at = Some((link.digest.clone(), link.number));
         }
         Ok(())
+    }
+
+    /// The export that comes after where the table is, by its digest and number; `None`: it has all.
+    fn next<'l>(
+        &self,
+        links: &'l [Link],
+        following: &HashMap<&str, Vec<&'l Link>>,
+        at: Option<&(String, u64)>,
+    ) -> anyhow::Result<Option<&'l Link>> {
+        let newest_base = links.iter().filter(|link| link.is_base).max_by_key(|link| link.number);
+        let (digest, number) = match at {
+            None if newest_base.is_some() || links.is_empty() => return Ok(newest_base),
+            None => ("", 0),
+            Some((digest, number)) => (digest.as_str(), *number),
+        };
+        match following.get(digest).map(Vec::as_slice) {
+            Some([next]) => return Ok(Some(*next)),
+            // A lane that forked goes on from its newest full export; so does one that has a gap here.
+            _ if newest_base.is_some_and(|base| base.number > number) => return Ok(newest_base),
+            Some(_) => bail!("forked: several exports of {} go on from number {number}", self.place),
+            None => {}
+        }
+        match links.iter().map(|link| link.number).max() {
+            Some(last) if last > number => {
+                bail!(
+                    "gap: {} has exports up to number {last}, none of which goes on from where the table is",
+                    self.place
+                )
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The exports of the lane.
