@@ -311,6 +311,7 @@ async fn what_a_changed_timing_would_have_missed_does_not_run() {
     })
     .await;
     assert!(now.contains("-01-01 00:00:00"), "{now}");
+    assert_eq!(jobs(&database).await, 1);
     let a = shown(&service, "a").await;
     assert_eq!((&a["cron"], &a["timezone"], &a["every"]), (&json!("0 0 1 1 *"), &json!("UTC"), &Value::Null));
     database.run("update cdc_export.schedules set slot = slot - interval '1 day'").await;
