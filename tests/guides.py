@@ -1,43 +1,28 @@
-"""Runs the loaders of docs/guides against a service with the demo table, and compares what they have made. See guides.sh.
+"""Keeps copies of the demo table as docs/guides/loading.md says, and compares them with it. See guides.sh.
 
     python tests/guides.py SERVER      with libpq's variables for the service's database
 """
 
-import glob
 import http.client
 import http.server
+import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import urllib.parse
+import urllib.request
 from pathlib import Path
 
-import duckdb
 import psycopg
-from pyarrow.parquet import ParquetFile
+from loaders import FORMATS, TARGETS, Copy, finish, types
 
 SERVER = sys.argv[1]
 ROOT = Path(__file__).resolve().parent.parent
-GUIDES = ROOT / "docs/guides"
 COLUMNS = ["id", "name", "email", "created_at", "updated_at", "is_deleted"]
-sys.path.insert(0, str(GUIDES))
-from exports import Exports  # noqa: E402
-
-TARGETS = {"postgres": "dbname=target", "duckdb": "target.duckdb", "pandas": "frames"}
-CONSUMERS = (("replica", "csv"), ("duckdb", "parquet"), ("pandas", "parquet"))
-SECOND = {"postgres": "dbname=second", "duckdb": "second.duckdb", "pandas": "frames2"}
-
-
-def start(which, targets, server):
-    command = [sys.executable, GUIDES / f"load_{which}.py", server, targets[which]]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def load(which, targets=TARGETS, server=SERVER):
-    loader = start(which, targets, server)
-    printed, said = loader.communicate()
-    assert loader.returncode == 0, f"{which}: {said}"
-    return printed
+FIRST = Copy(SERVER, "users", "first")
 
 
 def columns(micros):
@@ -45,38 +30,46 @@ def columns(micros):
     return ", ".join(micros.format(name) if name.endswith("_at") else name for name in COLUMNS)
 
 
-def of_postgres(conninfo, where):
-    names = columns("(extract(epoch from {0}) * 1000000)::bigint")
-    with psycopg.connect(conninfo) as connection:
-        return connection.execute(f"select {names} from users where {where} order by id").fetchall()
+POSTGRES = columns("(extract(epoch from {0}) * 1000000)::bigint")
 
 
-def of_duckdb(file):
-    with duckdb.connect(file, read_only=True) as connection:
-        return connection.execute(f"select {columns('epoch_us({0})')} from users order by id").fetchall()
+def source():
+    with psycopg.connect("") as connection:
+        return connection.execute(f"select {POSTGRES} from users where not is_deleted order by id").fetchall()
 
 
-def of_pandas(folder):
-    (file,) = glob.glob(f"{folder}/users.*.parquet")
-    users = ParquetFile(file).read().to_pandas().sort_values("id")
-    for column in ("created_at", "updated_at"):
-        users[column] = users[column].astype("datetime64[us, UTC]").astype("int64")
-    return list(users[COLUMNS].itertuples(index=False, name=None))
+def rows(copy, which):
+    match which:
+        case "postgres":
+            return copy.rows(which, POSTGRES, "id")
+        case "duckdb":
+            return copy.rows(which, columns("epoch_us({0})"), "id")
+        case "pandas":
+            return copy.rows(which, ", ".join(COLUMNS), "id")
 
 
-def check(what, targets=TARGETS, server=SERVER):
-    said = {which: load(which, targets, server) for which in targets}
-    source = of_postgres("", "not is_deleted")
-    made = {
-        "postgres": of_postgres(targets["postgres"], "true"),
-        "duckdb": of_duckdb(targets["duckdb"]),
-        "pandas": of_pandas(targets["pandas"]),
-    }
-    for which, rows in made.items():
-        differing = set(map(tuple, source)) ^ set(map(tuple, rows))
-        assert not differing and len(rows) == len(source), f"{what}: {which} differs: {sorted(differing)[:3]}"
-    print(f"ok: {what}: {len(source)} users in each")
-    return said
+def compare(what, copy, which):
+    expected, made = source(), rows(copy, which)
+    differing = set(expected) ^ set(made)
+    assert not differing and len(made) == len(expected), f"{what}: {which} differs: {sorted(differing)[:3]}"
+
+
+def check(what, copy=FIRST, server=None):
+    """Brings each target up to date and compares it. Returns what each of them loaded."""
+    loads = {which: copy.update(which, server) for which in TARGETS}
+    for which in TARGETS:
+        compare(what, copy, which)
+        newest = json.load(call("GET", f"/exports?consumer={which}&dataset=users&status=completed&limit=1"))["items"][0]
+        assert newest["acknowledged"], f"{what}: {which} has not acknowledged {newest}"
+        if which != "postgres":
+            left = [name for name in os.listdir(f"{copy.name}.{which}") if not name.startswith(".")]
+            assert not left, f"{what}: {which} has left {left}"
+    print(f"ok: {what}: {len(source())} users in each")
+    return loads
+
+
+def call(method, path):
+    return urllib.request.urlopen(urllib.request.Request(SERVER + path, method=method))
 
 
 def run(sql):
@@ -89,11 +82,22 @@ def psql(*arguments):
     subprocess.run(["psql", "-q", "-v", "ON_ERROR_STOP=1", *arguments], check=True)
 
 
-run(["create database target"])
-said = check("a first load")
-assert all(text.startswith("full: ") for text in said.values()), said
-said = check("nothing new")
-assert all(text.startswith("delta: 0 rows") for text in said.values()), said
+def export(kind, consumer, format):
+    """An export that somebody asks for by hand. Returns its id."""
+    command = ["cdc-export", "export", kind, "--consumer", consumer, "--format", format, "--json", "--server", SERVER]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["jobId"]
+
+
+def pull(which):
+    """Fetches a delta into the folder of the first copy, and loads nothing."""
+    command = ["cdc-export", "pull", "--consumer", which, "--into", f"first.{which}", "--format", "parquet", "--request", "delta"]
+    subprocess.run([*command, "--server", SERVER], check=True, capture_output=True)
+
+
+loads = check("a first load")
+assert all(types(load) == ["delta"] for load in loads.values()), loads
+loads = check("nothing new")
+assert all(load == [("delta", 0)] for load in loads.values()), loads
 
 psql("-f", ROOT / "seeds/awkward.sql")
 psql("-f", ROOT / "seeds/changes.sql")
@@ -105,19 +109,27 @@ run([
     "update users set email = 'away' where id = 1; update users set email = 'users@2' where id = 2",
     "update users set email = 'users@2b' where id = 2; update users set email = 'users@2' where id = 1",
 ])
-said = check("changes")
-assert all(text.startswith("delta: ") for text in said.values()), said
+loads = check("changes")
+assert all(types(load) == ["delta"] for load in loads.values()), loads
 
-# A loader that died between its export and its load.
-for consumer, format in CONSUMERS:
-    Exports(SERVER, consumer, format).run("delta")
+# A script that died between its export and its load.
+for which, format in FORMATS.items():
+    export("delta", which, format)
 run(["update users set name = 'later', updated_at = now() where id % 79 = 0"])
-said = check("an export that nobody had loaded")
-assert all(text.count("delta: ") == 2 for text in said.values()), said
+loads = check("an export that nobody had loaded")
+assert all(types(load) == ["delta"] * 2 for load in loads.values()), loads
+
+# The same, between the pull and the load.
+run(["update users set name = 'pulled', updated_at = now() where id % 67 = 0"])
+for which in ("duckdb", "pandas"):
+    pull(which)
+run(["update users set name = 'pulled later', updated_at = now() where id % 67 = 1"])
+loads = check("an export that was pulled and not loaded")
+assert all(types(loads[which]) == ["delta"] * 2 for which in ("duckdb", "pandas")), loads
 
 
 class Lossy(http.server.BaseHTTPRequestHandler):
-    """A proxy that may lose the answer to the next POST: the export is taken on, and the loader sends its call again."""
+    """A proxy that may lose the answer to the next POST: the export is taken on, and the command sends its call again."""
 
     loses = False
 
@@ -150,84 +162,102 @@ through = f"http://127.0.0.1:{lossy.server_port}"
 run(["update users set name = 'once', updated_at = now() where id % 77 = 0"])
 for which in TARGETS:
     Lossy.loses = True
-    said = load(which, server=through)
-    assert not Lossy.loses and said.count("delta: ") == 1 and not said.startswith("delta: 0 "), said
+    load = FIRST.update(which, through)
+    assert not Lossy.loses and types(load) == ["delta"] and load[0][1], load
 check("an answer that was lost")
 
-# A loader that is killed while its export runs: the next one waits for it.
+# A script that is killed while its export runs: the next one waits for it.
 run(["update users set name = 'killed', updated_at = now() where id % 61 = 0"])
 with psycopg.connect("") as holding:
     holding.execute("lock table users in access exclusive mode")
-    for which, consumer in (("postgres", "replica"), ("duckdb", "duckdb"), ("pandas", "pandas")):
-        loader = start(which, TARGETS, SERVER)
+    for which in TARGETS:
+        script = FIRST.start(which)
         asked = "select count(*) from exports where consumer_id = %s and status in ('pending', 'processing')"
-        with psycopg.connect("", autocommit=True) as source:
-            while not source.execute(asked, [consumer]).fetchone()[0]:
-                assert loader.poll() is None, loader.communicate()
-        loader.kill()
-        loader.communicate()
-said = check("a loader that was killed while its export ran")
-assert all(text.count("delta: ") == 2 for text in said.values()), said
+        with psycopg.connect("", autocommit=True) as database:
+            while not database.execute(asked, [which]).fetchone()[0]:
+                assert script.poll() is None, script.communicate()
+        os.killpg(script.pid, signal.SIGKILL)
+        script.communicate()
+loads = check("a script that was killed while its export ran")
+assert all(types(load) == ["delta"] * 2 for load in loads.values()), loads
 
-# Two runs of one loader at the same time, as cron begins them: the second one waits, and loads nothing again. DuckDB refuses to open a
-# file twice.
+# Two runs at the same time, as cron begins them: nothing is loaded twice.
 run(["update users set name = 'overlap', updated_at = now() where id % 53 = 0"])
-for which in ("postgres", "pandas"):
-    runs = [(loader, *loader.communicate()) for loader in [start(which, TARGETS, SERVER) for _ in range(2)]]
-    assert all(loader.returncode == 0 for loader, _, _ in runs), runs
-    loaded = [line for _, printed, _ in runs for line in printed.splitlines() if line.startswith("delta: ")]
-    assert sum(line != "delta: 0 rows" for line in loaded) == 1, loaded
+for which in TARGETS:
+    loads = sum((finish(script)[0] for script in [FIRST.start(which) for _ in range(2)]), [])
+    assert sum(rows > 0 for _, rows in loads) == 1, loads
 check("two runs at once")
 
-# Two loaders of one consumer, each with a place of its own, at the same time.
-run(["create database second"])
-check("a second loader of the same consumer", SECOND)
+# Two copies of one consumer, each with a place of its own, at the same time.
+SECOND = Copy(SERVER, "users", "second")
+check("a second copy of the same consumer", SECOND)
 for turn in range(3):
     run([
         f"update users set name = 'two {turn}', updated_at = now() where id % 59 = {turn}",
         f"delete from users where id % 101 = {turn}",
     ])
-    loaders = [start(which, targets, SERVER) for which in TARGETS for targets in (TARGETS, SECOND)]
-    for loader in loaders:
-        printed, said = loader.communicate()
-        assert loader.returncode == 0, said
-check("two loaders at once")
-check("two loaders at once, the second", SECOND)
+    for script in [copy.start(which) for which in TARGETS for copy in (FIRST, SECOND)]:
+        finish(script)
+check("two copies at once")
+check("two copies at once, the second", SECOND)
 check("and the first again")
 
 # Deltas that somebody asked for by hand, in another format than the loader reads: what is in them is in no other.
 run(["update users set name = 'by hand', updated_at = now() where id % 71 = 0"])
-for which in ("replica", "duckdb", "pandas"):
-    Exports(SERVER, which, "ndjson").run("delta")
-said = check("an export by another hand")
-assert all(text.startswith("full: ") for text in said.values()), said
+for which in TARGETS:
+    export("delta", which, "ndjson")
+loads = check("an export by another hand")
+assert all(types(load) == ["full"] for load in loads.values()), loads
 
 # A loader that was away for longer than its exports are kept.
 run(["update users set name = 'pruned', updated_at = now() where id % 73 = 0"])
-for consumer, format in CONSUMERS:
-    Exports(SERVER, consumer, format).run("delta")
-run(["delete from exports where consumer_id in ('replica', 'duckdb', 'pandas')"])
-said = check("exports that are not kept any more")
-assert all(text.startswith("full: ") for text in said.values()), said
+for which, format in FORMATS.items():
+    export("delta", which, format)
+run([f"delete from exports where consumer_id in {TARGETS}"])
+loads = check("exports that are not kept any more")
+assert all(types(load) == ["full"] for load in loads.values()), loads
 
 run(["truncate users", "insert into users (name, email, created_at, updated_at) "
      "select 'n' || i, 'e' || i, now(), now() from generate_series(1, 500) as i"])
-said = check("a TRUNCATE")
-assert all(text.startswith("full: ") for text in said.values()), said
+loads = check("a TRUNCATE")
+assert all(types(load) == ["full"] for load in loads.values()), loads
 
-# One call of README's, an incremental by hand: it has no deletions, and no `operation`.
+# One call of README's, an incremental by hand: it has no deletions, and no `operation`. The delta behind it has them.
 run(["update users set name = 'by hand', updated_at = now() where id % 7 = 0", "delete from users where id % 7 = 1"])
-for consumer, format in CONSUMERS:
-    Exports(SERVER, consumer, format).run("incremental")
+for which, format in FORMATS.items():
+    export("incremental", which, format)
 run(["update users set name = 'after that', updated_at = now() where id % 7 = 2"])
-said = check("an incremental by hand")
-assert all(text.startswith("full: ") for text in said.values()), said
+loads = check("an incremental by hand")
+assert all(types(load) == ["incremental", "delta"] for load in loads.values()), loads
 
 # An export that nobody has loaded, and whose file is gone.
 run(["update users set name = 'gone', updated_at = now() where id % 7 = 3"])
-for consumer, format in CONSUMERS:
-    exports = Exports(SERVER, consumer, format)
-    exports.open("DELETE", f"/exports/{exports.run('delta')['jobId']}").close()
+for which, format in FORMATS.items():
+    call("DELETE", f"/exports/{export('delta', which, format)}").close()
 run(["update users set name = 'not gone', updated_at = now() where id % 7 = 4"])
-said = check("a file that is gone")
-assert all(text.startswith("full: ") for text in said.values()), said
+loads = check("a file that is gone")
+assert all(types(load) == ["full"] for load in loads.values()), loads
+
+# A copy that was lost goes on with a full export; a folder that was lost, with what comes next.
+for file in ("first.db", "first.parquet"):
+    os.remove(file)
+run(["update users set name = 'lost', updated_at = now() where id % 7 = 5"])
+loads = check("a copy that was lost")
+assert all(types(loads[which]) == ["full"] for which in ("duckdb", "pandas")), loads
+run(["update users set name = 'before', updated_at = now() where id % 7 = 6"])
+check("a delta before the folder is lost")
+for which in ("duckdb", "pandas"):
+    shutil.rmtree(f"first.{which}")
+run(["update users set name = 'after', updated_at = now() where id % 7 = 6"])
+loads = check("a folder that was lost")
+assert all(types(load) == ["delta"] for load in loads.values()), loads
+
+# An export that somebody took out of the folder: the next one doesn't go on from the copy.
+run(["update users set name = 'taken', updated_at = now() where id % 5 = 0"])
+for which in ("duckdb", "pandas"):
+    pull(which)
+    for file in Path(f"first.{which}").glob("delta_*"):
+        file.unlink()
+run(["update users set name = 'not taken', updated_at = now() where id % 5 = 1"])
+loads = check("an export that was taken out of the folder")
+assert all(types(loads[which]) == ["full"] for which in ("duckdb", "pandas")), loads

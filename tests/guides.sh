@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What docs/guides/ says, for real: its loaders keep tables in another Postgres, in DuckDB and in pandas equal to the source, through
-# changes, hard deletes, a TRUNCATE, crashes, lost answers, two loaders at once and exports that somebody made by hand or took away; then a
-# table of one's own, through changes of its columns, wrong keys and triggers that are gone, and one whose exports have several files. In between
+# What docs/guides/ says, for real: `pull` and the loaders, and `apply`, keep copies in DuckDB, in pandas and in another Postgres equal to the
+# source, through changes, hard deletes, a TRUNCATE, kills, lost answers, two runs at once and exports that somebody made by hand or took away;
+# then with the loaders killed at each of their lines; then a table of one's own, through changes of its columns and triggers that are gone, and one whose exports have several files. In between
 # tests/formats.py, on the same service. At last docs/guides/manifests.md, block by block, on a folder and on an emulator of S3.
 #
 # `cargo build` comes first. Needs psql, curl, and what tests/venv.sh does.
@@ -14,6 +14,9 @@ emulator_python=$("$root/tests/venv.sh" buckets)
 work=$(mktemp -d)
 chmod 755 "$work"
 cd "$work"
+mkdir bin
+ln -s "$binary" bin/cdc-export
+export PATH="$work/bin:${python%/*}:$PATH"
 start() {
     : >log
     env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" OUTPUT_DIR="$work/output" PORT=0 SEED_ROWS=20000 LOG_FORMAT=json "$@" 2>log &
@@ -27,11 +30,12 @@ trap 'kill $service $emulator || true; wait; rm -rf "$work"' EXIT
 export PGPASSWORD PGHOST PGUSER=postgres PGDATABASE=cdc_export
 start "$binary"
 "$python" "$root/tests/guides.py" "$server"
+"$python" "$root/tests/guides_kills.py" "$server"
 psql -q -f "$root/seeds/awkward.sql"
 "$python" "$root/tests/formats.py" "$server"
 
 # A table of one's own, beside a dataset file.
-psql -q -c 'create table people (region text, id bigint, first text, last text, primary key (region, id))' \
+psql -q -c 'create table people ("re gion" text, id bigint, first text, last text, primary key ("re gion", id))' \
     -c "insert into people select 'r' || i % 3, i, 'F' || i, 'L' || i from generate_series(1, 50) as i"
 printf '[[dataset]]\nname = "people"\ntable = "people"\n' >datasets.toml
 psql -q -f "$root/tests/decimals.sql"
@@ -51,9 +55,6 @@ track=(env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/da
 
 env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/datasets.toml" "$binary" track orders
 "$python" "$root/tests/guides_files.py" "$server"
-mkdir bin
-ln -s "$binary" bin/cdc-export
-export PATH="$work/bin:$PATH"
 "$python" "$root/tests/manifests.py" "$server" folder
 
 # A bucket in the folder's place. The emulator is what tests/buckets.sh has, and as there it finds no engine of containers.

@@ -1,63 +1,57 @@
-"""Keeps a DataFrame on disk equal to the source: `python load_pandas.py SERVER FOLDER`."""
+"""Keeps a DataFrame in a Parquet file equal to the source: `python load_pandas.py INBOX FILE`."""
 
-import fcntl
-import glob
 import os
-import sys
-import tempfile
 
 import pandas
 import pyarrow
 from pyarrow.parquet import ParquetFile, write_table
 
-from exports import Exports, arguments, identity
-
-# All that is to be changed for another table.
-DATASET = "users"
-CONSUMER = "pandas"
-KEY = ["id"]  # the dataset's key
+from inbox import Inbox, arguments, need_full
 
 
-def read(*paths):
+def read(paths, key):
     # `pandas.read_parquet` hands Arrow's threads a Python file. A thread that lets go of it while Python ends aborts the process
     # (https://github.com/apache/arrow/issues/34314); a file that Arrow opens itself has no such end.
     # By default pandas makes floats of a column of integers that has a NULL, which rounds those beyond 2^53, and NULL of NaN.
     rows = pyarrow.concat_tables([ParquetFile(path).read() for path in paths])
-    return rows.to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True).set_index(KEY)
+    return rows.to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True).set_index(key)
 
 
-def write(frame, path):
-    table = pyarrow.Table.from_pandas(frame.reset_index(), preserve_index=False)
-    # What pandas notes of its own types it can't read again of each, as of a uuid.
-    write_table(table.replace_schema_metadata(None), path)
+def columns(path):
+    return {field.name: field.type for field in ParquetFile(path).schema_arrow if field.name != "operation"}
 
 
-server, folder = arguments("FOLDER")
-exports = Exports(server, CONSUMER, "parquet", DATASET, key=os.environ.get("CDC_EXPORT_KEY"))
-exports.check_key(KEY)
-os.makedirs(folder, exist_ok=True)
-# Two loaders at once would load twice: the second one waits. The lock ends with the process, however that ends.
-lock = open(f"{folder}/{DATASET}.lock", "w")
-fcntl.flock(lock, fcntl.LOCK_EX)
-# The frame's file has the last export's id and SHA-256 in its name, so that both are there at once.
-kept = max(glob.glob(f"{folder}/{DATASET}.*.*.parquet"), default=None, key=os.path.getmtime)
-frame = read(kept) if kept else None
-last = kept.split(".")[-3:-1] if kept else None
-with tempfile.TemporaryDirectory() as inbox:
-    for job, paths in exports.catch_up(inbox, after=last):
-        rows = read(*paths)
-        if job["exportType"] == "full":
-            frame = rows
-        else:
-            live = rows[rows["operation"] != "DELETE"].drop(columns="operation")
-            frame = pandas.concat([frame.drop(index=rows.index, errors="ignore"), live])
-        print(f"{job['exportType']}: {job['rowsExported']} rows")
-        last = (job["jobId"], identity(job))
-written = f"{folder}/{DATASET}.{'.'.join(last)}.parquet"
-write(frame, f"{written}.part")
-os.replace(f"{written}.part", written)
-for old in set(glob.glob(f"{folder}/{DATASET}.*.*.parquet*")) - {written}:
-    os.remove(old)
-print(f"{len(frame)} rows in all")
-# What was loaded is loaded; but if the next delta can't be, cron should hear of it.
-sys.exit(exports.trouble())
+def write(frame, path, loaded):
+    # What pandas notes of its own types it can't read again of each, as of a uuid. The file has in its place which export was loaded
+    # last, so that the rows and that are there at once.
+    table = pyarrow.Table.from_pandas(frame.reset_index(), preserve_index=False).replace_schema_metadata(loaded)
+    write_table(table, f"{path}.part")
+    sync(f"{path}.part")
+    os.replace(f"{path}.part", path)
+    sync(os.path.dirname(os.path.abspath(path)))
+
+
+def sync(path):
+    """Waits until a file, or the names in a folder, are on disk. The export is removed then."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+folder, file = arguments("INBOX FILE")
+inbox = Inbox(folder)
+kept = os.path.exists(file) and ParquetFile(file).schema_arrow.metadata or {}
+job, digest = (kept.get(name, b"").decode() for name in (b"job", b"digest"))
+for export in inbox.exports(digest):
+    rows = frame = read(export.files, export.key)
+    if export.type == "delta":
+        frame = rows[rows["operation"] != "DELETE"].drop(columns="operation")
+    if not export.replaces:
+        # The values of a new column in rows that nobody changed are in no delta.
+        if columns(export.files[0]) != columns(file):
+            need_full(f"the export {export.number} has other columns")
+        frame = pandas.concat([read([file], export.key).drop(index=rows.index, errors="ignore"), frame])
+    job = export.job
+    write(frame, file, {"job": job, "digest": export.digest})
+# For `cdc-export ack`.
+print(job)
