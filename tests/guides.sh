@@ -2,7 +2,7 @@
 # What docs/guides/ says, for real: `pull` and the loaders, and `apply`, keep copies in DuckDB, in pandas and in another Postgres equal to the
 # source, through changes, hard deletes, a TRUNCATE, kills, lost answers, two runs at once and exports that somebody made by hand or took away;
 # then with the loaders killed at each of their lines; then a table of one's own, through changes of its columns and triggers that are gone, and one whose exports have several files. In between
-# tests/formats.py, on the same service. At last docs/guides/manifests.md, block by block, on a folder and on an emulator of S3.
+# tests/formats.py, on the same service; and a receiver of webhooks that goes by another library. At last docs/guides/manifests.md, block by block, on a folder and on an emulator of S3.
 #
 # `cargo build` comes first. Needs psql, curl, and what tests/venv.sh does.
 set -euo pipefail
@@ -45,9 +45,14 @@ psql -q -c 'create table orders (id bigint primary key, total numeric(18, 2), no
     -c "insert into orders select i, i / 100.0, (select string_agg(encode(sha512((i || '-' || j)::bytea), 'base64'), '') from generate_series(1, 8) as j)
         from generate_series(1, 40000) as i"
 printf '[[dataset]]\nname = "orders"\ntable = "orders"\nnumeric = "decimal"\nmax_file_bytes = 16777216\n' >>datasets.toml
+# Somebody who is told of what is exported from here on, and listens at last.
+hook_port=$("$python" -c 'import socket; free = socket.create_server(("127.0.0.1", 0)); print(free.getsockname()[1])')
+secret=whsec_$(head -c 32 /dev/urandom | base64 -w0)
+printf '[[webhook]]\nname = "here"\nurl = "http://127.0.0.1:%s/"\nsecret_env = "HOOK_SECRET"\nallow_http = true\nallow_private = true\n' \
+    "$hook_port" >>datasets.toml
 kill $service
 wait $service || true
-start DATASETS="$work/datasets.toml" MANIFESTS=on "$binary"
+start DATASETS="$work/datasets.toml" MANIFESTS=on HOOK_SECRET="$secret" "$binary"
 track=(env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/datasets.toml" "$binary" track people)
 "${track[@]}"
 "$python" "$root/tests/guides_columns.py" "$server" "${track[@]}"
@@ -56,6 +61,7 @@ track=(env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/da
 env -i PATH="$PATH" HOME="$HOME" DATA_DIR="$work/data" DATASETS="$work/datasets.toml" "$binary" track orders
 "$python" "$root/tests/guides_files.py" "$server"
 "$python" "$root/tests/manifests.py" "$server" folder
+"$python" "$root/tests/webhooks.py" "$server" "$hook_port" "$secret" people
 
 # A bucket in the folder's place. The emulator is what tests/buckets.sh has, and as there it finds no engine of containers.
 mkdir emulator
@@ -71,6 +77,6 @@ curl -sf --retry 20 --retry-connrefused --retry-delay 1 -o /dev/null -X PUT "$st
 kill $service
 wait $service || true
 export AWS_ACCESS_KEY_ID=KEY AWS_SECRET_ACCESS_KEY=SECRET
-start DATASETS="$work/datasets.toml" OUTPUT_DIR= OUTPUT_URL=s3://acme-exports/shop AWS_REGION=eu-central-1 AWS_ENDPOINT_URL="$store" \
+start DATASETS="$work/datasets.toml" HOOK_SECRET="$secret" OUTPUT_DIR= OUTPUT_URL=s3://acme-exports/shop AWS_REGION=eu-central-1 AWS_ENDPOINT_URL="$store" \
     AWS_ALLOW_HTTP=true AWS_ACCESS_KEY_ID=KEY AWS_SECRET_ACCESS_KEY=SECRET "$binary"
 "$python" "$root/tests/manifests.py" "$server" bucket "$store"

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 case $1 in
     # DuckDB loads an extension only with its makers' signature, whoever packs it.
     guides) pins='duckdb==1.4.1 duckdb-extension-httpfs==1.4.1 pandas==2.3.3 pyarrow==22.0.0 polars==2.1.0 psycopg[binary]==3.2.12
-        zstandard==0.25.0 jsonschema==4.26.0' ;;
+        zstandard==0.25.0 jsonschema==4.26.0 standardwebhooks==1.1.0' ;;
     schemathesis) pins='schemathesis==4.32.5' ;;
     # A generator of clients.
     clients) pins='openapi-python-client==0.29.1' ;;

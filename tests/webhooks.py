@@ -1,4 +1,4 @@
-"""A receiver of webhooks as docs/guides/webhooks.md has it, which checks events by the library of Standard Webhooks: webhooks.py SERVER PORT SECRET."""
+"""A receiver of webhooks as docs/guides/webhooks.md has it, which checks events by the library of Standard Webhooks: webhooks.py SERVER PORT SECRET DATASET."""
 
 import http.server
 import json
@@ -10,7 +10,7 @@ import urllib.request
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
-server, port, secret = sys.argv[1:]
+server, port, secret, dataset = sys.argv[1:]
 heard = queue.Queue()
 
 
@@ -27,7 +27,8 @@ class Receiver(http.server.BaseHTTPRequestHandler):
 
 listening = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Receiver)
 threading.Thread(target=listening.serve_forever, daemon=True).start()
-request = urllib.request.Request(f"{server}/exports/full", method="POST", headers={"X-Consumer-ID": "webhooks"})
+headers = {"X-Consumer-ID": "webhooks", "Content-Type": "application/json"}
+request = urllib.request.Request(f"{server}/exports/full", json.dumps({"dataset": dataset}).encode(), headers)
 job = json.load(urllib.request.urlopen(request))["jobId"]
 end = time.monotonic() + 60
 while True:
@@ -37,7 +38,7 @@ while True:
     if event["data"]["jobId"] == job:
         break
 assert event["specversion"] == "1.0" and event["type"] == "cdc-export.export.completed.v1", event
-assert event["subject"].endswith("/webhooks") and headers["webhook-id"] == event["id"], (event, headers)
+assert event["subject"] == f"{dataset}/webhooks" and headers["webhook-id"] == event["id"], (event, headers)
 for changed in (body + b" ", body.replace(b"completed", b"cancelled", 1)):
     try:
         Webhook(secret).verify(changed, headers)
