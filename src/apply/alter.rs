@@ -2,6 +2,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::apply::catalog::OPERATION;
 use crate::apply::catalog::{DEED, columns, of_table, relation};
 use crate::apply::{Doing, Error, Position, Settings};
 use crate::connection::{SEARCH_PATH, quoted};
@@ -94,6 +95,13 @@ pub(super) async fn follow(
 ) -> Result<(), Error> {
     let present = columns(conn, table).await?;
     as_the_role(conn).await?;
+    let has = |name: &str| export.columns.iter().any(|column| column.name == name);
+    let gone = before.iter().flat_map(|before| &before.columns).map(|column| &*column.name);
+    let gone = gone.filter(|name| *name != OPERATION && !has(name));
+    for name in gone {
+        remarks
+            .push(format!("the source has no column {name} any more: the table keeps it, with the values of before"));
+    }
     let had = |name: &str| before.and_then(|before| before.columns.iter().find(|column| column.name == name));
     for column in of_table(export) {
         let name = &column.name;

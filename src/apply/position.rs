@@ -144,7 +144,12 @@ pub(super) async fn make(conn: &mut PgConnection) -> Result<(), Error> {
     sqlx::raw_sql(
         "-- apply.position.create
          select pg_advisory_xact_lock(hashtextextended('cdc_apply', 0));
-         create schema if not exists cdc_apply;
+         -- `if not exists` asks for the right to make it, even where it is there.
+         do $$ begin
+           if to_regnamespace('cdc_apply') is null then
+             create schema cdc_apply;
+           end if;
+         end $$;
          create table if not exists cdc_apply.positions (
            target text collate \"C\" primary key,
            consumer text not null,

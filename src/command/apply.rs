@@ -19,10 +19,11 @@ use tokio::time::sleep;
 use crate::command::BadUsage;
 use crate::command::apply::shelf::Shelf;
 use crate::command::backend::Backend;
+use crate::command::client::{Address, AddressParser};
 use crate::command::feed::Feed;
 use crate::command::mirror::Mirror;
 use crate::command::plain::tell;
-use crate::command::server::{Server, arm};
+use crate::command::server::{arm, client_of};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::block_on;
 use crate::command::words::pause;
@@ -40,8 +41,9 @@ pub(crate) struct Apply {
     /// Of which dataset [default: users, or the only one there is]
     #[arg(long)]
     dataset: Option<String>,
-    #[command(flatten)]
-    at: Server,
+    /// The address of the service, which is shown the key in CDC_EXPORT_KEY if it wants one
+    #[arg(long, value_name = "URL", value_parser = AddressParser)]
+    server: Option<Address>,
     /// Take the exports from this folder or bucket, by their manifests, and ask no service
     #[arg(long, value_name = "PLACE", requires = "dataset")]
     from: Option<String>,
@@ -94,7 +96,7 @@ impl Apply {
         if let Some(file) = &named.authorities {
             config::trust_alone(file).context("can't restart with the authorities of sslrootcert alone")?;
         }
-        let client = self.at.client()?;
+        let client = self.server.as_ref().map(client_of).transpose()?;
         if client.is_none() {
             arm(&environment)?;
         }

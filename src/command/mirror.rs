@@ -34,9 +34,16 @@ impl Mirror {
     /// Reads where the table is. Another process may have applied exports meanwhile, and so may this one, if the answer was lost.
     pub(super) async fn refresh(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
+        let mut is_told = false;
         let found = loop {
             match self.target.position().await {
-                Err(error) if error.may_pass() && begun.elapsed() < RETRY_TIMEOUT => sleep(PAUSE).await,
+                Err(error) if error.may_pass() && begun.elapsed() < RETRY_TIMEOUT => {
+                    if !is_told {
+                        tell(&format!("{:#}; trying again for a minute", anyhow::Error::from(error)));
+                    }
+                    is_told = true;
+                    sleep(PAUSE).await;
+                }
                 found => break found?,
             }
         };

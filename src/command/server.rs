@@ -71,7 +71,7 @@ pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn client_of(address: &Address) -> anyhow::Result<Client> {
+pub(super) fn client_of(address: &Address) -> anyhow::Result<Client> {
     let environment = Environment::read()?;
     environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
     arm(&environment)?;

@@ -55,9 +55,10 @@ impl WebhookBlock {
             let why = "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected";
             wrong(self.name.span().start, "name", why);
         }
-        if let Err(why) = check_url(self.url.as_ref(), self.allow_http) {
+        let url = read_url(self.url.as_ref(), self.allow_http).unwrap_or_else(|why| {
             wrong(self.url.span().start, "url", why);
-        }
+            String::new()
+        });
         let is_variable = |text: &str| {
             let is_begun = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
             is_begun && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
@@ -109,15 +110,16 @@ impl WebhookBlock {
         });
         Webhook {
             listener: Listener { name, events, datasets, consumers },
-            url: self.url.into_inner(),
+            url,
             secret_env: self.secret_env.into_inner(),
             allows_private: self.allow_private,
         }
     }
 }
 
-/// Whether events may be posted there. No message quotes the address, which may have a token in its path.
-fn check_url(text: &str, allows_http: bool) -> Result<(), &'static str> {
+/// An address that events may be posted to, as a browser would write it: whoever posts there doesn't read it in another way. No message quotes
+/// it, since it may have a token in its path.
+fn read_url(text: &str, allows_http: bool) -> Result<String, &'static str> {
     let url = Url::parse(text).map_err(|_| "an address such as https://example.com/hooks/cdc is expected")?;
     match url.scheme() {
         "https" => {}
@@ -136,7 +138,7 @@ fn check_url(text: &str, allows_http: bool) -> Result<(), &'static str> {
     if url.host_str().is_none_or(str::is_empty) || url.port() == Some(0) {
         return Err("a host is expected");
     }
-    Ok(())
+    Ok(url.into())
 }
 
 #[cfg(test)]
@@ -165,7 +167,7 @@ mod tests {
 
             [[webhook]]
             name = \"here\"
-            url = \"http://localhost:9000\"
+            url = \"http://0x7f.1:9000\"
             secret_env = \"_S2\"
             allow_http = true
             allow_private = true
@@ -177,6 +179,8 @@ mod tests {
         assert_eq!(airflow.listener.datasets.as_deref(), Some(&["orders".to_owned()][..]));
         assert_eq!(airflow.listener.consumers.as_ref().map(Vec::len), Some(2));
         assert!(!airflow.allows_private && here.allows_private);
+        assert_eq!(airflow.url, "https://airflow.example.com/hooks/cdc?x=1");
+        assert_eq!(here.url, "http://127.0.0.1:9000/", "as it is connected to");
         assert_eq!(here.listener.events, [Status::Completed, Status::Failed, Status::Cancelled]);
         assert_eq!((&here.listener.datasets, &here.listener.consumers), (&None, &None));
     }
@@ -224,7 +228,7 @@ secret_env = \"B\"
     fn an_address_is_one_of_the_web() {
         for url in [
             "ftp://a.example/",
-            "https:///a",
+            "https:///",
             "a.example/hooks",
             "https://a.example/#x",
             "file:///etc/passwd",

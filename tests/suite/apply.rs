@@ -788,3 +788,64 @@ async fn a_table_of_another_name_is_known_again() {
     assert_eq!(pair.target.one::<Option<String>>("select to_regclass('public.t')::text").await, None);
     pair.end().await;
 }
+
+/// What is in the way of one export is in the way of no newer full one; and a place that has nothing for the table says what it has.
+#[tokio::test]
+async fn a_folder_goes_on_with_its_newest_full_export() {
+    let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;
+    let place = pair.service.output().to_owned();
+    for (dataset, consumer) in [("t", "b"), ("u", "a")] {
+        let to = pair.target.url();
+        let from = place.to_str().unwrap();
+        if consumer == "b" {
+            export(&pair.service, "full", "t", "a").await;
+        }
+        let call = ["apply", "--to", &to, "--consumer", consumer, "--dataset", dataset, "--from", from];
+        let (code, printed, said) = far(&call).output().await;
+        assert_eq!((code, printed.as_str()), (1, ""), "{said}");
+        assert!(said.contains("no_exports: ") && said.contains("t of a"), "{said}");
+    }
+    let (code, _, said) = from(&pair, &place, &[]).output().await;
+    assert_eq!(code, 0, "{said}");
+    // One of another format, and one whose file is gone.
+    pair.source.run("update t set name = 'x' where id = 3").await;
+    crate::catalog::ended(
+        &pair.service,
+        "/exports/delta",
+        Some("a"),
+        serde_json::json!({ "dataset": "t", "format": "ndjson" }),
+    )
+    .await;
+    let lost = export(&pair.service, "delta", "t", "a").await;
+    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    assert!((code, printed.as_str()) == (1, "") && said.contains("a newer full export goes on"), "{said}");
+    std::fs::remove_file(pair.service.path(&lost)).unwrap();
+    export(&pair.service, "full", "t", "a").await;
+    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
+    assert!(said.contains("going on with the full export 4"), "{said}");
+    pair.require_equal("by the full export").await;
+    pair.end().await;
+}
+
+/// The rights that the documentation asks for are enough: a schema of its own, and a table.
+#[tokio::test]
+async fn a_schema_of_its_own_is_enough() {
+    let pair = Pair::of(SIMPLE).await;
+    let role = format!("poor_{}", pair.target.options.get_database().unwrap());
+    pair.target
+        .run(&format!(
+            "create role {role} login password 'poor'; create schema cdc_apply authorization {role};
+             grant create on schema public to {role}"
+        ))
+        .await;
+    let to = pair.target.url_as(&role, "poor");
+    let call = ["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &pair.service.address];
+    let (code, _, said) = far(&call).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    pair.require_equal("by a role with little").await;
+    pair.target
+        .run(&format!("drop table t; drop schema cdc_apply cascade; drop owned by {role}; drop role {role}"))
+        .await;
+    pair.end().await;
+}

@@ -1,12 +1,12 @@
 //! A place of files with their manifests, as `apply` goes through it: from one export to the one that names it as the one before.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
 use crate::apply::input::Input;
 use crate::job::ConsumerId;
-use crate::manifest::Manifest;
+use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Found, Settings};
 use anyhow::{Context, bail};
 use tokio::runtime::Handle;
@@ -14,6 +14,10 @@ use tokio::task::spawn_blocking;
 
 use crate::command::feed::{Taken, Taker};
 use crate::command::mirror::Mirror;
+use crate::command::plain::{plain, tell};
+
+/// How many other lanes of a place are named.
+const MOST_OTHERS: usize = 10;
 
 /// The lane of a place.
 pub(super) struct Shelf {
@@ -41,12 +45,23 @@ impl Shelf {
         let (place, runtime) = (self.place.clone(), Handle::current());
         let archive = spawn_blocking(move || Archive::open(&place, &runtime)).await?;
         let archive = Arc::new(archive.with_context(|| self.place.to_string())?);
-        let links = self.links(&archive).await?;
+        let (links, others) = self.links(&archive).await?;
         let mut following = HashMap::<&str, Vec<&Link>>::new();
         for link in &links {
             if let Some(previous) = &link.previous {
                 following.entry(previous).or_default().push(link);
             }
+        }
+        if links.is_empty() && mirror.last().is_none() {
+            let others = others.into_iter().collect::<Vec<_>>().join(", ");
+            let others =
+                if others.is_empty() { "no manifests at all".to_owned() } else { format!("those of {others}") };
+            bail!(
+                "no_exports: {} has no manifest of an export of {} of the consumer {}, but {others}",
+                self.place,
+                self.dataset,
+                self.consumer
+            );
         }
         let at = mirror.last().and_then(|last| Some((last.digest.clone()?, last.number.unwrap_or_default())));
         let mut numbers = HashSet::new();
@@ -70,17 +85,24 @@ impl Shelf {
                 base.number
             );
         }
-        let mut at = at;
-        while let Some(link) = self.next(&links, &following, at.as_ref())? {
+        let mut next = self.next(&links, &following, at.as_ref())?;
+        while let Some(link) = next {
             match self.apply(&archive, link, mirror).await? {
                 Taken::Done => {}
-                Taken::Unfit(why) => bail!(why),
+                Taken::Unfit(why) => match newest_base(&links).filter(|base| base.number > link.number) {
+                    Some(base) => {
+                        tell(&format!("{why}; going on with the full export {}", base.number));
+                        next = Some(base);
+                        continue;
+                    }
+                    None => bail!("{why}; a newer full export goes on"),
+                },
             }
             if mirror.last().and_then(|last| last.digest.as_ref()) != Some(&link.digest) {
                 // Another process has applied others meanwhile, and goes on.
                 return Ok(());
             }
-            at = Some((link.digest.clone(), link.number));
+            next = self.next(&links, &following, Some(&(link.digest.clone(), link.number)))?;
         }
         Ok(())
     }
@@ -92,7 +114,7 @@ impl Shelf {
         following: &HashMap<&str, Vec<&'l Link>>,
         at: Option<&(String, u64)>,
     ) -> anyhow::Result<Option<&'l Link>> {
-        let newest_base = links.iter().filter(|link| link.is_base).max_by_key(|link| link.number);
+        let newest_base = newest_base(links);
         let (digest, number) = match at {
             None if newest_base.is_some() || links.is_empty() => return Ok(newest_base),
             None => ("", 0),
@@ -116,11 +138,11 @@ impl Shelf {
         }
     }
 
-    /// The exports of the lane.
-    async fn links(&self, archive: &Arc<Archive>) -> anyhow::Result<Vec<Link>> {
+    /// The exports of the lane, and whose others there are.
+    async fn links(&self, archive: &Arc<Archive>) -> anyhow::Result<(Vec<Link>, BTreeSet<String>)> {
         let (archive, consumer, dataset) = (Arc::clone(archive), self.consumer.clone(), self.dataset.clone());
         spawn_blocking(move || {
-            let mut links = Vec::new();
+            let (mut links, mut others) = (Vec::new(), BTreeSet::new());
             for name in archive.manifests()? {
                 let name = name?;
                 let Some(manifest) = read(&archive, &name)? else { continue };
@@ -133,9 +155,11 @@ impl Shelf {
                         is_base: export.is_base(),
                         digest: manifest.digest,
                     });
+                } else if others.len() < MOST_OTHERS {
+                    others.insert(format!("{} of {}", plain(&export.dataset), plain(&export.consumer)));
                 }
             }
-            anyhow::Ok(links)
+            anyhow::Ok((links, others))
         })
         .await?
         .with_context(|| self.place.to_string())
@@ -145,12 +169,36 @@ impl Shelf {
         let (read_from, name) = (Arc::clone(archive), link.name.clone());
         let manifest = spawn_blocking(move || read(&read_from, &name)).await??;
         let manifest = Arc::new(manifest.with_context(|| format!("{} is gone", link.name))?);
+        let (looked_at, of, name) = (Arc::clone(archive), Arc::clone(&manifest), link.name.clone());
+        if let Some(why) = spawn_blocking(move || missing(&looked_at, &of, &name)).await?? {
+            return Ok(Taken::Unfit(why));
+        }
         let open = async || {
             let (archive, manifest, name) = (Arc::clone(archive), Arc::clone(&manifest), link.name.clone());
             spawn_blocking(move || files(&archive, &manifest, &name)).await?
         };
         mirror.apply(&manifest, open).await
     }
+}
+
+fn newest_base(links: &[Link]) -> Option<&Link> {
+    links.iter().filter(|link| link.is_base).max_by_key(|link| link.number)
+}
+
+/// Why an export's files aren't all there, if they are not: retention takes them, and leaves the manifest.
+fn missing(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Option<String>> {
+    for file in &manifest.export.files {
+        let path = path_of(archive, name, file)?;
+        if !matches!(archive.open_file(&path).with_context(|| path.clone())?, Found::File(..)) {
+            return Ok(Some(format!("gap: {path}, which {name} names, is missing")));
+        }
+    }
+    Ok(None)
+}
+
+fn path_of(archive: &Archive, name: &str, file: &manifest::File) -> anyhow::Result<String> {
+    let path = file.path.as_deref().unwrap_or_default();
+    archive.name_of(name, path).with_context(|| format!("{name} names a file outside of its place"))
 }
 
 /// The newest full export that is not among those before this one, where all of these are there.
@@ -179,8 +227,7 @@ fn read(archive: &Archive, name: &str) -> anyhow::Result<Option<Manifest>> {
 fn files(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Vec<Input>> {
     let mut files = Vec::new();
     for file in &manifest.export.files {
-        let path = file.path.as_deref().unwrap_or_default();
-        let path = archive.name_of(name, path).with_context(|| format!("{name} names a file outside of its place"))?;
+        let path = path_of(archive, name, file)?;
         let at_path = || path.clone();
         let found = match archive.open_file(&path).with_context(at_path)? {
             Found::File(_, found) => found,
