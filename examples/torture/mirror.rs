@@ -25,13 +25,16 @@ const WRITERS: u64 = 4;
 /// Rows that all writers change.
 const SHARED: u64 = 40;
 /// Kills in a minute that a run has to come to.
-const KILLS_A_MINUTE: usize = 60;
+const KILLS_A_MINUTE: usize = 30;
 
 const TABLES: &str = "
     create table t (id bigint primary key, writer int not null, version bigint, amount bigint not null, note text);
     create table history (writer int, version bigint, hash text, primary key (writer, version));
     insert into t select -g, -1, null, 0, null from generate_series(1, 40) g;
-    insert into t select g * 1000000, g, 0, 0, null from generate_series(0, 3) g";
+    insert into t select g * 1000000, g, 0, 0, null from generate_series(0, 3) g;
+    insert into history
+    select writer, version, md5(string_agg(concat_ws('|', id, version, amount, note), ',' order by id))
+    from t where writer >= 0 group by writer, version";
 
 /// What a look finds of each writer: its last transaction, and the hash of its rows.
 const LOOK: &str = "
@@ -65,11 +68,17 @@ struct World {
     over: AtomicBool,
 }
 
+/// Of each writer its last transaction, and the hash of its rows.
+type State = Vec<(i32, i64, String)>;
+
 /// What was seen of the copy.
 #[derive(Default)]
 struct Seen {
-    states: BTreeSet<Vec<(i32, i64, String)>>,
+    /// By the number of the export that brought it.
+    states: BTreeMap<i64, BTreeSet<State>>,
     looks: usize,
+    /// How often a look found an earlier export than the one before it.
+    turns_back: usize,
     red: Vec<String>,
 }
 
@@ -111,7 +120,7 @@ pub(crate) async fn run(binary: PathBuf, folder: &Path, seed: u64, length: Durat
     for red in seen.red.iter().take(5) {
         println!("RED apply: {red}");
     }
-    let wanted = (length.as_secs() as usize * KILLS_A_MINUTE / 60, length.as_secs() as usize / 2);
+    let wanted = (length.as_secs() as usize * KILLS_A_MINUTE / 60, length.as_secs() as usize / 4);
     let is_valid = total >= wanted.0 && seen.states.len() >= wanted.1 && kills.len() == 4;
     if !is_valid {
         println!("not valid: {} kills, {} states and victims of each kind are too few", total, seen.states.len());
@@ -184,17 +193,31 @@ impl World {
         let mut source = self.source.connect_at_last().await?;
         let rows = sqlx::query("select writer, version, hash from history").fetch_all(&mut source).await?;
         let history: Hashes = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
-        let wrong = |state: &[(i32, i64, String)]| {
-            let is_known = |(writer, version, hash): &(i32, i64, String)| {
-                // Before its first transaction a writer has written nothing down.
-                *version == 0 || history.get(&(*writer, *version)) == Some(hash)
-            };
+        let wrong = |state: &State| {
+            let is_known =
+                |(writer, version, hash): &(i32, i64, String)| history.get(&(*writer, *version)) == Some(hash);
             state.len() != WRITERS as usize || !state.iter().all(is_known)
         };
-        for state in &seen.states {
-            if wrong(state) {
-                seen.red.push(format!("the source was never so: {state:?}"));
+        let mut before: Option<&State> = None;
+        for (number, states) in &seen.states {
+            if states.len() > 1 {
+                seen.red.push(format!("the export {number} was there in part: {states:?}"));
             }
+            for state in states {
+                if wrong(state) {
+                    seen.red.push(format!("the source was never so: {number} {state:?}"));
+                }
+                // The snapshots of a lane's exports have an order, in which no writer's transactions are taken back.
+                let is_behind = |before: &State| before.iter().zip(state).any(|(before, now)| before.1 > now.1);
+                if before.is_some_and(is_behind) {
+                    seen.red.push(format!("the export {number} took something back: {before:?} {state:?}"));
+                }
+                before = Some(state);
+            }
+        }
+        // Once the whole server was put back.
+        if seen.turns_back > 1 {
+            seen.red.push(format!("the copy went back {} times", seen.turns_back));
         }
         // Whoever judges has to find out one changed note, and one row of an earlier transaction.
         let mut target = self.target.connect_at_last().await?;
@@ -211,25 +234,27 @@ impl World {
     }
 }
 
-async fn state_of(conn: &mut PgConnection) -> Result<Vec<(i32, i64, String)>, sqlx::Error> {
+async fn state_of(conn: &mut PgConnection) -> Result<State, sqlx::Error> {
     let rows = sqlx::query(LOOK).fetch_all(conn).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
 
 /// Looks at the copy again and again, as far as its server is there.
 async fn look(world: Arc<World>) -> Result<Seen> {
-    let mut seen = Seen::default();
+    let (mut seen, mut last) = (Seen::default(), 0);
     while !world.over.load(Ordering::SeqCst) {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let Ok(mut conn) = world.target.connect().await else { continue };
         while !world.over.load(Ordering::SeqCst) {
             match look_once(&mut conn).await {
-                Ok(Some((state, sum))) => {
+                Ok(Some((number, state, sum))) => {
                     seen.looks += 1;
+                    seen.turns_back += usize::from(number < last);
+                    last = number;
                     if sum != 0 {
                         seen.red.push(format!("amounts that moved together came apart: {sum}, {state:?}"));
                     }
-                    seen.states.insert(state);
+                    seen.states.entry(number).or_default().insert(state);
                 }
                 Ok(None) => {}
                 Err(_) => break,
@@ -240,7 +265,7 @@ async fn look(world: Arc<World>) -> Result<Seen> {
     Ok(seen)
 }
 
-async fn look_once(conn: &mut PgConnection) -> Result<Option<(Vec<(i32, i64, String)>, i64)>, sqlx::Error> {
+async fn look_once(conn: &mut PgConnection) -> Result<Option<(i64, State, i64)>, sqlx::Error> {
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
     // Before the first export there is no table.
     let is_there: bool = sqlx::query_scalar("select to_regclass('t') is not null").fetch_one(&mut *tx).await?;
@@ -248,9 +273,10 @@ async fn look_once(conn: &mut PgConnection) -> Result<Option<(Vec<(i32, i64, Str
         return Ok(None);
     }
     let state = state_of(&mut tx).await?;
+    let number = sqlx::query_scalar("select number from cdc_apply.positions").fetch_one(&mut *tx).await?;
     let sum: i64 = sqlx::query_scalar("select coalesce(sum(amount), 1)::bigint from t").fetch_one(&mut *tx).await?;
     tx.commit().await?;
-    Ok(Some((state, sum)))
+    Ok(Some((number, state, sum)))
 }
 
 /// Writes until it is over; how many transactions were committed.
@@ -339,11 +365,17 @@ async fn kill(world: Arc<World>, length: Duration) -> Result<BTreeMap<&'static s
         let victim = random.pick(&VICTIMS).unwrap_or("apply");
         match victim {
             "service" => {
+                // One whose start met a crash of Postgres has ended by itself.
+                let was_alive = services[which].try_wait()?.is_none();
                 services[which].kill().await?;
                 tokio::time::sleep(random.millis(0, 500)).await;
                 services[which] = world.serve(which)?;
+                if !was_alive {
+                    continue;
+                }
             }
             "apply" => {
+                ensure!(followers[which].try_wait()?.is_none(), "apply ended by itself");
                 followers[which].kill().await?;
                 followers[which] = follow(which)?;
             }
