@@ -329,6 +329,42 @@ def test_schedules_are_there_where_there_are_any(watch, service):
         service.start()
 
 
+def test_events_that_nobody_took_are_told_again(watch, service):
+    page = watch.page
+    section = page.get_by_role("region", name="Events that were not taken")
+    page.goto(service.url)
+    expect(page.get_by_role("heading", name="Consumers")).to_be_visible()
+    expect(section).to_be_hidden()
+    page.goto("about:blank")
+    # The service has no operator's file here: it needs none to be asked.
+    job = service.export("full", "told")["jobId"]
+    dead = {
+        "deliveryId": "01a1f83b-6d1e-7c1a-9d4e-2f6f1f0c9a11", "endpoint": "w" * 63, "event": "export.completed", "jobId": job, "status": "dead",
+        "attempt": 9, "nextAttemptAt": None, "lastStatus": 503, "lastError": "it answered 503", "createdAt": "2026-01-01T00:00:00.000000Z",
+        "endedAt": "2026-01-02T18:00:00.000000Z",
+    }
+    asked = []
+
+    def redelivered(route):
+        asked.append(route.request.url)
+        route.fulfill(status=202, json={**dead, "status": "pending", "attempt": 0})
+
+    answered_by(page, "**/deliveries?*", lambda route: route.fulfill(json={"items": [dead], "nextCursor": None}))
+    answered_by(page, "**/redeliver", redelivered)
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(service.url)
+        expect(section).to_contain_text("it answered 503")
+        is_laid_out(page, width, 6_000)
+        accessible(page, f"the deliveries at {width}")
+        section.screenshot(path=f"{tempfile.gettempdir()}/deliveries-{width}.png")
+    section.get_by_role("button", name=re.compile("^Redeliver")).click()
+    expect(section).to_contain_text("It is told within seconds.")
+    assert asked == [f"{service.url}/deliveries/{dead['deliveryId']}/redeliver"], asked
+    section.get_by_role("link", name="export.completed").click()
+    expect(page).to_have_title("Export – cdc-export")
+
+
 def test_the_api_is_read_where_the_eye_falls(watch, service):
     page = watch.page
     for width, column, most in ((1280, 700, 50_000), (390, 340, 65_000)):
