@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use crate::dataset::name::is_name;
 use crate::event::{self, Delivery, DeliveryFilter, DeliveryStatus};
 use crate::http::access::Caller;
 use crate::http::code::Code;
@@ -25,6 +26,7 @@ pub(crate) struct DeliveryQuery {
     #[param(value_type = Option<DeliveryStatus>)]
     status: Option<String>,
     /// Deliveries to the receiver of this name
+    #[param(pattern = "^[a-z][a-z0-9_-]{0,62}$", example = "airflow")]
     endpoint: Option<String>,
     /// At most this many; 50 if left out
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
@@ -108,6 +110,10 @@ pub(crate) async fn list(
     caller.require(None)?;
     let limit = pages::limit(query.limit.as_deref())?;
     let before = query.cursor.map(|cursor| cursor.parse::<Uuid>().map_err(|_| pages::bad_cursor())).transpose()?;
+    let bad = || Problem::bad_input(Code::ParameterInvalid, "endpoint", "endpoint: the name of a webhook is expected");
+    if query.endpoint.as_deref().is_some_and(|name| !is_name(name)) {
+        return Err(bad());
+    }
     let filter = DeliveryFilter { status: query::word("status", query.status)?, endpoint: query.endpoint, before };
     let deliveries = service.deliveries(&filter, limit + 1).await?;
     Ok(Json(Page::new(deliveries, limit, |delivery| delivery.id.to_string(), DeliveryBody::from)))

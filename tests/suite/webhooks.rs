@@ -302,6 +302,10 @@ async fn what_is_not_taken_is_posted_again_and_then_dead() {
     let heard = receiver.hears(11).await;
     assert!(heard.iter().all(|it| it.id == delivery["deliveryId"].as_str().unwrap() && it.signed));
     assert!(other.heard().is_empty(), "a redirect is not followed");
+    for query in ["endpoint=%00", "endpoint=", "cursor=x", "status=gone"] {
+        let answer = service.call("GET", &format!("/deliveries?{query}"), &[]).await;
+        assert_eq!(refusal(answer).await, (400, "parameter_invalid".to_owned()), "{query}");
+    }
     for id in ["x", "01a1f83b-6d1e-7c1a-9d4e-2f6f1f0c9a11"] {
         let answer = service.call("POST", &format!("/deliveries/{id}/redeliver"), &[]).await;
         assert_eq!(refusal(answer).await, (404, "not_found".to_owned()));
