@@ -112,9 +112,11 @@ impl Teller {
         let mut endings = self.store.endings();
         let mut posts = JoinSet::new();
         let mut database = None;
+        // One that is gone says so at the first post, and the other events wait.
+        let mut at_once = 1;
         loop {
-            if posts.len() < AT_ONCE {
-                match self.take(&mut database, AT_ONCE - posts.len()).await {
+            if posts.len() < at_once {
+                match self.take(&mut database, at_once - posts.len()).await {
                     Ok((database, taken)) => {
                         for taken in taken {
                             let (teller, database) = (self.clone(), database.clone());
@@ -134,10 +136,10 @@ impl Teller {
                         tracing::warn!(event = "webhook_disabled", endpoint = self.name, "the receiver answered 410: it gets no event before this process starts again");
                         return;
                     }
-                    Ok(GoesOn::Yes) => {}
+                    Ok(GoesOn::Yes) => at_once = AT_ONCE,
                     Err(panicked) => self.complain(&panicked),
                 },
-                _ = endings.next(), if posts.len() < AT_ONCE => {}
+                _ = endings.next(), if posts.len() < at_once => {}
                 () = tokio::time::sleep(POLL) => {}
             }
         }

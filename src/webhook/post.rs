@@ -70,6 +70,8 @@ fn reason(error: &ureq::Error) -> String {
         ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::ConnectionRefused => {
             "connection refused".to_owned()
         }
+        // Of the address.
+        ureq::Error::Other(why) => why.to_string(),
         ureq::Error::BadUri(_) => "its url can't be used".to_owned(),
         other => chain(other),
     }

@@ -87,6 +87,8 @@ impl Trial {
         let Trial { bucket, database, mut service, .. } = self;
         let job = service.ended(id).await;
         assert_eq!(job["status"], "completed", "{job} {}", service.log());
+        // It is logged behind the transaction, of which clients hear at once.
+        service.says("export_completed", id).await;
         assert_eq!(service.events("export_completed").len(), 1, "{}", service.log());
         service.end().await;
         let service = bucket.start(&database).service().await;
