@@ -4,7 +4,7 @@
 
 mod authorities;
 mod environment;
-mod operator;
+pub mod operator;
 mod output;
 mod variables;
 
@@ -19,6 +19,7 @@ pub use authorities::trust_alone;
 pub use environment::{ApiKey, Environment};
 pub use variables::Misspelt;
 
+use crate::config::operator::Secrets;
 use crate::config::variables::{Variables, bad};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::{Catalog, Mistakes};
@@ -28,7 +29,6 @@ use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::service::Downloads;
 use crate::source::purge;
-use crate::webhook::Receiver;
 use crate::{embedded, maintenance, sink, telemetry, worker};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -68,10 +68,8 @@ pub struct Config {
     pub embedded: embedded::Settings,
     /// What may be exported.
     pub catalog: Arc<Catalog>,
-    /// Who is told of the ends of exports over HTTP; only those whose secrets are in the environment.
-    pub receivers: Vec<Receiver>,
-    /// What is wrong with the secrets of the others, for a process that has to tell them too.
-    pub secrets_missing: Vec<String>,
+    /// What the catalog names and the environment has.
+    pub secrets: Secrets,
     /// The catalog's file; `None`: there is the demo's dataset alone.
     pub catalog_file: Option<PathBuf>,
     /// Where the exports' files go.
@@ -203,7 +201,7 @@ impl Config {
             None => Catalog::default(),
             Some(file) => operator::read_catalog(file)?,
         };
-        let (receivers, secrets_missing) = operator::receivers(&vars, &catalog);
+        let secrets = operator::secrets(&vars, &catalog);
         Ok(Config {
             embedded: embedded::Settings {
                 data_dir_is_default: data_dir.is_none(),
@@ -225,8 +223,7 @@ impl Config {
                 runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
             },
             catalog: Arc::new(catalog),
-            receivers,
-            secrets_missing,
+            secrets,
             catalog_file,
             output,
             // A database that the operator names gets demo rows only when asked for.

@@ -3,9 +3,11 @@
 //! A [`Dataset`] is what the operator says, a [`TableSchema`] what the table has for it at a moment. Knows no SQL; `source` quotes the
 //! names and looks at the table, `encode` picks a formatter by kind.
 
+mod amqp_block;
 pub mod catalog;
 mod dataset_block;
 pub mod fault;
+mod listener_block;
 pub mod name;
 mod schedule_block;
 pub mod signature;

@@ -22,6 +22,7 @@ mod page;
 mod pages;
 mod problem;
 mod query;
+mod queue;
 mod rate;
 mod schedules;
 mod schemas;
@@ -61,6 +62,7 @@ pub use access::Access;
 pub use connections::ConnectionLimits;
 pub use cors::{NotAnOrigin, Origins};
 pub use local::{LocalHosts, NotAHost};
+pub use queue::take_message;
 pub use rate::{NotARate, Rate};
 
 use crate::http::access::{AccessControl, Peer};

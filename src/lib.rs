@@ -3,6 +3,7 @@
 //! The modules in reading order, from the nouns that all of them use to the edges; `docs/ARCHITECTURE.md` walks through them.
 
 // Nouns: plain values, no I/O.
+pub mod broker;
 pub mod database;
 pub mod dataset;
 pub mod event;
@@ -27,8 +28,13 @@ pub mod pipeline;
 pub mod publisher;
 pub mod sink;
 pub mod source;
-pub mod webhook;
 pub mod worker;
+
+// What comes and goes without a call.
+#[cfg(feature = "amqp")]
+pub mod amqp;
+pub mod delivery;
+pub mod webhook;
 
 // The way on: from a file to another database.
 pub mod apply;

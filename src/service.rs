@@ -78,7 +78,7 @@ pub enum Error {
     #[error("there is no delivery with this id")]
     NoDelivery,
     /// A delivery's receiver is in the catalog no more.
-    #[error("there is no webhook `{0}` in the operator's file any more, so nobody would tell it")]
+    #[error("there is no webhook or amqp `{0}` in the operator's file any more, so nobody would tell it")]
     NoEndpoint(String),
     /// The demo's table has no such user, or is not the service's.
     #[error("there is no user with this id")]

@@ -21,7 +21,7 @@ use crate::command::catalog::refuse_faults;
 use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::{PreparedOutput, connections_of_api, connections_of_exports, wire};
+use crate::command::wiring::{PreparedOutput, connections_of_api, connections_of_exports, take_requests, wire};
 
 /// Connections of a watched worker: one pings Postgres, one reads the gauges.
 const CONNECTIONS_OF_A_WATCH: u32 = 2;
@@ -38,8 +38,9 @@ impl Serve {
     /// Serves the API, and runs the exports unless others do.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::AsSet)?;
+        refuse_missing(&config, &config.secrets.missing_to_ask)?;
         if !self.no_workers {
-            refuse_missing_secrets(&config)?;
+            refuse_missing(&config, &config.secrets.missing_to_tell)?;
         }
         block_on(serve(config, &self))
     }
@@ -83,30 +84,30 @@ async fn serve_on(
     let (access, folder) =
         tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
     let wired = wire(config, database, folder, workers, &shutdown);
+    let intake = take_requests(config, wired.service.clone(), &shutdown);
     let router = http::router(wired.service, access, &config.http);
     let address = listener.local_addr()?;
     let listening = || tracing::info!(event = "listening", address = %format!("http://{address}"));
     if workers == 0 {
         listening();
-        http::serve(listener, router, limits, shutdown).await;
+        tokio::join!(http::serve(listener, router, limits, shutdown), intake);
     } else {
         wired.exports.announce().await;
         tell_retention(config);
         tell_signing(config);
         listening();
         // The two end together: an API without workers would accept jobs that nobody runs.
-        tokio::join!(http::serve(listener, router, limits, shutdown.clone()), wired.exports.run(shutdown));
+        tokio::join!(http::serve(listener, router, limits, shutdown.clone()), intake, wired.exports.run(shutdown));
     }
     tracing::info!(event = "stopped");
     Ok(())
 }
 
-/// Refuses to run exports without the secrets by which their events are signed: nobody would be told of them.
-fn refuse_missing_secrets(config: &Config) -> Result<(), config::Error> {
+/// Refuses a start without what the catalog's file names and the environment has to have: nobody would be told of exports, or nobody would
+/// take requests.
+fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Error> {
     match &config.catalog_file {
-        Some(file) if !config.secrets_missing.is_empty() => {
-            Err(config::Error::no_secrets(file, &config.secrets_missing))
-        }
+        Some(file) if !missing.is_empty() => Err(config::Error::no_secrets(file, missing)),
         _ => Ok(()),
     }
 }
@@ -227,7 +228,7 @@ fn allow_descriptors() -> ConnectionLimits {
 /// Runs the exports, without an API. METRICS_PORT serves the metrics of this process, which no other process counts.
 pub(crate) fn run_worker() -> anyhow::Result<ExitCode> {
     let config = settings(CatalogFile::Read, Logs::AsSet)?;
-    refuse_missing_secrets(&config)?;
+    refuse_missing(&config, &config.secrets.missing_to_tell)?;
     block_on(work(config))
 }
 

@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::anyhow;
+#[cfg(feature = "amqp")]
+use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "amqp")]
+use crate::amqp;
 use crate::config::{self, Config};
 use crate::http;
 use crate::maintenance::{Maintenance, Scheduled};
@@ -13,9 +18,8 @@ use crate::sink::{self, Destination, Prepared};
 use crate::source::Source;
 use crate::store::Store;
 use crate::telemetry;
-use crate::webhook::Webhooks;
+use crate::webhook;
 use crate::worker::{self, Worker};
-use tokio_util::sync::CancellationToken;
 
 /// The connections of so many exports at once: a leader, a reader and a heartbeat each, the further readers that they share,
 /// those that claim and settle them, and one that listens.
@@ -45,7 +49,26 @@ pub(super) struct Wired {
 pub(super) struct Exports {
     worker: Worker,
     maintenance: Maintenance,
-    webhooks: Webhooks,
+    told: Told,
+}
+
+/// Who is told of the ends of exports.
+struct Told {
+    store: Store,
+    receivers: Vec<webhook::Receiver>,
+    #[cfg(feature = "amqp")]
+    brokers: Vec<amqp::Reachable>,
+}
+
+impl Told {
+    async fn run(self, shutdown: CancellationToken) {
+        let posted = webhook::tell(self.receivers, self.store.clone(), http::job_as_json, shutdown.clone());
+        #[cfg(feature = "amqp")]
+        let published = amqp::tell(self.brokers, self.store, http::job_as_json, shutdown);
+        #[cfg(not(feature = "amqp"))]
+        let published = std::future::ready(());
+        tokio::join!(posted, published);
+    }
 }
 
 impl Exports {
@@ -59,7 +82,7 @@ impl Exports {
         tokio::join!(
             self.worker.run(shutdown.clone()),
             self.maintenance.run(shutdown.clone()),
-            self.webhooks.run(shutdown)
+            self.told.run(shutdown)
         );
     }
 }
@@ -108,6 +131,27 @@ impl PreparedOutput {
     }
 }
 
+/// Takes requests from the brokers of the catalog's file, until `shutdown`.
+pub(super) fn take_requests(
+    config: &Config,
+    service: Service,
+    shutdown: &CancellationToken,
+) -> impl Future<Output = ()> + use<> {
+    #[cfg(feature = "amqp")]
+    {
+        let submit: amqp::Submit = Arc::new(move |intake, message| {
+            let service = service.clone();
+            async move { http::take_message(&service, &intake, message).await }.boxed()
+        });
+        amqp::take_requests(config.secrets.brokers.clone(), submit, shutdown.clone())
+    }
+    #[cfg(not(feature = "amqp"))]
+    {
+        let _ = (config, service, shutdown);
+        std::future::ready(())
+    }
+}
+
 /// Wires the service alone, for a command that looks: the destination stays as it is.
 pub(super) fn wire_service(config: &Config, database: &Database) -> anyhow::Result<Service> {
     let output = PreparedOutput { destination: Destination::new(&config.output)?, prepared: Prepared::Known };
@@ -128,12 +172,17 @@ pub(super) fn wire(
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let catalog = Arc::clone(&config.catalog);
     // Whether or not their secrets are known here: another process may have these.
-    let listeners = catalog.webhooks().iter().map(|webhook| webhook.listener.clone()).collect();
+    let listeners = catalog.listeners().cloned().collect();
     let (store, tables) = (Store::new(control.clone()).telling(listeners), source(control.clone()));
     let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone())
         .with_schedules(Scheduled { catalog: Arc::clone(&catalog), terms: config.terms });
     let worker = Worker::new(settings, store.clone(), tables, destination.clone(), Arc::clone(&catalog));
-    let webhooks = Webhooks::new(store.clone(), config.receivers.clone(), http::job_as_json);
+    let told = Told {
+        store: store.clone(),
+        receivers: config.secrets.receivers.clone(),
+        #[cfg(feature = "amqp")]
+        brokers: config.secrets.brokers.clone(),
+    };
     let callers = |connections, timeout| database.pool_for_callers(connections, timeout);
     let stores = Stores {
         api: store.over(callers(config.api_connections, service::CALL_TIMEOUT)),
@@ -143,5 +192,5 @@ pub(super) fn wire(
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);
     let settings = service::Settings { destination, catalog, terms: config.terms, downloads: config.downloads };
     let service = Service::new(settings, stores, source(counting), stopping.clone());
-    Wired { exports: Exports { worker, maintenance, webhooks }, service }
+    Wired { exports: Exports { worker, maintenance, told }, service }
 }

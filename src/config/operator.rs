@@ -2,11 +2,15 @@
 
 use std::path::Path;
 
+#[cfg(feature = "amqp")]
+use crate::amqp::Reachable;
+#[cfg(feature = "amqp")]
+use crate::amqp::address::NoAddress;
 use crate::config::Error;
 use crate::config::variables::{Variables, bad};
 use crate::dataset::catalog::{Catalog, Mistakes};
 use crate::webhook::Receiver;
-use crate::webhook::signature::Secrets;
+use crate::webhook::signature::NoSecrets;
 
 impl Error {
     /// What is wrong with the catalog in this file.
@@ -14,7 +18,7 @@ impl Error {
         Error::Catalog { file: file.display().to_string(), mistakes }
     }
 
-    /// Receivers of the catalog's file can't be told anything.
+    /// What the catalog's file names is not in the environment.
     pub fn no_secrets(file: &Path, missing: &[String]) -> Error {
         bad("DATASETS", format!("{}: {}", file.display(), missing.join("; ")))
     }
@@ -38,16 +42,57 @@ pub(super) fn read_catalog(file: &Path) -> Result<Catalog, Error> {
     Catalog::from_toml(&text).map_err(|mistakes| Error::catalog(file, mistakes))
 }
 
-/// The receivers of a catalog's events whose secrets are in the environment, and what is wrong with those of the others.
-pub(super) fn receivers(vars: &Variables, catalog: &Catalog) -> (Vec<Receiver>, Vec<String>) {
-    let (mut receivers, mut missing) = (Vec::new(), Vec::new());
+/// What a catalog names and the environment has: secrets, and addresses with passwords.
+#[derive(Debug, Default)]
+pub struct Secrets {
+    /// Who is told of the ends of exports over HTTP, if the secret is there.
+    pub receivers: Vec<Receiver>,
+    /// The message brokers, if the address is there.
+    #[cfg(feature = "amqp")]
+    pub brokers: Vec<Reachable>,
+    /// What is wrong with the others that a process has to know which runs exports, since it tells how they ended.
+    pub missing_to_tell: Vec<String>,
+    /// What is wrong with the others that a process has to know which serves the API, since it takes requests.
+    pub missing_to_ask: Vec<String>,
+}
+
+/// What a catalog names and the environment has.
+pub(super) fn secrets(vars: &Variables, catalog: &Catalog) -> Secrets {
+    let mut found = Secrets::default();
     for webhook in catalog.webhooks() {
         let (name, variable) = (&webhook.listener.name, &webhook.secret_env);
-        match vars.get(variable).map(str::parse::<Secrets>) {
-            Some(Ok(secrets)) => receivers.push(Receiver { webhook: webhook.clone(), secrets }),
-            Some(Err(why)) => missing.push(format!("webhook {name}: {variable}: {why}")),
-            None => missing.push(format!("webhook {name}: the variable {variable}, which has its secret, is unset")),
+        match vars.get(variable).map(str::parse) {
+            Some(Ok(secrets)) => found.receivers.push(Receiver { webhook: webhook.clone(), secrets }),
+            Some(Err(why)) => {
+                let why: NoSecrets = why;
+                found.missing_to_tell.push(format!("webhook {name}: {variable}: {why}"));
+            }
+            None => {
+                let why = format!("webhook {name}: the variable {variable}, which has its secret, is unset");
+                found.missing_to_tell.push(why);
+            }
         }
     }
-    (receivers, missing)
+    #[cfg(feature = "amqp")]
+    for broker in catalog.brokers() {
+        let (name, variable) = (&broker.name, &broker.url_env);
+        let why = match vars.get(variable).map(str::parse) {
+            Some(Ok(address)) => {
+                found.brokers.push(Reachable { broker: broker.clone(), address });
+                continue;
+            }
+            Some(Err(why)) => {
+                let why: NoAddress = why;
+                format!("amqp {name}: {variable}: {why}")
+            }
+            None => format!("amqp {name}: the variable {variable}, which has its address, is unset"),
+        };
+        if broker.publication.is_some() {
+            found.missing_to_tell.push(why.clone());
+        }
+        if broker.intake.is_some() {
+            found.missing_to_ask.push(why);
+        }
+    }
+    found
 }

@@ -24,8 +24,9 @@ const OF_CLOUDS: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 #[cfg(not(feature = "buckets"))]
 const OF_CLOUDS: [&str; 0] = [];
 
-/// How the names end of variables that the operator's file names, which has no secrets itself.
-const OF_SECRETS: &str = "_SECRET";
+/// How the names end of variables that the operator's file names, which has no secrets itself. `_URL` alone would let a slip in
+/// DATABASE_URL pass.
+const OF_SECRETS: [&str; 2] = ["_AMQP_URL", "_SECRET"];
 
 /// How near to a setting's name (Jaro-Winkler, at most 1) another variable's has to be to be taken for a slip.
 const NEAR: f64 = 0.9;
@@ -58,7 +59,7 @@ fn settings() -> impl Iterator<Item = &'static str> {
 pub(super) fn is_read(name: &str) -> bool {
     settings().any(|setting| setting == name)
         || NO_SETTINGS.contains(&name)
-        || name.ends_with(OF_SECRETS)
+        || OF_SECRETS.iter().any(|end| name.ends_with(end))
         || OF_COMPOSE.iter().chain(&OF_CLOUDS).any(|prefix| name.starts_with(prefix))
 }
 

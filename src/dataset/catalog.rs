@@ -8,13 +8,15 @@ use std::sync::Arc;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::broker::Broker;
+use crate::dataset::amqp_block::{self, AmqpBlock};
 use crate::dataset::dataset_block::{DatasetBlock, Lines};
 use crate::dataset::fault::{Fault, Faults, SeveralDatasets, UnknownDataset};
 use crate::dataset::name::hint;
 use crate::dataset::schedule_block::{self, ScheduleBlock};
 use crate::dataset::webhook_block::{self, WebhookBlock};
 use crate::dataset::{Dataset, USERS};
-use crate::event::Webhook;
+use crate::event::{Listener, Webhook};
 use crate::schedule::Schedule;
 
 /// Everything that is wrong with a catalog: a line each, with its place in the file.
@@ -42,22 +44,28 @@ pub struct Catalog {
     datasets: Vec<Arc<Dataset>>,
     lines: Lines,
     webhooks: Vec<Webhook>,
+    brokers: Vec<Broker>,
     schedules: Vec<Arc<Schedule>>,
 }
 
 impl Default for Catalog {
     /// The demo's.
     fn default() -> Catalog {
-        Catalog {
-            datasets: vec![Arc::new(Dataset::users())],
-            lines: Lines::default(),
-            webhooks: Vec::new(),
-            schedules: Vec::new(),
-        }
+        Catalog { datasets: vec![Arc::new(Dataset::users())], ..Catalog::empty() }
     }
 }
 
 impl Catalog {
+    fn empty() -> Catalog {
+        Catalog {
+            datasets: Vec::new(),
+            lines: Lines::default(),
+            webhooks: Vec::new(),
+            brokers: Vec::new(),
+            schedules: Vec::new(),
+        }
+    }
+
     /// The catalog that a TOML text describes.
     ///
     /// # Errors
@@ -66,8 +74,7 @@ impl Catalog {
         let line = |at: usize| 1 + text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
         let file: File = toml::from_str(text)
             .map_err(|e| Mistakes(vec![(e.span().map(|span| line(span.start)), e.message().replace('\n', " "))]))?;
-        let mut catalog =
-            Catalog { datasets: Vec::new(), lines: Lines::default(), webhooks: Vec::new(), schedules: Vec::new() };
+        let mut catalog = Catalog::empty();
         let mut mistakes = Vec::new();
         for block in file.dataset {
             let mut faults = Vec::new();
@@ -86,6 +93,10 @@ impl Catalog {
         }
         let (webhooks, wrong) = webhook_block::read(file.webhook, |name| catalog.named(name).map(drop));
         catalog.webhooks = webhooks;
+        mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
+        let is_webhook = |name: &str| catalog.webhooks.iter().any(|webhook| webhook.listener.name == name);
+        let (brokers, wrong) = amqp_block::read(file.amqp, |name| catalog.named(name).map(drop), is_webhook);
+        catalog.brokers = brokers;
         mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
         let (schedules, wrong) = schedule_block::read(file.schedule, |name| catalog.named(name).map(drop));
         catalog.schedules = schedules;
@@ -128,6 +139,17 @@ impl Catalog {
         &self.webhooks
     }
 
+    /// The message brokers, in the order of the file.
+    pub fn brokers(&self) -> &[Broker] {
+        &self.brokers
+    }
+
+    /// Who is told of the ends of exports, however.
+    pub fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        let published = self.brokers.iter().filter_map(|broker| broker.publication.as_ref());
+        self.webhooks.iter().map(|webhook| &webhook.listener).chain(published.map(|it| &it.listener))
+    }
+
     /// The schedules, in the order of the file.
     pub fn schedules(&self) -> &[Arc<Schedule>] {
         &self.schedules
@@ -156,6 +178,8 @@ struct File {
     dataset: Vec<Spanned<DatasetBlock>>,
     #[serde(default)]
     webhook: Vec<Spanned<WebhookBlock>>,
+    #[serde(default)]
+    amqp: Vec<Spanned<AmqpBlock>>,
     #[serde(default)]
     schedule: Vec<Spanned<ScheduleBlock>>,
 }

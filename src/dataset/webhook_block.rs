@@ -5,9 +5,9 @@ use toml::Spanned;
 use url::Url;
 
 use crate::dataset::fault::UnknownDataset;
+use crate::dataset::listener_block::{self, List, Mistakes, is_variable};
 use crate::dataset::name::is_name;
-use crate::event::{self, Listener, Webhook};
-use crate::job::{ConsumerId, Status};
+use crate::event::{Listener, Webhook};
 
 /// The members, as they are written.
 #[derive(Deserialize)]
@@ -16,17 +16,14 @@ pub(super) struct WebhookBlock {
     name: Spanned<String>,
     url: Spanned<String>,
     secret_env: Spanned<String>,
-    events: Option<Spanned<Vec<Spanned<String>>>>,
-    datasets: Option<Spanned<Vec<Spanned<String>>>>,
-    consumers: Option<Spanned<Vec<Spanned<String>>>>,
+    events: Option<List>,
+    datasets: Option<List>,
+    consumers: Option<List>,
     #[serde(default)]
     allow_http: bool,
     #[serde(default)]
     allow_private: bool,
 }
-
-/// What is wrong, each with its place in the text.
-type Mistakes = Vec<(usize, String)>;
 
 /// The webhooks of a file, and all that is wrong with them. `dataset` looks one up by its name.
 pub(super) fn read(
@@ -59,55 +56,13 @@ impl WebhookBlock {
             wrong(self.url.span().start, "url", why);
             String::new()
         });
-        let is_variable = |text: &str| {
-            let is_begun = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-            is_begun && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-        };
         if !is_variable(self.secret_env.as_ref()) {
             let why = "the name of a variable is expected, not the secret";
             wrong(self.secret_env.span().start, "secret_env", why);
         }
-        for (member, list) in [("events", &self.events), ("datasets", &self.datasets), ("consumers", &self.consumers)] {
-            if let Some(list) = list.as_ref().filter(|list| list.as_ref().is_empty()) {
-                wrong(list.span().start, member, "an empty list: leave it out");
-            }
-        }
-        let ends = || Status::ALL.iter().copied().filter(|status| status.is_terminal());
-        let events = match &self.events {
-            None => ends().collect(),
-            Some(list) => {
-                let mut events = Vec::new();
-                for event in list.as_ref() {
-                    match event::named_end(event.as_ref()) {
-                        Some(end) => events.push(end),
-                        None => {
-                            let names: Vec<_> = ends().map(event::event_name).collect();
-                            let why = format!("`{}` is none of {}", event.as_ref(), names.join(", "));
-                            wrong(event.span().start, "events", &why);
-                        }
-                    }
-                }
-                events
-            }
-        };
-        let datasets = self.datasets.map(|list| {
-            for name in list.as_ref() {
-                if let Err(unknown) = dataset(name.as_ref()) {
-                    wrong(name.span().start, "datasets", &unknown.to_string());
-                }
-            }
-            list.into_inner().into_iter().map(Spanned::into_inner).collect()
-        });
-        let consumers = self.consumers.map(|list| {
-            let mut consumers = Vec::new();
-            for id in list.as_ref() {
-                match id.as_ref().parse::<ConsumerId>() {
-                    Ok(consumer) => consumers.push(consumer),
-                    Err(why) => wrong(id.span().start, "consumers", &why.to_string()),
-                }
-            }
-            consumers
-        });
+        let events = listener_block::events(self.events.as_ref(), &mut wrong);
+        let datasets = listener_block::datasets(self.datasets, dataset, &mut wrong);
+        let consumers = listener_block::consumers(self.consumers.as_ref(), &mut wrong);
         Webhook {
             listener: Listener { name, events, datasets, consumers },
             url,

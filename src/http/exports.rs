@@ -3,7 +3,7 @@
 
 pub(super) mod download;
 pub(super) mod manifest;
-mod submission;
+pub(super) mod submission;
 pub(super) mod submit;
 pub(super) mod url;
 

@@ -18,8 +18,8 @@ use crate::http::problem::Problem;
 use crate::job::{ConsumerId, ExportType, IdempotencyKey, JobId};
 use crate::service::{self, Service};
 
-const CONSUMER_HEADER: &str = "X-Consumer-ID";
-const KEY_HEADER: &str = "Idempotency-Key";
+pub(crate) const CONSUMER_HEADER: &str = "X-Consumer-ID";
+pub(crate) const KEY_HEADER: &str = "Idempotency-Key";
 
 /// The consumer that the header names, if there is the header. The caller's key is for that consumer.
 pub(crate) struct MaybeConsumer(pub(crate) Option<ConsumerId>);

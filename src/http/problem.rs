@@ -66,6 +66,10 @@ impl Problem {
         }
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.code.status()
+    }
+
     #[cfg(test)]
     pub(crate) fn code(&self) -> &'static str {
         self.code.as_str()
@@ -303,9 +307,14 @@ fn conventional(name: &str) -> String {
 
 /// The answer after a panic in a handler. The log has the panic under the answer's request id.
 pub(crate) fn for_panic(panic: Box<dyn Any + Send>) -> Response {
+    of_panic(panic.as_ref()).into_response()
+}
+
+/// The problem of a panic, which is in the log.
+pub(crate) fn of_panic(panic: &(dyn Any + Send)) -> Problem {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!(event = "request_panicked", error = text);
-    Problem::internal().into_response()
+    Problem::internal()
 }
 
 /// Makes problems of the errors that the framework answers as text.

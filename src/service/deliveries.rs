@@ -21,7 +21,7 @@ impl Service {
     /// If there is no such delivery, or its receiver is in the catalog no more: nobody would tell it.
     pub async fn redeliver(&self, id: Uuid) -> Result<Delivery, Error> {
         let delivery = with_timeout(self.store.delivery(id)).await?.ok_or(Error::NoDelivery)?;
-        if !self.catalog.webhooks().iter().any(|webhook| webhook.listener.name == delivery.endpoint) {
+        if !self.catalog.listeners().any(|listener| listener.name == delivery.endpoint) {
             return Err(Error::NoEndpoint(delivery.endpoint));
         }
         with_timeout(self.store.redeliver(id)).await?.ok_or(Error::NoDelivery)

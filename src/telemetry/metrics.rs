@@ -49,7 +49,12 @@ const TAKEOVERS: Metric =
 const DELIVERIES: Metric = metric(
     "cdc_export_deliveries_total",
     &["endpoint", "outcome"],
-    "Posts of events to a receiver by this process: delivered, failed and tried again later, or dead.",
+    "Tries to tell a receiver of an event by this process: delivered, failed and tried again later, or dead.",
+);
+const AMQP_REQUESTS: Metric = metric(
+    "cdc_export_amqp_requests_total",
+    &["endpoint", "outcome"],
+    "Requests from a broker's queue that this process took: accepted, refused and laid aside, or deferred, which is counted at each try.",
 );
 const SCHEDULE_SLOTS: Metric = metric(
     "cdc_export_schedule_slots_total",
@@ -215,6 +220,7 @@ struct Counters {
     duration: HistogramVec,
     takeovers: IntCounterVec,
     deliveries: IntCounterVec,
+    amqp_requests: IntCounterVec,
     schedule_slots: IntCounterVec,
     change_log_max_rows: GaugeVec,
     change_log_max_age: GaugeVec,
@@ -253,6 +259,7 @@ impl Counters {
             duration: registered(&registry, HistogramVec::new(options, DURATION.labels)),
             takeovers: counter(&registry, &TAKEOVERS),
             deliveries: counter(&registry, &DELIVERIES),
+            amqp_requests: counter(&registry, &AMQP_REQUESTS),
             schedule_slots: counter(&registry, &SCHEDULE_SLOTS),
             change_log_max_rows: gauge(&registry, &CHANGE_LOG_MAX_ROWS),
             change_log_max_age: gauge(&registry, &CHANGE_LOG_MAX_AGE),
@@ -321,7 +328,19 @@ pub fn init_deliveries(endpoint: &str) {
     }
 }
 
-/// Counts a post to a receiver by what became of it.
+/// Makes the series of a broker's requests begin at 0.
+pub fn init_amqp_requests(endpoint: &str) {
+    for outcome in ["accepted", "refused", "deferred"] {
+        COUNTERS.amqp_requests.with_label_values(&[endpoint, outcome]);
+    }
+}
+
+/// Counts a request from a broker's queue by what became of it.
+pub fn amqp_request(endpoint: &str, outcome: &str) {
+    COUNTERS.amqp_requests.with_label_values(&[endpoint, outcome]).inc();
+}
+
+/// Counts a try to tell a receiver by what became of it.
 pub fn delivery_tried(endpoint: &str, outcome: &str) {
     COUNTERS.deliveries.with_label_values(&[endpoint, outcome]).inc();
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::source_files::{Use, source_files, uses};
 
-const NOUNS: [&str; 10] =
-    ["database", "dataset", "event", "file", "job", "key", "manifest", "row", "schedule", "watermark"];
+const NOUNS: [&str; 11] =
+    ["broker", "database", "dataset", "event", "file", "job", "key", "manifest", "row", "schedule", "watermark"];
 
 /// The modules that a module of the library may use, besides itself.
 fn allowed(module: &str) -> BTreeSet<&'static str> {
@@ -19,16 +19,19 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "publisher" => &["store", "sink"],
         "pipeline" => &["source", "encode", "sink"],
         "demo" => &["store"],
-        "webhook" => &["store"],
+        "delivery" => &["store"],
+        // The ways of a delivery.
+        "amqp" | "webhook" => &["delivery", "store"],
         "apply" => &["connection"],
         "store" | "source" => &["connection"],
         // How to connect to the private server.
         "postgres" => &["connection", "embedded"],
-        "encode" | "sink" | "database" | "dataset" | "event" | "file" | "job" | "key" | "manifest" | "row"
-        | "schedule" | "watermark" => &[],
+        "encode" | "sink" | "broker" | "database" | "dataset" | "event" | "file" | "job" | "key" | "manifest"
+        | "row" | "schedule" | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [
+                "amqp",
                 "embedded",
                 "http",
                 "maintenance",

@@ -6,6 +6,9 @@ mod account;
 mod acks;
 #[cfg(test)]
 mod after;
+#[cfg(feature = "amqp")]
+#[cfg(test)]
+mod amqp;
 #[cfg(test)]
 mod apply;
 #[cfg(test)]

@@ -482,7 +482,8 @@ async fn the_documents_table_is_what_a_scrape_shows() {
         .await;
     let service = with_a_closed_door(
         &database,
-        "[[schedule]]\nname = \"yearly\"\nconsumer = \"one\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"366d\"\n",
+        "[[schedule]]\nname = \"yearly\"\nconsumer = \"one\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"366d\"\n\
+         [[amqp]]\nname = \"rabbit\"\nurl_env = \"HOOK_AMQP_URL\"\nqueue = \"q\"\ndead_letter_exchange = \"d\"\n",
     )
     .await;
     let has_run = |scrape: &Scrape| {

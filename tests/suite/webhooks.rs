@@ -114,7 +114,8 @@ impl Operator {
     }
 
     fn start(&self, database: &Database) -> Start {
-        self.0.start(database).with("HOOK_SECRET", format!("{SECRET} {OLD_SECRET}"))
+        let start = self.0.start(database).with("HOOK_SECRET", format!("{SECRET} {OLD_SECRET}"));
+        start.with("HOOK_AMQP_URL", "amqp://127.0.0.1:1")
     }
 }
 
@@ -362,7 +363,7 @@ async fn who_dies_before_the_record_tells_again_under_the_same_id() {
     database.add_users(1, 5).await;
     let receiver = Receiver::start().await;
     let operator = Operator::with(&[receiver.block("all", "")]);
-    let mut dead = operator.start(&database).with("FAILPOINTS", "webhook.answered=kill").service().await;
+    let mut dead = operator.start(&database).with("FAILPOINTS", "delivery.answered=kill").service().await;
     let id = dead.submit("full", "a").await;
     dead.dies().await;
     let first = receiver.hears(1).await;

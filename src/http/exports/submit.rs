@@ -146,7 +146,7 @@ pub(crate) async fn retry(
 }
 
 /// Submits a request. A dataset in a body is input, not the thing that the path names: an unknown one is 400, not 404.
-async fn submit(service: &Service, request: &Request) -> Result<Job, Problem> {
+pub(crate) async fn submit(service: &Service, request: &Request) -> Result<Job, Problem> {
     match service.submit(request).await {
         Err(error @ service::Error::NoDataset(_)) => {
             Err(Problem::bad_input(Code::MemberInvalid, "dataset", format!("dataset: {error}")))

@@ -1,4 +1,4 @@
-//! When an event is posted again that its receiver didn't take.
+//! When a receiver is told of an event again that it didn't take.
 
 use std::time::Duration;
 

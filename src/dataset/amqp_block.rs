@@ -1,0 +1,214 @@
+//! An `[[amqp]]` of the operator's file, as it is read.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::broker::{Broker, Intake, NAME_BYTES, Publication, RoutingKey};
+use crate::dataset::fault::UnknownDataset;
+use crate::dataset::listener_block::{self, List, Mistakes, Wrong, is_variable};
+use crate::dataset::name::is_name;
+use crate::event::Listener;
+
+/// The members, as they are written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AmqpBlock {
+    name: Spanned<String>,
+    url_env: Spanned<String>,
+    exchange: Option<Spanned<String>>,
+    routing_key: Option<Spanned<String>>,
+    events: Option<List>,
+    queue: Option<Spanned<String>>,
+    dead_letter_exchange: Option<Spanned<String>>,
+    datasets: Option<List>,
+    consumers: Option<List>,
+}
+
+/// The brokers of a file, and all that is wrong with them. `dataset` looks a dataset up by its name, `is_taken` says whether another kind of
+/// receiver has a name.
+pub(super) fn read(
+    blocks: Vec<Spanned<AmqpBlock>>,
+    dataset: impl Fn(&str) -> Result<(), UnknownDataset>,
+    is_taken: impl Fn(&str) -> bool,
+) -> (Vec<Broker>, Mistakes) {
+    let (mut brokers, mut mistakes) = (Vec::<Broker>::new(), Vec::new());
+    for block in blocks {
+        let (at, block) = (block.span().start, block.into_inner());
+        let name = block.name.as_ref();
+        if is_taken(name) {
+            mistakes.push((at, format!("amqp {name}: there is a webhook of this name already")));
+        } else if brokers.iter().any(|other| other.name == *name) {
+            mistakes.push((at, format!("amqp {name}: there is an amqp of this name already")));
+        } else if !cfg!(feature = "amqp") {
+            mistakes.push((at, format!("amqp {name}: this build of cdc-export is without its feature `amqp`")));
+        } else {
+            brokers.push(block.read(at, &dataset, &mut mistakes));
+        }
+    }
+    (brokers, mistakes)
+}
+
+impl AmqpBlock {
+    fn read(self, at: usize, dataset: impl Fn(&str) -> Result<(), UnknownDataset>, mistakes: &mut Mistakes) -> Broker {
+        let name = self.name.as_ref().clone();
+        let mut wrong = |at: usize, member: &str, why: &str| {
+            mistakes.push((at, format!("amqp {name}: {member}: {why}")));
+        };
+        if !is_name(&name) {
+            let why = "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected";
+            wrong(self.name.span().start, "name", why);
+        }
+        if !is_variable(self.url_env.as_ref()) {
+            let why = "the name of a variable is expected, not the address, which has a password";
+            wrong(self.url_env.span().start, "url_env", why);
+        }
+        if self.exchange.is_none() && self.queue.is_none() {
+            let why = "events go to an exchange, requests come from a queue: name one of them, or both";
+            wrong(at, "exchange", why);
+        }
+        let events = listener_block::events(self.events.as_ref(), &mut wrong);
+        let datasets = listener_block::datasets(self.datasets, dataset, &mut wrong);
+        let consumers = listener_block::consumers(self.consumers.as_ref(), &mut wrong);
+        if let Some(list) = self.events.as_ref().filter(|_| self.exchange.is_none()) {
+            wrong(list.span().start, "events", "it goes with `exchange`");
+        }
+        let routing_key = match &self.routing_key {
+            None => RoutingKey::default(),
+            Some(key) => {
+                if self.exchange.is_none() {
+                    wrong(key.span().start, "routing_key", "it goes with `exchange`");
+                }
+                RoutingKey::new(key.as_ref()).unwrap_or_else(|why| {
+                    wrong(key.span().start, "routing_key", &why);
+                    RoutingKey::default()
+                })
+            }
+        };
+        let publication = self.exchange.map(|exchange| Publication {
+            listener: Listener { name: name.clone(), events, datasets: datasets.clone(), consumers: consumers.clone() },
+            exchange: checked("exchange", exchange, &mut wrong),
+            routing_key,
+        });
+        let intake = match (self.queue, self.dead_letter_exchange) {
+            (None, None) => None,
+            (None, Some(dead)) => {
+                wrong(dead.span().start, "dead_letter_exchange", "it goes with `queue`");
+                None
+            }
+            (Some(queue), None) => {
+                let why = "`dead_letter_exchange` has to say where a request goes that is refused";
+                wrong(queue.span().start, "queue", why);
+                None
+            }
+            (Some(queue), Some(dead)) => Some(Intake {
+                queue: checked("queue", queue, &mut wrong),
+                dead_letter_exchange: checked("dead_letter_exchange", dead, &mut wrong),
+                datasets,
+                consumers,
+            }),
+        };
+        Broker { name, url_env: self.url_env.into_inner(), publication, intake }
+    }
+}
+
+/// A name of the broker's. The default exchange, whose name is empty, would bring a refused request back to its queue.
+fn checked(member: &str, name: Spanned<String>, wrong: Wrong<'_>) -> String {
+    if !(1..=NAME_BYTES).contains(&name.as_ref().len()) {
+        wrong(name.span().start, member, &format!("a name of 1 to {NAME_BYTES} bytes is expected"));
+    }
+    name.into_inner()
+}
+
+#[cfg(feature = "amqp")]
+#[cfg(test)]
+mod tests {
+    use crate::dataset::catalog::Catalog;
+    use crate::job::Status;
+
+    const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
+
+    #[test]
+    fn everything_may_be_said() {
+        let catalog = Catalog::from_toml(&format!(
+            "{ORDERS}
+            [[amqp]]
+            name = \"rabbit\"
+            url_env = \"RABBIT_URL\"
+            exchange = \"exports\"
+            routing_key = \"cdc.{{dataset}}.{{event}}\"
+            events = [\"export.completed\"]
+            queue = \"requests\"
+            dead_letter_exchange = \"refused\"
+            datasets = [\"orders\"]
+            consumers = [\"search\"]
+
+            [[amqp]]
+            name = \"told\"
+            url_env = \"_R\"
+            exchange = \"amq.topic\"
+            "
+        ))
+        .unwrap();
+        let [rabbit, told] = catalog.brokers() else { panic!("two") };
+        let (publication, intake) = (rabbit.publication.as_ref().unwrap(), rabbit.intake.as_ref().unwrap());
+        assert_eq!(publication.listener.events, [Status::Completed]);
+        assert_eq!(publication.routing_key.of(Status::Completed, "orders", None), "cdc.orders.completed");
+        assert_eq!((intake.queue.as_str(), intake.dead_letter_exchange.as_str()), ("requests", "refused"));
+        assert_eq!(intake.datasets, publication.listener.datasets);
+        assert_eq!(intake.consumers.as_ref().map(Vec::len), Some(1));
+        let of_told = told.publication.as_ref().unwrap();
+        assert_eq!(of_told.routing_key.of(Status::Failed, "orders", Some("a")), "failed.orders.a");
+        assert!(told.intake.is_none() && of_told.listener.datasets.is_none());
+        let names: Vec<_> = catalog.listeners().map(|listener| listener.name.as_str()).collect();
+        assert_eq!(names, ["rabbit", "told"]);
+    }
+
+    #[test]
+    fn each_mistake_is_told_with_its_line() {
+        let text = "[[webhook]]
+name = \"hook\"
+url = \"https://a.example/\"
+secret_env = \"A\"
+[[amqp]]
+name = \"hook\"
+url_env = \"R\"
+exchange = \"e\"
+[[amqp]]
+name = \"a\"
+url_env = \"amqp://u:secret@h\"
+[[amqp]]
+name = \"b\"
+url_env = \"R\"
+events = [\"export.completed\"]
+routing_key = \"{end}\"
+queue = \"q\"
+[[amqp]]
+name = \"c\"
+url_env = \"R\"
+exchange = \"\"
+dead_letter_exchange = \"d\"
+[[amqp]]
+name = \"c\"
+url_env = \"R\"
+exchange = \"e\"
+";
+        let found = Catalog::from_toml(&format!("{ORDERS}{text}")).unwrap_err().to_string();
+        let expected = [
+            "line 8: amqp hook: there is a webhook of this name already",
+            "line 14: amqp a: url_env: the name of a variable",
+            "line 12: amqp a: exchange: events go to an exchange",
+            "line 18: amqp b: events: it goes with `exchange`",
+            "line 19: amqp b: routing_key: it goes with `exchange`",
+            "line 19: amqp b: routing_key: its places are",
+            "line 20: amqp b: queue: `dead_letter_exchange` has to say",
+            "line 24: amqp c: exchange: a name of 1 to 255",
+            "line 25: amqp c: dead_letter_exchange: it goes with `queue`",
+            "line 26: amqp c: there is an amqp of this name already",
+        ];
+        assert_eq!(found.lines().count(), expected.len(), "{found}");
+        for (line, expected) in found.lines().zip(expected) {
+            assert!(line.starts_with(expected), "{line}");
+        }
+        assert!(!found.contains("secret@"), "{found}");
+    }
+}

@@ -1,0 +1,239 @@
+//! Tells receivers how exports ended: an event is told until its receiver takes it, or for two days.
+//!
+//! At least once, and in no order: who dies between a receiver's answer and its record leaves the event to be told again, under the same
+//! id. Each receiver has a task of its own, so that one that is slow holds nobody else up. What is to be told, and how far that has come, is in
+//! `store::deliveries`. Every process that runs exports tells; which of them, the database decides. How an event gets to a receiver is its
+//! [`Way`]: `webhook` has one, and `amqp`.
+
+mod retry;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::database::DatabaseId;
+use crate::event;
+use crate::failpoint;
+use crate::job::{Job, Status};
+use crate::store::deliveries::{Taken, Try, TryOutcome};
+use crate::store::{self, Store};
+use crate::telemetry::complaints::Complaints;
+use crate::telemetry::{chain, metrics};
+
+/// How many events a process tells a receiver at a time.
+const AT_ONCE: usize = 8;
+/// How long an event is this process's, which is more than a way and a record take.
+const LEASE: Duration = Duration::from_secs(60);
+/// How long a receiver's task waits to be woken before it looks by itself, and how long it rests after the database failed.
+const POLL: Duration = Duration::from_secs(1);
+/// How long a statement may take without an answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An event as a receiver gets it.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Its id: the same at each try.
+    pub id: Uuid,
+    /// How the export ended.
+    pub end: Status,
+    /// The export's dataset.
+    pub dataset: String,
+    /// The export's consumer; `None`: an ad-hoc one.
+    pub consumer: Option<String>,
+    /// Its type, as a CloudEvent has it.
+    pub kind: String,
+    /// The CloudEvent, as JSON.
+    pub body: String,
+}
+
+/// What a receiver made of an event.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// It has it. The answer's status, where the way has one.
+    Taken(Option<u16>),
+    /// It has not, or nobody knows. The answer's status, if there was an answer with one, and what was wrong.
+    Failed(Option<u16>, String),
+    /// It wants no event any more. The answer's status.
+    Gone(u16),
+}
+
+/// How events get to one receiver.
+pub trait Way: Send + Sync + 'static {
+    /// Makes the way passable, so that no event loses a try where no event could get through.
+    ///
+    /// # Errors
+    /// With the reason why it isn't now.
+    fn open(&self) -> impl Future<Output = Result<(), String>> + Send {
+        async { Ok(()) }
+    }
+
+    /// Tells the receiver of an event, within half of a minute.
+    fn tell(&self, event: Event) -> impl Future<Output = Answer> + Send;
+}
+
+/// Tells one receiver.
+pub struct Teller<W> {
+    name: String,
+    store: Store,
+    way: Arc<W>,
+    shown: fn(Job) -> Value,
+    complaints: Arc<Complaints>,
+}
+
+impl<W> Clone for Teller<W> {
+    fn clone(&self) -> Teller<W> {
+        Teller {
+            name: self.name.clone(),
+            store: self.store.clone(),
+            way: Arc::clone(&self.way),
+            shown: self.shown,
+            complaints: Arc::clone(&self.complaints),
+        }
+    }
+}
+
+/// Whether a receiver goes on.
+#[derive(PartialEq, Eq)]
+enum GoesOn {
+    Yes,
+    /// It wants no event any more.
+    No,
+}
+
+impl<W: Way> Teller<W> {
+    /// Tells the receiver of this name, by `way`, what `store` has for it. `shown` is an export as the API shows it.
+    pub fn new(name: &str, store: Store, way: W, shown: fn(Job) -> Value) -> Teller<W> {
+        metrics::init_deliveries(name);
+        Teller { name: name.to_owned(), store, way: Arc::new(way), shown, complaints: Arc::default() }
+    }
+
+    /// Tells until `shutdown`, also after a defect.
+    pub async fn run(self, shutdown: CancellationToken) {
+        while AssertUnwindSafe(self.clone().tell_all(shutdown.clone())).catch_unwind().await.is_err() {
+            tracing::error!(event = "deliveries_panicked", endpoint = self.name);
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn tell_all(self, shutdown: CancellationToken) {
+        let mut endings = self.store.endings();
+        let mut told = JoinSet::new();
+        let mut database = None;
+        // One that is gone says so at the first event, and the other events wait.
+        let mut at_once = 1;
+        loop {
+            if told.len() < at_once {
+                let Some(open) = shutdown.run_until_cancelled(self.way.open()).await else { return };
+                let taken = match open {
+                    Ok(()) => self.take(&mut database, at_once - told.len()).await.map_err(|error| chain(&error)),
+                    Err(why) => Err(why),
+                };
+                match taken {
+                    Ok((database, taken)) => {
+                        for taken in taken {
+                            let (teller, database) = (self.clone(), database.clone());
+                            told.spawn(async move { teller.tell(taken, &database).await });
+                        }
+                    }
+                    Err(why) => self.complain(why),
+                }
+            }
+            tokio::select! {
+                // What is under way is told again when its lease has passed, unless it was recorded.
+                () = shutdown.cancelled() => return,
+                Some(done) = told.join_next() => match done {
+                    Ok(GoesOn::No) => {
+                        // What is under way is recorded.
+                        while told.join_next().await.is_some() {}
+                        tracing::warn!(event = "webhook_disabled", endpoint = self.name, "the receiver answered 410: it gets no event before this process starts again");
+                        return;
+                    }
+                    Ok(GoesOn::Yes) => at_once = AT_ONCE,
+                    Err(panicked) => self.complain(chain(&panicked)),
+                },
+                _ = endings.next(), if told.len() < at_once => {}
+                () = tokio::time::sleep(POLL) => {}
+            }
+        }
+    }
+
+    async fn take(
+        &self,
+        database: &mut Option<DatabaseId>,
+        most: usize,
+    ) -> Result<(DatabaseId, Vec<Taken>), store::Error> {
+        let of = match database {
+            Some(database) => database.clone(),
+            None => database.insert(store::with_timeout(CALL_TIMEOUT, self.store.database()).await?).clone(),
+        };
+        let taken = store::with_timeout(CALL_TIMEOUT, self.store.take_deliveries(&self.name, most, LEASE)).await?;
+        Ok((of, taken))
+    }
+
+    /// Tells of an event, and records what became of it.
+    async fn tell(&self, Taken { delivery, job }: Taken, database: &DatabaseId) -> GoesOn {
+        let kind = format!("cdc-export.{}.v1", event::event_name(delivery.event));
+        let (dataset, consumer) = (job.dataset.clone(), job.consumer.as_ref().map(ToString::to_string));
+        let body = json!({
+            "specversion": "1.0",
+            "id": delivery.id.to_string(),
+            "source": format!("/cdc-export/{database}"),
+            "type": kind,
+            "subject": subject(&job),
+            "time": delivery.created_at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
+            "datacontenttype": "application/json",
+            "data": (self.shown)(job),
+        });
+        let event = Event { id: delivery.id, end: delivery.event, dataset, consumer, kind, body: body.to_string() };
+        let answer = self.way.tell(event).await;
+        failpoint!("delivery.answered", GoesOn::Yes);
+        let (status, outcome) = match &answer {
+            Answer::Taken(status) => (*status, TryOutcome::Delivered),
+            Answer::Gone(status) => (Some(*status), TryOutcome::Dead(format!("it answered {status}"))),
+            Answer::Failed(status, why) => {
+                let outcome = match retry::after(delivery.attempt) {
+                    Some(pause) => TryOutcome::Again(pause, why.clone()),
+                    None => TryOutcome::Dead(why.clone()),
+                };
+                (*status, outcome)
+            }
+        };
+        let (word, why) = match &outcome {
+            TryOutcome::Delivered => ("delivered", None),
+            TryOutcome::Again(_, why) => ("failed", Some(why)),
+            TryOutcome::Dead(why) => ("dead", Some(why)),
+        };
+        metrics::delivery_tried(&self.name, word);
+        if let Some(error) = why {
+            tracing::warn!(
+                event = "delivery_failed", endpoint = self.name, deliveryId = %delivery.id, jobId = %delivery.job,
+                attempt = delivery.attempt, isDead = word == "dead", error
+            );
+        }
+        let tried = Try { status, outcome };
+        if let Err(error) = store::with_timeout(CALL_TIMEOUT, self.store.tried(&delivery, &tried)).await {
+            self.complain(chain(&error));
+        }
+        if matches!(answer, Answer::Gone(_)) { GoesOn::No } else { GoesOn::Yes }
+    }
+
+    fn complain(&self, error: String) {
+        if let Some(times) = self.complaints.due(error.clone()) {
+            tracing::warn!(event = "deliveries_failed", endpoint = self.name, error, times);
+        }
+    }
+}
+
+/// What an event is about: the dataset, and the consumer if there is one.
+fn subject(job: &Job) -> String {
+    match &job.consumer {
+        Some(consumer) => format!("{}/{consumer}", job.dataset),
+        None => job.dataset.clone(),
+    }
+}

@@ -1,0 +1,74 @@
+//! Requests for exports that come by a queue, in place of a call: read, refused and made as those of `POST /exports` are.
+
+use std::panic::AssertUnwindSafe;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderValue, StatusCode, header};
+use futures_util::FutureExt;
+use serde_json::json;
+
+use crate::broker::{Intake, Message, Outcome};
+use crate::http::access::Caller;
+use crate::http::code::Code;
+use crate::http::exports::submission::{NewExport, Submission};
+use crate::http::exports::submit::submit;
+use crate::http::input::{CONSUMER_HEADER, KEY_HEADER, MaybeConsumer};
+use crate::http::problem::{self, Problem};
+use crate::job;
+use crate::service::Service;
+
+/// Makes an export of a message, whose id is the idempotency key.
+pub async fn take_message(service: &Service, intake: &Intake, message: Message) -> Outcome {
+    let taken = AssertUnwindSafe(take(service, intake, message)).catch_unwind().await;
+    match taken.unwrap_or_else(|panic| Err(problem::of_panic(panic.as_ref()))) {
+        Ok(()) => Outcome::Accepted,
+        // What may be otherwise in a moment, whatever the message.
+        Err(problem) if matches!(problem.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => {
+            Outcome::Deferred(json!(problem))
+        }
+        Err(problem) => Outcome::Refused(json!(problem)),
+    }
+}
+
+async fn take(service: &Service, intake: &Intake, message: Message) -> Result<(), Problem> {
+    let Message { id, consumers, content_type, body } = message;
+    let Some(id) = id else {
+        let detail = "the message has no id: delivered again, it would make another export";
+        return Err(Problem::bad_input(Code::IdempotencyKeyInvalid, "message-id", detail));
+    };
+    let mut request = Request::new(Body::from(body));
+    let headers = request.headers_mut();
+    let value = |bytes: &[u8]| HeaderValue::from_bytes(bytes).unwrap_or(HeaderValue::from_static(""));
+    headers.insert(KEY_HEADER, value(id.as_bytes()));
+    for consumer in consumers {
+        headers.append(CONSUMER_HEADER, value(&consumer));
+    }
+    // Few who publish say it.
+    let content_type = content_type.unwrap_or_else(|| "application/json".to_owned());
+    headers.insert(header::CONTENT_TYPE, value(content_type.as_bytes()));
+    // Who may publish to the queue may ask for what the operator's file lets it.
+    request.extensions_mut().insert(Caller::anybody());
+    let submission = Submission::<MaybeConsumer, NewExport>::from_request(request, service).await?;
+    let request = submission.request(service)?;
+    check(intake, &request)?;
+    submit(service, &request).await?;
+    Ok(())
+}
+
+/// Refuses what the queue is not for.
+fn check(intake: &Intake, request: &job::Request) -> Result<(), Problem> {
+    if let Some(datasets) = &intake.datasets
+        && !datasets.contains(&request.dataset)
+    {
+        let detail = format!("dataset: this queue is not for `{}`", request.dataset);
+        return Err(Problem::bad_input(Code::MemberInvalid, "dataset", detail));
+    }
+    let Some(consumers) = &intake.consumers else { return Ok(()) };
+    let detail = match &request.consumer {
+        Some(consumer) if consumers.contains(consumer) => return Ok(()),
+        Some(consumer) => format!("this queue is not for the consumer {consumer}"),
+        None => "this queue is for certain consumers: name one by X-Consumer-ID".to_owned(),
+    };
+    Err(Problem::bad_input(Code::ConsumerNotAllowed, "X-Consumer-ID", detail))
+}

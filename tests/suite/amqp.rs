@@ -1,0 +1,546 @@
+//! A RabbitMQ of its own: the events of ended exports reach an exchange, and requests from a queue become exports, whatever happens to either.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::catalog::Catalog;
+use crate::harness::{Database, Service, Start, eventually, lacks, option_env, reachable_folder};
+
+/// Not the program of this name in the PATH, which is for root, and hands over to an account of its own.
+const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+
+/// A broker.
+struct Broker {
+    folder: TempDir,
+    port: u16,
+    /// The node's, and that of the mapper of names, which Erlang needs.
+    node_port: u16,
+    mapper_port: u16,
+    mapper: Child,
+    server: Option<Child>,
+}
+
+impl Broker {
+    async fn start() -> Broker {
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let [port, node_port, mapper_port] = [free(), free(), free()];
+        let mapper = Command::new("epmd")
+            .args(["-port", &mapper_port.to_string(), "-address", "127.0.0.1"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the package `rabbitmq-server` brings it");
+        let mut broker = Broker { folder: reachable_folder(), port, node_port, mapper_port, mapper, server: None };
+        broker.starts("").await;
+        broker
+    }
+
+    /// Starts it again, with settings beside those that it needs.
+    async fn starts(&mut self, settings: &str) {
+        let at = |file: &str| self.folder.path().join(file);
+        let Broker { port, node_port, mapper_port, .. } = self;
+        std::fs::write(at("rabbitmq.conf"), format!("listeners.tcp.1 = 127.0.0.1:{port}\n{settings}\n")).unwrap();
+        std::fs::write(at("plugins"), "[].").unwrap();
+        let log = std::fs::File::create(at("log")).unwrap();
+        let mut command = Command::new(SERVER);
+        command
+            .env_clear()
+            .env("PATH", option_env("PATH").unwrap())
+            .env("HOME", self.folder.path())
+            .env("RABBITMQ_NODENAME", format!("test{port}@localhost"))
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+            .env("RABBITMQ_CONFIG_FILE", at("rabbitmq.conf"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", at("plugins"))
+            .env("RABBITMQ_MNESIA_BASE", at("data"))
+            .env("RABBITMQ_LOG_BASE", at("logs"))
+            .env("RABBITMQ_DIST_PORT", node_port.to_string())
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
+            .env("ERL_EPMD_PORT", mapper_port.to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1");
+        let (stdout, stderr) = (log.try_clone().unwrap(), log);
+        // A group of its own: the script begins others.
+        let server = command.process_group(0).stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn().unwrap();
+        self.server = Some(server);
+        eventually("a broker", || async {
+            Connection::connect(&self.url(), ConnectionProperties::default()).await.ok()
+        })
+        .await;
+    }
+
+    /// Ends it by a signal, and waits until it has ended.
+    async fn ends(&mut self, signal: Signal) {
+        let mut server = self.server.take().unwrap();
+        let group = Pid::from_raw(server.id() as i32);
+        killpg(group, signal).unwrap();
+        eventually("the broker's end", || {
+            let is_over = server.try_wait().unwrap().is_some() && killpg(group, None).is_err();
+            async move { is_over.then_some(()) }
+        })
+        .await;
+    }
+
+    fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    async fn client(&self) -> Client {
+        let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Client { _connection: connection, channel }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = killpg(Pid::from_raw(server.id() as i32), Signal::SIGKILL);
+            let _ = server.wait();
+        }
+        let _ = self.mapper.kill();
+        let _ = self.mapper.wait();
+    }
+}
+
+/// Who publishes to the broker, and takes from it.
+struct Client {
+    _connection: Connection,
+    channel: Channel,
+}
+
+/// What a message has, as a client sees it.
+#[derive(Clone, Debug)]
+struct Message {
+    id: String,
+    routing_key: String,
+    properties: BasicProperties,
+    body: Vec<u8>,
+}
+
+impl Message {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn header(&self, name: &str) -> Option<String> {
+        let value = self.properties.headers().as_ref()?.inner().get(name)?.clone();
+        let AMQPValue::LongString(text) = value else { panic!("{value:?}") };
+        Some(String::from_utf8(text.as_bytes().to_vec()).unwrap())
+    }
+}
+
+impl Client {
+    async fn exchange(&self, name: &str) {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        self.channel.exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default()).await.unwrap();
+    }
+
+    async fn queue(&self, name: &str, exchange: &str, routing_key: &str, arguments: FieldTable) {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(name.into(), options, arguments).await.unwrap();
+        if !exchange.is_empty() {
+            self.bind(name, exchange, routing_key).await;
+        }
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str, routing_key: &str) {
+        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+        self.channel.queue_bind(queue.into(), exchange.into(), routing_key.into(), options, none).await.unwrap();
+    }
+
+    /// Takes so many messages out of a queue.
+    async fn takes(&self, queue: &str, number: usize) -> Vec<Message> {
+        let mut messages = Vec::new();
+        while messages.len() < number {
+            messages.push(eventually("a message", || self.takes_one(queue)).await);
+        }
+        messages
+    }
+
+    async fn takes_one(&self, queue: &str) -> Option<Message> {
+        let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
+        let properties = got.delivery.properties.clone();
+        Some(Message {
+            id: properties.message_id().as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
+            routing_key: got.delivery.routing_key.as_str().to_owned(),
+            properties,
+            body: got.delivery.data.clone(),
+        })
+    }
+
+    /// How many messages wait in a queue; none is with a consumer that has not acknowledged it.
+    async fn waiting(&self, queue: &str) -> u32 {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().message_count()
+    }
+
+    /// Asks for an export of a consumer.
+    async fn asks(&self, queue: &str, id: &str, consumer: Option<&str>, body: &str) {
+        let mut headers = FieldTable::default();
+        if let Some(consumer) = consumer {
+            headers.insert("X-Consumer-ID".into(), AMQPValue::LongString(consumer.into()));
+        }
+        let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
+        let properties = if id.is_empty() { properties } else { properties.with_message_id(id.into()) };
+        self.publishes(queue, properties, body).await;
+    }
+
+    async fn publishes(&self, queue: &str, properties: BasicProperties, body: &str) {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let published = self.channel.basic_publish("".into(), queue.into(), options, body.as_bytes(), properties);
+        let confirmed = published.await.unwrap().await.unwrap();
+        assert!(confirmed.is_ack() && confirmed.take_message().is_none());
+    }
+}
+
+/// An operator's file with the demo's table and a broker.
+fn operator(block: &str) -> Catalog {
+    Catalog::of(&format!(
+        "[[dataset]]\nname = \"users\"\ntable = \"users\"\ncreated_at = \"created_at\"\nupdated_at = \"updated_at\"\n\
+         deleted = \"is_deleted\"\n[[amqp]]\nname = \"rabbit\"\nurl_env = \"RABBIT_AMQP_URL\"\n{block}\n"
+    ))
+}
+
+fn start(operator: &Catalog, database: &Database, broker: &Broker) -> Start {
+    operator.start(database).with("RABBIT_AMQP_URL", broker.url())
+}
+
+const TOLD: &str = "exchange = \"exports\"\n";
+const ASKED: &str = "queue = \"requests\"\ndead_letter_exchange = \"refused\"\n";
+const DUE: &str = "update cdc_export.deliveries set run_at = clock_timestamp() where run_at < 'infinity'";
+
+async fn deliveries(service: &Service, query: &str) -> Vec<Value> {
+    let answer = service.call("GET", &format!("/deliveries{query}"), &[]).await;
+    assert_eq!(answer.status(), 200);
+    answer.json::<Value>().await.unwrap()["items"].as_array().unwrap().clone()
+}
+
+async fn all_delivered(service: &Service, number: usize) -> Vec<Value> {
+    eventually("they are delivered", || async {
+        Some(deliveries(service, "?status=delivered&limit=200").await).filter(|told| told.len() == number)
+    })
+    .await
+}
+
+fn ids(messages: &[Message]) -> BTreeSet<String> {
+    messages.iter().map(|message| message.id.clone()).collect()
+}
+
+#[tokio::test]
+async fn each_end_is_published_once_it_has_a_queue() {
+    if lacks(SERVER, "rabbitmq-server") {
+        return;
+    }
+    let (database, broker) = (Database::new().await, Broker::start().await);
+    database.add_users(1, 5).await;
+    let client = broker.client().await;
+    let operator = operator(TOLD);
+    let service = start(&operator, &database, &broker)
+        .with("MAX_ATTEMPTS", 1)
+        .with("FAILPOINTS", "sink.write=error")
+        .service()
+        .await;
+    // Nothing loses a try before the operator has made the exchange.
+    let failed = service.submit("full", "a").await;
+    service.ended(&failed).await;
+    eventually("a complaint", || async {
+        service
+            .events("deliveries_failed")
+            .into_iter()
+            .find(|it| it["error"].as_str().unwrap().contains("the exchange exports: "))
+    })
+    .await;
+    client.exchange("exports").await;
+    client.queue("completed", "exports", "completed.users.#", FieldTable::default()).await;
+    let refused = eventually("a refusal", || async {
+        let [delivery] = deliveries(&service, "").await.try_into().unwrap();
+        Some(delivery).filter(|it: &Value| !it["lastError"].is_null())
+    })
+    .await;
+    assert_eq!(refused["lastError"], "no queue is bound to the exchange exports for failed.users.a");
+    assert_eq!(
+        (&refused["attempt"], &refused["lastStatus"], &refused["status"]),
+        (&json!(1), &Value::Null, &json!("pending"))
+    );
+
+    let (completed, _) = service.export("full", "a.b").await;
+    let [message] = client.takes("completed", 1).await.try_into().unwrap();
+    let of_completed = deliveries(&service, "").await[0].clone();
+    assert_eq!(
+        (of_completed["deliveryId"].as_str(), of_completed["jobId"].as_str()),
+        (Some(message.id.as_str()), completed["jobId"].as_str())
+    );
+    assert_eq!(message.routing_key, "completed.users.a.b");
+    let properties = &message.properties;
+    assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "application/cloudevents+json");
+    assert_eq!(properties.kind().as_ref().unwrap().as_str(), "cdc-export.export.completed.v1");
+    assert_eq!(*properties.delivery_mode(), Some(2));
+    let event = message.json();
+    assert_eq!((event["id"].as_str(), &event["subject"]), (Some(message.id.as_str()), &json!("users/a.b")));
+    assert_eq!(event["data"], service.job(completed["jobId"].as_str().unwrap()).await);
+
+    client.queue("failed", "exports", "failed.#", FieldTable::default()).await;
+    database.run(DUE).await;
+    let [message] = client.takes("failed", 1).await.try_into().unwrap();
+    assert_eq!(Some(message.id.as_str()), refused["deliveryId"].as_str());
+    all_delivered(&service, 2).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_stopped_killed_or_full_loses_nothing() {
+    if lacks(SERVER, "rabbitmq-server") {
+        return;
+    }
+    let (database, mut broker) = (Database::new().await, Broker::start().await);
+    database.add_users(1, 5).await;
+    let client = broker.client().await;
+    client.exchange("exports").await;
+    client.queue("all", "exports", "#", FieldTable::default()).await;
+    let mut one = FieldTable::default();
+    one.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    one.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    client.queue("narrow", "exports", "completed.users.narrow", one).await;
+    let operator = operator(TOLD);
+    let service = start(&operator, &database, &broker).service().await;
+
+    let mut made = Vec::new();
+    let export = async |consumer: &str| service.export("full", consumer).await.0["jobId"].as_str().unwrap().to_owned();
+    made.push(export("a").await);
+    all_delivered(&service, 1).await;
+    // Stopped: what ends meanwhile waits, and loses no try.
+    broker.ends(Signal::SIGTERM).await;
+    for _ in 0..5 {
+        made.push(export("a").await);
+    }
+    eventually("a complaint", || async { service.events("deliveries_failed").pop() }).await;
+    assert!(deliveries(&service, "?status=pending").await.iter().all(|it| it["attempt"].as_u64().unwrap() <= 1));
+    broker.starts("").await;
+    all_delivered(&service, 6).await;
+    // Killed, while events are published.
+    for number in 0..12 {
+        made.push(service.submit("full", &format!("b{number}")).await);
+    }
+    broker.ends(Signal::SIGKILL).await;
+    for id in &made {
+        service.ended(id).await;
+    }
+    // Full: with its disk limit above the disk's size a broker stops reading from who publishes.
+    broker.starts("disk_free_limit.absolute = 1000000GB").await;
+    made.push(export("full").await);
+    eventually("a complaint", || async {
+        service
+            .events("deliveries_failed")
+            .into_iter()
+            .find(|it| it["error"].as_str().unwrap().contains("short of memory or disk"))
+    })
+    .await;
+    broker.ends(Signal::SIGTERM).await;
+    broker.starts("").await;
+    // Those that failed before have pauses of up to minutes. One that is under way is told again.
+    let told = eventually("they are delivered", || async {
+        database.run(DUE).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        Some(deliveries(&service, "?status=delivered&limit=200").await).filter(|told| told.len() == made.len())
+    })
+    .await;
+    let client = broker.client().await;
+    let mut messages = Vec::new();
+    while let Some(message) = client.takes_one("all").await {
+        messages.push(message);
+    }
+    let of = |name: &str| told.iter().map(|it| it[name].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(ids(&messages), of("deliveryId"));
+    assert_eq!(of("jobId"), made.into_iter().collect());
+
+    // A queue that is full: the broker says so.
+    for _ in 0..2 {
+        export("narrow").await;
+    }
+    eventually("a refusal", || async {
+        let refused = deliveries(&service, "?status=pending").await;
+        refused.into_iter().find(|it| it["lastError"] == "the broker refused the message: a queue is full")
+    })
+    .await;
+    assert_eq!(client.takes("narrow", 1).await.len(), 1);
+    database.run(DUE).await;
+    all_delivered(&service, told.len() + 2).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_becomes_one_export_and_a_bad_one_is_laid_aside_with_the_problem() {
+    if lacks(SERVER, "rabbitmq-server") {
+        return;
+    }
+    let (database, mut broker) = (Database::new().await, Broker::start().await);
+    database.add_users(1, 5).await;
+    let client = broker.client().await;
+    client.exchange("refused").await;
+    let operator = operator(ASKED);
+    let service = start(&operator, &database, &broker).service().await;
+    eventually("a complaint", || async {
+        service
+            .events("queue_failed")
+            .into_iter()
+            .find(|it| it["error"].as_str().unwrap().contains("the queue requests: "))
+    })
+    .await;
+    client.queue("requests", "", "", FieldTable::default()).await;
+
+    // The same message twice.
+    for _ in 0..2 {
+        client.asks("requests", "first", Some("search"), r#"{"exportType": "full", "format": "ndjson"}"#).await;
+    }
+    client.asks("requests", "ad-hoc", None, r#"{"limit": 2}"#).await;
+    let jobs = async || database.one::<i64>("select count(*) from exports").await;
+    eventually("two jobs", || async { (jobs().await == 2).then_some(()) }).await;
+    let job: String = database.one("select id::text from exports where consumer_id = 'search'").await;
+    let job = service.ended(&job).await;
+    assert_eq!(
+        (&job["status"], &job["exportType"], &job["format"]),
+        (&json!("completed"), &json!("full"), &json!("ndjson"))
+    );
+
+    // A refused one waits in its queue until it can be laid where somebody finds it.
+    let bad = r#"{"exportType": "delta", "colums": ["id"]}"#;
+    let properties = BasicProperties::default()
+        .with_message_id("bad".into())
+        .with_content_type("application/json".into())
+        .with_user_id("guest".into())
+        .with_expiration("600000".into())
+        .with_correlation_id("mine".into());
+    let mut headers = FieldTable::default();
+    headers.insert("x-consumer-id".into(), AMQPValue::LongString("search".into()));
+    headers.insert("trace".into(), AMQPValue::LongString("t".into()));
+    client.publishes("requests", properties.with_headers(headers), bad).await;
+    eventually("a complaint", || async {
+        service
+            .events("queue_failed")
+            .into_iter()
+            .find(|it| it["error"].as_str().unwrap().contains("no queue is bound to the exchange refused"))
+    })
+    .await;
+    client.queue("aside", "refused", "#", FieldTable::default()).await;
+    let [message] = client.takes("aside", 1).await.try_into().unwrap();
+    assert_eq!((message.id.as_str(), message.body.as_slice()), ("bad", bad.as_bytes()));
+    assert_eq!(
+        (message.header("trace").as_deref(), message.header("x-consumer-id").as_deref()),
+        (Some("t"), Some("search"))
+    );
+    assert_eq!(message.properties.correlation_id().as_ref().unwrap().as_str(), "mine");
+    assert!(message.properties.expiration().is_none() && message.properties.user_id().is_none());
+    let answer = service.client.post(format!("{}/exports", service.address)).header("X-Consumer-ID", "search");
+    let answer = answer.header("Content-Type", "application/json").body(bad).send().await.unwrap();
+    let problem: Value = serde_json::from_str(&message.header("cdc-export-problem").unwrap()).unwrap();
+    assert_eq!(problem, answer.json::<Value>().await.unwrap(), "as the API says it");
+
+    for (id, consumer, body, code) in [
+        ("", Some("search"), "{}", "idempotency_key_invalid"),
+        ("a b", Some("search"), "{}", "idempotency_key_invalid"),
+        ("c1", Some("no one"), "{}", "consumer_invalid"),
+        ("c2", None, r#"{"exportType": "delta"}"#, "consumer_required"),
+        ("c3", Some("search"), "[]", "invalid_body"),
+        ("c4", Some("search"), r#"{"dataset": "none"}"#, "member_invalid"),
+        ("first", Some("search"), r#"{"exportType": "delta"}"#, "idempotency_key_reused"),
+    ] {
+        client.asks("requests", id, consumer, body).await;
+        let [message] = client.takes("aside", 1).await.try_into().unwrap();
+        let problem: Value = serde_json::from_str(&message.header("cdc-export-problem").unwrap()).unwrap();
+        assert_eq!((problem["code"].as_str(), message.id.as_str()), (Some(code), id), "{problem}");
+    }
+    assert_eq!(jobs().await, 2);
+
+    // What can't be met now waits.
+    let held = database.hold_exports().await;
+    for number in 0..22 {
+        client.asks("requests", &format!("busy{number}"), Some("busy"), "").await;
+    }
+    eventually("one that waits", || async {
+        service
+            .events("queue_failed")
+            .into_iter()
+            .find(|it| it["error"].as_str().unwrap().contains("too_many_open_jobs"))
+    })
+    .await;
+    // Meanwhile the broker is killed: what was not acknowledged is delivered again.
+    broker.ends(Signal::SIGKILL).await;
+    broker.starts("").await;
+    held.rollback().await.unwrap();
+    eventually("all of them", || async { (jobs().await == 24).then_some(()) }).await;
+    let client = broker.client().await;
+    eventually("an empty queue", || async { (client.waiting("requests").await == 0).then_some(()) }).await;
+    let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
+    assert!(metrics.contains("cdc_export_amqp_requests_total{endpoint=\"rabbit\",outcome=\"refused\"} 8"), "{metrics}");
+    service.stop().await;
+    assert_eq!(client.waiting("requests").await, 0, "all were acknowledged");
+}
+
+#[tokio::test]
+async fn who_dies_before_the_acknowledgement_makes_no_second_export() {
+    if lacks(SERVER, "rabbitmq-server") {
+        return;
+    }
+    let (database, broker) = (Database::new().await, Broker::start().await);
+    database.add_users(1, 5).await;
+    let client = broker.client().await;
+    client.exchange("refused").await;
+    client.queue("aside", "refused", "#", FieldTable::default()).await;
+    client.queue("requests", "", "", FieldTable::default()).await;
+    let operator = operator(&format!("{ASKED}consumers = [\"search\"]\n"));
+    let mut dead = start(&operator, &database, &broker).with("FAILPOINTS", "amqp.submitted=kill").service().await;
+    client.asks("requests", "one", Some("search"), "").await;
+    dead.dies().await;
+    assert_eq!(database.one::<i64>("select count(*) from exports").await, 1);
+    // The API alone takes requests, too.
+    let service = start(&operator, &database, &broker).sharing_output(&dead).arguments(&["serve", "--no-workers"]);
+    let service = service.service().await;
+    eventually("an empty queue", || async {
+        let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
+        metrics.contains("cdc_export_amqp_requests_total{endpoint=\"rabbit\",outcome=\"accepted\"} 1").then_some(())
+    })
+    .await;
+    for (id, consumer) in [("two", Some("other")), ("three", None)] {
+        client.asks("requests", id, consumer, "").await;
+        let [message] = client.takes("aside", 1).await.try_into().unwrap();
+        let problem: Value = serde_json::from_str(&message.header("cdc-export-problem").unwrap()).unwrap();
+        assert_eq!(problem["code"], "consumer_not_allowed", "{problem}");
+    }
+    service.stop().await;
+    assert_eq!((client.waiting("requests").await, database.one::<i64>("select count(*) from exports").await), (0, 1));
+}
+
+#[tokio::test]
+async fn the_address_has_to_be_there() {
+    let database = Database::new().await;
+    let (told, asked) = (operator(TOLD), operator(ASKED));
+    for (value, why) in [
+        ("", "amqp rabbit: the variable RABBIT_AMQP_URL, which has its address, is unset"),
+        ("http://guest:secret@h", "amqp rabbit: RABBIT_AMQP_URL: an address such as amqps://"),
+    ] {
+        for (catalog, command) in
+            [(&told, &[][..]), (&told, &["worker"]), (&asked, &[]), (&asked, &["serve", "--no-workers"])]
+        {
+            let start = catalog.start(&database).arguments(command).with("RABBIT_AMQP_URL", value);
+            let (code, said) = start.until_it_ends().await;
+            assert!(code == 2 && said.contains(why) && !said.contains("secret"), "{code} {said}");
+        }
+    }
+    // Who doesn't need it doesn't ask for it.
+    let service = told.start(&database).arguments(&["serve", "--no-workers"]).service().await;
+    service.stop().await;
+}
