@@ -1,5 +1,7 @@
 //! What others are told of exports: that one has ended, and how. Who wants to hear of it, and how far the telling has come.
 
+pub mod address;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 

@@ -2,11 +2,12 @@
 
 use serde::Deserialize;
 use toml::Spanned;
-use url::Url;
+use url::{Host, Url};
 
 use crate::dataset::fault::UnknownDataset;
 use crate::dataset::listener_block::{self, List, Mistakes, is_variable};
 use crate::dataset::name::is_name;
+use crate::event::address::refusal;
 use crate::event::{Listener, Webhook};
 
 /// The members, as they are written.
@@ -52,8 +53,8 @@ impl WebhookBlock {
             let why = "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected";
             wrong(self.name.span().start, "name", why);
         }
-        let url = read_url(self.url.as_ref(), self.allow_http).unwrap_or_else(|why| {
-            wrong(self.url.span().start, "url", why);
+        let url = read_url(self.url.as_ref(), self.allow_http, self.allow_private).unwrap_or_else(|why| {
+            wrong(self.url.span().start, "url", &why);
             String::new()
         });
         if !is_variable(self.secret_env.as_ref()) {
@@ -74,24 +75,36 @@ impl WebhookBlock {
 
 /// An address that events may be posted to, as a browser would write it: whoever posts there doesn't read it in another way. No message quotes
 /// it, since it may have a token in its path.
-fn read_url(text: &str, allows_http: bool) -> Result<String, &'static str> {
-    let url = Url::parse(text).map_err(|_| "an address such as https://example.com/hooks/cdc is expected")?;
+fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<String, String> {
+    let url =
+        Url::parse(text).map_err(|_| "an address such as https://example.com/hooks/cdc is expected".to_owned())?;
     match url.scheme() {
         "https" => {}
         "http" if allows_http => {}
-        "http" => return Err("everybody on the way could read the events: https is expected, or `allow_http = true`"),
-        _ => return Err("https is expected"),
+        "http" => {
+            let why = "everybody on the way could read the events: https is expected, or `allow_http = true`";
+            return Err(why.to_owned());
+        }
+        _ => return Err("https is expected".to_owned()),
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(
-            "a name and a password in it would be in the file: the receiver knows the service by its signature",
-        );
+        let why = "a name and a password in it would be in the file: the receiver knows the service by its signature";
+        return Err(why.to_owned());
     }
     if url.fragment().is_some() {
-        return Err("what comes after # is never sent");
+        return Err("what comes after # is never sent".to_owned());
     }
     if url.host_str().is_none_or(str::is_empty) || url.port() == Some(0) {
-        return Err("a host is expected");
+        return Err("a host is expected".to_owned());
+    }
+    // Of a name that is found out when it is looked up.
+    let address = match url.host() {
+        Some(Host::Ipv4(v4)) => Some(v4.into()),
+        Some(Host::Ipv6(v6)) => Some(v6.into()),
+        _ => None,
+    };
+    if let Some(why) = address.and_then(|address| refusal(address, allows_private)) {
+        return Err(format!("its address {why}"));
     }
     Ok(url.into())
 }
@@ -188,6 +201,9 @@ secret_env = \"B\"
             "https://a.example/#x",
             "file:///etc/passwd",
             "https://a:0/",
+            "https://10.0.0.1/",
+            "https://[::1]/",
+            "https://169.254.169.254/",
         ] {
             let found = wrong(&format!("[[webhook]]\nname = \"a\"\nurl = \"{url}\"\nsecret_env = \"A\"\n"));
             assert!(found.starts_with("line 6: webhook a: url: "), "{url} {found}");

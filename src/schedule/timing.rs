@@ -76,6 +76,10 @@ impl Timing {
             CronError::ComponentError(why) | CronError::IllegalCharacters(why) => BadTiming::Cron(format!(": {why}")),
             _ => BadTiming::Cron(String::new()),
         })?;
+        if let Some(step) = too_long_step(text) {
+            let why = format!(": a step of {step} is longer than its field, which is hit once");
+            return Err(BadTiming::Cron(why));
+        }
         let timing = Timing::Cron { text: text.to_owned(), pattern: Box::new(pattern), zone };
         // The 30th of February is found out by looking for it.
         let some_time = DateTime::from_timestamp_secs(1_767_225_600).ok_or(BadTiming::Never)?;
@@ -123,6 +127,17 @@ impl Timing {
             Timing::Cron { text, zone, .. } => Some((text, zone.name())),
         }
     }
+}
+
+/// A step of a pattern that is longer than its field: `*/90` for minutes is no hour and a half, but each full hour.
+fn too_long_step(text: &str) -> Option<u32> {
+    let longest = [59, 23, 31, 12, 7];
+    let fields = text.split_ascii_whitespace().zip(longest);
+    let steps = fields.flat_map(|(field, longest)| field.split(',').map(move |part| (part.split_once('/'), longest)));
+    steps.filter_map(|(part, longest)| Some((part?.1.parse().ok()?, longest))).find_map(|(step, longest)| {
+        let is_too_long: bool = step > longest;
+        is_too_long.then_some(step)
+    })
 }
 
 /// The names of all zones.
@@ -284,9 +299,18 @@ mod tests {
         for bad in ["", "5", "0s", "999ms", "1500ms", "367d", "5 parsecs", "-5m", "18446744073709551615s"] {
             assert_eq!(Timing::every(bad).unwrap_err(), BadTiming::Every, "{bad}");
         }
-        for bad in
-            ["", "* * * *", "0 15 2 * * *", "60 2 * * *", "15 2 * * 8", "15 2 * * 1-5 2026", "soon", "15 2 32 * *"]
-        {
+        for bad in [
+            "",
+            "* * * *",
+            "*/90 * * * *",
+            "0 1,*/24 * * *",
+            "0 15 2 * * *",
+            "60 2 * * *",
+            "15 2 * * 8",
+            "15 2 * * 1-5 2026",
+            "soon",
+            "15 2 32 * *",
+        ] {
             let why = Timing::cron(bad, UTC).unwrap_err();
             assert!(matches!(why, BadTiming::Cron(_)), "{bad}: {why}");
         }

@@ -1,12 +1,12 @@
 //! Which addresses events are posted to. A name leads wherever its owner says, also into the network of the service; so each address is
 //! checked, and the one that was checked is the one that is connected to.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use hyper::http::Uri;
 use ureq::config::Config;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
+
+use crate::event::address::refusal;
 
 /// Looks a receiver's name up, and refuses it if one of its addresses is not allowed.
 #[derive(Debug)]
@@ -24,138 +24,10 @@ impl CheckedResolver {
 impl Resolver for CheckedResolver {
     fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let found = self.inner.resolve(uri, config, timeout)?;
-        for address in found.iter() {
-            let why = match kind(address.ip()) {
-                Kind::Public => continue,
-                Kind::Private if self.allows_private => continue,
-                Kind::Private => "is private: `allow_private = true` allows it",
-                Kind::Refused => "is link-local or of no host, which no receiver has",
-            };
-            let why = format!("its address {} {why}", address.ip());
-            return Err(ureq::Error::Other(why.into()));
-        }
-        Ok(found)
-    }
-}
-
-/// Who can have an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// A host of the internet.
-    Public,
-    /// This machine, or one of its own network.
-    Private,
-    /// Whatever answers on the same wire, such as a cloud's metadata, which has credentials; or nobody.
-    Refused,
-}
-
-/// By the registries of special addresses (RFC 6890 and its updates).
-fn kind(address: IpAddr) -> Kind {
-    match address {
-        IpAddr::V4(v4) => kind_of_v4(v4),
-        IpAddr::V6(v6) => kind_of_v6(v6),
-    }
-}
-
-fn kind_of_v4(v4: Ipv4Addr) -> Kind {
-    let [a, b, c, _] = v4.octets();
-    match (a, b, c) {
-        (10, ..) | (127, ..) | (172, 16..=31, _) | (192, 168, _) | (100, 64..=127, _) => Kind::Private,
-        // This network, link-local, protocol assignments, documentation, 6to4 relays, benchmarks, multicast and what is reserved.
-        (0, ..)
-        | (169, 254, _)
-        | (192, 0, 0 | 2)
-        | (192, 88, 99)
-        | (198, 18..=19, _)
-        | (198, 51, 100)
-        | (203, 0, 113)
-        | (224.., ..) => Kind::Refused,
-        _ => Kind::Public,
-    }
-}
-
-fn kind_of_v6(v6: Ipv6Addr) -> Kind {
-    let v4_in = |high: u16, low: u16| kind_of_v4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
-    match v6.segments() {
-        [0, 0, 0, 0, 0, 0, 0, 1] => Kind::Private,
-        // An address of the other family, as such or behind a gateway.
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
-            v4_in(high, low)
-        }
-        // Amazon's metadata.
-        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => Kind::Refused,
-        [0xfc00..=0xfdff, ..] => Kind::Private,
-        // Teredo, ORCHID and documentation are among the public ones.
-        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Kind::Refused,
-        [0x2000..=0x3fff, ..] => Kind::Public,
-        _ => Kind::Refused,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_address_is_of_a_kind() {
-        let kinds = [
-            (
-                Kind::Public,
-                &[
-                    "1.1.1.1",
-                    "172.32.0.1",
-                    "100.128.0.1",
-                    "192.1.0.1",
-                    "223.255.255.255",
-                    "2606:4700::1111",
-                    "64:ff9b::1.1.1.1",
-                    "::ffff:8.8.8.8",
-                ][..],
-            ),
-            (
-                Kind::Private,
-                &[
-                    "127.0.0.1",
-                    "127.9.9.9",
-                    "10.0.0.1",
-                    "172.31.255.255",
-                    "192.168.1.1",
-                    "100.64.0.1",
-                    "::1",
-                    "fd12::1",
-                    "::ffff:10.0.0.1",
-                    "64:ff9b::7f00:1",
-                    "2002:a00:1::",
-                ],
-            ),
-            (
-                Kind::Refused,
-                &[
-                    "0.0.0.0",
-                    "169.254.169.254",
-                    "192.0.2.1",
-                    "198.18.0.1",
-                    "224.0.0.1",
-                    "255.255.255.255",
-                    "::",
-                    "fe80::1",
-                    "fec0::1",
-                    "ff02::1",
-                    "fd00:ec2::254",
-                    "2001:db8::1",
-                    "2001::1",
-                    "::ffff:169.254.169.254",
-                    "64:ff9b::a9fe:a9fe",
-                    "2002:a9fe:a9fe::",
-                    "::127.0.0.1",
-                    "100::1",
-                ],
-            ),
-        ];
-        for (expected, addresses) in kinds {
-            for address in addresses {
-                assert_eq!(kind(address.parse().unwrap()), expected, "{address}");
-            }
+        let refused = |ip| Some(format!("its address {ip} {}", refusal(ip, self.allows_private)?));
+        match found.iter().find_map(|address| refused(address.ip())) {
+            Some(why) => Err(ureq::Error::Other(why.into())),
+            None => Ok(found),
         }
     }
 }
