@@ -21,6 +21,7 @@ mod completions;
 mod database_handle;
 mod datasets;
 mod download;
+mod drain;
 mod export;
 mod feed;
 mod healthcheck;

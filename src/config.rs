@@ -82,6 +82,8 @@ pub struct Config {
     pub api_connections: u32,
     /// The port on which a process without the API serves its metrics; `None`: none.
     pub metrics_port: Option<u16>,
+    /// How long exports that run have to end after a signal.
+    pub drain: Duration,
     /// The exports.
     pub worker: worker::Settings,
     /// What is done whosever job it was.
@@ -243,6 +245,7 @@ impl Config {
                 Some(_) => Some(vars.number("METRICS_PORT", 0, 0..=65535)? as u16),
             },
             api_connections: vars.number("API_CONNECTIONS", 10, 1..=1000)? as u32,
+            drain: Duration::from_secs(vars.number("DRAIN_SECONDS", 0, 0..=86_400)?),
             worker: worker::Settings {
                 publisher: publisher.clone(),
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
@@ -348,6 +351,7 @@ mod tests {
             ("PORT", "65536"),
             ("METRICS_PORT", "65536"),
             ("WORKERS", "0"),
+            ("DRAIN_SECONDS", "86401"),
             ("READERS", "0"),
             ("READERS", "17"),
             ("LEASE_SECONDS", "-1"),

@@ -221,6 +221,8 @@ pub struct Health {
     pub postgres: Result<(), Error>,
     /// The output folder or bucket can take a file.
     pub output: Result<(), Error>,
+    /// The process takes no more exports on, and ends.
+    pub is_draining: bool,
     /// The datasets, each with whether its table was as it says and captured, up to five seconds ago. Other datasets' exports start all
     /// the same. `None`: Postgres doesn't say in time.
     pub datasets: Option<Arc<Vec<Description>>>,
@@ -288,6 +290,8 @@ pub struct Service {
     downloads: Downloads,
     last_look: Arc<LastLook<String>>,
     last_datasets: Arc<LastLook<Arc<Vec<Description>>>>,
+    /// Whether the process takes no more exports on.
+    draining: CancellationToken,
     /// Ends calls that only wait.
     stopping: CancellationToken,
     followers: Arc<Followers>,
@@ -295,8 +299,14 @@ pub struct Service {
 }
 
 impl Service {
-    /// After `stopping`, calls that wait for a job are answered at once. Needs a runtime.
-    pub fn new(settings: Settings, stores: Stores, source: Source, stopping: CancellationToken) -> Service {
+    /// From `draining` on it isn't ready; after `stopping`, calls that wait for a job are answered at once. Needs a runtime.
+    pub fn new(
+        settings: Settings,
+        stores: Stores,
+        source: Source,
+        draining: CancellationToken,
+        stopping: CancellationToken,
+    ) -> Service {
         let Settings { destination, catalog, terms, downloads } = settings;
         // As long as a client waits.
         let destination = destination.limited(Limits { at_once: OPERATIONS, timeout: Some(CALL_TIMEOUT) });
@@ -315,6 +325,7 @@ impl Service {
             downloads,
             last_look: Arc::default(),
             last_datasets: Arc::default(),
+            draining,
             stopping,
             followers,
             keyring,
@@ -395,7 +406,8 @@ impl Service {
     pub async fn health(&self) -> Health {
         let datasets = tokio::time::timeout(CALL_TIMEOUT, self.seen_datasets());
         let (postgres, output, datasets) = tokio::join!(self.ping(), self.room(), datasets);
-        Health { postgres, output, datasets: datasets.ok().and_then(Result::ok) }
+        let is_draining = self.draining.is_cancelled();
+        Health { postgres, output, is_draining, datasets: datasets.ok().and_then(Result::ok) }
     }
 
     /// Every dataset as somebody saw it some seconds ago, else as it is now.

@@ -66,6 +66,15 @@ pub struct Settings {
     pub publisher: publisher::Settings,
 }
 
+/// How a worker is told to stop: in two steps, of which the first may be the second too.
+#[derive(Clone, Debug)]
+pub struct Stops {
+    /// From here on it claims no job, and ends when those that run have ended.
+    pub drain: CancellationToken,
+    /// From here on it gives running jobs back. Cancelled with `drain` or after it.
+    pub shutdown: CancellationToken,
+}
+
 /// Runs exports until it is told to stop.
 #[derive(Clone, Debug)]
 pub struct Worker {
@@ -126,32 +135,33 @@ impl Worker {
         }
     }
 
-    /// Works until `shutdown`, then gives running jobs back and returns.
-    pub async fn run(self, shutdown: CancellationToken) {
+    /// Works until `stops` says otherwise, and returns when no job is running any more.
+    pub async fn run(self, stops: Stops) {
+        let mut listening = JoinSet::new();
+        listening.spawn(restart_on_panic(stops.shutdown.clone(), self.clone(), listen::listen));
+        listening.spawn(restart_on_panic(stops.shutdown.clone(), self.clone(), listen::wake));
         let mut tasks = JoinSet::new();
-        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), listen::listen));
-        tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), listen::wake));
         for _ in 0..self.settings.workers {
-            tasks.spawn(restart_on_panic(shutdown.clone(), self.clone(), Worker::work));
+            tasks.spawn(restart_on_panic(stops.clone(), self.clone(), Worker::work));
         }
         let done = async { while tasks.join_next().await.is_some() {} };
         let timeout = async {
-            shutdown.cancelled().await;
+            stops.shutdown.cancelled().await;
             tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
         };
-        // A task that isn't done in time is dropped with `tasks`.
+        // A task that isn't done in time is dropped with `tasks`. Running jobs are cancelled by what `listening` hears, which ends after them.
         tokio::select! { () = done => {}, () = timeout => tracing::warn!(event = "workers_abandoned") }
     }
 
     /// Runs one job after another; the connections are kept from job to job while they are good.
-    async fn work(self, shutdown: CancellationToken) {
+    async fn work(self, Stops { drain, shutdown }: Stops) {
         let mut connections: Option<ExportConnections> = None;
-        while !shutdown.is_cancelled() {
+        while !drain.is_cancelled() {
             let hint = self.work.notified();
             tokio::pin!(hint);
             // From here on no wake-up is missed: it may come while the claim finds nothing.
             hint.as_mut().enable();
-            match self.claim(&mut connections, &shutdown).await {
+            match self.claim(&mut connections, &drain).await {
                 Ok(Some((lease, taken))) => {
                     connections = self.export(lease, taken, &shutdown).await;
                     continue;
@@ -162,11 +172,11 @@ impl Worker {
                     if let Some(times) = self.complaints.due(format!("claim: {error}")) {
                         tracing::warn!(event = "claim_failed", error, times);
                     }
-                    tokio::select! { () = shutdown.cancelled() => {}, () = tokio::time::sleep(POLL) => {} }
+                    tokio::select! { () = drain.cancelled() => {}, () = tokio::time::sleep(POLL) => {} }
                     continue;
                 }
             }
-            tokio::select! { () = shutdown.cancelled() => {}, () = hint => {}, () = tokio::time::sleep(POLL) => {} }
+            tokio::select! { () = drain.cancelled() => {}, () = hint => {}, () = tokio::time::sleep(POLL) => {} }
         }
     }
 
@@ -174,7 +184,7 @@ impl Worker {
     async fn claim(
         &self,
         connections: &mut Option<ExportConnections>,
-        shutdown: &CancellationToken,
+        drain: &CancellationToken,
     ) -> Result<Option<(Lease, ExportConnections)>, Error> {
         let kept = match connections.take() {
             Some(kept) => kept.checked(self.call_timeout()).await,
@@ -185,7 +195,7 @@ impl Worker {
             None => self.source.connections(self.call_timeout()).await?,
         };
         // A destination without an id is broken: the job is claimed all the same, to fail with the reason.
-        let Some(found) = unless_stopped(shutdown, self.destination.id()).await else { return Ok(None) };
+        let Some(found) = unless_stopped(drain, self.destination.id()).await else { return Ok(None) };
         let destination = found.ok();
         let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, destination };
         match self.with_timeout(self.store.claim(&claimant, self.settings.lease)).await? {
@@ -429,12 +439,8 @@ impl Worker {
 }
 
 /// Runs a task again when it panics, which is a defect: the task's job is taken over when its lease ends, and other tasks go on.
-async fn restart_on_panic<F: Future<Output = ()>>(
-    shutdown: CancellationToken,
-    worker: Worker,
-    task: impl Fn(Worker, CancellationToken) -> F,
-) {
-    while AssertUnwindSafe(task(worker.clone(), shutdown.clone())).catch_unwind().await.is_err() {
+async fn restart_on_panic<S: Clone, F: Future<Output = ()>>(stops: S, worker: Worker, task: impl Fn(Worker, S) -> F) {
+    while AssertUnwindSafe(task(worker.clone(), stops.clone())).catch_unwind().await.is_err() {
         tracing::error!(event = "worker_panicked");
         tokio::time::sleep(POLL).await;
     }

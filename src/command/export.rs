@@ -12,6 +12,7 @@ use crate::job::selection::Selection;
 use crate::job::{After, ConsumerId, Continuity, ExportType, FILE_BYTES, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
 use crate::telemetry::chain;
+use crate::worker::Stops;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
@@ -154,9 +155,10 @@ impl Export {
     async fn run_locally(&self, config: &Config, database: &Database, request: &Request) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let done = CancellationToken::new();
+        let stops = Stops { drain: done.clone(), shutdown: done.clone() };
         let folder = PreparedOutput::prepare(config).await?;
         folder.tell_if_new(config, database).await?;
-        let Wired { exports, service } = wire(config, database, folder, 1, &done);
+        let Wired { exports, service } = wire(config, database, folder, 1, &stops);
         let backend = Backend::Local(Box::new(service));
         let id = backend.submit(request).await?;
 
@@ -164,7 +166,7 @@ impl Export {
             let taken = tokio::time::timeout(CLAIM_TIMEOUT, taken(&backend, id)).await;
             if taken.is_err() {
                 exports.announce().await;
-                exports.run(done.clone()).await;
+                exports.run(stops).await;
             }
         };
         let watched = async {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::config::{self, CatalogFile, Config};
 use crate::dataset::fault::Fault;
@@ -11,6 +12,7 @@ use crate::http::{self, Access, ConnectionLimits};
 use crate::job::Retention;
 use crate::postgres::{self, Database};
 use crate::source::catalog_check::{self, Findings};
+use crate::worker::Stops;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use rustix::process::{Resource, Rlimit};
@@ -19,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::command::catalog::refuse_faults;
 use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
+use crate::command::drain::drained;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::{PreparedOutput, connections_of_api, connections_of_exports, take_requests, wire};
@@ -83,8 +86,11 @@ async fn serve_on(
     // The migration and the seeding may wait for another replica.
     let (access, folder) =
         tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
-    let wired = wire(config, database, folder, workers, &shutdown);
-    let intake = take_requests(config, wired.service.clone(), &shutdown);
+    // Who runs no exports has nothing to wait for.
+    let stops = drained(&shutdown, if workers == 0 { Duration::ZERO } else { config.drain });
+    let Stops { drain, shutdown } = stops.clone();
+    let wired = wire(config, database, folder, workers, &stops);
+    let intake = take_requests(config, wired.service.clone(), &drain);
     let router = http::router(wired.service, access, &config.http);
     let address = listener.local_addr()?;
     let listening = || tracing::info!(event = "listening", address = %format!("http://{address}"));
@@ -97,7 +103,7 @@ async fn serve_on(
         tell_signing(config);
         listening();
         // The two end together: an API without workers would accept jobs that nobody runs.
-        tokio::join!(http::serve(listener, router, limits, shutdown.clone()), intake, wired.exports.run(shutdown));
+        tokio::join!(http::serve(listener, router, limits, shutdown), intake, wired.exports.run(stops));
     }
     tracing::info!(event = "stopped");
     Ok(())
@@ -257,7 +263,8 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
         };
         let (access, folder) =
             tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
-        let wired = wire(&config, &handle.database, folder, config.worker.workers, &shutdown);
+        let stops = drained(&shutdown, config.drain);
+        let wired = wire(&config, &handle.database, folder, config.worker.workers, &stops);
         wired.exports.announce().await;
         tell_retention(&config);
         tell_signing(&config);
@@ -268,9 +275,9 @@ async fn work(config: Config) -> anyhow::Result<ExitCode> {
         let watched = async {
             let Some((listener, access)) = listener.zip(access) else { return };
             let router = http::watched_router(wired.service, access, &config.http);
-            http::serve(listener, router, limits, shutdown.clone()).await;
+            http::serve(listener, router, limits, stops.shutdown.clone()).await;
         };
-        tokio::join!(watched, wired.exports.run(shutdown.clone()));
+        tokio::join!(watched, wired.exports.run(stops.clone()));
         tracing::info!(event = "stopped");
         anyhow::Ok(())
     };

@@ -19,7 +19,7 @@ use crate::source::Source;
 use crate::store::Store;
 use crate::telemetry;
 use crate::webhook;
-use crate::worker::{self, Worker};
+use crate::worker::{self, Stops, Worker};
 
 /// The connections of so many exports at once: a leader, a reader and a heartbeat each, the further readers that they share,
 /// those that claim and settle them, and one that listens.
@@ -77,13 +77,15 @@ impl Exports {
         self.maintenance.announce().await;
     }
 
-    /// Works until `shutdown`, then gives running jobs back and returns.
-    pub(super) async fn run(self, shutdown: CancellationToken) {
-        tokio::join!(
-            self.worker.run(shutdown.clone()),
-            self.maintenance.run(shutdown.clone()),
-            self.told.run(shutdown)
-        );
+    /// Works until `stops` says otherwise, then returns. What is beside the exports goes on until `shutdown`.
+    pub(super) async fn run(self, stops: Stops) {
+        let shutdown = stops.shutdown.clone();
+        let work = async {
+            self.worker.run(stops).await;
+            // Nothing is left to do.
+            shutdown.cancel();
+        };
+        tokio::join!(work, self.maintenance.run(shutdown.clone()), self.told.run(shutdown.clone()));
     }
 }
 
@@ -155,17 +157,13 @@ pub(super) fn take_requests(
 /// Wires the service alone, for a command that looks: the destination stays as it is.
 pub(super) fn wire_service(config: &Config, database: &Database) -> anyhow::Result<Service> {
     let output = PreparedOutput { destination: Destination::new(&config.output)?, prepared: Prepared::Known };
-    Ok(wire(config, database, output, 1, &CancellationToken::new()).service)
+    let never = CancellationToken::new();
+    let stops = Stops { drain: never.clone(), shutdown: never };
+    Ok(wire(config, database, output, 1, &stops).service)
 }
 
 /// Wires the modules, for so many exports at once; 0: for the service alone.
-pub(super) fn wire(
-    config: &Config,
-    database: &Database,
-    output: PreparedOutput,
-    workers: u32,
-    stopping: &CancellationToken,
-) -> Wired {
+pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput, workers: u32, stops: &Stops) -> Wired {
     let destination = output.destination;
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
     let control = database.pool(control_connections(workers));
@@ -191,6 +189,6 @@ pub(super) fn wire(
     };
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);
     let settings = service::Settings { destination, catalog, terms: config.terms, downloads: config.downloads };
-    let service = Service::new(settings, stores, source(counting), stopping.clone());
+    let service = Service::new(settings, stores, source(counting), stops.drain.clone(), stops.shutdown.clone());
     Wired { exports: Exports { worker, maintenance, told }, service }
 }

@@ -67,7 +67,10 @@ pub(crate) async fn live() -> Response {
 pub(crate) async fn ready(State(service): State<Service>) -> Response {
     let health = service.health().await;
     let datasets = health.datasets.map(|datasets| ("datasets", ready_or_why(&datasets)));
-    answer([("postgres", word(health.postgres)), ("output", word(health.output))], datasets)
+    let checks = [("postgres", word(health.postgres)), ("output", word(health.output))];
+    // Only who ends says so: what asks at a rollout shall send requests elsewhere.
+    let stops = health.is_draining.then(|| ("service", Err("it is stopping".to_owned())));
+    answer(checks.into_iter().chain(stops), datasets)
 }
 
 /// Read the metrics, for Prometheus
@@ -100,10 +103,11 @@ fn word<E: std::fmt::Display>(check: Result<(), E>) -> Result<(), String> {
 }
 
 /// The answer of these checks, with a note that no health depends on.
-fn answer<const N: usize>(
-    checks: [(&'static str, Result<(), String>); N],
+fn answer(
+    checks: impl IntoIterator<Item = (&'static str, Result<(), String>)>,
     note: Option<(&'static str, String)>,
 ) -> Response {
+    let checks: Vec<_> = checks.into_iter().collect();
     let healthy = checks.iter().all(|(_, check)| check.is_ok());
     let checks = checks.into_iter().map(|(name, check)| (name, check.err().unwrap_or_else(|| "ok".to_owned())));
     let checks = checks.chain(note);

@@ -42,6 +42,8 @@ mod docs;
 #[cfg(test)]
 mod download;
 #[cfg(test)]
+mod drain;
+#[cfg(test)]
 mod embedded;
 #[cfg(test)]
 mod events;
