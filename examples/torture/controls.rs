@@ -113,7 +113,7 @@ const IN_A_BUCKET: [Control; 4] = [
     },
 ];
 
-const CONTROLS: [Control; 9] = [
+const CONTROLS: [Control; 10] = [
     // What the directed scenario does by itself is no violation.
     Control { name: "nothing", breaks: None, edits: &[], scenario: Scenario::Overtaking(15) },
     // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its idle
@@ -189,6 +189,23 @@ const CONTROLS: [Control; 9] = [
         breaks: Some("3"),
         edits: &[REMOVE_ON_DOUBT],
         scenario: Scenario::LostAnswers(60),
+    },
+    // The event of a completed export is written with its commit, before its file has its name.
+    Control {
+        name: "told-at-the-commit",
+        breaks: Some("11"),
+        edits: &[Edit {
+            file: "src/store/commit.rs",
+            text: "    if step(conn, &[], complete).await?.is_none() {\n        return Ok(Committed::NotOurs);\n    }\n",
+            instead: "    if step(conn, &[], complete).await?.is_none() {\n        return Ok(Committed::NotOurs);\n    }
+    sqlx::query(
+        \"insert into cdc_export.deliveries (id, job, endpoint, event) values (gen_random_uuid(), $1, 'receiver', 'completed')\",
+    )
+    .bind(job.id.as_uuid())
+    .execute(&mut *conn)
+    .await?;\n",
+        }],
+        scenario: Scenario::Usual(60),
     },
     // A reader that hears nothing is waited for, as long as leader and heartbeat live: its job never ends.
     Control {

@@ -27,6 +27,7 @@ mod plan;
 mod proxy;
 mod publisher;
 mod random;
+mod receiver;
 mod recorder;
 mod replay;
 mod replica;
@@ -235,6 +236,7 @@ fn print_counts(counts: &Counts, time: Duration) {
         "{} deaths {:?}, {} zombies, {} answers to COMMIT lost, {} readers silenced
 {} more attempts whose leases were ended early, {} that ended with no fault near
 {} jobs accepted; {} completed, {} failed, {} cancelled
+{} ends told in {} posts, {} of them refused, {} held against the database at once
 {} commits of writers, {} looks of the auditor, {} replays; {:.0} s in all",
         deaths.total(),
         deaths.of,
@@ -247,6 +249,10 @@ fn print_counts(counts: &Counts, time: Duration) {
         counts.completed,
         counts.failed,
         counts.cancelled,
+        counts.heard.events,
+        counts.heard.posts,
+        counts.heard.refused,
+        counts.heard.checked,
         counts.commits,
         counts.looks,
         counts.replays,

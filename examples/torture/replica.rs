@@ -20,6 +20,7 @@ use crate::environment;
 use crate::lanes::DATASETS;
 use crate::place::Place;
 use crate::proxy::Link;
+use crate::receiver::{Receiver, SECRET_ENV};
 use crate::report::{Report, locked};
 
 pub(crate) const LEASE: Duration = Duration::from_secs(1);
@@ -58,13 +59,20 @@ struct Signs {
 
 impl Replica {
     /// One of the service on `cluster`, with a folder of its own in `folder`.
-    pub(crate) async fn new(index: usize, cluster: &Cluster, place: &Place, folder: &Path) -> Result<Replica> {
+    pub(crate) async fn new(
+        index: usize,
+        cluster: &Cluster,
+        place: &Place,
+        receiver: &Receiver,
+        folder: &Path,
+    ) -> Result<Replica> {
         let (link, store_link) = (Link::to(cluster.port()).await?, place.link().await?);
         let mut environment = place.environment(store_link.as_ref())?;
         environment.push(("DATABASE_URL", cluster.service_url(link.port)));
         let own = folder.join(format!("replica-{index}"));
         std::fs::create_dir(&own)?;
-        std::fs::write(own.join("datasets.toml"), DATASETS)?;
+        std::fs::write(own.join("datasets.toml"), format!("{DATASETS}{}", receiver.block()))?;
+        environment.push((SECRET_ENV, Receiver::secret()));
         Ok(Replica {
             index,
             link,

@@ -23,6 +23,7 @@ use crate::oracle::{End, Oracle};
 use crate::place::{self, Place};
 use crate::plan::Plan;
 use crate::proxy::Link;
+use crate::receiver::{self, Receiver};
 use crate::recorder;
 use crate::replica::Replica;
 use crate::report::{Counts, Report, UPHEAVAL, locked};
@@ -45,6 +46,7 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) replicas: Vec<Replica>,
     pub(crate) http: reqwest::Client,
+    pub(crate) receiver: Receiver,
     pub(crate) report: Arc<Report>,
     pub(crate) ledger: Mutex<Ledger>,
     pub(crate) archive: Mutex<Archive>,
@@ -126,9 +128,10 @@ impl Trial {
         let datasets = folder.join("datasets.toml");
         std::fs::write(&datasets, DATASETS)?;
         let cluster = Cluster::start_by(folder, self.clock.take()).await?;
+        let receiver = Receiver::new(self.seed).await?;
         let mut replicas = Vec::new();
         for index in 0..place::replicas(self.store.as_ref()) {
-            replicas.push(Replica::new(index, &cluster, &place, folder).await?);
+            replicas.push(Replica::new(index, &cluster, &place, &receiver, folder).await?);
         }
         Ok(Arc::new(World {
             seed: self.seed,
@@ -138,6 +141,7 @@ impl Trial {
             cluster,
             replicas,
             http: clients::http()?,
+            receiver,
             report: Arc::clone(report),
             ledger: Mutex::default(),
             archive: Mutex::default(),
@@ -156,6 +160,7 @@ impl Trial {
         let report = &world.report;
         // All at once: one of them migrates.
         let first = if self.failpoints.is_empty() { &self.struck } else { &self.debug };
+        let receiving = receiver::listen(Arc::clone(world));
         let mut conn = world.cluster.connect().await?;
         shapes::make(&mut conn).await?;
         publisher::make(world).await?;
@@ -206,10 +211,12 @@ impl Trial {
         publisher::rest(world).await?;
         if !world.is_over() {
             settle(world).await?;
+            receiver::settle(world).await?;
             rest(world, &self.struck).await?;
         }
         world.auditing.store(false, Ordering::SeqCst);
         let looks = auditing.await?;
+        receiving.abort();
 
         let mut conn = world.cluster.connect().await?;
         let mut oracle = world.oracle.lock().await;
@@ -230,6 +237,7 @@ impl Trial {
             answers_lost: world.replicas.iter().map(|replica| replica.link.answers_lost()).sum(),
             commits,
             looks,
+            heard: world.receiver.heard(),
             replays: oracle.replays,
         })
     }
