@@ -1,5 +1,6 @@
 //! Message brokers of the operator's file: where events of ended exports are published, and where requests for exports come from.
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use crate::event::Listener;
@@ -52,7 +53,7 @@ pub struct Message {
     /// What its body is; `None`: it doesn't say.
     pub content_type: Option<String>,
     /// The body of `POST /exports`.
-    pub body: Vec<u8>,
+    pub body: Bytes,
 }
 
 /// What became of a request.
@@ -64,6 +65,8 @@ pub enum Outcome {
     Refused(Value),
     /// It can't be met now: the problem, as the API would say it.
     Deferred(Value),
+    /// The service failed: the problem, as the API would say it.
+    Failed(Value),
 }
 
 /// The most bytes of a name of AMQP: of an exchange, a queue, a routing key.

@@ -1,4 +1,4 @@
-//! Tells receivers how exports ended: an event is told until its receiver takes it, or for two days.
+//! Tells receivers how exports ended: an event is told until its receiver takes it, or for 42 hours.
 //!
 //! At least once, and in no order: who dies between a receiver's answer and its record leaves the event to be told again, under the same
 //! id. Each receiver has a task of its own, so that one that is slow holds nobody else up. What is to be told, and how far that has come, is in
@@ -34,6 +34,8 @@ const LEASE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_secs(1);
 /// How long a statement may take without an answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long what is under way has to be recorded after a stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An event as a receiver gets it.
 #[derive(Clone, Debug)]
@@ -128,6 +130,7 @@ impl<W: Way> Teller<W> {
         // One that is gone says so at the first event, and the other events wait.
         let mut at_once = 1;
         loop {
+            let mut rests = false;
             if told.len() < at_once {
                 let Some(open) = shutdown.run_until_cancelled(self.way.open()).await else { return };
                 let taken = match open {
@@ -141,23 +144,30 @@ impl<W: Way> Teller<W> {
                             told.spawn(async move { teller.tell(taken, &database).await });
                         }
                     }
-                    Err(why) => self.complain(why),
+                    Err(why) => {
+                        self.complain(why);
+                        rests = true;
+                    }
                 }
             }
             tokio::select! {
-                // What is under way is told again when its lease has passed, unless it was recorded.
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => {
+                    // What isn't recorded is told again when its lease has passed.
+                    let recorded = async { while told.join_next().await.is_some() {} };
+                    let _ = tokio::time::timeout(STOP_TIMEOUT, recorded).await;
+                    return;
+                }
                 Some(done) = told.join_next() => match done {
                     Ok(GoesOn::No) => {
                         // What is under way is recorded.
                         while told.join_next().await.is_some() {}
-                        tracing::warn!(event = "webhook_disabled", endpoint = self.name, "the receiver answered 410: it gets no event before this process starts again");
+                        tracing::warn!(event = "receiver_gone", endpoint = self.name, "it gets no event before this process starts again");
                         return;
                     }
                     Ok(GoesOn::Yes) => at_once = AT_ONCE,
                     Err(panicked) => self.complain(chain(&panicked)),
                 },
-                _ = endings.next(), if told.len() < at_once => {}
+                _ = endings.next(), if !rests && told.len() < at_once => {}
                 () = tokio::time::sleep(POLL) => {}
             }
         }
@@ -209,16 +219,19 @@ impl<W: Way> Teller<W> {
             TryOutcome::Again(_, why) => ("failed", Some(why)),
             TryOutcome::Dead(why) => ("dead", Some(why)),
         };
-        metrics::delivery_tried(&self.name, word);
+        let why = why.cloned();
+        let tried = Try { status, outcome };
+        match store::with_timeout(CALL_TIMEOUT, self.store.tried(&delivery, &tried)).await {
+            Ok(true) => metrics::delivery_tried(&self.name, word),
+            // Somebody else has it by now, or it was asked for again.
+            Ok(false) => {}
+            Err(error) => self.complain(chain(&error)),
+        }
         if let Some(error) = why {
             tracing::warn!(
                 event = "delivery_failed", endpoint = self.name, deliveryId = %delivery.id, jobId = %delivery.job,
                 attempt = delivery.attempt, isDead = word == "dead", error
             );
-        }
-        let tried = Try { status, outcome };
-        if let Err(error) = store::with_timeout(CALL_TIMEOUT, self.store.tried(&delivery, &tried)).await {
-            self.complain(chain(&error));
         }
         if matches!(answer, Answer::Gone(_)) { GoesOn::No } else { GoesOn::Yes }
     }

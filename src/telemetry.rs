@@ -45,6 +45,8 @@ pub fn start(settings: &Settings, least: LevelFilter) {
     let level = settings.level.min(least);
     let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("cdc_export", level);
     let targets = targets.with_target(AUDIT, settings.level);
+    // It warns of each message that comes back, with all that is in it.
+    let targets = targets.with_target("lapin", LevelFilter::OFF);
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = match settings.format {
         Format::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),

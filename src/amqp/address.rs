@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use lapin::uri::AMQPUri;
 
-/// After so many seconds without a sign of the broker a connection to it is lost. The broker's own default is three times as long.
-const HEARTBEAT: u16 = 20;
+/// After twice so many seconds without a sign of the broker a connection to it is lost. RabbitMQ's own default is four times as long.
+const HEARTBEAT: u16 = 15;
 
 /// Where a broker is, and who connects.
 #[derive(Clone)]

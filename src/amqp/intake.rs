@@ -1,21 +1,25 @@
 //! Requests for exports out of a queue: one is acknowledged when its job is committed, or when it lies, with the problem, where refused ones
 //! go. Until then it is the broker's, which delivers it again; its id keeps it from making a second export.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::amqp::PERSISTENT;
 use crate::amqp::address::Address;
-use crate::amqp::connection::{PERSISTENT, Unpublished, channel_to, connect, publish, within};
+use crate::amqp::connection::{CALL_TIMEOUT, Connector, within};
+use crate::amqp::outlet::Outlet;
 use crate::broker::{Intake, Message, Outcome};
 use crate::failpoint;
 use crate::telemetry::complaints::Complaints;
@@ -27,10 +31,13 @@ const AT_ONCE: u16 = 8;
 const POLL: Duration = Duration::from_secs(1);
 /// The first pause before a request is tried again that can't be met now, and the longest: each is twice as long as the one before.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How long the broker may take to answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a request is tried that the service fails at, before it is laid aside: the next may fare better.
+const TRIES: u32 = 5;
 /// How long requests have to be done with after a stop. Those that aren't are delivered again.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most bytes of a problem in a header, and about the most of the other headers beside it: all of them have to go into one frame, which
+/// has 128 KiB where nobody has set it.
+const HEADER_BYTES: (usize, usize) = (8 << 10, 64 << 10);
 
 /// The header of a message that names the consumer, in any case of letters.
 const CONSUMER: &str = "x-consumer-id";
@@ -47,22 +54,34 @@ pub type Submit = Arc<dyn Fn(Arc<Intake>, Message) -> BoxFuture<'static, Outcome
 pub(super) struct Requests {
     name: Arc<str>,
     intake: Arc<Intake>,
-    address: Address,
+    connector: Arc<Connector>,
+    /// Where refused ones go. One at a time opens it.
+    refused: Arc<tokio::sync::Mutex<Outlet>>,
     submit: Submit,
     complaints: Arc<Complaints>,
 }
 
 impl Requests {
-    pub(super) fn new(name: String, intake: Intake, address: Address, submit: Submit) -> Requests {
+    pub(super) fn new(name: String, intake: Intake, address: &Address, submit: Submit) -> Requests {
         metrics::init_amqp_requests(&name);
-        Requests { name: name.into(), intake: Arc::new(intake), address, submit, complaints: Arc::default() }
+        let refused = Outlet::new(&intake.dead_letter_exchange, address);
+        Requests {
+            name: name.into(),
+            intake: Arc::new(intake),
+            connector: Arc::new(Connector::new(address)),
+            refused: Arc::new(tokio::sync::Mutex::new(refused)),
+            submit,
+            complaints: Arc::default(),
+        }
     }
 
-    /// Takes requests until `shutdown`.
+    /// Takes requests until `shutdown`, whatever happens meanwhile.
     pub(super) async fn run(self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
-            if let Err(why) = self.take_all(&shutdown).await {
-                self.complain(why);
+            match AssertUnwindSafe(self.take_all(&shutdown)).catch_unwind().await {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => self.complain(why),
+                Err(_) => tracing::error!(event = "queue_panicked", endpoint = &*self.name),
             }
             let _ = shutdown.run_until_cancelled(tokio::time::sleep(POLL)).await;
         }
@@ -74,7 +93,7 @@ impl Requests {
     /// If the connection is lost, or can't be made.
     async fn take_all(&self, shutdown: &CancellationToken) -> Result<(), String> {
         let Some(opened) = shutdown.run_until_cancelled(self.open()).await else { return Ok(()) };
-        let (connection, channel, refused, mut messages) = opened?;
+        let (connection, channel, mut messages) = opened?;
         tracing::info!(event = "queue_opened", endpoint = &*self.name, queue = self.intake.queue);
         let mut in_hand = JoinSet::new();
         loop {
@@ -82,22 +101,25 @@ impl Requests {
                 () = shutdown.cancelled() => break,
                 message = messages.next() => {
                     let message = message.ok_or("the queue is gone")?.map_err(|error| chain(&error))?;
-                    let (requests, refused, shutdown) = (self.clone(), refused.clone(), shutdown.clone());
-                    in_hand.spawn(async move { requests.take(message, &refused, &shutdown).await });
+                    let (requests, shutdown) = (self.clone(), shutdown.clone());
+                    in_hand.spawn(async move { requests.take(message, &shutdown).await });
                 }
                 Some(done) = in_hand.join_next() => done.map_err(|panicked| chain(&panicked))??,
             }
         }
-        let tag = messages.tag();
-        let _ = within(STOP_TIMEOUT, "cancel", channel.basic_cancel(tag, BasicCancelOptions::default())).await;
-        let _ = tokio::time::timeout(STOP_TIMEOUT, in_hand.join_all()).await;
-        let _ = within(STOP_TIMEOUT, "close", connection.close(200, "it stops".into())).await;
+        let ended = async {
+            let _ = channel.basic_cancel(messages.tag(), BasicCancelOptions::default()).await;
+            while in_hand.join_next().await.is_some() {}
+            let _ = connection.close(200, "it stops".into()).await;
+        };
+        let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
         Ok(())
     }
 
-    async fn open(&self) -> Result<(Connection, Channel, Channel, lapin::Consumer), String> {
-        let connection = connect(&self.address).await?;
-        let refused = channel_to(&connection, &self.intake.dead_letter_exchange).await?;
+    async fn open(&self) -> Result<(Connection, Channel, lapin::Consumer), String> {
+        // Before a request is refused that has nowhere to go.
+        self.refused.lock().await.open().await?;
+        let connection = self.connector.connect().await?;
         let queue = &self.intake.queue;
         let (channel, messages) = within(CALL_TIMEOUT, &format!("the queue {queue}"), async {
             let channel = connection.create_channel().await?;
@@ -108,29 +130,28 @@ impl Requests {
             Ok((channel, messages))
         })
         .await?;
-        Ok((connection, channel, refused, messages))
+        Ok((connection, channel, messages))
     }
 
     /// Makes an export of a message, or lays it where refused ones go.
     ///
     /// # Errors
     /// If the connection is lost. The broker delivers the message again.
-    async fn take(&self, delivery: Delivery, refused: &Channel, shutdown: &CancellationToken) -> Result<(), String> {
-        let message = message_of(&delivery);
+    async fn take(&self, mut delivery: Delivery, shutdown: &CancellationToken) -> Result<(), String> {
+        let message = message_of(&mut delivery);
         let mut pause = PAUSES.0;
-        loop {
+        for tries in 1.. {
             let outcome = (self.submit)(Arc::clone(&self.intake), message.clone()).await;
             failpoint!("amqp.submitted", Ok(()));
-            let why = match &outcome {
+            let why = match outcome {
                 Outcome::Accepted => return self.done(&delivery, "accepted").await,
-                Outcome::Refused(problem) => match self.lay_aside(&delivery, refused, problem).await {
-                    Ok(()) => return self.done(&delivery, "refused").await,
-                    Err(Unpublished::Refused(why)) => format!("a refused request is kept in its queue: {why}"),
-                    Err(Unpublished::Unknown(why)) => return Err(why),
-                },
-                Outcome::Deferred(problem) => {
-                    metrics::amqp_request(&self.name, "deferred");
-                    format!("a request waits: {problem}")
+                Outcome::Failed(problem) if tries < TRIES => self.deferred(&problem),
+                Outcome::Deferred(problem) => self.deferred(&problem),
+                Outcome::Refused(problem) | Outcome::Failed(problem) => {
+                    match self.lay_aside(&delivery, &message, problem).await {
+                        Ok(()) => return self.done(&delivery, "refused").await,
+                        Err(why) => format!("a refused request is kept in its queue: {why}"),
+                    }
                 }
             };
             self.complain(why);
@@ -139,21 +160,28 @@ impl Requests {
             }
             pause = (2 * pause).min(PAUSES.1);
         }
+        Ok(())
+    }
+
+    fn deferred(&self, problem: &Value) -> String {
+        metrics::amqp_request(&self.name, "deferred");
+        format!("a request waits: {problem}")
     }
 
     /// Publishes a message with the problem to where refused ones go.
-    async fn lay_aside(&self, delivery: &Delivery, refused: &Channel, problem: &Value) -> Result<(), Unpublished> {
-        let exchange = &self.intake.dead_letter_exchange;
-        let properties = with_problem(&delivery.properties, problem);
-        publish(refused, exchange, delivery.routing_key.as_str(), &delivery.data, properties).await?;
-        let message = delivery.properties.message_id().as_ref().map(|id| id.as_str());
-        tracing::warn!(event = "request_refused", endpoint = &*self.name, message, %problem);
+    async fn lay_aside(&self, delivery: &Delivery, message: &Message, problem: Value) -> Result<(), String> {
+        let problem = shortened(problem);
+        let properties = with_problem(&delivery.properties, &problem);
+        let refused = self.refused.lock().await;
+        refused.open().await?;
+        refused.publish(delivery.routing_key.as_str(), &message.body, properties).await?;
+        tracing::warn!(event = "request_refused", endpoint = &*self.name, messageId = message.id, problem);
         Ok(())
     }
 
     async fn done(&self, delivery: &Delivery, outcome: &str) -> Result<(), String> {
-        metrics::amqp_request(&self.name, outcome);
         within(CALL_TIMEOUT, "a request can't be acknowledged", delivery.ack(BasicAckOptions::default())).await?;
+        metrics::amqp_request(&self.name, outcome);
         Ok(())
     }
 
@@ -164,8 +192,9 @@ impl Requests {
     }
 }
 
-/// What a message says.
-fn message_of(delivery: &Delivery) -> Message {
+/// What a message says. Takes the body, which may be large.
+fn message_of(delivery: &mut Delivery) -> Message {
+    let body = Bytes::from(std::mem::take(&mut delivery.data));
     let properties = &delivery.properties;
     let headers = properties.headers().as_ref().map(FieldTable::inner);
     let consumers = headers.into_iter().flatten().filter(|(name, _)| name.as_str().eq_ignore_ascii_case(CONSUMER));
@@ -173,7 +202,7 @@ fn message_of(delivery: &Delivery) -> Message {
         id: properties.message_id().as_ref().map(|id| id.as_str().to_owned()),
         consumers: consumers.map(|(_, value)| text_of(value)).collect(),
         content_type: properties.content_type().as_ref().map(|of| of.as_str().to_owned()),
-        body: delivery.data.clone(),
+        body,
     }
 }
 
@@ -187,16 +216,35 @@ fn text_of(value: &AMQPValue) -> Vec<u8> {
     }
 }
 
+/// A problem as a header has it: without the jobs of `out_of_step`, which may be many, and without the end of what is too long.
+fn shortened(mut problem: Value) -> String {
+    if let Some(members) = problem.as_object_mut() {
+        members.remove("jobs");
+    }
+    let text = problem.to_string();
+    if text.len() <= HEADER_BYTES.0 {
+        return text;
+    }
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    let detail: String = detail.chars().take(1_000).collect();
+    let members = ["type", "title", "status", "code"].map(|name| (name.to_owned(), problem[name].clone()));
+    let members = members.into_iter().chain([("detail".to_owned(), json!(detail))]);
+    Value::Object(members.collect()).to_string()
+}
+
 /// A message's properties, with the problem among its headers.
-fn with_problem(of: &BasicProperties, problem: &Value) -> BasicProperties {
+fn with_problem(of: &BasicProperties, problem: &str) -> BasicProperties {
     let mut headers = FieldTable::default();
-    for (name, value) in of.headers().iter().flat_map(FieldTable::inner) {
-        // As a broker does that dead-letters a message.
-        if !COPIES.contains(&name.as_str()) {
-            headers.insert(name.clone(), value.clone());
+    // About their size, or more.
+    if format!("{:?}", of.headers()).len() <= HEADER_BYTES.1 {
+        for (name, value) in of.headers().iter().flat_map(FieldTable::inner) {
+            // As a broker does that dead-letters a message.
+            if !COPIES.contains(&name.as_str()) {
+                headers.insert(name.clone(), value.clone());
+            }
         }
     }
-    headers.insert(PROBLEM.into(), AMQPValue::LongString(problem.to_string().into()));
+    headers.insert(PROBLEM.into(), AMQPValue::LongString(problem.into()));
     // Without what would take it from the queue of refused ones in time, and without the name of who published it, which a broker holds
     // against who publishes now.
     let mut properties = BasicProperties::default().with_headers(headers).with_delivery_mode(PERSISTENT);

@@ -57,7 +57,7 @@ struct Told {
     store: Store,
     receivers: Vec<webhook::Receiver>,
     #[cfg(feature = "amqp")]
-    brokers: Vec<amqp::Reachable>,
+    brokers: Vec<amqp::AddressedBroker>,
 }
 
 impl Told {

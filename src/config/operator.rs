@@ -3,7 +3,7 @@
 use std::path::Path;
 
 #[cfg(feature = "amqp")]
-use crate::amqp::Reachable;
+use crate::amqp::AddressedBroker;
 #[cfg(feature = "amqp")]
 use crate::amqp::address::NoAddress;
 use crate::config::Error;
@@ -49,7 +49,7 @@ pub struct Secrets {
     pub receivers: Vec<Receiver>,
     /// The message brokers, if the address is there.
     #[cfg(feature = "amqp")]
-    pub brokers: Vec<Reachable>,
+    pub brokers: Vec<AddressedBroker>,
     /// What is wrong with the others that a process has to know which runs exports, since it tells how they ended.
     pub missing_to_tell: Vec<String>,
     /// What is wrong with the others that a process has to know which serves the API, since it takes requests.
@@ -78,7 +78,7 @@ pub(super) fn secrets(vars: &Variables, catalog: &Catalog) -> Secrets {
         let (name, variable) = (&broker.name, &broker.url_env);
         let why = match vars.get(variable).map(str::parse) {
             Some(Ok(address)) => {
-                found.brokers.push(Reachable { broker: broker.clone(), address });
+                found.brokers.push(AddressedBroker { broker: broker.clone(), address });
                 continue;
             }
             Some(Err(why)) => {

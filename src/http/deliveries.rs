@@ -60,7 +60,7 @@ pub(crate) struct DeliveryBody {
     status: &'static str,
     /// How many tries were begun since it was made or asked for again
     attempt: u32,
-    /// When it is posted next; null: never
+    /// When it is told next; null: never
     #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
     /// The status of the last answer; null: there was none
@@ -110,7 +110,9 @@ pub(crate) async fn list(
     caller.require(None)?;
     let limit = pages::limit(query.limit.as_deref())?;
     let before = query.cursor.map(|cursor| cursor.parse::<Uuid>().map_err(|_| pages::bad_cursor())).transpose()?;
-    let bad = || Problem::bad_input(Code::ParameterInvalid, "endpoint", "endpoint: the name of a webhook is expected");
+    let bad = || {
+        Problem::bad_input(Code::ParameterInvalid, "endpoint", "endpoint: the name of a webhook or an amqp is expected")
+    };
     if query.endpoint.as_deref().is_some_and(|name| !is_name(name)) {
         return Err(bad());
     }
@@ -121,7 +123,7 @@ pub(crate) async fn list(
 
 /// Tell a receiver of an event again
 ///
-/// Whatever became of it before. It is posted within seconds, under the same id, and then tried as often as a new one.
+/// Whatever became of it before. It is told within seconds, under the same id, and then tried as often as a new one.
 #[utoipa::path(
     post, path = "/deliveries/{deliveryId}/redeliver", operation_id = "redeliver", tag = "deliveries",
     params(("deliveryId" = Uuid, Path, description = "The delivery's id", example = "01a1f83b-6d1e-7c1a-9d4e-2f6f1f0c9a11")),

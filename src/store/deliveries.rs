@@ -184,18 +184,18 @@ impl Store {
         Ok(rows.into_iter().filter_map(told).collect())
     }
 
-    /// Records what became of a try, unless somebody else has taken the delivery since, or it was asked for again, or it is gone.
+    /// Records what became of a try. False: somebody else has taken the delivery since, or it was asked for again, or it is gone.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn tried(&self, delivery: &Delivery, tried: &Try) -> Result<(), Error> {
+    pub async fn tried(&self, delivery: &Delivery, tried: &Try) -> Result<bool, Error> {
         let (is_delivered, again, error) = match &tried.outcome {
             TryOutcome::Delivered => (true, None, None),
             TryOutcome::Again(after, why) => (false, Some(after.as_secs_f64()), Some(why)),
             TryOutcome::Dead(why) => (false, None, Some(why)),
         };
         let mut conn = self.connection().await?;
-        sqlx::query(
+        let recorded = sqlx::query(
             "-- store.deliveries.tried
              update cdc_export.deliveries set
                delivered_at = case when $3 then clock_timestamp() end,
@@ -213,7 +213,7 @@ impl Store {
         .execute(conn.get())
         .await?;
         conn.give_back();
-        Ok(())
+        Ok(recorded.rows_affected() == 1)
     }
 
     /// Deliveries that a filter lets through, newest first, `limit` of them at most.

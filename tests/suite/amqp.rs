@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
@@ -35,8 +34,9 @@ struct Broker {
 
 impl Broker {
     async fn start() -> Broker {
-        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let [port, node_port, mapper_port] = [free(), free(), free()];
+        // Together, so that they differ.
+        let free = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [port, node_port, mapper_port] = free.map(|listener| listener.local_addr().unwrap().port());
         let mapper = Command::new("epmd")
             .args(["-port", &mapper_port.to_string(), "-address", "127.0.0.1"])
             .stdin(Stdio::null())
@@ -221,7 +221,9 @@ fn start(operator: &Catalog, database: &Database, broker: &Broker) -> Start {
 
 const TOLD: &str = "exchange = \"exports\"\n";
 const ASKED: &str = "queue = \"requests\"\ndead_letter_exchange = \"refused\"\n";
-const DUE: &str = "update cdc_export.deliveries set run_at = clock_timestamp() where run_at < 'infinity'";
+/// Not what is under way.
+const DUE: &str = "update cdc_export.deliveries set run_at = clock_timestamp()
+    where delivered_at is null and last_error is not null and run_at < 'infinity'";
 
 async fn deliveries(service: &Service, query: &str) -> Vec<Value> {
     let answer = service.call("GET", &format!("/deliveries{query}"), &[]).await;
@@ -301,6 +303,52 @@ async fn each_end_is_published_once_it_has_a_queue() {
     service.stop().await;
 }
 
+/// Eight are published at once: what comes back is never taken for another's.
+#[tokio::test]
+async fn what_no_queue_is_bound_for_is_told_of_it_alone() {
+    if lacks(SERVER, "rabbitmq-server") {
+        return;
+    }
+    let (database, broker) = (Database::new().await, Broker::start().await);
+    database.add_users(1, 5).await;
+    let operator = operator(TOLD);
+    let service = start(&operator, &database, &broker).service().await;
+    // As if as many exports had ended while the exchange was missing: half of them of a consumer that no queue is bound for.
+    let [routable, other] = [service.export("full", "a").await.0, service.export("full", "b").await.0];
+    for (job, number) in [(&routable, 200), (&other, 200)] {
+        let job = job["jobId"].as_str().unwrap();
+        database
+            .run(&format!(
+                "with copies as (
+                   insert into exports select (jsonb_populate_record(e, jsonb_build_object('id', gen_random_uuid(), 'lane_seq', 1000 + n,
+                     'number', 1000 + n, 'output_filename', e.output_filename || n, 'idempotency_key', null))).*
+                   from exports e, generate_series(1, {number}) n where id = '{job}' returning id)
+                 insert into cdc_export.deliveries (id, job, endpoint, event) select gen_random_uuid(), id, 'rabbit', 'completed' from copies"
+            ))
+            .await;
+    }
+    let client = broker.client().await;
+    client.exchange("exports").await;
+    client.queue("of-a", "exports", "completed.users.a", FieldTable::default()).await;
+    let counts = "select count(*) filter (where delivered_at is not null and e.consumer_id = 'a') || ' '
+        || count(*) filter (where delivered_at is null and last_error like 'no queue is bound%' and e.consumer_id = 'b') || ' '
+        || count(*) filter (where last_error is null and delivered_at is null)
+        from cdc_export.deliveries d join exports e on e.id = d.job";
+    let mut seen = String::new();
+    for _ in 0..600 {
+        seen = database.one::<String>(counts).await;
+        if seen.ends_with(" 0") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let wrong = "select count(*) from cdc_export.deliveries d join exports e on e.id = d.job
+        where (d.delivered_at is not null) <> (e.consumer_id = 'a')";
+    assert_eq!((seen.as_str(), database.one::<i64>(wrong).await), ("201 201 0", 0));
+    assert_eq!(client.waiting("of-a").await, 201);
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn a_broker_that_is_stopped_killed_or_full_loses_nothing() {
     if lacks(SERVER, "rabbitmq-server") {
@@ -328,7 +376,9 @@ async fn a_broker_that_is_stopped_killed_or_full_loses_nothing() {
         made.push(export("a").await);
     }
     eventually("a complaint", || async { service.events("deliveries_failed").pop() }).await;
-    assert!(deliveries(&service, "?status=pending").await.iter().all(|it| it["attempt"].as_u64().unwrap() <= 1));
+    let pending = deliveries(&service, "?status=pending").await;
+    assert_eq!(pending.len(), 5);
+    assert!(pending.iter().all(|it| it["attempt"].as_u64().unwrap() <= 1), "{pending:?}");
     broker.starts("").await;
     all_delivered(&service, 6).await;
     // Killed, while events are published.
@@ -351,10 +401,9 @@ async fn a_broker_that_is_stopped_killed_or_full_loses_nothing() {
     .await;
     broker.ends(Signal::SIGTERM).await;
     broker.starts("").await;
-    // Those that failed before have pauses of up to minutes. One that is under way is told again.
+    // Those that failed before have pauses of up to minutes.
     let told = eventually("they are delivered", || async {
         database.run(DUE).await;
-        tokio::time::sleep(Duration::from_secs(2)).await;
         Some(deliveries(&service, "?status=delivered&limit=200").await).filter(|told| told.len() == made.len())
     })
     .await;
@@ -464,6 +513,12 @@ async fn a_request_becomes_one_export_and_a_bad_one_is_laid_aside_with_the_probl
         assert_eq!((problem["code"].as_str(), message.id.as_str()), (Some(code), id), "{problem}");
     }
     assert_eq!(jobs().await, 2);
+    // A problem that is longer than a header can be.
+    client.asks("requests", "long", Some("search"), &format!(r#"{{"{}": 1}}"#, "x".repeat(300_000))).await;
+    let [message] = client.takes("aside", 1).await.try_into().unwrap();
+    let problem: Value = serde_json::from_str(&message.header("cdc-export-problem").unwrap()).unwrap();
+    assert_eq!((problem["code"].as_str(), problem["detail"].as_str().unwrap().len()), (Some("member_unknown"), 1_000));
+    assert_eq!(message.body.len(), 300_007);
 
     // What can't be met now waits.
     let held = database.hold_exports().await;
@@ -485,7 +540,7 @@ async fn a_request_becomes_one_export_and_a_bad_one_is_laid_aside_with_the_probl
     let client = broker.client().await;
     eventually("an empty queue", || async { (client.waiting("requests").await == 0).then_some(()) }).await;
     let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
-    assert!(metrics.contains("cdc_export_amqp_requests_total{endpoint=\"rabbit\",outcome=\"refused\"} 8"), "{metrics}");
+    assert!(metrics.contains("cdc_export_amqp_requests_total{endpoint=\"rabbit\",outcome=\"refused\"} 9"), "{metrics}");
     service.stop().await;
     assert_eq!(client.waiting("requests").await, 0, "all were acknowledged");
 }

@@ -27,6 +27,7 @@ pub async fn take_message(service: &Service, intake: &Intake, message: Message) 
         Err(problem) if matches!(problem.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => {
             Outcome::Deferred(json!(problem))
         }
+        Err(problem) if problem.status().is_server_error() => Outcome::Failed(json!(problem)),
         Err(problem) => Outcome::Refused(json!(problem)),
     }
 }
