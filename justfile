@@ -52,7 +52,7 @@ clients:
     cargo build --locked --bin cdc-export
     tests/clients.sh
 
-# Needs Debian's `prometheus` and curl.
+# Needs Debian's `prometheus`, Python's venv and curl; renders with kubectl or kustomize where one is there.
 #
 # What is in deploy/, and the alerts.
 deploy:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What is in deploy/, as far as one machine can try it, and docs/alerts.yml: the dashboard and the alerts by a real Prometheus that scrapes
-# a service and a worker. `cargo build` comes first; BINARY names another binary. Needs curl and Debian's `prometheus`, whose server
-# listens on 127.0.0.1 only.
+# What is in deploy/, as far as one machine can try it, and docs/alerts.yml: the manifests of Kubernetes by its schemas, rendered where
+# there is a kubectl or a kustomize; the dashboard and the alerts by a real Prometheus that scrapes a service and a worker with the manifests'
+# settings. `cargo build` comes first; BINARY names another binary. Needs curl, what tests/venv.sh does, and Debian's `prometheus`,
+# whose server listens on 127.0.0.1 only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin"
@@ -9,6 +10,29 @@ export PATH="$PATH:/usr/sbin"
 . tests/service.sh
 worker= prometheus=
 trap 'for process in $prometheus $worker $service; do kill "$process" || true; done; wait; rm -rf "$work"' EXIT
+
+python=$(tests/venv.sh deploy)
+
+printf 'kubernetes:\n'
+# Of version 5: those before know no components, or not all of these fields.
+if command -v kustomize >/dev/null && [[ $(kustomize version) == *v5.* ]]; then
+    render=(kustomize build)
+elif command -v kubectl >/dev/null && [[ $(kubectl version --client 2>/dev/null) == *'Kustomize Version: v5.'* ]]; then
+    render=(kubectl kustomize)
+else
+    render=()
+    echo 'not rendered: there is no kustomize 5 and no kubectl that has one'
+fi
+rendered=()
+if ((${#render[@]})); then
+    cp -r deploy/kubernetes "$work/kubernetes"
+    "${render[@]}" "$work/kubernetes/example" >"$work/example.yaml"
+    # With all that the example leaves to choice.
+    sed -i 's/^components: \[\]$/components:/; s/^# - /- /' "$work/kubernetes/example/kustomization.yaml"
+    "${render[@]}" "$work/kubernetes/example" >"$work/example-with-all.yaml"
+    rendered=("$work/example.yaml" "$work/example-with-all.yaml")
+fi
+"$python" tests/deploy_kubernetes.py "$binary" "${rendered[@]}"
 
 printf 'alerts:\n'
 promtool check rules --lint=all --lint-fatal docs/alerts.yml
@@ -47,14 +71,26 @@ export_and_wait() {
     [[ $(call GET "/exports/$job?wait=60" | member status) == "${2:-completed}" ]] || die "$1 is not ${2:-completed}"
     echo "$job"
 }
-start_service DATASETS="$work/datasets.toml" NOBODY_SECRET="whsec_$(head -c 32 /dev/urandom | base64 -w0)"
-(cd "$work" && exec "${settings[@]}" METRICS_PORT=0 "$binary" worker) 2>"$work/worker.log" &
+# As in a cluster, but for addresses, and for the files, which would go to a bucket.
+mapfile -t base < <(grep '^[A-Z]' deploy/kubernetes/base/settings.env)
+start_service "${base[@]}" HOST=127.0.0.1 PORT=0 METRICS_PORT=0 OUTPUT_DIR="$work/output" DATASETS="$work/datasets.toml" \
+    NOBODY_SECRET="whsec_$(head -c 32 /dev/urandom | base64 -w0)"
+key=$(cd "$work" && "${settings[@]}" "$binary" keys create --name prometheus --scope admin 2>>"$work/log")
+: >"$work/worker.log"
+(cd "$work" && exec "${settings[@]}" "$binary" worker) 2>"$work/worker.log" &
 worker=$!
 for _ in {1..300}; do
     worker_address=$(member address <"$work/worker.log" | tail -1)
     [[ -z $worker_address ]] || break
     kill -0 "$worker" || { tail -5 "$work/worker.log" >&2; die 'the worker ended'; }
     sleep 0.1
+done
+
+# The manifests' probes send no key.
+for address in "$api" "$worker_address"; do
+    for path in live ready; do
+        curl -fsS -o "$work/health" "$address/health/$path" || die "$address/health/$path"
+    done
 done
 
 # Prometheus takes no port of its own choice, so one is looked for that is free.
@@ -64,6 +100,7 @@ global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
 rule_files: [$PWD/docs/alerts.yml]
 scrape_configs:
   - job_name: cdc-export
+    authorization: {credentials: $key}
     static_configs: [{targets: ["${api#http://}", "${worker_address#http://}"]}]
 END_OF_FILE
 first=$(date +%s)
@@ -88,4 +125,11 @@ export_and_wait delta >"$work/job"
 export_and_wait delta failed >"$work/job"
 export_and_wait full >"$work/job"
 call GET /metrics | promtool check metrics
-python3 tests/deploy_dashboard.py "http://127.0.0.1:$port" deploy/grafana/cdc-export.json "$api" "$worker_address" "$first"
+KEY=$key "$python" tests/deploy_dashboard.py "http://127.0.0.1:$port" deploy/grafana/cdc-export.json "$api" "$worker_address" "$first"
+
+# What prometheus-adapter would ask for the autoscaler, which puts its own series and labels there.
+query=$(sed -n 's/^ *metricsQuery: //p' deploy/kubernetes/components/autoscale/prometheus-adapter.yaml)
+query=${query//'<<.Series>>'/cdc_export_queue_jobs}
+query=${query//'<<.LabelMatchers>>'/'job="cdc-export"'}
+answer=$(curl -fsS --data-urlencode "query=$query" "http://127.0.0.1:$port/api/v1/query")
+[[ $answer =~ \"result\":\[\{\"metric\":\{\},\"value\":\[[0-9.]+,\"[0-9]+\"\]\}\] ]] || die "the autoscaler's metric: $query: $answer"

@@ -1,10 +1,11 @@
 """The dashboard of deploy/grafana, asked of a real Prometheus: deploy_dashboard.py PROMETHEUS DASHBOARD SERVICE WORKER FIRST.
 
 Every metric and every label of an expression has to be among those that the service and the worker answer at /metrics, and every
-expression has to have data. FIRST is when the first scrape was, in seconds since 1970.
+expression has to have data. FIRST is when the first scrape was, in seconds since 1970; KEY in the environment opens /metrics.
 """
 
 import json
+import os
 import re
 import sys
 import time
@@ -35,7 +36,8 @@ def exposed():
     """The names that the processes answer, each with its labels."""
     names = {}
     for address in (service, worker):
-        with urllib.request.urlopen(f"{address}/metrics", timeout=10) as answer:
+        request = urllib.request.Request(f"{address}/metrics", headers={"Authorization": f"Bearer {os.environ['KEY']}"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
             for line in answer.read().decode().splitlines():
                 if name := re.match(r"(\w+)(?:\{(.*)\})? ", line):
                     names.setdefault(name[1], set()).update(re.findall(r'(\w+)="', name[2] or ""))
