@@ -52,7 +52,8 @@ clients:
     cargo build --locked --bin cdc-export
     tests/clients.sh
 
-# Needs Debian's `prometheus`, Python's venv and curl; renders with kubectl or kustomize where one is there.
+# Needs Debian's `prometheus`, Python's venv, curl and systemd-analyze; renders with kubectl or kustomize, and runs the unit with
+# systemd-nspawn, where they are there.
 #
 # What is in deploy/, and the alerts.
 deploy:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What is in deploy/, as far as one machine can try it, and docs/alerts.yml: the manifests of Kubernetes by its schemas, rendered where
 # there is a kubectl or a kustomize; the dashboard and the alerts by a real Prometheus that scrapes a service and a worker with the manifests'
-# settings. `cargo build` comes first; BINARY names another binary. Needs curl, what tests/venv.sh does, and Debian's `prometheus`,
-# whose server listens on 127.0.0.1 only.
+# settings; and the unit of systemd. `cargo build` comes first; BINARY names another binary. Needs curl, what tests/venv.sh does,
+# systemd-analyze, and Debian's `prometheus`, whose server listens on 127.0.0.1 only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin"
@@ -33,6 +33,9 @@ if ((${#render[@]})); then
     rendered=("$work/example.yaml" "$work/example-with-all.yaml")
 fi
 "$python" tests/deploy_kubernetes.py "$binary" "${rendered[@]}"
+
+printf 'systemd:\n'
+tests/deploy_systemd.sh "$binary"
 
 printf 'alerts:\n'
 promtool check rules --lint=all --lint-fatal docs/alerts.yml
