@@ -52,6 +52,14 @@ clients:
     cargo build --locked --bin cdc-export
     tests/clients.sh
 
+# Needs Debian's `prometheus`, Python's venv, curl and systemd-analyze; renders with kubectl or kustomize, and runs the unit with
+# systemd-nspawn, where they are there.
+#
+# What is in deploy/, and the alerts.
+deploy:
+    cargo build --locked --bin cdc-export
+    tests/deploy.sh
+
 # Needs Python's venv and curl, and for Azure Node.js with npm; arguments go to the program of the tests.
 #
 # Output to object stores, against emulators of S3, GCS and Azure.

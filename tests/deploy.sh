@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# What is in deploy/, as far as one machine can try it, and docs/alerts.yml: the manifests of Kubernetes by its schemas, rendered where
+# there is a kubectl or a kustomize; the dashboard and the alerts by a real Prometheus that scrapes a service and a worker with the manifests'
+# settings; and the unit of systemd. `cargo build` comes first; BINARY names another binary. Needs curl, what tests/venv.sh does,
+# systemd-analyze, and Debian's `prometheus`, whose server listens on 127.0.0.1 only.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:/usr/sbin"
+
+. tests/service.sh
+worker= prometheus=
+trap 'for process in $prometheus $worker $service; do kill "$process" || true; done; wait; rm -rf "$work"' EXIT
+
+python=$(tests/venv.sh deploy)
+
+printf 'kubernetes:\n'
+# Of version 5: those before know no components, or not all of these fields.
+if command -v kustomize >/dev/null && [[ $(kustomize version) == *v5.* ]]; then
+    render=(kustomize build)
+elif command -v kubectl >/dev/null && [[ $(kubectl version --client 2>/dev/null) == *'Kustomize Version: v5.'* ]]; then
+    render=(kubectl kustomize)
+else
+    render=()
+    echo 'not rendered: there is no kustomize 5 and no kubectl that has one'
+fi
+rendered=()
+if ((${#render[@]})); then
+    cp -r deploy/kubernetes "$work/kubernetes"
+    "${render[@]}" "$work/kubernetes/example" >"$work/example.yaml"
+    # With all that the example leaves to choice.
+    sed -i 's/^components: \[\]$/components:/; s/^# - /- /' "$work/kubernetes/example/kustomization.yaml"
+    "${render[@]}" "$work/kubernetes/example" >"$work/example-with-all.yaml"
+    rendered=("$work/example.yaml" "$work/example-with-all.yaml")
+fi
+"$python" tests/deploy_kubernetes.py "$binary" "${rendered[@]}"
+
+printf 'systemd:\n'
+tests/deploy_systemd.sh "$binary"
+
+printf 'alerts:\n'
+promtool check rules --lint=all --lint-fatal docs/alerts.yml
+promtool test rules tests/deploy_alerts.yml
+for alert in $(sed -n 's/^ *- alert: //p' docs/alerts.yml); do
+    grep -q "alertname=\"$alert\"" tests/deploy_alerts.yml || die "no test fires $alert"
+done
+
+printf 'dashboard:\n'
+# A schedule, so that it has slots, and receivers that are not there, so that events wait for one.
+cat >"$work/datasets.toml" <<'END_OF_FILE'
+[[dataset]]
+name = "users"
+table = "users"
+updated_at = "updated_at"
+created_at = "created_at"
+deleted = "is_deleted"
+
+[[schedule]]
+name = "often"
+consumer = "scheduled"
+dataset = "users"
+type = "incremental"
+every = "2s"
+
+[[webhook]]
+name = "nobody"
+url = "http://127.0.0.1:1/"
+secret_env = "NOBODY_SECRET"
+allow_http = true
+allow_private = true
+
+[[amqp]]
+name = "broker"
+url_env = "NOBODY_AMQP_URL"
+queue = "requests"
+dead_letter_exchange = "refused"
+END_OF_FILE
+export_and_wait() {
+    local job
+    job=$(call POST "/exports/$1" | member jobId)
+    [[ $(call GET "/exports/$job?wait=60" | member status) == "${2:-completed}" ]] || die "$1 is not ${2:-completed}"
+    echo "$job"
+}
+# As in a cluster, but for addresses, and for the files, which would go to a bucket.
+mapfile -t base < <(grep '^[A-Z]' deploy/kubernetes/base/settings.env)
+start_service "${base[@]}" HOST=127.0.0.1 PORT=0 METRICS_PORT=0 OUTPUT_DIR="$work/output" DATASETS="$work/datasets.toml" \
+    NOBODY_AMQP_URL=amqp://127.0.0.1:1 NOBODY_SECRET="whsec_$(head -c 32 /dev/urandom | base64 -w0)"
+key=$(cd "$work" && "${settings[@]}" "$binary" keys create --name prometheus --scope admin 2>>"$work/log")
+: >"$work/worker.log"
+(cd "$work" && exec "${settings[@]}" "$binary" worker) 2>"$work/worker.log" &
+worker=$!
+for _ in {1..300}; do
+    worker_address=$(member address <"$work/worker.log" | tail -1)
+    [[ -z $worker_address ]] || break
+    kill -0 "$worker" || { tail -5 "$work/worker.log" >&2; die 'the worker ended'; }
+    sleep 0.1
+done
+
+# The manifests' probes send no key.
+for address in "$api" "$worker_address"; do
+    for path in live ready; do
+        curl -fsS -o "$work/health" "$address/health/$path" || die "$address/health/$path"
+    done
+done
+
+# Prometheus takes no port of its own choice, so one is looked for that is free.
+port=$(python3 -c 'import socket; free = socket.create_server(("127.0.0.1", 0)); print(free.getsockname()[1])')
+cat >"$work/prometheus.yml" <<END_OF_FILE
+global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
+rule_files: [$PWD/docs/alerts.yml]
+scrape_configs:
+  - job_name: cdc-export
+    authorization: {credentials: $key}
+    static_configs: [{targets: ["${api#http://}", "${worker_address#http://}"]}]
+END_OF_FILE
+first=$(date +%s)
+prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/prometheus" --web.listen-address="127.0.0.1:$port" \
+    --log.level=warn 2>"$work/prometheus.log" &
+prometheus=$!
+# A rate needs two scrapes of a series, one from before what it counts.
+for _ in {1..100}; do
+    scraped=$(curl -fs "http://127.0.0.1:$port/api/v1/query?query=min_over_time(up\[1m\])==1" | grep -o '"instance"' | wc -l) || true
+    ((scraped < 2)) || break
+    kill -0 "$prometheus" || { cat "$work/prometheus.log" >&2; die 'Prometheus ended'; }
+    sleep 0.2
+done
+((scraped == 2)) || die 'Prometheus does not scrape both'
+
+full=$(export_and_wait full)
+call POST "/exports/$full/ack" >"$work/ack"
+call DELETE /users/42 >"$work/deleted"
+# What nobody captured has to be made good by a full export.
+export_and_wait delta >"$work/job"
+(cd "$work" && "${settings[@]}" "$binary" untrack users && "${settings[@]}" "$binary" track users) >"$work/tracked" 2>&1
+export_and_wait delta failed >"$work/job"
+export_and_wait full >"$work/job"
+call GET /metrics | promtool check metrics
+KEY=$key "$python" tests/deploy_dashboard.py "http://127.0.0.1:$port" deploy/grafana/cdc-export.json "$api" "$worker_address" "$first"
+
+# What prometheus-adapter would ask for the autoscaler, which puts its own series and labels there.
+query=$(sed -n 's/^ *metricsQuery: //p' deploy/kubernetes/components/autoscale/prometheus-adapter.yaml)
+query=${query//'<<.Series>>'/cdc_export_queue_jobs}
+query=${query//'<<.LabelMatchers>>'/'job="cdc-export"'}
+answer=$(curl -fsS --data-urlencode "query=$query" "http://127.0.0.1:$port/api/v1/query")
+[[ $answer =~ \"result\":\[\{\"metric\":\{\},\"value\":\[[0-9.]+,\"[0-9]+\"\]\}\] ]] || die "the autoscaler's metric: $query: $answer"
