@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::variables::{Misspelt, Variables, bad, is_read, near};
+use crate::config::variables::{Misspelt, OF_SECRETS, Variables, bad, is_read, near};
 use crate::config::{CatalogFile, Config, Error, output};
 use crate::key::PresentedKey;
 use crate::postgres::{BadUrl, NamedDatabase};
@@ -38,7 +38,7 @@ impl Environment {
     /// If `.env` can't be read, has names that are no settings, or another user may have written it.
     pub fn read() -> Result<Environment, Error> {
         let mut variables: HashMap<String, String> = match open_own(Path::new(".env")) {
-            Ok(file) => dotenvy::from_read_iter(file).collect::<Result<_, _>>().map_err(unreadable)?,
+            Ok(file) => variables_of(&std::io::read_to_string(file).map_err(|why| Error::File(why.to_string()))?)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => HashMap::new(),
             Err(error) => return Err(Error::File(error.to_string())),
         };
@@ -46,7 +46,9 @@ impl Environment {
         wrong.sort_unstable();
         if !wrong.is_empty() {
             let told: Vec<_> = wrong.iter().map(|name| format!("{name} is no setting{}", near(name))).collect();
-            return Err(Error::File(format!("{}; .env.example lists them", told.join("; "))));
+            let (told, ends) = (told.join("; "), OF_SECRETS.join(" or "));
+            let why = format!("{told}; .env.example lists them, and what DATASETS names has to end in {ends} here");
+            return Err(Error::File(why));
         }
         #[expect(clippy::disallowed_methods, reason = "here and nowhere else")]
         let environment = std::env::vars_os();
@@ -135,13 +137,58 @@ fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
     Ok(file)
 }
 
-fn unreadable(error: dotenvy::Error) -> Error {
-    Error::File(match error {
-        dotenvy::Error::LineParse(line, _) => match line.split_once('=') {
-            Some((name, _)) => format!("the value of {name} can't be read: does it need quotes?"),
-            None => "a line has no `=`".to_owned(),
+/// The variables of a text as `.env` has it.
+fn variables_of(text: &str) -> Result<HashMap<String, String>, Error> {
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    // Behind the last line that was read.
+    let mut next = 0;
+    let mut variables = HashMap::new();
+    for variable in dotenvy::from_read_iter(text.as_bytes()) {
+        // The error quotes a part of the value, which may be a secret.
+        let Ok((name, value)) = variable else { return Err(unreadable(&lines, next)) };
+        let read = lines[next..].iter().position(|line| name_in(line) == Some(name.as_str()));
+        next += read.map_or(0, |line| line + 1);
+        variables.insert(name, value);
+    }
+    Ok(variables)
+}
+
+/// The variable that a line sets, if it sets one.
+fn name_in(line: &str) -> Option<&str> {
+    let (name, _) = line.split_once('=')?;
+    let name = name.trim().strip_prefix("export ").unwrap_or(name).trim();
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    is_name.then_some(name)
+}
+
+/// Says of the first line from `from` on why it can't be read, by its number and by the name alone.
+fn unreadable(lines: &[&str], from: usize) -> Error {
+    let is_text = |(_, line): &(usize, &&str)| !line.is_empty() && !line.starts_with('#');
+    Error::File(match lines.iter().enumerate().skip(from).find(is_text) {
+        Some((at, line)) => match name_in(line) {
+            Some(name) => format!("line {}: the value of {name} can't be read: does it need quotes?", at + 1),
+            None => format!("line {} is no NAME=VALUE", at + 1),
         },
-        dotenvy::Error::Io(cause) => cause.to_string(),
-        _ => "it can't be read".to_owned(),
+        None => "it can't be read".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_told_by_its_line_and_never_quoted() {
+        for (text, why) in [
+            ("A_SECRET=whsec_bmV3= whsec_b2xk=\n", "line 1: the value of A_SECRET can't be read"),
+            ("# c\n\nPORT=1\nexport A_SECRET = whsec_bmV3 whsec_b2xk\n", "line 4: the value of A_SECRET can't be read"),
+            ("PORT=1\nPORT=2\nwhsec_bmV3\n", "line 3 is no NAME=VALUE"),
+            ("whsec bmV3=\n", "line 1 is no NAME=VALUE"),
+        ] {
+            let said = variables_of(text).unwrap_err().to_string();
+            assert!(said.contains(why) && !said.contains("whsec"), "{said}");
+        }
+        let read = variables_of("A_SECRET=\"whsec_bmV3= whsec_b2xk=\"\nPORT=1 # one\n").unwrap();
+        assert_eq!((read["A_SECRET"].as_str(), read["PORT"].as_str()), ("whsec_bmV3= whsec_b2xk=", "1"));
+    }
 }

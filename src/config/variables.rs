@@ -26,7 +26,7 @@ const OF_CLOUDS: [&str; 0] = [];
 
 /// How the names end of variables that the operator's file names, which has no secrets itself. `_URL` alone would let a slip in
 /// DATABASE_URL pass.
-const OF_SECRETS: [&str; 2] = ["_AMQP_URL", "_SECRET"];
+pub(super) const OF_SECRETS: [&str; 2] = ["_AMQP_URL", "_SECRET"];
 
 /// How near to a setting's name (Jaro-Winkler, at most 1) another variable's has to be to be taken for a slip.
 const NEAR: f64 = 0.9;

@@ -161,7 +161,7 @@ async fn an_export_that_is_given_up_was_not_loaded() {
 async fn an_export_is_acknowledged_while_the_next_one_is_published() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    let service = Start::on(&database).with("FAILPOINTS", "publisher.named=sleep:2000@2").service().await;
+    let service = Start::on(&database).with("FAILPOINTS", "publisher.named=sleep:8000@2").service().await;
     let (first, _) = service.export("full", "a").await;
     let next = service.submit("delta", "a").await;
     // Its file has its name, and nobody has been told.

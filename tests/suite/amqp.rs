@@ -68,7 +68,8 @@ impl Broker {
             .env("RABBITMQ_MNESIA_BASE", at("data"))
             .env("RABBITMQ_LOG_BASE", at("logs"))
             .env("RABBITMQ_DIST_PORT", node_port.to_string())
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
+            // One thread, which sleeps when there is nothing to do: others test beside it.
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}")
             .env("ERL_EPMD_PORT", mapper_port.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1");
         let (stdout, stderr) = (log.try_clone().unwrap(), log);
@@ -242,16 +243,24 @@ fn ids(messages: &[Message]) -> BTreeSet<String> {
     messages.iter().map(|message| message.id.clone()).collect()
 }
 
+/// These harm no broker, so they have one together: each takes seconds to start.
 #[tokio::test]
-async fn each_end_is_published_once_it_has_a_queue() {
+async fn a_broker_that_is_there_has_each_end_and_brings_each_request_once() {
     if lacks(SERVER, "rabbitmq-server") {
         return;
     }
-    let (database, broker) = (Database::new().await, Broker::start().await);
+    let broker = Broker::start().await;
+    each_end_is_published_once_it_has_a_queue(&broker).await;
+    what_no_queue_is_bound_for_is_told_of_it_alone(&broker).await;
+    who_dies_before_the_acknowledgement_makes_no_second_export(&broker).await;
+}
+
+async fn each_end_is_published_once_it_has_a_queue(broker: &Broker) {
+    let database = Database::new().await;
     database.add_users(1, 5).await;
     let client = broker.client().await;
     let operator = operator(TOLD);
-    let service = start(&operator, &database, &broker)
+    let service = start(&operator, &database, broker)
         .with("MAX_ATTEMPTS", 1)
         .with("FAILPOINTS", "sink.write=error")
         .service()
@@ -304,15 +313,11 @@ async fn each_end_is_published_once_it_has_a_queue() {
 }
 
 /// Eight are published at once: what comes back is never taken for another's.
-#[tokio::test]
-async fn what_no_queue_is_bound_for_is_told_of_it_alone() {
-    if lacks(SERVER, "rabbitmq-server") {
-        return;
-    }
-    let (database, broker) = (Database::new().await, Broker::start().await);
+async fn what_no_queue_is_bound_for_is_told_of_it_alone(broker: &Broker) {
+    let database = Database::new().await;
     database.add_users(1, 5).await;
-    let operator = operator(TOLD);
-    let service = start(&operator, &database, &broker).service().await;
+    let operator = operator("exchange = \"other-exports\"\n");
+    let service = start(&operator, &database, broker).service().await;
     // As if as many exports had ended while the exchange was missing: half of them of a consumer that no queue is bound for.
     let [routable, other] = [service.export("full", "a").await.0, service.export("full", "b").await.0];
     for (job, number) in [(&routable, 200), (&other, 200)] {
@@ -328,8 +333,8 @@ async fn what_no_queue_is_bound_for_is_told_of_it_alone() {
             .await;
     }
     let client = broker.client().await;
-    client.exchange("exports").await;
-    client.queue("of-a", "exports", "completed.users.a", FieldTable::default()).await;
+    client.exchange("other-exports").await;
+    client.queue("of-a", "other-exports", "completed.users.a", FieldTable::default()).await;
     let counts = "select count(*) filter (where delivered_at is not null and e.consumer_id = 'a') || ' '
         || count(*) filter (where delivered_at is null and last_error like 'no queue is bound%' and e.consumer_id = 'b') || ' '
         || count(*) filter (where last_error is null and delivered_at is null)
@@ -545,24 +550,20 @@ async fn a_request_becomes_one_export_and_a_bad_one_is_laid_aside_with_the_probl
     assert_eq!(client.waiting("requests").await, 0, "all were acknowledged");
 }
 
-#[tokio::test]
-async fn who_dies_before_the_acknowledgement_makes_no_second_export() {
-    if lacks(SERVER, "rabbitmq-server") {
-        return;
-    }
-    let (database, broker) = (Database::new().await, Broker::start().await);
+async fn who_dies_before_the_acknowledgement_makes_no_second_export(broker: &Broker) {
+    let database = Database::new().await;
     database.add_users(1, 5).await;
     let client = broker.client().await;
     client.exchange("refused").await;
     client.queue("aside", "refused", "#", FieldTable::default()).await;
     client.queue("requests", "", "", FieldTable::default()).await;
     let operator = operator(&format!("{ASKED}consumers = [\"search\"]\n"));
-    let mut dead = start(&operator, &database, &broker).with("FAILPOINTS", "amqp.submitted=kill").service().await;
+    let mut dead = start(&operator, &database, broker).with("FAILPOINTS", "amqp.submitted=kill").service().await;
     client.asks("requests", "one", Some("search"), "").await;
     dead.dies().await;
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 1);
     // The API alone takes requests, too.
-    let service = start(&operator, &database, &broker).sharing_output(&dead).arguments(&["serve", "--no-workers"]);
+    let service = start(&operator, &database, broker).sharing_output(&dead).arguments(&["serve", "--no-workers"]);
     let service = service.service().await;
     eventually("an empty queue", || async {
         let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();

@@ -33,7 +33,7 @@ async fn a_name_in_the_file_that_is_no_setting_is_refused_with_the_one_that_is_m
         assert!(said.contains(told) && !said.contains("secret"), "{said}");
     }
     let (code, said) = beside(folder.path(), "WORKER=3\nFROBNICATE=1\n", &[]).await;
-    let told = "FROBNICATE is no setting; WORKER is no setting; is it `WORKERS`?; .env.example lists them";
+    let told = "FROBNICATE is no setting; WORKER is no setting; is it `WORKERS`?; .env.example lists them, and what DATASETS names has to end in _AMQP_URL or _SECRET here";
     assert_eq!((code, said.trim_end()), (2, format!("cdc-export: .env: {told}").as_str()));
     // The names that docker-compose reads from the same file, and libpq's that are obeyed, are no mistakes.
     let text = format!("DATABASE_URL={NOWHERE}\nCOMPOSE_PROJECT_NAME=shop\nPGSSLMODE=disable\nSEED_ROWS=7\n");
