@@ -161,8 +161,12 @@ async fn an_export_that_is_given_up_was_not_loaded() {
 async fn an_export_is_acknowledged_while_the_next_one_is_published() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    let service = Start::on(&database).with("FAILPOINTS", "publisher.named=sleep:8000@2").service().await;
-    let (first, _) = service.export("full", "a").await;
+    let mut before = Start::on(&database).service().await;
+    let (first, _) = before.export("full", "a").await;
+    before.end().await;
+    // Whoever publishes: on a busy machine maintenance comes to what a worker is at.
+    let held_up = Start::on(&database).sharing_output(&before).with("FAILPOINTS", "publisher.named=sleep:15000");
+    let service = held_up.service().await;
     let next = service.submit("delta", "a").await;
     // Its file has its name, and nobody has been told.
     service.reaches("publisher.named").await;
