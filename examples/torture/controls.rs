@@ -60,7 +60,7 @@ const PUBLISH_FIRST: Edit = Edit {
     file: "src/worker.rs",
     text: "        failpoint!(\"worker.extended\");\n",
     instead: "        let folder = std::path::PathBuf::from(std::env::var_os(\"OUTPUT_DIR\").unwrap_or_default());
-        let _ = std::fs::rename(folder.join(&exported.file.name), folder.join(&lease.job.output_filename));
+        let _ = std::fs::rename(folder.join(&exported.parts[0].staged.name), folder.join(&lease.job.output_filename));
         failpoint!(\"worker.extended\");\n",
 };
 
