@@ -8,7 +8,7 @@
 FROM rust:1.95-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1 AS manifest
 ENV CARGO_INCREMENTAL=0
 WORKDIR /src
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 RUN mkdir -p benches src tests/suite \
     && touch src/lib.rs \
     && echo 'fn main() {}' | tee src/main.rs benches/encode.rs >tests/suite/main.rs
@@ -19,8 +19,12 @@ RUN cargo build --release --locked
 COPY .env.example ./
 COPY migrations migrations
 COPY src src
+# What `--version` says of the commit, where these are given: its hash and its time, as 2026-11-22T10:20:30Z.
+ARG REVISION
+ARG CREATED
 # Cargo goes by times, and a clone may be older than the layer above.
-RUN touch src/lib.rs src/main.rs && cargo build --release --locked
+RUN touch src/lib.rs src/main.rs \
+    && CDC_EXPORT_COMMIT="$(printf '%.7s %.10s' "$REVISION" "$CREATED")" cargo build --release --locked
 COPY docker/cdc-export /out/bin/cdc-export
 RUN chmod 755 /out/bin/cdc-export && install -D target/release/cdc-export /out/libexec/cdc-export
 

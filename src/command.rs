@@ -28,6 +28,7 @@ mod healthcheck;
 mod inbox;
 mod keys;
 mod list;
+mod man;
 mod migrate;
 mod mirror;
 mod output;
@@ -63,6 +64,7 @@ use crate::command::download::Download;
 use crate::command::export::Export;
 use crate::command::keys::Keys;
 use crate::command::list::List;
+use crate::command::man::Man;
 use crate::command::plain::plain;
 use crate::command::plan::Plan;
 use crate::command::pull::Pull;
@@ -80,7 +82,7 @@ use crate::telemetry::chain;
 ///
 /// Settings come from environment variables, and from the file `.env` of the current folder; `.env.example` lists them all.
 #[derive(Parser)]
-#[command(version)]
+#[command(version = env!("CDC_EXPORT_VERSION"))]
 struct CommandLine {
     #[command(subcommand)]
     command: Option<Command>,
@@ -150,6 +152,8 @@ pub(crate) enum Command {
     Keys(Keys),
     /// Print a script that completes these commands with Tab in your shell
     Completions(Completions),
+    /// Write man pages of these commands into a folder
+    Man(Man),
 }
 
 impl Default for Command {
@@ -187,6 +191,7 @@ impl Command {
             Command::Plan(plan) => plan.run(),
             Command::Keys(keys) => keys.run(),
             Command::Completions(completions) => completions.run(),
+            Command::Man(man) => man.run(),
         }
     }
 }

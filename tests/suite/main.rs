@@ -112,6 +112,8 @@ mod operation;
 #[cfg(test)]
 mod order;
 #[cfg(test)]
+mod package;
+#[cfg(test)]
 mod page;
 #[cfg(test)]
 mod partitions;
