@@ -52,6 +52,12 @@ clients:
     cargo build --locked --bin cdc-export
     tests/clients.sh
 
+# Nothing is published; needs the package registry.
+#
+# Whether the crate could be published, and whether what it would have compiles.
+publishable:
+    cargo publish --dry-run --locked
+
 # Needs Debian's `prometheus`, Python's venv, curl and systemd-analyze; renders with kubectl or kustomize, and runs the unit with
 # systemd-nspawn, where they are there.
 #

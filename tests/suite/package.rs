@@ -1,5 +1,36 @@
 //! The crate as a package: what is in it, and what its program says of itself.
 
+use std::path::Path;
+
+use crate::source_files::source_files;
+
+/// The paths that `Cargo.toml` puts into the package.
+fn included() -> Vec<String> {
+    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let list = manifest.split_once("\ninclude = [").unwrap().1.split(']').next().unwrap();
+    list.split('"').skip(1).step_by(2).map(|path| path.trim_start_matches('/').to_owned()).collect()
+}
+
+#[test]
+fn the_package_has_every_file_that_is_compiled_in() {
+    let included = included();
+    let mut seen = 0;
+    for file in source_files() {
+        for rest in ["include_str!(\"", "include_bytes!(\""].iter().flat_map(|call| file.code.split(call).skip(1)) {
+            let named = Path::new("src").join(&file.name).with_file_name("").join(rest.split('"').next().unwrap());
+            let mut path = Vec::new();
+            for part in named.iter().map(|part| part.to_str().unwrap()) {
+                if part == ".." { path.truncate(path.len() - 1) } else { path.push(part) }
+            }
+            let path = path.join("/");
+            let is_in = |entry: &String| path == *entry || path.starts_with(&format!("{entry}/"));
+            assert!(included.iter().any(is_in), "src/{} has {path}, which the package lacks", file.name);
+            seen += 1;
+        }
+    }
+    assert!(seen > 2 && ["build.rs", "migrations", "src"].iter().all(|path| included.contains(&(*path).to_owned())));
+}
+
 #[test]
 fn the_program_says_its_version() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_cdc-export")).arg("--version").output().unwrap();
