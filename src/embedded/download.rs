@@ -84,16 +84,20 @@ fn target() -> Option<String> {
     } else {
         return None;
     };
-    let system = if cfg!(all(target_os = "linux", target_env = "musl")) {
-        "unknown-linux-musl"
-    } else if cfg!(target_os = "linux") {
-        "unknown-linux-gnu"
+    let system = if cfg!(target_os = "linux") {
+        if has_glibc() { "unknown-linux-gnu" } else { "unknown-linux-musl" }
     } else if cfg!(target_os = "macos") {
         "apple-darwin"
     } else {
         return None;
     };
     Some(format!("{architecture}-{system}"))
+}
+
+/// Whether programs that are linked to glibc run on this Linux. A static binary is built with musl, and runs anywhere.
+fn has_glibc() -> bool {
+    let loaders = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+    cfg!(target_env = "gnu") || loaders.iter().any(|loader| Path::new(loader).exists())
 }
 
 /// The expected checksum of a target's archive: the operator's, else the one in this file.
