@@ -33,9 +33,23 @@ FROM debian:bookworm-slim@sha256:3783cc01769c7b2b1b83a5c5ad96c815348e28ed7da68e2
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out /usr/local
 ENV OUTPUT_DIR=/output
-RUN mkdir /output
+RUN install -d -o 65532 -g 65532 /output
 EXPOSE 8080
+# As root (`--user 0`) the entry point becomes the owner of the output folder.
+USER 65532:65532
 ENTRYPOINT ["cdc-export"]
+ARG VERSION=unknown
+ARG REVISION=unknown
+ARG CREATED=unknown
+ARG SOURCE=unknown
+LABEL org.opencontainers.image.title="cdc-export" \
+    org.opencontainers.image.description="Hands a Postgres table's rows to downstream consumers as files" \
+    org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+    org.opencontainers.image.version="$VERSION" \
+    org.opencontainers.image.revision="$REVISION" \
+    org.opencontainers.image.created="$CREATED" \
+    org.opencontainers.image.source="$SOURCE" \
+    org.opencontainers.image.base.name="debian:bookworm-slim"
 
 FROM manifest AS test
 RUN apt-get update \

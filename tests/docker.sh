@@ -86,6 +86,10 @@ health() { docker inspect -f '{{.State.Health.Status}}' "$(running app)"; }
 for _ in $(seq 60); do [[ $(health) == starting ]] || break; sleep 1; done
 same 'health check' "$(health)" healthy
 
+same "the image's user" "$(docker image inspect -f '{{.Config.User}}' "$(docker inspect -f '{{.Image}}' "$(running app)")")" 65532:65532
+same "the image's label" "$(docker image inspect -f '{{index .Config.Labels "org.opencontainers.image.title"}}' \
+    "$(docker inspect -f '{{.Image}}' "$(running app)")")" cdc-export
+
 step 'the tour'
 full=$(ended "$(submit full consumer-1)")
 echo "$full"

@@ -25,6 +25,31 @@ fn every_base_image_is_named_by_its_digest() {
     assert!(!images.is_empty() && images.iter().all(|image| is_by_digest(image)), "{images:?}");
 }
 
+#[test]
+fn the_image_says_what_it_is_and_is_no_roots() {
+    let dockerfile = read("Dockerfile");
+    let runtime =
+        dockerfile.split("\nFROM ").find(|stage| stage.lines().next().unwrap().ends_with(" AS runtime")).unwrap();
+    let user = runtime.lines().rfind(|line| line.starts_with("USER ")).unwrap();
+    assert_eq!(user, "USER 65532:65532");
+    let labels = runtime.split("\nLABEL ").nth(1).unwrap();
+    for (label, value) in [
+        ("title", env!("CARGO_PKG_NAME")),
+        ("licenses", env!("CARGO_PKG_LICENSE")),
+        ("version", "$VERSION"),
+        ("revision", "$REVISION"),
+        ("created", "$CREATED"),
+        ("source", "$SOURCE"),
+    ] {
+        assert!(labels.contains(&format!("org.opencontainers.image.{label}=\"{value}\"")), "{label}");
+        let argument = value.strip_prefix('$');
+        assert!(
+            argument.is_none_or(|name| runtime.contains(&format!("\nARG {name}="))),
+            "{value} is no argument of the stage"
+        );
+    }
+}
+
 /// The services, by name, with what they share written out.
 fn services() -> Vec<(String, String)> {
     let compose = read("docker-compose.yml");
