@@ -52,6 +52,18 @@ clients:
     cargo build --locked --bin cdc-export
     tests/clients.sh
 
+# For Linux on x86-64 and aarch64, or for the targets that are named; needs rustup, Python's venv and dpkg-deb.
+#
+# The files of a release, in target/dist: static binaries, packages, SBOMs, sums.
+dist *targets:
+    packaging/dist.sh {{ targets }}
+
+# As root, on Debian, else less of it; needs Python's venv, groff and an installed Postgres.
+#
+# What `just dist` has made: run in an empty folder, installed, upgraded and removed.
+dist-check:
+    tests/dist.sh
+
 # Nothing is published; needs the package registry.
 #
 # Whether the crate could be published, and whether what it would have compiles.

