@@ -6,14 +6,13 @@ mod authorities;
 mod environment;
 pub mod operator;
 mod output;
+mod telemetry;
 mod variables;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-
-use tracing_subscriber::filter::LevelFilter;
 
 pub use authorities::trust_alone;
 pub use environment::{ApiKey, Environment};
@@ -29,7 +28,8 @@ use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::service::Downloads;
 use crate::source::purge;
-use crate::{embedded, maintenance, sink, telemetry, worker};
+use crate::telemetry::spans;
+use crate::{embedded, maintenance, sink, worker};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -95,7 +95,9 @@ pub struct Config {
     /// How clients fetch files from a bucket.
     pub downloads: Downloads,
     /// The logs.
-    pub telemetry: telemetry::Settings,
+    pub telemetry: crate::telemetry::Settings,
+    /// Where spans go; `None`: nowhere.
+    pub spans: Option<spans::Settings>,
     /// Faults for tests.
     #[cfg(debug_assertions)]
     pub failpoints: Option<String>,
@@ -110,6 +112,12 @@ impl Error {
                 "{host} is no address of this machine: 127.0.0.1 is open to this machine alone, 0.0.0.0 to all networks"
             ),
         )
+    }
+
+    /// The collector of spans can't be used.
+    #[cfg(feature = "otel")]
+    pub fn collector(why: String) -> Error {
+        bad("OTEL_EXPORTER_OTLP_ENDPOINT", why)
     }
 
     /// The destination of the files can't be used.
@@ -273,15 +281,8 @@ impl Config {
                 max_open: vars.number("MAX_OPEN_JOBS", 10_000, 1..=1_000_000)? as u32,
             },
             downloads: output::downloads(&vars)?,
-            telemetry: telemetry::Settings {
-                level: vars.parsed("LOG_LEVEL", LevelFilter::INFO, "one of error, warn, info, debug, trace, off")?,
-                format: match vars.get("LOG_FORMAT") {
-                    None => telemetry::Format::for_stderr(),
-                    Some("json") => telemetry::Format::Json,
-                    Some("pretty") => telemetry::Format::Pretty,
-                    Some(other) => return Err(bad("LOG_FORMAT", format!("`{other}` is neither json nor pretty"))),
-                },
-            },
+            telemetry: telemetry::logs(&vars)?,
+            spans: telemetry::spans(&vars)?,
             #[cfg(debug_assertions)]
             failpoints: vars.get("FAILPOINTS").map(str::to_owned),
         })

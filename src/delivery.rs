@@ -24,7 +24,9 @@ use crate::job::{Job, Status};
 use crate::store::deliveries::{Taken, Try, TryOutcome};
 use crate::store::{self, Store};
 use crate::telemetry::complaints::Complaints;
+use crate::telemetry::spans::{Kind, Span};
 use crate::telemetry::{chain, metrics};
+use crate::trace::TraceParent;
 
 /// How many events a process tells a receiver at a time.
 const AT_ONCE: usize = 8;
@@ -52,6 +54,8 @@ pub struct Event {
     pub kind: String,
     /// The CloudEvent, as JSON.
     pub body: String,
+    /// Where the delivery belongs in a trace, or the export.
+    pub trace: Option<TraceParent>,
 }
 
 /// What a receiver made of an event.
@@ -190,6 +194,11 @@ impl<W: Way> Teller<W> {
     async fn tell(&self, Taken { delivery, job }: Taken, database: &DatabaseId) -> GoesOn {
         let kind = format!("cdc-export.{}.v1", event::event_name(delivery.event));
         let (dataset, consumer) = (job.dataset.clone(), job.consumer.as_ref().map(ToString::to_string));
+        let place = job.trace;
+        let span = Span::start("deliver", Kind::Producer, place.as_ref());
+        span.set("cdc_export.endpoint", self.name.clone());
+        span.set("cdc_export.job.id", job.id.to_string());
+        span.set("cdc_export.attempt", i64::from(delivery.attempt));
         let body = json!({
             "specversion": "1.0",
             "id": delivery.id.to_string(),
@@ -200,7 +209,9 @@ impl<W: Way> Teller<W> {
             "datacontenttype": "application/json",
             "data": (self.shown)(job),
         });
-        let event = Event { id: delivery.id, end: delivery.event, dataset, consumer, kind, body: body.to_string() };
+        let body = body.to_string();
+        let trace = span.place().or(place);
+        let event = Event { id: delivery.id, end: delivery.event, dataset, consumer, kind, body, trace };
         let answer = self.way.tell(event).await;
         failpoint!("delivery.answered", GoesOn::Yes);
         let (status, outcome) = match &answer {
@@ -220,6 +231,10 @@ impl<W: Way> Teller<W> {
             TryOutcome::Dead(why) => ("dead", Some(why)),
         };
         let why = why.cloned();
+        if let Some(why) = &why {
+            span.fail(why.clone());
+        }
+        drop(span);
         let tried = Try { status, outcome };
         match store::with_timeout(CALL_TIMEOUT, self.store.tried(&delivery, &tried)).await {
             Ok(true) => metrics::delivery_tried(&self.name, word),

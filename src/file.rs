@@ -14,6 +14,7 @@ use crate::file::name::part_name;
 use crate::job::encoding::Encoding;
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
+use crate::trace::TraceParent;
 
 /// As many files as an export may have: their names have five digits for it, and a client gets all of them in one answer.
 pub const MOST_FILES: usize = 10_000;
@@ -154,6 +155,8 @@ pub struct FileRecord {
     pub finished_at: DateTime<Utc>,
     /// Whether they have their final names.
     pub is_published: bool,
+    /// Where the job belongs in a trace.
+    pub trace: Option<TraceParent>,
 }
 
 impl FileRecord {

@@ -27,6 +27,7 @@ mod rate;
 mod schedules;
 mod schemas;
 mod stream;
+mod traces;
 mod users;
 mod watermarks;
 
@@ -203,6 +204,7 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
 fn named(routes: Router) -> Router {
     routes
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        .layer(middleware::from_fn(traces::in_a_span))
         .layer(middleware::from_fn(log_with_its_id))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(middleware::from_fn(drop_odd_ids))

@@ -6,6 +6,7 @@ pub mod after;
 pub mod columns;
 mod continuity;
 pub mod encoding;
+mod idempotency_key;
 pub mod lane;
 pub mod marker;
 mod progress;
@@ -24,9 +25,11 @@ use crate::job::encoding::Encoding;
 use crate::job::lane::Lane;
 use crate::job::selection::Selection;
 use crate::job::words::words;
+use crate::trace::TraceParent;
 
 pub use after::After;
 pub use continuity::{Continuity, SnapshotReport};
+pub use idempotency_key::IdempotencyKey;
 pub use progress::{Progress, Reached};
 
 /// Names a job for ever. Ids of later jobs sort after those of earlier ones (UUID version 7).
@@ -235,38 +238,25 @@ pub struct Request {
     pub retry_of: Option<JobId>,
     /// The client's name for this request: sent again, it makes no second job.
     pub key: Option<IdempotencyKey>,
-}
-
-/// A client's name for a request, 1 to 255 visible ASCII characters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdempotencyKey(String);
-
-/// A text that is no idempotency key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not 1 to 255 visible ASCII characters")]
-pub struct BadIdempotencyKey;
-
-impl IdempotencyKey {
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for IdempotencyKey {
-    type Err = BadIdempotencyKey;
-
-    fn from_str(text: &str) -> Result<IdempotencyKey, BadIdempotencyKey> {
-        let good = (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-        if good { Ok(IdempotencyKey(text.to_owned())) } else { Err(BadIdempotencyKey) }
-    }
+    /// Where the request belongs in a trace.
+    pub trace: Option<TraceParent>,
 }
 
 impl Request {
     /// Whether a job is what this request asks for.
     pub fn asks_for(&self, job: &Job) -> bool {
-        let Request { consumer, dataset, export_type, selection, encoding, max_file_bytes, after, retry_of, key: _ } =
-            self;
+        let Request {
+            consumer,
+            dataset,
+            export_type,
+            selection,
+            encoding,
+            max_file_bytes,
+            after,
+            retry_of,
+            key: _,
+            trace: _,
+        } = self;
         (consumer, dataset, *export_type) == (&job.consumer, &job.dataset, job.export_type)
             && (selection, *encoding, *max_file_bytes) == (&job.selection, job.encoding, job.max_file_bytes)
             && (after, *retry_of) == (&job.after, job.retry_of)
@@ -330,6 +320,8 @@ pub struct Job {
     pub after: Option<After>,
     /// The job that this one was made after, on request.
     pub retry_of: Option<JobId>,
+    /// Where it belongs in a trace: of the first request for it, else of the first attempt that was recorded.
+    pub trace: Option<TraceParent>,
     /// Before when it isn't tried again, while it waits for that.
     pub next_attempt_at: Option<DateTime<Utc>>,
     /// When somebody first asked to cancel it.

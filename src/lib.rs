@@ -13,6 +13,7 @@ pub mod key;
 pub mod manifest;
 pub mod row;
 pub mod schedule;
+pub mod trace;
 pub mod watermark;
 
 // The way of a request: from HTTP to a row in `exports`.

@@ -11,6 +11,8 @@ use crate::manifest::signing::SigningKey;
 use crate::sink::{self, Destination, Published, WrittenManifest, path_from_manifest};
 use crate::store::manifests::Planned;
 use crate::store::{self, Store, lease};
+use crate::telemetry::chain;
+use crate::telemetry::spans::{Kind, Span};
 
 /// How a publication went.
 #[derive(Debug)]
@@ -92,7 +94,17 @@ impl Publisher {
     ///
     /// # Errors
     /// If the destination or the database fails.
-    pub async fn publish(&self, mut record: FileRecord) -> Result<Publication, Error> {
+    pub async fn publish(&self, record: FileRecord) -> Result<Publication, Error> {
+        let span = Span::start("publish", Kind::Internal, record.trace.as_ref());
+        span.set("cdc_export.job.id", record.job.to_string());
+        let published = span.around(self.publish_all(record)).await;
+        if let Err(error) = &published {
+            span.fail(chain(error));
+        }
+        published
+    }
+
+    async fn publish_all(&self, mut record: FileRecord) -> Result<Publication, Error> {
         loop {
             // The marker beside the files comes first: the database may be restored to a state in which it knows nothing of this export.
             self.mark(&record).await?;

@@ -102,6 +102,7 @@ impl Schedule {
             after: None,
             retry_of: None,
             key: None,
+            trace: None,
         }
     }
 

@@ -1,7 +1,8 @@
-//! Logs: one line an event, on standard error; and `metrics`. Never a row's values, a password or a key.
+//! Logs: one line an event, on standard error; `metrics`; and `spans`. Never a row's values, a password or a key.
 
 pub mod complaints;
 pub mod metrics;
+pub mod spans;
 
 use std::io::IsTerminal;
 

@@ -44,7 +44,7 @@ struct Posts(Arc<Poster>);
 impl Way for Posts {
     async fn tell(&self, event: Event) -> Answer {
         let poster = Arc::clone(&self.0);
-        match spawn_blocking(move || poster.post(&event.id.to_string(), &event.body)).await {
+        match spawn_blocking(move || poster.post(&event.id.to_string(), &event.body, event.trace)).await {
             Ok(Ok(status @ 200..300)) => Answer::Taken(Some(status)),
             Ok(Ok(410)) => Answer::Gone(410),
             Ok(Ok(status)) => Answer::Failed(Some(status), format!("it answered {status}")),

@@ -7,13 +7,13 @@
 mod error;
 mod heartbeat;
 mod listen;
+mod restart;
 mod shutdown;
+mod traced;
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::FutureExt;
 use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -40,9 +40,11 @@ use crate::store::{
     queue::{Claimant, Settlement},
 };
 use crate::telemetry::complaints::Complaints;
+use crate::telemetry::spans::{self, Span};
 use crate::telemetry::{chain, job_event};
 use crate::worker::error::Error;
 use crate::worker::heartbeat::{Heartbeat, Stop};
+use crate::worker::restart::restart_on_panic;
 use crate::worker::shutdown::unless_stopped;
 
 /// How long an idle worker waits to be woken before it looks for a job by itself, and how long it rests after the database failed.
@@ -161,9 +163,11 @@ impl Worker {
             tokio::pin!(hint);
             // From here on no wake-up is missed: it may come while the claim finds nothing.
             hint.as_mut().enable();
+            let begun = SystemTime::now();
             match self.claim(&mut connections, &drain).await {
                 Ok(Some((lease, taken))) => {
-                    connections = self.export(lease, taken, &shutdown).await;
+                    let span = self.span(&lease, begun).await;
+                    connections = span.around(self.export(&span, lease, taken, &shutdown)).await;
                     continue;
                 }
                 Ok(None) => {}
@@ -210,13 +214,15 @@ impl Worker {
     /// Runs one attempt to its end. Gives the connections back if they are good for another job.
     async fn export(
         &self,
+        span: &Span,
         lease: Lease,
         connections: ExportConnections,
         shutdown: &CancellationToken,
     ) -> Option<ExportConnections> {
         let job = &lease.job;
         job_event!(info, job, "export_started", attempt = job.attempt);
-        let connections = match self.attempt(&lease, connections, shutdown).await {
+        let attempted = self.attempt(&lease, connections, shutdown).await;
+        let connections = match attempted.inspect_err(|error| span.fail(chain(error))) {
             Ok(connections) => connections,
             Err(error) => match self.settle(&lease, error, shutdown).await {
                 AttemptEnd::Committed => None,
@@ -272,10 +278,14 @@ impl Worker {
         }
         failpoint!("worker.extended");
         // A commit may wait for locks for as long as the lease lasts; after that it is given up.
-        let commit = self.commit(lease, &mut snapshot, &exported, marker);
-        tokio::time::timeout(self.settings.lease, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
-        failpoint!("worker.commit");
-        Ok(snapshot.commit(self.settings.lease).await?)
+        let time = self.settings.lease;
+        let committed = async {
+            let commit = self.commit(lease, &mut snapshot, &exported, marker);
+            tokio::time::timeout(time, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
+            failpoint!("worker.commit");
+            Ok(snapshot.commit(time).await?)
+        };
+        spans::step("commit", committed).await
     }
 
     async fn commit(
@@ -329,7 +339,8 @@ impl Worker {
         self.destination.require_room().await?;
         let (consumer, export_type) = (job.consumer.as_ref(), job.export_type);
         let purpose = Purpose { consumer, export_type, job: Some(job.id), marker: marker.as_ref() };
-        let mut snapshot = connections.open(&purpose, dataset, self.settings.lease).await?;
+        let opening = connections.open(&purpose, dataset, self.settings.lease);
+        let mut snapshot = spans::step("open", opening).await?;
         failpoint!("worker.opened");
         // By their times alone, or without any, no row is late.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
@@ -342,7 +353,7 @@ impl Worker {
         let (leader, rows) = snapshot.split();
         let mut exported = tokio::select! {
             lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
-            exported = pipeline::run(rows, &spec, &drafts) => exported?,
+            exported = spans::step("stream", pipeline::run(rows, &spec, &drafts)) => exported?,
         };
         let taken_at = snapshot.new_position().taken_at;
         if dataset.updated_at.is_none() {
@@ -435,13 +446,5 @@ impl Worker {
 
     async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
         store::with_timeout(self.call_timeout(), call).await
-    }
-}
-
-/// Runs a task again when it panics, which is a defect: the task's job is taken over when its lease ends, and other tasks go on.
-async fn restart_on_panic<S: Clone, F: Future<Output = ()>>(stops: S, worker: Worker, task: impl Fn(Worker, S) -> F) {
-    while AssertUnwindSafe(task(worker.clone(), stops.clone())).catch_unwind().await.is_err() {
-        tracing::error!(event = "worker_panicked");
-        tokio::time::sleep(POLL).await;
     }
 }

@@ -184,7 +184,7 @@ impl Backend {
     /// Asks for an export like one that failed or was cancelled; the new one's id.
     pub(crate) async fn retry(&self, id: JobId) -> anyhow::Result<JobId> {
         match self {
-            Backend::Local(service) => Ok(service.retry(id, None).await?.id),
+            Backend::Local(service) => Ok(service.retry(id, None, None).await?.id),
             Backend::Remote(client) => {
                 let mut headers = HeaderMap::new();
                 headers.insert("idempotency-key", Uuid::new_v4().to_string().parse()?);

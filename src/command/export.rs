@@ -133,6 +133,7 @@ impl Export {
             after,
             retry_of: None,
             key: None,
+            trace: None,
         })
     }
 

@@ -260,6 +260,7 @@ impl Feed<'_> {
             selection: Selection::default(),
             retry_of: None,
             key: None,
+            trace: None,
         };
         for _ in 0..TRIES {
             let refused = match self.backend.submit(&request).await {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::{self, CatalogFile, Config, Environment};
-use crate::telemetry;
+use crate::telemetry::{self, spans};
 use anyhow::Context;
 use tracing::level_filters::LevelFilter;
 
@@ -32,6 +32,10 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
         Logs::Errors => LevelFilter::ERROR,
     };
     telemetry::start(&config.telemetry, least);
+    #[cfg(feature = "otel")]
+    if let Some(settings) = &config.spans {
+        spans::start(settings).map_err(config::Error::collector)?;
+    }
     for misspelt in misspelt {
         match logs {
             Logs::AsSet => tracing::warn!(event = "setting_unknown", "{misspelt}"),
@@ -51,5 +55,6 @@ pub(super) fn block_on(task: impl Future<Output = anyhow::Result<ExitCode>>) -> 
     let done = runtime.block_on(task);
     // A thread that hangs on a dead disk or network must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(3));
+    spans::flush();
     done
 }

@@ -130,6 +130,7 @@ mod tests {
                 after: None,
                 retry_of: None,
                 key: None,
+                trace: None,
             };
             super::stem(&request, now)
         };

@@ -20,6 +20,7 @@ use crate::store::{
     tracked::{Standing, Tracking},
 };
 use crate::telemetry::job_event;
+use crate::trace::TraceParent;
 
 impl Service {
     /// Accepts a job. It will be run, whatever happens to this process. A request whose idempotency key was sent before returns the job
@@ -57,15 +58,30 @@ impl Service {
     ///
     /// # Errors
     /// If there is no such job, it has not ended, or ended otherwise; and as [`submit`](Service::submit).
-    pub async fn retry(&self, id: JobId, key: Option<IdempotencyKey>) -> Result<Job, Error> {
+    pub async fn retry(
+        &self,
+        id: JobId,
+        key: Option<IdempotencyKey>,
+        trace: Option<TraceParent>,
+    ) -> Result<Job, Error> {
         let Job { consumer, dataset, export_type, selection, encoding, max_file_bytes, after, status, .. } =
             self.job(id).await?;
         if !matches!(status, Status::Failed | Status::Cancelled) {
             return Err(Error::NotToRetry(status));
         }
         let retry_of = Some(id);
-        let request =
-            Request { consumer, dataset, export_type, selection, encoding, max_file_bytes, after, retry_of, key };
+        let request = Request {
+            consumer,
+            dataset,
+            export_type,
+            selection,
+            encoding,
+            max_file_bytes,
+            after,
+            retry_of,
+            key,
+            trace,
+        };
         self.submit(&request).await
     }
 

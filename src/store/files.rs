@@ -23,7 +23,7 @@ macro_rules! file_row_columns {
     () => {
         "e.id, e.consumer_id, (select cdc_export.database_id()) as database,
          coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.format, e.compression,
-         e.marker_seen, e.store_id, e.finished_at,
+         e.marker_seen, e.store_id, e.finished_at, e.traceparent,
          case when e.published_at is null then e.manifest end as manifest, e.published_at is not null as is_published,
          e.output_filename as name, e.sha256,
          coalesce(
@@ -324,6 +324,7 @@ pub(crate) struct FileRow {
     store_id: Uuid,
     finished_at: DateTime<Utc>,
     is_published: bool,
+    traceparent: Option<String>,
     name: String,
     sha256: String,
     manifest: Option<String>,
@@ -362,6 +363,7 @@ impl TryFrom<FileRow> for FileRecord {
             marker_seen: row.marker_seen.map(JobId::from),
             finished_at: row.finished_at,
             is_published: row.is_published,
+            trace: row.traceparent.and_then(|text| text.parse().ok()),
         })
     }
 }

@@ -36,7 +36,7 @@ macro_rules! job_columns {
          e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number,
          case when e.published_at is not null then
            (select e.number <= l.acknowledged from cdc_export.lanes l where l.consumer_id = e.consumer_id and l.dataset = e.dataset)
-         end as acknowledged, e.has_after, e.after_job, e.after_sha256, e.retry_of,
+         end as acknowledged, e.has_after, e.after_job, e.after_sha256, e.retry_of, e.traceparent,
          case when e.status = 'pending' and e.attempt > 0 then e.run_at end as next_attempt_at, e.cancel_requested_at, e.created_at, e.started_at,
          case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at")
     };
@@ -79,6 +79,7 @@ pub(crate) struct JobRow {
     after_job: Option<Uuid>,
     after_sha256: Option<String>,
     retry_of: Option<Uuid>,
+    traceparent: Option<String>,
     next_attempt_at: Option<DateTime<Utc>>,
     cancel_requested_at: Option<DateTime<Utc>>,
     created_at: DateTime<Utc>,
@@ -144,6 +145,7 @@ impl TryFrom<JobRow> for Job {
                 None => After::Nothing,
             }),
             retry_of: row.retry_of.map(JobId::from),
+            trace: row.traceparent.and_then(|text| text.parse().ok()),
             next_attempt_at: row.next_attempt_at,
             cancel_requested_at: row.cancel_requested_at,
             created_at: row.created_at,

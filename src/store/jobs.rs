@@ -155,8 +155,8 @@ impl Store {
                 "-- store.jobs.insert
                  insert into exports as e
                    (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, store_id, created_at,
-                    retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256, max_file_bytes)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $19)
+                    retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256, max_file_bytes, traceparent)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $19, $20)
                  on conflict (lower(output_filename)) do nothing
                  returning pg_notify($18, ''), ",
                 job_columns!()
@@ -180,6 +180,7 @@ impl Store {
             .bind(after_sha256)
             .bind(CHANNEL)
             .bind(request.max_file_bytes.map(|bytes| bytes as i64))
+            .bind(request.trace.map(|place| place.to_string()))
             .fetch_optional(&mut *tx)
             .await?;
             match row {

@@ -20,6 +20,7 @@ use crate::store::job_row::{JobRow, job_columns};
 use crate::store::lease::Lease;
 use crate::store::transitions::{Transition, TransitionRow};
 use crate::store::{Error, Front, Store};
+use crate::trace::TraceParent;
 
 /// The formats that this build writes.
 fn known_formats() -> Vec<&'static str> {
@@ -193,6 +194,25 @@ impl Store {
         };
         conn.give_back();
         Ok(claimed)
+    }
+
+    /// Says where a claimed job belongs in a trace, if nothing was said of that.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn begin_trace(&self, lease: &Lease, place: TraceParent) -> Result<(), Error> {
+        let mut conn = self.connection().await?;
+        sqlx::query(
+            "-- store.queue.begin_trace
+             update exports set traceparent = $3 where id = $1 and lease_token = $2 and traceparent is null",
+        )
+        .bind(lease.job.id.as_uuid())
+        .bind(lease.token().as_uuid())
+        .bind(place.to_string())
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(())
     }
 
     /// Leaves a job: it is pending, failed or cancelled then. `None`: it wasn't this lease's to leave. `cause` is the attempt's error with

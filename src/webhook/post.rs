@@ -8,6 +8,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::transport::DefaultConnector;
 
 use crate::telemetry::chain;
+use crate::trace::TraceParent;
 use crate::webhook::Receiver;
 use crate::webhook::address::CheckedResolver;
 
@@ -46,7 +47,7 @@ impl Poster {
     ///
     /// # Errors
     /// With the reason why there was no answer.
-    pub(super) fn post(&self, id: &str, body: &str) -> Result<u16, String> {
+    pub(super) fn post(&self, id: &str, body: &str, trace: Option<TraceParent>) -> Result<u16, String> {
         let timestamp = chrono::Utc::now().timestamp();
         let post = self
             .agent
@@ -55,6 +56,10 @@ impl Poster {
             .header("webhook-id", id)
             .header("webhook-timestamp", timestamp.to_string())
             .header("webhook-signature", self.receiver.secrets.sign(id, timestamp, body));
+        let post = match trace {
+            Some(place) => post.header("traceparent", place.to_string()),
+            None => post,
+        };
         let mut answer = post.send(body).map_err(|why| reason(&why))?;
         // The status is what counts, however the rest of the answer ends.
         let _ = answer.body_mut().as_reader().take(ANSWER_BYTES).read_to_end(&mut Vec::new());

@@ -5,8 +5,20 @@ use std::path::Path;
 
 use crate::source_files::{Use, source_files, uses};
 
-const NOUNS: [&str; 11] =
-    ["broker", "database", "dataset", "event", "file", "job", "key", "manifest", "row", "schedule", "watermark"];
+const NOUNS: [&str; 12] = [
+    "broker",
+    "database",
+    "dataset",
+    "event",
+    "file",
+    "job",
+    "key",
+    "manifest",
+    "row",
+    "schedule",
+    "trace",
+    "watermark",
+];
 
 /// The modules that a module of the library may use, besides itself.
 fn allowed(module: &str) -> BTreeSet<&'static str> {
@@ -27,7 +39,7 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         // How to connect to the private server.
         "postgres" => &["connection", "embedded"],
         "encode" | "sink" | "broker" | "database" | "dataset" | "event" | "file" | "job" | "key" | "manifest"
-        | "row" | "schedule" | "watermark" => &[],
+        | "row" | "schedule" | "trace" | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [
@@ -47,7 +59,9 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
             return settings.into_iter().chain(NOUNS).collect();
         }
         "embedded" => return ["failpoint", "telemetry"].into(),
-        "connection" | "telemetry" | "failpoint" => return BTreeSet::new(),
+        // Where a span belongs.
+        "telemetry" => return ["trace"].into(),
+        "connection" | "failpoint" => return BTreeSet::new(),
         other => panic!("src/{other} is a new module: say here and in docs/ARCHITECTURE.md which others it may use"),
     };
     let mut others: BTreeSet<_> = own.iter().copied().chain(NOUNS).collect();
@@ -240,6 +254,7 @@ fn what_only_some_modules_name() {
         ("object_store", &["sink"]),
         ("println!", &["command"]),
         ("prometheus::", &["telemetry"]),
+        ("opentelemetry", &["telemetry"]),
     ];
     for (module, files) in code_by_module() {
         for (file, code) in files {

@@ -158,6 +158,8 @@ mod tables;
 #[cfg(test)]
 mod tls;
 #[cfg(test)]
+mod traces;
+#[cfg(test)]
 mod tracked;
 #[cfg(test)]
 mod types;

@@ -16,10 +16,12 @@ use crate::http::code::Code;
 use crate::http::input::{Key, MaybeConsumer};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
+use crate::http::traces;
 use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
 use crate::job::selection::{Condition, Operator, Selection};
 use crate::job::{After, ConsumerId, ExportType, FILE_BYTES, IdempotencyKey, Request};
 use crate::service::Service;
+use crate::trace::TraceParent;
 
 /// The most columns that a table may have.
 const MAX_COLUMNS: usize = 1_600;
@@ -29,6 +31,8 @@ const MAX_CONDITIONS: usize = 100;
 pub(crate) struct Submission<C, B> {
     pub(crate) of: C,
     pub(crate) key: Option<IdempotencyKey>,
+    /// The call's place in a trace.
+    pub(crate) trace: Option<TraceParent>,
     pub(crate) body: B,
 }
 
@@ -44,8 +48,9 @@ where
         let (mut parts, body) = request.into_parts();
         let of = C::from_request_parts(&mut parts, state).await?;
         let Key(key) = Key::from_request_parts(&mut parts, state).await?;
+        let trace = traces::place_of(&parts.headers);
         let JsonBody(body) = JsonBody::from_request(HttpRequest::from_parts(parts, body), state).await?;
-        Ok(Submission { of, key, body })
+        Ok(Submission { of, key, trace, body })
     }
 }
 
@@ -58,8 +63,8 @@ impl<C: IntoParams, B> IntoParams for Submission<C, B> {
 impl<C: Into<ConsumerId>> Submission<C, Options> {
     /// The request for an export of the type that the call's path says.
     pub(crate) fn request(self, service: &Service, export_type: ExportType) -> Result<Request, Problem> {
-        let Submission { of, key, body: Options { dataset, format, compression, max_file_bytes, after, after_sha256 } } =
-            self;
+        let Submission { of, key, trace, body } = self;
+        let Options { dataset, format, compression, max_file_bytes, after, after_sha256 } = body;
         Ok(Request {
             consumer: Some(of.into()),
             dataset: dataset_of(service, dataset)?,
@@ -70,6 +75,7 @@ impl<C: Into<ConsumerId>> Submission<C, Options> {
             after: after_of(after, after_sha256)?,
             retry_of: None,
             key,
+            trace,
         })
     }
 }
@@ -77,7 +83,7 @@ impl<C: Into<ConsumerId>> Submission<C, Options> {
 impl Submission<MaybeConsumer, NewExport> {
     /// The request for an export of any type, or for an ad-hoc one.
     pub(crate) fn request(self, service: &Service) -> Result<Request, Problem> {
-        let Submission { of: MaybeConsumer(consumer), key, body } = self;
+        let Submission { of: MaybeConsumer(consumer), key, trace, body } = self;
         body.refuse_misplaced(consumer.is_some())?;
         let NewExport {
             export_type,
@@ -109,6 +115,7 @@ impl Submission<MaybeConsumer, NewExport> {
             after: after_of(after, after_sha256)?,
             retry_of: None,
             key,
+            trace,
         })
     }
 }

@@ -140,9 +140,9 @@ async fn start<C: Into<ConsumerId>>(
 )]
 pub(crate) async fn retry(
     State(service): State<Service>,
-    Submission { of: PathJob(id), key, body: Nothing {} }: Submission<PathJob, Nothing>,
+    Submission { of: PathJob(id), key, trace, body: Nothing {} }: Submission<PathJob, Nothing>,
 ) -> Result<Response, Problem> {
-    Ok(accepted(service.retry(id, key).await?, "pending"))
+    Ok(accepted(service.retry(id, key, trace).await?, "pending"))
 }
 
 /// Submits a request. A dataset in a body is input, not the thing that the path names: an unknown one is 400, not 404.

@@ -1,0 +1,161 @@
+//! The logs; and where spans go, by the variables of OpenTelemetry's specification.
+
+use percent_encoding::percent_decode_str;
+use tracing_subscriber::filter::LevelFilter;
+use url::Url;
+
+use crate::config::Error;
+use crate::config::variables::{Variables, bad};
+use crate::telemetry::spans::{self, Sampler};
+use crate::telemetry::{Format, Settings};
+
+pub(super) fn logs(vars: &Variables) -> Result<Settings, Error> {
+    Ok(Settings {
+        level: vars.parsed("LOG_LEVEL", LevelFilter::INFO, "one of error, warn, info, debug, trace, off")?,
+        format: match vars.get("LOG_FORMAT") {
+            None => Format::for_stderr(),
+            Some("json") => Format::Json,
+            Some("pretty") => Format::Pretty,
+            Some(other) => return Err(bad("LOG_FORMAT", format!("`{other}` is neither json nor pretty"))),
+        },
+    })
+}
+
+/// Where spans go; `None`: nowhere.
+pub(super) fn spans(vars: &Variables) -> Result<Option<spans::Settings>, Error> {
+    let is_off = vars.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+        || vars.get("OTEL_TRACES_EXPORTER") == Some("none");
+    let of_traces =
+        vars.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").map(|url| ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", url, ""));
+    let of_all = vars.get("OTEL_EXPORTER_OTLP_ENDPOINT").map(|url| ("OTEL_EXPORTER_OTLP_ENDPOINT", url, "/v1/traces"));
+    let Some((name, url, path)) = of_traces.or(of_all).filter(|_| !is_off) else { return Ok(None) };
+    if !cfg!(feature = "otel") {
+        return Err(bad(name, "this program was built without otel"));
+    }
+    // It may hold a key, so no message has it.
+    let is_http = Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    if !is_http {
+        return Err(bad(name, "a URL as http://127.0.0.1:4318 is expected"));
+    }
+    let of_traces = vars.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL");
+    if let Some(other) = of_traces.or(vars.get("OTEL_EXPORTER_OTLP_PROTOCOL")).filter(|it| *it != "http/protobuf") {
+        let why = "http/protobuf alone is spoken, for which a collector mostly listens on port 4318";
+        return Err(bad("OTEL_EXPORTER_OTLP_PROTOCOL", format!("`{other}`: {why}")));
+    }
+    Ok(Some(spans::Settings {
+        endpoint: format!("{}{path}", if path.is_empty() { url } else { url.trim_end_matches('/') }),
+        headers: pairs("OTEL_EXPORTER_OTLP_HEADERS", vars.get("OTEL_EXPORTER_OTLP_HEADERS"))?,
+        service_name: vars.get("OTEL_SERVICE_NAME").unwrap_or("cdc-export").to_owned(),
+        attributes: pairs("OTEL_RESOURCE_ATTRIBUTES", vars.get("OTEL_RESOURCE_ATTRIBUTES"))?,
+        sampler: sampler(vars)?,
+    }))
+}
+
+/// `name=value` pairs with commas between them, in which what is special is percent-encoded.
+fn pairs(name: &'static str, value: Option<&str>) -> Result<Vec<(String, String)>, Error> {
+    let parts = value.unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
+    let pair = |part: &str| {
+        let (key, value) = part.split_once('=')?;
+        let value = percent_decode_str(value.trim()).decode_utf8().ok()?.into_owned();
+        Some((key.trim().to_owned(), value)).filter(|(key, _)| !key.is_empty())
+    };
+    // The values may be keys.
+    let all: Option<Vec<_>> = parts.map(pair).collect();
+    all.ok_or_else(|| bad(name, "pairs as name=value are expected, with commas between them"))
+}
+
+fn sampler(vars: &Variables) -> Result<Sampler, Error> {
+    let name = vars.get("OTEL_TRACES_SAMPLER").unwrap_or("parentbased_always_on");
+    let own = name.strip_prefix("parentbased_");
+    let part = match own.unwrap_or(name) {
+        "always_on" => 1.0,
+        "always_off" => 0.0,
+        "traceidratio" => vars.parsed("OTEL_TRACES_SAMPLER_ARG", 1.0, "a number from 0 to 1")?,
+        _ => {
+            let known = "always_on, always_off, traceidratio, or one of these behind `parentbased_`";
+            return Err(bad("OTEL_TRACES_SAMPLER", format!("`{name}` is none of {known}")));
+        }
+    };
+    if !(0.0..=1.0).contains(&part) {
+        return Err(bad("OTEL_TRACES_SAMPLER_ARG", format!("`{part}` is not a number from 0 to 1")));
+    }
+    Ok(Sampler { part, follows_caller: own.is_some() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    const TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+    const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+    const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
+    const PART: &str = "OTEL_TRACES_SAMPLER_ARG";
+
+    fn with(values: &[(&str, &str)]) -> Variables {
+        Variables(values.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
+    fn refused(values: &[(&str, &str)]) -> String {
+        spans(&with(&[&[(ENDPOINT, "http://127.0.0.1:4318")], values].concat())).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn without_a_collector_there_are_no_spans() {
+        let there = (ENDPOINT, "http://127.0.0.1:4318");
+        for values in [
+            &[][..],
+            &[(HEADERS, "a=b"), ("OTEL_SERVICE_NAME", "x")],
+            &[there, ("OTEL_SDK_DISABLED", "TRUE")],
+            &[there, ("OTEL_TRACES_EXPORTER", "none")],
+        ] {
+            assert!(spans(&with(values)).unwrap().is_none(), "{values:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "otel")]
+    fn a_collector_is_named_for_all_signals_or_for_traces() {
+        let at = |values: &[(&str, &str)]| spans(&with(values)).unwrap().unwrap().endpoint;
+        assert_eq!(at(&[(ENDPOINT, "http://127.0.0.1:4318/")]), "http://127.0.0.1:4318/v1/traces");
+        assert_eq!(at(&[(ENDPOINT, "https://x/otlp")]), "https://x/otlp/v1/traces");
+        assert_eq!(at(&[(ENDPOINT, "http://x"), (TRACES_ENDPOINT, "http://y/in/")]), "http://y/in/");
+    }
+
+    #[test]
+    #[cfg(feature = "otel")]
+    fn what_is_said_beside_it_is_read() {
+        let found = spans(&with(&[
+            (ENDPOINT, "http://x"),
+            (HEADERS, "authorization=Bearer%20a%3D%2C, x-b = c=d ,"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=prod"),
+            (SAMPLER, "traceidratio"),
+            (PART, "0.25"),
+        ]));
+        let found = found.unwrap().unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(found.headers, [pair("authorization", "Bearer a=,"), pair("x-b", "c=d")]);
+        assert_eq!(found.attributes, [pair("deployment.environment.name", "prod")]);
+        assert_eq!(found.sampler, Sampler { part: 0.25, follows_caller: false });
+        assert!(!format!("{found:?}").contains("Bearer"));
+    }
+
+    #[test]
+    #[cfg(feature = "otel")]
+    fn what_cannot_be_is_refused_and_no_key_is_shown() {
+        for (values, says) in [
+            (&[(ENDPOINT, "127.0.0.1:4318?key=secret")][..], ENDPOINT),
+            (&[(TRACES_ENDPOINT, "grpc://u:secret@x")], TRACES_ENDPOINT),
+            (&[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], "port 4318"),
+            (&[(HEADERS, "secret")], HEADERS),
+            (&[(HEADERS, "=secret")], HEADERS),
+            (&[(HEADERS, "a=secret%ff")], HEADERS),
+            (&[(SAMPLER, "jaeger_remote")], SAMPLER),
+            (&[(SAMPLER, "parentbased_traceidratio"), (PART, "1.5")], PART),
+            (&[(SAMPLER, "traceidratio"), (PART, "half")], PART),
+        ] {
+            let why = refused(values);
+            assert!(why.contains(says) && !why.contains("secret"), "{why}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The recorder: gathers spans, and posts them to the collector from a thread of its own, so that no export waits for it. What it can't
+//! send is lost, and said.
+
+use std::collections::HashMap;
+use std::future::ready;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_http::{HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{self, SdkTracer, SdkTracerProvider};
+use ureq::Agent;
+use ureq::tls::{RootCerts, TlsConfig};
+
+use crate::telemetry::chain;
+use crate::telemetry::complaints::Complaints;
+use crate::telemetry::spans::settings::{Sampler, Settings};
+
+/// How long a post may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the process waits at its end for what is not sent yet.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much of an answer is read.
+const ANSWER_BYTES: u64 = 64 << 10;
+
+#[derive(Debug)]
+pub(super) struct Recorder {
+    pub(super) tracer: SdkTracer,
+    provider: SdkTracerProvider,
+}
+
+impl Recorder {
+    pub(super) fn flush(&self) {
+        // What fails says so itself.
+        let _ = self.provider.shutdown_with_timeout(FLUSH_TIMEOUT);
+    }
+}
+
+pub(super) fn recorder(settings: &Settings) -> Result<Recorder, String> {
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_http_client(Poster::new())
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(&settings.endpoint)
+        .with_timeout(TIMEOUT)
+        .with_headers(settings.headers.iter().cloned().collect::<HashMap<_, _>>())
+        .build()
+        .map_err(|why| chain(&why))?;
+    let attributes = settings.attributes.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+    let resource = Resource::builder_empty()
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attribute(KeyValue::new("service.instance.id", uuid::Uuid::new_v4().to_string()))
+        .with_attributes(attributes)
+        .with_service_name(settings.service_name.clone())
+        .build();
+    let provider = SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_sampler(sampler(settings.sampler))
+        .with_resource(resource)
+        .build();
+    Ok(Recorder { tracer: provider.tracer("cdc-export"), provider })
+}
+
+fn sampler(Sampler { part, follows_caller }: Sampler) -> trace::Sampler {
+    let own = trace::Sampler::TraceIdRatioBased(part);
+    if follows_caller { trace::Sampler::ParentBased(Box::new(own)) } else { own }
+}
+
+/// Posts to the collector. It blocks, which only the recorder's own thread notices.
+#[derive(Debug)]
+struct Poster {
+    agent: Agent,
+    complaints: Complaints,
+}
+
+impl Poster {
+    fn new() -> Poster {
+        // An error means that the process has a provider already, which will do.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let agent = Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_global(Some(TIMEOUT))
+            .user_agent(concat!("cdc-export/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Poster { agent: agent.into(), complaints: Complaints::default() }
+    }
+
+    fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ureq::Error> {
+        let (parts, body) = request.into_parts();
+        let mut answer = self.agent.run(Request::from_parts(parts, body.to_vec()))?;
+        let status = answer.status();
+        let read = answer.body_mut().with_config().limit(ANSWER_BYTES).read_to_vec()?;
+        if !status.is_success() {
+            self.complain(format!("it answered {status}"));
+        }
+        let mut response = Response::new(Bytes::from(read));
+        *response.status_mut() = status;
+        Ok(response)
+    }
+
+    fn complain(&self, error: String) {
+        if let Some(times) = self.complaints.due(error.clone()) {
+            tracing::warn!(event = "traces_failed", error, times, "the collector didn't take spans, which are lost");
+        }
+    }
+}
+
+impl HttpClient for Poster {
+    fn send_bytes<'l, 'f>(
+        &'l self,
+        request: Request<Bytes>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'f>>
+    where
+        'l: 'f,
+        Self: 'f,
+    {
+        let posted = self.post(request).inspect_err(|why| self.complain(chain(why)));
+        Box::pin(ready(posted.map_err(Into::into)))
+    }
+}

@@ -1,0 +1,79 @@
+//! Which trace an export belongs to: the caller's place in it, as the W3C's Trace Context has it.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A place in a trace, as the header `traceparent` says it (<https://www.w3.org/TR/trace-context/>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceParent {
+    /// The trace's id, not 0.
+    pub trace: u128,
+    /// The id of the span that others are children of, not 0.
+    pub span: u64,
+    /// Bit 0: the caller records the trace.
+    pub flags: u8,
+}
+
+/// A text that names no place in a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a traceparent")]
+pub struct NoTraceParent;
+
+impl FromStr for TraceParent {
+    type Err = NoTraceParent;
+
+    /// A later version may have more behind the flags, which is passed over, as the standard wants it.
+    fn from_str(text: &str) -> Result<TraceParent, NoTraceParent> {
+        let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let mut parts = text.split('-');
+        let mut part =
+            |digits: usize| parts.next().filter(|part| part.len() == digits && is_hex(part)).ok_or(NoTraceParent);
+        let (version, trace, span, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
+        if version == "ff" || (version == "00" && parts.next().is_some()) {
+            return Err(NoTraceParent);
+        }
+        let trace = u128::from_str_radix(trace, 16).map_err(|_| NoTraceParent)?;
+        let span = u64::from_str_radix(span, 16).map_err(|_| NoTraceParent)?;
+        let flags = u8::from_str_radix(flags, 16).map_err(|_| NoTraceParent)?;
+        if trace == 0 || span == 0 { Err(NoTraceParent) } else { Ok(TraceParent { trace, span, flags }) }
+    }
+}
+
+impl fmt::Display for TraceParent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, self.flags)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_read_and_written() {
+        let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let place: TraceParent = text.parse().unwrap();
+        assert_eq!((place.span, place.flags), (0x00f0_67aa_0ba9_02b7, 1));
+        assert_eq!(place.to_string(), text);
+        let later = format!("cc{}-what-the-future", &text[2..]);
+        assert_eq!(later.parse(), Ok(place));
+    }
+
+    #[test]
+    fn what_is_no_place_is_refused() {
+        for text in [
+            "",
+            "00",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-1",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-+0f067aa0ba902b7-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(text.parse::<TraceParent>(), Err(NoTraceParent), "{text}");
+        }
+    }
+}
