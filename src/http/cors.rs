@@ -10,7 +10,7 @@ use axum::http::uri::{Scheme, Uri};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::CorsLayer;
 
-use crate::http::REQUEST_ID;
+use crate::http::{REQUEST_ID, traces};
 
 /// How long a browser remembers that a page may call.
 const MAX_AGE: Duration = Duration::from_secs(600);
@@ -82,6 +82,7 @@ impl Origins {
                 CONSUMER,
                 KEY,
                 REQUEST_ID,
+                traces::HEADER,
             ])
             .expose_headers([
                 header::LOCATION,

@@ -1,7 +1,7 @@
 //! The span of a call: its caller's place in a trace, and what the call is below that.
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -10,7 +10,7 @@ use crate::telemetry::spans::{Kind, Span};
 use crate::trace::TraceParent;
 
 /// The header of W3C's Trace Context.
-const HEADER: &str = "traceparent";
+pub(crate) const HEADER: HeaderName = HeaderName::from_static("traceparent");
 
 /// The place in a trace that a request names. One that is not as the standard has it counts for nothing, and neither do two.
 pub(crate) fn place_of(headers: &HeaderMap) -> Option<TraceParent> {

@@ -36,7 +36,15 @@ async fn a_preflight_needs_no_key_and_a_call_does() {
         let methods = names(&answer, "access-control-allow-methods");
         assert!(["get", "head", "post", "put", "delete"].iter().all(|it| methods.contains(&it.to_string())));
         let headers = names(&answer, "access-control-allow-headers");
-        for header in ["authorization", "content-type", "range", "x-consumer-id", "idempotency-key", "x-request-id"] {
+        for header in [
+            "authorization",
+            "content-type",
+            "range",
+            "x-consumer-id",
+            "idempotency-key",
+            "traceparent",
+            "x-request-id",
+        ] {
             assert!(headers.contains(&header.to_owned()), "{header}: {headers:?}");
         }
         assert!(!answer.headers().contains_key("access-control-allow-credentials"));
