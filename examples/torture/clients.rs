@@ -113,7 +113,12 @@ impl<'w> Caller<'w> {
     }
 
     /// An answer that isn't an error of the network. What no answer may be is red here.
-    async fn call(&self, method: Method, path: &str, lane: Option<&str>) -> Option<(u16, reqwest::Response)> {
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        lane: Option<&str>,
+    ) -> Option<(u16, reqwest::Response)> {
         let mut request = self.world.http.request(method.clone(), format!("{}{path}", self.address));
         if let Some(lane) = lane {
             request = request.header("X-Consumer-ID", lane);

@@ -231,12 +231,12 @@ fn open_to_others(folder: &Path) -> Result<()> {
 }
 
 fn print_counts(counts: &Counts, time: Duration) {
-    let deaths = &counts.deaths;
+    let (deaths, posts) = (&counts.deaths, &counts.posts);
     println!(
         "{} deaths {:?}, {} zombies, {} answers to COMMIT lost, {} readers silenced
 {} more attempts whose leases were ended early, {} that ended with no fault near
 {} jobs accepted; {} completed, {} failed, {} cancelled
-{} ends told in {} posts, {} of them refused, {} held against the database at once
+{} events in {} posts; {} refused, {} dropped, {} answered late or never; {} of which the database couldn't be asked, {} of before a put-back
 {} commits of writers, {} looks of the auditor, {} replays; {:.0} s in all",
         deaths.total(),
         deaths.of,
@@ -249,10 +249,13 @@ fn print_counts(counts: &Counts, time: Duration) {
         counts.completed,
         counts.failed,
         counts.cancelled,
-        counts.heard.events,
-        counts.heard.posts,
-        counts.heard.refused,
-        counts.heard.checked,
+        posts.ids,
+        posts.tries,
+        posts.refused,
+        posts.dropped,
+        posts.late,
+        posts.unchecked,
+        posts.strays,
         counts.commits,
         counts.looks,
         counts.replays,

@@ -1,82 +1,146 @@
-//! A receiver of webhooks that is as bad as any: it fails, hangs, answers late and is away. It writes down what it was told, and asks the
-//! database at each post whether that is so.
+//! A receiver of webhooks that refuses, hangs, answers late and goes away. It holds each event that it is posted against the database,
+//! at that moment; in the end each end of an export has to have been told.
+//!
+//! What can't be checked just then is refused: the service has to tell it again.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use axum::Router;
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ring::hmac;
+use chrono::{DateTime, Utc};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use reqwest::Method;
+use ring::digest;
 use serde_json::Value;
 use sqlx::PgConnection;
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::clients::Caller;
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
 
-/// What the posts are signed with.
-const SECRET: &str = "dG9ydHVyZWQgdG9ydHVyZWQgdG9ydHVyZWQ=";
-/// The variable that has it.
+/// The variable of the secret.
 pub(crate) const SECRET_ENV: &str = "RECEIVER_SECRET";
-/// Longer than the service waits for an answer.
-const HANGS: Duration = Duration::from_secs(20);
-/// So long after the database was put back a post may tell of what was before.
-const OF_BEFORE: Duration = Duration::from_secs(40);
-/// From the end of all faults until everything is told.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// What the posts are signed with.
+const KEY: &[u8] = b"held against the torture's own";
 
-/// The receiver, as the other tasks see it.
+/// The service gives a post up after this time; what it is answered later, it doesn't hear.
+const GIVEN_UP: Duration = Duration::from_secs(15);
+/// A post is signed just before it is sent: longer ago than any stop is a mistake.
+const SIGNED_WITHIN: u64 = 60;
+/// From the time when the receiver takes everything until it has been told everything.
+const TOLD_WITHIN: Duration = Duration::from_secs(30);
+/// What is due by then comes by itself: the pause after a first try. What waits longer is asked for, since nobody waits for a day.
+const COMES_BY_ITSELF: Duration = Duration::from_secs(7);
+
+/// How a post is answered.
+#[derive(Clone, Copy)]
+enum Answer {
+    /// With 200, after this time.
+    Taken(Duration),
+    Refused,
+    /// The connection is closed instead.
+    Dropped,
+    /// With 200, when nobody listens any more.
+    Late(Duration),
+    /// Not at all, until the connection is gone.
+    Never,
+}
+
+impl Answer {
+    fn draw(random: &mut Random) -> Answer {
+        match random.below(100) {
+            0..55 => Answer::Taken(Duration::ZERO),
+            55..68 => Answer::Taken(random.millis(100, 3_000)),
+            68..82 => Answer::Refused,
+            82..92 => Answer::Dropped,
+            92..96 => Answer::Late(GIVEN_UP + random.millis(500, 5_000)),
+            _ => Answer::Never,
+        }
+    }
+}
+
+/// What the posts came to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Posts {
+    pub(crate) tries: usize,
+    /// Events among them, by their ids.
+    pub(crate) ids: usize,
+    pub(crate) refused: usize,
+    pub(crate) dropped: usize,
+    /// Answered when the service had given up, or never.
+    pub(crate) late: usize,
+    /// Refused, because the database couldn't be asked.
+    pub(crate) unchecked: usize,
+    /// Of before the database was put back, by processes that had them in hand.
+    pub(crate) strays: usize,
+}
+
+impl Posts {
+    /// Posts that were held against the database at once.
+    pub(crate) fn checked(&self) -> usize {
+        self.tries - self.unchecked - self.strays
+    }
+
+    /// Posts of events that had been posted before.
+    pub(crate) fn repeated(&self) -> usize {
+        self.tries - self.ids
+    }
+}
+
+/// What was told of a job.
+struct Event {
+    id: Uuid,
+    end: String,
+    /// How many posts of it were answered with 200 in time.
+    taken: usize,
+}
+
+#[derive(Default)]
+struct Told {
+    /// By job.
+    events: HashMap<Uuid, Event>,
+    ids: HashSet<Uuid>,
+    /// Events of a database that was put back, and doesn't know them any more.
+    forgotten: HashSet<Uuid>,
+    posts: Posts,
+}
+
+/// The receiver, and what it was told.
 pub(crate) struct Receiver {
     port: u16,
+    /// Nobody else gets the port while the receiver is away: bound, and not listened at.
+    _reserved: TcpSocket,
     told: Mutex<Told>,
-    /// Whether it is as bad as it can be.
-    is_bad: AtomicBool,
-    posts: AtomicUsize,
-    refused: AtomicUsize,
-    /// Posts of which the database was asked at once.
-    checked: AtomicUsize,
-    random: Mutex<Random>,
-    /// The era, and since when.
-    era: Mutex<(u64, Option<Instant>)>,
+    answers: Mutex<Random>,
+    /// From now on it takes everything.
+    is_tame: watch::Sender<bool>,
+    /// To the database, for what is asked at each post.
     conn: tokio::sync::Mutex<Option<PgConnection>>,
 }
 
-/// The events by their jobs and what they say: the ids under which that was told.
-#[derive(Default)]
-struct Told(BTreeMap<(Uuid, String), BTreeSet<String>>);
-
-/// What was told.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Heard {
-    pub(crate) events: usize,
-    pub(crate) posts: usize,
-    pub(crate) refused: usize,
-    pub(crate) checked: usize,
-}
-
 impl Receiver {
-    pub(crate) async fn new(seed: u64) -> Result<Receiver> {
-        // Nobody else gets the port while it is away: it is tried again.
-        let port = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
+    pub(crate) fn new(seed: u64) -> Result<Receiver> {
+        let reserved = bound(0)?;
         Ok(Receiver {
-            port,
+            port: reserved.local_addr()?.port(),
+            _reserved: reserved,
             told: Mutex::default(),
-            is_bad: AtomicBool::new(true),
-            posts: AtomicUsize::default(),
-            refused: AtomicUsize::default(),
-            checked: AtomicUsize::default(),
-            random: Mutex::new(Random::new(seed, 7_000)),
-            era: Mutex::default(),
+            answers: Mutex::new(Random::new(seed, 7_000)),
+            is_tame: watch::Sender::new(false),
             conn: tokio::sync::Mutex::default(),
         })
     }
@@ -92,163 +156,287 @@ impl Receiver {
 
     /// The variable that the file names.
     pub(crate) fn secret() -> String {
-        format!("whsec_{SECRET}")
+        format!("whsec_{}", STANDARD.encode(KEY))
     }
 
-    pub(crate) fn heard(&self) -> Heard {
-        let read = |count: &AtomicUsize| count.load(Ordering::SeqCst);
-        Heard {
-            events: locked(&self.told).0.len(),
-            posts: read(&self.posts),
-            refused: read(&self.refused),
-            checked: read(&self.checked),
+    pub(crate) fn posts(&self) -> Posts {
+        let told = locked(&self.told);
+        Posts { ids: told.ids.len(), ..told.posts.clone() }
+    }
+
+    /// The database was put back: it has jobs of these states, and of the events that it had `before` these are left. What was told of
+    /// other ends is nothing that it has to stand by.
+    pub(crate) fn put_back(
+        &self,
+        states: &HashMap<String, (String, bool)>,
+        before: HashSet<Uuid>,
+        left: &HashSet<Uuid>,
+    ) {
+        let mut told = locked(&self.told);
+        told.events.retain(|job, event| states.get(&job.to_string()).is_some_and(|(status, _)| *status == event.end));
+        told.forgotten.extend(before);
+        told.forgotten.retain(|id| !left.contains(id));
+    }
+
+    /// For so long, or for ever.
+    async fn stays(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+        if *self.is_tame.borrow() {
+            std::future::pending().await
         }
     }
 
-    /// Whether the database is the one that the posts tell of.
-    fn is_settled(&self, world: &World) -> bool {
-        let mut era = locked(&self.era);
-        if era.0 != world.era() {
-            *era = (world.era(), Some(Instant::now()));
-        }
-        era.1.is_none_or(|since| since.elapsed() > OF_BEFORE)
+    async fn tame(&self) {
+        // An error: there is no receiver any more.
+        let _ = self.is_tame.subscribe().wait_for(|is_tame| *is_tame).await;
     }
-}
 
-/// Listens, and now and then doesn't, until it is dropped.
-pub(crate) fn listen(world: Arc<World>) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        let mut random = Random::new(world.seed, 7_001);
-        loop {
-            let receiver = &world.receiver;
-            if let Ok(listener) = TcpListener::bind(("127.0.0.1", receiver.port)).await {
-                let routes = Router::new().fallback(post).with_state(Arc::clone(&world));
-                let serving = tokio::spawn(async move { axum::serve(listener, routes).await });
-                tokio::time::sleep(random.millis(3_000, 12_000)).await;
-                while !receiver.is_bad.load(Ordering::SeqCst) {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-                serving.abort();
-            }
-            tokio::time::sleep(random.millis(200, 2_000)).await;
-        }
-    })
-}
-
-async fn post(State(world): State<Arc<World>>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let receiver = &world.receiver;
-    receiver.posts.fetch_add(1, Ordering::SeqCst);
-    if let Err(why) = take(&world, &headers, &body).await {
-        world.report.red("11", format!("{why:#}: {}", String::from_utf8_lossy(&body)));
-    }
-    let drawn = locked(&receiver.random).below(100);
-    if !receiver.is_bad.load(Ordering::SeqCst) {
-        return StatusCode::NO_CONTENT;
-    }
-    let answer = match drawn {
-        0..12 => StatusCode::INTERNAL_SERVER_ERROR,
-        12..16 => StatusCode::FOUND,
-        16..22 => {
-            tokio::time::sleep(HANGS).await;
-            StatusCode::OK
-        }
-        22..40 => {
-            tokio::time::sleep(Duration::from_millis(50 * (drawn - 20))).await;
-            StatusCode::OK
-        }
-        _ => StatusCode::NO_CONTENT,
-    };
-    if !answer.is_success() {
-        receiver.refused.fetch_add(1, Ordering::SeqCst);
-    }
-    answer
-}
-
-/// Writes down what a post says, if the service signed it and it is so.
-async fn take(world: &World, headers: &HeaderMap, body: &[u8]) -> Result<()> {
-    let header = |name: &str| Ok::<_, anyhow::Error>(headers.get(name).with_context(|| name.to_owned())?.to_str()?);
-    let (id, time) = (header("webhook-id")?, header("webhook-timestamp")?);
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(SECRET)?);
-    let signed = [id.as_bytes(), b".", time.as_bytes(), b".", body].concat();
-    let tag = header("webhook-signature")?.strip_prefix("v1,").context("a signature of the first kind")?;
-    let is_signed = hmac::verify(&key, &signed, &STANDARD.decode(tag)?).is_ok();
-    anyhow::ensure!(is_signed, "an event that nobody signed");
-    let event: Value = serde_json::from_slice(body)?;
-    let said = |pointer: &str| {
-        let text = event.pointer(pointer).and_then(Value::as_str);
-        text.with_context(|| pointer.to_owned())
-    };
-    anyhow::ensure!(said("/id")? == id, "an event whose id is not the post's");
-    let (job, status): (Uuid, _) = (said("/data/jobId")?.parse()?, said("/data/status")?);
-    let word = said("/type")?.strip_prefix("cdc-export.export.").and_then(|word| word.strip_suffix(".v1"));
-    let word = word.context("a type of an export's end")?;
-    let settled_before = world.receiver.is_settled(world);
-    anyhow::ensure!(word == status || !settled_before, "a job that is {status} is told to be {word}");
-    let ids = {
-        let mut told = locked(&world.receiver.told);
-        let ids = told.0.entry((job, word.to_owned())).or_default();
-        ids.insert(id.to_owned());
-        ids.len()
-    };
-    // A job may end again after the database was put back.
-    anyhow::ensure!(ids == 1 || world.era() > 0, "told under {ids} ids");
-    let Ok(found) = look(world, job).await else { return Ok(()) };
-    if !settled_before || !world.receiver.is_settled(world) {
-        return Ok(());
-    }
-    world.receiver.checked.fetch_add(1, Ordering::SeqCst);
-    anyhow::ensure!(found.as_deref() == Some(word), "told to be {word}, and the database has it as {found:?}");
-    Ok(())
-}
-
-/// How a job stands in the database itself: a committed one without its name hasn't ended.
-async fn look(world: &World, job: Uuid) -> Result<Option<String>> {
-    let mut kept = world.receiver.conn.lock().await;
-    let mut conn = match kept.take() {
-        Some(conn) => conn,
-        None => world.cluster.connect().await?,
-    };
-    let found = sqlx::query_scalar(
-        "select case when status = 'completed' and published_at is null then 'committed' else status end from exports where id = $1",
-    )
-    .bind(job)
-    .fetch_optional(&mut conn)
-    .await?;
-    *kept = Some(conn);
-    Ok(found)
-}
-
-/// 11: with a receiver that takes everything, all is told that has ended.
-pub(crate) async fn settle(world: &World) -> Result<()> {
-    world.receiver.is_bad.store(false, Ordering::SeqCst);
-    let mut conn = world.cluster.connect().await?;
-    let begun = Instant::now();
-    // Those that failed before have pauses of up to hours, and the killed have left some that are theirs for a minute.
-    let due = "update cdc_export.deliveries set run_at = clock_timestamp() where delivered_at is null and run_at < 'infinity'";
-    sqlx::query(due).execute(&mut conn).await?;
-    loop {
-        let waiting: i64 = sqlx::query_scalar("select count(*) from cdc_export.deliveries where delivered_at is null")
-            .fetch_one(&mut conn)
+    /// What the database says of a job: its status, and whether its file has its name.
+    async fn ask(&self, world: &World, job: Uuid) -> Result<Option<(String, bool)>, sqlx::Error> {
+        let mut kept = self.conn.lock().await;
+        let mut conn = match kept.take() {
+            Some(conn) => conn,
+            None => world.cluster.connect().await?,
+        };
+        let found = sqlx::query_as("select status, published_at is not null from exports where id = $1")
+            .bind(job)
+            .fetch_optional(&mut conn)
             .await?;
-        if waiting == 0 {
-            break;
+        *kept = Some(conn);
+        Ok(found)
+    }
+}
+
+/// The ids of the events that the database knows.
+pub(crate) async fn planned(conn: &mut PgConnection) -> Result<HashSet<Uuid>> {
+    let ids: Vec<Uuid> = sqlx::query_scalar("select id from cdc_export.deliveries").fetch_all(conn).await?;
+    Ok(ids.into_iter().collect())
+}
+
+fn bound(port: u16) -> Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(([127, 0, 0, 1], port).into())?;
+    Ok(socket)
+}
+
+/// Listens and goes away by turns, until it is tame. Then it listens on.
+pub(crate) async fn listen(world: Arc<World>) -> Result<()> {
+    let receiver = &world.receiver;
+    let mut random = Random::new(world.seed, 7_001);
+    loop {
+        let listener = bound(receiver.port)?.listen(128)?;
+        tokio::select! {
+            () = accept(&world, listener) => {}
+            () = receiver.stays(random.millis(4_000, 15_000)) => {}
         }
-        if begun.elapsed() > PATIENCE {
-            world.report.red("11", format!("{waiting} events are not told {PATIENCE:?} after the last fault"));
+        world.report.announce("receiver: away");
+        tokio::select! {
+            () = receiver.tame() => {}
+            () = tokio::time::sleep(random.millis(500, 4_000)) => {}
+        }
+    }
+}
+
+/// Answers as long as this is waited for: with it end the connections.
+async fn accept(world: &Arc<World>, listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let world = Arc::clone(world);
+        connections.spawn(async move {
+            let service = service_fn(|request| answer(&world, request));
+            // An error: the sender is gone, or was left without an answer.
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+/// Takes a post in, and answers as it comes. An error: the connection is to be closed.
+async fn answer(world: &Arc<World>, request: Request<Incoming>) -> Result<Response<String>> {
+    let receiver = &world.receiver;
+    let (head, body) = request.into_parts();
+    let body = body.collect().await?.to_bytes();
+    // It was told, whether or not the sender lives to hear the answer.
+    let checked = tokio::spawn(check_post(Arc::clone(world), head.headers, body.to_vec())).await?;
+    let Some((job, id)) = checked else { return said(StatusCode::SERVICE_UNAVAILABLE) };
+    let is_tame = *receiver.is_tame.borrow();
+    let answer = if is_tame { Answer::Taken(Duration::ZERO) } else { Answer::draw(&mut locked(&receiver.answers)) };
+    {
+        let posts = &mut locked(&receiver.told).posts;
+        match answer {
+            Answer::Taken(_) => {}
+            Answer::Refused => posts.refused += 1,
+            Answer::Dropped => posts.dropped += 1,
+            Answer::Late(_) | Answer::Never => posts.late += 1,
+        }
+    }
+    match answer {
+        Answer::Taken(after) => {
+            tokio::time::sleep(after).await;
+            // The database may have been put back meanwhile.
+            if let Some(event) = locked(&receiver.told).events.get_mut(&job).filter(|event| event.id == id) {
+                event.taken += 1;
+            }
+            said(StatusCode::OK)
+        }
+        Answer::Refused => said(StatusCode::INTERNAL_SERVER_ERROR),
+        Answer::Dropped => bail!("dropped"),
+        Answer::Late(after) => {
+            tokio::select! {
+                () = tokio::time::sleep(after) => said(StatusCode::OK),
+                () = receiver.tame() => bail!("held for long enough"),
+            }
+        }
+        Answer::Never => {
+            receiver.tame().await;
+            bail!("held for long enough")
+        }
+    }
+}
+
+fn said(status: StatusCode) -> Result<Response<String>> {
+    Ok(Response::builder().status(status).body(String::new())?)
+}
+
+/// 11, of a post: it is signed, the database says the same, and it says so under one id. Returns the job and the id; `None`: it can't be
+/// taken.
+async fn check_post(world: Arc<World>, headers: HeaderMap, body: Vec<u8>) -> Option<(Uuid, Uuid)> {
+    let (receiver, era) = (&world.receiver, world.era());
+    let Post { id, job, end, status } = match Post::read(&headers, &body) {
+        Ok(post) => post,
+        Err(error) => {
+            world.report.red("11", format!("a post that is none: {error:#}: {}", String::from_utf8_lossy(&body)));
+            return None;
+        }
+    };
+    let found = receiver.ask(&world, job).await;
+    let mut told = locked(&receiver.told);
+    told.posts.tries += 1;
+    told.ids.insert(id);
+    if told.forgotten.contains(&id) {
+        told.posts.strays += 1;
+        return None;
+    }
+    let found = match found {
+        // Nobody puts the database back as long as this is locked.
+        Ok(found) if era.is_multiple_of(2) && era == world.era() => found,
+        _ => {
+            told.posts.unchecked += 1;
+            return None;
+        }
+    };
+    let is_so =
+        found.as_ref().is_some_and(|(status, is_published)| *status == end && (end != "completed" || *is_published));
+    if !is_so || status != end {
+        let line = format!("job {job} was told to be {end} when it was {found:?}; the event shows it as {status}");
+        world.report.red("11", line);
+    }
+    let event = told.events.entry(job).or_insert_with(|| Event { id, end: end.clone(), taken: 0 });
+    if event.id != id || event.end != end {
+        let line = format!("job {job} was told to be {} under {}, and to be {end} under {id}", event.end, event.id);
+        world.report.red("11", line);
+    }
+    Some((job, id))
+}
+
+/// What an event says.
+struct Post {
+    id: Uuid,
+    job: Uuid,
+    end: String,
+    /// The job's, as the event shows it.
+    status: String,
+}
+
+impl Post {
+    fn read(headers: &HeaderMap, body: &[u8]) -> Result<Post> {
+        let header = |name: &str| {
+            let value = headers.get(name).and_then(|value| value.to_str().ok());
+            value.with_context(|| format!("it has no {name}"))
+        };
+        let (id, signed_at) = (header("webhook-id")?, header("webhook-timestamp")?);
+        let due = STANDARD.encode(hmac(&[id.as_bytes(), b".", signed_at.as_bytes(), b".", body].concat()));
+        ensure!(header("webhook-signature")? == format!("v1,{due}"), "it is not signed");
+        let age = Utc::now().timestamp().abs_diff(signed_at.parse()?);
+        ensure!(age <= SIGNED_WITHIN, "it was signed {age} s off");
+
+        let event: Value = serde_json::from_slice(body)?;
+        ensure!(event["id"] == id, "its id is not its header's");
+        let end = event["type"].as_str().and_then(|name| name.strip_prefix("cdc-export.export.")?.strip_suffix(".v1"));
+        let end = end.context("its type is unknown")?.to_owned();
+        ensure!(["completed", "failed", "cancelled"].contains(&end.as_str()), "{end} is no end");
+        let text = |member: &str| event["data"][member].as_str().with_context(|| format!("it has no {member}"));
+        Ok(Post { id: id.parse()?, job: text("jobId")?.parse()?, end, status: text("status")?.to_owned() })
+    }
+}
+
+/// HMAC-SHA-256 by RFC 2104, of a key no longer than a block.
+fn hmac(text: &[u8]) -> Vec<u8> {
+    let padded = |pad: u8| {
+        let mut block = [pad; 64];
+        block.iter_mut().zip(KEY).for_each(|(byte, key)| *byte ^= key);
+        block
+    };
+    let hash = |block: [u8; 64], text: &[u8]| digest::digest(&digest::SHA256, &[&block, text].concat());
+    hash(padded(0x5c), hash(padded(0x36), text).as_ref()).as_ref().to_vec()
+}
+
+/// The receiver takes everything from now on, and is told what it has not taken yet.
+pub(crate) async fn settle(world: &World) -> Result<()> {
+    world.receiver.is_tame.send_replace(true);
+    let begun = Instant::now();
+    let mut conn = world.cluster.connect().await?;
+    let caller = Caller::new(world, world.replicas[0].address().context("it runs")?);
+    let mut asked_for = HashSet::new();
+    loop {
+        let mut left = Vec::new();
+        for status in ["pending", "dead"] {
+            let page = caller.get(&format!("/deliveries?status={status}&limit=100")).await;
+            let (_, mut page) = page.context("nothing is wrong any more")?;
+            left.extend(page["items"].as_array_mut().map(std::mem::take).context("a page has items")?);
+        }
+        let Some(first) = left.first() else { break };
+        if begun.elapsed() > TOLD_WITHIN {
+            let line =
+                format!("{} events are not delivered {TOLD_WITHIN:?} after the receiver is well: {first}", left.len());
+            world.report.red("11", line);
             return Ok(());
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    let ended: Vec<(Uuid, String)> = sqlx::query_as(
-        "select id, status from exports where status in ('failed', 'cancelled') or status = 'completed' and published_at is not null",
-    )
-    .fetch_all(&mut conn)
-    .await?;
-    let told = locked(&world.receiver.told);
-    for end in ended {
-        if !told.0.contains_key(&end) {
-            world.report.red("11", format!("nobody was told that {} is {}", end.0, end.1));
+        // The database's clock, which may be off.
+        let now: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut conn).await?;
+        for delivery in left {
+            let id = delivery["deliveryId"].as_str().context("a delivery has an id")?.to_owned();
+            let due = delivery["nextAttemptAt"].as_str().map(DateTime::parse_from_rfc3339).transpose()?;
+            if due.is_none_or(|due| due > now + COMES_BY_ITSELF) && asked_for.insert(id.clone()) {
+                caller.call(Method::POST, &format!("/deliveries/{id}/redeliver"), None).await;
+            }
         }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!("told in {:.1} s, {} events asked for again", begun.elapsed().as_secs_f64(), asked_for.len());
+    check_all(world, &mut conn).await
+}
+
+/// 11: each end was told, and taken, and nothing else.
+async fn check_all(world: &World, conn: &mut PgConnection) -> Result<()> {
+    let ended = "select id, status from exports where status in ('failed', 'cancelled') or status = 'completed' and published_at is not null";
+    let ended: HashMap<Uuid, String> = sqlx::query_as(ended).fetch_all(conn).await?.into_iter().collect();
+    let told = locked(&world.receiver.told);
+    for (job, status) in &ended {
+        match told.events.get(job) {
+            Some(event) if event.taken > 0 && event.end == *status => {}
+            Some(Event { end, taken, .. }) => {
+                world
+                    .report
+                    .red("11", format!("{job} is {status}; it was told to be {end}, and that was taken {taken} times"));
+            }
+            None => world.report.red("11", format!("nobody was told that {job} is {status}")),
+        }
+    }
+    for (job, event) in told.events.iter().filter(|(job, _)| !ended.contains_key(job)) {
+        world.report.red("11", format!("{job} was told to be {}, and has not ended", event.end));
     }
     Ok(())
 }

@@ -253,7 +253,9 @@ async fn read_log(stderr: ChildStderr, file: PathBuf, signs: Signs, report: Arc<
                 let name = event["name"].as_str().unwrap_or_default().to_owned();
                 signs.hits.send_modify(|names| names.push(name));
             }
-            Some("worker_panicked" | "maintenance_panicked" | "panic") => report.red("defect", line),
+            Some("worker_panicked" | "maintenance_panicked" | "deliveries_panicked" | "panic") => {
+                report.red("defect", line)
+            }
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 
-use crate::receiver::Heard;
+use crate::receiver::Posts;
 use crate::recorder::Deaths;
 use crate::replica::Stopped;
 
@@ -108,7 +108,7 @@ pub(crate) struct Counts {
     pub(crate) commits: usize,
     pub(crate) looks: usize,
     /// What the receiver of events was told.
-    pub(crate) heard: Heard,
+    pub(crate) posts: Posts,
     /// Replays compared with the table's history.
     pub(crate) replays: usize,
 }
@@ -127,7 +127,8 @@ impl Counts {
             ("deaths", self.deaths.total(), share(LEAST_DEATHS)),
             ("zombies", self.zombies, share(LEAST_ZOMBIES)),
             ("completed exports", self.completed, share(LEAST_COMPLETED)),
-            ("ends told and held against the database", self.heard.checked, share(LEAST_COMPLETED)),
+            ("events posted again", self.posts.repeated(), share(LEAST_COMPLETED)),
+            ("ends told and held against the database", self.posts.checked(), share(LEAST_COMPLETED)),
         ];
         let too_few = least.iter().filter(|(_, found, least)| found < least);
         too_few.map(|(what, found, least)| format!("{found} {what}, of {least} at least")).collect()

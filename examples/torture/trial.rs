@@ -128,7 +128,7 @@ impl Trial {
         let datasets = folder.join("datasets.toml");
         std::fs::write(&datasets, DATASETS)?;
         let cluster = Cluster::start_by(folder, self.clock.take()).await?;
-        let receiver = Receiver::new(self.seed).await?;
+        let receiver = Receiver::new(self.seed)?;
         let mut replicas = Vec::new();
         for index in 0..place::replicas(self.store.as_ref()) {
             replicas.push(Replica::new(index, &cluster, &place, &receiver, folder).await?);
@@ -160,7 +160,7 @@ impl Trial {
         let report = &world.report;
         // All at once: one of them migrates.
         let first = if self.failpoints.is_empty() { &self.struck } else { &self.debug };
-        let receiving = receiver::listen(Arc::clone(world));
+        let receiving = tokio::spawn(receiver::listen(Arc::clone(world)));
         let mut conn = world.cluster.connect().await?;
         shapes::make(&mut conn).await?;
         publisher::make(world).await?;
@@ -237,7 +237,7 @@ impl Trial {
             answers_lost: world.replicas.iter().map(|replica| replica.link.answers_lost()).sum(),
             commits,
             looks,
-            heard: world.receiver.heard(),
+            posts: world.receiver.posts(),
             replays: oracle.replays,
         })
     }

@@ -12,6 +12,7 @@ use crate::cluster::Reach;
 use crate::era::Delivered;
 use crate::oracle::End;
 use crate::random::Random;
+use crate::receiver;
 use crate::report::locked;
 use crate::trial::World;
 
@@ -66,6 +67,7 @@ async fn put_back(world: &World, timeline: Timeline) -> Result<()> {
     auditor::look_once(world).await?;
     let mut conn = world.cluster.connect_aside().await.context("aside, before")?;
     oracle.judge(world, &mut conn, End::OfEra).await?;
+    let events = receiver::planned(&mut conn).await?;
     world.cluster.stop().await?;
 
     world.cluster.put_back().await?;
@@ -87,6 +89,7 @@ async fn put_back(world: &World, timeline: Timeline) -> Result<()> {
     let states: HashMap<String, (String, bool)> =
         known.into_iter().map(|(id, status, _, cancelled)| (id.to_string(), (status, cancelled))).collect();
     locked(&world.ledger).put_back(&states);
+    world.receiver.put_back(&states, events, &receiver::planned(&mut conn).await?);
     world.cluster.stop().await?;
     world.era.fetch_add(1, Ordering::SeqCst);
     Ok(())
