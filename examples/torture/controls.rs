@@ -113,7 +113,7 @@ const IN_A_BUCKET: [Control; 4] = [
     },
 ];
 
-const CONTROLS: [Control; 10] = [
+const CONTROLS: [Control; 11] = [
     // What the directed scenario does by itself is no violation.
     Control { name: "nothing", breaks: None, edits: &[], scenario: Scenario::Overtaking(15) },
     // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its idle
@@ -206,6 +206,20 @@ const CONTROLS: [Control; 10] = [
     .await?;\n",
         }],
         scenario: Scenario::Usual(60),
+    },
+    // What is to be told is written in a transaction of its own: who dies between the two, or doesn't hear of the first one's commit, leaves
+    // nobody who writes it.
+    Control {
+        name: "told-apart",
+        breaks: Some("11"),
+        edits: &[Edit {
+            file: "src/store/transitions.rs",
+            text: "        let row = step(&mut tx, &self.listeners, statement).await?;\n        tx.commit().await?;\n",
+            instead: "        let row = step(&mut tx, &[], statement).await?;
+        tx.commit().await?;
+        plan_deliveries(conn.get(), &self.listeners, row.as_slice()).await?;\n",
+        }],
+        scenario: Scenario::LostAnswers(20),
     },
     // A reader that hears nothing is waited for, as long as leader and heartbeat live: its job never ends.
     Control {
