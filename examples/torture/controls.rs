@@ -126,7 +126,8 @@ const CONTROLS: [Control; 11] = [
             text: "where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null",
             instead: "where id = $1 and $2::uuid is not null and status = 'processing' and cancel_requested_at is null",
         }],
-        scenario: Scenario::Overtaking(15),
+        // It ends when it is found out, and a busy machine starts few workers in a while.
+        scenario: Scenario::Overtaking(60),
     },
     // A job that was taken over is ready later than those behind it.
     Control {
