@@ -90,8 +90,11 @@ impl RoutingKey {
     /// A routing key as the operator's file has it.
     ///
     /// # Errors
-    /// If it is too long with what stands in its places, or has other places.
+    /// If it is too long with what stands in its places, has other places, or control characters.
     pub fn new(text: &str) -> Result<RoutingKey, String> {
+        if text.contains(char::is_control) {
+            return Err("it has a control character".to_owned());
+        }
         let rest = PLACES.iter().fold(text.to_owned(), |rest, place| rest.replace(place, ""));
         if rest.contains(['{', '}']) {
             return Err(format!("its places are {}", PLACES.join(", ")));

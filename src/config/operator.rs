@@ -7,7 +7,7 @@ use crate::amqp::AddressedBroker;
 #[cfg(feature = "amqp")]
 use crate::amqp::address::NoAddress;
 use crate::config::Error;
-use crate::config::variables::{Variables, bad};
+use crate::config::variables::{Variables, bad, is_setting};
 use crate::dataset::catalog::{Catalog, Mistakes};
 use crate::webhook::Receiver;
 use crate::webhook::signature::NoSecrets;
@@ -39,7 +39,7 @@ impl Error {
 /// The catalog in this file.
 pub(super) fn read_catalog(file: &Path) -> Result<Catalog, Error> {
     let text = std::fs::read_to_string(file).map_err(|why| Error::unreadable_catalog(file, &why))?;
-    Catalog::from_toml(&text).map_err(|mistakes| Error::catalog(file, mistakes))
+    Catalog::from_toml_beside(&text, is_setting).map_err(|mistakes| Error::catalog(file, mistakes))
 }
 
 /// What a catalog names and the environment has: secrets, and addresses with passwords.

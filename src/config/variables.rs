@@ -55,10 +55,14 @@ fn settings() -> impl Iterator<Item = &'static str> {
         .filter(move |name| is_name(name))
 }
 
+/// Whether a variable is one of the service's own, which has no secret of a receiver.
+pub(super) fn is_setting(name: &str) -> bool {
+    settings().any(|setting| setting == name) || NO_SETTINGS.contains(&name)
+}
+
 /// Whether a variable of `.env` is read, by this service, for its cloud or by docker-compose.
 pub(super) fn is_read(name: &str) -> bool {
-    settings().any(|setting| setting == name)
-        || NO_SETTINGS.contains(&name)
+    is_setting(name)
         || OF_SECRETS.iter().any(|end| name.ends_with(end))
         || OF_COMPOSE.iter().chain(&OF_CLOUDS).any(|prefix| name.starts_with(prefix))
 }

@@ -4,8 +4,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::broker::{Broker, Intake, NAME_BYTES, Publication, RoutingKey};
-use crate::dataset::fault::UnknownDataset;
-use crate::dataset::listener_block::{self, List, Mistakes, Wrong, is_variable};
+use crate::dataset::listener_block::{self, Known, List, Mistakes, Wrong};
 use crate::dataset::name::is_name;
 use crate::event::Listener;
 
@@ -24,11 +23,10 @@ pub(super) struct AmqpBlock {
     consumers: Option<List>,
 }
 
-/// The brokers of a file, and all that is wrong with them. `dataset` looks a dataset up by its name, `is_taken` says whether another kind of
-/// receiver has a name.
+/// The brokers of a file, and all that is wrong with them. `is_taken` says whether another kind of receiver has a name.
 pub(super) fn read(
     blocks: Vec<Spanned<AmqpBlock>>,
-    dataset: impl Fn(&str) -> Result<(), UnknownDataset>,
+    known: &Known<'_>,
     is_taken: impl Fn(&str) -> bool,
 ) -> (Vec<Broker>, Mistakes) {
     let (mut brokers, mut mistakes) = (Vec::<Broker>::new(), Vec::new());
@@ -42,14 +40,28 @@ pub(super) fn read(
         } else if !cfg!(feature = "amqp") {
             mistakes.push((at, format!("amqp {name}: this build of cdc-export is without its feature `amqp`")));
         } else {
-            brokers.push(block.read(at, &dataset, &mut mistakes));
+            block.refuse_second_taker(&brokers, &mut mistakes);
+            brokers.push(block.read(at, known, &mut mistakes));
         }
     }
     (brokers, mistakes)
 }
 
 impl AmqpBlock {
-    fn read(self, at: usize, dataset: impl Fn(&str) -> Result<(), UnknownDataset>, mistakes: &mut Mistakes) -> Broker {
+    /// Two blocks with one queue would refuse each other's requests, by turns.
+    fn refuse_second_taker(&self, brokers: &[Broker], mistakes: &mut Mistakes) {
+        let Some(queue) = &self.queue else { return };
+        let takes = |other: &&Broker| {
+            other.url_env == *self.url_env.as_ref()
+                && other.intake.as_ref().is_some_and(|intake| intake.queue == *queue.as_ref())
+        };
+        if let Some(other) = brokers.iter().find(takes) {
+            let why = format!("amqp {} takes the requests of this queue already", other.name);
+            mistakes.push((queue.span().start, format!("amqp {}: queue: {why}", self.name.as_ref())));
+        }
+    }
+
+    fn read(self, at: usize, known: &Known<'_>, mistakes: &mut Mistakes) -> Broker {
         let name = self.name.as_ref().clone();
         let mut wrong = |at: usize, member: &str, why: &str| {
             mistakes.push((at, format!("amqp {name}: {member}: {why}")));
@@ -58,16 +70,14 @@ impl AmqpBlock {
             let why = "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected";
             wrong(self.name.span().start, "name", why);
         }
-        if !is_variable(self.url_env.as_ref()) {
-            let why = "the name of a variable is expected, not the address, which has a password";
-            wrong(self.url_env.span().start, "url_env", why);
-        }
+        let is_no = "the address, which has a password";
+        listener_block::check_variable("url_env", &self.url_env, is_no, known, &mut wrong);
         if self.exchange.is_none() && self.queue.is_none() {
             let why = "events go to an exchange, requests come from a queue: name one of them, or both";
             wrong(at, "exchange", why);
         }
         let events = listener_block::events(self.events.as_ref(), &mut wrong);
-        let datasets = listener_block::datasets(self.datasets, dataset, &mut wrong);
+        let datasets = listener_block::datasets(self.datasets, known, &mut wrong);
         let consumers = listener_block::consumers(self.consumers.as_ref(), &mut wrong);
         if let Some(list) = self.events.as_ref().filter(|_| self.exchange.is_none()) {
             wrong(list.span().start, "events", "it goes with `exchange`");
@@ -84,6 +94,12 @@ impl AmqpBlock {
                 })
             }
         };
+        if let (Some(exchange), Some(dead)) = (&self.exchange, &self.dead_letter_exchange)
+            && exchange.as_ref() == dead.as_ref()
+        {
+            let why = "it is `exchange`: whoever hears of events would get the refused requests, too";
+            wrong(dead.span().start, "dead_letter_exchange", why);
+        }
         let publication = self.exchange.map(|exchange| Publication {
             listener: Listener { name: name.clone(), events, datasets: datasets.clone(), consumers: consumers.clone() },
             exchange: checked("exchange", exchange, &mut wrong),
@@ -115,6 +131,9 @@ impl AmqpBlock {
 fn checked(member: &str, name: Spanned<String>, wrong: Wrong<'_>) -> String {
     if !(1..=NAME_BYTES).contains(&name.as_ref().len()) {
         wrong(name.span().start, member, &format!("a name of 1 to {NAME_BYTES} bytes is expected"));
+    }
+    if name.as_ref().contains(char::is_control) {
+        wrong(name.span().start, member, "it has a control character");
     }
     name.into_inner()
 }
@@ -210,5 +229,51 @@ exchange = \"e\"
             assert!(line.starts_with(expected), "{line}");
         }
         assert!(!found.contains("secret@"), "{found}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_before_it_is_tried() {
+        let text = "[[amqp]]
+name = \"a\"
+url_env = \"DATABASE_URL\"
+exchange = \"e\"
+[[amqp]]
+name = \"b\"
+url_env = \"R\"
+exchange = \"e\"
+queue = \"q\"
+dead_letter_exchange = \"e\"
+[[amqp]]
+name = \"c\"
+url_env = \"R\"
+queue = \"q\"
+dead_letter_exchange = \"d\\u0000\"
+[[amqp]]
+name = \"d\"
+url_env = \"OTHER\"
+exchange = \"e\\n\"
+routing_key = \"k\\t\"
+queue = \"q\"
+dead_letter_exchange = \"d\"
+[[webhook]]
+name = \"hook\"
+url = \"https://a.example/\"
+secret_env = \"DATABASE_URL\"
+";
+        let is_setting = |name: &str| name == "DATABASE_URL";
+        let found = Catalog::from_toml_beside(&format!("{ORDERS}{text}"), is_setting).unwrap_err().to_string();
+        let expected = [
+            "line 29: webhook hook: secret_env: DATABASE_URL is a setting of the service",
+            "line 6: amqp a: url_env: DATABASE_URL is a setting of the service",
+            "line 13: amqp b: dead_letter_exchange: it is `exchange`",
+            "line 17: amqp c: queue: amqp b takes the requests of this queue already",
+            "line 18: amqp c: dead_letter_exchange: it has a control character",
+            "line 23: amqp d: routing_key: it has a control character",
+            "line 22: amqp d: exchange: it has a control character",
+        ];
+        assert_eq!(found.lines().count(), expected.len(), "{found}");
+        for (line, expected) in found.lines().zip(expected) {
+            assert!(line.starts_with(expected), "{line}");
+        }
     }
 }

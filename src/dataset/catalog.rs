@@ -12,6 +12,7 @@ use crate::broker::Broker;
 use crate::dataset::amqp_block::{self, AmqpBlock};
 use crate::dataset::dataset_block::{DatasetBlock, Lines};
 use crate::dataset::fault::{Fault, Faults, SeveralDatasets, UnknownDataset};
+use crate::dataset::listener_block::Known;
 use crate::dataset::name::hint;
 use crate::dataset::schedule_block::{self, ScheduleBlock};
 use crate::dataset::webhook_block::{self, WebhookBlock};
@@ -71,6 +72,14 @@ impl Catalog {
     /// # Errors
     /// With all that is wrong with it, as far as the text alone tells.
     pub fn from_toml(text: &str) -> Result<Catalog, Mistakes> {
+        Catalog::from_toml_beside(text, |_| false)
+    }
+
+    /// The catalog that a TOML text describes, beside the service's own variables: no secret may be in one of these.
+    ///
+    /// # Errors
+    /// With all that is wrong with it, as far as the text alone tells.
+    pub fn from_toml_beside(text: &str, is_setting: impl Fn(&str) -> bool) -> Result<Catalog, Mistakes> {
         let line = |at: usize| 1 + text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
         let file: File = toml::from_str(text)
             .map_err(|e| Mistakes(vec![(e.span().map(|span| line(span.start)), e.message().replace('\n', " "))]))?;
@@ -91,16 +100,16 @@ impl Catalog {
         if catalog.datasets.is_empty() && mistakes.is_empty() {
             mistakes.push((None, "there is no [[dataset]] in it".to_owned()));
         }
-        let (webhooks, wrong) = webhook_block::read(file.webhook, |name| catalog.named(name).map(drop));
-        catalog.webhooks = webhooks;
+        let dataset = |name: &str| catalog.named(name).map(drop);
+        let known = Known { dataset: &dataset, is_setting: &is_setting };
+        let (webhooks, wrong) = webhook_block::read(file.webhook, &known);
         mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
-        let is_webhook = |name: &str| catalog.webhooks.iter().any(|webhook| webhook.listener.name == name);
-        let (brokers, wrong) = amqp_block::read(file.amqp, |name| catalog.named(name).map(drop), is_webhook);
-        catalog.brokers = brokers;
+        let is_webhook = |name: &str| webhooks.iter().any(|webhook| webhook.listener.name == name);
+        let (brokers, wrong) = amqp_block::read(file.amqp, &known, is_webhook);
         mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
-        let (schedules, wrong) = schedule_block::read(file.schedule, |name| catalog.named(name).map(drop));
-        catalog.schedules = schedules;
+        let (schedules, wrong) = schedule_block::read(file.schedule, dataset);
         mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
+        let catalog = Catalog { webhooks, brokers, schedules, ..catalog };
         if mistakes.is_empty() { Ok(catalog) } else { Err(Mistakes(mistakes)) }
     }
 

@@ -15,8 +15,27 @@ pub(super) type Mistakes = Vec<(usize, String)>;
 /// A mistake of a block: where, of which member, and why.
 pub(super) type Wrong<'a> = &'a mut dyn FnMut(usize, &str, &str);
 
+/// What blocks of receivers are held against.
+pub(super) struct Known<'a> {
+    /// Looks a dataset up by its name.
+    pub dataset: &'a dyn Fn(&str) -> Result<(), UnknownDataset>,
+    /// Whether a variable of the environment is one of the service's own.
+    pub is_setting: &'a dyn Fn(&str) -> bool,
+}
+
+/// Refuses what can't be the variable that has a secret. `is_no` is what somebody may have written in its place.
+pub(super) fn check_variable(member: &str, name: &Spanned<String>, is_no: &str, known: &Known<'_>, wrong: Wrong<'_>) {
+    let at = name.span().start;
+    if !is_variable(name.as_ref()) {
+        wrong(at, member, &format!("the name of a variable is expected, not {is_no}"));
+    } else if (known.is_setting)(name.as_ref()) {
+        let why = format!("{} is a setting of the service: a variable of its own is expected", name.as_ref());
+        wrong(at, member, &why);
+    }
+}
+
 /// Whether a text can be the name of a variable of the environment.
-pub(super) fn is_variable(text: &str) -> bool {
+fn is_variable(text: &str) -> bool {
     let is_begun = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     is_begun && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
@@ -40,16 +59,12 @@ pub(super) fn events(list: Option<&List>, wrong: Wrong<'_>) -> Vec<Status> {
     events
 }
 
-/// The datasets that a block names; `None`: all. `dataset` looks one up by its name.
-pub(super) fn datasets(
-    list: Option<List>,
-    dataset: impl Fn(&str) -> Result<(), UnknownDataset>,
-    wrong: Wrong<'_>,
-) -> Option<Vec<String>> {
+/// The datasets that a block names; `None`: all.
+pub(super) fn datasets(list: Option<List>, known: &Known<'_>, wrong: Wrong<'_>) -> Option<Vec<String>> {
     let list = list?;
     refuse_empty("datasets", &list, wrong);
     for name in list.as_ref() {
-        if let Err(unknown) = dataset(name.as_ref()) {
+        if let Err(unknown) = (known.dataset)(name.as_ref()) {
             wrong(name.span().start, "datasets", &unknown.to_string());
         }
     }

@@ -4,8 +4,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use url::{Host, Url};
 
-use crate::dataset::fault::UnknownDataset;
-use crate::dataset::listener_block::{self, List, Mistakes, is_variable};
+use crate::dataset::listener_block::{self, Known, List, Mistakes};
 use crate::dataset::name::is_name;
 use crate::event::address::refusal;
 use crate::event::{Listener, Webhook};
@@ -26,11 +25,8 @@ pub(super) struct WebhookBlock {
     allow_private: bool,
 }
 
-/// The webhooks of a file, and all that is wrong with them. `dataset` looks one up by its name.
-pub(super) fn read(
-    blocks: Vec<Spanned<WebhookBlock>>,
-    dataset: impl Fn(&str) -> Result<(), UnknownDataset>,
-) -> (Vec<Webhook>, Mistakes) {
+/// The webhooks of a file, and all that is wrong with them.
+pub(super) fn read(blocks: Vec<Spanned<WebhookBlock>>, known: &Known<'_>) -> (Vec<Webhook>, Mistakes) {
     let (mut webhooks, mut mistakes) = (Vec::<Webhook>::new(), Vec::new());
     for block in blocks {
         let (at, block) = (block.span().start, block.into_inner());
@@ -38,13 +34,13 @@ pub(super) fn read(
             mistakes.push((at, format!("webhook {}: there is a webhook of this name already", block.name.as_ref())));
             continue;
         }
-        webhooks.push(block.read(&dataset, &mut mistakes));
+        webhooks.push(block.read(known, &mut mistakes));
     }
     (webhooks, mistakes)
 }
 
 impl WebhookBlock {
-    fn read(self, dataset: impl Fn(&str) -> Result<(), UnknownDataset>, mistakes: &mut Mistakes) -> Webhook {
+    fn read(self, known: &Known<'_>, mistakes: &mut Mistakes) -> Webhook {
         let name = self.name.as_ref().clone();
         let mut wrong = |at: usize, member: &str, why: &str| {
             mistakes.push((at, format!("webhook {name}: {member}: {why}")));
@@ -57,12 +53,9 @@ impl WebhookBlock {
             wrong(self.url.span().start, "url", &why);
             String::new()
         });
-        if !is_variable(self.secret_env.as_ref()) {
-            let why = "the name of a variable is expected, not the secret";
-            wrong(self.secret_env.span().start, "secret_env", why);
-        }
+        listener_block::check_variable("secret_env", &self.secret_env, "the secret", known, &mut wrong);
         let events = listener_block::events(self.events.as_ref(), &mut wrong);
-        let datasets = listener_block::datasets(self.datasets, dataset, &mut wrong);
+        let datasets = listener_block::datasets(self.datasets, known, &mut wrong);
         let consumers = listener_block::consumers(self.consumers.as_ref(), &mut wrong);
         Webhook {
             listener: Listener { name, events, datasets, consumers },
@@ -76,6 +69,10 @@ impl WebhookBlock {
 /// An address that events may be posted to, as a browser would write it: whoever posts there doesn't read it in another way. No message quotes
 /// it, since it may have a token in its path.
 fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<String, String> {
+    // The parser would leave them out.
+    if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        return Err("it has a space or a control character".to_owned());
+    }
     let url =
         Url::parse(text).map_err(|_| "an address such as https://example.com/hooks/cdc is expected".to_owned())?;
     match url.scheme() {
@@ -201,6 +198,8 @@ secret_env = \"B\"
             "https://a.example/#x",
             "file:///etc/passwd",
             "https://a:0/",
+            "https://a.example/hooks\\tcdc",
+            "https://a.example/ ",
             "https://10.0.0.1/",
             "https://[::1]/",
             "https://169.254.169.254/",
