@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::config::{CatalogFile, Config};
+use crate::config::{self, CatalogFile, Config};
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Operation, Table};
 use crate::postgres::Database;
@@ -76,7 +76,13 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
                 [one] => outln!("1 dataset fits its table: {one}")?,
                 all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", "))?,
             }
-            refuse_faults(config, file, Faults(faults))
+            let missing = config.secrets.missing();
+            if !faults.is_empty() {
+                missing.iter().for_each(|why| eprintln!("cdc-export: {why}"));
+            }
+            refuse_faults(config, file, Faults(faults))?;
+            // With these the service doesn't start.
+            if missing.is_empty() { Ok(()) } else { Err(config::Error::no_secrets(file, &missing).into()) }
         }
         Datasets::List => list(config, database).await,
         Datasets::Add { table } => {

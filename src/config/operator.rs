@@ -56,6 +56,14 @@ pub struct Secrets {
     pub missing_to_ask: Vec<String>,
 }
 
+impl Secrets {
+    /// What is wrong with any of them, each once.
+    pub fn missing(&self) -> Vec<String> {
+        let also = self.missing_to_ask.iter().filter(|why| !self.missing_to_tell.contains(why));
+        self.missing_to_tell.iter().chain(also).cloned().collect()
+    }
+}
+
 /// What a catalog names and the environment has.
 pub(super) fn secrets(vars: &Variables, catalog: &Catalog) -> Secrets {
     let mut found = Secrets::default();
