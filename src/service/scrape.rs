@@ -124,7 +124,8 @@ impl Figures {
             gauges.set(&metrics::UNACKNOWLEDGED_EXPORTS, &[consumer.as_str(), dataset], *exports as f64);
             gauges.set(&metrics::UNACKNOWLEDGED, &[consumer.as_str(), dataset], *seconds);
         }
-        for OpenDeliveries { endpoint, pending, dead } in undelivered {
+        for OpenDeliveries { endpoint, pending, dead, oldest_seconds } in undelivered {
+            gauges.set(&metrics::DELIVERIES_OLDEST, &[endpoint], *oldest_seconds);
             for (status, count) in [(DeliveryStatus::Pending, *pending), (DeliveryStatus::Dead, *dead)] {
                 gauges.set(&metrics::DELIVERIES_OPEN, &[endpoint, status.as_str()], count as f64);
             }

@@ -110,6 +110,8 @@ pub struct OpenDeliveries {
     pub pending: i64,
     /// Those that are not tried any more.
     pub dead: i64,
+    /// Seconds since the event of the oldest pending one was made; 0 where none is pending.
+    pub oldest_seconds: f64,
 }
 
 /// Writes down, in the transaction that ends these exports, who is to be told.
@@ -288,7 +290,7 @@ impl Store {
         row.map(Delivery::try_from).transpose()
     }
 
-    /// How many deliveries to each of these receivers wait or are dead, where there are any.
+    /// How many deliveries to each of these receivers wait, and for how long, or are dead, where there are any.
     ///
     /// # Errors
     /// If the database fails.
@@ -296,7 +298,9 @@ impl Store {
         let mut conn = self.connection().await?;
         let open = sqlx::query_as(
             "-- store.deliveries.open
-             select endpoint, count(*) filter (where run_at < 'infinity') as pending, count(*) filter (where run_at = 'infinity') as dead
+             select endpoint, count(*) filter (where run_at < 'infinity') as pending, count(*) filter (where run_at = 'infinity') as dead,
+               coalesce(greatest(extract(epoch from clock_timestamp() - min(created_at) filter (where run_at < 'infinity')), 0), 0)::float8
+                 as oldest_seconds
              from cdc_export.deliveries where endpoint = any($1) and delivered_at is null group by endpoint",
         )
         .bind(endpoints)

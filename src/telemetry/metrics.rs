@@ -133,6 +133,12 @@ pub const DELIVERIES_OPEN: Metric = metric(
     &["endpoint", "status"],
     "Events that a receiver has not taken: pending ones are tried again, dead ones are not.",
 );
+/// For how long.
+pub const DELIVERIES_OLDEST: Metric = metric(
+    "cdc_export_deliveries_oldest_seconds",
+    &["endpoint"],
+    "Since the oldest event was made that a receiver has not taken and is told again; 0 where there is none.",
+);
 /// Consumers that need a full export.
 pub const POSITIONS_GIVEN_UP: Metric = metric(
     "cdc_export_positions_given_up",
