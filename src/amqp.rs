@@ -9,6 +9,8 @@ mod connection;
 mod intake;
 mod outlet;
 mod publish;
+mod refused;
+mod waiting;
 
 use serde_json::Value;
 use tokio::task::JoinSet;

@@ -63,9 +63,9 @@ pub enum Outcome {
     Accepted,
     /// It can't be met, as long as it is as it is: the problem, as the API would say it.
     Refused(Value),
-    /// It can't be met now: the problem, as the API would say it.
+    /// It can't be met now, and perhaps it can soon: the problem, as the API would say it.
     Deferred(Value),
-    /// The service failed: the problem, as the API would say it.
+    /// The service failed, or can't use its dataset's table, which may last: the problem, as the API would say it.
     Failed(Value),
 }
 

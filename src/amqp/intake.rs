@@ -7,26 +7,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::SelectAll;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Connection};
-use serde_json::{Value, json};
+use lapin::{Channel, Connection, Consumer};
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::amqp::PERSISTENT;
 use crate::amqp::address::Address;
 use crate::amqp::connection::{CALL_TIMEOUT, Connector, within};
 use crate::amqp::outlet::Outlet;
+use crate::amqp::refused;
+use crate::amqp::waiting::{AT_ONCE, Waiting};
 use crate::broker::{Intake, Message, Outcome};
 use crate::failpoint;
 use crate::telemetry::complaints::Complaints;
 use crate::telemetry::{chain, metrics};
 
-/// How many requests a process has in its hands at a time.
-const AT_ONCE: u16 = 8;
 /// How long it rests after the connection was lost.
 const POLL: Duration = Duration::from_secs(1);
 /// The first pause before a request is tried again that can't be met now, and the longest: each is twice as long as the one before.
@@ -35,16 +35,11 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const TRIES: u32 = 5;
 /// How long requests have to be done with after a stop. Those that aren't are delivered again.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// The most bytes of a problem in a header, and about the most of the other headers beside it: all of them have to go into one frame, which
-/// has 128 KiB where nobody has set it.
-const HEADER_BYTES: (usize, usize) = (8 << 10, 64 << 10);
 
 /// The header of a message that names the consumer, in any case of letters.
 const CONSUMER: &str = "x-consumer-id";
-/// The header of a refused message that says why.
-const PROBLEM: &str = "cdc-export-problem";
-/// Headers by which a broker sends a message to further queues.
-const COPIES: [&str; 2] = ["CC", "BCC"];
+/// The argument of a consumer that all queues know but streams.
+const PRIORITY: &str = "x-priority";
 
 /// Makes an export of a message.
 pub type Submit = Arc<dyn Fn(Arc<Intake>, Message) -> BoxFuture<'static, Outcome> + Send + Sync>;
@@ -93,22 +88,28 @@ impl Requests {
     /// If the connection is lost, or can't be made.
     async fn take_all(&self, shutdown: &CancellationToken) -> Result<(), String> {
         let Some(opened) = shutdown.run_until_cancelled(self.open()).await else { return Ok(()) };
-        let (connection, channel, mut messages) = opened?;
+        let (connection, channel, first) = opened?;
         tracing::info!(event = "queue_opened", endpoint = &*self.name, queue = self.intake.queue);
+        let (mut messages, waiting) = (SelectAll::from_iter([first]), Waiting::new(Arc::clone(&self.name)));
         let mut in_hand = JoinSet::new();
         loop {
+            let places = messages.len() * usize::from(AT_ONCE);
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 message = messages.next() => {
                     let message = message.ok_or("the queue is gone")?.map_err(|error| chain(&error))?;
-                    let (requests, shutdown) = (self.clone(), shutdown.clone());
-                    in_hand.spawn(async move { requests.take(message, &shutdown).await });
+                    let (requests, waiting, shutdown) = (self.clone(), Arc::clone(&waiting), shutdown.clone());
+                    in_hand.spawn(async move { requests.take(message, &waiting, &shutdown).await });
                 }
                 Some(done) = in_hand.join_next() => done.map_err(|panicked| chain(&panicked))??,
+                // A consumer's number of messages stays what it was at its begin.
+                () = waiting.outgrows(places) => messages.push(self.consume(&channel).await?),
             }
         }
         let ended = async {
-            let _ = channel.basic_cancel(messages.tag(), BasicCancelOptions::default()).await;
+            for consumer in &messages {
+                let _ = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
+            }
             while in_hand.join_next().await.is_some() {}
             let _ = connection.close(200, "it stops".into()).await;
         };
@@ -116,37 +117,62 @@ impl Requests {
         Ok(())
     }
 
-    async fn open(&self) -> Result<(Connection, Channel, lapin::Consumer), String> {
+    async fn open(&self) -> Result<(Connection, Channel, Consumer), String> {
         // Before a request is refused that has nowhere to go.
         self.refused.lock().await.open().await?;
         let connection = self.connector.connect().await?;
-        let queue = &self.intake.queue;
-        let (channel, messages) = within(CALL_TIMEOUT, &format!("the queue {queue}"), async {
+        let channel = within(CALL_TIMEOUT, "a channel", async {
             let channel = connection.create_channel().await?;
             channel.basic_qos(AT_ONCE, BasicQosOptions::default()).await?;
-            let options = BasicConsumeOptions::default();
-            let messages =
-                channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default()).await?;
-            Ok((channel, messages))
+            Ok(channel)
         })
         .await?;
+        let messages = self.consume(&channel).await?;
         Ok((connection, channel, messages))
+    }
+
+    /// Begins to take messages, [`AT_ONCE`] more than before.
+    async fn consume(&self, channel: &Channel) -> Result<Consumer, String> {
+        let queue = self.intake.queue.as_str();
+        let options = BasicConsumeOptions::default();
+        // The priority that it has anyway. A stream knows none, and refuses it: nothing else tells one before it has brought a message.
+        let mut arguments = FieldTable::default();
+        arguments.insert(PRIORITY.into(), AMQPValue::LongInt(0));
+        let consumer = channel.basic_consume(queue.into(), "".into(), options, arguments);
+        within(CALL_TIMEOUT, &format!("the queue {queue}"), consumer).await.map_err(|why| {
+            let is_stream = why.contains(PRIORITY);
+            if is_stream { format!("it is a stream, which keeps what is acknowledged: {why}") } else { why }
+        })
     }
 
     /// Makes an export of a message, or lays it where refused ones go.
     ///
     /// # Errors
     /// If the connection is lost. The broker delivers the message again.
-    async fn take(&self, mut delivery: Delivery, shutdown: &CancellationToken) -> Result<(), String> {
+    async fn take(
+        &self,
+        mut delivery: Delivery,
+        waiting: &Arc<Waiting>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), String> {
         let message = message_of(&mut delivery);
-        let mut pause = PAUSES.0;
+        let (mut pause, mut waits) = (PAUSES.0, None);
         for tries in 1.. {
+            let Some(turn) = shutdown.run_until_cancelled(waiting.turn()).await else { return Ok(()) };
             let outcome = (self.submit)(Arc::clone(&self.intake), message.clone()).await;
             failpoint!("amqp.submitted", Ok(()));
+            drop(turn);
             let why = match outcome {
                 Outcome::Accepted => return self.done(&delivery, "accepted").await,
                 Outcome::Failed(problem) if tries < TRIES => self.deferred(&problem),
                 Outcome::Deferred(problem) => self.deferred(&problem),
+                Outcome::Refused(_) if tries == 1 && refused::was_refused(&delivery.properties) => {
+                    pause = PAUSES.1;
+                    let exchange = &self.intake.dead_letter_exchange;
+                    format!(
+                        "a refused request came back to its queue, and waits: does the exchange {exchange} lead there?"
+                    )
+                }
                 Outcome::Refused(problem) | Outcome::Failed(problem) => {
                     match self.lay_aside(&delivery, &message, problem).await {
                         Ok(()) => return self.done(&delivery, "refused").await,
@@ -155,6 +181,7 @@ impl Requests {
                 }
             };
             self.complain(why);
+            waits.get_or_insert_with(|| waiting.add(message.body.len()));
             if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return Ok(());
             }
@@ -170,12 +197,15 @@ impl Requests {
 
     /// Publishes a message with the problem to where refused ones go.
     async fn lay_aside(&self, delivery: &Delivery, message: &Message, problem: Value) -> Result<(), String> {
-        let problem = shortened(problem);
-        let properties = with_problem(&delivery.properties, &problem);
-        let refused = self.refused.lock().await;
-        refused.open().await?;
-        refused.publish(delivery.routing_key.as_str(), &message.body, properties).await?;
-        tracing::warn!(event = "request_refused", endpoint = &*self.name, messageId = message.id, problem);
+        let problem = refused::shortened(problem);
+        let outlet = self.refused.lock().await;
+        outlet.open().await?;
+        let properties = refused::with_problem(&delivery.properties, &problem, outlet.frame_bytes());
+        outlet.publish(delivery.routing_key.as_str(), &message.body, properties).await?;
+        // One that goes round is complained of in another way.
+        if !refused::was_refused(&delivery.properties) {
+            tracing::warn!(event = "request_refused", endpoint = &*self.name, messageId = message.id, problem);
+        }
         Ok(())
     }
 
@@ -214,63 +244,4 @@ fn text_of(value: &AMQPValue) -> Vec<u8> {
         AMQPValue::ByteArray(bytes) => bytes.as_slice().to_vec(),
         _ => Vec::new(),
     }
-}
-
-/// A problem as a header has it: without the jobs of `out_of_step`, which may be many, and without the end of what is too long.
-fn shortened(mut problem: Value) -> String {
-    if let Some(members) = problem.as_object_mut() {
-        members.remove("jobs");
-    }
-    let text = problem.to_string();
-    if text.len() <= HEADER_BYTES.0 {
-        return text;
-    }
-    let detail = problem["detail"].as_str().unwrap_or_default();
-    let detail: String = detail.chars().take(1_000).collect();
-    let members = ["type", "title", "status", "code"].map(|name| (name.to_owned(), problem[name].clone()));
-    let members = members.into_iter().chain([("detail".to_owned(), json!(detail))]);
-    Value::Object(members.collect()).to_string()
-}
-
-/// A message's properties, with the problem among its headers.
-fn with_problem(of: &BasicProperties, problem: &str) -> BasicProperties {
-    let mut headers = FieldTable::default();
-    // About their size, or more.
-    if format!("{:?}", of.headers()).len() <= HEADER_BYTES.1 {
-        for (name, value) in of.headers().iter().flat_map(FieldTable::inner) {
-            // As a broker does that dead-letters a message.
-            if !COPIES.contains(&name.as_str()) {
-                headers.insert(name.clone(), value.clone());
-            }
-        }
-    }
-    headers.insert(PROBLEM.into(), AMQPValue::LongString(problem.into()));
-    // Without what would take it from the queue of refused ones in time, and without the name of who published it, which a broker holds
-    // against who publishes now.
-    let mut properties = BasicProperties::default().with_headers(headers).with_delivery_mode(PERSISTENT);
-    if let Some(value) = of.content_type() {
-        properties = properties.with_content_type(value.clone());
-    }
-    if let Some(value) = of.content_encoding() {
-        properties = properties.with_content_encoding(value.clone());
-    }
-    if let Some(value) = of.message_id() {
-        properties = properties.with_message_id(value.clone());
-    }
-    if let Some(value) = of.correlation_id() {
-        properties = properties.with_correlation_id(value.clone());
-    }
-    if let Some(value) = of.reply_to() {
-        properties = properties.with_reply_to(value.clone());
-    }
-    if let Some(value) = of.app_id() {
-        properties = properties.with_app_id(value.clone());
-    }
-    if let Some(value) = of.kind() {
-        properties = properties.with_type(value.clone());
-    }
-    if let Some(value) = of.timestamp() {
-        properties = properties.with_timestamp(*value);
-    }
-    properties
 }

@@ -89,6 +89,13 @@ impl Outlet {
         }
     }
 
+    /// How many bytes a frame may have, and so all of a message but its body.
+    pub(super) fn frame_bytes(&self) -> usize {
+        let most = self.now_open().map(|open| open.connection.configuration().frame_max());
+        // 0 is no bound.
+        most.filter(|bytes| *bytes > 0).map_or(usize::MAX, |bytes| bytes as usize)
+    }
+
     /// Leaves a connection for a new one, unless it is blocked: it says when it goes on, while a new one wouldn't know that it is, and each
     /// message would be tried to find out.
     fn give_up(&self, failed: &Arc<Open>) {

@@ -23,6 +23,12 @@ pub async fn take_message(service: &Service, intake: &Intake, message: Message) 
     let taken = AssertUnwindSafe(take(service, intake, message)).catch_unwind().await;
     match taken.unwrap_or_else(|panic| Err(problem::of_panic(panic.as_ref()))) {
         Ok(()) => Outcome::Accepted,
+        // About this request's dataset: others are met meanwhile, and it would wait for as long as nobody changes the file or the table.
+        Err(problem) if problem.is(Code::DatasetMismatch) => Outcome::Failed(json!(problem)),
+        // Or about the database, which may have gone in the middle.
+        Err(problem) if problem.is(Code::TableUnreadable) && service.ping().await.is_ok() => {
+            Outcome::Failed(json!(problem))
+        }
         // What may be otherwise in a moment, whatever the message.
         Err(problem) if matches!(problem.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => {
             Outcome::Deferred(json!(problem))

@@ -70,6 +70,10 @@ impl Problem {
         self.code.status()
     }
 
+    pub(crate) fn is(&self, code: Code) -> bool {
+        self.code == code
+    }
+
     #[cfg(test)]
     pub(crate) fn code(&self) -> &'static str {
         self.code.as_str()

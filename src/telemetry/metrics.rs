@@ -56,6 +56,11 @@ const AMQP_REQUESTS: Metric = metric(
     &["endpoint", "outcome"],
     "Requests from a broker's queue that this process took: accepted, refused and laid aside, or deferred, which is counted at each try.",
 );
+const AMQP_WAITING: Metric = metric(
+    "cdc_export_amqp_requests_waiting",
+    &["endpoint"],
+    "Requests from a broker's queue that this process has, and that wait to be tried again or to be laid aside.",
+);
 const SCHEDULE_SLOTS: Metric = metric(
     "cdc_export_schedule_slots_total",
     &["schedule", "outcome"],
@@ -227,6 +232,7 @@ struct Counters {
     takeovers: IntCounterVec,
     deliveries: IntCounterVec,
     amqp_requests: IntCounterVec,
+    amqp_waiting: GaugeVec,
     schedule_slots: IntCounterVec,
     change_log_max_rows: GaugeVec,
     change_log_max_age: GaugeVec,
@@ -266,6 +272,7 @@ impl Counters {
             takeovers: counter(&registry, &TAKEOVERS),
             deliveries: counter(&registry, &DELIVERIES),
             amqp_requests: counter(&registry, &AMQP_REQUESTS),
+            amqp_waiting: gauge(&registry, &AMQP_WAITING),
             schedule_slots: counter(&registry, &SCHEDULE_SLOTS),
             change_log_max_rows: gauge(&registry, &CHANGE_LOG_MAX_ROWS),
             change_log_max_age: gauge(&registry, &CHANGE_LOG_MAX_AGE),
@@ -339,6 +346,12 @@ pub fn init_amqp_requests(endpoint: &str) {
     for outcome in ["accepted", "refused", "deferred"] {
         COUNTERS.amqp_requests.with_label_values(&[endpoint, outcome]);
     }
+    amqp_requests_wait(endpoint, 0.0);
+}
+
+/// Adds to how many requests from a broker's queue wait.
+pub fn amqp_requests_wait(endpoint: &str, more: f64) {
+    COUNTERS.amqp_waiting.with_label_values(&[endpoint]).add(more);
 }
 
 /// Counts a request from a broker's queue by what became of it.
