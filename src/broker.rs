@@ -50,6 +50,8 @@ pub struct Message {
     pub id: Option<String>,
     /// The consumer, as its headers name it: none, one, or by mistake several.
     pub consumers: Vec<Vec<u8>>,
+    /// Its place in a trace, as its header says it.
+    pub traceparent: Option<Vec<u8>>,
     /// What its body is; `None`: it doesn't say.
     pub content_type: Option<String>,
     /// The body of `POST /exports`.

@@ -38,6 +38,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The header of a message that names the consumer, in any case of letters.
 const CONSUMER: &str = "x-consumer-id";
+/// The header of a message that names its place in a trace.
+const TRACE: &str = "traceparent";
 /// The argument of a consumer that all queues know but streams.
 const PRIORITY: &str = "x-priority";
 
@@ -227,10 +229,13 @@ fn message_of(delivery: &mut Delivery) -> Message {
     let body = Bytes::from(std::mem::take(&mut delivery.data));
     let properties = &delivery.properties;
     let headers = properties.headers().as_ref().map(FieldTable::inner);
-    let consumers = headers.into_iter().flatten().filter(|(name, _)| name.as_str().eq_ignore_ascii_case(CONSUMER));
+    let named = |wanted: &'static str| {
+        headers.into_iter().flatten().filter(move |(name, _)| name.as_str().eq_ignore_ascii_case(wanted))
+    };
     Message {
         id: properties.message_id().as_ref().map(|id| id.as_str().to_owned()),
-        consumers: consumers.map(|(_, value)| text_of(value)).collect(),
+        consumers: named(CONSUMER).map(|(_, value)| text_of(value)).collect(),
+        traceparent: named(TRACE).map(|(_, value)| text_of(value)).next(),
         content_type: properties.content_type().as_ref().map(|of| of.as_str().to_owned()),
         body,
     }

@@ -1,6 +1,7 @@
 //! The way of events to an exchange.
 
 use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 
 use crate::amqp::PERSISTENT;
 use crate::amqp::address::Address;
@@ -34,6 +35,14 @@ impl Way for Publishes {
             .with_message_id(event.id.to_string().into())
             .with_type(event.kind.into())
             .with_app_id("cdc-export".into());
+        let properties = match event.trace {
+            Some(place) => {
+                let mut headers = FieldTable::default();
+                headers.insert("traceparent".into(), AMQPValue::LongString(place.to_string().into()));
+                properties.with_headers(headers)
+            }
+            None => properties,
+        };
         match self.outlet.publish(&routing_key, event.body.as_bytes(), properties).await {
             Ok(()) => Answer::Taken(None),
             Err(why) => Answer::Failed(None, why),

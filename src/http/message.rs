@@ -15,6 +15,7 @@ use crate::http::exports::submission::{NewExport, Submission};
 use crate::http::exports::submit::submit;
 use crate::http::input::{CONSUMER_HEADER, KEY_HEADER, MaybeConsumer};
 use crate::http::problem::{self, Problem};
+use crate::http::traces;
 use crate::job;
 use crate::service::Service;
 
@@ -39,7 +40,7 @@ pub async fn take_message(service: &Service, intake: &Intake, message: Message) 
 }
 
 async fn take(service: &Service, intake: &Intake, message: Message) -> Result<(), Problem> {
-    let Message { id, consumers, content_type, body } = message;
+    let Message { id, consumers, traceparent, content_type, body } = message;
     let Some(id) = id else {
         let detail = "the message has no id: delivered again, it would make another export";
         return Err(Problem::bad_input(Code::IdempotencyKeyInvalid, "message-id", detail));
@@ -50,6 +51,9 @@ async fn take(service: &Service, intake: &Intake, message: Message) -> Result<()
     headers.insert(KEY_HEADER, value(id.as_bytes()));
     for consumer in consumers {
         headers.append(CONSUMER_HEADER, value(&consumer));
+    }
+    if let Some(place) = traceparent {
+        headers.insert(traces::HEADER, value(&place));
     }
     // Few who publish say it.
     let content_type = content_type.unwrap_or_else(|| "application/json".to_owned());

@@ -10,7 +10,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::amqp::broker::{Broker, Message, SERVER};
+use crate::amqp::broker::{Broker, Message, SERVER, TRACEPARENT};
 use crate::catalog::Catalog;
 use crate::harness::{Database, Service, Start, eventually, lacks};
 
@@ -111,8 +111,10 @@ async fn each_end_is_published_once_it_has_a_queue(broker: &Broker) {
     assert_eq!(event["data"], service.job(completed["jobId"].as_str().unwrap()).await);
 
     client.queue("failed", "exports", "failed.#", FieldTable::default()).await;
+    database.run(&format!("update exports set traceparent = '{TRACEPARENT}' where consumer_id = 'a'")).await;
     database.run(DUE).await;
     let [message] = client.takes("failed", 1).await.try_into().unwrap();
+    assert_eq!(message.header("traceparent").as_deref(), Some(TRACEPARENT));
     assert_eq!(Some(message.id.as_str()), refused["deliveryId"].as_str());
     all_delivered(&service, 2).await;
     service.stop().await;
@@ -275,6 +277,9 @@ async fn a_request_becomes_one_export_and_a_bad_one_is_laid_aside_with_the_probl
         (&job["status"], &job["exportType"], &job["format"]),
         (&json!("completed"), &json!("full"), &json!("ndjson"))
     );
+
+    let of_messages = "select count(*) filter (where traceparent = '".to_owned() + TRACEPARENT + "') from exports";
+    assert_eq!(database.one::<i64>(&of_messages).await, 2);
 
     // A refused one waits in its queue until it can be laid where somebody finds it.
     let bad = r#"{"exportType": "delta", "colums": ["id"]}"#;

@@ -122,6 +122,9 @@ pub(crate) struct Client {
 }
 
 /// What a message has, as a client sees it.
+/// Where each request of [`Client::asks`] belongs in a trace.
+pub(crate) const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) id: String,
@@ -194,6 +197,7 @@ impl Client {
     /// Asks for an export of a consumer.
     pub(crate) async fn asks(&self, queue: &str, id: &str, consumer: Option<&str>, body: &str) {
         let mut headers = FieldTable::default();
+        headers.insert("traceparent".into(), AMQPValue::LongString(TRACEPARENT.into()));
         if let Some(consumer) = consumer {
             headers.insert("X-Consumer-ID".into(), AMQPValue::LongString(consumer.into()));
         }
