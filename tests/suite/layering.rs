@@ -306,6 +306,36 @@ fn every_migration_has_a_number_of_its_own() {
     assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), numbers.len(), "{numbers:?}");
 }
 
+/// A release runs beside the next one, and after it again (`tests/upgrade.sh`): what it uses stays as it is. What nobody uses any more goes
+/// with the release after that, and is named here then.
+#[test]
+fn migrations_since_the_last_release_only_add() {
+    const OF_RELEASE: u32 = 27;
+    const TAKES: [&str; 8] = [
+        "drop table",
+        "drop column",
+        "drop function",
+        "drop view",
+        "rename ",
+        "set not null",
+        "alter column",
+        "add constraint",
+    ];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let mut newer = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.split_once('_').unwrap().0.parse::<u32>().unwrap() > OF_RELEASE {
+            newer += 1;
+            let text = std::fs::read_to_string(&path).unwrap();
+            let taken = TAKES.iter().find(|words| text.contains(**words));
+            assert_eq!(taken, None, "{name}");
+        }
+    }
+    assert!(newer > 0);
+}
+
 #[test]
 fn every_setting_is_in_the_example() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
