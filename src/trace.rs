@@ -10,9 +10,12 @@ pub struct TraceParent {
     pub trace: u128,
     /// The id of the span that others are children of, not 0.
     pub span: u64,
-    /// Bit 0: the caller records the trace.
+    /// Bit 0: the caller records the trace. Bit 1: the trace's id is random.
     pub flags: u8,
 }
+
+/// Others are not handed on, as the standard wants it.
+const KNOWN_FLAGS: u8 = 0b11;
 
 /// A text that names no place in a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +37,7 @@ impl FromStr for TraceParent {
         }
         let trace = u128::from_str_radix(trace, 16).map_err(|_| NoTraceParent)?;
         let span = u64::from_str_radix(span, 16).map_err(|_| NoTraceParent)?;
-        let flags = u8::from_str_radix(flags, 16).map_err(|_| NoTraceParent)?;
+        let flags = u8::from_str_radix(flags, 16).map_err(|_| NoTraceParent)? & KNOWN_FLAGS;
         if trace == 0 || span == 0 { Err(NoTraceParent) } else { Ok(TraceParent { trace, span, flags }) }
     }
 }
@@ -55,6 +58,8 @@ mod tests {
         let place: TraceParent = text.parse().unwrap();
         assert_eq!((place.span, place.flags), (0x00f0_67aa_0ba9_02b7, 1));
         assert_eq!(place.to_string(), text);
+        let flags = format!("{}ff", &text[..53]).parse::<TraceParent>().unwrap();
+        assert_eq!(flags.to_string(), format!("{}03", &text[..53]));
         let later = format!("cc{}-what-the-future", &text[2..]);
         assert_eq!(later.parse(), Ok(place));
     }

@@ -23,8 +23,11 @@ pub(super) fn logs(vars: &Variables) -> Result<Settings, Error> {
 
 /// Where spans go; `None`: nowhere.
 pub(super) fn spans(vars: &Variables) -> Result<Option<spans::Settings>, Error> {
-    let is_off = vars.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
-        || vars.get("OTEL_TRACES_EXPORTER") == Some("none");
+    let is_off = match vars.get("OTEL_TRACES_EXPORTER") {
+        None | Some("otlp") => vars.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")),
+        Some("none") => true,
+        Some(other) => return Err(bad("OTEL_TRACES_EXPORTER", format!("`{other}` is neither otlp nor none"))),
+    };
     let of_traces =
         vars.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").map(|url| ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", url, ""));
     let of_all = vars.get("OTEL_EXPORTER_OTLP_ENDPOINT").map(|url| ("OTEL_EXPORTER_OTLP_ENDPOINT", url, "/v1/traces"));
@@ -33,22 +36,41 @@ pub(super) fn spans(vars: &Variables) -> Result<Option<spans::Settings>, Error> 
         return Err(bad(name, "this program was built without otel"));
     }
     // It may hold a key, so no message has it.
-    let is_http = Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-    if !is_http {
-        return Err(bad(name, "a URL as http://127.0.0.1:4318 is expected"));
+    let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    let mut url = url.ok_or_else(|| bad(name, "a URL as http://127.0.0.1:4318 is expected"))?;
+    if !path.is_empty() {
+        url.set_path(&format!("{}{path}", url.path().trim_end_matches('/')));
     }
-    let of_traces = vars.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL");
-    if let Some(other) = of_traces.or(vars.get("OTEL_EXPORTER_OTLP_PROTOCOL")).filter(|it| *it != "http/protobuf") {
+    let of_traces = vars.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").map(|it| ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", it));
+    let of_all = vars.get("OTEL_EXPORTER_OTLP_PROTOCOL").map(|it| ("OTEL_EXPORTER_OTLP_PROTOCOL", it));
+    if let Some((name, other)) = of_traces.or(of_all).filter(|(_, it)| *it != "http/protobuf") {
         let why = "http/protobuf alone is spoken, for which a collector mostly listens on port 4318";
-        return Err(bad("OTEL_EXPORTER_OTLP_PROTOCOL", format!("`{other}`: {why}")));
+        return Err(bad(name, format!("`{other}`: {why}")));
     }
+    let headers = match vars.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") {
+        Some(headers) => headers_of("OTEL_EXPORTER_OTLP_TRACES_HEADERS", Some(headers))?,
+        None => headers_of("OTEL_EXPORTER_OTLP_HEADERS", vars.get("OTEL_EXPORTER_OTLP_HEADERS"))?,
+    };
     Ok(Some(spans::Settings {
-        endpoint: format!("{}{path}", if path.is_empty() { url } else { url.trim_end_matches('/') }),
-        headers: pairs("OTEL_EXPORTER_OTLP_HEADERS", vars.get("OTEL_EXPORTER_OTLP_HEADERS"))?,
+        endpoint: url.into(),
+        headers,
         service_name: vars.get("OTEL_SERVICE_NAME").unwrap_or("cdc-export").to_owned(),
         attributes: pairs("OTEL_RESOURCE_ATTRIBUTES", vars.get("OTEL_RESOURCE_ATTRIBUTES"))?,
         sampler: sampler(vars)?,
     }))
+}
+
+/// Pairs that a request can have as headers.
+fn headers_of(name: &'static str, value: Option<&str>) -> Result<Vec<(String, String)>, Error> {
+    let headers = pairs(name, value)?;
+    let is_name =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
+    let is_value = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if headers.iter().all(|(key, value)| is_name(key) && is_value(value)) {
+        Ok(headers)
+    } else {
+        Err(bad(name, "a header's name or value has a character that none can have"))
+    }
 }
 
 /// `name=value` pairs with commas between them, in which what is special is percent-encoded.
@@ -119,6 +141,7 @@ mod tests {
         let at = |values: &[(&str, &str)]| spans(&with(values)).unwrap().unwrap().endpoint;
         assert_eq!(at(&[(ENDPOINT, "http://127.0.0.1:4318/")]), "http://127.0.0.1:4318/v1/traces");
         assert_eq!(at(&[(ENDPOINT, "https://x/otlp")]), "https://x/otlp/v1/traces");
+        assert_eq!(at(&[(ENDPOINT, "http://x:4318?key=K")]), "http://x:4318/v1/traces?key=K");
         assert_eq!(at(&[(ENDPOINT, "http://x"), (TRACES_ENDPOINT, "http://y/in/")]), "http://y/in/");
     }
 
@@ -150,6 +173,10 @@ mod tests {
             (&[(HEADERS, "secret")], HEADERS),
             (&[(HEADERS, "=secret")], HEADERS),
             (&[(HEADERS, "a=secret%ff")], HEADERS),
+            (&[(HEADERS, "a=secret%0d%0ab:c")], HEADERS),
+            (&[("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a secret=b")], "OTLP_TRACES_HEADERS"),
+            (&[("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")], "OTLP_TRACES_PROTOCOL"),
+            (&[("OTEL_TRACES_EXPORTER", "zipkin")], "OTEL_TRACES_EXPORTER"),
             (&[(SAMPLER, "jaeger_remote")], SAMPLER),
             (&[(SAMPLER, "parentbased_traceidratio"), (PART, "1.5")], PART),
             (&[(SAMPLER, "traceidratio"), (PART, "half")], PART),

@@ -1,7 +1,7 @@
 //! The span of a call: its caller's place in a trace, and what the call is below that.
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -19,17 +19,26 @@ pub(crate) fn place_of(headers: &HeaderMap) -> Option<TraceParent> {
     place.filter(|_| named.next().is_none())
 }
 
+/// What a method that no route has is called in a span's name: a caller may send any word.
+const ANY: &str = "HTTP";
+
+fn named(method: &Method) -> &'static str {
+    const KNOWN: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS];
+    const NAMES: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"];
+    KNOWN.iter().zip(NAMES).find(|(known, _)| *known == method).map_or(ANY, |(_, name)| name)
+}
+
 /// Records a call, if calls are recorded, and names the call in its request, in the place of the caller. Whoever reads the request gets the
 /// innermost place that is known. Not of what is asked for every few seconds, such as probes and metrics, nor of the page.
 pub(crate) async fn in_a_span(path: Option<MatchedPath>, mut request: Request, next: Next) -> Response {
     let route = path.as_ref().map(MatchedPath::as_str).filter(|route| !is_open(route) && *route != "/metrics");
     let Some(route) = route else { return next.run(request).await };
-    let method = request.method().to_string();
+    let method = named(request.method());
     let span = Span::start(&format!("{method} {route}"), Kind::Server, place_of(request.headers()).as_ref());
     let Some(place) = span.place() else { return next.run(request).await };
     let name = HeaderValue::try_from(place.to_string()).expect("digits and dashes");
     request.headers_mut().insert(HEADER, name);
-    span.set("http.request.method", method);
+    span.set("http.request.method", if method == ANY { "_OTHER" } else { method });
     span.set("http.route", route.to_owned());
     let answer = span.around(next.run(request)).await;
     let status = answer.status();

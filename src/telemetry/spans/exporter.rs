@@ -49,7 +49,8 @@ pub(super) fn recorder(settings: &Settings) -> Result<Recorder, String> {
         .with_timeout(TIMEOUT)
         .with_headers(settings.headers.iter().cloned().collect::<HashMap<_, _>>())
         .build()
-        .map_err(|why| chain(&why))?;
+        // Its reason may have the URL, which may hold a key.
+        .map_err(|_| "its URL or headers can't be used".to_owned())?;
     let attributes = settings.attributes.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
     let resource = Resource::builder_empty()
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
@@ -112,6 +113,11 @@ impl Poster {
     }
 }
 
+/// Why nothing was posted, without the URL, which may hold a key.
+fn reason(error: &ureq::Error) -> String {
+    if let ureq::Error::BadUri(_) = error { "its URL can't be used".to_owned() } else { chain(error) }
+}
+
 impl HttpClient for Poster {
     fn send_bytes<'l, 'f>(
         &'l self,
@@ -121,7 +127,7 @@ impl HttpClient for Poster {
         'l: 'f,
         Self: 'f,
     {
-        let posted = self.post(request).inspect_err(|why| self.complain(chain(why)));
+        let posted = self.post(request).inspect_err(|why| self.complain(reason(why)));
         Box::pin(ready(posted.map_err(Into::into)))
     }
 }
