@@ -173,12 +173,12 @@ const CONTROLS: [Control; 11] = [
             Edit { file: "src/worker.rs", text: "        heartbeat.end().await;\n", instead: "" },
             Edit {
                 file: "src/worker.rs",
-                text: "        Ok(snapshot.commit(self.settings.lease).await?)\n",
-                instead: "        tokio::select! {
-            biased;
-            stop = heartbeat.stopped() => Err(Error::Stopped(stop)),
-            done = snapshot.commit(self.settings.lease) => Ok(done?),
-        }\n",
+                text: "            Ok(snapshot.commit(time).await?)\n",
+                instead: "            tokio::select! {
+                biased;
+                stop = heartbeat.stopped() => Err(Error::Stopped(stop)),
+                done = snapshot.commit(time) => Ok(done?),
+            }\n",
             },
             REMOVE_ON_DOUBT,
         ],
