@@ -145,7 +145,8 @@ if [[ -z ${BINARY:-} && $(id -u) == 0 ]]; then
     empty=$work/empty
     mkdir "$empty"
     cp "$native/cdc-export" "$empty/"
-    chrooted=(chroot --userspec=65534:65534 "$empty")
+    # Its path: `env -i` leaves none to look in.
+    chrooted=("$(command -v chroot)" --userspec=65534:65534 "$empty")
     expect 'version' "$(env -i "${chrooted[@]}" /cdc-export --version)" "$said"
     grep -q '^Commands:' <<<"$(env -i "${chrooted[@]}" /cdc-export --help)" || die 'no help'
     start_postgres
