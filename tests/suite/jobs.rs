@@ -49,7 +49,7 @@ async fn an_accepted_cancel_never_completes() {
     // A small export writes once, so the second write is the second export's. Each later place is reached by one export more than
     // the one before it.
     let failpoints =
-        "sink.write=sleep:10000@2,worker.staged=sleep:700@2,worker.extended=sleep:700@2,worker.commit=sleep:2000@2";
+        "sink.write=sleep:10000@2,worker.staged=sleep:2000@2,worker.extended=sleep:2000@2,worker.commit=sleep:2000@2";
     let service = Start::on(&database).with("FAILPOINTS", failpoints).service().await;
     let (job, _) = service.export("full", "a").await;
     let (files, watermark) = (service.files(), service.watermark("a").await);
