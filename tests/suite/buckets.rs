@@ -424,7 +424,7 @@ async fn a_worker_that_was_stopped_touches_nothing_when_it_wakes() {
     for bucket in buckets().await {
         let database = Database::new().await;
         add_wide_users(&database, 40_000).await;
-        let start = || bucket.start(&database).with("LEASE_SECONDS", "2");
+        let start = || bucket.start(&database).with("LEASE_SECONDS", "5");
         let sleeper = start().with("FAILPOINTS", "bucket.part=sleep:1000@2").service().await;
         let id = sleeper.submit("full", "a").await;
         sleeper.reaches("bucket.part").await;
