@@ -115,8 +115,9 @@ impl Publisher {
                 Shown::All => {}
                 Shown::NameTaken => self.with_timeout(self.store.rename_output(&record)).await?,
                 Shown::NumberTaken(number, last) => {
-                    tracing::warn!(event = "manifest_taken", jobId = %record.job, number, goesOnBehind = last);
-                    self.with_timeout(self.store.skip_to(&record, last)).await?;
+                    if self.with_timeout(self.store.skip_to(&record, last)).await? {
+                        tracing::warn!(event = "manifest_taken", jobId = %record.job, number, goesOnBehind = last);
+                    }
                 }
                 Shown::Gone | Shown::Renamed => {}
                 Shown::NotNow => return Ok(Publication::Done),

@@ -162,7 +162,7 @@ impl Store {
     }
 
     /// Records that the files have their final names and where each is, as a URL, and numbers the export among the published ones of its
-    /// lane. `None`: another process did before, or an earlier export of the lane has to be published first.
+    /// lane. `None`: another process did before or plans the manifest anew, or an earlier export of the lane has to be published first.
     ///
     /// # Errors
     /// If the database fails.
@@ -177,7 +177,9 @@ impl Store {
             "-- store.files.published
              with job as materialized (
                select e.id, e.consumer_id, e.dataset, e.lane_seq from exports e
-               where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2 and ",
+               where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
+                 -- Another plan than that of the manifest that was written has another number, or is none yet.
+                 and ($5::text is null or e.manifest = $5) and ",
             is_next!(),
             "  for update),
              numbered as (
@@ -198,7 +200,8 @@ impl Store {
         .bind(record.job.as_uuid())
         .bind(&record.name)
         .bind(places)
-        .bind(locations);
+        .bind(locations)
+        .bind(&record.manifest);
         self.transition(statement, None).await
     }
 

@@ -91,26 +91,29 @@ impl Store {
     }
 
     /// Has the lane's numbers go on behind this one, which the destination has of another export: the database was put back, and that export
-    /// is none that it knows. The manifest is to be planned anew.
+    /// is none that it knows. The manifest of this record is to be planned anew. False: another plan has taken its place already, or the
+    /// export is published or was given up.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn skip_to(&self, record: &FileRecord, number: u64) -> Result<(), Error> {
+    pub async fn skip_to(&self, record: &FileRecord, number: u64) -> Result<bool, Error> {
         let mut conn = self.connection().await?;
-        sqlx::query(
+        let skipped = sqlx::query(
             "-- store.manifests.skip_to
              with replanned as (
                update exports set manifest = null, digest = null
-               where id = $1 and status = 'completed' and published_at is null returning consumer_id, dataset)
+               where id = $1 and status = 'completed' and published_at is null and manifest = $3
+               returning consumer_id, dataset)
              update cdc_export.lanes l set last_number = $2
              from replanned r where l.consumer_id = r.consumer_id and l.dataset = r.dataset and l.last_number < $2",
         )
         .bind(record.job.as_uuid())
         .bind(number as i64)
+        .bind(&record.manifest)
         .execute(conn.get())
         .await?;
         conn.give_back();
-        Ok(())
+        Ok(skipped.rows_affected() > 0)
     }
 
     /// The text of a published export's manifest. `None`: it has none.

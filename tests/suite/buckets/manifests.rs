@@ -82,6 +82,31 @@ async fn after_a_restore_the_manifests_of_what_was_forgotten_stay() {
     }
 }
 
+/// The worker's publisher is held up before it writes the manifest, and maintenance's behind that: each finds the number taken, and the worker's
+/// finds the manifest that the other one has written under the number behind.
+#[tokio::test]
+async fn of_two_publishers_that_find_a_number_taken_one_goes_on_behind() {
+    for bucket in buckets().await {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let service = bucket.start(&database).service().await;
+        for export_type in ["full", "delta", "delta"] {
+            export(&service, export_type, "a").await;
+        }
+        service.stop().await;
+        database.run("delete from exports where number > 1; update cdc_export.lanes set last_number = 1").await;
+        let held_up = "publisher.named=sleep:5000,sink.manifest.renamed=sleep:5000@2";
+        let service = bucket.start(&database).with("FAILPOINTS", held_up).service().await;
+        let full = export(&service, "full", "a").await;
+        assert_eq!(service.events("failpoint").len(), 2, "{}", service.log());
+        assert_eq!(service.events("manifest_taken").len(), 1, "{}", service.log());
+        let manifests = bucket.manifests().await;
+        assert_eq!(manifests.len(), 4, "{manifests:?}");
+        assert_eq!((&full["number"], &manifests[3]), (&json!(4), &(key("a", 4), told(&service, &full).await)));
+        service.stop().await;
+    }
+}
+
 /// A copy that is kept by what is in the bucket alone, and one by what `pull` fetches from a service whose files are there.
 #[tokio::test]
 async fn a_bucket_is_applied_and_pulled_from() {
