@@ -46,9 +46,10 @@ pub mod demo;
 // The command line, which wires the modules.
 pub mod command;
 
-// Below both: the private server, the schema, connections, logs, and the faults that tests inject.
+// Below both: the private server, the schema, connections, logs, TLS, and the faults that tests inject.
 mod connection;
 pub mod embedded;
 pub mod failpoint;
 pub mod postgres;
 pub mod telemetry;
+pub mod tls;

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::amqp::address::Address;
 use crate::telemetry::chain;
+use crate::tls;
 
 /// How long the broker may take to answer a call, or to let somebody in.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,8 +36,7 @@ impl Connector {
         let mut slot = self.attempt.lock().await;
         slot.take_if(|(begun, _)| begun.elapsed() > ATTEMPT_TIMEOUT);
         let (_, attempt) = slot.get_or_insert_with(|| {
-            // An error means that the process has a provider already, which will do.
-            let _ = rustls::crypto::ring::default_provider().install_default();
+            tls::provide();
             let named = ConnectionProperties::default().with_connection_name("cdc-export".into());
             (Instant::now(), tokio::spawn(Connection::connect_uri(self.address.0.clone(), named)))
         });

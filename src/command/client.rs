@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 use crate::config::ApiKey;
 use crate::http::answer_from_json;
 use crate::telemetry::chain;
+use crate::tls;
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use hyper::http::{HeaderMap, Method, Request, Response, Uri, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 use uuid::Uuid;
 
@@ -224,11 +224,8 @@ impl Client {
                 "cdc-export: warning: the key goes to {server} as it is, for everybody on the way to read: use https://"
             );
         }
-        // An error means that the process has a provider already, which will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let agent = |whole: Option<Duration>| {
-            let config = Agent::config_builder()
-                .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+            let config = tls::agent()
                 .http_status_as_error(false)
                 // Another server must not get the key.
                 .max_redirects(0)

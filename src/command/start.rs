@@ -55,6 +55,6 @@ pub(super) fn block_on(task: impl Future<Output = anyhow::Result<ExitCode>>) -> 
     let done = runtime.block_on(task);
     // A thread that hangs on a dead disk or network must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(3));
-    spans::flush();
+    spans::end();
     done
 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
 use ureq::Agent;
-use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::embedded::Error;
 use crate::embedded::account::Account;
@@ -16,6 +15,7 @@ use crate::embedded::data_dir::{DataDir, LockedDataDir};
 use crate::embedded::files::HeldFolder;
 use crate::embedded::mirror::{Checksum, Mirror};
 use crate::telemetry::chain;
+use crate::tls;
 
 /// What is fetched, as the mirror numbers it, and its major version.
 const VERSION: &str = "17.11.0";
@@ -112,14 +112,11 @@ fn checksum(mirror: &Mirror, target: &str) -> Result<Checksum, String> {
 
 /// Downloads an archive, which must have this checksum.
 fn checked(url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> {
-    // An error means that the process has a provider already, which will do.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let is_https = url.starts_with("https:");
-    let agent: Agent = Agent::config_builder()
+    let agent: Agent = tls::agent()
         .https_only(is_https)
         // An http mirror is on this machine; a redirect could lead away from it.
         .max_redirects(if is_https { MAX_REDIRECTS } else { 0 })
-        .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
         .timeout_connect(Some(ANSWER_TIMEOUT))
         .timeout_recv_response(Some(ANSWER_TIMEOUT))
         .timeout_global(Some(DOWNLOAD_TIMEOUT))

@@ -23,9 +23,8 @@ pub(crate) fn place_of(headers: &HeaderMap) -> Option<TraceParent> {
 const ANY: &str = "HTTP";
 
 fn named(method: &Method) -> &'static str {
-    const KNOWN: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS];
-    const NAMES: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"];
-    KNOWN.iter().zip(NAMES).find(|(known, _)| *known == method).map_or(ANY, |(_, name)| name)
+    const KNOWN: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"];
+    KNOWN.into_iter().find(|known| method == known).unwrap_or(ANY)
 }
 
 /// Records a call, if calls are recorded, and names the call in its request, in the place of the caller. Whoever reads the request gets the

@@ -11,14 +11,14 @@ use std::time::SystemTime;
 
 use futures_util::future::Either;
 use opentelemetry::trace::{
-    FutureExt, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
-    Tracer,
+    FutureExt, SpanBuilder, SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
 };
 use opentelemetry::{Context, KeyValue, Value};
 
 use crate::telemetry::chain;
 use crate::trace::TraceParent;
 
+pub use opentelemetry::trace::SpanKind as Kind;
 pub use settings::{Sampler, Settings};
 
 /// What records spans, once it is started.
@@ -40,25 +40,12 @@ pub fn start(settings: &Settings) -> Result<(), String> {
     RECORDER.set(recorder).map_err(|_| "it was started before".to_owned())
 }
 
-/// Sends what is recorded. Blocks for as long as a collector may take at an end that others wait for.
-pub fn flush() {
+/// Sends what is recorded, and records no more. Blocks for as long as a collector may take at an end that others wait for.
+pub fn end() {
     #[cfg(feature = "otel")]
     if let Some(recorder) = RECORDER.get() {
-        recorder.flush();
+        recorder.end();
     }
-}
-
-/// What a span is to its parent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A request that another process made.
-    Server,
-    /// Work that was asked for and is done later.
-    Consumer,
-    /// Something told to another process, which may do more with it later.
-    Producer,
-    /// A step.
-    Internal,
 }
 
 /// A span that lasts until it is dropped. `None`: nothing is recorded.
@@ -149,12 +136,6 @@ pub async fn step<T, E: std::error::Error + 'static>(
 }
 
 fn begin(recorder: &Recorder, name: &str, kind: Kind, parent: &Context, begun: Option<SystemTime>) -> Context {
-    let kind = match kind {
-        Kind::Server => SpanKind::Server,
-        Kind::Consumer => SpanKind::Consumer,
-        Kind::Producer => SpanKind::Producer,
-        Kind::Internal => SpanKind::Internal,
-    };
     let builder = SpanBuilder::from_name(name.to_owned()).with_kind(kind);
     let builder = match begun {
         Some(begun) => builder.with_start_time(begun),

@@ -4,10 +4,10 @@ use std::io::Read;
 use std::time::Duration;
 
 use ureq::Agent;
-use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::transport::DefaultConnector;
 
 use crate::telemetry::chain;
+use crate::tls;
 use crate::trace::TraceParent;
 use crate::webhook::Receiver;
 use crate::webhook::address::CheckedResolver;
@@ -25,10 +25,7 @@ pub(super) struct Poster {
 
 impl Poster {
     pub(super) fn new(receiver: Receiver) -> Poster {
-        // An error means that the process has a provider already, which will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let config = Agent::config_builder()
-            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+        let config = tls::agent()
             .http_status_as_error(false)
             // A receiver that moves has to be named anew: whoever could answer in its place could send the events anywhere. A redirect is an
             // answer like any other that isn't 2xx.

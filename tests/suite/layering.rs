@@ -33,13 +33,15 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "demo" => &["store"],
         "delivery" => &["store"],
         // The ways of a delivery.
-        "amqp" | "webhook" => &["delivery", "store"],
+        "amqp" | "webhook" => &["delivery", "store", "tls"],
         "apply" => &["connection"],
         "store" | "source" => &["connection"],
         // How to connect to the private server.
         "postgres" => &["connection", "embedded"],
-        "encode" | "sink" | "broker" | "database" | "dataset" | "event" | "file" | "job" | "key" | "manifest"
-        | "row" | "schedule" | "trace" | "watermark" => &[],
+        // Buckets.
+        "sink" => &["tls"],
+        "encode" | "broker" | "database" | "dataset" | "event" | "file" | "job" | "key" | "manifest" | "row"
+        | "schedule" | "trace" | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [
@@ -58,10 +60,10 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
             ];
             return settings.into_iter().chain(NOUNS).collect();
         }
-        "embedded" => return ["failpoint", "telemetry"].into(),
+        "embedded" => return ["failpoint", "telemetry", "tls"].into(),
         // Where a span belongs.
-        "telemetry" => return ["trace"].into(),
-        "connection" | "failpoint" => return BTreeSet::new(),
+        "telemetry" => return ["tls", "trace"].into(),
+        "connection" | "failpoint" | "tls" => return BTreeSet::new(),
         other => panic!("src/{other} is a new module: say here and in docs/ARCHITECTURE.md which others it may use"),
     };
     let mut others: BTreeSet<_> = own.iter().copied().chain(NOUNS).collect();
@@ -255,6 +257,7 @@ fn what_only_some_modules_name() {
         ("println!", &["command"]),
         ("prometheus::", &["telemetry"]),
         ("opentelemetry", &["telemetry"]),
+        ("install_default", &["tls"]),
     ];
     for (module, files) in code_by_module() {
         for (file, code) in files {

@@ -13,6 +13,8 @@ use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
+use crate::tls;
+
 /// A store that takes objects whole and in parts, and signs addresses of them.
 pub(super) trait Remote: ObjectStore + MultipartStore + Signer {}
 impl<T: ObjectStore + MultipartStore + Signer> Remote for T {}
@@ -123,8 +125,7 @@ impl Address {
 
     /// A client with these options.
     pub(super) fn client(&self, options: ClientOptions) -> Result<Client, object_store::Error> {
-        // Another client may have been first.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        tls::provide();
         let options = options.with_connect_timeout(CONNECT_TIMEOUT);
         // Variables that a cloud's other programs read, and this client doesn't, are passed over.
         Ok(match self.cloud {

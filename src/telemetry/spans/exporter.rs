@@ -14,16 +14,16 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfi
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{self, SdkTracer, SdkTracerProvider};
 use ureq::Agent;
-use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::telemetry::chain;
 use crate::telemetry::complaints::Complaints;
 use crate::telemetry::spans::settings::{Sampler, Settings};
+use crate::tls;
 
 /// How long a post may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the process waits at its end for what is not sent yet.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much of an answer is read.
 const ANSWER_BYTES: u64 = 64 << 10;
 
@@ -34,9 +34,9 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    pub(super) fn flush(&self) {
+    pub(super) fn end(&self) {
         // What fails says so itself.
-        let _ = self.provider.shutdown_with_timeout(FLUSH_TIMEOUT);
+        let _ = self.provider.shutdown_with_timeout(END_TIMEOUT);
     }
 }
 
@@ -80,10 +80,7 @@ struct Poster {
 
 impl Poster {
     fn new() -> Poster {
-        // An error means that the process has a provider already, which will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let agent = Agent::config_builder()
-            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+        let agent = tls::agent()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
