@@ -28,54 +28,53 @@ pub(super) fn spans(vars: &Variables) -> Result<Option<spans::Settings>, Error> 
         Some("none") => true,
         Some(other) => return Err(bad("OTEL_TRACES_EXPORTER", format!("`{other}` is neither otlp nor none"))),
     };
-    let of_traces =
-        vars.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").map(|url| ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", url, ""));
-    let of_all = vars.get("OTEL_EXPORTER_OTLP_ENDPOINT").map(|url| ("OTEL_EXPORTER_OTLP_ENDPOINT", url, "/v1/traces"));
-    let Some((name, url, path)) = of_traces.or(of_all).filter(|_| !is_off) else { return Ok(None) };
+    let of_traces = vars.named("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
+    let of_all = vars.named("OTEL_EXPORTER_OTLP_ENDPOINT");
+    let Some((name, url)) = of_traces.or(of_all).filter(|_| !is_off) else { return Ok(None) };
     if !cfg!(feature = "otel") {
         return Err(bad(name, "this program was built without otel"));
     }
     // It may hold a key, so no message has it.
     let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
     let mut url = url.ok_or_else(|| bad(name, "a URL as http://127.0.0.1:4318 is expected"))?;
-    if !path.is_empty() {
-        url.set_path(&format!("{}{path}", url.path().trim_end_matches('/')));
+    // The collector's address is that of all signals.
+    if of_traces.is_none() {
+        url.set_path(&format!("{}/v1/traces", url.path().trim_end_matches('/')));
     }
-    let of_traces = vars.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").map(|it| ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", it));
-    let of_all = vars.get("OTEL_EXPORTER_OTLP_PROTOCOL").map(|it| ("OTEL_EXPORTER_OTLP_PROTOCOL", it));
-    if let Some((name, other)) = of_traces.or(of_all).filter(|(_, it)| *it != "http/protobuf") {
+    let protocol = vars.named("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL");
+    let protocol = protocol.or(vars.named("OTEL_EXPORTER_OTLP_PROTOCOL"));
+    if let Some((name, other)) = protocol.filter(|(_, it)| *it != "http/protobuf") {
         let why = "http/protobuf alone is spoken, for which a collector mostly listens on port 4318";
         return Err(bad(name, format!("`{other}`: {why}")));
     }
-    let headers = match vars.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") {
-        Some(headers) => headers_of("OTEL_EXPORTER_OTLP_TRACES_HEADERS", Some(headers))?,
-        None => headers_of("OTEL_EXPORTER_OTLP_HEADERS", vars.get("OTEL_EXPORTER_OTLP_HEADERS"))?,
-    };
+    let headers = vars.named("OTEL_EXPORTER_OTLP_TRACES_HEADERS").or(vars.named("OTEL_EXPORTER_OTLP_HEADERS"));
     Ok(Some(spans::Settings {
         endpoint: url.into(),
-        headers,
+        headers: headers_of(headers)?,
         service_name: vars.get("OTEL_SERVICE_NAME").unwrap_or("cdc-export").to_owned(),
-        attributes: pairs("OTEL_RESOURCE_ATTRIBUTES", vars.get("OTEL_RESOURCE_ATTRIBUTES"))?,
+        attributes: pairs(vars.named("OTEL_RESOURCE_ATTRIBUTES"))?,
         sampler: sampler(vars)?,
     }))
 }
 
 /// Pairs that a request can have as headers.
-fn headers_of(name: &'static str, value: Option<&str>) -> Result<Vec<(String, String)>, Error> {
-    let headers = pairs(name, value)?;
+fn headers_of(variable: Option<(&'static str, &str)>) -> Result<Vec<(String, String)>, Error> {
+    let headers = pairs(variable)?;
     let is_name =
         |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
     let is_value = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-    if headers.iter().all(|(key, value)| is_name(key) && is_value(value)) {
-        Ok(headers)
-    } else {
-        Err(bad(name, "a header's name or value has a character that none can have"))
+    match variable {
+        Some((name, _)) if !headers.iter().all(|(key, value)| is_name(key) && is_value(value)) => {
+            Err(bad(name, "a header's name or value has a character that none can have"))
+        }
+        _ => Ok(headers),
     }
 }
 
 /// `name=value` pairs with commas between them, in which what is special is percent-encoded.
-fn pairs(name: &'static str, value: Option<&str>) -> Result<Vec<(String, String)>, Error> {
-    let parts = value.unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
+fn pairs(variable: Option<(&'static str, &str)>) -> Result<Vec<(String, String)>, Error> {
+    let Some((name, value)) = variable else { return Ok(Vec::new()) };
+    let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
     let pair = |part: &str| {
         let (key, value) = part.split_once('=')?;
         let value = percent_decode_str(value.trim()).decode_utf8().ok()?.into_owned();

@@ -90,6 +90,11 @@ impl Variables {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// A variable's name with its value, if it is set: for what several variables may say.
+    pub(super) fn named(&self, name: &'static str) -> Option<(&'static str, &str)> {
+        Some((name, self.get(name)?))
+    }
+
     /// All variables that are set.
     #[cfg(feature = "buckets")]
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
