@@ -218,7 +218,7 @@ words! {
 pub const FILE_BYTES: RangeInclusive<u64> = 16 << 20..=5 << 30;
 
 /// What somebody asks for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// `None`: an ad-hoc export, which reads and moves no watermark.
     pub consumer: Option<ConsumerId>,
@@ -243,23 +243,25 @@ pub struct Request {
 }
 
 impl Request {
+    /// The request that a job was made of, but for its key and its place in a trace.
+    pub fn of(job: &Job) -> Request {
+        Request {
+            consumer: job.consumer.clone(),
+            dataset: job.dataset.clone(),
+            export_type: job.export_type,
+            selection: job.selection.clone(),
+            encoding: job.encoding,
+            max_file_bytes: job.max_file_bytes,
+            after: job.after.clone(),
+            retry_of: job.retry_of,
+            key: None,
+            trace: None,
+        }
+    }
+
     /// Whether a job is what this request asks for.
     pub fn asks_for(&self, job: &Job) -> bool {
-        let Request {
-            consumer,
-            dataset,
-            export_type,
-            selection,
-            encoding,
-            max_file_bytes,
-            after,
-            retry_of,
-            key: _,
-            trace: _,
-        } = self;
-        (consumer, dataset, *export_type) == (&job.consumer, &job.dataset, job.export_type)
-            && (selection, *encoding, *max_file_bytes) == (&job.selection, job.encoding, job.max_file_bytes)
-            && (after, *retry_of) == (&job.after, job.retry_of)
+        Request { key: None, trace: None, ..self.clone() } == Request::of(job)
     }
 }
 

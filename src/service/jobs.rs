@@ -64,24 +64,11 @@ impl Service {
         key: Option<IdempotencyKey>,
         trace: Option<TraceParent>,
     ) -> Result<Job, Error> {
-        let Job { consumer, dataset, export_type, selection, encoding, max_file_bytes, after, status, .. } =
-            self.job(id).await?;
-        if !matches!(status, Status::Failed | Status::Cancelled) {
-            return Err(Error::NotToRetry(status));
+        let job = self.job(id).await?;
+        if !matches!(job.status, Status::Failed | Status::Cancelled) {
+            return Err(Error::NotToRetry(job.status));
         }
-        let retry_of = Some(id);
-        let request = Request {
-            consumer,
-            dataset,
-            export_type,
-            selection,
-            encoding,
-            max_file_bytes,
-            after,
-            retry_of,
-            key,
-            trace,
-        };
+        let request = Request { retry_of: Some(id), key, trace, ..Request::of(&job) };
         self.submit(&request).await
     }
 
