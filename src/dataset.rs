@@ -379,3 +379,12 @@ pub struct Description {
 
 /// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`. No other may have its name.
 pub const OPERATION: Column = Column::named("operation", ColumnType::Text);
+
+/// Holds that a text has these lines, each by its beginning.
+#[cfg(test)]
+fn assert_lines(found: &str, expected: &[&str]) {
+    assert_eq!(found.lines().count(), expected.len(), "{found}");
+    for (line, expected) in found.lines().zip(expected) {
+        assert!(line.starts_with(expected), "{line}");
+    }
+}

@@ -141,6 +141,7 @@ fn checked(member: &str, name: Spanned<String>, wrong: Wrong<'_>) -> String {
 #[cfg(feature = "amqp")]
 #[cfg(test)]
 mod tests {
+    use crate::dataset::assert_lines;
     use crate::dataset::catalog::Catalog;
     use crate::job::Status;
 
@@ -224,10 +225,7 @@ exchange = \"e\"
             "line 25: amqp c: dead_letter_exchange: it goes with `queue`",
             "line 26: amqp c: there is an amqp of this name already",
         ];
-        assert_eq!(found.lines().count(), expected.len(), "{found}");
-        for (line, expected) in found.lines().zip(expected) {
-            assert!(line.starts_with(expected), "{line}");
-        }
+        assert_lines(&found, &expected);
         assert!(!found.contains("secret@"), "{found}");
     }
 
@@ -271,9 +269,6 @@ secret_env = \"DATABASE_URL\"
             "line 23: amqp d: routing_key: it has a control character",
             "line 22: amqp d: exchange: it has a control character",
         ];
-        assert_eq!(found.lines().count(), expected.len(), "{found}");
-        for (line, expected) in found.lines().zip(expected) {
-            assert!(line.starts_with(expected), "{line}");
-        }
+        assert_lines(&found, &expected);
     }
 }

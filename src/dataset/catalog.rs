@@ -198,6 +198,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::dataset::assert_lines;
     use crate::dataset::{Capture, Columns, Operation, Table};
 
     fn wrong(text: &str) -> String {
@@ -270,10 +271,7 @@ overlap = \"5m\"
             "line 13: a: there is a dataset of this name already",
         ];
         let found = wrong(text);
-        assert_eq!(found.lines().count(), expected.len(), "{found}");
-        for (line, expected) in found.lines().zip(expected) {
-            assert!(line.starts_with(expected), "{line}");
-        }
+        assert_lines(&found, &expected);
     }
 
     #[test]

@@ -147,6 +147,7 @@ impl ScheduleBlock {
 
 #[cfg(test)]
 mod tests {
+    use crate::dataset::assert_lines;
     use crate::dataset::catalog::Catalog;
     use crate::job::ExportType;
     use crate::job::encoding::{Compression, Format};
@@ -246,10 +247,7 @@ every = \"1h\"
             "line 28: schedule a: there is a schedule of this name already",
         ];
         let found = wrong(text);
-        assert_eq!(found.lines().count(), expected.len(), "{found}");
-        for (line, expected) in found.lines().zip(expected) {
-            assert!(line.starts_with(expected), "{line}");
-        }
+        assert_lines(&found, &expected);
     }
 
     #[test]

@@ -108,6 +108,7 @@ fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<Strin
 
 #[cfg(test)]
 mod tests {
+    use crate::dataset::assert_lines;
     use crate::dataset::catalog::Catalog;
     use crate::job::Status;
 
@@ -182,10 +183,7 @@ secret_env = \"B\"
             "line 15: webhook b: events: an empty list",
             "line 16: webhook b: there is a webhook of this name already",
         ];
-        assert_eq!(found.lines().count(), expected.len(), "{found}");
-        for (line, expected) in found.lines().zip(expected) {
-            assert!(line.starts_with(expected), "{line}");
-        }
+        assert_lines(&found, &expected);
         assert!(!found.contains("secret@") && !found.contains("token"), "{found}");
     }
 
