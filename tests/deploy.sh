@@ -29,7 +29,27 @@ if ((${#render[@]})); then
     "${render[@]}" "$work/kubernetes/example" >"$work/example.yaml"
     # With all that the example leaves to choice.
     sed -i 's/^components: \[\]$/components:/; s/^# - /- /' "$work/kubernetes/example/kustomization.yaml"
+    # And with what the guide has for it.
+    awk -v folder="$work/kubernetes/example" '
+        /^```yaml$/ { inside = 1; text = ""; next }
+        inside && /^```$/ {
+            inside = 0
+            list = text ~ /^apiVersion/ ? "resources" : text ~ /^  - name/ ? "configMapGenerator" : "patches"
+            if (list == "resources") {
+                printf "%s", text >(folder "/more.yaml")
+                text = "  - more.yaml\n"
+            }
+            added[list] = added[list] text
+        }
+        inside { text = text $0 "\n" }
+        FILENAME ~ /kustomization/ { print; sub(/:.*/, ""); printf "%s", added[$0] }
+    ' docs/guides/kubernetes.md "$work/kubernetes/example/kustomization.yaml" >"$work/kustomization.yaml"
+    mv "$work/kustomization.yaml" "$work/kubernetes/example/"
+    echo 'a certificate' >"$work/kubernetes/example/ca.crt"
     "${render[@]}" "$work/kubernetes/example" >"$work/example-with-all.yaml"
+    for added in cdc-export-more azure.workload.identity/use mountPath:\ /etc/postgres-ca; do
+        grep -q "$added" "$work/example-with-all.yaml" || die "what the guide adds is not rendered: $added"
+    done
     rendered=("$work/example.yaml" "$work/example-with-all.yaml")
 fi
 "$python" tests/deploy_kubernetes.py "$binary" "${rendered[@]}"
