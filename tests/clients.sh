@@ -7,15 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/service.sh
 
-command -v npm >/dev/null || die 'no npm found: install the packages nodejs and npm'
 python=$(tests/venv.sh clients)
-modules=$PWD/target/clients-npm
-mkdir -p "$modules"
-if ! cmp -s tests/clients/package.json "$modules/installed.json"; then
-    cp tests/clients/package.json "$modules/"
-    (cd "$modules" && npm install --silent --no-audit --no-fund --no-package-lock)
-    cp tests/clients/package.json "$modules/installed.json"
-fi
+modules=$(tests/npm.sh clients)
 
 start_service
 cp tests/clients/*.ts tests/clients/tsconfig.json tests/clients/clients.py "$work/"

@@ -108,12 +108,7 @@ key=$(cd "$work" && "${settings[@]}" "$binary" keys create --name prometheus --s
 : >"$work/worker.log"
 (cd "$work" && exec "${settings[@]}" "$binary" worker) 2>"$work/worker.log" &
 worker=$!
-for _ in {1..300}; do
-    worker_address=$(member address <"$work/worker.log" | tail -1)
-    [[ -z $worker_address ]] || break
-    kill -0 "$worker" || { tail -5 "$work/worker.log" >&2; die 'the worker ended'; }
-    sleep 0.1
-done
+worker_address=$(address_in "$work/worker.log" "$worker")
 
 # The manifests' probes send no key.
 for address in "$api" "$worker_address"; do

@@ -10,38 +10,25 @@ if [[ -z ${IN_NAMESPACE:-} ]]; then
     IN_NAMESPACE=yes exec "${own[@]}" bash "$PWD/tests/disk.sh"
 fi
 
-binary=${BINARY:-$PWD/target/release/cdc-export}
-work=$(mktemp -d)
-chmod 755 "$work"
+BINARY=${BINARY:-$PWD/target/release/cdc-export}
+. tests/service.sh
 mkdir "$work/output"
-service=
 trap '[[ -z $service ]] || kill "$service"; wait; umount --lazy "$work/output" 2>/dev/null || true; rm -rf "$work"' EXIT
 
-die() { printf 'error: %s\n' "$*" >&2; tail -5 "$work/log" >&2; exit 1; }
-member() { sed -n "s/.*\"$1\":\"\\{0,1\\}\\([^\",}]*\\).*/\\1/p"; }
-call() { curl -sS -m 70 "$@"; }
+ask() { curl -sS -m 70 "$@"; }
 # Submits an export and waits for its end: its status and error code.
 export_of() {
     local id job
-    id=$(call -X POST -H "X-Consumer-ID: $1" "$api/exports/full" | member jobId)
-    job=$(call "$api/exports/$id?wait=60")
+    id=$(ask -X POST -H "X-Consumer-ID: $1" "$api/exports/full" | member jobId)
+    job=$(ask "$api/exports/$id?wait=60")
     printf '%s %s' "$(member status <<<"$job")" "$(member code <<<"$job")"
 }
 expect() { [[ $2 == "$3" ]] || die "$1: $2, expected $3"; printf 'ok: %s: %s\n' "$1" "$2"; }
-ready() { call -o /dev/null -w '%{http_code}' "$api/health/ready"; }
+ready() { ask -o /dev/null -w '%{http_code}' "$api/health/ready"; }
 free() { stat --file-system --format '%a %S' "$work/output" | { read -r blocks size; echo $((blocks * size >> 20)); }; }
 
-: >"$work/log"
 mount -t tmpfs -o size=64m,mode=755 none "$work/output"
-(cd "$work" && exec env -i PATH="$PATH" HOME="$HOME" PORT=0 LOG_FORMAT=json MAX_ATTEMPTS=1 SEED_ROWS=400000 OUTPUT_DIR="$work/output" \
-    "$binary") 2>"$work/log" &
-service=$!
-for _ in {1..900}; do
-    api=$(member address <"$work/log" | tail -1)
-    [[ -z $api ]] || break
-    kill -0 "$service" || die 'the service ended'
-    sleep 0.1
-done
+start_service MAX_ATTEMPTS=1 SEED_ROWS=400000
 
 expect 'an export larger than the disk' "$(export_of big)" 'failed storage_full'
 (($(free) >= 20)) || die "it left $(free) MiB"
@@ -62,4 +49,4 @@ mount -o remount,rw "$work/output"
 umount --lazy "$work/output"
 expect 'no disk' "$(ready)" 503
 expect 'an export to none' "$(export_of big)" 'failed output_missing'
-expect 'the service lives' "$(call -o /dev/null -w '%{http_code}' "$api/health")" 200
+expect 'the service lives' "$(ask -o /dev/null -w '%{http_code}' "$api/health")" 200

@@ -13,9 +13,7 @@ if [[ -z ${IN_NAMESPACE:-} && $(id -u) == 0 ]] && unshare --mount true 2>/dev/nu
     IN_NAMESPACE=yes exec unshare --mount bash "$PWD/tests/dist.sh"
 fi
 
-work=$(mktemp -d)
-chmod 755 "$work"
-: >"$work/log"
+. tests/service.sh
 processes=()
 ended() {
     for process in "${processes[@]}"; do
@@ -29,10 +27,8 @@ ended() {
 }
 trap ended EXIT
 
-die() { printf 'error: %s\n' "$*" >&2; tail -5 "$work/log" >&2; exit 1; }
 ok() { printf 'ok: %s\n' "$*"; }
 expect() { [[ $2 == "$3" ]] || die "$1: $2, expected $3"; ok "$1: $2"; }
-member() { sed -n "s/.*\"$1\":\"\\{0,1\\}\\([^\",}]*\\).*/\\1/p"; }
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 here=$(uname -m)-unknown-linux
 
@@ -154,16 +150,9 @@ if [[ -z ${BINARY:-} && $(id -u) == 0 ]]; then
     env -i DATABASE_URL="postgres://postgres@127.0.0.1:$port/postgres" PORT=0 LOG_FORMAT=json OUTPUT_DIR=/output SEED_ROWS=5000 \
         "${chrooted[@]}" /cdc-export 2>"$work/log" &
     processes+=($!)
-    api=
-    for _ in {1..300}; do
-        api=$(member address <"$work/log" | tail -1)
-        [[ -z $api ]] || break
-        kill -0 "${processes[-1]}" || die 'the service ended'
-        sleep 0.1
-    done
-    [[ -n $api ]] || die 'the service does not listen'
-    job=$(curl -fsS -m 20 -X POST -H 'X-Consumer-ID: search' "$api/exports/full" | member jobId)
-    expect 'an export' "$(curl -fsS -m 70 "$api/exports/$job?wait=60" | member status)" completed
+    api=$(address_in "$work/log" "${processes[-1]}")
+    job=$(call POST /exports/full | member jobId)
+    expect 'an export' "$(call GET "/exports/$job?wait=60" | member status)" completed
     lines=$(cat "$empty"/output/full_search_*.csv | wc -l)
     ((lines > 1000)) || die "its file has $lines lines"
     ok "its file has $lines lines"

@@ -31,7 +31,7 @@ mkdir "$work/reader" "$work/blocks"
 
 # Somebody's database, with a table that knows nothing of the service.
 start_service SEED_ROWS=0
-secret=$(cat "$work/data/postgres.password") socket=$(sed -n 5p "$work/data/postgres/postmaster.pid")
+private
 as_owner() { PGPASSWORD=$secret psql -qAt -v ON_ERROR_STOP=1 -h "$socket" -U postgres "$@"; }
 as_owner cdc_export -c 'create database shop'
 as_owner shop -c 'create schema sales; create table sales.orders (id bigint primary key, total numeric, modified_at timestamptz not null)' \

@@ -194,7 +194,7 @@ sql("create table items (id bigint primary key, version int not null default 1, 
 consumers = [Consumer("delta-1", "delta"), Consumer("delta-2", "delta"), Consumer("incremental-1", "incremental")]
 
 step("the old one alone")
-Process(OLD, "migrate").child.wait()
+assert Process(OLD, "migrate").child.wait() == 0
 assert Process(OLD, "track", "items").child.wait() == 0
 old = Process(OLD)
 for consumer in consumers:

@@ -4,13 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=$(tests/venv.sh workflows)
-modules=$PWD/target/workflows-npm
-mkdir -p "$modules"
-if ! cmp -s tests/workflows/package.json "$modules/installed.json"; then
-    cp tests/workflows/package.json "$modules/"
-    (cd "$modules" && npm install --silent --no-audit --no-fund --no-package-lock)
-    cp tests/workflows/package.json "$modules/installed.json"
-fi
+modules=$(tests/npm.sh workflows)
 cp tests/workflows/lint.mjs "$modules/"
 node "$modules/lint.mjs" .github/workflows/*.yml
 "${python%/*}/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml

@@ -313,6 +313,7 @@ fn every_migration_has_a_number_of_its_own() {
 /// with the release after that, and is named here then.
 #[test]
 fn migrations_since_the_last_release_only_add() {
+    // RELEASE in tests/upgrade.sh.
     const OF_RELEASE: u32 = 27;
     const TAKES: [&str; 8] = [
         "drop table",
