@@ -37,6 +37,7 @@ impl Parts<'_> {
 }
 
 /// A `numeric` as a whole number of units of its last place.
+#[cfg(any(test, feature = "parquet"))]
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Unscaled {
     /// So many.
@@ -47,6 +48,7 @@ pub(crate) enum Unscaled {
 
 /// A `numeric` in units of its place `scale` behind the point: 1.50 with a scale of 2 is 150. `None`: the field isn't the binary form of
 /// one, or it has more digits than an `i128` or that scale.
+#[cfg(any(test, feature = "parquet"))]
 pub(crate) fn unscaled(field: &[u8], scale: u8) -> Option<Unscaled> {
     let Parts { weight, sign, digits, .. } = Parts::of(field)?;
     match sign {
