@@ -17,6 +17,7 @@ use axum::response::Response;
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use crate::http::local::{LocalHosts, Sender};
 use crate::http::problem::Problem;
@@ -226,10 +227,12 @@ fn while_good(answer: Response, service: Service, key: PresentedKey) -> Response
     }
     let gone = CancellationToken::new();
     let tell = gone.clone();
-    let watcher = AbortOnDropHandle::new(tokio::spawn(async move {
+    let watch = async move {
         service.gone(&key).await;
         tell.cancel();
-    }));
+        tracing::info!(event = "answer_broken_off", "the key of a download or of events was revoked or has expired");
+    };
+    let watcher = AbortOnDropHandle::new(tokio::spawn(watch.in_current_span()));
     answer.map(|body| {
         let gone = async move {
             gone.cancelled().await;

@@ -533,15 +533,10 @@ async fn a_revoked_key_breaks_its_download_off() {
     revoke(&database, "leaked").await;
     let refused = async || (call_as(&service, &key, "GET", "/exports").await.status() == 401).then_some(());
     eventually("the key is refused", refused).await;
-    // The service hangs up soon after; whoever read meanwhile could come to the file's end. What it has sent and nobody has read keeps its socket
-    // in FIN_WAIT1.
-    let port = format!(":{:04X}", service.address.rsplit(':').next().unwrap().parse::<u16>().unwrap());
-    let hung_up = async || {
-        let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
-        let mut fields = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        fields.any(|fields| fields[1].ends_with(&port) && fields[3] == "04").then_some(())
-    };
-    eventually("the service hangs up", hung_up).await;
+    // Soon after; whoever read meanwhile could come to the file's end.
+    let broken_off = async || service.events("answer_broken_off").pop();
+    let event = eventually("the download is broken off", broken_off).await;
+    assert!(key.contains(&format!("cdcx_{}_", event["span"]["key"].as_str().unwrap())), "{event}");
     let mut got = 0;
     let why = loop {
         match download.chunk().await {
