@@ -1,10 +1,11 @@
 # What the scripts here stand on, to be sourced: a service with a private server of its own in a scratch folder, its calls, and
 # clocks for wall time, CPU and memory. Times are in microseconds. For bash 5 on Linux, whose /proc tells them.
 
+# BINARY names another one than the release's.
+binary=$(realpath "${BINARY:-$(dirname "${BASH_SOURCE[0]}")/../target/release/cdc-export}")
+
 # start_service ROWS: sets $service (its process), $port, $dir (the scratch folder, entered), $postmaster and libpq's variables.
 start_service() {
-    local binary
-    binary=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/release/cdc-export
     # A private server in the scratch folder is wanted, whatever the caller has.
     unset DATABASE_URL DATA_DIR OUTPUT_DIR
     dir=$(mktemp -d) && chmod 755 "$dir" && cd "$dir"
@@ -42,13 +43,13 @@ machine() {
 }
 
 # http METHOD PATH [BODY]: $answer, without a process for it, which would cost more than what is measured. For the consumer
-# $consumer.
-consumer=bench
+# $consumer, with the lines of $headers, each of which ends in \r\n.
+consumer=bench headers=
 http() {
     local body=${3-}
     exec 3<>"/dev/tcp/127.0.0.1/$port"
-    printf '%s %s HTTP/1.1\r\nHost: localhost\r\nX-Consumer-ID: %s\r\nContent-Type: application/json\r\nContent-Length: %s\r\nConnection: close\r\n\r\n%s' \
-        "$1" "$2" "$consumer" "${#body}" "$body" >&3
+    printf '%s %s HTTP/1.1\r\nHost: localhost\r\nX-Consumer-ID: %s\r\nContent-Type: application/json\r\nContent-Length: %s\r\nConnection: close\r\n%s\r\n%s' \
+        "$1" "$2" "$consumer" "${#body}" "$headers" "$body" >&3
     IFS= read -r -d '' answer <&3 || true
     exec 3<&-
 }
