@@ -36,8 +36,10 @@ const LEASE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_secs(1);
 /// How long a statement may take without an answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long what is under way has to be recorded after a stop.
+/// How long a receiver has to answer after a stop. Who hasn't is told again by another process, or at the next start.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the records of the last answers may take.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An event as a receiver gets it.
 #[derive(Clone, Debug)]
@@ -128,8 +130,30 @@ impl<W: Way> Teller<W> {
     }
 
     async fn tell_all(self, shutdown: CancellationToken) {
-        let mut endings = self.store.endings();
+        let given_up = CancellationToken::new();
         let mut told = JoinSet::new();
+        self.tell_until(&shutdown, &mut told, &given_up).await;
+        let recorded = async { while told.join_next().await.is_some() {} };
+        let stopped = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(STOP_TIMEOUT).await;
+        };
+        tokio::pin!(recorded);
+        tokio::select! {
+            () = &mut recorded => return,
+            () = stopped => given_up.cancel(),
+        }
+        let _ = tokio::time::timeout(RECORD_TIMEOUT, recorded).await;
+    }
+
+    /// Tells until `shutdown`, or until the receiver wants nothing any more. What is under way then is in `told`, and `given_up` ends it.
+    async fn tell_until(
+        &self,
+        shutdown: &CancellationToken,
+        told: &mut JoinSet<GoesOn>,
+        given_up: &CancellationToken,
+    ) {
+        let mut endings = self.store.endings();
         let mut database = None;
         // One that is gone says so at the first event, and the other events wait.
         let mut at_once = 1;
@@ -144,8 +168,8 @@ impl<W: Way> Teller<W> {
                 match taken {
                     Ok((database, taken)) => {
                         for taken in taken {
-                            let (teller, database) = (self.clone(), database.clone());
-                            told.spawn(async move { teller.tell(taken, &database).await });
+                            let (teller, database, given_up) = (self.clone(), database.clone(), given_up.clone());
+                            told.spawn(async move { teller.tell(taken, &database, &given_up).await });
                         }
                     }
                     Err(why) => {
@@ -155,16 +179,9 @@ impl<W: Way> Teller<W> {
                 }
             }
             tokio::select! {
-                () = shutdown.cancelled() => {
-                    // What isn't recorded is told again when its lease has passed.
-                    let recorded = async { while told.join_next().await.is_some() {} };
-                    let _ = tokio::time::timeout(STOP_TIMEOUT, recorded).await;
-                    return;
-                }
+                () = shutdown.cancelled() => return,
                 Some(done) = told.join_next() => match done {
                     Ok(GoesOn::No) => {
-                        // What is under way is recorded.
-                        while told.join_next().await.is_some() {}
                         tracing::warn!(event = "receiver_gone", endpoint = self.name, "it gets no event before this process starts again");
                         return;
                     }
@@ -190,8 +207,13 @@ impl<W: Way> Teller<W> {
         Ok((of, taken))
     }
 
-    /// Tells of an event, and records what became of it.
-    async fn tell(&self, Taken { delivery, job }: Taken, database: &DatabaseId) -> GoesOn {
+    /// Tells of an event, and records what became of it: at the latest when it is given up.
+    async fn tell(
+        &self,
+        Taken { delivery, job }: Taken,
+        database: &DatabaseId,
+        given_up: &CancellationToken,
+    ) -> GoesOn {
         let kind = format!("cdc-export.{}.v1", event::event_name(delivery.event));
         let (dataset, consumer) = (job.dataset.clone(), job.consumer.as_ref().map(ToString::to_string));
         let place = job.trace;
@@ -212,7 +234,8 @@ impl<W: Way> Teller<W> {
         let body = body.to_string();
         let trace = span.place().or(place);
         let event = Event { id: delivery.id, end: delivery.event, dataset, consumer, kind, body, trace };
-        let answer = self.way.tell(event).await;
+        let answer = given_up.run_until_cancelled(self.way.tell(event)).await;
+        let answer = answer.unwrap_or_else(|| Answer::Failed(None, "the process ended before there was an answer".into()));
         failpoint!("delivery.answered", GoesOn::Yes);
         let (status, outcome) = match &answer {
             Answer::Taken(status) => (*status, TryOutcome::Delivered),

@@ -1,5 +1,8 @@
 //! What receivers are told of ended exports: each end, signed, until they take it, and nobody else.
 
+#[cfg(test)]
+mod stops;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
