@@ -170,6 +170,8 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
     let parameters = Parameters::of(&api);
     let near = parameters.clone();
     let control = AccessControl::new(access, settings, service.clone());
+    let draining = service.clone();
+    let if_draining = move |_: &Response| draining.is_draining().then(|| HeaderValue::from_static("close"));
     let routes = routes
         .method_not_allowed_fallback(async |method: Method, uri: Uri| Problem::method_not_allowed(&method, &uri))
         .fallback(move |uri: Uri| {
@@ -196,7 +198,9 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
         // so itself.
         .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
         // Pages of other origins can't embed an answer. It doesn't hinder pages that CORS lets in: browsers ask it about embedding alone.
-        .layer(SetResponseHeaderLayer::overriding(EMBEDDED_BY, HeaderValue::from_static("same-origin")));
+        .layer(SetResponseHeaderLayer::overriding(EMBEDDED_BY, HeaderValue::from_static("same-origin")))
+        // Whoever keeps connections, as a proxy does, has the next one elsewhere, and loses no call when the process ends.
+        .layer(SetResponseHeaderLayer::overriding(header::CONNECTION, if_draining));
     named(routes).layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
 }
 

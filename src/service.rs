@@ -402,11 +402,16 @@ impl Service {
         with_timeout(self.probe.ping()).await
     }
 
+    /// Whether the process is to end, and takes no more exports on.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
     /// Whether a job could start now.
     pub async fn health(&self) -> Health {
         let datasets = tokio::time::timeout(CALL_TIMEOUT, self.seen_datasets());
         let (postgres, output, datasets) = tokio::join!(self.ping(), self.room(), datasets);
-        let is_draining = self.draining.is_cancelled();
+        let is_draining = self.is_draining();
         Health { postgres, output, is_draining, datasets: datasets.ok().and_then(Result::ok) }
     }
 

@@ -176,13 +176,16 @@ impl Service {
         let first = self.job(id).await?;
         // A poll that began earlier may show the job as it was before.
         let since = Instant::now();
-        let start = (follower, first.clone(), since, self.stopping.clone());
-        let changes = stream::unfold(start, async |(mut follower, last, since, stopping)| {
+        let start = (follower, first.clone(), since, self.clone());
+        let changes = stream::unfold(start, async |(mut follower, last, since, service)| {
             let next = tokio::select! {
                 next = changed(&mut follower, &last, since) => next?,
-                () = stopping.cancelled() => return None,
+                // An export that a drain waited for has just ended.
+                () = service.stopping.cancelled(), if !last.status.is_terminal() => {
+                    service.job(last.id).await.ok().filter(|job| job.status.is_terminal())?
+                }
             };
-            Some((next.clone(), (follower, next, since, stopping)))
+            Some((next.clone(), (follower, next, since, service)))
         });
         Ok(stream::once(std::future::ready(first)).chain(changes))
     }

@@ -10,13 +10,13 @@ use tokio::net::TcpStream;
 use crate::harness::{Database, Service, Start, refusal};
 
 /// The events that a client has read so far.
-struct Stream {
+pub(crate) struct Stream {
     response: reqwest::Response,
     text: String,
 }
 
 impl Stream {
-    async fn of(service: &Service, id: &str) -> Stream {
+    pub(crate) async fn of(service: &Service, id: &str) -> Stream {
         let response = service.call("GET", &format!("/exports/{id}/events"), &[]).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["Content-Type"], "text/event-stream");
@@ -45,7 +45,7 @@ impl Stream {
     }
 
     /// All that is left, up to the end of the stream.
-    async fn rest(mut self) -> Vec<(String, Value)> {
+    pub(crate) async fn rest(mut self) -> Vec<(String, Value)> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
             events.push(event);
