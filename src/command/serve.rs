@@ -209,6 +209,17 @@ async fn listen(settings: &http::Settings, name: &'static str) -> anyhow::Result
 /// Who may call. Where AUTH is unset and HOST is open to other machines, callers need a key, and the start fails until a key
 /// exists.
 async fn access(config: &Config, database: &Database) -> anyhow::Result<Access> {
+    match access_by_keys(config, database).await {
+        // Whoever may not read the keys lacks other rights too, and is told of all of them by this.
+        Err(error) if !error.is::<config::Error>() => {
+            prepare(config, database).await?;
+            Err(error)
+        }
+        access => access,
+    }
+}
+
+async fn access_by_keys(config: &Config, database: &Database) -> anyhow::Result<Access> {
     let has_keys = async || postgres::has_keys(database).await.with_context(|| database.to_string());
     match config.http.access {
         Some(access @ (Access::LocalCallers | Access::Everybody)) => Ok(access),

@@ -17,6 +17,7 @@ pub(super) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         tracing::info!(event = "stopping");
         stop.cancel();
         next().await;
+        tracing::warn!(event = "stopped_at_once", "a second signal came");
         #[expect(
             clippy::disallowed_methods,
             reason = "who signals twice wants no destructors; Postgres follows by its death signal"

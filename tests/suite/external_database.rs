@@ -132,6 +132,9 @@ async fn a_role_that_may_create_nothing_exports_from_what_another_has_made() {
     let role = Role::new(&database).await;
     let line = role.refused().await;
     assert!(line.contains("may not use") && !line.contains("CREATE"), "{line}");
+    // The keys are looked for first, and can't be read either.
+    let (code, errors) = role.start().with("AUTH", "keys").until_it_ends().await;
+    assert_eq!((code, errors.trim_end()), (1, &*line));
     database.run(remedy(&line)).await;
     assert!(!database.one::<bool>(&format!("select has_schema_privilege('{}', 'public', 'create')", role.name)).await);
 

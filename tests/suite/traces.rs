@@ -258,6 +258,8 @@ async fn a_collector_that_takes_nothing_holds_nothing_up() {
         service.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(service.exit().await, Some(0));
         assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        // One that hangs has not even refused what it was sent.
+        assert!(is_told || !service.events("traces_failed").is_empty(), "{}", service.log());
     }
 }
 

@@ -35,8 +35,10 @@ pub(super) struct Recorder {
 
 impl Recorder {
     pub(super) fn end(&self) {
-        // What fails says so itself.
-        let _ = self.provider.shutdown_with_timeout(END_TIMEOUT);
+        // A post that fails says so itself; what it was too late for doesn't.
+        if let Err(error) = self.provider.shutdown_with_timeout(END_TIMEOUT) {
+            tracing::warn!(event = "traces_failed", error = chain(&error), "the last spans were not sent");
+        }
     }
 }
 
