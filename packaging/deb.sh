@@ -21,7 +21,7 @@ umask 022
 root=$work/root doc=$work/root/usr/share/doc/cdc-export
 put() { install -D -m "${3:-644}" "$1" "$root/$2"; }
 put "$tree/cdc-export" usr/bin/cdc-export 755
-put "$tree/cdc-export.service" usr/lib/systemd/system/cdc-export.service
+put "$tree/deploy/systemd/cdc-export.service" usr/lib/systemd/system/cdc-export.service
 put environment etc/cdc-export/environment 640
 put "$tree/completions/cdc-export.bash" usr/share/bash-completion/completions/cdc-export
 put "$tree/completions/cdc-export.zsh" usr/share/zsh/vendor-completions/_cdc-export
@@ -31,10 +31,11 @@ for page in "$tree"/man/*; do
 done
 put copyright usr/share/doc/cdc-export/copyright
 put "$tree/CHANGELOG.md" usr/share/doc/cdc-export/changelog
-for file in README.md THIRD-PARTY-NOTICES.txt cdc-export.cdx.json settings.example; do
+for file in README.md THIRD-PARTY-NOTICES.txt cdc-export.cdx.json; do
     put "$tree/$file" "usr/share/doc/cdc-export/$file"
 done
-cp -r "$tree/docs" "$doc/docs"
+put "$tree/.env.example" usr/share/doc/cdc-export/settings.example
+cp -r "$tree"/{docs,deploy} "$doc/"
 cat >"$doc/changelog.Debian" <<END_OF_FILE
 cdc-export ($version) stable; urgency=medium
 

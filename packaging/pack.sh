@@ -29,18 +29,14 @@ for shell in bash zsh fish; do
     "$native" completions "$shell" >"$tree/completions/cdc-export.$shell"
 done
 install -m 644 README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$tree/"
-install -m 644 .env.example "$tree/settings.example"
-# What README links to, without its pictures.
-while read -r page; do
-    mkdir -p "$tree/${page%/*}"
-    cp "$page" "$tree/$page"
-done < <(find docs -type f ! -name '*.png')
+install -m 644 .env.example "$tree/"
+# What README and the guides link to.
+cp -r docs deploy "$tree/"
 python3 packaging/bom.py sbom "$target" "$binary" >"$tree/cdc-export.cdx.json"
 python3 packaging/bom.py notices "$target" >"$tree/THIRD-PARTY-NOTICES.txt"
 cp "$tree/cdc-export.cdx.json" "$out/$name.cdx.json"
 
 if [[ $target == *linux* ]]; then
-    install -m 644 deploy/systemd/cdc-export.service "$tree/"
     if command -v dpkg-deb >/dev/null; then
         packaging/deb.sh "$tree" "$target" "$out"
     else
