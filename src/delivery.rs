@@ -147,12 +147,7 @@ impl<W: Way> Teller<W> {
     }
 
     /// Tells until `shutdown`, or until the receiver wants nothing any more. What is under way then is in `told`, and `given_up` ends it.
-    async fn tell_until(
-        &self,
-        shutdown: &CancellationToken,
-        told: &mut JoinSet<GoesOn>,
-        given_up: &CancellationToken,
-    ) {
+    async fn tell_until(&self, shutdown: &CancellationToken, told: &mut JoinSet<GoesOn>, given_up: &CancellationToken) {
         let mut endings = self.store.endings();
         let mut database = None;
         // One that is gone says so at the first event, and the other events wait.
@@ -235,7 +230,8 @@ impl<W: Way> Teller<W> {
         let trace = span.place().or(place);
         let event = Event { id: delivery.id, end: delivery.event, dataset, consumer, kind, body, trace };
         let answer = given_up.run_until_cancelled(self.way.tell(event)).await;
-        let answer = answer.unwrap_or_else(|| Answer::Failed(None, "the process ended before there was an answer".into()));
+        let answer =
+            answer.unwrap_or_else(|| Answer::Failed(None, "the process ended before there was an answer".into()));
         failpoint!("delivery.answered", GoesOn::Yes);
         let (status, outcome) = match &answer {
             Answer::Taken(status) => (*status, TryOutcome::Delivered),

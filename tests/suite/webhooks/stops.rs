@@ -41,8 +41,10 @@ async fn a_stop_leaves_no_event_to_a_process_that_is_gone() {
     let leased = "select count(*) from cdc_export.deliveries where delivered_at is null and run_at > clock_timestamp() + interval '10 s'";
     assert_eq!(database.one::<i64>(leased).await, 0);
     for (n, receiver) in others.iter().enumerate() {
-        let told = format!("select coalesce(array_agg(id::text order by id::text), '{{}}') from cdc_export.deliveries
-             where endpoint = 'r{n}' and delivered_at is not null");
+        let told = format!(
+            "select coalesce(array_agg(id::text order by id::text), '{{}}') from cdc_export.deliveries
+             where endpoint = 'r{n}' and delivered_at is not null"
+        );
         let mut heard: Vec<_> = receiver.heard().into_iter().map(|heard| heard.id).collect();
         heard.sort();
         assert_eq!(database.one::<Vec<String>>(&told).await, heard, "r{n}: each has answered");
