@@ -110,8 +110,8 @@ impl<W> Clone for Teller<W> {
 #[derive(PartialEq, Eq)]
 enum GoesOn {
     Yes,
-    /// It wants no event any more.
-    No,
+    /// It wants no event any more, which it says with this status.
+    No(u16),
 }
 
 impl<W: Way> Teller<W> {
@@ -146,25 +146,32 @@ impl<W: Way> Teller<W> {
         let _ = tokio::time::timeout(RECORD_TIMEOUT, recorded).await;
     }
 
-    /// Tells until `shutdown`, or until the receiver wants nothing any more. What is under way then is in `told`, and `given_up` ends it.
-    async fn tell_until(&self, shutdown: &CancellationToken, told: &mut JoinSet<GoesOn>, given_up: &CancellationToken) {
+    /// Tells until `shutdown`. What is under way then is in `told`, and `given_up` ends it.
+    async fn tell_until(
+        &self,
+        shutdown: &CancellationToken,
+        told: &mut JoinSet<(Option<u16>, GoesOn)>,
+        given_up: &CancellationToken,
+    ) {
         let mut endings = self.store.endings();
         let mut database = None;
         // One that is gone says so at the first event, and the other events wait.
         let mut at_once = 1;
+        // Then only what was answered so and asked for again gets to it, and tells whether it is there again.
+        let mut gone = None;
         loop {
             let mut rests = false;
             if told.len() < at_once {
                 let Some(open) = shutdown.run_until_cancelled(self.way.open()).await else { return };
                 let taken = match open {
-                    Ok(()) => self.take(&mut database, at_once - told.len()).await.map_err(|error| chain(&error)),
+                    Ok(()) => self.take(&mut database, at_once - told.len(), gone).await.map_err(|error| chain(&error)),
                     Err(why) => Err(why),
                 };
                 match taken {
                     Ok((database, taken)) => {
                         for taken in taken {
                             let (teller, database, given_up) = (self.clone(), database.clone(), given_up.clone());
-                            told.spawn(async move { teller.tell(taken, &database, &given_up).await });
+                            told.spawn(async move { (gone, teller.tell(taken, &database, &given_up).await) });
                         }
                     }
                     Err(why) => {
@@ -176,11 +183,13 @@ impl<W: Way> Teller<W> {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Some(done) = told.join_next() => match done {
-                    Ok(GoesOn::No) => {
-                        tracing::warn!(event = "receiver_gone", endpoint = self.name, "it gets no event before this process starts again");
-                        return;
+                    Ok((_, GoesOn::No(status))) => {
+                        tracing::warn!(event = "receiver_gone", endpoint = self.name, "it gets no event before one is asked for again, or this process starts again");
+                        (gone, at_once) = (Some(status), 1);
                     }
-                    Ok(GoesOn::Yes) => at_once = AT_ONCE,
+                    // What was under way when another one heard that it is gone says nothing new.
+                    Ok((asked, GoesOn::Yes)) if asked == gone => (gone, at_once) = (None, AT_ONCE),
+                    Ok(_) => {}
                     Err(panicked) => self.complain(chain(&panicked)),
                 },
                 _ = endings.next(), if !rests && told.len() < at_once => {}
@@ -193,12 +202,14 @@ impl<W: Way> Teller<W> {
         &self,
         database: &mut Option<DatabaseId>,
         most: usize,
+        last_status: Option<u16>,
     ) -> Result<(DatabaseId, Vec<Taken>), store::Error> {
         let of = match database {
             Some(database) => database.clone(),
             None => database.insert(store::with_timeout(CALL_TIMEOUT, self.store.database()).await?).clone(),
         };
-        let taken = store::with_timeout(CALL_TIMEOUT, self.store.take_deliveries(&self.name, most, LEASE)).await?;
+        let taken = self.store.take_deliveries(&self.name, most, LEASE, last_status);
+        let taken = store::with_timeout(CALL_TIMEOUT, taken).await?;
         Ok((of, taken))
     }
 
@@ -235,7 +246,10 @@ impl<W: Way> Teller<W> {
         failpoint!("delivery.answered", GoesOn::Yes);
         let (status, outcome) = match &answer {
             Answer::Taken(status) => (*status, TryOutcome::Delivered),
-            Answer::Gone(status) => (Some(*status), TryOutcome::Dead(format!("it answered {status}"))),
+            Answer::Gone(status) => {
+                let why = format!("it answered {status}, and gets no event before one like this is asked for again");
+                (Some(*status), TryOutcome::Dead(why))
+            }
             Answer::Failed(status, why) => {
                 let outcome = match retry::after(delivery.attempt) {
                     Some(pause) => TryOutcome::Again(pause, why.clone()),
@@ -267,7 +281,7 @@ impl<W: Way> Teller<W> {
                 attempt = delivery.attempt, isDead = word == "dead", error
             );
         }
-        if matches!(answer, Answer::Gone(_)) { GoesOn::No } else { GoesOn::Yes }
+        if let Answer::Gone(status) = answer { GoesOn::No(status) } else { GoesOn::Yes }
     }
 
     fn complain(&self, error: String) {

@@ -151,17 +151,24 @@ impl Store {
         Store { listeners: listeners.into(), ..self }
     }
 
-    /// Takes deliveries to a receiver that are due, the oldest first. Nobody else takes them before `lease` has passed.
+    /// Takes deliveries to a receiver that are due, the oldest first. Nobody else takes them before `lease` has passed. With
+    /// `last_status` only those that were answered so before.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn take_deliveries(&self, endpoint: &str, most: usize, lease: Duration) -> Result<Vec<Taken>, Error> {
+    pub async fn take_deliveries(
+        &self,
+        endpoint: &str,
+        most: usize,
+        lease: Duration,
+        last_status: Option<u16>,
+    ) -> Result<Vec<Taken>, Error> {
         let mut conn = self.connection().await?;
         let rows: Vec<TakenRow> = sqlx::query_as(concat!(
             "-- store.deliveries.take
              with due as materialized (
                select id from cdc_export.deliveries
-               where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp()
+               where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp() and ($4::smallint is null or last_status = $4)
                order by run_at limit $2 for update skip locked),
              d as (
                update cdc_export.deliveries d set run_at = clock_timestamp() + make_interval(secs => $3), attempt = d.attempt + 1
@@ -175,6 +182,7 @@ impl Store {
         .bind(endpoint)
         .bind(most as i64)
         .bind(lease.as_secs_f64())
+        .bind(last_status.map(|status| status as i16))
         .fetch_all(conn.get())
         .await?;
         conn.give_back();

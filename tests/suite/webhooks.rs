@@ -1,6 +1,7 @@
 //! What receivers are told of ended exports: each end, signed, until they take it, and nobody else.
 
 #[cfg(test)]
+mod gone;
 mod stops;
 
 use std::collections::VecDeque;

@@ -1,0 +1,42 @@
+//! A receiver that wants no events any more, and comes back.
+
+use serde_json::json;
+
+use super::{Answer, Operator, Receiver, deliveries};
+use crate::harness::{Database, eventually};
+
+/// Nothing that waits is lost to the question whether it is there again, and no start is needed for it.
+#[tokio::test]
+async fn one_that_was_gone_is_asked_by_the_event_that_somebody_asks_for_again() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let receiver = Receiver::start().await;
+    receiver.answers([Answer::Status(410), Answer::Status(410)]);
+    let operator = Operator::with(&[receiver.block("gone", "")]);
+    let service = operator.start(&database).service().await;
+    service.export("full", "a").await;
+    let gone = async |times: usize| {
+        eventually("it is gone", async || (service.events("receiver_gone").len() == times).then_some(())).await;
+        let [dead] = deliveries(&service, "?status=dead").await.try_into().unwrap();
+        dead
+    };
+    let dead = gone(1).await;
+    assert_eq!(dead["lastStatus"], 410);
+    let error = dead["lastError"].as_str().unwrap();
+    assert!(error.starts_with("it answered 410, ") && error.contains("asked for again"), "{error}");
+    for _ in 0..3 {
+        service.export("delta", "a").await;
+    }
+
+    let again = format!("/deliveries/{}/redeliver", dead["deliveryId"].as_str().unwrap());
+    assert_eq!(service.call("POST", &again, &[]).await.status(), 202);
+    assert_eq!(gone(2).await["deliveryId"], dead["deliveryId"]);
+    assert_eq!(deliveries(&service, "?status=pending").await.len(), 3);
+
+    assert_eq!(service.call("POST", &again, &[]).await.status(), 202);
+    let heard = receiver.hears(6).await;
+    assert!(heard[..3].iter().all(|it| json!(it.id) == dead["deliveryId"]), "one that waits was tried");
+    eventually("all are told", async || deliveries(&service, "?status=delivered").await.get(3).map(|_| ())).await;
+    assert_eq!(receiver.heard().len(), 6);
+    service.stop().await;
+}
