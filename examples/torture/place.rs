@@ -141,15 +141,14 @@ impl Place {
         }
     }
 
-    /// What lies there without a final name: hidden files, notes of uploads, and uploads. Not what a forgotten job has left in a bucket.
+    /// What lies there without a final name: hidden files, notes of uploads, and uploads. Not what forgotten jobs have left.
     pub(crate) async fn leftovers(&self, is_forgotten: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-        let hidden = self.list().await?.hidden;
-        let Place::Bucket(bucket) = self else { return Ok(hidden) };
-        let (kept, mut left): (Vec<_>, Vec<_>) = hidden.into_iter().partition(|name| {
-            // `.uploads/.{database}.{job}.{token}.part`
-            let job = name.strip_prefix(NOTES).and_then(|hidden| hidden.split('.').nth(2));
+        let (kept, mut left): (Vec<_>, Vec<_>) = self.list().await?.hidden.into_iter().partition(|name| {
+            // `.{database}.{job}.{token}.part`, of a bucket's notes in their folder.
+            let job = name.strip_prefix(NOTES).unwrap_or(name).split('.').nth(2);
             job.is_some_and(&is_forgotten)
         });
+        let Place::Bucket(bucket) = self else { return Ok(left) };
         let mut of_kept = Vec::new();
         for note in kept {
             of_kept.extend(bucket.read(&note).await?.map(|text| String::from_utf8_lossy(&text).into_owned()));
