@@ -135,8 +135,8 @@ impl Maintenance {
         tracing::warn!(event = "announce_failed", error);
     }
 
-    /// Runs all tasks until `shutdown`.
-    pub async fn run(self, shutdown: CancellationToken) {
+    /// Runs all tasks until `shutdown`. After `drain` it asks for no exports, which another process claims then, or the next one.
+    pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
         let often = lease::interval(self.settings.lease);
         let mut tasks = JoinSet::new();
@@ -146,7 +146,7 @@ impl Maintenance {
         tasks.spawn(every(FOLDER_PERIOD, Sweep::new(&self), shutdown.clone()));
         tasks.spawn(every(FOLDER_PERIOD, Retain::new(&self), shutdown.clone()));
         if let Some(scheduled) = self.scheduled.clone() {
-            tasks.spawn(every(SCHEDULE_PERIOD, Scheduling::new(&self, scheduled), shutdown.clone()));
+            tasks.spawn(every(SCHEDULE_PERIOD, Scheduling::new(&self, scheduled), drain));
         }
         tasks.spawn(every(PURGE_PERIOD, Purge::new(&self), shutdown));
         while tasks.join_next().await.is_some() {}

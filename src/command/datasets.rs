@@ -76,6 +76,16 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
                 [one] => outln!("1 dataset fits its table: {one}")?,
                 all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", "))?,
             }
+            let (schedules, webhooks) = (config.catalog.schedules().iter(), config.catalog.webhooks().iter());
+            for (what, names) in [
+                ("schedules", schedules.map(|it| it.name.as_str()).collect::<Vec<_>>()),
+                ("webhooks", webhooks.map(|it| it.listener.name.as_str()).collect()),
+                ("brokers", config.catalog.brokers().iter().map(|it| it.name.as_str()).collect()),
+            ] {
+                if !names.is_empty() {
+                    outln!("{what}: {}", names.join(", "))?;
+                }
+            }
             let missing = config.secrets.missing();
             if !faults.is_empty() {
                 missing.iter().for_each(|why| eprintln!("cdc-export: {why}"));

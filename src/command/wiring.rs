@@ -79,13 +79,13 @@ impl Exports {
 
     /// Works until `stops` says otherwise, then returns. What is beside the exports goes on until `shutdown`.
     pub(super) async fn run(self, stops: Stops) {
-        let shutdown = stops.shutdown.clone();
+        let Stops { drain, shutdown } = stops.clone();
         let work = async {
             self.worker.run(stops).await;
             // Nothing is left to do.
             shutdown.cancel();
         };
-        tokio::join!(work, self.maintenance.run(shutdown.clone()), self.told.run(shutdown.clone()));
+        tokio::join!(work, self.maintenance.run(drain, shutdown.clone()), self.told.run(shutdown.clone()));
     }
 }
 

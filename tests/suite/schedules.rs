@@ -2,6 +2,7 @@
 //!
 //! Slots are a year apart, so that none comes while a test runs; a test makes one due by setting the schedule's last slot back.
 
+use chrono::{DateTime, Utc};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -325,6 +326,8 @@ async fn everybody_sees_their_schedules() {
     let nightly = schedule("nightly", "b", "type = \"full\"\nformat = \"ndjson\"\nrun_at_start = false")
         .replace("every = \"366d\"", "cron = \"15 2 * * 1-5\"\ntimezone = \"Europe/Berlin\"");
     let catalog = Catalog::of(&(USERS.to_owned() + &schedule("often", "a", "type = \"delta\"") + &nightly));
+    let (code, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert!(code == 0 && printed.ends_with("\nschedules: often, nightly\n"), "{printed} {said}");
     // One process serves, and another one works.
     let api = catalog.start(&database).arguments(&["serve", "--no-workers"]).service().await;
     let waiting = shown(&api, "often").await;
@@ -385,6 +388,31 @@ async fn a_schedule_that_cannot_be_is_told_by_its_line() {
         );
         assert!(lines[1].contains(": line 13: schedule a: cron: "), "{said}");
     }
+}
+
+/// Nobody would run its export where the process is the only one.
+#[tokio::test]
+async fn a_slot_that_comes_while_a_process_drains_is_left_to_the_next() {
+    let database = users().await;
+    let catalog = Catalog::of(&(USERS.to_owned() + &schedule("a", "a", "type = \"full\"")));
+    let mut service = catalog.start(&database).with("DRAIN_SECONDS", 600).service().await;
+    ended(&database, 1).await;
+    let held = database.hold_exports().await;
+    let other = service.submit("full", "b").await;
+    eventually("it runs", async || (service.job(&other).await["status"] == "processing").then_some(())).await;
+    service.signal(Signal::SIGTERM);
+    eventually("it drains", async || service.events("draining").pop()).await;
+    set_back(&database, "a", 1).await;
+    let set: DateTime<Utc> = database.one("select clock_timestamp()").await;
+    let passed = format!("select clock_timestamp() > '{set}'::timestamptz + interval '4 s'");
+    eventually("several looks of a scheduler", async || database.one::<bool>(&passed).await.then_some(())).await;
+    assert_eq!(jobs(&database).await, 2);
+    held.rollback().await.unwrap();
+    assert_eq!(service.exit().await, Some(0));
+
+    let next = catalog.start(&database).sharing_output(&service).service().await;
+    assert_eq!(ended(&database, 3).await, ["full completed"; 3]);
+    next.stop().await;
 }
 
 /// A slot a second, in earnest.
