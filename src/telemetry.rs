@@ -48,6 +48,8 @@ pub fn start(settings: &Settings, least: LevelFilter) {
     let targets = targets.with_target(AUDIT, settings.level);
     // It warns of each message that comes back, with all that is in it.
     let targets = targets.with_target("lapin", LevelFilter::OFF);
+    // It reports each certificate that it refuses, at each try; the error that it returns says the same.
+    let targets = targets.with_target("rustls_platform_verifier", LevelFilter::OFF);
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = match settings.format {
         Format::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),

@@ -14,7 +14,10 @@ pub struct Address(pub(super) AMQPUri);
 
 /// Why a text is no address. It doesn't quote the text, which has a password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an address such as amqps://name:password@host/vhost is expected")]
+#[error(
+    "an address such as amqps://name:password@host/vhost is expected, in which the virtual host `/` is %2f or left out with the `/` \
+     before it, and what is special in a password is encoded, as %23 for `#`"
+)]
 pub struct NoAddress;
 
 impl FromStr for Address {
@@ -22,11 +25,20 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Address, NoAddress> {
         let mut uri: AMQPUri = text.parse().map_err(|_| NoAddress)?;
-        if uri.authority.host.is_empty() {
+        // RabbitMQ would look for a virtual host without a name.
+        if uri.authority.host.is_empty() || uri.vhost.is_empty() {
             return Err(NoAddress);
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         Ok(Address(uri))
+    }
+}
+
+/// Without the name and the password.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Address(AMQPUri { scheme, authority, .. }) = self;
+        write!(f, "{scheme}://{}:{}", authority.host, authority.port)
     }
 }
 
@@ -49,7 +61,9 @@ mod tests {
         let Address(uri) = "amqp://u:p%40@h".parse().unwrap();
         assert_eq!((uri.authority.userinfo.password.as_str(), uri.vhost.as_str()), ("p@", "/"));
         assert_eq!(uri.query.heartbeat, Some(HEARTBEAT));
-        for text in ["", "localhost", "http://h/"] {
+        let address: Address = "amqps://u:p%40@h/v".parse().unwrap();
+        assert_eq!(address.to_string(), "amqps://h:5671");
+        for text in ["", "localhost", "http://h/", "amqp://h/", "amqp://u:p#q@h"] {
             assert_eq!(text.parse::<Address>().unwrap_err(), NoAddress, "{text}");
         }
     }

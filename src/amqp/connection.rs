@@ -1,5 +1,6 @@
 //! Connections to a broker, and calls over them.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use lapin::{Connection, ConnectionProperties};
@@ -41,11 +42,25 @@ impl Connector {
             (Instant::now(), tokio::spawn(Connection::connect_uri(self.address.0.clone(), named)))
         });
         let Ok(ended) = timeout(CALL_TIMEOUT, attempt).await else {
-            return Err("it can't be connected to: no answer in time".to_owned());
+            return Err(format!("{} can't be connected to: no answer in time", self.address));
         };
         *slot = None;
         let connected = ended.map_err(|panicked| chain(&panicked))?;
-        connected.map_err(|error| format!("it can't be connected to: {}", chain(&error)))
+        connected.map_err(|error| {
+            let hint = if is_unreadable(&error) { ": a port speaks either amqp or amqps (TLS)" } else { "" };
+            format!("{} can't be connected to: {}{hint}", self.address, chain(&error))
+        })
+    }
+}
+
+/// Whether the other side answered with something else than AMQP, or hung up on it.
+fn is_unreadable(error: &lapin::Error) -> bool {
+    match error.kind() {
+        lapin::ErrorKind::ParsingError(_) => true,
+        lapin::ErrorKind::IOError(error) => {
+            matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted)
+        }
+        _ => false,
     }
 }
 
