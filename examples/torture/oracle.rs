@@ -368,7 +368,10 @@ impl Judged<'_> {
                     if is_new && is_full {
                         (consumer.astray, consumer.doubtful) = (false, false);
                     }
-                    consumer.committed = Some(job.delivered());
+                    // One of before a put-back says nothing of what was committed since, and was lost.
+                    if before.get(id) != Some(&job.status) {
+                        consumer.committed = Some(job.delivered());
+                    }
                     if job.published && consumer.had.insert(job.delivered()) {
                         compared += usize::from(self.load(job, consumer)?);
                         consumer.last = Some(job.delivered());
