@@ -76,3 +76,32 @@ pub(super) async fn within<T>(
         Err(_) => Err(format!("{what}: no answer in time")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_speaks_something_else_is_told_with_its_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let _ = socket.read(&mut [0; 64]).await;
+                let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            }
+        });
+        for scheme in ["amqp", "amqps"] {
+            let address = format!("{scheme}://name:secret@127.0.0.1:{port}/%2f").parse().unwrap();
+            let error = Connector::new(&address).connect().await.err().unwrap();
+            let begin = format!("{scheme}://127.0.0.1:{port} can't be connected to: ");
+            assert!(
+                error.starts_with(&begin) && error.ends_with(": a port speaks either amqp or amqps (TLS)"),
+                "{error}"
+            );
+        }
+    }
+}
