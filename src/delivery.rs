@@ -106,12 +106,14 @@ impl<W> Clone for Teller<W> {
     }
 }
 
-/// Whether a receiver goes on.
-#[derive(PartialEq, Eq)]
-enum GoesOn {
-    Yes,
+/// What was heard of a receiver.
+enum Heard {
+    /// It has the event.
+    Taken,
+    /// It has not, or nobody knows.
+    Nothing,
     /// It wants no event any more, which it says with this status.
-    No(u16),
+    Gone(u16),
 }
 
 impl<W: Way> Teller<W> {
@@ -150,7 +152,7 @@ impl<W: Way> Teller<W> {
     async fn tell_until(
         &self,
         shutdown: &CancellationToken,
-        told: &mut JoinSet<(Option<u16>, GoesOn)>,
+        told: &mut JoinSet<(Option<u16>, Heard)>,
         given_up: &CancellationToken,
     ) {
         let mut endings = self.store.endings();
@@ -183,12 +185,13 @@ impl<W: Way> Teller<W> {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Some(done) = told.join_next() => match done {
-                    Ok((_, GoesOn::No(status))) => {
+                    Ok((_, Heard::Gone(status))) => {
                         tracing::warn!(event = "receiver_gone", endpoint = self.name, "it gets no event before one is asked for again, or this process starts again");
                         (gone, at_once) = (Some(status), 1);
                     }
                     // What was under way when another one heard that it is gone says nothing new.
-                    Ok((asked, GoesOn::Yes)) if asked == gone => (gone, at_once) = (None, AT_ONCE),
+                    Ok((asked, Heard::Taken)) if asked == gone => (gone, at_once) = (None, AT_ONCE),
+                    Ok((None, Heard::Nothing)) if gone.is_none() => at_once = AT_ONCE,
                     Ok(_) => {}
                     Err(panicked) => self.complain(chain(&panicked)),
                 },
@@ -214,12 +217,7 @@ impl<W: Way> Teller<W> {
     }
 
     /// Tells of an event, and records what became of it: at the latest when it is given up.
-    async fn tell(
-        &self,
-        Taken { delivery, job }: Taken,
-        database: &DatabaseId,
-        given_up: &CancellationToken,
-    ) -> GoesOn {
+    async fn tell(&self, Taken { delivery, job }: Taken, database: &DatabaseId, given_up: &CancellationToken) -> Heard {
         let kind = format!("cdc-export.{}.v1", event::event_name(delivery.event));
         let (dataset, consumer) = (job.dataset.clone(), job.consumer.as_ref().map(ToString::to_string));
         let place = job.trace;
@@ -243,7 +241,7 @@ impl<W: Way> Teller<W> {
         let answer = given_up.run_until_cancelled(self.way.tell(event)).await;
         let answer =
             answer.unwrap_or_else(|| Answer::Failed(None, "the process ended before there was an answer".into()));
-        failpoint!("delivery.answered", GoesOn::Yes);
+        failpoint!("delivery.answered", Heard::Nothing);
         let (status, outcome) = match &answer {
             Answer::Taken(status) => (*status, TryOutcome::Delivered),
             Answer::Gone(status) => {
@@ -281,7 +279,11 @@ impl<W: Way> Teller<W> {
                 attempt = delivery.attempt, isDead = word == "dead", error
             );
         }
-        if let Answer::Gone(status) = answer { GoesOn::No(status) } else { GoesOn::Yes }
+        match answer {
+            Answer::Taken(_) => Heard::Taken,
+            Answer::Failed(..) => Heard::Nothing,
+            Answer::Gone(status) => Heard::Gone(status),
+        }
     }
 
     fn complain(&self, error: String) {

@@ -1,9 +1,11 @@
 //! A broker's address, with a name and a password in it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use lapin::uri::AMQPUri;
+use url::{Host, Url};
 
 /// After twice so many seconds without a sign of the broker a connection to it is lost. RabbitMQ's own default is four times as long.
 const HEARTBEAT: u16 = 15;
@@ -15,18 +17,27 @@ pub struct Address(pub(super) AMQPUri);
 /// Why a text is no address. It doesn't quote the text, which has a password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "an address such as amqps://name:password@host/vhost is expected, in which the virtual host `/` is %2f or left out with the `/` \
-     before it, and what is special in a password is encoded, as %23 for `#`"
+    "an address such as amqps://name:password@host/vhost is expected: the host is a name or an IPv4 address; the virtual host `/` is %2f, \
+     or left out with the `/` before it; what is special in a password is encoded, as %23 for `#`; parameters may be {}",
+    PARAMETERS.join(", ")
 )]
 pub struct NoAddress;
+
+/// The parameters that an address may have. A smaller frame would have no room for a refused request's problem.
+const PARAMETERS: [&str; 4] = ["heartbeat", "connection_timeout", "channel_max", "auth_mechanism"];
 
 impl FromStr for Address {
     type Err = NoAddress;
 
     fn from_str(text: &str) -> Result<Address, NoAddress> {
         let mut uri: AMQPUri = text.parse().map_err(|_| NoAddress)?;
+        let url = Url::parse(text).map_err(|_| NoAddress)?;
+        // In place of a host that it doesn't understand, such as an IPv6 address, lapin's parser has this machine.
+        let has_host = matches!(url.host(), Some(Host::Domain(host)) if host == uri.authority.host);
+        let knows = |(name, _): (Cow<'_, str>, _)| PARAMETERS.contains(&name.as_ref());
         // RabbitMQ would look for a virtual host without a name.
-        if uri.authority.host.is_empty() || uri.vhost.is_empty() {
+        let is_well = has_host && !uri.vhost.is_empty() && url.port() != Some(0) && url.fragment().is_none();
+        if !is_well || !url.query_pairs().all(knows) || uri.query.heartbeat == Some(0) {
             return Err(NoAddress);
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
@@ -63,7 +74,20 @@ mod tests {
         assert_eq!(uri.query.heartbeat, Some(HEARTBEAT));
         let address: Address = "amqps://u:p%40@h/v".parse().unwrap();
         assert_eq!(address.to_string(), "amqps://h:5671");
-        for text in ["", "localhost", "http://h/", "amqp://h/", "amqp://u:p#q@h"] {
+        for text in [
+            "",
+            "localhost",
+            "http://h/",
+            "amqp://h/",
+            "amqp://u:p#q@h",
+            "amqp:///v",
+            "amqp://u:p@[2001:db8::5]:5672/v",
+            "amqp://h:0",
+            "amqp://h/v?hearbeat=5",
+            "amqp://h/v?heartbeat=0",
+            "amqp://h/v?frame_max=4096",
+            "amqp://h/v#x",
+        ] {
             assert_eq!(text.parse::<Address>().unwrap_err(), NoAddress, "{text}");
         }
     }

@@ -58,6 +58,13 @@ impl Timing {
     /// # Errors
     /// If it is none, or too short or too long.
     pub fn every(text: &str) -> Result<Timing, BadTiming> {
+        // `M` is a month to the parser, of 30 days and some hours, and mostly a minute to its writer.
+        let has_no_fixed_unit = text
+            .split(|letter: char| !letter.is_ascii_alphabetic())
+            .any(|unit| unit == "M" || unit.starts_with("mo") || unit.starts_with('y'));
+        if has_no_fixed_unit {
+            return Err(BadTiming::Every);
+        }
         let distance = humantime::parse_duration(text).map_err(|_| BadTiming::Every)?;
         if distance.subsec_nanos() != 0 || !DISTANCES.contains(&distance.as_secs()) {
             return Err(BadTiming::Every);
@@ -296,7 +303,22 @@ mod tests {
 
     #[test]
     fn what_is_no_timing_is_refused() {
-        for bad in ["", "5", "0s", "999ms", "1500ms", "367d", "5 parsecs", "-5m", "18446744073709551615s"] {
+        for bad in [
+            "",
+            "5",
+            "0s",
+            "999ms",
+            "1500ms",
+            "367d",
+            "5 parsecs",
+            "-5m",
+            "18446744073709551615s",
+            "5M",
+            "1month",
+            "2 months",
+            "1y",
+            "1year",
+        ] {
             assert_eq!(Timing::every(bad).unwrap_err(), BadTiming::Every, "{bad}");
         }
         for bad in [
