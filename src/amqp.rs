@@ -7,9 +7,11 @@
 pub mod address;
 mod connection;
 mod intake;
+mod legible;
 mod outlet;
 mod publish;
 mod refused;
+mod runtime;
 mod waiting;
 
 use serde_json::Value;

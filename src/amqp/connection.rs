@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::amqp::address::Address;
+use crate::amqp::runtime;
 use crate::telemetry::chain;
 use crate::tls;
 
@@ -39,7 +40,7 @@ impl Connector {
         let (_, attempt) = slot.get_or_insert_with(|| {
             tls::provide();
             let named = ConnectionProperties::default().with_connection_name("cdc-export".into());
-            (Instant::now(), tokio::spawn(Connection::connect_uri(self.address.0.clone(), named)))
+            (Instant::now(), tokio::spawn(runtime::connect(self.address.0.clone(), named)))
         });
         let Ok(ended) = timeout(CALL_TIMEOUT, attempt).await else {
             return Err(format!("{} can't be connected to: no answer in time", self.address));

@@ -13,6 +13,9 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{eventually, option_env, reachable_folder};
 
@@ -97,10 +100,42 @@ impl Broker {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await.unwrap();
+        Broker::client_at(&self.url()).await
+    }
+
+    /// A client of which some texts get to the broker as others, at the same length: what no library of this language would send.
+    pub(crate) async fn client_with(&self, swaps: &'static [(&[u8], &[u8])]) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let port = self.port;
+        tokio::spawn(async move {
+            let (from_client, to_client) = listener.accept().await.unwrap().0.into_split();
+            let (from_broker, to_broker) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
+            tokio::join!(pass(from_client, to_broker, swaps), pass(from_broker, to_client, &[]));
+        });
+        Broker::client_at(&self.url().replace(&port.to_string(), &own.to_string())).await
+    }
+
+    async fn client_at(url: &str) -> Client {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         Client { _connection: connection, channel }
+    }
+}
+
+/// Passes on what comes, with these texts swapped.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swaps: &[(&[u8], &[u8])]) {
+    let mut piece = vec![0; 1 << 20];
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        for (text, other) in swaps {
+            while let Some(at) = piece[..length].windows(text.len()).position(|it| it == *text) {
+                piece[at..][..other.len()].copy_from_slice(other);
+            }
+        }
+        if to.write_all(&piece[..length]).await.is_err() {
+            return;
+        }
     }
 }
 

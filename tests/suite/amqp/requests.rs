@@ -1,7 +1,8 @@
 //! Requests that can't be met, or that come back: they hold up nobody else's.
 
-use lapin::BasicProperties;
+use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, ExchangeKind};
 use serde_json::Value;
 
 use crate::amqp::broker::{Broker, Client, Message, SERVER};
@@ -20,6 +21,7 @@ async fn what_cannot_be_met_holds_up_nobody_and_is_not_lost() {
     a_request_that_comes_back_slows_down(&broker).await;
     headers_are_kept_as_far_as_a_frame_has_room(&broker).await;
     a_stream_is_no_queue_of_requests(&broker).await;
+    what_no_library_would_send_stops_nothing(&broker).await;
 }
 
 async fn complaint(service: &Service, of: &str) -> Value {
@@ -161,4 +163,63 @@ async fn a_stream_is_no_queue_of_requests(broker: &Broker) {
     assert!(service.events("queue_opened").is_empty());
     service.stop().await;
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
+}
+
+/// A broker takes short texts that aren't UTF-8 from any client, and headers as deep as a frame is long.
+async fn what_no_library_would_send_stops_nothing(broker: &Broker) {
+    let (database, client) = (Database::new().await, broker.client().await);
+    database.add_users(1, 5).await;
+    client.exchange("of-odd").await;
+    client.queue("aside-of-odd", "of-odd", "#", FieldTable::default()).await;
+    client.queue("odd", "", "", FieldTable::default()).await;
+    let fanout = (ExchangeKind::Fanout, ExchangeDeclareOptions::default());
+    client.channel.exchange_declare("fan".into(), fanout.0, fanout.1, FieldTable::default()).await.unwrap();
+    client.bind("odd", "fan", "").await;
+    let catalog = operator("queue = \"odd\"\ndead_letter_exchange = \"of-odd\"\n");
+    let service = start(&catalog, &database, broker).service().await;
+
+    let odd = broker.client_with(&[(b"ILLEGIBLE", b"ill\xe9gible"), (b"nestedx", b"nestedA")]).await;
+    let of = |id: &str| {
+        let mut headers = FieldTable::default();
+        headers.insert("X-Consumer-ID".into(), AMQPValue::LongString(id.into()));
+        BasicProperties::default().with_headers(headers)
+    };
+    let with_id = |id: &str| of(id).with_message_id(id.into());
+    for properties in [
+        of("bad-id").with_message_id("ILLEGIBLE".into()),
+        with_id("bad-type").with_content_type("ILLEGIBLE".into()),
+        with_id("app").with_app_id("ILLEGIBLE".into()),
+    ] {
+        odd.publishes("odd", properties, "{}").await;
+    }
+    let by_fan = odd.channel.basic_publish(
+        "fan".into(),
+        "ILLEGIBLE".into(),
+        BasicPublishOptions::default(),
+        b"",
+        with_id("fan"),
+    );
+    by_fan.await.unwrap().await.unwrap();
+    let nested =
+        (0..20_000u32).fold(Vec::new(), |inner, depth| [&b"A"[..], &(5 * depth).to_be_bytes(), &inner].concat());
+    let mut headers = of("").headers().clone().unwrap();
+    headers.insert("X-Consumer-ID".into(), AMQPValue::LongString("deep".into()));
+    headers.insert("nested".into(), AMQPValue::ByteArray(nested.into()));
+    odd.publishes("odd", with_id("deep").with_headers(headers), "").await;
+    odd.publishes("odd", with_id("good"), "").await;
+
+    let aside = client.takes("aside-of-odd", 2).await;
+    let mut refused =
+        Vec::from_iter(aside.iter().map(|it| (it.header("X-Consumer-ID").unwrap(), problem(it)["code"].clone())));
+    refused.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!(
+        serde_json::to_value(refused).unwrap(),
+        serde_json::json!([["bad-id", "idempotency_key_invalid"], ["bad-type", "unsupported_media_type"]])
+    );
+    let asked = "select string_agg(consumer_id, ' ' order by consumer_id) from exports where status = 'completed'";
+    let all = Some("app deep fan good".to_owned());
+    eventually("the others' jobs", async || (database.one::<Option<String>>(asked).await == all).then_some(())).await;
+    assert!(service.events("queue_failed").is_empty(), "{:?}", service.events("queue_failed"));
+    service.stop().await;
+    client.takes_none("aside-of-odd").await;
 }
