@@ -135,7 +135,7 @@ impl Maintenance {
         tracing::warn!(event = "announce_failed", error);
     }
 
-    /// Runs all tasks until `shutdown`. After `drain` it asks for no exports, which another process claims then, or the next one.
+    /// Runs all tasks until `shutdown`, but schedules until `drain`: this process would claim no export that they ask for.
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
         let often = lease::interval(self.settings.lease);

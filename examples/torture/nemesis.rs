@@ -160,9 +160,9 @@ pub(crate) async fn overtake(world: &Arc<World>, length: Duration, binary: &Path
         world.report.acted(None, EXPIRE, from);
         // Whoever takes it has to be stopped at once: a small table's export is made within a few hundredths of a second. And no later
         // than the first one stands there.
-        let lost = Instant::now();
+        let since = Instant::now();
         while !leased(&mut conn).await?.iter().any(|(job, owner)| jobs.contains(job) && !first.is(owner))
-            && lost.elapsed() < LEASE / 2
+            && since.elapsed() < LEASE / 2
         {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }

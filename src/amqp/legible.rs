@@ -3,7 +3,7 @@
 //!
 //! A broker takes from any client a short text that isn't UTF-8, and headers as deep as a frame is long; lapin's parser takes neither.
 //! So frames are looked at before it gets them, and mended in place, at the same length. What was mended reads as what it is, no
-//! message that anybody meant: the checks of `intake` and `request` refuse it, and it is laid aside as any other one.
+//! message that anybody meant: an id or a type of content that was mended is refused, and laid aside as any other one.
 
 use std::io::{Error, ErrorKind};
 use std::pin::Pin;
@@ -109,7 +109,7 @@ fn mend(kind: u8, content: &mut [u8]) {
         METHOD => drop(method(&mut Walk { bytes: content, at: 0 })),
         HEADER => {
             let walked = header(&mut Walk { bytes: content, at: 0 });
-            // One without its form might be as deep as it likes: so it has no properties.
+            // One without its form might be as deep as it likes. To lapin it ends with its flags, and what is behind them is an error.
             if walked.is_none()
                 && let Some(flags) = content.get_mut(12..14)
             {
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn headers_without_their_form_are_none() {
+    async fn headers_without_their_form_are_not_gone_into() {
         let array_beyond_table = [text(b"a"), b"A\0\0\0\x09V".to_vec()].concat();
         for (flags, properties) in [
             (1 << 13, long(b"\x01a?")),

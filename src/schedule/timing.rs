@@ -59,10 +59,10 @@ impl Timing {
     /// If it is none, or too short or too long.
     pub fn every(text: &str) -> Result<Timing, BadTiming> {
         // `M` is a month to the parser, of 30 days and some hours, and mostly a minute to its writer.
-        let has_no_fixed_unit = text
+        let has_months_or_years = text
             .split(|letter: char| !letter.is_ascii_alphabetic())
             .any(|unit| unit == "M" || unit.starts_with("mo") || unit.starts_with('y'));
-        if has_no_fixed_unit {
+        if has_months_or_years {
             return Err(BadTiming::Every);
         }
         let distance = humantime::parse_duration(text).map_err(|_| BadTiming::Every)?;

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod gone;
+#[cfg(test)]
 mod stops;
 
 use std::collections::VecDeque;

@@ -109,9 +109,10 @@ impl Broker {
         let own = listener.local_addr().unwrap().port();
         let port = self.port;
         tokio::spawn(async move {
-            let (from_client, to_client) = listener.accept().await.unwrap().0.into_split();
-            let (from_broker, to_broker) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
-            tokio::join!(pass(from_client, to_broker, swaps), pass(from_broker, to_client, &[]));
+            let (from_client, mut to_client) = listener.accept().await.unwrap().0.into_split();
+            let (mut from_broker, to_broker) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
+            let answers = tokio::io::copy(&mut from_broker, &mut to_client);
+            let _ = tokio::join!(swap(from_client, to_broker, swaps), answers);
         });
         Broker::client_at(&self.url().replace(&port.to_string(), &own.to_string())).await
     }
@@ -125,7 +126,7 @@ impl Broker {
 }
 
 /// Passes on what comes, with these texts swapped.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swaps: &[(&[u8], &[u8])]) {
+async fn swap(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swaps: &[(&[u8], &[u8])]) {
     let mut piece = vec![0; 1 << 20];
     while let Ok(length @ 1..) = from.read(&mut piece).await {
         for (text, other) in swaps {

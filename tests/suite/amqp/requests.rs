@@ -172,8 +172,9 @@ async fn what_no_library_would_send_stops_nothing(broker: &Broker) {
     client.exchange("of-odd").await;
     client.queue("aside-of-odd", "of-odd", "#", FieldTable::default()).await;
     client.queue("odd", "", "", FieldTable::default()).await;
-    let fanout = (ExchangeKind::Fanout, ExchangeDeclareOptions::default());
-    client.channel.exchange_declare("fan".into(), fanout.0, fanout.1, FieldTable::default()).await.unwrap();
+    let options = ExchangeDeclareOptions::default();
+    let declared = client.channel.exchange_declare("fan".into(), ExchangeKind::Fanout, options, FieldTable::default());
+    declared.await.unwrap();
     client.bind("odd", "fan", "").await;
     let catalog = operator("queue = \"odd\"\ndead_letter_exchange = \"of-odd\"\n");
     let service = start(&catalog, &database, broker).service().await;
