@@ -4,17 +4,14 @@ mod address;
 mod post;
 pub mod signature;
 
-use std::sync::Arc;
-
 use serde_json::Value;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::{Answer, Event, Teller, Way};
 use crate::event::Webhook;
 use crate::job::Job;
 use crate::store::Store;
-use crate::telemetry::chain;
 use crate::webhook::post::Poster;
 use crate::webhook::signature::Secrets;
 
@@ -32,24 +29,26 @@ pub async fn tell(receivers: Vec<Receiver>, store: Store, shown: fn(Job) -> Valu
     let mut tasks = JoinSet::new();
     for receiver in receivers {
         let name = receiver.webhook.listener.name.clone();
-        let teller = Teller::new(&name, store.clone(), Posts(Arc::new(Poster::new(receiver))), shown);
+        let teller = Teller::new(&name, store.clone(), Posts(Poster::new(receiver)), shown);
         tasks.spawn(teller.run(shutdown.clone()));
     }
     while tasks.join_next().await.is_some() {}
 }
 
 /// The way of a receiver's events.
-struct Posts(Arc<Poster>);
+struct Posts(Poster);
 
 impl Way for Posts {
+    async fn open(&self) -> Result<(), String> {
+        self.0.client().map(drop)
+    }
+
     async fn tell(&self, event: Event) -> Answer {
-        let poster = Arc::clone(&self.0);
-        match spawn_blocking(move || poster.post(&event.id.to_string(), &event.body, event.trace)).await {
-            Ok(Ok(status @ 200..300)) => Answer::Taken(Some(status)),
-            Ok(Ok(410)) => Answer::Gone(410),
-            Ok(Ok(status)) => Answer::Failed(Some(status), format!("it answered {status}")),
-            Ok(Err(why)) => Answer::Failed(None, why),
-            Err(panicked) => Answer::Failed(None, chain(&panicked)),
+        match self.0.post(&event.id.to_string(), event.body, event.trace).await {
+            Ok(status @ 200..300) => Answer::Taken(Some(status)),
+            Ok(410) => Answer::Gone(410),
+            Ok(status) => Answer::Failed(Some(status), format!("it answered {status}")),
+            Err(why) => Answer::Failed(None, why),
         }
     }
 }

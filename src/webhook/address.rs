@@ -1,33 +1,33 @@
 //! Which addresses events are posted to. A name leads wherever its owner says, also into the network of the service; so each address is
 //! checked, and the one that was checked is the one that is connected to.
 
-use hyper::http::Uri;
-use ureq::config::Config;
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::NextTimeout;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tokio::net::lookup_host;
 
 use crate::event::address::refusal;
 
 /// Looks a receiver's name up, and refuses it if one of its addresses is not allowed.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct CheckedResolver {
-    inner: DefaultResolver,
-    allows_private: bool,
+    pub(super) allows_private: bool,
 }
 
-impl CheckedResolver {
-    pub(super) fn new(allows_private: bool) -> CheckedResolver {
-        CheckedResolver { inner: DefaultResolver::default(), allows_private }
-    }
-}
+/// Why a name that is known is not connected to.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Refused(String);
 
-impl Resolver for CheckedResolver {
-    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let found = self.inner.resolve(uri, config, timeout)?;
-        let refused = |ip| Some(format!("its address {ip} {}", refusal(ip, self.allows_private)?));
-        match found.iter().find_map(|address| refused(address.ip())) {
-            Some(why) => Err(ureq::Error::Other(why.into())),
-            None => Ok(found),
-        }
+impl Resolve for CheckedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let CheckedResolver { allows_private } = *self;
+        Box::pin(async move {
+            // The client puts the port in place of 0.
+            let found: Vec<_> = lookup_host((name.as_str(), 0)).await?.collect();
+            let refused = |ip| Some(format!("its address {ip} {}", refusal(ip, allows_private)?));
+            match found.iter().find_map(|address| refused(address.ip())) {
+                Some(why) => Err(Refused(why).into()),
+                None => Ok(Box::new(found.into_iter()) as Addrs),
+            }
+        })
     }
 }

@@ -254,6 +254,7 @@ fn what_only_some_modules_name() {
         ("std::fs", &["command", "config", "embedded", "sink"]),
         ("anyhow", &["command"]),
         ("object_store", &["sink"]),
+        ("reqwest", &["sink", "webhook"]),
         ("println!", &["command"]),
         ("prometheus::", &["telemetry"]),
         ("opentelemetry", &["telemetry"]),
