@@ -157,7 +157,7 @@ impl<W: Way> Teller<W> {
     ) {
         let mut endings = self.store.endings();
         let mut database = None;
-        // One that is gone says so at the first event, and the other events wait.
+        // As long as it doesn't take events, it is asked by one: the others wait, and lose no try.
         let mut at_once = 1;
         // Then only what was answered so and asked for again gets to it, and tells whether it is there again.
         let mut gone = None;
@@ -191,8 +191,9 @@ impl<W: Way> Teller<W> {
                     }
                     // What was under way when another one heard that it is gone says nothing new.
                     Ok((asked, Heard::Taken)) if asked == gone => (gone, at_once) = (None, AT_ONCE),
-                    Ok((None, Heard::Nothing)) if gone.is_none() => at_once = AT_ONCE,
-                    Ok(_) => {}
+                    Ok((_, Heard::Nothing)) => at_once = 1,
+                    // From before it was gone.
+                    Ok((_, Heard::Taken)) => {}
                     Err(panicked) => self.complain(chain(&panicked)),
                 },
                 _ = endings.next(), if !rests && told.len() < at_once => {}
@@ -224,7 +225,8 @@ impl<W: Way> Teller<W> {
         let span = Span::start("deliver", Kind::Producer, place.as_ref());
         span.set("cdc_export.endpoint", self.name.clone());
         span.set("cdc_export.job.id", job.id.to_string());
-        span.set("cdc_export.attempt", i64::from(delivery.attempt));
+        let attempt = delivery.attempt + 1;
+        span.set("cdc_export.attempt", i64::from(attempt));
         let body = json!({
             "specversion": "1.0",
             "id": delivery.id.to_string(),
@@ -249,7 +251,7 @@ impl<W: Way> Teller<W> {
                 (Some(*status), TryOutcome::Dead(why))
             }
             Answer::Failed(status, why) => {
-                let outcome = match retry::after(delivery.attempt) {
+                let outcome = match retry::after(attempt) {
                     Some(pause) => TryOutcome::Again(pause, why.clone()),
                     None => TryOutcome::Dead(why.clone()),
                 };
@@ -276,7 +278,7 @@ impl<W: Way> Teller<W> {
         if let Some(error) = why {
             tracing::warn!(
                 event = "delivery_failed", endpoint = self.name, deliveryId = %delivery.id, jobId = %delivery.job,
-                attempt = delivery.attempt, isDead = word == "dead", error
+                attempt, isDead = word == "dead", error
             );
         }
         match answer {

@@ -69,7 +69,7 @@ pub struct Delivery {
     pub event: Status,
     /// How the telling stands.
     pub status: DeliveryStatus,
-    /// How often it was begun, since it was made or asked for again.
+    /// How many tries have ended since it was made or asked for again.
     pub attempt: u32,
     /// When it is tried next; `None`: never.
     pub next_attempt_at: Option<DateTime<Utc>>,

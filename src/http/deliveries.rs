@@ -58,7 +58,7 @@ pub(crate) struct DeliveryBody {
     /// How the telling stands
     #[schema(value_type = DeliveryStatus)]
     status: &'static str,
-    /// How many tries were begun since it was made or asked for again
+    /// How many tries have ended since it was made or asked for again
     attempt: u32,
     /// When it is told next; null: never
     #[schema(required, format = DateTime)]

@@ -20,6 +20,7 @@ impl Task for Reap {
     async fn round(&mut self) -> Result<(), Error> {
         let Reap { maintenance } = self;
         maintenance.with_timeout(maintenance.store.make_good_a_clock_set_back(maintenance.settings.lease)).await?;
+        maintenance.with_timeout(maintenance.store.make_good_a_clock_set_back_for_deliveries()).await?;
         for Transition { job, .. } in maintenance.with_timeout(maintenance.store.reap()).await? {
             tracing::warn!(event = "export_taken_over", jobId = %job.id, status = %job.status);
             metrics::lease_taken_over();

@@ -171,7 +171,7 @@ impl Store {
                where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp() and ($4::smallint is null or last_status = $4)
                order by run_at limit $2 for update skip locked),
              d as (
-               update cdc_export.deliveries d set run_at = clock_timestamp() + make_interval(secs => $3), attempt = d.attempt + 1
+               update cdc_export.deliveries d set put_off_at = clock_timestamp(), run_at = clock_timestamp() + make_interval(secs => $3)
                from due where d.id = due.id returning d.*)
              select ",
             delivery_columns!(),
@@ -208,6 +208,7 @@ impl Store {
         let recorded = sqlx::query(
             "-- store.deliveries.tried
              update cdc_export.deliveries set
+               attempt = attempt + 1, put_off_at = clock_timestamp(),
                delivered_at = case when $3 then clock_timestamp() end,
                dead_at = case when not $3 and $4::float8 is null then clock_timestamp() end,
                run_at = case when $4::float8 is null then 'infinity' else clock_timestamp() + make_interval(secs => $4) end,
@@ -224,6 +225,33 @@ impl Store {
         .await?;
         conn.give_back();
         Ok(recorded.rows_affected() == 1)
+    }
+
+    /// Has deliveries to these receivers that wait be due when they would have been, where the database's clock was set back since they were put off.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn make_good_a_clock_set_back_for_deliveries(&self) -> Result<(), Error> {
+        if self.listeners.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
+        let mut conn = self.connection().await?;
+        sqlx::query(
+            "-- store.deliveries.clock_set_back
+             with late as (
+               select id from cdc_export.deliveries
+               where endpoint = any($1) and delivered_at is null and run_at > clock_timestamp() and run_at < 'infinity'
+                 and put_off_at > clock_timestamp()
+               for update skip locked)
+             update cdc_export.deliveries d set put_off_at = clock_timestamp(), run_at = clock_timestamp() + (d.run_at - d.put_off_at)
+             from late where d.id = late.id",
+        )
+        .bind(names)
+        .execute(conn.get())
+        .await?;
+        conn.give_back();
+        Ok(())
     }
 
     /// Deliveries that a filter lets through, newest first, `limit` of them at most.
@@ -285,7 +313,7 @@ impl Store {
             "-- store.deliveries.redeliver
              with d as (
                update cdc_export.deliveries d
-               set attempt = 0, run_at = clock_timestamp(), delivered_at = null, dead_at = null
+               set attempt = 0, put_off_at = clock_timestamp(), run_at = clock_timestamp(), delivered_at = null, dead_at = null
                where id = $1 returning d.*)
              select ",
             delivery_columns!(),
@@ -307,7 +335,7 @@ impl Store {
         let open = sqlx::query_as(
             "-- store.deliveries.open
              select endpoint, count(*) filter (where run_at < 'infinity') as pending, count(*) filter (where run_at = 'infinity') as dead,
-               coalesce(greatest(extract(epoch from clock_timestamp() - min(created_at) filter (where run_at < 'infinity')), 0), 0)::float8
+               greatest(extract(epoch from clock_timestamp() - min(created_at) filter (where run_at < 'infinity')), 0)::float8
                  as oldest_seconds
              from cdc_export.deliveries where endpoint = any($1) and delivered_at is null group by endpoint",
         )

@@ -81,15 +81,15 @@ impl Store {
                held.rows as held_rows, held.seconds as held_seconds, held.given_up
              from (
                select count(*) as pending,
-                 coalesce(extract(epoch from clock_timestamp() - min(created_at)), 0)::float8 as oldest_seconds
+                 greatest(extract(epoch from clock_timestamp() - min(created_at)), 0)::float8 as oldest_seconds
                from exports where status = 'pending') queue
              cross join (
-               select count(*) as jobs, coalesce(extract(epoch from clock_timestamp() - min(finished_at)), 0)::float8 as seconds
+               select count(*) as jobs, greatest(extract(epoch from clock_timestamp() - min(finished_at)), 0)::float8 as seconds
                from exports where status = 'completed' and published_at is null) unpublished
              cross join (
                select
                  coalesce(max(log.seq - least(p.saved_seq, p.deletions_saved_seq)) filter (where p.snap_del is not null), 0) as rows,
-                 coalesce(max(extract(epoch from clock_timestamp() - least(p.saved_at, p.deletions_saved_at)))
+                 greatest(max(extract(epoch from clock_timestamp() - least(p.saved_at, p.deletions_saved_at)))
                    filter (where p.snap_del is not null), 0)::float8 as seconds,
                  count(*) filter (where p.log_lost is not null) as given_up
                from watermarks p
@@ -141,7 +141,7 @@ impl Store {
         let rows: Vec<(String, String, i64, f64)> = sqlx::query_as(concat!(
             "-- store.gauges.unacknowledged_ages
              select l.consumer_id, l.dataset, counted.exports,
-               coalesce(greatest(extract(epoch from clock_timestamp() - l.since), 0), 0)::float8
+               greatest(extract(epoch from clock_timestamp() - l.since), 0)::float8
              from (
                select l.consumer_id, l.dataset, l.acknowledged, oldest.published_at as since
                from cdc_export.lanes l

@@ -41,7 +41,7 @@ macro_rules! claimable {
         "r.status = 'pending' and r.format = any($1) and r.compression = any($2) and r.dataset = any($3)
          and (r.store_id is null or r.store_id = $4
            or not exists (select from cdc_export.stores s
-                          where s.id = r.store_id and s.seen_at > clock_timestamp() - interval '1 minute'))
+                          where s.id = r.store_id and s.seen_at between clock_timestamp() - interval '1 minute' and clock_timestamp()))
          -- What the next condition says of lanes in which a job runs or waits for its retry, but in one pass: a long lane behind
          -- such a job would else be probed job by job. And a lane waits until its last file has its name: whoever reads it would
          -- else see what comes after that one first.
@@ -377,7 +377,8 @@ impl Store {
             "-- store.queue.record_destination
              insert into cdc_export.stores as s (id, seen_at) values ($1, clock_timestamp())
              on conflict (id) do update set seen_at = excluded.seen_at
-             where s.seen_at < clock_timestamp() - interval '10 seconds'",
+             -- Also where the clock was set back: in times to come nobody was seen.
+             where s.seen_at not between clock_timestamp() - interval '10 seconds' and clock_timestamp()",
         )
         .bind(destination)
         .execute(conn.get())

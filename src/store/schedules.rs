@@ -182,7 +182,7 @@ impl Store {
                  where later.consumer_id = e.consumer_id and later.dataset = e.dataset and later.lane_seq > e.lane_seq)
                and not exists (
                  select from exports h
-                 where h.id = s.healed_by and h.finished_at > clock_timestamp() - interval '1 hour' and not exists (
+                 where h.id = s.healed_by and h.finished_at between clock_timestamp() - interval '1 hour' and clock_timestamp() and not exists (
                    select from exports good
                    where good.consumer_id = h.consumer_id and good.dataset = h.dataset and good.lane_seq > h.lane_seq
                      and good.status = 'completed' and good.export_type <> 'full'))

@@ -153,7 +153,7 @@ async fn a_claim_reads_a_few_beside_a_snapshot_of_an_hour() {
              select gen_random_uuid(), 'long', 'users', n, 'delta', 'csv', 5, 'long-' || n, '2026-01-01', s, t, o, e, a
              from (values (1, 'processing', gen_random_uuid(), 'o', now() + interval '1 hour', 1), (2, 'pending', null, null, null, 0))
                as jobs (n, s, t, o, e, a);
-             insert into cdc_export.stores (id, seen_at) select gen_random_uuid(), now() + interval '1 hour';
+             insert into cdc_export.stores (id, seen_at) select gen_random_uuid(), now();
              insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, run_at, store_id)
              select gen_random_uuid(), 'elsewhere', 'users', 1, 'delta', 'csv', 5, 'elsewhere', '2026-01-01', id from cdc_export.stores;
              insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, run_at)

@@ -264,8 +264,16 @@ async fn a_full_export_follows_one_that_needs_it_once() {
     database.run("update exports set created_at = created_at - interval '2 hours', finished_at = finished_at - interval '2 hours', started_at = started_at - interval '2 hours'").await;
     ended(&database, expected.len() + 1).await;
     assert_eq!(shown(&service, "heals").await["lastJob"]["exportType"], "full");
+    // Of a full export in times to come, from before the clock was set back, nobody knows how long ago it was.
+    let made = expected.len() + 1;
+    database.run("truncate notes").await;
+    set_back(&database, "heals", 1).await;
+    assert_eq!(ended(&database, made + 1).await.last().map(String::as_str), Some("delta failed"));
+    database.run("update exports set created_at = created_at + interval '2 hours', finished_at = finished_at + interval '2 hours', started_at = started_at + interval '2 hours'").await;
+    ended(&database, made + 2).await;
+    assert_eq!(shown(&service, "heals").await["lastJob"]["exportType"], "full");
     let healed = service.events("export_submitted").into_iter().filter(|event| event["heals"] == true).count();
-    assert_eq!(healed, 3);
+    assert_eq!(healed, 4);
     service.stop().await;
 }
 

@@ -1,0 +1,71 @@
+//! What an event waits for, and what it doesn't: a clock that was set back, or others that wait.
+
+use super::{Answer, Operator, Receiver, deliveries};
+use crate::harness::{Database, eventually};
+
+/// Where the clock is set back, an event waits as long as it was meant to, not until the clock has come so far again.
+#[tokio::test]
+async fn a_clock_that_was_set_back_holds_no_event_up() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let receiver = Receiver::start().await;
+    receiver.answers([Answer::Status(500)]);
+    let operator = Operator::with(&[receiver.block("all", "")]);
+    let service = operator.start(&database).service().await;
+    service.export("full", "a").await;
+    eventually("it failed once", async || deliveries(&service, "").await.pop().filter(|it| it["attempt"] == 1)).await;
+    let api = operator.start(&database).sharing_output(&service).arguments(&["serve", "--no-workers"]);
+    service.stop().await;
+    let api = api.service().await;
+    let fresh = api.submit("delta", "a").await;
+    assert_eq!(api.call("POST", &format!("/exports/{fresh}/cancel"), &[]).await.status(), 202);
+    assert_eq!(deliveries(&api, "?status=pending").await.len(), 2);
+    // The clock's step is an hour of what is written, as it is seen from then on.
+    database
+        .run(
+            "update cdc_export.deliveries set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
+               put_off_at = put_off_at + interval '1 hour'",
+        )
+        .await;
+    let service = operator.start(&database).sharing_output(&api).with("LEASE_SECONDS", 1).service().await;
+    eventually("both are told", async || deliveries(&service, "?status=delivered").await.get(1).map(|_| ())).await;
+    assert_eq!(receiver.heard().len(), 3);
+    service.stop().await;
+    api.stop().await;
+}
+
+/// Posts that hang have no threads of their own, which exports would wait for; and of a receiver that doesn't answer, only one hangs.
+#[tokio::test]
+async fn receivers_that_hang_take_nothing_that_exports_need() {
+    const RECEIVERS: usize = 20;
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let receiver = Receiver::start().await;
+    let blocks: Vec<_> = (0..RECEIVERS).map(|n| receiver.block(&format!("r{n}"), "")).collect();
+    let service = Operator::with(&blocks).start(&database).service().await;
+    let threads = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Threads:")).unwrap();
+        line.trim().parse::<usize>().unwrap()
+    };
+    service.export("full", "a").await;
+    receiver.hears(RECEIVERS).await;
+    let told = format!("?status=delivered&limit={}", RECEIVERS + 1);
+    eventually("all are told", async || (deliveries(&service, &told).await.len() == RECEIVERS).then_some(())).await;
+
+    receiver.answers((0..100 * RECEIVERS).map(|_| Answer::After(600_000)));
+    for _ in 0..8 {
+        service.export("delta", "a").await;
+    }
+    receiver.hears(9 * RECEIVERS).await;
+    assert!(threads() < 8 * RECEIVERS, "{}", threads());
+    // Then one at a time, as long as it hangs.
+    let late = "select count(*) from cdc_export.deliveries where last_error = 'no answer in time' and attempt > 0";
+    eventually("they hang", async || (database.one::<i64>(late).await as usize == 8 * RECEIVERS).then_some(())).await;
+    receiver.hears(10 * RECEIVERS).await;
+    let under_way = "select max(n) from (
+           select count(*) as n from cdc_export.deliveries
+           where delivered_at is null and run_at > clock_timestamp() + interval '40 s' group by endpoint) each";
+    assert_eq!(database.one::<i64>(under_way).await, 1);
+    service.stop().await;
+}
