@@ -9,6 +9,7 @@
 pub mod broker;
 pub mod database;
 pub mod dataset;
+pub mod duration;
 pub mod event;
 pub mod file;
 pub mod job;

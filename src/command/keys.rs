@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::CatalogFile;
+use crate::duration;
 use crate::job::ConsumerId;
 use crate::key::{self, KeyInfo, KeySelector, PresentedKey, Scope};
 use crate::store::Store;
@@ -58,7 +59,7 @@ pub(crate) struct CreateKey {
 
 fn lifetime(text: &str) -> Result<Duration, String> {
     let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(100 * 365 * 24 * 60 * 60));
-    let time = humantime::parse_duration(text).ok().filter(|time| (shortest..=longest).contains(time));
+    let time = duration::parse(text).filter(|time| (shortest..=longest).contains(time));
     time.ok_or_else(|| "not a time from 1s to 36500d, such as 90d or 12h".to_owned())
 }
 

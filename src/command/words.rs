@@ -3,6 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::duration;
 use crate::job::words::UnknownWord;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use uuid::Uuid;
@@ -14,7 +15,7 @@ pub(super) fn job_id(text: &str) -> Result<Uuid, &'static str> {
 
 /// Reads the pause between two rounds.
 pub(super) fn pause(text: &str) -> Result<Duration, &'static str> {
-    let pause = humantime::parse_duration(text).ok().filter(|pause| *pause >= Duration::from_millis(100));
+    let pause = duration::parse(text).filter(|pause| *pause >= Duration::from_millis(100));
     pause.ok_or("not a time of 100ms at least, such as 1s, 5m, 1h")
 }
 

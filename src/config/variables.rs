@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::Error;
 use crate::dataset::name::hint;
+use crate::duration;
 use crate::job::Retention;
 
 /// The list of all settings, each on a line `#NAME=` with its default.
@@ -144,9 +145,9 @@ impl Variables {
     pub(super) fn retention(&self, name: &'static str) -> Result<Retention, Error> {
         let mut retention = Retention::default();
         for part in self.get(name).into_iter().flat_map(|value| value.split(',')) {
-            match (part.trim().parse(), humantime::parse_duration(part.trim())) {
+            match (part.trim().parse(), duration::parse(part.trim())) {
                 (Ok(count), _) if retention.count.is_none() => retention.count = Some(count),
-                (Err(_), Ok(age)) if retention.age.is_none() => retention.age = Some(age),
+                (Err(_), Some(age)) if retention.age.is_none() => retention.age = Some(age),
                 _ => {
                     return Err(bad(
                         name,
@@ -160,9 +161,9 @@ impl Variables {
 
     /// A time of a second or more, as `7d`.
     pub(super) fn age(&self, name: &'static str, default: Duration) -> Result<Duration, Error> {
-        match self.get(name).map(humantime::parse_duration) {
+        match self.get(name).map(duration::parse) {
             None => Ok(default),
-            Some(Ok(age)) if age >= Duration::from_secs(1) => Ok(age),
+            Some(Some(age)) if age >= Duration::from_secs(1) => Ok(age),
             Some(_) => Err(bad(name, "not a time of 1s or more, such as 7d or 12h")),
         }
     }

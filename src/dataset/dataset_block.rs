@@ -10,6 +10,7 @@ use crate::dataset::fault::Fault;
 use crate::dataset::name::is_name;
 use crate::dataset::table_name::NotATable;
 use crate::dataset::{Capture, Columns, Dataset, Operation, Table};
+use crate::duration;
 use crate::job::FILE_BYTES;
 
 /// How long a transaction may take where changes are found by their times, unless the file says.
@@ -69,7 +70,7 @@ impl DatasetBlock {
         if self.created_at.is_some() && self.updated_at.is_none() {
             wrong("created_at", "it is compared with updated_at, which is not given".to_owned());
         }
-        let overlap = self.overlap.as_ref().map(|text| humantime::parse_duration(text.as_ref()));
+        let overlap = self.overlap.as_ref().map(|text| duration::parse(text.as_ref()));
         let capture = match (self.capture.as_ref().map(|word| word.as_ref().as_str()), &overlap) {
             (None | Some("triggers"), None) => Capture::Triggers,
             (None | Some("triggers"), Some(_)) => {
@@ -77,8 +78,8 @@ impl DatasetBlock {
                 Capture::Triggers
             }
             (Some("timestamp"), None) => Capture::Timestamp { overlap: OVERLAP },
-            (Some("timestamp"), Some(Ok(overlap))) => Capture::Timestamp { overlap: *overlap },
-            (Some("timestamp"), Some(Err(_))) => {
+            (Some("timestamp"), Some(Some(overlap))) => Capture::Timestamp { overlap: *overlap },
+            (Some("timestamp"), Some(None)) => {
                 wrong("overlap", "a time such as 5m or 1h is expected".to_owned());
                 Capture::Triggers
             }

@@ -8,6 +8,8 @@ use croner::Cron;
 use croner::errors::CronError;
 use croner::parser::{CronParser, Seconds, Year};
 
+use crate::duration;
+
 /// Of what length a distance may be, in seconds: up to a leap year.
 const DISTANCES: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 60 * 60;
 
@@ -58,14 +60,13 @@ impl Timing {
     /// # Errors
     /// If it is none, or too short or too long.
     pub fn every(text: &str) -> Result<Timing, BadTiming> {
-        // `M` is a month to the parser, of 30 days and some hours, and mostly a minute to its writer.
-        let has_months_or_years = text
-            .split(|letter: char| !letter.is_ascii_alphabetic())
-            .any(|unit| unit == "M" || unit.starts_with("mo") || unit.starts_with('y'));
+        // To the parser a month has 30 days and some hours.
+        let mut units = text.split(|letter: char| !letter.is_ascii_alphabetic());
+        let has_months_or_years = units.any(|unit| unit.starts_with("mo") || unit.starts_with('y'));
         if has_months_or_years {
             return Err(BadTiming::Every);
         }
-        let distance = humantime::parse_duration(text).map_err(|_| BadTiming::Every)?;
+        let distance = duration::parse(text).ok_or(BadTiming::Every)?;
         if distance.subsec_nanos() != 0 || !DISTANCES.contains(&distance.as_secs()) {
             return Err(BadTiming::Every);
         }
@@ -78,6 +79,9 @@ impl Timing {
     /// If one of the two is none, or no time is ever one of the pattern's.
     pub fn cron(text: &str, zone: &str) -> Result<Timing, BadTiming> {
         let zone: Tz = zone.parse().map_err(|_| BadTiming::Zone)?;
+        if let Some(piece) = odd_piece(text) {
+            return Err(BadTiming::Cron(format!(": `{piece}` is no number, no name and not *")));
+        }
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let pattern = parser.parse(text).map_err(|why| match why {
             CronError::ComponentError(why) | CronError::IllegalCharacters(why) => BadTiming::Cron(format!(": {why}")),
@@ -134,6 +138,20 @@ impl Timing {
             Timing::Cron { text, zone, .. } => Some((text, zone.name())),
         }
     }
+}
+
+/// What a pattern has that cron doesn't know, and the parser does: `+1`, `15W`, `MON#2`, `?`. The last day of a month, `L`, is let through.
+fn odd_piece(text: &str) -> Option<&str> {
+    const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+    const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
+    let names: [&[&str]; 5] = [&[], &[], &["l"], &MONTHS, &DAYS];
+    let fields = text.split_ascii_whitespace().zip(names);
+    let mut pieces = fields.flat_map(|(field, names)| field.split([',', '-', '/']).map(move |piece| (piece, names)));
+    let is_odd = |(piece, names): &(&str, &[&str])| {
+        let is_number = !piece.is_empty() && piece.bytes().all(|byte| byte.is_ascii_digit());
+        !is_number && *piece != "*" && !names.contains(&piece.to_ascii_lowercase().as_str())
+    };
+    if text.starts_with('@') { None } else { pieces.find(is_odd).map(|(piece, _)| piece) }
 }
 
 /// A step of a pattern that is longer than its field: `*/90` for minutes is no hour and a half, but each full hour.
@@ -288,6 +306,14 @@ mod tests {
     }
 
     #[test]
+    fn names_in_any_case_and_the_last_day_of_a_month() {
+        let weekdays = Timing::cron("15 2 * nov,DEC Mon-fri", UTC).unwrap();
+        assert_eq!(slots(&weekdays, "2026-11-20T12:00", "2026-11-24T12:00"), ["23T02:15", "24T02:15"]);
+        let last = Timing::cron("0 0 L * *", UTC).unwrap();
+        assert_eq!(slots(&last, "2028-02-01T00:00", "2028-03-31T12:00"), ["29T00:00", "31T00:00"]);
+    }
+
+    #[test]
     fn a_distance_counts_from_1970() {
         let hour = Timing::every("1h").unwrap();
         assert_eq!(
@@ -332,6 +358,12 @@ mod tests {
             "15 2 * * 1-5 2026",
             "soon",
             "15 2 32 * *",
+            "15 2 +1 * *",
+            "15 2 15W * *",
+            "15 2 ? * *",
+            "15 2 * * MON#2",
+            "15 2 * * 5L",
+            "15 L * * *",
         ] {
             let why = Timing::cron(bad, UTC).unwrap_err();
             assert!(matches!(why, BadTiming::Cron(_)), "{bad}: {why}");

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use crate::source_files::{Use, source_files, uses};
 
-const NOUNS: [&str; 12] = [
+const NOUNS: [&str; 13] = [
     "broker",
     "database",
     "dataset",
+    "duration",
     "event",
     "file",
     "job",
@@ -40,8 +41,8 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "postgres" => &["connection", "embedded"],
         // Buckets.
         "sink" => &["tls"],
-        "encode" | "broker" | "database" | "dataset" | "event" | "file" | "job" | "key" | "manifest" | "row"
-        | "schedule" | "trace" | "watermark" => &[],
+        "encode" | "broker" | "database" | "dataset" | "duration" | "event" | "file" | "job" | "key" | "manifest"
+        | "row" | "schedule" | "trace" | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [
@@ -259,6 +260,8 @@ fn what_only_some_modules_name() {
         ("prometheus::", &["telemetry"]),
         ("opentelemetry", &["telemetry"]),
         ("install_default", &["tls"]),
+        // It takes `5M` for five months.
+        ("parse_duration", &["duration"]),
     ];
     for (module, files) in code_by_module() {
         for (file, code) in files {

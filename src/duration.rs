@@ -1,0 +1,26 @@
+//! Times as an operator writes them: `90s`, `5m`, `1h 30m`, `7d`.
+
+use std::time::Duration;
+
+/// The time that a text is; `None`: it is none, or in months written `M`, which is mostly meant for minutes.
+pub fn parse(text: &str) -> Option<Duration> {
+    if text.split(|letter: char| !letter.is_ascii_alphabetic()).any(|unit| unit == "M") {
+        return None;
+    }
+    humantime::parse_duration(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minute_is_no_month() {
+        for (text, seconds) in [("90s", 90), ("5m", 300), ("1h 30m", 5400), ("7d", 604_800), ("2w", 1_209_600)] {
+            assert_eq!(parse(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "5", "5M", "1h 30M", "30M1s", "x"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}
