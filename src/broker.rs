@@ -19,6 +19,28 @@ pub struct Broker {
     pub intake: Option<Intake>,
 }
 
+impl Broker {
+    /// What it can't have beside another one that is at the same broker: the member of the operator's file, and why.
+    pub fn clash(&self, other: &Broker) -> Option<(&'static str, String)> {
+        let exchange = |broker: &Broker| broker.publication.as_ref().map(|publication| publication.exchange.clone());
+        let dead_letters = |broker: &Broker| broker.intake.as_ref().map(|intake| intake.dead_letter_exchange.clone());
+        let queue = |broker: &Broker| broker.intake.as_ref().map(|intake| intake.queue.clone());
+        let is_same = |own: Option<String>, others: Option<String>| own.is_some() && own == others;
+        let name = &other.name;
+        let heard = "whoever hears of events would get the refused requests, too";
+        if is_same(queue(self), queue(other)) {
+            // They would refuse each other's requests, by turns.
+            Some(("queue", format!("amqp {name} takes the requests of this queue already")))
+        } else if is_same(exchange(self), dead_letters(other)) {
+            Some(("exchange", format!("it is the `dead_letter_exchange` of amqp {name}: {heard}")))
+        } else if is_same(dead_letters(self), exchange(other)) {
+            Some(("dead_letter_exchange", format!("it is the `exchange` of amqp {name}: {heard}")))
+        } else {
+            None
+        }
+    }
+}
+
 /// Where the events of ended exports are published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {

@@ -45,6 +45,16 @@ impl FromStr for Address {
     }
 }
 
+impl Address {
+    /// Whether another one leads to the same virtual host of the same broker, as far as the two names tell.
+    pub fn is_same_place(&self, other: &Address) -> bool {
+        let (Address(own), Address(other)) = (self, other);
+        own.authority.host.eq_ignore_ascii_case(&other.authority.host)
+            && own.authority.port == other.authority.port
+            && own.vhost == other.vhost
+    }
+}
+
 /// Without the name and the password.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,6 +72,16 @@ impl fmt::Debug for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_place_has_several_addresses() {
+        let address = |text: &str| text.parse::<Address>().unwrap();
+        let own = address("amqp://a:b@h/v");
+        assert!(own.is_same_place(&address("amqp://c:d@H:5672/v?heartbeat=5")));
+        for other in ["amqps://a:b@h/v", "amqp://a:b@h/w", "amqp://a:b@h", "amqp://a:b@i/v"] {
+            assert!(!own.is_same_place(&address(other)), "{other}");
+        }
+    }
 
     #[test]
     fn an_address_is_one_of_amqp() {

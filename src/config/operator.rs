@@ -5,7 +5,7 @@ use std::path::Path;
 #[cfg(feature = "amqp")]
 use crate::amqp::AddressedBroker;
 #[cfg(feature = "amqp")]
-use crate::amqp::address::NoAddress;
+use crate::amqp::address::{Address, NoAddress};
 use crate::config::Error;
 use crate::config::variables::{Variables, bad, is_setting};
 use crate::dataset::catalog::{Catalog, Mistakes};
@@ -86,8 +86,16 @@ pub(super) fn secrets(vars: &Variables, catalog: &Catalog) -> Secrets {
         let (name, variable) = (&broker.name, &broker.url_env);
         let why = match vars.get(variable).map(str::parse) {
             Some(Ok(address)) => {
-                found.brokers.push(AddressedBroker { broker: broker.clone(), address });
-                continue;
+                let address: Address = address;
+                let mut others = found.brokers.iter().filter(|other| other.address.is_same_place(&address));
+                match others.find_map(|other| broker.clash(&other.broker)) {
+                    // Of two blocks with one variable the file tells.
+                    Some((member, why)) => format!("amqp {name}: {member}: {why}"),
+                    None => {
+                        found.brokers.push(AddressedBroker { broker: broker.clone(), address });
+                        continue;
+                    }
+                }
             }
             Some(Err(why)) => {
                 let why: NoAddress = why;

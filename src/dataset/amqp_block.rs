@@ -40,25 +40,29 @@ pub(super) fn read(
         } else if !cfg!(feature = "amqp") {
             mistakes.push((at, format!("amqp {name}: this build of cdc-export is without its feature `amqp`")));
         } else {
-            block.refuse_second_taker(&brokers, &mut mistakes);
-            brokers.push(block.read(at, known, &mut mistakes));
+            let places = block.places();
+            let broker = block.read(at, known, &mut mistakes);
+            for other in brokers.iter().filter(|other| other.url_env == broker.url_env) {
+                if let Some((member, why)) = broker.clash(other) {
+                    let at = places.iter().find_map(|(name, at)| at.filter(|_| *name == member)).unwrap_or(at);
+                    mistakes.push((at, format!("amqp {}: {member}: {why}", broker.name)));
+                }
+            }
+            brokers.push(broker);
         }
     }
     (brokers, mistakes)
 }
 
 impl AmqpBlock {
-    /// Two blocks with one queue would refuse each other's requests, by turns.
-    fn refuse_second_taker(&self, brokers: &[Broker], mistakes: &mut Mistakes) {
-        let Some(queue) = &self.queue else { return };
-        let takes = |other: &&Broker| {
-            other.url_env == *self.url_env.as_ref()
-                && other.intake.as_ref().is_some_and(|intake| intake.queue == *queue.as_ref())
-        };
-        if let Some(other) = brokers.iter().find(takes) {
-            let why = format!("amqp {} takes the requests of this queue already", other.name);
-            mistakes.push((queue.span().start, format!("amqp {}: queue: {why}", self.name.as_ref())));
-        }
+    /// Where the members are that another block's may be in the way of.
+    fn places(&self) -> [(&'static str, Option<usize>); 3] {
+        let at = |member: &Option<Spanned<String>>| member.as_ref().map(|it| it.span().start);
+        [
+            ("exchange", at(&self.exchange)),
+            ("queue", at(&self.queue)),
+            ("dead_letter_exchange", at(&self.dead_letter_exchange)),
+        ]
     }
 
     fn read(self, at: usize, known: &Known<'_>, mistakes: &mut Mistakes) -> Broker {
@@ -264,8 +268,8 @@ secret_env = \"DATABASE_URL\"
             "line 29: webhook hook: secret_env: DATABASE_URL is a setting of the service",
             "line 6: amqp a: url_env: DATABASE_URL is a setting of the service",
             "line 13: amqp b: dead_letter_exchange: it is `exchange`",
-            "line 17: amqp c: queue: amqp b takes the requests of this queue already",
             "line 18: amqp c: dead_letter_exchange: it has a control character",
+            "line 17: amqp c: queue: amqp b takes the requests of this queue already",
             "line 23: amqp d: routing_key: it has a control character",
             "line 22: amqp d: exchange: it has a control character",
         ];

@@ -418,3 +418,35 @@ async fn the_address_has_to_be_there() {
     let service = told.start(&database).arguments(&["serve", "--no-workers"]).service().await;
     service.stop().await;
 }
+
+/// Two that take from one queue would refuse each other's requests, by turns; and refused requests are no events.
+#[tokio::test]
+async fn two_blocks_of_one_broker_are_not_in_each_others_way() {
+    let database = Database::new().await;
+    let second = |members: &str| {
+        let other = format!("[[amqp]]\nname = \"other\"\nurl_env = \"OTHER_AMQP_URL\"\n{members}");
+        operator(&format!("{TOLD}{ASKED}{other}"))
+    };
+    let check = async |catalog: &Catalog, other: &str| {
+        let start = catalog.start(&database).arguments(&["datasets", "check"]);
+        let start = start.with("RABBIT_AMQP_URL", "amqp://a:b@h").with("OTHER_AMQP_URL", other);
+        start.until_it_ends().await
+    };
+    for (members, why) in [
+        (
+            "queue = \"requests\"\ndead_letter_exchange = \"aside\"\n",
+            "amqp other: queue: amqp rabbit takes the requests of this",
+        ),
+        ("exchange = \"refused\"\n", "amqp other: exchange: it is the `dead_letter_exchange` of amqp rabbit: "),
+        (
+            "queue = \"q\"\ndead_letter_exchange = \"exports\"\n",
+            "amqp other: dead_letter_exchange: it is the `exchange` of amqp rabbit: ",
+        ),
+    ] {
+        let catalog = second(members);
+        let (code, said) = check(&catalog, "amqp://c:d@H:5672/%2f").await;
+        assert!(code == 2 && said.matches(why).count() == 1 && !said.contains("c:d"), "{code} {said}");
+        let (code, said) = check(&catalog, "amqp://c:d@h/other").await;
+        assert!(code == 0, "{said}");
+    }
+}
