@@ -20,6 +20,7 @@ mod client;
 mod completions;
 mod database_handle;
 mod datasets;
+mod deliveries;
 mod download;
 mod drain;
 mod export;
@@ -60,6 +61,7 @@ use crate::command::apply::Apply;
 use crate::command::cancel::Cancel;
 use crate::command::completions::Completions;
 use crate::command::datasets::Datasets;
+use crate::command::deliveries::Deliveries;
 use crate::command::download::Download;
 use crate::command::export::Export;
 use crate::command::keys::Keys;
@@ -145,6 +147,9 @@ pub(crate) enum Command {
     /// List the schedules: the exports that the service asks for by itself
     #[command(subcommand)]
     Schedules(Schedules),
+    /// List what receivers were told of ended exports, and tell them again
+    #[command(subcommand)]
+    Deliveries(Deliveries),
     /// Show what an export would read, without running it: rows, bytes, and Postgres's plan
     Plan(Plan),
     /// Create, list and revoke API keys
@@ -188,6 +193,7 @@ impl Command {
             Command::Untrack(track) => track.run_untrack(),
             Command::Datasets(datasets) => datasets.run(),
             Command::Schedules(schedules) => schedules.run(),
+            Command::Deliveries(deliveries) => deliveries.run(),
             Command::Plan(plan) => plan.run(),
             Command::Keys(keys) => keys.run(),
             Command::Completions(completions) => completions.run(),

@@ -66,8 +66,10 @@ pub use local::{LocalHosts, NotAHost};
 pub use message::take_message;
 pub use rate::{NotARate, Rate};
 
+use crate::event::Delivery;
 use crate::http::access::{AccessControl, Peer};
 use crate::http::connections::{Connection, Connections};
+use crate::http::deliveries::DeliveryBody;
 use crate::http::openapi::RouterDocument;
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
@@ -251,6 +253,11 @@ pub fn consumer_as_json(consumer: ListedConsumer) -> serde_json::Value {
 /// A schedule as the API shows it, for the command line.
 pub fn schedule_as_json(schedule: ListedSchedule) -> serde_json::Value {
     serde_json::json!(schedules::body(schedule))
+}
+
+/// A delivery as the API shows it, for the command line.
+pub fn delivery_as_json(delivery: Delivery) -> serde_json::Value {
+    serde_json::json!(DeliveryBody::from(delivery))
 }
 
 /// Reads a service's answer, for the command line. `None`: the text is no JSON, or not of the form that `T` has.

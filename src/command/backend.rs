@@ -1,6 +1,8 @@
 //! The service that a command talks to: one that this process has wired over the database, or a remote one. Commands see both in
 //! one way, as the API shows jobs and consumers.
 
+mod deliveries;
+
 use std::io::{IsTerminal, Read, Write};
 use std::time::Duration;
 
@@ -380,16 +382,21 @@ fn views(jobs: Vec<Job>) -> anyhow::Result<Vec<JobView>> {
     jobs.into_iter().map(|job| JobView::of(http::job_as_json(job))).collect()
 }
 
-/// The first items of a list of the API: `limit`, and one more if there is one.
-async fn listed(client: &Client, query: &[(&str, Option<&str>)], limit: u32) -> anyhow::Result<Vec<JobView>> {
-    let mut path = form_urlencoded::Serializer::for_suffix("/exports?".to_owned(), "/exports?".len());
+/// A path with its query.
+fn path_of(path: &str, query: &[(&str, Option<&str>)]) -> String {
+    let mut serialized = form_urlencoded::Serializer::for_suffix(format!("{path}?"), path.len() + 1);
     for (name, value) in query {
         if let Some(value) = value {
-            path.append_pair(name, value);
+            serialized.append_pair(name, value);
         }
     }
+    serialized.finish()
+}
+
+/// The first items of a list of the API: `limit`, and one more if there is one.
+async fn listed(client: &Client, query: &[(&str, Option<&str>)], limit: u32) -> anyhow::Result<Vec<JobView>> {
     let mut jobs = Vec::new();
-    let (path, mut cursor) = (path.finish(), None::<String>);
+    let (path, mut cursor) = (path_of("/exports", query), None::<String>);
     let wanted = limit as usize + 1;
     while jobs.len() < wanted {
         let rest = (wanted - jobs.len()).min(SHOWN as usize);

@@ -1,5 +1,7 @@
 //! A `[[webhook]]` of the operator's file, as it is read.
 
+use std::net::Ipv4Addr;
+
 use serde::Deserialize;
 use toml::Spanned;
 use url::{Host, Url};
@@ -98,6 +100,7 @@ fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<Strin
     let address = match url.host() {
         Some(Host::Ipv4(v4)) => Some(v4.into()),
         Some(Host::Ipv6(v6)) => Some(v6.into()),
+        Some(Host::Domain("localhost" | "localhost.")) => Some(Ipv4Addr::LOCALHOST.into()),
         _ => None,
     };
     if let Some(why) = address.and_then(|address| refusal(address, allows_private)) {

@@ -8,7 +8,7 @@ pub fn refusal(address: IpAddr, allows_private: bool) -> Option<&'static str> {
         Kind::Public => None,
         Kind::Private if allows_private => None,
         Kind::Private => Some("is private: `allow_private = true` allows it"),
-        Kind::Refused => Some("is link-local or of no host, which no receiver has"),
+        Kind::Refused => Some("is a cloud's metadata, link-local or of no host: no receiver has it"),
     }
 }
 
@@ -32,8 +32,11 @@ fn kind(address: IpAddr) -> Kind {
 }
 
 fn kind_of_v4(v4: Ipv4Addr) -> Kind {
-    let [a, b, c, _] = v4.octets();
+    let [a, b, c, d] = v4.octets();
     match (a, b, c) {
+        // The metadata of Azure and of Alibaba, which aren't link-local.
+        (168, 63, 129) if d == 16 => Kind::Refused,
+        (100, 100, 100) if d == 200 => Kind::Refused,
         (10, ..) | (127, ..) | (172, 16..=31, _) | (192, 168, _) | (100, 64..=127, _) => Kind::Private,
         // This network, link-local, protocol assignments, documentation, 6to4 relays, benchmarks, multicast and what is reserved.
         (0, ..)
@@ -56,8 +59,8 @@ fn kind_of_v6(v6: Ipv6Addr) -> Kind {
         [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
             v4_in(high, low)
         }
-        // Amazon's metadata.
-        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => Kind::Refused,
+        // The metadata of Amazon and of Google.
+        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => Kind::Refused,
         [0xfc00..=0xfdff, ..] => Kind::Private,
         // Teredo, ORCHID and documentation are among the public ones.
         [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Kind::Refused,
@@ -107,6 +110,8 @@ mod tests {
                 &[
                     "0.0.0.0",
                     "169.254.169.254",
+                    "168.63.129.16",
+                    "100.100.100.200",
                     "192.0.2.1",
                     "198.18.0.1",
                     "224.0.0.1",
@@ -116,6 +121,7 @@ mod tests {
                     "fec0::1",
                     "ff02::1",
                     "fd00:ec2::254",
+                    "fd20:ce::254",
                     "2001:db8::1",
                     "2001::1",
                     "::ffff:169.254.169.254",

@@ -100,3 +100,38 @@ fn reason(error: reqwest::Error) -> String {
     }
     chain(&error)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::event::{Listener, Webhook};
+
+    /// A name leads where its owner says: what it leads to is found out at each connection.
+    #[tokio::test]
+    async fn a_name_is_refused_by_its_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://localhost:{}/token", listener.local_addr().unwrap().port());
+
+        let poster = |url: &str, allows_private| {
+            let listener = Listener { name: "a".to_owned(), events: Vec::new(), datasets: None, consumers: None };
+            let webhook = Webhook { listener, url: url.to_owned(), secret_env: String::new(), allows_private };
+            Poster::new(Receiver { webhook, secrets: "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3".parse().unwrap() })
+        };
+        let refused = poster(&url, false).post("id", "{}".to_owned(), None).await.unwrap_err();
+        assert!(
+            refused.starts_with("its address ") && refused.ends_with(" is private: `allow_private = true` allows it"),
+            "{refused}"
+        );
+        let allowed = poster(&url, true);
+        let (post, connected) =
+            tokio::join!(allowed.post("id", "{}".to_owned(), None), async { listener.accept().await.map(drop) });
+        assert!(connected.is_ok() && !post.unwrap_err().contains("token"));
+        drop(listener);
+        assert_eq!(allowed.post("id", "{}".to_owned(), None).await.unwrap_err(), "connection refused");
+        let unknown =
+            poster("http://no-such-host.invalid/token", true).post("id", "{}".to_owned(), None).await.unwrap_err();
+        assert!(unknown.contains("failed to lookup address information") && !unknown.contains("token"), "{unknown}");
+    }
+}

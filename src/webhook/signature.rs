@@ -16,23 +16,30 @@ const BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 #[derive(Clone)]
 pub struct Secrets(Vec<hmac::Key>);
 
-/// Why a text has no secrets.
+/// Why a text has no secrets. It quotes nothing of them.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`whsec_` and 24 to 64 bytes as base64 are expected, or two such secrets with a space between them")]
-pub struct NoSecrets;
+#[error("`whsec_` and 24 to 64 bytes as base64 are expected, or two such secrets with a space between them: {0}")]
+pub struct NoSecrets(String);
 
 impl FromStr for Secrets {
     type Err = NoSecrets;
 
     fn from_str(text: &str) -> Result<Secrets, NoSecrets> {
-        let secrets: Vec<_> = text.split_ascii_whitespace().map(key).collect::<Option<_>>().ok_or(NoSecrets)?;
-        if (1..=2).contains(&secrets.len()) { Ok(Secrets(secrets)) } else { Err(NoSecrets) }
+        let secrets: Vec<_> = text.split_ascii_whitespace().map(key).collect::<Result<_, _>>()?;
+        match secrets.len() {
+            1 | 2 => Ok(Secrets(secrets)),
+            number => Err(NoSecrets(format!("there are {number}"))),
+        }
     }
 }
 
-fn key(text: &str) -> Option<hmac::Key> {
-    let bytes = STANDARD.decode(text.strip_prefix(PREFIX)?).ok().filter(|bytes| BYTES.contains(&bytes.len()))?;
-    Some(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
+fn key(text: &str) -> Result<hmac::Key, NoSecrets> {
+    let coded = text.strip_prefix(PREFIX).ok_or_else(|| NoSecrets(format!("one doesn't begin with `{PREFIX}`")))?;
+    let bytes = STANDARD.decode(coded).map_err(|_| NoSecrets("one is no base64".to_owned()))?;
+    if !BYTES.contains(&bytes.len()) {
+        return Err(NoSecrets(format!("one has {} bytes", bytes.len())));
+    }
+    Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
 }
 
 impl fmt::Debug for Secrets {
@@ -61,8 +68,16 @@ mod tests {
             assert!(good.parse::<Secrets>().is_ok(), "{good}");
         }
         let three = [secret(24), secret(24), secret(24)].join(" ");
-        for bad in ["", "whsec_", "whsec_!", &secret(23), &secret(65), &secret(32)[6..], &three] {
-            assert!(matches!(bad.parse::<Secrets>(), Err(NoSecrets)), "{bad}");
+        for (bad, why) in [
+            ("", "there are 0"),
+            ("whsec_", "one has 0 bytes"),
+            ("whsec_!", "one is no base64"),
+            (&secret(23), "one has 23 bytes"),
+            (&secret(65), "one has 65 bytes"),
+            (&secret(32)[6..], "one doesn't begin with `whsec_`"),
+            (&three, "there are 3"),
+        ] {
+            assert_eq!(bad.parse::<Secrets>().unwrap_err(), NoSecrets(why.to_owned()), "{bad}");
         }
         assert_eq!(format!("{:?}", secret(24).parse::<Secrets>().unwrap()), "Secrets");
     }

@@ -1,6 +1,8 @@
 //! What receivers are told of ended exports: each end, signed, until they take it, and nobody else.
 
 #[cfg(test)]
+mod command;
+#[cfg(test)]
 mod gone;
 #[cfg(test)]
 mod stops;
@@ -389,22 +391,13 @@ async fn who_dies_before_the_record_tells_again_under_the_same_id() {
 #[tokio::test]
 async fn an_address_in_the_own_network_has_to_be_allowed() {
     let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let receiver = Receiver::start().await;
-    let public = receiver.block("public", "").replace("allow_private = true", "");
-    let service = Operator::with(std::slice::from_ref(&public)).start(&database).service().await;
-    service.export("full", "a").await;
-    eventually("a refusal", || async {
-        let [delivery] = deliveries(&service, "").await.try_into().unwrap();
-        let delivery: Value = delivery;
-        let why = delivery["lastError"].as_str()?.to_owned();
-        (why.starts_with("its address ") && why.ends_with("is private: `allow_private = true` allows it")).then_some(())
-    })
-    .await;
-    assert!(receiver.heard().is_empty());
-    service.stop().await;
-    // Of one without a name the file tells.
-    for (host, why) in [("127.0.0.1", "is private"), ("169.254.169.254", "is link-local")] {
+    let nobody = Receiver { port: 1, ..Receiver::default() };
+    let public = nobody.block("public", "").replace("allow_private = true", "");
+    for (host, why) in [
+        ("localhost", "is private"),
+        ("127.0.0.1", "is private"),
+        ("169.254.169.254", "is a cloud's metadata, link-local"),
+    ] {
         let operator = Operator::with(&[public.replace("localhost", host)]);
         let (code, said) = operator.start(&database).until_it_ends().await;
         assert!(code == 2 && said.contains("webhook public: url: its address ") && said.contains(why), "{said}");

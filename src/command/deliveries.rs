@@ -1,0 +1,120 @@
+//! `deliveries`: what receivers were told of ended exports, and telling them again.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use crate::config::CatalogFile;
+use crate::event::{DeliveryFilter, DeliveryStatus};
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::command::backend::Backend;
+use crate::command::client::PlainText;
+use crate::command::server::Server;
+use crate::command::words::words;
+
+/// What to do with deliveries.
+#[derive(Subcommand)]
+pub(crate) enum Deliveries {
+    /// List what the webhooks and brokers of the dataset file were told, or are to be told, newest first
+    List(ListDeliveries),
+    /// Tell a receiver of an event again, whatever became of it
+    Redeliver(Redeliver),
+}
+
+/// Which to list.
+#[derive(Args)]
+pub(crate) struct ListDeliveries {
+    /// List those that stand so only
+    #[arg(long, value_parser = words::<DeliveryStatus>(DeliveryStatus::ALL.iter().map(|it| it.as_str())))]
+    status: Option<DeliveryStatus>,
+    /// List those to this webhook or broker only
+    #[arg(long, value_name = "NAME")]
+    endpoint: Option<String>,
+    /// List at most this many
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
+    limit: u32,
+    /// Print each delivery as JSON, one on a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    at: Server,
+}
+
+/// Which to tell again.
+#[derive(Args)]
+pub(crate) struct Redeliver {
+    /// The ids of the deliveries
+    #[arg(value_name = "DELIVERY", value_parser = delivery_id, required = true)]
+    deliveries: Vec<Uuid>,
+    #[command(flatten)]
+    at: Server,
+}
+
+fn delivery_id(text: &str) -> Result<Uuid, &'static str> {
+    text.parse().map_err(|_| "not the id of a delivery: `cdc-export deliveries list` shows the ids")
+}
+
+/// A delivery, as far as the list shows it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DeliveryView {
+    delivery_id: PlainText,
+    endpoint: PlainText,
+    event: PlainText,
+    job_id: PlainText,
+    status: PlainText,
+    attempt: u32,
+    last_error: Option<PlainText>,
+}
+
+impl Deliveries {
+    /// Prints deliveries, or has some told again.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Deliveries::List(list) => list.at.run(CatalogFile::Read, async |backend| list.list(backend).await),
+            Deliveries::Redeliver(again) => again.at.run(CatalogFile::Read, async |backend| {
+                for id in &again.deliveries {
+                    backend.redeliver(*id).await.with_context(|| id.to_string())?;
+                    outln!("{id} is told again.")?;
+                }
+                Ok(())
+            }),
+        }
+    }
+}
+
+impl ListDeliveries {
+    async fn list(&self, backend: &Backend) -> anyhow::Result<()> {
+        let filter = DeliveryFilter { status: self.status, endpoint: self.endpoint.clone(), before: None };
+        let (deliveries, has_more) = backend.deliveries(&filter, self.limit).await?;
+        if self.json {
+            deliveries.iter().try_for_each(|delivery| outln!("{delivery}"))?;
+        } else {
+            let mut text = String::new();
+            writeln!(
+                text,
+                "{:<37} {:<20} {:<17} {:<37} {:<9} {:>5}  LAST ERROR",
+                "DELIVERY", "ENDPOINT", "EVENT", "EXPORT", "STATUS", "TRIES"
+            )?;
+            for delivery in deliveries {
+                let view =
+                    DeliveryView::deserialize(delivery).context("a delivery as the API shows it was expected")?;
+                writeln!(text, "{}", line(&view))?;
+            }
+            outln!("{}", text.trim_end_matches('\n'))?;
+        }
+        if has_more {
+            eprintln!("cdc-export: there are more: --limit, up to 200, or a narrower choice shows them");
+        }
+        Ok(())
+    }
+}
+
+fn line(delivery: &DeliveryView) -> String {
+    let DeliveryView { delivery_id, endpoint, event, job_id, status, attempt, last_error } = delivery;
+    let error = last_error.as_deref().unwrap_or("-");
+    format!("{delivery_id:<37} {endpoint:<20} {event:<17} {job_id:<37} {status:<9} {attempt:>5}  {error}")
+}
