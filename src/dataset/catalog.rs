@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde_path_to_error::Segment;
 use toml::Spanned;
 
 use crate::broker::Broker;
@@ -81,8 +82,8 @@ impl Catalog {
     /// With all that is wrong with it, as far as the text alone tells.
     pub fn from_toml_beside(text: &str, is_setting: impl Fn(&str) -> bool) -> Result<Catalog, Mistakes> {
         let line = |at: usize| 1 + text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
-        let file: File = toml::from_str(text)
-            .map_err(|e| Mistakes(vec![(e.span().map(|span| line(span.start)), e.message().replace('\n', " "))]))?;
+        let file = File::read(text)
+            .map_err(|(error, why)| Mistakes(vec![(error.span().map(|span| line(span.start)), why)]))?;
         let mut catalog = Catalog::empty();
         let mut mistakes = Vec::new();
         for block in file.dataset {
@@ -193,6 +194,31 @@ struct File {
     schedule: Vec<Spanned<ScheduleBlock>>,
 }
 
+impl File {
+    /// Reads it, or tells what is wrong, with the member that it is about.
+    fn read(text: &str) -> Result<File, (toml::de::Error, String)> {
+        let told = |error: &toml::de::Error| error.message().replace('\n', " ");
+        let read = toml::Deserializer::parse(text).map_err(|error| (error.clone(), told(&error)))?;
+        serde_path_to_error::deserialize(read).map_err(|error| {
+            let members = error.path().iter().filter_map(|segment| match segment {
+                // Not those by which a value tells its place.
+                Segment::Map { key } if !key.starts_with('$') => Some(key.as_str()),
+                _ => None,
+            });
+            let member = members.collect::<Vec<_>>().join(".");
+            let error = error.into_inner();
+            let why = match told(&error) {
+                why if why.contains("expected a sequence") && !member.contains('.') => {
+                    format!("[{member}] is one of several: write [[{member}]]")
+                }
+                why if member.is_empty() || why.starts_with("unknown field") => why,
+                why => format!("{member}: {why}"),
+            };
+            (error, why)
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -203,6 +229,27 @@ mod tests {
 
     fn wrong(text: &str) -> String {
         Catalog::from_toml(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_of_another_type_is_told_with_its_member() {
+        let dataset = "[[dataset]]\nname = \"a\"\ntable = \"a\"\n";
+        for (text, expected) in [
+            ("[[schedule]]\nname = \"a\"\nevery = 10", "line 6: schedule.every: invalid type: integer `10`, expected"),
+            ("[[schedule]]\nheal = \"yes\"", "line 5: schedule.heal: invalid type: string \"yes\", expected a boolean"),
+            ("[webhook]\nname = \"a\"", "line 4: [webhook] is one of several: write [[webhook]]"),
+            ("[[webhook]]\nname = \"a\"", "line 4: webhook: missing field `url`"),
+            ("[[webhook]]\nevents = \"a\"", "line 5: webhook.events: invalid type: string \"a\", expected a sequence"),
+            ("[[amqp]]\nevents = [1]", "line 5: amqp.events: invalid type: integer `1`, expected a string"),
+            (
+                "[[schedules]]\nname = \"a\"",
+                "line 4: unknown field `schedules`, expected one of `dataset`, `webhook`, `amqp`",
+            ),
+            ("x = [", "line 4: "),
+        ] {
+            let found = Catalog::from_toml(&format!("{dataset}{text}")).unwrap_err().to_string();
+            assert!(found.starts_with(expected), "{found}");
+        }
     }
 
     #[test]

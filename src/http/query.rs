@@ -33,8 +33,16 @@ pub(crate) fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<St
 #[derive(Clone, Debug)]
 pub(crate) struct Parameters(Arc<BTreeMap<String, Calls>>);
 
-/// The calls of a path, each with the names of its parameters.
-type Calls = Vec<(Method, BTreeSet<String>)>;
+/// The calls of a path, each with what it takes.
+type Calls = Vec<(Method, Known)>;
+
+/// What a call takes.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// The names of its parameters.
+    names: BTreeSet<String>,
+    has_body: bool,
+}
 
 impl Parameters {
     pub(crate) fn of(api: &OpenApi) -> Parameters {
@@ -48,9 +56,9 @@ impl Parameters {
         hint(&format!("/{}", segments.join("/")), self.0.keys().map(String::as_str))
     }
 
-    /// The names of a call's parameters; `None`: there is no such call.
-    fn known(&self, path: &str, method: &Method) -> Option<&BTreeSet<String>> {
-        static NONE: BTreeSet<String> = BTreeSet::new();
+    /// What a call takes; `None`: there is no such call.
+    fn known(&self, path: &str, method: &Method) -> Option<&Known> {
+        static NONE: Known = Known { names: BTreeSet::new(), has_body: false };
         // A HEAD has the parameters of the GET.
         let method = if method == Method::HEAD { Method::GET } else { method.clone() };
         match self.0.get(path) {
@@ -61,7 +69,7 @@ impl Parameters {
     }
 }
 
-fn calls_of(item: &PathItem) -> impl Iterator<Item = (Method, BTreeSet<String>)> {
+fn calls_of(item: &PathItem) -> impl Iterator<Item = (Method, Known)> {
     let calls = [
         (Method::GET, &item.get),
         (Method::PUT, &item.put),
@@ -69,16 +77,16 @@ fn calls_of(item: &PathItem) -> impl Iterator<Item = (Method, BTreeSet<String>)>
         (Method::DELETE, &item.delete),
         (Method::PATCH, &item.patch),
     ];
-    calls.into_iter().filter_map(|(method, call)| Some((method, names_of(call.as_ref()?))))
+    calls.into_iter().filter_map(|(method, call)| Some((method, known_of(call.as_ref()?))))
 }
 
-fn names_of(call: &Operation) -> BTreeSet<String> {
+fn known_of(call: &Operation) -> Known {
     let parameters = call.parameters.iter().flatten();
     let of_query = parameters.filter_map(|parameter| match parameter {
         RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query => Some(parameter.name.clone()),
         _ => None,
     });
-    of_query.collect()
+    Known { names: of_query.collect(), has_body: call.request_body.is_some() }
 }
 
 /// The layer that refuses parameters which the call doesn't have, and those given twice. Unknown paths and methods go on to the router,
@@ -95,14 +103,15 @@ pub(crate) async fn check(
     Ok(next.run(request).await)
 }
 
-fn check_names(uri: &Uri, known: &BTreeSet<String>) -> Result<(), Problem> {
+fn check_names(uri: &Uri, known: &Known) -> Result<(), Problem> {
     let query = Query::<Vec<(String, String)>>::try_from_uri(uri);
     let Query(pairs) = query.map_err(|_| Problem::new(Code::BadRequest, "the query can't be read"))?;
     let mut given = BTreeSet::new();
     for (name, _) in &pairs {
-        if !known.contains(name) {
-            let near = hint(name, known.iter().map(String::as_str));
-            let detail = format!("{name}: this call has no such parameter{near}");
+        if !known.names.contains(name) {
+            let near = hint(name, known.names.iter().map(String::as_str));
+            let body = if known.has_body { "; a member of its body stands there, as JSON" } else { "" };
+            let detail = format!("{name}: this call has no such parameter{near}{body}");
             return Err(Problem::bad_input(Code::ParameterUnknown, name, detail));
         }
         if !given.insert(name) {

@@ -235,6 +235,9 @@ async fn bodies_are_read_strictly() {
     let near = post(&service, "/exports", &[JSON], r#"{"exportType":"full","colums":["id"]}"#).await;
     assert_eq!(near.problem_of(400, "member_unknown", "colums"), "colums: there is no such member; is it `columns`?");
     get(&service, "/exports?datset=a").await.problem_of(400, "parameter_unknown", "datset").find("`dataset`").unwrap();
+    let in_query = post(&service, "/exports/delta?dataset=users", &[JSON, CONSUMER], "{}").await;
+    let why = in_query.problem_of(400, "parameter_unknown", "dataset");
+    assert_eq!(why, "dataset: this call has no such parameter; a member of its body stands there, as JSON");
     for path in ["/exports/full", "/exports/incremental", "/exports/delta", "/export/a"] {
         let answer = post(&service, path, &[JSON, CONSUMER], r#"{"exportType":"full"}"#).await;
         assert!(answer.problem_of(400, "member_unknown", "exportType").contains("exportType"), "the path has said it");
