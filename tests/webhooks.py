@@ -21,7 +21,9 @@ listening = subprocess.Popen(
     text=True,
 )
 # A receiver that isn't told is no reason to wait for ever.
-threading.Timer(60, listening.kill).start()
+late = threading.Timer(60, listening.kill)
+late.daemon = True
+late.start()
 try:
     headers = {"X-Consumer-ID": "webhooks", "Content-Type": "application/json"}
     request = urllib.request.Request(f"{server}/exports/full", json.dumps({"dataset": dataset}).encode(), headers)
@@ -38,4 +40,3 @@ try:
 finally:
     listening.kill()
 print("webhooks: the guide's receiver, with the library of Standard Webhooks, takes what the service signs and nothing else")
-os._exit(0)
