@@ -190,10 +190,10 @@ impl<W: Way> Teller<W> {
                         (gone, at_once) = (Some(status), 1);
                     }
                     // What was under way when another one heard that it is gone says nothing new.
-                    Ok((asked, Heard::Taken)) if asked == gone => (gone, at_once) = (None, AT_ONCE),
-                    Ok((_, Heard::Nothing)) => at_once = 1,
-                    // From before it was gone.
-                    Ok((_, Heard::Taken)) => {}
+                    Ok((asked, _)) if asked != gone => {}
+                    Ok((_, Heard::Taken)) => (gone, at_once) = (None, AT_ONCE),
+                    // It is not gone, or says so to the next one.
+                    Ok((_, Heard::Nothing)) => (gone, at_once) = (None, 1),
                     Err(panicked) => self.complain(chain(&panicked)),
                 },
                 _ = endings.next(), if !rests && told.len() < at_once => {}

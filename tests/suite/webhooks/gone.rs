@@ -40,3 +40,24 @@ async fn one_that_was_gone_is_asked_by_the_event_that_somebody_asks_for_again() 
     assert_eq!(receiver.heard().len(), 6);
     service.stop().await;
 }
+
+/// One that comes back with another trouble is tried as any other that has it.
+#[tokio::test]
+async fn one_that_was_gone_and_fails_when_it_is_asked_is_not_gone() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let receiver = Receiver::start().await;
+    receiver.answers([Answer::Status(410), Answer::Status(503)]);
+    let operator = Operator::with(&[receiver.block("gone", "")]);
+    let service = operator.start(&database).service().await;
+    service.export("full", "a").await;
+    let [dead] = eventually("it is gone", async || deliveries(&service, "?status=dead").await.try_into().ok()).await;
+    let dead: serde_json::Value = dead;
+    service.export("delta", "a").await;
+    let again = format!("/deliveries/{}/redeliver", dead["deliveryId"].as_str().unwrap());
+    assert_eq!(service.call("POST", &again, &[]).await.status(), 202);
+    eventually("both are told", async || deliveries(&service, "?status=delivered").await.get(1).map(|_| ())).await;
+    let heard = receiver.heard();
+    assert_eq!((heard.len(), heard[0].id == heard[1].id), (4, true));
+    service.stop().await;
+}
