@@ -260,6 +260,7 @@ impl Shaping {
             Shaping::Column => Consequence::Added,
             // A new partition is without its triggers until somebody tracks the table.
             Shaping::Partition | Shaping::EmptyPartition => Consequence::RefusedUntilNext,
+            Shaping::Truncate | Shaping::TruncatePartition => Consequence::Emptied,
             _ => Consequence::Refused,
         }
     }

@@ -15,7 +15,7 @@ use crate::era::{Delivered, Era, Job};
 use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::loader;
 use crate::manifests;
-use crate::recorder::{self, Attempts, Step, Versions};
+use crate::recorder::{self, Attempts, Since, Step, Versions};
 use crate::replay::Replica;
 use crate::report::{Report, locked};
 use crate::trial::World;
@@ -334,8 +334,7 @@ impl Judged<'_> {
     /// moves of the table's owner; never for nothing. A full one only where it waited in a copy, and may have been done since.
     fn replay(&self, lane: &Lane, consumer: &mut Consumer, before: &HashMap<Uuid, String>, end: End) -> Result<usize> {
         let mut compared = 0;
-        // What the last completed job saw at its claim.
-        let mut since = None;
+        let mut since = Since::default();
         for job in self.era.of_lane(lane.name) {
             let Job { id, export_type, continuity, .. } = job;
             match job.status.as_str() {
@@ -346,7 +345,7 @@ impl Judged<'_> {
                     let refused =
                         self.era.history.steps.iter().rfind(|step| step.job == *id && step.became == "failed");
                     let has_moved = refused.is_some_and(|step| {
-                        recorder::has_moved(&self.era.moves, lane.dataset, since.as_ref(), &step.snapshot)
+                        recorder::has_moved(&self.era.moves, lane.dataset, export_type, &since, &step.snapshot)
                     });
                     // No file of the lane is there to bear witness that its first job wasn't done before a failover.
                     let unwitnessed = consumer.last.is_none() && self.world.was_turned_over();
@@ -357,7 +356,10 @@ impl Judged<'_> {
                     }
                 }
                 "completed" => {
-                    since = self.era.window(job).map(|window| window.from);
+                    since.any = self.era.window(job).map(|window| window.from);
+                    if export_type != "incremental" {
+                        since.deletions = since.any.clone();
+                    }
                     let is_full = export_type == "full";
                     let is_new = !consumer.had.contains(&job.delivered());
                     if is_new && consumer.astray && !is_full {

@@ -125,6 +125,8 @@ pub(crate) enum Consequence {
     Refused,
     /// The same until the next move of these two kinds.
     RefusedUntilNext,
+    /// Deltas are refused until a full export, also after an incremental, which tells of no deletion. The table has a new file, too.
+    Emptied,
     /// Nothing, unless another change of the catalog comes with it: then it can't be told from values written anew.
     NewFile,
     /// Nothing, unless a new file comes with it.
@@ -134,9 +136,10 @@ pub(crate) enum Consequence {
 }
 
 impl Consequence {
-    const ALL: [(Consequence, &str); 5] = [
+    const ALL: [(Consequence, &str); 6] = [
         (Consequence::Refused, "refused"),
         (Consequence::RefusedUntilNext, "refused_until_next"),
+        (Consequence::Emptied, "emptied"),
         (Consequence::NewFile, "new_file"),
         (Consequence::Renamed, "renamed"),
         (Consequence::Added, "added"),
@@ -176,10 +179,21 @@ pub(crate) async fn moves(conn: &mut PgConnection) -> Result<Vec<MoveMade>> {
     made.collect()
 }
 
-/// Whether something was done to a table that an export refused at `now` may see, since the last one's claim.
-pub(crate) fn has_moved(moves: &[MoveMade], table: &str, since: Option<&Snapshot>, now: &Snapshot) -> bool {
-    use Consequence::{Added, NewFile, Refused, RefusedUntilNext, Renamed};
-    let is_new = |made: &MoveMade| since.is_none_or(|since| !made.is_seen(since));
+/// What a lane's last exports saw at their claims.
+#[derive(Default)]
+pub(crate) struct Since {
+    /// The last one of all.
+    pub(crate) any: Option<Snapshot>,
+    /// The last one that told of deletions.
+    pub(crate) deletions: Option<Snapshot>,
+}
+
+/// Whether something was done to a table that an export of this kind, refused at `now`, may see, since the last ones' claims.
+pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Since, now: &Snapshot) -> bool {
+    use Consequence::{Added, Emptied, NewFile, Refused, RefusedUntilNext, Renamed};
+    let is_new_since =
+        |since: &Option<Snapshot>, made: &MoveMade| since.as_ref().is_none_or(|since| !made.is_seen(since));
+    let is_new = |made: &MoveMade| is_new_since(&since.any, made);
     let seen = || moves.iter().filter(|made| made.tbl == table && made.is_seen(now));
     let mut refusing = seen().filter(|made| matches!(made.consequence, Refused | RefusedUntilNext)).peekable();
     while let Some(made) = refusing.next() {
@@ -188,12 +202,15 @@ pub(crate) fn has_moved(moves: &[MoveMade], table: &str, since: Option<&Snapshot
             return true;
         }
     }
+    if kind == "delta" && seen().any(|made| made.consequence == Emptied && is_new_since(&since.deletions, made)) {
+        return true;
+    }
     let is_like_a_rewrite = seen().any(|made| match made.consequence {
         Renamed => is_new(made),
         Added => true,
         _ => false,
     });
-    is_like_a_rewrite && seen().any(|made| made.consequence == NewFile && is_new(made))
+    is_like_a_rewrite && seen().any(|made| matches!(made.consequence, NewFile | Emptied) && is_new(made))
 }
 
 /// A row's columns by name, as the service writes them.
