@@ -1,6 +1,18 @@
-//! Times as an operator writes them: `90s`, `5m`, `1h 30m`, `7d`.
+//! Times as an operator writes them, `90s`, `5m`, `1h 30m`, `7d`, and pauses that differ.
 
 use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+
+/// A time that is up to `part` of `pause` shorter or longer, so that what failed at once doesn't come back at once.
+pub fn spread(pause: Duration, part: f64) -> Duration {
+    let mut random = [0; 4];
+    // Without randomness the pause is exact.
+    let at = SystemRandom::new()
+        .fill(&mut random)
+        .map_or(0.5, |()| f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX));
+    pause.mul_f64(1.0 - part + 2.0 * part * at)
+}
 
 /// The time that a text is; `None`: it is none, or in months written `M`, which is mostly meant for minutes.
 pub fn parse(text: &str) -> Option<Duration> {
@@ -22,5 +34,12 @@ mod tests {
         for text in ["", "5", "5M", "1h 30M", "30M1s", "x"] {
             assert_eq!(parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn pauses_differ_within_bounds() {
+        let pauses: Vec<_> = (0..100).map(|_| spread(Duration::from_secs(10), 0.5).as_secs_f64()).collect();
+        assert!(pauses.iter().all(|pause| (5.0..=15.0).contains(pause)), "{pauses:?}");
+        assert!(pauses.iter().any(|&pause| pause < 9.0) && pauses.iter().any(|&pause| pause > 11.0), "{pauses:?}");
     }
 }

@@ -23,14 +23,16 @@ use crate::amqp::outlet::Outlet;
 use crate::amqp::refused;
 use crate::amqp::waiting::{AT_ONCE, Waiting};
 use crate::broker::{Intake, Message, Outcome};
-use crate::failpoint;
 use crate::telemetry::complaints::Complaints;
 use crate::telemetry::{chain, metrics};
+use crate::{duration, failpoint};
 
 /// How long it rests after the connection was lost.
 const POLL: Duration = Duration::from_secs(1);
 /// The first pause before a request is tried again that can't be met now, and the longest: each is twice as long as the one before.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How much shorter or longer a pause may be: many that wait for one place would else come for it at one time, and one of them get it.
+const SPREAD: f64 = 0.5;
 /// How often a request is tried that the service fails at, before it is laid aside: the next may fare better.
 const TRIES: u32 = 5;
 /// How long requests have to be done with after a stop. Those that aren't are delivered again.
@@ -184,7 +186,7 @@ impl Requests {
             };
             self.complain(why);
             waits.get_or_insert_with(|| waiting.add(message.body.len()));
-            if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            if shutdown.run_until_cancelled(tokio::time::sleep(duration::spread(pause, SPREAD))).await.is_none() {
                 return Ok(());
             }
             pause = (2 * pause).min(PAUSES.1);

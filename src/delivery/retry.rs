@@ -2,23 +2,18 @@
 
 use std::time::Duration;
 
-use ring::rand::{SecureRandom, SystemRandom};
+use crate::duration;
 
 /// The pauses after the first try, the second, and so on: nine tries over 42 hours, in seconds.
 const PAUSES: [u64; 8] = [5, 30, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 24 * 3600];
 
-/// How much shorter or longer a pause may be, so that what failed at once doesn't come back at once.
+/// How much shorter or longer a pause may be.
 const JITTER: f64 = 0.2;
 
 /// How long to wait after so many tries, counted from 1; `None`: there is none to follow.
 pub(super) fn after(tries: u32) -> Option<Duration> {
     let pause = *PAUSES.get(tries.max(1) as usize - 1)?;
-    let mut random = [0; 4];
-    // Without randomness the pause is exact.
-    let part = SystemRandom::new()
-        .fill(&mut random)
-        .map_or(0.5, |()| f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX));
-    Some(Duration::from_secs(pause).mul_f64(1.0 - JITTER + 2.0 * JITTER * part))
+    Some(duration::spread(Duration::from_secs(pause), JITTER))
 }
 
 #[cfg(test)]
