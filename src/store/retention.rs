@@ -182,7 +182,7 @@ impl Store {
     /// Deletes jobs that are past the retention of jobs, have ended, and have no file any more, the oldest first. Returns how many. A
     /// lane's last published job stays, since the next one goes on from it. Jobs that were published after one whose file is still there
     /// stay too, since a consumer that loaded that file last asks for them. A destination that no process has any more keeps no job. What
-    /// is not acknowledged is spared as in [`files_past`](Store::files_past).
+    /// is not acknowledged is spared as in [`files_past`](Store::files_past), and as long what a receiver is still to be told.
     ///
     /// # Errors
     /// If the database fails.
@@ -206,6 +206,10 @@ impl Store {
                    and (f.finished_at, f.id) <= (past.finished_at, past.id) and not ",
             is_spared!("$5"),
             "
+                   and not exists (
+                     select from cdc_export.deliveries d
+                     where d.job = f.id and d.delivered_at is null and d.dead_at is null
+                       and extract(epoch from clock_timestamp() - d.created_at) < $5)
                    and (f.published_at is null or f.lane_seq is null or exists (
                      select from exports l
                      where l.consumer_id = f.consumer_id and l.dataset = f.dataset and l.lane_seq > f.lane_seq

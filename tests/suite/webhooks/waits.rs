@@ -69,3 +69,42 @@ async fn receivers_that_hang_take_nothing_that_exports_need() {
     assert_eq!(database.one::<i64>(under_way).await, 1);
     service.stop().await;
 }
+
+/// Until it is told, dead or older than `RETAIN_UNACKED`.
+#[tokio::test]
+async fn what_is_still_to_be_told_outlives_the_retention_of_jobs() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let receiver = Receiver::start().await;
+    receiver.answers((0..100).map(|_| Answer::Status(500)));
+    let operator = Operator::with(&[receiver.block("all", "consumers = [\"a\"]\n")]);
+    let service = operator.start(&database).service().await;
+    for consumer in ["a", "b"] {
+        service.export("full", consumer).await;
+        service.export("delta", consumer).await;
+        service.export("delta", consumer).await;
+    }
+    let left = async |consumer: &str| {
+        database.one::<i64>(&format!("select count(*) from exports where consumer_id = '{consumer}'")).await
+    };
+    // It looks at its start, and then not for a while.
+    let keeping = async || operator.start(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
+    let first = keeping().await;
+    eventually("the retention", async || (left("b").await == 1).then_some(())).await;
+    assert_eq!(left("a").await, 3);
+    first.stop().await;
+    database
+        .run(
+            "update cdc_export.deliveries set created_at = created_at - interval '31 days'
+             where id = (select id from cdc_export.deliveries order by id limit 1)",
+        )
+        .await;
+    let second = keeping().await;
+    eventually("nobody waits for one for a month", async || (left("a").await == 2).then_some(())).await;
+    second.stop().await;
+    database.run("update cdc_export.deliveries set delivered_at = clock_timestamp(), run_at = 'infinity'").await;
+    let third = keeping().await;
+    eventually("what is told goes", async || (left("a").await == 1).then_some(())).await;
+    third.stop().await;
+    service.stop().await;
+}
