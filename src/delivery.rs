@@ -112,8 +112,8 @@ enum Heard {
     Taken,
     /// It has not, or nobody knows.
     Nothing,
-    /// It wants no event any more, which it says with this status.
-    Gone(u16),
+    /// It wants no event any more.
+    Gone,
 }
 
 impl<W: Way> Teller<W> {
@@ -152,15 +152,15 @@ impl<W: Way> Teller<W> {
     async fn tell_until(
         &self,
         shutdown: &CancellationToken,
-        told: &mut JoinSet<(Option<u16>, Heard)>,
+        told: &mut JoinSet<(bool, Heard)>,
         given_up: &CancellationToken,
     ) {
         let mut endings = self.store.endings();
         let mut database = None;
         // As long as it doesn't take events, it is asked by one: the others wait, and lose no try.
         let mut at_once = 1;
-        // Then only what was answered so and asked for again gets to it, and tells whether it is there again.
-        let mut gone = None;
+        // Then only what somebody asks for again gets to it, and tells whether it is there again.
+        let mut gone = false;
         loop {
             let mut rests = false;
             if told.len() < at_once {
@@ -185,15 +185,15 @@ impl<W: Way> Teller<W> {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Some(done) = told.join_next() => match done {
-                    Ok((_, Heard::Gone(status))) => {
+                    Ok((_, Heard::Gone)) => {
                         tracing::warn!(event = "receiver_gone", endpoint = self.name, "it gets no event before one is asked for again, or this process starts again");
-                        (gone, at_once) = (Some(status), 1);
+                        (gone, at_once) = (true, 1);
                     }
                     // What was under way when another one heard that it is gone says nothing new.
                     Ok((asked, _)) if asked != gone => {}
-                    Ok((_, Heard::Taken)) => (gone, at_once) = (None, AT_ONCE),
+                    Ok((_, Heard::Taken)) => (gone, at_once) = (false, AT_ONCE),
                     // It is not gone, or says so to the next one.
-                    Ok((_, Heard::Nothing)) => (gone, at_once) = (None, 1),
+                    Ok((_, Heard::Nothing)) => (gone, at_once) = (false, 1),
                     Err(panicked) => self.complain(chain(&panicked)),
                 },
                 _ = endings.next(), if !rests && told.len() < at_once => {}
@@ -206,13 +206,13 @@ impl<W: Way> Teller<W> {
         &self,
         database: &mut Option<DatabaseId>,
         most: usize,
-        last_status: Option<u16>,
+        asked_for: bool,
     ) -> Result<(DatabaseId, Vec<Taken>), store::Error> {
         let of = match database {
             Some(database) => database.clone(),
             None => database.insert(store::with_timeout(CALL_TIMEOUT, self.store.database()).await?).clone(),
         };
-        let taken = self.store.take_deliveries(&self.name, most, LEASE, last_status);
+        let taken = self.store.take_deliveries(&self.name, most, LEASE, asked_for);
         let taken = store::with_timeout(CALL_TIMEOUT, taken).await?;
         Ok((of, taken))
     }
@@ -247,7 +247,7 @@ impl<W: Way> Teller<W> {
         let (status, outcome) = match &answer {
             Answer::Taken(status) => (*status, TryOutcome::Delivered),
             Answer::Gone(status) => {
-                let why = format!("it answered {status}, and gets no event before one like this is asked for again");
+                let why = format!("it answered {status}, and gets no event before one is asked for again");
                 (Some(*status), TryOutcome::Dead(why))
             }
             Answer::Failed(status, why) => {
@@ -284,7 +284,7 @@ impl<W: Way> Teller<W> {
         match answer {
             Answer::Taken(_) => Heard::Taken,
             Answer::Failed(..) => Heard::Nothing,
-            Answer::Gone(status) => Heard::Gone(status),
+            Answer::Gone(_) => Heard::Gone,
         }
     }
 

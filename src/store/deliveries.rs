@@ -152,7 +152,7 @@ impl Store {
     }
 
     /// Takes deliveries to a receiver that are due, the oldest first. Nobody else takes them before `lease` has passed. With
-    /// `last_status` only those that were answered so before.
+    /// `asked_for` only those that somebody asked for again, and of which no try has ended since.
     ///
     /// # Errors
     /// If the database fails.
@@ -161,14 +161,14 @@ impl Store {
         endpoint: &str,
         most: usize,
         lease: Duration,
-        last_status: Option<u16>,
+        asked_for: bool,
     ) -> Result<Vec<Taken>, Error> {
         let mut conn = self.connection().await?;
         let rows: Vec<TakenRow> = sqlx::query_as(concat!(
             "-- store.deliveries.take
              with due as materialized (
                select id from cdc_export.deliveries
-               where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp() and ($4::smallint is null or last_status = $4)
+               where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp() and (is_asked_for or not $4)
                order by run_at limit $2 for update skip locked),
              d as (
                update cdc_export.deliveries d set put_off_at = clock_timestamp(), run_at = clock_timestamp() + make_interval(secs => $3)
@@ -182,7 +182,7 @@ impl Store {
         .bind(endpoint)
         .bind(most as i64)
         .bind(lease.as_secs_f64())
-        .bind(last_status.map(|status| status as i16))
+        .bind(asked_for)
         .fetch_all(conn.get())
         .await?;
         conn.give_back();
@@ -208,7 +208,7 @@ impl Store {
         let recorded = sqlx::query(
             "-- store.deliveries.tried
              update cdc_export.deliveries set
-               attempt = attempt + 1, put_off_at = clock_timestamp(),
+               attempt = attempt + 1, is_asked_for = false, put_off_at = clock_timestamp(),
                delivered_at = case when $3 then clock_timestamp() end,
                dead_at = case when not $3 and $4::float8 is null then clock_timestamp() end,
                run_at = case when $4::float8 is null then 'infinity' else clock_timestamp() + make_interval(secs => $4) end,
@@ -313,7 +313,7 @@ impl Store {
             "-- store.deliveries.redeliver
              with d as (
                update cdc_export.deliveries d
-               set attempt = 0, put_off_at = clock_timestamp(), run_at = clock_timestamp(), delivered_at = null, dead_at = null
+               set attempt = 0, is_asked_for = true, put_off_at = clock_timestamp(), run_at = clock_timestamp(), delivered_at = null, dead_at = null
                where id = $1 returning d.*)
              select ",
             delivery_columns!(),

@@ -61,3 +61,27 @@ async fn one_that_was_gone_and_fails_when_it_is_asked_is_not_gone() {
     assert_eq!((heard.len(), heard[0].id == heard[1].id), (4, true));
     service.stop().await;
 }
+
+/// Also if nothing is left of the one that it answered so to, since `RETAIN_JOBS` has taken it away.
+#[tokio::test]
+async fn one_that_was_gone_is_asked_by_one_that_it_was_never_told_of() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let receiver = Receiver::start().await;
+    receiver.answers([Answer::Status(410)]);
+    let operator = Operator::with(&[receiver.block("gone", "")]);
+    let service = operator.start(&database).service().await;
+    service.export("full", "a").await;
+    eventually("it is gone", async || service.events("receiver_gone").pop()).await;
+    for _ in 0..3 {
+        service.export("delta", "a").await;
+    }
+    database.run("delete from cdc_export.deliveries where dead_at is not null").await;
+    let waiting = deliveries(&service, "").await;
+    let again = format!("/deliveries/{}/redeliver", waiting[1]["deliveryId"].as_str().unwrap());
+    assert_eq!(service.call("POST", &again, &[]).await.status(), 202);
+    eventually("all are told", async || deliveries(&service, "?status=delivered").await.get(2).map(|_| ())).await;
+    let heard = receiver.heard();
+    assert_eq!((heard.len(), &heard[1].id), (4, &waiting[1]["deliveryId"].as_str().unwrap().to_owned()));
+    service.stop().await;
+}
