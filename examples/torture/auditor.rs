@@ -139,26 +139,21 @@ const RULES: [(&str, &str, &str); 5] = [
     ),
     (
         "2",
-        "a watermark that isn't the last completed job's",
+        "a watermark that isn't the last committed job's",
         "select w.consumer_id || ': ' || coalesce(w.last_exported_at::text, 'null') || ', ' || coalesce(j.watermark_to::text, 'null')
          from watermarks w
-         left join lateral (select watermark_to from exports e where e.consumer_id = w.consumer_id and e.status = 'completed'
+         left join lateral (select watermark_to from exports e
+                            where e.consumer_id = w.consumer_id and (e.status = 'completed' or e.error_code = 'file_lost')
                             order by lane_seq desc limit 1) j on true
          where w.last_exported_at is distinct from j.watermark_to",
     ),
 ];
 
-/// Somebody had removed it before the database was put back to where it had no name yet.
-fn was_removed(world: &World, lost: &str) -> bool {
-    let job = lost.rsplit(": ").next().unwrap_or_default();
-    locked(&world.ledger).promises.get(job).is_some_and(|promise| promise.removal_asked)
-}
-
 async fn look_at_tables(world: &World, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     for (invariant, what, sql) in RULES {
         let found: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut *conn).await?;
         for broken in found {
-            if invariant == "3" && was_removed(world, &broken) {
+            if invariant == "3" && world.was_removed(broken.rsplit(": ").next().unwrap_or_default()) {
                 continue;
             }
             world.report.red(invariant, format!("{what}: {broken}"));

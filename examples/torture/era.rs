@@ -11,6 +11,9 @@ use crate::lanes::{LANES, Lane};
 use crate::recorder::{self, History, MoveMade, Row, Versions};
 use crate::replay::{Said, Window};
 
+/// A failure's code.
+pub(crate) const FILE_LOST: &str = "file_lost";
+
 #[derive(Debug, sqlx_macros::FromRow)]
 pub(crate) struct Job {
     pub(crate) id: Uuid,
@@ -44,6 +47,11 @@ pub(crate) type Delivered = (Uuid, String);
 impl Job {
     pub(crate) fn delivered(&self) -> Delivered {
         (self.id, self.sha256.clone().unwrap_or_default())
+    }
+
+    /// The failure of a job that was committed, and whose file was gone before it had its name. The watermark stays where it brought it.
+    pub(crate) fn has_lost_its_file(&self) -> bool {
+        self.error_code.as_deref() == Some(FILE_LOST)
     }
 
     pub(crate) fn said(&self) -> Said {

@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::auditor::Archive;
-use crate::era::{Delivered, Era, Job};
+use crate::era::{Delivered, Era, FILE_LOST, Job};
 use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::loader;
 use crate::manifests;
@@ -196,6 +196,7 @@ impl Judged<'_> {
                 "failed" if code == "full_export_needed" && (consumer_id != AD_HOC || self.world.was_turned_over()) => {
                 }
                 "failed" if INJECTED.contains(&code) && in_first_phase(id) => {}
+                "failed" if code == FILE_LOST && self.world.was_removed(&id.to_string()) => {}
                 "failed" => {
                     self.report().red("9", format!("job {id} of {consumer_id} failed: {code}, {:?}", job.continuity))
                 }
@@ -219,7 +220,9 @@ impl Judged<'_> {
                     | ("processing", "pending" | "completed" | "failed" | "cancelled")
                     | ("completed", "published")
             );
-            if !legal {
+            let is_lost = (was, step.code.as_deref()) == ("completed", Some(FILE_LOST))
+                && self.world.was_removed(&step.job.to_string());
+            if !legal && !is_lost {
                 self.report().red("7", format!("job {} of {lane} went from {was} to {}", step.job, step.became));
             }
             // A committed export is open to its readers until its file has its name.
@@ -263,7 +266,6 @@ impl Judged<'_> {
         }
         let listing = place.list().await?;
         let archive = locked(&self.world.archive);
-        let ledger = locked(&self.world.ledger);
         for job in self.era.completed() {
             let (due, name) = (place.due_name(job)?, place.name(job).unwrap_or_default());
             if name != due {
@@ -276,10 +278,9 @@ impl Judged<'_> {
             if job.sha256.as_deref() != Some(&seen.sha256) || job.bytes_written as u64 != seen.identity.size {
                 self.report().red("3", format!("{name} is not what {} has recorded", job.id));
             }
-            let removal_asked = ledger.promises.get(&job.id.to_string()).is_some_and(|promise| promise.removal_asked);
             match listing.identity(&name) {
                 Some(now) if now == seen.identity => {}
-                None if removal_asked => {}
+                None if self.world.was_removed(&job.id.to_string()) => {}
                 other => {
                     self.report().red("3", format!("{name} was {:?} and is {other:?} in the end", seen.identity));
                 }
@@ -295,10 +296,10 @@ impl Judged<'_> {
         Ok(())
     }
 
-    /// 2: each job begins where the completed one before it ended.
+    /// 2: each job begins where the one that was committed before it ended.
     fn check_chain(&self, lane: &str) {
         let mut last = None;
-        for job in self.era.of_lane(lane).filter(|job| job.status == "completed") {
+        for job in self.era.of_lane(lane).filter(|job| job.status == "completed" || job.has_lost_its_file()) {
             if job.watermark_from != last || job.watermark_to < last {
                 let Job { id, watermark_from, watermark_to, .. } = job;
                 let line = format!("{lane}: {id} goes from {watermark_from:?} to {watermark_to:?} after {last:?}");
@@ -335,6 +336,8 @@ impl Judged<'_> {
     fn replay(&self, lane: &Lane, consumer: &mut Consumer, before: &HashMap<Uuid, String>, end: End) -> Result<usize> {
         let mut compared = 0;
         let mut since = Since::default();
+        // And no full export came after it.
+        let mut has_lost_a_file = false;
         for job in self.era.of_lane(lane.name) {
             let Job { id, export_type, continuity, .. } = job;
             match job.status.as_str() {
@@ -349,18 +352,20 @@ impl Judged<'_> {
                     });
                     // No file of the lane is there to bear witness that its first job wasn't done before a failover.
                     let unwitnessed = consumer.last.is_none() && self.world.was_turned_over();
-                    if !has_moved && !consumer.astray && !consumer.doubtful && !unwitnessed {
+                    if !has_moved && !consumer.astray && !consumer.doubtful && !has_lost_a_file && !unwitnessed {
                         let line =
                             format!("{export_type} {id} of {} was refused for nothing: {continuity:?}", lane.name);
                         self.report().red("1", line);
                     }
                 }
+                "failed" if job.has_lost_its_file() => has_lost_a_file = true,
                 "completed" => {
                     since.any = self.era.window(job).map(|window| window.from);
                     if export_type != "incremental" {
                         since.deletions = since.any.clone();
                     }
                     let is_full = export_type == "full";
+                    has_lost_a_file &= !is_full;
                     let is_new = !consumer.had.contains(&job.delivered());
                     if is_new && consumer.astray && !is_full {
                         let line =

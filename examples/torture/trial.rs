@@ -74,6 +74,12 @@ impl World {
         self.report.acts().iter().any(|act| act.what == UPHEAVAL)
     }
 
+    /// Whether somebody asked to remove a job's file, which had its name then. Where the database is put back to a moment at which it
+    /// had none, the file is lost, and its lane needs a full export.
+    pub(crate) fn was_removed(&self, job: &str) -> bool {
+        locked(&self.ledger).promises.get(job).is_some_and(|promise| promise.removal_asked)
+    }
+
     /// Whether the faults may stop before their time.
     pub(crate) fn is_over(&self) -> bool {
         self.ends_with.is_some_and(|invariant| self.report.has(invariant))
