@@ -99,7 +99,8 @@ impl Catalog {
             catalog.datasets.push(Arc::new(dataset));
         }
         if catalog.datasets.is_empty() && mistakes.is_empty() {
-            mistakes.push((None, "there is no [[dataset]] in it".to_owned()));
+            let why = "there is no [[dataset]] in it: `cdc-export datasets add TABLE` appends one";
+            mistakes.push((None, why.to_owned()));
         }
         let dataset = |name: &str| catalog.named(name).map(drop);
         let known = Known { dataset: &dataset, is_setting: &is_setting };
@@ -349,6 +350,6 @@ overlap = \"5m\"
         assert!(wrong("[[dataset]]\nname = \"a\"\ntabel = \"a\"").starts_with("line 3: unknown field `tabel`"));
         assert!(wrong("[[dataset]]\nname = \"a\"\n").contains("missing field `table`"));
         assert!(wrong("[[dataset]]\nname = a").starts_with("line 2: "));
-        assert_eq!(wrong(""), "there is no [[dataset]] in it");
+        assert!(wrong("").starts_with("there is no [[dataset]] in it: "));
     }
 }
