@@ -14,9 +14,9 @@ mod rows;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use cdc_export::encode::{Assembler, Encoder, Layout, Piece};
-use cdc_export::job::encoding::{Compression, Encoding, Format};
-use cdc_export::row::{Fields, Rows};
+use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::row::{Fields, Rows};
+use pg_rows::{Assembler, Encoder, Layout, Piece};
 use ring::digest;
 use rustix::time::{ClockId, clock_gettime};
 

@@ -9,12 +9,12 @@ mod rows;
 use std::hint::black_box;
 use std::sync::Arc;
 
-use cdc_export::dataset::{Column, ColumnType};
-use cdc_export::encode::{Assembler, Encoder, Layout};
-use cdc_export::job::encoding::{Compression, Encoding, Format};
-use cdc_export::row::{Fields, Rows};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use pg_rows::column::{Column, ColumnType};
+use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::row::{Fields, Rows};
+use pg_rows::{Assembler, Encoder, Layout};
 
 use crate::rows::{columns_of_users, put_row, put_user};
 
@@ -32,16 +32,16 @@ fn rows_of_users(name: &str) -> Vec<u8> {
 
 /// The kinds that users don't have.
 const OTHERS: [Column; 10] = [
-    Column::named("a", ColumnType::Int4),
-    Column::named("b", ColumnType::Float4),
-    Column::named("c", ColumnType::Float8),
-    Column::named("d", ColumnType::Numeric),
-    Column::named("e", ColumnType::Uuid),
-    Column::named("f", ColumnType::Bytea),
-    Column::named("g", ColumnType::Jsonb),
-    Column::named("h", ColumnType::Timestamp),
-    Column::named("i", ColumnType::Date),
-    Column::named("j", ColumnType::Time),
+    Column::new("a", ColumnType::Int4),
+    Column::new("b", ColumnType::Float4),
+    Column::new("c", ColumnType::Float8),
+    Column::new("d", ColumnType::Numeric),
+    Column::new("e", ColumnType::Uuid),
+    Column::new("f", ColumnType::Bytea),
+    Column::new("g", ColumnType::Jsonb),
+    Column::new("h", ColumnType::Timestamp),
+    Column::new("i", ColumnType::Date),
+    Column::new("j", ColumnType::Time),
 ];
 
 /// Rows with a value of each of the other kinds.

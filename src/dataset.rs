@@ -20,48 +20,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pg_rows::column::{ColumnType, ParquetType};
+
 use crate::dataset::fault::{Fault, Faults};
 use crate::job::ExportType;
 use crate::job::columns::{FileColumn, FileColumns, Wire};
 use crate::job::selection::Selection;
 use crate::watermark::GuardMemory;
-
-/// How a column's values travel and are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ColumnType {
-    /// `smallint`
-    Int2,
-    /// `integer`
-    Int4,
-    /// `bigint`
-    Int8,
-    /// `real`
-    Float4,
-    /// `double precision`
-    Float8,
-    /// `numeric`, of any precision and scale
-    Numeric,
-    /// `boolean`
-    Bool,
-    /// `text`, `varchar`, and every type that Postgres is asked to make a text of
-    Text,
-    /// `uuid`
-    Uuid,
-    /// `bytea`
-    Bytea,
-    /// `json`: its text as it was written
-    Json,
-    /// `jsonb`: a text that Postgres makes of it
-    Jsonb,
-    /// `timestamp with time zone`
-    Timestamptz,
-    /// `timestamp without time zone`
-    Timestamp,
-    /// `date`
-    Date,
-    /// `time without time zone`
-    Time,
-}
 
 /// A column of a table or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,22 +48,6 @@ pub struct Column {
     pub operators: Cow<'static, str>,
     /// What it is in Parquet.
     pub parquet: ParquetType,
-}
-
-/// What a column is in Parquet, where there is a choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ParquetType {
-    /// What is nearest to its kind.
-    OfKind,
-    /// A `numeric` with all its digits, of which so many are behind the point: at most 38 of the first, and no more of the second.
-    Decimal {
-        /// How many digits there are.
-        precision: u8,
-        /// How many of them are behind the point.
-        scale: u8,
-    },
-    /// A text of it.
-    Text,
 }
 
 /// How Postgres sends a column's values.
@@ -128,6 +77,11 @@ impl Column {
             operators: Cow::Borrowed("pg_catalog"),
             parquet: ParquetType::OfKind,
         }
+    }
+
+    /// The column of a file that has its values.
+    pub fn in_file(&self) -> pg_rows::column::Column {
+        pg_rows::column::Column { name: self.name.clone(), kind: self.kind, parquet: self.parquet }
     }
 }
 

@@ -5,10 +5,9 @@ pub mod address;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::job::words::words;
 use crate::job::{ConsumerId, JobId, Status};
 
-words! {
+pg_rows::words! {
     /// How the telling of an event to a receiver stands.
     DeliveryStatus, "the status of a delivery" {
         /// It is tried, now or later.

@@ -11,10 +11,10 @@ use uuid::Uuid;
 
 use crate::database::DatabaseId;
 use crate::file::name::part_name;
-use crate::job::encoding::Encoding;
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 use crate::trace::TraceParent;
+use pg_rows::encoding::Encoding;
 
 /// As many files as an export may have: their names have five digits for it, and a client gets all of them in one answer.
 pub const MOST_FILES: usize = 10_000;

@@ -5,13 +5,11 @@
 pub mod after;
 pub mod columns;
 mod continuity;
-pub mod encoding;
 mod idempotency_key;
 pub mod lane;
 pub mod marker;
 mod progress;
 pub mod selection;
-pub mod words;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -21,11 +19,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::job::encoding::Encoding;
 use crate::job::lane::Lane;
 use crate::job::selection::Selection;
-use crate::job::words::words;
 use crate::trace::TraceParent;
+use pg_rows::encoding::Encoding;
 
 pub use after::After;
 pub use continuity::{Continuity, SnapshotReport};
@@ -125,7 +122,7 @@ impl fmt::Display for ConsumerId {
     }
 }
 
-words! {
+pg_rows::words! {
     /// Which rows an export holds.
     ExportType, "an export type: full, incremental, delta" {
         /// Every live row.
@@ -137,7 +134,7 @@ words! {
     }
 }
 
-words! {
+pg_rows::words! {
     /// Where a job stands. The transitions are [`Status::can_become`]; the table `exports` checks them again.
     Status, "a status: pending, processing, completed, failed, cancelled" {
         /// Waits for a worker, or for its turn in the lane.
@@ -170,7 +167,7 @@ impl Status {
     }
 }
 
-words! {
+pg_rows::words! {
     /// Why a job failed, as a stable word. The texts beside it may change, these don't.
     FailureCode, "a failure code" {
         /// What changed since the last export is not known exactly; a full export heals it. `continuity` says why.

@@ -12,14 +12,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
 
 use crate::job::ConsumerId;
-use crate::job::words::words;
 
 /// What every key begins with, so that scanners for leaked secrets can find keys.
 const MARK: &str = "cdcx_";
 const PREFIX_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
 
-words! {
+pg_rows::words! {
     /// What a key is for.
     Scope, "a scope: export:read, export:write, admin" {
         /// Look at exports, watermarks, consumers and datasets, and fetch files.

@@ -27,7 +27,6 @@ pub mod service;
 pub mod store;
 
 // The way of an export: from a row in `exports` to a file.
-pub mod encode;
 pub mod maintenance;
 pub mod pipeline;
 pub mod publisher;

@@ -6,13 +6,14 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use pg_rows::row::{Fields, Rows as BinaryRows};
+use pg_rows::{Assembler, Encoder, Layout, Piece};
 use tokio::sync::mpsc;
 
 use crate::dataset::{CellMax, Column, TableSchema};
-use crate::encode::{self, Assembler, Encoder, Layout, Piece};
 use crate::file::{Exported, MOST_FILES, Part};
 use crate::job::{ExportType, Job, Progress};
-use crate::row::{self, Fields, RowReceiver, Unwanted};
+use crate::row::{RowReceiver, Unwanted};
 use crate::sink::{self, Draft, Drafts};
 use crate::source::{self, rows::Rows};
 
@@ -27,16 +28,16 @@ pub enum Error {
     Source(#[from] source::Error),
     /// A value that the asked-for format has no form for.
     #[error(transparent)]
-    NotInFormat(encode::Error),
+    NotInFormat(pg_rows::Error),
     /// A text that no file may hold.
     #[error(transparent)]
-    InvalidText(encode::Error),
+    InvalidText(pg_rows::Error),
     /// A row isn't what the dataset says: a defect, or the table was changed under the service.
     #[error(transparent)]
-    WrongRow(encode::Error),
+    WrongRow(pg_rows::Error),
     /// The file could not be compressed.
     #[error(transparent)]
-    Compressor(encode::Error),
+    Compressor(pg_rows::Error),
     /// The file could not be written.
     #[error(transparent)]
     Sink(#[from] sink::Error),
@@ -48,17 +49,17 @@ pub enum Error {
     Panicked(#[source] tokio::task::JoinError),
 }
 
-impl From<encode::Error> for Error {
-    fn from(error: encode::Error) -> Error {
+impl From<pg_rows::Error> for Error {
+    fn from(error: pg_rows::Error) -> Error {
         match error {
-            encode::Error::InvalidText { .. } => Error::InvalidText(error),
-            encode::Error::WrongType { .. } | encode::Error::WrongShape { .. } | encode::Error::CutShort(_) => {
+            pg_rows::Error::InvalidText { .. } => Error::InvalidText(error),
+            pg_rows::Error::WrongType { .. } | pg_rows::Error::WrongShape { .. } | pg_rows::Error::CutShort(_) => {
                 Error::WrongRow(error)
             }
-            encode::Error::Compressor(_) => Error::Compressor(error),
-            encode::Error::NotInFormat { .. } | encode::Error::NotBuilt(_) => Error::NotInFormat(error),
+            pg_rows::Error::Compressor(_) => Error::Compressor(error),
+            pg_rows::Error::NotInFormat { .. } | pg_rows::Error::NotBuilt(_) => Error::NotInFormat(error),
             #[cfg(feature = "parquet")]
-            encode::Error::Parquet(_) => Error::WrongRow(error),
+            pg_rows::Error::Parquet(_) => Error::WrongRow(error),
         }
     }
 }
@@ -156,7 +157,11 @@ impl RowShape {
         let is_time = |column: &Column| schema.updated_at.as_ref().is_some_and(|time| time.name == column.name);
         let updated_at = if hidden_time { Some(width) } else { columns.iter().position(is_time) };
         Ok(RowShape {
-            layout: Arc::new(Layout::new(job.encoding, columns, compression_level)?),
+            layout: Arc::new(Layout::new(
+                job.encoding,
+                columns.iter().map(Column::in_file).collect(),
+                compression_level,
+            )?),
             columns: width,
             updated_at,
             hidden_time,
@@ -231,8 +236,8 @@ impl Encoding {
     /// Takes whole rows. True: the encoder holds a piece.
     fn encode(&mut self, rows: &[u8]) -> Result<bool, Error> {
         let Some(encoder) = &mut self.encoder else { return Ok(true) };
-        let (mut rows, mut fields) = (row::Rows::of(rows), self.fields.take());
-        while rows.next_into(&mut fields).map_err(encode::Error::from)? {
+        let (mut rows, mut fields) = (BinaryRows::of(rows), self.fields.take());
+        while rows.next_into(&mut fields).map_err(pg_rows::Error::from)? {
             if let Some((at, value)) = self.shape.known.filter(|(at, _)| *at <= fields.len()) {
                 fields.insert(at, value);
             }

@@ -6,12 +6,11 @@ pub mod timing;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::job::encoding::Encoding;
 use crate::job::lane::Lane;
 use crate::job::selection::Selection;
-use crate::job::words::words;
 use crate::job::{ConsumerId, ExportType, JobId, Request};
 use crate::schedule::timing::Timing;
+use pg_rows::encoding::Encoding;
 
 /// How far the last slot that was used may lie ahead of the database's clock before the clock counts as set back. Up to there the
 /// schedule waits for the clock, so that no slot is used twice.
@@ -49,7 +48,7 @@ pub enum Due {
     ClockSetBack(DateTime<Utc>),
 }
 
-words! {
+pg_rows::words! {
     /// Why a slot that is due has no job yet. A request of a client would be refused with the same code.
     Refusal, "a refusal" {
         /// There is no such table.
@@ -141,7 +140,7 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::encoding::{Compression, Format};
+    use pg_rows::encoding::{Compression, Format};
 
     fn schedule(timing: Timing) -> Schedule {
         Schedule {

@@ -67,7 +67,7 @@ pub enum Error {
     XidsSetBack(String),
     /// A row holds what this version of the service doesn't know.
     #[error("the database holds an unknown value")]
-    Unknown(#[from] crate::job::words::UnknownWord),
+    Unknown(#[from] pg_rows::words::UnknownWord),
     /// The identity that the database tells has not the form of one.
     #[error("the database tells no identity of itself")]
     Identity(#[from] BadDatabaseId),

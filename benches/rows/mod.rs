@@ -1,7 +1,7 @@
 //! Rows of the demo's table `users`, as a binary COPY sends them.
 
 use bytes::BufMut;
-use cdc_export::dataset::{Column, ColumnType};
+use pg_rows::column::{Column, ColumnType};
 
 /// The table's columns.
 pub(crate) fn columns_of_users() -> Vec<Column> {
@@ -13,7 +13,7 @@ pub(crate) fn columns_of_users() -> Vec<Column> {
         ("updated_at", ColumnType::Timestamptz),
         ("is_deleted", ColumnType::Bool),
     ]
-    .map(|(name, kind)| Column::named(name, kind))
+    .map(|(name, kind)| Column::new(name, kind))
     .into()
 }
 

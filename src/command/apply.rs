@@ -8,12 +8,12 @@ use std::time::Duration;
 use crate::apply::{Settings, Target};
 use crate::config::{self, Environment};
 use crate::dataset::Table;
-use crate::job::encoding::{Compression, Encoding, Format};
 use crate::job::{ConsumerId, ExportType};
 use crate::postgres::Database;
 use crate::telemetry::chain;
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args, ValueEnum};
+use pg_rows::encoding::{Compression, Encoding, Format};
 use tokio::time::sleep;
 
 use crate::command::BadUsage;

@@ -8,7 +8,9 @@ use anyhow::Context;
 
 use crate::config::{self, CatalogFile, Config};
 use crate::dataset::fault::Faults;
-use crate::dataset::{Capture, Column, ColumnType, Columns, Dataset, Description, Operation, Table};
+use pg_rows::column::ColumnType;
+
+use crate::dataset::{Capture, Column, Columns, Dataset, Description, Operation, Table};
 use crate::postgres::Database;
 use crate::source::catalog_check::{self, Findings};
 use clap::Subcommand;

@@ -7,7 +7,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
-use crate::job::encoding::{Compression, Encoding, Format};
 use crate::job::selection::Selection;
 use crate::job::{After, ConsumerId, Continuity, ExportType, FILE_BYTES, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
@@ -17,6 +16,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use indicatif::ProgressBar;
+use pg_rows::encoding::{Compression, Encoding, Format};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;

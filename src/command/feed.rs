@@ -1,12 +1,12 @@
 //! A consumer's lane as a service shows it to whoever takes its exports one after the other: those that come after the last one that was
 //! taken, and a new one where there are none.
 
-use crate::job::encoding::Encoding;
 use crate::job::selection::Selection;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
 use crate::manifest::Source;
 use crate::service;
 use anyhow::{Context, bail, ensure};
+use pg_rows::encoding::Encoding;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::job::encoding::{Compression, Encoding, Format};
-use crate::job::words::UnknownWord;
 use crate::job::{ConsumerId, ExportType};
 use crate::telemetry::chain;
 use anyhow::bail;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::words::UnknownWord;
 use tokio::task::spawn_blocking;
 
 use crate::command::BadUsage;

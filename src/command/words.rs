@@ -4,8 +4,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::duration;
-use crate::job::words::UnknownWord;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use pg_rows::words::UnknownWord;
 use uuid::Uuid;
 
 /// Reads the id of an export.

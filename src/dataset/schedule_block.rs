@@ -8,11 +8,11 @@ use toml::Spanned;
 
 use crate::dataset::fault::UnknownDataset;
 use crate::dataset::name::{hint, is_name};
-use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
-use crate::job::words::UnknownWord;
 use crate::job::{ConsumerId, ExportType};
 use crate::schedule::Schedule;
 use crate::schedule::timing::{self, BadTiming, Timing};
+use pg_rows::encoding::{BadEncoding, Compression, Encoding, Format};
+use pg_rows::words::UnknownWord;
 
 /// The members, as they are written.
 #[derive(Deserialize)]
@@ -150,7 +150,7 @@ mod tests {
     use crate::dataset::assert_lines;
     use crate::dataset::catalog::Catalog;
     use crate::job::ExportType;
-    use crate::job::encoding::{Compression, Format};
+    use pg_rows::encoding::{Compression, Format};
 
     const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
 

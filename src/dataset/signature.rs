@@ -5,7 +5,9 @@
 
 use std::sync::LazyLock;
 
-use crate::dataset::{Capture, Column, Dataset, ParquetType, TableSchema};
+use pg_rows::column::ParquetType;
+
+use crate::dataset::{Capture, Column, Dataset, TableSchema};
 
 /// The same thing in every form that a database may have the MD5 of, the newest first: that one is saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +157,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::dataset::ColumnType;
+    use pg_rows::column::ColumnType;
 
     /// A dataset with every member that decides, and characters that are written in a way of their own.
     fn orders() -> Dataset {

@@ -5,8 +5,8 @@ use chrono::{DateTime, Utc};
 use crate::dataset::USERS;
 #[cfg(feature = "buckets")]
 use crate::file::hidden::HiddenFile;
-use crate::job::encoding::{Compression, Encoding, Format};
 use crate::job::{ConsumerId, Request};
+use pg_rows::encoding::{Compression, Encoding, Format};
 
 /// The name up to the number and the extension, for a request made at `now`: `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc
 /// `export_{YYYYMMDDTHHMMSSZ}`, with a dataset other than `users` behind the first word.

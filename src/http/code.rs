@@ -3,9 +3,8 @@
 use axum::http::StatusCode;
 
 use crate::http::schemas::document_words;
-use crate::job::words::words;
 
-words! {
+pg_rows::words! {
     /// What went wrong, as a stable word: the sentences of `detail` may change, these words don't.
     pub(crate) Code, "a problem code" {
         /// The request can't be read.

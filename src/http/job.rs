@@ -3,8 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::schemas::rfc3339;
-use crate::job::encoding::{Compression, Format};
+use crate::http::schemas::{CompressionSchema, FormatSchema, rfc3339};
 use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, Status};
 
 /// An export.
@@ -52,10 +51,10 @@ pub(crate) struct JobBody {
     /// Where the file was put: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed, and if there are several
     location: Option<String>,
     /// The file's format
-    #[schema(value_type = Format)]
+    #[schema(value_type = FormatSchema)]
     format: &'static str,
     /// What the file is compressed with
-    #[schema(value_type = Compression)]
+    #[schema(value_type = CompressionSchema)]
     compression: &'static str,
     /// The file's SHA-256 in hexadecimal, once completed; null if there are several files
     #[schema(required, pattern = "^[0-9a-f]{64}$")]

@@ -113,9 +113,9 @@ pub(crate) async fn asset(PathParameter(name): PathParameter, headers: HeaderMap
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::encoding::{Compression, Format};
     use crate::job::{Continuity, ExportType, FailureCode, Status};
     use crate::schedule::Refusal;
+    use pg_rows::encoding::{Compression, Format};
 
     /// The names that follow a mark in a text, up to the next quote.
     fn named<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {

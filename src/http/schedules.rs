@@ -8,8 +8,7 @@ use utoipa::ToSchema;
 use crate::http::access::Caller;
 use crate::http::job::JobBody;
 use crate::http::problem::Problem;
-use crate::http::schemas::rfc3339;
-use crate::job::encoding::{Compression, Format};
+use crate::http::schemas::{CompressionSchema, FormatSchema, rfc3339};
 use crate::job::{ConsumerId, ExportType};
 use crate::service::Service;
 use crate::service::schedules::ListedSchedule;
@@ -37,10 +36,10 @@ pub(crate) struct ScheduleBody {
     #[schema(value_type = ExportType)]
     export_type: &'static str,
     /// The format of their files
-    #[schema(value_type = Format)]
+    #[schema(value_type = FormatSchema)]
     format: &'static str,
     /// What their files are compressed with
-    #[schema(value_type = Compression)]
+    #[schema(value_type = CompressionSchema)]
     compression: &'static str,
     /// The distance of its slots, such as `5m`, counted from 1970; null if it goes by `cron`
     #[schema(required)]

@@ -1,15 +1,17 @@
 //! How the API writes the nouns that are in many bodies and queries, and what its document says of them. The nouns themselves know
 //! nothing of documents.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::event::DeliveryStatus;
-use crate::job::encoding::{Compression, Format};
 use crate::job::selection::Operator;
 use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Status};
+use pg_rows::encoding::{Compression, Format};
 
 /// A time in JSON: RFC 3339, UTC, microseconds.
 pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
@@ -48,10 +50,39 @@ document_words! {
     Status, "Status", "Where a job stands";
     Continuity, "Continuity", "What stands between a consumer's last export and this one, if not just changes";
     FailureCode, "FailureCode", "Why an export failed";
-    Format, "Format", "How a file's rows are written";
-    Compression, "Compression", "What a file is compressed with, as a whole";
     DeliveryStatus, "DeliveryStatus", "How the telling of an event to a receiver stands";
     Operator, "Operator", "How a column is compared with a value";
+}
+
+/// The schema of [`Format`], which is another crate's.
+pub(crate) enum FormatSchema {}
+
+impl PartialSchema for FormatSchema {
+    fn schema() -> RefOr<Schema> {
+        of_words("How a file's rows are written", Format::ALL.iter().map(|word| (word.as_str(), word.meaning())))
+    }
+}
+
+impl ToSchema for FormatSchema {
+    fn name() -> Cow<'static, str> {
+        "Format".into()
+    }
+}
+
+/// The schema of [`Compression`], which is another crate's.
+pub(crate) enum CompressionSchema {}
+
+impl PartialSchema for CompressionSchema {
+    fn schema() -> RefOr<Schema> {
+        let words = Compression::ALL.iter().map(|word| (word.as_str(), word.meaning()));
+        of_words("What a file is compressed with, as a whole", words)
+    }
+}
+
+impl ToSchema for CompressionSchema {
+    fn name() -> Cow<'static, str> {
+        "Compression".into()
+    }
 }
 
 /// A consumer's id, as a header, a path or a query names it.

@@ -1,9 +1,9 @@
 //! What stands between a consumer's last export and the next one, as the guard found it.
 
 use crate::job::ExportType;
-use crate::job::words::{UnknownWord, words};
+use pg_rows::words::UnknownWord;
 
-words! {
+pg_rows::words! {
     /// What stands between a consumer's last export and this one, if not just changes.
     Continuity, "a word of continuity" {
         /// The file of an export was lost before it had its name: what it held was never handed out.

@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::words::words;
-
 /// The columns and rows of its dataset that an ad-hoc export has; by default all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
@@ -47,7 +45,7 @@ pub struct Condition {
     pub value: String,
 }
 
-words! {
+pg_rows::words! {
     /// How a column is compared with a value.
     Operator, "an operator: eq, ne, lt, lte, gt, gte, in, isNull" {
         /// Equal.

@@ -3,12 +3,12 @@
 use chrono::{DateTime, SubsecRound, Utc};
 use tokio::io::AsyncRead;
 
-use crate::job::encoding::Encoding;
 use crate::job::{JobId, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::sink;
 use crate::telemetry::{chain, job_event};
+use pg_rows::encoding::Encoding;
 
 /// A committed file, open: the very one that was exported.
 #[derive(Debug)]

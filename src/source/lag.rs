@@ -6,7 +6,7 @@
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-use crate::dataset::{Capture, Column, ColumnType, Dataset};
+use crate::dataset::{Capture, Column, Dataset};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, ExportType};
 use crate::source::guard::{continuity, here, witness};
@@ -14,6 +14,7 @@ use crate::source::quote::{quoted, relation};
 use crate::source::select::{Select, logged};
 use crate::source::{Error, Source, rights, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
+use pg_rows::column::ColumnType;
 
 impl Source {
     /// How far these consumers, each with its lane's marker, lag behind a dataset, in the order of their ids. Counts out of `changes`

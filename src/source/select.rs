@@ -7,12 +7,13 @@
 //! rows are due by their times, beside the log's deletions, null for none. Behind the columns of the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table: null, where it is
 //! gone and the log has the key alone.
 
-use crate::dataset::{Capture, CellMax, Column, ColumnType, Dataset, TableSchema, WireFormat};
+use crate::dataset::{Capture, CellMax, Column, Dataset, TableSchema, WireFormat};
 use crate::source::key::{Key, key_name};
 use crate::source::quote::{quoted, relation};
 use crate::source::value::{
     compared, in_zone_of, is_text, may_be_large, octets, operator, refused, refused_of_row, wire_value,
 };
+use pg_rows::column::ColumnType;
 
 /// What tells that a live row has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

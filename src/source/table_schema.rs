@@ -5,15 +5,14 @@ use sqlx::postgres::types::Oid;
 
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::name::{hint, hint_in_full};
-use crate::dataset::{
-    Column, ColumnType, Columns, Dataset, KeyColumn, OPERATION, Operation, ParquetType, Table, TableSchema, WireFormat,
-};
+use crate::dataset::{Column, Columns, Dataset, KeyColumn, OPERATION, Operation, Table, TableSchema, WireFormat};
 use crate::source;
 use crate::source::guard::columns::RememberedColumn;
 use crate::source::primary_key::primary_key;
 use crate::source::quote::relation;
 use crate::source::rights::Seen;
 use crate::source::{filter, guard, key_index, rights};
+use pg_rows::column::{ColumnType, ParquetType};
 
 /// Why a table can't be looked at.
 #[derive(Debug, thiserror::Error)]

@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use crate::file::name::{numbered, stem_and_number};
 use crate::file::{FileIdentity, FileLocation, FileRecord, Part, StagedFile};
-use crate::job::encoding::Encoding;
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
 use crate::store::job_row::job_columns;
 use crate::store::transitions::{Transition, TransitionRow};
 use crate::store::{Error, Store};
+use pg_rows::encoding::Encoding;
 
 /// The columns of [`FileRow`], of a job `e`. What has no row in `files` is from before that table, or of a
 /// process of the version before.

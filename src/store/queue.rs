@@ -14,13 +14,13 @@ use uuid::Uuid;
 use crate::connection::failure::SqlFailure;
 use crate::database::DatabaseId;
 use crate::file::hidden::HiddenFile;
-use crate::job::encoding::{Compression, Format};
 use crate::job::{Failure, FailureCode, LeaseToken};
 use crate::store::job_row::{JobRow, job_columns};
 use crate::store::lease::Lease;
 use crate::store::transitions::{Transition, TransitionRow};
 use crate::store::{Error, Front, Store};
 use crate::trace::TraceParent;
+use pg_rows::encoding::{Compression, Format};
 
 /// The formats that this build writes.
 fn known_formats() -> Vec<&'static str> {

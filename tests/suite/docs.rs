@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use cdc_export::dataset::ColumnType;
 use cdc_export::job::{Continuity, FailureCode};
+use pg_rows::column::ColumnType;
 use serde_json::Value;
 
 use crate::types::TYPES;
@@ -202,11 +202,11 @@ fn every_type_of_a_column_has_its_form_in_each_format() {
 /// The physical and the logical type of a kind of column, as Parquet's own printer names them.
 #[cfg(feature = "parquet")]
 fn in_parquet(kind: ColumnType) -> Vec<String> {
-    use cdc_export::dataset::Column;
-    use cdc_export::job::encoding::Format;
+    use pg_rows::column::Column;
     use parquet::file::reader::{FileReader, SerializedFileReader};
+    use pg_rows::encoding::Format;
 
-    let file = crate::types::file_of(Format::Parquet, vec![Column::named("v", kind)], &[]);
+    let file = crate::types::file_of(Format::Parquet, vec![Column::new("v", kind)], &[]);
     let reader = SerializedFileReader::new(bytes::Bytes::from(file)).unwrap();
     let mut printed = Vec::new();
     parquet::schema::printer::print_schema(&mut printed, reader.metadata().file_metadata().schema());

@@ -32,7 +32,12 @@ pub(crate) struct Use {
 
 /// All files of the library and of the binary.
 pub(crate) fn source_files() -> Vec<SourceFile> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    files_of(Path::new(env!("CARGO_MANIFEST_DIR")))
+}
+
+/// All files of the package in this folder.
+pub(crate) fn files_of(package: &Path) -> Vec<SourceFile> {
+    let src = package.join("src");
     let (mut files, mut folders) = (Vec::new(), vec![src.clone()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cdc_export::dataset::{Column, ColumnType};
-use cdc_export::encode::{Assembler, Encoder, Layout};
-use cdc_export::job::encoding::{Compression, Encoding, Format};
-use cdc_export::row::Rows;
 use futures_util::TryStreamExt;
+use pg_rows::column::{Column, ColumnType};
+use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::row::Rows;
+use pg_rows::{Assembler, Encoder, Layout};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Executor, Postgres};
 
@@ -49,7 +49,7 @@ async fn values() -> PoolConnection<Postgres> {
 async fn file(connection: &mut PoolConnection<Postgres>, format: Format, kind: ColumnType, query: &str) -> Vec<u8> {
     let copied = connection.copy_out_raw(&format!("copy ({query}) to stdout (format binary)")).await.unwrap();
     let copied = copied.try_collect::<Vec<Bytes>>().await.unwrap().concat();
-    let columns = vec![Column::named("id", ColumnType::Int8), Column::named("v", kind)];
+    let columns = vec![Column::new("id", ColumnType::Int8), Column::new("v", kind)];
     file_of(format, columns, &copied[HEADER_BYTES..copied.len() - TRAILER_BYTES])
 }
 

@@ -288,12 +288,12 @@ fn rows_are_counted_if_asked_for() {
 #[cfg(feature = "parquet")]
 #[test]
 fn rows_of_parquet_are_in_its_footer() {
-    use cdc_export::dataset::{Column, ColumnType};
-    use cdc_export::job::encoding::Format;
+    use pg_rows::column::{Column, ColumnType};
+    use pg_rows::encoding::Format;
 
     // A row of COPY BINARY: one field, of four bytes.
     let rows = [0, 1, 0, 0, 0, 4, 0, 0, 0, 7].repeat(3);
-    let content = crate::types::file_of(Format::Parquet, vec![Column::named("v", ColumnType::Int4)], &rows);
+    let content = crate::types::file_of(Format::Parquet, vec![Column::new("v", ColumnType::Int4)], &rows);
     let mut export = next("a", None, true, &[3], "");
     let name = "full_orders_a_20261120T101401Z.parquet".to_owned();
     let file = File {

@@ -15,13 +15,13 @@ use crate::http::body::{JsonBody, given, invalid, unknown};
 use crate::http::code::Code;
 use crate::http::input::{Key, MaybeConsumer};
 use crate::http::problem::Problem;
-use crate::http::schemas::DatasetName;
+use crate::http::schemas::{CompressionSchema, DatasetName, FormatSchema};
 use crate::http::traces;
-use crate::job::encoding::{BadEncoding, Compression, Encoding, Format};
 use crate::job::selection::{Condition, Operator, Selection};
 use crate::job::{After, ConsumerId, ExportType, FILE_BYTES, IdempotencyKey, Request};
 use crate::service::Service;
 use crate::trace::TraceParent;
+use pg_rows::encoding::{BadEncoding, Compression, Encoding, Format};
 
 /// The most columns that a table may have.
 const MAX_COLUMNS: usize = 1_600;
@@ -131,11 +131,11 @@ pub(crate) struct Options {
     dataset: Option<String>,
     /// The file's format. Left out, it is `csv`
     #[serde(default = "csv")]
-    #[schema(required = false)]
+    #[schema(required = false, value_type = FormatSchema)]
     format: Format,
     /// What the file is compressed with; not with `parquet`. Left out, it is `none`
     #[serde(default = "uncompressed")]
-    #[schema(required = false)]
+    #[schema(required = false, value_type = CompressionSchema)]
     compression: Compression,
     /// In bytes: a file of so much gets no further rows, which go into another file, each whole by itself. Left out, it is what the dataset
     /// says, else there is one file
@@ -170,11 +170,11 @@ pub(crate) struct NewExport {
     dataset: Option<String>,
     /// The file's format. Left out, it is `csv`
     #[serde(default = "csv")]
-    #[schema(required = false)]
+    #[schema(required = false, value_type = FormatSchema)]
     format: Format,
     /// What the file is compressed with; not with `parquet`. Left out, it is `none`
     #[serde(default = "uncompressed")]
-    #[schema(required = false)]
+    #[schema(required = false, value_type = CompressionSchema)]
     compression: Compression,
     /// In bytes: a file of so much gets no further rows, which go into another file, each whole by itself. Left out, it is what the dataset
     /// says, else there is one file

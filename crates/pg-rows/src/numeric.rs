@@ -3,7 +3,7 @@
 //! Its binary form is a count of digits, the weight of the first one, the sign and the scale, 16 bits each, then the
 //! digits, each from 0 to 9999 (`numeric_send` in Postgres's sources). Zeros at both ends have no digits there.
 
-use crate::encode::digits;
+use crate::digits;
 
 const POSITIVE: u16 = 0x0000;
 const NEGATIVE: u16 = 0x4000;

@@ -7,9 +7,9 @@ use parquet::data_type::{
 };
 use parquet::errors::ParquetError;
 
-use crate::dataset::{Column, ColumnType, ParquetType};
-use crate::encode::numeric::{self, Unscaled};
-use crate::encode::{Error, datetime, value};
+use crate::column::{Column, ColumnType, ParquetType};
+use crate::numeric::{self, Unscaled};
+use crate::{Error, datetime, value};
 
 /// How many slices the writer is given at once: each has its own overhead there.
 const BATCH_SLICES: usize = 1024;

@@ -5,7 +5,7 @@
 //! for is written as Postgres reads it back: `infinity`, five-digit years and longer ones, ` BC` behind the years before
 //! 1, and the time `24:00:00`.
 
-use crate::encode::digits;
+use crate::digits;
 
 /// As many microseconds as a day has; the last time of day that Postgres has, `24:00:00`.
 pub(crate) const MICROS_PER_DAY: i64 = 86_400_000_000;

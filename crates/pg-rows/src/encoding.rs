@@ -1,8 +1,6 @@
 //! How a file is written: its format, and what that is compressed with.
 
-use crate::job::words::words;
-
-words! {
+crate::words! {
     /// How a file's rows are written.
     Format, "a format: csv, ndjson, parquet" {
         /// RFC 4180, as `COPY … FROM … CSV HEADER` reads it.
@@ -14,7 +12,7 @@ words! {
     }
 }
 
-words! {
+crate::words! {
     /// What a file is compressed with, as a whole.
     Compression, "a compression: none, gzip, zstd" {
         /// Nothing.

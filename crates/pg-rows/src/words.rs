@@ -10,12 +10,13 @@ pub struct UnknownWord {
 
 impl UnknownWord {
     /// The word, and what was expected in its place.
-    pub(crate) fn new(word: &str, expected: &'static str) -> UnknownWord {
+    pub fn new(word: &str, expected: &'static str) -> UnknownWord {
         UnknownWord { word: word.to_owned(), expected }
     }
 }
 
-/// An enum of words that are the same in SQL, JSON and logs, from one table.
+/// Declares an enum of words that are the same in SQL, JSON and logs, from one table.
+#[macro_export]
 macro_rules! words {
     (@ $vis:vis, $(#[$meta:meta])* $name:ident, $expected:literal {
         $($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+
@@ -58,17 +59,16 @@ macro_rules! words {
         }
 
         impl std::str::FromStr for $name {
-            type Err = $crate::job::words::UnknownWord;
+            type Err = $crate::words::UnknownWord;
 
-            fn from_str(word: &str) -> Result<Self, $crate::job::words::UnknownWord> {
+            fn from_str(word: &str) -> Result<Self, $crate::words::UnknownWord> {
                 match word {
                     $($word => Ok(Self::$variant),)+
-                    _ => Err($crate::job::words::UnknownWord::new(word, $expected)),
+                    _ => Err($crate::words::UnknownWord::new(word, $expected)),
                 }
             }
         }
     };
-    ($(#[$meta:meta])* pub(crate) $($table:tt)+) => { words! { @ pub(crate), $(#[$meta])* $($table)+ } };
-    ($($table:tt)+) => { words! { @ pub, $($table)+ } };
+    ($(#[$meta:meta])* pub(crate) $($table:tt)+) => { $crate::words! { @ pub(crate), $(#[$meta])* $($table)+ } };
+    ($($table:tt)+) => { $crate::words! { @ pub, $($table)+ } };
 }
-pub(crate) use words;

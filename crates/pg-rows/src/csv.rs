@@ -4,8 +4,8 @@
 //! (PostgreSQL documentation, "COPY", "CSV Format"). Values are in the form that Postgres gives them, but for moments,
 //! which are RFC 3339.
 
-use crate::dataset::{Column, ColumnType};
-use crate::encode::{Error, value};
+use crate::column::{Column, ColumnType};
+use crate::{Error, value};
 
 /// Appends the header line.
 pub(crate) fn header(columns: &[Column], out: &mut Vec<u8>) {
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TWO_TEXTS: [Column; 2] = [Column::named("a", ColumnType::Text), Column::named("b,\"c\"", ColumnType::Text)];
+    const TWO_TEXTS: [Column; 2] = [Column::new("a", ColumnType::Text), Column::new("b,\"c\"", ColumnType::Text)];
 
     fn encoded(columns: &[Column], rows: &[Vec<Option<&[u8]>>]) -> Result<String, Error> {
         let encoder = Encoder::new(columns.to_vec());
@@ -136,10 +136,10 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let columns = [
-            Column::named("id", ColumnType::Int8),
-            Column::named("name", ColumnType::Text),
-            Column::named("at", ColumnType::Timestamptz),
-            Column::named("deleted", ColumnType::Bool),
+            Column::new("id", ColumnType::Int8),
+            Column::new("name", ColumnType::Text),
+            Column::new("at", ColumnType::Timestamptz),
+            Column::new("deleted", ColumnType::Bool),
         ];
         let (least, seven) = (i64::MIN.to_be_bytes(), 7i64.to_be_bytes());
         let rows = [
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_field_that_does_not_fit_is_an_error_that_names_its_column() {
-        let columns = [Column::named("n", ColumnType::Int8)];
+        let columns = [Column::new("n", ColumnType::Int8)];
         assert!(
             matches!(encoded(&columns, &[vec![Some(&b"1"[..])]]), Err(Error::WrongType { column }) if column == "n")
         );

@@ -2,8 +2,8 @@
 
 use uuid::Uuid;
 
-use crate::dataset::{Column, ColumnType};
-use crate::encode::{Error, datetime, digits, float, numeric};
+use crate::column::{Column, ColumnType};
+use crate::{Error, datetime, digits, float, numeric};
 
 /// Version of the binary form of `jsonb`, and the only one (`jsonb_send` in Postgres's sources).
 const JSONB_VERSION: u8 = 1;

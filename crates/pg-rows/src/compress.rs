@@ -9,8 +9,8 @@ use flate2::write::GzEncoder;
 use zstd::bulk;
 use zstd::zstd_safe::compress_bound;
 
-use crate::encode::Error;
-use crate::job::encoding::Compression;
+use crate::Error;
+use crate::encoding::Compression;
 
 /// How many bytes of the file go into a frame. A row of more bytes makes a larger frame.
 pub(super) const FRAME_BYTES: usize = 1 << 20;

@@ -7,8 +7,8 @@
 //! - A `bytea` is a string of hexadecimal digits behind `\x`, as Postgres writes and reads it.
 //! - All the rest are strings, with the same text as in CSV.
 
-use crate::dataset::{Column, ColumnType};
-use crate::encode::{Error, digits, value};
+use crate::column::{Column, ColumnType};
+use crate::{Error, digits, value};
 
 /// Writes rows of fixed columns.
 #[derive(Clone, Debug)]
@@ -150,10 +150,10 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let columns = [
-            Column::named("id", ColumnType::Int8),
-            Column::named("na\"me", ColumnType::Text),
-            Column::named("at", ColumnType::Timestamptz),
-            Column::named("deleted", ColumnType::Bool),
+            Column::new("id", ColumnType::Int8),
+            Column::new("na\"me", ColumnType::Text),
+            Column::new("at", ColumnType::Timestamptz),
+            Column::new("deleted", ColumnType::Bool),
         ];
         let (least, ever) = (i64::MIN.to_be_bytes(), i64::MAX.to_be_bytes());
         let rows = [
@@ -181,12 +181,12 @@ mod tests {
 
     #[test]
     fn a_field_that_does_not_fit_is_an_error_that_names_its_column() {
-        let columns = [Column::named("n", ColumnType::Int8)];
+        let columns = [Column::new("n", ColumnType::Int8)];
         assert!(
             matches!(encoded(&columns, &[vec![Some(&b"1"[..])]]), Err(Error::WrongType { column }) if column == "n")
         );
         assert!(matches!(encoded(&columns, &[vec![]]), Err(Error::WrongShape { expected: 1, found: 0 })));
-        let columns = [Column::named("a", ColumnType::Text)];
+        let columns = [Column::new("a", ColumnType::Text)];
         assert!(
             matches!(encoded(&columns, &[vec![Some(&b"\xff"[..])]]), Err(Error::InvalidText { column }) if column == "a")
         );
@@ -195,7 +195,7 @@ mod tests {
     proptest! {
         #[test]
         fn an_independent_reader_reads_the_same(rows in prop::collection::vec(any::<Option<String>>(), 0..8)) {
-            let columns = [Column::named("a\n", ColumnType::Text)];
+            let columns = [Column::new("a\n", ColumnType::Text)];
             let fields: Vec<_> = rows.iter().map(|text| vec![text.as_deref().map(str::as_bytes)]).collect();
             let file = encoded(&columns, &fields).unwrap();
             let read: Vec<Map<String, Value>> = file.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -1,22 +1,28 @@
-//! Rows to bytes of a file format. Synchronous, no I/O; knows nothing of queries, jobs or files.
+//! Encodes rows in Postgres's binary form as CSV, JSON lines or Parquet.
+//!
+//! Several [`Encoder`]s of one [`Layout`] make [`Piece`]s of one file, each on a thread of its own; an [`Assembler`] joins the pieces in any
+//! order. Everything is synchronous and does no I/O. The crate knows nothing of queries, jobs or files.
 
 mod assembler;
+pub mod column;
 mod compress;
 mod csv;
 mod datetime;
 mod digits;
+pub mod encoding;
 mod float;
 mod ndjson;
 mod numeric;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod piece;
+pub mod row;
 mod value;
+pub mod words;
 
-use crate::dataset::Column;
-use crate::encode::compress::Compressor;
-use crate::job::encoding::{Compression, Encoding, Format};
-use crate::row;
+use crate::column::Column;
+use crate::compress::Compressor;
+use crate::encoding::{Compression, Encoding, Format};
 
 pub use assembler::Assembler;
 pub use piece::{Encoder, Piece};
@@ -118,8 +124,8 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use crate::dataset::ColumnType;
-    use crate::encode::piece::Content;
+    use crate::column::ColumnType;
+    use crate::piece::Content;
     use proptest::prelude::*;
 
     const KINDS: [ColumnType; 16] = [
@@ -147,7 +153,7 @@ mod tests {
 
     /// What is made of a row of one value.
     fn row(format: Format, kind: ColumnType, field: &[u8]) -> Result<Vec<u8>, Error> {
-        let layout = layout(format, Compression::None, vec![Column::named("v", kind)])?;
+        let layout = layout(format, Compression::None, vec![Column::new("v", kind)])?;
         let mut encoder = Encoder::new(&layout);
         encoder.row(&[Some(field)])?;
         match encoder.pack()?.0 {
@@ -169,7 +175,7 @@ mod tests {
 
     #[test]
     fn pieces_of_several_encoders_are_one_file() {
-        let columns = vec![Column::named("id", ColumnType::Int2), Column::named("name", ColumnType::Text)];
+        let columns = vec![Column::new("id", ColumnType::Int2), Column::new("name", ColumnType::Text)];
         for compression in Compression::ALL {
             let layout = layout(Format::Csv, *compression, columns.clone()).unwrap();
             let piece = |ids: std::ops::Range<i16>| {
@@ -186,7 +192,7 @@ mod tests {
     fn a_compressed_file_of_no_rows_has_a_frame() {
         for compression in [Compression::Gzip, Compression::Zstd] {
             for (format, text) in [(Format::Csv, "v\n"), (Format::Ndjson, "")] {
-                let layout = layout(format, compression, vec![Column::named("v", ColumnType::Int2)]).unwrap();
+                let layout = layout(format, compression, vec![Column::new("v", ColumnType::Int2)]).unwrap();
                 let file = file(&layout, []);
                 assert!(!file.is_empty(), "an unpacker refuses a file of no bytes");
                 assert_eq!(compress::unpacked(compression, &file), text.as_bytes());

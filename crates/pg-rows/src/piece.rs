@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::encode::compress::{self, Compressor};
+use crate::compress::{self, Compressor};
+use crate::encoding::{Compression, Format};
 #[cfg(feature = "parquet")]
-use crate::encode::parquet;
-use crate::encode::{Error, Layout, csv, ndjson};
-use crate::job::encoding::{Compression, Format};
+use crate::parquet;
+use crate::{Error, Layout, csv, ndjson};
 
 /// A file that holds this much text makes a piece of it: large enough that handing it over costs nothing, small enough to stay in a
 /// processor's cache until it is written.

@@ -20,9 +20,9 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::{ColumnPath, SchemaDescriptor, Type};
 
-use crate::dataset::{Column, ColumnType, ParquetType};
-use crate::encode::parquet::chunk::{Chunk, fixed_bytes};
-use crate::encode::{Error, value};
+use crate::column::{Column, ColumnType, ParquetType};
+use crate::parquet::chunk::{Chunk, fixed_bytes};
+use crate::{Error, value};
 
 /// A row group ends at this many bytes of values, about 37,000 users. In memory there is four times as much: with the room that
 /// vectors keep, and with what is encoded of it.
@@ -181,16 +181,16 @@ fn field(column: &Column) -> Result<Type, ParquetError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encode::datetime;
-    use crate::encode::parquet::chunk::{EPOCH_DAYS, EPOCH_MICROS};
+    use crate::datetime;
+    use crate::parquet::chunk::{EPOCH_DAYS, EPOCH_MICROS};
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::Field;
 
     const COLUMNS: [Column; 4] = [
-        Column::named("id", ColumnType::Int8),
-        Column::named("name", ColumnType::Text),
-        Column::named("at", ColumnType::Timestamptz),
-        Column::named("deleted", ColumnType::Bool),
+        Column::new("id", ColumnType::Int8),
+        Column::new("name", ColumnType::Text),
+        Column::new("at", ColumnType::Timestamptz),
+        Column::new("deleted", ColumnType::Bool),
     ];
 
     type Row<'r> = [Option<&'r [u8]>; 4];
@@ -255,7 +255,7 @@ mod tests {
     /// The file of one column with these values.
     fn encoded_one(kind: ColumnType, values: &[&[u8]]) -> Result<SerializedFileReader<Bytes>, Error> {
         let rows = values.iter().map(|value| vec![Some(*value)]);
-        Ok(SerializedFileReader::new(file(&[Column::named("v", kind)], rows)?).unwrap())
+        Ok(SerializedFileReader::new(file(&[Column::new("v", kind)], rows)?).unwrap())
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::encoding::Format;
 #[cfg(feature = "parquet")]
-use crate::encode::parquet;
-use crate::encode::piece::{Content, Piece};
-use crate::encode::{Error, Layout, csv};
-use crate::job::encoding::Format;
+use crate::parquet;
+use crate::piece::{Content, Piece};
+use crate::{Error, Layout, csv};
 
 /// Puts the pieces of a file one behind the other.
 pub struct Assembler(Assembly);
