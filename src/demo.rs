@@ -135,25 +135,22 @@ pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sy
 /// # Errors
 /// If the database fails.
 pub async fn soft_delete(store: &Store, id: i64) -> Result<Option<User>, store::Error> {
-    let mut conn = store.connection().await?;
-    let Some(users) = ours(conn.get()).await? else {
-        conn.give_back();
-        return Ok(None);
-    };
+    store.with(async |conn| soft_delete_over(conn, id).await).await
+}
+
+async fn soft_delete_over(conn: &mut PgConnection, id: i64) -> Result<Option<User>, sqlx::Error> {
+    let Some(users) = ours(conn).await? else { return Ok(None) };
     let columns = user_columns!();
     let delete = format!(
         "-- demo.soft_delete
          update {users} set is_deleted = true, updated_at = now() where id = $1 and not is_deleted returning {columns}"
     );
-    let deleted = sqlx::query_as(AssertSqlSafe(delete)).bind(id).fetch_optional(conn.get()).await?;
+    let deleted = sqlx::query_as(AssertSqlSafe(delete)).bind(id).fetch_optional(&mut *conn).await?;
     if deleted.is_some() {
-        conn.give_back();
         return Ok(deleted);
     }
     let user = format!("-- demo.user\n select {columns} from {users} where id = $1");
-    let user = sqlx::query_as(AssertSqlSafe(user)).bind(id).fetch_optional(conn.get()).await?;
-    conn.give_back();
-    Ok(user)
+    sqlx::query_as(AssertSqlSafe(user)).bind(id).fetch_optional(conn).await
 }
 
 /// The demo table's name with its schema; `None`: the `users` that the role's search_path finds was made by somebody else, or

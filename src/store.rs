@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgListener, PgPoolOptions};
-use sqlx::{PgConnection, PgPool, Postgres};
+use sqlx::{Connection, PgConnection, PgPool, Postgres};
 use tokio::sync::broadcast;
 
 use crate::connection::failure::{self, SqlFailure};
@@ -147,10 +147,8 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn database(&self) -> Result<DatabaseId, Error> {
-        let mut conn = self.connection().await?;
-        let database: String =
-            sqlx::query_scalar("-- store.database\n select cdc_export.database_id()").fetch_one(conn.get()).await?;
-        conn.give_back();
+        let statement = sqlx::query_scalar("-- store.database\n select cdc_export.database_id()");
+        let database: String = self.with(async |conn| statement.fetch_one(conn).await).await?;
         Ok(database.parse()?)
     }
 
@@ -159,33 +157,43 @@ impl Store {
     /// # Errors
     /// If it doesn't answer, or its transaction ids were set back.
     pub async fn ping(&self) -> Result<(), Error> {
-        let mut conn = self.connection().await?;
-        // Every process writes to this table's rows every ten seconds: if the next version of one is of a transaction that has not begun,
-        // rows of other tables are too.
-        let beyond: Option<String> = sqlx::query_scalar(
-            "-- store.ping
-             select s.xmax::text from cdc_export.stores s where age(s.xmax) < 0 order by age(s.xmax) limit 1",
-        )
-        .fetch_optional(conn.get())
-        .await?;
-        if let Some(xid) = beyond {
-            // A transaction that began after the first statement's snapshot has begun by now.
-            let still: bool = sqlx::query_scalar("-- store.ping.again\n select age($1::text::xid) < 0")
-                .bind(&xid)
-                .fetch_one(conn.get())
-                .await?;
-            if still {
-                conn.give_back();
-                return Err(Error::XidsSetBack(xid));
-            }
+        let beyond = self.with(async |conn| xid_beyond(conn).await).await?;
+        match beyond {
+            Some(xid) => Err(Error::XidsSetBack(xid)),
+            None => Ok(()),
         }
-        conn.give_back();
-        Ok(())
     }
 
-    /// A connection of the pool, for a call that its caller may give up.
-    pub(crate) async fn connection(&self) -> Result<Connection, Error> {
-        Ok(Connection(Some(self.pool.acquire().await?)))
+    /// Runs `call` with a connection of the pool. After an error, or if this call is given up half-way, the connection is closed instead of
+    /// given back: the pool would ping it, and wait for the answer.
+    ///
+    /// # Errors
+    /// If there is no connection, or `call` fails.
+    pub(crate) async fn with<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
+    where
+        Error: From<E>,
+    {
+        let mut conn = ClosedOnDrop(Some(self.pool.acquire().await?));
+        let done = call(conn.get()).await?;
+        conn.give_back();
+        Ok(done)
+    }
+
+    /// Runs `call` in a transaction, which is committed if `call` succeeds, over a connection as of [`with`](Store::with).
+    ///
+    /// # Errors
+    /// If there is no connection, or `call` or the commit fails.
+    async fn transaction<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
+    where
+        Error: From<E>,
+    {
+        let committed = self.with::<T, Error>(async |conn| {
+            let mut tx = conn.begin().await?;
+            let done = call(&mut tx).await?;
+            tx.commit().await?;
+            Ok(done)
+        });
+        committed.await
     }
 
     /// Listens for notifications on a connection of its own.
@@ -211,21 +219,37 @@ pub async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Resul
     failure::with_timeout(timeout, call, Error::Unavailable).await
 }
 
-/// A connection that goes back to the pool only when it is given back. A connection whose call failed or was given up half-way is closed:
-/// the pool would ping it, and wait for the answer.
-pub(crate) struct Connection(Option<PoolConnection<Postgres>>);
+/// A transaction id that a row has of a transaction which has not begun.
+async fn xid_beyond(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+    // Every process writes to this table's rows every ten seconds: if the next version of one is of a transaction that has not begun,
+    // rows of other tables are too.
+    let beyond: Option<String> = sqlx::query_scalar(
+        "-- store.ping
+         select s.xmax::text from cdc_export.stores s where age(s.xmax) < 0 order by age(s.xmax) limit 1",
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    let Some(xid) = beyond else { return Ok(None) };
+    // A transaction that began after the first statement's snapshot has begun by now.
+    let statement = sqlx::query_scalar("-- store.ping.again\n select age($1::text::xid) < 0").bind(&xid);
+    let still: bool = statement.fetch_one(conn).await?;
+    Ok(still.then_some(xid))
+}
 
-impl Connection {
-    pub(crate) fn get(&mut self) -> &mut PgConnection {
+/// A connection of the pool that is closed when it is dropped, unless it was given back.
+struct ClosedOnDrop(Option<PoolConnection<Postgres>>);
+
+impl ClosedOnDrop {
+    fn get(&mut self) -> &mut PgConnection {
         self.0.as_mut().expect("it is there until it is given back, which consumes it")
     }
 
-    pub(crate) fn give_back(mut self) {
+    fn give_back(mut self) {
         self.0.take();
     }
 }
 
-impl Drop for Connection {
+impl Drop for ClosedOnDrop {
     fn drop(&mut self) {
         drop(self.0.take().map(PoolConnection::detach));
     }

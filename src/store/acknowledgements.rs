@@ -5,11 +5,9 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::Connection;
 
 use crate::job::lane::{COUNTED_EXPORTS, Unacknowledged};
 use crate::job::{ConsumerId, JobId};
-use crate::store::index_order::read_in_index_order;
 use crate::store::{Error, Store};
 
 /// The first `$limit` exports `e` that come after what the lane `l` has acknowledged, of those that are kept. Numbers may skip some after a
@@ -33,11 +31,10 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn acknowledge(&self, id: JobId) -> Result<bool, Error> {
-        let mut conn = self.connection().await?;
         // Of two at once the second waits for the lane's row, and then compares its number with the one that is there by then. A database that was
         // put back as a whole has what was acknowledged by then. Where only some of it was put back, the number may be beyond the lane's last one:
         // it is nobody's, and gives way to any.
-        let recorded = sqlx::query(
+        let statement = sqlx::query(
             "-- store.acknowledgements.acknowledge
              update cdc_export.lanes l set acknowledged = e.number, acknowledged_at = clock_timestamp()
              from exports e
@@ -45,10 +42,8 @@ impl Store {
                and l.consumer_id = e.consumer_id and l.dataset = e.dataset
                and (l.acknowledged is null or l.acknowledged < e.number or l.acknowledged > l.last_number)",
         )
-        .bind(id.as_uuid())
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(id.as_uuid());
+        let recorded = self.with(async |conn| statement.execute(conn).await).await?;
         Ok(recorded.rows_affected() == 1)
     }
 
@@ -61,10 +56,7 @@ impl Store {
         consumers: &[&str],
         datasets: &[&str],
     ) -> Result<HashMap<(ConsumerId, String), Unacknowledged>, Error> {
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        read_in_index_order(&mut tx).await?;
-        let rows: Vec<(String, String, i64, Option<DateTime<Utc>>)> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.acknowledgements.unacknowledged
              select l.consumer_id, l.dataset, after.exports, after.since
              from unnest($1::text[], $2::text[]) as k (consumer_id, dataset)
@@ -75,11 +67,9 @@ impl Store {
         ))
         .bind(consumers)
         .bind(datasets)
-        .bind(COUNTED_EXPORTS as i64)
-        .fetch_all(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        conn.give_back();
+        .bind(COUNTED_EXPORTS as i64);
+        let rows: Vec<(String, String, i64, Option<DateTime<Utc>>)> =
+            self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let of_lane = |(consumer, dataset, exports, since): (String, String, i64, _)| {
             Some(((consumer.parse().ok()?, dataset), Unacknowledged { exports: exports.unsigned_abs(), since }))
         };

@@ -163,8 +163,7 @@ impl Store {
         lease: Duration,
         asked_for: bool,
     ) -> Result<Vec<Taken>, Error> {
-        let mut conn = self.connection().await?;
-        let rows: Vec<TakenRow> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.deliveries.take
              with due as materialized (
                select id from cdc_export.deliveries
@@ -182,10 +181,8 @@ impl Store {
         .bind(endpoint)
         .bind(most as i64)
         .bind(lease.as_secs_f64())
-        .bind(asked_for)
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(asked_for);
+        let rows: Vec<TakenRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         let taken =
             |row: TakenRow| Ok::<_, Error>(Taken { delivery: row.delivery.try_into()?, job: row.row.try_into()? });
         // A newer version may have written one: no reason to keep the others.
@@ -204,8 +201,7 @@ impl Store {
             TryOutcome::Again(after, why) => (false, Some(after.as_secs_f64()), Some(why)),
             TryOutcome::Dead(why) => (false, None, Some(why)),
         };
-        let mut conn = self.connection().await?;
-        let recorded = sqlx::query(
+        let statement = sqlx::query(
             "-- store.deliveries.tried
              update cdc_export.deliveries set
                attempt = attempt + 1, is_asked_for = false, put_off_at = clock_timestamp(),
@@ -220,10 +216,8 @@ impl Store {
         .bind(is_delivered)
         .bind(again)
         .bind(tried.status.map(|status| status as i16))
-        .bind(error)
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(error);
+        let recorded = self.with(async |conn| statement.execute(conn).await).await?;
         Ok(recorded.rows_affected() == 1)
     }
 
@@ -236,8 +230,7 @@ impl Store {
             return Ok(());
         }
         let names: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
-        let mut conn = self.connection().await?;
-        sqlx::query(
+        let statement = sqlx::query(
             "-- store.deliveries.clock_set_back
              with late as (
                select id from cdc_export.deliveries
@@ -247,10 +240,8 @@ impl Store {
              update cdc_export.deliveries d set put_off_at = clock_timestamp(), run_at = clock_timestamp() + (d.run_at - d.put_off_at)
              from late where d.id = late.id",
         )
-        .bind(names)
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(names);
+        self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
     }
 
@@ -273,14 +264,11 @@ impl Store {
              order by d.id desc limit $3",
             delivery_columns!()
         );
-        let mut conn = self.connection().await?;
-        let rows: Vec<DeliveryRow> = sqlx::query_as(AssertSqlSafe(statement))
+        let statement = sqlx::query_as(AssertSqlSafe(statement))
             .bind(filter.before.unwrap_or(Uuid::max()))
             .bind(&filter.endpoint)
-            .bind(i64::from(limit))
-            .fetch_all(conn.get())
-            .await?;
-        conn.give_back();
+            .bind(i64::from(limit));
+        let rows: Vec<DeliveryRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         rows.into_iter().map(Delivery::try_from).collect()
     }
 
@@ -289,16 +277,13 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn delivery(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
-        let mut conn = self.connection().await?;
-        let row: Option<DeliveryRow> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.deliveries.get\n select ",
             delivery_columns!(),
             " from cdc_export.deliveries d where d.id = $1"
         ))
-        .bind(id)
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(id);
+        let row: Option<DeliveryRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Delivery::try_from).transpose()
     }
 
@@ -307,9 +292,8 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn redeliver(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
-        let mut conn = self.connection().await?;
         // A try that is under way doesn't count any more: what becomes of it is not recorded.
-        let row: Option<DeliveryRow> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.deliveries.redeliver
              with d as (
                update cdc_export.deliveries d
@@ -319,10 +303,8 @@ impl Store {
             delivery_columns!(),
             " from d"
         ))
-        .bind(id)
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(id);
+        let row: Option<DeliveryRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Delivery::try_from).transpose()
     }
 
@@ -331,18 +313,15 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn open_deliveries(&self, endpoints: &[&str]) -> Result<Vec<OpenDeliveries>, Error> {
-        let mut conn = self.connection().await?;
-        let open = sqlx::query_as(
+        let statement = sqlx::query_as(
             "-- store.deliveries.open
              select endpoint, count(*) filter (where run_at < 'infinity') as pending, count(*) filter (where run_at = 'infinity') as dead,
                greatest(extract(epoch from clock_timestamp() - min(created_at) filter (where run_at < 'infinity')), 0)::float8
                  as oldest_seconds
              from cdc_export.deliveries where endpoint = any($1) and delivered_at is null group by endpoint",
         )
-        .bind(endpoints)
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(endpoints);
+        let open = self.with(async |conn| statement.fetch_all(conn).await).await?;
         Ok(open)
     }
 }

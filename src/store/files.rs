@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use sqlx::PgConnection;
 use sqlx::types::Json;
-use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::file::name::{numbered, stem_and_number};
@@ -62,8 +62,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn has_files(&self) -> Result<bool, Error> {
-        let mut conn = self.connection().await?;
-        let found = sqlx::query_scalar(
+        let statement = sqlx::query_scalar(
             "-- store.files.has_files
              select (
                select store_id
@@ -72,10 +71,8 @@ impl Store {
                -- The order of an index: `exists` would read the table up to the first such job.
                order by store_id
                limit 1) is not null",
-        )
-        .fetch_one(conn.get())
-        .await?;
-        conn.give_back();
+        );
+        let found = self.with(async |conn| statement.fetch_one(conn).await).await?;
         Ok(found)
     }
 
@@ -85,8 +82,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
-        let mut conn = self.connection().await?;
-        let rows: Vec<FileRow> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.files.unpublished\n select ",
             file_row_columns!(),
             " from exports e
@@ -95,10 +91,8 @@ impl Store {
             is_next!(),
             " order by e.finished_at limit 1000"
         ))
-        .bind(destination)
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(destination);
+        let rows: Vec<FileRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         rows.into_iter().map(FileRecord::try_from).collect()
     }
 
@@ -107,16 +101,13 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn file(&self, id: JobId) -> Result<Option<FileRecord>, Error> {
-        let mut conn = self.connection().await?;
-        let row: Option<FileRow> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.files.get\n select ",
             file_row_columns!(),
             " from exports e where e.id = $1 and e.status = 'completed'"
         ))
-        .bind(id.as_uuid())
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(id.as_uuid());
+        let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(FileRecord::try_from).transpose()
     }
 
@@ -125,17 +116,14 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn last_of_lane(&self, record: &FileRecord) -> Result<Option<FileRecord>, Error> {
-        let mut conn = self.connection().await?;
-        let row: Option<FileRow> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.files.last_of_lane\n select ",
             file_row_columns!(),
             " from exports e where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_seq desc limit 1"
         ))
         .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
-        .bind(&record.dataset)
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(&record.dataset);
+        let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(FileRecord::try_from).transpose()
     }
 
@@ -144,8 +132,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn is_after(&self, record: &FileRecord, marker: &Marker) -> Result<bool, Error> {
-        let mut conn = self.connection().await?;
-        let is_after = sqlx::query_scalar(
+        let statement = sqlx::query_scalar(
             "-- store.files.is_after
              select exists (
                select from exports e join exports earlier using (consumer_id, dataset)
@@ -154,10 +141,8 @@ impl Store {
         )
         .bind(record.job.as_uuid())
         .bind(marker.job.as_uuid())
-        .bind(&marker.sha256)
-        .fetch_one(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(&marker.sha256);
+        let is_after = self.with(async |conn| statement.fetch_one(conn).await).await?;
         Ok(is_after)
     }
 
@@ -259,23 +244,14 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn rename_output(&self, record: &FileRecord) -> Result<(), Error> {
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        let (stem, present) = stem_and_number(&record.name, record.encoding);
-        // Only forward: of two publishers one would else look for the file under the name that the other one went back to.
-        let mut number = (names_taken(&mut tx, stem).await? + 1).max(present + 1);
-        loop {
-            let name = numbered(stem, number, record.encoding);
-            let free: bool = sqlx::query_scalar(
-                "-- store.files.name_is_free
-                 select not exists (select from exports where lower(output_filename) = lower($1))",
-            )
-            .bind(&name)
-            .fetch_one(&mut *tx)
-            .await?;
-            if !free {
+        self.transaction(async |tx| {
+            let (stem, present) = stem_and_number(&record.name, record.encoding);
+            // Only forward: of two publishers one would else look for the file under the name that the other one went back to.
+            let mut number = (names_taken(tx, stem).await? + 1).max(present + 1);
+            let mut name = numbered(stem, number, record.encoding);
+            while is_taken(tx, &name).await? {
                 number += 1;
-                continue;
+                name = numbered(stem, number, record.encoding);
             }
             sqlx::query(
                 "-- store.files.rename_output
@@ -285,13 +261,24 @@ impl Store {
             .bind(record.job.as_uuid())
             .bind(&record.name)
             .bind(name)
-            .execute(&mut *tx)
+            .execute(tx)
             .await?;
-            tx.commit().await?;
-            conn.give_back();
-            return Ok(());
-        }
+            Ok::<_, Error>(())
+        })
+        .await
     }
+}
+
+/// Returns true if an export's file has this name, in any case of letters.
+async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, Error> {
+    let is_taken = sqlx::query_scalar(
+        "-- store.files.is_taken
+         select exists (select from exports where lower(output_filename) = lower($1))",
+    )
+    .bind(name)
+    .fetch_one(conn)
+    .await?;
+    Ok(is_taken)
 }
 
 /// Names of a stem that are counted: what a second has at most. Of more, the next free number is found by trying.

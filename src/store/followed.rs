@@ -11,17 +11,14 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn followed(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
-        let mut conn = self.connection().await?;
         let ids: Vec<_> = ids.iter().map(|id| id.as_uuid()).collect();
-        let rows: Vec<JobRow> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.followed.look\n select ",
             job_columns!(),
             " from exports e where e.id = any ($1)"
         ))
-        .bind(ids)
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(ids);
+        let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         let read = |row: JobRow| {
             let job = Job::try_from(row);
             // A newer version may have written it: no reason to lose the others.

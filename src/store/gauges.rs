@@ -2,12 +2,9 @@
 //!
 //! A monitor reads them again and again, so a statement reads no more than the open jobs and the watermarks.
 
-use sqlx::Connection;
-
 use crate::job::ConsumerId;
 use crate::job::lane::COUNTED_EXPORTS;
 use crate::store::acknowledgements::after_acknowledged;
-use crate::store::index_order::read_in_index_order;
 use crate::store::{Error, Store};
 use crate::telemetry::metrics::PoolUse;
 
@@ -69,10 +66,9 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn backlog(&self) -> Result<Backlog, Error> {
-        let mut conn = self.connection().await?;
         // The two kinds of jobs that look like processing are counted apart: each has its index. The log isn't counted: what
         // the statistics say of it is some seconds old. A position is given up by the same numbers, in source.purge.give_up.
-        let backlog = sqlx::query_as(
+        let statement = sqlx::query_as(
             "-- store.gauges.backlog
              select queue.pending, queue.oldest_seconds, unpublished.jobs as unpublished, unpublished.seconds as unpublished_seconds,
                (select count(*) from exports where status = 'processing') + unpublished.jobs as processing,
@@ -95,10 +91,8 @@ impl Store {
                from watermarks p
                cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
                              as seq) log) held",
-        )
-        .fetch_one(conn.get())
-        .await?;
-        conn.give_back();
+        );
+        let backlog = self.with(async |conn| statement.fetch_one(conn).await).await?;
         Ok(backlog)
     }
 
@@ -107,8 +101,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn watermark_ages(&self, datasets: &[&str]) -> Result<(Vec<WatermarkAge>, u64), Error> {
-        let mut conn = self.connection().await?;
-        let rows: Vec<(String, String, f64, i64)> = sqlx::query_as(
+        let statement = sqlx::query_as(
             "-- store.gauges.watermark_ages
              select consumer_id, dataset, greatest(extract(epoch from clock_timestamp() - last_exported_at), 0)::float8,
                count(*) over ()
@@ -116,10 +109,8 @@ impl Store {
              order by last_exported_at limit $2",
         )
         .bind(datasets)
-        .bind(MOST_CONSUMERS as i64)
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(MOST_CONSUMERS as i64);
+        let rows: Vec<(String, String, f64, i64)> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         let all = rows.first().map_or(0, |(.., all)| all.unsigned_abs());
         // A row that was inserted by hand may have an id that no consumer can have.
         let age = |(consumer, dataset, seconds, _): (String, String, f64, i64)| {
@@ -135,10 +126,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn unacknowledged_ages(&self, datasets: &[&str]) -> Result<Vec<UnacknowledgedAge>, Error> {
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        read_in_index_order(&mut tx).await?;
-        let rows: Vec<(String, String, i64, f64)> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.gauges.unacknowledged_ages
              select l.consumer_id, l.dataset, counted.exports,
                greatest(extract(epoch from clock_timestamp() - l.since), 0)::float8
@@ -156,11 +144,9 @@ impl Store {
         ))
         .bind(datasets)
         .bind(MOST_CONSUMERS as i64)
-        .bind(COUNTED_EXPORTS as i64)
-        .fetch_all(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        conn.give_back();
+        .bind(COUNTED_EXPORTS as i64);
+        let rows: Vec<(String, String, i64, f64)> =
+            self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let age = |(consumer, dataset, exports, seconds): (String, String, i64, f64)| {
             Some(UnacknowledgedAge {
                 consumer: consumer.parse().ok()?,

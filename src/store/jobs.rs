@@ -86,10 +86,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn sent_before(&self, request: &Request) -> Result<Option<Job>, Error> {
-        let mut conn = self.connection().await?;
-        let job = sent_before(conn.get(), request).await?;
-        conn.give_back();
-        Ok(job)
+        self.with(async |conn| sent_before(conn, request).await).await
     }
 
     async fn submit_once(
@@ -98,22 +95,22 @@ impl Store {
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<SubmitOutcome, Error> {
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        let lane_seq = enter_lane(&mut tx, request).await?;
-        let outcome = match self.insert(&mut tx, request, lane_seq, destination, terms).await? {
-            Inserted::Job(job, slot) => {
-                tx.commit().await?;
-                slot.used();
-                SubmitOutcome::Accepted(*job)
-            }
-            Inserted::Refused(why) => {
-                tx.rollback().await?;
-                *why
-            }
-        };
-        conn.give_back();
-        Ok(outcome)
+        self.with(async |conn| {
+            let mut tx = conn.begin().await?;
+            let lane_seq = enter_lane(&mut tx, request).await?;
+            Ok::<_, Error>(match self.insert(&mut tx, request, lane_seq, destination, terms).await? {
+                Inserted::Job(job, slot) => {
+                    tx.commit().await?;
+                    slot.used();
+                    SubmitOutcome::Accepted(*job)
+                }
+                Inserted::Refused(why) => {
+                    tx.rollback().await?;
+                    *why
+                }
+            })
+        })
+        .await
     }
 
     /// Makes a job in a transaction that has entered its lane. The bound on open jobs holds until the transaction has ended: who
@@ -196,13 +193,10 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, Error> {
-        let mut conn = self.connection().await?;
-        let row: Option<JobRow> =
+        let statement =
             sqlx::query_as(concat!("-- store.jobs.get\n select ", job_columns!(), " from exports e where e.id = $1"))
-                .bind(id.as_uuid())
-                .fetch_optional(conn.get())
-                .await?;
-        conn.give_back();
+                .bind(id.as_uuid());
+        let row: Option<JobRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Job::try_from).transpose()
     }
 
@@ -211,8 +205,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn last_jobs(&self, consumers: &[&str], datasets: &[&str]) -> Result<Vec<Job>, Error> {
-        let mut conn = self.connection().await?;
-        let rows: Vec<JobRow> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.jobs.last
              select e.* from unnest($1::text[], $2::text[]) as l (consumer_id, dataset)
              cross join lateral (select ",
@@ -220,10 +213,8 @@ impl Store {
             " from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset order by e.lane_seq desc limit 1) e"
         ))
         .bind(consumers)
-        .bind(datasets)
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(datasets);
+        let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         rows.into_iter().map(Job::try_from).collect()
     }
 
@@ -232,10 +223,6 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        // The commit of an export holds the row's lock: a cancel that waited for the lock would come too late anyway.
-        sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
         let cancel = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.jobs.cancel
              update exports e
@@ -248,21 +235,25 @@ impl Store {
              where e.id = $1 and e.status in ('pending', 'processing')
              returning case e.status when 'cancelled' then 'pending' else e.status end as was, ",
             job_columns!()
-        ));
-        match step(&mut tx, &self.listeners, cancel.bind(id.as_uuid())).await {
+        ))
+        .bind(id.as_uuid());
+        let asked = self.transaction(async |tx| {
+            // The commit of an export holds the row's lock: a cancel that waited for the lock would come too late anyway.
+            sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
+            let row = step(tx, &self.listeners, cancel).await?;
+            if row.is_some() {
+                hint_at_cancel(tx, id).await?;
+            }
+            Ok::<_, Error>(row)
+        });
+        match asked.await {
             Err(Error::LockConflict(cause)) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => {
                 return Ok(Cancelled::Committing);
             }
             Err(error) => return Err(error),
-            Ok(Some(row)) => {
-                hint_at_cancel(&mut tx, id).await?;
-                tx.commit().await?;
-                conn.give_back();
-                return Ok(Cancelled::Asked(self.told(row, None)?.job));
-            }
-            Ok(None) => tx.rollback().await?,
+            Ok(Some(row)) => return Ok(Cancelled::Asked(self.told(row, None)?.job)),
+            Ok(None) => {}
         }
-        conn.give_back();
         Ok(match self.job(id).await? {
             None => Cancelled::Unknown,
             Some(job) => match job.status {

@@ -87,8 +87,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn create_key(&self, key: &PresentedKey, new: &NewKey) -> Result<Created, Error> {
-        let mut conn = self.connection().await?;
-        let created: Result<KeyRow, sqlx::Error> = sqlx::query_as(
+        let statement = sqlx::query_as::<_, KeyRow>(
             "-- store.keys.create
              insert into cdc_export.keys (name, prefix, hash, consumers, scopes, expires_at)
              values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6))
@@ -99,18 +98,15 @@ impl Store {
         .bind(key.hash().as_bytes())
         .bind(new.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>()))
         .bind(new.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>())
-        .bind(new.lifetime.map(|lifetime| lifetime.as_secs_f64()))
-        .fetch_one(conn.get())
-        .await;
-        match created {
+        .bind(new.lifetime.map(|lifetime| lifetime.as_secs_f64()));
+        match self.with(async |conn| statement.fetch_one(conn).await).await {
             Ok(row) => {
-                conn.give_back();
                 let info = KeyInfo::from(row);
                 tell("key_created", &info);
                 Ok(Created::Done(info))
             }
-            Err(sqlx::Error::Database(e)) if e.constraint() == Some("keys_name") => Ok(Created::NameTaken),
-            Err(error) => Err(error.into()),
+            Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("keys_name") => Ok(Created::NameTaken),
+            Err(error) => Err(error),
         }
     }
 
@@ -119,15 +115,12 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn keys(&self) -> Result<Vec<KeyInfo>, Error> {
-        let mut conn = self.connection().await?;
-        let rows: Vec<KeyRow> = sqlx::query_as(
+        let statement = sqlx::query_as(
             "-- store.keys.list
              select name, prefix, consumers, scopes, created_at, expires_at, revoked_at, last_used_at
              from cdc_export.keys order by id",
-        )
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
+        );
+        let rows: Vec<KeyRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         Ok(rows.into_iter().map(KeyInfo::from).collect())
     }
 
@@ -136,8 +129,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn revoke_key(&self, selector: &KeySelector) -> Result<Option<KeyInfo>, Error> {
-        let mut conn = self.connection().await?;
-        let row: Option<KeyRow> = sqlx::query_as(
+        let statement = sqlx::query_as(
             "-- store.keys.revoke
              update cdc_export.keys set revoked_at = clock_timestamp()
              where revoked_at is null and id = (
@@ -146,10 +138,8 @@ impl Store {
                order by prefix = $1 desc limit 1)
              returning name, prefix, consumers, scopes, created_at, expires_at, revoked_at, last_used_at",
         )
-        .bind(selector.as_str())
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(selector.as_str());
+        let row: Option<KeyRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         let info = row.map(KeyInfo::from);
         if let Some(info) = &info {
             tell("key_revoked", info);
@@ -162,17 +152,14 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn usable_key(&self, prefix: &Prefix) -> Result<Option<StoredKey>, Error> {
-        let mut conn = self.connection().await?;
-        let row: Option<UsableRow> = sqlx::query_as(
+        let statement = sqlx::query_as(
             "-- store.keys.usable
              select consumers, scopes, hash, coalesce(last_used_at < clock_timestamp() - interval '1 minute', true) as is_use_due
              from cdc_export.keys
              where prefix = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
         )
-        .bind(prefix.as_str())
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(prefix.as_str());
+        let row: Option<UsableRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         Ok(row.map(|row| StoredKey {
             grant: grant(prefix.as_str().to_owned(), row.consumers, &row.scopes).into(),
             hash: row.hash,
@@ -185,15 +172,12 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn note_use(&self, prefix: &Prefix) -> Result<(), Error> {
-        let mut conn = self.connection().await?;
-        sqlx::query(
+        let statement = sqlx::query(
             "-- store.keys.note_use
              update cdc_export.keys set last_used_at = clock_timestamp() where prefix = $1",
         )
-        .bind(prefix.as_str())
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(prefix.as_str());
+        self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
     }
 }

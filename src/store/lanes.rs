@@ -1,11 +1,10 @@
 //! A lane in its order: its published exports by their numbers, its jobs under way, and whether the export that a caller says it loaded
 //! last is the lane's last one.
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
 use crate::job::lane::Lane;
 use crate::job::{After, Job, JobId};
-use crate::store::index_order::read_in_index_order;
 use crate::store::job_row::{JobRow, job_columns};
 use crate::store::{Error, Store};
 
@@ -34,19 +33,12 @@ impl Store {
         from: Option<u64>,
         limit: u32,
     ) -> Result<Option<Vec<Job>>, Error> {
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        read_in_index_order(&mut tx).await?;
-        let jobs = match known(&mut tx, lane, after, None).await? {
-            None => None,
-            Some(number) => {
-                let from = from.and_then(|from| i64::try_from(from).ok()).map_or(number, |from| from.max(number));
-                published(&mut tx, lane, from, i64::from(limit)).await?
-            }
-        };
-        tx.commit().await?;
-        conn.give_back();
-        Ok(jobs)
+        self.in_index_order(async |tx| {
+            let Some(number) = known(tx, lane, after, None).await? else { return Ok(None) };
+            let from = from.and_then(|from| i64::try_from(from).ok()).map_or(number, |from| from.max(number));
+            published(tx, lane, from, i64::from(limit)).await
+        })
+        .await
     }
 }
 

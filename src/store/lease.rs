@@ -138,9 +138,6 @@ impl Store {
     /// # Errors
     /// If the database fails; whether the lease was extended is not known then.
     pub async fn extend(&self, lease: &Lease, time: Duration, progress: Reached) -> Result<Renewal, Error> {
-        let mut conn = self.connection().await?;
-        let beat = beat(conn.get(), lease.job.id, lease.token, time, progress).await?;
-        conn.give_back();
-        Ok(beat)
+        self.with(async |conn| beat(conn, lease.job.id, lease.token, time, progress).await).await
     }
 }

@@ -5,11 +5,10 @@
 //! filtered, so that a page of jobs that are rare, or of which there are none, is as quick as any.
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, Connection};
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::job::{ExportType, Filter, Job, Status};
-use crate::store::index_order::read_in_index_order;
 use crate::store::job_row::{JobRow, job_columns, public_status};
 use crate::store::{Error, Store};
 
@@ -31,20 +30,14 @@ impl Store {
             Some((created_at, id)) => (created_at, id.as_uuid()),
             None => (last_time(), Uuid::max()),
         };
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        read_in_index_order(&mut tx).await?;
-        let rows: Vec<JobRow> = sqlx::query_as(AssertSqlSafe(statement(filter)))
+        let statement = sqlx::query_as(AssertSqlSafe(statement(filter)))
             .bind(keys)
             .bind(time)
             .bind(id)
             .bind(i64::from(limit))
             .bind(FIRST)
-            .bind(SECOND)
-            .fetch_all(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        conn.give_back();
+            .bind(SECOND);
+        let rows: Vec<JobRow> = self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         rows.into_iter().map(Job::try_from).collect()
     }
 }

@@ -38,9 +38,8 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
-        let mut conn = self.connection().await?;
         // An export that isn't published keeps its lane waiting, so that all who ask find the same.
-        let row: Option<PlannedRow> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.manifests.planned\n select ",
             job_columns!(),
             ", coalesce(l.last_number, 0) + 1 as next_number, e.manifest, e.file_columns,
@@ -54,10 +53,8 @@ impl Store {
             is_next!()
         ))
         .bind(record.job.as_uuid())
-        .bind(&record.name)
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(&record.name);
+        let row: Option<PlannedRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         let Some(PlannedRow { job, next_number, previous, manifest, file_columns }) = row else { return Ok(None) };
         let number = next_number.unsigned_abs();
         Ok(Some(match manifest {
@@ -74,8 +71,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn plan_manifest(&self, record: &FileRecord, manifest: &Manifest) -> Result<(), Error> {
-        let mut conn = self.connection().await?;
-        sqlx::query(
+        let statement = sqlx::query(
             "-- store.manifests.plan
              update exports set manifest = $3, digest = $4
              where id = $1 and output_filename = $2 and status = 'completed' and published_at is null and manifest is null",
@@ -83,10 +79,8 @@ impl Store {
         .bind(record.job.as_uuid())
         .bind(&record.name)
         .bind(manifest.text())
-        .bind(&manifest.digest)
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(&manifest.digest);
+        self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
     }
 
@@ -97,8 +91,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn skip_to(&self, record: &FileRecord, number: u64) -> Result<bool, Error> {
-        let mut conn = self.connection().await?;
-        let skipped = sqlx::query(
+        let statement = sqlx::query(
             "-- store.manifests.skip_to
              with replanned as (
                update exports set manifest = null, digest = null
@@ -109,10 +102,8 @@ impl Store {
         )
         .bind(record.job.as_uuid())
         .bind(number as i64)
-        .bind(&record.manifest)
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(&record.manifest);
+        let skipped = self.with(async |conn| statement.execute(conn).await).await?;
         Ok(skipped.rows_affected() > 0)
     }
 
@@ -121,15 +112,12 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn manifest(&self, job: JobId) -> Result<Option<String>, Error> {
-        let mut conn = self.connection().await?;
-        let text: Option<Option<String>> = sqlx::query_scalar(
+        let statement = sqlx::query_scalar(
             "-- store.manifests.get
              select manifest from exports where id = $1 and published_at is not null",
         )
-        .bind(job.as_uuid())
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(job.as_uuid());
+        let text: Option<Option<String>> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         Ok(text.flatten())
     }
 }

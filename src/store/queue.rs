@@ -176,24 +176,19 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Option<Lease>, Error> {
-        let mut conn = self.connection().await?;
-        let known = *self.front.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.filter(|front| front.asked.elapsed() < FRONT_EVERY);
-        let claimed = match known {
-            Some(front) => claim(conn.get(), claimant, lease, front.at).await?,
-            None => None,
-        };
-        let claimed = match claimed {
-            Some(lease) => Some(lease),
-            // The front may have gone back: a job behind another one of its lane is ready only now.
-            None => {
-                let front = Front { at: front(conn.get(), claimant).await?, asked: Instant::now() };
-                *self.front.lock().unwrap_or_else(PoisonError::into_inner) = Some(front);
-                claim(conn.get(), claimant, lease, front.at).await?
+        self.with(async |conn| {
+            let known = *self.front.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(front) = known.filter(|front| front.asked.elapsed() < FRONT_EVERY)
+                && let Some(lease) = claim(conn, claimant, lease, front.at).await?
+            {
+                return Ok(Some(lease));
             }
-        };
-        conn.give_back();
-        Ok(claimed)
+            // The front may have gone back: a job behind another one of its lane is ready only now.
+            let front = Front { at: front(conn, claimant).await?, asked: Instant::now() };
+            *self.front.lock().unwrap_or_else(PoisonError::into_inner) = Some(front);
+            claim(conn, claimant, lease, front.at).await
+        })
+        .await
     }
 
     /// Says where a claimed job belongs in a trace, if nothing was said of that.
@@ -201,17 +196,14 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn begin_trace(&self, lease: &Lease, place: TraceParent) -> Result<(), Error> {
-        let mut conn = self.connection().await?;
-        sqlx::query(
+        let statement = sqlx::query(
             "-- store.queue.begin_trace
              update exports set traceparent = $3 where id = $1 and lease_token = $2 and traceparent is null",
         )
         .bind(lease.job.id.as_uuid())
         .bind(lease.token().as_uuid())
-        .bind(place.to_string())
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(place.to_string());
+        self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
     }
 
@@ -273,9 +265,8 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn make_good_a_clock_set_back(&self, lease: Duration) -> Result<(), Error> {
-        let mut conn = self.connection().await?;
         // The longest pause is that of `settle`. The rows of both are looked for from the far end of an index.
-        sqlx::query(
+        let statement = sqlx::query(
             "-- store.queue.clock_set_back
              with ready as (
                select id from exports
@@ -292,10 +283,8 @@ impl Store {
              update exports e set lease_expires_at = clock_timestamp() + 4 * make_interval(secs => $1)
              from leased where e.id = leased.id",
         )
-        .bind(lease.as_secs_f64())
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(lease.as_secs_f64());
+        self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
     }
 
@@ -339,8 +328,7 @@ impl Store {
             hidden.iter().map(|file| (file.job.as_uuid(), file.token.as_uuid())).unzip();
         let databases: Vec<_> = hidden.iter().map(|file| file.database.as_ref().map(DatabaseId::as_str)).collect();
         let markers: Vec<_> = hidden.iter().map(HiddenFile::is_marker).collect();
-        let mut conn = self.connection().await?;
-        let ended: Vec<(i64, bool)> = sqlx::query_as(
+        let statement = sqlx::query_as(
             "-- store.queue.ended_attempts
              select a.place, e.id is not null and (not a.is_marker or e.status <> 'completed' or e.published_at is not null)
              from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bool[]) with ordinality
@@ -355,10 +343,8 @@ impl Store {
         .bind(ids)
         .bind(tokens)
         .bind(databases)
-        .bind(markers)
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(markers);
+        let ended: Vec<(i64, bool)> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         let ended: HashMap<i64, bool> = ended.into_iter().collect();
         let ended = (1..).zip(hidden).filter_map(|(place, file)| {
             let is_nobodys = *ended.get(&place)?;
@@ -372,18 +358,15 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn record_destination(&self, destination: Uuid) -> Result<(), Error> {
-        let mut conn = self.connection().await?;
-        sqlx::query(
+        let statement = sqlx::query(
             "-- store.queue.record_destination
              insert into cdc_export.stores as s (id, seen_at) values ($1, clock_timestamp())
              on conflict (id) do update set seen_at = excluded.seen_at
              -- Also where the clock was set back: in times to come nobody was seen.
              where s.seen_at not between clock_timestamp() - interval '10 seconds' and clock_timestamp()",
         )
-        .bind(destination)
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(destination);
+        self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
     }
 }

@@ -6,13 +6,12 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::file::FileRecord;
 use crate::job::{JobId, Retention};
 use crate::store::files::{FileRow, file_row_columns};
-use crate::store::index_order::read_in_index_order;
 use crate::store::{Error, Store};
 
 /// How many rows one statement takes at most, so that the first clean-up of a year's jobs blocks nothing for long.
@@ -160,21 +159,18 @@ impl Store {
                 (&self.cursors.files_of_jobs, files)
             }
         };
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        read_in_index_order(&mut tx).await?;
-        let (consumers, next) = consumers(&mut tx, &read(cursor), retention).await?;
-        let rows: Vec<PastRow> = statement
-            .bind(consumers)
-            .bind(retention.count.map(|count| count as i64))
-            .bind(retention.age.map(|age| age.as_secs_f64()))
-            .bind(destination)
-            .bind(BATCH)
-            .bind(spare.as_secs_f64())
-            .fetch_all(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        conn.give_back();
+        let read_past = self.in_index_order(async |tx| {
+            let (consumers, next) = consumers(tx, &read(cursor), retention).await?;
+            let statement = statement
+                .bind(consumers)
+                .bind(retention.count.map(|count| count as i64))
+                .bind(retention.age.map(|age| age.as_secs_f64()))
+                .bind(destination)
+                .bind(BATCH)
+                .bind(spare.as_secs_f64());
+            Ok::<(Vec<PastRow>, _), Error>((statement.fetch_all(tx).await?, next))
+        });
+        let (rows, next) = read_past.await?;
         advance(cursor, next);
         rows.into_iter().map(PastFile::try_from).collect()
     }
@@ -188,11 +184,7 @@ impl Store {
     /// If the database fails.
     pub async fn forget_jobs_past(&self, retention: &Retention, spare: Duration) -> Result<u64, Error> {
         let cursor = &self.cursors.jobs;
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        read_in_index_order(&mut tx).await?;
-        let (consumers, next) = consumers(&mut tx, &read(cursor), retention).await?;
-        let forgotten = sqlx::query(concat!(
+        let statement = sqlx::query(concat!(
             "-- store.retention.forget_jobs_past
              delete from exports where id = any (array(
                select e.id from unnest($1::text[]) as whose (consumer_id)
@@ -224,16 +216,18 @@ impl Store {
                      where kept.number < f.number)
                  order by f.finished_at, f.id limit $4) e
                limit $4))"
-        ))
-        .bind(consumers)
-        .bind(retention.count.map(|count| count as i64))
-        .bind(retention.age.map(|age| age.as_secs_f64()))
-        .bind(BATCH)
-        .bind(spare.as_secs_f64())
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        conn.give_back();
+        ));
+        let forget_past = self.in_index_order(async |tx| {
+            let (consumers, next) = consumers(tx, &read(cursor), retention).await?;
+            let statement = statement
+                .bind(consumers)
+                .bind(retention.count.map(|count| count as i64))
+                .bind(retention.age.map(|age| age.as_secs_f64()))
+                .bind(BATCH)
+                .bind(spare.as_secs_f64());
+            Ok::<_, Error>((statement.execute(tx).await?, next))
+        });
+        let (forgotten, next) = forget_past.await?;
         advance(cursor, next);
         Ok(forgotten.rows_affected())
     }
@@ -246,23 +240,21 @@ impl Store {
     pub async fn forget_lanes(&self) -> Result<u64, Error> {
         let cursor = &self.cursors.lanes;
         let after = cursor.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        read_in_index_order(&mut tx).await?;
-        let next: Option<(String, String)> = sqlx::query_as(
-            "-- store.retention.lanes
+        let forget_unused = self.in_index_order(async |tx| {
+            let next: Option<(String, String)> = sqlx::query_as(
+                "-- store.retention.lanes
              select consumer_id, dataset from cdc_export.lanes where (consumer_id, dataset) > ($1, $2)
              order by consumer_id, dataset offset $3 - 1 limit 1",
-        )
-        .bind(&after.0)
-        .bind(&after.1)
-        .bind(BATCH)
-        .fetch_optional(&mut *tx)
-        .await?;
-        // A locked lane has a job in the making. Jobs are looked for after the lock, in a statement of its own, which sees every job
-        // submitted before; a later submission waits for the lock, and then finds no lane.
-        let unused: Vec<(String, String)> = sqlx::query_as(
-            "-- store.retention.lock_lanes
+            )
+            .bind(&after.0)
+            .bind(&after.1)
+            .bind(BATCH)
+            .fetch_optional(&mut *tx)
+            .await?;
+            // A locked lane has a job in the making. Jobs are looked for after the lock, in a statement of its own, which sees every job
+            // submitted before; a later submission waits for the lock, and then finds no lane.
+            let unused: Vec<(String, String)> = sqlx::query_as(
+                "-- store.retention.lock_lanes
              select consumer_id, dataset from cdc_export.lanes l
              where (consumer_id, dataset) > ($1, $2) and ($3::text is null or (consumer_id, dataset) <= ($3, $4))
                and last_number = 0
@@ -270,26 +262,27 @@ impl Store {
                and not exists (select from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset)
                and not exists (select from watermarks w where w.consumer_id = l.consumer_id and w.dataset = l.dataset)
              for update skip locked",
-        )
-        .bind(&after.0)
-        .bind(&after.1)
-        .bind(next.as_ref().map(|(consumer, _)| consumer))
-        .bind(next.as_ref().map(|(_, dataset)| dataset))
-        .fetch_all(&mut *tx)
-        .await?;
-        let (consumers, datasets): (Vec<_>, Vec<_>) = unused.into_iter().unzip();
-        let forgotten = sqlx::query(
-            "-- store.retention.forget_lanes
+            )
+            .bind(&after.0)
+            .bind(&after.1)
+            .bind(next.as_ref().map(|(consumer, _)| consumer))
+            .bind(next.as_ref().map(|(_, dataset)| dataset))
+            .fetch_all(&mut *tx)
+            .await?;
+            let (consumers, datasets): (Vec<_>, Vec<_>) = unused.into_iter().unzip();
+            let forgotten = sqlx::query(
+                "-- store.retention.forget_lanes
              delete from cdc_export.lanes l using unnest($1::text[], $2::text[]) as unused (consumer_id, dataset)
              where l.consumer_id = unused.consumer_id and l.dataset = unused.dataset
                and not exists (select from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset)",
-        )
-        .bind(consumers)
-        .bind(datasets)
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        conn.give_back();
+            )
+            .bind(consumers)
+            .bind(datasets)
+            .execute(tx)
+            .await?;
+            Ok::<_, Error>((forgotten, next))
+        });
+        let (forgotten, next) = forget_unused.await?;
         *cursor.lock().unwrap_or_else(PoisonError::into_inner) = next.unwrap_or_default();
         Ok(forgotten.rows_affected())
     }
@@ -299,14 +292,11 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn forget_stores(&self) -> Result<(), Error> {
-        let mut conn = self.connection().await?;
-        sqlx::query(
+        let statement = sqlx::query(
             "-- store.retention.forget_stores
              delete from cdc_export.stores where seen_at < clock_timestamp() - interval '1 day'",
-        )
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        );
+        self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
     }
 
@@ -315,16 +305,13 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn file_removed(&self, job: JobId) -> Result<bool, Error> {
-        let mut conn = self.connection().await?;
-        let recorded = sqlx::query(
+        let statement = sqlx::query(
             "-- store.retention.file_removed
              update exports set file_removed_at = clock_timestamp()
              where id = $1 and published_at is not null and file_removed_at is null",
         )
-        .bind(job.as_uuid())
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(job.as_uuid());
+        let recorded = self.with(async |conn| statement.execute(conn).await).await?;
         Ok(recorded.rows_affected() == 1)
     }
 }

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
@@ -54,9 +56,8 @@ impl Store {
         &self,
         names: &[&str],
     ) -> Result<(DateTime<Utc>, HashMap<String, ScheduleState>), Error> {
-        let mut conn = self.connection().await?;
-        let now = sqlx::query_scalar("-- store.schedules.now\n select clock_timestamp()").fetch_one(conn.get()).await?;
-        let rows: Vec<StateRow> = sqlx::query_as(
+        let now = sqlx::query_scalar("-- store.schedules.now\n select clock_timestamp()");
+        let states = sqlx::query_as(
             "-- store.schedules.states
              select s.name, s.slot, s.timing, s.last_job, s.last_run_at, s.skipped, s.skipped_at, s.refused, s.refused_at,
                coalesce(e.status = 'failed' and e.error_code = 'full_export_needed' and e.export_type <> 'full'
@@ -65,10 +66,10 @@ impl Store {
              from cdc_export.schedules s left join exports e on e.id = s.last_job
              where s.name = any($1)",
         )
-        .bind(names)
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(names);
+        let (now, rows): (_, Vec<StateRow>) = self
+            .with(async |conn| Ok::<_, Error>((now.fetch_one(&mut *conn).await?, states.fetch_all(conn).await?)))
+            .await?;
         let state = |row: StateRow| {
             let refused = row.refused.map(|word| word.parse::<Refusal>()).transpose()?;
             let state = ScheduleState {
@@ -92,16 +93,13 @@ impl Store {
     /// If the database fails.
     pub async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
-        let mut conn = self.connection().await?;
-        let rows: Vec<JobRow> = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(concat!(
             "-- store.schedules.jobs\n select ",
             job_columns!(),
             " from exports e where e.id = any($1)"
         ))
-        .bind(ids)
-        .fetch_all(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(ids);
+        let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         rows.into_iter().map(Job::try_from).collect()
     }
 
@@ -111,19 +109,15 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn adopt_timing(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
-        let mut conn = self.connection().await?;
-        sqlx::query(
+        let statement = of_slot(
             "-- store.schedules.adopt
              insert into cdc_export.schedules as s (name, slot, timing) values ($1, $2, $3)
              on conflict (name) do update set timing = excluded.timing, slot = greatest(s.slot, excluded.slot)
              where s.timing <> excluded.timing",
-        )
-        .bind(&schedule.name)
-        .bind(slot)
-        .bind(schedule.timing.to_string())
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+            schedule,
+            slot,
+        );
+        self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
     }
 
@@ -138,28 +132,24 @@ impl Store {
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<Asked, Error> {
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        let claimed: Option<bool> = sqlx::query_scalar(
+        let statement = of_slot(
             "-- store.schedules.claim
              insert into cdc_export.schedules as s (name, slot, timing) values ($1, $2, $3)
              on conflict (name) do update set slot = excluded.slot, timing = excluded.timing
-             where s.slot is null or s.slot < excluded.slot
-             returning true",
-        )
-        .bind(&schedule.name)
-        .bind(slot)
-        .bind(schedule.timing.to_string())
-        .fetch_optional(&mut *tx)
-        .await?;
-        let made = match claimed {
-            Some(_) => self.make(&mut tx, schedule, schedule.export_type, destination, terms).await?,
-            None => Made::None(Asked::Settled),
-        };
-        failpoint!("schedules.claimed");
-        let asked = end(tx, made).await?;
-        conn.give_back();
-        Ok(asked)
+             where s.slot is null or s.slot < excluded.slot",
+            schedule,
+            slot,
+        );
+        self.with(async |conn| {
+            let mut tx = conn.begin().await?;
+            let made = match statement.execute(&mut *tx).await?.rows_affected() {
+                0 => Made::None(Asked::Settled),
+                _ => self.make(&mut tx, schedule, schedule.export_type, destination, terms).await?,
+            };
+            failpoint!("schedules.claimed");
+            end(tx, made).await
+        })
+        .await
     }
 
     /// Makes a full export after the schedule's last one, which needs it: once, and only if nothing came after that one in its lane. Where
@@ -169,10 +159,8 @@ impl Store {
     /// If the database fails.
     pub async fn heal(&self, schedule: &Schedule, destination: Option<Uuid>, terms: Terms) -> Result<Asked, Error> {
         let Lane { consumer, dataset } = schedule.lane();
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
         // The row of the schedule is locked: who waits for it finds another last job there.
-        let failed: Option<Uuid> = sqlx::query_scalar(
+        let statement = sqlx::query(
             "-- store.schedules.heal
              select e.id from cdc_export.schedules s join exports e on e.id = s.last_job
              where s.name = $1 and e.consumer_id = $2 and e.dataset = $3
@@ -190,16 +178,16 @@ impl Store {
         )
         .bind(&schedule.name)
         .bind(consumer.as_str())
-        .bind(dataset)
-        .fetch_optional(&mut *tx)
-        .await?;
-        let made = match failed {
-            Some(_) => self.make(&mut tx, schedule, ExportType::Full, destination, terms).await?,
-            None => Made::None(Asked::Settled),
-        };
-        let asked = end(tx, made).await?;
-        conn.give_back();
-        Ok(asked)
+        .bind(dataset);
+        self.with(async |conn| {
+            let mut tx = conn.begin().await?;
+            let made = match statement.fetch_optional(&mut *tx).await? {
+                Some(_) => self.make(&mut tx, schedule, ExportType::Full, destination, terms).await?,
+                None => Made::None(Asked::Settled),
+            };
+            end(tx, made).await
+        })
+        .await
     }
 
     /// Makes a job of a schedule, whose row is locked, unless the lane is busy.
@@ -238,21 +226,17 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn skip_slot(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<bool, Error> {
-        let mut conn = self.connection().await?;
-        let skipped = sqlx::query(
+        let statement = of_slot(
             "-- store.schedules.skip
              insert into cdc_export.schedules as s (name, slot, timing, skipped, skipped_at)
              values ($1, $2, $3, 1, clock_timestamp())
              on conflict (name) do update set slot = excluded.slot, timing = excluded.timing, skipped = s.skipped + 1,
                skipped_at = excluded.skipped_at, refused = null, refused_at = null
              where s.slot is null or s.slot < excluded.slot",
-        )
-        .bind(&schedule.name)
-        .bind(slot)
-        .bind(schedule.timing.to_string())
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+            schedule,
+            slot,
+        );
+        let skipped = self.with(async |conn| statement.execute(conn).await).await?;
         Ok(skipped.rows_affected() == 1)
     }
 
@@ -261,21 +245,17 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn refuse_slot(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<bool, Error> {
-        let mut conn = self.connection().await?;
-        let refused = sqlx::query(
+        let statement = of_slot(
             "-- store.schedules.refuse
              insert into cdc_export.schedules as s (name, timing, refused, refused_at)
              values ($1, $3, $4, clock_timestamp())
              on conflict (name) do update set refused = excluded.refused, refused_at = coalesce(s.refused_at, excluded.refused_at)
              where (s.slot is null or s.slot < $2) and s.refused is distinct from excluded.refused",
+            schedule,
+            slot,
         )
-        .bind(&schedule.name)
-        .bind(slot)
-        .bind(schedule.timing.to_string())
-        .bind(why.as_str())
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(why.as_str());
+        let refused = self.with(async |conn| statement.execute(conn).await).await?;
         Ok(refused.rows_affected() == 1)
     }
 
@@ -289,19 +269,25 @@ impl Store {
         from: DateTime<Utc>,
         slot: DateTime<Utc>,
     ) -> Result<bool, Error> {
-        let mut conn = self.connection().await?;
-        let set_back = sqlx::query(
+        let statement = sqlx::query(
             "-- store.schedules.set_back
              update cdc_export.schedules set slot = $3 where name = $1 and slot = $2",
         )
         .bind(&schedule.name)
         .bind(from)
-        .bind(slot)
-        .execute(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(slot);
+        let set_back = self.with(async |conn| statement.execute(conn).await).await?;
         Ok(set_back.rows_affected() == 1)
     }
+}
+
+/// A statement about a schedule and one of its slots: `$1` is the schedule's name, `$2` the slot, `$3` the schedule's timing.
+fn of_slot<'q>(
+    statement: &'static str,
+    schedule: &'q Schedule,
+    slot: DateTime<Utc>,
+) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(statement).bind(&schedule.name).bind(slot).bind(schedule.timing.to_string())
 }
 
 /// What a transaction has made.

@@ -32,8 +32,7 @@ impl Store {
     /// [`Error::Denied`] if the role may not use the table's schema; if the database fails.
     pub async fn standing(&self, dataset: &Dataset) -> Result<Standing, Error> {
         let Dataset { table, key, .. } = dataset;
-        let mut conn = self.connection().await?;
-        let (is_there, is_tracked, logged, is_readable): (bool, bool, Option<Vec<String>>, bool) = sqlx::query_as(
+        let statement = sqlx::query_as(
             "-- store.tracked.standing
              select c.oid is not null, k.table_name is not null, k.key,
                coalesce(has_table_privilege(c.oid, 'select') and not row_security_active(c.oid), true)
@@ -44,10 +43,9 @@ impl Store {
              left join cdc_export.tracked k on k.schema_name = n.nspname and k.table_name = c.relname",
         )
         .bind(&table.schema)
-        .bind(&table.name)
-        .fetch_one(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(&table.name);
+        let (is_there, is_tracked, logged, is_readable): (bool, bool, Option<Vec<String>>, bool) =
+            self.with(async |conn| statement.fetch_one(conn).await).await?;
         let is_another = |logged| key.as_ref().is_some_and(|key| *key != logged);
         let tracking = match (is_there, is_tracked) {
             (false, _) => Tracking::NoTable,

@@ -7,7 +7,7 @@
 
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
-use sqlx::{Connection, PgConnection, Postgres};
+use sqlx::{PgConnection, Postgres};
 use tokio::sync::broadcast;
 
 use crate::event::Listener;
@@ -88,21 +88,13 @@ impl Store {
         statement: Statement<'_>,
         cause: Option<&str>,
     ) -> Result<Option<Transition>, Error> {
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        let row = step(&mut tx, &self.listeners, statement).await?;
-        tx.commit().await?;
-        conn.give_back();
+        let row = self.transaction(async |tx| step(tx, &self.listeners, statement).await).await?;
         row.map(|row| self.told(row, cause)).transpose()
     }
 
     /// Runs a statement that changes many jobs' statuses, in a transaction of its own, and tells what it changed.
     pub(super) async fn transitions(&self, statement: Statement<'_>) -> Result<Vec<Transition>, Error> {
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        let rows = steps(&mut tx, &self.listeners, statement).await?;
-        tx.commit().await?;
-        conn.give_back();
+        let rows = self.transaction(async |tx| steps(tx, &self.listeners, statement).await).await?;
         let told = |row: TransitionRow| {
             // A newer version may have written the row: no reason to lose the others.
             self.told(row, None)

@@ -5,11 +5,10 @@ use sqlx::postgres::PgArguments;
 use sqlx::postgres::types::Oid;
 use sqlx::query::Query;
 use sqlx::types::Json;
-use sqlx::{Connection, PgConnection, Postgres};
+use sqlx::{PgConnection, Postgres};
 
 use crate::job::lane::Lane;
 use crate::job::{ConsumerId, ExportType};
-use crate::store::index_order::read_in_index_order;
 use crate::store::{Error, Store};
 use crate::watermark::{NewPosition, Position, Watermark};
 
@@ -19,17 +18,14 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn watermark(&self, lane: Lane<'_>) -> Result<Option<Watermark>, Error> {
-        let mut conn = self.connection().await?;
-        let time: Option<DateTime<Utc>> = sqlx::query_scalar(
+        let statement = sqlx::query_scalar(
             "-- store.watermarks.get
              select last_exported_at from watermarks
              where consumer_id = $1 and dataset = $2 and last_exported_at is not null",
         )
         .bind(lane.consumer.as_str())
-        .bind(lane.dataset)
-        .fetch_optional(conn.get())
-        .await?;
-        conn.give_back();
+        .bind(lane.dataset);
+        let time: Option<DateTime<Utc>> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         Ok(time.map(|last_exported_at| Watermark {
             consumer: lane.consumer.clone(),
             dataset: lane.dataset.to_owned(),
@@ -69,10 +65,7 @@ impl Store {
         let (consumer, dataset) = after.map_or(("", ""), |lane| (lane.consumer.as_str(), lane.dataset));
         let among = among.map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
         let (first, last) = among.map_or((vec![""], vec!["~"]), |ids| (ids.clone(), ids));
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        read_in_index_order(&mut tx).await?;
-        let rows: Vec<(String, String, Option<DateTime<Utc>>)> = sqlx::query_as(
+        let statement = sqlx::query_as(
             "-- store.watermarks.places
              select k.consumer_id, k.dataset, w.last_exported_at
              from (
@@ -99,11 +92,9 @@ impl Store {
         .bind(first)
         .bind(last)
         .bind(CONSUMER)
-        .bind(DATASET)
-        .fetch_all(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        conn.give_back();
+        .bind(DATASET);
+        let rows: Vec<(String, String, Option<DateTime<Utc>>)> =
+            self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let place = |(consumer, dataset, last_exported_at): (String, String, _)| {
             Some(ConsumerPosition { consumer: consumer.parse().ok()?, dataset, last_exported_at })
         };
@@ -149,16 +140,13 @@ impl Store {
     }
 
     async fn write_by_hand(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<WatermarkEdit, Error> {
-        let mut conn = self.connection().await?;
-        let mut tx = conn.get().begin().await?;
-        // The commit of an export holds the row's lock, and would be undone by a change under it.
-        sqlx::query("-- store.watermarks.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
-        match statement.execute(&mut *tx).await.map_err(Error::from) {
-            Ok(_) => {
-                tx.commit().await?;
-                conn.give_back();
-                Ok(WatermarkEdit::Done)
-            }
+        let written = self.transaction(async |tx| {
+            // The commit of an export holds the row's lock, and would be undone by a change under it.
+            sqlx::query("-- store.watermarks.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
+            statement.execute(tx).await
+        });
+        match written.await {
+            Ok(_) => Ok(WatermarkEdit::Done),
             Err(Error::LockConflict(_)) => Ok(WatermarkEdit::Committing),
             Err(error) => Err(error),
         }
