@@ -3,7 +3,7 @@
 
 mod deliveries;
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use crate::http;
@@ -16,8 +16,6 @@ use hyper::http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
-use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use crate::command::BadUsage;
@@ -101,7 +99,7 @@ impl Backend {
                     }
                 }
                 let path = format!("/exports/{}", request.export_type);
-                let answer = remote(client, move |client| client.post(&path, &headers, Some(&body))).await;
+                let answer = client.post(&path, &headers, Some(&body)).await;
                 answer.map(|Accepted { job_id }| job_id.into()).map_err(|error| match &error {
                     Error::Refused { code, jobs, .. } => {
                         let named = |job: &NamedJob| (job.job_id.into(), &*job.status == Status::Completed.as_str());
@@ -132,7 +130,7 @@ impl Backend {
     pub(crate) async fn job(&self, id: JobId) -> anyhow::Result<JobView> {
         let json = match self {
             Backend::Local(service) => http::job_as_json(service.job(id).await?),
-            Backend::Remote(client) => remote(client, move |client| client.get(&format!("/exports/{id}"))).await?,
+            Backend::Remote(client) => client.get(&format!("/exports/{id}")).await?,
         };
         JobView::of(json)
     }
@@ -146,7 +144,7 @@ impl Backend {
             Backend::Remote(client) => {
                 // Without a bar to draw, one call may wait for longer.
                 let wait = if std::io::stderr().is_terminal() { 1 } else { 5 };
-                remote(client, move |client| client.get(&format!("/exports/{id}?wait={wait}"))).await?
+                client.get(&format!("/exports/{id}?wait={wait}")).await?
             }
         };
         JobView::of(json)
@@ -162,7 +160,7 @@ impl Backend {
             },
             Backend::Remote(client) => {
                 let path = format!("/exports/{id}/cancel");
-                match remote(client, move |client| client.post::<Value>(&path, &HeaderMap::new(), None)).await {
+                match client.post::<Value>(&path, &HeaderMap::new(), None).await {
                     Ok(_) => Ok(true),
                     Err(error) if error.is_conflict() => Ok(false),
                     Err(error) => Err(error.into()),
@@ -177,7 +175,7 @@ impl Backend {
             Backend::Local(service) => Ok(service.acknowledge(id).await.map(drop)?),
             Backend::Remote(client) => {
                 let path = format!("/exports/{id}/ack");
-                remote(client, move |client| client.post::<Value>(&path, &HeaderMap::new(), None)).await?;
+                client.post::<Value>(&path, &HeaderMap::new(), None).await?;
                 Ok(())
             }
         }
@@ -191,7 +189,7 @@ impl Backend {
                 let mut headers = HeaderMap::new();
                 headers.insert("idempotency-key", Uuid::new_v4().to_string().parse()?);
                 let path = format!("/exports/{id}/retry");
-                let Accepted { job_id } = remote(client, move |client| client.post(&path, &headers, None)).await?;
+                let Accepted { job_id } = client.post(&path, &headers, None).await?;
                 Ok(job_id.into())
             }
         }
@@ -241,7 +239,7 @@ impl Backend {
             Backend::Local(service) => {
                 Ok(service.schedules(None).await?.into_iter().map(http::schedule_as_json).collect())
             }
-            Backend::Remote(client) => Ok(remote(client, |client| client.get::<Items>("/schedules")).await?.items),
+            Backend::Remote(client) => Ok(client.get::<Items>("/schedules").await?.items),
         }
     }
 
@@ -251,7 +249,7 @@ impl Backend {
             Backend::Local(service) => service.dataset(name).map(drop).map_err(|why| BadUsage(why.to_string()).into()),
             Backend::Remote(client) => {
                 let name = name.to_owned();
-                match remote(client, move |client| client.get::<Value>(&format!("/datasets/{name}"))).await {
+                match client.get::<Value>(&format!("/datasets/{name}")).await {
                     Err(error) if error.is_of("no_dataset") => Err(error.into()),
                     _ => Ok(()),
                 }
@@ -264,7 +262,7 @@ impl Backend {
         let names: Vec<String> = match self {
             Backend::Local(service) => return Ok(service.implied_dataset()?.name.clone()),
             Backend::Remote(client) => {
-                let all: Items = remote(client, |client| client.get("/datasets")).await?;
+                let all: Items = client.get("/datasets").await?;
                 all.items.iter().filter_map(|item| Some(item["name"].as_str()?.to_owned())).collect()
             }
         };
@@ -284,7 +282,7 @@ impl Backend {
             },
             Backend::Remote(client) => {
                 let path = format!("/exports/{id}/manifest");
-                match remote(client, move |client| client.get::<Value>(&path)).await {
+                match client.get::<Value>(&path).await {
                     Err(error) if error.is_of("no_manifest") => return Ok(None),
                     manifest => manifest?.to_string(),
                 }
@@ -316,7 +314,7 @@ impl Backend {
                 (consumers, jobs.into_iter().map(http::job_as_json).collect())
             }
             Backend::Remote(client) => {
-                let list = |path: String| remote(client, move |client| client.get::<Items>(&path));
+                let list = async |path: String| client.get::<Items>(&path).await;
                 let consumers = list(format!("/consumers?limit={SHOWN}")).await?.items;
                 let mut jobs = Vec::new();
                 for status in open {
@@ -337,9 +335,9 @@ impl Backend {
         from: u64,
         into: &mut dyn Write,
     ) -> anyhow::Result<()> {
-        let mut chunk = vec![0; CHUNK_BYTES];
         match self {
             Backend::Local(service) => {
+                let mut chunk = vec![0; CHUNK_BYTES];
                 let file = service.open_file(id, part).await?;
                 let size = file.bytes;
                 let mut part = file.part(from, size - from).await?;
@@ -355,24 +353,11 @@ impl Backend {
                     None => format!("/exports/{id}/download"),
                     Some(part) => format!("/exports/{id}/files/{part}/download"),
                 };
-                let (client, sha256) = (client.clone(), sha256.to_owned());
-                let (chunks, mut arriving) = mpsc::channel::<Vec<u8>>(2);
-                let read = spawn_blocking(move || {
-                    let mut part = client.file(&path, from, &sha256)?;
-                    loop {
-                        match part.read(&mut chunk).map_err(|cause| client.broken(cause))? {
-                            0 => return Ok(()),
-                            // The receiver is gone: the download was given up.
-                            read if chunks.blocking_send(chunk[..read].to_vec()).is_err() => return Ok(()),
-                            _ => {}
-                        }
-                    }
-                });
-                while let Some(chunk) = arriving.recv().await {
+                let mut answer = client.file(&path, from, sha256).await?;
+                while let Some(chunk) = answer.chunk().await.map_err(|cause| client.broken(&cause))? {
                     into.write_all(&chunk)?;
                 }
-                drop(arriving);
-                joined(read.await).map_err(|error: Error| error.into())
+                Ok(())
             }
         }
     }
@@ -404,7 +389,7 @@ async fn listed(client: &Client, query: &[(&str, Option<&str>)], limit: u32) -> 
         if let Some(cursor) = &cursor {
             next.extend(["&cursor=", &form_urlencoded::byte_serialize(cursor.as_bytes()).collect::<String>()]);
         }
-        let page: Items = remote(client, move |client| client.get(&next)).await?;
+        let page: Items = client.get(&next).await?;
         jobs.extend(page.items.into_iter().map(JobView::of).collect::<anyhow::Result<Vec<_>>>()?);
         cursor = page.next_cursor;
         if cursor.is_none() {
@@ -412,17 +397,4 @@ async fn listed(client: &Client, query: &[(&str, Option<&str>)], limit: u32) -> 
         }
     }
     Ok(jobs)
-}
-
-/// Makes a blocking call on a thread of its own, so that Ctrl-C is seen meanwhile.
-async fn remote<T: Send + 'static>(
-    client: &Client,
-    call: impl FnOnce(&Client) -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let client = client.clone();
-    joined(spawn_blocking(move || call(&client)).await)
-}
-
-fn joined<T>(done: Result<T, JoinError>) -> T {
-    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }

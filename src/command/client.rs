@@ -3,27 +3,28 @@
 //! Each call may be sent again without harm: a submission carries an idempotency key. So once the service has answered at all,
 //! the client retries while the network fails, or the service restarts or is busy.
 
+use std::error::Error as StdError;
 use std::ffi::OsStr;
 use std::fmt::{self, Display};
-use std::io::{self, Read};
 use std::net::IpAddr;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::config::ApiKey;
 use crate::http::answer_from_json;
-use crate::telemetry::chain;
 use crate::tls;
+use anyhow::Context;
+use bytes::Bytes;
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
-use hyper::http::{HeaderMap, Method, Request, Response, Uri, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::http::{HeaderMap, Method, Uri, header};
+use reqwest::{Body, Response};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use ureq::{Agent, Body};
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 /// How long one call is retried.
@@ -31,7 +32,7 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a call waits for the next byte. The service answers within 2 seconds, if only that it can't.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The longest JSON answer that is read: a page of jobs has some 200 kB.
-const MOST_BYTES: u64 = 16 << 20;
+const MOST_BYTES: usize = 16 << 20;
 
 /// A service's address: `http://host:port`, with a path before the API's own where a proxy puts one.
 #[derive(Clone, Debug)]
@@ -100,28 +101,14 @@ impl Display for Address {
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("{server} can't be reached: {}; is a service running there?", unreachable(.cause))]
-    Unreachable { server: Address, cause: ureq::Error },
-    #[error("the connection to {server} broke: {cause}")]
-    Broken { server: Address, cause: std::io::Error },
+    #[error("{server} can't be reached: {why}; is a service running there?")]
+    Unreachable { server: Address, why: String },
+    #[error("the connection to {server} broke: {why}")]
+    Broken { server: Address, why: String },
     #[error("{detail}{}", next_step(.code))]
     Refused { status: u16, code: PlainText, detail: PlainText, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
     #[error("{server} answers {status}, and not as cdc-export does: is the address right?")]
     Foreign { server: Address, status: u16 },
-}
-
-/// Why a call got no answer.
-pub(super) fn unreachable(cause: &ureq::Error) -> String {
-    match cause {
-        ureq::Error::Io(cause) => match cause.kind() {
-            io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => "the connection was closed".to_owned(),
-            _ => cause.to_string(),
-        },
-        ureq::Error::HostNotFound => "the host is not known".to_owned(),
-        ureq::Error::Timeout(_) => "no answer in time".to_owned(),
-        other => chain(other),
-    }
 }
 
 /// What the caller can do about a refusal, where the detail doesn't say it.
@@ -203,43 +190,32 @@ pub(crate) struct NamedJob {
 }
 
 /// Speaks to one service.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Client {
-    agent: Agent,
-    /// Without a limit of the whole time, for files of any length.
-    agent_of_files: Agent,
+    http: reqwest::Client,
     server: Address,
     key: Option<ApiKey>,
     /// Whether the service has answered once. Until then nothing is retried: the address may be wrong.
-    has_answered: Arc<AtomicBool>,
+    has_answered: AtomicBool,
     /// Whether the user was told that the service doesn't answer now.
-    has_warned: Arc<AtomicBool>,
+    has_warned: AtomicBool,
 }
 
 impl Client {
     /// A client of the service at an address, which it shows the key. Warns where others on the way could read the key.
-    pub(crate) fn new(server: Address, key: Option<ApiKey>) -> Client {
+    pub(crate) fn new(server: Address, key: Option<ApiKey>) -> anyhow::Result<Client> {
         if key.is_some() && server.is_readable_on_the_way() {
             eprintln!(
                 "cdc-export: warning: the key goes to {server} as it is, for everybody on the way to read: use https://"
             );
         }
-        let agent = |whole: Option<Duration>| {
-            let config = tls::agent()
-                .http_status_as_error(false)
-                // Another server must not get the key.
-                .max_redirects(0)
-                .timeout_connect(Some(ANSWER_TIMEOUT))
-                .timeout_recv_response(Some(ANSWER_TIMEOUT))
-                .timeout_per_read(Some(ANSWER_TIMEOUT))
-                .timeout_global(whole);
-            // No proxy knows a way to this machine.
-            let config = if server.is_here() { config.proxy(None) } else { config };
-            config.build().into()
-        };
-        let (agent, agent_of_files) = (agent(Some(4 * ANSWER_TIMEOUT)), agent(None));
-        let (has_answered, has_warned) = (Arc::default(), Arc::default());
-        Client { agent, agent_of_files, server, key, has_answered, has_warned }
+        // It follows no redirect: another server must not get the key.
+        let http = tls::client(&server.0).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
+        // No proxy knows a way to this machine.
+        let http = if server.is_here() { http.no_proxy() } else { http };
+        let http =
+            http.build().map_err(|why| anyhow::anyhow!(tls::reason(&why))).with_context(|| server.to_string())?;
+        Ok(Client { http, server, key, has_answered: AtomicBool::new(false), has_warned: AtomicBool::new(false) })
     }
 
     /// The service's address.
@@ -248,87 +224,88 @@ impl Client {
     }
 
     /// Gets the JSON at a path.
-    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        self.retry_while_unavailable(|| self.call(Method::GET, path, &HeaderMap::new(), None))
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        self.retry_while_unavailable(async || self.call(Method::GET, path, &HeaderMap::new(), None).await).await
     }
 
     /// Posts a body, or none. The call must be idempotent, by its nature or by its headers: it may be sent twice.
-    pub(crate) fn post<T: DeserializeOwned>(
+    pub(crate) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
         headers: &HeaderMap,
         body: Option<&Value>,
     ) -> Result<T, Error> {
-        self.retry_while_unavailable(|| self.call(Method::POST, path, headers, body))
+        self.retry_while_unavailable(async || self.call(Method::POST, path, headers, body).await).await
     }
 
     /// Reads the file at a path from its byte `from` on, if the file's ETag is this SHA-256.
-    pub(crate) fn file(&self, path: &str, from: u64, etag: &str) -> Result<impl Read + use<>, Error> {
+    pub(crate) async fn file(&self, path: &str, from: u64, etag: &str) -> Result<Response, Error> {
         let mut headers = HeaderMap::new();
         let mut set = |name, value: String| {
             headers.insert(name, value.parse().expect("numbers and hashes are valid header values"));
         };
         set(header::RANGE, format!("bytes={from}-"));
         set(header::IF_RANGE, format!("\"{etag}\""));
+        // A file of any length may take its time.
         let answer =
-            self.retry_while_unavailable(|| self.answer(&self.agent_of_files, Method::GET, path, &headers, None))?;
+            self.retry_while_unavailable(async || self.answer(Method::GET, path, &headers, None, None).await).await?;
         match answer.status().as_u16() {
-            206 => Ok(answer.into_body().into_reader()),
+            206 => Ok(answer),
             status => Err(self.foreign(status)),
         }
     }
 
-    fn call<T: DeserializeOwned>(
+    async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         headers: &HeaderMap,
         body: Option<&Value>,
     ) -> Result<T, Error> {
-        let answer = self.answer(&self.agent, method, path, headers, body)?;
+        let answer = self.answer(method, path, headers, body, Some(4 * ANSWER_TIMEOUT)).await?;
         let status = answer.status().as_u16();
-        let body = match answer.into_body().into_with_config().limit(MOST_BYTES).read_to_vec() {
+        let body = match body_of(answer).await {
             Ok(body) => body,
-            Err(ureq::Error::BodyExceedsLimit(_)) => return Err(self.foreign(status)),
-            Err(cause) => return Err(Error::Unreachable { server: self.server.clone(), cause }),
+            Err(cause) if cause.is::<LengthLimitError>() => return Err(self.foreign(status)),
+            Err(cause) => return Err(self.unreachable(cause.as_ref())),
         };
         answer_from_json(&body).ok_or_else(|| self.foreign(status))
     }
 
     /// Makes a call, and takes every status but success for an error.
-    fn answer(
+    async fn answer(
         &self,
-        agent: &Agent,
         method: Method,
         path: &str,
         headers: &HeaderMap,
         body: Option<&Value>,
-    ) -> Result<Response<Body>, Error> {
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.server));
+        timeout: Option<Duration>,
+    ) -> Result<Response, Error> {
+        let mut request = self.http.request(method, format!("{}{path}", self.server)).headers(headers.clone());
         if let Some(key) = &self.key {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {}", key.reveal()));
+            request = request.bearer_auth(key.reveal());
         }
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+        if let Some(body) = body {
+            request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
         }
-        for (name, value) in headers {
-            request = request.header(name, value);
+        if let Some(timeout) = timeout {
+            request = request.timeout(timeout);
         }
-        let sent = match body {
-            Some(body) => agent.run(request.body(body.to_string()).expect("its parts were made as such")),
-            None => agent.run(request.body(()).expect("its parts were made as such")),
-        };
-        let answer = sent.map_err(|cause| Error::Unreachable { server: self.server.clone(), cause })?;
+        let answer = request.send().await.map_err(|cause| self.unreachable(&cause))?;
         if answer.status().is_success() {
             self.has_answered.store(true, Ordering::Relaxed);
             return Ok(answer);
         }
         let status = answer.status().as_u16();
         let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
-        let body = answer.into_body().into_with_config().limit(MOST_BYTES).read_to_vec().unwrap_or_default();
+        let body = body_of(answer).await.unwrap_or_default();
         let Some(Problem { code, detail, jobs }) = answer_from_json(&body) else { return Err(self.foreign(status)) };
         self.has_answered.store(true, Ordering::Relaxed);
         Err(Error::Refused { status, code, detail, jobs, retry_after: retry_after.map(Duration::from_secs) })
+    }
+
+    fn unreachable(&self, cause: &(dyn StdError + 'static)) -> Error {
+        Error::Unreachable { server: self.server.clone(), why: tls::reason(cause) }
     }
 
     fn foreign(&self, status: u16) -> Error {
@@ -336,16 +313,16 @@ impl Client {
     }
 
     /// The error of an answer whose bytes stopped coming.
-    pub(crate) fn broken(&self, cause: std::io::Error) -> Error {
-        Error::Broken { server: self.server.clone(), cause }
+    pub(crate) fn broken(&self, cause: &reqwest::Error) -> Error {
+        Error::Broken { server: self.server.clone(), why: tls::reason(cause) }
     }
 
     /// Makes a call, again while the service is unavailable or busy, for [`RETRY_TIMEOUT`] at most.
-    fn retry_while_unavailable<T>(&self, call: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    async fn retry_while_unavailable<T>(&self, call: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(250);
         loop {
-            let error = match call() {
+            let error = match call().await {
                 Err(error) if error.may_pass() && self.has_answered.load(Ordering::Relaxed) => error,
                 Ok(done) => {
                     self.has_warned.store(false, Ordering::Relaxed);
@@ -365,10 +342,15 @@ impl Client {
             if !is_limit && !self.has_warned.swap(true, Ordering::Relaxed) {
                 eprintln!("cdc-export: {error}. Trying again for {} seconds.", RETRY_TIMEOUT.as_secs());
             }
-            sleep(rest);
+            sleep(rest).await;
             pause = (pause * 2).min(Duration::from_secs(5));
         }
     }
+}
+
+/// An answer's whole body, if it isn't too long.
+async fn body_of(answer: Response) -> Result<Bytes, Box<dyn StdError + Send + Sync>> {
+    Ok(Limited::new(Body::from(answer), MOST_BYTES).collect().await?.to_bytes())
 }
 
 #[cfg(test)]

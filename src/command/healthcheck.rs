@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use crate::config::CatalogFile;
 use anyhow::{anyhow, ensure};
-use ureq::Agent;
 
-use crate::command::client::unreachable;
-use crate::command::start::{Logs, settings};
+use crate::command::start::{Logs, block_on, settings};
+use crate::tls;
 
 /// How long the service may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,19 +18,17 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let config = settings(CatalogFile::Unread, Logs::Errors)?;
     let host = if config.http.host.is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { config.http.host };
     let address = SocketAddr::from((host, config.http.port));
-    let agent: Agent = Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
+    let url = format!("http://{address}/health/ready");
+    let not_ready = |cause| {
+        let why = tls::reason(&cause);
+        anyhow!("{address} is not ready, or the service has another HOST and PORT: {why}")
+    };
+    block_on(async {
         // No proxy knows a way to this machine.
-        .proxy(None)
-        .timeout_global(Some(ANSWER_TIMEOUT))
-        .build()
-        .into();
-    let answer = agent.get(format!("http://{address}/health/ready")).call();
-    let not_ready =
-        |cause| anyhow!("{address} is not ready, or the service has another HOST and PORT: {}", unreachable(&cause));
-    let status = answer.map_err(not_ready)?.status();
-    ensure!(status.is_success(), "{address} is not ready: it answers {status}");
-    outln!("{address} is ready.")?;
-    Ok(ExitCode::SUCCESS)
+        let client = tls::client(&url).no_proxy().timeout(ANSWER_TIMEOUT).build()?;
+        let status = client.get(url).send().await.map_err(not_ready)?.status();
+        ensure!(status.is_success(), "{address} is not ready: it answers {status}");
+        outln!("{address} is ready.")?;
+        Ok(ExitCode::SUCCESS)
+    })
 }

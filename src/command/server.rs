@@ -75,5 +75,5 @@ pub(super) fn client_of(address: &Address) -> anyhow::Result<Client> {
     let environment = Environment::read()?;
     environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
     arm(&environment)?;
-    Ok(Client::new(address.clone(), environment.key()?))
+    Client::new(address.clone(), environment.key()?)
 }

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use http_body_util::{BodyExt, Limited};
+use reqwest::Body;
+use reqwest::redirect::Policy;
 use ring::digest::{SHA256, digest};
-use ureq::Agent;
+use tokio::runtime;
 
 use crate::embedded::Error;
 use crate::embedded::account::Account;
@@ -32,12 +35,12 @@ const CHECKSUMS: [(&str, &str); 4] = [
 ];
 
 /// How many redirects of an https mirror are followed, to https only: releases are on other hosts than their pages.
-const MAX_REDIRECTS: u32 = 5;
+const MAX_REDIRECTS: usize = 5;
 
 /// The largest archive that is read; one of the programs has some 12 MB.
-const MAX_BYTES: u64 = 256 << 20;
+const MAX_BYTES: usize = 256 << 20;
 
-/// How long a mirror may take to begin, and to send it all.
+/// How long a mirror may take to begin or to go on, and to send it all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -63,7 +66,9 @@ pub(super) fn fetch(mirror: &Mirror, data_dir: &LockedDataDir) -> Result<(), Err
         folder = %home.display(),
         "no installed Postgres found, downloading one; PG_DOWNLOAD=off forbids that"
     );
-    let archive = checked(&url, &checksum).map_err(failed)?;
+    // Of its own: the process may end while a mirror hangs.
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Supervisor)?;
+    let archive = runtime.block_on(checked(&url, &checksum)).map_err(failed)?;
     let scratch = data_dir.make_scratch()?;
     let placed = match unpack(&archive, &scratch, &data_dir.account) {
         Ok(unpacked) => unpacked.move_only_folder(&home).map_err(Error::file("place a download in", &home)),
@@ -111,25 +116,24 @@ fn checksum(mirror: &Mirror, target: &str) -> Result<Checksum, String> {
 }
 
 /// Downloads an archive, which must have this checksum.
-fn checked(url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> {
-    let is_https = url.starts_with("https:");
-    let agent: Agent = tls::agent()
-        .https_only(is_https)
-        // An http mirror is on this machine; a redirect could lead away from it.
-        .max_redirects(if is_https { MAX_REDIRECTS } else { 0 })
-        .timeout_connect(Some(ANSWER_TIMEOUT))
-        .timeout_recv_response(Some(ANSWER_TIMEOUT))
-        .timeout_global(Some(DOWNLOAD_TIMEOUT))
-        .build()
-        .into();
-    let response = agent.get(url).call().map_err(|error| chain(&error))?;
-    if !response.status().is_success() {
-        return Err(format!("the answer is {}", response.status()));
+async fn checked(url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> {
+    let failed = |error: reqwest::Error| tls::reason(&error);
+    let redirects = Policy::custom(|redirect| match redirect.url().scheme() {
+        "https" if redirect.previous().len() <= MAX_REDIRECTS => redirect.follow(),
+        "https" => redirect.error("there are too many redirects"),
+        _ => redirect.error("a redirect leads away from https"),
+    });
+    let client = tls::client(url).read_timeout(ANSWER_TIMEOUT).timeout(DOWNLOAD_TIMEOUT);
+    // An http mirror is on this machine; a redirect could lead away from it.
+    let client = if url.starts_with("https:") { client.redirect(redirects) } else { client };
+    let answer = client.build().map_err(failed)?.get(url).send().await.map_err(failed)?;
+    if !answer.status().is_success() {
+        return Err(format!("the answer is {}", answer.status()));
     }
-    let archive = response.into_body().with_config().limit(MAX_BYTES).read_to_vec();
-    let archive = archive.map_err(|error| chain(&error))?;
+    let archive = Limited::new(Body::from(answer), MAX_BYTES).collect().await;
+    let archive = archive.map_err(|error| tls::reason(error.as_ref()))?.to_bytes();
     let found = hex::encode(digest(&SHA256, &archive));
-    if found == *expected { Ok(archive) } else { Err(format!("its sha256 is {found}, not {expected}")) }
+    if found == *expected { Ok(archive.into()) } else { Err(format!("its sha256 is {found}, not {expected}")) }
 }
 
 /// Unpacks an archive into a folder, as the account's user: root would follow links that this user may have put into the folder.

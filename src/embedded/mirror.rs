@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use reqwest::Url;
+
 /// A web folder of Postgres' programs: `{version}/postgresql-{version}-{target}.tar.gz`.
 #[derive(Clone, Debug)]
 pub struct Mirror {
@@ -54,13 +56,13 @@ impl FromStr for Mirror {
     type Err = NotAMirror;
 
     fn from_str(text: &str) -> Result<Mirror, NotAMirror> {
-        let url: ureq::http::Uri = text.parse().map_err(|_| NotAMirror)?;
+        let url: Url = text.parse().map_err(|_| NotAMirror)?;
         // A password in it would be logged.
-        let is_open = url.query().is_none() && !url.authority().is_some_and(|host| host.as_str().contains('@'));
-        let usable = match url.scheme_str() {
-            Some("https") => is_open,
+        let is_open = url.query().is_none() && url.username().is_empty() && url.password().is_none();
+        let usable = match url.scheme() {
+            "https" => is_open,
             // Others on the way could read and change what is sent.
-            Some("http") => is_open && url.host().is_some_and(is_this_machine),
+            "http" => is_open && url.host_str().is_some_and(is_this_machine),
             _ => false,
         };
         let mirror = Mirror { url: text.trim_end_matches('/').to_owned(), checksum: None };

@@ -1,18 +1,15 @@
 //! One post of an event: its headers, and what the receiver may do with it.
 
-use std::error::Error as _;
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::redirect::Policy;
 use reqwest::{Client, header};
 
 use crate::telemetry::chain;
 use crate::tls;
 use crate::trace::TraceParent;
 use crate::webhook::Receiver;
-use crate::webhook::address::{CheckedResolver, Refused};
+use crate::webhook::address::CheckedResolver;
 
 /// How long a post may take, from the look-up of the receiver's name to the end of its answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -27,20 +24,14 @@ pub(super) struct Poster {
 
 impl Poster {
     pub(super) fn new(receiver: Receiver) -> Poster {
-        tls::provide();
         let resolver = CheckedResolver { allows_private: receiver.webhook.allows_private };
-        let client = Client::builder()
+        // A receiver that moves has to be named anew: whoever could answer in its place could send the events anywhere. A redirect is an
+        // answer like any other that isn't 2xx.
+        let client = tls::client(&receiver.webhook.url)
             .dns_resolver(Arc::new(resolver))
-            // A receiver that moves has to be named anew: whoever could answer in its place could send the events anywhere. A redirect is an
-            // answer like any other that isn't 2xx.
-            .redirect(Policy::none())
             // Behind a proxy nobody checks which address is connected to.
             .no_proxy()
-            .timeout(TIMEOUT)
-            .user_agent(concat!("cdc-export/", env!("CARGO_PKG_VERSION")));
-        // The certificates that the system trusts are read, and have to be there, even where none is to be checked.
-        let is_plain = receiver.webhook.url.starts_with("http:");
-        let client = if is_plain { client.tls_certs_only([]) } else { client };
+            .timeout(TIMEOUT);
         Poster { client: client.build().map_err(|why| chain(&why)), receiver }
     }
 
@@ -69,7 +60,7 @@ impl Poster {
             Some(place) => post.header("traceparent", place.to_string()),
             None => post,
         };
-        let mut answer = post.body(body).send().await.map_err(reason)?;
+        let mut answer = post.body(body).send().await.map_err(|error| tls::reason(&error))?;
         // The status is what counts, however the rest of the answer ends.
         let mut read = 0;
         while read < ANSWER_BYTES
@@ -79,26 +70,6 @@ impl Poster {
         }
         Ok(answer.status().as_u16())
     }
-}
-
-/// Why there was no answer. An address may hold a token in its path, so no reason names it.
-fn reason(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    if error.is_timeout() {
-        return "no answer in time".to_owned();
-    }
-    let mut next = error.source();
-    while let Some(cause) = next {
-        if let Some(refused) = cause.downcast_ref::<Refused>() {
-            return refused.to_string();
-        }
-        let io: Option<&std::io::Error> = cause.downcast_ref();
-        if io.is_some_and(|io| io.kind() == ErrorKind::ConnectionRefused) {
-            return "connection refused".to_owned();
-        }
-        next = cause.source();
-    }
-    chain(&error)
 }
 
 #[cfg(test)]

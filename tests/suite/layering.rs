@@ -257,7 +257,7 @@ fn what_only_some_modules_name() {
         ("std::fs", &["command", "config", "embedded", "sink"]),
         ("anyhow", &["command"]),
         ("object_store", &["sink"]),
-        ("reqwest", &["sink", "webhook"]),
+        ("reqwest", &["command", "embedded", "sink", "telemetry", "tls", "webhook"]),
         ("println!", &["command"]),
         ("prometheus::", &["telemetry"]),
         ("opentelemetry", &["telemetry"]),

@@ -6,7 +6,7 @@ use hyper::http::HeaderMap;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::command::backend::{Backend, Items, path_of, remote};
+use crate::command::backend::{Backend, Items, path_of};
 
 impl Backend {
     /// The newest deliveries that a filter lets through, as the API shows them, `limit` at most, and whether there are more.
@@ -21,7 +21,7 @@ impl Backend {
             Backend::Remote(client) => {
                 let query = [("status", filter.status.map(|it| it.as_str())), ("endpoint", filter.endpoint.as_deref())];
                 let path = format!("{}&limit={limit}", path_of("/deliveries", &query));
-                let page: Items = remote(client, move |client| client.get(&path)).await?;
+                let page: Items = client.get(&path).await?;
                 Ok((page.items, page.next_cursor.is_some()))
             }
         }
@@ -33,7 +33,7 @@ impl Backend {
             Backend::Local(service) => Ok(service.redeliver(id).await.map(drop)?),
             Backend::Remote(client) => {
                 let path = format!("/deliveries/{id}/redeliver");
-                remote(client, move |client| client.post::<Value>(&path, &HeaderMap::new(), None)).await?;
+                client.post::<Value>(&path, &HeaderMap::new(), None).await?;
                 Ok(())
             }
         }

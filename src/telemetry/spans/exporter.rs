@@ -2,18 +2,21 @@
 //! send is lost, and said.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::future::ready;
 use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_http::{HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{self, SdkTracer, SdkTracerProvider};
-use ureq::Agent;
+use reqwest::{Body, Client};
+use tokio::runtime::{self, Runtime};
 
 use crate::telemetry::chain;
 use crate::telemetry::complaints::Complaints;
@@ -25,7 +28,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the process waits at its end for what is not sent yet.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much of an answer is read.
-const ANSWER_BYTES: u64 = 64 << 10;
+const ANSWER_BYTES: usize = 64 << 10;
 
 #[derive(Debug)]
 pub(super) struct Recorder {
@@ -43,9 +46,10 @@ impl Recorder {
 }
 
 pub(super) fn recorder(settings: &Settings) -> Result<Recorder, String> {
+    let poster = Poster::new(&settings.endpoint).map_err(|why| why.to_string())?;
     let exporter = SpanExporter::builder()
         .with_http()
-        .with_http_client(Poster::new())
+        .with_http_client(poster)
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(&settings.endpoint)
         .with_timeout(TIMEOUT)
@@ -76,31 +80,24 @@ fn sampler(Sampler { part, follows_caller }: Sampler) -> trace::Sampler {
 /// Posts to the collector. It blocks, which only the recorder's own thread notices.
 #[derive(Debug)]
 struct Poster {
-    agent: Agent,
+    client: Result<Client, String>,
+    /// Drives the client in that thread, where the process has no runtime.
+    runtime: Runtime,
     complaints: Complaints,
 }
 
 impl Poster {
-    fn new() -> Poster {
-        let agent = tls::agent()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .timeout_global(Some(TIMEOUT))
-            .user_agent(concat!("cdc-export/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Poster { agent: agent.into(), complaints: Complaints::default() }
+    fn new(endpoint: &str) -> std::io::Result<Poster> {
+        // Nobody watches a connection between two posts.
+        let client = tls::client(endpoint).timeout(TIMEOUT).pool_max_idle_per_host(0).build();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Poster { client: client.map_err(|why| tls::reason(&why)), runtime, complaints: Complaints::default() })
     }
 
-    fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ureq::Error> {
-        let (parts, body) = request.into_parts();
-        let mut answer = self.agent.run(Request::from_parts(parts, body.to_vec()))?;
+    async fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Box<dyn Error + Send + Sync>> {
+        let answer = self.client.clone()?.execute(request.try_into()?).await?;
         let status = answer.status();
-        let read = answer.body_mut().with_config().limit(ANSWER_BYTES).read_to_vec()?;
-        if !status.is_success() {
-            self.complain(format!("it answered {status}"));
-        }
-        let mut response = Response::new(Bytes::from(read));
+        let mut response = Response::new(Limited::new(Body::from(answer), ANSWER_BYTES).collect().await?.to_bytes());
         *response.status_mut() = status;
         Ok(response)
     }
@@ -112,11 +109,6 @@ impl Poster {
     }
 }
 
-/// Why nothing was posted, without the URL, which may hold a key.
-fn reason(error: &ureq::Error) -> String {
-    if let ureq::Error::BadUri(_) = error { "its URL can't be used".to_owned() } else { chain(error) }
-}
-
 impl HttpClient for Poster {
     fn send_bytes<'l, 'f>(
         &'l self,
@@ -126,7 +118,12 @@ impl HttpClient for Poster {
         'l: 'f,
         Self: 'f,
     {
-        let posted = self.post(request).inspect_err(|why| self.complain(reason(why)));
-        Box::pin(ready(posted.map_err(Into::into)))
+        let posted = self.runtime.block_on(self.post(request));
+        match &posted {
+            Ok(answer) if !answer.status().is_success() => self.complain(format!("it answered {}", answer.status())),
+            Ok(_) => {}
+            Err(why) => self.complain(tls::reason(why.as_ref())),
+        }
+        Box::pin(ready(posted))
     }
 }
