@@ -4,10 +4,11 @@
 //! names and looks at the table, `encode` picks a formatter by kind.
 
 mod amqp_block;
+mod block;
 pub mod catalog;
 mod dataset_block;
 pub mod fault;
-mod listener_block;
+mod listener;
 pub mod name;
 mod schedule_block;
 pub mod signature;

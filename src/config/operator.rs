@@ -8,7 +8,8 @@ use crate::amqp::AddressedBroker;
 use crate::amqp::address::{Address, NoAddress};
 use crate::config::Error;
 use crate::config::variables::{Variables, bad, is_setting};
-use crate::dataset::catalog::{Catalog, Mistakes};
+use crate::dataset::catalog::Catalog;
+use crate::dataset::fault::Mistakes;
 use crate::webhook::Receiver;
 use crate::webhook::signature::NoSecrets;
 

@@ -1,145 +1,82 @@
-//! An `[[amqp]]` of the operator's file, as it is read.
-
-use serde::Deserialize;
-use toml::Spanned;
+//! Reads the `[[amqp]]` blocks of the operator's file.
 
 use crate::broker::{Broker, Intake, NAME_BYTES, Publication, RoutingKey};
-use crate::dataset::listener_block::{self, Known, List, Mistakes, Wrong};
-use crate::dataset::name::is_name;
-use crate::event::Listener;
+use crate::dataset::block::{Block, File, Names};
+use crate::dataset::listener::{Known, listener};
 
-/// The members, as they are written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct AmqpBlock {
-    name: Spanned<String>,
-    url_env: Spanned<String>,
-    exchange: Option<Spanned<String>>,
-    routing_key: Option<Spanned<String>>,
-    events: Option<List>,
-    queue: Option<Spanned<String>>,
-    dead_letter_exchange: Option<Spanned<String>>,
-    datasets: Option<List>,
-    consumers: Option<List>,
+/// Reads all brokers. `names` are those of the receivers so far.
+pub(super) fn read(file: &mut File<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Broker> {
+    let mut brokers = Vec::<Broker>::new();
+    file.each_block("amqp", names, |block| {
+        let Some(broker) = broker(block, known) else { return };
+        for other in brokers.iter().filter(|other| other.url_env == broker.url_env) {
+            if let Some((member, why)) = broker.clash(other) {
+                block.wrong(member, why);
+            }
+        }
+        brokers.push(broker);
+    });
+    brokers
 }
 
-/// The brokers of a file, and all that is wrong with them. `is_taken` says whether another kind of receiver has a name.
-pub(super) fn read(
-    blocks: Vec<Spanned<AmqpBlock>>,
-    known: &Known<'_>,
-    is_taken: impl Fn(&str) -> bool,
-) -> (Vec<Broker>, Mistakes) {
-    let (mut brokers, mut mistakes) = (Vec::<Broker>::new(), Vec::new());
-    for block in blocks {
-        let (at, block) = (block.span().start, block.into_inner());
-        let name = block.name.as_ref();
-        if is_taken(name) {
-            mistakes.push((at, format!("amqp {name}: there is a webhook of this name already")));
-        } else if brokers.iter().any(|other| other.name == *name) {
-            mistakes.push((at, format!("amqp {name}: there is an amqp of this name already")));
-        } else if !cfg!(feature = "amqp") {
-            mistakes.push((at, format!("amqp {name}: this build of cdc-export is without its feature `amqp`")));
-        } else {
-            let places = block.places();
-            let broker = block.read(at, known, &mut mistakes);
-            for other in brokers.iter().filter(|other| other.url_env == broker.url_env) {
-                if let Some((member, why)) = broker.clash(other) {
-                    let at = places.iter().find_map(|(name, at)| at.filter(|_| *name == member)).unwrap_or(at);
-                    mistakes.push((at, format!("amqp {}: {member}: {why}", broker.name)));
-                }
-            }
-            brokers.push(broker);
+/// Returns the broker also if a name in it is refused, so that a clash with it is found.
+fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Broker> {
+    if !cfg!(feature = "amqp") {
+        block.refuse("this build of cdc-export is without its feature `amqp`");
+    }
+    let url_env = block.required("url_env", |name| known.secret_variable(name, "the address, which has a password"));
+    if !block.has("exchange") && !block.has("queue") {
+        block.wrong("exchange", "events go to an exchange, requests come from a queue: name one of them, or both");
+    }
+    let listener = listener(block, known);
+    for member in ["events", "routing_key"] {
+        if block.has(member) && !block.has("exchange") {
+            block.wrong(member, "it goes with `exchange`");
         }
     }
-    (brokers, mistakes)
-}
-
-impl AmqpBlock {
-    /// Where the members are that another block's may be in the way of.
-    fn places(&self) -> [(&'static str, Option<usize>); 3] {
-        let at = |member: &Option<Spanned<String>>| member.as_ref().map(|it| it.span().start);
-        [
-            ("exchange", at(&self.exchange)),
-            ("queue", at(&self.queue)),
-            ("dead_letter_exchange", at(&self.dead_letter_exchange)),
-        ]
+    let routing_key = block.or_default("routing_key", RoutingKey::default(), RoutingKey::new);
+    let exchange = broker_name(block, "exchange");
+    let queue = broker_name(block, "queue");
+    let dead_letter_exchange = broker_name(block, "dead_letter_exchange");
+    if exchange.is_some() && exchange == dead_letter_exchange {
+        let why = "it is `exchange`: whoever hears of events would get the refused requests, too";
+        block.wrong("dead_letter_exchange", why);
     }
-
-    fn read(self, at: usize, known: &Known<'_>, mistakes: &mut Mistakes) -> Broker {
-        let name = self.name.as_ref().clone();
-        let mut wrong = |at: usize, member: &str, why: &str| {
-            mistakes.push((at, format!("amqp {name}: {member}: {why}")));
-        };
-        if !is_name(&name) {
-            let why = "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected";
-            wrong(self.name.span().start, "name", why);
-        }
-        let is_no = "the address, which has a password";
-        listener_block::check_variable("url_env", &self.url_env, is_no, known, &mut wrong);
-        if self.exchange.is_none() && self.queue.is_none() {
-            let why = "events go to an exchange, requests come from a queue: name one of them, or both";
-            wrong(at, "exchange", why);
-        }
-        let events = listener_block::events(self.events.as_ref(), &mut wrong);
-        let datasets = listener_block::datasets(self.datasets, known, &mut wrong);
-        let consumers = listener_block::consumers(self.consumers.as_ref(), &mut wrong);
-        if let Some(list) = self.events.as_ref().filter(|_| self.exchange.is_none()) {
-            wrong(list.span().start, "events", "it goes with `exchange`");
-        }
-        let routing_key = match &self.routing_key {
-            None => RoutingKey::default(),
-            Some(key) => {
-                if self.exchange.is_none() {
-                    wrong(key.span().start, "routing_key", "it goes with `exchange`");
-                }
-                RoutingKey::new(key.as_ref()).unwrap_or_else(|why| {
-                    wrong(key.span().start, "routing_key", &why);
-                    RoutingKey::default()
-                })
-            }
-        };
-        if let (Some(exchange), Some(dead)) = (&self.exchange, &self.dead_letter_exchange)
-            && exchange.as_ref() == dead.as_ref()
-        {
-            let why = "it is `exchange`: whoever hears of events would get the refused requests, too";
-            wrong(dead.span().start, "dead_letter_exchange", why);
-        }
-        let publication = self.exchange.map(|exchange| Publication {
-            listener: Listener { name: name.clone(), events, datasets: datasets.clone(), consumers: consumers.clone() },
-            exchange: checked("exchange", exchange, &mut wrong),
+    if block.has("dead_letter_exchange") && !block.has("queue") {
+        block.wrong("dead_letter_exchange", "it goes with `queue`");
+    }
+    if block.has("queue") && !block.has("dead_letter_exchange") {
+        block.wrong("queue", "`dead_letter_exchange` has to say where a request goes that is refused");
+    }
+    let (datasets, consumers) = (listener.datasets.clone(), listener.consumers.clone());
+    Some(Broker {
+        name: block.name.clone(),
+        url_env: url_env?,
+        intake: queue.zip(dead_letter_exchange).map(|(queue, dead_letter_exchange)| Intake {
+            queue,
+            dead_letter_exchange,
+            datasets,
+            consumers,
+        }),
+        publication: exchange.zip(routing_key).map(|(exchange, routing_key)| Publication {
+            listener,
+            exchange,
             routing_key,
-        });
-        let intake = match (self.queue, self.dead_letter_exchange) {
-            (None, None) => None,
-            (None, Some(dead)) => {
-                wrong(dead.span().start, "dead_letter_exchange", "it goes with `queue`");
-                None
-            }
-            (Some(queue), None) => {
-                let why = "`dead_letter_exchange` has to say where a request goes that is refused";
-                wrong(queue.span().start, "queue", why);
-                None
-            }
-            (Some(queue), Some(dead)) => Some(Intake {
-                queue: checked("queue", queue, &mut wrong),
-                dead_letter_exchange: checked("dead_letter_exchange", dead, &mut wrong),
-                datasets,
-                consumers,
-            }),
-        };
-        Broker { name, url_env: self.url_env.into_inner(), publication, intake }
-    }
+        }),
+    })
 }
 
-/// A name of the broker's. The default exchange, whose name is empty, would bring a refused request back to its queue.
-fn checked(member: &str, name: Spanned<String>, wrong: Wrong<'_>) -> String {
-    if !(1..=NAME_BYTES).contains(&name.as_ref().len()) {
-        wrong(name.span().start, member, &format!("a name of 1 to {NAME_BYTES} bytes is expected"));
+/// Reads the name of an exchange or a queue. The default exchange, whose name is empty, is refused: it would bring a refused request
+/// back to its queue.
+fn broker_name(block: &mut Block<'_, '_>, member: &'static str) -> Option<String> {
+    let name = block.text(member)?;
+    if !(1..=NAME_BYTES).contains(&name.len()) {
+        block.wrong(member, format!("a name of 1 to {NAME_BYTES} bytes is expected"));
     }
-    if name.as_ref().contains(char::is_control) {
-        wrong(name.span().start, member, "it has a control character");
+    if name.contains(char::is_control) {
+        block.wrong(member, "it has a control character");
     }
-    name.into_inner()
+    Some(name)
 }
 
 #[cfg(feature = "amqp")]

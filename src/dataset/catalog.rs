@@ -1,117 +1,73 @@
-//! The catalog: every dataset there is, as the operator's TOML file says, or the one of the demo.
+//! The catalog: the datasets, receivers, brokers and schedules of the operator's TOML file, or the demo's dataset.
 //!
-//! Reads a text, not a file. What only a look at the table can tell is found out by `source`, as [`Fault`]s too.
+//! Reads a text, not a file. Knows no table: `source` compares the datasets with their tables and reports [`Fault`]s.
 
-use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde_path_to_error::Segment;
-use toml::Spanned;
-
 use crate::broker::Broker;
-use crate::dataset::amqp_block::{self, AmqpBlock};
-use crate::dataset::dataset_block::{DatasetBlock, Lines};
-use crate::dataset::fault::{Fault, Faults, SeveralDatasets, UnknownDataset};
-use crate::dataset::listener_block::Known;
+use crate::dataset::block::{File, Names};
+use crate::dataset::fault::{Fault, Faults, Mistake, Mistakes, SeveralDatasets, UnknownDataset};
+use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
-use crate::dataset::schedule_block::{self, ScheduleBlock};
-use crate::dataset::webhook_block::{self, WebhookBlock};
-use crate::dataset::{Dataset, USERS};
+use crate::dataset::{Dataset, USERS, amqp_block, dataset_block, schedule_block, webhook_block};
 use crate::event::{Listener, Webhook};
 use crate::schedule::Schedule;
 
-/// Everything that is wrong with a catalog: a line each, with its place in the file.
-#[derive(Debug)]
-pub struct Mistakes(Vec<(Option<usize>, String)>);
-
-impl fmt::Display for Mistakes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, (line, why)) in self.0.iter().enumerate() {
-            let end = if i == 0 { "" } else { "\n" };
-            match line {
-                Some(line) => write!(f, "{end}line {line}: {why}")?,
-                None => write!(f, "{end}{why}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Mistakes {}
-
-/// Every dataset there is, and what the operator's file has beside them.
+/// All datasets, and the other blocks of the operator's file.
 #[derive(Clone, Debug)]
 pub struct Catalog {
     datasets: Vec<Arc<Dataset>>,
-    lines: Lines,
     webhooks: Vec<Webhook>,
     brokers: Vec<Broker>,
     schedules: Vec<Arc<Schedule>>,
+    /// The file's text, which says in which line a fault is. `None`: this is the demo's catalog.
+    text: Option<String>,
 }
 
 impl Default for Catalog {
-    /// The demo's.
+    /// The demo's catalog.
     fn default() -> Catalog {
-        Catalog { datasets: vec![Arc::new(Dataset::users())], ..Catalog::empty() }
+        Catalog {
+            datasets: vec![Arc::new(Dataset::users())],
+            webhooks: Vec::new(),
+            brokers: Vec::new(),
+            schedules: Vec::new(),
+            text: None,
+        }
     }
 }
 
 impl Catalog {
-    fn empty() -> Catalog {
-        Catalog {
-            datasets: Vec::new(),
-            lines: Lines::default(),
-            webhooks: Vec::new(),
-            brokers: Vec::new(),
-            schedules: Vec::new(),
-        }
-    }
-
-    /// The catalog that a TOML text describes.
+    /// Reads the catalog in a TOML text.
     ///
     /// # Errors
-    /// With all that is wrong with it, as far as the text alone tells.
+    /// With all faults of the text.
     pub fn from_toml(text: &str) -> Result<Catalog, Mistakes> {
         Catalog::from_toml_beside(text, |_| false)
     }
 
-    /// The catalog that a TOML text describes, beside the service's own variables: no secret may be in one of these.
+    /// Reads the catalog in a TOML text. No secret may be in a variable of which `is_setting` is true.
     ///
     /// # Errors
-    /// With all that is wrong with it, as far as the text alone tells.
+    /// With all faults of the text.
     pub fn from_toml_beside(text: &str, is_setting: impl Fn(&str) -> bool) -> Result<Catalog, Mistakes> {
-        let line = |at: usize| 1 + text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
-        let file = File::read(text)
-            .map_err(|(error, why)| Mistakes(vec![(error.span().map(|span| line(span.start)), why)]))?;
-        let mut catalog = Catalog::empty();
-        let mut mistakes = Vec::new();
-        for block in file.dataset {
-            let mut faults = Vec::new();
-            catalog.lines.note(&block, line);
-            let at = line(block.span().start);
-            let dataset = block.into_inner().read(&mut faults);
-            if catalog.get(&dataset.name).is_some() {
-                mistakes.push((Some(at), format!("{}: there is a dataset of this name already", dataset.name)));
-                continue;
-            }
-            mistakes.extend(catalog.located(faults));
-            catalog.datasets.push(Arc::new(dataset));
+        let mut file = File::parse(text)?;
+        file.refuse_other_kinds(&["dataset", "webhook", "amqp", "schedule"]);
+        // A webhook and a broker share no name: deliveries name a receiver by its name alone.
+        let (mut dataset_names, mut receiver_names, mut schedule_names) = <(Names, Names, Names)>::default();
+        let datasets = dataset_block::read(&mut file, &mut dataset_names);
+        if dataset_names.iter().next().is_none() {
+            file.refuse_if_sound("there is no [[dataset]] in it: `cdc-export datasets add TABLE` appends one");
         }
-        if catalog.datasets.is_empty() && mistakes.is_empty() {
-            let why = "there is no [[dataset]] in it: `cdc-export datasets add TABLE` appends one";
-            mistakes.push((None, why.to_owned()));
-        }
-        let dataset = |name: &str| catalog.named(name).map(drop);
-        let known = Known { dataset: &dataset, is_setting: &is_setting };
-        let (webhooks, wrong) = webhook_block::read(file.webhook, &known);
-        mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
-        let is_webhook = |name: &str| webhooks.iter().any(|webhook| webhook.listener.name == name);
-        let (brokers, wrong) = amqp_block::read(file.amqp, &known, is_webhook);
-        mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
-        let (schedules, wrong) = schedule_block::read(file.schedule, dataset);
-        mistakes.extend(wrong.into_iter().map(|(at, why)| (Some(line(at)), why)));
-        let catalog = Catalog { webhooks, brokers, schedules, ..catalog };
+        let known = Known { datasets: &dataset_names, is_setting: &is_setting };
+        let catalog = Catalog {
+            datasets,
+            webhooks: webhook_block::read(&mut file, &mut receiver_names, &known),
+            brokers: amqp_block::read(&mut file, &mut receiver_names, &known),
+            schedules: schedule_block::read(&mut file, &mut schedule_names, &known),
+            text: Some(text.to_owned()),
+        };
+        let mistakes = file.into_mistakes();
         if mistakes.is_empty() { Ok(catalog) } else { Err(Mistakes(mistakes)) }
     }
 
@@ -120,7 +76,7 @@ impl Catalog {
         self.datasets.iter().find(|dataset| dataset.name == name)
     }
 
-    /// The dataset that a call means which names this one.
+    /// The dataset of the name that a call says.
     ///
     /// # Errors
     /// If there is none.
@@ -129,7 +85,7 @@ impl Catalog {
         self.get(name).ok_or_else(|| UnknownDataset { near: near(), names: self.names() })
     }
 
-    /// The dataset that a call means which names none: `users`, or the only one there is.
+    /// The dataset of a call that names none: `users`, or the only one.
     ///
     /// # Errors
     /// If there are several, and none is `users`.
@@ -140,12 +96,12 @@ impl Catalog {
         }
     }
 
-    /// Each, in the order of the file.
+    /// All datasets, in the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Dataset>> {
         self.datasets.iter()
     }
 
-    /// Who is told of the ends of exports over HTTP, in the order of the file.
+    /// The receivers over HTTP, in the order of the file.
     pub fn webhooks(&self) -> &[Webhook] {
         &self.webhooks
     }
@@ -155,7 +111,7 @@ impl Catalog {
         &self.brokers
     }
 
-    /// Who is told of the ends of exports, however.
+    /// All receivers of events: the webhooks, and the brokers to which events are published.
     pub fn listeners(&self) -> impl Iterator<Item = &Listener> {
         let published = self.brokers.iter().filter_map(|broker| broker.publication.as_ref());
         self.webhooks.iter().map(|webhook| &webhook.listener).chain(published.map(|it| &it.listener))
@@ -166,57 +122,18 @@ impl Catalog {
         &self.schedules
     }
 
-    /// The names, for a message. The demo's has no line in a file.
+    /// The names of all datasets, for a message.
     pub fn names(&self) -> String {
         let names = self.datasets.iter().map(|dataset| dataset.name.as_str()).collect::<Vec<_>>().join(", ");
-        if self.lines.is_empty() { format!("{names} (the demo's, since DATASETS is unset)") } else { names }
+        if self.text.is_some() { names } else { format!("{names} (the demo's, since DATASETS is unset)") }
     }
 
-    /// What was found wrong when the catalog was held against the tables, with its places in the file.
+    /// The faults that a comparison with the tables found, with their lines in the file.
     pub fn mistakes(&self, faults: Faults) -> Mistakes {
-        Mistakes(self.located(faults.0))
-    }
-
-    fn located(&self, faults: Vec<Fault>) -> Vec<(Option<usize>, String)> {
-        faults.into_iter().map(|fault| (self.lines.of(&fault), fault.to_string())).collect()
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    dataset: Vec<Spanned<DatasetBlock>>,
-    #[serde(default)]
-    webhook: Vec<Spanned<WebhookBlock>>,
-    #[serde(default)]
-    amqp: Vec<Spanned<AmqpBlock>>,
-    #[serde(default)]
-    schedule: Vec<Spanned<ScheduleBlock>>,
-}
-
-impl File {
-    /// Reads it, or tells what is wrong, with the member that it is about.
-    fn read(text: &str) -> Result<File, (toml::de::Error, String)> {
-        let told = |error: &toml::de::Error| error.message().replace('\n', " ");
-        let read = toml::Deserializer::parse(text).map_err(|error| (error.clone(), told(&error)))?;
-        serde_path_to_error::deserialize(read).map_err(|error| {
-            let members = error.path().iter().filter_map(|segment| match segment {
-                // Not those by which a value tells its place.
-                Segment::Map { key } if !key.starts_with('$') => Some(key.as_str()),
-                _ => None,
-            });
-            let member = members.collect::<Vec<_>>().join(".");
-            let error = error.into_inner();
-            let why = match told(&error) {
-                why if why.contains("expected a sequence") && !member.contains('.') => {
-                    format!("[{member}] is one of several: write [[{member}]]")
-                }
-                why if member.is_empty() || why.starts_with("unknown field") => why,
-                why => format!("{member}: {why}"),
-            };
-            (error, why)
-        })
+        let file = self.text.as_deref().and_then(|text| File::parse(text).ok());
+        let located = |fault: &Fault| file.as_ref()?.located(fault);
+        let mistake = |fault: &Fault| located(fault).unwrap_or_else(|| Mistake::without_line(fault));
+        Mistakes(faults.0.iter().map(mistake).collect())
     }
 }
 
@@ -251,6 +168,35 @@ mod tests {
             let found = Catalog::from_toml(&format!("{dataset}{text}")).unwrap_err().to_string();
             assert!(found.starts_with(expected), "{found}");
         }
+    }
+
+    #[test]
+    fn a_slip_in_one_block_hides_no_fault_of_another() {
+        let found = wrong(
+            "[[dataset]]
+name = \"a\"
+table = \"a\"
+colums = []
+max_file_bytes = \"1GB\"
+[[dataset]]
+table = \"b\"
+[[webhook]]
+name = \"hook\"
+url = 5
+secret_env = \"not a name\"
+datasets = [\"a\"]
+[[webhooks]]
+",
+        );
+        let expected = [
+            "line 13: unknown field `webhooks`, expected one of `dataset`, `webhook`, `amqp`, `schedule`; is it `webhook`?",
+            "line 5: dataset.max_file_bytes: invalid type: string \"1GB\", expected u64",
+            "line 4: unknown field `colums`, expected one of `name`, `table`, `key`, `columns`, `exclude`, ",
+            "line 6: dataset: missing field `name`",
+            "line 10: webhook.url: invalid type: integer `5`, expected a string",
+            "line 11: webhook hook: secret_env: the name of a variable",
+        ];
+        assert_lines(&found, &expected);
     }
 
     #[test]

@@ -1,28 +1,68 @@
-//! What is wrong with a dataset: what it says and can't be, or what its table is not.
+//! Faults of the operator's file and of its datasets, and the errors of a name that is no dataset's.
 
-use std::fmt;
+use std::fmt::{self, Display};
 
 use crate::dataset::USERS;
 
-/// Something that a dataset says and that can't be.
+/// A fault of the operator's file, found by reading the file or by comparing a dataset with its table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mistake {
+    line: Option<usize>,
+    why: String,
+}
+
+impl Mistake {
+    /// A fault of the file as a whole.
+    pub(super) fn without_line(why: impl Display) -> Mistake {
+        // A name or a message of the parser may have several lines. Each fault is printed on one.
+        Mistake { line: None, why: why.to_string().replace('\n', " ") }
+    }
+
+    /// A fault at this byte of the file's text.
+    pub(super) fn at(text: &str, byte: usize, why: impl Display) -> Mistake {
+        let line = 1 + text[..byte].matches('\n').count();
+        Mistake { line: Some(line), ..Mistake::without_line(why) }
+    }
+}
+
+/// All faults of the operator's file. Displayed as a line of text for each, with its line in the file.
+#[derive(Debug)]
+pub struct Mistakes(pub(super) Vec<Mistake>);
+
+impl Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, Mistake { line, why }) in self.0.iter().enumerate() {
+            let end = if i == 0 { "" } else { "\n" };
+            match line {
+                Some(line) => write!(f, "{end}line {line}: {why}")?,
+                None => write!(f, "{end}{why}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// A member of a dataset that doesn't fit the dataset's table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{dataset}: {member}: {why}")]
 pub struct Fault {
     /// The dataset's name.
     pub dataset: String,
-    /// The member that says it.
+    /// The member.
     pub member: &'static str,
-    /// Which of a list's entries.
+    /// The entry, if the member is a list.
     pub item: Option<String>,
-    /// What is wrong, and what may be there.
+    /// What is wrong, and what is expected.
     pub why: String,
 }
 
-/// What a dataset says and its table is not. On one line.
+/// All members of a dataset that don't fit its table. Displayed on one line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 pub struct Faults(pub Vec<Fault>);
 
-impl fmt::Display for Faults {
+impl Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, fault) in self.0.iter().enumerate() {
             write!(f, "{}{fault}", if i == 0 { "" } else { "; " })?;
@@ -34,15 +74,15 @@ impl fmt::Display for Faults {
 /// There is no dataset of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownDataset {
-    /// The end of a sentence that asks whether another one is meant; empty where none is near.
+    /// The end of a sentence that suggests a similar name. Empty if no name is similar.
     pub near: String,
-    /// The names of all.
+    /// The names of all datasets.
     pub names: String,
 }
 
 impl std::error::Error for UnknownDataset {}
 
-impl fmt::Display for UnknownDataset {
+impl Display for UnknownDataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let UnknownDataset { near, names } = self;
         let all = if near.is_empty() { "; there are" } else { " There are" };
@@ -50,7 +90,7 @@ impl fmt::Display for UnknownDataset {
     }
 }
 
-/// A call named no dataset, and none is implied. It has the names of all.
+/// A call names no dataset, and none is implied. Has the names of all datasets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there are several datasets, and none is called {USERS}: name one of {0}")]
 pub struct SeveralDatasets(pub String);

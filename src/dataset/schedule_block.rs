@@ -1,148 +1,81 @@
-//! A `[[schedule]]` of the operator's file, as it is read.
+//! Reads the `[[schedule]]` blocks of the operator's file.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use toml::Spanned;
-
-use crate::dataset::fault::UnknownDataset;
-use crate::dataset::name::{hint, is_name};
+use crate::dataset::block::{Block, File, Names};
+use crate::dataset::listener::Known;
+use crate::dataset::name::hint;
+use pg_rows::encoding::{BadEncoding, Compression, Encoding, Format};
 use crate::job::{ConsumerId, ExportType};
 use crate::schedule::Schedule;
 use crate::schedule::timing::{self, BadTiming, Timing};
-use pg_rows::encoding::{BadEncoding, Compression, Encoding, Format};
 use pg_rows::words::UnknownWord;
 
-/// The members, as they are written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ScheduleBlock {
-    name: Spanned<String>,
-    consumer: Spanned<String>,
-    dataset: Spanned<String>,
-    r#type: Spanned<String>,
-    every: Option<Spanned<String>>,
-    cron: Option<Spanned<String>>,
-    timezone: Option<Spanned<String>>,
-    format: Option<Spanned<String>>,
-    compression: Option<Spanned<String>>,
-    heal: Option<Spanned<bool>>,
-    run_at_start: Option<bool>,
+/// Reads all schedules.
+pub(super) fn read(file: &mut File<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Arc<Schedule>> {
+    let mut schedules = Vec::new();
+    file.each_block("schedule", names, |block| schedules.extend(schedule(block, known).map(Arc::new)));
+    schedules
 }
 
-/// What is wrong, each with its place in the text.
-type Mistakes = Vec<(usize, String)>;
-
-/// The schedules of a file, and all that is wrong with them. `dataset` looks one up by its name.
-pub(super) fn read(
-    blocks: Vec<Spanned<ScheduleBlock>>,
-    dataset: impl Fn(&str) -> Result<(), UnknownDataset>,
-) -> (Vec<Arc<Schedule>>, Mistakes) {
-    let mut schedules = Vec::<Arc<Schedule>>::new();
-    let (mut names, mut mistakes) = (BTreeSet::new(), Vec::new());
-    for block in blocks {
-        let at = block.span().start;
-        let block = block.into_inner();
-        let name = block.name.as_ref().clone();
-        if !names.insert(name.clone()) {
-            mistakes.push((at, format!("schedule {name}: there is a schedule of this name already")));
-            continue;
-        }
-        schedules.extend(block.read(at, &dataset, &mut mistakes).map(Arc::new));
+fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
+    let consumer = block.required("consumer", str::parse::<ConsumerId>);
+    let dataset = block.required("dataset", |name| known.dataset(name));
+    let export_type = block.required("type", str::parse::<ExportType>);
+    let encoding = encoding(block);
+    let timing = timing(block);
+    let heals = block.flag("heal", false);
+    if heals && export_type == Some(ExportType::Full) {
+        block.wrong("heal", "a full export heals the others, and needs it never");
     }
-    (schedules, mistakes)
+    let runs_at_start = block.flag("run_at_start", true);
+    Some(Schedule {
+        name: block.name.clone(),
+        consumer: consumer?,
+        dataset: dataset?,
+        export_type: export_type?,
+        encoding: encoding?,
+        timing: timing?,
+        heals,
+        runs_at_start,
+    })
 }
 
-impl ScheduleBlock {
-    /// The schedule, if nothing is wrong with it; `at` is where its block begins.
-    fn read(
-        self,
-        at: usize,
-        dataset: impl Fn(&str) -> Result<(), UnknownDataset>,
-        mistakes: &mut Mistakes,
-    ) -> Option<Schedule> {
-        let before = mistakes.len();
-        let name = self.name.as_ref().clone();
-        let mut wrong =
-            |at: usize, member: &str, why: String| mistakes.push((at, format!("schedule {name}: {member}: {why}")));
-        if !is_name(&name) {
-            let why = "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected".to_owned();
-            wrong(self.name.span().start, "name", why);
-        }
-        let consumer = self.consumer.as_ref().parse::<ConsumerId>();
-        let consumer = consumer.map_err(|why| wrong(self.consumer.span().start, "consumer", format!("{why}"))).ok();
-        if let Err(unknown) = dataset(self.dataset.as_ref()) {
-            wrong(self.dataset.span().start, "dataset", unknown.to_string());
-        }
-        let mut word =
-            |member: &str, word: &Spanned<String>, why: UnknownWord| wrong(word.span().start, member, why.to_string());
-        let export_type: Option<ExportType> =
-            self.r#type.as_ref().parse().map_err(|why| word("type", &self.r#type, why)).ok();
-        let format = match &self.format {
-            None => Some(Format::Csv),
-            Some(text) => text.as_ref().parse().map_err(|why| word("format", text, why)).ok(),
+fn encoding(block: &mut Block<'_, '_>) -> Option<Encoding> {
+    let format = block.or_default("format", Format::Csv, str::parse);
+    let compression = block.or_default("compression", Compression::None, str::parse);
+    let refused = |why: BadEncoding| {
+        let member = match why {
+            BadEncoding::NotBuilt(_) => "format",
+            BadEncoding::CompressedInside(_) => "compression",
         };
-        let compression = match &self.compression {
-            None => Some(Compression::None),
-            Some(text) => text.as_ref().parse().map_err(|why| word("compression", text, why)).ok(),
-        };
-        let encoding = format.zip(compression).map(|(format, compression)| Encoding::new(format, compression));
-        let encoding = encoding.and_then(|encoding| match encoding {
-            Ok(encoding) => Some(encoding),
-            Err(why) => {
-                let (member, text) = match why {
-                    BadEncoding::NotBuilt(_) => ("format", &self.format),
-                    BadEncoding::CompressedInside(_) => ("compression", &self.compression),
-                };
-                wrong(text.as_ref().map_or(at, |text| text.span().start), member, why.to_string());
-                None
-            }
-        });
-        let timing = self.timing().map_err(|(place, member, why)| wrong(place.unwrap_or(at), member, why)).ok();
-        let heals = self.heal.as_ref().filter(|heal| *heal.as_ref());
-        if let (Some(heal), Some(ExportType::Full)) = (heals, export_type) {
-            wrong(heal.span().start, "heal", "a full export heals the others, and needs it never".to_owned());
-        }
-        if mistakes.len() > before {
-            return None;
-        }
-        Some(Schedule {
-            heals: heals.is_some(),
-            runs_at_start: self.run_at_start.unwrap_or(true),
-            consumer: consumer?,
-            dataset: self.dataset.into_inner(),
-            export_type: export_type?,
-            encoding: encoding?,
-            timing: timing?,
-            name,
-        })
-    }
+        block.wrong(member, why);
+    };
+    Encoding::new(format?, compression?).map_err(refused).ok()
+}
 
-    /// When it runs; else where in the text what is wrong, of which member, and why.
-    fn timing(&self) -> Result<Timing, (Option<usize>, &'static str, String)> {
-        let place = |text: &Spanned<String>| Some(text.span().start);
-        match (&self.every, &self.cron, &self.timezone) {
-            (None, None, _) => Err((None, "every", "either every or cron is expected".to_owned())),
-            (Some(_), Some(cron), _) => Err((place(cron), "cron", "every says already when it runs".to_owned())),
-            (Some(_), None, Some(zone)) => {
-                Err((place(zone), "timezone", "only with cron: every counts from 1970, UTC".to_owned()))
-            }
-            (Some(every), None, None) => {
-                Timing::every(every.as_ref()).map_err(|why| (place(every), "every", why.to_string()))
-            }
-            (None, Some(cron), zone) => {
-                let name = zone.as_ref().map_or(timing::UTC, |zone| zone.as_ref().as_str());
-                Timing::cron(cron.as_ref(), name).map_err(|why| match why {
-                    BadTiming::Zone => {
-                        let near = hint(name, timing::zones());
-                        (zone.as_ref().and_then(place), "timezone", format!("{why}{near}"))
-                    }
-                    _ => (place(cron), "cron", why.to_string()),
-                })
+/// Reads when a schedule runs: `every`, or `cron` with its `timezone`.
+fn timing(block: &mut Block<'_, '_>) -> Option<Timing> {
+    let (every, cron, zone) = (block.text("every"), block.text("cron"), block.text("timezone"));
+    let (member, why) = match (every, cron, zone) {
+        (None, None, _) => ("every", "either every or cron is expected".to_owned()),
+        (Some(_), Some(_), _) => ("cron", "every says already when it runs".to_owned()),
+        (Some(_), None, Some(_)) => ("timezone", "only with cron: every counts from 1970, UTC".to_owned()),
+        (Some(every), None, None) => match Timing::every(&every) {
+            Ok(timing) => return Some(timing),
+            Err(why) => ("every", why.to_string()),
+        },
+        (None, Some(cron), zone) => {
+            let zone = zone.as_deref().unwrap_or(timing::UTC);
+            match Timing::cron(&cron, zone) {
+                Ok(timing) => return Some(timing),
+                Err(why @ BadTiming::Zone) => ("timezone", format!("{why}{}", hint(zone, timing::zones()))),
+                Err(why) => ("cron", why.to_string()),
             }
         }
-    }
+    };
+    block.wrong(member, why);
+    None
 }
 
 #[cfg(test)]

@@ -1,82 +1,38 @@
-//! A `[[webhook]]` of the operator's file, as it is read.
+//! Reads the `[[webhook]]` blocks of the operator's file.
 
 use std::net::Ipv4Addr;
 
-use serde::Deserialize;
-use toml::Spanned;
 use url::{Host, Url};
 
-use crate::dataset::listener_block::{self, Known, List, Mistakes};
-use crate::dataset::name::is_name;
+use crate::dataset::block::{Block, File, Names};
+use crate::dataset::listener::{Known, listener};
+use crate::event::Webhook;
 use crate::event::address::refusal;
-use crate::event::{Listener, Webhook};
 
-/// The members, as they are written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct WebhookBlock {
-    name: Spanned<String>,
-    url: Spanned<String>,
-    secret_env: Spanned<String>,
-    events: Option<List>,
-    datasets: Option<List>,
-    consumers: Option<List>,
-    #[serde(default)]
-    allow_http: bool,
-    #[serde(default)]
-    allow_private: bool,
+/// Reads all webhooks. `names` are those of the receivers so far.
+pub(super) fn read(file: &mut File<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Webhook> {
+    let mut webhooks = Vec::new();
+    file.each_block("webhook", names, |block| webhooks.extend(webhook(block, known)));
+    webhooks
 }
 
-/// The webhooks of a file, and all that is wrong with them.
-pub(super) fn read(blocks: Vec<Spanned<WebhookBlock>>, known: &Known<'_>) -> (Vec<Webhook>, Mistakes) {
-    let (mut webhooks, mut mistakes) = (Vec::<Webhook>::new(), Vec::new());
-    for block in blocks {
-        let (at, block) = (block.span().start, block.into_inner());
-        if webhooks.iter().any(|other| other.listener.name == *block.name.as_ref()) {
-            mistakes.push((at, format!("webhook {}: there is a webhook of this name already", block.name.as_ref())));
-            continue;
-        }
-        webhooks.push(block.read(known, &mut mistakes));
-    }
-    (webhooks, mistakes)
+fn webhook(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Webhook> {
+    let (allows_http, allows_private) = (block.flag("allow_http", false), block.flag("allow_private", false));
+    let url = block.required("url", |url| read_url(url, allows_http, allows_private));
+    let secret_env = block.required("secret_env", |name| known.secret_variable(name, "the secret"));
+    let listener = listener(block, known);
+    Some(Webhook { listener, url: url?, secret_env: secret_env?, allows_private })
 }
 
-impl WebhookBlock {
-    fn read(self, known: &Known<'_>, mistakes: &mut Mistakes) -> Webhook {
-        let name = self.name.as_ref().clone();
-        let mut wrong = |at: usize, member: &str, why: &str| {
-            mistakes.push((at, format!("webhook {name}: {member}: {why}")));
-        };
-        if !is_name(&name) {
-            let why = "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected";
-            wrong(self.name.span().start, "name", why);
-        }
-        let url = read_url(self.url.as_ref(), self.allow_http, self.allow_private).unwrap_or_else(|why| {
-            wrong(self.url.span().start, "url", &why);
-            String::new()
-        });
-        listener_block::check_variable("secret_env", &self.secret_env, "the secret", known, &mut wrong);
-        let events = listener_block::events(self.events.as_ref(), &mut wrong);
-        let datasets = listener_block::datasets(self.datasets, known, &mut wrong);
-        let consumers = listener_block::consumers(self.consumers.as_ref(), &mut wrong);
-        Webhook {
-            listener: Listener { name, events, datasets, consumers },
-            url,
-            secret_env: self.secret_env.into_inner(),
-            allows_private: self.allow_private,
-        }
-    }
-}
-
-/// An address that events may be posted to, as a browser would write it: whoever posts there doesn't read it in another way. No message quotes
-/// it, since it may have a token in its path.
+/// Reads an address that events may be posted to, and returns it as a browser would write it, so that every HTTP client reads it the
+/// same way. No message quotes the address, since it may have a token in its path.
 fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<String, String> {
-    // The parser would leave them out.
+    // The parser would leave such characters out.
     if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
         return Err("it has a space or a control character".to_owned());
     }
     let expected = || "an address such as https://example.com/hooks/cdc is expected".to_owned();
-    // Of one slash or three, or one that leans back, the parser would make two, and a host of what follows.
+    // The parser would turn one slash, three slashes or a backslash into two slashes, and take what follows for a host.
     let is_plain = text.split_once("://").is_some_and(|(_, rest)| !rest.starts_with('/')) && !text.contains('\\');
     let url = Url::parse(text).ok().filter(|_| is_plain).ok_or_else(expected)?;
     match url.scheme() {
@@ -98,7 +54,7 @@ fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<Strin
     if url.host_str().is_none_or(str::is_empty) || url.port() == Some(0) {
         return Err("a host is expected".to_owned());
     }
-    // Of a name that is found out when it is looked up.
+    // A host name is checked when it is looked up.
     let address = match url.host() {
         Some(Host::Ipv4(v4)) => Some(v4.into()),
         Some(Host::Ipv6(v6)) => Some(v6.into()),

@@ -1,0 +1,304 @@
+//! Reads the blocks of the operator's file: `[[dataset]]`, `[[webhook]]` and so on.
+//!
+//! A module that reads one kind of block asks a [`Block`] for each member by name and says what to do with its text. The block finds
+//! members of another type, members that are missing, and members that nobody asked for. Each fault is recorded with its line, and
+//! reading goes on. So the operator sees every fault of the file at once.
+//!
+//! Knows no kind of block.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue, ValueDeserializer};
+
+use crate::dataset::fault::{Fault, Mistake, Mistakes};
+use crate::dataset::name::{hint, is_name};
+
+/// The kind of block whose faults begin with its name alone.
+pub(super) const DATASET: &str = "dataset";
+
+/// The operator's file, and the faults that were found in it so far.
+pub(super) struct File<'t> {
+    text: &'t str,
+    table: DeTable<'t>,
+    mistakes: Vec<Mistake>,
+}
+
+impl<'t> File<'t> {
+    /// Parses a TOML text.
+    ///
+    /// # Errors
+    /// With the first place that is no TOML.
+    pub(super) fn parse(text: &'t str) -> Result<File<'t>, Mistakes> {
+        match DeTable::parse(text) {
+            Ok(table) => Ok(File { text, table: table.into_inner(), mistakes: Vec::new() }),
+            Err(error) => {
+                let at = error.span().map_or(0, |span| span.start);
+                Err(Mistakes(vec![Mistake::at(text, at, error.message())]))
+            }
+        }
+    }
+
+    /// Refuses every kind of block that is not one of these.
+    pub(super) fn refuse_other_kinds(&mut self, kinds: &[&'static str]) {
+        self.mistakes.extend(unknown_members(self.text, &self.table, kinds));
+    }
+
+    /// Calls `read` with each block of a kind, in the order of the file. A block whose name another block of `names` has is refused
+    /// without being read.
+    pub(super) fn each_block(
+        &mut self,
+        kind: &'static str,
+        names: &mut Names,
+        mut read: impl FnMut(&mut Block<'_, 't>),
+    ) {
+        let Some(value) = self.table.get(kind) else { return };
+        let Some(tables) = tables(value) else {
+            let why = format!("[{kind}] is one of several: write [[{kind}]]");
+            self.mistakes.push(Mistake::at(self.text, value.span().start, why));
+            return;
+        };
+        for (start, members) in tables {
+            let mut block = Block::new(self.text, kind, start, members);
+            block.read_name();
+            match names.take(&block.name, kind) {
+                Err(why) => block.refuse(why),
+                Ok(()) => {
+                    read(&mut block);
+                    block.shape_faults.extend(unknown_members(self.text, members, &block.known));
+                }
+            }
+            self.mistakes.append(&mut block.shape_faults);
+            self.mistakes.append(&mut block.faults);
+        }
+    }
+
+    /// Refuses the whole file, if nothing else is wrong with it so far.
+    pub(super) fn refuse_if_sound(&mut self, why: &str) {
+        if self.mistakes.is_empty() {
+            self.mistakes.push(Mistake::without_line(why));
+        }
+    }
+
+    /// Everything that is wrong with the file.
+    pub(super) fn into_mistakes(self) -> Vec<Mistake> {
+        self.mistakes
+    }
+
+    /// A dataset's fault, with the line of the entry that it is about, else of the member, else of the dataset.
+    pub(super) fn located(&self, fault: &Fault) -> Option<Mistake> {
+        let tables = tables(self.table.get(DATASET)?)?;
+        let is_it = |members: &DeTable<'_>| members.get("name")?.as_ref().as_str().map(|name| name == fault.dataset);
+        let (start, members) = tables.into_iter().find(|(_, members)| is_it(members) == Some(true))?;
+        let block = Block::new(self.text, DATASET, start, members);
+        Some(Mistake::at(self.text, block.start_of(fault.member, fault.item.as_deref()), fault.to_string()))
+    }
+}
+
+/// The tables of an array, and where each begins. `None` if the value is no array of tables.
+fn tables<'a, 't>(value: &'a Spanned<DeValue<'t>>) -> Option<Vec<(usize, &'a DeTable<'t>)>> {
+    let array = value.as_ref().as_array()?;
+    array.iter().map(|entry| Some((entry.span().start, entry.as_ref().as_table()?))).collect()
+}
+
+/// The names that blocks have so far, in the order of the file, each with the kind of its block. No two blocks share a name.
+#[derive(Default)]
+pub(super) struct Names(Vec<(String, &'static str)>);
+
+impl Names {
+    /// The names alone.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    fn take(&mut self, name: &str, kind: &'static str) -> Result<(), String> {
+        if let Some((_, other)) = self.0.iter().find(|(taken, _)| taken == name) {
+            let article = if other.starts_with('a') { "an" } else { "a" };
+            return Err(format!("there is {article} {other} of this name already"));
+        }
+        // A block without a name is refused for that.
+        if !name.is_empty() {
+            self.0.push((name.to_owned(), kind));
+        }
+        Ok(())
+    }
+}
+
+/// One block, while it is read. The reader asks for every member before it returns: a member that nobody asked for is unknown.
+pub(super) struct Block<'a, 't> {
+    /// The block's name. Empty if the block says none.
+    pub(super) name: String,
+    text: &'t str,
+    kind: &'static str,
+    start: usize,
+    members: &'a DeTable<'t>,
+    known: Vec<&'static str>,
+    /// Unknown members, and members of another type. Listed first, since other faults may follow from them.
+    shape_faults: Vec<Mistake>,
+    faults: Vec<Mistake>,
+}
+
+impl<'a, 't> Block<'a, 't> {
+    /// A block of which nothing has been read.
+    fn new(text: &'t str, kind: &'static str, start: usize, members: &'a DeTable<'t>) -> Block<'a, 't> {
+        let (name, known, shape_faults, faults) = (String::new(), Vec::new(), Vec::new(), Vec::new());
+        Block { name, text, kind, start, members, known, shape_faults, faults }
+    }
+
+    fn read_name(&mut self) {
+        let Some(name) = self.required("name", str::parse::<String>) else { return };
+        self.name = name;
+        if !is_name(&self.name) {
+            self.wrong("name", "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected");
+        }
+    }
+
+    /// Returns true if the block has this member.
+    pub(super) fn has(&self, member: &str) -> bool {
+        self.members.contains_key(member)
+    }
+
+    /// Reads a member that has to be there. Returns `None` if it is missing or wrong.
+    pub(super) fn required<T, E: Display>(
+        &mut self,
+        member: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        if !self.has(member) {
+            let why = format!("{}: missing field `{member}`", self.kind);
+            self.faults.push(Mistake::at(self.text, self.start, why));
+        }
+        self.optional(member, parse)
+    }
+
+    /// Reads a member. Returns `None` if it isn't there or is wrong.
+    pub(super) fn optional<T, E: Display>(
+        &mut self,
+        member: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let text: String = self.value(member)?;
+        parse(&text).map_err(|why| self.wrong(member, why)).ok()
+    }
+
+    /// Reads a member that has a default. Returns `None` if it is wrong.
+    pub(super) fn or_default<T, E: Display>(
+        &mut self,
+        member: &'static str,
+        default: T,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let found = self.optional(member, parse);
+        if self.has(member) { found } else { Some(default) }
+    }
+
+    /// Reads a member that is any text.
+    pub(super) fn text(&mut self, member: &'static str) -> Option<String> {
+        self.optional(member, str::parse::<String>)
+    }
+
+    /// Reads a member that is one of two words, and returns true if it is the second one.
+    pub(super) fn is_second(&mut self, member: &'static str, [first, second]: [&str; 2]) -> bool {
+        let parse = |word: &str| match word {
+            word if word == first => Ok(false),
+            word if word == second => Ok(true),
+            other => Err(format!("`{other}` is neither {first} nor {second}")),
+        };
+        self.optional(member, parse).unwrap_or(false)
+    }
+
+    /// Reads a boolean member.
+    pub(super) fn flag(&mut self, member: &'static str, default: bool) -> bool {
+        self.value(member).unwrap_or(default)
+    }
+
+    /// Reads a member that is a number of a range.
+    pub(super) fn number(&mut self, member: &'static str, range: &RangeInclusive<u64>) -> Option<u64> {
+        let number = self.value(member)?;
+        if !range.contains(&number) {
+            self.wrong(member, format!("a number from {} to {} is expected", range.start(), range.end()));
+        }
+        Some(number)
+    }
+
+    /// Reads a list of texts. Returns the entries that are right, and `None` if the member isn't there.
+    pub(super) fn list<T, E: Display>(
+        &mut self,
+        member: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Option<Vec<T>> {
+        let entries: Vec<Spanned<String>> = self.value(member)?;
+        if entries.is_empty() {
+            self.wrong(member, "an empty list: leave it out");
+        }
+        let mut values = Vec::new();
+        for entry in entries {
+            match parse(entry.as_ref()) {
+                Ok(value) => values.push(value),
+                Err(why) => self.wrong_at(entry.span().start, member, why),
+            }
+        }
+        Some(values)
+    }
+
+    /// Records that a member is wrong: at its line, or at the block's line if the block doesn't have it.
+    pub(super) fn wrong(&mut self, member: &str, why: impl Display) {
+        self.wrong_at(self.start_of(member, None), member, why);
+    }
+
+    /// Records that the block as a whole is wrong.
+    pub(super) fn refuse(&mut self, why: impl Display) {
+        let why = format!("{}: {why}", self.label());
+        self.faults.push(Mistake::at(self.text, self.start, why));
+    }
+
+    fn wrong_at(&mut self, at: usize, member: &str, why: impl Display) {
+        let why = format!("{}: {member}: {why}", self.label());
+        self.faults.push(Mistake::at(self.text, at, why));
+    }
+
+    /// What messages call the block.
+    fn label(&self) -> String {
+        match (self.kind, self.name.as_str()) {
+            (kind, "") => kind.to_owned(),
+            (DATASET, name) => name.to_owned(),
+            (kind, name) => format!("{kind} {name}"),
+        }
+    }
+
+    fn value<T: DeserializeOwned>(&mut self, member: &'static str) -> Option<T> {
+        self.known.push(member);
+        let value = self.members.get(member)?;
+        match T::deserialize(ValueDeserializer::from(value.clone())) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let at = error.span().unwrap_or_else(|| value.span()).start;
+                let why = format!("{}.{member}: {}", self.kind, error.message());
+                self.shape_faults.push(Mistake::at(self.text, at, why));
+                None
+            }
+        }
+    }
+
+    /// Where an entry of a member begins, else the member's value, else the block.
+    fn start_of(&self, member: &str, entry: Option<&str>) -> usize {
+        let Some(value) = self.members.get(member) else { return self.start };
+        let mut entries = value.as_ref().as_array().into_iter().flatten();
+        let found = entries.find(|found| entry.is_some() && found.as_ref().as_str() == entry);
+        found.unwrap_or(value).span().start
+    }
+}
+
+/// A fault for each member of a table that is not a known one.
+fn unknown_members(text: &str, table: &DeTable<'_>, known: &[&'static str]) -> Vec<Mistake> {
+    let all = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let unknown = table.keys().filter(|key| known.iter().all(|name| name != key.as_ref()));
+    let mistake = |key: &Spanned<DeString<'_>>| {
+        let near = hint(key.as_ref(), known.iter().copied());
+        let why = format!("unknown field `{}`, expected one of {all}{near}", key.as_ref());
+        Mistake::at(text, key.span().start, why)
+    };
+    unknown.map(mistake).collect()
+}

@@ -1,0 +1,53 @@
+//! The members that blocks of receivers share: which events a receiver gets, and the variable that has its secret.
+
+use crate::dataset::block::{Block, Names};
+use crate::dataset::fault::UnknownDataset;
+use crate::dataset::name::hint;
+use crate::event::{self, Listener};
+use crate::job::{ConsumerId, Status};
+
+/// Names outside of a block that its members may or may not be.
+pub(super) struct Known<'a> {
+    /// The names of the file's datasets.
+    pub(super) datasets: &'a Names,
+    /// Returns true if a variable of the environment is one of the service's own.
+    pub(super) is_setting: &'a dyn Fn(&str) -> bool,
+}
+
+impl Known<'_> {
+    /// Takes the name of a dataset of the file.
+    pub(super) fn dataset(&self, name: &str) -> Result<String, UnknownDataset> {
+        if self.datasets.iter().any(|dataset| dataset == name) {
+            return Ok(name.to_owned());
+        }
+        let names = self.datasets.iter().collect::<Vec<_>>().join(", ");
+        Err(UnknownDataset { near: hint(name, self.datasets.iter()), names })
+    }
+
+    /// Takes the name of a variable that has a secret. No message quotes a text that may be the secret itself.
+    pub(super) fn secret_variable(&self, name: &str, secret: &str) -> Result<String, String> {
+        let is_begun = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        if !is_begun || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return Err(format!("the name of a variable is expected, not {secret}"));
+        }
+        if (self.is_setting)(name) {
+            return Err(format!("{name} is a setting of the service: a variable of its own is expected"));
+        }
+        Ok(name.to_owned())
+    }
+}
+
+/// Reads which events a receiver gets. Without a list it gets all of them.
+pub(super) fn listener(block: &mut Block<'_, '_>, known: &Known<'_>) -> Listener {
+    let ends = || Status::ALL.iter().copied().filter(|status| status.is_terminal());
+    let end = |name: &str| {
+        let names = || ends().map(event::event_name).collect::<Vec<_>>().join(", ");
+        event::named_end(name).ok_or_else(|| format!("`{name}` is none of {}", names()))
+    };
+    Listener {
+        name: block.name.clone(),
+        events: block.list("events", end).unwrap_or_else(|| ends().collect()),
+        datasets: block.list("datasets", |name| known.dataset(name)),
+        consumers: block.list("consumers", str::parse::<ConsumerId>),
+    }
+}
