@@ -11,7 +11,7 @@ pub mod fault;
 mod listener;
 pub mod name;
 mod schedule_block;
-pub mod signature;
+mod signature;
 mod table_name;
 mod webhook_block;
 

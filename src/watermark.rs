@@ -96,7 +96,7 @@ pub struct Fingerprint {
     pub partitions_hash: Option<String>,
     /// What else the guard compares.
     pub guard_memory: GuardMemory,
-    /// What the catalog says of its rows, in the form that is saved.
+    /// The text of [`Dataset::definition`](crate::dataset::Dataset::definition).
     pub definition: String,
     /// The types of its columns that matter, by their names.
     pub types: BTreeMap<String, String>,

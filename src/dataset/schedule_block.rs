@@ -5,11 +5,10 @@ use std::sync::Arc;
 use crate::dataset::block::{Block, File, Names};
 use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
-use pg_rows::encoding::{BadEncoding, Compression, Encoding, Format};
 use crate::job::{ConsumerId, ExportType};
 use crate::schedule::Schedule;
 use crate::schedule::timing::{self, BadTiming, Timing};
-use pg_rows::words::UnknownWord;
+use pg_rows::encoding::{BadEncoding, Compression, Encoding, Format};
 
 /// Reads all schedules.
 pub(super) fn read(file: &mut File<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Arc<Schedule>> {

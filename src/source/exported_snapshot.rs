@@ -117,7 +117,7 @@ impl ExportedSnapshot {
                where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
                  and a.backend_type <> 'autovacuum worker'
                  and a.application_name is distinct from current_setting('application_name')) writers
-             cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types, $10::jsonb as seen) wanted
+             cross join (select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types, $10::jsonb as seen) wanted
              cross join (select $2::text as consumer_id, $3::text as dataset) lane
              left join exports j on j.id = $7
              -- What the caller had loaded last was looked at when it asked, unless that was before the database was put back.
@@ -134,7 +134,7 @@ impl ExportedSnapshot {
         .bind(consumer.map(|consumer| consumer.as_str()))
         .bind(&dataset.name)
         .bind(dataset.capture == Capture::Triggers)
-        .bind(dataset.definition().forms())
+        .bind(dataset.definition())
         .bind(Json(&schema.types))
         .bind(job.map(JobId::as_uuid))
         .bind(marker.map(|marker| marker.job.as_uuid()))
@@ -223,7 +223,7 @@ impl ExportedSnapshot {
                 table_oid: self.table_oid.0,
                 relfilenode: self.relfilenode.map(|oid| oid.0),
                 columns_hash: self.columns_hash,
-                definition: dataset.definition().newest().to_owned(),
+                definition: dataset.definition(),
                 types: schema.types.clone(),
                 triggers_hash: self.triggers_hash,
                 partitions_hash: self.partitions_hash,

@@ -68,8 +68,7 @@ macro_rules! continuity {
            when w.consumer_id is null and not witness.denies then 'first'
            when w.file_lost then 'file_lost'
            when witness.denies then 'database_restored'
-           -- In whatever form of those there are it was saved.
-           when w.definition_hash <> all (array(select md5(form) from unnest(wanted.definition) as form)) then 'dataset_changed'
+           when w.definition_hash <> md5(wanted.definition) then 'dataset_changed'
            when w.seen ->> 'filter' <> wanted.seen ->> 'filter' then 'dataset_changed'
            -- A copy of a database has its tables' oids, and its cluster's identifier where that is the same. Another timeline is
            -- a failover or a recovery, which has lost nothing where the lane's marker says so.

@@ -52,7 +52,7 @@ impl Source {
             .bind(ids)
             .bind(relation(&schema.table))
             .bind(dataset.capture == Capture::Triggers)
-            .bind(dataset.definition().forms())
+            .bind(dataset.definition())
             .bind(Json(&schema.types))
             .bind(changes as i64)
             .bind(COUNTED_ROWS as i64 + 1)
@@ -170,7 +170,7 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
            cross join lateral (select k.job, k.sha256, false as is_asked) m
            cross join lateral {witness} witness
            cross join t cross join here cross join pg_control_system() c
-           cross join (select $4::boolean as by_triggers, $5::text[] as definition, $6::jsonb as types, $11::jsonb as seen) wanted
+           cross join (select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types, $11::jsonb as seen) wanted
            left join watermarks w on w.consumer_id = k.consumer_id and w.dataset = $1),
          {by_log},
          {by_time},

@@ -3,7 +3,6 @@
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use crate::dataset::signature::Signature;
 use crate::file::{Exported, FileLocation, Part, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::{JobId, SnapshotReport};
@@ -23,7 +22,7 @@ pub struct CommitInput {
     /// What the snapshot showed beside the position.
     pub report: SnapshotReport,
     /// Names and types of the file's columns, for comparison with the lane's next export.
-    pub signature: Signature,
+    pub signature: String,
     /// The file's columns and the key, as they are saved with the job.
     pub columns: FileColumns,
     /// The export that the destination's marker of the lane named.
@@ -95,10 +94,10 @@ async fn commit_once(
              rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
              watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
              continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
-             columns_hash = md5(($17::text[])[1]), key_only_deletes = $18, marker_seen = $19, file_columns = $21, quiet_deletes = $22,
+             columns_hash = md5($17), key_only_deletes = $18, marker_seen = $19, file_columns = $21, quiet_deletes = $22,
              parts = nullif($23, 1),
              schema_changed = (
-               select l.columns_hash <> all (array(select md5(form) from unnest($17::text[]) as form)) from exports l
+               select l.columns_hash <> md5($17) from exports l
                where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
                  and l.status = 'completed'
                order by l.lane_seq desc limit 1)
@@ -129,7 +128,7 @@ async fn commit_once(
     .bind(report.open_transactions.map(|n| n as i32))
     .bind(report.oldest_transaction_seconds)
     .bind(report.table_rewritten)
-    .bind(signature.forms())
+    .bind(signature)
     .bind(exported.key_only_deletes as i64)
     .bind(marker.map(JobId::as_uuid))
     .bind(places)

@@ -202,8 +202,8 @@ fn every_type_of_a_column_has_its_form_in_each_format() {
 /// The physical and the logical type of a kind of column, as Parquet's own printer names them.
 #[cfg(feature = "parquet")]
 fn in_parquet(kind: ColumnType) -> Vec<String> {
-    use pg_rows::column::Column;
     use parquet::file::reader::{FileReader, SerializedFileReader};
+    use pg_rows::column::Column;
     use pg_rows::encoding::Format;
 
     let file = crate::types::file_of(Format::Parquet, vec![Column::new("v", kind)], &[]);
