@@ -1,4 +1,4 @@
-//! All settings, read once from the environment into a struct for each module. Nothing else reads the environment.
+//! Settings of all modules, read once from the environment into a struct for each. No other module reads the environment.
 //!
 //! Every variable is in `.env.example`. A value that can't be used stops the start with one line that names the variable.
 
@@ -23,8 +23,8 @@ use crate::config::variables::{Variables, bad};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Mistakes;
-use crate::embedded::mirror::{Checksum, Mirror, NotAChecksum, NotAMirror};
-use crate::http::{self, Access, LocalHosts, NotAHost, NotARate, NotAnOrigin, Origins};
+use crate::embedded::mirror::{Checksum, Mirror, NotAMirror};
+use crate::http::{self, Access, LocalHosts, NotARate, Origins};
 use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::service::Downloads;
@@ -45,7 +45,7 @@ pub enum Error {
         /// What is wrong with it, and what may be there.
         why: String,
     },
-    /// A catalog that is wrong, by itself or beside its tables: a line for each mistake.
+    /// A catalog that can't be read, or that doesn't fit its tables: a line for each mistake.
     #[error("{}", a_line_each(.file, .mistakes))]
     Catalog {
         /// The catalog's file.
@@ -63,17 +63,17 @@ pub enum Error {
 pub struct Config {
     /// The database to use; `None`: a private one.
     pub database: Option<Database>,
-    /// The file whose authorities alone may vouch for the database's server; `None`: no file is named.
+    /// The file of the only certificate authorities that the database's server may be signed by. `None`: no file is named.
     pub authorities: Option<PathBuf>,
     /// The private server.
     pub embedded: embedded::Settings,
-    /// What may be exported.
+    /// The datasets, and the other blocks of the operator's file.
     pub catalog: Arc<Catalog>,
-    /// What the catalog names and the environment has.
+    /// The secrets and addresses that the catalog names variables for.
     pub secrets: Secrets,
-    /// The catalog's file; `None`: there is the demo's dataset alone.
+    /// The operator's file. `None`: the catalog is the demo's.
     pub catalog_file: Option<PathBuf>,
-    /// Where the exports' files go.
+    /// The destination of files.
     pub output: sink::Settings,
     /// How many users an empty demo table is filled with.
     pub seed_rows: u64,
@@ -83,11 +83,11 @@ pub struct Config {
     pub api_connections: u32,
     /// The port on which a process without the API serves its metrics; `None`: none.
     pub metrics_port: Option<u16>,
-    /// How long exports that run have to end after a signal.
+    /// How long running exports may go on after a signal to stop.
     pub drain: Duration,
-    /// The exports.
+    /// The workers, which run exports.
     pub worker: worker::Settings,
-    /// What is done whosever job it was.
+    /// The periodic tasks of any process that runs exports.
     pub maintenance: maintenance::Settings,
     /// How many connections read a large table for a full export.
     pub readers: u32,
@@ -97,7 +97,7 @@ pub struct Config {
     pub downloads: Downloads,
     /// The logs.
     pub telemetry: crate::telemetry::Settings,
-    /// Where spans go; `None`: nowhere.
+    /// Where spans are sent. `None`: no spans are made.
     pub spans: Option<spans::Settings>,
     /// Faults for tests.
     #[cfg(debug_assertions)]
@@ -105,7 +105,7 @@ pub struct Config {
 }
 
 impl Error {
-    /// HOST is an address that this machine doesn't have.
+    /// `HOST` is an address that this machine doesn't have.
     pub fn no_such_host(host: IpAddr) -> Error {
         bad(
             "HOST",
@@ -143,14 +143,14 @@ impl Error {
     }
 }
 
-/// Whether a command reads the file of `DATASETS`.
+/// How a command uses the file of `DATASETS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CatalogFile {
     /// The file is read, and has to be right.
     Read,
-    /// The command doesn't need it: the file may be wrong, or be missing.
+    /// The file isn't read: it may be wrong or missing.
     Unread,
-    /// The command reads it by itself: the file may not be there yet.
+    /// The command reads the file by itself: the file may not exist yet.
     Named,
 }
 
@@ -171,12 +171,6 @@ impl Config {
         let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
         let catalog_file = vars.get("DATASETS").map(PathBuf::from);
         let lease = Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?);
-        let checksum: Option<Checksum> = match vars.get("PG_DOWNLOAD_SHA256") {
-            None => None,
-            Some(text) => Some(
-                text.parse().map_err(|why: NotAChecksum| bad("PG_DOWNLOAD_SHA256", format!("`{text}` is {why}")))?,
-            ),
-        };
         let host: IpAddr = match vars.get("HOST") {
             Some("localhost") => IpAddr::from([127, 0, 0, 1]),
             _ => vars.parsed(
@@ -194,18 +188,7 @@ impl Config {
             Some("local") => Some(Access::LocalCallers),
             Some(other) => return Err(bad("AUTH", format!("`{other}` is none of keys, local and none"))),
         };
-        let local_hosts = match vars.get("LOCAL_HOSTS") {
-            None => LocalHosts::default(),
-            Some(list) => list.parse().map_err(|why: NotAHost| bad("LOCAL_HOSTS", why.to_string()))?,
-        };
-        let rate = match vars.get("RATE_LIMIT") {
-            None => None,
-            Some(text) => Some(text.parse().map_err(|why: NotARate| bad("RATE_LIMIT", format!("`{text}` is {why}")))?),
-        };
-        let origins = match vars.get("CORS_ORIGINS") {
-            None => Origins::default(),
-            Some(list) => list.parse().map_err(|why: NotAnOrigin| bad("CORS_ORIGINS", why.to_string()))?,
-        };
+        let rate = |text: &str| text.parse().map_err(|why: NotARate| format!("`{text}` is {why}"));
         let output = output::read(&vars)?;
         let publisher = output::publisher(&vars, &output)?;
         let catalog = match &catalog_file {
@@ -218,18 +201,7 @@ impl Config {
                 data_dir_is_default: data_dir.is_none(),
                 data_dir: data_dir.unwrap_or_else(|| "./data".into()),
                 bin_dir: vars.get("PG_BIN_DIR").map(PathBuf::from),
-                download: match vars.get("PG_DOWNLOAD") {
-                    None => Some(Mirror::default()),
-                    Some("off") => None,
-                    // The error doesn't quote the value, which may hold a password.
-                    Some(url) => Some(url.parse().map_err(|why: NotAMirror| {
-                        bad("PG_DOWNLOAD", format!("neither off nor the address of a mirror: {why}"))
-                    })?),
-                }
-                .map(|mirror| match checksum {
-                    None => mirror,
-                    Some(checksum) => mirror.with_checksum(checksum),
-                }),
+                download: mirror(&vars)?,
                 search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),
                 runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
             },
@@ -245,14 +217,11 @@ impl Config {
                 host,
                 port: vars.number("PORT", 8080, 0..=65535)? as u16,
                 access,
-                local_hosts,
-                rate,
-                origins,
+                local_hosts: vars.optional("LOCAL_HOSTS", str::parse::<LocalHosts>)?.unwrap_or_default(),
+                rate: vars.optional("RATE_LIMIT", rate)?,
+                origins: vars.optional("CORS_ORIGINS", str::parse::<Origins>)?.unwrap_or_default(),
             },
-            metrics_port: match vars.get("METRICS_PORT") {
-                None => None,
-                Some(_) => Some(vars.number("METRICS_PORT", 0, 0..=65535)? as u16),
-            },
+            metrics_port: vars.optional_number("METRICS_PORT", 0..=65535)?.map(|port| port as u16),
             api_connections: vars.number("API_CONNECTIONS", 10, 1..=1000)? as u32,
             drain: Duration::from_secs(vars.number("DRAIN_SECONDS", 0, 0..=86_400)?),
             worker: worker::Settings {
@@ -260,10 +229,7 @@ impl Config {
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
                 lease,
                 cell_max: CellMax(vars.bytes("CELL_MAX_BYTES", 64 << 20, 1 << 10..=1 << 30)?),
-                compression_level: match vars.get("COMPRESSION_LEVEL") {
-                    None => None,
-                    Some(_) => Some(vars.number("COMPRESSION_LEVEL", 1, 1..=19)? as u8),
-                },
+                compression_level: vars.optional_number("COMPRESSION_LEVEL", 1..=19)?.map(|level| level as u8),
             },
             maintenance: maintenance::Settings {
                 publisher,
@@ -290,6 +256,25 @@ impl Config {
     }
 }
 
+/// Reads where the private server's programs are downloaded. `None`: nowhere.
+fn mirror(vars: &Variables) -> Result<Option<Mirror>, Error> {
+    let checksum = |text: &str| text.parse::<Checksum>().map_err(|why| format!("`{text}` is {why}"));
+    let checksum = vars.optional("PG_DOWNLOAD_SHA256", checksum)?;
+    let mirror = match vars.get("PG_DOWNLOAD") {
+        None => Mirror::default(),
+        Some("off") => return Ok(None),
+        // The message doesn't quote the value, which may hold a password.
+        Some(url) => url
+            .parse()
+            .map_err(|why: NotAMirror| bad("PG_DOWNLOAD", format!("neither off nor the address of a mirror: {why}")))?,
+    };
+    Ok(Some(match checksum {
+        None => mirror,
+        Some(checksum) => mirror.with_checksum(checksum),
+    }))
+}
+
+/// The mistakes of a catalog, a line for each, with the name of its file.
 fn a_line_each(file: &str, mistakes: &Mistakes) -> String {
     let lines: Vec<_> = mistakes.to_string().lines().map(|mistake| format!("DATASETS: {file}: {mistake}")).collect();
     lines.join("\n")

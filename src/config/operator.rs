@@ -1,25 +1,28 @@
-//! The operator's file, and the secrets that it names.
+//! The operator's file, and the variables that it names for secrets.
 
+use std::fmt::Display;
 use std::path::Path;
+use std::str::FromStr;
 
 #[cfg(feature = "amqp")]
 use crate::amqp::AddressedBroker;
 #[cfg(feature = "amqp")]
-use crate::amqp::address::{Address, NoAddress};
+use crate::amqp::address::Address;
+#[cfg(feature = "amqp")]
+use crate::broker::Broker;
 use crate::config::Error;
 use crate::config::variables::{Variables, bad, is_setting};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Mistakes;
 use crate::webhook::Receiver;
-use crate::webhook::signature::NoSecrets;
 
 impl Error {
-    /// What is wrong with the catalog in this file.
+    /// The catalog in this file is wrong.
     pub fn catalog(file: &Path, mistakes: Mistakes) -> Error {
         Error::Catalog { file: file.display().to_string(), mistakes }
     }
 
-    /// What the catalog's file names is not in the environment.
+    /// Variables that the catalog's file names are unset or wrong.
     pub fn no_secrets(file: &Path, missing: &[String]) -> Error {
         bad("DATASETS", format!("{}: {}", file.display(), missing.join("; ")))
     }
@@ -37,79 +40,81 @@ impl Error {
     }
 }
 
-/// The catalog in this file.
+/// Reads the catalog in this file.
 pub(super) fn read_catalog(file: &Path) -> Result<Catalog, Error> {
     let text = std::fs::read_to_string(file).map_err(|why| Error::unreadable_catalog(file, &why))?;
     Catalog::from_toml_beside(&text, is_setting).map_err(|mistakes| Error::catalog(file, mistakes))
 }
 
-/// What a catalog names and the environment has: secrets, and addresses with passwords.
+/// The secrets of receivers and the addresses of brokers, out of the variables that a catalog names.
 #[derive(Debug, Default)]
 pub struct Secrets {
-    /// Who is told of the ends of exports over HTTP, if the secret is there.
+    /// The webhooks that have a secret.
     pub receivers: Vec<Receiver>,
-    /// The message brokers, if the address is there.
+    /// The brokers that have an address.
     #[cfg(feature = "amqp")]
     pub brokers: Vec<AddressedBroker>,
-    /// What is wrong with the others that a process has to know which runs exports, since it tells how they ended.
+    /// The faults that matter to a process that runs exports, since it delivers the events of their ends.
     pub missing_to_tell: Vec<String>,
-    /// What is wrong with the others that a process has to know which serves the API, since it takes requests.
+    /// The faults that matter to a process that serves the API, since it takes the requests of brokers.
     pub missing_to_ask: Vec<String>,
 }
 
 impl Secrets {
-    /// What is wrong with any of them, each once.
+    /// All faults, each once.
     pub fn missing(&self) -> Vec<String> {
         let also = self.missing_to_ask.iter().filter(|why| !self.missing_to_tell.contains(why));
         self.missing_to_tell.iter().chain(also).cloned().collect()
     }
 }
 
-/// What a catalog names and the environment has.
+/// Reads the variables that a catalog names.
 pub(super) fn secrets(vars: &Variables, catalog: &Catalog) -> Secrets {
     let mut found = Secrets::default();
     for webhook in catalog.webhooks() {
-        let (name, variable) = (&webhook.listener.name, &webhook.secret_env);
-        match vars.get(variable).map(str::parse) {
-            Some(Ok(secrets)) => found.receivers.push(Receiver { webhook: webhook.clone(), secrets }),
-            Some(Err(why)) => {
-                let why: NoSecrets = why;
-                found.missing_to_tell.push(format!("webhook {name}: {variable}: {why}"));
-            }
-            None => {
-                let why = format!("webhook {name}: the variable {variable}, which has its secret, is unset");
-                found.missing_to_tell.push(why);
-            }
+        let block = format!("webhook {}", webhook.listener.name);
+        match secret(vars, &block, &webhook.secret_env, "secret") {
+            Ok(secrets) => found.receivers.push(Receiver { webhook: webhook.clone(), secrets }),
+            Err(why) => found.missing_to_tell.push(why),
         }
     }
     #[cfg(feature = "amqp")]
     for broker in catalog.brokers() {
-        let (name, variable) = (&broker.name, &broker.url_env);
-        let why = match vars.get(variable).map(str::parse) {
-            Some(Ok(address)) => {
-                let address: Address = address;
-                let mut others = found.brokers.iter().filter(|other| other.address.is_same_place(&address));
-                match others.find_map(|other| broker.clash(&other.broker)) {
-                    // Of two blocks with one variable the file tells.
-                    Some((member, why)) => format!("amqp {name}: {member}: {why}"),
-                    None => {
-                        found.brokers.push(AddressedBroker { broker: broker.clone(), address });
-                        continue;
-                    }
+        match addressed(vars, broker, &found.brokers) {
+            Ok(broker) => found.brokers.push(broker),
+            Err(why) => {
+                if broker.publication.is_some() {
+                    found.missing_to_tell.push(why.clone());
+                }
+                if broker.intake.is_some() {
+                    found.missing_to_ask.push(why);
                 }
             }
-            Some(Err(why)) => {
-                let why: NoAddress = why;
-                format!("amqp {name}: {variable}: {why}")
-            }
-            None => format!("amqp {name}: the variable {variable}, which has its address, is unset"),
-        };
-        if broker.publication.is_some() {
-            found.missing_to_tell.push(why.clone());
-        }
-        if broker.intake.is_some() {
-            found.missing_to_ask.push(why);
         }
     }
     found
+}
+
+/// Reads a broker's address, and compares the broker with the `others` at the same address.
+#[cfg(feature = "amqp")]
+fn addressed(vars: &Variables, broker: &Broker, others: &[AddressedBroker]) -> Result<AddressedBroker, String> {
+    let block = format!("amqp {}", broker.name);
+    let address: Address = secret(vars, &block, &broker.url_env, "address")?;
+    // Two blocks that name the same variable were compared when the file was read.
+    let mut others = others.iter().filter(|other| other.address.is_same_place(&address));
+    match others.find_map(|other| broker.clash(&other.broker)) {
+        Some((member, why)) => Err(format!("{block}: {member}: {why}")),
+        None => Ok(AddressedBroker { broker: broker.clone(), address }),
+    }
+}
+
+/// Parses the variable that a block names. The error names block and variable, and doesn't quote the value.
+fn secret<T>(vars: &Variables, block: &str, variable: &str, noun: &str) -> Result<T, String>
+where
+    T: FromStr<Err: Display>,
+{
+    match vars.get(variable) {
+        Some(text) => text.parse().map_err(|why| format!("{block}: {variable}: {why}")),
+        None => Err(format!("{block}: the variable {variable}, which has its {noun}, is unset")),
+    }
 }

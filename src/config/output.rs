@@ -1,4 +1,4 @@
-//! Where the files go.
+//! Settings of the destination of files.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::publisher;
 use crate::service::Downloads;
 use crate::sink;
 
-/// Where the files go: OUTPUT_URL, or OUTPUT_DIR.
+/// Reads the destination of files: OUTPUT_URL, or OUTPUT_DIR.
 pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
     let Some(url) = vars.get("OUTPUT_URL") else {
         return folder(vars, vars.get("OUTPUT_DIR").unwrap_or("./output").into());
@@ -21,7 +21,7 @@ pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
     at_url(vars, "OUTPUT_URL", url)
 }
 
-/// The place that a command is told, by a folder's path or by a URL as OUTPUT_URL has it.
+/// Reads a place that a command names: a folder's path, or a URL as in OUTPUT_URL.
 pub(super) fn place(vars: &Variables, place: &str) -> Result<sink::Settings, Error> {
     if place.contains("://") || place.starts_with("file:") {
         return at_url(vars, "PLACE", place);
@@ -33,7 +33,7 @@ fn folder(vars: &Variables, path: PathBuf) -> Result<sink::Settings, Error> {
     Ok(sink::Settings::Folder { path, file_mode: vars.get("OUTPUT_MODE").map(read_mode).transpose()? })
 }
 
-/// What is at a URL that `name` has.
+/// Reads the URL in the variable or argument `name`.
 fn at_url(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
     if url.starts_with("file:") {
         let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
@@ -64,26 +64,18 @@ fn bucket(_vars: &Variables, name: &'static str, _url: &str) -> Result<sink::Set
     Err(bad(name, "this program was built without buckets: it takes file:///PATH alone"))
 }
 
-/// Whether and how exports get manifests beside their files: MANIFESTS, by default on in a bucket, and MANIFEST_KEY.
+/// Reads whether exports get manifests, and the key that signs them: MANIFESTS, by default on in a bucket, and MANIFEST_KEY.
 pub(super) fn publisher(vars: &Variables, output: &sink::Settings) -> Result<publisher::Settings, Error> {
-    let writes_manifests = match vars.get("MANIFESTS") {
-        None => output.folder().is_none(),
-        Some("on") => true,
-        Some("off") => false,
-        Some(other) => return Err(bad("MANIFESTS", format!("`{other}` is neither on nor off"))),
-    };
-    // The text is a secret: it stands in no message.
-    let read = |seed| SigningKey::read(seed).ok_or_else(|| bad("MANIFEST_KEY", "64 hexadecimal digits are expected"));
-    Ok(publisher::Settings { writes_manifests, key: vars.get("MANIFEST_KEY").map(read).transpose()? })
+    let is_bucket = output.folder().is_none();
+    let writes_manifests = vars.either("MANIFESTS", [("on", true), ("off", false)])?.unwrap_or(is_bucket);
+    // The message doesn't quote the text, which is a secret.
+    let read = |seed: &str| SigningKey::read(seed).ok_or("64 hexadecimal digits are expected");
+    Ok(publisher::Settings { writes_manifests, key: vars.optional("MANIFEST_KEY", read)? })
 }
 
-/// How clients fetch files from a bucket: DOWNLOADS and DOWNLOAD_URL_SECONDS.
+/// Reads how clients fetch files from a bucket: DOWNLOADS and DOWNLOAD_URL_SECONDS.
 pub(super) fn downloads(vars: &Variables) -> Result<Downloads, Error> {
-    let are_redirected = match vars.get("DOWNLOADS") {
-        None | Some("proxy") => false,
-        Some("redirect") => true,
-        Some(other) => return Err(bad("DOWNLOADS", format!("`{other}` is neither proxy nor redirect"))),
-    };
+    let are_redirected = vars.either("DOWNLOADS", [("proxy", false), ("redirect", true)])?.unwrap_or(false);
     // S3 takes no more than a week.
     let seconds = vars.number("DOWNLOAD_URL_SECONDS", 300, 1..=604_800)?;
     Ok(Downloads { are_redirected, url_lifetime: Duration::from_secs(seconds) })

@@ -1,4 +1,4 @@
-//! The logs; and where spans go, by the variables of OpenTelemetry's specification.
+//! Settings of the logs, and of the collector of spans, whose variables are those of OpenTelemetry's specification.
 
 use percent_encoding::percent_decode_str;
 use tracing_subscriber::filter::LevelFilter;
@@ -12,32 +12,26 @@ use crate::telemetry::{Format, Settings};
 pub(super) fn logs(vars: &Variables) -> Result<Settings, Error> {
     Ok(Settings {
         level: vars.parsed("LOG_LEVEL", LevelFilter::INFO, "one of error, warn, info, debug, trace, off")?,
-        format: match vars.get("LOG_FORMAT") {
-            None => Format::for_stderr(),
-            Some("json") => Format::Json,
-            Some("pretty") => Format::Pretty,
-            Some(other) => return Err(bad("LOG_FORMAT", format!("`{other}` is neither json nor pretty"))),
-        },
+        format: vars
+            .either("LOG_FORMAT", [("json", Format::Json), ("pretty", Format::Pretty)])?
+            .unwrap_or_else(Format::for_stderr),
     })
 }
 
-/// Where spans go; `None`: nowhere.
+/// Reads where spans are sent. `None`: no spans are made.
 pub(super) fn spans(vars: &Variables) -> Result<Option<spans::Settings>, Error> {
-    let is_off = match vars.get("OTEL_TRACES_EXPORTER") {
-        None | Some("otlp") => vars.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")),
-        Some("none") => true,
-        Some(other) => return Err(bad("OTEL_TRACES_EXPORTER", format!("`{other}` is neither otlp nor none"))),
-    };
+    let is_none = vars.either("OTEL_TRACES_EXPORTER", [("otlp", false), ("none", true)])?.unwrap_or(false);
+    let is_off = is_none || vars.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let of_traces = vars.named("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
     let of_all = vars.named("OTEL_EXPORTER_OTLP_ENDPOINT");
     let Some((name, url)) = of_traces.or(of_all).filter(|_| !is_off) else { return Ok(None) };
     if !cfg!(feature = "otel") {
         return Err(bad(name, "this program was built without otel"));
     }
-    // It may hold a key, so no message has it.
+    // No message quotes the URL, which may hold a key.
     let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
     let mut url = url.ok_or_else(|| bad(name, "a URL as http://127.0.0.1:4318 is expected"))?;
-    // The collector's address is that of all signals.
+    // The variable for all signals has the collector's address without a path for traces.
     if of_traces.is_none() {
         url.set_path(&format!("{}/v1/traces", url.path().trim_end_matches('/')));
     }
@@ -57,7 +51,7 @@ pub(super) fn spans(vars: &Variables) -> Result<Option<spans::Settings>, Error> 
     }))
 }
 
-/// Pairs that a request can have as headers.
+/// Reads pairs that are valid headers of a request.
 fn headers_of(variable: Option<(&'static str, &str)>) -> Result<Vec<(String, String)>, Error> {
     let headers = pairs(variable)?;
     let is_name =
@@ -71,7 +65,7 @@ fn headers_of(variable: Option<(&'static str, &str)>) -> Result<Vec<(String, Str
     }
 }
 
-/// `name=value` pairs with commas between them, in which what is special is percent-encoded.
+/// Reads `name=value` pairs with commas between them. Special characters are percent-encoded.
 fn pairs(variable: Option<(&'static str, &str)>) -> Result<Vec<(String, String)>, Error> {
     let Some((name, value)) = variable else { return Ok(Vec::new()) };
     let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());

@@ -1,4 +1,4 @@
-//! Variables: their names, and the parsing of their values: numbers, sizes, times, modes.
+//! Names of variables, and parsers of their values: numbers, sizes, times, modes.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display};
@@ -13,34 +13,33 @@ use crate::job::Retention;
 /// The list of all settings, each on a line `#NAME=` with its default.
 const EXAMPLE: &str = include_str!("../../.env.example");
 
-/// What is read beside the settings, from the environment or `.env`.
+/// Variables that the service reads and that are no settings.
 const NO_SETTINGS: [&str; 5] = ["FAILPOINTS", "PATH", "PGSSLMODE", "PGSSLROOTCERT", "XDG_RUNTIME_DIR"];
 
-/// How the names begin that docker-compose reads from the `.env` beside its file, which a clone of this repository has.
+/// Prefixes of variables that docker-compose reads from the `.env` beside its file. A clone of this repository has such a file.
 const OF_COMPOSE: [&str; 2] = ["COMPOSE_", "DOCKER_"];
 
-/// How the names begin that the clouds' own programs read too, and which reach a bucket.
+/// Prefixes of variables that the clouds' own programs read, and the service too if it writes to a bucket.
 #[cfg(feature = "buckets")]
 const OF_CLOUDS: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 #[cfg(not(feature = "buckets"))]
 const OF_CLOUDS: [&str; 0] = [];
 
-/// How the names end of variables that the operator's file names, which has no secrets itself. `_URL` alone would let a slip in
-/// DATABASE_URL pass.
+/// Suffixes of variables that have the secrets of the operator's file. `_URL` alone would let a slip in DATABASE_URL pass.
 pub(super) const OF_SECRETS: [&str; 2] = ["_AMQP_URL", "_SECRET"];
 
-/// How near to a setting's name (Jaro-Winkler, at most 1) another variable's has to be to be taken for a slip.
+/// Least similarity (Jaro-Winkler, at most 1) of a variable's name to a setting's name that counts as a slip.
 const NEAR: f64 = 0.9;
 
-/// Names of fewer letters are near to too many others: `HOSTNAME`, which every container has, to `HOST`.
+/// Shortest name of a setting that a slip is looked for: shorter names are similar to too many others, as `HOST` to `HOSTNAME`.
 const SHORTEST: usize = 7;
 
-/// The end of a message that there is no setting of this name: which one somebody may have meant.
+/// The end of a message that there is no setting of this name: it suggests a similar one.
 pub(super) fn near(name: &str) -> String {
     hint(&comparable(name), settings())
 }
 
-/// A name as it is compared with those of settings, whose folders are all called DIR.
+/// Makes a name comparable with names of settings, which call every folder DIR.
 fn comparable(name: &str) -> String {
     name.to_uppercase().replace("DIRECTORY", "DIR").replace("FOLDER", "DIR")
 }
@@ -56,19 +55,19 @@ fn settings() -> impl Iterator<Item = &'static str> {
         .filter(move |name| is_name(name))
 }
 
-/// Whether a variable is one of the service's own, which has no secret of a receiver.
+/// Returns true if a variable is one of the service's own. The operator's file can't name it as one that has a secret.
 pub(super) fn is_setting(name: &str) -> bool {
     settings().any(|setting| setting == name) || NO_SETTINGS.contains(&name)
 }
 
-/// Whether a variable of `.env` is read, by this service, for its cloud or by docker-compose.
+/// Returns true if this service, a library of its cloud or docker-compose reads a variable of `.env`.
 pub(super) fn is_read(name: &str) -> bool {
     is_setting(name)
         || OF_SECRETS.iter().any(|end| name.ends_with(end))
         || OF_COMPOSE.iter().chain(&OF_CLOUDS).any(|prefix| name.starts_with(prefix))
 }
 
-/// A variable of the environment that is nearly a setting.
+/// A variable of the environment whose name is similar to a setting's.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Misspelt {
     name: String,
@@ -91,7 +90,7 @@ impl Variables {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// A variable's name with its value, if it is set: for what several variables may say.
+    /// A variable's name with its value, if it is set. For settings that several variables may have.
     pub(super) fn named(&self, name: &'static str) -> Option<(&'static str, &str)> {
         Some((name, self.get(name)?))
     }
@@ -102,7 +101,7 @@ impl Variables {
         self.0.keys().filter_map(|name| Some((name.as_str(), self.get(name)?)))
     }
 
-    /// The variables that are no settings, and nearly have the name of one that isn't set; by their names.
+    /// The variables that are no settings and are named like a setting that is unset, sorted by name.
     pub(super) fn misspelt(&self) -> Vec<Misspelt> {
         let mut found: Vec<_> =
             self.0.keys().filter(|name| !is_read(name)).filter_map(|name| self.meant(name)).collect();
@@ -110,14 +109,14 @@ impl Variables {
         found
     }
 
-    /// The variable that has a database's URL, and was meant to be DATABASE_URL, which is unset: two slips away at most, since other
-    /// programs have a DATABASE_URL_TEST or a DATABASE_USER.
+    /// The variable that was probably meant to be DATABASE_URL, if that is unset. It has a database's URL, and its name is at most two
+    /// edits away, since other programs have a DATABASE_URL_TEST or a DATABASE_USER.
     pub(super) fn misspelt_database_url(&self) -> Option<&str> {
         const SETTING: &str = "DATABASE_URL";
         let is_near = |name: &str| strsim::damerau_levenshtein(&name.to_uppercase(), SETTING) <= 2;
         let is_url = |value: &str| value.starts_with("postgres://") || value.starts_with("postgresql://");
         let found = self.0.iter().filter(|(name, value)| !is_read(name) && is_near(name) && is_url(value));
-        // Of several the same one is named each time.
+        // The same one of several is named each time.
         found.map(|(name, _)| name.as_str()).min().filter(|_| self.get(SETTING).is_none())
     }
 
@@ -127,10 +126,11 @@ impl Variables {
         let alike = long.filter(|setting| setting.starts_with(upper.chars().next().unwrap_or_default()));
         let scored = alike.map(|setting| (strsim::jaro_winkler(&upper, setting), setting));
         let (_, setting) = scored.filter(|(score, _)| *score >= NEAR).max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-        // Nobody misses one that is there.
+        // A setting that is set was not missed.
         self.get(setting).is_none().then(|| Misspelt { name: name.to_owned(), setting })
     }
 
+    /// A value of a type whose error says too little: `expected` completes the message.
     pub(super) fn parsed<T: FromStr>(
         &self,
         name: &'static str,
@@ -191,15 +191,48 @@ impl Variables {
         })
     }
 
+    /// A number of a range.
     pub(super) fn number(
         &self,
         name: &'static str,
         default: u64,
         range: std::ops::RangeInclusive<u64>,
     ) -> Result<u64, Error> {
-        let expected = format!("a number from {} to {}", range.start(), range.end());
-        let number = self.parsed(name, default, &expected)?;
-        if range.contains(&number) { Ok(number) } else { Err(bad(name, format!("`{number}` is not {expected}"))) }
+        Ok(self.optional_number(name, range)?.unwrap_or(default))
+    }
+
+    /// A number of a range. `None` if the variable is unset.
+    pub(super) fn optional_number(
+        &self,
+        name: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<Option<u64>, Error> {
+        self.optional(name, |text| {
+            let number = text.parse().ok().filter(|number| range.contains(number));
+            number.ok_or_else(|| format!("`{text}` is not a number from {} to {}", range.start(), range.end()))
+        })
+    }
+
+    /// One of two words, and the value that each stands for. `None` if the variable is unset.
+    pub(super) fn either<T>(
+        &self,
+        name: &'static str,
+        [(first, is_first), (second, is_second)]: [(&str, T); 2],
+    ) -> Result<Option<T>, Error> {
+        self.optional(name, |word| match word {
+            word if word == first => Ok(is_first),
+            word if word == second => Ok(is_second),
+            other => Err(format!("`{other}` is neither {first} nor {second}")),
+        })
+    }
+
+    /// A value without a default. `None` if the variable is unset.
+    pub(super) fn optional<T, E: Display>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, Error> {
+        self.get(name).map(parse).transpose().map_err(|why| bad(name, why.to_string()))
     }
 }
 
