@@ -1,4 +1,4 @@
-//! Message brokers of the operator's file: where events of ended exports are published, and where requests for exports come from.
+//! Message brokers of the operator's file. A broker gets events of ended exports, brings requests for exports, or both.
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -13,14 +13,14 @@ pub struct Broker {
     pub name: String,
     /// The variable of the environment that has its address, with a name and a password.
     pub url_env: String,
-    /// Where events are published; `None`: nowhere.
+    /// Where events are published. `None`: no events are.
     pub publication: Option<Publication>,
-    /// Where requests come from; `None`: nowhere.
+    /// Where requests come from. `None`: no requests are taken.
     pub intake: Option<Intake>,
 }
 
 impl Broker {
-    /// What it can't have beside another one that is at the same broker: the member of the operator's file, and why.
+    /// Compares the block with another block for the same broker. Returns the member that they can't both have so, and why.
     pub fn clash(&self, other: &Broker) -> Option<(&'static str, String)> {
         let exchange = |broker: &Broker| broker.publication.as_ref().map(|publication| publication.exchange.clone());
         let dead_letters = |broker: &Broker| broker.intake.as_ref().map(|intake| intake.dead_letter_exchange.clone());
@@ -29,7 +29,7 @@ impl Broker {
         let name = &other.name;
         let heard = "whoever hears of events would get the refused requests, too";
         if is_same(queue(self), queue(other)) {
-            // They would refuse each other's requests, by turns.
+            // Each would refuse requests that are meant for the other one.
             Some(("queue", format!("amqp {name} takes the requests of this queue already")))
         } else if is_same(exchange(self), dead_letters(other)) {
             Some(("exchange", format!("it is the `dead_letter_exchange` of amqp {name}: {heard}")))
@@ -44,7 +44,7 @@ impl Broker {
 /// Where the events of ended exports are published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
-    /// What is published.
+    /// Which events are published.
     pub listener: Listener,
     /// The exchange.
     pub exchange: String,
@@ -57,54 +57,54 @@ pub struct Publication {
 pub struct Intake {
     /// The queue.
     pub queue: String,
-    /// Where a request goes that is refused, with the reason.
+    /// The exchange to which a refused request is published, with the reason.
     pub dead_letter_exchange: String,
-    /// Requests for these datasets; `None`: for all.
+    /// The datasets that a request may name. `None`: all.
     pub datasets: Option<Vec<String>>,
-    /// Requests of these consumers; `None`: of all, and for exports without one.
+    /// The consumers that a request may name. `None`: all, and no consumer.
     pub consumers: Option<Vec<ConsumerId>>,
 }
 
 /// A request for an export, as a message brought it.
 #[derive(Clone, Debug)]
 pub struct Message {
-    /// Its id, which it has at each delivery; `None`: it has none.
+    /// Its id, the same at each delivery. `None`: it has none.
     pub id: Option<String>,
-    /// The consumer, as its headers name it: none, one, or by mistake several.
+    /// The values of its consumer headers. More than one is a mistake of the sender.
     pub consumers: Vec<Vec<u8>>,
-    /// Its place in a trace, as its header says it.
+    /// Its `traceparent` header.
     pub traceparent: Option<Vec<u8>>,
-    /// What its body is; `None`: it doesn't say.
+    /// Its content type. `None`: it has none.
     pub content_type: Option<String>,
-    /// The body of `POST /exports`.
+    /// Its body, as of `POST /exports`.
     pub body: Bytes,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// There is a job for it, committed.
+    /// A job for it is committed.
     Accepted,
-    /// It can't be met, as long as it is as it is: the problem, as the API would say it.
+    /// The request itself is wrong: the problem that the API would answer.
     Refused(Value),
-    /// It can't be met now, and perhaps it can soon: the problem, as the API would say it.
+    /// The request may succeed soon: the problem that the API would answer.
     Deferred(Value),
-    /// The service failed, or can't use its dataset's table, which may last: the problem, as the API would say it.
+    /// The service failed or can't use the dataset's table, perhaps for long: the problem that the API would answer.
     Failed(Value),
 }
 
-/// The most bytes of a name of AMQP: of an exchange, a queue, a routing key.
+/// The most bytes of the name of an exchange, of the name of a queue, and of a routing key.
 pub const NAME_BYTES: usize = 255;
 
-/// A routing key with places for what an event is of.
+/// A template of routing keys, with placeholders for the event's end, dataset and consumer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutingKey(String);
 
-/// What a place of a routing key can be.
+/// The placeholders of a routing key.
 const PLACES: [&str; 3] = ["{event}", "{dataset}", "{consumer}"];
 
 impl Default for RoutingKey {
-    /// Last the consumer, whose id may have dots: a binding counts the words between dots.
+    /// The consumer comes last, since its id may have dots, and a binding counts the words between dots.
     fn default() -> RoutingKey {
         RoutingKey("{event}.{dataset}.{consumer}".to_owned())
     }
@@ -114,7 +114,7 @@ impl RoutingKey {
     /// A routing key as the operator's file has it.
     ///
     /// # Errors
-    /// If it is too long with what stands in its places, has other places, or control characters.
+    /// If it has other placeholders or control characters, or may become too long.
     pub fn new(text: &str) -> Result<RoutingKey, String> {
         if text.contains(char::is_control) {
             return Err("it has a control character".to_owned());
@@ -130,10 +130,10 @@ impl RoutingKey {
         Ok(RoutingKey(text.to_owned()))
     }
 
-    /// The routing key of an event. An export without a consumer has `-` in its place.
+    /// The routing key of an event. `-` replaces the consumer if the export has none.
     pub fn of(&self, end: Status, dataset: &str, consumer: Option<&str>) -> String {
         let values = [end.as_str(), dataset, consumer.unwrap_or("-")];
-        // Each place by itself: a consumer's id is not read again.
+        // A value is never searched for placeholders: a consumer's id may look like one.
         let mut key = String::new();
         let mut rest = self.0.as_str();
         while let Some((at, place, value)) = PLACES

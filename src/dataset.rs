@@ -1,7 +1,7 @@
-//! What may be exported: a table, which of its columns, and how its changes show.
+//! Datasets: tables that may be exported, with their columns and the way in which changes are found.
 //!
-//! A [`Dataset`] is what the operator says, a [`TableSchema`] what the table has for it at a moment. Knows no SQL; `source` quotes the
-//! names and looks at the table, `encode` picks a formatter by kind.
+//! A [`Dataset`] has what the operator says. A [`TableSchema`] has what the table looks like at a moment. This module knows no SQL:
+//! `source` quotes names and reads the table, `encode` picks a formatter by type.
 
 mod amqp_block;
 mod block;
@@ -139,13 +139,13 @@ pub enum Columns {
     AllBut(Vec<String>),
 }
 
-/// How changes are found.
+/// How the changes of a table are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capture {
     /// Exactly, by triggers that log them.
     Triggers,
-    /// By `updated_at` alone, from `overlap` before the watermark: what commits later than that is missed, what lies within is
-    /// sent again, and rows that are gone aren't seen. The table is only read.
+    /// By `updated_at` alone, from `overlap` before the watermark. Rows within the overlap are exported again. A change that commits
+    /// later than the overlap is missed, and so is a row that is gone. The table is only read.
     Timestamp {
         /// How long a transaction may take.
         overlap: Duration,
@@ -335,7 +335,7 @@ pub struct Description {
 /// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`. No other may have its name.
 pub const OPERATION: Column = Column::named("operation", ColumnType::Text);
 
-/// Holds that a text has these lines, each by its beginning.
+/// Asserts that a text has these lines, each by its beginning.
 #[cfg(test)]
 fn assert_lines(found: &str, expected: &[&str]) {
     assert_eq!(found.lines().count(), expected.len(), "{found}");

@@ -1,10 +1,10 @@
-//! Times as an operator writes them, `90s`, `5m`, `1h 30m`, `7d`, and pauses that differ.
+//! Parses durations as an operator writes them: `90s`, `5m`, `1h 30m`, `7d`. Adds jitter to pauses.
 
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// A time that is up to `part` of `pause` shorter or longer, so that what failed at once doesn't come back at once.
+/// Adds jitter to a pause: it gets shorter or longer by up to `part` of itself. So callers that failed together retry apart.
 pub fn spread(pause: Duration, part: f64) -> Duration {
     let mut random = [0; 4];
     // Without randomness the pause is exact.
@@ -14,7 +14,7 @@ pub fn spread(pause: Duration, part: f64) -> Duration {
     pause.mul_f64(1.0 - part + 2.0 * part * at)
 }
 
-/// The time that a text is; `None`: it is none, or in months written `M`, which is mostly meant for minutes.
+/// Parses a duration. Returns `None` also for months written as `M`, since whoever writes `M` mostly means minutes.
 pub fn parse(text: &str) -> Option<Duration> {
     if text.split(|letter: char| !letter.is_ascii_alphabetic()).any(|unit| unit == "M") {
         return None;

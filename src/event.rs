@@ -1,4 +1,4 @@
-//! What others are told of exports: that one has ended, and how. Who wants to hear of it, and how far the telling has come.
+//! Events: a receiver of the operator's file gets one when an export ended. A delivery is the state of one event for one receiver.
 
 pub mod address;
 
@@ -8,32 +8,32 @@ use uuid::Uuid;
 use crate::job::{ConsumerId, JobId, Status};
 
 pg_rows::words! {
-    /// How the telling of an event to a receiver stands.
+    /// The state of a delivery.
     DeliveryStatus, "the status of a delivery" {
-        /// It is tried, now or later.
+        /// An attempt is running or due later.
         Pending = "pending",
-        /// The receiver has taken it.
+        /// The receiver accepted the event.
         Delivered = "delivered",
-        /// It is not tried any more, unless somebody asks for it.
+        /// All attempts failed. There is no other one, unless somebody asks for a redelivery.
         Dead = "dead",
     }
 }
 
-/// A receiver, by the events that it wants to hear of.
+/// A receiver, and which events it gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// Its name in the operator's file.
     pub name: String,
-    /// The ends that it is told of.
+    /// The final statuses that make an event for it.
     pub events: Vec<Status>,
-    /// Of these datasets; `None`: of all.
+    /// The datasets whose exports it gets events of. `None`: all.
     pub datasets: Option<Vec<String>>,
-    /// Of these consumers; `None`: of all, and of exports without one.
+    /// The consumers whose exports it gets events of. `None`: all, and exports without a consumer.
     pub consumers: Option<Vec<ConsumerId>>,
 }
 
 impl Listener {
-    /// Whether it wants to hear that an export ended so.
+    /// Returns true if the receiver gets an event of this end.
     pub fn wants(&self, end: Status, dataset: &str, consumer: Option<&str>) -> bool {
         let is_of_dataset = self.datasets.as_ref().is_none_or(|names| names.iter().any(|name| name == dataset));
         let is_of_consumer =
@@ -45,20 +45,20 @@ impl Listener {
 /// A receiver over HTTP, as the operator's file has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Webhook {
-    /// What it is told of.
+    /// Which events it gets.
     pub listener: Listener,
-    /// Where the events are posted to: `https://…`, or `http://…` where the operator allows it.
+    /// The address that events are posted to: `https://…`, or `http://…` if the operator allows it.
     pub url: String,
-    /// The variable of the environment that has the secret by which the events are signed.
+    /// The variable of the environment that has the secret which signs the events.
     pub secret_env: String,
-    /// Whether its address may be one of a private network, or of this machine.
+    /// Whether the address may be on a private network or on this machine.
     pub allows_private: bool,
 }
 
-/// The telling of one event to one receiver.
+/// The delivery of one event to one receiver.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// The event's id: the same at each try.
+    /// The event's id, the same in each attempt.
     pub id: Uuid,
     /// The receiver's name.
     pub endpoint: String,
@@ -66,30 +66,30 @@ pub struct Delivery {
     pub job: JobId,
     /// How it ended.
     pub event: Status,
-    /// How the telling stands.
+    /// The state.
     pub status: DeliveryStatus,
-    /// How many tries have ended since it was made or asked for again.
+    /// How many attempts ended since the delivery was made, or since somebody last asked for a redelivery.
     pub attempt: u32,
-    /// When it is tried next; `None`: never.
+    /// When the next attempt is due. `None`: there is none.
     pub next_attempt_at: Option<DateTime<Utc>>,
-    /// The status of the last answer; `None`: there was none.
+    /// The HTTP status of the last answer. `None`: there was no answer.
     pub last_status: Option<u16>,
-    /// What was wrong with the last try.
+    /// The error of the last attempt.
     pub last_error: Option<String>,
     /// When the export ended.
     pub created_at: DateTime<Utc>,
-    /// When it was delivered, or given up.
+    /// When it was delivered or became dead.
     pub ended_at: Option<DateTime<Utc>>,
 }
 
-/// Which deliveries a list has, newest first.
+/// Filter of a list of deliveries, newest first.
 #[derive(Clone, Debug, Default)]
 pub struct DeliveryFilter {
-    /// Those that stand so.
+    /// Deliveries in this state.
     pub status: Option<DeliveryStatus>,
-    /// Those to this receiver.
+    /// Deliveries to this receiver.
     pub endpoint: Option<String>,
-    /// Those before this one.
+    /// Deliveries before this one.
     pub before: Option<Uuid>,
 }
 

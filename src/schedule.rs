@@ -1,6 +1,6 @@
-//! Schedules: the exports that the service asks for by itself, and when one of them is due.
+//! Schedules: exports that the service submits by itself, at the times that the operator's file says.
 //!
-//! Plain values. What is due is told for a time that the caller gives: knows no clock, no SQL and no file.
+//! Plain values. The caller says what time it is: this module knows no clock, no SQL and no file.
 
 pub mod timing;
 
@@ -12,84 +12,84 @@ use crate::job::{ConsumerId, ExportType, JobId, Request};
 use crate::schedule::timing::Timing;
 use pg_rows::encoding::Encoding;
 
-/// How far the last slot that was used may lie ahead of the database's clock before the clock counts as set back. Up to there the
-/// schedule waits for the clock, so that no slot is used twice.
+/// How far the last used slot may be ahead of the database's clock. Up to this distance the schedule waits for the clock, so that no
+/// slot is used twice. Beyond it the clock counts as set back.
 pub const WAITS_FOR_CLOCK: TimeDelta = TimeDelta::hours(1);
 
-/// An export that is asked for at times which the operator's file says: its slots.
+/// An export that is due at each of its slots, the times that the operator's file says.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     /// Its name in lists, logs and metrics.
     pub name: String,
-    /// Whose export it is.
+    /// The consumer of its exports.
     pub consumer: ConsumerId,
-    /// Of which dataset.
+    /// The dataset of its exports.
     pub dataset: String,
-    /// Which rows.
+    /// The type of its exports.
     pub export_type: ExportType,
-    /// How they are written.
+    /// The format and compression of its files.
     pub encoding: Encoding,
-    /// When.
+    /// When its slots are.
     pub timing: Timing,
-    /// Whether a full export follows one that failed because it needs a full one.
+    /// Whether a full export follows an export that failed with `full_export_needed`.
     pub heals: bool,
-    /// Whether a schedule that nobody has seen before runs at once, in place of at its next slot.
+    /// Whether a new schedule runs at once. Otherwise it waits for its next slot.
     pub runs_at_start: bool,
 }
 
-/// What there is to do for a schedule at a time.
+/// What is due for a schedule at a given time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// Nothing yet.
+    /// Nothing.
     Nothing,
-    /// This slot, the latest of those that passed: earlier ones that were missed collapse into it.
+    /// This slot, the latest that passed. Earlier slots that were missed are left out.
     Slot(DateTime<Utc>),
-    /// The clock was set back, far behind the last slot that was used: what counts as used now is all up to this one.
+    /// The clock was set back far behind the last used slot. From now on this slot counts as the last used one.
     ClockSetBack(DateTime<Utc>),
 }
 
 pg_rows::words! {
-    /// Why a slot that is due has no job yet. A request of a client would be refused with the same code.
+    /// Why a slot that is due has no job yet: the code of the problem that a client's request would get.
     Refusal, "a refusal" {
         /// There is no such table.
         TableMissing = "table_missing",
         /// The role may not read the table.
         PermissionDenied = "permission_denied",
-        /// Nobody ran `cdc-export track` for the dataset.
+        /// The dataset's changes are not captured: `cdc-export track` was not run.
         NotTracked = "not_tracked",
-        /// As many exports are open as there may be.
+        /// The limit of open exports is reached.
         TooManyOpenJobs = "too_many_open_jobs",
     }
 }
 
-/// What the database knows of a schedule.
+/// The state of a schedule, as the database has it.
 #[derive(Clone, Debug, Default)]
 pub struct ScheduleState {
-    /// The last slot that was used, by a job or because it was skipped; `None`: none was.
+    /// The last used slot. A job used it, or it was skipped. `None`: no slot was used.
     pub slot: Option<DateTime<Utc>>,
-    /// The timing of that time, as [`Timing`] writes it; `None`: nobody has seen the schedule before.
+    /// The timing when that slot was used, as [`Timing`] displays it. `None`: the schedule is new.
     pub timing: Option<String>,
-    /// The last job that was made for it, which may be forgotten since.
+    /// The last job that was made for it. Retention may have removed the job since.
     pub last_job: Option<JobId>,
-    /// When that was.
+    /// When that job was made.
     pub last_run_at: Option<DateTime<Utc>>,
-    /// Whether that job failed, and a full export would let the next one succeed.
+    /// Whether that job failed with `full_export_needed`.
     pub needs_full: bool,
-    /// How many slots were skipped since then, because an export of the lane was open still.
+    /// How many slots were skipped since then, because an export of the lane was still open.
     pub skipped: u64,
-    /// When the last of these was.
+    /// When the last slot was skipped.
     pub skipped_at: Option<DateTime<Utc>>,
     /// Why the slot that is due has no job yet, and since when.
     pub refused: Option<(Refusal, DateTime<Utc>)>,
 }
 
 impl Schedule {
-    /// The lane that its exports are of.
+    /// The lane of its exports.
     pub fn lane(&self) -> Lane<'_> {
         Lane { consumer: &self.consumer, dataset: &self.dataset }
     }
 
-    /// A request for an export of it. It says nothing of what the consumer has loaded: nobody asks for it who could know.
+    /// The request for one of its exports. It has no `after`, since the service doesn't know what the consumer loaded.
     pub fn request(&self, export_type: ExportType) -> Request {
         Request {
             consumer: Some(self.consumer.clone()),
@@ -105,20 +105,20 @@ impl Schedule {
         }
     }
 
-    /// What there is to do, with `last` the last slot that was used.
+    /// Returns what is due now. `last` is the last used slot.
     pub fn due(&self, last: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Due {
         let Some(latest) = self.timing.latest(now) else { return Due::Nothing };
         let Some(last) = last else { return Due::Slot(latest) };
         if latest > last {
             return Due::Slot(latest);
         }
-        // After a small step back the clock comes to the slot again, which was used. After a large one a schedule that waited for the
-        // clock might stand still for years: once the clock was wrong by as much.
+        // After a small step back the clock soon reaches the used slot again. After a large one, a schedule that waited for the clock
+        // might not run for years.
         let is_next = self.timing.next(now).is_some_and(|next| last <= next);
         if is_next || last <= now + WAITS_FOR_CLOCK { Due::Nothing } else { Due::ClockSetBack(latest) }
     }
 
-    /// For how long the slot that is due has had no job; nothing where none is due.
+    /// Returns how long the slot that is due has been without a job. Zero if no slot is due.
     pub fn overdue(&self, state: &ScheduleState, now: DateTime<Utc>) -> TimeDelta {
         let since = match (state.slot, state.refused) {
             (Some(last), _) => self.timing.next(last),
@@ -127,7 +127,7 @@ impl Schedule {
         since.map_or(TimeDelta::zero(), |since| (now - since).max(TimeDelta::zero()))
     }
 
-    /// The slot that it next runs at. A time that has passed: the slot is due, and nothing has run it yet.
+    /// Returns the next slot. A slot in the past is due and has no job yet.
     pub fn next_at(&self, last: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         match last {
             Some(last) => self.timing.next(last),

@@ -1,19 +1,19 @@
-//! Names of datasets, and what to say of a name that there isn't.
+//! Names of datasets, and suggestions for names that don't exist.
 
-/// Whether a dataset may be called so: 1 to 63 characters of `a-z 0-9 _ -`, beginning with a letter.
+/// Returns true if a text is a valid name of a dataset: 1 to 63 characters of `a-z 0-9 _ -`, beginning with a letter.
 pub fn is_name(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
     text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 63 && text.chars().all(allowed)
 }
 
-/// The end of a message that there is no such name: which one somebody may have meant.
+/// The end of a message that a name doesn't exist: it suggests the most similar one, if one is similar.
 pub fn hint<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> String {
     hint_in_full(name, among.into_iter().map(|other| (other, other)))
 }
 
-/// As [`hint`], of names that are each told in another way than they are compared.
+/// As [`hint`], for pairs: the name that is compared, and the text that is shown for it.
 pub fn hint_in_full<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'n str)>) -> String {
-    // Of a caller's megabyte the beginning is enough: to compare it all would take long.
+    // Only the beginning is compared: a caller may send a megabyte.
     let name: String = name.chars().take(256).collect();
     let score = |other: &str| strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase());
     let scored = among.into_iter().map(|(other, told)| (score(other), told));

@@ -1,4 +1,4 @@
-//! A table's name as somebody writes it.
+//! Parses a table's name as an operator writes it.
 
 use std::str::FromStr;
 
@@ -17,7 +17,7 @@ impl FromStr for Table {
     }
 }
 
-/// `orders`, `sales.orders`; a name with a dot in it has quotes, and two for one of its own.
+/// Parses `orders` or `sales.orders`. A name with a dot in it is quoted, and a quote in a quoted name is doubled.
 fn table(text: &str) -> Option<Table> {
     let mut parts = vec![String::new()];
     let mut rest = text.chars().peekable();

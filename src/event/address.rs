@@ -1,8 +1,9 @@
-//! Which addresses events may be posted to.
+//! Decides whether events may be posted to an IP address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Why no event is posted to an address; `None`: it may be. `allows_private` says whether it may be one of this machine, or of its network.
+/// Returns why no event may be posted to an address. `None`: it may. `allows_private` permits addresses of this machine and of its
+/// private networks.
 pub fn refusal(address: IpAddr, allows_private: bool) -> Option<&'static str> {
     match kind(address) {
         Kind::Public => None,
@@ -12,18 +13,18 @@ pub fn refusal(address: IpAddr, allows_private: bool) -> Option<&'static str> {
     }
 }
 
-/// Who can have an address.
+/// The kinds of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// A host of the internet.
     Public,
     /// This machine, or one of its own network.
     Private,
-    /// Whatever answers on the same wire, such as a cloud's metadata, which has credentials; or nobody.
+    /// An address that no receiver has: link-local, a cloud's metadata service, which has credentials, or an address of no host.
     Refused,
 }
 
-/// By the registries of special addresses (RFC 6890 and its updates).
+/// The kind by the registries of special-purpose addresses (RFC 6890 and its updates).
 fn kind(address: IpAddr) -> Kind {
     match address {
         IpAddr::V4(v4) => kind_of_v4(v4),
@@ -34,11 +35,11 @@ fn kind(address: IpAddr) -> Kind {
 fn kind_of_v4(v4: Ipv4Addr) -> Kind {
     let [a, b, c, d] = v4.octets();
     match (a, b, c) {
-        // The metadata of Azure and of Alibaba, which aren't link-local.
+        // The metadata services of Azure and Alibaba, which are not link-local.
         (168, 63, 129) if d == 16 => Kind::Refused,
         (100, 100, 100) if d == 200 => Kind::Refused,
         (10, ..) | (127, ..) | (172, 16..=31, _) | (192, 168, _) | (100, 64..=127, _) => Kind::Private,
-        // This network, link-local, protocol assignments, documentation, 6to4 relays, benchmarks, multicast and what is reserved.
+        // This network, link-local, protocol assignments, documentation, 6to4 relays, benchmarks, multicast and reserved addresses.
         (0, ..)
         | (169, 254, _)
         | (192, 0, 0 | 2)
@@ -55,14 +56,14 @@ fn kind_of_v6(v6: Ipv6Addr) -> Kind {
     let v4_in = |high: u16, low: u16| kind_of_v4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
     match v6.segments() {
         [0, 0, 0, 0, 0, 0, 0, 1] => Kind::Private,
-        // An address of the other family, as such or behind a gateway.
+        // An IPv4 address, mapped, behind NAT64 or in 6to4.
         [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
             v4_in(high, low)
         }
-        // The metadata of Amazon and of Google.
+        // The metadata services of Amazon and Google.
         [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => Kind::Refused,
         [0xfc00..=0xfdff, ..] => Kind::Private,
-        // Teredo, ORCHID and documentation are among the public ones.
+        // Teredo, ORCHID and documentation are inside the public range.
         [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Kind::Refused,
         [0x2000..=0x3fff, ..] => Kind::Public,
         _ => Kind::Refused,

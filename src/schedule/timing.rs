@@ -1,4 +1,4 @@
-//! When a schedule's slots are: at a fixed distance, or by a cron pattern in a time zone.
+//! Computes the slots of a schedule: at a fixed distance, or by a cron pattern in a time zone.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use croner::parser::{CronParser, Seconds, Year};
 
 use crate::duration;
 
-/// Of what length a distance may be, in seconds: up to a leap year.
+/// The range of a distance, in seconds: up to a leap year.
 const DISTANCES: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 60 * 60;
 
 /// The zone of a cron pattern without one.
@@ -19,34 +19,34 @@ pub const UTC: &str = "UTC";
 /// When the slots are.
 #[derive(Clone, Debug)]
 pub enum Timing {
-    /// At all times that are a multiple of so many seconds after the beginning of 1970, UTC: `1h` is at each full hour.
+    /// At the multiples of a distance since the beginning of 1970, UTC: `1h` is at each full hour.
     Every {
         /// The distance, in seconds.
         seconds: u64,
     },
-    /// At the times of a cron pattern on the clocks of a zone. Where these are set forward or back, it is as cron does it: a time of day
-    /// that is missed is made good right after the gap, and one that comes twice counts once; of a pattern of many times, those that
-    /// are missed are not there, and those that come twice count twice.
+    /// At the times of a cron pattern on the clocks of a zone. A change of the clocks is handled as cron does it. A pattern with one
+    /// time of day has a slot right after the gap if the time is skipped, and one slot if it occurs twice. A pattern with many times
+    /// has no slot in the gap, and slots in both of two equal hours.
     Cron {
-        /// As it was written.
+        /// The pattern's text.
         text: String,
-        /// As it was read.
+        /// The parsed pattern.
         pattern: Box<Cron>,
         /// The zone.
         zone: Tz,
     },
 }
 
-/// Why there is no such timing.
+/// The error of a text that is no timing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadTiming {
     /// Not a distance.
     #[error("a time from 1s to 366d in whole seconds is expected, such as 5m or 1h")]
     Every,
-    /// Not a pattern, and why, where that is known.
+    /// Not a pattern, and the reason if it is known.
     #[error("not five fields of cron (minute, hour, day of month, month, day of week), such as 15 2 * * 1-5{0}")]
     Cron(String),
-    /// A pattern that no day has.
+    /// A pattern that no day matches.
     #[error("no day is ever such a day")]
     Never,
     /// Not a zone.
@@ -58,9 +58,9 @@ impl Timing {
     /// At a distance such as `5m`.
     ///
     /// # Errors
-    /// If it is none, or too short or too long.
+    /// If the text is no distance, or the distance is out of range.
     pub fn every(text: &str) -> Result<Timing, BadTiming> {
-        // To the parser a month has 30 days and some hours.
+        // The parser takes a month for 30 days and some hours.
         let mut units = text.split(|letter: char| !letter.is_ascii_alphabetic());
         let has_months_or_years = units.any(|unit| unit.starts_with("mo") || unit.starts_with('y'));
         if has_months_or_years {
@@ -76,7 +76,7 @@ impl Timing {
     /// By a pattern of five fields, in a zone of the IANA's database.
     ///
     /// # Errors
-    /// If one of the two is none, or no time is ever one of the pattern's.
+    /// If the pattern or the zone is unknown, or if no time ever matches the pattern.
     pub fn cron(text: &str, zone: &str) -> Result<Timing, BadTiming> {
         let zone: Tz = zone.parse().map_err(|_| BadTiming::Zone)?;
         if let Some(piece) = odd_piece(text) {
@@ -92,7 +92,7 @@ impl Timing {
             return Err(BadTiming::Cron(why));
         }
         let timing = Timing::Cron { text: text.to_owned(), pattern: Box::new(pattern), zone };
-        // The 30th of February is found out by looking for it.
+        // A search finds out that there is no 30 February.
         let some_time = DateTime::from_timestamp_secs(1_767_225_600).ok_or(BadTiming::Never)?;
         if timing.latest(some_time).is_some() && timing.next(some_time).is_some() {
             Ok(timing)
@@ -123,7 +123,7 @@ impl Timing {
         }
     }
 
-    /// The distance as it is written; `None`: it goes by a pattern.
+    /// The distance as text. `None`: the slots are those of a pattern.
     pub fn distance(&self) -> Option<String> {
         match self {
             Timing::Every { seconds } => Some(written(*seconds)),
@@ -131,7 +131,7 @@ impl Timing {
         }
     }
 
-    /// The pattern and the name of its zone; `None`: it goes by a distance.
+    /// The pattern and the name of its zone. `None`: the slots are at a distance.
     pub fn pattern(&self) -> Option<(&str, &'static str)> {
         match self {
             Timing::Every { .. } => None,
@@ -140,7 +140,8 @@ impl Timing {
     }
 }
 
-/// What a pattern has that cron doesn't know, and the parser does: `+1`, `15W`, `MON#2`, `?`. The last day of a month, `L`, is let through.
+/// Finds a part of a pattern that the parser takes and cron doesn't know: `+1`, `15W`, `MON#2`, `?`. `L`, the last day of a month, is
+/// allowed.
 fn odd_piece(text: &str) -> Option<&str> {
     const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
     const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
@@ -154,7 +155,7 @@ fn odd_piece(text: &str) -> Option<&str> {
     if text.starts_with('@') { None } else { pieces.find(is_odd).map(|(piece, _)| piece) }
 }
 
-/// A step of a pattern that is longer than its field: `*/90` for minutes is no hour and a half, but each full hour.
+/// Finds a step of a pattern that is longer than its field: the parser takes `*/90` minutes for each full hour, not for 90 minutes.
 fn too_long_step(text: &str) -> Option<u32> {
     let longest = [59, 23, 31, 12, 7];
     let fields = text.split_ascii_whitespace().zip(longest);
@@ -177,7 +178,7 @@ fn written(seconds: u64) -> String {
     parts.iter().filter(|(number, _)| *number > 0).map(|(number, unit)| format!("{number}{unit}")).collect()
 }
 
-/// The last multiple of so many seconds up to a time, or the one that is `further` multiples after it.
+/// The last multiple of a distance up to a time, or the multiple that is `further` ones after it.
 fn multiple(seconds: u64, time: DateTime<Utc>, further: i64) -> Option<DateTime<Utc>> {
     let seconds = i64::try_from(seconds).ok()?;
     DateTime::from_timestamp_secs((time.timestamp().div_euclid(seconds) + further).checked_mul(seconds)?)
