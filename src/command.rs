@@ -11,8 +11,9 @@ macro_rules! outln {
 }
 
 mod ack;
+mod answer;
+mod api;
 mod apply;
-mod backend;
 mod cancel;
 mod catalog;
 mod catalog_file;

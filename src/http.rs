@@ -12,6 +12,7 @@ mod datasets;
 mod deliveries;
 mod docs;
 mod exports;
+mod in_process;
 mod input;
 mod job;
 mod json;
@@ -62,14 +63,13 @@ use utoipa_axum::routes;
 pub use access::Access;
 pub use connections::ConnectionLimits;
 pub use cors::{NotAnOrigin, Origins};
+pub use in_process::InProcess;
 pub use local::{LocalHosts, NotAHost};
 pub use message::take_message;
 pub use rate::{NotARate, Rate};
 
-use crate::event::Delivery;
 use crate::http::access::{AccessControl, Peer};
 use crate::http::connections::{Connection, Connections};
-use crate::http::deliveries::DeliveryBody;
 use crate::http::openapi::RouterDocument;
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
@@ -77,8 +77,6 @@ use crate::http::stream::{Answer, ClientStream};
 use crate::job::Job;
 use crate::key;
 use crate::service::Service;
-use crate::service::consumers::ListedConsumer;
-use crate::service::schedules::ListedSchedule;
 use crate::telemetry::complaints::Complaints;
 
 /// A client has this long to send a request's head, and again this long to send its body.
@@ -240,24 +238,9 @@ async fn log_with_its_id(path: Option<MatchedPath>, request: Request, next: Next
     answer
 }
 
-/// A job as the API shows it, for the command line.
+/// A job as the API shows it, for events.
 pub fn job_as_json(job: Job) -> serde_json::Value {
     serde_json::json!(job::JobBody::from(job))
-}
-
-/// A consumer as the API shows it, for the command line.
-pub fn consumer_as_json(consumer: ListedConsumer) -> serde_json::Value {
-    serde_json::json!(consumers::body(consumer))
-}
-
-/// A schedule as the API shows it, for the command line.
-pub fn schedule_as_json(schedule: ListedSchedule) -> serde_json::Value {
-    serde_json::json!(schedules::body(schedule))
-}
-
-/// A delivery as the API shows it, for the command line.
-pub fn delivery_as_json(delivery: Delivery) -> serde_json::Value {
-    serde_json::json!(DeliveryBody::from(delivery))
 }
 
 /// Reads a service's answer, for the command line. `None`: the text is no JSON, or not of the form that `T` has.

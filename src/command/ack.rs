@@ -7,7 +7,7 @@ use crate::job::JobId;
 use clap::Args;
 use uuid::Uuid;
 
-use crate::command::backend::Backend;
+use crate::command::api::Api;
 use crate::command::server::Server;
 use crate::command::words::job_id;
 
@@ -25,13 +25,13 @@ pub(crate) struct Ack {
 impl Ack {
     /// Acknowledges the export, and prints what that says.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Unread, async |backend| ack(backend, self.job.into()).await)
+        self.at.run(CatalogFile::Unread, async |api| ack(api, self.job.into()).await)
     }
 }
 
-async fn ack(backend: &Backend, id: JobId) -> anyhow::Result<()> {
-    backend.ack(id).await?;
-    let consumer = backend.job(id).await?.consumer_id;
+async fn ack(api: &Api, id: JobId) -> anyhow::Result<()> {
+    api.ack(id).await?;
+    let consumer = api.job(id).await?.consumer_id;
     let whose = consumer.as_deref().unwrap_or("its consumer");
     outln!("{id} and all exports of {whose} before it are acknowledged.")
 }

@@ -17,8 +17,8 @@ use pg_rows::encoding::{Compression, Encoding, Format};
 use tokio::time::sleep;
 
 use crate::command::BadUsage;
+use crate::command::api::Api;
 use crate::command::apply::shelf::Shelf;
-use crate::command::backend::Backend;
 use crate::command::client::{Address, AddressParser};
 use crate::command::feed::Feed;
 use crate::command::mirror::Mirror;
@@ -104,7 +104,7 @@ impl Apply {
         block_on(async {
             let stopped = stop_on_signal()?;
             tokio::select! {
-                done = self.apply(&environment, &named.database, client.map(Backend::Remote)) => done.map(|()| ExitCode::SUCCESS),
+                done = self.apply(&environment, &named.database, client.map(Api::remote)) => done.map(|()| ExitCode::SUCCESS),
                 () = stopped.cancelled() => match every {
                     Some(_) => Ok(ExitCode::SUCCESS),
                     None => bail!("interrupted: the next call goes on from here"),
@@ -113,15 +113,10 @@ impl Apply {
         })
     }
 
-    async fn apply(
-        self,
-        environment: &Environment,
-        database: &Database,
-        backend: Option<Backend>,
-    ) -> anyhow::Result<()> {
-        let dataset = match (self.dataset, &backend) {
+    async fn apply(self, environment: &Environment, database: &Database, api: Option<Api>) -> anyhow::Result<()> {
+        let dataset = match (self.dataset, &api) {
             (Some(named), _) => named,
-            (None, Some(backend)) => backend.implied_dataset().await?,
+            (None, Some(api)) => api.implied_dataset().await?,
             (None, None) => return Err(BadUsage("--dataset: one is to be named".to_owned()).into()),
         };
         let settings = Settings {
@@ -132,9 +127,9 @@ impl Apply {
         };
         let target = Target::new(database.options().clone(), settings, self.consumer.clone(), dataset.clone());
         let mut mirror = Mirror::new(target);
-        let source = match (&backend, &self.from) {
-            (Some(backend), _) => Source::Server(Feed {
-                backend,
+        let source = match (&api, &self.from) {
+            (Some(api), _) => Source::Server(Feed {
+                api,
                 consumer: self.consumer,
                 dataset,
                 request: (self.request == Request::Delta).then_some(ExportType::Delta),

@@ -8,7 +8,7 @@ use anyhow::bail;
 use clap::Args;
 use uuid::Uuid;
 
-use crate::command::backend::Backend;
+use crate::command::api::Api;
 use crate::command::server::Server;
 use crate::command::words::job_id;
 
@@ -26,13 +26,13 @@ pub(crate) struct Cancel {
 impl Cancel {
     /// Cancels the export, and prints what became of it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Read, async |backend| cancel(backend, self.job.into()).await)
+        self.at.run(CatalogFile::Read, async |api| cancel(api, self.job.into()).await)
     }
 }
 
-async fn cancel(backend: &Backend, id: JobId) -> anyhow::Result<()> {
-    let is_asked = backend.cancel(id).await?;
-    let job = backend.job(id).await?;
+async fn cancel(api: &Api, id: JobId) -> anyhow::Result<()> {
+    let is_asked = api.cancel(id).await?;
+    let job = api.job(id).await?;
     match is_asked {
         true if job.has_status(Status::Cancelled) => outln!("{id} is cancelled."),
         true => outln!("{id} is {}, and its worker was asked to stop.", job.status),

@@ -3,7 +3,6 @@
 //! Each call may be sent again without harm: a submission carries an idempotency key. So once the service has answered at all,
 //! the client retries while the network fails, or the service restarts or is busy.
 
-use std::error::Error as StdError;
 use std::ffi::OsStr;
 use std::fmt::{self, Display};
 use std::net::IpAddr;
@@ -12,28 +11,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::config::ApiKey;
-use crate::http::answer_from_json;
 use crate::tls;
-use anyhow::Context;
-use bytes::Bytes;
+use anyhow::{Context, anyhow};
+use axum::body::Body;
+use axum::response::Response;
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::http::{HeaderMap, Method, Uri, header};
-use reqwest::{Body, Response};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use hyper::http::{Request, Uri};
 use tokio::time::{Instant, sleep};
-use uuid::Uuid;
+
+use crate::command::answer::{Answer, Error};
 
 /// How long one call is retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a call waits for the next byte. The service answers within 2 seconds, if only that it can't.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// The longest JSON answer that is read: a page of jobs has some 200 kB.
-const MOST_BYTES: usize = 16 << 20;
-
 /// A service's address: `http://host:port`, with a path before the API's own where a proxy puts one.
 #[derive(Clone, Debug)]
 pub(crate) struct Address(String);
@@ -98,97 +90,6 @@ impl Display for Address {
     }
 }
 
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error("{server} can't be reached: {why}; is a service running there?")]
-    Unreachable { server: Address, why: String },
-    #[error("the connection to {server} broke: {why}")]
-    Broken { server: Address, why: String },
-    #[error("{detail}{}", next_step(.code))]
-    Refused { status: u16, code: PlainText, detail: PlainText, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
-    #[error("{server} answers {status}, and not as cdc-export does: is the address right?")]
-    Foreign { server: Address, status: u16 },
-}
-
-/// What the caller can do about a refusal, where the detail doesn't say it.
-fn next_step(code: &str) -> &'static str {
-    match code {
-        "key_required" => {
-            "; put a key into CDC_EXPORT_KEY: `cdc-export keys create`, run where the service is, prints one"
-        }
-        "key_invalid" => {
-            "; the key in CDC_EXPORT_KEY is of no use: `cdc-export keys list`, run where the service is, says why"
-        }
-        "host_not_local" => "; with AUTH=keys, the service is open to callers that have a key",
-        _ => "",
-    }
-}
-
-impl Error {
-    /// Whether the job's state doesn't allow the call (409): it was too late.
-    pub(crate) fn is_conflict(&self) -> bool {
-        matches!(self, Error::Refused { status: 409, .. })
-    }
-
-    /// Whether the service refused the call with this code.
-    pub(crate) fn is_of(&self, word: &str) -> bool {
-        matches!(self, Error::Refused { code, .. } if &**code == word)
-    }
-
-    /// Whether the same call may get another answer later.
-    fn may_pass(&self) -> bool {
-        match self {
-            Error::Unreachable { .. } | Error::Broken { .. } => true,
-            Error::Refused { status, .. } => matches!(status, 429 | 503),
-            // A proxy's answer while the service behind it restarts.
-            Error::Foreign { status, .. } => matches!(status, 502..=504),
-        }
-    }
-}
-
-/// A text from a service, without the control characters that a terminal would obey.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(from = "String")]
-pub(crate) struct PlainText(String);
-
-impl From<String> for PlainText {
-    fn from(text: String) -> PlainText {
-        PlainText(text.chars().filter(|c| !c.is_control()).collect())
-    }
-}
-
-impl std::ops::Deref for PlainText {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Display for PlainText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-/// The members of a problem that this client uses.
-#[derive(Deserialize)]
-struct Problem {
-    code: PlainText,
-    detail: PlainText,
-    #[serde(default)]
-    jobs: Vec<NamedJob>,
-}
-
-/// An export that a refusal names.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct NamedJob {
-    pub(crate) job_id: Uuid,
-    pub(crate) status: PlainText,
-}
-
 /// Speaks to one service.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -213,8 +114,7 @@ impl Client {
         let http = tls::client(&server.0).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
         // No proxy knows a way to this machine.
         let http = if server.is_here() { http.no_proxy() } else { http };
-        let http =
-            http.build().map_err(|why| anyhow::anyhow!(tls::reason(&why))).with_context(|| server.to_string())?;
+        let http = http.build().map_err(|why| anyhow!(tls::reason(&why))).with_context(|| server.to_string())?;
         Ok(Client { http, server, key, has_answered: AtomicBool::new(false), has_warned: AtomicBool::new(false) })
     }
 
@@ -223,98 +123,31 @@ impl Client {
         &self.server
     }
 
-    /// Gets the JSON at a path.
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        self.retry_while_unavailable(async || self.call(Method::GET, path, &HeaderMap::new(), None).await).await
-    }
-
-    /// Posts a body, or none. The call must be idempotent, by its nature or by its headers: it may be sent twice.
-    pub(crate) async fn post<T: DeserializeOwned>(
+    /// Makes a call. `read` takes what is wanted out of the answer.
+    pub(crate) async fn call<T>(
         &self,
-        path: &str,
-        headers: &HeaderMap,
-        body: Option<&Value>,
+        call: &Request<String>,
+        read: impl AsyncFn(Answer) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.retry_while_unavailable(async || self.call(Method::POST, path, headers, body).await).await
+        self.retry_while_unavailable(async || read(self.send(call).await?).await).await
     }
 
-    /// Reads the file at a path from its byte `from` on, if the file's ETag is this SHA-256.
-    pub(crate) async fn file(&self, path: &str, from: u64, etag: &str) -> Result<Response, Error> {
-        let mut headers = HeaderMap::new();
-        let mut set = |name, value: String| {
-            headers.insert(name, value.parse().expect("numbers and hashes are valid header values"));
+    async fn send(&self, call: &Request<String>) -> Result<Answer, Error> {
+        let server = self.server.to_string();
+        let request = self.http.request(call.method().clone(), format!("{server}{}", call.uri()));
+        let request = request.headers(call.headers().clone()).body(call.body().clone());
+        let request = match &self.key {
+            Some(key) => request.bearer_auth(key.reveal()),
+            None => request,
         };
-        set(header::RANGE, format!("bytes={from}-"));
-        set(header::IF_RANGE, format!("\"{etag}\""));
-        // A file of any length may take its time.
-        let answer =
-            self.retry_while_unavailable(async || self.answer(Method::GET, path, &headers, None, None).await).await?;
-        match answer.status().as_u16() {
-            206 => Ok(answer),
-            status => Err(self.foreign(status)),
-        }
-    }
-
-    async fn call<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        headers: &HeaderMap,
-        body: Option<&Value>,
-    ) -> Result<T, Error> {
-        let answer = self.answer(method, path, headers, body, Some(4 * ANSWER_TIMEOUT)).await?;
-        let status = answer.status().as_u16();
-        let body = match body_of(answer).await {
-            Ok(body) => body,
-            Err(cause) if cause.is::<LengthLimitError>() => return Err(self.foreign(status)),
-            Err(cause) => return Err(self.unreachable(cause.as_ref())),
+        let response = match request.send().await {
+            Ok(response) => Response::from(response).map(Body::new),
+            Err(cause) => return Err(Error::Unreachable { server, why: tls::reason(&cause) }),
         };
-        answer_from_json(&body).ok_or_else(|| self.foreign(status))
-    }
-
-    /// Makes a call, and takes every status but success for an error.
-    async fn answer(
-        &self,
-        method: Method,
-        path: &str,
-        headers: &HeaderMap,
-        body: Option<&Value>,
-        timeout: Option<Duration>,
-    ) -> Result<Response, Error> {
-        let mut request = self.http.request(method, format!("{}{path}", self.server)).headers(headers.clone());
-        if let Some(key) = &self.key {
-            request = request.bearer_auth(key.reveal());
-        }
-        if let Some(body) = body {
-            request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
-        }
-        if let Some(timeout) = timeout {
-            request = request.timeout(timeout);
-        }
-        let answer = request.send().await.map_err(|cause| self.unreachable(&cause))?;
-        if answer.status().is_success() {
+        if response.status().is_success() {
             self.has_answered.store(true, Ordering::Relaxed);
-            return Ok(answer);
         }
-        let status = answer.status().as_u16();
-        let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
-        let body = body_of(answer).await.unwrap_or_default();
-        let Some(Problem { code, detail, jobs }) = answer_from_json(&body) else { return Err(self.foreign(status)) };
-        self.has_answered.store(true, Ordering::Relaxed);
-        Err(Error::Refused { status, code, detail, jobs, retry_after: retry_after.map(Duration::from_secs) })
-    }
-
-    fn unreachable(&self, cause: &(dyn StdError + 'static)) -> Error {
-        Error::Unreachable { server: self.server.clone(), why: tls::reason(cause) }
-    }
-
-    fn foreign(&self, status: u16) -> Error {
-        Error::Foreign { server: self.server.clone(), status }
-    }
-
-    /// The error of an answer whose bytes stopped coming.
-    pub(crate) fn broken(&self, cause: &reqwest::Error) -> Error {
-        Error::Broken { server: self.server.clone(), why: tls::reason(cause) }
+        Ok(Answer { server, response })
     }
 
     /// Makes a call, again while the service is unavailable or busy, for [`RETRY_TIMEOUT`] at most.
@@ -323,13 +156,18 @@ impl Client {
         let mut pause = Duration::from_millis(250);
         loop {
             let error = match call().await {
-                Err(error) if error.may_pass() && self.has_answered.load(Ordering::Relaxed) => error,
+                Err(error) => error,
                 Ok(done) => {
                     self.has_warned.store(false, Ordering::Relaxed);
                     return Ok(done);
                 }
-                Err(error) => return Err(error),
             };
+            if matches!(error, Error::Refused { .. }) {
+                self.has_answered.store(true, Ordering::Relaxed);
+            }
+            if !(error.may_pass() && self.has_answered.load(Ordering::Relaxed)) {
+                return Err(error);
+            }
             let rest = match &error {
                 Error::Refused { retry_after: Some(after), .. } => (*after).max(pause),
                 _ => pause,
@@ -346,11 +184,6 @@ impl Client {
             pause = (pause * 2).min(Duration::from_secs(5));
         }
     }
-}
-
-/// An answer's whole body, if it isn't too long.
-async fn body_of(answer: Response) -> Result<Bytes, Box<dyn StdError + Send + Sync>> {
-    Ok(Limited::new(Body::from(answer), MOST_BYTES).collect().await?.to_bytes())
 }
 
 #[cfg(test)]

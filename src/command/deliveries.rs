@@ -10,8 +10,8 @@ use clap::{Args, Subcommand};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::command::backend::Backend;
-use crate::command::client::PlainText;
+use crate::command::answer::PlainText;
+use crate::command::api::Api;
 use crate::command::server::Server;
 use crate::command::words::words;
 
@@ -74,10 +74,10 @@ impl Deliveries {
     /// Prints deliveries, or has some told again.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Deliveries::List(list) => list.at.run(CatalogFile::Read, async |backend| list.list(backend).await),
-            Deliveries::Redeliver(again) => again.at.run(CatalogFile::Read, async |backend| {
+            Deliveries::List(list) => list.at.run(CatalogFile::Read, async |api| list.list(api).await),
+            Deliveries::Redeliver(again) => again.at.run(CatalogFile::Read, async |api| {
                 for id in &again.deliveries {
-                    backend.redeliver(*id).await.with_context(|| id.to_string())?;
+                    api.redeliver(*id).await.with_context(|| id.to_string())?;
                     outln!("{id} is told again.")?;
                 }
                 Ok(())
@@ -87,9 +87,9 @@ impl Deliveries {
 }
 
 impl ListDeliveries {
-    async fn list(&self, backend: &Backend) -> anyhow::Result<()> {
+    async fn list(&self, api: &Api) -> anyhow::Result<()> {
         let filter = DeliveryFilter { status: self.status, endpoint: self.endpoint.clone(), before: None };
-        let (deliveries, has_more) = backend.deliveries(&filter, self.limit).await?;
+        let (deliveries, has_more) = api.deliveries(&filter, self.limit).await?;
         if self.json {
             deliveries.iter().try_for_each(|delivery| outln!("{delivery}"))?;
         } else {

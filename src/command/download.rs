@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::CatalogFile;
 use crate::job::{After, JobId, Status};
-use crate::service;
+use crate::manifest::Manifest;
 use crate::telemetry::chain;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -23,12 +23,12 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::command::BadUsage;
-use crate::command::backend::Backend;
-use crate::command::client::Error;
+use crate::command::answer::Error;
+use crate::command::api::Api;
 use crate::command::output::{Output, folder_of};
 use crate::command::progress::bar_of_bytes;
 use crate::command::server::Server;
-use crate::command::view::JobView;
+use crate::command::view::{FileView, JobView};
 use crate::command::words::job_id;
 
 /// A download without a byte for this long has failed.
@@ -53,24 +53,24 @@ pub(crate) struct Download {
 impl Download {
     /// Fetches the file of a job that has completed, and prints where it is.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Unread, async |backend| download(backend, self.job.into(), self.output.as_ref()).await)
+        self.at.run(CatalogFile::Unread, async |api| download(api, self.job.into(), self.output.as_ref()).await)
     }
 }
 
-async fn download(backend: &Backend, id: JobId, output: Option<&Output>) -> anyhow::Result<()> {
+async fn download(api: &Api, id: JobId, output: Option<&Output>) -> anyhow::Result<()> {
     if let Some(output) = output {
         output.check().map_err(|why| BadUsage(format!("--output: {why}")))?;
     }
-    let job = backend.job(id).await?;
+    let job = api.job(id).await?;
     if !job.has_ended() {
         bail!("the export is {}, at {} %: its file is there once it has completed", job.status, job.progress);
     }
     ensure!(job.has_status(Status::Completed), "the export is {}, so it has no file", job.status);
-    save(backend, id, &job, output).await
+    save(api, id, &job, output).await
 }
 
 /// Fetches a job's files to `output`, and prints where they are. Without `output`, each goes to its own name in the current folder.
-pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Option<&Output>) -> anyhow::Result<()> {
+pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Output>) -> anyhow::Result<()> {
     let files = files_of(job)?;
     let several = files.len() > 1;
     match output {
@@ -79,7 +79,7 @@ pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Op
         }
         Some(Output::Stdout) => {
             for file in &files {
-                PartialFile::new(Sink::Stdout, file)?.fetch_rest(backend, id).await?;
+                PartialFile::new(Sink::Stdout, file)?.fetch_rest(api, id).await?;
             }
             return Ok(());
         }
@@ -94,7 +94,7 @@ pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Op
         };
         // Of several, an earlier download that broke off may have fetched some.
         if !(several && file.is_at(&path)) {
-            save_file(backend, id, file, &path).await?;
+            save_file(api, id, file, &path).await?;
         }
         outln!("{}  {} rows", path.display(), file.rows)?;
     }
@@ -102,11 +102,11 @@ pub(crate) async fn save(backend: &Backend, id: JobId, job: &JobView, output: Op
 }
 
 /// Fetches one file.
-async fn save_file(backend: &Backend, id: JobId, file: &Wanted, path: &Path) -> anyhow::Result<()> {
+async fn save_file(api: &Api, id: JobId, file: &Wanted, path: &Path) -> anyhow::Result<()> {
     let exists = || format!("{} is there already: --output names another place", path.display());
     ensure!(!path.exists(), exists());
     let part = part_of(path, id);
-    let ours = fetch_part(backend, id, file, &part).await?;
+    let ours = fetch_part(api, id, file, &part).await?;
     // Another user who may write to the folder may have put another file there.
     let is_ours = |path: &Path| {
         fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
@@ -125,17 +125,12 @@ async fn save_file(backend: &Backend, id: JobId, file: &Wanted, path: &Path) -> 
 }
 
 /// Fetches one file into a hidden one, or what is missing there, and checks it. It is on disk then.
-pub(super) async fn fetch_part(
-    backend: &Backend,
-    id: JobId,
-    file: &Wanted,
-    part: &Path,
-) -> anyhow::Result<fs::Metadata> {
+pub(super) async fn fetch_part(api: &Api, id: JobId, file: &Wanted, part: &Path) -> anyhow::Result<fs::Metadata> {
     let at_part = || part.display().to_string();
     let opened = open_part(part).with_context(at_part)?;
     let ours = opened.metadata().with_context(at_part)?;
     let mut partial = PartialFile::new(Sink::File(opened), file)?;
-    if let Err(error) = partial.fetch_rest(backend, id).await {
+    if let Err(error) = partial.fetch_rest(api, id).await {
         // The bytes are wrong, or there are none: another try has to begin anew, or there will be none.
         if partial.is_whole() || partial.have == 0 || is_gone(&error) {
             fs::remove_file(part).with_context(at_part)?;
@@ -160,29 +155,30 @@ pub(super) struct Wanted {
     pub(super) sha256: String,
 }
 
-/// The files of a job. A service of a version that doesn't list them makes one alone.
+/// The files of a completed job.
 pub(super) fn files_of(job: &JobView) -> anyhow::Result<Vec<Wanted>> {
-    let is_hex = |text: &&str| After::is_sha256(text);
     let several = job.files.len() > 1;
-    let listed = job.files.iter().map(|file| Wanted {
+    let wanted = |file: &FileView| Wanted {
         part: several.then_some(file.part),
         name: file.name.to_string(),
         bytes: file.bytes,
         rows: file.rows,
         sha256: file.sha256.to_string(),
-    });
-    let files: Vec<_> = match several {
-        true => listed.collect(),
-        false => vec![Wanted {
-            part: None,
-            name: job.output_filename.to_string(),
-            bytes: job.bytes_written,
-            rows: job.rows_exported,
-            sha256: job.sha256.as_deref().unwrap_or_default().to_owned(),
-        }],
     };
-    ensure!(files.iter().all(|file| is_hex(&&*file.sha256)), "the export has no SHA-256");
+    let files: Vec<_> = job.files.iter().map(wanted).collect();
+    let are_known = !files.is_empty() && files.iter().all(|file| After::is_sha256(&file.sha256));
+    ensure!(are_known, "the export has no SHA-256");
     Ok(files)
+}
+
+/// Refuses a manifest that is of other files than the export has.
+pub(super) fn require_same(id: JobId, files: &[Wanted], manifest: &Manifest) -> anyhow::Result<()> {
+    let same = files.iter().map(|file| &file.sha256).eq(manifest.export.files.iter().map(|file| &file.sha256));
+    ensure!(
+        same && manifest.digest == manifest.export.digest(),
+        "the manifest of {id} is of other files than the export has"
+    );
+    Ok(())
 }
 
 impl Wanted {
@@ -224,7 +220,6 @@ fn sha256_of(mut file: impl Read) -> io::Result<(u64, digest::Context)> {
 /// Whether the service has the file no more.
 pub(super) fn is_gone(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::Refused { status: 410, .. }))
-        || matches!(error.downcast_ref(), Some(service::Error::FileGone))
 }
 
 /// The hidden file of a job's download. Its name has the job's id, so that two jobs never share one.
@@ -311,12 +306,12 @@ impl PartialFile<'_> {
     }
 
     /// Fetches the missing bytes, then checks the whole file's SHA-256.
-    async fn fetch_rest(&mut self, backend: &Backend, id: JobId) -> anyhow::Result<()> {
+    async fn fetch_rest(&mut self, api: &Api, id: JobId) -> anyhow::Result<()> {
         let wanted = self.wanted;
         let mut last_progress = Instant::now();
         while !self.is_whole() {
             let had = self.have;
-            let fetched = backend.fetch(id, wanted.part, &wanted.sha256, had, self).await;
+            let fetched = api.fetch(id, wanted.part, &wanted.sha256, had, self).await;
             if self.have > had {
                 last_progress = Instant::now();
             }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::command::BadUsage;
-use crate::command::backend::Backend;
+use crate::command::api::Api;
 use crate::command::catalog::named_or_implied;
 use crate::command::client::Client;
 use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
@@ -160,18 +160,18 @@ impl Export {
         let folder = PreparedOutput::prepare(config).await?;
         folder.tell_if_new(config, database).await?;
         let Wired { exports, service } = wire(config, database, folder, 1, &stops);
-        let backend = Backend::Local(Box::new(service));
-        let id = backend.submit(request).await?;
+        let api = Api::in_process(service);
+        let id = api.submit(request).await?;
 
         let run_here = async {
-            let taken = tokio::time::timeout(CLAIM_TIMEOUT, taken(&backend, id)).await;
+            let taken = tokio::time::timeout(CLAIM_TIMEOUT, taken(&api, id)).await;
             if taken.is_err() {
                 exports.announce().await;
                 exports.run(stops).await;
             }
         };
         let watched = async {
-            let watched = follow(&backend, id, self, config.output.folder(), &interrupted).await;
+            let watched = follow(&api, id, self, config.output.folder(), &interrupted).await;
             done.cancel();
             watched
         };
@@ -183,11 +183,11 @@ impl Export {
     async fn run_remotely(&self, client: Client) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let request = self.request(self.dataset.as_deref().unwrap_or_default())?;
-        let backend = Backend::Remote(client);
-        let id = backend.submit(&request).await?;
-        let code = follow(&backend, id, self, None, &interrupted).await?;
+        let api = Api::remote(client);
+        let id = api.submit(&request).await?;
+        let code = follow(&api, id, self, None, &interrupted).await?;
         if code == ExitCode::SUCCESS && self.output.is_none() && !self.json {
-            eprintln!("`cdc-export download {id}{}` fetches it.", backend.server_option());
+            eprintln!("`cdc-export download {id}{}` fetches it.", api.server_option());
         }
         Ok(code)
     }
@@ -196,28 +196,28 @@ impl Export {
 /// Follows a job to its end, and fetches its file to `--output`. Every error names the job: once it has completed, no other
 /// export has its rows.
 async fn follow(
-    backend: &Backend,
+    api: &Api,
     id: JobId,
     export: &Export,
     folder: Option<&Path>,
     interrupted: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let job = watch(backend, id, interrupted).await;
-    let job = job
-        .with_context(|| format!("the export {id} goes on; `cdc-export status{}` shows it", backend.server_option()))?;
-    finish(backend, id, &job, export, folder, interrupted).await
+    let job = watch(api, id, interrupted).await;
+    let job =
+        job.with_context(|| format!("the export {id} goes on; `cdc-export status{}` shows it", api.server_option()))?;
+    finish(api, id, &job, export, folder, interrupted).await
 }
 
-async fn taken(backend: &Backend, id: JobId) {
-    while backend.poll(id).await.is_ok_and(|job| job.has_status(Status::Pending)) {}
+async fn taken(api: &Api, id: JobId) {
+    while api.poll(id).await.is_ok_and(|job| job.has_status(Status::Pending)) {}
 }
 
 /// Follows a job to its end. Ctrl-C cancels the job, unless it is committing.
-async fn watch(backend: &Backend, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<JobView> {
+async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<JobView> {
     let bar = bar_of_rows(100).with_message(id.to_string());
     let (mut printed_at, mut cancelled) = (Instant::now(), false);
     loop {
-        let polled = backend.poll(id);
+        let polled = api.poll(id);
         let job = if cancelled {
             polled.await?
         } else {
@@ -225,7 +225,7 @@ async fn watch(backend: &Backend, id: JobId, interrupted: &CancellationToken) ->
                 job = polled => job?,
                 () = interrupted.cancelled() => {
                     cancelled = true;
-                    match backend.cancel(id).await {
+                    match api.cancel(id).await {
                         Ok(true) => bar.suspend(|| eprintln!("cdc-export: cancelling the export")),
                         // The job is committing, and will complete.
                         Ok(false) => {}
@@ -259,7 +259,7 @@ pub(super) fn show(bar: &ProgressBar, job: &JobView, printed_at: &mut Instant) {
 
 /// Prints how the job ended, and fetches the file where `--output` is given.
 async fn finish(
-    backend: &Backend,
+    api: &Api,
     id: JobId,
     job: &JobView,
     export: &Export,
@@ -282,17 +282,14 @@ async fn finish(
             job.dataset
         );
     }
-    let names: Vec<&str> = match job.files.as_slice() {
-        [] => vec![&job.output_filename],
-        files => files.iter().map(|file| &*file.name).collect(),
-    };
-    let paths: Option<Vec<_>> = folder.map(|folder| names.iter().map(|name| folder.join(name)).collect());
+    let in_folder = |folder: &Path| job.files.iter().map(|file| folder.join(&*file.name)).collect();
+    let paths: Option<Vec<_>> = folder.map(in_folder);
     let is_elsewhere = paths.as_ref().is_some_and(|paths| paths.iter().any(|path| !path.exists()));
-    let server = if is_elsewhere { " --server URL".to_owned() } else { backend.server_option() };
+    let server = if is_elsewhere { " --server URL".to_owned() } else { api.server_option() };
     let fetches = format!("`cdc-export download {id}{server}` fetches its file");
     if export.output.is_some() {
         let saved = tokio::select! {
-            saved = download::save(backend, id, job, export.output.as_ref()) => saved,
+            saved = download::save(api, id, job, export.output.as_ref()) => saved,
             () = interrupted.cancelled() => Err(anyhow!("interrupted")),
         };
         saved.with_context(|| format!("the export has completed; {fetches}"))?;
@@ -303,16 +300,10 @@ async fn finish(
         // A path of another machine says no more than the file's name.
         let shown: Vec<String> = match &paths {
             Some(paths) => paths.iter().map(|path| path.display().to_string()).collect(),
-            None if job.files.is_empty() => vec![job.output_filename.to_string()],
             None => job.files.iter().map(FileView::place).collect(),
         };
-        match shown.as_slice() {
-            [only] => outln!("{only}  {} rows", job.rows_exported)?,
-            several => {
-                for (place, file) in several.iter().zip(&job.files) {
-                    outln!("{place}  {} rows", file.rows)?;
-                }
-            }
+        for (place, file) in shown.iter().zip(&job.files) {
+            outln!("{place}  {} rows", file.rows)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -4,15 +4,14 @@
 use crate::job::selection::Selection;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
 use crate::manifest::Source;
-use crate::service;
 use anyhow::{Context, bail, ensure};
 use pg_rows::encoding::Encoding;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::command::backend::{Backend, Refusal, SHOWN};
-use crate::command::client::Error;
+use crate::command::answer::Error;
+use crate::command::api::{Api, Refusal, SHOWN};
 use crate::command::export::show;
 use crate::command::plain::tell;
 use crate::command::progress::bar_of_rows;
@@ -26,10 +25,10 @@ const TRIES: u32 = 5;
 #[serde(rename_all = "camelCase")]
 pub(super) struct Position {
     pub(super) job_id: Uuid,
-    /// Its place in the lane; `None`: the service is of a version that doesn't number exports.
-    pub(super) number: Option<u64>,
-    /// What the manifest of the next one names; `None` for an export without one.
-    pub(super) digest: Option<String>,
+    /// Its place in the lane.
+    pub(super) number: u64,
+    /// What the manifest of the next one names.
+    pub(super) digest: String,
     /// Of its only file.
     pub(super) sha256: Option<String>,
 }
@@ -37,16 +36,17 @@ pub(super) struct Position {
 impl Position {
     /// The position of whoever has taken this export.
     pub(super) fn of(job: &JobView) -> anyhow::Result<Position> {
+        let not_published = || format!("the export {} is not published", job.job_id);
         Ok(Position {
             job_id: id_of(job)?.as_uuid(),
-            number: job.number,
-            digest: job.digest.as_ref().map(ToString::to_string),
+            number: job.number.with_context(not_published)?,
+            digest: job.digest.as_ref().with_context(not_published)?.to_string(),
             sha256: job.sha256.as_ref().map(ToString::to_string),
         })
     }
 
     fn after(&self) -> After {
-        After::Export { job: self.job_id.into(), sha256: self.sha256.clone().or_else(|| self.digest.clone()) }
+        After::Export { job: self.job_id.into(), sha256: Some(self.sha256.as_ref().unwrap_or(&self.digest).clone()) }
     }
 }
 
@@ -64,7 +64,7 @@ pub(super) trait Taker {
     fn source(&self) -> Option<&Source>;
 
     /// Takes the next one.
-    async fn take(&mut self, backend: &Backend, export: &JobView) -> anyhow::Result<Taken>;
+    async fn take(&mut self, api: &Api, export: &JobView) -> anyhow::Result<Taken>;
 }
 
 /// What became of an export.
@@ -77,7 +77,7 @@ pub(super) enum Taken {
 
 /// The exports of a lane.
 pub(super) struct Feed<'b> {
-    pub(super) backend: &'b Backend,
+    pub(super) api: &'b Api,
     pub(super) consumer: ConsumerId,
     pub(super) dataset: String,
     /// What is asked for where nothing is there to be taken; `None`: nothing.
@@ -148,8 +148,7 @@ impl Feed<'_> {
     async fn require_source(&self, taker: &impl Taker) -> anyhow::Result<()> {
         let Some(had) = taker.source() else { return Ok(()) };
         let Some(newest) = self.completed(None, 1).await?.into_iter().next() else { return Ok(()) };
-        let Some(manifest) = self.backend.manifest(id_of(&newest)?).await? else { return Ok(()) };
-        let found = manifest.export.source;
+        let found = self.api.manifest(id_of(&newest)?).await?.export.source;
         ensure!(
             *had == found,
             "another_source: the exports until now are from the database {} of cluster {}, and the service has the database {} of cluster {}: \
@@ -191,7 +190,7 @@ impl Feed<'_> {
     }
 
     async fn hand(&self, taker: &mut impl Taker, export: &JobView) -> anyhow::Result<Taken> {
-        let taken = taker.take(self.backend, export).await?;
+        let taken = taker.take(self.api, export).await?;
         if matches!(taken, Taken::Done) {
             self.acknowledge(taker).await?;
         }
@@ -200,15 +199,15 @@ impl Feed<'_> {
 
     async fn acknowledge(&self, taker: &impl Taker) -> anyhow::Result<()> {
         match taker.last() {
-            Some(last) if self.acks => self.backend.ack(last.job_id.into()).await,
+            Some(last) if self.acks => self.api.ack(last.job_id.into()).await,
             _ => Ok(()),
         }
     }
 
     async fn next(&self, last: Option<&Position>) -> anyhow::Result<Next> {
         let Some(last) = last else { return self.first().await };
-        let (backend, after) = (self.backend, last.job_id.into());
-        match backend.published_after(&self.consumer, &self.dataset, after, SHOWN).await {
+        let (api, after) = (self.api, last.job_id.into());
+        match api.published_after(&self.consumer, &self.dataset, after, SHOWN).await {
             Ok(exports) => Ok(Next::Exports(exports)),
             Err(error) if is_restored(&error) => Ok(Next::Broken(format!("{error:#}"))),
             Err(error) => Err(error),
@@ -223,7 +222,7 @@ impl Feed<'_> {
         let mut all = self.completed(None, u32::MAX - 1).await?;
         all.reverse();
         match all.first() {
-            Some(first) if first.number.is_some_and(|number| number != 1) => {
+            Some(first) if first.number != Some(1) => {
                 Ok(Next::Broken("the lane's first exports are forgotten, and it has no full one".to_owned()))
             }
             _ => Ok(Next::Exports(all)),
@@ -243,7 +242,7 @@ impl Feed<'_> {
             export_type,
             ..Filter::default()
         };
-        self.backend.jobs(&filter, limit).await
+        self.api.jobs(&filter, limit).await
     }
 
     /// Asks for an export behind this one, and waits until it has ended.
@@ -263,7 +262,7 @@ impl Feed<'_> {
             trace: None,
         };
         for _ in 0..TRIES {
-            let refused = match self.backend.submit(&request).await {
+            let refused = match self.api.submit(&request).await {
                 Ok(id) => return self.ended(id).await,
                 Err(error) => error,
             };
@@ -295,7 +294,7 @@ impl Feed<'_> {
     async fn wait(&self, id: JobId) -> anyhow::Result<JobView> {
         let (bar, mut printed_at) = (bar_of_rows(100).with_message(id.to_string()), Instant::now());
         loop {
-            let job = self.backend.poll(id).await?;
+            let job = self.api.poll(id).await?;
             if job.has_ended() {
                 bar.finish_and_clear();
                 return Ok(job);
@@ -306,6 +305,5 @@ impl Feed<'_> {
 }
 
 fn is_restored(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(service::Error::Restored))
-        || error.downcast_ref::<Error>().is_some_and(|error| error.is_of("database_restored"))
+    error.downcast_ref::<Error>().is_some_and(|error| error.is_of("database_restored"))
 }

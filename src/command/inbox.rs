@@ -15,8 +15,8 @@ use crate::manifest::{self, Manifest, Source};
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::command::backend::Backend;
-use crate::command::download::{fetch_part, files_of, give_name, is_gone, part_of, sync_folder_of};
+use crate::command::api::Api;
+use crate::command::download::{fetch_part, files_of, give_name, is_gone, part_of, require_same, sync_folder_of};
 use crate::command::feed::{Position, Taken, Taker, id_of};
 use crate::command::plain::plain;
 use crate::command::view::JobView;
@@ -153,7 +153,7 @@ impl Inbox {
                 chained.source.cluster
             );
         }
-        let had = self.state.last.as_ref().and_then(|last| last.digest.as_ref());
+        let had = self.state.last.as_ref().map(|last| &last.digest);
         let is_next = chained.is_base() || had.is_none() || had == chained.previous.as_ref();
         Ok((!is_next).then(|| format!("gap: the export {} doesn't go on from the last one here", export.job_id)))
     }
@@ -205,26 +205,20 @@ impl Taker for Inbox {
         self.state.source.as_ref()
     }
 
-    async fn take(&mut self, backend: &Backend, export: &JobView) -> anyhow::Result<Taken> {
+    async fn take(&mut self, api: &Api, export: &JobView) -> anyhow::Result<Taken> {
         let id = id_of(export)?;
-        let mut manifest = backend.manifest(id).await?;
+        let mut manifest = api.manifest(id).await?;
         let files = files_of(export)?;
         let mut names =
             files.iter().map(|file| Ok(file.plain_name()?.to_owned())).collect::<anyhow::Result<Vec<_>>>()?;
         let part = |name: &str| part_of(&self.folder.join(name), id);
-        if let Some(manifest) = &mut manifest {
-            let same = files.iter().map(|file| &file.sha256).eq(manifest.export.files.iter().map(|file| &file.sha256));
-            ensure!(
-                same && manifest.digest == manifest.export.digest(),
-                "the manifest of {id} is of other files than the export has"
-            );
-            if let Some(why) = self.unfit(export, manifest)? {
-                return Ok(Taken::Unfit(why));
-            }
+        require_same(id, &files, &manifest)?;
+        if let Some(why) = self.unfit(export, &manifest)? {
+            return Ok(Taken::Unfit(why));
         }
         let mut rows = Vec::new();
         for (file, name) in files.iter().zip(&names) {
-            match fetch_part(backend, id, file, &part(name)).await {
+            match fetch_part(api, id, file, &part(name)).await {
                 Err(error) if is_gone(&error) => {
                     return Ok(Taken::Unfit(format!("the service has the files of the export {id} no more")));
                 }
@@ -233,12 +227,10 @@ impl Taker for Inbox {
             }
             rows.push(file.rows);
         }
-        if let Some(manifest) = &mut manifest {
-            let name = manifest::name_in_folder(&export.output_filename);
-            self.write_manifest(manifest, &names, &part(&name))?;
-            names.push(name);
-            self.state.source = Some(manifest.export.source.clone());
-        }
+        let name = manifest::name_in_folder(&export.output_filename);
+        self.write_manifest(&mut manifest, &names, &part(&name))?;
+        names.push(name);
+        self.state.source = Some(manifest.export.source.clone());
         let shown: Vec<_> = names.iter().map(|name| self.folder.join(name)).zip(rows).collect();
         self.state.naming = Some(Naming { position: Position::of(export)?, names });
         self.save()?;

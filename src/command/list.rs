@@ -8,7 +8,7 @@ use crate::job::{ConsumerId, ExportType, Filter, Status};
 use clap::Args;
 use uuid::Uuid;
 
-use crate::command::backend::Backend;
+use crate::command::api::Api;
 use crate::command::server::Server;
 use crate::command::view::JobView;
 use crate::command::words::job_id;
@@ -53,14 +53,14 @@ fn loaded(text: &str) -> Result<Uuid, &'static str> {
 impl List {
     /// Prints the exports.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Read, async |backend| self.list(backend).await)
+        self.at.run(CatalogFile::Read, async |api| self.list(api).await)
     }
 
-    async fn list(&self, backend: &Backend) -> anyhow::Result<()> {
+    async fn list(&self, api: &Api) -> anyhow::Result<()> {
         // One more than is shown tells whether there are more.
         let listed = match (self.after, &self.consumer, &self.dataset) {
             (Some(after), Some(consumer), Some(dataset)) => {
-                backend.published_after(consumer, dataset, after.into(), self.limit).await
+                api.published_after(consumer, dataset, after.into(), self.limit).await
             }
             _ => {
                 let filter = Filter {
@@ -70,14 +70,14 @@ impl List {
                     export_type: self.export_type,
                     ..Filter::default()
                 };
-                backend.jobs(&filter, self.limit).await
+                api.jobs(&filter, self.limit).await
             }
         };
         // A dataset that the catalog had once may have exports still.
         if let Some(dataset) = &self.dataset
             && !listed.as_ref().is_ok_and(|jobs| !jobs.is_empty())
         {
-            backend.require_dataset(dataset).await?;
+            api.require_dataset(dataset).await?;
         }
         let mut jobs = listed?;
         let has_more = jobs.len() > self.limit as usize;

@@ -6,11 +6,11 @@ use std::io::{self, Seek};
 use crate::apply::input::Input;
 use crate::apply::{Applied, Changes, Error, Target};
 use crate::manifest::{Manifest, Source};
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::command::backend::Backend;
-use crate::command::download::{fetch_part, files_of, is_gone, part_of};
+use crate::command::api::Api;
+use crate::command::download::{fetch_part, files_of, is_gone, part_of, require_same};
 use crate::command::feed::{Position, Taken, Taker, id_of};
 use crate::command::plain::{plain, tell};
 use crate::command::view::JobView;
@@ -33,27 +33,10 @@ impl Mirror {
 
     /// Reads where the table is. Another process may have applied exports meanwhile, and so may this one, if the answer was lost.
     pub(super) async fn refresh(&mut self) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        let mut is_told = false;
-        let found = loop {
-            match self.target.position().await {
-                Err(error) if error.may_pass() && begun.elapsed() < RETRY_TIMEOUT => {
-                    if !is_told {
-                        tell(&format!("{:#}; trying again for a minute", anyhow::Error::from(error)));
-                    }
-                    is_told = true;
-                    sleep(PAUSE).await;
-                }
-                found => break found?,
-            }
-        };
+        let found = while_unavailable(async || Ok(self.target.position().await?)).await?;
         self.source = found.as_ref().map(|found| found.source().clone());
-        self.last = found.map(|found| Position {
-            job_id: found.job,
-            number: Some(found.number),
-            digest: Some(found.digest),
-            sha256: None,
-        });
+        self.last =
+            found.map(|found| Position { job_id: found.job, number: found.number, digest: found.digest, sha256: None });
         Ok(())
     }
 
@@ -63,19 +46,7 @@ impl Mirror {
         manifest: &Manifest,
         open: impl AsyncFn() -> anyhow::Result<Vec<Input>>,
     ) -> anyhow::Result<Taken> {
-        // A load may take longer than that before it fails.
-        let mut failing = None;
-        let applied = loop {
-            match self.target.apply(manifest, open().await?).await {
-                Err(error)
-                    if error.may_pass() && failing.get_or_insert_with(Instant::now).elapsed() < RETRY_TIMEOUT =>
-                {
-                    tell(&format!("{:#}; trying again", anyhow::Error::from(error)));
-                    sleep(PAUSE).await;
-                }
-                applied => break applied?,
-            }
-        };
+        let applied = while_unavailable(async || Ok(self.target.apply(manifest, open().await?).await?)).await?;
         for remark in self.target.remarks() {
             tell(&remark);
         }
@@ -92,6 +63,24 @@ impl Mirror {
     }
 }
 
+/// Calls the target, again while it is not available, for [`RETRY_TIMEOUT`] after the first failure: a load may take longer before it fails.
+async fn while_unavailable<T>(mut call: impl AsyncFnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let mut failing_since = None;
+    loop {
+        let error = match call().await {
+            Err(error) if error.downcast_ref().is_some_and(Error::may_pass) => error,
+            done => return done,
+        };
+        match failing_since {
+            None => tell(&format!("{error:#}; trying again for a minute")),
+            Some(since) if Instant::now() < since + RETRY_TIMEOUT => {}
+            Some(_) => return Err(error),
+        }
+        failing_since.get_or_insert_with(Instant::now);
+        sleep(PAUSE).await;
+    }
+}
+
 impl Taker for Mirror {
     fn last(&self) -> Option<&Position> {
         self.last.as_ref()
@@ -101,17 +90,15 @@ impl Taker for Mirror {
         self.source.as_ref()
     }
 
-    async fn take(&mut self, backend: &Backend, export: &JobView) -> anyhow::Result<Taken> {
+    async fn take(&mut self, api: &Api, export: &JobView) -> anyhow::Result<Taken> {
         let id = id_of(export)?;
-        let Some(manifest) = backend.manifest(id).await? else {
-            return Ok(Taken::Unfit(format!("the export {id} is of a version that wrote no manifests")));
-        };
+        let manifest = api.manifest(id).await?;
         let folder = tempfile::Builder::new().prefix("cdc-export-apply").tempdir().context("a temporary folder")?;
         let files = files_of(export)?;
         let mut parts = Vec::new();
         for file in &files {
             let part = part_of(&folder.path().join(file.plain_name()?), id);
-            match fetch_part(backend, id, file, &part).await {
+            match fetch_part(api, id, file, &part).await {
                 Err(error) if is_gone(&error) => {
                     return Ok(Taken::Unfit(format!("the service has the files of the export {id} no more")));
                 }
@@ -121,10 +108,7 @@ impl Taker for Mirror {
         }
         // A process that is killed leaves nothing.
         drop(folder);
-        let same = files.iter().map(|file| &file.sha256).eq(manifest.export.files.iter().map(|file| &file.sha256));
-        if !same || manifest.digest != manifest.export.digest() {
-            return Err(anyhow!("the manifest of {id} is of other files than the export has"));
-        }
+        require_same(id, &files, &manifest)?;
         let open = async || {
             let opened = parts.iter().zip(&manifest.export.files).map(|(part, file)| {
                 let mut part = part.try_clone()?;

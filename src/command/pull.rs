@@ -14,7 +14,7 @@ use pg_rows::words::UnknownWord;
 use tokio::task::spawn_blocking;
 
 use crate::command::BadUsage;
-use crate::command::backend::Backend;
+use crate::command::api::Api;
 use crate::command::feed::{Feed, Taker};
 use crate::command::inbox::{Inbox, dataset_of};
 use crate::command::plain::tell;
@@ -74,12 +74,12 @@ fn request() -> impl TypedValueParser<Value = Asked> {
 impl Pull {
     /// Fetches what is there, prints where, and asks for more.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let backend = Backend::Remote(self.at.client()?);
+        let api = Api::remote(self.at.client()?);
         block_on(async {
             let stopped = stop_on_signal()?;
             let every = self.repeated.every;
             tokio::select! {
-                done = self.pull(&backend) => done.map(|()| ExitCode::SUCCESS),
+                done = self.pull(&api) => done.map(|()| ExitCode::SUCCESS),
                 () = stopped.cancelled() => match every {
                     Some(_) => Ok(ExitCode::SUCCESS),
                     None => bail!("interrupted: the next pull goes on from here"),
@@ -88,20 +88,20 @@ impl Pull {
         })
     }
 
-    async fn pull(self, backend: &Backend) -> anyhow::Result<()> {
+    async fn pull(self, api: &Api) -> anyhow::Result<()> {
         let Pull { consumer, dataset, into, repeated, format, compression, ack, .. } = self;
         let encoding = Encoding::new(format, compression).map_err(|why| BadUsage(why.to_string()))?;
         let dataset = match dataset {
             Some(named) => named,
             None => match dataset_of(&into)? {
                 Some(known) => known,
-                None => backend.implied_dataset().await?,
+                None => api.implied_dataset().await?,
             },
         };
         let lane = (consumer.clone(), dataset.clone());
         let mut inbox = spawn_blocking(move || Inbox::open(&into, &lane.0, lane.1)).await??;
         repeated
-            .run(&Feed { backend, consumer, dataset, request: repeated.request.0, encoding, acks: ack }, &mut inbox)
+            .run(&Feed { api, consumer, dataset, request: repeated.request.0, encoding, acks: ack }, &mut inbox)
             .await
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::command::backend::Backend;
+use crate::command::api::Api;
 use crate::command::server::Server;
 use crate::command::words::job_id;
 
@@ -29,16 +29,16 @@ pub(crate) struct Retry {
 impl Retry {
     /// Submits an export like the one before, and prints the new one's id.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Read, async |backend| retry(backend, self.job.into(), self.json).await)
+        self.at.run(CatalogFile::Read, async |api| retry(api, self.job.into(), self.json).await)
     }
 }
 
-async fn retry(backend: &Backend, id: JobId, json: bool) -> anyhow::Result<()> {
-    let new = backend.retry(id).await?;
+async fn retry(api: &Api, id: JobId, json: bool) -> anyhow::Result<()> {
+    let new = api.retry(id).await?;
     if json {
         return outln!("{}", json!({ "jobId": new.to_string(), "retryOf": id.to_string() }));
     }
     outln!("{new} does again what {id} was asked for.")?;
-    eprintln!("A running service or worker takes it; `cdc-export status{}` shows it.", backend.server_option());
+    eprintln!("A running service or worker takes it; `cdc-export status{}` shows it.", api.server_option());
     Ok(())
 }

@@ -8,8 +8,8 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 
-use crate::command::backend::Backend;
-use crate::command::client::PlainText;
+use crate::command::answer::PlainText;
+use crate::command::api::Api;
 use crate::command::server::Server;
 
 /// What to do with schedules.
@@ -57,13 +57,13 @@ impl Schedules {
     /// Prints the schedules.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let Schedules::List(list) = self;
-        list.at.run(CatalogFile::Read, async |backend| list.list(backend).await)
+        list.at.run(CatalogFile::Read, async |api| list.list(api).await)
     }
 }
 
 impl ListSchedules {
-    async fn list(&self, backend: &Backend) -> anyhow::Result<()> {
-        let schedules = backend.schedules().await?;
+    async fn list(&self, api: &Api) -> anyhow::Result<()> {
+        let schedules = api.schedules().await?;
         if self.json {
             return schedules.iter().try_for_each(|schedule| outln!("{schedule}"));
         }

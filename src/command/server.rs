@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use crate::config::{CatalogFile, Environment};
 use clap::Args;
 
-use crate::command::backend::Backend;
+use crate::command::api::Api;
 use crate::command::client::{Address, AddressParser, Client};
 use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
 use crate::command::start::{Logs, block_on, settings};
@@ -30,16 +30,16 @@ impl Server {
     pub(super) fn run(
         &self,
         catalog: CatalogFile,
-        command: impl AsyncFnOnce(&Backend) -> anyhow::Result<()>,
+        command: impl AsyncFnOnce(&Api) -> anyhow::Result<()>,
     ) -> anyhow::Result<ExitCode> {
         if let Some(client) = self.client()? {
-            return block_on(async { command(&Backend::Remote(client)).await.map(|()| ExitCode::SUCCESS) });
+            return block_on(async { command(&Api::remote(client)).await.map(|()| ExitCode::SUCCESS) });
         }
         let config = settings(catalog, Logs::Errors)?;
         block_on(async {
             let handle = DatabaseHandle::open(&config, Makes::Nothing, OtherWays::DataDirOrServer).await?;
             let service = wire_service(&config, &handle.database)?;
-            let done = command(&Backend::Local(Box::new(service))).await;
+            let done = command(&Api::in_process(service)).await;
             handle.close().await;
             done.map(|()| ExitCode::SUCCESS)
         })

@@ -12,13 +12,13 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::command::backend::{Backend, SHOWN};
-use crate::command::client::PlainText;
+use crate::command::answer::PlainText;
+use crate::command::api::{Api, SHOWN};
 use crate::command::server::Server;
 use crate::command::signals::stop_on_signal;
 use crate::command::view::{ConsumerView, JobView};
 
-/// The members of [`Backend::status`].
+/// The members of [`Api::status`].
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Standings {
@@ -45,20 +45,19 @@ pub(crate) struct Status {
 impl Status {
     /// Prints the consumers and the open jobs; with `--watch`, again and again until Ctrl-C.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Read, async |backend| status(backend, &self).await)
+        self.at.run(CatalogFile::Read, async |api| status(api, &self).await)
     }
 }
 
-async fn status(backend: &Backend, what: &Status) -> anyhow::Result<()> {
+async fn status(api: &Api, what: &Status) -> anyhow::Result<()> {
     if !what.watch {
-        return show(&backend.status().await?, what.json, false);
+        return show(&api.status().await?, what.json, false);
     }
     let interrupted = stop_on_signal()?;
     let clear = std::io::stdout().is_terminal() && !what.json;
     let mut seen = false;
     loop {
-        let status =
-            tokio::select! { status = backend.status() => status, () = interrupted.cancelled() => return Ok(()) };
+        let status = tokio::select! { status = api.status() => status, () = interrupted.cancelled() => return Ok(()) };
         match status {
             Ok(status) => {
                 show(&status, what.json, clear)?;

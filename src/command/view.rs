@@ -5,7 +5,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::command::client::PlainText;
+use crate::command::answer::PlainText;
 
 /// A job, as far as the commands look at it.
 #[derive(Clone, Deserialize)]
@@ -18,21 +18,15 @@ pub(crate) struct JobView {
     pub(crate) status: PlainText,
     pub(crate) progress: u8,
     pub(crate) rows_exported: u64,
-    pub(crate) bytes_written: u64,
     pub(crate) output_filename: PlainText,
     pub(crate) sha256: Option<PlainText>,
     pub(crate) number: Option<u64>,
     pub(crate) digest: Option<PlainText>,
-    /// None where the service is of a version that doesn't list them.
-    #[serde(default)]
     pub(crate) files: Vec<FileView>,
-    #[serde(default)]
     pub(crate) attempt: u32,
     pub(crate) continuity: Option<PlainText>,
     pub(crate) error: Option<FailureView>,
-    #[serde(default)]
     pub(crate) next_attempt_at: Option<PlainText>,
-    #[serde(default)]
     pub(crate) cancel_requested_at: Option<PlainText>,
     /// The whole job as the API shows it.
     #[serde(skip)]
@@ -73,14 +67,11 @@ pub(crate) struct ConsumerView {
     pub(crate) dataset: PlainText,
     pub(crate) last_exported_at: Option<PlainText>,
     pub(crate) rows_waiting: Option<u64>,
-    #[serde(default)]
     pub(crate) rows_waiting_capped: bool,
     pub(crate) continuity: Option<PlainText>,
     pub(crate) last_job: Option<JobView>,
-    /// None where the consumer acknowledges nothing, and where the service is of a version that doesn't know of that.
-    #[serde(default)]
+    /// None where the consumer acknowledges nothing.
     pub(crate) unacknowledged: Option<u64>,
-    #[serde(default)]
     pub(crate) unacknowledged_since: Option<PlainText>,
 }
 

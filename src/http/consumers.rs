@@ -100,7 +100,7 @@ fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
     Ok((consumer.parse().map_err(|_| pages::bad_cursor())?, dataset))
 }
 
-pub(super) fn body(ListedConsumer { lag, last_job, unacknowledged }: ListedConsumer) -> ConsumerBody {
+fn body(ListedConsumer { lag, last_job, unacknowledged }: ListedConsumer) -> ConsumerBody {
     let (rows_waiting, rows_waiting_capped) = match lag.rows_waiting {
         Waiting::Exactly(rows) => (Some(rows), false),
         Waiting::AtLeast(rows) => (Some(rows), true),

@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -44,6 +45,9 @@ pub(crate) struct Problem {
     /// A header of the answer.
     #[serde(skip)]
     header: Option<Box<(HeaderName, HeaderValue)>>,
+    /// The service's own error, with its causes: for a caller in this process.
+    #[serde(skip)]
+    cause: Option<Arc<service::Error>>,
 }
 
 const REALM: &str = "Bearer realm=\"cdc-export\"";
@@ -63,6 +67,7 @@ impl Problem {
             field: None,
             jobs: None,
             header: None,
+            cause: None,
         }
     }
 
@@ -210,7 +215,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(mut self) -> Response {
-        let own = self.header.take();
+        let (own, cause) = (self.header.take(), self.cause.take());
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
@@ -221,6 +226,9 @@ impl IntoResponse for Problem {
         if let Some((name, value)) = own.map(|header| *header) {
             headers.insert(name, value);
         }
+        if let Some(cause) = cause {
+            response.extensions_mut().insert(cause);
+        }
         response
     }
 }
@@ -229,7 +237,7 @@ impl From<service::Error> for Problem {
     fn from(error: service::Error) -> Problem {
         use service::Error;
         let detail = error.to_string();
-        match &error {
+        let problem = match &error {
             Error::DatabaseSetBack(_) => {
                 tracing::error!(event = "transaction_ids_set_back", error = detail);
                 Problem::new(Code::DatabaseUnavailable, detail)
@@ -295,7 +303,8 @@ impl From<service::Error> for Problem {
             Error::KeyTaken(_) => Problem::new(Code::IdempotencyKeyReused, detail).about("Idempotency-Key"),
             Error::TooManyFollowers => Problem::new(Code::TooManyFollowers, detail),
             Error::TooManyOpen(_) | Error::QueueFull(_) => Problem::new(Code::TooManyOpenJobs, detail),
-        }
+        };
+        Problem { cause: Some(Arc::new(error)), ..problem }
     }
 }
 

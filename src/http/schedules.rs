@@ -87,7 +87,7 @@ pub(crate) async fn list(State(service): State<Service>, caller: Caller) -> Resu
     Ok(Json(Schedules { items: schedules.into_iter().map(body).collect() }))
 }
 
-pub(super) fn body(ListedSchedule { schedule, state, next_at, last_job }: ListedSchedule) -> ScheduleBody {
+fn body(ListedSchedule { schedule, state, next_at, last_job }: ListedSchedule) -> ScheduleBody {
     let (cron, timezone) = schedule.timing.pattern().unzip();
     let (refused, refused_since) = state.refused.unzip();
     ScheduleBody {

@@ -368,7 +368,8 @@ async fn a_file_is_written_nowhere_else() {
     for name in ["../outside.csv", "/tmp/outside.csv", "..", "", "a/b.csv", ".bashrc"] {
         let job = serde_json::json!({
             "jobId": id, "consumerId": "a", "dataset": "users", "exportType": "full", "status": "completed", "progress": 100,
-            "rowsExported": 1, "bytesWritten": 5, "outputFilename": name, "sha256": "0".repeat(64), "error": null,
+            "rowsExported": 1, "bytesWritten": 5, "outputFilename": name, "sha256": "0".repeat(64), "attempt": 1, "error": null,
+            "files": [{ "part": 1, "name": name, "location": null, "bytes": 5, "rows": 1, "sha256": "0".repeat(64) }],
         })
         .to_string();
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", job.len());

@@ -63,7 +63,7 @@ impl Shelf {
                 self.consumer
             );
         }
-        let at = mirror.last().and_then(|last| Some((last.digest.clone()?, last.number.unwrap_or_default())));
+        let at = mirror.last().map(|last| (last.digest.clone(), last.number));
         let mut numbers = HashSet::new();
         if at.is_none()
             && let Some(twice) = links.iter().find(|link| !numbers.insert(link.number))
@@ -98,7 +98,7 @@ impl Shelf {
                     None => bail!("{why}; a newer full export goes on"),
                 },
             }
-            if mirror.last().and_then(|last| last.digest.as_ref()) != Some(&link.digest) {
+            if mirror.last().map(|last| &last.digest) != Some(&link.digest) {
                 // Another process has applied others meanwhile, and goes on.
                 return Ok(());
             }
