@@ -7,7 +7,6 @@ pub mod acknowledgements;
 pub mod commit;
 pub mod deliveries;
 pub mod files;
-pub mod followed;
 pub mod gauges;
 mod index_order;
 mod job_row;

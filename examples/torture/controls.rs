@@ -215,10 +215,9 @@ const CONTROLS: [Control; 11] = [
         breaks: Some("11"),
         edits: &[Edit {
             file: "src/store/transitions.rs",
-            text: "        let row = step(&mut tx, &self.listeners, statement).await?;\n        tx.commit().await?;\n",
-            instead: "        let row = step(&mut tx, &[], statement).await?;
-        tx.commit().await?;
-        plan_deliveries(conn.get(), &self.listeners, row.as_slice()).await?;\n",
+            text: "        let row = self.transaction(async |tx| step(tx, &self.listeners, statement).await).await?;\n",
+            instead: "        let row = self.transaction(async |tx| step(tx, &[], statement).await).await?;
+        self.with(async |conn| plan_deliveries(conn, &self.listeners, row.as_slice()).await).await?;\n",
         }],
         scenario: Scenario::LostAnswers(20),
     },

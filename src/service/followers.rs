@@ -190,7 +190,7 @@ impl Shared {
     /// Polls these jobs and tells their followers. Returns how many polls have failed in a row.
     async fn poll(&self, jobs: &[JobId], failed: u32) -> u32 {
         let begun = Instant::now();
-        let (jobs_now, failed) = match with_timeout(self.store.followed(jobs)).await {
+        let (jobs_now, failed) = match with_timeout(self.store.jobs_by_id(jobs)).await {
             Ok(jobs) => (jobs.into_iter().map(|job| (job.id, Arc::new(job))).collect(), 0),
             Err(Error::DatabaseUnavailable(_)) => (HashMap::new(), failed + 1),
             Err(_) => (HashMap::new(), FAILED_POLLS),

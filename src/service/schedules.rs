@@ -46,7 +46,7 @@ impl Service {
         let names: Vec<&str> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
         let (now, mut states) = with_timeout(self.store.schedule_states(&names)).await?;
         let ids: Vec<JobId> = states.values().filter_map(|state| state.last_job).collect();
-        let jobs = if ids.is_empty() { Vec::new() } else { with_timeout(self.store.jobs_of(&ids)).await? };
+        let jobs = if ids.is_empty() { Vec::new() } else { with_timeout(self.store.jobs_by_id(&ids)).await? };
         let listed = |schedule: &Arc<Schedule>| {
             let state = states.remove(&schedule.name).unwrap_or_default();
             // A schedule may have been another consumer's before.

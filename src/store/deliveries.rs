@@ -11,9 +11,8 @@ use uuid::Uuid;
 
 use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, Listener};
 use crate::job::{Job, Status};
-use crate::store::job_row::{JobRow, job_columns};
+use crate::store::job_row::{JobRow, job_columns, skip_unreadable};
 use crate::store::{Error, Store};
-use crate::telemetry::chain;
 
 /// The columns of [`DeliveryRow`], of a delivery `d`.
 macro_rules! delivery_columns {
@@ -183,12 +182,8 @@ impl Store {
         .bind(lease.as_secs_f64())
         .bind(asked_for);
         let rows: Vec<TakenRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        let taken =
-            |row: TakenRow| Ok::<_, Error>(Taken { delivery: row.delivery.try_into()?, job: row.row.try_into()? });
-        // A newer version may have written one: no reason to keep the others.
-        let told =
-            |row| taken(row).inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error))).ok();
-        Ok(rows.into_iter().filter_map(told).collect())
+        let taken = |row: TakenRow| Ok(Taken { delivery: row.delivery.try_into()?, job: row.row.try_into()? });
+        Ok(rows.into_iter().filter_map(|row| skip_unreadable(taken(row))).collect())
     }
 
     /// Records what became of a try. False: somebody else has taken the delivery since, or it was asked for again, or it is gone.

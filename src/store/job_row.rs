@@ -10,6 +10,7 @@ use crate::job::selection::Selection;
 use crate::job::{After, Failure, Job, JobFile, JobId, SnapshotReport};
 use crate::store::Error;
 use pg_rows::encoding::Encoding;
+use crate::telemetry::chain;
 
 /// A job's status as clients see it: a completed job whose file has no name yet is still processing. The indexes of the lists are on
 /// exactly this expression.
@@ -85,6 +86,12 @@ pub(crate) struct JobRow {
     created_at: DateTime<Utc>,
     started_at: Option<DateTime<Utc>>,
     finished_at: Option<DateTime<Utc>>,
+}
+
+/// Logs the error of a row that this version can't read, and skips the row. A newer version may have written it: no reason to lose the
+/// others.
+pub(super) fn skip_unreadable<T>(read: Result<T, Error>) -> Option<T> {
+    read.inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error))).ok()
 }
 
 #[derive(Deserialize)]

@@ -10,7 +10,7 @@ use crate::file::name::{numbered, stem};
 use crate::job::lane::Lane;
 use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
-use crate::store::job_row::{JobRow, job_columns};
+use crate::store::job_row::{JobRow, job_columns, skip_unreadable};
 use crate::store::lanes::{OutOfStep, out_of_step};
 use crate::store::open_jobs::Slot;
 use crate::store::transitions::{TransitionRow, step};
@@ -198,6 +198,22 @@ impl Store {
                 .bind(id.as_uuid());
         let row: Option<JobRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Job::try_from).transpose()
+    }
+
+    /// Jobs by their ids, in no order. Leaves out ids of no job, and jobs that this version can't read.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn jobs_by_id(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
+        let ids: Vec<_> = ids.iter().map(|id| id.as_uuid()).collect();
+        let statement = sqlx::query_as(concat!(
+            "-- store.jobs.by_id\n select ",
+            job_columns!(),
+            " from exports e where e.id = any($1)"
+        ))
+        .bind(ids);
+        let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        Ok(rows.into_iter().filter_map(|row| skip_unreadable(Job::try_from(row))).collect())
     }
 
     /// The last job of each of these lanes, consumers and datasets, that has one.

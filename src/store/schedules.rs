@@ -15,7 +15,6 @@ use crate::failpoint;
 use crate::job::lane::Lane;
 use crate::job::{ExportType, Job, JobId, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
-use crate::store::job_row::{JobRow, job_columns};
 use crate::store::jobs::{Inserted, SubmitOutcome, enter_lane};
 use crate::store::open_jobs::Slot as OpenJobsSlot;
 use crate::store::{Error, Store};
@@ -85,22 +84,6 @@ impl Store {
             Ok((row.name, state))
         };
         Ok((now, rows.into_iter().map(state).collect::<Result<_, Error>>()?))
-    }
-
-    /// Jobs by their ids, in no order. Those that are forgotten are left out.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn jobs_of(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
-        let statement = sqlx::query_as(concat!(
-            "-- store.schedules.jobs\n select ",
-            job_columns!(),
-            " from exports e where e.id = any($1)"
-        ))
-        .bind(ids);
-        let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        rows.into_iter().map(Job::try_from).collect()
     }
 
     /// Takes the slots up to this one for used, where the schedule is new or its timing is another one than before: they are none of its

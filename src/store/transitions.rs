@@ -12,10 +12,10 @@ use tokio::sync::broadcast;
 
 use crate::event::Listener;
 use crate::job::{Continuity, Job, JobId, Status};
-use crate::store::job_row::JobRow;
+use crate::store::job_row::{JobRow, skip_unreadable};
 use crate::store::{Error, Store, deliveries};
+use crate::telemetry::job_event;
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
-use crate::telemetry::{chain, job_event};
 
 /// What a statement made of a job.
 #[derive(Clone, Debug)]
@@ -95,13 +95,7 @@ impl Store {
     /// Runs a statement that changes many jobs' statuses, in a transaction of its own, and tells what it changed.
     pub(super) async fn transitions(&self, statement: Statement<'_>) -> Result<Vec<Transition>, Error> {
         let rows = self.transaction(async |tx| steps(tx, &self.listeners, statement).await).await?;
-        let told = |row: TransitionRow| {
-            // A newer version may have written the row: no reason to lose the others.
-            self.told(row, None)
-                .inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error)))
-                .ok()
-        };
-        Ok(rows.into_iter().filter_map(told).collect())
+        Ok(rows.into_iter().filter_map(|row| skip_unreadable(self.told(row, None))).collect())
     }
 
     /// Tells of a transition whose transaction is committed, and returns it.
