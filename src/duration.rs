@@ -14,6 +14,27 @@ pub fn spread(pause: Duration, part: f64) -> Duration {
     pause.mul_f64(1.0 - part + 2.0 * part * at)
 }
 
+/// Pauses between tries, each twice as long as the one before, up to a longest one.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    next: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    /// Pauses that begin with `first`.
+    pub const fn new(first: Duration, longest: Duration) -> Backoff {
+        Backoff { next: first, longest }
+    }
+
+    /// Returns the pause before the next try, and doubles the one that follows it.
+    pub fn next_pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (2 * pause).min(self.longest);
+        pause
+    }
+}
+
 /// Parses a duration. Returns `None` also for months written as `M`, since whoever writes `M` mostly means minutes.
 pub fn parse(text: &str) -> Option<Duration> {
     if text.split(|letter: char| !letter.is_ascii_alphabetic()).any(|unit| unit == "M") {
@@ -34,6 +55,12 @@ mod tests {
         for text in ["", "5", "5M", "1h 30M", "30M1s", "x"] {
             assert_eq!(parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
+        assert_eq!([(); 5].map(|()| backoff.next_pause().as_secs()), [1, 2, 4, 5, 5]);
     }
 
     #[test]

@@ -23,14 +23,15 @@ use crate::amqp::outlet::Outlet;
 use crate::amqp::refused;
 use crate::amqp::waiting::{AT_ONCE, Waiting};
 use crate::broker::{Intake, Message, Outcome};
+use crate::duration::{self, Backoff};
+use crate::failpoint;
 use crate::telemetry::complaints::Complaints;
 use crate::telemetry::{chain, metrics};
-use crate::{duration, failpoint};
 
 /// How long it rests after the connection was lost.
 const POLL: Duration = Duration::from_secs(1);
-/// The first pause before a request is tried again that can't be met now, and the longest: each is twice as long as the one before.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The longest pause before a request is tried again that can't be met now.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How much shorter or longer a pause may be: many that wait for one place would else come for it at one time, and one of them get it.
 const SPREAD: f64 = 0.5;
 /// How often a request is tried that the service fails at, before it is laid aside: the next may fare better.
@@ -160,7 +161,7 @@ impl Requests {
         shutdown: &CancellationToken,
     ) -> Result<(), String> {
         let message = message_of(&mut delivery);
-        let (mut pause, mut waits) = (PAUSES.0, None);
+        let (mut backoff, mut waits) = (Backoff::new(Duration::from_secs(1), LONGEST_PAUSE), None);
         for tries in 1.. {
             let Some(turn) = shutdown.run_until_cancelled(waiting.turn()).await else { return Ok(()) };
             let outcome = (self.submit)(Arc::clone(&self.intake), message.clone()).await;
@@ -171,7 +172,7 @@ impl Requests {
                 Outcome::Failed(problem) if tries < TRIES => self.deferred(&problem),
                 Outcome::Deferred(problem) => self.deferred(&problem),
                 Outcome::Refused(_) if tries == 1 && refused::was_refused(&delivery.properties) => {
-                    pause = PAUSES.1;
+                    backoff = Backoff::new(LONGEST_PAUSE, LONGEST_PAUSE);
                     let exchange = &self.intake.dead_letter_exchange;
                     format!(
                         "a refused request came back to its queue, and waits: does the exchange {exchange} lead there?"
@@ -186,10 +187,10 @@ impl Requests {
             };
             self.complain(why);
             waits.get_or_insert_with(|| waiting.add(message.body.len()));
-            if shutdown.run_until_cancelled(tokio::time::sleep(duration::spread(pause, SPREAD))).await.is_none() {
+            let pause = duration::spread(backoff.next_pause(), SPREAD);
+            if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return Ok(());
             }
-            pause = (2 * pause).min(PAUSES.1);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::duration::Backoff;
 use crate::job::{Job, JobId};
 use crate::key::Prefix;
 use crate::service::Error;
@@ -24,6 +25,8 @@ const MOST_OF_ONE: usize = 250;
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// A job that a client begins to follow may be a short one: it is polled after this time first, and then after twice as long each time.
 const FIRST_POLL: Duration = Duration::from_millis(50);
+/// The pauses between polls.
+const POLLS: Backoff = Backoff::new(FIRST_POLL, POLL_EVERY);
 /// After this many failed polls in a row followers are told that their jobs are lost.
 const FAILED_POLLS: u32 = 5;
 
@@ -156,23 +159,22 @@ impl Drop for Follower {
 impl Shared {
     /// Polls all followed jobs from time to time, and a job that this process brought to its end at once.
     async fn poll_on(self: Arc<Shared>, mut endings: Endings) {
-        let (mut pause, mut failed) = (FIRST_POLL, 0);
+        let (mut backoff, mut failed) = (POLLS, 0);
         let mut next = Instant::now();
         loop {
             if self.followed().followers == 0 {
                 self.came.notified().await;
-                (pause, next) = (FIRST_POLL, Instant::now() + FIRST_POLL);
+                (backoff, next) = (POLLS, Instant::now() + FIRST_POLL);
                 continue;
             }
             let ended = tokio::select! {
                 () = sleep_until(next) => {
-                    next = Instant::now() + pause;
-                    pause = (pause * 2).min(POLL_EVERY);
+                    next = Instant::now() + backoff.next_pause();
                     Ending::Any
                 }
                 () = self.came.notified() => {
                     // A new follower can't put off the poll that others wait for.
-                    (pause, next) = (FIRST_POLL, next.min(Instant::now() + FIRST_POLL));
+                    (backoff, next) = (POLLS, next.min(Instant::now() + FIRST_POLL));
                     continue;
                 }
                 ended = endings.next() => ended,

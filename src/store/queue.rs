@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::connection::failure::SqlFailure;
 use crate::database::DatabaseId;
+use crate::duration;
 use crate::file::hidden::HiddenFile;
 use crate::job::{Failure, FailureCode, LeaseToken};
 use crate::store::job_row::{JobRow, job_columns};
@@ -59,6 +60,20 @@ macro_rules! claimable {
            where earlier.consumer_id = r.consumer_id and earlier.dataset = r.dataset
              and earlier.lane_seq < r.lane_seq and earlier.status in ('pending', 'processing'))"
     };
+}
+
+/// How much shorter or longer the pause before a retry may be.
+const RETRY_JITTER: f64 = 0.2;
+
+/// The pause after so many attempts, counted from 1: two seconds, three times as many after each further one, ten minutes at most.
+fn retry_pause(attempts: u32) -> Duration {
+    let seconds = 3_u64.saturating_pow(attempts.saturating_sub(1)).saturating_mul(2);
+    Duration::from_secs(seconds.min(600))
+}
+
+/// The longest pauses, in seconds, after one attempt, after two and so on; the last one is that of all further ones.
+fn longest_retry_pauses() -> Vec<f64> {
+    (1..=7).map(|attempts| retry_pause(attempts).mul_f64(1.0 + RETRY_JITTER).as_secs_f64()).collect()
 }
 
 /// The process that claims.
@@ -221,10 +236,11 @@ impl Store {
         settlement: &Settlement,
         cause: &str,
     ) -> Result<Option<Transition>, Error> {
-        let (fatal, refund, failure) = match settlement {
-            Settlement::Retry(failure) => (false, 0, Some(failure)),
-            Settlement::Fail(failure) => (true, 0, Some(failure)),
-            Settlement::Release => (false, 1, None),
+        let pause = duration::spread(retry_pause(lease.job.attempt), RETRY_JITTER);
+        let (fatal, refund, failure, pause) = match settlement {
+            Settlement::Retry(failure) => (false, 0, Some(failure), pause),
+            Settlement::Fail(failure) => (true, 0, Some(failure), pause),
+            Settlement::Release => (false, 1, None, Duration::ZERO),
         };
         let statement = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.queue.settle
@@ -233,9 +249,7 @@ impl Store {
                  attempt = e.attempt - case held.next when 'pending' then $4 else 0 end,
                  lease_token = null, lease_owner = null, lease_expires_at = null,
                  finished_at = case when held.next <> 'pending' then greatest(clock_timestamp(), e.started_at) end,
-                 run_at = case when $4 > 0 then clock_timestamp()
-                   else clock_timestamp() + least(600, 2 * 3 ^ (e.attempt - 1)) * (0.8 + 0.4 * random()) * interval '1 second' end,
-                 purge_hold = null, continuity = $7,
+                 run_at = clock_timestamp() + make_interval(secs => $8), purge_hold = null, continuity = $7,
                  error_code = case when held.next = 'cancelled' then null else coalesce($5, e.error_code) end,
                  error_detail = case when held.next = 'cancelled' then null else coalesce($6, e.error_detail) end
              from (
@@ -253,7 +267,8 @@ impl Store {
         .bind(refund)
         .bind(failure.map(|f| f.code.as_str()))
         .bind(failure.map(|f| f.detail.as_str()))
-        .bind(failure.and_then(|f| f.continuity).map(|why| why.as_str()));
+        .bind(failure.and_then(|f| f.continuity).map(|why| why.as_str()))
+        .bind(pause.as_secs_f64());
         self.transition(statement, Some(cause)).await
     }
 
@@ -265,14 +280,14 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn make_good_a_clock_set_back(&self, lease: Duration) -> Result<(), Error> {
-        // The longest pause is that of `settle`. The rows of both are looked for from the far end of an index.
+        // No pause: a job that was never attempted. The rows of both are looked for from the far end of an index.
         let statement = sqlx::query(
             "-- store.queue.clock_set_back
              with ready as (
                select id from exports
                where status = 'pending' and run_at > clock_timestamp()
-                 and run_at > clock_timestamp() + case attempt when 0 then interval '0'
-                   else 1.2 * least(600, 2 * 3 ^ (attempt - 1)) * interval '1 second' end
+                 and run_at > clock_timestamp()
+                   + make_interval(secs => coalesce(($2::float8[])[least(attempt, cardinality($2::float8[]))], 0))
                for update skip locked),
              leased as (
                select id from exports
@@ -283,7 +298,8 @@ impl Store {
              update exports e set lease_expires_at = clock_timestamp() + 4 * make_interval(secs => $1)
              from leased where e.id = leased.id",
         )
-        .bind(lease.as_secs_f64());
+        .bind(lease.as_secs_f64())
+        .bind(longest_retry_pauses());
         self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
     }
@@ -368,5 +384,18 @@ impl Store {
         .bind(destination);
         self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_pauses_grow_up_to_ten_minutes() {
+        let pauses = (0..=8).map(|attempts| retry_pause(attempts).as_secs());
+        assert_eq!(pauses.collect::<Vec<_>>(), [2, 2, 6, 18, 54, 162, 486, 600, 600]);
+        assert_eq!(retry_pause(u32::MAX).as_secs(), 600);
+        assert_eq!(longest_retry_pauses().last(), Some(&720.0), "no further attempt has a longer pause");
     }
 }

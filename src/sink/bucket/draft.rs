@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::duration::Backoff;
 use crate::failpoint;
 use crate::file::{FileIdentity, FileLocation, StagedFile};
 use crate::sink::Error;
@@ -21,8 +22,8 @@ use crate::sink::bucket::objects::{Objects, path};
 /// As many parts as every store takes.
 const MOST_PARTS: usize = 10_000;
 
-/// How long the first pause is after a part that was refused, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// The pauses after a part that was refused.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
 
 /// A file that is being uploaded, by a thread that may block. Dropped before it is staged, its upload is left to the sweep.
 pub struct Draft {
@@ -150,17 +151,17 @@ impl Draft {
 async fn part(objects: Arc<Objects>, note: Note, number: usize, payload: PutPayload) -> Result<(usize, String), Error> {
     failpoint!("bucket.part", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
     let (key, begun) = (path(&note.key)?, Instant::now());
-    let (mut pause, longest) = PAUSES;
+    let mut backoff = BACKOFF;
     loop {
         let error = match objects.parts.put_part(&key, &note.upload, number, payload.clone()).await {
             Ok(part) => return Ok((number, part.content_id)),
             Err(error) => error,
         };
+        let pause = backoff.next_pause();
         if !may_pass(&error) || begun.elapsed() + pause > objects.settings.stall {
             return Err(error.into());
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(longest);
     }
 }
 
