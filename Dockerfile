@@ -12,10 +12,11 @@ FROM rust AS build
 ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
 COPY .env.example Cargo.toml Cargo.lock build.rs ./
 COPY benches benches
+COPY crates crates
 COPY migrations migrations
 COPY tests tests
 COPY src src
-ARG FEATURES=default
+ARG FEATURES=full
 # The commit that `--version` names, if these are given: its hash and its time, as 2026-11-22T10:20:30Z.
 ARG REVISION
 ARG CREATED
@@ -57,9 +58,9 @@ RUN apt-get update \
 USER tester
 ENV CARGO_HOME=/home/tester/.cargo
 COPY --chown=tester . .
-RUN cargo test --locked --no-run --features default
+RUN cargo test --locked --no-run --features full
 ENV CARGO_NET_OFFLINE=true
-ENTRYPOINT ["cargo", "test", "--locked", "--features", "default"]
+ENTRYPOINT ["cargo", "test", "--locked", "--features", "full"]
 
 # The last stage is the default. Builders without BuildKit make every stage on the way to the one that is asked for, hence
 # `test` after `runtime`, and `target: runtime` in docker-compose.yml.

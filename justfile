@@ -1,7 +1,7 @@
 # `just` lists the recipes.
 
 # The features of a release.
-export FEATURES := env("FEATURES", "default")
+export FEATURES := env("FEATURES", "full")
 
 # Lists the recipes.
 default:

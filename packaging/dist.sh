@@ -37,7 +37,7 @@ for target in "$@"; do
         flags="$flags -C linker=rust-lld -C linker-flavor=ld.lld -C link-arg=-zpack-relative-relocs -C link-arg=--icf=all"
     fi
     env PATH="$path" "CARGO_TARGET_$(tr a-z- A-Z_ <<<"$target")_RUSTFLAGS=$flags" \
-        cargo "$build" --locked --profile dist --features "${FEATURES:-default}" --bin cdc-export --target "$target"
+        cargo "$build" --locked --profile dist --features "${FEATURES:-full}" --bin cdc-export --target "$target"
 done
 
 # One that runs here says what is in the pages of all.

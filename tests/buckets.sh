@@ -105,7 +105,7 @@ fi
 
 if [[ ${1:-} == --torture ]]; then
     shift
-    cargo run --locked --features "${FEATURES:-default}" --example torture -- --store s3://torture/exports "$@"
+    cargo run --locked --features "${FEATURES:-full}" --example torture -- --store s3://torture/exports "$@"
 else
-    cargo test --locked --features "${FEATURES:-default}" --test suite -- buckets:: "$@"
+    cargo test --locked --features "${FEATURES:-full}" --test suite -- buckets:: "$@"
 fi

@@ -57,7 +57,7 @@ serve() {
 cargo() {
     case "$*" in
         'run --release') serve ;;
-        'install --locked --path .') ;;
+        'install --locked --features full --path .') ;;
         *) die "README runs cargo $*" ;;
     esac
 }

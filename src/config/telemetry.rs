@@ -26,7 +26,7 @@ pub(super) fn spans(vars: &Variables) -> Result<Option<spans::Settings>, Error> 
     let of_all = vars.named("OTEL_EXPORTER_OTLP_ENDPOINT");
     let Some((name, url)) = of_traces.or(of_all).filter(|_| !is_off) else { return Ok(None) };
     if !cfg!(feature = "otel") {
-        return Err(bad(name, "this program was built without otel"));
+        return Err(bad(name, "this build has no traces: build it with `cargo build --release --features full`"));
     }
     // No message quotes the URL, which may hold a key.
     let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));

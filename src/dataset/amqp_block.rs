@@ -22,7 +22,7 @@ pub(super) fn read(file: &mut File<'_>, names: &mut Names, known: &Known<'_>) ->
 /// Returns the broker also if a name in it is refused, so that a clash with it is found.
 fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Broker> {
     if !cfg!(feature = "amqp") {
-        block.refuse("this build of cdc-export is without its feature `amqp`");
+        block.refuse("this build has no AMQP: build it with `cargo build --release --features full`");
     }
     let url_env = block.required("url_env", |name| known.secret_variable(name, "the address, which has a password"));
     if !block.has("exchange") && !block.has("queue") {

@@ -172,7 +172,7 @@ every = \"1h\"
             #[cfg(feature = "parquet")]
             "line 19: schedule a: compression: parquet is compressed inside",
             #[cfg(not(feature = "parquet"))]
-            "line 18: schedule a: format: this service was built without parquet",
+            "line 18: schedule a: format: this build has no parquet: build it with `cargo build --release --features full`",
             "line 17: schedule a: every: a time from 1s to 366d",
             "line 20: schedule a: heal: a full export heals the others",
             "line 27: schedule b: timezone: there is no time zone of this name, such as Europe/Berlin; is it `Europe/Berlin`?",

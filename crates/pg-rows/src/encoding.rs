@@ -38,7 +38,7 @@ impl Format {
 #[derive(Debug, thiserror::Error)]
 pub enum BadEncoding {
     /// The build has none of it.
-    #[error("this service was built without {0}")]
+    #[error("this build has no {0}: build it with `cargo build --release --features full`")]
     NotBuilt(Format),
     /// It would be compressed twice.
     #[error("{0} is compressed inside: leave the compression out")]

@@ -105,7 +105,7 @@ pub enum Error {
         value: String,
     },
     /// This build was made without it.
-    #[error("this build doesn't write {0}")]
+    #[error("this build has no {0}: build it with `cargo build --release --features full`")]
     NotBuilt(Format),
     /// Parquet's writer failed: a defect.
     #[cfg(feature = "parquet")]
