@@ -36,8 +36,8 @@ pub(crate) struct Problem {
     code: Code,
     /// The header, parameter or member that the problem is about, where there is one
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    field: Option<String>,
+    #[schema(nullable = false, value_type = String)]
+    field: Option<Box<str>>,
     /// With `out_of_step`: the exports published since, oldest first, 100 at most, then the open ones
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Vec<JobBody>)]
@@ -90,7 +90,7 @@ impl Problem {
         self
     }
 
-    fn about(mut self, field: impl Into<String>) -> Problem {
+    fn about(mut self, field: impl Into<Box<str>>) -> Problem {
         self.field = Some(field.into());
         self
     }
