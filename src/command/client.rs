@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::config::ApiKey;
+use crate::duration::Backoff;
 use crate::tls;
 use anyhow::{Context, anyhow};
 use axum::body::Body;
@@ -24,8 +25,10 @@ use crate::command::answer::{Answer, Error};
 
 /// How long one call is retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
 /// How long a call waits for the next byte. The service answers within 2 seconds, if only that it can't.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// A service's address: `http://host:port`, with a path before the API's own where a proxy puts one.
 #[derive(Clone, Debug)]
 pub(crate) struct Address(String);
@@ -153,7 +156,7 @@ impl Client {
     /// Makes a call, again while the service is unavailable or busy, for [`RETRY_TIMEOUT`] at most.
     async fn retry_while_unavailable<T>(&self, call: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
         let begun = Instant::now();
-        let mut pause = Duration::from_millis(250);
+        let mut backoff = PAUSES;
         loop {
             let error = match call().await {
                 Err(error) => error,
@@ -168,6 +171,7 @@ impl Client {
             if !(error.may_pass() && self.has_answered.load(Ordering::Relaxed)) {
                 return Err(error);
             }
+            let pause = backoff.next_pause();
             let rest = match &error {
                 Error::Refused { retry_after: Some(after), .. } => (*after).max(pause),
                 _ => pause,
@@ -181,7 +185,6 @@ impl Client {
                 eprintln!("cdc-export: {error}. Trying again for {} seconds.", RETRY_TIMEOUT.as_secs());
             }
             sleep(rest).await;
-            pause = (pause * 2).min(Duration::from_secs(5));
         }
     }
 }
