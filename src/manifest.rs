@@ -4,11 +4,10 @@
 //! files, and sees if one is missing. Knows neither the destination that holds it nor the database that it comes from.
 
 pub mod chain;
-pub mod links;
+pub mod chain_report;
 mod list;
 pub mod seal;
 pub mod signing;
-pub mod tally;
 
 use std::fmt::Write;
 

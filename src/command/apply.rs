@@ -1,6 +1,6 @@
 //! `apply`: keeps a table of another Postgres equal to the source.
 
-mod shelf;
+mod manifest_folder;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 use crate::command::BadUsage;
 use crate::command::api::Api;
-use crate::command::apply::shelf::Shelf;
+use crate::command::apply::manifest_folder::ManifestFolder;
 use crate::command::client::{Address, AddressParser};
 use crate::command::feed::Feed;
 use crate::command::mirror::Mirror;
@@ -138,7 +138,7 @@ impl Apply {
             }),
             (None, from) => {
                 let place = environment.place(from.as_deref().unwrap_or_default())?;
-                Source::Place(Shelf::new(place, self.consumer, dataset))
+                Source::Place(ManifestFolder::new(place, self.consumer, dataset))
             }
         };
         loop {
@@ -155,7 +155,7 @@ impl Apply {
 /// Where exports come from.
 enum Source<'b> {
     Server(Feed<'b>),
-    Place(Shelf),
+    Place(ManifestFolder),
 }
 
 impl Source<'_> {
@@ -163,7 +163,7 @@ impl Source<'_> {
         mirror.refresh().await?;
         match self {
             Source::Server(feed) => feed.round(mirror).await,
-            Source::Place(shelf) => shelf.round(mirror).await,
+            Source::Place(folder) => folder.round(mirror).await,
         }
     }
 }

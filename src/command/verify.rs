@@ -1,7 +1,8 @@
-//! `verify`: whether the manifests of a place have no gap, and whether its files are as they were exported.
+//! `verify`: checks that the manifests of a place have no gap, and that its files are as they were exported.
 //!
-//! Reads all manifests twice: first to see the chains as a whole, and which files they need; then to look at the files, on as many threads
-//! as there are cores. In between, those of lanes that aren't one unbroken chain. Needs no database and no service, and writes nothing.
+//! Reads all manifests twice, on several threads: first to follow the chains and to learn which files are needed, then
+//! to check the files. If the first reading finds a gap, there is one more in between. Needs no database and no
+//! service, and writes nothing.
 
 mod parallel;
 mod report;
@@ -14,9 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::Environment;
-use crate::manifest::chain::{Chains, Judged};
+use crate::manifest::chain::Chains;
+use crate::manifest::chain_report::ChainReport;
 use crate::manifest::seal::{Broken, PublicKey};
-use crate::manifest::tally::Tally;
 use crate::manifest::{File, Manifest};
 use crate::sink::{self, Archive, Found};
 use anyhow::Context;
@@ -27,16 +28,16 @@ use tokio::runtime::Handle;
 use crate::command::BadUsage;
 use crate::command::progress::bar_of_manifests;
 use crate::command::start::block_on;
-use crate::command::verify::parallel::{Feed, in_parallel};
+use crate::command::verify::parallel::{Queue, in_parallel};
 use crate::command::verify::report::{Export, Report};
 use crate::command::verify::rows::Counter;
 
-/// As much of a file is read at once, in bytes.
+/// How many bytes of a file are read at once.
 const READ_BYTES: usize = 256 << 10;
-/// How often a file is read of which a bucket stops to send the bytes.
+/// How often a file is read if a bucket stops sending its bytes.
 const TRIES: u32 = 3;
 
-/// Which place, and how closely to look.
+/// The place, and how to check it.
 #[derive(Args)]
 pub(crate) struct Verify {
     /// Where the files are: a folder, or a URL as OUTPUT_URL has it, such as s3://BUCKET/PREFIX
@@ -72,9 +73,9 @@ impl Verify {
 
 /// Why a manifest isn't read.
 enum Unread {
-    /// Nobody lets us.
+    /// We have no right to read it.
     Refused(String),
-    /// It is none.
+    /// It can't be read, or is not a manifest.
     Unreadable(String),
 }
 
@@ -88,7 +89,7 @@ struct Checked {
     is_required: bool,
 }
 
-/// What there is of a file.
+/// The result of the check of a file.
 enum Outcome {
     Whole(u64),
     Missing,
@@ -104,29 +105,28 @@ struct Verifier {
 
 impl Verifier {
     fn run(&self) -> anyhow::Result<ExitCode> {
-        let (tally, bytes) = self.tally()?;
-        let mut chains = Chains::new(tally);
-        if !chains.are_whole() {
-            // Also because a folder that is written meanwhile may list a manifest, and not the one before.
-            chains = self.links(chains)?;
+        let (chains, bytes) = self.first_reading()?;
+        let mut chains = ChainReport::new(chains);
+        if !chains.is_whole() {
+            chains = ChainReport::new(self.second_reading(chains.into_chains())?);
         }
-        let (judged, report) = (chains.judge(), Report::new(bytes));
+        let report = Report::new(bytes);
         in_parallel(
             self.readers,
-            |files| self.each_manifest(|name, read| self.manifest(&report, &judged, files, name, read)),
+            |files| self.each_manifest(|name, read| self.manifest(&report, &chains, files, name, read)),
             |file: Checked| self.file(&report, &file),
         )?;
         self.archive.require().map_err(unusable)?;
-        for (dataset, consumer, number) in judged.unmet() {
+        for (dataset, consumer, number) in chains.not_seen() {
             let export = Export::new(dataset, consumer, number);
             report.fault(&export, "-", "missing (its manifest was there a moment ago)")?;
         }
-        report.finish(&judged)
+        report.finish(&chains)
     }
 
-    /// Reads all manifests, and sums them up. Beside that: how many bytes their files have.
-    fn tally(&self) -> anyhow::Result<(Tally, u64)> {
-        let (tally, bytes, bar) = (Mutex::new(Tally::default()), AtomicU64::new(0), bar_of_manifests());
+    /// Reads all manifests. Returns their chains, and how many bytes their files have.
+    fn first_reading(&self) -> anyhow::Result<(Chains, u64)> {
+        let (chains, bytes, bar) = (Mutex::new(Chains::default()), AtomicU64::new(0), bar_of_manifests());
         let (is_readable, refused) = (AtomicBool::new(false), Mutex::new((0, String::new())));
         self.each_manifest(|name, read| {
             bar.inc(1);
@@ -135,7 +135,7 @@ impl Verifier {
                 Ok(manifest) => {
                     bytes.fetch_add(manifest.meta.content_length, Ordering::Relaxed);
                     let digest = manifest.export.digest();
-                    locked(&tally).add(&manifest, &digest);
+                    locked(&chains).add(&manifest, &digest);
                 }
                 Err(Unread::Refused(why)) => {
                     let mut refused = locked(&refused);
@@ -150,37 +150,37 @@ impl Verifier {
         if count > 0 && !is_readable.into_inner() {
             return Err(BadUsage(format!("no manifest can be read ({count} tried): {one}")).into());
         }
-        Ok((tally.into_inner().unwrap_or_else(PoisonError::into_inner), bytes.into_inner()))
+        Ok((chains.into_inner().unwrap_or_else(PoisonError::into_inner), bytes.into_inner()))
     }
 
-    /// Reads all manifests again, for the links of lanes that aren't one unbroken chain.
-    fn links(&self, chains: Chains) -> anyhow::Result<Chains> {
+    /// Reads all manifests again, for those that the first reading missed because the service published meanwhile.
+    fn second_reading(&self, chains: Chains) -> anyhow::Result<Chains> {
         let (chains, bar) = (Mutex::new(chains), bar_of_manifests());
         self.each_manifest(|_, read| {
             bar.inc(1);
             let Ok(manifest) = read else { return Ok(()) };
             let digest = manifest.export.digest();
-            locked(&chains).add(&manifest, &digest);
+            locked(&chains).add_missed(&manifest, &digest);
             Ok(())
         })?;
         bar.finish_and_clear();
         Ok(chains.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads each manifest on a thread of several. One that has gone meanwhile is passed over.
+    /// Calls `work` for each manifest, on several threads. Skips a manifest that is removed meanwhile.
     fn each_manifest(
         &self,
         work: impl Fn(&str, Result<Manifest, Unread>) -> anyhow::Result<()> + Sync,
     ) -> anyhow::Result<()> {
-        let feed = |names: &Feed<String>| {
+        let list = |names: &Queue<String>| {
             for name in self.archive.manifests().map_err(unusable)? {
-                if !names.give(name.map_err(unusable)?) {
+                if !names.send(name.map_err(unusable)?) {
                     break;
                 }
             }
             Ok(())
         };
-        in_parallel(self.readers, feed, |name: String| {
+        in_parallel(self.readers, list, |name: String| {
             let text = match self.archive.text(&name) {
                 Ok(Some(text)) => {
                     return work(&name, Manifest::read(&text).map_err(|why| Unread::Unreadable(why.to_string())));
@@ -197,12 +197,12 @@ impl Verifier {
         })
     }
 
-    /// Says what is wrong with a manifest, and has its files looked at.
+    /// Reports what is wrong with a manifest, and queues its files.
     fn manifest(
         &self,
         report: &Report,
-        judged: &Judged,
-        files: &Feed<Checked>,
+        chains: &ChainReport,
+        files: &Queue<Checked>,
         name: &str,
         read: Result<Manifest, Unread>,
     ) -> anyhow::Result<()> {
@@ -212,22 +212,21 @@ impl Verifier {
                 return report.fault(&Export::of_key(name), name, &format!("unreadable ({why})"));
             }
         };
-        // It came since the chains were followed.
-        let Some(met) = judged.meet(&manifest) else { return Ok(()) };
+        let checked = manifest.check(name, self.key.as_ref());
+        let is_right = checked != Err(Broken::Digest);
+        let digest = if is_right { manifest.digest.clone() } else { manifest.export.digest() };
+        // A manifest that was published after the chains were followed is left out.
+        let Some(seen) = chains.see(&digest) else { return Ok(()) };
         let export = Export::new(&manifest.export.dataset, &manifest.export.consumer, manifest.number);
-        let mut is_right = true;
-        match manifest.check(name, self.key.as_ref()) {
+        match checked {
             Ok(()) => {}
             Err(Broken::Unsigned) => report.fault(&export, name, "unsigned")?,
-            Err(broken) => {
-                report.fault(&export, name, &format!("changed ({broken})"))?;
-                is_right = broken != Broken::Digest;
-            }
+            Err(broken) => report.fault(&export, name, &format!("changed ({broken})"))?,
         }
-        for fault in met.faults {
+        for fault in seen.faults {
             report.chain_fault(&export, name, fault)?;
         }
-        // What it says of files may have been changed.
+        // If its content was changed, so may be what it says of its files.
         for file in manifest.export.files.into_iter().filter(|_| is_right) {
             let path = file.path.as_deref();
             let Some(found) = path.and_then(|path| self.archive.name_of(name, path)) else {
@@ -236,17 +235,17 @@ impl Verifier {
                 continue;
             };
             let (format, compression) = (manifest.export.format.clone(), manifest.export.compression.clone());
-            let is_required = met.is_required;
-            files.give(Checked { export: export.clone(), name: found, file, format, compression, is_required });
+            let is_required = seen.is_required;
+            files.send(Checked { export: export.clone(), name: found, file, format, compression, is_required });
         }
         Ok(())
     }
 
-    /// Looks at a file.
+    /// Checks a file, again if the store fails, and reports the result.
     fn file(&self, report: &Report, checked: &Checked) -> anyhow::Result<()> {
         let mut tries = 1;
         let outcome = loop {
-            match self.look(report, checked) {
+            match self.check(report, checked) {
                 Err(error) if error.may_pass() && tries < TRIES => tries += 1,
                 Err(error) if error.is_of_the_place() => return Err(unusable(error)),
                 Err(error) => break Outcome::Fault(format!("unreadable ({})", cause(&error))),
@@ -265,7 +264,8 @@ impl Verifier {
         Ok(())
     }
 
-    fn look(&self, report: &Report, checked: &Checked) -> Result<Outcome, sink::Error> {
+    /// Compares a file with its manifest.
+    fn check(&self, report: &Report, checked: &Checked) -> Result<Outcome, sink::Error> {
         let Checked { name, file: expected, format, compression, .. } = checked;
         let (bytes, mut file) = match self.archive.open_file(name)? {
             Found::Nothing => return Ok(Outcome::Missing),
@@ -284,7 +284,7 @@ impl Verifier {
             }
             hash.update(&chunk[..read]);
             report.read(read as u64);
-            // Of a file that can't be unpacked the rest is hashed all the same.
+            // If the file can't be unpacked, its rest is hashed all the same.
             if let Some(Ok(rows)) = &mut counter
                 && let Err(error) = rows.take(&chunk[..read])
             {
@@ -309,7 +309,7 @@ impl Verifier {
     }
 }
 
-/// Why the place can't be read, or not now.
+/// The error of a place that can't be read: bad usage unless it may pass.
 fn unusable(error: sink::Error) -> anyhow::Error {
     if error.may_pass() { error.into() } else { BadUsage(cause(&error)).into() }
 }
@@ -318,7 +318,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the system or the store said.
+/// The message of the system or the store.
 fn cause(error: &sink::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -1,4 +1,4 @@
-//! Work on several threads, which take it from one that finds it.
+//! One thread finds pieces of work and queues them; several threads do them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -6,36 +6,37 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// How many pieces wait for a thread at most.
-const WAITING: usize = 64;
+const MAX_WAITING: usize = 64;
 
-/// Takes pieces of work.
-pub(super) struct Feed<'f, T> {
+/// The pieces that wait for a thread.
+pub(super) struct Queue<'f, T> {
     sender: SyncSender<T>,
     is_stopped: &'f AtomicBool,
 }
 
-impl<T> Feed<'_, T> {
-    /// Hands a piece on. False: no more is needed, because a thread has failed.
-    pub(super) fn give(&self, piece: T) -> bool {
+impl<T> Queue<'_, T> {
+    /// Queues a piece. Returns false if a thread has failed, so that no more is needed.
+    pub(super) fn send(&self, piece: T) -> bool {
         !self.is_stopped.load(Ordering::Relaxed) && self.sender.send(piece).is_ok()
     }
 }
 
-/// Has `work` done on so many threads for each piece that `find` gives, which runs on this one.
+/// Runs `find` on this thread, and `work` for each piece that it queues on others.
 ///
 /// # Errors
 /// The first one of `work`, else that of `find`.
 pub(super) fn in_parallel<T: Send>(
     threads: usize,
-    find: impl FnOnce(&Feed<T>) -> anyhow::Result<()>,
+    find: impl FnOnce(&Queue<T>) -> anyhow::Result<()>,
     work: impl Fn(T) -> anyhow::Result<()> + Sync,
 ) -> anyhow::Result<()> {
-    let (sender, receiver) = sync_channel(WAITING);
+    let (sender, receiver) = sync_channel(MAX_WAITING);
     let (receiver, is_stopped) = (Mutex::new(receiver), AtomicBool::new(false));
     let next = || receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
     let run = || {
         let mut done = Ok(());
-        // What still comes is taken by a thread that has failed, too, so that nobody waits to hand it on.
+        // A thread that has failed drops the pieces that it still gets, so that `find` doesn't wait for a place in the
+        // queue.
         while let Ok(piece) = next() {
             if !is_stopped.load(Ordering::Relaxed) {
                 done = work(piece);
@@ -49,10 +50,10 @@ pub(super) fn in_parallel<T: Send>(
     };
     thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
-        let feed = Feed { sender, is_stopped: &is_stopped };
-        let found = find(&feed);
+        let queue = Queue { sender, is_stopped: &is_stopped };
+        let found = find(&queue);
         // The threads end when nothing more can come.
-        drop(feed);
+        drop(queue);
         let join = |worker: thread::ScopedJoinHandle<'_, _>| match worker.join() {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),

@@ -1,4 +1,4 @@
-//! What is printed: a line for each fault, and one that sums up.
+//! The report of `verify`: a line for each fault, and one that sums up.
 
 use std::fmt;
 use std::io;
@@ -6,26 +6,25 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::manifest::File;
-use crate::manifest::chain::Judged;
-use crate::manifest::links::Fault;
+use crate::manifest::chain_report::{ChainReport, Fault};
 use anyhow::anyhow;
 use indicatif::ProgressBar;
 
 use crate::command::plain::plain;
 use crate::command::progress::bar_of_bytes;
 
-/// Which export a line is about, as its manifest calls it.
+/// The export that a line is about: its dataset, consumer and number.
 #[derive(Clone)]
 pub(super) struct Export(String);
 
 impl Export {
     pub(super) fn new(dataset: &str, consumer: &str, number: u64) -> Export {
-        // Whoever writes to the place may have written anything.
+        // Anybody who may write to the place chose these names.
         let word = |text: &str| plain(text).replace(char::is_whitespace, "\\u{20}");
         Export(format!("{}/{} {number}", word(dataset), word(consumer)))
     }
 
-    /// What the key of a manifest says that can't be read. In a folder nothing does.
+    /// Reads the export from the key of an unreadable manifest in a bucket. The name of one in a folder doesn't say it.
     pub(super) fn of_key(name: &str) -> Export {
         let parts: Vec<&str> = name.split('/').collect();
         match *parts {
@@ -38,7 +37,7 @@ impl Export {
     }
 }
 
-/// What was found.
+/// The faults and the counts so far.
 pub(super) struct Report {
     bar: ProgressBar,
     faults: AtomicU64,
@@ -48,30 +47,30 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Of files that have so many bytes together.
+    /// Starts a report on files that have so many bytes together.
     pub(super) fn new(bytes: u64) -> Report {
         let zero = AtomicU64::default;
         Report { bar: bar_of_bytes(bytes), faults: zero(), files: zero(), bytes: zero(), older: zero() }
     }
 
-    /// So many bytes were read.
+    /// Counts bytes that were read.
     pub(super) fn read(&self, bytes: u64) {
         self.bar.inc(bytes);
     }
 
-    /// A file is as it was exported.
+    /// Counts a file that is as it was exported.
     pub(super) fn whole(&self, bytes: u64) {
         self.files.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// A file has gone that nobody needs any more.
+    /// Counts a missing file that isn't needed.
     pub(super) fn older(&self, file: &File) {
         self.older.fetch_add(1, Ordering::Relaxed);
         self.bar.inc(file.bytes.parse().unwrap_or(0));
     }
 
-    /// An export isn't where it should be in its lane.
+    /// Prints what is wrong with an export's place in its lane.
     pub(super) fn chain_fault(&self, export: &Export, name: &str, fault: Fault) -> anyhow::Result<()> {
         match fault {
             Fault::GapAfter(number) => self.fault(export, name, &format!("gap after {number}")),
@@ -83,23 +82,23 @@ impl Report {
         }
     }
 
-    /// Something is wrong with what has this name.
+    /// Prints what is wrong with the file or manifest of this name.
     pub(super) fn fault(&self, Export(export): &Export, name: &str, fault: &str) -> anyhow::Result<()> {
         self.faults.fetch_add(1, Ordering::Relaxed);
         self.bar.suspend(|| outln!("{export} {}: {}", plain(name), plain(fault))).map_err(unread)
     }
 
-    /// Prints the last line.
-    pub(super) fn finish(self, judged: &Judged) -> anyhow::Result<ExitCode> {
+    /// Prints the last line. Fails if there are faults, or no manifests.
+    pub(super) fn finish(self, chains: &ChainReport) -> anyhow::Result<ExitCode> {
         self.bar.finish_and_clear();
         let faults = self.faults.into_inner();
-        if judged.exports() == 0 && faults == 0 {
+        if chains.exports() == 0 && faults == 0 {
             outln!("no manifests").map_err(unread)?;
             return Ok(ExitCode::FAILURE);
         }
         let found = [
-            Count(judged.lanes() as u64, "lane"),
-            Count(judged.exports() as u64, "export"),
+            Count(chains.lanes() as u64, "lane"),
+            Count(chains.exports() as u64, "export"),
             Count(self.files.into_inner(), "file"),
             Count(self.bytes.into_inner(), "byte"),
             Count(self.older.into_inner(), "older file"),
@@ -111,7 +110,7 @@ impl Report {
     }
 }
 
-/// A number of things.
+/// A count with its unit.
 struct Count(u64, &'static str);
 
 impl fmt::Display for Count {
@@ -121,7 +120,7 @@ impl fmt::Display for Count {
     }
 }
 
-/// Who has closed standard output before the end hasn't learnt that the place is whole.
+/// The error of a closed standard output: its reader doesn't know yet if the place is whole.
 fn unread(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref::<io::Error>() {
         Some(why) if why.kind() == io::ErrorKind::BrokenPipe => {

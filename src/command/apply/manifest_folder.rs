@@ -1,0 +1,244 @@
+//! A folder or bucket from which `apply` takes exports by their manifests, each after the one that it follows.
+//!
+//! Reads all manifests at the begin of a round, and keeps the digests and the name of each in memory.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
+
+use crate::apply::input::Input;
+use crate::job::ConsumerId;
+use crate::manifest::chain::{Chains, Digest, Followers, Link, parse_digest};
+use crate::manifest::{self, Manifest};
+use crate::sink::{Archive, Found, Settings};
+use anyhow::{Context, anyhow, bail};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+
+use crate::command::feed::{Taken, Taker};
+use crate::command::mirror::Mirror;
+use crate::command::plain::{plain, tell};
+
+/// How many other lanes of the place are named at most.
+const MAX_OTHERS: usize = 10;
+
+/// The place, and whose exports of which dataset are taken from it.
+pub(super) struct ManifestFolder {
+    place: Settings,
+    consumer: ConsumerId,
+    dataset: String,
+}
+
+/// The manifests of the place.
+#[derive(Default)]
+struct Manifests {
+    /// The chains of the consumer and dataset: more than one if a copy of the database exported to the same place.
+    chains: Chains,
+    /// The name of each manifest in the chains.
+    names: HashMap<Digest, String>,
+    /// Dataset and consumer of some other lanes.
+    others: BTreeSet<String>,
+}
+
+impl ManifestFolder {
+    pub(super) fn new(place: Settings, consumer: ConsumerId, dataset: String) -> ManifestFolder {
+        ManifestFolder { place, consumer, dataset }
+    }
+
+    /// Applies the exports that the table doesn't have yet, one after the other.
+    pub(super) async fn round(&self, mirror: &mut Mirror) -> anyhow::Result<()> {
+        let (place, runtime) = (self.place.clone(), Handle::current());
+        let archive = spawn_blocking(move || Archive::open(&place, &runtime)).await?;
+        let archive = Arc::new(archive.with_context(|| self.place.to_string())?);
+        let Manifests { chains, names, others } = self.manifests(&archive).await?;
+        if names.is_empty() && mirror.last().is_none() {
+            return Err(self.no_exports(others));
+        }
+        // A digest that can't be read is that of no export.
+        let position = mirror.last().map(|last| (parse_digest(&last.digest).unwrap_or_default(), last.number));
+        if position.is_none()
+            && let Some(number) = number_of_several(&chains)
+        {
+            bail!(
+                "forked: {} has the number {number} twice, as after a restore of the source: take away the manifests that are not of the \
+                 source as it is now, or take the exports from the service",
+                self.place
+            );
+        }
+        let followers = chains.followers();
+        let mut next = self.next(&chains, &followers, position)?;
+        if let (None, Some((digest, _))) = (next, position)
+            && let Some(base) = base_of_another_branch(&chains, &digest)
+        {
+            bail!(
+                "forked: {} has a full export, number {}, that doesn't come before what the table has, as after a restore of the source: \
+                 remove the table and its row of cdc_apply.positions to begin with it",
+                self.place,
+                base.number
+            );
+        }
+        while let Some((digest, link)) = next {
+            match self.apply(&archive, &names[digest], mirror).await? {
+                Taken::Done => {}
+                Taken::Unfit(why) => match chains.newest_base().filter(|(_, base)| base.number > link.number) {
+                    Some((digest, base)) => {
+                        tell(&format!("{why}; going on with the full export {}", base.number));
+                        next = Some((digest, base));
+                        continue;
+                    }
+                    None => bail!("{why}; a newer full export goes on"),
+                },
+            }
+            if mirror.last().is_none_or(|last| last.digest != hex::encode(digest)) {
+                // Another process has applied other exports meanwhile, and goes on.
+                return Ok(());
+            }
+            next = self.next(&chains, &followers, Some((*digest, link.number)))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the export to apply after the one with this digest and number; `None` if the table has all.
+    fn next<'c>(
+        &self,
+        chains: &'c Chains,
+        followers: &Followers<'c>,
+        position: Option<(Digest, u64)>,
+    ) -> anyhow::Result<Option<(&'c Digest, &'c Link)>> {
+        let (siblings, number) = match position {
+            Some((digest, number)) => (followers.of(&digest), number),
+            None => (&[][..], 0),
+        };
+        if let [next] = siblings {
+            return Ok(Some(*next));
+        }
+        // A lane that forked, or has a gap here, goes on from its newest full export.
+        let newest_base = chains.newest_base();
+        if newest_base.is_some_and(|(_, base)| base.number > number) {
+            return Ok(newest_base);
+        }
+        if !siblings.is_empty() {
+            bail!("forked: several exports of {} go on from number {number}", self.place);
+        }
+        match chains.iter().map(|(_, link)| link.number).max() {
+            Some(last) if last > number => {
+                bail!(
+                    "gap: {} has exports up to number {last}, none of which goes on from where the table is",
+                    self.place
+                )
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn no_exports(&self, others: BTreeSet<String>) -> anyhow::Error {
+        let others = others.into_iter().collect::<Vec<_>>().join(", ");
+        let others = if others.is_empty() { "no manifests at all".to_owned() } else { format!("those of {others}") };
+        anyhow!(
+            "no_exports: {} has no manifest of an export of {} of the consumer {}, but {others}",
+            self.place,
+            self.dataset,
+            self.consumer
+        )
+    }
+
+    /// Reads all manifests of the place.
+    async fn manifests(&self, archive: &Arc<Archive>) -> anyhow::Result<Manifests> {
+        let (archive, consumer, dataset) = (Arc::clone(archive), self.consumer.clone(), self.dataset.clone());
+        spawn_blocking(move || {
+            let mut found = Manifests::default();
+            for name in archive.manifests()? {
+                let name = name?;
+                let Some(manifest) = read(&archive, &name)? else { continue };
+                let export = &manifest.export;
+                if (&*export.consumer, &export.dataset) == (consumer.as_str(), &dataset) {
+                    found.chains.add(&manifest, &manifest.digest);
+                    let digest = parse_digest(&manifest.digest).expect("its check has compared it");
+                    found.names.insert(digest, name);
+                } else if found.others.len() < MAX_OTHERS {
+                    found.others.insert(format!("{} of {}", plain(&export.dataset), plain(&export.consumer)));
+                }
+            }
+            anyhow::Ok(found)
+        })
+        .await?
+        .with_context(|| self.place.to_string())
+    }
+
+    /// Applies the export whose manifest has this name.
+    async fn apply(&self, archive: &Arc<Archive>, name: &str, mirror: &mut Mirror) -> anyhow::Result<Taken> {
+        let (read_from, manifest_name) = (Arc::clone(archive), name.to_owned());
+        let manifest = spawn_blocking(move || read(&read_from, &manifest_name)).await??;
+        let manifest = Arc::new(manifest.with_context(|| format!("{name} is gone"))?);
+        let (looked_at, of, manifest_name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
+        if let Some(why) = spawn_blocking(move || missing(&looked_at, &of, &manifest_name)).await?? {
+            return Ok(Taken::Unfit(why));
+        }
+        let open = async || {
+            let (archive, manifest, name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
+            spawn_blocking(move || files(&archive, &manifest, &name)).await?
+        };
+        mirror.apply(&manifest, open).await
+    }
+}
+
+/// Returns a number that several exports have.
+fn number_of_several(chains: &Chains) -> Option<u64> {
+    let mut numbers: Vec<u64> = chains.iter().map(|(_, link)| link.number).collect();
+    numbers.sort_unstable();
+    numbers.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+}
+
+/// Returns the newest full export that doesn't come before the export with this digest. `None` also if one that does is
+/// missing.
+fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c Link> {
+    let (mut before, mut at) = (HashSet::new(), Some(*digest));
+    while let Some(digest) = at {
+        before.insert(digest);
+        at = chains.get(&digest)?.previous;
+    }
+    let others = chains.iter().filter(|(digest, link)| link.is_base && !before.contains(*digest));
+    others.map(|(_, link)| link).max_by_key(|link| link.number)
+}
+
+/// Returns why the export can't be applied if one of its files is missing. Retention removes files and leaves the
+/// manifest.
+fn missing(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Option<String>> {
+    for file in &manifest.export.files {
+        let path = path_of(archive, name, file)?;
+        if !matches!(archive.open_file(&path).with_context(|| path.clone())?, Found::File(..)) {
+            return Ok(Some(format!("gap: {path}, which {name} names, is missing")));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns where a file is whose manifest has this name.
+fn path_of(archive: &Archive, name: &str, file: &manifest::File) -> anyhow::Result<String> {
+    let path = file.path.as_deref().unwrap_or_default();
+    archive.name_of(name, path).with_context(|| format!("{name} names a file outside of its place"))
+}
+
+/// Reads the manifest of this name, and fails if it was changed. Returns `None` if it is gone.
+fn read(archive: &Archive, name: &str) -> anyhow::Result<Option<Manifest>> {
+    let Some(text) = archive.text(name).with_context(|| name.to_owned())? else { return Ok(None) };
+    let manifest = Manifest::read(&text).with_context(|| name.to_owned())?;
+    manifest.check(name, None).with_context(|| name.to_owned())?;
+    Ok(Some(manifest))
+}
+
+/// Opens the files of an export, in their order.
+fn files(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Vec<Input>> {
+    let mut files = Vec::new();
+    for file in &manifest.export.files {
+        let path = path_of(archive, name, file)?;
+        let at_path = || path.clone();
+        let found = match archive.open_file(&path).with_context(at_path)? {
+            Found::File(_, found) => found,
+            Found::Nothing | Found::NoFile => bail!("{path}, which {name} names, is missing"),
+        };
+        let input: io::Result<_> = Input::new(found, &manifest.export.compression, &file.sha256);
+        files.push(input.with_context(at_path)?);
+    }
+    Ok(files)
+}

@@ -1,0 +1,389 @@
+//! The report on the chains of a place: gaps, forks, and the exports whose files are needed.
+//!
+//! `verify` reads each manifest again after it followed the chains. The report also remembers which ones it has seen
+//! again.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use crate::manifest::chain::{Chains, Digest, Link, parse_digest};
+
+/// What is wrong with an export's place in its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The export that it follows is missing. The newest one before it that is there has this number.
+    GapAfter(u64),
+    /// It is the lane's first export, with this number, and not a full one: the exports that it builds on are missing.
+    GapBefore(u64),
+    /// Another export with this number, or this export itself, follows the same one, or both follow none.
+    ForkedAt(u64),
+    /// It follows the export of this number, which isn't below its own.
+    NotAbove(u64),
+}
+
+/// The chains of a place, followed from export to export.
+#[derive(Debug)]
+pub struct ChainReport {
+    chains: Chains,
+    faults: HashMap<Digest, Vec<Fault>>,
+}
+
+/// An export whose manifest was read again.
+#[derive(Debug)]
+pub struct Seen {
+    /// True if its files are needed.
+    pub is_required: bool,
+    /// What is wrong with its place in its lane. Empty if its manifest was seen before.
+    pub faults: Vec<Fault>,
+}
+
+impl ChainReport {
+    /// Follows the chains.
+    pub fn new(mut chains: Chains) -> ChainReport {
+        let numbers = numbers_of_lanes(&chains);
+        let faults = faults(&chains, &numbers);
+        mark_required(&mut chains, &numbers);
+        ChainReport { chains, faults }
+    }
+
+    /// Returns true if no lane has a gap or a fork.
+    pub fn is_whole(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    /// Gives the chains back, so that more manifests can be added.
+    pub fn into_chains(self) -> Chains {
+        self.chains
+    }
+
+    /// Marks the export whose content has this digest as seen. Returns `None` if the chains don't have it.
+    pub fn see(&self, digest: &str) -> Option<Seen> {
+        let digest = parse_digest(digest)?;
+        let link = self.chains.links.get(&digest)?;
+        let faults = if link.is_seen.swap(true, Ordering::Relaxed) { None } else { self.faults.get(&digest) };
+        Some(Seen { is_required: link.is_required, faults: faults.cloned().unwrap_or_default() })
+    }
+
+    /// Returns dataset, consumer and number of the exports that were not seen.
+    pub fn not_seen(&self) -> impl Iterator<Item = (&str, &str, u64)> {
+        let links = self.chains.links.values().filter(|link| !link.is_seen.load(Ordering::Relaxed));
+        links.map(|link| {
+            let name = &self.chains.lanes[link.lane as usize].name;
+            (&*name.dataset, &*name.consumer, link.number)
+        })
+    }
+
+    /// How many exports there are.
+    pub fn exports(&self) -> usize {
+        self.chains.links.len()
+    }
+
+    /// How many lanes they are from.
+    pub fn lanes(&self) -> usize {
+        self.chains.lanes.len()
+    }
+}
+
+/// The numbers of a lane's exports.
+#[derive(Default)]
+struct Numbers {
+    sorted: Vec<u64>,
+    /// The number of the newest full export.
+    newest_base: Option<u64>,
+}
+
+/// Returns the numbers of each lane, in the order of the lanes.
+fn numbers_of_lanes(chains: &Chains) -> Vec<Numbers> {
+    let mut lanes: Vec<Numbers> = chains.lanes.iter().map(|_| Numbers::default()).collect();
+    for link in chains.links.values() {
+        let lane = &mut lanes[link.lane as usize];
+        lane.sorted.push(link.number);
+        lane.newest_base = lane.newest_base.max(Some(link.number).filter(|_| link.is_base));
+    }
+    lanes.iter_mut().for_each(|lane| lane.sorted.sort_unstable());
+    lanes
+}
+
+/// Returns the faults of each export that has one. Nothing that a changed manifest says is believed, so it has none.
+fn faults(chains: &Chains, numbers: &[Numbers]) -> HashMap<Digest, Vec<Fault>> {
+    let mut faults = HashMap::<Digest, Vec<Fault>>::new();
+    let followers = chains.followers().0;
+    // A copy of the database also follows an export of the original, in a lane of its own. That is no fork.
+    for siblings in followers.chunk_by(|(_, a), (_, b)| (a.previous, a.lane) == (b.previous, b.lane)) {
+        let (_, first) = siblings[0];
+        for (digest, link) in &siblings[1..] {
+            let at = if link.previous.is_some() { first.number } else { link.number };
+            faults.entry(**digest).or_default().push(Fault::ForkedAt(at));
+        }
+    }
+    for (digest, link) in followers {
+        if let Some(fault) = gap(chains, link, &numbers[link.lane as usize]) {
+            faults.entry(*digest).or_default().push(fault);
+        }
+    }
+    faults
+}
+
+/// Returns what is wrong between an export and the one that it follows.
+fn gap(chains: &Chains, link: &Link, lane: &Numbers) -> Option<Fault> {
+    let number = link.number;
+    let Some(previous) = link.previous else {
+        // The service began to chain the lane's exports with this one. If it isn't full, readers begin with a newer
+        // full export.
+        let has_newer_base = lane.newest_base > Some(number);
+        return (!link.is_base && !has_newer_base).then_some(Fault::GapBefore(number));
+    };
+    if let Some(before) = chains.get(&previous) {
+        // The export of another lane has a number of its own.
+        let is_above = before.lane == link.lane && before.number >= number;
+        return is_above.then_some(Fault::NotAbove(before.number));
+    }
+    let lower = &lane.sorted[..lane.sorted.partition_point(|other| *other < number)];
+    match lower.last() {
+        Some(lower) => Some(Fault::GapAfter(*lower)),
+        // The exports before a full one aren't needed.
+        None => (!link.is_base).then_some(Fault::GapBefore(number)),
+    }
+}
+
+/// Marks the exports whose files are needed: of each lane those from its newest full export on, and the ones that these
+/// build on. The latter are older, or in another lane, if the lane was forked or a copy of the database went on from
+/// it.
+fn mark_required(chains: &mut Chains, numbers: &[Numbers]) {
+    for link in chains.links.values_mut() {
+        link.is_required = Some(link.number) >= numbers[link.lane as usize].newest_base;
+    }
+    let is_open = |digest: &Digest| chains.get(digest).is_some_and(|link| !link.is_required);
+    let deltas = chains.links.values().filter(|link| link.is_required && !link.is_base);
+    let mut open: Vec<Digest> = deltas.filter_map(|link| link.previous).filter(is_open).collect();
+    while let Some(digest) = open.pop() {
+        let digest = chains.content_digest(&digest);
+        let Some(link) = chains.links.get_mut(&digest).filter(|link| !link.is_required) else { continue };
+        link.is_required = true;
+        open.extend(link.previous.filter(|_| !link.is_base));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+    use crate::manifest::{Chained, Manifest, VERSION};
+
+    /// The exports of a lane from the number `first` on. Those that are `true` are full ones.
+    fn lane(source: &str, consumer: &str, first: u64, fulls: &[bool], previous: Option<String>) -> Vec<Manifest> {
+        let mut previous = previous;
+        let export = |(full, number): (&bool, u64)| {
+            let export = serde_json::json!({
+                "version": VERSION, "job": format!("job {number} of {source}"), "consumer": consumer, "dataset": "orders", "table": null,
+                "source": {"cluster": source, "database": "1"}, "type": if *full { "full" } else { "delta" }, "key": [], "columns": [],
+                "format": "csv", "compression": "none", "snapshot": null, "continuity": null, "watermarkFrom": "2026-11-20T10:14:58Z",
+                "watermarkTo": null, "rows": "0", "files": [], "previous": previous,
+            });
+            let export: Chained = serde_json::from_value(export).unwrap();
+            let manifest = Manifest::new(number, export, Vec::new());
+            previous = Some(manifest.digest.clone());
+            manifest
+        };
+        fulls.iter().zip(first..).map(export).collect()
+    }
+
+    fn chains<'m>(manifests: impl IntoIterator<Item = &'m Manifest>) -> Chains {
+        let mut chains = Chains::default();
+        manifests.into_iter().for_each(|manifest| chains.add(manifest, &manifest.export.digest()));
+        chains
+    }
+
+    fn report<'m>(manifests: impl IntoIterator<Item = &'m Manifest>) -> ChainReport {
+        ChainReport::new(chains(manifests))
+    }
+
+    fn see(report: &ChainReport, manifest: &Manifest) -> Option<Seen> {
+        report.see(&manifest.export.digest())
+    }
+
+    /// Returns consumer, number and fault of each.
+    fn faults(report: &ChainReport) -> Vec<(String, u64, Fault)> {
+        let faults = report.faults.iter().flat_map(|(digest, faults)| faults.iter().map(move |fault| (digest, *fault)));
+        let mut faults: Vec<_> = faults
+            .map(|(digest, fault)| {
+                let link = &report.chains.links[digest];
+                (report.chains.lanes[link.lane as usize].name.consumer.clone(), link.number, fault)
+            })
+            .collect();
+        faults.sort_by_key(|(consumer, number, _)| (consumer.clone(), *number));
+        faults
+    }
+
+    /// Returns the numbers of a consumer's exports whose files are needed.
+    fn required(report: &ChainReport, consumer: &str) -> Vec<u64> {
+        let is_its = |link: &Link| report.chains.lanes[link.lane as usize].name.consumer == consumer;
+        let links = report.chains.links.values().filter(|link| link.is_required && is_its(link));
+        let mut numbers: Vec<_> = links.map(|link| link.number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    fn fulls() -> impl Strategy<Value = Vec<bool>> {
+        prop::collection::vec(prop::bool::weighted(0.3), 3..12).prop_map(|mut fulls| {
+            fulls[0] = true;
+            fulls
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn one_change_is_one_fault(lanes in prop::collection::vec(fulls(), 1..4), which: Index, at: Index, what in 0..8) {
+            let names = ["a", "b", "c"];
+            let mut all: Vec<Vec<Manifest>> =
+                lanes.iter().zip(names).map(|(fulls, name)| lane("s", name, 1, fulls, None)).collect();
+            let whole = report(all.iter().rev().flat_map(|lane| lane.iter().rev()));
+            prop_assert_eq!(faults(&whole), []);
+            for (fulls, name) in lanes.iter().zip(names) {
+                let base = fulls.iter().rposition(|full| *full).unwrap();
+                prop_assert_eq!(required(&whole, name), (base as u64 + 1..=fulls.len() as u64).collect::<Vec<_>>());
+            }
+
+            let which = which.index(all.len());
+            let (name, lane) = (names[which].to_owned(), &mut all[which]);
+            let middle = 1 + at.index(lane.len() - 2);
+            let number = middle as u64 + 1;
+            let expected = match what {
+                0 => {
+                    lane.remove(middle);
+                    vec![(name, number + 1, Fault::GapAfter(number - 1))]
+                }
+                // Nothing builds on the exports before a full one.
+                1 => {
+                    lane.remove(0);
+                    if lane[0].export.is_base() { vec![] } else { vec![(name, 2, Fault::GapBefore(2))] }
+                }
+                // A manifest that nothing names can't be missed.
+                2 => {
+                    lane.pop();
+                    vec![]
+                }
+                3 => {
+                    let export = Chained { rows: "1".to_owned(), ..lane[middle].export.clone() };
+                    lane.push(Manifest::new(number, export, Vec::new()));
+                    vec![(name, number, Fault::ForkedAt(number))]
+                }
+                // The digest shows that a manifest was changed, and the chain goes through it.
+                4 => {
+                    lane[middle].export.previous = None;
+                    vec![]
+                }
+                5 => {
+                    lane[middle].digest = "00".repeat(32);
+                    vec![]
+                }
+                // Another one in its place: as many as before, and each number once.
+                6 => {
+                    let export = Chained { rows: "1".to_owned(), ..lane[middle].export.clone() };
+                    lane[middle] = Manifest::new(number, export, Vec::new());
+                    vec![(name, number + 1, Fault::GapAfter(number))]
+                }
+                _ => {
+                    lane[middle].number = 99;
+                    vec![(name, number + 1, Fault::NotAbove(99))]
+                }
+            };
+            prop_assert_eq!(faults(&report(all.iter().flatten())), expected);
+        }
+    }
+
+    #[test]
+    fn numbers_are_a_copys_own_and_a_copy_is_no_fork() {
+        let mut renumbered = lane("s", "a", 1, &[true, false, false], None);
+        let originals = renumbered.clone();
+        renumbered.iter_mut().for_each(|manifest| manifest.number = manifest.number * 10 + 3);
+        assert_eq!(faults(&report(&renumbered)), []);
+        assert_eq!(faults(&report(renumbered.iter().chain(&originals))), []);
+        assert_eq!(report(originals.iter().chain(&originals)).exports(), 3);
+    }
+
+    #[test]
+    fn a_copy_of_the_database_goes_on_in_a_lane_of_its_own() {
+        let original = lane("s", "a", 1, &[true, true, false, false], None);
+        let copy = lane("t", "a", 4, &[false, false], Some(original[2].digest.clone()));
+        let both = report(original.iter().chain(&copy));
+        assert_eq!(faults(&both), []);
+        assert_eq!((both.lanes(), required(&both, "a")), (2, vec![2, 3, 4, 4, 5]));
+        // Without the export that it follows, the copy has no beginning.
+        let alone = report(&copy);
+        assert_eq!(faults(&alone), [("a".to_owned(), 4, Fault::GapBefore(4))]);
+        // The copy builds on exports before the newest full one of the original.
+        let full = lane("s", "a", 5, &[true], Some(original[3].digest.clone()));
+        let more = report(original.iter().chain(&full).chain(&copy));
+        assert_eq!((faults(&more), required(&more, "a")), (vec![], vec![2, 3, 4, 5, 5]));
+        // The same database, restored to an earlier time, takes the numbers again or goes on counting.
+        for first in [4, 5] {
+            let again = lane("s", "a", first, &[false], Some(original[2].digest.clone()));
+            let mut again = again;
+            again[0] = Manifest::new(first, Chained { job: "x".to_owned(), ..again[0].export.clone() }, Vec::new());
+            let found = faults(&report(original.iter().chain(&again)));
+            assert!(
+                matches!(&*found, [(_, number, Fault::ForkedAt(4))] if *number == first || first == 4),
+                "{found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_lane_that_begins_without_a_full_export_is_whole_from_its_first_one_on() {
+        // The service had exported before it wrote manifests.
+        let begun = lane("s", "a", 5, &[false, false], None);
+        assert_eq!(faults(&report(&begun)), [("a".to_owned(), 5, Fault::GapBefore(5))]);
+        let healed = lane("s", "a", 5, &[false, true, false], None);
+        assert_eq!(faults(&report(&healed)), []);
+        assert_eq!(required(&report(&healed), "a"), [6, 7]);
+        // One that was begun anew, as if nothing had been before.
+        let again = lane("s", "a", 8, &[true], None);
+        assert_eq!(faults(&report(healed.iter().chain(&again))), [("a".to_owned(), 8, Fault::ForkedAt(8))]);
+    }
+
+    #[test]
+    fn exports_that_are_newer_than_the_first_reading_are_left_out() {
+        let all = lane("s", "a", 1, &[true, false, false, false], None);
+        let other = lane("s", "b", 1, &[true], None);
+        let first = report([&all[0], &all[2]]);
+        assert_eq!(faults(&first), [("a".to_owned(), 3, Fault::GapAfter(1))]);
+        assert!(!first.is_whole());
+        // The fourth is published during the second reading, which lists the fifth and not the fourth.
+        let fifth = &lane("s", "a", 5, &[false], Some("00".repeat(32)))[0];
+        let mut chains = first.into_chains();
+        [&all[0], &all[1], &all[2], &other[0], fifth].into_iter().for_each(|one| chains.add_missed(one, &one.digest));
+        let report = ChainReport::new(chains);
+        assert_eq!((faults(&report), report.exports()), (vec![], 3));
+        assert!(
+            see(&report, &all[2]).is_some() && see(&report, &all[3]).is_none() && see(&report, &other[0]).is_none()
+        );
+    }
+
+    #[test]
+    fn an_export_that_is_not_seen_again_is_named() {
+        let all = lane("s", "a", 4, &[true, false, false], None);
+        let broken = lane("s", "b", 1, &[true, false], None).split_off(1);
+        let not_seen_of = |all: &[Manifest], seen: &[&Manifest]| {
+            let report = report(all.iter().chain(&broken));
+            let seen = seen.iter().filter(|manifest| see(&report, manifest).is_some()).count();
+            let mut not_seen: Vec<_> =
+                report.not_seen().map(|(_, consumer, number)| format!("{consumer} {number}")).collect();
+            not_seen.sort();
+            (seen, not_seen)
+        };
+        let not_seen = |seen: &[&Manifest]| not_seen_of(&all, seen);
+        assert_eq!(not_seen(&[&all[0], &all[1], &all[2], &all[1], &broken[0]]), (5, vec![]));
+        assert_eq!(not_seen(&[&all[0], &all[2]]), (2, vec!["a 5".to_owned(), "b 2".to_owned()]));
+        // Another one in its place, with a digest of its own.
+        let export = Chained { rows: "1".to_owned(), ..all[1].export.clone() };
+        let other = Manifest::new(5, export, Vec::new());
+        assert_eq!(not_seen(&[&all[0], &other, &all[2], &broken[0]]), (3, vec!["a 5".to_owned()]));
+        // One that was changed before the chains were followed is seen like the others.
+        let mut changed = all.clone();
+        changed[2].digest = "00".repeat(32);
+        assert_eq!(not_seen_of(&changed, &[&changed[0], &changed[1], &changed[2], &broken[0]]), (4, vec![]));
+    }
+}
