@@ -23,10 +23,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::database::DatabaseId;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
+use crate::job::lane::Lane;
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, JobId};
 use crate::sink::turns::Turns;
@@ -39,7 +39,7 @@ pub use error::Error;
 pub use folder::Folder;
 pub use found::Found;
 pub use manifests::{WrittenManifest, path_from_manifest};
-pub use marker_file::name as marker_name;
+pub use marker_file::MarkerFile;
 pub use published_file::PublishedFile;
 pub use settings::Settings;
 pub use turns::Limits;
@@ -326,54 +326,34 @@ impl Destination {
         }
     }
 
-    /// The marker of a database's lane; `None` if there is none, [`Marker::unreadable`] if something else has its name, or nobody may
-    /// read it.
+    /// Reads the marker of a lane. Returns `None` if there is none, and [`Marker::unreadable`] if something else has its name, or we have
+    /// no right to read it.
     ///
     /// # Errors
     /// If the destination fails.
-    pub async fn marker(
-        &self,
-        database: &DatabaseId,
-        consumer: &ConsumerId,
-        dataset: &str,
-    ) -> Result<Option<Marker>, Error> {
-        let (database, consumer, dataset) = (database.clone(), consumer.clone(), dataset.to_owned());
+    pub async fn marker(&self, file: MarkerFile) -> Result<Option<Marker>, Error> {
         match self {
-            Destination::Folder(folder) => {
-                folder.run(move |folder| folder.marker(&database, &consumer, &dataset)).await
-            }
+            Destination::Folder(folder) => folder.run(move |folder| folder.marker(&file)).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => {
-                bucket.run(async |bucket| bucket.marker(&database, &consumer, &dataset).await).await
-            }
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.marker(&file).await).await,
         }
     }
 
-    /// The markers of a database's lanes, one for each consumer. Where one can't be read for the moment, it is `None` as well.
+    /// Reads the markers of several lanes. One that can't be read for the moment is `None` as well.
     ///
     /// # Errors
     /// If the destination doesn't answer in time.
-    pub async fn markers(
-        &self,
-        database: &DatabaseId,
-        consumers: &[&ConsumerId],
-        dataset: &str,
-    ) -> Result<Vec<Option<Marker>>, Error> {
-        let (database, dataset) = (database.clone(), dataset.to_owned());
-        let consumers: Vec<_> = consumers.iter().map(|consumer| (*consumer).clone()).collect();
+    pub async fn markers(&self, files: Vec<MarkerFile>) -> Result<Vec<Option<Marker>>, Error> {
         match self {
             Destination::Folder(folder) => {
-                let read = move |folder: &Folder| {
-                    let marker = |consumer| folder.marker(&database, consumer, &dataset).unwrap_or(None);
-                    Ok(consumers.iter().map(marker).collect())
-                };
+                let read =
+                    move |folder: &Folder| Ok(files.iter().map(|file| folder.marker(file).unwrap_or(None)).collect());
                 folder.run(read).await
             }
             #[cfg(feature = "buckets")]
             Destination::Bucket(bucket) => {
                 let read = async |bucket: &Arc<Bucket>| {
-                    let marker = |consumer| bucket.marker(&database, consumer, &dataset);
-                    let markers = futures_util::future::join_all(consumers.iter().map(marker)).await;
+                    let markers = futures_util::future::join_all(files.iter().map(|file| bucket.marker(file))).await;
                     Ok(markers.into_iter().map(|marker| marker.unwrap_or(None)).collect())
                 };
                 bucket.run(read).await
@@ -381,9 +361,8 @@ impl Destination {
         }
     }
 
-    /// Makes it durable that this file is the last one of its lane that is handed out, in place of no marker or of that of `replaced`.
-    /// Called before the file has its name. Returns another marker that stands there, and that it left: what that tells of is perhaps
-    /// known to nobody else.
+    /// Makes it durable that this file is the last one of its lane that is handed out. Called before the file has its name. Replaces no
+    /// marker but that of the job `replaced`; returns another one, which it leaves: perhaps no database knows the export that it names.
     ///
     /// # Errors
     /// If the destination fails. The marker is the one before then, or this one.
@@ -393,17 +372,12 @@ impl Destination {
         consumer: &ConsumerId,
         replaced: Option<JobId>,
     ) -> Result<Option<Marker>, Error> {
-        let FileRecord { database, dataset, .. } = record;
-        let (database, consumer, dataset) = (database.clone(), consumer.clone(), dataset.clone());
+        let file = MarkerFile::new(&record.database, Lane { consumer, dataset: &record.dataset });
         let marker = record.marker();
         match self {
-            Destination::Folder(folder) => {
-                folder.run(move |folder| folder.mark(&database, &consumer, &dataset, &marker, replaced)).await
-            }
+            Destination::Folder(folder) => folder.run(move |folder| folder.mark(&file, &marker, replaced)).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => {
-                bucket.run(async |bucket| bucket.mark(&database, &consumer, &dataset, &marker, replaced).await).await
-            }
+            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.mark(&file, &marker, replaced).await).await,
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::job::marker::Marker;
 use crate::job::{JobId, Progress, Status};
 use crate::pipeline;
 use crate::publisher::{self, Publisher};
-use crate::sink::{self, Destination};
+use crate::sink::{Destination, MarkerFile};
 use crate::source::{
     Source,
     connections::ExportConnections,
@@ -320,8 +320,9 @@ impl Worker {
     ) -> Result<Written, Error> {
         let job = &lease.job;
         let dataset = self.catalog.get(&job.dataset).expect("jobs of other datasets are not claimed");
-        let marker = match &job.consumer {
-            Some(consumer) => self.destination.marker(&lease.database, consumer, &job.dataset).await?,
+        let marker_file = job.lane().map(|lane| MarkerFile::new(&lease.database, lane));
+        let marker = match marker_file.clone() {
+            Some(file) => self.destination.marker(file).await?,
             None => None,
         };
         let name = FileName {
@@ -331,9 +332,8 @@ impl Worker {
             encoding: job.encoding,
         };
         let drafts = self.destination.drafts(lease.hidden_file(), name);
-        if let (Some(consumer), true) = (&job.consumer, marker.as_ref().is_some_and(Marker::is_unreadable)) {
-            let file = sink::marker_name(&lease.database, consumer, &job.dataset);
-            tracing::warn!(event = "marker_unreadable", jobId = %job.id, file);
+        if let (Some(file), true) = (marker_file, marker.as_ref().is_some_and(Marker::is_unreadable)) {
+            tracing::warn!(event = "marker_unreadable", jobId = %job.id, file = file.name());
         }
         // A full disk is better found before a snapshot holds back vacuum than by the draft, which is made after it.
         self.destination.require_room().await?;

@@ -1,77 +1,67 @@
-//! Markers: which export of each lane the folder has handed out last, as a witness against a database that was put back. No
-//! retention and no sweep removes a marker.
+//! Markers: the export of each lane that the folder handed out last, as a witness against a database that was put back. No retention and
+//! no sweep removes a marker.
 
 use std::io::{self, Read};
 
 use rustix::io::Errno;
 
-use crate::database::DatabaseId;
 use crate::failpoint;
-use crate::file::hidden::HiddenFile;
+use crate::job::JobId;
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, JobId};
 use crate::sink::Error;
 use crate::sink::folder::Folder;
 use crate::sink::folder::entries::{open_at, write_small};
 use crate::sink::found::Found;
-use crate::sink::marker_file;
+use crate::sink::marker_file::{MarkerFile, to_keep};
 
-/// It has some hundred bytes.
+/// A marker has some hundred bytes.
 const MARKER_MAX_BYTES: u64 = 4096;
 
 impl Folder {
-    /// The marker of a database's lane; `None` if there is none, [`Marker::unreadable`] if something else has its name, or nobody may
-    /// read it.
+    /// Reads the marker of a lane: see [`Destination::marker`](crate::sink::Destination::marker).
     ///
     /// # Errors
     /// If the folder or the file can't be read.
-    pub fn marker(&self, database: &DatabaseId, consumer: &ConsumerId, dataset: &str) -> Result<Option<Marker>, Error> {
+    pub(in crate::sink) fn marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
         failpoint!("sink.marker", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
-        let name = marker_file::name(database, consumer, dataset);
-        let file = match open_at(&dir, &name) {
-            Ok(Found::File(_, file)) => file,
+        let found = match open_at(&dir, file.name()) {
+            Ok(Found::File(_, found)) => found,
             Ok(Found::Nothing) => return Ok(None),
-            // Nobody's to read.
+            // A folder or a link has its name, or we have no right to read it.
             Ok(Found::NoFile) | Err(Errno::ACCESS | Errno::PERM) => return Ok(Some(Marker::unreadable())),
             Err(errno) => return Err(errno.into()),
         };
         let mut text = Vec::new();
-        file.take(MARKER_MAX_BYTES).read_to_end(&mut text)?;
-        Ok(Some(marker_file::read(&text, consumer, dataset)))
+        found.take(MARKER_MAX_BYTES).read_to_end(&mut text)?;
+        Ok(Some(file.parse(&text)))
     }
 
-    /// Makes it durable that this export of a lane is the last one that is handed out, in place of none or of `replaced`. Called before
-    /// its file has its name. Returns another marker that stands there, and that it left: what that tells of is perhaps known to nobody
-    /// else.
+    /// Writes the marker of a lane: see [`Destination::mark`](crate::sink::Destination::mark).
     ///
     /// # Errors
     /// If the folder can't be written. The marker is the one before then, or this one.
-    pub fn mark(
+    pub(in crate::sink) fn mark(
         &self,
-        database: &DatabaseId,
-        consumer: &ConsumerId,
-        dataset: &str,
+        file: &MarkerFile,
         marker: &Marker,
         replaced: Option<JobId>,
     ) -> Result<Option<Marker>, Error> {
         failpoint!("sink.mark", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
-        let present = self.marker(database, consumer, dataset)?;
-        let other = marker_file::in_the_way(present.as_ref(), marker, replaced);
-        if other.is_some() {
-            return Ok(other);
+        let present = self.marker(file)?;
+        let kept = to_keep(present.as_ref(), marker, replaced);
+        if kept.is_some() {
+            return Ok(kept);
         }
         if present.as_ref() == Some(marker) {
-            // Who wrote it may have died before this.
+            // The process that wrote it may have died before this.
             rustix::fs::fsync(&dir)?;
             return Ok(None);
         }
-        let text = marker_file::text(consumer, dataset, marker)?;
-        let draft = HiddenFile::of_marker(database, marker.job);
-        let name = marker_file::name(database, consumer, dataset);
-        write_small(&dir, &draft, self.file_mode, &text, || {
-            let renamed = rustix::fs::renameat(&dir, &draft.name, &dir, &name);
+        let (draft, name) = (file.draft(marker), file.name());
+        write_small(&dir, &draft, self.file_mode, &file.text(marker)?, || {
+            let renamed = rustix::fs::renameat(&dir, &draft.name, &dir, name);
             renamed.map_err(|errno| io::Error::new(errno.kind(), format!("{name}: {errno}")).into())
         })?;
         Ok(None)
@@ -81,6 +71,9 @@ impl Folder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::database::DatabaseId;
+    use crate::job::ConsumerId;
+    use crate::job::lane::Lane;
 
     #[test]
     fn a_lane_has_one_marker_of_each_database() {
@@ -90,48 +83,52 @@ mod tests {
         let [ours, copy] =
             ["1-16384", "1-16385"].map(|id| format!("000000000000000{id}").parse::<DatabaseId>().unwrap());
         let [a, b]: [ConsumerId; 2] = ["a:b".parse().unwrap(), "A:B".parse().unwrap()];
+        let file = |database: &DatabaseId, consumer: &ConsumerId, dataset: &str| {
+            MarkerFile::new(database, Lane { consumer, dataset })
+        };
+        let users = file(&ours, &a, "users");
         let marker = |sha256: &str| Marker { job: JobId::new(), sha256: sha256.to_owned() };
         let (first, last, other) = (marker("1"), marker("2"), marker("3"));
-        assert_eq!(folder.marker(&ours, &a, "users").unwrap(), None);
+        assert_eq!(folder.marker(&users).unwrap(), None);
         for (marker, replaced) in [(&first, None), (&last, Some(first.job)), (&last, None)] {
-            assert_eq!(folder.mark(&ours, &a, "users", marker, replaced).unwrap(), None);
-            assert_eq!(folder.marker(&ours, &a, "users").unwrap().as_ref(), Some(marker));
+            assert_eq!(folder.mark(&users, marker, replaced).unwrap(), None);
+            assert_eq!(folder.marker(&users).unwrap().as_ref(), Some(marker));
         }
-        // Of any other one nothing is known here.
+        // A marker that isn't the one to be replaced stays.
         for replaced in [None, Some(other.job)] {
-            assert_eq!(folder.mark(&ours, &a, "users", &first, replaced).unwrap().as_ref(), Some(&last));
+            assert_eq!(folder.mark(&users, &first, replaced).unwrap().as_ref(), Some(&last));
         }
-        folder.mark(&copy, &a, "users", &other, None).unwrap();
-        folder.mark(&ours, &b, "users", &other, None).unwrap();
-        assert_eq!(folder.marker(&ours, &a, "users").unwrap(), Some(last));
-        assert_eq!(folder.marker(&ours, &a, "user").unwrap(), None);
+        folder.mark(&file(&copy, &a, "users"), &other, None).unwrap();
+        folder.mark(&file(&ours, &b, "users"), &other, None).unwrap();
+        assert_eq!(folder.marker(&users).unwrap(), Some(last));
+        assert_eq!(folder.marker(&file(&ours, &a, "user")).unwrap(), None);
         assert!(folder.hidden_files().unwrap().is_empty(), "nothing for the sweeper");
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 4);
 
-        // What can't be read tells of nothing that is known, and is replaced by whoever saw that.
+        // A damaged marker is replaced only by a caller that has seen that it is damaged.
         for path in std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()) {
             if path.file_name().unwrap().to_str().unwrap().starts_with(".lane-") {
                 std::fs::write(&path, "x".repeat(1 << 20)).unwrap();
             }
         }
         let unreadable = Some(Marker::unreadable());
-        assert_eq!(folder.marker(&ours, &a, "users").unwrap(), unreadable);
-        assert_eq!(folder.mark(&ours, &a, "users", &first, Some(other.job)).unwrap(), unreadable);
+        assert_eq!(folder.marker(&users).unwrap(), unreadable);
+        assert_eq!(folder.mark(&users, &first, Some(other.job)).unwrap(), unreadable);
         let seen = unreadable.as_ref().map(|marker| marker.job);
-        assert_eq!(folder.mark(&ours, &a, "users", &first, seen).unwrap(), None);
-        assert_eq!(folder.marker(&ours, &a, "users").unwrap(), Some(first.clone()));
+        assert_eq!(folder.mark(&users, &first, seen).unwrap(), None);
+        assert_eq!(folder.marker(&users).unwrap(), Some(first.clone()));
 
-        // What can't be replaced is named.
-        let name = marker_file::name(&ours, &a, "users");
-        std::fs::remove_file(dir.path().join(&name)).unwrap();
-        std::fs::create_dir(dir.path().join(&name)).unwrap();
-        assert_eq!(folder.marker(&ours, &a, "users").unwrap(), unreadable);
-        let error = folder.mark(&ours, &a, "users", &first, seen).unwrap_err();
-        assert!(std::error::Error::source(&error).unwrap().to_string().contains(&name), "{error:?}");
+        // The error names a marker that can't be replaced.
+        let name = users.name();
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        assert_eq!(folder.marker(&users).unwrap(), unreadable);
+        let error = folder.mark(&users, &first, seen).unwrap_err();
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains(name), "{error:?}");
         assert!(folder.hidden_files().unwrap().is_empty(), "its draft is gone");
-        std::fs::remove_dir(dir.path().join(&name)).unwrap();
-        std::os::unix::fs::symlink("elsewhere", dir.path().join(&name)).unwrap();
-        assert_eq!(folder.mark(&ours, &a, "users", &first, seen).unwrap(), None);
-        assert_eq!(folder.marker(&ours, &a, "users").unwrap(), Some(first));
+        std::fs::remove_dir(dir.path().join(name)).unwrap();
+        std::os::unix::fs::symlink("elsewhere", dir.path().join(name)).unwrap();
+        assert_eq!(folder.mark(&users, &first, seen).unwrap(), None);
+        assert_eq!(folder.marker(&users).unwrap(), Some(first));
     }
 }
