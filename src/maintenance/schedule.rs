@@ -6,14 +6,14 @@ use std::sync::Arc;
 use chrono::{DateTime, SecondsFormat, Utc};
 use uuid::Uuid;
 
+use crate::dataset::Dataset;
 use crate::dataset::catalog::Catalog;
-use crate::dataset::{Capture, Dataset};
 use crate::job::{Job, Terms};
 use crate::maintenance::{Error, Maintenance, Task};
 use crate::schedule::{Due, Refusal, Schedule, ScheduleState};
 use crate::sink::Destination;
 use crate::store::schedules::Asked;
-use crate::store::tracked::{Standing, Tracking};
+use crate::store::tracked::Obstacle;
 use crate::store::{self, lease};
 use crate::telemetry::complaints::Complaints;
 use crate::telemetry::{job_event, metrics};
@@ -85,7 +85,7 @@ impl Scheduling {
     /// Asks for the export of a slot that is due.
     async fn run(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
         let Some(dataset) = self.scheduled.catalog.get(&schedule.dataset) else { return Ok(()) };
-        if let Some(refusal) = self.refusal(dataset).await? {
+        if let Some(refusal) = self.refusal(schedule, dataset).await? {
             return self.refuse(schedule, slot, refusal).await;
         }
         let destination = self.destination_id().await;
@@ -147,7 +147,7 @@ impl Scheduling {
     /// Asks for a full export after one that needs it. False: it isn't time for it, or another process was first.
     async fn heal(&self, schedule: &Schedule) -> Result<bool, Error> {
         let Some(dataset) = self.scheduled.catalog.get(&schedule.dataset) else { return Ok(false) };
-        if self.refusal(dataset).await?.is_some() {
+        if self.refusal(schedule, dataset).await?.is_some() {
             return Ok(false);
         }
         let destination = self.destination_id().await;
@@ -161,25 +161,20 @@ impl Scheduling {
         Ok(true)
     }
 
-    /// Why a request for an export of a dataset would be refused, as far as a look tells. `Service::submit` refuses it for the same.
-    async fn refusal(&self, dataset: &Dataset) -> Result<Option<Refusal>, Error> {
+    /// Returns why an export of a schedule would be refused. `Service::submit` refuses a request for the same reasons.
+    async fn refusal(&self, schedule: &Schedule, dataset: &Dataset) -> Result<Option<Refusal>, Error> {
         let Maintenance { store, source, .. } = &self.maintenance;
         let standing = match self.maintenance.with_timeout(store.standing(dataset)).await {
             Err(store::Error::Denied(_)) => return Ok(Some(Refusal::PermissionDenied)),
             standing => standing?,
         };
-        Ok(match standing {
-            Standing { is_readable: false, .. } if source.unreadable(dataset).await?.is_some() => {
-                Some(Refusal::PermissionDenied)
-            }
-            Standing { tracking: Tracking::NoTable, .. } => Some(Refusal::TableMissing),
-            Standing { tracking: Tracking::Untracked | Tracking::ByAnotherKey, .. }
-                if dataset.capture == Capture::Triggers =>
-            {
-                Some(Refusal::NotTracked)
-            }
-            Standing { .. } => None,
-        })
+        if !standing.is_readable && source.unreadable(dataset).await?.is_some() {
+            return Ok(Some(Refusal::PermissionDenied));
+        }
+        Ok(standing.tracking.obstacle(dataset, Some(&schedule.consumer)).map(|obstacle| match obstacle {
+            Obstacle::NoTable => Refusal::TableMissing,
+            Obstacle::NotTracked => Refusal::NotTracked,
+        }))
     }
 
     /// The destination's id. A broken destination, or one that hangs, is the worker's to report: the job fails with the reason.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::time::Instant;
 
-use crate::dataset::{Capture, Dataset};
+use crate::dataset::Dataset;
 use crate::job::lane::Lane;
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
@@ -17,7 +17,7 @@ use crate::store::{
     self,
     jobs::{Cancelled, SubmitOutcome},
     lanes::OutOfStep,
-    tracked::{Standing, Tracking},
+    tracked::{Obstacle, Standing},
 };
 use crate::telemetry::job_event;
 use crate::trace::TraceParent;
@@ -72,10 +72,8 @@ impl Service {
         self.submit(&request).await
     }
 
-    /// Whether the dataset's table can meet a request, as far as a look at it tells. An ad-hoc export needs no triggers, since it has no
-    /// position.
+    /// Checks that the dataset's table can meet a request.
     async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
-        let needs_triggers = request.consumer.is_some() && dataset.capture == Capture::Triggers;
         let standing = with_timeout(self.store.standing(dataset)).await;
         // Only a table that can't be read is looked at twice: the second look waits for a connection beside those who count.
         if matches!(&standing, Ok(Standing { is_readable: false, .. }) | Err(Error::DatabaseDenied(_)))
@@ -83,14 +81,12 @@ impl Service {
         {
             return Err(Error::NotReadable(source::Error::NotReadable(fault)));
         }
-        match standing?.tracking {
-            Tracking::NoTable => {
+        match standing?.tracking.obstacle(dataset, request.consumer.as_ref()) {
+            Some(Obstacle::NoTable) => {
                 return Err(Error::NoTable { dataset: dataset.name.clone(), table: dataset.table.to_string() });
             }
-            Tracking::Untracked | Tracking::ByAnotherKey if needs_triggers => {
-                return Err(Error::NotTracked(dataset.name.clone()));
-            }
-            Tracking::Untracked | Tracking::ByAnotherKey | Tracking::Tracked => {}
+            Some(Obstacle::NotTracked) => return Err(Error::NotTracked(dataset.name.clone())),
+            None => {}
         }
         if request.selection.is_all() {
             return Ok(());

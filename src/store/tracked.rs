@@ -1,6 +1,7 @@
 //! Which datasets `track` has seen: of the others no consumer can have an export.
 
-use crate::dataset::Dataset;
+use crate::dataset::{Capture, Dataset};
+use crate::job::ConsumerId;
 use crate::store::{Error, Store};
 
 /// What `track` has made of a dataset's table.
@@ -14,6 +15,27 @@ pub enum Tracking {
     ByAnotherKey,
     /// Its changes were captured when somebody last looked. Triggers that are gone since are the guard's to find.
     Tracked,
+}
+
+/// A reason why a table can't be exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// There is no such table.
+    NoTable,
+    /// Its changes are not captured by the key that the catalog names.
+    NotTracked,
+}
+
+impl Tracking {
+    /// Returns why a dataset's table can't be exported for a consumer. An ad-hoc export needs no triggers, since it has no position.
+    pub fn obstacle(self, dataset: &Dataset, consumer: Option<&ConsumerId>) -> Option<Obstacle> {
+        let needs_triggers = consumer.is_some() && dataset.capture == Capture::Triggers;
+        match self {
+            Tracking::NoTable => Some(Obstacle::NoTable),
+            Tracking::Untracked | Tracking::ByAnotherKey => needs_triggers.then_some(Obstacle::NotTracked),
+            Tracking::Tracked => None,
+        }
+    }
 }
 
 /// How a dataset's table stands.
