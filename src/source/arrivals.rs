@@ -13,34 +13,35 @@ use crate::source::quote;
 use crate::source::trigger::key_text;
 use crate::watermark::Snapshot;
 
-/// Whether the partitions that came since `saved` have rows that were not logged. Reads all rows of these partitions, as the export
-/// would if they were logged. Where the role may not read a partition by itself, the whole table is read, once.
+/// The partitions that came to a table since a consumer's position.
+pub(super) struct Arrivals<'a> {
+    pub(super) partitions: &'a [Oid],
+    pub(super) table: Oid,
+    pub(super) schema: &'a TableSchema,
+    /// The snapshot of the position.
+    pub(super) saved: &'a Snapshot,
+}
+
+/// Returns true if the partitions have rows that were not logged. Reads all their rows, as the export would if they were logged. If the
+/// role may not read a partition by itself, reads the whole table once.
 ///
 /// # Errors
 /// If the database fails.
 pub(super) async fn have_unlogged_rows(
     reader: &mut PgConnection,
-    partitions: &[Oid],
-    table: Oid,
-    schema: &TableSchema,
-    saved: &Snapshot,
+    arrivals: &Arrivals<'_>,
 ) -> Result<bool, sqlx::Error> {
     // Where the dataset has a filter, the reader has the role's own search_path, in which others may have functions. The rollback
     // restores that path.
     let path = format!("-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}");
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *reader).await?;
-    let have = any_is_unlogged(reader, partitions, table, schema, saved).await?;
+    let have = any_is_unlogged(reader, arrivals).await?;
     sqlx::raw_sql("-- source.arrivals.path_again\n rollback to savepoint arrivals").execute(&mut *reader).await?;
     Ok(have)
 }
 
-async fn any_is_unlogged(
-    reader: &mut PgConnection,
-    partitions: &[Oid],
-    table: Oid,
-    schema: &TableSchema,
-    saved: &Snapshot,
-) -> Result<bool, sqlx::Error> {
+async fn any_is_unlogged(reader: &mut PgConnection, arrivals: &Arrivals<'_>) -> Result<bool, sqlx::Error> {
+    let Arrivals { partitions, table, schema, saved } = arrivals;
     let leaves: Vec<(Oid, String, String, bool)> = sqlx::query_as(
         "-- source.arrivals.leaves
          select c.oid, n.nspname::text, c.relname::text,

@@ -10,12 +10,13 @@ use sqlx::AssertSqlSafe;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::job::{Continuity, ExportType};
+use crate::source::arrivals::{self, Arrivals};
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
 use crate::source::import::{Import, no_timeouts};
 use crate::source::session::Readers;
 use crate::source::snapshot::{Purpose, Snapshot};
-use crate::source::{Error, Remedy, arrivals, filter, quote, rights, table_schema};
+use crate::source::{Error, Remedy, filter, quote, rights, table_schema};
 use crate::watermark::Position;
 
 /// How long a lock on the table is waited for before the attempt is given up and made again.
@@ -163,8 +164,9 @@ impl Opening<'_> {
             return Ok(word);
         }
         let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
-        let look = arrivals::have_unlogged_rows(reader, &exported.arrived, exported.table_oid, schema, saved);
-        let look = async { look.await.map_err(Error::of(&self.dataset.table)) };
+        let arrived = Arrivals { partitions: &exported.arrived, table: exported.table_oid, schema, saved };
+        let look =
+            async { arrivals::have_unlogged_rows(reader, &arrived).await.map_err(Error::of(&self.dataset.table)) };
         let have_unlogged_rows = reader_session.watched(leader, self.lease, look).await?;
         Ok(if have_unlogged_rows { Some(Continuity::PartitionsChanged) } else { word })
     }
