@@ -18,21 +18,28 @@ pub use authorities::trust_alone;
 pub use environment::{ApiKey, Environment};
 pub use variables::Misspelt;
 
+use private_postgres::mirror::{Checksum, Mirror, NotAMirror};
+
 use crate::config::operator::Secrets;
 use crate::config::variables::{Variables, bad};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Mistakes;
-use crate::embedded::mirror::{Checksum, Mirror, NotAMirror};
 use crate::http::{self, Access, LocalHosts, NotARate, Origins};
 use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::service::Downloads;
 use crate::source::purge;
 use crate::telemetry::spans;
-use crate::{embedded, maintenance, sink, worker};
+use crate::{failpoint, maintenance, postgres, sink, worker};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Whether the private server's programs are looked for in the data folder alone: for tests of the download.
+fn ignores_installed() -> bool {
+    failpoint!("postgres.installed", true);
+    false
+}
 
 /// A setting that can't be used, as one line.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +73,7 @@ pub struct Config {
     /// The file of the only certificate authorities that the database's server may be signed by. `None`: no file is named.
     pub authorities: Option<PathBuf>,
     /// The private server.
-    pub embedded: embedded::Settings,
+    pub embedded: private_postgres::Settings,
     /// The datasets, and the other blocks of the operator's file.
     pub catalog: Arc<Catalog>,
     /// The secrets and addresses that the catalog names variables for.
@@ -197,11 +204,13 @@ impl Config {
         };
         let secrets = operator::secrets(&vars, &catalog);
         Ok(Config {
-            embedded: embedded::Settings {
+            embedded: private_postgres::Settings {
                 data_dir_is_default: data_dir.is_none(),
                 data_dir: data_dir.unwrap_or_else(|| "./data".into()),
                 bin_dir: vars.get("PG_BIN_DIR").map(PathBuf::from),
+                ignores_installed: ignores_installed(),
                 download: mirror(&vars)?,
+                fetch: postgres::download::fetch,
                 search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),
                 runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
             },

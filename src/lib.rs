@@ -51,7 +51,6 @@ pub mod command;
 
 // Below both: the private server, the schema, connections, logs, TLS, and the faults that tests inject.
 mod connection;
-pub mod embedded;
 pub mod failpoint;
 pub mod postgres;
 pub mod telemetry;

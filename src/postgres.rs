@@ -2,6 +2,7 @@
 //!
 //! Knows tables only to make them; `store` and `source` read and write them.
 
+pub mod download;
 mod migrations;
 mod pooler;
 mod preview;
@@ -22,9 +23,9 @@ pub use url::{BadUrl, NamedDatabase};
 
 use crate::connection;
 use crate::connection::failure::SqlFailure;
-use crate::embedded::{self, Endpoint};
 use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
 use crate::telemetry::complaints::Complaints;
+use private_postgres::Endpoint;
 
 /// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
 const OLDEST: i32 = 130_000;
@@ -135,10 +136,10 @@ impl From<&Endpoint> for Database {
     fn from(endpoint: &Endpoint) -> Database {
         let options = PgConnectOptions::new_without_pgpass()
             .socket(&endpoint.socket_folder)
-            .port(embedded::PORT)
-            .username(embedded::ROLE)
+            .port(private_postgres::PORT)
+            .username(private_postgres::ROLE)
             .password(&endpoint.password)
-            .database(embedded::DATABASE)
+            .database(private_postgres::DATABASE)
             .ssl_mode(PgSslMode::Disable);
         Database { setting: "DATA_DIR", ..options.into() }
     }

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::embedded::{self, Location};
 use crate::postgres::{self, Database, Purpose};
 use crate::source::capture::{functions, tracking};
 use anyhow::Context;
+use private_postgres::Location;
 
 use crate::command::BadUsage;
 
@@ -78,7 +78,7 @@ pub(super) async fn with_tables_after(
 /// A database, and the private server under it if this process runs that.
 pub(super) struct DatabaseHandle {
     pub(super) database: Database,
-    server: Option<embedded::Server>,
+    server: Option<private_postgres::Server>,
 }
 
 impl From<Database> for DatabaseHandle {
@@ -112,7 +112,7 @@ impl DatabaseHandle {
             return Ok(database.clone().into());
         }
         if makes != Makes::Server {
-            let Location { data_dir, has_server } = embedded::locate(&config.embedded)?;
+            let Location { data_dir, has_server } = private_postgres::locate(&config.embedded)?;
             if !has_server {
                 return Err(nothing_there(&data_dir, other).into());
             }
@@ -171,21 +171,21 @@ async fn prepare_for(purpose: Purpose, config: &Config, database: &Database) -> 
     Ok(tracking::restore(&pool).await?)
 }
 
-pub(super) async fn join_or_start(settings: &embedded::Settings) -> anyhow::Result<DatabaseHandle> {
+pub(super) async fn join_or_start(settings: &private_postgres::Settings) -> anyhow::Result<DatabaseHandle> {
     // Another process may have locked the data folder, and its server not be ready to be joined yet.
     for _ in 0..30 {
-        if let Some(endpoint) = embedded::join(settings)? {
+        if let Some(endpoint) = private_postgres::join(settings)? {
             return Ok(Database::from(&endpoint).into());
         }
-        match embedded::Server::start(settings).await {
+        match private_postgres::Server::start(settings).await {
             Ok(server) => {
                 return Ok(DatabaseHandle { database: server.endpoint().into(), server: Some(server) });
             }
-            Err(embedded::Error::AlreadySupervised(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
+            Err(private_postgres::Error::AlreadySupervised(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
             Err(error) => return Err(error.into()),
         }
     }
-    embedded::join(settings)?
+    private_postgres::join(settings)?
         .map(|endpoint| Database::from(&endpoint).into())
         .context("the private Postgres of another process doesn't get ready")
 }

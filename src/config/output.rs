@@ -61,7 +61,10 @@ fn bucket(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Setti
 
 #[cfg(not(feature = "buckets"))]
 fn bucket(_vars: &Variables, name: &'static str, _url: &str) -> Result<sink::Settings, Error> {
-    Err(bad(name, "this build writes to folders only (file:///PATH): for buckets build it with `cargo build --release --features full`"))
+    Err(bad(
+        name,
+        "this build writes to folders only (file:///PATH): for buckets build it with `cargo build --release --features full`",
+    ))
 }
 
 /// Reads whether exports get manifests, and the key that signs them: MANIFESTS, by default on in a bucket, and MANIFEST_KEY.

@@ -9,8 +9,8 @@ use crate::file::file_names;
 use crate::job::selection::Selection;
 use crate::job::{After, Failure, Job, JobFile, JobId, SnapshotReport};
 use crate::store::Error;
-use pg_rows::encoding::Encoding;
 use crate::telemetry::chain;
+use pg_rows::encoding::Encoding;
 
 /// A job's status as clients see it: a completed job whose file has no name yet is still processing. The indexes of the lists are on
 /// exactly this expression.

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use cdc_export::embedded::{Error, Server, Settings, join};
 use nix::unistd::{Pid, geteuid};
+use private_postgres::{Error, Server, Settings, join};
 use sqlx::ConnectOptions;
 use tempfile::TempDir;
 

@@ -79,7 +79,11 @@ async fn a_word_that_is_no_choice_is_refused_by_all_calls() {
             "compression: parquet is compressed inside",
         ),
         #[cfg(not(feature = "parquet"))]
-        (json!({"format": "parquet"}), "format", "format: this build has no parquet: build it with `cargo build --release --features full`"),
+        (
+            json!({"format": "parquet"}),
+            "format",
+            "format: this build has no parquet: build it with `cargo build --release --features full`",
+        ),
         (json!({"compression": 1}), "compression", "compression: a string is expected"),
     ] {
         for path in CALLS {

@@ -5,7 +5,6 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use cdc_export::embedded;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
@@ -764,7 +763,7 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
     database.add_users(1, 9).await;
     service.stop().await;
     let home = reachable_folder();
-    let other = embedded::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
+    let other = private_postgres::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
     let other_options = connect_options(other.endpoint());
 
     let name = database.options.get_database().unwrap();
@@ -808,7 +807,7 @@ async fn a_standby_is_refused_in_one_line() {
         return;
     }
     let home = reachable_folder();
-    let primary = embedded::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
+    let primary = private_postgres::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
     let options = connect_options(primary.endpoint());
     let owned = home.path().join("data/postgres");
     let copy = owned.parent().unwrap().join("standby");

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use cdc_export::dataset::catalog::Catalog;
-use cdc_export::embedded::{self, Endpoint};
 use cdc_export::postgres;
 use cdc_export::source::capture::tracking;
+use private_postgres::{Endpoint, mirror::Mirror};
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
@@ -53,16 +53,18 @@ pub(crate) fn lent_user() -> nix::unistd::User {
 }
 
 /// Settings for a private server in `data_dir`, of the Postgres that the tests run on.
-pub(crate) fn embedded_settings(data_dir: &Path) -> embedded::Settings {
+pub(crate) fn embedded_settings(data_dir: &Path) -> private_postgres::Settings {
     settings_with(data_dir, chosen_binaries())
 }
 
-fn settings_with(data_dir: &Path, bin_dir: Option<PathBuf>) -> embedded::Settings {
-    embedded::Settings {
+fn settings_with(data_dir: &Path, bin_dir: Option<PathBuf>) -> private_postgres::Settings {
+    private_postgres::Settings {
         data_dir: data_dir.to_owned(),
         data_dir_is_default: false,
         bin_dir,
+        ignores_installed: false,
         download: None,
+        fetch: postgres::download::fetch,
         search_path: std::env::split_paths(&option_env("PATH").unwrap()).collect(),
         runtime_dir: None,
     }
@@ -72,10 +74,10 @@ fn settings_with(data_dir: &Path, bin_dir: Option<PathBuf>) -> embedded::Setting
 pub(crate) fn connect_options(endpoint: &Endpoint) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
         .socket(&endpoint.socket_folder)
-        .port(embedded::PORT)
-        .username(embedded::ROLE)
+        .port(private_postgres::PORT)
+        .username(private_postgres::ROLE)
         .password(&endpoint.password)
-        .database(embedded::DATABASE)
+        .database(private_postgres::DATABASE)
         .ssl_mode(PgSslMode::Disable)
 }
 
@@ -192,7 +194,7 @@ fn private_server() -> &'static PrivateServer {
                 let mut settings = settings_with(&folder, bin_dir.map(PathBuf::from));
                 settings.download = mirror();
                 let start = async || {
-                    let server = embedded::Server::start(&settings).await;
+                    let server = private_postgres::Server::start(&settings).await;
                     server.unwrap_or_else(|error| panic!("no private server for the tests: {error}"))
                 };
                 let server = start().await;
@@ -211,9 +213,9 @@ fn private_server() -> &'static PrivateServer {
 }
 
 /// Where a Postgres is fetched from if none is installed: as `cargo run` has it.
-fn mirror() -> Option<embedded::mirror::Mirror> {
+fn mirror() -> Option<Mirror> {
     let mirror = match option_env("PG_DOWNLOAD").filter(|text| !text.is_empty()) {
-        None => embedded::mirror::Mirror::default(),
+        None => Mirror::default(),
         Some(text) if text == "off" => return None,
         Some(url) => url.parse().unwrap(),
     };

@@ -37,8 +37,8 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "amqp" | "webhook" => &["delivery", "store", "tls"],
         "apply" => &["connection"],
         "store" | "source" => &["connection"],
-        // How to connect to the private server.
-        "postgres" => &["connection", "embedded"],
+        // For the download of the private server's programs.
+        "postgres" => &["connection", "tls"],
         // Buckets.
         "sink" => &["tls"],
         "broker" | "database" | "dataset" | "duration" | "event" | "file" | "job" | "key" | "manifest" | "row"
@@ -47,7 +47,6 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "config" => {
             let settings = [
                 "amqp",
-                "embedded",
                 "http",
                 "maintenance",
                 "postgres",
@@ -59,9 +58,8 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
                 "webhook",
                 "worker",
             ];
-            return settings.into_iter().chain(NOUNS).collect();
+            return settings.into_iter().chain(["failpoint"]).chain(NOUNS).collect();
         }
-        "embedded" => return ["failpoint", "telemetry", "tls"].into(),
         // Where a span belongs.
         "telemetry" => return ["tls", "trace"].into(),
         "connection" | "failpoint" | "tls" => return BTreeSet::new(),
@@ -253,11 +251,11 @@ fn what_only_some_modules_name() {
         ("sqlx", &["apply", "connection", "demo", "postgres", "source", "store"]),
         ("StatusCode", &["http"]),
         ("std::env", &["config"]),
-        ("rustix::fs", &["command", "config", "embedded", "sink"]),
-        ("std::fs", &["command", "config", "embedded", "sink"]),
+        ("rustix::fs", &["command", "config", "sink"]),
+        ("std::fs", &["command", "config", "sink"]),
         ("anyhow", &["command"]),
         ("object_store", &["sink"]),
-        ("reqwest", &["command", "embedded", "sink", "telemetry", "tls", "webhook"]),
+        ("reqwest", &["command", "postgres", "sink", "telemetry", "tls", "webhook"]),
         ("println!", &["command"]),
         ("prometheus::", &["telemetry"]),
         ("opentelemetry", &["telemetry"]),

@@ -5,7 +5,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cdc_export::embedded;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
@@ -18,7 +17,7 @@ use crate::harness::{
 /// A cluster whose data directory a test may copy and put back.
 struct Cluster {
     home: TempDir,
-    server: Option<embedded::Server>,
+    server: Option<private_postgres::Server>,
 }
 
 impl Cluster {
@@ -30,7 +29,7 @@ impl Cluster {
 
     async fn start(&mut self) {
         let settings = embedded_settings(&self.home.path().join("data"));
-        self.server = Some(embedded::Server::start(&settings).await.unwrap());
+        self.server = Some(private_postgres::Server::start(&settings).await.unwrap());
     }
 
     async fn stop(&mut self) {

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use cdc_export::embedded;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use sqlx::ConnectOptions;
@@ -394,7 +393,7 @@ async fn the_private_server_outlives_what_happens_to_services() {
     assert_eq!((&next["watermarkFrom"], delta.header[0].as_str()), (&job["watermarkTo"], "operation"));
 
     // A Postgres that is there and doesn't answer keeps nobody from ending.
-    let url = connect_options(&embedded::join(&embedded_settings(&data)).unwrap().unwrap()).to_url_lossy();
+    let url = connect_options(&private_postgres::join(&embedded_settings(&data)).unwrap().unwrap()).to_url_lossy();
     let mut third = Start::plain().with("DATABASE_URL", url).service().await;
     let postgres = processes_in(&data);
     assert!(!postgres.is_empty() || cfg!(not(target_os = "linux")));

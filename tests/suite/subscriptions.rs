@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use cdc_export::embedded;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 
@@ -52,10 +51,10 @@ fn users(from: u32, to: u32) -> String {
 async fn what_a_subscription_writes_is_captured_once() {
     let home = reachable_folder();
     let settings = embedded_settings(&home.path().join("data"));
-    let server = embedded::Server::start(&settings).await.unwrap();
+    let server = private_postgres::Server::start(&settings).await.unwrap();
     Database::at(connect_options(server.endpoint())).run("alter system set wal_level = logical").await;
     server.stop().await;
-    let server = embedded::Server::start(&settings).await.unwrap();
+    let server = private_postgres::Server::start(&settings).await.unwrap();
     let options = connect_options(server.endpoint());
     let admin = Database::at(options.clone());
     for name in ["publisher", "subscriber"] {

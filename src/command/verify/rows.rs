@@ -127,7 +127,9 @@ pub(super) fn of_parquet(bytes: u64, file: &ArchivedFile) -> io::Result<u64> {
 /// That it can't.
 #[cfg(not(feature = "parquet"))]
 pub(super) fn of_parquet(_bytes: u64, _file: &ArchivedFile) -> io::Result<u64> {
-    Err(io::Error::other("this build can't count the rows of Parquet: build it with `cargo build --release --features full`"))
+    Err(io::Error::other(
+        "this build can't count the rows of Parquet: build it with `cargo build --release --features full`",
+    ))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use crate::embedded::Error;
+use crate::Error;
 
 /// How many links the kernel follows.
 const MAX_LINKS: u32 = 40;

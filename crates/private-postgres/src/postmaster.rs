@@ -12,12 +12,12 @@ use nix::unistd::Pid;
 use rustix::process::{WaitId, WaitIdOptions};
 use tokio::sync::oneshot;
 
-use crate::embedded::binaries::Binaries;
-use crate::embedded::cluster::last_error;
-use crate::embedded::data_dir::LockedDataDir;
-use crate::embedded::pid_file::PidFile;
-use crate::embedded::socket::SocketFolder;
-use crate::embedded::{Error, PORT, greeting, leftovers};
+use crate::binaries::Binaries;
+use crate::cluster::last_error;
+use crate::data_dir::LockedDataDir;
+use crate::pid_file::PidFile;
+use crate::socket::SocketFolder;
+use crate::{Error, PORT, greeting, leftovers};
 
 /// The pause before the first restart. It doubles for each further one that follows soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);

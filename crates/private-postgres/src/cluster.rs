@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use crate::embedded::binaries::Binaries;
-use crate::embedded::data_dir::{DataDir, LockedDataDir, SCRATCH};
-use crate::embedded::files::HeldFolder;
-use crate::embedded::{DATABASE, Error, ROLE, leftovers};
+use crate::binaries::Binaries;
+use crate::data_dir::{DataDir, LockedDataDir, SCRATCH};
+use crate::files::HeldFolder;
+use crate::{DATABASE, Error, ROLE, leftovers};
 
 /// Our passwords have 64 characters and a newline; the operator may have set a longer one.
 const PASSWORD_MAX_BYTES: u64 = 1024;

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::embedded::account::Account;
+use crate::account::Account;
 
 /// A folder of the account's, held open: if another one takes its name meanwhile, this one is still used.
 #[derive(Debug)]

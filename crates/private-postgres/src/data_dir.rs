@@ -8,10 +8,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::embedded::account::Account;
-use crate::embedded::ancestors::require_guarded;
-use crate::embedded::files::HeldFolder;
-use crate::embedded::{Error, Settings};
+use crate::account::Account;
+use crate::ancestors::require_guarded;
+use crate::files::HeldFolder;
+use crate::{Error, Settings};
 
 /// The folder that root uses where the default one is closed to the user that runs Postgres.
 pub(super) const SYSTEM_DATA_DIR: &str = "/var/lib/cdc-export";
@@ -201,7 +201,9 @@ mod tests {
             data_dir,
             data_dir_is_default: true,
             bin_dir: None,
+            ignores_installed: false,
             download: None,
+            fetch: |_, _| Err(String::new()),
             search_path: Vec::new(),
             runtime_dir: None,
         }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use reqwest::Url;
+use url::Url;
 
 /// A web folder of Postgres' programs: `{version}/postgresql-{version}-{target}.tar.gz`.
 #[derive(Clone, Debug)]

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::embedded::account::Account;
-use crate::embedded::{DATABASE, Error, ROLE, socket};
+use crate::account::Account;
+use crate::{DATABASE, Error, ROLE, socket};
 
 /// How long a greeting may take in all; a busy server is slow.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);

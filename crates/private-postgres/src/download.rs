@@ -4,21 +4,14 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
-use http_body_util::{BodyExt, Limited};
-use reqwest::Body;
-use reqwest::redirect::Policy;
 use ring::digest::{SHA256, digest};
-use tokio::runtime;
 
-use crate::embedded::Error;
-use crate::embedded::account::Account;
-use crate::embedded::data_dir::{DataDir, LockedDataDir};
-use crate::embedded::files::HeldFolder;
-use crate::embedded::mirror::{Checksum, Mirror};
-use crate::telemetry::chain;
-use crate::tls;
+use crate::account::Account;
+use crate::data_dir::{DataDir, LockedDataDir};
+use crate::files::HeldFolder;
+use crate::mirror::{Checksum, Mirror};
+use crate::{Error, Fetch};
 
 /// What is fetched, as the mirror numbers it, and its major version.
 const VERSION: &str = "17.11.0";
@@ -34,15 +27,8 @@ const CHECKSUMS: [(&str, &str); 4] = [
     ("aarch64-apple-darwin", "fd4b62794b160e26973a768a1eef3248aef9d2ff23ebd6d884a4299485e28e57"),
 ];
 
-/// How many redirects of an https mirror are followed, to https only: releases are on other hosts than their pages.
-const MAX_REDIRECTS: usize = 5;
-
 /// The largest archive that is read; one of the programs has some 12 MB.
 const MAX_BYTES: usize = 256 << 20;
-
-/// How long a mirror may take to begin or to go on, and to send it all.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The folder of the downloaded programs in a data folder, whether it exists or not.
 pub(super) fn programs(data_dir: &DataDir) -> PathBuf {
@@ -54,7 +40,7 @@ fn home(data_dir: &DataDir) -> PathBuf {
 }
 
 /// Downloads the programs into the data folder, whole or not at all, and only with the expected checksum.
-pub(super) fn fetch(mirror: &Mirror, data_dir: &LockedDataDir) -> Result<(), Error> {
+pub(super) fn place(mirror: &Mirror, fetch: Fetch, data_dir: &LockedDataDir) -> Result<(), Error> {
     let Some(target) = target() else { return Err(Error::NotInstalled) };
     let url = format!("{}/{VERSION}/postgresql-{VERSION}-{target}.tar.gz", mirror.url);
     let failed = |why| Error::Download { url: url.clone(), why };
@@ -66,13 +52,11 @@ pub(super) fn fetch(mirror: &Mirror, data_dir: &LockedDataDir) -> Result<(), Err
         folder = %home.display(),
         "no installed Postgres found, downloading one; PG_DOWNLOAD=off forbids that"
     );
-    // Of its own: the process may end while a mirror hangs.
-    let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Supervisor)?;
-    let archive = runtime.block_on(checked(&url, &checksum)).map_err(failed)?;
+    let archive = checked(fetch, &url, &checksum).map_err(failed)?;
     let scratch = data_dir.make_scratch()?;
     let placed = match unpack(&archive, &scratch, &data_dir.account) {
         Ok(unpacked) => unpacked.move_only_folder(&home).map_err(Error::file("place a download in", &home)),
-        Err(error) => Err(failed(format!("it can't be unpacked: {}", chain(&error)))),
+        Err(error) => Err(failed(format!("it can't be unpacked: {error}"))),
     };
     // After a crash the next start removes the scratch folder, as it does with half-made clusters.
     data_dir.account.remove_folder(&scratch).map_err(Error::file("remove", &scratch))?;
@@ -116,24 +100,10 @@ fn checksum(mirror: &Mirror, target: &str) -> Result<Checksum, String> {
 }
 
 /// Downloads an archive, which must have this checksum.
-async fn checked(url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> {
-    let failed = |error: reqwest::Error| tls::reason(&error);
-    let redirects = Policy::custom(|redirect| match redirect.url().scheme() {
-        "https" if redirect.previous().len() <= MAX_REDIRECTS => redirect.follow(),
-        "https" => redirect.error("there are too many redirects"),
-        _ => redirect.error("a redirect leads away from https"),
-    });
-    let client = tls::client(url).read_timeout(ANSWER_TIMEOUT).timeout(DOWNLOAD_TIMEOUT);
-    // An http mirror is on this machine; a redirect could lead away from it.
-    let client = if url.starts_with("https:") { client.redirect(redirects) } else { client };
-    let answer = client.build().map_err(failed)?.get(url).send().await.map_err(failed)?;
-    if !answer.status().is_success() {
-        return Err(format!("the answer is {}", answer.status()));
-    }
-    let archive = Limited::new(Body::from(answer), MAX_BYTES).collect().await;
-    let archive = archive.map_err(|error| tls::reason(error.as_ref()))?.to_bytes();
+fn checked(fetch: Fetch, url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> {
+    let archive = fetch(url, MAX_BYTES)?;
     let found = hex::encode(digest(&SHA256, &archive));
-    if found == *expected { Ok(archive.into()) } else { Err(format!("its sha256 is {found}, not {expected}")) }
+    if found == *expected { Ok(archive) } else { Err(format!("its sha256 is {found}, not {expected}")) }
 }
 
 /// Unpacks an archive into a folder, as the account's user: root would follow links that this user may have put into the folder.

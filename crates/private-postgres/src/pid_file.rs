@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::embedded::files::HeldFolder;
+use crate::files::HeldFolder;
 
 /// The file's name in a data folder.
 pub(super) const NAME: &str = "postmaster.pid";

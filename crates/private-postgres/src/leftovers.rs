@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::embedded::account::Account;
-use crate::embedded::files::HeldFolder;
-use crate::embedded::pid_file::{self, PidFile};
-use crate::embedded::{ESCALATION, Error};
+use crate::account::Account;
+use crate::files::HeldFolder;
+use crate::pid_file::{self, PidFile};
+use crate::{ESCALATION, Error};
 
 /// Ends every server process at work in `data`, then removes the pid file they left. Blocks, up to half a minute; only for the
 /// holder of the lock.

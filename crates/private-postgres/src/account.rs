@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::{Gid, Uid, User};
 
-use crate::embedded::Error;
+use crate::Error;
 
 /// The PATH of programs that root runs as another user.
 const PATH_OF_OTHER: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -42,13 +42,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::sync::oneshot;
 
-use crate::embedded::binaries::Binaries;
-use crate::embedded::data_dir::{DataDir, LockedDataDir, SYSTEM_DATA_DIR};
-use crate::embedded::leftovers::processes_in;
-use crate::embedded::mirror::Mirror;
-use crate::embedded::pid_file::PidFile;
-use crate::embedded::postmaster::{Control, Postmaster};
-use crate::embedded::socket::SocketFolder;
+use crate::binaries::Binaries;
+use crate::data_dir::{DataDir, LockedDataDir, SYSTEM_DATA_DIR};
+use crate::leftovers::processes_in;
+use crate::mirror::Mirror;
+use crate::pid_file::PidFile;
+use crate::postmaster::{Control, Postmaster};
+use crate::socket::SocketFolder;
 
 /// The superuser of the private server. Not the name of our schema: `"$user"` in the search_path would lead into it.
 pub const ROLE: &str = "postgres";
@@ -66,6 +66,10 @@ const ESCALATION: [(Signal, Duration); 3] = [
     (Signal::SIGKILL, Duration::from_secs(5)),
 ];
 
+/// Returns the bytes at a URL, or an error if there are more than the second argument says. It blocks. An https URL may redirect to
+/// https only; an http URL, which is one of this machine, may not redirect. The error says why there are no bytes, without the URL.
+pub type Fetch = fn(&str, usize) -> Result<Vec<u8>, String>;
+
 /// Where the private server lives and where its binaries may be.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -75,8 +79,12 @@ pub struct Settings {
     pub data_dir_is_default: bool,
     /// The folder of `postgres` and `initdb`; unset, installed ones are looked for.
     pub bin_dir: Option<PathBuf>,
+    /// Whether installed programs count for nothing, as in a test of the download.
+    pub ignores_installed: bool,
     /// Where to download the programs from if none are installed; `None`: nothing is downloaded.
     pub download: Option<Mirror>,
+    /// Downloads, if something is to be downloaded.
+    pub fetch: Fetch,
     /// The folders of `PATH`.
     pub search_path: Vec<PathBuf>,
     /// `XDG_RUNTIME_DIR`: the preferred home of the socket.
@@ -360,7 +368,7 @@ fn prepare(settings: &Settings) -> Result<(Postmaster, Endpoint), Error> {
             // Locked first, so that only one of two processes downloads.
             let data_dir = LockedDataDir::open(data_dir)?;
             if !download::programs(&data_dir).exists() {
-                download::fetch(mirror, &data_dir)?;
+                download::place(mirror, settings.fetch, &data_dir)?;
             }
             // There is no other candidate, so an error of this one is the start's error.
             let binaries = Binaries::only(&download::programs(&data_dir), &data_dir)?;

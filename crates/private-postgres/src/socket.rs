@@ -6,10 +6,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::embedded::Error;
-use crate::embedded::account::Account;
-use crate::embedded::data_dir::LockedDataDir;
-use crate::embedded::files::HeldFolder;
+use crate::Error;
+use crate::account::Account;
+use crate::data_dir::LockedDataDir;
+use crate::files::HeldFolder;
 
 /// The longest path of a socket in bytes, without the final NUL.
 const LONGEST_PATH: usize = if cfg!(target_os = "macos") { 103 } else { 107 };

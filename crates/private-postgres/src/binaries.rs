@@ -5,11 +5,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::embedded::account::Account;
-use crate::embedded::data_dir::DataDir;
-use crate::embedded::files::HeldFolder;
-use crate::embedded::{Error, Settings, download};
-use crate::failpoint;
+use crate::account::Account;
+use crate::data_dir::DataDir;
+use crate::files::HeldFolder;
+use crate::{Error, Settings, download};
 
 /// `PG_VERSION` has a number and a line's end.
 const VERSION_MAX_BYTES: u64 = 64;
@@ -30,7 +29,7 @@ impl Binaries {
         }
         let data = data_dir.cluster();
         let wanted = major_of_data(data_dir)?;
-        let mut folders = candidates(&settings.search_path);
+        let mut folders = if settings.ignores_installed { Vec::new() } else { candidates(&settings.search_path) };
         folders.push(download::programs(data_dir));
         choose(installed(&folders, &data_dir.account), wanted, &data)
     }
@@ -100,7 +99,6 @@ fn installed(folders: &[PathBuf], account: &Account) -> Vec<Binaries> {
 
 /// Where Postgres is installed, in the order of preference: Debian's versions, `PATH`, Homebrew, PGDG on Fedora.
 fn candidates(search_path: &[PathBuf]) -> Vec<PathBuf> {
-    failpoint!("postgres.installed", Vec::new());
     let mut folders = versioned("/usr/lib/postgresql", "");
     // A relative entry of PATH could lead to programs of any user.
     folders.extend(search_path.iter().filter(|entry| entry.is_absolute()).cloned());
