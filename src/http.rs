@@ -245,7 +245,8 @@ pub fn job_as_json(job: Job) -> serde_json::Value {
 
 /// Reads a service's answer, for the command line. `None`: the text is no JSON, or not of the form that `T` has.
 pub fn answer_from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Option<T> {
-    serde_json::from_value(json::read(text).ok()?).ok()
+    json::read(text, json::Strict::Value).ok()?;
+    serde_json::from_slice(text).ok()
 }
 
 async fn refuse_long_heads(request: Request, next: Next) -> Result<Response, Problem> {

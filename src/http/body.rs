@@ -1,29 +1,25 @@
-//! The JSON bodies of requests. The struct of a body is both what reads it and what the document of the API says of it.
+//! The JSON bodies of requests. The struct of a body is both what reads it and what the document of the API says about it.
 //!
-//! serde's derives read the members. Their errors are of a type of this module: it keeps apart what a client gets different codes for,
-//! and `serde_path_to_error` says where in the body it was.
+//! serde's derives read the members. If they refuse a body, [`Strict`] reads it again and looks for a fault that comes first.
 
 use std::fmt::Display;
-use std::iter;
+use std::marker::PhantomData;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::value::{MapDeserializer, SeqDeserializer};
-use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Expected, IntoDeserializer, Unexpected, Visitor};
-use serde::forward_to_deserialize_any;
-use serde_json::{Map, Value};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 
 use crate::dataset::name::hint;
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::code::Code;
-use crate::http::json::{self, Fault};
+use crate::http::json::{self, Strict, Unreadable};
 use crate::http::problem::Problem;
 
 const MAX_BODY_BYTES: usize = 1_000_000;
 
-/// A request's optional JSON body. An empty body is no body, whatever its `Content-Type`, and says as much as `{}`.
+/// A request's optional JSON body. An empty body is no body, whatever its `Content-Type`, and means the same as `{}`.
 pub(crate) struct JsonBody<T>(pub(crate) T);
 
 impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
@@ -33,18 +29,12 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
         let (parts, body) = request.into_parts();
         let bytes = read(body).await?;
         if bytes.is_empty() {
-            return from_members(Map::new()).map(JsonBody);
+            return parse(b"{}").map(JsonBody);
         }
         if !says_json(&parts.headers) {
             return Err(Problem::not_json());
         }
-        match json::read(&bytes) {
-            Ok(Value::Object(members)) => from_members(members).map(JsonBody),
-            Ok(_) => Err(Problem::bad_body("body: a JSON object is expected")),
-            Err(Fault::Twice(member)) => Err(invalid(&member, "given twice")),
-            Err(Fault::Reserved(member)) => Err(unknown(&member, &[])),
-            Err(why @ Fault::NotJson(_)) => Err(Problem::bad_body(format!("body: {why}"))),
-        }
+        parse(&bytes).map(JsonBody)
     }
 }
 
@@ -91,115 +81,49 @@ pub(crate) fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> 
     T::deserialize(from).map(Some)
 }
 
-fn from_members<T: DeserializeOwned>(members: Map<String, Value>) -> Result<T, Problem> {
-    serde_path_to_error::deserialize(Node(Value::Object(members))).map_err(|error| {
-        let place = error.path().to_string();
-        match error.into_inner() {
-            Refusal::Unknown(known) => unknown(&place, known),
-            Refusal::Missing(name) if place == "." => invalid(name, "the member is missing"),
-            Refusal::Missing(name) => invalid(&format!("{place}.{name}"), "the member is missing"),
-            Refusal::Invalid(why) => invalid(&place, why),
-        }
-    })
+/// Reads the object of a body.
+///
+/// # Errors
+/// A text that is no JSON is refused first, then a member that is given twice, then a member that the struct doesn't take.
+fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
+    // serde would read a struct from a list too.
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err(Problem::bad_body("body: a JSON object is expected"));
+    }
+    json::read(text, PhantomData::<T>)
+        .map_err(|refused| problem_of(json::read(text, Strict::Value).err().unwrap_or(refused)))
 }
 
-/// Why a member is refused.
-#[derive(Debug, thiserror::Error)]
-enum Refusal {
-    #[error("there is no such member")]
-    Unknown(&'static [&'static str]),
-    #[error("{0}: the member is missing")]
-    Missing(&'static str),
-    #[error("{0}")]
-    Invalid(String),
-}
-
-impl de::Error for Refusal {
-    fn custom<T: Display>(why: T) -> Refusal {
-        Refusal::Invalid(why.to_string())
+/// The problem of a text that can't be read. serde_json says the kind of a refusal only in the text of its error.
+fn problem_of(Unreadable { place, error }: Unreadable) -> Problem {
+    if !error.is_data() {
+        return Problem::bad_body(format!("body: not JSON: {error}"));
     }
-
-    fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Refusal {
-        Refusal::Invalid(format!("{expected} is expected"))
+    let position = format!(" at line {} column {}", error.line(), error.column());
+    let text = error.to_string();
+    let why = text.strip_suffix(&position).unwrap_or(&text);
+    if why.starts_with("unknown field `") {
+        // Between backticks are the member's own name and the names that the struct has.
+        let known: Vec<_> = why.split('`').skip(3).step_by(2).collect();
+        return unknown(&place, &known);
     }
-
-    fn unknown_field(_: &str, known: &'static [&'static str]) -> Refusal {
-        Refusal::Unknown(known)
+    if let Some(name) = why.strip_prefix("missing field `") {
+        let name = name.trim_end_matches('`');
+        let member = if place == "." { name.to_owned() } else { format!("{place}.{name}") };
+        return invalid(&member, "the member is missing");
     }
-
-    fn missing_field(name: &'static str) -> Refusal {
-        Refusal::Missing(name)
-    }
-}
-
-/// A value that a struct is read from. Otherwise than serde_json's own deserializer it fails with a [`Refusal`].
-struct Node(Value);
-
-impl<'de> Deserializer<'de> for Node {
-    type Error = Refusal;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
-        match self.0 {
-            Value::Null => visitor.visit_unit(),
-            Value::Bool(boolean) => visitor.visit_bool(boolean),
-            // With all its digits, as serde_json passes it on.
-            Value::Number(number) => {
-                visitor.visit_map(MapDeserializer::new(iter::once((json::NUMBER, number.to_string()))))
-            }
-            Value::String(text) => visitor.visit_string(text),
-            Value::Array(items) => visitor.visit_seq(SeqDeserializer::new(items.into_iter().map(Node))),
-            Value::Object(members) => {
-                visitor.visit_map(MapDeserializer::new(members.into_iter().map(|(name, value)| (name, Node(value)))))
-            }
-        }
-    }
-
-    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
-        match self.0.as_u64() {
-            Some(number) => visitor.visit_u64(number),
-            None => self.deserialize_any(visitor),
-        }
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
-        match self.0 {
-            Value::Null => visitor.visit_none(),
-            _ => visitor.visit_some(self),
-        }
-    }
-
-    /// A number has the form of an object where all its digits are wanted, and there alone.
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        _: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Refusal> {
-        match self.0 {
-            Value::Number(_) => Err(de::Error::invalid_type(Unexpected::Other("number"), &visitor)),
-            _ => self.deserialize_any(visitor),
-        }
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u128 f32 f64 char str string bytes byte_buf unit unit_struct newtype_struct seq tuple
-        tuple_struct map enum identifier ignored_any
-    }
-}
-
-impl IntoDeserializer<'_, Refusal> for Node {
-    type Deserializer = Node;
-
-    fn into_deserializer(self) -> Node {
-        self
+    match why.rsplit_once(", expected ") {
+        Some((_, expected)) => invalid(&place, format!("{expected} is expected")),
+        None => invalid(&place, why),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::value::RawValue;
 
-    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[derive(Debug, Default, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Members {
         #[serde(default, deserialize_with = "given")]
@@ -210,27 +134,22 @@ mod tests {
         list: Vec<Item>,
     }
 
-    #[derive(Debug, PartialEq, serde::Deserialize)]
+    #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields, expecting = "an object of any")]
     struct Item {
-        any: Value,
-    }
-
-    fn read(text: &str) -> Result<Members, Problem> {
-        let Value::Object(members) = json::read(text.as_bytes()).unwrap() else { panic!("{text}") };
-        from_members(members)
+        any: Box<RawValue>,
     }
 
     #[test]
     fn members_are_read_as_they_are() {
-        assert_eq!(read("{}").unwrap(), Members::default());
-        let members =
-            read(r#"{"number":18446744073709551615,"nullable":null,"list":[{"any":[{"a":1.50},1e999,null]}]}"#);
-        let members = members.unwrap();
+        let none = parse::<Members>(b" {}\n").unwrap();
+        assert!(none.number.is_none() && none.nullable.is_none() && none.list.is_empty());
+        let text = r#"{"number":18446744073709551615,"nullable":null,"list":[{"any":[{"a":1.50},1E999,null]}]}"#;
+        let members = parse::<Members>(text.as_bytes()).unwrap();
         assert_eq!((members.number, members.nullable), (Some(u64::MAX), Some(None)));
-        let any = serde_json::to_string(&members.list[0].any).unwrap();
-        assert_eq!(any.to_lowercase().replace("e+", "e"), r#"[{"a":1.50},1e999,null]"#, "each digit is there");
-        assert_eq!(read(r#"{"nullable":"a"}"#).unwrap().nullable, Some(Some("a".to_owned())));
+        assert_eq!(members.list[0].any.get(), r#"[{"a":1.50},1E999,null]"#, "each digit is there");
+        let text = parse::<Members>(br#"{"nullable":"a"}"#).unwrap();
+        assert_eq!(text.nullable, Some(Some("a".to_owned())));
     }
 
     #[test]
@@ -243,9 +162,20 @@ mod tests {
             (r#"{"number":null}"#, "member_invalid", "number: u64 is expected"),
             (r#"{"number":1.0}"#, "member_invalid", "number: u64 is expected"),
             (r#"{"number":18446744073709551616}"#, "member_invalid", "number: u64 is expected"),
+            (r#"{"number":1,"number":1}"#, "member_invalid", "number: given twice"),
+            (r#"{"other":1,"other":1}"#, "member_invalid", "other: given twice"),
+            (r#"{"numbr":1}"#, "member_unknown", "numbr: there is no such member; is it `number`?"),
+            (
+                r#"{"nullable":", expected x"#,
+                "invalid_body",
+                "body: not JSON: EOF while parsing a string at line 1 column 25",
+            ),
+            (r#"{"number":", expected x"}"#, "member_invalid", "number: u64 is expected"),
+            (r#"{"other":1}{}"#, "invalid_body", "body: not JSON: trailing characters at line 1 column 12"),
+            (r#"[]"#, "invalid_body", "body: a JSON object is expected"),
             (r#"{"nullable":7}"#, "member_invalid", "nullable: a string is expected"),
         ] {
-            let problem = serde_json::to_value(read(text).unwrap_err()).unwrap();
+            let problem = serde_json::to_value(parse::<Members>(text.as_bytes()).unwrap_err()).unwrap();
             assert_eq!((&problem["code"], &problem["detail"]), (&code.into(), &detail.into()), "{text}");
         }
     }

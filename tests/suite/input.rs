@@ -165,12 +165,14 @@ fn a_consumer_is_taken_or_refused_by_its_letters() {
 fn value() -> impl Strategy<Value = Value> {
     let words =
         ["full", "delta", "csv", "parquet", "zstd", "users", "id", "name", "updated_at", "2026-01-01T00:00:00Z", "t"];
-    let numbers = ["1e999", "-0.0", "1.0", "18446744073709551616", "9223372036854775807", "0"];
+    let numbers = ["-0.0", "1.0", "18446744073709551616", "9223372036854775807", "0"];
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
         select(numbers.to_vec()).prop_map(|number| serde_json::from_str(number).unwrap()),
+        // `text_of` writes it as a number: as a value it would be too large.
+        Just(LARGE.into()),
         select(words.to_vec()).prop_map(Value::from),
         any::<String>().prop_map(Value::from),
     ];
@@ -180,6 +182,14 @@ fn value() -> impl Strategy<Value = Value> {
             vec((name(), inner), 0..6).prop_map(|members| members.into_iter().collect::<Map<_, _>>().into()),
         ]
     })
+}
+
+/// Stands for a number that no float holds.
+const LARGE: &str = "a large number";
+
+/// A body as a text, with each [`LARGE`] as the number that it stands for.
+fn text_of(body: &Value) -> Vec<u8> {
+    body.to_string().replace(&format!("\"{LARGE}\""), "1e999").into_bytes()
 }
 
 fn name() -> impl Strategy<Value = String> {
@@ -206,9 +216,9 @@ fn a_body_makes_a_job_or_a_problem() {
     });
     let members = vec((name(), value()), 0..4).prop_map(|members| members.into_iter().collect::<Map<_, _>>().into());
     let body = prop_oneof![
-        2 => with_filter.prop_map(|body| body.to_string().into_bytes()),
-        2 => members.prop_map(|body: Value| body.to_string().into_bytes()),
-        1 => value().prop_map(|body| body.to_string().into_bytes()),
+        2 => with_filter.prop_map(|body| text_of(&body)),
+        2 => members.prop_map(|body| text_of(&body)),
+        1 => value().prop_map(|body| text_of(&body)),
         1 => vec(any::<u8>(), 0..200),
     ];
     called.holds(500, &(body, any::<bool>()), |(body, consumer)| {

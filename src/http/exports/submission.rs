@@ -1,14 +1,15 @@
 //! What a call that makes an export carries: the consumer, an idempotency key and a body. Out of it comes the request for `service`.
 
-use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use axum::extract::{FromRequest, FromRequestParts, Request as HttpRequest};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
-use serde_json::{Value, json};
+use serde_json::json;
+use serde_json::value::RawValue;
 use utoipa::openapi::path::{Parameter, ParameterIn};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::http::body::{JsonBody, given, invalid, unknown};
@@ -63,20 +64,10 @@ impl<C: IntoParams, B> IntoParams for Submission<C, B> {
 impl<C: Into<ConsumerId>> Submission<C, Options> {
     /// The request for an export of the type that the call's path says.
     pub(crate) fn request(self, service: &Service, export_type: ExportType) -> Result<Request, Problem> {
-        let Submission { of, key, trace, body } = self;
-        let Options { dataset, format, compression, max_file_bytes, after, after_sha256 } = body;
-        Ok(Request {
-            consumer: Some(of.into()),
-            dataset: dataset_of(service, dataset)?,
-            export_type,
-            selection: Selection::default(),
-            encoding: encoding_of(format, compression)?,
-            max_file_bytes,
-            after: after_of(after, after_sha256)?,
-            retry_of: None,
-            key,
-            trace,
-        })
+        let Submission { of, key, trace, body: Options(body) } = self;
+        body.refuse(&["exportType"])?;
+        body.refuse(&OF_AD_HOC)?;
+        Ok(Request { key, trace, ..body.request(service, Some(of.into()), export_type)? })
     }
 }
 
@@ -84,74 +75,20 @@ impl Submission<MaybeConsumer, NewExport> {
     /// The request for an export of any type, or for an ad-hoc one.
     pub(crate) fn request(self, service: &Service) -> Result<Request, Problem> {
         let Submission { of: MaybeConsumer(consumer), key, trace, body } = self;
-        body.refuse_misplaced(consumer.is_some())?;
-        let NewExport {
-            export_type,
-            dataset,
-            format,
-            compression,
-            max_file_bytes,
-            after,
-            after_sha256,
-            columns,
-            filter,
-            limit,
-        } = body;
+        body.refuse(if consumer.is_some() { &OF_AD_HOC } else { &OF_CONSUMER })?;
+        let export_type = body.export_type.unwrap_or(ExportType::Full);
         if consumer.is_none() && export_type != ExportType::Full {
             let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
             return Err(Problem::bad_input(Code::ConsumerRequired, "X-Consumer-ID", detail));
         }
-        Ok(Request {
-            consumer,
-            dataset: dataset_of(service, dataset)?,
-            export_type,
-            selection: Selection {
-                columns: columns.map(checked_columns).transpose()?,
-                filter: conditions_of(filter.unwrap_or_default())?,
-                limit,
-            },
-            encoding: encoding_of(format, compression)?,
-            max_file_bytes,
-            after: after_of(after, after_sha256)?,
-            retry_of: None,
-            key,
-            trace,
-        })
+        Ok(Request { key, trace, ..body.request(service, consumer, export_type)? })
     }
 }
 
-/// The body of a call whose path says the type: all of it may be left out.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[schema(example = json!({ "format": "ndjson", "compression": "zstd" }))]
-pub(crate) struct Options {
-    /// The dataset whose rows they are. Left out, it is `users`, or the only dataset there is
-    #[serde(default, deserialize_with = "given")]
-    #[schema(required = false, value_type = DatasetName)]
-    dataset: Option<String>,
-    /// The file's format. Left out, it is `csv`
-    #[serde(default = "csv")]
-    #[schema(required = false, value_type = FormatSchema)]
-    format: Format,
-    /// What the file is compressed with; not with `parquet`. Left out, it is `none`
-    #[serde(default = "uncompressed")]
-    #[schema(required = false, value_type = CompressionSchema)]
-    compression: Compression,
-    /// In bytes: a file of so much gets no further rows, which go into another file, each whole by itself. Left out, it is what the dataset
-    /// says, else there is one file
-    #[serde(default, deserialize_with = "file_bytes")]
-    #[schema(required = false, value_type = u64, minimum = 16777216, maximum = 5368709120i64)]
-    max_file_bytes: Option<u64>,
-    /// The export that the caller loaded last, null for none: the call is refused if another one is the consumer's last export. Left out,
-    /// nothing is checked. A full export is never refused for it
-    #[serde(default, deserialize_with = "job_or_null")]
-    #[schema(required = false, value_type = Option<Uuid>)]
-    after: Option<Option<Uuid>>,
-    /// Beside an id in `after`: the SHA-256 of the file that was loaded; of several files, the export's `digest`
-    #[serde(default, deserialize_with = "given")]
-    #[schema(required = false, value_type = String, pattern = "^[0-9a-f]{64}$")]
-    after_sha256: Option<String>,
-}
+/// The members that only an ad-hoc export takes.
+const OF_AD_HOC: [&str; 3] = ["columns", "filter", "limit"];
+/// The members that only a consumer's export takes.
+const OF_CONSUMER: [&str; 2] = ["after", "afterSha256"];
 
 /// The body of `POST /exports`: all of it may be left out.
 #[derive(Deserialize, ToSchema)]
@@ -161,9 +98,9 @@ pub(crate) struct Options {
 }))]
 pub(crate) struct NewExport {
     /// Which rows; without a consumer, `full` alone. Left out, it is `full`
-    #[serde(default = "full")]
-    #[schema(required = false)]
-    export_type: ExportType,
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, value_type = ExportType)]
+    export_type: Option<ExportType>,
     /// The dataset whose rows they are. Left out, it is `users`, or the only dataset there is
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = DatasetName)]
@@ -181,7 +118,8 @@ pub(crate) struct NewExport {
     #[serde(default, deserialize_with = "file_bytes")]
     #[schema(required = false, value_type = u64, minimum = 16777216, maximum = 5368709120i64)]
     max_file_bytes: Option<u64>,
-    /// With a consumer: the export that the caller loaded last, null for none
+    /// With a consumer: the export that the caller loaded last, null for none. The call is refused if another one is the consumer's last
+    /// export; a full export never is. Left out, nothing is checked
     #[serde(default, deserialize_with = "job_or_null")]
     #[schema(required = false, value_type = Option<Uuid>)]
     after: Option<Option<Uuid>>,
@@ -203,6 +141,23 @@ pub(crate) struct NewExport {
     limit: Option<u64>,
 }
 
+/// The body of a call whose path says the type: a [`NewExport`] with fewer members.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Options(NewExport);
+
+impl ToSchema for Options {}
+
+impl PartialSchema for Options {
+    fn schema() -> RefOr<Schema> {
+        let RefOr::T(Schema::Object(mut schema)) = NewExport::schema() else { unreachable!("it is a struct") };
+        schema.properties.retain(|name, _| name != "exportType" && !OF_AD_HOC.contains(&name.as_str()));
+        schema.description = Some("The body of a call whose path says the type: all of it may be left out.".to_owned());
+        schema.example = Some(json!({ "format": "ndjson", "compression": "zstd" }));
+        schema.into()
+    }
+}
+
 /// A condition on a column.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object of column, op and value")]
@@ -214,17 +169,20 @@ struct ConditionBody {
     op: Operator,
     /// A string, a number or a boolean, which the column's type reads; for `in` a list of such; for `isNull` a boolean
     #[schema(value_type = Value)]
-    value: Value,
+    value: Operand,
+}
+
+/// What a condition compares a column with. All of it are texts, which the column's type reads: a number keeps each of its digits.
+enum Operand {
+    Boolean(&'static str),
+    Scalar(String),
+    List(Vec<String>),
 }
 
 /// No members.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Nothing {}
-
-fn full() -> ExportType {
-    ExportType::Full
-}
 
 fn csv() -> Format {
     Format::Csv
@@ -254,24 +212,85 @@ fn file_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Erro
 fn number_in<'de, D: Deserializer<'de>>(range: RangeInclusive<u64>, from: D) -> Result<Option<u64>, D::Error> {
     // 16777216.0 is a whole number too; beyond 2^53 such a text may not be the number that was meant.
     let whole = |number: f64| (number.fract() == 0.0 && (0.0..=9e15).contains(&number)).then_some(number as u64);
-    let value = Value::deserialize(from).ok();
-    let number = value.and_then(|value| value.as_u64().or_else(|| value.as_f64().and_then(whole)));
+    let text = Box::<RawValue>::deserialize(from)?;
+    let number = text.get().parse().ok().or_else(|| text.get().parse().ok().and_then(whole));
     let number = number.filter(|number| range.contains(number));
     let expected = || format!("a whole number from {} to {} is expected", range.start(), range.end());
     number.map(Some).ok_or_else(|| D::Error::custom(expected()))
 }
 
+impl<'de> Deserialize<'de> for Operand {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Operand, D::Error> {
+        let value = Box::<RawValue>::deserialize(from)?;
+        let operand = match value.get() {
+            "true" => Some(Operand::Boolean("true")),
+            "false" => Some(Operand::Boolean("false")),
+            text if text.starts_with('[') => texts_of(text).map(Operand::List),
+            _ => scalar(&value).map(Operand::Scalar),
+        };
+        operand.ok_or_else(|| {
+            D::Error::custom(
+                "a string, a number or a boolean is expected, or for `in` a list of those; for NULL there is isNull",
+            )
+        })
+    }
+}
+
+fn texts_of(list: &str) -> Option<Vec<String>> {
+    let values: Vec<&RawValue> = serde_json::from_str(list).ok()?;
+    values.into_iter().map(scalar).collect()
+}
+
+/// A string, a number or a boolean as a text, which its column's type reads.
+fn scalar(value: &RawValue) -> Option<String> {
+    match value.get() {
+        // Postgres's texts have no NUL.
+        text if text.starts_with('"') => serde_json::from_str(text).ok().filter(|text: &String| !text.contains('\0')),
+        text if text.starts_with(['[', '{', 'n']) => None,
+        text => Some(text.to_owned()),
+    }
+}
+
 impl NewExport {
-    /// Refuses the members that only an ad-hoc export takes, or only a consumer's.
-    fn refuse_misplaced(&self, has_consumer: bool) -> Result<(), Problem> {
-        let of_ad_hoc =
-            [("columns", self.columns.is_some()), ("filter", self.filter.is_some()), ("limit", self.limit.is_some())];
-        let of_consumer = [("after", self.after.is_some()), ("afterSha256", self.after_sha256.is_some())];
-        let refused = if has_consumer { &of_ad_hoc[..] } else { &of_consumer };
-        match refused.iter().find(|(_, is_given)| *is_given) {
+    /// Refuses those of these members that are given.
+    fn refuse(&self, members: &[&str]) -> Result<(), Problem> {
+        let given = [
+            ("exportType", self.export_type.is_some()),
+            ("columns", self.columns.is_some()),
+            ("filter", self.filter.is_some()),
+            ("limit", self.limit.is_some()),
+            ("after", self.after.is_some()),
+            ("afterSha256", self.after_sha256.is_some()),
+        ];
+        match given.iter().find(|(name, is_given)| *is_given && members.contains(name)) {
             Some((name, _)) => Err(unknown(name, &[])),
             None => Ok(()),
         }
+    }
+
+    /// The request for this export, without what the call's headers say.
+    fn request(
+        self,
+        service: &Service,
+        consumer: Option<ConsumerId>,
+        export_type: ExportType,
+    ) -> Result<Request, Problem> {
+        Ok(Request {
+            consumer,
+            dataset: dataset_of(service, self.dataset)?,
+            export_type,
+            selection: Selection {
+                columns: self.columns.map(checked_columns).transpose()?,
+                filter: conditions_of(self.filter.unwrap_or_default())?,
+                limit: self.limit,
+            },
+            encoding: encoding_of(self.format, self.compression)?,
+            max_file_bytes: self.max_file_bytes,
+            after: after_of(self.after, self.after_sha256)?,
+            retry_of: None,
+            key: None,
+            trace: None,
+        })
     }
 }
 
@@ -326,34 +345,18 @@ fn conditions_of(conditions: Vec<ConditionBody>) -> Result<Vec<Condition>, Probl
 }
 
 impl ConditionBody {
-    /// The condition; `Err`: what its operator expects for a value.
-    fn read(self) -> Result<Condition, impl Display> {
+    /// The condition; `Err`: the values that its operator takes.
+    fn read(self) -> Result<Condition, &'static str> {
         let ConditionBody { column, op: operator, value } = self;
-        let value = match (operator, &value) {
-            (Operator::In, Value::Array(values)) => {
-                let texts: Option<Vec<String>> = values.iter().map(scalar).collect();
-                texts.map(|texts| json!(texts).to_string())
-            }
-            (Operator::In, _) => None,
-            (Operator::IsNull, Value::Bool(_)) => scalar(&value),
-            (Operator::IsNull, _) => None,
-            _ => scalar(&value),
+        let value = match (operator, value) {
+            (Operator::In, Operand::List(texts)) => json!(texts).to_string(),
+            (Operator::In, _) => return Err("a list of strings, numbers or booleans is expected"),
+            (Operator::IsNull, Operand::Boolean(word)) => word.to_owned(),
+            (Operator::IsNull, _) => return Err("true or false is expected"),
+            (_, Operand::Boolean(word)) => word.to_owned(),
+            (_, Operand::Scalar(text)) => text,
+            (_, Operand::List(_)) => return Err("a string, a number or a boolean is expected"),
         };
-        value.map(|value| Condition { column, operator, value }).ok_or(match operator {
-            Operator::In => "a list of strings, numbers or booleans is expected",
-            Operator::IsNull => "true or false is expected",
-            _ => "a string, a number or a boolean is expected; for NULL there is isNull",
-        })
-    }
-}
-
-/// A value as a text, which its column's type reads.
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        // Postgres's texts have no NUL.
-        Value::String(text) if !text.contains('\0') => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(boolean) => Some(boolean.to_string()),
-        _ => None,
+        Ok(Condition { column, operator, value })
     }
 }
