@@ -8,7 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 
 use crate::dataset::Description;
 use crate::http::datasets::problems;
@@ -21,7 +21,7 @@ use crate::telemetry::metrics::CONTENT_TYPE;
 #[schema(as = Health, example = json!({
     "status": "ok", "timestamp": "2026-11-20T09:13:10.962731Z", "checks": { "postgres": "ok" }
 }))]
-struct HealthBody {
+pub(crate) struct HealthBody {
     /// `ok` or `unavailable`
     #[schema(pattern = "^(ok|unavailable)$")]
     status: &'static str,
@@ -32,15 +32,31 @@ struct HealthBody {
     checks: BTreeMap<&'static str, String>,
 }
 
+/// The answer to a health check.
+#[derive(IntoResponses)]
+pub(crate) enum HealthAnswer {
+    /// Yes.
+    #[response(status = 200)]
+    Healthy(HealthBody),
+    /// No, and why.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds")))]
+    Unhealthy(HealthBody),
+}
+
+impl IntoResponse for HealthAnswer {
+    fn into_response(self) -> Response {
+        match self {
+            HealthAnswer::Healthy(body) => Json(body).into_response(),
+            HealthAnswer::Unhealthy(body) => {
+                (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "2")], Json(body)).into_response()
+            }
+        }
+    }
+}
+
 /// Ask whether Postgres can be reached
-#[utoipa::path(
-    get, path = "/health", operation_id = "getHealth", tag = "service",
-    responses(
-        (status = 200, description = "Yes.", body = HealthBody),
-        (status = 503, description = "No, and why.", body = HealthBody, headers(("Retry-After" = u32, description = "Seconds"))),
-    ),
-)]
-pub(crate) async fn health(State(service): State<Service>) -> Response {
+#[utoipa::path(get, path = "/health", operation_id = "getHealth", tag = "service", responses(HealthAnswer))]
+pub(crate) async fn health(State(service): State<Service>) -> HealthAnswer {
     answer([("postgres", word(service.ping().await))], None)
 }
 
@@ -49,7 +65,7 @@ pub(crate) async fn health(State(service): State<Service>) -> Response {
     get, path = "/health/live", operation_id = "getLiveness", tag = "service",
     responses((status = 200, description = "Yes.", body = HealthBody)),
 )]
-pub(crate) async fn live() -> Response {
+pub(crate) async fn live() -> HealthAnswer {
     answer([], None)
 }
 
@@ -57,14 +73,8 @@ pub(crate) async fn live() -> Response {
 ///
 /// Checks Postgres, the output folder or bucket, and the room on a folder's disk. `datasets` says of those that are not ready why, as
 /// `/datasets` does; the answer is 200 all the same, since the others' exports can start.
-#[utoipa::path(
-    get, path = "/health/ready", operation_id = "getReadiness", tag = "service",
-    responses(
-        (status = 200, description = "Yes.", body = HealthBody),
-        (status = 503, description = "No, and why.", body = HealthBody, headers(("Retry-After" = u32, description = "Seconds"))),
-    ),
-)]
-pub(crate) async fn ready(State(service): State<Service>) -> Response {
+#[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
+pub(crate) async fn ready(State(service): State<Service>) -> HealthAnswer {
     let health = service.health().await;
     let datasets = health.datasets.map(|datasets| ("datasets", ready_or_why(&datasets)));
     let checks = [("postgres", word(health.postgres)), ("output", word(health.output))];
@@ -106,7 +116,7 @@ fn word<E: std::fmt::Display>(check: Result<(), E>) -> Result<(), String> {
 fn answer(
     checks: impl IntoIterator<Item = (&'static str, Result<(), String>)>,
     note: Option<(&'static str, String)>,
-) -> Response {
+) -> HealthAnswer {
     let checks: Vec<_> = checks.into_iter().collect();
     let healthy = checks.iter().all(|(_, check)| check.is_ok());
     let checks = checks.into_iter().map(|(name, check)| (name, check.err().unwrap_or_else(|| "ok".to_owned())));
@@ -116,9 +126,5 @@ fn answer(
         timestamp: rfc3339(Utc::now()),
         checks: checks.collect(),
     };
-    if healthy {
-        Json(body).into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "2")], Json(body)).into_response()
-    }
+    if healthy { HealthAnswer::Healthy(body) } else { HealthAnswer::Unhealthy(body) }
 }

@@ -1,5 +1,7 @@
 //! `/exports/{jobId}/download` and `/exports/{jobId}/files/{part}/download`: a file, whole or one range of it.
 
+use std::collections::BTreeMap;
+
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
@@ -7,6 +9,9 @@ use axum::response::{IntoResponse, Response};
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
 use serde::Deserialize;
 use tokio_util::io::ReaderStream;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::{self, RefOr, ResponseBuilder};
+use utoipa::{IntoParams, IntoResponses, PartialSchema};
 
 use crate::http::code::Code;
 use crate::http::input::{self, PathJob};
@@ -23,36 +28,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// as it is, without `Content-Encoding`. `HEAD` answers the headers alone.
 #[utoipa::path(
     get, path = "/exports/{jobId}/download", operation_id = "downloadExport", tag = "exports",
-    params(
-        PathJob,
-        ("Range" = Option<String>, Header, description = "The part that is asked for; a range that can't be read is ignored",
-            example = "bytes=0-1023"),
-        ("If-Range" = Option<String>, Header, description = "The `ETag` of the file whose range is asked for; of another file the range is ignored"),
-        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a file that the client has already"),
-    ),
-    responses(
-        (status = 200, description = "The file.", headers(
-            ("ETag" = String, description = "The file's SHA-256, in quotes"),
-            ("Content-Disposition" = String, description = "The file's name"),
-            ("Accept-Ranges" = String, description = "`bytes`"),
-            ("Last-Modified" = String, description = "When the export ended"),
-            ("Cache-Control" = String, description = "`no-store`: a copy is the client's own; the `ETag` says whether it is still the file"),
-        ), content(
-            (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
-            (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
-        )),
-        (status = 206, description = "The part of the file.", headers(
-            ("ETag" = String, description = "The file's SHA-256, in quotes"),
-            ("Content-Range" = String, description = "The range of this part, and the file's size"),
-        ), content(
-            (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
-            (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
-        )),
-        (status = 307, description = "The file is fetched from its store (`DOWNLOADS=redirect`).", headers(
-            ("Location" = String, description = "An address of the file that needs no key, for a short time"),
-        )),
-        (status = 304, description = "The client has the file already.", headers(("ETag" = String, description = "The file's SHA-256, in quotes"))),
-    ),
+    params(PathJob, FileHeaders), responses(FileAnswer),
     extensions(("x-codes" = json!([
         Code::NotCompleted, Code::SeveralFiles, Code::FileGone, Code::RangeNotSatisfiable, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
         Code::StorageFull, Code::StorageReadonly,
@@ -75,34 +51,9 @@ pub(crate) async fn download(
     params(
         PathJob,
         ("part" = u32, Path, description = "The file's number among the export's files, from 1"),
-        ("Range" = Option<String>, Header, description = "The part that is asked for; a range that can't be read is ignored",
-            example = "bytes=0-1023"),
-        ("If-Range" = Option<String>, Header, description = "The `ETag` of the file whose range is asked for; of another file the range is ignored"),
-        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a file that the client has already"),
+        FileHeaders,
     ),
-    responses(
-        (status = 200, description = "The file.", headers(
-            ("ETag" = String, description = "The file's SHA-256, in quotes"),
-            ("Content-Disposition" = String, description = "The file's name"),
-            ("Accept-Ranges" = String, description = "`bytes`"),
-            ("Last-Modified" = String, description = "When the export ended"),
-            ("Cache-Control" = String, description = "`no-store`: a copy is the client's own; the `ETag` says whether it is still the file"),
-        ), content(
-            (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
-            (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
-        )),
-        (status = 206, description = "The part of the file.", headers(
-            ("ETag" = String, description = "The file's SHA-256, in quotes"),
-            ("Content-Range" = String, description = "The range of this part, and the file's size"),
-        ), content(
-            (String = "text/csv"), (String = "application/x-ndjson"), (Vec<u8> = "application/vnd.apache.parquet"),
-            (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"),
-        )),
-        (status = 307, description = "The file is fetched from its store (`DOWNLOADS=redirect`).", headers(
-            ("Location" = String, description = "An address of the file that needs no key, for a short time"),
-        )),
-        (status = 304, description = "The client has the file already.", headers(("ETag" = String, description = "The file's SHA-256, in quotes"))),
-    ),
+    responses(FileAnswer),
     extensions(("x-codes" = json!([
         Code::NotCompleted, Code::NoPart, Code::FileGone, Code::RangeNotSatisfiable, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
         Code::StorageFull, Code::StorageReadonly,
@@ -124,6 +75,69 @@ pub(crate) async fn download_part(
 #[derive(Deserialize)]
 pub(crate) struct FilePlace {
     part: String,
+}
+
+/// The headers that a request for a file may have.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "the document's: `answer` reads them from the request")]
+struct FileHeaders {
+    /// The part that is asked for; a range that can't be read is ignored
+    #[param(rename = "Range", example = "bytes=0-1023")]
+    range: Option<String>,
+    /// The `ETag` of the file whose range is asked for; of another file the range is ignored
+    #[param(rename = "If-Range")]
+    if_range: Option<String>,
+    /// The `ETag` of a file that the client has already
+    #[param(rename = "If-None-Match")]
+    if_none_match: Option<String>,
+}
+
+/// The answers to a request for a file, as the document describes them.
+struct FileAnswer;
+
+impl IntoResponses for FileAnswer {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        let etag = ("ETag", "The file's SHA-256, in quotes");
+        let whole = described(
+            "The file.",
+            &[
+                etag,
+                ("Content-Disposition", "The file's name"),
+                ("Accept-Ranges", "`bytes`"),
+                ("Last-Modified", "When the export ended"),
+                (
+                    "Cache-Control",
+                    "`no-store`: a copy is the client's own; the `ETag` says whether it is still the file",
+                ),
+            ],
+        );
+        let part = described(
+            "The part of the file.",
+            &[etag, ("Content-Range", "The range of this part, and the file's size")],
+        );
+        let elsewhere = described(
+            "The file is fetched from its store (`DOWNLOADS=redirect`).",
+            &[("Location", "An address of the file that needs no key, for a short time")],
+        );
+        let known = described("The client has the file already.", &[etag]);
+        let answers = [("200", with_a_file(whole)), ("206", with_a_file(part)), ("307", elsewhere), ("304", known)];
+        answers.into_iter().map(|(status, answer)| (status.to_owned(), answer.build().into())).collect()
+    }
+}
+
+fn described(description: &str, headers: &[(&str, &str)]) -> ResponseBuilder {
+    let header = |text: &str| HeaderBuilder::new().schema(Some(String::schema())).description(Some(text)).build();
+    let answer = ResponseBuilder::new().description(description);
+    headers.iter().fold(answer, |answer, (name, text)| answer.header(*name, header(text)))
+}
+
+fn with_a_file(answer: ResponseBuilder) -> ResponseBuilder {
+    let text = ["text/csv", "application/x-ndjson"].map(|media_type| (media_type, String::schema()));
+    let binary = ["application/vnd.apache.parquet", "application/gzip", "application/zstd"];
+    let binary = binary.map(|media_type| (media_type, Vec::<u8>::schema()));
+    let content = text.into_iter().chain(binary);
+    content.fold(answer, |answer, (media_type, schema)| answer.content(media_type, openapi::Content::new(Some(schema))))
 }
 
 async fn answer(service: &Service, file: OpenFile, method: &Method, headers: &HeaderMap) -> Result<Response, Problem> {

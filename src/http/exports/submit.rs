@@ -23,9 +23,6 @@ use crate::service::{self, Service};
 ///
 /// With `X-Consumer-ID` the export is that consumer's, of the type that the body says. Without, it is an ad-hoc full export, which reads
 /// and moves no watermark and runs beside others; only ad-hoc exports take `columns`, `filter` and `limit`.
-///
-/// A consumer's position moves when the file is complete, not when somebody has loaded it: each file has to be loaded, in the order of
-/// `GET /exports?consumer=…&dataset=…&after={jobId}`.
 #[utoipa::path(
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
@@ -45,9 +42,6 @@ pub(crate) async fn create(
 ///
 /// The export moves the consumer's watermark to the latest `updated_at` among the rows. What the consumer has of before may go: the file has
 /// everything.
-///
-/// The position moves when the file is complete, not when somebody has loaded it: each file has to be loaded, in the order of
-/// `GET /exports?consumer=…&dataset=…&after={jobId}`.
 #[utoipa::path(
     post, path = "/exports/full", operation_id = "startFull", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
@@ -61,9 +55,6 @@ pub(crate) async fn full(
 }
 
 /// Ask for the live rows that changed since the consumer's last export
-///
-/// The position moves when the file is complete, not when somebody has loaded it: each file has to be loaded, in the order of
-/// `GET /exports?consumer=…&dataset=…&after={jobId}`.
 #[utoipa::path(
     post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
@@ -81,9 +72,6 @@ pub(crate) async fn incremental(
 /// Ask for the rows that changed since the consumer's last export, deleted ones too
 ///
 /// Each row has its operation: `INSERT`, `UPDATE` or `DELETE`. Deletions come first.
-///
-/// The position moves when the file is complete, not when somebody has loaded it: each file has to be loaded, in the order of
-/// `GET /exports?consumer=…&dataset=…&after={jobId}`.
 #[utoipa::path(
     post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
@@ -101,9 +89,6 @@ pub(crate) async fn delta(
 /// Ask for an incremental export of the consumer that the path names
 ///
 /// `full`, `incremental`, `delta` and `watermark` are no consumers here, but slips for calls under `/exports/`: 404 names the call.
-///
-/// The position moves when the file is complete, not when somebody has loaded it: each file has to be loaded, in the order of
-/// `GET /exports?consumer=…&dataset=…&after={jobId}`.
 #[utoipa::path(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
     params(Submission<PathConsumer, Options>), request_body = Options, responses(Submitted),
