@@ -1,4 +1,5 @@
 //! Tells the binary which commit it is of: `cdc-export --version` prints `CDC_EXPORT_VERSION`, as `0.1.0 (828c81a 2026-11-22)`.
+//! And takes the files of Swagger UI for `http::docs` out of the archive that a crate ships.
 //!
 //! The commit is what the variable `CDC_EXPORT_COMMIT` says, else that of the clone, else the one that `cargo package` noted down. A
 //! debug build has only the variable's: by git it would be compiled anew after each commit.
@@ -8,9 +9,17 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
+use utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED;
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=CDC_EXPORT_COMMIT");
+    let out = env::var("OUT_DIR").expect("cargo sets it");
+    for name in ["swagger-ui-bundle.js", "swagger-ui.css"] {
+        let file = deflated(SWAGGER_UI_VENDORED, &format!("/dist/{name}"));
+        fs::write(Path::new(&out).join(format!("{name}.deflated")), file)
+            .expect("the folder is for this script's files");
+    }
     let named = env::var("CDC_EXPORT_COMMIT").map(|commit| commit.trim().to_owned()).ok();
     let named = named.filter(|commit| !commit.is_empty());
     let is_debug = env::var("PROFILE").is_ok_and(|profile| profile == "debug");
@@ -50,4 +59,23 @@ fn of_package() -> Option<String> {
     let noted = fs::read_to_string(".cargo_vcs_info.json").ok()?;
     let sha1 = noted.split_once("\"sha1\"")?.1.split('"').nth(1)?;
     sha1.get(..7).map(str::to_owned)
+}
+
+/// The deflated bytes of the file in a ZIP archive whose path ends so (APPNOTE.TXT, sections 4.3.7, 4.3.12 and 4.3.16).
+fn deflated<'z>(archive: &'z [u8], path_end: &str) -> &'z [u8] {
+    let number = |at: usize, bytes: usize| -> usize {
+        archive[at..at + bytes].iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte))
+    };
+    let end = archive.windows(4).rposition(|bytes| bytes == b"PK\x05\x06").expect("an archive ends with its directory");
+    let mut entry = number(end + 16, 4);
+    loop {
+        assert_eq!(archive[entry..entry + 4], *b"PK\x01\x02", "{path_end} is not in the archive");
+        let [name, extra, comment] = [28, 30, 32].map(|at| number(entry + at, 2));
+        if archive[entry + 46..entry + 46 + name].ends_with(path_end.as_bytes()) {
+            let local = number(entry + 42, 4);
+            let data = local + 30 + number(local + 26, 2) + number(local + 28, 2);
+            return &archive[data..data + number(entry + 20, 4)];
+        }
+        entry += 46 + name + extra + comment;
+    }
 }

@@ -147,7 +147,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(users::soft_delete))
         .routes(routes!(openapi::get))
         .routes(routes!(docs::page))
-        .route("/docs/style.css", get(docs::style))
+        .route("/docs/{name}", get(docs::asset))
         .route("/", get(page::index))
         .route("/page/{name}", get(page::asset))
 }

@@ -137,6 +137,15 @@ def test_keys(watch, service):
     assert keys["reader"] not in page.content()
     page.get_by_role("link", name="← Overview").click()
 
+    # The API's page uses it too.
+    page.goto(f"{service.url}/docs#/watermarks/listConsumers")
+    call = page.locator("#operations-watermarks-listConsumers")
+    call.get_by_role("button", name="Try it out").click()
+    call.get_by_role("button", name="Execute").click()
+    expect(call.locator(".live-responses-table .response-col_status").last).to_contain_text("200")
+    page.goto(service.url)
+    expect(row).to_be_visible()
+
     # Revoked while it is in use.
     service.command("keys", "revoke", "reader")
     wait_for("it is found out", lambda: asked_again(page) and dialog.is_visible())

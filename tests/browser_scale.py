@@ -366,31 +366,48 @@ def test_events_that_nobody_took_are_told_again(watch, service):
     expect(page).to_have_title(re.compile("^(Export|completed: full export of users, for told) – cdc-export$"))
 
 
+def call_of(page, group, name):
+    return page.locator(f"#operations-{group}-{name}")
+
+
 def test_the_api_is_read_where_the_eye_falls(watch, service):
     page = watch.page
-    for width, column, most in ((1280, 700, 50_000), (390, 340, 65_000)):
+    document = service.call("GET", "/openapi.json")
+    calls = sum(len(methods) for methods in document["paths"].values())
+    for width, column, most in ((1280, 700, 5_000), (390, 340, 8_000)):
         page.set_viewport_size({"width": width, "height": 900})
         page.goto(f"{service.url}/docs")
-        heading = page.get_by_role("heading", level=1)
-        box = heading.bounding_box()
-        link = page.get_by_role("link", name="The page").bounding_box()
-        assert link["y"] + link["height"] <= top_of(page.get_by_role("link", name="exports", exact=True)), "one below the other"
-        assert box["y"] < 450 and box["width"] >= column, (width, box)
-        call = page.locator("article").first.bounding_box()
+        expect(page.locator(".opblock")).to_have_count(calls)
+        box = page.get_by_role("heading", name="cdc-export").bounding_box()
+        assert box["y"] < 450, (width, box)
+        call = page.locator(".opblock").first.bounding_box()
         assert call["width"] >= column and call["x"] + call["width"] <= width, (width, call)
         is_laid_out(page, width, most)
-        if width == 390:
-            accessible(page, "/docs")
-        # The way past the list is there for who goes by keyboard, and in nobody's way.
-        skip = page.get_by_role("link", name="Skip the list of calls")
+        # The way past the head is there for who goes by keyboard, and in nobody's way.
+        skip = page.get_by_role("link", name="Skip to the calls")
         assert skip.bounding_box()["y"] < 0
         page.keyboard.press("Tab")
         expect(skip).to_be_focused()
         expect(skip).to_be_in_viewport()
         page.keyboard.press("Enter")
-        expect(heading).to_be_in_viewport()
+        expect(page.locator("#content")).to_be_focused()
         # Whoever follows a call's link is at that call.
-        page.get_by_role("navigation", name="Calls").get_by_role("link", name="/exports/delta").click()
-        expect(page.locator("#startDelta")).to_be_in_viewport()
-        page.get_by_role("link", name="The page").click()
+        page.goto("about:blank")
+        page.goto(f"{service.url}/docs#/exports/startDelta")
+        opened = call_of(page, "exports", "startDelta")
+        expect(opened).to_contain_text("X-Consumer-ID")
+        expect(opened).to_be_in_viewport()
+        is_laid_out(page, width, 40_000)
+        page.get_by_role("link", name="Overview").click()
         expect(page).to_have_title("cdc-export")
+
+
+def test_a_call_is_tried_in_the_api(watch, service):
+    page = watch.page
+    page.goto(f"{service.url}/docs#/exports/startFull")
+    call = call_of(page, "exports", "startFull")
+    call.get_by_role("button", name="Try it out").click()
+    call.get_by_placeholder("X-Consumer-ID").fill("tried")
+    call.get_by_role("button", name="Execute").click()
+    expect(call.locator(".live-responses-table .response-col_status").last).to_contain_text("202")
+    wait_for("the export is done", lambda: service.call("GET", "/exports?consumer=tried&status=completed")["items"])

@@ -5,7 +5,6 @@
 //! those of calls with a body, a consumer or a job, and the scope that each call needs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 
 use axum::Extension;
@@ -51,31 +50,15 @@ use crate::job::ConsumerId;
 )]
 pub(crate) struct Base;
 
-/// The document of a router's routes. It is made when somebody first asks for it.
+/// The document of a router's routes, as a text. It is made when somebody first asks for it.
 #[derive(Clone)]
-pub(crate) struct RouterDocument(Arc<LazyLock<Document, Box<dyn FnOnce() -> Document + Send>>>);
+pub(crate) struct RouterDocument(Arc<LazyLock<String, Box<dyn FnOnce() -> String + Send>>>);
 
 impl RouterDocument {
     /// The document of routes that say `api` of themselves.
     pub(crate) fn of(api: OpenApi) -> RouterDocument {
-        RouterDocument(Arc::new(LazyLock::new(Box::new(|| Document::of(api)))))
+        RouterDocument(Arc::new(LazyLock::new(Box::new(|| format!("{:#}\n", document(api))))))
     }
-}
-
-impl Deref for RouterDocument {
-    type Target = Document;
-
-    fn deref(&self) -> &Document {
-        &self.0
-    }
-}
-
-/// The document, as data and as text.
-pub(crate) struct Document {
-    /// As data.
-    pub(crate) value: Value,
-    /// As text.
-    json: String,
 }
 
 /// The API's own description, OpenAPI 3.1
@@ -83,50 +66,47 @@ pub(crate) struct Document {
     get, path = "/openapi.json", operation_id = "getOpenapi", tag = "service",
     responses((status = 200, description = "This document.", body = Object)),
 )]
-pub(crate) async fn get(Extension(document): Extension<RouterDocument>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], document.json.clone())
+pub(crate) async fn get(Extension(RouterDocument(text)): Extension<RouterDocument>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], (**text).clone())
 }
 
-impl Document {
-    fn of(api: OpenApi) -> Document {
-        let mut value = serde_json::to_value(api).expect("a document has texts for keys");
-        value["servers"] = json!([{ "url": "/", "description": "The service that this document is from." }]);
-        value["components"]["headers"] = headers();
-        value["components"]["parameters"] = json!({ "X-Request-Id": {
-            "name": "X-Request-Id", "in": "header", "required": false, "schema": { "type": "string" }, "example": "my-request-1",
-            "description": "A name for the request, 1 to 128 visible ASCII characters without a key in them, which its answer and the log have too. Another \
-                one, or none, is replaced by a UUID.",
-        }});
-        value["components"]["securitySchemes"] = json!({ "key": {
-            "type": "http", "scheme": "bearer", "bearerFormat": "cdcx_…",
-            "description": "A key that `cdc-export keys create` made. Each call names the scope that it needs.",
-        }});
-        // The items of a page refer to their schema, instead of repeating it.
-        for (name, schema) in members(&mut value["components"]["schemas"]) {
-            if let Some(of) = name.strip_prefix("Page_") {
-                schema["properties"]["items"]["items"] = json!({ "$ref": format!("#/components/schemas/{of}") });
-            }
+fn document(api: OpenApi) -> Value {
+    let mut value = serde_json::to_value(api).expect("a document has texts for keys");
+    value["servers"] = json!([{ "url": "/", "description": "The service that this document is from." }]);
+    value["components"]["headers"] = headers();
+    value["components"]["parameters"] = json!({ "X-Request-Id": {
+        "name": "X-Request-Id", "in": "header", "required": false, "schema": { "type": "string" }, "example": "my-request-1",
+        "description": "A name for the request, 1 to 128 visible ASCII characters without a key in them, which its answer and the log have too. Another \
+            one, or none, is replaced by a UUID.",
+    }});
+    value["components"]["securitySchemes"] = json!({ "key": {
+        "type": "http", "scheme": "bearer", "bearerFormat": "cdcx_…",
+        "description": "A key that `cdc-export keys create` made. Each call names the scope that it needs.",
+    }});
+    // The items of a page refer to their schema, instead of repeating it.
+    for (name, schema) in members(&mut value["components"]["schemas"]) {
+        if let Some(of) = name.strip_prefix("Page_") {
+            schema["properties"]["items"]["items"] = json!({ "$ref": format!("#/components/schemas/{of}") });
         }
-        // What the derives can't express.
-        value["components"]["schemas"]["NewExport"]["properties"]["columns"]["uniqueItems"] = json!(true);
-        value["components"]["schemas"]["Options"]["not"] = uncompressed_only();
-        value["components"]["schemas"]["NewExport"]["not"] = uncompressed_only();
-        let optional = optional_bodies(&value);
-        let mut shared = Map::new();
-        for (path, item) in members(&mut value["paths"]) {
-            for (method, operation) in members(item) {
-                if let Some(body) = operation.get_mut("requestBody") {
-                    let schema = body["content"]["application/json"]["schema"]["$ref"].as_str().unwrap_or_default();
-                    body["required"] = json!(!optional.contains(schema));
-                }
-                let method: Method = method.to_ascii_uppercase().parse().expect("a document's methods are methods");
-                complete(&method, path, operation, &mut shared);
-            }
-        }
-        value["components"]["responses"] = Value::Object(shared);
-        let json = format!("{value:#}\n");
-        Document { value, json }
     }
+    // What the derives can't express.
+    value["components"]["schemas"]["NewExport"]["properties"]["columns"]["uniqueItems"] = json!(true);
+    value["components"]["schemas"]["Options"]["not"] = uncompressed_only();
+    value["components"]["schemas"]["NewExport"]["not"] = uncompressed_only();
+    let optional = optional_bodies(&value);
+    let mut shared = Map::new();
+    for (path, item) in members(&mut value["paths"]) {
+        for (method, operation) in members(item) {
+            if let Some(body) = operation.get_mut("requestBody") {
+                let schema = body["content"]["application/json"]["schema"]["$ref"].as_str().unwrap_or_default();
+                body["required"] = json!(!optional.contains(schema));
+            }
+            let method: Method = method.to_ascii_uppercase().parse().expect("a document's methods are methods");
+            complete(&method, path, operation, &mut shared);
+        }
+    }
+    value["components"]["responses"] = Value::Object(shared);
+    value
 }
 
 /// The members of what is an object in every document.
@@ -264,11 +244,11 @@ mod tests {
 
     #[test]
     fn every_code_of_a_problem_is_told_and_where_it_comes() {
-        let document = RouterDocument::of(crate::http::routes().into_openapi());
-        let schemas = &document.value["components"]["schemas"];
+        let document = document(crate::http::routes().into_openapi());
+        let schemas = &document["components"]["schemas"];
         assert_eq!(schemas["ProblemCode"]["enum"], json!(Code::ALL));
         assert_eq!(schemas["Problem"]["properties"]["code"]["$ref"], "#/components/schemas/ProblemCode");
-        let calls = document.value["paths"].to_string();
+        let calls = document["paths"].to_string();
         for code in Code::ALL {
             // Of paths and methods that there are none of.
             let of_no_call = *code == Code::MethodNotAllowed;

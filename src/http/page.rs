@@ -3,6 +3,7 @@
 //! It is a client of the API like any other: these files hold no data, need no key, and know nothing of `service`. They are built
 //! into the binary, so that a page and the API that it speaks to are always of one version.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -17,16 +18,17 @@ use crate::http::problem::Problem;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
-/// A file of the page.
-struct Asset {
-    media_type: HeaderValue,
-    text: &'static str,
+/// A file of a page.
+pub(crate) struct Asset {
+    media_type: &'static str,
+    text: Cow<'static, str>,
     etag: HeaderValue,
+    policy: &'static str,
 }
 
 macro_rules! assets {
     ($($name:literal),* $(,)?) => {
-        BTreeMap::from([$(($name, Asset::new($name, include_str!(concat!("page/", $name))))),*])
+        BTreeMap::from([$(($name, Asset::new($name, include_str!(concat!("page/", $name)), POLICY))),*])
     };
 }
 
@@ -48,6 +50,7 @@ static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
         "download.js",
         "exports.js",
         "figures.js",
+        "frame.css",
         "icon.svg",
         "index.html",
         "job.js",
@@ -69,7 +72,9 @@ static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
 const INDEX: &str = "index.html";
 
 impl Asset {
-    fn new(name: &str, text: &'static str) -> Asset {
+    /// A file of this name, whose page the browser shows under this content security policy.
+    pub(crate) fn new(name: &str, text: impl Into<Cow<'static, str>>, policy: &'static str) -> Asset {
+        let text = text.into();
         let media_type = match name.rsplit_once('.').map(|(_, extension)| extension) {
             Some("html") => "text/html; charset=utf-8",
             Some("css") => "text/css; charset=utf-8",
@@ -79,22 +84,23 @@ impl Asset {
         let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
         let etag = format!("\"{}\"", hex::encode(&digest.as_ref()[..12]));
         let etag = etag.parse().expect("digits are a valid header value");
-        Asset { media_type: HeaderValue::from_static(media_type), text, etag }
+        Asset { media_type, text, etag, policy }
     }
 
-    fn answer(&self, headers: &HeaderMap) -> Response {
+    /// The answer to a request with these headers.
+    pub(crate) fn answer(&'static self, headers: &HeaderMap) -> Response {
         let own = [
-            (header::CONTENT_TYPE, self.media_type.clone()),
+            (header::CONTENT_TYPE, HeaderValue::from_static(self.media_type)),
             (header::ETAG, self.etag.clone()),
             // Kept, since they hold no data, and asked for anew each time: modules of two versions would not fit together.
             (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-            (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
+            (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(self.policy)),
             (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
         ];
         if input::has_already(headers, self.etag.as_bytes()) {
             return (StatusCode::NOT_MODIFIED, own).into_response();
         }
-        (own, self.text).into_response()
+        (own, &*self.text).into_response()
     }
 }
 
@@ -125,9 +131,9 @@ mod tests {
     #[test]
     fn every_file_that_the_page_names_is_there_and_every_other_is_not() {
         let index = &ASSETS[INDEX];
-        let mut used: Vec<&str> = named(index.text, "\"/page/").collect();
+        let mut used: Vec<&str> = named(&index.text, "\"/page/").collect();
         for asset in ASSETS.values().filter(|asset| asset.media_type == "text/javascript; charset=utf-8") {
-            used.extend(named(asset.text, "from \"./"));
+            used.extend(named(&asset.text, "from \"./"));
         }
         for name in &used {
             assert!(ASSETS.contains_key(name), "{name}");
@@ -140,7 +146,7 @@ mod tests {
     #[test]
     fn the_page_knows_every_word() {
         let has = |file: &str, word: &str| {
-            let text = ASSETS[file].text;
+            let text = &ASSETS[file].text;
             let quoted = format!("\"{word}\"");
             text.contains(&quoted) || text.contains(&format!("  {word}:"))
         };
@@ -168,7 +174,7 @@ mod tests {
             let foreign = asset.text.replace("http://www.w3.org/2000/svg", "");
             assert!(!foreign.contains("http://") && !foreign.contains("https://"), "{name} names another host");
         }
-        let index = ASSETS[INDEX].text;
+        let index = &ASSETS[INDEX].text;
         assert_eq!(index.matches("<script").count(), 1);
         assert!(index.contains("<script type=\"module\" src=\"/page/app.js\"></script>") && !index.contains("<style"));
     }

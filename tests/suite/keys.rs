@@ -648,7 +648,7 @@ async fn a_key_has_a_rate_of_its_own() {
     limited(call_plainly(&service, "GET", "/exports", &[]).await).await;
     assert_eq!(call_as(&service, &other, "GET", "/exports").await.status(), 200);
     // What needs no key is the address's to pay for; health alone is free.
-    for path in ["/", "/page/app.js", "/docs", "/docs/style.css", "/openapi.json"] {
+    for path in ["/", "/page/app.js", "/docs", "/docs/docs.css", "/openapi.json"] {
         limited(call_plainly(&service, "GET", path, &[]).await).await;
     }
     for path in ["/health", "/health/live", "/health/ready"] {

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
-use crate::harness::{Database, Start, option_env};
+use crate::harness::{Database, Start, option_env, refusal};
 
 /// Where the clone has the document.
 fn kept() -> PathBuf {
@@ -166,39 +166,73 @@ fn a_query_that_is_read_is_told() {
     assert_eq!(read, 8);
 }
 
+/// What follows a mark in a text, up to the next quote.
+fn named<'t>(text: &'t str, mark: &'t str) -> impl Iterator<Item = &'t str> {
+    text.split(mark).skip(1).map(|rest| rest.split('"').next().unwrap())
+}
+
 #[tokio::test]
-async fn the_page_of_the_document_needs_nobody_else() {
+async fn the_page_of_the_document_needs_no_key_and_no_network() {
     let service = Start::on(&Database::new().await).with("AUTH", "keys").service().await;
-    let answer = service.call("GET", "/docs", &[]).await;
-    assert_eq!(answer.status(), 200, "open without a key");
-    assert_eq!(answer.headers()["content-type"], "text/html; charset=utf-8");
-    let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
-    assert!(policy.starts_with("default-src 'none'; style-src 'self';") && !policy.contains("unsafe"), "{policy}");
-    let page = answer.text().await.unwrap();
-    for word in ["<script", "src=", "style=\"", "<style", "@import"] {
+    let page = service.call("GET", "/docs", &[]).await;
+    assert_eq!(page.status(), 200, "open without a key");
+    assert_eq!(page.headers()["content-type"], "text/html; charset=utf-8");
+    let page = page.text().await.unwrap();
+    for word in ["<style", "style=", "http:", "https:", "\"//"] {
         assert!(!page.contains(word), "{word}");
     }
-    for link in page.split(" href=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0) {
-        let own = ["/", "/docs/style.css", "/openapi.json"].contains(&link);
-        let anchor = link.strip_prefix('#').is_some_and(|id| page.contains(&format!(" id=\"{id}\"")));
-        assert!(own || anchor, "{link}");
+    assert_eq!(page.matches("<script").count(), page.matches("></script>").count(), "no script in the page itself");
+    let links: Vec<_> = named(&page, " href=\"").chain(named(&page, " src=\"")).collect();
+    assert!(links.contains(&"/docs/swagger-ui.css") && links.contains(&"/docs/swagger-ui-bundle.js"), "{links:?}");
+    let script = service.call("GET", "/docs/docs.js", &[]).await.text().await.unwrap();
+    // It shows the service's own document, and asks nobody whether that is valid.
+    for word in ["url: \"/openapi.json\"", "validatorUrl: null"] {
+        assert!(script.contains(word), "{script}");
     }
-    let document = document();
-    for (path, method, call) in calls(&document) {
-        assert!(page.contains(&format!(" id={}", call["operationId"])), "{method} {path}");
+    let imported: Vec<_> = named(&script, "from \"").collect();
+    for path in
+        links.iter().chain(&imported).filter(|link| !link.starts_with('#')).map(|link| link.split('#').next().unwrap())
+    {
+        assert_eq!(service.call("GET", path, &[]).await.status(), 200, "{path}: open without a key");
     }
-    for name in document["components"]["schemas"].as_object().unwrap().keys() {
-        let (_, section) = page.split_once(&format!(" id=\"schema-{name}\"")).unwrap();
-        let section = section.split_once("</details>").unwrap().0;
-        // A name alone tells nobody what it is.
-        assert!(
-            name == "Nothing" || section.contains("<dt>") || section.contains("class=\"kind\""),
-            "{name}: {section}"
+    let answer = service.call("GET", "/docs/index.html", &[]).await;
+    assert_eq!(refusal(answer).await, (404, "not_found".to_owned()), "the page has one address");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_files_of_the_documents_page_let_nothing_foreign_in() {
+    let service = Start::on(&Database::new().await).service().await;
+    for (path, media_type) in [
+        ("/docs", "text/html; charset=utf-8"),
+        ("/docs/docs.js", "text/javascript; charset=utf-8"),
+        ("/docs/docs.css", "text/css; charset=utf-8"),
+        ("/docs/swagger-ui-bundle.js", "text/javascript; charset=utf-8"),
+        ("/docs/swagger-ui.css", "text/css; charset=utf-8"),
+    ] {
+        let answer = service.call("GET", path, &[]).await;
+        let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!((header("content-type").as_str(), header("cache-control").as_str()), (media_type, "no-cache"));
+        assert_eq!(header("referrer-policy"), "no-referrer");
+        let policy = header("content-security-policy");
+        let policy: Vec<_> = policy.split("; ").collect();
+        assert_eq!(
+            policy,
+            [
+                "default-src 'none'",
+                "script-src 'self'",
+                "style-src 'self'",
+                "connect-src 'self'",
+                "img-src 'self' data:",
+                "base-uri 'none'",
+                "form-action 'none'",
+                "frame-ancestors 'none'",
+            ]
         );
+        let etag = header("etag");
+        assert!(!answer.text().await.unwrap().is_empty());
+        let again = service.call("GET", path, &[("If-None-Match", &etag)]).await;
+        assert_eq!(again.status(), 304, "{path}");
     }
-    let style = service.call("GET", "/docs/style.css", &[]).await;
-    assert_eq!(style.headers()["content-type"], "text/css; charset=utf-8");
-    let style = style.text().await.unwrap();
-    assert!(style.contains("prefers-color-scheme: dark") && !style.contains("url("), "{style}");
     service.stop().await;
 }
