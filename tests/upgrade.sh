@@ -25,6 +25,8 @@ if [[ ! -x $before/cdc-export ]]; then
     mkdir -p "$source"
     git archive "$commit" | tar -x -C "$source"
     printf '\n[[bin]]\nname = "cdc-export-before"\npath = "src/main.rs"\n' >>"$source/Cargo.toml"
+    # A commit from before there was a workspace is no member of this one.
+    grep -qx '\[workspace\]' "$source/Cargo.toml" || printf '\n[workspace]\n' >>"$source/Cargo.toml"
     CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target} CARGO_INCREMENTAL=0 RUSTC_WORKSPACE_WRAPPER='' \
         cargo build --quiet --manifest-path "$source/Cargo.toml" --bin cdc-export-before
     cp "${CARGO_TARGET_DIR:-target}/debug/cdc-export-before" "$before/cdc-export"
