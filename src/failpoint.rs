@@ -2,8 +2,9 @@
 //!
 //! Release builds don't have the places, nor their names. In other builds a place does nothing until `FAILPOINTS` names it:
 //! `FAILPOINTS=worker.publish=kill,sink.fsync=error@2` kills the process at the first hit of `worker.publish`, and has the second hit of
-//! `sink.fsync` return the given error. `sleep:MS` holds up the task that hits the place, while the rest of the process goes on; with a
-//! SIGSTOP meanwhile a test stops that too, as a paused virtual machine would.
+//! `sink.fsync` return the given error. `sleep:MS` holds up the task that hits the place for so long, while the rest of the process goes on.
+//! `hold` holds it up until the test lets it go: it makes the file `NAME.held` in the process's folder, and waits until that is removed. With
+//! a SIGSTOP meanwhile a test stops the rest too, as a paused virtual machine would. `time:MS` is of no place: it sets a time of [`time`].
 
 /// A place where a test may inject a fault. With a second argument, `error` makes the function return that value.
 #[macro_export]
@@ -27,24 +28,36 @@ macro_rules! failpoint {
 
 /// The error of a list of failpoints that can't be read.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not a failpoint: NAME=kill|error|sleep:MS, then @N for the Nth hit")]
+#[error("`{0}` is not a failpoint: NAME=kill|error|hold|sleep:MS|time:MS, then @N for the Nth hit")]
 pub struct BadSpec(String);
 
+/// A time that is `usual`, or that of a place which a test sets: `FAILPOINTS=http.stall=time:2000`.
+#[cfg(not(debug_assertions))]
+pub fn time(_: &str, usual: std::time::Duration) -> std::time::Duration {
+    usual
+}
+
 #[cfg(debug_assertions)]
-pub use armed::{arm, hit};
+pub use armed::{arm, hit, time};
 
 #[cfg(debug_assertions)]
 mod armed {
+    use std::path::Path;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
     use super::BadSpec;
 
+    /// How often a held task looks whether it may go on.
+    const HELD_POLL: Duration = Duration::from_millis(5);
+
     enum Action {
         Kill,
         Error,
+        Hold,
         Sleep(Duration),
+        Time(Duration),
     }
 
     struct Failpoint {
@@ -74,33 +87,61 @@ mod armed {
         let action = match action.split_once(':') {
             None if action == "kill" => Action::Kill,
             None if action == "error" => Action::Error,
+            None if action == "hold" => Action::Hold,
             Some(("sleep", millis)) => Action::Sleep(Duration::from_millis(millis.parse().ok()?)),
+            Some(("time", millis)) => Action::Time(Duration::from_millis(millis.parse().ok()?)),
             _ => return None,
         };
         Some(Failpoint { name: name.to_owned(), action, at: at.parse().ok()?, hits: AtomicU64::new(0) })
     }
 
+    /// A time that is `usual`, or that of a place which a test sets: `FAILPOINTS=http.stall=time:2000`.
+    pub fn time(name: &str, usual: Duration) -> Duration {
+        match find(name).map(|point| &point.action) {
+            Some(Action::Time(time)) => *time,
+            _ => usual,
+        }
+    }
+
+    fn find(name: &str) -> Option<&'static Failpoint> {
+        ARMED.get().and_then(|points| points.iter().find(|point| point.name == name))
+    }
+
     /// Counts a hit of a place, and does what is armed for this hit. `true`: the place shall return its error.
     pub fn hit(name: &str) -> bool {
-        let Some(point) = ARMED.get().and_then(|points| points.iter().find(|point| point.name == name)) else {
-            return false;
-        };
+        let Some(point) = find(name) else { return false };
         if point.hits.fetch_add(1, Ordering::SeqCst) + 1 != point.at {
             return false;
         }
         tracing::warn!(event = "failpoint", name);
+        // `block_in_place` has the runtime move its other tasks to another thread: this thread may be the one that watches the sockets.
         match point.action {
             Action::Kill => {
                 let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
                 std::process::abort()
             }
             Action::Error => true,
+            // No place is hit that has the name of a time.
+            Action::Time(_) => false,
+            Action::Hold => {
+                tokio::task::block_in_place(|| hold(name));
+                false
+            }
             Action::Sleep(time) => {
-                // `block_in_place` has the runtime move its other tasks to another thread: this thread may be the one that watches the
-                // sockets.
                 tokio::task::block_in_place(|| std::thread::sleep(time));
                 false
             }
+        }
+    }
+
+    /// Returns once a test has removed the file that this makes, or if it can't be made.
+    fn hold(name: &str) {
+        let held = Path::new(name).with_added_extension("held");
+        if let Err(error) = std::fs::File::create(&held) {
+            tracing::error!(event = "failpoint_not_held", name, %error);
+        }
+        while held.exists() {
+            std::thread::sleep(HELD_POLL);
         }
     }
 }

@@ -23,6 +23,7 @@ pub use url::{BadUrl, NamedDatabase};
 
 use crate::connection;
 use crate::connection::failure::SqlFailure;
+use crate::failpoint;
 use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
 use crate::telemetry::complaints::Complaints;
 use private_postgres::Endpoint;
@@ -98,6 +99,9 @@ pub enum Error {
     #[error("Postgres refused a statement of the start")]
     Sql(#[source] sqlx::Error),
 }
+
+/// How long a pool looks for a connection. A caller has 2 seconds.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a pool waits for a connection's ping, when the connection is acquired and when it is released. A caller has 2
 /// seconds, of which some must be left for a new connection; and for a released one the pool itself would wait for ever.
@@ -193,7 +197,7 @@ impl Database {
         PgPoolOptions::new()
             // A second preview would wait for the first one's transaction.
             .max_connections(if is_preview { 1 } else { connections })
-            .acquire_timeout(Duration::from_secs(2))
+            .acquire_timeout(failpoint::time("service.call", ACQUIRE_TIMEOUT))
             .test_before_acquire(false)
             .before_acquire(|conn, _| Box::pin(require_answer(conn)))
             .after_release(|conn, _| Box::pin(require_answer(conn)))

@@ -22,6 +22,7 @@ use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
 use crate::dataset::{Dataset, Description};
 use crate::demo;
+use crate::failpoint;
 use crate::job::selection::BadSelection;
 use crate::job::{Job, JobId, Status, Terms};
 use crate::key::{Grant, PresentedKey};
@@ -229,7 +230,7 @@ pub struct Health {
 }
 
 /// A client gets an answer within 2 seconds, if only that there is none.
-pub const CALL_TIMEOUT: Duration = Duration::from_millis(1_900);
+const CALL_TIMEOUT: Duration = Duration::from_millis(1_900);
 
 /// Operations on the destination at a time: each may hang on a network file system, and keeps a thread then.
 const OPERATIONS: usize = 16;
@@ -242,6 +243,11 @@ const DATASETS_LOOK_LASTS: Duration = Duration::from_secs(5);
 
 /// How long the changes that wait for consumers may be counted: the one call that may take longer.
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a call of a client may take: [`CALL_TIMEOUT`]. Tests that are not about it have more patience with a busy machine.
+pub fn call_timeout() -> Duration {
+    failpoint::time("service.call", CALL_TIMEOUT)
+}
 
 /// What the service works with.
 #[derive(Clone, Debug)]
@@ -309,7 +315,7 @@ impl Service {
     ) -> Service {
         let Settings { destination, catalog, terms, downloads } = settings;
         // As long as a client waits.
-        let destination = destination.limited(Limits { at_once: OPERATIONS, timeout: Some(CALL_TIMEOUT) });
+        let destination = destination.limited(Limits { at_once: OPERATIONS, timeout: Some(call_timeout()) });
         let Stores { api, probe, control } = stores;
         let followers = Arc::new(Followers::new(api.clone()));
         let keyring = Arc::new(Keyring::new(api.clone()));
@@ -409,7 +415,7 @@ impl Service {
 
     /// Whether a job could start now.
     pub async fn health(&self) -> Health {
-        let datasets = tokio::time::timeout(CALL_TIMEOUT, self.seen_datasets());
+        let datasets = tokio::time::timeout(call_timeout(), self.seen_datasets());
         let (postgres, output, datasets) = tokio::join!(self.ping(), self.room(), datasets);
         let is_draining = self.is_draining();
         Health { postgres, output, is_draining, datasets: datasets.ok().and_then(Result::ok) }

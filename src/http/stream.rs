@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
+use crate::failpoint;
 use crate::http::connections::Connection;
 
 /// The connection of a client that reads nothing for this long is closed.
@@ -59,7 +60,7 @@ impl ClientStream {
             self.stalled = None;
             return written;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALL_TIMEOUT)));
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(failpoint::time("http.stall", STALL_TIMEOUT))));
         match stalled.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(Error::from(ErrorKind::TimedOut))),
             Poll::Pending => Poll::Pending,

@@ -1,6 +1,6 @@
 //! A call of a client gets its answer in time, if only that there is none.
 
-use crate::service::{CALL_TIMEOUT, COUNTING_TIMEOUT, Error};
+use crate::service::{COUNTING_TIMEOUT, Error, call_timeout};
 use crate::{source, store};
 
 /// A look at a table, which somebody may have locked.
@@ -18,5 +18,5 @@ pub(super) async fn on_table<T>(look: impl Future<Output = Result<T, source::Err
 
 /// A statement of the store.
 pub(super) async fn with_timeout<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
-    Ok(store::with_timeout(CALL_TIMEOUT, call).await?)
+    Ok(store::with_timeout(call_timeout(), call).await?)
 }

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::failpoint;
 use crate::key::{Grant, Prefix, PresentedKey, StoredKey};
 use crate::service::Error;
 use crate::service::deadline::with_timeout;
@@ -51,14 +52,18 @@ impl<T> Default for Remembered<T> {
     }
 }
 
+fn believed_for() -> Duration {
+    failpoint::time("keys.believed", BELIEVED)
+}
+
 impl<T> Remembered<T> {
     fn fresh(&self, prefix: &Prefix) -> Option<&T> {
-        self.0.get(prefix).filter(|(asked, _)| asked.elapsed() < BELIEVED).map(|(_, what)| what)
+        self.0.get(prefix).filter(|(asked, _)| asked.elapsed() < believed_for()).map(|(_, what)| what)
     }
 
     fn insert(&mut self, prefix: Prefix, asked: Instant, what: T) {
         if self.0.len() >= MOST && !self.0.contains_key(&prefix) {
-            self.0.retain(|_, (asked, _)| asked.elapsed() < BELIEVED);
+            self.0.retain(|_, (asked, _)| asked.elapsed() < believed_for());
             // Still too many: what was forgotten is looked up again.
             if self.0.len() >= MOST {
                 self.0.clear();
@@ -91,7 +96,7 @@ impl Keyring {
     /// Returns once the key is none any more. While nobody can tell, it still is: what it began was begun with a good key.
     pub(crate) async fn gone(self: &Arc<Keyring>, key: &PresentedKey) {
         loop {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(failpoint::time("keys.looked_at", LOOK_AGAIN)).await;
             if matches!(self.grant(key).await, Err(Error::NoKey)) {
                 return;
             }

@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::dataset::catalog::Catalog;
 use crate::event::DeliveryStatus;
+use crate::failpoint;
 use crate::job::{ExportType, FailureCode, Status};
 use crate::service::Service;
 use crate::service::schedules::ScheduleAge;
@@ -62,10 +63,11 @@ impl Service {
         }
         gauges.set_pool("counting", self.source.pool_use());
 
+        let limit = failpoint::time("service.call", SCRAPE_TIMEOUT);
         let (up, ready, read) = tokio::join!(
-            timeout(SCRAPE_TIMEOUT, self.ping()),
-            timeout(SCRAPE_TIMEOUT, self.room()),
-            store::with_timeout(SCRAPE_TIMEOUT, self.read())
+            timeout(limit, self.ping()),
+            timeout(limit, self.room()),
+            store::with_timeout(limit, self.read())
         );
         gauges.set(&metrics::DATABASE_UP, &[], f64::from(matches!(up, Ok(Ok(())))));
         gauges.set(&metrics::OUTPUT_READY, &[], f64::from(matches!(ready, Ok(Ok(())))));

@@ -13,6 +13,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
 use crate::connection::failure::with_timeout;
+use crate::failpoint;
 use crate::source::Error;
 use crate::telemetry::chain;
 
@@ -22,9 +23,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long the end of a session is waited for.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The shortest time after which a call counts as lost that brings nothing although the server has answered it, or isn't there any more.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a call may bring nothing although the server has answered it, or isn't there any more.
 fn answer_timeout(lease: Duration) -> Duration {
-    lease.max(Duration::from_secs(5))
+    lease.max(failpoint::time("source.answer", ANSWER_TIMEOUT))
 }
 
 /// How long a row may be on its way while the server has more to send: one of hundreds of megabytes takes its time.

@@ -14,7 +14,9 @@ use private_postgres::{Error, Server, Settings, join};
 use sqlx::ConnectOptions;
 use tempfile::TempDir;
 
-use crate::harness::{Database, Start, connect_options, embedded_settings, reachable_folder};
+use crate::harness::{
+    Database, Start, connect_options, embedded_settings, embedded_settings_with_cluster, reachable_folder,
+};
 
 const SECRET: &str = "for-root-alone";
 
@@ -27,7 +29,8 @@ struct Home {
 impl Home {
     async fn started() -> Home {
         let folder = reachable_folder();
-        let server = Server::start(&embedded_settings(&folder.path().join("data"))).await.unwrap();
+        let settings = embedded_settings_with_cluster(&folder.path().join("data")).await;
+        let server = Server::start(&settings).await.unwrap();
         let home = Home { folder, server };
         fs::create_dir(home.closed()).unwrap();
         fs::set_permissions(home.closed(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -214,6 +217,7 @@ async fn the_server_has_neither_our_session_nor_roots_environment() {
 
     let folder = reachable_folder();
     let data = folder.path().join("data");
+    embedded_settings_with_cluster(&data).await;
     let start = Start::plain().with("DATA_DIR", data.display()).with("SEED_ROWS", "1").with("NOTED_SECRET", SECRET);
     let service = start.service().await;
     let pid = fs::read_to_string(data.join("postgres/postmaster.pid")).unwrap();
@@ -336,7 +340,8 @@ async fn the_server_gets_none_of_our_open_files() {
     // As one that whoever started us left open.
     let held = fs::File::open(&secret).unwrap();
     rustix::io::fcntl_setfd(&held, rustix::io::FdFlags::empty()).unwrap();
-    let server = Server::start(&embedded_settings(&folder.path().join("data"))).await.unwrap();
+    let settings = embedded_settings_with_cluster(&folder.path().join("data")).await;
+    let server = Server::start(&settings).await.unwrap();
     let pid = fs::read_to_string(folder.path().join("data/postgres/postmaster.pid")).unwrap();
     let open = fs::read_dir(format!("/proc/{}/fd", pid.lines().next().unwrap())).unwrap();
     let open: Vec<PathBuf> = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok()).collect();

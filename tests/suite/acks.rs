@@ -1,11 +1,9 @@
 //! What a loader acknowledges: which exports that covers, what is told of the others, and how long those are kept.
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, PROMPT, Service, Start, eventually, refusal};
 use crate::lost_files::dead_after_a_commit;
 
 const NOBODYS: &str = "01900000-0000-7000-8000-000000000000";
@@ -164,15 +162,19 @@ async fn an_export_is_acknowledged_while_the_next_one_is_published() {
     let mut before = Start::on(&database).service().await;
     let (first, _) = before.export("full", "a").await;
     before.end().await;
-    // Whoever publishes: on a busy machine maintenance comes to what a worker is at.
-    let held_up = Start::on(&database).sharing_output(&before).with("FAILPOINTS", "publisher.named=sleep:15000");
+    let held_up = Start::on(&database).sharing_output(&before).with("FAILPOINTS", "publisher.named=hold");
     let service = held_up.service().await;
     let next = service.submit("delta", "a").await;
     // Its file has its name, and nobody has been told.
     service.reaches("publisher.named").await;
+    // Nor is anybody told if maintenance comes to what the worker is at.
+    let mut held = database.pool.begin().await.unwrap();
+    sqlx::query("select from exports where published_at is null for update").execute(&mut *held).await.unwrap();
     acked(&service, &first).await;
     assert_eq!(refusal(ack(&service, &next).await).await, (409, "not_completed".to_owned()));
     assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
+    held.rollback().await.unwrap();
+    service.release("publisher.named").await;
     let next = service.becomes(&next, "completed").await;
     assert_eq!(told(&service, "a").await, (json!(1), published(&database, &next).await));
 
@@ -453,13 +455,11 @@ async fn the_command_line_acknowledges_here_and_at_the_service() {
 async fn an_acknowledgement_is_answered_in_time() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let service = Start::on(&database).with("FAILPOINTS", PROMPT).service().await;
     let (job, _) = service.export("full", "a").await;
     let mut held = database.pool.begin().await.unwrap();
     sqlx::query("select from cdc_export.lanes for update").execute(&mut *held).await.unwrap();
-    let begun = std::time::Instant::now();
     assert_eq!(refusal(ack(&service, id_of(&job)).await).await, (503, "database_unavailable".to_owned()));
-    assert!(begun.elapsed() < Duration::from_secs(10));
     held.rollback().await.unwrap();
     acked(&service, &job).await;
     service.stop().await;

@@ -1,7 +1,6 @@
 //! `apply`: a table of another Postgres equals the source after each export, each applied once, whatever is killed and whoever else applies.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use sqlx::ConnectOptions;
 
@@ -239,8 +238,10 @@ async fn two_at_a_time_apply_each_export_once() {
 async fn whoever_was_held_up_takes_nothing_back() {
     let pair = Pair::of(SIMPLE).await;
     export(&pair.service, "full", "t", "a").await;
-    let slow = pair.apply(&["--request", "none"]).with("FAILPOINTS", "apply.fetched=sleep:2500");
+    let slow = pair.apply(&["--request", "none"]).with("FAILPOINTS", "apply.fetched=hold");
+    let held = slow.hold("apply.fetched");
     let slow = tokio::spawn(async { slow.output().await });
+    held.reached().await;
     for round in 0..3 {
         pair.source
             .run(&format!(
@@ -250,6 +251,7 @@ async fn whoever_was_held_up_takes_nothing_back() {
         export(&pair.service, "delta", "t", "a").await;
     }
     assert_eq!(pair.applied(&["--request", "none"]).await.len(), 4);
+    held.release().await;
     let (code, printed, said) = slow.await.unwrap();
     assert_eq!((code, printed.as_str(), said.as_str()), (0, "", ""));
     pair.require_equal("as it was").await;
@@ -546,12 +548,12 @@ async fn readers_never_see_an_empty_table() {
     let pair = Pair::of(SIMPLE).await;
     pair.applied(&[]).await;
     export(&pair.service, "full", "t", "a").await;
-    let calls = pair.apply(&["--request", "none"]).with("FAILPOINTS", "apply.applied=sleep:1500");
-    let call = tokio::spawn(async { calls.output().await });
-    let is_in_it = "select exists (select from pg_locks where locktype = 'advisory'
-                                   and database = (select oid from pg_database where datname = current_database()))";
-    eventually("it applies", async || pair.target.one::<bool>(is_in_it).await.then_some(())).await;
+    let call = pair.apply(&["--request", "none"]).with("FAILPOINTS", "apply.applied=hold");
+    let held = call.hold("apply.applied");
+    let call = tokio::spawn(async { call.output().await });
+    held.reached().await;
     assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 50);
+    held.release().await;
     assert_eq!(call.await.unwrap().0, 0);
     pair.end().await;
 }
@@ -675,10 +677,13 @@ async fn a_connection_that_breaks_is_made_anew() {
     pair.source.run("update t set name = 'x' where id < 10").await;
     for point in ["apply.staged", "apply.applied"] {
         pair.source.run("update t set name = name || 'x' where id < 10").await;
-        let call = pair.apply(&[]).with("FAILPOINTS", format!("{point}=sleep:1500"));
+        let call = pair.apply(&[]).with("FAILPOINTS", format!("{point}=hold"));
+        let held = call.hold(point);
         let call = tokio::spawn(async { call.output().await });
         let end = "select count(pg_terminate_backend(pid)) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())";
-        eventually("it applies", async || (pair.target.one::<i64>(end).await > 0).then_some(())).await;
+        held.reached().await;
+        assert!(pair.target.one::<i64>(end).await > 0);
+        held.release().await;
         let (code, printed, said) = call.await.unwrap();
         assert_eq!((code, printed.lines().count()), (0, 1), "{point}: {said}");
         assert!(said.contains("trying again"), "{said}");
@@ -703,16 +708,21 @@ async fn it_follows_while_pgbench_writes_and_processes_are_killed() {
     std::fs::write(&script, text).unwrap();
     pair.applied(&[]).await;
     let file = format!("--file={}", script.display());
-    let writing = async {
-        pgbench(&pair.source, &["--client=4", "--time=8", "--no-vacuum", &file]).await;
-    };
     let stop = std::sync::atomic::AtomicBool::new(false);
+    let is_stopped = || stop.load(std::sync::atomic::Ordering::Relaxed);
+    // Until the copy was seen in some states, however long those take.
+    let writing = async {
+        while !is_stopped() {
+            pgbench(&pair.source, &["--client=4", "--transactions=500", "--no-vacuum", &file]).await;
+        }
+    };
     let following = async {
         let (mut kills, mut looks) = (0, std::collections::BTreeSet::new());
-        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        while kills <= 4 || looks.len() <= 4 {
             let (mut one, _folder) = pair.apply(&["--every", "100ms"]).spawn();
             let (mut two, _other) = pair.apply(&["--every", "150ms"]).spawn();
-            for _ in 0..20 {
+            // Longer each time: on a busy machine the first ones end before they have applied anything.
+            for _ in 0..20 + 5 * kills {
                 let sums: String =
                     pair.target.one("select sum(amount) || ' ' || count(*) || ' ' || sum(abs(amount)) from t").await;
                 assert!(sums.starts_with("0 500 "), "{sums}");
@@ -723,14 +733,9 @@ async fn it_follows_while_pgbench_writes_and_processes_are_killed() {
             two.kill().await.unwrap();
             kills += 2;
         }
-        (kills, looks.len())
-    };
-    let writing = async {
-        writing.await;
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     };
-    let ((), (kills, states)) = tokio::join!(writing, following);
-    assert!(kills > 4 && states > 4, "{kills} kills, {states} states");
+    tokio::join!(writing, following);
     pair.apply(&[]).output().await;
     pair.require_equal("all of it").await;
     pair.end().await;
@@ -762,7 +767,6 @@ async fn it_follows_until_it_is_told_to_end() {
 async fn a_target_that_is_not_there_is_told_at_once() {
     let pair = Pair::of("create table t (id int primary key)").await;
     let nowhere = pair.target.options.clone().database("nowhere").to_url_lossy().to_string();
-    let begun = Instant::now();
     for (to, why) in [
         (nowhere, "does not exist"),
         (pair.target.url_as("nobody_is_called_so", "secret"), "the target database refused the connection"),
@@ -771,8 +775,8 @@ async fn a_target_that_is_not_there_is_told_at_once() {
         let (code, printed, said) = far(&call).output().await;
         assert_eq!((code, printed.as_str()), (1, ""), "{said}");
         assert!(said.contains(why) && !said.contains("secret"), "{said}");
+        assert!(!said.contains("trying again"), "{said}");
     }
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     pair.service.stop().await;
 }
 

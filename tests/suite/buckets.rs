@@ -326,11 +326,12 @@ async fn nobody_sees_a_file_before_its_commit() {
     for bucket in buckets().await {
         let database = Database::new().await;
         database.add_users(1, 5).await;
-        let service = bucket.start(&database).with("FAILPOINTS", "worker.staged=sleep:1500").service().await;
+        let service = bucket.start(&database).with("FAILPOINTS", "worker.staged=hold").service().await;
         let id = service.submit("full", "a").await;
         service.reaches("worker.staged").await;
         let keys = bucket.keys().await;
         assert!(keys.iter().all(|key| key.starts_with("exports/.uploads/")), "{keys:?}");
+        service.release("worker.staged").await;
         let job = service.ended(&id).await;
         bucket.holds_only(&service, &job).await;
         service.stop().await;
@@ -425,7 +426,7 @@ async fn a_worker_that_was_stopped_touches_nothing_when_it_wakes() {
         let database = Database::new().await;
         add_wide_users(&database, 40_000).await;
         let start = || bucket.start(&database).with("LEASE_SECONDS", "5");
-        let sleeper = start().with("FAILPOINTS", "bucket.part=sleep:1000@2").service().await;
+        let sleeper = start().with("FAILPOINTS", "bucket.part=hold@2").service().await;
         let id = sleeper.submit("full", "a").await;
         sleeper.reaches("bucket.part").await;
         sleeper.signal(Signal::SIGSTOP);
@@ -433,6 +434,7 @@ async fn a_worker_that_was_stopped_touches_nothing_when_it_wakes() {
         let job = heir.ended(&id).await;
         assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
         sleeper.signal(Signal::SIGCONT);
+        sleeper.release("bucket.part").await;
         sleeper.says("lease_lost", &id).await;
         bucket.holds_only(&heir, &job).await;
         sleeper.stop().await;
@@ -484,11 +486,12 @@ async fn an_abandoned_upload_is_swept() {
     for bucket in buckets().await {
         let database = Database::new().await;
         add_wide_users(&database, 40_000).await;
-        let service = bucket.start(&database).with("MAX_ATTEMPTS", "1").with("FAILPOINTS", "bucket.part=sleep:5000@2");
+        let service = bucket.start(&database).with("MAX_ATTEMPTS", "1").with("FAILPOINTS", "bucket.part=hold@2");
         let service = service.service().await;
         let id = service.submit("full", "a").await;
         service.reaches("bucket.part").await;
         assert_eq!(service.call("POST", &format!("/exports/{id}/cancel"), &[]).await.status(), 202);
+        service.release("bucket.part").await;
         assert_eq!(service.ended(&id).await["status"], "cancelled");
         eventually("nothing is left", async || {
             (bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).then_some(())

@@ -181,13 +181,14 @@ async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
     let database = Database::new().await;
     database.add_users(1, 9).await;
     // It has its snapshot, and no position yet.
-    let service = Start::on(&database).with("FAILPOINTS", "worker.staged=sleep:1000").service().await;
+    let service = Start::on(&database).with("FAILPOINTS", "worker.staged=hold").service().await;
     let id = service.submit("full", "a").await;
     service.reaches("worker.staged").await;
     database.run("update users set name = 'x', updated_at = '2001-01-01' where id = 3").await;
     let caps = purge::Caps { rows: 1000, age: Duration::from_secs(3600) };
     purge::purge(&database.pool, &caps).await.unwrap();
-    assert_eq!(service.job(&id).await["status"], "processing", "it was soon enough");
+    assert_eq!(service.job(&id).await["status"], "processing");
+    service.release("worker.staged").await;
     service.ended(&id).await;
     let (_, delta) = service.export("delta", "a").await;
     assert_eq!(delta.ids(), [3]);

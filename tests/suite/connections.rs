@@ -11,14 +11,13 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::harness::{Database, HANG_TIMEOUT, Service, Start, client_builder, eventually, refusal};
-use crate::jobs::in_status;
+use crate::harness::{Database, HANG_TIMEOUT, Service, Start, client_builder, eventually, in_status, refusal};
 use crate::keys::{bearer, call_as};
 
 /// More than the service has places for those who have sent no request, or only one that needs no key.
 const MANY: usize = 1_005;
-/// A write that makes no progress is given up after this time.
-const STALLED: Duration = Duration::from_secs(30);
+/// A write that makes no progress is given up after this time, which is 30 seconds but for this test.
+const STALLED: Duration = Duration::from_secs(6);
 
 /// Both ends of a connection are descriptors, and this process has those of other tests too.
 fn allow_descriptors() {
@@ -201,20 +200,22 @@ async fn one_key_leaves_places_to_others_of_its_address() {
 async fn downloads_that_stop_reading_keep_nobodys_key_from_being_looked_up() {
     let database = Database::new().await;
     let (reader, other) = (bearer(&database, "reader", &[], &[]).await, bearer(&database, "other", &[], &[]).await);
-    let mut service = Start::on(&database).with("AUTH", "keys").service().await;
+    let forgetful = "keys.believed=time:200,keys.looked_at=time:200";
+    let start = Start::on(&database).with("AUTH", "keys").with("FAILPOINTS", forgetful);
+    let mut service = start.service().await;
     service.client = client_of(&other);
     let (download, _) = large_file(&database, &service).await;
     let mut downloads = many(&service, 16, &with_key(&download, &reader)).await;
     for round in 0..6 {
         // By then nobody's key is known any more, and each download's is looked at again.
-        tokio::time::sleep(Duration::from_millis(2_200)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         join_all(downloads.iter_mut().map(async |stream| {
             let mut part = vec![0; 200 * 1024];
             let read = tokio::time::timeout(HANG_TIMEOUT, stream.read_exact(&mut part)).await;
             read.expect("what is read comes").unwrap();
         }))
         .await;
-        tokio::time::sleep(Duration::from_millis(2_200)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         // A look-up that waits for theirs is given up, which is no 200.
         assert_eq!(service.call("GET", "/exports?limit=1", &[]).await.status(), 200, "round {round}");
     }
@@ -243,7 +244,8 @@ async fn an_unread_download_takes_little_memory() {
 #[tokio::test]
 async fn a_download_that_is_not_read_is_cut_off_and_a_slow_one_is_not() {
     let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let stall = format!("http.stall=time:{}", STALLED.as_millis());
+    let service = Start::on(&database).with("FAILPOINTS", stall).service().await;
     let (download, length) = large_file(&database, &service).await;
     let download = &*download;
     let open = async || connected(&service, [127, 0, 0, 1], download).await;
@@ -260,12 +262,12 @@ async fn a_download_that_is_not_read_is_cut_off_and_a_slow_one_is_not() {
     };
     let unread = async {
         let stream = open().await;
-        tokio::time::sleep(STALLED + Duration::from_secs(5)).await;
+        tokio::time::sleep(STALLED + Duration::from_secs(2)).await;
         rest(stream).await
     };
     let paused = async {
         let stream = open().await;
-        tokio::time::sleep(STALLED - Duration::from_secs(5)).await;
+        tokio::time::sleep(STALLED / 3).await;
         rest(stream).await
     };
     let slow = async {
@@ -273,9 +275,9 @@ async fn a_download_that_is_not_read_is_cut_off_and_a_slow_one_is_not() {
         let mut stream = TcpStream::connect(address(&service)).await.unwrap();
         stream.write_all(download.as_bytes()).await.unwrap();
         let (begun, mut bytes) = (Instant::now(), 0);
-        while begun.elapsed() < STALLED + Duration::from_secs(10) {
+        while begun.elapsed() < STALLED + Duration::from_secs(3) {
             bytes += stream.read(&mut [0; 4096]).await.unwrap() as u64;
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         bytes + rest(stream).await
     };

@@ -139,8 +139,7 @@ async fn a_job_that_waits_in_a_copy_too_is_its_originals() {
     database.add_users(1, 5).await;
     let (first, id) = pending(&database).await;
     let copy = copy_of(&database).await;
-    let original =
-        Start::on(&database).sharing_output(&first).with("FAILPOINTS", "worker.staged=sleep:3000").service().await;
+    let original = Start::on(&database).sharing_output(&first).with("FAILPOINTS", "worker.staged=hold").service().await;
     original.reaches("worker.staged").await;
     let live = original.files();
     assert!(live.len() == 1 && live[0].ends_with(".part"), "{live:?}");
@@ -152,6 +151,7 @@ async fn a_job_that_waits_in_a_copy_too_is_its_originals() {
         (&json!("failed"), &json!("full_export_needed"), &json!("database_restored")),
         "{job}"
     );
+    original.release("worker.staged").await;
     let job = original.ended(&id).await;
     assert_eq!(job["status"], "completed", "{job}");
     assert_eq!(Csv::read(&original.path(&job)).rows.len(), 5, "nobody swept it");

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -85,25 +84,56 @@ async fn a_file_on_another_disk_is_not_taken_for_removed() {
 }
 
 #[tokio::test]
-async fn a_crash_at_any_step_is_made_good() {
-    // Where it dies, and whether the attempt has to be made again.
-    let places = [
-        ("worker.claimed", 2),
-        ("sink.create", 2),
-        ("worker.opened", 2),
-        ("sink.write", 2),
-        ("sink.fsync", 2),
-        ("worker.staged", 2),
-        ("worker.extended", 2),
-        ("worker.commit", 2),
-        ("sink.publish", 1),
-        ("sink.publish.renamed", 1),
-    ];
-    for few in places.chunks(5) {
-        join_all(few.iter().map(|(place, attempts)| dies_at(place, *attempts))).await;
-    }
+async fn a_crash_at_the_claim_is_made_good() {
+    dies_at("worker.claimed", 2).await;
 }
 
+#[tokio::test]
+async fn a_crash_at_the_making_of_the_file_is_made_good() {
+    dies_at("sink.create", 2).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_the_opening_is_made_good() {
+    dies_at("worker.opened", 2).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_a_write_is_made_good() {
+    dies_at("sink.write", 2).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_the_sync_is_made_good() {
+    dies_at("sink.fsync", 2).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_the_staging_is_made_good() {
+    dies_at("worker.staged", 2).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_the_last_extension_of_the_lease_is_made_good() {
+    dies_at("worker.extended", 2).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_the_commit_is_made_good() {
+    dies_at("worker.commit", 2).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_the_publication_is_made_good() {
+    dies_at("sink.publish", 1).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_the_rename_is_made_good() {
+    dies_at("sink.publish.renamed", 1).await;
+}
+
+/// A crash at a place, and how many attempts the job takes with it.
 async fn dies_at(place: &str, attempts: u64) {
     let database = Database::new().await;
     database.add_users(1, 5).await;
@@ -129,7 +159,7 @@ async fn a_killed_workers_job_is_taken_over_when_its_lease_is_over() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let start = || Start::on(&database).with("LEASE_SECONDS", LEASE);
-    let mut doomed = start().with("FAILPOINTS", "worker.opened=sleep:60000").service().await;
+    let mut doomed = start().with("FAILPOINTS", "worker.opened=hold").service().await;
     let heir = start().sharing_output(&doomed).arguments(&["serve", "--no-workers"]).service().await;
     let id = doomed.submit("full", "one").await;
     doomed.reaches("worker.opened").await;
@@ -169,10 +199,16 @@ async fn a_job_whose_workers_vanish_fails_in_the_end() {
 
 /// A service that is stopped by SIGSTOP at a failpoint of its only job.
 async fn frozen_at(place: &str, start: Start) -> Service {
-    let service = start.with("FAILPOINTS", format!("{place}=sleep:2000")).with("WORKERS", 1).service().await;
+    let service = start.with("FAILPOINTS", format!("{place}=hold")).with("WORKERS", 1).service().await;
     service.reaches(place).await;
     service.signal(Signal::SIGSTOP);
     service
+}
+
+/// Lets such a service go on.
+async fn thaw(service: &Service, place: &str) {
+    service.signal(Signal::SIGCONT);
+    service.release(place).await;
 }
 
 #[tokio::test]
@@ -191,7 +227,7 @@ async fn stale_worker_cannot_commit() {
     let token = "select lease_token::text from exports";
     let owned: String = database.one(token).await;
 
-    stale.signal(Signal::SIGCONT);
+    thaw(&stale, "worker.extended").await;
     stale.says("lease_lost", &id).await;
     assert_eq!(
         (status(&database).await, database.one::<String>(token).await),
@@ -201,7 +237,7 @@ async fn stale_worker_cannot_commit() {
     let theirs = || async { Some(stale.files()).filter(|files| matches!(&files[..], [one] if one.contains(&owned))) };
     eventually("the stale attempt's file is swept, the other's stays", theirs).await;
 
-    owner.signal(Signal::SIGCONT);
+    thaw(&owner, "worker.extended").await;
     let job = owner.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(3)), "{job}");
     holds_only(&owner, &job).await;
@@ -218,12 +254,8 @@ async fn a_worker_that_slept_through_its_lease_touches_nothing() {
     for place in ["worker.staged", "worker.commit"] {
         let database = Database::new().await;
         database.add_users(1, 5).await;
-        let stale = Start::on(&database)
-            .with("FAILPOINTS", format!("{place}=sleep:2000"))
-            .with("LEASE_SECONDS", 1)
-            .with("WORKERS", 1)
-            .service()
-            .await;
+        let start = Start::on(&database).with("FAILPOINTS", format!("{place}=hold"));
+        let stale = start.with("LEASE_SECONDS", 1).with("WORKERS", 1).service().await;
         let id = stale.submit("full", "a").await;
         stale.reaches(place).await;
         stale.signal(Signal::SIGSTOP);
@@ -238,7 +270,7 @@ async fn a_worker_that_slept_through_its_lease_touches_nothing() {
         let job = other.ended(&id).await;
         assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
         let content = std::fs::read(other.path(&job)).unwrap();
-        stale.signal(Signal::SIGCONT);
+        thaw(&stale, place).await;
         stale.says("lease_lost", &id).await;
         holds_only(&other, &job).await;
         assert_eq!(std::fs::read(other.path(&job)).unwrap(), content);
@@ -254,11 +286,12 @@ async fn a_worker_that_slept_through_its_lease_touches_nothing() {
 async fn services_on_two_databases_may_share_a_folder() {
     let (database, another) = (Database::new().await, Database::new().await);
     database.add_users(1, 5).await;
-    let service = Start::on(&database).with("FAILPOINTS", "worker.staged=sleep:2000").service().await;
+    let service = Start::on(&database).with("FAILPOINTS", "worker.staged=hold").service().await;
     let id = service.submit("full", "a").await;
     service.reaches("worker.staged").await;
     let stranger = Start::on(&another).sharing_output(&service).with("LEASE_SECONDS", 1).service().await;
     stranger.export("full", "b").await;
+    service.release("worker.staged").await;
     let job = service.ended(&id).await;
     assert_eq!(job["status"], "completed");
     assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5, "its file was nobody else's to sweep");

@@ -18,7 +18,7 @@ use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 use tokio::time::interval;
 
-use crate::harness::{chosen_binaries, connect_options, embedded_settings, option_env};
+use crate::harness::{chosen_binaries, connect_options, embedded_settings, embedded_settings_with_cluster, option_env};
 
 /// Set for the process that [`supervise_until_killed`] turns into a supervisor.
 const DATA_DIR_OF_CHILD: &str = "CDC_EXPORT_TEST_SUPERVISE";
@@ -32,7 +32,14 @@ struct Home {
 }
 
 impl Home {
-    fn new() -> Home {
+    /// With a cluster in it.
+    async fn new() -> Home {
+        let home = Home::empty();
+        embedded_settings_with_cluster(&home.data_dir()).await;
+        home
+    }
+
+    fn empty() -> Home {
         let folder = tempfile::tempdir_in("/tmp").unwrap();
         open_to_all(folder.path());
         Home { folder }
@@ -172,7 +179,7 @@ impl Drop for Supervisor {
 
 #[tokio::test]
 async fn starts_on_an_empty_folder_and_answers() {
-    let home = Home::new();
+    let home = Home::empty();
     let server = Server::start(&home.settings()).await.unwrap();
     let options = connect_options(server.endpoint());
     let facts = ask(
@@ -188,7 +195,7 @@ async fn starts_on_an_empty_folder_and_answers() {
 
 #[tokio::test]
 async fn password_and_socket_are_closed_to_other_users() {
-    let home = Home::new();
+    let home = Home::empty();
     let server = Server::start(&home.settings()).await.unwrap();
     let options = connect_options(server.endpoint());
     let socket = options.get_socket().unwrap().clone();
@@ -204,7 +211,7 @@ async fn password_and_socket_are_closed_to_other_users() {
 
 #[tokio::test]
 async fn rows_outlive_a_stop() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     keep_a_row(&connect_options(server.endpoint())).await;
     server.stop().await;
@@ -216,7 +223,7 @@ async fn rows_outlive_a_stop() {
 
 #[tokio::test]
 async fn second_supervisor_is_refused_by_the_folders_name() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     let error = Server::start(&home.settings()).await.unwrap_err();
     assert!(matches!(error, Error::AlreadySupervised(_)), "{error:?}");
@@ -227,7 +234,7 @@ async fn second_supervisor_is_refused_by_the_folders_name() {
 
 #[tokio::test]
 async fn join_finds_a_supervised_server_only() {
-    let home = Home::new();
+    let home = Home::empty();
     assert!(join(&home.settings()).unwrap().is_none());
     assert!(!home.data_dir().exists());
     let server = Server::start(&home.settings()).await.unwrap();
@@ -239,7 +246,7 @@ async fn join_finds_a_supervised_server_only() {
 
 #[tokio::test]
 async fn join_wants_a_supervisor_besides_the_server() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     let lock = home.data_dir().join("supervisor.lock");
     let owner = fs::metadata(&lock).unwrap();
@@ -252,7 +259,7 @@ async fn join_wants_a_supervisor_besides_the_server() {
 
 #[tokio::test]
 async fn join_does_not_believe_the_file_of_a_killed_server() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     let ready = fs::read_to_string(home.data().join("postmaster.pid")).unwrap();
     server.stop().await;
@@ -266,7 +273,7 @@ async fn join_does_not_believe_the_file_of_a_killed_server() {
 
 #[tokio::test]
 async fn server_has_a_process_group_of_its_own() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     let postmaster = Pid::from_raw(home.postmaster().unwrap());
     assert_eq!(getpgid(Some(postmaster)).unwrap(), postmaster);
@@ -275,7 +282,7 @@ async fn server_has_a_process_group_of_its_own() {
 
 #[tokio::test]
 async fn stop_ends_a_busy_server() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     let backend = busy_backend(&connect_options(server.endpoint())).await;
     let postmaster = home.postmaster().unwrap();
@@ -287,7 +294,7 @@ async fn stop_ends_a_busy_server() {
 
 #[tokio::test]
 async fn dropped_server_ends_and_frees_the_folder() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     let postmaster = home.postmaster().unwrap();
     drop(server);
@@ -297,7 +304,7 @@ async fn dropped_server_ends_and_frees_the_folder() {
 
 #[tokio::test]
 async fn a_start_that_is_given_up_leaves_no_server() {
-    let home = Home::new();
+    let home = Home::new().await;
     let settings = home.settings();
     let pid = {
         let (mut start, mut look) = (pin!(Server::start(&settings)), interval(Duration::from_millis(5)));
@@ -320,7 +327,7 @@ async fn a_start_that_is_given_up_leaves_no_server() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn killed_server_is_restarted_despite_its_busy_backends() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     let options = connect_options(server.endpoint());
     let backend = busy_backend(&options).await;
@@ -335,7 +342,7 @@ async fn killed_server_is_restarted_despite_its_busy_backends() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn server_ends_with_a_killed_supervisor() {
-    let home = Home::new();
+    let home = Home::new().await;
     let (mut supervisor, options) = Supervisor::start(&home).await;
     let postmaster = home.postmaster().unwrap();
     keep_a_row(&options).await;
@@ -349,7 +356,7 @@ async fn server_ends_with_a_killed_supervisor() {
 
 #[tokio::test]
 async fn start_waits_for_the_server_of_a_killed_supervisor() {
-    let home = Home::new();
+    let home = Home::new().await;
     let (mut supervisor, options) = Supervisor::start(&home).await;
     let backend = busy_backend(&options).await;
     // A stopped backend keeps its server from ending before we have looked.
@@ -372,7 +379,7 @@ async fn start_waits_for_the_server_of_a_killed_supervisor() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn start_ends_the_backends_of_a_killed_server() {
-    let home = Home::new();
+    let home = Home::new().await;
     let (mut supervisor, options) = Supervisor::start(&home).await;
     let backend = busy_backend(&options).await;
     let postmaster = home.postmaster().unwrap();
@@ -388,7 +395,7 @@ async fn start_ends_the_backends_of_a_killed_server() {
 
 #[tokio::test]
 async fn stale_files_naming_a_foreign_process_are_no_obstacle() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     let socket = connect_options(server.endpoint()).get_socket().unwrap().clone();
     let pid_file = fs::read_to_string(home.data().join("postmaster.pid")).unwrap();
@@ -424,8 +431,7 @@ async fn stale_files_naming_a_foreign_process_are_no_obstacle() {
 
 #[tokio::test]
 async fn half_made_data_folder_is_swept() {
-    let home = Home::new();
-    Server::start(&home.settings()).await.unwrap().stop().await;
+    let home = Home::new().await;
     let half_made = home.data_dir().join("postgres.new-1");
     fs::create_dir_all(half_made.join("base")).unwrap();
     fs::write(half_made.join("PG_VERSION"), "15\n").unwrap();
@@ -444,7 +450,7 @@ async fn half_made_data_folder_is_swept() {
 
 #[tokio::test]
 async fn lost_password_is_replaced() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     server.stop().await;
     let file = home.data_dir().join("postgres.password");
@@ -458,8 +464,7 @@ async fn lost_password_is_replaced() {
 
 #[tokio::test]
 async fn data_of_another_major_is_refused_by_both_versions() {
-    let home = Home::new();
-    Server::start(&home.settings()).await.unwrap().stop().await;
+    let home = Home::new().await;
     let file = home.data().join("PG_VERSION");
     let ours = fs::read_to_string(&file).unwrap();
     fs::write(&file, "7\n").unwrap();
@@ -471,7 +476,7 @@ async fn data_of_another_major_is_refused_by_both_versions() {
 
 #[tokio::test]
 async fn folder_without_binaries_is_named() {
-    let home = Home::new();
+    let home = Home::empty();
     let settings = Settings { bin_dir: Some(home.path().to_owned()), ..home.settings() };
     let line = Server::start(&settings).await.unwrap_err().to_string();
     assert!(line.contains("PG_BIN_DIR") && line.contains(home.path().to_str().unwrap()), "{line}");
@@ -480,8 +485,7 @@ async fn folder_without_binaries_is_named() {
 
 #[tokio::test]
 async fn failed_start_quotes_the_servers_last_error() {
-    let home = Home::new();
-    Server::start(&home.settings()).await.unwrap().stop().await;
+    let home = Home::new().await;
     let configuration = home.data().join("postgresql.conf");
     let good = fs::read_to_string(&configuration).unwrap();
     fs::write(&configuration, format!("{good}\nmax_connections = many\n")).unwrap();
@@ -496,7 +500,7 @@ async fn failed_start_quotes_the_servers_last_error() {
 
 #[tokio::test]
 async fn socket_is_kept_in_the_runtime_folder() {
-    let home = Home::new();
+    let home = Home::new().await;
     let runtime_dir = home.path().join("run,time");
     fs::create_dir(&runtime_dir).unwrap();
     open_to_all(&runtime_dir);
@@ -510,7 +514,7 @@ async fn socket_is_kept_in_the_runtime_folder() {
 
 #[tokio::test]
 async fn too_long_a_runtime_folder_gives_way_to_tmp() {
-    let home = Home::new();
+    let home = Home::new().await;
     let runtime_dir = home.path().join("r".repeat(90));
     fs::create_dir(&runtime_dir).unwrap();
     open_to_all(&runtime_dir);
@@ -524,7 +528,7 @@ async fn too_long_a_runtime_folder_gives_way_to_tmp() {
 
 #[tokio::test]
 async fn socket_folder_planted_by_somebody_else_is_not_used() {
-    let home = Home::new();
+    let home = Home::new().await;
     let server = Server::start(&home.settings()).await.unwrap();
     let expected = connect_options(server.endpoint()).get_socket().unwrap().clone();
     server.stop().await;
@@ -545,7 +549,7 @@ async fn socket_folder_planted_by_somebody_else_is_not_used() {
 
 #[tokio::test]
 async fn data_dir_that_is_a_file_is_named() {
-    let home = Home::new();
+    let home = Home::empty();
     fs::write(home.data_dir(), "").unwrap();
     let line = Server::start(&home.settings()).await.unwrap_err().to_string();
     assert!(line.contains(home.data_dir().to_str().unwrap()), "{line}");
@@ -557,7 +561,7 @@ async fn chosen_folder_closed_to_the_servers_user_is_refused_by_name() {
         // Only root lends Postgres another user.
         return;
     }
-    let home = Home::new();
+    let home = Home::empty();
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o700)).unwrap();
     let error = Server::start(&home.settings()).await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");

@@ -10,8 +10,8 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Service, Start, connect_options, embedded_settings, eventually, reachable_folder,
-    refusal, server_lacks,
+    Csv, Database, HANG_TIMEOUT, Service, Start, connect_options, embedded_settings_with_cluster, eventually,
+    reachable_folder, refusal, server_lacks,
 };
 
 /// The whole row of a consumer's watermark, hidden columns too.
@@ -212,7 +212,7 @@ async fn a_truncate_is_exact_for_an_incremental_and_refused_for_a_delta() {
 async fn a_truncate_waits_for_an_export_that_has_its_snapshot() {
     let database = Database::new().await;
     database.add_users(1, 19).await;
-    let service = Start::on(&database).with("FAILPOINTS", "worker.opened=sleep:1500").service().await;
+    let service = Start::on(&database).with("FAILPOINTS", "worker.opened=hold").service().await;
     let job = service.submit("full", "a").await;
     service.reaches("worker.opened").await;
     let truncate = tokio::spawn({
@@ -221,6 +221,7 @@ async fn a_truncate_waits_for_an_export_that_has_its_snapshot() {
     });
     waits_for_a_lock(&database, "truncate users").await;
     assert_eq!(service.job(&job).await["status"], "processing");
+    service.release("worker.opened").await;
     truncate.await.unwrap();
     assert_eq!(database.one::<String>("select status from exports").await, "completed", "it waited to the commit");
     let job = service.ended(&job).await;
@@ -706,7 +707,7 @@ async fn an_idle_writer_does_not_pin_the_log() {
 async fn the_log_is_kept_for_a_first_export_that_runs() {
     let database = Database::new().await;
     database.add_users(1, 19).await;
-    let service = Start::on(&database).with("FAILPOINTS", "worker.opened=sleep:3000").service().await;
+    let service = Start::on(&database).with("FAILPOINTS", "worker.opened=hold").service().await;
     let job = service.submit("full", "a").await;
     service.reaches("worker.opened").await;
     database.run("update users set name = 'after' where id in (1, 2); delete from users where id = 3").await;
@@ -714,6 +715,7 @@ async fn the_log_is_kept_for_a_first_export_that_runs() {
     let other = Start::on(&database).service().await;
     log_becomes(&database, 3).await;
     assert_eq!(service.job(&job).await["status"], "processing");
+    service.release("worker.opened").await;
     assert_eq!(service.ended(&job).await["rowsExported"], 18);
     let (_, delta) = passes(&service, "delta", "a", None).await;
     assert_eq!(operations(&delta), [("DELETE", "3"), ("INSERT", "1"), ("INSERT", "2")]);
@@ -763,7 +765,8 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
     database.add_users(1, 9).await;
     service.stop().await;
     let home = reachable_folder();
-    let other = private_postgres::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
+    let other =
+        private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await).await.unwrap();
     let other_options = connect_options(other.endpoint());
 
     let name = database.options.get_database().unwrap();
@@ -807,7 +810,8 @@ async fn a_standby_is_refused_in_one_line() {
         return;
     }
     let home = reachable_folder();
-    let primary = private_postgres::Server::start(&embedded_settings(&home.path().join("data"))).await.unwrap();
+    let primary =
+        private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await).await.unwrap();
     let options = connect_options(primary.endpoint());
     let owned = home.path().join("data/postgres");
     let copy = owned.parent().unwrap().join("standby");

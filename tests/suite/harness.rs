@@ -22,6 +22,13 @@ use tokio::sync::OnceCell;
 /// What takes longer than this hangs, on a busy machine too.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What a service has more patience with than in use: a call whose answer takes its time on a busy machine. What a test's own list says of
+/// a name counts before this.
+const PATIENT: &str = "service.call=time:20000";
+
+/// The failpoints of a test that is about an answer in time, as in use.
+pub(crate) const PROMPT: &str = "service.call=time:1900";
+
 /// Waits until `condition` gives something.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let begun = Instant::now();
@@ -55,6 +62,32 @@ pub(crate) fn lent_user() -> nix::unistd::User {
 /// Settings for a private server in `data_dir`, of the Postgres that the tests run on.
 pub(crate) fn embedded_settings(data_dir: &Path) -> private_postgres::Settings {
     settings_with(data_dir, chosen_binaries())
+}
+
+/// The same, with a cluster in `data_dir` already: a copy of one that is made once in the run, since `initdb` takes long. It is another
+/// cluster than the run's server has.
+pub(crate) async fn embedded_settings_with_cluster(data_dir: &Path) -> private_postgres::Settings {
+    static CLUSTER: OnceCell<PathBuf> = OnceCell::const_new();
+    let cluster = CLUSTER
+        .get_or_init(|| async {
+            let folder = private_server().folder.with_extension("cluster");
+            remove_folder(&folder);
+            let server = private_postgres::Server::start(&embedded_settings(&folder)).await.unwrap();
+            server.stop().await;
+            std::fs::remove_file(folder.join("postgres.log")).unwrap();
+            folder
+        })
+        .await;
+    let copied = std::process::Command::new("cp").arg("-a").arg(cluster).arg(data_dir).status().unwrap();
+    assert!(copied.success(), "{}", data_dir.display());
+    embedded_settings(data_dir)
+}
+
+fn remove_folder(folder: &Path) {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{}: {error}", folder.display()),
+        _ => {}
+    }
 }
 
 fn settings_with(data_dir: &Path, bin_dir: Option<PathBuf>) -> private_postgres::Settings {
@@ -118,11 +151,35 @@ fn lacks_in(folders: &[PathBuf], program: &str, package: &str) -> bool {
     true
 }
 
+/// The groups of tests that this build has not, with the features that they need.
+fn left_out() -> Vec<(&'static str, &'static str)> {
+    let groups = [
+        (cfg!(feature = "amqp"), "amqp", "brokers"),
+        (cfg!(feature = "buckets"), "buckets", "buckets"),
+        (cfg!(feature = "otel"), "otel", "traces"),
+        (cfg!(feature = "parquet"), "parquet", "Parquet"),
+    ];
+    groups.into_iter().filter(|(is_built, ..)| !is_built).map(|(_, feature, group)| (feature, group)).collect()
+}
+
+/// Says which tests don't run. Not by a macro: what those print is shown of tests that fail.
+fn tell_left_out() {
+    let (features, groups): (Vec<_>, Vec<_>) = left_out().into_iter().unzip();
+    if !features.is_empty() {
+        let (features, groups) = (features.join(","), groups.join(", "));
+        let _ = writeln!(
+            std::io::stderr(),
+            "The tests of {groups} are not in this build: `cargo test --features {features}` runs them."
+        );
+    }
+}
+
 /// The run's server: `TEST_DATABASE_URL`, else a private one, started at the first call. With a migrated template database.
 async fn server() -> &'static PgConnectOptions {
     static SERVER: OnceCell<PgConnectOptions> = OnceCell::const_new();
     SERVER
         .get_or_init(|| async {
+            tell_left_out();
             let options = match option_env("TEST_DATABASE_URL") {
                 Some(url) => url.parse().unwrap(),
                 None => private_server().options.clone(),
@@ -175,6 +232,7 @@ fn template() -> String {
 
 /// The run's own server.
 struct PrivateServer {
+    folder: PathBuf,
     options: PgConnectOptions,
     /// The folder of its programs, if they were downloaded.
     downloaded: Option<PathBuf>,
@@ -204,7 +262,7 @@ fn private_server() -> &'static PrivateServer {
                 let server = start().await;
                 let options = connect_options(server.endpoint());
                 let downloaded = Some(programs).filter(|programs| programs.starts_with(&folder));
-                ready.send(PrivateServer { options, downloaded }).unwrap();
+                ready.send(PrivateServer { folder, options, downloaded }).unwrap();
                 std::future::pending::<()>().await;
             });
         });
@@ -238,10 +296,7 @@ fn run_folder() -> (PathBuf, File) {
             continue;
         }
         let folder = runs.join(n.to_string());
-        match std::fs::remove_dir_all(folder.join("postgres")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{}: {error}", folder.display()),
-            _ => {}
-        }
+        remove_folder(&folder.join("postgres"));
         std::fs::create_dir_all(&folder).unwrap();
         return (folder, lock);
     }
@@ -370,7 +425,31 @@ pub(crate) struct Service {
     pub(crate) client: reqwest::Client,
     output: Arc<TempDir>,
     log: Arc<Mutex<Vec<Value>>>,
-    _work: TempDir,
+    work: Arc<TempDir>,
+}
+
+/// A process that a failpoint holds, by `FAILPOINTS=NAME=hold`.
+pub(crate) struct Hold {
+    file: PathBuf,
+    // The folder that the file is in.
+    _work: Arc<TempDir>,
+}
+
+impl Hold {
+    fn of(work: &Arc<TempDir>, failpoint: &str) -> Hold {
+        Hold { file: work.path().join(format!("{failpoint}.held")), _work: Arc::clone(work) }
+    }
+
+    /// Waits until the process is held.
+    pub(crate) async fn reached(&self) {
+        eventually("the failpoint is reached", async || self.file.exists().then_some(())).await;
+    }
+
+    /// Lets the process go on, once it is held.
+    pub(crate) async fn release(self) {
+        self.reached().await;
+        std::fs::remove_file(&self.file).unwrap();
+    }
 }
 
 /// How a service is started.
@@ -379,6 +458,7 @@ pub(crate) struct Start {
     variables: Vec<(String, String)>,
     umask: Option<&'static str>,
     output: Arc<TempDir>,
+    work: Arc<TempDir>,
 }
 
 impl Start {
@@ -390,7 +470,7 @@ impl Start {
     /// With nothing but a folder for its files.
     pub(crate) fn plain() -> Start {
         let output = Arc::new(tempfile::tempdir().unwrap());
-        Start { arguments: Vec::new(), variables: Vec::new(), umask: None, output }
+        Start { arguments: Vec::new(), variables: Vec::new(), umask: None, output, work: Arc::new(reachable_folder()) }
             .with("PORT", "0")
             .with("LOG_FORMAT", "json")
     }
@@ -419,7 +499,12 @@ impl Start {
         self
     }
 
-    fn command(&self, work: &Path) -> Command {
+    /// Lets the process go on from a failpoint that holds it, once that is told to.
+    pub(crate) fn hold(&self, failpoint: &str) -> Hold {
+        Hold::of(&self.work, failpoint)
+    }
+
+    fn command(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_cdc-export");
         let mut command = match self.umask {
             None => Command::new(binary),
@@ -437,15 +522,25 @@ impl Start {
         command.envs(chosen_binaries().map(|folder| ("PG_BIN_DIR", folder)));
         // So that coverage counts what the binary does.
         command.envs(option_env("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.current_dir(work).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.env("FAILPOINTS", PATIENT);
+        for (name, value) in &self.variables {
+            match name.as_str() {
+                "FAILPOINTS" => command.env(name, format!("{value},{PATIENT}")),
+                _ => command.env(name, value),
+            };
+        }
+        command
+            .current_dir(self.work.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
         command
     }
 
     /// Starts it and waits until it listens.
     pub(crate) async fn service(self) -> Service {
-        let work = reachable_folder();
-        let mut child = self.command(work.path()).spawn().unwrap();
+        let mut child = self.command().spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let log = Arc::new(Mutex::new(Vec::<Value>::new()));
         let written = Arc::clone(&log);
@@ -470,19 +565,17 @@ impl Start {
                 written.lock().unwrap().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
             }
         });
-        Service { child, address, client: client(), output: self.output, log, _work: work }
+        Service { child, address, client: client(), output: self.output, log, work: self.work }
     }
 
     /// Starts it and waits for nothing; with the folder it runs in.
-    pub(crate) fn spawn(self) -> (Child, TempDir) {
-        let work = reachable_folder();
-        (self.command(work.path()).spawn().unwrap(), work)
+    pub(crate) fn spawn(self) -> (Child, Arc<TempDir>) {
+        (self.command().spawn().unwrap(), self.work)
     }
 
     /// The same, with what it prints to be read.
-    pub(crate) fn spawn_piped(self) -> (Child, TempDir) {
-        let work = reachable_folder();
-        (self.command(work.path()).stdout(Stdio::piped()).spawn().unwrap(), work)
+    pub(crate) fn spawn_piped(self) -> (Child, Arc<TempDir>) {
+        (self.command().stdout(Stdio::piped()).spawn().unwrap(), self.work)
     }
 
     /// Starts it and waits until it ends by itself: exit code and standard error.
@@ -493,9 +586,7 @@ impl Start {
 
     /// Starts it and waits until it ends by itself: exit code, what it printed, and standard error.
     pub(crate) async fn output(self) -> (i32, String, String) {
-        let work = reachable_folder();
-        let output =
-            tokio::time::timeout(HANG_TIMEOUT, self.command(work.path()).stdout(Stdio::piped()).output()).await;
+        let output = tokio::time::timeout(HANG_TIMEOUT, self.command().stdout(Stdio::piped()).output()).await;
         let output = output.expect("it ends by itself").unwrap();
         let [printed, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         (output.status.code().unwrap_or(KILLED), printed, errors)
@@ -602,6 +693,11 @@ impl Service {
             .await;
     }
 
+    /// Lets it go on from a failpoint that holds it.
+    pub(crate) async fn release(&self, failpoint: &str) {
+        Hold::of(&self.work, failpoint).release().await;
+    }
+
     /// Waits until the log has an event of a job.
     pub(crate) async fn says(&self, event: &str, job: &str) -> Value {
         eventually(event, || async { self.events(event).into_iter().find(|line| line["jobId"] == job) }).await
@@ -654,6 +750,14 @@ impl Service {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(self.exit().await, Some(0));
     }
+}
+
+/// A line of what the kernel says of a process, in KiB.
+#[cfg(target_os = "linux")]
+pub(crate) fn in_status(service: &Service, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
+    let line = status.lines().find(|found| found.starts_with(line)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// What a plan read of a table: the entries that it went on with, and those that a filter threw away.

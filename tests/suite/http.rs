@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Database, HANG_TIMEOUT, Service, Start, eventually};
+use crate::harness::{Database, HANG_TIMEOUT, PROMPT, Service, Start, eventually};
 use crate::openapi;
 
 const CONSUMER: (&str, &str) = ("X-Consumer-ID", "a");
@@ -677,7 +677,7 @@ async fn health_tells_what_is_wrong() {
 #[tokio::test]
 async fn without_its_database_the_service_says_so_and_comes_back() {
     let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let service = Start::on(&database).with("FAILPOINTS", PROMPT).service().await;
     let (job, _) = service.export("full", "a").await;
     let admin = PgPool::connect_with(database.options.clone().database("postgres")).await.unwrap();
     accept_connections(&admin, &database, false).await;

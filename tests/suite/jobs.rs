@@ -3,7 +3,6 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::catalog::ended;
 use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
 
 async fn cancel(service: &Service, id: &str) -> reqwest::Response {
@@ -48,8 +47,7 @@ async fn an_accepted_cancel_never_completes() {
     database.add_users(1, 5).await;
     // A small export writes once, so the second write is the second export's. Each later place is reached by one export more than
     // the one before it.
-    let failpoints =
-        "sink.write=sleep:10000@2,worker.staged=sleep:2000@2,worker.extended=sleep:2000@2,worker.commit=sleep:2000@2";
+    let failpoints = "sink.write=hold@2,worker.staged=hold@2,worker.extended=hold@2,worker.commit=hold@2";
     let service = Start::on(&database).with("FAILPOINTS", failpoints).service().await;
     let (job, _) = service.export("full", "a").await;
     let (files, watermark) = (service.files(), service.watermark("a").await);
@@ -61,20 +59,22 @@ async fn an_accepted_cancel_never_completes() {
         assert_eq!(cancel(&service, &waiting).await.status(), 202);
         assert_eq!(service.job(&waiting).await["status"], "cancelled", "nobody has to be asked");
         assert_eq!(cancel(&service, &running).await.status(), 202);
+        if place == "sink.write" {
+            // While the write goes on. At the other places the worker itself is held.
+            service.becomes(&running, "cancelled").await;
+        }
+        service.release(place).await;
         let job = service.ended(&running).await;
         assert_eq!((&job["status"], &job["error"]), (&json!("cancelled"), &Value::Null), "at {place}");
         assert_eq!(cancel(&service, &running).await.status(), 200, "it is cancelled already");
         assert_eq!(service.job(&waiting).await["attempt"], 0);
-        if place == "sink.write" {
-            // Long before the write has ended. At the other places the worker itself is stopped.
-            assert!(seconds_to_cancel(&database).await < 9.0);
-        }
         eventually("no file is left", || async { (service.files() == files).then_some(()) }).await;
         assert_eq!(service.watermark("a").await, watermark, "at {place}");
     }
     let last = service.submit("delta", "a").await;
     service.reaches("worker.commit").await;
     assert_eq!(refusal(cancel(&service, &last).await).await, (409, "committing".to_owned()));
+    service.release("worker.commit").await;
     let last = service.ended(&last).await;
     assert_eq!((&last["status"], &last["rowsExported"]), (&json!("completed"), &json!(3)), "{last}");
     assert_eq!(last["watermarkFrom"], job["watermarkTo"]);
@@ -104,18 +104,22 @@ async fn a_large_export_is_cancelled_before_its_end_and_leaves_no_file() {
     let database = Database::new().await;
     database.run("alter table users disable trigger user").await;
     let users = "insert into users (name, email, created_at, updated_at)
-                 select 'User ' || n, 'user' || n, now(), now() from generate_series(1, 1000000) n";
+                 select 'User ' || n, 'user' || n, now(), now() from generate_series(1, 200000) n";
     database.run(users).await;
-    let service = Start::on(&database).with("LEASE_SECONDS", 4).service().await;
+    // Some of it is in the file, and its writer goes no further.
+    let start = Start::on(&database).with("FAILPOINTS", "sink.write=hold@5").with("LEASE_SECONDS", 3);
+    let service = start.service().await;
     let id = service.submit("full", "one").await;
+    service.reaches("sink.write").await;
     let begun = |job: &Value| job["bytesWritten"].as_u64() > Some(0);
     let running = eventually("it writes", async || Some(service.job(&id).await).filter(|job| begun(job))).await;
-    assert_eq!(running["status"], "processing", "too fast to be cancelled");
+    assert_eq!(running["status"], "processing");
     assert_eq!(cancel(&service, &id).await.status(), 202);
     let job = service.becomes(&id, "cancelled").await;
     println!("cancelled within {} s", seconds_to_cancel(&database).await);
     assert!(job["progress"].as_u64().is_some_and(|percent| percent < 100), "not at its end: {job}");
-    assert!(service.files().is_empty(), "{:?}", service.files());
+    service.release("sink.write").await;
+    eventually("no file is left", async || service.files().is_empty().then_some(())).await;
     service.stop().await;
 }
 
@@ -145,13 +149,11 @@ async fn a_watermark_changed_while_an_export_runs_is_obeyed() {
             Value::Null,
         ),
     ] {
-        let service = Start::on(&database).with("FAILPOINTS", format!("{place}=sleep:3000")).service().await;
+        let service = Start::on(&database).with("FAILPOINTS", format!("{place}=hold")).service().await;
         let id = service.submit("incremental", consumer).await;
         service.reaches(place).await;
-        // However long the change takes.
-        service.signal(Signal::SIGSTOP);
         database.run(&change).await;
-        service.signal(Signal::SIGCONT);
+        service.release(place).await;
         service.says("export_retried", &id).await;
         let job = service.ended(&id).await;
         assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
@@ -290,107 +292,6 @@ async fn many_consumers_on_two_services_are_served_in_order() {
     assert!(done.iter().all(|&done| done > 0), "both work: {done:?}");
     one.stop().await;
     two.stop().await;
-}
-
-/// What a process has of what it might forget to give back.
-#[cfg(target_os = "linux")]
-#[derive(Debug)]
-struct Held {
-    resident_kib: u64,
-    descriptors: usize,
-    threads: usize,
-    connections: i64,
-}
-
-#[cfg(target_os = "linux")]
-impl Held {
-    async fn by(service: &Service, database: &Database) -> Held {
-        let entries = |folder: &str| std::fs::read_dir(format!("/proc/{}/{folder}", service.pid())).unwrap().count();
-        let connections = "select count(*) from pg_stat_activity where datname = current_database()";
-        Held {
-            resident_kib: in_status(service, "VmRSS:"),
-            descriptors: entries("fd"),
-            threads: entries("task"),
-            connections: database.one(connections).await,
-        }
-    }
-}
-
-/// A line of what the kernel says of a process, in KiB.
-#[cfg(target_os = "linux")]
-pub(crate) fn in_status(service: &Service, line: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
-    let line = status.lines().find(|found| found.starts_with(line)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-#[cfg(target_os = "linux")]
-#[tokio::test]
-async fn a_thousand_jobs_leave_nothing_behind() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
-    // Ten consumers, each with a client that waits for its export before it asks for the next.
-    let rounds = async |number: usize| {
-        let clients = (0..10).map(async |consumer| {
-            for _ in 0..number {
-                let id = service.submit("delta", &format!("c{consumer}")).await;
-                let answer = service.call("GET", &format!("/exports/{id}?wait=60"), &[]).await;
-                assert_eq!(answer.json::<Value>().await.unwrap()["status"], "completed");
-            }
-        });
-        futures_util::future::join_all(clients).await;
-    };
-    rounds(10).await;
-    let before = Held::by(&service, &database).await;
-    rounds(100).await;
-    let after = eventually("connections are given back", async || {
-        let held = Held::by(&service, &database).await;
-        (held.descriptors <= before.descriptors + 2 && held.connections <= before.connections).then_some(held)
-    })
-    .await;
-    println!("before {before:?}, after {after:?}");
-    assert!(after.resident_kib < before.resident_kib + 8 * 1024, "before {before:?}, after {after:?}");
-    assert!(after.threads <= before.threads + 10, "before {before:?}, after {after:?}");
-    service.stop().await;
-}
-
-#[cfg(target_os = "linux")]
-#[tokio::test]
-async fn memory_does_not_grow_with_the_table() {
-    let peak = |service: &Service| in_status(service, "VmHWM:") / 1024;
-    let database = Database::new().await;
-    database.run("alter table users disable trigger user").await;
-    let wide = |from, to| {
-        format!(
-            "insert into users (name, email, created_at, updated_at)
-             select repeat('x', 255), repeat('y', 200) || n, now(), now() from generate_series({from}, {to}) n"
-        )
-    };
-    database.run(&wide(1, 100)).await;
-    let service = Start::on(&database).service().await;
-    service.export("full", "small").await;
-    let idle = peak(&service);
-    database.run(&wide(101, 120_000)).await;
-    for export_type in ["full", "delta"] {
-        let job = service.ended(&service.submit(export_type, export_type).await).await;
-        assert!(job["bytesWritten"].as_u64() > Some(60 << 20), "much more than it may use: {job}");
-    }
-    let grown = peak(&service) - idle;
-    assert!(grown < 24, "{grown} MiB above {idle} MiB");
-    // What is freed goes back, however large it was. A row group is large.
-    #[cfg(all(feature = "parquet", target_env = "gnu"))]
-    {
-        let own = |service: &Service| in_status(service, "RssAnon:") / 1024;
-        let before = own(&service);
-        for consumer in ["first", "second", "third", "fourth"] {
-            let job = ended(&service, "/exports/full", Some(consumer), json!({ "format": "parquet" })).await;
-            assert_eq!(job["status"], "completed", "{job}");
-        }
-        let grown = own(&service).saturating_sub(before);
-        assert!(grown < 20, "{grown} MiB above {before} MiB");
-    }
-    service.stop().await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
-use crate::harness::{Database, Service, Start, client_builder, eventually, refusal};
+use crate::harness::{Database, PROMPT, Service, Start, client_builder, eventually, refusal};
 
 const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 /// Every route that wants a key, and the scope that it wants.
@@ -589,7 +589,7 @@ async fn a_keys_use_is_noted_about_once_a_minute() {
 #[tokio::test]
 async fn without_its_database_nobody_gets_in() {
     let database = Database::new().await;
-    let service = service(&database).await;
+    let service = served(Start::on(&database).with("AUTH", "keys").with("FAILPOINTS", PROMPT), &database).await;
     let key = bearer(&database, "x", &[], &[]).await;
     assert_eq!(call_as(&service, &key, "GET", "/datasets").await.status(), 200);
     let admin = PgPool::connect_with(database.options.clone().database("postgres")).await.unwrap();

@@ -61,7 +61,7 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
             return settings.into_iter().chain(["failpoint"]).chain(NOUNS).collect();
         }
         // Where a span belongs.
-        "telemetry" => return ["tls", "trace"].into(),
+        "telemetry" => return ["failpoint", "tls", "trace"].into(),
         "connection" | "failpoint" | "tls" => return BTreeSet::new(),
         other => panic!("src/{other} is a new module: say here and in docs/ARCHITECTURE.md which others it may use"),
     };

@@ -209,7 +209,7 @@ async fn a_watermark_is_set_and_forgotten_by_hand() {
 async fn a_watermark_is_not_set_under_a_commit() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    let service = Start::on(&database).with("FAILPOINTS", "worker.commit=sleep:3000@2").service().await;
+    let service = Start::on(&database).with("FAILPOINTS", "worker.commit=hold@2").service().await;
     service.export("full", "a").await;
     database.add_users(6, 7).await;
     let id = service.submit("delta", "a").await;
@@ -221,6 +221,7 @@ async fn a_watermark_is_not_set_under_a_commit() {
         assert_eq!(answer.status(), 409, "{method}");
         assert_eq!(answer.json::<Value>().await.unwrap()["code"], "committing");
     }
+    service.release("worker.commit").await;
     let job = service.ended(&id).await;
     assert_eq!(
         (&job["status"], job["watermarkTo"].as_str()),

@@ -10,9 +10,9 @@ async fn a_folder_that_hangs_holds_up_neither_takeovers_nor_the_end() {
     database.add_users(1, 5).await;
     let start = || Start::on(&database).with("LEASE_SECONDS", 1).with("WORKERS", 1);
     // As a read of a folder on a network that is gone: it never comes back.
-    let heir = start().with("FAILPOINTS", "sink.sweep=sleep:600000").service().await;
+    let heir = start().with("FAILPOINTS", "sink.sweep=hold").service().await;
     heir.reaches("sink.sweep").await;
-    let doomed = start().sharing_output(&heir).with("FAILPOINTS", "worker.claimed=sleep:600000");
+    let doomed = start().sharing_output(&heir).with("FAILPOINTS", "worker.claimed=hold");
     let mut doomed = doomed.service().await;
     let held = database.hold_exports().await;
     // Each takes one, and waits.

@@ -215,41 +215,74 @@ async fn a_manifest_replaces_nothing() {
     heir.stop().await;
 }
 
-/// Between the files' names and the manifest's, and between that and its record.
 #[tokio::test]
-async fn whoever_goes_on_after_a_crash_writes_the_same_manifest() {
+async fn whoever_goes_on_after_a_crash_at_the_marker_writes_the_same_manifest() {
     // The first small file is the marker, which comes before the plan; the second is the manifest.
-    let faults = ["sink.drafted=kill", "sink.drafted=kill@2", "publisher.named=kill", "sink.manifest=kill"];
-    for fault in faults.into_iter().chain(["sink.manifest.renamed=kill"]) {
-        let database = Database::new().await;
-        let start = || Start::on(&database).with("MANIFESTS", "on");
-        let mut dead = start().with("FAILPOINTS", fault).service().await;
-        let id = killed_by_an_export(&database, &mut dead).await;
-        let written: Option<String> = database.one("select manifest from exports").await;
-        assert_eq!(written.is_none(), fault == "sink.drafted=kill", "{fault}");
-        // Another key would sign it otherwise: what is written down stands.
-        let heir = start().with("MANIFEST_KEY", "00".repeat(32)).sharing_output(&dead).service().await;
-        let job = heir.ended(&id).await;
-        assert_eq!(job["status"], "completed", "{fault}: {job}");
-        let found = manifest_text(&heir, &job);
-        assert_eq!(written.unwrap_or_else(|| found.clone()), found, "{fault}");
-        eventually("nothing else is there", async || (heir.files().len() == 2).then_some(())).await;
-        let (next, _) = heir.export("delta", "a").await;
-        assert_eq!(read(&heir, &next)["export"]["previous"], job["digest"], "{fault}");
-        heir.stop().await;
-    }
+    dies_at("sink.drafted=kill").await;
+}
+
+#[tokio::test]
+async fn whoever_goes_on_after_a_crash_at_the_file_of_the_manifest_writes_the_same_manifest() {
+    dies_at("sink.drafted=kill@2").await;
+}
+
+#[tokio::test]
+async fn whoever_goes_on_after_a_crash_at_the_last_name_writes_the_same_manifest() {
+    dies_at("publisher.named=kill").await;
+}
+
+#[tokio::test]
+async fn whoever_goes_on_after_a_crash_at_the_manifest_writes_the_same_manifest() {
+    dies_at("sink.manifest=kill").await;
+}
+
+#[tokio::test]
+async fn whoever_goes_on_after_a_crash_at_the_rename_of_the_manifest_writes_the_same_manifest() {
+    dies_at("sink.manifest.renamed=kill").await;
+}
+
+/// A crash between the files' names and the manifest's, or between that and its record.
+async fn dies_at(fault: &str) {
+    let database = Database::new().await;
+    let start = || Start::on(&database).with("MANIFESTS", "on");
+    let mut dead = start().with("FAILPOINTS", fault).service().await;
+    let id = killed_by_an_export(&database, &mut dead).await;
+    let written: Option<String> = database.one("select manifest from exports").await;
+    assert_eq!(written.is_none(), fault == "sink.drafted=kill", "{fault}");
+    // Another key would sign it otherwise: what is written down stands.
+    let heir = start().with("MANIFEST_KEY", "00".repeat(32)).sharing_output(&dead).service().await;
+    let job = heir.ended(&id).await;
+    assert_eq!(job["status"], "completed", "{fault}: {job}");
+    let found = manifest_text(&heir, &job);
+    assert_eq!(written.unwrap_or_else(|| found.clone()), found, "{fault}");
+    eventually("nothing else is there", async || (heir.files().len() == 2).then_some(())).await;
+    let (next, _) = heir.export("delta", "a").await;
+    assert_eq!(read(&heir, &next)["export"]["previous"], job["digest"], "{fault}");
+    heir.stop().await;
+}
+
+#[tokio::test]
+async fn a_manifest_whose_file_fails_is_written_later() {
+    fails_at("sink.drafted=error@2").await;
+}
+
+#[tokio::test]
+async fn a_manifest_whose_name_fails_is_written_later() {
+    fails_at("sink.manifest=error").await;
+}
+
+#[tokio::test]
+async fn a_manifest_whose_sync_fails_is_written_later() {
+    fails_at("sink.manifest.renamed=error").await;
 }
 
 /// An error of the destination, not a crash: the service itself goes on.
-#[tokio::test]
-async fn a_manifest_that_can_not_be_written_is_written_later() {
-    for fault in ["sink.drafted=error@2", "sink.manifest=error", "sink.manifest.renamed=error"] {
-        let database = Database::new().await;
-        let service = Start::on(&database).with("MANIFESTS", "on").with("FAILPOINTS", fault).service().await;
-        let (job, _) = service.export("full", "a").await;
-        assert_eq!(read(&service, &job)["digest"], job["digest"], "{fault}");
-        assert_eq!(service.events("publish_failed").len(), 1, "{fault}");
-        assert_eq!(service.files().len(), 2, "{fault}");
-        service.stop().await;
-    }
+async fn fails_at(fault: &str) {
+    let database = Database::new().await;
+    let service = Start::on(&database).with("MANIFESTS", "on").with("FAILPOINTS", fault).service().await;
+    let (job, _) = service.export("full", "a").await;
+    assert_eq!(read(&service, &job)["digest"], job["digest"], "{fault}");
+    assert_eq!(service.events("publish_failed").len(), 1, "{fault}");
+    assert_eq!(service.files().len(), 2, "{fault}");
+    service.stop().await;
 }

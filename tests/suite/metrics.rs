@@ -222,7 +222,7 @@ async fn a_take_over_is_counted_by_who_takes_over() {
         let database = Database::new().await;
         database.add_users(1, 5).await;
         let start = || Start::on(&database).with("LEASE_SECONDS", 3).with("MAX_ATTEMPTS", attempts);
-        let mut doomed = start().with("FAILPOINTS", "worker.opened=sleep:60000").service().await;
+        let mut doomed = start().with("FAILPOINTS", "worker.opened=hold").service().await;
         let id = doomed.submit("full", "one").await;
         doomed.reaches("worker.opened").await;
         doomed.signal(Signal::SIGKILL);

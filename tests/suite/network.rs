@@ -1,10 +1,8 @@
 //! A Postgres that can't be reached although nothing says so, and an API whose connections are all taken.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
@@ -14,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, export};
-use crate::harness::{Database, Start, eventually, refusal};
+use crate::harness::{Database, PROMPT, Start, eventually, refusal};
 
 /// Stands between a service and its database. Closed, it takes what it is sent and passes nothing on, as a firewall does that
 /// lost its table.
@@ -166,7 +164,8 @@ async fn a_database_behind_a_black_hole_is_unavailable() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let proxy = Proxy::to(&database.options).await;
-    let service = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("LEASE_SECONDS", 2).service().await;
+    let service = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("LEASE_SECONDS", 2);
+    let service = service.with("FAILPOINTS", PROMPT).service().await;
     let (job, _) = service.export("full", "one").await;
 
     // A running export too: its rows stop, its heartbeat isn't answered.
@@ -218,7 +217,8 @@ async fn connections_that_fell_silent_while_they_were_idle_cost_no_caller_an_ans
 async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
     let database = Database::new().await;
     let proxy = Proxy::to(&database.options).await;
-    let service = Start::plain().with("DATABASE_URL", url(&database, &proxy)).service().await;
+    let start = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("FAILPOINTS", PROMPT);
+    let service = start.service().await;
     service.export("full", "one").await;
     // As many as the pool has connections.
     for _ in 0..2 {
@@ -230,36 +230,64 @@ async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
     service.stop().await;
 }
 
-/// The leader and the heartbeat live on: nothing but a look at the reader tells that it never hears of its rows.
 #[tokio::test]
-async fn an_export_whose_connection_falls_silent_at_any_step_is_tried_again() {
-    // What is sent when it falls silent, in which export, and how many attempts that takes.
-    let steps = [
-        ("source.session.of", "delta", 1),
-        ("source.snapshot.begin\n", "delta", 2),
-        ("source.snapshot.open", "delta", 2),
-        ("source.snapshot.import", "delta", 2),
-        ("source.stream.read", "delta", 2),
-        ("source.stream.read", "incremental", 2),
-        ("source.copy", "full", 2),
-        ("source.snapshot.begin_commit", "delta", 2),
-        // All rows are in the file by then.
-        ("source.snapshot.end_reading", "delta", 1),
-        ("source.snapshot.commit", "delta", 2),
-    ];
-    let tried = steps.map(|(step, export_type, attempts)| async move {
-        let tried = AssertUnwindSafe(falls_silent_at(step, export_type, attempts)).catch_unwind().await;
-        tried.err().map(|_| format!("{step} of a {export_type}"))
-    });
-    let stuck: Vec<String> = join_all(tried).await.into_iter().flatten().collect();
-    assert!(stuck.is_empty(), "{stuck:?}");
+async fn an_export_whose_connection_falls_silent_while_its_session_is_looked_up_completes() {
+    falls_silent_at("source.session.of", "delta", 1).await;
 }
 
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_at_its_begin_is_tried_again() {
+    falls_silent_at("source.snapshot.begin\n", "delta", 2).await;
+}
+
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_at_its_snapshot_is_tried_again() {
+    falls_silent_at("source.snapshot.open", "delta", 2).await;
+}
+
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_at_the_import_of_its_snapshot_is_tried_again() {
+    falls_silent_at("source.snapshot.import", "delta", 2).await;
+}
+
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_at_the_rows_of_a_delta_is_tried_again() {
+    // The leader and the heartbeat live on: nothing but a look at the reader tells that it never hears of its rows.
+    falls_silent_at("source.stream.read", "delta", 2).await;
+}
+
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_at_the_rows_of_an_incremental_is_tried_again() {
+    falls_silent_at("source.stream.read", "incremental", 2).await;
+}
+
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_at_the_rows_of_a_full_one_is_tried_again() {
+    falls_silent_at("source.copy", "full", 2).await;
+}
+
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_before_its_commit_is_tried_again() {
+    falls_silent_at("source.snapshot.begin_commit", "delta", 2).await;
+}
+
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_behind_its_last_row_completes() {
+    // All rows are in the file by then.
+    falls_silent_at("source.snapshot.end_reading", "delta", 1).await;
+}
+
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_at_its_commit_is_tried_again() {
+    falls_silent_at("source.snapshot.commit", "delta", 2).await;
+}
+
+/// An export of this type whose connection falls silent when it sends `step`, and how many attempts it takes.
 async fn falls_silent_at(step: &'static str, export_type: &'static str, attempts: u64) {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let proxy = Proxy::to(&database.options).await;
-    // The first export is on fresh connections: later ones don't send a statement's text again. A lease that ten services keep at once.
+    // The first export is on fresh connections: later ones don't send a statement's text again.
     let start = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("LEASE_SECONDS", 5).with("WORKERS", 1);
     proxy.silence(step);
     let service = start.service().await;
@@ -282,19 +310,20 @@ async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
             "create table slow (id bigint primary key, at timestamptz not null default now());
              insert into slow (id) select generate_series(1, 11);
              create function takes_long(id bigint) returns boolean language plpgsql immutable
-               as 'begin perform pg_sleep(0.5); return true; end'",
+               as 'begin perform pg_sleep(0.35); return true; end'",
         )
         .await;
     let catalog =
         Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
     catalog.track(&database, "slow").await;
-    // Five seconds and a half without a row, where a connection that the server doesn't work for is given up after five. A delta asks
-    // the filter of each row four times.
-    let service = catalog.start(&database).with("LEASE_SECONDS", 4).service().await;
+    // Nearly four seconds without a row, where a connection that the server doesn't work for is given up after three. A delta asks the
+    // filter of each row four times.
+    let start = catalog.start(&database).with("FAILPOINTS", "source.answer=time:3000").with("LEASE_SECONDS", 3);
+    let service = start.service().await;
     for export_type in ["full", "delta"] {
         let job = export(&service, export_type, "slow", "one").await;
         assert_eq!(job["attempt"], 1, "{job}");
-        database.run("update slow set at = now()").await;
+        database.run("update slow set at = now() where id <= 4").await;
     }
     service.stop().await;
 }
@@ -308,14 +337,15 @@ async fn a_further_reader_that_is_quiet_for_long_is_not_taken_for_a_lost_one() {
              alter table slow alter wide set storage plain;
              insert into slow (id, wide) select n, repeat('x', 7000) from generate_series(1, 2300) n; analyze slow;
              create function takes_long(id bigint) returns boolean language plpgsql immutable
-               as 'begin if id in (1, 300, 600) then perform pg_sleep(7); end if; return true; end'",
+               as 'begin if id in (1, 300, 600) then perform pg_sleep(5); end if; return true; end'",
         )
         .await;
     let catalog =
         Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
     catalog.track(&database, "slow").await;
-    // It connects when the leader's transaction has asked who is there.
-    let service = catalog.start(&database).with("LEASE_SECONDS", 1).with("READERS", 2).service().await;
+    // It connects when the leader's transaction has asked who is there, and is quiet for longer than a lost one may be.
+    let start = catalog.start(&database).with("FAILPOINTS", "source.answer=time:3000").with("LEASE_SECONDS", 3);
+    let service = start.with("READERS", 2).service().await;
     let job = export(&service, "full", "slow", "one").await;
     assert_eq!((&job["attempt"], &job["rowsExported"]), (&json!(1), &json!(2300)), "{job}");
     service.stop().await;
@@ -324,7 +354,7 @@ async fn a_further_reader_that_is_quiet_for_long_is_not_taken_for_a_lost_one() {
 #[tokio::test]
 async fn an_api_without_a_free_connection_says_so_and_is_healthy() {
     let database = Database::new().await;
-    let service = Start::on(&database).with("API_CONNECTIONS", 4).service().await;
+    let service = Start::on(&database).with("API_CONNECTIONS", 4).with("FAILPOINTS", PROMPT).service().await;
     let mut held = database.pool.begin().await.unwrap();
     held.execute("lock table cdc_export.lanes in access exclusive mode").await.unwrap();
     let consumers: Vec<String> = (0..500).map(|n| format!("c{n}")).collect();

@@ -236,7 +236,7 @@ async fn a_clock_that_was_set_back_holds_no_job_up() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let start = || Start::on(&database).with("LEASE_SECONDS", 1);
-    let mut doomed = start().with("FAILPOINTS", "worker.opened=sleep:60000").service().await;
+    let mut doomed = start().with("FAILPOINTS", "worker.opened=hold").service().await;
     let api = start().sharing_output(&doomed).arguments(&["serve", "--no-workers"]).service().await;
     let begun = doomed.submit("full", "a").await;
     doomed.reaches("worker.opened").await;

@@ -4,8 +4,8 @@ use serde_json::json;
 
 use crate::harness::{Csv, Database, Service, Start, eventually};
 
-/// Slow enough at first that further readers connect before the first one has read everything.
-const SLOW_START: &str = "sink.write=sleep:2000";
+/// Holds the file's first piece: what is behind it fills up, so that no reader ends before the others have come.
+const HELD: &str = "sink.write=hold";
 
 /// Many blocks, with nine rows in each.
 async fn table_of(rows: i64) -> Database {
@@ -51,8 +51,8 @@ async fn several_readers_read_one_snapshot_of_a_table_that_is_written_to() {
     assert_eq!((expected.rows.len(), readers(&alone)), (27_000, vec![1]));
     alone.stop().await;
 
-    let slow = Start::on(&database).with("FAILPOINTS", SLOW_START).with("LOG_LEVEL", "debug");
-    let service = slow.with("READERS", 3).service().await;
+    let held = Start::on(&database).with("FAILPOINTS", HELD).with("LOG_LEVEL", "debug");
+    let service = held.with("READERS", 3).service().await;
     let id = service.submit("full", "together").await;
     copying(&database, 3).await;
     // Some rows move to the end of the table, past what was its size.
@@ -63,6 +63,7 @@ async fn several_readers_read_one_snapshot_of_a_table_that_is_written_to() {
                select 100000 + n, 'new', 'new' || n, now(), now() from generate_series(1, 5000) n",
         )
         .await;
+    service.release("sink.write").await;
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
     assert_eq!(readers(&service), [3]);
@@ -76,7 +77,8 @@ async fn a_small_table_has_one_reader_and_before_14_a_large_one_too() {
     if !has_ranges(&database).await {
         database.add_users(8_001, 30_000).await;
     }
-    let slow = Start::on(&database).with("FAILPOINTS", SLOW_START).with("LOG_LEVEL", "debug");
+    // Further readers would have time to come.
+    let slow = Start::on(&database).with("FAILPOINTS", "sink.write=sleep:2000").with("LOG_LEVEL", "debug");
     let service = slow.with("READERS", 16).service().await;
     service.export("full", "a").await;
     assert_eq!(readers(&service), [1]);
@@ -86,8 +88,8 @@ async fn a_small_table_has_one_reader_and_before_14_a_large_one_too() {
 #[tokio::test]
 async fn a_reader_that_cannot_connect_is_done_without() {
     let Some(database) = large_table().await else { return };
-    let slow = Start::on(&database).with("FAILPOINTS", SLOW_START).with("LOG_LEVEL", "debug");
-    let service = slow.with("READERS", 2).service().await;
+    let held = Start::on(&database).with("FAILPOINTS", HELD).with("LOG_LEVEL", "debug");
+    let service = held.with("READERS", 2).service().await;
     // Its leader and its first reader are connected when it waits for the lock.
     let held = database.hold_exports().await;
     let id = service.submit("full", "a").await;
@@ -97,6 +99,7 @@ async fn a_reader_that_cannot_connect_is_done_without() {
     held.rollback().await.unwrap();
     eventually("it is said", || async { service.events("reader_missing").pop() }).await;
     database.run(&allow(true)).await;
+    service.release("sink.write").await;
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
     assert_eq!(readers(&service), [1]);
@@ -107,13 +110,14 @@ async fn a_reader_that_cannot_connect_is_done_without() {
 #[tokio::test]
 async fn a_reader_that_is_lost_costs_one_attempt() {
     let Some(database) = large_table().await else { return };
-    let slow = Start::on(&database).with("FAILPOINTS", SLOW_START).with("LOG_LEVEL", "debug");
-    let service = slow.with("READERS", 2).service().await;
+    let held = Start::on(&database).with("FAILPOINTS", HELD).with("LOG_LEVEL", "debug");
+    let service = held.with("READERS", 2).service().await;
     let id = service.submit("full", "a").await;
     copying(&database, 2).await;
     // The one that came later.
     let kill = format!("select pg_terminate_backend(pid) {COPYING} order by backend_start desc limit 1");
     assert!(database.one::<bool>(&kill).await);
+    service.release("sink.write").await;
 
     service.says("export_retried", &id).await;
     let job = service.ended(&id).await;
@@ -125,12 +129,13 @@ async fn a_reader_that_is_lost_costs_one_attempt() {
 #[tokio::test]
 async fn a_cancelled_export_leaves_no_reader_behind() {
     let Some(database) = large_table().await else { return };
-    let slow = Start::on(&database).with("FAILPOINTS", SLOW_START);
-    let service = slow.with("READERS", 2).service().await;
+    let held = Start::on(&database).with("FAILPOINTS", HELD);
+    let service = held.with("READERS", 2).service().await;
     let id = service.submit("full", "a").await;
     copying(&database, 2).await;
     assert_eq!(service.call("POST", &format!("/exports/{id}/cancel"), &[]).await.status(), 202);
     service.becomes(&id, "cancelled").await;
     copying(&database, 0).await;
+    service.release("sink.write").await;
     service.stop().await;
 }

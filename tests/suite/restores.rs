@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use crate::guard::{connection, full_heals, output, passes, program, refused};
 use crate::harness::{
-    Database, Service, Start, connect_options, embedded_settings, eventually, reachable_folder, refusal, server_lacks,
+    Database, Service, Start, connect_options, embedded_settings, embedded_settings_with_cluster, eventually,
+    reachable_folder, refusal, server_lacks,
 };
 
 /// A cluster whose data directory a test may copy and put back.
@@ -23,6 +24,7 @@ struct Cluster {
 impl Cluster {
     async fn new() -> Cluster {
         let mut cluster = Cluster { home: reachable_folder(), server: None };
+        embedded_settings_with_cluster(&cluster.home.path().join("data")).await;
         cluster.start().await;
         cluster
     }
@@ -545,7 +547,7 @@ async fn transaction_ids_that_were_set_back_are_named() {
 async fn a_process_that_slept_leaves_no_older_marker() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    let sleeper = Start::on(&database).with("FAILPOINTS", "sink.mark=sleep:2000").with("WORKERS", 1).service().await;
+    let sleeper = Start::on(&database).with("FAILPOINTS", "sink.mark=hold").with("WORKERS", 1).service().await;
     let first = sleeper.submit("full", "a").await;
     sleeper.reaches("sink.mark").await;
     sleeper.signal(nix::sys::signal::Signal::SIGSTOP);
@@ -558,6 +560,7 @@ async fn a_process_that_slept_leaves_no_older_marker() {
     };
     assert_eq!(marked(), last["jobId"]);
     sleeper.signal(nix::sys::signal::Signal::SIGCONT);
+    sleeper.release("sink.mark").await;
     // It sees that somebody else has done what it was about to do, and more.
     let left = sleeper.says("marker_left", &first).await;
     assert_eq!((&left["marked"], marked()), (&last["jobId"], last["jobId"].clone()));

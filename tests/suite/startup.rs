@@ -8,7 +8,8 @@ use sqlx::ConnectOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings, reachable_folder, refusal,
+    Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings, embedded_settings_with_cluster,
+    reachable_folder, refusal,
 };
 
 /// A start that is refused says so in one line, nothing else.
@@ -379,6 +380,7 @@ async fn a_signal_ends_a_start_that_waits() {
 async fn the_private_server_outlives_what_happens_to_services() {
     let work = reachable_folder();
     let data = work.path().join("data");
+    embedded_settings_with_cluster(&data).await;
     let start = || Start::plain().with("DATA_DIR", data.display()).with("SEED_ROWS", 100);
     let mut first = start().service().await;
     let (job, file) = first.export("full", "a").await;

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 
-use crate::harness::{Csv, Database, Service, Start, connect_options, embedded_settings, eventually, reachable_folder};
+use crate::harness::{
+    Csv, Database, Service, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder,
+};
 
 /// What a consumer has after its files: names by id.
 #[derive(Default)]
@@ -50,7 +52,7 @@ fn users(from: u32, to: u32) -> String {
 #[tokio::test]
 async fn what_a_subscription_writes_is_captured_once() {
     let home = reachable_folder();
-    let settings = embedded_settings(&home.path().join("data"));
+    let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
     let server = private_postgres::Server::start(&settings).await.unwrap();
     Database::at(connect_options(server.endpoint())).run("alter system set wal_level = logical").await;
     server.stop().await;

@@ -11,7 +11,9 @@ use sqlx::{ConnectOptions, Executor, PgConnection};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::harness::{Start, connect_options, embedded_settings, eventually, lacks, option_env, reachable_folder};
+use crate::harness::{
+    Start, connect_options, embedded_settings_with_cluster, eventually, lacks, option_env, reachable_folder,
+};
 
 /// A Postgres on 127.0.0.1, with a certificate for that address alone. Two roles, both with the password `pass`: `either`, and
 /// `strict`, who gets in with TLS only.
@@ -51,7 +53,7 @@ impl Postgres {
         tokio::join!(certificates(path), authority(path, "other"));
 
         // The private server makes the data; it listens on no network, so its data is served by another one.
-        let private = Server::start(&embedded_settings(&path.join("home"))).await.unwrap();
+        let private = Server::start(&embedded_settings_with_cluster(&path.join("home")).await).await.unwrap();
         let mut superuser = connect_options(private.endpoint()).connect().await.unwrap();
         for role in ["either", "strict"] {
             let role = format!("create role {role} superuser login password 'pass'");

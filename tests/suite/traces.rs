@@ -1,7 +1,6 @@
 //! What a collector of traces gets, and what its absence costs.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -15,7 +14,7 @@ use prost::Message;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended};
-use crate::harness::{Database, Service, Start, eventually};
+use crate::harness::{Database, HANG_TIMEOUT, Service, Start, eventually};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -245,7 +244,10 @@ async fn a_collector_that_takes_nothing_holds_nothing_up() {
     let absent = Collector { port: 1, ..Collector::default() };
     for (collector, is_told) in [(refuses, true), (absent, true), (hangs, false)] {
         let database = Database::new().await;
-        let mut service = collector.recorded_by(Start::on(&database)).service().await;
+        // The end doesn't wait as long as a post may take.
+        let start =
+            Start::on(&database).with("FAILPOINTS", format!("spans.post=time:{}", 2 * HANG_TIMEOUT.as_millis()));
+        let mut service = collector.recorded_by(start).service().await;
         for _ in 0..3 {
             let job = submit(&service, "/exports/full", &traceparent()).await;
             service.becomes(&job, "completed").await;
@@ -254,10 +256,8 @@ async fn a_collector_that_takes_nothing_holds_nothing_up() {
             let told = || async { Some(service.events("traces_failed")).filter(|told| !told.is_empty()) };
             assert_eq!(eventually("the log", told).await[0]["times"], 1);
         }
-        let begun = Instant::now();
         service.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(service.exit().await, Some(0));
-        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
         // One that hangs has not even refused what it was sent.
         assert!(is_told || !service.events("traces_failed").is_empty(), "{}", service.log());
     }

@@ -18,6 +18,7 @@ use opentelemetry_sdk::trace::{self, SdkTracer, SdkTracerProvider};
 use reqwest::{Body, Client};
 use tokio::runtime::{self, Runtime};
 
+use crate::failpoint;
 use crate::telemetry::chain;
 use crate::telemetry::complaints::Complaints;
 use crate::telemetry::spans::settings::{Sampler, Settings};
@@ -52,7 +53,7 @@ pub(super) fn recorder(settings: &Settings) -> Result<Recorder, String> {
         .with_http_client(poster)
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(&settings.endpoint)
-        .with_timeout(TIMEOUT)
+        .with_timeout(failpoint::time("spans.post", TIMEOUT))
         .with_headers(settings.headers.iter().cloned().collect::<HashMap<_, _>>())
         .build()
         // Its reason may have the URL, which may hold a key.
@@ -89,7 +90,8 @@ struct Poster {
 impl Poster {
     fn new(endpoint: &str) -> std::io::Result<Poster> {
         // Nobody watches a connection between two posts.
-        let client = tls::client(endpoint).timeout(TIMEOUT).pool_max_idle_per_host(0).build();
+        let limit = failpoint::time("spans.post", TIMEOUT);
+        let client = tls::client(endpoint).timeout(limit).pool_max_idle_per_host(0).build();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Poster { client: client.map_err(|why| tls::reason(&why)), runtime, complaints: Complaints::default() })
     }
