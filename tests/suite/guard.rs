@@ -765,8 +765,9 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
     database.add_users(1, 9).await;
     service.stop().await;
     let home = reachable_folder();
-    let other =
-        private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await).await.unwrap();
+    let other = private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await)
+        .await
+        .unwrap();
     let other_options = connect_options(other.endpoint());
 
     let name = database.options.get_database().unwrap();
@@ -810,8 +811,9 @@ async fn a_standby_is_refused_in_one_line() {
         return;
     }
     let home = reachable_folder();
-    let primary =
-        private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await).await.unwrap();
+    let primary = private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await)
+        .await
+        .unwrap();
     let options = connect_options(primary.endpoint());
     let owned = home.path().join("data/postgres");
     let copy = owned.parent().unwrap().join("standby");
