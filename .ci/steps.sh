@@ -289,6 +289,6 @@ running=
 print_table() {
     [[ -z $running ]] || kill "$running" 2>/dev/null || true
     printf '\n==> Seconds\n'
-    printf '%s\n' "${table[@]}"
+    ((${#table[@]} == 0)) || printf '%s\n' "${table[@]}"
     printf '%5d s  in all\n' $SECONDS
 }

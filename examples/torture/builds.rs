@@ -35,6 +35,9 @@ pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) 
     // With this program: without it the dependencies would have other features than the tests and this program want, and be
     // compiled again.
     cargo.args(["--example", "torture"]);
+    if let Some(features) = environment("FEATURES") {
+        cargo.args(["--features", &features]);
+    }
     if profile == Profile::Release {
         cargo.arg("--release");
     }
