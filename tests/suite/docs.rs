@@ -91,10 +91,13 @@ fn every_attack_has_a_test_that_is_there() {
         assert!(cells.len() == 3 && !tests.is_empty(), "no test: {row}");
         for test in tests {
             let (module, name) = test.rsplit_once("::").unwrap_or_else(|| panic!("no module: {test}"));
-            // A test of the suite, or one beside the code.
-            let file = match module.strip_suffix("::tests") {
-                Some(module) => format!("src/{}.rs", module.replace("::", "/")),
-                None => format!("tests/suite/{}.rs", module.replace("::", "/")),
+            // A test of the suite, an expensive one, or one beside the code.
+            let path = module.trim_end_matches("::tests").replace("::", "/");
+            let file = match path.split_once('/') {
+                Some(("expensive", path)) => format!("tests/expensive/{path}.rs"),
+                Some(("private_postgres", path)) => format!("crates/private-postgres/src/{path}.rs"),
+                _ if module.ends_with("::tests") => format!("src/{path}.rs"),
+                _ => format!("tests/suite/{path}.rs"),
             };
             assert!(read(&file).contains(&format!("fn {name}(")), "{file} has no test {name}");
         }
