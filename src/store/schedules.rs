@@ -92,14 +92,13 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn adopt_timing(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
-        let statement = of_slot(
+        let statement = sqlx::query(
             "-- store.schedules.adopt
              insert into cdc_export.schedules as s (name, slot, timing) values ($1, $2, $3)
              on conflict (name) do update set timing = excluded.timing, slot = greatest(s.slot, excluded.slot)
              where s.timing <> excluded.timing",
-            schedule,
-            slot,
         );
+        let statement = of_slot(statement, schedule, slot);
         self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())
     }
@@ -115,14 +114,13 @@ impl Store {
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<Asked, Error> {
-        let statement = of_slot(
+        let statement = sqlx::query(
             "-- store.schedules.claim
              insert into cdc_export.schedules as s (name, slot, timing) values ($1, $2, $3)
              on conflict (name) do update set slot = excluded.slot, timing = excluded.timing
              where s.slot is null or s.slot < excluded.slot",
-            schedule,
-            slot,
         );
+        let statement = of_slot(statement, schedule, slot);
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let made = match statement.execute(&mut *tx).await?.rows_affected() {
@@ -209,16 +207,15 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn skip_slot(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<bool, Error> {
-        let statement = of_slot(
+        let statement = sqlx::query(
             "-- store.schedules.skip
              insert into cdc_export.schedules as s (name, slot, timing, skipped, skipped_at)
              values ($1, $2, $3, 1, clock_timestamp())
              on conflict (name) do update set slot = excluded.slot, timing = excluded.timing, skipped = s.skipped + 1,
                skipped_at = excluded.skipped_at, refused = null, refused_at = null
              where s.slot is null or s.slot < excluded.slot",
-            schedule,
-            slot,
         );
+        let statement = of_slot(statement, schedule, slot);
         let skipped = self.with(async |conn| statement.execute(conn).await).await?;
         Ok(skipped.rows_affected() == 1)
     }
@@ -228,16 +225,14 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn refuse_slot(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<bool, Error> {
-        let statement = of_slot(
+        let statement = sqlx::query(
             "-- store.schedules.refuse
              insert into cdc_export.schedules as s (name, timing, refused, refused_at)
              values ($1, $3, $4, clock_timestamp())
              on conflict (name) do update set refused = excluded.refused, refused_at = coalesce(s.refused_at, excluded.refused_at)
              where (s.slot is null or s.slot < $2) and s.refused is distinct from excluded.refused",
-            schedule,
-            slot,
-        )
-        .bind(why.as_str());
+        );
+        let statement = of_slot(statement, schedule, slot).bind(why.as_str());
         let refused = self.with(async |conn| statement.execute(conn).await).await?;
         Ok(refused.rows_affected() == 1)
     }
@@ -264,13 +259,13 @@ impl Store {
     }
 }
 
-/// A statement about a schedule and one of its slots: `$1` is the schedule's name, `$2` the slot, `$3` the schedule's timing.
+/// Binds a schedule and one of its slots to a statement: `$1` is the schedule's name, `$2` the slot, `$3` the schedule's timing.
 fn of_slot<'q>(
-    statement: &'static str,
+    statement: Query<'q, Postgres, PgArguments>,
     schedule: &'q Schedule,
     slot: DateTime<Utc>,
 ) -> Query<'q, Postgres, PgArguments> {
-    sqlx::query(statement).bind(&schedule.name).bind(slot).bind(schedule.timing.to_string())
+    statement.bind(&schedule.name).bind(slot).bind(schedule.timing.to_string())
 }
 
 /// What a transaction has made.
