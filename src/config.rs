@@ -31,15 +31,9 @@ use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::service::Downloads;
 use crate::source::purge;
 use crate::telemetry::spans;
-use crate::{failpoint, maintenance, postgres, sink, worker};
+use crate::{maintenance, postgres, sink, worker};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Whether the private server's programs are looked for in the data folder alone: for tests of the download.
-fn ignores_installed() -> bool {
-    failpoint!("postgres.installed", true);
-    false
-}
 
 /// A setting that can't be used, as one line.
 #[derive(Debug, thiserror::Error)]
@@ -208,7 +202,7 @@ impl Config {
                 data_dir_is_default: data_dir.is_none(),
                 data_dir: data_dir.unwrap_or_else(|| "./data".into()),
                 bin_dir: vars.get("PG_BIN_DIR").map(PathBuf::from),
-                ignores_installed: ignores_installed(),
+                ignores_installed: false,
                 download: mirror(&vars)?,
                 fetch: postgres::download::fetch,
                 search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),

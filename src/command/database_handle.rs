@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::failpoint;
 use crate::postgres::{self, Database, Purpose};
 use crate::source::capture::{functions, tracking};
 use anyhow::Context;
@@ -171,7 +172,14 @@ async fn prepare_for(purpose: Purpose, config: &Config, database: &Database) -> 
     Ok(tracking::restore(&pool).await?)
 }
 
+/// Returns true if a test wants no installed Postgres to be found.
+fn ignores_installed() -> bool {
+    failpoint!("postgres.installed", true);
+    false
+}
+
 pub(super) async fn join_or_start(settings: &private_postgres::Settings) -> anyhow::Result<DatabaseHandle> {
+    let settings = &private_postgres::Settings { ignores_installed: ignores_installed(), ..settings.clone() };
     // Another process may have locked the data folder, and its server not be ready to be joined yet.
     for _ in 0..30 {
         if let Some(endpoint) = private_postgres::join(settings)? {

@@ -58,7 +58,7 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
                 "webhook",
                 "worker",
             ];
-            return settings.into_iter().chain(["failpoint"]).chain(NOUNS).collect();
+            return settings.into_iter().chain(NOUNS).collect();
         }
         // Where a span belongs.
         "telemetry" => return ["failpoint", "tls", "trace"].into(),
