@@ -3,7 +3,7 @@
 //! `http` uses this module alone. Knows no status codes and runs no export.
 
 pub mod consumers;
-mod deadline;
+pub mod deadline;
 mod deliveries;
 pub mod files;
 mod followers;
@@ -22,11 +22,10 @@ use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
 use crate::dataset::{Dataset, Description};
 use crate::demo;
-use crate::failpoint;
 use crate::job::selection::BadSelection;
 use crate::job::{Job, JobId, Status, Terms};
 use crate::key::{Grant, PresentedKey};
-use crate::service::deadline::{on_table, with_timeout};
+use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
 use crate::service::scrape::LastLook;
@@ -243,11 +242,6 @@ const DATASETS_LOOK_LASTS: Duration = Duration::from_secs(5);
 
 /// How long the changes that wait for consumers may be counted: the one call that may take longer.
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a call of a client may take: [`CALL_TIMEOUT`]. Tests that are not about it have more patience with a busy machine.
-pub fn call_timeout() -> Duration {
-    failpoint::time("service.call", CALL_TIMEOUT)
-}
 
 /// What the service works with.
 #[derive(Clone, Debug)]

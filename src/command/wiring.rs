@@ -183,8 +183,8 @@ pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput,
     };
     let callers = |connections, timeout| database.pool_for_callers(connections, timeout);
     let stores = Stores {
-        api: store.over(callers(config.api_connections, service::call_timeout())),
-        probe: Store::new(callers(1, service::call_timeout())),
+        api: store.over(callers(config.api_connections, service::deadline::call_timeout())),
+        probe: Store::new(callers(1, service::deadline::call_timeout())),
         control: Some(Store::new(control.clone())).filter(|_| workers > 0),
     };
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);

@@ -10,11 +10,10 @@ use crate::telemetry::spans::{self, Sampler};
 use crate::telemetry::{Format, Settings};
 
 pub(super) fn logs(vars: &Variables) -> Result<Settings, Error> {
+    let format = vars.either("LOG_FORMAT", [("json", Format::Json), ("pretty", Format::Pretty)])?;
     Ok(Settings {
         level: vars.parsed("LOG_LEVEL", LevelFilter::INFO, "one of error, warn, info, debug, trace, off")?,
-        format: vars
-            .either("LOG_FORMAT", [("json", Format::Json), ("pretty", Format::Pretty)])?
-            .unwrap_or_else(Format::for_stderr),
+        format: format.unwrap_or_else(Format::for_stderr),
     })
 }
 

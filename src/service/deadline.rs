@@ -1,7 +1,14 @@
 //! A call of a client gets its answer in time, if only that there is none.
 
-use crate::service::{COUNTING_TIMEOUT, Error, call_timeout};
-use crate::{source, store};
+use std::time::Duration;
+
+use crate::service::{CALL_TIMEOUT, COUNTING_TIMEOUT, Error};
+use crate::{failpoint, source, store};
+
+/// How long a call of a client may take: [`CALL_TIMEOUT`]. Tests that are not about it wait longer for a busy machine.
+pub fn call_timeout() -> Duration {
+    failpoint::time("service.call", CALL_TIMEOUT)
+}
 
 /// A look at a table, which somebody may have locked.
 pub(super) async fn on_table<T>(look: impl Future<Output = Result<T, source::Error>>) -> Result<T, Error> {
