@@ -129,14 +129,13 @@ async fn of_two_pulls_one_waits() {
     let (_database, service) = with_users(5).await;
     service.export("full", "a").await;
     let folder = reachable_folder();
-    let slow = pull(&service, folder.path(), &[]).with("FAILPOINTS", "pull.fetched=hold");
-    let held = slow.hold("pull.fetched");
+    let slow = pull(&service, folder.path(), &[]).with("FAILPOINTS", "pull.fetched=sleep:2000");
     let slow = tokio::spawn(async { slow.output().await });
-    held.reached().await;
+    let lock = folder.path().join(".cdc-export-pull.lock");
+    eventually("the first has begun", async || lock.exists().then_some(())).await;
     let (code, printed, said) = pull(&service, folder.path(), &[]).output().await;
     assert_eq!((code, printed.as_str()), (0, ""), "{said}");
     assert!(said.contains("another process fills"), "{said}");
-    held.release().await;
     let (code, printed, said) = slow.await.unwrap();
     assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
     service.stop().await;
