@@ -45,7 +45,7 @@ pub fn start(settings: &Settings, least: LevelFilter) {
     // Lower levels of the libraries would bury this program's events.
     let level = settings.level.min(least);
     let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("cdc_export", level);
-    let targets = targets.with_target(AUDIT, settings.level);
+    let targets = targets.with_target(AUDIT, settings.level).with_target("private_postgres", level);
     // It warns of each message that comes back, with all that is in it.
     let targets = targets.with_target("lapin", LevelFilter::OFF);
     // It reports each certificate that it refuses, at each try; the error that it returns says the same.
