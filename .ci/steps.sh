@@ -112,10 +112,10 @@ step_tour() {
     tests/browser.sh the_first_export the_tour
 }
 
-# Kills and cuts alone, on the debug build: a run with every move takes longer to mean something.
+# Kills and cuts alone: a run with every move takes longer to mean something.
 step_torture-short() {
     needs postgres
-    torture --quick --secs 45 --moves
+    torture --unarmed --secs 60 --moves
 }
 
 # --- Steps of .ci/nightly ---
