@@ -195,6 +195,8 @@ consumers = [Consumer("delta-1", "delta"), Consumer("delta-2", "delta"), Consume
 
 step("the old one alone")
 assert Process(OLD, "migrate").child.wait() == 0
+NEWEST = "select max(version) from cdc_export.migrations"
+known = int(sql(NEWEST))
 assert Process(OLD, "track", "items").child.wait() == 0
 old = Process(OLD)
 for consumer in consumers:
@@ -204,9 +206,8 @@ look(old, consumers)
 
 step("the new one starts beside it, and migrates")
 new = Process(NEW)
-newest = sql("select max(version) from cdc_export.migrations")
-if newest == "27":
-    sys.exit("error: there is nothing to upgrade to")
+newest = int(sql(NEWEST))
+print(f"ok: migrations {known + 1} to {newest}" if newest > known else f"ok: no migration since {known}", flush=True)
 side_by_side(old, new, consumers, 10)
 look(old, consumers)
 look(new, consumers)

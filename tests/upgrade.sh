@@ -4,19 +4,19 @@
 #   tests/upgrade.sh                with target/debug/cdc-export, and the release's, which is built from this clone's history
 #   BINARY=… tests/upgrade.sh       with another build
 #
-# RELEASE is the release's commit; a release puts its tag here. The newest that can be is the one before the newest migration, or nothing
-# would be tried. Needs what tests/service.sh does, psql, python3, git, and the history down to that commit.
+# The release is the tag v0.1.0; before there is one, the last commit that changed its schema, from which on a migration only adds
+# (tests/suite/layering.rs). Where nothing was migrated since, both binaries use one schema, and all else is tried as ever.
+# Needs what tests/service.sh does, psql, python3, git, and the history down to that commit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# It knows neither schedules, deliveries nor traces. tests/suite/layering.rs holds that the migrations since then only add.
-RELEASE=c805cdb69bd58dacf0957ef7345c4f39f6dbdc1e
 
-commit=$(git rev-parse --verify --quiet "$RELEASE^{commit}") || {
-    echo "not tried: the clone lacks the commit $RELEASE, which is upgraded from"
+commit=$(git rev-parse --verify --quiet 'v0.1.0^{commit}' || git log -1 --format=%H -- migrations/0001_schema.sql)
+if [[ -z $commit ]]; then
+    echo "not tried: the clone has no commit with migrations/0001_schema.sql, which is upgraded from"
     # A whole history that lacks it means that the name is wrong.
     [[ ${CI:-} != true || $(git rev-parse --is-shallow-repository 2>/dev/null) != false ]] || exit 1
     exit 0
-}
+fi
 before=target/before/$commit
 if [[ ! -x $before/cdc-export ]]; then
     # Under a name of its own, so that it takes no other's place among what is compiled here; the dependencies are those of today's.
