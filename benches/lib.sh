@@ -151,7 +151,7 @@ delta_statement() {
 # The same with the position in it that the consumer has now: what psql would have to send for the same rows.
 same_statement() {
     local oid watermark live deletions text=$statement
-    IFS='|' read -r watermark oid live deletions < <(sql "select last_exported_at, table_oid, snap_live, snap_del from watermarks where consumer_id = '$consumer'")
+    IFS='|' read -r watermark oid live deletions < <(sql "select last_exported_at, table_oid, live_snapshot, deletions_snapshot from watermarks where consumer_id = '$consumer'")
     text=${text//\$1/"'$watermark'"} text=${text//\$2/"'$oid'"} text=${text//\$3/"'$live'"}
     text=${text//\$4/"'$deletions'"}
     # No watermark was set by hand, since which times would tell deletions too.

@@ -27,7 +27,7 @@ use crate::dataset::fault::{Fault, Faults};
 use crate::job::ExportType;
 use crate::job::columns::{FileColumn, FileColumns, Wire};
 use crate::job::selection::Selection;
-use crate::watermark::GuardMemory;
+use crate::watermark::GuardState;
 
 /// A column of a table or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +58,6 @@ pub enum WireFormat {
     Binary,
     /// As the texts that it writes them as.
     Written,
-    /// As texts too. Their type doesn't read its own JSON, in which an older version logged rows that are gone: a DELETE of such a row
-    /// has no value here.
-    WrittenNotFromJson,
 }
 
 impl Column {
@@ -255,7 +252,7 @@ pub struct TableSchema {
     /// The types of the columns that its files have, or that decide what they have, by their names.
     pub types: BTreeMap<String, String>,
     /// What else a position remembers of it.
-    pub guard_memory: GuardMemory,
+    pub guard_state: GuardState,
     /// Whether a file tells only of some rows what they hold.
     pub is_filtered: bool,
 }
@@ -309,7 +306,7 @@ impl TableSchema {
         FileColumns {
             columns: self.file_columns(export_type).into_iter().map(saved).collect(),
             key: self.key.iter().map(|part| part.column.name.clone().into_owned()).collect(),
-            table: Some(self.table.to_string()),
+            table: self.table.to_string(),
             snapshot: snapshot.map(str::to_owned),
         }
     }

@@ -92,6 +92,14 @@ pub enum Error {
     /// The schema is an earlier version's.
     #[error("the service's tables in this database are of an earlier version: run `cdc-export migrate`")]
     Outdated,
+    /// The schema is from before the first release.
+    #[error(
+        "the service's tables in this database are from before version 0.1.0, from which there is no upgrade: run `DROP SCHEMA cdc_export CASCADE; DROP TABLE IF EXISTS {tables} CASCADE` and start again; each consumer needs a full export then"
+    )]
+    Unreleased {
+        /// The tables outside of our schema that the service made, with their schemas.
+        tables: String,
+    },
     /// A migration failed.
     #[error("can't migrate the database")]
     Migrate(#[source] MigrateError),

@@ -124,7 +124,7 @@ pub enum Error {
     #[error("the export has {0} files, whose parts are numbered from 1")]
     NoPart(usize),
     /// The job has no manifest.
-    #[error("there is no manifest of this export: it is an ad-hoc one, or of a version that made none")]
+    #[error("there is no manifest of this export: it is an ad-hoc one")]
     NoManifest,
     /// The file was removed, or is not the one that was exported.
     #[error("the file of this export was removed or replaced: a full export goes on from there")]

@@ -64,7 +64,7 @@ pub enum Error {
         "Postgres's transaction ids were set back, to before {0}: what later ones wrote can't be seen or changed. Stop it and set them forward (`pg_resetwal -x`), or restore a backup"
     )]
     XidsSetBack(String),
-    /// A row holds what this version of the service doesn't know.
+    /// A row holds what this version of the service doesn't know: a newer one may have written it.
     #[error("the database holds an unknown value")]
     Unknown(#[from] pg_rows::words::UnknownWord),
     /// The identity that the database tells has not the form of one.
@@ -224,7 +224,7 @@ async fn xid_beyond(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Err
     // rows of other tables are too.
     let beyond: Option<String> = sqlx::query_scalar(
         "-- store.ping
-         select s.xmax::text from cdc_export.stores s where age(s.xmax) < 0 order by age(s.xmax) limit 1",
+         select d.xmax::text from cdc_export.destinations d where age(d.xmax) < 0 order by age(d.xmax) limit 1",
     )
     .fetch_optional(&mut *conn)
     .await?;

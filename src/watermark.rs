@@ -62,7 +62,7 @@ pub struct Position {
     pub live: Option<Snapshot>,
     /// Deletions are delivered up to this one, which is never newer.
     pub deletions: Option<Snapshot>,
-    /// Beside the log's deletions, soft-deleted rows after this time are due: the time was set by hand, or an older version saved it.
+    /// Beside the log's deletions, soft-deleted rows after this time are due: the time was set by hand.
     /// `None`: the log alone tells deletions, where there is a snapshot.
     pub deleted_since: Option<DateTime<Utc>>,
 }
@@ -90,12 +90,8 @@ pub struct Fingerprint {
     pub relfilenode: Option<u32>,
     /// Its columns.
     pub columns_hash: String,
-    /// Its triggers of ours; `None`: there is none.
-    pub triggers_hash: Option<String>,
-    /// Its partitions; `None`: there is none.
-    pub partitions_hash: Option<String>,
     /// What else the guard compares.
-    pub guard_memory: GuardMemory,
+    pub guard_state: GuardState,
     /// The text of [`Dataset::definition`](crate::dataset::Dataset::definition).
     pub definition: String,
     /// The types of its columns that matter, by their names.
@@ -105,12 +101,12 @@ pub struct Fingerprint {
 }
 
 /// What a position remembers of a table for the guard in `source`, by name: a JSON object. Opaque to all but the guard. A member that
-/// a saved position lacks, since its version didn't know it, isn't compared.
+/// a saved position lacks isn't compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct GuardMemory(serde_json::Map<String, serde_json::Value>);
+pub struct GuardState(serde_json::Map<String, serde_json::Value>);
 
-impl GuardMemory {
+impl GuardState {
     /// The member of this name; null: there is none.
     pub fn get(&self, name: &str) -> &serde_json::Value {
         self.0.get(name).unwrap_or(&serde_json::Value::Null)

@@ -120,15 +120,15 @@ const RULES: [(&str, &str, &str); 5] = [
     (
         "6",
         "a job that overtook an earlier one",
-        "select e.consumer_id || ': ' || e.lane_seq || ' is ' || e.status || ', ' || o.lane_seq || ' is ' || o.status
-         from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_seq > o.lane_seq
+        "select e.consumer_id || ': ' || e.lane_sequence || ' is ' || e.status || ', ' || o.lane_sequence || ' is ' || o.status
+         from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_sequence > o.lane_sequence
          where o.status in ('pending', 'processing') and e.status in ('processing', 'completed', 'failed')",
     ),
     (
         "6",
         "a job that overtook an earlier one which has no name yet",
-        "select e.consumer_id || ': ' || e.lane_seq || ' is ' || e.status || ', ' || o.lane_seq || ' is unpublished'
-         from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_seq > o.lane_seq
+        "select e.consumer_id || ': ' || e.lane_sequence || ' is ' || e.status || ', ' || o.lane_sequence || ' is unpublished'
+         from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_sequence > o.lane_sequence
          where o.status = 'completed' and o.published_at is null and e.status in ('processing', 'completed', 'failed')",
     ),
     // Nobody here removes a file that has no name yet.
@@ -144,7 +144,7 @@ const RULES: [(&str, &str, &str); 5] = [
          from watermarks w
          left join lateral (select watermark_to from exports e
                             where e.consumer_id = w.consumer_id and (e.status = 'completed' or e.error_code = 'file_lost')
-                            order by lane_seq desc limit 1) j on true
+                            order by lane_sequence desc limit 1) j on true
          where w.last_exported_at is distinct from j.watermark_to",
     ),
 ];

@@ -135,8 +135,8 @@ const CONTROLS: [Control; 11] = [
         breaks: Some("6"),
         edits: &[Edit {
             file: "src/store/queue.rs",
-            text: "and earlier.lane_seq < r.lane_seq and earlier.status in ('pending', 'processing'))",
-            instead: "and earlier.lane_seq < r.lane_seq and false)",
+            text: "and earlier.lane_sequence < r.lane_sequence and earlier.status in ('pending', 'processing'))",
+            instead: "and earlier.lane_sequence < r.lane_sequence and false)",
         }],
         scenario: Scenario::Usual(60),
     },

@@ -20,7 +20,7 @@ pub(crate) struct Job {
     /// Empty: ad hoc.
     pub(crate) consumer_id: String,
     pub(crate) dataset: String,
-    pub(crate) lane_seq: Option<i64>,
+    pub(crate) lane_sequence: Option<i64>,
     pub(crate) number: Option<i64>,
     /// The last key that an ad-hoc export was to have.
     pub(crate) up_to: Option<i64>,
@@ -72,12 +72,12 @@ pub(crate) struct Era {
 impl Era {
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<Era> {
         let jobs = sqlx::query_as(
-            "select id, coalesce(consumer_id, '') as consumer_id, dataset, lane_seq, number,
+            "select id, coalesce(consumer_id, '') as consumer_id, dataset, lane_sequence, number,
                (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
                rows_exported, bytes_written, output_filename, sha256, staged_name,
                (select location from cdc_export.files f where f.job = e.id and f.part = 1), digest, published_at is not null as published,
                watermark_from, watermark_to
-             from exports e order by consumer_id, lane_seq",
+             from exports e order by consumer_id, lane_sequence",
         );
         let jobs = jobs.fetch_all(&mut *conn).await?;
         let (history, versions) = (History::read(conn).await?, recorder::versions(conn).await?);

@@ -211,7 +211,7 @@ impl Judged<'_> {
         let mut running = BTreeMap::<&str, Uuid>::new();
         let mut open = BTreeMap::<&str, BTreeSet<i64>>::new();
         for step in &self.era.history.steps {
-            let (Some(lane), Some(seq)) = (step.lane.as_deref(), step.lane_seq) else { continue };
+            let (Some(lane), Some(seq)) = (step.lane.as_deref(), step.lane_sequence) else { continue };
             let was = step.was.as_deref().unwrap_or("nothing");
             let legal = matches!(
                 (was, step.became.as_str()),
@@ -430,7 +430,7 @@ impl Judged<'_> {
             consumer.wrong += 1;
             // One lost row is wrong in every export until it changes again.
             if consumer.wrong <= 5 {
-                self.report().red("1", format!("after {name} (lane_seq {:?}), {wrong}", job.lane_seq));
+                self.report().red("1", format!("after {name} (lane_sequence {:?}), {wrong}", job.lane_sequence));
             }
         }
         Ok(true)

@@ -51,17 +51,17 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
          create table torture.steps (
            seq bigint generated always as identity primary key, up float8 not null default torture.uptime(),
            snapshot text not null default pg_current_snapshot()::text,
-           job uuid, lane text, lane_seq bigint, was text, became text, token_was uuid, token uuid, owner text, staged text, code text);
+           job uuid, lane text, lane_sequence bigint, was text, became text, token_was uuid, token uuid, owner text, staged text, code text);
          create function torture.step() returns trigger language plpgsql security definer set search_path = '' as $$
          begin
            if tg_op = 'UPDATE' and old.published_at is null and new.published_at is not null then
-             insert into torture.steps (job, lane, lane_seq, was, became) values (new.id, new.consumer_id, new.lane_seq, new.status, 'published');
+             insert into torture.steps (job, lane, lane_sequence, was, became) values (new.id, new.consumer_id, new.lane_sequence, new.status, 'published');
            end if;
            if tg_op = 'UPDATE' and new.status = old.status and new.lease_token is not distinct from old.lease_token then
              return null;
            end if;
-           insert into torture.steps (job, lane, lane_seq, was, became, token_was, token, owner, staged, code)
-           values (new.id, new.consumer_id, new.lane_seq, case tg_op when 'UPDATE' then old.status end, new.status,
+           insert into torture.steps (job, lane, lane_sequence, was, became, token_was, token, owner, staged, code)
+           values (new.id, new.consumer_id, new.lane_sequence, case tg_op when 'UPDATE' then old.status end, new.status,
              case tg_op when 'UPDATE' then old.lease_token end, new.lease_token, new.lease_owner, new.staged_name, new.error_code);
            return null;
          end $$;
@@ -292,7 +292,7 @@ pub(crate) struct Step {
     pub(crate) snapshot: Snapshot,
     pub(crate) job: uuid::Uuid,
     pub(crate) lane: Option<String>,
-    pub(crate) lane_seq: Option<i64>,
+    pub(crate) lane_sequence: Option<i64>,
     pub(crate) was: Option<String>,
     pub(crate) became: String,
     pub(crate) token_was: Option<uuid::Uuid>,
@@ -308,7 +308,7 @@ struct RecordedStep {
     snapshot: String,
     job: uuid::Uuid,
     lane: Option<String>,
-    lane_seq: Option<i64>,
+    lane_sequence: Option<i64>,
     was: Option<String>,
     became: String,
     token_was: Option<uuid::Uuid>,
@@ -320,11 +320,11 @@ struct RecordedStep {
 
 impl RecordedStep {
     fn step(self, booted: DateTime<Utc>) -> Result<Step> {
-        let RecordedStep { up, snapshot, job, lane, lane_seq, was, became, token_was, token, owner, staged, code } =
+        let RecordedStep { up, snapshot, job, lane, lane_sequence, was, became, token_was, token, owner, staged, code } =
             self;
         let at = booted + TimeDelta::microseconds((up * 1e6) as i64);
         let snapshot = Snapshot::parse(&snapshot)?;
-        Ok(Step { at, snapshot, job, lane, lane_seq, was, became, token_was, token, owner, staged, code })
+        Ok(Step { at, snapshot, job, lane, lane_sequence, was, became, token_was, token, owner, staged, code })
     }
 }
 
@@ -367,7 +367,7 @@ impl History {
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<History> {
         let booted = booted()?;
         let recorded: Vec<RecordedStep> = sqlx::query_as(
-            "select up, snapshot, job, lane, lane_seq, was, became, token_was, token, owner, staged, code
+            "select up, snapshot, job, lane, lane_sequence, was, became, token_was, token, owner, staged, code
              from torture.steps order by seq",
         )
         .fetch_all(conn)

@@ -13,8 +13,8 @@ const MARKER_ENDING: &str = ".mark";
 pub struct HiddenFile {
     /// Its name.
     pub name: String,
-    /// The database it belongs to; `None`: a version wrote it that didn't say.
-    pub database: Option<DatabaseId>,
+    /// The database that it belongs to.
+    pub database: DatabaseId,
     /// Of which job.
     pub job: JobId,
     /// The attempt's token; a marker has a token of its own.
@@ -27,10 +27,10 @@ impl HiddenFile {
     /// The first file of an attempt.
     pub fn of_attempt(database: &DatabaseId, job: JobId, token: LeaseToken) -> HiddenFile {
         let name = format!(".{database}.{job}.{}{DRAFT_ENDING}", token.as_uuid());
-        HiddenFile { name, database: Some(database.clone()), job, token, part: 1 }
+        HiddenFile { name, database: database.clone(), job, token, part: 1 }
     }
 
-    /// Another file of the same attempt, from 2. A version that knows of no parts leaves it alone.
+    /// Another file of the same attempt, from 2.
     pub fn with_part(&self, part: u32) -> HiddenFile {
         let stem = self.name.strip_suffix(DRAFT_ENDING).unwrap_or(&self.name);
         HiddenFile { name: format!("{stem}.{part}{DRAFT_ENDING}"), part, ..self.clone() }
@@ -40,7 +40,7 @@ impl HiddenFile {
     pub fn of_marker(database: &DatabaseId, job: JobId) -> HiddenFile {
         let token = LeaseToken::random();
         let name = format!(".{database}.{job}.{}{MARKER_ENDING}", token.as_uuid());
-        HiddenFile { name, database: Some(database.clone()), job, token, part: 1 }
+        HiddenFile { name, database: database.clone(), job, token, part: 1 }
     }
 
     /// Whether it is a marker that is being written.
@@ -57,10 +57,8 @@ impl HiddenFile {
             _ => (stem, 1),
         };
         let (rest, token) = stem.rsplit_once('.')?;
-        let (database, job) = match rest.split_once('.') {
-            Some((database, job)) => (Some(database.parse().ok()?), job),
-            None => (None, rest),
-        };
+        let (database, job) = rest.split_once('.')?;
+        let database = database.parse().ok()?;
         let (job, token) = (job.parse::<Uuid>().ok()?.into(), token.parse::<Uuid>().ok()?.into());
         Some(HiddenFile { name: name.to_owned(), database, job, token, part })
     }
@@ -80,10 +78,6 @@ mod tests {
         ] {
             assert_eq!(HiddenFile::read(&file.name), Some(file));
         }
-        // As older versions called them.
-        let (job, token) = (JobId::new(), LeaseToken::random());
-        let name = format!(".{job}.{}{DRAFT_ENDING}", token.as_uuid());
-        assert_eq!(HiddenFile::read(&name), Some(HiddenFile { name, database: None, job, token, part: 1 }));
         for other in [".cdc-export-store", ".lane-00000000000000ff-1-0.json", ".a.b.c.part", "a.part", ".part"] {
             assert_eq!(HiddenFile::read(other), None, "{other}");
         }

@@ -9,19 +9,11 @@ pub struct FileColumns {
     pub columns: Vec<FileColumn>,
     /// The names of the dataset's key columns. A selection may have left them out of the file.
     pub key: Vec<String>,
-    /// The table, with its schema; `None`: a version saved it that didn't say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub table: Option<String>,
-    /// The snapshot whose rows the file has; `None`: the dataset goes by its times alone, or a version saved it that didn't say.
+    /// The table, with its schema.
+    pub table: String,
+    /// The snapshot whose rows the file has; `None`: the dataset goes by its times alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
-}
-
-impl FileColumns {
-    /// Of a job that a version before completed, which didn't save them.
-    pub fn unknown() -> FileColumns {
-        FileColumns { columns: Vec::new(), key: Vec::new(), table: None, snapshot: None }
-    }
 }
 
 /// A column of a file.
@@ -53,15 +45,15 @@ mod tests {
     /// What one version saves every later one reads.
     #[test]
     fn the_form_is_never_changed() {
-        let saved = r#"{"columns":[{"name":"id","type":"bigint","wire":"binary"},{"name":"at","type":"inet","wire":"text"}],"key":["id"]}"#;
+        let saved = r#"{"columns":[{"name":"id","type":"bigint","wire":"binary"},{"name":"at","type":"inet","wire":"text"}],"key":["id"],"table":"public.users"}"#;
         let column =
             |name: &str, type_name: &str, wire| FileColumn { name: name.into(), type_name: type_name.into(), wire };
         let columns = vec![column("id", "bigint", Wire::Binary), column("at", "inet", Wire::Text)];
-        let columns = FileColumns { columns, key: vec!["id".to_owned()], table: None, snapshot: None };
+        let columns = FileColumns { columns, key: vec!["id".to_owned()], table: "public.users".into(), snapshot: None };
         assert_eq!(serde_json::to_string(&columns).unwrap(), saved);
         assert_eq!(serde_json::from_str::<FileColumns>(saved).unwrap(), columns);
-        let columns = FileColumns { table: Some("public.users".into()), snapshot: Some("1:2:".into()), ..columns };
-        let saved = saved.replace("\"key\":[\"id\"]", r#""key":["id"],"table":"public.users","snapshot":"1:2:""#);
+        let columns = FileColumns { snapshot: Some("1:2:".into()), ..columns };
+        let saved = saved.replace("users\"}", r#"users","snapshot":"1:2:"}"#);
         assert_eq!(serde_json::to_string(&columns).unwrap(), saved);
         assert_eq!(serde_json::from_str::<FileColumns>(&saved).unwrap(), columns);
     }

@@ -31,11 +31,11 @@ impl Task for Sweep {
             return Ok(());
         }
         let mut outcome = Ok(());
-        for EndedAttempt { file, is_nobodys } in
+        for EndedAttempt { file, is_removable } in
             maintenance.with_timeout(maintenance.store.ended_attempts(hidden)).await?
         {
             let job = file.job;
-            match destination.sweep(file, (!is_nobodys).then_some(ABANDONED_AFTER)).await {
+            match destination.sweep(file, (!is_removable).then_some(ABANDONED_AFTER)).await {
                 Ok(true) => tracing::info!(event = "hidden_file_swept", jobId = %job),
                 Ok(false) => {}
                 Err(error) => outcome = Err(error.into()),

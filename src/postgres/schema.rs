@@ -9,9 +9,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 use crate::connection;
 use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
-use crate::postgres::migrations::{MIGRATIONS, USERS_ARE_THERE};
+use crate::postgres::migrations::MIGRATIONS;
 use crate::postgres::preview::begin;
-use crate::postgres::search_path::{SearchPath, TableSchemas};
+use crate::postgres::search_path::{SearchPath, TablesSchema};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 
 /// How many times a migration is tried while its tables are locked, with a second between.
@@ -28,9 +28,10 @@ pub async fn require_migrated(database: &Database) -> Result<(), Error> {
         return Err(Error::NotMigrated);
     }
     rights.require_use(Purpose::Serve)?;
+    refuse_unreleased(&mut conn).await?;
     refuse_foreign_tables(&mut conn, &path).await?;
-    let schemas = path.table_schemas(&mut conn).await.map_err(Error::Sql)?;
-    if !is_current(&mut conn).await? || !schemas.has_views(&mut conn).await.map_err(Error::Sql)? {
+    let schema = path.tables_schema(&mut conn).await.map_err(Error::Sql)?;
+    if !is_current(&mut conn).await? || !schema.has_views(&mut conn).await.map_err(Error::Sql)? {
         return Err(Error::Outdated);
     }
     conn.close().await.map_err(Error::Sql)
@@ -84,7 +85,8 @@ pub enum Purpose {
 }
 
 /// Checks the server and brings the schema up to date. Safe at every start and from several replicas at once: the first one
-/// migrates, the others wait for it. The first migration makes the demo's `users` only where the catalog has a dataset of it.
+/// migrates, the others wait for it. The first migration makes the demo's `users` where the catalog has a dataset of it and no
+/// table has its name.
 ///
 /// # Errors
 /// If the database can't be reached or used, is behind a pooler in transaction mode, or holds a foreign `exports` or
@@ -103,18 +105,16 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
     lock(&mut conn).await?;
     let rights = Rights::of(&mut conn, &path).await.map_err(Error::Sql)?;
     if rights.has_migrations {
-        rights.require_use(purpose)?
+        rights.require_use(purpose)?;
+        refuse_unreleased(&mut conn).await?;
     } else {
         rights.require_create()?
     }
     refuse_foreign_tables(&mut conn, &path).await?;
     // The migrator would need the right to create its table even where that exists. A service needs no such right where another
     // role has migrated.
-    let schemas = path.table_schemas(&mut conn).await.map_err(Error::Sql)?;
-    if rights.has_migrations
-        && is_current(&mut conn).await?
-        && schemas.has_views(&mut conn).await.map_err(Error::Sql)?
-    {
+    let schema = path.tables_schema(&mut conn).await.map_err(Error::Sql)?;
+    if rights.has_migrations && is_current(&mut conn).await? && schema.has_views(&mut conn).await.map_err(Error::Sql)? {
         return conn.close().await.map_err(Error::Sql);
     }
     rights.require_create()?;
@@ -130,12 +130,13 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
         .await
         .map_err(Error::Sql)?;
     // An older binary may start beside a newer one; the older one ignores the migrations that it doesn't know.
-    let mut migrator = Migrator::with_migrations(migrations(&schemas, has_users(catalog, &path)));
+    let makes_users = has_users(catalog, &path) && path.find(&mut conn, "users").await.map_err(Error::Sql)?.is_none();
+    let mut migrator = Migrator::with_migrations(migrations(&schema, makes_users));
     migrator.set_locking(false).set_ignore_missing(true);
     migrator.dangerous_set_table_name("cdc_export.migrations");
     for left in (0..MIGRATION_TRIES).rev() {
         let migrated = match migrator.run(&mut conn).await {
-            Ok(()) => schemas.renew_views(&mut conn).await.map_err(MigrateError::Execute),
+            Ok(()) => schema.renew_views(&mut conn).await.map_err(MigrateError::Execute),
             Err(error) => Err(error),
         };
         match migrated {
@@ -187,25 +188,44 @@ fn has_users(catalog: &Catalog, path: &SearchPath) -> bool {
     catalog.iter().any(|dataset| dataset.table.name == "users" && is_here(&dataset.table.schema))
 }
 
-/// The migrations with the tables' schemas written out: their text names tables without a schema. The first one leaves `users` out
-/// where it is not wanted.
-fn migrations(schemas: &TableSchemas, has_users: bool) -> Vec<Migration> {
-    let named = |migration: &Migration| {
-        let mut text = migration.sql.as_str().to_owned();
-        if !has_users {
-            text = text.replace(USERS_ARE_THERE, "if true then");
-        }
-        let sql = AssertSqlSafe(schemas.named_in(&text)).into_sql_str();
+/// The migrations with the words in braces replaced (`migrations/0001_schema.sql` says which there are).
+fn migrations(schema: &TablesSchema, makes_users: bool) -> Vec<Migration> {
+    let written = |migration: &Migration| {
+        let text = migration.sql.as_str().replace("{makes_users}", &makes_users.to_string());
+        let sql = AssertSqlSafe(schema.written_in(&text)).into_sql_str();
         // The checksum stays that of the file's text.
         Migration { sql, ..migration.clone() }
     };
-    MIGRATIONS.iter().map(named).collect()
+    MIGRATIONS.iter().map(written).collect()
 }
 
 /// Whether a lock timeout ended the migration.
 fn is_busy(error: &MigrateError) -> bool {
     let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else { return false };
     SqlFailure::of(cause) == SqlFailure::LockTimeout
+}
+
+/// Refuses a database that was migrated before 0.1.0, the first release. Its first migration has another name than ours.
+async fn refuse_unreleased(conn: &mut PgConnection) -> Result<(), Error> {
+    let is_unreleased: bool = sqlx::query_scalar(
+        "-- postgres.migrate.unreleased
+         select exists (select from cdc_export.migrations where version = 1 and description <> 'schema')",
+    )
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(Error::Sql)?;
+    if !is_unreleased {
+        return Ok(());
+    }
+    let tables: String = sqlx::query_scalar(
+        "-- postgres.migrate.made_before
+         select string_agg(format('%I.%I', schema_name, table_name), ', ' order by schema_name, table_name)
+         from cdc_export.owned",
+    )
+    .fetch_one(conn)
+    .await
+    .map_err(Error::Sql)?;
+    Err(Error::Unreleased { tables })
 }
 
 /// Whether there is nothing to migrate.

@@ -1,7 +1,6 @@
-//! The schemas of the three tables that people read: `exports`, `watermarks` and the demo's `users`. They are in the first schema
-//! of the role's own search_path, normally `public`. Our statements don't use that path, because others may have put functions
-//! and operators there: migrations get the tables' schemas written out, and all other statements find views of the tables in our
-//! schema.
+//! The schema of the three tables that people read: `exports`, `watermarks` and the demo's `users`. It is the first schema of the
+//! role's own search_path, normally `public`. Our statements don't use that path, because others may have put functions and
+//! operators there: migrations get the schema written out, and all other statements find views of the tables in our schema.
 
 use crate::connection::quoted;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -14,14 +13,9 @@ const VIEWED: [&str; 2] = ["exports", "watermarks"];
 #[derive(Clone, Debug)]
 pub(super) struct SearchPath(Vec<String>);
 
-/// The schemas of our tables, quoted: where they are, or would be made.
+/// The schema in which `exports` and `watermarks` are, or would be made.
 #[derive(Clone, Debug)]
-pub(super) struct TableSchemas {
-    /// Of `exports` and `watermarks`.
-    pub(super) ours: String,
-    /// Of the `users` that the path finds, whoever made it.
-    users: String,
-}
+pub(super) struct TablesSchema(String);
 
 impl SearchPath {
     /// Reads the role's search_path. Must run before the session is set up, which sets another path.
@@ -65,46 +59,19 @@ impl SearchPath {
         .await
     }
 
-    /// The schemas in which the tables are, or would be made.
-    pub(super) async fn table_schemas(&self, conn: &mut PgConnection) -> Result<TableSchemas, sqlx::Error> {
-        let ours = self.find(&mut *conn, "exports").await?.unwrap_or_else(|| self.first().to_owned());
-        let users = self.find(conn, "users").await?.unwrap_or_else(|| self.first().to_owned());
-        Ok(TableSchemas { ours: quoted(&ours), users: quoted(&users) })
+    /// The schema in which `exports` and `watermarks` are, or would be made.
+    pub(super) async fn tables_schema(&self, conn: &mut PgConnection) -> Result<TablesSchema, sqlx::Error> {
+        let found = self.find(conn, "exports").await?;
+        Ok(TablesSchema(found.unwrap_or_else(|| self.first().to_owned())))
     }
 }
 
-impl TableSchemas {
-    /// A migration's text, with schemas written before the tables' names.
-    pub(super) fn named_in(&self, migration: &str) -> String {
-        // The words before a table's name, or before the name of an index in its schema.
-        const BEFORE: [&str; 13] = [
-            "create table ",
-            "alter table ",
-            "drop table ",
-            "lock table ",
-            " on ",
-            "update ",
-            "from ",
-            "join ",
-            "into ",
-            "drop index ",
-            "alter index ",
-            "analyze ",
-            "references ",
-        ];
-        let mut text = migration.to_owned();
-        for (table, schema) in [("users", &self.users), ("watermarks", &self.ours), ("exports", &self.ours)] {
-            for before in BEFORE {
-                let (plain, named) = (format!("{before}{table}"), format!("{before}{schema}.{table}"));
-                text = text.replace(&plain, &named);
-            }
-            // A name as a text constant is in quotes.
-            let constant = format!("'{}.{table}'", schema.replace('\'', "''"));
-            for call in ["cdc_export.own(", "to_regclass("] {
-                text = text.replace(&format!("{call}'{table}')"), &format!("{call}{constant})"));
-            }
-        }
-        text
+impl TablesSchema {
+    /// A migration's text with the schema in place of `{schema}`, an identifier, and `{schema_name}`, a string.
+    pub(super) fn written_in(&self, migration: &str) -> String {
+        let TablesSchema(name) = self;
+        let string = format!("'{}'", name.replace('\'', "''"));
+        migration.replace("{schema_name}", &string).replace("{schema}", &quoted(name))
     }
 
     /// Whether each view has the columns of its table.
@@ -127,7 +94,7 @@ impl TableSchemas {
                select array_agg(a.attname order by a.attnum) from pg_attribute a
                where a.attrelid = to_regclass($1 || '.' || $2) and a.attnum > 0 and not a.attisdropped), false)",
         )
-        .bind(&self.ours)
+        .bind(quoted(&self.0))
         .bind(table)
         .fetch_one(conn)
         .await
@@ -144,7 +111,7 @@ impl TableSchemas {
                 "-- postgres.search_path.view
                  drop view if exists cdc_export.{table};
                  create view cdc_export.{table} as select * from {}.{table}",
-                self.ours
+                quoted(&self.0)
             );
             sqlx::raw_sql(AssertSqlSafe(made)).execute(&mut *tx).await?;
             let grants: Vec<String> = sqlx::query_scalar(
@@ -155,7 +122,7 @@ impl TableSchemas {
                  where c.oid = to_regclass($1 || '.' || $2) and g.grantee <> c.relowner
                    and g.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')",
             )
-            .bind(&self.ours)
+            .bind(quoted(&self.0))
             .bind(table)
             .fetch_all(&mut *tx)
             .await?;
@@ -174,15 +141,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_migration_names_each_table_with_its_schema() {
-        let schemas = TableSchemas { ours: quoted("a'b"), users: quoted("U") };
-        let named = schemas.named_in(
-            "alter table exports add column x int;\ncreate index exports_a on exports (a);\nselect cdc_export.own('watermarks');
-             drop index exports_a; before insert on users for each row; create table cdc_export.keys (from_exports int references exports (id))",
-        );
-        let wanted = "alter table \"a'b\".exports add column x int;\ncreate index exports_a on \"a'b\".exports (a);
-select cdc_export.own('\"a''b\".watermarks');
-             drop index \"a'b\".exports_a; before insert on \"U\".users for each row; create table cdc_export.keys (from_exports int references \"a'b\".exports (id))";
-        assert_eq!(named, wanted);
+    fn a_migration_names_the_schema() {
+        let schema = TablesSchema("a'\"b".to_owned());
+        let written = schema.written_in("create table {schema}.exports (); insert into owned values ({schema_name})");
+        assert_eq!(written, "create table \"a'\"\"b\".exports (); insert into owned values ('a''\"b')");
     }
 }

@@ -69,11 +69,11 @@ async fn any_is_unlogged(reader: &mut PgConnection, arrivals: &Arrivals<'_>) -> 
         let has = format!(
             "-- source.arrivals.has_unlogged_rows
              with logged as materialized (
-               select distinct l.pk from cdc_export.change_log l
-               where l.tbl = $1 and l.xid >= pg_snapshot_xmin($2::text::pg_snapshot)
-                 and not pg_visible_in_snapshot(l.xid, $2::text::pg_snapshot) and l.pk is not null)
+               select distinct l.key from cdc_export.change_log l
+               where l.table_oid = $1 and l.xid >= pg_snapshot_xmin($2::text::pg_snapshot)
+                 and not pg_visible_in_snapshot(l.xid, $2::text::pg_snapshot) and l.key is not null)
              select exists (
-               select from {place} u where u.tableoid = any ($3) and {key} collate \"C\" not in (select pk from logged))"
+               select from {place} u where u.tableoid = any ($3) and {key} collate \"C\" not in (select key from logged))"
         );
         let has = sqlx::query_scalar(AssertSqlSafe(has)).bind(table).bind(saved).bind(leaves);
         let has: bool = has.fetch_one(&mut *reader).await?;

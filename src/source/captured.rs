@@ -3,14 +3,13 @@
 /// As a lateral subquery of a table `t` (of `pg_class`) in the schema `n`: one row, whatever there is.
 ///
 /// - `captured`: every trigger that it and its partitions need is there, fires for everybody, and logs changes of this very table.
-/// - `is_newest`: they are those that `track` would make.
+/// - `logs_every_truncate`: no partition lacks the trigger for a TRUNCATE, which `track` puts on those that came since.
 /// - `set`: what the names of the functions that they call begin with.
 /// - `logged_key`: what they log; what they shall log, where there are none; null: nobody let the table be exported.
 /// - `relations`: by the oids of the table and its partitions an array of three: the stamps of the triggers that log rows, that of
 ///   the one that logs a TRUNCATE, and the number of the file, which a TRUNCATE changes. A stamp is an oid and an xmin: a catalog's row
-///   that was changed, or made anew, has another one.
+///   that was changed, or made anew, has another one: DISABLE and ENABLE leave a trigger's oid and change its `xmin`.
 /// - `functions`: a stamp of the functions.
-/// - `triggers_hash`, `partitions_hash`: what positions of before were compared by.
 ///
 /// A trigger is told by the function that it calls, never by its name or by how many there are: a partition has triggers of its own
 /// from when it was a table by itself. And whose changes a function logs, by which key, it says itself in its first line: a name in a
@@ -33,10 +32,9 @@ macro_rules! capture {
             select p.oid, p.xmin, left(p.proname::text, -1) as set, right(p.proname::text, 1) as kind, head[2]::jsonb as key
             from (select distinct x.tgfoid from pg_trigger x where x.tgrelid = t.oid) called
             join pg_proc p on p.oid = called.tgfoid
-            cross join lateral regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \\d+ (?:(\\d+) )?(\\[.*\\])$') head
+            cross join lateral regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \\d+ (\\d+) (\\[.*\\])$') head
             where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
-              -- Before 3 they logged the table that they were on.
-              and head is not null and coalesce(head[1]::oid, t.oid) = t.oid
+              and head[1]::oid = t.oid
               -- One without settings of its own was made for a key whose type was another one.
               and (p.proconfig is not null or ",
             $crate::source::captured::is_plain_key!("t.oid", "head[2]::jsonb"),
@@ -58,26 +56,18 @@ macro_rules! capture {
                 else array_agg(g.kind) @> ",
             $crate::source::trigger::triggers!(all_of_plain_table),
             "
-                  -- Of before 3: statement triggers alone see nothing that a subscription writes.
-                  or array_agg(g.kind) @> '{iA,uA,dA,tA}' and not exists (select from pg_subscription_rel s where s.srrelid = t.oid)
               end as is_whole,
-              case t.relkind
-                when 'p' then count(distinct g.tgrelid) filter (where g.kind = ",
+              t.relkind <> 'p' or count(distinct g.tgrelid) filter (where g.kind = ",
             $crate::source::trigger::triggers!(truncates),
-            ") = (select count(*) from relations)
-                else array_agg(g.kind) @> ",
-            $crate::source::trigger::triggers!(all_of_plain_table),
-            " end as is_newest
+            ") = (select count(*) from relations) as logs_every_truncate
             from triggers g group by g.set),
           its as materialized (
-            select s.set, s.is_whole, s.is_newest from sets s order by s.is_whole desc, s.is_newest desc, s.set limit 1)
-          select found.captured, found.captured and its.is_newest as is_newest, its.set,
+            select s.set, s.is_whole, s.logs_every_truncate from sets s
+            order by s.is_whole desc, s.logs_every_truncate desc, s.set limit 1)
+          select found.captured, found.captured and its.logs_every_truncate as logs_every_truncate, its.set,
             case when listed.is_there then coalesce(
               (select array(select jsonb_array_elements_text(f.key)) from functions f where f.set = its.set and f.kind <> 't' limit 1),
-              listed.key,
-              ",
-            $crate::source::primary_key::primary_key!("t.oid"),
-            ") end as logged_key,
+              listed.key) end as logged_key,
             (select jsonb_object_agg(r.oid::text, jsonb_build_array(g.rows, g.truncates, r.relfilenode))
              from relations r
              left join (
@@ -87,11 +77,7 @@ macro_rules! capture {
             ") as truncates
                from triggers x join its on its.set = x.set
                group by x.tgrelid) g on g.tgrelid = r.oid) as relations,
-            (select md5(string_agg(format('%s %s', f.oid, f.xmin), ',' order by f.oid)) from functions f where f.set = its.set) as functions,
-            -- DISABLE and ENABLE leave a trigger's oid and change its row's xmin; a new trigger has another oid.
-            (select md5(string_agg(format('%s %s', x.oid, x.xmin), ',' order by x.oid))
-             from relations r join pg_trigger x on x.tgrelid = r.oid where x.tgname like 'cdc\\_export\\_%') as triggers_hash,
-            (select md5(string_agg(r.oid::text, ',' order by r.oid)) from relations r where t.relkind = 'p') as partitions_hash
+            (select md5(string_agg(format('%s %s', f.oid, f.xmin), ',' order by f.oid)) from functions f where f.set = its.set) as functions
           from (select) one
           left join its on true
           left join lateral (

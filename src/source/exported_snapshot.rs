@@ -11,7 +11,7 @@ use crate::job::{Continuity, ExportType, JobId, SnapshotReport};
 use crate::source::guard::{continuity, here, witness};
 use crate::source::snapshot::Purpose;
 use crate::source::{Error, quote};
-use crate::watermark::{Fingerprint, GuardMemory, NewPosition, Position};
+use crate::watermark::{Fingerprint, GuardState, NewPosition, Position};
 
 /// What the statement tells.
 #[derive(sqlx_macros::FromRow)]
@@ -33,8 +33,8 @@ pub(super) struct ExportedSnapshot {
     pub(super) blocks: Option<i64>,
     version: Option<i64>,
     last_exported_at: Option<DateTime<Utc>>,
-    snap_live: Option<String>,
-    snap_del: Option<String>,
+    live_snapshot: Option<String>,
+    deletions_snapshot: Option<String>,
     continuity: Option<String>,
     /// Whether the job was made before the database was put back or copied.
     pub(super) is_restored: bool,
@@ -47,11 +47,8 @@ pub(super) struct ExportedSnapshot {
     pub(super) table_oid: Oid,
     relfilenode: Option<Oid>,
     columns_hash: String,
-    triggers_hash: Option<String>,
-    partitions_hash: Option<String>,
-    #[sqlx(rename = "seen")]
-    guard_memory: Json<GuardMemory>,
-    /// Since when the times tell deletions that the log doesn't have. An older version didn't save it: the watermark is taken for it.
+    guard_state: Json<GuardState>,
+    /// Since when the times tell deletions that the log doesn't have.
     deleted_since: Option<DateTime<Utc>>,
     /// The number of the column whose times the watermark is of; 0: of none alone.
     timed_by: Option<i64>,
@@ -79,7 +76,7 @@ impl ExportedSnapshot {
                  select from (select t.oid union all select relid from pg_partition_tree(t.oid)) parts (oid)
                  join pg_class part on part.oid = parts.oid
                  where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
-               w.version, w.last_exported_at, w.snap_live::text, w.snap_del::text, ",
+               w.version, w.last_exported_at, w.live_snapshot::text, w.deletions_snapshot::text, ",
             continuity!(),
             " as continuity,
                coalesce(j.database_id <> cdc_export.database_id(), false) or coalesce(m.job = j.id, false)
@@ -89,17 +86,16 @@ impl ExportedSnapshot {
                coalesce(w.table_oid = t.oid and w.columns_hash = here.columns_hash and w.relfilenode <> here.relfilenode, false)
                  as table_rewritten,
                -- Every export moves the position of live rows, so that each tells of those that the one before has not.
-               (select coalesce(sum(l.quiet), 0)::bigint from cdc_export.change_log l
-                where l.tbl = t.oid and l.op = 'Q' and l.xid >= pg_snapshot_xmin(w.snap_live) and not pg_visible_in_snapshot(l.xid, w.snap_live))
+               (select coalesce(sum(l.quiet_deletes), 0)::bigint from cdc_export.change_log l
+                where l.table_oid = t.oid and l.operation = 'Q' and l.xid >= pg_snapshot_xmin(w.live_snapshot) and not pg_visible_in_snapshot(l.xid, w.live_snapshot))
                  as quiet_deletes,
-               case when w.seen ? 'relations' then array(
-                   select p::oid from jsonb_object_keys(here.seen -> 'relations') p where not w.seen -> 'relations' ? p)
-                 else '{}' end as arrived,
+               array(
+                 select p::oid from jsonb_object_keys(here.guard_state -> 'relations') p where not w.guard_state -> 'relations' ? p)
+                 as arrived,
                writers.open_transactions, writers.oldest_transaction_seconds,
-               t.oid as table_oid, here.relfilenode, here.columns_hash, here.triggers_hash, here.partitions_hash, here.seen || wanted.seen as seen,
-               case when w.seen ? 'deleted_since' then (w.seen ->> 'deleted_since')::timestamptz else w.last_exported_at end
-                 as deleted_since,
-               (w.seen ->> 'time')::bigint as timed_by, coalesce(w.seen ->> 'filter' = wanted.seen ->> 'filter', false) as knows_filter,
+               t.oid as table_oid, here.relfilenode, here.columns_hash, here.guard_state || wanted.guard_state as guard_state,
+               (w.guard_state ->> 'deleted_since')::timestamptz as deleted_since,
+               (w.guard_state ->> 'time')::bigint as timed_by, coalesce(w.guard_state ->> 'filter' = wanted.guard_state ->> 'filter', false) as knows_filter,
                c.system_identifier as cluster_id
              from pg_class t
              join pg_namespace n on n.oid = t.relnamespace
@@ -117,7 +113,7 @@ impl ExportedSnapshot {
                where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
                  and a.backend_type <> 'autovacuum worker'
                  and a.application_name is distinct from current_setting('application_name')) writers
-             cross join (select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types, $10::jsonb as seen) wanted
+             cross join (select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types, $10::jsonb as guard_state) wanted
              cross join (select $2::text as consumer_id, $3::text as dataset) lane
              left join exports j on j.id = $7
              -- What the caller had loaded last was looked at when it asked, unless that was before the database was put back.
@@ -139,7 +135,7 @@ impl ExportedSnapshot {
         .bind(job.map(JobId::as_uuid))
         .bind(marker.map(|marker| marker.job.as_uuid()))
         .bind(marker.map(|marker| &marker.sha256))
-        .bind(Json(&schema.guard_memory))
+        .bind(Json(&schema.guard_state))
         .fetch_one(leader)
         .await
     }
@@ -160,8 +156,8 @@ impl ExportedSnapshot {
             version: self.version,
             last_exported_at: self.last_exported_at,
             since: self.last_exported_at.filter(|_| self.is_timed(continuity)),
-            live: self.snap_live.clone().filter(|_| !by_hand && !anew),
-            deletions: self.snap_del.clone().filter(|_| !by_hand),
+            live: self.live_snapshot.clone().filter(|_| !by_hand && !anew),
+            deletions: self.deletions_snapshot.clone().filter(|_| !by_hand),
             deleted_since: self.deleted_since(continuity),
         }
     }
@@ -172,7 +168,7 @@ impl ExportedSnapshot {
             Some(Continuity::NoSnapshot | Continuity::WatermarkEdited) => self.last_exported_at,
             Some(Continuity::Rewound) => self.last_exported_at.into_iter().chain(self.deleted_since).min(),
             // Without a log nobody sees that a watermark was set back.
-            _ if self.snap_live.is_none() => self.last_exported_at.into_iter().chain(self.deleted_since).min(),
+            _ if self.live_snapshot.is_none() => self.last_exported_at.into_iter().chain(self.deleted_since).min(),
             _ => self.deleted_since,
         };
         since.filter(|_| self.is_timed(continuity))
@@ -181,8 +177,8 @@ impl ExportedSnapshot {
     /// Whether the watermark rules beside the log. A time of another column than now says nothing of this one's, until somebody sets
     /// it, or a full export has brought every row.
     fn is_timed(&self, continuity: Option<Continuity>) -> bool {
-        let is_its = self.timed_by.is_none_or(|was| *self.guard_memory.0.get("time") == was);
-        is_its || self.snap_live.is_none() || continuity.is_some_and(Continuity::is_by_hand)
+        let is_its = self.timed_by.is_none_or(|was| *self.guard_state.0.get("time") == was);
+        is_its || self.live_snapshot.is_none() || continuity.is_some_and(Continuity::is_by_hand)
     }
 
     /// What is reported of the job.
@@ -205,16 +201,14 @@ impl ExportedSnapshot {
         schema: &TableSchema,
     ) -> NewPosition {
         if export_type != ExportType::Full && !self.is_timed(continuity) {
-            self.guard_memory.0.set("time", 0);
+            self.guard_state.0.set("time", 0);
         }
         // An incremental export leaves the deletions due. After another one the log tells them, and without a log the watermark.
         let due = self.deleted_since(continuity).filter(|_| export_type == ExportType::Incremental);
-        if due.is_some() || dataset.capture == Capture::Triggers {
-            self.guard_memory.0.set("deleted_since", due.map(|time| time.to_rfc3339()));
-        }
+        self.guard_state.0.set("deleted_since", due.map(|time| time.to_rfc3339()));
         // The deletions stay due, while the position knows the new file as the table's.
         if export_type == ExportType::Incremental && continuity == Some(Continuity::Truncated) {
-            self.guard_memory.0.set("truncated", true);
+            self.guard_state.0.set("truncated", true);
         }
         NewPosition {
             snapshot: Some(self.snapshot).filter(|_| dataset.capture == Capture::Triggers),
@@ -225,9 +219,7 @@ impl ExportedSnapshot {
                 columns_hash: self.columns_hash,
                 definition: dataset.definition(),
                 types: schema.types.clone(),
-                triggers_hash: self.triggers_hash,
-                partitions_hash: self.partitions_hash,
-                guard_memory: self.guard_memory.0,
+                guard_state: self.guard_state.0,
                 cluster_id: self.cluster_id,
             },
         }

@@ -17,15 +17,14 @@ macro_rules! here {
             "(select pg_current_snapshot() as snapshot, pg_relation_filenode(t.oid) as relfilenode, capture.logged_key, capture.captured,
                (select md5(string_agg(format('%s %s %s', a.attname, a.atttypid, a.atttypmod), ',' order by a.attnum))
                 from pg_attribute a where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped) as columns_hash,
-               capture.triggers_hash, capture.partitions_hash,
-               -- Whatever else is compared, by name. What a saved position doesn't have, since its version didn't know it, isn't.
+               -- Whatever else is compared, by name.
                jsonb_build_object(
                  'database', (select d.oid::text from pg_database d where d.datname = current_database()),
                  'timeline', cdc_export.timeline(),
                  'captured', capture.captured, 'relations', capture.relations, 'functions', capture.functions,
                  'touches', ",
             $crate::source::guard::triggers::touches!(),
-            ") as seen
+            ") as guard_state
              from ",
             $crate::source::captured::capture!(),
             " capture
@@ -53,7 +52,7 @@ macro_rules! witness {
           left join lateral (
             select e.id, e.sha256 from exports e
             where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.status = 'completed'
-            order by e.lane_seq desc limit 1) last on true
+            order by e.lane_sequence desc limit 1) last on true
           offset 0)"
     };
 }
@@ -69,23 +68,23 @@ macro_rules! continuity {
            when w.file_lost then 'file_lost'
            when witness.denies then 'database_restored'
            when w.definition_hash <> md5(wanted.definition) then 'dataset_changed'
-           when w.seen ->> 'filter' <> wanted.seen ->> 'filter' then 'dataset_changed'
+           when w.guard_state ->> 'filter' <> wanted.guard_state ->> 'filter' then 'dataset_changed'
            -- A copy of a database has its tables' oids, and its cluster's identifier where that is the same. Another timeline is
            -- a failover or a recovery, which has lost nothing where the lane's marker says so.
-           when w.cluster_id = c.system_identifier and (w.seen ->> 'database' <> here.seen ->> 'database'
-             or w.seen ->> 'timeline' <> here.seen ->> 'timeline' and not witness.vouches) then 'database_restored'
+           when w.cluster_id = c.system_identifier and (w.guard_state ->> 'database' <> here.guard_state ->> 'database'
+             or w.guard_state ->> 'timeline' <> here.guard_state ->> 'timeline' and not witness.vouches) then 'database_restored'
            when not wanted.by_triggers then
              case
                when w.cluster_id <> c.system_identifier then 'other_cluster'
-               when w.seen ->> 'time' <> wanted.seen ->> 'time' or ",
+               when w.guard_state ->> 'time' <> wanted.guard_state ->> 'time' or ",
             $crate::source::guard::columns::column_missed!(),
             " then 'dataset_changed' end
-           when w.log_lost = 'A' then 'log_expired'
-           when w.snap_live is null then 'no_snapshot'
-           when w.last_exported_at > w.snap_wm or w.snap_wm is null and w.last_exported_at is not null then 'watermark_edited'
+           when w.log_lost = 'all' then 'log_expired'
+           when w.live_snapshot is null then 'no_snapshot'
+           when w.last_exported_at > w.saved_last_exported_at or w.saved_last_exported_at is null and w.last_exported_at is not null then 'watermark_edited'
            when w.table_oid is distinct from t.oid then 'table_recreated'
            when w.cluster_id is distinct from c.system_identifier then 'other_cluster'
-           when pg_snapshot_xmax(w.snap_live) > pg_snapshot_xmax(here.snapshot) then 'xid_went_back'
+           when pg_snapshot_xmax(w.live_snapshot) > pg_snapshot_xmax(here.snapshot) then 'xid_went_back'
            when ",
             $crate::source::guard::columns::column_retyped!(),
             " then 'column_retyped'
@@ -94,21 +93,20 @@ macro_rules! continuity {
             " then 'dataset_changed'
            when not here.captured then 'trigger_missing'
            -- One that came is looked at by itself: what it has may all have been logged.
-           when case when w.seen ? 'relations'
-               then w.seen -> 'relations' <> here.seen -> 'relations' and exists (
-                 select from jsonb_object_keys(w.seen -> 'relations') was where not here.seen -> 'relations' ? was)
-               else w.partitions_hash is distinct from here.partitions_hash end then 'partitions_changed'
+           when w.guard_state -> 'relations' <> here.guard_state -> 'relations' and exists (
+             select from jsonb_object_keys(w.guard_state -> 'relations') was where not here.guard_state -> 'relations' ? was)
+             then 'partitions_changed'
            when ",
             $crate::source::guard::triggers::touched!(),
             " then 'partitions_changed'
            when ",
             $crate::source::guard::triggers::triggers_changed!(),
             " then 'trigger_changed'
-           when w.log_lost = 'D' then 'deletes_expired'
+           when w.log_lost = 'deletions' then 'deletes_expired'
            when ",
             $crate::source::guard::triggers::truncated!(),
             " then 'truncated'
-           when w.last_exported_at < w.snap_wm or w.last_exported_at is null and w.snap_wm is not null then 'rewound'
+           when w.last_exported_at < w.saved_last_exported_at or w.last_exported_at is null and w.saved_last_exported_at is not null then 'rewound'
          end"
         )
     };

@@ -10,15 +10,15 @@ pub(crate) struct Key<'a>(pub(crate) &'a [KeyColumn]);
 
 impl Key<'_> {
     /// The key of a row of the log: in its type, or as a text where the type takes several texts for one. The log's text is read and
-    /// written again, since it may have the form of an older version of Postgres.
+    /// written again, since another version of Postgres may have written it.
     pub(crate) fn of_log(&self) -> Vec<String> {
         let read = |text: &str, part: &KeyColumn| match part.has_one_text {
             true => typed(part, text),
             false => format!("pg_catalog.concat({text}::{}) collate pg_catalog.\"C\"", part.read_as),
         };
         match self.0 {
-            [part] => vec![read("pk", part)],
-            parts => parts.iter().enumerate().map(|(i, part)| read(&format!("(pk::jsonb ->> {i})"), part)).collect(),
+            [part] => vec![read("key", part)],
+            parts => parts.iter().enumerate().map(|(i, part)| read(&format!("(key::jsonb ->> {i})"), part)).collect(),
         }
     }
 

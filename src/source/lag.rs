@@ -58,7 +58,7 @@ impl Source {
             .bind(COUNTED_ROWS as i64 + 1)
             .bind(markers.iter().map(|marker| marker.map(|marker| marker.job.as_uuid())).collect::<Vec<_>>())
             .bind(markers.iter().map(|marker| marker.map(|marker| marker.sha256.as_str())).collect::<Vec<_>>())
-            .bind(Json(&schema.guard_memory))
+            .bind(Json(&schema.guard_state))
             .fetch_all(&mut *tx)
             .await
             .map_err(&failed)?;
@@ -118,12 +118,12 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
     // A snapshot has not seen what began after it, nor what was under way: two ranges of the log, each read from its near end.
     let by_log = format!(
         "recent as materialized (
-           select pk, xid::text::bigint as xid
+           select key, xid::text::bigint as xid
            from (
-             select pk, xid from cdc_export.change_log where tbl = (select oid from t) order by tbl desc, xid desc
+             select key, xid from cdc_export.change_log where table_oid = (select oid from t) order by table_oid desc, xid desc
              limit case when exists (select from positions where by_log) then $7 else 0 end) newest),
          reach as (select min(xid) as oldest from recent having count(*) >= $7),
-         keys as materialized (select pk, max(xid) as xid from recent where pk is not null group by pk),
+         keys as materialized (select key, max(xid) as xid from recent where key is not null group by key),
          later as (
            select consumer_id, rows
            from (
@@ -135,13 +135,13 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
                select next, consumer_id from positions where by_log) marks) ranked
            where consumer_id is not null),
          under_way as (
-           select p.consumer_id, count(distinct e.pk) filter (where k.xid is null or k.xid < p.next) as rows, count(*) as entries
+           select p.consumer_id, count(distinct e.key) filter (where k.xid is null or k.xid < p.next) as rows, count(*) as entries
            from positions p
            cross join lateral (
-             select l.pk from cdc_export.change_log l
-             where l.tbl = (select oid from t) and l.xid = any (array(select pg_snapshot_xip(p.snap_live))) and l.pk is not null
+             select l.key from cdc_export.change_log l
+             where l.table_oid = (select oid from t) and l.xid = any (array(select pg_snapshot_xip(p.live_snapshot))) and l.key is not null
              limit {SHARE}) e
-           left join keys k on k.pk = e.pk
+           left join keys k on k.key = e.key
            where p.by_log
            group by p.consumer_id)"
     );
@@ -158,19 +158,19 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
          n as materialized (select n.nspname from pg_namespace n join t on t.relnamespace = n.oid),
          here as materialized (select here.* from t cross join n cross join lateral {here} here),
          positions as materialized (
-           select k.consumer_id, w.last_exported_at, w.snap_live, pg_snapshot_xmax(w.snap_live)::text::bigint as next,
+           select k.consumer_id, w.last_exported_at, w.live_snapshot, pg_snapshot_xmax(w.live_snapshot)::text::bigint as next,
              {continuity} as continuity,
              -- A time that somebody set in place of ours rules alone.
-             $4 and w.snap_live is not null
-               and not coalesce(w.last_exported_at > w.snap_wm or w.snap_wm is null and w.last_exported_at is not null, false) as by_log,
-             coalesce(w.last_exported_at < w.snap_wm and {has_times} or w.last_exported_at is null and w.snap_wm is not null, false)
+             $4 and w.live_snapshot is not null
+               and not coalesce(w.last_exported_at > w.saved_last_exported_at or w.saved_last_exported_at is null and w.last_exported_at is not null, false) as by_log,
+             coalesce(w.last_exported_at < w.saved_last_exported_at and {has_times} or w.last_exported_at is null and w.saved_last_exported_at is not null, false)
                as is_set_back
            from unnest($2::text[], $9::uuid[], $10::text[]) as k (consumer_id, job, sha256)
            cross join lateral (select k.consumer_id, $1 as dataset) lane
            cross join lateral (select k.job, k.sha256, false as is_asked) m
            cross join lateral {witness} witness
            cross join t cross join here cross join pg_control_system() c
-           cross join (select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types, $11::jsonb as seen) wanted
+           cross join (select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types, $11::jsonb as guard_state) wanted
            left join watermarks w on w.consumer_id = k.consumer_id and w.dataset = $1),
          {by_log},
          {by_time},
@@ -246,7 +246,7 @@ fn by_both(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> Str
     let reached = if newest {
         format!(
             "exists (select from found u where not {})",
-            select.timestamp_rule_since("p.last_exported_at", "p.last_exported_at", "p.snap_live")
+            select.timestamp_rule_since("p.last_exported_at", "p.last_exported_at", "p.live_snapshot")
         )
     } else {
         "false".to_owned()
@@ -258,7 +258,7 @@ fn by_both(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> Str
            cross join lateral (
              with log as materialized (
                select * from cdc_export.change_log
-               where tbl = (select oid from t) and xid >= pg_snapshot_xmin(p.snap_live) order by tbl desc, xid desc limit {SHARE}),
+               where table_oid = (select oid from t) and xid >= pg_snapshot_xmin(p.live_snapshot) order by table_oid desc, xid desc limit {SHARE}),
              found as materialized (select {columns} from {table} u {order} limit {SHARE})
              select
                (select count(*) from (
@@ -269,8 +269,8 @@ fn by_both(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> Str
            where p.by_log and p.is_set_back and p.last_exported_at is not null)",
         columns = names.join(", "),
         logged_key = select.key().of_log().join(", "),
-        logged = logged("tbl", "p.snap_live"),
+        logged = logged("table_oid", "p.live_snapshot"),
         key = select.key().of_row("u").join(", "),
-        by_rule = select.timestamp_rule_since("p.last_exported_at", "p.last_exported_at", "p.snap_live"),
+        by_rule = select.timestamp_rule_since("p.last_exported_at", "p.last_exported_at", "p.live_snapshot"),
     )
 }

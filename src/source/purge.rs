@@ -54,20 +54,20 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
     let given_up: Vec<(String, String)> = sqlx::query_as(
         "-- source.purge.give_up
          update watermarks w
-         set snap_del = null, snap_live = case when held.live >= 2 then null else snap_live end,
-             log_lost = case when held.live >= 2 then 'A' else 'D' end::\"char\", version = version + 1
+         set deletions_snapshot = null, live_snapshot = case when held.live >= 2 then null else live_snapshot end,
+             log_lost = case when held.live >= 2 then 'all' else 'deletions' end, version = version + 1
          from (
            select p.id,
-             greatest((log.seq - p.saved_seq)::float8 / $1, extract(epoch from clock_timestamp() - p.saved_at)::float8 / $2) as live,
+             greatest((log.sequence - p.saved_sequence)::float8 / $1, extract(epoch from clock_timestamp() - p.saved_at)::float8 / $2) as live,
              -- Incremental exports alone would hold the deletions, and the log with them, for ever.
-             greatest((log.seq - p.deletions_saved_seq)::float8 / $1,
+             greatest((log.sequence - p.deletions_saved_sequence)::float8 / $1,
                extract(epoch from clock_timestamp() - p.deletions_saved_at)::float8 / $2) as deletions
            from watermarks p
-           cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
-                         as seq) log
-           where coalesce(p.snap_live, p.snap_del) is not null) held
-         where w.id = held.id and (held.live >= 2 or w.snap_del is not null and greatest(held.live, held.deletions) >= 1)
-         returning w.consumer_id, w.log_lost::text",
+           cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
+                         as sequence) log
+           where coalesce(p.live_snapshot, p.deletions_snapshot) is not null) held
+         where w.id = held.id and (held.live >= 2 or w.deletions_snapshot is not null and greatest(held.live, held.deletions) >= 1)
+         returning w.consumer_id, w.log_lost",
     )
     .bind(caps.rows.max(1) as f64)
     .bind(caps.age.as_secs_f64().max(1.0))
@@ -82,7 +82,7 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
            -- As texts, since snapshots can't be compared.
            select snap::pg_snapshot as snap
            from (
-             select coalesce(snap_del, snap_live)::text as snap from watermarks
+             select coalesce(deletions_snapshot, live_snapshot)::text as snap from watermarks
              union
              select purge_hold::text from exports where status = 'processing') texts
            where snap is not null),

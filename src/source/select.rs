@@ -7,7 +7,7 @@
 //! rows are due by their times, beside the log's deletions, null for none. Behind the columns of the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table: null, where it is
 //! gone and the log has the key alone.
 
-use crate::dataset::{Capture, CellMax, Column, Dataset, TableSchema, WireFormat};
+use crate::dataset::{Capture, CellMax, Column, Dataset, TableSchema};
 use crate::source::key::{Key, key_name};
 use crate::source::quote::{quoted, relation};
 use crate::source::value::{
@@ -115,12 +115,12 @@ impl Select<'_> {
             // What is new only the log tells, so that every row is looked up in it.
             return format!(
                 "with ch ({names}, {OP}) as materialized (
-                   select {names}, (pg_catalog.array_agg(op order by seq))[1]
+                   select {names}, (pg_catalog.array_agg(operation order by sequence))[1]
                    from (
-                     select {logged_key}, seq, op from cdc_export.change_log where {logged}
+                     select {logged_key}, sequence, operation from cdc_export.change_log where {logged}
                      union all
                      select {key}, null, null from {table} u where {by_rule} and {alive}
-                     {hit}) as changes ({names}, seq, op)
+                     {hit}) as changes ({names}, sequence, operation)
                    group by {ordinals}
                    order by {ordinals})
                  {by_log}"
@@ -165,7 +165,7 @@ impl Select<'_> {
         format!(
             "union all
              select {key}{rest}
-             from (select distinct {logged_key} from cdc_export.change_log where {logged} and op = 'D') as d ({names})
+             from (select distinct {logged_key} from cdc_export.change_log where {logged} and operation = 'D') as d ({names})
              join {table} u on {same} and not ({})",
             self.key().same_texts("d").join(" and ")
         )
@@ -202,7 +202,7 @@ impl Select<'_> {
         let refused = refused(&cells.map(large).collect::<Vec<_>>());
         let columns = written.iter().map(|(_, value)| value.clone()).chain(hidden).collect::<Vec<_>>().join(", ");
         let images = self.images(gone);
-        let rest = ", seq, op, old, image, image_columns";
+        let rest = ", sequence, operation, image, image_columns";
         let missed = self.unless_found(
             &format!("select {logged_key}{rest} from cdc_export.change_log where {logged}"),
             rest,
@@ -212,21 +212,20 @@ impl Select<'_> {
         // Of what is outside of a filter nobody is told more than the key.
         let is_gone = match self.dataset.filter {
             None if self.schema.columns.len() > self.schema.key.len() => {
-                format!(
-                    "case when {gone} then nullif(pg_catalog.num_nulls(ch.{IMAGE}, ch.{OLD}) < 2, false) else false end"
-                )
+                format!("case when {gone} then nullif(ch.{IMAGE} is not null, false) else false end")
             }
             _ => gone.to_owned(),
         };
         format!(
-            "with ch ({names}, {IS_TOLD}, {OLD}, {IMAGE}, {NUMBERS}) as materialized (
-               select {names}, last is not null, last[2]::jsonb, last[3], last[4]::smallint[]
+            "with ch ({names}, {IS_TOLD}, {IMAGE}, {NUMBERS}) as materialized (
+               select {names}, last is not null, last[2], last[3]::smallint[]
                from (
-                 select {names}, pg_catalog.max(array[pg_catalog.lpad(seq::text, 19, '0'), old::text, image, image_columns::text]) filter (where op = 'D')
+                 select {names}, pg_catalog.max(array[pg_catalog.lpad(sequence::text, 19, '0'), image, image_columns::text])
+                   filter (where operation = 'D')
                  from (
                    {missed}
                    union all
-                   select {key}, null, null, null, null, null from {table} u where {ended_by_rule} and ({ended}))
+                   select {key}, null, null, null, null from {table} u where {ended_by_rule} and ({ended}))
                    as changes ({names}{rest})
                  group by {ordinals}) as lasts ({names}, last)
                order by {ordinals})
@@ -265,13 +264,7 @@ impl Select<'_> {
     fn image_of(&self, column: &Column) -> String {
         // A text stays as it is: what a type writes it may not read, or no more.
         let last = format!("i.parts[pg_catalog.array_position(ch.{NUMBERS}, {}::smallint)]", column.number);
-        let last = if is_text(column) { last } else { wire_value(column, &format!("{last}::{}", column.base_type)) };
-        let old = match column.wire_format {
-            // A consumer that loads the file into such a column couldn't read JSON there.
-            WireFormat::WrittenNotFromJson => "null".to_owned(),
-            WireFormat::Binary | WireFormat::Written => wire_value(column, &format!("o.{}", quoted(&column.name))),
-        };
-        format!("case when ch.{IMAGE} is null then {old} else {last} end")
+        if is_text(column) { last } else { wire_value(column, &format!("{last}::{}", column.base_type)) }
     }
 
     /// A statement that reads whatever an export of changes reads of the log, as the types that the columns have now.
@@ -284,32 +277,18 @@ impl Select<'_> {
         let values: Vec<_> = keys.chain(columns.map(|column| self.image_of(column))).collect();
         let images = self.images("true");
         format!(
-            "with ch ({names}, {OLD}, {IMAGE}, {NUMBERS}) as (
-               select {logged_key}, old, image, image_columns from cdc_export.change_log where {live} or {deleted})
+            "with ch ({names}, {IMAGE}, {NUMBERS}) as (
+               select {logged_key}, image, image_columns from cdc_export.change_log where {live} or {deleted})
              select pg_catalog.count(array[{}]) from ch {images}",
             values.iter().map(|value| format!("pg_catalog.num_nulls({value})")).collect::<Vec<_>>().join(", ")
         )
     }
 
-    /// The images of rows that are gone, to be joined: as the text of a row, or as the JSON that an older version logged.
+    /// The images of rows that are gone, to be joined.
     fn images(&self, gone: &str) -> String {
-        if self.dataset.filter.is_some() {
-            return String::new();
-        }
-        let is_key = |column: &&Column| self.schema.key.iter().any(|part| part.column.name == column.name);
-        let columns = self
-            .schema
-            .columns
-            .iter()
-            .filter(|column| column.wire_format != WireFormat::WrittenNotFromJson && !is_key(column));
-        let old: Vec<_> = columns.map(|column| format!("{} {}", quoted(&column.name), column.base_type)).collect();
-        let image = format!("left join lateral cdc_export.values_of(ch.{IMAGE}) as i (parts) on {gone}");
-        match old.as_slice() {
-            [] => image,
-            _ => format!(
-                "{image} left join lateral pg_catalog.jsonb_to_record(ch.{OLD}) as o ({}) on {gone}",
-                old.join(", ")
-            ),
+        match self.dataset.filter {
+            Some(_) => String::new(),
+            None => format!("left join lateral cdc_export.values_of(ch.{IMAGE}) as i (parts) on {gone}"),
         }
     }
 
@@ -399,13 +378,12 @@ impl Select<'_> {
 const OP: &str = "\"logged op\"";
 const IS_FOUND: &str = "\"is found\"";
 const IS_TOLD: &str = "\"logged deletion\"";
-const OLD: &str = "\"logged old\"";
 const IMAGE: &str = "\"logged image\"";
 const NUMBERS: &str = "\"logged columns\"";
 
 /// That the log has an entry of a table by a transaction that the snapshot could not see: an index range, and an exact test.
 pub(crate) fn logged(table: &str, snapshot: &str) -> String {
     format!(
-        "tbl = {table} and pk is not null and xid >= pg_catalog.pg_snapshot_xmin({snapshot}) and not pg_catalog.pg_visible_in_snapshot(xid, {snapshot})"
+        "table_oid = {table} and key is not null and xid >= pg_catalog.pg_snapshot_xmin({snapshot}) and not pg_catalog.pg_visible_in_snapshot(xid, {snapshot})"
     )
 }

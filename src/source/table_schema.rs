@@ -55,7 +55,6 @@ struct ColumnRow {
     is_enum: bool,
     /// Where the type is Postgres's own: its name.
     own_type: Option<String>,
-    has_json_cast: bool,
     /// No row of its table has a null there; of others that inherit it, nothing is said.
     not_null: bool,
     stands_alone: bool,
@@ -74,11 +73,7 @@ struct ColumnRow {
 impl ColumnRow {
     fn column(&self, dataset: &Dataset) -> Column {
         let kind = self.own_type.as_deref().and_then(binary_kind);
-        let wire_format = match kind {
-            Some(_) => WireFormat::Binary,
-            None if self.has_json_cast => WireFormat::WrittenNotFromJson,
-            None => WireFormat::Written,
-        };
+        let wire_format = if kind.is_some() { WireFormat::Binary } else { WireFormat::Written };
         Column {
             name: self.name.clone().into(),
             number: self.number,
@@ -178,20 +173,6 @@ pub(crate) async fn introspect_at(
              case base.typtype when 'b' then case base.typelem when 0 then base.typnamespace::regnamespace::text end end,
              'pg_catalog') as operators,
            case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
-           -- Of the type, of its elements, or of what it is composed of. Mostly there is none at all.
-           exists (select from pg_cast c where c.castsource >= 16384 and c.casttarget = 'json'::regtype) and exists (
-             with recursive parts (oid) as (
-               select base.oid
-               union
-               select part.oid
-               from parts p
-               join pg_type t on t.oid = p.oid
-               cross join lateral (
-                 select t.typelem union all select t.typbasetype
-                 union all select f.atttypid from pg_attribute f where f.attrelid = t.typrelid and f.attnum > 0) as part (oid)
-               where t.oid >= 16384 or t.typelem <> 0)
-             select from pg_cast c join parts on parts.oid = c.castsource
-             where c.castsource >= 16384 and c.casttarget = 'json'::regtype) as has_json_cast,
            base.modifier, format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum, 
            -- A constraint may hold for new rows alone.
            a.attnotnull and not exists (
@@ -258,9 +239,9 @@ pub(crate) async fn introspect_at(
     });
     let width = found.first().map_or(0, |it| it.width);
     let time = updated_at.as_ref().map(|time| time.number);
-    let mut guard_memory = guard::columns::remembered(known, &parts, width, time);
+    let mut guard_state = guard::columns::remembered(known, &parts, width, time);
     if let Some(filter) = &dataset.filter {
-        guard_memory.set("filter", filter::called(conn, filter, table).await?);
+        guard_state.set("filter", filter::called(conn, filter, table).await?);
     }
     let is_filtered = dataset.filter.is_some();
     Ok(TableSchema {
@@ -272,7 +253,7 @@ pub(crate) async fn introspect_at(
         deleted,
         deleted_is_set,
         types,
-        guard_memory,
+        guard_state,
         is_filtered,
     })
 }

@@ -31,7 +31,7 @@ pub(crate) fn wire_value(column: &Column, value: &str) -> String {
         WireFormat::Binary => format!("{value}::{}", column.base_type),
         // By the type's output function, as COPY does: a cast loses the padding of a `char`. NULL stays, and a row of nulls isn't
         // one.
-        WireFormat::Written | WireFormat::WrittenNotFromJson => {
+        WireFormat::Written => {
             format!("case when pg_catalog.num_nulls({value}) = 0 then pg_catalog.concat({value}) end")
         }
     }

@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use crate::file::{Exported, FileLocation, Part, content_sha256};
+use crate::file::{Exported, Part, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::{JobId, SnapshotReport};
 use crate::store::job_row::job_columns;
@@ -74,11 +74,6 @@ async fn commit_once(
     let job = &lease.job;
     let parts = &exported.parts;
     let first = parts.first().ok_or_else(|| Error::Sql(sqlx::Error::Protocol("an export has a file".to_owned())))?;
-    // For a process of the version before 0021, which reads a file of a folder here.
-    let (inode, modified_ns) = match first.staged.identity.location {
-        FileLocation::Folder { inode, modified_ns } if parts.len() == 1 => (Some(inode as i64), Some(modified_ns)),
-        _ => (None, None),
-    };
     let column = |of: fn(&Part) -> i64| parts.iter().map(of).collect::<Vec<_>>();
     let texts = |of: fn(&Part) -> &str| parts.iter().map(of).collect::<Vec<_>>();
     let bytes = column(|part| part.staged.identity.bytes as i64);
@@ -91,24 +86,23 @@ async fn commit_once(
          update exports e
          set status = 'completed', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
              lease_token = null, lease_owner = null, lease_expires_at = null, error_code = null, error_detail = null,
-             rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, file_inode = $7, file_modified_ns = $8,
-             watermark_from = $9, watermark_to = $10, store_id = $11, purge_hold = null,
-             continuity = $12, late_rows = $13, open_transactions = $14, oldest_transaction_seconds = $15, table_rewritten = $16,
-             columns_hash = md5($17), key_only_deletes = $18, marker_seen = $19, file_columns = $21, quiet_deletes = $22,
-             parts = nullif($23, 1),
+             rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6,
+             watermark_from = $7, watermark_to = $8, destination_id = $9, purge_hold = null,
+             continuity = $10, late_rows = $11, open_transactions = $12, oldest_transaction_seconds = $13, table_rewritten = $14,
+             columns_hash = md5($15), key_only_deletes = $16, marker_seen = $17, file_columns = $18, quiet_deletes = $19,
              schema_changed = (
-               select l.columns_hash <> md5($17) from exports l
-               where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq
+               select l.columns_hash <> md5($15) from exports l
+               where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_sequence < e.lane_sequence
                  and l.status = 'completed'
-               order by l.lane_seq desc limit 1)
+               order by l.lane_sequence desc limit 1)
          where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null
          returning 'processing' as was, ",
         job_columns!(),
         "),
          recorded as (
-         insert into cdc_export.files (job, part, name, staged_name, place, bytes, rows, sha256)
-         select id, p.part, output_filename, p.staged_name, p.place, p.bytes, p.rows, p.sha256
-         from completed cross join unnest($20::jsonb[], $24::text[], $25::int8[], $26::int8[], $27::text[]) with ordinality
+         insert into cdc_export.files (job, part, staged_name, place, bytes, rows, sha256)
+         select id, p.part, p.staged_name, p.place, p.bytes, p.rows, p.sha256
+         from completed cross join unnest($20::jsonb[], $21::text[], $22::int8[], $23::int8[], $24::text[]) with ordinality
            as p (place, staged_name, bytes, rows, sha256, part))
          select * from completed"
     ))
@@ -118,8 +112,6 @@ async fn commit_once(
     .bind(bytes.iter().sum::<i64>())
     .bind(content_sha256(parts))
     .bind(&first.staged.name)
-    .bind(inode)
-    .bind(modified_ns)
     .bind(position.last_exported_at)
     .bind(watermark_to)
     .bind(first.staged.destination)
@@ -131,10 +123,9 @@ async fn commit_once(
     .bind(signature)
     .bind(exported.key_only_deletes as i64)
     .bind(marker.map(JobId::as_uuid))
-    .bind(places)
     .bind(Json(columns))
     .bind(report.quiet_deletes as i64)
-    .bind(parts.len() as i32)
+    .bind(places)
     .bind(texts(|part| &part.staged.name))
     .bind(bytes)
     .bind(column(|part| part.rows as i64))

@@ -166,10 +166,10 @@ impl Store {
             "-- store.deliveries.take
              with due as materialized (
                select id from cdc_export.deliveries
-               where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp() and (is_asked_for or not $4)
+               where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp() and (manually_requested or not $4)
                order by run_at limit $2 for update skip locked),
              d as (
-               update cdc_export.deliveries d set put_off_at = clock_timestamp(), run_at = clock_timestamp() + make_interval(secs => $3)
+               update cdc_export.deliveries d set rescheduled_at = clock_timestamp(), run_at = clock_timestamp() + make_interval(secs => $3)
                from due where d.id = due.id returning d.*)
              select ",
             delivery_columns!(),
@@ -199,7 +199,7 @@ impl Store {
         let statement = sqlx::query(
             "-- store.deliveries.tried
              update cdc_export.deliveries set
-               attempt = attempt + 1, is_asked_for = false, put_off_at = clock_timestamp(),
+               attempt = attempt + 1, manually_requested = false, rescheduled_at = clock_timestamp(),
                delivered_at = case when $3 then clock_timestamp() end,
                dead_at = case when not $3 and $4::float8 is null then clock_timestamp() end,
                run_at = case when $4::float8 is null then 'infinity' else clock_timestamp() + make_interval(secs => $4) end,
@@ -230,9 +230,9 @@ impl Store {
              with late as (
                select id from cdc_export.deliveries
                where endpoint = any($1) and delivered_at is null and run_at > clock_timestamp() and run_at < 'infinity'
-                 and put_off_at > clock_timestamp()
+                 and rescheduled_at > clock_timestamp()
                for update skip locked)
-             update cdc_export.deliveries d set put_off_at = clock_timestamp(), run_at = clock_timestamp() + (d.run_at - d.put_off_at)
+             update cdc_export.deliveries d set rescheduled_at = clock_timestamp(), run_at = clock_timestamp() + (d.run_at - d.rescheduled_at)
              from late where d.id = late.id",
         )
         .bind(names);
@@ -292,7 +292,7 @@ impl Store {
             "-- store.deliveries.redeliver
              with d as (
                update cdc_export.deliveries d
-               set attempt = 0, is_asked_for = true, put_off_at = clock_timestamp(), run_at = clock_timestamp(), delivered_at = null, dead_at = null
+               set attempt = 0, manually_requested = true, rescheduled_at = clock_timestamp(), run_at = clock_timestamp(), delivered_at = null, dead_at = null
                where id = $1 returning d.*)
              select ",
             delivery_columns!(),

@@ -3,55 +3,30 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::file::name::{numbered, stem_and_number};
-use crate::file::{FileIdentity, FileLocation, FileRecord, Part, StagedFile};
+use crate::file::{FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
-use crate::store::job_row::job_columns;
+use crate::store::job_row::{StoredFile, job_columns};
 use crate::store::transitions::{Transition, TransitionRow};
 use crate::store::{Error, Store};
 use pg_rows::encoding::Encoding;
 
-/// The columns of [`FileRow`], of a job `e`. What has no row in `files` is from before that table, or of a
-/// process of the version before.
+/// The columns of [`FileRow`], of a completed job `e`.
 macro_rules! file_row_columns {
     () => {
         "e.id, e.consumer_id, (select cdc_export.database_id()) as database,
-         coalesce(e.database_id = (select cdc_export.database_id()), true) as is_own, e.dataset, e.format, e.compression,
-         e.marker_seen, e.store_id, e.finished_at, e.traceparent,
+         e.database_id = (select cdc_export.database_id()) as is_own, e.dataset, e.format, e.compression,
+         e.marker_seen, e.destination_id, e.finished_at, e.traceparent,
          case when e.published_at is null then e.manifest end as manifest, e.published_at is not null as is_published,
-         e.output_filename as name, e.sha256,
-         coalesce(
-           (select jsonb_agg(jsonb_build_object(
-              'name', f.staged_name, 'bytes', f.bytes, 'rows', f.rows, 'sha256', f.sha256, 'place', f.place) order by f.part)
-            from cdc_export.files f where f.job = e.id),
-           -- An inode is unsigned.
-           jsonb_build_array(jsonb_build_object(
-             'name', e.staged_name, 'bytes', e.bytes_written, 'rows', e.rows_exported, 'sha256', e.sha256,
-             'place', jsonb_build_object('folder', jsonb_build_object(
-               'inode', (e.file_inode + case when e.file_inode < 0 then 18446744073709551616 else 0 end)::text,
-               'modifiedNs', e.file_modified_ns::text))))) as parts"
+         e.output_filename as name, e.sha256, (select f.files from cdc_export.export_files f where f.job = e.id) as files"
     };
 }
 pub(crate) use file_row_columns;
-
-/// Whether no earlier job of the lane of the job `e` is completed without its file's name. Such a job blocks its lane, but not for a
-/// process of an older version, whose jobs are meant here.
-macro_rules! is_next {
-    () => {
-        "not exists (
-           select from exports earlier
-           where earlier.consumer_id = e.consumer_id and earlier.dataset = e.dataset and earlier.lane_seq < e.lane_seq
-             and earlier.status = 'completed' and earlier.published_at is null)"
-    };
-}
-
-pub(super) use is_next;
 
 /// A committed file that is missing in its destination for so long is lost: a process that was just renaming it has long done so.
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
@@ -65,19 +40,19 @@ impl Store {
         let statement = sqlx::query_scalar(
             "-- store.files.has_files
              select (
-               select store_id
+               select destination_id
                from exports
                where status = 'completed' and published_at is not null and file_removed_at is null
                -- The order of an index: `exists` would read the table up to the first such job.
-               order by store_id
+               order by destination_id
                limit 1) is not null",
         );
         let found = self.with(async |conn| statement.fetch_one(conn).await).await?;
         Ok(found)
     }
 
-    /// The files of this folder that are committed, have no final name yet, and are the next of their lane to get one; and those that
-    /// another database has to name, wherever they are.
+    /// The files of this folder that are committed and have no final name yet, and those that another database has to name, wherever
+    /// they are. A lane has one such file at most: a claim waits for it.
     ///
     /// # Errors
     /// If the database fails.
@@ -87,9 +62,8 @@ impl Store {
             file_row_columns!(),
             " from exports e
              where e.status = 'completed' and e.published_at is null
-               and (e.store_id = $1 or e.database_id <> (select cdc_export.database_id())) and ",
-            is_next!(),
-            " order by e.finished_at limit 1000"
+               and (e.destination_id = $1 or e.database_id <> (select cdc_export.database_id()))
+             order by e.finished_at limit 1000"
         ))
         .bind(destination);
         let rows: Vec<FileRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
@@ -119,7 +93,7 @@ impl Store {
         let statement = sqlx::query_as(concat!(
             "-- store.files.last_of_lane\n select ",
             file_row_columns!(),
-            " from exports e where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_seq desc limit 1"
+            " from exports e where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_sequence desc limit 1"
         ))
         .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
         .bind(&record.dataset);
@@ -136,7 +110,7 @@ impl Store {
             "-- store.files.is_after
              select exists (
                select from exports e join exports earlier using (consumer_id, dataset)
-               where e.id = $1 and earlier.id = $2 and earlier.lane_seq < e.lane_seq
+               where e.id = $1 and earlier.id = $2 and earlier.lane_sequence < e.lane_sequence
                  and (earlier.status = 'completed' and earlier.sha256 = $3 or earlier.error_code = 'file_lost'))",
         )
         .bind(record.job.as_uuid())
@@ -147,7 +121,7 @@ impl Store {
     }
 
     /// Records that the files have their final names and where each is, as a URL, and numbers the export among the published ones of its
-    /// lane. `None`: another process did before or plans the manifest anew, or an earlier export of the lane has to be published first.
+    /// lane. `None`: another process did before, or plans the manifest anew.
     ///
     /// # Errors
     /// If the database fails.
@@ -161,23 +135,21 @@ impl Store {
         let statement = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.files.published
              with job as materialized (
-               select e.id, e.consumer_id, e.dataset, e.lane_seq from exports e
+               select e.id, e.consumer_id, e.dataset, e.lane_sequence from exports e
                where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
                  -- Another plan than that of the manifest that was written has another number, or is none yet.
-                 and ($5::text is null or e.manifest = $5) and ",
-            is_next!(),
-            "  for update),
+                 and ($5::text is null or e.manifest = $5)
+               for update),
              numbered as (
-               insert into cdc_export.lanes as l (consumer_id, dataset, next_seq, last_number)
-               select consumer_id, dataset, lane_seq, 1 from job where consumer_id is not null
+               insert into cdc_export.lanes as l (consumer_id, dataset, last_sequence, last_number)
+               select consumer_id, dataset, lane_sequence, 1 from job where consumer_id is not null
                on conflict (consumer_id, dataset) do update set last_number = l.last_number + 1
                returning last_number),
              placed as (
                update cdc_export.files f set place = p.place, location = p.location
                from job, unnest($3::jsonb[], $4::text[]) with ordinality as p (place, location, part)
                where f.job = job.id and f.part = p.part)
-             update exports e set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered),
-               parts_published = e.parts
+             update exports e set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered)
              from job where e.id = job.id
              returning 'processing' as was, ",
             job_columns!()
@@ -206,12 +178,11 @@ impl Store {
                update exports e
                set status = 'failed', progress = least(progress, 99), finished_at = greatest(clock_timestamp(), finished_at),
                    error_code = $4, error_detail = $5, continuity = $6,
-                   staged_name = null, sha256 = null, file_inode = null, file_modified_ns = null, file_columns = null, parts = null,
-                   manifest = null, digest = null
+                   staged_name = null, sha256 = null, file_columns = null, manifest = null, digest = null
                where id = $1 and status = 'completed' and published_at is null and output_filename = $2
                  -- Of a time to come, left by a clock that was set back, nobody knows how long ago it was.
                  and finished_at not between clock_timestamp() - make_interval(secs => $3) and clock_timestamp()
-               returning 'processing' as was, e.lane_seq, ",
+               returning 'processing' as was, e.lane_sequence, ",
             job_columns!(),
             "),
              forgotten as (
@@ -222,7 +193,7 @@ impl Store {
                where w.consumer_id = lost.consumer_id and w.dataset = lost.dataset
                  and not exists (
                    select from exports later
-                   where later.consumer_id = lost.consumer_id and later.dataset = lost.dataset and later.lane_seq > lost.lane_seq
+                   where later.consumer_id = lost.consumer_id and later.dataset = lost.dataset and later.lane_sequence > lost.lane_sequence
                      and later.export_type = 'full' and later.status = 'completed'))
              select * from lost",
         ))
@@ -311,32 +282,23 @@ pub(crate) struct FileRow {
     format: String,
     compression: String,
     marker_seen: Option<Uuid>,
-    store_id: Uuid,
+    destination_id: Uuid,
     finished_at: DateTime<Utc>,
     is_published: bool,
     traceparent: Option<String>,
     name: String,
     sha256: String,
     manifest: Option<String>,
-    parts: Json<Vec<PartRow>>,
-}
-
-#[derive(Deserialize)]
-struct PartRow {
-    name: String,
-    bytes: u64,
-    rows: u64,
-    sha256: String,
-    place: FileLocation,
+    files: Json<Vec<StoredFile>>,
 }
 
 impl TryFrom<FileRow> for FileRecord {
     type Error = Error;
 
     fn try_from(row: FileRow) -> Result<FileRecord, Error> {
-        let destination = row.store_id;
-        let part = |PartRow { name, bytes, rows, sha256, place: location }| {
-            let identity = FileIdentity { bytes, location };
+        let destination = row.destination_id;
+        let part = |StoredFile { name, bytes, rows, sha256, place, .. }| {
+            let identity = FileIdentity { bytes, location: place };
             Part { rows, staged: StagedFile { destination, name, sha256, identity } }
         };
         Ok(FileRecord {
@@ -349,7 +311,7 @@ impl TryFrom<FileRow> for FileRecord {
             name: row.name,
             sha256: row.sha256,
             manifest: row.manifest,
-            parts: row.parts.0.into_iter().map(part).collect(),
+            parts: row.files.0.into_iter().map(part).collect(),
             marker_seen: row.marker_seen.map(JobId::from),
             finished_at: row.finished_at,
             is_published: row.is_published,

@@ -84,13 +84,13 @@ impl Store {
                from exports where status = 'completed' and published_at is null) unpublished
              cross join (
                select
-                 coalesce(max(log.seq - least(p.saved_seq, p.deletions_saved_seq)) filter (where p.snap_del is not null), 0) as rows,
+                 coalesce(max(log.sequence - least(p.saved_sequence, p.deletions_saved_sequence)) filter (where p.deletions_snapshot is not null), 0) as rows,
                  greatest(max(extract(epoch from clock_timestamp() - least(p.saved_at, p.deletions_saved_at)))
-                   filter (where p.snap_del is not null), 0)::float8 as seconds,
+                   filter (where p.deletions_snapshot is not null), 0)::float8 as seconds,
                  count(*) filter (where p.log_lost is not null) as given_up
                from watermarks p
-               cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
-                             as seq) log) held",
+               cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
+                             as sequence) log) held",
         );
         let backlog = self.with(async |conn| statement.fetch_one(conn).await).await?;
         Ok(backlog)

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use crate::file::file_names;
+use crate::file::{FileLocation, file_names};
 use crate::job::selection::Selection;
 use crate::job::{After, Failure, Job, JobFile, JobId, SnapshotReport};
 use crate::store::Error;
@@ -27,11 +27,7 @@ macro_rules! job_columns {
         concat!("e.id, e.consumer_id, e.dataset, e.export_type, e.format, e.compression, e.attempt, e.rows_exported, e.bytes_written, e.output_filename,
          ", $crate::store::job_row::public_status!(), " as status,
          case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
-         case when e.published_at is not null then coalesce(
-           (select jsonb_agg(jsonb_build_object('location', f.location, 'bytes', f.bytes, 'rows', f.rows, 'sha256', f.sha256) order by f.part)
-            from cdc_export.files f where f.job = e.id),
-           -- By a version that had no such table.
-           jsonb_build_array(jsonb_build_object('bytes', e.bytes_written, 'rows', e.rows_exported, 'sha256', e.sha256))) end as files,
+         case when e.published_at is not null then (select f.files from cdc_export.export_files f where f.job = e.id) end as files,
          case when e.published_at is not null then e.digest end as digest, e.max_file_bytes, e.error_code, e.error_detail,
          e.selection, e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.quiet_deletes, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
          e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number,
@@ -58,7 +54,7 @@ pub(crate) struct JobRow {
     rows_exported: i64,
     bytes_written: i64,
     output_filename: String,
-    files: Option<Json<Vec<FileRow>>>,
+    files: Option<Json<Vec<StoredFile>>>,
     digest: Option<String>,
     max_file_bytes: Option<i64>,
     error_code: Option<String>,
@@ -94,12 +90,16 @@ pub(super) fn skip_unreadable<T>(read: Result<T, Error>) -> Option<T> {
     read.inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error))).ok()
 }
 
+/// A file of `cdc_export.export_files`.
 #[derive(Deserialize)]
-struct FileRow {
-    location: Option<String>,
-    bytes: u64,
-    rows: u64,
-    sha256: String,
+pub(super) struct StoredFile {
+    /// The hidden name.
+    pub(super) name: String,
+    pub(super) place: FileLocation,
+    pub(super) location: Option<String>,
+    pub(super) bytes: u64,
+    pub(super) rows: u64,
+    pub(super) sha256: String,
 }
 
 impl TryFrom<JobRow> for Job {
@@ -112,7 +112,7 @@ impl TryFrom<JobRow> for Job {
         });
         let files = row.files.map(|Json(files)| files).unwrap_or_default();
         let files = file_names(&row.output_filename, files.len()).zip(files).map(|(name, file)| {
-            let FileRow { location, bytes, rows, sha256 } = file;
+            let StoredFile { location, bytes, rows, sha256, .. } = file;
             JobFile { name, location, bytes, rows, sha256 }
         });
         Ok(Job {

@@ -97,8 +97,8 @@ impl Store {
     ) -> Result<SubmitOutcome, Error> {
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
-            let lane_seq = enter_lane(&mut tx, request).await?;
-            Ok::<_, Error>(match self.insert(&mut tx, request, lane_seq, destination, terms).await? {
+            let lane_sequence = enter_lane(&mut tx, request).await?;
+            Ok::<_, Error>(match self.insert(&mut tx, request, lane_sequence, destination, terms).await? {
                 Inserted::Job(job, slot) => {
                     tx.commit().await?;
                     slot.used();
@@ -119,7 +119,7 @@ impl Store {
         &'s self,
         tx: &mut PgConnection,
         request: &Request,
-        lane_seq: Option<i64>,
+        lane_sequence: Option<i64>,
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<Inserted<'s>, Error> {
@@ -151,7 +151,7 @@ impl Store {
             let row: Option<JobRow> = sqlx::query_as(concat!(
                 "-- store.jobs.insert
                  insert into exports as e
-                   (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename, store_id, created_at,
+                   (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id, created_at,
                     retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256, max_file_bytes, traceparent)
                  values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $19, $20)
                  on conflict (lower(output_filename)) do nothing
@@ -161,7 +161,7 @@ impl Store {
             .bind(JobId::new().as_uuid())
             .bind(request.consumer.as_ref().map(|c| c.as_str()))
             .bind(&request.dataset)
-            .bind(lane_seq)
+            .bind(lane_sequence)
             .bind(request.export_type.as_str())
             .bind(request.encoding.format.as_str())
             .bind(terms.max_attempts as i32)
@@ -226,7 +226,7 @@ impl Store {
              select e.* from unnest($1::text[], $2::text[]) as l (consumer_id, dataset)
              cross join lateral (select ",
             job_columns!(),
-            " from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset order by e.lane_seq desc limit 1) e"
+            " from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset order by e.lane_sequence desc limit 1) e"
         ))
         .bind(consumers)
         .bind(datasets);
@@ -294,9 +294,9 @@ async fn next_in_lane(conn: &mut PgConnection, request: &Request) -> Result<Opti
     // a consumer are worked in no order; their row is a lock only.
     let seq: i64 = sqlx::query_scalar(
         "-- store.jobs.next_in_lane
-         insert into cdc_export.lanes as l (consumer_id, dataset, next_seq) values ($1, $2, 1)
-         on conflict (consumer_id, dataset) do update set next_seq = l.next_seq + 1
-         returning next_seq",
+         insert into cdc_export.lanes as l (consumer_id, dataset, last_sequence) values ($1, $2, 1)
+         on conflict (consumer_id, dataset) do update set last_sequence = l.last_sequence + 1
+         returning last_sequence",
     )
     .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
     .bind(&request.dataset)
@@ -312,7 +312,7 @@ async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTim
         "-- store.jobs.next_time
          select greatest(clock_timestamp(), (
            select greatest(created_at, finished_at) + interval '1 microsecond' from exports
-           where consumer_id = $1 and dataset = $2 order by lane_seq desc limit 1))",
+           where consumer_id = $1 and dataset = $2 order by lane_sequence desc limit 1))",
     )
     .bind(request.consumer.as_ref().map(|consumer| consumer.as_str()))
     .bind(&request.dataset)

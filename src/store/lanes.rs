@@ -55,26 +55,7 @@ pub(super) async fn out_of_step(
     let Some(number) = number else { return Ok(Some(OutOfStep::Unknown)) };
     let Some(mut jobs) = published(conn, lane, number, MOST_NAMED).await? else { return Ok(Some(OutOfStep::Unknown)) };
     jobs.extend(under_way(conn, lane).await?);
-    if !jobs.is_empty() {
-        return Ok(Some(OutOfStep::GoneOn(jobs)));
-    }
-    // So an upgrade leaves a lane whose jobs were forgotten before exports had numbers.
-    let is_further = *after == After::Nothing && has_position(conn, lane).await?;
-    Ok(is_further.then_some(OutOfStep::Unknown))
-}
-
-/// Whether an export of the lane has been handed out, as the consumer's saved position tells. An export whose file was lost was not.
-async fn has_position(conn: &mut PgConnection, lane: Lane<'_>) -> Result<bool, Error> {
-    let has_position = sqlx::query_scalar(
-        "-- store.lanes.has_position
-         select exists (
-           select from watermarks where consumer_id = $1 and dataset = $2 and snap_live is not null and not file_lost)",
-    )
-    .bind(lane.consumer.as_str())
-    .bind(lane.dataset)
-    .fetch_one(conn)
-    .await?;
-    Ok(has_position)
+    Ok(if jobs.is_empty() { None } else { Some(OutOfStep::GoneOn(jobs)) })
 }
 
 /// The number of a completed export, or the lane's last number if the export has none yet. `None`: the lane has no such export, or its
@@ -144,7 +125,7 @@ async fn under_way(conn: &mut PgConnection, lane: Lane<'_>) -> Result<Vec<Job>, 
              union all
              select id from exports where consumer_id = $1 and dataset = $2 and status = 'completed' and published_at is null) open
            join exports e on e.id = open.id
-           order by e.lane_seq limit $3"
+           order by e.lane_sequence limit $3"
     ))
     .bind(lane.consumer.as_str())
     .bind(lane.dataset)

@@ -8,7 +8,6 @@ use crate::file::FileRecord;
 use crate::job::columns::FileColumns;
 use crate::job::{Job, JobId};
 use crate::manifest::{self, Chained, Manifest};
-use crate::store::files::is_next;
 use crate::store::job_row::{JobRow, job_columns};
 use crate::store::{Error, Store};
 
@@ -28,12 +27,11 @@ struct PlannedRow {
     next_number: i64,
     previous: Option<String>,
     manifest: Option<String>,
-    file_columns: Option<Json<FileColumns>>,
+    file_columns: Json<FileColumns>,
 }
 
 impl Store {
-    /// What the manifest of a committed export is, or will be. `None`: the export is published, was given up, or isn't a consumer's; or an
-    /// earlier one of its lane has to be published first.
+    /// What the manifest of a committed export is, or will be. `None`: the export is published, was given up, or isn't a consumer's.
     ///
     /// # Errors
     /// If the database fails.
@@ -49,8 +47,7 @@ impl Store {
              from exports e
              left join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
              where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
-               and e.consumer_id is not null and ",
-            is_next!()
+               and e.consumer_id is not null"
         ))
         .bind(record.job.as_uuid())
         .bind(&record.name);
@@ -59,10 +56,7 @@ impl Store {
         let number = next_number.unsigned_abs();
         Ok(Some(match manifest {
             Some(text) => Planned::Written(number, text),
-            None => {
-                let columns = file_columns.map(|Json(columns)| columns);
-                Planned::New(number, Box::new(chained(Job::try_from(job)?, record, columns, previous)))
-            }
+            None => Planned::New(number, Box::new(chained(Job::try_from(job)?, record, file_columns.0, previous))),
         }))
     }
 
@@ -122,9 +116,9 @@ impl Store {
     }
 }
 
-fn chained(job: Job, record: &FileRecord, columns: Option<FileColumns>, previous: Option<String>) -> Chained {
+fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option<String>) -> Chained {
     let (cluster, database) = record.database.as_str().split_once('-').unwrap_or_default();
-    let FileColumns { columns, key, table, snapshot } = columns.unwrap_or_else(FileColumns::unknown);
+    let FileColumns { columns, key, table, snapshot } = columns;
     let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Micros, true);
     let file = |part: &crate::file::Part| manifest::File {
         sha256: part.staged.sha256.clone(),
@@ -138,7 +132,7 @@ fn chained(job: Job, record: &FileRecord, columns: Option<FileColumns>, previous
         source: manifest::Source { cluster: cluster.to_owned(), database: database.to_owned() },
         consumer: job.consumer.map(|consumer| consumer.to_string()).unwrap_or_default(),
         dataset: job.dataset,
-        table,
+        table: Some(table),
         export_type: job.export_type.to_string(),
         key,
         columns: columns

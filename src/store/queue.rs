@@ -12,7 +12,6 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::connection::failure::SqlFailure;
-use crate::database::DatabaseId;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
 use crate::job::{Failure, FailureCode, LeaseToken};
@@ -40,9 +39,9 @@ const FRONT_EVERY: Duration = Duration::from_secs(5);
 macro_rules! claimable {
     () => {
         "r.status = 'pending' and r.format = any($1) and r.compression = any($2) and r.dataset = any($3)
-         and (r.store_id is null or r.store_id = $4
-           or not exists (select from cdc_export.stores s
-                          where s.id = r.store_id and s.seen_at between clock_timestamp() - interval '1 minute' and clock_timestamp()))
+         and (r.destination_id is null or r.destination_id = $4
+           or not exists (select from cdc_export.destinations d
+                          where d.id = r.destination_id and d.seen_at between clock_timestamp() - interval '1 minute' and clock_timestamp()))
          -- What the next condition says of lanes in which a job runs or waits for its retry, but in one pass: a long lane behind
          -- such a job would else be probed job by job. And a lane waits until its last file has its name: whoever reads it would
          -- else see what comes after that one first.
@@ -58,7 +57,7 @@ macro_rules! claimable {
          and not exists (
            select from exports earlier
            where earlier.consumer_id = r.consumer_id and earlier.dataset = r.dataset
-             and earlier.lane_seq < r.lane_seq and earlier.status in ('pending', 'processing'))"
+             and earlier.lane_sequence < r.lane_sequence and earlier.status in ('pending', 'processing'))"
     };
 }
 
@@ -107,12 +106,12 @@ async fn claim(
          update exports e
          set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
              lease_token = $5, lease_owner = $6, lease_expires_at = clock_timestamp() + make_interval(secs => $7),
-             store_id = $4, purge_hold = pg_current_snapshot(), continuity = null,
+             destination_id = $4, purge_hold = pg_current_snapshot(), continuity = null,
              -- A lane's times go on from those before, also where the clock was set back: retention counts from the newest.
              started_at = coalesce(e.started_at, greatest(clock_timestamp(), e.created_at, (
                select l.finished_at from exports l
-               where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_seq < e.lane_seq and l.status = 'completed'
-               order by l.lane_seq desc limit 1)))
+               where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_sequence < e.lane_sequence and l.status = 'completed'
+               order by l.lane_sequence desc limit 1)))
          where e.id = (
            select r.id from exports r where r.run_at between $8 and statement_timestamp() and ",
         claimable!(),
@@ -168,7 +167,7 @@ pub struct EndedAttempt {
     pub file: HiddenFile,
     /// Whether nobody writes it any more, or will miss it. Of a job that the database doesn't know nothing is known: it may be that of a
     /// clone, which has the same identity. A publisher's file has its final name in a moment, or is written again.
-    pub is_nobodys: bool,
+    pub is_removable: bool,
 }
 
 /// How a worker leaves a job that it didn't complete.
@@ -334,15 +333,14 @@ impl Store {
     /// Which of these hidden files are left over by attempts that ended without completing their jobs.
     ///
     /// A folder may be shared with the service of another database, also of a copy of this one: that service's files are not among those
-    /// returned, nor is a file of an older version, which doesn't name its database, if this database doesn't know the job or another
-    /// database made it. Files that name this database are returned also where it was restored to before it knew the job.
+    /// returned. Files that name this database are returned also where it was restored to before it knew the job.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn ended_attempts(&self, hidden: Vec<HiddenFile>) -> Result<Vec<EndedAttempt>, Error> {
         let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) =
             hidden.iter().map(|file| (file.job.as_uuid(), file.token.as_uuid())).unzip();
-        let databases: Vec<_> = hidden.iter().map(|file| file.database.as_ref().map(DatabaseId::as_str)).collect();
+        let databases: Vec<_> = hidden.iter().map(|file| file.database.as_str()).collect();
         let markers: Vec<_> = hidden.iter().map(HiddenFile::is_marker).collect();
         let statement = sqlx::query_as(
             "-- store.queue.ended_attempts
@@ -351,10 +349,9 @@ impl Store {
                as a (id, token, database, is_marker, place)
              cross join (select cdc_export.database_id() as database) own
              left join exports e on e.id = a.id
-             where case when e.id is null then a.database = own.database
-                     else e.lease_token is distinct from a.token
-                       and (e.staged_name is null or e.staged_name not like '%' || a.token || '%')
-                       and coalesce(a.database, e.database_id, own.database) = own.database end",
+             where a.database = own.database
+               and e.lease_token is distinct from a.token
+               and (e.staged_name is null or e.staged_name not like '%' || a.token || '%')",
         )
         .bind(ids)
         .bind(tokens)
@@ -363,8 +360,8 @@ impl Store {
         let ended: Vec<(i64, bool)> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         let ended: HashMap<i64, bool> = ended.into_iter().collect();
         let ended = (1..).zip(hidden).filter_map(|(place, file)| {
-            let is_nobodys = *ended.get(&place)?;
-            Some(EndedAttempt { file, is_nobodys })
+            let is_removable = *ended.get(&place)?;
+            Some(EndedAttempt { file, is_removable })
         });
         Ok(ended.collect())
     }
@@ -376,10 +373,10 @@ impl Store {
     pub async fn record_destination(&self, destination: Uuid) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.queue.record_destination
-             insert into cdc_export.stores as s (id, seen_at) values ($1, clock_timestamp())
+             insert into cdc_export.destinations as d (id, seen_at) values ($1, clock_timestamp())
              on conflict (id) do update set seen_at = excluded.seen_at
              -- Also where the clock was set back: in times to come nobody was seen.
-             where s.seen_at not between clock_timestamp() - interval '10 seconds' and clock_timestamp()",
+             where d.seen_at not between clock_timestamp() - interval '10 seconds' and clock_timestamp()",
         )
         .bind(destination);
         self.with(async |conn| statement.execute(conn).await).await?;

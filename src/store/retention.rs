@@ -87,7 +87,7 @@ macro_rules! files_past {
             " past
              cross join lateral (
                select f.* from exports f
-               where f.store_id = $4 and coalesce(f.consumer_id, '') = whose.consumer_id
+               where f.destination_id = $4 and coalesce(f.consumer_id, '') = whose.consumer_id
                  and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null
                  and (f.finished_at, f.id) <= (past.finished_at, past.id) and not ",
             is_spared!("$6"),
@@ -144,7 +144,7 @@ impl Store {
                 let files = sqlx::query_as(concat!(
                     "-- store.retention.files_past\n ",
                     files_past!(
-                        "f.store_id = $4 and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null",
+                        "f.destination_id = $4 and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null",
                         // The service of the database that made a file removes it.
                         "coalesce(f.database_id = (select cdc_export.database_id()), true)"
                     )
@@ -202,15 +202,15 @@ impl Store {
                      select from cdc_export.deliveries d
                      where d.job = f.id and d.delivered_at is null and d.dead_at is null
                        and extract(epoch from clock_timestamp() - d.created_at) < $5)
-                   and (f.published_at is null or f.lane_seq is null or exists (
+                   and (f.published_at is null or f.lane_sequence is null or exists (
                      select from exports l
-                     where l.consumer_id = f.consumer_id and l.dataset = f.dataset and l.lane_seq > f.lane_seq
+                     where l.consumer_id = f.consumer_id and l.dataset = f.dataset and l.lane_sequence > f.lane_sequence
                        and l.status = 'completed' and l.published_at is not null))
                    and not exists (
-                     select from cdc_export.stores s
+                     select from cdc_export.destinations d
                      cross join lateral (
                        select k.number from exports k
-                       where k.store_id = s.id and k.consumer_id = f.consumer_id and k.dataset = f.dataset
+                       where k.destination_id = d.id and k.consumer_id = f.consumer_id and k.dataset = f.dataset
                          and k.number is not null and k.file_removed_at is null
                        order by k.number limit 1) kept
                      where kept.number < f.number)
@@ -294,7 +294,7 @@ impl Store {
     pub async fn forget_stores(&self) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.retention.forget_stores
-             delete from cdc_export.stores where seen_at < clock_timestamp() - interval '1 day'",
+             delete from cdc_export.destinations where seen_at < clock_timestamp() - interval '1 day'",
         );
         self.with(async |conn| statement.execute(conn).await).await?;
         Ok(())

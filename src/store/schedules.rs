@@ -148,12 +148,12 @@ impl Store {
                and e.status = 'failed' and e.error_code = 'full_export_needed' and e.export_type <> 'full'
                and not exists (
                  select from exports later
-                 where later.consumer_id = e.consumer_id and later.dataset = e.dataset and later.lane_seq > e.lane_seq)
+                 where later.consumer_id = e.consumer_id and later.dataset = e.dataset and later.lane_sequence > e.lane_sequence)
                and not exists (
                  select from exports h
                  where h.id = s.healed_by and h.finished_at between clock_timestamp() - interval '1 hour' and clock_timestamp() and not exists (
                    select from exports good
-                   where good.consumer_id = h.consumer_id and good.dataset = h.dataset and good.lane_seq > h.lane_seq
+                   where good.consumer_id = h.consumer_id and good.dataset = h.dataset and good.lane_sequence > h.lane_sequence
                      and good.status = 'completed' and good.export_type <> 'full'))
              for update of s",
         )
@@ -181,11 +181,11 @@ impl Store {
         terms: Terms,
     ) -> Result<Made<'s>, Error> {
         let request = schedule.request(export_type);
-        let lane_seq = enter_lane(tx, &request).await?;
+        let lane_sequence = enter_lane(tx, &request).await?;
         if is_busy(tx, schedule.lane()).await? {
             return Ok(Made::None(Asked::Busy));
         }
-        let why = match self.insert(tx, &request, lane_seq, destination, terms).await? {
+        let why = match self.insert(tx, &request, lane_sequence, destination, terms).await? {
             Inserted::Job(job, place) => {
                 remember(tx, schedule, &job).await?;
                 return Ok(Made::Job(job, place));

@@ -176,30 +176,31 @@ pub(crate) async fn advance(conn: &mut PgConnection, lane: Lane<'_>, advance: &A
         None => sqlx::query(
             "-- store.watermarks.first
              insert into watermarks
-               (consumer_id, dataset, last_exported_at, snap_wm, updated_at, version, snap_live, snap_del, table_oid, relfilenode,
-                columns_hash, triggers_hash, partitions_hash, cluster_id, saved_at, saved_seq, deletions_saved_at, deletions_saved_seq,
-                definition_hash, column_types, seen)
-             select $1, $2, $3, $3, clock_timestamp(), 1, $6::text::pg_snapshot, $7::text::pg_snapshot, $8, $9, $10, $11, $12, $13,
-               clock_timestamp(), log.seq, clock_timestamp(), log.seq, md5($15), $16, $17
-             from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
-                     as seq) log
+               (consumer_id, dataset, last_exported_at, saved_last_exported_at, updated_at, version, live_snapshot, deletions_snapshot, table_oid, relfilenode,
+                columns_hash, cluster_id, saved_at, saved_sequence, deletions_saved_at, deletions_saved_sequence,
+                definition_hash, column_types, guard_state)
+             select $1, $2, $3, $3, clock_timestamp(), 1, $6::text::pg_snapshot, $7::text::pg_snapshot, $8, $9, $10, $11,
+               clock_timestamp(), log.sequence, clock_timestamp(), log.sequence, md5($13), $14, $15
+             from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
+                     as sequence) log
              on conflict (consumer_id, dataset) do nothing",
         ),
         Some(_) => sqlx::query(
             "-- store.watermarks.advance
              update watermarks
-             set last_exported_at = $3, snap_wm = $3, version = version + 1,
+             set last_exported_at = $3, saved_last_exported_at = $3, version = version + 1,
                  updated_at = case when last_exported_at is distinct from $3 then greatest(clock_timestamp(), updated_at) else updated_at end,
-                 snap_live = $6::text::pg_snapshot,
+                 live_snapshot = $6::text::pg_snapshot,
                  -- Deletions that were given up are due until a full export has made up for them.
-                 snap_del = case when log_lost is null or $14 = 'full' then $7::text::pg_snapshot end,
-                 log_lost = case when $14 <> 'full' then log_lost end, file_lost = file_lost and $14 <> 'full',
-                 table_oid = $8, relfilenode = $9, columns_hash = $10, triggers_hash = $11, partitions_hash = $12,
-                 cluster_id = $13, saved_at = clock_timestamp(), saved_seq = log.seq, definition_hash = md5($15), column_types = $16, seen = $17,
-                 deletions_saved_at = case when snap_del::text = $7 then deletions_saved_at else clock_timestamp() end,
-                 deletions_saved_seq = case when snap_del::text = $7 then deletions_saved_seq else log.seq end
-             from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'seq')::regclass), 0)
-                     as seq) log
+                 deletions_snapshot = case when log_lost is null or $12 = 'full' then $7::text::pg_snapshot end,
+                 log_lost = case when $12 <> 'full' then log_lost end, file_lost = file_lost and $12 <> 'full',
+                 table_oid = $8, relfilenode = $9, columns_hash = $10, cluster_id = $11,
+                 saved_at = clock_timestamp(), saved_sequence = log.sequence,
+                 definition_hash = md5($13), column_types = $14, guard_state = $15,
+                 deletions_saved_at = case when deletions_snapshot::text = $7 then deletions_saved_at else clock_timestamp() end,
+                 deletions_saved_sequence = case when deletions_snapshot::text = $7 then deletions_saved_sequence else log.sequence end
+             from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
+                     as sequence) log
              where consumer_id = $1 and dataset = $2 and version = $4 and last_exported_at is not distinct from $5",
         ),
     };
@@ -215,13 +216,11 @@ pub(crate) async fn advance(conn: &mut PgConnection, lane: Lane<'_>, advance: &A
         .bind(Oid(table.table_oid))
         .bind(table.relfilenode.map(Oid))
         .bind(&table.columns_hash)
-        .bind(&table.triggers_hash)
-        .bind(&table.partitions_hash)
         .bind(table.cluster_id)
         .bind(export_type.as_str())
         .bind(&table.definition)
         .bind(Json(&table.types))
-        .bind(Json(&table.guard_memory))
+        .bind(Json(&table.guard_state))
         .execute(conn)
         .await?;
     Ok(moved.rows_affected() == 1)

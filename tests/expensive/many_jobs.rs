@@ -17,13 +17,12 @@ async fn with_jobs() -> Database {
     database
         .run(&format!(
             "alter table exports set (autovacuum_enabled = false);
-             insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, status, max_attempts, output_filename, created_at,
-               run_at, started_at, finished_at, error_code, store_id, staged_name, sha256, file_inode, file_modified_ns, published_at, number)
+             insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
+               run_at, started_at, finished_at, error_code, destination_id, staged_name, sha256, published_at, number)
              select gen_random_uuid(), consumer, dataset, case when consumer is not null then n end, type, 'csv', status, 5, 'f' || n, t, t, t,
                t + interval '1 second', case status when 'failed' then 'internal' end,
                case status when 'completed' then uuid '11111111-1111-1111-1111-111111111111' end, case status when 'completed' then 'staged' end,
-               case status when 'completed' then repeat('a', 64) end, case status when 'completed' then n end,
-               case status when 'completed' then n end, case status when 'completed' then t end,
+               case status when 'completed' then repeat('a', 64) end, case status when 'completed' then t end,
                case when status = 'completed' and consumer is not null then n end
              from generate_series(1, {jobs}) n,
              lateral (
@@ -33,18 +32,20 @@ async fn with_jobs() -> Database {
                  case when n % 50 = 0 then 'full' when n % 7 = 0 then 'incremental' else 'delta' end as type,
                  case when n <= {jobs} / 3 then 'completed' when n % 60 = 4 then 'failed' when n % 100 = 5 then 'cancelled' else 'completed' end
                    as status) x;
-             insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, status, max_attempts, output_filename, created_at, run_at,
-               finished_at, error_code, lease_token, lease_owner, lease_expires_at, store_id, staged_name, sha256, file_inode, file_modified_ns)
+             insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at, run_at,
+               finished_at, error_code, lease_token, lease_owner, lease_expires_at, destination_id, staged_name, sha256)
              select gen_random_uuid(), consumer, dataset, n, type, 'csv', status, 5, 'rare' || n, '2025-12-01', now() + interval '1 day',
                case when status in ('failed', 'completed') then now() end, case status when 'failed' then 'internal' end,
                case status when 'processing' then gen_random_uuid() end, case status when 'processing' then 'somebody' end,
                case status when 'processing' then now() + interval '1 day' end,
                case status when 'completed' then uuid '11111111-1111-1111-1111-111111111111' end, case status when 'completed' then 'staged' end,
-               case status when 'completed' then repeat('a', 64) end, case status when 'completed' then n end,
-               case status when 'completed' then n end
+               case status when 'completed' then repeat('a', 64) end
              from (values (-1, 'c1', 'rare', 'full', 'failed'), (-2, 'c2', 'users', 'incremental', 'pending'), (-3, 'early', 'users', 'full', 'pending'),
                (-4, 'c4', 'users', 'delta', 'processing'), (-5, 'c5', 'users', 'delta', 'completed')) rare (n, consumer, dataset, type, status);
-             insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number)
+             insert into cdc_export.files (job, part, staged_name, place, bytes, rows, sha256)
+             select id, 1, 'staged', '{{\"folder\": {{\"inode\": \"1\", \"modifiedNs\": \"1\"}}}}', 0, 0, sha256 from exports
+             where status = 'completed';
+             insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number)
              select distinct coalesce(consumer_id, ''), dataset, {jobs}, {jobs} from exports"
         ))
         .await;
@@ -180,17 +181,17 @@ async fn nothing_reads_all_jobs_again_and_again() {
     // What a lane's commit looks for is its last completed job, behind all that failed since.
     database
         .run(
-            "insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, status, max_attempts, output_filename, created_at,
+            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
                finished_at, error_code)
              select gen_random_uuid(), 'failing', 'users', n, 'delta', 'csv', 'failed', 5, 'failing' || n, '2026-01-01', now(), 'internal'
              from generate_series(1, 20000) n;
-             insert into cdc_export.lanes (consumer_id, dataset, next_seq) values ('failing', 'users', 20000)",
+             insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('failing', 'users', 20000)",
         )
         .await;
     // Names that go on after another's whole stem.
     let now: String = database.one("select to_char(now() at time zone 'UTC', 'YYYYMMDD\"T\"HH24')").await;
     database
-        .run(&format!("update exports set output_filename = 'full_failing_{now}' || output_filename where lane_seq % 2 = 0 and consumer_id = 'early'"))
+        .run(&format!("update exports set output_filename = 'full_failing_{now}' || output_filename where lane_sequence % 2 = 0 and consumer_id = 'early'"))
         .await;
     // All lanes acknowledge: most are nearly as far as they can be, and one is as far behind.
     database

@@ -198,12 +198,12 @@ async fn an_export_is_acknowledged_while_the_next_one_is_published() {
 async fn plant(database: &Database, consumer: &str, from: u32, to: u32) {
     database
         .run(&format!(
-            "insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, status, max_attempts, output_filename, created_at,
-               finished_at, store_id, staged_name, sha256, file_inode, file_modified_ns, published_at, number)
+            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
+               finished_at, destination_id, staged_name, sha256, published_at, number)
              select gen_random_uuid(), '{consumer}', 'users', n, 'delta', 'csv', 'completed', 5, '{consumer}' || n, now() + n * interval '1 second',
-               now(), gen_random_uuid(), 'staged', repeat('a', 64), n, n, now(), n from generate_series({from}, {to}) n;
-             insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number) values ('{consumer}', 'users', {to}, {to})
-             on conflict (consumer_id, dataset) do update set next_seq = {to}, last_number = {to}"
+               now(), gen_random_uuid(), 'staged', repeat('a', 64), now(), n from generate_series({from}, {to}) n;
+             insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number) values ('{consumer}', 'users', {to}, {to})
+             on conflict (consumer_id, dataset) do update set last_sequence = {to}, last_number = {to}"
         ))
         .await;
 }

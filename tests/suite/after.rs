@@ -233,11 +233,11 @@ async fn a_hundred_exports_are_named_and_the_rest_is_asked_for() {
     let (first, _) = service.export("full", "a").await;
     database
         .run(
-            "insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, status, max_attempts, output_filename, created_at,
-               finished_at, store_id, staged_name, sha256, file_inode, file_modified_ns, published_at, number)
+            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
+               finished_at, destination_id, staged_name, sha256, published_at, number)
              select gen_random_uuid(), 'a', 'users', n, 'delta', 'csv', 'completed', 5, 'n' || n, now() + n * interval '1 second', now(),
-               gen_random_uuid(), 'staged', repeat('a', 64), n, n, now(), n from generate_series(2, 131) n;
-             update cdc_export.lanes set next_seq = 131, last_number = 131",
+               gen_random_uuid(), 'staged', repeat('a', 64), now(), n from generate_series(2, 131) n;
+             update cdc_export.lanes set last_sequence = 131, last_number = 131",
         )
         .await;
     let held = database.hold_exports().await;

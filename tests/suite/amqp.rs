@@ -133,7 +133,7 @@ async fn what_no_queue_is_bound_for_is_told_of_it_alone(broker: &Broker) {
         database
             .run(&format!(
                 "with copies as (
-                   insert into exports select (jsonb_populate_record(e, jsonb_build_object('id', gen_random_uuid(), 'lane_seq', 1000 + n,
+                   insert into exports select (jsonb_populate_record(e, jsonb_build_object('id', gen_random_uuid(), 'lane_sequence', 1000 + n,
                      'number', 1000 + n, 'output_filename', e.output_filename || n, 'idempotency_key', null))).*
                    from exports e, generate_series(1, {number}) n where id = '{job}' returning id)
                  insert into cdc_export.deliveries (id, job, endpoint, event) select gen_random_uuid(), id, 'rabbit', 'completed' from copies"

@@ -169,10 +169,10 @@ async fn a_hidden_file_of_another_database_is_not_swept() {
     let own: String = database.one("select database_id from exports").await;
     let token = uuid::Uuid::new_v4();
     let theirs = format!(".00000000000000ff-1.{id}.{token}.part");
-    // Its own, one of a version that didn't say whose it is, and one of a job that is gone, as after a restore. One like this that was
-    // just written may be a clone's, whose identity is the same.
+    // Its own, and one of a job that is gone, as after a restore. One like this that was just written may be a clone's, whose identity
+    // is the same.
     let [gone, clones] = [(); 2].map(|()| format!(".{own}.{}.{token}.part", uuid::Uuid::new_v4()));
-    for name in [&theirs, &format!(".{own}.{id}.{token}.part"), &format!(".{id}.{token}.part"), &gone, &clones] {
+    for name in [&theirs, &format!(".{own}.{id}.{token}.part"), &gone, &clones] {
         std::fs::write(service.output().join(name), "left").unwrap();
     }
     let old = std::fs::File::options().write(true).open(service.output().join(&gone)).unwrap();

@@ -815,7 +815,7 @@ async fn what_is_not_captured_is_tracked_before_the_full_export() {
     database
         .run(
             "drop table a; create table a (id int primary key); alter table b disable trigger user; alter table c disable trigger user;
-             update watermarks set seen = jsonb_set(seen, '{database}', '\"1\"') where dataset = 'b'",
+             update watermarks set guard_state = jsonb_set(guard_state, '{database}', '\"1\"') where dataset = 'b'",
         )
         .await;
     for (dataset, word) in [("a", "table_recreated"), ("b", "database_restored"), ("c", "other_cluster")] {

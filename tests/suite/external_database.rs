@@ -160,9 +160,9 @@ async fn a_role_that_may_create_nothing_exports_from_what_another_has_made() {
     // One that this version doesn't know is an older binary's lot.
     database.run("insert into cdc_export.migrations values (999, 'newer', now(), true, '\\x00', 1)").await;
     role.start().service().await.stop().await;
-    database.run("update cdc_export.migrations set checksum = '\\x00' where version = 2").await;
+    database.run("update cdc_export.migrations set checksum = '\\x00' where version = 1").await;
     let line = role.refused().await;
-    assert!(line.contains("migration 2 ") && line.contains("modified"), "{line}");
+    assert!(line.contains("migration 1 ") && line.contains("modified"), "{line}");
 
     database.run(&format!("revoke usage on schema public from {}", role.name)).await;
     let line = role.refused().await;
@@ -211,7 +211,7 @@ async fn the_owner_of_a_table_is_told_what_track_needs() {
         if arguments[0] == "track" {
             // The triggers work for who writes.
             database.run("insert into sales.orders values (1)").await;
-            assert_eq!(database.one::<i64>("select count(*) from cdc_export.change_log where pk = '1'").await, 1);
+            assert_eq!(database.one::<i64>("select count(*) from cdc_export.change_log where key = '1'").await, 1);
         }
     }
     owner.drop(&database).await;

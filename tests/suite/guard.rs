@@ -123,17 +123,18 @@ async fn a_position_that_the_log_does_not_reach_back_to_needs_a_full_export() {
         ("update watermarks set cluster_id = cluster_id + 1", "other_cluster"),
         ("update watermarks set cluster_id = null", "other_cluster"),
         (
-            "update watermarks set snap_live = '9000000000:9000000000:', snap_del = '9000000000:9000000000:'",
+            "update watermarks set live_snapshot = '9000000000:9000000000:', deletions_snapshot = '9000000000:9000000000:'",
             "xid_went_back",
         ),
-        // Somebody's partitions; and, of before they were saved, their hash, or none where there is one now.
-        ("update watermarks set seen = jsonb_set(seen, '{relations,1}', '[null, null, \"1\"]')", "partitions_changed"),
-        ("update watermarks set partitions_hash = 'x', seen = null", "partitions_changed"),
-        ("update watermarks set triggers_hash = 'x', seen = null", "trigger_changed"),
-        ("update watermarks set log_lost = 'A', snap_live = null, snap_del = null", "log_expired"),
+        // Somebody's partitions.
+        (
+            "update watermarks set guard_state = jsonb_set(guard_state, '{relations,1}', '[null, null, \"1\"]')",
+            "partitions_changed",
+        ),
+        ("update watermarks set log_lost = 'all', live_snapshot = null, deletions_snapshot = null", "log_expired"),
         // The first of several is named.
         (
-            "update watermarks set table_oid = 1, cluster_id = 1, triggers_hash = '', log_lost = 'D', snap_del = null",
+            "update watermarks set table_oid = 1, cluster_id = 1, log_lost = 'deletions', deletions_snapshot = null",
             "table_recreated",
         ),
     ] {
@@ -352,7 +353,7 @@ async fn a_log_past_its_cap_is_given_up_deletions_first() {
 
     let service = start().service().await;
     eventually("the deletions are given up", || async {
-        (database.one::<i64>("select count(*) from watermarks where log_lost = 'D'").await == 2).then_some(())
+        (database.one::<i64>("select count(*) from watermarks where log_lost = 'deletions'").await == 2).then_some(())
     })
     .await;
     eventually("the log says so", || async { (service.events("position_given_up").len() == 2).then_some(()) }).await;
@@ -794,7 +795,7 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
     refused(&database, &service, "incremental", "a", word).await;
     refused(&database, &service, "delta", "a", word).await;
     // Here it is the same.
-    database.run("update watermarks set table_oid = 'users'::regclass; update cdc_export.change_log set tbl = 'users'::regclass").await;
+    database.run("update watermarks set table_oid = 'users'::regclass; update cdc_export.change_log set table_oid = 'users'::regclass").await;
     refused(&database, &service, "delta", "a", "other_cluster").await;
     // The log of the old cluster, whose transactions would come for a long time yet, is nobody's here.
     log_becomes(&database, 0).await;

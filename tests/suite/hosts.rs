@@ -50,15 +50,15 @@ async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
     let here = folder.service().await;
     // In the other direction it was the clock.
     for ago in ["61 s", "-1 hour"] {
-        database.run("update cdc_export.stores set seen_at = clock_timestamp()").await;
+        database.run("update cdc_export.destinations set seen_at = clock_timestamp()").await;
         let orphan = here.submit("delta", "second").await;
         let own = there.submit("full", "third").await;
         there.ended(&own).await;
         assert_eq!(there.job(&orphan).await["status"], "pending", "its host lived a moment ago");
         database
             .run(&format!(
-                "update cdc_export.stores s set seen_at = seen_at - interval '{ago}' from exports e
-                 where s.id = e.store_id and e.id = '{orphan}'"
+                "update cdc_export.destinations s set seen_at = seen_at - interval '{ago}' from exports e
+                 where s.id = e.destination_id and e.id = '{orphan}'"
             ))
             .await;
         let job = there.ended(&orphan).await;

@@ -196,8 +196,7 @@ async fn the_table_of_jobs_defends_itself() {
     let service = Start::on(&database).service().await;
     let (job, _) = service.export("full", "a").await;
     service.stop().await;
-    let insert =
-        "insert into exports (id, dataset, export_type, format, max_attempts, output_filename, consumer_id, lane_seq";
+    let insert = "insert into exports (id, dataset, export_type, format, max_attempts, output_filename, consumer_id, lane_sequence";
     let processing = "status, lease_token, lease_owner, lease_expires_at";
     let id = "gen_random_uuid(), 'users', 'full', 'csv', 5";
     let name = job["outputFilename"].as_str().unwrap().to_uppercase();

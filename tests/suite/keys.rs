@@ -202,7 +202,7 @@ async fn only_an_admin_gives_up_an_export_whose_file_has_no_name() {
     database
         .run(
             "update exports set published_at = null, finished_at = finished_at - interval '1 minute',
-               store_id = '01900000-0000-7000-8000-000000000000'",
+               destination_id = '01900000-0000-7000-8000-000000000000'",
         )
         .await;
     let path = format!("/exports/{}", job["jobId"].as_str().unwrap());

@@ -123,7 +123,8 @@ async fn what_a_row_holds_fails_no_statement_of_its_owner() {
         database
             .run(&format!("delete from {table} where id in (1, 2, 4); update {table} set id = 13 where id = 3"))
             .await;
-        let images = "select count(image) from cdc_export.change_log where op = 'D' and tbl = '{}'::regclass";
+        let images =
+            "select count(image) from cdc_export.change_log where operation = 'D' and table_oid = '{}'::regclass";
         assert_eq!(database.one::<i64>(&images.replace("{}", table)).await, 1, "{table}");
         database.run(&format!("update {table} set t = null where id = 13")).await;
         let job = export(&service, "delta", table, "a").await;

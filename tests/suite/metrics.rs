@@ -327,12 +327,12 @@ async fn of_consumers_that_acknowledge_it_is_seen_what_they_have_not() {
     // Of many, those that wait longest; and none of a dataset that isn't there any more.
     database
         .run(
-            "insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, status, max_attempts, output_filename, finished_at,
-               store_id, staged_name, sha256, file_inode, file_modified_ns, published_at, number)
+            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, finished_at,
+               destination_id, staged_name, sha256, published_at, number)
              select gen_random_uuid(), 'c' || n, dataset, 1, 'delta', 'csv', 'completed', 5, dataset || n, now(), gen_random_uuid(), 'staged',
-               repeat('a', 64), n, n, now() - n * interval '1 day', 1
+               repeat('a', 64), now() - n * interval '1 day', 1
              from generate_series(1, 150) n, unnest(array['users', 'gone']) dataset;
-             insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number, acknowledged)
+             insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number, acknowledged)
              select consumer_id, dataset, 1, 1, 0 from exports where consumer_id like 'c%'",
         )
         .await;
@@ -477,7 +477,7 @@ async fn the_documents_table_is_what_a_scrape_shows() {
     database
         .run(
             "insert into watermarks (consumer_id, last_exported_at) values ('one', now());
-             insert into cdc_export.lanes (consumer_id, dataset, next_seq, last_number, acknowledged) values ('one', 'users', 1, 1, 1)",
+             insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number, acknowledged) values ('one', 'users', 1, 1, 1)",
         )
         .await;
     let service = with_a_closed_door(

@@ -238,7 +238,7 @@ async fn a_key_whose_text_comes_to_show_settings_is_tracked_again() {
     let writes = "set timezone = 'Asia/Tokyo'; set datestyle = 'German'; update t set n = 2; update t set k = k + '1 day'; reset all";
     database.run(writes).await;
     copy.exports(&service, "delta", "t", "a").await;
-    let texts: Vec<String> = sqlx::query_scalar("select distinct pk from cdc_export.change_log order by 1")
+    let texts: Vec<String> = sqlx::query_scalar("select distinct key from cdc_export.change_log order by 1")
         .fetch_all(&database.pool)
         .await
         .unwrap();

@@ -182,54 +182,6 @@ async fn an_export_that_was_committed_in_times_to_come_can_be_given_up() {
     elsewhere.stop().await;
 }
 
-/// What an older version left: jobs without numbers, times of a clock that was set back, and an export that was overtaken.
-#[tokio::test]
-async fn an_upgrade_numbers_what_is_published_in_its_order() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
-    let mut jobs = Vec::new();
-    for (export_type, consumer) in
-        [("full", "a"), ("delta", "a"), ("delta", "a"), ("full", "b"), ("delta", "b"), ("delta", "b")]
-    {
-        jobs.push(service.export(export_type, consumer).await.0["jobId"].as_str().unwrap().to_owned());
-    }
-    service.call("POST", "/exports", &[]).await;
-    let output = Start::on(&database).sharing_output(&service);
-    service.stop().await;
-    database
-        .run(&format!(
-            "drop view cdc_export.exports;
-             alter table public.exports drop column number, drop column has_after, drop column after_job, drop column after_sha256;
-             drop index public.exports_unpublished_of_lane;
-             alter table cdc_export.lanes drop column last_number;
-             delete from cdc_export.migrations where version = 14;
-             update public.exports set created_at = created_at + interval '1 hour' where id = '{}';
-             update public.exports set published_at = null, store_id = gen_random_uuid() where id = '{}'",
-            jobs[0], jobs[4]
-        ))
-        .await;
-    let service = output.service().await;
-    let mut numbers = Vec::new();
-    for id in &jobs {
-        numbers.push(service.job(id).await["number"].clone());
-    }
-    assert_eq!(json!(numbers), json!([1, 2, 3, 1, null, 2]));
-    let listed = get(&service, "/exports?consumer=a&dataset=users").await;
-    let listed: Vec<_> = listed["items"].as_array().unwrap().iter().map(|job| job["jobId"].as_str().unwrap()).collect();
-    assert_eq!(listed, [&*jobs[2], &*jobs[1], &*jobs[0]]);
-    assert_eq!(service.export("delta", "a").await.0["number"], 4);
-    // Whoever reads b's exports has seen the third without the second.
-    assert_eq!(service.job(&jobs[4]).await["error"]["code"], "file_lost");
-    let refused = service.ended(&service.submit("delta", "b").await).await;
-    assert_eq!(
-        (&refused["error"]["code"], &refused["continuity"]),
-        (&json!("full_export_needed"), &json!("file_lost"))
-    );
-    assert_eq!(service.export("full", "b").await.0["number"], 3);
-    service.stop().await;
-}
-
 /// What was ready before the database's clock was set back is ready after it, and what a worker had that is gone is taken over.
 #[tokio::test]
 async fn a_clock_that_was_set_back_holds_no_job_up() {

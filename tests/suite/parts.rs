@@ -232,24 +232,6 @@ async fn dies_at(fault: &str, attempts: u64) {
     heir.stop().await;
 }
 
-/// A version that knows of one file writes the same, but for the last column.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_knows_of_one_file_cannot_hand_out_the_first_of_several() {
-    let database = with_users(20).await;
-    let mut service = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
-    let job = submit(&service, "full", json!({"maxFileBytes": MOST})).await;
-    service.dies().await;
-    let publishes = |more: &str| {
-        format!(
-            "update exports set published_at = clock_timestamp(), number = 1{more} where id = '{job}' and parts > 1"
-        )
-    };
-    let refused = sqlx::query(sqlx::AssertSqlSafe(publishes(""))).execute(&database.pool).await.unwrap_err();
-    assert_eq!(refused.as_database_error().unwrap().constraint(), Some("published_in_all_parts"));
-    let done = sqlx::query(sqlx::AssertSqlSafe(publishes(", parts_published = parts"))).execute(&database.pool).await;
-    assert_eq!(done.unwrap().rows_affected(), 1);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_that_fails_leaves_none_of_its_files() {
     let database = with_users(40).await;

@@ -519,7 +519,7 @@ async fn transaction_ids_that_were_set_back_are_named() {
     }
     passes(&service, "delta", "a", None).await;
     // It says every ten seconds that it lives.
-    let seen = format!("select exists (select from cdc_export.stores where xmin::text::bigint > {back})");
+    let seen = format!("select exists (select from cdc_export.destinations where xmin::text::bigint > {back})");
     eventually("it was seen", async || database.one::<bool>(&seen).await.then_some(())).await;
     service.end().await;
     cluster.stop().await;

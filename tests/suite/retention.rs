@@ -107,7 +107,9 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
     assert_eq!(page.json::<Value>().await.unwrap()["items"], Value::from(others[..3].to_vec()));
     keeping.stop().await;
     // A day later nobody has had that folder: what it keeps holds nothing up, and who stands there is told so.
-    let forget = format!("delete from cdc_export.stores where id = (select store_id from exports where id = '{id}')");
+    let forget = format!(
+        "delete from cdc_export.destinations where id = (select destination_id from exports where id = '{id}')"
+    );
     database.run(&forget).await;
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports where consumer_id = 'a'";
@@ -150,9 +152,9 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
     // A watermark is a consumer's place, also without a job; a folder that nobody has had for days is none.
     database
         .run(
-            "insert into cdc_export.lanes (consumer_id, dataset, next_seq) values ('set', 'users', 7), ('gone', 'users', 7);
+            "insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('set', 'users', 7), ('gone', 'users', 7);
              insert into watermarks (consumer_id, last_exported_at) values ('set', '2026-01-01');
-             insert into cdc_export.stores (id, seen_at) values (gen_random_uuid(), now() - interval '2 days');
+             insert into cdc_export.destinations (id, seen_at) values (gen_random_uuid(), now() - interval '2 days');
              update exports set finished_at = finished_at - interval '2 days'",
         )
         .await;
@@ -164,18 +166,22 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
         "select string_agg(consumer_id, ' ' order by consumer_id) from cdc_export.lanes where consumer_id <> ''";
     let left = "planted published set";
     eventually("lanes go", || async { (database.one::<String>(lanes).await == left).then_some(()) }).await;
-    let jobs = "select string_agg(coalesce(consumer_id, '') || lane_seq, ' ' order by consumer_id) from exports where consumer_id = 'published'";
+    let jobs = "select string_agg(coalesce(consumer_id, '') || lane_sequence, ' ' order by consumer_id) from exports where consumer_id = 'published'";
     eventually("jobs go", || async { (database.one::<String>(jobs).await == "published2").then_some(()) }).await;
     assert_eq!(keeping.job(last["jobId"].as_str().unwrap()).await["status"], "completed");
     assert_eq!(database.one::<i64>("select count(*) from exports where consumer_id = 'cancelled'").await, 0);
-    assert_eq!(database.one::<i64>("select count(*) from cdc_export.stores").await, 1, "the one that lives");
+    assert_eq!(database.one::<i64>("select count(*) from cdc_export.destinations").await, 1, "the one that lives");
     assert_eq!(keeping.files(), Vec::<String>::new(), "a job that stays keeps no file");
 
     // Who comes back begins anew, and who has published goes on.
     let (job, _) = keeping.export("full", "cancelled").await;
-    assert_eq!(database.one::<i64>("select lane_seq from exports where consumer_id = 'cancelled'").await, 1, "{job}");
+    assert_eq!(
+        database.one::<i64>("select lane_sequence from exports where consumer_id = 'cancelled'").await,
+        1,
+        "{job}"
+    );
     keeping.export("delta", "published").await;
-    assert_eq!(database.one::<i64>("select max(lane_seq) from exports where consumer_id = 'published'").await, 6);
+    assert_eq!(database.one::<i64>("select max(lane_sequence) from exports where consumer_id = 'published'").await, 6);
     keeping.stop().await;
 }
 
@@ -185,15 +191,15 @@ async fn a_lane_that_is_submitted_to_is_not_forgotten() {
     let database = Database::new().await;
     database
         .run(
-            "insert into cdc_export.lanes (consumer_id, dataset, next_seq) values ('a', 'users', 7), ('b', 'users', 7)",
+            "insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('a', 'users', 7), ('b', 'users', 7)",
         )
         .await;
     let store = cdc_export::store::Store::new(database.pool.clone());
     // What a submission holds between its number and its commit.
     let mut submitting = database.pool.begin().await.unwrap();
     sqlx::raw_sql(
-        "update cdc_export.lanes set next_seq = next_seq + 1 where consumer_id = 'a';
-         insert into exports (id, consumer_id, dataset, lane_seq, export_type, format, max_attempts, output_filename)
+        "update cdc_export.lanes set last_sequence = last_sequence + 1 where consumer_id = 'a';
+         insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename)
          values (gen_random_uuid(), 'a', 'users', 8, 'delta', 'csv', 5, 'a')",
     )
     .execute(&mut *submitting)
@@ -203,7 +209,7 @@ async fn a_lane_that_is_submitted_to_is_not_forgotten() {
     submitting.commit().await.unwrap();
     assert_eq!(store.forget_lanes().await.unwrap(), 0);
     assert_eq!(
-        database.one::<String>("select string_agg(consumer_id || next_seq, ' ') from cdc_export.lanes").await,
+        database.one::<String>("select string_agg(consumer_id || last_sequence, ' ') from cdc_export.lanes").await,
         "a8"
     );
 }

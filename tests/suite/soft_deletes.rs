@@ -147,26 +147,6 @@ async fn what_is_deleted_after_a_watermark_that_was_set_by_hand_comes_once() {
     service.stop().await;
 }
 
-#[tokio::test]
-async fn a_position_of_an_older_version_loses_no_deletion() {
-    let (database, catalog, service) = begin().await;
-    for consumer in ["a", "b"] {
-        set_watermark(&service, "flag", consumer, "2026-01-02T12:00:00Z").await;
-        export(&service, "incremental", "flag", consumer).await;
-    }
-    service.stop().await;
-    // As it was saved: what is due by its time was told from the watermark.
-    database.run("update watermarks set seen = seen - 'deleted_since'").await;
-    let service = catalog.start(&database).service().await;
-    database.run("update flag set gone = true, at = '2020-01-01' where id = 1").await;
-    export(&service, "incremental", "flag", "b").await;
-    for consumer in ["a", "b"] {
-        assert_eq!(delta(&service, "flag", consumer).await, ["DELETE 1", "DELETE 5"], "{consumer}");
-        assert_eq!(delta(&service, "flag", consumer).await, Vec::<String>::new(), "{consumer}");
-    }
-    service.stop().await;
-}
-
 /// Without a log the watermark tells deletions, and an incremental export moves it past them.
 #[tokio::test]
 async fn without_a_log_an_incremental_takes_no_deletion_away() {

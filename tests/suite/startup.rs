@@ -52,6 +52,38 @@ async fn a_foreign_exports_or_watermarks_stops_the_start() {
     assert!(code == 1 && line.contains("`theirs.exports`"), "{line}");
 }
 
+/// What a migration from before version 0.1.0 left of its record and of the tables outside of `cdc_export`.
+const UNRELEASED: &str = "
+  create schema cdc_export;
+  create table cdc_export.migrations (version bigint primary key, description text not null, installed_on timestamptz not null default now(),
+    success boolean not null, checksum bytea not null, execution_time bigint not null);
+  insert into cdc_export.migrations values (1, 'tables', now(), true, '\\x00', 1), (33, 'deliveries asked for', now(), true, '\\x00', 1);
+  create table cdc_export.owned (schema_name text not null, table_name text not null, primary key (schema_name, table_name));
+  create schema \"Old\";
+  create table \"Old\".exports (id uuid primary key);
+  create table \"Old\".watermarks (id bigint primary key);
+  insert into cdc_export.owned values ('Old', 'exports'), ('Old', 'watermarks')";
+
+#[tokio::test]
+async fn a_database_from_before_the_first_release_is_told_what_to_drop() {
+    let database = Database::empty().await;
+    database.run(UNRELEASED).await;
+    for arguments in [&["serve"][..], &["migrate"], &["list"], &["track", "users"]] {
+        let (code, line) = refused(Start::on(&database).arguments(arguments)).await;
+        assert!(code == 1 && line.contains("from before version 0.1.0"), "{arguments:?}: {line}");
+        let drops = line.split('`').nth(1).unwrap();
+        assert_eq!(
+            drops,
+            r#"DROP SCHEMA cdc_export CASCADE; DROP TABLE IF EXISTS "Old".exports, "Old".watermarks CASCADE"#
+        );
+    }
+    let (_, line) = refused(Start::on(&database)).await;
+    database.run(line.split('`').nth(1).unwrap()).await;
+    let service = Start::on(&database).service().await;
+    service.export("full", "a").await;
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn a_users_table_that_somebody_brought_is_left_alone() {
     let database = Database::empty().await;

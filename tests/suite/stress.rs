@@ -314,7 +314,7 @@ struct Consumer {
     /// Every version that it was sent: key, name, and as what.
     sent: HashSet<(i64, String, &'static str)>,
     watermark: Value,
-    lane_seq: i64,
+    lane_sequence: i64,
     exports: BTreeMap<String, usize>,
 }
 
@@ -327,7 +327,7 @@ impl Consumer {
             replica: BTreeMap::new(),
             sent: HashSet::new(),
             watermark: Value::Null,
-            lane_seq: 0,
+            lane_sequence: 0,
             exports: BTreeMap::new(),
         }
     }
@@ -344,9 +344,9 @@ impl Consumer {
         .await;
         let mut done = true;
         while !jobs.is_empty() {
-            for (id, lane_seq) in jobs {
+            for (id, lane_sequence) in jobs {
                 let job = eventually("a job ends", || self.terminal(&id)).await;
-                self.lane_seq = lane_seq;
+                self.lane_sequence = lane_sequence;
                 done = self.take(&job);
             }
             jobs = self.jobs().await;
@@ -357,10 +357,10 @@ impl Consumer {
     /// Its jobs that it has not seen yet.
     async fn jobs(&self) -> Vec<(String, i64)> {
         sqlx::query_as(
-            "select id::text, lane_seq from exports where consumer_id = $1 and lane_seq > $2 order by lane_seq",
+            "select id::text, lane_sequence from exports where consumer_id = $1 and lane_sequence > $2 order by lane_sequence",
         )
         .bind(self.name)
-        .bind(self.lane_seq)
+        .bind(self.lane_sequence)
         .fetch_all(&self.run.database.pool)
         .await
         .unwrap()
@@ -547,7 +547,7 @@ async fn replicas_are_the_table_whatever_happens_to_it() {
     let polled = control.await.unwrap();
     let lost = table.iter().filter(|(id, row)| polled.get(id) != Some(&row[1])).count();
     let starts = run.service.borrow().1;
-    let logged: i64 = run.database.one("select last_value from cdc_export.change_log_seq_seq").await;
+    let logged: i64 = run.database.one("select last_value from cdc_export.change_log_sequence_seq").await;
     println!(
         "{committed} commits, {logged} changes logged, {} purged, {starts} kills; {} live rows, {lost} lost by time alone",
         purged.await.unwrap(),

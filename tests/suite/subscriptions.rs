@@ -112,8 +112,7 @@ async fn what_a_subscription_writes_is_captured_once() {
     assert_eq!((rows, &job["continuity"]), (9, &Value::Null), "{job}");
     loaded.require_equal(&here).await;
     assert_eq!(loaded.next(&service, "delta").await.1, 0);
-    let twice =
-        "select count(*) from (select from cdc_export.change_log group by xid, op, pk having count(*) > 1) twice";
+    let twice = "select count(*) from (select from cdc_export.change_log group by xid, operation, key having count(*) > 1) twice";
     assert_eq!(here.one::<i64>(twice).await, 0);
 
     // A subscription of between two exports leaves no trace but the log's.

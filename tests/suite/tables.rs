@@ -414,7 +414,10 @@ async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
         .await;
     sqlx::query("delete from sales.orders where id = 5").execute(&writer).await.unwrap();
     writer.close().await;
-    assert_eq!(database.one::<i64>("select count(*) from cdc_export.change_log where pk = '5' and op = 'D'").await, 1);
+    assert_eq!(
+        database.one::<i64>("select count(*) from cdc_export.change_log where key = '5' and operation = 'D'").await,
+        1
+    );
     service.signal(nix::sys::signal::Signal::SIGKILL);
     database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
 }

@@ -88,7 +88,7 @@ impl Function {
     }
 
     fn statements(&self) -> String {
-        const LOG: &str = "insert into cdc_export.change_log (tbl, op, pk";
+        const LOG: &str = "insert into cdc_export.change_log (table_oid, operation, key";
         // Not the root that the partition has now: while the table itself is somebody's partition, that is another.
         let root = if self.kind == TriggerKind::Replicated { "tg_relid".to_owned() } else { self.root.to_string() };
         let (old, new) = (self.key_of(OLD_ROWS), self.key_of(NEW_ROWS));
@@ -133,7 +133,7 @@ impl Function {
             TriggerKind::Deletes => format!(
                 "begin
                    if {IS_QUIET} then
-                     insert into cdc_export.change_log (tbl, op, quiet)
+                     insert into cdc_export.change_log (table_oid, operation, quiet_deletes)
                        select tg_relid, 'Q', pg_catalog.count(*) from {OLD_ROWS} having pg_catalog.count(*) operator(pg_catalog.>) 0;
                      return null;
                    end if;
@@ -155,7 +155,7 @@ impl Function {
             TriggerKind::Rows | TriggerKind::Replicated => format!(
                 "declare root constant pg_catalog.oid := {root}; begin
                    if tg_op operator(pg_catalog.=) 'DELETE' and {IS_QUIET} then
-                     insert into cdc_export.change_log (tbl, op, quiet) values (root, 'Q', 1);
+                     insert into cdc_export.change_log (table_oid, operation, quiet_deletes) values (root, 'Q', 1);
                      return null;
                    end if;
                    if tg_op operator(pg_catalog.<>) 'DELETE' then

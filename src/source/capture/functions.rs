@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::source::capture::function_text::{Function, KeyText, VERSION};
 use crate::source::capture::{Error, one_at_a_time, stamps};
-use crate::source::captured::{capture, is_plain_key};
+use crate::source::captured::is_plain_key;
 use crate::source::quote;
 
 /// The role that the functions of a database run as, where the service may make one, without the database's oid: nobody logs in as it,
@@ -172,10 +172,6 @@ struct Installed {
     key: Option<Vec<String>>,
     /// Whether it runs with settings of its own.
     has_settings: bool,
-    /// The table that has its trigger, or that of the rows beside it, and hands it down: whose changes a text of before logs.
-    table_oid: Option<Oid>,
-    /// The key's names, quoted, in a text of before they stood in its first line.
-    old_key: Vec<String>,
     /// Who owns a table with a trigger of it: his new partitions get that trigger too, for which he needs the right.
     callers: Vec<String>,
     /// Of these, whether one lacks it.
@@ -183,17 +179,13 @@ struct Installed {
 }
 
 impl Installed {
-    /// The function that should stand in its place; `None`: neither its name nor its text tells.
+    /// The function that should stand in its place; `None`: its name or its first line is not one of ours.
     ///
     /// # Errors
     /// If the database fails.
     async fn function(&self, conn: &mut PgConnection) -> Result<Option<Function>, sqlx::Error> {
-        let unquoted = |name: &String| name[1..name.len() - 1].replace("\"\"", "\"");
-        let mut key = self.key.clone().unwrap_or_else(|| self.old_key.iter().map(unquoted).collect());
-        let mut names = std::collections::HashSet::new();
-        key.retain(|name| names.insert(name.clone()));
         // One that logs another table's changes goes on to: it came with a dump, and isn't what `track` would make here.
-        let Some(root) = self.root.or(self.table_oid) else { return Ok(None) };
+        let (Some(root), Some(key)) = (self.root, self.key.clone()) else { return Ok(None) };
         let key_text = key_text(conn, root, &key).await?;
         let function = Function::named(&self.name, root.0, key, key_text);
         Ok(function.filter(|function| !function.key.is_empty() || function.kind.logs_no_key()))
@@ -211,8 +203,8 @@ impl Installed {
     }
 }
 
-/// Brings the trigger functions that are installed up to date, whichever version made them, and removes those that no trigger calls any
-/// more. Until that is done, writers may still do what an older function let them do. Touches no table and waits for no writer.
+/// Brings the trigger functions that are installed up to date, and removes those that no trigger calls any more. Touches no table and
+/// waits for no writer.
 ///
 /// # Errors
 /// If the database fails. Where the role may not, a line of the log says so.
@@ -265,22 +257,13 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     if !is_forged {
         stamps::record(&mut tx, &before).await?;
     }
-    let of_before: Vec<String> = of_before(&mut tx).await?;
     tx.commit().await?;
-    if !of_before.is_empty() {
-        tracing::info!(
-            event = "triggers_of_before",
-            tables = of_before.join(", "),
-            "with `cdc-export track`, what a subscription writes to these tables is captured too"
-        );
-    }
     if let [first, ..] = left.as_slice() {
         tracing::warn!(
             event = "triggers_outdated",
             functions = left.len(),
             owner = first.owner,
-            "trigger functions of an older version let writers of their tables run code as their owner: run `cdc-export migrate` \
-             as that role"
+            "trigger functions are not as this version makes them: run `cdc-export migrate` as that role"
         );
     }
     Ok(())
@@ -293,39 +276,16 @@ async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Erro
            pg_has_role(p.proowner, 'usage') as is_ours, head[1]::int as version, head[2]::oid as root,
            case when head is not null then array(select jsonb_array_elements_text(head[3]::jsonb)) end as key,
            p.proconfig is not null as has_settings,
-           (select case when count(distinct x.tgrelid) = 1 then min(x.tgrelid::bigint)::oid end
-            from pg_proc r join pg_trigger x on x.tgfoid = r.oid and x.tgparentid = 0
-            where r.pronamespace = p.pronamespace
-              and r.proname in (left(p.proname::text, -1) || 'r', left(p.proname::text, -1) || 'i')) as table_oid,
            its.callers is not null as is_used, has_function_privilege('public', p.oid, 'execute') as is_public,
-           array(select name[1] from regexp_matches(p.prosrc,
-             '(?:\"new rows\"|\"old rows\"|\\mnew|\\mold)\\.(\"(?:[^\"]|\"\")+\")::text', 'g') as found (name)) as old_key,
            coalesce(its.callers, '{}') as callers, coalesce(its.is_lacking, false) as is_lacking
          from pg_proc p
-         cross join lateral regexp_match(p.prosrc, '^\\n-- cdc-export (\\d+) (?:(\\d+) )?(\\[[^\\n]*\\])\\n') head
+         cross join lateral regexp_match(p.prosrc, '^\\n-- cdc-export (\\d+) (\\d+) (\\[[^\\n]*\\])\\n') head
          left join lateral (
            select array_agg(distinct pg_get_userbyid(t.relowner)::text) as callers,
              bool_or(not has_function_privilege(t.relowner, p.oid, 'execute')) as is_lacking
            from pg_trigger x join pg_class t on t.oid = x.tgrelid where x.tgfoid = p.oid) its on true
          where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'",
     )
-    .fetch_all(conn)
-    .await
-}
-
-/// The tables whose triggers, made by an older version, don't see what a subscription writes.
-async fn of_before(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(concat!(
-        "-- source.capture.of_before
-         select format('%s.%s', n.nspname, t.relname)
-         from cdc_export.tracked k
-         join pg_namespace n on n.nspname = k.schema_name
-         join pg_class t on t.relnamespace = n.oid and t.relname = k.table_name and t.relkind = 'r'
-         cross join lateral ",
-        capture!(),
-        " capture
-         where capture.captured and not capture.is_newest"
-    ))
     .fetch_all(conn)
     .await
 }

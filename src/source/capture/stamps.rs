@@ -12,7 +12,6 @@ pub(super) struct Stamps {
     table_oid: Oid,
     rows: Option<String>,
     functions: Option<String>,
-    triggers_hash: Option<String>,
 }
 
 /// Those of all tables whose changes are captured now.
@@ -22,7 +21,7 @@ pub(super) struct Stamps {
 pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Stamps>, sqlx::Error> {
     sqlx::query_as(concat!(
         "-- source.capture.stamps
-         select t.oid as table_oid, capture.relations -> t.oid::text ->> 0 as rows, capture.functions, capture.triggers_hash
+         select t.oid as table_oid, capture.relations -> t.oid::text ->> 0 as rows, capture.functions
          from (
            select distinct x.tgrelid
            from pg_trigger x join pg_proc p on p.oid = x.tgfoid
@@ -46,9 +45,7 @@ pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Stamps>, sqlx::Er
 pub(super) async fn record(conn: &mut PgConnection, before: &[Stamps]) -> Result<(), sqlx::Error> {
     for now in all(conn).await? {
         let Some(was) = before.iter().find(|was| was.table_oid == now.table_oid) else { continue };
-        for (was, now_is) in
-            [(&was.rows, &now.rows), (&was.functions, &now.functions), (&was.triggers_hash, &now.triggers_hash)]
-        {
+        for (was, now_is) in [(&was.rows, &now.rows), (&was.functions, &now.functions)] {
             if was == now_is {
                 continue;
             }

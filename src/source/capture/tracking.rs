@@ -34,7 +34,7 @@ struct TableState {
     is_unlogged: bool,
     has_foreign: bool,
     captured: bool,
-    is_newest: bool,
+    logs_every_truncate: bool,
     /// What the names of its functions begin with.
     set: Option<String>,
     primary_key: Vec<String>,
@@ -142,7 +142,7 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, 
     one_at_a_time(&mut tx).await?;
     let state = find(&mut tx, dataset).await?;
     let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
-    if state.logs(key) && state.is_newest {
+    if state.logs(key) && state.logs_every_truncate {
         list(&mut tx, &state, key).await?;
         tx.commit().await?;
         return Ok(Tracked::Before);
@@ -254,7 +254,7 @@ async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableState, 
            ",
         primary_key!("t.oid"),
         " as primary_key,
-           capture.logged_key, capture.captured, coalesce(capture.is_newest, false) as is_newest, capture.set,
+           capture.logged_key, capture.captured, coalesce(capture.logs_every_truncate, false) as logs_every_truncate, capture.set,
            quote_ident(current_user) as role,
            case when not pg_has_role(t.relowner, 'usage') then pg_get_userbyid(t.relowner)::text end as other_owner,
            has_schema_privilege('cdc_export', 'create') as may_make_functions

@@ -1,7 +1,7 @@
 //! What a position remembers of its table's columns, so that values which changed without a trigger's knowing are noticed: a column
 //! that has its name from another one, a table that was written anew with the column as it is now, a type that says otherwise.
 //!
-//! Members of `watermarks.seen`, each an object or an array. Numbers are those of `pg_attribute`, which stay when a column is renamed
+//! Members of `watermarks.guard_state`, each an object or an array. Numbers are those of `pg_attribute`, which stay when a column is renamed
 //! and never come again.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 
 use crate::dataset::Table;
 use crate::source::quote::relation;
-use crate::watermark::GuardMemory;
+use crate::watermark::GuardState;
 
 /// A column that is in a dataset's files, or decides what is in them.
 pub(crate) struct RememberedColumn<'a> {
@@ -30,7 +30,7 @@ pub(crate) fn remembered<'a>(
     parts: &BTreeMap<String, String>,
     width: i16,
     time: Option<i16>,
-) -> GuardMemory {
+) -> GuardState {
     let (mut numbers, mut versions, mut sent) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     for column in columns {
         let number = column.number.to_string();
@@ -40,7 +40,7 @@ pub(crate) fn remembered<'a>(
             sent.push(number);
         }
     }
-    let mut memory = GuardMemory::default();
+    let mut memory = GuardState::default();
     memory.set("numbers", json!(numbers));
     memory.set("versions", json!(versions));
     memory.set("parts", json!(parts));
@@ -129,16 +129,25 @@ macro_rules! column_retyped {
             "(",
             $crate::source::guard::columns::contradicts!("w.column_types", "wanted.types"),
             " or ",
-            $crate::source::guard::columns::contradicts!("(w.seen -> 'numbers')", "(wanted.seen -> 'numbers')"),
+            $crate::source::guard::columns::contradicts!(
+                "(w.guard_state -> 'numbers')",
+                "(wanted.guard_state -> 'numbers')"
+            ),
             " or ",
-            $crate::source::guard::columns::contradicts!("(w.seen -> 'parts')", "(wanted.seen -> 'parts')"),
+            $crate::source::guard::columns::contradicts!(
+                "(w.guard_state -> 'parts')",
+                "(wanted.guard_state -> 'parts')"
+            ),
             " or (w.relfilenode <> here.relfilenode
                  -- A partitioned table has no file, its partitions have: an ALTER TABLE writes all of them anew.
-                 or t.relkind = 'p' and w.seen -> 'relations' <> here.seen -> 'relations' and (
-                   select bool_and(was.value ->> 2 <> here.seen -> 'relations' -> was.key ->> 2)
-                   from jsonb_each(w.seen -> 'relations') was where was.value ->> 2 <> '0'))
+                 or t.relkind = 'p' and w.guard_state -> 'relations' <> here.guard_state -> 'relations' and (
+                   select bool_and(was.value ->> 2 <> here.guard_state -> 'relations' -> was.key ->> 2)
+                   from jsonb_each(w.guard_state -> 'relations') was where was.value ->> 2 <> '0'))
                and ",
-            $crate::source::guard::columns::contradicts!("(w.seen -> 'versions')", "(wanted.seen -> 'versions')"),
+            $crate::source::guard::columns::contradicts!(
+                "(w.guard_state -> 'versions')",
+                "(wanted.guard_state -> 'versions')"
+            ),
             ")"
         )
     };
@@ -149,9 +158,9 @@ pub(crate) use column_retyped;
 /// that don't change.
 macro_rules! column_missed {
     () => {
-        "(not (w.seen -> 'sent') @> (wanted.seen -> 'sent') and exists (
-            select from jsonb_array_elements_text(wanted.seen -> 'sent') sent (number)
-            where sent.number::int <= (w.seen ->> 'width')::int and not (w.seen -> 'sent') ? sent.number))"
+        "(not (w.guard_state -> 'sent') @> (wanted.guard_state -> 'sent') and exists (
+            select from jsonb_array_elements_text(wanted.guard_state -> 'sent') sent (number)
+            where sent.number::int <= (w.guard_state ->> 'width')::int and not (w.guard_state -> 'sent') ? sent.number))"
     };
 }
 pub(crate) use column_missed;

@@ -35,8 +35,8 @@ pub(crate) use touches;
 /// two lacks came or went.
 macro_rules! touched {
     () => {
-        "(w.seen -> 'touches' <> here.seen -> 'touches' and exists (
-            select from jsonb_each(w.seen -> 'touches') was join jsonb_each(here.seen -> 'touches') now using (key)
+        "(w.guard_state -> 'touches' <> here.guard_state -> 'touches' and exists (
+            select from jsonb_each(w.guard_state -> 'touches') was join jsonb_each(here.guard_state -> 'touches') now using (key)
             where was.value -> 0 <> now.value -> 0 and was.value -> 1 is not distinct from now.value -> 1))"
     };
 }
@@ -64,18 +64,15 @@ macro_rules! triggers_changed {
     () => {
         concat!(
             "case
-               when w.seen -> 'captured' = 'false' then true
-               when not coalesce(w.seen ? 'relations', false) then ",
-            $crate::source::guard::triggers::renewed!("w.triggers_hash"),
-            " is distinct from here.triggers_hash
-               when w.seen ->> 'functions' <> here.seen ->> 'functions' and ",
-            $crate::source::guard::triggers::renewed!("w.seen ->> 'functions'"),
-            " <> here.seen ->> 'functions' then true
-               else w.seen -> 'relations' <> here.seen -> 'relations' and exists (
-                 select from jsonb_each(w.seen -> 'relations') was
-                 where was.value ->> 0 is distinct from here.seen -> 'relations' -> was.key ->> 0 and ",
+               when w.guard_state -> 'captured' = 'false' then true
+               when w.guard_state ->> 'functions' <> here.guard_state ->> 'functions' and ",
+            $crate::source::guard::triggers::renewed!("w.guard_state ->> 'functions'"),
+            " <> here.guard_state ->> 'functions' then true
+               else w.guard_state -> 'relations' <> here.guard_state -> 'relations' and exists (
+                 select from jsonb_each(w.guard_state -> 'relations') was
+                 where was.value ->> 0 is distinct from here.guard_state -> 'relations' -> was.key ->> 0 and ",
             $crate::source::guard::triggers::renewed!("was.value ->> 0"),
-            " is distinct from here.seen -> 'relations' -> was.key ->> 0)
+            " is distinct from here.guard_state -> 'relations' -> was.key ->> 0)
              end"
         )
     };
@@ -89,11 +86,11 @@ macro_rules! truncated {
     () => {
         "exists (
            select from cdc_export.change_log l
-           where l.tbl = t.oid and l.op = 'T' and l.xid >= pg_snapshot_xmin(w.snap_del)
-             and not pg_visible_in_snapshot(l.xid, w.snap_del))
-         or w.seen -> 'truncated' = 'true'
-         or w.seen -> 'relations' <> here.seen -> 'relations' and exists (
-           select from jsonb_each(w.seen -> 'relations') was cross join lateral (select here.seen -> 'relations' -> was.key as value) now
+           where l.table_oid = t.oid and l.operation = 'T' and l.xid >= pg_snapshot_xmin(w.deletions_snapshot)
+             and not pg_visible_in_snapshot(l.xid, w.deletions_snapshot))
+         or w.guard_state -> 'truncated' = 'true'
+         or w.guard_state -> 'relations' <> here.guard_state -> 'relations' and exists (
+           select from jsonb_each(w.guard_state -> 'relations') was cross join lateral (select here.guard_state -> 'relations' -> was.key as value) now
            where was.value ->> 2 <> now.value ->> 2 and (was.value ->> 1 <> now.value ->> 1) is distinct from false)"
     };
 }

@@ -24,7 +24,7 @@ async fn a_clock_that_was_set_back_holds_no_event_up() {
     database
         .run(
             "update cdc_export.deliveries set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
-               put_off_at = put_off_at + interval '1 hour'",
+               rescheduled_at = rescheduled_at + interval '1 hour'",
         )
         .await;
     let service = operator.start(&database).sharing_output(&api).with("LEASE_SECONDS", 1).service().await;

@@ -1,0 +1,500 @@
+-- The service's schema.
+--
+-- Three tables stand in the schema that the role's search_path leads to, normally public, because people read them:
+-- users (the demo's), watermarks and exports. All others are in the schema cdc_export, which exists before this file
+-- runs.
+--
+-- The service replaces three words in braces before it runs a migration: "schema" by the quoted name of the first
+-- schema, "schema_name" by that name as a string, and "makes_users" by true where the demo's table is wanted and no
+-- table has its name. No comment has one of them: a name may have a line break in it.
+--
+-- From here on a migration only adds: the release before runs beside the next one, and after it again.
+
+-- Identity of the database ----------------------------------------------------
+
+-- The identity of this database: its cluster's number and its own. A copy of the database in another cluster has
+-- another identity.
+create function cdc_export.database_id() returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select lpad(to_hex(c.system_identifier), 16, '0') || '-' || d.oid
+  from pg_control_system() c, pg_database d where d.datname = current_database()
+$$;
+
+-- The timeline that the cluster writes on; null on a standby.
+create function cdc_export.timeline() returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_lsn()), 8) end
+$$;
+
+-- The tables outside of cdc_export that this service made. Every other table there belongs to somebody else.
+create table cdc_export.owned (
+  schema_name text not null,
+  table_name text not null,
+  primary key (schema_name, table_name)
+);
+
+-- Rows that one session locks to do alone what only one session may do at a time. Not an advisory lock, which anybody
+-- may take who may connect.
+create table cdc_export.locks (name text primary key);
+insert into cdc_export.locks values ('purge'), ('track');
+
+-- Jobs ------------------------------------------------------------------------
+
+-- The destinations, folders or buckets, that processes use, by the id that each destination holds.
+create table cdc_export.destinations (
+  id uuid primary key,
+  seen_at timestamptz not null -- when a process that uses it last said so, within ten seconds
+);
+
+-- A lane is one consumer's line of jobs for one dataset. Whoever adds a job to a lane locks its row, so that the order
+-- of the lane's jobs is the order of commits. Ad-hoc exports have a row too, for each dataset, under the empty
+-- consumer: a lock only.
+create table cdc_export.lanes (
+  consumer_id text collate "C" not null,
+  dataset text collate "C" not null,
+  last_sequence bigint not null, -- the lane_sequence of the lane's latest job
+  last_number bigint not null default 0, -- the number of the lane's latest published export
+  -- The number of the latest export that the consumer acknowledged: it has loaded all exports up to that one. Null: the
+  -- consumer never acknowledges. No constraint compares it with last_number: after a partial restore, or a change by
+  -- hand, it may be larger, and must not keep the next export from its number.
+  acknowledged bigint,
+  acknowledged_at timestamptz,
+  primary key (consumer_id, dataset)
+);
+
+-- A job: one export that somebody asked for. The table is the queue, too.
+create table {schema}.exports (
+  id uuid primary key,
+
+  -- The request.
+  consumer_id text collate "C", -- null: an ad-hoc export
+  dataset text collate "C" not null,
+  lane_sequence bigint, -- the job's place in its lane
+  export_type text not null check (export_type in ('full', 'incremental', 'delta')),
+  format text not null,
+  compression text not null default 'none',
+  -- The size at which a file ends and the next one begins; null: one file.
+  max_file_bytes bigint check (max_file_bytes > 0),
+  selection jsonb, -- the filter, columns and limit of an ad-hoc export; null: all of the dataset
+  -- Whether the caller said which export it had loaded last; it was checked when the caller asked.
+  has_after boolean not null default false,
+  after_job uuid, -- that export; null beside has_after: none yet
+  after_sha256 text,
+  retry_of uuid, -- the job that this one repeats
+  idempotency_key text collate "C",
+  -- Where the job belongs in a trace, as the W3C's header of that name: of the request, else of the first attempt.
+  traceparent text,
+
+  -- The database that the job was made in. In a copy of it, or after it was put back, the job's file may be somebody
+  -- else's.
+  database_id text collate "C" not null default cdc_export.database_id(),
+  timeline text collate "C" not null default cdc_export.timeline(),
+  -- Which run of the server; clocks may be set.
+  server_started_at timestamptz not null default pg_catalog.pg_postmaster_start_time(),
+
+  -- The queue.
+  status text not null default 'pending'
+    check (status in ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+  progress smallint not null default 0 check (progress between 0 and 100), -- in percent
+  attempt integer not null default 0 check (attempt >= 0),
+  max_attempts integer not null check (max_attempts > 0),
+  run_at timestamptz not null default clock_timestamp(), -- a pending job is not claimed earlier
+  lease_token uuid, -- the right to this attempt
+  lease_owner text, -- the process that has the lease, for people
+  lease_expires_at timestamptz,
+  cancel_requested_at timestamptz,
+  purge_hold pg_snapshot, -- what this attempt may yet read of the change log
+  marker_seen uuid, -- the export that the lane's marker at the destination named when the attempt began
+  error_code text,
+  error_detail text,
+
+  -- The result.
+  rows_exported bigint not null default 0,
+  bytes_written bigint not null default 0,
+  output_filename text collate "C" not null, -- the final name; those of several files are made of it
+  destination_id uuid,
+  staged_name text, -- the hidden name of the first file, which has the token of the attempt that completed the job
+  sha256 text, -- of the file, or of the concatenated files
+  -- {"columns": [{"name": "id", "type": "bigint", "wire": "binary"}, ...], "key": ["id"], "table": ..., "snapshot":
+  -- ...}.
+  file_columns jsonb,
+  columns_hash text, -- MD5 of the names and types of the file's columns
+  schema_changed boolean, -- whether these differ from those of the lane's last export
+  -- The manifest's text, which the publisher saves before anybody sees it; null: not committed, or ad hoc.
+  manifest text,
+  digest text collate "C", -- of the manifest
+  published_at timestamptz, -- when the files got their final names
+  number bigint, -- the place among the lane's published exports, from 1
+  file_removed_at timestamptz, -- when the files were removed, on request or by retention; the row stays
+
+  -- The report.
+  watermark_from timestamptz,
+  watermark_to timestamptz,
+  continuity text, -- the guard's word
+  late_rows bigint, -- rows that the log alone found
+  key_only_deletes bigint, -- deleted rows of which only the key is known
+  quiet_deletes bigint, -- deletions whose transactions asked not to be captured, since the lane's last export
+  open_transactions integer,
+  oldest_transaction_seconds double precision,
+  table_rewritten boolean,
+
+  created_at timestamptz not null default clock_timestamp(),
+  started_at timestamptz,
+  finished_at timestamptz,
+
+  constraint lane_has_a_consumer check ((consumer_id is null) = (lane_sequence is null)),
+  constraint selected_ad_hoc check (selection is null or consumer_id is null),
+  constraint compressed_once check (format <> 'parquet' or compression = 'none'),
+  constraint after_is_a_consumers check (not has_after or consumer_id is not null),
+  constraint after_is_said check (after_job is null or has_after),
+  constraint after_has_a_job check (after_sha256 is null or after_job is not null),
+  constraint lease_is_processing check (
+    (status = 'processing') = (lease_token is not null and lease_owner is not null and lease_expires_at is not null)
+    and (lease_token is null) = (lease_expires_at is null) and (lease_token is null) = (lease_owner is null)),
+  constraint finished_is_terminal check ((finished_at is not null) = (status in ('completed', 'failed', 'cancelled'))),
+  constraint failed_has_a_code check (status <> 'failed' or error_code is not null),
+  constraint completed_has_a_file check (
+    (status = 'completed') = (staged_name is not null and sha256 is not null and destination_id is not null)),
+  constraint published_is_completed check (published_at is null or status = 'completed'),
+  constraint published_has_a_number check (number is not null or published_at is null or consumer_id is null),
+  constraint removed_is_published check (file_removed_at is null or published_at is not null)
+);
+
+create unique index exports_output_filename on {schema}.exports (lower(output_filename));
+create unique index exports_idempotency_key on {schema}.exports (coalesce(consumer_id, ''), idempotency_key)
+  where idempotency_key is not null;
+
+-- The queue.
+create index exports_ready on {schema}.exports (run_at, created_at) where status = 'pending';
+create index exports_leases on {schema}.exports (lease_expires_at) where status = 'processing';
+create index exports_unpublished on {schema}.exports (destination_id)
+  where status = 'completed' and published_at is null;
+
+-- A lane: its jobs in their order, the open ones, the one that runs, those that wait for their files' names, the
+-- completed ones behind however many that failed, and the published ones by their numbers.
+create unique index exports_lane on {schema}.exports (consumer_id, dataset, lane_sequence);
+create index exports_open_lane on {schema}.exports (consumer_id, dataset, lane_sequence)
+  where status in ('pending', 'processing');
+create unique index exports_one_running on {schema}.exports (consumer_id, dataset) where status = 'processing';
+create index exports_unpublished_of_lane on {schema}.exports (consumer_id, dataset, lane_sequence)
+  where status = 'completed' and published_at is null;
+create index exports_completed on {schema}.exports (consumer_id, dataset, lane_sequence) where status = 'completed';
+create unique index exports_number on {schema}.exports (consumer_id, dataset, number) where number is not null;
+-- The first of a lane's published exports whose file still exists: retention forgets no job that was published after
+-- it.
+create index exports_number_with_file on {schema}.exports (destination_id, consumer_id, dataset, number)
+  where number is not null and file_removed_at is null;
+
+-- The lists of jobs, newest first. The key of an entry is all that a list may be filtered by, as one text: Postgres
+-- can't take another index in its place and pass over everybody else's jobs. Clients see a committed job without a
+-- published file as processing.
+create index exports_by_kind on {schema}.exports (
+  (export_type || ' ' || case when status = 'completed' and published_at is null then 'processing' else status end),
+  created_at desc, id desc);
+create index exports_by_dataset on {schema}.exports (
+  (dataset || ' ' || export_type || ' '
+    || case when status = 'completed' and published_at is null then 'processing' else status end),
+  created_at desc, id desc);
+create index exports_by_consumer on {schema}.exports (
+  (consumer_id || ' ' || export_type || ' '
+    || case when status = 'completed' and published_at is null then 'processing' else status end),
+  created_at desc, id desc);
+create index exports_by_lane on {schema}.exports (
+  (consumer_id || ' ' || dataset || ' ' || export_type || ' '
+    || case when status = 'completed' and published_at is null then 'processing' else status end),
+  created_at desc, id desc);
+
+-- Retention, consumer by consumer: the ended jobs, those with a file at a destination, and those without one.
+create index exports_ended on {schema}.exports (coalesce(consumer_id, ''), finished_at desc, id desc)
+  where finished_at is not null;
+create index exports_with_file on {schema}.exports
+  (destination_id, coalesce(consumer_id, ''), finished_at desc, id desc)
+  where status = 'completed' and published_at is not null and file_removed_at is null;
+create index exports_without_file on {schema}.exports (coalesce(consumer_id, ''), finished_at desc, id desc)
+  where finished_at is not null and (status <> 'completed' or file_removed_at is not null);
+
+-- A terminal status is final. One exception: a completed job without a published file, which no client was told is
+-- completed, may yet fail.
+create function cdc_export.exports_keep_terminal() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if new.status <> old.status
+    and not (old.status = 'completed' and old.published_at is null and new.status = 'failed'
+      and new.error_code = 'file_lost') then
+    raise exception 'job % is %, which is final', old.id, old.status using errcode = 'restrict_violation';
+  end if;
+  return new;
+end $$;
+
+create trigger exports_keep_terminal before update of status on {schema}.exports
+  for each row when (old.status in ('completed', 'failed', 'cancelled'))
+  execute function cdc_export.exports_keep_terminal();
+
+-- The files of a completed job, one row for each.
+create table cdc_export.files (
+  job uuid not null references {schema}.exports (id) on delete cascade,
+  part integer not null check (part > 0), -- the place among the job's files, from 1
+  staged_name text collate "C" not null, -- the hidden name; the final one is made of exports.output_filename
+  -- Where its destination has it: {"folder": {"inode": "...", "modifiedNs": "..."}}, numbers as texts.
+  place jsonb not null,
+  location text, -- the URL of the published file; null: not published
+  bytes bigint not null check (bytes >= 0),
+  rows bigint not null check (rows >= 0),
+  sha256 text collate "C" not null,
+  primary key (job, part)
+);
+
+-- The files of each completed job, as one array in the order of their parts.
+create view cdc_export.export_files as
+select job, jsonb_agg(
+  jsonb_build_object('name', staged_name, 'place', place, 'location', location,
+    'bytes', bytes, 'rows', rows, 'sha256', sha256)
+  order by part) as files
+from cdc_export.files
+group by job;
+
+-- Positions -------------------------------------------------------------------
+
+-- What each consumer has of a dataset: the time that people read, and the position that the service goes on from
+-- (CHANGE-CAPTURE.md). An insert of consumer, time and updated_at alone is a watermark set by hand: all columns from
+-- live_snapshot on are null then.
+create table {schema}.watermarks (
+  id bigint generated by default as identity primary key,
+  consumer_id text collate "C" not null,
+  dataset text collate "C" not null default 'users',
+  -- Null: the consumer has a position, but no exported row had a finite time. The upper bound is what the service's
+  -- calendar counts to.
+  last_exported_at timestamptz check (isfinite(last_exported_at) and last_exported_at < '200000-01-01 00:00:00+00'),
+  updated_at timestamptz not null default now(),
+  version bigint not null default 0, -- counts the changes of the position; a commit finds it unchanged
+
+  -- Why a saved position can't be gone on from.
+  -- The change log was purged past it, of deletions or of everything.
+  log_lost text check (log_lost in ('deletions', 'all')),
+  -- The file of a committed export was lost: only a full export goes on from there.
+  file_lost boolean not null default false,
+
+  -- What the consumer has.
+  live_snapshot pg_snapshot, -- live rows are delivered up to here
+  deletions_snapshot pg_snapshot, -- deletions are delivered up to here; an incremental export leaves it
+  -- Last_exported_at when the snapshots were saved; another one by now was set by hand.
+  saved_last_exported_at timestamptz,
+  saved_at timestamptz,
+  saved_sequence bigint, -- the change log's latest sequence then, to know how much of the log the position holds
+  deletions_saved_at timestamptz, -- the same of deletions_snapshot
+  deletions_saved_sequence bigint,
+
+  -- What the guard compares the table with.
+  cluster_id bigint,
+  table_oid oid,
+  relfilenode oid,
+  columns_hash text, -- MD5 of the columns' names and types
+  column_types jsonb, -- the types of the columns that its files have, or that decide what they have, by their names
+  definition_hash text, -- MD5 of what the catalog says of the dataset's rows
+  guard_state jsonb, -- what else the guard compares, by name: an object. A member that it lacks is not compared
+
+  unique (consumer_id, dataset)
+);
+
+insert into cdc_export.owned (schema_name, table_name) values ({schema_name}, 'exports'), ({schema_name}, 'watermarks');
+
+-- Change capture --------------------------------------------------------------
+
+-- The tables whose changes triggers capture, and which may be exported.
+create table cdc_export.tracked (
+  schema_name text not null,
+  table_name text not null,
+  key text[] not null, -- the columns whose values the triggers log
+  -- Stamps of triggers and functions that positions may have saved, each with the one in its place.
+  renewed jsonb not null default '{}',
+  primary key (schema_name, table_name)
+);
+
+-- Triggers write the keys of changed rows here, with the transaction that changed them. A consumer's position is the
+-- snapshot of its last export; what that snapshot could not see has changed since. There is no check: Postgres compiles
+-- it anew for each statement, which took a quarter of the triggers' time, and nobody but they may write here.
+create table cdc_export.change_log (
+  -- Orders the changes of one key; never a cursor: it is not the order of commits.
+  sequence bigint generated always as identity,
+  table_oid oid not null,
+  xid xid8 not null default pg_current_xact_id(), -- of the top-level transaction, the same in its savepoints
+  operation "char" not null, -- I: insert, U: update, D: delete, T: truncate, Q: quiet deletions
+  key text collate "C", -- null of T and Q
+  image text collate "C", -- of D: the last row, as Postgres writes a row; null: the row is too large
+  image_columns smallint[], -- the numbers of the columns that the image has, in their order: names may change
+  quiet_deletes bigint -- of Q: how many rows a statement deleted
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05);
+create index change_log_changes on cdc_export.change_log (table_oid, xid);
+-- Each export asks whether its table was truncated: without this index it would read all of the log since its position.
+create index change_log_truncates on cdc_export.change_log (table_oid, xid) where operation = 'T';
+
+-- Whoever empties the log takes every position's changes with it. Running exports find that their position was changed.
+create function cdc_export.log_emptied() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  update {schema}.watermarks
+  set live_snapshot = null, deletions_snapshot = null, log_lost = 'all', version = version + 1
+  where coalesce(live_snapshot, deletions_snapshot) is not null;
+  return null;
+end $$;
+revoke execute on function cdc_export.log_emptied() from public;
+create trigger log_emptied after truncate on cdc_export.change_log
+  for each statement execute function cdc_export.log_emptied();
+alter table cdc_export.change_log enable always trigger log_emptied;
+
+-- The text of a row that is gone, whatever the session's settings are, for triggers that run without settings of their
+-- own.
+create function cdc_export.image_of(whole record) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp set timezone = 'UTC'
+  set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
+  set lc_monetary from current as $$
+begin
+  return pg_catalog.concat(whole);
+end $$;
+
+-- The values of a row, of its text ("Composite Type Input and Output Syntax" in Postgres's documentation): null for
+-- nothing between two commas, else what is quoted there, or as it stands. Called where a role's search_path rules, so
+-- that it names each schema.
+create function cdc_export.values_of(image text) returns text[]
+language plpgsql immutable strict parallel safe as $$
+declare
+  part text;
+  cut text[]; -- a value with commas, so far as it is read; null outside of one
+  is_odd boolean;
+  found text[] := '{}';
+begin
+  -- A comma between quotes is the value's: what was cut there is put together again. Each part is looked at once.
+  foreach part in array pg_catalog.string_to_array(pg_catalog.substr(image, 2, pg_catalog.length(image) - 2), ',') loop
+    is_odd := (pg_catalog.length(part) - pg_catalog.length(pg_catalog.replace(part, '"', ''))) % 2 = 1;
+    if cut is not null or is_odd then
+      cut := pg_catalog.array_append(cut, part);
+      continue when not is_odd or pg_catalog.cardinality(cut) = 1;
+      part := pg_catalog.array_to_string(cut, ',');
+      cut := null;
+    end if;
+    found := pg_catalog.array_append(found, case
+      when part = '' then null
+      when pg_catalog.left(part, 1) = '"' then pg_catalog.replace(pg_catalog.replace(
+        pg_catalog.substr(part, 2, pg_catalog.length(part) - 2), '""', '"'), '\\', '\')
+      else part end);
+  end loop;
+  return found;
+end $$;
+
+-- A table, and a type's name, as the role's own search_path has them; the session keeps that path beside ours
+-- (`src/connection.rs`). In another's session it is what RESET would set, which takes long to ask. What is set here
+-- ends with the call.
+create function cdc_export.table_of_role(name text) returns regclass
+language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
+begin
+  perform set_config('search_path', coalesce(nullif(current_setting('cdc_export.role_path', true), ''),
+    (select s.reset_val from pg_settings s where s.name = 'search_path')), true);
+  return pg_catalog.to_regclass(name);
+end $$;
+
+create function cdc_export.type_of_role(type oid, modifier integer) returns text
+language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
+begin
+  perform set_config('search_path', coalesce(nullif(current_setting('cdc_export.role_path', true), ''),
+    (select s.reset_val from pg_settings s where s.name = 'search_path')), true);
+  return pg_catalog.format_type(type, modifier);
+end $$;
+
+-- Ends an export at a cell that is beyond its bound. Called only then: each row pays for the comparison alone.
+create function cdc_export.refuse_cell(column_name text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  raise exception '%', column_name using errcode = 'CE001';
+end $$;
+
+-- Callers, schedules, receivers -----------------------------------------------
+
+-- API keys. Of a key only its SHA-256 is here: 256 random bits need neither salt nor a slow hash.
+create table cdc_export.keys (
+  id bigint generated always as identity primary key,
+  name text not null,
+  prefix text collate "C" not null unique, -- the part of the key that people see
+  hash bytea not null check (octet_length(hash) = 32),
+  consumers text[] check (cardinality(consumers) > 0), -- null: all
+  scopes text[] not null check (cardinality(scopes) > 0 and scopes <@ array['export:read', 'export:write', 'admin']),
+  created_at timestamptz not null default clock_timestamp(),
+  expires_at timestamptz, -- null: never
+  revoked_at timestamptz,
+  last_used_at timestamptz -- within a minute or so
+);
+-- A name is free again once its key is revoked.
+create unique index keys_name on cdc_export.keys (name) where revoked_at is null;
+
+-- How far the schedules of the operator's file are. The file says what they are; a row is made when a schedule is first
+-- seen.
+create table cdc_export.schedules (
+  name text primary key,
+  slot timestamptz, -- the last slot that was used, by a job or because it was skipped; null: none yet
+  timing text not null, -- when the slots are, as the file said it last
+  last_job uuid, -- the last job that was made for it, which may be forgotten since
+  last_run_at timestamptz,
+  healed_by uuid, -- the last full export that followed one which needed it
+  skipped bigint not null default 0, -- slots since last_run_at whose lane was busy
+  skipped_at timestamptz,
+  refused text, -- why the slot that is due has no job yet; null: none is due, or nobody has tried
+  refused_at timestamptz
+);
+
+-- Events that receivers get: a row for each end of an export and each receiver that wants to hear of it, made in the
+-- transaction that ends the export.
+create table cdc_export.deliveries (
+  id uuid primary key, -- the event's id too: the same at each attempt
+  job uuid not null references {schema}.exports (id) on delete cascade,
+  endpoint text not null collate "C", -- the receiver's name in the operator's file
+  event text not null collate "C" check (event in ('completed', 'failed', 'cancelled')),
+  created_at timestamptz not null default clock_timestamp(),
+  -- Attempts since the delivery was made, or last requested by hand.
+  attempt integer not null default 0 check (attempt >= 0),
+  -- When it is due. A process that claims it moves this on, so that another process takes it over if the first one
+  -- vanishes. Infinity: never.
+  run_at timestamptz not null default clock_timestamp(),
+  -- When run_at was set; later than now: the clock was set back since.
+  rescheduled_at timestamptz not null default clock_timestamp(),
+  manually_requested boolean not null default false, -- somebody asked for it again, and no attempt has ended since
+  delivered_at timestamptz,
+  dead_at timestamptz,
+  last_status smallint, -- of the last answer; null: there was none
+  last_error text,
+  unique (job, endpoint)
+);
+-- What is due, and what a monitor counts.
+create index deliveries_open on cdc_export.deliveries (endpoint, run_at) where delivered_at is null;
+-- A page of those that wait or are dead, however many others there are.
+create index deliveries_undelivered on cdc_export.deliveries (id) where delivered_at is null;
+
+-- The demo --------------------------------------------------------------------
+
+create function cdc_export.users_operation_type() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  new.operation_type := case
+    when new.is_deleted then 'DELETE'
+    when tg_op = 'INSERT' and new.created_at = new.updated_at then 'INSERT'
+    else 'UPDATE' end;
+  return new;
+end $$;
+
+do $$
+begin
+  if not {makes_users} then
+    return;
+  end if;
+  create table {schema}.users (
+    id bigserial primary key,
+    name varchar(255) not null,
+    email varchar(255) not null unique,
+    created_at timestamptz not null,
+    updated_at timestamptz not null,
+    is_deleted boolean not null default false,
+    operation_type varchar(10) not null default 'INSERT'
+  );
+  create index idx_users_updated_at on {schema}.users (updated_at);
+  create trigger users_operation_type before insert or update on {schema}.users
+    for each row execute function cdc_export.users_operation_type();
+  insert into cdc_export.owned (schema_name, table_name) values ({schema_name}, 'users');
+end $$;
