@@ -24,7 +24,7 @@ pub struct Address(pub(super) AMQPUri);
 pub struct NoAddress;
 
 /// The parameters that an address may have. A smaller frame would have no room for a refused request's problem.
-const PARAMETERS: [&str; 4] = ["heartbeat", "connection_timeout", "channel_max", "auth_mechanism"];
+const PARAMETERS: [&str; 3] = ["heartbeat", "channel_max", "auth_mechanism"];
 
 impl FromStr for Address {
     type Err = NoAddress;
@@ -106,6 +106,7 @@ mod tests {
             "amqp://h/v?hearbeat=5",
             "amqp://h/v?heartbeat=0",
             "amqp://h/v?frame_max=4096",
+            "amqp://h/v?connection_timeout=5000",
             "amqp://h/v#x",
         ] {
             assert_eq!(text.parse::<Address>().unwrap_err(), NoAddress, "{text}");

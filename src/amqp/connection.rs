@@ -11,7 +11,6 @@ use tokio::time::{Instant, timeout};
 use crate::amqp::address::Address;
 use crate::amqp::runtime;
 use crate::telemetry::chain;
-use crate::tls;
 
 /// How long the broker may take to answer a call, or to let somebody in.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,7 +37,6 @@ impl Connector {
         let mut slot = self.attempt.lock().await;
         slot.take_if(|(begun, _)| begun.elapsed() > ATTEMPT_TIMEOUT);
         let (_, attempt) = slot.get_or_insert_with(|| {
-            tls::provide();
             let named = ConnectionProperties::default().with_connection_name("cdc-export".into());
             (Instant::now(), tokio::spawn(runtime::connect(self.address.0.clone(), named)))
         });

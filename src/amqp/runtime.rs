@@ -3,6 +3,7 @@
 use std::future::ready;
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_rs::traits::{Executor, Reactor, RuntimeKit};
@@ -10,24 +11,44 @@ use async_rs::util::Task;
 use async_rs::{Runtime, Tokio};
 use futures_util::Stream;
 use futures_util::io::{AsyncRead, AsyncWrite};
-use lapin::tcp::{AMQPUriTcpExt, TLSConfig};
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use rustls_platform_verifier::ConfigVerifierExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use crate::amqp::legible::Legible;
+use crate::tls;
 
 /// Connects to a broker, and reads only what is legible. Needs tokio's runtime.
 pub(super) async fn connect(address: AMQPUri, named: ConnectionProperties) -> lapin::Result<Connection> {
-    let tokio = Tokio::current();
-    let runtime = Runtime::new(OnTokio(tokio.clone()));
-    let connect = async move |address: AMQPUri, _| {
-        let tokio = Runtime::new(tokio.clone());
-        // With TLS what is legible is inside of it.
-        let stream = address.connect_with_config_async(TLSConfig::default(), &tokio).await?;
-        Ok(AsyncTcpStream::Plain(Legible::new(stream)))
-    };
-    Connection::connector(address, runtime, connect, named).await
+    let connect = async |address: AMQPUri, _| Ok(AsyncTcpStream::Plain(Legible::new(open(&address).await?)));
+    Connection::connector(address, Runtime::new(OnTokio(Tokio::current())), connect, named).await
 }
+
+/// Opens a connection to a broker, with TLS if its address says so. It trusts whom the system trusts.
+async fn open(address: &AMQPUri) -> Result<Wire, Error> {
+    let host = &address.authority.host;
+    let stream = TcpStream::connect((host.as_str(), address.authority.port)).await?;
+    stream.set_nodelay(true)?;
+    if address.scheme == AMQPScheme::AMQP {
+        return Ok(Box::new(stream.compat()));
+    }
+    tls::provide();
+    let name = ServerName::try_from(host.clone()).map_err(Error::other)?;
+    let connector = TlsConnector::from(Arc::new(ClientConfig::with_platform_verifier().map_err(Error::other)?));
+    Ok(Box::new(connector.connect(name, stream).await?.compat()))
+}
+
+/// What AMQP's frames go over.
+trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
+
+/// A connection, with TLS or without.
+type Wire = Box<dyn Bytes>;
 
 /// tokio, but for its streams.
 #[derive(Clone, Debug)]
@@ -52,7 +73,7 @@ impl Executor for OnTokio {
 }
 
 impl Reactor for OnTokio {
-    type TcpStream = Legible<AsyncTcpStream<<Tokio as Reactor>::TcpStream>>;
+    type TcpStream = Legible<Wire>;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     // `connect` makes the streams, and lapin registers none.

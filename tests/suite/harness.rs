@@ -425,6 +425,7 @@ pub(crate) struct Service {
     pub(crate) client: reqwest::Client,
     output: Arc<TempDir>,
     log: Arc<Mutex<Vec<Value>>>,
+    reader: tokio::task::JoinHandle<()>,
     work: Arc<TempDir>,
 }
 
@@ -560,12 +561,12 @@ impl Start {
                 Err(_) => other.push(line),
             }
         };
-        tokio::spawn(async move {
+        let reader = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 written.lock().unwrap().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
             }
         });
-        Service { child, address, client: client(), output: self.output, log, work: self.work }
+        Service { child, address, client: client(), output: self.output, log, reader, work: self.work }
     }
 
     /// Starts it and waits for nothing; with the folder it runs in.
@@ -730,9 +731,17 @@ impl Service {
         nix::sys::signal::kill(self.pid(), signal).unwrap();
     }
 
-    /// Waits until it has ended: its exit code, `None` after a signal.
+    /// Waits until it has ended and its whole log is read: its exit code, `None` after a signal.
     pub(crate) async fn exit(&mut self) -> Option<i32> {
-        tokio::time::timeout(HANG_TIMEOUT, self.child.wait()).await.expect("the service ends").unwrap().code()
+        let ended = async {
+            let status = self.child.wait().await.unwrap();
+            // A second call finds that it was read.
+            if !self.reader.is_finished() {
+                (&mut self.reader).await.unwrap();
+            }
+            status.code()
+        };
+        tokio::time::timeout(HANG_TIMEOUT, ended).await.expect("the service ends")
     }
 
     /// Waits until it has died of a failpoint.

@@ -38,7 +38,8 @@ async fn a_file_that_cannot_be_removed_keeps_no_other_one() {
         jobs.push(service.export("full", "a").await.0);
     }
     // It looks as the hidden file of an attempt that ended, and is a folder, which nobody removes as a file.
-    let stuck = format!(".{}.{}.part", jobs[0]["jobId"].as_str().unwrap(), uuid::Uuid::new_v4());
+    let identity: String = database.one("select cdc_export.database_id()").await;
+    let stuck = format!(".{identity}.{}.{}.part", jobs[0]["jobId"].as_str().unwrap(), uuid::Uuid::new_v4());
     std::fs::create_dir(service.output().join(&stuck)).unwrap();
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
     let kept = [stuck, jobs[2]["outputFilename"].as_str().unwrap().to_owned()];

@@ -91,6 +91,13 @@ fn said(attributes: &[KeyValue], name: &str) -> Option<Value> {
     }
 }
 
+/// Each publication has this parent. There may be two: maintenance publishes what it finds before the worker is done.
+fn assert_published_below(spans: &[Span], parent: &Span) {
+    let mut published = spans.iter().filter(|span| span.name == "publish").peekable();
+    assert!(published.peek().is_some(), "{spans:#?}");
+    assert!(published.all(|span| span.parent_span_id == parent.span_id), "{spans:#?}");
+}
+
 /// The only span of this name.
 fn only<'s>(spans: &'s [Span], name: &str) -> &'s Span {
     let found: Vec<_> = spans.iter().filter(|span| span.name == name).collect();
@@ -136,9 +143,10 @@ async fn a_callers_trace_goes_on_from_the_request_to_the_receiver() {
     let call = only(&spans, "POST /exports/full");
     assert_eq!((hex::encode(&call.parent_span_id), call.kind()), (CALLER.to_owned(), SpanKind::Server));
     assert_eq!(said(&call.attributes, "http.response.status_code"), Some(json!(202)));
-    for (name, parent) in [("attempt", call), ("publish", call), ("deliver", call)] {
-        assert_eq!(only(&spans, name).parent_span_id, parent.span_id, "{name}");
+    for name in ["attempt", "deliver"] {
+        assert_eq!(only(&spans, name).parent_span_id, call.span_id, "{name}");
     }
+    assert_published_below(&spans, call);
     let attempt = only(&spans, "attempt");
     for name in ["claim", "open", "stream", "commit"] {
         let step = only(&spans, name);
@@ -194,7 +202,7 @@ async fn attempts_at_a_job_that_nobody_traced_are_one_trace() {
         (SpanStatus::Error, SpanStatus::Unset)
     );
     assert!(!status.message.is_empty());
-    assert_eq!(only(&spans, "publish").parent_span_id, attempts[0].span_id);
+    assert_published_below(&spans, attempts[0]);
     service.stop().await;
 }
 
