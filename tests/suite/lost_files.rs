@@ -21,7 +21,8 @@ pub(crate) async fn dead_after_a_commit(
     let _ = request.send().await;
     doomed.dies().await;
     let id = database.one("select id::text from exports order by created_at desc limit 1").await;
-    let hidden = doomed.files().into_iter().find(|name| name.starts_with('.')).unwrap();
+    // Maintenance may have been at the lane's marker, which has a hidden name too.
+    let hidden = doomed.files().into_iter().find(|name| name.ends_with(".part")).unwrap();
     let hidden = doomed.output().join(hidden);
     (doomed, id, hidden)
 }
