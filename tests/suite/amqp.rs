@@ -2,6 +2,7 @@
 
 mod broker;
 mod requests;
+mod tls;
 
 use std::collections::BTreeSet;
 

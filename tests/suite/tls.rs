@@ -31,7 +31,7 @@ async fn openssl(folder: &Path, arguments: &str) {
 }
 
 /// `{name}.crt` and `{name}.key`, who may vouch for others.
-async fn authority(folder: &Path, name: &str) {
+pub(crate) async fn authority(folder: &Path, name: &str) {
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
     openssl(folder, &format!("req -x509 {key} -keyout {name}.key -out {name}.crt -days 2 -subj /CN={name}")).await;
 }
