@@ -10,6 +10,7 @@ mod catalog;
 mod load;
 mod merge;
 mod position;
+mod statement;
 mod table;
 
 use std::io;
@@ -101,18 +102,18 @@ impl<T> Doing<T> for Result<T, sqlx::Error> {
     }
 }
 
-/// What became of an export.
+/// The outcome of an export.
 #[derive(Debug)]
 pub enum Applied {
-    /// It is applied now.
-    Done(Changes),
+    /// It is applied now. The remarks say what of the table could not be as in the source.
+    Done(Changes, Vec<String>),
     /// The table is not where it was when its position was read: it may have this one, and others.
     Before,
     /// It doesn't go on from where the table is, for this reason; a full one would.
     Unfit(String),
 }
 
-/// What an export has changed.
+/// The rows that an export has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Rows that were inserted, or updated.
@@ -133,19 +134,12 @@ pub struct Target {
     seen: Option<String>,
     /// The only table that gets the lane, where none is named.
     known: Option<Table>,
-    /// What of the table could not be as in the source, to be told.
-    remarks: Vec<String>,
 }
 
 impl Target {
     /// The target, not yet connected to.
     pub fn new(options: PgConnectOptions, settings: Settings, consumer: ConsumerId, dataset: String) -> Target {
-        Target { options, settings, consumer, dataset, conn: None, seen: None, known: None, remarks: Vec::new() }
-    }
-
-    /// What of the table could not be as in the source, since this was asked last.
-    pub fn remarks(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.remarks)
+        Target { options, settings, consumer, dataset, conn: None, seen: None, known: None }
     }
 
     async fn connection(&mut self) -> Result<PgConnection, Error> {
@@ -157,7 +151,7 @@ impl Target {
         connection::connect(&self.options).await.doing("the connection")
     }
 
-    /// Where the table is; `None`: it has got no export of the lane.
+    /// The table's position; `None`: it has got no export of the lane.
     ///
     /// # Errors
     /// If the database can't be read, or several tables get the lane and none was named.
@@ -165,18 +159,16 @@ impl Target {
         let mut conn = self.connection().await?;
         let found = match &self.settings.table {
             Some(table) => {
-                let target = position::key(table);
-                let found = position::of_table(&mut conn, &target).await?;
+                let found = position::of_table(&mut conn, &position::key(table)).await?;
                 if let Some(found) = &found {
-                    found.require_lane(&target, &self.consumer, &self.dataset)?;
+                    found.require_lane(&self.consumer, &self.dataset)?;
                 }
                 found
             }
             None => {
                 let found = position::of_lane(&mut conn, &self.consumer, &self.dataset).await?;
                 // It may have another name than the source's, by a `--table` of before.
-                let (table, found) = found.unzip();
-                self.known = table;
+                self.known = found.as_ref().map(Position::table).transpose()?;
                 found
             }
         };
@@ -190,69 +182,73 @@ impl Target {
     /// # Errors
     /// If the target refuses or is gone: after [`Error::Unavailable`] it may be applied, and a second call tells.
     pub async fn apply(&mut self, manifest: &Manifest, files: Vec<Input>) -> Result<Applied, Error> {
-        let export = &manifest.export;
         failpoint!("apply.fetched", Err(Error::refused("failpoint", "apply.fetched")));
         let table = self.table(manifest)?;
-        let target = position::key(&table);
         let mut conn = self.connection().await?;
         position::make(&mut conn).await?;
         let mut tx = conn.begin().await.doing("to begin")?;
-        position::lock(&mut tx, &target).await?;
-        let before = position::of_table(&mut tx, &target).await?;
+        let applied = self.apply_in(&mut tx, &table, manifest, files).await?;
+        if matches!(applied, Applied::Done(..)) {
+            failpoint!("apply.applied", Err(Error::refused("failpoint", "apply.applied")));
+            tx.commit().await.doing("to commit")?;
+            failpoint!("apply.committed", Err(Error::Unavailable(sqlx::Error::PoolClosed)));
+        } else {
+            tx.rollback().await.doing("to roll back")?;
+        }
+        self.conn = Some(conn);
+        Ok(applied)
+    }
+
+    /// Applies an export in a transaction, and moves the position.
+    async fn apply_in(
+        &self,
+        tx: &mut PgConnection,
+        table: &Table,
+        manifest: &Manifest,
+        files: Vec<Input>,
+    ) -> Result<Applied, Error> {
+        let export = &manifest.export;
+        let target = position::key(table);
+        position::lock(tx, &target).await?;
+        let before = position::of_table(tx, &target).await?;
         if let Some(position) = &before {
-            position.require_lane(&target, &self.consumer, &self.dataset)?;
-            position.require_source(&target, &export.source)?;
+            position.require_lane(&self.consumer, &self.dataset)?;
+            position.require_source(&export.source)?;
         }
         // Another process has applied this one or others meanwhile, or this one did, and the answer to its COMMIT was lost.
         let at = before.as_ref().map(|position| &position.digest);
         if at != self.seen.as_ref() || at == Some(&manifest.digest) {
-            tx.rollback().await.doing("to roll back")?;
-            self.conn = Some(conn);
             return Ok(Applied::Before);
         }
         if let Some(why) = unfit(export, before.as_ref()) {
-            tx.rollback().await.doing("to roll back")?;
-            self.conn = Some(conn);
             return Ok(Applied::Unfit(why));
         }
-
-        let shape = match Shape::fit(&mut tx, &table, manifest, before.as_ref(), &self.settings).await {
-            Err(lost @ Error::Lost(_)) => {
-                tx.rollback().await.doing("to roll back")?;
-                self.conn = Some(conn);
-                return Ok(Applied::Unfit(lost.to_string()));
-            }
+        let shape = match Shape::fit(tx, table, manifest, before.as_ref(), &self.settings).await {
+            Err(lost @ Error::Lost(_)) => return Ok(Applied::Unfit(lost.to_string())),
             shape => shape?,
         };
         if let Some(why) = unfit_here(export, before.as_ref(), &shape) {
-            tx.rollback().await.doing("to roll back")?;
-            self.conn = Some(conn);
             return Ok(Applied::Unfit(why));
         }
         let changes = match shape.replaces_all(manifest) {
             true => {
-                alter::as_the_role(&mut tx).await?;
-                let written = load::into_table(&mut tx, &shape, files).await?;
+                alter::as_the_role(tx).await?;
+                let written = load::into_table(tx, &shape, files).await?;
                 require_rows(export, written)?;
-                shape.finish(&mut tx).await?;
+                shape.finish(tx).await?;
                 Changes { written, deleted: 0 }
             }
             false => {
-                let rows = load::into_stage(&mut tx, &shape, manifest, files).await?;
+                let rows = load::into_stage(tx, &shape, manifest, files).await?;
                 require_rows(export, rows)?;
                 failpoint!("apply.staged", Err(Error::refused("failpoint", "apply.staged")));
-                alter::as_the_role(&mut tx).await?;
-                Merge::new(&shape, manifest).run(&mut tx).await?
+                alter::as_the_role(tx).await?;
+                Merge::new(&shape, manifest).run(tx).await?
             }
         };
-        alter::as_ourselves(&mut tx).await?;
-        position::write(&mut tx, &target, manifest, &shape, self.settings.deleted.as_deref()).await?;
-        failpoint!("apply.applied", Err(Error::refused("failpoint", "apply.applied")));
-        tx.commit().await.doing("to commit")?;
-        failpoint!("apply.committed", Err(Error::Unavailable(sqlx::Error::PoolClosed)));
-        self.remarks.extend(shape.remarks);
-        self.conn = Some(conn);
-        Ok(Applied::Done(changes))
+        alter::as_ourselves(tx).await?;
+        position::write(tx, &target, manifest, &shape, self.settings.deleted.as_deref()).await?;
+        Ok(Applied::Done(changes, shape.remarks))
     }
 
     fn table(&self, manifest: &Manifest) -> Result<Table, Error> {
@@ -291,7 +287,7 @@ fn unfit(export: &Chained, before: Option<&Position>) -> Option<String> {
         return Some(format!("gap: the export {job} doesn't go on from the one that the table has"));
     }
     // Its values in rows that nobody changed are in no delta.
-    let is_known = |column: &&Column| before.columns.contains(column) || column.name == OPERATION;
+    let is_known = |column: &&Column| before.details.columns.contains(column) || column.name == OPERATION;
     let changed = export.columns.iter().find(|column| !is_known(column))?;
     Some(format!("schema_changed: the column {} has come, or has another type", changed.name))
 }
@@ -302,12 +298,12 @@ fn unfit_here(export: &Chained, before: Option<&Position>, shape: &Shape) -> Opt
         return None;
     }
     let table = &shape.table;
-    if before.is_some_and(|before| before.oid != shape.oid) {
+    if before.is_some_and(|before| before.details.oid != shape.oid) {
         return Some(format!("target_changed: {table} is another table than the one that got the exports until now"));
     }
     // A column that came back has no values where nobody changed the row since.
     let is_other = |(name, number): &(&String, &i16)| {
-        before.is_some_and(|before| before.numbers.get(*name).is_some_and(|had| had != *number))
+        before.is_some_and(|before| before.details.numbers.get(*name).is_some_and(|had| had != *number))
     };
     if let Some((name, _)) = shape.numbers.iter().find(is_other) {
         return Some(format!("target_changed: somebody has removed the column {name} of {table}, and added it again"));

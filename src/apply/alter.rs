@@ -1,9 +1,9 @@
-//! How the target's table is made, and altered as the source's columns change.
+//! Makes the target's table, and alters it as the source's columns change.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
-use crate::apply::catalog::OPERATION;
-use crate::apply::catalog::{DEED, columns, of_table, relation};
+use crate::apply::catalog::{DEED, OPERATION, columns, of_table, relation};
+use crate::apply::statement::run;
 use crate::apply::{Doing, Error, Position, Settings};
 use crate::connection::{SEARCH_PATH, quoted};
 use crate::dataset::Table;
@@ -12,25 +12,17 @@ use crate::manifest::{Chained, Column};
 /// From here on names are looked up as the role's own sessions do: types may be named without their schema, and the table's triggers may
 /// rely on it. Our statements name the schema of all else that they use meanwhile.
 pub(super) async fn as_the_role(conn: &mut PgConnection) -> Result<(), Error> {
-    let set = "-- apply.alter.as_the_role
-         select set_config('search_path', current_setting('cdc_export.role_path'), true)";
-    sqlx::raw_sql(AssertSqlSafe(set)).execute(conn).await.map(drop).doing(DEED)
+    let set = "select set_config('search_path', current_setting('cdc_export.role_path'), true)";
+    run(conn, "alter.as_the_role", set).await.map(drop).doing(DEED)
 }
 
 /// The end of that.
 pub(super) async fn as_ourselves(conn: &mut PgConnection) -> Result<(), Error> {
-    let set = format!("-- apply.alter.as_ourselves\n set local search_path = {SEARCH_PATH}");
-    sqlx::raw_sql(AssertSqlSafe(set)).execute(conn).await.map(drop).doing(DEED)
+    run(conn, "alter.as_ourselves", &format!("set local search_path = {SEARCH_PATH}")).await.map(drop).doing(DEED)
 }
 
 const SAVEPOINT: &str = "savepoint cdc_apply_alter";
 const RETYPE: &str = "a column's new type";
-
-/// Runs a statement that names types.
-async fn run(conn: &mut PgConnection, statement: &str) -> Result<(), sqlx::Error> {
-    let statement = format!("-- apply.alter.run\n {statement}");
-    sqlx::raw_sql(AssertSqlSafe(statement)).execute(conn).await.map(drop)
-}
 
 /// A type as the target has it; one that it doesn't have is text. What Postgres reads as a type is one, and beside it has nothing but
 /// comments.
@@ -63,7 +55,9 @@ pub(super) async fn make(
                 .await
                 .doing(DEED)?;
         if !there {
-            run(conn, &format!("create schema {}", quoted(schema))).await.doing("to make a schema")?;
+            run(conn, "alter.make_schema", &format!("create schema {}", quoted(schema)))
+                .await
+                .doing("to make a schema")?;
         }
     }
     as_the_role(conn).await?;
@@ -73,15 +67,15 @@ pub(super) async fn make(
         let null = if export.key.contains(&column.name) { " not null" } else { "" };
         columns.push(format!("{} {type_name}{null}", quoted(&column.name)));
     }
-    run(conn, &format!("create table {} ({})", relation(table), columns.join(", ")))
-        .await
-        .doing("to make the table")?;
+    let made = format!("create table {} ({})", relation(table), columns.join(", "));
+    run(conn, "alter.make", &made).await.doing("to make the table")?;
     as_ourselves(conn).await
 }
 
 /// Adds a column.
 pub(super) async fn add(conn: &mut PgConnection, table: &str, column: &str, type_name: &str) -> Result<(), Error> {
-    run(conn, &format!("alter table {table} add column {} {type_name}", quoted(column))).await.doing("a new column")
+    let add = format!("alter table {table} add column {} {type_name}", quoted(column));
+    run(conn, "alter.add", &add).await.map(drop).doing("a new column")
 }
 
 /// Adds the columns that came, and gives those that were retyped their new type. One that is gone in the source stays.
@@ -96,13 +90,13 @@ pub(super) async fn follow(
     let present = columns(conn, table).await?;
     as_the_role(conn).await?;
     let has = |name: &str| export.columns.iter().any(|column| column.name == name);
-    let gone = before.iter().flat_map(|before| &before.columns).map(|column| &*column.name);
+    let gone = before.iter().flat_map(|before| &before.details.columns).map(|column| &*column.name);
     let gone = gone.filter(|name| *name != OPERATION && !has(name));
     for name in gone {
         remarks
             .push(format!("the source has no column {name} any more: the table keeps it, with the values of before"));
     }
-    let had = |name: &str| before.and_then(|before| before.columns.iter().find(|column| column.name == name));
+    let had = |name: &str| before.and_then(|before| before.details.columns.iter().find(|column| column.name == name));
     for column in of_table(export) {
         let name = &column.name;
         let Some(found) = present.iter().find(|present| present.name == *name) else {
@@ -131,12 +125,13 @@ pub(super) async fn follow(
             let type_name = type_here(conn, column, remarks).await?;
             let name = quoted(name);
             let retype = format!("alter table {table} alter column {name} type {type_name}");
-            run(conn, SAVEPOINT).await.doing(DEED)?;
-            if run(conn, &format!("{retype} using {name}::text::{type_name}")).await.is_err() {
+            run(conn, "alter.savepoint", SAVEPOINT).await.doing(DEED)?;
+            if run(conn, "alter.retype", &format!("{retype} using {name}::text::{type_name}")).await.is_err() {
                 // Its values have no form in the new type. All of them come anew.
-                run(conn, &format!("rollback to {SAVEPOINT}")).await.doing(DEED)?;
-                run(conn, &format!("alter table {table} alter column {name} drop default")).await.doing(RETYPE)?;
-                run(conn, &format!("{retype} using null::{type_name}")).await.doing(RETYPE)?;
+                run(conn, "alter.roll_back", &format!("rollback to {SAVEPOINT}")).await.doing(DEED)?;
+                let drop_default = format!("alter table {table} alter column {name} drop default");
+                run(conn, "alter.drop_default", &drop_default).await.doing(RETYPE)?;
+                run(conn, "alter.empty", &format!("{retype} using null::{type_name}")).await.doing(RETYPE)?;
             }
         }
     }

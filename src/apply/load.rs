@@ -2,11 +2,12 @@
 
 use std::io::Read;
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use crate::apply::input::Input;
+use crate::apply::statement::run;
 use crate::apply::table::{STAGE, Shape};
 use crate::apply::{Doing, Error};
 use crate::connection::quoted;
@@ -31,16 +32,14 @@ pub(super) async fn into_stage(
     files: Vec<Input>,
 ) -> Result<u64, Error> {
     let columns = shape.stage.iter().map(|(name, type_name)| format!("{} {type_name}", quoted(name)));
-    let made = format!(
-        "-- apply.load.stage\n create temporary table {STAGE} ({}) on commit drop",
-        columns.collect::<Vec<_>>().join(", ")
-    );
-    sqlx::raw_sql(AssertSqlSafe(made)).execute(&mut *conn).await.doing("a temporary table")?;
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    let made = format!("create temporary table {STAGE} ({columns}) on commit drop");
+    run(conn, "load.stage", &made).await.doing("a temporary table")?;
     let columns: Vec<String> = manifest.export.columns.iter().map(|column| column.name.clone()).collect();
     let rows = copy(conn, &format!("pg_temp.{STAGE}"), &columns, files).await?;
     if rows >= ANALYZED_FROM {
-        let analyze = format!("-- apply.load.analyze\n analyze pg_temp.{STAGE}");
-        sqlx::raw_sql(AssertSqlSafe(analyze)).execute(conn).await.doing("to analyze a temporary table")?;
+        let analyze = format!("analyze pg_temp.{STAGE}");
+        run(conn, "load.analyze", &analyze).await.doing("to analyze a temporary table")?;
     }
     Ok(rows)
 }

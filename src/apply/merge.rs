@@ -1,8 +1,9 @@
 //! The rows of an export, brought from the stage into the table.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
 use crate::apply::catalog::OPERATION;
+use crate::apply::statement::run;
 use crate::apply::table::{STAGE, Shape};
 use crate::apply::{Changes, Doing, Error};
 use crate::connection::failure::SqlFailure;
@@ -105,20 +106,20 @@ impl<'s> Merge<'s> {
 
     async fn delete(&self, conn: &mut PgConnection) -> Result<u64, Error> {
         match &self.delete {
-            Some(delete) => run(conn, "delete", delete).await.doing("to delete rows"),
+            Some(delete) => run(conn, "merge.delete", delete).await.doing("to delete rows"),
             None => Ok(0),
         }
     }
 
     async fn write(&self, conn: &mut PgConnection) -> Result<u64, Error> {
-        savepoint(conn, "savepoint").await?;
-        match run(conn, "upsert", &self.upsert).await {
+        run(conn, "merge.savepoint", "savepoint cdc_apply_merge").await.doing(ROWS)?;
+        match run(conn, "merge.upsert", &self.upsert).await {
             Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => {
-                savepoint(conn, "rollback to").await?;
+                run(conn, "merge.roll_back", "rollback to cdc_apply_merge").await.doing(ROWS)?;
                 self.require_unreferenced(conn, &error).await?;
                 // Rows have exchanged values of which each is unique, so that none can come first.
-                run(conn, "clear", &self.clear).await.doing(ROWS)?;
-                run(conn, "insert", &self.insert).await
+                run(conn, "merge.clear", &self.clear).await.doing(ROWS)?;
+                run(conn, "merge.insert", &self.insert).await
             }
             written => written,
         }
@@ -145,13 +146,4 @@ impl<'s> Merge<'s> {
         );
         Err(Error::refused("unique_values", why))
     }
-}
-
-async fn run(conn: &mut PgConnection, name: &str, statement: &str) -> Result<u64, sqlx::Error> {
-    let statement = format!("-- apply.merge.{name}\n {statement}");
-    Ok(sqlx::raw_sql(AssertSqlSafe(statement)).execute(conn).await?.rows_affected())
-}
-
-async fn savepoint(conn: &mut PgConnection, verb: &str) -> Result<(), Error> {
-    run(conn, "savepoint", &format!("{verb} cdc_apply_merge")).await.map(drop).doing(ROWS)
 }

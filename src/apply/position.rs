@@ -1,4 +1,4 @@
-//! Where each table of a target is, in the target itself: `cdc_apply.positions`.
+//! The position of each table of a target, in the target itself: `cdc_apply.positions`.
 
 use std::collections::BTreeMap;
 
@@ -18,78 +18,52 @@ const SCHEMA: &str = "public";
 const DEED: &str = "the table cdc_apply.positions";
 
 /// The last export that a table has got.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, sqlx_macros::FromRow)]
 pub struct Position {
-    /// Its id.
+    /// The table, as the positions call it.
+    target: String,
+    /// The export's id.
     pub job: Uuid,
-    /// Its place in its lane.
-    pub number: u64,
-    /// What the next one names as the one before.
+    number: i64,
+    /// The digest that the next export names as the one before.
     pub digest: String,
+    consumer: String,
+    dataset: String,
+    /// The database that the table's rows are from.
+    #[sqlx(json)]
+    pub source: Source,
+    #[sqlx(json)]
+    pub(super) details: Details,
+}
+
+/// The table as that export left it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Details {
     pub(super) key: Vec<String>,
     pub(super) columns: Vec<Column>,
-    /// How deleted rows were kept.
+    /// The column that marks deleted rows.
     pub(super) deleted: Option<String>,
     /// The table's number in the catalog.
     pub(super) oid: i64,
     /// The numbers of its columns, by their names.
     pub(super) numbers: BTreeMap<String, i16>,
-    lane: Lane,
-}
-
-/// Which exports a table gets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Lane {
-    consumer: String,
-    dataset: String,
-    source: Source,
-}
-
-#[derive(sqlx_macros::FromRow)]
-struct Row {
-    job: Uuid,
-    number: i64,
-    digest: String,
-    consumer: String,
-    dataset: String,
-    source: Json<Source>,
-    details: Json<Details>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Details {
-    key: Vec<String>,
-    columns: Vec<Column>,
-    deleted: Option<String>,
-    oid: i64,
-    numbers: BTreeMap<String, i16>,
-}
-
-#[derive(sqlx_macros::FromRow)]
-struct NamedRow {
-    target: String,
-    #[sqlx(flatten)]
-    row: Row,
-}
-
-impl From<Row> for Position {
-    fn from(row: Row) -> Position {
-        let Row { job, number, digest, consumer, dataset, source: Json(source), details: Json(details) } = row;
-        let lane = Lane { consumer, dataset, source };
-        let Details { key, columns, deleted, oid, numbers } = details;
-        Position { job, number: number.unsigned_abs(), digest, key, columns, deleted, oid, numbers, lane }
-    }
 }
 
 impl Position {
-    /// The database that its rows are from.
-    pub fn source(&self) -> &Source {
-        &self.lane.source
+    /// The export's place in its lane.
+    pub fn number(&self) -> u64 {
+        self.number.unsigned_abs()
+    }
+
+    /// The name of the table.
+    pub(super) fn table(&self) -> Result<Table, Error> {
+        let not_a_name = |_| Error::refused("table_unknown", format!("{} is no table's name", self.target));
+        self.target.parse().map_err(not_a_name)
     }
 
     /// Refuses another lane.
-    pub(super) fn require_lane(&self, target: &str, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
-        let Lane { consumer: of, dataset: and, .. } = &self.lane;
+    pub(super) fn require_lane(&self, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
+        let Position { target, consumer: of, dataset: and, .. } = self;
         if (of.as_str(), and.as_str()) == (consumer.as_str(), dataset) {
             return Ok(());
         }
@@ -101,8 +75,8 @@ impl Position {
     }
 
     /// Refuses another database.
-    pub(super) fn require_source(&self, target: &str, source: &Source) -> Result<(), Error> {
-        let from = &self.lane.source;
+    pub(super) fn require_source(&self, source: &Source) -> Result<(), Error> {
+        let Position { target, source: from, .. } = self;
         if from != source {
             let why = format!(
                 "the rows of {target} are from the database {} of cluster {}, and the export is from the database {} of cluster {}: \
@@ -175,32 +149,31 @@ async fn is_there(conn: &mut PgConnection) -> Result<bool, Error> {
     there.fetch_one(conn).await.doing(DEED)
 }
 
-/// Where a table is.
+/// The position of a table.
 pub(super) async fn of_table(conn: &mut PgConnection, target: &str) -> Result<Option<Position>, Error> {
     if !is_there(conn).await? {
         return Ok(None);
     }
-    let row: Option<Row> = sqlx::query_as(
+    sqlx::query_as(
         "-- apply.position.of_table
-         select job, number, digest, consumer, dataset, source, details from cdc_apply.positions where target = $1",
+         select target, job, number, digest, consumer, dataset, source, details from cdc_apply.positions where target = $1",
     )
     .bind(target)
     .fetch_optional(conn)
     .await
-    .doing(DEED)?;
-    Ok(row.map(Position::from))
+    .doing(DEED)
 }
 
-/// The only table that gets a lane, and where it is.
+/// The position of the only table that gets a lane.
 pub(super) async fn of_lane(
     conn: &mut PgConnection,
     consumer: &ConsumerId,
     dataset: &str,
-) -> Result<Option<(Table, Position)>, Error> {
+) -> Result<Option<Position>, Error> {
     if !is_there(conn).await? {
         return Ok(None);
     }
-    let rows: Vec<NamedRow> = sqlx::query_as(
+    let mut positions: Vec<Position> = sqlx::query_as(
         "-- apply.position.of_lane
          select target, job, number, digest, consumer, dataset, source, details from cdc_apply.positions
          where consumer = $1 and dataset = $2 limit 2",
@@ -210,12 +183,10 @@ pub(super) async fn of_lane(
     .fetch_all(conn)
     .await
     .doing(DEED)?;
-    if rows.len() > 1 {
+    if positions.len() > 1 {
         return Err(Error::refused("several_tables", "several tables get these exports: --table names one"));
     }
-    let Some(NamedRow { target, row }) = rows.into_iter().next() else { return Ok(None) };
-    let table = target.parse().map_err(|_| Error::refused("table_unknown", format!("{target} is no table's name")))?;
-    Ok(Some((table, row.into())))
+    Ok(positions.pop())
 }
 
 /// Records the export as the last one that the table has got.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
 use crate::apply::catalog::{
     DEED, EQUAL, OPERATION, Present, columns, exists, is_delta, is_empty, numbers, of_table, oid, references_itself,
     relation,
 };
+use crate::apply::statement::run;
 use crate::apply::{Doing, Error, Position, Settings, alter};
 use crate::connection::quoted;
 use crate::dataset::Table;
@@ -80,12 +81,12 @@ impl Shape {
         let is_new = !exists(conn, table).await?;
         require_other(conn, table, export).await?;
         if let Some(before) = before
-            && before.deleted != settings.deleted
+            && before.details.deleted != settings.deleted
         {
             let shown = |column: &Option<String>| column.clone().unwrap_or_else(|| "hard".to_owned());
             let why = format!(
                 "{name} was kept with --deletes {} until now: keep it so, or remove the table and its row of cdc_apply.positions",
-                shown(&before.deleted)
+                shown(&before.details.deleted)
             );
             return Err(Error::refused("deletes", why));
         }
@@ -149,7 +150,7 @@ impl Shape {
             shape.add_key(conn).await?;
         }
         if shape.replaces_all(manifest) && !shape.is_empty {
-            shape.run(conn, "truncate", "to empty the table").await?;
+            run(conn, "table.truncate", &format!("truncate {}", shape.table)).await.doing("to empty the table")?;
         }
         Ok(shape)
     }
@@ -167,8 +168,8 @@ impl Shape {
 
     async fn add_key(&self, conn: &mut PgConnection) -> Result<(), Error> {
         let key: Vec<_> = self.key.iter().map(|(name, _)| quoted(name)).collect();
-        let add = format!("-- apply.table.add_key\n alter table {} add primary key ({})", self.table, key.join(", "));
-        sqlx::raw_sql(AssertSqlSafe(add)).execute(conn).await.map(drop).doing("the primary key")
+        let add = format!("alter table {} add primary key ({})", self.table, key.join(", "));
+        run(conn, "table.add_key", &add).await.map(drop).doing("the primary key")
     }
 
     /// Refuses a table in which the export's key doesn't tell rows apart.
@@ -192,8 +193,9 @@ impl Shape {
         if is_unique {
             return Ok(());
         }
-        let had =
-            before.map(|before| before.key.iter().map(String::as_str).collect::<Vec<_>>()).filter(|had| *had != key);
+        let had = before
+            .map(|before| before.details.key.iter().map(String::as_str).collect::<Vec<_>>())
+            .filter(|had| *had != key);
         let (code, was) = match had {
             Some(had) => ("key_changed", format!(" and was ({})", had.join(", "))),
             None => ("no_key", String::new()),
@@ -204,11 +206,6 @@ impl Shape {
             self.table
         );
         Err(Error::refused(code, why))
-    }
-
-    async fn run(&self, conn: &mut PgConnection, verb: &str, deed: &'static str) -> Result<(), Error> {
-        let statement = format!("-- apply.table.run\n {verb} {}", self.table);
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(conn).await.map(drop).doing(deed)
     }
 }
 

@@ -34,9 +34,13 @@ impl Mirror {
     /// Reads where the table is. Another process may have applied exports meanwhile, and so may this one, if the answer was lost.
     pub(super) async fn refresh(&mut self) -> anyhow::Result<()> {
         let found = while_unavailable(async || Ok(self.target.position().await?)).await?;
-        self.source = found.as_ref().map(|found| found.source().clone());
-        self.last =
-            found.map(|found| Position { job_id: found.job, number: found.number, digest: found.digest, sha256: None });
+        self.source = found.as_ref().map(|found| found.source.clone());
+        self.last = found.map(|found| Position {
+            job_id: found.job,
+            number: found.number(),
+            digest: found.digest,
+            sha256: None,
+        });
         Ok(())
     }
 
@@ -47,12 +51,10 @@ impl Mirror {
         open: impl AsyncFn() -> anyhow::Result<Vec<Input>>,
     ) -> anyhow::Result<Taken> {
         let applied = while_unavailable(async || Ok(self.target.apply(manifest, open().await?).await?)).await?;
-        for remark in self.target.remarks() {
-            tell(&remark);
-        }
         match applied {
             Applied::Unfit(why) => return Ok(Taken::Unfit(why)),
-            Applied::Done(Changes { written, deleted }) => {
+            Applied::Done(Changes { written, deleted }, remarks) => {
+                remarks.iter().for_each(|remark| tell(remark));
                 let (kind, number) = (&manifest.export.export_type, manifest.number);
                 outln!("{} {number}  {written} rows written, {deleted} deleted", plain(kind))?;
             }
