@@ -9,13 +9,14 @@
 
 pub mod people;
 
+use std::fmt::Write;
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Transaction};
 
-use crate::demo::people::{COPY_HEADER, COPY_TRAILER, encode, person};
+use crate::demo::people::{Person, person};
 use crate::store::{self, Store};
 
 /// Rows are sent once this many bytes of them are ready.
@@ -34,7 +35,7 @@ pub struct User {
     pub created_at: Option<String>,
     /// When it was last changed.
     pub updated_at: Option<String>,
-    /// Whether it is soft-deleted.
+    /// True if it is soft-deleted.
     pub is_deleted: bool,
 }
 
@@ -47,7 +48,7 @@ macro_rules! user_columns {
     };
 }
 
-/// Why the demo table could not be filled.
+/// The errors of filling the demo table.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The `users` there is not the service's.
@@ -61,7 +62,7 @@ pub enum Error {
     Fill {
         /// How many users were asked for.
         rows: u64,
-        /// What Postgres or the connection said.
+        /// The error of Postgres or of the connection.
         source: sqlx::Error,
     },
 }
@@ -88,15 +89,8 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
     if !is_empty(&mut tx, &users).await? {
         return Ok(0);
     }
-    let filling = |source| Error::Fill { rows, source };
-    lock(&mut tx, &users).await.map_err(filling)?;
-    if !is_empty(&mut tx, &users).await? {
-        return Ok(0);
-    }
-    let inserted = load(&mut tx, &users, 1..=rows, &|_| {}).await.map_err(filling)?;
-    analyze(&mut tx, &users).await.map_err(filling)?;
-    tx.commit().await.map_err(filling)?;
-
+    let missing = |there| if there == 0 { rows } else { 0 };
+    let inserted = fill(tx, &users, missing, |_| {}).await.map_err(|source| Error::Fill { rows, source })?;
     tracing::info!(event = "demo_seeded", rows = inserted, seconds = begun.elapsed().as_secs_f64());
     Ok(inserted)
 }
@@ -108,24 +102,35 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
 pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sync) -> Result<u64, Error> {
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
     let users = ours(&mut tx).await.map_err(Error::Inspect)?.ok_or(Error::NotOurs)?;
-    let filling = |source| Error::Fill { rows, source };
-    lock(&mut tx, &users).await.map_err(filling)?;
+    let missing = |there| rows.saturating_sub(there);
+    fill(tx, &users, missing, progress).await.map_err(|source| Error::Fill { rows, source })
+}
+
+/// Adds as many users to the demo table as `missing` says of a table that has so many, and commits. Returns how many.
+async fn fill(
+    mut tx: Transaction<'_, Postgres>,
+    users: &str,
+    missing: impl Fn(u64) -> u64,
+    progress: impl Fn(u64) + Send + Sync,
+) -> Result<u64, sqlx::Error> {
+    lock(&mut tx, users).await?;
     let count = format!(
         "-- demo.count
         select count(*), coalesce(max(substring(email from '\\.([0-9]{{1,18}})@example\\.(?:com|net|org)$')::bigint), 0)
         from {users}"
     );
-    let counted = sqlx::query_as(AssertSqlSafe(count)).fetch_one(&mut *tx).await;
-    let (there, last): (i64, i64) = counted.map_err(filling)?;
-    let missing = rows.saturating_sub(there.unsigned_abs());
+    let (there, last): (i64, i64) = sqlx::query_as(AssertSqlSafe(count)).fetch_one(&mut *tx).await?;
+    let missing = missing(there.unsigned_abs());
     if missing == 0 {
         return Ok(0);
     }
     // Above every number that was given out, also to users who are gone: an address may not come twice.
     let first = last.unsigned_abs() + 1;
-    let inserted = load(&mut tx, &users, first..=first + missing - 1, &progress).await.map_err(filling)?;
-    analyze(&mut tx, &users).await.map_err(filling)?;
-    tx.commit().await.map_err(filling)?;
+    let inserted = load(&mut tx, users, first..=first + missing - 1, &progress).await?;
+    // So that the planner knows the table, and its estimated rows are right, before autovacuum comes.
+    let analyze = format!("-- demo.analyze\n analyze {users}");
+    sqlx::query(AssertSqlSafe(analyze)).execute(&mut *tx).await?;
+    tx.commit().await?;
     Ok(inserted)
 }
 
@@ -196,40 +201,24 @@ async fn load(
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<u64, sqlx::Error> {
     let first = *numbers.start();
-    let now = now(connection).await?;
+    // The database's clock, so that no user's times are in its future.
+    let now: DateTime<Utc> = sqlx::query_scalar("-- demo.now\n select now()").fetch_one(&mut *connection).await?;
     let copy = format!(
-        "-- demo.load
-        copy {users} (name, email, created_at, updated_at, is_deleted) from stdin (format binary)"
+        "-- demo.load\n copy {users} (name, email, created_at, updated_at, is_deleted) from stdin (format csv)"
     );
     let mut copy = connection.copy_in_raw(&copy).await?;
-    let mut chunk = Vec::with_capacity(CHUNK_BYTES + 1024);
-    chunk.extend_from_slice(COPY_HEADER);
+    let mut chunk = String::with_capacity(CHUNK_BYTES + 1024);
     for number in numbers {
-        encode(&person(number, now), &mut chunk);
+        let Person { name, email, created_at, updated_at, is_deleted } = person(number, now);
+        // Some names have a tab. Writing to a text can't fail.
+        let name = name.replace('"', "\"\"");
+        let _ = writeln!(chunk, "\"{name}\",{email},{created_at},{updated_at},{is_deleted}");
         if chunk.len() >= CHUNK_BYTES {
-            copy.send(chunk.as_slice()).await?;
+            copy.send(chunk.as_bytes()).await?;
             chunk.clear();
             progress(number - first);
         }
     }
-    chunk.extend_from_slice(COPY_TRAILER);
-    copy.send(chunk.as_slice()).await?;
+    copy.send(chunk.as_bytes()).await?;
     copy.finish().await
-}
-
-/// The database's clock, so that no user's times are in its future.
-async fn now(connection: &mut PgConnection) -> Result<DateTime<Utc>, sqlx::Error> {
-    sqlx::query_scalar(
-        "-- demo.now
-        select now()",
-    )
-    .fetch_one(connection)
-    .await
-}
-
-/// So that the planner knows the table, and its estimated rows are right, before autovacuum comes.
-async fn analyze(connection: &mut PgConnection, users: &str) -> Result<(), sqlx::Error> {
-    let analyze = format!("-- demo.analyze\n analyze {users}");
-    sqlx::query(AssertSqlSafe(analyze)).execute(connection).await?;
-    Ok(())
 }

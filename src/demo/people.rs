@@ -1,6 +1,6 @@
 //! The people of the demo table, made up: each by a number, and the same on every machine.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use fake::faker::name::raw::Name;
 use fake::locales::{DE_DE, EN, FR_FR, IT_IT, JA_JP, NL_NL, PT_BR, TR_TR, ZH_CN};
 use fake::rand::SeedableRng;
@@ -23,16 +23,13 @@ const SEED: u64 = 0x6364_635f_6578_706f;
 
 const SPAN_MICROS: i64 = SPAN_DAYS * 24 * 60 * 60 * 1_000_000;
 
-/// 2000-01-01T00:00:00Z, where Postgres begins to count, in microseconds of the Unix epoch.
-const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
-
-/// A row of the demo table. Its times are microseconds of the Unix epoch.
+/// A row of the demo table.
 pub(super) struct Person {
-    name: String,
-    email: String,
-    created_at: i64,
-    updated_at: i64,
-    is_deleted: bool,
+    pub(super) name: String,
+    pub(super) email: String,
+    pub(super) created_at: DateTime<Utc>,
+    pub(super) updated_at: DateTime<Utc>,
+    pub(super) is_deleted: bool,
 }
 
 /// The person of that number, counted from 1. Each number has dice of its own, so that its person stays the same however many are
@@ -49,8 +46,8 @@ pub(super) fn person(number: u64, now: DateTime<Utc>) -> Person {
     Person {
         name,
         email,
-        created_at: now.timestamp_micros() - created_ago,
-        updated_at: now.timestamp_micros() - updated_ago,
+        created_at: now - TimeDelta::microseconds(created_ago),
+        updated_at: now - TimeDelta::microseconds(updated_ago),
         is_deleted,
     }
 }
@@ -81,27 +78,4 @@ fn email(name: &str, number: u64, dice: &mut StdRng) -> String {
     let who = if words.is_empty() { "user".to_owned() } else { words.join(".").to_ascii_lowercase() };
     let domain = ["com", "net", "org"][dice.random_range(0..3)];
     format!("{who}.{number}@example.{domain}")
-}
-
-/// Signature, no flags, no extension: <https://www.postgresql.org/docs/15/sql-copy.html>, "Binary Format".
-pub(super) const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-
-/// A field count of -1 ends the rows.
-pub(super) const COPY_TRAILER: &[u8] = &(-1_i16).to_be_bytes();
-
-/// Appends a row in the binary format of COPY, in which names need no escaping and times no formatting.
-pub(super) fn encode(person: &Person, chunk: &mut Vec<u8>) {
-    chunk.extend_from_slice(&5_i16.to_be_bytes());
-    encode_field(person.name.as_bytes(), chunk);
-    encode_field(person.email.as_bytes(), chunk);
-    for micros in [person.created_at, person.updated_at] {
-        encode_field(&(micros - POSTGRES_EPOCH_MICROS).to_be_bytes(), chunk);
-    }
-    encode_field(&[u8::from(person.is_deleted)], chunk);
-}
-
-fn encode_field(value: &[u8], chunk: &mut Vec<u8>) {
-    let length = i32::try_from(value.len()).expect("a generated value is far below 2 GiB");
-    chunk.extend_from_slice(&length.to_be_bytes());
-    chunk.extend_from_slice(value);
 }
