@@ -106,16 +106,6 @@ impl<W> Clone for Teller<W> {
     }
 }
 
-/// What was heard of a receiver.
-enum Heard {
-    /// It has the event.
-    Taken,
-    /// It has not, or nobody knows.
-    Nothing,
-    /// It wants no event any more.
-    Gone,
-}
-
 impl<W: Way> Teller<W> {
     /// Tells the receiver of this name, by `way`, what `store` has for it. `shown` is an export as the API shows it.
     pub fn new(name: &str, store: Store, way: W, shown: fn(Job) -> Value) -> Teller<W> {
@@ -152,7 +142,7 @@ impl<W: Way> Teller<W> {
     async fn tell_until(
         &self,
         shutdown: &CancellationToken,
-        told: &mut JoinSet<(bool, Heard)>,
+        told: &mut JoinSet<(bool, Answer)>,
         given_up: &CancellationToken,
     ) {
         let mut endings = self.store.endings();
@@ -185,15 +175,15 @@ impl<W: Way> Teller<W> {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Some(done) = told.join_next() => match done {
-                    Ok((_, Heard::Gone)) => {
+                    Ok((_, Answer::Gone(_))) => {
                         tracing::warn!(event = "receiver_gone", endpoint = self.name, "it gets no event before one is asked for again, or this process starts again");
                         (gone, at_once) = (true, 1);
                     }
                     // What was under way when another one heard that it is gone says nothing new.
                     Ok((asked, _)) if asked != gone => {}
-                    Ok((_, Heard::Taken)) => (gone, at_once) = (false, AT_ONCE),
+                    Ok((_, Answer::Taken(_))) => (gone, at_once) = (false, AT_ONCE),
                     // It is not gone, or says so to the next one.
-                    Ok((_, Heard::Nothing)) => (gone, at_once) = (false, 1),
+                    Ok((_, Answer::Failed(..))) => (gone, at_once) = (false, 1),
                     Err(panicked) => self.complain(chain(&panicked)),
                 },
                 _ = endings.next(), if !rests && told.len() < at_once => {}
@@ -218,7 +208,12 @@ impl<W: Way> Teller<W> {
     }
 
     /// Tells of an event, and records what became of it: at the latest when it is given up.
-    async fn tell(&self, Taken { delivery, job }: Taken, database: &DatabaseId, given_up: &CancellationToken) -> Heard {
+    async fn tell(
+        &self,
+        Taken { delivery, job }: Taken,
+        database: &DatabaseId,
+        given_up: &CancellationToken,
+    ) -> Answer {
         let kind = format!("cdc-export.{}.v1", event::event_name(delivery.event));
         let (dataset, consumer) = (job.dataset.clone(), job.consumer.as_ref().map(ToString::to_string));
         let place = job.trace;
@@ -243,7 +238,7 @@ impl<W: Way> Teller<W> {
         let answer = given_up.run_until_cancelled(self.way.tell(event)).await;
         let answer =
             answer.unwrap_or_else(|| Answer::Failed(None, "the process ended before there was an answer".into()));
-        failpoint!("delivery.answered", Heard::Nothing);
+        failpoint!("delivery.answered", Answer::Failed(None, "delivery.answered".to_owned()));
         let (status, outcome) = match &answer {
             Answer::Taken(status) => (*status, TryOutcome::Delivered),
             Answer::Gone(status) => {
@@ -281,11 +276,7 @@ impl<W: Way> Teller<W> {
                 attempt, isDead = word == "dead", error
             );
         }
-        match answer {
-            Answer::Taken(_) => Heard::Taken,
-            Answer::Failed(..) => Heard::Nothing,
-            Answer::Gone(_) => Heard::Gone,
-        }
+        answer
     }
 
     fn complain(&self, error: String) {

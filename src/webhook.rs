@@ -29,22 +29,19 @@ pub async fn tell(receivers: Vec<Receiver>, store: Store, shown: fn(Job) -> Valu
     let mut tasks = JoinSet::new();
     for receiver in receivers {
         let name = receiver.webhook.listener.name.clone();
-        let teller = Teller::new(&name, store.clone(), Posts(Poster::new(receiver)), shown);
+        let teller = Teller::new(&name, store.clone(), Poster::new(receiver), shown);
         tasks.spawn(teller.run(shutdown.clone()));
     }
     while tasks.join_next().await.is_some() {}
 }
 
-/// The way of a receiver's events.
-struct Posts(Poster);
-
-impl Way for Posts {
+impl Way for Poster {
     async fn open(&self) -> Result<(), String> {
-        self.0.client().map(drop)
+        self.client().map(drop)
     }
 
     async fn tell(&self, event: Event) -> Answer {
-        match self.0.post(&event.id.to_string(), event.body, event.trace).await {
+        match self.post(&event.id.to_string(), event.body, event.trace).await {
             Ok(status @ 200..300) => Answer::Taken(Some(status)),
             Ok(410) => Answer::Gone(410),
             Ok(status) => Answer::Failed(Some(status), format!("it answered {status}")),
