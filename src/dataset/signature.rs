@@ -5,6 +5,7 @@
 //! has another MD5, and counts as a change.
 
 use pg_rows::column::ParquetType;
+use serde_json::json;
 
 use crate::dataset::{Capture, Column, Dataset, TableSchema};
 
@@ -13,14 +14,11 @@ impl Dataset {
     /// consumer needs a full export.
     pub fn definition(&self) -> String {
         let Dataset { key, filter, deleted, capture, updated_at, .. } = self;
-        let key = key.as_ref().map_or("null".to_owned(), |names| json_list(names));
-        let (filter, deleted) = (json_or_null(filter.as_deref()), json_or_null(deleted.as_deref()));
+        let (key, filter, deleted) = (json!(key), json!(filter), json!(deleted));
         let capture = match capture {
             Capture::Triggers => "capture=\"triggers\"\n".to_owned(),
             // The overlap is left out: no row belongs to the dataset by it.
-            Capture::Timestamp { .. } => {
-                format!("capture=\"timestamp\"\nupdated_at={}\n", json_or_null(updated_at.as_deref()))
-            }
+            Capture::Timestamp { .. } => format!("capture=\"timestamp\"\nupdated_at={}\n", json!(updated_at)),
         };
         format!("v1\nkey={key}\nfilter={filter}\ndeleted={deleted}\n{capture}")
     }
@@ -42,21 +40,9 @@ fn columns_signature(columns: &[Column]) -> String {
             ParquetType::Text => Some("text"),
         };
         let members: Vec<_> = [&*column.name, &*column.type_name].into_iter().chain(parquet).collect();
-        format!("{}\n", json_list(&members))
+        format!("{}\n", json!(members))
     };
     format!("v1\n{}", columns.iter().map(line).collect::<String>())
-}
-
-fn json(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
-fn json_or_null(text: Option<&str>) -> String {
-    text.map_or("null".to_owned(), json)
-}
-
-fn json_list(texts: &[impl AsRef<str>]) -> String {
-    format!("[{}]", texts.iter().map(|text| json(text.as_ref())).collect::<Vec<_>>().join(","))
 }
 
 #[cfg(test)]
