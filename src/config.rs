@@ -25,7 +25,7 @@ use crate::config::variables::{Variables, bad};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Mistakes;
-use crate::http::{self, Access, LocalHosts, NotARate, Origins};
+use crate::http::{self, Access, LocalHosts, Origins};
 use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::service::Downloads;
@@ -189,7 +189,7 @@ impl Config {
             Some("local") => Some(Access::LocalCallers),
             Some(other) => return Err(bad("AUTH", format!("`{other}` is none of keys, local and none"))),
         };
-        let rate = |text: &str| text.parse().map_err(|why: NotARate| format!("`{text}` is {why}"));
+        let rate = |text: &str| text.parse().map_err(|why: &str| format!("`{text}` is {why}"));
         let output = output::read(&vars)?;
         let publisher = output::publisher(&vars, &output)?;
         let catalog = match &catalog_file {

@@ -62,13 +62,14 @@ use utoipa_axum::routes;
 
 pub use access::Access;
 pub use connections::ConnectionLimits;
-pub use cors::{NotAnOrigin, Origins};
+pub use cors::Origins;
 pub use in_process::InProcess;
-pub use local::{LocalHosts, NotAHost};
+pub use local::LocalHosts;
 pub use message::take_message;
-pub use rate::{NotARate, Rate};
+pub use rate::Rate;
 
 use crate::http::access::{AccessControl, Peer};
+use crate::http::code::Code;
 use crate::http::connections::{Connection, Connections};
 use crate::http::openapi::RouterDocument;
 use crate::http::problem::Problem;
@@ -252,12 +253,12 @@ pub fn answer_from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Option<T
 async fn refuse_long_heads(request: Request, next: Next) -> Result<Response, Problem> {
     let path_and_query = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
     if path_and_query > MAX_URI_BYTES {
-        return Err(Problem::uri_too_long());
+        return Err(Problem::new(Code::UriTooLong, "a path with its query has 8 KB at most"));
     }
     let headers = request.headers();
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
-        return Err(Problem::headers_too_large());
+        return Err(Problem::new(Code::HeadersTooLarge, "a request has 100 headers and 32 KB of them at most"));
     }
     Ok(next.run(request).await)
 }

@@ -86,19 +86,16 @@ impl fmt::Debug for PresentedKey {
     }
 }
 
-/// The error of a text that is no key. It doesn't quote the text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a key")]
-pub struct NotAKey;
-
 impl FromStr for PresentedKey {
-    type Err = NotAKey;
+    /// It doesn't quote the text.
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<PresentedKey, NotAKey> {
-        let (prefix, secret) = text.strip_prefix(MARK).and_then(|rest| rest.split_once('_')).ok_or(NotAKey)?;
+    fn from_str(text: &str) -> Result<PresentedKey, &'static str> {
+        const NO_KEY: &str = "not a key";
+        let (prefix, secret) = text.strip_prefix(MARK).and_then(|rest| rest.split_once('_')).ok_or(NO_KEY)?;
         let is_hex = |digits: &str| digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
         if prefix.len() != 2 * PREFIX_BYTES || secret.len() != 2 * SECRET_BYTES || !is_hex(prefix) || !is_hex(secret) {
-            return Err(NotAKey);
+            return Err(NO_KEY);
         }
         Ok(PresentedKey { prefix: Prefix(prefix.to_owned()), hash: Hash::of(text) })
     }
@@ -143,13 +140,6 @@ fn random_hex<const N: usize>() -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyName(String);
 
-/// The error of a text that can't be a key's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a key's name has 1 to 100 characters, no control characters, no space at its ends, and doesn't begin with {MARK}"
-)]
-pub struct BadKeyName;
-
 impl KeyName {
     /// The name as it was given.
     pub fn as_str(&self) -> &str {
@@ -158,14 +148,16 @@ impl KeyName {
 }
 
 impl FromStr for KeyName {
-    type Err = BadKeyName;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<KeyName, BadKeyName> {
+    fn from_str(text: &str) -> Result<KeyName, String> {
         let is_plain = !text.contains(char::is_control) && text.trim() == text && !text.starts_with(MARK);
         if is_plain && (1..=100).contains(&text.chars().count()) {
             Ok(KeyName(text.to_owned()))
         } else {
-            Err(BadKeyName)
+            Err(format!(
+                "a key's name has 1 to 100 characters, no control characters, no space at its ends, and doesn't begin with {MARK}"
+            ))
         }
     }
 }

@@ -33,16 +33,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug)]
 pub(crate) struct Address(String);
 
-/// A text that is not an [`Address`].
-#[derive(Debug, thiserror::Error)]
-#[error("not the address of a service, such as http://127.0.0.1:8080")]
-pub(crate) struct NotAnAddress;
+const NO_ADDRESS: &str = "not the address of a service, such as http://127.0.0.1:8080";
 
 impl FromStr for Address {
-    type Err = NotAnAddress;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Address, NotAnAddress> {
-        let uri: Uri = text.parse().map_err(|_| NotAnAddress)?;
+    fn from_str(text: &str) -> Result<Address, &'static str> {
+        let uri: Uri = text.parse().map_err(|_| NO_ADDRESS)?;
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
         // `ps` would show a name and a password in it.
         let is_plain = uri.authority().is_some_and(|authority| {
@@ -52,7 +49,7 @@ impl FromStr for Address {
         if is_web && is_plain && !text.contains(['?', '#']) {
             Ok(Address(text.trim_end_matches('/').to_owned()))
         } else {
-            Err(NotAnAddress)
+            Err(NO_ADDRESS)
         }
     }
 }
@@ -67,7 +64,7 @@ impl TypedValueParser for AddressParser {
     fn parse_ref(&self, cmd: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<Address, clap::Error> {
         let name = arg.and_then(clap::Arg::get_long).unwrap_or_default();
         let refusal = |why| clap::Error::raw(ErrorKind::ValueValidation, format!("--{name}: {why}\n")).with_cmd(cmd);
-        value.to_str().ok_or(NotAnAddress).and_then(str::parse).map_err(refusal)
+        value.to_str().ok_or(NO_ADDRESS).and_then(str::parse).map_err(refusal)
     }
 }
 

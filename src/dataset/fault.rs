@@ -72,22 +72,13 @@ impl Display for Faults {
 }
 
 /// There is no dataset of a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no dataset of this name{near}{} are: {names}", if .near.is_empty() { "; there" } else { " There" })]
 pub struct UnknownDataset {
     /// The end of a sentence that suggests a similar name. Empty if no name is similar.
     pub near: String,
     /// The names of all datasets.
     pub names: String,
-}
-
-impl std::error::Error for UnknownDataset {}
-
-impl Display for UnknownDataset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let UnknownDataset { near, names } = self;
-        let all = if near.is_empty() { "; there are" } else { " There are" };
-        write!(f, "there is no dataset of this name{near}{all}: {names}")
-    }
 }
 
 /// A call names no dataset, and none is implied. Has the names of all datasets.

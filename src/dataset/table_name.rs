@@ -4,16 +4,11 @@ use std::str::FromStr;
 
 use crate::dataset::Table;
 
-/// A text that names no table.
-#[derive(Debug, thiserror::Error)]
-#[error("a table's name, or a schema's and a table's with a dot between, is expected")]
-pub struct NotATable;
-
 impl FromStr for Table {
-    type Err = NotATable;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Table, NotATable> {
-        table(text).ok_or(NotATable)
+    fn from_str(text: &str) -> Result<Table, &'static str> {
+        table(text).ok_or("a table's name, or a schema's and a table's with a dot between, is expected")
     }
 }
 

@@ -32,7 +32,9 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
             return parse(b"{}").map(JsonBody);
         }
         if !says_json(&parts.headers) {
-            return Err(Problem::not_json());
+            let detail = "a body must be JSON, and its header has to say so: Content-Type: application/json (with curl, which else says \
+                application/x-www-form-urlencoded: -H 'Content-Type: application/json')";
+            return Err(Problem::bad_input(Code::UnsupportedMediaType, "Content-Type", detail));
         }
         parse(&bytes).map(JsonBody)
     }
@@ -40,9 +42,9 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 
 async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
     let collected = tokio::time::timeout(REQUEST_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
-    match collected.map_err(|_| Problem::body_too_slow())? {
+    match collected.map_err(|_| Problem::new(Code::RequestTimeout, "the body did not arrive in time"))? {
         Ok(body) => Ok(body.to_bytes()),
-        Err(why) if why.is::<LengthLimitError>() => Err(Problem::body_too_large()),
+        Err(why) if why.is::<LengthLimitError>() => Err(Problem::new(Code::BodyTooLarge, "a body has 1 MB at most")),
         Err(_) => Err(Problem::bad_body("body: it broke off")),
     }
 }

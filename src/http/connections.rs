@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::access::{Caller, is_open};
+use crate::http::code::Code;
 use crate::http::problem::Problem;
 use crate::http::rate::client_network;
 use crate::key::Prefix;
@@ -168,7 +169,9 @@ impl Connections {
             Some(CallerSlot { _of_key: of_key, _of_address: of_address, _of_all: of_all })
         };
         let slot = tokio::time::timeout(CALLER_TIMEOUT, all).await;
-        slot.ok().flatten().ok_or_else(Problem::too_many_connections)
+        let refused =
+            || Problem::new(Code::TooManyConnections, "too many requests are under way, of this address or of all");
+        slot.ok().flatten().ok_or_else(refused)
     }
 
     fn guests(&self) -> MutexGuard<'_, Guests> {

@@ -22,19 +22,14 @@ const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origins(Arc<[HeaderValue]>);
 
-/// The error of a text that is no list of origins.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is no origin: http or https, a host and perhaps a port, as https://app.example.com; each is listed, there is no `*`"
-)]
-pub struct NotAnOrigin(String);
-
 impl FromStr for Origins {
-    type Err = NotAnOrigin;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Origins, NotAnOrigin> {
-        let origin = |text: &str| origin(text.trim()).ok_or_else(|| NotAnOrigin(text.trim().to_owned()));
-        text.split(',').map(origin).collect::<Result<_, _>>().map(Origins)
+    fn from_str(text: &str) -> Result<Origins, String> {
+        let expected =
+            "http or https, a host and perhaps a port, as https://app.example.com; each is listed, there is no `*`";
+        let read = |text: &str| origin(text).ok_or_else(|| format!("`{text}` is no origin: {expected}"));
+        text.split(',').map(str::trim).map(read).collect::<Result<_, _>>().map(Origins)
     }
 }
 

@@ -110,11 +110,8 @@ pub(crate) async fn list(
     caller.require(None)?;
     let limit = pages::limit(query.limit.as_deref())?;
     let before = query.cursor.map(|cursor| cursor.parse::<Uuid>().map_err(|_| pages::bad_cursor())).transpose()?;
-    let bad = || {
-        Problem::bad_input(Code::ParameterInvalid, "endpoint", "endpoint: the name of a webhook or an amqp is expected")
-    };
     if query.endpoint.as_deref().is_some_and(|name| !is_name(name)) {
-        return Err(bad());
+        return Err(Problem::bad_parameter("endpoint", "the name of a webhook or an amqp is expected"));
     }
     let filter = DeliveryFilter { status: query::word("status", query.status)?, endpoint: query.endpoint, before };
     let deliveries = service.deliveries(&filter, limit + 1).await?;

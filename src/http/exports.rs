@@ -66,8 +66,8 @@ pub(crate) async fn get(
             service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS)), follower.subscriber).await?
         }
         Some(None) => {
-            let detail = format!("wait: a number of seconds up to {MOST_SECONDS} is expected");
-            return Err(Problem::bad_input(Code::ParameterInvalid, "wait", detail));
+            let why = format!("a number of seconds up to {MOST_SECONDS} is expected");
+            return Err(Problem::bad_parameter("wait", why));
         }
     };
     Ok(Json(job.into()))
@@ -191,16 +191,16 @@ async fn published_after(
     limit: u32,
 ) -> Result<Json<Page<JobBody>>, Problem> {
     let ExportQuery { consumer, status, export_type, dataset: of, after, cursor, limit: _ } = query;
-    let bad = |name: &str, why: &str| Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: {why}"));
-    let after: Uuid = after.unwrap_or_default().parse().map_err(|_| bad("after", "the id of an export is expected"))?;
+    let after = after.unwrap_or_default().parse::<Uuid>();
+    let after = after.map_err(|_| Problem::bad_parameter("after", "the id of an export is expected"))?;
     for (name, value) in [("status", &status), ("exportType", &export_type)] {
         if value.is_some() {
-            return Err(bad(name, "beside `after` it would leave out what has to be loaded"));
+            return Err(Problem::bad_parameter(name, "beside `after` it would leave out what has to be loaded"));
         }
     }
     let consumer: Option<ConsumerId> = query::word("consumer", consumer)?;
     let Some(consumer) = consumer else {
-        return Err(bad("after", "it needs `consumer`, whose exports have an order"));
+        return Err(Problem::bad_parameter("after", "it needs `consumer`, whose exports have an order"));
     };
     let dataset = dataset_or_implied(service, of.map(dataset).transpose()?)?;
     // Refused, since a loader would take an empty list for "nothing to load".
@@ -218,7 +218,7 @@ fn read_number(cursor: &str) -> Option<u64> {
 
 /// Reads a dataset's name. The dataset need not be there any more: its exports are.
 fn dataset(name: String) -> Result<String, Problem> {
-    let bad = || Problem::bad_input(Code::ParameterInvalid, "dataset", "dataset: the name of a dataset is expected");
+    let bad = || Problem::bad_parameter("dataset", "the name of a dataset is expected");
     if is_name(&name) { Ok(name) } else { Err(bad()) }
 }
 

@@ -107,7 +107,7 @@ impl IntoParams for Key {
 
 /// The dataset that a parameter of the query names, or that a call means which names none.
 pub(crate) fn dataset_or_implied(service: &Service, name: Option<String>) -> Result<String, Problem> {
-    let bad = |why| Problem::bad_input(Code::ParameterInvalid, "dataset", format!("dataset: {why}"));
+    let bad = |why| Problem::bad_parameter("dataset", why);
     name.map_or_else(|| Ok(service.implied_dataset().map_err(bad)?.name.clone()), Ok)
 }
 

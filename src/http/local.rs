@@ -14,6 +14,7 @@ use axum::http::uri::{Authority, Uri};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use crate::http::Origins;
+use crate::http::code::Code;
 use crate::http::problem::Problem;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -23,17 +24,13 @@ const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalHosts(Arc<[String]>);
 
-/// The error of a text that is no list of hosts.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no host: a name or an address without a port, as app or 10.0.0.5; each is listed, there is no `*`")]
-pub struct NotAHost(String);
-
 impl FromStr for LocalHosts {
-    type Err = NotAHost;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<LocalHosts, NotAHost> {
-        let host = |text: &str| host(text.trim()).ok_or_else(|| NotAHost(text.trim().to_owned()));
-        text.split(',').map(host).collect::<Result<_, _>>().map(LocalHosts)
+    fn from_str(text: &str) -> Result<LocalHosts, String> {
+        let expected = "a name or an address without a port, as app or 10.0.0.5; each is listed, there is no `*`";
+        let read = |text: &str| host(text).ok_or_else(|| format!("`{text}` is no host: {expected}"));
+        text.split(',').map(str::trim).map(read).collect::<Result<_, _>>().map(LocalHosts)
     }
 }
 
@@ -83,7 +80,7 @@ impl Sender<'_> {
         };
         let mut origins = self.headers.get_all(header::ORIGIN).iter();
         if !origins.all(|origin| is_own(origin) || listed.have(origin)) {
-            return Err(Problem::origin_refused("Origin"));
+            return Err(origin_refused("Origin"));
         }
         // A page that only embeds an answer sends no `Origin`; the browser says in `Sec-Fetch-Site` where the page is from.
         let mut sites = self.headers.get_all(SEC_FETCH_SITE).iter();
@@ -92,7 +89,7 @@ impl Sender<'_> {
         if is_listed || self.follows_a_link() || sites.all(|site| site == "same-origin" || site == "none") {
             Ok(())
         } else {
-            Err(Problem::origin_refused("Sec-Fetch-Site"))
+            Err(origin_refused("Sec-Fetch-Site"))
         }
     }
 
@@ -106,7 +103,10 @@ impl Sender<'_> {
         // A request target in absolute form has a host too.
         let target = self.uri.authority();
         let host = host.filter(|host| hosts.have(host) && target.is_none_or(|target| hosts.have(target)));
-        host.ok_or_else(Problem::host_refused)
+        host.ok_or_else(|| {
+            let detail = "open without a key to callers on this machine only: the Host must be localhost, a loopback address or one of LOCAL_HOSTS";
+            Problem::bad_input(Code::HostNotLocal, "Host", detail)
+        })
     }
 
     /// Whether a person follows a link to one of this service's pages. The page with the link learns nothing by that, since these pages
@@ -116,6 +116,11 @@ impl Sender<'_> {
         let navigates = self.headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
         navigates && *self.method == Method::GET && matches!(self.uri.path(), "/" | "/docs")
     }
+}
+
+/// The problem of a web page whose origin isn't listed, as the header `mark` shows.
+fn origin_refused(mark: &str) -> Problem {
+    Problem::bad_input(Code::OriginNotAllowed, mark, "a web page of another origin may not call this service")
 }
 
 /// Headers that proxies add, besides all that begin with `x-forwarded`: `forwarded` (RFC 7239), `via`, which every intermediary has to add

@@ -4,7 +4,6 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::code::Code;
 use crate::http::problem::Problem;
 
 /// Rows of a page where the client sets no limit.
@@ -16,13 +15,7 @@ const MOST_ROWS: u32 = 200;
 pub(crate) fn limit(text: Option<&str>) -> Result<u32, Problem> {
     let Some(text) = text else { return Ok(DEFAULT_ROWS) };
     let limit = text.parse().ok().filter(|limit| (1..=MOST_ROWS).contains(limit));
-    limit.ok_or_else(|| {
-        Problem::bad_input(
-            Code::ParameterInvalid,
-            "limit",
-            format!("limit: a number from 1 to {MOST_ROWS} is expected"),
-        )
-    })
+    limit.ok_or_else(|| Problem::bad_parameter("limit", format!("a number from 1 to {MOST_ROWS} is expected")))
 }
 
 /// A page of a list.
@@ -47,5 +40,5 @@ impl<T> Page<T> {
 
 /// The problem of a cursor that can't be read.
 pub(crate) fn bad_cursor() -> Problem {
-    Problem::bad_input(Code::ParameterInvalid, "cursor", "cursor: not one that a page gave")
+    Problem::bad_parameter("cursor", "not one that a page gave")
 }

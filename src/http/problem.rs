@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::error::Error as _;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,13 +101,13 @@ impl Problem {
         Problem::new(code, detail).about(field)
     }
 
-    pub(crate) fn bad_body(detail: impl Into<String>) -> Problem {
-        Problem::new(Code::InvalidBody, detail)
+    /// The problem of a parameter of the query with a bad value.
+    pub(crate) fn bad_parameter(name: &str, why: impl Display) -> Problem {
+        Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: {why}"))
     }
 
-    pub(crate) fn host_refused() -> Problem {
-        let detail = "open without a key to callers on this machine only: the Host must be localhost, a loopback address or one of LOCAL_HOSTS";
-        Problem::new(Code::HostNotLocal, detail).about("Host")
+    pub(crate) fn bad_body(detail: impl Into<String>) -> Problem {
+        Problem::new(Code::InvalidBody, detail)
     }
 
     /// The problem of a request that a proxy sends, as the header `mark` shows.
@@ -117,12 +118,6 @@ impl Problem {
              behind a proxy the service needs AUTH=keys, or AUTH=none where the proxy checks who calls"
         );
         Problem::new(Code::ProxyNotAllowed, detail).about(mark)
-    }
-
-    /// The problem of a web page whose origin isn't listed, as the header `mark` shows.
-    pub(crate) fn origin_refused(mark: &str) -> Problem {
-        let detail = "a web page of another origin may not call this service";
-        Problem::new(Code::OriginNotAllowed, detail).about(mark)
     }
 
     pub(crate) fn key_required() -> Problem {
@@ -158,10 +153,6 @@ impl Problem {
         Problem::new(Code::RateLimited, detail).with(header::RETRY_AFTER, seconds.to_string())
     }
 
-    pub(crate) fn too_many_connections() -> Problem {
-        Problem::new(Code::TooManyConnections, "too many requests are under way, of this address or of all")
-    }
-
     pub(crate) fn not_found(detail: &str) -> Problem {
         Problem::new(Code::NotFound, detail)
     }
@@ -175,29 +166,6 @@ impl Problem {
             "this path has no such method"
         };
         Problem::new(Code::MethodNotAllowed, detail)
-    }
-
-    pub(crate) fn body_too_slow() -> Problem {
-        Problem::new(Code::RequestTimeout, "the body did not arrive in time")
-    }
-
-    pub(crate) fn body_too_large() -> Problem {
-        Problem::new(Code::BodyTooLarge, "a body has 1 MB at most")
-    }
-
-    pub(crate) fn uri_too_long() -> Problem {
-        Problem::new(Code::UriTooLong, "a path with its query has 8 KB at most")
-    }
-
-    pub(crate) fn headers_too_large() -> Problem {
-        let detail = "a request has 100 headers and 32 KB of them at most";
-        Problem::new(Code::HeadersTooLarge, detail)
-    }
-
-    pub(crate) fn not_json() -> Problem {
-        let detail = "a body must be JSON, and its header has to say so: Content-Type: application/json (with curl, which else says \
-            application/x-www-form-urlencoded: -H 'Content-Type: application/json')";
-        Problem::new(Code::UnsupportedMediaType, detail).about("Content-Type")
     }
 
     /// The answer to a range past the end of a file of `size` bytes.

@@ -25,8 +25,7 @@ use crate::http::problem::Problem;
 /// # Errors
 /// If the value is none of its type: a problem that names the parameter.
 pub(crate) fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<String>) -> Result<Option<T>, Problem> {
-    let bad = |why: T::Err| Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: {why}"));
-    text.map(|text| text.parse().map_err(bad)).transpose()
+    text.map(|text| text.parse().map_err(|why| Problem::bad_parameter(name, why))).transpose()
 }
 
 /// The parameters of each call, by path and method, from the routes' descriptions.
@@ -115,7 +114,7 @@ fn check_names(uri: &Uri, known: &Known) -> Result<(), Problem> {
             return Err(Problem::bad_input(Code::ParameterUnknown, name, detail));
         }
         if !given.insert(name) {
-            return Err(Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: given twice")));
+            return Err(Problem::bad_parameter(name, "given twice"));
         }
     }
     Ok(())

@@ -10,17 +10,12 @@ use crate::manifest::{self, Manifest};
 #[derive(Clone, Debug)]
 pub struct PublicKey([u8; ED25519_PUBLIC_KEY_LEN]);
 
-/// Why a text is no key.
-#[derive(Debug, thiserror::Error)]
-#[error("not the 32 bytes of an Ed25519 public key, as 64 hexadecimal digits")]
-pub struct BadPublicKey;
-
 impl std::str::FromStr for PublicKey {
-    type Err = BadPublicKey;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<PublicKey, BadPublicKey> {
-        let bytes = hex::decode(text.trim()).map_err(|_| BadPublicKey)?;
-        bytes.try_into().map(PublicKey).map_err(|_| BadPublicKey)
+    fn from_str(text: &str) -> Result<PublicKey, &'static str> {
+        let bytes = hex::decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(PublicKey).ok_or("not the 32 bytes of an Ed25519 public key, as 64 hexadecimal digits")
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) async fn manifest(
     let wants_uris = match form.as_deref() {
         None => false,
         Some("uris") => true,
-        Some(_) => return Err(Problem::bad_input(Code::ParameterInvalid, "as", "as: `uris` is expected, or nothing")),
+        Some(_) => return Err(Problem::bad_parameter("as", "`uris` is expected, or nothing")),
     };
     let text = service.manifest(id).await?;
     if !wants_uris {
