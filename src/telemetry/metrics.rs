@@ -23,55 +23,110 @@ const fn metric(name: &'static str, labels: &'static [&'static str], help: &'sta
     Metric { name, help, labels }
 }
 
-const JOBS: Metric =
-    metric("cdc_export_jobs_total", &["dataset", "export_type", "status"], "Jobs that ended, by how they ended.");
-const FAILURES: Metric =
-    metric("cdc_export_failures_total", &["dataset", "code"], "Jobs that failed, by the code of their error.");
-const ROWS: Metric =
-    metric("cdc_export_rows_total", &["dataset", "export_type"], "Rows in files of completed exports.");
-const BYTES: Metric = metric(
-    "cdc_export_bytes_total",
-    &["dataset", "export_type"],
-    "Bytes of files of completed exports, as compressed.",
-);
-const LATE_ROWS: Metric = metric(
-    "cdc_export_late_rows_total",
-    &["dataset", "export_type"],
-    "Exported rows that a comparison of updated_at with the watermark would have missed.",
-);
-const DURATION: Metric = metric(
-    "cdc_export_duration_seconds",
-    &["dataset", "export_type"],
-    "From the first attempt's start to the commit, of completed exports.",
-);
-const TAKEOVERS: Metric =
-    metric("cdc_export_lease_takeovers_total", &[], "Jobs taken from workers that gave no sign for a lease.");
-const DELIVERIES: Metric = metric(
-    "cdc_export_deliveries_total",
-    &["endpoint", "outcome"],
-    "Tries to tell a receiver of an event by this process: delivered, failed and tried again later, or dead.",
-);
-const AMQP_REQUESTS: Metric = metric(
-    "cdc_export_amqp_requests_total",
-    &["endpoint", "outcome"],
-    "Requests from a broker's queue that this process took: accepted, refused and laid aside, or deferred, which is counted at each try.",
-);
-const AMQP_WAITING: Metric = metric(
-    "cdc_export_amqp_requests_waiting",
-    &["endpoint"],
-    "Requests from a broker's queue that this process has, and that wait to be tried again or to be laid aside.",
-);
-const SCHEDULE_SLOTS: Metric = metric(
-    "cdc_export_schedule_slots_total",
-    &["schedule", "outcome"],
-    "Slots of schedules whose exports were asked for (run), skipped because an export of the lane was open, or refused for now; and full exports that healed.",
-);
+static JOBS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(
+        &REGISTRY,
+        &metric("cdc_export_jobs_total", &["dataset", "export_type", "status"], "Jobs that ended, by how they ended."),
+    )
+});
+static FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(
+        &REGISTRY,
+        &metric("cdc_export_failures_total", &["dataset", "code"], "Jobs that failed, by the code of their error."),
+    )
+});
+static ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(
+        &REGISTRY,
+        &metric("cdc_export_rows_total", &["dataset", "export_type"], "Rows in files of completed exports."),
+    )
+});
+static BYTES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(
+        &REGISTRY,
+        &metric(
+            "cdc_export_bytes_total",
+            &["dataset", "export_type"],
+            "Bytes of files of completed exports, as compressed.",
+        ),
+    )
+});
+static LATE_ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(
+        &REGISTRY,
+        &metric(
+            "cdc_export_late_rows_total",
+            &["dataset", "export_type"],
+            "Exported rows that a comparison of updated_at with the watermark would have missed.",
+        ),
+    )
+});
+static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
+    let Metric { name, help, labels } = metric(
+        "cdc_export_duration_seconds",
+        &["dataset", "export_type"],
+        "From the first attempt's start to the commit, of completed exports.",
+    );
+    let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
+    registered(&REGISTRY, HistogramVec::new(options, labels))
+});
+static TAKEOVERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(
+        &REGISTRY,
+        &metric("cdc_export_lease_takeovers_total", &[], "Jobs taken from workers that gave no sign for a lease."),
+    )
+});
+static DELIVERIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(
+        &REGISTRY,
+        &metric(
+            "cdc_export_deliveries_total",
+            &["endpoint", "outcome"],
+            "Tries to tell a receiver of an event by this process: delivered, failed and tried again later, or dead.",
+        ),
+    )
+});
+static AMQP_REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(
+        &REGISTRY,
+        &metric(
+            "cdc_export_amqp_requests_total",
+            &["endpoint", "outcome"],
+            "Requests from a broker's queue that this process took: accepted, refused and laid aside, or deferred, which is counted at each try.",
+        ),
+    )
+});
+static AMQP_WAITING: LazyLock<GaugeVec> = LazyLock::new(|| {
+    gauge(
+        &REGISTRY,
+        &metric(
+            "cdc_export_amqp_requests_waiting",
+            &["endpoint"],
+            "Requests from a broker's queue that this process has, and that wait to be tried again or to be laid aside.",
+        ),
+    )
+});
+static SCHEDULE_SLOTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(
+        &REGISTRY,
+        &metric(
+            "cdc_export_schedule_slots_total",
+            &["schedule", "outcome"],
+            "Slots of schedules whose exports were asked for (run), skipped because an export of the lane was open, or refused for now; and full exports that healed.",
+        ),
+    )
+});
 /// What becomes of slots.
 const SLOT_OUTCOMES: [&str; 4] = ["run", "skipped", "refused", "healed"];
-const CHANGE_LOG_MAX_ROWS: Metric =
-    metric("cdc_export_change_log_max_rows", &[], "The setting CHANGE_LOG_MAX_ROWS of this process.");
-const CHANGE_LOG_MAX_AGE: Metric =
-    metric("cdc_export_change_log_max_age_seconds", &[], "The setting CHANGE_LOG_MAX_AGE of this process.");
+static CHANGE_LOG_MAX_ROWS: LazyLock<GaugeVec> = LazyLock::new(|| {
+    gauge(&REGISTRY, &metric("cdc_export_change_log_max_rows", &[], "The setting CHANGE_LOG_MAX_ROWS of this process."))
+});
+static CHANGE_LOG_MAX_AGE: LazyLock<GaugeVec> = LazyLock::new(|| {
+    gauge(
+        &REGISTRY,
+        &metric("cdc_export_change_log_max_age_seconds", &[], "The setting CHANGE_LOG_MAX_AGE of this process."),
+    )
+});
 const BUILD_INFO: Metric = metric("cdc_export_build_info", &["version"], "1, with the version that runs as its label.");
 
 /// Whether Postgres answers.
@@ -218,25 +273,12 @@ pub struct PoolUse {
     pub most: u32,
 }
 
-/// The counters of this process.
-static COUNTERS: LazyLock<Counters> = LazyLock::new(Counters::new);
-
-struct Counters {
-    registry: Registry,
-    jobs: IntCounterVec,
-    failures: IntCounterVec,
-    rows: IntCounterVec,
-    bytes: IntCounterVec,
-    late_rows: IntCounterVec,
-    duration: HistogramVec,
-    takeovers: IntCounterVec,
-    deliveries: IntCounterVec,
-    amqp_requests: IntCounterVec,
-    amqp_waiting: GaugeVec,
-    schedule_slots: IntCounterVec,
-    change_log_max_rows: GaugeVec,
-    change_log_max_age: GaugeVec,
-}
+/// The counters of this process. Each is registered when it is first used.
+static REGISTRY: LazyLock<Registry> = LazyLock::new(|| {
+    let registry = Registry::new();
+    gauge(&registry, &BUILD_INFO).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+    registry
+});
 
 const VALID: &str = "the metrics are constants, each with a name of its own";
 
@@ -258,32 +300,6 @@ fn text(registry: &Registry) -> String {
     TextEncoder::new().encode_to_string(&registry.gather()).expect("every family of a registry has a name and a type")
 }
 
-impl Counters {
-    fn new() -> Counters {
-        let registry = Registry::new();
-        let options = HistogramOpts::new(DURATION.name, DURATION.help).buckets(DURATION_BUCKETS.to_vec());
-        let counted = Counters {
-            jobs: counter(&registry, &JOBS),
-            failures: counter(&registry, &FAILURES),
-            rows: counter(&registry, &ROWS),
-            bytes: counter(&registry, &BYTES),
-            late_rows: counter(&registry, &LATE_ROWS),
-            duration: registered(&registry, HistogramVec::new(options, DURATION.labels)),
-            takeovers: counter(&registry, &TAKEOVERS),
-            deliveries: counter(&registry, &DELIVERIES),
-            amqp_requests: counter(&registry, &AMQP_REQUESTS),
-            amqp_waiting: gauge(&registry, &AMQP_WAITING),
-            schedule_slots: counter(&registry, &SCHEDULE_SLOTS),
-            change_log_max_rows: gauge(&registry, &CHANGE_LOG_MAX_ROWS),
-            change_log_max_age: gauge(&registry, &CHANGE_LOG_MAX_AGE),
-            registry,
-        };
-        counted.takeovers.with_label_values::<&str>(&[]);
-        gauge(&counted.registry, &BUILD_INFO).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        counted
-    }
-}
-
 /// Makes the series of these labels begin at 0, for each of these ends and failure codes. Otherwise the first event of a series would be no
 /// increase to Prometheus, and would raise no alert.
 pub fn init_series<'a>(
@@ -292,87 +308,89 @@ pub fn init_series<'a>(
     codes: impl Iterator<Item = &'a str>,
 ) {
     let ExportLabels { dataset, export_type } = labels;
-    ends.for_each(|end| drop(COUNTERS.jobs.with_label_values(&[dataset, export_type, end])));
-    codes.for_each(|code| drop(COUNTERS.failures.with_label_values(&[dataset, code])));
-    for counter in [&COUNTERS.rows, &COUNTERS.bytes, &COUNTERS.late_rows] {
+    ends.for_each(|end| drop(JOBS.with_label_values(&[dataset, export_type, end])));
+    codes.for_each(|code| drop(FAILURES.with_label_values(&[dataset, code])));
+    for counter in [&ROWS, &BYTES, &LATE_ROWS] {
         counter.with_label_values(&[dataset, export_type]);
     }
-    COUNTERS.duration.with_label_values(&[dataset, export_type]);
+    DURATION.with_label_values(&[dataset, export_type]);
 }
 
 /// Makes the series of a schedule begin at 0.
 pub fn init_schedule(schedule: &str) {
-    SLOT_OUTCOMES.iter().for_each(|outcome| drop(COUNTERS.schedule_slots.with_label_values(&[schedule, outcome])));
+    SLOT_OUTCOMES.iter().for_each(|outcome| drop(SCHEDULE_SLOTS.with_label_values(&[schedule, outcome])));
 }
 
 /// Counts a slot of a schedule by what became of it: `run`, `skipped` or `refused`; and a full export that `healed`.
 pub fn schedule_slot(schedule: &str, outcome: &str) {
-    COUNTERS.schedule_slots.with_label_values(&[schedule, outcome]).inc();
+    SCHEDULE_SLOTS.with_label_values(&[schedule, outcome]).inc();
 }
 
 /// Counts a job that ended as `status`.
 pub fn job_ended(labels: ExportLabels<'_>, status: &str) {
-    COUNTERS.jobs.with_label_values(&[labels.dataset, labels.export_type, status]).inc();
+    JOBS.with_label_values(&[labels.dataset, labels.export_type, status]).inc();
 }
 
 /// Counts a job's failure by its code. Its end is counted by [`job_ended`].
 pub fn job_failed(labels: ExportLabels<'_>, code: &str) {
-    COUNTERS.failures.with_label_values(&[labels.dataset, code]).inc();
+    FAILURES.with_label_values(&[labels.dataset, code]).inc();
 }
 
 /// Counts the rows, bytes and time of a completed job. Its end is counted by [`job_ended`].
 pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
     let labels = &[labels.dataset, labels.export_type];
-    COUNTERS.rows.with_label_values(labels).inc_by(completed.rows);
-    COUNTERS.bytes.with_label_values(labels).inc_by(completed.bytes);
-    COUNTERS.late_rows.with_label_values(labels).inc_by(completed.late_rows);
-    COUNTERS.duration.with_label_values(labels).observe(completed.seconds);
+    ROWS.with_label_values(labels).inc_by(completed.rows);
+    BYTES.with_label_values(labels).inc_by(completed.bytes);
+    LATE_ROWS.with_label_values(labels).inc_by(completed.late_rows);
+    DURATION.with_label_values(labels).observe(completed.seconds);
 }
 
 /// Counts a job that was taken over from a worker whose lease had ended.
 pub fn lease_taken_over() {
-    COUNTERS.takeovers.with_label_values::<&str>(&[]).inc();
+    TAKEOVERS.with_label_values::<&str>(&[]).inc();
 }
 
 /// Makes the series of a receiver begin at 0, as [`init_series`] does.
 pub fn init_deliveries(endpoint: &str) {
     for outcome in ["delivered", "failed", "dead"] {
-        COUNTERS.deliveries.with_label_values(&[endpoint, outcome]);
+        DELIVERIES.with_label_values(&[endpoint, outcome]);
     }
 }
 
 /// Makes the series of a broker's requests begin at 0.
 pub fn init_amqp_requests(endpoint: &str) {
     for outcome in ["accepted", "refused", "deferred"] {
-        COUNTERS.amqp_requests.with_label_values(&[endpoint, outcome]);
+        AMQP_REQUESTS.with_label_values(&[endpoint, outcome]);
     }
     amqp_requests_wait(endpoint, 0.0);
 }
 
 /// Adds to how many requests from a broker's queue wait.
 pub fn amqp_requests_wait(endpoint: &str, more: f64) {
-    COUNTERS.amqp_waiting.with_label_values(&[endpoint]).add(more);
+    AMQP_WAITING.with_label_values(&[endpoint]).add(more);
 }
 
 /// Counts a request from a broker's queue by what became of it.
 pub fn amqp_request(endpoint: &str, outcome: &str) {
-    COUNTERS.amqp_requests.with_label_values(&[endpoint, outcome]).inc();
+    AMQP_REQUESTS.with_label_values(&[endpoint, outcome]).inc();
 }
 
 /// Counts a try to tell a receiver by what became of it.
 pub fn delivery_tried(endpoint: &str, outcome: &str) {
-    COUNTERS.deliveries.with_label_values(&[endpoint, outcome]).inc();
+    DELIVERIES.with_label_values(&[endpoint, outcome]).inc();
 }
 
 /// Sets how much of the change log this process lets a position hold.
 pub fn change_log_caps(rows: u64, age: std::time::Duration) {
-    COUNTERS.change_log_max_rows.with_label_values::<&str>(&[]).set(rows as f64);
-    COUNTERS.change_log_max_age.with_label_values::<&str>(&[]).set(age.as_secs_f64());
+    CHANGE_LOG_MAX_ROWS.with_label_values::<&str>(&[]).set(rows as f64);
+    CHANGE_LOG_MAX_AGE.with_label_values::<&str>(&[]).set(age.as_secs_f64());
 }
 
 /// The counters' text.
 pub fn counted() -> String {
-    text(&COUNTERS.registry)
+    // It begins at 0, too.
+    TAKEOVERS.with_label_values::<&str>(&[]);
+    text(&REGISTRY)
 }
 
 /// The gauges of one answer. Each answer has gauges of its own, so that a consumer which is gone leaves no series.
@@ -399,21 +417,5 @@ impl Gauges {
     /// The text of all gauges that were set.
     pub fn text(&self) -> String {
         text(&self.registry)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_not_read_is_not_shown() {
-        let mut gauges = Gauges::default();
-        gauges.set(&QUEUE_JOBS, &["pending"], 3.0);
-        assert_eq!(
-            gauges.text(),
-            "# HELP cdc_export_queue_jobs Jobs that have not ended.\n# TYPE cdc_export_queue_jobs gauge\n\
-             cdc_export_queue_jobs{status=\"pending\"} 3\n"
-        );
     }
 }
