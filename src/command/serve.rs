@@ -15,6 +15,7 @@ use crate::source::catalog_check::{self, Findings};
 use crate::worker::Stops;
 use anyhow::{Context, anyhow};
 use clap::Args;
+use futures_util::future::OptionFuture;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
 use crate::command::drain::drained;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::{PreparedOutput, connections_of_api, connections_of_exports, take_requests, wire};
+use crate::command::wiring::{PreparedOutput, Wired, connections_of_api, connections_of_exports, take_requests, wire};
 
 /// Connections of a watched worker: one pings Postgres, one reads the gauges.
 const CONNECTIONS_OF_A_WATCH: u32 = 2;
@@ -45,66 +46,100 @@ impl Serve {
         if !self.no_workers {
             refuse_missing(&config, &config.secrets.missing_to_tell)?;
         }
-        block_on(serve(config, &self))
+        block_on(run(config, if self.no_workers { Role::Api } else { Role::Service }))
     }
 }
 
-async fn serve(config: Config, how: &Serve) -> anyhow::Result<ExitCode> {
+/// The part of the service that a process is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The API and the exports.
+    Service,
+    /// The API alone.
+    Api,
+    /// The exports alone. METRICS_PORT serves the metrics of this process, which no other process counts.
+    Worker,
+}
+
+async fn run(config: Config, role: Role) -> anyhow::Result<ExitCode> {
     let limits = allow_descriptors();
     // Before anything is started: a signal that comes meanwhile must stop it properly.
     let shutdown = stop_on_signal()?;
     // The port comes first: where another service has it, this one doesn't get as far as the database.
-    let listener = listen(&config.http, "PORT").await?;
+    let listener = match (role, config.metrics_port) {
+        (Role::Service | Role::Api, _) => Some(listen(&config.http, "PORT").await?),
+        (Role::Worker, Some(port)) => {
+            Some(listen(&http::Settings { port, ..config.http.clone() }, "METRICS_PORT").await?)
+        }
+        (Role::Worker, None) => None,
+    };
     let Some(handle) = database_handle(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
-    let served = serve_on(&config, how, (listener, limits), &handle.database, shutdown).await;
+    let done = run_on(&config, role, (listener, limits), &handle.database, shutdown).await;
     handle.close().await;
-    served.map(|()| ExitCode::SUCCESS)
+    done.map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve_on(
+async fn run_on(
     config: &Config,
-    how: &Serve,
-    (listener, limits): (TcpListener, ConnectionLimits),
+    role: Role,
+    (listener, limits): (Option<TcpListener>, ConnectionLimits),
     database: &Database,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let workers = if how.no_workers { 0 } else { config.worker.workers };
+    let workers = if role == Role::Api { 0 } else { config.worker.workers };
     let prepared = async {
-        let access = access(config, database).await?;
+        let access = match &listener {
+            Some(_) => Some(access(config, database).await?),
+            None => None,
+        };
         let folder = PreparedOutput::prepare(config).await?;
         prepare(config, database).await?;
         check_tables(config, database).await?;
         let exports = if workers == 0 { 0 } else { connections_of_exports(config, workers) };
-        require_connections(database, exports + connections_of_api(config)).await?;
+        let calls = match (role, &listener) {
+            (Role::Service | Role::Api, _) => connections_of_api(config),
+            (Role::Worker, Some(_)) => CONNECTIONS_OF_A_WATCH,
+            (Role::Worker, None) => 0,
+        };
+        let needed = postgres::require_connections(database, exports + calls).await;
+        needed.with_context(|| database.to_string())?;
         folder.tell_if_new(config, database).await?;
-        if config.seed_rows > 0 {
+        if role != Role::Worker && config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
         }
-        look_for_demo(config, database).await?;
         anyhow::Ok((access, folder))
     };
     // The migration and the seeding may wait for another replica.
     let (access, folder) =
         tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
-    // Who runs no exports has nothing to wait for.
+    // A process that runs no exports has nothing to wait for.
     let stops = drained(&shutdown, if workers == 0 { Duration::ZERO } else { config.drain });
     let Stops { drain, shutdown } = stops.clone();
-    let wired = wire(config, database, folder, workers, &stops);
-    let intake = take_requests(config, wired.service.clone(), &drain);
-    let router = http::router(wired.service, access, &config.http);
-    let address = listener.local_addr()?;
-    let listening = || tracing::info!(event = "listening", address = %format!("http://{address}"));
-    if workers == 0 {
-        listening();
-        tokio::join!(http::serve(listener, router, limits, shutdown), intake);
-    } else {
-        wired.exports.announce().await;
+    let Wired { exports, service } = wire(config, database, folder, workers, &stops);
+    let intake = (role != Role::Worker).then(|| take_requests(config, service.clone(), &drain));
+    if workers > 0 {
+        exports.announce().await;
         tell_retention(config);
         tell_signing(config);
-        listening();
-        // The two end together: an API without workers would accept jobs that nobody runs.
-        tokio::join!(http::serve(listener, router, limits, shutdown), intake, wired.exports.run(stops));
     }
+    if role == Role::Worker {
+        tracing::info!(event = "working");
+    }
+    if let Some(listener) = &listener {
+        tracing::info!(event = "listening", address = %format!("http://{}", listener.local_addr()?));
+    }
+    let served = async {
+        let Some((listener, access)) = listener.zip(access) else { return };
+        let router = if role == Role::Worker { http::watched_router } else { http::router };
+        http::serve(listener, router(service, access, &config.http), limits, shutdown).await;
+    };
+    let exported = async {
+        if workers > 0 {
+            exports.run(stops).await;
+        }
+    };
+    // They end together: an API without workers would accept jobs that nobody runs.
+    tokio::join!(served, OptionFuture::from(intake), exported);
     tracing::info!(event = "stopped");
     Ok(())
 }
@@ -118,12 +153,19 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
     }
 }
 
-/// Refuses a catalog that doesn't fit its tables. Warns of tables that can't be read, and of those whose changes aren't captured: the
+/// Refuses a catalog file that doesn't fit its tables, and warns of the demo's catalog: every export would fail. Warns of tables that can't be read, and of those whose changes aren't captured: the
 /// rows that change before `track` are in no delta, so a full export from before it would need another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     let Findings { faults, untracked, unreadable } = catalog_check::check(&database.pool(1), &config.catalog).await?;
-    if let Some(file) = &config.catalog_file {
-        refuse_faults(config, file, faults)?;
+    match &config.catalog_file {
+        Some(file) => refuse_faults(config, file, faults)?,
+        None if faults.0.is_empty() => {}
+        None => tracing::warn!(
+            event = "datasets_unset",
+            faults = %faults,
+            "DATASETS is unset, so there is only the demo's dataset `users`, which has no such table here: name a file in DATASETS, and \
+             `cdc-export datasets add TABLE` writes it"
+        ),
     }
     for dataset in untracked {
         tracing::warn!(
@@ -135,23 +177,6 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
     }
     for Fault { dataset, why, .. } in unreadable {
         tracing::warn!(event = "not_readable", dataset, "its exports will fail: {why}");
-    }
-    Ok(())
-}
-
-/// Warns where DATASETS is unset and the demo's table is not there: every export would fail.
-async fn look_for_demo(config: &Config, database: &Database) -> anyhow::Result<()> {
-    if config.catalog_file.is_some() {
-        return Ok(());
-    }
-    let Findings { faults, .. } = catalog_check::check(&database.pool(1), &config.catalog).await?;
-    if !faults.0.is_empty() {
-        tracing::warn!(
-            event = "datasets_unset",
-            faults = %faults,
-            "DATASETS is unset, so there is only the demo's dataset `users`, which has no such table here: name a file in DATASETS, and \
-             `cdc-export datasets add TABLE` writes it"
-        );
     }
     Ok(())
 }
@@ -184,10 +209,6 @@ fn tell_signing(config: &Config) {
     if let Some(key) = &config.worker.publisher.key {
         tracing::info!(event = "manifests_signed", publicKey = key.public_key());
     }
-}
-
-async fn require_connections(database: &Database, needed: u32) -> anyhow::Result<()> {
-    postgres::require_connections(database, needed).await.with_context(|| database.to_string())
 }
 
 /// Listens on HOST and the port that this setting names.
@@ -242,59 +263,11 @@ fn allow_descriptors() -> ConnectionLimits {
     ConnectionLimits::for_descriptors(most.unwrap_or(u64::MAX))
 }
 
-/// Runs the exports, without an API. METRICS_PORT serves the metrics of this process, which no other process counts.
+/// Runs the exports, without an API.
 pub(crate) fn run_worker() -> anyhow::Result<ExitCode> {
     let config = settings(CatalogFile::Read, Logs::AsSet)?;
     refuse_missing(&config, &config.secrets.missing_to_tell)?;
-    block_on(work(config))
-}
-
-async fn work(config: Config) -> anyhow::Result<ExitCode> {
-    let limits = allow_descriptors();
-    let shutdown = stop_on_signal()?;
-    let listener = match config.metrics_port {
-        Some(port) => Some(listen(&http::Settings { port, ..config.http.clone() }, "METRICS_PORT").await?),
-        None => None,
-    };
-    let Some(handle) = database_handle(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
-    let worked = async {
-        let prepared = async {
-            let access = match &listener {
-                Some(_) => Some(access(&config, &handle.database).await?),
-                None => None,
-            };
-            let folder = PreparedOutput::prepare(&config).await?;
-            prepare(&config, &handle.database).await?;
-            check_tables(&config, &handle.database).await?;
-            let watching = if listener.is_some() { CONNECTIONS_OF_A_WATCH } else { 0 };
-            let needed = connections_of_exports(&config, config.worker.workers) + watching;
-            require_connections(&handle.database, needed).await?;
-            folder.tell_if_new(&config, &handle.database).await?;
-            anyhow::Ok((access, folder))
-        };
-        let (access, folder) =
-            tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
-        let stops = drained(&shutdown, config.drain);
-        let wired = wire(&config, &handle.database, folder, config.worker.workers, &stops);
-        wired.exports.announce().await;
-        tell_retention(&config);
-        tell_signing(&config);
-        tracing::info!(event = "working");
-        if let Some(listener) = &listener {
-            tracing::info!(event = "listening", address = %format!("http://{}", listener.local_addr()?));
-        }
-        let watched = async {
-            let Some((listener, access)) = listener.zip(access) else { return };
-            let router = http::watched_router(wired.service, access, &config.http);
-            http::serve(listener, router, limits, stops.shutdown.clone()).await;
-        };
-        tokio::join!(watched, wired.exports.run(stops.clone()));
-        tracing::info!(event = "stopped");
-        anyhow::Ok(())
-    };
-    let worked = worked.await;
-    handle.close().await;
-    worked.map(|()| ExitCode::SUCCESS)
+    block_on(run(config, Role::Worker))
 }
 
 /// The database, not yet migrated; `None` after a signal.
