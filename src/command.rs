@@ -39,6 +39,7 @@ mod plan;
 mod progress;
 mod pull;
 mod retry;
+mod rounds;
 mod schedules;
 mod seed;
 mod serve;

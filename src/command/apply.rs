@@ -10,11 +10,9 @@ use crate::config::{self, Environment};
 use crate::dataset::Table;
 use crate::job::{ConsumerId, ExportType};
 use crate::postgres::Database;
-use crate::telemetry::chain;
-use anyhow::{Context, bail};
-use clap::{ArgGroup, Args, ValueEnum};
+use anyhow::Context;
+use clap::{ArgGroup, Args};
 use pg_rows::encoding::{Compression, Encoding, Format};
-use tokio::time::sleep;
 
 use crate::command::BadUsage;
 use crate::command::api::Api;
@@ -22,9 +20,8 @@ use crate::command::apply::manifest_folder::ManifestFolder;
 use crate::command::client::{Address, AddressParser};
 use crate::command::feed::Feed;
 use crate::command::mirror::Mirror;
-use crate::command::plain::tell;
+use crate::command::rounds::{repeat, until_signal};
 use crate::command::server::{arm, client_of};
-use crate::command::signals::stop_on_signal;
 use crate::command::start::block_on;
 use crate::command::words::pause;
 
@@ -51,41 +48,23 @@ pub(crate) struct Apply {
     #[arg(long, value_name = "SCHEMA.TABLE")]
     table: Option<Table>,
     /// What to ask for once all is applied, and where only a full export goes on
-    #[arg(long, default_value = "delta", conflicts_with = "from")]
-    request: Request,
+    #[arg(long, default_value = "delta", value_parser = ["delta", "none"], conflicts_with = "from")]
+    request: String,
     /// Go on until SIGTERM, with this pause in between, such as 1s
     #[arg(long, value_name = "TIME", value_parser = pause)]
     every: Option<Duration>,
     /// What becomes of columns that come, or get another type, in the source
-    #[arg(long, default_value = "add")]
-    schema: Schema,
+    #[arg(long, default_value = "add", value_parser = ["add", "fail"])]
+    schema: String,
     /// How a full export is applied: `merge` changes what differs, `truncate` empties the table first
-    #[arg(long, default_value = "merge")]
-    full: Full,
+    #[arg(long, default_value = "merge", value_parser = ["merge", "truncate"])]
+    full: String,
     /// `hard`: rows that are deleted go; else the column, a timestamp or a boolean, that says so of them
     #[arg(long, value_name = "hard|COLUMN", default_value = "hard")]
     deletes: String,
     /// Tell the service of each export that is applied
     #[arg(long, conflicts_with = "from")]
     ack: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Request {
-    Delta,
-    None,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Schema {
-    Add,
-    Fail,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Full {
-    Merge,
-    Truncate,
 }
 
 impl Apply {
@@ -101,16 +80,7 @@ impl Apply {
             arm(&environment)?;
         }
         let every = self.every;
-        block_on(async {
-            let stopped = stop_on_signal()?;
-            tokio::select! {
-                done = self.apply(&environment, &named.database, client.map(Api::remote)) => done.map(|()| ExitCode::SUCCESS),
-                () = stopped.cancelled() => match every {
-                    Some(_) => Ok(ExitCode::SUCCESS),
-                    None => bail!("interrupted: the next call goes on from here"),
-                },
-            }
-        })
+        block_on(until_signal(every, self.apply(&environment, &named.database, client.map(Api::remote))))
     }
 
     async fn apply(self, environment: &Environment, database: &Database, api: Option<Api>) -> anyhow::Result<()> {
@@ -121,8 +91,8 @@ impl Apply {
         };
         let settings = Settings {
             table: self.table,
-            adds_columns: self.schema == Schema::Add,
-            truncates: self.full == Full::Truncate,
+            adds_columns: self.schema == "add",
+            truncates: self.full == "truncate",
             deleted: Some(self.deletes).filter(|column| column != "hard"),
         };
         let target = Target::new(database.options().clone(), settings, self.consumer.clone(), dataset.clone());
@@ -132,7 +102,7 @@ impl Apply {
                 api,
                 consumer: self.consumer,
                 dataset,
-                request: (self.request == Request::Delta).then_some(ExportType::Delta),
+                request: (self.request == "delta").then_some(ExportType::Delta),
                 encoding: Encoding::new(Format::Csv, Compression::None).context("csv can be unpacked")?,
                 acks: self.ack,
             }),
@@ -141,14 +111,7 @@ impl Apply {
                 Source::Place(ManifestFolder::new(place, self.consumer, dataset))
             }
         };
-        loop {
-            let done = source.round(&mut mirror).await;
-            let Some(every) = self.every else { return done };
-            if let Err(error) = done {
-                tell(&chain(error.as_ref()));
-            }
-            sleep(every).await;
-        }
+        repeat(self.every, async || source.round(&mut mirror).await).await
     }
 }
 

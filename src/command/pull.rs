@@ -5,8 +5,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::job::{ConsumerId, ExportType};
-use crate::telemetry::chain;
-use anyhow::bail;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pg_rows::encoding::{Compression, Encoding, Format};
@@ -15,11 +13,10 @@ use tokio::task::spawn_blocking;
 
 use crate::command::BadUsage;
 use crate::command::api::Api;
-use crate::command::feed::{Feed, Taker};
+use crate::command::feed::Feed;
 use crate::command::inbox::{Inbox, dataset_of};
-use crate::command::plain::tell;
+use crate::command::rounds::{repeat, until_signal};
 use crate::command::server::RemoteServer;
-use crate::command::signals::stop_on_signal;
 use crate::command::start::block_on;
 use crate::command::words::{pause, words};
 
@@ -37,8 +34,12 @@ pub(crate) struct Pull {
     /// The folder for the files, made if need be. It remembers in a hidden file which export came last: files may be moved away
     #[arg(long, value_name = "FOLDER")]
     into: PathBuf,
-    #[command(flatten)]
-    repeated: Repeated,
+    /// What to ask for once all is there. Where only a full export goes on, one is asked for
+    #[arg(long, value_name = "TYPE", default_value = "none", value_parser = request())]
+    request: Asked,
+    /// Go on until SIGTERM, with this pause in between, such as 5m
+    #[arg(long, value_name = "TIME", value_parser = pause)]
+    every: Option<Duration>,
     /// The format of the exports that are asked for
     #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Format,
@@ -48,17 +49,6 @@ pub(crate) struct Pull {
     /// Tell the service of each export that is in the folder: it keeps those that are not
     #[arg(long)]
     ack: bool,
-}
-
-/// What is done where all is there, and how often.
-#[derive(Args)]
-pub(super) struct Repeated {
-    /// What to ask for once all is there. Where only a full export goes on, one is asked for
-    #[arg(long, value_name = "TYPE", default_value = "none", value_parser = request())]
-    request: Asked,
-    /// Go on until SIGTERM, with this pause in between, such as 5m
-    #[arg(long, value_name = "TIME", value_parser = pause)]
-    every: Option<Duration>,
 }
 
 #[derive(Clone, Copy)]
@@ -75,21 +65,11 @@ impl Pull {
     /// Fetches what is there, prints where, and asks for more.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let api = Api::remote(self.at.client()?);
-        block_on(async {
-            let stopped = stop_on_signal()?;
-            let every = self.repeated.every;
-            tokio::select! {
-                done = self.pull(&api) => done.map(|()| ExitCode::SUCCESS),
-                () = stopped.cancelled() => match every {
-                    Some(_) => Ok(ExitCode::SUCCESS),
-                    None => bail!("interrupted: the next pull goes on from here"),
-                },
-            }
-        })
+        block_on(until_signal(self.every, self.pull(&api)))
     }
 
     async fn pull(self, api: &Api) -> anyhow::Result<()> {
-        let Pull { consumer, dataset, into, repeated, format, compression, ack, .. } = self;
+        let Pull { consumer, dataset, into, request: Asked(request), every, format, compression, ack, .. } = self;
         let encoding = Encoding::new(format, compression).map_err(|why| BadUsage(why.to_string()))?;
         let dataset = match dataset {
             Some(named) => named,
@@ -100,22 +80,7 @@ impl Pull {
         };
         let lane = (consumer.clone(), dataset.clone());
         let mut inbox = spawn_blocking(move || Inbox::open(&into, &lane.0, lane.1)).await??;
-        repeated
-            .run(&Feed { api, consumer, dataset, request: repeated.request.0, encoding, acks: ack }, &mut inbox)
-            .await
-    }
-}
-
-impl Repeated {
-    /// One round, or one after the other: then a failure is told, and the next round tries again.
-    async fn run(&self, feed: &Feed<'_>, taker: &mut impl Taker) -> anyhow::Result<()> {
-        loop {
-            let done = feed.round(taker).await;
-            let Some(every) = self.every else { return done };
-            if let Err(error) = done {
-                tell(&chain(error.as_ref()));
-            }
-            tokio::time::sleep(every).await;
-        }
+        let feed = Feed { api, consumer, dataset, request, encoding, acks: ack };
+        repeat(every, async || feed.round(&mut inbox).await).await
     }
 }

@@ -1,0 +1,41 @@
+//! Rounds of work: one, or one after the other until a signal.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use tokio::time::sleep;
+
+use crate::command::plain::tell;
+use crate::command::signals::stop_on_signal;
+use crate::telemetry::chain;
+
+/// Works until the end or a signal. A signal is the proper end of rounds that go on.
+pub(super) async fn until_signal(
+    every: Option<Duration>,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<ExitCode> {
+    let stopped = stop_on_signal()?;
+    tokio::select! {
+        done = work => done?,
+        () = stopped.cancelled() => if every.is_none() {
+            bail!("interrupted: the next call goes on from here")
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Does one round; with `every`, one after the other, with this pause in between. Then an error is printed, and the next round tries again.
+pub(super) async fn repeat(
+    every: Option<Duration>,
+    mut round: impl AsyncFnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    loop {
+        let done = round().await;
+        let Some(every) = every else { return done };
+        if let Err(error) = done {
+            tell(&chain(error.as_ref()));
+        }
+        sleep(every).await;
+    }
+}
