@@ -15,7 +15,6 @@ mod scrape;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::Catalog;
@@ -409,23 +408,10 @@ impl Service {
 
     /// Whether a job could start now.
     pub async fn health(&self) -> Health {
-        let datasets = tokio::time::timeout(call_timeout(), self.seen_datasets());
+        let look = async { self.datasets().await.map(Arc::new) };
+        let datasets = tokio::time::timeout(call_timeout(), self.last_datasets.within(DATASETS_LOOK_LASTS, look));
         let (postgres, output, datasets) = tokio::join!(self.ping(), self.room(), datasets);
         let is_draining = self.is_draining();
         Health { postgres, output, is_draining, datasets: datasets.ok().and_then(Result::ok) }
-    }
-
-    /// Every dataset as somebody saw it some seconds ago, else as it is now.
-    async fn seen_datasets(&self) -> Result<Arc<Vec<Description>>, Error> {
-        // Held for a whole look: who comes meanwhile takes what it saw.
-        let mut last = self.last_datasets.lock().await;
-        if let Some((at, seen)) = &*last
-            && at.elapsed() < DATASETS_LOOK_LASTS
-        {
-            return Ok(Arc::clone(seen));
-        }
-        let seen = Arc::new(self.datasets().await?);
-        *last = Some((Instant::now(), Arc::clone(&seen)));
-        Ok(seen)
     }
 }

@@ -1,6 +1,5 @@
 //! `/docs`: Swagger UI, which shows the document of the API. The binary has all of its files, so it works without a network.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::LazyLock;
 
@@ -9,7 +8,7 @@ use axum::response::Response;
 use flate2::read::DeflateDecoder;
 
 use crate::http::input::PathParameter;
-use crate::http::page::Asset;
+use crate::http::page::{Asset, Assets, INDEX, file_of};
 use crate::http::problem::Problem;
 
 /// Swagger UI lives on scripts, styles, pictures and calls of this origin alone. It has no trusted types: it builds HTML of the document's
@@ -18,7 +17,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The files, by their names under `/docs/`; `index.html` is at `/docs`.
-static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
+static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
     let own = [
         ("docs.css", include_str!("docs/docs.css")),
         ("docs.js", include_str!("docs/docs.js")),
@@ -32,8 +31,6 @@ static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
     let of_swagger_ui = of_swagger_ui.map(|(name, deflated)| (name, Asset::new(name, inflated(deflated), POLICY)));
     own.into_iter().chain(of_swagger_ui).collect()
 });
-
-const INDEX: &str = "index.html";
 
 fn inflated(deflated: &[u8]) -> String {
     let mut text = String::new();
@@ -52,7 +49,5 @@ pub(crate) async fn page(headers: HeaderMap) -> Response {
 
 /// `GET /docs/{name}`: one of the page's files.
 pub(crate) async fn asset(PathParameter(name): PathParameter, headers: HeaderMap) -> Result<Response, Problem> {
-    let asset = ASSETS.get(name.as_str()).filter(|_| name != INDEX);
-    let asset = asset.ok_or_else(|| Problem::not_found("the page has no such file"))?;
-    Ok(asset.answer(&headers))
+    file_of(&ASSETS, &name, &headers)
 }

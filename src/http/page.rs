@@ -33,7 +33,7 @@ macro_rules! assets {
 }
 
 /// The page's files, by their names under `/page/`; `index.html` is at `/`.
-static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
+static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
     assets![
         "actions.js",
         "api.js",
@@ -69,7 +69,11 @@ static ASSETS: LazyLock<BTreeMap<&str, Asset>> = LazyLock::new(|| {
     ]
 });
 
-const INDEX: &str = "index.html";
+/// The name of a page itself among its files.
+pub(crate) const INDEX: &str = "index.html";
+
+/// The files of a page, by their names.
+pub(crate) type Assets = BTreeMap<&'static str, Asset>;
 
 impl Asset {
     /// A file of this name, whose page the browser shows under this content security policy.
@@ -111,9 +115,13 @@ pub(crate) async fn index(headers: HeaderMap) -> Response {
 
 /// `GET /page/{name}`: one of its files.
 pub(crate) async fn asset(PathParameter(name): PathParameter, headers: HeaderMap) -> Result<Response, Problem> {
-    let asset = ASSETS.get(name.as_str()).filter(|_| name != INDEX);
-    let asset = asset.ok_or_else(|| Problem::not_found("the page has no such file"))?;
-    Ok(asset.answer(&headers))
+    file_of(&ASSETS, &name, &headers)
+}
+
+/// The answer with a page's file of this name. The page itself has another path.
+pub(crate) fn file_of(assets: &'static Assets, name: &str, headers: &HeaderMap) -> Result<Response, Problem> {
+    let asset = assets.get(name).filter(|_| name != INDEX);
+    Ok(asset.ok_or_else(|| Problem::not_found("the page has no such file"))?.answer(headers))
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! How the API writes the nouns that are in many bodies and queries, and what its document says of them. The nouns themselves know
 //! nothing of documents.
 
-use std::borrow::Cow;
-
 use chrono::{DateTime, SecondsFormat, Utc};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
@@ -27,16 +25,19 @@ pub(crate) fn of_words<'w>(meaning: &str, words: impl Iterator<Item = (&'w str, 
     object.enum_values(Some(words)).into()
 }
 
-/// Says of enums of words what the document has of them.
+/// The document's schemas of enums of words. The enum of another crate has a schema type of its own.
 macro_rules! document_words {
-    ($($name:ident, $as:literal, $meaning:literal;)+) => {$(
-        impl utoipa::PartialSchema for $name {
+    ($($name:ident, $as:literal, $meaning:literal;)+) => {
+        document_words! { $($name of $name, $as, $meaning;)+ }
+    };
+    ($($schema:ident of $name:ident, $as:literal, $meaning:literal;)+) => {$(
+        impl utoipa::PartialSchema for $schema {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
                 $crate::http::schemas::of_words($meaning, $name::ALL.iter().map(|word| (word.as_str(), word.meaning())))
             }
         }
 
-        impl utoipa::ToSchema for $name {
+        impl utoipa::ToSchema for $schema {
             fn name() -> std::borrow::Cow<'static, str> {
                 $as.into()
             }
@@ -57,32 +58,12 @@ document_words! {
 /// The schema of [`Format`], which is another crate's.
 pub(crate) enum FormatSchema {}
 
-impl PartialSchema for FormatSchema {
-    fn schema() -> RefOr<Schema> {
-        of_words("How a file's rows are written", Format::ALL.iter().map(|word| (word.as_str(), word.meaning())))
-    }
-}
-
-impl ToSchema for FormatSchema {
-    fn name() -> Cow<'static, str> {
-        "Format".into()
-    }
-}
-
 /// The schema of [`Compression`], which is another crate's.
 pub(crate) enum CompressionSchema {}
 
-impl PartialSchema for CompressionSchema {
-    fn schema() -> RefOr<Schema> {
-        let words = Compression::ALL.iter().map(|word| (word.as_str(), word.meaning()));
-        of_words("What a file is compressed with, as a whole", words)
-    }
-}
-
-impl ToSchema for CompressionSchema {
-    fn name() -> Cow<'static, str> {
-        "Compression".into()
-    }
+document_words! {
+    FormatSchema of Format, "Format", "How a file's rows are written";
+    CompressionSchema of Compression, "Compression", "What a file is compressed with, as a whole";
 }
 
 /// A consumer's id, as a header, a path or a query names it.

@@ -1,5 +1,6 @@
 //! What a scrape of the metrics shows: what this process counted, and a look at the database, the folder and the pools.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -25,8 +26,30 @@ const LOOK_LASTS: Duration = Duration::from_secs(1);
 /// How long a look waits for each thing. Less than a client's timeout: who comes in its middle waits for its end.
 const SCRAPE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// When somebody last looked, and what was seen.
-pub(crate) type LastLook<T> = Mutex<Option<(Instant, T)>>;
+/// A look that serves all who come soon after it.
+#[derive(Debug)]
+pub(crate) struct LastLook<T>(Mutex<Option<(Instant, T)>>);
+
+impl<T> Default for LastLook<T> {
+    fn default() -> LastLook<T> {
+        LastLook(Mutex::default())
+    }
+}
+
+impl<T: Clone> LastLook<T> {
+    /// Returns what the last look saw if it is so recent, else looks again. Whoever comes during a look waits for it, and takes what it saw.
+    pub(crate) async fn within<E>(&self, age: Duration, look: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let mut last = self.0.lock().await;
+        if let Some((at, seen)) = &*last
+            && at.elapsed() < age
+        {
+            return Ok(seen.clone());
+        }
+        let seen = look.await?;
+        *last = Some((Instant::now(), seen.clone()));
+        Ok(seen)
+    }
+}
 
 /// Lets the counters of everything that may be exported begin at 0.
 pub(crate) fn init_series(catalog: &Catalog) {
@@ -41,17 +64,8 @@ pub(crate) fn init_series(catalog: &Catalog) {
 impl Service {
     /// The metrics, in Prometheus's text format. A database that can't be reached is one of them.
     pub async fn metrics(&self) -> String {
-        // Held for a whole look, which doesn't take long: who comes meanwhile takes what it saw.
-        let mut last = self.last_look.lock().await;
-        let seen = match &*last {
-            Some((at, seen)) if at.elapsed() < LOOK_LASTS => seen.clone(),
-            _ => {
-                let seen = self.look().await;
-                *last = Some((Instant::now(), seen.clone()));
-                seen
-            }
-        };
-        drop(last);
+        let look = async { Ok::<_, Infallible>(self.look().await) };
+        let Ok(seen) = self.last_look.within(LOOK_LASTS, look).await;
         metrics::counted() + &seen
     }
 
