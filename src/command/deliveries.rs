@@ -1,18 +1,16 @@
 //! `deliveries`: what receivers were told of ended exports, and telling them again.
 
-use std::fmt::Write;
 use std::process::ExitCode;
 
 use crate::config::CatalogFile;
 use crate::event::{DeliveryFilter, DeliveryStatus};
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::command::answer::PlainText;
 use crate::command::api::Api;
 use crate::command::server::Server;
+use crate::command::view::cell;
 use crate::command::words::words;
 
 /// What to do with deliveries.
@@ -57,19 +55,6 @@ fn delivery_id(text: &str) -> Result<Uuid, &'static str> {
     text.parse().map_err(|_| "not the id of a delivery: `cdc-export deliveries list` shows the ids")
 }
 
-/// A delivery, as far as the list shows it.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct DeliveryView {
-    delivery_id: PlainText,
-    endpoint: PlainText,
-    event: PlainText,
-    job_id: PlainText,
-    status: PlainText,
-    attempt: u32,
-    last_error: Option<PlainText>,
-}
-
 impl Deliveries {
     /// Prints deliveries, or has some told again.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
@@ -93,28 +78,25 @@ impl ListDeliveries {
         if self.json {
             deliveries.iter().try_for_each(|delivery| outln!("{delivery}"))?;
         } else {
-            let mut text = String::new();
-            writeln!(
-                text,
+            outln!(
                 "{:<37} {:<20} {:<17} {:<37} {:<9} {:>5}  LAST ERROR",
-                "DELIVERY", "ENDPOINT", "EVENT", "EXPORT", "STATUS", "TRIES"
+                "DELIVERY",
+                "ENDPOINT",
+                "EVENT",
+                "EXPORT",
+                "STATUS",
+                "TRIES"
             )?;
-            for delivery in deliveries {
-                let view =
-                    DeliveryView::deserialize(delivery).context("a delivery as the API shows it was expected")?;
-                writeln!(text, "{}", line(&view))?;
+            for delivery in &deliveries {
+                let [id, endpoint, event, job, status, tries, error] =
+                    ["deliveryId", "endpoint", "event", "jobId", "status", "attempt", "lastError"]
+                        .map(|name| cell(delivery, &format!("/{name}")));
+                outln!("{id:<37} {endpoint:<20} {event:<17} {job:<37} {status:<9} {tries:>5}  {error}")?;
             }
-            outln!("{}", text.trim_end_matches('\n'))?;
         }
         if has_more {
             eprintln!("cdc-export: there are more: --limit, up to 200, or a narrower choice shows them");
         }
         Ok(())
     }
-}
-
-fn line(delivery: &DeliveryView) -> String {
-    let DeliveryView { delivery_id, endpoint, event, job_id, status, attempt, last_error } = delivery;
-    let error = last_error.as_deref().unwrap_or("-");
-    format!("{delivery_id:<37} {endpoint:<20} {event:<17} {job_id:<37} {status:<9} {attempt:>5}  {error}")
 }

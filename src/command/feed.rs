@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::command::answer::Error;
 use crate::command::api::{Api, Refusal, SHOWN};
+use crate::command::download::is_gone;
 use crate::command::export::show;
 use crate::command::plain::tell;
 use crate::command::progress::bar_of_rows;
@@ -190,7 +191,12 @@ impl Feed<'_> {
     }
 
     async fn hand(&self, taker: &mut impl Taker, export: &JobView) -> anyhow::Result<Taken> {
-        let taken = taker.take(self.api, export).await?;
+        let taken = match taker.take(self.api, export).await {
+            Err(error) if is_gone(&error) => {
+                return Ok(Taken::Unfit(format!("the service has the files of the export {} no more", export.job_id)));
+            }
+            taken => taken?,
+        };
         if matches!(taken, Taken::Done) {
             self.acknowledge(taker).await?;
         }

@@ -16,7 +16,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::command::api::Api;
-use crate::command::download::{fetch_part, files_of, give_name, is_gone, part_of, require_same, sync_folder_of};
+use crate::command::download::{fetch_part, files_of, give_name, part_of, require_same, sync_folder_of};
 use crate::command::feed::{Position, Taken, Taker, id_of};
 use crate::command::plain::plain;
 use crate::command::view::JobView;
@@ -218,13 +218,7 @@ impl Taker for Inbox {
         }
         let mut rows = Vec::new();
         for (file, name) in files.iter().zip(&names) {
-            match fetch_part(api, id, file, &part(name)).await {
-                Err(error) if is_gone(&error) => {
-                    return Ok(Taken::Unfit(format!("the service has the files of the export {id} no more")));
-                }
-                Err(error) => return Err(error),
-                Ok(_) => {}
-            }
+            fetch_part(api, id, file, &part(name)).await?;
             rows.push(file.rows);
         }
         let name = manifest::name_in_folder(&export.output_filename);

@@ -10,7 +10,7 @@ use anyhow::Context;
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::command::api::Api;
-use crate::command::download::{fetch_part, files_of, is_gone, part_of, require_same};
+use crate::command::download::{fetch_part, files_of, part_of, require_same};
 use crate::command::feed::{Position, Taken, Taker, id_of};
 use crate::command::plain::{plain, tell};
 use crate::command::view::JobView;
@@ -100,13 +100,8 @@ impl Taker for Mirror {
         let mut parts = Vec::new();
         for file in &files {
             let part = part_of(&folder.path().join(file.plain_name()?), id);
-            match fetch_part(api, id, file, &part).await {
-                Err(error) if is_gone(&error) => {
-                    return Ok(Taken::Unfit(format!("the service has the files of the export {id} no more")));
-                }
-                Err(error) => return Err(error),
-                Ok(_) => parts.push(File::open(part)?),
-            }
+            fetch_part(api, id, file, &part).await?;
+            parts.push(File::open(part)?);
         }
         // A process that is killed leaves nothing.
         drop(folder);

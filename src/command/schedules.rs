@@ -1,16 +1,14 @@
 //! `schedules`: the exports that the service asks for by itself, with their times.
 
-use std::fmt::Write;
 use std::process::ExitCode;
 
 use crate::config::CatalogFile;
-use anyhow::Context;
 use clap::{Args, Subcommand};
-use serde::Deserialize;
+use serde_json::Value;
 
-use crate::command::answer::PlainText;
 use crate::command::api::Api;
 use crate::command::server::Server;
+use crate::command::view::cell;
 
 /// What to do with schedules.
 #[derive(Subcommand)]
@@ -29,30 +27,6 @@ pub(crate) struct ListSchedules {
     at: Server,
 }
 
-/// A schedule, as far as the list shows it.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ScheduleView {
-    name: PlainText,
-    consumer_id: PlainText,
-    dataset: PlainText,
-    export_type: PlainText,
-    every: Option<PlainText>,
-    cron: Option<PlainText>,
-    timezone: Option<PlainText>,
-    next_at: Option<PlainText>,
-    last_run_at: Option<PlainText>,
-    last_job: Option<LastJob>,
-    skipped: u64,
-    refused: Option<PlainText>,
-    refused_since: Option<PlainText>,
-}
-
-#[derive(Deserialize)]
-struct LastJob {
-    status: PlainText,
-}
-
 impl Schedules {
     /// Prints the schedules.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
@@ -67,53 +41,41 @@ impl ListSchedules {
         if self.json {
             return schedules.iter().try_for_each(|schedule| outln!("{schedule}"));
         }
-        let mut text = String::new();
-        writeln!(
-            text,
+        outln!(
             "{:<20} {:<24} {:<16} {:<12} {:<32} {:<20}  {:<20}  LAST EXPORT",
-            "SCHEDULE", "CONSUMER", "DATASET", "TYPE", "WHEN", "LAST RUN", "NEXT"
+            "SCHEDULE",
+            "CONSUMER",
+            "DATASET",
+            "TYPE",
+            "WHEN",
+            "LAST RUN",
+            "NEXT"
         )?;
-        for schedule in schedules {
-            let view = ScheduleView::deserialize(schedule).context("a schedule as the API shows it was expected")?;
-            writeln!(text, "{}", line(&view))?;
-        }
-        outln!("{}", text.trim_end_matches('\n'))
+        schedules.iter().try_for_each(|schedule| outln!("{}", line(schedule)))
     }
 }
 
-fn line(schedule: &ScheduleView) -> String {
-    let ScheduleView {
-        name,
-        consumer_id,
-        dataset,
-        export_type,
-        every,
-        cron,
-        timezone,
-        next_at,
-        last_run_at,
-        last_job,
-        skipped,
-        refused,
-        refused_since,
-    } = schedule;
-    let when = match (every, cron) {
-        (Some(every), _) => format!("every {every}"),
-        (None, cron) => format!("{} {}", cron.as_deref().unwrap_or("-"), timezone.as_deref().unwrap_or_default()),
+fn line(schedule: &Value) -> String {
+    let cell = |name| cell(schedule, name);
+    let when = match cell("/every").as_str() {
+        "-" => format!("{} {}", cell("/cron"), cell("/timezone")),
+        every => format!("every {every}"),
     };
-    let second = |time: &Option<PlainText>| match time.as_deref() {
-        // Of a time with microseconds.
-        Some(time) => time.split_once('.').map_or(time.to_owned(), |(second, _)| format!("{second}Z")),
-        None => "-".to_owned(),
-    };
-    let (next, last) = (second(next_at), second(last_run_at));
-    let job = last_job.as_ref().map_or("-", |job| &*job.status);
-    let remark = match refused {
-        Some(why) => format!("  (refused since {}: {why})", second(refused_since)),
-        None if *skipped > 0 => format!("  ({skipped} skipped since)"),
-        None => String::new(),
+    // The time without its microseconds.
+    let second = |name| cell(name).split_once('.').map_or_else(|| cell(name), |(second, _)| format!("{second}Z"));
+    let remark = match (schedule["refused"].is_null(), schedule["skipped"].as_u64()) {
+        (false, _) => format!("  (refused since {}: {})", second("/refusedSince"), cell("/refused")),
+        (true, Some(skipped @ 1..)) => format!("  ({skipped} skipped since)"),
+        (true, _) => String::new(),
     };
     format!(
-        "{name:<20} {consumer_id:<24} {dataset:<16} {export_type:<12} {when:<32} {last:<20}  {next:<20}  {job}{remark}"
+        "{:<20} {:<24} {:<16} {:<12} {when:<32} {:<20}  {:<20}  {}{remark}",
+        cell("/name"),
+        cell("/consumerId"),
+        cell("/dataset"),
+        cell("/exportType"),
+        second("/lastRunAt"),
+        second("/nextAt"),
+        cell("/lastJob/status"),
     )
 }

@@ -7,24 +7,13 @@ use std::time::Duration;
 
 use crate::config::CatalogFile;
 use crate::telemetry::chain;
-use anyhow::Context;
 use clap::Args;
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::command::answer::PlainText;
 use crate::command::api::{Api, SHOWN};
 use crate::command::server::Server;
 use crate::command::signals::stop_on_signal;
-use crate::command::view::{ConsumerView, JobView};
-
-/// The members of [`Api::status`].
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Standings {
-    consumers: Vec<ConsumerView>,
-    open_jobs: Vec<JobView>,
-}
+use crate::command::view::{JobView, cell};
 
 /// The time between two looks of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -75,18 +64,17 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
     if json {
         return outln!("{status}");
     }
-    let Standings { consumers, open_jobs } =
-        Standings::deserialize(status).context("the status as the API shows it")?;
+    let items = |name: &str| status[name].as_array().into_iter().flatten();
     let mut text = String::from(if clear { "\x1b[2J\x1b[H" } else { "" });
     writeln!(
         text,
         "{:<24} {:<16} {:<28} {:>8}  {:<20} LAST JOB",
         "CONSUMER", "DATASET", "WATERMARK", "WAITING", "CONTINUITY"
     )?;
-    for consumer in &consumers {
+    for consumer in items("consumers") {
         writeln!(text, "{}", consumer_line(consumer))?;
     }
-    if consumers.len() >= SHOWN as usize {
+    if items("consumers").count() >= SHOWN as usize {
         writeln!(text, "… and perhaps more: GET /consumers has all of them")?;
     }
     writeln!(
@@ -94,8 +82,9 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
         "\n{:<37} {:<24} {:<16} {:<12} {:<11} {:>4}",
         "OPEN JOB", "CONSUMER", "DATASET", "TYPE", "STATUS", "%"
     )?;
-    for job in &open_jobs {
-        let JobView { job_id, consumer_id, dataset, export_type, status, progress, .. } = job;
+    for job in items("openJobs") {
+        let job = JobView::of(job.clone())?;
+        let JobView { job_id, consumer_id, dataset, export_type, status, progress, .. } = &job;
         let consumer = consumer_id.as_deref().unwrap_or("-");
         writeln!(
             text,
@@ -106,28 +95,25 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
     outln!("{}", text.trim_end_matches('\n'))
 }
 
-fn consumer_line(consumer: &ConsumerView) -> String {
-    let ConsumerView {
-        consumer_id,
-        dataset,
-        last_exported_at,
-        rows_waiting,
-        rows_waiting_capped,
-        continuity,
-        last_job,
-        unacknowledged,
-        unacknowledged_since,
-    } = consumer;
-    let waiting = match rows_waiting {
-        Some(rows) => format!("{rows}{}", if *rows_waiting_capped { "+" } else { "" }),
+fn consumer_line(consumer: &Value) -> String {
+    let cell = |name| cell(consumer, name);
+    let waiting = match consumer["rowsWaiting"].as_u64() {
+        Some(rows) => format!("{rows}{}", if consumer["rowsWaitingCapped"] == true { "+" } else { "" }),
         None => "?".to_owned(),
     };
-    let or_none = |text: &Option<PlainText>| text.as_deref().unwrap_or("-").to_owned();
-    let (watermark, continuity) = (or_none(last_exported_at), or_none(continuity));
-    let job = last_job.as_ref().map_or("-".to_owned(), |job| format!("{} {}", job.export_type, job.status));
-    let acknowledges = match (unacknowledged, unacknowledged_since) {
-        (Some(exports), Some(since)) => format!("  ({exports} not acknowledged since {since})"),
-        _ => String::new(),
+    let job = match consumer["lastJob"].is_object() {
+        true => format!("{} {}", cell("/lastJob/exportType"), cell("/lastJob/status")),
+        false => "-".to_owned(),
     };
-    format!("{consumer_id:<24} {dataset:<16} {watermark:<28} {waiting:>8}  {continuity:<20} {job}{acknowledges}")
+    let acknowledges = match consumer["unacknowledgedSince"].is_null() {
+        true => String::new(),
+        false => format!("  ({} not acknowledged since {})", cell("/unacknowledged"), cell("/unacknowledgedSince")),
+    };
+    format!(
+        "{:<24} {:<16} {:<28} {waiting:>8}  {:<20} {job}{acknowledges}",
+        cell("/consumerId"),
+        cell("/dataset"),
+        cell("/lastExportedAt"),
+        cell("/continuity"),
+    )
 }

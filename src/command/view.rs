@@ -1,4 +1,4 @@
-//! Jobs and consumers as the API shows them, as far as commands look at them.
+//! Jobs, and items of lists, as the API shows them, as far as commands look at them.
 
 use crate::job::Status;
 use anyhow::Context;
@@ -59,20 +59,13 @@ pub(crate) struct FailureView {
     pub(crate) detail: PlainText,
 }
 
-/// Where a consumer stands.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct ConsumerView {
-    pub(crate) consumer_id: PlainText,
-    pub(crate) dataset: PlainText,
-    pub(crate) last_exported_at: Option<PlainText>,
-    pub(crate) rows_waiting: Option<u64>,
-    pub(crate) rows_waiting_capped: bool,
-    pub(crate) continuity: Option<PlainText>,
-    pub(crate) last_job: Option<JobView>,
-    /// None where the consumer acknowledges nothing.
-    pub(crate) unacknowledged: Option<u64>,
-    pub(crate) unacknowledged_since: Option<PlainText>,
+/// A member of an item of a list, named as by RFC 6901, as the list prints it: without control characters, `-` for null.
+pub(crate) fn cell(item: &Value, name: &str) -> String {
+    match item.pointer(name) {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => PlainText::from(text.clone()).to_string(),
+        Some(other) => other.to_string(),
+    }
 }
 
 impl JobView {

@@ -207,25 +207,3 @@ impl FromRequestParts<Service> for PathJob {
         Ok(PathJob(id))
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tag_is_found_in_any_line_of_the_header() {
-        let has = |lines: &[&str]| {
-            let mut headers = HeaderMap::new();
-            for line in lines {
-                headers.append(header::IF_NONE_MATCH, line.parse().unwrap());
-            }
-            has_already(&headers, b"\"a\"")
-        };
-        for lines in [&["\"a\""][..], &["*"], &["W/\"a\""], &["\"b\", \"a\""], &["\"b\"", "\"a\""]] {
-            assert!(has(lines), "{lines:?}");
-        }
-        for lines in [&[][..], &["a"], &["\"b\""], &["\"ab\"", "\"b\""]] {
-            assert!(!has(lines), "{lines:?}");
-        }
-    }
-}

@@ -197,33 +197,4 @@ mod tests {
             assert!(!allowed(&["localhost:8080"], Some(foreign)), "{foreign}");
         }
     }
-
-    #[test]
-    fn lists_of_hosts_are_read_strictly() {
-        let read = |text: &str| text.parse::<LocalHosts>().map(|hosts| hosts.0.to_vec());
-        assert_eq!(
-            read("App, my_app.internal ,[FD00::1],10.0.0.5").unwrap(),
-            ["app", "my_app.internal", "fd00::1", "10.0.0.5"]
-        );
-        for bad in
-            ["", ",", "a,", "*", "a:80", "a/b", "http://a", "a b", "-a", "a-", "a..b", ".a", "[a]", "[::1]:80", "ä"]
-        {
-            assert!(read(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn what_a_proxy_adds_is_known() {
-        let begin_so = ["x-forwarded-for", "x-forwarded-host", "x-forwarded", "x-forwarded-"];
-        for name in begin_so.into_iter().chain(OF_PROXIES) {
-            assert!(is_of_a_proxy(name), "{name}");
-            let headers = HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(""))]);
-            let sender = Sender { method: &Method::GET, uri: &Uri::default(), headers: &headers };
-            let refused = sender.check(&LocalHosts::default(), &Origins::default()).unwrap_err();
-            assert_eq!(refused.code(), "proxy_not_allowed", "{name}");
-        }
-        for name in ["x-forward", "x-request-id", "host", "viable", "x-consumer-id"] {
-            assert!(!is_of_a_proxy(name), "{name}");
-        }
-    }
 }

@@ -214,37 +214,3 @@ fn requested_range(range: &str, size: u64) -> RequestedRange {
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn ranges() {
-        for (range, expected) in [
-            ("bytes=0-3", RequestedRange::Part { first: 0, last: 3 }),
-            ("bytes=8-", RequestedRange::Part { first: 8, last: 9 }),
-            ("bytes=8-99", RequestedRange::Part { first: 8, last: 9 }),
-            ("bytes=-2", RequestedRange::Part { first: 8, last: 9 }),
-            ("bytes=-99", RequestedRange::Part { first: 0, last: 9 }),
-            ("bytes=10-", RequestedRange::PastTheEnd),
-            ("bytes=-0", RequestedRange::PastTheEnd),
-            ("bytes=5-4", RequestedRange::Whole),
-            ("bytes=0-1,3-4", RequestedRange::Whole),
-            ("rows=0-1", RequestedRange::Whole),
-            ("bytes", RequestedRange::Whole),
-        ] {
-            assert_eq!(requested_range(range, 10), expected, "{range}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_range_is_inside_the_file(range in "bytes=[0-9,-]{0,24}|\\PC{0,40}", size in 1u64..) {
-            if let RequestedRange::Part { first, last } = requested_range(&range, size) {
-                prop_assert!(first <= last && last < size);
-            }
-        }
-    }
-}
