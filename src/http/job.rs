@@ -163,17 +163,18 @@ struct FailureBody {
     detail: String,
 }
 
-impl From<(usize, JobFile)> for FileBody {
-    fn from((part, file): (usize, JobFile)) -> FileBody {
-        let JobFile { name, location, bytes, rows, sha256 } = file;
-        FileBody { part, name, location, bytes, rows, sha256 }
-    }
-}
-
 impl From<Job> for JobBody {
     fn from(job: Job) -> JobBody {
         let duration = job.started_at.zip(job.finished_at).map(|(start, end)| (end - start).as_seconds_f64());
         let only = job.only_file().cloned();
+        let file = |(part, JobFile { name, location, bytes, rows, sha256 })| FileBody {
+            part,
+            name,
+            location,
+            bytes,
+            rows,
+            sha256,
+        };
         JobBody {
             job_id: job.id.to_string(),
             consumer_id: job.consumer.map(|consumer| consumer.to_string()),
@@ -188,7 +189,7 @@ impl From<Job> for JobBody {
             format: job.encoding.format.as_str(),
             compression: job.encoding.compression.as_str(),
             sha256: only.map(|file| file.sha256),
-            files: (1..).zip(job.files).map(FileBody::from).collect(),
+            files: (1..).zip(job.files).map(file).collect(),
             max_file_bytes: job.max_file_bytes,
             digest: job.digest,
             attempt: job.attempt,

@@ -95,7 +95,7 @@ impl Store {
         )
         .bind(new.name.as_str())
         .bind(key.prefix().as_str())
-        .bind(key.hash().as_bytes())
+        .bind(key.hash())
         .bind(new.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>()))
         .bind(new.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>())
         .bind(new.lifetime.map(|lifetime| lifetime.as_secs_f64()));

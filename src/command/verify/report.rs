@@ -1,6 +1,5 @@
 //! The report of `verify`: a line for each fault, and one that sums up.
 
-use std::fmt;
 use std::io;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,27 +95,13 @@ impl Report {
             outln!("no manifests").map_err(unread)?;
             return Ok(ExitCode::FAILURE);
         }
-        let found = [
-            Count(chains.lanes() as u64, "lane"),
-            Count(chains.exports() as u64, "export"),
-            Count(self.files.into_inner(), "file"),
-            Count(self.bytes.into_inner(), "byte"),
-            Count(self.older.into_inner(), "older file"),
-        ];
-        let [lanes, exports, files, bytes, older] = &found;
-        let verdict = if faults == 0 { "whole".to_owned() } else { Count(faults, "fault").to_string() };
+        let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let (lanes, exports) = (counted(chains.lanes() as u64, "lane"), counted(chains.exports() as u64, "export"));
+        let (files, bytes) = (counted(self.files.into_inner(), "file"), counted(self.bytes.into_inner(), "byte"));
+        let older = counted(self.older.into_inner(), "older file");
+        let verdict = if faults == 0 { "whole".to_owned() } else { counted(faults, "fault") };
         outln!("{verdict}: {lanes}, {exports}, {files}, {bytes}; {older} gone").map_err(unread)?;
         Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-    }
-}
-
-/// A count with its unit.
-struct Count(u64, &'static str);
-
-impl fmt::Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Count(count, what) = self;
-        write!(f, "{count} {what}{}", if *count == 1 { "" } else { "s" })
     }
 }
 
