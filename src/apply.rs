@@ -31,20 +31,20 @@ use crate::manifest::{Chained, Column, Manifest};
 
 pub use position::Position;
 
-/// How a target is kept.
+/// The settings of a target.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The table; `None`: of the source table's name.
     pub table: Option<Table>,
-    /// Whether columns that come in the source are added.
+    /// True if columns that come in the source are added.
     pub adds_columns: bool,
-    /// Whether a full export empties the table first. Else readers never see it empty.
+    /// True if a full export empties the table first. Else readers never see it empty.
     pub truncates: bool,
     /// The column that says since when, or that, a row is deleted; `None`: deleted rows go.
     pub deleted: Option<String>,
 }
 
-/// Why an export can't be applied.
+/// The errors of an export that can't be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The target, or the export, is not as it has to be.
@@ -52,7 +52,7 @@ pub enum Error {
     Refused {
         /// The word for it.
         code: &'static str,
-        /// What is to be done.
+        /// The reason, and a remedy.
         why: String,
     },
     /// A column of the table is gone, whose values only a full export brings back.
@@ -64,9 +64,9 @@ pub enum Error {
     /// The target's Postgres refuses something.
     #[error("the target database refused {deed}")]
     Sql {
-        /// What it refused.
+        /// The refused deed.
         deed: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         cause: sqlx::Error,
     },
@@ -80,7 +80,7 @@ impl Error {
         Error::Refused { code, why: why.into() }
     }
 
-    /// Whether it may pass by itself.
+    /// Returns true if it may pass by itself.
     pub fn may_pass(&self) -> bool {
         matches!(self, Error::Unavailable(_))
     }
@@ -268,7 +268,7 @@ impl Target {
     }
 }
 
-/// Why an export can't come next, though a full one in csv could.
+/// Returns why an export can't come next, though a full one in csv could.
 fn unfit(export: &Chained, before: Option<&Position>) -> Option<String> {
     let job = &export.job;
     if !["full", "incremental", "delta"].contains(&export.export_type.as_str()) {
@@ -292,7 +292,7 @@ fn unfit(export: &Chained, before: Option<&Position>) -> Option<String> {
     Some(format!("schema_changed: the column {} has come, or has another type", changed.name))
 }
 
-/// Why only a full export can come next, as the table stands.
+/// Returns why only a full export can come next, as the table stands.
 fn unfit_here(export: &Chained, before: Option<&Position>, shape: &Shape) -> Option<String> {
     if export.export_type == "full" {
         return None;

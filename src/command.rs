@@ -106,7 +106,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What may be asked for.
+/// The commands.
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Run the service: the API, the page, and the exports (the default)

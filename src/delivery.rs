@@ -30,15 +30,15 @@ use crate::trace::TraceParent;
 
 /// How many events a process tells a receiver at a time.
 const AT_ONCE: usize = 8;
-/// How long an event is this process's, which is more than a way and a record take.
+/// The time for which an event is this process's: longer than a way and a record take.
 const LEASE: Duration = Duration::from_secs(60);
-/// How long a receiver's task waits to be woken before it looks by itself, and how long it rests after the database failed.
+/// The time after which a receiver's task looks by itself if nobody wakes it, and for which it rests after the database failed.
 const POLL: Duration = Duration::from_secs(1);
-/// How long a statement may take without an answer.
+/// The longest time that a statement may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a receiver has to answer after a stop. Who hasn't is told again by another process, or at the next start.
+/// The time that a receiver has to answer after a stop. One that hasn't is told again by another process, or at the next start.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the records of the last answers may take.
+/// The longest time that the records of the last answers may take.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An event as a receiver gets it.
@@ -46,7 +46,7 @@ const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Event {
     /// Its id: the same at each try.
     pub id: Uuid,
-    /// How the export ended.
+    /// The export's final status.
     pub end: Status,
     /// The export's dataset.
     pub dataset: String,
@@ -56,11 +56,11 @@ pub struct Event {
     pub kind: String,
     /// The CloudEvent, as JSON.
     pub body: String,
-    /// Where the delivery belongs in a trace, or the export.
+    /// The place of the delivery, or of the export, in a trace.
     pub trace: Option<TraceParent>,
 }
 
-/// What a receiver made of an event.
+/// The answer of a receiver to an event.
 #[derive(Clone, Debug)]
 pub enum Answer {
     /// It has it. The answer's status, where the way has one.
@@ -71,12 +71,12 @@ pub enum Answer {
     Gone(u16),
 }
 
-/// How events get to one receiver.
+/// The way of events to one receiver.
 pub trait Way: Send + Sync + 'static {
     /// Makes the way passable, so that no event loses a try where no event could get through.
     ///
     /// # Errors
-    /// With the reason why it isn't now.
+    /// The reason why it isn't passable now.
     fn open(&self) -> impl Future<Output = Result<(), String>> + Send {
         async { Ok(()) }
     }
@@ -286,7 +286,7 @@ impl<W: Way> Teller<W> {
     }
 }
 
-/// What an event is about: the dataset, and the consumer if there is one.
+/// The subject of an event: the dataset, and the consumer if there is one.
 fn subject(job: &Job) -> String {
     match &job.consumer {
         Some(consumer) => format!("{}/{consumer}", job.dataset),

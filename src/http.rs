@@ -106,7 +106,7 @@ pub struct Settings {
     pub host: IpAddr,
     /// The port; 0: any free one.
     pub port: u16,
-    /// Who may call; `None`: clients with a key, and the start fails until a key exists.
+    /// The callers that are let in; `None`: clients with a key, and the start fails until a key exists.
     pub access: Option<Access>,
     /// Names that a local caller may have in `Host`, besides localhost and loopback addresses.
     pub local_hosts: LocalHosts,

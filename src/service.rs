@@ -1,4 +1,4 @@
-//! What a client may do: ask for exports, look at them, stop them, fetch their files, see a watermark.
+//! The calls of clients: ask for exports, look at them, stop them, fetch their files, see a watermark.
 //!
 //! `http` uses this module alone. Knows no status codes and runs no export.
 
@@ -34,7 +34,7 @@ use crate::store::{self, Store};
 
 pub use followers::Subscriber;
 
-/// Why a request can't be met.
+/// The reasons why a request can't be met.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Postgres can't be reached now.
@@ -213,7 +213,7 @@ impl From<sink::Error> for Error {
     }
 }
 
-/// Whether the service can work; `Err` says why not.
+/// The health of the service; `Err` says why it can't work.
 #[derive(Debug)]
 pub struct Health {
     /// Postgres answers.
@@ -233,34 +233,34 @@ const CALL_TIMEOUT: Duration = Duration::from_millis(1_900);
 /// Operations on the destination at a time: each may hang on a network file system, and keeps a thread then.
 const OPERATIONS: usize = 16;
 
-/// How much longer a caller whose call timed out is kept to find the cause.
+/// The time that a call which timed out has to find the cause.
 const LAST_LOOK_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How long readiness goes by one look at the datasets, which costs several statements for each of them.
+/// The time for which one look at the datasets serves, since it costs several statements for each of them.
 const DATASETS_LOOK_LASTS: Duration = Duration::from_secs(5);
 
-/// How long the changes that wait for consumers may be counted: the one call that may take longer.
+/// The longest time to count the changes that wait for consumers: the one call that may take longer.
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the service works with.
+/// The settings of the service.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where files are.
+    /// The destination of files.
     pub destination: Destination,
     /// The datasets.
     pub catalog: Arc<Catalog>,
     /// The limits under which a job is accepted.
     pub terms: Terms,
-    /// How clients fetch files from a store.
+    /// The way in which clients fetch files from a store.
     pub downloads: Downloads,
 }
 
-/// How clients fetch files from a store.
+/// The way in which clients fetch files from a store.
 #[derive(Clone, Copy, Debug)]
 pub struct Downloads {
-    /// Whether a download is sent on to the store; else the service passes its bytes on.
+    /// True if a download is sent on to the store; else the service passes its bytes on.
     pub are_redirected: bool,
-    /// How long an address of a file is good.
+    /// The time for which an address of a file is good.
     pub url_lifetime: Duration,
 }
 
@@ -275,7 +275,7 @@ pub struct Stores {
     pub control: Option<Store>,
 }
 
-/// What clients may do.
+/// The calls of clients, over the database, the tables and the destination.
 #[derive(Clone, Debug)]
 pub struct Service {
     store: Store,
@@ -289,7 +289,7 @@ pub struct Service {
     downloads: Downloads,
     last_look: Arc<LastLook<String>>,
     last_datasets: Arc<LastLook<Arc<Vec<Description>>>>,
-    /// Whether the process takes no more exports on.
+    /// True if the process takes no more exports on.
     draining: CancellationToken,
     /// Ends calls that only wait.
     stopping: CancellationToken,
@@ -331,12 +331,12 @@ impl Service {
         }
     }
 
-    /// Whether this key was good when it was last looked up, however long ago: this tells a known key from a guess, and lets nobody in.
+    /// Returns true if this key was good when it was last looked up, however long ago: this tells a known key from a guess, and lets nobody in.
     pub fn knows(&self, key: &PresentedKey) -> bool {
         self.keyring.knows(key)
     }
 
-    /// What a key permits.
+    /// Returns what a key permits.
     ///
     /// # Errors
     /// If there is no such key, or it was revoked or has expired some seconds ago, or the database fails.
@@ -393,7 +393,7 @@ impl Service {
         with_timeout(demo::soft_delete(&self.store, id)).await?.ok_or(Error::NoUser)
     }
 
-    /// Whether Postgres answers.
+    /// Checks that Postgres answers.
     ///
     /// # Errors
     /// If it doesn't within 2 seconds.
@@ -401,12 +401,12 @@ impl Service {
         with_timeout(self.probe.ping()).await
     }
 
-    /// Whether the process is to end, and takes no more exports on.
+    /// Returns true if the process is to end, and takes no more exports on.
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
     }
 
-    /// Whether a job could start now.
+    /// Looks at everything that a job needs to start now.
     pub async fn health(&self) -> Health {
         let look = async { self.datasets().await.map(Arc::new) };
         let datasets = tokio::time::timeout(call_timeout(), self.last_datasets.within(DATASETS_LOOK_LASTS, look));

@@ -13,7 +13,7 @@ use crate::apply::{Doing, Error};
 use crate::connection::quoted;
 use crate::manifest::Manifest;
 
-/// As much of a file is on its way at once, in bytes.
+/// The size of a chunk of a file, in bytes.
 const CHUNK_BYTES: usize = 256 << 10;
 /// A stage of fewer rows is planned for well enough without statistics.
 const ANALYZED_FROM: u64 = 1000;

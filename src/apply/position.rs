@@ -94,7 +94,7 @@ pub(super) fn with_schema(table: Table) -> Table {
     Table { schema: table.schema.or_else(|| Some(SCHEMA.to_owned())), ..table }
 }
 
-/// What a table is called among the positions.
+/// Returns the name of a table among the positions.
 pub(super) fn key(table: &Table) -> String {
     with_schema(table.clone()).to_string()
 }

@@ -27,13 +27,13 @@ pub(super) struct Shape {
     pub(super) written: Vec<String>,
     /// Those of them that are updated: not the key's where it is an identity.
     pub(super) updated: Vec<String>,
-    /// Whether the table has columns that the export hasn't.
+    /// True if the table has columns that the export hasn't.
     pub(super) has_own: bool,
     /// Its number in the catalog.
     pub(super) oid: i64,
     /// Those of its columns that the export has.
     pub(super) numbers: BTreeMap<String, i16>,
-    /// Whether a row that goes may take others of the table with it.
+    /// True if a row that goes may take others of the table with it.
     pub(super) references_itself: bool,
     /// The export's columns, each with the type that the target has for it.
     pub(super) stage: Vec<(String, String)>,
@@ -41,7 +41,7 @@ pub(super) struct Shape {
     pub(super) key: Vec<(String, String)>,
     /// The column that marks deleted rows.
     pub(super) deleted: Option<Deleted>,
-    /// What could not be as in the source.
+    /// The remarks on what could not be as in the source.
     pub(super) remarks: Vec<String>,
     pub(super) is_empty: bool,
     truncates: bool,
@@ -53,11 +53,11 @@ pub(super) struct Shape {
 pub(super) struct Deleted {
     /// Its name, as SQL.
     pub(super) column: String,
-    /// What stands there of a deleted row, as SQL.
+    /// The value of a deleted row, as SQL.
     pub(super) marked: &'static str,
-    /// What stands there of another one.
+    /// The value of another row, as SQL.
     pub(super) live: &'static str,
-    /// Whether a value says that the row is deleted, as SQL behind it.
+    /// The condition of a value that marks a deleted row, as SQL behind it.
     pub(super) is_marked: &'static str,
 }
 
@@ -155,13 +155,13 @@ impl Shape {
         Ok(shape)
     }
 
-    /// Whether the export's rows are all that the table is to hold, and nothing there is to be kept or compared.
+    /// Returns true if the export's rows are all that the table is to hold, and nothing there is to be kept or compared.
     pub(super) fn replaces_all(&self, manifest: &Manifest) -> bool {
         let is_emptied = self.is_empty || self.truncates && self.deleted.is_none();
         manifest.export.export_type == "full" && is_emptied && self.written.len() == self.columns.len()
     }
 
-    /// What is done once the rows are there.
+    /// Adds the key that a new table lacks, once the rows are there.
     pub(super) async fn finish(&self, conn: &mut PgConnection) -> Result<(), Error> {
         if self.lacks_key { self.add_key(conn).await } else { Ok(()) }
     }

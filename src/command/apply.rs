@@ -115,7 +115,7 @@ impl Apply {
     }
 }
 
-/// Where exports come from.
+/// The place or service that exports come from.
 enum Source<'b> {
     Server(Feed<'b>),
     Place(ManifestFolder),

@@ -23,10 +23,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::command::answer::{Answer, Error};
 
-/// How long one call is retried.
+/// The time for which one call is retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
-/// How long a call waits for the next byte. The service answers within 2 seconds, if only that it can't.
+/// The time that a call waits for the next byte. The service answers within 2 seconds, if only that it can't.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A service's address: `http://host:port`, with a path before the API's own where a proxy puts one.
@@ -69,12 +69,12 @@ impl TypedValueParser for AddressParser {
 }
 
 impl Address {
-    /// Whether everybody on the way to the service can read what is sent.
+    /// Returns true if everybody on the way to the service can read what is sent.
     fn is_readable_on_the_way(&self) -> bool {
         self.0.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:")) && !self.is_here()
     }
 
-    /// Whether the address is on this machine.
+    /// Returns true if the address is on this machine.
     fn is_here(&self) -> bool {
         let host =
             self.0.parse::<Uri>().ok().and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned()));
@@ -96,9 +96,9 @@ pub(crate) struct Client {
     http: reqwest::Client,
     server: Address,
     key: Option<ApiKey>,
-    /// Whether the service has answered once. Until then nothing is retried: the address may be wrong.
+    /// True if the service has answered once. Until then nothing is retried: the address may be wrong.
     has_answered: AtomicBool,
-    /// Whether the user was told that the service doesn't answer now.
+    /// True if the user was told that the service doesn't answer now.
     has_warned: AtomicBool,
 }
 

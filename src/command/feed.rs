@@ -18,7 +18,7 @@ use crate::command::plain::tell;
 use crate::command::progress::bar_of_rows;
 use crate::command::view::JobView;
 
-/// How often an export is asked for anew because another one came first.
+/// The number of requests for an export if other exports come first.
 const TRIES: u32 = 5;
 
 /// The last export that was taken.
@@ -28,9 +28,9 @@ pub(super) struct Position {
     pub(super) job_id: Uuid,
     /// Its place in the lane.
     pub(super) number: u64,
-    /// What the manifest of the next one names.
+    /// The digest that the manifest of the next export names.
     pub(super) digest: String,
-    /// Of its only file.
+    /// The SHA-256 of its only file.
     pub(super) sha256: Option<String>,
 }
 
@@ -68,7 +68,7 @@ pub(super) trait Taker {
     async fn take(&mut self, api: &Api, export: &JobView) -> anyhow::Result<Taken>;
 }
 
-/// What became of an export.
+/// The outcome of an export.
 #[derive(Debug)]
 pub(super) enum Taken {
     Done,
@@ -81,14 +81,14 @@ pub(super) struct Feed<'b> {
     pub(super) api: &'b Api,
     pub(super) consumer: ConsumerId,
     pub(super) dataset: String,
-    /// What is asked for where nothing is there to be taken; `None`: nothing.
+    /// The type that is asked for if there is nothing to take; `None`: nothing is.
     pub(super) request: Option<ExportType>,
     pub(super) encoding: Encoding,
-    /// Whether the service is told of each export that was taken.
+    /// True if the service is told of each export that was taken.
     pub(super) acks: bool,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 enum Asked {
     /// The export has completed.
     Done,
@@ -98,7 +98,7 @@ enum Asked {
     Broken(String),
 }
 
-/// What is there to be taken.
+/// The exports that can be taken.
 enum Next {
     Exports(Vec<JobView>),
     /// Only a full export helps, for this reason.

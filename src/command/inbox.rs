@@ -26,7 +26,7 @@ const VERSION: u32 = 1;
 const STATE: &str = ".cdc-export-pull.json";
 const LOCK: &str = ".cdc-export-pull.lock";
 
-/// Where a folder is.
+/// The state of a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct State {
@@ -57,7 +57,7 @@ pub(super) struct Inbox {
     _lock: File,
 }
 
-/// Which dataset's exports a folder is filled with.
+/// Returns the dataset whose exports a folder is filled with.
 pub(super) fn dataset_of(folder: &Path) -> anyhow::Result<Option<String>> {
     Ok(read(folder)?.map(|state| state.dataset))
 }
@@ -137,7 +137,7 @@ impl Inbox {
         write_new(part, &manifest.text()).with_context(|| part.display().to_string())
     }
 
-    /// Whether an export is the next one for this folder; if not, why.
+    /// Returns why an export is not the next one for this folder; `None` if it is.
     fn unfit(&self, export: &JobView, manifest: &Manifest) -> anyhow::Result<Option<String>> {
         let chained = &manifest.export;
         if let Some(source) = &self.state.source {

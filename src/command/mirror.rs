@@ -15,7 +15,7 @@ use crate::command::feed::{Position, Taken, Taker, id_of};
 use crate::command::plain::{plain, tell};
 use crate::command::view::JobView;
 
-/// How long the target is waited for.
+/// The time for which the target is waited for.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 

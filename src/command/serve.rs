@@ -153,7 +153,8 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
     }
 }
 
-/// Refuses a catalog file that doesn't fit its tables, and warns of the demo's catalog: every export would fail. Warns of tables that can't be read, and of those whose changes aren't captured: the
+/// Refuses a catalog file that doesn't fit its tables, and warns of the demo's catalog if its table is missing: every export would fail.
+/// Warns of tables that can't be read, and of those whose changes aren't captured: the
 /// rows that change before `track` are in no delta, so a full export from before it would need another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     let Findings { faults, untracked, unreadable } = catalog_check::check(&database.pool(1), &config.catalog).await?;
@@ -227,7 +228,7 @@ async fn listen(settings: &http::Settings, name: &'static str) -> anyhow::Result
     })
 }
 
-/// Who may call. Where AUTH is unset and HOST is open to other machines, callers need a key, and the start fails until a key
+/// Decides who may call. Where AUTH is unset and HOST is open to other machines, callers need a key, and the start fails until a key
 /// exists.
 async fn access(config: &Config, database: &Database) -> anyhow::Result<Access> {
     match access_by_keys(config, database).await {

@@ -45,14 +45,14 @@ pub(crate) struct FileView {
 }
 
 impl FileView {
-    /// Where it is, as far as that says something to another machine: a path there doesn't.
+    /// Its address, or its name if the address is a path, which says nothing to another machine.
     pub(crate) fn place(&self) -> String {
         let location = self.location.as_ref().filter(|location| !location.starts_with("file:"));
         location.unwrap_or(&self.name).to_string()
     }
 }
 
-/// Why a job failed.
+/// The reason of a failed job.
 #[derive(Clone, Deserialize)]
 pub(crate) struct FailureView {
     pub(crate) code: PlainText,
@@ -74,12 +74,12 @@ impl JobView {
         Ok(JobView { json, ..view })
     }
 
-    /// Whether the job has ended. A status that only a later version knows counts as open.
+    /// Returns true if the job has ended. A status that only a later version knows counts as open.
     pub(crate) fn has_ended(&self) -> bool {
         self.status.parse::<Status>().is_ok_and(Status::is_terminal)
     }
 
-    /// What is to be written behind an open job's figures: that it was asked to stop, or why its last attempt has failed, and when the
+    /// The remark behind an open job's figures: that it was asked to stop, or why its last attempt has failed, and when the
     /// next one comes.
     pub(crate) fn remark(&self) -> String {
         if self.cancel_requested_at.is_some() {

@@ -54,7 +54,7 @@ pub struct Fault {
     pub member: &'static str,
     /// The entry, if the member is a list.
     pub item: Option<String>,
-    /// What is wrong, and what is expected.
+    /// The mistake, and what is expected.
     pub why: String,
 }
 

@@ -27,7 +27,7 @@ use crate::job::{ConsumerId, Job};
 use crate::key::{Grant, Prefix, PresentedKey, Scope};
 use crate::service::{Service, Subscriber};
 
-/// Who may call.
+/// The callers that are let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Callers on this machine, but no proxy, and no web page of another origin, unless that is listed.
@@ -84,7 +84,7 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 pub(crate) struct Caller(Option<Arc<Grant>>);
 
 impl Caller {
-    /// Who may see and make all exports.
+    /// A caller that may see and make all exports.
     pub(crate) fn anybody() -> Caller {
         Caller(None)
     }
@@ -108,12 +108,12 @@ impl Caller {
         self.0.as_ref().map(|grant| &grant.prefix)
     }
 
-    /// Whether the caller may do what only operators may.
+    /// Returns true if the caller may do what only operators may.
     pub(crate) fn is_admin(&self) -> bool {
         self.0.as_ref().is_none_or(|grant| grant.allows(Scope::Admin))
     }
 
-    /// Whether the caller may see a job.
+    /// Returns true if the caller may see a job.
     pub(crate) fn sees(&self, job: &Job) -> bool {
         self.0.as_ref().is_none_or(|grant| grant.is_for(job.consumer.as_ref()))
     }
@@ -128,10 +128,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// The client that follows a job, by its key, or by its address where it has none: each client may follow so many jobs at a time.
-pub(crate) struct Follower {
-    pub(crate) subscriber: Subscriber,
-}
+/// The client of a request, by its key, or by its address if it has none: each client may follow so many jobs at a time.
+pub(crate) struct Follower(pub(crate) Subscriber);
 
 impl<S: Sync> FromRequestParts<S> for Follower {
     type Rejection = Problem;
@@ -139,9 +137,8 @@ impl<S: Sync> FromRequestParts<S> for Follower {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Follower, Problem> {
         let Caller(grant) = Caller::from_request_parts(parts, state).await?;
         let address = parts.extensions.get().map_or(Ipv4Addr::UNSPECIFIED.into(), |Peer(address)| *address);
-        let subscriber =
-            grant.map_or(Subscriber::Address(client_network(address)), |grant| Subscriber::Key(grant.prefix.clone()));
-        Ok(Follower { subscriber })
+        let by_key = grant.map(|grant| Subscriber::Key(grant.prefix.clone()));
+        Ok(Follower(by_key.unwrap_or_else(|| Subscriber::Address(client_network(address)))))
     }
 }
 
@@ -181,14 +178,14 @@ pub(crate) async fn check(
     Ok(while_good(answer, control.service, key))
 }
 
-/// Whether a route needs no key: health checks, the API's document, and the page that asks for the key. `path` is the route's, never what
+/// Returns true if a route needs no key: health checks, the API's document, and the page that asks for the key. `path` is the route's, never what
 /// a client wrote.
 pub(crate) fn is_open(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready" | "/docs" | "/openapi.json" | "/" | "/page/{name}")
         || path.starts_with("/docs/")
 }
 
-/// Whether a route has no rate limit: monitoring asks for health while the process is busy, too.
+/// Returns true if a route has no rate limit: monitoring asks for health while the process is busy, too.
 pub(crate) fn is_free(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready")
 }

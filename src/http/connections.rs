@@ -1,4 +1,4 @@
-//! Which connections stay open, and which are closed for others: a client that hangs must not keep others out, least of all a health check.
+//! Keeps connections open, or closes them for others: a client that hangs must not keep others out, least of all a health check.
 //!
 //! A connection is a *guest* while it has no request under way, or one that needs no key. A new connection always gets in: where there
 //! are as many guests as may be, a guest of the address with the most guests is closed for it. A connection is a *caller* while it has a

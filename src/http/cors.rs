@@ -1,4 +1,4 @@
-//! Which web pages may call from a browser (CORS): those of the origins that the operator lists; without a list, none.
+//! The web pages that may call from a browser (CORS): those of the origins that the operator lists; without a list, none.
 //!
 //! There is no `*`: a service without keys would be open to every page that is looked at in a browser on this machine.
 
@@ -12,7 +12,7 @@ use tower_http::cors::CorsLayer;
 
 use crate::http::{REQUEST_ID, traces};
 
-/// How long a browser remembers that a page may call.
+/// The time for which a browser remembers that a page may call.
 const MAX_AGE: Duration = Duration::from_secs(600);
 
 const CONSUMER: HeaderName = HeaderName::from_static("x-consumer-id");
@@ -58,7 +58,7 @@ fn origin(text: &str) -> Option<HeaderValue> {
 }
 
 impl Origins {
-    /// Whether a page of this origin may call.
+    /// Returns true if a page of this origin may call.
     pub(crate) fn have(&self, origin: &HeaderValue) -> bool {
         self.0.contains(origin)
     }

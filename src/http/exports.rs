@@ -57,13 +57,13 @@ pub(crate) struct WaitQuery {
 pub(crate) async fn get(
     State(service): State<Service>,
     PathJob(id): PathJob,
-    follower: Follower,
+    Follower(subscriber): Follower,
     Query(WaitQuery { wait }): Query<WaitQuery>,
 ) -> Result<Json<JobBody>, Problem> {
     let job = match wait.map(|text| whole_number(&text)) {
         None => service.job(id).await?,
         Some(Some(seconds)) => {
-            service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS)), follower.subscriber).await?
+            service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS)), subscriber).await?
         }
         Some(None) => {
             let why = format!("a number of seconds up to {MOST_SECONDS} is expected");
@@ -107,9 +107,9 @@ struct JobEvent {
 pub(crate) async fn events(
     State(service): State<Service>,
     PathJob(id): PathJob,
-    follower: Follower,
+    Follower(subscriber): Follower,
 ) -> Result<Response, Problem> {
-    let jobs = service.follow(id, follower.subscriber).await?.enumerate();
+    let jobs = service.follow(id, subscriber).await?.enumerate();
     let events = jobs.flat_map(|(number, job)| {
         let first = (number == 0).then_some("job");
         let end = job.status.is_terminal().then(|| job.status.as_str());

@@ -1,4 +1,4 @@
-//! What requests carry beside a query and a body, read and checked: the consumer, a job's id, an idempotency key.
+//! Reads and checks what requests have beside a query and a body: the consumer, a job's id, an idempotency key.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -125,7 +125,7 @@ where
     }
 }
 
-/// Whether the client says, by `If-None-Match`, that it has what this `ETag` stands for; a weak tag does as well (RFC 9110, 13.1.2).
+/// Returns true if the client says, by `If-None-Match`, that it has what this `ETag` stands for; a weak tag does as well (RFC 9110, 13.1.2).
 pub(crate) fn has_already(headers: &HeaderMap, etag: &[u8]) -> bool {
     let tags = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
     let mut tags = tags.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));

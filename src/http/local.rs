@@ -1,4 +1,4 @@
-//! Which requests come from this machine: with `AUTH=local` they alone are let in, without a key.
+//! Tells requests that come from this machine: with `AUTH=local` they alone are let in, without a key.
 //!
 //! Requests of a browser on this machine come from here whatever page it shows, and so do those of a proxy on this machine. Headers tell
 //! them apart, which a page can't forge and which a proxy adds: `Host` names the host that the page believes it talks to (DNS rebinding),
@@ -55,7 +55,7 @@ impl LocalHosts {
     }
 }
 
-/// What a request says of its sender.
+/// The parts of a request that tell its sender.
 pub(crate) struct Sender<'r> {
     pub(crate) method: &'r Method,
     pub(crate) uri: &'r Uri,
@@ -109,7 +109,7 @@ impl Sender<'_> {
         })
     }
 
-    /// Whether a person follows a link to one of this service's pages. The page with the link learns nothing by that, since these pages
+    /// Returns true if a person follows a link to one of this service's pages. The page with the link learns nothing by that, since these pages
     /// can't
     /// be framed.
     fn follows_a_link(&self) -> bool {

@@ -35,7 +35,7 @@ pub(crate) struct Parameters(Arc<BTreeMap<String, Calls>>);
 /// The calls of a path, each with what it takes.
 type Calls = Vec<(Method, Known)>;
 
-/// What a call takes.
+/// The parameters and the body that a call takes.
 #[derive(Clone, Debug, Default)]
 struct Known {
     /// The names of its parameters.
@@ -55,7 +55,7 @@ impl Parameters {
         hint(&format!("/{}", segments.join("/")), self.0.keys().map(String::as_str))
     }
 
-    /// What a call takes; `None`: there is no such call.
+    /// Returns what a call takes; `None`: there is no such call.
     fn known(&self, path: &str, method: &Method) -> Option<&Known> {
         static NONE: Known = Known { names: BTreeSet::new(), has_body: false };
         // A HEAD has the parameters of the GET.

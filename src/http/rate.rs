@@ -56,9 +56,9 @@ impl Rate {
 /// The bucket that a request is counted in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RateKey<'a> {
-    /// That of a valid key.
+    /// The bucket of a valid key.
     Key(&'a Prefix),
-    /// That of the address at the other end of the connection.
+    /// The bucket of the address at the other end of the connection.
     Address(IpAddr),
 }
 

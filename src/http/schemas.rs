@@ -1,4 +1,4 @@
-//! How the API writes the nouns that are in many bodies and queries, and what its document says of them. The nouns themselves know
+//! The form of the nouns that are in many bodies and queries, and their schemas in the API's document. The nouns themselves know
 //! nothing of documents.
 
 use chrono::{DateTime, SecondsFormat, Utc};

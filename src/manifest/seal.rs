@@ -1,4 +1,4 @@
-//! What shows that a manifest is as it was written: its digest, the half that loaders read, its signature and its name.
+//! Checks that a manifest is as it was written: its digest, the half that loaders read, its signature and its name.
 
 use ring::signature::{ED25519, ED25519_PUBLIC_KEY_LEN, UnparsedPublicKey};
 
@@ -19,13 +19,13 @@ impl std::str::FromStr for PublicKey {
     }
 }
 
-/// What shows that a manifest was changed.
+/// The fault that shows that a manifest was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
     /// The export isn't the one that the digest is of.
     #[error("its digest is of another content")]
     Digest,
-    /// What loaders read doesn't say what the export says.
+    /// The half that loaders read differs from the export.
     #[error("its entries, schema or meta differ from its export")]
     LoadersHalf,
     /// It stands where another one belongs.
@@ -40,7 +40,7 @@ pub enum Broken {
 }
 
 impl Manifest {
-    /// Whether it is as it was written, under this name of its place.
+    /// Checks that it is as it was written, under this name of its place.
     ///
     /// # Errors
     /// The first thing that shows the opposite.
@@ -63,7 +63,7 @@ impl Manifest {
         UnparsedPublicKey::new(&ED25519, key).verify(&digest, &signature).map_err(|_| Broken::Signature)
     }
 
-    /// Whether a manifest of this export and number may have this name.
+    /// Returns true if a manifest of this export and number may have this name.
     fn is_called(&self, name: &str) -> bool {
         if manifest::is_key(name) {
             let consumer: Result<ConsumerId, _> = self.export.consumer.parse();

@@ -129,9 +129,9 @@ static CHANGE_LOG_MAX_AGE: LazyLock<GaugeVec> = LazyLock::new(|| {
 });
 const BUILD_INFO: Metric = metric("cdc_export_build_info", &["version"], "1, with the version that runs as its label.");
 
-/// Whether Postgres answers.
+/// True if Postgres answers.
 pub const DATABASE_UP: Metric = metric("cdc_export_database_up", &[], "1 if Postgres answers, else 0.");
-/// Whether an export could be written.
+/// True if an export could be written.
 pub const OUTPUT_READY: Metric = metric(
     "cdc_export_output_ready",
     &[],

@@ -71,7 +71,7 @@ pub(crate) async fn download_part(
     answer(&service, service.open_file(id, Some(part)).await?, &method, &headers).await
 }
 
-/// Which file of an export.
+/// The number of a file of an export, as the path has it.
 #[derive(Deserialize)]
 pub(crate) struct FilePlace {
     part: String,
@@ -192,7 +192,7 @@ enum RequestedRange {
     PastTheEnd,
 }
 
-/// What a `Range` header asks for of `size` bytes. A header that can't be read asks for all of them (RFC 9110, 14.2).
+/// The part of `size` bytes that a `Range` header asks for. A header that can't be read asks for all of them (RFC 9110, 14.2).
 fn requested_range(range: &str, size: u64) -> RequestedRange {
     let ranges = match parse_range_header(range) {
         Ok(parsed) => parsed.ranges,
