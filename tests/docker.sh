@@ -34,9 +34,11 @@ ended() {
     same "job $1" "$(field status <<<"$job")" completed
     printf '%s\n' "$job"
 }
-# block FILE BEGINNING: prints a block of commands of a page, with the port, the project and the compose program of this run.
+# block FILE BEGINNING: prints a block of commands of a page, with the port, the project and the compose program of this run, and without a
+# terminal.
 block() {
-    python3 tests/commands.py "$@" | sed -e "s/localhost:8080/localhost:$PORT/g" -e "s/^docker-compose/${compose[*]}/" -e 's/ up --build/& -d/'
+    python3 tests/commands.py "$@" | sed -e "s/localhost:8080/localhost:$PORT/g" -e "s/^docker-compose/${compose[*]}/" -e 's/ up --build/& -d/' \
+        -e 's/ exec app/ exec -T app/' -e 's/ run --rm/& -T/'
 }
 # Waits until the service answers that it is ready.
 ready() {
