@@ -102,10 +102,10 @@ pub enum Error {
     },
     /// A migration failed.
     #[error("can't migrate the database")]
-    Migrate(#[source] MigrateError),
+    Migrate(#[from] MigrateError),
     /// Anything else that Postgres reports.
     #[error("Postgres refused a statement of the start")]
-    Sql(#[source] sqlx::Error),
+    Sql(#[from] sqlx::Error),
 }
 
 /// How long a pool looks for a connection. A caller has 2 seconds.
@@ -249,7 +249,7 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
 pub async fn has_keys(database: &Database) -> Result<bool, Error> {
     let mut conn = connect(database).await?;
     let path = format!("-- postgres.keys.path\n begin; set local search_path = {}", connection::SEARCH_PATH);
-    sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut conn).await.map_err(Error::Sql)?;
+    sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut conn).await?;
     let has_place: bool = sqlx::query_scalar(
         "-- postgres.keys.place
          select exists (
@@ -257,14 +257,12 @@ pub async fn has_keys(database: &Database) -> Result<bool, Error> {
            where n.nspname = 'cdc_export' and c.relname = 'keys')",
     )
     .fetch_one(&mut conn)
-    .await
-    .map_err(Error::Sql)?;
+    .await?;
     let has_keys = has_place
         && sqlx::query_scalar("-- postgres.keys.any\n select exists (select from cdc_export.keys)")
             .fetch_one(&mut conn)
-            .await
-            .map_err(Error::Sql)?;
-    conn.close().await.map_err(Error::Sql)?;
+            .await?;
+    conn.close().await?;
     Ok(has_keys)
 }
 
@@ -275,7 +273,7 @@ pub async fn has_keys(database: &Database) -> Result<bool, Error> {
 /// If the server, the role or the database never allows so many.
 pub async fn require_connections(database: &Database, needed: u32) -> Result<(), Error> {
     let mut conn = connect(database).await?;
-    connection::set_up(&mut conn).await.map_err(Error::Sql)?;
+    connection::set_up(&mut conn).await?;
     let (most, free): (i32, i64) = sqlx::query_as(
         "-- postgres.connections
          select case when r.rolsuper then s.total
@@ -289,9 +287,8 @@ pub async fn require_connections(database: &Database, needed: u32) -> Result<(),
          where r.rolname = current_user and d.datname = current_database()",
     )
     .fetch_one(&mut conn)
-    .await
-    .map_err(Error::Sql)?;
-    conn.close().await.map_err(Error::Sql)?;
+    .await?;
+    conn.close().await?;
     if i64::from(needed) > i64::from(most) {
         return Err(Error::TooFewConnections { needed, most });
     }

@@ -30,10 +30,10 @@ struct SessionIdentity {
 pub(crate) async fn require_sessions(conn: &mut PgConnection, database: &Database) -> Result<(), Error> {
     let mut other = connect(database).await?;
     let shared = tokio::time::timeout(SESSION_TIMEOUT, are_shared(conn, &mut other)).await;
-    if shared.map_err(|_| Error::OneSession)?.map_err(Error::Sql)? {
+    if shared.map_err(|_| Error::OneSession)?? {
         return Err(Error::Pooled);
     }
-    other.close().await.map_err(Error::Sql)
+    Ok(other.close().await?)
 }
 
 async fn are_shared(conn: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {

@@ -23,18 +23,18 @@ const MIGRATION_TRIES: u32 = 120;
 /// If the database can't be reached or used, or nobody has migrated it.
 pub async fn require_migrated(database: &Database) -> Result<(), Error> {
     let (mut conn, path) = open(database).await?;
-    let rights = Rights::of(&mut conn, &path).await.map_err(Error::Sql)?;
+    let rights = Rights::of(&mut conn, &path).await?;
     if !rights.has_migrations {
         return Err(Error::NotMigrated);
     }
     rights.require_use(Purpose::Serve)?;
     refuse_unreleased(&mut conn).await?;
     refuse_foreign_tables(&mut conn, &path).await?;
-    let schema = path.tables_schema(&mut conn).await.map_err(Error::Sql)?;
-    if !is_current(&mut conn).await? || !schema.has_views(&mut conn).await.map_err(Error::Sql)? {
+    let schema = path.tables_schema(&mut conn).await?;
+    if !is_current(&mut conn).await? || !schema.has_views(&mut conn).await? {
         return Err(Error::Outdated);
     }
-    conn.close().await.map_err(Error::Sql)
+    Ok(conn.close().await?)
 }
 
 /// A database whose pools' sessions find our schema in the making, so that statements about tables can be run where nobody has
@@ -48,7 +48,7 @@ pub async fn preview_of(database: &Database) -> Result<Database, Error> {
         SqlFailure::Denied => Error::NotMigrated,
         _ => Error::Sql(cause),
     })?;
-    conn.close().await.map_err(Error::Sql)?;
+    conn.close().await?;
     Ok(Database { is_preview: true, ..database.clone() })
 }
 
@@ -57,15 +57,14 @@ async fn open(database: &Database) -> Result<(PgConnection, SearchPath), Error> 
     let mut conn = connect(database).await?;
     // Before anything is set or locked.
     pooler::require_sessions(&mut conn, database).await?;
-    let path = SearchPath::of_role(&mut conn).await.map_err(Error::Sql)?;
-    connection::set_up(&mut conn).await.map_err(Error::Sql)?;
+    let path = SearchPath::of_role(&mut conn).await?;
+    connection::set_up(&mut conn).await?;
     let (number, version, standby): (i32, String, bool) = sqlx::query_as(
         "-- postgres.version
          select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()",
     )
     .fetch_one(&mut conn)
-    .await
-    .map_err(Error::Sql)?;
+    .await?;
     if number < OLDEST {
         return Err(Error::TooOld(version));
     }
@@ -100,10 +99,9 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
          where name in ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
     )
     .execute(&mut conn)
-    .await
-    .map_err(Error::Sql)?;
+    .await?;
     lock(&mut conn).await?;
-    let rights = Rights::of(&mut conn, &path).await.map_err(Error::Sql)?;
+    let rights = Rights::of(&mut conn, &path).await?;
     if rights.has_migrations {
         rights.require_use(purpose)?;
         refuse_unreleased(&mut conn).await?;
@@ -113,24 +111,21 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
     refuse_foreign_tables(&mut conn, &path).await?;
     // The migrator would need the right to create its table even where that exists. A service needs no such right where another
     // role has migrated.
-    let schema = path.tables_schema(&mut conn).await.map_err(Error::Sql)?;
-    if rights.has_migrations && is_current(&mut conn).await? && schema.has_views(&mut conn).await.map_err(Error::Sql)? {
-        return conn.close().await.map_err(Error::Sql);
+    let schema = path.tables_schema(&mut conn).await?;
+    if rights.has_migrations && is_current(&mut conn).await? && schema.has_views(&mut conn).await? {
+        return Ok(conn.close().await?);
     }
     rights.require_create()?;
     if !rights.has_schema {
         let created =
             sqlx::query("-- postgres.migrate.create_schema\n create schema cdc_export").execute(&mut conn).await;
-        created.map_err(Error::Sql)?;
+        created?;
     }
     // `create index` waits for the table's writers, and later writers wait for it. So it waits 2 seconds at most, then tries
     // again.
-    sqlx::query("-- postgres.migrate.lock_timeout\n set lock_timeout = '2s'")
-        .execute(&mut conn)
-        .await
-        .map_err(Error::Sql)?;
+    sqlx::query("-- postgres.migrate.lock_timeout\n set lock_timeout = '2s'").execute(&mut conn).await?;
     // An older binary may start beside a newer one; the older one ignores the migrations that it doesn't know.
-    let makes_users = has_users(catalog, &path) && path.find(&mut conn, "users").await.map_err(Error::Sql)?.is_none();
+    let makes_users = has_users(catalog, &path) && path.find(&mut conn, "users").await?.is_none();
     let mut migrator = Migrator::with_migrations(migrations(&schema, makes_users));
     migrator.set_locking(false).set_ignore_missing(true);
     migrator.dangerous_set_table_name("cdc_export.migrations");
@@ -145,12 +140,12 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             done => {
-                done.map_err(Error::Migrate)?;
+                done?;
                 break;
             }
         }
     }
-    conn.close().await.map_err(Error::Sql)
+    Ok(conn.close().await?)
 }
 
 /// Waits until no other process migrates. The lock is the session's, since the migrations commit one by one; it ends with the
@@ -169,8 +164,7 @@ async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
              from hashtextextended('cdc_export.migrate', 0) as key",
         )
         .fetch_one(&mut *conn)
-        .await
-        .map_err(Error::Sql)?;
+        .await?;
         if is_ours {
             return Ok(());
         }
@@ -212,8 +206,7 @@ async fn refuse_unreleased(conn: &mut PgConnection) -> Result<(), Error> {
          select exists (select from cdc_export.migrations where version = 1 and description <> 'schema')",
     )
     .fetch_one(&mut *conn)
-    .await
-    .map_err(Error::Sql)?;
+    .await?;
     if !is_unreleased {
         return Ok(());
     }
@@ -223,8 +216,7 @@ async fn refuse_unreleased(conn: &mut PgConnection) -> Result<(), Error> {
          from cdc_export.owned",
     )
     .fetch_one(conn)
-    .await
-    .map_err(Error::Sql)?;
+    .await?;
     Err(Error::Unreleased { tables })
 }
 
@@ -235,8 +227,7 @@ async fn is_current(conn: &mut PgConnection) -> Result<bool, Error> {
          select version, checksum from cdc_export.migrations where success",
     )
     .fetch_all(conn)
-    .await
-    .map_err(Error::Sql)?;
+    .await?;
     let recorded: HashMap<_, _> = recorded.into_iter().collect();
     for migration in MIGRATIONS.iter() {
         match recorded.get(&migration.version) {
@@ -356,40 +347,26 @@ async fn refuse_foreign_tables(conn: &mut PgConnection, path: &SearchPath) -> Re
          select to_regclass('cdc_export.owned') is not null",
     )
     .fetch_one(&mut *conn)
-    .await
-    .map_err(Error::Sql)?;
-    let mut found = Vec::new();
-    for table in ["exports", "watermarks"] {
-        let schema = path.find(&mut *conn, table).await.map_err(Error::Sql)?;
-        found.extend(schema.map(|schema| (schema, table)));
-    }
-    for (schema, table) in found {
-        let ours = known
-            && sqlx::query_scalar(
+    .await?;
+    let owned: Vec<(String, String)> = match known {
+        true => {
+            let owned = sqlx::query_as(
                 "-- postgres.migrate.owned
-                 select exists (select from cdc_export.owned where schema_name = $1 and table_name = $2)",
-            )
-            .bind(&schema)
-            .bind(table)
-            .fetch_one(&mut *conn)
-            .await
-            .map_err(Error::Sql)?;
-        if !ours {
+                 select schema_name, table_name from cdc_export.owned where table_name in ('exports', 'watermarks') order by 1, 2",
+            );
+            owned.fetch_all(&mut *conn).await?
+        }
+        false => Vec::new(),
+    };
+    for table in ["exports", "watermarks"] {
+        if let Some(schema) = path.find(conn, table).await?
+            && !owned.contains(&(schema.clone(), table.to_owned()))
+        {
             return Err(Error::Foreign(format!("{schema}.{table}")));
         }
     }
-    if !known {
-        return Ok(());
-    }
-    let owned: Vec<(String, String)> = sqlx::query_as(
-        "-- postgres.migrate.hidden
-         select schema_name, table_name from cdc_export.owned where table_name in ('exports', 'watermarks') order by 1, 2",
-    )
-    .fetch_all(&mut *conn)
-    .await
-    .map_err(Error::Sql)?;
     for (schema, table) in owned {
-        if path.find(&mut *conn, &table).await.map_err(Error::Sql)?.is_none() {
+        if path.find(conn, &table).await?.is_none() {
             return Err(Error::Hidden(format!("{schema}.{table}")));
         }
     }
