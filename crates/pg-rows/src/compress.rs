@@ -120,16 +120,6 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_frame_is_a_file_of_its_own() {
-        for compression in [Compression::Gzip, Compression::Zstd] {
-            let mut out = Vec::new();
-            Compressor::new(compression, None).unwrap().frame(b"", &mut out).unwrap();
-            assert!(!out.is_empty(), "an unpacker refuses a file of no bytes");
-            assert_eq!(unpacked(compression, &out), b"");
-        }
-    }
-
-    #[test]
     fn a_level_beyond_a_codecs_own_is_its_highest() {
         let packed = |level| {
             let (mut compressor, mut out) = (Compressor::new(Compression::Gzip, level).unwrap(), Vec::new());

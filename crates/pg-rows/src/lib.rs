@@ -270,6 +270,11 @@ mod tests {
                 assert!(matches!(error, Error::InvalidText { column } if column == "v"), "{kind:?} as {format}");
             }
         }
+        for format in built() {
+            let layout = layout(format, Compression::None, vec![Column::new("v", ColumnType::Text)]).unwrap();
+            let error = Encoder::new(&layout).row(&[]).unwrap_err();
+            assert!(matches!(error, Error::WrongShape { expected: 1, found: 0 }), "{format}");
+        }
     }
 
     fn built() -> impl Iterator<Item = Format> {

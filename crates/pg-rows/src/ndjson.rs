@@ -179,19 +179,6 @@ mod tests {
         assert_eq!(encoded(&columns, &rows).unwrap(), expected);
     }
 
-    #[test]
-    fn a_field_that_does_not_fit_is_an_error_that_names_its_column() {
-        let columns = [Column::new("n", ColumnType::Int8)];
-        assert!(
-            matches!(encoded(&columns, &[vec![Some(&b"1"[..])]]), Err(Error::WrongType { column }) if column == "n")
-        );
-        assert!(matches!(encoded(&columns, &[vec![]]), Err(Error::WrongShape { expected: 1, found: 0 })));
-        let columns = [Column::new("a", ColumnType::Text)];
-        assert!(
-            matches!(encoded(&columns, &[vec![Some(&b"\xff"[..])]]), Err(Error::InvalidText { column }) if column == "a")
-        );
-    }
-
     proptest! {
         #[test]
         fn an_independent_reader_reads_the_same(rows in prop::collection::vec(any::<Option<String>>(), 0..8)) {

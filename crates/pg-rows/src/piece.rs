@@ -24,7 +24,7 @@ pub struct Encoder {
 }
 
 enum Form {
-    Csv(csv::Encoder),
+    Csv,
     Ndjson(ndjson::Encoder),
     #[cfg(feature = "parquet")]
     Parquet(parquet::GroupEncoder),
@@ -44,7 +44,7 @@ impl Encoder {
     /// For rows of a file's columns.
     pub fn new(layout: &Arc<Layout>) -> Encoder {
         let form = match layout.encoding.format {
-            Format::Csv => Form::Csv(csv::Encoder::new(layout.columns.clone())),
+            Format::Csv => Form::Csv,
             Format::Ndjson => Form::Ndjson(ndjson::Encoder::new(layout.columns.clone())),
             #[cfg(feature = "parquet")]
             Format::Parquet => Form::Parquet(parquet::GroupEncoder::new(&layout.columns)),
@@ -60,7 +60,7 @@ impl Encoder {
     /// If a field doesn't fit its column; the encoder then holds half a row.
     pub fn row(&mut self, fields: &[Option<&[u8]>]) -> Result<(), Error> {
         match &mut self.form {
-            Form::Csv(csv) => csv.row(fields, &mut self.text),
+            Form::Csv => csv::row(&self.layout.columns, fields, &mut self.text),
             Form::Ndjson(ndjson) => ndjson.row(fields, &mut self.text),
             #[cfg(feature = "parquet")]
             Form::Parquet(parquet) => parquet.row(&self.layout.columns, fields),
@@ -70,7 +70,7 @@ impl Encoder {
     /// Whether it holds the rows of a piece.
     pub fn is_full(&self) -> bool {
         match &self.form {
-            Form::Csv(_) | Form::Ndjson(_) => self.text.len() >= self.text_bytes(),
+            Form::Csv | Form::Ndjson(_) => self.text.len() >= self.text_bytes(),
             #[cfg(feature = "parquet")]
             Form::Parquet(parquet) => parquet.is_full(),
         }
@@ -86,7 +86,7 @@ impl Encoder {
     /// Whether it holds no row.
     pub fn is_empty(&self) -> bool {
         match &self.form {
-            Form::Csv(_) | Form::Ndjson(_) => self.text.is_empty(),
+            Form::Csv | Form::Ndjson(_) => self.text.is_empty(),
             #[cfg(feature = "parquet")]
             Form::Parquet(parquet) => parquet.is_empty(),
         }
@@ -98,7 +98,7 @@ impl Encoder {
     /// If there is no memory for it, or the format's writer fails: a defect.
     pub fn pack(&mut self) -> Result<Piece, Error> {
         match &mut self.form {
-            Form::Csv(_) | Form::Ndjson(_) => {}
+            Form::Csv | Form::Ndjson(_) => {}
             #[cfg(feature = "parquet")]
             Form::Parquet(parquet) => {
                 let layout = self.layout.parquet.as_ref().expect("the format is Parquet");
