@@ -301,7 +301,7 @@ impl Written {
         Written { parts: Vec::new(), found: Found::default(), max_bytes, progress }
     }
 
-    fn tell(&self, draft: &Draft) {
+    fn tell(&self, draft: &dyn Draft) {
         let staged: u64 = self.parts.iter().map(|part| part.staged.identity.bytes).sum();
         self.progress.written(self.found.rows, staged + draft.size());
     }
@@ -310,7 +310,7 @@ impl Written {
 /// The end of the line: pieces become a file.
 struct Writer {
     assembler: Assembler,
-    draft: Draft,
+    draft: Box<dyn Draft>,
     /// What stands before the rows, until it is written with the first of them.
     begin: Vec<u8>,
     rows: u64,
@@ -325,7 +325,7 @@ enum Filled {
 }
 
 impl Writer {
-    fn new(layout: &Arc<Layout>, draft: Draft) -> Result<Writer, Error> {
+    fn new(layout: &Arc<Layout>, draft: Box<dyn Draft>) -> Result<Writer, Error> {
         let (assembler, begin) = Assembler::begin(layout)?;
         Ok(Writer { assembler, draft, begin, rows: 0 })
     }
@@ -352,15 +352,15 @@ impl Writer {
 
     fn append(&mut self, written: &mut Written, piece: Piece, found: Found) -> Result<(), Error> {
         let bytes = self.assembler.append(piece)?;
-        Writer::write(&mut self.draft, &mut self.begin, bytes)?;
+        Writer::write(&mut *self.draft, &mut self.begin, bytes)?;
         self.rows += found.rows;
         written.found.add(found);
-        written.tell(&self.draft);
+        written.tell(&*self.draft);
         Ok(())
     }
 
     /// Writes bytes, with what stands before the rows if that isn't written yet: so a small file is one write.
-    fn write(draft: &mut Draft, begin: &mut Vec<u8>, mut bytes: Vec<u8>) -> Result<(), Error> {
+    fn write(draft: &mut dyn Draft, begin: &mut Vec<u8>, mut bytes: Vec<u8>) -> Result<(), Error> {
         if !begin.is_empty() {
             begin.append(&mut bytes);
             bytes = std::mem::take(begin);
@@ -371,8 +371,8 @@ impl Writer {
     /// Ends the file and makes it durable.
     fn stage(self, written: &mut Written) -> Result<(), Error> {
         let Writer { assembler, mut draft, mut begin, rows } = self;
-        Writer::write(&mut draft, &mut begin, assembler.finish()?)?;
-        written.tell(&draft);
+        Writer::write(&mut *draft, &mut begin, assembler.finish()?)?;
+        written.tell(&*draft);
         let staged = draft.stage()?;
         written.parts.push(Part { rows, staged });
         Ok(())

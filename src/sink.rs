@@ -73,59 +73,20 @@ pub enum Published {
     Gone,
 }
 
-/// Where files go. Clones share their limits.
+/// Where files go, and the turns in which it is used. Clones share their limits.
 #[derive(Clone, Debug)]
-pub enum Destination {
-    /// A folder on a disk of this host, whose operations block.
-    Folder(FolderInTurns),
+pub struct Destination {
+    place: Place,
+    turns: Turns,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    /// A folder on a disk of this host, whose operations block, each on a thread.
+    Folder(Arc<Folder>),
     /// A bucket of an object store.
     #[cfg(feature = "buckets")]
-    Bucket(BucketInTurns),
-}
-
-/// A bucket, and the turns in which it is asked.
-#[cfg(feature = "buckets")]
-#[derive(Clone, Debug)]
-pub struct BucketInTurns {
-    bucket: Arc<Bucket>,
-    turns: Turns,
-}
-
-#[cfg(feature = "buckets")]
-impl BucketInTurns {
-    async fn run<T>(&self, work: impl AsyncFnOnce(&Arc<Bucket>) -> Result<T, Error>) -> Result<T, Error> {
-        self.turns.wait(work(&self.bucket)).await
-    }
-}
-
-#[cfg(feature = "buckets")]
-impl From<Bucket> for Destination {
-    fn from(bucket: Bucket) -> Destination {
-        Destination::Bucket(BucketInTurns { bucket: Arc::new(bucket), turns: Turns::new(LIMITS) })
-    }
-}
-
-/// A folder, and the turns in which its operations may block, each on a thread.
-#[derive(Clone, Debug)]
-pub struct FolderInTurns {
-    folder: Arc<Folder>,
-    turns: Turns,
-}
-
-impl FolderInTurns {
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Folder) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let folder = Arc::clone(&self.folder);
-        self.turns.run(move || work(&folder)).await
-    }
-}
-
-impl From<Folder> for Destination {
-    fn from(folder: Folder) -> Destination {
-        Destination::Folder(FolderInTurns { folder: Arc::new(folder), turns: Turns::new(LIMITS) })
-    }
+    Bucket(Arc<Bucket>),
 }
 
 impl Destination {
@@ -134,11 +95,29 @@ impl Destination {
     /// # Errors
     /// If they can't be used.
     pub fn new(settings: &Settings) -> Result<Destination, Error> {
-        Ok(match settings {
-            Settings::Folder { path, file_mode } => Folder::new(path.clone()).with_file_mode(*file_mode).into(),
+        let place = match settings {
+            Settings::Folder { path, file_mode } => {
+                Place::Folder(Arc::new(Folder::new(path.clone()).with_file_mode(*file_mode)))
+            }
             #[cfg(feature = "buckets")]
-            Settings::Bucket(bucket) => Bucket::new(bucket.clone())?.into(),
-        })
+            Settings::Bucket(bucket) => Place::Bucket(Arc::new(Bucket::new(bucket.clone())?)),
+        };
+        Ok(Destination { place, turns: Turns::new(LIMITS) })
+    }
+
+    /// The same destination for another caller, whom these limits hold.
+    pub fn limited(&self, limits: Limits) -> Destination {
+        Destination { turns: Turns::new(limits), ..self.clone() }
+    }
+
+    /// Runs an operation of a folder, which may block.
+    async fn run<T: Send + 'static>(
+        &self,
+        folder: &Arc<Folder>,
+        work: impl FnOnce(&Folder) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let folder = Arc::clone(folder);
+        self.turns.run(move || work(&folder)).await
     }
 
     /// Makes the destination usable and marks it as one, where it isn't, and requires that it can be written. For a process that exports or
@@ -147,25 +126,10 @@ impl Destination {
     /// # Errors
     /// If it can't be made or written.
     pub async fn prepare(&self) -> Result<Prepared, Error> {
-        match self {
-            Destination::Folder(folder) => folder.run(Folder::prepare).await,
+        match &self.place {
+            Place::Folder(folder) => self.run(folder, Folder::prepare).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.prepare().await).await,
-        }
-    }
-
-    /// The same destination for another caller, whom these limits hold.
-    pub fn limited(&self, limits: Limits) -> Destination {
-        match self {
-            Destination::Folder(FolderInTurns { folder, .. }) => {
-                let folder = Arc::clone(folder);
-                Destination::Folder(FolderInTurns { folder, turns: Turns::new(limits) })
-            }
-            #[cfg(feature = "buckets")]
-            Destination::Bucket(BucketInTurns { bucket, .. }) => {
-                let bucket = Arc::clone(bucket);
-                Destination::Bucket(BucketInTurns { bucket, turns: Turns::new(limits) })
-            }
+            Place::Bucket(bucket) => self.turns.wait(bucket.prepare()).await,
         }
     }
 
@@ -174,10 +138,10 @@ impl Destination {
     /// # Errors
     /// If there is none and none can be made, or it is another one than before.
     pub async fn id(&self) -> Result<Uuid, Error> {
-        match self {
-            Destination::Folder(folder) => folder.run(Folder::destination_id).await,
+        match &self.place {
+            Place::Folder(folder) => self.run(folder, Folder::destination_id).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.id().await).await,
+            Place::Bucket(bucket) => self.turns.wait(bucket.id()).await,
         }
     }
 
@@ -186,10 +150,10 @@ impl Destination {
     /// # Errors
     /// If it can't.
     pub async fn require_room(&self) -> Result<(), Error> {
-        match self {
-            Destination::Folder(folder) => folder.run(Folder::require_room).await,
+        match &self.place {
+            Place::Folder(folder) => self.run(folder, Folder::require_room).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.fresh_id().await.map(drop)).await,
+            Place::Bucket(bucket) => self.turns.wait(bucket.fresh_id()).await.map(drop),
         }
     }
 
@@ -220,10 +184,10 @@ impl Destination {
     /// If the file is elsewhere or the destination fails. The file may have its name then, which perhaps doesn't survive a crash.
     pub async fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
         let (file, name) = (file.clone(), name.to_owned());
-        match self {
-            Destination::Folder(folder) => folder.run(move |folder| folder.publish(&file, &name)).await,
+        match &self.place {
+            Place::Folder(folder) => self.run(folder, move |folder| folder.publish(&file, &name)).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.publish(&file).await).await,
+            Place::Bucket(bucket) => self.turns.wait(bucket.publish(&file)).await,
         }
     }
 
@@ -232,22 +196,22 @@ impl Destination {
     /// # Errors
     /// As [`publish`](Destination::publish).
     pub async fn rename(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
-        match self {
-            Destination::Folder(folder) => {
+        match &self.place {
+            Place::Folder(folder) => {
                 let (file, name) = (file.clone(), name.to_owned());
-                folder.run(move |folder| folder.rename(&file, &name)).await
+                self.run(folder, move |folder| folder.rename(&file, &name)).await
             }
             #[cfg(feature = "buckets")]
-            Destination::Bucket(_) => self.publish(file, name).await,
+            Place::Bucket(_) => self.publish(file, name).await,
         }
     }
 
     /// Where a file is once it is published, as a URL. `None`: its path is none that a URL has room for.
     pub fn location(&self, file: &FileLocation, name: &str) -> Option<String> {
-        match self {
-            Destination::Folder(folder) => folder.folder.location(name),
+        match &self.place {
+            Place::Folder(folder) => folder.location(name),
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.bucket.location(file),
+            Place::Bucket(bucket) => bucket.location(file),
         }
     }
 
@@ -257,14 +221,14 @@ impl Destination {
     /// If the file is elsewhere or the destination fails.
     pub async fn open(&self, file: &StagedFile, name: &str) -> Result<Option<PublishedFile>, Error> {
         let (file, name) = (file.clone(), name.to_owned());
-        match self {
-            Destination::Folder(folder) => {
-                let opened = folder.run(move |folder| folder.open(&file, &name)).await?;
+        match &self.place {
+            Place::Folder(folder) => {
+                let opened = self.run(folder, move |folder| folder.open(&file, &name)).await?;
                 Ok(opened.map(PublishedFile::Folder))
             }
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => {
-                let opened = bucket.run(async |bucket| bucket.open(&file).await).await?;
+            Place::Bucket(bucket) => {
+                let opened = self.turns.wait(bucket.open(&file)).await?;
                 Ok(opened.map(PublishedFile::Object))
             }
         }
@@ -276,10 +240,10 @@ impl Destination {
     /// If the file is elsewhere or the destination fails.
     pub async fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
         let (file, name) = (file.clone(), name.to_owned());
-        match self {
-            Destination::Folder(folder) => folder.run(move |folder| folder.remove(&file, &name)).await,
+        match &self.place {
+            Place::Folder(folder) => self.run(folder, move |folder| folder.remove(&file, &name)).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.remove(&file).await).await,
+            Place::Bucket(bucket) => self.turns.wait(bucket.remove(&file)).await,
         }
     }
 
@@ -293,10 +257,10 @@ impl Destination {
         }
         for (name, file) in record.files() {
             let file = file.clone();
-            match self {
-                Destination::Folder(folder) => folder.run(move |folder| folder.discard(&file, &name)).await?,
+            match &self.place {
+                Place::Folder(folder) => self.run(folder, move |folder| folder.discard(&file, &name)).await?,
                 #[cfg(feature = "buckets")]
-                Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.remove(&file).await).await?,
+                Place::Bucket(bucket) => self.turns.wait(bucket.remove(&file)).await?,
             }
         }
         Ok(())
@@ -307,10 +271,10 @@ impl Destination {
     /// # Errors
     /// If the destination fails.
     pub async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
-        match self {
-            Destination::Folder(folder) => folder.run(Folder::hidden_files).await,
+        match &self.place {
+            Place::Folder(folder) => self.run(folder, Folder::hidden_files).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.hidden_files().await).await,
+            Place::Bucket(bucket) => self.turns.wait(bucket.hidden_files()).await,
         }
     }
 
@@ -319,10 +283,10 @@ impl Destination {
     /// # Errors
     /// If the destination fails.
     pub async fn sweep(&self, hidden: HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
-        match self {
-            Destination::Folder(folder) => folder.run(move |folder| folder.sweep(&hidden, unwritten_for)).await,
+        match &self.place {
+            Place::Folder(folder) => self.run(folder, move |folder| folder.sweep(&hidden, unwritten_for)).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.sweep(&hidden, unwritten_for).await).await,
+            Place::Bucket(bucket) => self.turns.wait(bucket.sweep(&hidden, unwritten_for)).await,
         }
     }
 
@@ -332,10 +296,10 @@ impl Destination {
     /// # Errors
     /// If the destination fails.
     pub async fn marker(&self, file: MarkerFile) -> Result<Option<Marker>, Error> {
-        match self {
-            Destination::Folder(folder) => folder.run(move |folder| folder.marker(&file)).await,
+        match &self.place {
+            Place::Folder(folder) => self.run(folder, move |folder| folder.marker(&file)).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.marker(&file).await).await,
+            Place::Bucket(bucket) => self.turns.wait(bucket.marker(&file)).await,
         }
     }
 
@@ -344,19 +308,19 @@ impl Destination {
     /// # Errors
     /// If the destination doesn't answer in time.
     pub async fn markers(&self, files: Vec<MarkerFile>) -> Result<Vec<Option<Marker>>, Error> {
-        match self {
-            Destination::Folder(folder) => {
+        match &self.place {
+            Place::Folder(folder) => {
                 let read =
                     move |folder: &Folder| Ok(files.iter().map(|file| folder.marker(file).unwrap_or(None)).collect());
-                folder.run(read).await
+                self.run(folder, read).await
             }
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => {
-                let read = async |bucket: &Arc<Bucket>| {
+            Place::Bucket(bucket) => {
+                let read = async {
                     let markers = futures_util::future::join_all(files.iter().map(|file| bucket.marker(file))).await;
                     Ok(markers.into_iter().map(|marker| marker.unwrap_or(None)).collect())
                 };
-                bucket.run(read).await
+                self.turns.wait(read).await
             }
         }
     }
@@ -374,10 +338,10 @@ impl Destination {
     ) -> Result<Option<Marker>, Error> {
         let file = MarkerFile::new(&record.database, Lane { consumer, dataset: &record.dataset });
         let marker = record.marker();
-        match self {
-            Destination::Folder(folder) => folder.run(move |folder| folder.mark(&file, &marker, replaced)).await,
+        match &self.place {
+            Place::Folder(folder) => self.run(folder, move |folder| folder.mark(&file, &marker, replaced)).await,
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => bucket.run(async |bucket| bucket.mark(&file, &marker, replaced).await).await,
+            Place::Bucket(bucket) => self.turns.wait(bucket.mark(&file, &marker, replaced)).await,
         }
     }
 }

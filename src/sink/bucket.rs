@@ -29,12 +29,12 @@ use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, StagedFile};
+use crate::sink::bucket::draft::Upload;
 use crate::sink::bucket::failure::{is_no_object, is_no_such_upload};
 use crate::sink::bucket::objects::{Objects, path};
 use crate::sink::{Error, MARK, Prepared, Published};
 
 pub use address::{Address, BadAddress};
-pub(super) use draft::Draft;
 pub use objects::Settings;
 
 /// How long the bucket's id is believed without asking for it again.
@@ -140,7 +140,7 @@ impl Bucket {
         hidden: &HiddenFile,
         name: &FileName,
         stopped: CancellationToken,
-    ) -> Result<Draft, Error> {
+    ) -> Result<Upload, Error> {
         let id = self.id().await?;
         let key = self.objects.key(&name.key(hidden));
         let upload = self.objects.store.create_multipart_opts(&key, self.attributes(hidden, name)).await?;
@@ -151,7 +151,7 @@ impl Bucket {
             let _ = self.objects.store.abort_multipart(&key, &note.upload).await;
             return Err(error);
         }
-        Ok(Draft::new(Arc::clone(&self.objects), id, hidden.name.clone(), note, stopped))
+        Ok(Upload::new(Arc::clone(&self.objects), id, hidden.name.clone(), note, stopped))
     }
 
     /// Completes a committed file's upload. May be called again after a crash at any point, by any process that reaches the bucket.
@@ -217,9 +217,6 @@ impl Bucket {
     }
 
     /// Looks for a published file. `None`: it isn't there any more, or another one is in its place.
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer.
     pub(super) async fn open(&self, file: &StagedFile) -> Result<Option<Object>, Error> {
         self.require(file).await?;
         let FileLocation::Object { key, etag } = &file.identity.location else { return Ok(None) };
@@ -251,23 +248,6 @@ impl Bucket {
 
     async fn require(&self, file: &StagedFile) -> Result<(), Error> {
         if self.id().await? == file.destination { Ok(()) } else { Err(Error::Elsewhere) }
-    }
-
-    /// The notes of uploads that there are, of live attempts and other databases too.
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer.
-    pub async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
-        self.objects.notes().await
-    }
-
-    /// Aborts the upload that a note names and removes the note; where `unwritten_for` is given, only of one that was left at least so long
-    /// ago. True: it did.
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer.
-    pub async fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
-        self.objects.sweep(hidden, unwritten_for).await
     }
 
     fn attributes(&self, hidden: &HiddenFile, name: &FileName) -> object_store::PutMultipartOptions {

@@ -5,9 +5,7 @@ use tokio_util::sync::DropGuard;
 use crate::file::StagedFile;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
-#[cfg(feature = "buckets")]
-use crate::sink::bucket;
-use crate::sink::{Destination, Error, folder};
+use crate::sink::{Destination, Error, Place};
 
 /// Makes the drafts of one attempt.
 #[derive(Debug)]
@@ -25,15 +23,18 @@ impl Drafts {
     ///
     /// # Errors
     /// If the destination fails or has no room, or this file was begun before.
-    pub async fn create(&self, part: u32) -> Result<Draft, Error> {
+    pub async fn create(&self, part: u32) -> Result<Box<dyn Draft>, Error> {
         let hidden = if part == 1 { self.hidden.clone() } else { self.hidden.with_part(part) };
-        match &self.destination {
-            Destination::Folder(folder) => Ok(Draft::Folder(folder.run(move |folder| folder.create(&hidden)).await?)),
+        match &self.destination.place {
+            Place::Folder(folder) => {
+                let draft = self.destination.run(folder, move |folder| folder.create(&hidden));
+                Ok(Box::new(draft.await?))
+            }
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => {
+            Place::Bucket(bucket) => {
                 let Drafts { name, stopped, .. } = self;
-                let draft = bucket.run(async |bucket| bucket.create(&hidden, name, stopped.token().clone()).await);
-                Ok(Draft::Bucket(draft.await?))
+                let draft = bucket.create(&hidden, name, stopped.token().clone());
+                Ok(Box::new(self.destination.turns.wait(draft).await?))
             }
         }
     }
@@ -41,45 +42,19 @@ impl Drafts {
 
 /// A file that is being written, by a thread that may block. Dropped before it is staged, it is removed, by the destination itself or by
 /// its sweep.
-pub enum Draft {
-    /// In a folder.
-    Folder(folder::Draft),
-    /// In a bucket.
-    #[cfg(feature = "buckets")]
-    Bucket(bucket::Draft),
-}
-
-impl Draft {
+pub trait Draft: Send {
     /// Appends bytes. Where the destination is slower than the caller, it waits.
     ///
     /// # Errors
-    /// If they can't all be written; the draft is then of no more use.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        match self {
-            Draft::Folder(draft) => draft.write(bytes),
-            #[cfg(feature = "buckets")]
-            Draft::Bucket(draft) => draft.write(bytes),
-        }
-    }
+    /// If they can't all be written, leave too little room, or nobody waits for the file any more; the draft is then of no more use.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error>;
 
-    /// Bytes written so far.
-    pub fn size(&self) -> u64 {
-        match self {
-            Draft::Folder(draft) => draft.size(),
-            #[cfg(feature = "buckets")]
-            Draft::Bucket(draft) => draft.size(),
-        }
-    }
+    /// The number of bytes written so far.
+    fn size(&self) -> u64;
 
     /// Makes the bytes durable. Nobody sees the file until it is published.
     ///
     /// # Errors
     /// If the destination fails; the file is removed then.
-    pub fn stage(self) -> Result<StagedFile, Error> {
-        match self {
-            Draft::Folder(draft) => draft.stage(),
-            #[cfg(feature = "buckets")]
-            Draft::Bucket(draft) => draft.stage(),
-        }
-    }
+    fn stage(self: Box<Self>) -> Result<StagedFile, Error>;
 }

@@ -1,7 +1,7 @@
 //! A folder as a destination: files are written there under hidden names and get their final ones when they are committed.
 //!
-//! Durability: after [`Draft::stage`] the bytes are on disk, after [`Folder::publish`] the name is too. Every path is one name
-//! below the folder's own descriptor, and symbolic links are not followed. Blocking throughout.
+//! Durability: after `stage` of a draft the bytes are on disk, after [`Folder::publish`] the name is too. Every path is one name below the
+//! folder's own descriptor, and symbolic links are not followed. Blocking throughout.
 
 pub(super) mod archive;
 mod draft;
@@ -25,13 +25,12 @@ use uuid::Uuid;
 use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::{FileLocation, StagedFile};
+use crate::sink::folder::draft::FolderDraft;
 use crate::sink::folder::entries::{
     create, find, identity, identity_at, is_own_name, open_at, remove_at, rename_without_replacing, require_room,
 };
 use crate::sink::found::Found;
 use crate::sink::{Error, Published};
-
-pub(super) use draft::Draft;
 
 const ANOTHER: Error = Error::Replaced("is another folder's");
 
@@ -88,12 +87,12 @@ impl Folder {
     ///
     /// # Errors
     /// If the folder can't be written.
-    pub fn create(&self, hidden: &HiddenFile) -> Result<Draft, Error> {
+    pub(super) fn create(&self, hidden: &HiddenFile) -> Result<FolderDraft, Error> {
         failpoint!("sink.create", Err(Error::Full(Errno::NOSPC.into())));
         let (dir, id) = self.open_with_id()?;
         require_room(&dir)?;
         let file = create(&dir, &hidden.name, self.file_mode)?;
-        Ok(Draft::new(id, dir, hidden.name.clone(), file))
+        Ok(FolderDraft::new(id, dir, hidden.name.clone(), file))
     }
 
     /// Gives a staged file its final name and puts the name on disk. Never replaces a file. May be called again after a
@@ -248,7 +247,7 @@ mod tests {
     use crate::database::DatabaseId;
     use crate::file::FileIdentity;
     use crate::job::{JobId, LeaseToken};
-    use crate::sink::MARK;
+    use crate::sink::{Draft, MARK};
 
     fn hidden() -> HiddenFile {
         let database: DatabaseId = "00000000000000ff-1".parse().unwrap();
@@ -263,7 +262,7 @@ mod tests {
     }
 
     fn staged(folder: &Folder, content: &str) -> StagedFile {
-        let mut draft = folder.create(&hidden()).unwrap();
+        let mut draft = Box::new(folder.create(&hidden()).unwrap());
         draft.write(content.as_bytes()).unwrap();
         draft.stage().unwrap()
     }
@@ -293,31 +292,6 @@ mod tests {
         }
         assert_eq!(visible(&dir), ["a.csv"]);
         assert!(folder.open(&file, "a.csv").unwrap().is_some());
-    }
-
-    #[test]
-    fn a_taken_name_is_not_replaced() {
-        let (dir, folder) = folder();
-        std::fs::write(dir.path().join("a.csv"), "theirs").unwrap();
-        let file = staged(&folder, "ours");
-        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Taken);
-        assert_eq!(std::fs::read_to_string(dir.path().join("a.csv")).unwrap(), "theirs");
-        assert_eq!(folder.publish(&file, "a-2.csv").unwrap(), Published::Done(file.identity.location.clone()));
-    }
-
-    #[test]
-    fn a_removed_or_replaced_file_is_not_served() {
-        let (dir, folder) = folder();
-        let file = staged(&folder, "abc");
-        folder.publish(&file, "a.csv").unwrap();
-        std::fs::copy(dir.path().join("a.csv"), dir.path().join("copy")).unwrap();
-        std::fs::rename(dir.path().join("copy"), dir.path().join("a.csv")).unwrap();
-        assert!(folder.open(&file, "a.csv").unwrap().is_none(), "replaced by a copy");
-        std::fs::remove_file(dir.path().join("a.csv")).unwrap();
-        assert!(folder.open(&file, "a.csv").unwrap().is_none(), "removed");
-        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Gone);
-        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("a.csv")).unwrap();
-        assert!(folder.open(&file, "a.csv").unwrap().is_none(), "a link");
     }
 
     #[test]
@@ -380,14 +354,6 @@ mod tests {
     }
 
     #[test]
-    fn the_store_id_stays() {
-        let (dir, folder) = folder();
-        let again = Folder::new(dir.path().to_owned());
-        assert_eq!(folder.destination_id().unwrap(), again.destination_id().unwrap());
-        assert_eq!(visible(&dir), Vec::<String>::new());
-    }
-
-    #[test]
     fn a_mark_is_a_short_file() {
         let (dir, folder) = folder();
         let id = folder.destination_id().unwrap();
@@ -415,15 +381,5 @@ mod tests {
             folder.remove(&file, "link").unwrap();
             assert!(dir.path().join(name).symlink_metadata().is_ok(), "{name}");
         }
-    }
-
-    #[test]
-    fn a_missing_folder_is_named_so() {
-        let (dir, folder) = folder();
-        std::fs::remove_dir_all(dir.path()).unwrap();
-        assert!(matches!(folder.create(&hidden()), Err(Error::Missing(_))));
-        std::fs::write(dir.path(), "a file").unwrap();
-        assert!(matches!(folder.require_room(), Err(Error::Missing(_))));
-        std::fs::remove_file(dir.path()).unwrap();
     }
 }

@@ -4,7 +4,7 @@ use crate::file::{FileLocation, FileRecord};
 use crate::manifest;
 #[cfg(feature = "buckets")]
 use crate::manifest::Manifest;
-use crate::sink::{Destination, Error};
+use crate::sink::{Destination, Error, Place};
 
 /// How the writing of a manifest went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,17 +23,17 @@ impl Destination {
     /// If the destination fails.
     pub async fn write_manifest(&self, record: &FileRecord, number: u64, text: &str) -> Result<WrittenManifest, Error> {
         let text = text.to_owned();
-        match self {
-            Destination::Folder(folder) => {
+        match &self.place {
+            Place::Folder(folder) => {
                 let (database, job) = (record.database.clone(), record.job);
                 let name = manifest::name_in_folder(&record.name);
-                folder.run(move |folder| folder.write_manifest(&database, job, &name, &text)).await
+                self.run(folder, move |folder| folder.write_manifest(&database, job, &name, &text)).await
             }
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => {
+            Place::Bucket(bucket) => {
                 let Some(consumer) = &record.consumer else { return Ok(WrittenManifest::Done) };
                 let key = manifest::key(&record.dataset, consumer, number);
-                bucket.run(async |bucket| bucket.write_manifest(&key, text).await).await
+                self.turns.wait(bucket.write_manifest(&key, text)).await
             }
         }
     }
@@ -44,13 +44,13 @@ impl Destination {
     /// # Errors
     /// If the destination fails.
     pub async fn is_manifest_in_the_way(&self, record: &FileRecord, text: &str) -> Result<bool, Error> {
-        match self {
-            Destination::Folder(folder) => {
+        match &self.place {
+            Place::Folder(folder) => {
                 let (name, text) = (manifest::name_in_folder(&record.name), text.to_owned());
-                folder.run(move |folder| folder.is_in_the_way(&name, &text)).await
+                self.run(folder, move |folder| folder.is_in_the_way(&name, &text)).await
             }
             #[cfg(feature = "buckets")]
-            Destination::Bucket(_) => Ok(false),
+            Place::Bucket(_) => Ok(false),
         }
     }
 
@@ -59,17 +59,17 @@ impl Destination {
     /// # Errors
     /// If the destination fails.
     pub(super) async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
-        match self {
-            Destination::Folder(folder) => {
+        match &self.place {
+            Place::Folder(folder) => {
                 let (name, text) = (manifest::name_in_folder(&record.name), text.to_owned());
-                folder.run(move |folder| folder.remove_manifest(&name, &text)).await
+                self.run(folder, move |folder| folder.remove_manifest(&name, &text)).await
             }
             #[cfg(feature = "buckets")]
-            Destination::Bucket(bucket) => {
+            Place::Bucket(bucket) => {
                 let number = Manifest::read(text.as_bytes()).map_or(0, |manifest| manifest.number);
                 let Some(consumer) = &record.consumer else { return Ok(()) };
                 let key = manifest::key(&record.dataset, consumer, number);
-                bucket.run(async |bucket| bucket.remove_manifest(&key, text).await).await
+                self.turns.wait(bucket.remove_manifest(&key, text)).await
             }
         }
     }
@@ -80,10 +80,10 @@ impl Destination {
     /// # Errors
     /// If the destination fails.
     pub async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error> {
-        match (self, &record.consumer) {
+        match (&self.place, &record.consumer) {
             #[cfg(feature = "buckets")]
-            (Destination::Bucket(bucket), Some(consumer)) => {
-                bucket.run(async |bucket| bucket.last_manifest(&record.dataset, consumer).await).await
+            (Place::Bucket(bucket), Some(consumer)) => {
+                self.turns.wait(bucket.last_manifest(&record.dataset, consumer)).await
             }
             _ => Ok(0),
         }

@@ -563,7 +563,7 @@ async fn a_file_that_is_not_the_one_exported_is_gone() {
     database.add_users(1, 5).await;
     let service = Start::on(&database).service().await;
     type Spoil = fn(&Path);
-    let spoils: [(&str, Spoil); 5] = [
+    let spoils: [(&str, Spoil); 6] = [
         ("removed", |path| std::fs::remove_file(path).unwrap()),
         ("replaced by a copy as old as it", |path| {
             let copy = path.with_extension("copy");
@@ -580,6 +580,11 @@ async fn a_file_that_is_not_the_one_exported_is_gone() {
         ("replaced by a folder", |path| {
             std::fs::remove_file(path).unwrap();
             std::fs::create_dir(path).unwrap();
+        }),
+        ("replaced by a link", |path| {
+            let elsewhere = path.with_extension("elsewhere");
+            std::fs::rename(path, &elsewhere).unwrap();
+            std::os::unix::fs::symlink(&elsewhere, path).unwrap();
         }),
     ];
     for (how, spoil) in spoils {

@@ -14,10 +14,10 @@ use uuid::Uuid;
 use crate::duration::Backoff;
 use crate::failpoint;
 use crate::file::{FileIdentity, FileLocation, StagedFile};
-use crate::sink::Error;
 use crate::sink::bucket::failure::may_pass;
 use crate::sink::bucket::note::Note;
 use crate::sink::bucket::objects::{Objects, path};
+use crate::sink::{Draft, Error};
 
 /// As many parts as every store takes.
 const MOST_PARTS: usize = 10_000;
@@ -26,7 +26,7 @@ const MOST_PARTS: usize = 10_000;
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
 
 /// A file that is being uploaded, by a thread that may block. Dropped before it is staged, its upload is left to the sweep.
-pub struct Draft {
+pub(in crate::sink) struct Upload {
     objects: Arc<Objects>,
     destination: Uuid,
     hidden_name: String,
@@ -45,15 +45,15 @@ pub struct Draft {
     arrived: Vec<(usize, String)>,
 }
 
-impl Draft {
+impl Upload {
     pub(super) fn new(
         objects: Arc<Objects>,
         destination: Uuid,
         hidden_name: String,
         note: Note,
         stopped: CancellationToken,
-    ) -> Draft {
-        Draft {
+    ) -> Upload {
+        Upload {
             objects,
             destination,
             hidden_name,
@@ -67,50 +67,6 @@ impl Draft {
             on_their_way: JoinSet::new(),
             arrived: Vec::new(),
         }
-    }
-
-    /// Appends bytes. Waits while as many parts are on their way as may be: that is what bounds memory.
-    ///
-    /// # Errors
-    /// If a part can't be uploaded, there are too many, or nobody waits for the file any more; the draft is then of no more use.
-    pub(in crate::sink) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
-        self.sha256.update(bytes);
-        self.size += bytes.len() as u64;
-        while !bytes.is_empty() {
-            let room = self.objects.settings.part_bytes - self.gathered_bytes;
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.gathered.push(Bytes::copy_from_slice(now));
-            self.gathered_bytes += now.len();
-            bytes = later;
-            if self.gathered_bytes == self.objects.settings.part_bytes {
-                self.send()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes written so far.
-    pub(in crate::sink) fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Uploads what is left, and waits until the store has all of it. The file isn't to be seen until it is published.
-    ///
-    /// # Errors
-    /// As [`write`](Draft::write).
-    pub(in crate::sink) fn stage(mut self) -> Result<StagedFile, Error> {
-        // An empty file has an empty part, where a store takes one.
-        if self.gathered_bytes > 0 || (self.begun == 0 && self.objects.settings.address.takes_empty_parts()) {
-            self.send()?;
-        }
-        self.wait_for(0)?;
-        self.arrived.sort_unstable_by_key(|(number, _)| *number);
-        let parts = self.arrived.into_iter().map(|(_, id)| id).collect();
-        let Note { key, upload } = self.note;
-        let location = FileLocation::Upload { key, upload, parts };
-        let sha256 = hex::encode(self.sha256.finish());
-        let identity = FileIdentity { bytes: self.size, location };
-        Ok(StagedFile { destination: self.destination, name: self.hidden_name, sha256, identity })
     }
 
     /// Sends what is gathered as the next part.
@@ -129,7 +85,7 @@ impl Draft {
 
     /// Waits until no more than so many parts are on their way.
     fn wait_for(&mut self, most: usize) -> Result<(), Error> {
-        let Draft { on_their_way, arrived, stopped, .. } = self;
+        let Upload { on_their_way, arrived, stopped, .. } = self;
         Handle::current().block_on(async {
             while on_their_way.len() > most {
                 let next = tokio::select! {
@@ -144,6 +100,46 @@ impl Draft {
             }
             Ok(())
         })
+    }
+}
+
+impl Draft for Upload {
+    /// Waits while as many parts are on their way as may be: that is what bounds memory.
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        self.sha256.update(bytes);
+        self.size += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let room = self.objects.settings.part_bytes - self.gathered_bytes;
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.gathered.push(Bytes::copy_from_slice(now));
+            self.gathered_bytes += now.len();
+            bytes = later;
+            if self.gathered_bytes == self.objects.settings.part_bytes {
+                self.send()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Uploads what is left, and waits until the store has all of it.
+    fn stage(mut self: Box<Self>) -> Result<StagedFile, Error> {
+        // An empty file has an empty part, where a store takes one.
+        if self.gathered_bytes > 0 || (self.begun == 0 && self.objects.settings.address.takes_empty_parts()) {
+            self.send()?;
+        }
+        self.wait_for(0)?;
+        self.arrived.sort_unstable_by_key(|(number, _)| *number);
+        let Upload { destination, hidden_name: name, note, sha256, size, arrived, .. } = *self;
+        let parts = arrived.into_iter().map(|(_, id)| id).collect();
+        let Note { key, upload } = note;
+        let location = FileLocation::Upload { key, upload, parts };
+        let sha256 = hex::encode(sha256.finish());
+        let identity = FileIdentity { bytes: size, location };
+        Ok(StagedFile { destination, name, sha256, identity })
     }
 }
 
@@ -175,7 +171,7 @@ mod tests {
     use crate::sink::bucket::objects::Settings;
 
     /// A draft with parts of so few bytes, at a store that takes every part and calls it by its address.
-    async fn draft(part_bytes: usize) -> Draft {
+    async fn draft(part_bytes: usize) -> Box<Upload> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let store = Router::new().fallback(async |uri: Uri| [("etag", uri.query().unwrap().to_owned())]);
@@ -190,7 +186,7 @@ mod tests {
         let settings = Settings { address, part_bytes, uploads: 2, stall: Duration::from_secs(1) };
         let objects = Arc::new(Objects::new(settings).unwrap());
         let note = Note { key: "a".to_owned(), upload: "u".to_owned() };
-        Draft::new(objects, Uuid::nil(), "hidden".to_owned(), note, CancellationToken::new())
+        Box::new(Upload::new(objects, Uuid::nil(), "hidden".to_owned(), note, CancellationToken::new()))
     }
 
     async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

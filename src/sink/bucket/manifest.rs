@@ -12,9 +12,6 @@ use crate::sink::manifests::WrittenManifest;
 
 impl Bucket {
     /// Puts a manifest there, unless another one has its key.
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer or refuses.
     pub(in crate::sink) async fn write_manifest(&self, key: &str, text: String) -> Result<WrittenManifest, Error> {
         failpoint!("sink.manifest", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
         let key = self.objects.key(key);
@@ -33,9 +30,6 @@ impl Bucket {
     }
 
     /// Removes a manifest, if this is the one that stands there.
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer or refuses.
     pub(in crate::sink) async fn remove_manifest(&self, key: &str, text: &str) -> Result<(), Error> {
         let key = self.objects.key(key);
         let found = self.objects.whole(&key, text.len() as u64).await?;
@@ -46,9 +40,6 @@ impl Bucket {
     }
 
     /// The largest number of a lane's manifests; 0 if there is none.
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer.
     pub(in crate::sink) async fn last_manifest(&self, dataset: &str, consumer: &ConsumerId) -> Result<u64, Error> {
         let mut found = self.objects.store.list(Some(&self.objects.key(&manifest::folder(dataset, consumer))));
         let mut last = 0;

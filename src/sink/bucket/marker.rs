@@ -12,9 +12,6 @@ use crate::sink::marker_file::{MarkerFile, to_keep};
 
 impl Bucket {
     /// Reads the marker of a lane: see [`Destination::marker`](crate::sink::Destination::marker).
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer.
     pub(in crate::sink) async fn marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
         failpoint!("sink.marker", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
         let text = self.objects.small(&self.objects.key(file.name())).await?;

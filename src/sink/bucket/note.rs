@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::sink::Error;
+use crate::sink::bucket::Bucket;
 use crate::sink::bucket::failure::is_no_such_upload;
 use crate::sink::bucket::objects::{Objects, path};
 
@@ -49,20 +50,31 @@ impl Objects {
         }
     }
 
-    /// The attempts whose notes there are.
-    pub(super) async fn notes(&self) -> Result<Vec<HiddenFile>, Error> {
+    fn note_key(&self, hidden_name: &str) -> Path {
+        self.key(&format!("{NOTES}/{hidden_name}"))
+    }
+}
+
+impl Bucket {
+    /// The attempts whose notes there are, live ones and those of other databases too.
+    pub(in crate::sink) async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
         failpoint!("sink.sweep", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
-        let notes = self.store.list(Some(&self.key(NOTES)));
+        let notes = self.objects.store.list(Some(&self.objects.key(NOTES)));
         let names = notes.map_ok(|object| object.location.filename().and_then(HiddenFile::read));
         Ok(names.try_filter_map(async |hidden| Ok(hidden)).try_collect().await?)
     }
 
-    /// Aborts the upload that a note names and removes the note; `unwritten_for` is the least age of one that is to go.
-    pub(super) async fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
-        let key = self.note_key(&hidden.name);
-        let Some(text) = self.small(&key).await? else { return Ok(false) };
+    /// Aborts the upload that a note names and removes the note; where `unwritten_for` is given, only of one that was left at least so long
+    /// ago. True: it did.
+    pub(in crate::sink) async fn sweep(
+        &self,
+        hidden: &HiddenFile,
+        unwritten_for: Option<Duration>,
+    ) -> Result<bool, Error> {
+        let key = self.objects.note_key(&hidden.name);
+        let Some(text) = self.objects.small(&key).await? else { return Ok(false) };
         if let Some(time) = unwritten_for {
-            let age = match self.store.head(&key).await {
+            let age = match self.objects.store.head(&key).await {
                 Ok(found) => chrono::Utc::now() - found.last_modified,
                 Err(object_store::Error::NotFound { .. }) => return Ok(false),
                 Err(error) => return Err(error.into()),
@@ -73,13 +85,9 @@ impl Objects {
         }
         // A note that can't be read names nothing that could be aborted.
         if let Ok(note) = serde_json::from_slice::<Note>(&text) {
-            self.abort(&note).await?;
+            self.objects.abort(&note).await?;
         }
-        self.forget(&hidden.name).await?;
+        self.objects.forget(&hidden.name).await?;
         Ok(true)
-    }
-
-    fn note_key(&self, hidden_name: &str) -> Path {
-        self.key(&format!("{NOTES}/{hidden_name}"))
     }
 }

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use crate::failpoint;
 use crate::file::StagedFile;
-use crate::sink::Error;
 use crate::sink::folder::entries::{identity, identity_at, remove_at, require_room};
+use crate::sink::{Draft, Error};
 
 /// Bytes that are written before the disk is asked to take them. Asked at the end alone, it would keep the export waiting for all.
 const AHEAD_BYTES: u64 = 16 << 20;
@@ -20,7 +20,7 @@ const AHEAD_BYTES: u64 = 16 << 20;
 const LOOK_EVERY: u64 = 8 << 20;
 
 /// A file that is being written, on a thread that may block. Dropped before it is staged, it is removed.
-pub struct Draft {
+pub(in crate::sink) struct FolderDraft {
     destination: Uuid,
     path: Option<StagedPath>,
     file: File,
@@ -36,28 +36,12 @@ struct StagedPath {
     name: String,
 }
 
-impl Draft {
+impl FolderDraft {
     /// The empty file of this name in this folder.
-    pub(super) fn new(destination: Uuid, dir: OwnedFd, name: String, file: File) -> Draft {
+    pub(super) fn new(destination: Uuid, dir: OwnedFd, name: String, file: File) -> FolderDraft {
         let path = Some(StagedPath { dir, name });
         let sha256 = digest::Context::new(&digest::SHA256);
-        Draft { destination, path, file, sha256, size: 0, asked: 0, sync: None }
-    }
-
-    /// Appends bytes.
-    ///
-    /// # Errors
-    /// If they can't all be written, or leave too little room; the draft is then of no more use.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        failpoint!("sink.write", Err(Error::Full(Errno::NOSPC.into())));
-        self.file.write_all(bytes)?;
-        self.sha256.update(bytes);
-        let looked = self.size / LOOK_EVERY;
-        self.size += bytes.len() as u64;
-        if self.size - self.asked >= AHEAD_BYTES {
-            self.sync_ahead()?;
-        }
-        if self.size / LOOK_EVERY == looked { Ok(()) } else { require_room(&self.file) }
+        FolderDraft { destination, path, file, sha256, size: 0, asked: 0, sync: None }
     }
 
     /// Lets the disk take what is written by now, while more is written. One at a time: a slow disk isn't asked for more.
@@ -78,18 +62,28 @@ impl Draft {
         let Some(running) = self.sync.take() else { return Ok(()) };
         Ok(running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
     }
+}
 
-    /// Bytes written so far.
-    pub fn size(&self) -> u64 {
+impl Draft for FolderDraft {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        failpoint!("sink.write", Err(Error::Full(Errno::NOSPC.into())));
+        self.file.write_all(bytes)?;
+        self.sha256.update(bytes);
+        let looked = self.size / LOOK_EVERY;
+        self.size += bytes.len() as u64;
+        if self.size - self.asked >= AHEAD_BYTES {
+            self.sync_ahead()?;
+        }
+        if self.size / LOOK_EVERY == looked { Ok(()) } else { require_room(&self.file) }
+    }
+
+    fn size(&self) -> u64 {
         self.size
     }
 
-    /// Puts the bytes on disk. The file keeps its hidden name.
-    ///
-    /// # Errors
-    /// If the disk refuses. The file is removed then, never synced again: a second fsync may succeed although the first one
-    /// lost pages.
-    pub fn stage(mut self) -> Result<StagedFile, Error> {
+    /// The file keeps its hidden name. After a failed sync it is removed, never synced again: a second fsync may succeed although the
+    /// first one lost pages.
+    fn stage(mut self: Box<Self>) -> Result<StagedFile, Error> {
         failpoint!("sink.fsync", Err(Error::Io(Errno::IO.into())));
         self.join_sync()?;
         self.file.sync_all()?;
@@ -106,7 +100,7 @@ impl Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for FolderDraft {
     fn drop(&mut self) {
         let Some(path) = &self.path else { return };
         if let Err(errno) = remove_at(&path.dir, &path.name) {
@@ -123,14 +117,14 @@ mod tests {
     use crate::job::{JobId, LeaseToken};
     use crate::sink::folder::Folder;
 
-    fn draft() -> (tempfile::TempDir, Draft) {
+    fn draft() -> (tempfile::TempDir, Box<FolderDraft>) {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().to_owned());
         folder.prepare().unwrap();
         let database = "00000000000000ff-1".parse().unwrap();
         let hidden = HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random());
         let draft = folder.create(&hidden).unwrap();
-        (dir, draft)
+        (dir, Box::new(draft))
     }
 
     #[test]
