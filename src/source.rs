@@ -171,26 +171,16 @@ pub enum Error {
     ReceiverGone,
 }
 
-/// What makes a consumer's exports exact again.
-#[derive(Clone, Debug)]
+/// The remedy that makes a consumer's exports exact again.
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Remedy {
     /// A full export.
+    #[error("a full export is needed")]
     FullExport,
     /// `track` of this dataset, whose table isn't captured, and then a full export: one from before the triggers are back would need
     /// another one.
+    #[error("`cdc-export track {0}` puts the triggers back, or says what is in the way; then a full export is needed")]
     TrackFirst(String),
-}
-
-impl fmt::Display for Remedy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Remedy::FullExport => write!(f, "a full export is needed"),
-            Remedy::TrackFirst(dataset) => write!(
-                f,
-                "`cdc-export track {dataset}` puts the triggers back, or says what is in the way; then a full export is needed"
-            ),
-        }
-    }
 }
 
 impl Error {

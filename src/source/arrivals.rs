@@ -24,9 +24,6 @@ pub(super) struct Arrivals<'a> {
 
 /// Returns true if the partitions have rows that were not logged. Reads all their rows, as the export would if they were logged. If the
 /// role may not read a partition by itself, reads the whole table once.
-///
-/// # Errors
-/// If the database fails.
 pub(super) async fn have_unlogged_rows(
     reader: &mut PgConnection,
     arrivals: &Arrivals<'_>,

@@ -1,4 +1,7 @@
-//! Whether a table's changes are captured, as a piece of SQL that every statement about it shares.
+//! The piece of SQL that says whether a table's changes are captured, shared by every statement about it.
+//!
+//! A trigger's kind is the letter that ends its function's name ([`TriggerKind`](crate::source::trigger::TriggerKind)) and its
+//! `tgenabled`: `O` fires where somebody writes here, `R` where rows are replicated, `A` always.
 
 /// As a lateral subquery of a table `t` (of `pg_class`) in the schema `n`: one row, whatever there is.
 ///
@@ -43,23 +46,15 @@ macro_rules! capture {
             select x.tgrelid, format('%s %s', x.oid, x.xmin) as stamp, f.set, f.kind || x.tgenabled::text as kind
             from relations r join pg_trigger x on x.tgrelid = r.oid join functions f on f.oid = x.tgfoid
             where x.tgqual is null and x.tgattr::text = ''
-              and x.tgtype = ",
-            $crate::source::trigger::triggers!(type_of_kind),
-            "),
+              and x.tgtype = case f.kind when 'i' then 4 when 'u' then 16 when 'd' then 8 when 's' then 29 when 't' then 32 when 'r' then 29 end),
           sets as (
             select g.set,
               case t.relkind
                 -- A TRUNCATE of a partition without a trigger for it is told by its file.
-                when 'p' then count(distinct g.tgrelid) filter (where g.kind = ",
-            $crate::source::trigger::triggers!(rows_of_partition),
-            ") = (select count(*) from relations)
-                else array_agg(g.kind) @> ",
-            $crate::source::trigger::triggers!(all_of_plain_table),
-            "
+                when 'p' then count(distinct g.tgrelid) filter (where g.kind = 'rA') = (select count(*) from relations)
+                else array_agg(g.kind) @> '{iO,uO,dO,sR,tA}'
               end as is_whole,
-              t.relkind <> 'p' or count(distinct g.tgrelid) filter (where g.kind = ",
-            $crate::source::trigger::triggers!(truncates),
-            ") = (select count(*) from relations) as logs_every_truncate
+              t.relkind <> 'p' or count(distinct g.tgrelid) filter (where g.kind = 'tA') = (select count(*) from relations) as logs_every_truncate
             from triggers g group by g.set),
           its as materialized (
             select s.set, s.is_whole, s.logs_every_truncate from sets s
@@ -72,9 +67,7 @@ macro_rules! capture {
              from relations r
              left join (
                select x.tgrelid, md5(string_agg(x.stamp, ',' order by x.stamp) filter (where x.kind not like 't%')) as rows,
-                 string_agg(x.stamp, ',' order by x.stamp) filter (where x.kind = ",
-            $crate::source::trigger::triggers!(truncates),
-            ") as truncates
+                 string_agg(x.stamp, ',' order by x.stamp) filter (where x.kind = 'tA') as truncates
                from triggers x join its on its.set = x.set
                group by x.tgrelid) g on g.tgrelid = r.oid) as relations,
             (select md5(string_agg(format('%s %s', f.oid, f.xmin), ',' order by f.oid)) from functions f where f.set = its.set) as functions

@@ -8,7 +8,7 @@ use sqlx::types::Json;
 
 use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::job::{Continuity, ExportType, JobId, SnapshotReport};
-use crate::source::guard::{continuity, here, witness};
+use crate::source::captured::capture;
 use crate::source::snapshot::Purpose;
 use crate::source::{Error, quote};
 use crate::watermark::{Fingerprint, GuardState, NewPosition, Position};
@@ -77,7 +77,7 @@ impl ExportedSnapshot {
                  join pg_class part on part.oid = parts.oid
                  where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
                w.version, w.last_exported_at, w.live_snapshot::text, w.deletions_snapshot::text, ",
-            continuity!(),
+            include_str!("guard/continuity.sql"),
             " as continuity,
                coalesce(j.database_id <> cdc_export.database_id(), false) or coalesce(m.job = j.id, false)
                  or coalesce(j.timeline <> cdc_export.timeline(), false) and not witness.vouches
@@ -101,7 +101,10 @@ impl ExportedSnapshot {
              join pg_namespace n on n.oid = t.relnamespace
              cross join pg_control_system() c
              cross join lateral ",
-            here!(),
+            capture!(),
+            " capture
+             cross join lateral ",
+            include_str!("guard/here.sql"),
             " here
              -- The snapshot has the whole cluster's transactions; of interest are those that may yet change this database's
              -- tables, which our own don't.
@@ -121,7 +124,7 @@ impl ExportedSnapshot {
                select $8::uuid as job, $9::text as sha256,
                  j.has_after and j.timeline = cdc_export.timeline() and j.server_started_at = pg_postmaster_start_time() as is_asked) m
              cross join lateral ",
-            witness!(),
+            include_str!("guard/witness.sql"),
             " witness
              left join watermarks w on w.consumer_id = lane.consumer_id and w.dataset = lane.dataset
              where t.oid = to_regclass($1)"

@@ -12,9 +12,6 @@ const LOCK_TIMEOUT: &str = "2s";
 
 /// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of the row,
 /// which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
-///
-/// # Errors
-/// If the database fails.
 pub(crate) async fn check(
     conn: &mut PgConnection,
     dataset: &Dataset,
@@ -64,9 +61,6 @@ pub(crate) fn mentions(filter: &str, column: &str) -> bool {
 /// these, two deep, those of its operators and of casts too, and the path that they are found by. By their names, since what a name means
 /// to Postgres is told only where something is made of it, which takes a transaction id; one too many makes a full export that
 /// wasn't needed.
-///
-/// # Errors
-/// If Postgres refuses.
 pub(crate) async fn called(conn: &mut PgConnection, filter: &str, table: &Table) -> Result<String, sqlx::Error> {
     sqlx::query_scalar(
         "-- source.filter.called

@@ -1,114 +1,107 @@
 //! The guard of continuity: whether what changed since a consumer's position can be told exactly, and if not, why.
 //!
-//! Three pieces of SQL that every statement about a position shares. They speak of `t`, the table's row of `pg_class`, `n`, its
-//! schema's, `c`, the row of `pg_control_system()`, `wanted`, what the catalog says of it and what its columns are, and `w`, the
-//! consumer's row of `watermarks`, all null where it has none.
+//! Three pieces of SQL that every statement about a position shares: `guard/here.sql`, `guard/witness.sql`, `guard/continuity.sql`. They
+//! speak of `t`, the table's row of `pg_class`, `n`, its schema's, `capture` (`source::captured`), `c`, the row of `pg_control_system()`,
+//! `wanted`, what the catalog says of the table and what its columns are, and `w`, the consumer's row of `watermarks`, all null where it
+//! has none. `offset 0` keeps Postgres from putting a piece's text wherever a statement speaks of one of its columns: planned so, it took
+//! six times as long as it runs.
 //!
-//! `offset 0` keeps Postgres from putting a piece's text wherever a statement speaks of one of its columns: planned so, it took six
-//! times as long as it runs.
+//! Here is what a position remembers of its table's columns, so that values which changed without a trigger's knowing are noticed: a column
+//! that has its name from another one, a table that was rewritten with the column as it is now, a type that says otherwise. Members of
+//! `watermarks.guard_state`, each an object or an array. Numbers are those of `pg_attribute`, which stay when a column is renamed and never
+//! come again.
 
-pub(crate) mod columns;
-pub(crate) mod triggers;
+use std::collections::BTreeMap;
 
-/// As a lateral subquery: what there is to compare a position with.
-macro_rules! here {
-    () => {
-        concat!(
-            "(select pg_current_snapshot() as snapshot, pg_relation_filenode(t.oid) as relfilenode, capture.logged_key, capture.captured,
-               (select md5(string_agg(format('%s %s %s', a.attname, a.atttypid, a.atttypmod), ',' order by a.attnum))
-                from pg_attribute a where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped) as columns_hash,
-               -- Whatever else is compared, by name.
-               jsonb_build_object(
-                 'database', (select d.oid::text from pg_database d where d.datname = current_database()),
-                 'timeline', cdc_export.timeline(),
-                 'captured', capture.captured, 'relations', capture.relations, 'functions', capture.functions,
-                 'touches', ",
-            $crate::source::guard::triggers::touches!(),
-            ") as guard_state
-             from ",
-            $crate::source::captured::capture!(),
-            " capture
-             offset 0)"
-        )
-    };
+use serde_json::json;
+use sqlx::PgConnection;
+
+use crate::dataset::Table;
+use crate::source::quote::relation;
+use crate::watermark::GuardState;
+
+/// A column that is in a dataset's files, or decides what is in them.
+pub(crate) struct RememberedColumn<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) number: i16,
+    /// The `xmin` of its row of `pg_attribute`.
+    pub(crate) version: &'a str,
+    /// Whether its values are in the files.
+    pub(crate) is_sent: bool,
 }
-pub(crate) use here;
 
-/// As a lateral subquery: what the folder's marker of the lane says of the database. With `lane`, consumer and dataset, and `m`, job
-/// and sha256 of its marker, null where there is none, and `is_asked`: the caller has said what it loaded last, and that was so.
-///
-/// WAL survives as a prefix. All that an export saw was committed before its own completion: where the last one that was handed out
-/// is known as completed, nothing that was handed out is lost, whatever became of the server. An older one that is known says nothing of
-/// those since, whose files may be elsewhere. A part of the statement that reads the position, though the jobs are the store's: asked in
-/// a statement of its own, it would see another moment than the position, and give an answer that doesn't go with it.
-macro_rules! witness {
-    () => {
-        "(select coalesce(m.is_asked, false) or coalesce(m.job = last.id and m.sha256 = last.sha256, false) as vouches,
-            not coalesce(m.is_asked, false) and m.job is not null and not exists (
-              select from exports e
-              where e.id = m.job and e.consumer_id = lane.consumer_id and e.dataset = lane.dataset
-                and (e.status = 'completed' and e.sha256 = m.sha256 or e.error_code = 'file_lost')) as denies
-          from (select) one
-          left join lateral (
-            select e.id, e.sha256 from exports e
-            where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.status = 'completed'
-            order by e.lane_sequence desc limit 1) last on true
-          offset 0)"
-    };
+/// What a position remembers of `columns` of a table that has ever had `width` columns, and whose rows' times are in the column
+/// `time`.
+pub(crate) fn remembered<'a>(
+    columns: impl Iterator<Item = RememberedColumn<'a>>,
+    parts: &BTreeMap<String, String>,
+    width: i16,
+    time: Option<i16>,
+) -> GuardState {
+    let (mut numbers, mut versions, mut sent) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    for column in columns {
+        let number = column.number.to_string();
+        numbers.insert(column.name, number.clone());
+        versions.insert(number.clone(), column.version);
+        if column.is_sent {
+            sent.push(number);
+        }
+    }
+    let mut memory = GuardState::default();
+    memory.set("numbers", json!(numbers));
+    memory.set("versions", json!(versions));
+    memory.set("parts", json!(parts));
+    memory.set("sent", sent);
+    memory.set("width", width);
+    memory.set("time", time.unwrap_or(0));
+    memory
 }
-pub(crate) use witness;
 
-/// The guard's word: what keeps an export from going on from the position. `first` where there is no position yet, null where nothing
-/// keeps it. The order is that of precedence. With `here` and `witness` being the other pieces.
-macro_rules! continuity {
-    () => {
-        concat!(
-            "case
-           when w.consumer_id is null and not witness.denies then 'first'
-           when w.file_lost then 'file_lost'
-           when witness.denies then 'database_restored'
-           when w.definition_hash <> md5(wanted.definition) then 'dataset_changed'
-           when w.guard_state ->> 'filter' <> wanted.guard_state ->> 'filter' then 'dataset_changed'
-           -- A copy of a database has its tables' oids, and its cluster's identifier where that is the same. Another timeline is
-           -- a failover or a recovery, which has lost nothing where the lane's marker says so.
-           when w.cluster_id = c.system_identifier and (w.guard_state ->> 'database' <> here.guard_state ->> 'database'
-             or w.guard_state ->> 'timeline' <> here.guard_state ->> 'timeline' and not witness.vouches) then 'database_restored'
-           when not wanted.by_triggers then
-             case
-               when w.cluster_id <> c.system_identifier then 'other_cluster'
-               when w.guard_state ->> 'time' <> wanted.guard_state ->> 'time' or ",
-            $crate::source::guard::columns::column_missed!(),
-            " then 'dataset_changed' end
-           when w.log_lost = 'all' then 'log_expired'
-           when w.live_snapshot is null then 'no_snapshot'
-           when w.last_exported_at > w.saved_last_exported_at or w.saved_last_exported_at is null and w.last_exported_at is not null then 'watermark_edited'
-           when w.table_oid is distinct from t.oid then 'table_recreated'
-           when w.cluster_id is distinct from c.system_identifier then 'other_cluster'
-           when pg_snapshot_xmax(w.live_snapshot) > pg_snapshot_xmax(here.snapshot) then 'xid_went_back'
-           when ",
-            $crate::source::guard::columns::column_retyped!(),
-            " then 'column_retyped'
-           when ",
-            $crate::source::guard::columns::column_missed!(),
-            " then 'dataset_changed'
-           when not here.captured then 'trigger_missing'
-           -- One that came is looked at by itself: what it has may all have been logged.
-           when w.guard_state -> 'relations' <> here.guard_state -> 'relations' and exists (
-             select from jsonb_object_keys(w.guard_state -> 'relations') was where not here.guard_state -> 'relations' ? was)
-             then 'partitions_changed'
-           when ",
-            $crate::source::guard::triggers::touched!(),
-            " then 'partitions_changed'
-           when ",
-            $crate::source::guard::triggers::triggers_changed!(),
-            " then 'trigger_changed'
-           when w.log_lost = 'deletions' then 'deletes_expired'
-           when ",
-            $crate::source::guard::triggers::truncated!(),
-            " then 'truncated'
-           when w.last_exported_at < w.saved_last_exported_at or w.last_exported_at is null and w.saved_last_exported_at is not null then 'rewound'
-         end"
-        )
-    };
+/// What these columns' values are made of by somebody, by its name, each with a text that is another one when it changes: labels and
+/// attributes of types, and what computes a value that is read.
+pub(crate) async fn parts(
+    conn: &mut PgConnection,
+    table: &Table,
+    numbers: &[i16],
+) -> Result<BTreeMap<String, String>, sqlx::Error> {
+    // Postgres's own types don't change.
+    if numbers.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let parts: Vec<(String, String)> = sqlx::query_as(
+        "-- source.guard.parts
+        with recursive types (oid) as (
+          select a.atttypid from pg_attribute a where a.attrelid = to_regclass($1) and a.attnum = any ($2)
+          union
+          -- Of a domain its base, of an array its elements, of a range its bounds, of a row its attributes.
+          select d.refobjid
+          from types p
+          join pg_type t on t.oid = p.oid
+          cross join lateral (
+            select d.refobjid from pg_depend d
+            where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.refclassid = 'pg_type'::regclass
+            union all
+            select d.refobjid from pg_depend d
+            where d.classid = 'pg_class'::regclass and d.objid = t.typrelid and d.refclassid = 'pg_type'::regclass) d)
+        -- A label comes without a change of the others. One that has its name back had another one meanwhile.
+        select 'label ' || e.oid, e.xmin::text from types join pg_enum e on e.enumtypid = types.oid
+        union all
+        select 'row ' || t.oid, md5(string_agg(format('%s %s %s %s', f.attnum, f.attname, f.atttypid, f.atttypmod), E'
+' order by f.attnum))
+        from types
+        join pg_type t on t.oid = types.oid
+        join pg_attribute f on f.attrelid = t.typrelid and f.attnum > 0 and not f.attisdropped
+        group by t.oid
+        union all
+        -- Computed when it is read (Postgres 18).
+        select 'column ' || a.attnum, md5(d.adbin::text)
+        from pg_attribute a
+        join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+        where a.attrelid = to_regclass($1) and a.attnum = any ($2) and a.attgenerated = 'v'",
+    )
+    .bind(relation(table))
+    .bind(numbers)
+    .fetch_all(conn)
+    .await?;
+    Ok(parts.into_iter().collect())
 }
-pub(crate) use continuity;

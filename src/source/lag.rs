@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use crate::dataset::{Capture, Column, Dataset};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, ExportType};
-use crate::source::guard::{continuity, here, witness};
+use crate::source::captured::capture;
 use crate::source::quote::{quoted, relation};
 use crate::source::select::{Select, logged};
 use crate::source::{Error, Source, rights, table_schema};
@@ -156,7 +156,7 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
         "-- source.lag.list
          with t as materialized (select oid, relname, relnamespace, relkind, relispartition from pg_class where oid = to_regclass($3)),
          n as materialized (select n.nspname from pg_namespace n join t on t.relnamespace = n.oid),
-         here as materialized (select here.* from t cross join n cross join lateral {here} here),
+         here as materialized (select here.* from t cross join n cross join lateral {capture} capture cross join lateral {here} here),
          positions as materialized (
            select k.consumer_id, w.last_exported_at, w.live_snapshot, pg_snapshot_xmax(w.live_snapshot)::text::bigint as next,
              {continuity} as continuity,
@@ -200,9 +200,10 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
          left join behind using (consumer_id)
          left join set_back using (consumer_id)
          order by p.consumer_id collate \"C\"",
-        here = here!(),
-        continuity = continuity!(),
-        witness = witness!(),
+        capture = capture!(),
+        here = include_str!("guard/here.sql"),
+        continuity = include_str!("guard/continuity.sql"),
+        witness = include_str!("guard/witness.sql"),
         has_times = time.is_some(),
     )
 }

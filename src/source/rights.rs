@@ -35,9 +35,6 @@ struct Rights {
 }
 
 /// Looks for a dataset's table. Takes no lock, so it waits for nobody.
-///
-/// # Errors
-/// If the database fails.
 pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Seen, sqlx::Error> {
     let Table { schema, name } = &dataset.table;
     let rights: Rights = sqlx::query_as(

@@ -7,7 +7,7 @@ use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{Column, Columns, Dataset, KeyColumn, OPERATION, Operation, Table, TableSchema, WireFormat};
 use crate::source;
-use crate::source::guard::columns::RememberedColumn;
+use crate::source::guard::RememberedColumn;
 use crate::source::primary_key::primary_key;
 use crate::source::quote::relation;
 use crate::source::rights::Seen;
@@ -125,18 +125,12 @@ fn binary_kind(own_type: &str) -> Option<ColumnType> {
 }
 
 /// Looks at a dataset's table. In a transaction that has a lock on it, it stays so.
-///
-/// # Errors
-/// With everything that doesn't fit.
 pub(crate) async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
     let seen = rights::look(conn, dataset).await?;
     introspect_seen(conn, dataset, &seen).await
 }
 
 /// Looks at a dataset's table, which was looked for.
-///
-/// # Errors
-/// With everything that doesn't fit.
 pub(crate) async fn introspect_seen(
     conn: &mut PgConnection,
     dataset: &Dataset,
@@ -150,9 +144,6 @@ pub(crate) async fn introspect_seen(
 }
 
 /// Looks at a dataset's table, which stands there.
-///
-/// # Errors
-/// With everything that doesn't fit.
 pub(crate) async fn introspect_at(
     conn: &mut PgConnection,
     dataset: &Dataset,
@@ -229,7 +220,7 @@ pub(crate) async fn introspect_at(
     let known: Vec<_> = found.iter().filter(of_interest).collect();
     let types = known.iter().map(|it| (it.name.clone(), it.saved_type.clone())).collect();
     let changing: Vec<_> = known.iter().filter(|it| it.may_change).map(|it| it.number).collect();
-    let mut parts = guard::columns::parts(conn, table, &changing).await?;
+    let mut parts = guard::parts(conn, table, &changing).await?;
     // Which rows a filter finds may be told by the order of texts.
     let order = |it: &&&ColumnRow| it.collation.0 != 0 && is_asked(it);
     parts.extend(known.iter().filter(order).map(|it| (format!("order {}", it.number), it.collation.0.to_string())));
@@ -239,7 +230,7 @@ pub(crate) async fn introspect_at(
     });
     let width = found.first().map_or(0, |it| it.width);
     let time = updated_at.as_ref().map(|time| time.number);
-    let mut guard_state = guard::columns::remembered(known, &parts, width, time);
+    let mut guard_state = guard::remembered(known, &parts, width, time);
     if let Some(filter) = &dataset.filter {
         guard_state.set("filter", filter::called(conn, filter, table).await?);
     }

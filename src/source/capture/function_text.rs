@@ -240,10 +240,10 @@ fn columns_of(table: &str) -> String {
 /// beside another one.
 pub(super) fn functions(id: &str, is_partitioned: bool, root: u32, key: &[String], key_text: KeyText) -> Vec<Function> {
     let function = |kind: TriggerKind| {
-        let key = if kind.logs_no_key() { Vec::new() } else { key.to_owned() };
+        let key = if kind == TriggerKind::Truncates { Vec::new() } else { key.to_owned() };
         Function { id: id.to_owned(), kind, root, key, key_text }
     };
-    TriggerKind::of_table(is_partitioned).iter().copied().map(function).collect()
+    TriggerKind::of_table(is_partitioned).map(function).collect()
 }
 
 impl Function {
@@ -276,8 +276,8 @@ mod tests {
     }
 
     fn all(key: &[&str]) -> Vec<Function> {
-        let both = |kind: &TriggerKind| [KeyText::Plain, KeyText::BySettings].map(|text| function(*kind, key, text));
-        TriggerKind::ALL.iter().flat_map(both).collect()
+        let both = |kind| [KeyText::Plain, KeyText::BySettings].map(|text| function(kind, key, text));
+        TriggerKind::ALL.into_iter().flat_map(both).collect()
     }
 
     #[test]

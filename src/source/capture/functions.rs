@@ -12,6 +12,7 @@ use crate::source::capture::function_text::{Function, KeyText, VERSION};
 use crate::source::capture::{Error, one_at_a_time, stamps};
 use crate::source::captured::is_plain_key;
 use crate::source::quote;
+use crate::source::trigger::TriggerKind;
 
 /// The role that the functions of a database run as, where the service may make one, without the database's oid: nobody logs in as it,
 /// and it may write to the log and nothing else. One for each database: who may give it functions may write to its log.
@@ -51,9 +52,6 @@ pub(super) async fn make(
 }
 
 /// What the text of a table's key depends on.
-///
-/// # Errors
-/// If the database fails.
 pub(super) async fn key_text(conn: &mut PgConnection, table: Oid, key: &[String]) -> Result<KeyText, sqlx::Error> {
     let is_plain: bool =
         sqlx::query_scalar(concat!("-- source.capture.is_plain_key\n select ", is_plain_key!("$1", "$2::jsonb")))
@@ -87,9 +85,6 @@ struct Roles {
 }
 
 /// Sees to it that there is a role for the functions to run as. `None`: it can't be had, and they run as the service's own.
-///
-/// # Errors
-/// If the database fails.
 pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, sqlx::Error> {
     let roles = look_at_roles(conn).await?;
     if roles.is_there && !roles.is_harmless {
@@ -180,15 +175,12 @@ struct Installed {
 
 impl Installed {
     /// The function that should stand in its place; `None`: its name or its first line is not one of ours.
-    ///
-    /// # Errors
-    /// If the database fails.
     async fn function(&self, conn: &mut PgConnection) -> Result<Option<Function>, sqlx::Error> {
         // One that logs another table's changes goes on to: it came with a dump, and isn't what `track` would make here.
         let (Some(root), Some(key)) = (self.root, self.key.clone()) else { return Ok(None) };
         let key_text = key_text(conn, root, &key).await?;
         let function = Function::named(&self.name, root.0, key, key_text);
-        Ok(function.filter(|function| !function.key.is_empty() || function.kind.logs_no_key()))
+        Ok(function.filter(|function| !function.key.is_empty() || function.kind == TriggerKind::Truncates))
     }
 
     /// Whether its text says that it is of today's version and isn't what that version writes: somebody else wrote it.

@@ -15,9 +15,6 @@ pub(super) struct Stamps {
 }
 
 /// Those of all tables whose changes are captured now.
-///
-/// # Errors
-/// If the database fails.
 pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Stamps>, sqlx::Error> {
     sqlx::query_as(concat!(
         "-- source.capture.stamps
@@ -39,9 +36,6 @@ pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Stamps>, sqlx::Er
 
 /// Lets positions that were saved with a stamp of `before` go on with the one that took its place, where the table has been captured
 /// all the time. Not in the positions: an export that runs saves the stamp that it saw when it began.
-///
-/// # Errors
-/// If the database fails.
 pub(super) async fn record(conn: &mut PgConnection, before: &[Stamps]) -> Result<(), sqlx::Error> {
     for now in all(conn).await? {
         let Some(was) = before.iter().find(|was| was.table_oid == now.table_oid) else { continue };

@@ -12,7 +12,7 @@ use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
 use crate::source::captured::capture;
 use crate::source::primary_key::primary_key;
-use crate::source::trigger::triggers;
+use crate::source::trigger::TriggerKind;
 use crate::source::{quote, table_schema};
 
 /// How long `track` waits for its lock, behind which the table's writers queue.
@@ -208,7 +208,7 @@ async fn make(
             functions::make(conn, &function, &owners, definer.as_ref()).await?;
         }
         for (n, relation) in relations.iter().enumerate() {
-            if (n == 0 || function.kind.is_of_each_partition()) && !has_it.contains(&relation.oid) {
+            if (n == 0 || function.kind == TriggerKind::Truncates) && !has_it.contains(&relation.oid) {
                 sqlx::raw_sql(AssertSqlSafe(function.trigger(&relation.name))).execute(&mut *conn).await?;
             }
         }
@@ -221,16 +221,15 @@ async fn make(
 
 /// Lets each trigger of a table that calls a function of `set` fire when a trigger of its kind shall.
 async fn enable(conn: &mut PgConnection, relation: &Relation, set: &str) -> Result<(), sqlx::Error> {
-    let others: Vec<(String, String)> = sqlx::query_as(concat!(
+    let others: Vec<(String, String)> = sqlx::query_as(
         "-- source.capture.others
          select x.tgname::text, case fires.setting when 'A' then 'always' when 'R' then 'replica' else '' end
          from pg_trigger x
          join pg_proc p on p.oid = x.tgfoid and p.pronamespace = to_regnamespace('cdc_export') and left(p.proname::text, -1) = $2
-         cross join lateral (select ",
-        triggers!(fires_of_function),
-        " as setting) fires
-         where x.tgrelid = $1 and x.tgenabled::text <> fires.setting"
-    ))
+         cross join lateral (
+           select case right(p.proname::text, 1) when 's' then 'R' when 'r' then 'A' when 't' then 'A' else 'O' end as setting) fires
+         where x.tgrelid = $1 and x.tgenabled::text <> fires.setting",
+    )
     .bind(relation.oid)
     .bind(set)
     .fetch_all(&mut *conn)
